@@ -46,8 +46,8 @@ from startup.ground.errors import PortInUseError, StartupError
 from startup.ground.hooks.hook import names_without
 from startup.ground.logs.setup import configure_logging
 from startup.ground.processes import group_signals
-from startup.ground.processes.library_state import forbid_hub_requests
 from startup.ground.processes.new_program import discard_dormant, fork_dormant
+from startup.ground.processes.state import forbid_hub_requests
 from startup.ground.temp_folder import ensure_temp_folder
 from startup.imports.heavy import end_stand_ins, import_vision
 from startup.imports.learned_imports import learn, learned_imports

@@ -22,8 +22,8 @@ from base.machine.processes import process_start_ns
 from envs import foreign
 from startup.ground import start_origin
 from startup.ground.processes import death_pipe, messages, new_program
-from startup.ground.processes.library_state import refresh_libraries, renew_authentication_key
 from startup.ground.processes.messages import MessageError
+from startup.ground.processes.state import refresh_libraries, renew_authentication_key
 from startup.standby import process_state
 from startup.standby.front_process import interpreter_state
 from startup.standby.import_state import ImportEnvironment, InstalledFiles

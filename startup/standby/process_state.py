@@ -19,6 +19,7 @@ from typing import Any, Final
 import psutil  # noqa: TID253 - in the template process, so that its forks need not import it
 
 from base.machine import cgroups
+from startup.ground.processes.state import LIMITS, read_fields, read_text, set_limits, status_of
 
 _STATUS: Final = (
     "Uid",
@@ -43,9 +44,6 @@ _STATUS: Final = (
 _FILES: Final = ("attr/current", "attr/apparmor/current", "loginuid", "coredump_filter")
 """Files of /proc/PID that must be equal."""
 
-_LIMITS: Final = {
-    name: getattr(resource, name) for name in vars(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
-}
 _LIMITS_AT_EXEC: Final = ("RLIMIT_STACK", "RLIMIT_AS", "RLIMIT_DATA")
 """Soft limits that cannot be set later.
 
@@ -94,23 +92,23 @@ def take_over(pid: int) -> str | None:
     Raises:
         OSError: the process has ended.
     """
-    status = _status(pid)
+    status = status_of(pid)
     os.umask(int(status["Umask"], 8))
     _set_signal_actions(int(status["SigIgn"], 16))
-    Path("/proc/self/comm").write_text(_text(f"/proc/{pid}/comm"))
+    Path("/proc/self/comm").write_text(read_text(f"/proc/{pid}/comm"))
     with suppress(PermissionError):  # a lower score needs privileges; then the server keeps the standby's
-        Path("/proc/self/oom_score_adj").write_text(_text(f"/proc/{pid}/oom_score_adj"))
-    return _enter_cgroup(pid) or _set_limits(pid)
+        Path("/proc/self/oom_score_adj").write_text(read_text(f"/proc/{pid}/oom_score_adj"))
+    return _enter_cgroup(pid) or set_limits(pid)
 
 
 def _properties(pid: int) -> dict[str, str]:
-    status = _status(pid)
+    status = status_of(pid)
     found = {name: status.get(name, "") for name in _STATUS}
     found |= {f"the {name} namespace": _link(f"/proc/{pid}/ns/{name}") for name in os.listdir("/proc/self/ns")}  # noqa: PTH208
-    found |= {f"/proc/PID/{name}": _text(f"/proc/{pid}/{name}") for name in _FILES}
+    found |= {f"/proc/PID/{name}": read_text(f"/proc/{pid}/{name}") for name in _FILES}
     found |= {f"the soft limit {name}": _soft_limit(pid, name) for name in _LIMITS_AT_EXEC}
     found["the root directory"] = _root_directory(pid)
-    found["the memory policy"] = "".join(_text(f"/proc/{pid}/numa_maps").split(" ", 2)[1:2])
+    found["the memory policy"] = "".join(read_text(f"/proc/{pid}/numa_maps").split(" ", 2)[1:2])
     found["the scheduling policy"] = f"{os.sched_getscheduler(pid)} {os.sched_getparam(pid).sched_priority}"
     found["the nice value"] = str(os.getpriority(os.PRIO_PROCESS, pid))
     found["the I/O priority"] = _io_priority(pid)
@@ -119,7 +117,7 @@ def _properties(pid: int) -> dict[str, str]:
 
 def _soft_limit(pid: int, name: str) -> str:
     try:
-        return str(resource.prlimit(pid, _LIMITS[name])[0])
+        return str(resource.prlimit(pid, LIMITS[name])[0])
     except PermissionError:  # another user or group, which is a difference of its own
         return ""
 
@@ -130,16 +128,6 @@ def _set_signal_actions(ignored: int) -> None:
         action: Any = signal.SIG_IGN if ignored >> (number - 1) & 1 else signal.SIG_DFL
         if signal.getsignal(number) != action:  # handlers of `faulthandler` look like SIG_DFL, and stay
             signal.signal(number, action)
-
-
-def _set_limits(pid: int) -> str | None:
-    for name, number in _LIMITS.items():
-        wanted = resource.prlimit(pid, number)
-        try:
-            resource.setrlimit(number, wanted)
-        except (ValueError, OSError) as error:
-            return f"{name} could not be set to {wanted[0]} {wanted[1]}: {error}"
-    return None
 
 
 def _enter_cgroup(pid: int) -> str | None:
@@ -169,7 +157,7 @@ def _enter_cgroup(pid: int) -> str | None:
 
 def _cgroups(pid: int) -> dict[str, str]:
     """The paths of the cgroups with limits, by their controllers. Version 2 has the empty text as its key."""
-    lines = (line.split(":", 2) for line in _text(f"/proc/{pid}/cgroup").split("\n"))
+    lines = (line.split(":", 2) for line in read_text(f"/proc/{pid}/cgroup").split("\n"))
     return {line[1]: line[2] for line in lines if len(line) == 3 and not line[1].startswith("name=")}
 
 
@@ -195,34 +183,8 @@ def _root_directory(pid: int) -> str:
         return ""
     try:
         root = os.fstat(fd)
-        mount = _fields(f"/proc/self/fdinfo/{fd}").get("mnt_id")
+        mount = read_fields(f"/proc/self/fdinfo/{fd}").get("mnt_id")
         return f"{root.st_dev} {root.st_ino} {mount}"
-    finally:
-        os.close(fd)
-
-
-def _status(pid: int) -> dict[str, str]:
-    status = _fields(f"/proc/{pid}/status")
-    if "Umask" not in status:  # the process is gone, or a zombie
-        raise ProcessLookupError(f"process {pid} has ended")
-    return status
-
-
-def _fields(path: str) -> dict[str, str]:
-    lines = (line.partition(":") for line in _text(path).split("\n"))
-    return {name: value.strip() for name, separator, value in lines if separator}
-
-
-def _text(path: str) -> str:
-    """The beginning of a file in /proc. Empty if the kernel has no such file or does not show it."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return os.read(fd, 65536).decode(errors="replace").strip("\0\n ")
-    except OSError:
-        return ""
     finally:
         os.close(fd)
 

@@ -21,9 +21,9 @@ from base.machine.libc import load_libc
 from envs import foreign
 from startup.ground.hooks.hook import Name
 from startup.ground.processes import death_pipe, group_signals
-from startup.ground.processes.library_state import refresh_libraries
 from startup.ground.processes.messages import MessageError, dictionary, pairs, receive, send
 from startup.ground.processes.quick_end import end_now
+from startup.ground.processes.state import refresh_libraries
 
 OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
 """Every new program imports this module first, so a user's `server.py` cannot replace our `server`."""

@@ -2,14 +2,14 @@
 
 vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So vLLM keeps the setting
 `spawn`, but its processes are forks instead of new programs (`startup.ground.processes.forkserver`). A fork
-gets the current state of the process that requested it (`child_state`), ends with that process
+gets the state of the thread that requested it (`startup.ground.processes.state`), ends with its process
 (`startup.ground.processes.death_pipe`), and survives the end of the forkserver. Children of these forks are
 forked from the same forkserver.
 """
 
-import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -21,8 +21,9 @@ from startup.ground.hooks.hook import Hook, Name, Text
 from startup.ground.processes.death_pipe import arm
 from startup.ground.processes.forkserver import NEEDS, ForkedPopen, install
 from startup.ground.processes.new_program import Program, without_main_module
+from startup.ground.processes.state import inherit, refresh_libraries
 from startup.reports.crash.output_record import OutputRecord, ProcessEnds
-from startup.vllm.fork.child_state import ChildState
+from startup.vllm.fork.openmp_state import environment_at_exec, update_openmp
 from startup.vllm.fork.recorded_ends import begin_fork, record_spawns
 from startup.vllm.journal import API_SERVER, FORKSERVER, Journal
 from startup.vllm.patches.temp_files import variables_of_new_programs
@@ -104,7 +105,7 @@ class _ForkedPopen(ForkedPopen):
             return super().start_program(path, words, fds)
 
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
-        texts = [self.name, json.dumps(ChildState.of_this_process())]
+        texts = [self.name, str(os.getpid()), str(threading.get_native_id())]
         if _start.pipes is None:
             return texts, (_death_pipe(),)
         *fds, timeout_s = _start.pipes
@@ -164,12 +165,14 @@ def _begin(program: Program) -> None:
     watched, *pipes = program.fds
     arm(watched)
     os.close(watched)
-    name, state_text, *timeouts_s = program.texts
+    name, pid, thread_id, *timeouts_s = program.texts
     process.current_process().name = name
-    state = ChildState(*json.loads(state_text))
-    changed = state.apply()
+    changed = foreign.changes(environment_at_exec(), foreign.snapshot())
+    inherit(int(thread_id))
+    refresh_libraries(changed)
+    update_openmp()
     if _start.record is not None:
-        begin_fork(_start.record, name, state.pid)
+        begin_fork(_start.record, name, int(pid))
     if pipes:
         _start.pipes = ChildLink(*pipes, *map(float, timeouts_s))
         report_serving(_start.pipes, _start.record)

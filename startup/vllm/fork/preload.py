@@ -10,7 +10,7 @@ import threading
 import time
 from contextlib import ExitStack, suppress
 
-from startup.vllm.fork.child_state import environment_at_exec, record_environment_at_exec
+from startup.vllm.fork.openmp_state import environment_at_exec, record_environment_at_exec
 
 gc.disable()
 _BEGIN_NS = time.monotonic_ns()

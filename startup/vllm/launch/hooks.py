@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from envs.registry import env
 from startup.ground.hooks.hook import Hook, StartPart, Text, hooks_of, leave_out_misfits, place_only_for
-from startup.ground.processes import interpreter, library_state
+from startup.ground.processes import interpreter, state
 from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
 from startup.vllm.api_server_imports import import_leniently
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _DECLARED_IN: Final = (
     preload_profile, forkserver, serving_events, rust_frontend, engine_death, gpu_guard, late_imports, cheap_calls,
-    scan_cache, engine_wait, late_renderer, *PLACED_IN, forkserver_start, library_state, facts, lean,
+    scan_cache, engine_wait, late_renderer, *PLACED_IN, forkserver_start, state, facts, lean,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_TOTAL, START_INFO, START_PHASES, StartInfo
 from envs import foreign
-from startup.ground.processes.library_state import update_prometheus
+from startup.ground.processes.state import update_prometheus
 from startup.vllm.probes.graph_progress import GraphProgress, read_progress
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from startup.vllm.fork.child_state import parse_cpus
+from startup.vllm.fork.openmp_state import parse_cpus
 from tests.support.cli import python_output
 
 
@@ -33,8 +33,8 @@ def test_cpus_of_an_openmp_variable_are_parsed(text, cpus):
 _IMPORT = "import torch; print(torch.get_num_threads())"
 _FORKS = """
 import json, os, sys
-from startup.vllm.fork import child_state
-child_state.record_openmp()
+from startup.vllm.fork import openmp_state
+openmp_state.record_openmp()
 import torch
 torch.get_num_threads()
 for changed in (*json.loads(sys.argv[1]), None):
@@ -42,7 +42,7 @@ for changed in (*json.loads(sys.argv[1]), None):
         if changed is None:
             os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         os.environ.update(changed or {})
-        child_state.update_openmp()
+        openmp_state.update_openmp()
         print(torch.get_num_threads(), flush=True)
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0

@@ -20,7 +20,7 @@ _FRAMES = {
     "frozen": "<frozen importlib._bootstrap>",
     "run": f"{_ROOT}/startup/vllm/vllm_main.py",
     "child": f"{_ROOT}/startup/vllm/fork/recorded_ends.py",
-    "begin": f"{_ROOT}/startup/vllm/fork/child_state.py",
+    "begin": f"{_ROOT}/startup/vllm/fork/openmp_state.py",
     "main": f"{_ROOT}/startup/ground/processes/forkserver.py",
     "wrapper": f"{_ROOT}/startup/vllm/patches/spans.py",
     "finder": f"{_ROOT}/startup/imports/finder.py",

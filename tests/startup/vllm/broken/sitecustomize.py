@@ -155,7 +155,7 @@ _OF_FORKSERVER = {
 _OF_ALL = {
     "execution": _cannot_be_executed,
     "state of children": lambda: _after_import(
-        "startup.vllm.fork.child_state", lambda module: setattr(module, "update_openmp", _fail)
+        "startup.vllm.fork.openmp_state", lambda module: setattr(module, "update_openmp", _fail)
     ),
     "patch in engine": lambda: _without_phases(),
     "patch in worker": lambda: _without_phases("executor_init"),

@@ -18,7 +18,7 @@ import json, os, sys
 import multiprocessing, random, tempfile, time, uuid
 import numpy, torch
 import transformers.utils.hub as hub
-from startup.ground.processes import library_state
+from startup.ground.processes import state
 
 def drawn():
     return {"random": random.random(), "numpy": numpy.random.rand(), "torch": torch.rand(1).item(),
@@ -34,8 +34,8 @@ for _ in range(2):
     if (pid := os.fork()) == 0:
         changed = {"TZ": "XYZ-3", "TMPDIR": sys.argv[1]}
         os.environ.update(changed)
-        library_state.refresh_libraries(changed)
-        library_state.renew_authentication_key()
+        state.refresh_libraries(changed)
+        state.renew_authentication_key()
         threads = len(os.listdir("/proc/self/task"))
         print(json.dumps(drawn() | folder_and_zone() | {"threads": threads}), flush=True)
         os._exit(0)
@@ -68,7 +68,7 @@ def test_refreshing_starts_no_thread(forks):
 def test_the_hub_is_offline_after_its_import():
     code = (
         "import os, huggingface_hub.constants\n"
-        "from startup.ground.processes.library_state import update_hub\n"
+        "from startup.ground.processes.state import update_hub\n"
         "os.environ['HF_HUB_OFFLINE'] = '1'\n"
         "print(huggingface_hub.constants.is_offline_mode())\n"
         "update_hub({'HF_HUB_OFFLINE': '1'})\n"
@@ -86,7 +86,7 @@ def test_the_log_of_older_vllm_follows_the_environment():
     """Older versions of vLLM call on import the function that this script calls."""
     code = (
         "import logging, os, vllm.logger\n"
-        "from startup.ground.processes.library_state import refresh_libraries\n"
+        "from startup.ground.processes.state import refresh_libraries\n"
         "vllm.logger._configure_vllm_root_logger()\n"
         "os.environ.update(VLLM_LOGGING_LEVEL='DEBUG', VLLM_LOGGING_COLOR='1')\n"
         "refresh_libraries({'VLLM_LOGGING_LEVEL': 'DEBUG'})\n"

@@ -1,16 +1,21 @@
-"""Updates imported libraries in a fork, because they have read variables and drawn random numbers earlier.
+"""Gives a fork what `exec` would have given it: the state of another process, and libraries that are updated.
 
-The libraries of a new program read its environment when they are imported. A fork inherits libraries that
-have read its parent's environment. Python's `random`, `ssl` and the names of `tempfile` update themselves.
+A new program inherits the state of the process that starts it. A fork reads it from /proc, since it inherits
+that of a forkserver or a standby's template. The libraries of a new program read its environment when they
+are imported. A fork inherits libraries that have read another environment and have drawn random numbers.
+Python's `random`, `ssl` and the names of `tempfile` update themselves.
 """
 
 import logging
 import multiprocessing
 import os
+import resource
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from envs import foreign
@@ -31,9 +36,70 @@ FORKED_LIBRARIES: Final = Hook(
     ),
 )
 
+LIMITS: Final = {
+    name: getattr(resource, name) for name in vars(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
+}
+
+
+def inherit(thread_id: int) -> None:
+    """Takes over limits, umask, blocked signals and CPUs of a thread, which may be of another process.
+
+    Keeps the own value of what cannot be set, such as a limit above this process's hard limit.
+
+    Raises:
+        OSError: the thread has ended.
+    """
+    status = status_of(thread_id)
+    with suppress(PermissionError):  # a sandbox that hides limits
+        set_limits(thread_id)
+    os.umask(int(status["Umask"], 8))
+    blocked = int(status["SigBlk"], 16)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [each for each in signal.valid_signals() if blocked >> (each - 1) & 1])
+    os.sched_setaffinity(0, os.sched_getaffinity(thread_id))
+
+
+def set_limits(pid: int) -> str | None:
+    """Sets the limits of another process. Returns the reason why one of them cannot be set, or None."""
+    reason = None
+    for name, number in LIMITS.items():
+        wanted = resource.prlimit(pid, number)
+        try:
+            resource.setrlimit(number, wanted)
+        except (ValueError, OSError) as error:
+            reason = f"{name} could not be set to {wanted[0]} {wanted[1]}: {error}"
+    return reason
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """The lines of /proc/PID/status, by name. Raises ProcessLookupError if the process has ended."""
+    status = read_fields(f"/proc/{pid}/status")
+    if "Umask" not in status:  # the process is gone, or a zombie
+        raise ProcessLookupError(f"process {pid} has ended")
+    return status
+
+
+def read_fields(path: str) -> dict[str, str]:
+    """The values of a file in /proc with a name and a value in each line."""
+    lines = (line.partition(":") for line in read_text(path).split("\n"))
+    return {name: value.strip() for name, separator, value in lines if separator}
+
+
+def read_text(path: str) -> str:
+    """The beginning of a file in /proc. Empty if the kernel has no such file or does not show it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, 65536).decode(errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+
 
 def refresh_libraries(changed: Mapping[str, str]) -> None:
-    """Updates the imported libraries, except OpenMP (`startup.vllm.fork.child_state`). Starts no thread.
+    """Updates the imported libraries, except OpenMP (`startup.vllm.fork.openmp_state`). Starts no thread.
 
     Args:
         changed: variables whose values have changed since the imports. A removed variable is empty.

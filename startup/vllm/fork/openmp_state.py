@@ -1,26 +1,18 @@
-"""Gives a fork of the forkserver the process state that a new program would inherit from its parent.
+"""Updates OpenMP and torch's number of threads in a fork of the forkserver.
 
-A fork has the environment, standard streams and limits with which the forkserver started. vLLM changes them
-before it starts a process. For example, vLLM sets OpenMP variables around each worker's start and raises the
-limit of open files. The forkserver passes on variables and streams
-(`startup.ground.processes.new_program.run_program`). This module sets the rest of the state.
+They have read their variables when the forkserver imported them. vLLM sets other values around each worker's
+start.
 """
 
 import os
-import resource
-import signal
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from envs import foreign
-from startup.ground.processes.library_state import refresh_libraries
 
-_LIMITS: Final = tuple(
-    getattr(resource, name) for name in sorted(vars(resource)) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
-)
 _at_exec: dict[str, str] = {}
 
 _NUMBERS: Final = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
@@ -41,53 +33,6 @@ def record_environment_at_exec() -> None:
 def environment_at_exec() -> Mapping[str, str]:
     """The environment with which the forkserver started. Empty except in the forkserver and its children."""
     return _at_exec
-
-
-class ChildState(NamedTuple):
-    """The state of a parent at the moment when it starts a child."""
-
-    pid: int
-    affinity: list[int]
-    limits: list[tuple[int, int]]
-    umask: int | None
-    blocked_signals: list[int]
-
-    @classmethod
-    def of_this_process(cls) -> "ChildState":
-        """The state that a child of the calling thread would inherit through `exec`."""
-        return cls(
-            pid=os.getpid(),
-            affinity=sorted(os.sched_getaffinity(0)),
-            limits=[resource.getrlimit(limit) for limit in _LIMITS],
-            umask=_umask(),
-            blocked_signals=[int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
-        )
-
-    def apply(self) -> dict[str, str]:
-        """Sets the state of this fork. Returns the variables that have changed since the forkserver started.
-
-        A removed variable is returned with an empty value.
-        """
-        changed = foreign.changes(_at_exec, foreign.snapshot())
-        for limit, (soft, hard) in zip(_LIMITS, self.limits, strict=True):
-            if resource.getrlimit(limit) != (soft, hard):
-                with suppress(ValueError, OSError):  # above this process's hard limit
-                    resource.setrlimit(limit, (soft, hard))
-        if self.umask is not None:
-            os.umask(self.umask)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked_signals)
-        os.sched_setaffinity(0, self.affinity)
-        refresh_libraries(changed)
-        update_openmp()
-        return changed
-
-
-def _umask() -> int | None:
-    """The umask, read from /proc, because umask(2) returns it only by setting a new umask for all threads."""
-    lines: Iterable[str] = ()
-    with suppress(OSError), open("/proc/self/status") as file:  # noqa: PTH123
-        lines = file.readlines()
-    return next((int(line.split()[1], 8) for line in lines if line.startswith("Umask:")), None)
 
 
 class _State(NamedTuple):
