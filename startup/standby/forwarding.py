@@ -142,7 +142,7 @@ class _Server:
         match sections:
             case [[b"exit", code]]:
                 self._code = int(code)
-            case [[b"status", code]]:
+            case [[messages.ENDED, code]]:
                 self._status = int(code)
             case [[b"again", name, value, *words]]:
                 self._again = os.fsdecode(name), os.fsdecode(value)

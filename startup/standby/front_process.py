@@ -11,6 +11,7 @@ import time
 
 from envs import foreign
 from startup.ground.processes import messages
+from startup.ground.processes.messages import RefusedError
 from startup.ground.serve_words import ServeWords, has_several_models, is_behind_router
 from startup.standby import sockets
 from startup.standby.sockets import template_kind
@@ -25,10 +26,6 @@ _VERDICT_S = 0.5
 """Seconds for the forked process's answer, which takes 50 ms, or 250 ms with 8 busy processes per CPU."""
 _REQUIRED_S = 10.0
 """Seconds that the front process waits with `--standby require`, instead of `_ACK_S`."""
-
-
-class ColdStartError(Exception):
-    """The start cannot be warm. The message is the reason."""
 
 
 def serve_warm(words: list[str]) -> int | None:
@@ -54,7 +51,7 @@ def serve_warm(words: list[str]) -> int | None:
             from startup.standby.forwarding import follow_server  # noqa: PLC0415 - slow to import for a cold start
 
             return follow_server(connection, server_pid, server_fd, life_fd, relay)
-    except ColdStartError as err:
+    except RefusedError as err:
         reason = str(err)
     except FileNotFoundError:
         reason = f"no standby runs for this kind of start ({kind})"
@@ -76,19 +73,19 @@ def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
 
     Raises:
         FileNotFoundError: no standby runs for this kind of start.
-        ColdStartError: the template process does not answer, or belongs to another user.
+        RefusedError: the template process does not answer, or belongs to another user.
     """
     try:
         connection.settimeout(timeout_s)
         sockets.connect(connection, kind)
         if connection.recv(1) != sockets.ACK:
-            raise ColdStartError("the standby has no free template process")
+            raise RefusedError("the standby has no free template process")
         connection.settimeout(max(timeout_s, _VERDICT_S))
     except FileNotFoundError:
         raise
     except OSError as err:
         reason = f"it does not answer in {timeout_s * 1000:g} ms" if isinstance(err, TimeoutError) else str(err)
-        raise ColdStartError(f"the standby cannot be used: {reason}") from err
+        raise RefusedError(f"the standby cannot be used: {reason}") from err
 
 
 def _notify_relay() -> "NotifyRelay | None":
@@ -110,7 +107,7 @@ def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int,
     `variables` are environment variables that have other values in the server than in this process.
 
     Raises:
-        ColdStartError: no server was forked. The message is the reason that the forked process gives.
+        RefusedError: no server was forked. The message is the reason that the forked process gives.
     """
     begin_ns = time.monotonic_ns()
     life_read_fd, life_fd = os.pipe()
@@ -118,39 +115,33 @@ def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int,
     open_fds = _inherited_fds()
     try:
         if len(open_fds) + 2 > messages.MAX_FDS:
-            raise ColdStartError(f"{len(open_fds)} open file descriptors are inherited")
-        messages.send(
+            raise RefusedError(f"{len(open_fds)} open file descriptors are inherited")
+        messages.send_request(
             connection,
             [os.fsencode(word) for word in sys.argv],
+            foreign.snapshot() | variables,
+            open_fds,
             [os.fsencode(word) for word in sys.orig_argv],
             [os.fsencode(path) for path in sys.path],
-            messages.pairs(foreign.snapshot() | variables),
             messages.pairs(interpreter_state()),
             _text_state(),
-            [str(number).encode() for number in (begin_ns, *open_fds)],
-            fds=[life_read_fd, folder_fd, *open_fds],
+            [b"%d" % begin_ns],
+            fds=[life_read_fd, folder_fd],
         )
-        answer, fds = messages.receive(connection)
-        (verdict, detail), *_ = answer
-        if verdict != b"ready":
-            messages.close_all(fds)
-            reason = detail.decode(errors="replace")
-            raise ColdStartError(f"the forked process has ended: {reason}" if verdict == b"status" else reason)
-        (server_fd,) = fds
+        pid, (server_fd,) = messages.agree_to_fork(connection)
         connection.settimeout(None)
-        messages.send(connection, [b"go"])
     except (OSError, ValueError, messages.MessageError) as err:
         os.close(life_fd)
         timeout_s = connection.gettimeout()
         reason = f"no answer in {timeout_s:g} s" if isinstance(err, TimeoutError) else str(err)
-        raise ColdStartError(f"the standby has not forked a server: {reason}") from err
-    except ColdStartError:
+        raise RefusedError(f"the standby has not forked a server: {reason}") from err
+    except RefusedError:
         os.close(life_fd)
         raise
     finally:
         os.close(life_read_fd)
         os.close(folder_fd)
-    return int(detail), server_fd, life_fd
+    return pid, server_fd, life_fd
 
 
 def interpreter_state() -> dict[str, str]:

@@ -22,8 +22,8 @@ from startup.files.model.checkpoint_folder import modeling_module
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
 from startup.ground.errors import StartupError
-from startup.ground.processes import death_pipe, messages
-from startup.ground.processes.child_watch import ChildWatch
+from startup.ground.processes import death_pipe
+from startup.ground.processes.child_watch import Forks
 from startup.imports.gpu_guard import why_unforkable
 from startup.imports.heavy import import_engine
 from startup.imports.torch_environment import set_torch_variables
@@ -100,27 +100,25 @@ class _Template:
         self._standby = standby
         self._facts = facts
         self._imports = imports
-        self._connections: dict[int, socket.socket] = {}
-        """Connections to front processes, by the pid of the forked process."""
-        self._watch = ChildWatch()
+        self._forks = Forks()
         self._is_retired = False
         """Whether the process no longer listens, and only reports how its servers end."""
 
     def run(self) -> FrontLink:
         """Forks until the standby ends or replaces this process. Then waits until all servers have ended."""
         poll = select.poll()
-        for fd in (self._watch.fileno(), self._listener.fileno(), self._standby.fileno()):
+        for fd in (self._forks.fileno(), self._listener.fileno(), self._standby.fileno()):
             poll.register(fd, select.POLLIN)
         while True:
             ready = {fd for fd, _ in poll.poll()}
-            if self._watch.fileno() in ready:
+            if self._forks.fileno() in ready:
                 self._reap()
             if self._standby.fileno() in ready:  # end of file
                 poll.unregister(self._standby.fileno())
                 poll.unregister(self._listener.fileno())
                 self._listener.close()
                 self._is_retired = True
-            if self._is_retired and not self._connections:
+            if self._is_retired and not self._forks.connections:
                 os._exit(0)  # the end of the interpreter would free all modules, and some libraries report leaks
             if self._listener.fileno() in ready and (link := self._fork_for(self._accept_all())) is not None:
                 return link
@@ -131,14 +129,10 @@ class _Template:
             connection = connections.pop(0)
             front_pid, _ = peer_of(connection)
             try:
-                pid = os.fork()
+                if self._forks.fork(connection):
+                    return self._become_server(connection, front_pid, connections)
             except OSError as err:  # the start is cold
                 logger.warning("no server can be forked: %s", err)
-                connection.close()
-                continue
-            if pid == 0:
-                return self._become_server(connection, front_pid, connections)
-            self._connections[pid] = connection
         return None
 
     def _accept_all(self) -> list[socket.socket]:
@@ -157,11 +151,8 @@ class _Template:
             accepted.append(connection)
 
     def _become_server(self, connection: socket.socket, front_pid: int, others: Sequence[socket.socket]) -> FrontLink:
-        self._watch.close()
-        self._listener.close()
-        for other in (*self._connections.values(), *others):
+        for other in (self._listener, *others):
             other.close()
-        self._connections.clear()
         link = take_over(connection, front_pid, self._facts, self._report_stale)
         self._report(STARTED + b" %d" % os.getpid())
         self._standby.close()
@@ -175,10 +166,8 @@ class _Template:
             self._standby.send(message, socket.MSG_DONTWAIT)
 
     def _reap(self) -> None:
-        """Reports the exit status of each server that has ended to its front process."""
-        for pid, code in self._watch.reap(self._connections):
-            with self._connections.pop(pid) as connection, suppress(OSError):
-                connection.send(messages.encode([b"status", str(code).encode()]), socket.MSG_DONTWAIT)
+        """Reports each server that has ended."""
+        for pid in self._forks.reap():
             self._report(ENDED + b" %d" % pid)
             if (reason := self._imports.why_renew()) is not None:
                 self._report(INCOMPLETE + b" " + os.fsencode(reason))

@@ -1,17 +1,21 @@
-"""Reports which forked processes have ended, through a file descriptor for the parent's event loop."""
+"""The forks of a process, each for a connection on which another process has requested it."""
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from base.machine.descriptors import move_up
+from startup.ground.processes.messages import ENDED, encode
 
 
-class ChildWatch:
-    """Handles this process's SIGCHLD. Must be created on the main thread."""
+class Forks:
+    """Forks this process, and reports how the forks end. Handles SIGCHLD. Is created on the main thread."""
 
     def __init__(self) -> None:
+        self.connections: dict[int, socket.socket] = {}
+        """The connections of the forks that run, by pid."""
         self._fds = tuple(map(move_up, os.pipe()))
         for fd in self._fds:
             os.set_blocking(fd, False)
@@ -19,21 +23,42 @@ class ChildWatch:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def fileno(self) -> int:
-        """A descriptor that becomes readable once a forked process has ended."""
+        """A descriptor that becomes readable once a fork has ended."""
         return self._fds[0]
 
-    def reap(self, pids: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """Yields pid and exit code of each of these processes that has ended."""
-        with suppress(BlockingIOError):
-            os.read(self._fds[0], 4096)
-        for pid in list(pids):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                yield pid, os.waitstatus_to_exitcode(status)
-
-    def close(self) -> None:
-        """Restores the default handling of SIGCHLD. Called in a fork, which has no children."""
+    def fork(self, connection: socket.socket) -> bool:
+        """Forks a process for the connection. Returns True in the fork. Raises OSError if there is none."""
+        try:
+            pid = os.fork()
+        except OSError:
+            connection.close()
+            raise
+        if pid:
+            self.connections[pid] = connection
+            return False
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for fd in self._fds:
             os.close(fd)
+        for other in self.connections.values():
+            other.close()
+        self.connections.clear()
+        return True
+
+    def reap(self, on_end: Callable[[int, int], None] | None = None) -> Iterator[int]:
+        """Reports the exit code of each fork that has ended on its connection. Yields its pid.
+
+        `on_end` is called before the report, with pid and exit code.
+        """
+        with suppress(BlockingIOError):
+            os.read(self._fds[0], 4096)
+        for pid in list(self.connections):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended:
+                continue
+            code = os.waitstatus_to_exitcode(status)
+            if on_end is not None:
+                on_end(pid, code)
+            with self.connections.pop(pid) as connection, suppress(OSError):
+                connection.send(encode([ENDED, b"%d" % code]), socket.MSG_DONTWAIT)
+            yield pid

@@ -6,7 +6,7 @@ therefore take the place of a fork that fails.
 
 To request a fork, a process creates a socket pair. It sends one end of the pair to the forkserver, on a
 socket that all processes of a start share. The forkserver forks at once, and the fork receives its program
-over the pair. When the fork ends, the forkserver sends its exit code over the pair.
+over the pair (`startup.ground.processes.messages`). When the fork ends, the forkserver sends its exit code.
 """
 
 import importlib
@@ -29,14 +29,14 @@ from base.machine.processes import is_alive
 from envs import foreign
 from startup.ground.hooks.hook import Name, Text
 from startup.ground.processes import interpreter
-from startup.ground.processes.child_watch import ChildWatch
+from startup.ground.processes.child_watch import Forks
 from startup.ground.processes.forkserver_watch import ended_if_it_hangs
-from startup.ground.processes.messages import MessageError, receive, send
+from startup.ground.processes.messages import MessageError, RefusedError, agree_to_fork, receive, wait_for_agreement
 from startup.ground.processes.new_program import (
     EXIT_FUNCTION,
     OWN_PACKAGES_MODULE,
     START_PROGRAM,
-    Program,
+    Request,
     be_own_main_module,
     run_program,
     send_program,
@@ -64,9 +64,6 @@ _WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
 _REQUEST: Final = b"f"
 _REFUSABLE: Final = "refusable"
 """Marks a request for a process that could also run as a new program."""
-_READY: Final = b"ready"
-_GO: Final = b"go"
-_ENDED: Final = b"ended"
 _STATUS_S: Final = 1.0
 """Seconds to wait for the exit code of a process that has ended."""
 _TRIAL_S: Final = 10.0
@@ -82,7 +79,7 @@ class _Server(NamedTuple):
 
 _server: _Server | None = None
 _starting = threading.local()
-_begin: Callable[[Program], None] | None = None
+_begin: Callable[[list[str], list[int]], None] | None = None
 _on_end: Callable[[int, int], None] | None = None
 _refusal: str | None = None
 """Why forks of this process cannot use the GPUs. Set only in the forkserver."""
@@ -171,14 +168,14 @@ class ForkedPopen(popen_spawn_posix.Popen):
 
 def install(
     popen: type[ForkedPopen] = ForkedPopen,
-    begin: Callable[[Program], None] | None = None,
+    begin: Callable[[list[str], list[int]], None] | None = None,
     on_end: Callable[[int, int], None] | None = None,
 ) -> None:
     """Makes this process and its forks start all `spawn` and `forkserver` processes with the class `popen`.
 
     Args:
         popen: replaces the classes that multiprocessing has for these two start methods.
-        begin: called in a fork before it runs its program.
+        begin: called in a fork before it runs its program, with `extras` of the requesting process.
         on_end: called in the forkserver when a fork has ended, with its pid and exit code.
     """
     global _begin, _on_end
@@ -264,18 +261,16 @@ def _fork(
     try:
         with theirs:
             socket.send_fds(_server.link, [_REQUEST], [theirs.fileno()])
-        send_program(ours, words, fds, texts, [_server.link.fileno(), *other_fds])
+        send_program(ours, words, fds, texts, _server.link.fileno(), *other_fds)
         with ended_if_it_hangs(_server.pid):
-            (what, detail), *_ = receive(ours)[0]
-        if what == _READY:
-            send(ours, [_GO])
-            return int(detail), ours
+            pid, _ = agree_to_fork(ours)
+    except RefusedError as err:
+        ours.close()
+        raise ForkError(str(err)) from err
     except (OSError, MessageError, ValueError) as err:
         ours.close()
         raise NoForkserverError(f"the forkserver does not answer ({err})") from err
-    ours.close()
-    reason = detail.decode(errors="replace")
-    raise ForkError(f"the fork ended with exit code {reason}" if what == _ENDED else reason)
+    return pid, ours
 
 
 def refuse_forks(reason: str) -> None:
@@ -306,49 +301,36 @@ def main(fd: int, preload_module: str) -> None:
     be_own_main_module()
     server_pid = os.getpid()
     connection = _serve(link)
-    run_program(connection, lambda program: _take_over(program, connection, server_pid))
+    run_program(connection, lambda request: _take_over(request, connection, server_pid))
 
 
 def _serve(link: socket.socket) -> socket.socket:
     """Forks a process for each request. Returns only in the forks."""
-    watch = ChildWatch()
-    connections: dict[int, socket.socket] = {}
+    forks = Forks()
     while True:
-        readable = select.select([link.fileno(), watch.fileno()], [], [])[0]
-        if watch.fileno() in readable:
-            for pid, code in watch.reap(connections):
-                if _on_end is not None:
-                    _on_end(pid, code)
-                with connections.pop(pid) as connection, suppress(OSError):
-                    send(connection, [_ENDED, str(code).encode()])
+        readable = select.select([link.fileno(), forks.fileno()], [], [])[0]
+        if forks.fileno() in readable:
+            list(forks.reap(_on_end))
         if link.fileno() not in readable:
             continue
         content, fds, _, _ = socket.recv_fds(link, len(_REQUEST), 1)
         if not content:
             os._exit(0)
         connection = socket.socket(fileno=move_up(fds[0]))
-        try:
-            pid = os.fork()
-        except OSError:  # the requesting process finds the connection closed
-            connection.close()
-            continue
-        if pid == 0:
-            watch.close()
-            for inherited in (link, *connections.values()):
-                inherited.close()
-            return connection
-        connections[pid] = connection
+        with suppress(OSError):  # the requesting process finds the connection closed
+            if forks.fork(connection):
+                link.close()
+                return connection
 
 
-def _take_over(program: Program, connection: socket.socket, server_pid: int) -> None:
+def _take_over(request: Request, connection: socket.socket, server_pid: int) -> None:
     global _server
-    link, *fds = program.fds
-    may_refuse, *texts = program.texts
+    link, *fds = request.fds
+    ((may_refuse, *texts),) = request.more
     if may_refuse and _refusal is not None:
-        raise OSError(_refusal)
+        raise RefusedError(_refusal)
     _server = _Server(server_pid, socket.socket(fileno=link))
     if _begin is not None:
-        _begin(program._replace(texts=texts, fds=fds))
-    send(connection, [_READY, str(os.getpid()).encode()])
-    receive(connection)  # end of file if a new program takes its place
+        _begin(texts, fds)
+    wait_for_agreement(connection)  # fails if a new program takes its place
     connection.close()

@@ -1,4 +1,9 @@
-"""Messages between processes of this program: sections of byte strings, and file descriptors.
+"""Messages between processes of this program, and the conversation in which a process requests a fork.
+
+1. The requesting process sends words, variables and open files (`send_request`).
+2. A fork takes them over, and answers `READY` with its pid (`wait_for_agreement`), or `REFUSED` (`refuse`).
+3. The requesting process answers `GO` (`agree_to_fork`). Until then, the fork does nothing that is visible.
+4. When the fork has ended, the process that has forked it sends `ENDED` with the exit code.
 
 A message is a version, a length and its sections. A section is a length and byte strings that each end with
 NUL. Neither arguments nor variables can contain NUL. Reading a message executes no code, unlike unpickling. A
@@ -8,7 +13,11 @@ warm start waits for the import of this module, so the module imports little.
 import os
 import socket
 
-VERSION = 1
+VERSION = 2
+READY = b"ready"
+REFUSED = b"refused"
+GO = b"go"
+ENDED = b"ended"
 MAX_FDS = 250
 """The most file descriptors of one message. The kernel's limit is 253 (unix(7), SCM_MAX_FD)."""
 
@@ -20,6 +29,55 @@ _LENGTH_BYTES = 4
 
 class MessageError(Exception):
     """A message is malformed, too long or incomplete, or has another version."""
+
+
+class RefusedError(Exception):
+    """A fork does not become the requested process. The message is the reason."""
+
+
+def send_request(
+    connection: socket.socket,
+    words: list[bytes],
+    variables: dict[str, str],
+    open_fds: list[int],
+    *more: list[bytes],
+    fds: list[int],
+) -> None:
+    """Requests a process with this command line and these variables. `open_fds` keep their numbers."""
+    numbers = [b"%d" % number for number in open_fds]
+    send(connection, words, pairs(variables), numbers, *more, fds=[*open_fds, *fds])
+
+
+def agree_to_fork(connection: socket.socket) -> tuple[int, list[int]]:
+    """Waits for the answer to a request, and lets the fork begin. Returns the fork's pid and descriptors.
+
+    Raises:
+        RefusedError: there is no such fork.
+        MessageError, OSError, ValueError: the answer is not valid, or does not come.
+    """
+    ((what, detail), *_), fds = receive(connection)
+    if what != READY:
+        close_all(fds)
+        reason = detail.decode(errors="replace")
+        raise RefusedError(f"the fork ended with exit code {reason}" if what == ENDED else reason)
+    pid = int(detail)
+    send(connection, [GO])
+    return pid, fds
+
+
+def wait_for_agreement(connection: socket.socket, fds: list[int] | None = None) -> None:
+    """Answers a request in the fork. Raises MessageError or OSError unless the requesting process agrees."""
+    send(connection, [READY, b"%d" % os.getpid()], fds=fds)
+    if receive(connection)[0] != [[GO]]:
+        raise MessageError("the requesting process has not agreed")
+
+
+def refuse(connection: socket.socket, reason: str) -> None:
+    """Answers a request in a fork that will end."""
+    try:
+        send(connection, [REFUSED, os.fsencode(reason)])
+    except OSError:  # the requesting process has ended
+        return
 
 
 def send(connection: socket.socket, *sections: list[bytes], fds: list[int] | None = None) -> None:

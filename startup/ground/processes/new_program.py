@@ -21,9 +21,9 @@ from base.machine.libc import load_libc
 from envs import foreign
 from startup.ground.hooks.hook import Name
 from startup.ground.processes import death_pipe, group_signals
-from startup.ground.processes.messages import MessageError, dictionary, pairs, receive, send
+from startup.ground.processes.messages import MessageError, RefusedError, dictionary, receive, refuse, send_request
 from startup.ground.processes.quick_end import end_now
-from startup.ground.processes.state import refresh_libraries
+from startup.ground.processes.state import refresh_libraries, take_descriptors
 
 OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
 """Every new program imports this module first, so a user's `server.py` cannot replace our `server`."""
@@ -109,7 +109,8 @@ def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str
             theirs = move_socket_up(theirs)
             close_in_child()
             replace_command_line(_COMMAND_LINE)
-            run_program(theirs, lambda program: _become(program, theirs))
+            before = foreign.snapshot()
+            run_program(theirs, lambda request: _become(request, theirs, before))
     theirs.close()
     _dormant = _Dormant(pid, ours, at_import)
 
@@ -136,13 +137,13 @@ def differing_variable(names: Iterable[str]) -> str | None:
     return next((n for n in sorted(names) if _dormant.at_import.get(n, "") != foreign.text_of(n)), None)
 
 
-def _become(program: "Program", connection: socket.socket) -> None:
+def _become(request: "Request", connection: socket.socket, before: Mapping[str, str]) -> None:
     """Gives the dormant process the command line, name and settings that a new program has at its start."""
     connection.close()
-    replace_command_line(b"".join(word + b"\0" for word in program.words))
+    replace_command_line(b"".join(word + b"\0" for word in request.words))
     with suppress(OSError):
-        Path("/proc/self/comm").write_bytes(os.path.basename(program.words[0]))  # noqa: PTH119
-    refresh_libraries(program.changed)
+        Path("/proc/self/comm").write_bytes(os.path.basename(request.words[0]))  # noqa: PTH119
+    refresh_libraries(foreign.changes(before, foreign.snapshot()))
 
 
 def start_program(words: list[bytes], fds: list[int]) -> int:
@@ -156,42 +157,35 @@ def start_program(words: list[bytes], fds: list[int]) -> int:
     return int(START_PROGRAM.get(util)(words[0], words, fds))
 
 
-class Program(NamedTuple):
-    """The program that a fork runs."""
+class Request(NamedTuple):
+    """A request for a process, as `messages.send_request` sends it."""
 
     words: list[bytes]
-    """The program's command line, with Python code after `-c`."""
-    changed: dict[str, str]
-    """Environment variables whose values differ from the fork's. A removed variable is empty."""
-    texts: list[str]
+    variables: dict[str, str]
+    open_fds: dict[int, int]
+    """The number in the requesting process -> the descriptor in this process."""
+    more: list[list[str]]
     fds: list[int]
-    """The `other_fds` that the caller of `send_program` has added."""
+
+    @classmethod
+    def receive(cls, connection: socket.socket) -> "Request":
+        """Receives a request, in a fork. Raises MessageError or OSError."""
+        (words, variables, numbers, *more), received = receive(connection)
+        moved = list(map(move_up, received))
+        open_fds = dict(zip(map(int, numbers), moved, strict=False))
+        texts = [[os.fsdecode(text) for text in section] for section in more]
+        return cls(words, dictionary(variables), open_fds, texts, moved[len(numbers) :])
 
 
 def send_program(
-    connection: socket.socket,
-    words: list[bytes],
-    fds: Iterable[int],
-    texts: Iterable[str] = (),
-    other_fds: Iterable[int] = (),
+    connection: socket.socket, words: list[bytes], fds: Iterable[int], texts: Iterable[str] = (), *other_fds: int
 ) -> None:
-    """Sends a program, with this process's variables and output streams, to a fork that calls `run_program`.
-
-    The program's open files keep their numbers, except `other_fds`. Texts must not contain NUL.
-    """
-    numbered = [*filter(is_open, _OUTPUT), *fds]
-    numbers = [str(fd).encode() for fd in numbered]
-    send(
-        connection,
-        words,
-        pairs(foreign.snapshot()),
-        numbers,
-        [text.encode() for text in texts],
-        fds=[*numbered, *other_fds],
-    )
+    """Sends a program, with this process's variables and output, to a fork that calls `run_program`."""
+    open_fds = [*filter(is_open, _OUTPUT), *fds]
+    send_request(connection, words, foreign.snapshot(), open_fds, list(map(os.fsencode, texts)), fds=[*other_fds])
 
 
-def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> NoReturn:
+def run_program(connection: socket.socket, begin: Callable[[Request], None]) -> NoReturn:
     """Runs the program that `send_program` sends, until this process ends.
 
     Calls `begin` before the program. If `begin` fails, the sending process receives the reason.
@@ -199,13 +193,18 @@ def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> 
     exit_code = 1
     try:
         try:
-            program = _receive_program(connection)
-            begin(program)
-        except (OSError, ValueError, MessageError) as err:  # also raised if the sending process has ended
-            with suppress(OSError):
-                send(connection, [b"refused", str(err).encode()])
+            atexit._clear()  # drops the exit functions of the parent process
+            atexit.register(EXIT_FUNCTION.get(util))  # since 3.13, multiprocessing relies on it
+            request = Request.receive(connection)
+            take_descriptors(request.open_fds, _OUTPUT)
+            code = request.words.index(b"-c") + 1
+            sys.argv[:] = map(os.fsdecode, (b"-c", *request.words[code + 1 :]))
+            foreign.replace_all(request.variables)
+            begin(request)
+        except (OSError, ValueError, MessageError, RefusedError) as err:  # also if the sending process has ended
+            refuse(connection, str(err))
             os._exit(exit_code)
-        exec(program.words[program.words.index(b"-c") + 1], {"__name__": "__main__"})  # the code comes from our parent
+        exec(request.words[code], {"__name__": "__main__"})  # the code comes from our parent
         exit_code = 0
     except SystemExit as err:
         exit_code = err.code if isinstance(err.code, int) else 1
@@ -213,28 +212,3 @@ def run_program(connection: socket.socket, begin: Callable[[Program], None]) -> 
         sys.excepthook(*sys.exc_info())
     finally:
         end_now(exit_code)
-
-
-def _receive_program(connection: socket.socket) -> Program:
-    atexit._clear()  # drops the exit functions of the parent process
-    atexit.register(EXIT_FUNCTION.get(util))  # since 3.13, multiprocessing relies on it
-    (words, variables, numbers, texts), fds = receive(connection)
-    begin = words.index(b"-c")
-    others = _take_files(fds, [int(number) for number in numbers])
-    sys.argv[:] = map(os.fsdecode, (words[begin], *words[begin + 2 :]))
-    changed = foreign.replace_all(dictionary(variables))
-    return Program(words, changed, [text.decode() for text in texts], others)
-
-
-def _take_files(fds: list[int], numbers: list[int]) -> list[int]:
-    """Gives the first descriptors the numbers that the program expects. Returns the other descriptors."""
-    moved = [move_up(fd) for fd in fds]
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    for fd, number in zip(moved, numbers, strict=False):
-        if number not in _OUTPUT and is_open(number):
-            raise ValueError(f"file descriptor {number} is in use by a library")
-        os.dup2(fd, number, inheritable=number in _OUTPUT)
-        os.close(fd)
-    return moved[len(numbers) :]

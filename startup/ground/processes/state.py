@@ -14,13 +14,15 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from base.machine.descriptors import is_open
 from envs import foreign
 from envs.registry import env
 from startup.ground.hooks.hook import Hook, Name
+from startup.ground.processes.messages import RefusedError
 
 FORKED_LIBRARIES: Final = Hook(
     "libraries in forks",
@@ -36,6 +38,7 @@ FORKED_LIBRARIES: Final = Hook(
     ),
 )
 
+STANDARD: Final = (0, 1, 2)
 LIMITS: Final = {
     name: getattr(resource, name) for name in vars(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 }
@@ -68,6 +71,22 @@ def set_limits(pid: int) -> str | None:
         except (ValueError, OSError) as error:
             reason = f"{name} could not be set to {wanted[0]} {wanted[1]}: {error}"
     return reason
+
+
+def take_descriptors(open_fds: Mapping[int, int], inheritable: Collection[int]) -> None:
+    """Gives descriptors the numbers that they have in the requesting process (number -> descriptor here).
+
+    Raises:
+        RefusedError: a library uses a number.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    for number, fd in open_fds.items():
+        if number not in STANDARD and is_open(number):
+            raise RefusedError(f"file descriptor {number} is in use by a library")
+        os.dup2(fd, number, inheritable=number in inheritable)
+        os.close(fd)
 
 
 def status_of(pid: int) -> dict[str, str]:

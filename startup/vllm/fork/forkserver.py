@@ -20,7 +20,7 @@ from envs import foreign
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.ground.processes.death_pipe import arm
 from startup.ground.processes.forkserver import NEEDS, ForkedPopen, install
-from startup.ground.processes.new_program import Program, without_main_module
+from startup.ground.processes.new_program import without_main_module
 from startup.ground.processes.state import inherit, refresh_libraries
 from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 from startup.vllm.fork.openmp_state import environment_at_exec, update_openmp
@@ -159,13 +159,13 @@ def _close_inherited_pipe() -> None:
         _start.death_pipe = None
 
 
-def _begin(program: Program) -> None:
+def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
     """Sets a fork's state before its process object is unpickled, because unpickling may read variables."""
     begin_ns = time.monotonic_ns()
-    watched, *pipes = program.fds
+    watched, *pipes = fds
     arm(watched)
     os.close(watched)
-    name, pid, thread_id, *timeouts_s = program.texts
+    name, pid, thread_id, *timeouts_s = texts
     process.current_process().name = name
     changed = foreign.changes(environment_at_exec(), foreign.snapshot())
     inherit(int(thread_id))

@@ -35,12 +35,13 @@ def _interpreter() -> dict[str, str]:
 def _right_request() -> list[list[bytes]]:
     return [
         [b"vllm-cli", b"serve", b"--preflight-only"],
+        [name + b"=" + value for name, value in os.environb.items()],
+        [b"0", b"1", b"2"],
         [sys.executable.encode(), b"-m", b"vllm_cli", b"serve"],
         [os.fsencode(path) for path in sys.path],
-        [name + b"=" + value for name, value in os.environb.items()],
         messages.pairs(_interpreter()),
         [b"C.UTF-8", b"strict 0", b"strict 0", b"backslashreplace 1"],
-        [b"1", b"0", b"1", b"2"],
+        [b"1"],
     ]
 
 
@@ -69,13 +70,13 @@ def _request(rng: random.Random) -> list[list[bytes]]:
 
 def _answer_without_interpreter(standby: StandbyProcess) -> bytes:
     request = _right_request()
-    request[4].clear()
+    request[5].clear()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(60)
         connection.connect(str(standby.socket_path()))
         assert connection.recv(1) == b"\x06"
         folder_fd = os.open("/", os.O_PATH)
-        messages.send(connection, *request, fds=[folder_fd, folder_fd, 0, 1, 2])
+        messages.send(connection, *request, fds=[0, 1, 2, folder_fd, folder_fd])
         os.close(folder_fd)
         return connection.recv(4096)
 
@@ -97,7 +98,7 @@ def _send_random(connection: socket.socket, rng: random.Random) -> None:
     read_fd, write_fd = os.pipe()
     folder_fd = os.open("/", os.O_PATH)
     try:
-        right = [read_fd, folder_fd, 0, 1, 2]
+        right = [0, 1, 2, read_fd, folder_fd]
         fds = rng.choice([right, right, right, right[: rng.randrange(5)], right * rng.randrange(40)])
         if fds and message:
             sent = socket.send_fds(connection, [message], fds)
@@ -126,7 +127,7 @@ def test_a_template_survives_any_request(standby, tiny_llama):
             if rng.random() < 0.5:
                 connection.shutdown(socket.SHUT_WR)
                 answers += connection.recv(4096)
-    assert b"cold" in _answer_without_interpreter(standby)
+    assert b"refused" in _answer_without_interpreter(standby)
     wait_until(lambda: not template.children())
     wait_until(lambda: template.num_fds() <= num_fds)
     assert standby.template().pid == template.pid

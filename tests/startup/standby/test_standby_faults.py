@@ -278,8 +278,8 @@ def _after_request(*sections: list[bytes]) -> Answer:
         pytest.param(lambda connection: connection.send(b"\x07"), id="wrong-byte"),
         pytest.param(lambda connection: connection.shutdown(socket.SHUT_RDWR), id="closed"),
         pytest.param(lambda connection: connection.send(b"\x06" + os.urandom(1000)), id="garbage"),
-        pytest.param(_after_request([b"status", b"-9"]), id="process-killed"),
-        pytest.param(_after_request([b"cold", b"no reason"]), id="cold"),
+        pytest.param(_after_request([b"ended", b"-9"]), id="process-killed"),
+        pytest.param(_after_request([b"refused", b"no reason"]), id="cold"),
         pytest.param(_after_request([b"ready", b"x"]), id="no-descriptor"),
         pytest.param(_after_request([]), id="empty"),
     ],
@@ -356,7 +356,7 @@ def test_a_process_of_an_outer_process_namespace_is_refused():
     """The kernel reports process id 0 for such a process, and /proc does not show it."""
     with (
         socket.socket(socket.AF_UNIX) as connection,
-        pytest.raises(forked_server._ColdStartError, match="is not within the standby's"),
+        pytest.raises(forked_server.RefusedError, match="is not within the standby's"),
         forked_server._ensured_to_run(connection, 0),
     ):
         pass
