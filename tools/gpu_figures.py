@@ -29,6 +29,9 @@ _TESTS_S: Final = 600.0
 _LEAST_S: Final = 30.0
 """A step is left out if the remaining time is shorter than this."""
 
+_LOAD_FORMATS: Final = {"auto": None, "fastsafetensors": "fastsafetensors", "runai_streamer": "runai_model_streamer"}
+"""How vLLM reads weights -> the package that vLLM needs for it."""
+
 
 class Step(NamedTuple):
     """One command. The word `{result}` stands for the file that the command writes."""
@@ -79,6 +82,12 @@ def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
             yield Step(
                 f"vllm {kind}: warm start", (*bench, *startup, "--cmd", launcher + flags, "--state", "standby"), 240
             )
+        timeline = (sys.executable, "-m", "tools.gpu_timeline", "--json", "{result}", "--small", str(model))
+        large = launcher.replace(str(model), "MODEL")
+        for load_format, package in _LOAD_FORMATS.items():
+            if package is None or any(vllm.parent.glob(f"lib/python*/site-packages/{package}")):
+                words = (*timeline, f"{large} --load-format {load_format}")
+                yield Step(f"vllm: where 1.5 billion parameters' start goes, --load-format {load_format}", words, 300)
         served = ("serve", "--concurrency", "1,32", "--rounds", "2", "--json", "{result}")
         swaps = (sys.executable, "-m", "tools.gpu_stub.swaps", "--gpu", "--vllm", str(vllm), "--model", str(model))
         short = ("--rounds", "3", "--json", "{result}", "--", "--max-model-len", "2048")
