@@ -30,7 +30,7 @@ _SECONDS: Final = {
 }
 """Part -> the line with its seconds."""
 _BETWEEN: Final = {
-    "autotune": ("Using FlashInfer.* autotune cache", "Capturing CUDA graphs|Graph capturing|init engine"),
+    "autotune": ("Using FlashInfer.* autotune cache", "Autotuning process ends"),
     "graphs": ("Capturing CUDA graphs", "Graph capturing finished"),
 }
 """Part -> the lines with which it begins and ends. It may occur several times."""
