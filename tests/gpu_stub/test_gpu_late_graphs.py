@@ -93,10 +93,12 @@ def _in_the_middle(home: Path, *words: str, **variables: str) -> Iterator[tuple[
 )
 def test_all_graphs_that_vllm_captures_are_captured_after_readiness(home, words, variables, num_graphs):
     usages = []
+    shown = {"captured": num_graphs, "total": num_graphs, "state": "complete"}
     for when in ("before-ready", "auto"):
         with GpuServer("ours", *_WORDS, *words, "--cuda-graphs", when, folder=home, environment=variables) as server:
             usages.append(_usage(server.wait_ready()))
             assert _wait_for_all(server) == num_graphs
+            server.wait(lambda: server.get("/startupz")["cuda_graphs"] == shown)
             usages.append(_usage(server))
             assert (_LATE in server.log) == (when == "auto")
             assert server.terminate(signal.SIGTERM) == 0
@@ -156,6 +158,7 @@ def test_after_a_failed_capture_the_engine_goes_on_and_captures_no_more(home, tm
         with _load(server) as clients:
             server.wait(lambda: clients.endings["answered"] >= 100)
         assert _graphs(server) == (captured, total)
+        assert server.get("/status.json")["start"]["cuda_graphs"]["state"] == "incomplete"
         assert server.log.count("a capture failed") == 1
         assert server.terminate(signal.SIGTERM) == 0
 

@@ -14,8 +14,7 @@ the end of the start, vLLM itself freezes the heap for good.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
@@ -111,17 +110,13 @@ def _checked(capture: Callable[..., int]) -> Callable[..., int]:
     return capture_and_check
 
 
-@contextmanager
-def compared_later() -> Iterator[None]:
-    """During the block, a capture is only a part of all. After the last one, call `compare` or `forget`.
-
-    The server is ready before that, and may end at any moment. So the record is written after the block.
-    """
+def compare_later() -> None:
+    """From now on, a capture is only a part of all. After the last one, call `compare` or `forget`."""
     _State.is_late = True
-    try:
-        yield
-    finally:
-        _State.is_late = False
+
+
+def keep_known() -> None:
+    """Keeps an earlier start's measurements, because the server may end before all graphs are captured."""
     if _State.kept is not None and _State.known is not None:
         _State.kept.write(_State.known._asdict())
 

@@ -21,12 +21,12 @@ vLLM locks its workspace after the last capture, because graphs contain its addr
 unlocked in between. If it grows, the older memory stays allocated for the graphs that contain its address.
 """
 
-import gc
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+from contextlib import contextmanager, suppress
+from typing import Any, ClassVar, Final, TypeAlias
 
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.imports.finder import replaced, wraps
@@ -45,8 +45,6 @@ _CAPTURES: Final = tuple(Name(runner, "GPUModelRunner.capture_model", ()) for ru
 _ESTIMATES: Final = tuple(Name(runner, "GPUModelRunner.profile_cudagraph_memory", ()) for runner in _RUNNERS)
 _LOOP: Final = Name(_CORE, "EngineCoreProc.run_busy_loop", ())
 _STREAM: Final = Name("vllm.distributed.parallel_state", "GraphCaptureContext", ("stream",))
-_GRAPH_CAPTURE: Final = Name("vllm.distributed.parallel_state", "graph_capture", ("device",))
-_ENABLE: Final = Name("vllm.compilation.monitor", "set_cudagraph_capturing_enabled", ("enabled",))
 _WORKSPACE_MANAGER: Final = Name(_WORKSPACE, "current_workspace_manager", ())
 _OF_LOOP: Final = (
     "_process_input_queue", "_handle_client_request", "has_work", "is_running", "is_sleeping", "batch_queue",
@@ -54,12 +52,13 @@ _OF_LOOP: Final = (
 LATE_GRAPHS: Final = Hook(
     "late CUDA graphs",
     does="captures most CUDA graphs while vLLM serves, between two steps of an engine",
-    without="vLLM captures all graphs before it is ready",
+    without="vLLM captures all graphs before it is ready. So do vLLM 0.29 to 0.32, on whose CUDA builds this hook has "
+    "not been tried, although both of their model runners have all that it needs",
     gain="0.83 (0.83–0.84) of a compiled start of the CUDA build, on a stand-in for the GPU",
     needs=(
-        *(*_CAPTURES, *_ESTIMATES, _LOOP, _STREAM, _GRAPH_CAPTURE, _ENABLE, _WORKSPACE_MANAGER, ENVS, PLATFORM),
+        *(*_CAPTURES, *_ESTIMATES, _LOOP, _STREAM, _WORKSPACE_MANAGER, ENVS, PLATFORM),
         *(Name(_WORKSPACE, f"WorkspaceManager.{name}") for name in ("lock", "unlock", "_current_workspaces")),
-        *(Name(_MANAGER, f"CudaGraphManager.{name}") for name in ("_capture_descs", "_candidates", "capture")),
+        *(Name(_MANAGER, f"CudaGraphManager.{name}") for name in ("_capture_descs", "_candidates")),
         *(Name(_DISPATCHER, f"CudagraphDispatcher.{name}") for name in ("cudagraph_keys", "get_capture_descs")),
         *(Name(_CORE, f"EngineCoreProc.{name}") for name in _OF_LOOP),
         Text((_CORE,), r"block = self\.process_input_queue_block\n", "process_input_queue_block"),
@@ -83,56 +82,26 @@ _Batch: TypeAlias = tuple[int, bool]
 """The number of a batch's tokens, and whether each request has one token."""
 
 
-class _Reply(NamedTuple):
-    """A worker's answer to a call."""
-
-    captured: int
-    total: int
-    error: str = ""
-
-
 # In the workers
 
 
 class _NewRunner:
-    """The graphs of vLLM's newer model runner, which has its captured graphs in a CudaGraphManager."""
+    """The graphs of vLLM's newer model runner, whose CudaGraphManager has them in two lists."""
 
-    module = _MANAGER
+    modules = (_MANAGER, _RUNNERS[0])
+    """The modules with vLLM's progress bar for captures, and with its log line after them."""
 
     def __init__(self, runner: Any) -> None:
         self._manager = runner.cudagraph_manager
-        self._descs = dict(self._manager._capture_descs)
-        self._candidates = dict(self._manager._candidates)
-        self._capture: Callable[[], None]
+        self._candidates = self._manager._candidates
+        self.every = [(mode, desc) for mode, descs in self._manager._capture_descs.items() for desc in descs]
 
-    def find(self) -> list[Graph]:
-        return [(mode, desc) for mode, descs in self._descs.items() for desc in descs]
-
-    @contextmanager
-    def only(self, graphs: Sequence[Graph]) -> Iterator[None]:
-        capture = self._manager.capture
-
-        def capture_only(*words: Any, **options: Any) -> None:
-            self._capture = lambda: capture(*words, **options)
-            self._capture_only(graphs)
-
-        self._manager.capture = capture_only
-        try:
-            yield
-        finally:
-            del self._manager.capture
-
-    def capture(self, graph: Graph) -> None:
-        self._capture_only([graph])
-
-    def _capture_only(self, graphs: Sequence[Graph]) -> None:
+    def select(self, graphs: Sequence[Graph]) -> None:
+        """Makes `capture_model` capture these graphs."""
         self._manager._capture_descs = {mode: [desc for other, desc in graphs if other == mode] for mode, _ in graphs}
-        try:
-            self._capture()
-        finally:
-            self._manager._capture_descs = self._descs
 
     def use(self, graphs: Sequence[Graph]) -> None:
+        """Makes batches use these graphs."""
         usable = {desc for _, desc in graphs}
         self._manager._candidates = {
             key: [desc for desc in descs if desc in usable] for key, descs in self._candidates.items()
@@ -140,44 +109,21 @@ class _NewRunner:
 
 
 class _OldRunner:
-    """The graphs of vLLM's older model runner, whose dispatcher has a key for each usable graph."""
+    """The graphs of vLLM's older model runner, whose dispatcher has one list of them."""
 
-    module = _RUNNERS[1]
+    modules = (_RUNNERS[1], _RUNNERS[1])
 
     def __init__(self, runner: Any) -> None:
-        self._runner = runner
-        self._graphs = [
-            (mode, desc) for mode, descs in runner.cudagraph_dispatcher.get_capture_descs() for desc in descs
-        ]
-
-    def find(self) -> list[Graph]:
-        return self._graphs
-
-    @contextmanager
-    def only(self, graphs: Sequence[Graph]) -> Iterator[None]:
-        self.use(graphs)
-        yield
-
-    def capture(self, graph: Graph) -> None:
-        mode, desc = graph
-        keys = self._runner.cudagraph_dispatcher.cudagraph_keys[mode]
-        keys.add(desc)
-        _ENABLE.get()(True)
-        try:
-            with _GRAPH_CAPTURE.get()(device=self._runner.device):
-                self._runner._capture_cudagraphs([desc], cudagraph_runtime_mode=mode)
-        finally:
-            _ENABLE.get()(False)
-            keys.discard(desc)
+        dispatcher = runner.cudagraph_dispatcher
+        self._keys = dispatcher.cudagraph_keys
+        self.every = [(mode, desc) for mode, descs in dispatcher.get_capture_descs() for desc in descs]
 
     def use(self, graphs: Sequence[Graph]) -> None:
-        keys = self._runner.cudagraph_dispatcher.cudagraph_keys
-        for mode, usable in keys.items():
+        for mode, usable in self._keys.items():
             usable.clear()
             usable.update(desc for other, desc in graphs if other == mode)
 
-
-_Runner: TypeAlias = _NewRunner | _OldRunner
+    select = use
 
 
 class _Worker:
@@ -186,51 +132,52 @@ class _Worker:
     current: ClassVar["_Worker | None"] = None
     """None unless this process captures graphs late."""
 
-    def __init__(self, runner: Any, graphs: _Runner) -> None:
-        self._runner = runner
+    def __init__(self, graphs: _NewRunner | _OldRunner, capture: Callable[[], int]) -> None:
+        """`capture` captures the selected graphs, and returns the memory that they take."""
         self._graphs = graphs
-        every = graphs.find()
-        self._captured: list[Graph] = list(dict(reversed(every)).items())
-        self._missing = [graph for graph in every if graph not in self._captured]
+        self._capture_selected = capture
+        self._captured: list[Graph] = list(dict(reversed(graphs.every)).items())
+        self._missing = [graph for graph in graphs.every if graph not in self._captured]
         self._missing.sort(key=lambda graph: (not _is_decode(graph), graph[1].num_tokens))
         self._bytes = 0
         self._most_bytes = 0
 
-    def capture_largest(self, capture: Callable[[], int]) -> int:
+    def capture_largest(self, estimate: int) -> int:
         """Captures the largest graph of each mode. Returns the memory that all graphs may need."""
         _keep_one_stream()
-        with self._graphs.only(self._captured):
-            self._bytes = capture()
-        self._graphs.use(self._captured)
+        cuda_graphs.compare_later()
+        self._bytes = self._capture(self._captured)
+        cuda_graphs.keep_known()
         manager = _WORKSPACE_MANAGER.get()()
-        manager.unlock()
         manager._current_workspaces = _KeptMemory(manager._current_workspaces)
-        return max(self._bytes, cuda_graphs.expected_bytes() or getattr(self._runner, ESTIMATE))
+        return max(self._bytes, cuda_graphs.expected_bytes() or estimate)
 
-    def capture_next(self, batches: Sequence[_Batch]) -> _Reply:
+    def capture_next(self, batches: Sequence[_Batch]) -> GraphProgress:
         """Captures the graph that these batches need most. It is used after `use_captured`."""
         graph = next(filter(None, map(self._find_missing, batches)), None) or self._missing[0]
         try:
-            self._capture(graph)
+            self._capture_one(graph)
         except Exception as err:
             logger.debug("a capture failed", exc_info=True)
             cuda_graphs.forget()
-            return self.reply(f"{type(err).__name__}: {err}".partition("\n")[0])
+            failure = f"{type(err).__name__}: {err}".partition("\n")[0]
+            return self.progress()._replace(total=len(self._captured), failure=failure)
         self._missing.remove(graph)
         self._captured.append(graph)
-        return self.reply()
+        return self.progress()
 
     def use_captured(self) -> None:
-        """Makes batches use all captured graphs."""
+        """Makes batches use all captured graphs. After the last capture, does what vLLM does then."""
         self._graphs.use(self._captured)
+        if not self._missing:
+            self._finish()
 
-    def finish(self) -> None:
-        """Does what vLLM does after its last capture."""
+    def progress(self) -> GraphProgress:
+        return GraphProgress(len(self._captured), len(self._captured) + len(self._missing), is_late=True)
+
+    def _finish(self) -> None:
         _WORKSPACE_MANAGER.get()().lock()
         cuda_graphs.compare(self._bytes)
-
-    def reply(self, error: str = "") -> _Reply:
-        return _Reply(len(self._captured), len(self._captured) + len(self._missing), error)
 
     def _find_missing(self, batch: _Batch) -> Graph | None:
         """The graph that the batch would use, unless it is captured."""
@@ -241,7 +188,7 @@ class _Worker:
         graph = min(kind, key=lambda graph: graph[1].num_tokens, default=None)
         return graph if graph in self._missing else None
 
-    def _capture(self, graph: Graph) -> None:
+    def _capture_one(self, graph: Graph) -> None:
         import torch  # noqa: PLC0415 - vLLM has imported it
 
         torch.accelerator.synchronize()
@@ -249,18 +196,20 @@ class _Worker:
         free_bytes = torch.accelerator.get_memory_info()[0]
         if free_bytes < _SPARE_BYTES + 2 * self._most_bytes:
             raise MemoryError(f"only {free_bytes >> 20} MiB of the device's memory are free")
-        was_enabled = gc.isenabled()
-        gc.disable()  # a collection may invalidate the capture
-        try:
-            with torch.inference_mode(), _without_bars(self._graphs.module):
-                self._graphs.capture(graph)
-            torch.accelerator.synchronize()
-        finally:
-            if was_enabled:
-                gc.enable()
-        taken = max(0, free_bytes - torch.accelerator.get_memory_info()[0])
+        with _silent(*self._graphs.modules):
+            taken = self._capture([graph])
+        torch.accelerator.synchronize()
         self._bytes += taken
         self._most_bytes = max(self._most_bytes, taken)
+
+    def _capture(self, graphs: Sequence[Graph]) -> int:
+        """Captures graphs. Batches use the same ones as before, and the workspace can grow."""
+        self._graphs.select(graphs)
+        try:
+            return max(0, self._capture_selected())
+        finally:
+            self.use_captured()
+            _WORKSPACE_MANAGER.get()().unlock()
 
 
 class _KeptMemory(list[Any]):
@@ -295,30 +244,36 @@ def _capture_largest(capture: Callable[..., int]) -> Callable[..., int]:
         if options.get("profile_only"):
             return capture(runner, **options)
         graphs = _NewRunner(runner) if hasattr(runner, "cudagraph_manager") else _OldRunner(runner)
-        num_graphs = len(graphs.find())
+        num_graphs = len(graphs.every)
         if (reason := why_runner(runner)) is not None or num_graphs < _FEWEST:
             logger.debug("CUDA graphs are captured before vLLM is ready: %s", reason)
             captured = capture(runner, **options)
-            _note(runner.vllm_config, num_graphs, num_graphs, is_late=False)
+            _note(runner.vllm_config, GraphProgress(num_graphs, num_graphs))
             return captured
-        worker = _Worker(runner, graphs)
-        with cuda_graphs.compared_later():
-            expected = worker.capture_largest(lambda: capture(runner, **options))
+        worker = _Worker(graphs, lambda: capture(runner, **options))
+        expected = worker.capture_largest(getattr(runner, ESTIMATE))
         _Worker.current = worker
-        _note(runner.vllm_config, *worker.reply()[:2])
+        _note(runner.vllm_config, worker.progress())
         return expected
 
     return capture_largest
 
 
-def _note(config: Any, captured: int, total: int, failure: str = "", *, is_late: bool = True) -> None:
-    if config.parallel_config.rank == 0 and total:
-        GraphProgress(captured, total, is_late, failure).write(config.parallel_config.data_parallel_index)
+def _note(config: Any, progress: GraphProgress) -> None:
+    if config.parallel_config.rank == 0 and progress.total:
+        progress.write(config.parallel_config.data_parallel_index)
 
 
-def _without_bars(module: str) -> AbstractContextManager[None]:
-    """Shows no progress bars for single graphs during the block."""
-    return replaced(Name(module, "tqdm"), lambda _: lambda items, **options: items)
+@contextmanager
+def _silent(bars: str, logs: str) -> Iterator[None]:
+    """Shows no progress bars and no log lines for single graphs during the block."""
+    log = logging.getLogger(logs)
+    log.disabled = True
+    try:
+        with replaced(Name(bars, "tqdm"), lambda _: lambda items, **options: items):
+            yield
+    finally:
+        log.disabled = False
 
 
 def _keep_one_stream() -> None:
@@ -359,12 +314,12 @@ class _Pace:
         self._next_s = 0.0
         self._idle_s = time.monotonic()
         """When the engine was last found to have work."""
-        self._batches: dict[_Batch, None] = {}
-        """The latest batches. The newest one comes last."""
+        self._batches: deque[_Batch] = deque(maxlen=_MOST_BATCHES)
+        """The latest batches. The newest one comes first."""
 
     def begin(self) -> None:
         """Replaces methods of the engine until all graphs are captured."""
-        if None in self._call("reply"):
+        if None in self._call("progress"):
             return
         engine, executor = self._engine, self._engine.model_executor
         poll, handle, execute = engine._process_input_queue, engine._handle_client_request, executor.execute_model
@@ -391,11 +346,7 @@ class _Pace:
     def _note_batch(self, output: Any) -> None:
         num_tokens = output.total_num_scheduled_tokens
         if num_tokens:
-            batch = (num_tokens, num_tokens == len(output.num_scheduled_tokens))
-            self._batches.pop(batch, None)
-            self._batches[batch] = None
-            if len(self._batches) > _MOST_BATCHES:
-                del self._batches[next(iter(self._batches))]
+            self._batches.appendleft((num_tokens, num_tokens == len(output.num_scheduled_tokens)))
 
     def _step(self) -> bool:
         """Captures a graph if it is time. Returns whether the engine's loop must come back at once."""
@@ -426,19 +377,16 @@ class _Pace:
         for entry in self._engine.batch_queue or ():
             with suppress(Exception):  # which the engine's next step raises
                 entry[0].result()  # no other thread may use the device during a capture
-        replies = self._call("capture_next", list(reversed(self._batches)))
+        replies = self._call("capture_next", list(dict.fromkeys(self._batches)))
         end_s = time.monotonic()
         self._next_s = end_s + max(_GAP_S, _SHARE * (end_s - begin_s))
-        captured, total, error = max(replies, key=lambda reply: bool(reply.error))
-        if not error:
+        progress: GraphProgress = max(replies, key=lambda reply: bool(reply.failure))
+        if not progress.failure:
             self._call("use_captured")
-        _note(self._engine.vllm_config, captured, captured if error else total, error)
-        if not error and captured < total:
-            return True
-        if not error:
-            self._call("finish")
-        self._end()
-        return False
+        _note(self._engine.vllm_config, progress)
+        if not progress.is_pending:
+            self._end()
+        return progress.is_pending
 
     def _call(self, *words: Any) -> list[Any]:
         replies: list[Any] = self._engine.model_executor.collective_rpc(_tell, args=words)

@@ -12,8 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_TOTAL
-from startup.vllm.patches import late_graphs
-from startup.vllm.patches.late_graphs import _KeptMemory, _Pace, _Reply, _Worker
+from startup.vllm.patches.late_graphs import _KeptMemory, _Pace, _Worker
 from startup.vllm.probes.graph_progress import GraphProgress, read_progress, stop_capturing
 from startup.vllm.probes.start_metrics import GraphFigures
 
@@ -21,15 +20,12 @@ from startup.vllm.probes.start_metrics import GraphFigures
 class _Graphs:
     """A model runner's graphs, largest first."""
 
-    module = ""
-
     def __init__(self, sizes: list[int]) -> None:
         self.used: list[Any] = []
-        self._sizes = sizes
-
-    def find(self) -> list[Any]:
-        pieces = [("PIECEWISE", SimpleNamespace(num_tokens=size, uniform=False)) for size in self._sizes]
-        return pieces + [("FULL", SimpleNamespace(num_tokens=size, uniform=True)) for size in self._sizes]
+        kinds = (("PIECEWISE", False), ("FULL", True))
+        self.every = [
+            (mode, SimpleNamespace(num_tokens=size, uniform=is_uniform)) for mode, is_uniform in kinds for size in sizes
+        ]
 
     def use(self, graphs: list[Any]) -> None:
         self.used = [*graphs]
@@ -90,8 +86,8 @@ def captured(monkeypatch) -> list[Any]:
             raise MemoryError("out of memory")
         order.append((graph[0], graph[1].num_tokens))
 
-    monkeypatch.setattr(_Worker, "_capture", capture)
-    monkeypatch.setattr(_Worker, "finish", lambda worker: None)
+    monkeypatch.setattr(_Worker, "_capture_one", capture)
+    monkeypatch.setattr(_Worker, "_finish", lambda worker: None)
     return order
 
 
@@ -102,7 +98,7 @@ failing: list[_Worker] = []
 def engine(captured, monkeypatch, tmp_path) -> _Engine:
     monkeypatch.setenv("VCLI_START_FOLDER", str(tmp_path))
     failing.clear()
-    engine = _Engine([_Worker(None, _Graphs([16, 8, 4, 2])) for _ in range(2)])  # type: ignore[arg-type]
+    engine = _Engine([_Worker(_Graphs([16, 8, 4, 2]), lambda: 0) for _ in range(2)])  # type: ignore[arg-type]
     _Pace(engine).begin()
     return engine
 
@@ -201,7 +197,7 @@ def test_after_a_failure_on_one_rank_no_rank_uses_the_graph_and_no_more_are_capt
     failing.append(workers[rank])
     engine._process_input_queue()
     assert [len(worker._graphs.used) for worker in workers] == [3, 3]
-    assert engine.model_executor.calls == ["reply", "capture_next", "use_captured", "capture_next"]
+    assert engine.model_executor.calls == ["progress", "capture_next", "use_captured", "capture_next"]
     assert read_progress(tmp_path) == (3, 3, True, "MemoryError: out of memory")
     engine._process_input_queue()
     assert len(captured) == 3
@@ -222,11 +218,6 @@ def test_a_replaced_workspace_is_kept():
     for value in (old, None, new):
         workspaces[0] = value
     assert (list(workspaces), old in workspaces.kept) == ([new, None], True)
-
-
-def test_replies_are_tuples_that_workers_can_send():
-    assert tuple(_Reply(1, 2)) == (1, 2, "")
-    assert late_graphs._tell(None, "reply") is None
 
 
 @pytest.fixture
