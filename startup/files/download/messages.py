@@ -98,7 +98,7 @@ class DownloadError(ModelNotFoundError):
     """The files could not be downloaded."""
 
     def __init__(self, kind: FailureKind, reason: str, retry_s: float | None = None) -> None:
-        """`retry_s`: seconds until the next attempt, 0 if they increase, None if it would fail again."""
+        """`retry_s`: seconds until the next attempt, 0 for an increasing wait, None if it would fail, too."""
         super().__init__(" ".join(reason.split()), cause=_CAUSES[kind])
         self.kind = kind
         self.retry_s = retry_s

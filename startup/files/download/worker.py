@@ -36,6 +36,7 @@ def run(job: DownloadJob, send: Send) -> None:
     """Runs the downloads. Sends lines for the log, the progress and the report."""
     os.environ[env.HF_ENDPOINT.name] = job.endpoints[0]
     os.environ[env.HF_HUB_OFFLINE.name] = "0"  # the start may have forbidden requests since
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # it costs a request
     logging.basicConfig(level=logging.WARNING, handlers=[_LogSender(send)])
     send(DownloadRun(job, send).run())
 
@@ -150,7 +151,7 @@ class DownloadRun:
             return DownloadProgress("", note=self._note)
         repository, now_s = fetch.repository, time.monotonic()
         if (sizes := repository.content_sizes()) != self._sizes:
-            self._sizes, self._arrived_s, self._note = sizes, now_s, ""
+            self._sizes, self._arrived_s = sizes, now_s
         missing = repository.missing_bytes(fetch.commit, fetch.files)
         check_room(repository.folder, missing, repository.repo_id)
         total = sum({file.oid: file.size or 0 for file in fetch.files}.values())
@@ -160,6 +161,7 @@ class DownloadRun:
     def _pause(self, seconds: float, err: DownloadError) -> None:
         self._note = f"{err}, waiting {seconds:.0f} s"
         time.sleep(seconds)
+        self._note = ""
 
     def _list(self, download: Download) -> _Plan:
         client = self._create_client(download)
@@ -185,9 +187,8 @@ class DownloadRun:
         repository, commit, revision = plan.repository, plan.listing.commit, plan.download.revision or "main"
         try:
             if repository.lacks(commit, plan.wanted) or not repository.is_finished(commit, revision):
-                self._note = "another start is downloading"
+                self._follow(plan, plan.wanted)  # another start may be downloading them
                 with repository.changing(commit, revision, plan.wanted):
-                    self._note = ""
                     self._fetch_files(plan, plan.index_file)
                     self._fetch_files(plan, plan.wanted)
         except OSError as err:
@@ -206,12 +207,18 @@ class DownloadRun:
                 name = f"{lacking[0].name} of {repository.repo_id}"
                 raise DownloadError("wrong", f"{without_login(endpoint)} has not sent {name} as listed", 0.0)
 
-        missing = repository.missing_bytes(listing.commit, files)
+        missing = self._follow(plan, files)
         check_room(repository.folder, missing, repository.repo_id)
-        self._fetch = _Fetch(repository, listing.commit, files, missing)
         others = [endpoint for endpoint in self._job.endpoints if endpoint != listing.endpoint]
         try_each((listing.endpoint, *others), fetch, self._pause)
         self._fetched_bytes += missing
+
+    def _follow(self, plan: _Plan, files: Sequence[HubFile]) -> int:
+        """Makes these files those whose progress is sent. Returns how many of their bytes are missing."""
+        commit = plan.listing.commit
+        missing = plan.repository.missing_bytes(commit, files)
+        self._fetch = _Fetch(plan.repository, commit, files, missing)
+        return missing
 
     def _disk_error(self, err: OSError, plan: _Plan) -> DownloadError:
         """Returns the error for the user after a write to the disk has failed."""

@@ -203,7 +203,7 @@ def test_an_error_that_may_pass_is_a_warning(hub, check):
     hub.faults.add(Fault("status", status=503))
     finding = hub_finding(check("team/model"))
     assert finding.severity == "warning"
-    assert "team/model is to be downloaded: the hub answers 503" in finding.message
+    assert f"the hub at {hub.url} answers 503 for team/model" in finding.message
 
 
 @pytest.mark.parametrize(("model", "severity"), [("team/model", "error"), (None, "warning")], ids=["named", "default"])
