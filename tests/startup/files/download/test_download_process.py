@@ -1,22 +1,26 @@
 """The helper process: kills at any time, ten helpers at once, a full disk, missing rights."""
 
+import json
 import os
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from startup.files.download.messages import DownloadError, DownloadProgress
+from startup.files.download.messages import DownloadError
 from startup.files.download.process import DownloadHandle, start_download
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.startup.files.download.downloads import MODEL, Downloads
+from tests.support.cli import run_cli
+from tests.support.hub import Fault
 from tests.support.waiting import wait_until
 
 BIG = {**MODEL, **{f"model-0000{n}-of-00004.safetensors": os.urandom(2 << 20) for n in range(1, 5)}}
@@ -142,41 +146,34 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
         yield disk
 
 
-def test_a_disk_without_room_is_told_before_anything_is_fetched(big, disk, tmp_path):
-    big.cache = disk.path_inside(tmp_path / "disk") / "hub"
-    report = big.run()
-    assert report.failure == "disk"
-    assert report.reason.startswith("org/model could not be downloaded: 8.0 MiB are missing and ")
-    assert "free space, or give another --download-dir" in report.reason
-    assert not big.hub.downloads
+def prefetch(disk: SmallDisk, folder: Path, model: str = "org/model") -> tuple[int, dict[str, Any]]:
+    """Downloads into a folder of the disk. Returns exit code and report."""
+    words = ("prefetch", model, "--engine", "embedded", "--download-dir", folder, "--download-only", "--json")
+    done = run_cli(*words, launcher=disk.launcher)
+    return done.returncode, json.loads(done.stdout)
 
 
-def test_a_disk_that_fills_up_meanwhile_is_told(downloads, disk, tmp_path, monkeypatch):
-    downloads.cache = disk.path_inside(tmp_path / "disk") / "hub"
-    downloads.hub.add("org/model", {**MODEL, "model.safetensors": b"w" * (2 << 20)})
-    downloads.hub.link.bytes_per_s = 1 << 20
-    ballast = disk.path_inside(tmp_path / "disk" / "ballast")
-
-    def fill(event: object) -> None:
-        if isinstance(event, DownloadProgress) and event.done_bytes > 100_000 and not ballast.exists():
-            disk.fill(but=1 << 16)
-
-    monkeypatch.setattr(downloads, "_take", fill)
-    assert downloads.run().failure == "disk"
+def test_a_disk_that_fills_up_meanwhile_is_told(downloads, disk, tmp_path):
+    downloads.hub.faults.add(Fault("stall", path="*.safetensors", after=1 << 19))
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(prefetch, disk, tmp_path / "disk" / "hub")
+        wait_until(lambda: downloads.hub.sent["org/model/model.safetensors"] >= 1 << 19)
+        disk.fill(but=1 << 16)
+        code, report = running.result()
+    assert (code, report["state"]) == (6, "no_space")
     disk.make_room()
-    downloads.hub.link.bytes_per_s = None
-    assert downloads.run().failure is None
+    assert prefetch(disk, tmp_path / "disk" / "hub")[0] == 0
 
 
 def test_a_read_only_cache_is_named_and_a_complete_model_in_it_is_used(downloads, disk, tmp_path):
-    downloads.cache = disk.path_inside(tmp_path / "disk") / "hub"
-    folder = downloads.run().folders
+    folder = tmp_path / "disk" / "hub"
+    assert prefetch(disk, folder)[0] == 0
     subprocess.run([*disk.launcher, "mount", "-o", "remount,bind,ro", str(tmp_path / "disk")], check=True)
-    assert downloads.run().folders == folder
+    assert prefetch(disk, folder)[0] == 0
     downloads.hub.add("org/other", MODEL)
-    report = downloads.run("org/other")
-    assert report.failure == "cache"
-    assert "cannot be written to (Read-only file system): give another --download-dir" in report.reason
+    code, report = prefetch(disk, folder, "org/other")
+    assert code == 3
+    assert "cannot be written to (Read-only file system): give another --download-dir" in report["reason"]
 
 
 def test_a_file_in_xet_storage_is_requested_there(downloads):
