@@ -7,8 +7,11 @@ import msgspec
 import pytest
 
 from startup.vllm_words.facts import VllmFacts
+from startup.words.flag import Shape
+from startup.words.table import FLAGS
 from tests.support.peer_vllm import ask_vllm
 from tests.support.reading import Reading
+from tests.support.vllm_flags import VLLM_NAMES
 from tests.vllm_engine.preflight.generated_starts import generate
 
 pytestmark = pytest.mark.versions
@@ -61,3 +64,10 @@ def test_registered_names(facts):
         "--load-format": "dummy", "--attention-backend": "FLASH_ATTN", "architectures": "LlamaForCausalLM",
     }  # fmt: skip
     assert [flag for flag, name in examples.items() if name not in facts.names.get(flag, ())] == []
+
+
+def test_the_table_of_flags_has_all_of_vllms_and_the_same_switches(facts):
+    names = {name for flag in facts.flags for name in (*flag.names, *flag.opposites)}
+    assert names - VLLM_NAMES == set()
+    switches = {flag.name for flag in FLAGS if flag.shape is Shape.SWITCH}
+    assert {flag.name for flag in facts.flags if flag.opposites} - switches == set()

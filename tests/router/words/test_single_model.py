@@ -18,6 +18,7 @@ from startup.words.flag import Shape
 from startup.words.serve_command import CONFIG_OF_START, ServeCommand, serve_parameters
 from startup.words.supported import SUPPORTED
 from tests.support.peer_vllm import ROOT
+from tests.support.vllm_flags import VLLM_NAMES
 
 _END = ("--engine", "embedded", "--disable-uvicorn-access-log")
 
@@ -109,9 +110,8 @@ _REFUSED = {
 
 
 def test_every_flag_of_vllm_that_concerns_the_port_is_tried_in_a_file():
-    names = {*(ROOT / "tests" / "vllm_cli" / "vllm_flags.txt").read_text().split()}
     roles = flags_with_role("address", "keys", "tls", "port", "both", "program")
-    assert {*_OF_PORT, *_REFUSED} - {"--middleware"} == roles & names - {"--log-config-file"}
+    assert {*_OF_PORT, *_REFUSED} - {"--middleware"} == roles & VLLM_NAMES - {"--log-config-file"}
 
 
 @pytest.mark.parametrize("name", _OF_PORT)

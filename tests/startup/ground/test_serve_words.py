@@ -1,29 +1,16 @@
 """The words of `serve` are split between launcher and engine."""
 
-from pathlib import Path
-
 import pytest
 
 from startup.ground.serve_words import LAUNCHER_FLAGS, ServeWords, help_topic, is_for_information, split
 from startup.words.supported import GROUPS, LOG_FORMAT
 
 _KNOWN: dict[str, int | str] = {"--one": 1}
-VLLM_FLAGS = set((Path(__file__).parents[2] / "vllm_cli" / "vllm_flags.txt").read_text().split())
 
 
 def test_the_launchers_flags_are_those_of_the_start_and_the_logs_format():
     declared = [flag for flag in (*GROUPS["Start"], *GROUPS["Several models"], LOG_FORMAT) if flag.name != "--config"]
     assert {name: flag.shape.value for flag in declared for name in flag.names} == LAUNCHER_FLAGS
-
-
-def test_no_flag_of_the_launcher_is_a_flag_of_vllm():
-    assert set(LAUNCHER_FLAGS) & VLLM_FLAGS == set()
-    assert set(LAUNCHER_FLAGS) & {name.partition(".")[0] for name in VLLM_FLAGS} == set()
-
-
-def test_no_flag_of_vllm_begins_with_a_flag_of_the_launcher():
-    """vLLM's parser accepts abbreviations of flags."""
-    assert [(name, theirs) for name in LAUNCHER_FLAGS for theirs in VLLM_FLAGS if theirs.startswith(name)] == []
 
 
 def test_words_of_vllm_stay_unchanged_and_in_order():

@@ -1,14 +1,12 @@
-"""The table of flags for a vLLM whose facts are not recorded yet agrees with the list of all flags."""
-
-from pathlib import Path
+"""The table of flags for a vLLM whose facts are not recorded yet agrees with the table of all flags."""
 
 import pytest
 
 from startup.vllm_words.facts import FlagFact
 from startup.vllm_words.flags import USUAL, Flags
 from startup.words.table import find_flag
+from tests.support.vllm_flags import VLLM_NAMES
 
-_NAMES = (Path(__file__).parents[2] / "vllm_cli" / "vllm_flags.txt").read_text().split()
 _FORMER = {"--task"}
 
 
@@ -19,4 +17,4 @@ def test_a_row_has_names_and_number_of_values_of_vllms_flag_and_a_clear_abbrevia
     assert flag.num_values == (1 if fact.nargs is None else fact.nargs)
     prefixes = (fact.name[:length] for length in range(3, len(fact.name) + 1))
     shortest = next(prefix for prefix in prefixes if Flags().complete(prefix) == [fact.name])
-    assert shortest == fact.name or [name for name in _NAMES if name.startswith(shortest)] == [fact.name]
+    assert shortest == fact.name or [name for name in VLLM_NAMES if name.startswith(shortest)] == [fact.name]

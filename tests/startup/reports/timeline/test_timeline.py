@@ -88,15 +88,6 @@ def test_running_is_the_innermost_open_span():
     assert timeline.running is None
 
 
-def test_elapsed_time_is_constant_once_the_start_is_finished():
-    timeline = PhaseTimeline.from_process_start()
-    timeline.finish()
-    elapsed_s = timeline.elapsed_s
-    time.sleep(0.01)
-    timeline.finish()
-    assert timeline.elapsed_s == elapsed_s
-
-
 def _start(model: Path, folder: Path) -> tuple[list[dict[str, Any]], set[str]]:
     """Runs a start of `vllm-cli serve`. Returns its answers until it is ready, and the names of its spans."""
     port = free_port()
