@@ -43,10 +43,10 @@ _COMPILE: Final = Name("vllm.compilation.wrapper", "TorchCompileWithNoGuardsWrap
 _INIT_DEVICE: Final = Name("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device", ())
 COMPILED_MODELS: Final = Hook(
     "records of compiled models",
-    does="records what vLLM hashes to name a compiled model, and whether it is loaded. For machines with different "
-    "hardware, adds the hardware to the name. Keeps Triton's kernels in the model's folder",
-    without="the log does not say why a start compiles, and --compile-cache does not work",
-    promise="the log says why a start compiles, and --compile-cache works",
+    does="records what vLLM hashes to name a compiled model, and whether it is loaded; adds the hardware to the "
+    "name; keeps Triton's kernels beside the model",
+    without="the log has no reasons, and --compile-cache does not work",
+    promise="the log says why a start compiles",
     needs=(
         _GET_FACTORS,
         _HASH_TEXT,

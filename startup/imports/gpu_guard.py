@@ -38,8 +38,7 @@ _INITIALIZE: Final = {
 """Functions that initialize a driver, each with a check for a GPU. Without a GPU, they initialize nothing."""
 GPU_GUARD: Final = Hook(
     "GPU guard",
-    does="in processes that are forked, keeps the GPU's driver uninitialized, and answers questions about the GPU's "
-    "architecture",
+    does="keeps the GPU's driver uninitialized before forks, and answers questions about the architecture",
     without="if an import initializes the driver, engines and workers are new programs",
     promise="engines and workers can be forked",
     needs=(_CAPABILITY, *(name for name in _INITIALIZE if name.module.startswith("torch."))),

@@ -127,8 +127,8 @@ SHAPE_FUNCTIONS: Final[Mapping[str, Callable[..., int]]] = {
 
 STAND_INS: Final = Hook(
     "stand-ins of the embedded engine",
-    does="imports torch and transformers without modules that serving does not use",
-    without="the embedded engine imports these modules",
-    gain="0.68 (0.65–0.75) of a cold start of the embedded engine",
+    does="leaves out modules of torch and transformers that serving does not use",
+    without="the embedded engine imports them",
+    gain="0.68 (0.65–0.75) of a cold start, embedded engine",
     needs=tuple(map(Name, (*_LEFT_OUT_OF_TORCH, SHAPES))),
 )

@@ -23,7 +23,7 @@ CACHED_SCANS: Final = Hook(
     "cached scans",
     does="keeps on disk which names transformers' models export",
     without="every start reads the sources of all models",
-    gain="0.75 (0.70–0.85) of a cold start of the embedded engine",
+    gain="0.75 (0.70–0.85) of a cold start, embedded engine",
     needs=(_SCAN,),
 )
 

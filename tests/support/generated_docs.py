@@ -132,18 +132,22 @@ def _describe_variables() -> Iterator[str]:
 def build_hooks_page() -> str:
     """The text of docs/dev/vllm-hooks.md: every hook that the launcher places in other programs."""
     introduction = (
-        "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries at run time. The\n"
-        "declaration of a hook, `Hook(…)` below `startup`, lists in `needs` the names and texts on which the hook\n"
-        "relies. If a hook does not fit the installed code, the launcher leaves it out, with a warning. If a hook in\n"
-        "**bold** does not fit, vLLM starts without preloading. A gain is the time with the hook, divided by the time\n"
-        "without it (median and range, from [these files](../figures)). The [glossary](glossary.md) explains words."
+        "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries at run time. Each\n"
+        "`Hook(…)` below `startup` lists in `needs` the names and texts on which it relies. A hook that does not fit\n"
+        "the installed code is left out, with a warning. If one in **bold** does not fit, vLLM starts without\n"
+        "preloading. A gain is the time with the hook, divided by the time without it (median and range, from\n"
+        "[these files](../figures)). The [glossary](glossary.md) explains words."
     )
     head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain or promise")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
     sections += ["## CUDA graphs that are captured before vLLM is ready", ""]
-    sections += _wrap("The hook `late CUDA graphs` changes nothing with these features.", indent="") + [""]
-    features = ((feature.name, feature.why) for feature in (*OF_CONFIG, *OF_RUNNER))
-    sections += [*_table(("Feature", "Why"), features), ""]
+    sections += _wrap(
+        "The hook `late CUDA graphs` changes nothing with these features, sorted by reason.", indent=""
+    ) + [""]
+    reasons: dict[str, list[str]] = {}
+    for feature in (*OF_CONFIG, *OF_RUNNER):
+        reasons.setdefault(feature.why, []).append(feature.name)
+    sections += [*(line for why, names in reasons.items() for line in _item(why, names)), ""]
     sections += ["## Open changes of vLLM that will break a hook", ""]
     sections += ["These issues and pull requests were open in November 2026.", ""]
     rows = ((_hook_names(hooks), _links(changes), effect) for hooks, changes, effect in _OPEN_CHANGES)
@@ -199,7 +203,7 @@ _OPEN_CHANGES: Final = (
     (
         ("preloading", "unused imports", "port", "drain", "engine's death"),
         {"54653": "`vllm.entrypoints` moves to `vllm.frontend`"},
-        "Hooks follow shims at the old places (`place_of` in `hook.py`). Without shims, starts are plain.",
+        "Hooks follow shims (`place_of` in `hook.py`). Without shims, starts are plain.",
     ),
     (
         ("port", "probes while serving"),
@@ -209,7 +213,7 @@ _OPEN_CHANGES: Final = (
     (
         ("port",),
         {"57637": "vLLM sends READY=1"},
-        "The launcher sends READY=1 once. In a plain start, vLLM and the launcher both send it.",
+        "In a plain start, vLLM and the launcher both send it.",
     ),
     (
         ("engine's death",),
@@ -219,8 +223,7 @@ _OPEN_CHANGES: Final = (
     (
         ("forks",),
         {"58183": "an executor that checkpoints workers"},
-        "If `get_mp_context` starts the workers, they are forked. Otherwise, workers are new programs, as in plain "
-        "vLLM.",
+        "If `get_mp_context` does not start the workers, they are new programs.",
     ),
     (
         ("records of compiled models",),
@@ -230,8 +233,7 @@ _OPEN_CHANGES: Final = (
     (
         ("Rust frontend",),
         {"40846": "the Rust frontend changes"},
-        "If engines register in another way, or if other code starts the frontend, starts with the Rust frontend are "
-        "plain.",
+        "If engines register or the frontend starts in another way, such starts are plain.",
     ),
 )
 """Rows: hooks, the open changes of vLLM that affect these hooks (number -> text), and the effects."""

@@ -27,7 +27,7 @@ from startup.ground.processes.messages import RefusedError
 FORKED_LIBRARIES: Final = Hook(
     "libraries in forks",
     does="renews what libraries read on import: random state, settings of Inductor, the hub, metrics",
-    without="a fork has the state and settings of the process from which it was forked",
+    without="a fork has its parent's state and settings",
     promise="forks are like new programs",
     needs=(
         Name("torch._inductor.config", "compile_threads"),

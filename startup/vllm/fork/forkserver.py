@@ -33,9 +33,9 @@ from startup.vllm.probes.serving_events import report_serving
 
 FORKS: Final = Hook(
     "forks",
-    does="forks engines, workers and API servers where vLLM uses multiprocessing's `spawn`",
+    does="forks engines, workers and API servers where vLLM uses `spawn`",
     without="every process imports vLLM itself",
-    gain="0.16 (0.15–0.18) of a start of `vllm serve`, with all other hooks",
+    gain="0.16 (0.15–0.18) of `vllm serve`, with all hooks",
     needs=(
         *NEEDS,
         Text(("vllm.utils.system_utils",), r"def get_mp_context\(.*?multiprocessing\.get_context\(", "get_mp_context"),

@@ -52,19 +52,18 @@ _API_PROCESSES: Final = ("MainProcess", API_SERVER)
 _ENGINE_MODULES: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
 PRELOADING: Final = Hook(
     "preloading",
-    does="imports the API server beside the forkserver's imports, and runs `vllm serve` in the launcher's process",
+    does="imports the API server beside the forkserver's imports; runs `vllm serve` in the launcher",
     without="vLLM runs as a new program",
-    gain="0.16 (0.15–0.18) of a start of `vllm serve`, with all other hooks",
+    gain="0.16 (0.15–0.18) of `vllm serve`, with all hooks",
     needs=(MAIN, *map(Name, (*API_MODULES[1:], *_ENGINE_MODULES))),
     is_essential=True,
 )
 
 PROFILE: Final = Hook(
     "preload profile",
-    does="imports a fixed list in the forkserver, then the modules that engines and workers of the same names have "
-    "imported in earlier starts",
+    does="imports, in the forkserver, a fixed list and what engines and workers imported in earlier starts",
     without="engines and workers import these modules themselves",
-    promise="imports of model and plugins happen once, before the forks",
+    promise="model and plugins are imported once",
     needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
 )
 

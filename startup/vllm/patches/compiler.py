@@ -47,7 +47,7 @@ _INNER_KERNELS: Final = Name("torch._library.triton", "get_inner_triton_kernels"
 DEFERRED_COMPILER: Final = Hook(
     "deferred compiler",
     does="imports torch's compiler when a decorated function is first called",
-    without="an eager start imports torch's compiler in the API server and on CPU",
+    without="eager starts import torch's compiler in the API server and on CPU",
     gain="0.79 (0.72–0.91) of a cold start; 0.75 (0.64–0.85) where functions are compiled late",
     needs=(_COMPILE, _INNER_KERNELS, Name("torch._dynamo"), Name("torch._inductor")),
 )
@@ -59,7 +59,7 @@ _DECORATORS: Final = "vllm.compilation.decorators"
 _LOAD_COMPILED: Final = Name("torch.compiler", "load_compiled_function")
 AOT_LOADING: Final = Hook(
     "loading of compiled models",
-    does="adds `finalize_loading`, which vLLM calls on every compiled function, to Inductor's functions",
+    does="adds `finalize_loading`, which vLLM calls, to Inductor's functions",
     without="vLLM for CPU compiles the model in every start",
     promise="later starts load the compiled model",
     needs=(

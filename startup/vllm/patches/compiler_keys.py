@@ -34,8 +34,8 @@ TRITON_KEY: Final = COMPILER_KEYS.part(_TRITON_KEY, places={"forkserver", "templ
 _PROBE: Final = Name("torch._inductor.cpu_vec_isa", "VecISA._probe_load", ("output_path",))
 VECTOR_PROBES: Final = Hook(
     "vector probes",
-    does="remembers which of Inductor's test libraries for vector instructions can be loaded",
-    without="a start that loads a compiled model for CPU loads six of them again, each in a new program",
+    does="remembers which vector instructions Inductor's test libraries have found",
+    without="a compiled start on CPU loads six libraries again, each in a new program",
     gain="0.88 (0.87–0.98) of a compiled start",
     needs=(_PROBE,),
     places={"forkserver", "template"},

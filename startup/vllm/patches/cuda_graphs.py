@@ -34,10 +34,9 @@ _FINGERPRINT: Final = Name(
 )
 GRAPH_MEMORY: Final = Hook(
     "CUDA graphs",
-    does="remembers how much memory CUDA graphs need; excludes objects that are older than the capture from garbage "
-    "collection",
-    without="each start captures most graphs twice, first to measure their memory",
-    gain="0.77 (0.65–0.77) of a compiled start of the CUDA build, on a stand-in for the GPU",
+    does="remembers how much memory CUDA graphs need; excludes older objects from garbage collection",
+    without="each start captures most graphs twice, to measure them",
+    gain="0.77 (0.65–0.77) of a compiled start, on a stand-in for the GPU",
     needs=(_MEASURE, _CAPTURE, _FINGERPRINT),
     since=(0, 33),
     places={"forkserver", "template"},

@@ -31,7 +31,7 @@ _DECORATE_LOGS: Final = Name("vllm.utils.system_utils", "decorate_logs", ("proce
 JSON_LOGS: Final = Hook(
     "JSON logs",
     does="configures vLLM's log, and puts the names of processes into its records",
-    without="only the launcher's lines are JSON, or the lines contain multiprocessing's names of the processes",
+    without="only the launcher's lines are JSON, or have multiprocessing's names",
     promise="`--log-format json` applies to every line",
     needs=(Text(("vllm.logger",), r"envs\.VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_CONFIG_PATH"),),
 )

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _ALLOCATION: Final = "vllm.v1.worker.utils"
 KV_CACHE: Final = Hook(
     "memory of the KV cache",
-    does="on CPU, populates the memory with several threads; if memory is ample, vLLM already serves meanwhile",
-    without="one thread populates the memory before vLLM serves",
+    does="on CPU, populates it with several threads, while vLLM already serves if memory is ample",
+    without="one thread populates it before vLLM serves",
     gain="0.79 (0.57–0.83) of a cold start with a cache of 4 GiB",
     needs=(
         Text((_ALLOCATION,), r"= torch\.zeros\(buf_size, dtype=torch\.int8, device=device\)", "zeros for the cache"),

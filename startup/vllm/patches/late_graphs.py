@@ -53,8 +53,8 @@ LATE_GRAPHS: Final = Hook(
     "late CUDA graphs",
     does="captures most CUDA graphs while vLLM serves, between two steps of an engine",
     without="vLLM captures all graphs before it is ready. So do vLLM 0.29 to 0.32, on whose CUDA builds this hook has "
-    "not been tried, although both of their model runners have all that it needs",
-    gain="0.83 (0.83–0.84) of a compiled start of the CUDA build, on a stand-in for the GPU",
+    "not been tried",
+    gain="0.83 (0.83–0.84) of a compiled start, on a stand-in for the GPU",
     needs=(
         *(*_CAPTURES, *_ESTIMATES, _LOOP, _STREAM, _WORKSPACE_MANAGER, ENVS, PLATFORM),
         *(Name(_WORKSPACE, f"WorkspaceManager.{name}") for name in ("lock", "unlock", "_current_workspaces")),

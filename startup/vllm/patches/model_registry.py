@@ -23,7 +23,7 @@ _LOAD_PLUGINS: Final = Name("vllm.plugins", "load_general_plugins", ())
 MODEL_INSPECTION: Final = Hook(
     "model's class",
     does="inspects the class in a fork, and imports it in the forkserver",
-    without="a new program inspects the class, and each worker imports it",
+    without="a new program inspects it, and each worker imports it",
     gain="0.42 (0.31–0.49) of the first start of a model",
     needs=(_RUN_IN_SUBPROCESS, _LOAD_PLUGINS),
     places={"api", "forkserver"},

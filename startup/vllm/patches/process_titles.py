@@ -19,7 +19,7 @@ PROCESS_TITLES: Final = Hook(
     "process titles",
     does="shows vLLM's titles in forks of a standby",
     without="`ps` shows the command line of the standby",
-    promise="`ps` shows the same titles in warm and cold starts",
+    promise="the same titles in warm and cold starts",
     needs=(_SET_TITLE,),
     places={"template"},
 )

@@ -15,8 +15,8 @@ _INSTRUMENT: Final = Name("vllm.tracing", "instrument", ("obj", "span_name"))
 SPANS: Final = Hook(
     "spans",
     does="times the functions that vLLM marks with `@instrument`",
-    without="reports of a start lack the phases inside vLLM",
-    promise="the start's report, `/startupz` and `explain` name vLLM's phases",
+    without="reports lack the phases inside vLLM",
+    promise="reports and `explain` name vLLM's phases",
     needs=(_INSTRUMENT,),
     places={"api", "forkserver", "template"},
 )

@@ -19,7 +19,7 @@ _SOCKET: Final = Name(_MODULE, "get_open_zmq_ipc_path", ())
 _RENDEZVOUS: Final = Name(_MODULE, "get_file_store_init_method", ())
 TEMP_FILES: Final = Hook(
     "temporary files",
-    does="puts sockets and rendezvous files of vLLM's processes into a folder that is removed",
+    does="puts vLLM's sockets and rendezvous files into a folder that is removed",
     without="the files stay in TMPDIR",
     promise="no file is left",
     needs=(_SOCKET, _RENDEZVOUS),

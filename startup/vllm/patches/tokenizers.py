@@ -44,7 +44,7 @@ KEPT_TOKENIZERS: Final = Hook(
     "kept tokenizers",
     does="loads a model's tokenizer and template once in a standby, into vLLM's own caches",
     without="a warm start loads them again",
-    gain="0.38 (0.31–0.62) of a warm start with a tokenizer of 151,000 tokens",
+    gain="0.38 (0.31–0.62) of a warm start with 151,000 tokens",
     needs=(_CACHED_TOKENIZER, _READS_NO_OTHER, CHAT_TEMPLATE),
 )
 
@@ -54,10 +54,8 @@ _OUTPUT_MANAGER: Final = Name(_OUTPUT, "StructuredOutputManager")
 _PROCESSOR_LOADER: Final = Name("transformers.models.auto.processing_auto", "AutoTokenizer")
 PROCESSOR_LOOKUP: Final = Hook(
     "tokenizer loaded once",
-    does="passes the loaded tokenizer to the search for a model's processor; copies the engine's tokenizer "
-    "for structured output, and loads the copy when a request needs it",
-    without="a model without a processor loads the tokenizer once more, and the engine loads a tokenizer before it "
-    "is ready",
+    does="passes the tokenizer to the search for a processor; loads that of structured output when a request needs it",
+    without="a model without a processor loads it once more, and the engine before it is ready",
     gain="0.91 (0.89–0.95) of a cold start",
     needs=(CHAT_TEMPLATE, _PROCESSOR_LOADER),
     places={"api"},

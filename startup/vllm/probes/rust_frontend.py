@@ -31,10 +31,9 @@ _ENGINE: Final = "vllm.v1.engine.core"
 _REGISTER: Final = Name(_ENGINE, "EngineCoreProc.process_input_sockets")
 RUST_FRONTEND: Final = Hook(
     "Rust frontend",
-    does="lets engines register with the frontend once the responder accepts no more connections, reports when the "
-    "frontend is ready, and ends the frontend with the launcher",
+    does="hands the port to the frontend, reports when it is ready, and ends it with the launcher",
     without="with VLLM_USE_RUST_FRONTEND, starts are plain",
-    gain="0.16 (0.16–0.23) of a start of `vllm serve` with its Rust frontend, with all other hooks",
+    gain="0.16 (0.16–0.23) of `vllm serve`, with all hooks",
     needs=(
         Name(_INIT.module, "RustFrontendProcessManager.shutdown", ("timeout",)),
         Text(

@@ -37,10 +37,9 @@ _APP: Final = Name("uvicorn.config", "Config.loaded_app")
 _END_CLIENT: Final = Name("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", ("timeout",))
 PORT: Final = Hook(
     "port",
-    does="gives vLLM the launcher's listening socket; reports when vLLM's HTTP server accepts connections and when "
-    "it stops",
+    does="gives vLLM the launcher's socket; reports when vLLM's HTTP server accepts connections and stops",
     without="probes get no answer before vLLM serves; readiness is not known",
-    promise="probes get answers from the first 0.2 s on, and READY=1 is sent when vLLM serves",
+    promise="answers from the first 0.2 s on; READY=1 when vLLM serves",
     needs=(
         _STARTUP,
         _SHUTDOWN,
@@ -55,7 +54,7 @@ SERVING_PROBES: Final = Hook(
     "probes while serving",
     does="lets the responder answer `/health`",
     without="`/health` waits for vLLM's event loop",
-    promise="beside 300 requests, the p99 of `/health` is 2.5 instead of 89 ms",
+    promise="a p99 of 2.5 instead of 89 ms beside 300 requests",
     needs=(
         Name("uvicorn.server", "Server.main_loop", ()),
         Name("uvicorn.server", "Server.lifespan"),
@@ -70,8 +69,7 @@ SERVING_PROBES: Final = Hook(
 DRAIN: Final = Hook(
     "drain",
     does="finishes running requests before vLLM stops its engine; leaves out vLLM's search for processes at its port",
-    without="SIGTERM breaks requests off, and vLLM waits endlessly for their connections; vLLM's "
-    "search may end with a traceback",
+    without="SIGTERM breaks requests off, vLLM waits endlessly for their connections, and its search may fail",
     promise="SIGTERM loses no request and leaves no traceback",
     needs=(
         _APP,
@@ -85,7 +83,7 @@ PORT_USER: Final = DRAIN.part(_FIND_PORT_USER)
 _CORE_CLIENT: Final = "vllm.v1.engine.core_client"
 WATCHDOG: Final = Hook(
     "engine watchdog",
-    does="checks each EngineCore between two steps; if an EngineCore hangs, logs where, and ends the server",
+    does="checks each EngineCore between two steps; if one hangs, logs where, and ends the server",
     without="an engine that hangs is not noticed",
     promise="`--engine-watchdog-timeout`",
     needs=(
@@ -103,8 +101,8 @@ _CLIENT: Final = "vllm.v1.engine.async_llm"
 SLEEP: Final = Hook(
     "sleep",
     does="lets the router put engines to sleep and wake them, without vLLM's endpoints",
-    without="the router stops a model instead of putting it to sleep",
-    promise="models change places in a second, and clients cannot reach the endpoints",
+    without="the router stops models instead",
+    promise="models change places in a second; clients cannot reach the endpoints",
     needs=(
         Name(_CLIENT, "AsyncLLM.sleep", ("level", "mode")),
         Name(_CLIENT, "AsyncLLM.wake_up", ("tags",)),
