@@ -5,10 +5,10 @@ from math import fsum
 from statistics import median
 from typing import Any, Final, NamedTuple
 
-from tools.figures.record import Figures
-from tools.figures.rows import conditions_of
+from tools.figures.record import Figures, Measured
+from tools.figures.rows import conditions_of, is_of_gpu, machine_of
 from tools.phase_chart import Bar, Group, draw_phases
-from vllm_cli.bench.phases import PHASES, median_phases
+from vllm_cli.bench.phases import median_phases
 
 
 class _Start(NamedTuple):
@@ -20,56 +20,65 @@ class _Start(NamedTuple):
 
 
 _GROUPS: Final = {
-    "Default (compiled), vLLM for CPU, 135 million parameters": (
-        _Start("vllm serve", "start, compiled", is_peer=True),
-        _Start("vllm-cli", "start, compiled"),
-        _Start("vllm-cli beside a standby", "warm start, compiled"),
+    "vLLM on one H200, default (compiled), 135 million parameters": (
+        _Start("vllm serve", "H200, compiled, later", is_peer=True),
+        _Start("vllm-cli", "H200, compiled, later"),
+        _Start("vllm-cli beside a standby", "H200, compiled, beside a standby"),
     ),
-    "--enforce-eager": (
+    "vLLM on one H200, --enforce-eager": (
+        _Start("vllm serve", "H200, eager, later", is_peer=True),
+        _Start("vllm-cli", "H200, eager, later"),
+        _Start("vllm-cli beside a standby", "H200, eager, beside a standby"),
+    ),
+    "vLLM on two cores, --enforce-eager": (
         _Start("vllm serve", "start, eager", is_peer=True),
         _Start("vllm-cli", "start, eager"),
         _Start("vllm-cli beside a standby", "warm start, eager"),
     ),
-    "--enforce-eager, 1.5 billion parameters": (
+    "vLLM on two cores, --enforce-eager, 1.5 billion parameters": (
         _Start("vllm serve", "start, eager, 1.5 billion parameters", is_peer=True),
         _Start("vllm-cli", "start, eager, 1.5 billion parameters"),
     ),
-    "Default, vLLM for CUDA on a stand-in for the GPU: no kernel runs": (
-        _Start("vllm serve", "stand-in, start, compiled", is_peer=True),
-        _Start("vllm-cli", "stand-in, start, compiled"),
-    ),
-    "Embedded engine, 135 million parameters": (
+    "Embedded engine on two cores, 135 million parameters": (
         _Start("transformers serve", "start, embedded", is_peer=True),
         _Start("vllm-cli", "start, embedded"),
         _Start("vllm-cli beside a standby", "warm start, embedded"),
     ),
 }
+_NOTES: Final = (
+    "Time from exec to the first token; medians of alternating rounds",
+    "On the GPU and by transformers serve, phases before the server answers were not recorded",
+)
 
 
 def draw_chart(figures: Figures) -> str:
-    """The chart as SVG. Starts that have not been measured are left out."""
-    groups = [Group(title, bars) for title, starts in _GROUPS.items() if (bars := list(_bars(figures, starts)))]
+    """The chart as SVG: starts of one machine with a GPU, then of one without. It shows what was measured."""
     steps = {start.step for starts in _GROUPS.values() for start in starts}
-    runs = [runs[0] for step in sorted(steps) if (runs := figures.runs_of(step))]
-    where = sorted({f"machine {run.machine}, {run.date}" for run in runs})
-    notes = ["Time from exec to the first token; medians of alternating rounds", "; ".join(where)]
-    return draw_phases(groups, notes=notes)
+    machines = {machine_of(figures, (step for step in steps if is_of_gpu(step) is kind)) for kind in (True, False)}
+    runs = {step: run for step in sorted(steps) for run in figures.runs_of(step) if run.machine in machines}
+    groups = [Group(title, bars) for title, starts in _GROUPS.items() if (bars := list(_bars(runs, starts)))]
+    where = sorted({f"machine {run.machine}, {run.date}" for run in runs.values()})
+    return draw_phases(groups, notes=[*_NOTES, "; ".join(where)])
 
 
-def _bars(figures: Figures, starts: tuple[_Start, ...]) -> Iterator[Bar]:
+def _bars(runs: Mapping[str, Measured], starts: tuple[_Start, ...]) -> Iterator[Bar]:
     for start in starts:
-        if runs := figures.runs_of(start.step):
-            [rounds] = conditions_of(runs[0].result, int(start.is_peer)).values()
+        if start.step in runs:
+            [rounds] = conditions_of(runs[start.step].result, int(start.is_peer)).values()
             yield Bar(start.label, divide_median(rounds))
 
 
 def divide_median(rounds: list[Mapping[str, Any]]) -> dict[str, float]:
     """Divides the median time to the first token into phases, in proportion to the phases' medians.
 
-    If the rounds have no phases, the last phase gets all of the time.
+    If the rounds have no phases, the phase `server` has all of the time until the server is healthy.
     """
-    total_s = median(each.get("first_token_s") or each["answer"] for each in rounds)
+    total_s = median(each["first_token_s"] for each in rounds)
     known = [each for each in rounds if each.get("phases_s")]
-    phases_s = median_phases(known) if known else {PHASES[-1]: total_s}
+    if known:
+        phases_s = median_phases(known)
+    else:
+        healthy_s = median(each["healthy_s"] for each in rounds)
+        phases_s = {"server": healthy_s, "first token": total_s - healthy_s}
     scale = total_s / fsum(phases_s.values())
     return {name: seconds * scale for name, seconds in phases_s.items() if seconds}

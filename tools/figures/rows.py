@@ -1,7 +1,8 @@
 """The rows of the tables of figures. Each row names a step (benchmark) of `make figures` and its figures."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from math import floor, log10
 from statistics import median
 from typing import Any, Final, NamedTuple
@@ -10,6 +11,7 @@ from tools.figures.record import Figures, Measured
 
 _EAGER: Final = "`vllm serve --enforce-eager`"
 _DEFAULT: Final = "`vllm serve`"
+_COMPILING: Final = f"{_DEFAULT}, whose CPU build compiles in every start"
 _TRANSFORMERS: Final = "`transformers serve`"
 _FIRST_TOKEN: Final = (("from warm", "first_token_s"),)
 _WARM: Final = (("from standby", "first_token_s"),)
@@ -23,8 +25,9 @@ _LEVELS: Final = ("level 1", "level 2")
 _LOADED: Final = tuple(("32 at once", f"health_{which}_ms") for which in ("p50", "p99", "max"))
 _EMBEDDED: Final = "tok/s at 1; 8; 32, embedded engine"
 _BESIDE: Final = "tokens beside a busy process"
+_SHARED: Final = "first start, compiled, shared"
 _LARGE: Final = "1.5 billion parameters"
-_STAND_IN: Final = "on a stand-in for the GPU (no kernel runs)"
+_STAND_IN: Final = "first answer on a stand-in for the GPU (no kernel runs)"
 
 
 @dataclass(frozen=True)
@@ -42,22 +45,21 @@ class Row:
     theirs: int = 1
     is_headline: bool = True
     """Whether README shows the row."""
-    is_by_instructions: bool = False
-    """Whether the newest run for each kind of the processor's instructions is shown, in a row of its own."""
 
     def describe_peer(self, result: Mapping[str, Any]) -> str:
         """The command of the other side, with its version if the server has reported one."""
         version = result["sides"][self.theirs].get("version") if "sides" in result else None
         return f"{self.peer}, {version}" if version else self.peer
 
-    def cells(self, result: Mapping[str, Any]) -> tuple[str, str, str]:
-        """The figures of vllm-cli and of the other side, and their ratio."""
+    def cells(self, result: Mapping[str, Any]) -> tuple[str, str, str, str]:
+        """The figures of vllm-cli and of the other side, their ratio, and the number of rounds."""
         ours, theirs = ([_values(result, side, *each) for each in self.series] for side in (self.ours, self.theirs))
         ratios = [find_ratios(*pair) for pair in zip(ours, theirs, strict=True)]
         return (
             _describe(ours, shorten, self.unit),
             _describe(theirs, shorten, self.unit),
             _describe(ratios, "{:.2f}".format),
+            " and ".join(str(number) for number in dict.fromkeys((len(ours[0]), len(theirs[0])))),
         )
 
 
@@ -101,46 +103,46 @@ def _values(result: Mapping[str, Any], side: int, condition: str, metric: str) -
 
 
 ROWS: Final = {
-    "Start of vLLM": (
-        Row("first token, vLLM engine", _DEFAULT, "start, compiled"),
-        Row("first token, vLLM engine", _EAGER, "start, eager"),
-        Row("first start ever, vLLM engine", _EAGER, "first start, eager"),
-        Row("other caches empty, `--compile-cache`", f"{_DEFAULT}, empty caches", "first start, compiled, shared"),
-        Row(f"{_LARGE}, vLLM engine", _EAGER, f"start, eager, {_LARGE}"),
-    ),
     "Start of vLLM's CUDA build on a GPU": (
-        Row("first token on an H200", _DEFAULT, "H200, compiled, later"),
-        Row("first token on an H200", _EAGER, "H200, eager, later"),
-        Row("on an H200, beside a standby", _DEFAULT, "H200, compiled, beside a standby"),
-        Row("on an H200, beside a standby", _EAGER, "H200, eager, beside a standby", is_headline=False),
-        Row(f"{_LARGE}, on an H200", _EAGER, f"H200, eager, {_LARGE}"),
+        Row("first token", _DEFAULT, "H200, compiled, later"),
+        Row("first token", _EAGER, "H200, eager, later"),
+        Row("beside a standby", _DEFAULT, "H200, compiled, beside a standby"),
+        Row("beside a standby", _EAGER, "H200, eager, beside a standby", is_headline=False),
+        Row(_LARGE, _EAGER, f"H200, eager, {_LARGE}"),
         Row("first start on the machine", _DEFAULT, "H200, compiled, first", is_headline=False),
         Row("first start on the machine", _EAGER, "H200, eager, first", is_headline=False),
         Row("tok/s of 32 streams", _DEFAULT, "H200, requests", _TOKENS[-1:], "", is_headline=False),
         Row("`/health` p50; p99; max, 32 streams", _DEFAULT, "H200, requests", _LOADED, " ms", is_headline=False),
     ),
-    "Start of vLLM's CUDA build on a stand-in for the GPU": (
-        Row(f"first answer {_STAND_IN}", _DEFAULT, "stand-in, start, compiled", (("compiled, later", "answer"),)),
-        Row(f"first answer {_STAND_IN}", _EAGER, "stand-in, start, eager", (("eager, later", "answer"),)),
-    ),
     "Models that change places on a GPU": (
-        Row("swap, level 1, on an H200", _BY_HAND, "H200, swaps", (("level 1", "swap_s"),)),
-        Row("swap, level 1, on an H200", "`--on-swap stop`", "H200, swaps", (("level 1", "swap_s"),), theirs=2),
-        Row("swap, level 2, on an H200", _BY_HAND, "H200, swaps", (("level 2", "swap_s"),), is_headline=False),
+        Row("swap, level 1", _BY_HAND, "H200, swaps", (("level 1", "swap_s"),)),
+        Row("swap, level 1", "`--on-swap stop`", "H200, swaps", (("level 1", "swap_s"),), theirs=2),
+        Row("swap, level 2", _BY_HAND, "H200, swaps", (("level 2", "swap_s"),), is_headline=False),
+    ),
+    "Start of vLLM's CUDA build on a stand-in for the GPU": (
+        Row(_STAND_IN, _DEFAULT, "stand-in, start, compiled", (("compiled, later", "answer"),), is_headline=False),
+        Row(_STAND_IN, _EAGER, "stand-in, start, eager", (("eager, later", "answer"),), is_headline=False),
+    ),
+    "Start of vLLM": (
+        Row("first token, vLLM engine", _COMPILING, "start, compiled", is_headline=False),
+        Row("first token, vLLM engine", _EAGER, "start, eager"),
+        Row("first start ever, vLLM engine", _EAGER, "first start, eager"),
+        Row("other caches empty, `--compile-cache`", f"{_DEFAULT}, empty caches", _SHARED, is_headline=False),
+        Row(f"{_LARGE}, vLLM engine", _EAGER, f"start, eager, {_LARGE}"),
+    ),
+    "Warm starts beside `vllm-cli standby`": (
+        Row("beside a standby, vLLM engine", _COMPILING, "warm start, compiled", _WARM, is_headline=False),
+        Row("beside a standby, vLLM engine", _EAGER, "warm start, eager", _WARM),
+        Row("beside a standby, embedded engine", _TRANSFORMERS, "warm start, embedded", _WARM),
     ),
     "Start of the embedded engine": (
         Row("first token, embedded engine", _TRANSFORMERS, "start, embedded"),
         Row(f"{_LARGE}, embedded engine", _TRANSFORMERS, f"start, embedded, {_LARGE}"),
     ),
-    "Warm starts beside `vllm-cli standby`": (
-        Row("beside a standby, vLLM engine", _DEFAULT, "warm start, compiled", _WARM),
-        Row("beside a standby, vLLM engine", _EAGER, "warm start, eager", _WARM),
-        Row("beside a standby, embedded engine", _TRANSFORMERS, "warm start, embedded", _WARM),
-    ),
     "Under load": (
-        Row(_EMBEDDED, _DEFAULT, "tokens, embedded", _TOKENS, "", is_by_instructions=True),
-        Row(_EMBEDDED, _EAGER, "tokens, embedded", _TOKENS, "", theirs=2, is_by_instructions=True),
-        Row("tok/s beside a busy process", _DEFAULT, _BESIDE, _TOKENS, "", is_by_instructions=True),
+        Row(_EMBEDDED, _DEFAULT, "tokens, embedded", _TOKENS, ""),
+        Row(_EMBEDDED, _EAGER, "tokens, embedded", _TOKENS, "", theirs=2),
+        Row("tok/s beside a busy process", _DEFAULT, _BESIDE, _TOKENS, ""),
         Row("tok/s at 8; 32, vLLM engine", _DEFAULT, "tokens, vLLM engine", _TOKENS[1:], ""),
     ),
     "/health while a server is busy": (
@@ -161,13 +163,24 @@ class Shown(NamedTuple):
 def newest(figures: Figures, section: str) -> Iterator[Shown]:
     """Yields each measured row of a section, with the newest run."""
     for row in ROWS[section]:
-        yield from _newest_of(figures, row)
+        yield from (Shown(row, run) for run in figures.runs_of(row.step)[:1])
 
 
-def _newest_of(figures: Figures, row: Row) -> list[Shown]:
-    """The newest run. A row by instructions has one run for each kind, and its label names the kind."""
-    runs = figures.runs_of(row.step)
-    if not row.is_by_instructions:
-        return [Shown(row, run) for run in runs[:1]]
-    kinds = {figures.machines[run.machine]["instructions"]: run for run in reversed(runs)}
-    return [Shown(replace(row, label=f"{row.label}, {kind}"), run) for kind, run in sorted(kinds.items())]
+def is_of_gpu(step: str) -> bool:
+    """Whether the step needs a GPU."""
+    return step.startswith("H200, ")
+
+
+def machine_of(figures: Figures, steps: Iterable[str]) -> str:
+    """The machine that has measured the most of the steps. If several have, the one that did so last."""
+    moments: dict[str, list[str]] = {}
+    for run in chain.from_iterable(map(figures.runs_of, steps)):
+        moments.setdefault(run.machine, []).append(run.moment)
+    return max(moments, key=lambda letter: (len(moments[letter]), max(moments[letter])), default="")
+
+
+def headlines(figures: Figures, *, are_of_gpu: bool) -> list[Shown]:
+    """README's rows of one machine, with its newest runs."""
+    rows = [row for row in chain.from_iterable(ROWS.values()) if row.is_headline and is_of_gpu(row.step) is are_of_gpu]
+    letter = machine_of(figures, [row.step for row in rows])
+    return [Shown(row, run) for row in rows for run in figures.runs_of(row.step) if run.machine == letter]

@@ -8,9 +8,10 @@ from itertools import chain
 import pytest
 
 from tools.figures import record
+from tools.figures import rows as rows_module
 from tools.figures.chart import divide_median
 from tools.figures.record import FOLDER, ROOT, Figures, Record, find_letter
-from tools.figures.rows import ROWS, Row, conditions_of, find_ratios, newest, shorten
+from tools.figures.rows import ROWS, Row, conditions_of, headlines, newest, shorten
 from tools.figures.steps import Steps
 from tools.gpu_figures import Step, run_step
 
@@ -39,11 +40,12 @@ def test_a_row_has_medians_ranges_and_the_ratios_of_the_rounds():
         "5.00 s (4.00–6.00)",
         "30.0 s (25.0–40.0)",
         "0.20 (0.10–0.20)",
+        "3",
     )
 
 
 def test_sides_with_other_numbers_of_rounds_have_the_ratio_of_their_medians():
-    assert find_ratios([1.0, 2.0, 3.0], [4.0]) == [0.5]
+    assert Row("", "", "").cells(_bench([1.0, 2.0, 3.0], [4.0]))[2:] == ("0.50", "3 and 1")
 
 
 @pytest.mark.parametrize(
@@ -70,14 +72,19 @@ def test_the_newest_run_that_passed_is_shown(folder, monkeypatch):
     assert [(run.machine, run.date) for _, run in newest(figures, "Start of vLLM")] == [("B", "2026-01-03")]
 
 
-def test_a_row_by_instructions_shows_the_newest_run_of_each_kind(folder, monkeypatch):
-    row = Row("tok/s", "`vllm serve`", "start", is_by_instructions=True)
-    monkeypatch.setitem(ROWS, "Start of vLLM", (row,))
-    for machine, date in (("A", "2026-01-02"), ("E", "2026-01-03"), ("C", "2026-01-01")):
-        (folder / f"{machine}-{date}.json").write_text(json.dumps(_record(machine, date, _bench([1.0], [2.0]), 0)))
-    figures = Figures(folder)
-    shown = {shown.row.label: shown.run.machine for shown in newest(figures, "Start of vLLM")}
-    assert shown == {"tok/s, AMX": "C", "tok/s, AVX512-BF16": "E"}
+def test_all_headlines_are_of_the_machine_with_most_of_them(folder, monkeypatch):
+    """Otherwise a reader would compare figures of different machines."""
+    rows = (Row("a", "", "start"), Row("b", "", "next"), Row("c", "", "next", is_headline=False))
+    monkeypatch.setattr(rows_module, "ROWS", {"Start of vLLM": rows})
+    for machine, steps in (("A", ("start", "next")), ("B", ("start", "next")), ("C", ("start",))):
+        date = f"2026-01-0{ord(machine) - ord('@')}"
+        found = _record(machine, date, _bench([1.0], [2.0]))
+        (folder / f"{machine}.json").write_text(
+            json.dumps(found | {"steps": dict.fromkeys(steps, found["steps"]["start"])})
+        )
+    shown = headlines(Figures(folder), are_of_gpu=False)
+    assert [(row.label, run.machine) for row, run in shown] == [("a", "B"), ("b", "B")]
+    assert headlines(Figures(folder), are_of_gpu=True) == []
 
 
 def test_a_bar_is_as_long_as_the_figure_of_the_table():
@@ -85,7 +92,7 @@ def test_a_bar_is_as_long_as_the_figure_of_the_table():
     rounds = [{"first_token_s": total, "phases_s": each} for total, each in zip((2.0, 3.0, 5.0), phases, strict=True)]
     divided = divide_median(rounds)
     assert divided == {"imports": pytest.approx(2.0), "first token": pytest.approx(1.0)}
-    assert divide_median([{"answer": 7.0}]) == {"first token": 7.0}
+    assert divide_median([{"healthy_s": 6.0, "first_token_s": 7.0}]) == {"server": 6.0, "first token": 1.0}
 
 
 def test_a_new_machine_gets_the_next_letter_and_keeps_it(folder, monkeypatch):
