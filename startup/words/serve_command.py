@@ -46,6 +46,8 @@ WORDS: Final = "vllm_cli.words"
 LLAMA_SERVER: Final = "vllm_cli.llama_server"
 """Key in click's `Context.meta`. Its value is True if llama-server serves the GGUF model behind a router."""
 
+_SAMPLING: Final = "server.generation.generation_config"
+_OVERRIDE: Final = "server.generation.override_generation_config"
 _READ_FOR_VLLM: Final = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
@@ -304,6 +306,9 @@ def build_startup_config(settings: Mapping[str, Any]) -> StartupConfig:
     values |= {path: _given_value(flag, settings) for flag in SUPPORTED for path in flag.fields}
     if values["server.served_model_names"] is None:
         values["server.served_model_names"] = (values["model.model"] or DEFAULT_MODEL_ID,)
+    if values["model.model"] in (None, DEFAULT_MODEL_ID) and values[_SAMPLING] is None:
+        # At a temperature of 1, half of the default model's answers are nonsense.
+        values[_OVERRIDE] = {"temperature": 0.0} | (values[_OVERRIDE] or {})
     config: StartupConfig = _build(StartupConfig, values)
     return config
 

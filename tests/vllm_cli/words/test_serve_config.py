@@ -38,6 +38,20 @@ def test_the_served_name_is_the_model_unless_another_is_given(parse):
     assert parse("positional", "--model", "flagged").model.model == "positional"
 
 
+@pytest.mark.parametrize(
+    ("words", "override"),
+    [
+        ((), {"temperature": 0}),
+        ((DEFAULT_MODEL_ID, "--override-generation-config.top_p", "0.9"), {"temperature": 0, "top_p": 0.9}),
+        (("--override-generation-config.temperature", "0.5"), {"temperature": 0.5}),
+        (("--generation-config", "auto"), {}),
+        (("org/model",), {}),
+    ],
+)
+def test_only_the_default_model_is_greedy_unless_asked_otherwise(parse, words, override):
+    assert parse(*words).server.generation.override_generation_config == override
+
+
 def test_a_setting_of_several_layers_reaches_all_of_them(parse):
     config = parse("m", "--trust-remote-code", "--max-logprobs", "5")
     assert config.engine.trust_remote_code and config.renderer.trust_remote_code

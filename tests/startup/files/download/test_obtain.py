@@ -120,22 +120,6 @@ def test_the_default_model_is_the_same_by_its_name(is_prepared, tmp_path, cache,
     assert plan_files(ModelRequest(model=DEFAULT_MODEL_ID, engine="vllm")).model.folder == snapshot
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ({"eos_token_id": 2}, {"eos_token_id": 2, "do_sample": True, "temperature": 0.2, "top_p": 0.9}),
-        ({"temperature": 0.7}, {"temperature": 0.7}),
-    ],
-    ids=["none", "own"],
-)
-def test_a_prepared_default_model_without_sampling_values_gets_those_of_its_authors(before, after, tmp_path):
-    prepared = write_model(tmp_path / "vllm" / "vllm_cli" / "models" / "SmolLM2-135M-Instruct")
-    file = prepared / "generation_config.json"
-    file.write_text(json.dumps(before))
-    assert resolve_model(ModelRequest()).path == prepared
-    assert json.loads(file.read_text()) == after
-
-
 def test_the_default_model_is_downloaded_if_the_hub_is_reachable(hub_server, cache):
     hub_server.add(DEFAULT_MODEL_ID, MODEL)
     path = resolve_model(ModelRequest()).path
