@@ -158,8 +158,7 @@ def plan_files(request: ModelRequest) -> FilePlan:
 
 
 def _find_places(request: ModelRequest) -> Iterator[ModelPlace]:
-    is_default = request.model is None or (request.model == DEFAULT_MODEL_ID and request.engine == "embedded")
-    if request.model is None or (is_default and request.revision is None):
+    if request.model is None or (request.model == DEFAULT_MODEL_ID and request.revision is None):
         yield _find_default(request)
     else:
         yield _find(request, request.model, "model", request.revision)
@@ -179,12 +178,13 @@ def _find_places(request: ModelRequest) -> Iterator[ModelPlace]:
 
 
 def _find_default(request: ModelRequest) -> ModelPlace:
+    """The default model, which may be in the prepared folder. vLLM prefers the hub's files on disk."""
     from startup.files.model.default_model import find_prepared
 
-    wanted = WantedFiles.of("model", request)
-    if (prepared := find_prepared()) is not None:
-        return ModelPlace("folder", DEFAULT_MODEL_ID, prepared, wanted=wanted)
-    return find_place(DEFAULT_MODEL_ID, wanted, request.cache_dir)._replace(is_default=True)
+    place, is_embedded = _find(request, DEFAULT_MODEL_ID, "model"), request.engine == "embedded"
+    if (is_embedded or not place.is_local) and (prepared := find_prepared()) is not None:
+        return ModelPlace("folder", DEFAULT_MODEL_ID, prepared, wanted=place.wanted)
+    return place._replace(is_default=is_embedded)
 
 
 def _find(request: ModelRequest, name: str, role: Role, revision: str | None = None) -> ModelPlace:

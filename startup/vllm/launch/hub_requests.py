@@ -17,6 +17,7 @@ from startup.files.download.obtain import begin_download
 from startup.files.model.file_plan import Download, FilePlan
 from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import without_file_scheme
+from startup.ground.config import DEFAULT_MODEL_ID
 from startup.ground.hooks.hook import uses
 from startup.ground.processes.state import forbid_hub_requests
 from startup.vllm_words.command_line import CommandLine
@@ -114,5 +115,7 @@ def _find_paths(plan: FilePlan, folders: Mapping[Download, Path]) -> Iterator[tu
     for place in plan.main_places:
         if place.kind == "object_store" and (folder := folders.get(plan.download_of(place))) is not None:
             yield place.name, str(folder)
+        elif place.kind == "folder" and place.name == DEFAULT_MODEL_ID:
+            yield place.name, str(place.folder)
         elif place.kind == "folder" and without_file_scheme(place.name) != place.name:
             yield place.name, without_file_scheme(place.name)

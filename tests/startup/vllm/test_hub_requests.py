@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from envs.registry import env
+from startup.files.model.default_model import prepared_folder
 from startup.files.model.file_plan import plan_files
+from startup.ground.config import DEFAULT_MODEL_ID
 from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline, with_folders
 from startup.vllm_words.command_line import CommandLine
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
@@ -153,6 +156,15 @@ def test_a_file_address_is_a_path(tmp_path):
     (tmp_path / "a b").mkdir()
     address = f"file://{tmp_path}/a%20b"
     assert replaced(address) == (f"{tmp_path}/a b", "--served-model-name", address)
+
+
+def test_the_default_model_is_found_under_its_name(snapshot, tmp_path, monkeypatch):
+    """It is served from the folder into which it was converted, unless the hub's own files are on disk."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    folder = shutil.copytree(snapshot, prepared_folder())
+    assert replaced(DEFAULT_MODEL_ID) == (str(folder), "--served-model-name", DEFAULT_MODEL_ID)
+    (tmp_path / "models--org--model").rename(tmp_path / f"models--{DEFAULT_MODEL_ID.replace('/', '--')}")
+    assert replaced(DEFAULT_MODEL_ID) == (DEFAULT_MODEL_ID,)
 
 
 def test_a_streaming_loader_that_is_installed_is_vllms_default(monkeypatch):
