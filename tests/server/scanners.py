@@ -30,13 +30,12 @@ from server.http.app import ApiKeyMiddleware
 from server.http.routes.endpoint import read_announced_bytes, read_request_id
 from server.terms.config import RendererConfig
 from server.terms.http_body.request_body import RequestDecoder, check_num_values
-from server.terms.parser_paths import REASONING_FORMATS, TOOL_PARSERS
 from server.terms.types import GuidedDecoding, ReasoningMarker
-from server.text.parsers.arguments import text_to_value
-from server.text.parsers.base import Content, OutputParser, PromptEnd
-from server.text.parsers.chain import RequiredCallsParser, WholeCalls
+from server.text.parsers.base import Content
+from server.text.parsers.call_text import text_to_value
+from server.text.parsers.formats import TOOL_FORMATS
 from server.text.parsers.json_text import read_json
-from server.text.parsers.registry import load_reasoning_format, load_tool_parser
+from server.text.parsers.output_parser import OutputParser
 from server.text.renderers.conversation import to_conversation
 from server.text.renderers.detokenizer import MAX_STOP_CHARS, UNFINISHED, DecodeWindow, PromptTail, StopScanner
 from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
@@ -44,9 +43,7 @@ from server.text.renderers.images.fetcher import MediaFetcher
 from server.text.renderers.images.loader import decode_data_url
 from startup.port.probe_http import parse_probe
 from tests.server.engine.sampling.grammar_texts import build_grammar
-from tests.server.text.parsers.formats import FORMATS
-from tests.server.text.parsers.parsed import DEFINITIONS
-from tests.server.text.parsers.raw_texts import Call
+from tests.server.text.parsers.transcripts import FUNCTIONS
 
 TOKEN: Final = 4
 """The number of characters of each piece in which a model's output arrives."""
@@ -89,9 +86,9 @@ def _units(*units: str, begin: str = "", end: str = "") -> list[Text]:
     return [Text(unit, begin, end) for unit in units]
 
 
-def _in_pieces(text: str, read: Callable[[str], object]) -> None:
-    for at in range(0, len(text), TOKEN):
-        read(text[at : at + TOKEN])
+def _in_pieces(text: str, read: Callable[[str], object], size: int = TOKEN) -> None:
+    for at in range(0, len(text), size):
+        read(text[at : at + size])
 
 
 def _log_access(text: str) -> None:
@@ -196,6 +193,21 @@ def _response(text: str) -> None:
     _in_pieces(text, lambda piece: writer.add([Content(piece)], []))
     writer.finish()
 
+
+def _call(name: str, text: str) -> None:
+    """Parses a text as a whole and in pieces. `parsers/test_costs.py` counts what is scanned before a call ends."""
+    for size in (TOKEN, len(text)):
+        parser = OutputParser(FUNCTIONS, tools=TOOL_FORMATS[name])
+        _in_pieces(text, parser.feed, size)
+        parser.finish()
+
+
+def _calls(name: str, begin: str, *units: str, end: str = "") -> Scanner:
+    texts = _units(" ", "\\'", '\\"', "<", "[{", "a", *units, begin=begin, end=end)
+    return Scanner(f"calls {name}", _PARSER, partial(_call, name), texts, smallest=1024)
+
+
+_PARSER: Final = ("server.text.parsers.output_parser", "server.text.parsers.call_text", "server.text.parsers.formats")
 
 _BRACKETS: Final = ("[", "{", '{"a":', "[[],", '"', '\\"', "\\", ",", '"",', '{"":0},', "0,")
 
@@ -308,101 +320,25 @@ SCANNERS: Final = [
     Scanner("response output", ("server.apis.responses.output",), _response, _units(" ", "a", "\n ")),
     Scanner(
         "values",
-        ("server.text.parsers.json_text", "server.text.parsers.arguments"),
+        ("server.text.parsers.json_text", "server.text.parsers.call_text"),
         lambda text: (
             suppress_errors(read_json, text),
             text_to_value(text, frozenset(("integer", "number", "object"))),
         ),
         _units("[", '{"a":', "0", "9", "[0],", "-", "1e", "\\", '"', " "),
     ),
+    _calls("hermes", '<tool_call>{"name": "f", "arguments": ', '{"a":', "0,", end="}</tool_call>"),
+    _calls("jamba", "<tool_calls>[", '{"name": "f", "arguments": {}},', end="0]"),
+    _calls("pythonic", "[f(a=", "'", "f(", "0,", end=")]"),
+    _calls("qwen3_xml", "<function=f>", "<parameter=a>", "< parameter = ", "<parameter=a>\n", end="</function>"),
+    _calls("glm45", "<tool_call>now", "<arg_key>a</arg_key><arg_value>", "<arg_key>a</arg_key>", end="</tool_call>"),
+    _calls("functiongemma", "<start_function_call>call:f{", "a:<escape>", "<escape>", end="<end_function_call>"),
+    _calls("gemma4", "<|tool_call>call:f{", '<|"|>', "a:", "a,", end="}<tool_call|>"),
+    _calls("openai", "<|channel|>commentary to=functions.f<|message|>", "<|start|>", " to=f", end="<|call|>"),
+    _calls("llama3_json", "", '{"name":', '{"name": "f", "parameters": {}};'),
 ]
 
 
 def suppress_errors(read: Callable[[str], object], text: str) -> None:
     with suppress(ValueError):
         read(text)
-
-
-PARSER_MODULES: Final = (
-    "server.text.parsers.text_parser",
-    "server.text.parsers.json_calls",
-    "server.text.parsers.tools.json_formats",
-    "server.text.parsers.reasoning_formats",
-    "server.text.parsers.tools.markup_formats",
-    "server.text.parsers.chain",
-)
-"""Modules that the parsers of all formats use."""
-
-_FILLERS: Final = (" ", "\\'", '\\"', "<", "[{", "a")
-
-
-def tool_parsers(*, are_all: bool = False) -> list[Scanner]:
-    """One scanner for each parser class in the registry, with texts of its format, cut off and continued.
-
-    The parser `openai` takes seconds, so it is included only with `are_all`.
-    """
-    forms = {form.name: form for form in FORMATS}
-    known = {path: forms[name] for name, path in TOOL_PARSERS.items() if name in forms}
-    scanners = []
-    for path in dict.fromkeys(TOOL_PARSERS.values()):
-        if path == TOOL_PARSERS["openai"] and not are_all:
-            continue
-        form = known[path]
-        text = form.write([Call("search", {"query": "é x", "filters": {"a": 1}}), Call("now", {})], _First())
-        marks = [at for at in range(1, len(text)) if not text[at].isalnum() and text[at - 1].isalnum()]
-        cuts = [text[: marks[len(marks) * part // 8]] for part in (0, 3)]
-        texts = [Text(text), *(Text(cut) for cut in cuts if cut), *(Text(f, cut) for cut in cuts for f in _FILLERS)]
-        create = partial(_tool_parser, form.name)
-        scanners.append(
-            _parser(f"tools {form.name}", f"server.text.parsers.{path.module}", create, texts, form.tokenize)
-        )
-    required = '[{"name": "now", "parameters": '
-    texts = [Text(required), *_units(*_FILLERS, begin=required), *_units(*_FILLERS, begin="[")]
-    return [*scanners, _parser("required calls", "server.text.parsers.chain", RequiredCallsParser, texts)]
-
-
-def reasoning_parsers() -> list[Scanner]:
-    """One scanner for each format in the registry and for each state after the prompt."""
-    scanners = []
-    for path, name in {path: name for name, path in reversed(REASONING_FORMATS.items())}.items():
-        form = load_reasoning_format(name)
-        begin = form.starts[0]
-        units = (begin, form.ends[0], *form.answer_starts[:1], " ", "a", form.ends[0][:-1])
-        texts = [*_units(*units), *_units("\n", " ", "a", begin=begin + "a" + form.ends[0])]
-        for end in (PromptEnd.OPEN, PromptEnd.SILENT):
-            create = partial(form.create_parser, end)
-            scanners.append(_parser(f"{name} {end.value}", f"server.text.parsers.{path.module}", create, texts))
-    return scanners
-
-
-def _parser(
-    name: str,
-    module: str,
-    create: Callable[[], OutputParser],
-    texts: Sequence[Text],
-    tokenize: Callable[[str], Sequence[int]] = lambda text: (),
-) -> Scanner:
-    def read(text: str) -> None:
-        """Parses the text as a whole, and in pieces."""
-        parser = create()
-        parser.feed(text, tokenize(text))
-        parser.finish()
-        parser = create()
-        _in_pieces(text, lambda piece: parser.feed(piece, tokenize(piece)))
-        parser.finish()
-
-    return Scanner(name, (module,), read, texts, smallest=1024)  # the head of a call may have 512 characters
-
-
-def _tool_parser(name: str) -> OutputParser:
-    return WholeCalls(load_tool_parser(name)(DEFINITIONS))
-
-
-class _First:
-    """Replaces `random.Random`. Always chooses the first value."""
-
-    def choice(self, values: Sequence[Any]) -> Any:
-        return values[0]
-
-    def random(self) -> float:
-        return 0.0

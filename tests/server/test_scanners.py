@@ -2,23 +2,19 @@
 
 import ast
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from time import thread_time_ns
 from typing import Final
 
 import pytest
 
-from server.text.parsers.registry import load_tool_parser
-from tests.server import scanners
-from tests.server.scanners import PARSER_MODULES, SCANNERS
-from tests.server.text.parsers.parsed import DEFINITIONS
+from tests.server.scanners import SCANNERS
 from tests.support.growth import growth
 
 ROOT: Final = Path(__file__).parents[2]
 
 MEASURED_ELSEWHERE: Final = {
-    "server.text.parsers.tools.openai": "openai_harmony, which reads tokens: in the slow test",
+    "server.text.parsers.own_template": "regular expressions and texts of the model's template",
     "server.text.renderers.hf": "templates of the model",
 }
 
@@ -60,59 +56,13 @@ def without_collector() -> Iterator[None]:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize(
-    "kind", ["others", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("tools", "reasoning"))]
-)
-def test_costs_are_linear(kind):
-    measured = {"others": SCANNERS, "tools": scanners.tool_parsers(), "reasoning": scanners.reasoning_parsers()}[kind]
+@pytest.mark.parametrize("smallest", [0, pytest.param(1 << 13, marks=pytest.mark.slow)])
+def test_costs_are_linear(smallest):
     faults = [
         f"{scanner.name}, {text!r}: {fault}"
-        for scanner in measured
+        for scanner in SCANNERS
         for text in scanner.texts
-        if (fault := growth(lambda n, s=scanner, t=text: s.prepare(t, n), scanner.smallest))  # type: ignore[misc]
-    ]
-    assert faults == []
-
-
-_MOST_TIMES = 25
-"""A hostile token may cost as much as this many ordinary tokens."""
-_NUM_TOKENS = 300
-
-_FUNCTIONGEMMA = "<start_function_call>call:run_code{code:<escape>"
-_GEMMA4 = "<|tool_call>call:run_code{"
-_GLM45 = "<tool_call>run_code\n<arg_key>"
-
-
-@pytest.mark.alone
-@pytest.mark.parametrize(
-    ("name", "start", "hostile"),
-    [
-        ("functiongemma", _FUNCTIONGEMMA, "0"),
-        ("functiongemma", _FUNCTIONGEMMA, "\n "),
-        ("gemma4", _GEMMA4, "é"),
-        ("gemma4", _GEMMA4, "a)"),
-        ("gemma4", _GEMMA4, "\n"),
-        ("gemma4", _GEMMA4 + "code:", ","),
-        ("glm45", _GLM45, " "),
-        ("glm45", _GLM45, "a "),
-        ("glm45", "<tool_call>run_code", " "),
-    ],
-)
-def test_no_token_costs_many_times_an_ordinary_one(name, start, hostile):
-    ordinary = _cost_ns(name, ["x = 1\n"] * _NUM_TOKENS)
-    text = hostile * (scanners.TOKEN * _NUM_TOKENS // len(hostile))
-    tokens = [text[at : at + scanners.TOKEN] for at in range(0, len(text), scanners.TOKEN)]
-    assert _cost_ns(name, [start, *tokens]) < _MOST_TIMES * ordinary
-
-
-@pytest.mark.alone
-@pytest.mark.slow
-def test_costs_of_long_texts_are_linear():
-    faults = [
-        f"{scanner.name}, {text!r}: {fault}"
-        for scanner in (*SCANNERS, *scanners.tool_parsers(are_all=True), *scanners.reasoning_parsers())
-        for text in scanner.texts
-        if (fault := growth(lambda n, s=scanner, t=text: s.prepare(t, n), max(scanner.smallest, 1 << 13)))  # type: ignore[misc]
+        if (fault := growth(lambda n, s=scanner, t=text: s.prepare(t, n), max(scanner.smallest, smallest)))  # type: ignore[misc]
     ]
     assert faults == []
 
@@ -137,21 +87,8 @@ def test_a_new_expression_or_search_is_noticed():
     assert not _reads_text("text = 'a'.upper()\n")
 
 
-def _cost_ns(name: str, tokens: Iterable[str]) -> int:
-    """The processor time of the fastest of three rounds."""
-    costs = []
-    for _ in range(3):
-        parser = load_tool_parser(name)(DEFINITIONS)
-        begin = thread_time_ns()
-        for token in tokens:
-            parser.feed(token, ())
-        costs.append(thread_time_ns() - begin)
-    return min(costs)
-
-
 def _listed() -> set[str]:
-    found = (*SCANNERS, *scanners.tool_parsers(), *scanners.reasoning_parsers())
-    return {module for scanner in found for module in scanner.modules} | set(PARSER_MODULES)
+    return {module for scanner in SCANNERS for module in scanner.modules}
 
 
 def _sources() -> Iterator[tuple[str, str]]:

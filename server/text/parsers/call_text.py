@@ -88,7 +88,7 @@ def tagged(tags: str, *, only_known: bool = False) -> Reader:
     pattern = regex.compile(tags, regex.DOTALL)
 
     def read(opening: Found, text: str, functions: Functions) -> list[Call]:
-        if pattern.sub("", text).strip():
+        if pattern.sub("", text).strip(", \t\n"):
             raise ValueError("text between arguments")
         name = opening["name"].strip()
         if only_known and name not in functions:

@@ -121,21 +121,21 @@ _LLAMA_JSON: Final = ToolFormat(
 )
 
 _GLM: Final = ToolFormat(
-    opening=r"<tool_call>\s{0,64}(?P<name>[^<>\s{\[][^<>]{0,319}+)(?=<arg_key>|</tool_call>)",
+    opening=r"<tool_call>\s{0,64}(?P<name>[^<>\s{\[][^<>]{0,127}+)(?=<arg_key>|</tool_call>)",
     read=tagged(
-        r"<arg_key>(?P<key>[^<>]{1,320})</arg_key>\s*<arg_value>(?P<value>.*?)(?:</arg_value>|(?=<arg_key>))",
+        r"<arg_key>(?P<key>[^<>]{1,128})</arg_key>\s*<arg_value>(?P<value>.*?)(?:</arg_value>|(?=<arg_key>))",
         only_known=True,
     ),
     close="</tool_call>",
 )
-_PARAMETER: Final = r"<\s*parameter\s*=\s*(?P<key>[^<>]{1,256})>"
+_PARAMETER: Final = r"<\s*parameter\s*=\s*(?P<key>[^<>]{1,128})>"
 _QWEN_XML: Final = ToolFormat(
-    opening=r"(?:<tool_call>\s{0,64})?<function=(?P<name>[^<>]{1,256})>",
-    read=tagged(rf"{_PARAMETER}\n?(?P<value>.*?)\n?(?:<\s*/\s*parameter\s*>|(?=<parameter=))"),
+    opening=r"(?:<tool_call>\s{0,64})?<function=(?P<name>[^<>]{1,128})>",
+    read=tagged(rf"{_PARAMETER}\n?(?P<value>.*?)\n?(?:<\s*/\s*parameter\s*>|(?=<\s*parameter\s*=))"),
     close="</function>|(?=</tool_call>)",
     after=r"\s{0,64}</tool_call>",
 )
-_MIMO: Final = replace(_QWEN_XML, read=tagged(rf"{_PARAMETER}(?P<value>.*?)(?:</parameter>|(?=<parameter=))"))
+_MIMO: Final = replace(_QWEN_XML, read=tagged(rf"{_PARAMETER}(?P<value>.*?)(?:</parameter>|(?=<\s*parameter\s*=))"))
 
 _PYTHON: Final = ToolFormat(
     opening=r"\s{0,64}(?=\[\s{0,64}[A-Za-z_])",
@@ -160,7 +160,7 @@ def _deepseek(*, name: str, begin: str, end: str) -> ToolFormat:
 
 
 _BUILT_IN: Final = r"(?:python|browser|container)\b"
-_RECIPIENT: Final = rf"\s?to=(?:functions\.)?(?P<name>(?!{_BUILT_IN}|assistant\b)[\w.-]{{1,256}}+)"
+_RECIPIENT: Final = rf"\s?to=(?:functions\.)?(?P<name>(?!{_BUILT_IN}|assistant\b)[\w.-]{{1,128}}+)"
 _TO_MESSAGE: Final = r"\s?(?:<\|constrain\|>)?\w{0,16}+<\|message\|>"
 _GPT_OSS: Final = ReasoningFormat(
     starts=("<|channel|>analysis<|message|>",),
@@ -174,21 +174,21 @@ _GPT_OSS: Final = ReasoningFormat(
 
 TOOL_FORMATS: Final[dict[str, ToolFormat]] = {
     "deepseek_v3": _deepseek(
-        name=rf"function{_SEPARATOR}(?P<name>[^<>\n]{{1,512}}+)\n```json\n",
+        name=rf"function{_SEPARATOR}(?P<name>[^<>\n]{{1,128}}+)\n```json\n",
         begin=f"function{_SEPARATOR}NAME\n```json\n",
         end="\n```" + _CALL_END,
     ),
     "deepseek_v31": _deepseek(
-        name=rf"(?P<name>[^<>]{{1,512}}+){_SEPARATOR}\s{{0,16}}", begin=f"NAME{_SEPARATOR}", end=_CALL_END
+        name=rf"(?P<name>[^<>]{{1,128}}+){_SEPARATOR}\s{{0,16}}", begin=f"NAME{_SEPARATOR}", end=_CALL_END
     ),
     "ernie45": _HERMES,
     "functiongemma": ToolFormat(
-        opening=r"<start_function_call>call:(?P<name>\w{1,256}+)\{",
-        read=tagged(r",?\s*(?P<key>\w{1,256}):<escape>(?P<value>.*?)<escape>"),
+        opening=r"<start_function_call>call:(?P<name>\w{1,128}+)\{",
+        read=tagged(r"(?P<key>\w{1,128}):<escape>(?P<value>.*?)<escape>"),
         close=r"\}?<end_function_call>",
     ),
     "gemma4": ToolFormat(
-        opening=r"<\|tool_call>\s{0,16}call:\s{0,16}(?P<name>[^\s<>{}()]{1,256}+)(?=\{)",
+        opening=r"<\|tool_call>\s{0,16}call:\s{0,16}(?P<name>[^\s<>{}()]{1,128}+)(?=\{)",
         read=read_gemma_call,
         quotes=('<|"|>',),
         stop="<tool_call|>",
@@ -221,7 +221,7 @@ TOOL_FORMATS: Final[dict[str, ToolFormat]] = {
     "mimo": _MIMO,
     "mistral": ToolFormat(
         opening=r"\[TOOL_CALLS\](?:\s{0,64}(?=\[\s{0,64}[{\]]|\{)"
-        r"|(?P<name>[^\[\]{}]{1,512}+)(?:\[CALL_ID\](?P<id>\w{1,64}+))?(?:\[ARGS\]\s{0,16})?(?=\{))",
+        r"|(?P<name>[^\[\]{}]{1,128}+)(?:\[CALL_ID\](?P<id>\w{1,64}+))?(?:\[ARGS\]\s{0,16})?(?=\{))",
         stop="[TOOL_CALLS]",
         makes_ids=True,
     ),

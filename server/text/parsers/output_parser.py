@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 Waiting = Generator[None, None, Result]
 """A generator that yields whenever it needs more text, and returns its result at the end."""
 
-_MOST_HELD: Final = 2048
+_MOST_HELD: Final = 1024
 """The length of the longest match. A model's own template may have patterns without a limit."""
 
 _LINE_BREAK: Final = regex.compile("\n")
@@ -74,7 +74,7 @@ class IncomingText:
         """Consumes a match at the current position. If there is none, consumes nothing and returns None."""
         while True:
             found = pattern.match(self._text, self._position, partial=not self.is_complete)
-            if found is None or found.end() - found.start() > _MOST_HELD:
+            if found is None:
                 return None
             if not found.partial:
                 self._position = found.end()

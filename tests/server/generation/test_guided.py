@@ -12,7 +12,7 @@ from server.engine.sampling.grammar import GrammarError
 from server.generation.guided import Constraint, find_constraint, find_strict_constraint
 from server.generation.request import ChatRequest
 from server.terms.types import GuidedDecoding
-from server.text.parsers.registry import load_tool_parser
+from server.text.parsers.formats import TOOL_FORMATS
 from tests.server.engine.sampling.grammar_texts import build_grammar
 from tests.server.generation.requests import NAMED, TIME, WEATHER, decode
 
@@ -148,7 +148,7 @@ def test_a_forced_call_follows_its_schema(accepts, fields, accepted, rejected):
 def strict_constraint(*tools: dict[str, Any]) -> Constraint | None:
     """The constraint for calls in the format `hermes`. The first tool is strict."""
     first = {"function": tools[0]["function"] | {"strict": True}}
-    call_format = load_tool_parser("hermes").call_format
+    call_format = TOOL_FORMATS["hermes"].call_format
     assert call_format is not None
     return find_strict_constraint(decode(ChatRequest, tools=[first, *tools[1:]]), call_format, trigger_id=None)
 

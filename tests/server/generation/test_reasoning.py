@@ -14,7 +14,7 @@ from server.generation.request import ChatRequest
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.server_config import GenerationConfig
 from server.text.parsers.base import PromptEnd
-from server.text.parsers.registry import load_reasoning_format
+from server.text.parsers.formats import REASONING_FORMATS
 from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompts import RenderedPrompt
 from tests.support.llamas import save_tiny_llama
@@ -120,18 +120,16 @@ def test_gpt_oss_is_constrained_in_its_final_channel_and_has_no_budget(renderer,
 
 @pytest.mark.parametrize("choice", ["auto", "required", "none"])
 def test_gpt_oss_reasoning_and_calls_are_read_by_one_parser(renderer, look, choice):
-    encoding = pytest.importorskip("openai_harmony").load_harmony_encoding("HarmonyGptOss")
     settings = {"enable_auto_tool_choice": True, "tool_call_parser": "openai", "reasoning_parser": "openai_gptoss"}
     server = GenerationConfig(**settings)  # type: ignore[arg-type]
     parsing = OutputParsing(server, renderer, load_reasoning(server, renderer))
     tools = [{"type": "function", "function": {"name": "f"}}]
     request = msgspec.convert({"messages": MESSAGES, "tools": tools, "tool_choice": choice}, ChatRequest)
-    parser = parsing.create_parser(request, look("openai_gptoss", "<|start|>"), is_whole=False)
+    parser = parsing.create_parser(request, look("openai_gptoss", "<|start|>"))
     reader = ChoiceReader(request, parser)
     answer = '[{"name": "f", "parameters": {}}]' if choice == "required" else "Yes"
     text = f"<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>{answer}<|return|>"
-    tokens = encoding.encode(text, allowed_special="all")
-    deltas = [reader.read(SequenceDelta(0, "", [token_id])) for token_id in tokens]
+    deltas = [reader.read(SequenceDelta(0, character, [])) for character in text]
     deltas.append(reader.read(SequenceDelta(0, "", [], finish_reason="stop")))
     assert "".join(delta.reasoning for delta in deltas) == "Hm"
     assert "".join(delta.content for delta in deltas) == ("" if choice == "required" else "Yes")
@@ -141,4 +139,4 @@ def test_gpt_oss_reasoning_and_calls_are_read_by_one_parser(renderer, look, choi
 
 
 def test_auto_tells_the_format_from_the_models_files(look):
-    assert look("auto", "Hi").format is load_reasoning_format("mistral"), "the vocabulary has [THINK]"
+    assert look("auto", "Hi").format is REASONING_FORMATS["mistral"], "the vocabulary has [THINK]"

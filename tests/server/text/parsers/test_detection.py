@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.terms.parser_paths import TOOL_PARSERS
+from server.terms.parser_names import TOOL_FORMATS
 from server.text.parsers import detection
 from server.text.parsers.detection import Detected, ModelFacts, detect_reasoning_format, detect_tool_format
 
@@ -59,4 +59,4 @@ def test_a_model_that_does_not_reason_has_no_format():
 def test_every_tool_format_has_a_parser():
     names = {name for name, _ in detection._TOOL_MARKS}
     names |= {*detection._TOOL_TYPES.values(), *detection._TOOL_TOKENS.values(), detection.FALLBACK}
-    assert names <= TOOL_PARSERS.keys()
+    assert names <= {*TOOL_FORMATS}

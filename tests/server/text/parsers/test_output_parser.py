@@ -42,7 +42,7 @@ WITH_CALLS = [one for one in TRANSCRIPTS if one.tools in TOOL_FORMATS and one.to
 
 @pytest.mark.parametrize("transcript", WITH_CALLS, ids=lambda one: one.tools)
 def test_every_beginning_of_a_text_has_the_same_parts_for_all_cuts_and_loses_nothing(transcript):
-    for end in range(len(transcript.text)):
+    for end in range(0, len(transcript.text), 5):
         text = transcript.text[:end]
         parts = transcript.parse([text])
         assert parts == transcript.parse(text)
@@ -79,7 +79,7 @@ def test_little_text_is_held_back(name):
     reported = 0
     for index in range(3000):
         reported += sum(len(event.text) for event in parser.feed(" < {[('\"a") if isinstance(event, Content))
-        assert reported >= index * 9 - 2048
+        assert reported >= index * 9 - 1024
 
 
 def test_ids_of_mistral_are_those_that_its_tokenizers_accept():

@@ -151,7 +151,7 @@ _TOOLS: Final[Sequence[tuple[str, str, Sequence[Part]]]] = (
 
 _NO_CALLS: Final = (
     ("deepseek_v3", f"{_ALL_BEGIN}{_BEGIN}function{_SEP}\n```json\n{{}}\n```"),
-    ("deepseek_v31", f"{_BEGIN}" + "f" * 600),
+    ("deepseek_v31", f"{_BEGIN}" + "f" * 200),
     ("glm47", "<tool_call>unknown</tool_call>"),
     ("granite", "<tool_call>[]"),
     ("granite", "<|tool_call|>[1, 2]"),
