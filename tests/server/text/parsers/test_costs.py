@@ -1,4 +1,4 @@
-"""The parser scans each character of an output a limited number of times. The tests count, and measure no time."""
+"""The parser reads each character of an output a limited number of times, which is counted."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from tests.server.text.parsers.transcripts import FUNCTIONS, TRANSCRIPTS
 SIZES = (512, 1024, 2048)
 TOKEN = 4
 MOST_SCANS = 300
-"""The most scans of a character: of one that is held back because a marker may begin, for each later token."""
+"""The most often that a character is read: once for each token that arrives while it is held back."""
 FILLERS = (" ", '\\"', "<", "[{", "a,")
 
 
