@@ -1,7 +1,7 @@
 """The formats in which models write tool calls and reasoning, as data. Their names and rules are vLLM's.
 
-Texts of a format are regular expressions. `OutputParser` searches for them while text arrives, so each match
-has a limited length, and its last character is fixed. A name cannot contain the beginning of a marker.
+Texts of a format are regular expressions. `OutputParser` searches for them while text arrives. So each match
+has a limited length, and no part of a match may be a match itself.
 """
 
 from collections.abc import Callable, Mapping

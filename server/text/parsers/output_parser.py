@@ -51,7 +51,8 @@ class IncomingText:
     def find(self, pattern: regex.Pattern[str], passed: Callable[[str], None]) -> Waiting[Found | None]:
         """Consumes the text up to and including the first match. Returns None if there is no match.
 
-        `passed` receives the text before the match as it arrives.
+        `passed` receives the text before the match as it arrives. A match at the end of the text is found when
+        more text arrives, as it may become longer.
         """
         while True:
             found = pattern.search(self._text, self._position, partial=not self.is_complete)
@@ -63,11 +64,11 @@ class IncomingText:
             self._position = end
             if is_too_long:
                 continue
-            if found is None and self.is_complete:
-                return None
-            if found is not None and not found.partial:
+            if found is not None and not found.partial and (self.is_complete or found.end() < len(self._text)):
                 self._position = found.end()
                 return found
+            if self.is_complete:
+                return None
             yield
 
     def expect(self, pattern: regex.Pattern[str]) -> Waiting[Found | None]:

@@ -4,8 +4,10 @@ transformers' `ResponseParser` is not used: its cost grows with the square of th
 JSON text ends a call, and a malformed call loses the text of the same piece. `OutputParser` has none of this.
 """
 
+from string import printable
 from typing import Any, Final
 
+import regex
 from transformers.utils.chat_parsing.content_parsers import process_field
 from transformers.utils.chat_parsing.response_templates import load_response_template
 
@@ -45,8 +47,11 @@ def read_response_template(template: Any) -> tuple[ToolFormat | None, ReasoningF
 
 
 def _pattern(compiled: Any) -> str:
-    """Returns the pattern, without the blanks before it that `OutputParser` drops itself."""
-    return f"(?:{compiled.pattern.removeprefix(chr(92) + 's*')})"
+    """Returns the pattern, without the blanks before it, which `OutputParser` drops itself."""
+    pattern = compiled.pattern.removeprefix("\\s*")
+    if regex.search(r"\(\?<?[=!]", pattern) or not all(found[0] for found in compiled.finditer(printable)):
+        raise ValueError(f"{pattern!r} may match an empty text")
+    return f"(?:{pattern})"
 
 
 class _Reader:

@@ -67,9 +67,10 @@ def test_reasoning_and_content_come_as_they_arrive():
     parser = OutputParser(FUNCTIONS, tools=TOOL_FORMATS["hermes"], reasoning=REASONING_FORMATS["qwen3"])
     assert parser.feed("<think>Hm") == [Reasoning("Hm")]
     assert parser.feed(" so</th") == [Reasoning(" so")]
-    assert parser.feed("ink>Yes") == [Content("Yes")]
+    assert parser.feed("ink>") == []
+    assert parser.feed("Yes") == [Content("Yes")]
     assert parser.feed(', <tool_call>{"name": "now", ') == [Content(", ")]
-    assert parser.feed('"arguments": {}}') == [CallStart("now"), CallArguments("{}")]
+    assert parser.feed('"arguments": {}}\n') == [CallStart("now"), CallArguments("{}")]
     assert OutputParser(named_function="f").feed("{") == [CallStart("f"), CallArguments("{")]
 
 
@@ -83,9 +84,9 @@ def test_little_text_is_held_back(name):
 
 
 def test_ids_of_mistral_are_those_that_its_tokenizers_accept():
-    (start, _) = OutputParser(tools=TOOL_FORMATS["mistral"]).feed("[TOOL_CALLS]f[ARGS]{}")
+    (start, _) = OutputParser(tools=TOOL_FORMATS["mistral"]).feed("[TOOL_CALLS]f[ARGS]{} ")
     assert re.fullmatch("[a-zA-Z0-9]{9}", start.id)
-    (start, _) = OutputParser(tools=TOOL_FORMATS["mistral"]).feed("[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{}")
+    (start, _) = OutputParser(tools=TOOL_FORMATS["mistral"]).feed("[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{} ")
     assert start == CallStart("f", "123456789")
 
 

@@ -1,0 +1,151 @@
+"""A model's own `response_template` gives what transformers gives, but keeps the text of malformed calls."""
+
+import json
+
+import pytest
+from transformers.utils.chat_parsing import parse_response
+
+from server.generation.reasoning import load_reasoning
+from server.terms.config import ModelFiles, RendererConfig
+from server.terms.server_config import GenerationConfig
+from server.text.parsers.base import Reasoning
+from server.text.parsers.detection import ModelFacts
+from server.text.parsers.output_parser import OutputParser
+from server.text.parsers.own_template import read_response_template
+from server.text.renderers.hf import HfRenderer
+from tests.server.text.parsers.test_output_parser import all_cuts
+from tests.server.text.parsers.transcripts import FUNCTIONS, read_parts
+from tests.support.llamas import save_tiny_llama
+
+THINKING = {"open": "<think>", "close": "</think>"}
+JSON_CALL = {"name": "{content.name}", "arguments": "{content.arguments}"}
+LISTED_CALL = {"name": "{name}", "arguments": "{arguments}"}
+NAMED_CALL = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
+QWEN = {
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "thinking": THINKING,
+        "tool_calls": {
+            "open_pattern": r"\s*<tool_call>",
+            "close": "</tool_call>",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": JSON_CALL},
+        },
+        "content": {"close_pattern": r"\s*(?:<\|im_end\|>|<\|endoftext\|>)"},
+    },
+}
+XML = {
+    "start_anchor": "<a>",
+    "fields": {
+        "thinking": {"close": "</think>"},
+        "tool_calls": {
+            "open_pattern": r"\s*<tool_call>\s*<function=(?P<name>[^>\n]+)>",
+            "close_pattern": r"</function>\s*</tool_call>",
+            "repeats": True,
+            "content": "xml-inline",
+            "content_args": {"tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\s*(?P<value>.*?)\s*</parameter>"},
+            "transform": NAMED_CALL,
+        },
+        "content": {"open": "<answer>", "close": "</answer>"},
+    },
+}
+GEMMA = {
+    "start_anchor": ["<|turn>model\n", "<tool_response|>"],
+    "fields": {
+        "thinking": {"open": "<|channel>thought\n", "close": "<channel|>"},
+        "tool_calls": {
+            "open_pattern": r"<\|tool_call>call:(?P<name>\w+)",
+            "close": "<tool_call|>",
+            "repeats": True,
+            "content": "json",
+            "content_args": {"unquoted_keys": True, "string_delims": [['<|"|>', '<|"|>']]},
+            "transform": NAMED_CALL,
+        },
+        "content": {"close": ["<turn|>", "<|tool_response>"]},
+    },
+}
+LISTED = {
+    "start_anchor": "<a>",
+    "fields": {
+        "tool_calls": {"open": "[C]", "content": "json", "transform": LISTED_CALL, "transform_each": True},
+        "content": {},
+    },
+}
+CALL = '<tool_call>\n{"name": "now", "arguments": {"a": "é"}}\n</tool_call>'
+XML_CALL = "<tool_call>\n<function=get_weather>\n<parameter=city>\n1\n</parameter>\n<parameter=days>2</parameter>"
+
+
+def parse(template, text):
+    tools, reasoning = read_response_template(template)
+    parts = None
+    for pieces in all_cuts(text):
+        parser = OutputParser(FUNCTIONS, tools=tools, reasoning=reasoning)
+        events = [event for piece in pieces for event in parser.feed(piece)]
+        cut = read_parts([*events, *parser.finish()])
+        assert parts in (None, cut), pieces
+        parts = cut
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (QWEN, f"<think>\nHm\n</think>\n\nYes.{CALL}\n{CALL}<|im_end|>"),
+        (QWEN, "Yes <think"),
+        (QWEN, "<think>Hm"),
+        (
+            GEMMA,
+            '<|channel>thought\nHm<channel|>Yes<|tool_call>call:search{query:<|"|>{é<|"|>,tags:[]}<tool_call|><turn|>',
+        ),
+        (XML, f"Hm</think><answer>Yes</answer>{XML_CALL}\n</function>\n</tool_call>"),
+        (LISTED, '[C][{"name": "now", "arguments": {}}, {"name": "f", "arguments": {"a": 1}}]'),
+    ],
+)
+def test_results_are_transformers(template, text):
+    tools = [{"name": function.name, "parameters": function.parameters} for function in FUNCTIONS]
+    prefix = "<a>" if template is XML else ""
+    message = parse_response(text, template, prefix=prefix, tools=tools)
+    calls = [call for each in message.get("tool_calls", ()) for call in (each if isinstance(each, list) else [each])]
+    parts = parse(template, text)
+    assert "".join(part.text for part in parts if isinstance(part, Reasoning)).strip() == message.get("thinking", "")
+    assert "".join(part for part in parts if isinstance(part, str)).strip() == message.get("content", "")
+    functions = [call.get("function", call) for call in calls]
+    assert [part for part in parts if type(part) is tuple] == [(each["name"], each["arguments"]) for each in functions]
+
+
+@pytest.mark.parametrize("body", ['{"name": 1}', "{", '{"name": "f"}', '"f"', '{"name": "f", "arguments": 1}'])
+def test_malformed_calls_are_content(body):
+    assert parse(QWEN, f"a <tool_call>{body}</tool_call>") == [f"a <tool_call>{body}</tool_call>"]
+    strings = '<|"|>a<|"|>,' * 2000
+    assert parse_once(GEMMA, f"<|tool_call>call:f{{a:[{strings}]}}<tool_call|>")[0].startswith("<|tool_call>")
+
+
+def parse_once(template, text):
+    tools, reasoning = read_response_template(template)
+    parser = OutputParser(FUNCTIONS, tools=tools, reasoning=reasoning)
+    return read_parts([*parser.feed(text), *parser.finish()])
+
+
+def test_a_long_name_is_not_held_back():
+    tools, _ = read_response_template(GEMMA)
+    parser = OutputParser(FUNCTIONS, tools=tools)
+    assert (
+        sum(len(event.text) for at in range(1000) for event in parser.feed("<|tool_call>call:" if not at else "a" * 9))
+        > 7_000
+    )
+
+
+def test_auto_prefers_the_template_and_ignores_a_malformed_one(tmp_path, caplog):
+    folder = save_tiny_llama(tmp_path)
+    config = folder / "tokenizer_config.json"
+    empty = QWEN | {"fields": QWEN["fields"] | {"content": {"close_pattern": "x*"}}}
+    for template in (QWEN, {"fields": []}, empty):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"response_template": template}))
+        with HfRenderer(ModelFiles(folder, folder), RendererConfig()) as renderer, caplog.at_level("INFO"):
+            found = load_reasoning(GenerationConfig(reasoning_parser="auto"), renderer)
+        assert (found is not None) == (template is QWEN)
+    assert "the model's own response_template" in caplog.text
+    assert "response_template is ignored: response_template.fields must be" in caplog.text
+    assert "'x*' may match an empty text" in caplog.text
+    assert ModelFacts(None, None, ()).own_formats() == (None, None)
