@@ -55,9 +55,11 @@ class ModelReasoning:
 
     @cached_property
     def keeps_special_tokens(self) -> bool:
-        """Whether a marker is a special token. If so, the detokenizer must not skip special tokens."""
-        decode = self._renderer.tokenizer.decode
-        return any(not decode([token_id], skip_special_tokens=True) for token_id in self._ends_of_prompt)
+        """Whether a marker has a special token. If so, the detokenizer must not skip special tokens."""
+        tokenizer = self._renderer.tokenizer
+        markers = "\n".join((*self._starts, *self._format.ends))
+        added = [token_id for token_id, text in tokenizer.added_tokens.items() if text in markers]
+        return any(not tokenizer.decode([token_id], skip_special_tokens=True) for token_id in added)
 
     def of_prompt(
         self, request: CompletionRequest | ChatRequest, prompt: RenderedPrompt, *, has_grammar: bool

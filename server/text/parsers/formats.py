@@ -99,11 +99,12 @@ class ToolFormat:
 def _json(*markers: str, body: str = r"\{", end: str = "", **options: Any) -> ToolFormat:
     """Returns a format with JSON after any of the markers."""
     after = rf"\s{{0,64}}{regex.escape(end)}" if end else ""
-    return ToolFormat(opening=rf"(?:{_any(*markers)})\s{{0,64}}(?={body})", after=after, **options)
+    return ToolFormat(opening=rf"(?:{any_of(*markers)})\s{{0,64}}(?={body})", after=after, **options)
 
 
-def _any(*texts: str) -> str:
-    return "|".join(map(regex.escape, texts))
+def any_of(*texts: str) -> str:
+    """Returns a pattern that matches any of these texts. Without a text, it matches nothing."""
+    return "|".join(map(regex.escape, texts)) or "(?!)"
 
 
 def _hermes_grammar(start: str, end: str) -> CallFormat:

@@ -6,8 +6,8 @@ wherever the text is cut. Text that is no call, or a malformed call, becomes `Co
 error.
 """
 
-import json
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from functools import cache
 from itertools import groupby
 from secrets import choice
@@ -18,8 +18,8 @@ import regex
 
 from server.text.parsers.base import CallArguments, CallStart, Content, Event, FunctionSignature, PromptEnd, Reasoning
 from server.text.parsers.call_text import Call, Found, Functions
-from server.text.parsers.formats import ReasoningFormat, ToolFormat
-from server.text.parsers.json_text import is_unicode
+from server.text.parsers.formats import ReasoningFormat, ToolFormat, any_of
+from server.text.parsers.json_text import is_unicode, read_json
 
 Result = TypeVar("Result")
 Waiting = Generator[None, None, Result]
@@ -51,8 +51,8 @@ class IncomingText:
     def find(self, pattern: regex.Pattern[str], passed: Callable[[str], None]) -> Waiting[Found | None]:
         """Consumes the text up to and including the first match. Returns None if there is no match.
 
-        `passed` receives the text before the match as it arrives. A match at the end of the text is found when
-        more text arrives, as it may become longer.
+        `passed` receives the text before the match as it arrives. A match at the end of the text is found
+        when more text arrives, because it may become longer.
         """
         while True:
             found = pattern.search(self._text, self._position, partial=not self.is_complete)
@@ -155,13 +155,12 @@ class OutputParser:
         if self._prompt_end is PromptEnd.OPEN or reasoning.is_open_at_start:
             return True
         if reasoning.must_begin_output:
-            return bool((yield from self._text.expect(_compiled(_any(reasoning.starts)))))
+            return bool((yield from self._text.expect(_compiled(any_of(*reasoning.starts)))))
         self._may_reason = True
         return False
 
     def _read_reasoning(self) -> Waiting[None]:
-        reasoning = self._reasoning
-        assert reasoning is not None
+        assert (reasoning := self._reasoning) is not None
         if reasoning.label:
             yield from self._text.expect(_compiled(reasoning.label))
         marks = _reasoning_marks(reasoning, drops_answer_starts=self._is_forced)
@@ -175,8 +174,7 @@ class OutputParser:
             return
 
     def _read_call(self, opening: Found) -> Waiting[None]:
-        tools = self._tools
-        assert tools is not None
+        assert (tools := self._tools) is not None
         parts: list[str] = []
         end = None
         if tools.close is None:
@@ -191,7 +189,7 @@ class OutputParser:
             (self._add_incomplete_call if self._is_forced else self._add_content)(text)
             return
         for call in calls:
-            self._add_call(call)
+            self._add_call(call, tools)
         while tools.after and (yield from self._text.expect(_compiled(tools.after))):
             pass
 
@@ -235,17 +233,16 @@ class OutputParser:
             self._events.append(Content("".join((*(self._blanks or ()), text))))
             self._blanks = None
 
-    def _add_call(self, call: Call) -> None:
-        makes_id = self._tools is not None and self._tools.makes_ids
-        self._events.append(CallStart(call.name, call.id or (_make_id() if makes_id else None)))
-        self._events.append(CallArguments(call.arguments))
+    def _add_call(self, call: Call, tools: ToolFormat) -> None:
+        new_id = "".join(choice(ascii_letters + digits) for _ in range(9)) if tools.makes_ids else None
+        self._events += [CallStart(call.name, call.id or new_id), CallArguments(call.arguments)]
         self._has_call, self._blanks = True, []
 
     def _add_incomplete_call(self, text: str) -> None:
         """Adds the forced call whose end is missing, as the text ends within it."""
-        if (found := _INCOMPLETE_CALL.match(text)) and is_unicode(name := json.loads(found["name"])):
-            self._events.append(CallStart(name))
-            self._events.append(CallArguments(found["arguments"]))
+        with suppress(ValueError):
+            if (found := _INCOMPLETE_CALL.match(text)) and is_unicode(name := read_json(found["name"])):
+                self._events += [CallStart(name), CallArguments(found["arguments"])]
 
 
 def _joined(kind: type[Event], events: Iterable[Event]) -> Iterable[Event]:
@@ -253,20 +250,9 @@ def _joined(kind: type[Event], events: Iterable[Event]) -> Iterable[Event]:
     return events if kind is CallStart else [kind("".join(event[0] for event in events))]
 
 
-_ID_CHARS: Final = ascii_letters + digits
-
-
-def _make_id() -> str:
-    return "".join(choice(_ID_CHARS) for _ in range(9))
-
-
 @cache
 def _compiled(pattern: str) -> regex.Pattern[str]:
     return regex.compile(pattern, regex.DOTALL)
-
-
-def _any(texts: Sequence[str]) -> str:
-    return "|".join(map(regex.escape, texts)) or "(?!)"
 
 
 @cache
@@ -274,7 +260,7 @@ def _answer_marks(
     tools: ToolFormat | None, reasoning: ReasoningFormat | None, *, may_reason: bool
 ) -> regex.Pattern[str]:
     """Returns a pattern that finds a call, the start of reasoning, or text to drop."""
-    start = reasoning.opening or _any(reasoning.starts) if reasoning and may_reason else "(?!)"
+    start = reasoning.opening or any_of(*reasoning.starts) if reasoning and may_reason else "(?!)"
     return _compiled(
         f"(?P<call>{tools.opening if tools else '(?!)'})|(?P<start>{start})"
         f"|(?P<drop>{(reasoning and reasoning.drop) or '(?!)'})"
@@ -284,17 +270,17 @@ def _answer_marks(
 @cache
 def _reasoning_marks(reasoning: ReasoningFormat, *, drops_answer_starts: bool) -> regex.Pattern[str]:
     """Returns a pattern that finds the next marker within reasoning."""
-    answer = _any(reasoning.answer_starts)
+    answer = any_of(*reasoning.answer_starts)
     return _compiled(
-        f"(?P<start>{reasoning.opening or _any(reasoning.starts)})|(?P<end>{_any(reasoning.ends)})"
-        f"|(?P<pause>{_any(reasoning.pauses)})|(?P<answer>{answer if drops_answer_starts else f'(?={answer})'})"
+        f"(?P<start>{reasoning.opening or any_of(*reasoning.starts)})|(?P<end>{any_of(*reasoning.ends)})"
+        f"|(?P<pause>{any_of(*reasoning.pauses)})|(?P<answer>{answer if drops_answer_starts else f'(?={answer})'})"
     )
 
 
 @cache
 def _bracket_marks(quotes: tuple[str, ...], stop: str) -> regex.Pattern[str]:
     round_brackets = "()" if "'" in quotes else ""
-    return _compiled(rf"{_any(quotes)}|[{{}}\[\]{round_brackets}]|(?={regex.escape(stop) or '(?!)'})")
+    return _compiled(rf"{any_of(*quotes)}|[{{}}\[\]{round_brackets}]|(?={regex.escape(stop) or '(?!)'})")
 
 
 @cache

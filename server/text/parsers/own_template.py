@@ -11,7 +11,7 @@ import regex
 from transformers.utils.chat_parsing.content_parsers import process_field
 from transformers.utils.chat_parsing.response_templates import load_response_template
 
-from server.text.parsers.call_text import Call, Found, Functions, write_typed_call
+from server.text.parsers.call_text import Call, Found, Functions, Reader, write_typed_call
 from server.text.parsers.formats import ReasoningFormat, ToolFormat
 
 _REASONING_FIELDS: Final = ("thinking", "reasoning", "reasoning_content")
@@ -32,7 +32,7 @@ def read_response_template(template: Any) -> tuple[ToolFormat | None, ReasoningF
     reasoning = None
     if thoughts and thoughts.close_literals:
         reasoning = ReasoningFormat(
-            starts=tuple(thoughts.open_literals or ()),
+            starts=tuple(thoughts.open_literals or ("<think>",)),
             ends=tuple(thoughts.close_literals),
             opening=_pattern(thoughts.open_re) if thoughts.open_re else "",
             drop=drop,
@@ -43,7 +43,7 @@ def read_response_template(template: Any) -> tuple[ToolFormat | None, ReasoningF
     if calls is None or calls.open_re is None:
         return None, reasoning
     close = _pattern(calls.close_re) if calls.close_re else r"(?!)"
-    return ToolFormat(opening=_pattern(calls.open_re), read=_Reader(calls), close=close), reasoning
+    return ToolFormat(opening=_pattern(calls.open_re), read=_reader(calls), close=close), reasoning
 
 
 def _pattern(compiled: Any) -> str:
@@ -54,20 +54,19 @@ def _pattern(compiled: Any) -> str:
     return f"(?:{pattern})"
 
 
-class _Reader:
-    """Reads the text of a call as transformers does."""
+def _reader(field: Any) -> Reader:
+    """Returns a reader of a call's text that reads it as transformers does."""
+    delimiters = field.content_args.get("string_delims", ())
 
-    def __init__(self, field: Any) -> None:
-        self._field = field
-
-    def __call__(self, opening: Found, text: str, functions: Functions) -> list[Call]:
-        delimiters = self._field.content_args.get("string_delims", ())
+    def read(opening: Found, text: str, functions: Functions) -> list[Call]:
         if sum(text.count(begin) for begin, _ in delimiters) > _MOST_STRINGS:
             raise ValueError("too many strings")
         captures = {name: found for name, found in opening.groupdict().items() if found is not None}
         try:
-            value = process_field(text, self._field, captures)
+            value = process_field(text, field, captures)
             items = [item.get("function", item) for item in (value if isinstance(value, list) else [value])]
             return [write_typed_call(item["name"], item["arguments"], functions) for item in items]
         except (KeyError, TypeError, AttributeError) as err:
             raise ValueError("no call") from err
+
+    return read

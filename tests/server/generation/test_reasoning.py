@@ -20,8 +20,8 @@ from server.text.renderers.prompts import RenderedPrompt
 from tests.support.llamas import save_tiny_llama
 
 MESSAGES = [{"role": "user", "content": "?"}]
-PLAIN = ("<think>", "</think>", "<|im_start|>", "<tool_call>", "<|channel|>", "<|message|>", "<|start|>", "<|end|>")
-SPECIAL = ("[THINK]", "[/THINK]")
+PLAIN = ("<think>", "</think>", "<|im_start|>", "<tool_call>", "<|message|>", "<|start|>", "<|end|>")
+SPECIAL = ("[THINK]", "[/THINK]", "<|channel|>")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_only_tokens_of_the_reasoning_are_counted(renderer, look, name, output, 
     assert counter.num_tokens == number
 
 
-@pytest.mark.parametrize(("name", "keeps"), [("mistral", True), ("qwen3", False)])
+@pytest.mark.parametrize(("name", "keeps"), [("mistral", True), ("openai_gptoss", True), ("qwen3", False)])
 def test_special_tokens_are_kept_if_a_marker_is_one(renderer, name, keeps):
     assert load_reasoning(config(name), renderer).keeps_special_tokens is keeps
 
