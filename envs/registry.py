@@ -129,8 +129,8 @@ class Environment:
     HUGGING_FACE_HUB_TOKEN = text("Former name of HF_TOKEN.")
     HF_TOKEN_PATH = hub_path(lambda: env.HF_HOME.get() / "token", "File with the token that `hf auth login` stored.")
     HF_HUB_DISABLE_IMPLICIT_TOKEN = hub_boolean("Send only the token of --hf-token to the hub.")
-    HF_HUB_ETAG_TIMEOUT = hub_seconds(8, "Most seconds that the hub may take to list a repository's files.")
-    HF_HUB_DOWNLOAD_TIMEOUT = hub_seconds(15, "Seconds without data after which a download opens a new connection.")
+    HF_HUB_ETAG_TIMEOUT = hub_seconds(10, "Most seconds that the hub may take to list a repository's files.")
+    HF_HUB_DOWNLOAD_TIMEOUT = hub_seconds(10, "Seconds without data after which a download opens a new connection.")
     HF_ENDPOINT = text(
         "Address of a mirror of the Hugging Face hub, or several addresses separated by commas. Mirrors are tried in "
         "this order, and each gets the token."

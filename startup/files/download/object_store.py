@@ -7,14 +7,13 @@ fsspec (`FSSPEC_S3_ENDPOINT_URL`, ~/.config/fsspec).
 
 import asyncio
 import base64
-import errno
 import hashlib
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from startup.files.download.messages import DownloadError
@@ -38,7 +37,6 @@ _GCS_EXTENSIONS: Final = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
 _ID_BYTES: Final = 20
 _VERSION_BYTES: Final = 16
 _MD5_PREFIX: Final = "md5-"
-_NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class ObjectStoreClient:
@@ -72,30 +70,30 @@ class ObjectStoreClient:
             DownloadError: a request has failed, or an object was replaced meanwhile.
             OSError: the disk is full, or cannot be written to.
         """
-
-        def obtain(file: HubFile) -> None:
-            if repository.lacks(listing.commit, [file]):
-                blob = repository.blob(file)
-                if not blob.exists():
-                    blob.parent.mkdir(parents=True, exist_ok=True)
-                    self._fetch_one(repository.repo_id, file, blob)
-                _link(repository.snapshot(listing.commit) / file.name, blob)
-
+        lacking = repository.lacks(listing.commit, [listing.files[name] for name in names])
+        missing = {file.oid: file for file in lacking if not repository.blob(file).exists()}
+        (repository.folder / "blobs").mkdir(exist_ok=True)
         with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="download") as pool:
-            for _ in pool.map(obtain, [listing.files[name] for name in names]):
+            for _ in pool.map(partial(self._fetch_one, repository), missing.values()):
                 pass
+        for file in lacking:
+            path = repository.snapshot(listing.commit) / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.symlink_to(os.path.relpath(repository.blob(file), path.parent))
 
-    def _fetch_one(self, address: str, file: HubFile, blob: Path) -> None:
+    def _fetch_one(self, repository: CachedRepository, file: HubFile) -> None:
+        address, blob = repository.repo_id, repository.blob(file)
         part = blob.with_name(f"{blob.name}{PART_ENDING}")
-        system, path = _located(address, file.name)
         with part.open("a+b") as out:
-            for chunk in _read(system, path, out.tell(), file.size or 0, address):
+            for chunk in _read(address, file, out.tell()):
                 out.write(chunk)
             out.seek(0)
-            has_md5 = file.oid.startswith(_MD5_PREFIX)
-            is_wrong = has_md5 and hashlib.file_digest(out, "md5").hexdigest() != file.oid.removeprefix(_MD5_PREFIX)
+            is_md5 = file.oid.startswith(_MD5_PREFIX)
+            is_wrong = is_md5 and hashlib.file_digest(out, "md5").hexdigest() != file.oid.removeprefix(_MD5_PREFIX)
         with _explained(address, is_retried=True):
-            version = _version_of(system.info(path))
+            system = file_system(address, stall_s=_STALL_S)
+            version = _version_of(system.info(f"{root_of(system, address)}/{file.name}"))
         if is_wrong or version != self._versions[address, file.name]:
             part.unlink()
             what = "has another MD5 sum than the store reports" if is_wrong else "was replaced during the download"
@@ -103,28 +101,10 @@ class ObjectStoreClient:
         part.replace(blob)
 
 
-def _link(path: Path, blob: Path) -> None:
-    """Links the content, in place of any file of this name. Moves it if the file system has no links."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    try:
-        path.symlink_to(os.path.relpath(blob, path.parent))
-    except OSError as err:
-        if err.errno not in _NO_LINKS:
-            raise
-        blob.replace(path)
-
-
-def _located(address: str, name: str) -> tuple[Any, str]:
-    """Returns the file system, and the object's path in it."""
+def _read(address: str, file: HubFile, begin: int) -> Iterator[bytes]:
     with _explained(address, is_retried=True):
         system = file_system(address, stall_s=_STALL_S)
-        return system, f"{root_of(system, address)}/{name}"
-
-
-def _read(system: Any, path: str, begin: int, end: int, address: str) -> Iterator[bytes]:
-    with _explained(address, is_retried=True):
-        yield from read_ranges(system, path, begin, end)
+        yield from read_ranges(system, f"{root_of(system, address)}/{file.name}", begin, file.size or 0)
 
 
 def file_system(address: str, *, stall_s: float) -> Any:
