@@ -42,10 +42,6 @@ _MD5_PREFIX: Final = "md5-"
 class ObjectStoreClient:
     """Sends requests to an object store, for callers on any thread. fsspec runs them on its own thread."""
 
-    def __init__(self) -> None:
-        self._versions: dict[tuple[str, str], str] = {}
-        """The version of each listed file, by address and name."""
-
     def list_files(self, repo_id: str, revision: str | None, endpoint: str) -> Listing:
         """Lists the objects below the address `repo_id`. The commit is a hash of their names and versions.
 
@@ -56,11 +52,10 @@ class ObjectStoreClient:
             system = file_system(repo_id, stall_s=_STALL_S)
             prefix = f"{root_of(system, repo_id)}/"
             found: Mapping[str, Mapping[str, Any]] = system.find(prefix, detail=True)
-        infos = {path.removeprefix(prefix): info for path, info in found.items() if path.startswith(prefix)}
-        files = {name: _describe(name, info) for name, info in infos.items() if _is_safe(name)}
+        names = {path.removeprefix(prefix): info for path, info in found.items() if path.startswith(prefix)}
+        files = {name: _describe(name, info) for name, info in names.items() if _is_safe(name)}
         if not files:
             raise DownloadError("refused", f"{repo_id} has no files: correct the address")
-        self._versions.update(((repo_id, name), _version_of(infos[name])) for name in files)
         return Listing(_commit_of(files), files, endpoint)
 
     def fetch(self, repository: CachedRepository, listing: Listing, names: Sequence[str], endpoint: str) -> None:
@@ -74,31 +69,31 @@ class ObjectStoreClient:
         missing = {file.oid: file for file in lacking if not repository.blob(file).exists()}
         (repository.folder / "blobs").mkdir(exist_ok=True)
         with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="download") as pool:
-            for _ in pool.map(partial(self._fetch_one, repository), missing.values()):
-                pass
+            deque(pool.map(partial(_fetch_one, repository), missing.values()))
         for file in lacking:
             path = repository.snapshot(listing.commit) / file.name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
             path.symlink_to(os.path.relpath(repository.blob(file), path.parent))
 
-    def _fetch_one(self, repository: CachedRepository, file: HubFile) -> None:
-        address, blob = repository.repo_id, repository.blob(file)
-        part = blob.with_name(f"{blob.name}{PART_ENDING}")
-        with part.open("a+b") as out:
-            for chunk in _read(address, file, out.tell()):
-                out.write(chunk)
-            out.seek(0)
-            is_md5 = file.oid.startswith(_MD5_PREFIX)
-            is_wrong = is_md5 and hashlib.file_digest(out, "md5").hexdigest() != file.oid.removeprefix(_MD5_PREFIX)
-        with _explained(address, is_retried=True):
-            system = file_system(address, stall_s=_STALL_S)
-            version = _version_of(system.info(f"{root_of(system, address)}/{file.name}"))
-        if is_wrong or version != self._versions[address, file.name]:
-            part.unlink()
-            what = "has another MD5 sum than the store reports" if is_wrong else "was replaced during the download"
-            raise DownloadError("wrong", f"{file.name} of {address} {what}", 0.0 if is_wrong else None)
-        part.replace(blob)
+
+def _fetch_one(repository: CachedRepository, file: HubFile) -> None:
+    address, blob = repository.repo_id, repository.blob(file)
+    part = blob.with_name(f"{blob.name}{PART_ENDING}")
+    with part.open("a+b") as out:
+        for chunk in _read(address, file, out.tell()):
+            out.write(chunk)
+        out.seek(0)
+        is_md5 = file.oid.startswith(_MD5_PREFIX)
+        is_wrong = is_md5 and hashlib.file_digest(out, "md5").hexdigest() != file.oid.removeprefix(_MD5_PREFIX)
+    with _explained(address, is_retried=True):
+        system = file_system(address, stall_s=_STALL_S)
+        now = _describe(file.name, system.info(f"{root_of(system, address)}/{file.name}"))
+    if is_wrong or now != file:
+        part.unlink()
+        what = "has another MD5 sum than the store reports" if is_wrong else "was replaced during the download"
+        raise DownloadError("wrong", f"{file.name} of {address} {what}", 0.0 if is_wrong else None)
+    part.replace(blob)
 
 
 def _read(address: str, file: HubFile, begin: int) -> Iterator[bytes]:

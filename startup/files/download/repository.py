@@ -145,13 +145,8 @@ def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
     free = state.f_bavail * state.f_frsize
     if state.f_blocks and needed_bytes > free:
         lack = f"{format_bytes(needed_bytes)} are missing and {format_bytes(free)} are free in {folder.parent}"
-        raise no_room(repo_id, lack)
-
-
-def no_room(repo_id: str, lack: str) -> DownloadError:
-    """Returns the error for a disk that is too small."""
-    advice = f"free space, or give another {setting_of(repo_id)}. Complete files are kept"
-    return DownloadError("disk", f"{repo_id} could not be downloaded: {lack}: {advice}")
+        advice = f"free space, or give another {setting_of(repo_id)}. Complete files are kept"
+        raise DownloadError("disk", f"{repo_id} could not be downloaded: {lack}: {advice}")
 
 
 def setting_of(repo_id: str) -> str:

@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from base.wording import format_bytes
 from envs.redaction import without_login
 from envs.registry import env
 from startup.files.download.hub_client import HubClient, try_each
 from startup.files.download.messages import DownloadError, DownloadJob, DownloadProgress, DownloadReport, LogLine
-from startup.files.download.repository import CachedRepository, HubFile, Listing, check_room, no_room, setting_of
+from startup.files.download.repository import CachedRepository, HubFile, Listing, check_room, setting_of
 from startup.files.model.checkpoint_folder import read_index
 from startup.files.model.file_plan import Download
 from startup.ground.processes.helper import Send
@@ -63,14 +62,11 @@ class _Plan(NamedTuple):
         weight_map = next((read_index(self.folder / file.name) for file in self.index_file), None)
         return [self.listing.files[name] for name in self.download.wanted.choose(self.listing.files, weight_map)]
 
-
-class _Fetch(NamedTuple):
-    """Files that are being fetched, and how many of their bytes were missing before."""
-
-    repository: CachedRepository
-    commit: str
-    files: Sequence[HubFile]
-    missing_bytes: int
+    def missing_bytes(self, files: Sequence[HubFile]) -> int:
+        """Returns how many bytes of the files are not on disk. Raises DownloadError if they do not fit."""
+        missing = self.repository.missing_bytes(self.listing.commit, files)
+        check_room(self.repository.folder, missing, self.download.repo_id)
+        return missing
 
 
 class DownloadRun:
@@ -83,7 +79,8 @@ class DownloadRun:
         self._begin_s = time.monotonic()
         self._arrived_s = self._begin_s
         """When data arrived last."""
-        self._fetch: _Fetch | None = None
+        self._followed: tuple[_Plan, Sequence[HubFile]] | None = None
+        self._followed_bytes = 0
         self._fetched_bytes = 0
         self._sizes: dict[str, int] = {}
         self._note = ""
@@ -147,16 +144,15 @@ class DownloadRun:
 
     def _progress(self) -> DownloadProgress:
         """Returns the progress by the sizes of files on disk. Raises DownloadError if there is no room."""
-        if (fetch := self._fetch) is None:
+        if self._followed is None:
             return DownloadProgress("", note=self._note)
-        repository, now_s = fetch.repository, time.monotonic()
-        if (sizes := repository.content_sizes()) != self._sizes:
+        (plan, files), now_s = self._followed, time.monotonic()
+        if (sizes := plan.repository.content_sizes()) != self._sizes:
             self._sizes, self._arrived_s = sizes, now_s
-        missing = repository.missing_bytes(fetch.commit, fetch.files)
-        check_room(repository.folder, missing, repository.repo_id)
-        total = sum({file.oid: file.size or 0 for file in fetch.files}.values())
-        rate = max(fetch.missing_bytes - missing, 0) / max(now_s - self._begin_s, _POLLED_EVERY_S)
-        return DownloadProgress(repository.repo_id, total - missing, total, rate, self._note)
+        missing = plan.missing_bytes(files)
+        total = sum({file.oid: file.size or 0 for file in files}.values())
+        rate = max(self._followed_bytes - missing, 0) / max(now_s - self._begin_s, _POLLED_EVERY_S)
+        return DownloadProgress(plan.download.repo_id, total - missing, total, rate, self._note)
 
     def _pause(self, seconds: float, err: DownloadError) -> None:
         self._note = f"{err}, waiting {seconds:.0f} s"
@@ -166,7 +162,7 @@ class DownloadRun:
     def _list(self, download: Download) -> _Plan:
         client = self._create_client(download)
         listing = try_each(
-            self._job.endpoints if download.hub == "huggingface" else (download.repo_id,),
+            self._endpoints(download),
             lambda endpoint: client.list_files(download.repo_id, download.revision, endpoint),
             self._pause,
         )
@@ -174,6 +170,9 @@ class DownloadRun:
         begin = f"downloading {download.repo_id}{host}"
         self._send(LogLine(logging.INFO, download.describe_commit(listing.commit) if download.is_update else begin))
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
+
+    def _endpoints(self, download: Download) -> tuple[str, ...]:
+        return self._job.endpoints if download.hub == "huggingface" else (download.repo_id,)
 
     def _create_client(self, download: Download) -> "HubClient | ObjectStoreClient":
         if download.hub != "object_store":
@@ -208,27 +207,22 @@ class DownloadRun:
                 raise DownloadError("wrong", f"{without_login(endpoint)} has not sent {name} as listed", 0.0)
 
         missing = self._follow(plan, files)
-        check_room(repository.folder, missing, repository.repo_id)
-        others = [endpoint for endpoint in self._job.endpoints if endpoint != listing.endpoint]
+        others = [endpoint for endpoint in self._endpoints(plan.download) if endpoint != listing.endpoint]
         try_each((listing.endpoint, *others), fetch, self._pause)
         self._fetched_bytes += missing
 
     def _follow(self, plan: _Plan, files: Sequence[HubFile]) -> int:
         """Makes these files those whose progress is sent. Returns how many of their bytes are missing."""
-        commit = plan.listing.commit
-        missing = plan.repository.missing_bytes(commit, files)
-        self._fetch = _Fetch(plan.repository, commit, files, missing)
-        return missing
+        self._followed, self._followed_bytes = (plan, files), plan.missing_bytes(files)
+        return self._followed_bytes
 
     def _disk_error(self, err: OSError, plan: _Plan) -> DownloadError:
         """Returns the error for the user after a write to the disk has failed."""
-        repo_id, folder = plan.download.repo_id, plan.download.cache_dir
-        fault = os.strerror(err.errno or 0)
-        if err.errno in _NO_ROOM:
-            needed = sum(file.size or 0 for file in plan.wanted)
-            return no_room(repo_id, f"its {format_bytes(needed)} do not fit into {folder} ({fault})")
-        reason = f"{repo_id} could not be downloaded: {err.filename or folder} cannot be written to ({fault})"
-        return DownloadError("cache", f"{reason}: give another {setting_of(repo_id)}")
+        repo_id, path = plan.download.repo_id, err.filename or plan.download.cache_dir
+        reason = f"{repo_id} could not be downloaded: {path} cannot be written to ({os.strerror(err.errno or 0)})"
+        return DownloadError(
+            "disk" if err.errno in _NO_ROOM else "cache", f"{reason}: give another {setting_of(repo_id)}"
+        )
 
 
 class _LogSender(logging.Handler):
