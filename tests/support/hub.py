@@ -91,11 +91,10 @@ class Fault:
     stall: after `after` bytes of the response, nothing more is sent, and the connection stays open.
     cut: after `after` bytes of the response, the connection is closed.
     short: the response has only the first `after` bytes of the file, and its headers agree with that.
-    wrong: the byte at `after` differs.
     status: the answer has this `status`, and if given the hub's error `code` and `retry_after` seconds.
     """
 
-    kind: Literal["stall", "cut", "short", "wrong", "status"]
+    kind: Literal["stall", "cut", "short", "status"]
     times: int | None = 1
     """How many requests have the fault. None means all."""
     path: str = "*"
@@ -432,10 +431,6 @@ class _Handler(QuietHandler):
             self._send_part(key, content)
             return
         self._send_part(key, content[: fault.after])
-        if fault.kind == "wrong":
-            self._send_part(key, memoryview(bytes([content[fault.after] ^ 0xFF])))
-            self._send_part(key, content[fault.after + 1 :])
-            return
         while fault.kind == "stall" and not self._hub.closing.is_set():
             readable, _, _ = select.select([self.request], [], [], 0.1)
             if readable and not self.request.recv(1 << 16):
