@@ -1,16 +1,12 @@
 """Real vLLM with compiled models in a shared location. Each folder of caches represents a machine."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.startup.compiled_models.inputs import MOUNTED, UNUSABLE, unmount
 from tests.vllm_engine.compiled_start import PEERS, compiled_keys, recorded, start_and_end
-from tests.vllm_engine.vllm_server import VllmServer
 
 
 class Filled(NamedTuple):
@@ -46,32 +42,6 @@ def test_the_first_start_of_another_machine_loads(launcher, suffix, filled, smal
     assert not told.warnings("compiled model")
     assert compiled_keys(tmp_path) == compiled_keys(filled.folder)
     assert len(_archives(filled.location)) == 1
-
-
-@contextmanager
-def _made(make: Callable[[Path], None], location: Path) -> Iterator[None]:
-    make(location)
-    try:
-        yield
-    finally:
-        unmount(location)
-
-
-def _has_tried_to_add(server: VllmServer) -> bool:
-    """Whether the start has tried to add its compiled model, which it does after readiness."""
-    return "WARNING" in server.log.partition("ready after")[2]
-
-
-@pytest.mark.parametrize("make", [*UNUSABLE, *MOUNTED])
-def test_a_start_never_fails_because_of_its_location(make, filled, small_model, tmp_path):
-    """One warning shows why no archive is added."""
-    shutil.copytree(filled.folder / "cache", tmp_path / "cache")
-    location = tmp_path / "parent" / "shared"
-    with _made(make, location):
-        told = start_and_end(tmp_path, small_model, "--compile-cache", location, until=_has_tried_to_add)
-    assert (told.code, told.compiled["state"]) == (None, "loaded")
-    assert len(told.warnings(str(location))) == 1, told.log
-    shutil.rmtree(tmp_path / "cache")
 
 
 def test_a_damaged_archive_is_named_and_the_start_compiles(filled, small_model, tmp_path):

@@ -33,10 +33,9 @@ class Layout(NamedTuple):
 
 @pytest.fixture(scope="module")
 def formats(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model as one file, as shards, for torch, and with Mistral's file names. Also an adapter."""
+    """The small model as one file, as shards and for torch. Also an adapter."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path_factory.mktemp("formats")
@@ -44,7 +43,6 @@ def formats(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     model.save_pretrained(folder / "shards", max_shard_size="15MB")
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.save(tensors, folder / "pytorch_model.bin")
-    save_file(tensors, folder / "consolidated.safetensors", metadata={"format": "pt"})
     settings = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     get_peft_model(model, settings).save_pretrained(folder / "adapter")
     _put(folder, small_model, *_SMALL_FILES, "model.safetensors")
@@ -68,22 +66,6 @@ def _single(formats: Path, root: Path) -> Layout:
     return Layout([str(_put(root, formats, *_SMALL_FILES, "model.safetensors", "pytorch_model.bin"))])
 
 
-def _torch(formats: Path, root: Path) -> Layout:
-    """Weights for torch only."""
-    return Layout([str(_put(root, formats, *_SMALL_FILES, "pytorch_model.bin"))])
-
-
-def _consolidated(formats: Path, root: Path) -> Layout:
-    """Mistral's file of weights, and another safetensors file."""
-    folder = _put(root, formats, *_SMALL_FILES, "model.safetensors", "consolidated.safetensors")
-    return Layout([str(folder), "--config-format", "hf", "--tokenizer-mode", "hf"])
-
-
-def _dummy(formats: Path, root: Path) -> Layout:
-    """A model that is served with random weights."""
-    return Layout([str(_put(root, formats, *_SMALL_FILES, "model.safetensors")), "--load-format", "dummy"])
-
-
 def _snapshot(formats: Path, root: Path) -> Layout:
     """Shards of a revision in the hub's cache, and a file that the index does not name.
 
@@ -101,7 +83,7 @@ def _snapshot(formats: Path, root: Path) -> Layout:
     return Layout([*words, *lora], {"HF_HUB_CACHE": str(root / "hub")})
 
 
-@pytest.mark.parametrize("write", [_single, _torch, _consolidated, _dummy, _snapshot])
+@pytest.mark.parametrize("write", [_single, _snapshot])
 def test_vllm_opens_the_planned_files(write, formats, tmp_path, workplace, monkeypatch):
     layout = write(formats, tmp_path / "model")
     for name, value in layout.environment.items():

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,11 +24,9 @@ from startup.compiled_models.location import open_location
 from startup.compiled_models.process import AddJob, FetchJob, SharingProcess, SharingReport
 from startup.compiled_models.record import CompiledModel, Hardware
 from startup.compiled_models.sharing import add, fetch
-from startup.ground.processes.helper import Helper
 from tests.startup.compiled_models.inputs import MOUNTED, UNUSABLE, unmount
 from tests.support.waiting import is_gone
 
-NUM_MACHINES: Final = 10
 NUM_KILLS: Final = 50
 
 
@@ -261,23 +258,6 @@ def test_what_is_fetched(asked, expected, make_machine, location, tmp_path):
     assert {name for name, record in records.items() if local.is_installed(record)} == expected
 
 
-@pytest.mark.thorough
-def test_of_ten_machines_that_add_at_once_one_wins(make_machine, location, tmp_path):
-    record = _record()
-    helpers = []
-    for number in range(NUM_MACHINES):
-        files = make_machine(f"machine-{number}").compile(record, 2_000_000)
-        helpers.append(SharingProcess(_add_job(record, location=location, began_s=0.0)))
-    reports = [helper.result() for helper in helpers]
-    assert sum(report.num_models for report in reports) == 1
-    assert not any(report.problems for report in reports)
-    assert len(_archives(location)) == 1
-    assert [path.name for path in location.rglob("*.part")] == []
-    last = make_machine("last")
-    assert fetch(_fetch_job(location, record, tmp_path)).num_models == 1
-    assert last.has(files)
-
-
 def _cut(archive: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:-100])
 
@@ -436,32 +416,6 @@ def test_a_fetching_helper_that_is_killed_leaves_all_or_nothing(make_machine, lo
     assert num_killed > NUM_KILLS // 2
 
 
-@pytest.mark.thorough
-def test_an_adding_helper_that_is_killed_leaves_no_half_archive(make_machine, location, monkeypatch):
-    busy = partial(Helper, is_idle=False)  # beside other tests, it would hardly run
-    monkeypatch.setattr(process, "Helper", lambda *words, is_idle: busy(*words))
-    record = _record()
-    first = make_machine("first")
-    files = first.compile(record, 4_000_000)
-    job = _add_job(record, location=location, began_s=0.0)
-    add(job)
-    (archive,) = _archives(location)
-    total = archive.stat().st_size
-    chance, num_killed = random.Random(34), 0
-    incoming = local.records_folder()
-    for _ in range(NUM_KILLS):
-        shutil.rmtree(location)
-        location.mkdir()
-        num_killed += _kill_at(chance.uniform(0, 2.2) * total, job, incoming, location)
-        assert len(_archives(location)) <= 1
-        for left in incoming.glob("incoming-*"):
-            shutil.rmtree(left)
-    assert num_killed > NUM_KILLS // 2
-    assert add(job).problems == []
-    with _archives(location)[0].open("rb") as file:
-        assert read_record(file).files.keys() == files.keys()
-
-
 def test_what_killed_helpers_have_left_is_removed(make_machine, location):
     machine = make_machine("first")
     record = _record()
@@ -473,21 +427,6 @@ def test_what_killed_helpers_have_left_is_removed(make_machine, location):
             os.utime(folder, (1, 1))
     add(_add_job(record, location=location))
     assert [path.name for path in local.records_folder().glob("incoming-*")] == ["incoming-new"]
-
-
-@pytest.mark.thorough
-def test_a_compiled_model_of_many_files_is_shared(make_machine, location, tmp_path):
-    record = _record()
-    first = make_machine("first")
-    first.compile(record, 100)
-    folder = first.folder / local.AOT / record.key / "inductor_cache"
-    for number in range(20_000):
-        (folder / f"{number:064}").touch()
-    assert add(_add_job(record, location=location)).problems == []
-    make_machine("second")
-    assert fetch(_fetch_job(location, record, tmp_path)).problems == []
-    (found,) = local.read_records()
-    assert len(found.files) == 20_003
 
 
 def _lower_limit(monkeypatch: pytest.MonkeyPatch) -> None:

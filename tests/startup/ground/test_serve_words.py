@@ -45,13 +45,6 @@ def test_a_flag_has_as_many_words_as_its_values(line, pieces):
     assert [" ".join(given.words) for given in split(line.split(), _KNOWN.get)] == pieces
 
 
-def test_names_have_dashes_and_keys_stay():
-    (given,) = split(["--max_model_len.some_key=1=2"])
-    assert (given.flag, given.keys, given.name, given.values) == (
-        "--max-model-len", "some_key", "--max-model-len.some_key", ("1=2",),
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("words", "topic"), [("m --help", ""), ("-h m", ""), ("--help=all", "all"), ("m --port 1", None), ("-- -h", None)]
 )

@@ -152,19 +152,6 @@ def test_an_earlier_folder_on_the_path_wins(folder, tmp_path, monkeypatch):
     assert {"parcel", "parcel.sub.leaf"} <= served()
 
 
-def test_an_earlier_finder_wins(folder, monkeypatch):
-    install(written(folder))
-
-    class Other:
-        @staticmethod
-        def find_spec(name: str, path: object = None, target: object = None) -> object:
-            loader = SourceFileLoader(name, str(folder / "parcel/sub/leaf.py"))
-            return importlib.util.spec_from_loader(name, loader) if name == "lone" else None
-
-    monkeypatch.setattr(sys, "meta_path", [Other, *sys.meta_path])
-    assert importlib.import_module("lone").VALUE == 1
-
-
 def test_a_file_with_other_path_hooks_is_not_used(folder, monkeypatch):
     path = written(folder)
     monkeypatch.setattr(sys, "path_hooks", [lambda _: None, *sys.path_hooks])

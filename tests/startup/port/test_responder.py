@@ -49,19 +49,6 @@ def test_each_path_is_answered(listener):
         connection.close()
 
 
-def test_body_of_a_post_is_read_before_the_answer(listener):
-    with StartupResponder(listener, Answers()):
-        assert _get(listener.getsockname(), "/v1/completions", "POST", b"x" * 300_000)[0] == 503
-
-
-def test_garbage_is_answered_and_does_not_stop_the_responder(listener):
-    with StartupResponder(listener, Answers()):
-        with socket.create_connection(listener.getsockname()) as client:
-            client.sendall(b"\x16\x03\x01\r\n\r\n")
-            assert client.recv(4096).startswith(b"HTTP/1.1 503")
-        assert _get(listener.getsockname(), "/livez")[0] == 200
-
-
 def test_client_accepted_before_the_hand_over_is_answered_after_it(listener, new_process):
     with (
         StartupResponder(listener, Answers()) as responder,
@@ -130,41 +117,6 @@ def test_process_exits_after_the_hand_over_and_is_reaped(listener, new_process):
     assert not process.is_running()
 
 
-def test_no_probe_is_lost_during_the_hand_over(listener):
-    """Ten clients send probes without pauses during the hand-over to a threaded HTTP server."""
-    failures: list[str] = []
-    statuses: list[int] = []
-    stop = threading.Event()
-
-    def probe() -> None:
-        while not stop.is_set():
-            try:
-                statuses.append(_get(listener.getsockname(), "/health")[0])
-            except OSError as err:
-                failures.append(repr(err))
-
-    probes = [threading.Thread(target=probe) for _ in range(10)]
-    with StartupResponder(listener, Answers()) as responder:
-        for thread in probes:
-            thread.start()
-        try:
-            wait_until(lambda: failures or statuses.count(503) >= 200)
-            responder.hand_over()
-            server = _successor(listener)
-            serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-            serving.start()
-            wait_until(lambda: failures or statuses.count(200) >= 200)
-        finally:
-            stop.set()
-            for thread in probes:
-                thread.join()
-        server.shutdown()
-        serving.join()
-        server.server_close()
-    assert not failures
-    assert {200, 503} == set(statuses)
-
-
 _API_PROCESS = """
 import signal, sys
 from startup.port.listener import listen
@@ -210,25 +162,6 @@ def test_a_signal_right_after_the_fork_does_not_end_the_responder(listener, monk
     monkeypatch.setattr(group_signals, "ignore", signal_then_ignore)
     with StartupResponder(listener, Answers()):
         assert _get(listener.getsockname(), "/livez")[0] == 200
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Logs nothing."""
-
-
-def _successor(listener: socket.socket) -> http.server.ThreadingHTTPServer:
-    """An HTTP server on a socket that already listens."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler, bind_and_activate=False)
-    server.socket.close()
-    server.socket = listener.dup()
-    server.socket.setblocking(True)
-    return server
 
 
 BODY = b"x" * 200_000

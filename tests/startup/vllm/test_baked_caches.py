@@ -9,8 +9,7 @@ import pytest
 
 from startup.ground.caches import CACHE, add_baked_inspections, keep_bytecode, use_kept_bytecode
 from tests.startup.ground.caches.conftest import baked  # noqa: F401 - a fixture
-from tests.support.cli import python_output, run_cli
-from tests.support.ports import free_port
+from tests.support.cli import python_output
 
 _NAME = "modelinfos/llama.json"
 
@@ -108,17 +107,6 @@ def test_a_compiled_package_needs_no_warning(package, monkeypatch):
     py_compile.compile(str(package / "__init__.py"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     assert keep_bytecode(package) is None
-
-
-@pytest.mark.thorough
-def test_a_start_of_the_embedded_engine_names_it_too(tmp_path, tiny_llama):
-    """The library here has only one module, which is not compiled. So the start fails later."""
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").touch()
-    variables = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = run_cli("serve", tiny_llama, "--port", free_port(), environment=variables)
-    [line] = [line for line in done.stderr.splitlines() if "PYTHONDONTWRITEBYTECODE" in line]
-    assert f"{tmp_path / 'torch'} has no compiled modules" in line
 
 
 def test_kept_bytecode_is_used_from_the_first_modules_on(package, monkeypatch):

@@ -91,20 +91,6 @@ def test_a_childs_parent_is_the_process_that_started_it(seen):
     assert [process["name"] for process in seen.children] == ["EngineCore", "VllmWorker-0", "VllmWorker-1"]
 
 
-def test_checks_of_the_forkserver_open_no_connection(seen):
-    """A connection without a request would end the forkserver."""
-    assert seen.forkserver.is_running()
-    assert seen.forkserver.status() != psutil.STATUS_ZOMBIE
-    assert seen.start.lines_with("has exited", "EOFError") == []
-
-
-def test_nested_children_come_from_the_same_forkserver(seen):
-    assert [process["ppid"] for process in seen.children] == [seen.forkserver.pid] * 3
-    assert psutil.Process(seen.engine["pid"]).children() == []
-    assert seen.forkserver.ppid() == seen.server["pid"]
-    assert seen.start.forkservers() == [seen.forkserver]
-
-
 def test_a_start_has_one_forkserver_and_one_resource_tracker(seen):
     """Also if `forkserver` is multiprocessing's default method, as since Python 3.14."""
     words = [" ".join(process.cmdline()) for process in seen.start.family()]
@@ -141,11 +127,6 @@ def test_setproctitle_is_called_before_an_import_can_move_the_first_variable(fol
     with FakeStart(folder, env=environment(folder, fake)) as start:
         start.wait_ready()
         assert start.lines_with("setproctitle is called") == ["setproctitle is called before vLLM's import"]
-
-
-def test_other_subcommands_import_nothing_into_the_api_server(seen):
-    assert "vllm.entrypoints.cli.preload" in seen.server["modules"]
-    assert "vllm.model_executor.model_loader" not in seen.server["modules"]
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="binds two workers to two processors")

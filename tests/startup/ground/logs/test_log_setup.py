@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import re
 import sys
 from typing import Any
 
@@ -55,24 +54,6 @@ def test_the_date_in_utc_has_year_and_zone():
     record = _record("hello")
     record.created = 1_800_000_000.5
     assert TextFormatter("api", is_utc=True).format(record) == "ERROR 2027-01-15T08:00:00Z (api) server.x: hello"
-
-
-def test_a_traceback_stays_readable():
-    code = """
-import logging
-from startup.ground.logs.options import LogOptions
-from startup.ground.logs.setup import configure_logging
-configure_logging(LogOptions(level="INFO"), role="api")
-try:
-    int("\\x1b[31m\\n0")
-except ValueError:
-    logging.getLogger("server").exception("it failed")
-"""
-    done = run_python(code)
-    first, *rest = done.stderr.splitlines()
-    assert re.fullmatch(r"ERROR \d\d-\d\d \d\d:\d\d:\d\d \(api\) server: it failed", first)
-    assert rest[0] == "  Traceback (most recent call last):"
-    assert rest[-1].startswith("  ValueError: invalid literal for int()")
 
 
 class _Disk(io.StringIO):

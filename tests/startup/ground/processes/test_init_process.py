@@ -1,8 +1,6 @@
 """Process 1 of a container reaps orphans, forwards signals, and exits quickly with the program's code."""
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -12,7 +10,6 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 
-from tests.support.containers import own_processes
 from tests.support.waiting import wait_until
 
 _SOON_S = 60
@@ -94,28 +91,6 @@ def test_the_service_managers_variables_for_process_1_refer_to_the_program():
         "print(os.environ['LISTEN_PID'], flush=True)", before="import os\nos.environ['LISTEN_PID'] = '7'\n"
     ) as other:
         assert _line(other) == "7"
-
-
-def test_the_program_is_not_process_1_of_its_namespace():
-    launcher = own_processes()
-    if launcher is None:
-        pytest.skip("no namespaces of processes here")
-    with socket.socket() as bound:  # without listening: the program waits until it is stopped
-        bound.bind(("127.0.0.1", 0))
-        words = ["vllm-cli", "wait", f"http://127.0.0.1:{bound.getsockname()[1]}", "--timeout", "600", "-q"]
-        main = f"import sys, vllm_cli.__main__ as m; sys.argv = {words}; sys.exit(m.main())"
-        command = [*launcher, sys.executable, "-c", main]
-        with subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL) as unshare:
-            try:
-                inner = psutil.Process(unshare.pid)
-                wait_until(lambda: len(inner.children(recursive=True)) == 2)
-                init, program = inner.children(recursive=True)
-                assert init.ppid() == unshare.pid
-                assert program.ppid() == init.pid
-                os.kill(init.pid, signal.SIGTERM)  # the kernel would drop it if process 1 had no handler
-                assert unshare.wait(_SOON_S) == 128 + signal.SIGTERM
-            finally:
-                unshare.kill()
 
 
 def test_exit_functions_run_and_objects_are_not_freed():

@@ -63,13 +63,6 @@ def test_a_fault_of_the_config_file_names_its_place(serve, tmp_path):
     ]
 
 
-def test_other_faults_end_with_code_3(serve, tmp_path):
-    done = serve(str(tmp_path), "--chat-template", "no.jinja")
-    assert done.returncode == 3
-    assert "--chat-template no.jinja: there is no such file" in done.stderr
-    assert f"{tmp_path} has no config.json" in done.stderr
-
-
 def test_the_preflight_alone_reports_all(serve, tmp_path):
     done = serve(str(tmp_path), "--preflight-only", "--json", "--chat-template", "no.jinja")
     assert done.returncode == 3
@@ -87,9 +80,3 @@ def test_a_start_may_go_on(serve, tmp_path, words, variables, is_told):
     done = serve(str(tmp_path), *words, "--chat-template", "no.jinja", "--raises", "ValueError", **variables)
     assert ("no.jinja: there is no" in done.stderr) == is_told
     assert "Error: 2 faults" not in done.stderr
-
-
-def test_a_mode_that_does_not_exist_is_a_usage_error(serve):
-    done = serve("m", "--preflight", "of")
-    assert done.returncode == 2
-    assert "--preflight" in done.stderr
