@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 
 from tests.gpu_stub.gpu_server import EAGER, UUID, GpuServer
+from tests.support.peer_vllm import ROOT
 from tests.support.ports import free_port
 from tests.vllm_engine.plugin import write_entry_point
-from tests.vllm_engine.ray_node import RAY
 
 _AWAKE_BYTES = _USED_BYTES = 60 << 30
 _ASLEEP_BYTES = 2 << 30
@@ -61,7 +61,8 @@ def test_a_start_after_the_first_is_warm(tmp_path, words):
 
 _TP, _PP, _DP = "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"
 _TP_WORKERS = ["Worker_TP0", "Worker_TP1", "Worker_TP2"]
-_NEEDS_RAY = pytest.mark.skipif(not RAY.exists(), reason="Ray is not installed in .peers/ray")
+_RAY = ROOT / ".peers" / "ray"
+_NEEDS_RAY = pytest.mark.skipif(not _RAY.exists(), reason="Ray is not installed in .peers/ray")
 _RANKS = [
     pytest.param((_TP, "3"), _TP_WORKERS, id="TP 3", marks=pytest.mark.ci_vllm),
     pytest.param((_PP, "2"), ["Worker_PP0", "Worker_PP1"], id="PP 2"),
@@ -76,7 +77,7 @@ def test_ranks_start_twice_in_a_home(tmp_path, words, titles):
     """vLLM's ranks are forks that initialize CUDA themselves. Ray's ranks end with Ray."""
     environment = {"STUB_GPUS": words[1]}
     if titles is None:
-        environment |= {"PYTHONPATH": str(RAY), "RAY_USAGE_STATS_ENABLED": "0"}
+        environment |= {"PYTHONPATH": str(_RAY), "RAY_USAGE_STATS_ENABLED": "0"}
     for _ in range(2):
         with GpuServer("ours", *EAGER, *words, folder=tmp_path, environment=environment) as server:
             assert len({server.wait_ready().generate() for _ in range(4)}) == 1

@@ -16,10 +16,7 @@ from pathlib import Path
 
 MODEL = "tiny"
 STUBBORN_CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-FLAGS = (
-    *("never-ready", "has-no-health", "reports-phases", "has-broken-list", "lists-no-model", "crashes"),
-    *("misses-graphs", "sends-no-text", "counts-nothing", "aborts-streams", "ignores-sigterm"),
-)
+FLAGS = ("never-ready", "reports-phases", "crashes", "misses-graphs", "aborts-streams", "ignores-sigterm")
 
 
 class Server(ThreadingHTTPServer):
@@ -33,7 +30,7 @@ class Server(ThreadingHTTPServer):
         self.options = options
         self.ready_at_s = time.monotonic() + options.ready_ms / 1000
         self.bodies: list[dict] = []
-        self.num_health = self.num_running = self.max_running = 0
+        self.num_running = self.max_running = 0
         self.loop = threading.Lock()
         """A lock for requests that block the server, as if it had one event loop."""
 
@@ -65,8 +62,7 @@ class Handler(BaseHTTPRequestHandler):
             phases = [{"process": "api", "name": "listen", "took_s": 0.25, "share": 0.5, "begin_s": 0}]
             self.answer(200, {"schema_version": 1, "phases": phases})
         elif self.path == "/v1/models":
-            is_fine = self.server.is_ready and not options.has_broken_list
-            self.answer(200 if is_fine else 503, {"data": [] if options.lists_no_model else [{"id": MODEL}]})
+            self.answer(200 if self.server.is_ready else 503, {"data": [{"id": MODEL}]})
         elif self.path == "/version":
             self.answer(200, {"version": "1.2.3"})
         elif self.path == "/seen":
@@ -75,13 +71,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, {})
 
     def answer_health(self) -> None:
-        options = self.server.options
-        self.server.num_health += 1
-        if options.drops_runs_of and self.server.num_health // options.drops_runs_of % 2:
-            self.close_connection = True
-            return
         with self.server.loop:
-            self.answer(404 if options.has_no_health else 200 if self.server.is_ready else 503, {})
+            self.answer(200 if self.server.is_ready else 503, {})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -89,7 +80,6 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.loop:
             self.server.bodies.append(body)
             number = len(self.server.bodies)
-            time.sleep(options.blocks_ms / 1000)
         if not self.server.is_ready:
             self.answer(503, {"error": {"message": "Loading model"}})
         elif body["model"] != MODEL:
@@ -122,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_event({"choices": [{"delta": {"content": " word"}} if is_chat else {"text": " word"}]})
         if not options.aborts_streams:
             self.send_event({"choices": [{"text": "", "finish_reason": "length"}]})
-            if body.get("stream_options") and not options.counts_nothing:
+            if body.get("stream_options"):
                 usage = {"prompt_tokens": 10, "completion_tokens": num_tokens * options.tokens_per_chunk}
                 self.send_event({"choices": [], "usage": usage})
         self.server.count_running(-1)  # before the client sees the end
@@ -130,8 +120,6 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"data: [DONE]\n\n")
 
     def num_tokens(self, body: dict) -> int:
-        if self.server.options.sends_no_text:
-            return 0
         limit = self.server.options.stops_after
         return min(body["max_tokens"], limit) if limit and not body.get("ignore_eos") else body["max_tokens"]
 
@@ -154,11 +142,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     for name in ("listen", "ready", "first", "gap"):
         parser.add_argument(f"--{name}-ms", type=float, default=0)
-    parser.add_argument("--blocks-ms", type=float, default=0, help="how long each request blocks all others")
     parser.add_argument("--tokens-per-chunk", type=int, default=1)
     for name in ("--stops-after", "--fails-every", "--exits-after"):
         parser.add_argument(name, type=int)
-    parser.add_argument("--drops-runs-of", type=int, help="alternates N answered and N dropped probes")
     parser.add_argument("--rejects", nargs="*", default=[])
     for name in FLAGS:
         parser.add_argument(f"--{name}", action="store_true")

@@ -52,12 +52,6 @@ def test_a_running_server_is_measured_and_its_tokens_are_counted(fake_server, ru
     assert len(prompts) == len(set(prompts)) == num_warm_up + num_measured
 
 
-def test_a_blocked_event_loop_shows_in_the_latency_of_health(fake_server, run_bench_serve):
-    done = run_bench_serve("--url", fake_server("--blocks-ms", 500).url, *SHORT, "--json", "-")
-    assert all(figures["health_max_ms"] >= 400 for figures in rounds_of(done.stdout))
-    assert "/health p99 ms" in done.stderr
-
-
 def test_prompts_share_a_prefix_of_the_requested_length(fake_server, run_bench_serve, tmp_path):
     server, report = fake_server(), tmp_path / "result.json"
     done = run_bench_serve("--url", server.url, *QUICK, "--shared-prefix-tokens", "50", "--json", report)
@@ -174,52 +168,12 @@ def test_a_server_that_rejects_ignore_eos_is_measured_without_it(fake_server, ru
     assert "answers ended before 3 tokens" in done.stderr
 
 
-@pytest.mark.parametrize("flags", [["--rejects", "stream_options", "ignore_eos"], ["--counts-nothing"]], ids=" ".join)
-def test_tokens_are_counted_by_chunks_where_the_server_sends_no_usage(flags, fake_server, run_bench_serve):
-    done = run_bench_serve("--url", fake_server(*flags).url, *QUICK, "--json", "-")
-    assert done.returncode == 0, done.stderr
-    (side,) = json.loads(done.stdout)["sides"]
-    assert side["token_source"] == "chunks"
-    assert {figures["output_tokens"] for figures in rounds_of(done.stdout)} == {12}
-    assert "tokens by chunks" in done.stderr
-
-
 def test_chats_are_measured_too(fake_server, run_bench_serve):
     server = fake_server()
     done = run_bench_serve("--url", server.url, "--endpoint", "chat", *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     assert rounds_of(done.stdout)[0]["output_tokens"] == 12
     assert all("messages" in body for body in server.seen["bodies"])
-
-
-def test_the_api_key_is_sent_but_never_written_to_a_file(fake_command, run_bench_serve, tmp_path):
-    json_file = tmp_path / "result.json"
-    command = f"MY_TOKEN=hush-hush {fake_command()}"
-    done = run_bench_serve("--cmd", command, *QUICK, "--json", json_file, OPENAI_API_KEY="very-secret-key")
-    assert done.returncode == 0, done.stderr
-    for text in (done.stdout, done.stderr, json_file.read_text()):
-        assert "very-secret-key" not in text
-        assert "hush-hush" not in text
-
-
-def test_the_report_on_a_pipe_is_plain_aligned_text(fake_server, run_bench_serve):
-    server = fake_server()
-    done = run_bench_serve("--url", server.url, "--vs-url", server.url, *QUICK)
-    assert done.stdout.isascii()
-    table = done.stdout.split("1 at once")[1].split("\n\n")[0].splitlines()[1:]
-    assert table[0].split() == ["A", "B", "A/B"]
-    labels = [line.split("  ")[0] for line in table[1:]]
-    assert labels[0] == "output tok/s"
-    assert labels[-2:] == ["/health max ms", "failed requests"]
-    assert len({len(line) for line in table[1:-1]}) == 1
-
-
-def test_a_server_that_lists_no_model_needs_a_model_option(fake_server, run_bench_serve):
-    server = fake_server("--lists-no-model")
-    done = run_bench_serve("--url", server.url, *QUICK)
-    assert done.returncode == 2
-    assert "--model" in done.stderr
-    assert run_bench_serve("--url", server.url, *QUICK, "--model", "tiny").returncode == 0
 
 
 def test_a_model_that_the_server_does_not_have_exits_with_3(fake_server, run_bench_serve):

@@ -1,7 +1,6 @@
 """`bench startup` as a process, with real servers that have delays in their start."""
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.page_cache import never_cached
 from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -38,13 +36,6 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(fake_command, ru
     assert state["summary"]["first_token_s"]["min"] == min(figures["first_token_s"] for figures in state["rounds"])
 
 
-def test_dropped_probes_are_reported(fake_command, run_startup):
-    """Drops come in long series, so that they affect probes and not only polls of the benchmark itself."""
-    done = run_startup("--cmd", fake_command("--ready-ms", 600, "--drops-runs-of", 6), *QUICK)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^probes lost later +[1-9]", done.stdout, re.MULTILINE)
-
-
 def test_rounds_alternate_and_every_other_round_reverses_the_sides(fake_command, run_startup, tmp_path):
     log = tmp_path / "log"
     commands = [fake_command("--log-file", log, "--log-name", name) for name in "xy"]
@@ -61,22 +52,6 @@ def test_phases_are_reported_for_servers_with_startupz(fake_command, run_startup
     done = run_startup("--cmd", fake_command("--reports-phases"), "--vs", fake_command(), *QUICK, "--json", "-")
     assert {figures["phases"]["api:listen"] for figures in rounds_of(done.stdout)} == {0.25}
     assert {len(figures["phases"]) for figures in rounds_of(done.stdout, side=1)} == {0}
-
-
-def test_a_server_without_health_is_measured(fake_command, run_startup):
-    done = run_startup("--cmd", fake_command("--has-no-health", "--ready-ms", 300), *QUICK, "--json", "-")
-    assert done.returncode == 0, done.stderr
-    for figures in rounds_of(done.stdout):
-        assert figures["healthy_s"] is None
-        assert figures["first_token_s"] >= 0.3
-
-
-def test_a_server_with_a_broken_list_of_models_needs_a_model_option(fake_command, run_startup):
-    command = fake_command("--has-broken-list")
-    done = run_startup("--cmd", command, *QUICK, "--ready-timeout", 2)
-    assert done.returncode == 3
-    assert "was not ready after 2 s: /v1/models answers 503" in done.stderr
-    assert run_startup("--cmd", command, *QUICK, "--request-model", "tiny").returncode == 0
 
 
 def test_a_command_that_never_becomes_ready_exits_with_3_and_shows_its_output(fake_command, run_startup, tmp_path):
@@ -97,12 +72,6 @@ def test_a_measured_start_that_crashes_exits_with_3_and_shows_its_output(fake_co
     assert "the fake server crashes" in done.stderr
     assert "fake_server.py --crashes-if" in done.stderr
     assert "exec_stamp.py" not in done.stderr
-
-
-def test_an_answer_without_text_exits_with_3(fake_command, run_startup):
-    done = run_startup("--cmd", fake_command("--sends-no-text"), *QUICK)
-    assert done.returncode == 3
-    assert "/v1/completions gives no text" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "term", "kill"])
@@ -133,16 +102,6 @@ def test_a_cold_page_cache_is_verified_and_reported(fake_command, run_startup, t
     assert is_reported == any(figures["resident_share"] > 0.01 for figures in cold)
 
 
-def test_files_that_may_not_have_been_cold_are_reported(fake_command, run_startup):
-    path = never_cached()
-    done = run_startup("--cmd", fake_command(), *QUICK, "--state", "cold-pages", "--evict", path, "--json", "-")
-    assert done.returncode == 0, done.stderr
-    (line,) = json.loads(done.stdout)["problems"]
-    assert line.endswith("0 MB may not have been cold: this system does not show which of their pages are in memory")
-    assert line in done.stderr
-    assert {figures["resident_share"] for figures in rounds_of(done.stdout)} == {None}
-
-
 def test_the_models_files_are_evicted_by_default(fake_command, run_startup, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
@@ -150,9 +109,3 @@ def test_the_models_files_are_evicted_by_default(fake_command, run_startup, tmp_
     done = run_startup("--cmd", command, *QUICK, "--state", "cold-pages", "--json", "-")
     assert done.returncode == 0, done.stderr
     assert rounds_of(done.stdout)[0]["evicted_bytes"] == 1002
-
-
-def test_a_missing_model_exits_with_3(run_startup):
-    done = run_startup("--model", "/no/such/model", "--state", "cold-pages")
-    assert done.returncode == 3
-    assert "/no/such/model" in done.stderr

@@ -1,17 +1,12 @@
 """`bench startup --state standby` as a process: warm starts of `vllm-cli serve`, cold starts of others."""
 
 import json
-import os
 import shlex
-import signal
-import subprocess
 import sys
 
-import psutil
 import pytest
 
 from tests.support.llamas import save_tiny_llama
-from tests.support.waiting import is_gone, wait_until
 from vllm_cli.bench.standby import find_template_kind, split_own_command
 
 QUICK = ("--state", "standby", "--rounds", "1", "--pause", "0")
@@ -50,13 +45,6 @@ def test_variables_of_the_command_are_the_standbys_too(own_command, run_startup)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
-def test_a_command_that_is_never_warm_is_reported(own_command, run_startup):
-    done = run_startup("--cmd", f"{own_command} --standby off", *QUICK)
-    assert done.returncode == 0, done.stderr
-    assert "A, from standby: 0 of 1 servers were forked from a standby, not 1" in done.stdout
-
-
 def _command_behind(script: str, command: str, folder) -> str:
     """The command with a program in place of `vllm-cli`. The program first runs this script."""
     wrapper = folder / "vllm-cli"
@@ -80,35 +68,6 @@ def test_a_standby_that_cannot_start_exits_with_3_and_its_output(own_command, ru
     assert done.returncode == 3
     assert "The standby of " in done.stderr
     assert "no imports today" in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "term", "kill"])
-def test_an_interrupted_run_stops_the_standby_and_its_servers(number, own_command, tmp_path):
-    words = [sys.executable, "-m", "vllm_cli", "bench", "startup", "--cmd", own_command, *QUICK, "--rounds", "1000"]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment) as bench:
-        started: list[psutil.Process] = []
-
-        def has_forked() -> bool:
-            started[:] = psutil.Process(bench.pid).children(recursive=True)
-            return any(_is_forked(process) for process in started)
-
-        wait_until(has_forked)
-        bench.send_signal(number)
-        code = bench.wait(120)
-    assert code == (-number if number == signal.SIGKILL else 128 + number)
-    wait_until(lambda: all(is_gone(process.pid) for process in started))
-    if number != signal.SIGKILL:
-        assert not list(tmp_path.iterdir())
-
-
-def _is_forked(process: psutil.Process) -> bool:
-    try:
-        parent = process.parent()
-        return "serve" in process.cmdline() and parent is not None and "standby-template" in parent.cmdline()
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize(

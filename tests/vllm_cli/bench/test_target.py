@@ -144,9 +144,3 @@ def test_a_sigterm_while_the_server_is_started_stops_it(tmp_path):
         process.send_signal(signal.SIGTERM)
         stopped.resume()
         assert process.wait(60) == 128 + signal.SIGTERM  # the server's status
-
-
-def test_a_parent_that_ends_before_it_names_a_command_is_no_error():
-    words = [sys.executable, "-I", supervisor.__file__, "1"]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
