@@ -51,13 +51,6 @@ async def _open(tab: Tab, url: str) -> None:
     await tab.wait_for(_IS_READY)
 
 
-async def _begin_long_answer(tab: Tab, url: str) -> None:
-    """Opens the page and requests a long answer. Returns once a part of the answer is shown."""
-    await _open(tab, url)
-    await _send(tab, "Write a very long story about a river.")
-    await tab.wait_for(f"{_LAST}?.querySelector('.text').textContent.length > 20")
-
-
 async def _send(browser: Tab, text: str) -> None:
     await browser.evaluate(f"document.querySelector('#prompt').value = {json.dumps(text)}")
     await browser.evaluate("document.querySelector('#send').click()")
@@ -97,15 +90,6 @@ async def test_a_chat_with_a_real_model_and_its_next_visit(start_server):
             assert browser.errors == []
 
 
-async def test_an_answer_is_stopped_and_the_engine_is_free(start_server):
-    with start_server("--max-model-len", "2048") as server:
-        async with Browser() as browser:
-            await _begin_long_answer(browser, f"{server.url}/")
-            await browser.evaluate("document.querySelector('#stop').click()")
-            await browser.wait_for(f"{_LAST}.innerText.includes('stopped')")
-            await browser.wait_for("[...document.querySelectorAll('.card')][0]?.textContent.includes('running0')")
-
-
 async def test_two_tabs_have_a_conversation_each(start_tiny_server):
     with start_tiny_server("--max-model-len", "256") as server:
         async with Browser() as browser:
@@ -122,17 +106,6 @@ async def test_two_tabs_have_a_conversation_each(start_tiny_server):
             assert said == ["one", "two"]
             titles = "[...document.querySelectorAll('#talks option')].map(option => option.textContent).sort()"
             await first.wait_for(f'JSON.stringify({titles}) === \'["one","two"]\'')
-
-
-async def test_a_server_that_dies_in_a_stream_is_named(start_server):
-    with start_server("--max-model-len", "2048") as server:
-        async with Browser() as browser:
-            await _begin_long_answer(browser, f"{server.url}/")
-            for process in (*server.root.children(recursive=True), server.root):
-                process.kill()
-            await browser.wait_for(_HAS_ENDED.format(count=2))
-            await browser.wait_for(f"{_LAST}.querySelector('.failed')?.textContent.includes('closed the connection')")
-            await browser.wait_for("document.querySelector('#state').textContent === 'unreachable'")
 
 
 async def test_a_wrong_key_is_said_and_the_right_one_stays_in_the_tab(start_tiny_server):

@@ -1,12 +1,9 @@
 """`vllm-cli serve --idle-stop` stops the model if there are no requests. The next request starts it."""
 
 import json
-import random
 import signal
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import pytest
 from tests.e2e.process_tree import find_process
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import run_cli
-from tests.support.http_client import RawClient, ask
+from tests.support.http_client import ask
 from tests.support.waiting import wait_until
 
 _ENGINE = ("--engine", "embedded", "--max-model-len", "256", "--idle-stop")
@@ -92,28 +89,6 @@ def test_probes_and_reports_of_a_stopped_model_do_not_start_it(server):
     assert find_process(server, "engine") is None
     (entry,) = [each for each in json.loads(run_cli("ps", "--json").stdout) if each["port"] == server.port]
     assert (entry["state"], entry["pid"], entry["engine"]) == ("stopped", server.process.pid, "router")
-
-
-def test_requests_around_the_idle_limit_are_all_answered(server):
-    """Half of the clients keep their connections while the model is stopped and started again."""
-    rng = random.Random(25)
-    pauses_s = [[rng.choice((0.0, rng.uniform(0.9, 1.6))) for _ in range(3)] for _ in range(4)]
-
-    def run(number: int) -> list[int]:
-        statuses = []
-        kept = RawClient(server.port) if number % 2 else None
-        for pause_s in pauses_s[number]:
-            time.sleep(pause_s)
-            if kept is None:
-                statuses.append(server.ask_model())
-            else:
-                statuses.append(kept.post("/v1/completions", _BODY).read().status)
-        if kept is not None:
-            kept.socket.close()
-        return statuses
-
-    with ThreadPoolExecutor(4) as pool:
-        assert [status for statuses in pool.map(run, range(4)) for status in statuses] == [200] * 12
 
 
 @pytest.fixture

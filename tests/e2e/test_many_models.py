@@ -5,16 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import pytest
 from openai import OpenAI
 
-from tests.router.router_process import RouterProcess, embedded, foreign
-from tests.support.http_client import RawClient, ask
-from tests.support.waiting import wait_until
+from tests.router.router_process import RouterProcess, embedded
+from tests.support.http_client import ask
 
 TOOLS: Final = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-model-len", "4096"]
-MB: Final = 1 << 20
 WEATHER: Final[Any] = {
     "type": "function",
     "function": {
@@ -70,19 +67,3 @@ def test_two_models_take_turns_in_one_conversation_with_tools(client):
         )
         assert answer.model == "org/beta"
         assert answer.choices[0].message.content == f"It is sunny {number}."
-
-
-def test_thousands_of_waiting_clients_cost_little_and_leave_nothing(tmp_path):
-    words = ("--max-waiting", "10000", "--max-wait", "600", "--startup-timeout", "600")
-    with RouterProcess(tmp_path, {"slow": foreign("never-listens")}, *words) as router:
-        process = psutil.Process(router.process.pid)
-        before = process.memory_info().rss
-        clients = [RawClient(router.port) for _ in range(2000)]
-        for client in clients:
-            client.post("/v1/completions", {"model": "slow", "prompt": "x" * 2000})
-        wait_until(lambda: router.models()["slow"]["num_waiting"] == 2000)
-        assert process.memory_info().rss - before < 150 * MB
-        for client in clients:
-            client.close()
-        wait_until(lambda: router.models()["slow"]["num_waiting"] == 0)
-        wait_until(lambda: process.num_fds() < 100)

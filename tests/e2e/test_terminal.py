@@ -145,24 +145,6 @@ def test_keys_end_a_start(key, code, cold_or_warm, job, tmp_path):
         assert "Traceback" not in shell.text
 
 
-@pytest.mark.parametrize(
-    "name", slow_but_for(["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGKILL"], "SIGINT", "SIGHUP")
-)
-def test_a_signal_ends_a_start_as_a_shell_reports_it(name, cold_or_warm, job, tmp_path):
-    """The parent sees that its child has ended by the signal, or with the exit code for Ctrl-C."""
-    with _SlowStart(tmp_path) as start:
-        process = subprocess.Popen(
-            f"{job.command} {start.flag}".split(),
-            env=os.environ | cold_or_warm, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        start.wait_reading()
-        number = signal.Signals[name]
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=GONE_S)
-        assert process.returncode == (130 if number == signal.SIGINT else -number)
-        assert b"Traceback" not in errors
-
-
 def test_a_server_that_crashes_ends_its_front_process_by_the_same_signal(warm, job):
     with job.running(warm) as process:
         server = job.find()

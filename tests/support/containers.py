@@ -17,15 +17,6 @@ _MAY_READ_ALL = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_
 _READ_ONLY = 'mount --make-rprivate / && {}mount -o bind,remount,ro / && exec "$0" "$@"'
 _NEW_PROCESSES = ("--pid", "--fork", "--kill-child", "--mount-proc")
 _OWN_PROCESSES = ("unshare", "--user", "--map-root-user", *_NEW_PROCESSES)
-_OVERLAY = """
-mount --make-rprivate / || exit 1
-mount -t overlay overlay -o "lowerdir=/,upperdir=$0/upper,workdir=$0/work" "$0/root" || exit 1
-for name in proc sys dev; do mount --rbind "/$name" "$0/root/$name" || exit 1; done
-if [ -n "$1" ]; then mount --bind "$1" "$0/root$1" && mount -o remount,bind,ro "$0/root$1" || exit 1; fi
-folder=$PWD
-shift
-exec chroot "$0/root" env -C "$folder" "$@"
-"""
 
 
 def as_user(uid: int, gid: int, *must_read: Path) -> tuple[str, ...] | None:
@@ -56,19 +47,6 @@ def own_mounts(script: str, folder: Path) -> tuple[str, ...] | None:
     """
     whole = f'here=$PWD; cd "$0"; {script}; cd "$here"; exec "$@"'
     command = ("unshare", "--mount", *_NEW_PROCESSES, "sh", "-ec", whole, str(folder))
-    return command if _works(*command, "true") else None
-
-
-def overlay_root(folder: Path, read_only: Path | None = None) -> tuple[str, ...] | None:
-    """A launcher whose programs see this machine's files, but change only copies in `folder/upper`.
-
-    Args:
-        folder: an empty folder on a file system in memory.
-        read_only: a folder that programs cannot write to.
-    """
-    for name in ("upper", "work", "root"):
-        (folder / name).mkdir(mode=0o755)
-    command = ("unshare", "--mount", "sh", "-c", _OVERLAY, str(folder), str(read_only or ""))
     return command if _works(*command, "true") else None
 
 

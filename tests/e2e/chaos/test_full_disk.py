@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +10,8 @@ import pytest
 from base.wording import format_bytes
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.e2e.server_process import ServerProcess
-from tests.startup.vllm.fake_start import ROOT, command, environment
 from tests.support.cli import run_cli
 from tests.support.hub import HubServer
-from tests.support.ports import free_port
-from tests.support.waiting import wait_until
 
 _ENDS_S = 200.0
 _APPEND_LOG = ("sh", "-c", 'exec "$@" >>"$0" 2>&1')
@@ -118,34 +114,6 @@ def test_download_without_room_names_its_size_and_folder(model_path, folder, dis
     assert f"org/model could not be downloaded: {size} are missing and " in line
     assert f" are free in {folder}/hub: " in line
     assert "free space, or give another --download-dir" in line
-
-
-def test_vllm_starts_with_its_cache_folder_on_a_full_disk(tmp_path, folder, disk):
-    disk.fill()
-    port, log = free_port(), tmp_path / "log"
-    words = [*disk.launcher, *command("--host", "127.0.0.1", "--port", str(port))]
-    with (
-        log.open("wb") as out,
-        subprocess.Popen(words, env=environment(folder), cwd=ROOT, stdout=out, stderr=out) as launcher,
-    ):
-        wait_until(lambda: "ready after" in log.read_text() or launcher.poll() is not None)
-        launcher.terminate()
-        assert launcher.wait(_ENDS_S) == 0, log.read_text()
-    assert "ready after" in log.read_text()
-    assert "Traceback" not in log.read_text()
-
-
-def test_start_uses_another_folder_if_those_for_temporary_files_are_full(model_path, folder, disk):
-    if any(str(path).startswith(("/tmp/", "/var/tmp/")) for path in (ROOT, model_path)):
-        pytest.skip("the program or the model is in a folder that this test fills")
-    disk.fill()
-    everywhere = ("sh", "-c", f'mount --bind {folder} /var/tmp && mount --bind {folder} /tmp && exec "$@"')
-    launcher = (*disk.launcher, "unshare", "--mount", *everywhere, "sh")
-    settings = {"TMPDIR": str(folder)}
-    with ServerProcess([str(model_path)], launcher=launcher, environment=settings) as server:
-        assert "no temporary file can be created in" in server.log
-        assert "using /dev/shm; mount a tmpfs on /tmp, or set TMPDIR" in server.log
-        assert server.complete(max_tokens=4) == 200
 
 
 @pytest.mark.parametrize(

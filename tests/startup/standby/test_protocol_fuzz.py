@@ -10,7 +10,6 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-import psutil
 import pytest
 
 from startup.ground.processes import messages
@@ -135,24 +134,6 @@ def test_a_template_survives_any_request(standby, tiny_llama):
     assert b"ready" in answers, "no request was nearly right"
     done = run_cli("serve", tiny_llama, "--preflight-only", "--port", free_port(), environment=standby.environment)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.thorough
-def test_the_control_socket_survives_any_request(standby):
-    rng = random.Random(0)
-    num_fds = psutil.Process(standby.process.pid).num_fds()
-    for number in range(200):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection, suppress(OSError):
-            connection.settimeout(60)
-            connection.connect(str(standby.socket_path("standby")))
-            if number % 3:
-                connection.send(rng.choice([b"", b"statu", b"status ", b"STOP", rng.randbytes(rng.randrange(5000))]))
-                if number % 2:
-                    assert connection.recv(100) == b""
-            else:
-                socket.send_fds(connection, [b"x"], [0, 1, 2])
-    assert standby.status()["pid"] == standby.process.pid
-    wait_until(lambda: psutil.Process(standby.process.pid).num_fds() <= num_fds)
 
 
 def test_reading_a_message_raises_only_its_own_errors_and_closes_descriptors():

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.thorough
 
 _WAITS = "import time\nprint('waits here', flush=True)\nwhile True:\n    time.sleep(0.01)\n"
 _CATCHES = "import time\ntry:\n    print('waits here', flush=True)\n    time.sleep(60)\nexcept:\n    pass\n"
-_IN_CONFIGURATION = "    while args.config_gate and"
 _WORKER_MAIN = '        signal.signal(signal.SIGINT, signal.SIG_IGN)\n        set_process_title(f"Worker'
 
 
@@ -58,18 +57,9 @@ def test_a_signal_right_after_the_first_answer_is_the_servers(folder):
 _STAGES = {
     "imports": _importing("entrypoints/launcher", _WAITS, "import vllm"),
     "imports that catch every error": _importing("entrypoints/launcher", _CATCHES, "import vllm"),
-    "configuration": _Stage(
-        "create config of APIServer",
-        ("--config-gate", "closed"),
-        lambda fake: rewrite(fake, _IN_CONFIGURATION, f"    print('waits here', flush=True)\n{_IN_CONFIGURATION}"),
-        ("waits here",),
-    ),
     "engine": _Stage("asyncmpclient init of APIServer"),
     "engine that hangs": _Stage("asyncmpclient init of APIServer", change=_hang),
     "several API servers": _Stage("vllm", ("--gate", "closed", "--api-server-count", "2")),
-    "imports beside the engine": _Stage(
-        "", (), lambda fake: prepend(fake, "kernels", _WAITS), ("waits here", "VllmWorker-0 prints a line")
-    ),
     "worker that has no handlers yet": _Stage(
         "",
         (),

@@ -82,14 +82,9 @@ CRASHES: Final[dict[str, Crash]] = {
     "second-worker": _raises("Worker", f"{_GPU}.load_model", "ValueError: no second", phase=_LOADING, num_workers=2),
     # Signals.
     "engine-killed": _signal("EngineCore", f"{_CORE}._initialize_kv_caches", "SIGKILL"),
-    "engine-segv": _signal("EngineCore", f"{_CORE}._initialize_kv_caches", "SIGSEGV"),
-    "engine-aborts": _signal("EngineCore", _EXECUTOR, "SIGABRT"),
-    "worker-device-killed": _signal("Worker", f"{_CPU}.init_device", "SIGKILL"),
     "worker-device-ill": _signal("Worker", f"{_CPU}.init_device", "SIGILL", phase=_DEVICE),
     "worker-load-killed": _signal("Worker", f"{_RUNNER}.get_model", "SIGKILL", phase=_LOADING),
     "worker-load-segv": _signal("Worker", f"{_RUNNER}.load_model", "SIGSEGV", phase=_LOADING),
-    "worker-memory-killed": _signal("Worker", f"{_CPU}.determine_available_memory", "SIGKILL"),
-    "second-worker-killed": _signal("Worker", f"{_GPU}.load_model", "SIGKILL", num_workers=2),
     "engine-exits": Crash(
         process="EngineCore",
         cause="process-vanished",
@@ -112,12 +107,10 @@ CRASHES: Final[dict[str, Crash]] = {
         is_serving=True,
     ),
     "serving-engine-killed": _signal("EngineCore", f"{_CORE}.add_request", "SIGKILL", phase=_SERVING, is_serving=True),
-    "serving-engine-segv": _signal("EngineCore", f"{_CORE}.add_request", "SIGSEGV", phase=_SERVING, is_serving=True),
     "serving-worker": _raises(
         "Worker", f"{_GPU}.execute_model", "ValueError: no token", cause="error-in-code", is_serving=True
     ),
     "serving-worker-killed": _signal("Worker", f"{_GPU}.execute_model", "SIGKILL", phase=_SERVING, is_serving=True),
-    "serving-worker-segv": _signal("Worker", f"{_GPU}.execute_model", "SIGSEGV", is_serving=True),
     # Faults that the preflight would find.
     "model-truncated": _faulty("Worker", text="", cause="weights-damaged", model="{truncated}", phase=_LOADING),
     "model-pointer": _faulty("APIServer", text="metadata", cause="weights-damaged", model="{lfs}"),
