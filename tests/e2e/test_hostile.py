@@ -4,37 +4,14 @@
 """
 
 import re
-import shutil
 import socket
 from contextlib import suppress
 
-import pytest
-
 from tests.e2e.server_process import ServerProcess
-from tests.hostile.checkpoints import pickles, write_code
-from tests.support.cli import run_cli
 from tests.support.http_client import RawClient
-from tests.support.tiers import slow_but_for
 from tests.support.waiting import wait_until
 
-SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-@pytest.mark.parametrize("evil", slow_but_for(["weights", "code"], "code"))
-def test_a_model_that_contains_code_fails_the_start(model_path, tmp_path, evil):
-    folder, marker = tmp_path / "model", tmp_path / "evil-was-here"
-    folder.mkdir()
-    for name in SMALL_FILES:
-        shutil.copy(model_path / name, folder)
-    (folder / "pytorch_model.bin").write_bytes(pickles(marker)["archive"])
-    if evil == "code":
-        write_code(folder, marker)
-    done = run_cli("serve", folder, "--port", "0")
-    assert done.returncode == 3, done.stderr
-    assert not marker.exists()
-    assert "Error:" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def exchange(server: ServerProcess, request: bytes) -> bytes:

@@ -61,13 +61,6 @@ def test_a_request_that_excludes_every_token_is_a_400(text_server):
     assert (answer.status, "exclude all of them" in answer.error["message"]) == (400, True)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-def test_very_many_fuzzed_requests_are_answered(text_server, pooling_server):
-    print(fuzz(text_server, range(2000, 102_000), TEXT_ROUTES))
-    print(fuzz(pooling_server, range(2000, 22_000), POOLING_ROUTES))
-
-
 def fuzz(server: ServerProcess, seeds: range, paths: tuple[str, ...]) -> str:
     """Sends the requests, then checks the server. Returns the number of responses for each status."""
     fuzzer = RequestFuzzer(ask(f"{server.url}/openapi.json").json, *paths)

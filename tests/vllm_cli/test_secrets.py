@@ -1,10 +1,7 @@
 """For every spelling of flags, keys, tokens and logins never appear in `ps`, messages or reports."""
 
-import os
 import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -51,34 +48,12 @@ def test_a_secret_on_the_command_line_gets_one_notice_with_a_safer_place(parse, 
     assert all(notice in lines[0] for notice in notices)
 
 
-def test_a_server_shows_no_key_in_its_command_line(tmp_path):
-    """The server blocks, because it writes its notice to a full pipe."""
-    with _unread_pipe() as writer:
-        words = ["serve", str(tmp_path / "nowhere"), "--port=0", "--api-key", "sesame", "--hf-token=open"]
-        child = subprocess.Popen([*CLI, *words], stderr=writer, stdin=subprocess.DEVNULL)
-        _wait_masked(child, b"--api-key\0******\0--hf-token=****\0")
-
-
 def test_a_client_shows_no_key_in_its_command_line():
     """The client waits for a server that does not respond."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         child = subprocess.Popen([*CLI, "chat", "--url", url, "--api-key", "sesame", "--quick", "x"])
         _wait_masked(child, b"--api-key\0******\0")
-
-
-@contextmanager
-def _unread_pipe() -> Iterator[int]:
-    """A full pipe, on which a write blocks."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with suppress(BlockingIOError):
-        while True:
-            os.write(writer, b"x" * 1024)
-    os.set_blocking(writer, True)
-    yield writer
-    os.close(reader)
-    os.close(writer)
 
 
 def _wait_masked(child: subprocess.Popen[bytes], words: bytes) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,20 +71,6 @@ def test_the_launcher_downloads_and_vllm_sends_no_request(hub, tmp_path, expecte
         (model,) = server.get("/v1/models")["data"]
         assert (model["id"], model["root"]) == ("model", "org/model")
     assert [seen.path for seen in hub.requests] == ["/api/models/org/model/revision/main"]
-
-
-def test_the_pod_on_one_node_serves(small_model, two_ranks):
-    """The pod's user has no name, and may write only to mounted folders."""
-    with short_folder() as folder:
-        root = ContainerRoot(folder / "root", small_model)
-        prefix = root.of_pod(10001, PYTHON)
-        [_, _, model, *words], variables = root.prepare(pod_start("vllm"))
-        del variables["VLLM_API_KEY"]
-        variables |= two_ranks | {"TMPDIR": str(root.path / "tmp")}
-        with VllmServer("ours", Path(model), *words, folder=root.home, environment=variables, prefix=prefix) as server:
-            assert server.wait_ready().generate()
-            assert len(server.titled("Worker")) == 2
-            assert server.terminate(signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize("name", PODS_OF_VLLM)

@@ -88,25 +88,6 @@ def deflated(content: bytes) -> bytes:
     return packer.compress(content) + packer.flush()
 
 
-def _without_parent(location: Path) -> None:
-    """Makes nothing, so that the location's parent folder is missing."""
-
-
-def _file_instead(location: Path) -> None:
-    location.parent.mkdir()
-    location.write_text("text")
-
-
-def _of_another_user(location: Path) -> None:
-    location.mkdir(parents=True)
-    os.chown(location, 12345, 12345)
-
-
-def _writable_by_all(location: Path) -> None:
-    location.mkdir(parents=True)
-    location.chmod(0o777)
-
-
 def _full(location: Path) -> None:
     _mount(location, "size=64k")
 
@@ -128,7 +109,5 @@ def _mount(location: Path, option: str) -> None:
         pytest.skip("no file system can be mounted here")
 
 
-UNUSABLE: Final = (_without_parent, _file_instead, pytest.param(_of_another_user, marks=_needs_root), _writable_by_all)
-"""Functions that make an unusable location. The folder of the location does not exist yet."""
 MOUNTED: Final = tuple(pytest.param(make, marks=_needs_root) for make in (_full, _read_only))
 """Functions that mount an unusable file system at a location. `unmount` removes it."""

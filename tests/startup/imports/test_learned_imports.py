@@ -181,17 +181,6 @@ def test_without_the_part_of_the_methods_they_are_compiled(folder):
     assert printed(COMPILED) == num_compiled
 
 
-def test_a_few_methods_that_are_others_each_time_do_not_have_the_file_written(folder):
-    put(
-        folder / "inner.py",
-        "import dataclasses, time\nName = dataclasses.make_dataclass(f'A{time.time_ns()}', ['x'])\n",
-    )
-    start("parcel.inner")
-    before = written_at()
-    start("parcel.inner")
-    assert written_at() == before
-
-
 def test_notes_of_another_release_are_ignored(folder):
     notes = import_file_paths()[0].with_suffix(".missed")
     notes.parent.mkdir(parents=True)

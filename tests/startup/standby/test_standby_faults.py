@@ -20,7 +20,6 @@ from envs.registry import env
 from startup.ground.processes import messages
 from startup.standby import forked_server, front_process, sockets
 from startup.standby.sockets import socket_folder
-from tests.startup.vllm.fake_start import short_folder
 from tests.support.cli import run_cli, run_python
 from tests.support.ports import free_port
 from tests.support.processes import stopped
@@ -42,31 +41,6 @@ from startup.ground import start_origin
 print("ASKED", exit_code, round(took_ms), start_origin.cold_reason, sep="|")
 """
 """The steps of `serve` before its imports. A warm start runs here until its end."""
-
-
-_DYING = """
-import os, selectors, signal, sys
-from startup.standby import standby
-
-class SignalsFirst(selectors.DefaultSelector):
-    has_killed = False
-
-    def select(self, timeout=None):
-        if self.has_killed:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return super().select(timeout)
-        self.has_killed = True
-        for key in self.get_map().values():
-            if key.data is not None:
-                key.data._process.kill()
-                os.waitid(os.P_PID, key.data._process.pid, os.WEXITED | os.WNOWAIT)
-        events = super().select(0)
-        assert len(events) == 3
-        return sorted(events, key=lambda event: event[0].data is not None)
-
-selectors.DefaultSelector = SignalsFirst
-sys.exit(standby.run_standby(standby.StandbyOptions(kinds=("embedded", "vllm-eager"))))
-"""
 
 
 class _Asked(NamedTuple):
@@ -350,12 +324,6 @@ def test_a_process_of_an_outer_process_namespace_is_refused():
         forked_server._ensured_to_run(connection, 0),
     ):
         pass
-
-
-def test_a_signal_and_the_end_of_a_channel_may_report_the_same_end():
-    with short_folder() as folder:
-        done = run_python(_DYING, environment={"XDG_RUNTIME_DIR": str(folder)})
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from tests.startup.vllm.fake_start import (
     variant,
     without_forks,
 )
-from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -105,28 +104,6 @@ def test_vllm_that_binds_its_port_in_another_way_starts_plain_at_once(folder):
         assert "\n  Code: VC-PLAIN-START\n" in start.log
 
 
-def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(folder):
-    gate = folder / "gate"
-    temporary = folder / "t"
-    temporary.mkdir()
-    env = environment(folder, TMPDIR=str(temporary))
-    with FakeStart(folder, "--tensor-parallel-size", "2", "--config-gate", str(gate), env=env) as start:
-        start.wait_status(503)
-        wait_until(start.forkservers)
-        (forkserver,) = start.forkservers()
-        forkserver.kill()
-        wait_until(lambda: is_gone(forkserver.pid))
-        gate.touch()
-        state = start.wait_ready().state()
-        assert start.kind_of(state["engine"]["pid"]) == "spawn"
-        assert _serves(start)
-        warnings = start.lines_with("WARNING")
-        assert len(warnings) == 1
-        assert "EngineCore is started as a new program instead of forked: the forkserver has exited" in warnings[0]
-        assert start.terminate() == 0
-    assert [path.name for path in temporary.iterdir()] == []
-
-
 _FORKED = {
     "CUDA": "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use 'spawn'",
     "XPU": "Cannot re-initialize XPU in forked subprocess. To use XPU with multiprocessing, you must use 'spawn'",
@@ -186,20 +163,3 @@ def test_modules_that_are_moved_behind_shims_are_hooked_at_their_new_places(fold
         assert start.kind_of(start.state()["engine"]["pid"]) == "forkserver"
         assert start.terminate() == 0
         assert start.lines_with("WARNING") == []
-
-
-@pytest.mark.parametrize("variables", [{}, {"VCLI_PLAIN_VLLM": "1"}], ids=["preloaded", "plain"])
-def test_a_start_ends_if_the_values_of_its_config_file_cannot_reach_vllm(variables, folder):
-    """vLLM would read the file itself, and take `${MYKEY}` for the API key."""
-    fake = variant(folder)
-    no_memory_files = "import errno, os\n\n\ndef _refuse(name, *_):\n    raise OSError(errno.ENOSYS, name)\n\n\n"
-    (fake / "sitecustomize.py").write_text(no_memory_files + "os.memfd_create = _refuse\n")
-    file = folder / "serve.yaml"
-    file.write_text("api-key: ${MYKEY}\n")
-    env = environment(folder, fake, MYKEY="sk-right", **variables)
-    done = run_fake(folder, "model", "--config", str(file), "--port", "0", env=env)
-    error = done.stderr.splitlines()[-2:]
-    assert done.returncode == 3
-    assert error[0].startswith(f"Error: --config {file}: no copy with the values of variables can be made")
-    assert error[1].startswith("Code: VC-")
-    assert "Traceback" not in done.stderr

@@ -125,14 +125,6 @@ def test_sampling_parameters_are_sent_only_if_given(fake_server, command):
         assert {name: request[name] for name in ("temperature", "max_tokens") if name in request} == sent
 
 
-def test_stats_show_time_to_first_token_and_rate(fake_server, capfd):
-    fake_server.queue_chat("Hi")
-    assert main(["chat", "--url", fake_server.url, "--stats", "-q", "Hi"]) == 0
-    err = capfd.readouterr().err
-    assert err.startswith("TTFT: ")
-    assert "(7 tokens in " in err
-
-
 @pytest.mark.parametrize("command", ["chat", "complete"])
 def test_the_key_is_sent_from_option_or_variable(fake_server, command, monkeypatch):
     for variables, words, key in (

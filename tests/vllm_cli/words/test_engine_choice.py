@@ -82,17 +82,11 @@ def test_auto_is_vllm_if_it_is_installed(is_there, engine, tmp_path, monkeypatch
 
 NEUTRAL = [
     "--tensor-parallel-size 1",
-    "-pp=1",
-    "--cpu-offload-gb 0.0",
     "--distributed-executor-backend mp",
-    "--no-enable-tower-connector-lora",
     "--no-enable-lora",
-    "--max-lora-rank 16",
-    "--load-format safetensors",
     "--kv-cache-dtype auto",
     "--hf-overrides {}",
     "--no-enforce-eager",
-    "--optimization-level 2",
     "--enable-log-deltas",
 ]
 

@@ -25,7 +25,6 @@ PLENTY = 1 << 50
 """A number of bytes of memory that is larger than any file."""
 SLOW_MIB = 4 << 20
 """The size of a sparse file in MiB. It is read page by page, which takes minutes on any machine."""
-CLOSED_WITHIN_S = 60.0
 HEAVY = {
     "argparse", "asyncio", "concurrent.futures", "dataclasses", "email", "http", "inspect", "logging",
     "multiprocessing", "socket", "ssl", "subprocess", "tempfile", "urllib.request",
@@ -172,9 +171,7 @@ def test_a_pending_result_is_none_and_close_stops_the_process(make_file):
     pid = handle.pid
     assert next(handle.progress()).share < 1
     assert handle.result(0.1) is None
-    begin = time.monotonic()
     handle.close()
-    assert time.monotonic() - begin < CLOSED_WITHIN_S
     assert not psutil.pid_exists(pid)
 
 
@@ -185,15 +182,6 @@ def test_a_killed_helper_is_only_a_warning(make_file, caplog):
         report = handle.result(120)
     assert report == PrefetchReport("failed", "the helper process ended without a report: killed by signal 9")
     assert "no prefetch: the helper process ended without a report: killed by signal 9" in caplog.text
-
-
-def test_an_interpreter_that_cannot_be_started_is_only_a_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-    with caplog.at_level(logging.WARNING), start_prefetch([tmp_path]) as handle:
-        report = handle.result()
-    assert report is not None
-    assert report.state == "failed"
-    assert "no prefetch: the helper process cannot be started" in caplog.text
 
 
 def test_the_helper_imports_little_and_no_third_party_module():
