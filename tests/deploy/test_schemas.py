@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.deploy.manifests import KUBERNETES, POD_NAMES, VARIANTS, Document, pod_of, render, render_kustomization
+from tests.deploy.manifests import POD_NAMES, VARIANTS, Document, pod_of, render, render_kustomization
 from tests.deploy.shipped import ROOT
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(1200)]
@@ -82,8 +82,3 @@ def test_images_are_replaced_wherever_a_pod_is(name):
     rendered = render_kustomization(["vllm"], [f"components/{name}"], images=images)
     text = yaml.safe_dump_all(rendered.values())
     assert re.findall(r"image: (.*)", text) == ["other"] * (2 if name == "two-nodes" else 1)
-
-
-def test_each_kustomization_says_what_it_is_for():
-    for path in KUBERNETES.rglob("kustomization.yaml"):
-        assert path.read_text().startswith("# "), path

@@ -1,5 +1,7 @@
 """Reads memory limits of the machine and of cgroups v1 and v2, and kills for lack of memory."""
 
+import pytest
+
 from base.machine.memory import MemoryState, OomWatch, read_memory
 
 KIB = 1 << 10
@@ -16,10 +18,23 @@ def test_without_cgroups_the_machines_memory_is_the_limit(system):
     assert read_memory(system.proc) == MACHINE
 
 
-def test_available_is_the_cgroups_limit_minus_its_use_without_page_cache(system):
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (
+            {"max": 5_000_000, "current": 3_000_000, "stat": "anon 1\ninactive_file 500000\nactive_file 200000"},
+            MemoryState(2_700_000, 5_000_000, is_cgroup=True),
+        ),
+        ({"max": "max", "high": 1_000_000, "current": 400_000}, MemoryState(600_000, 1_000_000, is_cgroup=True)),
+        ({"max": "max", "high": "max", "current": 1}, MACHINE),
+        ({"max": 1_000, "current": 2_000}, MemoryState(0, 1_000, is_cgroup=True)),
+    ],
+    ids=["page cache", "high", "no limit", "full"],
+)
+def test_available_is_the_cgroups_limit_minus_its_use_without_page_cache(system, limits, expected):
     system.mount("cgroup2", "rw", root="/", path="0::/box")
-    system.limit("box", max=5_000_000, current=3_000_000, stat="anon 1\ninactive_file 500000\nactive_file 200000")
-    assert read_memory(system.proc) == MemoryState(2_700_000, 5_000_000, is_cgroup=True)
+    system.limit("box", **limits)
+    assert read_memory(system.proc) == expected
 
 
 def test_the_smallest_of_nested_cgroups_counts(system):
@@ -27,18 +42,6 @@ def test_the_smallest_of_nested_cgroups_counts(system):
     system.limit("pod", max=3_000_000, current=2_500_000)
     system.limit("pod/box", max=5_000_000, current=1_000_000)
     assert read_memory(system.proc) == MemoryState(500_000, 3_000_000, is_cgroup=True)
-
-
-def test_memory_high_is_a_limit_too(system):
-    system.mount("cgroup2", "rw", root="/", path="0::/box")
-    system.limit("box", max="max", high=1_000_000, current=400_000)
-    assert read_memory(system.proc) == MemoryState(600_000, 1_000_000, is_cgroup=True)
-
-
-def test_a_cgroup_without_a_limit_leaves_the_machines_memory(system):
-    system.mount("cgroup2", "rw", root="/", path="0::/box")
-    system.limit("box", max="max", high="max", current=1)
-    assert read_memory(system.proc) == MACHINE
 
 
 def test_cgroup_version_1_has_other_names_and_a_number_for_no_limit(system):
@@ -54,12 +57,6 @@ def test_a_container_that_sees_only_its_own_cgroup_is_supported(system):
     system.mount("cgroup", "rw,memory", root="/docker/abc", path="4:memory:/docker/abc")
     system.limit("", limit_in_bytes=2_000_000, usage_in_bytes=500_000)
     assert read_memory(system.proc) == MemoryState(1_500_000, 2_000_000, is_cgroup=True)
-
-
-def test_a_full_cgroup_leaves_nothing(system):
-    system.mount("cgroup2", "rw", root="/", path="0::/box")
-    system.limit("box", max=1_000, current=2_000)
-    assert read_memory(system.proc) == MemoryState(0, 1_000, is_cgroup=True)
 
 
 def test_a_system_without_proc_has_unknown_memory(tmp_path):

@@ -4,7 +4,6 @@ import os
 import platform
 import threading
 from pathlib import Path
-from time import thread_time
 
 import pytest
 
@@ -55,9 +54,6 @@ def test_use_counts_threads_of_both_moments():
 
 def test_this_process_uses_processor_time():
     before = read_processor_time()
-    end_s = thread_time() + 0.05
-    while thread_time() < end_s:
-        pass
     use = read_processor_time().since(before)
     assert str(threading.get_native_id()) in before.threads
     assert 0 <= use.lost_share < 1
@@ -83,13 +79,6 @@ def test_quota_of_cgroup_version_2(system, quota, expected):
     system.mount("cgroup2", "rw", root="/", path="0::/box")
     system.limit("box", max=quota)
     assert usable_count(system.proc) == expected
-
-
-def test_the_smallest_of_nested_quotas_counts(system):
-    system.mount("cgroup2", "rw", root="/", path="0::/pod/box")
-    system.limit("pod", max="300000 100000")
-    system.limit("pod/box", max="500000 100000")
-    assert usable_count(system.proc) == 3
 
 
 @pytest.mark.parametrize(("quota", "expected"), [(-1, 8), (250_000, 3)])
