@@ -34,7 +34,7 @@ _STANDARD_FDS = (0, 1, 2)
 
 
 class EngineProcess:
-    """The API process's handle of the engine process. `connection` is a socket to the engine process."""
+    """The engine process (`server.operation.engine_monitor.EngineHandle`). `connection` is a socket to it."""
 
     def __init__(self, process: BaseProcess, connection: socket.socket) -> None:
         self._process = process

@@ -33,7 +33,7 @@ from server.terms.types import EngineInfo
 from server.text.model_files.model_kind import accepts_images
 from server.text.model_files.tokenizer_files import find_tokenizer_mode
 from startup.embedded import engine_process
-from startup.embedded.engine_process import use_start_method
+from startup.embedded.engine_process import EngineProcess, use_start_method
 from startup.embedded.starter import EngineStarter
 from startup.files.download.obtain import finish_download
 from startup.files.model.file_plan import FilePlan, plan_files
@@ -153,10 +153,10 @@ class _EmbeddedStart:
         is_warm = start_origin.warm is not None and plan.files is not None
         prepare = self._prepare_warm if is_warm else self._prepare_cold
         renderer, engine = prepare(context, plan)
-        if engine_process.blocks_on_imports(context):
-            with self._span(_ENGINE_SPAN, waits_for="forkserver"):
-                engine.wait_started()
-        return self._build_server(listening, renderer, engine)
+        has_waited = not engine_process.blocks_on_imports(context)
+        with nullcontext() if has_waited else self._span(_ENGINE_SPAN, waits_for="forkserver"):
+            process = engine.wait_started()
+        return self._build_server(listening, renderer, process)
 
     def _prepare_cold(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
         """Prepares a cold start during the forkserver's imports. Requests the engine after the preflight."""
@@ -280,7 +280,7 @@ class _EmbeddedStart:
             import_renderer(tokenizer_mode)
         end_stand_ins()
 
-    def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineStarter) -> "ServerRun":
+    def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineProcess) -> "ServerRun":
         """Builds the HTTP server, which takes the port from the responder and waits for the engine."""
         from server.run.api_process import ServerRun
         from server.run.build import RunOptions

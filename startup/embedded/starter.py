@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -27,7 +26,7 @@ thread needs the lock after each system call. With Python's default of 5 ms, its
 
 
 class EngineStarter:
-    """Starts and stops the engine (`server.operation.engine_monitor.EngineHandle`), on the main thread."""
+    """Starts and stops the engine process, on the main thread."""
 
     def __init__(
         self,
@@ -54,31 +53,22 @@ class EngineStarter:
         else:
             self._started = self._start()
 
-    def wait_started(self) -> None:
+    def wait_started(self) -> EngineProcess:
         """Waits until the forkserver, if there is one, has finished its imports and forked the process.
 
         Raises:
             EngineStartError: the process could not be started.
         """
-        if self._starting is None:
-            return
-        try:
-            self._started = self._starting.wait()
-        except EngineStartError as err:
-            if not isinstance(err.__cause__, ForkError):
-                raise
-            self._started = self._start()  # a new program, which the kernel would end with that thread
-        self._starting = None
-
-    @property
-    def connection(self) -> socket.socket:
-        return self._process.connection
-
-    def is_exiting(self) -> bool:
-        return self._process.is_exiting()
-
-    def describe_end(self) -> str | None:
-        return self._process.describe_end()
+        if self._starting is not None:
+            try:
+                self._started = self._starting.wait()
+            except EngineStartError as err:
+                if not isinstance(err.__cause__, ForkError):
+                    raise
+                self._started = self._start()  # a new program, which the kernel would end with that thread
+            self._starting = None
+        assert self._started is not None
+        return self._started
 
     def record_end(self) -> None:
         """Adds the stack of a crashed engine process to the record."""
@@ -94,11 +84,6 @@ class EngineStarter:
             self._starting = None
         if self._started is not None:
             self._started.close()
-
-    @property
-    def _process(self) -> EngineProcess:
-        assert self._started is not None
-        return self._started
 
     def _start(self) -> EngineProcess:
         try:

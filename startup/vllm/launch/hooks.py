@@ -20,7 +20,7 @@ from startup.vllm.api_server_imports import import_leniently
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile
 from startup.vllm.patches import engine_wait, late_imports, late_renderer
 from startup.vllm.patches.placing import PLACED_IN
-from startup.vllm.probes import engine_death, rust_frontend, serving_events
+from startup.vllm.probes import engine_death, rust_frontend
 from startup.vllm_words import facts
 from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import InstalledVllm
@@ -28,7 +28,7 @@ from startup.vllm_words.installed import InstalledVllm
 logger = logging.getLogger(__name__)
 
 _DECLARED_IN: Final = (
-    preload_profile, forkserver, serving_events, rust_frontend, engine_death, gpu_guard, late_imports, cheap_calls,
+    preload_profile, forkserver, rust_frontend, engine_death, gpu_guard, late_imports, cheap_calls,
     scan_cache, engine_wait, late_renderer, *PLACED_IN, forkserver_start, state, facts, lean,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""

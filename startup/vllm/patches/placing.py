@@ -18,10 +18,11 @@ from startup.vllm.patches import (
     temp_files,
     tokenizers,
 )
+from startup.vllm.probes import serving_events
 
 PLACED_IN: Final = (
-    tokenizers, compiler_keys, compiler, vllm_hooks, model_registry, kv_cache, cuda_graphs, late_graphs, json_logs,
-    spans, temp_files, process_titles,
+    serving_events, tokenizers, compiler_keys, compiler, vllm_hooks, model_registry, kv_cache, cuda_graphs, late_graphs,
+    json_logs, spans, temp_files, process_titles,
 )  # fmt: skip
 """The modules with these hooks, in the order of the documentation and of the changes."""
 

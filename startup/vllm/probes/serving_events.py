@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from startup.ground.hooks.hook import Hook, Name, Text
 from startup.ground.processes import group_signals
 from startup.ground.processes.stop_signals import StopSignals
-from startup.imports.finder import wrap_after_import
+from startup.imports.finder import wrap_after_import, wraps
 from startup.port.responder import StartupResponder
 from startup.reports.crash.output_record import OutputRecord
 from startup.vllm.probes.rust_frontend import follow_rust_frontend, register_once_port_is_free
@@ -76,6 +76,7 @@ DRAIN: Final = Hook(
         _END_CLIENT,
         Text(_LAUNCHER, r"partial\(engine_client\.shutdown, timeout=", "a signal calls its shutdown(timeout)"),
     ),
+    places={"api", "forkserver"},
 )
 _FIND_PORT_USER: Final = Name(_LAUNCHER[0], "find_process_using_port", ("port",))
 PORT_USER: Final = DRAIN.part(_FIND_PORT_USER)
@@ -234,7 +235,6 @@ def _hook_uvicorn(
 
     wrap_after_import(_STARTUP, wrap_startup, PORT)
     wrap_after_import(_SHUTDOWN, wrap_shutdown, PORT)
-    _hook_end()
 
 
 async def _startup_and_release(startup: Awaitable[None], signals: StopSignals | None) -> None:
@@ -242,13 +242,6 @@ async def _startup_and_release(startup: Awaitable[None], signals: StopSignals | 
     await startup
     if signals is not None:
         signals.release()
-
-
-def _hook_end() -> None:
-    if DRAIN.applies:
-        wrap_after_import(_END_CLIENT, _end_handler_first, DRAIN)
-    if PORT_USER.applies:
-        wrap_after_import(_FIND_PORT_USER, lambda _: lambda port: None, PORT_USER)
 
 
 def _create_probes(
@@ -261,6 +254,7 @@ def _create_probes(
     return probes if probes is not None and probes.can_serve(server, listeners) else None
 
 
+@wraps(DRAIN, _END_CLIENT)
 def _end_handler_first(shutdown: Callable[..., None]) -> Callable[..., None]:
     """Makes `shutdown` first end the task that waits for outputs, so that vLLM logs no dead engine."""
 
@@ -278,6 +272,11 @@ def _end_handler_first(shutdown: Callable[..., None]) -> Callable[..., None]:
             raise
 
     return end
+
+
+@wraps(PORT_USER, _FIND_PORT_USER)
+def _find_nobody(_: Callable[[int], Any]) -> Callable[[int], None]:
+    return lambda port: None
 
 
 def _once(function: Callable[[], None]) -> Callable[[], None]:
