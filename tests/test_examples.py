@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
+from startup.ground.config import DEFAULT_MODEL_ID
 from startup.words.arguments import Arguments
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import python_output
@@ -161,9 +162,9 @@ def test_the_commands_of_a_section_work(title, tmp_path):
 
 
 @pytest.mark.thorough
-def test_the_python_example_works_with_a_key(model_path):
+def test_the_python_example_works_with_a_key():
     key = "k-start-without-vllm"
-    with ServerProcess([str(model_path), "--engine", "embedded", "--api-key", key]) as server:
+    with ServerProcess([DEFAULT_MODEL_ID, "--engine", "embedded", "--api-key", key]) as server:
         example = _block(_PAGE, "From Python", "python").replace("8000", str(server.port))
         output = python_output(example, environment={"VLLM_API_KEY": key})
     assert output == "The capital of France is Paris.\n"
