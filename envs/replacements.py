@@ -56,6 +56,11 @@ _RENAMED: Final = {
     "--rope-theta": """--hf-overrides '{"rope_parameters": {"rope_theta": ...}}'""",
     "--tokenizer-pool-size": "--renderer-num-workers", "--worker-use-ray": "--distributed-executor-backend ray",
 }  # fmt: skip
+_OF_VLLM: Final = (
+    "bench forward", "bench latency", "bench mm-processor", "bench sweep", "bench throughput", "download-kernels",
+    "launch", "snapshot",
+)  # fmt: skip
+"""Commands that did the same as the installed vLLM's."""
 _PARTS: Final = {
     "VCLI_HUB_OFFLINE": "offline hub", "VCLI_IMPORT_FILE": "import file", "VCLI_LEAN_IMPORTS": "lean imports",
     "VCLI_PROBE_REALTIME": "real-time probes",
@@ -65,6 +70,7 @@ REPLACEMENTS: Final[dict[str, str]] = {
     **RETIRED,
     **dict.fromkeys(_USELESS, "leave it out"),
     **{old: f"give {new}" for old, new in _RENAMED.items()},
+    **{command: f"`vllm {command}`" for command in _OF_VLLM},
     **{variable: f'set VCLI_LEAVE_OUT="{part}" instead of 0' for variable, part in _PARTS.items()},
     **dict.fromkeys(
         ("--http-max-json-depth", "--http-max-messages", "--http-max-tools"),
@@ -75,6 +81,7 @@ REPLACEMENTS: Final[dict[str, str]] = {
     "--check": "bake again, what no longer applies is not used",
     "--compilation-config VALUE": "write a level as -O3 or leave it out",
     "--device": "leave it out, vLLM runs on the device that it was built for",
+    "--download-kernels": "run `vllm download-kernels` before",
     "--disable-log-requests": "leave it out, requests are logged only with --enable-log-requests",
     "--enable-reasoning": "leave it out, --reasoning-parser is enough",
     "--fail-over": "judge the `ratios` of --json",
@@ -93,9 +100,7 @@ REPLACEMENTS: Final[dict[str, str]] = {
     "bench liveness": "`vllm-cli bench serve` measures /health beside its load",
     "caches list": "`vllm-cli caches`",
     "caches --compile-cache": "list the location itself, such as `ls LOCATION` or `aws s3 ls LOCATION`",
-    "preload check": "`vllm-cli check-hooks`",
-    "preload reset": "`vllm-cli caches prune --all`",
-    "preload show": "`vllm-cli caches`",
+    "preload": "`vllm preload`, and `vllm-cli check-hooks` or `caches` for what starts preload",
     "run-batch --fail-on-error": "look for `error` in the lines of the output",
     "run-batch --json": "count the lines of the output",
     "run-batch --max-concurrency": "give --max-inflight",

@@ -69,10 +69,6 @@ COMMANDS: Final = (
     ),
     CommandEntry("collect-env", "vllm_cli.commands.environment:collect_env", "Describe this machine for a bug report."),
     CommandEntry("run-batch", "vllm_cli.commands.of_vllm:run_batch", "vLLM's command: answer the requests of a file."),
-    CommandEntry("launch", "vllm_cli.commands.of_vllm:launch", "vLLM's command: start one of its components."),
-    CommandEntry("snapshot", "vllm_cli.commands.of_vllm:snapshot", "vLLM's command: keep an initialized engine."),
-    CommandEntry("download-kernels", "vllm_cli.commands.of_vllm:download_kernels", "vLLM's command: install kernels."),
-    CommandEntry("preload", "vllm_cli.commands.of_vllm:preload", "vLLM's command: hold weights in GPU memory."),
 )
 
 

@@ -1,4 +1,4 @@
-"""Every command of vLLM gives the same as `vllm-cli NAME`, by a link `vllm`, and by vLLM's own program."""
+"""Commands of vLLM give the same by a link `vllm` as by vLLM's own program."""
 
 import os
 import re
@@ -8,14 +8,12 @@ from typing import Final
 
 import pytest
 
+from envs.replacements import REPLACEMENTS
 from tests.support.peer_vllm import BIN, PYTHON, ROOT
-from vllm_cli.commands.of_vllm import BENCHMARKS
 from vllm_cli.main import COMMANDS
 
 pytestmark = pytest.mark.versions
 
-OF_VLLM: Final = {entry.name for entry in COMMANDS if "of_vllm" in entry.target}
-SHARED: Final = {"serve", "chat", "complete", "collect-env", "bench"}
 SHARED_BENCHMARKS: Final = {"serve", "startup"}
 _LINK: Final = "import sys; sys.argv[0] = 'vllm'; from vllm_cli.__main__ import main; sys.exit(main())"
 _LINE: Final = r"^(\(\S+ pid=\d+\) )?(INFO|WARNING|ERROR|DEBUG) \S+ \S+ .*\n"
@@ -37,28 +35,24 @@ def _names(*words: str) -> set[str]:
     return set(found[1].split(","))
 
 
-def test_every_command_of_vllm_has_a_name_here():
-    assert _names() - OF_VLLM - SHARED == set()
-    assert _names("bench") - {command.name for command in BENCHMARKS} - SHARED_BENCHMARKS == set()
+def test_every_command_of_vllm_has_a_name_here_or_is_named_by_an_error():
+    assert _names() - {entry.name for entry in COMMANDS} - REPLACEMENTS.keys() == set()
+    assert {f"bench {name}" for name in _names("bench") - SHARED_BENCHMARKS} - REPLACEMENTS.keys() == set()
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        *((name, "--help") for name in sorted(OF_VLLM)),
-        ("launch",),
-        ("snapshot", "inspect", "/missing"),
-        ("download-kernels", "--dry-run"),
-        ("preload", "--nonsense"),
-        *(("bench", command.name, "--help") for command in BENCHMARKS),
-    ],
-    ids=" ".join,
-)
-def test_a_command_of_vllm_is_the_same_as_by_the_link_and_by_vllm(words: tuple[str, ...], tmp_path: Path):
-    plain = _run(BIN / "vllm", *words)
-    ours, link = _run(PYTHON, "-m", "vllm_cli", *words), _run(PYTHON, "-c", _LINK, *words)
+@pytest.mark.parametrize("words", [("--help",), ("-i", "/missing", "-o", "/missing")], ids=" ".join)
+def test_run_batch_is_the_same_as_by_the_link_and_by_vllm(words: tuple[str, ...]):
+    plain = _run(BIN / "vllm", "run-batch", *words)
+    ours, link = _run(PYTHON, "-m", "vllm_cli", "run-batch", *words), _run(PYTHON, "-c", _LINK, "run-batch", *words)
     assert ours[:2] == link[:2] == plain[:2]
     assert [each[2].splitlines()[-1:] for each in (ours, link)] == [plain[2].splitlines()[-1:]] * 2
+
+
+@pytest.mark.parametrize("words", [("launch",), ("snapshot", "nonsense"), ("bench", "latency", "--help")], ids=" ".join)
+def test_other_commands_run_by_the_link(words: tuple[str, ...]):
+    plain, link = _run(BIN / "vllm", *words), _run(PYTHON, "-c", _LINK, *words)
+    assert link[:2] == plain[:2]
+    assert link[2].splitlines()[-1:] == plain[2].splitlines()[-1:]
 
 
 def test_a_file_with_variables_is_the_same_as_one_with_their_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

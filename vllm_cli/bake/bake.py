@@ -26,7 +26,6 @@ from vllm_cli.bake.start import (
     Subject,
     ask,
     bake_imports,
-    download_kernels,
     has_own_bytecode,
     subject_of,
     wait_ready,
@@ -45,7 +44,6 @@ INSPECTED: Final = "model inspection"
 COMPILED_MODELS: Final = "compiled models"
 BYTECODES: Final = "bytecode"
 READ_PAGES: Final = "pages to prefetch"
-KERNELS: Final = "vLLM's kernels"
 NO_START: Final = "a start with a request"
 
 _PARTS: Final = {
@@ -73,8 +71,6 @@ class BakeConfig:
     timeout_s: float
     no_start: bool = False
     """Whether vLLM is only imported and no server is started."""
-    download_kernels: bool = False
-    """Whether vLLM's kernels are installed first, into this program's Python environment."""
 
 
 class Part(NamedTuple):
@@ -127,8 +123,6 @@ def run_bake(config: BakeConfig) -> BakeResult:
         else:
             (folder / BYTECODE).mkdir()
         environment = _environment(folder) | secrets
-        if config.download_kernels and (reason := download_kernels(subject, config.timeout_s, reporter)) is not None:
-            left_out[KERNELS] = reason
         if (reason := "--no-start" if config.no_start else why_no_start(subject)) is not None:
             reporter.note(f"{reason}: vLLM is only imported")
             bake_imports(words, environment)

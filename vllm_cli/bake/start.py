@@ -1,11 +1,9 @@
 """The steps of a bake: find engine and model, wait for the server, send one request, or only import vLLM."""
 
 import subprocess
-import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from http.client import HTTPException
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
@@ -29,7 +27,7 @@ from vllm_cli.client.server import Server
 from vllm_cli.client.waiting import Readiness
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.private_server import PrivateServer
-from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
+from vllm_cli.supervised_command import CommandEndedError
 from vllm_cli.terminal import Reporter
 
 _LEAST_SHARE: Final = 0.5
@@ -84,7 +82,6 @@ def _is_compiled(folder: Path) -> bool:
 
 _OTHER_PLATFORMS: Final = ("cpu", "rocm", "xpu", "tpu", "gaudi", "neuron")
 """The text after `+` in versions of vLLM for other platforms. For CUDA, there is none, or `cu` and digits."""
-_DOWNLOAD_KERNELS: Final = "entrypoints/cli/download_kernels.py"
 _LOG_LINES: Final = 20
 _POLL_S: Final = 0.1
 _REQUEST_TIMEOUT_S: Final = 300.0
@@ -150,23 +147,6 @@ def why_no_start(subject: Subject) -> str | None:
     if vllm.is_for_cpu or local.startswith(_OTHER_PLATFORMS) or has_gpu():
         return None
     return f"vLLM {vllm.version} is built for CUDA, and there is no GPU here"
-
-
-def download_kernels(subject: Subject, timeout_s: float, reporter: Reporter) -> str | None:
-    """Runs vLLM's command that installs its kernels. Returns why it failed, or None after success."""
-    if subject.engine != "vllm" or not (require_vllm().folder / _DOWNLOAD_KERNELS).is_file():
-        return "the engine has no command `download-kernels`"
-    reporter.note("installing vLLM's kernels")
-    with closing(SupervisedCommand()) as command:
-        command.run([sys.executable, "-m", "vllm_cli", "download-kernels"])
-        try:
-            code = command.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return f"`vllm-cli download-kernels` took longer than {timeout_s:g} s (--timeout)"
-        if code == 0:
-            return None
-        reporter.note(command.log_tail)
-    return f"`vllm-cli download-kernels` ended with exit code {code}"
 
 
 def bake_imports(words: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -40,14 +40,9 @@ if TYPE_CHECKING:
     default=1800,
     show_default=True,
     metavar="SECONDS",
-    help="Longest time to start, and to install vLLM's kernels.",
+    help="Longest time to start.",
 )
 @click.option("--no-start", is_flag=True, help="Only import vLLM, for example on a machine without a GPU.")
-@click.option(
-    "--download-kernels",
-    is_flag=True,
-    help="First install vLLM's kernels (pip install flashinfer-jit-cache) into its environment.",
-)
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 def bake(*, words: tuple[str, ...], output: Path | None, is_json: bool, **options: Any) -> int:
     """While an image is built, start MODEL once, and keep caches that speed up later starts in one folder.

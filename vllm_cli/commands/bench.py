@@ -12,7 +12,7 @@ import click
 from envs.registry import env
 from startup.files.download.obtain import resolve_model
 from startup.files.model.request import ModelRequest
-from vllm_cli.commands.of_vllm import BENCHMARKS, vllms_own
+from vllm_cli.commands.of_vllm import vllms_own
 from vllm_cli.errors import CommandGroup
 
 if TYPE_CHECKING:
@@ -34,10 +34,6 @@ def bench() -> None:
       vllm-cli bench serve --url http://127.0.0.1:8000
       vllm-cli bench startup --cmd "vllm-cli serve"
     """
-
-
-for _command_of_vllm in BENCHMARKS:
-    bench.add_command(_command_of_vllm)
 
 
 def _command(value: str) -> str:

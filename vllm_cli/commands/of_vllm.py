@@ -1,4 +1,4 @@
-"""The commands that only the installed vLLM has. They run in this process, as `vllm` would run them."""
+"""The command `run-batch` of the installed vLLM. It runs in this process, as `vllm` would run it."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -36,25 +36,13 @@ class VllmCommand(click.Command):
         from startup.vllm.vllm_main import run_plain
         from startup.vllm_words.installed import find_vllm
 
-        _, command, *words = ctx.command_path.split()
+        command = str(ctx.info_name)
         if find_vllm() is None:
-            path = " ".join((command, *words))
-            raise InputError(f"`{path}` is a command of vLLM, which is not installed here (pip install vllm).")
-        return run_plain(command, [*words, *ctx.args])
+            raise InputError(f"`{command}` is a command of vLLM, which is not installed here (pip install vllm).")
+        return run_plain(command, ctx.args)
 
 
 run_batch: Final = VllmCommand("run-batch", help="vLLM's command: answer the requests of a file.")
-launch: Final = VllmCommand("launch", help="vLLM's command: start one component alone, such as its renderer.")
-snapshot: Final = VllmCommand("snapshot", help="vLLM's command: keep an initialized engine, and restore it.")
-download_kernels: Final = VllmCommand("download-kernels", help="vLLM's command: install precompiled kernels.")
-preload: Final = VllmCommand("preload", help="vLLM's command: hold weights in GPU memory while engines restart.")
-BENCHMARKS: Final = (
-    VllmCommand("latency", help="vLLM's command: the latency of one batch."),
-    VllmCommand("throughput", help="vLLM's command: the throughput of an engine without a server."),
-    VllmCommand("forward", help="vLLM's command: the forward pass of exact batches."),
-    VllmCommand("mm-processor", help="vLLM's command: the preprocessing of images and other media."),
-    VllmCommand("sweep", help="vLLM's command: benchmarks with many combinations of settings."),
-)
 
 
 def vllms_own(path: str) -> str:

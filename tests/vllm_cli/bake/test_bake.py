@@ -11,7 +11,7 @@ import pytest
 
 from startup.ground.caches import CACHE, INSPECTIONS, OWN
 from tests.e2e.server_process import ServerProcess
-from tests.startup.vllm.fake_start import FakeStart, environment, variant
+from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.support.cli import run_cli
 from tests.support.llamas import save_tiny_llama
 from vllm_cli.bake.mapped_pages import used_pages
@@ -95,45 +95,6 @@ def test_only_a_baked_folder_is_replaced(tmp_path, model, invoke):
 
 
 _VLLM_WORDS = ("model", "--enforce-eager")
-
-
-_KERNELS = """
-import sys
-import time
-from pathlib import Path
-
-Path("DONE").write_text(" ".join(sys.argv[1:]))
-END
-"""
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("end", "words", "reason"),
-    [
-        ("sys.exit(0)", ("--download-kernels",), None),
-        ("sys.exit(3)", ("--download-kernels",), "`vllm-cli download-kernels` ended with exit code 3"),
-        (
-            "time.sleep(600)",
-            ("--download-kernels", "--timeout", "10"),
-            "`vllm-cli download-kernels` took longer than 10 s (--timeout)",
-        ),
-        ("sys.exit(0)", (), None),
-    ],
-)
-def test_vllms_command_for_kernels_runs_if_asked_for(end, words, reason, tmp_path):
-    """If the command fails, as without a network, the folder has no kernels."""
-    fake = variant(tmp_path, entrypoints__cli__download_kernels="")
-    done_path = tmp_path / "done"
-    program = _KERNELS.replace("DONE", str(done_path)).replace("END", end)
-    main = (fake / "vllm" / "entrypoints" / "cli" / "main.py").read_text()
-    guard = "import sys\nif sys.argv[1:2] == ['download-kernels']:\n"
-    rest = "".join(f"    {line}\n" for line in program.splitlines())
-    (fake / "vllm" / "entrypoints" / "cli" / "main.py").write_text(guard + rest + main)
-    done = _bake_vllm(tmp_path, "model", "--no-start", "--json", *words, env=environment(tmp_path, fake))
-    assert done.returncode == 0, done.stderr
-    assert (done_path.read_text() if done_path.exists() else "") == ("download-kernels" if words else "")
-    assert json.loads(done.stdout)["left_out"].get("vLLM's kernels") == reason
 
 
 def _bake_vllm(folder: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
