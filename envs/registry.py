@@ -69,7 +69,6 @@ class Environment:
     VCLI_LISTEN_WHEN_READY = boolean(
         False, "Refuse connections until the server is ready if --listen-when-ready is not given."
     )
-    VCLI_MODELS = text("File of the models of `serve` if the command line names no model (--models).")
     VCLI_ROUTER = internal(text("Socket of a router's model."))
     VCLI_STANDBY_FOLDER = internal(text("Folder of the sockets of a router's own standby."))
     VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "Mode of the preflight if --preflight is not given.")
@@ -169,7 +168,7 @@ def variables() -> Iterator[EnvVar[Any]]:
 
 
 def validate_all() -> list[EnvError]:
-    """An error for each declared variable with a wrong value, and for each former variable for limits."""
+    """An error for each declared variable with a wrong value, and for each former variable that counts."""
     former = ((name, os.environ.get(name), flag) for name, flag in LIMITS.items())
     limits = [EnvError(name, value, f"unset and replaced by {flag}") for name, value, flag in former if value]
     return limits + [error for variable in variables() if (error := _error_of(variable))]

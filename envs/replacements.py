@@ -9,9 +9,9 @@ from typing import Final
 
 LIMITS: Final = {
     "VCLI_MAX_RUNNING": "--max-running", "VCLI_MAX_WAIT": "--max-wait", "VCLI_MAX_WAITING": "--max-waiting",
-    "VCLI_MEMORY_BUDGET": "--memory-budget",
+    "VCLI_MEMORY_BUDGET": "--memory-budget", "VCLI_MODELS": "--models",
 }  # fmt: skip
-"""Former variables for limits. If one is set, the start fails, because the server would lack this limit."""
+"""Former variables. If one is set, the start fails. The server would lack this limit, or these models."""
 
 RETIRED: Final = {
     "--detach": "write `vllm-cli serve ... &`, then `vllm-cli wait --pid $!`",

@@ -24,7 +24,6 @@ _OWN: Final = (
     env.VCLI_IDLE_STOP,
     env.VCLI_IDLE_SLEEP,
     env.VCLI_RESTART,
-    env.VCLI_MODELS,
 )
 """The router's variables that neither its standbys nor its models' processes inherit."""
 _RESET: Final = (signal.SIGPIPE, signal.SIGXFSZ)

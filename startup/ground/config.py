@@ -75,7 +75,6 @@ class SeveralModelsConfig:
         None,
         "--models",
         "Serve the models of this YAML file, or of `serve A B`, behind one port.",
-        variable=env.VCLI_MODELS,
         metavar="FILE",
     )
     memory_budget_bytes: int | None = setting(

@@ -126,15 +126,11 @@ def is_for_information(words: "Iterable[str]") -> bool:
 def has_several_models(words: "Sequence[str]") -> bool:
     """Whether the words start a router for several models.
 
-    They do if they begin with two words that are no flags, or if they have --models. VCLI_MODELS has the same
-    effect if the words name no model.
+    They do if they begin with two words that are no flags, or if they have --models.
     """
     if len(words) > 1 and not is_flag_like(words[0]) and not is_flag_like(words[1]):
         return not is_stray(words[1])
-    given = {each.flag for each in split(words, LAUNCHER_FLAGS.get)}
-    if "--models" in given or not foreign.text_of("VCLI_MODELS"):
-        return "--models" in given
-    return (not words or is_flag_like(words[0])) and given.isdisjoint(("--model", "--config"))
+    return any(each.flag == "--models" for each in split(words, LAUNCHER_FLAGS.get))
 
 
 def repeated_words(words: "Sequence[str]") -> "Sequence[str]":

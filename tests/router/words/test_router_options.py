@@ -85,14 +85,6 @@ def test_what_a_backslash_leaves_behind_model_is_no_second_model(word, invoke):
     assert f"Error: unexpected word {word!r}: remove the empty word, or the characters after a `\\`" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "is_router"), [("", True), ("--port 1", True), ("a", False), ("--model a", False), ("--config c", False)]
-)
-def test_the_variable_names_a_file_if_the_words_name_no_model(words, is_router, monkeypatch):
-    monkeypatch.setenv("VCLI_MODELS", "models.yaml")
-    assert has_several_models(words.split()) is is_router
-
-
 @pytest.mark.parametrize("words", ["a b", "--models f"])
 def test_a_router_is_not_forked_from_a_standby(words, monkeypatch):
     monkeypatch.setenv("VCLI_STANDBY", "require")
