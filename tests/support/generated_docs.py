@@ -27,6 +27,7 @@ from startup.words.flag import Flag, SupportedFlag
 from startup.words.help import spell, spell_default
 from startup.words.supported import GROUPS
 from startup.words.unsupported import IGNORED, REJECTED
+from vllm_cli.commands.of_vllm import VllmCommand
 from vllm_cli.main import COMMANDS, CommandEntry, cli, load_command
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
@@ -39,7 +40,7 @@ _OPTIONS_BY_COMMAND: Final = ("Command", *_OPTIONS)
 _MANY: Final = 2
 """An option that at least this many commands have is described only once."""
 _ALL_RELEASES: Final = "all"
-_ONLY_LISTED: Final = ("Former name of", "set by systemd", "Folder for temporary files if")
+_ONLY_LISTED: Final = ("Former name of", "set by systemd", "Folder for temporary files if", "Kernels that", "OpenMP's")
 """Texts in the descriptions of other programs' variables that the page names, but does not describe."""
 _ABOUT_VARIABLES: Final = (
     "Further settings are environment variables. An empty value counts as unset, except for CUDA_VISIBLE_DEVICES. A "
@@ -185,7 +186,7 @@ _SHAPES: Final = (
     ),
     (
         "`imports/cheap_calls.py:_get_source`",
-        "torch counts the frames up to the code that defines an operator",
+        "torch counts the frames up to an operator's definition",
         "the hook does not fit, or an operator's error names another line",
         "`vllm_engine/test_same_as_plain.py`",
     ),
@@ -297,9 +298,7 @@ def _describe_commands(entries: Sequence[CommandEntry], shared: Sequence[tuple[s
         if own := [row for row in rows if row not in shared]:
             yield from (*_table(_OPTIONS, own), "")
         if names := [f"`{name}`" for row in rows if row in shared for name in re.findall(r"--[a-z-]+", row[0])]:
-            them = "This command also accepts" if len(entries) == 1 else "These commands accept"
-            title = "these [options of several commands](#options-of-several-commands)"
-            yield from _paragraph(f"{them} {title}: {', '.join(names)}.")
+            yield from _paragraph(f"[Options of several commands](#options-of-several-commands): {', '.join(names)}.")
     yield ""
 
 
@@ -313,8 +312,11 @@ def _command_tables(commands: Mapping[str, click.Command]) -> Iterator[str]:
     for name, command in commands.items():
         for row in _option_rows(command):
             owners.setdefault(row, []).append(f"`{name}`")
-    helps = ((_usage(name, command), command.get_short_help_str(limit=200)) for name, command in commands.items())
+    own = {name: command for name, command in commands.items() if not isinstance(command, VllmCommand)}
+    helps = ((_usage(name, command), command.get_short_help_str(limit=200)) for name, command in own.items())
     yield from (*_table(_COMMANDS, helps), "")
+    if of_vllm := [f"`{name}`" for name in commands if name not in own]:
+        yield from (*_paragraph(f"vLLM's commands, which need vLLM: {', '.join(of_vllm)}."), "")
     yield from _table(_OPTIONS_BY_COMMAND, ((", ".join(names), *row) for row, names in owners.items()))
 
 
