@@ -139,7 +139,7 @@ def build_hooks_page() -> str:
         "preloading. A gain is the time with the hook, divided by the time without it (median and range, from\n"
         "[these files](../figures)). The [glossary](glossary.md) explains words."
     )
-    head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain or promise")
+    head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
     sections += ["## CUDA graphs that are captured before vLLM is ready", ""]
     sections += _wrap(
@@ -378,10 +378,9 @@ def _variable_row(variable: EnvVar[Any]) -> tuple[str, ...]:
 def _hook_row(parts: Sequence[Hook]) -> tuple[str, ...]:
     hook = parts[0]
     name = f"**{hook.name}**" if hook.is_essential else hook.name
-    why = filter(None, (hook.gain, hook.promise))
     releases = dict.fromkeys(map(_releases, parts))
     name += f"<br>{', in part '.join(releases)}" if {*releases} != {_ALL_RELEASES} else ""
-    return name, hook.does, hook.without, "; ".join(why)
+    return name, hook.does, hook.without, hook.gain
 
 
 def _releases(hook: Hook) -> str:
