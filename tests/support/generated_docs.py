@@ -43,9 +43,8 @@ _ALL_RELEASES: Final = "all"
 _ONLY_LISTED: Final = ("Former name of", "set by systemd", "Folder for temporary files if", "Kernels that", "OpenMP's")
 """Texts in the descriptions of other programs' variables that the page names, but does not describe."""
 _ABOUT_VARIABLES: Final = (
-    "Further settings are environment variables. An empty value counts as unset, except for CUDA_VISIBLE_DEVICES. A "
-    "boolean variable is on if its value is 1, true, yes or on, and off if its value is 0, false, no or off. "
-    "`vllm-cli env` shows the type and the present value of each variable, and masks secrets."
+    "Further settings are environment variables. Empty means unset, except for CUDA_VISIBLE_DEVICES. Booleans are on "
+    "(1, true, yes, on) or off (0, false, no, off). `vllm-cli env` shows types and present values, and masks secrets."
 )
 _IGNORED_NOTE: Final = "The embedded engine accepts these flags, and prints a notice that they have no effect."
 
@@ -89,8 +88,8 @@ def build_flags_page() -> str:
         "flag takes precedence over its environment variable (named below the flag), the variable over the\n"
         "`--config` file, and the file over the default. In the names of flags, `_` means the same as `-`.\n"
         "`--help=WORD` shows the flags that contain WORD.\n\n"
-        "With `--engine vllm`, vLLM receives all flags except `--log-format` and the flags of the groups Start and\n"
-        "Several models. vLLM also receives `--config`, which is in the group Start."
+        "With `--engine vllm`, vLLM receives `--config` and all flags except `--log-format` and the groups Start and\n"
+        "Several models."
     )
     sections: list[str] = []
     for title, flags in GROUPS.items():
@@ -137,7 +136,7 @@ def build_hooks_page() -> str:
         "`Hook(…)` below `startup` lists in `needs` the names and texts on which it relies. A hook that does not fit\n"
         "the installed code is left out, with a warning. If one in **bold** does not fit, vLLM starts without\n"
         "preloading. A gain is the time with the hook, divided by the time without it (median and range, from\n"
-        "[these files](../figures)). The [glossary](glossary.md) explains words."
+        "[these files](../figures))."
     )
     head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
