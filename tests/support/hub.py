@@ -7,6 +7,7 @@ import hashlib
 import json
 import select
 import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -90,11 +91,12 @@ class Fault:
 
     stall: after `after` bytes of the response, nothing more is sent, and the connection stays open.
     cut: after `after` bytes of the response, the connection is closed.
+    reset: like `cut`, with a reset.
     short: the response has only the first `after` bytes of the file, and its headers agree with that.
     status: the answer has this `status`, and if given the hub's error `code` and `retry_after` seconds.
     """
 
-    kind: Literal["stall", "cut", "short", "status"]
+    kind: Literal["stall", "cut", "reset", "short", "status"]
     times: int | None = 1
     """How many requests have the fault. None means all."""
     path: str = "*"
@@ -435,6 +437,8 @@ class _Handler(QuietHandler):
             readable, _, _ = select.select([self.request], [], [], 0.1)
             if readable and not self.request.recv(1 << 16):
                 break
+        if fault.kind == "reset":
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
 
     def _send_part(self, key: str, part: memoryview) -> None:

@@ -94,7 +94,7 @@ class HubClient:
         from huggingface_hub import snapshot_download
 
         repository.remove_leftovers()
-        with self._explained(repository.repo_id, listing.commit, endpoint):
+        with self._explained(repository.repo_id, listing.commit, endpoint, is_retried=True):
             snapshot_download(
                 repository.repo_id,
                 revision=listing.commit,
@@ -114,12 +114,17 @@ class HubClient:
             get_hf_file_metadata(url, token=self._token or False, endpoint=listing.endpoint)
 
     @contextmanager
-    def _explained(self, repo_id: str, revision: str | None, endpoint: str) -> Iterator[None]:
+    def _explained(
+        self, repo_id: str, revision: str | None, endpoint: str, *, is_retried: bool = False
+    ) -> Iterator[None]:
         """Turns errors of the hub's client, inside the block, into errors of a download."""
         try:
             yield
         except Exception as err:
-            raise self._explain(err, repo_id, revision, endpoint) from err
+            failure = self._explain(err, repo_id, revision, endpoint)
+            if is_retried and failure.kind == "unreachable":
+                failure.retry_s = failure.retry_s or 0.0
+            raise failure from err
 
     def _explain(self, err: Exception, repo_id: str, revision: str | None, endpoint: str) -> DownloadError:
         host = without_login(endpoint)
@@ -194,4 +199,4 @@ def _with_variables(endpoint: str, err: BaseException) -> str:
 
 
 def _line(err: BaseException) -> str:
-    return " ".join(str(err).split()) or type(err).__name__
+    return without_login(" ".join(str(err).split())) or type(err).__name__

@@ -195,20 +195,26 @@ class DownloadRun:
         return plan.folder
 
     def _fetch_files(self, plan: _Plan, files: Sequence[HubFile]) -> None:
-        """Fetches files that the snapshot lacks, from the address that has listed them or another one."""
+        """Fetches files that the snapshot lacks, from the address that has listed them or another one.
+
+        Goes on as long as each attempt completes a file.
+        """
         repository, listing = plan.repository, plan.listing
-        if not repository.lacks(listing.commit, files):
-            return
 
         def fetch(endpoint: str) -> None:
             plan.client.fetch(repository, listing, [file.name for file in files], endpoint)
-            if lacking := repository.lacks(listing.commit, files):
-                name = f"{lacking[0].name} of {repository.repo_id}"
+            if left := repository.lacks(listing.commit, files):
+                name = f"{left[0].name} of {repository.repo_id}"
                 raise DownloadError("wrong", f"{without_login(endpoint)} has not sent {name} as listed", 0.0)
 
         missing = self._follow(plan, files)
         others = [endpoint for endpoint in self._endpoints(plan.download) if endpoint != listing.endpoint]
-        try_each((listing.endpoint, *others), fetch, self._pause)
+        while lacking := repository.lacks(listing.commit, files):
+            try:
+                try_each((listing.endpoint, *others), fetch, self._pause)
+            except DownloadError:
+                if len(repository.lacks(listing.commit, files)) == len(lacking):
+                    raise
         self._fetched_bytes += missing
 
     def _follow(self, plan: _Plan, files: Sequence[HubFile]) -> int:
