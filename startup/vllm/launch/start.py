@@ -423,12 +423,12 @@ class _VllmStart:
         figures = GraphFigures(self._record.folder, self._note_graphs)
         graphs = figures.update()
         self._session.finish()
+        group_signals.start_thread(threading.Thread(target=figures.follow, name="vllm-cuda-graphs", daemon=True))
         is_late = graphs is not None and graphs.is_late
         text = describe_differences(self._line, self._options, is_offline=self._is_offline, has_late_graphs=is_late)
         logger.info("%s", text)
         export_start(self._session.state.info(), self._session.state.phase_seconds())
         self._compile_cache.share()
-        figures.follow()
 
     def _note_graphs(self, fields: Mapping[str, Any]) -> None:
         self._session.state.set_cuda_graphs(fields)

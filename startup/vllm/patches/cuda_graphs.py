@@ -114,15 +114,15 @@ def compare_later() -> None:
     _State.is_late = True
 
 
-def keep_known() -> None:
-    """Keeps an earlier start's measurements, because the server may end before all graphs are captured."""
-    if _State.kept is not None and _State.known is not None:
-        _State.kept.write(_State.known._asdict())
+def keep_known() -> int:
+    """Keeps an earlier start's measurements, because the server may end before all graphs are captured.
 
-
-def expected_bytes() -> int:
-    """The memory that the graphs took in an earlier start. 0 if it is not known."""
-    return _State.known.captured if _State.known is not None else 0
+    Returns the memory that all graphs took in that start. 0 if there was none.
+    """
+    if _State.kept is None or _State.known is None:
+        return 0
+    _State.kept.write(_State.known._asdict())
+    return _State.known.captured
 
 
 def compare(captured: int) -> None:

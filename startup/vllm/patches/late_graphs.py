@@ -1,24 +1,20 @@
 """Lets vLLM serve before its CUDA graphs are captured. They are captured afterwards, between two steps.
 
-vLLM captures about a hundred graphs before it is ready, although its model answers without graphs, too. With
-this module, vLLM captures only the largest graph of each mode before it is ready. Later captures then reuse
-the memory and the buffers of the largest ones. A batch whose graph is not captured yet runs as vLLM runs it
-without graphs.
+Before readiness, vLLM captures only the largest graph of each mode, whose memory and buffers later captures
+reuse. A batch whose graph is not captured yet runs as vLLM runs it without graphs.
 
 The workers (`_Worker`) capture, and the loop of EngineCore (`_Pace`) decides when. Each capture is a call to
-all workers between the same two steps, so all ranks capture the same graph. No rank uses the graph before all
-ranks have captured it.
+all workers between the same two steps. No rank uses the graph before all ranks have captured it.
 
 - While no request runs for `_IDLE_S`, graphs are captured one after the other, until a request arrives.
-- Otherwise, a capture follows `_SHARE` times its duration, and at least `_GAP_S`, after the one
-  before. So a token waits for one capture at most, and captures take at most a tenth of the time.
+- Otherwise, a capture follows `_SHARE` times its duration, and at least `_GAP_S`, after the one before. So a
+  token waits for one capture at most, and captures take at most a tenth of the time.
 - The graphs for the latest batches come first, then those for few tokens.
-- vLLM's estimate of the graphs' memory is taken off before the KV cache is sized. Where vLLM makes no
-  estimate, and with the features that `early_graphs` lists, graphs are captured before vLLM is ready.
+- vLLM's estimate of the graphs' memory is taken off before the KV cache is sized. Without an estimate, and
+  with the features that `early_graphs` lists, graphs are captured before vLLM is ready.
 - If a capture fails, the engine keeps the graphs that it has, and captures no more.
-
-vLLM locks its workspace after the last capture, because graphs contain its address. Here, the workspace stays
-unlocked in between. If it grows, the older memory stays allocated for the graphs that contain its address.
+- vLLM locks its workspace after each call, because graphs contain its address. Here, it is unlocked until the
+  last capture. If it grows, the older memory stays allocated for the graphs that contain its address.
 """
 
 import logging
@@ -147,10 +143,9 @@ class _Worker:
         _keep_one_stream()
         cuda_graphs.compare_later()
         self._bytes = self._capture(self._captured)
-        cuda_graphs.keep_known()
         manager = _WORKSPACE_MANAGER.get()()
         manager._current_workspaces = _KeptMemory(manager._current_workspaces)
-        return max(self._bytes, cuda_graphs.expected_bytes() or estimate)
+        return max(self._bytes, cuda_graphs.keep_known() or estimate)
 
     def capture_next(self, batches: Sequence[_Batch]) -> GraphProgress:
         """Captures the graph that these batches need most. It is used after `use_captured`."""
@@ -170,14 +165,11 @@ class _Worker:
         """Makes batches use all captured graphs. After the last capture, does what vLLM does then."""
         self._graphs.use(self._captured)
         if not self._missing:
-            self._finish()
+            _WORKSPACE_MANAGER.get()().lock()
+            cuda_graphs.compare(self._bytes)
 
     def progress(self) -> GraphProgress:
         return GraphProgress(len(self._captured), len(self._captured) + len(self._missing), is_late=True)
-
-    def _finish(self) -> None:
-        _WORKSPACE_MANAGER.get()().lock()
-        cuda_graphs.compare(self._bytes)
 
     def _find_missing(self, batch: _Batch) -> Graph | None:
         """The graph that the batch would use, unless it is captured."""

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_TOTAL
+from startup.vllm.patches import late_graphs
 from startup.vllm.patches.late_graphs import _KeptMemory, _Pace, _Worker
 from startup.vllm.probes.graph_progress import GraphProgress, read_progress, stop_capturing
 from startup.vllm.probes.start_metrics import GraphFigures
@@ -87,7 +88,8 @@ def captured(monkeypatch) -> list[Any]:
         order.append((graph[0], graph[1].num_tokens))
 
     monkeypatch.setattr(_Worker, "_capture_one", capture)
-    monkeypatch.setattr(_Worker, "_finish", lambda worker: None)
+    manager = SimpleNamespace(lock=lambda: None)
+    monkeypatch.setattr(late_graphs, "_WORKSPACE_MANAGER", SimpleNamespace(get=lambda: lambda: manager))
     return order
 
 
