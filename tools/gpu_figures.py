@@ -82,7 +82,7 @@ def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
             yield Step(
                 f"vllm {kind}: warm start", (*bench, *startup, "--cmd", launcher + flags, "--state", "standby"), 240
             )
-        timeline = (sys.executable, "-m", "tools.gpu_timeline", "--json", "{result}", "--small", str(model))
+        timeline = (sys.executable, "-m", "tools.gpu_timeline", "{result}", str(model))
         large = launcher.replace(str(model), "MODEL")
         for load_format, package in _LOAD_FORMATS.items():
             if package is None or any(vllm.parent.glob(f"lib/python*/site-packages/{package}")):

@@ -1,6 +1,8 @@
-"""Starts vLLM twice with a large model, and writes as JSON where the time until the first token goes.
+"""Starts vLLM with a large model, and writes as JSON where the time until the first token goes.
 
-`make test-gpu` runs it. The times come from vLLM's log. The part `rest` has what no line of the log explains.
+    python -m tools.gpu_timeline OUTPUT SMALL_MODEL COMMAND
+
+The times come from vLLM's log. The part `rest` has what no line of the log explains.
 """
 
 import json
@@ -15,8 +17,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
-
-import click
 
 from tests.support.ports import free_port
 
@@ -34,8 +34,7 @@ _BETWEEN: Final = {
     "graphs": ("Capturing CUDA graphs", "Graph capturing finished"),
 }
 """Part -> the lines with which it begins and ends. It may occur several times."""
-_LOGGED_S: Final = 1.0
-"""Seconds until the log shows that the last graph is captured."""
+_MODEL: Final = Path("build/1.5b")
 
 
 def divide(lines: Iterable[tuple[float, str]], first_token_s: float) -> dict[str, float]:
@@ -71,30 +70,25 @@ def time_start(command: str) -> dict[str, float]:
                 first_token_s = time.monotonic() - begin_s
             time.sleep(0.02)
         subprocess.run([sys.executable, "-m", "vllm_cli", "wait", "--graphs", "-q", "--pid", str(server.pid), url])
-        time.sleep(_LOGGED_S)
+        time.sleep(1.0)  # the log shows the last graph
         server.terminate()
         reader.join()
     assert first_token_s, "".join(line for _, line in lines)
     return divide(lines, first_token_s)
 
 
-@click.command()
-@click.option("--json", "output", type=Path, required=True, help="File for the result.")
-@click.option("--small", type=Path, default=".peers/model", show_default=True, help="A model with the tokenizer.")
-@click.option("--model", type=Path, default="build/1.5b", show_default=True, help="Is written if it is missing.")
-@click.argument("command")
-def main(output: Path, small: Path, model: Path, command: str) -> None:
-    """Time two starts of COMMAND, in which MODEL stands for the model's folder. The first one may compile."""
-    if not model.exists():
+def main(output: Path, small: Path, command: str) -> None:
+    """Times two starts. MODEL in the command stands for the folder of the model, which is made once."""
+    if not _MODEL.exists():
         from tools.figures.large_model import make_large_model
 
-        model.parent.mkdir(parents=True, exist_ok=True)
-        make_large_model(model, small)
-    weights_gb = sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e9
-    starts = [time_start(command.replace("MODEL", str(model))) for _ in range(2)]
+        _MODEL.parent.mkdir(exist_ok=True)
+        make_large_model(_MODEL, small)
+    starts = [time_start(command.replace("MODEL", str(_MODEL))) for _ in range(2)]
+    weights_gb = sum(path.stat().st_size for path in _MODEL.glob("*.safetensors")) / 1e9
     speeds = [round(weights_gb / max(start["weights"], 0.01), 2) for start in starts]
     output.write_text(json.dumps({"starts_s": starts, "weights_gb": weights_gb, "weights_gb_per_s": speeds}))
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
