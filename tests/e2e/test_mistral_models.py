@@ -1,7 +1,7 @@
 """The embedded engine serves models that have only Mistral's own tokenizer. Caches can be reset."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,8 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from openai import OpenAI
 
 from tests.e2e.server_process import ServerProcess
-from tests.server.text.renderers.conftest import MISTRAL_FILES, small_tekken
+from tests.server.text.renderers.conftest import small_tekken
 from tests.support.llamas import save_llama_without_tokenizer
-from tests.support.tiers import slow_but_for
 
 _DATA = Path(mistral_common.__file__).parent / "data"
 _MESSAGES: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Où est Größe? 😀"}]
@@ -41,18 +40,9 @@ def _tekken(folder: Path) -> Model:
     return Model(folder, MistralTokenizer.from_file(folder / "tekken.json"))
 
 
-def _sentencepiece(folder: Path) -> Model:
-    (folder / "tokenizer.model.v3").symlink_to(_DATA / MISTRAL_FILES["v3"])
-    save_llama_without_tokenizer(folder, 32768)
-    return Model(folder, MistralTokenizer.from_file(folder / "tokenizer.model.v3"))
-
-
-_BUILDERS: dict[str, Callable[[Path], Model]] = {"tekken": _tekken, "sentencepiece": _sentencepiece}
-
-
-@pytest.fixture(scope="module", params=slow_but_for(_BUILDERS, "tekken"))
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return _BUILDERS[request.param](tmp_path_factory.mktemp("mistral"))
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return _tekken(tmp_path_factory.mktemp("mistral"))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pytest
 
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
-from tests.startup.vllm.fake_start import short_folder
 from tests.support.cli import CLI, run_cli
 from tests.support.containers import own_processes
 from tests.support.processes import GONE_S
@@ -123,23 +122,6 @@ def test_the_standby_is_listed_after_the_servers_and_stop_leaves_it(start_tiny_s
         done = run_cli("stop", pid)
         assert (done.returncode, "`vllm-cli standby stop`" in done.stderr) == (1, True)
     assert standby.process.poll() is None
-
-
-def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server, standby):
-    """The path of the socket is relative to the working folder."""
-    with (
-        short_folder() as folder,
-        start_tiny_server(
-            "--uds", os.path.relpath(folder / "uds"), wait=False, environment=standby.environment
-        ) as server,
-    ):
-        entry = _wait_ready(server.process.pid)
-        assert entry["port"] is None
-        address = entry["address"].removeprefix("unix:")
-        assert Path(address).is_absolute()
-        assert Path(address).samefile(folder / "uds")
-        assert _stop_process("pid", entry).returncode == 0
-        assert server.process.wait(GONE_S) == 0
 
 
 def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(tiny_llama):

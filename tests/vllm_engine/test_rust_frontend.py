@@ -1,4 +1,4 @@
-"""Real vLLM with its Rust frontend: the port has one owner at any time. Also drain, kills and signals."""
+"""Real vLLM with its Rust frontend: the port has one owner at any time."""
 
 import shutil
 from pathlib import Path

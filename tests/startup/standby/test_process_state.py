@@ -117,15 +117,6 @@ for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # nohup, and sh's
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 """
 
-_TAKEN_OVER_IN_ONE_DIRECTION = """
-resource.setrlimit(resource.RLIMIT_NOFILE, (512, 4096))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
-resource.setrlimit(resource.RLIMIT_CPU, (3600, 7200))
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 40, 1 << 40))
-"""
-"""Changes that need no privileges."""
-
 _EQUAL_OR_COLD = {
     "the nice value": "os.nice(5)",
     "the scheduling policy": "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))",
@@ -150,8 +141,8 @@ _SYSTEM_CALLS = {
 
 @pytest.mark.parametrize(
     "change",
-    ["pass", _TAKEN_OVER, _TAKEN_OVER_IN_ONE_DIRECTION],
-    ids=["nothing", "both_directions", "one_direction"],
+    ["pass", _TAKEN_OVER],
+    ids=["nothing", "both_directions"],
 )
 def test_a_fork_equals_the_executed_process_in_everything_that_proc_shows(change):
     with started(*after(change)) as executed:

@@ -1,7 +1,6 @@
 """The operation of vLLM: keys, logs in JSON, `ps` and `stop`, and a service manager."""
 
 import json
-import os
 import re
 import socket
 from contextlib import suppress
@@ -273,27 +272,3 @@ def test_an_engine_that_cannot_start_is_never_ready(folder):
         wait_until(lambda: any(line.startswith("STATUS=failed: EngineCore (pid ") for line in manager.lines))
         assert "STOPPING=1" in manager.lines
         assert "READY=1" not in manager.lines
-
-
-def test_a_start_that_vllm_accepts_against_the_recorded_facts_renews_them(folder):
-    """The changed file has the old file's time and size, as in images with equal times."""
-    fake, sources = variant(folder), {"VCLI_LEAVE_OUT": "import file"}
-    with FakeStart(folder, env=environment(folder, fake, **sources)) as start:
-        start.wait_ready()
-        start.wait(lambda: any(folder.rglob("vllm-facts/*.json")))
-    serve = fake / "vllm" / "entrypoints" / "cli" / "serve.py"
-    before = serve.stat()
-    serve.write_text(serve.read_text().replace('"float16", "half"', '"float16", "hulf"'))
-    os.utime(serve, ns=(before.st_atime_ns, before.st_mtime_ns))
-    for bytecode in folder.rglob("*.pyc"):
-        bytecode.unlink()
-    checked = environment(folder, fake, VLLM_TARGET_DEVICE="cpu", VCLI_PREFLIGHT=None, **sources)
-    refused = run_fake(folder, "--dtype", "hulf", "--port", "0", env=checked)
-    assert refused.returncode == 2
-    assert "--dtype 'hulf' is not one of" in refused.stderr
-    assert refused.stderr.endswith("\n  if vLLM would accept this start, give --preflight warn\nCode: VC-USAGE\n")
-    with FakeStart(folder, "--dtype", "hulf", "--preflight", "warn", env=checked) as start:
-        start.wait_ready()
-        start.wait(lambda: any("hulf" in path.read_text() for path in folder.rglob("vllm-facts/*.json")))
-    with FakeStart(folder, "--dtype", "hulf", env=checked) as start:
-        start.wait_ready()

@@ -73,16 +73,6 @@ def test_an_invalid_profile_counts_as_none(value, folder):
 
 
 @pytest.mark.thorough
-def test_a_start_works_if_no_profile_can_be_written(folder):
-    (folder / "file").touch()
-    with FakeStart(folder, *_WORDS, env=environment(folder, VLLM_CACHE_ROOT=str(folder / "file"))) as start:
-        start.wait_ready()
-        assert start.complete("A text") == "A text was read by worker 0"
-        assert start.terminate() == 0
-        assert start.lines_with("Traceback") == []
-
-
-@pytest.mark.thorough
 def test_the_first_start_preloads_the_models_class_and_inspects_it_without_a_new_program(model, folder):
     name = "vllm.model_executor.models.fake_llama"
     with FakeStart(folder, model) as start:

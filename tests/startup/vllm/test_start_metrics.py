@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from startup.vllm.probes.graph_progress import GraphProgress
-from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant, without_forks
+from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 from tests.support.cli import run_cli
 from tests.support.waiting import wait_until
 
@@ -80,20 +80,6 @@ def test_a_plain_start_tells_why(folder):
         assert _noted(start) == info
         assert "plain start: vLLM" in start.log
         assert f"{start.process.pid}: plain: VCLI_PLAIN_VLLM is set" in run_cli("ps").stdout
-
-
-def test_a_newer_vllm_that_fails_starts_without_preloading_from_then_on_and_tells_that(folder):
-    env = environment(folder, without_forks(folder, "0.99.0+cpu"))
-    for expected in ("vLLM 0.99.0+cpu starts again without preloading", "vLLM 0.99.0+cpu starts without preloading"):
-        with FakeStart(folder, env=env) as start:
-            state = start.wait_ready().state()
-            assert start.kind_of(state["engine"]["pid"]) == "spawn"
-            info, _ = metrics(start)
-            assert info["start_mode"] == "plain"
-            assert info["reason"].startswith("an earlier start with preloading failed (")
-            [warning] = start.lines_with("WARNING")
-            assert expected in warning
-            assert "AssertionError in worker_main()" in warning
 
 
 _CAPTURES = """

@@ -1,10 +1,7 @@
 """The command `vllm-cli prefetch`: report, progress and exit codes."""
 
 import json
-import os
-import pty
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +13,6 @@ from startup.files.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.words.param_types import ByteSize
 from tests.support.cli import run_python
 from tests.support.page_cache import evict, expect_read, held
-from tests.support.terminal import read_terminal
 from vllm_cli import terminal
 from vllm_cli.commands import prefetch as command
 from vllm_cli.commands.prefetch import prefetch
@@ -62,20 +58,6 @@ def test_report_as_json_has_bytes_share_and_rate(model):
     with held(model / "model.safetensors"):
         again = json.loads(run(str(model), "--json").stdout)
     assert (again["state"], again["resident_share"]) == ("off", 1.0)
-
-
-@pytest.mark.thorough
-def test_a_progress_bar_is_drawn_on_a_terminal(model, make_file):
-    make_file("model.safetensors", 1 << 10, is_sparse=True)
-    ours, theirs = pty.openpty()
-    arguments = [sys.executable, "-c", RUN, str(model), "--threads", "1"]
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=theirs, stdin=theirs) as process:
-        os.close(theirs)
-        shown = read_terminal(ours)
-        assert process.wait(120) == 0
-    assert "prefetch [" in shown
-    assert "of 1.07 GB" in shown
-    assert "GB/s" in shown
 
 
 def test_progress_is_printed_as_lines_without_a_terminal(capsys, monkeypatch):

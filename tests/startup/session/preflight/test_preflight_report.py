@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 from collections.abc import Callable
 
 from base.machine.memory import MemoryState
@@ -23,37 +22,6 @@ assert not report.errors, report.to_text()
 heavy = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "huggingface_hub", "urllib.request", "ssl"}
 print(*sorted(heavy & set(sys.modules)))
 """
-
-
-def test_faults_of_every_kind_are_reported_at_once(folder, preflight, monkeypatch, tmp_path):
-    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "thread")
-    folder.shards[0].unlink()
-    with folder.shards[1].open("r+b") as file:
-        file.truncate(300)
-    folder.shards[2].write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
-    (folder.path / "tokenizer.json").write_text("{")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        report = preflight(
-            folder.path,
-            host="127.0.0.1",
-            port=taken.getsockname()[1],
-            max_model_len=1 << 20,
-            ssl_certfile="/no/cert",
-            generation_config="/no/folder",
-            shm=tmp_path / "none",
-        )
-    assert {f.check for f in report.errors} == {
-        "environment",
-        "port",
-        "tls",
-        "shards",
-        "weights",
-        "lfs",
-        "json",
-        "generation_config",
-        "max_model_len",
-        "shm",
-    }
 
 
 def test_preflight_of_the_real_model_reads_only_headers_and_small_files(model_path, preflight):
