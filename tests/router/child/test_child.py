@@ -23,10 +23,9 @@ from router.child import server as child_server
 from router.child.child import Child, ChildPlace
 from router.child.log import LogRelay
 from router.child.place import ChildPlaces
-from router.child.process import ChildProcess, describe_end
+from router.child.process import ChildProcess
 from router.child.server import ForeignServer
 from router.model_entry import ForeignCommand, ModelEntry
-from startup.ground.errors import code_of
 from startup.ground.logs.options import LogOptions
 from tests.router.router_process import FOREIGN
 from tests.support.waiting import is_gone, wait_until
@@ -153,15 +152,6 @@ async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(ru
     assert env.VLLM_API_KEY.name not in variables
 
 
-async def test_a_command_that_does_not_exist_is_named(place):
-    child = Child(entry_of(words=("/no/such/program",)), place)
-    reason = await child.run(lambda: None)
-    assert reason is not None
-    assert "/no/such/program cannot be executed: No such file or directory" in reason
-    assert reason.endswith("Code: VC-PROGRAM-NOT-STARTED")
-    assert code_of(child.cause) == "VC-PROGRAM-NOT-STARTED"
-
-
 async def test_a_command_that_never_listens_is_ended_after_its_time(place):
     script = "echo loading for ever; exec sleep 600"  # no interpreter, whose start may take longer
     child = Child(entry_of(words=("sh", "-c", script), start_timeout_s=1.5), place)
@@ -170,24 +160,6 @@ async def test_a_command_that_never_listens_is_ended_after_its_time(place):
     assert reason.startswith("The start took longer than 1.5 s")
     assert "loading for ever" in reason
     assert reason.endswith("Code: VC-STARTUP-TIMEOUT")
-    assert is_gone(child.pids[0])
-
-
-async def test_a_command_that_ignores_sigterm_is_killed(place, monkeypatch):
-    monkeypatch.setattr(ForeignServer, "stop_s", 0.2)
-    found = await start(entry_of("ignores-sigterm", "has-children"), place)
-    found.child.stop()
-    assert await found.life is None
-    assert is_gone(found.child.pids[0])
-
-
-async def test_a_stop_during_the_start_ends_it(place):
-    child = Child(entry_of("never-listens"), place)
-    life = asyncio.create_task(child.run(lambda: None))
-    while not child.pids:
-        await asyncio.sleep(0.01)
-    child.stop()
-    assert await life is None
     assert is_gone(child.pids[0])
 
 
@@ -361,10 +333,3 @@ def test_a_signal_to_a_new_process_ends_it_and_is_not_taken_for_one_of_its_paren
         assert end_of(process) == -signal.SIGTERM
     with pytest.raises(BlockingIOError):
         told.recv(1)
-
-
-@pytest.mark.parametrize(
-    ("code", "text"), [(3, "The server ended with exit code 3"), (-9, "The server was ended by SIGKILL")]
-)
-def test_an_end_is_described(code, text):
-    assert describe_end(code) == text

@@ -1,7 +1,6 @@
 """The router limits incomplete requests as the embedded engine's server does. Clients send raw HTTP."""
 
 import asyncio
-import json
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
@@ -19,36 +18,13 @@ from tests.support.certificates import make_certificate, needs_openssl
 GET = b"GET /health HTTP/1.1\r\nHost: h\r\n"
 
 
-async def answer_to(router: SmallRouter, request: bytes) -> tuple[bytes, Any]:
-    """Sends bytes. Returns the status line and the parsed JSON body of the connection's last response."""
-    reader, _ = await router.connect(request)
-    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-    assert b"Server: vllm-cli" in head or b"server: vllm-cli" in head
-    return head.partition(b"\r\n")[0], json.loads(body)
-
-
 @pytest.mark.parametrize(
-    ("request_bytes", "status"),
-    [
-        pytest.param(b"GET /health HTTP/1.1\r\n\r\n", 400, id="no Host"),
-        pytest.param(b"GET /health HTTP/1.1\r\nHost: h\r\nHost: g\r\n\r\n", 400, id="two Hosts"),
-        pytest.param(b"no HTTP\r\n\r\n", 400, id="no HTTP"),
-        pytest.param(b"GET /health HTTP/0.9\r\nHost: h\r\n\r\n", 400, id="HTTP/0.9"),
-        pytest.param(b"GET /health HTTP/2.0\r\nHost: h\r\n\r\n", 400, id="HTTP/2.0"),
-        pytest.param(
-            b"POST /v1/x HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, id="chunked HTTP/1.0"
-        ),
-        pytest.param(b"CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n", 400, id="CONNECT"),
-        pytest.param(b"OPTIONS * HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", 405, id="OPTIONS"),
-        pytest.param(b"GET /a%0ab HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", 404, id="newline"),
-    ],
+    "head", ["GET /health HTTP/1.1", "GET /health HTTP/1.1\r\nHost: h\r\nHost: g", "GET /health HTTP/2.0\r\nHost: h"]
 )
-async def test_raw_requests_are_answered_with_json(router, request_bytes, status):
+async def test_a_request_needs_one_host_and_http_1(router, head):
     await router.serve("m", "n")
-    line, body = await answer_to(router, request_bytes)
-    assert line.split()[:2] in ([b"HTTP/1.1", b"%d" % status], [b"HTTP/1.0", b"%d" % status])
-    assert body["error"]["code"] == status
-    assert router.pool.num_waiting == 0
+    reader, _ = await router.connect(f"{head}\r\n\r\n".encode())
+    assert (await reader.read()).startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
 
 
 async def test_a_request_and_its_answer_may_take_longer_than_a_head(router):
@@ -76,8 +52,8 @@ async def test_requests_that_are_being_answered_keep_their_connections(router):
     await router.serve("m", limits=LimitsConfig(max_connections=1))
     reader, _ = await router.connect(post(CHAT, body_of()))
     await eventually(lambda: router.pool.num_waiting == 1)
-    line, body = await answer_to(router, post(CHAT, body_of()))
-    assert (line.split()[1], body["error"]["code"]) == (b"503", 503)
+    refused, _ = await router.connect(post(CHAT, body_of()))
+    assert (await refused.read()).startswith(b"HTTP/1.1 503 ")
     probing, probe = await router.connect()
     probe.write(GET + b"\r\n")
     assert b" 200 " in await probing.readuntil(b"\r\n\r\n")
