@@ -65,6 +65,7 @@ GARBAGE: Final = {
     "path of encoded dots": b"GET /v1/models/%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n",
     "encoded line break in the path": b"GET /a%0d%0aX-Injected:%20yes HTTP/1.1\r\nHost: x\r\n\r\n",
     "bytes that are no UTF-8 in the path": b"GET /\xff%ff%fe HTTP/1.1\r\nHost: x\r\n\r\n",
+    "bytes that are no ASCII in the query": b"GET /v1/models?key=\xc3\xbc HTTP/1.1\r\nHost: x\r\n\r\n",
     "terminal escape in the path": b"GET /%1b[2J%1b]0;owned%07 HTTP/1.1\r\nHost: x\r\n\r\n",
 }
 """Each of these must be rejected or answered correctly. The server must answer the next request."""
