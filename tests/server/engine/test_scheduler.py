@@ -15,18 +15,6 @@ from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 from tests.support.growth import growth
 
 
-def test_more_requests_than_slots_wait_and_all_finish(plain_llama, llama):
-    prompts = random_prompts(*range(1, 40, 3))
-    engine = SmallEngine(llama, num_slots=3)
-    expected = greedy_outputs(plain_llama, prompts, 9)
-    completions = [engine.add(str(i), p, max_tokens=9) for i, p in enumerate(prompts)]
-    engine.step()
-    assert (engine.stats.num_running, engine.stats.num_waiting) == (3, 10)
-    engine.run()
-    assert [c.token_ids for c in completions] == expected
-    engine.assert_nothing_leaked()
-
-
 def test_a_step_computes_no_more_than_its_budget(llama):
     engine = SmallEngine(llama, max_num_batched_tokens=10)
     engine.generate(random_prompts(35, 4, 18, 10, 11, 1), max_tokens=20)
@@ -91,14 +79,6 @@ def test_prompt_logprobs_are_complete_after_a_preemption_within_the_prompt(llama
     engine.assert_nothing_leaked()
 
 
-def test_a_request_that_needs_the_whole_cache_runs_alone(plain_llama, llama):
-    prompts = random_prompts(50, 10, 99)
-    engine = SmallEngine(llama, max_model_len=100, kv_cache_tokens=100)
-    expected = [o[: 100 - len(p)] for o, p in zip(greedy_outputs(plain_llama, prompts, 60), prompts, strict=True)]
-    assert engine.generate(prompts, max_tokens=60) == expected
-    engine.assert_nothing_leaked()
-
-
 @pytest.mark.parametrize("phase", ["waiting", "prefilling", "decoding", "preempted"])
 def test_an_aborted_request_releases_its_slot_and_memory_at_once(llama, phase):
     engine = SmallEngine(llama, num_slots=2, max_model_len=100, kv_cache_tokens=120, max_num_batched_tokens=16)
@@ -137,13 +117,6 @@ def test_aborting_a_request_costs_as_much_as_it_has_sequences(llama):
         return run
 
     assert growth(prepare, smallest=2048) is None
-    engine.assert_nothing_leaked()
-
-
-def test_an_abort_after_the_end_has_no_effect(llama):
-    engine = SmallEngine(llama)
-    engine.generate(random_prompts(5))
-    engine.core.abort(["0"])
     engine.assert_nothing_leaked()
 
 

@@ -1,7 +1,5 @@
 """The times of earlier steps limit the number of prompt tokens beside decoding sequences."""
 
-import itertools
-
 import pytest
 from transformers import PreTrainedModel
 
@@ -139,25 +137,6 @@ def test_a_prompt_is_computed_as_a_whole_if_half_of_it_is_within_the_limit(llama
     assert [step for step in beside if step] == [{"short": 63}, {"long": 32}, {"long": 38}]
 
 
-def test_the_users_limit_stays(llama):
-    engine = _engine(llama, token_s=0.0, max_num_batched_tokens=20)
-    engine.add("first", random_prompts(3)[0], max_tokens=100)
-    for _ in range(3):
-        engine.step()
-    engine.add("long", random_prompts(100)[0], max_tokens=1)
-    engine.run()
-    assert {step["long"] for step in engine.steps if "long" in step} == {19, 5}
-
-
-def test_prompts_are_computed_together_while_more_wait_than_decode(llama):
-    engine = _engine(llama, token_s=1.0)
-    decoding = _decode(engine, 1)
-    for name, prompt in zip("ab", random_prompts(90, 70), strict=True):
-        engine.add(name, prompt, max_tokens=100)
-    engine.step()
-    assert engine.steps[-1] == {**decoding, "a": 90, "b": 70}
-
-
 def test_requests_without_a_free_slot_do_not_count_as_waiting(llama):
     engine = _engine(llama, token_s=1.0, num_slots=2)
     decoding = _decode(engine, 1)
@@ -165,20 +144,6 @@ def test_requests_without_a_free_slot_do_not_count_as_waiting(llama):
         engine.add(name, prompt, max_tokens=1)
     engine.step()
     assert engine.steps[-1] == {**decoding, "a": 32}
-
-
-def test_no_request_starves_while_others_keep_arriving(llama):
-    engine = _engine(llama, token_s=1.0)
-    names = itertools.count()
-    long = engine.add("long", random_prompts(150)[0], max_tokens=3)
-    for _ in range(60):
-        engine.add(str(next(names)), random_prompts(5)[0], max_tokens=3)
-        engine.step()
-    assert long.finish_reason == "length"
-    started = [int(i) for step in engine.steps for i, n in step.items() if i != "long" and n == 5]
-    assert started == sorted(started)
-    engine.run()
-    assert all(c.finish_reason == "length" for c in engine.completions.values())
 
 
 def _engine(model: PreTrainedModel, *, token_s: float, **sizes: int) -> SmallEngine:

@@ -1,7 +1,6 @@
 """The packed runner gives the plain model's results, for every supported architecture."""
 
 import copy
-import random
 from contextlib import nullcontext
 from unittest.mock import Mock
 
@@ -55,24 +54,6 @@ def test_half_precision_is_as_close_to_float32_as_the_plain_model(dtype, is_idle
     assert error < {torch.bfloat16: 0.12, torch.float16: 0.01}[dtype]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt_oss"])
-def test_decoding_beside_a_much_longer_sequence_is_split_into_groups(architecture):
-    model = build_model(architecture, PACKED[architecture])
-    prompts = random_prompts(7, 430, 6, 8, 429, 9)
-    references = reference_logits(model, prompts)
-    runner = packed_runner(model, num_slots=6, slot_len=SLOT_LEN)
-    sequences = as_sequences(prompts)
-    for slot, sequence in enumerate(sequences):
-        sequence.slot = slot
-        runner.step([Chunk(sequence, sequence.num_tokens - 1)])
-        sequence.num_computed_tokens = sequence.num_tokens - 1
-    shuffled = random.Random(0).sample(sequences, len(sequences))
-    result = runner.step([Chunk(s, 1) for s in shuffled])
-    for chunk, span in zip(result.chunks, result.rows, strict=True):
-        expected = references[sequences.index(chunk.sequence)]
-        assert (result.logits[span] - expected[-1:]).abs().max() < 1e-4 * expected.abs().max()
-
-
 @pytest.mark.parametrize(("architecture", "num_shared"), [("llama", 3), ("mistral", 0), ("gemma2", 0), ("gpt_oss", 0)])
 def test_threads_share_the_keys_of_one_long_sequence(architecture, num_shared, monkeypatch):
     model = build_model(architecture, PACKED[architecture])
@@ -90,11 +71,6 @@ def test_threads_share_the_keys_of_one_long_sequence(architecture, num_shared, m
     result = runner.step([Chunk(sequence, 1)])
     assert [call.kwargs["num_parts"] for call in in_parts.call_args_list] == [3] * num_shared
     assert (result.logits[-1] - expected[-1]).abs().max() < 1e-4 * expected.abs().max()
-
-
-def test_probe_returns_different_sizes_of_keys_and_values():
-    shapes = PackedRunner(build_model("deepseek_v3", PACKED["deepseek_v3"])).probe()
-    assert {(s.num_kv_heads, s.key_dim, s.value_dim) for s in shapes.values()} == {(4, 24, 12)}
 
 
 @pytest.mark.parametrize("architecture", PACKED)

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from server.engine.features.prompt_features import PromptFeaturesError
-from server.engine.features.vision import VisionEncoder, image_encoder, language_model
+from server.engine.features.vision import VisionEncoder, image_encoder
 from server.engine.model_loading import load_model
 from server.terms.config import EngineConfig, ModelFiles, RendererConfig
 from server.terms.types import PromptInputs, TensorData
@@ -214,13 +214,6 @@ def test_half_precision_features_are_close_to_float32(vision):
     completion = _add(engine, "a", prompt)
     engine.run()
     assert len(completion.token_ids) == _NUM_TOKENS
-
-
-def test_only_the_language_model_uses_packed_attention(vision):
-    model = load_model(vision.path, EngineConfig(dtype="float32"))
-    SmallEngine(model)
-    assert model.config.vision_config._attn_implementation in ("sdpa", "eager")
-    assert language_model(model).config._attn_implementation == "vllm_cli_packed"
 
 
 def test_a_language_model_with_further_arguments_is_rejected(qwen, monkeypatch):

@@ -17,22 +17,6 @@ from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
 
-def test_outputs_and_logprobs_are_equal_with_and_without_the_cache(llama):
-    [shared] = random_prompts(70)
-    prompts = [shared + tail for tail in random_prompts(9, 1, 40, 9, 17, seed=3)] + [shared[:50], shared]
-    runs = []
-    for prefix_tokens in (0, 500):
-        engine = SmallEngine(llama, num_slots=2, prefix_tokens=prefix_tokens)
-        runs.append(engine.complete(prompts, logprobs=3, max_tokens=12))
-    for without, cached in zip(*runs, strict=True):
-        assert cached.token_ids == without.token_ids
-        for a, b in zip(cached.logprobs, without.logprobs, strict=True):
-            assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
-            assert [t for t, _ in a.top] == [t for t, _ in b.top]
-    assert [c.num_cached_tokens for c in runs[0]] == [0] * 7
-    assert [c.num_cached_tokens for c in runs[1]][2:] == [64, 64, 64, 48, 64]
-
-
 def test_hits_and_queries_are_counted_in_tokens(llama):
     [first, other] = random_prompts(40, 35)
     engine = SmallEngine(llama, prefix_tokens=500)
@@ -96,17 +80,6 @@ def test_choices_that_cannot_share_start_together(llama, length, prefix_tokens):
     assert engine.steps == [{"0": length, "1": length, "2": length}]
 
 
-def test_prompts_that_are_mostly_cached_start_together(llama):
-    engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=32)
-    [shared, *tails] = random_prompts(96, 5, 6, 7)
-    engine.complete([shared])
-    num_before = len(engine.steps)
-    for i, tail in enumerate(tails):
-        engine.add(f"late {i}", shared + tail)
-    engine.step()
-    assert engine.steps[num_before:] == [{"late 0": 5, "late 1": 6, "late 2": 7}]
-
-
 def test_sequences_that_share_a_long_prefix_hold_and_read_it_once(plain_llama, llama, monkeypatch):
     engine = SmallEngine(llama, prefix_tokens=2000, max_model_len=800)
     shared_parts = []
@@ -139,22 +112,6 @@ def test_prompt_logprobs_compute_every_prompt_token(llama):
     assert completion.prompt_logprobs is not None
     assert len(completion.prompt_logprobs) == 50
     assert engine.stats.prefix_cache_queries == 50
-
-
-def test_running_sequences_evict_cached_prefixes(llama):
-    engine = SmallEngine(llama, num_slots=2, max_model_len=130, kv_cache_tokens=200, prefix_tokens=100)
-    assert engine.prefixes is not None
-    [ended, long] = random_prompts(80, 120)
-    engine.complete([ended], max_tokens=2)
-    assert engine.prefixes.num_tokens == 81
-    engine.add("long", long, max_tokens=8)
-    held = []
-    while engine.core.has_work:
-        engine.step()
-        held.append(engine.prefixes.num_tokens)
-        assert engine.cache.num_held_tokens + engine.prefixes.num_tokens <= 200
-    assert held[0] == 0
-    assert engine.stats.prefix_cache_hits == 0
 
 
 def test_a_preempted_request_reuses_its_prefix_without_counting_a_hit(llama):
@@ -203,11 +160,6 @@ def test_a_longer_entry_replaces_the_entries_it_continues():
     assert cache.num_tokens == 70
     assert not cache.wants(np.array(tokens[:60]))
     assert cache.wants(np.array(tokens))
-
-
-@pytest.mark.parametrize(("length", "is_wanted"), [(31, False), (32, True), (100, True), (101, False)])
-def test_too_short_and_too_long_prefixes_are_not_cached(length, is_wanted):
-    assert _cache(max_tokens=100).wants(np.array(random_prompts(length)[0])) is is_wanted
 
 
 def test_the_longest_beginning_is_matched_in_ended_and_running_sequences():

@@ -19,7 +19,6 @@ from tests.server.engine.pooling.tiny_poolers import (
     MAX_LEN,
     VOCABULARY,
     edit_config,
-    save_colbert,
     save_pooler,
     save_sentence_files,
 )
@@ -140,15 +139,6 @@ def test_dimensions_are_cut_before_normalizing(tmp_path):
     assert_close(engine.run(PROMPTS, dimensions=8), [unit(hidden_states(model, p)[0][:8]) for p in PROMPTS])
 
 
-def test_token_types_of_a_pair_change_the_result(tmp_path):
-    model = save_pooler(tmp_path, "bert", "classify", num_labels=1)
-    engine = SmallPooling(tmp_path)
-    types = [[0, 0, *[1] * (len(prompt) - 2)] for prompt in PROMPTS]
-    with_types = engine.run(PROMPTS, types)
-    assert_close(with_types, [logits(model, p, t).sigmoid() for p, t in zip(PROMPTS, types, strict=True)])
-    assert not torch.allclose(with_types[0], engine.run(PROMPTS)[0], atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("settings", "activate"),
     [
@@ -182,14 +172,6 @@ def test_a_language_model_classifies_by_two_words(tmp_path):
     assert engine.info.pooling is not None
     assert engine.info.pooling.num_labels == 1
     assert not engine.info.pooling.uses_sep_token
-
-
-def test_colbert_uses_the_linear_layer_in_its_weights(tmp_path):
-    model, linear = save_colbert(tmp_path)
-    engine = SmallPooling(tmp_path)
-    assert engine.info.pooling is not None
-    assert engine.info.pooling.supported_tasks == ("token_embed",)
-    assert_close(engine.run(PROMPTS), [unit(hidden_states(model, prompt) @ linear.T) for prompt in PROMPTS])
 
 
 def test_prompts_that_do_not_fit_are_rejected_at_once(tmp_path):
@@ -261,15 +243,6 @@ def test_a_batch_contains_the_oldest_prompt_and_those_of_similar_length(lengths,
     batch = choose_batch(waiting, BatchLimits(max_num_seqs=limits[0], max_num_batched_tokens=limits[1]))
     assert [sequence.num_tokens for sequence in batch] == chosen
     assert waiting[0] in batch
-
-
-def test_all_of_many_prompts_are_computed_in_batches_of_limited_size(tmp_path):
-    save_pooler(tmp_path, "bert")
-    engine = SmallPooling(tmp_path, max_num_seqs=4, max_num_batched_tokens=40)
-    prompts = [[5] * (1 + 7 * i % 30) for i in range(23)]
-    engine.run(prompts)
-    assert sorted(int(i) for batch in engine.batches for i in batch) == list(range(23))
-    assert max(map(len, engine.batches)) <= 4
 
 
 TEXTS = ["hello world", "the capital of france is paris", "the cat sat on the mat and the dog sat on the cat", "a"]

@@ -23,7 +23,6 @@ from server.engine.process_link.messages import (
     FromEngine,
     Generate,
     Pool,
-    Prompt,
     ResetPrefixCache,
     Step,
     ToEngine,
@@ -195,15 +194,6 @@ async def test_the_number_of_choices_does_not_change_what_is_sent(client, engine
         sent.append(engine.num_bytes - before)
     assert sent[0] > 100_000
     assert sent[1] < sent[0] + 100
-
-
-async def test_prompts_of_a_request_share_their_parameters(client, engine):
-    params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x" * 200_000))
-    prompts = [EnginePrompt([i], msgspec.structs.replace(params, max_tokens=i + 1)) for i in range(64)]
-    assert len([output async for output in client.generate("a", prompts)]) == 64
-    await end(client, engine)
-    assert engine.requests["a"].prompts == [Prompt([i], i + 1) for i in range(64)]
-    assert engine.num_bytes < 210_000
 
 
 async def test_one_of_several_sequences_is_aborted(client, engine):

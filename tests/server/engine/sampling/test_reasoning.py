@@ -63,20 +63,6 @@ def test_without_the_marker_the_grammar_never_begins(engine):
     assert (guided.token_ids, guided.finish_reason) == (free, "length")
 
 
-def test_a_sampled_marker_begins_the_grammar(engine):
-    """The random model samples the marker itself, at a different position for each seed."""
-    completions = [
-        engine.add(
-            str(i), [40], guided=DIGITS, reasoning=WAITS, temperature=1.0, seed=i, max_tokens=100, logit_bias={END: 5.0}
-        )
-        for i in range(8)
-    ]
-    engine.run()
-    parts = [_split(c) for c in completions]
-    assert all(re.fullmatch("[0-9]{3}", answer) for _, answer in parts)
-    assert len({len(thoughts) for thoughts, _ in parts}) > 3
-
-
 @pytest.mark.parametrize("token_id", [None, END])
 def test_a_marker_of_ordinary_tokens_is_found_by_its_text(engine, token_id):
     rules = ReasoningRules(ends=(ReasoningMarker("ab", token_id),), delays_grammar=True)

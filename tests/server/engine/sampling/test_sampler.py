@@ -66,13 +66,6 @@ def test_temperature_zero_takes_the_most_likely_token_with_any_other_parameter(t
     assert _sample(create_sampler(vocab_size=VOCAB), sequences, logits) == logits.argmax(-1).tolist()
 
 
-def test_greedy_choice_among_equals_is_the_first():
-    logits = torch.zeros(3, 50_000)
-    logits[:, 30_000:] = 1.0
-    sequences = [create_sequence([1], temperature=0.0) for _ in range(3)]
-    assert _sample(create_sampler(vocab_size=50_000), sequences, logits) == [30_000] * 3
-
-
 @pytest.mark.parametrize("seed", [None, 3])
 def test_draws_follow_the_distribution(seed):
     probabilities = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
@@ -136,27 +129,12 @@ def test_no_stop_before_min_tokens(num_output):
     assert torch.equal(processed_logits(sequence, logits), expected[0])
 
 
-def test_min_tokens_without_any_stop_token_bans_nothing():
-    logits = random_logits(1, VOCAB)
-    sampler = create_sampler(vocab_size=VOCAB, eos_token_ids=())
-    [sampled] = sampler.sample([create_sequence([1], min_tokens=3, temperature=0.0)], logits.clone())
-    assert sampled.token_id == int(logits.argmax())
-
-
 def test_bias_is_applied_before_penalties_and_does_not_lift_bans():
     logits = torch.zeros(VOCAB)
     sequence = create_sequence([1], [4], logit_bias={4: 3.0, EOS: 50.0}, repetition_penalty=2.0, min_tokens=5)
     processed = processed_logits(sequence, logits)
     assert processed[4] == 1.5
     assert processed[EOS] == float("-inf")
-
-
-def test_penalties_affect_the_greedy_choice():
-    logits = torch.zeros(1, VOCAB)
-    logits[0, 4], logits[0, 5] = 2.0, 1.9
-    sampler = create_sampler(vocab_size=VOCAB)
-    assert _sample(sampler, [create_sequence([1], [4], temperature=0.0)], logits) == [4]
-    assert _sample(sampler, [create_sequence([1], [4], temperature=0.0, presence_penalty=0.2)], logits) == [5]
 
 
 def test_neighbours_of_a_restricted_sequence_keep_their_logits():
@@ -303,14 +281,3 @@ def test_impossible_tokens_have_a_finite_logprob():
 def test_equally_likely_tokens_share_a_rank():
     [found] = describe(torch.tensor([[1.0, 2.0, 2.0, 0.0]]), [2], [0])
     assert found.rank == 1
-
-
-def test_half_precision_logits_are_normalised_in_float32():
-    logits = random_logits(1, 5000).bfloat16()
-    [found] = describe(logits, [17], [0])
-    assert found.logprob == pytest.approx(float(torch.log_softmax(logits.float(), -1)[0, 17]), abs=1e-6)
-
-
-def test_more_top_tokens_than_the_vocabulary_report_all_tokens():
-    [found] = describe(random_logits(1, 5), [0], [20])
-    assert sorted(t for t, _ in found.top) == [0, 1, 2, 3, 4]
