@@ -6,7 +6,6 @@ import pytest
 
 from base.errors import RequestError
 from server.generation.chat import chat_options
-from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest, FunctionDefinition, Tool
 from server.terms.http_body.request_body import _warn
 from server.terms.server_config import GenerationConfig
@@ -82,13 +81,6 @@ def test_a_field_of_former_versions_is_rejected_with_the_one_that_replaces_it(mo
     with pytest.raises(RequestError, match=f"vLLM has replaced `guided_{kind}` by `structured_outputs.{kind}`") as err:
         decode(model, **{f"guided_{kind}": "a"})
     assert (err.value.status, err.value.param) == (400, f"guided_{kind}")
-
-
-@pytest.mark.parametrize(("name", "value"), [("suffix", " end"), ("use_beam_search", True)])
-def test_what_only_vllm_has_is_rejected_with_the_flag_for_it(name, value):
-    with pytest.raises(RequestError, match="--engine vllm") as caught:
-        decode(CompletionRequest, **{name: value})
-    assert caught.value.param == name
 
 
 @pytest.mark.parametrize(

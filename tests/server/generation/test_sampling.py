@@ -39,17 +39,6 @@ def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("n", 16_385), ("stop", ["a"] * 65), ("stop", ["a" * 1000, "b" * 25])],
-    ids=["n", "stop", "characters of stop"],
-)
-def test_request_above_the_limits_is_rejected(model, name, value):
-    with pytest.raises(RequestError) as caught:
-        decode(model, **{name: value})
-    assert (caught.value.status, caught.value.param) == (400, name)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
     [
         ("max_tokens", 0),
         ("min_tokens", 17),

@@ -165,17 +165,6 @@ def test_an_operator_who_names_one_of_the_models_templates_gets_its_content_form
     assert renderer.render_chat(messages, ChatOptions()).text == text
 
 
-def test_a_developer_message_becomes_a_system_message_if_the_template_has_no_developer_role(
-    renderers, tiny_llama, build_inline
-):
-    messages = [{"role": "developer", "content": "Be terse."}, USER]
-    as_system = [{"role": "system", "content": "Be terse."}, USER]
-    real = renderers["real"]
-    assert real.render_chat(messages, ChatOptions()) == real.render_chat(as_system, ChatOptions())
-    knowing = build_inline(tiny_llama, chat_template="{% if messages[0].role == 'developer' %}yes{% endif %}")
-    assert knowing.render_chat(messages, ChatOptions()).text == "yes"
-
-
 MESSAGES = "{% for message in messages %}BODY{% endfor %}"
 PARTS = "{% for part in message.content %}{{ part.text }}{% endfor %}"
 

@@ -20,12 +20,6 @@ def token_of(renderer: HfRenderer, content: bytes) -> int:
     return next(i for i in range(renderer.tokenizer.vocab_size) if renderer.tokenizer.token_bytes(i) == content)
 
 
-def test_text_is_the_full_decode(renderer):
-    for text in TEXTS:
-        token_ids = encode(renderer, text)
-        assert feed(renderer.create_detokenizer(), token_ids) == full_decode(renderer, token_ids), text
-
-
 @pytest.mark.parametrize("skip_special_tokens", [True, False])
 def test_random_tokens_give_the_full_decode(renderer, skip_special_tokens):
     for seed in range(100):
@@ -82,26 +76,10 @@ def test_the_choices_of_a_prompt_decode_its_end_once():
     assert windows[1]._pending == []
 
 
-def test_single_bytes_that_are_not_characters_give_the_full_decode(renderer):
-    if _withdraws_text(renderer):
-        pytest.skip("broken bytes have no stable full decode")
-    single = [i for i in range(renderer.tokenizer.vocab_size) if len(renderer.tokenizer.token_bytes(i)) == 1]
-    for seed in range(200):
-        token_ids = random.Random(seed).choices(single, k=60)
-        assert feed(renderer.create_detokenizer(), token_ids) == full_decode(renderer, token_ids), seed
-
-
 def test_a_character_is_released_only_when_complete(renderer):
     detokenizer = renderer.create_detokenizer()
     pieces = [detokenizer.append([token_id]).text for token_id in encode(renderer, "你好 😀 👍🏽")]
     assert not any("\ufffd" in piece for piece in pieces)
-
-
-def test_an_incomplete_character_is_released_at_the_end(renderers):
-    token_ids = encode(renderers["real"], "ok 你")[:-1]
-    detokenizer = renderers["real"].create_detokenizer()
-    assert "".join(detokenizer.append([token_id]).text for token_id in token_ids) == "ok "
-    assert detokenizer.finish() == "\ufffd"
 
 
 def test_a_character_that_the_prompt_began_is_part_of_the_output(renderer):
@@ -136,13 +114,6 @@ def test_a_space_is_kept_after_many_skipped_tokens(renderer):
     word = encode(renderer, "the of")
     token_ids = [word[0], *[renderer.tokenizer.eos_token_id or 0] * 3 * MAX_HELD_TOKENS, *word[1:]]
     assert feed(renderer.create_detokenizer(), token_ids) == "the of"
-
-
-def test_special_tokens_are_written_or_skipped(renderers):
-    renderer = renderers["wordpiece"]
-    token_ids = [1, 1, *encode(renderer, "the"), 2, 2]
-    assert feed(renderer.create_detokenizer(skip_special_tokens=False), token_ids) == "<s> <s> the </s> </s>"
-    assert feed(renderer.create_detokenizer(), token_ids) == "the"
 
 
 def _withdraws_text(renderer: HfRenderer) -> bool:

@@ -10,7 +10,6 @@ import pytest
 from tokenizers import processors
 
 from base.errors import RequestError
-from server.text.renderers.detokenizer import PromptTail
 from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompts import ChatOptions, TextOptions
 from server.text.renderers.tokenizers.hf_tokenizer import Cut, HfTokenizer
@@ -57,24 +56,10 @@ def test_parts_of_a_character_have_their_own_bytes(renderers):
         assert all("\ufffd" in renderer.token_text(token_ids[i]) for i, part in enumerate(parts) if part.strip())
 
 
-def test_a_byte_level_vocabulary_has_a_token_for_every_byte(renderers):
-    renderer = renderers["byte_level"]
-    known = {renderer.tokenizer.token_bytes(token_id) for token_id in range(renderer.tokenizer.vocab_size)}
-    assert {bytes([byte]) for byte in range(256)} <= known
-
-
 def test_the_token_of_a_word_after_a_space_includes_the_space(renderer):
     texts = list(map(renderer.token_text, renderer.tokenizer.encode("dog the", add_special_tokens=False)))
     assert "".join(texts).endswith("dog the")
     assert any(text.startswith(" t") for text in texts)
-
-
-def test_the_text_of_a_special_token_is_its_name(renderers):
-    assert renderers["real"].token_text(2) == "<|im_end|>"
-    assert renderers["llama"].token_text(2) == "</s>"
-    assert renderers["wordpiece"].token_text(2) == "</s>"
-    byte_level = renderers["byte_level"]
-    assert byte_level.token_text(byte_level.tokenizer.vocab_size - 1) == "<tool call>"
 
 
 def test_an_id_beyond_the_vocabulary_has_no_text(renderer):
@@ -123,9 +108,3 @@ def test_it_decodes_token_by_token(slow_renderer):
     pieces = [detokenizer.append([token_id]).text for token_id in token_ids]
     assert "".join(pieces) + detokenizer.finish() == TEXT
     assert set(pieces) <= {"", *TEXT}
-
-
-def test_it_stops_at_a_stop_string(slow_renderer):
-    token_ids = slow_renderer.prompts.render(TEXT, TextOptions(add_special_tokens=False)).token_ids
-    detokenizer = slow_renderer.create_detokenizer(stop=["😀"], prompt=PromptTail(token_ids[:3]))
-    assert detokenizer.append(token_ids[3:]) == (TEXT[2:].partition("😀")[0], "😀")

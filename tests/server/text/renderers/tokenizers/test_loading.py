@@ -112,11 +112,6 @@ def test_types_missing_in_the_tables_are_loaded_by_auto_tokenizer(model_type, cl
     assert_same_tokenizer(path)
 
 
-def test_the_real_model_loads_as_with_auto_tokenizer(model_path):
-    assert not needs_torch(model_path)
-    assert_same_tokenizer(model_path)
-
-
 def test_every_model_type_that_overrides_a_generic_class_is_listed():
     overruling = {
         model_type
@@ -133,13 +128,6 @@ def test_remote_code_and_tokenizers_in_python_need_torch(tokenizer_folders, tmp_
     slow = checkpoint(source, tmp_path / "slow", {"model_type": "llama"})
     (slow / "tokenizer.json").unlink()
     assert needs_torch(slow)
-
-
-def test_of_two_formats_hugging_face_s_is_loaded(tokenizer_folders, tmp_path):
-    path = checkpoint(tokenizer_folders["byte_level"], tmp_path, {"model_type": "mistral"})
-    (path / "tekken.json").write_text("{}")
-    assert not needs_torch(path)
-    assert_same_tokenizer(path)
 
 
 def test_a_byte_level_vocabulary_under_llama_s_name_keeps_its_spaces(tokenizer_folders, tmp_path):
