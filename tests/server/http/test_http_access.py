@@ -57,12 +57,6 @@ def test_neither_a_salt_nor_a_schema_nor_a_long_list_is_logged(serve, caplog):
     assert len(line) < 1000
 
 
-def test_a_query_with_other_bytes_than_ascii_is_rejected(server):
-    with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port)) as connection:
-        connection.sendall(b"GET /v1/models?key=\xc3\xbc HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
-
-
 def test_a_stream_to_a_client_of_http_1_0_ends_with_the_connection(server):
     body = json.dumps({"prompt": "a", "stream": True, "max_tokens": 3}).encode()
     head = b"POST /v1/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
@@ -73,13 +67,3 @@ def test_a_stream_to_a_client_of_http_1_0_ends_with_the_connection(server):
     assert b"transfer-encoding" not in head.lower()
     assert events.startswith(b"data: {")
     assert events.endswith(b"data: [DONE]\n\n")
-
-
-def test_no_key_is_logged(serve, caplog):
-    caplog.set_level(logging.DEBUG)
-    server = serve(api_keys=("sesame-open",), enable_log_requests=True)
-    for key in ("sesame-open", "sesame-shut"):
-        for path in ("/v1/completions", "/nowhere"):
-            server.post(path, {"prompt": "a"}, headers={"authorization": f"Bearer {key}"})
-    assert caplog.records
-    assert "sesame" not in "".join(record.getMessage() for record in caplog.records if record.name != "httpx")

@@ -48,39 +48,34 @@ def test_an_image_reaches_the_engine_with_its_tokens(vision):
     assert answer.usage.prompt_tokens == len(token_ids)
 
 
-@pytest.mark.parametrize("is_result", [False, True], ids=["message", "tool result"])
-def test_an_image_of_a_message_is_that_of_a_chat(vision, is_result):
-    source = {"type": "base64", "media_type": "image/png", "data": image_url(0).partition(",")[2]}
-    blocks: list[dict[str, Any]] = [{"type": "image", "source": source}]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": blocks}]
-    if is_result:
-        call = {"type": "tool_use", "id": "a", "name": "look", "input": {}}
-        result = {"type": "tool_result", "tool_use_id": "a", "content": blocks}
-        messages = [{"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
-    body = {"model": "smol", "messages": messages}
-    message = vision.post("/v1/messages", body | {"max_tokens": 100}).json()
-    assert message["content"] == [{"type": "text", "text": "a cat"}]
+_BLOCK = {
+    "type": "image",
+    "source": {"type": "base64", "media_type": "image/png", "data": image_url(0).partition(",")[2]},
+}
+_CALL = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "look", "input": {}}]}
+_RESULT = {"type": "tool_result", "tool_use_id": "a", "content": [_BLOCK]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages", {"messages": [{"role": "user", "content": [_BLOCK]}], "max_tokens": 100}),
+        ("/v1/messages", {"messages": [_CALL, {"role": "user", "content": [_RESULT]}], "max_tokens": 100}),
+        (
+            "/v1/responses",
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": image_url(0)}]}]},
+        ),
+    ],
+    ids=["message", "tool result", "response"],
+)
+def test_an_image_of_another_api_is_that_of_a_chat(vision, path, body):
+    answer = vision.post(path, {"model": "smol"} | body).json()
     vision.chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": image_url(0)}}]}])
     one, other = vision.engine.inputs.values()
     assert one.mm["pixel_values"].data == other.mm["pixel_values"].data
-    counted = vision.post("/v1/messages/count_tokens", body).json()
-    assert counted["input_tokens"] == message["usage"]["input_tokens"]
-
-
-def test_a_response_may_have_an_image(vision):
-    content: Any = [{"type": "input_image", "image_url": image_url(0)}, {"type": "input_text", "text": "What is it?"}]
-    with vision.client() as client:
-        response = client.responses.create(model="smol", input=[{"role": "user", "content": content}])
-        assert response.output_text == "a cat"
-    vision.chat(messages=image_messages(image_url(0)))
-    one, other = vision.engine.inputs.values()
-    assert one.mm["pixel_values"].data == other.mm["pixel_values"].data
-
-
-def test_choices_of_one_request_share_the_images(vision):
-    vision.chat(messages=image_messages(image_url(0)), n=3)
-    assert len(vision.engine.inputs) == 3
-    assert len({id(inputs) for inputs in vision.engine.inputs.values()}) == 1
+    if path == "/v1/messages":
+        counted = vision.post("/v1/messages/count_tokens", {"model": "smol", "messages": body["messages"]}).json()
+        assert counted["input_tokens"] == answer["usage"]["input_tokens"]
 
 
 def test_tokenize_counts_the_images_tokens(vision):

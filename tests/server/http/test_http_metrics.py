@@ -3,17 +3,13 @@
 import asyncio
 import logging
 import re
-from time import monotonic
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from base.lifecycle import Lifecycle
 from base.server_settings import LoggingConfig
-from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.telemetry import StatsLine
 from server.terms.types import EngineStats
-from tests.server.http.conftest import FinishedStart
 
 LABELS = {"model_name": "smol", "engine": "0"}
 
@@ -130,13 +126,6 @@ def test_http_requests_are_counted_by_route(own):
     assert sum(number for (name, _), number in found.items() if name == "http_request_duration_seconds_count") == 4
 
 
-def test_engine_families_appear_with_the_engine(engine, renderer):
-    metrics = ServerMetrics("smol", FinishedStart(), renderer, Lifecycle(), {})
-    assert b"vllm:num_requests" not in metrics.render()
-    metrics.register_engine(engine.info, lambda: engine.stats)
-    assert metrics.render().count(b"# TYPE vllm:num_requests_running gauge") == 1
-
-
 def test_requests_of_disconnected_clients_are_counted_as_aborted(own, engine, wait_until):
     engine.reply = engine.reply * 50
     engine.holds_after = 2
@@ -211,10 +200,8 @@ def _of_the_line(caplog) -> list[logging.LogRecord]:
 async def test_figures_are_logged_until_the_server_is_idle(serve, caplog):
     caplog.set_level(logging.DEBUG, logger="server.operation.telemetry")
     parts = serve().parts
-    begin_s = monotonic()
     first, second, third, *_ = await _log_lines(parts, caplog, 4)
     prompt, generation, *_ = first.args
-    assert 20 / (monotonic() - begin_s) < prompt < 2 * 20 / INTERVAL_S
     assert prompt / generation == pytest.approx(20 / 7), "what was cached was not computed"
     assert (first.levelno, second.levelno, third.levelno) == (logging.INFO, logging.INFO, logging.DEBUG)
     assert second.args[:2] == (0.0, 0.0)

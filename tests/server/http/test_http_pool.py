@@ -112,9 +112,3 @@ def test_engine_requests_are_aborted(server, engine, wait_until, kind, pace):
         assert not engine.aborted
     wait_until(lambda: len(engine.aborted) == num_sequences)
     wait_until(lambda: server.parts.running.num_running == 0)
-
-
-def test_finished_requests_are_not_aborted(server, engine):
-    assert server.complete().status_code == 200
-    assert server.chat(stream=True).status_code == 200
-    assert not engine.aborted

@@ -45,11 +45,6 @@ def test_without_the_flag_the_error_names_it(server):
     assert_rejected(answer, "prompt_embeds", "--enable-prompt-embeds")
 
 
-def test_parts_of_messages_with_rows_need_vllm(accepting):
-    messages = [{"role": "user", "content": [{"type": "prompt_embeds", "data": torch_payload(rows(2))}]}]
-    assert_rejected(accepting.post("/v1/chat/completions", {"messages": messages}), "messages", "--engine vllm")
-
-
 @pytest.mark.parametrize("num_prompts", [1, 3])
 def test_rows_are_decoded_in_the_pool(accepting, num_prompts, monkeypatch):
     threads = []
@@ -78,6 +73,11 @@ def test_rows_reach_the_engine_in_the_model_s_type(accepting, engine, prompt):
     assert [prompt for prompt, _ in engine.requests.values()] == [[0] * 7]
 
 
+def test_the_last_rows_are_kept_on_request(accepting, engine):
+    accepting.complete(prompt=None, prompt_embeds=torch_payload(rows(9)), truncate_prompt_tokens=4)
+    assert torch.equal(embeds_of(engine)["0"], rows(9).bfloat16()[-4:])
+
+
 def test_embeddings_come_before_texts(accepting, engine, encode):
     fields = {
         "prompt": ["a", "b"],
@@ -99,11 +99,6 @@ def test_embeddings_come_before_texts(accepting, engine, encode):
     ]
     assert found["4"] is None
     assert body["usage"]["prompt_tokens"] == 7
-
-
-def test_the_last_rows_are_kept_on_request(accepting, engine):
-    accepting.complete(prompt=None, prompt_embeds=torch_payload(rows(9)), truncate_prompt_tokens=4)
-    assert torch.equal(embeds_of(engine)["0"], rows(9).bfloat16()[-4:])
 
 
 @pytest.mark.parametrize(

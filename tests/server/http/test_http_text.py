@@ -9,12 +9,7 @@ from server.terms.config import ModelFiles
 from server.terms.types import EngineOutput
 from server.text.renderers.hf import HfRenderer
 from tests.server.generation.requests import TIME
-from tests.server.http.conftest import MESSAGES, MODEL, TEXT
-
-
-def test_same_request_id_twice_at_once_does_not_collide(server, engine):
-    assert [server.chat(request_id="same").json()["id"] for _ in range(2)] == ["chatcmpl-same"] * 2
-    assert len(engine.requests) == 2
+from tests.server.http.conftest import MESSAGES, MODEL
 
 
 def test_a_stop_string_ends_the_sequence_in_the_engine(server, engine):
@@ -82,15 +77,6 @@ def test_fields_that_clients_send_anyway_are_not_logged(server, caplog):
     body = {"input": "a"} | {name: CLIENTS_FIELDS[name] for name in ("client_metadata", "session_id")}
     assert server.post("/v1/responses", body).status_code == 200
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
-
-
-def test_openais_client_reads_a_chat_stream_and_assembles_the_message(client):
-    with client.chat.completions.stream(
-        model=MODEL, messages=MESSAGES, stream_options={"include_usage": True}
-    ) as stream:
-        final = stream.get_final_completion()
-    assert (final.choices[0].message.role, final.choices[0].message.content) == ("assistant", TEXT)
-    assert final.usage.completion_tokens == 8
 
 
 def test_openais_client_raises_a_wrong_key_and_an_error_in_mid_stream(serve, engine):

@@ -20,7 +20,3 @@ def test_an_id_unfit_for_headers_and_logs_is_ignored(given):
 )
 def test_ids_of_proxies_are_fit(given):
     assert read(given) == given
-
-
-def test_a_request_may_have_no_id():
-    assert read_request_id({"headers": []}) is None

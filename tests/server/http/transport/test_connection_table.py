@@ -27,17 +27,6 @@ def test_the_longest_idle_connection_is_evicted():
     assert [client.is_evicted for client in clients] == [False, True, False]
 
 
-def test_each_new_connection_evicts_one_before_earlier_ones_have_closed():
-    table = ConnectionTable(3)
-    clients = [Client() for _ in range(3)]
-    assert all(map(table.add, [*clients, Client(), Client()]))
-    assert [client.is_evicted for client in clients] == [True, True, False]
-    for client in clients[:2]:
-        table.discard(client)
-    assert table.add(Client())
-    assert clients[2].is_evicted
-
-
 def test_a_handshake_that_becomes_a_connection_evicts_no_second_one():
     """No second connection is evicted, even if the first evicted connection is not closed yet."""
     table = ConnectionTable(3)
