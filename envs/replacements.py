@@ -16,6 +16,8 @@ LIMITS: Final = {
 RETIRED: Final = {
     "--detach": "write `vllm-cli serve ... &`, then `vllm-cli wait --pid $!`",
     "--engine-restarts": "give --restart on-failure",
+    "--http-max-prompts": "set VLLM_MAX_COMPLETION_PROMPTS",
+    "--http-max-stop-strings": "set VLLM_MAX_STOP_STRINGS",
     **dict.fromkeys(
         ("--http-max-stored-responses", "--http-max-stored-size", "--responses-store-file"),
         "leave it out, only --engine vllm stores responses",

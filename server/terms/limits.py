@@ -121,20 +121,9 @@ class LimitsConfig:
     )
     max_choices: int = from_variable(env.VLLM_MAX_N_SEQUENCES, minimum=1)
     """Limits `n`, and the number of prompts times `n`."""
-    max_prompts: int = from_variable(
-        env.VLLM_MAX_COMPLETION_PROMPTS,
-        "--http-max-prompts",
-        "Most prompts, inputs or documents of a request. Above it, the request gets 400.",
-        syntax="count",
-        minimum=1,
-    )
-    max_stop_strings: int = from_variable(
-        env.VLLM_MAX_STOP_STRINGS,
-        "--http-max-stop-strings",
-        "Most stop strings of a request. Above it, the request gets 400.",
-        syntax="count",
-        minimum=1,
-    )
+    max_prompts: int = from_variable(env.VLLM_MAX_COMPLETION_PROMPTS, minimum=1)
+    """Limits the prompts, inputs or documents of a request."""
+    max_stop_strings: int = from_variable(env.VLLM_MAX_STOP_STRINGS, minimum=1)
 
     def __post_init__(self) -> None:
         check_ranges(self)

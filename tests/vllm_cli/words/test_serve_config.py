@@ -190,7 +190,6 @@ def test_variables_of_vllm_set_limits(parse, monkeypatch, variable, field):
     ("flag", "value", "expected"),
     [
         ("--max-num-seqs", "0", "1 or more, got 0"),
-        ("--http-max-prompts", "0", "1 or more, got 0"),
         ("--http-header-timeout", "0", "above 0, got 0.0"),
         ("--http-send-timeout", "-1", "above 0, got -1.0"),
         ("--max-num-queued-reqs", "-1", "0 or more, got -1"),

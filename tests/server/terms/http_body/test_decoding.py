@@ -250,11 +250,11 @@ MESSAGES = {"model": "a", "max_tokens": 1, "messages": [MESSAGE]}
     [
         ("max_choices", CompletionRequest, {"prompt": "a", "n": 3}, "together, got 3 (VLLM_MAX_N_SEQUENCES)"),
         ("max_choices", CompletionRequest, {"prompt": ["a"] * 2, "n": 2}, "together, got 4 (VLLM_MAX_N_SEQUENCES)"),
-        ("max_prompts", CompletionRequest, {"prompt": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
-        ("max_prompts", EmbeddingRequest, {"input": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
-        ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (--http-max-prompts)"),
+        ("max_prompts", CompletionRequest, {"prompt": ["a"] * 3}, "members, got 3 (VLLM_MAX_COMPLETION_PROMPTS)"),
+        ("max_prompts", EmbeddingRequest, {"input": ["a"] * 3}, "members, got 3 (VLLM_MAX_COMPLETION_PROMPTS)"),
+        ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (VLLM_MAX_COMPLETION_PROMPTS)"),
         ("max_stop_strings", AnthropicRequest, MESSAGES | {"stop_sequences": ["a"] * 3}, "`stop_sequences` may have"),
-        ("max_stop_strings", CompletionRequest, {"prompt": "a", "stop": ["a", "b", "c"]}, "(--http-max-stop-strings)"),
+        ("max_stop_strings", CompletionRequest, {"prompt": "a", "stop": ["a", "b", "c"]}, "(VLLM_MAX_STOP_STRINGS)"),
     ],
 )
 def test_a_request_above_a_limit_is_rejected(limit, model, body, message):
