@@ -16,6 +16,7 @@ LIMITS: Final = {
 RETIRED: Final = {
     "--detach": "write `vllm-cli serve ... &`, then `vllm-cli wait --pid $!`",
     "--engine-restarts": "give --restart on-failure",
+    **dict.fromkeys(("--http-min-body-rate", "--http-send-buffer-size"), "leave it out, the value is fixed"),
     "--http-max-prompts": "set VLLM_MAX_COMPLETION_PROMPTS",
     "--http-max-stop-strings": "set VLLM_MAX_STOP_STRINGS",
     **dict.fromkeys(

@@ -138,11 +138,10 @@ class ForwardedBody:
                 if not part:
                     return
                 left_s -= loop.time() - begin_s  # time of the disk does not count as the client's
-                if limits.min_body_rate:
-                    left_s = min(left_s + len(part) / limits.min_body_rate, limits.body_timeout_s)
+                left_s = min(left_s + len(part) / limits.min_body_rate, limits.body_timeout_s)
                 await self._keep(part)
         except TimeoutError:
-            message = f"The body arrives too slowly ({flag_of('body_timeout_s')}, {flag_of('min_body_rate')})."
+            message = f"The body arrives too slowly ({flag_of('body_timeout_s')})."
             raise FailedRequestError(408, message) from None
         except ConnectionError:
             raise

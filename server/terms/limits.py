@@ -84,18 +84,12 @@ class LimitsConfig:
     body_timeout_s: float = setting(
         30.0,
         "--http-body-timeout",
-        "Time in which a body must arrive. Then the client gets 408. --http-min-body-rate extends this time.",
+        "Time in which a body must arrive, and one second for each 4 KiB of it. Then the client gets 408.",
         above=0,
         role="port",
     )
-    min_body_rate: int = setting(
-        4096,
-        "--http-min-body-rate",
-        "Bytes of a body that extend its time by one second. 0 never extends it.",
-        syntax="size",
-        minimum=0,
-        role="port",
-    )
+    min_body_rate: ClassVar[int] = 4096
+    """Bytes of a body that extend its time by one second."""
     send_timeout_s: float = setting(
         60.0,
         "--http-send-timeout",
@@ -104,14 +98,8 @@ class LimitsConfig:
         role="both",
     )
     """How long the send buffer may stay full, or a complete response may stay unread."""
-    send_buffer_bytes: int = setting(
-        65_536,
-        "--http-send-buffer-size",
-        "Most bytes buffered for a slow client. While the buffer is full, the response waits for the client.",
-        syntax="size",
-        minimum=1,
-        role="both",
-    )
+    send_buffer_bytes: ClassVar[int] = 65_536
+    """Most bytes buffered for a slow client. While the buffer is full, the response waits for the client."""
     max_json_values: int = setting(
         1_000_000,
         "--http-max-json-values",

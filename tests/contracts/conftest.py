@@ -22,7 +22,7 @@ __all__ = ["_shared_engine", "_start", "encode", "renderer"]
 
 MAX_CONNECTIONS: Final = 20
 _PATIENT: Final = LimitsConfig(max_body_bytes=1000, max_connections=MAX_CONNECTIONS)
-_IMPATIENT: Final = LimitsConfig(header_timeout_s=0.3, body_timeout_s=0.3, min_body_rate=1 << 20)
+_IMPATIENT: Final = LimitsConfig(header_timeout_s=0.3, body_timeout_s=0.3)
 
 
 class Served(NamedTuple):

@@ -102,9 +102,8 @@ class ReadWatch:
     def count_body(self, num_bytes: int) -> None:
         """Counts a part of the body. Each part extends the deadline, to at most `body_timeout_s` from now."""
         self._num_body_bytes += num_bytes
-        if self._limits.min_body_rate:
-            earned_s = num_bytes / self._limits.min_body_rate
-            self._body_end_s = min(self._body_end_s + earned_s, self._loop.time() + self._limits.body_timeout_s)
+        earned_s = num_bytes / self._limits.min_body_rate
+        self._body_end_s = min(self._body_end_s + earned_s, self._loop.time() + self._limits.body_timeout_s)
 
     def note_end(self) -> None:
         """Called when the request is complete."""
@@ -184,7 +183,7 @@ class ReadWatch:
                 408,
                 f"Only {self._num_body_bytes} bytes of the body arrived in {self._loop.time() - self._begin_s:.0f} s: "
                 f"the limit is {limits.body_timeout_s:g} s ({flag_of('body_timeout_s')}), and one second more for "
-                f"every {limits.min_body_rate} bytes ({flag_of('min_body_rate')}).",
+                f"every {limits.min_body_rate} bytes.",
             )
         )
 

@@ -88,7 +88,7 @@ async def test_a_client_that_does_not_read_is_disconnected(router):
         while True:
             await response.write(b"x" * MB)
 
-    await router.serve("m", running=endless, limits=LimitsConfig(send_timeout_s=0.2, send_buffer_bytes=1))
+    await router.serve("m", running=endless, limits=LimitsConfig(send_timeout_s=0.2))
     await router.connect(post(CHAT, body_of()), limit=1)
     await eventually(lambda: router.pool.num_leases == 1)
     await eventually(lambda: router.pool.num_leases == 0)
