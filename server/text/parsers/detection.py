@@ -98,7 +98,7 @@ class ModelFacts(NamedTuple):
 
         try:
             return read_response_template(self.response_template)
-        except ValueError as err:
+        except (ValueError, TypeError, AttributeError) as err:
             logger.warning("the model's response_template is ignored: %s", err)
             return None, None
 

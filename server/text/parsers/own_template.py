@@ -59,14 +59,14 @@ def _reader(field: Any) -> Reader:
     delimiters = field.content_args.get("string_delims", ())
 
     def read(opening: Found, text: str, functions: Functions) -> list[Call]:
-        if sum(text.count(begin) for begin, _ in delimiters) > _MOST_STRINGS:
-            raise ValueError("too many strings")
         captures = {name: found for name, found in opening.groupdict().items() if found is not None}
         try:
+            if sum(text.count(begin) for begin, _ in delimiters) > _MOST_STRINGS:
+                raise ValueError("too many strings")
             value = process_field(text, field, captures)
             items = [item.get("function", item) for item in (value if isinstance(value, list) else [value])]
             return [write_typed_call(item["name"], item["arguments"], functions) for item in items]
-        except (KeyError, TypeError, AttributeError) as err:
+        except (KeyError, TypeError, AttributeError, RecursionError) as err:
             raise ValueError("no call") from err
 
     return read

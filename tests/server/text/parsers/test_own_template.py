@@ -117,14 +117,13 @@ def test_results_are_transformers(template, text):
 @pytest.mark.parametrize("body", ['{"name": 1}', "{", '{"name": "f"}', '"f"', '{"name": "f", "arguments": 1}'])
 def test_malformed_calls_are_content(body):
     assert parse(QWEN, f"a <tool_call>{body}</tool_call>") == [f"a <tool_call>{body}</tool_call>"]
-    strings = '<|"|>a<|"|>,' * 2000
-    assert parse_once(GEMMA, f"<|tool_call>call:f{{a:[{strings}]}}<tool_call|>")[0].startswith("<|tool_call>")
 
 
-def parse_once(template, text):
-    tools, reasoning = read_response_template(template)
-    parser = OutputParser(FUNCTIONS, tools=tools, reasoning=reasoning)
-    return read_parts([*parser.feed(text), *parser.finish()])
+@pytest.mark.parametrize("values", ['<|"|>a<|"|>,' * 2000, *("[" * levels + "]" * levels for levels in (950, 5000))])
+def test_calls_that_cost_much_are_content(values):
+    parser = OutputParser(FUNCTIONS, tools=read_response_template(GEMMA)[0])
+    text = f"<|tool_call>call:f{{a:[{values}]}}<tool_call|>"
+    assert "".join(event[0] for event in [*parser.feed(text), *parser.finish()]) in (text, "f" + text[18:-12])
 
 
 def test_a_long_name_is_not_held_back():
