@@ -71,6 +71,7 @@ def test_one_model_sleeps_behind_its_port(folder):
         assert {server.ask(path).status for path in ("/health", "/readyz", "/readyz?model")} == {200}
         answer = server.ask("/v1/completions", {"prompt": "Once"})
         assert answer.json["choices"][0]["text"] == AWAKE
+        assert "models" in server.ask("/status.json").json  # so that the page has its chat
         assert server.terminate() == 0
 
 
