@@ -32,7 +32,6 @@ OWN_JSON: Final = {
     "startup/ground/run_record.py": "a record of a running process of this user",
     "startup/standby/import_state.py": "pipes between processes of this start",
     "startup/standby/status.py": "the answer of this user's standby",
-    "startup/vllm/fork/forkserver.py": "sockets between processes of this start",
     "startup/vllm/fork/preload_profile.py": "a plan of this start",
     "startup/vllm/journal.py": "files of this start",
     "startup/compiled_models/vllm_hooks.py": "what was encoded in the line before, and settings that vLLM has read",

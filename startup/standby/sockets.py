@@ -27,6 +27,7 @@ EMBEDDED = "embedded"
 VLLM_EAGER = "vllm-eager"
 VLLM_COMPILED = "vllm-compiled"
 TEMPLATE_KINDS = (EMBEDDED, VLLM_EAGER, VLLM_COMPILED)
+_BACKLOG = 128
 
 
 def socket_folder() -> str:
@@ -71,6 +72,18 @@ def connect(connection: socket.socket, name: str) -> None:
         os.close(folder_fd)
     if peer_of(connection)[1] != os.geteuid():
         raise PermissionError("it belongs to another user")
+
+
+def listen(folder_fd: int, name: str, kind: socket.SocketKind) -> socket.socket:
+    """Creates the socket of this name. Replaces an earlier one in one step."""
+    listener = socket.socket(socket.AF_UNIX, kind)
+    temporary = socket_path(folder_fd, f"{name}.{os.getpid()}")
+    listener.bind(temporary)
+    os.chmod(temporary, 0o600)  # noqa: PTH101 - as the other calls of os here
+    listener.listen(_BACKLOG)
+    listener.setblocking(False)
+    os.rename(temporary, socket_path(folder_fd, name))  # noqa: PTH104
+    return listener
 
 
 def socket_path(folder_fd: int, name: str) -> str:

@@ -73,12 +73,11 @@ def run_standby(options: StandbyOptions) -> int:
 class _Standby:
     def __init__(self, options: StandbyOptions, folder_fd: int, stack: ExitStack) -> None:
         self._options = options
-        self._folder_fd = folder_fd
         self._begin_s = self._used_s = time.monotonic()
         self._memory_checked_s = 0.0
         self._is_stopping = False
         self._selector = stack.enter_context(selectors.DefaultSelector())
-        self._control = stack.enter_context(self._open_control())
+        self._control = stack.enter_context(sockets.listen(folder_fd, sockets.CONTROL, socket.SOCK_SEQPACKET))
         stack.callback(_remove, folder_fd, sockets.CONTROL)
         self._pages = stack.enter_context(_ModelPages(options.models))
         self._templates = [TemplateProcess(kind, options.models) for kind in options.kinds]
@@ -124,16 +123,6 @@ class _Standby:
             models=self._options.models,
             templates=templates,
         )
-
-    def _open_control(self) -> socket.socket:
-        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        _remove(self._folder_fd, sockets.CONTROL)
-        path = sockets.socket_path(self._folder_fd, sockets.CONTROL)
-        control.bind(path)
-        os.chmod(path, 0o600)  # noqa: PTH101
-        control.listen()
-        control.setblocking(False)
-        return control
 
     def _watch_signals(self) -> int:
         read_fd, write_fd = os.pipe()

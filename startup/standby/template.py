@@ -23,7 +23,7 @@ from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
 from startup.ground.errors import StartupError
 from startup.ground.processes import death_pipe
-from startup.ground.processes.child_watch import Forks
+from startup.ground.processes.forks import Forks
 from startup.imports.gpu_guard import why_unforkable
 from startup.imports.heavy import import_engine
 from startup.imports.torch_environment import set_torch_variables
@@ -44,7 +44,6 @@ STARTED: Final = b"started"
 ENDED: Final = b"ended"
 """Messages to the standby: imports are ready, outdated or incomplete, or a server was forked or has ended."""
 
-_BACKLOG: Final = 128
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _HUGE_PAGE_BYTES: Final = 2 << 20
 _MADV_COLLAPSE: Final = 25
@@ -174,19 +173,11 @@ class _Template:
 
 
 def _listen(kind: str) -> socket.socket:
-    """Creates the template's socket. Replaces the socket of an earlier template in one step."""
     folder_fd = sockets.create_folder()
     try:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        temporary = sockets.socket_path(folder_fd, f"{kind}.{os.getpid()}")
-        listener.bind(temporary)
-        os.chmod(temporary, 0o600)  # noqa: PTH101 - as the other calls of os here
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-        os.rename(temporary, sockets.socket_path(folder_fd, kind))  # noqa: PTH104
+        return sockets.listen(folder_fd, kind, socket.SOCK_STREAM)
     finally:
         os.close(folder_fd)
-    return listener
 
 
 def _check_can_fork() -> None:

@@ -29,7 +29,7 @@ from base.machine.processes import is_alive
 from envs import foreign
 from startup.ground.hooks.hook import Name, Text
 from startup.ground.processes import interpreter
-from startup.ground.processes.child_watch import Forks
+from startup.ground.processes.forks import Forks
 from startup.ground.processes.forkserver_watch import ended_if_it_hangs
 from startup.ground.processes.messages import MessageError, RefusedError, agree_to_fork, receive, wait_for_agreement
 from startup.ground.processes.new_program import (

@@ -23,7 +23,7 @@ from startup.ground.processes.forkserver import NEEDS, ForkedPopen, install
 from startup.ground.processes.new_program import without_main_module
 from startup.ground.processes.state import inherit, refresh_libraries
 from startup.reports.crash.output_record import OutputRecord, ProcessEnds
-from startup.vllm.fork.openmp_state import environment_at_exec, update_openmp
+from startup.vllm.fork.openmp_state import update_openmp
 from startup.vllm.fork.recorded_ends import begin_fork, record_spawns
 from startup.vllm.journal import API_SERVER, FORKSERVER, Journal
 from startup.vllm.patches.temp_files import variables_of_new_programs
@@ -167,7 +167,7 @@ def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
     os.close(watched)
     name, pid, thread_id, *timeouts_s = texts
     process.current_process().name = name
-    changed = foreign.changes(environment_at_exec(), foreign.snapshot())
+    changed = foreign.changes(_start.environment, foreign.snapshot())
     inherit(int(thread_id))
     refresh_libraries(changed)
     update_openmp()

@@ -6,14 +6,12 @@ start.
 
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from envs import foreign
-
-_at_exec: dict[str, str] = {}
 
 _NUMBERS: Final = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
 _DYNAMIC: Final = "MKL_DYNAMIC"
@@ -22,17 +20,6 @@ _NAMES: Final = (*_NUMBERS, _DYNAMIC, *_AFFINITY)
 _FALSE: Final = ("0", "false", "no", "off")
 _CPUS: Final = Path("/sys/devices/system/cpu")
 _SEPARATORS: Final = str.maketrans("{},", "   ")
-
-
-def record_environment_at_exec() -> None:
-    """Records the environment that the forkserver's libraries read. Called when the forkserver starts."""
-    _at_exec.update(foreign.snapshot())
-    record_openmp()
-
-
-def environment_at_exec() -> Mapping[str, str]:
-    """The environment with which the forkserver started. Empty except in the forkserver and its children."""
-    return _at_exec
 
 
 class _State(NamedTuple):

@@ -10,11 +10,13 @@ import threading
 import time
 from contextlib import ExitStack, suppress
 
-from startup.vllm.fork.openmp_state import environment_at_exec, record_environment_at_exec
+from envs import foreign
+from startup.vllm.fork.openmp_state import record_openmp
 
 gc.disable()
 _BEGIN_NS = time.monotonic_ns()
-record_environment_at_exec()
+_AT_EXEC = foreign.snapshot()
+record_openmp()
 
 from pathlib import Path  # noqa: E402
 
@@ -71,7 +73,7 @@ def _preload(plan: PreloadPlan) -> None:
         refuse_forks(reason)
     gc.freeze()
     gc.enable()
-    redirect_spawn(journal, record, environment=environment_at_exec())
+    redirect_spawn(journal, record, environment=_AT_EXEC)
     journal.write(failed=failed, num_threads=threading.active_count(), unfit=unfit())
     journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)
     journal.write(process=FORKSERVER, span="preload_imports", begin_ns=_BEGIN_NS, end_ns=time.monotonic_ns())
