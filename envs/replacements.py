@@ -23,6 +23,7 @@ RETIRED: Final = {
         ("--http-max-stored-responses", "--http-max-stored-size", "--responses-store-file"),
         "leave it out, only --engine vllm stores responses",
     ),
+    "--idle-warm": "give --standby off, or leave it out",
     "--lora-adapter-root": "leave it out, only --engine vllm has LoRA adapters, of any folder",
 }
 """Former flags of `serve` that vLLM never had. Both engines refuse them, also in a `--config` file."""
@@ -37,7 +38,7 @@ _USELESS: Final = (
     "--tokenizer-pool-type", "--use-v2-block-manager", "--prefetch-block-size", "--prefetch-threads",
 )  # fmt: skip
 _RENAMED: Final = {
-    **LIMITS, "VCLI_IDLE_WARM": "--idle-warm", "VLLM_ATTENTION_BACKEND": "--attention-backend",
+    **LIMITS, "VCLI_IDLE_WARM": "--standby off", "VLLM_ATTENTION_BACKEND": "--attention-backend",
     "--chat-template-text-format": "--chat-template-content-format",
     "--cuda-graph-sizes": "--cudagraph-capture-sizes", "--override-neuron-config": "--additional-config",
     "--disable-mm-preprocessor-cache": "--mm-processor-cache-gb 0", "--override-pooler-config": "--pooler-config",

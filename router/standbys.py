@@ -135,7 +135,7 @@ class OwnStandby:
         try:
             self._start(folder, now)
         except OSError as err:
-            logger.warning("the standby of --idle-warm cannot be started, starts are cold: %s", err)
+            logger.warning("the router's standby cannot be started, starts are cold: %s", err)
 
     def _start(self, folder: str | None, now: float) -> None:
         """Starts the process. If the router is killed, the process gets SIGTERM, so that it can clean up."""

@@ -17,7 +17,6 @@ from router.router import RouterOptions
 from router.scheduling.terms import SchedulerLimits
 from router.words.model_check import CheckedModel, ModelCheck, folder_of, key_of, served_names
 from router.words.router_words import SeveralModels
-from startup.ground.config import StartupConfig
 from startup.ground.errors import CommandLineError
 from startup.session.preflight.report import Finding, PreflightReport
 from startup.standby.sockets import TEMPLATE_KINDS
@@ -212,16 +211,14 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
         reload=None if reader.path is None else reader.reload,
         path=reader.path,
         limits=SchedulerLimits(**asdict(config.several)),
-        find_template_kinds=lambda: _template_kinds(config, reader.last.models.values()),
+        find_template_kinds=lambda: _template_kinds(reader.last.models.values()),
         find_model=reader.find_model,
         check_again=reader.check_again,
         only=next(iter(checked.entries)) if several.words.has_single_model else None,
     )
 
 
-def _template_kinds(config: StartupConfig, models: Iterable[CheckedModel]) -> tuple[str, ...]:
-    if config.idle_warm == "off":
-        return ()
+def _template_kinds(models: Iterable[CheckedModel]) -> tuple[str, ...]:
     wanted = {model.template_kind for model in models}
     return tuple(kind for kind in TEMPLATE_KINDS if kind in wanted)
 

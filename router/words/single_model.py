@@ -161,7 +161,7 @@ def _router(
         config: the values of the router's own flags.
         options: how the model is started.
     """
-    is_warm = has_standby and options.idle_warm == "auto" and options.standby != "off"
+    is_warm = has_standby and options.standby != "off"
     kinds = (template_kind_of_entry(entry),) if is_warm else ()
     return RouterOptions(
         config=config,

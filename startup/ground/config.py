@@ -19,7 +19,6 @@ DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 StandbyMode = Literal["auto", "off", "require"]
 PreflightMode = Literal["auto", "warn", "off"]
-IdleWarmMode = Literal["auto", "off"]
 CudaGraphs = Literal["auto", "before-ready", "after-ready"]
 PrefetchMode = Literal["auto", "on", "off"]
 
@@ -135,7 +134,7 @@ class StartOptions:
         "auto",
         "--standby",
         "Whether to fork the server from a running `vllm-cli standby`: if possible (auto), never (off), or fail if "
-        "impossible (require).",
+        "impossible (require). Unless it is off, several models, --idle-stop and --restart have a standby.",
         variable=env.VCLI_STANDBY,
     )
     """`startup.standby.front_process` reads this flag before the command line is parsed."""
@@ -169,12 +168,6 @@ class StartOptions:
         metavar="on-failure[:N]",
     )
     """The model is not started again after this many failures in a row. None: it is never started again."""
-    idle_warm: IdleWarmMode = setting(
-        "auto",
-        "--idle-warm",
-        "With --idle-stop, --restart or several models, keep a standby, so that starts are warm.",
-        role="router",
-    )
     preflight: PreflightMode = setting(
         "auto",
         "--preflight",

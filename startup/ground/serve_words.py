@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LAUNCHER_FLAGS = {
     "--engine": 1, "--standby": 1, "--preflight": 1, "--preflight-only": 0, "--json": 0, "--log-format": 1,
     "--startup-timeout": 1, "--download-timeout": 1, "--startup-report": 1, "--compile-cache": 1,
-    "--idle-stop": 1, "--idle-sleep": 1, "--restart": 1, "--idle-warm": 1, "--listen-when-ready": 0, "--models": 1,
+    "--idle-stop": 1, "--idle-sleep": 1, "--restart": 1, "--listen-when-ready": 0, "--models": 1,
     "--memory-budget": 1, "--on-swap": 1, "--max-running": 1, "--max-wait": 1, "--max-waiting": 1, "--prefetch": 1,
     "--engine-watchdog-timeout": 1, "--cuda-graphs": 1,
 }  # fmt: skip

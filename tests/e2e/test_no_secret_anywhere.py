@@ -285,7 +285,7 @@ def test_a_router_and_its_models_show_no_secret(sandbox, watch, tiny_llama, tmp_
     model = {"model": str(tiny_llama), "env": {"WANDB_API_KEY": f"{MARK}-8"}, "args": f"--hf-token {MARK}-9"}
     file = tmp_path / "models.yaml"
     file.write_text(json.dumps({"apiKeys": [f"{MARK}-10"], "models": {"tiny": model}}))
-    words = ["--models", str(file), *EMBEDDED.split(), "--idle-warm", "off", "--log-level", "DEBUG", *SECRETS]
+    words = ["--models", str(file), *EMBEDDED.split(), "--standby", "off", "--log-level", "DEBUG", *SECRETS]
     watch.allow(words)
     with ServerProcess(words, environment=sandbox.environment) as router:
         body = {"model": "tiny", "prompt": "a", "max_tokens": 2}

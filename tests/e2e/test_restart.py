@@ -40,7 +40,7 @@ class _Server(ServerProcess):
 
 
 def test_a_stream_gets_an_error_and_the_next_request_waits_for_the_new_engine(tiny_llama):
-    with _Server(tiny_llama, "--restart", "on-failure:99", "--idle-warm", "off", "--max-wait", "600") as server:
+    with _Server(tiny_llama, "--restart", "on-failure:99", "--standby", "off", "--max-wait", "600") as server:
         child = server.child()
         (engine,) = [each for each in child.children(recursive=True) if each.ppid() != child.pid]
         with RawClient(server.port) as client:
@@ -55,7 +55,7 @@ def test_a_stream_gets_an_error_and_the_next_request_waits_for_the_new_engine(ti
 
 
 def test_so_many_failures_in_a_row_end_the_server_with_exit_code_1(tiny_llama):
-    with _Server(tiny_llama, "--restart", "on-failure:2", "--idle-warm", "off") as server:
+    with _Server(tiny_llama, "--restart", "on-failure:2", "--standby", "off") as server:
         for _ in range(2):
             server.kill(server.child())
         assert server.process.wait(60) == 1
@@ -64,7 +64,7 @@ def test_so_many_failures_in_a_row_end_the_server_with_exit_code_1(tiny_llama):
 
 @pytest.mark.parametrize("flag", [("--restart", "on-failure:99"), ("--idle-stop", "1h")], ids=" ".join)
 def test_a_signal_while_the_model_has_failed_is_no_success(flag, tiny_llama):
-    with _Server(tiny_llama, *flag, "--idle-warm", "off") as server:
+    with _Server(tiny_llama, *flag, "--standby", "off") as server:
         for _ in range(2 if "--restart" in flag else 1):  # only the second failure has a pause before the restart
             server.kill(server.child())
         server.wait(lambda: ask(f"{server.url}/status.json").json["status"] == "failed")

@@ -54,7 +54,7 @@ def test_a_service_takes_its_socket_and_notifies_its_state(tiny_llama, tmp_path,
 
 def test_a_router_keeps_the_socket_of_its_service(tiny_llama):
     """The model's server never has the variables of the service manager. The socket outlives this server."""
-    words = ("--port", "1", "--max-model-len", "256", "--idle-stop", "1s", "--idle-warm", "off")
+    words = ("--port", "1", "--max-model-len", "256", "--idle-stop", "1s", "--standby", "off")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = subprocess.Popen(
             _service(listener.fileno(), str(tiny_llama), *words),

@@ -114,7 +114,7 @@ class _SlowStart:
                     yield process.status()
 
 
-@pytest.mark.parametrize("flags", slow_but_for(["", " --idle-stop 1h --idle-warm off"], ""))
+@pytest.mark.parametrize("flags", slow_but_for(["", " --idle-stop 1h --standby off"], ""))
 def test_ctrl_z_stops_all_processes_and_fg_and_bg_continue_them(flags, cold_or_warm, job):
     with Shell(cold_or_warm) as shell:
         pids = job.start(shell, after=flags).pids

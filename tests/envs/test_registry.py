@@ -80,7 +80,7 @@ def test_a_former_variable_names_what_replaces_it(monkeypatch):
     monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "FLASHINFER")
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
     assert unknown_variables() == [
-        "VCLI_IDLE_WARM is not a variable of vllm-cli (removed: give --idle-warm)",
+        "VCLI_IDLE_WARM is not a variable of vllm-cli (removed: give --standby off)",
         "VLLM_ATTENTION_BACKEND is not a variable of vLLM (removed: give --attention-backend)",
     ]
 

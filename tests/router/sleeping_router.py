@@ -11,7 +11,7 @@ FLAGS: Final = ["--enforce-eager", "--enable-sleep-mode", "--prefetch", "off"]
 AWAKE: Final = "Once was read by worker 0"
 _SMALL: Final = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 """A KV cache of 1 GiB. Without a size, nearly all of the machine's memory would have to be free."""
-_WORDS: Final = ("--max-running", "1", "--max-wait", "1", "--idle-warm", "off", "--standby", "off")
+_WORDS: Final = ("--max-running", "1", "--max-wait", "1", "--standby", "off")
 
 
 class SleepingRouter(RouterProcess):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.thorough
 @pytest.mark.parametrize("number", [60, pytest.param(200, marks=pytest.mark.slow)])
 def test_no_request_fails_while_a_model_is_changed(tiny_llama, tmp_path, number):
     """docs/figures.md has the longest time of a request."""
-    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--idle-warm", "off") as router:
+    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--standby", "off") as router:
         assert router.post("a").status == 200
         before = router.pid("a")
 
@@ -42,7 +42,7 @@ def test_no_request_fails_while_a_model_is_changed(tiny_llama, tmp_path, number)
 
 def test_a_stream_of_the_old_process_ends_before_it(tiny_llama, tmp_path):
     long = {**embedded(tiny_llama), "args": ["--max-model-len", "4096"]}
-    with RouterProcess(tmp_path, {"a": long}, "--idle-warm", "off") as router, RawClient(router.port) as client:
+    with RouterProcess(tmp_path, {"a": long}, "--standby", "off") as router, RawClient(router.port) as client:
         assert router.post("a").status == 200
         before = router.pid("a")
         client.post(

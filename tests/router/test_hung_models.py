@@ -32,7 +32,7 @@ def _stop(processes: list[psutil.Process]) -> None:
 def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(hung, answers, why, tiny_llama, tmp_path):
     """A request may end with 200: if the hung server has not read it, the next process gets it."""
     models = {name: embedded(tiny_llama) for name in "ab"}
-    words = ("--max-running", "1", "--max-wait", "5", "--idle-warm", "off")
+    words = ("--max-running", "1", "--max-wait", "5", "--standby", "off")
     statuses: list[int] = []
     with RouterProcess(tmp_path, models, *words) as router:
         assert router.post("a").status == 200
@@ -49,7 +49,7 @@ def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(hung, 
 
 def test_a_server_that_does_not_answer_is_shown_and_started_again(tiny_llama, tmp_path):
     model = {**embedded(tiny_llama), "env": {"VCLI_ENGINE_WATCHDOG_TIMEOUT": "12"}}
-    with RouterProcess(tmp_path, {"a": model}, "--idle-warm", "off") as router:
+    with RouterProcess(tmp_path, {"a": model}, "--standby", "off") as router:
         assert router.post("a").status == 200
         pid = router.pid("a")
         _stop(router.tree("a"))
@@ -63,7 +63,7 @@ def test_a_server_that_does_not_answer_is_shown_and_started_again(tiny_llama, tm
 
 
 def test_a_server_that_recovers_goes_on(tiny_llama, tmp_path):
-    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--idle-warm", "off") as router:
+    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--standby", "off") as router:
         assert router.post("a").status == 200
         pid, family = router.pid("a"), router.tree("a")
         _stop(family)
@@ -75,7 +75,7 @@ def test_a_server_that_recovers_goes_on(tiny_llama, tmp_path):
 
 
 def test_a_server_that_does_not_answer_is_unloaded_within_seconds(tiny_llama, tmp_path):
-    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--idle-warm", "off") as router:
+    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--standby", "off") as router:
         assert router.post("a").status == 200
         _stop(router.tree("a"))
         assert router.ask("/v1/models/a/unload", {}, timeout_s=600).status == 200

@@ -61,7 +61,7 @@ def _words(kind: str, folder: Path, tiny_llama: Path) -> tuple[list[str], dict[s
         return [str(tiny_llama), "--engine", "embedded", "--served-model-name", "m"], {}
     words = ["fake", "--engine", "vllm", "--served-model-name", "m", *FLAGS]
     more = {"vllm": [], "asleep": ["--idle-sleep", "1s"]}.get(kind, ["--idle-stop", "600s"])
-    quiet = [] if kind == "vllm" else ["--idle-warm", "off", "--standby", "off"]
+    quiet = [] if kind == "vllm" else ["--standby", "off"]
     return [*words, *more, *quiet], environment(folder, **_SMALL)
 
 
@@ -71,7 +71,7 @@ def _start(kind: str, folder: Path, tiny_llama: Path) -> ServerProcess:
         return ServerProcess(words, environment=variables)
     entry = {"model": "fake", "engine": "vllm", "args": FLAGS}
     return RouterProcess(
-        folder, {"m": entry, "other": entry}, "--idle-warm", "off", environment=environment(folder, **_SMALL)
+        folder, {"m": entry, "other": entry}, "--standby", "off", environment=environment(folder, **_SMALL)
     )
 
 

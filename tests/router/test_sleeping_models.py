@@ -64,7 +64,7 @@ def test_by_hand_a_model_sleeps_wakes_and_stops(folder):
 
 
 def test_one_model_sleeps_behind_its_port(folder):
-    words = ["fake", "--engine", "vllm", *FLAGS, "--idle-sleep", "1s", "--idle-warm", "off", "--standby", "off"]
+    words = ["fake", "--engine", "vllm", *FLAGS, "--idle-sleep", "1s", "--standby", "off"]
     with ServerProcess(words, environment=environment(folder)) as server:
         server.wait(lambda: server.ask("/health").headers.get("model-state") == "asleep")
         assert server.ask("/status.json").json["status"] == "asleep"

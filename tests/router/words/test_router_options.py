@@ -162,7 +162,7 @@ def test_flags_become_options(write, tiny_llama):
     assert options_of("--models", file, *COMMON, "--log-level", "debug").config.logging_level == "DEBUG"
 
 
-@pytest.mark.parametrize("words", [("--idle-warm", "off"), ("--standby", "off"), ("--trust-remote-code",)], ids=str)
+@pytest.mark.parametrize("words", [("--standby", "off"), ("--trust-remote-code",)], ids=str)
 def test_without_a_use_there_is_no_standby(words, write, tiny_llama):
     file = write(models={"m": {"model": str(tiny_llama)}})
     assert options_of("--models", file, *COMMON, *words).find_template_kinds() == ()

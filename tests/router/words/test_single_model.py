@@ -177,7 +177,7 @@ def test_what_a_router_of_one_model_cannot_have_is_refused(words):
 
 @pytest.mark.parametrize(
     ("words", "kinds"),
-    [((), ("embedded",)), (("--idle-warm", "off"), ()), (("--standby", "off"), ()), (("--trust-remote-code",), ())],
+    [((), ("embedded",)), (("--standby", "off"), ()), (("--trust-remote-code",), ())],
     ids=str,
 )
 def test_a_standby_is_kept_unless_it_cannot_be_used(words, kinds, monkeypatch):
