@@ -85,9 +85,9 @@ def tagged(tags: str, *, only_known: bool = False) -> Reader:
 
     With `only_known`, only functions of the request's `tools` can be called.
     """
-    pattern = regex.compile(tags, regex.DOTALL)
 
     def read(opening: Found, text: str, functions: Functions) -> list[Call]:
+        pattern = regex.compile(tags, regex.DOTALL)  # takes time, but `regex` keeps it
         if pattern.sub("", text).strip(", \t\n"):
             raise ValueError("text between arguments")
         name = opening["name"].strip()
