@@ -1,5 +1,7 @@
 """Runs vLLM's CUDA build (.peers/cuda) on the stand-in for the GPU (.peers/gpu_stub), without kernels."""
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home folder of all starts of a test file."""
     return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder with a path short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="gs", dir="/tmp") as name:
+        yield Path(name)

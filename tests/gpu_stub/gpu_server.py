@@ -3,7 +3,7 @@
 import os
 import subprocess
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
@@ -81,11 +81,17 @@ class GpuServer(VllmServer):
             if name not in environment:
                 self.variables.pop(name, None)
 
-    def generate(self) -> str:
+    def generate(self, **options: str) -> str:
         """The text of a completion: four special tokens, because no kernel computes other tokens."""
-        wanted = {"prompt": self.PROMPT, "max_tokens": self.MAX_TOKENS, "skip_special_tokens": False}
-        answer = self.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)
-        return str(answer["choices"][0]["text"])
+        return str(self._complete(**options)["choices"][0]["text"])
+
+    def usage(self) -> Any:
+        """The usage of a completion, not its text. Ranks and the graphs do not always read token 0."""
+        return self._complete()["usage"]
+
+    def _complete(self, **options: str) -> Any:
+        wanted = {"prompt": self.PROMPT, "max_tokens": self.MAX_TOKENS, "skip_special_tokens": False, **options}
+        return self.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)
 
     def initialized(self) -> dict[int, float]:
         """Id of each process that has initialized CUDA since this start began -> the time in seconds."""

@@ -1,9 +1,7 @@
 """After a router's sleep and wake, a model has the same GPU memory, weights (byte for byte) and answers."""
 
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,31 +14,12 @@ _AWAKE_BYTES = 60 << 30
 _ASLEEP_BYTES = 2 << 30
 
 
-@pytest.fixture
-def sockets() -> Iterator[Path]:
-    """A folder with a path short enough for Unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="gs", dir="/tmp") as name:
-        yield Path(name)
-
-
-def _text(server: Sleeper) -> Any:
-    return server.generate()
-
-
 def _adapted(server: Sleeper) -> Any:
-    wanted = {"prompt": server.PROMPT, "max_tokens": server.MAX_TOKENS, "skip_special_tokens": False}
-    answer = server.post("/v1/completions", **wanted, temperature=0, ignore_eos=True, model="own")
-    return server.generate(), answer["choices"][0]["text"]
+    return server.generate(), server.generate(model="own")
 
 
 def _embedding(server: Sleeper) -> Any:
     return server.post("/v1/embeddings", input=[server.PROMPT])["data"]
-
-
-def _usage(server: Sleeper) -> Any:
-    """The usage of a completion, not its text. Two ranks do not always read token 0 from the stand-in."""
-    wanted = {"prompt": server.PROMPT, "max_tokens": server.MAX_TOKENS}
-    return server.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)["usage"]
 
 
 _RELEASES = ("--tensor-parallel-size", "3", "--sleep-mode-offload-cudagraph", "--enable-nccl-comm-suspend")
@@ -50,12 +29,12 @@ _LORA = ("--enable-lora", "--lora-modules", "own={folder}/adapter")
 @pytest.mark.parametrize(
     ("words", "num_gpus", "ask", "levels"),
     [
-        pytest.param(EAGER, 1, _text, (1, 2), id="eager"),
-        pytest.param(EAGER[1:], 1, _text, (1, 2), id="compiled"),
-        pytest.param((*EAGER[1:], *_RELEASES), 3, _usage, (1, 2), id="graphs and NCCL"),
-        pytest.param((*EAGER, "--tensor-parallel-size", "3"), 3, _usage, (1, 2), id="TP 3"),
-        pytest.param((*EAGER, "--pipeline-parallel-size", "2"), 2, _usage, (1, 2), id="PP 2"),
-        pytest.param((*EAGER, "--data-parallel-size", "2"), 2, _usage, (1, 2), id="DP 2"),
+        pytest.param(EAGER, 1, Sleeper.generate, (1, 2), id="eager"),
+        pytest.param(EAGER[1:], 1, Sleeper.generate, (1, 2), id="compiled"),
+        pytest.param((*EAGER[1:], *_RELEASES), 3, Sleeper.usage, (1, 2), id="graphs and NCCL"),
+        pytest.param((*EAGER, "--tensor-parallel-size", "3"), 3, Sleeper.usage, (1, 2), id="TP 3"),
+        pytest.param((*EAGER, "--pipeline-parallel-size", "2"), 2, Sleeper.usage, (1, 2), id="PP 2"),
+        pytest.param((*EAGER, "--data-parallel-size", "2"), 2, Sleeper.usage, (1, 2), id="DP 2"),
         pytest.param((*EAGER, *_LORA), 1, _adapted, (1,), id="LoRA"),
         pytest.param((*EAGER, "--runner", "pooling", "--convert", "embed"), 1, _embedding, (1,), id="pooling"),
     ],

@@ -11,12 +11,9 @@ from tests.support.peer_vllm import ROOT
 from tests.support.ports import free_port
 from tests.vllm_engine.plugin import write_entry_point
 
-_AWAKE_BYTES = _USED_BYTES = 60 << 30
-_ASLEEP_BYTES = 2 << 30
+_USED_BYTES = 60 << 30
 _FEW_BYTES = 1 << 30
-_HIDDEN_SIZE = 576
 _KV_CACHE = re.compile(r"GPU KV cache size: ([\d,]+) tokens")
-_POOLING = ("--runner", "pooling", "--convert", "embed")
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +32,6 @@ def test_a_start_in_the_home_of_earlier_ones(home, texts, turn):
         assert server.is_forked(engine)
         assert server.terminate(signal.SIGTERM) == 0
     assert "ERROR" not in server.log
-    assert set(texts) == {texts[0]}
-
-
-def test_plain_answers_the_same(home, texts):
-    with GpuServer("plain", *EAGER, folder=home) as server:
-        texts.append(server.wait_ready().generate())
-        server.assert_only(["EngineCore"])
     assert set(texts) == {texts[0]}
 
 
@@ -125,17 +115,6 @@ def test_the_named_device_is_used_in_two_starts(tmp_path, device):
             assert server.terminate(signal.SIGTERM) == 0
 
 
-def test_a_pooling_model_starts_twice_and_answers(tmp_path):
-    for _ in range(2):
-        with GpuServer("ours", *EAGER, *_POOLING, folder=tmp_path) as server:
-            answer = server.wait_ready().post("/v1/embeddings", input=["a cat", "the dog"])
-            assert [row["index"] for row in answer["data"]] == [0, 1]
-            assert {len(row["embedding"]) for row in answer["data"]} == {_HIDDEN_SIZE}
-            [engine] = server.assert_only(["EngineCore"])
-            assert server.is_forked(engine)
-            assert server.terminate(signal.SIGTERM) == 0
-
-
 def test_a_model_stops_without_requests_and_a_request_starts_it(tmp_path):
     with GpuServer("ours", *EAGER, "--idle-stop", "2s", folder=tmp_path) as server:
         text = server.wait_ready().generate()
@@ -156,20 +135,6 @@ def test_a_compiled_start_and_the_next_one_have_the_same_kv_cache(home):
         sizes += _KV_CACHE.findall(server.log)
         assert ("Directly load AOT compilation" in server.log) == (turn == 1)
     assert sizes == [sizes[0]] * 2
-
-
-@pytest.mark.parametrize("launcher", ["plain", "ours"])
-def test_a_model_sleeps_and_wakes_up(home, launcher):
-    environment = {"VLLM_SERVER_DEV_MODE": "1"}
-    with GpuServer(launcher, *EAGER, "--enable-sleep-mode", folder=home, environment=environment) as server:
-        text = server.wait_ready().generate()
-        assert server.used_bytes() > _AWAKE_BYTES
-        for level in (1, 2):
-            assert server.ask(f"/sleep?level={level}", {}).status == 200
-            assert server.used_bytes() < _ASLEEP_BYTES
-            assert server.ask("/wake_up", {}).status == 200
-            assert server.used_bytes() > _AWAKE_BYTES
-        assert server.generate() == text
 
 
 _PLUGIN = """
