@@ -1,6 +1,6 @@
-"""No turn of the event loop takes 5 ms for any body. Work that grows with the body runs in the pool.
+"""No turn of the event loop runs many lines of Python for any body. Long work runs in the pool.
 
-A turn's time is the processor time of the loop's thread. Other processes and the pool's threads do not count.
+`test_http_pool.py` tests that libraries decode and encode large bodies in the pool, too.
 """
 
 import asyncio
@@ -26,19 +26,15 @@ from tests.server.http.pooled_engine import PooledEngine
 from tests.server.server_config import server_config
 from tests.server.text.renderers.loop_turns import MeasuredLoop
 
-pytestmark = pytest.mark.alone
-
-MAX_TURN_S = 0.005
-_TRIES = 5
-"""How often a body is tried, because garbage collection or a slow processor may lengthen a turn."""
+MOST_LINES = 20_000
+"""These take about 2 ms. A loop over the members of any body below executes more."""
 MAX_LEN = 131_072
 CHAT, COMPLETION, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
-LONG = "hello world " * 40_000
 PARTS = [{"type": "text", "text": "a"}] * 60_000
 HELLO = [{"role": "user", "content": "Hello"}]
 IDS = [i % 49_152 for i in range(400_000)]
 WORDS = [f"word {i}" for i in range(40_000)]
-Send = Callable[[str, dict[str, Any]], float]
+Send = Callable[[str, dict[str, Any]], int]
 
 
 def _members(count: int) -> dict[str, Any]:
@@ -82,10 +78,6 @@ def _tool_use(given: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "assistant", "content": [call]}, *user([result])]
 
 
-def _nested(depth: int) -> dict[str, Any]:
-    return {"a": _nested(depth - 1)} if depth else {}
-
-
 def _unused_tools() -> dict[str, Any]:
     return {"tools": _flat_tools("parameters", 200), "tool_choice": "none"}
 
@@ -116,60 +108,38 @@ BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
         messages=[{"role": "assistant", "content": "", "tool_calls": [], "name": "x " * 100_000}] * 8
     ),
     "chat: tools": lambda: chat(tools=_tools(150), tool_choice="none"),
-    "chat: allowed tokens": lambda: chat(allowed_token_ids=IDS),
-    "chat: schema": lambda: chat(structured_outputs={"json": {"enum": WORDS}}),
     "completion: one token over and over": lambda: completion([5] * 130_000),
-}
-"""Each of these bodies would take more than 5 ms on the loop."""
-
-FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
-    "chat: content": lambda: chat(messages=user(LONG)),
     "chat: messages": lambda: chat(messages=_turns(2048)),
     "chat: parts": lambda: chat(messages=user(PARTS)),
     "chat: arguments of a call": lambda: chat(messages=_calls(json.dumps(_members(20_000)))),
     "chat: required call": lambda: chat(tools=_tools(20), tool_choice="required"),
     "chat: strict tools": lambda: chat(tools=_strict(20)),
-    "chat: documents": lambda: chat(documents=[{"title": "a", "text": "b"}] * 60_000),
-    "chat: metadata": lambda: chat(metadata=_members(100_000)),
-    "chat: deep": lambda: chat(chat_template_kwargs=_nested(120)),
     "chat: biases": lambda: chat(logit_bias={str(i): 1 for i in range(49_152)}),
     "chat: stop tokens": lambda: chat(stop_token_ids=IDS),
     "chat: stop strings": lambda: chat(stop=[f"{'z' * 14}{i:02}" for i in range(64)]),
-    "chat: long schema": lambda: chat(structured_outputs={"json": {"type": "object", "description": "x" * 10_000_000}}),
-    "chat: schema as text": lambda: chat(structured_outputs={"json": json.dumps({"enum": WORDS})}),
     "chat: choice": lambda: chat(structured_outputs={"choice": WORDS[:4000]}),
-    "chat: returned tokens": lambda: chat(messages=user("a " * 120_000), return_token_ids=True),
     "chat: choices": lambda: chat(n=1024, logprobs=True, temperature=1),
     "chat: streamed choices": lambda: chat(n=4096, temperature=1, stream=True),
-    "completion: echo": lambda: completion(LONG, echo=True),
-    "completion: biases": lambda: completion("a", logit_bias={str(i): 1 for i in range(49_152)}),
     "completion: streamed prompts": lambda: completion(["a b c"] * 1024, stream=True),
     "completion: prompts of one token": lambda: completion([[5] * 300] * 1024),
     "completion: echoed choices": lambda: completion("hello " * 5000, echo=True, n=256, temperature=1),
     "responses: items": lambda: response(_turns(2048)),
-    "responses: metadata": lambda: response("a", metadata={f"k{i}": "v" for i in range(100_000)}),
-    "responses: tools": lambda: response("a", **_unused_tools()),
     "responses: streamed tools": lambda: response("a", stream=True, **_unused_tools()),
     "messages: input of a tool": lambda: message(messages=_tool_use(_members(50_000))),
-    "messages: tools": lambda: message(tools=_flat_tools("input_schema", 200), tool_choice={"type": "none"}),
     "messages: system": lambda: message(system=PARTS),
     "count_tokens: parts": lambda: (f"{MESSAGES}/count_tokens", {"messages": user(PARTS)}),
-    "tokenize: text": lambda: ("/tokenize", {"prompt": LONG}),
     "detokenize": lambda: ("/detokenize", {"tokens": IDS}),
 }
 
 POOLING_BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "texts": ("/v1/embeddings", {"input": ["hello world"] * 1024}),
-    "tokens": ("/v1/embeddings", {"input": [[5] * 60] * 1024}),
-    "pooling": ("/pooling", {"input": ["hello world"] * 1024}),
     "score": ("/score", {"text_1": "hello", "text_2": ["hello world"] * 1023}),
-    "rerank": ("/rerank", {"query": "hello", "documents": ["hello world"] * 1023}),
 }
 
 
 @pytest.fixture(scope="module")
 def send(model_path: Path) -> Iterator[Send]:
-    """A function that sends a body and returns the processor time of the loop's longest turn."""
+    """A function that sends a body and returns the number of lines in the loop's longest turn."""
     engine = InstantEngine([260, 260])
     engine.info = msgspec.structs.replace(engine.info, max_model_len=MAX_LEN)
     config = server_config(served_model_names=(MODEL,), enable_auto_tool_choice=True, tool_call_parser="hermes")
@@ -234,34 +204,18 @@ def _measure(config: ServerConfig, renderer: HfRenderer, engine: Any) -> Iterato
             loop.forget()
             response = server.post(path, {"model": MODEL, "max_tokens": 2, **body})
             assert response.status_code == 200, response.text[:300]
-            return loop.longest_turn_s
+            return loop.longest_turn
 
         yield send
     gc.unfreeze()
     sys.setswitchinterval(switch_interval_s)
 
 
-def _assert_short_turns(send: Send, path: str, body: dict[str, Any]) -> None:
-    longest_s = []
-    for _ in range(_TRIES):
-        longest_s.append(send(path, body))
-        if longest_s[-1] < MAX_TURN_S:
-            return
-    raise AssertionError(f"the longest turns took {longest_s} seconds")
-
-
 @pytest.mark.parametrize("name", BODIES)
 def test_no_turn_of_the_loop_is_long(send, name):
-    _assert_short_turns(send, *BODIES[name]())
+    assert 0 < send(*BODIES[name]()) < MOST_LINES
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", FURTHER_BODIES)
-def test_no_turn_of_the_loop_is_long_for_any_field(send, name):
-    _assert_short_turns(send, *FURTHER_BODIES[name]())
-
-
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", POOLING_BODIES)
 def test_no_turn_of_the_loop_is_long_for_pooled_prompts(send_pooled, name):
-    _assert_short_turns(send_pooled, *POOLING_BODIES[name])
+    assert 0 < send_pooled(*POOLING_BODIES[name]) < MOST_LINES

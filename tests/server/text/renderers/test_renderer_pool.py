@@ -3,7 +3,6 @@
 import asyncio
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +22,7 @@ from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
 from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
-from tests.server.text.renderers.loop_turns import BLOCKED_TURNS, FREE_TURNS, count_turns
+from tests.server.text.renderers.loop_turns import FREE_TURNS, count_turns
 from tests.support.cli import python_output
 from tests.support.embeds_payloads import saved, torch_payload
 
@@ -61,34 +60,20 @@ async def test_waiting_times_are_reported(tiny_llama):
         waits: list[float] = []
         pool.subscribe_waits(waits.append)
         release = threading.Event()
-        before_s = time.perf_counter()
         busy = asyncio.ensure_future(renderer.pools.run(release.wait, 60))
-        waiting = asyncio.ensure_future(renderer.pools.run(time.perf_counter))
+        waiting = asyncio.ensure_future(renderer.pools.run(int))
         while (pool.num_waiting, len(waits)) != (1, 1):  # the thread runs the first, and the second waits
             await asyncio.sleep(0.001)
-        in_line_s = time.perf_counter()
         await asyncio.sleep(0.02)
-        released_s = time.perf_counter()
         release.set()
-        assert await busy
-        begun_s = await waiting
-        assert len(waits) == 2
-        assert waits[0] <= in_line_s - before_s
-        assert released_s - in_line_s <= waits[1] <= begun_s - before_s
+        assert (await busy, await waiting) == (True, 0)
+        assert waits[1] >= 0.02
 
 
 @pytest.mark.parametrize("number", [-1, 0, 4 * usable_count() + 1 if usable_count() > 1 else 5])
 def test_an_invalid_number_of_workers_is_rejected(number):
     with pytest.raises(ConfigError, match=rf"--renderer-num-workers must be from 1 to \d+: .*got {number}$"):
         RendererConfig(num_workers=number)
-
-
-async def test_a_request_error_reaches_the_caller_through_the_pool(tiny_llama):
-    with (
-        build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer,
-        pytest.raises(RequestError, match="Token id -1 "),
-    ):
-        await renderer.pools.run(renderer.prompts.render, [-1], TextOptions())
 
 
 def test_closing_stops_the_threads(tiny_llama):
@@ -157,14 +142,6 @@ async def test_the_loop_turns_while_a_large_prompt_is_rendered(model_path):
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
         renderer.warm_up()
         assert await count_turns(renderer.pools.run(renderer.render_chat, LARGE, ChatOptions())) > FREE_TURNS
-
-
-@pytest.mark.alone
-async def test_the_inline_executor_blocks_the_loop(model_path, build_inline):
-    """This shows that the test above would fail if the work ran on the loop."""
-    with build_inline(model_path) as renderer:
-        renderer.warm_up()
-        assert await count_turns(renderer.pools.run(renderer.render_chat, LARGE, ChatOptions())) <= BLOCKED_TURNS
 
 
 @pytest.mark.thorough
