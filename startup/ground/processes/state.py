@@ -47,17 +47,20 @@ LIMITS: Final = {
 def inherit(thread_id: int) -> None:
     """Takes over limits, umask, blocked signals and CPUs of a thread, which may be of another process.
 
-    Keeps the own value of what cannot be set, such as a limit above this process's hard limit.
+    Keeps the own value of what cannot be set, such as a limit above this process's hard limit, and of what a
+    sandbox hides in /proc.
 
     Raises:
         OSError: the thread has ended.
     """
-    status = status_of(thread_id)
-    with suppress(PermissionError):  # a sandbox that hides limits
+    status = read_fields(f"/proc/{thread_id}/status")
+    with suppress(PermissionError):
         set_limits(thread_id)
-    os.umask(int(status["Umask"], 8))
-    blocked = int(status["SigBlk"], 16)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [each for each in signal.valid_signals() if blocked >> (each - 1) & 1])
+    if "Umask" in status:
+        os.umask(int(status["Umask"], 8))
+    if "SigBlk" in status:
+        blocked = int(status["SigBlk"], 16)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [n for n in signal.valid_signals() if blocked >> (n - 1) & 1])
     os.sched_setaffinity(0, os.sched_getaffinity(thread_id))
 
 

@@ -1,13 +1,15 @@
-"""Forks of one process draw different random numbers, and use the variables of their own environment."""
+"""Forks take over a process's present state, draw different random numbers, and use their own variables."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
+from startup.ground.processes import state
 from tests.support.cli import run_python
 from tests.support.peer_vllm import PYTHON, ROOT, needs_vllm
 
@@ -41,6 +43,36 @@ for _ in range(2):
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
 """
+
+_INHERITS = """
+import json, os, resource, signal
+from startup.ground.processes import state
+
+limit = resource.RLIMIT_NOFILE
+begin_fd, changed_fd = os.pipe()
+if (pid := os.fork()) == 0:
+    os.read(begin_fd, 1)
+    state.inherit(os.getppid())
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    print(json.dumps([os.umask(0), list(map(int, blocked)), resource.getrlimit(limit)[0]]), flush=True)
+    os._exit(0)
+os.umask(0o027)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+resource.setrlimit(limit, (77, resource.getrlimit(limit)[1]))
+os.write(changed_fd, b"x")
+assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_a_fork_inherits_the_present_state_of_another_process():
+    assert json.loads(run_python(_INHERITS, check=True).stdout) == [0o027, [signal.SIGUSR1], 77]
+
+
+def test_what_a_sandbox_hides_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(state, "read_text", lambda path: "")
+    before = os.umask(0o077)
+    state.inherit(os.getpid())
+    assert os.umask(before) == 0o077
 
 
 @pytest.fixture(scope="module")
