@@ -5,7 +5,6 @@ has a limited length, and no part of a match may be a match itself.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import regex
@@ -29,8 +28,7 @@ def _always(kwargs: TemplateKwargs) -> bool:
     return True
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReasoningFormat:
+class ReasoningFormat(NamedTuple):
     """The markers around a model's reasoning."""
 
     starts: tuple[str, ...] = ("<think>",)
@@ -66,8 +64,7 @@ class ReasoningFormat:
         return self.ends[0] if self.has_budget else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class ToolFormat:
+class ToolFormat(NamedTuple):
     """How a model writes tool calls."""
 
     opening: str
@@ -136,7 +133,7 @@ _QWEN_XML: Final = ToolFormat(
     close="</function>|(?=</tool_call>)",
     after=r"\s{0,64}</tool_call>",
 )
-_MIMO: Final = replace(_QWEN_XML, read=tagged(rf"{_PARAMETER}(?P<value>.*?)(?:</parameter>|(?=<\s*parameter\s*=))"))
+_MIMO: Final = _QWEN_XML._replace(read=tagged(rf"{_PARAMETER}(?P<value>.*?)(?:</parameter>|(?=<\s*parameter\s*=))"))
 
 _PYTHON: Final = ToolFormat(
     opening=r"\s{0,64}(?=\[\s{0,64}[A-Za-z_])",
@@ -206,16 +203,14 @@ TOOL_FORMATS: Final[dict[str, ToolFormat]] = {
     "internlm": _json("<|action_start|><|plugin|>", end="<|action_end|>"),
     "jamba": _JAMBA,
     "ling3": _GLM,
-    "lfm2": replace(
-        _PYTHON,
+    "lfm2": _PYTHON._replace(
         opening=r"<\|tool_call_start\|>\s{0,16}(?=\[)",
         after=r"\s{0,64}<\|tool_call_end\|>",
         must_begin_output=False,
     ),
     "llama3_json": _LLAMA_JSON,
     "llama4_json": _LLAMA_JSON,
-    "llama4_pythonic": replace(
-        _PYTHON,
+    "llama4_pythonic": _PYTHON._replace(
         opening=r"\s{0,64}(?:<\|python_start\|>)?(?=\[\s{0,64}[A-Za-z_])",
         after=r"\s{0,64}<\|python_end\|>",
     ),
@@ -226,7 +221,7 @@ TOOL_FORMATS: Final[dict[str, ToolFormat]] = {
         stop="[TOOL_CALLS]",
         makes_ids=True,
     ),
-    "olmo3": replace(_PYTHON, opening="<function_calls>", close="</function_calls>", must_begin_output=False),
+    "olmo3": _PYTHON._replace(opening="<function_calls>", close="</function_calls>", must_begin_output=False),
     "openai": ToolFormat(
         opening=rf"(?:{_RECIPIENT}<\|channel\|>(?:commentary|analysis)|"
         rf"<\|channel\|>(?:commentary|analysis){_RECIPIENT}){_TO_MESSAGE}",
@@ -239,8 +234,7 @@ TOOL_FORMATS: Final[dict[str, ToolFormat]] = {
     "qwen3_coder": _QWEN_XML,
     "qwen3_json": _HERMES,
     "qwen3_xml": _QWEN_XML,
-    "seed_oss": replace(
-        _QWEN_XML,
+    "seed_oss": _QWEN_XML._replace(
         opening=_QWEN_XML.opening.replace("tool_call", "seed:tool_call"),
         close="</function>|(?=</seed:tool_call>)",
         after=r"\s{0,64}</seed:tool_call>",
@@ -275,7 +269,7 @@ _TOOL_CALL: Final = ("<tool_call>",)
 _THINK: Final = ReasoningFormat()
 _STRIPPED: Final = ReasoningFormat(answer_starts=_TOOL_CALL, strips_reasoning=True)
 _QWEN3: Final = ReasoningFormat(answer_starts=_TOOL_CALL, is_used=_is_enabled)
-_GLM45: Final = replace(_STRIPPED, is_used=_is_not_refused)
+_GLM45: Final = _STRIPPED._replace(is_used=_is_not_refused)
 _DEEPSEEK_V3: Final = ReasoningFormat(is_used=_is_asked_for)
 
 REASONING_FORMATS: Final[dict[str, ReasoningFormat]] = {
@@ -298,7 +292,7 @@ REASONING_FORMATS: Final[dict[str, ReasoningFormat]] = {
         is_open_at_start=False,
         must_begin_output=True,
     ),
-    "granite_thinking_parser": replace(_STRIPPED, strips_answer=True, is_used=_is_enabled),
+    "granite_thinking_parser": _STRIPPED._replace(strips_answer=True, is_used=_is_enabled),
     "holo2": ReasoningFormat(is_used=_is_not_refused),
     "hunyuan_a13b": ReasoningFormat(
         starts=("<think>\n",), ends=("\n</think>\n<answer>\n",), drop="\n</answer>", is_open_at_start=False
@@ -313,7 +307,7 @@ REASONING_FORMATS: Final[dict[str, ReasoningFormat]] = {
         is_open_at_start=False,
         strips_reasoning=True,
     ),
-    "nemotron_v3": replace(_STRIPPED, is_used=_is_enabled),
+    "nemotron_v3": _STRIPPED._replace(is_used=_is_enabled),
     "olmo3": _THINK,
     "openai_gptoss": _GPT_OSS,
     "poolside_v1": _DEEPSEEK_V3,

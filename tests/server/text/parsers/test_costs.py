@@ -1,6 +1,5 @@
 """The parser reads each character of an output a limited number of times, which is counted."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,7 +63,7 @@ def num_scanned(monkeypatch: pytest.MonkeyPatch, text: str, size: int, **formats
     counter = Counter()
     monkeypatch.setattr(output_parser, "IncomingText", counter.incoming_text)
     if tools := formats.get("tools"):
-        formats["tools"] = replace(tools, read=counter.read)
+        formats["tools"] = tools._replace(read=counter.read)
     parser = OutputParser(FUNCTIONS, **formats)
     for at in range(0, len(text), size):
         parser.feed(text[at : at + size])
