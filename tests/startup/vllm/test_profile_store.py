@@ -212,7 +212,6 @@ def test_a_first_start_that_compiles_preloads_vllms_backend_of_the_compiler():
         ("LD_PRELOAD", "/home/ann/libmine.so", None),
         ("LD_PRELOAD", f"/home/ann/libmine.so:{sys.prefix}/lib/libiomp5.so", f"{sys.prefix}/lib/libiomp5.so"),
         ("PYTORCH_ALLOC_CONF", "expandable_segments:True", "expandable_segments:True"),
-        ("TORCH_NCCL_AVOID_RECORD_STREAMS", "1", "1"),
         ("TORCH_GONE", "", ""),
     ],
 )

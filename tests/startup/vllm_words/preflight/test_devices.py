@@ -210,9 +210,7 @@ def test_a_kv_cache_larger_than_a_gpu(start, set_gpus, words, is_told):
         ("rocm", "--enable-mamba-cache-stochastic-rounding", True),
         ("cuda", "--enable-mamba-cache-stochastic-rounding", False),
         ("rocm", "--kda-prefill-backend flashkda", True),
-        ("rocm", "--kda-prefill-backend fused", False),
         ("cuda", "--kda-prefill-backend fused", True),
-        ("cpu", "--kda-prefill-backend triton", False),
     ],
 )
 def test_what_the_configuration_refuses_on_this_device(start, set_gpus, monkeypatch, device, words, is_told):
