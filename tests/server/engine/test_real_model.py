@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct: the engine's greedy output equals the plain model's. The slow test has all prompts.
+"""SmolLM2-135M-Instruct: the engine's greedy output equals the plain model's.
 
 In float32, every token must be equal. In bfloat16, two ways to compute the same value round differently.
 The logits of this model are multiples of 0.125 or 0.25, so two logits are often equal, and one matrix row
@@ -16,47 +16,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from server.terms.types import GuidedDecoding
 from tests.server.engine.small_engine import SmallEngine
-from tests.server.engine.tiny_models import greedy_outputs, pack_layers
+from tests.server.engine.tiny_models import pack_layers
 
-NUM_TOKENS = 32
-SOME = slice(0, None, 4)
-"""Selects five of the prompts: questions, including the longest one, and texts."""
-NUM_TOKENS_OF_SOME = 12
+NUM_TOKENS = 12
 _BF16_STEP = 2**-7
 """The largest relative difference between neighbouring bfloat16 numbers."""
 CHATS = [
-    "What is the capital of France?",
-    "Write a short poem about the sea in autumn.",
-    "Explain how a bicycle stays upright, step by step.",
-    "Give me three names for a bakery.",
     "Is 91 a prime number? Explain your answer.",
-    "Schreibe einen kurzen Brief an meine Großmutter.",
-    "¿Cuáles son los planetas del sistema solar?",
     "日本の首都はどこですか？",
-    "Translate to French: The weather is nice today, so we will go for a walk.",
-    "Hi",
-    (
-        "Summarise this text in one sentence. The steam engine changed how goods were made. Before it, most work was "
-        "done by hand or with the help of animals, wind and water. With it, factories could be built anywhere, and "
-        "they grew quickly near coal fields and harbours. Cities grew with them, and so did the railways that joined "
-        "them. Not everybody gained: many people worked long hours in bad air for little pay, and children worked too. "
-        "Only slowly did laws limit the hours and the age of those who worked. Historians still argue about whether "
-        "life became better or worse for most people in the first fifty years, and the answer depends on what is "
-        "counted: wages, height, length of life, or how people wrote about it themselves."
-    ),
-    "List the ingredients of a simple vegetable soup, one per line, with amounts.",
+    "Summarise this text in one sentence. " + "The steam engine changed how goods were made, and where. " * 12,
 ]
-
-TEXTS = [
-    "def fibonacci(n):\n    ",
-    "The three laws of motion are",
-    "Once upon a time, in a village at the edge of a forest,",
-    "SELECT name, COUNT(*) FROM orders",
-    "1, 1, 2, 3, 5, 8,",
-    "<html>\n<head>\n<title>",
-    "Q: What do bees make?\nA: Honey.\nQ: What do cows give?\nA:",
-    "import numpy as np\n\nclass Matrix:\n    def __init__(self, rows, columns):\n",
-]
+TEXTS = ["def fibonacci(n):\n    ", "1, 1, 2, 3, 5, 8,"]
 
 
 @pytest.fixture(scope="module")
@@ -80,43 +50,27 @@ def float32(plain_float32: PreTrainedModel) -> PreTrainedModel:
 @pytest.mark.thorough
 def test_some_prompts_together_give_the_plain_models_tokens(float32, plain_float32, prompts):
     """In the second run, the prompts come from the prefix cache."""
-    some = prompts[SOME]
     engine = SmallEngine(float32, num_slots=8, max_model_len=300, prefix_tokens=2000)
-    first, second = (engine.complete(some, max_tokens=NUM_TOKENS_OF_SOME) for _ in range(2))
-    for prompt, completion in zip(some, first, strict=True):
+    first, second = (engine.complete(prompts, max_tokens=NUM_TOKENS) for _ in range(2))
+    for prompt, completion in zip(prompts, first, strict=True):
         logits = _logits_before_each(plain_float32, prompt, completion.token_ids)
         assert completion.token_ids == logits.argmax(-1).tolist()
     assert [c.token_ids for c in second] == [c.token_ids for c in first]
-    assert [c.num_cached_tokens for c in second] == [(len(p) - 1) // 16 * 16 if len(p) > 32 else 0 for p in some]
-
-
-@pytest.mark.slow
-def test_long_outputs_one_by_one_equal_those_of_generate(float32, plain_float32, prompts):
-    engine = SmallEngine(float32, num_slots=1, max_model_len=300)
-    outputs = [engine.generate([p], max_tokens=NUM_TOKENS)[0] for p in prompts]
-    assert outputs == greedy_outputs(plain_float32, prompts, NUM_TOKENS)
+    assert [c.num_cached_tokens for c in second] == [(len(p) - 1) // 16 * 16 if len(p) > 32 else 0 for p in prompts]
 
 
 @pytest.mark.thorough
 def test_in_bfloat16_every_token_is_within_rounding_of_the_plain_models_best(real_model, plain_float32, prompts):
-    plain, some = copy.deepcopy(plain_float32).to(torch.bfloat16), prompts[SOME]
-    outputs = SmallEngine(real_model, num_slots=8, max_model_len=300).generate(some, max_tokens=NUM_TOKENS_OF_SOME)
+    plain = copy.deepcopy(plain_float32).to(torch.bfloat16)
+    outputs = SmallEngine(real_model, num_slots=8, max_model_len=300).generate(prompts, max_tokens=NUM_TOKENS)
     num_best = 0
-    for prompt, output in zip(some, outputs, strict=True):
+    for prompt, output in zip(prompts, outputs, strict=True):
         logits = _logits_before_each(plain, prompt, output)
         best = logits.max(dim=-1)
         chosen = logits.gather(1, torch.tensor(output)[:, None])[:, 0]
         assert ((best.values - chosen) <= 4 * _BF16_STEP * best.values.abs()).all()
         num_best += int((best.indices == torch.tensor(output)).sum())
-    assert num_best > 0.9 * len(some) * NUM_TOKENS_OF_SOME
-
-
-@pytest.mark.thorough
-def test_the_capital_of_france_is_paris(real_model, real_tokenizer, prompts):
-    engine = SmallEngine(real_model, max_model_len=300, eos_token_ids=(2,))
-    [completion] = engine.complete(prompts[:1], max_tokens=40)
-    assert "Paris" in real_tokenizer.decode(completion.token_ids)
-    assert (completion.finish_reason, completion.stop_token_id) == ("stop", 2)
+    assert num_best > 0.9 * len(prompts) * NUM_TOKENS
 
 
 @torch.inference_mode()
