@@ -93,8 +93,11 @@ def test_the_program_accepts_the_words_of_an_example(words, tmp_path, monkeypatc
         pass
 
 
-@pytest.mark.parametrize("words", [example for example in _EXAMPLES if "--quick" in example.values[0]])
+@pytest.mark.parametrize(
+    "words", [example for example in _EXAMPLES if {"--quick", "--model"}.issubset(example.values[0])]
+)
 def test_a_question_of_an_example_has_the_same_answer_each_time(words):
+    """The default model, which needs no `--model`, answers greedily."""
     assert " --temperature 0 " in " ".join(words)
 
 

@@ -134,7 +134,7 @@ class StartOptions:
         "auto",
         "--standby",
         "Whether to fork the server from a running `vllm-cli standby`: if possible (auto), never (off), or fail if "
-        "impossible (require). Unless it is off, several models, --idle-stop and --restart have a standby.",
+        "impossible (require). Unless off, a router has its own standby.",
         variable=env.VCLI_STANDBY,
     )
     """`startup.standby.front_process` reads this flag before the command line is parsed."""
