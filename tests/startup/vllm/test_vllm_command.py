@@ -145,8 +145,8 @@ def test_other_commands_are_the_installed_vllms(words, folder):
     assert (done.returncode, done.stdout, done.stderr) == (wanted.returncode, wanted.stdout, wanted.stderr)
 
 
-@pytest.mark.parametrize("words", [("preload", "--help"), ("preload", "--nonsense")], ids=" ".join)
-def test_a_command_that_only_vllm_has_is_the_same_as_by_the_link(words, folder):
+@pytest.mark.parametrize("words", [("run-batch", "--help"), ("run-batch", "--nonsense")], ids=" ".join)
+def test_run_batch_is_the_same_as_by_the_link(words, folder):
     by_link = _run_link(folder, *words)
     ours = run_cli(*words, env=environment(folder), cwd=ROOT)
     assert (ours.returncode, ours.stdout, ours.stderr) == (by_link.returncode, by_link.stdout, by_link.stderr)
@@ -156,7 +156,7 @@ def test_a_command_that_only_vllm_has_is_the_same_as_by_the_link(words, folder):
 def test_an_error_that_a_command_of_vllm_raises_is_vllms_own(folder):
     """Click would take this error for the end of a terminal's input."""
     fake = rewrite(variant(folder), '"""Does nothing."""', "raise EOFError('as vLLM does')")
-    done = run_cli("preload", env=environment(folder, fake), cwd=ROOT)
+    done = run_cli("run-batch", env=environment(folder, fake), cwd=ROOT)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "EOFError: as vLLM does")
 
 

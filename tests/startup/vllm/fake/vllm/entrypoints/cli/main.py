@@ -5,7 +5,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 def main() -> None:
     import vllm.entrypoints.cli.benchmark.main
-    import vllm.entrypoints.cli.preload
+    import vllm.entrypoints.cli.run_batch
     import vllm.entrypoints.cli.serve
     from vllm import __version__
 
@@ -15,7 +15,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="subparser")
     cli = vllm.entrypoints.cli
     by_name = {}
-    for module in (cli.serve, cli.benchmark.main, cli.preload):
+    for module in (cli.serve, cli.benchmark.main, cli.run_batch):
         for command in module.cmd_init():
             command.subparser_init(commands).set_defaults(dispatch_function=command.cmd)
             by_name[command.name] = command

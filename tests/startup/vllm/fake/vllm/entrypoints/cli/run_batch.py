@@ -1,10 +1,10 @@
-"""`vllm preload`, which imports the model loader."""
+"""`vllm run-batch`, which imports the model loader."""
 
 import vllm.model_executor.model_loader  # noqa: F401 - an expensive import
 
 
-class Preload:
-    name = "preload"
+class RunBatch:
+    name = "run-batch"
 
     @staticmethod
     def cmd(args) -> None:
@@ -12,8 +12,8 @@ class Preload:
 
     @staticmethod
     def subparser_init(commands):
-        return commands.add_parser("preload")
+        return commands.add_parser("run-batch")
 
 
 def cmd_init():
-    return [Preload()]
+    return [RunBatch()]
