@@ -29,13 +29,14 @@ def test_the_files_are_where_the_hubs_client_finds_them_and_nothing_is_fetched_t
     assert [seen.path for seen in downloads.hub.requests] == ["/api/models/org/model/revision/main"]
 
 
-@pytest.mark.parametrize(("kind", "ranges"), [("cut", [2 * MIB]), ("reset", [])])
-def test_a_connection_that_ends_early_is_replaced(kind, ranges, downloads):
-    """After a reset, the hub's client gives up, and the file is fetched again."""
-    downloads.hub.add("org/model", {**MODEL, "model.safetensors": b"w" * 3 * MIB})
+@pytest.mark.parametrize("kind", ["cut", "reset"])
+def test_a_connection_that_ends_early_is_replaced(kind, downloads):
+    """A reset may lose the part that has arrived, and then the file is fetched again."""
+    files = {**MODEL, "model.safetensors": b"w" * 3 * MIB}
+    downloads.hub.add("org/model", files)
     downloads.hub.faults.add(Fault(kind, path="*.safetensors", after=5 * MIB // 2))
-    assert downloads.run().failure is None
-    assert downloads.hub.ranges == ranges
+    assert downloads.content(downloads.run()) == files
+    assert downloads.hub.ranges == [2 * MIB] or (kind == "reset" and downloads.hub.ranges == [])
     assert downloads.hub.faults.take("GET", "org/model/model.safetensors", 3 * MIB) is None
 
 
