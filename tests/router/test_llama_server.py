@@ -25,7 +25,8 @@ MODEL = ROOT / ".peers" / "gguf" / "model.gguf"
 
 pytestmark = pytest.mark.thorough
 needs_llama_server = pytest.mark.skipif(
-    not (REAL.exists() and MODEL.exists()), reason='llama-server is not in .peers: make peers PEERS="model llama"'
+    not (REAL.exists() and MODEL.exists() and "avx512f" in Path("/proc/cpuinfo").read_text()),
+    reason='llama-server, a build for AVX-512, is not in .peers: make peers PEERS="model llama"',
 )
 
 

@@ -22,12 +22,12 @@ pytestmark = pytest.mark.thorough
 _TABLE: Final = """
 path                          embedded vllm several one stopped asleep
 GET /                         200      404  200     200 200     200
-GET /status.json              200      404  200     200 200     200
+GET /status.json              200      200  200     200 200     200
 GET /health                   200      200  200     200 200     200
 GET /readyz                   200      200  200     200 200     200
 GET /readyz?model             200      200  200     200 503     200
 GET /livez                    200      200  200     200 200     200
-GET /startupz                 200      404  200     200 200     200
+GET /startupz                 200      200  200     200 200     200
 GET /metrics                  200      200  200     200 200     200
 GET /v1/models                200      200  200     200 200     200
 GET /v1/models/m              200      -    200     200 200     200

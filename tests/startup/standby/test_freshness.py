@@ -70,9 +70,13 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """The interpreter of a virtual environment. `e2e/test_warm_upgrade.py` upgrades a package."""
+    """The interpreter of a virtual environment with one package. `e2e/test_warm_upgrade.py` upgrades one."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    return tmp_path / "venv" / "bin" / "python"
+    python = tmp_path / "venv" / "bin" / "python"
+    package = site_of(python) / "smallpack-1.0.dist-info"
+    package.mkdir()
+    (package / "RECORD").touch()
+    return python
 
 
 def site_of(python: Path) -> Path:
