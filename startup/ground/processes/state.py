@@ -44,11 +44,12 @@ LIMITS: Final = {
 }
 
 
-def inherit(thread_id: int) -> None:
+def inherit(thread_id: int, blocked: int | None = None) -> None:
     """Takes over limits, umask, blocked signals and CPUs of a thread, which may be of another process.
 
     Keeps the own value of what cannot be set, such as a limit above this process's hard limit, and of what a
-    sandbox hides in /proc.
+    sandbox hides in /proc. A thread that does not wait gives its mask of blocked signals as `blocked`: it may
+    block others by now.
 
     Raises:
         OSError: the thread has ended.
@@ -58,8 +59,9 @@ def inherit(thread_id: int) -> None:
         set_limits(thread_id)
     if "Umask" in status:
         os.umask(int(status["Umask"], 8))
-    if "SigBlk" in status:
+    if blocked is None and "SigBlk" in status:
         blocked = int(status["SigBlk"], 16)
+    if blocked is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, [n for n in signal.valid_signals() if blocked >> (n - 1) & 1])
     os.sched_setaffinity(0, os.sched_getaffinity(thread_id))
 

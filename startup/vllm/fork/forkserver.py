@@ -8,6 +8,7 @@ forked from the same forkserver.
 """
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -105,7 +106,8 @@ class _ForkedPopen(ForkedPopen):
             return super().start_program(path, words, fds)
 
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
-        texts = [self.name, str(os.getpid()), str(threading.get_native_id())]
+        blocked = sum(1 << (number - 1) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        texts = [self.name, str(os.getpid()), str(threading.get_native_id()), str(blocked)]
         if _start.pipes is None:
             return texts, (_death_pipe(),)
         *fds, timeout_s = _start.pipes
@@ -165,10 +167,10 @@ def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
     watched, *pipes = fds
     arm(watched)
     os.close(watched)
-    name, pid, thread_id, *timeouts_s = texts
+    name, pid, thread_id, blocked, *timeouts_s = texts
     process.current_process().name = name
     changed = foreign.changes(_start.environment, foreign.snapshot())
-    inherit(int(thread_id))
+    inherit(int(thread_id), int(blocked))
     refresh_libraries(changed)
     update_openmp()
     if _start.record is not None:
