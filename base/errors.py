@@ -1,5 +1,14 @@
 """Errors that several packages share. The caller reacts to each class in a different way."""
 
+from collections.abc import Iterator
+
+
+def with_causes(err: BaseException | None) -> Iterator[BaseException]:
+    """Yields the error, then the error that caused it, and so on."""
+    while err is not None:
+        yield err
+        err = err.__cause__ or err.__context__
+
 
 class ServerError(Exception):
     """The base class of the server's errors."""

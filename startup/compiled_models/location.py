@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Final, NamedTuple
 
+from base.errors import with_causes
 from base.machine.files import MODE, why_changeable
 from envs.home import expand_home
 from startup.compiled_models.record import ARCHIVE_SUFFIX
@@ -388,8 +389,6 @@ def _modified_s(info: Any) -> float:
 
 def _is_conflict(err: BaseException | None) -> bool:
     """Whether a store has refused an object because the object exists already."""
-    while err is not None:
-        if isinstance(err, FileExistsError) or any(code in str(err) for code in _EXISTS):
-            return True
-        err = err.__cause__ or err.__context__
-    return False
+    return any(
+        isinstance(each, FileExistsError) or any(code in str(each) for code in _EXISTS) for each in with_causes(err)
+    )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from glob import escape
 from typing import Any, Final, TypeVar
 
+from base.errors import with_causes
 from envs.redaction import without_login
 from envs.registry import env
 from startup.files.download.messages import DownloadError
@@ -128,7 +129,7 @@ class HubClient:
 
     def _explain(self, err: Exception, repo_id: str, revision: str | None, endpoint: str) -> DownloadError:
         host = without_login(endpoint)
-        causes = list(_causes(err))
+        causes = list(with_causes(err))
         for cause in causes:
             if (response := getattr(cause, "response", None)) is not None:
                 reason = self._refusal(response, repo_id, revision, host)
@@ -165,12 +166,6 @@ class HubClient:
 def _describe(sibling: Any) -> HubFile:
     oid = str(sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id)
     return HubFile(sibling.rfilename, sibling.size, oid if oid.isalnum() else "")  # it becomes a file's name
-
-
-def _causes(err: BaseException | None) -> Iterator[BaseException]:
-    while err is not None:
-        yield err
-        err = err.__cause__ or err.__context__
 
 
 def _asked_seconds(headers: Mapping[str, str]) -> float:

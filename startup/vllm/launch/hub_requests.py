@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from base.errors import with_causes
 from envs import foreign
 from envs.registry import env
 from startup.files.download.obtain import begin_download
@@ -64,12 +65,7 @@ def forbid_requests(line: CommandLine, plan: FilePlan) -> bool:
 
 def is_caused_by_offline(err: BaseException) -> bool:
     """Whether the error, or one of its causes, reports that something is not on disk."""
-    chain: BaseException | None = err
-    while chain is not None:
-        if type(chain).__name__ in _ERRORS or "offline" in str(chain).lower():
-            return True
-        chain = chain.__cause__ or chain.__context__
-    return False
+    return any(type(each).__name__ in _ERRORS or "offline" in str(each).lower() for each in with_causes(err))
 
 
 def _has_all(line: CommandLine, plan: FilePlan) -> bool:

@@ -9,7 +9,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from base.errors import ServerError
+from base.errors import ServerError, with_causes
 from server.terms.config import RendererConfig
 
 _IPV6_INTERNET = IPv6Network("2000::/3")
@@ -203,11 +203,7 @@ class MediaFetcher:
 
 def _media_errors(err: BaseException) -> Iterator[MediaError]:
     """Yields each MediaError that aiohttp has wrapped in another error."""
-    cause: BaseException | None = err
-    while cause is not None:
-        if isinstance(cause, MediaError):
-            yield cause
-        cause = cause.__cause__ or cause.__context__
+    return (each for each in with_causes(err) if isinstance(each, MediaError))
 
 
 def _reason(err: BaseException) -> str:
