@@ -80,8 +80,8 @@ class CachedRepository:
                     sizes[oid] = max(sizes.get(oid, 0), entry.stat().st_size)
         return sizes
 
-    def missing_bytes(self, commit: str, files: Iterable[HubFile]) -> int:
-        sizes = self.content_sizes()
+    def missing_bytes(self, commit: str, files: Iterable[HubFile], sizes: Mapping[str, int]) -> int:
+        """Returns how many bytes the snapshot lacks, given the `content_sizes`."""
         lacking = {file.oid: file.size or 0 for file in self.lacks(commit, files)}
         return sum(max(size - sizes.get(oid, 0), 0) for oid, size in lacking.items())
 

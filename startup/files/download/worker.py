@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
@@ -62,9 +62,9 @@ class _Plan(NamedTuple):
         weight_map = next((read_index(self.folder / file.name) for file in self.index_file), None)
         return [self.listing.files[name] for name in self.download.wanted.choose(self.listing.files, weight_map)]
 
-    def missing_bytes(self, files: Sequence[HubFile]) -> int:
+    def missing_bytes(self, files: Sequence[HubFile], sizes: Mapping[str, int]) -> int:
         """Returns how many bytes of the files are not on disk. Raises DownloadError if they do not fit."""
-        missing = self.repository.missing_bytes(self.listing.commit, files)
+        missing = self.repository.missing_bytes(self.listing.commit, files, sizes)
         check_room(self.repository.folder, missing, self.download.repo_id)
         return missing
 
@@ -149,7 +149,7 @@ class DownloadRun:
         (plan, files), now_s = self._followed, time.monotonic()
         if (sizes := plan.repository.content_sizes()) != self._sizes:
             self._sizes, self._arrived_s = sizes, now_s
-        missing = plan.missing_bytes(files)
+        missing = plan.missing_bytes(files, sizes)
         total = sum({file.oid: file.size or 0 for file in files}.values())
         rate = max(self._followed_bytes - missing, 0) / max(now_s - self._begin_s, _POLLED_EVERY_S)
         return DownloadProgress(plan.download.repo_id, total - missing, total, rate, self._note)
@@ -219,7 +219,7 @@ class DownloadRun:
 
     def _follow(self, plan: _Plan, files: Sequence[HubFile]) -> int:
         """Makes these files those whose progress is sent. Returns how many of their bytes are missing."""
-        self._followed, self._followed_bytes = (plan, files), plan.missing_bytes(files)
+        self._followed, self._followed_bytes = (plan, files), plan.missing_bytes(files, plan.repository.content_sizes())
         return self._followed_bytes
 
     def _disk_error(self, err: OSError, plan: _Plan) -> DownloadError:
