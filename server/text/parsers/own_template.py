@@ -11,8 +11,10 @@ import regex
 from transformers.utils.chat_parsing.content_parsers import process_field
 from transformers.utils.chat_parsing.response_templates import load_response_template
 
+from base.json_depth import MOST_LEVELS, JsonDepthError
 from server.text.parsers.call_text import Call, Found, Functions, Reader, write_typed_call
 from server.text.parsers.formats import ReasoningFormat, ToolFormat
+from server.text.parsers.json_text import is_nested_deeper
 
 _REASONING_FIELDS: Final = ("thinking", "reasoning", "reasoning_content")
 _MOST_STRINGS: Final = 1000
@@ -64,6 +66,8 @@ def _reader(field: Any) -> Reader:
             if sum(text.count(begin) for begin, _ in delimiters) > _MOST_STRINGS:
                 raise ValueError("too many strings")
             value = process_field(text, field, captures)
+            if is_nested_deeper(value, MOST_LEVELS):
+                raise JsonDepthError
             items = [item.get("function", item) for item in (value if isinstance(value, list) else [value])]
             return [write_typed_call(item["name"], item["arguments"], functions) for item in items]
         except (KeyError, TypeError, AttributeError, RecursionError) as err:
