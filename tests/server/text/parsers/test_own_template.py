@@ -119,7 +119,7 @@ def test_malformed_calls_are_content(body):
     assert parse(QWEN, f"a <tool_call>{body}</tool_call>") == [f"a <tool_call>{body}</tool_call>"]
 
 
-@pytest.mark.parametrize("values", ['<|"|>a<|"|>,' * 2000, *("[" * levels + "]" * levels for levels in (250, 950, 5000))])
+@pytest.mark.parametrize("values", ['<|"|>a<|"|>,' * 2000, *("[" * depth + "]" * depth for depth in (250, 950, 5000))])
 def test_calls_that_cost_much_are_content(values):
     parser = OutputParser(FUNCTIONS, tools=read_response_template(GEMMA)[0])
     text = f"<|tool_call>call:f{{a:[{values}]}}<tool_call|>"
