@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
-from startup.ground.errors import StartupError
+from startup.errors import StartupError
 from startup.session.preflight.report import USAGE
 
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})

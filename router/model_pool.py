@@ -40,8 +40,8 @@ from router.scheduling.terms import (
     Stop,
     Wake,
 )
-from startup.ground.errors import NOT_STARTED_CAUSE, code_line, code_of
-from startup.ground.run_record import read_start
+from startup.errors import NOT_STARTED_CAUSE, code_line, code_of
+from startup.storage.run_record import read_start
 
 logger = logging.getLogger(__name__)
 

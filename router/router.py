@@ -40,14 +40,14 @@ from router.scheduling.terms import SchedulerLimits
 from router.standbys import Standbys
 from server.http.transport.connection_table import raise_file_limit
 from server.terms.server_config import ServerConfig
-from startup.ground.config import StartupConfig
-from startup.ground.errors import StartupError
-from startup.ground.logs.setup import configure_logging
-from startup.ground.processes.quick_end import end_like
-from startup.ground.run_record import ROUTER, RunRecord, run_recorded
-from startup.ground.temp_folder import ensure_temp_folder
+from startup.errors import StartupError
+from startup.logs.setup import configure_logging
 from startup.port import listener
 from startup.port.systemd.service_manager import ServiceManager, take_socket
+from startup.processes.quick_end import end_like
+from startup.settings.config import StartupConfig
+from startup.storage.run_record import ROUTER, RunRecord, run_recorded
+from startup.storage.temp_folder import ensure_temp_folder
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from base.machine.processes import child_pids, pss_bytes
 from envs.registry import env
 from router.child.process import inherited_environment
 from router.model_entry import ModelEntry
-from startup.ground.processes import death_pipe
-from startup.ground.processes.back_off import LONGEST_S, BackOff
-from startup.ground.serve_words import ServeWords
+from startup.processes import death_pipe
+from startup.processes.back_off import LONGEST_S, BackOff
+from startup.settings.serve_words import ServeWords
 from startup.standby import sockets
 from startup.standby.sockets import template_kind_for
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from base.security.api_keys import OPEN_PATHS, STATUS_PATHS
-from startup.ground.logs.setup import PACKAGES
+from startup.logs.setup import PACKAGES
 from startup.vllm_words.installed import NEWEST_TESTED
 from tests.support.generated_docs import DOCS, MAX_CHARS, walk_commands
 from tests.support.generated_docs import PAGES as GENERATED

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from startup.ground.config import DEFAULT_MODEL_ID
+from startup.settings.config import DEFAULT_MODEL_ID
 from startup.words.arguments import Arguments
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import python_output

@@ -355,7 +355,7 @@ _USERS_FILES = {
 _ASKED = """
 import vllm_cli.own_packages, importlib, sys
 sys.path.insert(0, sys.argv[1])
-import startup.ground.config, server.terms.config, server, base, base.errors, envs.registry
+import startup.settings.config, server.terms.config, server, base, base.errors, envs.registry
 assert importlib.import_module("server").check() == "check of the package"
 assert importlib.import_module("server.auth").check() == server.same() == "deep check"
 import server.auth.deep, envs.more

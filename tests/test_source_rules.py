@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from startup.ground.logs.setup import PACKAGES
+from startup.logs.setup import PACKAGES
 
 ROOT: Final = Path(__file__).parents[1]
 
@@ -21,7 +21,7 @@ OWN_JSON: Final = {
     "server/engine/sampling/json_schema.py": "schemas, which server/generation has read and encoded",
     "server/text/renderers/tokenizers/loading.py": "the members of tokenizer.json that a tokenizer has read",
     "server/text/renderers/tokenizers/hf_tokenizer.py": "the state of a decoder",
-    "startup/ground/caches.py": "files that only this user can write",
+    "startup/storage/caches.py": "files that only this user can write",
     "startup/imports/learned_imports.py": "notes of this user's processes",
     "startup/compiled_models/exchange.py": "files of this start",
     "startup/files/prefetch/survey.py": "a cache of this user",
@@ -29,7 +29,7 @@ OWN_JSON: Final = {
     "router/http/body_members.py": "one text between quotes",
     "router/http/request_body.py": "the same",
     "router/models_file/schema.py": "a file of this program",
-    "startup/ground/run_record.py": "a record of a running process of this user",
+    "startup/storage/run_record.py": "a record of a running process of this user",
     "startup/standby/import_state.py": "pipes between processes of this start",
     "startup/standby/status.py": "the answer of this user's standby",
     "startup/vllm/fork/preload_profile.py": "a plan of this start",

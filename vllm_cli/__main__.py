@@ -17,11 +17,11 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH
 def main() -> int:
     """Runs the command. As process 1 of a container, acts as init and runs the command in a child."""
     from base.machine.command_line import mask_command_line
-    from startup.ground.serve_words import is_called_as_vllm, use_vllm_engine
+    from startup.settings.serve_words import is_called_as_vllm, use_vllm_engine
 
     mask_command_line()
     if os.getpid() == 1:
-        from startup.ground.processes.init_process import become_init
+        from startup.processes.init_process import become_init
 
         become_init()
     if is_called_as_vllm():
@@ -39,7 +39,7 @@ def main() -> int:
         if sys.dont_write_bytecode:
             from pathlib import Path
 
-            from startup.ground.caches import use_kept_bytecode
+            from startup.storage.caches import use_kept_bytecode
 
             use_kept_bytecode(Path(_ROOT, "vllm_cli"))
     if sys.argv[1:2] == ["standby-template"] and len(sys.argv) > 3:  # started only by a standby
@@ -69,8 +69,8 @@ def _run_template(kind: str, standby_fd: str, *models: str) -> int:
 
     with low_numbers_taken():  # keeps these numbers free: front processes have files there
         import vllm_cli.commands.serve  # noqa: F401 - what every server imports
-        from startup.ground.logs.setup import configure_logging, log_options_of_environment
-        from startup.ground.processes.quick_end import end_without_finalizing
+        from startup.logs.setup import configure_logging, log_options_of_environment
+        from startup.processes.quick_end import end_without_finalizing
         from startup.standby.template import wait_for_start
 
     configure_logging(log_options_of_environment(), role="template")

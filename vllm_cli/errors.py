@@ -4,7 +4,7 @@ import click
 
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
-from startup.ground.serve_words import repeated_words
+from startup.settings.serve_words import repeated_words
 
 
 class ConnectionFailedError(click.ClickException):

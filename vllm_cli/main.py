@@ -23,8 +23,8 @@ from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.embedded.installed import INSTALL_COMMAND, MODULES
-from startup.ground.errors import USAGE_CAUSE, CommandLineError, CrashError, StartupError, code_line, code_of, with_code
-from startup.ground.serve_words import ServeWords, is_vllm_installed
+from startup.errors import USAGE_CAUSE, CommandLineError, CrashError, StartupError, code_line, code_of, with_code
+from startup.settings.serve_words import ServeWords, is_vllm_installed
 from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
 
@@ -241,7 +241,7 @@ def _is_interruption(err: BaseException | None) -> bool:
 def _fail_start(err: StartupError) -> int:
     if not isinstance(err, CrashError) or err.json_line is None:
         return _fail(err, err.exit_code if isinstance(err, CrashError) else START_FAILED, err.cause)
-    from startup.ground.logs.setup import real_stderr  # noqa: PLC0415 - only after a crash
+    from startup.logs.setup import real_stderr  # noqa: PLC0415 - only after a crash
 
     with suppress(OSError):
         click.echo(hide_quoted(err.json_line, sys.argv), file=real_stderr())
@@ -265,6 +265,6 @@ def _log_as_json(message: str, cause: str) -> bool:
     """If the log's format is JSON, logs the error that ends a start. Returns whether it was logged."""
     if "logging" not in sys.modules:
         return False
-    from startup.ground.logs.setup import log_failure  # noqa: PLC0415 - only after a failure
+    from startup.logs.setup import log_failure  # noqa: PLC0415 - only after a failure
 
     return log_failure(message, code_of(cause))

@@ -7,8 +7,8 @@ from tempfile import gettempdir
 from typing import Final
 
 from envs.registry import env
-from startup.ground.config import flags_with_role
-from startup.ground.temp_folder import own_folder
+from startup.settings.config import flags_with_role
+from startup.storage.temp_folder import own_folder
 from startup.words.engine_choice import choose_engine
 from startup.words.errors import InputError
 from startup.words.secret_flags import find_values, secrets_as_variables, without_flags

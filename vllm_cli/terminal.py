@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from startup.ground.logs.formatters import escape_controls
+from startup.logs.formatters import escape_controls
 from startup.reports.timeline.live_line import LiveLine
 
 _REDRAW_S: Final = 0.1

@@ -22,8 +22,8 @@ from router.child.process import ChildProcess, describe_end
 from router.child.process_set import ProcessSet
 from router.child.server import ERRORS_S, STOP_S, ChildProgress, ChildReadiness, ForeignServer, OwnServer, execute_words
 from router.model_entry import ModelEntry
-from startup.ground.errors import NOT_STARTED_CAUSE, TIMEOUT_CAUSE, UNKNOWN_CAUSE, PortInUseError, code_line
-from startup.ground.temp_folder import remove_left_behind
+from startup.errors import NOT_STARTED_CAUSE, TIMEOUT_CAUSE, UNKNOWN_CAUSE, PortInUseError, code_line
+from startup.storage.temp_folder import remove_left_behind
 
 logger = logging.getLogger(__name__)
 

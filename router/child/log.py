@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 from base.json_depth import read_json
 from envs.redaction import hide_in_command, hide_quoted
-from startup.ground.errors import UNKNOWN_CAUSE
-from startup.ground.logs.formatters import CONTROL_CHARACTERS, escape_controls
-from startup.ground.logs.options import LogFormat
+from startup.errors import UNKNOWN_CAUSE
+from startup.logs.formatters import CONTROL_CHARACTERS, escape_controls
+from startup.logs.options import LogFormat
 from startup.reports.causes.digest import write_digest
 from startup.reports.causes.first_cause import find_cause
 

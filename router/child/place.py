@@ -17,9 +17,9 @@ from typing import Final, NoReturn, Self
 from base.machine.command_line import replace_command_line
 from envs.registry import env
 from router.child.process import inherited_environment
-from startup.ground.logs.options import LogOptions
-from startup.ground.processes import group_signals
-from startup.ground.temp_folder import own_folder
+from startup.logs.options import LogOptions
+from startup.processes import group_signals
+from startup.storage.temp_folder import own_folder
 
 _NUM_SCANS: Final = 50
 _BETWEEN_SCANS_S: Final = 0.02

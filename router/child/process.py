@@ -11,7 +11,7 @@ from typing import Final, NoReturn, Self
 from base.wording import signal_name
 from envs import foreign
 from envs.registry import env
-from startup.ground.processes import death_pipe
+from startup.processes import death_pipe
 
 _OWN: Final = (
     env.NOTIFY_SOCKET,

@@ -21,9 +21,9 @@ from base.server_settings import SHUTDOWN_TIMEOUT_S, control_socket
 from envs.registry import env
 from router.child.process import execute_serve
 from router.model_entry import ForeignCommand, ServerCall
+from startup.errors import NOT_STARTED_CAUSE, with_code
 from startup.files.model.gguf import KEY_VARIABLE, LLAMA_SERVER
-from startup.ground.errors import NOT_STARTED_CAUSE, with_code
-from startup.ground.serve_words import split
+from startup.settings.serve_words import split
 from startup.standby.sockets import peer_of
 
 STOP_S: Final = SHUTDOWN_TIMEOUT_S

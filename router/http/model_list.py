@@ -18,7 +18,7 @@ from envs.redaction import hide_in_words
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelStatus
 from router.scheduling.terms import State
-from startup.ground.serve_words import is_flag_like
+from startup.settings.serve_words import is_flag_like
 
 if TYPE_CHECKING:
     from router.child.child import Child

@@ -15,8 +15,8 @@ from base.wording import list_some
 from envs.variable import parse_duration
 from router.model_entry import ForeignCommand, ModelEntry, ServerCall
 from router.models_file.document import Findings, KeyPath, show
-from startup.ground.config import flags_with_role
-from startup.ground.serve_words import is_vllm_installed, split
+from startup.settings.config import flags_with_role
+from startup.settings.serve_words import is_vllm_installed, split
 
 PORT: Final = "${PORT}"
 SLEEP_KEYS: Final = ("sleep", "wake", "sleepEndpoints", "wakeEndpoints")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from router.scheduling.terms import NOTHING, ModelRules, ModelView, Need, Outcome, State
-from startup.ground.processes.back_off import BackOff
+from startup.processes.back_off import BackOff
 
 
 class EntryMemory:

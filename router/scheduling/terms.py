@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Literal, NamedTuple
 
-from startup.ground.config import SeveralModelsConfig
+from startup.settings.config import SeveralModelsConfig
 
 State = Literal["stopped", "starting", "ready", "falling asleep", "asleep", "waking", "draining", "failed"]
 """`draining`: the model's process admits no more requests, and is stopped when its last request has ended.

@@ -11,7 +11,7 @@ from router.model_entry import ForeignCommand, ModelEntry
 from router.models_file.commands import PORT
 from startup.files.model.gguf import LLAMA_SERVER, GgufModel
 from startup.files.model.hub_settings import is_offline
-from startup.ground.config import StartupConfig
+from startup.settings.config import StartupConfig
 from startup.words.arguments import Arguments, GivenFlag
 from startup.words.errors import InputError
 from startup.words.serve_command import parse_start

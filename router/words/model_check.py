@@ -30,15 +30,15 @@ from router.words.llama_words import as_llama_server
 from router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model, without_ours
 from router.words.sleep_words import with_sleep_words
 from startup.embedded.installed import require_embedded_engine
+from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.gguf import find_gguf, has_llama_server
 from startup.files.model.request import ModelRequest
-from startup.ground.config import StartupConfig, flags_with_role
-from startup.ground.errors import StartupError
-from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
-from startup.ground.serve_words import is_flag_like
+from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import USAGE, Finding, PreflightReport
+from startup.settings.config import StartupConfig, flags_with_role
+from startup.settings.serve_words import is_flag_like
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import require_vllm
 from startup.vllm_words.model_request import parse_adapter

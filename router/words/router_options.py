@@ -17,7 +17,7 @@ from router.router import RouterOptions
 from router.scheduling.terms import SchedulerLimits
 from router.words.model_check import CheckedModel, ModelCheck, folder_of, key_of, served_names
 from router.words.router_words import SeveralModels
-from startup.ground.errors import CommandLineError
+from startup.errors import CommandLineError
 from startup.session.preflight.report import Finding, PreflightReport
 from startup.standby.sockets import TEMPLATE_KINDS
 from startup.words.errors import InputError

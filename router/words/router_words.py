@@ -7,8 +7,8 @@ from typing import Final, NamedTuple, TypeGuard
 import click
 
 from envs.registry import env
-from startup.ground.config import StartupConfig, flags_with_role
-from startup.ground.serve_words import is_flag_like
+from startup.settings.config import StartupConfig, flags_with_role
+from startup.settings.serve_words import is_flag_like
 from startup.vllm_words.flags import flags_that_change
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError

@@ -14,7 +14,7 @@ from router.words.model_check import folder_of
 from router.words.router_words import PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own, without_ours
 from router.words.sleep_words import with_sleep_words
 from startup.files.model.request import ModelRequest
-from startup.ground.config import StartOptions, StartupConfig, VllmOptions, flags_with_role
+from startup.settings.config import StartOptions, StartupConfig, VllmOptions, flags_with_role
 from startup.vllm_words.command_line import CommandLine
 from startup.words.arguments import Arguments, read_config_file
 from startup.words.errors import InputError

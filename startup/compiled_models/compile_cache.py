@@ -24,11 +24,11 @@ from startup.compiled_models.exchange import CompiledEvent, Exchange
 from startup.compiled_models.process import AddJob, FetchJob, SharingProcess, SharingReport
 from startup.compiled_models.reasons import Reason, Wanted, explain, why_no_fit, why_outdated
 from startup.compiled_models.record import CompiledModel, Hardware
-from startup.ground.caches import COMPILED, find_baked
-from startup.ground.config import CompileCacheOption, flags_with_role
-from startup.ground.processes import group_signals
 from startup.port.start_state import StartState
+from startup.processes import group_signals
 from startup.reports.timeline.history import installed_versions
+from startup.settings.config import CompileCacheOption, flags_with_role
+from startup.storage.caches import COMPILED, find_baked
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
 

@@ -17,7 +17,7 @@ from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
 from startup.compiled_models.record import CompiledModel, FileFacts, Hardware
-from startup.ground.caches import cache_folder
+from startup.storage.caches import cache_folder
 
 _RECORDS: Final = "compiled"
 _COMPILED: Final = "torch_compile_cache"

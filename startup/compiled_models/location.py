@@ -25,7 +25,7 @@ from base.machine.files import MODE, why_changeable
 from envs.home import expand_home
 from startup.compiled_models.record import ARCHIVE_SUFFIX
 from startup.files.model.model_place import is_object_address, missing_package, without_file_scheme
-from startup.ground.caches import why_not_trusted
+from startup.storage.caches import why_not_trusted
 
 MOST_LISTED: Final = 200
 MOST_EXAMINED: Final = 1_000_000

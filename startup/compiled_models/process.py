@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from startup.compiled_models.record import CompiledModel
-from startup.ground.processes.helper import Helper, HelperEndedError
+from startup.processes.helper import Helper, HelperEndedError
 
 _LATE: Final = "fetching is given up after {:.0f} s: check that the location answers, and how fast"
 _LEAST_LIMIT_S: Final = 30.0

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from base.json_depth import check_depth
 from base.machine.hardware import gpu_kinds, instruction_sets
-from startup.ground.caches import CONVERTING
+from startup.storage.caches import CONVERTING
 
 FORMAT: Final = 2
 """The number of the format. It is part of the names of families. Only records of this format are read."""

@@ -12,7 +12,7 @@ from startup.compiled_models.location import MOST_EXAMINED, Location, StoredArch
 from startup.compiled_models.process import AddJob, FetchJob, SharingReport
 from startup.compiled_models.reasons import changed_sources
 from startup.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, CompiledModel, FileFacts, Hardware
-from startup.ground.processes.helper import Send
+from startup.processes.helper import Send
 
 _MOST_BYTES: Final = 16 << 30
 """The most bytes of an archive, both packed and unpacked."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from envs import foreign
 from envs.redaction import hide_in_words, is_secret_name
 from startup.compiled_models.reasons import ENVIRONMENT
-from startup.ground.hooks.hook import Hook, Name, Text
+from startup.hook import Hook, Name, Text
 from startup.imports.finder import alters, wraps
 
 if TYPE_CHECKING:

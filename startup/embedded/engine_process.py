@@ -18,12 +18,12 @@ from base.wording import signal_name
 from envs.registry import env
 from server.terms.config import EngineConfig, ModelFiles
 from startup.files.model.checkpoint_folder import modeling_module
-from startup.ground.logs.options import LogOptions
-from startup.ground.logs.setup import configure_logging
-from startup.ground.processes import death_pipe, forkserver, group_signals
-from startup.ground.processes.new_program import without_group_signals, without_main_module
 from startup.imports.heavy import import_engine
 from startup.imports.torch_environment import set_torch_variables
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
+from startup.processes import death_pipe, forkserver, group_signals
+from startup.processes.new_program import without_group_signals, without_main_module
 from startup.reports.crash.output_record import OutputRecord
 
 logger = logging.getLogger(__name__)

@@ -3,8 +3,8 @@
 from importlib.util import find_spec
 from typing import Final
 
-from startup.ground.errors import CommandLineError, StartupError
-from startup.ground.processes import interpreter
+from startup.errors import CommandLineError, StartupError
+from startup.processes import interpreter
 
 MODULES: Final = (
     "torch",

@@ -11,9 +11,9 @@ from contextlib import suppress
 
 from base.machine.processes import process_start_ns
 from envs.registry import env
-from startup.ground.logs.setup import configure_logging, log_options_of_environment
-from startup.ground.processes import death_pipe, group_signals
 from startup.imports.heavy import import_engine
+from startup.logs.setup import configure_logging, log_options_of_environment
+from startup.processes import death_pipe, group_signals
 
 _BEGIN_NS = time.monotonic_ns()
 

@@ -32,32 +32,32 @@ from server.terms.config import ModelFiles
 from server.terms.types import EngineInfo
 from server.text.model_files.model_kind import accepts_images
 from server.text.model_files.tokenizer_files import find_tokenizer_mode
+from startup import start_origin
 from startup.embedded import engine_process
 from startup.embedded.engine_process import EngineProcess, use_start_method
 from startup.embedded.starter import EngineStarter
+from startup.errors import PortInUseError, StartupError
 from startup.files.download.obtain import finish_download
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import use_first_endpoint
 from startup.files.model.request import ModelRequest
-from startup.ground import start_origin
-from startup.ground.caches import digest, keep_bytecode, use_baked_bytecode
-from startup.ground.config import StartupConfig
-from startup.ground.errors import PortInUseError, StartupError
-from startup.ground.hooks.hook import names_without
-from startup.ground.logs.setup import configure_logging
-from startup.ground.processes import group_signals
-from startup.ground.processes.new_program import discard_dormant, fork_dormant
-from startup.ground.processes.state import forbid_hub_requests
-from startup.ground.temp_folder import ensure_temp_folder
+from startup.hook import names_without
 from startup.imports.heavy import end_stand_ins, import_vision
 from startup.imports.learned_imports import learn, learned_imports
+from startup.logs.setup import configure_logging
 from startup.port.responder_process import OpenChannel, open_plain
+from startup.processes import group_signals
+from startup.processes.new_program import discard_dormant, fork_dormant
+from startup.processes.state import forbid_hub_requests
 from startup.reports.causes.phase import SERVING
 from startup.reports.crash.output_record import OutputRecord
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.preflight.report import PreflightReport
 from startup.session.session import ListenAddress, StartSession
+from startup.settings.config import StartupConfig
+from startup.storage.caches import digest, keep_bytecode, use_baked_bytecode
+from startup.storage.temp_folder import ensure_temp_folder
 
 if TYPE_CHECKING:
     from server.run.api_process import ServerRun

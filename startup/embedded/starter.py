@@ -12,9 +12,9 @@ from base.errors import EngineStartError
 from server.terms.config import EngineConfig, ModelFiles
 from startup.embedded import engine_process
 from startup.embedded.engine_process import EngineProcess
-from startup.ground.logs.options import LogOptions
-from startup.ground.processes import forkserver, group_signals
-from startup.ground.processes.forkserver import ForkError
+from startup.logs.options import LogOptions
+from startup.processes import forkserver, group_signals
+from startup.processes.forkserver import ForkError
 from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType, ModuleType
 from typing import Any, Final
 
-from startup.ground.hooks.hook import Hook, Name
+from startup.hook import Hook, Name
 from startup.imports.finder import after_import, place_variant
 
 _GET_MODULE: Final = Name("torch.library", "inspect.getmodule", ("object",))

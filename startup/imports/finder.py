@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from startup.ground.hooks.hook import Hook, Name, UnfitHookError, note_executed, place_of
+from startup.hook import Hook, Name, UnfitHookError, note_executed, place_of
 
 logger = logging.getLogger(__name__)
 

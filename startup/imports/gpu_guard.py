@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 from base.machine.gpu_driver import initialized_driver, may_have_gpu
 from base.machine.nvml import read_gpus
 from envs import foreign
-from startup.ground.caches import Kept
-from startup.ground.hooks.hook import Hook, Name
+from startup.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import replaced, watch
+from startup.storage.caches import Kept
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from startup.ground.hooks.hook import uses
+from startup.hook import uses
 from startup.imports.cheap_calls import make_calls_cheap
 from startup.imports.learned_imports import learned_imports
 

@@ -16,7 +16,7 @@ from functools import reduce
 from importlib.util import find_spec
 from typing import Any, Final
 
-from startup.ground.hooks.hook import Hook, Name
+from startup.hook import Hook, Name
 from startup.imports.scan_cache import cached_scans
 from startup.imports.stand_ins import StandIns
 

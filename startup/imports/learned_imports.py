@@ -23,11 +23,11 @@ from typing import Any, BinaryIO, Final
 
 from base.machine.file_stamps import StoredStamp, read_stamp
 from base.machine.files import MODE
-from startup.ground.caches import digest, layers
-from startup.ground.hooks.hook import uses
+from startup.hook import uses
 from startup.imports import import_file
 from startup.imports.distributions import distribution_stamps, installed_folders
 from startup.imports.import_file import Index, ModuleEntry, Part, checksum, install, open_file, uninstall
+from startup.storage.caches import digest, layers
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, TypeAlias
 
-from startup.ground.caches import Kept, Value
-from startup.ground.hooks.hook import Hook, Name
+from startup.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import after_import, cancel
+from startup.storage.caches import Kept, Value
 
 _SCAN: Final = Name("transformers.utils.import_utils", "define_import_structure", ("module_path", "prefix"))
 CACHED_SCANS: Final = Hook(

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol, Self
 
-from startup.ground.hooks.hook import uses
+from startup.hook import uses
 from startup.port.probe_http import LIVE_PATH, MAX_HEAD_BYTES, Answer, Probe, parse_probe
 
 _SHARE_PERIOD_S: Final = 1.0

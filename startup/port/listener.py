@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from startup.ground.errors import PortInUseError, StartupError
+from startup.errors import PortInUseError, StartupError
 
 BACKLOG = 2048
 _CAUSES: Final = {

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
 
-from startup.ground.processes import group_signals
 from startup.port import responder_process
 from startup.port.acceptor import SERVE
 from startup.port.listener import BACKLOG, is_listening
 from startup.port.responder_process import OpenChannel, open_plain, run_process
 from startup.port.start_state import ProbeAnswers
+from startup.processes import group_signals
 
 logger = logging.getLogger(__name__)
 

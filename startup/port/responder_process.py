@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import NoReturn, Protocol
 
 from base.errors import ServerError
-from startup.ground.logs.setup import rename_process
-from startup.ground.processes import death_pipe, group_signals
+from startup.logs.setup import rename_process
 from startup.port.acceptor import SERVE, Acceptor
 from startup.port.listener import is_listening
 from startup.port.probe_http import Answer
 from startup.port.start_state import ProbeAnswers
+from startup.processes import death_pipe, group_signals
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 from base.lifecycle import START_INFO, START_PHASES, StartInfo
 from base.status_page.page import DATA_PATH, read_page
 from base.wording import list_some
+from startup import start_origin
 from startup.files.prefetch.messages import PrefetchReport
-from startup.ground import start_origin
 from startup.port.probe_http import LIVE_PATH, Answer
 from startup.reports.timeline.history import StartSubject, installed_versions, read_history
 from startup.reports.timeline.progress import ProgressMeter

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable
 
 from base.exit_codes import START_FAILED
-from startup.ground.errors import TIMEOUT_CAUSE, log_with_code
-from startup.ground.processes import group_signals
+from startup.errors import TIMEOUT_CAUSE, log_with_code
+from startup.processes import group_signals
 
 logger = logging.getLogger(__name__)
 

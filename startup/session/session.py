@@ -16,28 +16,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from envs.registry import env
 from server.terms.types import EngineInfo
+from startup import start_origin
+from startup.errors import StartupError, with_code
 from startup.files.download.obtain import begin_download
 from startup.files.model.file_plan import Download, FilePlan
 from startup.files.model.hub_settings import is_offline
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
-from startup.ground import start_origin
-from startup.ground.caches import PAGES, find_baked
-from startup.ground.config import PrefetchMode, PreflightMode
-from startup.ground.errors import StartupError, with_code
-from startup.ground.processes import group_signals
-from startup.ground.processes.stop_signals import StopSignals
-from startup.ground.run_record import RunRecord, run_recorded
-from startup.ground.temp_folder import own_folder
 from startup.port import listener
 from startup.port.responder import StartupResponder
 from startup.port.responder_process import OpenChannel, open_plain
 from startup.port.start_state import ProbeAnswers, StartState
+from startup.processes import group_signals
+from startup.processes.stop_signals import StopSignals
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.progress import LiveProgress
 from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.deadline import start_deadline
 from startup.session.outcome import save_failed_start, save_ready_start
 from startup.session.preflight.report import PreflightReport
+from startup.settings.config import PrefetchMode, PreflightMode
+from startup.storage.caches import PAGES, find_baked
+from startup.storage.run_record import RunRecord, run_recorded
+from startup.storage.temp_folder import own_folder
 
 if TYPE_CHECKING:
     from startup.files.download.process import DownloadHandle

@@ -3,7 +3,7 @@
 The front process is the process that the user has started. The template process has imported the server's
 modules. The forked process reads the front process's request itself, so that arguments and variables of the
 request are never in the template process's memory. Until the front process agrees
-(`startup.ground.processes.messages`), nothing that it does is visible outside.
+(`startup.processes.messages`), nothing that it does is visible outside.
 """
 
 import locale
@@ -20,11 +20,11 @@ from base.machine.command_line import masked_words, replace_command_line
 from base.machine.descriptors import move_socket_up, move_up
 from base.machine.processes import process_start_ns
 from envs import foreign
-from startup.ground import start_origin
-from startup.ground.processes import death_pipe, messages, new_program
-from startup.ground.processes.messages import MessageError, RefusedError
-from startup.ground.processes.new_program import Request
-from startup.ground.processes.state import STANDARD, refresh_libraries, renew_authentication_key, take_descriptors
+from startup import start_origin
+from startup.processes import death_pipe, messages, new_program
+from startup.processes.messages import MessageError, RefusedError
+from startup.processes.new_program import Request
+from startup.processes.state import STANDARD, refresh_libraries, renew_authentication_key, take_descriptors
 from startup.standby import process_state
 from startup.standby.front_process import interpreter_state
 from startup.standby.import_state import ImportEnvironment, InstalledFiles

@@ -12,8 +12,8 @@ import socket
 import sys
 from contextlib import suppress
 
-from startup.ground.processes import messages
-from startup.ground.processes.quick_end import end_like
+from startup.processes import messages
+from startup.processes.quick_end import end_like
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:

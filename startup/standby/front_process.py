@@ -10,9 +10,9 @@ import sys
 import time
 
 from envs import foreign
-from startup.ground.processes import messages
-from startup.ground.processes.messages import RefusedError
-from startup.ground.serve_words import ServeWords, has_several_models, is_behind_router
+from startup.processes import messages
+from startup.processes.messages import RefusedError
+from startup.settings.serve_words import ServeWords, has_several_models, is_behind_router
 from startup.standby import sockets
 from startup.standby.sockets import template_kind
 
@@ -57,12 +57,12 @@ def serve_warm(words: list[str]) -> int | None:
         reason = f"no standby runs for this kind of start ({kind})"
     if mode == "require":
         from base.exit_codes import START_FAILED  # noqa: PLC0415 - slow to import for a warm start
-        from startup.ground.errors import with_code  # noqa: PLC0415 - slow to import for a warm start
+        from startup.errors import with_code  # noqa: PLC0415 - slow to import for a warm start
 
         message = f"Error: --standby require: {reason}. Start one with `vllm-cli standby`."
         sys.stderr.write(with_code(message, "standby-unusable") + "\n")
         return START_FAILED
-    from startup.ground import start_origin  # noqa: PLC0415 - slow to import for a warm start
+    from startup import start_origin  # noqa: PLC0415 - slow to import for a warm start
 
     start_origin.cold_reason = reason
     return None

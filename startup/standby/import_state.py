@@ -39,7 +39,7 @@ _READ_LATER: Final = frozenset({
 })  # fmt: skip
 """Variables that are read on import, but may differ.
 
-They are read again at each use, or set again (`startup.ground.processes.state`), or have an effect
+They are read again at each use, or set again (`startup.processes.state`), or have an effect
 only in an interactive interpreter.
 """
 _DELETED: Final = " (deleted)"

@@ -19,7 +19,7 @@ from typing import Any, Final
 import psutil  # noqa: TID253 - in the template process, so that its forks need not import it
 
 from base.machine import cgroups
-from startup.ground.processes.state import LIMITS, read_fields, read_text, set_limits, status_of
+from startup.processes.state import LIMITS, read_fields, read_text, set_limits, status_of
 
 _STATUS: Final = (
     "Uid",

@@ -14,8 +14,8 @@ from contextlib import suppress
 
 from envs import foreign
 from envs.home import expand_home
-from startup.ground.processes import messages
-from startup.ground.serve_words import ServeWords, is_eager, is_for_information
+from startup.processes import messages
+from startup.settings.serve_words import ServeWords, is_eager, is_for_information
 
 CONTROL = "standby"
 """The name of the socket on which the standby itself answers."""

@@ -15,16 +15,16 @@ from typing import Final, Self
 from base.machine.processes import pss_bytes
 from base.wording import format_bytes
 from envs.registry import env
+from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
 from startup.files.prefetch.process import PrefetchHandle, start_prefetch
-from startup.ground.errors import StartupError
-from startup.ground.processes.group_signals import GROUP_SIGNALS
-from startup.ground.run_record import STANDBY, RunRecord, run_recorded
+from startup.processes.group_signals import GROUP_SIGNALS
 from startup.standby import sockets
 from startup.standby.sockets import peer_of
 from startup.standby.status import STATUS, STOP, StandbyStatus
 from startup.standby.template_process import TemplateProcess
+from startup.storage.run_record import STANDBY, RunRecord, run_recorded
 
 logger = logging.getLogger(__name__)
 

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
 from base.machine.libc import load_libc
 from envs import foreign
+from startup.errors import StartupError
 from startup.files.model.checkpoint_folder import modeling_module
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
-from startup.ground.errors import StartupError
-from startup.ground.processes import death_pipe
-from startup.ground.processes.forks import Forks
 from startup.imports.gpu_guard import why_unforkable
 from startup.imports.heavy import import_engine
 from startup.imports.torch_environment import set_torch_variables
+from startup.processes import death_pipe
+from startup.processes.forks import Forks
 from startup.standby import sockets
 from startup.standby.forked_server import FrontLink, TemplateFacts, take_over
 from startup.standby.import_state import ImportEnvironment, InstalledFiles, execute_with, recorded_reads, written_since
@@ -237,8 +237,8 @@ _EMBEDDED: Final = (
     "server.text.renderers.images.vision",
     "server.engine.pooling.core",
     "startup.port.tls_channel",
-    "startup.ground.logs.json_lines",
-    "startup.ground.processes.forkserver",
+    "startup.logs.json_lines",
+    "startup.processes.forkserver",
     "torch._prims.rng_prims",
 )
 """The API process's modules, and the engine's module for random numbers (for others: `import_engine`)."""

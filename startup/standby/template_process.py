@@ -9,7 +9,7 @@ import time
 from typing import Final
 
 from base.machine.processes import pss_bytes
-from startup.ground.processes.back_off import BackOff
+from startup.processes.back_off import BackOff
 from startup.standby.sockets import module_folder
 from startup.standby.status import TemplateState, TemplateStatus
 from startup.standby.template import ENDED, INCOMPLETE, READY, STALE, STARTED

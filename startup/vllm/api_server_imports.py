@@ -11,7 +11,7 @@ from traceback import walk_tb
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
-from startup.ground.hooks.hook import place_of
+from startup.hook import place_of
 from startup.imports.cheap_calls import make_calls_cheap
 from startup.imports.finder import replace, stop_replacing
 from startup.imports.gpu_guard import NeedsGpuError, driver_kept_uninitialized, has_failed, leave_to_forks

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from base.exit_codes import INTERRUPTED, USAGE
-from startup.ground.errors import StartupError, with_code
-from startup.ground.hooks.hook import Name
-from startup.ground.temp_folder import own_folder
+from startup.errors import StartupError, with_code
+from startup.hook import Name
+from startup.storage.temp_folder import own_folder
 from startup.vllm_words.command_line import CONFIG, CommandLine
 from startup.vllm_words.installed import find_vllm
 

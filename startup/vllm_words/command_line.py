@@ -10,9 +10,9 @@ from typing import Final
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import ModelRequest
-from startup.ground.config_file import ConfigFile
-from startup.ground.hooks.hook import Text
-from startup.ground.serve_words import OMNI, Given, is_for_information, normalise, split
+from startup.hook import Text
+from startup.settings.config_file import ConfigFile
+from startup.settings.serve_words import OMNI, Given, is_for_information, normalise, split
 from startup.vllm_words.facts import FlagFact, VllmFacts, read_facts
 from startup.vllm_words.flags import Flags, flags_that_change
 from startup.vllm_words.grammar import Reading, VllmFlag

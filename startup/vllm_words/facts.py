@@ -24,8 +24,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, Union, get_args, 
 
 from base.machine.file_stamps import FileStamp, read_stamp
 from envs import foreign
-from startup.ground.caches import Kept, of_type
-from startup.ground.hooks.hook import Hook, Name, Text
+from startup.hook import Hook, Name, Text
+from startup.storage.caches import Kept, of_type
 from startup.vllm_words.installed import InstalledVllm, find_vllm
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 from base.wording import list_some
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
-from startup.ground.keyed_values import merge, nest
-from startup.ground.serve_words import Given, is_flag_like, split
+from startup.settings.serve_words import Given, is_flag_like, split
+from startup.storage.keyed_values import merge, nest
 from startup.vllm_words.facts import FlagFact
 from startup.vllm_words.flags import Flags
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from envs import foreign
-from startup.ground.errors import StartupError
-from startup.ground.hooks.hook import Release
+from startup.errors import StartupError
+from startup.hook import Release
 
 OLDEST: Final = (0, 29)
 """The first supported release. Older releases start their processes in another way."""

@@ -1,6 +1,6 @@
 """Reads a command line or a `--config` file of the embedded engine by vLLM's rules, not by click's.
 
-`ground.serve_words.split` implements the rules. A flag's name may be replaced by an unambiguous abbreviation.
+`serve_words.split` implements the rules. A flag's name may be replaced by an unambiguous abbreviation.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import Any
 
 from base.json_depth import read_json
 from envs.redaction import hide_in_words
-from startup.ground.config_file import ConfigFile
-from startup.ground.keyed_values import merge, nest
-from startup.ground.serve_words import Given, split
+from startup.settings.config_file import ConfigFile
+from startup.settings.serve_words import Given, split
+from startup.storage.keyed_values import merge, nest
 from startup.words.errors import InputError
 from startup.words.flag import Flag, Shape
 from startup.words.supported import CONFIG

@@ -8,8 +8,8 @@ import click
 from envs.registry import ENGINES, env
 from envs.suggestion import did_you_mean
 from startup.files.model.gguf import is_read_by_vllm
-from startup.ground.config import VllmOptions
-from startup.ground.serve_words import LAUNCHER_FLAGS, ServeWords
+from startup.settings.config import VllmOptions
+from startup.settings.serve_words import LAUNCHER_FLAGS, ServeWords
 from startup.words.errors import InputError
 from startup.words.flag import SupportedFlag
 from startup.words.supported import ENGINE, GROUPS, SUPPORTED

@@ -9,7 +9,7 @@ from click.shell_completion import CompletionItem
 
 from envs.registry import env
 from envs.variable import EnvError
-from startup.ground.serve_words import help_topic, split
+from startup.settings.serve_words import help_topic, split
 from startup.words.arguments import Arguments
 from startup.words.flag import Shape, SupportedFlag
 from startup.words.help import write_topic

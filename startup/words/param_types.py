@@ -15,8 +15,8 @@ from envs.home import expand_home
 from envs.suggestion import did_you_mean, former_form
 from envs.variable import EXPECTED_DURATION, parse_duration
 from server.terms.config import PoolerConfig
-from startup.ground.config import CompileCacheOption
-from startup.ground.keyed_values import parse_size
+from startup.settings.config import CompileCacheOption
+from startup.storage.keyed_values import parse_size
 
 _UNITS: Final = ("", "k", "m", "g", "t")
 

@@ -60,7 +60,7 @@ def show_notices(notices: Iterable[str], log_format: str) -> None:
     for notice in notices:
         line = f"Notice: {notice}"
         if log_format == "json":
-            from startup.ground.logs.json_lines import format_warning
+            from startup.logs.json_lines import format_warning
 
             line = format_warning(notice)
         click.echo(line, err=True)

@@ -13,8 +13,8 @@ from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
 from envs.variable import EnvError
 from startup.files.model.gguf import find_gguf, has_llama_server
 from startup.files.model.request import ModelRequest
-from startup.ground.config import DEFAULT_MODEL_ID, StartupConfig, VllmOptions
-from startup.ground.serve_words import (
+from startup.settings.config import DEFAULT_MODEL_ID, StartupConfig, VllmOptions
+from startup.settings.serve_words import (
     LAUNCHER_FLAGS,
     OMNI,
     STRAY_REMEDY,

@@ -13,7 +13,7 @@ from envs.registry import ENGINES, env
 from envs.variable import EnvVar
 from server.terms.config import PoolerConfig
 from server.text.model_files.tokenizer_files import RENDERERS
-from startup.ground.config import StartupConfig
+from startup.settings.config import StartupConfig
 from startup.words.flag import Shape, SupportedFlag
 from startup.words.param_types import (
     COMPILE_CACHE,

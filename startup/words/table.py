@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from envs.redaction import is_secret_flag
 from envs.replacements import REPLACEMENTS, RETIRED
 from envs.suggestion import did_you_mean, positive
-from startup.ground.serve_words import Given, normalise, split
+from startup.settings.serve_words import Given, normalise, split
 from startup.words.errors import InputError
 from startup.words.flag import Flag, Shape
 from startup.words.supported import SUPPORTED

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from startup.ground.config import DEFAULT_MODEL_ID
+from startup.settings.config import DEFAULT_MODEL_ID
 from tests.deploy.shipped import Start
 from tests.router.router_process import FOREIGN
 from tests.startup.vllm.fake_start import FAKE

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from base.server_settings import LifecycleConfig
-from startup.ground.serve_words import ServeWords
+from startup.settings.serve_words import ServeWords
 from startup.vllm_words.command_line import CommandLine
 from tests.deploy.manifests import COMPONENTS, POD_NAMES, VARIANTS, pod_of, pods_of, render
 from tests.deploy.shipped import PODS_OF_VLLM, pod_start

@@ -26,7 +26,7 @@ FORK_TAKES_OVER: Final = ("os.chdir", "", None)
 
 _STOP_BEFORE_GO: Final = """
 import os, signal, sys
-from startup.ground.processes import messages
+from startup.processes import messages
 send = messages.send
 def stop_at_go(connection, *sections, **options):
     if sections == ([b"go"],):

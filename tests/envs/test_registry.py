@@ -10,7 +10,7 @@ from envs.registry import LOGGING_LEVELS, START_METHODS, Environment, env, unkno
 from envs.replacements import LIMITS
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError, parse_duration
-from startup.ground.logs.setup import PACKAGES
+from startup.logs.setup import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 

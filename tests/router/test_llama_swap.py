@@ -12,7 +12,7 @@ from router.models_file.commands import recognise, split_command
 from router.models_file.macros import MacroError, Macros
 from router.models_file.reader import Defaults, read_models_file
 from router.models_file.schema import load_schema
-from startup.ground.serve_words import is_vllm_installed
+from startup.settings.serve_words import is_vllm_installed
 
 OURS = Path(sys.executable).parent
 

@@ -20,7 +20,7 @@ from router.model_entry import ForeignCommand, ModelEntry, ServerCall
 from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
 from router.scheduling.terms import SchedulerLimits
-from startup.ground.logs.options import LogOptions
+from startup.logs.options import LogOptions
 from tests.router.router_process import FOREIGN
 from tests.support.waiting import is_gone, wait_until
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from envs.registry import env
-from startup.ground.hooks import hook
+from startup import hook
 from startup.imports import distributions, finder
 from tests.support.hub import HubServer
 

@@ -19,7 +19,7 @@ import click
 from envs.home import expand_home
 from envs.registry import OWN_PREFIX, variables
 from envs.variable import EnvVar
-from startup.ground.hooks.hook import Hook
+from startup.hook import Hook
 from startup.vllm.launch.hooks import PARTS
 from startup.vllm.patches.early_graphs import OF_CONFIG, OF_RUNNER
 from startup.vllm_words.installed import NEWEST_TESTED

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from envs.registry import OWN_PREFIX, variables
-from startup.ground.config import StartupConfig
+from startup.settings.config import StartupConfig
 
 
 @pytest.fixture(autouse=True)

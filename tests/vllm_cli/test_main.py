@@ -240,8 +240,8 @@ def test_ctrl_c_during_the_creation_of_a_class_is_exit_code_130_and_other_errors
 
 _UNCAUGHT = """
 import sys, click
-from startup.ground.logs.options import LogOptions
-from startup.ground.logs.setup import configure_logging
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
 from vllm_cli.main import cli, main
 
 @click.command(context_settings={"ignore_unknown_options": True})

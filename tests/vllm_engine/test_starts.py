@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.ground.logs.setup import PACKAGES
+from startup.logs.setup import PACKAGES
 from tests.deploy.container_root import ContainerRoot
 from tests.deploy.shipped import PODS_OF_VLLM, pod_start
 from tests.startup.vllm.fake_start import short_folder

@@ -16,9 +16,9 @@ from envs.redaction import hide_in_words
 from envs.registry import env
 from startup.compiled_models.local import AOT, ENTRY
 from startup.files.prefetch.survey import FileRanges, whole_file, write_pages
-from startup.ground.caches import BYTECODE, CACHE, COMPILED, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX
-from startup.ground.hooks.hook import uses
+from startup.hook import uses
 from startup.reports.timeline.history import installed_versions
+from startup.storage.caches import BYTECODE, CACHE, COMPILED, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX
 from startup.words.errors import InputError
 from startup.words.secret_flags import secrets_as_variables
 from vllm_cli.bake.mapped_pages import used_pages

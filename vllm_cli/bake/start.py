@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 from envs import foreign
+from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
-from startup.ground.config import flags_with_role
-from startup.ground.errors import StartupError
-from startup.ground.serve_words import ServeWords
 from startup.imports.torch_environment import has_gpu
+from startup.settings.config import flags_with_role
+from startup.settings.serve_words import ServeWords
 from startup.vllm.launch.template_imports import learn_imports
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import require_vllm

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from envs import foreign
-from startup.ground.serve_words import ServeWords
+from startup.settings.serve_words import ServeWords
 from startup.standby.sockets import template_kind_for
 from vllm_cli.bench.target import TargetStartError
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand

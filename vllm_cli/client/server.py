@@ -12,7 +12,7 @@ import click
 
 from base.json_depth import read_json
 from envs.registry import env
-from startup.ground.logs.formatters import escape_controls
+from startup.logs.formatters import escape_controls
 from vllm_cli.client.server_address import ServerAddress, address_options, take_address
 from vllm_cli.errors import ConnectionFailedError
 

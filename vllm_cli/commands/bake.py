@@ -9,7 +9,7 @@ import click
 from base.wording import format_bytes
 from envs.home import expand_home
 from envs.registry import env
-from startup.ground.caches import FIXED_PATH, OFF
+from startup.storage.caches import FIXED_PATH, OFF
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model
 

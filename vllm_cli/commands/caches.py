@@ -13,8 +13,8 @@ import click
 from base.wording import format_bytes
 from startup.compiled_models import local
 from startup.compiled_models.record import CompiledModel
-from startup.ground.caches import cache_folder
-from startup.ground.logs.formatters import escape_controls
+from startup.logs.formatters import escape_controls
+from startup.storage.caches import cache_folder
 from startup.words.param_types import ByteSize, Duration
 from vllm_cli.errors import CommandGroup
 from vllm_cli.terminal import align, printable

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from base.exit_codes import OK
-from startup.ground.logs.formatters import escape_controls
+from startup.logs.formatters import escape_controls
 from vllm_cli.client.server import Piece, server_options, take_server
 from vllm_cli.commands.of_vllm import vllms_own
 from vllm_cli.errors import ConnectionFailedError

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from startup.ground.errors import StartupError
-from startup.ground.processes import interpreter
+from startup.errors import StartupError
+from startup.processes import interpreter
 from vllm_cli.terminal import align
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import click
 from base.exit_codes import OK, USAGE
 from base.wording import list_some
 from startup.embedded.installed import require_embedded_engine
-from startup.ground.config import StartupConfig
-from startup.ground.errors import StartupError
-from startup.ground.serve_words import has_several_models
+from startup.errors import StartupError
 from startup.session.preflight.report import PreflightReport, describe_count, error
+from startup.settings.config import StartupConfig
+from startup.settings.serve_words import has_several_models
 from startup.words.option import ServeFlagsCommand, complete_model
 from startup.words.serve_command import LLAMA_SERVER, WORDS, read_words, start_of
 from vllm_cli.commands.caches import describe_kept, kept_fields

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO, Final
 import click
 
 from envs.suggestion import did_you_mean
-from startup.ground.errors import CODE_LINE
+from startup.errors import CODE_LINE
 from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import BY_CODE, find_cause
 from startup.reports.causes.log_line import read_lines

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import click
 
 from base.status_page.page import DATA_PATH
-from startup.ground.logs.formatters import escape_controls
+from startup.logs.formatters import escape_controls
 from vllm_cli.client.server import Server, server_options, take_server
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError

@@ -7,7 +7,7 @@ import click
 
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
-from startup.ground.serve_words import split
+from startup.settings.serve_words import split
 from startup.words.errors import InputError
 
 

@@ -8,14 +8,14 @@ import click
 
 from base.exit_codes import NO_ACCESS, NO_SPACE, OK, START_FAILED
 from envs.registry import env
+from startup.errors import ModelNotFoundError
 from startup.files.download.messages import DownloadError
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.prefetch.messages import NUM_THREADS, PrefetchProgress, PrefetchReport
 from startup.files.prefetch.process import PrefetchHandle, start_prefetch
-from startup.ground.errors import ModelNotFoundError
-from startup.ground.logs.options import LogOptions
-from startup.ground.logs.setup import configure_logging
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
 from startup.reports.timeline.live_line import LiveLine, draw_bar
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model

@@ -8,11 +8,11 @@ import click
 
 from base.exit_codes import OK, START_FAILED, USAGE
 from envs.registry import env
+from startup import start_origin
 from startup.embedded.installed import require_embedded_engine
-from startup.ground import start_origin
-from startup.ground.config import StandbyMode, StartupConfig, VllmOptions
-from startup.ground.errors import StartupError
-from startup.ground.serve_words import has_several_models
+from startup.errors import StartupError
+from startup.settings.config import StandbyMode, StartupConfig, VllmOptions
+from startup.settings.serve_words import has_several_models
 from startup.words.screening import show_notices
 from startup.words.serve_command import CONFIG_OF_START, LLAMA_SERVER, VLLM, WORDS, ServeCommand, serve_parameters
 from vllm_cli.commands.of_vllm import vllms_own

@@ -13,9 +13,9 @@ import click
 
 from base.exit_codes import OK, START_FAILED
 from base.machine.processes import is_alive
-from startup.ground.errors import StartupError
-from startup.ground.logs.setup import configure_logging, log_options_of_environment
-from startup.ground.serve_words import is_vllm_installed
+from startup.errors import StartupError
+from startup.logs.setup import configure_logging, log_options_of_environment
+from startup.settings.serve_words import is_vllm_installed
 from startup.standby import sockets
 from startup.standby.sockets import EMBEDDED, TEMPLATE_KINDS, VLLM_COMPILED, VLLM_EAGER
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask

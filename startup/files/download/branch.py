@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from base.json_depth import read_json
-from startup.ground.processes.helper import Send
+from startup.processes.helper import Send
 
 _MOST_BYTES: Final = 1 << 26
 """The longest response of the hub, in bytes. It lists all files, with a few hundred bytes for each file."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from base.wording import format_bytes
+from startup.errors import TIMEOUT_CAUSE, ModelNotFoundError
 from startup.files.model.file_plan import Download
 from startup.files.model.hub_settings import hub_endpoints
-from startup.ground.errors import TIMEOUT_CAUSE, ModelNotFoundError
 
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "settings", "failed"]
 """The kind of reason for a failed download.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from envs.home import expand_home
 from server.terms.config import ModelFiles
+from startup.errors import ModelNotFoundError
 from startup.files.download.messages import DownloadError
 from startup.files.model.checkpoint_folder import tokenizer_problem
 from startup.files.model.file_plan import Download, FilePlan, plan_files
@@ -15,7 +16,6 @@ from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_name import other_form
 from startup.files.model.model_place import ModelPlace, missing_package, place_problem
 from startup.files.model.request import ModelRequest
-from startup.ground.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
     from startup.files.download.process import DownloadHandle

@@ -21,8 +21,8 @@ from startup.files.download.messages import (
 )
 from startup.files.model.file_plan import Download
 from startup.files.model.hub_settings import hub_token, listing_url
-from startup.ground.processes import group_signals
-from startup.ground.processes.helper import Helper, HelperEndedError
+from startup.processes import group_signals
+from startup.processes.helper import Helper, HelperEndedError
 
 logger = logging.getLogger(__name__)
 

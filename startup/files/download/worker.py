@@ -18,7 +18,7 @@ from startup.files.download.messages import DownloadError, DownloadJob, Download
 from startup.files.download.repository import CachedRepository, HubFile, Listing, check_room, setting_of
 from startup.files.model.checkpoint_folder import read_index
 from startup.files.model.file_plan import Download
-from startup.ground.processes.helper import Send
+from startup.processes.helper import Send
 
 if TYPE_CHECKING:
     from startup.files.download.object_store import ObjectStoreClient

@@ -13,10 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from envs.registry import env
+from startup.errors import ModelNotFoundError
 from startup.files.model.checkpoint_folder import model_problem
-from startup.ground.caches import cache_folder
-from startup.ground.errors import ModelNotFoundError
-from startup.ground.processes import group_signals
+from startup.processes import group_signals
+from startup.storage.caches import cache_folder
 
 logger = logging.getLogger(__name__)
 

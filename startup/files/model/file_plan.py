@@ -15,7 +15,7 @@ from server.terms.config import ModelFiles
 from startup.files.model.model_place import FolderListing, ModelPlace, find_place, objects_cache
 from startup.files.model.request import ModelRequest
 from startup.files.model.wanted_files import Role, WantedFiles, format_of
-from startup.ground.config import DEFAULT_MODEL_ID
+from startup.settings.config import DEFAULT_MODEL_ID
 
 
 @dataclass(frozen=True)

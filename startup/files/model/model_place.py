@@ -22,7 +22,7 @@ from startup.files.model.checkpoint_folder import (
 )
 from startup.files.model.model_name import is_hub_id, other_form
 from startup.files.model.wanted_files import Role, WantedFiles
-from startup.ground.caches import cache_folder
+from startup.storage.caches import cache_folder
 
 _DEFAULT_REVISION: Final = "main"
 _REDIRECT: Final = "VLLM_MODEL_REDIRECT_PATH"

@@ -12,7 +12,7 @@ from envs.home import expand_home
 from envs.registry import env
 
 if TYPE_CHECKING:
-    from startup.ground.config import StartupConfig
+    from startup.settings.config import StartupConfig
 
 EngineName = Literal["embedded", "vllm"]
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from startup.files.prefetch.messages import PrefetchJob, PrefetchProgress, PrefetchReport
 from startup.files.prefetch.survey import reason_to_skip, survey_files
-from startup.ground.config import PrefetchMode
-from startup.ground.processes.helper import Helper, HelperEndedError
+from startup.processes.helper import Helper, HelperEndedError
+from startup.settings.config import PrefetchMode
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from base.machine.page_cache import ResidencyProbe
 from startup.files.prefetch.messages import MAX_PROBLEMS, PrefetchJob, PrefetchProgress, PrefetchReport
 from startup.files.prefetch.survey import RESERVE_BYTES, Block, Survey, available_bytes, decide, survey_files
-from startup.ground.processes.helper import Send
+from startup.processes.helper import Send
 
 _TICK_S = 0.05
 _NICENESS = 10

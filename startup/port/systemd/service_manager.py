@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from envs.registry import env
-from startup.ground.errors import StartupError
+from startup.errors import StartupError
 from startup.port.systemd.notify_relay import socket_address
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ import re
 from typing import Any, Final
 
 from envs.redaction import hide_in_command
-from startup.ground.errors import code_line
-from startup.ground.logs.formatters import escape_controls
+from startup.errors import code_line
+from startup.logs.formatters import escape_controls
 from startup.reports.causes.first_cause import LLAMA_CPP_NAME, Cause
 from startup.reports.causes.known.installation import SETTING_REFUSED
 from startup.reports.causes.known.llama_cpp import LLAMA_CPP

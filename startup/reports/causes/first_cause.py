@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from startup.ground.errors import CODE_LINE
+from startup.errors import CODE_LINE
 from startup.reports.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, is_place_of_requests
 from startup.reports.causes.known.devices import DEVICES, KV_CACHE_BESIDE, MEMORY
 from startup.reports.causes.known.failed_parts import FAILED_PARTS

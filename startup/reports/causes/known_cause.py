@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal
 
-from startup.ground.errors import code_of
+from startup.errors import code_of
 
 ANYTHING: Final = "…"
 """Stands for any characters in a text. A leading `^` matches the start of a line, and a final `$` the end."""

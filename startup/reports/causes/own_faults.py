@@ -40,7 +40,7 @@ _DRIVEN: Final = (
 those of the forkserver. It uses the others, so they count only below a frame of vllm-cli."""
 _ADDED: Final = (
     "startup/imports/stand_ins.py",
-    "startup/ground/processes/",
+    "startup/processes/",
     "startup/vllm/fork/",
     "startup/vllm/patches/late_imports.py",
 )
@@ -59,7 +59,7 @@ _IN_PLACE: Final = (("startup/vllm/patches/port.py", "bind"),)
 _EMBEDDED: Final = ("server/", "startup/embedded/")
 """Folders of the embedded engine. All code of this engine belongs to vllm-cli."""
 _INTENDED: Final = re.compile(
-    r"(?!startup\.ground\.processes\.forkserver\.)(?:base|envs|router|server|startup|vllm_cli)\.|KeyboardInterrupt|"
+    r"(?!startup\.processes\.forkserver\.)(?:base|envs|router|server|startup|vllm_cli)\.|KeyboardInterrupt|"
     "SystemExit|RuntimeError: --compile-cache require"
 )
 """Beginnings of exceptions with which vllm-cli or a signal ends a start on purpose. No failed forks."""

@@ -17,15 +17,15 @@ from typing import Any, Final
 from base.machine.files import write_whole
 from envs.redaction import hide_in_command, hide_quoted
 from envs.registry import env
-from startup.ground.caches import cache_folder
-from startup.ground.errors import CrashError
-from startup.ground.logs.formatters import escape_controls
-from startup.ground.logs.options import LogFormat
+from startup.errors import CrashError
+from startup.logs.formatters import escape_controls
+from startup.logs.options import LogFormat
 from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import KNOWN, Cause, find_cause
 from startup.reports.causes.known.processes import STOPPED
 from startup.reports.causes.log_line import read_lines
 from startup.reports.crash.output_record import OutputRecord
+from startup.storage.caches import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_forma
 
 
 def _to_json_line(text: str, digest: dict[str, Any], role: str) -> str:
-    from startup.ground.logs.json_lines import JsonFormatter
+    from startup.logs.json_lines import JsonFormatter
 
     record = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (text,), None)
     record.code, record.digest = digest["code"], digest

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from startup.ground.caches import Kept, of_type
 from startup.reports.timeline.report import StartReport
+from startup.storage.caches import Kept, of_type
 
 MAX_PER_KEY: Final = 20
 _METADATA: Final = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.(dist-info|egg-info)")

@@ -7,7 +7,7 @@ from dataclasses import astuple, replace
 from typing import Any
 
 from base.machine.processes import process_start_ns
-from startup.ground import start_origin
+from startup import start_origin
 from startup.reports.timeline.spans import API, PhaseSpan, Stretch, find_critical_path
 
 _NS = 1_000_000_000

@@ -21,7 +21,6 @@ from startup.files.model.hub_settings import describe_variables, hub_endpoints, 
 from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import ModelPlace
 from startup.files.model.request import ModelRequest
-from startup.ground.config import StartupConfig
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.session.preflight.memory_fit import ModelShape, check_memory, read_model_shape
 from startup.session.preflight.model_places import (
@@ -41,6 +40,7 @@ from startup.session.preflight.resources import (
     check_num_files,
     check_shared_memory,
 )
+from startup.settings.config import StartupConfig
 
 
 @dataclass(frozen=True, kw_only=True)

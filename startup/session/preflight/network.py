@@ -10,8 +10,8 @@ from typing import Any, Final
 from base.security.api_keys import KeyFileError, read_key_file
 from base.server_settings import NetworkConfig, TlsConfig
 from envs.redaction import hide_in_words
-from startup.ground.errors import PortInUseError, StartupError
-from startup.ground.logs.formatters import escape_controls
+from startup.errors import PortInUseError, StartupError
+from startup.logs.formatters import escape_controls
 from startup.port.listener import is_listened_on, listen
 from startup.session.preflight.report import Finding, error, info, warning
 

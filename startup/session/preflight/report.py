@@ -9,8 +9,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from envs.redaction import without_login
 from envs.variable import EnvError
-from startup.ground.config import PreflightMode
-from startup.ground.errors import USAGE_CAUSE, CommandLineError, StartupError, code_of
+from startup.errors import USAGE_CAUSE, CommandLineError, StartupError, code_of
+from startup.settings.config import PreflightMode
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from envs import foreign
 from envs.registry import env
 from startup.files.model.hub_settings import describe_variables
 from startup.files.model.model_place import ModelPlace
-from startup.ground.caches import cache_folder
 from startup.session.preflight.report import Finding, error, warning
+from startup.storage.caches import cache_folder
 
 SHM: Final = Path("/dev/shm")
 

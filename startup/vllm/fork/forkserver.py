@@ -1,9 +1,9 @@
 """Forks the processes that vLLM starts with `spawn` from a forkserver that has imported vLLM already.
 
 vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So vLLM keeps the setting
-`spawn`, but its processes are forks instead of new programs (`startup.ground.processes.forkserver`). A fork
-gets the state of the thread that requested it (`startup.ground.processes.state`), ends with its process
-(`startup.ground.processes.death_pipe`), and survives the end of the forkserver. Children of these forks are
+`spawn`, but its processes are forks instead of new programs (`startup.processes.forkserver`). A fork
+gets the state of the thread that requested it (`startup.processes.state`), ends with its process
+(`startup.processes.death_pipe`), and survives the end of the forkserver. Children of these forks are
 forked from the same forkserver.
 """
 
@@ -18,19 +18,19 @@ from multiprocessing import process
 from typing import Any, Final
 
 from envs import foreign
-from startup.ground.hooks.hook import Hook, Name, Text
-from startup.ground.processes.death_pipe import arm
-from startup.ground.processes.forkserver import NEEDS, ForkedPopen, install
-from startup.ground.processes.new_program import without_main_module
-from startup.ground.processes.state import inherit, refresh_libraries
+from startup.hook import Hook, Name, Text
+from startup.processes.death_pipe import arm
+from startup.processes.forkserver import NEEDS, ForkedPopen, install
+from startup.processes.new_program import without_main_module
+from startup.processes.state import inherit, refresh_libraries
 from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 from startup.vllm.fork.openmp_state import update_openmp
 from startup.vllm.fork.recorded_ends import begin_fork, record_spawns
 from startup.vllm.journal import API_SERVER, FORKSERVER, Journal
 from startup.vllm.patches.temp_files import variables_of_new_programs
-from startup.vllm.probes.rust_frontend import follows_rust_frontend
-from startup.vllm.probes.server_context import ChildLink
-from startup.vllm.probes.serving_events import report_serving
+from startup.vllm.serving.rust_frontend import follows_rust_frontend
+from startup.vllm.serving.server_context import ChildLink
+from startup.vllm.serving.serving_events import report_serving
 
 FORKS: Final = Hook(
     "forks",

@@ -7,14 +7,14 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import OWN_PREFIX, env
-from startup.ground.hooks.hook import Hook, Text
-from startup.ground.processes import new_program
-from startup.ground.processes.forkserver import ensure_forkserver
+from startup.hook import Hook, Text
+from startup.processes import new_program
+from startup.processes.forkserver import ensure_forkserver
 from startup.reports.crash.output_record import OutputRecord
 from startup.vllm.fork.forkserver import READ_AT_EXEC, redirect_spawn
 from startup.vllm.fork.preload_profile import PreloadPlan, PreloadProfile
 from startup.vllm.journal import Journal
-from startup.vllm.probes.server_context import ChildLink
+from startup.vllm.serving.server_context import ChildLink
 from startup.vllm_words.installed import InstalledVllm
 
 _CPU: Final = "vllm.platforms.cpu"

@@ -24,14 +24,14 @@ from base.machine.processes import process_start_ns  # noqa: E402
 from envs.registry import env  # noqa: E402
 from startup.compiled_models.exchange import Exchange  # noqa: E402
 from startup.compiled_models.vllm_hooks import report_compiled_models  # noqa: E402
-from startup.ground.hooks.hook import find_unfit_silently, place_only_for, unfit, uses  # noqa: E402
-from startup.ground.logs.setup import configure_own_loggers  # noqa: E402
-from startup.ground.processes import group_signals  # noqa: E402
-from startup.ground.processes.death_pipe import follow_parent  # noqa: E402
-from startup.ground.processes.forkserver import refuse_forks  # noqa: E402
+from startup.hook import find_unfit_silently, place_only_for, unfit, uses  # noqa: E402
 from startup.imports.cheap_calls import make_calls_cheap  # noqa: E402
 from startup.imports.gpu_guard import driver_kept_uninitialized, why_unforkable  # noqa: E402
 from startup.imports.learned_imports import learned_imports  # noqa: E402
+from startup.logs.setup import configure_own_loggers  # noqa: E402
+from startup.processes import group_signals  # noqa: E402
+from startup.processes.death_pipe import follow_parent  # noqa: E402
+from startup.processes.forkserver import refuse_forks  # noqa: E402
 from startup.reports.crash.output_record import OutputRecord  # noqa: E402
 from startup.vllm.api_server_imports import import_leniently  # noqa: E402
 from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 from base.json_depth import read_json
 from envs.redaction import hide_in_words
-from startup.ground.caches import Kept, cache_folder, digest, of_type, read_all
-from startup.ground.hooks.hook import Hook, Name, Release, Text
+from startup.hook import Hook, Name, Release, Text
 from startup.reports.timeline.history import installed_versions
+from startup.storage.caches import Kept, cache_folder, digest, of_type, read_all
 from startup.vllm.api_server_imports import API_MODULES
 from startup.vllm.journal import API_SERVER, StartRecordings
 from startup.vllm.patches.compiler import COMPILER, CompilerTime

@@ -8,9 +8,9 @@ from traceback import extract_tb
 from typing import TYPE_CHECKING, Final, Literal
 
 from base.exit_codes import ENGINE_DIED, START_FAILED, USAGE
-from startup.ground.errors import CrashError, StartupError
-from startup.ground.logs.options import LogFormat
-from startup.ground.processes.quick_end import end_without_finalizing
+from startup.errors import CrashError, StartupError
+from startup.logs.options import LogFormat
+from startup.processes.quick_end import end_without_finalizing
 from startup.reports.causes.phase import phase_of_functions
 from startup.reports.crash.output_record import OutputRecord
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from base.server_settings import SHUTDOWN_TIMEOUT_S
-from startup.ground.config import VllmOptions
-from startup.vllm.probes.rust_frontend import follows_rust_frontend
-from startup.vllm.probes.serving_events import DRAIN, WATCHDOG
+from startup.settings.config import VllmOptions
+from startup.vllm.serving.rust_frontend import follows_rust_frontend
+from startup.vllm.serving.serving_events import DRAIN, WATCHDOG
 from startup.vllm_words.command_line import CommandLine
 
 

@@ -13,14 +13,14 @@ from itertools import groupby
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from envs.registry import env
-from startup.ground.hooks.hook import Hook, StartPart, Text, hooks_of, leave_out_misfits, place_only_for
-from startup.ground.processes import interpreter, state
+from startup.hook import Hook, StartPart, Text, hooks_of, leave_out_misfits, place_only_for
 from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
+from startup.processes import interpreter, state
 from startup.vllm.api_server_imports import import_leniently
 from startup.vllm.fork import forkserver, forkserver_start, preload_profile
 from startup.vllm.patches import engine_wait, late_imports, late_renderer
 from startup.vllm.patches.placing import PLACED_IN
-from startup.vllm.probes import engine_death, rust_frontend
+from startup.vllm.serving import engine_death, rust_frontend
 from startup.vllm_words import facts
 from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import InstalledVllm

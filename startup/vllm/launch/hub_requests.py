@@ -18,9 +18,9 @@ from startup.files.download.obtain import begin_download
 from startup.files.model.file_plan import Download, FilePlan
 from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import without_file_scheme
-from startup.ground.config import DEFAULT_MODEL_ID
-from startup.ground.hooks.hook import uses
-from startup.ground.processes.state import forbid_hub_requests
+from startup.hook import uses
+from startup.processes.state import forbid_hub_requests
+from startup.settings.config import DEFAULT_MODEL_ID
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import read_plugins
 

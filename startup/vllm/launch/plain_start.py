@@ -14,14 +14,14 @@ from base.exit_codes import INTERRUPTED
 from base.machine.processes import is_alive
 from envs import foreign
 from envs.registry import env
-from startup.ground import start_origin
-from startup.ground.errors import log_with_code
-from startup.ground.processes import group_signals, interpreter
-from startup.ground.serve_words import OMNI
+from startup import start_origin
+from startup.errors import log_with_code
 from startup.port.systemd.service_manager import ServiceManager
+from startup.processes import group_signals, interpreter
+from startup.settings.serve_words import OMNI
 from startup.vllm.fork.preload_profile import StartKind, forget_failure, plain_state
 from startup.vllm.launch.hooks import find_obstacle
-from startup.vllm.probes.rust_frontend import obstacle_to_rust_frontend
+from startup.vllm.serving.rust_frontend import obstacle_to_rust_frontend
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import OLDEST, InstalledVllm

@@ -24,24 +24,20 @@ from base.machine.processes import descendants
 from envs import foreign
 from envs.registry import env
 from envs.variable import EnvError
+from startup import start_origin
 from startup.compiled_models.compile_cache import CompileCache, forbid_compiling
+from startup.errors import StartupError, log_with_code
 from startup.files.download.messages import DownloadError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.hub_settings import use_first_endpoint
-from startup.ground import start_origin
-from startup.ground.caches import add_baked_inspections, keep_bytecode, use_baked_bytecode
-from startup.ground.config import VllmOptions
-from startup.ground.errors import StartupError, log_with_code
-from startup.ground.hooks.hook import UnfitHookError, log_unfit, names_without, unfit, uses
-from startup.ground.logs.setup import configure_own_loggers
-from startup.ground.processes import group_signals
-from startup.ground.processes.new_program import discard_dormant, start_resource_tracker
-from startup.ground.processes.quick_end import call_last, end_without_finalizing
-from startup.ground.processes.stop_signals import end_with_this_process
-from startup.ground.run_record import RunRecord, run_recorded
-from startup.ground.temp_folder import ensure_temp_folder
+from startup.hook import UnfitHookError, log_unfit, names_without, unfit, uses
 from startup.imports.learned_imports import learn, learned_imports
+from startup.logs.setup import configure_own_loggers
 from startup.port.listener import describe_port
+from startup.processes import group_signals
+from startup.processes.new_program import discard_dormant, start_resource_tracker
+from startup.processes.quick_end import call_last, end_without_finalizing
+from startup.processes.stop_signals import end_with_this_process
 from startup.reports.causes.own_faults import FORKED_DRIVER, OWN_FAULT
 from startup.reports.crash.output_record import OutputRecord
 from startup.reports.timeline.history import StartSubject
@@ -49,6 +45,10 @@ from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.preflight.all_checks import PreflightOptions
 from startup.session.preflight.report import PreflightReport
 from startup.session.session import ListenAddress, StartSession
+from startup.settings.config import VllmOptions
+from startup.storage.caches import add_baked_inspections, keep_bytecode, use_baked_bytecode
+from startup.storage.run_record import RunRecord, run_recorded
+from startup.storage.temp_folder import ensure_temp_folder
 from startup.vllm.api_server_imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
 from startup.vllm.fork.preload_profile import (
@@ -82,12 +82,12 @@ from startup.vllm.patches.late_renderer import create_renderer_in
 from startup.vllm.patches.placing import place_hooks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
-from startup.vllm.probes.engine_death import notice_engine_death
-from startup.vllm.probes.graph_progress import stop_capturing
-from startup.vllm.probes.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
-from startup.vllm.probes.server_context import ServerContext
-from startup.vllm.probes.serving_events import DRAIN, ServingEvents
-from startup.vllm.probes.start_metrics import GraphFigures, export_start
+from startup.vllm.serving.engine_death import notice_engine_death
+from startup.vllm.serving.graph_progress import stop_capturing
+from startup.vllm.serving.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
+from startup.vllm.serving.server_context import ServerContext
+from startup.vllm.serving.serving_events import DRAIN, ServingEvents
+from startup.vllm.serving.start_metrics import GraphFigures, export_start
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import KeptFacts

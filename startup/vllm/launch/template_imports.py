@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from envs.registry import env
+from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
-from startup.ground.errors import StartupError
-from startup.ground.hooks.hook import place_only_for
-from startup.ground.processes.new_program import OWN_PACKAGES_MODULE
-from startup.ground.serve_words import ServeWords, is_eager
+from startup.hook import place_only_for
 from startup.imports.gpu_guard import driver_kept_uninitialized
 from startup.imports.learned_imports import learn, learned_imports
+from startup.processes.new_program import OWN_PACKAGES_MODULE
+from startup.settings.serve_words import ServeWords, is_eager
 from startup.vllm.api_server_imports import LATER_MODULES, import_api_server, import_leniently
 from startup.vllm.fork.forkserver_start import forkserver_environment
 from startup.vllm.fork.preload_profile import (

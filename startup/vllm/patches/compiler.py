@@ -16,7 +16,7 @@ from types import FunctionType, ModuleType
 from typing import Any, Final, Literal
 
 from envs import foreign
-from startup.ground.hooks.hook import Hook, Name, Text, uses
+from startup.hook import Hook, Name, Text, uses
 from startup.imports.finder import after_import, alters, replaced
 from startup.imports.stand_ins import StandIns
 from startup.vllm_words.command_line import CommandLine

@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from startup.ground.caches import Kept
-from startup.ground.hooks.hook import Hook, Name
+from startup.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import wraps
+from startup.storage.caches import Kept
 
 _COMPUTED: Final = (
     Name("torch._inductor.codecache", "torch_key", ()),

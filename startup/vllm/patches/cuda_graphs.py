@@ -20,10 +20,10 @@ from typing import Any, Final, NamedTuple
 
 from base.machine.nvml import read_gpus
 from envs import foreign
-from startup.ground.caches import Kept
-from startup.ground.hooks.hook import Hook, Name, Text
+from startup.hook import Hook, Name, Text
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import alters, place_variant, wraps
+from startup.storage.caches import Kept
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from envs.registry import env
-from startup.ground.hooks.hook import Name
+from startup.hook import Name
 
 ENVS: Final = Name("vllm.envs", "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")
 PLATFORM: Final = Name("vllm.platforms", "current_platform")

@@ -5,9 +5,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from startup.ground.hooks.hook import Hook, Name
-from startup.ground.processes import group_signals
+from startup.hook import Hook, Name
 from startup.imports.finder import wrap_after_import
+from startup.processes import group_signals
 
 _WAIT_FOR_ENGINE: Final = Name("vllm.v1.engine.utils", "wait_for_engine_startup")
 ENGINE_WAIT: Final = Hook(

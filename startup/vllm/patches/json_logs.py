@@ -18,12 +18,12 @@ from typing import Any, Final
 from base.access_log import ACCESS_LOGGER
 from envs import foreign
 from envs.registry import env
-from startup.ground.hooks.hook import Hook, Name, Text
-from startup.ground.logs.formatters import UTC
-from startup.ground.logs.json_lines import JsonFormatter, log_everything_as_json
-from startup.ground.logs.options import LogFormat
-from startup.ground.logs.setup import real_stderr
+from startup.hook import Hook, Name, Text
 from startup.imports.finder import wraps
+from startup.logs.formatters import UTC
+from startup.logs.json_lines import JsonFormatter, log_everything_as_json
+from startup.logs.options import LogFormat
+from startup.logs.setup import real_stderr
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from base.machine.libc import populate_pages
 from base.machine.memory import available_bytes
-from startup.ground.hooks.hook import Hook, Text
+from startup.hook import Hook, Text
 from startup.imports.finder import alters, place_variant
 
 if TYPE_CHECKING:

@@ -24,11 +24,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Final, TypeAlias
 
-from startup.ground.hooks.hook import Hook, Name, Text
+from startup.hook import Hook, Name, Text
 from startup.imports.finder import replaced, wraps
 from startup.vllm.patches import cuda_graphs
 from startup.vllm.patches.early_graphs import ENVS, ESTIMATE, PLATFORM, why_config, why_runner
-from startup.vllm.probes.graph_progress import GraphProgress, is_stopped
+from startup.vllm.serving.graph_progress import GraphProgress, is_stopped
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec, resolve_name
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final, NamedTuple
 
-from startup.ground.hooks.hook import Hook, Text
+from startup.hook import Hook, Text
 from startup.imports.distributions import import_later, note_package
 from startup.imports.finder import before_import, cancel
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Final
 
-from startup.ground.hooks.hook import Name
+from startup.hook import Name
 from startup.imports.finder import replaced, wrap_after_import
 from startup.vllm.patches.engine_wait import ENGINE_WAIT, EngineWait
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from base.json_depth import read_json
-from startup.ground.hooks.hook import Hook, Name
-from startup.ground.processes import forkserver
+from startup.hook import Hook, Name
 from startup.imports.finder import wraps
+from startup.processes import forkserver
 
 _RUN_IN_SUBPROCESS: Final = Name("vllm.model_executor.models.registry", "_run_in_subprocess", ("fn",))
 _LOAD_PLUGINS: Final = Name("vllm.plugins", "load_general_plugins", ())

@@ -3,7 +3,7 @@
 from typing import Final
 
 from startup.compiled_models import vllm_hooks
-from startup.ground.hooks.hook import Hook, Process, hooks_of
+from startup.hook import Hook, Process, hooks_of
 from startup.imports.finder import place
 from startup.vllm.patches import (
     compiler,
@@ -18,7 +18,7 @@ from startup.vllm.patches import (
     temp_files,
     tokenizers,
 )
-from startup.vllm.probes import serving_events
+from startup.vllm.serving import serving_events
 
 PLACED_IN: Final = (
     serving_events, tokenizers, compiler_keys, compiler, vllm_hooks, model_registry, kv_cache, cuda_graphs, late_graphs,

@@ -2,7 +2,7 @@
 
 vLLM binds its socket itself, in several places, and passes the socket to its API servers. So this module
 replaces `socket.bind`. If vLLM binds a socket to the listener's address, the socket becomes a duplicate of
-the listener. The hook `port` (`startup.vllm.probes.serving_events`) checks that vLLM binds in this way.
+the listener. The hook `port` (`startup.vllm.serving.serving_events`) checks that vLLM binds in this way.
 """
 
 import os

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 from base.machine.command_line import replace_command_line
-from startup.ground.hooks.hook import Hook, Name
+from startup.hook import Hook, Name
 from startup.imports.finder import wraps
 
 _SET_TITLE: Final = Name("setproctitle", "setproctitle")

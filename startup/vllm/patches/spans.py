@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Final
 
-from startup.ground.hooks.hook import Hook, Name
+from startup.hook import Hook, Name
 from startup.imports.finder import wraps
 from startup.reports.crash.output_record import OutputRecord
 from startup.vllm.journal import Journal

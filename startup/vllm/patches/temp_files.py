@@ -10,9 +10,9 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import env
-from startup.ground.hooks.hook import Hook, Name
-from startup.ground.temp_folder import MAX_BYTES
+from startup.hook import Hook, Name
 from startup.imports.finder import wraps
+from startup.storage.temp_folder import MAX_BYTES
 
 _MODULE: Final = "vllm.utils.network_utils"
 _SOCKET: Final = Name(_MODULE, "get_open_zmq_ipc_path", ())

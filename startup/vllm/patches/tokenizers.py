@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from base.machine.file_stamps import FolderStamps, read_folder
 from envs.registry import env
-from startup.ground.hooks.hook import Hook, Name, Text, uses
+from startup.hook import Hook, Name, Text, uses
 from startup.imports.finder import alters, wraps
 
 logger = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import Final
 
 from base.server_settings import NetworkConfig
-from startup.ground.serve_words import OMNI
 from startup.session.preflight.all_checks import PreflightOptions, download_checks
 from startup.session.preflight.network import check_address
 from startup.session.preflight.report import CheckGroup, PreflightReport, run_checks
 from startup.session.preflight.resources import check_cache_folder
+from startup.settings.serve_words import OMNI
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.preflight.arguments import GivenStart, argument_findings, rule_findings

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from base.wording import list_some
 from envs.suggestion import did_you_mean
-from startup.ground.serve_words import STRAY_REMEDY, is_stray
 from startup.session.preflight.report import USAGE, Finding, error, warning
+from startup.settings.serve_words import STRAY_REMEDY, is_stray
 from startup.vllm_words.command_line import CONFIG, CommandLine
 from startup.vllm_words.facts import CONNECTORS, EXECUTOR, VllmFacts, is_named_now
 from startup.vllm_words.grammar import VllmFlag

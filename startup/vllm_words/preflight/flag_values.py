@@ -9,7 +9,7 @@ from typing import Any, Final
 from base.json_depth import JsonDepthError, read_json
 from base.wording import list_some
 from envs.suggestion import did_you_mean, former_form
-from startup.ground.keyed_values import parse_size
+from startup.storage.keyed_values import parse_size
 from startup.vllm_words.facts import FlagFact
 from startup.vllm_words.grammar import NO_VALUE
 

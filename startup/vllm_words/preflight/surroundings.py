@@ -15,7 +15,6 @@ from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
 from envs.variable import EnvError
-from startup.ground.temp_folder import MAX_BYTES
 from startup.session.preflight.report import Finding, error, warning
 from startup.session.preflight.resources import (
     SHM,
@@ -24,6 +23,7 @@ from startup.session.preflight.resources import (
     check_shared_memory,
     free_bytes,
 )  # fmt: skip
+from startup.storage.temp_folder import MAX_BYTES
 from startup.vllm_words.installed import missing_rust_frontend
 from startup.vllm_words.preflight.arguments import GivenStart
 from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value

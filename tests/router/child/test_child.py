@@ -26,7 +26,7 @@ from router.child.place import ChildPlaces
 from router.child.process import ChildProcess
 from router.child.server import ForeignServer
 from router.model_entry import ForeignCommand, ModelEntry
-from startup.ground.logs.options import LogOptions
+from startup.logs.options import LogOptions
 from tests.router.router_process import FOREIGN
 from tests.support.waiting import is_gone, wait_until
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from router.child.log import ChildLog, LogRelay, encode_line
-from startup.ground.errors import UNKNOWN_CAUSE
+from startup.errors import UNKNOWN_CAUSE
 
 _MASK = "********"
 

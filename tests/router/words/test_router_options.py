@@ -15,7 +15,7 @@ from router.model_entry import ModelEntry, ModelsFileError
 from router.router import RouterOptions
 from router.words.router_options import CheckedModels, ModelsReader, router_options
 from router.words.router_words import SeveralModels, read_several, split_router_words
-from startup.ground.serve_words import has_several_models
+from startup.settings.serve_words import has_several_models
 from startup.standby.front_process import serve_warm
 from startup.words.errors import InputError
 from tests.startup.vllm.fake_start import FAKE

@@ -11,7 +11,7 @@ from router.child.server import ERRORS_S, OwnServer
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.words.single_model import embedded_router, vllm_router
-from startup.ground.config import flags_with_role
+from startup.settings.config import flags_with_role
 from startup.words.engine_choice import vllm_options
 from startup.words.errors import InputError
 from startup.words.flag import Shape
@@ -198,7 +198,7 @@ _READ_ELSEWHERE = {
     "log_config": "a part of StartupConfig.logs",
 }
 _REFUSED_BY_NAME = {"--listen-when-ready", "--models"}
-_READERS = ("router/**/*.py", "server/http/transport/*.py", "startup/ground/logs/*.py", "base/security/*.py")
+_READERS = ("router/**/*.py", "server/http/transport/*.py", "startup/logs/*.py", "base/security/*.py")
 
 
 @pytest.mark.parametrize("flag", SUPPORTED, ids=lambda flag: flag.name)

@@ -7,7 +7,7 @@ import socket
 import httpx
 import pytest
 
-from startup.ground.logs.formatters import TextFormatter
+from startup.logs.formatters import TextFormatter
 
 STATUS = ["/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"]
 

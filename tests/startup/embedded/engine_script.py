@@ -16,8 +16,8 @@ from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import EnginePrompt, SamplingParams
 from startup.embedded import engine_process
 from startup.embedded.engine_process import use_start_method
-from startup.ground.logs.options import LogOptions
-from startup.ground.processes import forkserver
+from startup.logs.options import LogOptions
+from startup.processes import forkserver
 from startup.reports.crash.output_record import OutputRecord
 
 

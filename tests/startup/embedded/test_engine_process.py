@@ -11,7 +11,7 @@ from envs.registry import START_METHODS
 from startup.embedded.engine_process import EngineProcess
 from startup.embedded.starter import BackgroundStart
 from startup.files.model.checkpoint_folder import modeling_module
-from startup.ground.processes.group_signals import GROUP_SIGNALS
+from startup.processes.group_signals import GROUP_SIGNALS
 from tests.support.cli import python_output
 from tests.support.processes import disturbing
 

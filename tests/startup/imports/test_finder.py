@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from startup.ground.hooks.hook import Hook, Name, Text
+from startup.hook import Hook, Name, Text
 from startup.imports.finder import after_import, before_import, cancel, wrap_after_import
 from startup.vllm.patches.late_imports import LateImport, late_names
 from tests.startup.conftest import ToyPackages

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from startup.ground.errors import PortInUseError, StartupError
+from startup.errors import PortInUseError, StartupError
 from startup.port.listener import describe, listen
 from tests.support.ports import free_port, needs_ipv6
 

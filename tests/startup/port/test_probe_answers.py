@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from base.status_page.page import read_page
+from startup import start_origin
 from startup.files.prefetch.messages import PrefetchReport
-from startup.ground import start_origin
 from startup.port.listener import listen
 from startup.port.probe_http import Answer, Probe, parse_probe
 from startup.port.responder import StartupResponder

@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from base.server_settings import TlsConfig
-from startup.ground.processes import group_signals
 from startup.port import responder as responder_module
 from startup.port.responder import StartupResponder
 from startup.port.responder_process import OpenChannel
 from startup.port.tls_channel import open_tls
+from startup.processes import group_signals
 from tests.startup.port.conftest import STARTING, Answers
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
 from tests.support.ports import free_port

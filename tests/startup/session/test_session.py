@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from startup.ground.errors import StartupError
+from startup.errors import StartupError
 from startup.port.listener import is_listening
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline

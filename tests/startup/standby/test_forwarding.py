@@ -16,7 +16,7 @@ from tests.support.waiting import is_gone, wait_until
 
 _FRONT: Final = """
 import os, signal, socket, sys
-from startup.ground.processes import messages
+from startup.processes import messages
 from startup.standby.forwarding import follow_server
 ours, theirs = socket.socketpair()
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # in the server, as if it ended just then

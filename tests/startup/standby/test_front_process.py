@@ -18,5 +18,5 @@ print(*sorted(sys.modules))
 def test_a_warm_start_imports_neither_click_nor_typing():
     listed = subprocess.run([sys.executable, "-I", "-S", "-c", _LIST, _ROOT], stdout=subprocess.PIPE, check=True)
     loaded = set(listed.stdout.decode().split())
-    assert loaded > {"startup.ground.serve_words", "startup.ground.processes.messages", "startup.standby.sockets"}
+    assert loaded > {"startup.settings.serve_words", "startup.processes.messages", "startup.standby.sockets"}
     assert loaded & {"click", "typing", "dataclasses", "logging", "pathlib", "re", "subprocess"} == set()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.ground.processes import messages
+from startup.processes import messages
 from tests.support.cli import run_cli, run_python
 from tests.support.ports import free_port
 from tests.support.standby_process import StandbyProcess

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from envs.registry import env
-from startup.ground.processes import messages
+from startup.processes import messages
 from startup.standby import forked_server, front_process, sockets
 from startup.standby.sockets import socket_folder
 from tests.support.cli import run_cli, run_python
@@ -37,7 +37,7 @@ begin = time.perf_counter()
 sys.argv = ["vllm-cli", "serve", *sys.argv[1:]]
 exit_code = serve_warm(sys.argv[2:])
 took_ms = (time.perf_counter() - begin) * 1000
-from startup.ground import start_origin
+from startup import start_origin
 print("ASKED", exit_code, round(took_ms), start_origin.cold_reason, sep="|")
 """
 """The steps of `serve` before its imports. A warm start runs here until its end."""

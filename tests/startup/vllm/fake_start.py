@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from envs.registry import OWN_PREFIX, variables
-from startup.ground.logs.setup import PACKAGES
+from startup.logs.setup import PACKAGES
 from tests.support.ports import free_port
 from tests.support.program import Server
 

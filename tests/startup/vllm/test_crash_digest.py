@@ -84,7 +84,7 @@ def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash, cause,
 @pytest.mark.parametrize("how", ["killed", "no such key"])
 def test_a_signal_after_the_engine_has_died_hides_no_failure(number, how, folder):
     """The watch, which looks four times a second, has not noticed the death. vLLM itself returns 0."""
-    root, env = changed_program(folder, "startup/vllm/probes", "_INTERVAL_S: Final = 0.25", "_INTERVAL_S: Final = 600")
+    root, env = changed_program(folder, "startup/vllm/serving", "_INTERVAL_S: Final = 0.25", "_INTERVAL_S: Final = 600")
     with FakeStart(folder, env={**env, _CRASH: f"request:{how}"}, cwd=root) as start:
         start.wait_ready()
         engine = start.named("VLLM::EngineCor")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from startup.ground.config import VllmOptions
+from startup.settings.config import VllmOptions
 from startup.vllm.launch.differences import find_differences
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts

@@ -14,8 +14,8 @@ from prometheus_client import REGISTRY
 from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_TOTAL
 from startup.vllm.patches import late_graphs
 from startup.vllm.patches.late_graphs import _KeptMemory, _Pace, _Worker
-from startup.vllm.probes.graph_progress import GraphProgress, read_progress, stop_capturing
-from startup.vllm.probes.start_metrics import GraphFigures
+from startup.vllm.serving.graph_progress import GraphProgress, read_progress, stop_capturing
+from startup.vllm.serving.start_metrics import GraphFigures
 
 
 class _Graphs:

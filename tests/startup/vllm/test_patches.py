@@ -20,17 +20,17 @@ import uvloop
 from starlette.responses import Response
 
 from startup.compiled_models.vllm_hooks import _without_secrets
-from startup.ground.hooks.hook import Text
+from startup.hook import Text
 from startup.imports.finder import place
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
 from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.port import reuse_listener
 from startup.vllm.patches.tokenizers import KEPT_TOKENIZERS, LATE_TOKENIZER, PROCESSOR_LOOKUP, KeptTokenizers
-from startup.vllm.probes.drain import DrainedApp
-from startup.vllm.probes.health_sampler import HealthSampler
-from startup.vllm.probes.serving_events import _end_handler_first
-from startup.vllm.probes.serving_probes import ServingProbes
+from startup.vllm.serving.drain import DrainedApp
+from startup.vllm.serving.health_sampler import HealthSampler
+from startup.vllm.serving.serving_events import _end_handler_first
+from startup.vllm.serving.serving_probes import ServingProbes
 from tests.startup.conftest import ToyPackages
 from tests.startup.vllm.fake_start import FAKE, environment
 from tests.support.cli import python_output

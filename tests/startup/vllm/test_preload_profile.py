@@ -59,7 +59,7 @@ def test_the_second_start_preloads_what_the_first_imported_late_and_drops_what_i
 
 @pytest.mark.parametrize("value", [[], {"kind": 1}, {"engine_modules": [1]}], ids=repr)
 def test_an_invalid_profile_counts_as_none(value, folder):
-    from startup.ground.caches import Kept
+    from startup.storage.caches import Kept
     from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_profile
     from startup.vllm_words.installed import InstalledVllm
 

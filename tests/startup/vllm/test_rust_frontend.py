@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from startup.vllm.launch.plain_start import plain_start_reason
-from startup.vllm.probes.server_context import ServerContext
-from startup.vllm.probes.serving_events import ServingEvents
+from startup.vllm.serving.server_context import ServerContext
+from startup.vllm.serving.serving_events import ServingEvents
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm, missing_rust_frontend
 from tests.startup.vllm.fake_frontend import write_program

@@ -49,7 +49,7 @@ def test_a_signal_right_after_the_first_answer_is_the_servers(folder):
     """The signal may come before the launcher knows that the server accepts connections."""
     last = "        server.main_loop = self._ending_after(server.main_loop)\n"
     late = f"{last}        await asyncio.sleep(1)\n"
-    root, env = changed_program(folder, "startup/vllm/probes", last, late)
+    root, env = changed_program(folder, "startup/vllm/serving", last, late)
     with FakeStart(folder, env=env, cwd=root) as start:
         assert start.wait_ready().terminate(signal.SIGINT) == 0
 

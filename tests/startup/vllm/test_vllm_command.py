@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from startup.ground.processes.group_signals import GROUP_SIGNALS
+from startup.processes.group_signals import GROUP_SIGNALS
 from tests.startup.vllm.fake_start import CHECKED, ROOT, FakeStart, environment, rewrite, run_fake, variant
 from tests.support.cli import run_cli
 from tests.support.ports import free_port

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from startup.ground.hooks.hook import Name
+from startup.hook import Name
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import (
     _CONFIGS,

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 import yaml
 
-from startup.ground.errors import StartupError
+from startup.errors import StartupError
 from startup.vllm.vllm_main import words_with_copy
 from startup.vllm_words import command_line, installed
 from startup.vllm_words.command_line import CommandLine

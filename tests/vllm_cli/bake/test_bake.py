@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.ground.caches import CACHE, INSPECTIONS, OWN
+from startup.storage.caches import CACHE, INSPECTIONS, OWN
 from tests.e2e.server_process import ServerProcess
 from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.support.cli import run_cli

@@ -12,8 +12,8 @@ import pytest
 
 from startup.compiled_models import local
 from startup.compiled_models.record import CompiledModel, FileFacts, Hardware
-from startup.ground.caches import cache_folder
 from startup.imports import learned_imports
+from startup.storage.caches import cache_folder
 from startup.vllm.fork.preload_profile import (
     PreloadProfile,
     StartKind,

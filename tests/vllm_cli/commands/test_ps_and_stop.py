@@ -8,8 +8,8 @@ from math import inf
 
 import pytest
 
-from startup.ground.run_record import RunRecord
-from startup.vllm.probes.graph_progress import GraphProgress
+from startup.storage.run_record import RunRecord
+from startup.vllm.serving.graph_progress import GraphProgress
 from startup.words.errors import InputError
 from vllm_cli.client.running_servers import RunningServer, RunningStandby, address_of, describe, parse_models
 from vllm_cli.commands import stop

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import pytest
 
-from startup.ground.config import CompileCacheOption
+from startup.settings.config import CompileCacheOption
 from startup.words.arguments import Arguments
 from startup.words.engine_choice import choose_engine, vllm_options
 from startup.words.errors import InputError

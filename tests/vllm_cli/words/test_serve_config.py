@@ -10,7 +10,7 @@ import pytest
 from base.errors import ConfigError
 from router.words.router_words import read_several
 from server.terms.limits import LimitsConfig, flag_of
-from startup.ground.config import DEFAULT_MODEL_ID
+from startup.settings.config import DEFAULT_MODEL_ID
 from startup.words.errors import InputError
 from startup.words.serve_command import CONFIG_OF_START
 from startup.words.supported import GROUPS

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from startup.errors import ModelNotFoundError
 from startup.files.download.obtain import begin_download, resolve_model
 from startup.files.download.repository import PART_ENDING
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
-from startup.ground.errors import ModelNotFoundError
 from tests.support.ports import free_port
 from tests.support.s3_server import SECRET, s3_server
 from tests.support.waiting import wait_until

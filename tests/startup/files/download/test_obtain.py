@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from startup.errors import ModelNotFoundError
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import plan_files
 from startup.files.model.hub_settings import hub_endpoints, use_first_endpoint
 from startup.files.model.request import ModelRequest
-from startup.ground.config import DEFAULT_MODEL_ID
-from startup.ground.errors import ModelNotFoundError
+from startup.settings.config import DEFAULT_MODEL_ID
 from tests.startup.files.download.conftest import COMMIT, MODEL
 
 

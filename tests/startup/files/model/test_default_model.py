@@ -35,7 +35,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 _PREPARE = """
 import logging, sys
 from startup.files.download.obtain import resolve_model
-from startup.ground.errors import ModelNotFoundError
+from startup.errors import ModelNotFoundError
 from startup.files.model.request import ModelRequest
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 try:

@@ -9,8 +9,8 @@ from typing import get_args
 
 import pytest
 
+from startup.errors import UNKNOWN_CAUSE, USAGE_CAUSE, StartupError, code_of, with_code
 from startup.files.download.messages import DownloadError, FailureKind
-from startup.ground.errors import UNKNOWN_CAUSE, USAGE_CAUSE, StartupError, code_of, with_code
 from startup.reports.causes.first_cause import BY_CODE, KNOWN
 from startup.reports.causes.known.own import OWN
 from startup.session.preflight.report import USAGE, PreflightReport, error, warning

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from startup.ground.logs.formatters import TextFormatter
-from startup.ground.logs.json_lines import JsonFormatter
+from startup.logs.formatters import TextFormatter
+from startup.logs.json_lines import JsonFormatter
 from startup.reports.causes import first_cause
 from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import Cause, find_cause

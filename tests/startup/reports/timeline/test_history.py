@@ -8,8 +8,6 @@ import pytest
 from server.terms.config import EngineConfig, RendererConfig
 from server.terms.server_config import ServerConfig
 from startup.embedded.start import history_key
-from startup.ground.caches import Kept
-from startup.ground.config import ModelConfig, StartupConfig
 from startup.reports.timeline.history import (
     MAX_PER_KEY,
     EarlierStarts,
@@ -18,6 +16,8 @@ from startup.reports.timeline.history import (
     read_history,
     record_start,
 )
+from startup.settings.config import ModelConfig, StartupConfig
+from startup.storage.caches import Kept
 from tests.startup.reports.timeline.start_reports import report_of
 from tests.support.cli import python_output
 

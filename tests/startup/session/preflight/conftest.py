@@ -11,9 +11,9 @@ import pytest
 
 from base.machine.memory import MemoryState
 from server.terms.config import EngineConfig, RendererConfig
-from startup.ground.config import ModelConfig, StartupConfig
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import PreflightReport
+from startup.settings.config import ModelConfig, StartupConfig
 from tests.server.server_config import server_config
 
 GIB = 1 << 30
@@ -32,7 +32,7 @@ from server.terms.config import EngineConfig, RendererConfig
 from base.server_settings import NetworkConfig
 from server.terms.server_config import ServerConfig
 from base.machine.memory import MemoryState
-from startup.ground.config import ModelConfig, StartupConfig
+from startup.settings.config import ModelConfig, StartupConfig
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 config = StartupConfig(
     start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=sys.argv[1]),

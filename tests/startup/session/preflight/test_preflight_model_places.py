@@ -11,12 +11,12 @@ import pytest
 from huggingface_hub import constants
 
 from server.terms.config import ModelFiles
+from startup.errors import ModelNotFoundError
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import ModelRequest
-from startup.ground.config import StartupConfig
-from startup.ground.errors import ModelNotFoundError
 from startup.session.preflight.report import Finding, PreflightReport
+from startup.settings.config import StartupConfig
 from tests.support.hub import Fault, HubServer
 
 Preflight = Callable[..., PreflightReport]

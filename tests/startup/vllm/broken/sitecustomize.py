@@ -140,7 +140,7 @@ _OF_FORKSERVER = {
     "fork": lambda: setattr(os, "fork", _refuse(errno.EAGAIN)),
     "protocol": lambda: _on_request(_fail),
     "answers": lambda: _after_import(
-        "startup.ground.processes.messages", lambda module: setattr(module, "READY", b"an unknown answer")
+        "startup.processes.messages", lambda module: setattr(module, "READY", b"an unknown answer")
     ),
     "killed with a request": lambda: _on_request(lambda: _kill(signal.SIGKILL)),
     "stopped with a request": lambda: _on_request(lambda: _kill(signal.SIGSTOP)),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from startup.ground.keyed_values import parse_size
+from startup.storage.keyed_values import parse_size
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts
 from startup.vllm_words.preflight.arguments import argument_findings

@@ -1,0 +1,336 @@
+"""Forks the processes that multiprocessing would start as new programs, with all modules imported already.
+
+For `spawn`, multiprocessing pickles a process object and starts a program that unpickles it. Here a fork of
+the forkserver runs that program's code, with the program's environment and open files. A new program can
+therefore take the place of a fork that fails.
+
+To request a fork, a process creates a socket pair. It sends one end of the pair to the forkserver, on a
+socket that all processes of a start share. The forkserver forks at once, and the fork receives its program
+over the pair (`startup.processes.messages`). When the fork ends, the forkserver sends its exit code.
+"""
+
+import importlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from multiprocessing import get_context, popen_forkserver, popen_spawn_posix, process, spawn, util
+from multiprocessing.connection import wait
+from typing import Any, Final, NamedTuple
+
+from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
+from base.machine.gpu_driver import initialized_driver
+from base.machine.processes import is_alive
+from envs import foreign
+from startup.hook import Name, Text
+from startup.processes import interpreter
+from startup.processes.forks import Forks
+from startup.processes.forkserver_watch import ended_if_it_hangs
+from startup.processes.messages import MessageError, RefusedError, agree_to_fork, receive, wait_for_agreement
+from startup.processes.new_program import (
+    EXIT_FUNCTION,
+    OWN_PACKAGES_MODULE,
+    START_PROGRAM,
+    Request,
+    be_own_main_module,
+    run_program,
+    send_program,
+    start_program,
+    without_group_signals,
+    without_main_module,
+)
+
+_UNPICKLES: Final = "--multiprocessing-fork"
+"""The last word on the command line of a program that unpickles a process object."""
+NEEDS: Final = (
+    START_PROGRAM,
+    EXIT_FUNCTION,
+    Text(("multiprocessing.spawn",), rf"'-c', prog, '{_UNPICKLES}'\]", "the words of a new program"),
+    Name("multiprocessing.popen_spawn_posix", "Popen"),
+    Name("multiprocessing.popen_forkserver", "Popen"),
+    Name("multiprocessing.popen_fork", "Popen.poll", ("flag",)),
+)
+"""The parts of multiprocessing that are needed to run `spawn` programs in forks and to report their ends."""
+
+logger = logging.getLogger(__name__)
+
+_WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
+"""Keeps the working folder off the forkserver's import path, where `python -c` would put it."""
+_REQUEST: Final = b"f"
+_REFUSABLE: Final = "refusable"
+"""Marks a request for a process that could also run as a new program."""
+_STATUS_S: Final = 1.0
+"""Seconds to wait for the exit code of a process that has ended."""
+_TRIAL_S: Final = 10.0
+LOST: Final = 255
+"""The reported exit code of a process if its real exit code cannot be found out."""
+_start_program: Final = START_PROGRAM.get(util)
+
+
+class _Server(NamedTuple):
+    pid: int
+    link: socket.socket
+
+
+_server: _Server | None = None
+_starting = threading.local()
+_begin: Callable[[list[str], list[int]], None] | None = None
+_on_end: Callable[[int, int], None] | None = None
+_refusal: str | None = None
+"""Why forks of this process cannot use the GPUs. Set only in the forkserver."""
+_logged: Final[set[object]] = {""}
+"""The logged reasons why a new program was started instead of a fork. Each reason is logged once."""
+
+
+class ForkError(OSError):
+    """The forkserver has not forked a process. The message names the reason."""
+
+
+class NoForkserverError(ForkError):
+    """The forkserver has exited or does not answer. A process logs the first of these errors only."""
+
+
+class ForkedPopen(popen_spawn_posix.Popen):
+    """A multiprocessing process that the forkserver forks. Its exit code comes from the forkserver."""
+
+    def __init__(self, process_obj: process.BaseProcess) -> None:
+        self.name = process_obj.name
+        self._connection: socket.socket | None = None
+        self._reading = threading.Lock()
+        _starting.popen = self
+        try:
+            super().__init__(process_obj)
+        finally:
+            _starting.popen = None
+
+    def why_not_forked(self) -> str | None:
+        """Why the process must be a new program. Empty: no reason is to be logged. None: it may be forked."""
+        return None if _server else ""
+
+    def may_be_new_program(self) -> bool:
+        """Whether a new program may replace the fork. False except on the main thread.
+
+        The kernel may end a new program when the thread that started the program ends.
+        """
+        return threading.current_thread() is threading.main_thread()
+
+    def extras(self) -> tuple[Sequence[str], Sequence[int]]:
+        """Further texts and file descriptors, which the fork passes to the function `begin` of `install`."""
+        return (), ()
+
+    def start(self, path: Any, words: Any, fds: Any) -> int:
+        """Runs the command line `words` in a fork, or else in a new program. Returns the pid."""
+        try:
+            if (reason := self.why_not_forked()) is not None:
+                raise ForkError(reason)
+            texts, other_fds = self.extras()
+            texts = [_REFUSABLE if self.may_be_new_program() else "", *texts]
+            pid, self._connection = _fork([os.fsencode(word) for word in words], fds, texts, other_fds)
+        except ForkError as err:
+            if not self.may_be_new_program():
+                raise
+            kind = NoForkserverError if isinstance(err, NoForkserverError) else str(err)
+            if kind not in _logged:
+                _logged.add(kind)
+                logger.warning("%s is started as a new program instead of forked: %s", self.name, err)
+            return self.start_program(path, words, fds)
+        return pid
+
+    def start_program(self, path: Any, words: Any, fds: Any) -> int:
+        """Runs the command line `words` in a new program. Returns the pid."""
+        return int(_start_program(path, words, fds))
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        if self._connection is None:
+            return super().poll(flag)
+        if self.returncode is None and wait([self.sentinel], timeout=0 if flag == os.WNOHANG else None):
+            with self._reading:  # another thread may have read it
+                if self.returncode is None:
+                    self.returncode = self._exit_code(self._connection)
+        return self.returncode
+
+    def _exit_code(self, connection: socket.socket) -> int:
+        """Returns the exit code from the forkserver, or from the kernel if this process is the parent now."""
+        connection.settimeout(_STATUS_S)
+        with connection, suppress(OSError, MessageError, ValueError):
+            (_, code), *_ = receive(connection)[0]
+            return int(code)
+        with suppress(ChildProcessError):
+            _, status = os.waitpid(self.pid, os.WNOHANG)
+            return os.waitstatus_to_exitcode(status)
+        return LOST
+
+
+def install(
+    popen: type[ForkedPopen] = ForkedPopen,
+    begin: Callable[[list[str], list[int]], None] | None = None,
+    on_end: Callable[[int, int], None] | None = None,
+) -> None:
+    """Makes this process and its forks start all `spawn` and `forkserver` processes with the class `popen`.
+
+    Args:
+        popen: replaces the classes that multiprocessing has for these two start methods.
+        begin: called in a fork before it runs its program, with `extras` of the requesting process.
+        on_end: called in the forkserver when a fork has ended, with its pid and exit code.
+    """
+    global _begin, _on_end
+    _begin, _on_end = begin, on_end
+    popen_spawn_posix.Popen = popen_forkserver.Popen = popen  # type: ignore[misc,assignment]
+    START_PROGRAM.replace(util, _start_or_fork)
+
+
+def _start_or_fork(path: Any, words: Any, fds: Any) -> Any:
+    """Replaces multiprocessing's `spawnv_passfds`. Passes only programs of a `ForkedPopen` to its `start`."""
+    popen = getattr(_starting, "popen", None)
+    start = _start_program if popen is None or words[-1] != _UNPICKLES else popen.start
+    return start(path, words, fds)
+
+
+def ensure_forkserver(preload_module: str) -> None:
+    """Starts the forkserver unless it was started before. The forkserver imports `preload_module`.
+
+    Call this function on the main thread, because the forkserver ends with the thread that started it.
+
+    Raises:
+        OSError: the forkserver cannot be started, or the trial fork of an untested Python fails.
+    """
+    if _server is None:
+        install()
+        if not interpreter.is_tested():
+            _try_fork()
+        _start_forkserver(preload_module)
+
+
+def _try_fork() -> None:
+    """Starts a forkserver without imports for one trial fork. Raises OSError if the trial fails."""
+    global _server
+    _start_forkserver(interpreter.__name__)
+    try:
+        with without_main_module():
+            child: Any = get_context("spawn").Process(target=os.getpid)
+            child.start()
+        child.join(_TRIAL_S)
+        fault = None if child.exitcode == 0 else f"it ended with exit code {child.exitcode}"
+    except Exception as err:  # noqa: BLE001 - whatever multiprocessing has changed
+        fault = repr(err)
+    finally:
+        kill()
+        _server = None
+    if fault is not None:
+        raise OSError(f"{interpreter.name()} is not tested, and a trial process fails: {fault}")
+
+
+def _start_forkserver(preload_module: str) -> None:
+    global _server
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, ExitStack() as stack:
+        stack.enter_context(without_group_signals())
+        stack.enter_context(foreign.overlaid(_WITHOUT_WORKING_FOLDER))
+        code = f"import {OWN_PACKAGES_MODULE}; from {__name__} import main; main({theirs.fileno()}, {preload_module!r})"
+        words = [os.fsencode(word) for word in (*spawn.get_command_line()[:-2], code)]
+        pid = start_program(words, [theirs.fileno()])
+    _server = _Server(pid, move_socket_up(ours))
+
+
+def is_running() -> bool:
+    """Whether the forkserver of this start runs."""
+    return _server is not None and is_alive(_server.pid)
+
+
+def kill() -> None:
+    """Kills the forkserver, even if it is stopped, so that no process waits for its answers any longer."""
+    if _server is not None and is_running():
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(_server.pid, signal.SIGKILL)
+            os.waitpid(_server.pid, 0)
+
+
+def _fork(
+    words: list[bytes], fds: Sequence[int], texts: Sequence[str], other_fds: Sequence[int]
+) -> tuple[int, socket.socket]:
+    """Requests a fork. Returns its pid and the connection that receives its exit code. Raises ForkError."""
+    assert _server is not None
+    if not is_running():
+        raise NoForkserverError("the forkserver has exited")
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            socket.send_fds(_server.link, [_REQUEST], [theirs.fileno()])
+        send_program(ours, words, fds, texts, _server.link.fileno(), *other_fds)
+        with ended_if_it_hangs(_server.pid):
+            pid, _ = agree_to_fork(ours)
+    except RefusedError as err:
+        ours.close()
+        raise ForkError(str(err)) from err
+    except (OSError, MessageError, ValueError) as err:
+        ours.close()
+        raise NoForkserverError(f"the forkserver does not answer ({err})") from err
+    return pid, ours
+
+
+def refuse_forks(reason: str) -> None:
+    """Makes this forkserver refuse to fork processes that could also be new programs."""
+    global _refusal
+    _refusal = reason
+
+
+def main(fd: int, preload_module: str) -> None:
+    """The forkserver's program.
+
+    Args:
+        fd: the socket for requests. It reaches its end of file when no process is left to send requests.
+        preload_module: the module whose import prepares the forks.
+    """
+    link = move_socket_up(socket.socket(fileno=fd))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    install()
+    try:
+        with low_numbers_taken():
+            importlib.import_module(preload_module)
+    except Exception as err:  # noqa: BLE001 - a module may raise anything; processes are new programs then
+        sys.exit(f"vllm-cli: the forkserver's imports failed: {err!r}")
+    if _refusal is None and (driver := initialized_driver()) is not None:
+        refuse_forks(f"an import of the forkserver has initialized {driver}, which no fork can do again")
+    be_own_main_module()
+    server_pid = os.getpid()
+    connection = _serve(link)
+    run_program(connection, lambda request: _take_over(request, connection, server_pid))
+
+
+def _serve(link: socket.socket) -> socket.socket:
+    """Forks a process for each request. Returns only in the forks."""
+    forks = Forks()
+    while True:
+        readable = select.select([link.fileno(), forks.fileno()], [], [])[0]
+        if forks.fileno() in readable:
+            list(forks.reap(_on_end))
+        if link.fileno() not in readable:
+            continue
+        content, fds, _, _ = socket.recv_fds(link, len(_REQUEST), 1)
+        if not content:
+            os._exit(0)
+        connection = socket.socket(fileno=move_up(fds[0]))
+        with suppress(OSError):  # the requesting process finds the connection closed
+            if forks.fork(connection):
+                link.close()
+                return connection
+
+
+def _take_over(request: Request, connection: socket.socket, server_pid: int) -> None:
+    global _server
+    link, *fds = request.fds
+    ((may_refuse, *texts),) = request.more
+    if may_refuse and _refusal is not None:
+        raise RefusedError(_refusal)
+    _server = _Server(server_pid, socket.socket(fileno=link))
+    if _begin is not None:
+        _begin(texts, fds)
+    wait_for_agreement(connection)  # fails if a new program takes its place
+    connection.close()

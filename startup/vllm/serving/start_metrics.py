@@ -1,0 +1,81 @@
+"""Adds metrics about the start to vLLM's metrics."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_TOTAL, START_INFO, START_PHASES, StartInfo
+from envs import foreign
+from startup.processes.state import update_prometheus
+from startup.vllm.serving.graph_progress import GraphProgress, read_progress
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_LABEL: Final = 200
+_GRAPHS_INTERVAL_S: Final = 0.5
+
+
+def export_start(info: StartInfo, phase_seconds: Mapping[str, float]) -> None:
+    """Registers the values with vLLM's metrics library. If this fails, only logs a warning.
+
+    Called in the launcher's process. Several API servers keep their metrics in files of one folder, to which
+    this process adds a file. vLLM's Rust frontend has metrics of its own.
+    """
+    try:
+        from prometheus_client import Gauge  # noqa: PLC0415 - not in each environment of this package
+
+        update_prometheus(foreign.snapshot())
+        values = (text[:_LONGEST_LABEL] for text in info)
+        Gauge(*START_INFO, StartInfo._fields, multiprocess_mode="max").labels(*values).set(1)
+        phases = Gauge(*START_PHASES, ("phase",), multiprocess_mode="max")
+        for phase, seconds in phase_seconds.items():
+            phases.labels(phase).set(seconds)
+    except Exception as err:  # noqa: BLE001 - vLLM serves all the same
+        _log_failure(err)
+
+
+class GraphFigures:
+    """Shows the progress of the engines' CUDA graphs in metrics and log, and passes it to `note`."""
+
+    def __init__(self, folder: Path, note: Callable[[Mapping[str, Any]], None]) -> None:
+        self._folder = folder
+        self._note = note
+        self._begin_s = time.monotonic()
+        self._gauges: list[Any] = []
+
+    def update(self) -> GraphProgress | None:
+        """Shows the progress up to now. Returns None if there are no graphs."""
+        progress = read_progress(self._folder)
+        if progress is not None:
+            try:
+                self._export(progress)
+            except Exception as err:  # noqa: BLE001 - vLLM serves all the same
+                _log_failure(err)
+            self._note(progress.to_fields())
+        return progress
+
+    def follow(self) -> None:
+        """Shows the progress until all graphs are captured, and logs the end."""
+        while (progress := self.update()) is not None and progress.is_pending:
+            time.sleep(_GRAPHS_INTERVAL_S)
+        if progress is not None and progress.failure:
+            text = "only %d CUDA graphs are captured, and batches of other sizes run without: a capture failed (%s)"
+            logger.warning(text, progress.captured, progress.failure)
+        elif progress is not None and progress.is_late:
+            took_s = time.monotonic() - self._begin_s
+            logger.info("all %d CUDA graphs are captured, %.1f s after readiness", progress.captured, took_s)
+
+    def _export(self, progress: GraphProgress) -> None:
+        if not self._gauges:
+            from prometheus_client import Gauge  # noqa: PLC0415 - not in each environment of this package
+
+            update_prometheus(foreign.snapshot())
+            self._gauges += [Gauge(*metric, multiprocess_mode="max") for metric in (GRAPHS_CAPTURED, GRAPHS_TOTAL)]
+        for gauge, value in zip(self._gauges, progress[:2], strict=True):
+            gauge.set(value)
+
+
+def _log_failure(err: Exception) -> None:
+    logger.warning("/metrics does not show how vLLM was started: %s: %s", type(err).__name__, err)

@@ -1,8 +1,0 @@
-"""A job for the tests of helper processes."""
-
-from startup.ground.processes.helper import Send
-
-
-def run(code: str, send: Send) -> None:
-    """Runs the test's own code."""
-    exec(code, {"code": code, "send": send})

@@ -1,5 +1,0 @@
-"""A module after whose import forks of the forkserver cannot use the GPU."""
-
-from startup.ground.processes.forkserver import refuse_forks
-
-refuse_forks("an import has initialized a driver")

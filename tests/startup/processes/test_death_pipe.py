@@ -1,0 +1,96 @@
+"""A process ends with its logical parent. A failed step is tried again after a pause."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from startup.processes.back_off import BackOff
+
+_SOON_S = 60
+
+_STUCK = "import ctypes; os.write(1, b'stuck\\n'); ctypes.PyDLL(None).sleep(600)"
+"""Code that holds the interpreter's lock inside C, so that no handler and no Python thread runs."""
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The read end and the write end of a pipe. Tests may close the write end."""
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        try:
+            os.close(fd)
+        except OSError:
+            continue
+
+
+@contextmanager
+def _start(code: str, *fds: int) -> Iterator[subprocess.Popen[str]]:
+    script = f"import os, signal; from startup.processes import death_pipe\n{code}"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=fds) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_process_stuck_in_c_ends_when_the_write_end_is_closed(pipe):
+    with _start(f"death_pipe.arm({pipe[0]})\n{_STUCK}", pipe[0]) as process:
+        assert _line(process) == "stuck"
+        assert process.poll() is None
+        os.close(pipe[1])
+        assert process.wait(_SOON_S) == -signal.SIGKILL
+
+
+def test_a_process_of_another_parent_ends_too(pipe):
+    forks = "if os.fork():\n    os.wait()\n    print('child has ended', flush=True)\n    os._exit(0)\n"
+    with _start(f"{forks}death_pipe.arm({pipe[0]})\n{_STUCK}", pipe[0]) as process:
+        assert _line(process) == "stuck"
+        os.close(pipe[1])
+        assert _line(process) == "child has ended"
+        assert process.wait(_SOON_S) == 0
+
+
+def test_a_parent_that_has_exited_before_ends_the_process_at_once(pipe):
+    os.close(pipe[1])
+    with _start(f"death_pipe.arm({pipe[0]})\nprint('still running')", pipe[0]) as process:
+        assert process.communicate(timeout=_SOON_S)[0] == ""
+        assert process.returncode == -signal.SIGKILL
+
+
+def test_a_process_ends_with_the_one_that_forked_it():
+    code = (
+        f"parent = os.getpid()\nif os.fork() == 0:\n    death_pipe.follow_parent(parent)\n    {_STUCK}\nsignal.pause()"
+    )
+    with _start(code) as process:
+        assert _line(process) == "stuck"
+        process.kill()
+        assert _line(process) == ""  # no process holds standard output any more
+
+
+def test_a_process_with_an_unexpected_parent_ends_at_once():
+    with _start("death_pipe.follow_parent(os.getpid())\nprint('still running')") as process:
+        assert process.communicate(timeout=_SOON_S)[0] == ""
+        assert process.returncode == -signal.SIGKILL
+
+
+def test_what_fails_again_and_again_pauses_for_longer():
+    back_off = BackOff()
+    assert [back_off.take_s(9.9) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_what_has_worked_for_a_while_goes_on_at_once_and_then_pauses_as_at_first():
+    back_off = BackOff()
+    assert [back_off.take_s(), back_off.take_s(), back_off.take_s(10.0), back_off.take_s()] == [1, 2, 0, 1]
+    assert back_off.num_failures == 2, "in a row"

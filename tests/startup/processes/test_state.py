@@ -1,0 +1,132 @@
+"""Forks take over a process's present state, draw different random numbers, and use their own variables."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from startup.processes import state
+from tests.support.cli import run_python
+from tests.support.peer_vllm import PYTHON, ROOT, needs_vllm
+
+pytestmark = pytest.mark.thorough
+
+_FORKS = """
+import json, os, sys
+import multiprocessing, random, tempfile, time, uuid
+import numpy, torch
+import transformers.utils.hub as hub
+from startup.processes import state
+
+def drawn():
+    return {"random": random.random(), "numpy": numpy.random.rand(), "torch": torch.rand(1).item(),
+            "seed": torch.initial_seed(), "uuid4": str(uuid.uuid4()), "session": hub.SESSION_ID,
+            "name": next(tempfile._get_candidate_names()),
+            "key": bytes(multiprocessing.current_process().authkey).hex()}
+
+def folder_and_zone():
+    return {"folder": tempfile.gettempdir(), "zone": time.tzname[0]}
+
+drawn(), folder_and_zone()
+for _ in range(2):
+    if (pid := os.fork()) == 0:
+        changed = {"TZ": "XYZ-3", "TMPDIR": sys.argv[1]}
+        os.environ.update(changed)
+        state.refresh_libraries(changed)
+        state.renew_authentication_key()
+        threads = len(os.listdir("/proc/self/task"))
+        print(json.dumps(drawn() | folder_and_zone() | {"threads": threads}), flush=True)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+_INHERITS = """
+import json, os, resource, signal
+from startup.processes import state
+
+limit = resource.RLIMIT_NOFILE
+begin_fd, changed_fd = os.pipe()
+if (pid := os.fork()) == 0:
+    os.read(begin_fd, 1)
+    state.inherit(os.getppid())
+    blocked = list(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    state.inherit(os.getppid(), 0)
+    given = list(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    print(json.dumps([os.umask(0), blocked, given, resource.getrlimit(limit)[0]]), flush=True)
+    os._exit(0)
+os.umask(0o027)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+resource.setrlimit(limit, (77, resource.getrlimit(limit)[1]))
+os.write(changed_fd, b"x")
+assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_a_fork_inherits_the_present_state_of_another_process():
+    """The parent may block signals for a moment. What it gives as blocked is not read again."""
+    assert json.loads(run_python(_INHERITS, check=True).stdout) == [0o027, [signal.SIGUSR1], [], 77]
+
+
+def test_what_a_sandbox_hides_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(state, "read_text", lambda path: "")
+    before = os.umask(0o077)
+    state.inherit(os.getpid())
+    assert os.umask(before) == 0o077
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    result = run_python(_FORKS, tmp_path_factory.mktemp("other"))
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("source", ["random", "numpy", "torch", "seed", "uuid4", "session", "name", "key"])
+def test_forks_draw_different_numbers(forks, source):
+    first, second = forks
+    assert first[source] != second[source]
+
+
+def test_fork_has_its_own_time_zone_and_folder_for_temporary_files(forks):
+    assert {(fork["zone"], "other" in fork["folder"]) for fork in forks} == {("XYZ", True)}
+
+
+def test_refreshing_starts_no_thread(forks):
+    """Otherwise, a further fork would copy a process with several threads."""
+    assert {fork["threads"] for fork in forks} == {1}
+
+
+def test_the_hub_is_offline_after_its_import():
+    code = (
+        "import os, huggingface_hub.constants\n"
+        "from startup.processes.state import update_hub\n"
+        "os.environ['HF_HUB_OFFLINE'] = '1'\n"
+        "print(huggingface_hub.constants.is_offline_mode())\n"
+        "update_hub({'HF_HUB_OFFLINE': '1'})\n"
+        "print(huggingface_hub.constants.is_offline_mode())\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, text=True, capture_output=True, cwd=ROOT, env=environment, check=True)
+    assert result.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_the_log_of_older_vllm_follows_the_environment():
+    """Older versions of vLLM call on import the function that this script calls."""
+    code = (
+        "import logging, os, vllm.logger\n"
+        "from startup.processes.state import refresh_libraries\n"
+        "vllm.logger._configure_vllm_root_logger()\n"
+        "os.environ.update(VLLM_LOGGING_LEVEL='DEBUG', VLLM_LOGGING_COLOR='1')\n"
+        "refresh_libraries({'VLLM_LOGGING_LEVEL': 'DEBUG'})\n"
+        "logger = logging.getLogger('vllm')\n"
+        "print(logger.level, type(logger.handlers[0].formatter).__name__, len(logger.handlers))\n"
+    )
+    result = subprocess.run([PYTHON, "-c", code], text=True, capture_output=True, cwd=ROOT, check=True)
+    assert result.stdout.split()[-3:] == ["10", "ColoredFormatter", "1"]

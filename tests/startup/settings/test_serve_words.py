@@ -1,0 +1,53 @@
+"""The words of `serve` are split between launcher and engine."""
+
+import pytest
+
+from startup.settings.serve_words import LAUNCHER_FLAGS, ServeWords, help_topic, is_for_information, split
+from startup.words.supported import GROUPS, LOG_FORMAT
+
+_KNOWN: dict[str, int | str] = {"--one": 1}
+
+
+def test_the_launchers_flags_are_those_of_the_start_and_the_logs_format():
+    declared = [flag for flag in (*GROUPS["Start"], *GROUPS["Several models"], LOG_FORMAT) if flag.name != "--config"]
+    assert {name: flag.shape.value for flag in declared for name in flag.names} == LAUNCHER_FLAGS
+
+
+def test_words_of_vllm_stay_unchanged_and_in_order():
+    words = "model --unknown=a\tb -x --engine vllm -1 --a_b --startup-report r.json --hf_overrides {} --json -- last"
+    split = ServeWords(words.split(" "))
+    assert split.engine_words == ["model", "--unknown=a\tb", "-x", "-1", "--a_b", "--hf_overrides", "{}", "last"]
+    assert split.own == {"--engine": "vllm", "--startup-report": "r.json", "--json": "true"}
+
+
+def test_every_word_after_two_dashes_is_vllms():
+    split = ServeWords(["--", "--engine", "x", "--", "--json"])
+    assert split.engine_words == ["--engine", "x", "--", "--json"]
+    assert split.own == {}
+
+
+@pytest.mark.parametrize("word", ["--startup-timeout=3", "--startup_timeout=3"])
+def test_a_flag_of_the_launcher_may_have_dashes_or_underscores(word):
+    assert ServeWords([word]).own == {"--startup-timeout": "3"}
+
+
+@pytest.mark.parametrize(
+    ("line", "pieces"),
+    [
+        ("--one -x", ["--one -x"]),
+        ("--one -- a", ["--one", "-- a"]),
+        ("--unknown a", ["--unknown", "a"]),
+        ("--one.some_key a", ["--one.some_key a"]),
+    ],
+)
+def test_a_flag_has_as_many_words_as_its_values(line, pieces):
+    """Lines for which argparse reports an error or finds no flag."""
+    assert [" ".join(given.words) for given in split(line.split(), _KNOWN.get)] == pieces
+
+
+@pytest.mark.parametrize(
+    ("words", "topic"), [("m --help", ""), ("-h m", ""), ("--help=all", "all"), ("m --port 1", None), ("-- -h", None)]
+)
+def test_help_is_found_with_its_topic(words, topic):
+    assert help_topic(words.split()) == topic
+    assert is_for_information(words.split()) == (topic is not None)

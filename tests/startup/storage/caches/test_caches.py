@@ -1,0 +1,110 @@
+"""Files are looked up in the cache folder, then in a baked folder that no other user can have changed."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from startup.reports.timeline.history import StartRecord, read_history, record_start
+from startup.storage import caches as baked_module
+from startup.storage.caches import (
+    BYTECODE,
+    CACHE,
+    BakedFolder,
+    _examine,
+    find_baked,
+    layers,
+    use_baked_bytecode,
+    why_not_trusted,
+)
+
+_STRANGER = 4711
+
+
+def _snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_without_a_baked_folder_there_is_one_layer(baked, monkeypatch):
+    monkeypatch.setenv("VCLI_BAKED", "off")
+    assert layers("x") == (Path(os.environ["VLLM_CACHE_ROOT"]) / "vllm_cli" / "x",)
+
+
+def test_baked_starts_are_the_history_until_the_user_has_started(baked, monkeypatch):
+    with monkeypatch.context() as build:
+        build.setenv("VLLM_CACHE_ROOT", str(baked / CACHE))
+        record_start("k", StartRecord(total_s=9.0, spans={}))
+    before = _snapshot(baked)
+    assert read_history("k").total_s == 9.0  # type: ignore[union-attr]
+    record_start("k", StartRecord(total_s=3.0, spans={}))
+    assert read_history("k").total_s == 3.0  # type: ignore[union-attr]
+    assert _snapshot(baked) == before
+
+
+def test_baked_bytecode_is_read_and_nothing_is_written(baked, monkeypatch):
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    assert not use_baked_bytecode()
+    (baked / BYTECODE).mkdir()
+    assert use_baked_bytecode()
+    assert sys.pycache_prefix == os.environ["PYTHONPYCACHEPREFIX"] == str(baked / BYTECODE)
+    assert sys.dont_write_bytecode
+    assert os.environ["PYTHONDONTWRITEBYTECODE"] == "1"
+
+
+def test_a_bytecode_cache_of_the_users_own_stays(baked, monkeypatch):
+    (baked / BYTECODE).mkdir()
+    monkeypatch.setattr(sys, "pycache_prefix", "/own")
+    assert not use_baked_bytecode()
+
+
+def test_the_folder_that_the_variable_names_is_used(baked):
+    assert find_baked() == BakedFolder(baked)
+
+
+def test_the_fixed_path_is_used_without_the_variable(baked, monkeypatch):
+    monkeypatch.delenv("VCLI_BAKED")
+    monkeypatch.setattr(baked_module, "FIXED_PATH", baked)
+    assert find_baked() == BakedFolder(baked)
+
+
+@pytest.mark.parametrize("value", ["off", ""])
+def test_without_a_baked_folder_there_is_no_warning(value, monkeypatch):
+    monkeypatch.setenv("VCLI_BAKED", value)
+    monkeypatch.setattr(baked_module, "FIXED_PATH", Path("/nonexistent/baked"))
+    assert find_baked() == BakedFolder()
+
+
+def test_a_named_folder_that_was_not_baked_is_a_problem(tmp_path, monkeypatch):
+    monkeypatch.setenv("VCLI_BAKED", str(tmp_path))
+    found = find_baked()
+    assert found.folder is None
+    assert "was not written by `vllm-cli bake`" in str(found.problem)
+
+
+@pytest.mark.parametrize("part", [".", "manifest.json", CACHE, BYTECODE])
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_part_that_others_can_write_to_is_not_trusted(baked, part, mode):
+    (baked / BYTECODE).mkdir()
+    (baked / part).chmod(mode)
+    _examine.cache_clear()
+    found = find_baked()
+    assert found.folder is None
+    assert f"other users can write to {(baked / part).resolve()} (mode {mode:04o})" in str(found.problem)
+
+
+def test_a_parent_that_others_can_write_to_is_not_trusted(baked):
+    baked.parent.chmod(0o777)
+    assert "other users can write to" in str(why_not_trusted(baked, os.geteuid()))
+    baked.parent.chmod(0o1777)  # as /tmp: nobody can rename the entries of others
+    assert why_not_trusted(baked, os.geteuid()) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_the_owner_must_be_root_or_this_user(baked):
+    assert why_not_trusted(baked, _STRANGER) is None  # root's
+    os.chown(baked, _STRANGER, -1)
+    assert why_not_trusted(baked, _STRANGER) is None
+    assert f"belongs to another user ({_STRANGER})" in str(why_not_trusted(baked, 0))
