@@ -24,6 +24,7 @@
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
 #   make lock [ARGS="--upgrade"]           writes constraints.txt anew from pyproject.toml, with newer versions if need be
 #   make audit                             known vulnerabilities of what is installed
+#   make release                           wheel, sdist, SBOM and checksums of the last commit, in dist
 #   make install | install-dev | clean
 #
 # PYTHON chooses the interpreter that .venv is made with, e.g. make PYTHON=python3.12 serve
@@ -60,7 +61,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow figures test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts gpu-stub-swaps test-ci-vllm install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow figures test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts gpu-stub-swaps test-ci-vllm install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -167,6 +168,22 @@ size: $(INSTALLED_DEV)
 
 release-notes:
 	@sed -n "/^## \[$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' vllm_cli/version.py)\]/,/^## \[/{/^## \[/!p}" CHANGELOG.md
+
+RELEASE := $(VENV)/release/bin
+SOURCES := build/release
+# From the last commit, in `dist`: wheel, sdist, an SBOM with licenses of what .venv has installed, and checksums.
+# Two runs on one commit give equal files.
+release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+release: $(INSTALLED_DEV)
+	@test -x $(RELEASE)/cyclonedx-py || { $(BIN)/python -m venv $(VENV)/release && $(RELEASE)/pip install --quiet cyclonedx-bom; }
+	rm -rf $(SOURCES) dist && mkdir -p $(SOURCES)/sdist dist
+	umask 022 && git archive HEAD | tar -x --no-same-permissions -C $(SOURCES)
+	$(PIP) wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir dist $(SOURCES)
+	cd $(SOURCES) && $(CURDIR)/$(BIN)/python -c 'from setuptools.build_meta import *; build_sdist("sdist")' >/dev/null
+	cd $(SOURCES)/sdist && tar -xzf *.tar.gz && tar -c --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 \
+	  --numeric-owner --mode=go-w */ | gzip -n >$(CURDIR)/dist/$$(basename *.tar.gz)
+	$(RELEASE)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json
+	cd dist && sha256sum *.whl *.tar.gz *.json >SHA256SUMS && cat SHA256SUMS
 
 docs: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.support.generated_docs
