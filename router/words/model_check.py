@@ -43,17 +43,17 @@ from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import require_vllm
 from startup.vllm_words.model_request import parse_adapter
 from startup.vllm_words.preflight.all_checks import run_preflight as run_vllm_preflight
-from startup.words.arguments import read_config_file
+from startup.words.arguments import Arguments
 from startup.words.engine_choice import choose_engine
 from startup.words.errors import InputError
 from startup.words.secret_flags import find_values, secrets_as_variables, without_flags
 from startup.words.serve_command import parse_start
+from startup.words.supported import CONFIG
 from startup.words.table import split_flags
 
 _ENGINE: Final = "--engine"
 _SERVED_NAME: Final = "--served-model-name"
 _LORA_MODULES: Final = "--lora-modules"
-_CONFIG: Final = "--config"
 _CODE: Final = (
     f"import sys; sys.path.append(sys.argv[1]); import {OWN_PACKAGES_MODULE}; from {__name__} import main; main()"
 )
@@ -106,8 +106,6 @@ class ModelCheck:
             return check()
         except click.ClickException as err:
             text = err.format_message()
-        except click.exceptions.Exit:
-            text = "must not have --help or --version"
         except (ConfigError, EnvError) as err:
             text = str(err)
         except StartupError as err:
@@ -183,8 +181,8 @@ class ModelCheck:
 
     def _check_embedded(self, entry: ModelEntry, config: StartupConfig) -> CheckedModel:
         require_embedded_engine()
-        if path := _last_value(entry.words, _CONFIG):
-            _reject_keys(read_config_file(path).flags)
+        if path := _last_value(entry.words, CONFIG.name):
+            _reject_keys(Arguments.of_file(path).flags)
         memory = read_memory()
         # Other models can be stopped, so all memory counts as free.
         options = PreflightOptions(

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Final, NamedTuple, TypeGuard
 
-import click
-
 from envs.registry import env
 from startup.settings.config import StartupConfig, flags_with_role
 from startup.settings.serve_words import is_flag_like
@@ -15,7 +13,7 @@ from startup.words.errors import InputError
 from startup.words.flag import Flag
 from startup.words.screening import show_notices
 from startup.words.secret_flags import empty_key_notices, find_values, secret_notices, without_flags
-from startup.words.serve_command import WORDS, build_startup_config, read_settings, unknown_variable_notices
+from startup.words.serve_command import config_of, unknown_variable_notices
 from startup.words.table import split_flags
 
 _NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
@@ -69,18 +67,17 @@ class SeveralModels(NamedTuple):
     has_log_level: bool
 
 
-def read_several(ctx: click.Context, *, is_quiet: bool = False) -> SeveralModels:
+def read_several(given_words: Sequence[str], *, is_quiet: bool = False) -> SeveralModels:
     """Reads the router's own flags. Models' flags are checked later for each model. Raises ClickException."""
-    words = split_router_words(ctx.meta[WORDS])
+    words = split_router_words(given_words)
     given = Arguments.parse((*PORT_DEFAULTS, *words.own))
-    ctx.params = read_settings(ctx, given, Arguments())
-    config = build_startup_config(ctx.params)
+    config = config_of(given)
     if not words.models and config.several.models is None:
         raise InputError("--models must name a file.")
     if config.standby == "require":
         raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
     if not is_quiet:
-        secrets = secret_notices(ctx.meta[WORDS], has_key_file=True)
+        secrets = secret_notices(given_words, has_key_file=True)
         empty = empty_key_notices(given.flags.values())
         show_notices((*unknown_variable_notices(), *secrets, *empty), config.log_format)
     has_log_level = "--log-level" in given.flags or env.VLLM_LOGGING_LEVEL.raw is not None

@@ -16,11 +16,11 @@ from router.words.sleep_words import with_sleep_words
 from startup.files.model.request import ModelRequest
 from startup.settings.config import StartOptions, StartupConfig, VllmOptions, flags_with_role
 from startup.vllm_words.command_line import CommandLine
-from startup.words.arguments import Arguments, read_config_file
+from startup.words.arguments import Arguments
 from startup.words.errors import InputError
 from startup.words.screening import show_notices
 from startup.words.secret_flags import find_values, secrets_as_variables
-from startup.words.serve_command import parse_start
+from startup.words.serve_command import config_of
 from startup.words.supported import CONFIG
 from startup.words.table import find_known_flag, split_flags
 
@@ -82,19 +82,15 @@ def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: Command
 def _read_port(words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConfig:
     """The values of the router's own flags and variables, read by the embedded engine's rules."""
     own = [word for flag, given in split_flags(words) if is_own(flag) for word in given.words]
-    config = parse_start(
-        ["model", *_DEFAULTS, *in_file, *own, "--engine=embedded", "--restart=on-failure"], is_quiet=True
-    )
-    assert isinstance(config, StartupConfig)
-    return config
+    return config_of(Arguments.parse((*_DEFAULTS, *in_file, *own)))
 
 
 def _without_config_file(words: Sequence[str]) -> Sequence[str]:
     """The words with the settings of the --config file as flags, because the router needs some of them."""
-    given = Arguments.parse(words)
-    if (path := given.last_value(CONFIG.name)) is None:
+    if not find_values(words, CONFIG.name):
         return words
-    return [*given.over(read_config_file(path)).flag_words(), "--", *given.positionals]
+    given = Arguments.read(words)
+    return [*given.flag_words(), "--", *given.positionals]
 
 
 def _entry(

@@ -121,6 +121,13 @@ class StartOptions:
 
     help_group: ClassVar[Group] = "Start"
 
+    is_preflight_only: bool = setting(
+        False,
+        "--preflight-only",
+        "Only check what could make the start fail, and exit with 0, 2 or 3, as the start would.",
+        role="router",
+    )
+    is_json: bool = setting(False, "--json", "With --preflight-only: report as JSON.", role="router")
     log_format: LogFormat = setting(
         "text",
         "--log-format",
@@ -293,5 +300,3 @@ class VllmOptions(StartOptions):
     words: tuple[str, ...]
     start_method: str = "forkserver"
     """With `forkserver`, our forkserver forks the processes that vLLM would spawn."""
-    is_preflight_only: bool = False
-    is_json: bool = False

@@ -9,7 +9,7 @@ from typing import Final
 
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.files.model.file_plan import FilePlan, plan_files
-from startup.files.model.request import ModelRequest
+from startup.files.model.request import LLAMA_ORIGINALS, ModelRequest
 from startup.hook import Text
 from startup.settings.config_file import ConfigFile
 from startup.settings.serve_words import OMNI, Given, is_for_information, normalise, split
@@ -17,7 +17,7 @@ from startup.vllm_words.facts import FlagFact, VllmFacts, read_facts
 from startup.vllm_words.flags import Flags, flags_that_change
 from startup.vllm_words.grammar import Reading, VllmFlag
 from startup.vllm_words.installed import InstalledVllm, find_vllm
-from startup.vllm_words.model_request import read_model_request
+from startup.vllm_words.model_request import read_adapters, read_draft
 
 CONFIG: Final = "--config"
 _MODEL: Final = "--model"
@@ -119,7 +119,23 @@ class CommandLine:
     @cached_property
     def request(self) -> ModelRequest:
         """Everything that decides which files vLLM reads."""
-        return read_model_request(self)
+        value = self.value
+        return ModelRequest(
+            engine="vllm",
+            model=self.model,
+            revision=value("--revision"),
+            tokenizer=value("--tokenizer"),
+            tokenizer_revision=value("--tokenizer-revision"),
+            has_tokenizer=not self.has("--skip-tokenizer-init"),
+            hf_config_path=value("--hf-config-path"),
+            generation_config=value("--generation-config") or "auto",
+            download_dir=value("--download-dir"),
+            hf_token=value("--hf-token"),
+            load_format=(value("--load-format") or "auto").lower(),
+            ignore_patterns=self.values("--ignore-patterns") or (LLAMA_ORIGINALS,),
+            adapters=tuple(read_adapters(self.values("--lora-modules"), value("--default-mm-loras"))),
+            draft=read_draft(value("--speculative-config")),
+        )
 
     @cached_property
     def file_plan(self) -> FilePlan | None:

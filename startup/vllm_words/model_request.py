@@ -1,48 +1,14 @@
-"""Finds out from the flags of `vllm serve` which files vLLM will read."""
+"""Reads the values of flags of `vllm serve` that name further files of a model: adapters and draft model."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from base.json_depth import read_json
-from startup.files.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
+from startup.files.model.request import Adapter, DraftModel
 
 _NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "custom_class")
 """Values of `model` and `method` in --speculative-config with which vLLM reads no draft model."""
-
-
-class GivenFlags(Protocol):
-    """The flags of a command line and its file (`command_line.CommandLine`)."""
-
-    @property
-    def model(self) -> str | None: ...
-
-    def has(self, *names: str) -> bool: ...
-
-    def value(self, name: str) -> str | None: ...
-
-    def values(self, name: str) -> tuple[str, ...]: ...
-
-
-def read_model_request(line: GivenFlags) -> ModelRequest:
-    """Returns the settings that decide which files vLLM reads."""
-    value = line.value
-    return ModelRequest(
-        engine="vllm",
-        model=line.model,
-        revision=value("--revision"),
-        tokenizer=value("--tokenizer"),
-        tokenizer_revision=value("--tokenizer-revision"),
-        has_tokenizer=not line.has("--skip-tokenizer-init"),
-        hf_config_path=value("--hf-config-path"),
-        generation_config=value("--generation-config") or "auto",
-        download_dir=value("--download-dir"),
-        hf_token=value("--hf-token"),
-        load_format=(value("--load-format") or "auto").lower(),
-        ignore_patterns=line.values("--ignore-patterns") or (LLAMA_ORIGINALS,),
-        adapters=tuple(_adapters(line.values("--lora-modules"), _settings(value("--default-mm-loras")))),
-        draft=_draft(_settings(value("--speculative-config"))),
-    )
 
 
 def parse_adapter(text: str) -> tuple[str | None, str | None]:
@@ -62,7 +28,9 @@ def _settings(text: str | None) -> dict[str, Any]:
     return {}
 
 
-def _draft(settings: Mapping[str, Any]) -> DraftModel | None:
+def read_draft(text: str | None) -> DraftModel | None:
+    """The draft model that --speculative-config names."""
+    settings = _settings(text)
     source = _text(settings.get("model"))
     if source is None or source in _NO_DRAFTS or settings.get("method") in _NO_DRAFTS:
         return None
@@ -71,12 +39,12 @@ def _draft(settings: Mapping[str, Any]) -> DraftModel | None:
     return DraftModel(source, _text(settings.get("revision")), load_format.lower() if load_format else None)
 
 
-def _adapters(texts: Iterable[str], of_modalities: Mapping[str, Any]) -> Iterator[Adapter]:
+def read_adapters(texts: Iterable[str], of_modalities: str | None) -> Iterator[Adapter]:
     """The adapters that --lora-modules and --default-mm-loras name."""
     for name, source in map(parse_adapter, texts):
         if source is not None:
             yield Adapter(name or source, source)
-    for modality, path in of_modalities.items():
+    for modality, path in _settings(of_modalities).items():
         if (source := _text(path)) is not None:
             yield Adapter(modality, source)
 

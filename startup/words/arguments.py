@@ -6,7 +6,6 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from base.json_depth import read_json
@@ -22,11 +21,13 @@ from startup.words.table import find_flag, split_flags
 
 @dataclass
 class GivenFlag:
-    """A flag with its values on one command line or in one file."""
+    """A flag with its values."""
 
     flag: Flag
     values: list[str]
     """The flag's values. A switch has `true` or `false`. Only the last value counts, except for lists."""
+    where: str = ""
+    """The setting's place in the `--config` file, such as `serve.yaml: port`. Empty on the command line."""
 
     @property
     def value(self) -> str | bool | list[str]:
@@ -47,16 +48,23 @@ class GivenFlag:
 
 @dataclass
 class Arguments:
-    """A parsed command line."""
+    """A command line, alone or with the file of `--config`."""
 
     flags: dict[str, GivenFlag] = field(default_factory=dict)
-    """Given flags by name, in the order of the command line."""
+    """Given flags by name, in the order of file and command line."""
     positionals: list[str] = field(default_factory=list)
     greedy_flag: str | None = None
     """A list flag that took several words. One of them may have been meant as MODEL."""
-    file: str = ""
-    """The name of the `--config` file that has the settings. Empty for a command line."""
     _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, words: Iterable[str]) -> "Arguments":
+        """Reads a command line, and settings of its `--config` file that neither it nor a variable gives."""
+        arguments = cls.parse(words)
+        if path := arguments.last_value(CONFIG.name):
+            in_file = cls.of_file(path).flags.items()
+            arguments.flags = {name: each for name, each in in_file if not each.flag.is_set} | arguments.flags
+        return arguments
 
     @classmethod
     def parse(cls, words: Iterable[str]) -> "Arguments":
@@ -70,6 +78,21 @@ class Arguments:
         return arguments._with_keyed()
 
     @classmethod
+    def of_file(cls, path: str) -> "Arguments":
+        """Reads a file of settings that are named like flags. Raises InputError if the file is not valid."""
+        file = ConfigFile.read(path)
+        try:
+            if file.problem is not None:
+                raise InputError(f"{file.problem}.")
+            reject_references(file.missing)
+            arguments = cls.of_settings(file.settings)
+        except InputError as err:
+            raise InputError(f"{CONFIG.name} {path}: {err.message}") from err
+        for name, given in arguments.flags.items():
+            given.where = file.place(name.removeprefix("--"))
+        return arguments
+
+    @classmethod
     def of_settings(cls, settings: Mapping[str, Any]) -> "Arguments":
         """Reads settings whose names are flags without dashes. Raises InputError for an invalid setting."""
         arguments = cls()
@@ -77,24 +100,18 @@ class Arguments:
             arguments._take_setting(f"--{key}", value)
         return arguments._with_keyed()
 
-    def _add(self, flag: Flag, values: Sequence[str]) -> None:
-        """Adds a flag. A repeated flag extends a list, and replaces any other value."""
-        given = self.flags.setdefault(flag.name, GivenFlag(flag, []))
-        given.values = [*given.values, *values] if flag.shape is Shape.LIST else list(values)
-
-    def over(self, in_file: "Arguments") -> "Arguments":
-        """Returns these flags and the file's settings that they do not replace. Leaves out `--config`."""
-        flags = {name: given for name, given in {**in_file.flags, **self.flags}.items() if name != CONFIG.name}
-        return Arguments(flags, self.positionals)
-
     def flag_words(self) -> list[str]:
-        """The flags as words of a command line."""
-        return [word for given in self.flags.values() for word in given.words]
+        """The flags as words of a command line that needs no `--config`."""
+        return [word for name, given in self.flags.items() if name != CONFIG.name for word in given.words]
 
     def last_value(self, name: str) -> str | None:
         """The last value of a flag. None if the flag is not given."""
         given = self.flags.get(name)
         return given.values[-1] if given else None
+
+    def place(self, name: str) -> str:
+        """The place of a flag in the file, as `GivenFlag.where`. Empty if the file does not have it."""
+        return self.flags[name].where if name in self.flags else ""
 
     def _take_setting(self, name: str, value: Any) -> None:
         flag, is_negated = find_flag(name.partition(".")[0])
@@ -125,6 +142,11 @@ class Arguments:
             self.greedy_flag = flag.name
         self._add(flag, values or [""])
 
+    def _add(self, flag: Flag, values: Sequence[str]) -> None:
+        """Adds a flag. A repeated flag extends a list, and replaces any other value."""
+        given = self.flags.setdefault(flag.name, GivenFlag(flag, []))
+        given.values = [*given.values, *values] if flag.shape is Shape.LIST else list(values)
+
     def _with_keyed(self) -> "Arguments":
         for name, keyed in self._keyed.items():
             whole = self.last_value(name)
@@ -138,20 +160,6 @@ class Arguments:
             merge(merged, keyed)
             self._add(find_flag(name).flag, [json.dumps(merged)])
         return self
-
-
-def read_config_file(path: str) -> Arguments:
-    """Reads a file of settings that are named like flags. Raises InputError if the file is not valid."""
-    file = ConfigFile.read(path)
-    try:
-        if file.problem is not None:
-            raise InputError(f"{file.problem}.")
-        reject_references(file.missing)
-        arguments = Arguments.of_settings(file.settings)
-        arguments.file = Path(path).name
-        return arguments
-    except InputError as err:
-        raise InputError(f"{CONFIG.name} {path}: {err.message}") from err
 
 
 def reject_references(missing: Sequence[str], place: str = "") -> None:

@@ -1,6 +1,6 @@
 """Chooses the engine. For vLLM, turns the launcher's flags into settings of the start."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -11,7 +11,7 @@ from startup.files.model.gguf import is_read_by_vllm
 from startup.settings.config import VllmOptions
 from startup.settings.serve_words import LAUNCHER_FLAGS, ServeWords
 from startup.words.errors import InputError
-from startup.words.flag import SupportedFlag
+from startup.words.flag import Shape, SupportedFlag
 from startup.words.supported import ENGINE, GROUPS, SUPPORTED
 
 _FLAGS: Final = tuple(
@@ -33,20 +33,11 @@ def choose_engine(words: Sequence[str], *, is_gguf: bool = False) -> str:
     return given.engine(wanted)
 
 
-def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
+def vllm_options(words: Sequence[str]) -> VllmOptions:
     """Returns the settings of a start of vLLM. Raises InputError for an invalid value of a launcher flag."""
     split = _split(words)
-    by_variable = {f.name: f.variable.get() for f in _FLAGS if f.variable is not None and f.variable.raw is not None}
-    given = {**split.own, **{name: split.own.get(name) or value for name, value in by_variable.items()}}
-    flags = [flag for flag in _FLAGS if flag.name in given]
-    values = {path: _convert(flag, given[flag.name], ctx) for flag in flags for path in flag.fields}
-    return VllmOptions(
-        words=tuple(split.engine_words),
-        start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(),
-        is_preflight_only="--preflight-only" in given,
-        is_json="--json" in given,
-        **values,
-    )
+    values = {path: value for flag in _FLAGS for path in flag.fields for value in _values(flag, split.own)}
+    return VllmOptions(words=tuple(split.engine_words), start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
 
 
 def _split(words: Sequence[str]) -> ServeWords:
@@ -56,10 +47,16 @@ def _split(words: Sequence[str]) -> ServeWords:
     return given
 
 
-def _convert(flag: SupportedFlag, value: Any, ctx: click.Context) -> Any:
-    if flag.type is None:
-        return value
+def _values(flag: SupportedFlag, own: Mapping[str, str]) -> Iterator[Any]:
+    """Yields the converted value of a flag or else of its variable. Yields nothing if there is none."""
+    value: Any = own.get(flag.name)
+    if not value and flag.variable is not None and flag.is_set:
+        value = flag.variable.get()
+    if flag.shape is Shape.SWITCH:
+        value = bool(value)
+    if value is None:
+        return
     try:
-        return flag.type.convert(value, None, ctx)
+        yield value if flag.type is None else flag.type.convert(value, None, None)
     except click.BadParameter as err:
         raise InputError(f"{flag.name}: {err.message}") from err

@@ -33,6 +33,8 @@ class Flag:
     """Values that change nothing in the embedded engine, such as vLLM's default."""
     role: Role | None = None
     """The processes that read the setting if the server has a router (`base.setting.Role`)."""
+    variable: EnvVar[Any] | None = None
+    """The variable that is read if the flag is not given."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,6 +58,11 @@ class Flag:
         return self.shape is not Shape.SWITCH and is_secret_name(self.name)
 
     @property
+    def is_set(self) -> bool:
+        """Whether the variable has a value."""
+        return self.variable is not None and self.variable.raw is not None
+
+    @property
     def parameter(self) -> str:
         """The name as a Python identifier."""
         return self.name.removeprefix("--").replace("-", "_")
@@ -74,5 +81,3 @@ class SupportedFlag(Flag):
     type: click.ParamType | None = None
     """The type to which click converts the value. None keeps the text."""
     metavar: str | None = None
-    variable: EnvVar[Any] | None = None
-    """The variable that is read if the flag is not given."""

@@ -9,7 +9,7 @@ import click
 from envs.suggestion import did_you_mean
 from startup.words.errors import InputError
 from startup.words.flag import Flag, Shape, SupportedFlag
-from startup.words.param_types import ByteSize, spell_size
+from startup.words.param_types import SIZE, spell_size
 from startup.words.supported import GROUPS
 from startup.words.table import FLAGS
 from startup.words.unsupported import IGNORED, REJECTED
@@ -77,7 +77,7 @@ def spell_default(flag: SupportedFlag) -> str:
         return ""
     if flag.shape is Shape.SWITCH:
         return "on"
-    if isinstance(flag.type, ByteSize):
+    if flag.type is SIZE:
         return spell_size(default)
     if isinstance(default, tuple):
         return json.dumps(default)

@@ -18,6 +18,7 @@ from startup.words.supported import SUPPORTED
 _MODELS: Final = ("--model", "--tokenizer")
 _KINDS: Final = {"FILE": "file", "PATH": "file", "FOLDER": "dir"}
 """A flag's metavar -> the kind of files that a shell completes for the flag."""
+_SERVE: Final = click.Command("serve")
 
 
 class FlagOption(click.Option):
@@ -44,15 +45,23 @@ class FlagOption(click.Option):
             return [CompletionItem(incomplete, type=kind)]
         return super().shell_complete(ctx, incomplete)
 
-    def find_value(self, given: Arguments, in_file: Arguments) -> Any:
-        """The value from the flag, else from the variable, else from the file. None if there is no value."""
-        name, variable = self.flag.name, self.flag.variable
-        if name in given.flags:
-            return given.flags[name].value
-        if variable is not None and variable.raw is not None:
-            value = variable.get()
-            return (value,) if self.multiple else value
-        return in_file.flags[name].value if name in in_file.flags else None
+    def value_of(self, given: Arguments) -> Any:
+        """The converted value, from words or file, else from the variable. None for no or an empty value."""
+        found, variable = given.flags.get(self.flag.name), self.flag.variable
+        if found is not None:
+            value: Any = found.value
+        elif variable is not None and self.flag.is_set:
+            value = (variable.get(),) if self.multiple else variable.get()
+        else:
+            return None
+        try:
+            value = self.type_cast_value(click.get_current_context(silent=True) or click.Context(_SERVE), value)
+        except click.BadParameter as err:
+            err.param_hint = given.place(self.flag.name) or None
+            raise
+        if self.multiple:
+            return tuple(filter(None, value)) or None
+        return None if value == "" else value
 
 
 class ServeFlagsCommand(click.Command):

@@ -1,108 +1,43 @@
-"""Types of flag values that click does not have."""
+"""Types of flag values that click does not have. A function reads each of them from a text."""
 
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from base.errors import ConfigError
-from base.json_depth import read_json
+from base.json_depth import JsonDepthError, read_json
+from base.setting import Syntax
 from envs.home import expand_home
 from envs.suggestion import did_you_mean, former_form
 from envs.variable import EXPECTED_DURATION, parse_duration
 from server.terms.config import PoolerConfig
+from server.text.model_files.tokenizer_files import RENDERERS
 from startup.settings.config import CompileCacheOption
 from startup.storage.keyed_values import parse_size
 
-_UNITS: Final = ("", "k", "m", "g", "t")
 
+class Parsed(click.ParamType):
+    """A value that a function reads from a text. The function's ValueError has the message for the user."""
 
-class HumanInt(click.ParamType):
-    """A whole number, possibly with a suffix, as `parse_size` reads it."""
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
 
-    name = "integer"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parses a text. Any other value comes from a variable, which has converted it."""
         try:
-            return parse_size(str(value))
-        except ValueError:
-            self.fail(f"{value!r} {_why_no_integer(str(value))}.", param, ctx)
-
-
-def _why_no_integer(text: str) -> str:
-    with suppress(ValueError):
-        parse_size(text.lower())
-        return f"has a fraction and a binary suffix{did_you_mean(text, [text.lower()])}"
-    return "is not a whole number such as 4096, 4k or 4K"
-
-
-class TokenLimit(click.ParamType):
-    """A whole number as in HumanInt. `auto` and -1 stand for the model's own limit."""
-
-    name = "integer|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """Returns None for the model's own limit."""
-        if str(value).strip().lower() in ("auto", "-1"):
-            return None
-        return HumanInt().convert(value, param, ctx)
-
-
-class JsonObject(click.ParamType):
-    """A JSON object."""
-
-    name = "json"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """Parses the text. An error contains the position of a fault in the JSON."""
-        parsed = _load_json(self, value, param, ctx)
-        if not isinstance(parsed, dict):
-            self.fail(f"{value!r} is not a JSON object.", param, ctx)
-        return parsed
-
-
-class JsonStrings(click.ParamType):
-    """A JSON list of strings."""
-
-    name = "json list"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        parsed = _load_json(self, value, param, ctx)
-        if not isinstance(parsed, list | tuple) or not all(isinstance(item, str) for item in parsed):
-            self.fail(f"""{value!r} is not a JSON list of strings such as '["*"]'.""", param, ctx)
-        return tuple(parsed)
-
-
-class CommaList(click.ParamType):
-    """Words separated by commas."""
-
-    name = "list"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Splits the text. Ignores blanks around words, and empty words."""
-        if isinstance(value, tuple):
-            return value
-        return tuple(word.strip() for word in str(value).split(",") if word.strip())
-
-
-class ChatTemplate(click.ParamType):
-    """The text of a chat template, from a file or from the flag itself."""
-
-    name = "file|template"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Reads the file. A value that is not a file must contain braces or several lines, as in vLLM."""
-        try:
-            return Path(value).read_text(encoding="utf-8")
-        except (OSError, ValueError) as err:
-            if any(character in value for character in "{}\n"):
-                return str(value)
-            reason = getattr(err, "strerror", None) or err
-            self.fail(f"{value!r} is neither a template nor a readable file ({reason}).", param, ctx)
+            return self._parse(value) if isinstance(value, str) else value
+        except (JSONDecodeError, JsonDepthError) as err:
+            hint = former_form(param.opts[0]) if param is not None else ""
+            self.fail(f"{value!r} is not JSON{hint or f': {err}'}.", param, ctx)
+        except ValueError as err:
+            self.fail(str(err), param, ctx)
 
 
 class TokenizerModes(click.Choice):
@@ -115,59 +50,68 @@ class TokenizerModes(click.Choice):
         return value
 
 
-def _load_json(type_: click.ParamType, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-    if not isinstance(value, str):
-        return value
+def _count(text: str) -> int:
+    """A whole number, possibly with a suffix, as `parse_size` reads it."""
     try:
-        return read_json(value)
-    except ValueError as err:
-        hint = former_form(param.opts[0]) if param is not None else ""
-        type_.fail(f"{value!r} is not JSON{hint or f': {err}'}.", param, ctx)
+        return parse_size(text)
+    except ValueError:
+        raise ValueError(f"{text!r} {_why_no_count(text)}.") from None
 
 
+def _why_no_count(text: str) -> str:
+    with suppress(ValueError):
+        parse_size(text.lower())
+        return f"has a fraction and a binary suffix{did_you_mean(text, [text.lower()])}"
+    return "is not a whole number such as 4096, 4k or 4K"
+
+
+def _token_limit(text: str) -> int | None:
+    """A whole number. `auto` and -1 stand for the model's own limit, which is None."""
+    return None if text.strip().lower() in ("auto", "-1") else _count(text)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    parsed = read_json(text)
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{text!r} is not a JSON object.")
+    return parsed
+
+
+def _json_strings(text: str) -> tuple[str, ...]:
+    parsed = read_json(text)
+    if not isinstance(parsed, list) or not all(isinstance(item, str) for item in parsed):
+        raise ValueError(f"""{text!r} is not a JSON list of strings such as '["*"]'.""")
+    return tuple(parsed)
+
+
+def _comma_list(text: str) -> tuple[str, ...]:
+    """Words separated by commas. Ignores blanks around words, and empty words."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _chat_template(text: str) -> str:
+    """A template from a file. A text that is not a file must contain braces or several lines, as in vLLM."""
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, ValueError) as err:
+        if any(character in text for character in "{}\n"):
+            return text
+        reason = getattr(err, "strerror", None) or err
+        raise ValueError(f"{text!r} is neither a template nor a readable file ({reason}).") from err
+
+
+_UNITS: Final = ("", "k", "m", "g", "t")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)")
 
 
-class ByteSize(click.ParamType):
-    """`16MiB` and `16M` are 16 times 2**20 bytes, `16MB` is 16 million, `16777216` is bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parses the text in upper or lower case."""
-        match = _SIZE.fullmatch(str(value).strip().lower())
-        if not match or (match[3] and not match[2]):
-            self.fail(f"{value!r} is not a size such as 16MiB, 16M or 16777216.", param, ctx)
-        number, unit, binary, byte = match.groups()
-        factor: int = (1000 if byte and not binary else 1024) ** _UNITS.index(unit)
-        return round(float(number) * factor)
-
-
-class Duration(click.ParamType):
-    """`90` and `90s` are 90 seconds, `10m` is ten minutes, and `1h` is an hour."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parses the text in upper or lower case."""
-        try:
-            return parse_duration(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not {EXPECTED_DURATION}.", param, ctx)
-
-
-class RestartPolicy(click.ParamType):
-    """How many failures in a row stop a model for good. `on-failure:3` means 3, and `on-failure` means 5."""
-
-    name = "restart policy"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parses a policy in Docker's form."""
-        policy, _, number = str(value).partition(":")
-        limit = number or ("" if ":" in str(value) else "5")
-        if policy != "on-failure" or not (limit.isascii() and limit.isdecimal() and int(limit)):
-            self.fail(f"{value!r} is not on-failure or on-failure:N, with N 1 or more.", param, ctx)
-        return int(limit)
+def _num_bytes(text: str) -> int:
+    """`16MiB` and `16M` are 16 times 2**20 bytes, `16MB` is 16 million, `16777216` is bytes. Ignores case."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    if not match or (match[3] and not match[2]):
+        raise ValueError(f"{text!r} is not a size such as 16MiB, 16M or 16777216.")
+    number, unit, binary, byte = match.groups()
+    factor: int = (1000 if byte and not binary else 1024) ** _UNITS.index(unit)
+    return round(float(number) * factor)
 
 
 def spell_size(num_bytes: int) -> str:
@@ -178,74 +122,87 @@ def spell_size(num_bytes: int) -> str:
     return str(num_bytes)
 
 
-class Parsed(click.ParamType):
-    """An object that a function makes from the text. The function's ConfigError describes the right form."""
-
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except ConfigError as err:
-            self.fail(str(err), param, ctx)
+def _duration_s(text: str) -> float:
+    """`90` and `90s` are 90 seconds, `10m` is ten minutes, and `1h` is an hour. Ignores case."""
+    try:
+        return parse_duration(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not {EXPECTED_DURATION}.") from None
 
 
-COMPILE_CACHE: Final = Parsed("location", CompileCacheOption.of)
+def _restart_limit(text: str) -> int:
+    """How many failures in a row stop a model for good. `on-failure:3` means 3, and `on-failure` means 5."""
+    policy, colon, number = text.partition(":")
+    limit = number if colon else "5"
+    if policy != "on-failure" or not (limit.isascii() and limit.isdecimal() and int(limit)):
+        raise ValueError(f"{text!r} is not on-failure or on-failure:N, with N 1 or more.")
+    return int(limit)
 
 
-class LogConfigFile(click.ParamType):
-    """A JSON file with a dictionary for `logging.config.dictConfig`."""
-
-    name = "file"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """Reads the file. An error contains the fault and its position in the file."""
-        if isinstance(value, dict):
-            return value
-        try:
-            content = read_json(Path(expand_home(value)).read_text(encoding="utf-8"))
-        except OSError as err:
-            self.fail(f"{value!r} cannot be read: {err.strerror}.", param, ctx)
-        except ValueError as err:
-            self.fail(f"{value!r} is not JSON: {err}.", param, ctx)
-        if not isinstance(content, dict):
-            self.fail(f"{value!r} does not contain a JSON object.", param, ctx)
-        if content.get("version") != 1:
-            self.fail(f'{value!r} is not a logging configuration: "version": 1 is missing.', param, ctx)
-        return content
+def _log_config(text: str) -> dict[str, Any]:
+    """A dictionary for `logging.config.dictConfig`, from a JSON file."""
+    try:
+        content = read_json(Path(expand_home(text)).read_text(encoding="utf-8"))
+    except OSError as err:
+        raise ValueError(f"{text!r} cannot be read: {err.strerror}.") from err
+    except UnicodeDecodeError as err:
+        raise ValueError(f"{text!r} is not JSON: {err}.") from err
+    if not isinstance(content, dict):
+        raise ValueError(f"{text!r} does not contain a JSON object.")
+    if content.get("version") != 1:
+        raise ValueError(f'{text!r} is not a logging configuration: "version": 1 is missing.')
+    return content
 
 
-_UNSUPPORTED: Final = (
+_ONLY_VLLM: Final = (
     *("step_tag_id", "returned_token_ids", "enable_chunked_processing", "max_embed_len"),
     *("logit_mean", "logit_sigma"),
 )
 """Keys that only vLLM supports. The values `null` and `false` are accepted, because they change nothing."""
 
 
-class PoolerOptions(click.ParamType):
-    """How a pooling model turns hidden states into vectors or scores."""
+def _pooler(text: str) -> PoolerConfig:
+    """How a pooling model turns hidden states into vectors or scores. Rejects unsupported keys."""
+    given = {key.replace("-", "_"): item for key, item in _json_object(text).items()}
+    given.pop("enable_flash_late_interaction", None)
+    if "normalize" in given:
+        raise ValueError("Parameter `normalize` was removed; use `use_activation` instead.")
+    known = [field.name for field in fields(PoolerConfig)]
+    for key in [key for key in given if key not in known]:
+        if key not in _ONLY_VLLM:
+            raise ValueError(f"{key!r} is not one of its keys: {', '.join(known)}.")
+        if given.pop(key) not in (None, False):
+            raise ValueError(f"the embedded engine does not support {key}, but `--engine vllm` does.")
+    try:
+        return PoolerConfig(**given)
+    except ConfigError as err:
+        raise ValueError(f"{err}.") from err
 
-    name = "json"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PoolerConfig:
-        """Parses the object. An error names a key that is unknown or not supported by this engine."""
-        if isinstance(value, PoolerConfig):
-            return value
-        given = {key.replace("-", "_"): item for key, item in JsonObject().convert(value, param, ctx).items()}
-        given.pop("enable_flash_late_interaction", None)
-        if "normalize" in given:
-            self.fail("Parameter `normalize` was removed; use `use_activation` instead.", param, ctx)
-        known = [field.name for field in fields(PoolerConfig)]
-        for key in [key for key in given if key not in known]:
-            if key not in _UNSUPPORTED:
-                self.fail(f"{key!r} is not one of its keys: {', '.join(known)}.", param, ctx)
-            if given.pop(key) not in (None, False):
-                self.fail(f"the embedded engine does not support {key}, but `--engine vllm` does.", param, ctx)
-        try:
-            return PoolerConfig(**given)
-        except ConfigError as err:
-            self.fail(f"{err}.", param, ctx)
+SIZE: Final = Parsed("size", _num_bytes)
+DURATION: Final = Parsed("duration", _duration_s)
+
+BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
+    "count": Parsed("integer", _count),
+    "size": SIZE,
+    "compile cache": Parsed("location", CompileCacheOption.of),
+    "duration": DURATION,
+    "restart policy": Parsed("restart policy", _restart_limit),
+    "token limit": Parsed("integer|auto", _token_limit),
+    "optional text": None,
+    "JSON list": Parsed("json list", _json_strings),
+    "comma list": Parsed("list", _comma_list),
+    "template": Parsed("file|template", _chat_template),
+    "log config": Parsed("file", _log_config),
+    "tokenizer mode": TokenizerModes(("auto", *sorted(RENDERERS))),
+}
+
+BY_PYTHON_TYPE: Final[dict[Any, click.ParamType | None]] = {
+    bool: None,
+    str: None,
+    int: click.INT,
+    float: click.FLOAT,
+    dict: Parsed("json", _json_object),
+    Path: click.Path(path_type=Path),
+    PoolerConfig: Parsed("json", _pooler),
+}

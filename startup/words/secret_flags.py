@@ -28,7 +28,7 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
     kept: list[str] = []
     variables: dict[str, str] = {}
     for flag, given in split_flags(words):
-        if isinstance(flag, SupportedFlag) and flag.is_secret and flag.variable is not None and len(given.values) == 1:
+        if flag is not None and flag.is_secret and flag.variable is not None and len(given.values) == 1:
             variables[flag.variable.name] = given.values[0]
         else:
             kept += given.words

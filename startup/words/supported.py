@@ -2,74 +2,32 @@
 
 from collections.abc import Iterator
 from dataclasses import MISSING, Field
-from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Literal, get_args, get_origin
 
 import click
 
-from base.setting import ConfigField, Group, Syntax, walk_settings
+from base.setting import ConfigField, Group, walk_settings
 from envs.registry import ENGINES, env
 from envs.variable import EnvVar
-from server.terms.config import PoolerConfig
-from server.text.model_files.tokenizer_files import RENDERERS
 from startup.settings.config import StartupConfig
 from startup.words.flag import Shape, SupportedFlag
-from startup.words.param_types import (
-    COMPILE_CACHE,
-    ByteSize,
-    ChatTemplate,
-    CommaList,
-    Duration,
-    HumanInt,
-    JsonObject,
-    JsonStrings,
-    LogConfigFile,
-    PoolerOptions,
-    RestartPolicy,
-    TokenizerModes,
-    TokenLimit,
-)
-
-_BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
-    "count": HumanInt(),
-    "size": ByteSize(),
-    "compile cache": COMPILE_CACHE,
-    "duration": Duration(),
-    "restart policy": RestartPolicy(),
-    "token limit": TokenLimit(),
-    "optional text": None,
-    "JSON list": JsonStrings(),
-    "comma list": CommaList(),
-    "template": ChatTemplate(),
-    "log config": LogConfigFile(),
-    "tokenizer mode": TokenizerModes(("auto", *sorted(RENDERERS))),
-}
-
-_BY_PYTHON_TYPE: Final[dict[Any, click.ParamType | None]] = {
-    bool: None,
-    str: None,
-    int: click.INT,
-    float: click.FLOAT,
-    dict: JsonObject(),
-    Path: click.Path(path_type=Path),
-    PoolerConfig: PoolerOptions(),
-}
+from startup.words.param_types import BY_PYTHON_TYPE, BY_SYNTAX
 
 
 def click_type(field: Field[Any]) -> click.ParamType | None:
     """The click type for a field. None for text, switches and lists of texts."""
     metadata = field.metadata
     if "syntax" in metadata:
-        return _BY_SYNTAX[metadata["syntax"]]
+        return BY_SYNTAX[metadata["syntax"]]
     if choices := metadata.get("choices"):
         return click.Choice(choices, case_sensitive=not choices[0].isupper())
     python_type = _python_type(field)
     if get_origin(python_type) is Literal:
         return click.Choice(get_args(python_type))
     if get_origin(python_type) is tuple:
-        return _BY_PYTHON_TYPE[get_args(python_type)[0]]
-    return _BY_PYTHON_TYPE[get_origin(python_type) or python_type]
+        return BY_PYTHON_TYPE[get_args(python_type)[0]]
+    return BY_PYTHON_TYPE[get_origin(python_type) or python_type]
 
 
 def shape_of(field: Field[Any]) -> Shape:
@@ -129,13 +87,6 @@ CONFIG: Final = SupportedFlag(
 _WITHOUT_FIELD: Final = (
     ENGINE,
     CONFIG,
-    SupportedFlag(
-        "--preflight-only",
-        shape=Shape.SWITCH,
-        help="Only check what could make the start fail, and exit with 0, 2 or 3, as the start would.",
-        role="router",
-    ),
-    SupportedFlag("--json", shape=Shape.SWITCH, help="With --preflight-only: report as JSON.", role="router"),
 )
 """Flags that decide what a command line starts, and that are read before there is a configuration."""
 
@@ -172,3 +123,4 @@ GROUPS["Start"] = (*_WITHOUT_FIELD, *GROUPS["Start"])
 SUPPORTED: Final = tuple(flag for group in GROUPS.values() for flag in group)
 
 LOG_FORMAT: Final = next(flag for flag in SUPPORTED if flag.name == "--log-format")
+MODEL: Final = next(flag for flag in SUPPORTED if flag.name == "--model")

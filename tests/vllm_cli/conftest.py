@@ -23,12 +23,12 @@ def no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def parse() -> Callable[..., StartupConfig]:
     """A function that returns the configuration of `vllm-cli serve WORDS...`."""
-    from startup.words.serve_command import CONFIG_OF_START
+    from startup.words.serve_command import READ
     from vllm_cli.commands.serve import serve
 
     def parse_words(*words: str) -> StartupConfig:
         with serve.make_context("serve", list(words)) as ctx:
-            config: StartupConfig = ctx.meta[CONFIG_OF_START]
+            config: StartupConfig = ctx.meta[READ].start
             return config
 
     return parse_words

@@ -15,7 +15,7 @@ from startup.compiled_models import local
 from startup.compiled_models.record import CompiledModel
 from startup.logs.formatters import escape_controls
 from startup.storage.caches import cache_folder
-from startup.words.param_types import ByteSize, Duration
+from startup.words.param_types import DURATION, SIZE
 from vllm_cli.errors import CommandGroup
 from vllm_cli.terminal import align, printable
 
@@ -86,12 +86,12 @@ def caches(ctx: click.Context, *, is_json: bool) -> None:
 @click.option(
     "--older",
     "older_s",
-    type=Duration(),
+    type=DURATION,
     metavar="AGE",
     help="Remove models that no start has used for this time, such as 30d.",
 )
 @click.option(
-    "--keep", "keep_bytes", type=ByteSize(), metavar="SIZE",
+    "--keep", "keep_bytes", type=SIZE, metavar="SIZE",
     help="Remove the models used longest ago until at most this size is left, such as 5GiB.",
 )  # fmt: skip
 @click.option(

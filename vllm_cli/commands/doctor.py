@@ -1,7 +1,7 @@
 """`vllm-cli doctor`: reports whether a start can succeed here. The first line is the verdict."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -11,10 +11,9 @@ from base.wording import list_some
 from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.session.preflight.report import PreflightReport, describe_count, error
-from startup.settings.config import StartupConfig
-from startup.settings.serve_words import has_several_models
+from startup.settings.config import StartupConfig, VllmOptions
 from startup.words.option import ServeFlagsCommand, complete_model
-from startup.words.serve_command import LLAMA_SERVER, WORDS, read_words, start_of
+from startup.words.serve_command import read_start
 from vllm_cli.commands.caches import describe_kept, kept_fields
 from vllm_cli.commands.check_hooks import describe_check
 from vllm_cli.commands.environment import describe_machine
@@ -67,9 +66,8 @@ class _Examined(NamedTuple):
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 def doctor(*, words: tuple[str, ...], is_json: bool) -> int:
     """Runs the command. Returns the exit code."""
-    with read_words(words, "vllm-cli doctor", is_quiet=True) as ctx:
-        is_router = has_several_models(words) or ctx.meta.get(LLAMA_SERVER)
-        examined = _examine_models(ctx) if is_router else _examine(ctx)
+    read = read_start(words, is_quiet=True)
+    examined = _examine_models(read.words) if read.start is None else _examine(read.start, has_words=bool(words))
     hooks = None
     if examined.vllm is not None:
         from startup.vllm.launch.hooks import report_hooks
@@ -82,20 +80,20 @@ def doctor(*, words: tuple[str, ...], is_json: bool) -> int:
     return _FAULTY if examined.preflight.errors or (hooks is not None and not hooks.all_fit) else OK
 
 
-def _examine_models(ctx: click.Context) -> _Examined:
+def _examine_models(words: Sequence[str]) -> _Examined:
     """Checks the models of a router."""
     from router.words.router_options import ModelsReader
     from router.words.router_words import read_several
     from startup.vllm_words.installed import find_vllm
 
-    checked = ModelsReader(read_several(ctx, is_quiet=True)).read()
+    checked = ModelsReader(read_several(words, is_quiet=True)).read()
     vllm = find_vllm() if any(entry.engine == "vllm" for entry in checked.entries.values()) else None
     return _Examined(list_some([*checked.models]), checked.report(0.0), vllm, checked.reports())
 
 
-def _examine(ctx: click.Context) -> _Examined:
+def _examine(start: StartupConfig | VllmOptions, *, has_words: bool) -> _Examined:
     """Checks the engine. If the command line has arguments, also checks a start with them."""
-    start, vllm = start_of(ctx), None
+    vllm = None
     try:
         if isinstance(start, StartupConfig):
             require_embedded_engine()
@@ -103,7 +101,7 @@ def _examine(ctx: click.Context) -> _Examined:
             from startup.vllm_words.installed import require_vllm
 
             vllm = require_vllm()
-        preflight = preflight_of(start) if ctx.meta[WORDS] else PreflightReport((), 0.0)
+        preflight = preflight_of(start) if has_words else PreflightReport((), 0.0)
     except StartupError as err:
         return _Examined("", PreflightReport((error("engine", str(err), err.cause),), 0.0), None)
     return _Examined(f"vLLM {vllm.version}" if vllm else "the embedded engine", preflight, vllm)

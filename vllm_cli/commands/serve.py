@@ -12,9 +12,8 @@ from startup import start_origin
 from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.settings.config import StandbyMode, StartupConfig, VllmOptions
-from startup.settings.serve_words import has_several_models
 from startup.words.screening import show_notices
-from startup.words.serve_command import CONFIG_OF_START, LLAMA_SERVER, VLLM, WORDS, ServeCommand, serve_parameters
+from startup.words.serve_command import PARAMETERS, READ, ServeCommand
 from vllm_cli.commands.of_vllm import vllms_own
 
 if TYPE_CHECKING:
@@ -46,58 +45,60 @@ Exit codes: 0 stopped by a signal; 1 the engine died (with --restart, N times in
 _EPILOG = f"{vllms_own('serve')} `--engine vllm` starts it faster, and unchanged with {env.VCLI_PLAIN_VLLM.name}=1."
 
 
-@click.command(cls=ServeCommand, name="serve", params=serve_parameters(), help=_HELP, epilog=_EPILOG)
+@click.command(cls=ServeCommand, name="serve", params=list(PARAMETERS), help=_HELP, epilog=_EPILOG)
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Runs the server and returns its exit code. Imports nothing heavy before all settings are checked."""
-    if has_several_models(ctx.meta[WORDS]) or ctx.meta.get(LLAMA_SERVER):
-        return _serve_several(ctx)
-    if (options := ctx.meta.get(VLLM)) is not None:
-        if options.is_behind_router and not options.is_preflight_only:
-            from router.words.single_model import vllm_router
+    words, start, _ = ctx.meta[READ]
+    if start is None:
+        return _serve_several(words)
+    if isinstance(start, StartupConfig):
+        require_embedded_engine()
+    if start.is_behind_router and not start.is_preflight_only:
+        return _serve_behind_router(start, words)
+    has_own_code = isinstance(start, StartupConfig) and start.engine.trust_remote_code
+    _apply_standby_mode("off" if has_own_code else start.standby)
+    if start.is_preflight_only:
+        return _print(preflight_of(start), as_json=start.is_json)
+    if isinstance(start, StartupConfig):
+        from startup.embedded.start import start_embedded
 
-            return _route(vllm_router(options, ctx.meta[WORDS]))
-        _apply_standby_mode(options.standby)
-        return _serve_with_vllm(options)
-    require_embedded_engine()
-    config: StartupConfig = ctx.meta[CONFIG_OF_START]
-    if config.is_behind_router and not ctx.params.get("preflight_only"):
-        return _serve_behind_router(config, ctx.meta[WORDS])
-    _apply_standby_mode("off" if config.engine.trust_remote_code else config.standby)
-    if ctx.params.get("preflight_only"):
-        return _print(preflight_of(config), as_json=bool(ctx.params.get("json")))
-    from startup.embedded.start import start_embedded
+        return start_embedded(start)
+    from startup.vllm_words.installed import require_vllm
 
-    return start_embedded(config)
+    vllm = require_vllm()
+    from startup.vllm.launch.start import start_vllm
+
+    return start_vllm(vllm, start)
 
 
-def _serve_behind_router(config: StartupConfig, words: Sequence[str]) -> int:
+def _serve_behind_router(start: StartupConfig | VllmOptions, words: Sequence[str]) -> int:
     if start_origin.start_again is not None:  # a `--config` file, read after a standby has forked this process
-        if config.idle_stop_s is not None:
-            start_origin.start_again(env.VCLI_IDLE_STOP.name, f"{config.idle_stop_s:g}")
-        if config.idle_sleep_s is not None:
-            start_origin.start_again(env.VCLI_IDLE_SLEEP.name, f"{config.idle_sleep_s:g}")
-        start_origin.start_again(env.VCLI_RESTART.name, f"on-failure:{config.restart_limit}")
-    from router.words.single_model import embedded_router
+        for variable, seconds in ((env.VCLI_IDLE_STOP, start.idle_stop_s), (env.VCLI_IDLE_SLEEP, start.idle_sleep_s)):
+            if seconds is not None:
+                start_origin.start_again(variable.name, f"{seconds:g}")
+        start_origin.start_again(env.VCLI_RESTART.name, f"on-failure:{start.restart_limit}")
+    from router.words.single_model import embedded_router, vllm_router
 
-    return _route(embedded_router(config, words))
+    options = vllm_router(start, words) if isinstance(start, VllmOptions) else embedded_router(start, words)
+    return _route(options)
 
 
-def _serve_several(ctx: click.Context) -> int:
+def _serve_several(words: Sequence[str]) -> int:
     """Runs the router, for several models or for one model that llama-server serves."""
     if start_origin.start_again is not None:  # a standby has forked this process: it did not know the GGUF model
         start_origin.start_again(env.VCLI_STANDBY.name, "off")
     from router.words.router_words import read_several
 
-    several = read_several(ctx)
+    several = read_several(words)
     from router.words.router_options import ModelsReader, router_options  # a usage error imports no aiohttp
 
     begin = time.perf_counter()
     reader = ModelsReader(several)
     checked = reader.read()
-    if ctx.params.get("preflight_only"):
+    if several.config.is_preflight_only:
         report = checked.report(time.perf_counter() - begin)
-        return _print(report, as_json=bool(ctx.params.get("json")))
+        return _print(report, as_json=several.config.is_json)
     show_notices(map(str, checked.notices), several.config.log_format)
     return _route(router_options(several, reader, checked))
 
@@ -119,17 +120,6 @@ def _apply_standby_mode(mode: StandbyMode) -> None:
     if mode == "require" and start_origin.warm is None:
         message = f"--standby require: {start_origin.cold_reason or 'this process was not forked'}"
         raise StartupError(message, cause="standby-unusable")
-
-
-def _serve_with_vllm(options: VllmOptions) -> int:
-    from startup.vllm_words.installed import require_vllm
-
-    vllm = require_vllm()
-    if options.is_preflight_only:
-        return _print(preflight_of(options), as_json=options.is_json)
-    from startup.vllm.launch.start import start_vllm
-
-    return start_vllm(vllm, options)
 
 
 def preflight_of(start: StartupConfig | VllmOptions) -> "PreflightReport":

@@ -20,7 +20,7 @@ from startup.standby import sockets
 from startup.standby.sockets import EMBEDDED, TEMPLATE_KINDS, VLLM_COMPILED, VLLM_EAGER
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
 from startup.words.errors import InputError
-from startup.words.param_types import ByteSize
+from startup.words.param_types import SIZE
 from vllm_cli.terminal import Reporter, align
 
 NOT_RUNNING: Final = 1
@@ -51,7 +51,7 @@ _STOP_S: Final = 60.0
     help="End after this time without a start.",
 )  # fmt: skip
 @click.option(
-    "--max-memory", "max_memory_bytes", type=ByteSize(), metavar="SIZE",
+    "--max-memory", "max_memory_bytes", type=SIZE, metavar="SIZE",
     help="Most memory (PSS), such as 2G or 900M. Above it, the standby drops the imports used longest ago.",
 )  # fmt: skip
 @click.option("--detach", "is_detached", is_flag=True, help="Run in the background. Return once the imports are done.")

@@ -9,8 +9,7 @@ import pytest
 from router.router import RouterOptions
 from router.words.router_options import ModelsReader, router_options
 from router.words.router_words import read_several
-from startup.words.serve_command import LLAMA_SERVER, VLLM, parse_start
-from vllm_cli.commands.serve import serve
+from startup.words.serve_command import parse_start, read_start
 
 HUB = "team/Model-GGUF:Q4_K_M"
 
@@ -34,11 +33,9 @@ def model(llama_server: Path, tmp_path: Path) -> Path:
 
 
 def options_of(*words: object) -> RouterOptions:
-    with serve.make_context("serve", list(map(str, words))) as ctx:
-        assert ctx.meta.get(LLAMA_SERVER) or len(words) > 1
-        several = read_several(ctx)
-        reader = ModelsReader(several)
-        return router_options(several, reader, reader.read())
+    several = read_several(read_start(list(map(str, words))).words)
+    reader = ModelsReader(several)
+    return router_options(several, reader, reader.read())
 
 
 def command_of(*words: object) -> Sequence[str]:
@@ -204,18 +201,16 @@ def test_beside_a_vllm_that_reads_no_gguf_auto_is_llama_server(form, model, pack
 
 def _engine_of(*words: str) -> str:
     """The engine that serves the only model."""
-    with serve.make_context("serve", list(words)) as ctx:
-        if VLLM in ctx.meta:
-            return "vllm"
-        reader = ModelsReader(read_several(ctx))
-        (entry,) = reader.read().entries.values()
-        return entry.engine
+    read = read_start(words)
+    if read.start is not None:
+        return "vllm"
+    (entry,) = ModelsReader(read_several(read.words)).read().entries.values()
+    return entry.engine
 
 
 def test_of_several_models_in_a_folder_the_log_names_the_others(model, tmp_path):
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
-    with serve.make_context("serve", [str(tmp_path)]) as ctx:
-        (notice,) = ModelsReader(read_several(ctx)).read().notices
+    (notice,) = ModelsReader(read_several(read_start([str(tmp_path)]).words)).read().notices
     assert f"other.gguf of {tmp_path} is served, not qwen.gguf: name the file for another" in str(notice)
 
 
@@ -228,16 +223,14 @@ def test_a_part_that_is_missing_is_named_before_the_start(llama_server, tmp_path
 
 def test_with_vllm_the_model_is_vllm_s(model, monkeypatch):
     monkeypatch.setenv("VCLI_ENGINE", "vllm")
-    with serve.make_context("serve", [str(model)]) as ctx:
-        assert LLAMA_SERVER not in ctx.meta
+    assert read_start([str(model)]).start is not None
 
 
 @pytest.mark.parametrize("names", [["config.json", "model.safetensors", "model.gguf"], ["model.safetensors"]])
 def test_other_folders_are_not_llama_server_s(names, llama_server, tmp_path):
     for name in names:
         (tmp_path / name).touch()
-    with serve.make_context("serve", [str(tmp_path)]) as ctx:
-        assert LLAMA_SERVER not in ctx.meta
+    assert read_start([str(tmp_path)]).start is not None
 
 
 def test_a_command_that_only_reads_the_words_takes_no_gguf_model(model):

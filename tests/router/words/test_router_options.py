@@ -3,12 +3,10 @@
 import ast
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from router.model_entry import ModelEntry, ModelsFileError
@@ -18,15 +16,14 @@ from router.words.router_words import SeveralModels, read_several, split_router_
 from startup.settings.serve_words import has_several_models
 from startup.standby.front_process import serve_warm
 from startup.words.errors import InputError
+from startup.words.serve_command import read_start
 from tests.startup.vllm.fake_start import FAKE
-from vllm_cli.commands.serve import serve
 
 COMMON = ("--engine", "embedded")
 
 
 def several(*words: object) -> SeveralModels:
-    with serve.make_context("serve", list(map(str, words))) as ctx:
-        return read_several(ctx)
+    return read_several(read_start(list(map(str, words))).words)
 
 
 def options_of(*words: object) -> RouterOptions:
@@ -462,9 +459,3 @@ def test_help_of_a_router_is_that_of_serve(invoke):
     done = invoke("serve", "a", "b", "--help")
     assert done.returncode == 0
     assert "--max-running" in done.stdout
-
-
-def test_a_context_of_a_check_leaves_nothing_behind(read, tiny_llama):
-    read({"m": {"model": str(tiny_llama)}})
-    assert click.get_current_context(silent=True) is None
-    assert "vllm" not in sys.modules

@@ -11,11 +11,11 @@ from router.child.server import ERRORS_S, OwnServer
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.words.single_model import embedded_router, vllm_router
-from startup.settings.config import flags_with_role
+from startup.settings.config import StartupConfig, flags_with_role
 from startup.words.engine_choice import vllm_options
 from startup.words.errors import InputError
 from startup.words.flag import Shape
-from startup.words.serve_command import CONFIG_OF_START, ServeCommand, serve_parameters
+from startup.words.serve_command import read_start
 from startup.words.supported import SUPPORTED
 from tests.support.peer_vllm import ROOT
 from tests.support.vllm_flags import VLLM_NAMES
@@ -25,14 +25,14 @@ _END = ("--engine", "embedded", "--disable-uvicorn-access-log")
 
 def _embedded(*words: str) -> RouterOptions:
     words = (*words, "--idle-stop", "10m")
-    with ServeCommand(name="serve", params=serve_parameters()).make_context("serve", [*words]) as ctx:
-        return embedded_router(ctx.meta[CONFIG_OF_START], words)
+    start = read_start(words).start
+    assert isinstance(start, StartupConfig)
+    return embedded_router(start, words)
 
 
 def _vllm(*words: str) -> RouterOptions:
     words = ("m", "--idle-stop", "10m", *words)
-    with click.Context(click.Command("serve")) as ctx:
-        return vllm_router(vllm_options(ctx, words), words)
+    return vllm_router(vllm_options(words), words)
 
 
 def _only(options: RouterOptions) -> ModelEntry:
@@ -214,9 +214,8 @@ def test_each_flag_is_used_by_the_router_or_passed_to_the_model_or_refused(flag,
         (tmp_path / "log.json").write_text('{"version": 1}')
         sample = _SAMPLES[flag.shape] if flag.name != "--log-config-file" else (str(tmp_path / "log.json"),)
         sample = (flag.type.choices[0],) if isinstance(flag.type, click.Choice) else sample
-        with click.Context(click.Command("serve")) as ctx:
-            words = ("m", "--restart", "on-failure", flag.name, *sample)
-            entry = _only(vllm_router(vllm_options(ctx, ("m", "--restart", "on-failure")), words))
+        words = ("m", "--restart", "on-failure", flag.name, *sample)
+        entry = _only(vllm_router(vllm_options(("m", "--restart", "on-failure")), words))
         is_ours = flag.role == "both" and flag.name.startswith("--http-")
         assert (flag.name in entry.words or bool(entry.env)) is not is_ours, "vLLM has no such limits"
 

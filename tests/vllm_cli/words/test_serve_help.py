@@ -2,7 +2,7 @@
 
 import pytest
 
-from startup.words.param_types import ByteSize, spell_size
+from startup.words.param_types import SIZE, spell_size
 from startup.words.supported import GROUPS, SUPPORTED
 from startup.words.table import FLAGS
 from vllm_cli.commands.bake import bake
@@ -77,10 +77,10 @@ def test_defaults_are_written_with_their_units(help_of):
     text = " ".join(help_of("--help").split())
     assert "Largest body of a request without prompt_embeds. A larger body gets 413. [32MiB]" in text
     assert "How long running requests may take to finish after SIGTERM. [25]" in text
-    sizes = [flag.default for flag in SUPPORTED if isinstance(flag.type, ByteSize)]
+    sizes = [flag.default for flag in SUPPORTED if flag.type is SIZE]
     assert len([size for size in sizes if size]) >= 2
     for size in filter(None, sizes):
-        assert ByteSize().convert(spell_size(size), None, None) == size
+        assert SIZE.convert(spell_size(size), None, None) == size
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from startup.files.prefetch.messages import PrefetchProgress, PrefetchReport
-from startup.words.param_types import ByteSize
+from startup.words.param_types import SIZE
 from tests.support.cli import run_python
 from tests.support.page_cache import evict, expect_read, held
 from vllm_cli import terminal
@@ -96,4 +96,4 @@ def test_an_invalid_value_is_a_usage_error():
     ],
 )
 def test_sizes_are_accepted_with_units(text, num_bytes):
-    assert ByteSize().convert(text, None, None) == num_bytes
+    assert SIZE.convert(text, None, None) == num_bytes
