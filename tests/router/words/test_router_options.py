@@ -12,8 +12,7 @@ import pytest
 from router.model_entry import ModelEntry, ModelsFileError
 from router.router import RouterOptions
 from router.words.router_options import CheckedModels, ModelsReader, router_options
-from router.words.router_words import SeveralModels, read_several, split_router_words
-from startup.settings.serve_words import has_several_models
+from router.words.router_words import SeveralModels, read_several
 from startup.standby.front_process import serve_warm
 from startup.words.errors import InputError
 from startup.words.serve_command import read_start
@@ -62,81 +61,10 @@ def entry(read, tiny_llama: Path) -> Callable[..., ModelEntry]:
     return entry_of
 
 
-@pytest.mark.parametrize(
-    ("words", "is_router"),
-    [
-        ("a b", True), ("a b --port 1", True), ("a b c", True), ("--models f", True), ("--models=f --port 1", True),
-        ("a", False), ("", False), ("a --port 1", False), ("--port 1 a", False), ("--port 1 a b", False),
-        ("a --model b", False), ("--model a b", False), ("a --chat-template b c", False),
-    ],
-)  # fmt: skip
-def test_two_words_before_all_flags_or_a_file_are_several_models(words, is_router):
-    assert has_several_models(words.split()) is is_router
-
-
-@pytest.mark.parametrize("word", [" ", "\\", "", "\n", " --port"], ids=repr)
-def test_what_a_backslash_leaves_behind_model_is_no_second_model(word, invoke):
-    assert has_several_models(["m", word, "--seed", "1"]) is False
-    done = invoke("serve", "--engine", "embedded", "m", word, "--seed", "1")
-    assert done.returncode == 2
-    assert f"Error: unexpected word {word!r}: remove the empty word, or the characters after a `\\`" in done.stderr
-
-
 @pytest.mark.parametrize("words", ["a b", "--models f"])
 def test_a_router_is_not_forked_from_a_standby(words, monkeypatch):
     monkeypatch.setenv("VCLI_STANDBY", "require")
     assert serve_warm(words.split()) is None
-
-
-def test_the_routers_flags_are_its_own_and_all_others_are_defaults():
-    words = (
-        "a b --host h --port=1 --max_model_len 8k --api-key x y --uvicorn-log-level debug --idle-stop 5m --engine vllm "
-        "--enforce-eager --preflight warn --unknown-flag 5 --max-running 2 --ssl-keyf k -tp 2 --hf-token t "
-        "--http-body-timeout 5 --h11-max-header-count 9"
-    )
-    given = split_router_words(words.split())
-    assert given.models == ("a", "b")
-    assert " ".join(given.own) == (
-        "--host h --port=1 --api-key x y --uvicorn-log-level debug --idle-stop 5m --engine vllm --preflight warn "
-        "--max-running 2 --ssl-keyf k --http-body-timeout 5 --h11-max-header-count 9"
-    )
-    assert " ".join(given.defaults) == (
-        "--max_model_len 8k --enforce-eager --preflight warn --unknown-flag 5 -tp 2 --hf-token t "
-        "--h11-max-header-count 9"
-    )
-
-
-REJECTED = {
-    "a b --models f": "--models does not go with a: name this model in the file",
-    "a b --config c": "--config does not go with several models: write its flags here, or `config:` into the args",
-    "a b --served-model-name x": "--served-model-name does not go with several models",
-    "--models f --model x": "--model does not go with several models: name the models in the file",
-    "a b --lora-modules x=y": "--lora-modules does not go with several models",
-    "a b --startup-report r": "--startup-report does not go with several models",
-    "a b --listen-when-ready": "--listen-when-ready does not go with several models: their port is open at once",
-    "a b --headless": "--headless does not go with several models",
-    "a b --nnodes 2": "--nnodes does not go with several models",
-    "a b --standby require": "--standby require does not go with several models",
-    "a b -- c": "several models do not go with the word --",
-    "a b --max-running 0": "--max-running must be 1 or more, got 0",
-    "a b --max-wait 0": "--max-wait must be above 0",
-    "a b --memory-budget lots": "'lots' is not a size such as 16MiB",
-    "a b --idle-stop soon": "'soon' is not a duration",
-    "a b --port 99999": "--port must be",
-    "a b --models": "--models",
-    "--models=": "--models must name a file",
-    "a --max-running 2": "--max-running is for several models: name them in a file for --models, or before all flags",
-    "a --memory-budget 2G --engine vllm": "--memory-budget is for several models",
-    "--port 1 a b": "several models must be named before all flags: vllm-cli serve a b ...",
-    "--port 1 a b --engine vllm": "several models must be named before all flags",
-}
-
-
-@pytest.mark.parametrize(("words", "message"), REJECTED.items(), ids=REJECTED)
-def test_what_several_models_cannot_have_is_a_usage_error(words, message, invoke):
-    done = invoke("serve", *words.split())
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
 
 
 def test_flags_become_options(write, tiny_llama):
@@ -448,11 +376,6 @@ def test_models_that_did_not_change_are_not_checked_again(write, tiny_llama, tmp
     write(models=models | {"n": {"model": str(copy), "ttl": 5}})
     with pytest.raises(ModelsFileError, match="is neither a folder"):
         options.reload()
-
-
-def test_a_standby_cannot_be_required(invoke, monkeypatch):
-    monkeypatch.setenv("VCLI_STANDBY", "require")
-    assert "VCLI_STANDBY=require does not go with several models" in invoke("serve", "a", "b").stderr
 
 
 def test_help_of_a_router_is_that_of_serve(invoke):

@@ -20,8 +20,6 @@ from startup.words.supported import SUPPORTED
 from tests.support.peer_vllm import ROOT
 from tests.support.vllm_flags import VLLM_NAMES
 
-_END = ("--engine", "embedded", "--disable-uvicorn-access-log")
-
 
 def _embedded(*words: str) -> RouterOptions:
     words = (*words, "--idle-stop", "10m")
@@ -40,59 +38,6 @@ def _only(options: RouterOptions) -> ModelEntry:
     assert options.only == entry.name
     assert entry.preload
     return entry
-
-
-@pytest.mark.parametrize("run", [_embedded, _vllm], ids=["embedded", "vllm"])
-def test_address_tls_and_keys_are_the_router_s(run):
-    words = ["--port", "0", "--ssl-certfile", "a", "--ssl-keyfile=b", "--api-key", "one", "two", "--dtype", "float32"]
-    options = run(*words) if run is _vllm else run("m", *words)  # type: ignore[operator]
-    assert (options.config.server.network.port, options.config.server.tls.ssl_keyfile) == (0, "b")
-    assert options.config.server.network.api_keys == ("one", "two")
-    assert _only(options).words[:3] == ("m", "--dtype", "float32")
-    assert "--port" not in " ".join(_only(options).words)
-
-
-@pytest.mark.parametrize("run", [_embedded, _vllm], ids=["embedded", "vllm"])
-def test_limits_of_clients_apply_at_the_port(run):
-    words = ["--http-header-timeout", "5", "--http-max-connections", "7", "--disable-access-log-for-endpoints", "/a,/b"]
-    words += ["--h11-max-header-count", "300", "--http-max-body-size", "1GiB"]
-    options = run(*words) if run is _vllm else run("m", *words)  # type: ignore[operator]
-    limits = options.config.limits
-    assert (limits.header_timeout_s, limits.max_connections, limits.max_headers) == (5, 7, 300)
-    assert (limits.max_body_bytes, limits.max_held_bytes) == (1 << 30, 4 << 30)
-    assert options.config.server.logging.disable_access_log_for_endpoints == ("/a", "/b")
-    assert _only(options).words[:3] == ("m", "--h11-max-header-count", "300"), "the model takes as many"
-    assert ("--http-max-body-size" in _only(options).words) is (run is _embedded), "vLLM has no such flag"
-
-
-def test_the_model_gets_all_other_words_without_secrets():
-    words = ("m", "--served-model-name", "a", "b", "--startup-timeout", "30", "--hf-token", "secret")
-    entry = _only(_embedded(*words, "--log-level", "DEBUG"))
-    assert entry.words == (*words[:6], "--log-level", "DEBUG", *_END)
-    assert (entry.name, entry.aliases, entry.ttl_s, dict(entry.env)) == ("a", ("b",), 600, {"HF_TOKEN": "secret"})
-
-
-def test_a_config_file_is_split_as_the_words_are(tmp_path):
-    file = tmp_path / "serve.yaml"
-    file.write_text("model: m\nport: 1\napi-key: key\nidle-stop: 1h\nmax-model-len: 8\nseed: 1\n")
-    options = _embedded("--config", str(file), "--seed", "2")
-    assert (options.config.server.network.port, options.config.server.network.api_keys) == (1, ("key",))
-    assert _only(options).words == ("--model=m", "--max-model-len=8", "--seed=2", *_END)
-
-
-def test_vllm_reads_its_config_file_itself_but_for_the_address(tmp_path):
-    file = tmp_path / "serve.yaml"
-    file.write_text(
-        "port: 1\nmax-model-len: 8\nh11-max-header-count: 9\nroot-path: /api\nallowed-origins: [http://a]\n"
-    )
-    options = _vllm("--config", str(file))
-    network = options.config.server.network
-    assert (network.port, network.root_path, network.allowed_origins) == (1, "/api", ("http://a",))
-    assert options.config.limits.max_headers == 9
-    assert _only(options).words[:3] == ("m", "--config", str(file))
-    file.write_text("ssl-certfile: a\n")
-    with pytest.raises(InputError, match="ssl-certfile in --config: write it as a flag"):
-        _vllm("--config", str(file))
 
 
 _OF_PORT = {
@@ -132,47 +77,6 @@ def test_a_setting_that_the_port_would_not_have_ends_the_start(name, tmp_path):
     file.write_text(f"{name.removeprefix('--')}: {_REFUSED[name]}\n")
     with pytest.raises(InputError, match=f"--idle-stop does not go with .*{name.removeprefix('--')}"):
         _vllm("--config", str(file))
-
-
-def test_keys_are_in_the_file_or_on_the_command_line(tmp_path):
-    file = tmp_path / "serve.yaml"
-    file.write_text("api-key: one\n")
-    with pytest.raises(InputError, match="api-key in --config and as a flag: leave one of them out"):
-        _vllm("--config", str(file), "--api-key", "two")
-
-
-@pytest.mark.parametrize("run", [_embedded, _vllm], ids=["embedded", "vllm"])
-def test_restart_is_the_routers_with_its_limits_of_waiting(run):
-    words = ["--restart", "on-failure:3", "--max-wait", "7", "--enforce-eager"]
-    options = run(*words) if run is _vllm else run("m", *words)  # type: ignore[operator]
-    assert (_only(options).restart_limit, _only(options).words[:2]) == (3, ("m", "--enforce-eager"))
-    assert (options.limits.max_wait_s, options.limits.max_waiting) == (7, 1024)
-    words += ["--max-waiting", "2"]
-    assert (run(*words) if run is _vllm else run("m", *words)).limits.max_waiting == 2  # type: ignore[operator]
-
-
-@pytest.mark.parametrize(
-    ("value", "limit"),
-    [("on-failure", 5), ("on-failure:1", 1), ("on-failure:0", None), ("on-failure:", None), ("always", None)],
-)
-def test_a_restart_policy_has_a_number_of_failures(value, limit, monkeypatch):
-    if limit is None:
-        with pytest.raises(InputError, match="is not on-failure or on-failure:N"):
-            _vllm("--restart", value)
-        return
-    monkeypatch.setenv("VCLI_RESTART", value)
-    assert _only(_vllm()).restart_limit == limit
-    assert _only(_embedded("m")).restart_limit == limit
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["--headless"], ["--nnodes=2"], ["--grpc"], ["--node-rank", "0"], ["--listen-when-ready"]],
-    ids=" ".join,
-)
-def test_what_a_router_of_one_model_cannot_have_is_refused(words):
-    with pytest.raises(InputError, match="does not go with --idle-stop"):
-        _vllm(*words)
 
 
 @pytest.mark.parametrize(

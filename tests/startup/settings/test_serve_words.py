@@ -13,22 +13,10 @@ def test_the_launchers_flags_are_those_of_the_start_and_the_logs_format():
     assert {name: flag.shape.value for flag in declared for name in flag.names} == LAUNCHER_FLAGS
 
 
-def test_words_of_vllm_stay_unchanged_and_in_order():
-    words = "model --unknown=a\tb -x --engine vllm -1 --a_b --startup-report r.json --hf_overrides {} --json -- last"
-    split = ServeWords(words.split(" "))
-    assert split.engine_words == ["model", "--unknown=a\tb", "-x", "-1", "--a_b", "--hf_overrides", "{}", "last"]
-    assert split.own == {"--engine": "vllm", "--startup-report": "r.json", "--json": "true"}
-
-
 def test_every_word_after_two_dashes_is_vllms():
     split = ServeWords(["--", "--engine", "x", "--", "--json"])
     assert split.engine_words == ["--engine", "x", "--", "--json"]
     assert split.own == {}
-
-
-@pytest.mark.parametrize("word", ["--startup-timeout=3", "--startup_timeout=3"])
-def test_a_flag_of_the_launcher_may_have_dashes_or_underscores(word):
-    assert ServeWords([word]).own == {"--startup-timeout": "3"}
 
 
 @pytest.mark.parametrize(

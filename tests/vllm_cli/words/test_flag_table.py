@@ -10,7 +10,6 @@ import pytest
 from envs.registry import LOGGING_LEVELS, variables
 from envs.replacements import REPLACEMENTS
 from server.terms.config import DTypeName, RendererConfig
-from startup.words.errors import InputError
 from startup.words.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
 from startup.words.table import FLAGS, find_flag, spellings
 from startup.words.unsupported import IGNORED, REJECTED
@@ -82,41 +81,6 @@ def test_choices_are_those_of_the_field(flag, choices):
 
 def test_every_supported_flag_has_a_sentence_of_help():
     assert [flag.name for flag in SUPPORTED if not re.fullmatch(r"\S.*\.", flag.help)] == []
-
-
-def test_dashes_and_underscores_are_the_same():
-    assert find_flag("--max_model_len") == find_flag("--max-model-len")
-    assert find_flag("--no_enable_prefix_caching").is_negated
-
-
-def test_a_name_may_be_cut_off_where_one_flag_begins_so():
-    assert find_flag("--lora_mod") == find_flag("--lora-modules")
-    assert find_flag("--enable-lor").flag.name == "--enable-lora"
-    assert find_flag("--no-enable-lor").is_negated
-    with pytest.raises(InputError, match=r"Option --max-lora is ambiguous: .*--max-loras"):
-        find_flag("--max-lora")
-    with pytest.raises(InputError, match=r"Option --e is ambiguous: (--\S+, ){5}\.\.\.$"):
-        find_flag("--e")
-
-
-def test_a_word_unlike_any_flag_gets_no_suggestion():
-    with pytest.raises(InputError, match="No such option: --xyzzy$"):
-        find_flag("--xyzzy")
-
-
-@pytest.mark.parametrize(
-    ("name", "flag"),
-    [("--disable-prefix-caching", "--enable-prefix-caching"), ("--enable-cascade-attn", "--disable-cascade-attn")],
-)
-def test_opposites_as_vllm_writes_them_from_0_33_on(name, flag):
-    assert find_flag(name) == (find_flag(flag).flag, True)
-
-
-def test_a_former_flag_is_refused_with_what_replaces_it_even_if_it_begins_another_one():
-    with pytest.raises(InputError, match=r"--device \(removed: leave it out, vLLM runs on"):
-        find_flag("--device")
-    with pytest.raises(InputError, match=r"No such option: --max_num_partial_prefills \(removed: leave it out\)"):
-        find_flag("--max_num_partial_prefills")
 
 
 def test_what_replaces_former_names_exists():
