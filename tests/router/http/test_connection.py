@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import uvloop
-from aiohttp import web
 
 from base.security.tls import RenewableTls
 from base.server_settings import TlsConfig
 from server.terms.limits import LimitsConfig
 from tests.router.http.small_router import SmallRouter, eventually, post
-from tests.router.http.test_proxy import CHAT, MB, body_of, echo
+from tests.router.http.test_proxy import CHAT, Endless, body_of, echo
 from tests.support.certificates import make_certificate, needs_openssl
 
 GET = b"GET /health HTTP/1.1\r\nHost: h\r\n"
@@ -82,13 +81,7 @@ def test_a_tls_handshake_counts_as_a_connection(tmp_path):
 
 
 async def test_a_client_that_does_not_read_is_disconnected(router):
-    async def endless(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        while True:
-            await response.write(b"x" * MB)
-
-    await router.serve("m", running=endless, limits=LimitsConfig(send_timeout_s=0.2))
+    await router.serve("m", running=Endless(), limits=LimitsConfig(send_timeout_s=0.2))
     await router.connect(post(CHAT, body_of()), limit=1)
     await eventually(lambda: router.pool.num_leases == 1)
     await eventually(lambda: router.pool.num_leases == 0)

@@ -209,12 +209,16 @@ async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router)
     assert await reader.read() == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
 
 
-def streaming(number: int, *, then: Any = None) -> Any:
+def streaming(number: int, *, after_each: Any = None, then: Any = None) -> Any:
+    """A server that writes this number of events."""
+
     async def stream(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for index in range(number):
             await response.write(f"data: {index}\n\n".encode())
+            if after_each is not None:
+                await after_each()
         if then is not None:
             await then(request)
         return response
@@ -224,16 +228,7 @@ def streaming(number: int, *, then: Any = None) -> Any:
 
 async def test_each_event_arrives_when_it_is_written(router, client):
     go_on = asyncio.Semaphore(0)
-
-    async def stream(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        for index in range(5):
-            await response.write(f"data: {index}\n\n".encode())
-            await go_on.acquire()
-        return response
-
-    await router.serve("m", running=stream)
+    await router.serve("m", running=streaming(5, after_each=go_on.acquire))
     async with client.post(router.url + CHAT, data=body_of(stream=True)) as response:
         for index in range(5):
             assert await response.content.readuntil(b"\n\n") == f"data: {index}\n\n".encode()
@@ -244,38 +239,36 @@ async def test_each_event_arrives_when_it_is_written(router, client):
 # Back-pressure
 
 
-async def test_a_client_that_does_not_read_stops_the_model(router):
+class Endless:
+    """A server that writes until its client stops it."""
+
     written = 0
 
-    async def endless(request: web.BaseRequest) -> web.StreamResponse:
-        nonlocal written
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         while True:
             await response.write(b"x" * 65536)
-            written += 65536
+            self.written += 65536
 
+
+async def test_a_client_that_does_not_read_stops_the_model(router):
+    endless = Endless()
     await router.serve("m", running=endless)
     _, writer = await router.connect(limit=1024)
     writer.transport.pause_reading()
     writer.write(post(CHAT, body_of()))
-    await eventually(lambda: written > 0)
+    await eventually(lambda: endless.written > 0)
     before = 0
-    while written > before:
-        before = written
+    while endless.written > before:
+        before = endless.written
         await asyncio.sleep(0.3)
-    assert written < 40 * MB  # the sockets' buffers
+    assert endless.written < 40 * MB  # the sockets' buffers
 
 
 async def test_a_client_that_does_not_read_holds_no_model_that_others_need(router):
-    async def endless(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        while True:
-            await response.write(b"x" * 65536)
-
     await router.serve("m", patience=Patience(stall_s=0.3))
-    child = await router.start_model("m", endless)
+    child = await router.start_model("m", Endless())
     _, writer = await router.connect(limit=1024)
     writer.transport.pause_reading()
     writer.write(post(CHAT, body_of()))
@@ -407,8 +400,7 @@ async def test_a_client_that_leaves_while_it_sends_reaches_no_model(router, clie
 
 async def test_a_model_that_dies_before_it_answers_is_a_503_with_the_reason(router, client):
     async def die(request: web.BaseRequest) -> web.StreamResponse:
-        assert request.transport is not None
-        request.transport.abort()
+        await abort(request)
         return web.Response()
 
     await router.serve("m")
@@ -443,6 +435,13 @@ async def test_a_request_that_a_dying_server_refuses_is_sent_again(router, clien
         assert (response.status, sent) == (statuses[-1], statuses)
 
 
+async def abort(request: web.BaseRequest) -> None:
+    """Breaks the connection off after a while, so that what was written has arrived."""
+    await asyncio.sleep(0.05)
+    assert request.transport is not None
+    request.transport.abort()
+
+
 def dying(text: bytes) -> Any:
     """A server that writes a part of a stream, then aborts the connection."""
 
@@ -450,9 +449,7 @@ def dying(text: bytes) -> Any:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await response.write(text)
-        await asyncio.sleep(0.05)
-        assert request.transport is not None
-        request.transport.abort()
+        await abort(request)
         return response
 
     return stream

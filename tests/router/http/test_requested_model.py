@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from router.http.body_members import json_members
 from router.http.request_body import BodyRoom, ForwardedBody, RequestedModel, boundary_of, find_in_form, find_in_json
 from server.terms.limits import LimitsConfig
 from tests.router.http.test_proxy import CHAT
+from tests.support.growth import count_calls
 
 MOST_AT_ONCE = 32 << 10
 """The most bytes of a body that a call may read, whatever the body's length. Other threads wait meanwhile."""
@@ -57,29 +57,13 @@ class Pieces:
         return found
 
 
-def _num_calls(run: Callable[[], Any]) -> int:
-    """The number of calls of functions, in Python and in C."""
-    num = 0
-
-    def note(frame: Any, event: str, argument: Any) -> None:
-        nonlocal num
-        num += event in ("call", "c_call")
-
-    sys.setprofile(note)
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    return num
-
-
 @pytest.mark.parametrize("name", COSTLY)
 def test_no_call_holds_the_interpreter_for_long(name):
     """The work of a call is bounded, because it reads a piece. The number of calls grows as the body does."""
     costs = []
     for num_bytes in (1 << 17, 1 << 18):
         pieces = Pieces(costly(num_bytes)[name])
-        costs.append(_num_calls(lambda pieces=pieces: find_in_json(pieces)))
+        costs.append(count_calls(lambda pieces=pieces: find_in_json(pieces)))
         assert 0 < pieces.most_at_once <= MOST_AT_ONCE
     assert costs[1] <= 2.2 * costs[0] + 1000
 
@@ -87,7 +71,7 @@ def test_no_call_holds_the_interpreter_for_long(name):
 @pytest.mark.parametrize("name", COSTLY)
 def test_what_is_searched_on_the_event_loop_takes_few_steps(name):
     body = costly(request_body._MOST_ON_LOOP)[name][: request_body._MOST_ON_LOOP]
-    assert _num_calls(lambda: find_in_json(body)) <= _MOST_CALLS_PER_BYTE * request_body._MOST_ON_LOOP
+    assert count_calls(lambda: find_in_json(body)) <= _MOST_CALLS_PER_BYTE * request_body._MOST_ON_LOOP
 
 
 def test_members_of_an_object_are_bounded():

@@ -1,6 +1,7 @@
 """/metrics counts the requests to models."""
 
 import asyncio
+from time import perf_counter
 
 import pytest
 from aiohttp import web
@@ -10,23 +11,14 @@ from router.http.waiting import Patience
 from router.metrics import RouterMetrics
 from router.model_pool import ModelRefused
 from tests.router.http.small_router import SmallRouter, eventually, post
-
-CHAT = "/v1/chat/completions"
+from tests.router.http.test_proxy import CHAT, abort, body_of, streaming
 
 
 async def answer(request: web.BaseRequest) -> web.StreamResponse:
-    """Answers 400 if the path ends with `400`, otherwise with a stream of events."""
-    await request.read()
+    """Answers 400 if the path ends with `400`, otherwise with a stream, which breaks off below `breaks`."""
     if request.path.endswith("400"):
         return web.Response(status=400)
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
-    await response.write(b"data: 0\n\n")
-    if request.path.endswith("breaks"):
-        await asyncio.sleep(0.05)
-        assert request.transport is not None
-        request.transport.abort()
-    return response
+    return await streaming(1, then=abort if request.path.endswith("breaks") else None)(request)
 
 
 def values(router: SmallRouter, name: str) -> dict[tuple[str, ...], float]:
@@ -57,28 +49,21 @@ async def test_a_request_without_a_key_is_counted_without_its_model(router, ask)
     assert values(router, "requests_total") == {("unknown", "4xx"): 1}
 
 
-async def test_the_first_byte_is_the_models_and_comes_before_the_end(router):
-    goes_on = asyncio.Event()
-
-    async def stream(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(b"data: 0\n\n")
-        await goes_on.wait()
-        return response
-
+async def test_the_first_byte_is_the_models_and_comes_before_the_end(router, monkeypatch):
+    goes_on, first_bytes = asyncio.Event(), []
+    monkeypatch.setattr("router.http.proxy.perf_counter", lambda: first_bytes.append(perf_counter()) or first_bytes[0])
     await router.serve("m", patience=Patience(comment_s=0.01))
-    reader, _ = await router.connect(post(CHAT, b'{"model": "m", "stream": true}'))
+    reader, _ = await router.connect(post(CHAT, body_of(stream=True)))
     await reader.readuntil(b": starting")
-    await asyncio.sleep(0.05)
-    await router.start_model("m", stream)
+    assert first_bytes == []
+    await router.start_model("m", streaming(1, then=lambda _: goes_on.wait()))
     await reader.readuntil(b"data: 0\n\n")
-    await asyncio.sleep(0.05)
+    assert len(first_bytes) == 1
+    assert values(router, "request_duration_seconds_count") == {}
     goes_on.set()
     await reader.readuntil(b"0\r\n\r\n")
-    await eventually(lambda: ("m",) in values(router, "request_duration_seconds_sum"))
-    first = values(router, "time_to_first_byte_seconds_sum")["m",]
-    assert 0.05 <= first <= values(router, "request_duration_seconds_sum")["m",] - 0.05
+    await eventually(lambda: values(router, "request_duration_seconds_count") == {("m",): 1})
+    assert values(router, "time_to_first_byte_seconds_count") == {("m",): 1}
 
 
 @pytest.mark.parametrize("path", ["/v1/responses/breaks", CHAT])
@@ -97,7 +82,7 @@ async def test_an_error_at_the_end_of_a_stream_is_an_error(router, ask, path):
 
 async def test_a_client_that_leaves_is_no_error(router):
     await router.serve("m")
-    _, writer = await router.connect(post(CHAT, b'{"model": "m"}'))
+    _, writer = await router.connect(post(CHAT, body_of()))
     await eventually(lambda: router.pool.num_waiting == 1)
     writer.transport.abort()
     await eventually(lambda: values(router, "requests_total") == {("m", "abort"): 1})

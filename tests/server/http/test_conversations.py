@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter, ValidationError
 
 from base.lifecycle import Lifecycle
 from server.terms.limits import LimitsConfig
@@ -31,6 +33,8 @@ from tests.server.http.pooled_engine import serve_folder
 ALL = sorted(conversations(), key=lambda one: (one.place.partition(":")[0], json.dumps(one.server)))
 TOKENS_PER_STEP = (1, 4)
 """Each text is streamed once with each number, unless the conversation sets another one."""
+EVENT: Any = TypeAdapter(ResponseStreamEvent)
+"""The events that the real `openai` client knows."""
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +187,9 @@ class Replay:
         stream = read_stream(response.text)
         try:
             found = joined(turn.api, stream)
-        except (AssertionError, LookupError) as err:
+            for event in stream.data if turn.api == "response" else ():
+                EVENT.validate_python(event)
+        except (AssertionError, LookupError, ValidationError) as err:
             return [f"  {err!r} in the events:", response.text]
         problems = differences("said", found, {"": said(turn.api, answer)})
         if counts and tokens_per_step == 1 and not problems:

@@ -3,8 +3,6 @@
 import json
 import threading
 
-from base.lifecycle import Lifecycle
-
 
 def test_draining_server_finishes_running_requests_and_rejects_new_ones(serve, engine, wait_until):
     engine.holds_after = 0
@@ -45,11 +43,3 @@ def test_load_counts_running_requests(serve, engine, wait_until):
     engine.holds_after = None
     running.join()
     wait_until(lambda: server.get("/load").json() == {"server_load": 0})
-
-
-def test_readyz_is_health_and_livez_is_not(serve):
-    server = serve(lifecycle=Lifecycle())
-    assert server.get("/readyz").status_code == 503
-    assert server.get("/livez").status_code == 200
-    server.parts.lifecycle.engine_ready()
-    assert server.get("/readyz").status_code == 200

@@ -6,9 +6,6 @@ import os
 import re
 from pathlib import Path
 
-import pytest
-
-from base.lifecycle import Lifecycle
 from base.status_page import page
 from server.terms.types import EngineStats
 
@@ -76,22 +73,3 @@ def test_memory_of_the_engine_is_reported_if_its_process_is_known(server, engine
     assert server.get("/status.json").json()["live"]["engine_rss_bytes"] is None
     monkeypatch.setattr(engine, "info", msgspec.structs.replace(engine.info, pid=os.getpid()))
     assert server.get("/status.json").json()["live"]["engine_rss_bytes"] > 1 << 20
-
-
-@pytest.mark.parametrize(("reason", "status"), [(None, "starting"), ("it ended unexpectedly", "dead")])
-def test_there_are_no_live_figures_without_an_engine(serve, reason, status):
-    lifecycle = Lifecycle()
-    if reason is not None:
-        lifecycle.engine_ended(reason)
-    server = serve(lifecycle=lifecycle)
-    body = server.get("/status.json").json()
-    assert (body["status"], body["live"]) == (status, None)
-    assert body["error"] == reason
-    assert body["progress"]["phase"] == "load_weights"
-    assert server.get("/").status_code == 200
-
-
-def test_the_page_works_below_a_root_path(serve):
-    server = serve(root_path="/llm")
-    assert server.get("/llm/status.json").json()["status"] == "ready"
-    assert 'fetch("status.json"' in server.get("/llm/").text
