@@ -1,11 +1,10 @@
 """Routers with two models of the fake vLLM with sleep mode."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tests.router.router_process import RouterProcess
 from tests.startup.vllm.fake_start import environment
-from tests.support.waiting import wait_until
 
 FLAGS: Final = ["--enforce-eager", "--enable-sleep-mode", "--prefetch", "off"]
 AWAKE: Final = "Once was read by worker 0"
@@ -17,18 +16,13 @@ _WORDS: Final = ("--max-running", "1", "--max-wait", "1", "--standby", "off")
 class SleepingRouter(RouterProcess):
     """A router of the models a and b. Only one of them can be awake."""
 
-    def __init__(self, folder: Path, *words: str, models: Any = None, **variables: str) -> None:
+    def __init__(self, folder: Path, *words: str) -> None:
         entry = {"model": "fake", "engine": "vllm", "args": FLAGS}
-        models = models or dict.fromkeys("ab", entry)
-        changed = environment(folder, **_SMALL, **variables)
-        super().__init__(folder, models, *_WORDS, *words, environment=changed)
+        changed = environment(folder, **_SMALL)
+        super().__init__(folder, dict.fromkeys("ab", entry), *_WORDS, *words, environment=changed)
 
     def says(self, model: str) -> str:
         answer = self.post(model)
         assert answer.status == 200, (answer, self.log)
         text: str = answer.json["choices"][0]["text"]
         return text
-
-    def wait_stay(self) -> None:
-        """Waits until the ready model has had its minimum stay, so that it may make room."""
-        wait_until(lambda: all(row["for_s"] > 2 for row in self.models().values() if row["status"] == "ready"))

@@ -62,7 +62,7 @@ def test_a_server_that_does_not_answer_is_shown_and_started_again(tiny_llama, tm
         assert router.pid("a") != pid
 
 
-def test_a_server_that_recovers_goes_on(tiny_llama, tmp_path):
+def test_a_server_that_recovers_goes_on_and_one_that_does_not_is_unloaded_within_seconds(tiny_llama, tmp_path):
     with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--standby", "off") as router:
         assert router.post("a").status == 200
         pid, family = router.pid("a"), router.tree("a")
@@ -72,12 +72,7 @@ def test_a_server_that_recovers_goes_on(tiny_llama, tmp_path):
             process.send_signal(signal.SIGCONT)
         wait_until(lambda: ask(f"{router.url}/readyz?model=a").status == 200)
         assert (router.post("a").status, router.pid("a")) == (200, pid)
-
-
-def test_a_server_that_does_not_answer_is_unloaded_within_seconds(tiny_llama, tmp_path):
-    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--standby", "off") as router:
-        assert router.post("a").status == 200
-        _stop(router.tree("a"))
+        _stop(family)
         assert router.ask("/v1/models/a/unload", {}, timeout_s=600).status == 200
         assert "a does not answer. It is killed after 5 s" in router.log
 

@@ -103,19 +103,19 @@ async def test_leases_that_are_cancelled_at_any_moment_leave_nothing(pool):
 async def test_more_waiters_than_allowed_are_refused(pool):
     pool.set_entries(by_name(entry_of("a", "never-listens")))
 
-    async def use() -> int:
+    async def use() -> object:
         try:
             async with pool.lease("a"):
                 return 200
         except ModelRefused as err:
-            return err.status
+            return err.status, err.retry_after_s
 
     users = [asyncio.create_task(use()) for _ in range(32)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert [user.result() for user in users if user.done()] == [429, 429]
+    assert [user.result() for user in users if user.done()] == [(429, 1)] * 2
     pool.set_entries({})
-    assert {await user for user in users[:30]} == {404}
+    assert {await user for user in users[:30]} == {(404, None)}
 
 
 async def test_starts_waits_and_refusals_are_counted(pool):

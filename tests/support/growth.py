@@ -1,8 +1,10 @@
 """Checks that the cost of a computation grows no faster than the size of its input."""
 
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from time import monotonic, thread_time_ns
+from typing import Any
 
 PER_DOUBLING = 3.2
 """The allowed growth for a doubled input. Linear cost grows by up to 3 at a cache's size, quadratic by 4."""
@@ -46,3 +48,19 @@ def _cost(work: Callable[[], object]) -> int:
     start = thread_time_ns()
     work()
     return thread_time_ns() - start
+
+
+def count_calls(run: Callable[[], object]) -> int:
+    """The number of calls of functions, in Python and in C. It is the same in each run."""
+    num = 0
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        nonlocal num
+        num += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return num

@@ -1,0 +1,25 @@
+"""Reads the text of a models file."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from router.model_entry import ModelsFile
+from router.models_file.reader import Defaults, read_models_file
+
+NO_DEFAULTS: Final = Defaults()
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., tuple[ModelsFile, list[str]]]:
+    """A function that returns the content of a models file, and its faults as texts."""
+
+    def read_text(text: str | bytes, defaults: Defaults = NO_DEFAULTS) -> tuple[ModelsFile, list[str]]:
+        path = tmp_path / "models.yaml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        content, faults = read_models_file(path, defaults, "models.yaml")
+        return content, [str(fault) for fault in faults]
+
+    return read_text
