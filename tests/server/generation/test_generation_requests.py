@@ -83,33 +83,6 @@ def test_a_field_of_former_versions_is_rejected_with_the_one_that_replaces_it(mo
     assert (err.value.status, err.value.param) == (400, f"guided_{kind}")
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"top_logprobs": 2}, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": -2}, "top_logprobs"),
-        ({"logprobs": 3}, "logprobs"),
-        ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
-        ({"reasoning_effort": "some"}, "reasoning_effort"),
-        ({"messages": []}, "messages"),
-        ({"messages": "Hello"}, "messages"),
-        ({"echo": True}, "echo"),
-        ({"return_prompt_text": True}, "return_prompt_text"),
-        ({"chat_template": "{{ messages }}"}, "chat_template"),
-        ({"structured_outputs": {"json": {}, "whitespace_pattern": " "}}, "whitespace_pattern"),
-        ({"structured_outputs": {"structural_tag": "{}"}}, "structural_tag"),
-        ({"response_format": {"type": "structural_tag", "format": {"type": "any_text"}}}, "response_format"),
-    ],
-    ids=str,
-)
-def test_chat_checks_its_own_fields(fields, param):
-    assert_rejects(ChatRequest, param, **fields)
-
-
-def test_prompt_logprobs_cannot_be_streamed(model):
-    assert_rejects(model, "prompt_logprobs", stream=True, prompt_logprobs=1)
-
-
 def test_cache_salts_may_be_as_long_as_in_vllm(model):
     decode(model, cache_salt="a" * 128)
 

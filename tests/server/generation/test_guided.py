@@ -8,7 +8,6 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from base.errors import RequestError
-from server.engine.sampling.grammar import GrammarError
 from server.generation.guided import Constraint, find_constraint, find_strict_constraint
 from server.generation.request import ChatRequest
 from server.terms.types import GuidedDecoding
@@ -41,31 +40,6 @@ def test_constraint_is_found_and_compiles(model, fields, guided):
     assert (constraint and constraint.guided) == guided
     if constraint is not None:
         build_grammar(constraint.guided)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"structured_outputs": {"json": {"type": "nonsense"}}},
-        {"structured_outputs": {"json": "3"}},
-        {"structured_outputs": {"json": "{"}},
-        {"structured_outputs": {"choice": [""]}},
-        {"structured_outputs": {"grammar": "start: missing"}},
-        {"structured_outputs": {"json_object": False}},
-        {"structured_outputs": {"json_object": True, "regex": "a"}},
-        {"structured_outputs": {"regex": "a", "choice": ["a"]}},
-        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "nonsense"}}}},
-    ],
-    ids=str,
-)
-def test_constraint_that_cannot_be_used_is_rejected_with_its_field(model, fields):
-    with pytest.raises((RequestError, GrammarError)) as caught:
-        constraint = find_constraint(decode(model, **fields))
-        assert constraint is not None
-        assert constraint.param
-        build_grammar(constraint.guided)
-    assert isinstance(caught.value, GrammarError) or caught.value.param
 
 
 def test_schema_nested_too_deeply_is_rejected(model):
@@ -176,54 +150,6 @@ def test_names_and_schemas_of_strict_tools_may_be_strange(accepts):
         deep = {"properties": {"a": deep}}
     with pytest.raises(RequestError, match="nested too deeply"):
         strict_constraint({"function": {"name": "f", "parameters": deep}})
-
-
-@pytest.mark.parametrize(
-    ("fields", "part"),
-    [
-        ({"tools": [], "tool_choice": "required"}, "`tools` must be set"),
-        ({"tool_choice": "required"}, "`tools` must be set"),
-        ({"tool_choice": NAMED}, "`tools` must be set"),
-        ({"tools": [TIME], "tool_choice": NAMED}, "'get_weather', which is not in `tools`"),
-        ({"tools": [TIME], "tool_choice": "any"}, "Invalid enum value"),
-        ({"tools": [TIME], "tool_choice": {"type": "function"}}, "Missing required parameter"),
-        ({"tools": [{"type": "web"}], "tool_choice": "none"}, "Invalid enum value"),
-        (
-            {"tools": [WEATHER], "tool_choice": NAMED, "structured_outputs": {"regex": "a"}},
-            "either use constraints for structured outputs or tools, not both",
-        ),
-        (
-            {
-                "tools": [{"function": {"name": "f", "parameters": {"type": "string"}}}],
-                "tool_choice": "required",
-            },
-            "must be of type 'object'",
-        ),
-        (
-            {
-                "tools": [
-                    {"function": {"name": "f", "parameters": {"$defs": {"a": {"type": "integer"}}}}},
-                    {"function": {"name": "g", "parameters": {"$defs": {"a": {"type": "string"}}}}},
-                ],
-                "tool_choice": "required",
-            },
-            "multiple schemas",
-        ),
-        *(
-            (
-                {"tools": [{"function": {"name": "f", "parameters": {"$defs": value}}}], "tool_choice": "required"},
-                "The $defs of tool 'f' must be an object",
-            )
-            for value in ([1], None, "x")
-        ),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_tool_choice_that_cannot_be_forced_is_rejected(fields, part):
-    with pytest.raises(RequestError) as caught:
-        find_constraint(decode(ChatRequest, **fields))
-    assert caught.value.status == 400
-    assert part in caught.value.message
 
 
 @pytest.mark.parametrize("pattern", [5, {}, None])

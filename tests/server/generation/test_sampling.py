@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from base.errors import ConfigError, RequestError
+from base.errors import ConfigError
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import SamplingDefaults
-from server.generation.request import ChatRequest
 from server.terms.config import ModelFiles
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import GenerationConfig
@@ -35,44 +34,6 @@ def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, 
     request = decode(model, limits=LimitsConfig(max_choices=INFO.vocab_size), **fields)
     [params] = defaults.build_all(request, [num_prompt_tokens], INFO, reasoning=[None])
     return params
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("max_tokens", 0),
-        ("min_tokens", 17),
-        ("stop_token_ids", [49152]),
-        ("allowed_token_ids", []),
-        ("allowed_token_ids", [49152]),
-        ("logit_bias", {49152: 1}),
-        ("logit_bias", {-1: 1}),
-        ("prompt_logprobs", 21),
-    ],
-    ids=str,
-)
-def test_value_that_does_not_fit_the_model_is_rejected(model, name, value):
-    with pytest.raises(RequestError) as caught:
-        sample(model, **({"max_tokens": 16} | {name: value}))
-    assert (caught.value.status, caught.value.param) == (400, name)
-
-
-@pytest.mark.parametrize(
-    ("model", "fields", "param"),
-    [
-        (CompletionRequest, {"logprobs": 21}, "logprobs"),
-        (CompletionRequest, {"temperature": 0, "n": 2}, "n"),
-        (ChatRequest, {"logprobs": True, "top_logprobs": 21}, "logprobs"),
-        (ChatRequest, {"max_completion_tokens": 0}, "max_completion_tokens"),
-        (ChatRequest, {"max_completion_tokens": 513}, "max_completion_tokens"),
-        (ChatRequest, {"temperature": 0, "n": 2}, "n"),
-    ],
-    ids=str,
-)
-def test_value_is_rejected_with_the_field_it_comes_from(model, fields, param):
-    with pytest.raises(RequestError) as caught:
-        sample(model, **fields)
-    assert (caught.value.status, caught.value.param) == (400, param)
 
 
 @pytest.mark.parametrize(
@@ -167,24 +128,3 @@ def test_an_unusable_file_or_value_is_an_error(files, options, content, words):
     (files.path / "generation_config.json").write_text(content)
     with pytest.raises(ConfigError, match=words):
         defaults_of(files, **options)
-
-
-@pytest.mark.parametrize(
-    ("num_prompt_tokens", "fields", "text", "param"),
-    [
-        (600, {}, r"contains at least 600 input tokens, .*\(parameter=input_tokens, value=600\)$", "input_tokens"),
-        (513, {}, r"maximum context length is 512 tokens\. However, .* at least 513 input tokens", "input_tokens"),
-        (512, {}, r"^The decoder prompt \(length 512\) plus .* maximum model length of 512\.", "input_tokens"),
-        (
-            1,
-            {"max_tokens": 513},
-            r"max_tokens=513 cannot be greater than max_model_len=512\. .*value=513\)$",
-            "max_tokens",
-        ),
-    ],
-)
-def test_a_request_that_is_too_long_gets_vllms_sentence(model, num_prompt_tokens, fields, text, param):
-    """Clients read the number in this sentence to shorten their requests."""
-    with pytest.raises(RequestError, match=text) as raised:
-        sample(model, num_prompt_tokens=num_prompt_tokens, **fields)
-    assert (raised.value.status, raised.value.param) == (400, param)

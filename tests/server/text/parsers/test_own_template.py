@@ -1,6 +1,7 @@
 """A model's own `response_template` gives what transformers gives, but keeps the text of malformed calls."""
 
 import json
+from pathlib import Path
 
 import pytest
 from transformers.utils.chat_parsing import parse_response
@@ -13,65 +14,13 @@ from server.text.parsers.detection import ModelFacts
 from server.text.parsers.output_parser import OutputParser
 from server.text.parsers.own_template import read_response_template
 from server.text.renderers.hf import HfRenderer
+from tests.conversations.conversation import read_lines
 from tests.server.text.parsers.test_output_parser import all_cuts
 from tests.server.text.parsers.transcripts import FUNCTIONS, read_parts
 from tests.support.llamas import save_tiny_llama
 
-THINKING = {"open": "<think>", "close": "</think>"}
-JSON_CALL = {"name": "{content.name}", "arguments": "{content.arguments}"}
-LISTED_CALL = {"name": "{name}", "arguments": "{arguments}"}
-NAMED_CALL = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
-QWEN = {
-    "start_anchor": "<|im_start|>assistant\n",
-    "fields": {
-        "thinking": THINKING,
-        "tool_calls": {
-            "open_pattern": r"\s*<tool_call>",
-            "close": "</tool_call>",
-            "repeats": True,
-            "content": "json",
-            "transform": {"type": "function", "function": JSON_CALL},
-        },
-        "content": {"close_pattern": r"\s*(?:<\|im_end\|>|<\|endoftext\|>)"},
-    },
-}
-XML = {
-    "start_anchor": "<a>",
-    "fields": {
-        "thinking": {"close": "</think>"},
-        "tool_calls": {
-            "open_pattern": r"\s*<tool_call>\s*<function=(?P<name>[^>\n]+)>",
-            "close_pattern": r"</function>\s*</tool_call>",
-            "repeats": True,
-            "content": "xml-inline",
-            "content_args": {"tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\s*(?P<value>.*?)\s*</parameter>"},
-            "transform": NAMED_CALL,
-        },
-        "content": {"open": "<answer>", "close": "</answer>"},
-    },
-}
-GEMMA = {
-    "start_anchor": ["<|turn>model\n", "<tool_response|>"],
-    "fields": {
-        "thinking": {"open": "<|channel>thought\n", "close": "<channel|>"},
-        "tool_calls": {
-            "open_pattern": r"<\|tool_call>call:(?P<name>\w+)",
-            "close": "<tool_call|>",
-            "repeats": True,
-            "content": "json",
-            "content_args": {"unquoted_keys": True, "string_delims": [['<|"|>', '<|"|>']]},
-            "transform": NAMED_CALL,
-        },
-        "content": {"close": ["<turn|>", "<|tool_response>"]},
-    },
-}
-LISTED = {
-    "start_anchor": "<a>",
-    "fields": {
-        "tool_calls": {"open": "[C]", "content": "json", "transform": LISTED_CALL, "transform_each": True},
-        "content": {},
-    },
-}
+TEMPLATES = {line["name"]: line["template"] for _, line in read_lines(Path(__file__).with_name("own_templates.jsonl"))}
+QWEN, XML, GEMMA, LISTED = (TEMPLATES[name] for name in ("QWEN", "XML", "GEMMA", "LISTED"))
 CALL = '<tool_call>\n{"name": "now", "arguments": {"a": "é"}}\n</tool_call>'
 XML_CALL = "<tool_call>\n<function=get_weather>\n<parameter=city>\n1\n</parameter>\n<parameter=days>2</parameter>"
 
