@@ -55,9 +55,7 @@ def entry(*words: str, **values: object) -> ModelEntry:
 
 def test_a_measurement_has_the_whole_process_tree(tree):
     meter = MemoryMeter(lambda name: None)
-
     memory = meter.measure("m", [tree.pid])
-
     assert 100 * MIB < memory.ram_bytes < 160 * MIB
     assert memory.gpu_bytes == 0
     assert meter.measured_bytes("m") == memory.ram_bytes
@@ -65,17 +63,14 @@ def test_a_measurement_has_the_whole_process_tree(tree):
 
 def test_roots_that_are_in_one_tree_count_once(tree):
     import psutil
-
     (child,) = psutil.Process(tree.pid).children()
     meter = MemoryMeter(lambda name: None)
-
     assert meter.measure("m", [tree.pid, child.pid]).ram_bytes < 160 * MIB
 
 
 def test_ended_processes_need_nothing(tree):
     tree.communicate()
     meter = MemoryMeter(lambda name: None)
-
     assert meter.measure("m", [tree.pid]) == Need()
     meter.forget("m")
     assert meter.measured_bytes("m") is None
@@ -184,7 +179,6 @@ def test_the_kv_cache_counts_if_its_size_is_given(words, added):
 def test_vllm_without_a_gpu_needs_a_share_of_the_machine_for_every_start(monkeypatch):
     monkeypatch.setattr("router.model_memory.read_memory", lambda: MemoryState(80 * GIB, 100 * GIB))
     meter = MemoryMeter(lambda name: None)
-
     assert meter.need_of(entry(engine="vllm")) == Need(92 * GIB)
     assert meter.need_of(entry("--gpu-memory-utilization", "0.25", engine="vllm")) == Need(25 * GIB)
     assert meter.measure("m", []) == Need(25 * GIB)
@@ -233,44 +227,37 @@ def test_vllm_on_a_cpu_with_a_size_of_its_kv_cache(monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     by_environment = estimate(entry(engine="vllm"), GIB)
     by_flag = estimate(entry("--kv-cache-memory-bytes", "1G", engine="vllm"), GIB)
-
     assert by_entry == by_environment == by_flag, "the variable wins"
     assert 4 * GIB < by_entry.ram_bytes < 7 * GIB
 
 
-def test_on_gpus_a_share_of_as_many_as_the_model_takes():
+@pytest.mark.parametrize(
+    ("model", "needed_gib"),
+    [
+        (entry(engine="vllm"), 92),
+        (entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "3"}), 92),
+        (entry(), 90),
+        (entry("-tp", "2", "--gpu-memory-utilization", "0.5"), 100),
+        (entry("-dp", "2", engine="vllm"), 184),
+        (entry(env={"CUDA_VISIBLE_DEVICES": ""}), 0),
+    ],
+    ids=["vllm", "no size for cpus", "embedded", "two gpus", "two copies", "no gpu is seen"],
+)
+def test_on_gpus_a_share_of_as_many_as_the_model_takes(model, needed_gib):
+    assert estimate(model, GIB, [gpu(0), gpu(1)]).gpu_bytes == needed_gib * GIB
+
+
+def test_on_gpus_a_kv_cache_with_a_size_needs_no_share():
     gpus = [gpu(0), gpu(1)]
-    assert estimate(entry(engine="vllm"), GIB, gpus).gpu_bytes == 92 * GIB
-    assert estimate(entry(), GIB, gpus).gpu_bytes == 90 * GIB, "the embedded engine"
-    assert estimate(entry("-tp", "2", "--gpu-memory-utilization", "0.5"), GIB, gpus).gpu_bytes == 100 * GIB
-    assert estimate(entry("-dp", "2", engine="vllm"), GIB, gpus).gpu_bytes == 184 * GIB
     sized = estimate(entry("--kv-cache-memory-bytes", "10G"), 20 * GIB, gpus)
     assert sized.gpu_bytes == int(1.1 * 20 * GIB) + 11 * GIB
     assert sized.ram_bytes == PROGRAM_BYTES
 
 
-def test_on_gpus_the_size_of_the_kv_cache_for_cpus_does_not_count(monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
-    assert estimate(entry(engine="vllm"), GIB, [gpu(0)]).gpu_bytes == 92 * GIB
-
-
-def test_a_model_that_sees_no_gpu_needs_none():
-    assert estimate(entry(env={"CUDA_VISIBLE_DEVICES": ""}), GIB, [gpu(0)]).gpu_bytes == 0
-
-
-def test_another_server_needs_the_gguf_files_that_it_names(tmp_path):
-    file = tmp_path / "model.gguf"
-    file.write_bytes(b"x" * 1000)
-    words = ("llama-server", "-m", str(file), "--mmproj", "missing.gguf")
-    foreign = ForeignCommand(words=words, address="http://127.0.0.1:1", port=None)
-
-    assert estimate(ModelEntry(name="m", foreign=foreign, engine="other"), 0) == Need((256 << 20) + 1100)
-
-
-def test_another_server_needs_all_parts_of_a_split_gguf_model(tmp_path):
+def test_another_server_needs_all_parts_of_the_gguf_models_that_it_names(tmp_path):
     for name in ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "n-00001-of-00002.gguf", "m.gguf"):
         (tmp_path / name).write_bytes(b"x" * 1000)
-    words = ("llama-server", "-m", str(tmp_path / "m-00001-of-00002.gguf"))
+    words = ("llama-server", "-m", str(tmp_path / "m-00001-of-00002.gguf"), "--mmproj", "missing.gguf")
     foreign = ForeignCommand(words=words, address="http://127.0.0.1:1", port=None)
     assert estimate(ModelEntry(name="m", foreign=foreign, engine="other"), 0) == Need((256 << 20) + 2200)
 
@@ -279,7 +266,6 @@ def test_where_the_driver_hides_who_uses_a_gpu_the_estimate_stands(monkeypatch):
     monkeypatch.setattr("router.model_memory.read_gpus_here", lambda: (gpu(0),))
     meter = MemoryMeter(lambda name: None)
     needed = meter.need_of(entry(engine="vllm"))
-
     assert meter.measure("m", []).gpu_bytes == needed.gpu_bytes == 92 * GIB
     assert (meter.free() or Need()).gpu_bytes == 90 * GIB
 

@@ -1,14 +1,10 @@
-"""SmolLM2-135M-Instruct: the engine's greedy output equals the plain model's.
+"""SmolLM2-135M-Instruct: the engine's greedy output is the plain model's within rounding.
 
-In float32, every token must be equal. In bfloat16, two ways to compute the same value round differently.
-The logits of this model are multiples of 0.125 or 0.25, so two logits are often equal, and one matrix row
-is rounded differently from two rows. So in bfloat16, the plain model's logit of every token must be within
-rounding of the plain model's highest logit.
+Two ways to compute the same value in bfloat16 round differently. The logits of this model are multiples of
+0.125 or 0.25, so two logits are often equal, and one matrix row is rounded differently from two rows.
 """
 
-import copy
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +12,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from server.terms.types import GuidedDecoding
 from tests.server.engine.small_engine import SmallEngine
-from tests.server.engine.tiny_models import pack_layers
 
 NUM_TOKENS = 12
 _BF16_STEP = 2**-7
@@ -34,34 +29,9 @@ def prompts(real_tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     return [_chat(real_tokenizer, chat) for chat in CHATS] + [real_tokenizer(text)["input_ids"] for text in TEXTS]
 
 
-@pytest.fixture(scope="module")
-def plain_float32(model_path: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def float32(plain_float32: PreTrainedModel) -> PreTrainedModel:
-    """The model for engines. Its linear layers are packed, as in an engine that serves."""
-    model = copy.deepcopy(plain_float32)
-    pack_layers(model)
-    return model
-
-
 @pytest.mark.thorough
-def test_some_prompts_together_give_the_plain_models_tokens(float32, plain_float32, prompts):
-    """In the second run, the prompts come from the prefix cache."""
-    engine = SmallEngine(float32, num_slots=8, max_model_len=300, prefix_tokens=2000)
-    first, second = (engine.complete(prompts, max_tokens=NUM_TOKENS) for _ in range(2))
-    for prompt, completion in zip(prompts, first, strict=True):
-        logits = _logits_before_each(plain_float32, prompt, completion.token_ids)
-        assert completion.token_ids == logits.argmax(-1).tolist()
-    assert [c.token_ids for c in second] == [c.token_ids for c in first]
-    assert [c.num_cached_tokens for c in second] == [(len(p) - 1) // 16 * 16 if len(p) > 32 else 0 for p in prompts]
-
-
-@pytest.mark.thorough
-def test_in_bfloat16_every_token_is_within_rounding_of_the_plain_models_best(real_model, plain_float32, prompts):
-    plain = copy.deepcopy(plain_float32).to(torch.bfloat16)
+def test_in_bfloat16_every_token_is_within_rounding_of_the_plain_models_best(real_model, model_path, prompts):
+    plain = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).eval()
     outputs = SmallEngine(real_model, num_slots=8, max_model_len=300).generate(prompts, max_tokens=NUM_TOKENS)
     num_best = 0
     for prompt, output in zip(prompts, outputs, strict=True):

@@ -103,12 +103,6 @@ def test_a_faulty_image_is_rejected(vision, urls, message):
     assert all(len(token_ids) < MAX_MODEL_LEN for token_ids, _ in vision.engine.requests.values())
 
 
-def test_a_text_model_rejects_images(server):
-    answer = server.chat(messages=image_messages(image_url(0)))
-    assert answer.status_code == 400
-    assert "This model is served for text only" in answer.json()["error"]["message"]
-
-
 def test_the_image_cache_has_metrics(vision):
     for _ in range(2):
         vision.chat(messages=image_messages(image_url(77)))

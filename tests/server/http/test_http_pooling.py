@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from server.terms.config import PoolerConfig
 from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (
     edit_config,
@@ -104,19 +103,6 @@ def test_hf_overrides_replace_entries_of_the_configuration(serve, tmp_path):
     server = serve(tmp_path, hf_overrides={"matryoshka_dimensions": [4]})
     answer = server.post("/v1/embeddings", {"input": "a", "dimensions": 4}).json()
     assert len(answer["data"][0]["embedding"]) == 4
-
-
-def test_pooling_returns_vectors_of_texts_and_of_tokens(embedder, bert_folder, bert, serve):
-    whole = embedder.post("/pooling", {"input": TEXTS}).json()
-    assert whole["id"].startswith("pooling-")
-    assert whole["data"][0]["object"] == "pooling"
-    for text, item in zip(TEXTS, whole["data"], strict=True):
-        _assert_close(item["data"], _embedding(embedder, bert, text))
-    assert embedder.post("/pooling", {"input": "a", "task": "token_embed"}).status_code == 400
-    server = serve(bert_folder, pooler=PoolerConfig(task="token_embed"))
-    tokens = server.post("/pooling", {"input": TEXTS, "task": "token_embed"}).json()
-    for text, item in zip(TEXTS, tokens["data"], strict=True):
-        _assert_close(item["data"], unit(hidden_states(bert, _encode(server, text)["input_ids"])))
 
 
 def test_classes_have_labels_and_probabilities(serve, tmp_path):

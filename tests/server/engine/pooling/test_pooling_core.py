@@ -56,6 +56,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any],
     "without activation": ("bert", "classify", LABELS, {}, NO_ACTIVATION, logits),
     "tokens are classified": ("bert", "token_classify", LABELS, {}, {}, lambda m, p: _softmax(logits(m, p))),
     "tokens are embedded": ("bert", "embed", {}, {}, {"task": "token_embed"}, lambda m, p: unit(hidden_states(m, p))),
+    "the operator's task": (
+        *("bert", "embed", {}, {"pooler": PoolerConfig(task="token_embed")}, {}),
+        lambda m, p: unit(hidden_states(m, p)),
+    ),
 }
 
 

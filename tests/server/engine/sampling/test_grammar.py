@@ -29,20 +29,6 @@ def test_every_choice_is_accepted_exactly(choice):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "accepted", "rejected"),
-    [
-        (r"[a-z]{3}\d+", ["abc1", "xyz0123"], ["ab1", "abc", "abcd1", "abc1x"]),
-        (r"^(https?|ftp)://[\w.]+/?$", ["http://a.b", "ftp://c/"], ["http:/a", "x http://a.b"]),
-        ("", [""], ["a"]),
-        ("ä|😀+", ["ä", "😀😀"], ["a", "ä😀"]),
-    ],
-)
-def test_a_regex_is_matched_as_a_whole(pattern, accepted, rejected):
-    guided = GuidedDecoding("regex", pattern)
-    assert [text for text in accepted + rejected if _is_whole(guided, text)] == accepted
-
-
-@pytest.mark.parametrize(
     "grammar",
     ['start: sum\nsum: NUM ("+" NUM)*\nNUM: /[0-9]+/', 'root ::= num ("+" num)*\nnum ::= [0-9]+'],
     ids=["lark", "gbnf"],

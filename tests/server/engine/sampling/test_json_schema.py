@@ -1,7 +1,7 @@
 """Schemas allow exactly the values that they describe, as with vLLM's backend.
 
-A line of schemas.jsonl has a schema with texts that it accepts and rejects. `vllm` says what vLLM's backend reads
-differently.
+A line of schemas.jsonl has a schema with texts that it accepts and rejects. `vllm` says what the backend of
+vLLM reads differently.
 """
 
 import json

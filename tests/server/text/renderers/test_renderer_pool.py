@@ -91,9 +91,6 @@ def test_closing_stops_the_threads(tiny_llama):
         asyncio.run(renderer.pools.run(print))
 
 
-LARGE = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog. " * 25_000}]
-
-
 def text_of(i: int) -> str:
     return f"{i} " + "What is the capital of France? 😀 " * (i % 40)
 
@@ -135,34 +132,6 @@ def test_many_clients_share_four_threads(model_path):
 
         with ThreadPoolExecutor(32) as clients:
             list(clients.map(client, range(32)))
-
-
-@pytest.mark.alone
-async def test_the_loop_turns_while_a_large_prompt_is_rendered(model_path):
-    with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
-        renderer.warm_up()
-        assert await count_turns(renderer.pools.run(renderer.render_chat, LARGE, ChatOptions())) > FREE_TURNS
-
-
-@pytest.mark.thorough
-def test_the_pool_s_threads_import_no_modules(model_path):
-    code = """
-from server.terms.config import ModelFiles, RendererConfig
-from server.text.renderers.prompts import ChatOptions, TextOptions
-from server.text.renderers.base import build_renderer
-path = Path(sys.argv[1])
-tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}
-async def main(renderer):
-    run = renderer.pools.run
-    await run(renderer.render_chat, [{'role': 'user', 'content': 'hi' * 1000}], ChatOptions(tools=[tool]))
-    await run(renderer.prompts.render, 'hi' * 1000, TextOptions(truncate_prompt_tokens=5))
-    await run(renderer.detokenize, [1, 2, 3])
-with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
-    renderer.warm_up()
-    asyncio.run(main(renderer))
-print(seen)
-"""
-    assert run_watched(code, model_path) == "[]\n"
 
 
 LARGE_EMBEDS = EmbedsLimits(max_model_len=4096, width=4096, dtype="bfloat16")
@@ -237,18 +206,25 @@ async def test_the_loop_turns_while_images_are_decoded_and_processed(tmp_path, i
 
 
 @pytest.mark.thorough
-def test_threads_that_load_embeddings_import_no_modules_and_no_torch(tokenizer_folders):
+def test_the_pool_s_threads_import_no_modules_and_no_torch(tokenizer_folders):
     code = """
 from server.terms.config import ModelFiles, RendererConfig
 from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
-from server.text.renderers.prompts import EmbedsPrompt, TextOptions
+from server.text.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
 from server.text.renderers.base import build_renderer
 path = Path(sys.argv[1])
+tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}
+prompts = [EmbedsPrompt(text) for text in sys.argv[2:]]
+async def main(renderer):
+    run = renderer.pools.run
+    await run(renderer.render_chat, [{'role': 'user', 'content': 'hi' * 1000}], ChatOptions(tools=[tool]))
+    await run(renderer.prompts.render, 'hi' * 1000, TextOptions(truncate_prompt_tokens=5))
+    await run(renderer.detokenize, [1, 2, 3])
+    return await run(renderer.prompts.render_all, prompts, TextOptions())
 with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
     renderer.warm_up()
     renderer.prompts.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')
-    prompts = [EmbedsPrompt(text) for text in sys.argv[2:]]
-    rendered = asyncio.run(renderer.pools.run(renderer.prompts.render_all, prompts, TextOptions()))
+    rendered = asyncio.run(main(renderer))
 print([len(prompt.token_ids) for prompt in rendered], seen, 'torch' in sys.modules)
 """
     rows = torch.randn(5, 16)
