@@ -28,7 +28,7 @@ _AFTER_KILL_S: Final = 10.0
     is_flag=True,
     help="Stop all of this user's servers on this machine, but no standby.",
 )
-@click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Stop all without asking on a terminal.")
+@click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Stop all without asking.")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -53,11 +53,11 @@ def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: floa
       vllm-cli stop
       vllm-cli stop 8001 --timeout 10
       vllm-cli stop http://127.0.0.1:8001
-      vllm-cli stop --all
+      vllm-cli stop --all --yes
 
-    On a terminal, --all lists the servers and asks for confirmation unless --yes is given.
+    Without --yes, --all lists the servers. On a terminal, it then asks. Otherwise, it stops none of them.
 
-    Exit codes: 0 all have stopped; 1 no such server, or not confirmed; 2 usage; 4 one was killed.
+    Exit codes: 0 all have stopped; 1 no such server, or not confirmed; 2 usage, or no --yes; 4 one killed.
     """
     if is_all and which is not None:
         raise InputError(f"Give {which} or --all, not both.")
@@ -66,8 +66,10 @@ def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: floa
     if not servers:
         click.echo(_describe_absence(which), err=True)
         return NOT_STOPPED
-    if is_all and not is_confirmed and sys.stdin and sys.stdin.isatty():
+    if is_all and not is_confirmed:
         click.echo("\n".join(map(_name_of, servers)), err=True)
+        if not (sys.stdin and sys.stdin.isatty()):
+            raise InputError(f"Give --yes to stop all {len(servers)}.")
         if not click.confirm(f"Stop all {len(servers)}?", err=True):
             return NOT_STOPPED
     stopping = [_StoppingServer(server) for server in servers]

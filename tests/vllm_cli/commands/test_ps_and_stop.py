@@ -139,15 +139,14 @@ def test_a_number_that_is_the_port_of_one_server_and_the_process_of_another_stop
         stop._choose(servers, "8000")
 
 
-@pytest.mark.parametrize(("words", "is_terminal", "answer", "is_stopped"), [
-    ((), True, "n\n", False),
-    ((), True, "y\n", True),
-    (("--yes",), True, "", True),
-    ((), False, "", True),
-], ids=["no", "yes", "flag", "script"])  # fmt: skip
-def test_all_servers_are_listed_and_asked_for_on_a_terminal(
-    invoke, monkeypatch, words, is_terminal, answer, is_stopped
-):
+@pytest.mark.parametrize(("words", "is_terminal", "answer", "code"), [
+    ((), True, "n\n", 1),
+    ((), True, "y\n", 0),
+    (("--yes",), True, "", 0),
+    ((), False, "", 2),
+    (("--yes",), False, "", 0),
+], ids=["no", "yes", "flag", "script", "script_with_flag"])  # fmt: skip
+def test_all_servers_are_listed_and_stopped_after_a_yes(invoke, monkeypatch, words, is_terminal, answer, code):
     with subprocess.Popen(
         [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"], stdout=subprocess.PIPE
     ) as process:
@@ -158,7 +157,8 @@ def test_all_servers_are_listed_and_asked_for_on_a_terminal(
         stdin.isatty = lambda: is_terminal  # type: ignore[method-assign]
         monkeypatch.setattr(sys, "stdin", stdin)
         done = invoke("stop", "--all", *words)
-        assert (process.poll() is not None) == is_stopped
-        assert done.returncode == (0 if is_stopped else 1)
-        assert ("smol on http://127.0.0.1:8000\nStop all 1?" in done.stderr) == (is_terminal and not words)
+        assert (process.poll() is not None) == (code == 0)
+        assert done.returncode == code
+        question = "Stop all 1?" if is_terminal else "Error: Give --yes to stop all 1.\n"
+        assert (f"smol on http://127.0.0.1:8000\n{question}" in done.stderr) == (not words)
         process.kill()
