@@ -43,6 +43,7 @@ class CommandEntry(NamedTuple):
 FIRST_COMMANDS: Final = (
     CommandEntry("serve", "vllm_cli.commands.serve:serve", "Serve a model with the OpenAI API."),
     CommandEntry("wait", "vllm_cli.commands.wait:wait", "Wait until a server is ready, and show its phase."),
+    CommandEntry("run", "vllm_cli.commands.run:run", "Chat with a model, and serve it meanwhile if needed."),
     CommandEntry("chat", "vllm_cli.commands.chat:chat", "Chat with a model on a running server."),
     CommandEntry("ps", "vllm_cli.commands.ps:ps", "Show the servers that run on this machine."),
     CommandEntry("stop", "vllm_cli.commands.stop:stop", "Stop a server, as a service manager does."),

@@ -1,20 +1,22 @@
-"""Runs `vllm-cli serve` on a private socket, without keys, TLS or port, for `bake`."""
+"""Runs `vllm-cli serve` on a private socket, without keys, TLS or port, for `bake` and `run`."""
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from tempfile import gettempdir
 from typing import Final
 
 from envs.registry import env
+from startup.errors import StartupError
 from startup.settings.config import flags_with_role
 from startup.storage.temp_folder import own_folder
 from startup.words.engine_choice import choose_engine
 from startup.words.errors import InputError
 from startup.words.secret_flags import find_values, secrets_as_variables, without_flags
 from vllm_cli.client.server_address import ServerAddress
-from vllm_cli.client.waiting import Readiness, WaitOptions, WaitResult, wait_for_server
+from vllm_cli.client.waiting import Readiness, WaitOptions, wait_for_server
 from vllm_cli.supervised_command import SupervisedCommand
+from vllm_cli.terminal import Reporter
 
 _POLL_S: Final = 0.05
 _MAX_PATH_BYTES: Final = 100
@@ -29,12 +31,20 @@ class PrivateServer:
         self.command = command
         self.address = address
 
-    def wait_ready(self, timeout_s: float, on_poll: Callable[[Readiness, float], None]) -> WaitResult:
-        """Waits until the server is ready or has ended, but at most `timeout_s`."""
+    def wait_ready(self, timeout_s: float, reporter: Reporter) -> None:
+        """Shows phases until the server is ready. Otherwise raises StartupError with the end of its log."""
         options = WaitOptions(
             address=self.address, path="/health", timeout_s=timeout_s, interval_s=_POLL_S, pid=self.command.root_pid
         )
-        return wait_for_server(options, on_poll)
+
+        def show(polled: Readiness, waited_s: float) -> None:
+            phase = (polled.phase or "starting").replace("_", " ")
+            reporter.update(f"{waited_s:6.1f} s  {phase}{polled.describe_rest()}", phase)
+
+        result = wait_for_server(options, show)
+        if result.ending != "ready":
+            reason = "not ready in time" if result.ending == "timed out" else result.last.reason
+            raise StartupError(f"the start failed ({reason})\n{self.command.log_tail}")
 
 
 @contextlib.contextmanager
@@ -45,7 +55,7 @@ def start_private_server(words: Sequence[str], environment: Mapping[str, str]) -
         words: the user's words after `serve`.
         environment: variables in addition to those of this process.
     """
-    given, secrets = secrets_as_variables(without_flags(words, flags_with_role("tls")))
+    given, secrets = secrets_as_variables(without_flags(words, flags_with_role("address", "tls")))
     variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}
     with (
         own_folder(_socket_folder()) as folder,

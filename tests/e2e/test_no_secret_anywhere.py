@@ -53,6 +53,7 @@ RUNS: dict[str, list[str]] = {
         "nowhere none SECRETS --port 0 --engine embedded",
     ],
     "chat": ["--url URL --api-key KEY --quick Hello", "--url LOGIN --api-key KEY --quick Hello"],
+    "run": [f"MODEL SECRETS {EMBEDDED} --quick Hello"],
     "complete": ["--url URL --api-key KEY --quick Hello --max-tokens 2", "--url URL --api-key WRONG --quick Hello"],
     "wait": ["URL --json", "LOGIN --timeout 1"],
     "load": ["MODEL --url URL --api-key KEY --json", "MODEL --url LOGIN --api-key WRONG"],

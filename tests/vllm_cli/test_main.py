@@ -11,6 +11,7 @@ import click
 import pytest
 
 from tests.support.cli import run_cli, run_python
+from tests.support.generated_docs import walk_commands
 from vllm_cli.main import COMMANDS, FIRST_COMMANDS, cli, load_command, main
 from vllm_cli.version import VERSION
 
@@ -91,11 +92,18 @@ def test_every_command_of_the_table_exists_under_its_name(entry):
     assert command.get_short_help_str()
 
 
-def test_help_shows_eight_commands_first(capsys):
+def test_help_shows_a_newcomers_commands_first(capsys):
     assert main(["--help"]) == 0
     sections = capsys.readouterr().out.partition("\nCommands:\n")[2].split("\n\nFurther commands:\n")
     shown = [[line.split()[0] for line in section.splitlines() if line[2:3].strip()] for section in sections]
-    assert shown == [[entry.name for entry in FIRST_COMMANDS], [entry.name for entry in COMMANDS[8:]]]
+    further = COMMANDS[len(FIRST_COMMANDS) :]
+    assert shown == [[entry.name for entry in FIRST_COMMANDS], [entry.name for entry in further]]
+
+
+@pytest.mark.parametrize("command", [pytest.param(command, id=path) for path, command in walk_commands()])
+def test_a_placeholder_in_the_help_is_no_name_of_the_program(command):
+    ctx = click.Context(command)
+    assert [shown for each in command.params if "_" in (shown := each.make_metavar(ctx))] == []
 
 
 def test_the_version_is_shown(capsys):

@@ -28,7 +28,6 @@ from vllm_cli.bake.start import (
     bake_imports,
     has_own_bytecode,
     subject_of,
-    wait_ready,
     wait_saved,
     why_no_start,
     without_addresses,
@@ -149,7 +148,7 @@ def _start(
 ) -> list[FileRanges]:
     """Starts the server and sends one request. Returns the parts of libraries that the server has used."""
     with start_private_server(words, environment) as server:
-        wait_ready(server, config.timeout_s, reporter)
+        server.wait_ready(config.timeout_s, reporter)
         reporter.note(f"{ask(server)} answers, saving")
         wait_saved(server, lambda: any(folder.glob(_PARTS[HISTORY])))
         if uses("import file"):

@@ -24,11 +24,9 @@ from startup.words.errors import InputError
 from startup.words.secret_flags import without_flags
 from startup.words.serve_command import request_of
 from vllm_cli.client.server import Server
-from vllm_cli.client.waiting import Readiness
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.private_server import PrivateServer
 from vllm_cli.supervised_command import CommandEndedError
-from vllm_cli.terminal import Reporter
 
 _LEAST_SHARE: Final = 0.5
 """The least share of modules with bytecode in a compiled folder. Some modules never have bytecode."""
@@ -96,19 +94,6 @@ _REQUESTS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("/score", {"text_1": _PROMPT, "text_2": _PROMPT}),
 )
 """The requests to try, in this order, until one goes to an endpoint that the model has."""
-
-
-def wait_ready(server: PrivateServer, timeout_s: float, reporter: Reporter) -> None:
-    """Raises StartupError with the end of the server's log if the server does not become ready."""
-
-    def show(polled: Readiness, waited_s: float) -> None:
-        phase = (polled.phase or "starting").replace("_", " ")
-        reporter.update(f"{waited_s:6.1f} s  {phase}", phase)
-
-    result = server.wait_ready(timeout_s, show)
-    if result.ending != "ready":
-        reason = "not ready in time" if result.ending == "timed out" else result.last.reason
-        raise StartupError(f"the start failed ({reason})\n{server.command.log_tail}")
 
 
 def ask(server: PrivateServer) -> str:

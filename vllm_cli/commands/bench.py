@@ -36,15 +36,15 @@ def bench() -> None:
     """
 
 
-def _command(value: str) -> str:
-    """Checks that a command can be split into words as by a shell."""
+def command(value: str) -> str:
+    """Checks that a command can be split into words as by a shell. The help shows the function's name."""
     with suppress(ValueError):
         if shlex.split(value):
             return value
     raise click.BadParameter(f"{value!r} is not a command: it is empty, or a quote is not closed.")
 
 
-def _url(value: str) -> str:
+def url(value: str) -> str:
     """The address of a running server. Without a scheme, http:// is added."""
     address = value if "://" in value else f"http://{value}"
     if address.startswith(("http://", "https://")):
@@ -52,7 +52,7 @@ def _url(value: str) -> str:
     raise click.BadParameter(f"{value!r} is not an address such as http://127.0.0.1:8000.")
 
 
-def _file(value: str) -> Path:
+def file(value: str) -> Path:
     """The path of a file that is written at the end of the run. Its folder must exist."""
     path = Path(value)
     if path.is_dir() or not path.parent.is_dir():
@@ -65,7 +65,7 @@ def _shared_options(function: F) -> F:
     for option in reversed(
         (
             click.option(
-                *("--vs", "other_commands"), multiple=True, type=_command, help="Command of a server to compare with."
+                *("--vs", "other_commands"), multiple=True, type=command, help="Command of a server to compare with."
             ),
             click.option(
                 "--endpoint",
@@ -82,7 +82,7 @@ def _shared_options(function: F) -> F:
                 metavar="SECONDS",
                 help="Longest wait for a server to become ready.",
             ),
-            click.option("--json", "json_path", type=_file, help="Write the result as JSON. - is standard output."),
+            click.option("--json", "json_path", type=file, help="Write the result as JSON. - is standard output."),
         )
     ):
         function = option(function)
@@ -101,9 +101,9 @@ def _levels(value: str) -> tuple[int, ...]:
 @bench.command(
     "serve", epilog=vllms_own("bench serve"), context_settings={"max_content_width": 110, "show_default": True}
 )
-@click.option("--cmd", "commands", multiple=True, type=_command, help="Command that starts a server to measure.")
-@click.option("--url", "urls", multiple=True, type=_url, help="Address of a running server to measure.")
-@click.option("--vs-url", "other_urls", multiple=True, type=_url, help="Address of a running server to compare with.")
+@click.option("--cmd", "commands", multiple=True, type=command, help="Command that starts a server to measure.")
+@click.option("--url", "urls", multiple=True, type=url, help="Address of a running server to measure.")
+@click.option("--vs-url", "other_urls", multiple=True, type=url, help="Address of a running server to compare with.")
 @click.option("--model", show_default="the first that the server lists", help="Model to request.")
 @click.option("--vs-model", show_default="--model", help="Model to request from the other servers.")
 @click.option("--concurrency", "levels", type=_levels, default="1,8,32", metavar="N,N,...", help="Requests in flight.")
@@ -168,7 +168,7 @@ def serve(**options: Any) -> int:
 @bench.command(
     "startup", epilog=vllms_own("bench startup"), context_settings={"max_content_width": 110, "show_default": True}
 )
-@click.option("--cmd", "command", type=_command, show_default="vllm-cli serve", help="Command that starts a server.")
+@click.option("--cmd", "command", type=command, show_default="vllm-cli serve", help="Command that starts a server.")
 @click.option(
     "--model",
     help="Folder or hub id of the model that the default command serves. For cold-pages, its files are evicted.",

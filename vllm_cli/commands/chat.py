@@ -10,7 +10,7 @@ import click
 
 from base.exit_codes import OK
 from startup.logs.formatters import escape_controls
-from vllm_cli.client.server import Piece, server_options, take_server
+from vllm_cli.client.server import Piece, Server, server_options, take_server
 from vllm_cli.commands.of_vllm import vllms_own
 from vllm_cli.errors import ConnectionFailedError
 
@@ -24,12 +24,12 @@ _COMPLETIONS: Final = "/v1/completions"
 _CLEAR: Final = "/clear"
 _NO_RESPONSE: Final = 1
 _EXIT: Final = "/exit"
+_HELP: Final = "/help"
 
 Message = dict[str, str]
 
 
-def _dialogue_options(command: F) -> F:
-    """Adds the options for server, model and sampling. The model's option is named as in `vllm chat`."""
+def _sampling_options(command: F) -> F:
     for option in (
         click.option(
             "--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate. By default, the server decides."
@@ -40,24 +40,32 @@ def _dialogue_options(command: F) -> F:
             help="Sampling temperature. By default, the server decides.",
         ),
         click.option("--stats", is_flag=True, help="Show each answer's time to first token and tokens per second."),
-        click.option(
-            *("--model-name", "--model"), help="Model that answers, by default the first that the server lists."
-        ),
-        server_options,
     ):
         command = option(command)
     return command
 
 
+def chat_options(command: F) -> F:
+    """Adds the options that `chat_with` reads."""
+    quick = click.option("-q", "--quick", metavar="MESSAGE", help="Send one message, print the answer and exit.")
+    system = click.option("--system-prompt", "--system", help="System message before the first message.")
+    return _sampling_options(system(quick(command)))
+
+
+def _server_options(command: F) -> F:
+    """Adds the options for server and model. The model's option is named as in `vllm chat`."""
+    help_text = "Model that answers, by default the first that the server lists."
+    return server_options(click.option("--model-name", "--model", help=help_text)(command))
+
+
 @click.command(epilog=vllms_own("chat"))
-@_dialogue_options
-@click.option("--system-prompt", "--system", help="System message before the first message.")
-@click.option("-q", "--quick", metavar="MESSAGE", help="Send one message, print the answer and exit.")
-def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> int:
+@_server_options
+@chat_options
+def chat(**options: Any) -> int:
     """Chat with a model on a running server.
 
-    /clear starts a new conversation, /exit exits. During an answer, Ctrl-C stops the answer. Otherwise,
-    Ctrl-C exits.
+    /clear starts a new conversation, /exit exits, /help lists these words. During an answer, Ctrl-C stops
+    the answer. Otherwise, Ctrl-C exits.
 
     \b
     Examples:
@@ -68,7 +76,12 @@ def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> int
 
     Exit codes: 0 answered, or /exit; 1 no response, or the request was rejected; 2 usage; 130 Ctrl-C.
     """
-    dialogue = _Dialogue(options)
+    return chat_with(take_server(options), **options)
+
+
+def chat_with(server: Server, *, system_prompt: str | None, quick: str | None, **options: Any) -> int:
+    """Sends the message `quick`, or converses with the user. Returns the exit code."""
+    dialogue = _Dialogue(server, options)
     beginning = [_message("system", system_prompt)] if system_prompt else []
     if quick is None:
         _converse(dialogue, beginning)
@@ -78,12 +91,13 @@ def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> int
 
 
 @click.command(epilog=vllms_own("complete"))
-@_dialogue_options
+@_server_options
+@_sampling_options
 @click.option("-q", "--quick", metavar="PROMPT", help="Complete one prompt, print the text and exit.")
 def complete(*, quick: str | None, **options: Any) -> int:
     """Complete a text with a model on a running server.
 
-    /exit exits. While a text is generated, Ctrl-C stops the text. Otherwise, Ctrl-C exits.
+    /exit exits, /help shows this. While a text is generated, Ctrl-C stops the text. Otherwise, Ctrl-C exits.
 
     \b
     Examples:
@@ -93,11 +107,12 @@ def complete(*, quick: str | None, **options: Any) -> int:
 
     Exit codes: 0 answered, or /exit; 1 no response, or the request was rejected; 2 usage; 130 Ctrl-C.
     """
-    dialogue = _Dialogue(options)
+    dialogue = _Dialogue(take_server(options), options)
     if quick is not None:
         dialogue.ask(_COMPLETIONS, {"prompt": quick}, _Answer())
         return OK
-    for line in _input_lines(f"Completing with {dialogue.model}. {_EXIT} exits, Ctrl-C stops a text."):
+    greeting = f"Completing with {dialogue.model}. {_EXIT} exits, {_HELP} shows this, Ctrl-C stops a text."
+    for line in _input_lines(greeting):
         dialogue.ask_interruptibly(_COMPLETIONS, {"prompt": line})
     return dialogue.exit_code
 
@@ -105,7 +120,8 @@ def complete(*, quick: str | None, **options: Any) -> int:
 def _converse(dialogue: "_Dialogue", beginning: list[Message]) -> None:
     history = list(beginning)
     for line in _input_lines(
-        f"Chatting with {dialogue.model}. {_CLEAR} starts a new chat, {_EXIT} exits, Ctrl-C stops an answer."
+        f"Chatting with {dialogue.model}. {_CLEAR} starts a new chat, {_EXIT} exits, {_HELP} shows this, "
+        "Ctrl-C stops an answer."
     ):
         if line == _CLEAR:
             history = list(beginning)
@@ -123,9 +139,9 @@ def _message(role: str, content: str) -> Message:
 class _Dialogue:
     """Sends requests to one model on one server."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        """Takes the options that `_dialogue_options` adds."""
-        self._server = take_server(options)
+    def __init__(self, server: Server, options: dict[str, Any]) -> None:
+        """Takes the options of sampling, and `model_name`."""
+        self._server = server
         self._stats = options["stats"]
         wanted = {name: options[name] for name in ("temperature", "max_tokens")}
         self._parameters = {name: value for name, value in wanted.items() if value is not None}
@@ -196,7 +212,7 @@ class _Answer:
 
 
 def _input_lines(greeting: str) -> Iterator[str]:
-    """Yields the user's non-empty lines until /exit or the end of the input."""
+    """Yields the user's non-empty lines until /exit or the end of the input. /help repeats the greeting."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         click.echo(greeting)
@@ -207,5 +223,7 @@ def _input_lines(greeting: str) -> Iterator[str]:
             return
         if line == _EXIT:
             return
-        if line:
+        if line == _HELP:
+            click.echo(greeting)
+        elif line:
             yield line

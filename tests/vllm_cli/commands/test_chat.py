@@ -158,6 +158,13 @@ def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server)
     ]
 
 
+@pytest.mark.parametrize("command", ["chat", "complete"])
+def test_help_lists_the_words_and_is_not_sent(fake_server, command):
+    done = run_cli(command, "--url", fake_server.url, input="/help\n", cwd=ROOT)
+    assert (done.returncode, done.stderr, fake_server.posts) == (0, "", [])
+    assert {"/exit", "/help", "Ctrl-C"} <= set(done.stdout.split())
+
+
 def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_server):
     fake_server.replies.append((400, {"error": {"message": "too long", "type": "BadRequestError"}}))
     fake_server.queue_chat("Hello!")
