@@ -14,7 +14,7 @@ from server.terms.config import EngineConfig
 from server.text.model_files.model_kind import read_model_kind
 from startup.imports.torch_environment import expects_gpu
 from startup.session.preflight.checkpoint import Checkpoint
-from startup.session.preflight.report import Finding, Severity, error, warning
+from startup.session.preflight.report import Finding, Severity, error, info, warning
 
 PROGRAM_BYTES: Final = 500 << 20
 """Memory of all processes after their imports of torch and transformers. The engine's share was 260 MB."""
@@ -155,12 +155,13 @@ def _check_fit(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> 
     kv_bytes = tokens * shape.kv_bytes_per_token
     fixed = shape.weight_bytes + PROGRAM_BYTES
     if fixed + kv_bytes <= memory.available_bytes:
+        yield info("memory", _need(shape, config, memory))
         yield from _check_wanted_cache(fixed, config, memory)
         return
     severity: Severity = "error"
     if config.max_model_len is None and fixed + shape.kv_bytes_per_token <= memory.available_bytes:
         severity = "warning"
-    yield Finding("memory", severity, _no_room(shape, config, memory))
+    yield Finding("memory", severity, f"{_need(shape, config, memory)}: {_advice(shape, config, memory)}")
 
 
 def _check_wanted_cache(fixed: int, config: EngineConfig, memory: MemoryState) -> Iterator[Finding]:
@@ -174,7 +175,7 @@ def _check_wanted_cache(fixed: int, config: EngineConfig, memory: MemoryState) -
         )
 
 
-def _no_room(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:
+def _need(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:
     tokens = shape.sequence_tokens(config.max_model_len)
     kv_bytes = tokens * shape.kv_bytes_per_token
     parts = [f"{format_bytes(shape.weight_bytes)} for the weights in {shape.dtype}"]
@@ -183,7 +184,7 @@ def _no_room(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> st
     parts.append(f"{format_bytes(PROGRAM_BYTES)} for the program")
     total = format_bytes(shape.weight_bytes + kv_bytes + PROGRAM_BYTES)
     available = f"{format_bytes(memory.available_bytes)} of {memory.owner}'s {format_bytes(memory.total_bytes)}"
-    return f"{total} are needed ({', '.join(parts)}), {available} are available: {_advice(shape, config, memory)}"
+    return f"{total} are needed ({', '.join(parts)}), {available} are available"
 
 
 def _advice(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from base.wording import list_some
+from base.machine.files import nearest_existing
+from base.machine.memory import available_bytes
+from base.wording import format_bytes, list_some
 from envs.home import expand_home
 from envs.redaction import without_login
 from envs.registry import env
@@ -24,6 +26,10 @@ from startup.files.model.model_place import (
 )
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.report import CHOICE, Finding, error, info, warning
+from startup.session.preflight.resources import free_bytes
+
+if TYPE_CHECKING:
+    from startup.files.download.repository import Listing
 
 _TEMPLATE: Final = "chat_template.jinja"
 _OTHER_TEMPLATES: Final = ("tokenizer_config.json", "chat_template.json")
@@ -115,7 +121,22 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
         report = error if is_final and err.retry_s is None and not place.is_default else warning
         yield report("hub", str(err))
     else:
-        yield info("hub", f"{place.name} is to be downloaded from {without_login(listing.endpoint)}")
+        yield _describe_download(place, listing)
+
+
+def _describe_download(place: ModelPlace, listing: "Listing") -> Finding:
+    """The sizes of the files, beside free disk and memory. A warning if there is too little of them."""
+    sizes = {name: listing.files[name].size or 0 for name in place.wanted.choose(listing.files)}
+    total, weights = sum(sizes.values()), sum(map(sizes.__getitem__, place.wanted.choose_weights(listing.files)))
+    disk, memory = free_bytes(nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())), available_bytes()
+    lacks_memory = place.wanted.engine == "embedded" and 0 < memory < weights
+    report = warning if total > disk or lacks_memory else info
+    return report(
+        "hub",
+        f"{place.name} is to be downloaded from {without_login(listing.endpoint)}: {len(sizes)} files with "
+        f"{format_bytes(total)}, of which the weights have {format_bytes(weights)}; {format_bytes(disk)} are free on "
+        f"the disk, and {format_bytes(memory)} of memory are available",
+    )
 
 
 def _problem(name: str) -> str:

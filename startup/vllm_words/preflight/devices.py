@@ -9,7 +9,7 @@ from base.machine.nvml import Gpu, GpuState, read_gpus
 from base.wording import format_bytes, list_some
 from envs import foreign
 from startup.session.preflight.network import describe_process
-from startup.session.preflight.report import Finding, error, warning
+from startup.session.preflight.report import Finding, error, info, warning
 from startup.vllm_words.facts import default_utilization
 from startup.vllm_words.installed import read_torch_build
 from startup.vllm_words.preflight.arguments import GivenStart
@@ -51,7 +51,7 @@ def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     elif device == "rocm" and not any(path.exists() for path in _AMD):
         yield error("gpu", f"this vLLM is built for ROCm, and there is no AMD GPU here ({_AMD[0]} is missing)")
     elif device == "cpu":
-        yield from _memory_findings(start, read_memory())
+        yield from _memory_findings(start, read_memory(), model)
 
 
 def _gpu_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
@@ -202,16 +202,19 @@ def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> 
         return
     shards = start.number("--tensor-parallel-size", 1) * start.number("--pipeline-parallel-size", 1)
     each, free = checkpoint.weight_bytes / shards, min(gpu.free_bytes for gpu in gpus)
+    need = f"the weights need {format_bytes(each)} of each GPU, and {format_bytes(free)} are free"
     if each > free:
-        yield warning(
-            "gpu_memory",
-            f"the weights need {format_bytes(each)} of each GPU, and {format_bytes(free)} are free: give a larger "
-            "--tensor-parallel-size, or take a smaller or quantized model",
-        )
+        remedy = "give a larger --tensor-parallel-size, or take a smaller or quantized model"
+        yield warning("gpu_memory", f"{need}: {remedy}")
+    else:
+        yield info("gpu_memory", need)
 
 
-def _memory_findings(start: GivenStart, memory: MemoryState | None) -> Iterator[Finding]:
+def _memory_findings(start: GivenStart, memory: MemoryState | None, model: ModelOnDisk) -> Iterator[Finding]:
     """Checks that the KV cache on a CPU fits into memory, because vLLM allocates it at once."""
+    if memory is not None and model.checkpoint is not None:
+        free = f"{format_bytes(memory.available_bytes)} of {memory.owner}'s memory are available"
+        yield info("memory", f"the weights need {format_bytes(model.checkpoint.weight_bytes)}, and {free}")
     size, name = start.value(_KV_BYTES), _KV_BYTES
     space = foreign.text_of("VLLM_CPU_KVCACHE_SPACE")
     if space.isdigit():

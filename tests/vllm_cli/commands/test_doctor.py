@@ -21,11 +21,14 @@ def test_a_start_with_a_fault_has_it_in_the_first_line(invoke, tmp_path):
     assert [line for line in rest if line.startswith("# ")] == ["# Preflight", "# Machine", "# Kept between starts"]
 
 
-def test_a_good_model_is_ok_for_programs_too(invoke, model_path):
+def test_a_good_model_is_ok_for_programs_too_with_what_it_needs(invoke, model_path):
     done = invoke("doctor", model_path, "--engine", "embedded", "--port", "0", "--json")
     report = json.loads(done.stdout)
     assert (done.returncode, report["ok"], report["hooks"]) == (0, True, None)
     assert report["verdict"].startswith("ok")
+    (need,) = [finding["message"] for finding in report["findings"] if finding["check"] == "memory"]
+    assert "MiB are needed (256.6 MiB for the weights in bfloat16, " in need
+    assert need.endswith(" are available")
     assert report["verdict"].endswith(": the embedded engine can be started here")
     assert report["machine"]["cpu"]["cores"] == os.cpu_count()
     assert "preloading_disabled" in report["kept"]

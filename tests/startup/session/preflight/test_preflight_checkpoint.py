@@ -26,11 +26,11 @@ def rewrite_header(path: Path, header: object) -> None:
 
 
 def test_a_complete_folder_has_no_findings(folder, preflight):
-    assert preflight(folder.path).findings == ()
+    assert {f.severity for f in preflight(folder.path).findings} == {"info"}
 
 
 def test_real_model_has_no_findings(model_path, preflight):
-    assert preflight(model_path).findings == ()
+    assert {f.severity for f in preflight(model_path).findings} == {"info"}
 
 
 def test_a_truncated_shard_is_reported_with_both_sizes(folder, preflight):

@@ -82,7 +82,7 @@ for name, value in json.loads(sys.argv[2]):
     resource.setrlimit(limit, (value, before[1]))
     report = run_preflight(config, options=options)
     resource.setrlimit(limit, before)
-    print(json.dumps(json.loads(report.to_json())["findings"]))
+    print(json.dumps([f for f in json.loads(report.to_json())["findings"] if f["check"] != "memory"]))
 """
 
 
@@ -104,8 +104,7 @@ def test_missing_shared_memory_is_an_error(tmp_path, model_path, preflight):
 
 def test_shared_memory_of_a_container_may_be_small_but_not_full(model_path, preflight):
     assert preflight(model_path, shm=Path("/dev/shm")).errors == ()
-    (finding,) = preflight(model_path, shm=Path("/proc")).findings
-    assert finding.check == "shm"
+    assert [f.check for f in preflight(model_path, shm=Path("/proc")).findings] == ["memory", "shm"]
 
 
 HOLDER = """

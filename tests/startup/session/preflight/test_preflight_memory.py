@@ -62,9 +62,12 @@ def test_a_default_length_that_does_not_fit_is_a_warning(model_path, preflight):
     assert message_of(preflight(model_path, memory=memory), "memory")[0] == "warning"
 
 
-def test_sufficient_memory_is_no_finding(model_path, preflight):
+def test_sufficient_memory_is_told_with_the_numbers(model_path, preflight):
     memory = MemoryState((500 + 258) * MIB + 8192 * KV_BYTES, 1024 * MIB)
-    assert preflight(model_path, memory=memory).findings == ()
+    severity, message = message_of(preflight(model_path, memory=memory), "memory")
+    assert severity == "info"
+    assert message.startswith("936.6 MiB are needed (256.6 MiB for the weights in bfloat16, ")
+    assert message.endswith("), 938.0 MiB of the machine's 1.0 GiB are available")
 
 
 def test_with_a_gpu_the_machines_memory_is_not_checked(model_path, preflight, monkeypatch):
@@ -81,7 +84,7 @@ def test_a_length_beyond_the_models_own_is_an_error(model_path, preflight):
 def test_a_length_beyond_the_models_own_that_is_allowed_is_left_to_the_engine(model_path, preflight):
     memory = MemoryState(8 << 30, 16 << 30)
     report = preflight(model_path, max_model_len=9000, allow_long_max_model_len=True, memory=memory)
-    assert report.findings == ()
+    assert message_of(report, "memory")[0] == "info"
     memory = MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB)
     report = preflight(model_path, max_model_len=9000, allow_long_max_model_len=True, memory=memory)
     assert "KV cache of one sequence of 9000 tokens" in message_of(report, "memory")[1]
@@ -133,7 +136,8 @@ def test_a_config_without_a_shape_checks_only_the_weights(folder, preflight):
 def test_an_encoder_passes_every_check(tmp_path, preflight):
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path)
-    assert preflight(tmp_path, memory=MemoryState(600 * MIB, 800 * MIB)).findings == ()
+    (finding,) = preflight(tmp_path, memory=MemoryState(600 * MIB, 800 * MIB)).findings
+    assert (finding.check, finding.severity) == ("memory", "info")
 
 
 @pytest.mark.parametrize(("options", "has_cache"), [({}, True), ({"runner": "pooling"}, False)])

@@ -56,7 +56,7 @@ def test_a_complete_snapshot_needs_no_download_and_has_no_findings(snapshot, mak
     config = make_config("team/model")
     assert plan_of(config).files == ModelFiles(snapshot.folder, snapshot.folder)
     assert resolve_model(ModelRequest.of_start(config)).path == snapshot.folder
-    assert preflight("team/model").findings == ()
+    assert [f.check for f in preflight("team/model").findings] == ["memory"]
 
 
 def test_a_snapshot_with_a_dangling_link_needs_a_download(snapshot, make_config, preflight):
@@ -179,7 +179,10 @@ def test_a_start_leaves_the_requests_to_the_download(hub, preflight):
 
 def test_an_available_model_is_told(hub, check):
     finding = hub_finding(check("team/model", hf_token="secret"))
-    assert (finding.severity, finding.message) == ("info", f"team/model is to be downloaded from {hub.url}")
+    assert finding.severity == "info"
+    assert finding.message.startswith(
+        f"team/model is to be downloaded from {hub.url}: 1 files with 2 bytes, of which the weights have 0 bytes; "
+    )
     assert hub.tokens["hub"] == {"Bearer secret"}
 
 

@@ -54,6 +54,6 @@ def test_text_has_a_line_per_finding_errors_first_and_a_summary(preflight, monke
 
 def test_an_error_inside_a_check_is_a_warning(model_path, make_config):
     options = PreflightOptions(shm=42.5, memory=ROOMY)  # type: ignore[arg-type]
-    (finding,) = run_preflight(make_config(model_path), options=options).findings
+    (finding,) = run_preflight(make_config(model_path), options=options).warnings
     assert finding.severity == "warning"
     assert "this check could not be done: TypeError" in finding.message
