@@ -16,7 +16,6 @@ from startup.vllm_words import command_line, installed
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts, facts_of_flags
 from startup.vllm_words.installed import InstalledVllm, TorchBuild
-from tests.startup.vllm import small_parser
 
 
 def _line(text: str) -> CommandLine:
@@ -30,92 +29,11 @@ def _install(monkeypatch, folder, facts, version="0.33.0"):
 
 
 @pytest.mark.parametrize(
-    ("words", "model"),
-    [
-        ("org/name --port 1", "org/name"),
-        ("--model org/name", "org/name"),
-        ("first --model second", "first"),
-        ("--port 1", None),
-        ("", None),
-    ],
-)
-def test_model_is_the_first_word_or_the_flags_value(words, model):
-    assert _line(words).model == model
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("--headless --max-num-seqs 32 org/name", "org/name --headless --max-num-seqs 32"),
-        ("--max_num_seqs 32 --headless org/name --host h", "org/name --max_num_seqs 32 --headless --host h"),
-        ("--api-key a b --no-enable-prefix-caching m", "m --api-key a b --no-enable-prefix-caching"),
-        ("-O3 m --port 1", "m -O3 --port 1"),
-        ("--headless -- m", "m --headless --"),
-        ("--api-key a b", "--api-key a b"),
-        ("--headless --", "--headless --"),
-        ("--headless --model m", "--headless --model m"),
-    ],
-)
-@pytest.mark.parametrize("is_first", [False, True])
-def test_the_model_may_follow_flags_of_the_installed_vllm(words, expected, is_first, tmp_path, monkeypatch):
-    known = VllmFacts() if is_first else VllmFacts(tuple(facts_of_flags(small_parser.build())))
-    _install(monkeypatch, tmp_path, known)
-    assert " ".join(_line(words).words) == expected
-
-
-@pytest.mark.parametrize(
     ("version", "words"), [("0.33.0", "--monokernel m"), ("0.34.0", "--enforce-eager m"), ("0.33.0", "--hf-token m")]
 )
 def test_before_the_flags_are_recorded_no_word_is_moved_that_may_be_a_value(version, words, tmp_path, monkeypatch):
     _install(monkeypatch, tmp_path, VllmFacts(), version)
     assert (_line(words).words, _line(words).model) == (tuple(words.split()), None)
-
-
-def test_a_config_file_is_read_only_where_vllm_reads_it(tmp_path):
-    file = tmp_path / "serve.yaml"
-    file.write_text("port: 9000\nmodel: of-file\n")
-    as_two_words, as_one = _line(f"--config {file}"), _line(f"m --config={file}")
-    assert (as_two_words.model, as_two_words.port) == ("of-file", 9000)
-    assert (as_one.model, as_one.port) == ("m", 8000)
-
-
-def test_the_last_value_of_a_flag_counts_in_every_spelling():
-    line = _line("m --port 1 --host=h --uds /a --uds=/b --port=2 --served_model_name one two")
-    assert (line.host, line.port, line.uds, line.served_name) == ("h", 2, "/b", "one")
-
-
-_ABBREVIATED = [
-    ("m --hos h --por 9", "m --host h --port 9"),
-    ("m --ud=/s", "m --uds=/s"),
-    ("m --hea", "m --headless"),
-    ("m --enforce-e --max_num_s 8", "m --enforce-eager --max_num_s 8"),
-    ("m --tensor_par 2 --served n", "m --tensor-parallel-size 2 --served-model-name n"),
-    ("m --api-key a -- --por 9", "m --api-key a -- --por 9"),
-    ("--enforce-e m", "m --enforce-eager"),
-]
-
-
-@pytest.mark.parametrize(("words", "whole"), _ABBREVIATED)
-@pytest.mark.parametrize("is_first", [False, True])
-def test_abbreviated_flags_are_read_as_argparse_reads_them(words, whole, is_first, tmp_path, monkeypatch):
-    known = VllmFacts() if is_first else VllmFacts(tuple(facts_of_flags(small_parser.build())))
-    _install(monkeypatch, tmp_path, known)
-    line, expected = _line(words), _line(whole)
-    assert (line.model, [flag[1:] for flag in line.flags]) == ("m", [flag[1:] for flag in expected.flags])
-    assert sorted(line.words) == sorted(words.split())
-
-
-def test_an_abbreviation_in_the_config_file_is_read_too(tmp_path):
-    file = tmp_path / "serve.yaml"
-    file.write_text("por: 9000\nhos: h\nmodel: m\n")
-    line = _line(f"--config {file}")
-    assert (line.model, line.host, line.port) == ("m", "h", 9000)
-
-
-@pytest.mark.parametrize("words", ["m --po 9", "m --p=9", "m --h x", "m --ssl-c c"])
-def test_a_port_that_cannot_be_known_is_not_bound(words):
-    """vLLM's flags are not recorded here. If they are, argparse's rule decides."""
-    assert not _line(words).listens
 
 
 def test_recorded_flags_decide_about_an_abbreviation(tmp_path, monkeypatch):
@@ -127,68 +45,10 @@ def test_recorded_flags_decide_about_an_abbreviation(tmp_path, monkeypatch):
     assert _line("m --ho x").host == "x"
 
 
-def test_words_after_two_dashes_are_not_flags():
-    assert _line("m -- --port 9").port == 8000
-
-
-def test_port_is_vllms_default_or_none_if_invalid():
-    assert _line("m").port == 8000
-    assert _line("m --port nonsense").port is None
-
-
-@pytest.mark.parametrize(
-    ("words", "listens"),
-    [
-        ("m", True),
-        ("m --port 0", True),
-        ("m --port x", False),
-        ("m --headless", False),
-        ("m --headless=False", True),
-        ("m --grpc", False),
-        ("m --ssl-keyfile k --ssl-certfile c", False),
-        ("m --ssl_certfile=c", False),
-        ("m --data-parallel-multi-port-external-lb", False),
-        ("m --uds /path", True),
-        ("m --api-server-count 4", True),
-    ],
-)
-def test_a_start_without_a_plain_http_port_does_not_listen(words, listens):
-    assert _line(words).listens is listens
-
-
 @pytest.mark.parametrize("words", ["m --port 0 -tp 1", "m --port=0 -- x", "m --lora-modules a=b"])
 def test_the_port_that_the_system_has_chosen_is_the_last_one_given(words):
     line = _line(words).with_port("41000")
     assert (line.port, CommandLine.of(line.words).port) == (41000, 41000)
-
-
-@pytest.mark.parametrize("word", ["-h", "--help", "--help=all", "-v", "--version"])
-def test_help_and_version_are_not_a_start(word):
-    assert _line(f"m {word}").is_for_help
-    assert not _line("m --helpful").is_for_help
-
-
-def test_flags_take_precedence_over_the_config_file(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text("model: org/name\nport: 9000\nhost: h\nheadless: true\nuds: null\n")
-    line = _line(f"--config {path} --port 1")
-    assert (line.model, line.port, line.host, line.listens) == ("org/name", 1, "h", False)
-    assert CommandLine.of(["other", "--config", str(path)]).model == "other"
-
-
-def test_null_in_the_config_file_means_not_given(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text("uds: null\nhost: null\nheadless: false\nssl_keyfile: null\n")
-    line = _line(f"m --config {path}")
-    assert (line.uds, line.host, line.listens) == (None, None, True)
-
-
-@pytest.mark.parametrize("content", ["", "- a list\n", "just text", "{", "a: [1"], ids=repr)
-def test_an_invalid_config_file_is_left_to_vllm(content, tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(content)
-    assert _line(f"m --config {path}").port == 8000
-    assert _line(f"m --config {tmp_path}/missing.yaml").port == 8000
 
 
 _PARSER = "class EngineArgs:\n    log_config_file: str | None = None\n"

@@ -1,6 +1,7 @@
 """Each line of plans.txt: words of `serve`, and the settings or the error that they become."""
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -14,16 +15,27 @@ import pytest
 from router.words.router_words import read_several
 from router.words.single_model import embedded_router, vllm_router
 from startup.settings.config import VllmOptions
+from startup.vllm_words import command_line
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.facts import VllmFacts, facts_of_flags
+from startup.vllm_words.installed import InstalledVllm
 from startup.words.serve_command import read_start
+from tests.startup.vllm import small_parser
 
+_FACTS = {"none": VllmFacts(), "recorded": VllmFacts(tuple(facts_of_flags(small_parser.build())))}
 _TABLE = Path(__file__).with_name("plans.txt").read_text()
 
 
 def _lines() -> Iterator[Any]:
-    """Yields words and what is expected of them. `A | B => X` expects the same of A and B."""
+    """Yields words and what is expected of them."""
+    prefixes = [""]
     for line in filter(lambda line: line.strip() and line[0] != "#", _TABLE.replace("\n  ", " ").splitlines()):
+        if line[0] == "[":
+            prefixes = line.strip("[]").split(" | ")
+            continue
         before, _, expected = line.partition(" => ")
-        yield from (pytest.param(words.strip(), expected.strip(), id=words.strip()) for words in before.split(" | "))
+        for words in (f"{prefix} {words.strip()}".strip() for prefix in prefixes for words in before.split(" | ")):
+            yield pytest.param(words, expected.strip(), id=words)
 
 
 def _plan_of(words: list[str]) -> Any:
@@ -38,11 +50,14 @@ def _plan_of(words: list[str]) -> Any:
 
 
 def _find(plan: Any, path: str) -> Any:
-    """The value at a path such as `server.network.port`, in JSON. `kind` is the class of the plan."""
+    """The value at a path such as `server.network.port`, in JSON.
+
+    `kind` is the class of the plan, and `line` is the `CommandLine` of vLLM.
+    """
     if path == "kind":
         return type(plan).__name__
-    found = plan
-    for name in path.split("."):
+    found = CommandLine.of(plan.words) if path.startswith("line.") else plan
+    for name in path.removeprefix("line.").split("."):
         found = found[name] if isinstance(found, Mapping) else getattr(found, name)
     return json.loads(json.dumps(asdict(found) if is_dataclass(found) else found, default=_as_json))
 
@@ -66,10 +81,14 @@ def test_words_become_a_plan(words, expected, tmp_path, monkeypatch, capsys):
     given = [word.replace("\\n", "\n") for word in shlex.split(words)]
     while given and re.match(r"[A-Z][A-Z_]+=", given[0]):
         monkeypatch.setenv(*given.pop(0).split("=", 1))
+    if facts := os.environ.get("FACTS"):
+        monkeypatch.setattr(command_line, "find_vllm", lambda: InstalledVllm("0.33.0", tmp_path))
+        monkeypatch.setattr(command_line, "read_facts", lambda _: _FACTS[facts])
     for index, word in enumerate(given):
-        if word.startswith("@"):
-            given[index] = "serve.yaml"
-            Path("serve.yaml").write_text(word[1:])
+        before, has_file, text = word.partition("@")
+        if has_file and before in ("", "--config="):
+            given[index] = f"{before}serve.yaml"
+            Path("serve.yaml").write_text(text)
     kind, text = expected[:1], expected[2:]
     try:
         plan = _plan_of(given)

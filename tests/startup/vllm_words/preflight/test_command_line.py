@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from startup.storage.keyed_values import parse_size
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts
 from startup.vllm_words.preflight.arguments import argument_findings
@@ -64,19 +63,6 @@ def test_settings_of_the_file_come_before_the_words(tmp_path, facts):
         ("--model", ("m",), "settings.yml: model"),
         ("--port", ("2",), ""),
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "number"), [("8k", 8000), ("8K", 8192), ("1.5k", 1500), (" 12 ", 12), ("1_000", 1000), ("2g", 2 * 10**9)]
-)
-def test_sizes(text, number):
-    assert parse_size(text) == number
-
-
-@pytest.mark.parametrize("text", ["1.5K", "8kb", "", "k", "0x10"])
-def test_no_sizes(text):
-    with pytest.raises(ValueError, match=r".*"):
-        parse_size(text)
 
 
 def test_values_of_all_places(start):
