@@ -27,7 +27,7 @@ from router.child.process import inherited_environment
 from router.model_entry import Fault, ModelEntry, Notice
 from router.standbys import template_kind_of_entry
 from router.words.llama_words import as_llama_server
-from router.words.router_words import QUIET_FLAG, RouterWords, fault_of_model, without_ours
+from router.words.router_words import LACKED_BY_VLLM, QUIET_FLAG, RouterWords, fault_of_model
 from router.words.sleep_words import with_sleep_words
 from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
@@ -133,7 +133,7 @@ class ModelCheck:
         begin = int(bool(own) and not is_flag_like(own[0]))
         model = find_gguf(own[0]) if begin and has_llama_server(entry.env.get("PATH")) else None
         engine = choose_engine((_ENGINE, engine) if engine else (), is_gguf=model is not None)
-        defaults = without_ours(self._defaults) if engine == "vllm" else self._defaults
+        defaults = without_flags(self._defaults, LACKED_BY_VLLM) if engine == "vllm" else self._defaults
         words = [*own[:begin], *defaults, *own[begin:]]
         words, variables = secrets_as_variables(words)
         names = served_names(words)

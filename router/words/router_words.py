@@ -1,6 +1,6 @@
 """Splits the words of `serve --models FILE` and `serve A B` into models, router's flags and models' flags."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Final, NamedTuple, TypeGuard
 
@@ -12,7 +12,7 @@ from startup.words.arguments import Arguments
 from startup.words.errors import InputError
 from startup.words.flag import Flag
 from startup.words.screening import show_notices
-from startup.words.secret_flags import empty_key_notices, find_values, secret_notices, without_flags
+from startup.words.secret_flags import empty_key_notices, find_values, secret_notices
 from startup.words.serve_command import config_of, unknown_variable_notices
 from startup.words.table import split_flags
 
@@ -22,6 +22,9 @@ PORT_DEFAULTS: Final = ("--http-max-body-size=256MiB", "--http-max-held-size=4Gi
 """Defaults for the router's port. The router keeps long bodies on disk, and does not know models' limits."""
 QUIET_FLAG: Final = "--disable-uvicorn-access-log"
 """A flag for each model's server. The router logs the requests, because only it knows the clients."""
+
+LACKED_BY_VLLM: Final = frozenset(name for name in flags_with_role("both") if name.startswith("--http-"))
+"""Limits that vLLM does not have. The router enforces them itself."""
 
 _OF_ONE_MODEL: Final = {
     "--config": "write its flags here, or `config:` into the args of each model",
@@ -111,11 +114,6 @@ def is_own(flag: Flag | None) -> TypeGuard[Flag]:
 def is_of_models(flag: Flag | None) -> bool:
     """Whether a model of a router can have this flag."""
     return flag is None or flag.role not in _NOT_OF_MODELS
-
-
-def without_ours(words: Iterable[str]) -> list[str]:
-    """The words without the limits that vLLM does not have. The router enforces these limits itself."""
-    return without_flags(words, [name for name in flags_with_role("both") if name.startswith("--http-")])
 
 
 def fault_of_model(flag: Flag) -> str | None:

@@ -11,7 +11,7 @@ from router.router import RouterOptions
 from router.scheduling.terms import SchedulerLimits
 from router.standbys import template_kind_of_entry
 from router.words.model_check import folder_of
-from router.words.router_words import PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own, without_ours
+from router.words.router_words import LACKED_BY_VLLM, PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own
 from router.words.sleep_words import with_sleep_words
 from startup.files.model.request import ModelRequest
 from startup.settings.config import StartOptions, StartupConfig, VllmOptions, flags_with_role
@@ -19,10 +19,9 @@ from startup.vllm_words.command_line import CommandLine
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError
 from startup.words.screening import show_notices
-from startup.words.secret_flags import find_values, secrets_as_variables
+from startup.words.secret_flags import secrets_as_variables
 from startup.words.serve_command import config_of
-from startup.words.supported import CONFIG
-from startup.words.table import find_known_flag, split_flags
+from startup.words.table import Part, find_known_flag, split_flags
 
 _DEFAULTS: Final = (*PORT_DEFAULTS, "--max-waiting=1024")
 _MIDDLEWARE: Final = "--middleware"
@@ -31,19 +30,20 @@ _TIMES: Final = ("--shutdown-timeout", "--engine-watchdog-timeout")
 
 def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
     """The settings of a router for one model of the embedded engine."""
-    words = _without_config_file(words)
-    entry = _entry(config, words, "embedded", config.server.served_model_names)
+    parts = [*split_flags(Arguments.read(words).words)]  # the router needs some settings of the --config file
+    entry = _entry(config, parts, "embedded", config.server.served_model_names)
     has_standby = not config.engine.trust_remote_code
-    return _router(_read_port(words), config, entry, ModelRequest.of_start(config), has_standby=has_standby)
+    return _router(_read_port(parts), config, entry, ModelRequest.of_start(config), has_standby=has_standby)
 
 
 def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     """The settings of a router for one model of vLLM. Raises InputError for flags that it cannot have."""
     line = CommandLine.of(options.words)
-    _reject_vllm_flags(options, words, line)
+    parts = [*split_flags(words)]
+    _reject_vllm_flags(options, parts, line)
     names = line.values("--served-model-name") or (line.served_name,)
-    entry = _entry(options, without_ours(words), "vllm", names, _settings_of_file(line, _TIMES))
-    config = _read_port(words, _words_of_file(line))
+    entry = _entry(options, parts, "vllm", names, _settings_of_file(line, _TIMES))
+    config = _read_port(parts, _words_of_file(line))
     router = _router(config, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
     return replace(router, model_has_keys=any(flag.fact.name in flags_with_role("keys") for flag in line.in_file))
 
@@ -52,7 +52,7 @@ def _words_of_file(line: CommandLine) -> list[str]:
     """The settings that the router needs from the --config file, as flags. vLLM reads the file itself."""
     names = flags_with_role("address", "keys", "port", "both", "program")
     needed = _settings_of_file(line, names)
-    return Arguments.of_settings({name.removeprefix("--"): value for name, value in needed.items()}).flag_words()
+    return Arguments.of_settings({name.removeprefix("--"): value for name, value in needed.items()}).words
 
 
 def _settings_of_file(line: CommandLine, names: Collection[str]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _settings_of_file(line: CommandLine, names: Collection[str]) -> dict[str, An
     return {flag.name: settings[key] for key, flag in known.items() if flag is not None and flag.name in names}
 
 
-def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: CommandLine) -> None:
+def _reject_vllm_flags(options: VllmOptions, parts: Sequence[Part], line: CommandLine) -> None:
     """Raises InputError for a flag that would have no effect on the port of the router."""
     if line.has(_MIDDLEWARE):
         text = "because middleware would not see what the router answers itself: leave one of them out"
@@ -75,27 +75,19 @@ def _reject_vllm_flags(options: VllmOptions, words: Sequence[str], line: Command
         text = f"{_flag(options)} does not go with {name.removeprefix('--')} in --config"
         if name in of_tls:
             raise InputError(f"{text}: write it as a flag.")
-        if find_values(words, name):
+        if any(given is not None and given.name == name for given, _ in parts):
             raise InputError(f"{text} and as a flag: leave one of them out.")
 
 
-def _read_port(words: Sequence[str], in_file: Sequence[str] = ()) -> StartupConfig:
+def _read_port(parts: Sequence[Part], in_file: Sequence[str] = ()) -> StartupConfig:
     """The values of the router's own flags and variables, read by the embedded engine's rules."""
-    own = [word for flag, given in split_flags(words) if is_own(flag) for word in given.words]
+    own = [word for flag, given in parts if is_own(flag) for word in given.words]
     return config_of(Arguments.parse((*_DEFAULTS, *in_file, *own)))
-
-
-def _without_config_file(words: Sequence[str]) -> Sequence[str]:
-    """The words with the settings of the --config file as flags, because the router needs some of them."""
-    if not find_values(words, CONFIG.name):
-        return words
-    given = Arguments.read(words)
-    return [*given.flag_words(), "--", *given.positionals]
 
 
 def _entry(
     options: StartOptions,
-    words: Sequence[str],
+    parts: Sequence[Part],
     engine: str,
     names: Sequence[str],
     times_in_file: Mapping[str, Any] = MappingProxyType({}),
@@ -110,14 +102,14 @@ def _entry(
         text = "whose port is always open: leave one of them out"
         raise InputError(f"--listen-when-ready does not go with {_flag(options)}, {text}.")
     times = dict(times_in_file)
-    for flag, given in split_flags(words):
+    for flag, given in parts:
         name = given.flag if flag is None else flag.name
         times.pop(name, None)
         if is_elsewhere(name, given.values):
             raise InputError(f"{name} does not go with {_flag(options)}: all its processes are on this machine.")
         if name in _TIMES:
             kept += (name, *given.values)
-        elif is_of_models(flag):
+        elif is_of_models(flag) and (engine == "embedded" or name not in LACKED_BY_VLLM):
             kept += given.words[1:] if given.words[0] == "--" else given.words
     kept += [str(word) for time in times.items() for word in time]
     kept, variables = secrets_as_variables(kept)

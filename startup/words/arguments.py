@@ -100,9 +100,11 @@ class Arguments:
             arguments._take_setting(f"--{key}", value)
         return arguments._with_keyed()
 
-    def flag_words(self) -> list[str]:
-        """The flags as words of a command line that needs no `--config`."""
-        return [word for name, given in self.flags.items() if name != CONFIG.name for word in given.words]
+    @property
+    def words(self) -> list[str]:
+        """A command line with these words and settings, which needs no `--config`. MODEL comes first."""
+        flags = (given for name, given in self.flags.items() if name != CONFIG.name)
+        return [*self.positionals, *(word for given in flags for word in given.words)]
 
     def last_value(self, name: str) -> str | None:
         """The last value of a flag. None if the flag is not given."""

@@ -119,7 +119,8 @@ def read_start(words: Sequence[str], *, is_quiet: bool = False, may_be_llama_ser
     given = Arguments.read(words)
     if may_be_llama_servers and (model := _gguf_of(given)) is not None:
         given.flags.pop("--model", None)
-        return ReadStart((model, *given.flag_words()))
+        given.positionals = [model]
+        return ReadStart(tuple(given.words))
     log_format = _screen(words, given, is_quiet=is_quiet)
     config = config_of(given)
     if not is_quiet:

@@ -70,8 +70,15 @@ def reject_retired(names: Iterable[str], place: str = "") -> None:
             raise InputError(f"{place}No such option: {name}{did_you_mean(name, ())}")
 
 
-def split_flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
-    """Yields the parts of a command line, each with its flag, or with None if it is no known flag."""
+class Part(NamedTuple):
+    """A part of a command line, with its flag, or with None if it is no known flag."""
+
+    flag: Flag | None
+    given: Given
+
+
+def split_flags(words: Iterable[str]) -> Iterator[Part]:
+    """Yields the parts of a command line."""
 
     find = cache(find_known_flag)
 
@@ -80,7 +87,7 @@ def split_flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
         return flag.num_values if flag else None
 
     for given in split(words, num_values):
-        yield find(given.flag) if given.flag else None, given
+        yield Part(find(given.flag) if given.flag else None, given)
 
 
 def _complete(name: str) -> Spelling:
