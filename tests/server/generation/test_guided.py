@@ -12,32 +12,17 @@ from server.generation.guided import Constraint, find_constraint, find_strict_co
 from server.generation.request import ChatRequest
 from server.terms.types import GuidedDecoding
 from server.text.parsers.formats import TOOL_FORMATS
+from tests.conversations.conversation import read_lines
 from tests.server.engine.sampling.grammar_texts import build_grammar
-from tests.server.generation.requests import NAMED, TIME, WEATHER, decode
+from tests.server.generation.requests import TIME, WEATHER, decode
+
+LINES = [line for _, line in read_lines(Path(__file__).with_name("guided.jsonl"))]
 
 
-@pytest.mark.parametrize(
-    ("fields", "guided"),
-    [
-        ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, GuidedDecoding("json_object")),
-        ({"structured_outputs": {"json_object": True}}, GuidedDecoding("json_object")),
-        ({"structured_outputs": {"regex": "a+"}}, GuidedDecoding("regex", "a+")),
-        ({"structured_outputs": {"choice": ["yes", "no"]}}, GuidedDecoding("choice", '["yes", "no"]')),
-        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, GuidedDecoding("grammar", 'root ::= "a"')),
-        ({"structured_outputs": {"grammar": 'start: "a"'}}, GuidedDecoding("grammar", 'start: "a"')),
-        ({"structured_outputs": {"json": '{"type": "integer"}'}}, GuidedDecoding("json_schema", '{"type": "integer"}')),
-        ({"structured_outputs": {"json": {"type": "integer"}}}, GuidedDecoding("json_schema", '{"type": "integer"}')),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer"}}}},
-            GuidedDecoding("json_schema", '{"type": "integer"}'),
-        ),
-    ],
-    ids=str,
-)
-def test_constraint_is_found_and_compiles(model, fields, guided):
-    constraint = find_constraint(decode(model, **fields))
-    assert (constraint and constraint.guided) == guided
+@pytest.mark.parametrize("line", [line for line in LINES if "asks" in line], ids=lambda line: str(line["asks"]))
+def test_constraint_is_found_and_compiles(model, line):
+    constraint = find_constraint(decode(model, **line["asks"]))
+    assert (constraint and constraint.guided) == (line["constraint"] and GuidedDecoding(*line["constraint"]))
     if constraint is not None:
         build_grammar(constraint.guided)
 
@@ -50,16 +35,6 @@ def test_schema_nested_too_deeply_is_rejected(model):
         find_constraint(decode(model, structured_outputs={"json": schema}))
 
 
-PLAN = {
-    "function": {
-        "name": "plan",
-        "parameters": {
-            "properties": {"when": {"$ref": "#/$defs/day"}},
-            "required": ["when"],
-            "$defs": {"day": {"enum": ["today", "tomorrow"]}},
-        },
-    }
-}
 Accepts = Callable[[Constraint | None, str], bool]
 
 
@@ -76,47 +51,10 @@ def accepts(model_path: Path) -> Accepts:
     return accepts
 
 
-CALL_TIME = '{"name": "get_time", "parameters": {}}'
-
-
-@pytest.mark.parametrize(
-    ("fields", "accepted", "rejected"),
-    [
-        pytest.param(
-            {"tools": [WEATHER, TIME], "tool_choice": NAMED},
-            ['{"city": "Rome", "days": 3}'],
-            ['{"days": 3}', '{"city": "Rome"\n\n\n\n}'],
-            id="named",
-        ),
-        pytest.param(
-            {"tools": [WEATHER, TIME], "tool_choice": "required"},
-            [f"[{CALL_TIME}]", f'[{{"name": "get_weather", "parameters": {{"city": "x"}}}}, {CALL_TIME}]'],
-            ["[]", '[{"name": "other", "parameters": {}}]', '[{"name": "get_weather", "parameters": {}}]'],
-            id="required",
-        ),
-        pytest.param(
-            {"tools": [TIME], "tool_choice": "required", "parallel_tool_calls": False},
-            [f"[{CALL_TIME}]"],
-            [f"[{CALL_TIME}, {CALL_TIME}]"],
-            id="one call",
-        ),
-        pytest.param(
-            {"tools": [PLAN], "tool_choice": "required"},
-            ['[{"name": "plan", "parameters": {"when": "today"}}]'],
-            ['[{"name": "plan", "parameters": {"when": "never"}}]'],
-            id="definitions",
-        ),
-        pytest.param(
-            {"tools": [TIME], "tool_choice": "required", "response_format": {"type": "json_object"}},
-            [f"[{CALL_TIME}]"],
-            ["{}"],
-            id="before response_format",
-        ),
-    ],
-)
-def test_a_forced_call_follows_its_schema(accepts, fields, accepted, rejected):
-    constraint = find_constraint(decode(ChatRequest, **fields))
-    assert [text for text in accepted + rejected if accepts(constraint, text)] == accepted
+@pytest.mark.parametrize("line", [line for line in LINES if "forces" in line], ids=lambda line: str(line["accepts"]))
+def test_a_forced_call_follows_its_schema(accepts, line):
+    constraint = find_constraint(decode(ChatRequest, **line["forces"]))
+    assert [text for text in line["accepts"] + line["rejects"] if accepts(constraint, text)] == line["accepts"]
 
 
 def strict_constraint(*tools: dict[str, Any]) -> Constraint | None:

@@ -260,20 +260,3 @@ def test_a_fork_uses_it_and_keeping_starts_no_thread(folder):
     assert after == before
     with build_renderer(ModelFiles(folder, folder), RendererConfig()) as renderer:
         assert token_ids == renderer.tokenizer.encode("Hello", add_special_tokens=True)
-
-
-@pytest.mark.thorough
-def test_a_renderer_does_not_import_torch(model_path):
-    script = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from server.terms.config import ModelFiles, RendererConfig\n"
-        "from server.text.renderers.prompts import ChatOptions\n"
-        "from server.text.renderers.base import build_renderer\n"
-        "path = Path(sys.argv[1])\n"
-        "with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:\n"
-        "    prompt = renderer.render_chat([{'role': 'user', 'content': 'hi'}], ChatOptions())\n"
-        "    renderer.create_detokenizer().append(prompt.token_ids)\n"
-        "print('torch' in sys.modules)\n"
-    )
-    assert python_output(script, model_path) == "False\n"
