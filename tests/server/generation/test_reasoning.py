@@ -17,6 +17,7 @@ from server.text.parsers.base import PromptEnd
 from server.text.parsers.formats import REASONING_FORMATS
 from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompts import RenderedPrompt
+from tests.server.text.renderers.conftest import encode
 from tests.support.llamas import save_tiny_llama
 
 MESSAGES = [{"role": "user", "content": "?"}]
@@ -50,10 +51,6 @@ def look(renderer: HfRenderer) -> Any:
 
 def config(name: str) -> GenerationConfig:
     return GenerationConfig(reasoning_parser=name)
-
-
-def encode(renderer: HfRenderer, text: str) -> list[int]:
-    return renderer.tokenizer.encode(text, add_special_tokens=False)
 
 
 @pytest.mark.parametrize(

@@ -85,24 +85,6 @@ def test_tokenize_counts_the_images_tokens(vision):
     assert (found["tokens"], found["count"]) == (token_ids, len(token_ids))
 
 
-@pytest.mark.parametrize(
-    ("urls", "message"),
-    [
-        (["data:image/png;base64,aGVsbG8="], "messages[0].content[1]: not an image in a known format"),
-        ([image_url(i) for i in range(4)], "At most 3 image(s)"),
-        ([*(image_url(i, 1000, 1000) for i in range(3))], ""),
-    ],
-)
-def test_a_faulty_image_is_rejected(vision, urls, message):
-    for body in ({}, {"stream": True}):
-        answer = vision.chat(messages=image_messages(*urls), **body)
-        if message:
-            error = answer.json()["error"]
-            assert (answer.status_code, error["type"], error["param"]) == (400, "BadRequestError", "messages")
-            assert message in error["message"]
-    assert all(len(token_ids) < MAX_MODEL_LEN for token_ids, _ in vision.engine.requests.values())
-
-
 def test_the_image_cache_has_metrics(vision):
     for _ in range(2):
         vision.chat(messages=image_messages(image_url(77)))

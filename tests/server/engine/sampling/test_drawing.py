@@ -15,6 +15,7 @@ from transformers import (
 
 from server.engine.sampling.drawing import draw
 from server.terms.types import SamplingParams
+from tests.server.engine.sampling.test_sampler import random_logits
 
 LIMITS: list[dict[str, Any]] = [
     {},
@@ -111,11 +112,6 @@ def test_a_tiny_temperature_draws_the_most_likely_token():
     logits = random_logits(64, 300)
     uniform = torch.linspace(0, 1 - 1e-9, 64, dtype=torch.float64)
     assert draw(logits, [_params({"temperature": 2e-5})] * 64, uniform) == logits.argmax(-1).tolist()
-
-
-def random_logits(*shape: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
-    """Normally distributed logits."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def _shares(logits: torch.Tensor, limits: dict[str, Any], num_draws: int = 2000) -> torch.Tensor:

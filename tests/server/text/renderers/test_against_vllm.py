@@ -11,6 +11,7 @@ from base.errors import RequestError
 from server.terms.config import ModelFiles, RendererConfig
 from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompts import ChatOptions
+from tests.conversations.conversation import read_lines
 from tests.support.peer_vllm import ask_vllm, needs_vllm
 
 pytestmark = [pytest.mark.slow, needs_vllm]
@@ -111,33 +112,7 @@ class Conversations:
 
 SCRIPT = Path(__file__).with_name("vllm_rendering.py")
 NUM_CASES = 500
-TEMPLATES = {
-    "the model's own": None,
-    "tools and reasoning": (
-        "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
-        "<|im_end|>\n{% endif %}"
-        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-        "{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif %}"
-        "{{ message.content or '' }}"
-        "{% for call in message.tool_calls or [] %}"
-        "{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}"
-        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    "parts": (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-        "{% for part in message['content'] %}[{{ part['text'] }}]{% endfor %}<|im_end|>\n{% endfor %}"
-    ),
-    "developer role": (
-        "{% for message in messages %}{% if message['role'] == 'developer' %}DEV {% endif %}"
-        "{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    ),
-    "no tools": (
-        "{% for message in messages %}"
-        "{% if message['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
-        "{{ message['role'] }}: {{ message['content'] | trim }}\n{% endfor %}"
-        "{% if thinking is defined and thinking %}<think>{% endif %}"
-    ),
-}
+TEMPLATES = {line["name"]: line["template"] for _, line in read_lines(Path(__file__).with_name("vllm_templates.jsonl"))}
 
 
 def compare(cases: list[dict[str, Any]], renderers: dict[str | None, HfRenderer], folder: Path, work: Path) -> None:

@@ -157,14 +157,6 @@ def test_a_missing_tokenizer_is_one_clear_line(tmp_path):
         assert "\n" not in str(raised.value)
 
 
-def test_untrusted_remote_code_is_rejected(tokenizer_folders, tmp_path):
-    source = tokenizer_folders["byte_level"]
-    remote = {"auto_map": {"AutoTokenizer": ["code.Mine", None]}, "tokenizer_class": "MyTokenizer"}
-    path = checkpoint(source, tmp_path, {"model_type": "wholly_new"}, **remote)
-    with pytest.raises(TokenizerLoadError, match="trust_remote_code"):
-        load_tokenizer(path)
-
-
 def test_trusted_remote_code_is_loaded(tokenizer_folders, tmp_path, monkeypatch):
     """Uses its own module cache, because other test runs share the default cache below HOME."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
