@@ -23,27 +23,15 @@ from startup.compiled_models.location import open_location
 from startup.compiled_models.process import AddJob, FetchJob, SharingProcess
 from startup.compiled_models.record import CompiledModel, Hardware
 from startup.compiled_models.sharing import add, fetch
-from tests.startup.compiled_models.inputs import MOUNTED, unmount
+from tests.startup.compiled_models.inputs import MOUNTED, RECORD, unmount
 from tests.support.waiting import is_gone
 
 NUM_KILLS: Final = 50
 
 
 def _record(**fields: object) -> CompiledModel:
-    facts = {
-        "key": "ab" * 32,
-        "model": "org/model",
-        "start_id": "start",
-        "digest": "digest",
-        "early_digest": "early",
-        "factors": {},
-        "versions": {"vllm": "0.32.0"},
-        "hardware": Hardware.present(),
-        "ranks": ("rank_0_0", "rank_1_0"),
-        "compile_s": 30.0,
-        "created_at": "2026-11-23T22:00:00+00:00",
-    }
-    return CompiledModel(**{**facts, **fields})  # type: ignore[arg-type]
+    own = {"digest": "digest", "hardware": Hardware.present(), "ranks": ("rank_0_0", "rank_1_0")}
+    return replace(RECORD, **{**own, **fields})  # type: ignore[arg-type]
 
 
 class Machine:
@@ -216,14 +204,22 @@ def test_kernels_are_where_the_compilers_variables_say(variable, cache, below, m
     assert local.caches() == {**defaults, cache: Path("/other", below)}
 
 
-def test_files_of_no_compiler_are_not_installed(make_machine, tmp_path):
-    make_machine("first")
-    for name in ("vllm/vllm_cli/imports/x.code", "home/x", "deep_gemm/a/b/x", "vllm/triton/x.code"):
-        path = tmp_path / "unpacked" / name
-        path.parent.mkdir(parents=True)
-        path.touch()
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vllm/vllm_cli/imports/x.code", "home/x.code", "deep_gemm/a/b/x.code", "vllm/triton/x.code"),
+        *("triton", "vllm", "vllm/torch_compile_cache", f"vllm/{local.AOT}"),
+    ],
+)
+def test_only_files_of_compilers_are_installed_and_none_in_the_place_of_a_folder(name, make_machine, tmp_path):
+    machine = make_machine("first")
+    path = tmp_path / "unpacked" / name
+    path.parent.mkdir(parents=True)
+    path.touch()
     local.install(tmp_path / "unpacked")
-    assert not list(local.caches()["vllm"].rglob("*.code"))
+    assert not list(machine.folder.rglob("*.code"))
+    assert not any(folder.is_file() for cache in local.caches().values() for folder in (cache, *cache.glob("*")))
+    assert not (local.vllm_root() / local.AOT).exists()
 
 
 @pytest.mark.parametrize(
@@ -405,25 +401,6 @@ def test_an_archive_that_may_not_be_read_disables_no_other(make_machine, locatio
     newest.chmod(0o644)
     assert fetch(_fetch_job(location, record, tmp_path)).num_models == 1
     assert second.has(files)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "triton",
-        "vllm",
-        "vllm/torch_compile_cache",
-        f"vllm/{local.AOT}",
-    ],
-)
-def test_a_file_never_takes_the_place_of_a_compilers_folder(name, make_machine, tmp_path):
-    make_machine("first")
-    path = tmp_path / "unpacked" / name
-    path.parent.mkdir(parents=True)
-    path.touch()
-    local.install(tmp_path / "unpacked")
-    assert not any(folder.is_file() for cache in local.caches().values() for folder in (cache, *cache.glob("*")))
-    assert not (local.vllm_root() / local.AOT).exists()
 
 
 def test_what_fits_is_found_among_any_number_of_newer_archives(make_machine, location, tmp_path, monkeypatch):
