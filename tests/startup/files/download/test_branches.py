@@ -91,17 +91,14 @@ def test_tags_tokenizers_and_adapters_move_too(request_of_others, hub_server, ca
     assert place.folder.name == MOVED
 
 
-@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
-def test_offline_mode_asks_nothing(variable, hub_server, on_disk, monkeypatch):
+@pytest.mark.parametrize("asked", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "commit", "folder"])
+def test_nothing_is_asked_in_offline_mode_nor_for_a_commit_or_a_folder(asked, hub_server, on_disk, monkeypatch):
     hub_server.add("org/model", MODEL | TEMPLATE, commit=MOVED)
-    monkeypatch.setenv(variable, "1")
-    assert resolve_model(MODEL_REQUEST).path == on_disk
-    assert hub_server.requests == []
-
-
-def test_a_commit_and_a_folder_are_never_asked_for(hub_server, on_disk):
-    assert resolve_model(ModelRequest(model="org/model", revision=COMMIT)).path == on_disk
-    assert resolve_model(ModelRequest(model=str(on_disk))).path == on_disk
+    monkeypatch.setenv(asked if asked.isupper() else "UNUSED", "1")
+    request = ModelRequest(
+        model=str(on_disk) if asked == "folder" else "org/model", revision=COMMIT if asked == "commit" else None
+    )
+    assert resolve_model(request).path == on_disk
     assert hub_server.requests == []
 
 
@@ -134,21 +131,21 @@ def test_a_start_waits_for_a_branch_that_is_known_to_have_moved(hub_server, on_d
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "num_requests"), [(503, "", 1), (429, "", 1), (401, "RepoNotFound", 2), (403, "GatedRepo", 2)]
+    ("status", "code", "num_requests"),
+    [(503, "", 1), (429, "", 1), (401, "RepoNotFound", 2), (403, "GatedRepo", 2), (None, "", 0)],
 )
-def test_a_hub_that_refuses_leaves_what_is_on_disk(status, code, num_requests, hub_server, on_disk, caplog):
-    hub_server.faults.add(Fault("status", times=None, path="api/*", status=status, code=code))
+def test_a_hub_that_refuses_or_is_not_there_leaves_what_is_on_disk(
+    status, code, num_requests, hub_server, on_disk, caplog, monkeypatch
+):
+    if status is None:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    else:
+        hub_server.faults.add(Fault("status", times=None, path="api/*", status=status, code=code))
     assert resolve_model(MODEL_REQUEST).path == on_disk
     assert len(hub_server.requests) == num_requests
     (line,) = caplog.messages
+    assert status is not None or line.startswith("the hub at 127.0.0.1 cannot be reached (")
     assert f"Using the files on disk of org/model: commit {COMMIT}, downloaded on 20" in line
-
-
-def test_a_hub_that_is_not_there_leaves_what_is_on_disk(hub_server, on_disk, caplog, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert resolve_model(MODEL_REQUEST).path == on_disk
-    (line,) = caplog.messages
-    assert line.startswith("the hub at 127.0.0.1 cannot be reached (")
 
 
 def test_a_file_that_cannot_be_had_leaves_what_is_on_disk(downloads, caplog):

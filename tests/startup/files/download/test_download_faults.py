@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,24 +50,6 @@ def test_a_hub_that_answers_429_is_asked_again_after_the_time_that_it_demands(do
     assert "api" not in path or any(", waiting 1 s" in note for note in downloads.notes)
 
 
-def test_a_hub_that_always_answers_503_is_an_error(downloads, monkeypatch):
-    monkeypatch.setattr("startup.files.download.hub_client._NUM_ROUNDS", 2)
-    downloads.hub.faults.add(Fault("status", status=503, times=None, path="api/*"))
-    report = downloads.run()
-    assert report.failure == "unreachable"
-    assert report.reason == (
-        f"the hub at {downloads.hub.url} answers 503 for org/model: try again later, or give a local folder"
-    )
-
-
-def test_a_hub_that_sends_nothing_more_is_an_error(downloads, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 3)  # ends the abandoned request
-    downloads.hub.faults.add(Fault("stall", path="*.safetensors", after=600_000))
-    report = downloads.run(stall_s=1.0)
-    assert report.failure == "unreachable"
-    assert "no data of org/model has arrived for 1 s: try again later, or set HF_HUB_DISABLE_XET=1" in report.reason
-
-
 def test_a_file_that_is_shorter_than_listed_is_fetched_again(downloads):
     downloads.hub.faults.add(Fault("short", path="*.safetensors", after=500_000))
     report = downloads.run()
@@ -105,31 +88,43 @@ def test_the_next_mirror_is_tried(downloads):
         assert f"{mirror.url}/org/nothing does not exist" in refused.reason
 
 
-def test_a_connection_that_is_refused_is_told_at_once(downloads):
-    report = downloads.run(endpoints=("http://127.0.0.1:1",))
-    assert report.failure == "unreachable"
-    assert "org/model is not cached, and the hub at http://127.0.0.1:1 cannot be reached" in report.reason
+_STALL = Fault("stall", path="*.safetensors", after=600_000)
+_BUSY = Fault("status", status=503, times=None, path="api/*")
+_NOWHERE = "http://127.0.0.1:1"
 
 
 @pytest.mark.parametrize(
-    ("change", "token", "expected"),
+    ("failure", "change", "settings", "expected"),
     [
-        ({"gated": {"org/model"}}, None, "org/model is gated: ask for access at {0}/org/model, then give a token"),
-        ({"gated": {"org/model"}}, "hf_wrong", "org/model is gated: ask for access at {0}/org/model"),
-        ({"private": {"org/model"}}, None, "{0}/org/model does not exist: correct the name. If it is private, give a"),
-        ({"revisions": {"org/model": {}}}, None, "org/model has no revision 'main': correct --revision"),
-        ({"token": "hf_other"}, "hf_wrong", "the hub does not accept the token: correct --hf-token or HF_TOKEN"),
+        ("refused", {"gated": {"org/model"}}, {}, "org/model is gated: ask for access at HUB/org/model, then give a "),
+        ("refused", {"gated": {"org/model"}}, {"token": "hf_x"}, "org/model is gated: ask for access at HUB/org/model"),
+        ("refused", {"private": {"org/model"}}, {}, "HUB/org/model does not exist: correct the name. If it is private"),
+        ("refused", {"revisions": {"org/model": {}}}, {}, "org/model has no revision 'main': correct --revision"),
+        ("refused", {"token": "hf_y"}, {"token": "hf_x"}, "the hub does not accept the token: correct --hf-token or "),
+        ("unreachable", {"fault": _BUSY}, {}, "the hub at HUB answers 503 for org/model: try again later, or give a "),
+        ("unreachable", {"fault": _STALL}, {"stall_s": 1.0}, "no data of org/model has arrived for 1 s: try again l"),
+        (
+            "unreachable",
+            {},
+            {"endpoints": (_NOWHERE,)},
+            f"org/model is not cached, and the hub at {_NOWHERE} cannot ",
+        ),
+        ("timeout", {"bytes_per_s": 600_000}, {"timeout_s": 0.5}, "org/model is not complete after 0.5 s (--download-"),
     ],
-    ids=["gated", "gated-token", "private", "revision", "token"],
 )
-def test_a_refusal_is_one_line_at_once(downloads, change, token, expected):
+def test_a_failure_is_one_line(failure, change, settings, expected, downloads, monkeypatch):
+    monkeypatch.setattr("startup.files.download.hub_client._NUM_ROUNDS", 2)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 3)  # ends the abandoned request
     for name, value in change.items():
-        setattr(downloads.hub, name, value)
-    report = downloads.run(token=token)
-    assert report.failure == "refused"
-    assert report.reason.startswith(expected.format(downloads.hub.url))
+        if name == "fault":
+            downloads.hub.faults.add(replace(value))
+        else:
+            setattr(downloads.hub.link if name == "bytes_per_s" else downloads.hub, name, value)
+    report = downloads.run(**settings)
+    assert report.failure == failure
+    assert expected.replace("HUB", downloads.hub.url) in report.reason
     assert "\n" not in report.reason
-    assert not downloads.notes, "no request is repeated"
+    assert failure != "refused" or not downloads.notes, "no request is repeated"
 
 
 def test_a_renamed_model_is_downloaded_with_a_warning(downloads, caplog):
@@ -147,27 +142,24 @@ def test_the_token_goes_to_the_hub_only(downloads):
     assert downloads.hub.tokens == {"hub": {"Bearer hf_right"}, "cdn": {None}}
 
 
-def test_a_limit_of_time_ends_the_download(downloads):
-    downloads.hub.link.bytes_per_s = 600_000
-    report = downloads.run(timeout_s=0.5)
-    assert report.failure == "timeout"
-    assert "org/model is not complete after 0.5 s (--download-timeout). Complete files are kept" in report.reason
-
-
 def test_only_the_shards_of_the_index_are_fetched(downloads):
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "sub/b.safetensors"}}
     files = {
         "config.json": b"{}",
         "tokenizer.json": b"{}",
         "model.safetensors.index.json": json.dumps(index).encode(),
         "model-00001-of-00002.safetensors": b"1" * MIB,
-        "model-00002-of-00002.safetensors": b"2" * MIB,
+        "sub/b.safetensors": b"2" * MIB,
+        "other/c.safetensors": b"c",
         "consolidated.safetensors": b"3" * MIB,
         "onnx/model.onnx": b"x",
     }
     downloads.hub.add("org/model", files)
     content = downloads.content(downloads.run())
-    assert sorted(content) == sorted(set(files) - {"consolidated.safetensors", "onnx/model.onnx"})
+    assert sorted(content) == sorted(
+        set(files) - {"consolidated.safetensors", "onnx/model.onnx", "other/c.safetensors"}
+    )
+    assert plan_files(ModelRequest(model="org/model")).model.kind == "snapshot"
 
 
 def test_an_incomplete_snapshot_is_completed_and_marked_until_then(downloads):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.startup.files.download.conftest import COMMIT, MODEL
+from tests.startup.files.download.conftest import MODEL
 from vllm_cli.commands.prefetch import prefetch
 
 Run = Callable[..., tuple[int, str, str]]
@@ -39,24 +39,18 @@ def test_the_files_are_those_of_the_revision_and_engine(engine, run, hub_server,
     for revision in ("main", "v2"):  # vLLM takes the model's revision for the tokenizer, too
         hub_server.add("org/words", {"tokenizer.json": b"{}", "model.safetensors": b"x"}, revision=revision)
     flags = ("--revision", "v2", "--tokenizer", "org/words", "--download-dir", str(tmp_path / "models"))
-    code, fields = report(run, "org/model", "--engine", engine, *flags)
+    words = ("org/model", "--engine", engine, *flags)
+    code, fields = report(run, *words)
     folder = tmp_path / "models" / "models--org--model" / "snapshots" / ("b" * 40)
     assert (code, fields["folder"], fields["downloaded"]) == (0, str(folder), ["org/model", "org/words"])
     assert sorted(path.name for path in folder.iterdir()) == sorted(MODEL)
     assert "org/words/model.safetensors" not in hub_server.downloads
     hub_server.reset()
-    assert report(run, "org/model", "--engine", engine, *flags)[1]["downloaded"] == []
+    assert report(run, *words)[1]["downloaded"] == []
     assert len(hub_server.requests) == 2  # whether the two branches have moved
-
-
-def test_a_branch_that_has_moved_is_told(run, hub_server):
-    code, fields = report(run, "org/model", "--engine", "embedded")
-    assert (code, fields["downloaded"], fields["commits"]) == (0, ["org/model"], {"org/model": COMMIT})
-    hub_server.add("org/model", MODEL | {"chat_template.jinja": b"x"}, commit="c" * 40)
-    code, fields = report(run, "org/model", "--engine", "embedded")
-    assert (code, fields["downloaded"], fields["commits"]) == (0, ["org/model"], {"org/model": "c" * 40})
-    code, fields = report(run, "org/model", "--engine", "embedded")
-    assert (code, fields["downloaded"], fields["commits"]) == (0, [], {"org/model": "c" * 40})
+    hub_server.add("org/model", MODEL | {"chat_template.jinja": b"x"}, revision="v2", commit="c" * 40)
+    code, fields = report(run, *words)
+    assert (code, fields["downloaded"], fields["commits"]["org/model"]) == (0, ["org/model"], "c" * 40)
 
 
 def test_adapters_and_the_draft_model_are_downloaded_for_vllm(run, hub_server):
@@ -69,32 +63,23 @@ def test_adapters_and_the_draft_model_are_downloaded_for_vllm(run, hub_server):
     assert "org/adapter/notes.txt" not in hub_server.downloads
 
 
-def test_a_model_without_access_has_its_own_exit_code(run, hub_server):
+def test_files_that_cannot_be_had_have_their_exit_codes(run, hub_server, monkeypatch):
     hub_server.gated.add("org/model")
-    code, fields = report(run, "org/model", "--engine", "embedded")
+    words = ("org/model", "--engine", "embedded")
+    code, fields = report(run, *words)
     assert (code, fields["state"]) == (5, "no_access")
     assert "is gated" in fields["reason"]
-    assert report(run, "org/nothing", "--engine", "embedded")[0] == 5
-    code, out, err = run("org/model", "--engine", "embedded", "--revision", "v9")
-    assert (code, out) == (5, "")
-    assert err == "Error: org/model has no revision 'v9': correct --revision\n"
-
-
-def test_files_that_cannot_be_had_are_incomplete(run, monkeypatch):
+    assert report(run, "org/nothing", *words[1:])[0] == 5
+    no_revision = "Error: org/model has no revision 'v9': correct --revision\n"
+    assert run(*words, "--revision", "v9") == (5, "", no_revision)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    code, fields = report(run, "org/model", "--engine", "embedded")
+    code, fields = report(run, *words)
     assert (code, fields["state"]) == (3, "incomplete")
     assert "HF_HUB_OFFLINE forbids the download" in fields["reason"]
 
 
 def test_a_model_that_vllm_streams_needs_nothing(run):
     words = ("s3://bucket/model", "--engine", "vllm", "--load-format", "runai_streamer")
-    assert report(run, *words) == (
-        0,
-        {"state": "off", "reason": "vLLM reads s3://bucket/model itself"},
-    )
-
-
-def test_vllm_needs_the_name_of_the_model(run):
+    assert report(run, *words) == (0, {"state": "off", "reason": "vLLM reads s3://bucket/model itself"})
     with pytest.raises(Exception, match="MODEL is missing"):
-        run("--engine", "vllm")
+        run(*words[1:])

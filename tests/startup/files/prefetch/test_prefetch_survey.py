@@ -26,11 +26,8 @@ _MIB = 1 << 20
 
 def job(*, room_mb: int | None, is_forced: bool = False) -> PrefetchJob:
     """A job with so much memory in addition to the reserve."""
-    return PrefetchJob(
-        paths=(),
-        memory_bytes=None if room_mb is None else RESERVE_BYTES + room_mb * MB,
-        is_forced=is_forced,
-    )
+    memory_bytes = None if room_mb is None else RESERVE_BYTES + room_mb * MB
+    return PrefetchJob(paths=(), memory_bytes=memory_bytes, is_forced=is_forced)
 
 
 def survey(*, missing_mb: int, resident_mb: int = 0) -> Survey:
@@ -38,47 +35,36 @@ def survey(*, missing_mb: int, resident_mb: int = 0) -> Survey:
     return Survey(1, (missing_mb + resident_mb) * MB, resident_mb * MB, 0, blocks, ())
 
 
-def test_everything_is_read_if_memory_suffices():
-    decision = decide(survey(missing_mb=500), job(room_mb=500))
-    assert (decision.is_off, decision.reason) == (False, None)
-    assert decision.survey.due_bytes == 500 * MB
+OFF = None
+HUGE = Survey(1, 1 << 60, 0, 0, (Block("f", 0, 1 << 60, 1 << 60),), ())
 
 
-def test_resident_pages_reduce_the_available_memory():
-    decision = decide(survey(missing_mb=500, resident_mb=200), job(room_mb=500))
-    assert decision.survey.due_bytes == 300 * MB
-    assert decision.survey.blocks[0].offset == 0
-    assert "300 MB of 500 MB fit" in str(decision.reason)
-
-
-def test_auto_is_off_if_less_than_half_fits_and_on_reads_it():
-    assert decide(survey(missing_mb=500), job(room_mb=200)).is_off
-    decision = decide(survey(missing_mb=500), job(room_mb=200, is_forced=True))
-    assert not decision.is_off
-    assert decision.survey.due_bytes == 200 * MB
-
-
-@pytest.mark.parametrize("is_forced", [False, True])
-def test_too_little_memory_is_off_in_every_mode(is_forced):
-    decision = decide(survey(missing_mb=500), job(room_mb=-100, is_forced=is_forced))
-    assert decision.is_off
-    assert "0 MB of 500 MB fit" in str(decision.reason)
-
-
-def test_the_last_percent_is_read_only_with_mode_on():
-    nearly_all = survey(missing_mb=10, resident_mb=9990)
-    assert decide(nearly_all, job(room_mb=19_000)).reason == "99.9% of the bytes are resident"
-    assert not decide(nearly_all, job(room_mb=19_000, is_forced=True)).is_off
-
-
-def test_no_readable_file_is_off():
-    decision = decide(Survey(0, 0, 0, 0, (), ("f: gone",)), job(room_mb=None))
-    assert decision.reason == "none of the files can be read"
-
-
-def test_this_machines_memory_is_the_default():
-    huge = Block("f", 0, 1 << 60, 1 << 60)
-    assert "fit" in str(decide(Survey(1, huge.length, 0, 0, (huge,), ()), job(room_mb=None)).reason)
+@pytest.mark.parametrize(
+    ("found", "room_mb", "is_forced", "due_mb", "reason"),
+    [
+        pytest.param(survey(missing_mb=500), 500, False, 500, "None", id="all fits"),
+        pytest.param(survey(missing_mb=500, resident_mb=200), 500, False, 300, "300 MB of 500 MB fit", id="resident"),
+        pytest.param(survey(missing_mb=500), 200, False, OFF, "200 MB of 500 MB fit", id="less than half"),
+        pytest.param(survey(missing_mb=500), 200, True, 200, "200 MB of 500 MB fit", id="less than half, on"),
+        pytest.param(survey(missing_mb=500), -100, False, OFF, "0 MB of 500 MB fit", id="no room"),
+        pytest.param(survey(missing_mb=500), -100, True, OFF, "0 MB of 500 MB fit", id="no room, on"),
+        pytest.param(
+            survey(missing_mb=10, resident_mb=9990), 19_000, False, OFF, "99.9% of the bytes are resident", id="1 %"
+        ),
+        pytest.param(survey(missing_mb=10, resident_mb=9990), 19_000, True, 10, "None", id="1 %, on"),
+        pytest.param(
+            Survey(0, 0, 0, 0, (), ("f: gone",)), None, False, OFF, "none of the files can be read", id="unreadable"
+        ),
+        pytest.param(HUGE, None, False, OFF, "fit", id="this machine's memory"),
+    ],
+)
+def test_missing_pages_that_fit_are_read_if_that_helps(found, room_mb, is_forced, due_mb, reason):
+    decision = decide(found, job(room_mb=room_mb, is_forced=is_forced))
+    assert reason in str(decision.reason)
+    assert decision.is_off == (due_mb is OFF)
+    if due_mb is not OFF:
+        assert decision.survey.due_bytes == due_mb * MB
+        assert decision.survey.blocks[0].offset == 0
 
 
 @pytest.fixture
