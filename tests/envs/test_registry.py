@@ -36,13 +36,6 @@ def test_an_unset_or_empty_variable_has_its_default(monkeypatch):
         monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "")
 
 
-@pytest.mark.parametrize("method", START_METHODS)
-def test_each_start_method_is_accepted(monkeypatch, method):
-    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
-    assert env.VLLM_WORKER_MULTIPROC_METHOD.get() == method
-    assert env.VLLM_WORKER_MULTIPROC_METHOD.source == "environment"
-
-
 def test_the_error_for_a_wrong_start_method_lists_the_choices_and_suggests_one(monkeypatch):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fokserver")
     with pytest.raises(EnvError) as caught:
@@ -53,26 +46,26 @@ def test_the_error_for_a_wrong_start_method_lists_the_choices_and_suggests_one(m
     )
 
 
-@pytest.mark.parametrize("level", LOGGING_LEVELS)
-def test_a_logging_level_may_be_in_lower_case(monkeypatch, level):
-    monkeypatch.setenv("VLLM_LOGGING_LEVEL", level.lower())
-    assert env.VLLM_LOGGING_LEVEL.get() == level
+_DEV, _OFFLINE = env.VLLM_SERVER_DEV_MODE, env.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize(
-    ("words", "value"), [(("1", "TRUE", "yes", "on"), True), (("0", "False", "no", "OFF"), False)], ids=["on", "off"]
+    ("variable", "raw", "value"),
+    [
+        *((env.VLLM_WORKER_MULTIPROC_METHOD, method, method) for method in START_METHODS),
+        *((env.VLLM_LOGGING_LEVEL, level.lower(), level) for level in LOGGING_LEVELS),
+        *((_DEV, raw, True) for raw in ("1", "TRUE", "yes", "on")),
+        *((_DEV, raw, False) for raw in ("0", "False", "no", "OFF")),
+        *((_OFFLINE, raw, raw == "On") for raw in ("On", "y", "enabled", " 1")),  # as the hub's client reads it
+        (env.TRANSFORMERS_OFFLINE, "y", False),
+        (env.NO_COLOR, "0", True),
+        (env.VLLM_CACHE_ROOT, "~/somewhere", Path.home() / "somewhere"),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_a_boolean_has_four_spellings(words, value):
-    for word in words:
-        with env.VLLM_SERVER_DEV_MODE.override(word):
-            assert env.VLLM_SERVER_DEV_MODE.get() is value
-
-
-@pytest.mark.parametrize(("raw", "value"), [("On", True), ("y", False), ("enabled", False), (" 1", False)])
-def test_a_boolean_of_the_hubs_client_is_read_as_the_client_reads_it(raw, value):
-    for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE):
-        with variable.override(raw):
-            assert variable.get() is value
+def test_a_value_may_be_spelled_in_its_ways(variable, raw, value):
+    with variable.override(raw):
+        assert (variable.get(), variable.source) == (value, "environment")
 
 
 def test_a_former_variable_names_what_replaces_it(monkeypatch):
@@ -104,20 +97,10 @@ def test_a_value_of_the_wrong_type_is_an_error(variable, raw, message):
         variable.get()
 
 
-def test_no_color_is_true_with_any_value():
-    with env.NO_COLOR.override("0"):
-        assert env.NO_COLOR.get() is True
-
-
 def test_cache_folders_are_below_xdg_cache_home(tmp_path):
     with env.XDG_CACHE_HOME.override(str(tmp_path)):
         assert env.VLLM_CACHE_ROOT.get() == tmp_path / "vllm"
         assert env.HF_HUB_CACHE.get() == tmp_path / "huggingface" / "hub"
-
-
-def test_a_path_may_begin_with_a_tilde():
-    with env.VLLM_CACHE_ROOT.override("~/somewhere"):
-        assert env.VLLM_CACHE_ROOT.get() == Path.home() / "somewhere"
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/cache", "~"])

@@ -24,10 +24,6 @@ def _bake(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     return run_cli("bake", *words, environment=variables, cwd=ROOT, timeout_s=600)
 
 
-def _modes(folder: Path) -> set[int]:
-    return {path.stat().st_mode & 0o777 for path in folder.rglob("*")}
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
@@ -49,16 +45,14 @@ def baked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_manifest_has_the_flags_of_later_starts_and_no_key(baked):
+@pytest.mark.thorough
+def test_the_folder_is_complete_and_has_the_flags_of_later_starts_and_no_key(baked):
     words = json.loads((baked / "manifest.json").read_text())["words"]
     assert words == [words[0], "--engine", "embedded", "--config", str(baked.with_name("config.yaml"))]
     assert [path for path in baked.rglob("*") if path.is_file() and b"s3same" in path.read_bytes()] == []
-
-
-def test_the_folder_is_complete_and_only_its_owner_can_write_to_it(baked):
     assert sorted(path.name for path in baked.parent.iterdir()) == ["baked", "config.yaml", "keys"]
     assert sorted(path.name for path in baked.iterdir()) == ["cache", "manifest.json", "pages.json"]
-    assert _modes(baked) == {0o755, 0o644}
+    assert {path.stat().st_mode & 0o777 for path in baked.rglob("*")} == {0o755, 0o644}, "only its owner can write"
 
 
 @pytest.mark.thorough
@@ -158,7 +152,7 @@ def test_addresses_and_keys_are_left_out(words, kept):
     assert without_addresses(words) == kept
 
 
-def test_a_package_counts_as_compiled_if_most_of_its_modules_are(tmp_path, monkeypatch):
+def test_a_package_or_the_standard_library_counts_as_compiled_if_most_of_its_modules_are(tmp_path, monkeypatch):
     package = tmp_path / "parcel"
     package.mkdir()
     for name in ("__init__", "a", "b"):
@@ -167,12 +161,11 @@ def test_a_package_counts_as_compiled_if_most_of_its_modules_are(tmp_path, monke
     assert not has_own_bytecode(("parcel",))
     compileall.compile_dir(package, quiet=1)
     assert has_own_bytecode(("parcel",))
-
-
-def test_a_package_that_is_not_installed_does_not_count(tmp_path, monkeypatch):
-    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    stdlib = tmp_path / "stdlib"
+    stdlib.mkdir()
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(stdlib))
     assert has_own_bytecode(("no-such-package",))
-    (tmp_path / "a.py").touch()
+    (stdlib / "a.py").touch()
     assert not has_own_bytecode(("no-such-package",))
 
 

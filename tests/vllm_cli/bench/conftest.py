@@ -54,18 +54,6 @@ def fake_server() -> Iterator[Callable[..., RunningServer]]:
 
 
 @pytest.fixture
-def run_bench_serve(run_bench) -> Callable[..., Any]:
-    """A function that runs `vllm-cli bench serve` to its end."""
-    return partial(run_bench, "serve")
-
-
-@pytest.fixture
-def run_startup(run_bench) -> Callable[..., Any]:
-    """A function that runs `vllm-cli bench startup` to its end."""
-    return partial(run_bench, "startup")
-
-
-@pytest.fixture
 def run_bench(invoke, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A function that runs a benchmark in this process, with these variables."""
 
@@ -76,3 +64,13 @@ def run_bench(invoke, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return invoke("bench", name, *words)
 
     return run
+
+
+@pytest.fixture
+def run_bench_serve(run_bench) -> Callable[..., Any]:
+    return partial(run_bench, "serve")
+
+
+@pytest.fixture
+def run_startup(run_bench) -> Callable[..., Any]:
+    return partial(run_bench, "startup")

@@ -100,16 +100,25 @@ def test_started_servers_are_frozen_while_the_other_one_is_measured(idle, fake_c
     assert all(is_gone(int(pid)) for file in pid_files for pid in file.read_text().split())
 
 
-def test_nothing_is_measured_if_the_other_side_crashes_and_its_output_is_shown(
-    fake_server, fake_command, run_bench_serve
-):
+@pytest.mark.parametrize(
+    ("words", "code", "texts"),
+    [
+        (["--url", "SERVER", "--vs", ["--crashes"]], 3, ["exit status 1", "the fake server crashes"]),
+        (["--url", "http://127.0.0.1:9", "--ready-timeout", 10_000], 3, ["No server answers at http://127.0.0.1:9"]),
+        (["--url", "SERVER", "--model", "huge"], 3, ["no model huge"]),
+        (["--cmd", ["--exits-after", 4]], 1, ["exit status 9"]),
+    ],
+    ids=["the other side crashes", "no server", "no model", "it exits meanwhile"],
+)
+def test_a_server_that_cannot_be_measured_is_explained(words, code, texts, fake_server, fake_command, run_bench_serve):
+    """Nothing is measured if the other side crashes. The output of a command is shown."""
     server = fake_server()
-    done = run_bench_serve("--url", server.url, "--vs", fake_command("--crashes"), *QUICK)
-    assert done.returncode == 3
-    assert "exit status 1" in done.stderr
-    assert "the fake server crashes" in done.stderr
+    given = [fake_command(*word) if isinstance(word, list) else word for word in words]
+    done = run_bench_serve(*(server.url if word == "SERVER" else word for word in given), *QUICK)
+    assert done.returncode == code
+    assert all(text in done.stderr for text in texts)
     assert "Traceback" not in done.stderr
-    assert len(server.seen["bodies"]) == 1
+    assert len(server.seen["bodies"]) == ("--vs" in words)
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -120,18 +129,6 @@ def test_a_side_that_still_captures_cuda_graphs_is_named(side, fake_server, run_
     [line] = [line for line in done.stderr.splitlines() if "CUDA graphs" in line]
     assert "2 of 102 CUDA graphs are captured" in line
     assert "wait --graphs" in line
-
-
-def test_an_address_without_a_server_exits_with_3_at_once(run_bench_serve):
-    done = run_bench_serve("--url", "http://127.0.0.1:9", "--ready-timeout", 10_000, *QUICK)
-    assert done.returncode == 3
-    assert "No server answers at http://127.0.0.1:9" in done.stderr
-
-
-def test_a_server_that_exits_during_the_measurement_exits_with_1(fake_command, run_bench_serve):
-    done = run_bench_serve("--cmd", fake_command("--exits-after", 4), *QUICK)
-    assert done.returncode == 1
-    assert "exit status 9" in done.stderr
 
 
 def test_failed_requests_exit_with_1_and_are_reported(fake_server, run_bench_serve):
@@ -174,9 +171,3 @@ def test_chats_are_measured_too(fake_server, run_bench_serve):
     assert done.returncode == 0, done.stderr
     assert rounds_of(done.stdout)[0]["output_tokens"] == 12
     assert all("messages" in body for body in server.seen["bodies"])
-
-
-def test_a_model_that_the_server_does_not_have_exits_with_3(fake_server, run_bench_serve):
-    done = run_bench_serve("--url", fake_server().url, *QUICK, "--model", "huge")
-    assert done.returncode == 3
-    assert "no model huge" in done.stderr

@@ -54,24 +54,22 @@ def test_phases_are_reported_for_servers_with_startupz(fake_command, run_startup
     assert {len(figures["phases"]) for figures in rounds_of(done.stdout, side=1)} == {0}
 
 
-def test_a_command_that_never_becomes_ready_exits_with_3_and_shows_its_output(fake_command, run_startup, tmp_path):
-    pids = tmp_path / "pids"
-    done = run_startup("--cmd", fake_command("--never-ready", "--pid-file", pids), "--ready-timeout", 5, *QUICK)
+@pytest.mark.parametrize(
+    ("flags", "words", "texts"),
+    [
+        (["--never-ready"], ["--ready-timeout", 5], ["was not ready after 5 s", "the fake server serves"]),
+        (["--crashes-if", "LOG"], [], ["exit status 1", "the fake server crashes", "fake_server.py --crashes-if"]),
+    ],
+    ids=["never ready", "crashes in a measured start"],
+)
+def test_a_start_that_fails_exits_with_3_and_shows_its_output(flags, words, texts, fake_command, run_startup, tmp_path):
+    log, pids = tmp_path / "log", tmp_path / "pids"
+    flags = [log if flag == "LOG" else flag for flag in flags]
+    done = run_startup("--cmd", fake_command(*flags, "--log-file", log, "--pid-file", pids), *words, *QUICK)
     assert done.returncode == 3
-    assert "was not ready after 5 s" in done.stderr
-    assert "the fake server serves" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert all(text in done.stderr for text in texts)
+    assert not any(text in done.stderr for text in ("Traceback", "exec_stamp.py"))
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
-
-
-def test_a_measured_start_that_crashes_exits_with_3_and_shows_its_output(fake_command, run_startup, tmp_path):
-    log = tmp_path / "log"
-    done = run_startup("--cmd", fake_command("--crashes-if", log, "--log-file", log), *QUICK)
-    assert done.returncode == 3
-    assert "exit status 1" in done.stderr
-    assert "the fake server crashes" in done.stderr
-    assert "fake_server.py --crashes-if" in done.stderr
-    assert "exec_stamp.py" not in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "term", "kill"])
@@ -89,23 +87,19 @@ def test_an_interrupted_run_leaves_no_process(number, fake_command, tmp_path):
     wait_until(lambda: all(is_gone(int(pid)) for pid in pids.read_text().split()))
 
 
-def test_a_cold_page_cache_is_verified_and_reported(fake_command, run_startup, tmp_path):
-    weights = tmp_path / "weights"
-    weights.write_bytes(bytes(3_000_000))
-    states = ("--state", "warm", "--state", "cold-pages", "--evict", weights)
-    done = run_startup("--cmd", fake_command(), *QUICK, *states, "--json", "-")
+@pytest.mark.parametrize("is_named", [True, False], ids=["--evict", "the model"])
+def test_a_cold_page_cache_is_verified_and_reported(is_named, fake_command, run_startup, tmp_path):
+    (tmp_path / "weights").write_bytes(bytes(3_000_000))
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(bytes(998))
+    command = f"{fake_command()} --log-name {model}"
+    states = ("--state", "warm", "--state", "cold-pages", *(("--evict", tmp_path / "weights") if is_named else ()))
+    done = run_startup("--cmd", command, *QUICK, *states, "--json", "-")
     assert done.returncode == 0, done.stderr
     warm, cold = rounds_of(done.stdout), rounds_of(done.stdout, state=1)
     assert not any("evicted_bytes" in figures for figures in warm)
-    assert {figures["evicted_bytes"] for figures in cold} == {3_000_000}
+    assert {figures["evicted_bytes"] for figures in cold} == {3_000_000 if is_named else 1000}
     is_reported = "of what was evicted stayed in memory" in done.stderr
     assert is_reported == any(figures["resident_share"] > 0.01 for figures in cold)
-
-
-def test_the_models_files_are_evicted_by_default(fake_command, run_startup, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
-    command = f"{fake_command()} --log-name {tmp_path}"
-    done = run_startup("--cmd", command, *QUICK, "--state", "cold-pages", "--json", "-")
-    assert done.returncode == 0, done.stderr
-    assert rounds_of(done.stdout)[0]["evicted_bytes"] == 1002

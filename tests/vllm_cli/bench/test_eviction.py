@@ -1,37 +1,24 @@
 """Files are evicted from the page cache. The result shows how much stays."""
 
 import mmap
-from pathlib import Path
 
 import pytest
 
 from base.machine.page_cache import memory_devices
 from startup.words.errors import InputError
-from tests.support.page_cache import never_cached
-from tests.support.waiting import wait_until
+from tests.support.page_cache import evict, never_cached
 from vllm_cli.bench.startup import Residency, evict_files, list_files
 
 pytestmark = pytest.mark.alone
 MEGABYTE = 1 << 20
 
 
-@pytest.fixture
-def disk_folder(tmp_path) -> Path:
-    """A folder on a file system from which pages can be evicted."""
+def test_mapped_pages_stay_and_are_reported(tmp_path):
     if tmp_path.stat().st_dev in memory_devices():
         pytest.skip("the temporary folder lies in memory, where nothing can be evicted")
-    return tmp_path
-
-
-def evict_all(file: Path) -> None:
-    """Evicts a file until no page is left, because pages that are being written stay for a moment."""
-    wait_until(lambda: evict_files([file]) == Residency(file.stat().st_size, 0))
-
-
-def test_mapped_pages_stay_and_are_reported(disk_folder):
-    file = disk_folder / "library"
+    file = tmp_path / "library"
     file.write_bytes(bytes(4 * MEGABYTE))
-    evict_all(file)
+    evict(file)
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         mapped.madvise(mmap.MADV_RANDOM)
         assert mapped[0] == mapped[MEGABYTE] == 0
@@ -39,13 +26,10 @@ def test_mapped_pages_stay_and_are_reported(disk_folder):
     assert 2 * mmap.PAGESIZE <= stayed.resident_bytes < MEGABYTE
 
 
-def test_files_of_which_nothing_is_known_are_counted():
+def test_files_of_which_nothing_is_known_are_counted(tmp_path):
     path = never_cached()
     size = path.stat().st_size
     assert evict_files([path]) == Residency(size, 0, unknown_bytes=size)
-
-
-def test_an_empty_file_can_be_evicted(tmp_path):
     (tmp_path / "empty").touch()
     assert evict_files([tmp_path / "empty"]) == Residency(0, 0)
 

@@ -1,5 +1,7 @@
 """Options of the benchmarks, and the figures of `bench serve`, computed from samples."""
 
+from typing import Any
+
 import pytest
 
 from vllm_cli.bench.probe import ProbeSamples
@@ -18,78 +20,67 @@ def sample(
     return RequestSample(start_ns=start_ms * MS, end_ns=end_ms * MS, text_times_ns=times, usage=usage, **more)
 
 
+def figures(*samples: RequestSample, probes: ProbeSamples | None = None, max_tokens: int = 3) -> dict[str, Any]:
+    """The figures of a round of 2 s."""
+    load = LoadSamples([*samples], duration_ns=2000 * MS, client_cpu_ns=100 * MS)
+    return compute_round(load, probes or ProbeSamples([], 0), max_tokens=max_tokens)
+
+
 @pytest.mark.parametrize(
-    ("percent", "expected"), [(0, 10), (25, 20), (50, 30), (90, 46), (99, 49.6), (100, 50)], ids=str
+    ("values", "percent", "expected"),
+    [
+        *(([50, 10, 40, 20, 30], *each) for each in ((0, 10), (25, 20), (50, 30), (90, 46), (99, 49.6), (100, 50))),
+        ([7], 99, 7),
+        ([], 50, None),
+    ],
+    ids=str,
 )
-def test_percentiles_lie_between_neighbours(percent, expected):
-    assert percentile([50, 10, 40, 20, 30], percent) == pytest.approx(expected)
-
-
-def test_percentile_of_one_value_is_that_value_and_of_none_is_none():
-    assert percentile([7], 99) == 7
-    assert percentile([], 50) is None
+def test_percentiles_lie_between_neighbours(values, percent, expected):
+    assert percentile(values, percent) == pytest.approx(expected)
 
 
 def test_the_figures_of_a_round_come_from_its_requests():
-    load = LoadSamples(
-        [
-            sample(text_ms=(100, 110, 130), end_ms=131, usage=Usage(5, 3)),
-            sample(start_ms=50, text_ms=(250, 260), end_ms=300, usage=Usage(6, 2)),
-        ],
-        duration_ns=2000 * MS,
-        client_cpu_ns=100 * MS,
+    found = figures(
+        sample(text_ms=(100, 110, 130), end_ms=131, usage=Usage(5, 3)),
+        sample(start_ms=50, text_ms=(250, 260), end_ms=300, usage=Usage(6, 2)),
+        probes=ProbeSamples([1 * MS, 3 * MS], num_errors=1),
     )
-    probes = ProbeSamples([1 * MS, 3 * MS], num_errors=1)
-    found = compute_round(load, probes, max_tokens=3)
-    assert (found["output_tokens"], found["prompt_tokens"], found["num_requests"], found["num_short"]) == (5, 11, 2, 1)
-    assert found["output_tokens_per_s"] == pytest.approx(2.5)
-    assert found["requests_per_s"] == pytest.approx(1.0)
-    assert found["ttft_p50_ms"] == pytest.approx(150)
-    assert found["itl_p50_ms"] == pytest.approx(10)
-    assert found["itl_p99_ms"] == pytest.approx(19.8)
-    assert found["e2e_p50_ms"] == pytest.approx((131 + 250) / 2)
-    assert (found["health_p50_ms"], found["health_max_ms"]) == (pytest.approx(2), pytest.approx(3))
-    assert (found["num_probes"], found["num_probe_errors"]) == (2, 1)
-    assert found["client_cpu_share"] == pytest.approx(0.05)
+    assert {name: found[name] for name in _EXPECTED} == pytest.approx(_EXPECTED)
+
+
+_EXPECTED = {
+    "output_tokens": 5, "prompt_tokens": 11, "num_requests": 2, "num_short": 1, "output_tokens_per_s": 2.5,
+    "requests_per_s": 1.0, "ttft_p50_ms": 150, "itl_p50_ms": 10, "itl_p99_ms": 19.8, "e2e_p50_ms": (131 + 250) / 2,
+    "health_p50_ms": 2, "health_max_ms": 3, "num_probes": 2, "num_probe_errors": 1, "client_cpu_share": 0.05,
+}  # fmt: skip
 
 
 def test_the_time_per_output_token_is_that_of_vllm():
     """It is (last - first) / (tokens - 1) for each request with more than one token."""
-    load = LoadSamples(
-        [
-            sample(text_ms=(100, 130, 190), end_ms=200, usage=Usage(5, 10)),
-            sample(text_ms=(200, 230), end_ms=240, usage=Usage(5, 2)),
-            sample(text_ms=(300,), end_ms=310, usage=Usage(5, 1)),
-        ],
-        duration_ns=2000 * MS,
-        client_cpu_ns=0,
+    found = figures(
+        sample(text_ms=(100, 130, 190), end_ms=200, usage=Usage(5, 10)),
+        sample(text_ms=(200, 230), end_ms=240, usage=Usage(5, 2)),
+        sample(text_ms=(300,), end_ms=310, usage=Usage(5, 1)),
     )
-    found = compute_round(load, ProbeSamples([], 0), max_tokens=3)
     assert found["tpot_p50_ms"] == pytest.approx((10 + 30) / 2)
     assert found["tpot_p99_ms"] == pytest.approx(29.8)
 
 
 def test_tokens_are_counted_by_chunks_where_there_is_no_usage():
-    load = LoadSamples([sample(text_ms=(1, 2, 3, 4), end_ms=5)], duration_ns=1000 * MS, client_cpu_ns=0)
-    assert compute_round(load, ProbeSamples([], 0), max_tokens=4)["output_tokens"] == 4
+    assert figures(sample(text_ms=(1, 2, 3, 4), end_ms=5))["output_tokens"] == 4
 
 
 def test_failed_requests_count_as_errors_only():
-    good = sample(text_ms=(10,), end_ms=20, usage=Usage(1, 1))
     bad = sample(text_ms=(900,), end_ms=1000, error="broken")
-    load = LoadSamples([good, bad, bad], duration_ns=1000 * MS, client_cpu_ns=0)
-    found = compute_round(load, ProbeSamples([], 0), max_tokens=1)
+    found = figures(sample(text_ms=(10,), end_ms=20, usage=Usage(1, 1)), bad, bad)
     assert (found["num_requests"], found["num_errors"], found["errors"]) == (3, 2, ["broken"])
-    assert found["requests_per_s"] == pytest.approx(1)
+    assert found["requests_per_s"] == pytest.approx(0.5)
     assert found["ttft_p99_ms"] == pytest.approx(10)
 
 
 def test_a_round_without_answers_has_no_latency():
-    load = LoadSamples([sample(end_ms=1, error="refused")], duration_ns=1000 * MS, client_cpu_ns=0)
-    found = compute_round(load, ProbeSamples([], 5), max_tokens=1)
-    assert found["output_tokens_per_s"] == 0
-    assert found["ttft_p50_ms"] is None
-    assert found["health_p99_ms"] is None
+    found = figures(sample(end_ms=1, error="refused"), probes=ProbeSamples([], 5))
+    assert (found["output_tokens_per_s"], found["ttft_p50_ms"], found["health_p99_ms"]) == (0, None, None)
     assert "ttft_p50_ms" not in summarize_rounds(SERVE_METRICS, [found])
 
 

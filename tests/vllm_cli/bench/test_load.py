@@ -24,34 +24,24 @@ def load_server(url: str, *, num_requests: int, concurrency: int, max_tokens: in
 
 
 def test_every_request_is_sent_once_within_the_concurrency(fake_server):
-    server = fake_server("--first-ms", 200)
+    server = fake_server("--first-ms", 200, "--tokens-per-chunk", 3)
     load = load_server(server.url, num_requests=10, concurrency=3)
     seen = server.seen
     assert len(load.samples) == len(seen["bodies"]) == 10
     assert len({body["prompt"] for body in seen["bodies"]}) == 10
     assert seen["max_running"] == 3
     assert all(sample.error is None for sample in load.samples)
-    assert [sample.num_output_tokens for sample in load.samples] == [5] * 10
+    assert {(len(each.text_times_ns), each.num_output_tokens) for each in load.samples} == {(5, 15)}, "usage counts"
 
 
-def test_usage_counts_more_than_chunks_where_a_chunk_holds_several_tokens(fake_server):
-    server = fake_server("--tokens-per-chunk", 3)
-    (sample,) = load_server(server.url, num_requests=1, concurrency=1).samples
-    assert (len(sample.text_times_ns), sample.num_output_tokens) == (5, 15)
-
-
-def test_an_aborted_stream_is_an_error(fake_server):
-    server = fake_server("--aborts-streams")
-    (sample,) = load_server(server.url, num_requests=1, concurrency=1).samples
+@pytest.mark.parametrize(
+    ("flags", "text"), [(["--aborts-streams"], ""), (["--first-ms", 5000], "Timeout")], ids=["aborted", "late"]
+)
+def test_a_stream_without_its_end_or_beyond_its_time_out_is_an_error(flags, text, fake_server, monkeypatch):
+    monkeypatch.setattr(request_module, "REQUEST_TIMEOUT_S", 0.3 if text else 60.0)
+    (sample,) = load_server(fake_server(*flags).url, num_requests=1, concurrency=1).samples
     assert sample.error is not None
-
-
-def test_a_request_beyond_its_time_out_is_an_error(fake_server, monkeypatch):
-    monkeypatch.setattr(request_module, "REQUEST_TIMEOUT_S", 0.3)
-    server = fake_server("--first-ms", 5000)
-    (sample,) = load_server(server.url, num_requests=1, concurrency=1).samples
-    assert sample.error is not None
-    assert "Timeout" in sample.error
+    assert text in sample.error
 
 
 def read(*pieces: bytes) -> ChunkReader:
@@ -93,14 +83,11 @@ def test_text_is_counted_and_a_finish_reason_or_done_is_the_end(event, num_texts
     assert (len(reader.text_times_ns), reader.is_finished) == (num_texts, is_finished)
 
 
-def test_usage_and_an_error_are_kept():
+def test_usage_and_errors_are_found():
     reader = read(b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n')
     assert reader.usage is not None
     assert (reader.usage.prompt_tokens, reader.usage.completion_tokens) == (3, 5)
     assert "no memory" in str(read(b'data: {"error":{"message":"no memory","code":500}}\n\n').error)
-
-
-def test_invalid_json_is_an_error():
     with pytest.raises(msgspec.DecodeError):
         read(b"data: nonsense\n\n")
 

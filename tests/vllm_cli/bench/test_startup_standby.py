@@ -10,7 +10,8 @@ from tests.support.llamas import save_tiny_llama
 from vllm_cli.bench.standby import find_template_kind, split_own_command
 
 QUICK = ("--state", "standby", "--rounds", "1", "--pause", "0")
-SERVE = shlex.join([sys.executable, "-m", "vllm_cli", "serve"])
+PROGRAM = (sys.executable, "-m", "vllm_cli")
+SERVE = shlex.join([*PROGRAM, "serve"])
 
 
 @pytest.fixture(scope="module")
@@ -71,32 +72,22 @@ def test_a_standby_that_cannot_start_exits_with_3_and_its_output(own_command, ru
 
 
 @pytest.mark.parametrize(
-    ("command", "prefix"),
+    ("command", "prefix", "kind"),
     [
-        ("vllm serve DIR", None),
-        ("transformers serve", None),
-        ("vllm-cli wait serve", None),
-        (f"{SERVE} DIR", [sys.executable, "-m", "vllm_cli"]),
-        (f"A=1 {SERVE}", ["env", "A=1", sys.executable, "-m", "vllm_cli"]),
-        (f"nice {sys.executable} -P -m vllm_cli serve", ["nice", sys.executable, "-P", "-m", "vllm_cli"]),
+        ("vllm serve DIR", [], None),
+        ("transformers serve", [], None),
+        ("vllm-cli wait serve", [], None),
+        (f"{SERVE} DIR", [*PROGRAM], None),
+        (f"A=1 {SERVE}", ["env", "A=1", *PROGRAM], None),
+        (f"nice {sys.executable} -P -m vllm_cli serve", ["nice", sys.executable, "-P", "-m", "vllm_cli"], None),
+        (f"{SERVE} --engine vllm", [*PROGRAM], "vllm-compiled"),
+        (f"{SERVE} --engine=vllm --enforce-eager", [*PROGRAM], "vllm-eager"),
+        (f"VCLI_ENGINE=vllm {SERVE}", ["env", "VCLI_ENGINE=vllm", *PROGRAM], "vllm-compiled"),
+        (f"VCLI_ENGINE=vllm {SERVE} --engine embedded", ["env", "VCLI_ENGINE=vllm", *PROGRAM], "embedded"),
     ],
-    ids=["vllm", "transformers", "wait", "module", "variable", "nice"],
-)  # fmt: skip
-def test_commands_of_this_program_are_recognised(command, prefix):
-    assert split_own_command(command)[0] == (prefix or [])
-
-
-@pytest.mark.parametrize(
-    ("command", "kind"),
-    [
-        (SERVE, None),
-        (f"{SERVE} --engine vllm", "vllm-compiled"),
-        (f"{SERVE} --engine=vllm --enforce-eager", "vllm-eager"),
-        (f"VCLI_ENGINE=vllm {SERVE}", "vllm-compiled"),
-        (f"VCLI_ENGINE=vllm {SERVE} --engine embedded", "embedded"),
-    ],
-    ids=["default", "option", "eager", "variable", "both"],
 )
-def test_the_template_is_that_of_the_command(command, kind):
+def test_commands_of_this_program_are_recognised_with_the_template_of_their_engine(command, prefix, kind):
     """If a command names no engine, the standby chooses the template."""
-    assert find_template_kind(*split_own_command(command)) == kind
+    found = split_own_command(command)
+    assert found[0] == prefix
+    assert not prefix or find_template_kind(*found) == kind

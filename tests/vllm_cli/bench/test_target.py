@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,55 +19,43 @@ from vllm_cli import supervisor
 from vllm_cli.bench.target import Target, TargetSpec
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
+Start = Callable[..., tuple[Target, list[int]]]
+
 
 def command_target(command: str) -> Target:
     return Target(TargetSpec(name="A", command=command))
 
 
 @pytest.fixture
-def pids_of(tmp_path):
-    """The process ids of the server and its child, once both run."""
+def running(tmp_path: Path, fake_command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Starts a server with a child that ignores SIGTERM. Returns the server and both process ids."""
+    monkeypatch.setattr("vllm_cli.supervised_command.STOP_GRACE_S", 1.0)
 
-    def read() -> list[int]:
+    def start(*flags: str) -> tuple[Target, list[int]]:
+        pid_file = tmp_path / "pids"
+        target = command_target(fake_command("--pid-file", pid_file, *flags))
+        target.start()
         wait_until(lambda: pid_file.exists() and pid_file.read_text().count(" ") == 1)
-        return [int(word) for word in pid_file.read_text().split()]
+        return target, [int(word) for word in pid_file.read_text().split()]
 
-    pid_file = tmp_path / "pids"
-    read.file = pid_file
-    return read
+    return start
 
 
 @pytest.mark.parametrize("flags", [[], ["--ignores-sigterm"]], ids=["polite", "stubborn"])
-def test_stopping_a_server_also_stops_a_daemonized_child(flags, fake_command, pids_of, monkeypatch):
-    monkeypatch.setattr("vllm_cli.supervised_command.STOP_GRACE_S", 1.0)
-    target = command_target(fake_command("--pid-file", pids_of.file, *flags))
-    target.start()
-    pids = pids_of()
-    assert not any(map(is_gone, pids))
-    target.close()
-    assert all(map(is_gone, pids))
-
-
-def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(fake_command, pids_of):
-    target = command_target(fake_command("--pid-file", pids_of.file))
-    target.start()
+def test_a_server_is_frozen_resumed_and_stopped_with_its_daemonized_child(flags, running):
+    target, pids = running(*flags)
+    states = [psutil.Process(pid).status for pid in pids]
     try:
-        pids = pids_of()
-        target.pause()
-        wait_until(lambda: all(psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in pids))
-        target.resume()
-        wait_until(lambda: all(psutil.Process(pid).status() != psutil.STATUS_STOPPED for pid in pids))
-        target.pause()
+        for act, is_frozen in ((target.pause, True), (target.resume, False), (target.pause, True)):
+            act()
+            wait_until(lambda is_frozen=is_frozen: {state() == "stopped" for state in states} == {is_frozen})
     finally:
         target.close()
     assert all(map(is_gone, pids))
 
 
-def test_a_poll_notices_at_once_that_a_server_has_exited(fake_command, pids_of, monkeypatch):
-    monkeypatch.setattr("vllm_cli.supervised_command.STOP_GRACE_S", 1.0)
-    target = command_target(fake_command("--pid-file", pids_of.file))
-    target.start()
-    server = pids_of()[0]
+def test_a_poll_notices_at_once_that_a_server_has_exited(running):
+    target, (server, _) = running()
     target.poll()
     target.ensure_alive()
     os.kill(server, signal.SIGKILL)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,6 @@ class ChatServer(ScriptedServer):
     def queue_completion(self, *texts: str) -> None:
         self._queue_choices(*({"text": text} for text in texts))
 
-    def queue_stream(self, *events: dict[str, Any], ends: bool = True) -> None:
-        self.replies.append(lambda handler: _stream(handler, events, ends=ends))
-
     def queue_endless_answer(self, text: str) -> None:
         def stream(handler: Any) -> None:
             events = iter(lambda: self.is_disconnected.wait(0.01), True)
@@ -59,13 +56,16 @@ class ChatServer(ScriptedServer):
         self.replies.append(stream)
 
     def _queue_choices(self, *choices: dict[str, Any]) -> None:
-        self.queue_stream(
-            *({"choices": [choice]} for choice in choices), {"choices": [], "usage": {"completion_tokens": 7}}
-        )
+        events = ({"choices": [choice]} for choice in choices)
+        self.replies.append(_streamed(*events, {"choices": [], "usage": {"completion_tokens": 7}}))
 
     def _decide(self, request: Request) -> Any:
         models = {"data": [{"id": "fake-model"}, {"id": "other"}]}
         return (200, models) if request.method == "GET" else self.replies.pop(0)
+
+
+def _streamed(*events: dict[str, Any], ends: bool = True) -> Callable[[Any], None]:
+    return lambda handler: _stream(handler, events, ends=ends)
 
 
 def _stream(handler: Any, events: Iterable[dict[str, Any]], *, ends: bool) -> None:
@@ -178,7 +178,7 @@ def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_
 def test_a_failed_completion_of_a_script_is_no_success(fake_server, replies):
     for status in replies:
         if status == 200:
-            fake_server.queue_stream({"choices": [{"text": "Hi"}]})
+            fake_server.queue_completion("Hi")
         else:
             fake_server.replies.append((status, {"error": {"message": "too long", "type": "BadRequestError"}}))
     done = run_cli("complete", "--url", fake_server.url, input="a\n" * len(replies), cwd=ROOT)
@@ -196,32 +196,23 @@ def test_no_server_is_one_line_and_exit_code_1(capfd):
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "line"),
+    ("reply", "out", "line"),
     [
-        (401, {"error": {"message": "Unauthorized", "code": 401}}, "The server answered 401: Unauthorized"),
-        (404, {"detail": "Not Found"}, "The server answered 404: Not Found"),
-        (502, b"<html>bad\ngateway</html>", "The server answered 502: <html>bad gateway</html>"),
+        ((401, {"error": {"message": "Unauthorized", "code": 401}}), "", "The server answered 401: Unauthorized"),
+        ((404, {"detail": "Not Found"}), "", "The server answered 404: Not Found"),
+        ((502, b"<html>bad\ngateway</html>"), "", "The server answered 502: <html>bad gateway</html>"),
+        (_streamed({"error": {"message": "engine died"}}), "", "The server failed: engine died"),
+        (_streamed({"choices": [{"delta": {"content": "Par"}}]}, ends=False), "Par\n", "The server "),
     ],
+    ids=["key", "path", "proxy", "in the stream", "incomplete"],
 )
-def test_an_error_of_the_server_is_one_line(fake_server, status, body, line, capfd):
-    fake_server.replies.append((status, body))
-    assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1
-    assert capfd.readouterr().err == f"Error: {line}\n"
-
-
-def test_an_error_in_the_stream_is_one_line(fake_server, capfd):
-    fake_server.queue_stream({"error": {"message": "engine died"}})
-    assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1
-    assert capfd.readouterr().err == "Error: The server failed: engine died\n"
-
-
-def test_an_incomplete_answer_is_an_error(fake_server, capfd):
-    fake_server.queue_stream({"choices": [{"delta": {"content": "Par"}}]}, ends=False)
+def test_an_error_is_one_line(fake_server, reply, out, line, capfd):
+    fake_server.replies.append(reply)
     assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1
     captured = capfd.readouterr()
-    assert captured.out == "Par\n"
-    assert captured.err.startswith("Error: The server ")
-    assert len(captured.err.splitlines()) == 1
+    assert captured.out == out
+    (error,) = captured.err.splitlines()
+    assert error.startswith(f"Error: {line}")
 
 
 def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(fake_server):

@@ -32,7 +32,7 @@ def log(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_file_is_explained_in_four_lines(log):
+def test_a_file_or_standard_input_is_explained_in_four_lines_or_as_json(log):
     result = _run(log)
     assert result.return_value == 0
     process, cause, advice, code = result.stdout.splitlines()
@@ -40,6 +40,12 @@ def test_a_file_is_explained_in_four_lines(log):
     assert cause.endswith(": ValueError: No available memory for the cache blocks.")
     assert advice.startswith("Do: Raise --gpu-memory-utilization")
     assert code == "Code: VC-NO-ROOM-FOR-KV-CACHE"
+    for words in ((), ("-",)):
+        assert _run(*words, text=LOG).stdout == result.stdout
+    found = json.loads(_run(log, "--json").stdout)
+    facts = [found[name] for name in ("failed", "cause", "code", "process", "phase", "line")]
+    in_json = [True, "no-room-for-kv-cache", "VC-NO-ROOM-FOR-KV-CACHE", "EngineCore pid=40", "sized the KV cache", 5]
+    assert facts == in_json
 
 
 def test_a_code_is_explained_without_a_log():
@@ -61,21 +67,6 @@ def test_a_log_that_ends_with_a_code_has_this_cause(name):
     assert (result["code"], result["cause"]) == (code, name)
 
 
-@pytest.mark.parametrize("args", [(), ("-",)])
-def test_standard_input_is_the_default(args, log):
-    assert _run(*args, text=LOG).stdout == _run(log).stdout
-
-
-def test_json_has_the_same_for_programs(log):
-    found = json.loads(_run(log, "--json").stdout)
-    assert found["failed"] is True
-    assert found["cause"] == "no-room-for-kv-cache"
-    assert found["code"] == "VC-NO-ROOM-FOR-KV-CACHE"
-    assert found["process"] == "EngineCore pid=40"
-    assert found["phase"] == "sized the KV cache"
-    assert found["line"] == 5
-
-
 def test_a_log_in_which_nothing_failed():
     result = _run(text="INFO: Application startup complete.\n")
     assert result.return_value == 1
@@ -84,16 +75,12 @@ def test_a_log_in_which_nothing_failed():
     assert json.loads(_run("--json", text="").stdout) == {"failed": False}
 
 
-def test_a_file_that_does_not_exist_is_a_usage_error(tmp_path):
-    done = run_cli("explain", str(tmp_path / "missing.log"))
-    assert done.returncode == 2
-    assert "missing.log" in done.stderr
-
-
 @pytest.mark.smoke
 def test_the_exit_code_of_the_program(log):
     assert run_cli("explain", log).returncode == 0
     assert run_cli("explain", "/dev/null").returncode == 1
+    missing = run_cli("explain", "missing.log")
+    assert (missing.returncode, "missing.log" in missing.stderr) == (2, True)
 
 
 def test_all_known_causes_are_listed_without_a_log():

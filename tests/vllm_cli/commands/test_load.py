@@ -55,6 +55,8 @@ def test_the_reason_of_a_failure_is_shown_without_control_characters(start, invo
     assert "not enough memory" in done.stderr
     assert "\x1b" not in done.stderr + done.stdout
     assert json.loads(done.stdout)["status"] == "failed"
+    quiet = invoke("load", "qwen", "--url", server.url, "-q")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (1, "", "")
 
 
 @pytest.mark.parametrize("status", [404, 405])
@@ -91,9 +93,3 @@ def test_what_the_router_waits_for_is_told(start, invoke):
     done = invoke("unload", "qwen", "--url", server.url)
     assert done.returncode == 0
     assert re.match(r" +\d\.\d s  qwen is draining, 3 requests run\nqwen has stopped after ", done.stderr)
-
-
-def test_quiet_prints_nothing(start, invoke):
-    server = start(503, _FAILED)
-    done = invoke("load", "qwen", "--url", server.url, "-q")
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")

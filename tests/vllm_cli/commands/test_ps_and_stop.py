@@ -3,6 +3,8 @@
 import io
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from math import inf
 
@@ -16,17 +18,9 @@ from vllm_cli.commands import stop
 from vllm_cli.commands.ps import _table
 
 _SERVER = RunningServer(
-    pid=5,
-    port=8000,
-    address="http://127.0.0.1:8000",
-    model="smol",
-    engine="embedded",
-    state="ready",
-    uptime_s=1.0,
-    memory_bytes=1 << 30,
-    pids=(5,),
-    forked_pid=None,
-)
+    pid=5, port=8000, address="http://127.0.0.1:8000", model="smol", engine="embedded", state="ready", uptime_s=1.0,
+    memory_bytes=1 << 30, pids=(5,), forked_pid=None,
+)  # fmt: skip
 _HOSTILE = "x\n1  http://127.0.0.1:1  ready\x1b[2J"
 
 
@@ -103,26 +97,20 @@ def test_values_of_wrong_types_are_left_out():
     assert set(vars(model).values()) == {"?", None}
 
 
-_STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+@contextmanager
+def _process(code: str = "pass") -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that runs the code, then sleeps. Its end must be the test's."""
+    words = [sys.executable, "-c", f"import signal, time; {code}; print(flush=True); time.sleep(600)"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        yield process
+        process.kill()
 
 
 def test_a_killed_process_has_ended_although_its_parent_does_not_wait_for_it(monkeypatch):
     monkeypatch.setattr(stop, "_AFTER_KILL_S", inf)
-    with subprocess.Popen([sys.executable, "-c", _STUBBORN], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline()
-        server = RunningServer(
-            pid=process.pid,
-            port=None,
-            address=None,
-            model="tiny",
-            engine="embedded",
-            state="ready",
-            uptime_s=1.0,
-            memory_bytes=0,
-            pids=(process.pid,),
-            forked_pid=None,
-        )
-        stopping = stop._StoppingServer(server)
+    with _process("signal.signal(signal.SIGTERM, signal.SIG_IGN)") as process:
+        stopping = stop._StoppingServer(replace(_SERVER, pid=process.pid, pids=(process.pid,)))
         assert not stopping.is_done()
         stopping.kill()
         assert stopping.is_done()
@@ -147,12 +135,8 @@ def test_a_number_that_is_the_port_of_one_server_and_the_process_of_another_stop
     (("--yes",), False, "", 0),
 ], ids=["no", "yes", "flag", "script", "script_with_flag"])  # fmt: skip
 def test_all_servers_are_listed_and_stopped_after_a_yes(invoke, monkeypatch, words, is_terminal, answer, code):
-    with subprocess.Popen(
-        [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"], stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None and process.stdout.readline()
-        server = replace(_SERVER, pid=process.pid, pids=(process.pid,))
-        monkeypatch.setattr(stop, "find_servers", lambda **_: [server])
+    with _process() as process:
+        monkeypatch.setattr(stop, "find_servers", lambda **_: [replace(_SERVER, pid=process.pid, pids=(process.pid,))])
         stdin = io.StringIO(answer)
         stdin.isatty = lambda: is_terminal  # type: ignore[method-assign]
         monkeypatch.setattr(sys, "stdin", stdin)
@@ -161,4 +145,3 @@ def test_all_servers_are_listed_and_stopped_after_a_yes(invoke, monkeypatch, wor
         assert done.returncode == code
         question = "Stop all 1?" if is_terminal else "Error: Give --yes to stop all 1.\n"
         assert (f"smol on http://127.0.0.1:8000\n{question}" in done.stderr) == (not words)
-        process.kill()

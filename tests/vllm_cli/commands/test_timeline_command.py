@@ -32,7 +32,7 @@ def test_a_report_on_standard_input_is_shown_as_json(before):
 
 
 def test_an_invalid_report_is_one_line_and_exit_code_2(invoke, tmp_path):
-    """tests/startup/reports/timeline/test_report.py has all faults."""
+    """tests/startup/reports/timeline/test_report.py has all faults of a report."""
     path = tmp_path / "report.json"
     for content, message in ((b"", "is not a start-up report"), (b"\xff\xfe", "it is not text")):
         path.write_bytes(content)
@@ -40,12 +40,8 @@ def test_an_invalid_report_is_one_line_and_exit_code_2(invoke, tmp_path):
         assert done.returncode == 2
         assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
-
-
-def test_a_missing_report_is_a_usage_error(invoke):
-    done = invoke("timeline", "no-such-file.json")
-    assert done.returncode == 2
-    assert "no-such-file.json" in done.stderr
+    missing = invoke("timeline", "no-such-file.json")
+    assert (missing.returncode, "no-such-file.json" in missing.stderr) == (2, True)
 
 
 def test_a_start_of_zero_duration_can_be_shown(invoke, tmp_path):

@@ -62,12 +62,37 @@ def free_port() -> int:
     return find_free_port()
 
 
-def test_a_ready_server_ends_the_wait_at_once(serve, invoke):
-    server = serve((200, b""))
-    done = invoke("wait", server.url)
-    assert done.returncode == 0
-    assert re.fullmatch(rf"{server.url} is ready after \d+\.\d s\n", done.stderr)
-    assert server.paths == ["/health"]
+def _greet(handler: Any) -> None:
+    handler.wfile.write(b"220 mail.example ESMTP\r\n")
+    handler.close_connection = True
+
+
+READY = (200, b"")
+OUTCOMES = {
+    "ready": ([READY], 0, "is ready after ", "is ready after "),
+    "phases": (
+        [(503, STARTING), (503, STARTING | {"phase": "load_weights"}), READY],
+        *(0, "import server  [########------------]  40%  about 1.5 s left", "is ready"),
+    ),
+    "failed": ([(503, STARTING), (503, FAILED)], 1, "import server", "will not become ready: no such model"),
+    "dead": ([(503, FAILED | {"status": "dead"})], 1, "", "will not become ready: no such model"),
+    "empty": ([(500, b""), READY], 0, "", "is ready"),
+    "proxy": ([(502, b"<html>"), READY], 0, "", "is ready"),
+    "list": ([(503, [1]), READY], 0, "", "is ready"),
+    "odd": ([(503, {"error": 1, "progress": "much"}), READY], 0, "", "is ready"),
+    "no HTTP": ([_greet, READY], 0, "does not speak HTTP", "is ready"),
+    "no such path": ([(404, b"")], 1, "", "/health answers 404"),
+}
+"""What a server answers in turn -> exit code, and parts of the first and the last line."""
+
+
+@pytest.mark.parametrize(("answers", "code", "first", "last"), OUTCOMES.values(), ids=OUTCOMES)
+def test_the_wait_ends_with_readiness_or_with_a_failure(answers, code, first, last, serve, invoke):
+    server = serve(*answers)
+    done = invoke("wait", server.url, "--interval", "0.01")
+    lines = done.stderr.splitlines()
+    assert (done.returncode, first in lines[0], last in lines[-1]) == (code, True, True), lines
+    assert server.paths == ["/health"] * len(answers)
 
 
 _SOME = b"vllm_cli:cuda_graphs_captured 20.0\nvllm_cli:cuda_graphs_total 40.0\n"
@@ -101,22 +126,6 @@ def test_the_wait_for_graphs_ends_with_the_last_one(serve, invoke, metrics, show
     assert shown in first if shown else "is ready after" in first
 
 
-def test_without_the_flag_nobody_waits_for_graphs(serve, invoke):
-    server = serve((200, b""), (200, _SOME))
-    assert invoke("wait", server.url).returncode == 0
-    assert server.paths == ["/health"]
-
-
-def test_the_phase_is_shown_until_the_server_is_ready(serve, invoke):
-    server = serve((503, STARTING), (503, STARTING | {"phase": "load_weights"}), (200, b""))
-    done = invoke("wait", server.url, "--interval", "0.01")
-    assert done.returncode == 0
-    first, second, last = done.stderr.splitlines()
-    assert "import server  [########------------]  40%  about 1.5 s left" in first
-    assert "load weights" in second
-    assert "is ready" in last
-
-
 def test_a_server_that_does_not_listen_yet_is_waited_for(serve, free_port):
     words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(free_port), "--host", "0.0.0.0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
@@ -126,42 +135,10 @@ def test_a_server_that_does_not_listen_yet_is_waited_for(serve, free_port):
         assert waiting.wait(120) == 0
 
 
-@pytest.mark.parametrize("status", ["failed", "dead"])
-def test_a_failed_start_or_a_dead_engine_ends_with_1_and_its_reason(status, serve, invoke):
-    done = invoke("wait", serve((503, STARTING), (503, FAILED | {"status": status})).url, "--interval", "0.01")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("will not become ready: no such model")
-
-
 def test_the_timeout_holds_for_a_server_that_accepts_and_never_responds(silent_port, invoke):
     done = invoke("wait", "--port", str(silent_port), "--timeout", "1")
     assert done.returncode == 4
     assert re.search(r"was not ready after 1 s: no answer within (1|0\.\d+) s", done.stderr)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [(500, b""), (502, b"<html>"), (503, [1]), (503, {"error": 1, "progress": "much"})],
-    ids=["empty", "proxy", "list", "odd"],
-)
-def test_the_wait_continues_after_responses_without_readiness(answer, serve, invoke):
-    assert invoke("wait", serve(answer, answer, (200, b"")).url, "--interval", "0.01").returncode == 0
-
-
-def test_the_wait_continues_while_the_port_does_not_speak_http(serve, invoke):
-    def greet(handler: Any) -> None:
-        handler.wfile.write(b"220 mail.example ESMTP\r\n")
-        handler.close_connection = True
-
-    done = invoke("wait", serve(greet, (200, b"")).url, "--interval", "0.01")
-    assert done.returncode == 0
-    assert "does not speak HTTP" in done.stderr
-
-
-def test_a_server_without_the_path_will_never_be_ready(serve, invoke):
-    done = invoke("wait", serve((404, b"")).url)
-    assert done.returncode == 1
-    assert "/health answers 404" in done.stderr
 
 
 def test_another_path_can_be_polled(serve, invoke):
