@@ -105,17 +105,6 @@ def test_values_of_property_tests_are_the_same_in_every_run():
     assert own == ["tests/support/properties.py"], "import `given` and `settings` from there"
 
 
-def test_machines_do_not_tell():
-    """Texts use verbs such as reports, logs, shows or answers. CHANGELOG and `file.tell()` are exceptions."""
-    folders = [ROOT / name for name in (*PACKAGES, "docs")]
-    files = [
-        ROOT / "README.md",
-        *(file for folder in folders for kind in ("md", "py") for file in folder.rglob(f"*.{kind}")),
-    ]
-    word = re.compile(r"(?<!\.)\b(?:tells?|told|telling)\b")
-    assert [str(file.relative_to(ROOT)) for file in files if word.search(file.read_text())] == []
-
-
 _CLOCKS: Final = r"\b(monotonic|perf_counter|thread_time|process_time|time)(_ns)?\(\)|\.cpu_times\(\)"
 _LEAST_LIMIT_S: Final = 30
 
