@@ -398,7 +398,7 @@ class Child:
         is_signal = reason is None and code is not None and code < 0
         words = [*self.entry.words, *self._server.words]
         found = self._log.explain_failure(words, is_known_only=is_signal, has_served=self.has_served)
-        text = f"{text}: {found.text}" if found.text else f"{text}."
+        text = f"{text}: {found}" if str(found) else f"{text}."
         if self.has_served:
             return text
         self.cause = self.cause if found.cause == UNKNOWN_CAUSE else found.cause

@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Final
 
 from base.json_depth import read_json
 from envs.redaction import hide_in_command, hide_quoted
-from startup.errors import UNKNOWN_CAUSE
+from startup.errors import StartupError
 from startup.logs.formatters import CONTROL_CHARACTERS, escape_controls
 from startup.logs.options import LogFormat
 from startup.reports.causes.digest import write_digest
@@ -25,14 +25,6 @@ _MOST_WAITING: Final = 1 << 22
 """The most bytes that are queued while standard error is blocked. Further lines are dropped."""
 _NUM_LAST_LINES: Final = 3
 _LAST_LINES_CHARACTERS: Final = 600
-
-
-class Explanation(NamedTuple):
-    """Why a process has failed."""
-
-    text: str = ""
-    """The explanation for the user. Empty if the log contains no reason."""
-    cause: str = UNKNOWN_CAUSE
 
 
 class LogRelay:
@@ -127,8 +119,10 @@ class ChildLog:
 
     def explain_failure(
         self, words: Sequence[str] = (), *, is_known_only: bool = False, has_served: bool = False
-    ) -> Explanation:
+    ) -> StartupError:
         """Explains a failure by the text of `vllm-cli explain`, otherwise by the exception or the last lines.
+
+        The text is empty if the log contains no reason.
 
         Args:
             words: the command line of the process. Secrets in it are hidden in lines that quote them.
@@ -138,12 +132,12 @@ class ChildLog:
         lines = [line.decode(errors="replace") for line in self._kept]
         if (cause := find_cause(lines)) is not None and cause.known is not None:
             text = cause.known.title if has_served else hide_quoted(" ".join(write_digest(cause)), words)
-            return Explanation(text, cause.known.name)
+            return StartupError(text, cause=cause.known.name)
         if is_known_only or has_served:
-            return Explanation()
+            return StartupError("")
         last = [line.strip() for line in lines if line.strip()][-_NUM_LAST_LINES:] if cause is None else [cause.text]
         text = " / ".join(escape_controls(hide_in_command(line)) for line in last)[-_LAST_LINES_CHARACTERS:]
-        return Explanation(hide_quoted(text, words))
+        return StartupError(hide_quoted(text, words))
 
     def _read(self) -> None:
         """Reads one chunk in each turn of the event loop, even if more output is in the pipe."""

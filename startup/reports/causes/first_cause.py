@@ -127,13 +127,37 @@ _NAMED: Final = tuple(known for known in KNOWN if known is not NOT_IN_LOG)
 
 
 @dataclass(frozen=True)
-class Sign:
-    """A line outside of exceptions that may show the cause."""
+class Cause:
+    """Why vLLM has ended, or a line outside of exceptions that may show the cause."""
 
-    line: LogLine
-    number: int
+    process: str
+    """The process's label in the log, such as `EngineCore_DP0 pid=123`, or its role. Empty if unknown."""
     phase: str
+    """The activity of the process, such as `while it loaded the model`. Empty if it is unknown."""
+    text: str
+    """The exception or the line that reports the end. `find_cause` returns it shortened."""
     known: KnownCause | None
+    line: int
+    """The number of the text's line in the log, from 1. 0 if the text itself contains advice."""
+    is_mention: bool = False
+    """Whether the cause is only named by this line, and no line shows that a process ended because of it."""
+    is_waiting: bool = False
+    """Whether this line reports that the process waits, and nothing in the log has ended it."""
+    is_of_library_import: bool = False
+    """Whether an installed module raised an exception while it was imported."""
+    origin: str = ""
+    """The package whose code raised the exception, or `LLAMA_CPP_NAME`. Empty if unknown."""
+    settings: tuple[str, ...] = ()
+    """Flags and variables that this log sets, and without which the failure may not occur."""
+    first_step: str = ""
+    """Advice for this log alone. The cause's advice follows."""
+    version: str = ""
+    """The version of vLLM. Empty if it is unknown, like `platform`, such as `rocm`."""
+    platform: str = ""
+
+    @classmethod
+    def of_line(cls, line: LogLine, number: int, phase: str, known: KnownCause | None) -> "Cause":
+        return cls(line.process, phase, line.text, known, number)
 
 
 @dataclass
@@ -141,19 +165,19 @@ class Run:
     """The output of one start of the server: its exceptions, and the first useful line of each kind."""
 
     exceptions: FailureReader = field(default_factory=FailureReader)
-    end: Sign | None = None
+    end: Cause | None = None
     """A line that reports the end of a process without an exception."""
-    hint: Sign | None = None
+    hint: Cause | None = None
     """A line that explains an exception."""
-    error: Sign | None = None
+    error: Cause | None = None
     """An error message with a known cause, even if the error ended nothing."""
-    mention: Sign | None = None
+    mention: Cause | None = None
     """A line of any form that names a known cause. A pasted excerpt may have no better line."""
-    complaint: Sign | None = None
+    complaint: Cause | None = None
     """A line that looks like an error message."""
-    own_error: Sign | None = None
+    own_error: Cause | None = None
     """The last error message of `vllm-cli` itself."""
-    wait: Sign | None = None
+    wait: Cause | None = None
     """A line that reports that a process still waits. None once a process has gone on."""
     settings: LogSettings = field(default_factory=LogSettings)
     version: str = ""
@@ -195,7 +219,7 @@ class Run:
         if _CODE.match(line.text):
             return
         if known := _match(line, _WAITS):
-            self.wait = Sign(line, number, phase, known)
+            self.wait = Cause.of_line(line, number, phase, known)
         elif line.level == "INFO":
             self.wait = None
         if line.text[:1] not in (" ", "\t") or _OF_PYDANTIC in line.text or _OF_CPP in line.text:
@@ -213,14 +237,14 @@ class Run:
 
     def _find_signs(self, line: LogLine, number: int, phase: str, *, is_excerpt: bool) -> None:
         if self.hint is None and (known := _match(line, _HINTS)):
-            self.hint = Sign(line, number, phase, known)
+            self.hint = Cause.of_line(line, number, phase, known)
         if self._may_end_better() and (known := _match(line, _ENDS)):
             is_later_kill = self.end is not None and self.end.known is _CRASH and known is _KILL
             if self.end is None or self.end.known is NOT_IN_LOG or not (known.is_general or is_later_kill):
-                self.end = Sign(line, number, phase, known)
+                self.end = Cause.of_line(line, number, phase, known)
         elif self.error is None and line.level in ("ERROR", "CRITICAL") and not is_place_of_requests(line.place):
             known = _match(line, KNOWN)
-            self.error = Sign(line, number, phase, known) if known else None
+            self.error = Cause.of_line(line, number, phase, known) if known else None
         named = self.mention.known if self.mention else None
         if (
             (named is None or named.is_general)
@@ -229,25 +253,25 @@ class Run:
             and not is_place_of_requests(line.place)
         ):
             known = _match(line, _SPECIAL) or (None if named else _match(line, _NAMED))
-            self.mention = Sign(line, number, phase, known) if known else self.mention
+            self.mention = Cause.of_line(line, number, phase, known) if known else self.mention
             self._find_complaint(line, number, phase)
         if not line.level and line.text.startswith(_OWN_ERROR):
             known = _match(line, KNOWN)
             if self.own_error is None or not (known and known.is_general):
-                self.own_error = Sign(line, number, phase, known)
+                self.own_error = Cause.of_line(line, number, phase, known)
         elif self.own_error and line.text.startswith(_OWN_CAUSE) and (known := _match(line, KNOWN)):
             text = line.text.removeprefix(_OWN_CAUSE).removeprefix(f"{known.title}: ")
-            self.own_error = Sign(line._replace(text=text), number, phase, known)
+            self.own_error = Cause.of_line(line._replace(text=text), number, phase, known)
         elif self.own_error and (coded := BY_CODE.get(line.text.removeprefix(CODE_LINE))) and not coded.is_general:
             self.own_error = replace(self.own_error, known=coded)
 
     def _find_complaint(self, line: LogLine, number: int, phase: str) -> None:
         """Keeps the first error message, or a later message if it quotes an exception."""
-        if self.complaint is None or not _QUOTED_ERROR.search(self.complaint.line.text):
+        if self.complaint is None or not _QUOTED_ERROR.search(self.complaint.text):
             found = _QUOTED_ERROR.search(line.text)
             if found or (self.complaint is None and (line.level or _COMPLAINT.match(line.text))):
                 is_of_code = found is not None and ERROR_IN_CODE.matches(found[0])
-                self.complaint = Sign(line, number, phase, ERROR_IN_CODE if is_of_code else None)
+                self.complaint = Cause.of_line(line, number, phase, ERROR_IN_CODE if is_of_code else None)
 
     def _may_end_better(self) -> bool:
         """Whether a later line may explain the end better, because `end` is missing, unknown or general."""
@@ -256,36 +280,6 @@ class Run:
 
 def _match(line: LogLine, causes: tuple[KnownCause, ...]) -> KnownCause | None:
     return next((known for known in causes if known.matches(line.text)), None)
-
-
-@dataclass(frozen=True)
-class Cause:
-    """Why vLLM has ended."""
-
-    process: str
-    """The process's label in the log, such as `EngineCore_DP0 pid=123`, or its role. Empty if unknown."""
-    phase: str
-    """The activity of the process, such as `while it loaded the model`. Empty if it is unknown."""
-    text: str
-    """The exception or the line that reports the end, shortened."""
-    known: KnownCause | None
-    line: int
-    """The number of the text's line in the log, from 1. 0 if the text itself contains advice."""
-    is_mention: bool = False
-    """Whether the cause is only named by this line, and no line shows that a process ended because of it."""
-    is_waiting: bool = False
-    """Whether this line reports that the process waits, and nothing in the log has ended it."""
-    is_of_library_import: bool = False
-    """Whether an installed module raised an exception while it was imported."""
-    origin: str = ""
-    """The package whose code raised the exception, or `LLAMA_CPP_NAME`. Empty if unknown."""
-    settings: tuple[str, ...] = ()
-    """Flags and variables that this log sets, and without which the failure may not occur."""
-    first_step: str = ""
-    """Advice for this log alone. The cause's advice follows."""
-    version: str = ""
-    """The version of vLLM. Empty if it is unknown, like `platform`, such as `rocm`."""
-    platform: str = ""
 
 
 def find_cause(lines: Iterable[str]) -> Cause | None:
@@ -355,7 +349,7 @@ def _ended_by(run: Run) -> Cause | None:
         if cause.known is NOT_IN_LOG and run.error and run.error.known in _SPECIAL:
             sign = run.error
         if sign:
-            cause = replace(cause, known=sign.known, text=_shorten(sign.line.text))
+            cause = replace(cause, known=sign.known, text=_shorten(sign.text))
         return cause if run.end is None or _is_before(cause, run.end) else _describe_sign(run.end, run)
     cut = run.exceptions.cut
     is_engine_cut = cut is not None and cut.phase == SERVING and cut.role in _INNER
@@ -376,7 +370,7 @@ def _ended_by(run: Run) -> Cause | None:
     return _describe_mention(run.complaint) if run.complaint else None
 
 
-def _best_sign(run: Run) -> Sign | None:
+def _best_sign(run: Run) -> Cause | None:
     """The line that reports an end without an exception, or else a line that names the cause of this end."""
     sign = run.end or run.error or run.own_error
     if sign is None or sign.known is None or not sign.known.is_general:
@@ -385,15 +379,15 @@ def _best_sign(run: Run) -> Sign | None:
         return run.own_error
     if sign.known is NOT_IN_LOG:
         return run.error or run.mention or sign
-    named = _named_line(run, 0, sign.number)
+    named = _named_line(run, 0, sign.line)
     return sign if named is None or (sign.known is _CRASH and named.known is _KILL) else named
 
 
-def _named_line(run: Run, first: int, last: int = 0) -> Sign | None:
+def _named_line(run: Run, first: int, last: int = 0) -> Cause | None:
     """A line with a cause that is not general, between line `first` and some lines after line `last`."""
     last = (last or first) + _MOST_LINES_OF_AN_END
     named = (each for each in (run.error, run.mention) if each and each.known in _SPECIAL)
-    return next((each for each in named if first <= each.number <= last), None)
+    return next((each for each in named if first <= each.line <= last), None)
 
 
 def _counts(failure: Failure, run: Run) -> bool:
@@ -423,14 +417,14 @@ def _quoting_another(failures: list[Failure], failure: Failure) -> Failure | Non
     return None
 
 
-def _is_before(cause: Cause, end: Sign) -> bool:
+def _is_before(cause: Cause, end: Cause) -> bool:
     """Whether `cause` explains more than `end`: it is earlier in the log, or `end` is general.
 
     A general exception after a crash, such as Ray's, only reports that crash.
     """
     is_report = end.known is _CRASH and cause.known is not None and cause.known.is_general
     is_general = end.known is not None and end.known.is_general and not is_report
-    return cause.line <= end.number or (is_general and cause.known is not STOPPED)
+    return cause.line <= end.line or (is_general and cause.known is not STOPPED)
 
 
 def _describe(failure: Failure, run: Run) -> Cause:
@@ -446,7 +440,7 @@ def _describe(failure: Failure, run: Run) -> Cause:
     last_resort = _last_resort(texts[0], failure)
     text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
-        text, known = run.hint.line.text, run.hint.known
+        text, known = run.hint.text, run.hint.known
     if known and known.phase == KV_CACHE and _is_beside(failure.process, run.engine):
         known = KV_CACHE_BESIDE
     phase, quote = _phase_of(failure, known), _quote(text, known, failure)
@@ -512,16 +506,15 @@ def _phase_of(failure: Failure, known: KnownCause | None) -> str:
     return (known and known.phase) or phase_of_functions(failure.functions) or failure.phase
 
 
-def _describe_sign(sign: Sign, run: Run) -> Cause:
+def _describe_sign(sign: Cause, run: Run) -> Cause:
     if run.hint and (sign.known is None or sign.known.is_general):
         sign = run.hint
-    phase = (sign.known and sign.known.phase) or sign.phase
-    cause = Cause(sign.line.process, phase, _shorten(sign.line.text), sign.known, sign.number)
+    cause = replace(sign, phase=(sign.known and sign.known.phase) or sign.phase, text=_shorten(sign.text))
     return _with_context(cause, run, run.stack[::-1], "", is_inner=False) if run.stack and sign.known else cause
 
 
-def _describe_mention(sign: Sign) -> Cause:
-    return Cause(sign.line.process, "", _shorten(sign.line.text), sign.known, sign.number, is_mention=True)
+def _describe_mention(sign: Cause) -> Cause:
+    return replace(sign, phase="", text=_shorten(sign.text), is_mention=True)
 
 
 def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> KnownCause | None:
