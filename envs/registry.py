@@ -80,7 +80,6 @@ class Environment:
     VCLI_PROBE_PROCESS = boolean(True, "While vLLM serves, answer `/health` in a separate process.")
     VCLI_PRELOAD_PLAN = internal(text("File with the modules that vLLM's forkserver imports."))
     VCLI_START_FOLDER = internal(text("Folder of one start. Programs of vLLM that have it end with the start."))
-    VCLI_API_PROCESS = internal(optional_integer("Id of the API process, with which the forkserver exits.", minimum=1))
     VCLI_GIVEN_VARIABLES = internal(text("A template process's variables before it changed them, as JSON."))
     VCLI_HUB_ENDPOINTS = internal(text("All mirrors of HF_ENDPOINT, which keeps only the first one."))
     VCLI_BAKED = text("Folder that `vllm-cli bake` has written, by default /opt/vllm-cli/baked. `off` uses none.")

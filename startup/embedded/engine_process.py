@@ -7,11 +7,15 @@ import signal
 import socket
 import stat
 import sys
+import threading
 import time
+from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Final
 
+from base.errors import EngineStartError
 from base.machine.memory import OomWatch
 from base.machine.processes import EndWatch, process_start_ns
 from base.wording import signal_name
@@ -23,14 +27,19 @@ from startup.imports.torch_environment import set_torch_variables
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.processes import death_pipe, forkserver, group_signals
+from startup.processes.forkserver import ForkError
 from startup.processes.new_program import without_group_signals, without_main_module
-from startup.reports.crash.output_record import OutputRecord
+from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 
 logger = logging.getLogger(__name__)
 
 PRELOAD_MODULE = "startup.embedded.preload"
-_KILL_AFTER_S = 5.0
-_STANDARD_FDS = (0, 1, 2)
+_KILL_AFTER_S: Final = 5.0
+_KILL_AGAIN_S: Final = 0.1
+_SWITCH_S: Final = 0.0002
+"""Seconds that the main thread may hold the interpreter lock while another thread starts the engine. That
+thread needs the lock after each system call. With Python's default of 5 ms, its request takes up to 20 ms."""
+_STANDARD_FDS: Final = (0, 1, 2)
 
 
 class EngineProcess:
@@ -76,6 +85,86 @@ class EngineProcess:
         self._end_watch.close()
 
 
+class EngineStarter:
+    """Starts and stops the engine process. Used on the main thread."""
+
+    def __init__(
+        self,
+        context: BaseContext,
+        files: Callable[[], ModelFiles],
+        config: EngineConfig,
+        logs: LogOptions,
+        record: OutputRecord,
+    ) -> None:
+        """Begins the first start. Until `wait_started` has returned, only `close` may be called.
+
+        Raises:
+            EngineStartError: the process could not be started.
+        """
+        self._record = record
+        self._begin: Callable[[], EngineProcess] = lambda: start_engine(
+            context, files(), config, logs=logs, record=record
+        )
+        self._process: EngineProcess | None = None
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+        self._switch_s = sys.getswitchinterval()
+        if blocks_on_imports(context):
+            sys.setswitchinterval(_SWITCH_S)
+            self._thread = threading.Thread(target=self._run, name="engine-start", daemon=True)
+            group_signals.start_thread(self._thread)
+        else:
+            self._process = self._start()
+
+    def wait_started(self) -> EngineProcess:
+        """Waits until the forkserver, if there is one, has finished its imports and forked the process.
+
+        Raises:
+            EngineStartError: the process could not be started.
+        """
+        self._join()
+        if self._error is not None:
+            if not isinstance(self._error.__cause__, ForkError):
+                raise self._error
+            self._process = self._start()  # a new program, which the kernel would end with that thread
+        assert self._process is not None
+        return self._process
+
+    def record_end(self) -> None:
+        """Adds the stack of a crashed engine process to the record."""
+        if self._process is not None and self._process.pid is not None:
+            code = self._process.exitcode
+            if code is not None and code < 0 and -code != signal.SIGKILL:
+                ProcessEnds(self._record).add(self._process.pid, code)
+
+    def close(self) -> None:
+        """Stops the process. If a forkserver has not forked it yet, kills the forkserver to end the wait."""
+        while self._thread is not None and self._thread.is_alive():
+            forkserver.kill()
+            self._thread.join(_KILL_AGAIN_S)
+        self._join()
+        if self._process is not None:
+            self._process.close()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            sys.setswitchinterval(self._switch_s)
+
+    def _start(self) -> EngineProcess:
+        try:
+            return self._begin()
+        except OSError as err:
+            raise EngineStartError(f"the engine process could not be started: {err}") from err
+
+    def _run(self) -> None:
+        try:
+            self._process = self._start()
+        except Exception as err:  # noqa: BLE001 - `wait_started` raises it
+            self._error = err
+
+
 def prepare(context: BaseContext, files: ModelFiles | None) -> None:
     """Starts the engine's imports early, in the forkserver or, with `fork`, in this process.
 
@@ -86,7 +175,6 @@ def prepare(context: BaseContext, files: ModelFiles | None) -> None:
     if method == "forkserver":
         if files is not None and (module := modeling_module(files.path)):
             os.environ.setdefault(env.VCLI_PRELOAD_MODULE.name, module)
-        os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
         try:
             forkserver.ensure_forkserver(PRELOAD_MODULE)
         except OSError as err:
@@ -164,13 +252,13 @@ def _main(  # noqa: PLR0913 - all that the new process needs
 
 
 def _end_with_parents() -> None:
-    """Makes the kernel end this process with the API process, and with a forkserver that forked it."""
+    """Makes the kernel end this process with the API process. A fork also ends with its forkserver."""
     api_process = multiprocessing.parent_process()
     assert api_process is not None
     assert api_process.pid is not None
     death_pipe.arm(api_process.sentinel)
-    preload = sys.modules.get(PRELOAD_MODULE)
-    death_pipe.follow_parent(preload.PID if preload is not None else api_process.pid)
+    if PRELOAD_MODULE not in sys.modules:
+        death_pipe.follow_parent(api_process.pid)
 
 
 def _close_other_sockets(keep: socket.socket) -> None:

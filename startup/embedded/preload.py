@@ -17,17 +17,15 @@ from startup.processes import death_pipe, group_signals
 
 _BEGIN_NS = time.monotonic_ns()
 
+_PID = os.getpid()
+
 group_signals.ignore()
-if (api_process := env.VCLI_API_PROCESS.get()) is not None:
-    death_pipe.follow_parent(api_process)
-PID = os.getpid()
-"""The forkserver's pid. Children end with the forkserver, because only it can report their exit codes."""
 
 
 def _follow_forkserver() -> None:
-    """Runs first in a child. The child then ends with the forkserver even before it unpickles its target."""
-    if os.getppid() == PID:
-        death_pipe.follow_parent(PID)
+    """Runs first in a child. A child ends with the forkserver, because only that can report its exit code."""
+    if os.getppid() == _PID:
+        death_pipe.follow_parent(_PID)
 
 
 os.register_at_fork(after_in_child=_follow_forkserver)

@@ -34,8 +34,7 @@ from server.text.model_files.model_kind import accepts_images
 from server.text.model_files.tokenizer_files import find_tokenizer_mode
 from startup import start_origin
 from startup.embedded import engine_process
-from startup.embedded.engine_process import EngineProcess, use_start_method
-from startup.embedded.starter import EngineStarter
+from startup.embedded.engine_process import EngineProcess, EngineStarter, use_start_method
 from startup.errors import PortInUseError, StartupError
 from startup.files.download.obtain import finish_download
 from startup.files.model.file_plan import FilePlan, plan_files

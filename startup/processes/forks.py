@@ -1,9 +1,10 @@
 """The forks of a process, each for a connection on which another process has requested it."""
 
 import os
+import select
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 from base.machine.descriptors import move_up
@@ -13,7 +14,9 @@ from startup.processes.messages import ENDED, encode
 class Forks:
     """Forks this process, and reports how the forks end. Handles SIGCHLD. Is created on the main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: Callable[[int, int], None] | None = None) -> None:
+        """`on_end` is called with pid and exit code of a fork that has ended, before its end is reported."""
+        self._on_end = on_end
         self.connections: dict[int, socket.socket] = {}
         """The connections of the forks that run, by pid."""
         self._fds = tuple(map(move_up, os.pipe()))
@@ -22,12 +25,23 @@ class Forks:
         signal.set_wakeup_fd(self._fds[1], warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    def fileno(self) -> int:
-        """A descriptor that becomes readable once a fork has ended."""
-        return self._fds[0]
+    def wait(self, *fds: int) -> tuple[set[int], list[int]]:
+        """Waits until a descriptor is readable or forks have ended. Returns the descriptors and the forks.
 
-    def fork(self, connection: socket.socket) -> bool:
-        """Forks a process for the connection. Returns True in the fork. Raises OSError if there is none."""
+        Reports the exit code of each such fork on its connection.
+        """
+        poll = select.poll()
+        for fd in (self._fds[0], *fds):
+            poll.register(fd, select.POLLIN)
+        readable = {fd for fd, _ in poll.poll()}
+        return readable, self._reap() if self._fds[0] in readable else []
+
+    def fork(self, connection: socket.socket, *others: socket.socket) -> bool:
+        """Forks a process for the connection. Returns True in the fork, where `others` are closed.
+
+        Raises:
+            OSError: there is no fork.
+        """
         try:
             pid = os.fork()
         except OSError:
@@ -40,25 +54,23 @@ class Forks:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for fd in self._fds:
             os.close(fd)
-        for other in self.connections.values():
+        for other in (*self.connections.values(), *others):
             other.close()
         self.connections.clear()
         return True
 
-    def reap(self, on_end: Callable[[int, int], None] | None = None) -> Iterator[int]:
-        """Reports the exit code of each fork that has ended on its connection. Yields its pid.
-
-        `on_end` is called before the report, with pid and exit code.
-        """
+    def _reap(self) -> list[int]:
         with suppress(BlockingIOError):
             os.read(self._fds[0], 4096)
+        found = []
         for pid in list(self.connections):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if not ended:
                 continue
+            found.append(pid)
             code = os.waitstatus_to_exitcode(status)
-            if on_end is not None:
-                on_end(pid, code)
+            if self._on_end is not None:
+                self._on_end(pid, code)
             with self.connections.pop(pid) as connection, suppress(OSError):
                 connection.send(encode([ENDED, b"%d" % code]), socket.MSG_DONTWAIT)
-            yield pid
+        return found

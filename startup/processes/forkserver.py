@@ -12,7 +12,6 @@ over the pair (`startup.processes.messages`). When the fork ends, the forkserver
 import importlib
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -29,6 +28,7 @@ from base.machine.processes import is_alive
 from envs import foreign
 from startup.hook import Name, Text
 from startup.processes import interpreter
+from startup.processes.death_pipe import follow_parent
 from startup.processes.forks import Forks
 from startup.processes.forkserver_watch import ended_if_it_hangs
 from startup.processes.messages import MessageError, RefusedError, agree_to_fork, receive, wait_for_agreement
@@ -231,7 +231,8 @@ def _start_forkserver(preload_module: str) -> None:
     with theirs, ExitStack() as stack:
         stack.enter_context(without_group_signals())
         stack.enter_context(foreign.overlaid(_WITHOUT_WORKING_FOLDER))
-        code = f"import {OWN_PACKAGES_MODULE}; from {__name__} import main; main({theirs.fileno()}, {preload_module!r})"
+        call = f"main({theirs.fileno()}, {preload_module!r}, {os.getpid()})"
+        code = f"import {OWN_PACKAGES_MODULE}; from {__name__} import main; {call}"
         words = [os.fsencode(word) for word in (*spawn.get_command_line()[:-2], code)]
         pid = start_program(words, [theirs.fileno()])
     _server = _Server(pid, move_socket_up(ours))
@@ -279,13 +280,15 @@ def refuse_forks(reason: str) -> None:
     _refusal = reason
 
 
-def main(fd: int, preload_module: str) -> None:
+def main(fd: int, preload_module: str, launcher_pid: int) -> None:
     """The forkserver's program.
 
     Args:
         fd: the socket for requests. It reaches its end of file when no process is left to send requests.
         preload_module: the module whose import prepares the forks.
+        launcher_pid: the process that has started this one, and with which this one ends.
     """
+    follow_parent(launcher_pid)
     link = move_socket_up(socket.socket(fileno=fd))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -306,20 +309,16 @@ def main(fd: int, preload_module: str) -> None:
 
 def _serve(link: socket.socket) -> socket.socket:
     """Forks a process for each request. Returns only in the forks."""
-    forks = Forks()
+    forks = Forks(_on_end)
     while True:
-        readable = select.select([link.fileno(), forks.fileno()], [], [])[0]
-        if forks.fileno() in readable:
-            list(forks.reap(_on_end))
-        if link.fileno() not in readable:
+        if link.fileno() not in forks.wait(link.fileno())[0]:
             continue
         content, fds, _, _ = socket.recv_fds(link, len(_REQUEST), 1)
         if not content:
             os._exit(0)
         connection = socket.socket(fileno=move_up(fds[0]))
         with suppress(OSError):  # the requesting process finds the connection closed
-            if forks.fork(connection):
-                link.close()
+            if forks.fork(connection, link):
                 return connection
 
 

@@ -90,6 +90,9 @@ class _Dormant(NamedTuple):
     connection: socket.socket
     at_import: Mapping[str, str]
 
+    def has_present_value(self, name: str) -> bool:
+        return self.at_import.get(name, "") == foreign.text_of(name)
+
 
 def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str]) -> None:
     """Forks the dormant process. Call it while this process has only its main thread.
@@ -120,21 +123,18 @@ def dormant_pid() -> int | None:
     return None if _dormant is None else _dormant.pid
 
 
-def discard_dormant() -> None:
-    """Kills the dormant process, because this start needs no forkserver."""
+def discard_dormant(names: Iterable[str] | None = None) -> None:
+    """Kills the dormant process, because this start does not use it.
+
+    With `names`, only if one of these variables has changed since the imports.
+    """
     global _dormant
-    if _dormant is not None:
-        os.kill(_dormant.pid, signal.SIGKILL)  # forks of this process may keep the connection open
-        os.waitpid(_dormant.pid, 0)
-        _dormant.connection.close()
-        _dormant = None
-
-
-def differing_variable(names: Iterable[str]) -> str | None:
-    """The first of these variables whose value has changed since the imports. None if none has changed."""
-    if _dormant is None:
-        return None
-    return next((n for n in sorted(names) if _dormant.at_import.get(n, "") != foreign.text_of(n)), None)
+    if _dormant is None or (names is not None and all(map(_dormant.has_present_value, names))):
+        return
+    os.kill(_dormant.pid, signal.SIGKILL)  # forks of this process may keep the connection open
+    os.waitpid(_dormant.pid, 0)
+    _dormant.connection.close()
+    _dormant = None
 
 
 def _become(request: "Request", connection: socket.socket, before: Mapping[str, str]) -> None:
@@ -177,6 +177,16 @@ class Request(NamedTuple):
         return cls(words, dictionary(variables), open_fds, texts, moved[len(numbers) :])
 
 
+@contextmanager
+def refused_if_it_fails(connection: socket.socket) -> Iterator[None]:
+    """In a fork, becomes the requested process in this block. Otherwise refuses the request, and exits."""
+    try:
+        yield
+    except (OSError, ValueError, MessageError, RefusedError) as err:  # also if the requesting process has ended
+        refuse(connection, str(err))
+        os._exit(1)
+
+
 def send_program(
     connection: socket.socket, words: list[bytes], fds: Iterable[int], texts: Iterable[str] = (), *other_fds: int
 ) -> None:
@@ -192,7 +202,7 @@ def run_program(connection: socket.socket, begin: Callable[[Request], None]) -> 
     """
     exit_code = 1
     try:
-        try:
+        with refused_if_it_fails(connection):
             atexit._clear()  # drops the exit functions of the parent process
             atexit.register(EXIT_FUNCTION.get(util))  # since 3.13, multiprocessing relies on it
             request = Request.receive(connection)
@@ -201,9 +211,6 @@ def run_program(connection: socket.socket, begin: Callable[[Request], None]) -> 
             sys.argv[:] = map(os.fsdecode, (b"-c", *request.words[code + 1 :]))
             foreign.replace_all(request.variables)
             begin(request)
-        except (OSError, ValueError, MessageError, RefusedError) as err:  # also if the sending process has ended
-            refuse(connection, str(err))
-            os._exit(exit_code)
         exec(request.words[code], {"__name__": "__main__"})  # the code comes from our parent
         exit_code = 0
     except SystemExit as err:

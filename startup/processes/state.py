@@ -110,16 +110,9 @@ def read_fields(path: str) -> dict[str, str]:
 
 def read_text(path: str) -> str:
     """The beginning of a file in /proc. Empty if the kernel has no such file or does not show it."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return os.read(fd, 65536).decode(errors="replace").strip("\0\n ")
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)
+    with suppress(OSError), open(path, "rb", buffering=0) as file:  # noqa: PTH123 - one call of read(2)
+        return file.read(65536).decode(errors="replace").strip("\0\n ")
+    return ""
 
 
 def refresh_libraries(changed: Mapping[str, str]) -> None:
@@ -139,7 +132,7 @@ def refresh_libraries(changed: Mapping[str, str]) -> None:
 
 
 def renew_random_state() -> None:
-    """Draws new seeds and identifiers, so that forks of one process draw different numbers."""
+    """Draws new seeds, identifiers and keys, so that forks of one process draw different ones."""
     modules: Mapping[str, Any] = sys.modules
     if "numpy.random" in modules:  # numpy imports it when first used, which takes 10 ms
         modules["numpy.random"].seed()
@@ -149,11 +142,7 @@ def renew_random_state() -> None:
         modules["uuid"]._last_timestamp = modules["uuid"]._node = None
     if "transformers.utils.hub" in modules:
         modules["transformers.utils.hub"].SESSION_ID = os.urandom(16).hex()
-
-
-def renew_authentication_key() -> None:
-    """Sets a new key for multiprocessing's connections, in a fork that was not made by multiprocessing."""
-    multiprocessing.current_process().authkey = os.urandom(32)
+    multiprocessing.current_process().authkey = os.urandom(32)  # multiprocessing gives its processes their parent's
 
 
 def _update_inductor(changed: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple, NoReturn
 
@@ -21,10 +21,10 @@ from base.machine.descriptors import move_socket_up, move_up
 from base.machine.processes import process_start_ns
 from envs import foreign
 from startup import start_origin
-from startup.processes import death_pipe, messages, new_program
-from startup.processes.messages import MessageError, RefusedError
-from startup.processes.new_program import Request
-from startup.processes.state import STANDARD, refresh_libraries, renew_authentication_key, take_descriptors
+from startup.processes import death_pipe, messages
+from startup.processes.messages import RefusedError
+from startup.processes.new_program import Request, fork_dormant, refused_if_it_fails
+from startup.processes.state import STANDARD, refresh_libraries, take_descriptors
 from startup.standby import process_state
 from startup.standby.front_process import interpreter_state
 from startup.standby.import_state import ImportEnvironment, InstalledFiles
@@ -40,8 +40,6 @@ class TemplateFacts(NamedTuple):
     """Facts about the template process."""
 
     pid: int
-    at_import: Mapping[str, str]
-    """The template's variables after its imports. A dormant forkserver is used only if they are equal."""
     environment: ImportEnvironment
     why_cold: Callable[[Sequence[str]], str | None]
     """Returns why a server with these words after `serve` cannot use the imports, or None."""
@@ -80,9 +78,10 @@ def take_over(
     Call this before anything is read from the connection to the front process. `on_stale` is called with a
     reason if the template process must be replaced.
     """
+    at_import = foreign.snapshot()
     connection = move_socket_up(connection)
     connection.settimeout(_REQUEST_S)
-    try:
+    with refused_if_it_fails(connection):
         request = Request.receive(connection)
         *_, (begin_ns,) = request.more
         if (change := template.files.find_change()) is not None:
@@ -95,11 +94,6 @@ def take_over(
         messages.wait_for_agreement(connection, [pidfd])
         os.close(pidfd)
         connection.settimeout(None)
-    except RefusedError as err:
-        messages.refuse(connection, str(err))
-        os._exit(0)
-    except (OSError, ValueError, MessageError):  # the front process has gone, or is not one of ours
-        os._exit(0)
     start_origin.warm = start_origin.WarmOrigin(
         front_pid=front_pid,
         front_begin_ns=process_start_ns(front_pid),
@@ -112,7 +106,7 @@ def take_over(
     os.close(request.fds[0])
     link = FrontLink(connection)
     start_origin.start_again = link.start_again
-    new_program.fork_dormant(link.close, template.at_import)
+    fork_dormant(link.close, at_import)
     return link
 
 
@@ -145,7 +139,6 @@ def _become_equal(request: Request, connection: socket.socket, front_pid: int, e
     replace_command_line(masked_words(orig_argv))
     _set_text_layer(*text_state)
     refresh_libraries(changed)
-    renew_authentication_key()
 
 
 @contextmanager

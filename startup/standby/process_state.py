@@ -11,7 +11,7 @@ Landlock rules, securebits, and the session keyring. But the number of seccomp f
 import os
 import resource
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -103,23 +103,29 @@ def take_over(pid: int) -> str | None:
 
 def _properties(pid: int) -> dict[str, str]:
     status = status_of(pid)
+    spaces = Path(f"/proc/{pid}/ns")
     found = {name: status.get(name, "") for name in _STATUS}
-    found |= {f"the {name} namespace": _link(f"/proc/{pid}/ns/{name}") for name in os.listdir("/proc/self/ns")}  # noqa: PTH208
+    found |= {f"the {name} namespace": _shown((spaces / name).readlink) for name in os.listdir("/proc/self/ns")}  # noqa: PTH208
     found |= {f"/proc/PID/{name}": read_text(f"/proc/{pid}/{name}") for name in _FILES}
-    found |= {f"the soft limit {name}": _soft_limit(pid, name) for name in _LIMITS_AT_EXEC}
-    found["the root directory"] = _root_directory(pid)
+    found |= {f"the soft limit {name}": _shown(_soft_limit, pid, name) for name in _LIMITS_AT_EXEC}
+    found["the root directory"] = _shown(_root_directory, pid)
     found["the memory policy"] = "".join(read_text(f"/proc/{pid}/numa_maps").split(" ", 2)[1:2])
     found["the scheduling policy"] = f"{os.sched_getscheduler(pid)} {os.sched_getparam(pid).sched_priority}"
     found["the nice value"] = str(os.getpriority(os.PRIO_PROCESS, pid))
-    found["the I/O priority"] = _io_priority(pid)
+    found["the I/O priority"] = _shown(lambda: psutil.Process(pid).ionice())
     return found
 
 
-def _soft_limit(pid: int, name: str) -> str:
+def _shown(read: Callable[..., object], *arguments: object) -> str:
+    """What the call returns, as text. Empty if the kernel or a sandbox does not show it to this user."""
     try:
-        return str(resource.prlimit(pid, LIMITS[name])[0])
-    except PermissionError:  # another user or group, which is a difference of its own
+        return str(read(*arguments))
+    except (OSError, psutil.Error):
         return ""
+
+
+def _soft_limit(pid: int, name: str) -> int:
+    return resource.prlimit(pid, LIMITS[name])[0]
 
 
 def _set_signal_actions(ignored: int) -> None:
@@ -168,32 +174,15 @@ def _limits_of(folder: Path, top: Path) -> set[str]:
     return {f"{name}={value}" for name, value in values if value not in _UNLIMITED}
 
 
-def _io_priority(pid: int) -> str:
-    try:
-        return str(psutil.Process(pid).ionice())
-    except (OSError, psutil.Error):  # a kernel or sandbox without I/O priorities
-        return ""
-
-
 def _root_directory(pid: int) -> str:
     """Device, inode and mount of a process's root. Two bind mounts of the same folder are different roots."""
-    try:
-        fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return ""
+    fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
     try:
         root = os.fstat(fd)
         mount = read_fields(f"/proc/self/fdinfo/{fd}").get("mnt_id")
         return f"{root.st_dev} {root.st_ino} {mount}"
     finally:
         os.close(fd)
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)  # noqa: PTH115
-    except OSError:
-        return ""
 
 
 def _short(value: str) -> str:

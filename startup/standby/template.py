@@ -7,7 +7,6 @@ import gc
 import importlib
 import logging
 import os
-import select
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +73,6 @@ def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLi
     use_huge_pages()
     facts = TemplateFacts(
         pid=os.getpid(),
-        at_import=foreign.snapshot(),
         environment=ImportEnvironment(given, frozenset(read), written_since(before)),
         why_cold=imports.why_cold,
         files=files,
@@ -100,27 +98,27 @@ class _Template:
         self._facts = facts
         self._imports = imports
         self._forks = Forks()
-        self._is_retired = False
-        """Whether the process no longer listens, and only reports how its servers end."""
 
     def run(self) -> FrontLink:
         """Forks until the standby ends or replaces this process. Then waits until all servers have ended."""
-        poll = select.poll()
-        for fd in (self._forks.fileno(), self._listener.fileno(), self._standby.fileno()):
-            poll.register(fd, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poll.poll()}
-            if self._forks.fileno() in ready:
-                self._reap()
+            ready = self._wait(self._listener.fileno(), self._standby.fileno())
             if self._standby.fileno() in ready:  # end of file
-                poll.unregister(self._standby.fileno())
-                poll.unregister(self._listener.fileno())
                 self._listener.close()
-                self._is_retired = True
-            if self._is_retired and not self._forks.connections:
+                while self._forks.connections:
+                    self._wait()
                 os._exit(0)  # the end of the interpreter would free all modules, and some libraries report leaks
             if self._listener.fileno() in ready and (link := self._fork_for(self._accept_all())) is not None:
                 return link
+
+    def _wait(self, *fds: int) -> set[int]:
+        """Waits until a descriptor is readable or servers have ended. Reports these to the standby."""
+        ready, ended = self._forks.wait(*fds)
+        for pid in ended:
+            self._report(ENDED + b" %d" % pid)
+            if (reason := self._imports.why_renew()) is not None:
+                self._report(INCOMPLETE + b" " + os.fsencode(reason))
+        return ready
 
     def _fork_for(self, connections: list[socket.socket]) -> FrontLink | None:
         """Forks a process for each connection. Returns a link only in a forked process."""
@@ -128,10 +126,15 @@ class _Template:
             connection = connections.pop(0)
             front_pid, _ = peer_of(connection)
             try:
-                if self._forks.fork(connection):
-                    return self._become_server(connection, front_pid, connections)
+                is_fork = self._forks.fork(connection, self._listener, *connections)
             except OSError as err:  # the start is cold
                 logger.warning("no server can be forked: %s", err)
+                continue
+            if is_fork:
+                link = take_over(connection, front_pid, self._facts, self._report_stale)
+                self._report(STARTED + b" %d" % os.getpid())
+                self._standby.close()
+                return link
         return None
 
     def _accept_all(self) -> list[socket.socket]:
@@ -149,27 +152,12 @@ class _Template:
                 connection.send(sockets.ACK, socket.MSG_DONTWAIT)
             accepted.append(connection)
 
-    def _become_server(self, connection: socket.socket, front_pid: int, others: Sequence[socket.socket]) -> FrontLink:
-        for other in (self._listener, *others):
-            other.close()
-        link = take_over(connection, front_pid, self._facts, self._report_stale)
-        self._report(STARTED + b" %d" % os.getpid())
-        self._standby.close()
-        return link
-
     def _report_stale(self, reason: str) -> None:
         self._report(STALE + b" " + os.fsencode(reason[:1000]))
 
     def _report(self, message: bytes) -> None:
         with suppress(OSError):
             self._standby.send(message, socket.MSG_DONTWAIT)
-
-    def _reap(self) -> None:
-        """Reports each server that has ended."""
-        for pid in self._forks.reap():
-            self._report(ENDED + b" %d" % pid)
-            if (reason := self._imports.why_renew()) is not None:
-                self._report(INCOMPLETE + b" " + os.fsencode(reason))
 
 
 def _listen(kind: str) -> socket.socket:
@@ -197,7 +185,10 @@ def use_huge_pages() -> int:
     the page and copies only the 4 KiB that are written to. Memory that the server allocates later is not
     affected.
     """
-    if not _may_use_huge_pages():
+    try:
+        if "[never]" in _HUGE_PAGES.read_text():
+            return 0
+    except OSError:  # the kernel has none
         return 0
     madvise = load_libc().madvise
     num_pages = 0
@@ -207,13 +198,6 @@ def use_huge_pages() -> int:
             num_pages += madvise(address, _HUGE_PAGE_BYTES, _MADV_COLLAPSE) == 0
     logger.debug("%d MB of memory are in huge pages", num_pages * _HUGE_PAGE_BYTES >> 20)
     return num_pages
-
-
-def _may_use_huge_pages() -> bool:
-    try:
-        return "[never]" not in _HUGE_PAGES.read_text()
-    except OSError:  # the kernel has none
-        return False
 
 
 def _private_memory() -> Iterator[tuple[int, int]]:

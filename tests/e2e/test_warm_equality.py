@@ -74,7 +74,7 @@ def _describe(model: Path, environment: Mapping[str, str], folder: Path, standby
     texts = [(folder / role).read_text().replace(port, "PORT") for role in ("api", "engine")]
     described = _Description(json.loads(json.dumps(outside).replace(port, "PORT")), *map(json.loads, texts))
     for inside in (described.api, described.engine):
-        for name in ("DESCRIBE_IN", "VCLI_STANDBY", "VCLI_API_PROCESS"):
+        for name in ("DESCRIBE_IN", "VCLI_STANDBY"):
             inside["environment"].pop(name, None)
     return described
 

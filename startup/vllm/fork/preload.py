@@ -30,7 +30,6 @@ from startup.imports.gpu_guard import driver_kept_uninitialized, why_unforkable 
 from startup.imports.learned_imports import learned_imports  # noqa: E402
 from startup.logs.setup import configure_own_loggers  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
-from startup.processes.death_pipe import follow_parent  # noqa: E402
 from startup.processes.forkserver import refuse_forks  # noqa: E402
 from startup.reports.crash.output_record import OutputRecord  # noqa: E402
 from startup.vllm.api_server_imports import import_leniently  # noqa: E402
@@ -47,8 +46,6 @@ from startup.vllm.patches.temp_files import keep_temp_files  # noqa: E402
 
 
 def _preload(plan: PreloadPlan) -> None:
-    if (launcher := env.VCLI_API_PROCESS.get()) is not None:
-        follow_parent(launcher)
     configure_own_loggers("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
     place_only_for(plan.release)
     find_unfit_silently()

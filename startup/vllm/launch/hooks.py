@@ -17,7 +17,7 @@ from startup.hook import Hook, StartPart, Text, hooks_of, leave_out_misfits, pla
 from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
 from startup.processes import interpreter, state
 from startup.vllm.api_server_imports import import_leniently
-from startup.vllm.fork import forkserver, forkserver_start, preload_profile
+from startup.vllm.fork import forkserver, preload_profile
 from startup.vllm.patches import engine_wait, late_imports, late_renderer
 from startup.vllm.patches.placing import PLACED_IN
 from startup.vllm.serving import engine_death, rust_frontend
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _DECLARED_IN: Final = (
     preload_profile, forkserver, rust_frontend, engine_death, gpu_guard, late_imports, cheap_calls,
-    scan_cache, engine_wait, late_renderer, *PLACED_IN, forkserver_start, state, facts, lean,
+    scan_cache, engine_wait, late_renderer, *PLACED_IN, state, facts, lean,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

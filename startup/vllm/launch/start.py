@@ -50,7 +50,7 @@ from startup.storage.caches import add_baked_inspections, keep_bytecode, use_bak
 from startup.storage.run_record import RunRecord, run_recorded
 from startup.storage.temp_folder import ensure_temp_folder
 from startup.vllm.api_server_imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
-from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
+from startup.vllm.fork.forkserver import forkserver_environment, start_forkserver
 from startup.vllm.fork.preload_profile import (
     disable_preloading,
     forget_failure,

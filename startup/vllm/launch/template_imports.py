@@ -24,7 +24,7 @@ from startup.imports.learned_imports import learn, learned_imports
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.settings.serve_words import ServeWords, is_eager
 from startup.vllm.api_server_imports import LATER_MODULES, import_api_server, import_leniently
-from startup.vllm.fork.forkserver_start import forkserver_environment
+from startup.vllm.fork.forkserver import forkserver_environment
 from startup.vllm.fork.preload_profile import (
     PreloadProfile,
     StartKind,

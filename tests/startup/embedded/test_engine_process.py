@@ -1,17 +1,21 @@
 """The engine process and its start: the start method, a start in a thread, and the running process."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from base.errors import EngineStartError
 from envs.registry import START_METHODS
-from startup.embedded.engine_process import EngineProcess
-from startup.embedded.starter import BackgroundStart
+from server.terms.config import EngineConfig, ModelFiles
+from startup.embedded.engine_process import EngineStarter
 from startup.files.model.checkpoint_folder import modeling_module
+from startup.logs.options import LogOptions
 from startup.processes.group_signals import GROUP_SIGNALS
+from startup.reports.crash.output_record import OutputRecord
 from tests.support.cli import python_output
 from tests.support.processes import disturbing
 
@@ -67,22 +71,20 @@ def test_an_engine_that_cannot_read_its_requests_exits(model_path):
     assert "the engine failed" in run.stderr
 
 
-def _fail() -> EngineProcess:
-    raise OSError("no process")
+def _without_files() -> ModelFiles:
+    raise OSError("no files")
 
 
-def test_the_switch_interval_is_restored_after_a_start():
+@pytest.mark.parametrize("is_abandoned", [False, True])
+def test_the_switch_interval_is_restored_after_a_start_in_a_thread(is_abandoned, tmp_path):
     before = sys.getswitchinterval()
-    start = BackgroundStart(_fail)
+    context, record = multiprocessing.get_context("forkserver"), OutputRecord(tmp_path)
+    starter = EngineStarter(context, _without_files, EngineConfig(), LogOptions(level="INFO"), record)
     assert sys.getswitchinterval() < before
-    with pytest.raises(OSError, match="no process"):
-        start.wait()
-    assert sys.getswitchinterval() == before
-
-
-def test_the_switch_interval_is_restored_after_an_abandoned_start():
-    before = sys.getswitchinterval()
-    assert BackgroundStart(_fail).abandon() is None
+    if not is_abandoned:
+        with pytest.raises(EngineStartError, match="no files"):
+            starter.wait_started()
+    starter.close()
     assert sys.getswitchinterval() == before
 
 

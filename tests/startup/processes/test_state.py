@@ -37,7 +37,6 @@ for _ in range(2):
         changed = {"TZ": "XYZ-3", "TMPDIR": sys.argv[1]}
         os.environ.update(changed)
         state.refresh_libraries(changed)
-        state.renew_authentication_key()
         threads = len(os.listdir("/proc/self/task"))
         print(json.dumps(drawn() | folder_and_zone() | {"threads": threads}), flush=True)
         os._exit(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm.fork.forkserver_start import forkserver_environment
+from startup.vllm.fork.forkserver import forkserver_environment
 from startup.vllm.fork.preload_profile import (
     COMPILER,
     PreloadPlan,

@@ -28,10 +28,10 @@ def test_env_shows_every_variable_with_its_source(monkeypatch, capsys):
 
 
 def test_env_shows_an_internal_variable_only_where_it_is_set(monkeypatch, capsys):
-    monkeypatch.setenv("VCLI_API_PROCESS", "1")
+    monkeypatch.setenv("VCLI_PRELOAD_MODULE", "1")
     assert main(["env"]) == 0
     shown = capsys.readouterr().out
-    assert "VCLI_API_PROCESS = 1\n" in shown
+    assert "VCLI_PRELOAD_MODULE = 1\n" in shown
     assert "VCLI_START_FOLDER" not in shown
     assert "VLLM_ENGINE_READY_TIMEOUT_S = 600\n" in shown
 

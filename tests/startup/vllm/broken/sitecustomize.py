@@ -161,7 +161,7 @@ _OF_ALL = {
     "patch in worker": lambda: _without_phases("executor_init"),
     "patch in API server": lambda: _without_phases(in_forks=False),
     "step of the launcher": lambda: _after_import(
-        "startup.vllm.fork.forkserver_start", lambda module: setattr(module, "redirect_spawn", _fail)
+        "startup.vllm.fork.forkserver", lambda module: setattr(module, "start_forkserver", _fail)
     ),
     "system calls": _without_system_calls,
     "proc": _without_proc,
