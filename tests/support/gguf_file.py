@@ -1,16 +1,33 @@
-"""Writes GGUF files that have a header and no tensors."""
+"""Writes GGUF files: facts, and the tensors that a test gives as bytes."""
 
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
-_INTEGER, _STRING, _LIST = 4, 8, 9
+_INTEGER, _FLOAT, _STRING, _LIST = 4, 6, 8, 9
+_ALIGNMENT = 32
+Value: TypeAlias = str | int | float | Sequence[str | int]
 
 
-def write_gguf(file: Path, **facts: str | int | list[str]) -> Path:
+class GgufTensor(NamedTuple):
+    """A tensor. Its shape is that of transformers, and `kind` the number of its type."""
+
+    shape: tuple[int, ...]
+    kind: int
+    data: bytes
+
+
+def write_gguf(file: Path, tensors: Mapping[str, GgufTensor] | None = None, **facts: Value) -> Path:
     """Writes a file with these facts. `__` in a name stands for a dot: `general__architecture="qwen3"`."""
     content = b"".join(_text(key.replace("__", ".")) + _value(value) for key, value in facts.items())
+    data = b""
+    for name, (shape, kind, bytes_of_tensor) in (tensors or {}).items():
+        content += _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind, len(data))
+        data += bytes_of_tensor + bytes(-len(bytes_of_tensor) % _ALIGNMENT)
+    content = b"GGUF" + struct.pack("<IQQ", 3, len(tensors or {}), len(facts)) + content
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(facts)) + content)
+    file.write_bytes(content + bytes(-len(content) % _ALIGNMENT) * bool(data) + data)
     return file
 
 
@@ -24,12 +41,17 @@ def write_projector(file: Path, size: int = 1024) -> Path:
     return write_gguf(file, general__architecture="clip", clip__vision__projection_dim=size)
 
 
-def _value(value: str | int | list[str]) -> bytes:
+def _value(value: Value) -> bytes:
     if isinstance(value, int):
         return struct.pack("<II", _INTEGER, value)
+    if isinstance(value, float):
+        return struct.pack("<If", _FLOAT, value)
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _text(value)
-    return struct.pack("<IIQ", _LIST, _STRING, len(value)) + b"".join(map(_text, value))
+    kind = _value(value[0])[:4]
+    return (
+        struct.pack("<I", _LIST) + kind + struct.pack("<Q", len(value)) + b"".join(_value(each)[4:] for each in value)
+    )
 
 
 def _text(text: str) -> bytes:

