@@ -19,6 +19,7 @@
 #   make test-vllm-versions [VERSIONS="0.29.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
 #   make test-machines [MACHINES="trixie"] the first commands on fresh machines: Debian 12, 13, testing; as root
+#   make test-containers [ARGS="-k kube"]  the images and manifests with podman and runc, a rollout under load; as root
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load, half an hour of sleep: nothing grows
 #   make test-swaps [ARGS="--swaps 200"]   1000 random swaps of models with kills and file edits
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
@@ -61,7 +62,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow figures test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-soak test-swaps lint format size docs release release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts gpu-stub-swaps test-ci-vllm install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow figures test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-containers test-soak test-swaps lint format size docs release release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts gpu-stub-swaps test-ci-vllm install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -87,7 +88,7 @@ test-all: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(call run,not slow,$(WITH_TOOLS))
 
 test-slow: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(call run,slow and not gpu_stub,$(WITH_TOOLS))
+	$(call run,slow and not gpu_stub and not containers,$(WITH_TOOLS))
 
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m tools.gpu_figures $(ARGS)
@@ -145,6 +146,10 @@ test-vllm-suite: $(INSTALLED_DEV)
 # Nothing of .venv is used: the machines install their own.
 test-machines:
 	@$(PYTHON) -m tools.machines check $(MACHINES) $(ARGS)
+
+# One container at a time. The first run builds images, in minutes.
+test-containers: $(INSTALLED_DEV) $(DEFAULT_MODEL)
+	$(BIN)/python -m pytest tests/containers $(ARGS)
 
 test-soak: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest -s tests/soak/test_soak.py tests/soak/test_sleep.py --minutes 30 $(ARGS)

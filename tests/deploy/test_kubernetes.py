@@ -32,7 +32,8 @@ def test_a_pod_mounts_its_volumes_has_time_for_the_drain_and_probes(name):
     assert {volume["name"] for volume in spec["volumes"]} == set(mounts.values())
     is_vllm = name in PODS_OF_VLLM
     shutdown_s = _line(name).value("--shutdown-timeout") or (0 if is_vllm else _DRAIN_S)
-    assert spec.get("terminationGracePeriodSeconds", _KSERVE_STOP_S) > float(shutdown_s) + 5
+    [_, hook_s] = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert spec.get("terminationGracePeriodSeconds", _KSERVE_STOP_S) > float(hook_s) + float(shutdown_s) + 5
     assert {"/cache", "/tmp"} | ({"/dev/shm"} if is_vllm else set()) <= set(mounts)
     probes = {name: probe for name, probe in container.items() if name.endswith("Probe")}
     if name.endswith("worker"):

@@ -5,7 +5,7 @@ from typing import Final
 
 import pytest
 
-_PACKAGES: Final = {
+PACKAGES: Final = {
     "cc": "gcc",
     "kubectl": "kubernetes-client",
     "nsenter": "util-linux",
@@ -31,4 +31,4 @@ def require_tool(program: str) -> str:
 
 def how_to_install(program: str) -> str:
     """The reason for skipping a test: the missing program, and the command that installs it."""
-    return f"{program} is not installed: apt-get install {_PACKAGES.get(program, program)}"
+    return f"{program} is not installed: apt-get install {PACKAGES.get(program, program)}"

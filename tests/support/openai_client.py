@@ -37,6 +37,18 @@ def count_refusals(url: str, stop: Callable[[], object]) -> int:
     return num_refusals
 
 
+def judge(answer: Answer, *, is_stream: bool) -> str:
+    """How a completion ended: `answered`, `rejected` (503), `failed` (error event or 500) or `lost`."""
+    if answer.status == 503 and "retry-after" in answer.headers:
+        return "rejected"
+    if answer.status == 500 and b'"error"' in answer.body:
+        return "failed"
+    is_whole = answer.body.rstrip().endswith(b"[DONE]") if is_stream else b'"length"' in answer.body
+    if answer.status == 200 and is_whole:
+        return "failed" if b'"error"' in answer.body else "answered"
+    return "lost"
+
+
 class StreamReader:
     """Waits for the first event of a stream, then reads the other events in a thread."""
 
@@ -131,23 +143,12 @@ class LoadClients(_Clients):
                 return "again", None
             self.losses.append(repr(err))
             return "lost", None
-        ending = self._judge(answer, wants_stream)
+        if (ending := judge(answer, is_stream=wants_stream)) == "lost":
+            self.losses.append(f"{answer.status} {answer.body[-200:]!r}")
         if ending == "answered" and answer.headers.get("connection") != "close":
             return ending, connection
         connection.close()
         return ending, None
-
-    def _judge(self, answer: Answer, wants_stream: bool) -> str:
-        if answer.status == 503 and "retry-after" in answer.headers:
-            return "rejected"
-        if answer.status == 500 and b'"error"' in answer.body:
-            return "failed"
-        if answer.status == 200:
-            is_whole = answer.body.rstrip().endswith(b"[DONE]") if wants_stream else b'"length"' in answer.body
-            if is_whole:
-                return "failed" if b'"error"' in answer.body else "answered"
-        self.losses.append(f"{answer.status} {answer.body[-200:]!r}")
-        return "lost"
 
 
 class RepeatingClients(_Clients):

@@ -1,0 +1,142 @@
+"""Podman with a store of its own, images of this repository, and containers as servers.
+
+Images stay in .peers/containers for later runs. The base image is a Debian of `tools/machines.py`, which
+replaces `python:…-slim`. Builds use the host's settings of pip, and the local folders that they name.
+"""
+
+import json
+import os
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from tests.support.ports import free_port
+from tests.support.program import Server
+from tools import machines
+from tools.install import read_pip_settings
+
+ROOT: Final = Path(__file__).parents[2]
+STORE: Final = ROOT / ".peers" / "containers"
+_SUITE: Final = "bookworm"
+_PYTHON: Final = "3.11"
+"""The Python of this Debian."""
+_CONTAINERS_CONF: Final = """[containers]
+default_ulimits = []
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+runtime = "runc"
+"""
+"""No limits are raised, because some kernels forbid it. Neither systemd nor journald needs to run."""
+_STORAGE_CONF: Final = """[storage]
+driver = "overlay"
+graphroot = "{store}/storage"
+runroot = "/run/vllm-cli-test-containers"
+"""
+_BASE: Final = """FROM localhost/debian
+RUN apt-get update -qq -o Acquire::Check-Valid-Until=false && apt-get install -qq -y curl \
+ && ln -s /usr/bin/python3 /usr/local/bin/python
+"""
+"""Podman runs `curl` in the container for a probe with httpGet."""
+
+_SOURCES_OF_PIP: Final = ("index-url", "extra-index-url", "find-links", "trusted-host", "cert")
+_VLLM: Final = """FROM python:{python}-slim
+RUN apt-get update -qq -o Acquire::Check-Valid-Until=false && apt-get install -qq -y libnuma1
+RUN cd /repository && PYTHONDONTWRITEBYTECODE=1 python -m tools.peers --folder /opt vllm
+ENV PATH=/opt/vllm/bin:$PATH
+ENTRYPOINT ["vllm", "serve"]
+"""
+"""vLLM for CPU, in the form of vLLM's own images."""
+
+
+def podman(*words: object, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs podman. Its output is in the result and in the message of a failure."""
+    command = ["podman", *map(str, words)]
+    done = subprocess.run(command, env=variables(), capture_output=True, text=True, timeout=1800, **options)
+    assert done.returncode == 0 or not check, f"{command}\n{done.stdout[-4000:]}{done.stderr[-8000:]}"
+    return done
+
+
+@cache
+def variables() -> dict[str, str]:
+    """The variables of podman. Writes the files that they name."""
+    STORE.mkdir(exist_ok=True)
+    (STORE / "containers.conf").write_text(_CONTAINERS_CONF)
+    (STORE / "storage.conf").write_text(_STORAGE_CONF.format(store=STORE.resolve()))
+    return {
+        **os.environ,
+        "CONTAINERS_CONF": str(STORE / "containers.conf"),
+        "CONTAINERS_STORAGE_CONF": str(STORE / "storage.conf"),
+        "DISABLE_HC_SYSTEMD": "true",
+    }
+
+
+def build(name: str, *words: object, context: Path = ROOT, file: str | None = None) -> str:
+    """Builds an image, from the text of a Dockerfile or from the context's file. Returns the name."""
+    words = (*words, "--build-arg", f"PYTHON_VERSION={_PYTHON}", *_pip(), *(("-f", "-") if file else ()))
+    podman("build", "--format=docker", "--network=host", "--pull=never", "-t", name, *words, context, input=file)
+    return name
+
+
+def build_base() -> None:
+    """Builds the image that replaces `python:…-slim`, unless it exists."""
+    name = f"localhost/python:{_PYTHON}-slim"
+    if podman("image", "exists", name, check=False).returncode:
+        folder = machines.make_image(_SUITE)
+        with subprocess.Popen(["tar", "-C", folder, "--exclude=./dev/*", "-c", "."], stdout=subprocess.PIPE) as tar:
+            podman("import", "-", "localhost/debian", stdin=tar.stdout)
+        build(name, file=_BASE, context=STORE / "empty")
+
+
+def build_vllm(folder: Path) -> str:
+    """Builds vLLM's image with the two lines of docs/fleet.md. `folder` becomes the context."""
+    [lines] = re.findall(r"```dockerfile\n(.*?)```", (ROOT / "docs" / "fleet.md").read_text(), re.DOTALL)
+    [plain] = re.findall(r"^FROM (.*)", lines)
+    empty = STORE / "empty"
+    build(plain, f"--volume={ROOT}:/repository:ro", file=_VLLM.format(python=_PYTHON), context=empty)
+    subprocess.run(["git", "clone", "--quiet", ROOT, folder / "vllm-cli"], check=True)
+    return build("vllm-with-vllm-cli", file=lines, context=folder)
+
+
+@cache
+def _pip() -> list[str]:
+    """Mounts the host's settings of pip into builds, with the folders that they name."""
+    settings = {key: value for key, value in read_pip_settings().items() if key in _SOURCES_OF_PIP}
+    lines = (f"{key} = {value}".replace("\n", " ") for key, value in settings.items())
+    (STORE / "empty").mkdir(exist_ok=True)
+    (STORE / "pip.conf").write_text("\n".join(["[global]", *lines, ""]))
+    folders = {*settings.get("find-links", "").split(), *re.findall(r"file://(/\S+)/simple", str(settings))}
+    mounts = {STORE / "pip.conf": "/etc/pip.conf", **{Path(folder): folder for folder in folders}}
+    return [f"--volume={source.resolve()}:{target}:ro" for source, target in mounts.items() if source.exists()]
+
+
+class Container(Server):
+    """`podman run` of an image whose port 8000 is a free port of this machine."""
+
+    def __init__(
+        self,
+        image: str,
+        *words: object,
+        options: tuple[object, ...] = (),
+        is_awaited: bool = True,
+        port: int | None = None,
+    ) -> None:
+        self.port = port or free_port()
+        self.name = f"vllm-cli-{self.port}"
+        run = ["podman", "run", "--rm", f"--name={self.name}", f"--publish=127.0.0.1:{self.port}:8000"]
+        super().__init__([*run, *options, image, *words], variables(), is_awaited=is_awaited)
+
+    def execute(self, *words: object, check: bool = True) -> str:
+        """The output of a command in the container."""
+        return podman("exec", self.name, *words, check=check).stdout.strip()
+
+    def inspect(self) -> dict[str, Any]:
+        """What podman knows of the container."""
+        [found] = json.loads(podman("inspect", self.name).stdout)
+        return dict(found)
+
+    def stop(self) -> list[Any]:
+        podman("rm", "--force", "--ignore", "--time=0", self.name)
+        return super().stop()

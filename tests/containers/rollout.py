@@ -1,0 +1,191 @@
+"""Replicas behind haproxy are replaced as Kubernetes does it, while clients send requests."""
+
+import itertools
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+from tests.containers.podman import Container, podman
+from tests.support.http_client import RawClient
+from tests.support.openai_client import judge
+from tests.support.ports import free_port
+from tests.support.program import Program
+
+_LAG_S: Final = 1.0
+"""The time from the end of a pod, which begins with its preStop hook, until no new request reaches it."""
+_EVERY_S: Final = 0.02
+_CONFIGURATION: Final = """
+global
+  stats socket {folder}/haproxy.sock mode 600 level admin
+defaults
+  mode http
+  retries 0
+  timeout connect 5s
+  timeout client 120s
+  timeout server 120s
+  timeout check 2s
+listen replicas
+  bind 127.0.0.1:{port}
+  http-response set-header x-replica %s
+  option httpchk GET {path}
+  default-server check inter 5s fall 2 rise 1 disabled
+"""
+"""The checks are the readiness probes of deploy/kubernetes. Nothing is sent twice, as with a Service."""
+
+
+class Balancer(Program):
+    """haproxy with one backend for each of some ports. At first, no backend gets requests."""
+
+    def __init__(self, folder: Path, ports: Sequence[int], path: str) -> None:
+        """`path` is the path of the readiness probe."""
+        self.port = free_port()
+        self.ports = ports
+        self._socket = folder / "haproxy.sock"
+        replicas = "".join(f"  server {port} 127.0.0.1:{port}\n" for port in ports)
+        text = _CONFIGURATION.format(folder=folder, port=self.port, path=path)
+        (folder / "haproxy.cfg").write_text(text + replicas)
+        super().__init__(["haproxy", "-db", "-f", folder / "haproxy.cfg"], {}, is_awaited=True)
+
+    def wait_ready(self) -> Self:
+        self.wait(self._socket.exists)
+        return self
+
+    def set_state(self, port: int, state: str) -> None:
+        """`ready`, or `maint`: the backend gets no more requests, but may finish those that it has."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self._socket))
+            connection.sendall(f"set server replicas/{port} state {state}\n".encode())
+            assert connection.recv(4096).strip() == b""
+
+
+class Result(NamedTuple):
+    """How a request ended, as `judge` says it."""
+
+    ending: str
+    replica: str
+    end_s: float
+    took_s: float
+    detail: str
+
+
+class Load:
+    """Sends 50 requests a second on new connections, half of them streams. Every fiftieth has 800 tokens."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._is_over = threading.Event()
+        self._pool = ThreadPoolExecutor(200)
+        self._clock = threading.Thread(target=self._run)
+        self.results: list[Result] = []
+
+    def __enter__(self) -> Self:
+        self._clock.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._clock.join()
+        self._pool.shutdown()
+
+    def _run(self) -> None:
+        begin_s = time.monotonic()
+        for number in itertools.count():
+            if self._is_over.wait(max(0, begin_s + number * _EVERY_S - time.monotonic())):
+                return
+            self._pool.submit(self._send, number)
+
+    def _send(self, number: int) -> None:
+        is_stream, num_tokens = number % 2 == 0, 12 if number % 50 else 800
+        body = {"prompt": "Once", "max_tokens": num_tokens, "ignore_eos": True, "stream": is_stream, "temperature": 0}
+        begin_s, replica = time.monotonic(), ""
+        try:
+            with RawClient(self._port) as client:
+                head = client.post("/v1/completions", body, connection="close").read_head()
+                replica = head.headers.get("x-replica", "")
+                answer = head._replace(body=b"".join(client.read_parts(head)))
+            ending, detail = judge(answer, is_stream=is_stream), f"{answer.status} {answer.body[-200:]!r}"
+        except OSError as err:
+            ending, detail = "lost", repr(err)[-300:]
+        end_s = time.monotonic()
+        self.results.append(Result(ending, replica, end_s, end_s - begin_s, detail))
+
+    @property
+    def endings(self) -> Counter[str]:
+        return Counter(result.ending for result in self.results)
+
+    def report(self) -> str:
+        """The figures of a run, and the first requests that were not answered."""
+        answered = [result for result in self.results if result.ending == "answered"]
+        ends = sorted(result.end_s for result in answered)
+        gap_s = max(after - before for before, after in itertools.pairwise(ends))
+        others = [result for result in self.results if result.ending != "answered"]
+        return (
+            f"{len(self.results)} requests: {dict(self.endings)}; longest answer "
+            f"{max(result.took_s for result in answered):.1f} s; longest time without an answer {gap_s:.2f} s; "
+            f"others: {[(other.ending, other.detail) for other in others[:5]]}"
+        )
+
+
+class Deployment:
+    """Containers that get requests once they are ready. A new one is ready before an old one is stopped."""
+
+    def __init__(
+        self, balancer: Balancer, create: Callable[[int], Container], *, hook_s: float, grace_s: float
+    ) -> None:
+        """
+        Args:
+            balancer: has one port more than there are replicas.
+            create: makes the container for a port.
+            hook_s: the duration of the preStop hook.
+            grace_s: terminationGracePeriodSeconds.
+        """
+        self._balancer = balancer
+        self._free = deque(balancer.ports)
+        self._create = create
+        self._hook_s = hook_s
+        self._grace_s = grace_s
+        self.replicas: deque[Container] = deque()
+        self.exit_codes: list[int] = []
+
+    def __enter__(self) -> Self:
+        for _ in self._balancer.ports[1:]:
+            self.add()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for replica in self.replicas:
+            replica.stop()
+
+    def add(self) -> None:
+        """Starts a replica. Once it is ready, it gets requests."""
+        replica = self._create(self._free.popleft())
+        replica.start()
+        self.replicas.append(replica)
+        replica.wait_ready()
+        self._balancer.set_state(replica.port, "ready")
+
+    def retire(self) -> None:
+        """Ends the oldest replica: the hook, SIGTERM, and SIGKILL after the grace period."""
+        replica = self.replicas.popleft()
+        begin_s = time.monotonic()
+        for due_s, event in sorted([(_LAG_S, "maint"), (self._hook_s, "TERM"), (self._grace_s, "KILL")]):
+            while time.monotonic() < begin_s + due_s and replica.process.poll() is None:
+                time.sleep(0.02)
+            if event == "maint":
+                self._balancer.set_state(replica.port, event)
+            else:
+                podman("kill", f"--signal={event}", replica.name, check=False)
+        self.exit_codes.append(replica.process.wait())
+        replica.stop()
+        self._free.append(replica.port)
+
+    def replace_all(self) -> None:
+        """Replaces each replica."""
+        for _ in self._balancer.ports[1:]:
+            self.add()
+            self.retire()

@@ -1,0 +1,152 @@
+"""Builds and runs the image, the baked image, vLLM's image with two more lines, and compose.yaml."""
+
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.containers.podman import ROOT, Container, build, podman, variables
+from tests.support.http_client import ask
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
+
+_MOUNT = ("--volume=vllm-cli-cache:/cache",)
+_PROMPT = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+
+
+class _Way(NamedTuple):
+    """Options of `podman run`, and a script whose output in the container proves their effect."""
+
+    options: tuple[str, ...]
+    proof: str
+    output: str
+
+
+_CAPABILITIES = "grep -h -e CapBnd -e NoNewPrivs /proc/1/status | tr -d '[:alpha:]:[:space:]'"
+WAYS = {
+    "as shipped": _Way((), "id -u && id -g", "10001\n0"),
+    "any user of group 0": _Way(("--user=4711:0",), "stat -c %u:%g /proc/1", "4711:0"),
+    "root": _Way(("--user=0",), "id -u", "0"),
+    "read-only root": _Way(("--read-only", "--tmpfs=/tmp"), "touch /new 2>/dev/null || echo read-only", "read-only"),
+    "seccomp": _Way((), "grep -h Seccomp: /proc/*/status | sort -u | tr -d '[:space:]'", "Seccomp:2"),
+    "no capabilities": _Way(
+        ("--cap-drop=ALL", "--security-opt=no-new-privileges"), _CAPABILITIES, "0000000000000000" + "1"
+    ),
+    "--init": _Way(("--init",), "cat /proc/1/comm", "catatonit"),
+    "half a processor": _Way(("--cpus=0.5",), "", ""),
+    "a limit that fits": _Way(("--memory=2g", "--memory-swap=2g"), "", ""),
+    "64 processes": _Way(("--pids-limit=64",), "", ""),
+}
+
+
+def _assert_serves(server: Container, model: str = "/model") -> None:
+    answer = server.ask("/v1/completions", {"model": model, **_PROMPT}, timeout_s=200)
+    assert (answer.status, answer.json and answer.json["choices"][0]["text"].strip()) == (200, "Paris."), server.log
+
+
+def _assert_stops(server: Container) -> None:
+    """`docker stop` lets a stream finish. The exit code is the server's."""
+    assert server.terminate() == 0, server.log
+    assert "Traceback" not in server.log
+
+
+@pytest.fixture
+def mounted(model: Path) -> str:
+    """The option that mounts the default model, read-only."""
+    return f"--volume={model}:/model:ro"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_image_serves_and_stops(way, image, mounted):
+    options, proof, output = WAYS[way]
+    with Container(image, "/model", options=(*options, mounted)) as server:
+        _assert_serves(server)
+        assert server.execute("sh", "-c", proof) == output
+        assert podman("healthcheck", "run", server.name, check=False).returncode == 0
+        _assert_stops(server)
+
+
+def test_without_a_network_it_serves_a_model_on_disk(image, mounted):
+    with Container(image, "/model", options=(mounted, "--network=none"), is_awaited=False) as server:
+        _assert_serves_inside(server)
+        _assert_stops(server)
+
+
+def _assert_serves_inside(server: Container) -> None:
+    """For containers whose port cannot be reached."""
+    wait_until(lambda: not podman("container", "exists", server.name, check=False).returncode)
+    server.execute("vllm-cli", "wait", "--timeout=200")
+    assert "Paris" in server.execute("vllm-cli", "complete", "--quick", "--temperature=0", _PROMPT["prompt"])
+
+
+def test_a_limit_that_is_too_small_is_named(image, mounted):
+    """The start fails with a sentence, before the kernel kills a process."""
+    options = (mounted, "--memory=300m", "--memory-swap=300m")
+    with Container(image, "/model", options=options, is_awaited=False) as server:
+        code = server.process.wait(300)
+    assert code == 3, server.log
+    assert "memory" in server.log
+
+
+def test_two_containers_share_a_volume_with_the_next_start(image, mounted):
+    options = ("--volume=shared:/cache", mounted)
+    with Container(image, "/model", options=options) as first, Container(image, "/model", options=options) as second:
+        for server in (first, second):
+            _assert_serves(server)
+            _assert_stops(server)
+    with Container(image, "/model", options=options) as third:
+        _assert_serves(third)
+        assert "import file" in third.execute("sh", "-c", "cat /cache/vllm/vllm_cli/*")
+        _assert_stops(third)
+
+
+def test_the_baked_image_needs_no_volume_and_no_network(image, model):
+    baked = ROOT / "deploy" / "docker" / "baked.Dockerfile"
+    name = build("baked", f"--build-context=model={model}", context=baked.parent, file=baked.read_text())
+    options = ("--read-only", "--tmpfs=/tmp", "--network=none")
+    with Container(name, options=options, is_awaited=False) as server:
+        _assert_serves_inside(server)
+        _assert_stops(server)
+
+
+def test_the_image_of_vllm_with_two_more_lines_starts_vllm(vllm_image, mounted):
+    words = ("/model", "--enforce-eager", "--max-model-len=512")
+    options = (mounted, "--env=VLLM_CPU_KVCACHE_SPACE=1", "--env=HF_HUB_OFFLINE=1")
+    with Container(vllm_image, *words, options=options) as server:
+        _assert_serves(server)
+        assert server.ask("/startupz").json["start_mode"]
+        _assert_stops(server)
+
+
+def test_compose_serves_and_stops(image, model):
+    """With podman-compose. The model is in the project's volume."""
+    port = free_port()
+    environment = variables() | {"MODEL": "/cache/model", "PORT": str(port), "COMPOSE_PROJECT_NAME": "composed"}
+
+    def compose(*words: str) -> None:
+        command = ["podman-compose", "-f", str(ROOT / "compose.yaml"), *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    podman("volume", "create", "composed_cache")
+    podman(
+        "run",
+        "--rm",
+        "--user=0",
+        "--entrypoint=cp",
+        "--volume=composed_cache:/cache",
+        f"--volume={model}:/model:ro",
+        image,
+        "-r",
+        "/model",
+        "/cache",
+    )
+    try:
+        compose("up", "-d", "--no-build")
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: ask(f"{url}/health").status == 200, 200)
+        answer = ask(f"{url}/v1/completions", {"model": "/cache/model", **_PROMPT}, timeout_s=200)
+        assert "Paris" in answer.json["choices"][0]["text"]
+    finally:
+        compose("down", "--volumes")

@@ -1,0 +1,130 @@
+"""`podman kube play` runs the pods of all variants, with secrets, config maps, volumes and liveness probes.
+
+A pod gets what a user's kustomization sets: a model on disk, no GPUs, a port of this machine. podman knows
+Deployments and pods, so pods of other kinds are played as pods.
+"""
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.containers.podman import podman
+from tests.deploy.manifests import POD_NAMES, pod_of, render
+from tests.deploy.shipped import PODS_OF_VLLM, SECRETS
+from tests.support.http_client import Answer, ask
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
+
+_OF_PODMAN = ("ConfigMap", "PersistentVolumeClaim")
+_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+_PLAYED = [name for name in POD_NAMES if "two-nodes" not in name]
+"""Two nodes of a model need a network and GPUs of their own."""
+
+
+class _Pod:
+    """A running pod with one container."""
+
+    def __init__(self, container: str, port: int) -> None:
+        self._container = container
+        self._url = f"http://127.0.0.1:{port}"
+
+    def ask(self, path: str, body: object = None) -> Answer:
+        return ask(self._url + path, body, key=SECRETS["api-key"], timeout_s=200)
+
+    def is_ready(self) -> bool:
+        """Whether the readiness probe succeeds. The liveness probe always does."""
+        assert podman("healthcheck", "run", self._container, check=False).returncode == 0, self.log()
+        return self.ask("/health").status == 200
+
+    def log(self) -> str:
+        done = podman("logs", self._container)
+        return done.stdout + done.stderr
+
+    def execute(self, script: str) -> str:
+        return podman("exec", self._container, "sh", "-c", script).stdout.strip()
+
+    def stop(self, grace_s: int) -> int:
+        """Stops the container as the kubelet does. Returns its exit code."""
+        podman("stop", f"--time={grace_s}", self._container)
+        return int(podman("inspect", "--format={{.State.ExitCode}}", self._container).stdout)
+
+
+def _documents(name: str, model: Path, port: int) -> Iterator[dict[str, Any]]:
+    """The documents of a pod's variant that podman knows."""
+    rendered, pod = copy.deepcopy((render(name), pod_of(name)))
+    spec = pod["spec"]
+    [container] = spec["containers"]
+    [listening] = container["ports"]
+    listening["hostPort"] = port
+    words = [word for word in container["args"] if word not in ("--tensor-parallel-size", "2")]
+    path = words[0] if words[0].startswith("/") else "/models"
+    container["args"] = [path if re.fullmatch(r"[\w-]+/[\w.-]+", words[0]) else words[0], *words[1:]]
+    if name in PODS_OF_VLLM:
+        container["args"] += ["--enforce-eager", "--max-model-len=512"]
+        container["env"] += [{"name": variable, "value": value} for variable, value in _ON_CPU.items()]
+    container["resources"]["limits"].pop("nvidia.com/gpu", None)
+    container["volumeMounts"].append({"name": "model", "mountPath": path})
+    spec["volumes"].append({"name": "model", "hostPath": {"path": str(model), "type": "Directory"}})
+    for kind in _OF_PODMAN:
+        if document := rendered.get(kind):
+            for file, text in document.get("data", {}).items():
+                document["data"][file] = re.sub(r"(model: )\S+", r"\1/models", text)
+            yield document
+    if deployment := rendered.get("Deployment"):
+        deployment["spec"]["template"] = pod
+        yield deployment
+    else:
+        yield {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "vllm-cli"}} | pod
+
+
+@contextmanager
+def _played(documents: list[dict[str, Any]], folder: Path, port: int) -> Iterator[_Pod]:
+    file = folder / "manifests.yaml"
+    file.write_text(yaml.safe_dump_all(documents))
+    try:
+        podman("kube", "play", file)
+        [container] = podman(
+            "ps", "--filter=label=app.kubernetes.io/name=vllm-cli", "--format={{.Names}}"
+        ).stdout.split()
+        yield _Pod(container, port)
+    finally:
+        podman("kube", "down", file, check=False)
+        podman("volume", "rm", "--all", "--force")
+        podman("secret", "rm", "--all")
+
+
+_RIGHTS = (
+    "id -u; touch /new 2>/dev/null || echo read-only; "
+    "grep -h -e CapBnd -e NoNewPrivs -e Seccomp: /proc/1/status | tr -d '[:alpha:]:[:space:]'"
+)
+
+
+@pytest.mark.parametrize("name", _PLAYED)
+def test_a_pod_serves_has_only_its_rights_and_stops(name, request, model, tmp_path):
+    request.getfixturevalue("vllm_image" if name in PODS_OF_VLLM else "image")
+    port = free_port()
+    with _played(list(_documents(name, model, port)), tmp_path, port) as pod:
+        wait_until(pod.is_ready, 600)
+        for model in pod.ask("/v1/models").json["data"]:
+            body = {"model": model["id"], "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+            assert "Paris" in pod.ask("/v1/completions", body).json["choices"][0]["text"], pod.log()
+        assert ask(f"http://127.0.0.1:{port}/v1/models").status == 401  # without the secret's key
+        assert pod.execute(_RIGHTS).split() == ["10001", "read-only", "0000000000000000" + "1" + "2"]
+        assert pod.stop(45) == 0, pod.log()
+        assert "Traceback" not in pod.log()
+
+
+def test_a_pod_whose_engine_dies_is_ready_again(image, model, tmp_path):
+    """podman restarts the container, as the kubelet does."""
+    port = free_port()
+    with _played(list(_documents("embedded", model, port)), tmp_path, port) as pod:
+        wait_until(pod.is_ready, 600)
+        pod.execute("kill -9 $(pgrep -f engine)")
+        wait_until(lambda: pod.ask("/readyz").status != 200)
+        wait_until(lambda: pod.ask("/readyz").status == 200, 600)
