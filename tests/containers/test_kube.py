@@ -4,7 +4,9 @@ A pod gets what a user's kustomization sets: a model on disk, no GPUs, a port of
 Deployments and pods, so pods of other kinds are played as pods.
 """
 
+import base64
 import copy
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,10 +39,10 @@ class _Pod:
     def ask(self, path: str, body: object = None) -> Answer:
         return ask(self._url + path, body, key=SECRETS["api-key"], timeout_s=200)
 
-    def is_ready(self) -> bool:
-        """Whether the readiness probe succeeds. The liveness probe always does."""
-        assert podman("healthcheck", "run", self._container, check=False).returncode == 0, self.log()
-        return self.ask("/health").status == 200
+    def wait_ready(self) -> None:
+        """Waits as the kubelet does for the startup probe. Then podman's liveness probe succeeds."""
+        wait_until(lambda: self.ask("/health").status == 200, 600)
+        podman("healthcheck", "run", self._container)
 
     def log(self) -> str:
         done = podman("logs", self._container)
@@ -87,11 +89,11 @@ def _documents(name: str, model: Path, port: int) -> Iterator[dict[str, Any]]:
 def _played(documents: list[dict[str, Any]], folder: Path, port: int) -> Iterator[_Pod]:
     file = folder / "manifests.yaml"
     file.write_text(yaml.safe_dump_all(documents))
+    secret = {key: base64.b64encode(value.encode()).decode() for key, value in SECRETS.items()}
     try:
+        podman("secret", "create", "vllm-cli", "-", input=json.dumps(secret))  # podman 4 misreads `kind: Secret`
         podman("kube", "play", file)
-        [container] = podman(
-            "ps", "--filter=label=app.kubernetes.io/name=vllm-cli", "--format={{.Names}}"
-        ).stdout.split()
+        [container] = podman("ps", "--filter=name=^vllm-cli-", "--format={{.Names}}").stdout.split()
         yield _Pod(container, port)
     finally:
         podman("kube", "down", file, check=False)
@@ -110,11 +112,11 @@ def test_a_pod_serves_has_only_its_rights_and_stops(name, request, model, tmp_pa
     request.getfixturevalue("vllm_image" if name in PODS_OF_VLLM else "image")
     port = free_port()
     with _played(list(_documents(name, model, port)), tmp_path, port) as pod:
-        wait_until(pod.is_ready, 600)
+        pod.wait_ready()
         for model in pod.ask("/v1/models").json["data"]:
             body = {"model": model["id"], "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
             assert "Paris" in pod.ask("/v1/completions", body).json["choices"][0]["text"], pod.log()
-        assert ask(f"http://127.0.0.1:{port}/v1/models").status == 401  # without the secret's key
+        assert ask(f"http://127.0.0.1:{port}/v1/completions", body).status == 401  # without the secret's key
         assert pod.execute(_RIGHTS).split() == ["10001", "read-only", "0000000000000000" + "1" + "2"]
         assert pod.stop(45) == 0, pod.log()
         assert "Traceback" not in pod.log()
@@ -124,7 +126,7 @@ def test_a_pod_whose_engine_dies_is_ready_again(image, model, tmp_path):
     """podman restarts the container, as the kubelet does."""
     port = free_port()
     with _played(list(_documents("embedded", model, port)), tmp_path, port) as pod:
-        wait_until(pod.is_ready, 600)
+        pod.wait_ready()
         pod.execute("kill -9 $(pgrep -f engine)")
         wait_until(lambda: pod.ask("/readyz").status != 200)
-        wait_until(lambda: pod.ask("/readyz").status == 200, 600)
+        pod.wait_ready()
