@@ -9,6 +9,7 @@ from typing import Final
 from envs.registry import env
 from startup.errors import StartupError
 from startup.settings.config import flags_with_role
+from startup.settings.serve_words import ServeWords
 from startup.storage.temp_folder import own_folder
 from startup.words.engine_choice import choose_engine
 from startup.words.errors import InputError
@@ -72,7 +73,7 @@ def start_private_server(words: Sequence[str], environment: Mapping[str, str]) -
 def _overrides(words: Sequence[str]) -> Iterator[str]:
     """Yields flags that turn off the keys and TLS of a --config file. They precede the user's words."""
     yield "--api-key="
-    if choose_engine(words) == "embedded":
+    if choose_engine(ServeWords(words)) == "embedded":
         yield from ("--api-key-file=", "--ssl-ca-certs=", "--ssl-ciphers=", "--ssl-cert-reqs=0")
         yield "--no-enable-ssl-refresh"
     if find_values(words, "--config"):  # without a file, even empty flags would delay vLLM's listening

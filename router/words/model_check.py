@@ -38,7 +38,7 @@ from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import USAGE, Finding, PreflightReport
 from startup.settings.config import StartupConfig, flags_with_role
-from startup.settings.serve_words import is_flag_like
+from startup.settings.serve_words import ServeWords, is_flag_like
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import require_vllm
 from startup.vllm_words.model_request import parse_adapter
@@ -132,7 +132,7 @@ class ModelCheck:
         engine = _last_value(own, _ENGINE) or (entry.engine if entry.engine != "auto" else None) or self._engine
         begin = int(bool(own) and not is_flag_like(own[0]))
         model = find_gguf(own[0]) if begin and has_llama_server(entry.env.get("PATH")) else None
-        engine = choose_engine((_ENGINE, engine) if engine else (), is_gguf=model is not None)
+        engine = choose_engine(ServeWords((_ENGINE, engine) if engine else ()), is_gguf=model is not None)
         defaults = without_flags(self._defaults, LACKED_BY_VLLM) if engine == "vllm" else self._defaults
         words = [*own[:begin], *defaults, *own[begin:]]
         words, variables = secrets_as_variables(words)

@@ -123,16 +123,6 @@ def is_for_information(words: "Iterable[str]") -> bool:
     return any(given.flag in (*_HELP, "-v", "--version") for given in split(words))
 
 
-def has_several_models(words: "Sequence[str]") -> bool:
-    """Whether the words start a router for several models.
-
-    They do if they begin with two words that are no flags, or if they have --models.
-    """
-    if len(words) > 1 and not is_flag_like(words[0]) and not is_flag_like(words[1]):
-        return not is_stray(words[1])
-    return any(each.flag == "--models" for each in split(words, LAUNCHER_FLAGS.get))
-
-
 def repeated_words(words: "Sequence[str]") -> "Sequence[str]":
     """The first words if they run a server's command again, as behind the entrypoint of an image.
 
@@ -140,12 +130,6 @@ def repeated_words(words: "Sequence[str]") -> "Sequence[str]":
     """
     given = words[: _count_command_words(words)]
     return () if all(map(os.path.isdir, given)) else given
-
-
-def is_behind_router(words: "Sequence[str]") -> bool:
-    """Whether the command line or the environment requests a router in front of a single model."""
-    own = ServeWords(words).own
-    return any(own.get(flag) or foreign.text_of(variable) for flag, variable in _OF_ROUTER)
 
 
 def is_eager(words: "Iterable[str]") -> bool:
@@ -156,7 +140,10 @@ def is_eager(words: "Iterable[str]") -> bool:
 class ServeWords:
     """A command line, split between the launcher and the engine."""
 
-    def __init__(self, words: "Iterable[str]") -> None:
+    def __init__(self, words: "Sequence[str]") -> None:
+        self.words = words
+        self.flags: list[str] = []
+        """The names of all flags in order, as far as they can be recognized without vLLM's."""
         self.own: dict[str, str] = {}
         """The launcher's flags, each with its last value. The value of a switch is `true`."""
         self.engine_words: list[str] = []
@@ -164,6 +151,8 @@ class ServeWords:
         self.incomplete: str | None = None
         """A flag of the launcher that lacks its value. None if no flag lacks its value."""
         for given in split(words, LAUNCHER_FLAGS.get):
+            if given.flag:
+                self.flags.append(given.flag)
             if given.words[0] == "--":
                 self.engine_words += given.words[1:]
             elif given.flag not in LAUNCHER_FLAGS:
@@ -174,6 +163,19 @@ class ServeWords:
                 self.own[given.flag] = given.values[-1]
             else:
                 self.incomplete = given.flag
+
+    @property
+    def has_several_models(self) -> bool:
+        """Whether a router for several models starts: two words before all flags name models, or --models."""
+        begin = self.words[:2]
+        if len(begin) == 2 and not any(map(is_flag_like, begin)):
+            return not is_stray(begin[1])
+        return "--models" in self.flags
+
+    @property
+    def is_behind_router(self) -> bool:
+        """Whether the command line or the environment requests a router in front of a single model."""
+        return any(self.own.get(flag) or foreign.text_of(variable) for flag, variable in _OF_ROUTER)
 
     def engine(self, variable: str | None = None) -> str:
         """`embedded` or `vllm`. Any other value of --engine or VCLI_ENGINE counts as `auto`.

@@ -12,7 +12,7 @@ import time
 from envs import foreign
 from startup.processes import messages
 from startup.processes.messages import RefusedError
-from startup.settings.serve_words import ServeWords, has_several_models, is_behind_router
+from startup.settings.serve_words import ServeWords
 from startup.standby import sockets
 from startup.standby.sockets import template_kind
 
@@ -35,10 +35,10 @@ def serve_warm(words: list[str]) -> int | None:
         The exit code of the server, or None for a cold start. If a signal killed the server, this process
         ends by the same signal.
     """
-    own = ServeWords(words).own
-    if has_several_models(words) or is_behind_router(words):
+    given = ServeWords(words)
+    if given.has_several_models or given.is_behind_router:
         return None  # a router imports little; its servers may be forked
-    mode = own.get("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
+    mode = given.own.get("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
     kind = template_kind(words) if mode in ("auto", "require") else None
     if kind is None:
         return None

@@ -1,6 +1,6 @@
 """Chooses the engine. For vLLM, turns the launcher's flags into settings of the start."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import click
@@ -19,12 +19,13 @@ _FLAGS: Final = tuple(
 )
 
 
-def choose_engine(words: Sequence[str], *, is_gguf: bool = False) -> str:
-    """Returns `embedded` or `vllm`. Raises InputError if another engine is named.
+def choose_engine(given: ServeWords, *, is_gguf: bool = False) -> str:
+    """Returns `embedded` or `vllm`. Raises InputError if another engine is named, or if a value is missing.
 
     With `is_gguf`, llama-server can serve the model. `auto` then stands for vLLM only if vLLM can read it.
     """
-    given = _split(words)
+    if given.incomplete is not None:
+        raise InputError(f"Option {given.incomplete!r} requires an argument.")
     wanted = given.own.get(ENGINE.name) or env.VCLI_ENGINE.get()
     if wanted not in ENGINES:
         raise InputError(f"--engine {wanted!r} is not one of {', '.join(ENGINES)}{did_you_mean(wanted, ENGINES)}.")
@@ -33,18 +34,10 @@ def choose_engine(words: Sequence[str], *, is_gguf: bool = False) -> str:
     return given.engine(wanted)
 
 
-def vllm_options(words: Sequence[str]) -> VllmOptions:
+def vllm_options(given: ServeWords) -> VllmOptions:
     """Returns the settings of a start of vLLM. Raises InputError for an invalid value of a launcher flag."""
-    split = _split(words)
-    values = {path: value for flag in _FLAGS for path in flag.fields for value in _values(flag, split.own)}
-    return VllmOptions(words=tuple(split.engine_words), start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
-
-
-def _split(words: Sequence[str]) -> ServeWords:
-    given = ServeWords(words)
-    if given.incomplete is not None:
-        raise InputError(f"Option {given.incomplete!r} requires an argument.")
-    return given
+    values = {path: value for flag in _FLAGS for path in flag.fields for value in _values(flag, given.own)}
+    return VllmOptions(words=tuple(given.engine_words), start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
 
 
 def _values(flag: SupportedFlag, own: Mapping[str, str]) -> Iterator[Any]:

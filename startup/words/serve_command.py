@@ -15,16 +15,13 @@ from startup.files.model.gguf import find_gguf, has_llama_server
 from startup.files.model.request import ModelRequest
 from startup.settings.config import DEFAULT_MODEL_ID, StartupConfig, VllmOptions
 from startup.settings.serve_words import (
-    LAUNCHER_FLAGS,
     OMNI,
     STRAY_REMEDY,
-    has_several_models,
+    ServeWords,
     help_topic,
-    is_behind_router,
     is_flag_like,
     is_stray,
     repeated_words,
-    split,
 )
 from startup.words.arguments import Arguments, reject_references
 from startup.words.engine_choice import choose_engine, vllm_options
@@ -99,16 +96,16 @@ def read_start(words: Sequence[str], *, is_quiet: bool = False, may_be_llama_ser
     Raises:
         ClickException: `serve` rejects the words.
     """
-    read = ReadStart(tuple(words))
+    read, launcher = ReadStart(tuple(words)), ServeWords(words)
     reject_repetition(words)
     if words and not words[0].strip():
         raise InputError(f"MODEL is empty: {_EMPTY_REMEDY}.")
-    reject_retired(given.flag for given in split(words, LAUNCHER_FLAGS.get))
-    is_router = has_several_models(words)
+    reject_retired(launcher.flags)
+    is_router = launcher.has_several_models
     if not is_router:
-        _reject_flags_of_several(words)
-        if choose_engine(words, is_gguf=may_be_llama_servers and _is_gguf(words)) == "vllm":
-            return read._replace(start=_read_for_vllm(words, is_quiet=is_quiet))
+        _reject_flags_of_several(launcher)
+        if choose_engine(launcher, is_gguf=may_be_llama_servers and _is_gguf(words)) == "vllm":
+            return read._replace(start=_read_for_vllm(launcher, is_quiet=is_quiet))
     if (topic := help_topic(words)) is not None:
         return read._replace(topic=topic)
     _raise_all(validate_all())
@@ -134,7 +131,7 @@ def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = F
     `name` is the command's name in usage errors. With `is_quiet`, no notices are shown.
     """
     reject_repetition(words)
-    if has_several_models(words):
+    if ServeWords(words).has_several_models:
         raise InputError(f"{name} is for one model: name one of them.")
     read = read_start(words, is_quiet=is_quiet, may_be_llama_servers=False)
     if read.start is None:
@@ -152,9 +149,9 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
     return CommandLine.of(start.words).request
 
 
-def _read_for_vllm(words: Sequence[str], *, is_quiet: bool) -> VllmOptions:
+def _read_for_vllm(given: ServeWords, *, is_quiet: bool) -> VllmOptions:
     _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
-    options = vllm_options(words)
+    options = vllm_options(given)
     _reject_faults_of_file(options.words)
     if not is_quiet:
         secrets = secret_notices(options.words, has_key_file=False)
@@ -262,12 +259,12 @@ def unknown_variable_notices() -> Iterator[str]:
     return (f"{unknown}." for unknown in unknown_variables())
 
 
-def _reject_flags_of_several(words: Sequence[str]) -> None:
+def _reject_flags_of_several(launcher: ServeWords) -> None:
     """Rejects flags of a router if there is no router, and several models that are named after flags."""
-    several = {flag.name for flag in GROUPS["Several models"]}
-    if is_behind_router(words):
+    words, several = launcher.words, {flag.name for flag in GROUPS["Several models"]}
+    if launcher.is_behind_router:
         several -= _OF_ONE_MODEL
-    for flag in (each.flag for each in split(words, LAUNCHER_FLAGS.get) if each.flag in several):
+    for flag in filter(several.__contains__, launcher.flags):
         raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
     given = list(split_flags(words)) if words and is_flag_like(words[0]) else []
     others = [each.words[0] for _, each in given if not each.flag]

@@ -136,9 +136,10 @@ def why_no_start(subject: Subject) -> str | None:
 
 def bake_imports(words: Sequence[str], environment: Mapping[str, str]) -> None:
     """Imports vLLM. Raises StartupError with vLLM's own error if that fails."""
-    if choose_engine(words) != "vllm":
+    given = ServeWords(words)
+    if choose_engine(given) != "vllm":
         raise InputError("--no-start is for --engine vllm. The embedded engine also runs without a GPU.")
-    line = CommandLine.of(ServeWords(words).engine_words)
+    line = CommandLine.of(given.engine_words)
     with TemporaryDirectory(prefix="vllm-cli-bake-") as folder:
         try:
             learn_imports(

@@ -12,6 +12,7 @@ from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.words.single_model import embedded_router, vllm_router
 from startup.settings.config import StartupConfig, flags_with_role
+from startup.settings.serve_words import ServeWords
 from startup.words.engine_choice import vllm_options
 from startup.words.errors import InputError
 from startup.words.flag import Shape
@@ -30,7 +31,7 @@ def _embedded(*words: str) -> RouterOptions:
 
 def _vllm(*words: str) -> RouterOptions:
     words = ("m", "--idle-stop", "10m", *words)
-    return vllm_router(vllm_options(words), words)
+    return vllm_router(vllm_options(ServeWords(words)), words)
 
 
 def _only(options: RouterOptions) -> ModelEntry:
@@ -119,7 +120,7 @@ def test_each_flag_is_used_by_the_router_or_passed_to_the_model_or_refused(flag,
         sample = _SAMPLES[flag.shape] if flag.name != "--log-config-file" else (str(tmp_path / "log.json"),)
         sample = (flag.type.choices[0],) if isinstance(flag.type, click.Choice) else sample
         words = ("m", "--restart", "on-failure", flag.name, *sample)
-        entry = _only(vllm_router(vllm_options(("m", "--restart", "on-failure")), words))
+        entry = _only(vllm_router(vllm_options(ServeWords(("m", "--restart", "on-failure"))), words))
         is_ours = flag.role == "both" and flag.name.startswith("--http-")
         assert (flag.name in entry.words or bool(entry.env)) is not is_ours, "vLLM has no such limits"
 

@@ -8,6 +8,7 @@ import pytest
 
 from router.words.router_words import read_several
 from server.terms.limits import LimitsConfig, flag_of
+from startup.settings.serve_words import ServeWords
 from startup.words.engine_choice import choose_engine
 from startup.words.serve_command import read_start
 from startup.words.supported import GROUPS
@@ -101,4 +102,4 @@ def test_auto_is_vllm_if_it_is_installed(is_there, engine, tmp_path, monkeypatch
         (tmp_path / "vllm").mkdir()
         (tmp_path / "vllm" / "__init__.py").write_text("raise SystemExit('imported')")
     monkeypatch.setattr("sys.path", [str(tmp_path)])
-    assert choose_engine(["model"]) == engine
+    assert choose_engine(ServeWords(["model"])) == engine
