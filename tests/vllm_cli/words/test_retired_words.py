@@ -43,27 +43,3 @@ def test_a_retired_flag_in_a_models_file(engine, flag, tmp_path, capsys):
     assert main(["serve", "--models", str(file), "--preflight-only"]) == 2
     output = capsys.readouterr()
     assert f"(removed: {RETIRED[flag]})" in output.out + output.err
-
-
-REFUSED = {
-    "quantization: int8": "llama-server",
-    "enable-lora: true": "LoRA adapters",
-    "lora-modules: [a=/a]": "LoRA adapters",
-}
-
-
-@pytest.mark.parametrize("setting", REFUSED)
-def test_a_flag_whose_feature_only_vllm_has_is_refused_in_every_file(setting, tmp_path, capsys):
-    (config := tmp_path / "serve.yaml").write_text(setting)
-    (models := tmp_path / "models.yaml").write_text(
-        f"models: {{a: {{model: m, engine: embedded, args: {{{setting}}}}}}}"
-    )
-    for words in (
-        ["m", "--engine", "embedded", "--config", str(config)],
-        ["--models", str(models), "--preflight-only"],
-    ):
-        assert main(["serve", *words]) == 2
-        output = capsys.readouterr()
-        assert f"--{setting.partition(':')[0]}" in output.out + output.err
-        assert REFUSED[setting] in output.out + output.err
-        assert "Use --engine vllm" in output.out + output.err

@@ -20,21 +20,6 @@ def _read(facts: VllmFacts, *words: str) -> dict[str, tuple[str, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("words", "given"),
-    [
-        ("m --max_model_len 5", {"--max-model-len": ("5",)}),
-        ("m --chat_template=a_b", {"--chat-template": ("a_b",)}),
-        ("--port 1 --headless m", {"--port": ("1",), "--headless": ()}),
-        ("m --max-model 8k", {"--max-model-len": ("8k",)}),
-        ("m -tp 2 -qawq", {"-tp": ("2",), "-q": ("awq",)}),
-        ("m --device-memory 0.5", {"--device-memory-utilization": ("0.5",)}),
-    ],
-)
-def test_flags(facts, words, given):
-    assert _read(facts, *words.split()) == given
-
-
-@pytest.mark.parametrize(
     ("words", "content"),
     [
         ("-cc.a 1", {"a": 1}),
