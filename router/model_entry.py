@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
+from base.server_settings import SHUTDOWN_TIMEOUT_S
+from envs.registry import env
 from startup.errors import StartupError
 from startup.session.preflight.report import USAGE
 
@@ -57,6 +59,15 @@ class BodyChanges:
     """Name of the model -> keys and their values, which are set last in requests with this name."""
 
 
+class ServerTimes(NamedTuple):
+    """After which time the router kills a server of our own."""
+
+    shutdown_s: float = SHUTDOWN_TIMEOUT_S
+    """--shutdown-timeout: how long running requests may take after SIGTERM."""
+    silence_s: float = env.VCLI_ENGINE_WATCHDOG_TIMEOUT.default
+    """--engine-watchdog-timeout: how long the server may give no answer. 0: for ever."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
     """One model of a router, as the router runs it."""
@@ -91,6 +102,7 @@ class ModelEntry:
     card: Mapping[str, Any] = field(default_factory=dict)
     """Further members of the model's entry in /v1/models."""
     start_timeout_s: float | None = None
+    times: ServerTimes = ServerTimes()
     excludes: frozenset[str] = frozenset()
     """Names of models that must not run when this model starts."""
     adapters: tuple[str, ...] = ()

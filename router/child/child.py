@@ -409,7 +409,7 @@ class Child:
 def _server_of(entry: ModelEntry, socket_path: str, environment: Mapping[str, str]) -> OwnServer | ForeignServer:
     if entry.foreign is not None:
         return ForeignServer(entry.foreign, environment)
-    return OwnServer(entry.words, socket_path, environment)
+    return OwnServer(entry.words, socket_path, entry.times)
 
 
 def _become(

@@ -18,20 +18,17 @@ import aiohttp
 from base.json_depth import read_json
 from base.machine.server_ports import find_free_port, list_server_ports
 from base.server_settings import SHUTDOWN_TIMEOUT_S, control_socket
-from envs.registry import env
 from router.child.process import execute_serve
-from router.model_entry import ForeignCommand, ServerCall
+from router.model_entry import ForeignCommand, ServerCall, ServerTimes
 from startup.errors import NOT_STARTED_CAUSE, with_code
 from startup.files.model.gguf import KEY_VARIABLE, LLAMA_SERVER
-from startup.settings.serve_words import split
 from startup.standby.sockets import peer_of
 
 STOP_S: Final = SHUTDOWN_TIMEOUT_S
-"""Seconds from SIGTERM to SIGKILL for a user's command, and for our server without --shutdown-timeout."""
+"""Seconds from SIGTERM to SIGKILL for a user's command."""
 ERRORS_S: Final = 5.0
 """Seconds that our server may take to end, in addition to the time for running requests."""
-_SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
-_WATCHDOG_TIMEOUT: Final = "--engine-watchdog-timeout"
+_USUAL_TIMES: Final = ServerTimes()
 _KEEP_ALIVE_S: Final = 2.0
 """Seconds after which the router closes an idle connection. uvicorn would close it after 5 s."""
 _NO_ENDPOINT: Final = "none"
@@ -86,13 +83,12 @@ class OwnServer:
     is_foreign: Final = False
     headers: Final[Mapping[str, str]] = MappingProxyType({})
 
-    def __init__(self, words: Sequence[str], socket_path: str, environment: Mapping[str, str]) -> None:
-        """`environment` is the whole environment of the server's process."""
+    def __init__(self, words: Sequence[str], socket_path: str, times: ServerTimes = _USUAL_TIMES) -> None:
         self.words = words
         self.base_url = "http://localhost"
         self.connector = aiohttp.UnixConnector(socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         self._socket_path = socket_path
-        self._environment = environment
+        self._times = times
         self._has_been_ready = False
 
     @property
@@ -100,22 +96,12 @@ class OwnServer:
         """Seconds that the server may take to end, including --shutdown-timeout for its requests."""
         if not self._has_been_ready:
             return ERRORS_S
-        return self._seconds_of(_SHUTDOWN_TIMEOUT, STOP_S) + ERRORS_S
+        return self._times.shutdown_s + ERRORS_S
 
     @property
     def longest_silence_s(self) -> float:
         """Seconds without an answer after which the server counts as hung (--engine-watchdog-timeout)."""
-        variable = env.VCLI_ENGINE_WATCHDOG_TIMEOUT
-        given = self._environment.get(variable.name, "")
-        return self._seconds_of(_WATCHDOG_TIMEOUT, given, variable.default) or math.inf
-
-    def _seconds_of(self, flag: str, *otherwise: str | float) -> float:
-        """The flag's last value if it is a number, else the first number in `otherwise`."""
-        given = [each.values[0] for each in split(self.words, {flag: 1}.get) if each.flag == flag and each.values]
-        for value in (*given[-1:], *otherwise):
-            with suppress(ValueError):
-                return float(value)
-        return 0.0
+        return self._times.silence_s or math.inf
 
     async def find_obstacle(self) -> str | None:
         """Why the server cannot start now. None if there is no reason."""

@@ -24,7 +24,7 @@ from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
 from router.child.process import inherited_environment
-from router.model_entry import Fault, ModelEntry, Notice
+from router.model_entry import Fault, ModelEntry, Notice, ServerTimes
 from router.standbys import template_kind_of_entry
 from router.words.llama_words import as_llama_server
 from router.words.router_words import LACKED_BY_VLLM, QUIET_FLAG, RouterWords, fault_of_model
@@ -37,7 +37,7 @@ from startup.files.model.request import ModelRequest
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import USAGE, Finding, PreflightReport
-from startup.settings.config import StartupConfig, flags_with_role
+from startup.settings.config import StartupConfig, VllmOptions, flags_with_role
 from startup.settings.serve_words import ServeWords, is_flag_like
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import require_vllm
@@ -167,14 +167,16 @@ class ModelCheck:
         start = parse_start(entry.words, is_quiet=True)
         if isinstance(start, StartupConfig):
             return self._check_embedded(entry, start)
-        return self._check_vllm(entry, start.words, has_standby=start.standby != "off")
+        return self._check_vllm(entry, start)
 
-    def _check_vllm(self, entry: ModelEntry, words: Sequence[str], *, has_standby: bool) -> CheckedModel:
+    def _check_vllm(self, entry: ModelEntry, start: VllmOptions) -> CheckedModel:
         vllm = require_vllm()
-        line = CommandLine.of(words)
+        line = CommandLine.of(start.words)
         _reject_keys(flag.fact.name for flag in line.flags)
         adapters = (name for name, path in map(parse_adapter, line.values(_LORA_MODULES)) if name and path)
-        entry = replace(entry, adapters=tuple(adapters))
+        times = ServerTimes(line.shutdown_timeout_s, start.engine_watchdog_timeout_s)
+        entry = replace(entry, adapters=tuple(adapters), times=times)
+        has_standby = start.standby != "off"
         kind = template_kind_of_entry(entry) if has_standby and not env.VCLI_PLAIN_VLLM.get() else None
         check = partial(run_vllm_preflight, vllm, line, PreflightOptions(is_listening=True, asks_hub=True))
         return self._checked(entry, check, line.request, kind)
@@ -191,7 +193,8 @@ class ModelCheck:
         has_standby = config.standby != "off" and not config.engine.trust_remote_code
         kind = template_kind_of_entry(entry) if has_standby else None
         request = ModelRequest.of_start(config)
-        return self._checked(entry, lambda: run_preflight(config, options=options), request, kind)
+        times = ServerTimes(config.server.lifecycle.shutdown_timeout_s, config.engine_watchdog_timeout_s)
+        return self._checked(replace(entry, times=times), lambda: run_preflight(config, options=options), request, kind)
 
     def _checked(
         self,

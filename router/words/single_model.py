@@ -1,12 +1,11 @@
 """The settings of a router with one model (`serve MODEL` with --idle-stop or --restart), for both engines."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from envs.registry import env
-from router.model_entry import ModelEntry
+from router.model_entry import ModelEntry, ServerTimes
 from router.router import RouterOptions
 from router.scheduling.terms import SchedulerLimits
 from router.standbys import template_kind_of_entry
@@ -25,13 +24,13 @@ from startup.words.table import Part, find_known_flag, split_flags
 
 _DEFAULTS: Final = (*PORT_DEFAULTS, "--max-waiting=1024")
 _MIDDLEWARE: Final = "--middleware"
-_TIMES: Final = ("--shutdown-timeout", "--engine-watchdog-timeout")
 
 
 def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
     """The settings of a router for one model of the embedded engine."""
     parts = [*split_flags(Arguments.read(words).words)]  # the router needs some settings of the --config file
-    entry = _entry(config, parts, "embedded", config.server.served_model_names)
+    times = ServerTimes(config.server.lifecycle.shutdown_timeout_s, config.engine_watchdog_timeout_s)
+    entry = _entry(config, parts, "embedded", config.server.served_model_names, times)
     has_standby = not config.engine.trust_remote_code
     return _router(_read_port(parts), config, entry, ModelRequest.of_start(config), has_standby=has_standby)
 
@@ -42,7 +41,8 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     parts = [*split_flags(words)]
     _reject_vllm_flags(options, parts, line)
     names = line.values("--served-model-name") or (line.served_name,)
-    entry = _entry(options, parts, "vllm", names, _settings_of_file(line, _TIMES))
+    times = ServerTimes(line.shutdown_timeout_s, options.engine_watchdog_timeout_s)
+    entry = _entry(options, parts, "vllm", names, times)
     config = _read_port(parts, _words_of_file(line))
     router = _router(config, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
     return replace(router, model_has_keys=any(flag.fact.name in flags_with_role("keys") for flag in line.in_file))
@@ -51,15 +51,10 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
 def _words_of_file(line: CommandLine) -> list[str]:
     """The settings that the router needs from the --config file, as flags. vLLM reads the file itself."""
     names = flags_with_role("address", "keys", "port", "both", "program")
-    needed = _settings_of_file(line, names)
-    return Arguments.of_settings({name.removeprefix("--"): value for name, value in needed.items()}).words
-
-
-def _settings_of_file(line: CommandLine, names: Collection[str]) -> dict[str, Any]:
-    """Name of a flag -> its value in the --config file, for these flags."""
     settings = line.config.settings if line.config is not None else {}
     known = {key: find_known_flag(f"--{key}") for key in settings}
-    return {flag.name: settings[key] for key, flag in known.items() if flag is not None and flag.name in names}
+    needed = {key: settings[key] for key, flag in known.items() if flag is not None and flag.name in names}
+    return Arguments.of_settings(needed).words
 
 
 def _reject_vllm_flags(options: VllmOptions, parts: Sequence[Part], line: CommandLine) -> None:
@@ -90,28 +85,19 @@ def _entry(
     parts: Sequence[Part],
     engine: str,
     names: Sequence[str],
-    times_in_file: Mapping[str, Any] = MappingProxyType({}),
+    times: ServerTimes,
 ) -> ModelEntry:
-    """The model's entry. Its command line has no API keys, because other users could read them there.
-
-    The router, too, reads the times after which the server ends or is killed (`child/server.py`), so they
-    have their whole names. `times_in_file` are those of the --config file that vLLM itself reads.
-    """
+    """The model's entry. Its command line has no API keys, because other users could read them there."""
     kept: list[str] = []
     if options.listen_when_ready:
         text = "whose port is always open: leave one of them out"
         raise InputError(f"--listen-when-ready does not go with {_flag(options)}, {text}.")
-    times = dict(times_in_file)
     for flag, given in parts:
         name = given.flag if flag is None else flag.name
-        times.pop(name, None)
         if is_elsewhere(name, given.values):
             raise InputError(f"{name} does not go with {_flag(options)}: all its processes are on this machine.")
-        if name in _TIMES:
-            kept += (name, *given.values)
-        elif is_of_models(flag) and (engine == "embedded" or name not in LACKED_BY_VLLM):
+        if is_of_models(flag) and (engine == "embedded" or name not in LACKED_BY_VLLM):
             kept += given.words[1:] if given.words[0] == "--" else given.words
-    kept += [str(word) for time in times.items() for word in time]
     kept, variables = secrets_as_variables(kept)
     entry = ModelEntry(
         name=names[0],
@@ -123,6 +109,7 @@ def _entry(
         idle_sleep_s=options.idle_sleep_s,
         restart_limit=options.restart_limit,
         preload=True,
+        times=times,
     )
     entry, notice = with_sleep_words(entry)
     show_notices([f"{entry.name} {notice}"] if notice else (), options.log_format)

@@ -193,6 +193,13 @@ class CommandLine:
         return None
 
     @property
+    def shutdown_timeout_s(self) -> float:
+        """How long running requests may take after SIGTERM. vLLM rejects a value that is not a number."""
+        with suppress(ValueError):
+            return float(self.value(_SHUTDOWN_TIMEOUT) or SHUTDOWN_TIMEOUT_S)
+        return SHUTDOWN_TIMEOUT_S
+
+    @property
     def served_name(self) -> str:
         """The model's name in the history of starts."""
         return next(iter(self.values(_SERVED_NAME)), None) or self.model or "vLLM's default model"

@@ -38,7 +38,7 @@ _TABLE: Final = (
     _Row("--ho|st --por|t --ud|s", ("address",)),
     _Row("--async-scheduling --language-model-only", nargs=0),
     _Row("--disable-access-log-for-endpoints --data-parallel-b|ackend,-dpb --tokenizer-r|evision"),
-    _Row("--model --tokenizer --rev|ision --hf-c|onfig-path --download|-dir --gen|eration-config"),
+    _Row("--model --tokenizer --rev|ision --hf-c|onfig-path --download|-dir --gen|eration-config --shu|tdown-timeout"),
     _Row("--hf-t|oken", nargs="?"),
     _Row("--api-k|ey --served|-model-name --lora-m|odules --ign|ore-patterns --allowed-media-domains", nargs="+"),
     _Row("--collect-detailed-traces --cpu-offload-params --cudagraph-capture-sizes --logits-processors", nargs="+"),

@@ -87,7 +87,7 @@ async def test_an_answer_that_is_not_json_is_no_silence(body, tmp_path):
     runner = web.ServerRunner(web.Server(health))
     await runner.setup()
     await web.UnixSite(runner, str(tmp_path / "s")).start()
-    server = OwnServer((), str(tmp_path / "s"), {})
+    server = OwnServer((), str(tmp_path / "s"))
     try:
         async with aiohttp.ClientSession(connector=server.connector, connector_owner=False) as session:
             assert not (await server.poll(session)).hang

@@ -30,7 +30,7 @@ async def _told(folder: Path, answer: bytes | None) -> AsyncIterator[tuple[OwnSe
         with suppress(OSError):
             await writer.wait_closed()
 
-    own = OwnServer((), str(folder / "s"), {})
+    own = OwnServer((), str(folder / "s"))
     listening = await asyncio.start_unix_server(take, control_socket(str(folder / "s")))
     try:
         async with listening:
@@ -68,7 +68,7 @@ async def test_what_else_is_an_error_with_its_reason(answer, kind, text, tmp_pat
 
 
 async def test_a_server_without_the_socket_takes_no_orders(tmp_path):
-    server = OwnServer((), str(tmp_path / "s"), {})
+    server = OwnServer((), str(tmp_path / "s"))
     with pytest.raises(SleepError, match="no socket for it") as raised:
         await server.sleep(1)
     assert raised.value.kind == "refused"

@@ -132,7 +132,7 @@ async def test_the_router_kills_a_server_no_earlier_than_the_server_may_end(run,
     file.write_text("shutdown-timeout: 100\n")
     for words in (["--shutdown-timeo", "100"], ["--config", str(file)], ["--shutdown-timeout=100"]):
         entry = _only(run(*words) if run is _vllm else run("m", *words))
-        server = OwnServer(entry.words, "", {})
+        server = OwnServer(entry.words, "", entry.times)
         server._has_been_ready = True
         assert server.stop_s == 100 + ERRORS_S, words
 
