@@ -201,22 +201,35 @@ def _excludes(content: ModelsFile) -> dict[str, str]:
     return {entry.name: "".join(sorted(entry.excludes)) for entry in content.entries.values()}
 
 
-@pytest.mark.parametrize(
-    ("groups", "excludes"),
-    [
-        ("", {"a": "bc", "b": "ac", "c": "ab", "o": ""}),
-        ("g: {members: [a, b], swap: false, exclusive: false}", {"a": "", "b": "", "c": "ab", "o": ""}),
-        ("g: {members: [a, b, c], exclusive: false}", {"a": "bc", "b": "ac", "c": "ab", "o": ""}),
-        ("g: {members: [a, b]}", {"a": "bco", "b": "aco", "c": "ab", "o": ""}),
-        ("g: {members: [a], persistent: true}, h: {members: [b, c, o]}", {"a": "bco", "b": "co", "c": "bo", "o": "bc"}),
-    ],
-    ids=["no groups", "together", "one at a time", "exclusive", "persistent"],
-)
-def test_groups_are_those_of_llama_swap(read, groups, excludes):
-    content, faults = read(_servers("a", "b", "c") + f"  o: {{model: x}}\ngroups: {{{groups}}}\n")
+MATRIX = "matrix: {vars: {v: a}, evict_costs: {a: 5}, sets: {%s}}"
+ROUTING = "routing: {router: {use: %s, settings: {groups: %s, matrix: {sets: {x: a & b}}}}}"
+EXCLUDES = {
+    "groups: {}": {"a": "bc", "b": "ac", "c": "ab", "o": ""},
+    "groups: {g: {members: [a, b], swap: false, exclusive: false}}": {"a": "", "b": "", "c": "ab", "o": ""},
+    "groups: {g: {members: [a, b, c], exclusive: false}}": {"a": "bc", "b": "ac", "c": "ab", "o": ""},
+    "groups: {g: {members: [a, b]}}": {"a": "bco", "b": "aco", "c": "ab", "o": ""},
+    "groups: {g: {members: [a], persistent: true}, h: {members: [b, c, o]}}": {
+        "a": "bco",
+        "b": "co",
+        "c": "bo",
+        "o": "bc",
+    },
+    MATRIX % "x: a & b, y: b & c": {"a": "co", "b": "o", "c": "ao", "o": "abc"},
+    MATRIX % "x: (v | b) & (c | o)": {"a": "b", "b": "a", "c": "o", "o": "c"},
+    MATRIX % "x: a | b, y: (+x) & c & o": {"a": "b", "b": "a", "c": "", "o": ""},
+    MATRIX % "x: a": {"a": "bco", "b": "aco", "c": "abo", "o": "abc"},
+    ROUTING % ("group", "{g: {members: [a, b], swap: true}}"): {"a": "bco", "b": "aco", "c": "ab", "o": ""},
+    ROUTING % ("matrix", "{g: {members: [a, b]}}"): {"a": "co", "b": "co", "c": "abo", "o": "abc"},
+}
+
+
+@pytest.mark.parametrize(("text", "excludes"), EXCLUDES.items())
+def test_who_excludes_whom_as_in_llama_swap(read, text, excludes):
+    """The settings of `routing` are those of the top level. Models of a set of the matrix run together."""
+    content, faults = read(_servers("a", "b", "c") + f"  o: {{model: x}}\n{text}\n")
     assert faults == []
     assert _excludes(content) == excludes
-    assert len(content.notices) == (not groups)
+    assert len(content.notices) == (text == "groups: {}" or "evict_costs" in text)
 
 
 def test_a_pinned_model_is_stopped_by_no_group(read):
@@ -230,6 +243,9 @@ GROUPS = {
     "groups: [a]": "groups: must be a mapping, got a list",
     "groups: {g: {members: [a, b]}}\nx-p: 1": "models.b.pinned: must be false: one model of groups.g runs at a time",
     "groups: {g: {members: [a]}}\nmatrix: {sets: {x: a}}": "matrix: must not be given beside groups",
+    "routing: {router: {use: group, settings: {groups: {g: {members: [a]}}}}}\ngroups: {h: {members: [a]}}": (
+        "routing.router.settings.groups: must not be given beside groups at the top level"
+    ),
     "matrix: {sets: {}}": "matrix.sets: must not be empty",
     "matrix: {sets: {x: a & (b | c)}}": "matrix.sets.x: 'c' is neither a model nor a name of `vars`",
     "matrix: {sets: {x: a b}}": "matrix.sets.x: must be an expression such as (a | b) & c, got 'a b'",
@@ -336,33 +352,6 @@ def test_groups_may_be_empty_and_name_models_by_their_aliases(read):
     content, faults = read(text + "groups: {e: {members: []}, n: {swap: false}, g: {members: [x], exclusive: false}}\n")
     assert (faults, content.entries["a"].aliases) == ([], ("x",))
     assert _excludes(content) == {"a": "", "b": "a"}
-
-
-def test_the_settings_of_routing_are_those_of_the_top_level(read):
-    text = _servers("a", "b") + "routing: {router: {use: %s, settings: {groups: %s, matrix: {sets: {x: a & b}}}}}\n"
-    content, faults = read(text % ("group", "{g: {members: [a, b], swap: true}}"))
-    assert (faults, _excludes(content)) == ([], {"a": "b", "b": "a"})
-    content, faults = read(text % ("matrix", "{g: {members: [a, b]}}"))
-    assert (faults, _excludes(content)) == ([], {"a": "", "b": ""})
-    _, faults = read(text % ("group", "{g: {members: [a]}}") + "groups: {h: {members: [a]}}\n")
-    assert len(faults) == 1
-    assert "routing.router.settings.groups: must not be given beside groups at the top level" in faults[0]
-
-
-@pytest.mark.parametrize(
-    ("sets", "excludes"),
-    [
-        ("x: a & b, y: b & c", {"a": "cd", "b": "d", "c": "ad", "d": "abc"}),
-        ("x: (v | b) & (c | d)", {"a": "b", "b": "a", "c": "d", "d": "c"}),
-        ("x: a | b, y: (+x) & c & d", {"a": "b", "b": "a", "c": "", "d": ""}),
-        ("x: a", {"a": "bcd", "b": "acd", "c": "abd", "d": "abc"}),
-    ],
-)
-def test_models_that_share_a_set_of_the_matrix_run_together(read, sets, excludes):
-    text = _servers("a", "b", "c", "d") + f"matrix: {{vars: {{v: a}}, evict_costs: {{a: 5}}, sets: {{{sets}}}}}\n"
-    content, faults = read(text)
-    assert (faults, _excludes(content)) == ([], excludes)
-    assert [notice.key for notice in content.notices] == ["matrix.evict_costs"]
 
 
 def test_macros_and_variables_stand_everywhere(read, monkeypatch):

@@ -63,6 +63,7 @@ def test_a_measurement_has_the_whole_process_tree(tree):
 
 def test_roots_that_are_in_one_tree_count_once(tree):
     import psutil
+
     (child,) = psutil.Process(tree.pid).children()
     meter = MemoryMeter(lambda name: None)
     assert meter.measure("m", [tree.pid, child.pid]).ram_bytes < 160 * MIB

@@ -99,22 +99,6 @@ def test_sleep_has_defaults(read, keys, on_swap, idle_sleep_s, levels):
     assert (entry.on_swap, entry.idle_sleep_s, entry.sleep_levels) == (on_swap, idle_sleep_s, levels)
 
 
-@pytest.mark.parametrize(
-    ("keys", "fault"),
-    [
-        ("on_swap: nap", "m.on_swap: must be one of stop, sleep, got 'nap'"),
-        ("sleep_level: 3", "m.sleep_level: must be one of 1, 2, got 3"),
-        ("pinned: true, idle_sleep: 5m", "m.idle_sleep: must be left out, as `pinned: true` keeps the model"),
-        ("cmd: 's ${PORT}', sleep: [{path: /a}]", "m.sleep: needs `wake` beside it: name the calls for both"),
-        ("cmd: 's ${PORT}', wake: [{method: POST}], sleep: [{path: /a}]", "m.wake[0]: must have the key path"),
-    ],
-    ids=["word", "level", "pinned", "half", "no-path"],
-)
-def test_sleep_that_cannot_be_is_a_fault(read, keys, fault):
-    _, (found,) = read(f"models: {{m: {{{keys}}}}}")
-    assert fault in found
-
-
 def test_the_files_defaults_are_stronger_than_those_of_the_command_line(read):
     entry = entry_of(read, "globalTTL: 60\nhealthCheckTimeout: 20\nmodels: {m: }", Defaults(30, 10))
     assert (entry.ttl_s, entry.start_timeout_s, entry.words) == (60, 20, ("m",))
@@ -181,6 +165,11 @@ FAULTS = {
     "hooks: {on_startup: {preload: [mm]}}\nmodels: {m: }": "hooks.on_startup.preload[0]: 'mm' is not a model of this",
     "hooks: {on_startup: {load: [m]}}\nmodels: {m: }": "hooks.on_startup.load: is not known here (did you mean 'pre",
     "logLevel: loud\nmodels: {m: }": "logLevel: must be one of debug, info, warn, error, got 'loud'",
+    "models: {m: {on_swap: nap}}": "m.on_swap: must be one of stop, sleep, got 'nap'",
+    "models: {m: {sleep_level: 3}}": "m.sleep_level: must be one of 1, 2, got 3",
+    "models: {m: {pinned: true, idle_sleep: 5m}}": "m.idle_sleep: must be left out, as `pinned: true` keeps the model",
+    "models: {m: {cmd: 's ${PORT}', sleep: [{path: /a}]}}": "m.sleep: needs `wake` beside it: name the calls for both",
+    "models: {m: {cmd: 's ${PORT}', wake: [{method: POST}], sleep: [{path: /a}]}}": "m.wake[0]: must have the key path",
     # what is no YAML
     "": "models.yaml: is empty: name the models under `models:`",
     "models: {a: ]": "models.yaml:1: is not YAML: ",

@@ -86,25 +86,6 @@ def test_logprobs_are_of_the_raw_distribution(engine):
     assert all(p.top[0][1] >= p.logprob > -50 for p in completion.logprobs)
 
 
-@pytest.mark.parametrize(
-    "guided", [GuidedDecoding("regex", "(unclosed"), GuidedDecoding("json_schema", '{"type": "x"}')], ids=str
-)
-def test_an_invalid_grammar_fails_only_its_request(tmp_path, guided):
-    expected = byte_engine(tmp_path).generate([[40], [50]], max_tokens=20)
-    engine = byte_engine(tmp_path)
-    neighbours = [engine.add("one", [40], max_tokens=20), engine.add("two", [50], max_tokens=20)]
-    engine.step()
-    refused = engine.add("bad", [60], guided=guided)
-    engine.step()
-    assert refused.finish_reason == "error"
-    assert refused.error is not None
-    assert refused.error.startswith("the grammar cannot be used: ")
-    assert not engine.guided._compiler._grammars, "it is not kept"
-    engine.run()
-    assert [c.token_ids for c in neighbours] == expected
-    engine.assert_nothing_leaked()
-
-
 class Panic(BaseException):
     """An error like a panic of Rust code, which is no Exception."""
 
@@ -116,23 +97,6 @@ def test_a_failure_of_the_compiler_fails_only_its_request(engine, monkeypatch, e
     [neighbour] = engine.complete([[40]], max_tokens=2)
     assert refused.error == "the grammar cannot be used: too deep"
     assert neighbour.finish_reason == "length"
-    engine.assert_nothing_leaked()
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_grammar_that_leaves_no_token_fails_only_its_request(tmp_path, temperature):
-    [expected] = byte_engine(tmp_path).generate([[40]], max_tokens=20)
-    engine = byte_engine(tmp_path)
-    neighbour = engine.add("one", [40], max_tokens=20)
-    [impossible] = engine.complete(
-        [[60]],
-        guided=GuidedDecoding("regex", "ab"),
-        allowed_token_ids=(ord("a"), ord("c")),
-        temperature=temperature,
-    )
-    assert impossible.token_ids == [ord("a")]
-    assert impossible.error == "no token can be sampled: the request's parameters exclude all of them"
-    assert neighbour.token_ids == expected
     engine.assert_nothing_leaked()
 
 
@@ -334,15 +298,29 @@ def test_small_grammars_do_not_overtake_a_large_one_that_waits_for_memory(held_e
     held_engine.assert_nothing_leaked()
 
 
-def test_a_limit_of_llguidance_fails_only_the_sequence_that_exceeds_it(tmp_path):
-    held_engine = byte_engine(tmp_path, max_model_len=100)
-    [expected] = held_engine.generate([[40]], max_tokens=20)
-    neighbour = held_engine.add("one", [40], max_tokens=20)
-    [ambiguous] = held_engine.complete([[60]], guided=AMBIGUOUS)
-    assert ambiguous.finish_reason == "error"
-    assert "max is 2000" in (ambiguous.error or "")
-    assert neighbour.token_ids == expected
-    held_engine.assert_nothing_leaked()
+NO_TOKEN = {"guided": GuidedDecoding("regex", "ab"), "allowed_token_ids": (ord("a"), ord("c"))}
+FAILURES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "expression": ({"guided": GuidedDecoding("regex", "(unclosed")}, "", "the grammar cannot be used: "),
+    "schema": ({"guided": GuidedDecoding("json_schema", '{"type": "x"}')}, "", "the grammar cannot be used: "),
+    "no token": (NO_TOKEN, "a", "no token can be sampled: the request's parameters exclude all of them"),
+    "no token to draw": (NO_TOKEN | {"temperature": 1.0}, "a", "no token can be sampled: "),
+    "llguidance's limit": ({"guided": AMBIGUOUS}, "a", "max is 2000"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_constraint_that_cannot_be_followed_fails_only_its_request(tmp_path, name):
+    params, text, error = FAILURES[name]
+    expected = byte_engine(tmp_path).generate([[40], [50]], max_tokens=20)
+    engine = byte_engine(tmp_path)
+    neighbours = [engine.add(str(token), [token], max_tokens=20) for token in (40, 50)]
+    engine.step()
+    [refused] = engine.complete([[60]], **params)
+    assert (text_of(refused), refused.finish_reason) == (text, "error")
+    assert error in (refused.error or "")
+    assert [c.token_ids for c in neighbours] == expected
+    assert bool(engine.guided._compiler._grammars) == bool(text), "an invalid grammar is not kept"
+    engine.assert_nothing_leaked()
 
 
 def _no_tokenizer() -> Any:

@@ -12,7 +12,7 @@ from server.text.model_files.tokenizer_files import TokenizerLoadError
 from server.text.renderers.hf import detect_content_format
 from server.text.renderers.prompts import ChatOptions
 from server.text.renderers.tokenizers.hf_tokenizer import HfTokenizer
-from tests.conversations.conversation import read_lines
+from tests.conversations.conversation import matches, read_lines
 from tests.hostile.templates import ESCAPES
 
 USER = {"role": "user", "content": "What is the capital of France?"}
@@ -31,11 +31,6 @@ CONVERSATIONS = [
 ]
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
-TOOL_TEMPLATE = (
-    "{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}{% for m in messages %}{{ m.role }}:"
-    "{% for c in m.tool_calls or [] %}{{ c.function.name }}{% for k, v in c.function.arguments.items() %}"
-    "({{ k }}={{ v }}){% endfor %}{% endfor %}{{ m.content }}\n{% endfor %}"
-)
 
 
 @pytest.fixture(scope="session")
@@ -78,31 +73,20 @@ def test_a_conversation_is_truncated_or_rejected_if_it_cannot_fit(renderers, mon
     assert raised.value.param == "input_text"
 
 
-def test_tools_calls_and_documents_reach_the_template(tiny_llama, build_inline):
-    renderer = build_inline(tiny_llama, chat_template=TOOL_TEMPLATE + "{{ documents[0].title }}")
-    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "it"}'}}
-    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
-    prompt = renderer.render_chat(messages, ChatOptions(tools=[TOOL], documents=[{"title": "T"}]))
-    assert prompt.text is not None
-    assert '"name": "look"' in prompt.text
-    assert prompt.text.endswith("assistant:look(at=it)\nT")
+LINES = [line for _, line in read_lines(Path(__file__).with_name("templates.jsonl"))]
 
 
-def test_a_template_that_expects_parts_gets_parts(tiny_llama, build_inline):
-    template = "{% for m in messages %}{% for c in m.content %}[{{ c.text }}]{% endfor %}{% endfor %}"
-    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
-    assert build_inline(tiny_llama, chat_template=template).render_chat(messages, ChatOptions()).text == "[a][b]"
-    as_text = build_inline(tiny_llama, chat_template="{{ messages[0].content }}")
-    assert as_text.render_chat(messages, ChatOptions()).text == "a\nb"
-    forced = build_inline(
-        tiny_llama, chat_template="{{ messages[0].content }}", chat_template_content_format="openai"
-    ).render_chat(messages, ChatOptions())
-    assert forced.text == str(messages[0]["content"])
-
-
-def test_template_variables_of_the_request_override_the_servers(tiny_llama, build_inline):
-    renderer = build_inline(tiny_llama, chat_template="{{ a }}{{ b }}", default_chat_template_kwargs={"a": 1, "b": 2})
-    assert renderer.render_chat([USER], ChatOptions(chat_template_kwargs={"b": 3})).text == "13"
+@pytest.mark.parametrize("line", [pytest.param(line, id=line["why"]) for line in LINES if "format" not in line])
+def test_a_template_renders_or_is_a_bad_request(line, tiny_llama, build_inline):
+    renderer = build_inline(tiny_llama, chat_template=line["template"], **line.get("settings", {}))
+    messages, options = line.get("messages", [USER]), ChatOptions(**line.get("options", {}))
+    if "text" in line:
+        assert matches(renderer.render_chat(messages, options).text, line["text"])
+        return
+    with pytest.raises(RequestError) as raised:
+        renderer.render_chat(messages, options)
+    assert raised.value.status == 400
+    assert matches(raised.value.message, line["error"])
 
 
 @pytest.mark.parametrize("name", ["chat_template", "tokenize", "messages", "conversation", "tools", "return_dict"])
@@ -110,25 +94,6 @@ def test_reserved_template_variables_are_rejected(renderer, name):
     with pytest.raises(RequestError, match=name) as raised:
         renderer.render_chat([USER], ChatOptions(chat_template_kwargs={name: "x"}))
     assert (raised.value.status, raised.value.param) == (400, "chat_template_kwargs")
-
-
-@pytest.mark.parametrize(
-    ("template", "reason"),
-    [
-        ("{{ raise_exception('only user and assistant roles') }}", "failed: only user and assistant roles$"),
-        ("{{ messages[0].no.such }}", "has no attribute"),
-        ("{{ 1 / 0 }}", "ZeroDivisionError"),
-        ("{{ messages[0].content + 1 }}", "TypeError"),
-        ("{{ messages.append(1) }}", "unsafe"),
-        ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{{ range(10 ** 9) | list }}", "OverflowError"),
-    ],
-)
-def test_a_template_that_fails_is_a_bad_request(tiny_llama, build_inline, template, reason):
-    renderer = build_inline(tiny_llama, chat_template=template)
-    with pytest.raises(RequestError, match=reason) as raised:
-        renderer.render_chat([USER], ChatOptions())
-    assert raised.value.status == 400
 
 
 def test_a_model_without_a_template_is_a_bad_request(tokenizer_folders, tmp_path, build_inline):
@@ -166,10 +131,7 @@ def test_an_operator_who_names_one_of_the_models_templates_gets_its_content_form
     assert renderer.render_chat(messages, ChatOptions()).text == text
 
 
-FORMATS = [line for _, line in read_lines(Path(__file__).with_name("content_formats.jsonl"))]
-
-
-@pytest.mark.parametrize("line", [pytest.param(line, id=line["why"]) for line in FORMATS])
+@pytest.mark.parametrize("line", [pytest.param(line, id=line["why"]) for line in LINES if "format" in line])
 def test_the_format_is_found(line, renderers):
     tokenizer = renderers["byte_level"].tokenizer
     assert isinstance(tokenizer, HfTokenizer)
