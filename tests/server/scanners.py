@@ -64,8 +64,8 @@ class Scanner(NamedTuple):
     """Code that reads text. Several functions that read the same text may be one scanner."""
 
     name: str
-    modules: tuple[str, ...]
-    """The modules that read the text, and the modules whose functions they call for it."""
+    modules: str
+    """The modules, with blanks between, that read the text, and those whose functions they call for it."""
     read: Callable[[str], object]
     texts: Sequence[Text]
     smallest: int = 512
@@ -207,43 +207,30 @@ def _calls(name: str, begin: str, *units: str, end: str = "") -> Scanner:
     return Scanner(f"calls {name}", _PARSER, partial(_call, name), texts, smallest=1024)
 
 
-_PARSER: Final = ("server.text.parsers.output_parser", "server.text.parsers.call_text", "server.text.parsers.formats")
+_PARSER: Final = "server.text.parsers.output_parser server.text.parsers.call_text server.text.parsers.formats"
 
 _BRACKETS: Final = ("[", "{", '{"a":', "[[],", '"', '\\"', "\\", ",", '"",', '{"":0},', "0,")
 
 SCANNERS: Final = [
-    Scanner(
-        "access log",
-        ("base.access_log",),
-        _log_access,
-        _units("?key", "key", "&key", "=", "key=", "&", "?"),
-    ),
+    Scanner("access log", "base.access_log", _log_access, _units("?key", "key", "&key", "=", "key=", "&", "?")),
     Scanner(
         "headers",
-        ("base.request_ids", "server.http.routes.endpoint", "server.http.app", "base.security.api_keys"),
+        "base.request_ids server.http.routes.endpoint server.http.app base.security.api_keys",
         _headers,
-        [
-            *_units("a", " ", ",", ";"),
-            Text(" ", "Bearer"),
-            Text("=", "a;"),
-        ],
+        [*_units("a", " ", ",", ";"), Text(" ", "Bearer"), Text("=", "a;")],
     ),
     Scanner(
         "probe",
-        ("startup.port.probe_http",),
+        "startup.port.probe_http",
         lambda text: parse_probe(text.encode()),
         _units("a:\r\n", "a:", "a", ":", "\r\n", begin="GET /health HTTP/1.1\r\n"),
     ),
-    Scanner("stop strings", ("server.text.renderers.detokenizer",), _stop, _units("a", "ab", "aab", "abaab")),
-    Scanner(
-        "detokenizer", ("server.text.renderers.detokenizer",), _detokenize, _units("a", UNFINISHED, UNFINISHED + "a")
-    ),
-    Scanner(
-        "reasoning markers", ("server.engine.sampling.reasoning",), _find_markers, _units("a", "<", "</thin", "aaa<")
-    ),
+    Scanner("stop strings", "server.text.renderers.detokenizer", _stop, _units("a", "ab", "aab", "abaab")),
+    Scanner("detokenizer", "server.text.renderers.detokenizer", _detokenize, _units("a", UNFINISHED, UNFINISHED + "a")),
+    Scanner("reasoning markers", "server.engine.sampling.reasoning", _find_markers, _units("a", "<", "</thin", "aaa<")),
     Scanner(
         "bodies",
-        ("server.terms.http_body.request_body",),
+        "server.terms.http_body.request_body",
         _body,
         [
             *_units(*_BRACKETS),
@@ -257,16 +244,13 @@ SCANNERS: Final = [
     ),
     Scanner(
         "number of values",
-        ("server.terms.http_body.request_body",),
+        "server.terms.http_body.request_body",
         lambda text: check_num_values(text.encode(), 10),
-        [
-            *_units('\\"', "\\", "a", ",", begin='[",,,,,,,,,,,,'),
-            *_units(" ", "1", "]", begin='[",,,,,,,,,,,,"'),
-        ],
+        [*_units('\\"', "\\", "a", ",", begin='[",,,,,,,,,,,,'), *_units(" ", "1", "]", begin='[",,,,,,,,,,,,"')],
     ),
     Scanner(
         "nesting",
-        ("base.json_depth",),
+        "base.json_depth",
         lambda text: suppress_errors(check_depth, text),
         [
             *_units('\\"', "\\", "a", '"["', begin=f'["{"[" * MOST_LEVELS}'),
@@ -275,13 +259,13 @@ SCANNERS: Final = [
     ),
     Scanner(
         "prompt_embeds",
-        ("server.text.renderers.embeds.tensor_file",),
+        "server.text.renderers.embeds.tensor_file",
         _embeds,
         [*_units("A", "=", "PK\x01\x02", "PK\x03\x04"), Text("q\x00h\x00", "PK\x03\x04")],
     ),
     Scanner(
         "media",
-        ("server.text.renderers.images.loader", "server.text.renderers.images.fetcher"),
+        "server.text.renderers.images.loader server.text.renderers.images.fetcher",
         _media,
         [
             *_units("a", "a.", "é", "%", "/", "[", ":", "@", "xn--", begin="http://"),
@@ -289,38 +273,35 @@ SCANNERS: Final = [
             *_units("a", ";", "/", begin="data:"),
         ],
     ),
-    Scanner("messages", ("server.text.renderers.conversation",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
-    Scanner("schemas", ("server.generation.guided",), _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
+    Scanner("messages", "server.text.renderers.conversation", _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
+    Scanner("schemas", "server.generation.guided", _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
     Scanner(
         "regex grammars",
-        ("server.engine.sampling.grammar",),
+        "server.engine.sampling.grammar",
         partial(_grammar, "regex"),
         _units("a", "(", "(a|b)", "a*", "["),
     ),
     Scanner(
         "regular expressions",
-        ("server.engine.sampling.json_schema",),
+        "server.engine.sampling.json_schema",
         translate_regex,
         _units("[", "[[:", "\\", "[a-", "--", "^$.", "\\u{"),
     ),
-    Scanner("members of schemas", ("server.engine.sampling.json_schema",), _members, _units("a", "[a-z--b]")),
+    Scanner("members of schemas", "server.engine.sampling.json_schema", _members, _units("a", "[a-z--b]")),
     Scanner(
         "schema grammars",
-        ("server.engine.sampling.grammar",),
+        "server.engine.sampling.grammar",
         partial(_grammar, "json_schema"),
         [Text('"a",', '{"enum": [', '"b"]}'), Text("a", '{"type": "object", "description": "', '"}')],
     ),
     Scanner(
-        "lark grammars",
-        ("server.engine.sampling.grammar",),
-        partial(_grammar, "grammar"),
-        _units("start: ", '"a" ', "("),
+        "lark grammars", "server.engine.sampling.grammar", partial(_grammar, "grammar"), _units("start: ", '"a" ', "(")
     ),
-    Scanner("Anthropic blocks", ("server.apis.anthropic.blocks",), _blocks, _units("a", "[", '{"a":', " ")),
-    Scanner("response output", ("server.apis.responses.output",), _response, _units(" ", "a", "\n ")),
+    Scanner("Anthropic blocks", "server.apis.anthropic.blocks", _blocks, _units("a", "[", '{"a":', " ")),
+    Scanner("response output", "server.apis.responses.output", _response, _units(" ", "a", "\n ")),
     Scanner(
         "values",
-        ("server.text.parsers.json_text", "server.text.parsers.call_text"),
+        "server.text.parsers.json_text server.text.parsers.call_text",
         lambda text: (
             suppress_errors(read_json, text),
             text_to_value(text, frozenset(("integer", "number", "object"))),

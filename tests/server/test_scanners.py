@@ -88,7 +88,7 @@ def test_a_new_expression_or_search_is_noticed():
 
 
 def _listed() -> set[str]:
-    return {module for scanner in SCANNERS for module in scanner.modules}
+    return {module for scanner in SCANNERS for module in scanner.modules.split()}
 
 
 def _sources() -> Iterator[tuple[str, str]]:
