@@ -21,6 +21,7 @@ from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
 from router.scheduling.terms import SchedulerLimits
 from startup.logs.options import LogOptions
+from tests.router.http.small_router import eventually
 from tests.router.router_process import FOREIGN
 from tests.support.waiting import is_gone, wait_until
 
@@ -125,9 +126,7 @@ async def test_starts_waits_and_refusals_are_counted(pool):
     with pytest.raises(ModelRefused, match="the disk is on fire"):
         await _use(pool, "bad")
     waiting = asyncio.create_task(_use(pool, "slow"))
-    async with asyncio.timeout(30):
-        while pool.process_of("slow") is None:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: pool.process_of("slow") is not None)
     await pool.unload("slow")
     waiting.cancel()
     counts = _metric(pool, "starts_total")
@@ -178,9 +177,7 @@ async def test_requests_wait_while_a_dead_process_leaves_others_behind(pool, mon
     async with pool.lease("a") as before:
         pass
     os.kill(before.pids[0], 9)
-    async with asyncio.timeout(30):
-        while pool.is_ready("a"):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not pool.is_ready("a"))
     assert pool.process_of("a") is before
     async with pool.lease("a") as after:
         assert after is not before
