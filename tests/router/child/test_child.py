@@ -22,7 +22,7 @@ from router import standbys
 from router.child import server as child_server
 from router.child.child import Child, ChildPlace
 from router.child.log import LogRelay
-from router.child.place import ChildPlaces
+from router.child.place import ChildPlaces, Guard
 from router.child.process import ChildProcess
 from router.child.server import ForeignServer
 from router.model_entry import ForeignCommand, ModelEntry
@@ -333,3 +333,19 @@ def test_a_signal_to_a_new_process_ends_it_and_is_not_taken_for_one_of_its_paren
         assert end_of(process) == -signal.SIGTERM
     with pytest.raises(BlockingIOError):
         told.recv(1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_right_after_the_fork_does_not_end_the_guard(number, tmp_path, monkeypatch):
+    """The signal goes to the router's process group. The guard is in this group until it calls `setsid`."""
+    folder = tmp_path / "places"
+    folder.mkdir()
+    setsid = os.setsid
+
+    def signal_then_leave() -> None:
+        os.kill(os.getpid(), number)
+        setsid()
+
+    monkeypatch.setattr(os, "setsid", signal_then_leave)
+    Guard.start(str(folder)).close()
+    assert not folder.exists()

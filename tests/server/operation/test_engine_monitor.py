@@ -14,7 +14,7 @@ from server.operation.admission import RunningRequests
 from server.operation.engine_monitor import EngineMonitor, PingedEngine, make_ready
 from server.operation.engine_watchdog import EngineWatchdog
 from server.terms.types import EngineOutput, EngineStats
-from tests.server.operation.fake_processes import FakeProcesses
+from tests.server.operation.test_engine_watchdog import FakeProcesses
 
 
 class FakeClient:

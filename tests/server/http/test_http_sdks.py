@@ -1,12 +1,13 @@
-"""/v1/messages with the real Anthropic SDK."""
+"""/v1/messages with the real Anthropic SDK, /v1/responses with the helpers of the real `openai` client."""
 
 from typing import Any
 
 import anthropic
 import pytest
+from pydantic import BaseModel
 
 from server.terms.http_body.response_body import ANTHROPIC, error_response
-from tests.server.http.conftest import MODEL, PATIENT_S, LiveServer
+from tests.server.http.conftest import MODEL, PATIENT_S, TEXT, LiveServer
 
 USER = {"role": "user", "content": "What is the capital of France?"}
 HERMES: dict[str, Any] = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
@@ -39,3 +40,25 @@ def test_the_sdk_joins_a_stream_to_the_message_that_it_gets_whole(serve, engine,
 def test_every_status_has_anthropics_type(status, type):
     body = ANTHROPIC.to_body(error_response("m", type="T", code=status))
     assert (body["type"], body["error"].type) == ("error", type)
+
+
+class City(BaseModel):
+    name: str
+
+
+def test_client_parses_structured_output(client, engine, encode):
+    engine.reply = encode('{"name": "Paris"}')
+    response = client.responses.parse(model="smol", input=USER["content"], text_format=City)
+    assert response.output_parsed == City(name="Paris")
+    ((_, params),) = engine.requests.values()
+    assert params.guided.kind == "json_schema"
+
+
+def test_clients_stream_helper_accepts_all_events(client):
+    with client.responses.stream(model="smol", input=USER["content"]) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert final.output_text == TEXT
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    assert "".join(event.delta for event in deltas) == TEXT
+    assert [event.response.status for event in events[:2]] == ["in_progress", "in_progress"]
