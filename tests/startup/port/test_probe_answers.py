@@ -11,7 +11,7 @@ from base.status_page.page import read_page
 from startup import start_origin
 from startup.files.prefetch.messages import PrefetchReport
 from startup.port.listener import listen
-from startup.port.probe_http import Answer, Probe, parse_probe
+from startup.port.probe_http import Probe, parse_probe
 from startup.port.responder import StartupResponder
 from startup.port.start_state import ProbeAnswers, StartState
 from startup.reports.timeline.history import StartSubject
@@ -22,12 +22,16 @@ _CURL = b"GET /health HTTP/1.1\r\nHost: a:8000\r\nUser-Agent: curl/8\r\nAccept: 
 _KUBELET = b"GET /health HTTP/1.1\r\nHost: 10.0.0.1:8000\r\nUser-Agent: kube-probe/1.34\r\nConnection: close\r\n\r\n"
 
 
+def _state(timeline: PhaseTimeline | None = None) -> StartState:
+    subject = StartSubject(model="smol", start_method="spawn", packages=(), history_key=lambda versions: "key")
+    return StartState(subject, timeline or PhaseTimeline.from_process_start())
+
+
 @pytest.fixture
 def starting() -> Iterator[Any]:
     """The state of a start in the phase load_weights, and a function that sends a GET to its responder."""
     timeline = PhaseTimeline.from_process_start()
-    subject = StartSubject(model="smol", start_method="spawn", packages=(), history_key=lambda versions: "key")
-    state = StartState(subject, timeline)
+    state = _state(timeline)
     with (
         listen(host="127.0.0.1", port=0, uds=None) as listener,
         StartupResponder(listener, ProbeAnswers(state)) as responder,
@@ -84,8 +88,7 @@ def test_metrics_have_the_reasons_without_values_of_variables(monkeypatch):
     from prometheus_client.parser import text_string_to_metric_families
 
     monkeypatch.setattr(start_origin, "cold_reason", 'no "standby" \\ runs')
-    subject = StartSubject(model="smol", start_method="spawn", packages=(), history_key=lambda versions: "key")
-    state = StartState(subject, PhaseTimeline.from_process_start())
+    state = _state()
     change = {"kind": "variables", "name": "VLLM_HOST_IP", "before": "10.0.0.1", "now": "10.0.0.2"}
     state.set_compiled_model({"state": "compiled", "text": "…", "reason": "10.0.0.2", "changes": [change]})
     body = ProbeAnswers(state).answer("/metrics").body
@@ -107,19 +110,13 @@ def test_the_phase_for_the_log_is_the_running_span_and_then_the_outcome(starting
 
 
 def test_a_private_start_answers_only_what_probes_need():
-    timeline = PhaseTimeline.from_process_start()
-    subject = StartSubject(model="smol", start_method="spawn", packages=(), history_key=lambda versions: "key")
-    answers = ProbeAnswers(StartState(subject, timeline), is_private=True)
+    answers = ProbeAnswers(_state(), is_private=True)
     statuses = {
         path: answers.answer(path).status for path in ("/", "/status.json", "/startupz", "/metrics", "/v1/models")
     }
     assert set(statuses.values()) == {503}
     assert b"smol" not in b"".join(answers.answer(path).body for path in statuses)
     assert answers.answer("/livez").status == 200
-
-
-def test_an_answer_is_encoded_with_its_headers():
-    assert b"\r\nX-One: 1\r\n" in Answer(200, b"{}", headers=(("X-One", "1"),)).encode()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +164,6 @@ def test_any_other_request_is_left_to_the_http_server(request_bytes):
 
 @pytest.mark.parametrize(("unknown_bytes", "is_known"), [(0, True), (1, False)])
 def test_the_report_tells_what_was_resident_only_if_that_is_known(unknown_bytes, is_known):
-    subject = StartSubject(model="smol", start_method="spawn", packages=(), history_key=lambda versions: "key")
-    state = StartState(subject, PhaseTimeline.from_process_start())
+    state = _state()
     state.finish(PrefetchReport("done", total_bytes=5, resident_bytes=4, unknown_bytes=unknown_bytes))
     assert (state.facts.page_cache is not None) == is_known

@@ -4,11 +4,13 @@ import json
 import os
 import struct
 import zipfile
-from pathlib import Path
+from collections.abc import Callable
+from typing import Final
 
 import pytest
 
 from startup.session.preflight.report import PreflightReport
+from tests.startup.session.preflight.conftest import ModelFolder
 from tests.support.page_cache import counting_bytes_read
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4976698672\n"
@@ -16,13 +18,6 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 49
 
 def messages(report: PreflightReport, check: str) -> list[str]:
     return [finding.message for finding in report.errors if finding.check == check]
-
-
-def rewrite_header(path: Path, header: object) -> None:
-    raw = path.read_bytes()
-    data = raw[8 + struct.unpack("<Q", raw[:8])[0] :]
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def test_a_complete_folder_has_no_findings(folder, preflight):
@@ -33,93 +28,129 @@ def test_real_model_has_no_findings(model_path, preflight):
     assert {f.severity for f in preflight(model_path).findings} == {"info"}
 
 
-def test_a_truncated_shard_is_reported_with_both_sizes(folder, preflight):
-    size = folder.shards[1].stat().st_size
-    with folder.shards[1].open("r+b") as file:
-        file.truncate(size - 100)
-    (message,) = messages(preflight(folder.path), "weights")
-    assert folder.shards[1].name in message
-    assert f"calls for {size} bytes, the file has {size - 100}" in message
+Damage = Callable[[ModelFolder], object]
 
 
-def test_a_shard_that_is_too_long_is_reported_with_both_sizes(folder, preflight):
+def _truncated(number: int, size: int) -> Damage:
+    """Truncates a shard. A negative size counts from the end."""
+
+    def damage(folder: ModelFolder) -> None:
+        path = folder.shards[number]
+        os.truncate(path, size if size >= 0 else path.stat().st_size + size)
+
+    return damage
+
+
+def _written(name: str, content: bytes) -> Damage:
+    return lambda folder: (folder.path / name).write_bytes(content)
+
+
+def _with_header(change: Callable[[bytes], bytes]) -> Damage:
+    """Changes the header of the first shard."""
+
+    def damage(folder: ModelFolder) -> None:
+        raw = folder.shards[0].read_bytes()
+        end = 8 + struct.unpack("<Q", raw[:8])[0]
+        header = change(raw[8:end])
+        folder.shards[0].write_bytes(struct.pack("<Q", len(header)) + header + raw[end:])
+
+    return damage
+
+
+def _with_tensor(entry: object) -> Damage:
+    return _with_header(lambda _: json.dumps({"layer0.a": entry}).encode())
+
+
+def _with_torch_file(content: bytes) -> Damage:
+    def damage(folder: ModelFolder) -> None:
+        remove_safetensors(folder)
+        (folder.path / "pytorch_model.bin").write_bytes(content)
+
+    return damage
+
+
+def _cut_torch_file(num_missing: int) -> Damage:
+    def damage(folder: ModelFolder) -> None:
+        remove_safetensors(folder)
+        path = folder.path / "pytorch_model.bin"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("data.pkl", b"weights" * 1000)
+        os.truncate(path, path.stat().st_size - num_missing)
+
+    return damage
+
+
+def remove_safetensors(folder: ModelFolder) -> None:
+    for path in (folder.index, *folder.shards):
+        path.unlink()
+
+
+_FIRST, _SECOND, _THIRD = (f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
+_BROKEN: Final = b'{\n  "a": 1,\n  "b": }'
+FAULTS: Final[list[tuple[Damage, str, str]]] = [
+    (_truncated(1, -100), "weights", f"{_SECOND} … calls for {{size}} bytes, the file has {{cut}}"),
+    (_truncated(0, 40), "weights", "is truncated: the header alone needs"),
+    (
+        lambda folder: folder.shards[0].write_bytes(folder.shards[0].read_bytes() + b"more"),
+        "weights",
+        "is too long: its header calls for {size} bytes, the file has {more}",
+    ),
+    (_written(_FIRST, b"<html>not found</html>"), "weights", "is not a safetensors file"),
+    (_with_header(lambda header: b"]" + header[1:]), "weights", "has a corrupt header"),
+    *(
+        (_with_tensor(entry), "weights", "has a corrupt header: tensor 'layer0.a'")
+        for entry in (
+            {"dtype": "BF16"},
+            {"dtype": "BF16", "shape": [1], "data_offsets": [2, 0]},
+            {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 6]},
+            "x",
+        )
+    ),
+    (
+        lambda folder: (folder.shards[0].unlink(), folder.shards[2].unlink()),
+        "shards",
+        f"lacks 2 of 3 shards … {_FIRST} … {_THIRD}",
+    ),
+    (lambda folder: folder.index.unlink(), "index", "3 shards but no index"),
+    (
+        lambda folder: folder.write_index(dict.fromkeys(("layer0.a", "layer1.a"), _SECOND)),
+        "index",
+        f"lists 1 tensors that {_SECOND} does not have (layer0.a)",
+    ),
+    (_written("model.safetensors.index.json", b"{}"), "index", "has no weight_map"),
+    (_written(_FIRST, POINTER), "lfs", "4976698672 bytes … git lfs pull"),
+    (_written("tokenizer.json", POINTER), "json", "tokenizer.json is a Git LFS pointer"),
+    (_written("tokenizer.model", POINTER), "lfs", "tokenizer.model is a Git LFS pointer"),
+    *(
+        (_written(name, _BROKEN), "json", f"{name} is not JSON … line 3")
+        for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
+    ),
+    (_written("tokenizer.json", b'{"a": "' + b"x" * 70_000 + b'\xff"}'), "json", "is not text"),
+    (_written("tokenizer.json", b'{"a": "x"'), "json", "line 1"),
+    (_written("tokenizer.json", b'[{"a": 1}]'), "json", "is not a JSON object"),
+    (_written("tokenizer.json", b'{"a": {"b": tru}}'), "json", "line 1"),
+    (_written("tokenizer.json", b'{"model": "' + b"x" * 17_000_000), "json", "tokenizer.json is truncated"),
+    *(
+        (_written("config.json", content), "config", "config.json is not")
+        for content in (b"", b"[]", b"\xff\xfe", b'{"model_type": ')
+    ),
+    (_written("config.json", b'{"hidden_size": 8}'), "config", "names neither model_type nor architectures"),
+    *((_cut_torch_file(num_missing), "weights", "is truncated") for num_missing in (1, 100, 5000)),
+    (_with_torch_file(b"<html>"), "weights", "is not a PyTorch checkpoint: it has 6 bytes"),
+]
+
+
+@pytest.mark.parametrize(("damage", "check", "text"), FAULTS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_fault_is_reported_once_with_its_value(folder, preflight, damage, check, text):
     size = folder.shards[0].stat().st_size
-    with folder.shards[0].open("ab") as file:
-        file.write(b"more")
-    (message,) = messages(preflight(folder.path), "weights")
-    assert f"is too long: its header calls for {size} bytes, the file has {size + 4}" in message
+    damage(folder)
+    (message,) = messages(preflight(folder.path), check)
+    parts = text.format(size=size, cut=size - 100, more=size + 4).split(" … ")
+    assert [part for part in parts if part not in message] == [], message
 
 
-def test_shard_cut_off_within_its_header_is_truncated(folder, preflight):
-    with folder.shards[0].open("r+b") as file:
-        file.truncate(40)
-    assert "is truncated: the header alone needs" in messages(preflight(folder.path), "weights")[0]
-
-
-def test_a_file_of_another_format_is_not_read_as_a_huge_header(folder, preflight):
-    folder.shards[0].write_bytes(b"<html>not found</html>")
-    assert "is not a safetensors file" in messages(preflight(folder.path), "weights")[0]
-
-
-def test_a_header_that_is_not_json_is_corrupt(folder, preflight):
-    raw = bytearray(folder.shards[0].read_bytes())
-    raw[8] = ord("]")
-    folder.shards[0].write_bytes(raw)
-    assert "has a corrupt header" in messages(preflight(folder.path), "weights")[0]
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"dtype": "BF16"},
-        {"dtype": "BF16", "shape": [1], "data_offsets": [2, 0]},
-        {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 6]},
-        "x",
-    ],
-)
-def test_an_invalid_tensor_entry_is_a_corrupt_header(folder, preflight, entry):
-    rewrite_header(folder.shards[0], {"layer0.a": entry})
-    assert "has a corrupt header: tensor 'layer0.a'" in messages(preflight(folder.path), "weights")[0]
-
-
-def test_all_missing_shards_are_reported_at_once(folder, preflight):
-    folder.shards[0].unlink()
-    folder.shards[2].unlink()
-    (message,) = messages(preflight(folder.path), "shards")
-    assert "lacks 2 of 3 shards" in message
-    assert folder.shards[0].name in message
-    assert folder.shards[2].name in message
-
-
-def test_complete_shards_still_need_their_index(folder, preflight):
-    folder.index.unlink()
-    assert "3 shards but no index" in messages(preflight(folder.path), "index")[0]
-
-
-def test_an_index_of_another_download_is_reported(folder, preflight):
-    folder.write_index({"layer0.a": folder.shards[1].name, "layer1.a": folder.shards[1].name})
-    (message,) = messages(preflight(folder.path), "index")
-    assert f"lists 1 tensors that {folder.shards[1].name} does not have (layer0.a)" in message
-
-
-def test_an_index_without_a_weight_map_is_reported(folder, preflight):
-    folder.index.write_text("{}")
-    assert "has no weight_map" in messages(preflight(folder.path), "index")[0]
-
-
-def test_an_lfs_pointer_is_reported_with_the_size_of_the_real_file(folder, preflight):
-    folder.shards[0].write_bytes(POINTER)
-    report = preflight(folder.path)
-    (message,) = messages(report, "lfs")
-    assert "4976698672 bytes" in message
-    assert "git lfs pull" in message
-    assert not messages(report, "weights")
-
-
-@pytest.mark.parametrize(("name", "check"), [("tokenizer.json", "json"), ("tokenizer.model", "lfs")])
-def test_a_tokenizer_that_is_an_lfs_pointer_is_reported(folder, preflight, name, check):
-    (folder.path / name).write_bytes(POINTER)
-    assert f"{name} is a Git LFS pointer" in messages(preflight(folder.path), check)[0]
+def test_an_empty_folder_lacks_config_weights_and_tokenizer(tmp_path, preflight):
+    assert {finding.check for finding in preflight(tmp_path).errors} == {"config", "no_weights", "tokenizer"}
 
 
 def test_mistral_s_own_tokenizer_is_read_and_grok_2_s_needs_vllm(folder, preflight):
@@ -141,52 +172,10 @@ def test_an_unreadable_shard_is_reported_with_the_reason(folder, preflight):
     assert "cannot be read: Permission denied: give this user the right to read it" in message
 
 
-@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer.json", "tokenizer_config.json"])
-def test_broken_json_is_reported_with_its_line(folder, preflight, name):
-    (folder.path / name).write_text('{\n  "a": 1,\n  "b": }')
-    (message,) = messages(preflight(folder.path), "json")
-    assert f"{name} is not JSON" in message
-    assert "line 3" in message
-
-
 @pytest.mark.parametrize("content", [b'{"a": NaN}', "{}".encode("utf-16"), b' {"a": 1}', '{"a": "é🙂"}'.encode()])
 def test_unusual_json_is_no_fault(folder, preflight, content):
     (folder.path / "tokenizer_config.json").write_bytes(content)
     assert messages(preflight(folder.path), "json") == []
-
-
-@pytest.mark.parametrize(
-    ("content", "fault"),
-    [
-        (b'{"a": "' + b"x" * 70_000 + b'\xff"}', "is not text"),
-        (b'{"a": "x"', "line 1"),
-        (b'[{"a": 1}]', "is not a JSON object"),
-        (b'{"a": {"b": tru}}', "line 1"),
-    ],
-)
-def test_faults_of_json_files(folder, preflight, content, fault):
-    (folder.path / "tokenizer.json").write_bytes(content)
-    assert fault in messages(preflight(folder.path), "json")[0]
-
-
-def test_a_truncated_tokenizer_too_long_to_be_parsed_is_reported(folder, preflight):
-    (folder.path / "tokenizer.json").write_bytes(b'{"model": "' + b"x" * 17_000_000)
-    assert "tokenizer.json is truncated" in messages(preflight(folder.path), "json")[0]
-
-
-@pytest.mark.parametrize("text", ["", "[]", "\xff\xfe", '{"model_type": '])
-def test_a_config_that_is_not_a_json_object_is_reported(folder, preflight, text):
-    (folder.path / "config.json").write_text(text, encoding="latin-1")
-    assert "config.json is not" in messages(preflight(folder.path), "config")[0]
-
-
-def test_a_config_without_a_model_type_is_reported(folder, preflight):
-    (folder.path / "config.json").write_text('{"hidden_size": 8}')
-    assert "names neither model_type nor architectures" in messages(preflight(folder.path), "config")[0]
-
-
-def test_an_empty_folder_lacks_config_weights_and_tokenizer(tmp_path, preflight):
-    assert {finding.check for finding in preflight(tmp_path).errors} == {"config", "no_weights", "tokenizer"}
 
 
 def test_a_real_torch_file_has_no_errors(folder, preflight):
@@ -197,36 +186,13 @@ def test_a_real_torch_file_has_no_errors(folder, preflight):
     assert preflight(folder.path).errors == ()
 
 
-@pytest.mark.parametrize("cut", [1, 100, 5000])
-def test_a_truncated_torch_file_is_reported(folder, preflight, cut):
-    remove_safetensors(folder)
-    path = folder.path / "pytorch_model.bin"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("data.pkl", b"weights" * 1000)
-    path.write_bytes(path.read_bytes()[:-cut])
-    assert "is truncated" in messages(preflight(folder.path), "weights")[0]
-
-
-def test_a_torch_file_of_another_format_is_reported(folder, preflight):
-    remove_safetensors(folder)
-    (folder.path / "pytorch_model.bin").write_bytes(b"<html>")
-    assert "is not a PyTorch checkpoint: it has 6 bytes" in messages(preflight(folder.path), "weights")[0]
-
-
 def test_weights_of_a_terabyte_are_not_read(folder, preflight):
-    header = {"huge": {"dtype": "U8", "shape": [1 << 40], "data_offsets": [0, 1 << 40]}}
+    text = json.dumps({"huge": {"dtype": "U8", "shape": [1 << 40], "data_offsets": [0, 1 << 40]}}).encode()
     remove_safetensors(folder)
     path = folder.path / "model.safetensors"
-    text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text)
-    with path.open("r+b") as file:
-        file.truncate(8 + len(text) + (1 << 40))
+    os.truncate(path, 8 + len(text) + (1 << 40))
     with counting_bytes_read() as read:
         report = preflight(folder.path)
     assert not messages(report, "weights")
     assert read.num_bytes < 64 << 20
-
-
-def remove_safetensors(folder) -> None:
-    for path in (folder.index, *folder.shards):
-        path.unlink()

@@ -28,74 +28,78 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("startup.imports.torch_environment._GPU_DEVICES", ())
 
 
-def test_weights_that_do_not_fit_are_reported_with_the_numbers(model_path, preflight):
-    severity, message = message_of(preflight(model_path, memory=MemoryState(300 * MIB, 400 * MIB)), "memory")
-    assert severity == "error"
-    assert "256.6 MiB for the weights in bfloat16" in message
-    assert "180.0 MiB for the KV cache of one sequence of 8192 tokens" in message
-    assert "300.0 MiB of the machine's 400.0 MiB are available" in message
-    assert "take a smaller or quantized model or free memory" in message
+_ROOMY = MemoryState(8 << 30, 16 << 30)
+_LITTLE = MemoryState(300 * MIB, 400 * MIB)
+_FOR_1000_TOKENS = MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB)
+_LONG = {"max_model_len": 9000, "allow_long_max_model_len": True}
 
 
-def test_container_limit_is_named_as_such(model_path, preflight):
-    _, message = message_of(preflight(model_path, memory=MemoryState(300 * MIB, 400 * MIB, is_cgroup=True)), "memory")
-    assert "of the container's 400.0 MiB are available" in message
-    assert "raise the container's memory limit" in message
-
-
-def test_float32_doubles_the_need_and_bfloat16_is_advised(model_path, preflight):
-    report = preflight(model_path, dtype="float32", memory=MemoryState(600 * MIB, 800 * MIB))
-    _, message = message_of(report, "memory")
-    assert "513.1 MiB for the weights in float32" in message
-    assert "--dtype bfloat16" in message
-
-
-def test_a_configured_length_that_does_not_fit_is_an_error(model_path, preflight):
-    memory = MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB)
-    severity, message = message_of(preflight(model_path, max_model_len=4096, memory=memory), "memory")
-    assert severity == "error"
-    assert "lower --max-model-len to at most 1" in message
-
-
-def test_a_default_length_that_does_not_fit_is_a_warning(model_path, preflight):
-    memory = MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB)
-    assert message_of(preflight(model_path, memory=memory), "memory")[0] == "warning"
-
-
-def test_sufficient_memory_is_told_with_the_numbers(model_path, preflight):
-    memory = MemoryState((500 + 258) * MIB + 8192 * KV_BYTES, 1024 * MIB)
-    severity, message = message_of(preflight(model_path, memory=memory), "memory")
-    assert severity == "info"
-    assert message.startswith("936.6 MiB are needed (256.6 MiB for the weights in bfloat16, ")
-    assert message.endswith("), 938.0 MiB of the machine's 1.0 GiB are available")
+@pytest.mark.parametrize(
+    ("memory", "options", "severity", "check", "text"),
+    [
+        (
+            _LITTLE,
+            {},
+            *("error", "memory"),
+            "256.6 MiB for the weights in bfloat16 … 180.0 MiB for the KV cache of one sequence of 8192 tokens … 300.0 "
+            "MiB of the machine's 400.0 MiB are available … take a smaller or quantized model or free memory",
+        ),
+        (
+            _LITTLE._replace(is_cgroup=True),
+            {},
+            *("error", "memory"),
+            "of the container's 400.0 MiB are available … raise the container's memory limit",
+        ),
+        (
+            MemoryState(600 * MIB, 800 * MIB),
+            {"dtype": "float32"},
+            *("error", "memory"),
+            "513.1 MiB for the weights in float32 … --dtype bfloat16",
+        ),
+        (_FOR_1000_TOKENS, {"max_model_len": 4096}, "error", "memory", "lower --max-model-len to at most 1"),
+        (_FOR_1000_TOKENS, {}, "warning", "memory", ""),
+        (_ROOMY, _LONG, "info", "memory", ""),
+        (
+            _FOR_1000_TOKENS._replace(available_bytes=(500 + 258) * MIB + 8192 * KV_BYTES),
+            {},
+            *("info", "memory"),
+            "936.6 MiB are needed (256.6 MiB for the weights in bfloat16,  … ), 938.0 MiB of the machine's 1.0",
+        ),
+        (_FOR_1000_TOKENS, _LONG, "error", "memory", "KV cache of one sequence of 9000 tokens"),
+        (
+            _ROOMY,
+            {"max_model_len": 100_000},
+            *("error", "max_model_len"),
+            "--max-model-len 100000 is more than the model's own limit of 8192 tokens",
+        ),
+        (
+            _ROOMY,
+            {"max_model_len": 2048, "kv_cache_memory_bytes": 100 * KV_BYTES},
+            *("error", "kv_cache"),
+            f"give {2048 * KV_BYTES} or more, or lower --max-model-len to 100",
+        ),
+        (MemoryState(2048 * MIB, 4096 * MIB), {"kv_cache_memory_bytes": 8 << 30}, "warning", "kv_cache", "Give less"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told_with_the_numbers(
+    model_path, preflight, memory, options, severity, check, text
+):
+    found, message = message_of(preflight(model_path, memory=memory, **options), check)
+    assert found == severity
+    assert [part for part in text.split(" … ") if part not in message] == [], message
 
 
 def test_with_a_gpu_the_machines_memory_is_not_checked(model_path, preflight, monkeypatch):
     monkeypatch.setattr("startup.session.preflight.memory_fit.expects_gpu", lambda: True)
-    assert preflight(model_path, memory=MemoryState(300 * MIB, 400 * MIB)).findings == ()
-
-
-def test_a_length_beyond_the_models_own_is_an_error(model_path, preflight):
-    severity, message = message_of(preflight(model_path, max_model_len=100_000), "max_model_len")
-    assert severity == "error"
-    assert "--max-model-len 100000 is more than the model's own limit of 8192 tokens" in message
-
-
-def test_a_length_beyond_the_models_own_that_is_allowed_is_left_to_the_engine(model_path, preflight):
-    memory = MemoryState(8 << 30, 16 << 30)
-    report = preflight(model_path, max_model_len=9000, allow_long_max_model_len=True, memory=memory)
-    assert message_of(report, "memory")[0] == "info"
-    memory = MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB)
-    report = preflight(model_path, max_model_len=9000, allow_long_max_model_len=True, memory=memory)
-    assert "KV cache of one sequence of 9000 tokens" in message_of(report, "memory")[1]
+    assert preflight(model_path, memory=_LITTLE).findings == ()
 
 
 @pytest.mark.parametrize(
     ("memory", "size", "most"),
     [
-        (MemoryState(8 << 30, 16 << 30), None, 8192),
-        (MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB), None, 1000),
-        (MemoryState(8 << 30, 16 << 30), 700 * KV_BYTES, 700),
+        (_ROOMY, None, 8192),
+        (_FOR_1000_TOKENS, None, 1000),
+        (_ROOMY, 700 * KV_BYTES, 700),
     ],
     ids=["model", "memory", "cache_size"],
 )
@@ -105,19 +109,6 @@ def test_a_length_beyond_every_limit_is_one_error_with_the_lowest(memory, size, 
     (advised,) = re.findall(r"give at most (\d+)", finding.message)
     assert most <= int(advised) <= most + 100  # the weights are a little smaller than 258 MiB
     assert preflight(model_path, max_model_len=int(advised), memory=memory, kv_cache_memory_bytes=size).errors == ()
-
-
-def test_a_kv_cache_too_small_for_one_sequence_is_an_error(model_path, preflight):
-    size = 100 * KV_BYTES
-    _, message = message_of(preflight(model_path, max_model_len=2048, kv_cache_memory_bytes=size), "kv_cache")
-    assert f"give {2048 * KV_BYTES} or more, or lower --max-model-len to 100" in message
-
-
-def test_a_kv_cache_larger_than_memory_is_a_warning(model_path, preflight):
-    memory = MemoryState(2048 * MIB, 4096 * MIB)
-    severity, message = message_of(preflight(model_path, memory=memory, kv_cache_memory_bytes=8 << 30), "kv_cache")
-    assert severity == "warning"
-    assert "Give less" in message
 
 
 def test_the_shape_of_a_multimodal_model_is_read(folder, preflight):
