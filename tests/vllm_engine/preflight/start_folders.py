@@ -5,7 +5,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,85 +41,56 @@ class StartFolders:
         return path
 
 
-def _copy(path: Path, *, without: tuple[str, ...] = (), **changes: Any) -> None:
-    """The real model with linked weights, and with changes in config.json. None removes a value."""
+def _copy(
+    path: Path,
+    *,
+    without: Collection[str] = (),
+    links: Collection[str] = (),
+    files: Mapping[str, str | bytes] = {},
+    **changes: Any,
+) -> None:
+    """The real model with linked weights.
+
+    Args:
+        path: the folder of the copy.
+        without: files that the copy lacks.
+        links: further names of the weights.
+        files: content of other files.
+        changes: values in config.json. None removes a value.
+    """
     path.mkdir(parents=True)
     for source in MODEL.iterdir():
-        if source.name in without:
+        if source.name in without or source.name in files:
             continue
         if source.name == _WEIGHTS:
             (path / _WEIGHTS).symlink_to(source.resolve())
         else:
             shutil.copy(source, path / source.name)
+    for name in links:
+        (path / name).symlink_to((MODEL / _WEIGHTS).resolve())
+    for name, content in files.items():
+        (path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     if changes:
-        config = json.loads((path / "config.json").read_text())
-        config |= changes
-        config = {key: value for key, value in config.items() if value is not None}
-        (path / "config.json").write_text(json.dumps(config))
+        config = json.loads((path / "config.json").read_text()) | changes
+        (path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
 
 
-def _copy_with(path: Path, name: str, content: str) -> None:
-    _copy(path, without=(name,))
-    (path / name).write_text(content)
-
-
-def _dummy(path: Path) -> None:
-    _copy(path, without=(_WEIGHTS,))
-
-
-def _lfs(path: Path) -> None:
-    _copy(path, without=(_WEIGHTS,))
-    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 269060552\n"
-    (path / _WEIGHTS).write_text(pointer)
-
-
-def _truncated(path: Path) -> None:
-    _copy(path, without=(_WEIGHTS,))
+def _half_of_the_weights() -> bytes:
     with (MODEL / _WEIGHTS).open("rb") as source:
-        (path / _WEIGHTS).write_bytes(source.read((MODEL / _WEIGHTS).stat().st_size // 2))
+        return source.read((MODEL / _WEIGHTS).stat().st_size // 2)
 
 
-def _missing_shard(path: Path) -> None:
-    _copy(path, without=(_WEIGHTS,))
-    (path / "model-00001-of-00002.safetensors").symlink_to((MODEL / _WEIGHTS).resolve())
-    shards = {"model.norm.weight": "model-00001-of-00002.safetensors", "x": "model-00002-of-00002.safetensors"}
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-
-
-def _junk(path: Path) -> None:
-    """A model with files that a training run, a Mac and an interrupted download leave behind."""
-    _copy(path)
-    (path / ".DS_Store").write_bytes(b"\0\0\0\1")
-    (path / "optimizer.pt").write_bytes(b"no checkpoint")
-    (path / "training_args.bin").write_bytes(b"no checkpoint")
-    (path / "README.md").write_text("# A model")
-    (path / "model.safetensors.incomplete").write_bytes(b"half")
-    (path / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
-
-
-def _odd_names(path: Path) -> None:
-    _copy(path, without=(_WEIGHTS,))
-    (path / "weights.safetensors").symlink_to((MODEL / _WEIGHTS).resolve())
+def _index(shard_of: dict[str, str]) -> dict[str, str]:
+    return {"model.safetensors.index.json": json.dumps({"weight_map": shard_of})}
 
 
 def _index_of_one(path: Path) -> None:
     """Weights with an index, and another file of weights that is not in the index."""
-    _copy(path, without=(_WEIGHTS,))
     shard = "model-00001-of-00001.safetensors"
-    (path / shard).symlink_to((MODEL / _WEIGHTS).resolve())
     with (MODEL / _WEIGHTS).open("rb") as file:
         names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     names.pop("__metadata__", None)
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, shard)}))
-    (path / _WEIGHTS).symlink_to((MODEL / _WEIGHTS).resolve())
-
-
-def _remote_code(path: Path) -> None:
-    auto_map = {"AutoConfig": "own_config.OwnConfig"}
-    _copy(path, model_type="own_llama", auto_map=auto_map)
-    (path / "own_config.py").write_text(
-        "from transformers import LlamaConfig\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own_llama'\n"
-    )
+    _copy(path, links=(shard,), files=_index(dict.fromkeys(names, shard)))
 
 
 def _adapter(path: Path, rank: int = 8) -> None:
@@ -130,21 +101,14 @@ def _adapter(path: Path, rank: int = 8) -> None:
 
 def _cached(path: Path) -> None:
     """A cache of the hub with the model `someone/tiny`."""
-    snapshot = path / "hub" / "models--someone--tiny" / "snapshots" / "a1b2"
-    snapshot.parent.mkdir(parents=True)
-    _copy(snapshot)
-    refs = path / "hub" / "models--someone--tiny" / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("a1b2")
+    repository = path / "hub" / "models--someone--tiny"
+    _copy(repository / "snapshots" / "a1b2")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a1b2")
 
 
 def _text(content: str) -> Callable[[Path], Any]:
     return lambda path: path.write_text(content)
-
-
-def _certificate(path: Path) -> None:
-    path.mkdir()
-    make_certificate(path, "localhost")
 
 
 def _package(path: Path) -> None:
@@ -153,10 +117,6 @@ def _package(path: Path) -> None:
     (path / "own_processor.py").write_text(
         "from vllm.v1.sample.logits_processor import LogitsProcessor\n\nclass Own(LogitsProcessor):\n    pass\n"
     )
-
-
-def _link(path: Path) -> None:
-    path.symlink_to(MODEL.resolve(), target_is_directory=True)
 
 
 _TOOL_PLUGIN: Final = """\
@@ -186,21 +146,49 @@ compilation-config:
 seed: 1
 """
 
+_JUNK: Final[dict[str, str | bytes]] = {
+    ".DS_Store": b"\0\0\0\1",
+    "optimizer.pt": "no checkpoint",
+    "training_args.bin": "no checkpoint",
+    "README.md": "# A model",
+    "model.safetensors.incomplete": "half",
+    "pytorch_model.bin": "version https://git-lfs.github.com/spec/v1\n",
+}
+"""Files that a training run, a Mac and an interrupted download leave behind."""
+_SHARDS: Final = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+_POINTER: Final = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 269060552\n"
+_OWN_CONFIG: Final = """\
+from transformers import LlamaConfig
+
+class OwnConfig(LlamaConfig):
+    model_type = 'own_llama'
+"""
+
 _BUILDERS: Final[dict[str, Callable[[Path], Any]]] = {
-    "dummy": _dummy,
-    "lfs": _lfs,
-    "truncated": _truncated,
-    "missing_shard": _missing_shard,
-    "junk": _junk,
-    "odd_names": _odd_names,
+    "dummy": lambda path: _copy(path, without=(_WEIGHTS,)),
+    "lfs": lambda path: _copy(path, files={_WEIGHTS: _POINTER}),
+    "truncated": lambda path: _copy(path, files={_WEIGHTS: _half_of_the_weights()}),
+    "missing_shard": lambda path: _copy(
+        path,
+        without=(_WEIGHTS,),
+        links=_SHARDS[:1],
+        files=_index(dict(zip(("model.norm.weight", "x"), _SHARDS, strict=True))),
+    ),
+    "junk": lambda path: _copy(path, files=_JUNK),
+    "odd_names": lambda path: _copy(path, without=(_WEIGHTS,), links=("weights.safetensors",)),
     "index_of_one": _index_of_one,
-    "remote_code": _remote_code,
-    "link": _link,
+    "remote_code": lambda path: _copy(
+        path,
+        files={"own_config.py": _OWN_CONFIG},
+        model_type="own_llama",
+        auto_map={"AutoConfig": "own_config.OwnConfig"},
+    ),
+    "link": lambda path: path.symlink_to(MODEL.resolve(), target_is_directory=True),
     "with space é": _copy,
     "no_tokenizer": lambda path: _copy(path, without=("tokenizer.json", "tokenizer_config.json")),
     "no_config": lambda path: _copy(path, without=("config.json",)),
-    "broken_config": lambda path: _copy_with(path, "config.json", '{"model_type": "llama",'),
-    "broken_tokenizer": lambda path: _copy_with(path, "tokenizer.json", '{"version":'),
+    "broken_config": lambda path: _copy(path, files={"config.json": '{"model_type": "llama",'}),
+    "broken_tokenizer": lambda path: _copy(path, files={"tokenizer.json": '{"version":'}),
     "unknown_architecture": lambda path: _copy(path, architectures=["LlamoForCausalLM"]),
     "unknown_type": lambda path: _copy(path, model_type="llamo", architectures=["LlamoForCausalLM"]),
     "gptq": lambda path: _copy(path, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128}),
@@ -216,7 +204,7 @@ _BUILDERS: Final[dict[str, Callable[[Path], Any]]] = {
     "adapter": _adapter,
     "adapter_64": lambda path: _adapter(path, 64),
     "cached": _cached,
-    "certificates": _certificate,
+    "certificates": lambda path: (path.mkdir(), make_certificate(path, "localhost")),
     "package": _package,
     "template.jinja": _text("{{ messages[0].content }}"),
     "tools.py": _text(_TOOL_PLUGIN),
