@@ -5,7 +5,6 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -22,7 +21,7 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[NotifySocket]:
-    with NotifySocket(f"@vllm-cli-test-{uuid4()}") as socket:
+    with NotifySocket() as socket:
         monkeypatch.setenv("NOTIFY_SOCKET", socket.address)
         yield socket
 

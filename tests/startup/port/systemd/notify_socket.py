@@ -5,13 +5,14 @@ import struct
 import threading
 from pathlib import Path
 from typing import Self
+from uuid import uuid4
 
 
 class NotifySocket:
-    """Records each message that it receives."""
+    """Records each message that it receives. The address is a path, or a new abstract one."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, address: str = "") -> None:
+        self.address = address = address or f"@vllm-cli-test-{uuid4()}"
         self.messages: list[str] = []
         self.senders: set[int] = set()
         """The processes that have sent messages. A manager accepts only messages of the main process."""

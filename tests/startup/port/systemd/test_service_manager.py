@@ -9,7 +9,6 @@ import subprocess
 import sys
 from contextlib import closing, suppress
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -40,8 +39,7 @@ print(json.dumps({
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path):
-    address = str(tmp_path / "notify") if request.param == "path" else f"@vllm-cli-test-{uuid4()}"
-    with NotifySocket(address) as notify_socket:
+    with NotifySocket(str(tmp_path / "notify") if request.param == "path" else "") as notify_socket:
         yield notify_socket
 
 
