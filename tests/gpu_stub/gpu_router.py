@@ -40,19 +40,16 @@ class GpuRouter(Server):
 
     poll_s = 0.2
 
-    def __init__(self, home: Path, models: dict[str, Any], *words: str, num_gpus: int = 1) -> None:
+    def __init__(self, home: Path, models: dict[str, Any], *words: str) -> None:
         self.port = free_port()
         file = home / "models.yaml"
         file.write_text(json.dumps({"models": models}))
         command = [*PREFIX, PYTHON, "-m", "vllm_cli", "serve", "--models", file]
-        variables = gpu_variables(home) | {"STUB_GPUS": str(num_gpus)}
-        super().__init__([*command, "--host", "127.0.0.1", "--port", self.port, *words], variables, is_awaited=True)
+        words = ("--host", "127.0.0.1", "--port", str(self.port), *words)
+        super().__init__([*command, *words], gpu_variables(home), is_awaited=True)
 
     def complete(self, model: str) -> Answer:
-        return self.request(model, "/v1/completions", prompt="a", max_tokens=2)
-
-    def request(self, model: str, path: str, **body: Any) -> Answer:
-        return self.ask(path, {"model": model, **body}, timeout_s=_START_S)
+        return self.ask("/v1/completions", {"model": model, "prompt": "a", "max_tokens": 2}, timeout_s=_START_S)
 
     def models(self) -> dict[str, dict[str, Any]]:
         """Name of a model -> its row in `/status.json`."""
@@ -74,9 +71,9 @@ def beside(script: str, variables: dict[str, str]) -> Iterator["subprocess.Popen
 
 
 @contextmanager
-def peak_bounded(home: Path, num_gpus: int = 1) -> Iterator[None]:
+def peak_bounded(home: Path) -> Iterator[None]:
     """Reads NVML 20 times a second during the block. Fails if more than 95 % of a GPU was ever in use."""
-    with beside(SAMPLES, gpu_variables(home) | {"STUB_GPUS": str(num_gpus)}) as watcher:
+    with beside(SAMPLES, gpu_variables(home)) as watcher:
         yield
         output, _ = watcher.communicate()
     num_samples, peak_bytes = map(int, output.split())

@@ -1,5 +1,6 @@
 """A server of vLLM's CUDA build on the stand-in for the GPU. `STUB_…` variables cause faults."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -45,11 +46,12 @@ def gpu_variables(home: Path) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in _UNWANTED}
 
 
-def used_bytes(variables: dict[str, str], number: int = 0) -> int:
-    """The used memory of a device that NVML reports to a process with these variables."""
-    script = f"from base.machine.nvml import read_gpus; gpu = read_gpus().gpus[{number}]; "
-    script += "print(gpu.total_bytes - gpu.free_bytes)"
-    return int(python_output(script, env=variables, cwd=ROOT))
+def used_bytes(variables: dict[str, str]) -> list[int]:
+    """The used memory of each device that NVML reports to a process with these variables."""
+    script = "from base.machine.nvml import read_gpus; gpus = read_gpus().gpus; "
+    script += "print([gpu.total_bytes - gpu.free_bytes for gpu in gpus])"
+    found: list[int] = json.loads(python_output(script, env=variables, cwd=ROOT))
+    return found
 
 
 def run_preflight(home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -108,9 +110,9 @@ class GpuServer(VllmServer):
         assert len(initialized) == len(found)
         return found
 
-    def used_bytes(self, number: int = 0) -> int:
-        """The used memory of a device that NVML reports to the server."""
-        return used_bytes(self.variables, number)
+    def used_bytes(self) -> list[int]:
+        """The used memory of each device that NVML reports to the server."""
+        return used_bytes(self.variables)
 
     def is_forked(self, process: psutil.Process) -> bool:
         """Whether a forkserver has forked the process."""

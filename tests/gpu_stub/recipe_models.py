@@ -53,48 +53,20 @@ def save_llama(folder: Path) -> None:
     _copy_tokenizer(folder)
 
 
-def save_eagle(folder: Path) -> None:
-    """Writes an EAGLE head for SmolLM2-135M: a layer, and a linear layer for embedding and hidden state."""
-    settings = json.loads((MODEL / "config.json").read_text()) | {"num_hidden_layers": 1}
-    hidden = settings["hidden_size"]
-    inner, values = settings["intermediate_size"], settings["num_key_value_heads"] * settings["head_dim"]
-    shapes = {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (values, hidden),
-        "self_attn.v_proj": (values, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-        "post_attention_layernorm": (hidden,),
-    }
-    tensors = {f"layers.0.{name}.weight": torch.rand(shape).bfloat16() for name, shape in shapes.items()}
-    tensors["fc.weight"] = torch.rand(hidden, 2 * hidden).bfloat16()
-    save_file(tensors, folder / "model.safetensors")
-    _write(folder / "config.json", settings)
-
-
 def save_awq(folder: Path) -> None:
-    """Writes a Llama with four bits per weight, in AutoAWQ's format."""
+    """Writes a Llama with four bits per weight, in AutoAWQ's format: integers with scales and zeros."""
     save_llama(folder)
-    _quantize(
-        folder,
-        {"quant_method": "awq", "bits": 4, "group_size": _GROUP, "zero_point": True, "version": "gemm"},
-        lambda rows, columns: {"qweight": _integers(rows, columns // 8)},
-    )
-
-
-def save_gptq(folder: Path) -> None:
-    """Writes a Llama with four bits per weight, in GPTQ's format."""
-    save_llama(folder)
-    _quantize(
-        folder,
-        {"quant_method": "gptq", "bits": 4, "group_size": _GROUP, "desc_act": False, "sym": True},
-        lambda rows, columns: {
-            "qweight": _integers(rows // 8, columns),
-            "g_idx": (torch.arange(rows) // _GROUP).int(),
-        },
-    )
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        columns, rows = tensors.pop(name).shape
+        layer = name.removesuffix("weight")
+        tensors[f"{layer}qweight"] = _integers(rows, columns // 8)
+        tensors[f"{layer}qzeros"] = _integers(rows // _GROUP, columns // 8)
+        tensors[f"{layer}scales"] = torch.rand(rows // _GROUP, columns).half()
+    save_file(tensors, folder / "model.safetensors")
+    settings = {"quant_method": "awq", "bits": 4, "group_size": _GROUP, "zero_point": True, "version": "gemm"}
+    config = json.loads((folder / "config.json").read_text())
+    _write(folder / "config.json", config | {"dtype": "float16", "quantization_config": settings})
 
 
 def save_qwen3(folder: Path) -> None:
@@ -107,17 +79,6 @@ def save_experts(folder: Path) -> None:
     """Writes a Qwen3 with a mixture of four experts."""
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
     _save(folder, "qwen3_moe", "Qwen3MoeForCausalLM", _SHAPE | experts)
-    _copy_tokenizer(folder)
-
-
-def save_deepseek(folder: Path) -> None:
-    """Writes a DeepSeek V2 with latent attention, one dense layer and one layer with experts."""
-    attention = {"kv_lora_rank": 512, "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
-    experts = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
-    groups = {"n_group": 1, "topk_group": 1}
-    shape = {name: value for name, value in _SHAPE.items() if name != "head_dim"}
-    others = {"v_head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 16, "moe_intermediate_size": 128}
-    _save(folder, "deepseek_v2", "DeepseekV2ForCausalLM", shape | attention | experts | groups | others)
     _copy_tokenizer(folder)
 
 
@@ -152,37 +113,10 @@ def save_llava(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def save_qwen2_audio(folder: Path) -> None:
-    """Writes a Qwen2 model for audio."""
-    from transformers import Qwen2AudioEncoderConfig, Qwen2AudioProcessor, Qwen2Config, WhisperFeatureExtractor
-
-    words = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
-    tokenizer = _save_tokenizer(folder, *words)
-    audio = Qwen2AudioEncoderConfig(
-        d_model=64, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=128, num_mel_bins=128
-    )
-    text = {name: value for name, value in _SHAPE.items() if name != "head_dim"}
-    config = {
-        "audio_config": audio,
-        "text_config": Qwen2Config(**text),
-        "audio_token_index": tokenizer.convert_tokens_to_ids(words[0]),
-    }
-    _save(folder, "qwen2_audio", "Qwen2AudioForConditionalGeneration", config)
-    extractor = WhisperFeatureExtractor(feature_size=128)
-    Qwen2AudioProcessor(extractor, tokenizer, chat_template=tokenizer.chat_template).save_pretrained(folder)
-
-
 def save_embedder(folder: Path) -> None:
     """Writes a Qwen3 without a head."""
-    save_pooler(folder, "qwen3", **_POOLER, head_dim=32)
+    save_pooler(folder, "qwen3", hidden_size=128, head_dim=32)
 
-
-def save_reranker(folder: Path) -> None:
-    """Writes a BERT that scores pairs of texts."""
-    save_pooler(folder, "bert", "classify", **_POOLER, num_labels=1)
-
-
-_POOLER: Final = {"hidden_size": 128}
 
 WRITERS: Final[dict[str, Callable[[Path], None]]] = {
     name.removeprefix("save_"): write
@@ -213,20 +147,6 @@ def _save_tokenizer(folder: Path, *words: str) -> Any:
 def _copy_tokenizer(folder: Path) -> None:
     for name in TOKENIZER_FILES:
         shutil.copyfile(MODEL / name, folder / name)
-
-
-def _quantize(folder: Path, settings: dict[str, Any], pack: Callable[[int, int], dict[str, torch.Tensor]]) -> None:
-    """Replaces the weights of all linear layers by integers with scales and zeros."""
-    tensors = load_file(folder / "model.safetensors")
-    for name in [name for name in tensors if name.endswith("_proj.weight")]:
-        columns, rows = tensors.pop(name).shape
-        parts = pack(rows, columns)
-        parts["qzeros"] = _integers(rows // _GROUP, columns // 8)
-        parts["scales"] = torch.rand(rows // _GROUP, columns).half()
-        tensors |= {f"{name.removesuffix('weight')}{part}": tensor for part, tensor in parts.items()}
-    save_file(tensors, folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text())
-    _write(folder / "config.json", config | {"dtype": "float16", "quantization_config": settings})
 
 
 def _integers(rows: int, columns: int) -> torch.Tensor:

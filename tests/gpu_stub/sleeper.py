@@ -1,21 +1,14 @@
 """A server of vLLM's CUDA build that runs as a router's model, so that it can be put to sleep."""
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 from envs.registry import env
 from tests.gpu_stub.gpu_server import MODEL, GpuServer
-from tests.support.cli import python_output
 from tests.support.control_socket import tell
 from tests.support.http_client import Answer, RawClient
-from tests.support.peer_vllm import ROOT
 
 _ANSWER_S: Final = 600.0
-_USED: Final = """
-from base.machine.nvml import read_gpus
-print([gpu.total_bytes - gpu.free_bytes for gpu in read_gpus().gpus])
-"""
 
 
 class Sleeper(GpuServer):
@@ -67,8 +60,3 @@ class Sleeper(GpuServer):
         answer = self.ask("/collective_rpc", {"method": "compute_weight_checksums"})
         assert answer.status == 200, answer
         return {name: digest for digests in answer.json["results"] for name, digest in digests.items()}
-
-    def used(self) -> list[int]:
-        """The used memory of each device, as NVML reports it."""
-        found: list[int] = json.loads(python_output(_USED, env=self.variables, cwd=ROOT))
-        return found

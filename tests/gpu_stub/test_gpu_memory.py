@@ -4,7 +4,7 @@ from tests.gpu_stub.gpu_server import gpu_variables
 from tests.support.cli import python_output
 from tests.support.peer_vllm import ROOT
 
-_BEGIN = """
+_SCRIPT = """
 import ctypes, random
 cuda = ctypes.CDLL("libcuda.so.1")
 size, piece, host = 64 << 20, 512, ctypes.create_string_buffer(64 << 20)
@@ -20,48 +20,27 @@ def map_memory():
     call("cuMemCreate", ctypes.byref(handle), ctypes.c_size_t(size), properties, ctypes.c_uint64(0))
     call("cuMemMap", address, ctypes.c_size_t(size), ctypes.c_size_t(0), handle, ctypes.c_uint64(0))
 
-def unmap_memory():
-    call("cuMemUnmap", address, ctypes.c_size_t(size))
-    call("cuMemRelease", handle)
-
-def write_pieces():
+def assert_pieces(expected):
     for offset, data in pieces.items():
-        call("cuMemcpyHtoD_v2", ctypes.c_uint64(address.value + offset), data, ctypes.c_size_t(piece))
-
-def read_pieces():
-    found = {}
-    for offset in pieces:
         buffer = ctypes.create_string_buffer(piece)
         call("cuMemcpyDtoH_v2", buffer, ctypes.c_uint64(address.value + offset), ctypes.c_size_t(piece))
-        found[offset] = buffer.raw
-    return found
+        assert buffer.raw == (data if expected else bytes(piece))
 
 call("cuInit", 0)
 call("cuMemAddressReserve", ctypes.byref(address), ctypes.c_size_t(size), *[ctypes.c_uint64(0)] * 3)
 map_memory()
-write_pieces()
+for offset, data in pieces.items():
+    call("cuMemcpyHtoD_v2", ctypes.c_uint64(address.value + offset), data, ctypes.c_size_t(piece))
+call("cuMemcpyDtoH_v2", host, address, ctypes.c_size_t(size))
+call("cuMemUnmap", address, ctypes.c_size_t(size))
+call("cuMemRelease", handle)
+map_memory()
+assert_pieces(False)
+call("cuMemcpyHtoD_v2", address, host, ctypes.c_size_t(size))
+assert_pieces(True)
 """
 
 
-def _run(home, script: str) -> None:
-    python_output(_BEGIN + script, env=gpu_variables(home), cwd=ROOT)
-
-
-def test_small_pieces_move_with_a_copy_of_all(home):
-    """A copy of the whole memory restores its small pieces, as at level 1 of vLLM's sleep."""
-    _run(
-        home,
-        """
-call("cuMemcpyDtoH_v2", host, address, ctypes.c_size_t(size))
-assert {offset: host[offset : offset + piece] for offset in pieces} == pieces
-unmap_memory()
-map_memory()
-call("cuMemcpyHtoD_v2", address, host, ctypes.c_size_t(size))
-assert read_pieces() == pieces
-""",
-    )
-
-
-def test_memory_that_was_unmapped_has_lost_its_small_pieces(home):
-    """After a sleep at level 2, memory has only data that is written again."""
-    _run(home, "unmap_memory()\nmap_memory()\nassert not any(map(any, read_pieces().values()))")
+def test_small_pieces_are_lost_with_their_memory_and_move_with_a_copy_of_all(home):
+    """As at the levels 2 and 1 of vLLM's sleep."""
+    python_output(_SCRIPT, env=gpu_variables(home), cwd=ROOT)

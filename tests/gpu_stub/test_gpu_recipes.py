@@ -34,10 +34,6 @@ def _embed(server: GpuServer) -> Any:
     return server.post("/v1/embeddings", input=_TEXTS)["data"]
 
 
-def _rerank(server: GpuServer) -> Any:
-    return server.post("/rerank", query=_TEXTS[0], documents=_TEXTS)["results"]
-
-
 @dataclass(frozen=True)
 class Recipe:
     """A command line of vLLM's documentation."""
@@ -60,13 +56,9 @@ class Recipe:
         return self.name.replace(" ", "-")
 
 
-def _connector(role: str) -> str:
-    extra = {"shared_storage_path": "@storage"}
-    return json.dumps({"kv_connector": "ExampleConnector", "kv_role": role, "kv_connector_extra_config": extra})
-
-
 _LENGTH: Final = ("--max-model-len", "2048")
 _YARN: Final = {"rope_type": "yarn", "rope_theta": 100000.0, "factor": 16.0, "original_max_position_embeddings": 8192}
+_LONG: Final = json.dumps({"max_position_embeddings": 131072, "rope_parameters": _YARN})
 _ENCODER: Final = ("--load-format", "dummy", "--skip-mm-profiling")
 """Dummy weights, because transformers saves weights under other names than vLLM reads.
 
@@ -74,6 +66,13 @@ The encoder does not run, because its convolutions need cuDNN and a GPU. So thes
 """
 _LORA: Final = ("--enable-lora", "--lora-modules", "adapter=@adapter")
 _NIXL: Final = json.dumps({"kv_connector": "NixlConnector", "kv_role": "kv_both"})
+_CONNECTOR: Final = json.dumps(
+    {
+        "kv_connector": "ExampleConnector",
+        "kv_role": "kv_producer",
+        "kv_connector_extra_config": {"shared_storage_path": "@storage"},
+    }
+)
 
 
 def _draft(method: str, **options: Any) -> tuple[str, ...]:
@@ -85,10 +84,7 @@ _RECIPES: Final = [
     Recipe("LoRA", (*_LENGTH, *_LORA), ask=lambda server: server.generate(model="adapter")),
     Recipe("speculation with ngrams", _draft("ngram", prompt_lookup_max=4)),
     Recipe("speculation with a draft model", _draft("draft_model", model="@llama")),
-    Recipe("speculation with EAGLE", _draft("eagle", model="@eagle")),
-    Recipe("weights in FP8", (*_LENGTH, "--quantization", "fp8")),
     Recipe("AWQ", _LENGTH, model="awq"),
-    Recipe("GPTQ", _LENGTH, model="gptq"),
     Recipe(
         "expert parallelism",
         (*_LENGTH, "--tensor-parallel-size", "2", "--enable-expert-parallel"),
@@ -96,30 +92,14 @@ _RECIPES: Final = [
         ask=GpuServer.usage,
         variables={"STUB_GPUS": "2"},
     ),
-    Recipe("latent attention", _LENGTH, model="deepseek"),
     Recipe("images", (*_LENGTH, *_ENCODER, "--limit-mm-per-prompt", '{"image": 1}'), model="llava"),
-    Recipe("audio", (*_LENGTH, *_ENCODER, "--limit-mm-per-prompt", '{"audio": 1}'), model="qwen2_audio"),
     Recipe("embeddings", ("--runner", "pooling"), model="embedder", ask=_embed),
-    Recipe("reranking", ("--runner", "pooling"), model="reranker", ask=_rerank),
     Recipe("KV offloading", (*_LENGTH, "--kv-offloading-size", "1")),
-    Recipe("KV producer", (*_LENGTH, "--kv-transfer-config", _connector("kv_producer"))),
-    Recipe("KV consumer", (*_LENGTH, "--kv-transfer-config", _connector("kv_consumer"))),
-    Recipe("synchronous scheduling", (*_LENGTH, "--no-async-scheduling")),
+    Recipe("KV producer", (*_LENGTH, "--kv-transfer-config", _CONNECTOR)),
     Recipe("two API servers", (*_LENGTH, "--api-server-count", "2")),
     Recipe("model runner V1", _LENGTH, variables={"VLLM_USE_V2_MODEL_RUNNER": "0"}),
-    Recipe("KV cache in FP8", (*_LENGTH, "--kv-cache-dtype", "fp8")),
-    Recipe(
-        "long context",
-        (
-            *(
-                "--max-model-len",
-                "131072",
-                "--hf-overrides",
-                json.dumps({"max_position_embeddings": 131072, "rope_parameters": _YARN}),
-            ),
-            *("--enable-chunked-prefill", "--max-num-batched-tokens", "4096"),
-        ),
-    ),
+    Recipe("weights and KV cache in FP8", (*_LENGTH, "--quantization", "fp8", "--kv-cache-dtype", "fp8")),
+    Recipe("long context", ("--max-model-len", "131072", "--hf-overrides", _LONG, "--max-num-batched-tokens", "4096")),
     Recipe(
         "tools and reasoning",
         (*_LENGTH, "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"),
@@ -129,13 +109,6 @@ _RECIPES: Final = [
 ]
 _REFUSED: Final = [
     Recipe("NIXL", (*_LENGTH, "--kv-transfer-config", _NIXL), refusal="NIXL is not available"),
-    Recipe(
-        "BitsAndBytes",
-        (*_LENGTH, "--quantization", "bitsandbytes"),
-        refusal="Unknown quantization method",
-        own_refusal="this vLLM has no --quantization 'bitsandbytes'",
-    ),
-    Recipe("AWQ of other weights", (*_LENGTH, "--quantization", "awq"), refusal="Cannot find the config file for awq"),
     Recipe(
         "LoRA of a higher rank",
         (*_LENGTH, *_LORA, "--max-lora-rank", "1"),
