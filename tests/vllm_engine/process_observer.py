@@ -49,7 +49,6 @@ def _settings() -> dict[str, object]:
         "switch_interval_s": sys.getswitchinterval(),
         "gc": __import__("gc").isenabled(),
         "gc_threshold": __import__("gc").get_threshold(),
-        "paths": sys.path,
     }
 
 

@@ -3,15 +3,15 @@
 import json
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.http_client import ask
+from tests.support.http_client import Answer, ask
 from tests.support.waiting import wait_until
-from tests.vllm_engine.process_observer import FOLDER_VARIABLE
+from tests.vllm_engine import process_observer
+from tests.vllm_engine.plugin import write_entry_point
 from tests.vllm_engine.vllm_server import VllmServer, title_of
 
 _OWN_NAMES: Final = ("APIServer", "EngineCore", "Worker")
@@ -64,17 +64,9 @@ def _lines(log: str) -> Iterator[tuple[str, str, str]]:
 
 def observing(folder: Path) -> dict[str, str]:
     """Variables for a server with the observer plugin, whose processes write settings into the folder."""
-    install_plugin(folder, "vllm.general_plugins", Path(__file__).with_name("process_observer.py"), "install")
-    return {"PYTHONPATH": str(folder), FOLDER_VARIABLE: str(folder)}
-
-
-def install_plugin(folder: Path, group: str, source: Path, function: str) -> None:
-    """Creates a folder for PYTHONPATH. The source in it is a distribution with an entry point."""
-    about = folder / f"{source.stem}-1.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {source.stem}\nVersion: 1\n")
-    (about / "entry_points.txt").write_text(f"[{group}]\n{source.stem} = {source.stem}:{function}\n")
-    (folder / source.name).write_text(source.read_text())
+    folder.mkdir()
+    write_entry_point(folder, process_observer)
+    return {"PYTHONPATH": str(folder), process_observer.FOLDER_VARIABLE: str(folder)}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -85,11 +77,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def first_status(server: VllmServer, path: str) -> tuple[int, Any]:
     """Waits for the first answer of a starting server. Returns its status and JSON body."""
-    answer = ask(f"{server.url}{path}")
-    deadline = time.monotonic() + 120
-    while not answer.status:
+    answers: list[Answer] = []
+
+    def has_answered() -> bool:
         assert server.process.poll() is None, server.log
-        assert time.monotonic() < deadline, server.log
-        time.sleep(0.02)
-        answer = ask(f"{server.url}{path}")
-    return answer.status, answer.json
+        answers.append(ask(f"{server.url}{path}"))
+        return answers[-1].status != 0
+
+    wait_until(has_answered, 120.0)
+    return answers[-1].status, answers[-1].json

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -40,30 +39,13 @@ def test_every_command_of_vllm_has_a_name_here_or_is_named_by_an_error():
     assert {f"bench {name}" for name in _names("bench") - SHARED_BENCHMARKS} - REPLACEMENTS.keys() == set()
 
 
-@pytest.mark.parametrize("words", [("--help",), ("-i", "/missing", "-o", "/missing")], ids=" ".join)
-def test_run_batch_is_the_same_as_by_the_link_and_by_vllm(words: tuple[str, ...]):
-    plain = _run(BIN / "vllm", "run-batch", *words)
-    ours, link = _run(PYTHON, "-m", "vllm_cli", "run-batch", *words), _run(PYTHON, "-c", _LINK, "run-batch", *words)
-    assert ours[:2] == link[:2] == plain[:2]
-    assert [each[2].splitlines()[-1:] for each in (ours, link)] == [plain[2].splitlines()[-1:]] * 2
-
-
-@pytest.mark.parametrize("words", [("launch",), ("snapshot", "nonsense"), ("bench", "latency", "--help")], ids=" ".join)
-def test_other_commands_run_by_the_link(words: tuple[str, ...]):
+@pytest.mark.parametrize(
+    "words",
+    [("launch",), ("snapshot", "nonsense"), ("bench", "latency", "--help"), ("run-batch", "-i", "/no", "-o", "/no")],
+    ids=" ".join,
+)
+def test_commands_run_by_the_link(words: tuple[str, ...]):
+    """`tests/startup/vllm/test_vllm_command.py` shows that `vllm-cli run-batch` is the same as the link."""
     plain, link = _run(BIN / "vllm", *words), _run(PYTHON, "-c", _LINK, *words)
     assert link[:2] == plain[:2]
     assert link[2].splitlines()[-1:] == plain[2].splitlines()[-1:]
-
-
-def test_a_file_with_variables_is_the_same_as_one_with_their_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """vLLM rejects both values with the same words after it has read the whole file."""
-    monkeypatch.setenv("HOW_LONG", "-5")
-    path = tmp_path / "serve.yaml"
-    errors = []
-    for text in ("${HOW_LONG}", "${NOT_SET:--5}", "-5"):
-        path.write_text(f"model: {ROOT}/.peers/model\nenforce-eager: ${{EAGER:-true}}\nmax-model-len: {text}\n")
-        code, _, error = _run(PYTHON, "-m", "vllm_cli", "serve", "--engine", "vllm", "--preflight", "off",
-                              "--config", path)  # fmt: skip
-        assert code != 0
-        errors.append([re.sub(r"^(\(\S+ pid=\d+\) )+", "", line) for line in error.splitlines() if "value=-5" in line])
-    assert errors[0] == errors[1] == errors[2] != []

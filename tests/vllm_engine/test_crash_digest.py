@@ -10,6 +10,7 @@ import pytest
 
 from startup.reports.causes.first_cause import KNOWN
 from tests.support.waiting import wait_until
+from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.crashes import crash_plugin
 from tests.vllm_engine.crashes.crashes import CRASHES, Crash
 from tests.vllm_engine.plugin import write_entry_point
@@ -18,7 +19,6 @@ from tests.vllm_engine.vllm_server import VllmServer
 
 _END_S = 300.0
 _FAILED = 3
-_SMALL = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
 
 
 class _End(NamedTuple):
@@ -46,9 +46,9 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", CRASHES)
-def test_a_crash_ends_with_its_cause(name, folders, plugins, small_model, two_ranks):
+def test_a_crash_ends_with_its_cause(name, folders, plugins, small_model):
     crash = CRASHES[name]
-    end = _provoke(crash, folders, plugins, small_model, two_ranks if crash.num_workers == 2 else {})
+    end = _provoke(crash, folders, plugins, small_model)
     first, second, *others = end.digest
     assert crash.process in first, end.digest
     assert crash.phase in first, end.digest
@@ -60,16 +60,16 @@ def test_a_crash_ends_with_its_cause(name, folders, plugins, small_model, two_ra
     assert end.code == _FAILED or (crash.is_serving and end.code > 0)
 
 
-def _provoke(crash: Crash, folders: StartFolders, plugins: Path, small_model: Path, variables: dict[str, str]) -> _End:
+def _provoke(crash: Crash, folders: StartFolders, plugins: Path, small_model: Path) -> _End:
     model = small_model if crash.model == "small" else Path(folders.fill(crash.model))
-    words = (*_SMALL, "--tensor-parallel-size", str(crash.num_workers), *map(folders.fill, crash.words))
-    own = {
+    words = ("--preflight", "off", *SMALL, *map(folders.fill, crash.words))
+    variables = {
         "PYTHONPATH": str(plugins),
         **({crash_plugin.VARIABLE: crash.at} if crash.at else {"VLLM_PLUGINS": ""}),
         **{name: folders.fill(value) for name, value in crash.variables.items()},
     }
     folder = folders.path("folder")
-    with VllmServer("ours", model, "--preflight", "off", *words, folder=folder, environment=variables | own) as server:
+    with VllmServer("ours", model, *words, folder=folder, environment=variables) as server:
         if crash.is_serving:
             wait_until(
                 lambda: server.ask("/health", timeout_s=5).status == 200 or server.process.poll() is not None, _END_S

@@ -11,7 +11,6 @@ _CPU: Final = "vllm.v1.worker.cpu_worker:CPUWorker"
 _GPU: Final = "vllm.v1.worker.gpu_worker:Worker"
 _RUNNER: Final = "vllm.v1.worker.cpu_model_runner:CPUModelRunner"
 _CORE: Final = "vllm.v1.engine.core:EngineCore"
-_EXECUTOR: Final = "vllm.v1.executor.multiproc_executor:MultiprocExecutor._init_executor"
 _CONFIG: Final = "vllm.engine.arg_utils:EngineArgs.create_engine_config"
 
 _API: Final = "vllm.v1.engine"
@@ -43,7 +42,6 @@ class Crash:
     """The model: a name of `StartFolders`, or `small`."""
     is_serving: bool = False
     """Whether the crash happens during a request, after the start."""
-    num_workers: int = 1
 
 
 def _raises(
@@ -72,25 +70,17 @@ CRASHES: Final[dict[str, Crash]] = {
         "APIServer", _CONFIG, "NameError: name 'x'", phase="while it read its configuration", cause="error-in-code"
     ),
     "api-tokenizer": _raises("APIServer", f"{_API}.async_llm:InputProcessor.__init__", "ValueError: no tokenizer"),
-    "engine-executor": _raises("EngineCore", _EXECUTOR, "ValueError: no executor"),
     "engine-caches": _raises("EngineCore", f"{_CORE}._initialize_kv_caches", "ValueError: no caches"),
     "worker-device": _raises("Worker", f"{_CPU}.init_device", "ValueError: no device", phase=_DEVICE),
     "worker-load": _raises("Worker", f"{_GPU}.load_model", "ValueError: no weights here", phase=_LOADING),
     "worker-memory": _raises("Worker", f"{_CPU}.determine_available_memory", "ValueError: no memory", phase=_MEMORY),
     "worker-reserves": _raises("Worker", f"{_GPU}.initialize_from_config", "ValueError: no room", phase=_RESERVING),
     "worker-warms-up": _raises("Worker", f"{_CPU}.compile_or_warm_up_model", "ValueError: too cold", phase=_WARM_UP),
-    "second-worker": _raises("Worker", f"{_GPU}.load_model", "ValueError: no second", phase=_LOADING, num_workers=2),
     # Signals.
     "engine-killed": _signal("EngineCore", f"{_CORE}._initialize_kv_caches", "SIGKILL"),
     "worker-device-ill": _signal("Worker", f"{_CPU}.init_device", "SIGILL", phase=_DEVICE),
     "worker-load-killed": _signal("Worker", f"{_RUNNER}.get_model", "SIGKILL", phase=_LOADING),
     "worker-load-segv": _signal("Worker", f"{_RUNNER}.load_model", "SIGSEGV", phase=_LOADING),
-    "engine-exits": Crash(
-        process="EngineCore",
-        cause="process-vanished",
-        text="died unexpectedly with exit code 7",
-        at=f"EngineCore {_CORE}._initialize_kv_caches exit 7",
-    ),
     "worker-exits": Crash(
         process="Worker",
         cause="process-vanished",
@@ -98,14 +88,6 @@ CRASHES: Final[dict[str, Crash]] = {
         at=f"VllmWorker {_GPU}.load_model exit 9",
     ),
     # While it serves.
-    "serving-engine": _raises(
-        "EngineCore",
-        f"{_CORE}.add_request",
-        "ValueError: no request",
-        phase=_SERVING,
-        cause="error-in-code",
-        is_serving=True,
-    ),
     "serving-engine-killed": _signal("EngineCore", f"{_CORE}.add_request", "SIGKILL", phase=_SERVING, is_serving=True),
     "serving-worker": _raises(
         "Worker", f"{_GPU}.execute_model", "ValueError: no token", cause="error-in-code", is_serving=True
@@ -117,21 +99,16 @@ CRASHES: Final[dict[str, Crash]] = {
     "model-shard-missing": _faulty("Worker", text="", cause="weights-missing", model="{missing_shard}"),
     "model-more-layers": _faulty("Worker", text="", cause="weights-do-not-match", model="{more_layers}"),
     "model-no-tokenizer": _faulty("APIServer", text="", cause="tokenizer-missing", model="{no_tokenizer}"),
-    "model-broken-tokenizer": _faulty("APIServer", text="", cause=None, model="{broken_tokenizer}"),
     "model-architecture": _faulty(
         "APIServer", text="LlamoForCausalLM", cause="architecture-unsupported", model="{unknown_architecture}"
     ),
     "flags-too-long": _faulty("APIServer", "--max-model-len", "999999", text="", cause="max-model-len-too-long"),
-    "flags-heads": _faulty("APIServer", "-tp", "3", text="", cause="not-divisible"),
     "flags-adapter": _faulty(
         "Worker", "--enable-lora", "--lora-modules", "a=/missing", text="/missing", cause="lora-missing"
     ),
     "flags-template": _faulty("APIServer", "--chat-template", "/missing.jinja", text="", cause="chat-template-missing"),
     "flags-middleware": _faulty(
         "APIServer", "--middleware", "no_such.Class", text="no_such", cause="package-of-model-missing"
-    ),
-    "flags-certificate": _faulty(
-        "APIServer", "--ssl-certfile", "/no.pem", "--ssl-keyfile", "/no.key", text="", cause=None
     ),
     "flags-blocks": _faulty("EngineCore", "--num-gpu-blocks-override", "1", text="", cause="no-room-for-kv-cache"),
 }
