@@ -152,20 +152,32 @@ def test_an_earlier_folder_on_the_path_wins(folder, tmp_path, monkeypatch):
     assert {"parcel", "parcel.sub.leaf"} <= served()
 
 
-def test_a_file_with_other_path_hooks_is_not_used(folder, monkeypatch):
-    path = written(folder)
+def _add_path_hook(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path_hooks", [lambda _: None, *sys.path_hooks])
-    assert not install(path)
-    with pytest.raises(UnusableFileError, match="import hooks"):
-        ImportFile(str(path))
 
 
-def test_a_file_of_other_distributions_is_not_used(folder):
-    path = written(folder)
-    (folder / "parcel-1.2.1.dist-info" / "RECORD").write_text("parcel/__init__.py,,\nmore,,\n")
+def _install_more(path: Path, _: pytest.MonkeyPatch) -> None:
+    (path.parent / "site/parcel-1.2.1.dist-info/RECORD").write_text("parcel/__init__.py,,\nmore,,\n")
     distribution_stamps.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_add_path_hook, "import hooks"),
+        (_install_more, "distributions"),
+        *(
+            (lambda path, _, mode=mode: path.chmod(mode), f"other users can write to it .mode {mode:04o}")
+            for mode in (0o664, 0o646)
+        ),
+    ],
+    ids=["path hooks", "distributions", "group", "others"],
+)
+def test_a_file_that_does_not_fit_is_not_used(folder, change, reason, monkeypatch):
+    path = written(folder)
+    change(path, monkeypatch)
     assert not install(path)
-    with pytest.raises(UnusableFileError, match="distributions"):
+    with pytest.raises(UnusableFileError, match=reason):
         ImportFile(str(path))
 
 
@@ -220,15 +232,6 @@ def test_a_module_that_no_installer_has_written_is_left_out(folder):
     assert importlib.import_module("lone").VALUE == "lone"
     assert served() == set()
     assert not set(NAMES) & set(uninstall())  # another file would not serve it either
-
-
-@pytest.mark.parametrize("mode", [0o664, 0o646])
-def test_a_file_that_others_can_write_is_not_used(folder, mode):
-    path = written(folder)
-    path.chmod(mode)
-    assert not install(path)
-    with pytest.raises(UnusableFileError, match=f"other users can write to it .mode {mode:04o}"):
-        ImportFile(str(path))
 
 
 def test_the_writer_ignores_the_umask(folder):

@@ -83,33 +83,32 @@ def test_flags_that_may_need_more_leave_requests_allowed(words):
     assert not is_forbidden(*words)
 
 
-@pytest.mark.parametrize("name", ["VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_LORA_RESOLVER_HF_REPO_LIST"])
-def test_adapters_that_clients_name_leave_requests_allowed(name, monkeypatch):
-    monkeypatch.setenv(name, "1")
-    assert not is_forbidden()
-
-
-@pytest.mark.parametrize("part", [{"auto_map": {"AutoModel": "org/code--m.M"}}, {"vision_config": {}}], ids=str)
-def test_models_with_code_or_parts_leave_requests_allowed(part, snapshot):
-    write_config(snapshot, **part)
-    assert not is_forbidden()
-
-
-def test_plugins_leave_requests_allowed(tmp_path, monkeypatch):
-    metadata = tmp_path / "site" / "plugin-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nmine = plugin:register\n")
-    monkeypatch.syspath_prepend(str(metadata.parent))
+@pytest.mark.parametrize(
+    ("variables", "config", "has_plugin"),
+    [
+        ({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}, {}, False),
+        ({"VLLM_LORA_RESOLVER_HF_REPO_LIST": "1"}, {}, False),
+        ({"VCLI_LEAVE_OUT": "offline hub"}, {}, False),
+        ({}, {"auto_map": {"AutoModel": "org/code--m.M"}}, False),
+        ({}, {"vision_config": {}}, False),
+        ({}, {}, True),
+    ],
+    ids=["runtime adapters", "adapters of the hub", "left out", "code", "parts", "plugin"],
+)
+def test_what_may_need_more_leaves_requests_allowed(variables, config, has_plugin, snapshot, tmp_path, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    write_config(snapshot, **config)
+    if has_plugin:
+        metadata = tmp_path / "site" / "plugin-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nmine = plugin:register\n")
+        monkeypatch.syspath_prepend(str(metadata.parent))
     assert not is_forbidden()
 
 
 def test_an_incomplete_snapshot_leaves_requests_allowed(snapshot):
     (snapshot / "model.safetensors").unlink()
-    assert not is_forbidden()
-
-
-def test_the_variable_switches_it_off(monkeypatch):
-    monkeypatch.setenv("VCLI_LEAVE_OUT", "offline hub")
     assert not is_forbidden()
 
 

@@ -187,32 +187,23 @@ def test_an_available_model_is_told(hub, check):
 
 
 @pytest.mark.parametrize(
-    ("fault", "token", "expected"),
+    ("fault", "token", "severity", "expected"),
     [
-        (Fault("status", status=403, code="GatedRepo", path="*/resolve/*"), "t", "team/model is gated: ask for access"),
-        (Fault("status", status=401, code="RepoNotFound"), None, "{url}/team/model does not exist: correct the name"),
-        (Fault("status", status=404, code="RevisionNotFound"), None, "team/model has no revision 'main'"),
+        (Fault("status", status=403, code="GatedRepo", path="*/resolve/*"), "t", "error", "is gated: ask for access"),
+        (Fault("status", status=401, code="RepoNotFound"), None, "error", "{url}/team/model does not exist: correct"),
+        (Fault("status", status=404, code="RevisionNotFound"), None, "error", "team/model has no revision 'main'"),
+        (Fault("status", status=503), None, "warning", "the hub at {url} answers 503 for team/model"),
     ],
-    ids=["gated", "unknown", "revision"],
+    ids=["gated", "unknown", "revision", "may pass"],
 )
-def test_a_refusal_is_an_error_with_the_fix(hub, check, fault, token, expected):
+def test_a_refusal_is_told_with_the_fix(hub, check, fault, token, severity, expected):
     hub.faults.add(fault)
     finding = hub_finding(check("team/model", hf_token=token))
-    assert finding.severity == "error"
-    assert expected.format(url=hub.url) in finding.message
-
-
-def test_an_error_that_may_pass_is_a_warning(hub, check):
-    hub.faults.add(Fault("status", status=503))
-    finding = hub_finding(check("team/model"))
-    assert finding.severity == "warning"
-    assert f"the hub at {hub.url} answers 503 for team/model" in finding.message
+    assert (finding.severity, expected.format(url=hub.url) in finding.message) == (severity, True), finding
 
 
 @pytest.mark.parametrize(("model", "severity"), [("team/model", "error"), (None, "warning")], ids=["named", "default"])
-def test_an_unreachable_hub_is_an_error_unless_the_model_is_available_elsewhere(
-    check, monkeypatch, hub, model, severity
-):
+def test_an_unreachable_hub_is_an_error_unless_the_model_is_elsewhere(check, monkeypatch, hub, model, severity):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     finding = hub_finding(check(model))
     assert finding.severity == severity
