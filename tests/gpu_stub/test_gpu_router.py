@@ -1,6 +1,8 @@
-"""A router's two models do not fit the GPU together. NVML's free memory decides which model runs."""
+"""A router's models do not fit the GPU together. They stop or sleep for each other."""
 
+import random
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
 
 from tests.gpu_stub.gpu_router import GpuRouter, beside, gpu_model, peak_bounded
 from tests.gpu_stub.gpu_server import gpu_variables, used_bytes
@@ -38,4 +40,20 @@ def test_a_model_waits_for_memory_that_another_program_frees_late(home):
         assert router.states() == {"a": "stopped", "b": "stopped"}
         holder.kill()
         assert answer.result().status == 200, router.log
+        assert router.terminate() == 0
+
+
+def test_three_models_change_places_and_lose_no_request(tmp_path):
+    """Models a and b fit the GPU together. Model c needs nearly the whole GPU. Requests name
+    the models in turns, and then at random.
+    """
+    models = {"a": gpu_model(share=0.4), "b": gpu_model(share=0.4), "c": gpu_model(share=0.85)}
+    in_turns = [*islice(cycle(models), 15)]
+    at_random = random.Random(60).choices([*models], k=15)
+    with peak_bounded(tmp_path), GpuRouter(tmp_path, models, "--on-swap", "sleep") as router:
+        for names, num_clients in ((in_turns, 1), (at_random, 4)):
+            with ThreadPoolExecutor(num_clients) as clients:
+                answers = list(clients.map(router.complete, names))
+            assert {answer.status for answer in answers} == {200}, router.log[-8000:]
+        assert [row["num_starts"] for row in router.models().values()] == [1, 1, 1]
         assert router.terminate() == 0

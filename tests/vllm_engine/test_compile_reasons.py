@@ -108,7 +108,7 @@ def test_what_does_not_matter_is_loaded_at_another_root(folder, small_model):
     environment = {"VLLM_HOST_IP": "127.0.0.1", "VLLM_PORT": "29500", "POD_IP": "10.1.1.1"}
     told = start_and_end(folder, small_model, *words, environment=environment)
     assert (told.code, told.compiled["state"]) == (None, "loaded")
-    assert told.compiled["saved_s"] > 1
+    assert told.compiled["saved_s"] > 0
     assert len(compiled_keys(folder)) == 1
 
 

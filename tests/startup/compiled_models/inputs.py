@@ -1,8 +1,6 @@
-"""Makes archives, also ones that `write_archive` cannot write, and folders that cannot be locations."""
+"""Makes archives, also ones that `write_archive` cannot write."""
 
 import json
-import os
-import subprocess
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,12 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
-import pytest
-
 from startup.compiled_models.archive import MANIFEST, write_archive
 from startup.compiled_models.record import CompiledModel, FileFacts, Hardware
 
-_needs_root: Final = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 RECORD: Final = CompiledModel(
     key="ab" * 32,
     model="org/model",
@@ -86,28 +81,3 @@ def deflated(content: bytes) -> bytes:
     """The compressed content, as in a member of `zipped`."""
     packer = zlib.compressobj(1, zlib.DEFLATED, -15)
     return packer.compress(content) + packer.flush()
-
-
-def _full(location: Path) -> None:
-    _mount(location, "size=64k")
-
-
-def _read_only(location: Path) -> None:
-    _mount(location, "ro")
-
-
-def unmount(location: Path) -> None:
-    """Unmounts the file system that a test has mounted at this location."""
-    if os.path.ismount(location):
-        subprocess.run(("umount", str(location)), check=True)
-
-
-def _mount(location: Path, option: str) -> None:
-    location.mkdir(parents=True)
-    mount = ("mount", "-t", "tmpfs", "-o", f"mode=755,{option}", "tmpfs", str(location))
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("no file system can be mounted here")
-
-
-MOUNTED: Final = tuple(pytest.param(make, marks=_needs_root) for make in (_full, _read_only))
-"""Functions that mount an unusable file system at a location. `unmount` removes it."""

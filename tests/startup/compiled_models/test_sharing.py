@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -23,7 +23,7 @@ from startup.compiled_models.location import open_location
 from startup.compiled_models.process import AddJob, FetchJob, SharingProcess
 from startup.compiled_models.record import CompiledModel, Hardware
 from startup.compiled_models.sharing import add, fetch
-from tests.startup.compiled_models.inputs import MOUNTED, RECORD, unmount
+from tests.startup.compiled_models.inputs import RECORD
 from tests.support.waiting import is_gone
 
 NUM_KILLS: Final = 50
@@ -268,25 +268,6 @@ def test_a_damaged_archive_is_named_installs_nothing_and_is_replaced(make_machin
     second.compile(record)
     assert add(_add_job(record, location=location)).num_models == 1
     assert len(_archives(location)) == 1
-
-
-@pytest.fixture(params=MOUNTED)
-def mounted(request, location) -> Iterator[Path]:
-    """A location on a file system that is too small or read-only."""
-    request.param(location)
-    yield location
-    unmount(location)
-
-
-def test_a_full_or_read_only_location_is_one_problem(mounted, make_machine, tmp_path):
-    record = _record()
-    make_machine("first").compile(record)
-    report = add(_add_job(record, location=mounted))
-    assert report.num_models == 0
-    (problem,) = report.problems
-    assert str(mounted) in problem
-    assert not [path for path in mounted.rglob("*") if path.is_file()]
-    assert fetch(_fetch_job(mounted, record, tmp_path)).problems == []
 
 
 def _kill_at(num_bytes: float, job: AddJob | FetchJob, *folders: Path) -> bool:
