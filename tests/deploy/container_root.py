@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import pytest
-
 from startup.settings.config import DEFAULT_MODEL_ID
 from tests.deploy.shipped import Start
 from tests.router.router_process import FOREIGN
 from tests.startup.vllm.fake_start import FAKE
-from tests.support.containers import as_user, on_read_only_root
 from tests.support.ports import free_port
 
 _PATH: Final = re.compile(r"(?<![\w/:.-])/(?=\w)(?!(?:dev|health)\b)")
@@ -83,18 +80,6 @@ class ContainerRoot:
     def launcher(self) -> tuple[str, ...]:
         """A launcher that executes a program in the working folder."""
         return ("env", "-C", str(self.home))
-
-    def of_pod(self, uid: int, *must_read: Path) -> tuple[str, ...]:
-        """A launcher for a user without a name, who may write only to the pod's mounts."""
-        user = as_user(uid, uid, *must_read)
-        mounts = [self.path / "cache", self.path / "tmp"]
-        for folder in mounts:
-            folder.chmod(0o777)
-        script = "".join(f"mount --bind {folder} {folder} && " for folder in mounts)
-        launcher = on_read_only_root(script)
-        if user is None or launcher is None:
-            pytest.skip("needs root and mounts of its own")
-        return (*launcher, *user)
 
     def prepare(self, start: Start) -> tuple[list[str], dict[str, str]]:
         """Writes a start's files. Returns the start's words after `serve` (no port) and its variables."""

@@ -1,6 +1,5 @@
 """The shipped units under a real systemd. The isolated unit serves. With warm.conf, its starts are warm."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,6 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.thorough
 _UNITS = {path.name: path.read_text() for path in (DEPLOY / "systemd").iterdir()}
 _SERVICES = ("vllm-cli.service", "vllm-cli-standby.service")
-_OFF = re.findall(r"^(\w+)=no$", _UNITS["warm.conf"], re.MULTILINE)
-"""Settings with which a unit's starts cannot be warm."""
 _LOGGED = "[Service]\nStandardError=append:/run/%N.log\nRestart=no\n"
 """With this drop-in, the log of a failed start is in a file, and the start is not repeated."""
 _ASK = """
@@ -84,34 +81,3 @@ def test_with_the_drop_in_of_both_units_starts_and_restarts_are_warm(tiny_llama)
         assert not Path(f"/proc/{front}").exists()
         assert manager.show("vllm-cli", "Result") == "success"
         assert manager.show("vllm-cli-standby", "ActiveState") == "active"
-
-
-def _namespaces(pid: int) -> dict[str, str]:
-    return {
-        name: str(Path(f"/proc/{pid}/ns/{name}").readlink())
-        for name in ("mnt", "uts", "ipc", "net", "user", "pid", "cgroup")
-    }
-
-
-def test_each_line_that_the_drop_in_turns_off_would_cost_the_warm_start():
-    """With each setting, each process gets a namespace of its own, even if both units have the setting."""
-    shipped = dict(re.findall(r"^(\w+)=(.*)$", _UNITS["vllm-cli.service"], re.MULTILINE))
-    files = {
-        f"/etc/units/{name}-{setting}.service": "\n".join(
-            [
-                "[Unit]",
-                f"JoinsNamespaceOf=standby-{setting}.service" if name == "server" else "",
-                "[Service]",
-                f"{setting}={shipped[setting]}",
-                "ExecStart=/bin/sleep infinity",
-            ]
-        )
-        for setting in _OFF
-        for name in ("standby", "server")
-    }
-    with _systemd(files) as manager:
-        names = [Path(path).stem for path in files]
-        assert manager.start(*names).returncode == 0
-        for setting in _OFF:
-            first, second = (_namespaces(manager.main_pid(f"{name}-{setting}")) for name in ("standby", "server"))
-            assert first != second, setting

@@ -11,26 +11,30 @@ from tests.support.http_client import RawClient, request_bytes
 from tests.support.waiting import wait_until
 
 GET = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"
-HEAD = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+UPGRADE = b"GET /v1/realtime HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: WebSocket\r\n\r\n"
 SHORT = {"prompt": "a", "max_tokens": 1}
 LONG = {"prompt": "a", "max_tokens": 3000, "ignore_eos": True, "stream": True}
 LOUD = LONG | {"logprobs": 20, "n": 8, "temperature": 1.0}
 """A request for about 20 MB of events."""
 
 
+def _completion(**fields: object) -> bytes:
+    return request_bytes("/v1/completions", json.dumps({"prompt": "a"} | fields).encode())
+
+
 @pytest.fixture(scope="module")
 def server(tiny_llama: Path) -> Iterator[ServerProcess]:
     """A server with the default time-outs."""
-    limits = ("--max-num-queued-reqs", "16")
-    with ServerProcess([str(tiny_llama), "--served-model-name", "tiny", *limits]) as running:
+    with ServerProcess([str(tiny_llama), "--max-num-queued-reqs", "16"]) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def impatient(tiny_llama: Path) -> Iterator[ServerProcess]:
     """A server with time-outs of 2 s, which a well-behaved client may exceed on a busy machine."""
-    limits = ("--http-header-timeout", "2", "--http-body-timeout", "2", "--http-send-timeout", "2")
-    with ServerProcess([str(tiny_llama), "--served-model-name", "tiny", *limits]) as running:
+    with ServerProcess([str(tiny_llama), "--http-body-timeout", "2", "--http-send-timeout", "2"]) as running:
         yield running
 
 
@@ -48,86 +52,62 @@ def check_server_afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("sent", "status", "text"),
     [
-        (GET[:-2], 408, "2 s (--http-header-timeout)"),
-        (
-            f"{HEAD}content-length: 20000000\r\n\r\n".encode() + b" " * 10_000_000,
-            408,
-            "2 s (--http-body-timeout)",
+        pytest.param(CHUNKED + b"1\r\n{\r\n0\r\nx: " + b"a" * (1 << 20), 431, "", id="a long trailer"),
+        pytest.param(CHUNKED + b"1\r\n{\r\n0\r\n" + b"x: 1\r\n" * 300, 431, "", id="many trailers"),
+        pytest.param(
+            CHUNKED + (b"1;" + b"x" * 5000 + b"\r\n{\r\n") * 200, 431, "The framing of the body's chunks", id="framing"
         ),
+        pytest.param(UPGRADE, 400, "upgrade to websocket", id="a websocket"),
+    ],
+)
+def test_what_is_too_long_or_not_supported_is_rejected(server, sent, status, text):
+    with RawClient(server.port) as client:
+        answer = client.send(sent).read()
+        assert (answer.status, text in answer.error["message"]) == (status, True)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "text"),
+    [
+        (HEAD + b"content-length: 20000000\r\n\r\n" + b" " * 10_000_000, 408, "2 s (--http-body-timeout)"),
         (b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{", 404, "Not Found"),
     ],
-    ids=["headers", "burst", "rejected"],
+    ids=["burst", "rejected"],
 )
-def test_time_outs_are_those_of_the_flags(impatient, sent, status, text):
+def test_a_body_that_never_ends_does_not_keep_its_connection(impatient, sent, status, text):
     """A fast first part of a body does not extend the time-out for the rest."""
     with RawClient(impatient.port) as client:
         answer = client.send(sent).read()
-        assert answer.status == status
-        assert text in answer.error["message"]
+        assert (answer.status, text in answer.error["message"]) == (status, True)
         assert client.is_closed()
-
-
-@pytest.mark.parametrize("trailer", [b"x: " + b"a" * (1 << 20), b"x: 1\r\n" * 300], ids=["long", "many"])
-def test_endless_trailers_are_rejected(server, trailer):
-    with RawClient(server.port) as client:
-        client.send(f"{HEAD}transfer-encoding: chunked\r\n\r\n1\r\n{{\r\n0\r\n".encode() + trailer)
-        assert client.read().status == 431
-
-
-def test_chunks_with_kilobytes_of_framing_are_rejected(server):
-    with RawClient(server.port) as client:
-        client.send(f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode())
-        for _ in range(200):
-            client.send(b"1;" + b"x" * 5000 + b"\r\n{\r\n")
-        answer = client.read()
-        assert answer.status == 431
-        assert "The framing of the body's chunks" in answer.error["message"]
-        assert "(--h11-max-incomplete-event-size)" in answer.error["message"]
 
 
 def test_trailers_are_not_treated_as_headers(server):
     """Proxies filter headers but not trailers, so a trailer must not act as a header."""
-    head = f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode()
-    body = b'{"prompt": "a", "max_tokens": 1}'
-    trailers = b"x-request-id: theirs\r\ncontent-encoding: gzip\r\n"
+    body, trailers = json.dumps(SHORT).encode(), b"x-request-id: theirs\r\ncontent-encoding: gzip\r\n"
     with RawClient(server.port) as client:
-        answer = client.send(head + b"%x\r\n%s\r\n0\r\n%s\r\n" % (len(body), body, trailers)).read()
+        answer = client.send(CHUNKED + b"%x\r\n%s\r\n0\r\n%s\r\n" % (len(body), body, trailers)).read()
     assert answer.status == 200
-    assert "theirs" not in json.loads(answer.body)["id"]
-
-
-def test_a_compressed_body_is_rejected(server):
-    with RawClient(server.port) as client:
-        answer = client.post("/v1/completions", SHORT, content_encoding="gzip").read()
-        assert (answer.status, answer.headers["accept-encoding"]) == (415, "identity")
-        assert "Content-Encoding 'gzip'" in answer.error["message"]
+    assert "theirs" not in answer.json["id"]
 
 
 def test_pipelined_requests_are_answered_in_order(server):
-    bodies = [{"prompt": "a", "max_tokens": number} for number in (3, 1, 2)]
     with RawClient(server.port) as client:
-        client.send(b"".join(request_bytes("/v1/completions", str(body).replace("'", '"').encode()) for body in bodies))
-        client.send(GET)
-        counts = [client.read().body.count(b'"completion_tokens":%d' % number) for number in (3, 1, 2)]
-        assert counts == [1, 1, 1]
+        client.send(b"".join(_completion(max_tokens=number) for number in (3, 1, 2)) + GET)
+        assert [client.read().json["usage"]["completion_tokens"] for _ in range(3)] == [3, 1, 2]
         assert client.read().status == 200
 
 
 def test_garbage_after_a_request_does_not_change_its_response(server):
     with RawClient(server.port) as client:
-        client.send(
-            request_bytes("/v1/completions", b'{"prompt": "a", "max_tokens": 50, "stream": true}') + b"garbage\r\n\r\n"
-        )
-        answer = client.read_to_end()
+        answer = client.send(_completion(max_tokens=50, stream=True) + b"garbage\r\n\r\n").read_to_end()
         assert answer.count(b"HTTP/1.1") == 1
         assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
 def test_too_many_pipelined_requests_end_the_connection(server):
     with RawClient(server.port) as client:
-        client.send(request_bytes("/v1/completions", b'{"prompt": "a"}') + GET * 1000)
-        num_answers = client.read_to_end().count(b"HTTP/1.1 200")
-        assert 1 <= num_answers < 100
+        assert 1 <= client.send(_completion() + GET * 1000).read_to_end().count(b"HTTP/1.1 200") < 100
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -137,17 +117,6 @@ def test_a_client_that_disconnects_frees_all_its_pipelined_requests(server, stre
         client.post("/v1/completions", body).post("/v1/completions", body)
         wait_until(lambda: server.metric("vllm:num_requests_running") == 1)
     wait_until(lambda: _num_aborted(server) == aborted + 1)
-
-
-@pytest.mark.parametrize("protocol", ["websocket", "WebSocket"])
-def test_websockets_are_rejected(server, protocol):
-    with RawClient(server.port) as client:
-        client.send(
-            f"GET /v1/realtime HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: {protocol}\r\n\r\n".encode()
-        )
-        answer = client.read()
-        assert answer.status == 400
-        assert "upgrade to websocket" in answer.error["message"]
 
 
 def test_a_client_that_offers_http2_gets_http1(server):
@@ -164,6 +133,17 @@ def test_a_client_that_does_not_read_is_disconnected_and_its_request_cancelled(i
         client.post("/v1/completions", LOUD)
         wait_until(lambda: _num_aborted(impatient) == aborted + 8)
         impatient.wait_logged("has read nothing for 2 s (--http-send-timeout)")
+
+
+def test_a_path_cannot_write_lines_or_colours_into_the_log(server):
+    path = b"/one%0aERROR%20forged%1b[31m%e2%80%a8two"
+    with RawClient(server.port) as client:
+        client.send(GET.replace(b"/version", path))
+        assert client.read().status == 404
+    server.wait_logged("/one")
+    (line,) = (line for line in server.log.split("\n") if "forged" in line)
+    assert "/one%0AERROR%20forged%1B" in line
+    assert line.isprintable()
 
 
 def test_a_client_that_reads_slowly_gets_everything(server):

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,15 +9,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.process_tree import find_process
 from tests.e2e.server_process import ServerProcess
+from tests.startup.vllm.fake_start import short_folder
 from tests.support.cli import run_cli
 from tests.support.http_client import ask
 from tests.support.waiting import wait_until
 
 _ENGINE = ("--engine", "embedded", "--max-model-len", "256", "--idle-stop")
 _BODY = {"prompt": "a", "max_tokens": 2}
-_PROBES = ("/health", "/ping", "/livez", "/readyz", "/readyz?model", "/metrics", "/v1/models", "/", "/status.json")
 
 
 class _Server(ServerProcess):
@@ -67,35 +65,13 @@ def test_an_idle_model_stops_and_a_request_starts_it(server):
     assert not server.children_with("--uds")
     num_starts = server.metric("vllm_cli:model_starts_total")
     assert server.metric("vllm_cli:model_state", state="stopped") == 1
+    assert ask(f"{server.url}/readyz?model").status == 503
+    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text(), "the router is a light process"
     assert server.ask_model() == 200
     assert server.metric("vllm_cli:model_state", state="stopped") == 0
     assert server.metric("vllm_cli:model_starts_total") == num_starts + 1
     assert server.metric("vllm_cli:router_starts_total", outcome="ready") == num_starts + 1
     assert ask(f"{server.url}/readyz?model").json == {"status": "ready"}
-
-
-def test_probes_and_reports_of_a_stopped_model_do_not_start_it(server):
-    server.wait_stopped()
-    for _ in range(3):
-        statuses = {path: ask(server.url + path).status for path in _PROBES}
-        assert statuses == {path: 503 if "?" in path else 200 for path in _PROBES}
-    status = ask(f"{server.url}/status.json").json
-    assert (status["status"], status["models"][0]["status"]) == ("stopped", "stopped")
-    assert ask(f"{server.url}/startupz").json["outcome"] == "ready"
-    assert ask(f"{server.url}/v1/models").json["data"][0]["object"] == "model"
-    assert server.metric("vllm:generation_tokens_total") >= 0
-    assert server.state() == "stopped"
-    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text(), "the router is a light process"
-    assert find_process(server, "engine") is None
-    (entry,) = [each for each in json.loads(run_cli("ps", "--json").stdout) if each["port"] == server.port]
-    assert (entry["state"], entry["pid"], entry["engine"]) == ("stopped", server.process.pid, "router")
-
-
-@pytest.fixture
-def short_folder() -> Iterator[Path]:
-    """A folder with a path that is short enough for sockets, even if this user has a long name."""
-    with tempfile.TemporaryDirectory(prefix="vs-", dir="/tmp") as path:
-        yield Path(path)
 
 
 def _own_folders(folder: Path) -> dict[str, str]:
@@ -115,10 +91,16 @@ def _created_ns(folder: Path) -> int | None:
     return None
 
 
-def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_the_router(tiny_llama, short_folder):
-    with _Server(tiny_llama, environment=_own_folders(short_folder)) as server:
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with short_folder() as path:
+        yield path
+
+
+def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_the_router(tiny_llama, folder):
+    with _Server(tiny_llama, environment=_own_folders(folder)) as server:
         server.wait_stopped()
-        wait_until(lambda: _own_sockets(short_folder), 240)
+        wait_until(lambda: _own_sockets(folder), 240)
         assert "warm start" not in server.log
         server.start_warm()
         for mode in ("cold", "warm"):
@@ -130,10 +112,10 @@ def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_th
         assert standby["memory_bytes"] > 50 << 20
 
         (process,) = server.children_with("standby")
-        before = _created_ns(short_folder)
+        before = _created_ns(folder)
         process.kill()
         server.wait_logged("It is started again")
         assert server.ask_model() == 200
-        wait_until(lambda: _created_ns(short_folder) not in (None, before))
+        wait_until(lambda: _created_ns(folder) not in (None, before))
         server.terminate(signal.SIGKILL)
-    wait_until(lambda: not list(short_folder.glob("vcli-*/standby-*")))
+    wait_until(lambda: not list(folder.glob("vcli-*/standby-*")))

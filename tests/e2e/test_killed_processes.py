@@ -3,13 +3,7 @@
 The server exits, or logs the end of the process and continues.
 """
 
-import ctypes
-import errno
-import os
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +11,6 @@ from envs.registry import START_METHODS
 from tests.e2e.process_tree import Role, find_process, wait_process
 from tests.e2e.stop_point import API_READS_TOKENIZER, FORKSERVER_FORKS, StopPoint, stop_environment
 from tests.startup.vllm.fake_start import short_folder
-from tests.support.http_client import ask
 from tests.support.openai_client import StreamReader
 from tests.support.processes import GONE_S, stopped
 from tests.support.program import READY_S
@@ -38,8 +31,6 @@ def interrupted(self):
 
 alias.__hash__ = interrupted
 """
-_PIDFD_GETFD = 438
-"""The system call's number on all architectures. The standard library has no function for this call."""
 
 
 def test_server_exits_when_its_forkserver_is_killed(start_tiny_server):
@@ -106,38 +97,6 @@ def test_ctrl_c_that_msgspec_discards_ends_the_start(start_tiny_server, tmp_path
     (tmp_path / "sitecustomize.py").write_text(_INTERRUPT_DECODER)
     with start_tiny_server(wait=False, environment=stop_environment(tmp_path)) as server:
         assert server.process.wait(READY_S) == 130
-
-
-@contextmanager
-def _hold_sockets(pid: int) -> Iterator[None]:
-    """Keeps a process's sockets open after its exit, as the kernel does while it frees a lot of memory."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with ExitStack() as stack:
-        pidfd = os.pidfd_open(pid)
-        stack.callback(os.close, pidfd)
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            if entry.is_socket():
-                fd = libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
-                if fd < 0 and ctypes.get_errno() == errno.EBADF:  # closed meanwhile
-                    continue
-                if fd < 0 and ctypes.get_errno() == errno.EPERM:
-                    pytest.skip("file descriptors of other processes are not accessible")
-                assert fd >= 0
-                stack.callback(os.close, fd)
-        yield
-
-
-def test_probes_report_the_dead_engine_before_its_socket_is_closed(start_tiny_server):
-    with start_tiny_server() as server:
-        engine = wait_process(server, "engine")
-        with _hold_sockets(engine.pid):
-            engine.kill()
-            server.wait(lambda: (ask(f"{server.url}/readyz").json or {}).get("status") == "dead")
-            assert server.health() == 503
-            assert "its process is ending" in ask(f"{server.url}/readyz").json["error"]["message"]
-            assert server.complete(max_tokens=4) == 503
-            assert server.metric("vllm_cli:engine_up") == 0
-        assert server.process.wait(GONE_S) == 1
 
 
 @pytest.mark.parametrize("method", slow_but_for(START_METHODS, "forkserver"))

@@ -1,13 +1,13 @@
 """Real starts answer probes and report their phases. Signals and time-outs leave no process."""
 
 import json
-import signal
 import socket
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -20,8 +20,7 @@ from tests.support.cli import run_cli
 from tests.support.http_client import ask
 from tests.support.processes import GONE_S
 from tests.support.program import READY_S
-from tests.support.standby_process import OFF
-from tests.support.waiting import wait_listening, wait_until
+from tests.support.waiting import wait_until
 
 _PROCESSES_OF_METHOD = {"spawn": ["resource_tracker"], "fork": [], "forkserver": ["forkserver", "resource_tracker"]}
 _AUDIT = """
@@ -57,22 +56,20 @@ class _Prober(threading.Thread):
             self.num_failures += bool(self.statuses) and not answer.status
             time.sleep(0.002)
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._is_stopping.set()
         self.join()
 
 
 def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server):
-    with start_server(wait=False) as server:
-        probers = [_Prober(server.port) for _ in range(4)]
-        for prober in probers:
-            prober.start()
-        try:
-            server.wait_ready()
-            wait_until(lambda: all(prober.statuses.count(200) >= 5 for prober in probers))
-        finally:
-            for prober in probers:
-                prober.stop()
+    with start_server(wait=False) as server, ExitStack() as stack:
+        probers = [stack.enter_context(_Prober(server.port)) for _ in range(4)]
+        server.wait_ready()
+        wait_until(lambda: all(prober.statuses.count(200) >= 5 for prober in probers))
     for prober in probers:
         assert not prober.num_failures
         ready = prober.statuses.index(200)
@@ -87,13 +84,9 @@ def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server):
 def test_with_listen_when_ready_the_first_connection_finds_a_ready_server(start_tiny_server, cold_or_warm):
     environment = cold_or_warm | {"VCLI_LISTEN_WHEN_READY": "1"}
     with start_tiny_server(wait=False, environment=environment) as server:
-        prober = _Prober(server.port)
-        prober.start()
-        try:
+        with _Prober(server.port) as prober:
             server.wait_ready()
             wait_until(lambda: prober.statuses.count(200) >= 5)
-        finally:
-            prober.stop()
         assert set(prober.statuses) == {200}
         assert not prober.num_failures
         assert server.complete(max_tokens=1) == 200
@@ -126,25 +119,6 @@ def test_the_report_explains_the_start(start_server, tmp_path):
     processes = {span["process"] for span in written["spans"]}
     assert {"api", "engine", "forkserver"} <= processes
     assert any(span["name"] == "load_weights" for span in written["spans"])
-
-
-@pytest.mark.parametrize(
-    ("number", "cold_s", "warm_s"),
-    [
-        pytest.param(signal.SIGINT, 0.0, 0.01, marks=pytest.mark.slow),
-        (signal.SIGTERM, 0.4, 0.03),
-        pytest.param(signal.SIGINT, 0.9, 0.07, marks=pytest.mark.slow),
-    ],
-)
-def test_a_signal_in_any_phase_ends_the_start_and_leaves_nothing(
-    number, cold_s, warm_s, start_tiny_server, cold_or_warm
-):
-    """In a warm start, the front process or the forked server receives the signal."""
-    with start_tiny_server(wait=False, environment=cold_or_warm) as server:
-        wait_listening(server.port)  # earlier, the interpreter handles the signal
-        time.sleep(cold_s if cold_or_warm == OFF else warm_s)
-        assert server.terminate(number) in (0, 128 + number, -number, 3)
-        server.may_log_tracebacks = cold_or_warm != OFF and "runpy" not in server.log
 
 
 def test_start_that_exceeds_its_timeout_ends_with_its_phase_and_stacks(start_tiny_server):

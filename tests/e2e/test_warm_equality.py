@@ -1,4 +1,4 @@
-"""A forked server equals an executed server, in /proc and by its own description (`self_description`).
+"""A forked server equals an executed server by its own description (`self_description`).
 
 A terminal, a systemd user unit, a command as in `docker exec` and a test runner share a standby.
 """
@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import psutil
 import pytest
 
 from tests.e2e.server_process import ServerProcess
@@ -30,15 +29,6 @@ _LAUNCHER: Final = (
     "-c",
     'umask 027; ulimit -n 512; ulimit -c 0; trap "" USR1; cd "$0"; exec "$@" 3</etc/hostname',
 )
-_STATUS: Final = (
-    "Name", "Umask", "Uid", "Gid", "Groups", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd",
-    "CapAmb", "NoNewPrivs", "Seccomp", "Cpus_allowed_list", "Mems_allowed_list", "THP_enabled",
-)  # fmt: skip
-"""Fields of /proc/PID/status that are compared.
-
-SigBlk is not compared, because a fork blocks all signals for a moment. The server's own description has its
-`mask`.
-"""
 _OF_THE_MACHINE: Final = re.compile("PATH|HOME|LD_.*|PYTHON.*|TMPDIR|VLLM_CACHE_ROOT|HF_.*|XDG_.*|GRPC_.*|OPENBLAS_.*")
 _SESSIONS: Final = {
     "terminal": (
@@ -56,50 +46,32 @@ _SESSIONS: Final = {
 
 
 class _Description(NamedTuple):
-    outside: dict[str, Any]
     api: dict[str, Any]
     engine: dict[str, Any]
 
 
-def _describe(model: Path, environment: Mapping[str, str], folder: Path, standby: StandbyProcess) -> _Description:
+def _describe(model: Path, environment: Mapping[str, str], folder: Path) -> _Description:
     folder.mkdir(exist_ok=True)
     environment = {**environment, "DESCRIBE_IN": str(folder), "A_USERS_VARIABLE": "a value"}
     launcher = (*_LAUNCHER, str(folder.parent))
     with ServerProcess([str(model)], environment=environment, launcher=launcher) as server:
         wait_until(lambda: (folder / "api").exists() and (folder / "engine").exists())
-        servers = standby.servers()
-        process = servers[0] if servers else psutil.Process(server.process.pid)
-        outside = _outside(process)
         port = str(server.port)
     texts = [(folder / role).read_text().replace(port, "PORT") for role in ("api", "engine")]
-    described = _Description(json.loads(json.dumps(outside).replace(port, "PORT")), *map(json.loads, texts))
+    described = _Description(*map(json.loads, texts))
     for inside in (described.api, described.engine):
         for name in ("DESCRIBE_IN", "VCLI_STANDBY"):
             inside["environment"].pop(name, None)
     return described
 
 
-def _outside(process: psutil.Process) -> dict[str, Any]:
-    folder = Path(f"/proc/{process.pid}")
-    status = dict(line.split(":\t", 1) for line in (folder / "status").read_text().splitlines() if ":\t" in line)
-    return {
-        "status": {name: status.get(name) for name in _STATUS},
-        "cmdline": process.cmdline(),
-        "folder": process.cwd(),
-        "comm": (folder / "comm").read_text(),
-        "nice": process.nice(),
-        "streams": [str((folder / "fd" / str(number)).readlink()) for number in (0, 3)],
-        **{name: (folder / name).read_text() for name in ("limits", "cgroup", "oom_score_adj")},
-    }
-
-
 def test_a_forked_server_equals_an_executed_one(tiny_llama, tmp_path):
     with StandbyProcess(environment=_DESCRIBING) as standby:
         environment = {**_DESCRIBING, **standby.environment}
-        warm = _describe(tiny_llama, environment, tmp_path / "warm", standby)
-        second = _describe(tiny_llama, environment, tmp_path / "second", standby)
+        warm = _describe(tiny_llama, environment, tmp_path / "warm")
+        second = _describe(tiny_llama, environment, tmp_path / "second")
         assert standby.num_starts() == 2
-        cold = _describe(tiny_llama, {**environment, **OFF}, tmp_path / "cold", standby)
+        cold = _describe(tiny_llama, {**environment, **OFF}, tmp_path / "cold")
     ours, theirs = warm.engine.pop("random"), second.engine.pop("random")
     assert not set(ours) & set(theirs), "two forks draw the same random numbers"
     cold.engine.pop("random")

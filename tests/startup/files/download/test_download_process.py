@@ -73,36 +73,28 @@ def test_a_refusal_reaches_the_launcher_and_the_token_no_command_line(big):
         assert caught.value.kind == "refused"
 
 
-def _kill_and_start_again(downloads: Downloads, num_kills: int) -> None:
-    """Kills helpers at random times, each with a new cache, and starts again."""
+@pytest.mark.thorough
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("num_kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_kills_leave_no_wrong_file_and_no_leftovers(big, num_kills):
+    """Helpers are killed at random times, each with a new cache, and started again."""
     generator = random.Random(24)
     for number in range(num_kills):
-        downloads.cache = downloads.cache.with_name(f"hub-{number}")
-        downloads.hub.sent.clear()
-        downloads.hub.link.bytes_per_s = 16 << 20
+        big.cache = big.cache.with_name(f"hub-{number}")
+        big.hub.sent.clear()
+        big.hub.link.bytes_per_s = 16 << 20
         wanted_bytes = generator.random() * BIG_BYTES
-        handle = start(downloads)
-        wait_until(lambda least=wanted_bytes: downloads.hub.sent.total() >= least)
+        handle = start(big)
+        wait_until(lambda least=wanted_bytes: big.hub.sent.total() >= least)
         time.sleep(generator.random() * 0.02)
         handle.close()
-        place = plan_files(ModelRequest(model="org/model", download_dir=str(downloads.cache))).model
+        place = plan_files(ModelRequest(model="org/model", download_dir=str(big.cache))).model
         assert place.kind == "hub" or (place.folder is not None and read(place.folder) == BIG)
-        downloads.hub.link.bytes_per_s = None
-        with start(downloads) as second:
+        big.hub.link.bytes_per_s = None
+        with start(big) as second:
             (folder,) = second.result()
         assert read(folder) == BIG
-        assert not list(downloads.cache.rglob("*.incomplete"))
-
-
-@pytest.mark.thorough
-def test_ten_kills_leave_no_wrong_file_and_no_leftovers(big):
-    _kill_and_start_again(big, 10)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_hundred_kills_leave_no_wrong_file(big):
-    _kill_and_start_again(big, 100)
+        assert not list(big.cache.rglob("*.incomplete"))
 
 
 @pytest.mark.thorough

@@ -1,16 +1,11 @@
-"""Models from object stores: the stores' real clients with fake servers for S3 and Google Cloud Storage.
-
-Azure is tested, too, if its emulator is installed (`npm install -g azurite`).
-"""
+"""Models from object stores: the stores' real clients with fake servers for S3 and Google Cloud Storage."""
 
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,9 +15,7 @@ from startup.files.download.obtain import begin_download, resolve_model
 from startup.files.download.repository import PART_ENDING
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
-from tests.support.ports import free_port
 from tests.support.s3_server import SECRET, s3_server
-from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -34,8 +27,6 @@ FILES = {
     "model.safetensors": WEIGHTS,
 }
 OTHERS = {"README.md": b"#", "pytorch_model.bin": b"x"}
-_AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-"""The key of the account that every emulator has."""
 
 Put = Callable[[dict[str, bytes]], None]
 """Writes objects into the bucket `models`."""
@@ -65,43 +56,18 @@ def put_gs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Put]:
     port = server._api._httpd.server_address[1]
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("FSSPEC_GS_TOKEN", "anon")
-    yield partial(_put_with_fsspec, "gs")
+    yield _put_in_gs
     server.stop()
 
 
-@pytest.fixture
-def put_az(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Put]:
-    program = shutil.which("azurite-blob")
-    if program is None:
-        pytest.skip("azurite is not installed")
-    port = free_port()
-    account = f"AccountName=devstoreaccount1;AccountKey={_AZURE_KEY};"
-    address = f"BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;"
-    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"DefaultEndpointsProtocol=http;{account}{address}")
-    quiet = ("--silent", "--skipApiVersionCheck", "--disableTelemetry")
-    words = [program, "--blobPort", str(port), "--location", str(tmp_path), *quiet]
-    with subprocess.Popen(words) as emulator:
-        try:
-            wait_until(lambda: can_connect(port))
-            yield partial(_put_with_fsspec, "az")
-        finally:
-            emulator.terminate()
-
-
-def _put_with_fsspec(protocol: str, objects: dict[str, bytes]) -> None:
+def _put_in_gs(objects: dict[str, bytes]) -> None:
     """Writes objects in a new process, because fsspec's thread never ends."""
     code = (
-        "import fsspec, pickle, sys; fs = fsspec.filesystem(sys.argv[1]);"
-        "sys.argv[1] == 'gs' or fs.mkdir('models');"
+        "import fsspec, pickle, sys; fs = fsspec.filesystem('gs');"
         "[fs.pipe_file(f'models/{key}', body) for key, body in pickle.load(sys.stdin.buffer).items()]"
     )
     environment = {**os.environ, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
-    subprocess.run([sys.executable, "-c", code, protocol], input=pickle.dumps(objects), env=environment, check=True)
-
-
-def can_connect(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
+    subprocess.run([sys.executable, "-c", code], input=pickle.dumps(objects), env=environment, check=True)
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
@@ -121,7 +87,7 @@ def problem(address: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs", pytest.param("az", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_the_files_that_a_start_reads_are_downloaded_once(scheme, cache, request):
     put_model(request.getfixturevalue(f"put_{scheme}"))
     asked = ModelRequest(model=f"{scheme}://models/team/llama/")
