@@ -176,12 +176,6 @@ def test_a_delayed_name_of_a_module_that_is_loaded_does_not_depend_on_its_file(l
     assert light.build(1, 2) == (1, 2)
 
 
-def test_the_real_object_takes_the_name_once_it_is_used(late_packages):
-    light = _import_light()
-    assert light.new().name == "new"
-    assert light.Tool is sys.modules["heavy.part"].Tool
-
-
 def test_an_instance_is_recognised_though_the_stand_in_was_not_used(late_packages):
     light = _import_light()
     tool = importlib.import_module("heavy.part").Tool()

@@ -24,10 +24,6 @@ def test_a_complete_folder_has_no_findings(folder, preflight):
     assert {f.severity for f in preflight(folder.path).findings} == {"info"}
 
 
-def test_real_model_has_no_findings(model_path, preflight):
-    assert {f.severity for f in preflight(model_path).findings} == {"info"}
-
-
 Damage = Callable[[ModelFolder], object]
 
 
