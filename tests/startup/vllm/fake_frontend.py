@@ -74,12 +74,12 @@ def _registration(fd: int) -> bytes:
         return connection.recv(4096)
 
 
-def write_program(folder: Path) -> Path:
-    """Writes an executable copy of this file."""
+def rust_variables(folder: Path) -> dict[str, str]:
+    """Writes an executable copy of this file. Returns the variables with which vLLM uses it."""
     program = folder / "vllm-rs"
     program.write_text(f"#!{sys.executable}\n{Path(__file__).read_text()}")
     program.chmod(0o755)
-    return program
+    return {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_RUST_FRONTEND_PATH": str(program)}
 
 
 def main() -> None:

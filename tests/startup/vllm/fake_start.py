@@ -81,6 +81,12 @@ def without_forks(folder: Path, version: str, fails: str = "raise AssertionError
     return rewrite(fake, '        set_process_title(f"Worker', f'        {refuses}\n        set_process_title(f"Worker')
 
 
+def unforkable(folder: Path) -> Path:
+    """A copy that sets a variable which only a new program can apply."""
+    sets = '    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"\n'
+    return rewrite(variant(folder), sets, f"{sets}    os.environ['PYTHONHASHSEED'] = '7'\n")
+
+
 def rewrite(copy: Path, old: str, new: str) -> Path:
     """Replaces a text in every module of a copy."""
     for path in copy.rglob("*.py"):

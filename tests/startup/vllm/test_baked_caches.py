@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.startup.caches.conftest import baked  # noqa: F401 - a fixture
 
 from startup.storage.caches import CACHE, add_baked_inspections, keep_bytecode, use_kept_bytecode
+from tests.startup.storage.caches.conftest import baked  # noqa: F401 - a fixture
 from tests.support.cli import python_output
 
 _NAME = "modelinfos/llama.json"

@@ -14,7 +14,7 @@ import pytest
 
 from base.server_settings import control_socket, waiting_mark
 from envs.registry import env
-from tests.startup.vllm.fake_start import FakeStart, environment, rewrite, variant
+from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.support.control_socket import tell, tell_line
 from tests.support.http_client import Answer, RawClient
 from tests.support.waiting import wait_until
@@ -28,7 +28,7 @@ _ASLEEP = f"{_AWAKE} without ['kv_cache', 'weights']"
 class _Model(FakeStart):
     """A server that runs like a model of a router."""
 
-    def __init__(self, folder: Path, *words: str, fake: Path | None = None, **variables: str) -> None:
+    def __init__(self, folder: Path, *words: str, **variables: str) -> None:
         self.path = folder / "1.sock"
         self.gate, self.failure = folder / "sleep-gate", folder / "sleep-failure"
         variables = {
@@ -37,14 +37,13 @@ class _Model(FakeStart):
             "FAKE_VLLM_SLEEP_FAILS": str(self.failure),
             **variables,
         }
-        changed = environment(folder, **variables) if fake is None else environment(folder, fake, **variables)
         self.model = folder / "model"
         if not self.model.exists():
             (folder / "one").mkdir()
             (folder / "one" / "model.safetensors").write_text("one")
             self.model.symlink_to("one")
         words = (str(self.model), "--enforce-eager", "--enable-sleep-mode", "--uds", str(self.path), *words)
-        super().__init__(folder, *words, host=None, env=changed)
+        super().__init__(folder, *words, host=None, env=environment(folder, **variables))
 
     def ask(self, path: str, body: object = None, **_: object) -> Answer:
         try:
@@ -216,13 +215,6 @@ def test_a_server_without_a_part_has_no_socket(folder, left_out):
         model.start()
         model.wait_ready()
         assert list(folder.glob("*.control")) == []
-
-
-def test_a_vllm_that_is_not_as_expected_has_no_socket_and_one_line(folder):
-    fake = rewrite(variant(folder), 'mode: str = "abort"', 'how: str = "abort"')
-    with _served(folder, fake=fake) as model:
-        assert not model.control.exists()
-        assert len(model.lines_with("these hooks do not fit: 'sleep'")) == 1
 
 
 def test_a_socket_that_a_killed_server_has_left_is_replaced(folder):

@@ -1,6 +1,6 @@
 """A vLLM that differs from the supported releases starts with at most one warning."""
 
-import shutil
+import shlex
 
 import pytest
 
@@ -34,27 +34,41 @@ def _serves(start: FakeStart) -> bool:
     return start.complete("A text") == "A text was read by worker 0"
 
 
+_RUST = "VLLM_USE_RUST_FRONTEND=1 "
+
+
 @pytest.mark.parametrize(
-    ("version", "variables", "words", "reason"),
+    ("version", "start", "reason", "is_requested"),
     [
-        ("0.27.1+cpu", {}, (), ("it is older than 0.29", False)),
-        ("no version", {}, (), ("it is older than 0.29", False)),
-        ("0.32.0", {}, ("--numa-bind",), ("--numa-bind needs new programs for its processes", False)),
+        ("0.27.1+cpu", "model", "it is older than 0.29", False),
+        ("no version", "model", "it is older than 0.29", False),
+        ("0.32.0", "model --numa-bind", "--numa-bind needs new programs for its processes", False),
+        ("0.32.0", "TORCHELASTIC_RUN_ID=1 model", "a launcher starts one process per rank (TORCHELASTIC", True),
+        ("0.32.0", "VCLI_PLAIN_VLLM=1 model", "VCLI_PLAIN_VLLM is set", True),
+        ("0.32.0", "model --omni", "vllm-omni runs this command", True),
+        # The port could have two owners.
         (
-            "0.32.0",
-            {"TORCHELASTIC_RUN_ID": "1"},
-            (),
-            ("a launcher starts one process per rank (TORCHELASTIC_RUN_ID is set)", True),
+            "0.33.0",
+            f"{_RUST} VLLM_WORKER_MULTIPROC_METHOD=spawn model",
+            "the Rust frontend needs forked engines",
+            False,
         ),
-        ("0.32.0", {"VCLI_PLAIN_VLLM": "1"}, (), ("VCLI_PLAIN_VLLM is set", True)),
-        ("0.32.0", {}, ("--omni",), ("vllm-omni runs this command", True)),
+        ("0.33.0", f"{_RUST} model --data-parallel-backend ray", "the Rust frontend needs forked engines, and", False),
+        ("0.33.0", f"{_RUST} model -dpm", "the Rust frontend runs in several processes, at ports of their own", False),
+        ("0.33.0", f"{_RUST} 'VCLI_LEAVE_OUT=Rust frontend' model", "VCLI_LEAVE_OUT names 'Rust frontend'", False),
+        ("0.33.0", f"{_RUST} model --headless", None, False),
+        ("0.33.0", f"{_RUST} model", None, False),
     ],
-    ids=["too-old", "no-version", "numa-bind", "torchrun", "asked-for", "omni"],
 )
-def test_the_reason_of_a_plain_start(version, variables, words, reason, folder, monkeypatch):
-    for name, value in variables.items():
+def test_the_reason_of_a_plain_start(version, start, reason, is_requested, folder, monkeypatch):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(folder))
+    words = shlex.split(start)
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
         monkeypatch.setenv(name, value)
-    assert plain_start_reason(InstalledVllm(version, folder), CommandLine.of(["model", *words])) == reason
+    found = plain_start_reason(InstalledVllm(version, folder), CommandLine.of(words))
+    assert (found is None) == (reason is None)
+    assert found is None or (found.text.startswith(reason), found.is_requested) == (True, is_requested)
 
 
 @pytest.mark.parametrize("words", [("org/image", "--omni", "--own-flag", "1"), ("--omni", "org/image")], ids=" ".join)
@@ -138,28 +152,3 @@ def test_a_module_that_cannot_be_preloaded_is_imported_by_the_process_that_needs
         assert [start.kind_of(child["pid"]) for child in children] == ["forkserver"] * 2
         assert _serves(start)
         assert start.lines_with("WARNING", "Traceback") == []
-
-
-_SHIM = """
-import importlib
-import sys
-
-_real = importlib.import_module("{}")
-sys.modules[__name__] = _real
-"""
-
-
-def test_modules_that_are_moved_behind_shims_are_hooked_at_their_new_places(folder):
-    """vLLM's RFC 54653 proposes such moves: `vllm.frontend.entrypoints` instead of `vllm.entrypoints`."""
-    fake = rewrite(variant(folder), "vllm.entrypoints", "vllm.frontend.entrypoints")
-    old, new = fake / "vllm" / "entrypoints", fake / "vllm" / "frontend" / "entrypoints"
-    shutil.copytree(old, new)
-    for path in old.rglob("*.py"):
-        path.write_text(_SHIM.format(".".join(("vllm.frontend", *path.relative_to(old.parent).with_suffix("").parts))))
-    with FakeStart(folder, env=environment(folder, fake)) as start:
-        start.wait_status(503)
-        start.wait_ready()
-        assert _serves(start)
-        assert start.kind_of(start.state()["engine"]["pid"]) == "forkserver"
-        assert start.terminate() == 0
-        assert start.lines_with("WARNING") == []

@@ -1,7 +1,6 @@
 """While vLLM waits for its engine, the main thread does other work."""
 
 import importlib
-import sys
 import threading
 from typing import Any
 
@@ -73,11 +72,3 @@ def test_an_error_of_the_work_stops_the_engine_and_the_wait(wait, error):
     with pytest.raises((ValueError, KeyboardInterrupt)):
         _wait_for_engine(["waits"])
     assert not [thread for thread in threading.enumerate() if thread.name == "vllm-engine-wait"]
-
-
-def test_another_vllm_is_left_as_it_is(toys, caplog):
-    toys.write("vllm.v1.engine.utils", "")
-    EngineWait().hook()
-    importlib.import_module("vllm.v1.engine.utils")
-    assert not hasattr(sys.modules["vllm.v1.engine.utils"], "wait_for_engine_startup")
-    assert len(caplog.records) == 1

@@ -47,16 +47,6 @@ def test_a_stopped_process_ends_vllm_with_its_name(folder, title, name, num_serv
         assert "Cause: the engine hung: EngineHangError: it was silent for 3 s (--engine-watchdog" in start.log
 
 
-@pytest.mark.parametrize("title", ["VLLM::EngineCor", "VLLM::Worker_0"])
-def test_sigterm_ends_a_vllm_that_hangs(folder, title):
-    with FakeStart(folder, "--shutdown-timeout", "2") as start:
-        start.wait_ready()
-        reader = StreamReader(start.url, 100_000)
-        _suspend(start, title)
-        assert start.terminate(timeout_s=60) == 0
-        assert "error" in reader.finish()[-2]
-
-
 @pytest.mark.parametrize(
     ("old", "new"),
     [("_call_utility_async", "_call_otherwise"), ("self.client_index", "self.index")],

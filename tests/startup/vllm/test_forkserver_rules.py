@@ -1,14 +1,11 @@
 """The forkserver's children have their parent's current state, like spawned processes."""
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import psutil
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, environment, short_folder, variant
+from tests.startup.vllm.fake_start import FakeStart, environment, unforkable, variant
 
 pytestmark = pytest.mark.thorough
 
@@ -17,97 +14,51 @@ _OF_WORKERS = ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY")
 _FOR_GPU = {"_version": '__version__ = "0.32.0"\n'}
 
 
-class Seen(NamedTuple):
-    """One running start, and the state that its processes report."""
+def test_children_have_their_parents_current_state_and_the_forkservers_imports(folder):
+    """The API server changes its state between the starts of the forkserver and the engine."""
+    stdout = folder / "stdout"
+    env = environment(folder, FAKE_VLLM_REMOVED="at first")
+    with FakeStart(folder, "--tensor-parallel-size", "2", "--change-state", str(stdout), env=env) as start:
+        state = start.wait_ready().state()
+        (forkserver,) = start.forkservers()
+        before, cpus = forkserver.environ(), os.sched_getaffinity(forkserver.pid)
+        words = [" ".join(process.cmdline()) for process in start.family()]
+        num_responders = len(start.responders())
+        launched = psutil.Process(state["server"]["pid"]).environ()
+    server, engine, workers = state["server"], state["engine"], state["workers"]
+    children = (engine, *workers)
 
-    start: FakeStart
-    server: dict[str, Any]
-    engine: dict[str, Any]
-    workers: list[dict[str, Any]]
-    stdout: Path
-    forkserver: psutil.Process
-
-    @property
-    def children(self) -> list[dict[str, Any]]:
-        return [self.engine, *self.workers]
-
-
-@pytest.fixture(scope="module")
-def seen() -> Iterator[Seen]:
-    """A start whose API server changes its state between the starts of the forkserver and the engine."""
-    with short_folder() as folder:
-        stdout = folder / "stdout"
-        env = environment(folder, FAKE_VLLM_REMOVED="at first")
-        words = ("--tensor-parallel-size", "2", "--change-state", str(stdout))
-        with FakeStart(folder, *words, env=env) as start:
-            state = start.wait_ready().state()
-            (forkserver,) = start.forkservers()
-            yield Seen(start, state["server"], state["engine"], state["workers"], stdout, forkserver)
-
-
-def test_children_get_their_parents_current_environment(seen):
-    assert "FAKE_VLLM_CHANGED" not in seen.forkserver.environ()
-    assert seen.forkserver.environ()["FAKE_VLLM_REMOVED"] == "at first"
-    assert seen.server["environment"]["FAKE_VLLM_CHANGED"] == "since the start"
-    assert seen.engine["environment"] == seen.server["environment"]
-    for rank, worker in enumerate(seen.workers):
+    assert "FAKE_VLLM_CHANGED" not in before
+    assert before["FAKE_VLLM_REMOVED"] == "at first"
+    assert before["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1", "GPUs are detected without initialising CUDA"
+    assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in launched
+    assert server["environment"]["FAKE_VLLM_CHANGED"] == "since the start"
+    assert engine["environment"] == server["environment"]
+    for rank, worker in enumerate(workers):
         own = {name: worker["environment"].pop(name) for name in _OF_WORKERS}
         assert own["OMP_NUM_THREADS"] == str(rank + 1)
-        assert worker["environment"] == seen.engine["environment"]
+        assert worker["environment"] == engine["environment"]
 
-
-def test_children_get_their_parents_current_streams(seen):
-    for process in (seen.server, *seen.children):
-        assert process["streams"] == [str(seen.stdout), str(seen.start.log_path)]
-    text = seen.stdout.read_text()
-    assert all(f"{process['name']} prints a line" in text for process in seen.children)
-    assert "prints a line" not in seen.start.log
-
-
-def test_children_get_their_parents_limits_umask_and_cpus(seen):
-    assert len(os.sched_getaffinity(seen.forkserver.pid)) == len(os.sched_getaffinity(0))
-    for process in seen.children:
-        assert process["umask"] == "0027"
-        assert process["max_open_files"] == seen.server["max_open_files"] == 777
-        assert process["affinity"] == seen.server["affinity"] == [min(os.sched_getaffinity(0))]
+    assert len(cpus) == len(os.sched_getaffinity(0))
+    for process in children:
+        same = ("umask", "max_open_files", "affinity", "streams")
+        assert {name: process[name] for name in same} == {name: server[name] for name in same}
+        assert f"{process['name']} prints a line" in stdout.read_text()
         assert process["blocked_signals"] == []
+        assert process["libraries"]["hub_is_offline"] is True, "read at the import, and updated"
+        assert "vllm.v1.worker.cpu_worker" in process["imported_in"]
+        assert set(process["imported_in"].values()) == {forkserver.pid}
+    assert (server["umask"], server["max_open_files"]) == ("0027", 777)
+    assert server["affinity"] == [min(os.sched_getaffinity(0))]
+    assert server["streams"] == [str(stdout), str(start.log_path)]
+    assert "prints a line" not in start.log
 
-
-def test_offline_mode_that_the_hubs_client_read_at_import_is_updated(seen):
-    worker_module = "vllm.v1.worker.cpu_worker"
-    for process in seen.children:
-        assert process["imported_in"][worker_module] == seen.forkserver.pid
-        assert process["libraries"]["hub_is_offline"] is True
-
-
-def test_forkserver_detects_gpus_without_initialising_cuda(seen):
-    assert seen.forkserver.environ()["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
-    assert psutil.Process(seen.server["pid"]).environ().get("PYTORCH_NVML_BASED_CUDA_CHECK") is None
-
-
-def test_a_childs_parent_is_the_process_that_started_it(seen):
-    assert seen.engine["parent"] == seen.server["pid"]
-    assert [worker["parent"] for worker in seen.workers] == [seen.engine["pid"]] * 2
-    assert [process["name"] for process in seen.children] == ["EngineCore", "VllmWorker-0", "VllmWorker-1"]
-
-
-def test_a_start_has_one_forkserver_and_one_resource_tracker(seen):
-    """Also if `forkserver` is multiprocessing's default method, as since Python 3.14."""
-    words = [" ".join(process.cmdline()) for process in seen.start.family()]
+    assert [process["parent"] for process in children] == [server["pid"], *[engine["pid"]] * 2]
+    assert [process["name"] for process in children] == ["EngineCore", "VllmWorker-0", "VllmWorker-1"]
+    assert [process["title"] for process in children] == ["VLLM::EngineCor", "VLLM::Worker_0", "VLLM::Worker_1"]
     assert sum("resource_tracker import" in line for line in words) == 1
-    ours = {seen.forkserver.pid, seen.server["pid"], *(process["pid"] for process in seen.children)}
     assert sum(line == "vllm-cli end watch" for line in words) == 1
-    assert len(words) == len(ours) + len(seen.start.responders()) + 2
-
-
-def test_modules_of_engine_and_worker_are_imported_before_the_fork(seen):
-    for process in seen.children:
-        assert set(process["imported_in"].values()) == {seen.forkserver.pid}
-
-
-def test_processes_keep_their_titles(seen):
-    assert seen.engine["title"] == "VLLM::EngineCor"
-    assert [worker["title"] for worker in seen.workers] == ["VLLM::Worker_0", "VLLM::Worker_1"]
+    assert len(words) == len({forkserver.pid, server["pid"]}) + len(children) + num_responders + 2
 
 
 _TITLES = """
@@ -174,14 +125,8 @@ def test_children_are_started_with_the_configured_method(wanted, found, files, f
 
 
 def test_a_variable_that_only_a_new_program_can_apply_starts_one(folder):
-    changes = "\n_prepare = prepare_environment\n\n\ndef prepare_environment():\n    _prepare()\n"
-    platforms = (Path(__file__).with_name("fake") / "vllm" / "platforms" / "cpu.py").read_text()
-    fake = variant(folder, platforms__cpu=f"{platforms}{changes}    os.environ['PYTHONHASHSEED'] = '7'\n")
-    with FakeStart(folder, env=environment(folder, fake)) as start:
+    with FakeStart(folder, env=environment(folder, unforkable(folder))) as start:
         state = start.wait_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
-        assert (
-            len(start.lines_with("EngineCore is started as a new program instead of forked: PYTHONHASHSEED is '7'"))
-            == 1
-        )
-        assert len(start.lines_with("WARNING")) == 1
+        (warning,) = start.lines_with("WARNING")
+        assert "EngineCore is started as a new program instead of forked: PYTHONHASHSEED is '7'" in warning

@@ -7,7 +7,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from tests.startup.vllm.fake_frontend import write_program
+from tests.startup.vllm.fake_frontend import rust_variables
 from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment
 from tests.support.http_client import RawClient
 from tests.support.openai_client import RepeatingClients
@@ -17,21 +17,15 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.thorough
 
 
-@pytest.fixture
-def rust(folder) -> dict[str, str]:
-    """Variables of a start with the Rust frontend."""
-    return {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_RUST_FRONTEND_PATH": str(write_program(folder))}
-
-
 @pytest.mark.parametrize("frontend", ["one-server", "two-servers", "rust"])
 @pytest.mark.parametrize("listens", ["at-once", "when-ready"])
-def test_every_connection_during_a_start_is_answered_or_refused(listens, frontend, folder, rust):
+def test_every_connection_during_a_start_is_answered_or_refused(listens, frontend, folder):
     """With `--listen-when-ready`, all are refused until vLLM serves, and no other program gets the port."""
     gate, port = folder / "gate", free_port()
     words = ("--gate", str(gate), *(("--api-server-count", "2") if frontend == "two-servers" else ()))
     words += ("--listen-when-ready",) if listens == "when-ready" else ()
     starting = 503 if listens == "at-once" else 0
-    env = environment(folder, **(rust if frontend == "rust" else {}))
+    env = environment(folder, **(rust_variables(folder) if frontend == "rust" else {}))
     with FakeStart(folder, *words, port=port, env=env) as start, RepeatingClients(port, *["/health"] * 8) as clients:
         clients.wait_for_more(200, starting)
         start.wait_logged("EngineCore prints a line")
@@ -66,7 +60,7 @@ def test_probes_get_the_phase_until_vllm_serves(folder):
 
 
 @pytest.mark.parametrize("frontend", ["python", "rust"])
-def test_unix_socket_is_handed_over(frontend, folder, rust, model):
+def test_unix_socket_is_handed_over(frontend, folder, model):
     gate = folder / "gate"
     path = folder / "socket"
 
@@ -75,7 +69,7 @@ def test_unix_socket_is_handed_over(frontend, folder, rust, model):
             return client.get("/health").read().status
         return None
 
-    env = environment(folder, **CHECKED, **(rust if frontend == "rust" else {}))
+    env = environment(folder, **CHECKED, **(rust_variables(folder) if frontend == "rust" else {}))
     with FakeStart(folder, model, "--uds", str(path), "--gate", str(gate), host=None, env=env) as start:
         start.wait(lambda: status() == 503)
         start.wait_logged("EngineCore prints a line")

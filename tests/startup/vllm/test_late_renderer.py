@@ -104,10 +104,3 @@ def test_shutdown_after_a_failed_start_creates_no_renderer(module, wait):
         client.__init__("config", fails=True)
     client.shutdown()
     assert module.events == ["engine"]
-
-
-def test_another_vllm_is_left_as_it_is(toys, caplog):
-    toys.write("vllm.v1.engine.async_llm", "class AsyncLLM: pass")
-    create_renderer_in(EngineWait(), nullcontext)
-    importlib.import_module("vllm.v1.engine.async_llm")
-    assert len(caplog.records) == 1

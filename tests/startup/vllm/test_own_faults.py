@@ -6,7 +6,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.stop_point import StopPoint
 from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment
 from tests.support.cli import run_cli
 from tests.support.standby_process import StandbyProcess
@@ -120,19 +119,6 @@ def test_the_next_start_preloads_if_the_plain_one_fails_as_well(folder):
         assert len(start.lines_with(_PLAIN)) == 1
     with FakeStart(folder, env={**given, "BROKEN": "", "FAKE_VLLM_CRASH": ""}) as start:
         assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "forkserver"
-
-
-def test_the_plain_start_has_the_port_that_the_system_has_chosen(folder):
-    stop = StopPoint(folder, "os.exec", "")
-    with (folder / "sitecustomize.py").open("a") as file:
-        file.write((_BROKEN / "sitecustomize.py").read_text())
-    given = environment(folder, PYTHONPATH=f"{folder}:{FAKE}:{ROOT}", BROKEN="patch in engine")
-    with FakeStart(folder, port=0, env=given) as start:
-        stopped = stop.wait_stopped()
-        (start.port,) = {connection.laddr.port for connection in stopped.net_connections() if not connection.raddr}
-        stopped.resume()
-        start.wait_ready()
-        assert start.lines_with(_PLAIN)
 
 
 def test_a_warm_start_that_fails_is_repeated_plainly(folder):

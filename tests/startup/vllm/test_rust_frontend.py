@@ -6,33 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.serving.server_context import ServerContext
 from startup.vllm.serving.serving_events import ServingEvents
-from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm, missing_rust_frontend
-from tests.startup.vllm.fake_frontend import write_program
-from tests.startup.vllm.fake_start import FAKE, FakeStart, environment, variant
+from tests.startup.vllm.fake_frontend import rust_variables
+from tests.startup.vllm.fake_start import FAKE, FakeStart, environment, unforkable
 from tests.support.http_client import RawClient
 from tests.support.openai_client import StreamReader
 from tests.support.processes import stopped
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
 _NUM_REQUESTS = 200
 
 
-@pytest.fixture
-def program(folder: Path) -> Path:
-    """The program of the fake frontend."""
-    return write_program(folder)
-
-
-def _start(
-    folder: Path, program: Path, *words: str, port: int | None = None, fake: Path = FAKE, **variables: str
-) -> FakeStart:
-    rust = {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_RUST_FRONTEND_PATH": str(program)}
-    return FakeStart(folder, *words, port=port, env=environment(folder, fake, **rust, **variables))
+def _start(folder: Path, *words: str, fake: Path = FAKE, **variables: str) -> FakeStart:
+    return FakeStart(folder, *words, env=environment(folder, fake, **rust_variables(folder), **variables))
 
 
 def _frontend(start: FakeStart) -> int:
@@ -40,9 +29,9 @@ def _frontend(start: FakeStart) -> int:
     return process.pid
 
 
-def test_clients_wait_while_the_frontend_has_the_port_and_does_not_accept_yet(folder, program):
+def test_clients_wait_while_the_frontend_has_the_port_and_does_not_accept_yet(folder):
     gate = folder / "gate"
-    with _start(folder, program, FAKE_FRONTEND_GATE=str(gate)) as start:
+    with _start(folder, FAKE_FRONTEND_GATE=str(gate)) as start:
         start.wait_logged("the frontend waits")
         wait_until(lambda: start.responders() == [])
         with RawClient(start.port) as client:
@@ -53,8 +42,8 @@ def test_clients_wait_while_the_frontend_has_the_port_and_does_not_accept_yet(fo
         start.wait_logged("ready after")
 
 
-def test_sigterm_finishes_streams_and_frees_the_port(folder, program):
-    with _start(folder, program) as start:
+def test_sigterm_finishes_streams_and_frees_the_port(folder):
+    with _start(folder) as start:
         start.wait_ready().wait_logged("ready after")
         stream = StreamReader(start.url, _NUM_REQUESTS)
         with stopped(start.named("VLLM::EngineCor").pid):  # the stream must not end before
@@ -65,8 +54,8 @@ def test_sigterm_finishes_streams_and_frees_the_port(folder, program):
         assert start.process.wait(60) == 0
 
 
-def test_a_second_signal_ends_the_drain(folder, program):
-    with _start(folder, program, "--shutdown-timeout", "600") as start:
+def test_a_second_signal_ends_the_drain(folder):
+    with _start(folder, "--shutdown-timeout", "600") as start:
         start.wait_ready().wait_logged("ready after")
         with RawClient(start.port) as client:
             client.post("/v1/completions", {"prompt": "A text", "max_tokens": 1_000_000, "stream": True}).read_head()
@@ -81,8 +70,8 @@ def test_a_second_signal_ends_the_drain(folder, program):
     [(_frontend, "Process RustFrontend"), (lambda start: start.named("VLLM::EngineCor").pid, "EngineCore")],
     ids=["frontend", "engine"],
 )
-def test_the_end_of_a_process_ends_the_server_with_a_digest(find, named, folder, program):
-    with _start(folder, program) as start:
+def test_the_end_of_a_process_ends_the_server_with_a_digest(find, named, folder):
+    with _start(folder) as start:
         start.wait_ready().wait_logged("ready after")
         os.kill(find(start), signal.SIGKILL)
         assert start.process.wait(60) == 1
@@ -90,28 +79,9 @@ def test_the_end_of_a_process_ends_the_server_with_a_digest(find, named, folder,
         assert named in start.log[start.log.index("Error: ") :]
 
 
-def test_the_frontend_ends_with_the_launcher(folder, program):
-    with _start(folder, program) as start:
-        start.wait_ready()
-        pid = _frontend(start)
-        start.process.kill()
-        wait_until(lambda: is_gone(pid))
-        start.process.wait()
-
-
-def test_sigterm_during_the_start_ends_all(folder, program):
-    with _start(folder, program, "--gate", str(folder / "closed")) as start:
-        start.wait_logged("EngineCore prints a line")
-        wait_until(lambda: any("--listen-fd" in each.cmdline() for each in start.family()))
-        assert start.terminate() == -signal.SIGTERM
-
-
-def test_an_engine_that_cannot_be_forked_lets_vllm_start_plainly(folder, program):
+def test_an_engine_that_cannot_be_forked_lets_vllm_start_plainly(folder):
     """As a new program, the engine could not request the port."""
-    changes = "\n_prepare = prepare_environment\n\n\ndef prepare_environment():\n    _prepare()\n"
-    platforms = (FAKE / "vllm" / "platforms" / "cpu.py").read_text()
-    fake = variant(folder, platforms__cpu=f"{platforms}{changes}    os.environ['PYTHONHASHSEED'] = '7'\n")
-    with _start(folder, program, fake=fake) as start:
+    with _start(folder, fake=unforkable(folder)) as start:
         start.wait_ready()
         assert start.responders() == []
         assert start.complete("A text") == "A text was read by worker 0"
@@ -139,29 +109,6 @@ def test_the_last_engine_gets_the_port_for_all(messages, calls):
     os.write(events.child_link.event_fd, messages)
     events._follow_children()
     assert called == calls
-
-
-_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
-
-
-@pytest.mark.parametrize(
-    ("variables", "words", "reason"),
-    [
-        ({_METHOD: "spawn"}, (), "the Rust frontend needs forked engines, which VLLM_WORKER_MULTIPROC_METHOD=spawn ex"),
-        ({}, ("--data-parallel-backend", "ray"), "the Rust frontend needs forked engines, and Ray starts them here"),
-        ({}, ("-dpm",), "the Rust frontend runs in several processes, at ports of their own"),
-        ({"VCLI_LEAVE_OUT": "Rust frontend"}, (), "VCLI_LEAVE_OUT names 'Rust frontend', without which the port would"),
-        ({}, ("--headless",), ""),
-        ({}, (), ""),
-    ],
-    ids=["spawn", "ray", "several", "left-out", "headless", "forked"],
-)
-def test_where_the_port_could_have_two_owners_vllm_starts_plainly(variables, words, reason, folder, monkeypatch):
-    for name, value in {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_CACHE_ROOT": str(folder), **variables}.items():
-        monkeypatch.setenv(name, value)
-    found = plain_start_reason(InstalledVllm("0.33.0", folder), CommandLine.of(["model", *words]))
-    assert (found.text if found else "").startswith(reason)
-    assert bool(found) == bool(reason)
 
 
 @pytest.mark.parametrize(

@@ -163,13 +163,6 @@ def test_a_program_that_reads_the_output_gets_all_of_it(folder):
     wait_until(lambda: "\nLog: " in read.read_text())
 
 
-def test_a_start_that_times_out_leaves_no_process(folder):
-    with FakeStart(folder, "--gate", str(folder / "gate"), "--startup-timeout", "2") as start:
-        wait_until(lambda: (start.family(), start.process.poll())[1] is not None)
-        assert start.process.returncode == 3
-        assert start.lines_with("the start took longer than --startup-timeout 2 s"), start.log
-
-
 def test_a_running_server_does_not_need_the_forkserver(folder):
     with FakeStart(folder) as start:
         (forkserver,) = start.wait_ready().forkservers()

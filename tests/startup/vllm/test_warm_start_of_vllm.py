@@ -11,10 +11,9 @@ import psutil
 import pytest
 
 from startup.vllm.patches.compiler import COMPILER
-from tests.startup.vllm.fake_frontend import write_program
+from tests.startup.vllm.fake_frontend import rust_variables
 from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment, run_fake
 from tests.startup.vllm.test_start_metrics import metrics
-from tests.support.openai_client import StreamReader
 from tests.support.standby_process import StandbyProcess
 from tests.support.waiting import wait_until
 
@@ -74,8 +73,7 @@ def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(sta
 
 
 def test_the_rust_frontend_gets_the_port_in_a_warm_start_too(standby, folder):
-    rust = {"VLLM_USE_RUST_FRONTEND": "1", "VLLM_RUST_FRONTEND_PATH": str(write_program(folder))}
-    with WarmStart(standby, folder, "--enforce-eager", **rust) as start:
+    with WarmStart(standby, folder, "--enforce-eager", **rust_variables(folder)) as start:
         start.wait_ready().wait_logged("ready after")
         assert "warm start: " in start.log
         assert {start.complete("A text") for _ in range(20)} == {"A text was read by worker 0"}
@@ -106,17 +104,6 @@ def test_a_killed_process_leaves_no_process_of_the_start(victim, standby, folder
         else:
             (start.root if victim == "front" else server).kill()
             assert start.process.wait(60) == -signal.SIGKILL
-
-
-def test_a_signal_to_front_process_and_server_cuts_no_stream(standby, folder):
-    """The front process forwards the signal, so the server gets it twice."""
-    with WarmStart(standby, folder, "--enforce-eager") as start:
-        stream = StreamReader(start.wait_ready().url, 150)
-        for process in start.roots():
-            process.send_signal(signal.SIGTERM)
-        *tokens, end = stream.finish()
-        assert (len(tokens), end) == (150, None)
-        assert start.process.wait(60) == 0
 
 
 def test_without_a_forkserver_no_process_waits_for_one(standby, folder):

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import resource
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,8 +39,6 @@ class EngineConfig:
 def create_engine_config(args: argparse.Namespace) -> EngineConfig:
     crash_at("config")
     platforms.prepare_environment()
-    while args.config_gate and not Path(args.config_gate).exists():
-        time.sleep(0.01)
     if args.change_state:
         _change_state(Path(args.change_state))
     return EngineConfig(

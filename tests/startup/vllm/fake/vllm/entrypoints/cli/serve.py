@@ -50,47 +50,39 @@ class ServeSubcommand:
 
 
 def make_arg_parser(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
-    parser.add_argument("model_tag", nargs="?")
-    parser.add_argument("--model")
-    parser.add_argument("--config")
-    parser.add_argument("--host")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--uds")
-    parser.add_argument("--ssl-keyfile")
-    parser.add_argument("--ssl-certfile")
-    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
-    parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1)
-    parser.add_argument("--nnodes", type=int, default=1)
-    parser.add_argument("--node-rank", type=int, default=0)
-    parser.add_argument("--master-addr", default="127.0.0.1")
-    parser.add_argument("--api-server-count", "-asc", type=int, default=1)
-    parser.add_argument("--headless", action="store_true")
-    parser.add_argument("--enforce-eager", action="store_true")
-    parser.add_argument("--enable-sleep-mode", action="store_true")
-    parser.add_argument("--numa-bind", action="store_true")
-    parser.add_argument("--served-model-name", nargs="+")
-    parser.add_argument("--change-state", metavar="FILE")
-    parser.add_argument("--gate", metavar="FILE", help="The engine is not ready before this file exists.")
-    parser.add_argument("--config-gate", metavar="FILE", help="No process is started before this file exists.")
-    parser.add_argument("--engine-fails", action="store_true")
-    parser.add_argument("--worker-prints-error", action="store_true")
-    parser.add_argument("--api-key", nargs="+")
-    parser.add_argument("--middleware", action="append", default=[])
-    parser.add_argument("--hf-token", nargs="?")
-    parser.add_argument("--log-level")
-    parser.add_argument("--log-config-file")
-    parser.add_argument("--disable-access-log-for-endpoints")
-    parser.add_argument("--disable-uvicorn-access-log", action="store_true")
-    parser.add_argument("--distributed-executor-backend")
-    parser.add_argument("--worker-imports", nargs="*", default=[])
-    parser.add_argument("--raises")
-    parser.add_argument("--shutdown-timeout", type=int, default=0)
-    parser.add_argument("--chat-template")
-    parser.add_argument("--dtype", choices=["auto", "float16", "half"])
-    parser.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
-    parser.add_argument("--max-num-seqs", type=int)
-    parser.add_argument("--max-model-len", type=optional_type(human_readable_int))
-    parser.add_argument("--quantization", "-q", type=optional_type(str))
+    add = parser.add_argument
+    add("model_tag", nargs="?")
+    for name in (
+        *("model", "config", "host", "uds", "ssl-keyfile", "ssl-certfile", "log-level", "log-config-file"),
+        *("chat-template", "disable-access-log-for-endpoints", "distributed-executor-backend"),
+    ):
+        add(f"--{name}")
+    for name, value in {"port": 8000, "nnodes": 1, "node-rank": 0, "shutdown-timeout": 0, "max-num-seqs": None}.items():
+        add(f"--{name}", type=int, default=value)
+    add("--master-addr", default="127.0.0.1")
+    for names in (
+        ("--tensor-parallel-size", "-tp"),
+        ("--pipeline-parallel-size", "-pp"),
+        ("--api-server-count", "-asc"),
+    ):
+        add(*names, type=int, default=1)
+    for name in ("headless", "enforce-eager", "enable-sleep-mode", "numa-bind", "disable-uvicorn-access-log"):
+        add(f"--{name}", action="store_true")
+    for name in ("served-model-name", "api-key"):
+        add(f"--{name}", nargs="+")
+    add("--hf-token", nargs="?")
+    add("--middleware", action="append", default=[])
+    add("--dtype", choices=["auto", "float16", "half"])
+    add("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
+    add("--max-model-len", type=optional_type(human_readable_int))
+    add("--quantization", "-q", type=optional_type(str))
+    # What only this fake has.
+    add("--change-state", metavar="FILE")
+    add("--gate", metavar="FILE", help="The engine is not ready before this file exists.")
+    for name in ("engine-fails", "worker-prints-error"):
+        add(f"--{name}", action="store_true")
+    add("--worker-imports", nargs="*", default=[])
+    add("--raises")
     return parser
 
 

@@ -1,4 +1,0 @@
-"""Forbids captures of graphs at other times."""
-
-
-def set_cudagraph_capturing_enabled(enabled: bool) -> None: ...
