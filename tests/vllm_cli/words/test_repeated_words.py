@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.support.tiers import thorough_but_for
+
 _AGAIN = (
     "vllm serve", "vllm-cli serve", "serve", "vllm", "vllm-cli", "/usr/bin/vllm serve", "./vllm-cli serve",
     "python3 -m vllm.entrypoints.openai.api_server", "python -m vllm_cli serve", "/opt/x/bin/python3.12 -m vllm_cli",
@@ -10,8 +12,10 @@ _AGAIN = (
 
 
 @pytest.mark.parametrize("engine", ["embedded", "vllm"])
-@pytest.mark.parametrize("before", ["", "--port 8001 ", "--host=h --api-key k --disable-log-stats "])
-@pytest.mark.parametrize("rest", ["", " org/m", " --model org/m --port 1"])
+@pytest.mark.parametrize(
+    "before", thorough_but_for(["", "--port 8001 ", "--host=h --api-key k --disable-log-stats "], "--port 8001 ")
+)
+@pytest.mark.parametrize("rest", thorough_but_for(["", " org/m", " --model org/m --port 1"], " org/m"))
 @pytest.mark.parametrize("again", _AGAIN)
 def test_words_that_stand_twice_are_named(again, rest, before, engine, invoke, monkeypatch):
     monkeypatch.setenv("VCLI_ENGINE", engine)

@@ -11,6 +11,7 @@ from server.engine.compute import linear as linear_module
 from server.engine.compute.linear import FbgemmProduct, choose_product, pack_linear_layers
 from tests.base.machine.huge_pages import count_huge_bytes, needs_huge_pages
 from tests.server.engine.tiny_models import PACKED, build_model, pack_layers
+from tests.support.tiers import thorough_but_for
 
 HAS_BF16_KERNELS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
@@ -114,7 +115,7 @@ def test_weights_that_are_not_finite_show_in_the_output(value, fbgemm):
 
 
 @needs_packing
-@pytest.mark.parametrize("model_type", PACKED)
+@pytest.mark.parametrize("model_type", thorough_but_for(PACKED, "llama", "gpt2", "mixtral"))
 def test_packing_moves_no_logit_far_and_none_with_bfloat16_kernels(model_type):
     model = build_model(model_type, PACKED[model_type], dtype=torch.bfloat16)
     ids = torch.arange(3, 40)[None]

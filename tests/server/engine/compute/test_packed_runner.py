@@ -14,11 +14,14 @@ from server.engine.compute.packed_runner import PackedRunner
 from server.engine.sequence import Chunk
 from tests.server.engine.teacher_forcing import TeacherForcing, as_sequences, packed_runner, reference_logits
 from tests.server.engine.tiny_models import PACKED, build_model, random_prompts
+from tests.support.tiers import thorough_but_for
 
 SLOT_LEN = 448
 
 
-@pytest.mark.parametrize("architecture", PACKED)
+@pytest.mark.parametrize(
+    "architecture", thorough_but_for(PACKED, "llama", "gemma3_text", "gpt_oss", "deepseek_v3", "opt")
+)
 def test_chunks_of_scattered_sequences_give_the_plain_models_logits(architecture):
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(80, 5, 33, 62, 1, 400)
@@ -73,7 +76,7 @@ def test_threads_share_the_keys_of_one_long_sequence(architecture, num_shared, m
     assert (result.logits[-1] - expected[-1]).abs().max() < 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize("architecture", PACKED)
+@pytest.mark.parametrize("architecture", thorough_but_for(PACKED, "llama", "gpt_oss", "deepseek_v3"))
 def test_probe_finds_the_shapes_of_a_whole_forward_pass(architecture, monkeypatch):
     model = build_model(architecture, PACKED[architecture])
     shapes = PackedRunner(model).probe()

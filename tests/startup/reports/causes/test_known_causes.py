@@ -29,6 +29,7 @@ def test_each_cause_has_a_public_source_or_errors_of_our_own():
     assert not {*named} & {cause.name for cause in OWN}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cause", BY_CODE.values(), ids=lambda cause: cause.name)
 def test_title_and_advice_are_short_and_have_one_thought_a_sentence(cause):
     assert not cause.title.endswith(".")

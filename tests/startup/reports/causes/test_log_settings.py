@@ -9,6 +9,7 @@ from startup.reports.causes.digest import write_digest
 from startup.reports.causes.first_cause import Cause, find_cause
 from startup.reports.causes.known.failed_parts import PARTS
 from tests.startup.reports.causes.written_logs import CORE, INFO
+from tests.support.tiers import thorough_but_for
 
 
 def _arguments(text: str) -> str:
@@ -38,7 +39,10 @@ def test_each_part_names_the_setting_that_turned_it_on(file, name):
 _WITH_CAUSES = [(file, part.known.name) for part in PARTS if part.known for file in part.files if "/trans" not in file]
 
 
-@pytest.mark.parametrize("root", ["/x/envs/vllm/lib/python3.12/site-packages/", "/usr/lib/dist-packages/", "/src/"])
+@pytest.mark.parametrize(
+    "root",
+    thorough_but_for(["/x/envs/vllm/lib/python3.12/site-packages/", "/usr/lib/dist-packages/", "/src/"], "/src/"),
+)
 @pytest.mark.parametrize(("file", "name"), _WITH_CAUSES)
 def test_a_library_that_a_part_of_vllm_called_failed_for_that_part(root, file, name):
     own = f"vllm/{file.strip('/').removeprefix('vllm/')}/x.py"
