@@ -9,10 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from envs.redaction import is_secret_name
 from startup.reports.timeline.spans import API, PhaseSpan
+
+if TYPE_CHECKING:
+    from startup.reports.crash.output_record import OutputRecord
 
 _LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_")
 """Prefixes of variables that contain no secrets and that libraries read when they are loaded."""
@@ -75,6 +78,15 @@ class Journal:
         with suppress(OSError, ValueError), (self.folder / f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(fields) + "\n")
 
+
+class ThisStart:
+    """The files of the start to which this process and its forks belong. A template belongs to no start."""
+
+    journal: Journal | None = None
+    record: "OutputRecord | None" = None
+
+
+this_start: Final = ThisStart()
 
 _EXCLUDED: Final = ("__", "startup", "transformers_modules")
 """Prefixes of modules that are not recorded, such as modules of this program and a model's own code."""

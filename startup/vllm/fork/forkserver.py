@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from multiprocessing import process
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,10 +24,10 @@ from startup.processes.death_pipe import arm
 from startup.processes.forkserver import NEEDS, ForkedPopen, ensure_forkserver, install
 from startup.processes.new_program import discard_dormant, without_main_module
 from startup.processes.state import inherit, refresh_libraries
-from startup.reports.crash.output_record import OutputRecord, ProcessEnds
+from startup.reports.crash.output_record import ProcessEnds
 from startup.vllm.fork.openmp_state import update_openmp
 from startup.vllm.fork.recorded_ends import begin_fork, record_spawns
-from startup.vllm.journal import API_SERVER, FORKSERVER, Journal
+from startup.vllm.journal import API_SERVER, FORKSERVER, this_start
 from startup.vllm.patches.temp_files import variables_of_new_programs
 from startup.vllm.serving.rust_frontend import follows_rust_frontend
 from startup.vllm.serving.server_context import ChildLink
@@ -72,9 +72,7 @@ PRELOAD_MODULE: Final = "startup.vllm.fork.preload"
 _LD_PRELOAD: Final = "LD_PRELOAD"
 
 
-def start_forkserver(
-    plan: "PreloadPlan", journal: Journal, record: OutputRecord, *, environment: Mapping[str, str], pipes: ChildLink
-) -> None:
+def start_forkserver(plan: "PreloadPlan", environment: Mapping[str, str], pipes: ChildLink) -> None:
     """Starts the forkserver, and returns before its imports are done. The first fork waits for the imports.
 
     `environment` has the variables that the forkserver gets in addition to the variables of this process.
@@ -83,7 +81,7 @@ def start_forkserver(
         at_exec = foreign.snapshot()
         discard_dormant(name for name in (*environment, *READ_AT_EXEC) if not name.startswith(OWN_PREFIX))
         ensure_forkserver(PRELOAD_MODULE)
-    redirect_spawn(journal, record, environment=at_exec, pipes=pipes)
+    redirect_spawn(at_exec, pipes)
 
 
 def forkserver_environment(vllm: "InstalledVllm", profile: "PreloadProfile") -> dict[str, str]:
@@ -119,31 +117,21 @@ def _preloaded_libraries(vllm: "InstalledVllm") -> dict[str, str]:
     return {_LD_PRELOAD: ":".join(words)} if words else {}
 
 
-def redirect_spawn(
-    journal: Journal,
-    record: OutputRecord,
-    *,
-    environment: Mapping[str, str],
-    pipes: ChildLink | None = None,
-) -> None:
+def redirect_spawn(environment: Mapping[str, str], pipes: ChildLink | None = None) -> None:
     """Makes `spawn` request forks from the forkserver, in this process and in its forks.
 
     `environment` is the environment with which the forkserver started. Each child writes its own journal.
     """
-    _start.journal = journal
-    _start.record = record
+    assert this_start.record is not None
     _start.pipes = pipes
     _start.environment = environment
-    record_spawns(record)
-    install(_ForkedPopen, _begin, ProcessEnds(record, are_forks=True).add)
+    record_spawns(this_start.record)
+    install(_ForkedPopen, _begin, ProcessEnds(this_start.record, are_forks=True).add)
 
 
 class _Start:
-    """The journal, record and pipes of one start of a server. Each process has its own copy."""
+    """The pipes and environment of one start of a server. Each process has its own copy."""
 
-    journal: Journal | None = None
-    record: OutputRecord | None = None
-    """The output record of this process and its children. None until `redirect_spawn` is called."""
     environment: Mapping[str, str] = {}
     pipes: ChildLink | None = None
     """Connects a process that serves the port to the launcher. None in the forkserver itself."""
@@ -180,8 +168,8 @@ class _ForkedPopen(ForkedPopen):
         return (*texts, str(timeout_s)), (_death_pipe(), *fds)
 
     def _send_signal(self, sig: int) -> None:
-        if (err := sys.exception()) is not None and _start.record is not None:
-            _start.record.add_reason(err, process.current_process().name)
+        if (err := sys.exception()) is not None and this_start.record is not None:
+            this_start.record.add_reason(err, process.current_process().name)
         super()._send_signal(sig)  # type: ignore[misc]
 
 
@@ -192,7 +180,8 @@ def _port_takers() -> tuple[str, ...]:
 
 def _recorded(child: str) -> AbstractContextManager[None]:
     """Records the start of `child` as a span. The start waits for all imports of the forkserver."""
-    return _start.journal.span(f"start_{child}", waits_for=FORKSERVER) if _start.journal else nullcontext()
+    assert this_start.journal is not None
+    return this_start.journal.span(f"start_{child}", waits_for=FORKSERVER)
 
 
 def _why_not_forked() -> str | None:
@@ -230,6 +219,9 @@ def _close_inherited_pipe() -> None:
 def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
     """Sets a fork's state before its process object is unpickled, because unpickling may read variables."""
     begin_ns = time.monotonic_ns()
+    journal, record = this_start.journal, this_start.record
+    assert journal is not None
+    assert record is not None
     watched, *pipes = fds
     arm(watched)
     os.close(watched)
@@ -239,12 +231,10 @@ def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
     inherit(int(thread_id), int(blocked))
     refresh_libraries(changed)
     update_openmp()
-    if _start.record is not None:
-        begin_fork(_start.record, name, int(pid))
+    begin_fork(record, name, int(pid))
     if pipes:
         _start.pipes = ChildLink(*pipes, *map(float, timeouts_s))
-        report_serving(_start.pipes, _start.record)
-    if _start.journal is not None:
-        _start.journal.mark_loaded_modules()
-        _start.journal.record_environment(changed)
-        _start.journal.add_span("take_over", begin_ns, time.monotonic_ns())
+        report_serving(_start.pipes, record)
+    journal.mark_loaded_modules()
+    journal.record_environment(changed)
+    journal.add_span("take_over", begin_ns, time.monotonic_ns())

@@ -35,14 +35,12 @@ from startup.reports.crash.output_record import OutputRecord  # noqa: E402
 from startup.vllm.api_server_imports import import_leniently  # noqa: E402
 from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
-from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
+from startup.vllm.journal import FORKSERVER, Journal, this_start  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
 from startup.vllm.patches.model_registry import model_modules  # noqa: E402
 from startup.vllm.patches.placing import place_hooks  # noqa: E402
 from startup.vllm.patches.process_titles import find_title_memory  # noqa: E402
-from startup.vllm.patches.spans import record_spans  # noqa: E402
-from startup.vllm.patches.temp_files import keep_temp_files  # noqa: E402
 
 
 def _preload(plan: PreloadPlan) -> None:
@@ -50,10 +48,8 @@ def _preload(plan: PreloadPlan) -> None:
     place_only_for(plan.release)
     find_unfit_silently()
     find_title_memory()
-    journal = Journal(Path(plan.folder))
-    record = OutputRecord(Path(plan.folder))
-    record_spans(journal, record)
-    keep_temp_files(Path(plan.folder))
+    journal = this_start.journal = Journal(Path(plan.folder))
+    this_start.record = OutputRecord(Path(plan.folder))
     report_compiled_models(Exchange(Path(plan.folder)))
     place_hooks("forkserver")
     make_calls_cheap()
@@ -70,7 +66,7 @@ def _preload(plan: PreloadPlan) -> None:
         refuse_forks(reason)
     gc.freeze()
     gc.enable()
-    redirect_spawn(journal, record, environment=_AT_EXEC)
+    redirect_spawn(_AT_EXEC)
     journal.write(failed=failed, num_threads=threading.active_count(), unfit=unfit())
     journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)
     journal.write(process=FORKSERVER, span="preload_imports", begin_ns=_BEGIN_NS, end_ns=time.monotonic_ns())

@@ -58,7 +58,7 @@ from startup.vllm.fork.preload_profile import (
     plan_preload,
 )
 from startup.vllm.fork.recorded_ends import record_spawns
-from startup.vllm.journal import Journal, StartRecordings
+from startup.vllm.journal import Journal, StartRecordings, this_start
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.differences import describe_differences
 from startup.vllm.launch.hooks import find_obstacle, leave_out_unfit
@@ -80,8 +80,6 @@ from startup.vllm.patches.engine_wait import EngineWait
 from startup.vllm.patches.json_logs import set_log_format
 from startup.vllm.patches.late_renderer import create_renderer_in
 from startup.vllm.patches.placing import place_hooks
-from startup.vllm.patches.spans import record_spans
-from startup.vllm.patches.temp_files import keep_temp_files
 from startup.vllm.serving.engine_death import notice_engine_death
 from startup.vllm.serving.graph_progress import stop_capturing
 from startup.vllm.serving.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
@@ -337,7 +335,7 @@ class _VllmStart:
             self._session.stack.callback(self._end_shortening)
         self._compile_cache = CompileCache(self._vllm, self._line, self._options.compile_cache, folder)
         self._session.phase_of_others = self._phase_of_others
-        keep_temp_files(folder)
+        this_start.journal, this_start.record = self._journal, self._record
 
     def _phase_of_others(self) -> str:
         """The phase and name of vLLM's newest process that has recorded a phase. Empty if no process has."""
@@ -350,7 +348,7 @@ class _VllmStart:
             environment = forkserver_environment(self._vllm, self._profile)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
-                start_forkserver(plan, self._journal, self._record, environment=environment, pipes=events.child_link)
+                start_forkserver(plan, environment, events.child_link)
             except OSError as err:
                 if follows_rust_frontend():  # only forked engines leave the port to it
                     raise
@@ -363,7 +361,6 @@ class _VllmStart:
 
     def _import_api_server(self) -> None:
         """Imports the API server on the main thread, while the forkserver imports other modules."""
-        record_spans(self._journal, self._record)
         place_hooks("api")
         is_lean = may_defer_compiler(self._line, self._options.start_method)
         with self._span("import_vllm"), learned_imports():

@@ -8,8 +8,7 @@ from typing import Any, Final
 
 from startup.hook import Hook, Name
 from startup.imports.finder import wraps
-from startup.reports.crash.output_record import OutputRecord
-from startup.vllm.journal import Journal
+from startup.vllm.journal import this_start
 
 _INSTRUMENT: Final = Name("vllm.tracing", "instrument", ("obj", "span_name"))
 SPANS: Final = Hook(
@@ -20,20 +19,6 @@ SPANS: Final = Hook(
     needs=(_INSTRUMENT,),
     places={"api", "forkserver", "template"},
 )
-
-
-class _Recorder:
-    """The files in which this process and its later forks record spans."""
-
-    journal: Journal | None = None
-    """The journal of the start. None in a template process, which is part of no start."""
-    record: OutputRecord | None = None
-
-
-def record_spans(journal: Journal, record: OutputRecord) -> None:
-    """From now on, the functions that vLLM marks record their times until the journal is closed."""
-    _Recorder.journal = journal
-    _Recorder.record = record
 
 
 @wraps(SPANS, _INSTRUMENT)
@@ -50,14 +35,14 @@ def _with_timing(instrument: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The function, wrapped so that it records its time as a span."""
+    """The function, wrapped so that it records its time as a span, until the journal is closed."""
 
     @functools.wraps(function)
     def timed(*args: Any, **kwargs: Any) -> Any:
-        journal = _Recorder.journal
+        journal, record = this_start.journal, this_start.record
         if journal is None or not journal.is_open:
             return function(*args, **kwargs)
-        with journal.span(name), _Recorder.record.phase(name) if _Recorder.record else nullcontext():
+        with journal.span(name), record.phase(name) if record else nullcontext():
             return function(*args, **kwargs)
 
     return timed

@@ -13,6 +13,7 @@ from envs.registry import env
 from startup.hook import Hook, Name
 from startup.imports.finder import wraps
 from startup.storage.temp_folder import MAX_BYTES
+from startup.vllm.journal import this_start
 
 _MODULE: Final = "vllm.utils.network_utils"
 _SOCKET: Final = Name(_MODULE, "get_open_zmq_ipc_path", ())
@@ -30,22 +31,11 @@ _MOST_ADDRESS_BYTES: Final = 107
 """Longest path of a UNIX socket, in bytes (unix(7), `sun_path`)."""
 
 
-class _Place:
-    """Holds the folder for this start's files. In a template process, there is no such folder."""
-
-    folder: Path | None = None
-
-
-def keep_temp_files(folder: Path) -> None:
-    """From now on, this process and its forks create sockets and rendezvous files in `folder`."""
-    _Place.folder = folder
-
-
 def variables_of_new_programs() -> dict[str, str]:
     """Variables that make a new program put its files into the same folder, because it has no hooks."""
-    folder = _Place.folder
-    is_kept = folder is None or len(os.fsencode(folder)) > MAX_BYTES
-    return {} if is_kept else {env.TMPDIR.name: str(folder)}
+    if this_start.record is None or len(os.fsencode(this_start.record.folder)) > MAX_BYTES:
+        return {}
+    return {env.TMPDIR.name: str(this_start.record.folder)}
 
 
 @wraps(TEMP_FILES, _SOCKET, _RENDEZVOUS)
@@ -53,9 +43,9 @@ def _in_folder(make_address: Callable[[], str]) -> Callable[[], str]:
     def make() -> str:
         address = make_address()
         scheme, _, path = address.partition("://")
-        if _Place.folder is None or (scheme == "ipc" and foreign.text_of(_FOLDER_OF_SOCKETS)):
+        if this_start.record is None or (scheme == "ipc" and foreign.text_of(_FOLDER_OF_SOCKETS)):
             return address
-        moved = _Place.folder / Path(path).name
+        moved = this_start.record.folder / Path(path).name
         return f"{scheme}://{moved}" if len(os.fsencode(moved)) <= _MOST_ADDRESS_BYTES else address
 
     return make

@@ -89,12 +89,8 @@ def _without_phases(*known, in_forks=True):
     record = SimpleNamespace(phase=phases.__getitem__)
 
     def change(spans):
-        begin = spans.record_spans
-
-        def record_spans(journal, _):
-            begin(journal, record)
-
-        spans.record_spans = record_spans
+        start = spans.this_start
+        spans.this_start = type("Start", (), {"journal": property(lambda _: start.journal), "record": record})()
 
     if in_forks == _IS_FORKSERVER:
         _after_import("startup.vllm.patches.spans", change)
