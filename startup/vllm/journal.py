@@ -16,6 +16,7 @@ from startup.reports.timeline.spans import API, PhaseSpan
 
 if TYPE_CHECKING:
     from startup.reports.crash.output_record import OutputRecord
+    from startup.vllm.serving.server_context import ChildLink
 
 _LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_")
 """Prefixes of variables that contain no secrets and that libraries read when they are loaded."""
@@ -80,10 +81,14 @@ class Journal:
 
 
 class ThisStart:
-    """The files of the start to which this process and its forks belong. A template belongs to no start."""
+    """The start to which this process and its forks belong. A template belongs to no start."""
 
     journal: Journal | None = None
     record: "OutputRecord | None" = None
+    environment: Mapping[str, str] = {}
+    """The environment with which the forkserver started."""
+    pipes: "ChildLink | None" = None
+    """Connects a process that serves the port to the launcher. None in the forkserver itself."""
 
 
 this_start: Final = ThisStart()

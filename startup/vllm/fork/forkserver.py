@@ -26,7 +26,7 @@ from startup.processes.new_program import discard_dormant, without_main_module
 from startup.processes.state import inherit, refresh_libraries
 from startup.reports.crash.output_record import ProcessEnds
 from startup.vllm.fork.openmp_state import update_openmp
-from startup.vllm.fork.recorded_ends import begin_fork, record_spawns
+from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.journal import API_SERVER, FORKSERVER, this_start
 from startup.vllm.patches.temp_files import variables_of_new_programs
 from startup.vllm.serving.rust_frontend import follows_rust_frontend
@@ -70,6 +70,9 @@ READ_AT_EXEC: Final = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC", "MALLOC_A
 _ENGINE: Final = "EngineCore"
 PRELOAD_MODULE: Final = "startup.vllm.fork.preload"
 _LD_PRELOAD: Final = "LD_PRELOAD"
+
+_own_pipe: tuple[int, int, int] | None = None
+"""The owner's pid, the read end and the write end. The owner's children end when the write end closes."""
 
 
 def start_forkserver(plan: "PreloadPlan", environment: Mapping[str, str], pipes: ChildLink) -> None:
@@ -123,23 +126,10 @@ def redirect_spawn(environment: Mapping[str, str], pipes: ChildLink | None = Non
     `environment` is the environment with which the forkserver started. Each child writes its own journal.
     """
     assert this_start.record is not None
-    _start.pipes = pipes
-    _start.environment = environment
+    this_start.pipes = pipes
+    this_start.environment = environment
     record_spawns(this_start.record)
     install(_ForkedPopen, _begin, ProcessEnds(this_start.record, are_forks=True).add)
-
-
-class _Start:
-    """The pipes and environment of one start of a server. Each process has its own copy."""
-
-    environment: Mapping[str, str] = {}
-    pipes: ChildLink | None = None
-    """Connects a process that serves the port to the launcher. None in the forkserver itself."""
-    death_pipe: tuple[int, int, int] | None = None
-    """The owner's pid, the read end and the write end. The owner's children end when the write end closes."""
-
-
-_start = _Start()
 
 
 class _ForkedPopen(ForkedPopen):
@@ -153,7 +143,7 @@ class _ForkedPopen(ForkedPopen):
 
     def may_be_new_program(self) -> bool:
         """Whether a new program may replace the fork. False if the process takes the port through pipes."""
-        return _start.pipes is None or not self.name.startswith(_port_takers())
+        return this_start.pipes is None or not self.name.startswith(_port_takers())
 
     def start_program(self, path: Any, words: Any, fds: Any) -> int:
         with foreign.overlaid(variables_of_new_programs()):
@@ -162,9 +152,9 @@ class _ForkedPopen(ForkedPopen):
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
         blocked = sum(1 << (number - 1) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         texts = [self.name, str(os.getpid()), str(threading.get_native_id()), str(blocked)]
-        if _start.pipes is None:
+        if this_start.pipes is None:
             return texts, (_death_pipe(),)
-        *fds, timeout_s = _start.pipes
+        *fds, timeout_s = this_start.pipes
         return (*texts, str(timeout_s)), (_death_pipe(), *fds)
 
     def _send_signal(self, sig: int) -> None:
@@ -187,7 +177,7 @@ def _recorded(child: str) -> AbstractContextManager[None]:
 def _why_not_forked() -> str | None:
     for name in READ_AT_EXEC:
         wanted = foreign.text_of(name)
-        if not _is_applied(name, wanted, _start.environment.get(name, "")):
+        if not _is_applied(name, wanted, this_start.environment.get(name, "")):
             return f"{name} is {wanted!r}, which only a new program can apply"
     return None
 
@@ -201,19 +191,21 @@ def _is_applied(name: str, wanted: str, at_exec: str) -> bool:
 
 def _death_pipe() -> int:
     """The read end of this process's death pipe. The kernel closes the write end when this process ends."""
-    if _start.death_pipe is None or _start.death_pipe[0] != os.getpid():
-        _start.death_pipe = (os.getpid(), *os.pipe())
+    global _own_pipe
+    if _own_pipe is None or _own_pipe[0] != os.getpid():
+        _own_pipe = (os.getpid(), *os.pipe())
         os.register_at_fork(after_in_child=_close_inherited_pipe)
-    return _start.death_pipe[1]
+    return _own_pipe[1]
 
 
 def _close_inherited_pipe() -> None:
     """Closes a fork's copy of its parent's pipe. The copy would keep the parent's other children running."""
-    if _start.death_pipe is not None and _start.death_pipe[0] != os.getpid():
-        for fd in _start.death_pipe[1:]:
+    global _own_pipe
+    if _own_pipe is not None and _own_pipe[0] != os.getpid():
+        for fd in _own_pipe[1:]:
             with suppress(OSError):
                 os.close(fd)
-        _start.death_pipe = None
+        _own_pipe = None
 
 
 def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
@@ -227,14 +219,14 @@ def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
     os.close(watched)
     name, pid, thread_id, blocked, *timeouts_s = texts
     process.current_process().name = name
-    changed = foreign.changes(_start.environment, foreign.snapshot())
+    changed = foreign.changes(this_start.environment, foreign.snapshot())
     inherit(int(thread_id), int(blocked))
     refresh_libraries(changed)
     update_openmp()
-    begin_fork(record, name, int(pid))
+    record.begin_process(name, parent_pid=int(pid))
     if pipes:
-        _start.pipes = ChildLink(*pipes, *map(float, timeouts_s))
-        report_serving(_start.pipes, record)
+        this_start.pipes = ChildLink(*pipes, *map(float, timeouts_s))
+        report_serving(this_start.pipes, record)
     journal.mark_loaded_modules()
     journal.record_environment(changed)
     journal.add_span("take_over", begin_ns, time.monotonic_ns())

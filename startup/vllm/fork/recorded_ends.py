@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from startup.reports.crash.output_record import OutputRecord, ProcessEnds
+from startup.vllm.journal import this_start
 
 _FAILED: Final = 1
-_of_fork: OutputRecord | None = None
 
 
 def record_spawns(record: OutputRecord) -> None:
@@ -36,16 +36,9 @@ def record_spawns(record: OutputRecord) -> None:
     get_context("spawn").Process.__reduce_ex__ = reduce  # type: ignore[method-assign,assignment]
 
 
-def begin_fork(record: OutputRecord, name: str, parent_pid: int) -> None:
-    """Begins the fork's part of the record. Called in a fork before the process object is unpickled."""
-    global _of_fork
-    record.begin_process(name, parent_pid=parent_pid)
-    _of_fork = record
-
-
 def _restore(folder: str, name: str, reduced: bytes) -> process.BaseProcess:
     """Called in the child. Returns the process object, which will record an exception that ends the child."""
-    record = _of_fork
+    record = this_start.record
     if record is None:  # in a new program, which itself starts such programs
         record = OutputRecord(Path(folder))
         record.begin_process(name)
