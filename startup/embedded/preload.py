@@ -14,22 +14,14 @@ from envs.registry import env
 from startup.imports.heavy import import_engine
 from startup.logs.setup import configure_logging, log_options_of_environment
 from startup.processes import death_pipe, group_signals
+from startup.processes.forkserver import install
 
 _BEGIN_NS = time.monotonic_ns()
-
 _PID = os.getpid()
 
 group_signals.ignore()
-
-
-def _follow_forkserver() -> None:
-    """Runs first in a child. A child ends with the forkserver, because only that can report its exit code."""
-    if os.getppid() == _PID:
-        death_pipe.follow_parent(_PID)
-
-
-os.register_at_fork(after_in_child=_follow_forkserver)
-
+# A child ends with the forkserver, because only that can report its exit code.
+install(begin=lambda texts, fds: death_pipe.follow_parent(_PID))
 configure_logging(log_options_of_environment(), role="forkserver", phase=lambda: "preload_imports")
 LEFT_OUT = import_engine()
 """Stand-ins for modules that serving never uses. The engine process removes them once the model is built."""
