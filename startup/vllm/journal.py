@@ -16,7 +16,6 @@ from startup.reports.timeline.spans import API, PhaseSpan
 
 if TYPE_CHECKING:
     from startup.reports.crash.output_record import OutputRecord
-    from startup.vllm.serving.server_context import ChildLink
 
 _LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_")
 """Prefixes of variables that contain no secrets and that libraries read when they are loaded."""
@@ -87,8 +86,6 @@ class ThisStart:
     record: "OutputRecord | None" = None
     environment: Mapping[str, str] = {}
     """The environment with which the forkserver started."""
-    pipes: "ChildLink | None" = None
-    """Connects a process that serves the port to the launcher. None in the forkserver itself."""
 
 
 this_start: Final = ThisStart()

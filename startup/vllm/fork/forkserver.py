@@ -71,6 +71,8 @@ _ENGINE: Final = "EngineCore"
 PRELOAD_MODULE: Final = "startup.vllm.fork.preload"
 _LD_PRELOAD: Final = "LD_PRELOAD"
 
+_pipes: ChildLink | None = None
+"""Connects a process that serves the port to the launcher. None in the forkserver itself."""
 _own_pipe: tuple[int, int, int] | None = None
 """The owner's pid, the read end and the write end. The owner's children end when the write end closes."""
 
@@ -125,8 +127,9 @@ def redirect_spawn(environment: Mapping[str, str], pipes: ChildLink | None = Non
 
     `environment` is the environment with which the forkserver started. Each child writes its own journal.
     """
+    global _pipes
     assert this_start.record is not None
-    this_start.pipes = pipes
+    _pipes = pipes
     this_start.environment = environment
     record_spawns(this_start.record)
     install(_ForkedPopen, _begin, ProcessEnds(this_start.record, are_forks=True).add)
@@ -143,7 +146,7 @@ class _ForkedPopen(ForkedPopen):
 
     def may_be_new_program(self) -> bool:
         """Whether a new program may replace the fork. False if the process takes the port through pipes."""
-        return this_start.pipes is None or not self.name.startswith(_port_takers())
+        return _pipes is None or not self.name.startswith(_port_takers())
 
     def start_program(self, path: Any, words: Any, fds: Any) -> int:
         with foreign.overlaid(variables_of_new_programs()):
@@ -152,9 +155,9 @@ class _ForkedPopen(ForkedPopen):
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
         blocked = sum(1 << (number - 1) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         texts = [self.name, str(os.getpid()), str(threading.get_native_id()), str(blocked)]
-        if this_start.pipes is None:
+        if _pipes is None:
             return texts, (_death_pipe(),)
-        *fds, timeout_s = this_start.pipes
+        *fds, timeout_s = _pipes
         return (*texts, str(timeout_s)), (_death_pipe(), *fds)
 
     def _send_signal(self, sig: int) -> None:
@@ -210,6 +213,7 @@ def _close_inherited_pipe() -> None:
 
 def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
     """Sets a fork's state before its process object is unpickled, because unpickling may read variables."""
+    global _pipes
     begin_ns = time.monotonic_ns()
     journal, record = this_start.journal, this_start.record
     assert journal is not None
@@ -225,8 +229,8 @@ def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
     update_openmp()
     record.begin_process(name, parent_pid=int(pid))
     if pipes:
-        this_start.pipes = ChildLink(*pipes, *map(float, timeouts_s))
-        report_serving(this_start.pipes, record)
+        _pipes = ChildLink(*pipes, *map(float, timeouts_s))
+        report_serving(_pipes, record)
     journal.mark_loaded_modules()
     journal.record_environment(changed)
     journal.add_span("take_over", begin_ns, time.monotonic_ns())
