@@ -39,63 +39,42 @@ def test_recording_ends_after_an_error():
     assert type(os.environ) is os._Environ
 
 
-def environment(given: dict[str, str], *read: str, **written: str | None) -> ImportEnvironment:
-    return ImportEnvironment(given, frozenset(read), written)
-
-
-def test_equal_environments_are_warm():
-    assert environment({"READ": "1", "LD_PRELOAD": "a"}, "READ").why_cold({"READ": "1", "LD_PRELOAD": "a"}) is None
-
-
-@pytest.mark.parametrize("value", ["secret-2", "", None], ids=["changed", "empty", "removed"])
-def test_a_variable_that_was_read_must_be_equal(value):
-    start = {} if value is None else {"READ": value}
-    assert environment({"READ": "secret"}, "READ").why_cold(start) == "READ differs, which was read on import"
-    assert environment(start, "READ").why_cold({"READ": "secret"}) == "READ differs, which was read on import"
-
-
-def test_a_variable_that_was_not_read_may_differ():
-    assert environment({"OTHER": "1"}, "READ").why_cold({"MORE": "2"}) is None
-
-
-@pytest.mark.parametrize(
-    "name", ["LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHASHSEED", "PYTHONPATH", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES",
-             "OMP_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "LRU_CACHE_CAPACITY", "PYTORCH_ALLOC_CONF"]
+_LOADED = (
+    "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHASHSEED", "PYTHONPATH", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES",
+    "OMP_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "LRU_CACHE_CAPACITY", "PYTORCH_ALLOC_CONF",
 )  # fmt: skip
-def test_a_variable_of_the_loader_or_of_a_library_must_be_equal(name):
-    assert environment({}).why_cold({name: "1"}) == f"{name} differs, which libraries read when they are loaded"
+_READ_AGAIN = ("LANG", "LC_TIME", "HF_TOKEN", "TZ", "PATH", "VLLM_LOGGING_LEVEL", "COLUMNS", "PYTHONSTARTUP")
+_GPUS = "CUDA_VISIBLE_DEVICES"
+_NO_GPUS = f"{_GPUS} differs: it hides all GPUs, or did so at the standby's start"
+_WAS_READ = "READ differs, which was read on import"
 
 
 @pytest.mark.parametrize(
-    "name", ["LANG", "LC_TIME", "HF_TOKEN", "TZ", "PATH", "VLLM_LOGGING_LEVEL", "COLUMNS", "PYTHONSTARTUP"]
-)
-def test_a_variable_that_is_read_again_may_differ(name):
-    assert environment({}, name).why_cold({name: "1"}) is None
-    assert environment({name: "1"}, name).why_cold({name: "2"}) is None
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "is_warm"),
+    ("given", "read", "written", "start", "reason"),
     [
-        (None, "0", True), ("0", "1,2", True), ("0", None, True),
-        (None, "", False), ("0", "-1", False), ("", "0", False),
+        pytest.param("READ=1 LD_PRELOAD=a", "READ", {}, "READ=1 LD_PRELOAD=a", None, id="equal"),
+        pytest.param("OTHER=1", "READ", {}, "MORE=2", None, id="not-read"),
+        *(("READ=secret", "READ", {}, start, _WAS_READ) for start in ("READ=secret-2", "READ=", "")),
+        *((given, "READ", {}, "READ=secret", _WAS_READ) for given in ("READ=secret-2", "READ=", "")),
+        *(("", "", {}, f"{name}=1", f"{name} differs, which libraries read when they are loaded") for name in _LOADED),
+        *((given, name, {}, f"{name}=2", None) for name in _READ_AGAIN for given in ("", f"{name}=1")),
+        *((old, _GPUS, {}, new, None) for old, new in (("", f"{_GPUS}=0"), (f"{_GPUS}=0", f"{_GPUS}=1,2"))),
+        (f"{_GPUS}=0", _GPUS, {}, "", None),
+        *((old, _GPUS, {}, new, _NO_GPUS) for old, new in (("", f"{_GPUS}="), (f"{_GPUS}=0", f"{_GPUS}=-1"))),
+        (f"{_GPUS}=", _GPUS, {}, f"{_GPUS}=0", _NO_GPUS),
+        pytest.param("GIVEN=1 GONE=3", "", {"SET": "2", "GONE": None}, "OTHER=4 GONE=3", None, id="set"),
+        # The imports may have set a default, which a given value would have replaced.
+        ("", "", {"DEFAULT": "1"}, "DEFAULT=2", "DEFAULT differs, which the standby's imports have set"),
     ],
-)  # fmt: skip
-def test_other_gpus_are_warm_but_not_none(before, after, is_warm):
-    old, new = ({} if value is None else {"CUDA_VISIBLE_DEVICES": value} for value in (before, after))
-    assert (environment(old, "CUDA_VISIBLE_DEVICES").why_cold(new) is None) == is_warm
+)
+def test_a_start_is_cold_if_the_imports_depend_on_a_variable_that_differs(given, read, written, start, reason):
+    given, start = (dict(word.split("=", 1) for word in words.split()) for words in (given, start))
+    assert ImportEnvironment(given, frozenset(read.split()), written).why_cold(start) == reason
 
 
 def test_variables_that_imports_set_are_kept():
-    imported = environment({"GIVEN": "1", "GONE": "3"}, SET="2", GONE=None)
-    assert imported.why_cold({"OTHER": "4", "GONE": "3"}) is None
+    imported = ImportEnvironment({"GIVEN": "1"}, frozenset(), {"SET": "2", "GONE": None})
     assert imported.applied_to({"OTHER": "4", "GONE": "3"}) == {"SET": "2", "OTHER": "4"}
-
-
-def test_a_variable_that_imports_set_must_be_equal():
-    """The imports may have set a default, which a given value would have replaced."""
-    reason = environment({}, DEFAULT="default").why_cold({"DEFAULT": "given"})
-    assert reason == "DEFAULT differs, which the standby's imports have set"
 
 
 def test_what_imports_have_set_or_removed_is_found(monkeypatch):
