@@ -19,6 +19,7 @@ from envs import foreign
 from router.model_entry import ModelEntry
 from router.scheduling.terms import NOTHING, Need
 from server.terms.config import EngineConfig
+from server.text.model_files.model_kind import accepts_images
 from startup.files.model.checkpoint_folder import find_weight_files
 from startup.files.model.gguf import parts_of
 from startup.files.model.json_file import read_json_object
@@ -41,6 +42,8 @@ _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 _NOTHING: Final = ("", "auto", "None")
 """Values of a flag that mean the same as its absence."""
 _QUANTIZED: Final = "quantization_config"
+_IMAGE_KEYS: Final = ("vision", "visual", "image", "img", "mm_")
+"""Parts of names in config.json of models that take images with vLLM."""
 _QUANTIZED_SHARE: Final = 0.25
 """The size of weights that vLLM quantizes (to 4 bits) during loading, relative to half precision."""
 
@@ -128,6 +131,10 @@ class MemoryMeter:
         """The size of the model's weights on disk. None if they are not on disk."""
         return self._size_of(name).on_disk or None
 
+    def takes_images(self, name: str) -> bool | None:
+        """Whether the model takes images. None if this is unknown."""
+        return self._size_of(name).takes_images
+
     def forget_replaced(self, entry: ModelEntry) -> bool:
         """Forgets what was read from the model's files if they were replaced. Returns whether they were.
 
@@ -188,6 +195,8 @@ class _Size(NamedTuple):
 
     on_disk: int
     loaded: int
+    takes_images: bool | None = None
+    """None if this is unknown."""
     stamps: Mapping[str, FileStamp] = MappingProxyType({})
     """The stamps of the model's files when their sizes were read."""
 
@@ -197,7 +206,16 @@ _NO_SIZE: Final = _Size(0, 0)
 
 def _read_size(place: Path, entry: ModelEntry | None) -> _Size:
     on_disk = weight_bytes(place)
-    return _Size(on_disk, (entry and converted_bytes(entry, place)) or on_disk)
+    return _Size(on_disk, (entry and converted_bytes(entry, place)) or on_disk, _takes_images(entry, place))
+
+
+def _takes_images(entry: ModelEntry | None, place: Path) -> bool | None:
+    if entry is None or entry.foreign is not None or not place.is_dir():
+        return None
+    if entry.engine == "embedded":
+        return accepts_images(place)
+    keys = " ".join(read_json_object(place / "config.json").content)
+    return None if not keys else any(part in keys for part in _IMAGE_KEYS)
 
 
 def _read_stamps(place: str | None, entry: ModelEntry | None) -> FolderStamps:

@@ -90,6 +90,9 @@ class ModelStatus(ModelView):
     memory_bytes: int | None
     size_bytes: int | None
     """The size of the model's weights on disk. None if the weights are not on disk."""
+    takes_images: bool | None
+    """None if this is unknown."""
+    can_sleep: bool
     retry_after_s: float | None
     pid: int | None
     sleep: SleepFigures = field(default_factory=SleepFigures)
@@ -298,7 +301,7 @@ class ModelPool:
         model, entry = self._scheduler.models[name], self.entries[name]
         if entry.engine == "embedded":
             state = await self.unload(name)
-            return "asleep" if entry.should_sleep and self.keeps_imports(entry) else state
+            return "asleep" if self._can_sleep(entry) else state
         if not model.rules.asleep:
             text = f"{name} cannot sleep. vLLM's models on a GPU can, with `on_swap: sleep` or `idle_sleep`"
             raise ModelRefused(_CONFLICT, f"{text}, and so can commands with `sleep` and `wake`")
@@ -343,6 +346,8 @@ class ModelPool:
                     progress=child.progress if child is not None and view.state == "starting" else None,
                     memory_bytes=self._meter.measured_bytes(name) if child is not None else None,
                     size_bytes=self._meter.size_bytes(name),
+                    takes_images=self._meter.takes_images(name),
+                    can_sleep=self._can_sleep(entry),
                     retry_after_s=None if view.retry_at_s is None else max(0.0, view.retry_at_s - now),
                     pid=child.process.pid if child is not None and child.process is not None else None,
                     sleep=self._sleep[name],
@@ -353,7 +358,12 @@ class ModelPool:
     def _shown(self, entry: ModelEntry, view: ModelView) -> ModelView:
         """Shows a stopped model of the embedded engine as asleep if a standby keeps its imports."""
         is_left = view.state == "stopped" and view.num_starts > 0 and entry.engine == "embedded"
-        return replace(view, state="asleep") if is_left and entry.should_sleep and self.keeps_imports(entry) else view
+        return replace(view, state="asleep") if is_left and self._can_sleep(entry) else view
+
+    def _can_sleep(self, entry: ModelEntry) -> bool:
+        """Whether sleep is more than a stop. With the embedded engine, a standby keeps the imports."""
+        is_kept = entry.should_sleep and self.keeps_imports(entry)
+        return is_kept if entry.engine == "embedded" else bool(entry.sleep_levels)
 
     def router_status(self) -> dict[str, Any]:
         """The router's own part of its status."""

@@ -2,6 +2,7 @@
 // The chat: one conversation for each tab, kept in the browser, answered by v1/chat/completions.
 const chat = (() => {
   const KEPT = "vllm-cli chat ", MOST_KEPT = 50, DRAW_MS = 60;
+  const SETTINGS = [["system", "system"], ["temperature", "temperature"], ["max-tokens", "maxTokens"]]; // field, member
   const drawn = new Map(); // elements of messages
   let talk = newTalk(), stream = null, pending = [];
 
@@ -14,12 +15,9 @@ const chat = (() => {
   function keep() {
     if (!talk.messages.length) return;
     sessionStorage.setItem("vllm-cli talk", talk.id);
-    const entry = { ...talk, changed: Date.now() };
-    try {
-      localStorage.setItem(KEPT + talk.id, JSON.stringify(entry));
-    } catch { // the browser's few megabytes are full: without images
-      const messages = talk.messages.map((message) => ({ ...message, images: [] }));
-      try { localStorage.setItem(KEPT + talk.id, JSON.stringify({ ...entry, messages })); } catch { /* this tab only */ }
+    const store = (messages) => localStorage.setItem(KEPT + talk.id, JSON.stringify({ ...talk, messages, changed: Date.now() }));
+    try { store(talk.messages); } catch { // the browser's few megabytes are full: without images
+      try { store(talk.messages.map((message) => ({ ...message, images: [] }))); } catch { /* this tab only */ }
     }
     const found = kept();
     found.slice(MOST_KEPT).forEach(({ id }) => localStorage.removeItem(KEPT + id));
@@ -51,10 +49,15 @@ const chat = (() => {
     stream?.abort();
     talk = found;
     sessionStorage.setItem("vllm-cli talk", talk.id);
-    for (const [id, name] of [["system", "system"], ["temperature", "temperature"], ["max-tokens", "maxTokens"]]) $(id).value = talk[name];
+    for (const [id, name] of SETTINGS) $(id).value = talk[name];
     if (talk.model && [...$("chat-model").options].some((option) => option.value === talk.model)) $("chat-model").value = talk.model;
     drawAll();
     listKept();
+  }
+
+  function exportTalk() {
+    const text = talk.messages.map((message) => `## ${message.role}\n\n${message.text}\n`).join("\n");
+    element("a", { href: URL.createObjectURL(new Blob([text])), download: "chat.md" }).click();
   }
 
   // --- Messages ---
@@ -68,8 +71,9 @@ const chat = (() => {
   function draw(message) {
     const text = element("div", { className: "text" }), reasoning = element("details", { hidden: true }, element("summary", {}, "Reasoning"), element("div", { className: "plain" }));
     const note = element("small", {}), buttons = element("span", {});
-    const name = element("b", {}, message.role === "user" ? "You" : message.model ?? "Model");
-    const box = element("article", { className: `message ${message.role}` }, name, reasoning, text, element("div", { className: "under" }, note, buttons));
+    const isUsers = message.role === "user", before = talk.messages.slice(0, talk.messages.indexOf(message)).findLast(({ role }) => role === "assistant");
+    const name = element("b", { hidden: isUsers || before?.model === message.model }, message.model ?? "");
+    const box = element("article", { className: `message ${message.role}`, ariaLabel: isUsers ? "You" : message.model }, name, reasoning, text, element("div", { className: "under" }, note, buttons));
     drawn.set(message, { text, reasoning, note, buttons });
     redraw(message, true);
     return box;
@@ -87,13 +91,11 @@ const chat = (() => {
   }
 
   function actionsOf(message) {
-    const action = (name, act) => {
-      const button = element("button", { type: "button", className: "copy" }, name);
-      button.addEventListener("click", () => act(button));
-      return button;
-    };
-    const copy = action("copy", (button) => copyText(button, message.text));
-    return message.role === "user" ? [copy] : [copy, action("again", () => again(message))];
+    const action = (name, act) => button(name, () => { if (!stream) act(message); }, { className: `copy ${name}` });
+    const copy = button("copy", (self) => copyText(self, message.text), { className: "copy" });
+    if (message.role === "user") return [copy, action("edit", edit)];
+    const isCut = message.text && message.finish !== "stop";
+    return [copy, action("again", again), ...(isCut ? [action("continue", answer)] : [])];
   }
 
   const isAtEnd = () => innerHeight + scrollY >= document.body.scrollHeight - 80;
@@ -105,17 +107,27 @@ const chat = (() => {
     const text = $("prompt").value.trim();
     if (stream || (!text && !pending.length)) return;
     push({ role: "user", text, images: pending });
-    $("prompt").value = "";
-    pending = [];
-    drawPending();
+    compose("", []);
     answer();
   }
 
-  function again(message) {
-    if (stream) return;
-    talk.messages.splice(talk.messages.indexOf(message));
+  function compose(text, images) {
+    $("prompt").value = text;
+    pending = images;
+    drawPending();
+    $("prompt").focus();
+  }
+
+  const again = (message) => { if (cut(message)) answer(); };
+  const edit = (message) => { if (cut(message)) compose(message.text, message.images ?? []); };
+
+  // Removes a message and those after it. Asks if more than the message's answer is lost.
+  function cut(message) {
+    const at = talk.messages.indexOf(message), num = talk.messages.length - at - 1;
+    if (num > 1 && !confirm(`Remove ${num} later messages?`)) return false;
+    talk.messages.splice(at);
     drawAll();
-    answer();
+    return true;
   }
 
   function push(message) {
@@ -125,26 +137,29 @@ const chat = (() => {
     return message;
   }
 
-  function requestOf(model) {
+  function requestOf(model, isContinued) {
     const content = ({ text, images }) => !images?.length ? text : [...images.map((url) => ({ type: "image_url", image_url: { url } })), { type: "text", text }];
     const system = talk.system.trim() ? [{ role: "system", content: talk.system }] : [];
     const said = talk.messages.filter(({ text, images }) => text || images?.length); // no failed answers
     const body = { model, messages: [...system, ...said.map((message) => ({ role: message.role, content: content(message) }))], stream: true, stream_options: { include_usage: true } };
     if (talk.temperature !== "") body.temperature = Number(talk.temperature);
     if (talk.maxTokens !== "") body.max_tokens = Number(talk.maxTokens);
-    return JSON.stringify(body);
+    return JSON.stringify(isContinued ? { ...body, continue_final_message: true, add_generation_prompt: false } : body);
   }
 
-  async function answer() {
+  // Asks for an answer, or for the rest of the last one.
+  async function answer(begun) {
     const model = $("chat-model").value, control = stream = new AbortController(), own = talk;
     talk.model = model;
-    const body = requestOf(model), message = push({ role: "assistant", model, text: "", reasoning: "", note: "…" });
+    const body = requestOf(model, begun !== undefined), message = begun ?? push({ role: "assistant", model, text: "", reasoning: "" });
+    Object.assign(message, { note: "…", isFault: false });
+    redraw(message, true);
     keep();
     showSending();
     const begin = performance.now(), painter = paintLater(message);
     try {
       const response = await fetch("v1/chat/completions", { method: "POST", headers: { "Content-Type": "application/json", ...apiKey.headers() }, body, signal: control.signal });
-      if (response.status === 401) askForKey();
+      if (response.status === 401) showKey(true);
       if (!response.ok) throw new Error(await errorText(response));
       const { usage, firstAt, isComplete } = await readStream(response, message, painter);
       const seconds = (performance.now() - (firstAt ?? begin)) / 1000, count = usage?.completion_tokens ?? 0;
@@ -164,18 +179,17 @@ const chat = (() => {
 
   // Server-sent events; comments, which a router sends while the model starts, are skipped.
   async function readStream(response, message, painter) {
-    const seen = { usage: null, firstAt: null, isComplete: false }, reader = response.body.getReader(), decoder = new TextDecoder();
-    let parts = [];
-    for (;;) {
+    const seen = { usage: null, firstAt: null, isComplete: false }, reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let parts = []; ;) {
       const { done, value } = await reader.read();
-      const lines = decoder.decode(value, { stream: !done }).split("\n");
-      parts.push(lines[0]);
-      for (const next of lines.slice(1)) {
+      if (done) return seen;
+      const [first, ...others] = value.split("\n");
+      parts.push(first);
+      for (const next of others) {
         readLine(parts.join("").trim(), message, seen);
         parts = [next];
       }
       painter.paint();
-      if (done) return seen;
     }
   }
 
@@ -217,23 +231,16 @@ const chat = (() => {
     if (stream === null && document.activeElement === document.body) $("prompt").focus();
   }
 
-  function showKey() {
-    if (!$("key-form").hidden) return;
+  function showKey(isRefused) {
+    if ($("key-form").hidden || isRefused) $("settings").open = isRefused || !apiKey.get();
     $("key-form").hidden = false;
-    $("settings").open = !apiKey.get();
-  }
-
-  function askForKey() {
-    showKey();
-    $("settings").open = true;
-    $("key").focus();
+    if (isRefused) $("key").focus();
   }
 
   // --- Images ---
 
   function addImages(files) {
-    for (const file of files) {
-      if (!file.type.startsWith("image/")) continue;
+    for (const file of [...files].filter(({ type }) => type.startsWith("image/"))) {
       const reader = new FileReader();
       reader.addEventListener("load", () => { pending.push(reader.result); drawPending(); });
       reader.readAsDataURL(file);
@@ -242,8 +249,7 @@ const chat = (() => {
 
   function drawPending() {
     $("pending").replaceChildren(...pending.map((url, at) => {
-      const remove = element("button", { type: "button", ariaLabel: `remove image ${at + 1}` }, "×");
-      remove.addEventListener("click", () => { pending.splice(at, 1); drawPending(); });
+      const remove = button("×", () => { pending.splice(at, 1); drawPending(); }, { ariaLabel: `remove image ${at + 1}` });
       return element("span", {}, element("img", { src: url, alt: `image ${at + 1}` }), remove);
     }));
   }
@@ -259,22 +265,20 @@ const chat = (() => {
     }
     select.parentElement.hidden = names.length < 2;
     const model = models.find(({ id }) => id === select.value);
-    $("attach").parentElement.hidden = model?.modalities ? !model.modalities.includes("image") : false;
+    $("attach").parentElement.hidden = model?.takes_images === false;
     return model;
   }
 
   function begin() {
-    const setting = (id, name) => $(id).addEventListener("input", () => { talk[name] = $(id).value; keep(); });
-    setting("system", "system");
-    setting("temperature", "temperature");
-    setting("max-tokens", "maxTokens");
+    for (const [id, name] of SETTINGS) $(id).addEventListener("input", () => { talk[name] = $(id).value; keep(); });
     $("key").value = apiKey.get();
     $("key-form").addEventListener("submit", (event) => event.preventDefault());
     $("key").addEventListener("input", () => apiKey.set($("key").value.trim()));
     $("chat-form").addEventListener("submit", (event) => { event.preventDefault(); send(); });
     $("stop").addEventListener("click", () => stream?.abort());
     $("new-talk").addEventListener("click", () => { show({ ...newTalk(), system: talk.system, temperature: talk.temperature, maxTokens: talk.maxTokens }); $("prompt").focus(); });
-    $("delete-talk").addEventListener("click", () => { localStorage.removeItem(KEPT + talk.id); show(newTalk()); });
+    $("export-talk").addEventListener("click", exportTalk);
+    $("delete-talk").addEventListener("click", () => { if (confirm("Delete this conversation?")) { localStorage.removeItem(KEPT + talk.id); show(newTalk()); } });
     $("talks").addEventListener("change", () => show(readKept($("talks").value) ?? newTalk()));
     $("attach").addEventListener("change", () => { addImages($("attach").files); $("attach").value = ""; });
     $("prompt").addEventListener("paste", (event) => addImages(event.clipboardData.files));
@@ -289,5 +293,5 @@ const chat = (() => {
     show(readKept(sessionStorage.getItem("vllm-cli talk")) ?? talk);
   }
 
-  return { begin, showModels, showKey, askForKey };
+  return { begin, showModels, showKey };
 })();

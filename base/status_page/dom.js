@@ -9,9 +9,13 @@ const element = (name, parts = {}, ...children) => {
   return made;
 };
 
-const round = (value, digits = 1) => value.toFixed(value >= 100 ? 0 : digits);
+const button = (name, act, parts = {}) => {
+  const made = element("button", { type: "button", ...parts }, name);
+  made.addEventListener("click", () => act(made));
+  return made;
+};
 
-const fillBar = (bar, share) => { bar.style.width = `${100 * (share ?? 0)}%`; };
+const round = (value, digits = 1) => value.toFixed(value >= 100 ? 0 : digits);
 
 // The key stays in this tab: neither other tabs nor a later session of the browser have it.
 const apiKey = {
@@ -22,10 +26,6 @@ const apiKey = {
 
 // The message of an answer that is no success.
 const errorText = async (answer) => {
-  try {
-    const body = await answer.json();
-    return body.error?.message ?? body.message ?? `HTTP ${answer.status}`;
-  } catch {
-    return `HTTP ${answer.status}`;
-  }
+  const body = await answer.json().catch(() => null);
+  return body?.error?.message ?? body?.message ?? `HTTP ${answer.status}`;
 };

@@ -2,6 +2,12 @@
 // Markdown as elements. `marked` only divides the text into tokens: no markup of a model is ever parsed by the browser.
 const drawMarkdown = (() => {
   const SAFE = /^(https?:|mailto:)/i;
+  const KINDS = ["comment", "string", "number", "keyword"];
+  const CODE = [
+    /"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`[^`]*`/,
+    /\b\d[\w.]*/,
+    /\b(?:as|async|await|break|case|catch|class|const|continue|def|do|done|elif|else|enum|except|export|extends|fi|finally|fn|for|from|func|function|if|impl|import|in|interface|lambda|let|match|new|not|package|pub|raise|return|self|static|struct|switch|then|this|throw|try|type|use|var|void|while|with|yield|[Ff]alse|[Tt]rue|None|null)\b/,
+  ].map(({ source }) => `(${source})`).join("|");
   const TAGS = { strong: "strong", em: "em", del: "del", blockquote: "blockquote", paragraph: "p" };
 
   const many = (tokens) => tokens.flatMap(draw);
@@ -31,11 +37,15 @@ const drawMarkdown = (() => {
 
   function drawCode({ text, lang }) {
     const name = (lang ?? "").split(/\s/)[0];
-    const copy = element("button", { type: "button", className: "copy" }, "copy");
-    copy.setAttribute("aria-label", `copy ${name || "code"}`);
-    copy.addEventListener("click", () => copyText(copy, text));
-    const code = element("pre", { tabIndex: 0 }, element("code", {}, text));
+    const copy = button("copy", (self) => copyText(self, text), { className: "copy", ariaLabel: `copy ${name || "code"}` });
+    const code = element("pre", { tabIndex: 0 }, element("code", {}, ...(name ? highlight(text, name) : [text])));
     return element("div", { className: "code" }, element("div", {}, element("span", {}, name), copy), code);
+  }
+
+  function highlight(text, language) {
+    const line = /^(c|h|java|js|ts|go|rust|rs|php|swift|kotlin|scala|dart|zig)/.test(language) ? "\\/\\/" : "#";
+    const parts = text.split(new RegExp(`((?<!\\S)${line}.*|\\/\\*[^]*?(?:\\*\\/|$))|${CODE}`));
+    return parts.flatMap((part, at) => !part ? [] : at % 5 ? element("span", { className: KINDS[at % 5 - 1] }, part) : part);
   }
 
   function drawList({ ordered, start, items }) {
@@ -64,11 +74,6 @@ const drawMarkdown = (() => {
 // The clipboard needs https or localhost; elsewhere the button says so.
 async function copyText(button, text) {
   const name = button.textContent;
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = "copied";
-  } catch {
-    button.textContent = "needs https";
-  }
+  button.textContent = await navigator.clipboard?.writeText(text).then(() => "copied", () => null) ?? "needs https";
   setTimeout(() => { button.textContent = name; }, 1500);
 }

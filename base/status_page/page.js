@@ -24,11 +24,9 @@
   const ms = (seconds) => seconds >= 1 ? `${round(seconds)} s` : `${round(seconds * 1000, seconds < 0.01 ? 1 : 0)} ms`;
   const bytes = (count) => count === null ? "–" : count >= 2 ** 30 ? `${(count / 2 ** 30).toFixed(2)} GiB` : `${(count / 2 ** 20).toFixed(0)} MiB`;
   const age = (seconds) => {
-    const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
-    const at = Math.max(0, parts.findIndex(([size]) => seconds >= size));
-    const [size, unit] = seconds >= 1 ? parts[at] : [1, "s"];
-    const rest = at < 3 && seconds >= 60 ? ` ${Math.floor(seconds % size / parts[at + 1][0])} ${parts[at + 1][1]}` : "";
-    return `${Math.floor(seconds / size)} ${unit}${rest}`;
+    const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].map(([size, unit], at, all) => `${Math.floor((at ? seconds % all[at - 1][0] : seconds) / size)} ${unit}`);
+    const first = parts.findIndex((part) => !part.startsWith("0 "));
+    return parts.slice(first < 0 ? 3 : first).slice(0, 2).join(" ");
   };
 
   function showState(status) {
@@ -44,14 +42,10 @@
   }
 
   function showProgress(status) {
-    const isStarting = status.status === "starting";
-    $("progress").hidden = !isStarting;
-    if (!isStarting) return;
+    $("progress").hidden = status.status !== "starting";
+    if ($("progress").hidden) return;
     const { phase, progress, elapsed_s: elapsed, eta_s: eta, detail } = status.progress;
-    $("bar").parentElement.hidden = progress === null;
-    fillBar($("bar"), progress);
-    const left = eta === null || eta === undefined ? "" : `, about ${round(eta)} s left`;
-    $("phase").textContent = `${phase.replaceAll("_", " ")}${detail ? `: ${detail}` : ""} – ${round(elapsed)} s${left}`;
+    $("progress").replaceChildren(...progressParts(`${phase}${detail ? `: ${detail}` : ""} – ${round(elapsed)} s`, progress, eta));
   }
 
   const card = (name, value, more = "") => element("div", { className: "card" }, element("span", {}, name), element("b", {}, value), element("small", {}, more));
@@ -97,14 +91,16 @@
 
   // A row stays the same element, so that a click on its button is not lost while the page is drawn again.
   function rowOf(id) {
-    if (!rows.has(id)) rows.set(id, element("tr", {}, ...Array.from({ length: 8 }, () => element("td")), element("td", {}, ...makeButtons(() => id))));
+    if (!rows.has(id)) {
+      const cells = [...document.querySelectorAll("#models th")].map((head) => element("td", { title: head.textContent }));
+      cells.at(-1).append(...makeButtons(() => id));
+      rows.set(id, element("tr", {}, ...cells));
+    }
     return rows.get(id);
   }
 
   function makeButtons(idOf) {
-    const buttons = [element("button", { type: "button" }), element("button", { type: "button" })];
-    buttons.forEach((button) => button.addEventListener("click", () => change(idOf(), button.textContent)));
-    return buttons;
+    return ["", ""].map((name) => button(name, (self) => change(idOf(), self.textContent)));
   }
 
   function fillButtons(buttons, model, needsKey) {
@@ -120,7 +116,7 @@
 
   const stateParts = (model) => [
     element("span", { className: `state ${model.status}` }, model.status),
-    ...(model.status === "starting" && model.progress ? modelProgress(model.progress) : []),
+    ...(model.status === "starting" && model.progress ? progressParts(model.progress.phase, model.progress.fraction, model.progress.remaining_s) : []),
   ];
 
   function fillRow(row, model, needsKey) {
@@ -138,10 +134,10 @@
 
   // The chat is shown once a server answers that has it: a server of vLLM alone has no page after its start.
   function showChat(status) {
-    const models = status.models ?? (status.live ? [{ id: status.model, modalities: status.modalities }] : null);
+    const models = status.models ?? (status.live ? [{ id: status.model, takes_images: status.modalities?.includes("image") }] : null);
     if (models === null || !models.length) return;
     $("tabs").hidden = false;
-    if (!hasChosen) choose("chat");
+    if (!hasChosen) { choose("chat"); $("prompt").focus(); }
     const needsKey = (status.router ?? status).needs_key;
     if (needsKey) chat.showKey();
     const model = chat.showModels(models);
@@ -160,11 +156,10 @@
     }
   }
 
-  function modelProgress({ phase, fraction, remaining_s: left }) {
-    const bar = element("div", { className: "bar" });
-    fillBar(bar, fraction);
-    const text = [phase?.replaceAll("_", " "), left === null || left === undefined ? "" : `${round(left)} s left`].filter((part) => part);
-    return [element("div", { className: "track", hidden: fraction === null }, bar), element("small", {}, text.join(", "))];
+  function progressParts(phase, share, left) {
+    const bar = element("div", { className: "bar" }), text = [phase?.replaceAll("_", " "), left == null ? "" : `${round(left)} s left`];
+    bar.style.width = `${100 * (share ?? 0)}%`;
+    return [element("div", { className: "track", hidden: share === null }, bar), element("small", {}, text.filter((part) => part).join(", "))];
   }
 
   // The answer comes when the model has started, sleeps or has stopped.
@@ -173,7 +168,7 @@
     setTimeout(refresh, 100);
     try {
       const answer = await fetch(`v1/models/${id.split("/").map(encodeURIComponent).join("/")}/${verb}`, { method: "POST", headers: apiKey.headers() });
-      if (answer.status === 401) chat.askForKey();
+      if (answer.status === 401) chat.showKey(true);
       $("outcome").textContent = answer.ok ? `${id}: ${(await answer.json()).status}` : `${id}: ${await errorText(answer)}`;
     } catch {
       $("outcome").textContent = `${id}: no answer`;
@@ -209,16 +204,10 @@
     const lanes = new Map();
     for (const span of spans.filter((s) => s.end_s > s.begin_s)) {
       if (!lanes.has(span.process)) lanes.set(span.process, []);
-      const rows = lanes.get(span.process);
-      const free = rows.find((row) => row.at(-1).end_s <= span.begin_s + 1e-6);
+      const rows = lanes.get(span.process), free = rows.find((row) => row.at(-1).end_s <= span.begin_s + 1e-6);
       if (free) free.push(span); else rows.push([span]);
     }
     return lanes;
-  }
-
-  function tickStep(end) {
-    const least = end / 9, magnitude = 10 ** Math.floor(Math.log10(least));
-    return [1, 2, 5, 10].map((f) => f * magnitude).find((step) => step >= least * 0.999);
   }
 
   function showTimeline(report) {
@@ -233,7 +222,7 @@
     const rows = [...lanes.values()].reduce((sum, lane) => sum + lane.length, 0);
     const bottom = TOP + rows * ROW + lanes.size * GAP;
     const chart = shape("svg", { viewBox: `0 0 ${WIDTH} ${bottom + 18}`, role: "img", "aria-label": "Timeline of the start" });
-    const step = tickStep(end);
+    const magnitude = 10 ** Math.floor(Math.log10(end / 9)), step = magnitude * [1, 2, 5, 10].find((factor) => factor * magnitude >= end / 9 * 0.999);
     for (let time = 0; time <= end; time += step) {
       chart.append(shape("line", { class: "grid", x1: x(time), x2: x(time), y1: TOP, y2: bottom }));
       chart.append(shape("text", { x: x(time), y: bottom + 13, "text-anchor": "middle" }, `${+time.toPrecision(3)} s`));
@@ -303,13 +292,10 @@
     clearTimeout(timer);
     timer = setTimeout(refresh, document.hidden ? 10000 : pause);
   }
-  for (const name of ["chat", "status"]) {
+  for (const [name, other] of [["chat", "status"], ["status", "chat"]]) {
     $(`${name}-tab`).addEventListener("click", () => choose(name));
-    $(`${name}-tab`).addEventListener("keydown", (event) => {
-      if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
-      const other = name === "chat" ? "status" : "chat";
-      choose(other);
-      $(`${other}-tab`).focus();
+    $(`${name}-tab`).addEventListener("keydown", ({ key }) => {
+      if (key === "ArrowLeft" || key === "ArrowRight") { choose(other); $(`${other}-tab`).focus(); }
     });
   }
   $("chat-state").after(...chatButtons);

@@ -80,8 +80,12 @@ async def test_a_chat_with_a_real_model_and_its_next_visit(start_server):
             answer = await _ask(browser, "What is the capital of France?")
             assert "12 tokens" in answer
             assert "ended at its most tokens" in answer
+            begun = await browser.evaluate(f"{_LAST}.querySelector('.text').textContent")
+            await browser.evaluate(f"{_button('continue', -1)}.click()")
+            await browser.wait_for(f"{_HAS_ENDED.format(count=2)} && {_LAST}.innerText.includes('12 tokens')")
             text = await browser.evaluate(f"{_LAST}.querySelector('.text').textContent")
-            assert text.strip()
+            assert text.startswith(begun.strip())
+            assert len(text) > len(begun)
             assert await browser.evaluate(f"{_LAST}.querySelector('b').textContent") == "smol"
             await browser.open(f"{server.url}/")
             await browser.wait_for("document.querySelectorAll('.message').length === 2")
@@ -213,6 +217,70 @@ async def test_a_stream_without_its_end_is_a_fault_and_is_asked_again(written):
         await browser.evaluate(f"[...{_LAST}.querySelectorAll('button')].find(b => b.textContent === 'again').click()")
         await browser.wait_for(f"{_LAST}.innerText.includes('7 tokens')")
         assert [message["content"] for message in written.requests[1]["messages"]] == ["hello"]
+
+
+def _button(name: str, number: int) -> str:
+    """The visible button of this name at a message."""
+    return f"[...document.querySelectorAll('.message')].at({number}).querySelector('.{name}')"
+
+
+_NUM_MESSAGES = "document.querySelectorAll('.message').length"
+
+
+async def test_a_message_is_edited_and_an_answer_is_continued(written):
+    written.deltas = [{"content": "Paris"}]
+    async with Browser() as browser:
+        await _open(browser, written.url)
+        assert await browser.evaluate("document.activeElement.id") == "prompt"
+        await _ask(browser, "capitl?")
+        await browser.evaluate(f"{_button('edit', 0)}.click()")
+        assert await browser.evaluate(_NUM_MESSAGES) == 0
+        assert await browser.evaluate("document.querySelector('#prompt').value") == "capitl?"
+        await _ask(browser, "capital?")
+        written.deltas = [{"content": " is it."}]
+        await browser.evaluate(f"{_button('continue', -1)}.click()")
+        await browser.wait_for(f"{_LAST}.querySelector('.text').textContent === 'Paris is it.'")
+        assert [message["content"] for message in written.requests[-1]["messages"]] == ["capital?", "Paris"]
+        assert written.requests[-1]["continue_final_message"]
+        assert not written.requests[-1]["add_generation_prompt"]
+        assert await browser.evaluate(_NUM_MESSAGES) == 2
+        assert browser.errors == []
+
+
+async def test_nothing_is_lost_without_a_question(written):
+    written.deltas = [{"content": "yes"}]
+    async with Browser() as browser:
+        await _open(browser, written.url)
+        for count in (2, 4):
+            await _ask(browser, "really?", count=count)
+        names = "[...document.querySelectorAll('.message > b')].filter(b => !b.hidden).map(b => b.textContent)"
+        assert await browser.evaluate(names) == ["small"]
+        await browser.evaluate("asked = []; answer = false; confirm = (text) => { asked.push(text); return answer; }")
+        await browser.evaluate("URL.createObjectURL = (blob) => { exported = blob.text(); return '#'; }")
+        for click in (_button("again", 1), _button("edit", 0), "document.querySelector('#delete-talk')"):
+            await browser.evaluate(f"{click}.click()")
+        assert await browser.evaluate(_NUM_MESSAGES) == 4
+        assert len(await browser.evaluate("asked")) == 3
+        await browser.evaluate("document.querySelector('#export-talk').click()")
+        text = await browser.evaluate("exported", is_promise=True)
+        assert text == "\n".join(["## user\n\nreally?\n", "## assistant\n\nyes\n"] * 2)
+        await browser.evaluate(f"answer = true; {_button('again', 1)}.click()")
+        await browser.wait_for(_HAS_ENDED.format(count=2))
+        await browser.evaluate("document.querySelector('#delete-talk').click()")
+        assert await browser.evaluate(_NUM_MESSAGES) == 0
+
+
+async def test_code_is_highlighted(written):
+    code = "def f(x):  # a // b\n    return 'it\\'s' + str(7 // x)"
+    written.deltas = [{"content": f"```python\n{code}\n```\n\n```\ndef\n```"}]
+    async with Browser() as browser:
+        await _open(browser, written.url)
+        await _ask(browser, "code?")
+        assert await browser.evaluate("document.querySelector('pre').textContent") == code
+        spans = "[...document.querySelectorAll('pre span')].map(span => [span.className, span.textContent])"
+        assert await browser.evaluate(spans) == [
+            ["keyword", "def"], ["comment", "# a // b"], ["keyword", "return"], ["string", "'it\\'s'"], ["number", "7"],
+        ]  # fmt: skip
 
 
 async def test_an_image_is_sent_as_data(written):

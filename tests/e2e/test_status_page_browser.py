@@ -141,6 +141,17 @@ async def test_each_model_has_a_row_and_each_start_a_line(router):
         assert browser.errors == []
 
 
+async def test_on_a_phone_each_model_is_a_card_with_its_buttons(router):
+    async with Browser(width=390) as browser:
+        await browser.open(router.url)
+        await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
+        await browser.evaluate("document.querySelector('#status-tab').click()")
+        assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        cells = "[...document.querySelectorAll('#models td, #models button:not([hidden])')]"
+        places = f"{cells}.map(cell => cell.getBoundingClientRect())"
+        assert await browser.evaluate(f"{places}.every(place => place.width > 0 && place.right <= innerWidth)")
+
+
 async def test_buttons_load_and_unload_and_show_why_not(router):
     async with Browser() as browser:
         await browser.open(router.url)

@@ -100,6 +100,25 @@ def test_the_size_of_a_gguf_file_or_its_folder(tmp_path):
     assert weight_bytes(tmp_path) == 4000
 
 
+@pytest.mark.parametrize(
+    ("config", "engine", "takes_images"),
+    [
+        ({"model_type": "smolvlm", "vision_config": {}}, "embedded", True),
+        ({"model_type": "mllama", "vision_config": {}}, "embedded", False),
+        ({"model_type": "mllama", "vision_config": {}}, "vllm", True),
+        ({"model_type": "phi3_v", "img_processor": {}}, "vllm", True),
+        ({"model_type": "llama"}, "vllm", False),
+        ({}, "vllm", None),
+    ],
+)
+def test_the_page_knows_which_models_take_images(tmp_path, config, engine, takes_images):
+    if config:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    meter = MemoryMeter(lambda _: str(tmp_path))
+    meter.need_of(entry(engine=engine))
+    assert meter.takes_images("m") is takes_images
+
+
 def test_a_size_is_read_once_and_again_after_a_download(tmp_path):
     places: list[str | None] = [None]
     meter = MemoryMeter(lambda name: places[0])

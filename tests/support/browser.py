@@ -91,19 +91,20 @@ class Browser(Tab):
 
     def __init__(self, *, width: int = 1080, height: int = 1000) -> None:
         super().__init__()
-        self._size = f"--window-size={width},{height}"
+        self._size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._others: list[Tab] = []
 
     async def __aenter__(self) -> Self:
         assert _EXECUTABLE is not None
         self._process = subprocess.Popen(
-            [_EXECUTABLE, *_FLAGS, self._size, f"--user-data-dir={self._folder.name}", "about:blank"],
+            [_EXECUTABLE, *_FLAGS, f"--user-data-dir={self._folder.name}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         self._session = aiohttp.ClientSession()
         await self.connect(self._session, await self._find_page())
+        await self._call("Emulation.setDeviceMetricsOverride", **self._size)  # a window has at least 500 pixels
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -150,6 +150,8 @@ class SmallPool:
                 progress=ChildProgress("load_weights", 0.42, 1.3) if name == "starting" else None,
                 memory_bytes=1 << 20 if name in self.children else None,
                 size_bytes=1 << 21,
+                takes_images=None,
+                can_sleep=False,
                 since_s=0.0,
                 need=NOTHING,
                 outcome=Outcome(),

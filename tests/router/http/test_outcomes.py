@@ -232,7 +232,10 @@ async def test_a_sleep_that_a_request_cancels_is_a_409(pool, router, ask):
 async def test_a_model_that_the_embedded_engine_stops_is_not_called_asleep(pool):
     pool.set_entries(by_name(entry_of("a", engine="embedded", on_swap="sleep")))
     await pool.load("a")
+    assert not _status(pool).can_sleep
     assert await pool.sleep("a") == "stopped"
+    pool.keeps_imports = lambda _: True
+    assert _status(pool).can_sleep
 
 
 async def test_a_changed_model_is_not_put_to_sleep_while_its_next_process_starts(tmp_path):
