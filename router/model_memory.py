@@ -210,12 +210,10 @@ def _read_size(place: Path, entry: ModelEntry | None) -> _Size:
 
 
 def _takes_images(entry: ModelEntry | None, place: Path) -> bool | None:
-    if entry is None or entry.foreign is not None or not place.is_dir():
-        return None
-    if entry.engine == "embedded":
-        return accepts_images(place)
     keys = " ".join(read_json_object(place / "config.json").content)
-    return None if not keys else any(part in keys for part in _IMAGE_KEYS)
+    if entry is None or entry.foreign is not None or not keys:
+        return None
+    return accepts_images(place) if entry.engine == "embedded" else any(part in keys for part in _IMAGE_KEYS)
 
 
 def _read_stamps(place: str | None, entry: ModelEntry | None) -> FolderStamps:

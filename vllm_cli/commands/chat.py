@@ -29,7 +29,8 @@ _HELP: Final = "/help"
 Message = dict[str, str]
 
 
-def _sampling_options(command: F) -> F:
+def _dialogue_options(command: F) -> F:
+    """Adds the options for server, model and sampling. The model's option is named as in `vllm chat`."""
     for option in (
         click.option(
             "--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate. By default, the server decides."
@@ -40,27 +41,19 @@ def _sampling_options(command: F) -> F:
             help="Sampling temperature. By default, the server decides.",
         ),
         click.option("--stats", is_flag=True, help="Show each answer's time to first token and tokens per second."),
+        click.option(
+            *("--model-name", "--model"), help="Model that answers, by default the first that the server lists."
+        ),
+        server_options,
     ):
         command = option(command)
     return command
 
 
-def chat_options(command: F) -> F:
-    """Adds the options that `chat_with` reads."""
-    quick = click.option("-q", "--quick", metavar="MESSAGE", help="Send one message, print the answer and exit.")
-    system = click.option("--system-prompt", "--system", help="System message before the first message.")
-    return _sampling_options(system(quick(command)))
-
-
-def _server_options(command: F) -> F:
-    """Adds the options for server and model. The model's option is named as in `vllm chat`."""
-    help_text = "Model that answers, by default the first that the server lists."
-    return server_options(click.option("--model-name", "--model", help=help_text)(command))
-
-
 @click.command(epilog=vllms_own("chat"))
-@_server_options
-@chat_options
+@_dialogue_options
+@click.option("--system-prompt", "--system", help="System message before the first message.")
+@click.option("-q", "--quick", metavar="MESSAGE", help="Send one message, print the answer and exit.")
 def chat(**options: Any) -> int:
     """Chat with a model on a running server.
 
@@ -91,8 +84,7 @@ def chat_with(server: Server, *, system_prompt: str | None, quick: str | None, *
 
 
 @click.command(epilog=vllms_own("complete"))
-@_server_options
-@_sampling_options
+@_dialogue_options
 @click.option("-q", "--quick", metavar="PROMPT", help="Complete one prompt, print the text and exit.")
 def complete(*, quick: str | None, **options: Any) -> int:
     """Complete a text with a model on a running server.

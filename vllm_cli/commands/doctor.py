@@ -27,7 +27,7 @@ _FAULTY = 1
 
 _HELP = """Report whether a server can be started here, with a verdict in the first line.
 
-The report has the faults that `serve --preflight-only` finds for MODEL and the flags of `serve`, the hooks of
+The report has what MODEL needs with the given flags of `serve`, faults (as `serve --preflight-only`), the hooks of
 `check-hooks` if the engine is vLLM, the machine as `collect-env` describes it, and what `caches` lists. Several models
 and `--models FILE` are checked as a router would serve them; each has a section. Without MODEL and flags, nothing is
 checked that depends on them. Nothing is started.

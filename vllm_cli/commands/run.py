@@ -13,16 +13,17 @@ from startup.words.serve_command import parse_start
 from vllm_cli.client.running_servers import find_servers
 from vllm_cli.client.server import Server, choose_key
 from vllm_cli.client.server_address import parse_url
-from vllm_cli.commands.chat import chat_options, chat_with
+from vllm_cli.commands.chat import chat, chat_with
 from vllm_cli.terminal import Reporter
 
+_OF_CHAT: Final = ("system_prompt", "quick", "temperature", "max_tokens", "stats")
+_OPTIONS: Final = [option for option in chat.params if option.name in _OF_CHAT]
 _ACCEPTING: Final = ("ready", "stopped", "asleep")
 """States of servers that accept requests. Two of them start or wake the model for a request."""
 
 
-@click.command("run", cls=ServeFlagsCommand, options_metavar="[OPTIONS] [SERVE FLAGS]")
+@click.command("run", cls=ServeFlagsCommand, options_metavar="[OPTIONS] [SERVE FLAGS]", params=_OPTIONS)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)
-@chat_options
 def run(*, words: tuple[str, ...], **options: Any) -> int:
     """Chat with MODEL. Missing files are downloaded.
 
@@ -52,8 +53,5 @@ def run(*, words: tuple[str, ...], **options: Any) -> int:
 
 def _find(model: str) -> str | None:
     """The address of a server that has the model and accepts requests. None if there is no such server."""
-    for server in find_servers():
-        names = (server.model, *(each.model for each in server.models or ()))
-        if model in names and server.state in _ACCEPTING:
-            return server.address
-    return None
+    found = [each for each in find_servers() if each.state in _ACCEPTING]
+    return next((each.address for each in found if model in (each.model, *(m.model for m in each.models or ()))), None)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Final
 
 import click
@@ -22,22 +22,12 @@ _AFTER_KILL_S: Final = 10.0
 
 @click.command("stop")
 @click.argument("which", metavar="[PORT|PID|ADDRESS]", required=False)
-@click.option(
-    "--all",
-    "is_all",
-    is_flag=True,
-    help="Stop all of this user's servers on this machine, but no standby.",
-)
+@click.option("--all", "is_all", is_flag=True, help="Stop all servers of this user here, but no standby.")
 @click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Stop all without asking.")
 @click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(0),
-    default=60,
-    show_default=True,
-    metavar="SECONDS",
+    *("--timeout", "timeout_s"), type=click.FloatRange(0), default=60, show_default=True, metavar="SECONDS",
     help="Kill servers that still run after this time.",
-)
+)  # fmt: skip
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing.")
 def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: float, is_quiet: bool) -> int:
     """Stop the server that listens on PORT, or that has process id PID. Without both, stop the only server.
@@ -138,15 +128,11 @@ class _StoppingServer:
         self.is_killed = False
         self._processes: list[Any] = []
         for pid in server.pids:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 self._processes.append(psutil.Process(pid))
-            except psutil.NoSuchProcess:
-                continue
-        try:
+        with suppress(psutil.NoSuchProcess):
             if self._processes and self._processes[0].pid == server.pid:
                 self._processes[0].terminate()
-        except psutil.NoSuchProcess:
-            pass
 
     def is_done(self) -> bool:
         return not self._alive()
@@ -156,10 +142,8 @@ class _StoppingServer:
 
         self.is_killed = True
         for process in self._alive():
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
         end_s = time.monotonic() + _AFTER_KILL_S
         while self._alive() and time.monotonic() < end_s:  # a zombie without a parent that waits counts as ended
             time.sleep(_POLL_S)

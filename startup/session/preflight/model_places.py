@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from base.machine.files import nearest_existing
 from base.machine.memory import available_bytes
@@ -13,6 +13,7 @@ from envs.redaction import without_login
 from envs.registry import env
 from envs.suggestion import did_you_mean
 from startup.files.download.messages import DownloadError
+from startup.files.download.repository import Listing
 from startup.files.model.gguf import advice_for, find_gguf
 from startup.files.model.hub_settings import hub_endpoints, is_offline
 from startup.files.model.json_file import read_json_object
@@ -27,9 +28,6 @@ from startup.files.model.model_place import (
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.report import CHOICE, Finding, error, info, warning
 from startup.session.preflight.resources import free_bytes
-
-if TYPE_CHECKING:
-    from startup.files.download.repository import Listing
 
 _TEMPLATE: Final = "chat_template.jinja"
 _OTHER_TEMPLATES: Final = ("tokenizer_config.json", "chat_template.json")
@@ -124,19 +122,18 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
         yield _describe_download(place, listing)
 
 
-def _describe_download(place: ModelPlace, listing: "Listing") -> Finding:
+def _describe_download(place: ModelPlace, listing: Listing) -> Finding:
     """The sizes of the files, beside free disk and memory. A warning if there is too little of them."""
     sizes = {name: listing.files[name].size or 0 for name in place.wanted.choose(listing.files)}
     total, weights = sum(sizes.values()), sum(map(sizes.__getitem__, place.wanted.choose_weights(listing.files)))
     disk, memory = free_bytes(nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())), available_bytes()
     lacks_memory = place.wanted.engine == "embedded" and 0 < memory < weights
-    report = warning if total > disk or lacks_memory else info
-    return report(
-        "hub",
+    text = (
         f"{place.name} is to be downloaded from {without_login(listing.endpoint)}: {len(sizes)} files with "
         f"{format_bytes(total)}, of which the weights have {format_bytes(weights)}; {format_bytes(disk)} are free on "
-        f"the disk, and {format_bytes(memory)} of memory are available",
+        f"the disk, and {format_bytes(memory)} of memory are available"
     )
+    return (warning if total > disk or lacks_memory else info)("hub", text)
 
 
 def _problem(name: str) -> str:
