@@ -23,7 +23,7 @@ COPY pyproject.toml constraints.txt ./
 RUN python -c "import os, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
       extras = [p['optional-dependencies'][e] for e in ['embedded', *os.environ.get('EXTRAS', '').split()]]; \
       print(*sum(extras, p['dependencies']), sep='\n')" > requirements.txt && \
-    /opt/vllm-cli/bin/pip install -c constraints.txt -r requirements.txt
+    /opt/vllm-cli/bin/pip install --no-compile -c constraints.txt -r requirements.txt
 
 COPY README.md LICENSE setup.py ./
 COPY envs envs
@@ -32,7 +32,7 @@ COPY router router
 COPY server server
 COPY startup startup
 COPY vllm_cli vllm_cli
-RUN /opt/vllm-cli/bin/pip install --no-deps .
+RUN /opt/vllm-cli/bin/pip install --no-compile --no-deps .
 
 # Nobody can write .pyc files later; nor does anybody look whether the sources have changed, which saves file accesses.
 # Some packages bring sources for other versions of Python, which cannot be compiled.

@@ -1,5 +1,6 @@
 """Runs the shipped images and manifests with podman and runc. Needs root and packages of Debian."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.podman import ROOT, STORE, build, build_base, build_vllm, podman
+from tests.containers.podman import STORE, build, build_base, build_vllm, podman, variables
 from tests.support.debian_tools import PACKAGES
 
 _PROGRAMS = ("podman", "runc", "catatonit", "debootstrap", "kubectl", "haproxy", "podman-compose")
@@ -32,12 +33,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _store() -> Iterator[None]:
-    """Removes what a stopped run has left, and everything but images at the end."""
-    if not _MISSING:
+    """Removes everything but images, before and after all tests. Runs take turns."""
+    if _MISSING or os.geteuid() != 0:
+        yield
+        return
+    variables()
+    with (STORE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         _remove_all()
         build_base()
-    yield
-    if not _MISSING:
+        yield
         _remove_all()
 
 
@@ -45,13 +50,15 @@ def _remove_all() -> None:
     for kind in ("pod", "container", "volume", "secret"):
         words = ("rm", "--all") if kind == "secret" else ("rm", "--all", "--force")
         podman(kind, *words)
-    podman("image", "prune", "--force")
 
 
 @pytest.fixture(scope="session")
 def image(_store: None) -> str:
-    """The image of Dockerfile."""
-    return build("vllm-cli", context=ROOT)
+    """The image of Dockerfile. The name of its first stage keeps this stage's layers for the next build."""
+    build("vllm-cli-build", "--target=build")
+    name = build("vllm-cli")
+    podman("image", "prune", "--force")
+    return name
 
 
 @pytest.fixture(scope="session")

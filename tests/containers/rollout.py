@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from tests.containers.podman import Container, podman
+from tests.support.debian_tools import require_tool
 from tests.support.http_client import RawClient
 from tests.support.openai_client import judge
 from tests.support.ports import free_port
@@ -49,7 +50,7 @@ class Balancer(Program):
         replicas = "".join(f"  server {port} 127.0.0.1:{port}\n" for port in ports)
         text = _CONFIGURATION.format(folder=folder, port=self.port, path=path)
         (folder / "haproxy.cfg").write_text(text + replicas)
-        super().__init__(["haproxy", "-db", "-f", folder / "haproxy.cfg"], {}, is_awaited=True)
+        super().__init__([require_tool("haproxy"), "-db", "-f", folder / "haproxy.cfg"], {}, is_awaited=True)
 
     def wait_ready(self) -> Self:
         self.wait(self._socket.exists)

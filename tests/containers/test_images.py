@@ -67,6 +67,13 @@ def test_the_image_serves_and_stops(way, image, mounted):
         _assert_stops(server)
 
 
+def test_bytecode_is_used_without_a_check_of_its_source(image):
+    """Its flags are 1: by hash, never checked (PEP 552)."""
+    files = "/opt/vllm-cli/lib/python3*/site-packages/vllm_cli/__pycache__/main.*.pyc"
+    script = f"od -An -td4 -j4 -N4 {files}"
+    assert podman("run", "--rm", "--entrypoint=sh", image, "-c", script).stdout.split() == ["1"]
+
+
 def test_without_a_network_it_serves_a_model_on_disk(image, mounted):
     with Container(image, "/model", options=(mounted, "--network=none"), is_awaited=False) as server:
         _assert_serves_inside(server)
@@ -86,7 +93,7 @@ def test_a_limit_that_is_too_small_is_named(image, mounted):
     with Container(image, "/model", options=options, is_awaited=False) as server:
         code = server.process.wait(300)
     assert code == 3, server.log
-    assert "memory" in server.log
+    assert "raise the container's memory limit" in server.log
 
 
 def test_two_containers_share_a_volume_with_the_next_start(image, mounted):
