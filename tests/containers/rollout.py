@@ -19,7 +19,9 @@ from tests.support.program import Program
 
 _LAG_S: Final = 1.0
 """The time from the end of a pod, which begins with its preStop hook, until no new request reaches it."""
-_EVERY_S: Final = 0.02
+_LEAST_S: Final = 2.0
+"""The kubelet's time between SIGTERM and SIGKILL if the hook has used up the grace period."""
+_PERIOD_S: Final = 0.02
 _CONFIGURATION: Final = """
 global
   stats socket {folder}/haproxy.sock mode 600 level admin
@@ -32,8 +34,7 @@ defaults
   timeout check 2s
 listen replicas
   bind 127.0.0.1:{port}
-  http-response set-header x-replica %s
-  option httpchk GET {path}
+  option httpchk GET /readyz
   default-server check inter 5s fall 2 rise 1 disabled
 """
 """The checks are the readiness probes of deploy/kubernetes. Nothing is sent twice, as with a Service."""
@@ -42,19 +43,16 @@ listen replicas
 class Balancer(Program):
     """haproxy with one backend for each of some ports. At first, no backend gets requests."""
 
-    def __init__(self, folder: Path, ports: Sequence[int], path: str) -> None:
-        """`path` is the path of the readiness probe."""
+    def __init__(self, folder: Path, ports: Sequence[int]) -> None:
         self.port = free_port()
         self.ports = ports
         self._socket = folder / "haproxy.sock"
         replicas = "".join(f"  server {port} 127.0.0.1:{port}\n" for port in ports)
-        text = _CONFIGURATION.format(folder=folder, port=self.port, path=path)
-        (folder / "haproxy.cfg").write_text(text + replicas)
+        (folder / "haproxy.cfg").write_text(_CONFIGURATION.format(folder=folder, port=self.port) + replicas)
         super().__init__([require_tool("haproxy"), "-db", "-f", folder / "haproxy.cfg"], {}, is_awaited=True)
 
-    def wait_ready(self) -> Self:
+    def wait_ready(self) -> None:
         self.wait(self._socket.exists)
-        return self
 
     def set_state(self, port: int, state: str) -> None:
         """`ready`, or `maint`: the backend gets no more requests, but may finish those that it has."""
@@ -68,7 +66,6 @@ class Result(NamedTuple):
     """How a request ended, as `judge` says it."""
 
     ending: str
-    replica: str
     end_s: float
     took_s: float
     detail: str
@@ -96,24 +93,25 @@ class Load:
     def _run(self) -> None:
         begin_s = time.monotonic()
         for number in itertools.count():
-            if self._is_over.wait(max(0, begin_s + number * _EVERY_S - time.monotonic())):
+            if self._is_over.wait(max(0, begin_s + number * _PERIOD_S - time.monotonic())):
                 return
-            self._pool.submit(self._send, number)
+            self.send(12 if number % 50 else 800, is_stream=number % 2 == 0)
 
-    def _send(self, number: int) -> None:
-        is_stream, num_tokens = number % 2 == 0, 12 if number % 50 else 800
+    def send(self, num_tokens: int, *, is_stream: bool = True) -> None:
+        """Sends a request in a thread."""
+        self._pool.submit(self._send, num_tokens, is_stream)
+
+    def _send(self, num_tokens: int, is_stream: bool) -> None:
         body = {"prompt": "Once", "max_tokens": num_tokens, "ignore_eos": True, "stream": is_stream, "temperature": 0}
-        begin_s, replica = time.monotonic(), ""
+        begin_s = time.monotonic()
         try:
             with RawClient(self._port) as client:
-                head = client.post("/v1/completions", body, connection="close").read_head()
-                replica = head.headers.get("x-replica", "")
-                answer = head._replace(body=b"".join(client.read_parts(head)))
+                answer = client.post("/v1/completions", body, connection="close").read()
             ending, detail = judge(answer, is_stream=is_stream), f"{answer.status} {answer.body[-200:]!r}"
         except OSError as err:
             ending, detail = "lost", repr(err)[-300:]
         end_s = time.monotonic()
-        self.results.append(Result(ending, replica, end_s, end_s - begin_s, detail))
+        self.results.append(Result(ending, end_s, end_s - begin_s, detail))
 
     @property
     def endings(self) -> Counter[str]:
@@ -121,15 +119,12 @@ class Load:
 
     def report(self) -> str:
         """The figures of a run, and the first requests that were not answered."""
-        answered = [result for result in self.results if result.ending == "answered"]
-        ends = sorted(result.end_s for result in answered)
-        gap_s = max(after - before for before, after in itertools.pairwise(ends))
-        others = [result for result in self.results if result.ending != "answered"]
-        return (
-            f"{len(self.results)} requests: {dict(self.endings)}; longest answer "
-            f"{max(result.took_s for result in answered):.1f} s; longest time without an answer {gap_s:.2f} s; "
-            f"others: {[(other.ending, other.detail) for other in others[:5]]}"
-        )
+        answered = sorted((result.end_s, result.took_s) for result in self.results if result.ending == "answered")
+        gap_s = max(after - before for (before, _), (after, _) in itertools.pairwise(answered))
+        others = [(result.ending, result.detail) for result in self.results if result.ending != "answered"]
+        longest_s = max(took_s for _, took_s in answered)
+        counts = f"{dict(self.endings)}; longest answer {longest_s:.1f} s"
+        return f"{counts}; longest time without an answer {gap_s:.2f} s; {others[:5]}"
 
 
 class Deployment:
@@ -152,6 +147,8 @@ class Deployment:
         self._grace_s = grace_s
         self.replicas: deque[Container] = deque()
         self.exit_codes: list[int] = []
+        self.removed_s = 0.0
+        """When a replica was last taken out of service."""
 
     def __enter__(self) -> Self:
         for _ in self._balancer.ports[1:]:
@@ -172,13 +169,24 @@ class Deployment:
 
     def retire(self) -> None:
         """Ends the oldest replica: the hook, SIGTERM, and SIGKILL after the grace period."""
+        kill_s = max(self._grace_s, self._hook_s + _LEAST_S)
+        self._end((_LAG_S, "maint"), (self._hook_s, "TERM"), (kill_s, "KILL"))
+
+    def crash(self) -> None:
+        """Kills the oldest replica, and adds a replica."""
+        self._end((0, "KILL"), (_LAG_S, "maint"))
+        self.add()
+
+    def _end(self, *events: tuple[float, str]) -> None:
+        """Sends signals to the oldest replica, and takes it out of service, each in time."""
         replica = self.replicas.popleft()
         begin_s = time.monotonic()
-        for due_s, event in sorted([(_LAG_S, "maint"), (self._hook_s, "TERM"), (self._grace_s, "KILL")]):
-            while time.monotonic() < begin_s + due_s and replica.process.poll() is None:
+        for due_s, event in sorted(events):
+            while time.monotonic() < begin_s + due_s and (event == "maint" or replica.process.poll() is None):
                 time.sleep(0.02)
             if event == "maint":
                 self._balancer.set_state(replica.port, event)
+                self.removed_s = time.monotonic()
             else:
                 podman("kill", f"--signal={event}", replica.name, check=False)
         self.exit_codes.append(replica.process.wait())

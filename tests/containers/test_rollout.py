@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.podman import Container, podman
+from tests.containers.podman import Container
 from tests.containers.rollout import Balancer, Deployment, Load
 from tests.deploy.manifests import pod_of
 from tests.support.ports import free_port
@@ -33,7 +33,7 @@ def _under_load(
     create: Callable[[int], Container], folder: Path, *, hook_s: float, grace_s: float
 ) -> Iterator[tuple[Deployment, Load]]:
     with (
-        Balancer(folder, [free_port() for _ in range(3)], "/readyz") as balancer,
+        Balancer(folder, [free_port() for _ in range(3)]) as balancer,
         Deployment(balancer, create, hook_s=hook_s, grace_s=grace_s) as deployment,
         Load(balancer.port) as load,
     ):
@@ -42,12 +42,16 @@ def _under_load(
         time.sleep(_REST_S)
 
 
-def test_no_request_is_lost_in_rollouts_with_the_manifest(create, tmp_path, request):
-    """Streams are whole, and no server answers that is not ready."""
+def _times() -> dict[str, float]:
+    """The times of the manifest."""
     spec = pod_of("embedded")["spec"]
     [_, hook_s] = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-    times = {"hook_s": float(hook_s), "grace_s": spec["terminationGracePeriodSeconds"]}
-    with _under_load(create, tmp_path, **times) as (deployment, load):
+    return {"hook_s": float(hook_s), "grace_s": spec["terminationGracePeriodSeconds"]}
+
+
+def test_no_request_is_lost_with_the_times_of_the_manifest(create, tmp_path, request):
+    """Streams are whole, and no server answers that is not ready."""
+    with _under_load(create, tmp_path, **_times()) as (deployment, load):
         for _ in range(request.config.getoption("--rollouts", 10)):
             deployment.replace_all()
     print(load.report())
@@ -55,15 +59,27 @@ def test_no_request_is_lost_in_rollouts_with_the_manifest(create, tmp_path, requ
     assert set(deployment.exit_codes) == {0}
 
 
-def test_a_killed_replica_loses_only_its_own_requests(create, tmp_path):
-    with _under_load(create, tmp_path, hook_s=0, grace_s=45) as (deployment, load):
-        podman("kill", "--signal=KILL", deployment.replicas[0].name)
-        time.sleep(15)
+def test_without_the_hook_requests_are_rejected(create, tmp_path):
+    """Until the load balancer knows that the pod ends."""
+    with _under_load(create, tmp_path, **_times() | {"hook_s": 0}) as (deployment, load):
+        deployment.replace_all()
     print(load.report())
+    assert set(load.endings) == {"answered", "rejected"}, load.report()
+
+
+def test_a_killed_replica_loses_requests_only_until_the_balancer_knows(create, tmp_path):
+    with _under_load(create, tmp_path, **_times()) as (deployment, load):
+        deployment.crash()
+    print(load.report())
+    late = [result for result in load.results if result.end_s - result.took_s > deployment.removed_s]
+    assert {result.ending for result in late} == {"answered"}, load.report()
 
 
 def test_a_grace_period_that_is_too_short_cuts_streams(create, tmp_path):
-    with _under_load(create, tmp_path, hook_s=0, grace_s=5) as (deployment, load):
+    with _under_load(create, tmp_path, **_times() | {"grace_s": 5}) as (deployment, load):
+        for _ in range(4):
+            load.send(4000)
         deployment.replace_all()
     print(load.report())
-    print(deployment.exit_codes)
+    assert 137 in deployment.exit_codes
+    assert set(load.endings) == {"answered", "lost"}, load.report()
