@@ -42,6 +42,7 @@ from server.terms.types import (
 from server.text.renderers.hf import HfRenderer
 from tests.server.engine.sampling.grammar_texts import build_grammar
 from tests.server.server_config import server_config
+from tests.support.http_client import RawClient
 from tests.support.waiting import wait_until as poll
 
 MODEL = "smol"
@@ -247,15 +248,9 @@ class LiveServer:
     def post_bytes(self, path: str, content: Any, content_type: str = "application/json") -> httpx.Response:
         return self.ask("POST", path, content=content, headers={"content-type": content_type})
 
-    def send(self, path: str, body: dict[str, Any]) -> socket.socket:
+    def send(self, path: str, body: dict[str, Any]) -> RawClient:
         """Sends a request and returns its connection, which the test may close at any time."""
-        connection = socket.create_connection(("127.0.0.1", httpx.URL(self.url).port))
-        data = json.dumps(body).encode()
-        head = (
-            f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
-        )
-        connection.sendall(head.encode() + data)
-        return connection
+        return RawClient(int(self.url.rpartition(":")[2])).post(path, body)
 
     def stream_lines(self, path: str, body: dict[str, Any]) -> list[str]:
         """The data of a stream's events."""

@@ -2,12 +2,11 @@
 
 import json
 import logging
-import socket
 
-import httpx
 import pytest
 
 from startup.logs.formatters import TextFormatter
+from tests.support.http_client import RawClient
 
 STATUS = ["/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"]
 
@@ -60,10 +59,8 @@ def test_neither_a_salt_nor_a_schema_nor_a_long_list_is_logged(serve, caplog):
 def test_a_stream_to_a_client_of_http_1_0_ends_with_the_connection(server):
     body = json.dumps({"prompt": "a", "stream": True, "max_tokens": 3}).encode()
     head = b"POST /v1/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
-    with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port)) as connection:
-        connection.sendall(head + body)
-        with connection.makefile("rb") as answer:
-            head, _, events = answer.read().partition(b"\r\n\r\n")
+    with RawClient(int(server.url.rpartition(":")[2])) as client:
+        head, _, events = client.send(head + body).read_to_end().partition(b"\r\n\r\n")
     assert b"transfer-encoding" not in head.lower()
     assert events.startswith(b"data: {")
     assert events.endswith(b"data: [DONE]\n\n")
