@@ -12,8 +12,8 @@ from startup.words.arguments import Arguments
 from startup.words.errors import InputError
 from startup.words.flag import Flag
 from startup.words.screening import show_notices
-from startup.words.secret_flags import empty_key_notices, find_values, secret_notices
-from startup.words.serve_command import config_of, unknown_variable_notices
+from startup.words.secret_flags import find_values, word_notices
+from startup.words.serve_command import config_of
 from startup.words.table import split_flags
 
 _NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
@@ -80,9 +80,7 @@ def read_several(given_words: Sequence[str], *, is_quiet: bool = False) -> Sever
     if config.standby == "require":
         raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
     if not is_quiet:
-        secrets = secret_notices(given_words, has_key_file=True)
-        empty = empty_key_notices(given.flags.values())
-        show_notices((*unknown_variable_notices(), *secrets, *empty), config.log_format)
+        show_notices(word_notices(given_words, given.flags), config.log_format)
     has_log_level = "--log-level" in given.flags or env.VLLM_LOGGING_LEVEL.raw is not None
     return SeveralModels(config, words, has_log_level)
 

@@ -27,15 +27,16 @@ def write_groups(formatter: click.HelpFormatter) -> None:
         formatter.write_dl(rows, col_max=34)
 
 
-def write_topic(formatter: click.HelpFormatter, topic: str) -> None:
-    """Writes the flags for `--help=all` or `--help=WORD` (see `help_topic`)."""
-    found = find_flags(topic)
+def describe_topic(ctx: click.Context, topic: str) -> str:
+    """The flags for `--help=all` or `--help=WORD` (see `help_topic`)."""
+    formatter, found = ctx.make_formatter(), find_flags(topic)
     for title, flags in GROUPS.items():
         _write_supported(formatter, title, [flag for flag in flags if flag in found])
     for reason, ignored in IGNORED.items():
         _write_names(formatter, f"Accepted without effect: {reason}", [flag for flag in ignored if flag in found])
     for feature, rejected in REJECTED.items():
         _write_names(formatter, f"Only with --engine vllm: {feature}", [flag for flag in rejected if flag in found])
+    return formatter.getvalue().strip("\n")
 
 
 def _write_supported(formatter: click.HelpFormatter, title: str, flags: Iterable[SupportedFlag]) -> None:

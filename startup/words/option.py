@@ -1,6 +1,6 @@
 """Turns the flags of `serve` into click's options, also for other commands that accept these flags."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from envs.variable import EnvError
 from startup.settings.serve_words import help_topic, split
 from startup.words.arguments import Arguments
 from startup.words.flag import Shape, SupportedFlag
-from startup.words.help import write_topic
+from startup.words.help import describe_topic
 from startup.words.supported import SUPPORTED
 
 _MODELS: Final = ("--model", "--tokenizer")
@@ -70,17 +70,10 @@ class ServeFlagsCommand(click.Command):
     click's own parser would find the option `-h` among the letters of `-cc.cudagraph_mode=NONE`.
     """
 
-    def __init__(self, *args: Any, hidden: Collection[str] = (), **attributes: Any) -> None:
-        """`hidden` has flags of `serve` that completion leaves out."""
-        super().__init__(*args, **attributes)
-        self._hidden = hidden
-
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parses the words. `--help=WORD` shows the server's flags that contain WORD."""
         if (topic := help_topic(args)) and not ctx.resilient_parsing:
-            formatter = ctx.make_formatter()
-            write_topic(formatter, topic)
-            click.echo(formatter.getvalue().strip("\n"))
+            click.echo(describe_topic(ctx, topic))
             ctx.exit()
         options = {name: option for option in self.params if isinstance(option, click.Option) for name in option.opts}
         num_values = {name: 0 if option.is_flag else 1 for name, option in options.items()} | {"--help": 0, "-h": 0}
@@ -101,7 +94,7 @@ class ServeFlagsCommand(click.Command):
         own = super().shell_complete(ctx, incomplete)
         if not incomplete.startswith("-"):
             return own
-        left_out = {*self._hidden, *(item.value for item in own)}
+        left_out = {item.value for item in own}
         flags = [flag for flag in SUPPORTED if flag.name.startswith(incomplete) and flag.name not in left_out]
         return [*own, *(CompletionItem(flag.name, help=flag.help) for flag in flags)]
 

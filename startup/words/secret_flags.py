@@ -1,8 +1,9 @@
 """Recommends safer places for keys and tokens, and keeps them out of files and children's command lines."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from base.machine.command_line import is_visible
+from envs.registry import unknown_variables
 from startup.words.arguments import GivenFlag
 from startup.words.flag import SupportedFlag
 from startup.words.table import split_flags
@@ -35,6 +36,17 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
     return kept, variables
 
 
+def word_notices(words: Sequence[str], given: Mapping[str, GivenFlag] | None = None) -> Iterator[str]:
+    """Yields a line for each unknown variable with our prefix, and for each key in the words or an empty one.
+
+    `given` has the flags of the embedded engine and of the router. Only they have --api-key-file.
+    """
+    yield from (f"{unknown}." for unknown in unknown_variables())
+    yield from secret_notices(words, has_key_file=given is not None)
+    if given is not None:
+        yield from _empty_key_notices(given.values())
+
+
 def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]:
     """Yields a line for each flag with a secret. `has_key_file`: whether lines may suggest --api-key-file."""
     values: dict[SupportedFlag, list[str]] = {}
@@ -48,7 +60,7 @@ def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]
         yield f"{flag.name} on the command line {state}, and shells record it: prefer {' or '.join(places)}."
 
 
-def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
+def _empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
     """Yields a line if --api-key is empty, because requests then need no key. A variable may be unset.
 
     Yields no line if --api-key-file is empty, too. Programs that need a server without keys give both flags.

@@ -1,6 +1,6 @@
 """The click command of `serve`, which parses words by vLLM's rules and checks all settings."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any, Final, NamedTuple
@@ -9,7 +9,7 @@ import click
 
 from base.errors import ConfigError
 from base.setting import is_section
-from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
+from envs.registry import OWN_PREFIX, env, validate_all
 from envs.variable import EnvError
 from startup.files.model.gguf import find_gguf, has_llama_server
 from startup.files.model.request import ModelRequest
@@ -26,10 +26,10 @@ from startup.settings.serve_words import (
 from startup.words.arguments import Arguments, reject_references
 from startup.words.engine_choice import choose_engine, vllm_options
 from startup.words.errors import InputError
-from startup.words.help import write_groups, write_topic
+from startup.words.help import describe_topic, write_groups
 from startup.words.option import FlagOption, complete_model
 from startup.words.screening import notices, reject_unsupported, show_notices
-from startup.words.secret_flags import empty_key_notices, secret_notices
+from startup.words.secret_flags import word_notices
 from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES
 from startup.words.table import reject_retired, split_flags
 
@@ -59,20 +59,13 @@ class ServeCommand(click.Command):
             return super().parse_args(ctx, args)
         read = ctx.meta[READ] = read_start(args)
         if read.topic is not None:
-            click.echo(self._help_about(ctx, read.topic))
+            click.echo(describe_topic(ctx, read.topic) if read.topic else self.get_help(ctx))
             ctx.exit()
         return []
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the supported flags. `--help=all` shows all other flags, too."""
         write_groups(formatter)
-
-    def _help_about(self, ctx: click.Context, topic: str) -> str:
-        if not topic:
-            return self.get_help(ctx)
-        formatter = ctx.make_formatter()
-        write_topic(formatter, topic)
-        return formatter.getvalue().strip("\n")
 
 
 class ReadStart(NamedTuple):
@@ -150,12 +143,12 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
 
 
 def _read_for_vllm(given: ServeWords, *, is_quiet: bool) -> VllmOptions:
-    _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
+    # vLLM may accept further values of all other variables.
+    _raise_all(error for error in validate_all() if error.name.startswith((OWN_PREFIX, _READ_FOR_VLLM)))
     options = vllm_options(given)
     _reject_faults_of_file(options.words)
     if not is_quiet:
-        secrets = secret_notices(options.words, has_key_file=False)
-        show_notices((*unknown_variable_notices(), *secrets), options.log_format)
+        show_notices(word_notices(options.words), options.log_format)
     return options
 
 
@@ -227,9 +220,7 @@ def _screen(words: Sequence[str], given: Arguments, *, is_quiet: bool) -> str:
     reject_unsupported(given.flags.values())
     log_format = given.last_value(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()
     if not is_quiet:
-        secrets = secret_notices(words, has_key_file=True)
-        empty_keys = empty_key_notices(given.flags.values())
-        show_notices((*unknown_variable_notices(), *secrets, *empty_keys), log_format)
+        show_notices(word_notices(words, given.flags), log_format)
     return log_format
 
 
@@ -247,16 +238,6 @@ def _reject_faults_of_file(words: Sequence[str]) -> None:
     if (file := CommandLine.of(words).config) is not None:
         reject_references(file.refused, f"{CONFIG.name}: ")
         reject_retired((f"--{name}" for name in file.settings), f"{CONFIG.name} {file.path}: ")
-
-
-def _is_read_for_vllm(name: str) -> bool:
-    """Whether the launcher checks this variable. vLLM may accept further values of all other variables."""
-    return name.startswith(OWN_PREFIX) or name == _READ_FOR_VLLM
-
-
-def unknown_variable_notices() -> Iterator[str]:
-    """Yields a line for each unknown variable with our prefix."""
-    return (f"{unknown}." for unknown in unknown_variables())
 
 
 def _reject_flags_of_several(launcher: ServeWords) -> None:
