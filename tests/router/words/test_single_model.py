@@ -7,7 +7,6 @@ import click
 import pytest
 import yaml
 
-from router.child.server import ERRORS_S, OwnServer
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.words.single_model import embedded_router, vllm_router
@@ -123,21 +122,3 @@ def test_each_flag_is_used_by_the_router_or_passed_to_the_model_or_refused(flag,
         entry = _only(vllm_router(vllm_options(ServeWords(("m", "--restart", "on-failure"))), words))
         is_ours = flag.role == "both" and flag.name.startswith("--http-")
         assert (flag.name in entry.words or bool(entry.env)) is not is_ours, "vLLM has no such limits"
-
-
-@pytest.mark.parametrize("run", [_embedded, _vllm], ids=["embedded", "vllm"])
-async def test_the_router_kills_a_server_no_earlier_than_the_server_may_end(run, tmp_path):
-    """The time may be abbreviated or in a file, where vLLM and the embedded engine read it."""
-    file = tmp_path / "serve.yaml"
-    file.write_text("shutdown-timeout: 100\n")
-    for words in (["--shutdown-timeo", "100"], ["--config", str(file)], ["--shutdown-timeout=100"]):
-        entry = _only(run(*words) if run is _vllm else run("m", *words))
-        server = OwnServer(entry.words, "", entry.times)
-        server._has_been_ready = True
-        assert server.stop_s == 100 + ERRORS_S, words
-
-
-def test_the_variable_of_a_flag_is_refused_as_the_flag(monkeypatch):
-    monkeypatch.setenv("VCLI_LISTEN_WHEN_READY", "1")
-    with pytest.raises(InputError, match="--listen-when-ready does not go with --idle-stop"):
-        _vllm()
