@@ -12,7 +12,7 @@ from server.terms.config import ModelFiles
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import GenerationConfig
 from server.terms.types import EngineInfo, SamplingParams
-from tests.server.generation.requests import Model, decode
+from tests.server.generation.requests import Model, decode, read_cases
 
 INFO = EngineInfo(
     model_type="llama",
@@ -36,36 +36,15 @@ def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, 
     return params
 
 
-@pytest.mark.parametrize(
-    ("fields", "name", "expected"),
-    [
-        ({"top_k": -1}, "top_k", 0),
-        ({"seed": -1}, "seed", None),
-        ({"temperature": 0.001}, "temperature", 0.01),
-        ({"temperature": 0, "top_p": 0.5}, "top_p", 1.0),
-        ({"temperature": 0, "top_k": 5}, "top_k", 0),
-        ({"logprobs": 0}, "logprobs", 0),
-        ({}, "logprobs", None),
-        ({}, "max_tokens", 16),
-    ],
-    ids=str,
-)
-def test_values_are_normalised_as_in_vllm(fields, name, expected):
-    assert getattr(sample(CompletionRequest, **fields), name) == expected
+@pytest.mark.parametrize(("line", "model", "fields"), read_cases("sampled.jsonl"))
+def test_values_are_normalised_as_in_vllm(line, model, fields):
+    params = sample(model, num_prompt_tokens=line.get("num_prompt_tokens", 5), **fields)
+    found = {name: getattr(params, name) for name in line["params"]}
+    assert {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()} == line["params"]
 
 
 def test_minus_one_asks_for_the_log_probabilities_of_the_whole_vocabulary():
     assert sample(CompletionRequest, logprobs=-1, max_logprobs=-1).logprobs == INFO.vocab_size
-
-
-def test_output_limit_is_lowered_to_the_rest_of_the_context(model):
-    assert sample(model, num_prompt_tokens=500, max_tokens=100).max_tokens == 12
-
-
-def test_duplicate_token_ids_count_once(model):
-    names = ("stop_token_ids", "allowed_token_ids")
-    params = sample(model, **{name: [7, 5, 7] * 30 for name in names})
-    assert [getattr(params, name) for name in names] == [(7, 5)] * 2
 
 
 def test_prompts_of_a_request_share_its_lists(model):
