@@ -1,13 +1,16 @@
-"""While vLLM waits for its engine, the main thread does other work."""
+"""While vLLM waits for its engine, the main thread does other work. The API server creates its renderer."""
 
 import importlib
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from startup.vllm.patches.engine_wait import EngineWait
+from startup.vllm.patches.late_renderer import _LateObject, create_renderer_in
 from tests.startup.conftest import ToyPackages
+from tests.support.waiting import wait_until
 
 _WAITING = """
 import threading
@@ -72,3 +75,86 @@ def test_an_error_of_the_work_stops_the_engine_and_the_wait(wait, error):
     with pytest.raises((ValueError, KeyboardInterrupt)):
         _wait_for_engine(["waits"])
     assert not [thread for thread in threading.enumerate() if thread.name == "vllm-engine-wait"]
+
+
+_CLIENT = """
+from vllm.v1.engine import utils
+
+events = []
+
+class Renderer:
+    def __init__(self, config):
+        events.append("renderer")
+        if config == "broken":
+            raise ValueError("no tokenizer")
+        self.tokenizer = "the tokenizer"
+    def start_mm_warmup_in_background(self): events.append("warm-up")
+    def shutdown(self): events.append("shutdown")
+
+def renderer_from_config(config):
+    return Renderer(config)
+
+class InputProcessor:
+    def __init__(self, vllm_config, renderer): self.renderer = renderer
+
+class OutputProcessor:
+    def __init__(self, tokenizer, *, log_stats): self.tokenizer, self.log_stats = tokenizer, log_stats
+
+class AsyncLLM:
+    def __init__(self, config, waits=True, fails=False):
+        self.renderer = renderer = renderer_from_config(config)
+        self.input_processor = InputProcessor(config, renderer=renderer)
+        self.output_processor = OutputProcessor(renderer.tokenizer, log_stats=True)
+        events.append("engine")
+        renderer.start_mm_warmup_in_background()
+        if waits:
+            utils.wait_for_engine_startup([], None if fails else utils.Launch())
+        self.handler = self.output_processor
+
+    def shutdown(self):
+        self.renderer.shutdown()
+"""
+
+
+@pytest.fixture
+def module(toys: ToyPackages, wait: EngineWait) -> Any:
+    """vLLM's module of the client, with both hooks."""
+    toys.write("vllm.v1.engine.async_llm", _CLIENT)
+    create_renderer_in(wait, nullcontext)
+    return importlib.import_module("vllm.v1.engine.async_llm")
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_engine_starts_before_the_renderer_is_created(module, waits):
+    client = module.AsyncLLM("config", waits=waits)
+    assert module.events == ["engine", "renderer", "warm-up"]
+    assert type(client.renderer) is module.Renderer
+    assert client.input_processor.renderer is client.renderer
+    assert client.output_processor.tokenizer == "the tokenizer"
+    assert client.output_processor.log_stats
+    assert type(client.output_processor) is module.OutputProcessor
+
+
+def test_a_late_object_counts_as_an_instance_of_its_class():
+    created: list[str] = []
+    late = _LateObject(lambda: created.append("object") or "text")
+    assert isinstance(late, _LateObject)
+    assert not created
+    assert isinstance(late, str)
+    assert late.upper() == "TEXT"
+    assert created == ["object"]
+
+
+def test_an_error_of_the_renderer_ends_the_start(module):
+    with pytest.raises(ValueError, match="no tokenizer"):
+        module.AsyncLLM("broken")
+    assert module.AsyncLLM("config").renderer.tokenizer == "the tokenizer"  # the functions are in place again
+
+
+def test_shutdown_after_a_failed_start_creates_no_renderer(module, wait):
+    wait.add(lambda: wait_until(lambda: wait.has_failed))
+    client = module.AsyncLLM.__new__(module.AsyncLLM)
+    with pytest.raises(RuntimeError, match="the engine has failed"):
+        client.__init__("config", fails=True)
+    client.shutdown()
+    assert module.events == ["engine"]
