@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from startup.imports.learned_imports import import_file_paths
 from startup.imports.scan_cache import cached_scans
+from tests.startup.imports.test_import_file import put
 from tests.support.cli import python_output
 
 MODULES = ("parcel", "parcel.inner", "parcel.other")
@@ -41,12 +41,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("__init__.py", "inner.py", "other.py"):
         put(package / name, "VALUE = 1\n")
     return package
-
-
-def put(path: Path, text: str, age_s: int = 60) -> None:
-    path.write_text(text)
-    time_s = path.stat().st_mtime - age_s
-    os.utime(path, (time_s, time_s))
 
 
 def start(*names: str) -> Any:
