@@ -23,8 +23,8 @@ class StartServer(Protocol):
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks all tests in this folder as thorough, except for smoke tests, which `make test` runs."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
+    for item in items:  # all tests of the run
+        if item.nodeid.startswith("tests/e2e/"):
             item.add_marker(pytest.mark.thorough)
 
 

@@ -84,11 +84,10 @@ def test_help_version_and_usage_errors_import_neither_a_command_nor_a_slow_modul
         ] == []
 
 
-@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
-def test_every_command_of_the_table_exists_under_its_name(entry):
-    command = load_command(entry)
-    assert command.name == entry.name
-    assert command.get_short_help_str()
+def test_every_command_of_the_table_exists_under_its_name_and_has_help():
+    commands = [load_command(entry) for entry in COMMANDS]
+    assert [command.name for command in commands] == [entry.name for entry in COMMANDS]
+    assert all(command.get_short_help_str() for command in commands)
 
 
 def test_help_shows_a_newcomers_commands_first(capsys):
