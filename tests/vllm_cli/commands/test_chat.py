@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.cli import run_cli
 from tests.support.http_server import Request, ScriptedServer, serving
 from tests.support.terminal import read_terminal, read_until
 from vllm_cli.main import main
@@ -140,15 +139,12 @@ def test_the_key_is_sent_from_option_or_variable(fake_server, command, monkeypat
         fake_server.requests.clear()
 
 
-def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server):
+def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server, invoke):
     fake_server.queue_chat("Hello!")
     fake_server.queue_chat("Fine.")
     fake_server.queue_chat("Again.")
-    done = run_cli(
-        *("chat", "--url", fake_server.url, "--system", "S"),
-        input="hi\n\nhow are you\n/clear\nhi\n/exit\nunread\n",
-        cwd=ROOT,
-    )
+    lines = "hi\n\nhow are you\n/clear\nhi\n/exit\nunread\n"
+    done = invoke("chat", "--url", fake_server.url, "--system", "S", input=lines)
     assert (done.returncode, done.stdout) == (0, "Hello!\nFine.\nAgain.\n")
     system = ("system", "S")
     assert [[(m["role"], m["content"]) for m in request["messages"]] for request in fake_server.posts] == [
@@ -159,29 +155,29 @@ def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server)
 
 
 @pytest.mark.parametrize("command", ["chat", "complete"])
-def test_help_lists_the_words_and_is_not_sent(fake_server, command):
-    done = run_cli(command, "--url", fake_server.url, input="/help\n", cwd=ROOT)
+def test_help_lists_the_words_and_is_not_sent(fake_server, invoke, command):
+    done = invoke(command, "--url", fake_server.url, input="/help\n")
     assert (done.returncode, done.stderr, fake_server.posts) == (0, "", [])
     assert {"/exit", "/help", "Ctrl-C"} <= set(done.stdout.split())
 
 
-def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_server):
+def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_server, invoke):
     fake_server.replies.append((400, {"error": {"message": "too long", "type": "BadRequestError"}}))
     fake_server.queue_chat("Hello!")
-    done = run_cli("chat", "--url", fake_server.url, input="hi\nhello\n", cwd=ROOT)
+    done = invoke("chat", "--url", fake_server.url, input="hi\nhello\n")
     assert (done.returncode, done.stdout) == (1, "Hello!\n"), "a script sees that a request failed"
     assert done.stderr == "Error: The server answered 400: too long\n"
     assert [message["content"] for message in fake_server.posts[1]["messages"]] == ["hello"]
 
 
 @pytest.mark.parametrize("replies", [[400], [200, 400], [400, 200]], ids=str)
-def test_a_failed_completion_of_a_script_is_no_success(fake_server, replies):
+def test_a_failed_completion_of_a_script_is_no_success(fake_server, replies, invoke):
     for status in replies:
         if status == 200:
             fake_server.queue_completion("Hi")
         else:
             fake_server.replies.append((status, {"error": {"message": "too long", "type": "BadRequestError"}}))
-    done = run_cli("complete", "--url", fake_server.url, input="a\n" * len(replies), cwd=ROOT)
+    done = invoke("complete", "--url", fake_server.url, input="a\n" * len(replies))
     assert (done.returncode, done.stdout) == (1, "Hi\n" * replies.count(200))
 
 

@@ -76,10 +76,10 @@ def test_a_log_in_which_nothing_failed():
 
 
 @pytest.mark.smoke
-def test_the_exit_code_of_the_program(log):
+def test_the_exit_code_of_the_program(log, invoke):
     assert run_cli("explain", log).returncode == 0
-    assert run_cli("explain", "/dev/null").returncode == 1
-    missing = run_cli("explain", "missing.log")
+    assert invoke("explain", "/dev/null").returncode == 1
+    missing = invoke("explain", "missing.log")
     assert (missing.returncode, "missing.log" in missing.stderr) == (2, True)
 
 
