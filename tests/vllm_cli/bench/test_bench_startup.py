@@ -57,7 +57,7 @@ def test_phases_are_reported_for_servers_with_startupz(fake_command, run_startup
 @pytest.mark.parametrize(
     ("flags", "words", "texts"),
     [
-        (["--never-ready"], ["--ready-timeout", 5], ["was not ready after 5 s", "the fake server serves"]),
+        (["--never-ready"], ["--ready-timeout", 5], ["was not ready after 5 s"]),
         (["--crashes-if", "LOG"], [], ["exit status 1", "the fake server crashes", "fake_server.py --crashes-if"]),
     ],
     ids=["never ready", "crashes in a measured start"],
