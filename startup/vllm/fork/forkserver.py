@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from multiprocessing import process
 from typing import TYPE_CHECKING, Any, Final
 
@@ -137,16 +137,25 @@ def redirect_spawn(environment: Mapping[str, str], pipes: ChildLink | None = Non
 
 class _ForkedPopen(ForkedPopen):
     def __init__(self, process_obj: process.BaseProcess) -> None:
-        with without_main_module(), _recorded(process_obj.name):
+        assert this_start.journal is not None
+        start = this_start.journal.span(f"start_{process_obj.name}", waits_for=FORKSERVER)  # all its imports
+        with without_main_module(), start:
             super().__init__(process_obj)
 
     def why_not_forked(self) -> str | None:
-        reason = super().why_not_forked()
-        return _why_not_forked() if reason is None else reason
+        if (reason := super().why_not_forked()) is not None:
+            return reason
+        for name in READ_AT_EXEC:
+            wanted = foreign.text_of(name)
+            if not _is_applied(name, wanted, this_start.environment.get(name, "")):
+                return f"{name} is {wanted!r}, which only a new program can apply"
+        return None
 
     def may_be_new_program(self) -> bool:
         """Whether a new program may replace the fork. False if the process takes the port through pipes."""
-        return _pipes is None or not self.name.startswith(_port_takers())
+        return _pipes is None or not (
+            self.name.startswith(API_SERVER) or (self.name.startswith(_ENGINE) and follows_rust_frontend())
+        )
 
     def start_program(self, path: Any, words: Any, fds: Any) -> int:
         with foreign.overlaid(variables_of_new_programs()):
@@ -164,25 +173,6 @@ class _ForkedPopen(ForkedPopen):
         if (err := sys.exception()) is not None and this_start.record is not None:
             this_start.record.add_reason(err, process.current_process().name)
         super()._send_signal(sig)  # type: ignore[misc]
-
-
-def _port_takers() -> tuple[str, ...]:
-    """Prefixes of the names of processes that take the port from the launcher."""
-    return (API_SERVER, _ENGINE) if follows_rust_frontend() else (API_SERVER,)
-
-
-def _recorded(child: str) -> AbstractContextManager[None]:
-    """Records the start of `child` as a span. The start waits for all imports of the forkserver."""
-    assert this_start.journal is not None
-    return this_start.journal.span(f"start_{child}", waits_for=FORKSERVER)
-
-
-def _why_not_forked() -> str | None:
-    for name in READ_AT_EXEC:
-        wanted = foreign.text_of(name)
-        if not _is_applied(name, wanted, this_start.environment.get(name, "")):
-            return f"{name} is {wanted!r}, which only a new program can apply"
-    return None
 
 
 def _is_applied(name: str, wanted: str, at_exec: str) -> bool:
