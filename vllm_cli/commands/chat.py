@@ -134,8 +134,8 @@ class _Dialogue:
     def __init__(self, server: Server, options: dict[str, Any]) -> None:
         """Takes the options of sampling, and `model_name`."""
         self._server = server
-        self._stats = options["stats"]
-        wanted = {name: options[name] for name in ("temperature", "max_tokens")}
+        self._stats = options.get("stats", False)
+        wanted = {name: options.get(name) for name in ("temperature", "max_tokens")}
         self._parameters = {name: value for name, value in wanted.items() if value is not None}
         self.model = options["model_name"] or self._server.first_model()
         self._has_failed = False

@@ -16,8 +16,7 @@ from vllm_cli.client.server_address import parse_url
 from vllm_cli.commands.chat import chat, chat_with
 from vllm_cli.terminal import Reporter
 
-_OF_CHAT: Final = ("system_prompt", "quick", "temperature", "max_tokens", "stats")
-_OPTIONS: Final = [option for option in chat.params if option.name in _OF_CHAT]
+_OPTIONS: Final = [option for option in chat.params if option.name in ("system_prompt", "quick", "temperature")]
 _ACCEPTING: Final = ("ready", "stopped", "asleep")
 """States of servers that accept requests. Two of them start or wake the model for a request."""
 

@@ -11,7 +11,7 @@ from vllm_cli.client.running_servers import find_servers
 
 pytestmark = pytest.mark.thorough
 
-QUICK = ("--quick", "Hi", "--max-tokens", "4", "--temperature", "0")
+QUICK = ("--quick", "Hi", "--temperature", "0")
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_without_a_server_one_is_started_for_the_chat(model):
 
 
 def test_a_running_server_answers_and_still_runs(model):
-    with ServerProcess([model]) as server:
+    with ServerProcess([model, "--max-model-len", "64"]) as server:
         done = run_cli("run", model, *QUICK)
         assert (done.returncode, done.stderr) == (0, ""), "a start would show its phases"
         assert done.stdout == run_cli("chat", "--url", server.url, *QUICK).stdout
