@@ -1,6 +1,6 @@
 """Checks that model and tokenizer exist or may be downloaded, and whether a cached snapshot is complete."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,6 @@ from envs.redaction import without_login
 from envs.registry import env
 from envs.suggestion import did_you_mean
 from startup.files.download.messages import DownloadError
-from startup.files.download.repository import Listing
 from startup.files.model.gguf import advice_for, find_gguf
 from startup.files.model.hub_settings import hub_endpoints, is_offline
 from startup.files.model.json_file import read_json_object
@@ -119,17 +118,18 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
         report = error if is_final and err.retry_s is None and not place.is_default else warning
         yield report("hub", str(err))
     else:
-        yield _describe_download(place, listing)
+        sizes = {name: file.size or 0 for name, file in listing.files.items()}
+        yield _describe_download(place, sizes, listing.endpoint)
 
 
-def _describe_download(place: ModelPlace, listing: Listing) -> Finding:
+def _describe_download(place: ModelPlace, sizes: Mapping[str, int], endpoint: str) -> Finding:
     """The sizes of the files, beside free disk and memory. A warning if there is too little of them."""
-    sizes = {name: listing.files[name].size or 0 for name in place.wanted.choose(listing.files)}
-    total, weights = sum(sizes.values()), sum(map(sizes.__getitem__, place.wanted.choose_weights(listing.files)))
+    files = place.wanted.choose(sizes)
+    total, weights = (sum(map(sizes.__getitem__, some)) for some in (files, place.wanted.choose_weights(sizes)))
     disk, memory = free_bytes(nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())), available_bytes()
     lacks_memory = place.wanted.engine == "embedded" and 0 < memory < weights
     text = (
-        f"{place.name} is to be downloaded from {without_login(listing.endpoint)}: {len(sizes)} files with "
+        f"{place.name} is to be downloaded from {without_login(endpoint)}: {len(files)} files with "
         f"{format_bytes(total)}, of which the weights have {format_bytes(weights)}; {format_bytes(disk)} are free on "
         f"the disk, and {format_bytes(memory)} of memory are available"
     )
