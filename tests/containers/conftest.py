@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.podman import STORE, build, build_base, build_vllm, podman, variables
+from tests.containers.podman import STORE, build, build_base, podman, variables
 from tests.support.debian_tools import PACKAGES
 
 _PROGRAMS = ("podman", "runc", "catatonit", "debootstrap", "kubectl", "haproxy", "podman-compose")
@@ -59,12 +59,6 @@ def image(_store: None) -> str:
     name = build("vllm-cli")
     podman("image", "prune", "--force")
     return name
-
-
-@pytest.fixture(scope="session")
-def vllm_image(_store: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """vLLM's image for CPU with the two lines of docs/fleet.md."""
-    return build_vllm(tmp_path_factory.mktemp("vllm-image"))
 
 
 @pytest.fixture(scope="session")

@@ -42,13 +42,6 @@ RUN apt-get update -qq -o Acquire::Check-Valid-Until=false && apt-get install -q
 """Podman runs `curl` in the container for a probe with httpGet."""
 
 _SOURCES_OF_PIP: Final = ("index-url", "extra-index-url", "find-links", "trusted-host", "cert")
-_VLLM: Final = """FROM python:{python}-slim
-RUN apt-get update -qq -o Acquire::Check-Valid-Until=false && apt-get install -qq -y libnuma1
-RUN cd /repository && PYTHONDONTWRITEBYTECODE=1 python -m tools.peers --folder /opt vllm
-ENV PATH=/opt/vllm/bin:$PATH
-ENTRYPOINT ["vllm", "serve"]
-"""
-"""vLLM for CPU, in the form of vLLM's own images."""
 
 
 def podman(*words: object, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -88,16 +81,6 @@ def build_base() -> None:
         with subprocess.Popen(["tar", "-C", folder, "--exclude=./dev/*", "-c", "."], stdout=subprocess.PIPE) as tar:
             podman("import", "-", "localhost/debian", stdin=tar.stdout)
         build(name, file=_BASE, context=STORE / "empty")
-
-
-def build_vllm(folder: Path) -> str:
-    """Builds vLLM's image with the two lines of docs/fleet.md. `folder` becomes the context."""
-    [lines] = re.findall(r"```dockerfile\n(.*?)```", (ROOT / "docs" / "fleet.md").read_text(), re.DOTALL)
-    [plain] = re.findall(r"^FROM (.*)", lines)
-    empty = STORE / "empty"
-    build(plain, f"--volume={ROOT}:/repository:ro", file=_VLLM.format(python=_PYTHON), context=empty)
-    subprocess.run(["git", "clone", "--quiet", ROOT, folder / "vllm-cli"], check=True)
-    return build("vllm-with-vllm-cli", file=lines, context=folder)
 
 
 @cache

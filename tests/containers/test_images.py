@@ -1,4 +1,4 @@
-"""Builds and runs the image, the baked image, vLLM's image with two more lines, and compose.yaml."""
+"""Builds and runs the image, the baked image and compose.yaml."""
 
 import subprocess
 from pathlib import Path
@@ -114,15 +114,6 @@ def test_the_baked_image_needs_no_volume_and_no_network(image, model):
     options = ("--read-only", "--tmpfs=/tmp", "--network=none")
     with Container(name, options=options, is_awaited=False) as server:
         _assert_serves_inside(server)
-        _assert_stops(server)
-
-
-def test_the_image_of_vllm_with_two_more_lines_starts_vllm(vllm_image, mounted):
-    words = ("/model", "--enforce-eager", "--max-model-len=512")
-    options = (mounted, "--env=VLLM_CPU_KVCACHE_SPACE=1", "--env=HF_HUB_OFFLINE=1")
-    with Container(vllm_image, *words, options=options) as server:
-        _assert_serves(server)
-        assert server.ask("/startupz").json["start_mode"]
         _assert_stops(server)
 
 

@@ -1,6 +1,6 @@
-"""`podman kube play` runs the pods of all variants, with secrets, config maps, volumes and liveness probes.
+"""`podman kube play` runs the pods of the embedded engine, with their secrets, volumes and liveness probes.
 
-A pod gets what a user's kustomization sets: a model on disk, no GPUs, a port of this machine. podman knows
+A pod gets what a user's kustomization sets: a model on disk, and a port of this machine. podman knows
 Deployments and pods, so pods of other kinds are played as pods.
 """
 
@@ -17,16 +17,13 @@ import pytest
 import yaml
 
 from tests.containers.podman import podman
-from tests.deploy.manifests import POD_NAMES, pod_of, render
-from tests.deploy.shipped import PODS_OF_VLLM, SECRETS
+from tests.deploy.manifests import pod_of, render
+from tests.deploy.shipped import PODS_OF_EMBEDDED, SECRETS
 from tests.support.http_client import Answer, ask
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 _OF_PODMAN = ("ConfigMap", "PersistentVolumeClaim")
-_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-_PLAYED = [name for name in POD_NAMES if "two-nodes" not in name]
-"""Two nodes of a model need a network and GPUs of their own."""
 
 
 class _Pod:
@@ -64,13 +61,9 @@ def _documents(name: str, model: Path, port: int) -> Iterator[dict[str, Any]]:
     [container] = spec["containers"]
     [listening] = container["ports"]
     listening["hostPort"] = port
-    words = [word for word in container["args"] if word not in ("--tensor-parallel-size", "2")]
+    words = container["args"]
     path = words[0] if words[0].startswith("/") else "/models"
-    container["args"] = [path if re.fullmatch(r"[\w-]+/[\w.-]+", words[0]) else words[0], *words[1:]]
-    if name in PODS_OF_VLLM:
-        container["args"] += ["--enforce-eager", "--max-model-len=512"]
-        container["env"] += [{"name": variable, "value": value} for variable, value in _ON_CPU.items()]
-    container["resources"]["limits"].pop("nvidia.com/gpu", None)
+    words[0] = path if re.fullmatch(r"[\w-]+/[\w.-]+", words[0]) else words[0]
     container["volumeMounts"].append({"name": "model", "mountPath": path})
     spec["volumes"].append({"name": "model", "hostPath": {"path": str(model), "type": "Directory"}})
     for kind in _OF_PODMAN:
@@ -107,9 +100,8 @@ _RIGHTS = (
 )
 
 
-@pytest.mark.parametrize("name", _PLAYED)
-def test_a_pod_serves_has_only_its_rights_and_stops(name, request, model, tmp_path):
-    request.getfixturevalue("vllm_image" if name in PODS_OF_VLLM else "image")
+@pytest.mark.parametrize("name", PODS_OF_EMBEDDED)
+def test_a_pod_serves_has_only_its_rights_and_stops(name, image, model, tmp_path):
     port = free_port()
     with _played(list(_documents(name, model, port)), tmp_path, port) as pod:
         pod.wait_ready()
