@@ -56,7 +56,7 @@ def start_private_server(words: Sequence[str], environment: Mapping[str, str]) -
         words: the user's words after `serve`.
         environment: variables in addition to those of this process.
     """
-    given, secrets = secrets_as_variables(without_flags(words, flags_with_role("address", "tls")))
+    given, secrets = secrets_as_variables(without_flags(words, flags_with_role("address", "keys", "tls")))
     variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}
     with (
         own_folder(_socket_folder()) as folder,

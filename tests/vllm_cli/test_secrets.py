@@ -8,8 +8,22 @@ import pytest
 
 from envs.redaction import hide_in_words
 from startup.words.secret_flags import secret_notices, secrets_as_variables
-from tests.support.cli import CLI
+from tests.support.cli import CLI, run_cli
 from tests.support.waiting import wait_until
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "chat --api-key sesame-6 sesame-7 --url http://127.0.0.1:9",
+        "serve m --api-key sesame-6 --hf-token sesame-7 --max-model-len sesame-7",
+        "serve --api-key sesame-6 --kv-transfer-config.access_key sesame-7 --kv-transfer-config {",
+    ],
+)
+def test_usage_errors_quote_no_secret(words):
+    done = run_cli(*words.split())
+    assert done.returncode == 2, done.stderr
+    assert "sesame-" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,10 @@ def export_start(info: StartInfo, phase_seconds: Mapping[str, float]) -> None:
 
         update_prometheus(foreign.snapshot())
         values = (text[:_LONGEST_LABEL] for text in info)
-        Gauge(*START_INFO, StartInfo._fields, multiprocess_mode="max").labels(*values).set(1)
         phases = Gauge(*START_PHASES, ("phase",), multiprocess_mode="max")
         for phase, seconds in phase_seconds.items():
             phases.labels(phase).set(seconds)
+        Gauge(*START_INFO, StartInfo._fields, multiprocess_mode="max").labels(*values).set(1)  # after the phases
     except Exception as err:  # noqa: BLE001 - vLLM serves all the same
         _log_failure(err)
 
