@@ -214,11 +214,14 @@ def _read_list(content: bytes, place: int) -> tuple[list[Any], int]:
     """Returns a list and the place after it. Raises KeyError for a list of lists."""
     kind, number = struct.unpack_from("<IQ", content, place)
     place += 12
-    values = []
+    if kind != _STRING:  # in one call, because a list may have a number for each token
+        numbers = f"<{number}{_SCALARS[kind]}"
+        return list(struct.unpack_from(numbers, content, place)), place + struct.calcsize(numbers)
+    texts = []
     for _ in range(number):
-        value, place = _read_value(content, place, kind)
-        values.append(value)
-    return values, place
+        text, place = read_string(content, place)
+        texts.append(text)
+    return texts, place
 
 
 def _read_value(content: bytes, place: int, kind: int) -> tuple[Any, int]:
