@@ -11,7 +11,6 @@ from tests.support.http_client import ask
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
-_MOUNT = ("--volume=vllm-cli-cache:/cache",)
 _PROMPT = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
 
 

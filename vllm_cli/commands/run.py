@@ -7,7 +7,6 @@ from typing import Any, Final
 import click
 
 from startup.settings.config import DEFAULT_MODEL_ID
-from startup.settings.serve_words import is_flag_like
 from startup.words.option import ServeFlagsCommand, complete_model
 from startup.words.serve_command import parse_start
 from vllm_cli.client.running_servers import find_servers
@@ -39,7 +38,7 @@ def run(*, words: tuple[str, ...], **options: Any) -> int:
     130 Ctrl-C.
     """
     parse_start(words, "vllm-cli run")  # rejects words that `serve` rejects
-    model = words[0] if words and not is_flag_like(words[0]) else DEFAULT_MODEL_ID
+    model = words[0] if words else DEFAULT_MODEL_ID  # a flag is no server's model
     if len(words) < 2 and (address := _find(model)) is not None:
         return chat_with(Server(parse_url(address), choose_key(None)), model_name=model, **options)
     from vllm_cli.private_server import start_private_server  # noqa: PLC0415 - imports psutil

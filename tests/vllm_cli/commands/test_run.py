@@ -39,7 +39,8 @@ def test_a_running_server_answers_and_still_runs(model):
         assert _servers_of(model) == [server.process.pid]
 
 
-def test_a_start_that_fails_says_why(tmp_path):
-    done = run_cli("run", tmp_path / "nothing", "--quick", "Hi")
+def test_a_start_that_fails_says_why_also_beside_the_default_model(tmp_path):
+    with ServerProcess([]):
+        done = run_cli("run", f"--model={tmp_path / 'nothing'}", "--quick", "Hi")
     assert (done.returncode, done.stdout) == (3, "")
     assert "nothing is neither a folder nor a name on the Hugging Face hub" in done.stderr
