@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from base.errors import ConfigError
+from base.errors import ConfigError, with_causes
 from base.exit_codes import INTERRUPTED, START_FAILED, USAGE
 from envs.redaction import hide_quoted
 from envs.registry import env
@@ -234,9 +234,7 @@ def _cause_of_uncaught(err: Exception, words: Sequence[str]) -> str | None:
 
 def _is_interruption(err: BaseException | None) -> bool:
     """Whether Ctrl-C caused the error. During an import, Python 3.11 may wrap it in another error."""
-    while err is not None and not isinstance(err, KeyboardInterrupt):
-        err = err.__cause__ or err.__context__
-    return err is not None
+    return any(isinstance(each, KeyboardInterrupt) for each in with_causes(err))
 
 
 def _fail_start(err: StartupError) -> int:
