@@ -65,7 +65,7 @@ class ServerTimes(NamedTuple):
     shutdown_s: float = SHUTDOWN_TIMEOUT_S
     """--shutdown-timeout: how long running requests may take after SIGTERM."""
     silence_s: float = env.VCLI_ENGINE_WATCHDOG_TIMEOUT.default
-    """--engine-watchdog-timeout: how long the server may give no answer. 0: for ever."""
+    """--engine-watchdog-timeout: how long the server may give no answer. 0 means for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`vllm-cli run`: a chat with MODEL, on a server that runs or on one that ends with the chat."""
+"""`vllm-cli run`: a chat with MODEL. If no server here has it, starts a server, which ends with the chat."""
 
 import math
 from contextlib import closing
