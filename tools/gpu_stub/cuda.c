@@ -482,7 +482,7 @@ F(cuDeviceGet, CUdevice *d, int i) {
 }
 F(cuDeviceGetName, char *t, int n, CUdevice d) {
   INIT();
-  snprintf(t, n, "NVIDIA H100 80GB HBM3");
+  snprintf(t, n, "%s", stub_name());
   return 0;
 }
 static void uuid(CUuuid *u, int d) {

@@ -81,7 +81,7 @@ F(cudaGetDeviceProperties, struct cudaDeviceProp *p, int d) {
   if (d < 0 || d >= stub_count()) R(101);
   size_t f;
   memset(p, 0, sizeof *p);
-  strcpy(p->name, "NVIDIA H100 80GB HBM3");
+  snprintf(p->name, sizeof p->name, "%s", stub_name());
   stub_memory(d, &f, &p->totalGlobalMem);
   p->uuid.bytes[15] = (stub_physical(d) / 10 << 4) | stub_physical(d) % 10;
   p->sharedMemPerBlock = 49152;

@@ -93,7 +93,7 @@ int nvmlDeviceGetMinorNumber(void *h, unsigned *i) {
   return 0;
 }
 int nvmlDeviceGetName(void *h, char *t, unsigned n) {
-  snprintf(t, n, "NVIDIA H100 80GB HBM3");
+  snprintf(t, n, "%s", stub_name());
   return 0;
 }
 int nvmlDeviceGetUUID(void *h, char *t, unsigned n) {

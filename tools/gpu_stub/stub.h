@@ -62,14 +62,16 @@ Capture *stub_begin(Stream *s, int mode);
 Graph *stub_end(Stream *s);
 const char *stub_error(int code, int name);
 /* Logs a function's first call in each process. */
-#define FIRST()                                                                                              \
+#define FIRST_OF(generated)                                                                                  \
   do {                                                                                                       \
     static unsigned seen;                                                                                    \
     if (seen != stub_gen) {                                                                                  \
       seen = stub_gen;                                                                                       \
-      stub_log(__func__, 0);                                                                                 \
+      stub_log(__func__, generated);                                                                         \
     }                                                                                                        \
   } while (0)
+#define FIRST() FIRST_OF(0)
+#define FIRST_GENERATED() FIRST_OF(1)
 /* STUB_DRIVER: a driver that works, or why it does not. */
 enum { DRIVER_WORKS, DRIVER_NOT_LOADED, DRIVER_MISMATCH, DRIVER_OLD };
 static inline int stub_driver(void) {
@@ -84,6 +86,10 @@ static inline int stub_driver(void) {
 static inline size_t stub_total(void) {
   const char *t = getenv("STUB_MEMORY");
   return t ? strtoull(t, 0, 0) : 85520809984ull;
+}
+static inline const char *stub_name(void) {
+  const char *t = getenv("STUB_NAME");
+  return t ? t : "NVIDIA H100 80GB HBM3";
 }
 /* The file STUB_SHM is a table of these, one for each process and device that it uses. */
 typedef struct {
@@ -113,11 +119,3 @@ static inline int stub_uses(const Slot *slot, int dev) {
 }
 /* The newest CUDA that the driver supports, as 1000 * major + 10 * minor. */
 static inline int stub_cuda_version(void) { return stub_driver() == DRIVER_OLD ? 12040 : 13000; }
-#define FIRST_GENERATED() \
-  do { \
-    static unsigned seen; \
-    if (seen != stub_gen) { \
-      seen = stub_gen; \
-      stub_log(__func__, 1); \
-    } \
-  } while (0)
