@@ -15,15 +15,21 @@ _WORDS = EAGER[1:]
 _KERNELS = "*.cubin"
 
 
+_OTHER_GPU = {"STUB_NAME": "NVIDIA A100-SXM4-80GB"}
+
+
 @pytest.fixture(scope="module")
 def location(tmp_path_factory):
-    """A location to which a first start has written its compiled models."""
-    home, location = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("location")
-    with GpuServer("ours", *_WORDS, "--compile-cache", str(location), folder=home) as server:
-        server.wait_ready()
-        server.wait(lambda: list(location.glob("*/*.zip")))
-        assert server.terminate(signal.SIGTERM) == 0
-    assert list(home.rglob(_KERNELS))
+    """A location to which a first start on each of two kinds of GPU has written its compiled models."""
+    location = tmp_path_factory.mktemp("location")
+    for number, environment in enumerate(({}, _OTHER_GPU), 1):
+        home = tmp_path_factory.mktemp("first")
+        words = (*_WORDS, "--compile-cache", str(location))
+        with GpuServer("ours", *words, folder=home, environment=environment) as server:
+            server.wait_ready()
+            server.wait(lambda expected=number: len([*location.glob("*/*.zip")]) == expected)
+            assert server.terminate(signal.SIGTERM) == 0
+        assert list(home.rglob(_KERNELS))
     return location
 
 
@@ -37,8 +43,9 @@ def baked(tmp_path_factory):
     return folder
 
 
-def test_an_empty_home_loads_what_another_one_has_shared(location, tmp_path):
-    _assert_loads(tmp_path, "--compile-cache", str(location))
+@pytest.mark.parametrize("environment", [{}, _OTHER_GPU], ids=["first kind", "other kind"])
+def test_an_empty_home_loads_what_its_kind_of_gpu_has_shared(location, tmp_path, environment):
+    _assert_loads(tmp_path, "--compile-cache", str(location), environment=environment)
 
 
 @needs_root
