@@ -10,7 +10,6 @@ from click.testing import CliRunner
 from tests.support.waiting import is_gone, wait_until
 from tools import gpu_figures
 from tools.gpu_figures import Step, main, read_result, run_step, steps
-from tools.gpu_timeline import divide
 
 
 def _python(code: str) -> tuple[str, ...]:
@@ -59,33 +58,6 @@ def test_the_counts_of_pytest_are_read(tmp_path):
         "</testsuite></testsuites>"
     )
     assert read_result(report) == {"tests": 2, "failures": 1, "errors": 0, "skipped": 0, "failed": ["a::b"]}
-
-
-_LOG = """\
-4.0 (EngineCore pid=7) INFO 11-28 05:46:18 [default_loader.py:507] Loading weights took 3.10 seconds
-6.5 (EngineCore pid=7) INFO 11-28 05:46:20 [monitor.py:53] torch.compile took 1.50 s in total
-6.9 (EngineCore pid=7) INFO 11-28 05:46:21 [monitor.py:93] Initial profiling/warmup run took 0.40 s
-7.0 Capturing CUDA graphs (PIECEWISE):   0%|          | 0/51 [00:00<?, ?it/s]
-7.5 (EngineCore pid=7) INFO 11-28 05:46:21 [model_runner.py:1164] Graph capturing finished in 0 secs, took 0.10 GiB
-7.7 (EngineCore pid=7) INFO 11-28 05:46:22 [kernel_warmup.py:192] JIT kernel warmup finished in 0.20s.
-8.0 (EngineCore pid=7) INFO 11-28 05:46:22 [kernel_warmup.py:489] Using FlashInfer managed autotune cache (root=x)
-8.1 (EngineCore pid=7) INFO 11-28 05:46:22 [kernel_warmup.py:372] Running FlashInfer autotune with 8192 tokens
-8.9 2026-11-28 05:46:23,279 - INFO - autotuner.py:1071 - flashinfer.jit: [Autotuner]: Autotuning process ends
-9.0 Capturing CUDA graphs (PIECEWISE): 100%|##########| 1/1 [00:00<00:00, 9.13it/s]
-9.1 Capturing CUDA graphs (FULL): 100%|##########| 1/1 [00:00<00:00, 9.13it/s]
-9.25 (EngineCore pid=7) INFO 11-28 05:46:23 [model_runner.py:1164] Graph capturing finished in 0 secs, took 0.10 GiB
-9.5 (EngineCore pid=7) INFO 11-28 05:46:23 [core.py:413] init engine (profile, create kv cache, warmup model) took 5 s
-16.0 (APIServer pid=1) INFO 11-28 05:46:30 [start_metrics.py:60] all 102 CUDA graphs are captured, 5.4 s after readiness
-"""
-
-
-def test_the_parts_of_a_start_are_read_from_its_log():
-    lines = [(float(line.split()[0]), line) for line in _LOG.splitlines()]
-    parts = divide(lines, 11.0)
-    assert parts == {
-        "weights": 3.1, "compile": 1.5, "profile": 0.4, "JIT warm-up": 0.2, "autotune": 0.9, "graphs": 0.75,
-        "rest": 4.15, "first token": 11.0, "graphs after readiness": 5.4,
-    }  # fmt: skip
 
 
 def test_load_formats_are_timed_if_their_package_is_installed(tmp_path):

@@ -21,8 +21,10 @@ _DEVIATION: Final = 0.02
 
 
 def make_large_model(folder: Path, small: Path) -> None:
-    """Writes the model in bfloat16, with the tokenizer and the other settings of the model in `small`."""
-    folder.mkdir()
+    """Writes the model in bfloat16, with the tokenizer and other settings of `small`, unless it is there."""
+    if folder.exists():
+        return
+    folder.mkdir(parents=True)
     for file in small.iterdir():
         if file.suffix != ".safetensors":
             shutil.copy(file, folder)
