@@ -15,6 +15,21 @@ COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
 MODEL: Final = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights", "tokenizer.json": b"{}"}
 
 
+def write_model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in MODEL.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def write_snapshot(cache: Path, model_id: str) -> Path:
+    """Writes the small model into the cache, as its main branch."""
+    repository = cache / f"models--{model_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    return write_model(repository / "snapshots" / COMMIT)
+
+
 @pytest.fixture
 def hub_server(hub_server: HubServer) -> HubServer:
     """The fake hub with a small model."""

@@ -10,7 +10,7 @@ from startup.files.download.obtain import begin_download, finish_download, resol
 from startup.files.download.process import start_download
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import Adapter, ModelRequest
-from tests.startup.files.download.conftest import COMMIT, MODEL
+from tests.startup.files.download.conftest import COMMIT, MODEL, write_snapshot
 from tests.startup.files.download.downloads import MODEL as LARGER_MODEL
 from tests.startup.files.download.downloads import Downloads
 from tests.support.hub import Fault, HubServer
@@ -23,18 +23,12 @@ MODEL_REQUEST = ModelRequest(model="org/model")
 
 @pytest.fixture
 def on_disk(hub_server: HubServer, cache: Path) -> Path:
-    """The snapshot of `org/model` on disk. The hub's list of requests is empty."""
-    folder = resolve_model(MODEL_REQUEST).path
-    hub_server.reset()
-    return folder
+    """The snapshot of `org/model` on disk."""
+    return write_snapshot(cache, "org/model")
 
 
 def requested(hub: HubServer) -> list[str]:
     return [seen.path for seen in hub.requests]
-
-
-def ref(cache: Path, repo: str = "org--model", branch: str = "main") -> str:
-    return (cache / f"models--{repo}" / "refs" / branch).read_text()
 
 
 def test_a_branch_that_has_not_moved_costs_one_request(hub_server, on_disk, caplog):
@@ -45,11 +39,14 @@ def test_a_branch_that_has_not_moved_costs_one_request(hub_server, on_disk, capl
     assert line.startswith(f"org/model: main is still commit {COMMIT}, downloaded on 20")
 
 
-def test_what_has_changed_is_downloaded_and_served(hub_server, on_disk, cache, caplog):
+@pytest.mark.thorough
+def test_what_has_changed_is_downloaded_and_served(hub_server, cache, caplog):
     caplog.set_level(logging.INFO)
+    resolve_model(MODEL_REQUEST)
+    hub_server.reset()
     hub_server.add("org/model", MODEL | TEMPLATE, commit=MOVED)
     folder = resolve_model(MODEL_REQUEST).path
-    assert (folder.name, ref(cache)) == (MOVED, MOVED)
+    assert (folder.name, (cache / "models--org--model/refs/main").read_text()) == (MOVED, MOVED)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == MODEL | TEMPLATE
     assert hub_server.downloads == ["org/model/chat_template.jinja"]
     assert any(
@@ -60,6 +57,7 @@ def test_what_has_changed_is_downloaded_and_served(hub_server, on_disk, cache, c
     assert len(hub_server.requests) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "request_of_others",
     [
@@ -118,6 +116,7 @@ def test_without_an_answer_the_start_takes_what_is_on_disk(hub_server, on_disk, 
     assert f"commit {COMMIT}, downloaded on 20" in line
 
 
+@pytest.mark.thorough
 def test_a_start_waits_for_a_branch_that_is_known_to_have_moved(hub_server, on_disk):
     hub_server.add("org/model", MODEL | TEMPLATE, commit=MOVED)
     hub_server.link.bytes_per_s = 100
@@ -132,7 +131,14 @@ def test_a_start_waits_for_a_branch_that_is_known_to_have_moved(hub_server, on_d
 
 @pytest.mark.parametrize(
     ("status", "code", "num_requests"),
-    [(503, "", 1), (429, "", 1), (401, "RepoNotFound", 2), (403, "GatedRepo", 2), (None, "", 0)],
+    [
+        (503, "", 1),
+        (None, "", 0),
+        *(
+            pytest.param(*row, marks=pytest.mark.thorough)
+            for row in [(429, "", 1), (401, "RepoNotFound", 2), (403, "GatedRepo", 2)]
+        ),
+    ],
 )
 def test_a_hub_that_refuses_or_is_not_there_leaves_what_is_on_disk(
     status, code, num_requests, hub_server, on_disk, caplog, monkeypatch

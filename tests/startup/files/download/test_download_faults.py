@@ -12,6 +12,7 @@ from startup.files.model.model_place import unfinished_marker
 from startup.files.model.request import ModelRequest
 from tests.startup.files.download.downloads import MODEL
 from tests.support.hub import Fault, HubServer
+from tests.support.tiers import thorough_but_for
 
 MIB = 1 << 20
 
@@ -30,7 +31,7 @@ def test_the_files_are_where_the_hubs_client_finds_them_and_nothing_is_fetched_t
     assert [seen.path for seen in downloads.hub.requests] == ["/api/models/org/model/revision/main"]
 
 
-@pytest.mark.parametrize("kind", ["cut", "reset"])
+@pytest.mark.parametrize("kind", thorough_but_for(["cut", "reset"], "cut"))
 def test_a_connection_that_ends_early_is_replaced(kind, downloads):
     """A reset may lose the part that has arrived, and then the file is fetched again."""
     files = {**MODEL, "model.safetensors": b"w" * 3 * MIB}
@@ -41,7 +42,7 @@ def test_a_connection_that_ends_early_is_replaced(kind, downloads):
     assert downloads.hub.faults.take("GET", "org/model/model.safetensors", 3 * MIB) is None
 
 
-@pytest.mark.parametrize("path", ["api/*", "*/resolve/*.safetensors"], ids=["listing", "files"])
+@pytest.mark.parametrize("path", thorough_but_for(["api/*", "*/resolve/*.safetensors"], "api/*"))
 def test_a_hub_that_answers_429_is_asked_again_after_the_time_that_it_demands(downloads, path):
     downloads.hub.faults.add(Fault("status", status=429, retry_after=1, path=path))
     assert downloads.content(downloads.run()) == MODEL
@@ -50,6 +51,7 @@ def test_a_hub_that_answers_429_is_asked_again_after_the_time_that_it_demands(do
     assert "api" not in path or any(", waiting 1 s" in note for note in downloads.notes)
 
 
+@pytest.mark.thorough
 def test_a_file_that_is_shorter_than_listed_is_fetched_again(downloads):
     downloads.hub.faults.add(Fault("short", path="*.safetensors", after=500_000))
     report = downloads.run()
@@ -93,33 +95,39 @@ _BUSY = Fault("status", status=503, times=None, path="api/*")
 _NOWHERE = "http://127.0.0.1:1"
 
 
-@pytest.mark.parametrize(
-    ("failure", "change", "settings", "expected"),
-    [
-        ("refused", {"gated": {"org/model"}}, {}, "org/model is gated: ask for access at HUB/org/model, then give a "),
-        ("refused", {"gated": {"org/model"}}, {"token": "hf_x"}, "org/model is gated: ask for access at HUB/org/model"),
-        ("refused", {"private": {"org/model"}}, {}, "HUB/org/model does not exist: correct the name. If it is private"),
-        ("refused", {"revisions": {"org/model": {}}}, {}, "org/model has no revision 'main': correct --revision"),
-        ("refused", {"token": "hf_y"}, {"token": "hf_x"}, "the hub does not accept the token: correct --hf-token or "),
-        ("unreachable", {"fault": _BUSY}, {}, "the hub at HUB answers 503 for org/model: try again later, or give a "),
-        ("unreachable", {"fault": _STALL}, {"stall_s": 1.0}, "no data of org/model has arrived for 1 s: try again l"),
-        (
-            "unreachable",
-            {},
-            {"endpoints": (_NOWHERE,)},
-            f"org/model is not cached, and the hub at {_NOWHERE} cannot ",
-        ),
-        ("timeout", {"bytes_per_s": 600_000}, {"timeout_s": 0.5}, "org/model is not complete after 0.5 s (--download-"),
-    ],
-)
-def test_a_failure_is_one_line(failure, change, settings, expected, downloads, monkeypatch):
+_FAILURES = {
+    "gated": (
+        "refused",
+        {"gated": {"org/model"}},
+        {},
+        "org/model is gated: ask for access at HUB/org/model, then give",
+    ),
+    "no access": ("refused", {"gated": {"org/model"}}, {"token": "x"}, "org/model is gated: ask for access at HUB/org"),
+    "private": ("refused", {"private": {"org/model"}}, {}, "HUB/org/model does not exist: correct the name. If it is"),
+    "no branch": ("refused", {"revisions": {"org/model": {}}}, {}, "org/model has no revision 'main': correct --revi"),
+    "token": ("refused", {"token": "hf_y"}, {"token": "x"}, "the hub does not accept the token: correct --hf-token"),
+    "busy": ("unreachable", {"fault": _BUSY}, {}, "the hub at HUB answers 503 for org/model: try again later, or"),
+    "stall": (
+        "unreachable",
+        {"fault": _STALL},
+        {"stall_s": 1.0},
+        "no data of org/model has arrived for 1 s: try again",
+    ),
+    "no hub": ("unreachable", {}, {"endpoints": (_NOWHERE,)}, f"is not cached, and the hub at {_NOWHERE} cannot be"),
+    "slow": ("timeout", {"bytes_per_s": 600_000}, {"timeout_s": 0.5}, "org/model is not complete after 0.5 s (--down"),
+}
+
+
+@pytest.mark.parametrize("name", thorough_but_for(_FAILURES, "gated", "slow"))
+def test_a_failure_is_one_line(name, downloads, monkeypatch):
+    failure, change, settings, expected = _FAILURES[name]
     monkeypatch.setattr("startup.files.download.hub_client._NUM_ROUNDS", 2)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 3)  # ends the abandoned request
-    for name, value in change.items():
-        if name == "fault":
+    for setting, value in change.items():
+        if setting == "fault":
             downloads.hub.faults.add(replace(value))
         else:
-            setattr(downloads.hub.link if name == "bytes_per_s" else downloads.hub, name, value)
+            setattr(downloads.hub.link if setting == "bytes_per_s" else downloads.hub, setting, value)
     report = downloads.run(**settings)
     assert report.failure == failure
     assert expected.replace("HUB", downloads.hub.url) in report.reason
@@ -127,6 +135,7 @@ def test_a_failure_is_one_line(failure, change, settings, expected, downloads, m
     assert failure != "refused" or not downloads.notes, "no request is repeated"
 
 
+@pytest.mark.thorough
 def test_a_renamed_model_is_downloaded_with_a_warning(downloads, caplog):
     downloads.hub.renamed["old/name"] = "org/model"
     with caplog.at_level(logging.WARNING, logger="startup"):
@@ -142,6 +151,7 @@ def test_the_token_goes_to_the_hub_only(downloads):
     assert downloads.hub.tokens == {"hub": {"Bearer hf_right"}, "cdn": {None}}
 
 
+@pytest.mark.thorough
 def test_only_the_shards_of_the_index_are_fetched(downloads):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "sub/b.safetensors"}}
     files = {

@@ -23,6 +23,8 @@ from tests.support.cli import run_cli
 from tests.support.hub import Fault
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 BIG = {**MODEL, **{f"model-0000{n}-of-00004.safetensors": os.urandom(2 << 20) for n in range(1, 5)}}
 BIG.pop("model.safetensors")
 BIG_BYTES = sum(map(len, BIG.values()))
@@ -73,7 +75,6 @@ def test_a_refusal_reaches_the_launcher_and_the_token_no_command_line(big):
         assert caught.value.kind == "refused"
 
 
-@pytest.mark.thorough
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("num_kills", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_kills_leave_no_wrong_file_and_no_leftovers(big, num_kills):
@@ -97,7 +98,6 @@ def test_kills_leave_no_wrong_file_and_no_leftovers(big, num_kills):
         assert not list(big.cache.rglob("*.incomplete"))
 
 
-@pytest.mark.thorough
 def test_ten_starts_at_once_fetch_one_model(big):
     big.hub.link.bytes_per_s = 256 << 10
     handles = [start(big) for _ in range(10)]

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from pathlib import Path
 
 import pytest
 
@@ -12,21 +11,7 @@ from startup.files.model.file_plan import plan_files
 from startup.files.model.hub_settings import hub_endpoints, use_first_endpoint
 from startup.files.model.request import ModelRequest
 from startup.settings.config import DEFAULT_MODEL_ID
-from tests.startup.files.download.conftest import COMMIT, MODEL
-
-
-def write_model(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    for name, content in MODEL.items():
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def write_snapshot(cache: Path, model_id: str) -> Path:
-    repository = cache / f"models--{model_id.replace('/', '--')}"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(COMMIT)
-    return write_model(repository / "snapshots" / COMMIT)
+from tests.startup.files.download.conftest import COMMIT, MODEL, write_model, write_snapshot
 
 
 def problem(model: str) -> str:
@@ -50,14 +35,11 @@ def test_a_relative_folder_becomes_absolute_and_its_tokenizer_may_be_in_another_
     assert (files.path, files.tokenizer_path) == (folder, tokenizer)
 
 
-_GGUF = "put its `llama-server` on PATH, and start `vllm-cli serve "
-
-
 @pytest.mark.parametrize(
     ("name", "files", "expected"),
     [
-        ("{}/missing", {}, "{}/missing is neither a folder nor a model of the Hugging Face hub"),
-        ("{}/model.bin", {"model.bin": b""}, "{}/model.bin cannot be read: Not a directory"),
+        ("{}/missing", {}, "{}/missing is neither a folder nor a name on the Hugging Face hub"),
+        ("{}/model.bin", {"model.bin": b""}, "{}/model.bin is a file: give the folder that holds config.json"),
         ("{}", MODEL | {"config.json": b"{oops}"}, "{}/config.json is not JSON: Expecting property name"),
         ("{}", {**MODEL, "tokenizer.json": None}, "{} has no tokenizer. Name one with --tokenizer"),
         (
@@ -65,11 +47,8 @@ _GGUF = "put its `llama-server` on PATH, and start `vllm-cli serve "
             {"adapter_config.json": b"{}", "adapter_model.safetensors": b""},
             "{} is an adapter: give its base model, and --enable-lora --lora-modules NAME={}",
         ),
-        ("{}", {"a.gguf": b"GGUF"}, _GGUF),
-        ("{}/a.gguf", {"a.gguf": b"GGUF"}, _GGUF),
-        ("team/model-GGUF:UD-Q4_K_XL", {}, _GGUF),
     ],
-    ids=["missing", "file", "config", "tokenizer", "adapter", "gguf folder", "gguf file", "gguf on the hub"],
+    ids=["missing", "file", "config", "tokenizer", "adapter"],
 )
 def test_what_is_no_model_is_reported_in_one_line(name, files, expected, tmp_path):
     """tests/startup/session/preflight/test_preflight_checkpoint.py has all faults of a folder."""
@@ -77,14 +56,6 @@ def test_what_is_no_model_is_reported_in_one_line(name, files, expected, tmp_pat
         if content is not None:
             (tmp_path / file).write_bytes(content)
     assert expected.replace("{}", str(tmp_path)) in problem(name.format(tmp_path))
-
-
-def test_a_cached_snapshot_needs_no_download(cache, hub_server):
-    snapshot = write_snapshot(cache, "org/model")
-    assert resolve_model(ModelRequest(model="org/model", revision=COMMIT)).path == snapshot
-    assert hub_server.requests == []
-    assert resolve_model(ModelRequest(model="org/model")).path == snapshot
-    assert hub_server.downloads == []
 
 
 @pytest.mark.parametrize("is_prepared", [True, False], ids=["prepared", "in the cache"])
@@ -119,7 +90,7 @@ def test_a_tokenizer_is_downloaded_without_weights(hub_server, tmp_path):
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_offline_mode_sends_no_request(hub_server, cache, variable, monkeypatch):
     monkeypatch.setenv(variable, "1")
-    assert problem("org/model") == f"org/model is not in {cache}, and HF_HUB_OFFLINE forbids the download"
+    assert problem("org/model").startswith(f"org/model is not in {cache}, and HF_HUB_OFFLINE forbids the download: ")
     assert hub_server.requests == []
 
 

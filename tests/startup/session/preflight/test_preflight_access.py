@@ -62,6 +62,11 @@ def test_a_file_without_a_certificate_is_an_error(preflight, pair, tmp_path, con
     assert finding.startswith(f"error: --ssl-ca-certs {tmp_path / 'file'}")
 
 
+def test_all_missing_tls_files_are_reported(preflight, tmp_path):
+    missing = findings(preflight, "tls", ssl_keyfile=tmp_path / "key", ssl_certfile=tmp_path / "cert")
+    assert [finding.split()[1] for finding in missing] == ["--ssl-keyfile", "--ssl-certfile"]
+
+
 def test_an_unknown_cipher_is_an_error(preflight, pair):
     [finding] = tls(preflight, pair, ssl_ciphers="ROT13")
     assert finding == "error: --ssl-ciphers 'ROT13' names no cipher that OpenSSL supports"
