@@ -37,35 +37,37 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
     if options.config is not None:
         _apply_config_file(options.config)
         return
-    handler: logging.Handler = SteadyHandler(real_stderr())
+    handler = _handler(role, options.format, phase)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     for name in (*PACKAGES, "uvicorn"):
         logging.getLogger(name).setLevel(options.level)
     if options.format == "json":
-        from startup.logs.json_lines import JsonFormatter, log_everything_as_json
+        from startup.logs.json_lines import log_everything_as_json
 
-        handler.setFormatter(JsonFormatter(role, phase))
         log_everything_as_json(handler)
-    else:
-        handler.setFormatter(TextFormatter(role, is_utc=options.format == "text-utc"))
 
 
 def configure_own_loggers(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
     """Makes vLLM's launcher log this project's records to standard error. Does not change other loggers."""
-    handler = logging.StreamHandler(real_stderr())
+    handler = _handler(role, log_format, phase)
+    for package in ("startup", "server"):
+        ours = logging.getLogger(package)
+        ours.handlers[:] = [handler]
+        ours.propagate = False
+        ours.setLevel(env.VLLM_LOGGING_LEVEL.get())
+
+
+def _handler(role: str, log_format: str, phase: Callable[[], str]) -> logging.Handler:
+    handler = SteadyHandler(real_stderr())
     if log_format == "json":
         from startup.logs.json_lines import JsonFormatter
 
         handler.setFormatter(JsonFormatter(role, phase))
     else:
         handler.setFormatter(TextFormatter(role, is_utc=log_format == "text-utc"))
-    for package in ("startup", "server"):
-        ours = logging.getLogger(package)
-        ours.handlers[:] = [handler]
-        ours.propagate = False
-        ours.setLevel(env.VLLM_LOGGING_LEVEL.get())
+    return handler
 
 
 def log_failure(message: str, code: str) -> bool:

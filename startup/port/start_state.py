@@ -1,6 +1,7 @@
 """Keeps the state of one start (timeline, facts, progress), from which the responder makes its answers."""
 
 import json
+import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -88,24 +89,13 @@ class StartState:
 
     def to_message(self) -> bytes:
         """Encodes this state as a message. A copy in another process applies the message with `follow`."""
-        names = ("versions", "outcome", "error", "compiled_model")
-        facts = {name: getattr(self.facts, name) for name in names}
-        content = {
-            "timeline": self._timeline.to_dict(),
-            "facts": facts,
-            "key": self.history_key,
-            "detail": self.meter.detail,
-        }
-        return json.dumps(content).encode()
+        return pickle.dumps((self._timeline.content, self.facts, self.history_key, self.meter.detail))
 
     def follow(self, message: bytes) -> None:
         """Makes this object a copy of the state that has made the message."""
-        content = json.loads(message)
-        self._timeline.copy_from(content["timeline"])
-        self.facts = replace(self.facts, **content["facts"])
-        self.meter.detail = content["detail"]
-        if content["key"] != self.history_key:
-            self._read_history(content["key"])
+        self._timeline.content, self.facts, key, self.meter.detail = pickle.loads(message)
+        if key != self.history_key:
+            self._read_history(key)
 
     def build_report(self) -> StartReport:
         """The report of the start so far, from the timeline and the facts about the start."""

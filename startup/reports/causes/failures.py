@@ -120,21 +120,37 @@ def is_place_of_requests(place: str) -> bool:
 
 
 class Raised(NamedTuple):
-    """One exception of a chain."""
+    """One exception of a chain. All but its text may be unknown."""
 
     text: str
     """`Type: message`. The message may have several lines."""
-    is_direct: bool
+    is_direct: bool = False
     """Whether the previous exception caused this one. If not, this one was raised while it was handled."""
-    function: str
-    """The function that raised the exception. Like `file` and `source`, it is empty if it is unknown."""
-    file: str
-    source: str
-    files: tuple[str, ...]
+    function: str = ""
+    """The function that raised the exception."""
+    source: str = ""
+    """The innermost Python line of its traceback."""
+    files: tuple[str, ...] = ()
     """The files of its traceback, outermost first."""
 
+    @property
+    def place(self) -> str:
+        """The function and file that raised this exception, written as in `KnownCause.texts`."""
+        return f" in {self.function}() of {self._file}" if self.function else ""
 
-_UNKNOWN: Final = Raised("", is_direct=False, function="", file="", source="", files=())
+    @property
+    def package(self) -> str:
+        """The installed package whose code raised this exception. Empty if unknown."""
+        return self._file.rpartition("-packages/")[2].partition("/")[0] if "-packages/" in self._file else ""
+
+    @property
+    def is_of_called_code(self) -> bool:
+        """Whether the innermost Python line is known and called other code that raised this exception."""
+        return self.source != "" and not self.source.startswith(("raise", "assert"))
+
+    @property
+    def _file(self) -> str:
+        return "".join(self.files[-1:])
 
 
 @dataclass
@@ -154,54 +170,24 @@ class Failure:
     """Whether the log shows that this exception ended the process."""
     is_of_request: bool = False
     """Whether the exception concerns only one request of a client."""
-    own_fault: str = ""
-    """The chain's first exception that is vllm-cli's fault, as text. Empty if there is none."""
+    own_fault: Raised | None = None
+    """The chain's first exception that is vllm-cli's fault."""
     is_of_library_import: bool = False
     """Whether an installed module raised an exception of the chain while it was imported."""
     phase: str = ""
 
-    def informative_texts(self) -> list[str]:
-        """The texts of the chain's exceptions, the most informative first. Mere references are left out.
+    def informative(self) -> list[Raised]:
+        """The chain's exceptions, the most informative first. Mere references are left out.
 
         A direct cause is more informative than the exception that it caused. An exception that was raised
         while Python handled another one is usually more informative than the handled exception.
         """
-        ordered: list[str] = []
+        ordered: list[Raised] = []
         is_cause = False
         for each in reversed(self.raised):
-            ordered.insert(0 if is_cause else len(ordered), each.text)
+            ordered.insert(0 if is_cause else len(ordered), each)
             is_cause = each.is_direct
-        return [text for text in ordered if not any(part in text for part in _REFERENCES)]
-
-    def raised_in(self, text: str) -> str:
-        """The function that raised this exception. Empty if unknown."""
-        return self._find(text).function
-
-    def raised_at(self, text: str) -> str:
-        """The function and file that raised this exception, written as in `KnownCause.texts`."""
-        found = self._find(text)
-        return f" in {found.function}() of {found.file}" if found.function else ""
-
-    def files_of(self, text: str) -> tuple[str, ...]:
-        """The files of this exception's traceback, outermost first. Empty if unknown."""
-        return self._find(text).files
-
-    def package_of(self, text: str) -> str:
-        """The installed package whose code raised this exception. Empty if unknown."""
-        file = self._find(text).file
-        return file.rpartition("-packages/")[2].partition("/")[0] if "-packages/" in file else ""
-
-    def source_of(self, text: str) -> str:
-        """The innermost Python line of this exception's traceback. Empty if unknown."""
-        return self._find(text).source
-
-    def is_of_called_code(self, text: str) -> bool:
-        """Whether the innermost Python line is known and called other code that raised this exception."""
-        source = self.source_of(text)
-        return source != "" and not source.startswith(("raise", "assert"))
-
-    def _find(self, text: str) -> Raised:
-        return next((each for each in reversed(self.raised) if each.text == text), _UNKNOWN)
+        return [each for each in ordered if not any(part in each.text for part in _REFERENCES)]
 
     @property
     def role(self) -> Role:
@@ -229,8 +215,6 @@ class _Reading:
     indent: int = 0
     """Columns by which the whole traceback is indented, for example inside a longer message."""
     function: str = ""
-    file: str = ""
-    """The file of the innermost frame, whose function is `function`."""
     source: str = ""
     """The first line of code in the innermost frame."""
     files: list[str] = field(default_factory=list)
@@ -317,7 +301,7 @@ class FailureReader:
             if not reading.failure.is_of_request or is_place_of_requests(reading.failure.place):
                 self.cut = self.cut or reading.failure
             return
-        if not reading.failure.informative_texts():
+        if not reading.failure.informative():
             self.reference = self.reference or reading.failure
             return
         kept = self._kept.get(key)
@@ -347,7 +331,7 @@ class FailureReader:
         is_source, reading.is_source_next = reading.is_source_next, False
         if found := _FRAME.match(text):
             reading.origin.add_frame(found[1], found[2])
-            reading.function, reading.file, reading.source = found[2], found[1], ""
+            reading.function, reading.source = found[2], ""
             if len(reading.failure.functions) < _MOST_FUNCTIONS:
                 reading.failure.functions.append(found[2])
                 reading.files.append(found[1])
@@ -393,19 +377,12 @@ class FailureReader:
         if len(failure.raised) == _MOST_IN_CHAIN:
             failure.raised.pop()
         text = text.strip()
-        failure.raised.append(
-            Raised(
-                text[:_LONGEST_TEXT],
-                reading.is_direct,
-                reading.function,
-                reading.file,
-                reading.source,
-                tuple(reading.files),
-            )
-        )
+        files = tuple(reading.files)
+        raised = Raised(text[:_LONGEST_TEXT], reading.is_direct, reading.function, reading.source, files)
+        failure.raised.append(raised)
         failure.is_of_library_import |= reading.origin.is_of_library_import
-        if not failure.own_fault and reading.origin.is_own(text):
-            failure.own_fault = text[:_LONGEST_TEXT]
+        if failure.own_fault is None and reading.origin.is_own(text):
+            failure.own_fault = raised
         failure.functions.append("")
         self._wrapped = (failure.process, failure.place)
         reading.state, reading.is_direct, reading.lines = "message", False, 0

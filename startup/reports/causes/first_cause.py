@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from startup.errors import CODE_LINE
-from startup.reports.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, is_place_of_requests
+from startup.reports.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, Raised, is_place_of_requests
 from startup.reports.causes.known.devices import DEVICES, KV_CACHE_BESIDE, MEMORY
 from startup.reports.causes.known.failed_parts import FAILED_PARTS
 from startup.reports.causes.known.files import FILES
@@ -394,7 +394,7 @@ def _counts(failure: Failure, run: Run) -> bool:
     """Whether an exception can have ended the server. A ready server survives exceptions of its API."""
     if failure.is_of_request:
         return False
-    is_last = failure.role in _INNER or failure.is_ending or STOPPED.matches(failure.informative_texts()[0])
+    is_last = failure.role in _INNER or failure.is_ending or STOPPED.matches(failure.informative()[0].text)
     return is_last or not run.was_ready
 
 
@@ -428,25 +428,24 @@ def _is_before(cause: Cause, end: Cause) -> bool:
 
 
 def _describe(failure: Failure, run: Run) -> Cause:
-    texts = [each for text in failure.informative_texts() for each in _inner_first(text)]
-    if failure.own_fault:
-        text = _quote(failure.own_fault, OWN_FAULT, failure)
+    if failure.own_fault is not None:
+        text = _quote(failure.own_fault, OWN_FAULT)
         return Cause(failure.process or failure.role, _phase_of(failure, OWN_FAULT), text, OWN_FAULT, failure.line)
+    chain = [each for raised in failure.informative() for each in _inner_first(raised)]
     before = f"{LOADED_FROM_DISK}: " if run.is_loaded_from_disk else ""
-    special = [(text, known) for text in texts if (known := _known(text, failure, before, is_general=False))]
-    general = [(text, known) for text in texts if (known := _known(text, failure, "", is_general=True))]
-    if general and general[0][1] in FAILED_PARTS and _is_refusal(general[0][0]):
+    special = [(each, known) for each in chain if (known := _known(each, before, is_general=False))]
+    general = [(each, known) for each in chain if (known := _known(each, "", is_general=True))]
+    if general and general[0][1] in FAILED_PARTS and _is_refusal(general[0][0].text):
         general = [(general[0][0], SETTING_REFUSED)]
-    last_resort = _last_resort(texts[0], failure)
-    text, known = [*special, *general, (texts[0], last_resort)][0]
+    raised, known = [*special, *general, (chain[0], _last_resort(chain[0], failure))][0]
     if run.hint and not special:
-        text, known = run.hint.text, run.hint.known
+        raised, known = Raised(run.hint.text), run.hint.known
     if known and known.phase == KV_CACHE and _is_beside(failure.process, run.engine):
         known = KV_CACHE_BESIDE
-    phase, quote = _phase_of(failure, known), _quote(text, known, failure)
-    cause = Cause(failure.process or failure.role, phase, quote, known, failure.line, origin=failure.package_of(text))
-    files = failure.files_of(text) or failure.raised[-1].files
-    words = f"{text} {failure.source_of(text)}"
+    phase, quote = _phase_of(failure, known), _quote(raised, known)
+    cause = Cause(failure.process or failure.role, phase, quote, known, failure.line, origin=raised.package)
+    files = raised.files or failure.raised[-1].files
+    words = f"{raised.text} {raised.source}"
     cause = _with_context(cause, run, files, words, is_inner=failure.role in _INNER)
     return replace(cause, is_of_library_import=failure.is_of_library_import)
 
@@ -481,12 +480,13 @@ def _is_beside(process: str, engine: str) -> bool:
     return engine == _EARLIER or (engine not in ("", process) and names[0] == names[1])
 
 
-def _last_resort(text: str, failure: Failure) -> KnownCause | None:
+def _last_resort(raised: Raised, failure: Failure) -> KnownCause | None:
     """The cause of an exception that matches no other: a refused setting, vLLM's code, or None."""
+    text = raised.text
     if _is_refusal(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase
-    is_computed = phase in COMPUTING and text.startswith(_OF_VALUES) and failure.is_of_called_code(text)
+    is_computed = phase in COMPUTING and text.startswith(_OF_VALUES) and raised.is_of_called_code
     is_computed |= _OF_WORKER in text
     return ERROR_IN_CODE if is_computed or SERVING in (phase, failure.phase) or ERROR_IN_CODE.matches(text) else None
 
@@ -496,10 +496,10 @@ def _is_refusal(text: str) -> bool:
     return bool(_RECOMMENDS.search(text) or _REFUSES.match(text))
 
 
-def _inner_first(text: str) -> list[str]:
+def _inner_first(raised: Raised) -> list[Raised]:
     """If torch's compiler quotes another exception, puts the more informative quoted exception first."""
-    first, _, inner = text.partition("\n")
-    return [inner, text] if inner and first.endswith("raised:") else [text]
+    first, _, inner = raised.text.partition("\n")
+    return [Raised(inner), raised] if inner and first.endswith("raised:") else [raised]
 
 
 def _phase_of(failure: Failure, known: KnownCause | None) -> str:
@@ -517,13 +517,11 @@ def _describe_mention(sign: Cause) -> Cause:
     return replace(sign, phase="", text=_shorten(sign.text), is_mention=True)
 
 
-def _known(text: str, failure: Failure, before: str, *, is_general: bool) -> KnownCause | None:
+def _known(raised: Raised, before: str, *, is_general: bool) -> KnownCause | None:
     """The known cause whose texts match the exception's text, alone or with the place that raised it."""
-    if before and (found := _known_text(before + text, is_general=is_general)):
-        return found
-    if (place := failure.raised_at(text)) and (found := _known_text(text + place, is_general=is_general)):
-        return found
-    return _known_text(text, is_general=is_general)
+    texts = [before + raised.text] if before else []
+    texts += dict.fromkeys((raised.text + raised.place, raised.text))
+    return next(filter(None, (_known_text(text, is_general=is_general) for text in texts)), None)
 
 
 def _known_text(text: str, *, is_general: bool) -> KnownCause | None:
@@ -538,8 +536,9 @@ def _known_text(text: str, *, is_general: bool) -> KnownCause | None:
     return None
 
 
-def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
+def _quote(raised: Raised, known: KnownCause | None) -> str:
     """The most informative line of an exception, shortened."""
+    text = raised.text
     if quoted := _QUOTED.search(text):
         return _shorten(quoted[1])
     lines = text.splitlines()
@@ -552,8 +551,8 @@ def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
         lines[:2] = [f"{lines[0]}: {lines[1].strip().removeprefix(_OF_PYDANTIC)}"]
     explaining = (line for line in reversed(lines) if known and known.matches(line) and not line.startswith(_POINTER))
     line = next(explaining, lines[0])
-    if line == lines[0] and ": " not in line and (function := failure.raised_in(text)):
-        line = f"{line.rstrip(':')} in {function}()"
+    if line == lines[0] and ": " not in line and raised.function:
+        line = f"{line.rstrip(':')} in {raised.function}()"
     return _shorten(line.removeprefix(_OF_PYDANTIC))
 
 

@@ -171,36 +171,23 @@ def _process_of(record: dict[str, Any]) -> str:
 
 
 def read_lines(stream: BinaryIO) -> Iterator[str]:
-    r"""The lines of a stream, without their ends, cut to `LONGEST_LINE` bytes.
+    r"""The lines of a stream, without their ends, cut to `LONGEST_LINE` characters.
 
     The states of a progress bar end with \r. Each becomes a line that still ends with \r, so that
     `CauseFinder` can count the file's lines. NULs, which a log has where it was truncated, are left out.
     """
-    rest = b""
-    for chunk in _utf8_chunks(stream):
-        text = (rest + chunk.replace(b"\0", b"")).replace(b"\r\n", b"\n")
-        lines = text.replace(b"\r", b"\r\n").split(b"\n")
-        rest = lines.pop()[:LONGEST_LINE]
-        for line in lines:
-            yield _decode(line)
+    decoder, rest = None, ""
+    while chunk := stream.read(_CHUNK):
+        if decoder is None:
+            is_utf16 = chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # PowerShell writes it
+            decoder = codecs.getincrementaldecoder("utf-16" if is_utf16 else "utf-8-sig")("replace")
+        text = (rest + decoder.decode(chunk).replace("\0", "")).replace("\r\n", "\n")
+        *lines, rest = text.replace("\r", "\r\n").split("\n")
+        rest = rest[:LONGEST_LINE]
+        yield from map(_cut, lines)
     if rest:
-        yield _decode(rest)
+        yield rest
 
 
-def _utf8_chunks(stream: BinaryIO) -> Iterator[bytes]:
-    """Yields the content of a stream in UTF-8. Converts UTF-16, which PowerShell writes."""
-    chunk = stream.read(_CHUNK)
-    if not chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        yield chunk.removeprefix(codecs.BOM_UTF8)
-        yield from iter(lambda: stream.read(_CHUNK), b"")
-        return
-    decoder = codecs.getincrementaldecoder("utf-16")("replace")
-    while chunk:
-        yield decoder.decode(chunk).encode()
-        chunk = stream.read(_CHUNK)
-
-
-def _decode(line: bytes) -> str:
-    if len(line) > LONGEST_LINE:
-        line = line[:LONGEST_LINE] + (b"\r" if line.endswith(b"\r") else b"")
-    return line.decode("utf-8", "replace")
+def _cut(line: str) -> str:
+    return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + ("\r" if line.endswith("\r") else "")

@@ -159,8 +159,7 @@ class _Walk:
         forkserver.
         """
         if self._process != FORKSERVER and (before := self._forked_after()) is not None:
-            if before.end_ns < self.time_ns:
-                self._explain(before.span.name, FORKSERVER, before.end_ns)
+            self._explain(before.span.name, FORKSERVER, before.end_ns)
             if self._change_to(FORKSERVER):
                 return
         if not self._change_to(API):
@@ -176,13 +175,11 @@ class _Walk:
     def _follow(self, segment: _Segment) -> None:
         target = segment.span.waits_for
         busy = self._busy_after(target, segment.begin_ns) if target else None
-        if target is None or busy is None:
-            self._explain(segment.span.name, self._process, segment.begin_ns)
-            return
-        if busy.end_ns < self.time_ns:
+        if target is not None and busy is not None:
             self._explain(segment.span.name, self._process, busy.end_ns)
-        if not self._change_to(target):
-            self._explain(segment.span.name, self._process, segment.begin_ns)
+            if self._change_to(target):
+                return
+        self._explain(segment.span.name, self._process, segment.begin_ns)
 
     def _cross_gap(self, before: _Segment) -> None:
         if self.time_ns - before.end_ns < _SHORT_GAP_NS:
@@ -201,21 +198,18 @@ class _Walk:
             return
         latest = max(working, key=lambda name: busy[name].end_ns)
         segment = busy[latest]
-        if segment.end_ns < self.time_ns:
-            self._explain(UNEXPLAINED, API, segment.end_ns)
+        self._explain(UNEXPLAINED, API, segment.end_ns)
         self._explain(segment.span.name, latest, max(segment.begin_ns, gap_begin_ns))
 
     def _find_cause(self, gap_begin_ns: int) -> None:
         """Covers a gap between a child's spans by work that the API process finished then, if any."""
         api = self._lanes.get(API)
         finished = api.last_finished_before(self.time_ns, except_waits_for=self._process) if api else None
-        if finished is None or finished.end_ns <= gap_begin_ns:
-            self._explain(UNEXPLAINED, self._process, gap_begin_ns)
-            return
-        if finished.end_ns < self.time_ns:
+        if finished is not None and finished.end_ns > gap_begin_ns:
             self._explain(UNEXPLAINED, self._process, finished.end_ns)
-        if not self._change_to(API):
-            self._explain(UNEXPLAINED, self._process, gap_begin_ns)
+            if self._change_to(API):
+                return
+        self._explain(UNEXPLAINED, self._process, gap_begin_ns)
 
     def _busy_after(self, process: str, time_ns: int) -> _Segment | None:
         lane = self._lanes.get(process)
@@ -230,9 +224,10 @@ class _Walk:
         return True
 
     def _explain(self, name: str, process: str, since_ns: int) -> None:
-        self.pieces.append(PhaseSpan(process, name, since_ns, self.time_ns))
-        self.time_ns = since_ns
-        self._seen_now.clear()
+        if since_ns < self.time_ns:
+            self.pieces.append(PhaseSpan(process, name, since_ns, self.time_ns))
+            self.time_ns = since_ns
+            self._seen_now.clear()
 
 
 def _build_lanes(spans: Iterable[PhaseSpan], begin_ns: int, end_ns: int) -> dict[str, _Lane]:

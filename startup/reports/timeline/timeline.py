@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any
 
 from base.machine.processes import process_start_ns
@@ -82,21 +82,14 @@ class PhaseTimeline:
         self.end_ns = self.end_ns or time.monotonic_ns()
         self.on_change()
 
-    def to_dict(self) -> dict[str, Any]:
-        """The content of the timeline, for `copy_from` in another process."""
-        return {
-            "spans": [astuple(span) for span in self.spans],
-            "open": [astuple(span) for span in self._open],
-            "marks": self.marks,
-            "end_ns": self.end_ns,
-        }
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """All spans, marks and the end, for the copy in another process. All processes use the same clock."""
+        return self.spans, self._open, self.marks, self.end_ns
 
-    def copy_from(self, content: dict[str, Any]) -> None:
-        """Copies the content of another process's timeline. All processes use the same clock."""
-        self.spans = [PhaseSpan(*fields) for fields in content["spans"]]
-        self._open = tuple(PhaseSpan(*fields) for fields in content["open"])
-        self.marks = content["marks"]
-        self.end_ns = content["end_ns"]
+    @content.setter
+    def content(self, content: tuple[Any, ...]) -> None:
+        self.spans, self._open, self.marks, self.end_ns = content
 
     @property
     def running(self) -> PhaseSpan | None:

@@ -1,17 +1,18 @@
 """Text in a record cannot forge a line or control a terminal. `--log-config-file` is applied."""
 
 import io
-import json
 import logging
 import sys
 from typing import Any
 
 import pytest
 
+from base.errors import ConfigError
 from startup.logs.formatters import TextFormatter
 from startup.logs.json_lines import JsonFormatter
-from startup.logs.setup import SteadyHandler, translate
-from tests.support.cli import run_cli, run_python
+from startup.logs.options import LogOptions
+from startup.logs.setup import SteadyHandler, configure_logging, translate
+from tests.support.cli import run_python
 
 _FORGED = "INFO 11-20 18:00:00 (api) server.run.api_process: all is well"
 _HOSTILE = f"x\r\n{_FORGED}\x1b[2J\x9b31m\x07\x7f\u2028\u202e\x00\n\n{_FORGED}"
@@ -132,38 +133,7 @@ logging.getLogger("server.run.api_process").debug("hello")
     assert (run.stdout, run.stderr) == ("server.run.api_process|hello\n", "")
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (None, "cannot be read: No such file or directory"),
-        ("{", "is not JSON"),
-        ("[]", "does not contain a JSON object"),
-        ("{}", '"version": 1 is missing'),
-    ],
-)
-def test_an_invalid_file_is_a_usage_error(tmp_path, content, complaint):
-    path = tmp_path / "logs.json"
-    if content is not None:
-        path.write_text(content)
-    run = run_cli("serve", "--log-config-file", str(path), "--preflight-only")
-    assert run.returncode == 2
-    assert complaint in run.stderr
-    assert str(path) in run.stderr
-    assert "Traceback" not in run.stderr
-
-
-def test_a_configuration_that_cannot_be_applied_is_a_usage_error(tmp_path):
-    path = tmp_path / "logs.json"
-    path.write_text(json.dumps({"version": 1, "handlers": {"out": {"class": "nowhere.Handler"}}}))
-    run = run_cli("serve", "--log-config-file", str(path), "--port", "0")
-    assert run.returncode == 2
-    assert "--log-config-file" in run.stderr
-    assert "nowhere" in run.stderr
-    assert "Traceback" not in run.stderr
-
-
-def test_the_variable_names_the_file_without_the_flag(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", str(tmp_path / "nothing.json"))
-    run = run_cli("serve", "--preflight-only")
-    assert run.returncode == 2
-    assert "nothing.json" in run.stderr
+def test_a_configuration_that_cannot_be_applied_is_an_error_with_the_flag():
+    config = {"version": 1, "handlers": {"out": {"class": "nowhere.Handler"}}}
+    with pytest.raises(ConfigError, match="--log-config-file.*nowhere"):
+        configure_logging(LogOptions(level="INFO", config=config), role="api")

@@ -35,27 +35,18 @@ def test_port_of_a_server_that_has_just_exited_is_free_again():
     listen(host="127.0.0.1", port=port, uds=None).close()
 
 
-def test_unknown_host_is_a_startup_error():
-    with pytest.raises(StartupError, match=r"no\.such\.host\.invalid"):
-        listen(host="no.such.host.invalid", port=0, uds=None)
+@pytest.mark.parametrize(("host", "port"), [("no.such.host.invalid", 0), ("127.0.0.1", 99999)])
+def test_an_address_that_does_not_exist_is_a_startup_error_with_the_address(host, port):
+    with pytest.raises(StartupError, match=f"{host}:{port}"):
+        listen(host=host, port=port, uds=None)
 
 
-def test_a_port_that_does_not_exist_is_a_startup_error():
-    with pytest.raises(StartupError, match="99999"):
-        listen(host="127.0.0.1", port=99999, uds=None)
-
-
-def test_unix_socket_left_behind_is_replaced(tmp_path):
+def test_a_unix_socket_left_behind_is_replaced_and_that_of_a_running_server_is_not(tmp_path):
     path = tmp_path / "server.sock"
     listen(host=None, port=0, uds=str(path)).close()
     assert path.exists()
-    with listen(host=None, port=0, uds=str(path)) as listener:
+    with listen(host=None, port=0, uds=str(path)) as listener, pytest.raises(PortInUseError, match="server.sock"):
         assert describe(listener) == f"unix:{path}"
-
-
-def test_unix_socket_of_a_running_server_is_not_replaced(tmp_path):
-    path = tmp_path / "server.sock"
-    with listen(host=None, port=0, uds=str(path)), pytest.raises(PortInUseError, match="server.sock"):
         listen(host=None, port=0, uds=str(path))
 
 

@@ -73,27 +73,27 @@ def test_status_json_has_progress_and_spans_of_the_start(starting):
     assert any(span["name"] == "load_weights" for span in content["start"]["spans"])
 
 
-def test_metrics_of_a_start_can_be_parsed(starting):
+def _families(body: bytes) -> dict[str, Any]:
     from prometheus_client.parser import text_string_to_metric_families
 
+    return {family.name: family for family in text_string_to_metric_families(body.decode())}
+
+
+def test_metrics_of_a_start_can_be_parsed(starting):
     _, get = starting
     with get("/metrics") as answer:
-        families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+        families = _families(answer.read())
     assert families["vllm:engine_startup_time_seconds"].type == "gauge"
     assert families["vllm:engine_startup_time_seconds"].documentation
     assert families["vllm_cli:start_phase_seconds"].samples
 
 
 def test_metrics_have_the_reasons_without_values_of_variables(monkeypatch):
-    from prometheus_client.parser import text_string_to_metric_families
-
     monkeypatch.setattr(start_origin, "cold_reason", 'no "standby" \\ runs')
     state = _state()
     change = {"kind": "variables", "name": "VLLM_HOST_IP", "before": "10.0.0.1", "now": "10.0.0.2"}
     state.set_compiled_model({"state": "compiled", "text": "…", "reason": "10.0.0.2", "changes": [change]})
-    body = ProbeAnswers(state).answer("/metrics").body
-    families = {family.name: family for family in text_string_to_metric_families(body.decode())}
-    (info,) = families["vllm_cli:start_info"].samples
+    (info,) = _families(ProbeAnswers(state).answer("/metrics").body)["vllm_cli:start_info"].samples
     assert info.labels == {
         "start_mode": "cold",
         "reason": 'no "standby" \\ runs',
@@ -122,42 +122,40 @@ def test_a_private_start_answers_only_what_probes_need():
 @pytest.mark.parametrize(
     ("request_bytes", "http_version"),
     [
-        pytest.param(_CURL, "1.1", id="curl"),
-        pytest.param(_KUBELET, "1.1", id="kubelet"),
-        pytest.param(b"GET /health HTTP/1.0\r\n\r\n", "1.0", id="http-1.0"),
-        pytest.param(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: Keep-Alive\r\n\r\n", "1.1", id="keep-alive"),
-        pytest.param(b"GET /health HTTP/1.1\r\nAuthorization: Bearer k\r\n\r\n", "1.1", id="with-a-key"),
+        (_CURL, "1.1"),
+        (_KUBELET, "1.1"),
+        (b"GET /health HTTP/1.0\r\n\r\n", "1.0"),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: Keep-Alive\r\n\r\n", "1.1"),
+        (b"GET /health HTTP/1.1\r\nAuthorization: Bearer k\r\n\r\n", "1.1"),
     ],
+    ids=["curl", "kubelet", "http-1.0", "keep-alive", "with-a-key"],
 )
 def test_a_probe_is_recognized(request_bytes, http_version):
-    assert parse_probe(request_bytes) == Probe("/health", http_version)
-    for path in ("/livez", "/readyz"):
+    for path in ("/health", "/livez", "/readyz"):
         assert parse_probe(request_bytes.replace(b"/health", path.encode())) == Probe(path, http_version)
 
 
-@pytest.mark.parametrize(
-    "request_bytes",
-    [
-        pytest.param(_CURL[:-2], id="incomplete"),
-        pytest.param(_CURL.replace(b"GET", b"HEAD"), id="head"),
-        pytest.param(_CURL.replace(b"GET", b"POST"), id="post"),
-        pytest.param(_CURL.replace(b"/health", b"/health?x=1"), id="query"),
-        pytest.param(_CURL.replace(b"/health", b"/healthy"), id="longer-path"),
-        pytest.param(_CURL.replace(b"/health", b"/v1/models"), id="other-path"),
-        pytest.param(_CURL.replace(b"\r\n\r\n", b"\r\nOrigin: http://b\r\n\r\n"), id="cors"),
-        pytest.param(_CURL.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\nab"), id="body"),
-        pytest.param(
-            _CURL.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"), id="upgrade"
-        ),
-        pytest.param(_CURL.replace(b"\r\n\r\n", b"\r\nX-Request-Id: 7\r\n\r\n"), id="request-id"),
-        pytest.param(_CURL.replace(b"\r\n\r\n", b"\r\n folded\r\n\r\n"), id="folded-header"),
-        pytest.param(_CURL.replace(b"\r\n", b"\n"), id="bare-line-feeds"),
-        pytest.param(_CURL.replace(b"1.1", b"2.0"), id="other-version"),
-        pytest.param(b"\x16\x03\x01\x02", id="tls"),
-        pytest.param(b"G", id="first-byte"),
-        pytest.param(_CURL + b"POST /v1/completions HTTP/1.1\r\n", id="two-requests"),
-    ],
-)
+_OTHERS = {
+    "incomplete": _CURL[:-2],
+    "head": _CURL.replace(b"GET", b"HEAD"),
+    "post": _CURL.replace(b"GET", b"POST"),
+    "query": _CURL.replace(b"/health", b"/health?x=1"),
+    "longer-path": _CURL.replace(b"/health", b"/healthy"),
+    "other-path": _CURL.replace(b"/health", b"/v1/models"),
+    "cors": _CURL.replace(b"\r\n\r\n", b"\r\nOrigin: http://b\r\n\r\n"),
+    "body": _CURL.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\nab"),
+    "upgrade": _CURL.replace(b"\r\n\r\n", b"\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"),
+    "request-id": _CURL.replace(b"\r\n\r\n", b"\r\nX-Request-Id: 7\r\n\r\n"),
+    "folded-header": _CURL.replace(b"\r\n\r\n", b"\r\n folded\r\n\r\n"),
+    "bare-line-feeds": _CURL.replace(b"\r\n", b"\n"),
+    "other-version": _CURL.replace(b"1.1", b"2.0"),
+    "tls": b"\x16\x03\x01\x02",
+    "first-byte": b"G",
+    "two-requests": _CURL + b"POST /v1/completions HTTP/1.1\r\n",
+}
+
+
+@pytest.mark.parametrize("request_bytes", _OTHERS.values(), ids=_OTHERS)
 def test_any_other_request_is_left_to_the_http_server(request_bytes):
     assert parse_probe(request_bytes) is None
 

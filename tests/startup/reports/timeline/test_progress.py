@@ -1,6 +1,6 @@
 """Progress never falls, and stays below 1 until the start is ready. The ETA comes from earlier starts."""
 
-import os
+import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,62 +57,43 @@ def test_without_history_only_the_phase_is_known():
     timeline = timeline_at(0.5)
     with timeline.span("import_server"):
         current = ProgressMeter(timeline).read()
-    assert (current.phase, current.progress, current.eta_s) == ("import_server", None, None)
-    assert current.elapsed_s == 0.5
     assert current.to_dict() == {"phase": "import_server", "progress": None, "elapsed_s": 0.5, "eta_s": None}
 
 
-def test_remaining_time_is_the_rest_of_the_phase_and_the_usual_time_after_it(clock):
-    timeline = timeline_at(0.3)
-    with clock.span(timeline, "import_server", since_s=0.2):
+@pytest.mark.parametrize(
+    ("elapsed_s", "phase", "since_s", "eta_s"),
+    [
+        pytest.param(0.3, "import_server", 0.2, 0.2 + 1.2, id="rest of the phase and the usual time after it"),
+        pytest.param(8.0, "import_server", 0.2, 1.2, id="a phase that exceeds its usual time"),
+        pytest.param(0.7, "never_seen", 0.7, 1.0, id="an unknown phase: by the total"),
+    ],
+)
+def test_the_time_left_comes_from_earlier_starts(elapsed_s, phase, since_s, eta_s, clock):
+    timeline = timeline_at(elapsed_s)
+    with clock.span(timeline, phase, since_s=since_s):
         current = meter_of(timeline).read()
-    assert current.eta_s == pytest.approx(0.2 + 1.2)
-    assert current.progress == pytest.approx(0.3 / 1.7)
+    assert current.eta_s == pytest.approx(eta_s)
+    assert current.progress == pytest.approx(elapsed_s / (elapsed_s + eta_s))
 
 
-def test_a_phase_that_exceeds_its_usual_time_leaves_the_time_after_it(clock):
-    timeline = timeline_at(8.0)
-    with clock.span(timeline, "import_server", since_s=0.2):
-        assert meter_of(timeline).read().eta_s == pytest.approx(1.2)
+def read_in_fork(meter: ProgressMeter) -> float:
+    """What a fork reports: clients of the responder become clients of the HTTP server."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=lambda: sender.send(meter.read().progress))
+    process.start()
+    process.join()
+    return float(receiver.recv())
 
 
-def test_an_unknown_phase_is_estimated_from_the_total():
-    timeline = timeline_at(0.7)
-    with timeline.span("never_seen"):
-        current = meter_of(timeline).read()
-    assert current.eta_s == pytest.approx(1.0)
-
-
-def test_progress_never_falls_and_stays_below_one_until_ready(clock):
+@pytest.mark.parametrize("read", [lambda meter: meter.read().progress, read_in_fork], ids=["same process", "fork"])
+def test_progress_never_falls_and_stays_below_one_until_ready(read, clock):
     timeline = timeline_at(1.6)
     meter = meter_of(timeline)
     with clock.span(timeline, "wait_for_engine", since_s=0.5):
-        high = meter.read().progress
+        high = read(meter)
     with clock.span(timeline, "import_server", since_s=1.6):
-        low = meter.read().progress
-    assert high is not None
-    assert low is not None
-    assert 0.8 < high <= low < 1
+        assert 0.8 < high <= meter.read().progress < 1
     assert meter_of(timeline_at(900)).read().progress == 0.99
-
-
-def test_progress_never_falls_below_the_value_that_the_responder_reported(clock):
-    """Clients of the responder become clients of the HTTP server."""
-    timeline = timeline_at(1.6)
-    meter = meter_of(timeline)
-    read_fd, write_fd = os.pipe()
-    with clock.span(timeline, "wait_for_engine", since_s=0.5):
-        if (pid := os.fork()) == 0:
-            os.write(write_fd, repr(meter.read().progress).encode())
-            os._exit(0)
-        os.waitpid(pid, 0)
-    os.close(write_fd)
-    with os.fdopen(read_fd) as pipe:
-        high = float(pipe.read())
-    with clock.span(timeline, "import_server", since_s=1.6):
-        low = meter.read().progress
-    assert low is not None
-    assert 0.8 < high <= low < 1
 
 
 def test_a_finished_start_is_ready():
