@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 from zipfile import ZIP64_LIMIT, ZIP_DEFLATED, BadZipFile, LargeZipFile, ZipFile, ZipInfo
 
+from base.wording import one_line
 from startup.compiled_models.record import CompiledModel, FileFacts
 
 MANIFEST: Final = "manifest.json"
@@ -190,7 +191,7 @@ def _read_record(archive: ZipFile) -> CompiledModel:
     try:
         return CompiledModel.from_json(content)
     except ValueError as err:
-        raise ArchiveError(" ".join(str(err).split())) from err
+        raise ArchiveError(one_line(err)) from err
 
 
 def _read_member(archive: ZipFile, name: str, most_bytes: int) -> Iterator[bytes]:

@@ -131,9 +131,9 @@ class CompileCache:
     def _run(self, state: StartState, lock: int) -> None:
         try:
             self._prepare()
-            while not self._exchange.has_early() and not self._is_over.wait(_POLLED_EVERY_S):
+            while (early := self._exchange.read_early()) is None and not self._is_over.wait(_POLLED_EVERY_S):
                 pass
-            if (early := self._exchange.read_early()) is not None and early["compiles"]:
+            if early is not None and early["compiles"]:
                 self._examine(state, early)
         except Exception as err:  # noqa: BLE001 - a start without `require` goes on after any error
             logger.warning("the cache of compiled models cannot be examined: %s", err)

@@ -81,9 +81,6 @@ class Exchange:
             time.sleep(_POLLED_EVERY_S)
         return self._answer.read_text() or None if self._answer.exists() else None
 
-    def has_early(self) -> bool:
-        return self._early.exists()
-
     def read_early(self) -> dict[str, Any] | None:
         """The first report of a worker. None if no worker has reported."""
         with suppress(OSError, ValueError):

@@ -1,11 +1,9 @@
 """The compiled models of this machine. Records are in vllm-cli's cache folder, and files are in vLLM's."""
 
-import fcntl
 import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +16,7 @@ from envs.home import expand_home
 from envs.registry import env
 from startup.compiled_models.record import CompiledModel, FileFacts, Hardware
 from startup.storage.caches import cache_folder
+from startup.storage.temp_folder import own_folder
 
 _RECORDS: Final = "compiled"
 _COMPILED: Final = "torch_compile_cache"
@@ -40,9 +39,6 @@ _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json"
 """Endings of paths that are left out: temporary files, logs, and variables' values for vLLM's developers."""
 _TRITON_GROUP: Final = "__grp__"
 """Beginning of the name of a file in which Triton lists a kernel's files by their absolute paths."""
-_INCOMING: Final = "incoming-"
-_LEFT_S: Final = 60.0
-"""Seconds after which a folder without a lock counts as left by a killed helper."""
 _FAILED: Final = ".failed"
 _EXCLUDED: Final = ".excluded"
 _HARDWARE: Final = "hardware"
@@ -198,7 +194,7 @@ def num_bytes(record: CompiledModel) -> int:
 def num_bytes_of_all() -> int:
     """The size of all compiled models in vLLM's folder, and of files that killed helpers have left."""
     total = 0
-    for folder in (compiled_folder(), *records_folder().glob(f"{_INCOMING}*")):
+    for folder in (compiled_folder(), *records_folder().glob("*/")):
         for path in _files(folder):
             with suppress(FileNotFoundError):  # a start may be writing
                 total += path.stat().st_size
@@ -253,25 +249,10 @@ def is_excluded(record: CompiledModel) -> bool:
 
 @contextmanager
 def incoming() -> Iterator[Path]:
-    """Yields a new folder beside the records, and removes the folder at the end."""
+    """Yields a new folder beside the records, which is removed at the end. Removes what others have left."""
     records_folder().mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=records_folder()))
-    try:
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_left() -> None:
-    """Removes folders that killed helpers have left. The kernel has released the locks of these folders."""
-    for folder in records_folder().glob(f"{_INCOMING}*"):
-        with suppress(OSError):
-            if folder.stat().st_mtime < time.time() - _LEFT_S:
-                with (folder / "lock").open("w") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(folder, ignore_errors=True)
+    with own_folder(str(records_folder())) as folder:
+        yield folder
 
 
 def _place(path: Path, target: Path) -> None:

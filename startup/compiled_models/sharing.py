@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from base.wording import one_line
 from startup.compiled_models import local
 from startup.compiled_models.archive import ArchiveError, DamagedError, read_record, unpack, write_archive
 from startup.compiled_models.location import MOST_EXAMINED, Location, StoredArchive, open_location
@@ -34,7 +35,6 @@ def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: Non
     """
     begin_s = time.monotonic()
     report = SharingReport()
-    local.remove_left()
     for address in job.locations:
         with _noted(report, address):
             _fetch(open_location(address), job, report, note_compile_s)
@@ -46,7 +46,6 @@ def add(job: AddJob) -> SharingReport:
     """Writes this machine's records and missing archives. Problems of the location are only reported."""
     begin_s = time.monotonic()
     report = SharingReport()
-    local.remove_left()
     for record in job.records:
         with _noted(report, job.location or record.key):
             sources = local.files_of(record, job.more.get(record.key, ()), job.began_s)
@@ -181,5 +180,5 @@ def _noted(report: SharingReport, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as err:  # noqa: BLE001 - content that others have written must not end this process
-        text = " ".join(str(err).split()) or type(err).__name__
+        text = one_line(err)
         report.problems.append(text if what in text else f"{what} is not used: {text}")

@@ -47,25 +47,12 @@ def _save_file(report: StartReport, subject: StartSubject) -> None:
 
 
 def _log_engine(info: EngineInfo) -> None:
+    model, length = f"{info.model_type} in {info.dtype} on {info.device}", info.max_model_len
     if info.pooling is not None:
-        logger.info(
-            "%s in %s on %s: %d prompts at once of %d tokens, for %s",
-            info.model_type,
-            info.dtype,
-            info.device,
-            info.num_slots,
-            info.max_model_len,
-            ", ".join(info.pooling.supported_tasks),
-        )
+        tasks = ", ".join(info.pooling.supported_tasks)
+        logger.info("%s: %d prompts at once of %d tokens, for %s", model, info.num_slots, length, tasks)
         return
+    cache = f"KV cache of {info.kv_cache_tokens} tokens ({info.kv_cache_bytes / (1 << 30):.1f} GiB)"
     logger.info(
-        "%s in %s on %s: %d sequences at once of %d tokens, KV cache of %d tokens (%.1f GiB), %s runner",
-        info.model_type,
-        info.dtype,
-        info.device,
-        info.num_slots,
-        info.max_model_len,
-        info.kv_cache_tokens,
-        info.kv_cache_bytes / (1 << 30),
-        info.runner,
+        "%s: %d sequences at once of %d tokens, %s, %s runner", model, info.num_slots, length, cache, info.runner
     )

@@ -94,10 +94,15 @@ def read_start(words: Sequence[str], *, is_quiet: bool = False, may_be_llama_ser
     if words and not words[0].strip():
         raise InputError(f"MODEL is empty: {_EMPTY_REMEDY}.")
     reject_retired(launcher.flags)
+    given = model = None
     is_router = launcher.has_several_models
     if not is_router:
         _reject_flags_of_several(launcher)
-        if choose_engine(launcher, is_gguf=may_be_llama_servers and _is_gguf(words)) == "vllm":
+        if may_be_llama_servers and has_llama_server():
+            with suppress(InputError):  # words that only vLLM knows
+                given = Arguments.read(words)
+                model = _gguf_of(given)
+        if choose_engine(launcher, is_gguf=model is not None) == "vllm":
             return read._replace(start=_read_for_vllm(launcher, is_quiet=is_quiet))
     if (topic := help_topic(words)) is not None:
         return read._replace(topic=topic)
@@ -106,8 +111,8 @@ def read_start(words: Sequence[str], *, is_quiet: bool = False, may_be_llama_ser
         return read
     if OMNI in words:  # before the flags of vllm-omni, which are not known here
         reject_unsupported(Arguments.parse((OMNI,)).flags.values())
-    given = Arguments.read(words)
-    if may_be_llama_servers and (model := _gguf_of(given)) is not None:
+    given = given or Arguments.read(words)  # not twice, as the file of `--config` may be a pipe
+    if model is not None:
         given.flags.pop("--model", None)
         given.positionals = [model]
         return ReadStart(tuple(given.words))
@@ -152,18 +157,10 @@ def _read_for_vllm(given: ServeWords, *, is_quiet: bool) -> VllmOptions:
     return options
 
 
-def _is_gguf(words: Sequence[str]) -> bool:
-    """Whether llama-server can serve MODEL. False for words that only vLLM knows."""
-    if has_llama_server():
-        with suppress(InputError):
-            return _gguf_of(Arguments.read(words)) is not None
-    return False
-
-
 def _gguf_of(given: Arguments) -> str | None:
-    """MODEL if llama-server can serve it, else None."""
+    """MODEL if it is a GGUF model, else None."""
     model = given.positionals[0] if given.positionals else given.last_value("--model")
-    return model if model is not None and find_gguf(model) is not None and has_llama_server() else None
+    return model if model is not None and find_gguf(model) is not None else None
 
 
 def config_of(given: Arguments) -> StartupConfig:

@@ -10,7 +10,7 @@ from glob import escape
 from typing import Any, Final, TypeVar
 
 from base.errors import with_causes
-from envs.redaction import without_login
+from base.wording import one_line
 from envs.registry import env
 from startup.files.download.messages import DownloadError
 from startup.files.download.repository import CachedRepository, HubFile, Listing
@@ -95,7 +95,7 @@ class HubClient:
         from huggingface_hub import snapshot_download
 
         repository.remove_leftovers()
-        with self._explained(repository.repo_id, listing.commit, endpoint, is_retried=True):
+        with self._explained(repository.repo_id, listing.commit, endpoint):
             snapshot_download(
                 repository.repo_id,
                 revision=listing.commit,
@@ -115,39 +115,33 @@ class HubClient:
             get_hf_file_metadata(url, token=self._token or False, endpoint=listing.endpoint)
 
     @contextmanager
-    def _explained(
-        self, repo_id: str, revision: str | None, endpoint: str, *, is_retried: bool = False
-    ) -> Iterator[None]:
+    def _explained(self, repo_id: str, revision: str | None, endpoint: str) -> Iterator[None]:
         """Turns errors of the hub's client, inside the block, into errors of a download."""
         try:
             yield
         except Exception as err:
-            failure = self._explain(err, repo_id, revision, endpoint)
-            if is_retried and failure.kind == "unreachable":
-                failure.retry_s = failure.retry_s or 0.0
-            raise failure from err
+            raise self._explain(err, repo_id, revision, endpoint) from err
 
     def _explain(self, err: Exception, repo_id: str, revision: str | None, endpoint: str) -> DownloadError:
-        host = without_login(endpoint)
         causes = list(with_causes(err))
         for cause in causes:
             if (response := getattr(cause, "response", None)) is not None:
-                reason = self._refusal(response, repo_id, revision, host)
+                reason = self._refusal(response, repo_id, revision, endpoint)
                 if is_worth_a_retry(response.status_code):
                     return DownloadError("unreachable", reason, _asked_seconds(response.headers))
                 return DownloadError("refused", reason)
         for cause in causes:
             if type(cause).__module__.startswith("httpx"):
-                reason = f"{_line(cause)}{_with_variables(endpoint, cause)}"
-                unreachable = f"{repo_id} is not cached, and the hub at {host} cannot be reached ({reason})"
+                reason = f"{one_line(cause)}{_with_variables(endpoint, cause)}"
+                unreachable = f"{repo_id} is not cached, and the hub at {endpoint} cannot be reached ({reason})"
                 return DownloadError("unreachable", unreachable)
         if isinstance(err, OSError) and err.errno is not None:
             raise err
-        return DownloadError("wrong", f"{repo_id} cannot be downloaded from {host} ({_line(err)})", 0.0)
+        return DownloadError("wrong", f"{repo_id} cannot be downloaded from {endpoint} ({one_line(err)})", 0.0)
 
-    def _refusal(self, response: Any, name: str, revision: str | None, host: str) -> str:
+    def _refusal(self, response: Any, name: str, revision: str | None, endpoint: str) -> str:
         """Explains an error response in one line."""
-        status, code, page = response.status_code, response.headers.get("X-Error-Code", ""), f"{host}/{name}"
+        status, code, page = response.status_code, response.headers.get("X-Error-Code", ""), f"{endpoint}/{name}"
         if code == "GatedRepo" or (status == 403 and not code):
             return f"{name} is gated: ask for access at {page}" + ("" if self._token else f", then {_GIVE_TOKEN}")
         if code == "RevisionNotFound":
@@ -160,7 +154,7 @@ class HubClient:
         if status in (401, 404):
             private = "the token may not see it" if self._token else _GIVE_TOKEN
             return f"{page} does not exist: correct the name. If it is private, {private}"
-        return f"the hub at {host} answers {status} for {name}: try again later, or give a local folder"
+        return f"the hub at {endpoint} answers {status} for {name}: try again later, or give a local folder"
 
 
 def _describe(sibling: Any) -> HubFile:
@@ -182,7 +176,7 @@ def _impossible(err: Exception) -> DownloadError:
         names = [name for name, _ in hub_settings.unusable_certificates()] or [env.HF_TOKEN_PATH.name]
     given = hub_settings.describe_variables(names)
     remedy = f": correct or unset {given}" if given else ""
-    return DownloadError("settings", f"no request to the hub is possible ({_line(err)}){remedy}")
+    return DownloadError("settings", f"no request to the hub is possible ({one_line(err)}){remedy}")
 
 
 def _with_variables(endpoint: str, err: BaseException) -> str:
@@ -191,7 +185,3 @@ def _with_variables(endpoint: str, err: BaseException) -> str:
     names = hub_settings.CERTIFICATES if is_certificate else hub_settings.proxies_of(endpoint)
     given = hub_settings.describe_variables((*names, env.HF_ENDPOINT.name))
     return f"; {given}" if given else ""
-
-
-def _line(err: BaseException) -> str:
-    return without_login(" ".join(str(err).split())) or type(err).__name__

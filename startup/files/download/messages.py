@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from base.wording import format_bytes
+from envs.redaction import without_login
 from startup.errors import TIMEOUT_CAUSE, ModelNotFoundError
 from startup.files.model.file_plan import Download
 from startup.files.model.hub_settings import hub_endpoints
@@ -95,10 +96,10 @@ _CAUSES: Final[dict[FailureKind, str]] = {
 
 
 class DownloadError(ModelNotFoundError):
-    """The files could not be downloaded."""
+    """The files could not be downloaded. The message is one line without logins."""
 
     def __init__(self, kind: FailureKind, reason: str, retry_s: float | None = None) -> None:
         """`retry_s`: seconds until the next attempt, 0 for an increasing wait, None if it would fail, too."""
-        super().__init__(" ".join(reason.split()), cause=_CAUSES[kind])
+        super().__init__(without_login(" ".join(reason.split())), cause=_CAUSES[kind])
         self.kind = kind
         self.retry_s = retry_s

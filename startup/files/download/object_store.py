@@ -86,7 +86,7 @@ def _fetch_one(repository: CachedRepository, file: HubFile) -> None:
         out.seek(0)
         is_md5 = file.oid.startswith(_MD5_PREFIX)
         is_wrong = is_md5 and hashlib.file_digest(out, "md5").hexdigest() != file.oid.removeprefix(_MD5_PREFIX)
-    with _explained(address, is_retried=True):
+    with _explained(address):
         system = file_system(address, stall_s=_STALL_S)
         now = _describe(file.name, system.info(f"{root_of(system, address)}/{file.name}"))
     if is_wrong or now != file:
@@ -97,7 +97,7 @@ def _fetch_one(repository: CachedRepository, file: HubFile) -> None:
 
 
 def _read(address: str, file: HubFile, begin: int) -> Iterator[bytes]:
-    with _explained(address, is_retried=True):
+    with _explained(address):
         system = file_system(address, stall_s=_STALL_S)
         yield from read_ranges(system, f"{root_of(system, address)}/{file.name}", begin, file.size or 0)
 
@@ -201,14 +201,12 @@ def _digest(*texts: str, size: int) -> str:
 
 
 @contextmanager
-def _explained(address: str, *, is_retried: bool = False) -> Iterator[None]:
+def _explained(address: str) -> Iterator[None]:
     """Turns errors of a store's client, inside the block, into errors of a download."""
     try:
         yield
     except Exception as err:
-        failure = explain(err, address)
-        failure.retry_s = 0.0 if is_retried and failure.kind == "unreachable" else None
-        raise failure from err
+        raise explain(err, address) from err
 
 
 def explain(err: Exception, address: str, *, verb: str = "read") -> DownloadError:

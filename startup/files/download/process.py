@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from base.wording import format_bytes
-from envs.redaction import without_login
 from envs.registry import env
 from startup.files.download.branch import AskJob, Question
 from startup.files.download.messages import (
@@ -72,7 +71,7 @@ class DownloadHandle:
     def failure(self) -> DownloadError | None:
         """Why the downloads have failed. None while they run and after a success."""
         report = self.report
-        return DownloadError(report.failure, without_login(report.reason)) if report and report.failure else None
+        return DownloadError(report.failure, report.reason) if report and report.failure else None
 
     def close(self) -> None:
         self.report = self.report or DownloadReport(failure="failed", reason=f"{self.names}: it was ended")

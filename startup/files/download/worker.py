@@ -3,10 +3,9 @@
 import errno
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -85,6 +84,7 @@ class DownloadRun:
         self._sizes: dict[str, int] = {}
         self._note = ""
         """Why the download waits. Empty if it does not wait."""
+        self._pool = ThreadPoolExecutor(thread_name_prefix="download")
 
     def run(self) -> DownloadReport:
         """Returns a report in any case. A failed download is part of the report, not an exception."""
@@ -95,6 +95,8 @@ class DownloadRun:
             found = [(each, plan and self._watched(each, partial(self._obtain, plan))) for each, plan in plans]
         except DownloadError as err:
             return DownloadReport(failure=err.kind, reason=str(err), fetched_bytes=self._fetched_bytes)
+        finally:
+            self._pool.shutdown(wait=False)
         end_ns = time.monotonic_ns()
         spans = (
             ("download_start", self._job.begin_ns, begin_ns),
@@ -112,16 +114,8 @@ class DownloadRun:
         Returns None if the work fails and the files of the last download can be used. Raises DownloadError if
         there are none, or if an object store has responded.
         """
-        outcome: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                outcome.set_result(work())
-            except Exception as err:  # noqa: BLE001 - raised again by `outcome.result`
-                outcome.set_exception(err)
-
         self._arrived_s = time.monotonic()
-        threading.Thread(target=run, name="download", daemon=True).start()
+        outcome = self._pool.submit(work)
         try:
             while not wait([outcome], _POLLED_EVERY_S).done:
                 self._check_time()
@@ -202,10 +196,15 @@ class DownloadRun:
         repository, listing = plan.repository, plan.listing
 
         def fetch(endpoint: str) -> None:
-            plan.client.fetch(repository, listing, [file.name for file in files], endpoint)
+            try:
+                plan.client.fetch(repository, listing, [file.name for file in files], endpoint)
+            except DownloadError as err:
+                if err.kind == "unreachable":
+                    err.retry_s = err.retry_s or 0.0
+                raise
             if left := repository.lacks(listing.commit, files):
                 name = f"{left[0].name} of {repository.repo_id}"
-                raise DownloadError("wrong", f"{without_login(endpoint)} has not sent {name} as listed", 0.0)
+                raise DownloadError("wrong", f"{endpoint} has not sent {name} as listed", 0.0)
 
         missing = self._follow(plan, files)
         others = [endpoint for endpoint in self._endpoints(plan.download) if endpoint != listing.endpoint]

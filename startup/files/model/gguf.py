@@ -178,57 +178,51 @@ def read_header(file: Path) -> Mapping[str, str | int | float]:
 
 @lru_cache(maxsize=256)
 def _read_header(file: Path, _time_ns: int) -> Mapping[str, str | int | float]:
-    content = _begins(file, _HEADER_BYTES)
-    facts: dict[str, Any] = {}
+    reader = GgufReader(_begins(file, _HEADER_BYTES))
     with suppress(struct.error, KeyError, OverflowError):  # ends at the end of the content
-        read_facts(content, facts)
-    return {key: value for key, value in facts.items() if not isinstance(value, list)}
+        reader.read_facts()
+    return {key: value for key, value in reader.facts.items() if not isinstance(value, list)}
 
 
-def read_facts(content: bytes, facts: dict[str, Any]) -> int:
-    """Adds the facts at the beginning of a GGUF file, and returns the place after them.
+class GgufReader:
+    """Reads a GGUF file from its beginning. Raises struct.error or KeyError for faulty or cut-off content."""
 
-    Raises struct.error or KeyError for a cut-off or faulty content, after adding the facts before the fault.
-    """
-    if not content.startswith(_MAGIC):
-        return 0
-    (number,) = struct.unpack_from("<Q", content, 16)
-    place = 24
-    for _ in range(number):
-        key, place = read_string(content, place)
-        (kind,) = struct.unpack_from("<I", content, place)
-        facts[key], place = _read_list(content, place + 4) if kind == _LIST else _read_value(content, place + 4, kind)
-    return place
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.place = 0
+        """The place after what was read last."""
+        self.facts: dict[str, Any] = {}
 
+    def read_facts(self) -> None:
+        """Reads the facts at the file's beginning. Those before a fault are kept."""
+        if self.content.startswith(_MAGIC):
+            self.place = 16
+            for _ in range(self.take("Q")[0]):
+                key, kind = self.text(), self.take("I")[0]
+                self.facts[key] = self._read_list() if kind == _LIST else self._read_value(kind)
 
-def read_string(content: bytes, place: int) -> tuple[str, int]:
-    """Returns a text and the place after it. Raises struct.error if the text is cut off."""
-    (length,) = struct.unpack_from("<Q", content, place)
-    end = place + 8 + length
-    if end > len(content):
-        raise struct.error
-    return content[place + 8 : end].decode("utf-8", "replace"), end
+    def take(self, layout: str) -> tuple[Any, ...]:
+        """The next values, in this layout of `struct`."""
+        values = struct.unpack_from(f"<{layout}", self.content, self.place)
+        self.place += struct.calcsize(f"<{layout}")
+        return values
 
+    def text(self) -> str:
+        end = self.take("Q")[0] + self.place
+        if end > len(self.content):
+            raise struct.error
+        text, self.place = self.content[self.place : end].decode("utf-8", "replace"), end
+        return text
 
-def _read_list(content: bytes, place: int) -> tuple[list[Any], int]:
-    """Returns a list and the place after it. Raises KeyError for a list of lists."""
-    kind, number = struct.unpack_from("<IQ", content, place)
-    place += 12
-    if kind != _STRING:  # in one call, because a list may have a number for each token
-        numbers = f"<{number}{_SCALARS[kind]}"
-        return list(struct.unpack_from(numbers, content, place)), place + struct.calcsize(numbers)
-    texts = []
-    for _ in range(number):
-        text, place = read_string(content, place)
-        texts.append(text)
-    return texts, place
+    def _read_value(self, kind: int) -> Any:
+        return self.text() if kind == _STRING else self.take(_SCALARS[kind])[0]
 
-
-def _read_value(content: bytes, place: int, kind: int) -> tuple[Any, int]:
-    if kind == _STRING:
-        return read_string(content, place)
-    (value,) = struct.unpack_from(f"<{_SCALARS[kind]}", content, place)
-    return value, place + struct.calcsize(_SCALARS[kind])
+    def _read_list(self) -> list[Any]:
+        """A list has one type of values, and is no list of lists."""
+        kind, number = self.take("IQ")
+        if kind == _STRING:
+            return [self.text() for _ in range(number)]
+        return list(self.take(f"{number}{_SCALARS[kind]}"))  # in one call, because there may be one for each token
 
 
 def _begins(file: Path, num_bytes: int = len(_MAGIC)) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any, Final
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[3]))
 
-from startup.files.model.gguf import read_facts, read_string
+from startup.files.model.gguf import GgufReader
 
 _CONFIG: Final = {
     "vocab_size": "vocab_size",
@@ -51,9 +51,9 @@ _CONTROL: Final = 3
 
 def convert(source: Path, target: Path) -> None:
     """Writes the GGUF model of the file `source`, and its tokenizer, into the folder `target`."""
-    content = source.read_bytes()
-    facts: dict[str, Any] = {}
-    place = read_facts(content, facts)
+    reader = GgufReader(source.read_bytes())
+    reader.read_facts()
+    facts = reader.facts
     config = {name: facts[f"llama.{key}"] for name, key in _CONFIG.items()}
     kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16"}
     names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
@@ -71,7 +71,7 @@ def convert(source: Path, target: Path) -> None:
     (target / "chat_template.jinja").write_text(facts["tokenizer.chat_template"], encoding="utf-8")
     _write_tokenizer(facts, target / "tokenizer.json")
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    _write_weights(content, place, heads, target / "model.safetensors")
+    _write_weights(reader, heads, target / "model.safetensors")
 
 
 def _write_tokenizer(facts: dict[str, Any], target: Path) -> None:
@@ -86,14 +86,12 @@ def _write_tokenizer(facts: dict[str, Any], target: Path) -> None:
     tokenizer.save(str(target))
 
 
-def _write_weights(content: bytes, place: int, heads: dict[str, int], target: Path) -> None:
-    """Writes the tensors whose descriptions begin at `place`. `heads`: their number, where it matters."""
+def _write_weights(reader: GgufReader, heads: dict[str, int], target: Path) -> None:
+    """Writes the tensors, whose descriptions follow the facts. `heads`: their number, where it matters."""
     tensors = {}
-    for _ in range(struct.unpack_from("<Q", content, 8)[0]):
-        name, place = read_string(content, place)
-        (num_lengths,) = struct.unpack_from("<I", content, place)
-        *lengths, kind, begin = struct.unpack_from(f"<{num_lengths}QIQ", content, place + 4)
-        place += 16 + 8 * num_lengths
+    for _ in range(struct.unpack_from("<Q", reader.content, 8)[0]):
+        name, (num_lengths,) = reader.text(), reader.take("I")
+        *lengths, kind, begin = reader.take(f"{num_lengths}QIQ")
         *block, own, _ = name.removeprefix("blk.").split(".")
         name = ".".join(("model", *(("layers", *block) if block else ()), _TENSORS[own], "weight"))
         tensors[name] = (begin, kind, lengths[::-1], heads.get(own))
@@ -102,7 +100,7 @@ def _write_weights(content: bytes, place: int, heads: dict[str, int], target: Pa
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end := end + 2 * prod(shape)]}
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)
-    data = memoryview(content)[-(-place // _ALIGNMENT) * _ALIGNMENT :]
+    data = memoryview(reader.content)[-(-reader.place // _ALIGNMENT) * _ALIGNMENT :]
     with target.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for _, (begin, kind, shape, num_heads) in sorted(tensors.items()):

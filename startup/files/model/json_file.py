@@ -61,18 +61,11 @@ def json_problem(path: Path) -> str | None:
         if raw[:1] == b"{" and len(raw) <= _MAX_PARSED_BYTES:
             check_depth(raw)
             msgspec.json.decode(raw, type=dict[str, msgspec.Raw])  # checks the syntax
-            _check_encoding(raw)
+            pieces = (raw[begin : begin + _PIECE_BYTES] for begin in range(0, len(raw), _PIECE_BYTES))
+            for _ in codecs.iterdecode(pieces, "utf-8"):  # in pieces, to save memory
+                pass
             return None
     return read_json_object(path).problem
-
-
-def _check_encoding(raw: bytes) -> None:
-    """Raises UnicodeDecodeError for text that is not UTF-8. Decodes the text in pieces, to save memory."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    view = memoryview(raw)
-    for begin in range(0, len(raw), _PIECE_BYTES):
-        decoder.decode(view[begin : begin + _PIECE_BYTES])
-    decoder.decode(b"", final=True)
 
 
 def _lfs_pointer_problem(path: Path, head: bytes) -> str | None:

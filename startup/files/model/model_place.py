@@ -20,6 +20,8 @@ from startup.files.model.checkpoint_folder import (
     read_shard_names,
     tokenizer_problem,
 )
+from startup.files.model.gguf import advice_for, find_gguf
+from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_name import is_hub_id, other_form
 from startup.files.model.wanted_files import Role, WantedFiles
 from startup.storage.caches import cache_folder
@@ -136,6 +138,32 @@ def find_place(
         return ModelPlace("nowhere", name, wanted=wanted)
     place = ModelPlace("hub", name, revision=revision, wanted=wanted, cache_dir=cache_dir)
     return find_in_cache(place, needs_tokenizer=needs_tokenizer)
+
+
+def absence_problem(place: ModelPlace) -> str | None:
+    """Why the place has no files: its name is wrong, or offline mode forbids the download. Else None."""
+    if place.kind == "nowhere":
+        return f"{place.name} {_name_problem(place.name)}"
+    if place.kind == "hub" and is_offline():
+        state = f"only in part in {place.folder}" if place.folder else f"not in {place.cache_dir}"
+        return f"{place.name} is {state}, and HF_HUB_OFFLINE forbids the download: unset it for this start"
+    return None
+
+
+def _name_problem(name: str) -> str:
+    path = Path(expand_home(name))
+    if (model := find_gguf(name)) is not None:
+        return f"is a GGUF file{' on the hub' if model.is_on_hub else ''}, {advice_for(name)}"
+    if path.exists():
+        return "is a file: give the folder that holds config.json and the weights"
+    if advice := other_form(name):
+        return advice
+    from envs.suggestion import did_you_mean  # noqa: PLC0415 - only after a failure
+
+    siblings: list[str] = []
+    with suppress(OSError):
+        siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    return f"is neither a folder nor a name on the Hugging Face hub{did_you_mean(path.name, siblings)}"
 
 
 def find_in_cache(place: ModelPlace, *, needs_tokenizer: bool = False) -> ModelPlace:

@@ -123,9 +123,12 @@ class Decision(NamedTuple):
     """Which part of a survey to read."""
 
     survey: Survey
-    is_off: bool
     reason: str | None = None
     """Why nothing or only a part is read, or else `Survey.note`."""
+
+    @property
+    def is_off(self) -> bool:
+        return not self.survey.blocks
 
 
 def survey_files(job: PrefetchJob, *, is_quick: bool = False) -> Survey:
@@ -176,22 +179,18 @@ def decide(survey: Survey, job: PrefetchJob) -> Decision:
 
     A forced job reads all blocks that fit, even if less than half fits.
     """
+    nothing = survey._replace(blocks=())
     if reason := reason_to_skip(survey, is_forced=job.is_forced):
-        return Decision(survey, is_off=True, reason=reason)
-    available = available_bytes(job)
-    if available is None:
-        return Decision(survey, is_off=False, reason=survey.note)
-    room = available - survey.resident_bytes - RESERVE_BYTES
-    due = survey.due_bytes
-    if room >= due:
-        return Decision(survey, is_off=False, reason=survey.note)
+        return Decision(nothing, reason)
+    available, due = available_bytes(job), survey.due_bytes
+    if available is None or (room := available - survey.resident_bytes - RESERVE_BYTES) >= due:
+        return Decision(survey, survey.note)
     reason = (
         f"{_mb(available)} of memory are available, of which {_mb(RESERVE_BYTES)} are reserved for the engine: "
         f"{_mb(max(room, 0))} of {_mb(due)} fit{f'; {survey.note}' if survey.note else ''}"
     )
     least = 0 if job.is_forced else max(due * _SHARE_THAT_HELPS, _MIN_BYTES)
-    limited = survey.limited_to(room)
-    return Decision(limited, is_off=room < least or not limited.blocks, reason=reason)
+    return Decision(survey.limited_to(room) if room >= least else nothing, reason)
 
 
 def available_bytes(job: PrefetchJob) -> int | None:

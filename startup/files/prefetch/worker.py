@@ -6,7 +6,9 @@ This module imports only parts of the standard library that load in a few millis
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from base.machine.page_cache import ResidencyProbe
 from startup.files.prefetch.messages import MAX_PROBLEMS, PrefetchJob, PrefetchProgress, PrefetchReport
@@ -24,49 +26,77 @@ _KEPT_SHARE = 0.5
 def run(job: PrefetchJob, send: Send) -> None:
     """Reads the job's files. Sends the progress and the report."""
     os.nice(_NICENESS)
-    send(_Prefetch(job, send).run())
+    send(prefetch(job, send))
+
+
+def prefetch(job: PrefetchJob, send: Send) -> PrefetchReport:
+    """Reads the job's files. Sends the progress."""
+    entry_ns = time.monotonic_ns()
+    survey = survey_files(job)
+    decision = decide(survey, job)
+    begin_ns = time.monotonic_ns()
+    report = PrefetchReport(
+        state="off" if decision.is_off else "done",
+        reason=decision.reason,
+        num_files=survey.num_files,
+        total_bytes=survey.total_bytes,
+        resident_bytes=survey.resident_bytes,
+        problems=survey.problems[:MAX_PROBLEMS],
+        unknown_bytes=survey.unknown_bytes,
+        spans=(("prefetch_start", job.begin_ns, entry_ns), ("prefetch_survey", entry_ns, begin_ns)),
+    )
+    if decision.is_off:
+        return report
+    reader = BlockReader(decision.survey.blocks, job.num_threads)
+    reason = _supervise(reader, decision.survey, job, begin_ns, send)
+    end_ns = time.monotonic_ns()
+    return report._replace(
+        state="stopped" if reason else "done",
+        reason=reason or report.reason,
+        read_bytes=reader.read_bytes,
+        read_s=(end_ns - begin_ns) / 1e9,
+        problems=(*report.problems, *reader.problems)[:MAX_PROBLEMS],
+        spans=(*report.spans, ("prefetch_read", begin_ns, end_ns)),
+    )
 
 
 class BlockReader:
-    """Reads blocks on several threads, in the given order. Skips blocks that have become resident meanwhile.
-
-    Each thread has its own descriptors, so that the kernel reads ahead for each thread.
-    """
+    """Reads blocks on several threads, in the given order. Skips blocks that are in the page cache by now."""
 
     def __init__(self, blocks: Iterable[Block], num_threads: int) -> None:
         self._blocks = iter(blocks)
         self._lock = threading.Lock()
-        self._num_running = num_threads
-        self._has_ended = threading.Event()
         self._unreadable: set[str] = set()
         self.read_bytes = 0
         """Bytes that were missing and have become resident, including the kernel's read-ahead."""
         self.problems: list[str] = []
         self.keeps_pages = True
         """False once the kernel has evicted most of a block right after the block was read."""
-        for number in range(num_threads):
-            threading.Thread(target=self._run, name=f"prefetch-{number}", daemon=True).start()
+        names = [f"prefetch-{number}" for number in range(num_threads)]
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for name in names]
+        for thread in self._threads:
+            thread.start()
 
     def wait(self, timeout_s: float) -> bool:
         """Waits for all threads. Returns whether they have ended in time."""
-        return self._has_ended.wait(timeout_s)
+        deadline_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(deadline_s - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
-        try:
-            self._read_blocks(_OpenFile())
-        finally:
-            with self._lock:
-                self._num_running -= 1
-                if self._num_running == 0:
-                    self._has_ended.set()
-
-    def _read_blocks(self, file: "_OpenFile") -> None:
-        while (block := self._next_block()) is not None:
-            try:
-                self._read_block(block, file)
-            except OSError as err:
-                self._record_problem(block, err)
-        file.close()
+        path = ""
+        with ExitStack() as opened:
+            while (block := self._next_block()) is not None:
+                try:
+                    if block.path != path:
+                        opened.close()
+                        path = ""
+                        probe, fd = opened.enter_context(_opened(block.path))
+                        path = block.path
+                    self._read(block, probe, fd)
+                except OSError as err:
+                    self._record_problem(block, err)
 
     def _next_block(self) -> Block | None:
         with self._lock:
@@ -74,12 +104,12 @@ class BlockReader:
                 return None
             return next((block for block in self._blocks if block.path not in self._unreadable), None)
 
-    def _read_block(self, block: Block, file: "_OpenFile") -> None:
-        file.open(block.path)
-        if file.resident_bytes(block) < block.length:
-            file.read(block)
-            if file.is_residency_known:
-                self.keeps_pages &= file.resident_bytes(block) >= block.length * _KEPT_SHARE
+    def _read(self, block: Block, probe: ResidencyProbe, fd: int) -> None:
+        if probe.resident_bytes(block.offset, block.length) < block.length:
+            read_block(fd, block)
+            if probe.method is not None:
+                kept_bytes = probe.resident_bytes(block.offset, block.length)
+                self.keeps_pages &= kept_bytes >= block.length * _KEPT_SHARE
         with self._lock:
             self.read_bytes += block.missing_bytes
 
@@ -90,115 +120,35 @@ class BlockReader:
             self._unreadable.add(block.path)
 
 
-class _OpenFile:
-    def __init__(self) -> None:
-        self._path: str | None = None
-        self._fd = -1
-        self._probe: ResidencyProbe | None = None
-        self._null_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        self._can_send = True
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[ResidencyProbe, int]]:
+    """Yields a descriptor for one thread alone, so that the kernel reads ahead for each thread."""
+    with ResidencyProbe(path) as probe, Path(path).open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        yield probe, file.fileno()
 
-    def open(self, path: str) -> None:
-        if path == self._path:
-            return
-        self._close_file()
-        self._probe = ResidencyProbe(path)
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        self._path = path
 
-    @property
-    def is_residency_known(self) -> bool:
-        return self._probe is not None and self._probe.method is not None
-
-    def resident_bytes(self, block: Block) -> int:
-        return self._probe.resident_bytes(block.offset, block.length) if self._probe else 0
-
-    def read(self, block: Block) -> None:
-        if self._can_send:
-            try:
-                self._send(block)
-            except OSError:
-                self._can_send = False  # the file system has no splice; a disk error is raised again below
-            else:
-                return
-        self._copy(block)
-
-    def _send(self, block: Block) -> None:
-        position, end = block.offset, block.offset + block.length
-        while position < end and (sent := os.sendfile(self._null_fd, self._fd, position, end - position)):
-            position += sent
-
-    def _copy(self, block: Block) -> None:
+def read_block(fd: int, block: Block) -> None:
+    """Reads a block into the page cache, if possible without copying it."""
+    position, end = block.offset, block.offset + block.length
+    try:
+        with Path(os.devnull).open("wb", buffering=0) as null:
+            while position < end and (sent := os.sendfile(null.fileno(), fd, position, end - position)):
+                position += sent
+    except OSError:  # the file system has no splice; a disk error is raised again here
         buffer = memoryview(bytearray(_FALLBACK_BYTES))
-        position, end = block.offset, block.offset + block.length
-        while position < end and (num_read := os.preadv(self._fd, [buffer], position)):
+        while position < end and (num_read := os.preadv(fd, [buffer], position)):
             position += num_read
 
-    def close(self) -> None:
-        self._close_file()
-        os.close(self._null_fd)
 
-    def _close_file(self) -> None:
-        if self._probe is not None:
-            self._probe.close()
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._probe, self._fd, self._path = None, -1, None
-
-
-class _Prefetch:
-    def __init__(self, job: PrefetchJob, send: Send) -> None:
-        self._job = job
-        self._send = send
-        self._next_progress_ns = 0
-
-    def run(self) -> PrefetchReport:
-        entry_ns = time.monotonic_ns()
-        survey = survey_files(self._job)
-        decision = decide(survey, self._job)
-        spans = (("prefetch_start", self._job.begin_ns, entry_ns), ("prefetch_survey", entry_ns, time.monotonic_ns()))
-        report = PrefetchReport(
-            state="off" if decision.is_off else "done",
-            reason=decision.reason,
-            num_files=survey.num_files,
-            total_bytes=survey.total_bytes,
-            resident_bytes=survey.resident_bytes,
-            problems=survey.problems[:MAX_PROBLEMS],
-            unknown_bytes=survey.unknown_bytes,
-            spans=spans,
-        )
-        return report if decision.is_off else self._read(decision.survey, report)
-
-    def _read(self, survey: Survey, report: PrefetchReport) -> PrefetchReport:
-        begin_ns = time.monotonic_ns()
-        reader = BlockReader(survey.blocks, min(self._job.num_threads, len(survey.blocks)))
-        reason = self._supervise(reader, survey, begin_ns)
-        end_ns = time.monotonic_ns()
-        return report._replace(
-            state="stopped" if reason else "done",
-            reason=reason or report.reason,
-            read_bytes=reader.read_bytes,
-            read_s=(end_ns - begin_ns) / 1e9,
-            problems=(*report.problems, *reader.problems)[:MAX_PROBLEMS],
-            spans=(*report.spans, ("prefetch_read", begin_ns, end_ns)),
-        )
-
-    def _supervise(self, reader: BlockReader, survey: Survey, begin_ns: int) -> str | None:
-        """Waits for the reader. Returns why the reader ended early, or None if it has read everything."""
-        while not reader.wait(_TICK_S):
-            if self._is_memory_short(reader, survey):
-                return "memory is short"
-            self._send_progress(reader, survey.due_bytes, begin_ns)
-        return None if reader.keeps_pages else "the page cache evicts pages right after they are read"
-
-    def _is_memory_short(self, reader: BlockReader, survey: Survey) -> bool:
-        available = available_bytes(self._job)
-        return available is not None and available - survey.resident_bytes - reader.read_bytes < RESERVE_BYTES // 4
-
-    def _send_progress(self, reader: BlockReader, due_bytes: int, begin_ns: int) -> None:
-        now_ns = time.monotonic_ns()
-        if self._job.progress_interval_s is None or now_ns < self._next_progress_ns:
-            return
-        self._next_progress_ns = now_ns + int(self._job.progress_interval_s * 1e9)
-        self._send(PrefetchProgress(reader.read_bytes, due_bytes, (now_ns - begin_ns) / 1e9))
+def _supervise(reader: BlockReader, survey: Survey, job: PrefetchJob, begin_ns: int, send: Send) -> str | None:
+    """Waits for the reader. Returns why the reader ended early, or None if it has read everything."""
+    next_ns = begin_ns
+    while not reader.wait(_TICK_S):
+        available, now_ns = available_bytes(job), time.monotonic_ns()
+        if available is not None and available - survey.resident_bytes - reader.read_bytes < RESERVE_BYTES // 4:
+            return "memory is short"
+        if job.progress_interval_s is not None and now_ns >= next_ns:
+            next_ns = now_ns + int(job.progress_interval_s * 1e9)
+            send(PrefetchProgress(reader.read_bytes, survey.due_bytes, (now_ns - begin_ns) / 1e9))
+    return None if reader.keeps_pages else "the page cache evicts pages right after they are read"

@@ -137,21 +137,13 @@ class _Preflight:
     def _plan(self) -> FilePlan:
         return self._options.file_plan or plan_files(ModelRequest.of_start(self._config))
 
-    @property
-    def _model(self) -> ModelPlace:
-        return self._plan.model
-
-    @property
-    def _tokenizer(self) -> ModelPlace:
-        return self._plan.tokenizer
-
     @cached_property
     def _checkpoint(self) -> Checkpoint | None:
-        return read_checkpoint(self._model.folder) if self._model.folder else None
+        return read_checkpoint(self._plan.model.folder) if self._plan.model.folder else None
 
     @cached_property
     def _shape(self) -> ModelShape | None:
-        if self._checkpoint is None or not self._model.is_local:
+        if self._checkpoint is None or not self._plan.model.is_local:
             return None
         return read_model_shape(self._checkpoint, self._config.engine)
 
@@ -163,19 +155,20 @@ class _Preflight:
             yield from check_model_place(place)
 
     def _check_checkpoint(self) -> Iterator[Finding]:
+        model = self._plan.model
         if self._checkpoint is None:
             return
-        yield from choice_findings(self._model, has_template=self._config.renderer.chat_template is not None)
-        if self._model.is_local:
+        yield from choice_findings(model, has_template=self._config.renderer.chat_template is not None)
+        if model.is_local:
             yield from self._checkpoint.findings
         else:  # a download replaces missing files, but not a broken one
             yield from (finding for finding in self._checkpoint.findings if finding.check in CONTENT_CHECKS)
-        if self._model.kind != "folder":
-            yield from snapshot_findings(self._checkpoint.folder, will_download=not self._model.is_local)
+        if model.kind != "folder":
+            yield from snapshot_findings(self._checkpoint.folder, will_download=not model.is_local)
 
     def _check_tokenizer(self) -> Iterator[Finding]:
-        folder = self._tokenizer.folder
-        if folder is None or not self._tokenizer.is_local:
+        folder = self._plan.tokenizer.folder
+        if folder is None or not self._plan.tokenizer.is_local:
             return
         if problem := tokenizer_problem(folder) or foreign_problem(folder, self._config.renderer.tokenizer_mode):
             yield error("tokenizer", problem)
@@ -183,7 +176,7 @@ class _Preflight:
             files = (mistral.name, "tokenizer.json")
             mode = find_tokenizer_mode(folder, self._config.renderer.tokenizer_mode)
             yield from file_choice(folder, "the tokenizer is", files if mode == "mistral" else files[::-1])
-        for path in dict.fromkeys((self._model.folder, folder)):
+        for path in dict.fromkeys((self._plan.model.folder, folder)):
             yield from small_file_findings(path) if path else ()
 
     def _check_generation_config(self) -> Iterator[Finding]:

@@ -50,11 +50,11 @@ class TensorEntry(NamedTuple):
 
 
 class SafetensorsFile(NamedTuple):
-    """The facts in a file's header: the tensors by name, and the file's faults."""
+    """The facts in a file's header: the tensors by name, and the file's fault."""
 
     path: Path
     tensors: dict[str, TensorEntry]
-    problems: tuple[str, ...]
+    problem: str | None
 
 
 class Checkpoint(NamedTuple):
@@ -77,9 +77,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         weights = find_weight_files(folder)
     except OSError as err:
         finding = error("model", f"{folder} cannot be read: {err.strerror}")
-        return Checkpoint(
-            folder, config={}, weights=WeightFiles(None, {}, (), ()), tensors=(), weight_bytes=0, findings=(finding,)
-        )
+        return Checkpoint(folder, {}, WeightFiles(None, {}, (), ()), (), 0, (finding,))
     config = read_json_object(folder / "config.json")
     files = [read_safetensors(path) for path in weights.present if path.suffix == ".safetensors"]
     findings = [
@@ -91,14 +89,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     ]
     tensors = tuple(tensor for file in files for tensor in file.tensors.values())
     size = sum(path.stat().st_size for path in weights.present)
-    return Checkpoint(
-        folder,
-        config=config.content,
-        weights=weights,
-        tensors=tensors,
-        weight_bytes=size,
-        findings=tuple(findings),
-    )
+    return Checkpoint(folder, config.content, weights, tensors, size, tuple(findings))
 
 
 def small_file_findings(folder: Path) -> Iterator[Finding]:
@@ -125,15 +116,12 @@ def _shard_findings(folder: Path, weights: WeightFiles) -> Iterator[Finding]:
 
 
 def _content_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Iterator[Finding]:
-    problems = {file.path: file.problems for file in files}
+    problems = {file.path: file.problem for file in files}
     for path in weights.present:
         if pointer := unread_lfs_problem(path):
             yield error("lfs", pointer)
-        elif path in problems:
-            for problem in problems[path]:
-                yield _broken(path, problem)
-        elif torch_problem := _torch_file_problem(path):
-            yield _broken(path, torch_problem)
+        elif problem := problems[path] if path in problems else _torch_file_problem(path):
+            yield _broken(path, problem)
 
 
 def _torch_file_problem(path: Path) -> str | None:
@@ -188,7 +176,7 @@ def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Itera
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
-    """Reads the header and reports all faults of the file. Never raises.
+    """Reads the header and reports the file's fault. Never raises.
 
     The file begins with the header's length (8 bytes, little-endian). The header, a JSON object, follows, and
     then the data of the tensors.
@@ -197,12 +185,15 @@ def read_safetensors(path: Path) -> SafetensorsFile:
         with path.open("rb") as file:
             size = path.stat().st_size
             header, data_begin = _read_header(file, size)
-            tensors = {name: _entry(name, value) for name, value in header.items() if name != "__metadata__"}
+        tensors = {name: _entry(name, value) for name, value in header.items() if name != "__metadata__"}
     except OSError as err:
-        return SafetensorsFile(path, {}, (f"cannot be read: {err.strerror}",))
+        return SafetensorsFile(path, {}, f"{_UNREADABLE}: {err.strerror}")
     except _HeaderError as err:
-        return SafetensorsFile(path, {}, (str(err),))
-    return SafetensorsFile(path, tensors, tuple(_size_problems(tensors, data_begin, size)))
+        return SafetensorsFile(path, {}, str(err))
+    wanted = data_begin + max((tensor.end for tensor in tensors.values()), default=0)
+    fault = "truncated" if size < wanted else "too long"
+    problem = f"is {fault}: its header calls for {wanted} bytes, the file has {size}"
+    return SafetensorsFile(path, tensors, problem if size != wanted else None)
 
 
 class _HeaderError(ValueError):
@@ -238,12 +229,3 @@ def _entry(name: str, value: Any) -> TensorEntry:
     if not all(isinstance(number, int) and number >= 0 for number in entry[1:4]) or begin > end:
         raise _HeaderError(f"has a corrupt header: tensor {name!r} lies at {begin} to {end}")
     return entry
-
-
-def _size_problems(tensors: dict[str, TensorEntry], data_begin: int, size: int) -> list[str]:
-    wanted = data_begin + max((tensor.end for tensor in tensors.values()), default=0)
-    if size < wanted:
-        return [f"is truncated: its header calls for {wanted} bytes, the file has {size}"]
-    if size > wanted:
-        return [f"is too long: its header calls for {wanted} bytes, the file has {size}"]
-    return []

@@ -4,7 +4,6 @@ The sizes of weights and KV cache come from config.json and the headers of the w
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from base.machine.memory import MemoryState
@@ -14,7 +13,7 @@ from server.terms.config import EngineConfig
 from server.text.model_files.model_kind import read_model_kind
 from startup.imports.torch_environment import expects_gpu
 from startup.session.preflight.checkpoint import Checkpoint
-from startup.session.preflight.report import Finding, Severity, error, info, warning
+from startup.session.preflight.report import Finding, error, info, warning
 
 PROGRAM_BYTES: Final = 500 << 20
 """Memory of all processes after their imports of torch and transformers. The engine's share was 260 MB."""
@@ -42,10 +41,6 @@ class ModelShape(NamedTuple):
     """Size of one token's keys and values in all layers. 0 if it is unknown or the model has no KV cache."""
     own_max_len: int | None
     """The model's own limit for a sequence, in tokens. None if config.json does not give it."""
-
-    def sequence_tokens(self, wanted: int | None) -> int:
-        """The maximum length of a sequence, in tokens, if the user wants `wanted`."""
-        return wanted or self.own_max_len or _DEFAULT_LENGTH
 
 
 def loaded_bytes(checkpoint: Checkpoint, dtype: str) -> int:
@@ -115,9 +110,12 @@ def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | 
     """Reports memory faults, with their numbers and the flags that help."""
     if expects_gpu():  # a GPU has its own memory, which the engine checks before it loads the model
         memory = None
-    wanted, own = config.max_model_len, shape.own_max_len
+    room = None if memory is None else memory.available_bytes - shape.weight_bytes - PROGRAM_BYTES
+    wanted, size = config.max_model_len, config.kv_cache_memory_bytes
+    own, per_token = shape.own_max_len, shape.kv_bytes_per_token
     if wanted is not None and own is not None and wanted > own and not config.allow_long_max_model_len:
-        most = _longest(own, shape, config, memory)
+        fitting = [each // per_token for each in (size, room) if each is not None and per_token]
+        most = min([own, *(number for number in fitting if number > 0)])
         yield error(
             "max_model_len",
             f"--max-model-len {wanted} is more than the model's own limit of {own} tokens (config.json): "
@@ -125,58 +123,45 @@ def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | 
             + ("" if most == own else ", for which there is room")
             + f". With {env.VLLM_ALLOW_LONG_MAX_MODEL_LEN.name}=1, a model with RoPE takes more",
         )
-        config = replace(config, max_model_len=most)  # other faults are reported as if this had been given
-    yield from _check_cache_size(shape, config)
-    if memory is not None:
-        yield from _check_fit(shape, config, memory)
-
-
-def _longest(own: int, shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> int:
-    """The longest sequence that fits into memory, in tokens. The model's own limit if no sequence fits."""
-    sizes = [config.kv_cache_memory_bytes, _room(shape, memory) if memory is not None else None]
-    fitting = [size // shape.kv_bytes_per_token for size in sizes if size is not None and shape.kv_bytes_per_token]
-    return min([own, *(number for number in fitting if number > 0)])
-
-
-def _check_cache_size(shape: ModelShape, config: EngineConfig) -> Iterator[Finding]:
-    size, wanted = config.kv_cache_memory_bytes, config.max_model_len
-    if size is None or wanted is None or not shape.kv_bytes_per_token:
-        return
-    if size < (needed := wanted * shape.kv_bytes_per_token):
+        wanted = most  # other faults are reported as if this had been given
+    if size is not None and wanted is not None and size < (needed := wanted * per_token):
         yield error(
             "kv_cache",
             f"--kv-cache-memory-bytes {size} is too small for one sequence of --max-model-len {wanted}: give {needed} "
-            f"or more, or lower --max-model-len to {size // shape.kv_bytes_per_token}",
+            f"or more, or lower --max-model-len to {size // per_token}",
         )
+    if memory is not None and room is not None:
+        yield from _check_fit(shape, wanted, size, memory, room)
 
 
-def _check_fit(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> Iterator[Finding]:
-    tokens = shape.sequence_tokens(config.max_model_len)
-    kv_bytes = tokens * shape.kv_bytes_per_token
-    fixed = shape.weight_bytes + PROGRAM_BYTES
-    if fixed + kv_bytes <= memory.available_bytes:
-        yield info("memory", _need(shape, config, memory))
-        yield from _check_wanted_cache(fixed, config, memory)
+def _check_fit(
+    shape: ModelShape, wanted: int | None, size: int | None, memory: MemoryState, room: int
+) -> Iterator[Finding]:
+    """Compares the KV cache of one sequence, or of the given size, with the bytes that are left for it."""
+    tokens = wanted or shape.own_max_len or _DEFAULT_LENGTH
+    need = _describe_need(shape, tokens, memory)
+    if tokens * shape.kv_bytes_per_token <= room:
+        yield info("memory", need)
+        if size is not None and size > room:
+            yield warning(
+                "kv_cache",
+                f"--kv-cache-memory-bytes {size} is more than the {max(room, 0)} bytes that {memory.owner} has left "
+                "beside the weights: the engine may be killed under load. Give less",
+            )
         return
-    severity: Severity = "error"
-    if config.max_model_len is None and fixed + shape.kv_bytes_per_token <= memory.available_bytes:
-        severity = "warning"
-    yield Finding("memory", severity, f"{_need(shape, config, memory)}: {_advice(shape, config, memory)}")
+    if shape.kv_bytes_per_token and room >= shape.kv_bytes_per_token:
+        verb = "lower --max-model-len to" if wanted else "--max-model-len is lowered to"
+        step = f"{verb} at most {room // shape.kv_bytes_per_token}"
+    elif shape.dtype in ("float32", "float"):
+        step = "give --dtype bfloat16, which halves it"
+    else:
+        step = "take a smaller or quantized model"
+    more = "raise the container's memory limit" if memory.is_cgroup else "free memory"
+    report = warning if wanted is None and shape.kv_bytes_per_token <= room else error
+    yield report("memory", f"{need}: {step} or {more}")
 
 
-def _check_wanted_cache(fixed: int, config: EngineConfig, memory: MemoryState) -> Iterator[Finding]:
-    size = config.kv_cache_memory_bytes
-    if size is not None and fixed + size > memory.available_bytes:
-        most = max(memory.available_bytes - fixed, 0)
-        yield warning(
-            "kv_cache",
-            f"--kv-cache-memory-bytes {size} is more than the {most} bytes that {memory.owner} has left beside the "
-            "weights: the engine may be killed under load. Give less",
-        )
-
-
-def _need(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:
-    tokens = shape.sequence_tokens(config.max_model_len)
+def _describe_need(shape: ModelShape, tokens: int, memory: MemoryState) -> str:
     kv_bytes = tokens * shape.kv_bytes_per_token
     parts = [f"{format_bytes(shape.weight_bytes)} for the weights in {shape.dtype}"]
     if kv_bytes:
@@ -185,23 +170,3 @@ def _need(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:
     total = format_bytes(shape.weight_bytes + kv_bytes + PROGRAM_BYTES)
     available = f"{format_bytes(memory.available_bytes)} of {memory.owner}'s {format_bytes(memory.total_bytes)}"
     return f"{total} are needed ({', '.join(parts)}), {available} are available"
-
-
-def _advice(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:
-    room = _room(shape, memory)
-    steps = []
-    if shape.kv_bytes_per_token and room >= shape.kv_bytes_per_token:
-        most = room // shape.kv_bytes_per_token
-        verb = "lower --max-model-len to" if config.max_model_len else "--max-model-len is lowered to"
-        steps.append(f"{verb} at most {most}")
-    elif shape.dtype in ("float32", "float"):
-        steps.append("give --dtype bfloat16, which halves it")
-    else:
-        steps.append("take a smaller or quantized model")
-    steps.append("raise the container's memory limit" if memory.is_cgroup else "free memory")
-    return " or ".join(steps)
-
-
-def _room(shape: ModelShape, memory: MemoryState) -> int:
-    """Bytes that are left for the KV cache."""
-    return memory.available_bytes - shape.weight_bytes - PROGRAM_BYTES

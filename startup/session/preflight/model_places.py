@@ -11,15 +11,13 @@ from base.wording import format_bytes, list_some
 from envs.home import expand_home
 from envs.redaction import without_login
 from envs.registry import env
-from envs.suggestion import did_you_mean
 from startup.files.download.messages import DownloadError
-from startup.files.model.gguf import advice_for, find_gguf
-from startup.files.model.hub_settings import hub_endpoints, is_offline
+from startup.files.model.hub_settings import hub_endpoints
 from startup.files.model.json_file import read_json_object
-from startup.files.model.model_name import other_form
 from startup.files.model.model_place import (
     FolderListing,
     ModelPlace,
+    absence_problem,
     dangling_links,
     find_snapshot,
     missing_package,
@@ -42,16 +40,9 @@ def check_model_place(place: ModelPlace) -> Iterator[Finding]:
     if place.kind == "object_store":
         if not place.wanted.is_streamed and (problem := missing_package(place.name)):
             yield error("model", problem)
-    elif place.kind == "nowhere":
-        path = Path(expand_home(place.name))
-        report = warning if is_vllm and path.is_file() else error
-        yield report("model", f"{option} {place.name} {_problem(place.name)}")
-    elif place.kind == "hub" and is_offline() and not place.is_default and not (is_vllm and _is_cached(place)):
-        state = f"only in part in {place.folder}" if place.folder else f"not in {place.cache_dir}"
-        yield error(
-            "model",
-            f"{option} {place.name} is {state}, and HF_HUB_OFFLINE forbids the download: unset it for this start",
-        )
+    elif (problem := absence_problem(place)) and not place.is_default and not (is_vllm and _is_cached(place)):
+        report = warning if is_vllm and Path(expand_home(place.name)).is_file() else error
+        yield report("model", f"{option} {problem}")
 
 
 def _is_cached(place: ModelPlace) -> bool:
@@ -134,21 +125,3 @@ def _describe_download(place: ModelPlace, sizes: Mapping[str, int], endpoint: st
         f"the disk, and {format_bytes(memory)} of memory are available"
     )
     return (warning if total > disk or lacks_memory else info)("hub", text)
-
-
-def _problem(name: str) -> str:
-    path = Path(expand_home(name))
-    if (model := find_gguf(name)) is not None:
-        return f"is a GGUF file{' on the hub' if model.is_on_hub else ''}, {advice_for(name)}"
-    if path.exists():
-        return "is a file: give the folder that holds config.json and the weights"
-    if advice := other_form(name):
-        return advice
-    return f"is neither a folder nor a name on the Hugging Face hub{did_you_mean(path.name, _siblings(path))}"
-
-
-def _siblings(path: Path) -> list[str]:
-    try:
-        return [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    except OSError:
-        return []

@@ -36,20 +36,12 @@ def _check_port(config: NetworkConfig) -> Iterator[Finding]:
         listen(host=config.host, port=config.port, uds=None).close()
     except PortInUseError:
         who = _holders("tcp", lambda address: address and address.port == config.port)
-        message = f"{_address(config)} is in use by {who}: stop it or choose another --port"
+        message = f"{config.host or '0.0.0.0'}:{config.port} is in use by {who}: stop it or choose another --port"
         yield error("port", message, PortInUseError.cause)
     except StartupError as err:
-        yield error("port", _with_port_advice(str(err), config.port), err.cause)
-
-
-def _address(config: NetworkConfig) -> str:
-    return f"{config.host or '0.0.0.0'}:{config.port}"
-
-
-def _with_port_advice(message: str, port: int) -> str:
-    if "permission" in message and port < 1024:
-        return f"{message}: choose a --port from 1024 up, lower ones need root"
-    return f"{message}: choose another --host"
+        is_low = "permission" in str(err) and config.port < 1024
+        advice = "choose a --port from 1024 up, lower ones need root" if is_low else "choose another --host"
+        yield error("port", f"{err}: {advice}", err.cause)
 
 
 def _check_uds(path: Path) -> Iterator[Finding]:

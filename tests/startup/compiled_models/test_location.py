@@ -1,8 +1,9 @@
-"""A folder that machines share has complete archives of the first writer, and no files of other users."""
+"""A location has complete archives of the first writer. A folder has no files of other users."""
 
 import errno
 import os
 import resource
+import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,10 +11,10 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from startup.compiled_models import location as module
-from startup.compiled_models.archive import read_record
+from startup.compiled_models.archive import read_record, unpack
 from startup.compiled_models.location import Location, LocationError, open_location
 from startup.compiled_models.record import CompiledModel
-from tests.startup.compiled_models.inputs import save_archive
+from tests.startup.compiled_models.inputs import FILES, save_archive
 from tests.support.properties import given, st
 
 NAME = "0.32.0-abc/key.zip"
@@ -41,23 +42,34 @@ def problem(work) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("form", ["{}", "file://{}", "~/shared"])
-def test_an_archive_is_added_listed_read_and_removed(form, tmp_path, record, monkeypatch):
+STORES = [pytest.param(store, marks=pytest.mark.thorough) for store in ("s3", "gs")]
+
+
+@pytest.mark.parametrize("kind", ["{}", "file://{}", "~/shared", *STORES])
+def test_an_archive_is_added_listed_read_and_removed(kind, tmp_path, record, monkeypatch, request):
     monkeypatch.setenv("HOME", str(tmp_path))
-    location = open_location(form.format(tmp_path / "shared"))
-    assert location.list() == []
+    address = request.getfixturevalue(kind) if kind in ("s3", "gs") else kind.format(tmp_path / "shared")
+    location = open_location(address)
+    assert (location.list(), location.list("0.32.0-abc")) == ([], [])
     assert location.add(NAME, tmp_path / "a.zip")
     assert not location.add(NAME, tmp_path / "a.files/vllm/a/empty")
-    (listed,) = location.list()
-    assert (listed, location.list("0.32.0-abc"), location.list("other")) == (location.list()[0], [listed], [])
-    assert (listed.name, listed.size) == (NAME, (tmp_path / "a.zip").stat().st_size)
+    assert location.add("other/key.zip", tmp_path / "a.zip")
+    assert {archive.name for archive in location.list()} == {NAME, "other/key.zip"}
+    (listed,) = location.list("0.32.0-abc")
+    status = (tmp_path / "a.zip").stat()
+    assert (listed.name, listed.size) == (NAME, status.st_size)
+    assert int(status.st_mtime) <= listed.modified_s <= time.time()
+    (tmp_path / "unpacked").mkdir()
     with location.open(NAME) as file, location.open_whole(NAME, tmp_path) as whole:
-        assert read_record(file) == read_record(whole) == record
-    assert (tmp_path / "shared" / NAME).stat().st_mode & 0o777 == 0o644
+        assert read_record(file) == unpack(whole, tmp_path / "unpacked", max_bytes=1 << 30) == record
+    assert (tmp_path / "unpacked/triton/x/kernel.so").read_bytes() == FILES["triton/x/kernel.so"]
+    for name in ("a.zip", "../a/b.zip"):
+        assert "cannot be the name of an archive" in problem(lambda name=name: location.open(name))
+    location.touch(NAME)
     location.remove(NAME)
     location.remove(NAME)
-    assert location.list() == []
-    assert "add it first" in problem(lambda: location.open(NAME))
+    assert location.list("0.32.0-abc") == []
+    assert NAME in problem(lambda: open_location(address).open(NAME))
 
 
 def test_a_listing_has_the_newest_archives_and_no_other_files(shared, tmp_path):
@@ -188,3 +200,4 @@ def test_a_file_that_cannot_be_written_completely_is_removed(tmp_path, record):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list((tmp_path / "shared" / "0.32.0-abc").iterdir()) == []
     assert location.add(NAME, tmp_path / "a.zip")
+    assert (tmp_path / "shared" / NAME).stat().st_mode & 0o777 == 0o644

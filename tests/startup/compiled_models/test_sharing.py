@@ -290,12 +290,6 @@ def _written(*folders: Path) -> int:
     return sizes
 
 
-def _age(folder: Path) -> None:
-    """Makes the files that killed helpers have left an hour old."""
-    for path in (folder / "vllm_cli/compiled").glob("incoming-*"):
-        os.utime(path, (1, 1))
-
-
 @pytest.mark.thorough
 def test_a_fetching_helper_that_is_killed_leaves_all_or_nothing(make_machine, location, tmp_path, monkeypatch):
     """Also if the cache of kernels is on another file system."""
@@ -320,7 +314,6 @@ def test_a_fetching_helper_that_is_killed_leaves_all_or_nothing(make_machine, lo
             assert not local.is_installed(record) or machine.has(files)
             left = [name for name in files if machine.path(name).exists()]
             assert all(machine.path(name).read_bytes() == files[name] for name in left), "a file is half"
-            _age(machine.folder)
             assert fetch(job).problems == []
             assert machine.has(files)
             shutil.rmtree(kernels)
@@ -331,13 +324,11 @@ def test_what_killed_helpers_have_left_is_removed(make_machine, location):
     machine = make_machine("first")
     record = _record()
     machine.compile(record, 100)
-    for name, is_old in {"incoming-old": True, "incoming-new": False}.items():
-        folder = local.records_folder() / name
-        folder.mkdir(parents=True)
-        if is_old:
-            os.utime(folder, (1, 1))
-    add(_add_job(record, location=location))
-    assert [path.name for path in local.records_folder().glob("incoming-*")] == ["incoming-new"]
+    local.records_folder().mkdir(parents=True)
+    with local.incoming() as new:
+        (local.records_folder() / "vcli-old").mkdir()
+        add(_add_job(record, location=location))
+        assert [*local.records_folder().glob("*/")] == [new]
 
 
 def _lower_limit(monkeypatch: pytest.MonkeyPatch) -> None:

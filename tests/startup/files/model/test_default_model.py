@@ -68,7 +68,7 @@ def test_the_folder_is_in_vllms_cache(tmp_path, monkeypatch):
 def test_an_unavailable_model_is_one_line_and_leaves_no_files(environment):
     """Files that a killed start has left are removed, too."""
     models = models_of(environment)
-    (models / ".preparing-abc" / "packages").mkdir(parents=True)
+    (models / "vcli-abc" / "packages").mkdir(parents=True)
     process = prepare(environment, **WITHOUT_INDEX)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, out) == (1, "")
@@ -113,7 +113,7 @@ def test_a_signal_leaves_neither_a_folder_nor_a_process(number, environment):
     models = models_of(environment)
     with socket.create_server(("127.0.0.1", 0)) as index:
         process = prepare(environment, PIP_INDEX_URL=f"http://127.0.0.1:{index.getsockname()[1]}/simple")
-        wait_until(lambda: list(models.glob(".preparing-*")) and psutil.Process(process.pid).children())
+        wait_until(lambda: list(models.glob("vcli-*")) and psutil.Process(process.pid).children())
         (pip,) = psutil.Process(process.pid).children()
         process.send_signal(number)
         process.communicate(timeout=60)

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from startup.files.prefetch import worker
 from startup.files.prefetch.messages import PrefetchJob, PrefetchReport
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
-from startup.files.prefetch.worker import _OpenFile, _Prefetch
 from tests.support.cli import python_output
 from tests.support.page_cache import evict, expect_read, held, never_cached, resident_bytes
 
@@ -87,24 +87,11 @@ def test_no_more_is_read_than_fits_into_memory(make_file):
     assert resident_bytes(path) < 120 * MIB, "only a part is resident, though the kernel reads ahead a little"
 
 
-def test_files_in_memory_turn_it_off():
-    shm = Path("/dev/shm")
-    if not shm.is_dir():
-        pytest.skip("there is no /dev/shm")
-    path = shm / f"vllm-cli-test-{os.getpid()}"
-    path.write_bytes(b"x" * MIB)
-    try:
-        report = prefetch([path])
-    finally:
-        path.unlink()
-    assert (report.state, report.reason) == ("off", "the files are on a file system in memory")
-
-
 def test_evicted_pages_stop_the_prefetch(make_file, monkeypatch):
     path = make_file("f", 4, is_cold=True)
-    monkeypatch.setattr(_OpenFile, "read", lambda file, block: evict(path))
+    monkeypatch.setattr(worker, "read_block", lambda fd, block: evict(path))
     job = PrefetchJob((str(path),), is_forced=True, num_threads=1, block_bytes=MIB, memory_bytes=PLENTY)
-    report = _Prefetch(job, lambda _: None).run()
+    report = worker.prefetch(job, lambda _: None)
     assert (report.state, report.reason) == ("stopped", "the page cache evicts pages right after they are read")
     assert report.read_bytes == MIB
 
