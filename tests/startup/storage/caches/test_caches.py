@@ -11,7 +11,6 @@ from startup.storage import caches as baked_module
 from startup.storage.caches import (
     BYTECODE,
     CACHE,
-    BakedFolder,
     _examine,
     find_baked,
     layers,
@@ -60,28 +59,25 @@ def test_a_bytecode_cache_of_the_users_own_stays(baked, monkeypatch):
     assert not use_baked_bytecode()
 
 
-def test_the_folder_that_the_variable_names_is_used(baked):
-    assert find_baked() == BakedFolder(baked)
-
-
-def test_the_fixed_path_is_used_without_the_variable(baked, monkeypatch):
+@pytest.mark.parametrize(
+    ("named", "fixed", "is_found", "problem"),
+    [
+        ("{baked}", "/nonexistent", True, None),
+        (None, "{baked}", True, None),
+        ("off", "{baked}", False, None),
+        ("", "/nonexistent", False, None),
+        ("{baked}/..", "{baked}", False, "was not written by `vllm-cli bake`"),
+    ],
+    ids=["named", "fixed path", "off", "none", "not baked"],
+)
+def test_the_named_folder_or_else_the_fixed_path_is_used(named, fixed, is_found, problem, baked, monkeypatch):
     monkeypatch.delenv("VCLI_BAKED")
-    monkeypatch.setattr(baked_module, "FIXED_PATH", baked)
-    assert find_baked() == BakedFolder(baked)
-
-
-@pytest.mark.parametrize("value", ["off", ""])
-def test_without_a_baked_folder_there_is_no_warning(value, monkeypatch):
-    monkeypatch.setenv("VCLI_BAKED", value)
-    monkeypatch.setattr(baked_module, "FIXED_PATH", Path("/nonexistent/baked"))
-    assert find_baked() == BakedFolder()
-
-
-def test_a_named_folder_that_was_not_baked_is_a_problem(tmp_path, monkeypatch):
-    monkeypatch.setenv("VCLI_BAKED", str(tmp_path))
+    if named is not None:
+        monkeypatch.setenv("VCLI_BAKED", named.format(baked=baked))
+    monkeypatch.setattr(baked_module, "FIXED_PATH", Path(fixed.format(baked=baked)))
     found = find_baked()
-    assert found.folder is None
-    assert "was not written by `vllm-cli bake`" in str(found.problem)
+    assert found.folder == (baked if is_found else None)
+    assert (problem or "None") in str(found.problem)
 
 
 @pytest.mark.parametrize("part", [".", "manifest.json", CACHE, BYTECODE])
