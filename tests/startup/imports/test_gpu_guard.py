@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.debian_tools import needs_tool
 
-pytestmark = needs_tool("cc")  # compiles false libraries of a driver
+pytestmark = [pytest.mark.thorough, needs_tool("cc")]  # compiles false libraries of a driver
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -91,6 +91,7 @@ def import_in_advance(libraries: Path, tmp_path: Path) -> Import:
     return run
 
 
+@pytest.mark.smoke
 def test_the_architecture_is_answered_without_the_driver(import_in_advance):
     found = import_in_advance("torch", "asks", gpus=(9, 9))
     assert found["architecture"] == [9, 0, "sm_90a"]

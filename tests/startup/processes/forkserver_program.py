@@ -43,8 +43,13 @@ def _raise() -> None:
     raise ValueError
 
 
+def healthy() -> Any:
+    """The answers of functions that use one forkserver."""
+    forkserver.ensure_forkserver(_IMPORT)
+    return {each.__name__: each() for each in (ends, exit_functions, contexts, shared, family)}
+
+
 def ends() -> Any:
-    forkserver.ensure_forkserver("decimal")
     sleeping = _start(time.sleep, 100)
     assert sleeping.exitcode is None
     sleeping.kill()
@@ -68,7 +73,6 @@ def _is_fork() -> bool:
 
 def exit_functions() -> Any:
     """The exit functions that a process runs. It runs its own, and not those of the forkserver."""
-    forkserver.ensure_forkserver(_IMPORT)
     ours, theirs = multiprocessing.Pipe()
     process = _start(_register, theirs)
     process.join(60)
@@ -80,7 +84,6 @@ def _register(pipe: Connection) -> None:
 
 
 def family() -> Any:
-    forkserver.ensure_forkserver("decimal")
     ours, theirs = multiprocessing.Pipe()
     sys.argv = ["a word"]
     _start(_describe, theirs, 1)
@@ -95,7 +98,7 @@ def _describe(pipe: Connection, depth: int) -> None:
 
 
 def contexts() -> Any:
-    forkserver.ensure_forkserver("decimal")
+    """The parents of processes. Since Python 3.14, `forkserver` is the default of `ProcessPoolExecutor`."""
     found = {}
     for method in ("spawn", "forkserver"):
         ours, theirs = multiprocessing.Pipe()
@@ -115,7 +118,6 @@ def _send_parent(pipe: Connection) -> None:
 
 
 def shared() -> Any:
-    forkserver.ensure_forkserver("decimal")
     queue, counter = _CONTEXT.Queue(), _CONTEXT.Value("i", 0)
     memory = shared_memory.SharedMemory(create=True, size=8)
     processes = [_start(_share, queue, counter, memory.name) for _ in range(2)]
@@ -139,7 +141,7 @@ def _share(queue: Any, counter: Any, name: str) -> None:
 
 
 def file_numbers() -> Any:
-    """The descriptor of the import's file, and the text that a child reads from our file with this number."""
+    """Whether the import's file has a high number, and what a child reads from our file with this number."""
     forkserver.ensure_forkserver(_IMPORT)
     ours, theirs = multiprocessing.Pipe()
     _start(_send_number, theirs)
@@ -149,7 +151,7 @@ def file_numbers() -> Any:
     os.dup2(read_fd, number)
     _start(_read, theirs, Connection(number, writable=False))
     theirs.close()
-    return number, ours.recv()
+    return number > 200, ours.recv()
 
 
 def _send_number(pipe: Connection) -> None:
@@ -178,6 +180,7 @@ def dormant() -> Any:
 
 
 def untested() -> Any:
+    """The exit code of a process after the trial. The forkserver and the resource tracker are children."""
     interpreter.NEWEST_TESTED = (3, 10)  # type: ignore[misc]
     forkserver.ensure_forkserver("decimal")
     return [_end(sys.exit, 7), len(psutil.Process().children())]
@@ -190,11 +193,13 @@ def untested_and_broken() -> Any:
         forkserver.ensure_forkserver("decimal")
     except OSError as err:
         forkserver.ForkedPopen.start = start  # type: ignore[method-assign]
-        return [str(err), _end(sys.exit, 7), len(psutil.Process().children())]
+        is_named = "is not tested, and a trial process fails: TypeError(" in str(err)
+        return [is_named, _end(sys.exit, 7), len(psutil.Process().children())]
     return None
 
 
 def killed() -> Any:
+    """Whether a process outlives the forkserver, and the exit codes of two later ones."""
     forkserver.ensure_forkserver("decimal")
     process = _start(time.sleep, 100)
     forkserver.kill()
@@ -214,6 +219,7 @@ def does_not_answer() -> Any:
 
 
 def alone() -> Any:
+    """No process can send requests to the forkserver any more."""
     forkserver.ensure_forkserver("decimal")
     process = psutil.Process(_server_pid())
     assert forkserver._server is not None

@@ -82,6 +82,7 @@ def changing_variables() -> Iterator[None]:
         os.environ.pop(name, None)
 
 
+@pytest.mark.thorough
 def test_a_helper_starts_while_a_thread_changes_variables(start, changing_variables):
     for number in range(20):
         assert start(f"send({number})").receive() == number
@@ -94,7 +95,6 @@ def end_of(helper: Helper) -> str:
     return str(caught.value)
 
 
-@pytest.mark.smoke
 def test_a_job_arrives_whole_and_is_seen_nowhere(start, capfd):
     views = "{name: open(f'/proc/self/{name}').read() for name in ('comm', 'cmdline', 'environ')}"
     code = f"send(len(code)); print('by a library', flush=True); send({views}) # hf_secret {'x' * 1_000_000}"
@@ -158,6 +158,7 @@ def test_a_silent_helper_delays_nobody_and_ends_although_it_is_stopped(start):
     assert is_gone(helper.pid)
 
 
+@pytest.mark.thorough
 def test_a_killed_helper_has_ended_for_its_receiver_although_its_output_is_open(start):
     """Another process keeps the output open, as if the kernel had not ended the helper yet."""
     helper = start(LEAVES_ITS_OUTPUT_OPEN)
@@ -169,6 +170,7 @@ def test_a_killed_helper_has_ended_for_its_receiver_although_its_output_is_open(
     wait_until(lambda: is_gone(pid))
 
 
+@pytest.mark.thorough
 def test_the_helper_ends_when_its_launcher_is_killed():
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as launcher:
         assert launcher.stdout
@@ -177,6 +179,7 @@ def test_the_helper_ends_when_its_launcher_is_killed():
     wait_until(lambda: is_gone(pid))
 
 
+@pytest.mark.thorough
 def test_the_helper_ends_when_nobody_can_receive(start):
     helper = start("while True: send('event')")
     assert helper.receive(FOREVER_S)
@@ -192,6 +195,7 @@ def test_the_helper_ignores_group_signals_from_its_start_on(start):
     assert not disturbing(status.read_text(), GROUP_SIGNALS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("is_idle", "expected"), [(False, (os.SCHED_OTHER, 0)), (True, (os.SCHED_IDLE, 19))])
 def test_an_idle_helper_leaves_the_processors_to_others(is_idle, expected, start):
     policy, niceness = expected

@@ -67,7 +67,6 @@ def starts(folder: Path) -> Starts:
     return Starts(folder)
 
 
-@pytest.mark.smoke
 def test_a_start_says_why_it_compiles(starts):
     first = starts.run()
     assert first["state"] == "compiled"
@@ -119,7 +118,6 @@ def test_require_ends_a_start_that_would_compile(starts):
     assert "SchedulerConfig.max_num_seqs was 8, is 9" in starts.fail("--compile-cache", "require", FAKE_VLLM_SEQS="9")
 
 
-@pytest.mark.smoke
 def test_a_machine_loads_what_another_one_has_added(starts):
     place = starts.folder / "shared"
     added = "compiled models: added 1"

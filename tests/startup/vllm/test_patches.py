@@ -1,14 +1,13 @@
 """Our changes of vLLM: the port's listener, torch's compiler, tokenizers, and answers to `/health`."""
 
 import asyncio
-import functools
 import importlib
 import json
 import select
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +22,10 @@ from startup.compiled_models.vllm_hooks import _without_secrets
 from startup.hook import Text
 from startup.imports.finder import place
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
-from startup.vllm.patches import compiler
+from startup.vllm.patches import compiler, cuda_graphs
 from startup.vllm.patches.compiler import compiler_imported
+from startup.vllm.patches.compiler_keys import TRITON_KEY, VECTOR_PROBES, _kept_probe
+from startup.vllm.patches.cuda_graphs import GRAPH_MEMORY
 from startup.vllm.patches.port import reuse_listener
 from startup.vllm.patches.tokenizers import KEPT_TOKENIZERS, LATE_TOKENIZER, PROCESSOR_LOOKUP, KeptTokenizers
 from startup.vllm.serving.drain import DrainedApp
@@ -32,7 +33,7 @@ from startup.vllm.serving.health_sampler import HealthSampler
 from startup.vllm.serving.serving_events import _end_handler_first
 from startup.vllm.serving.serving_probes import ServingProbes
 from tests.startup.conftest import ToyPackages
-from tests.startup.vllm.fake_start import FAKE, environment
+from tests.startup.vllm.fake_start import FAKE
 from tests.support.cli import python_output
 
 
@@ -42,30 +43,18 @@ def listener() -> Iterator[socket.socket]:
         yield bound
 
 
-def _accepts(server: socket.socket, address: tuple[str, int] | str) -> bool:
-    with socket.socket(server.family) as client:
-        client.connect(address)
-        accepted, _ = server.accept()
-        accepted.close()
-    return True
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_socket_that_binds_the_address_becomes_the_listener(host, listener):
-    address = listener.getsockname()
-    with reuse_listener(listener), socket.socket() as taken:
+@pytest.mark.parametrize(
+    ("host", "bound"), [("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "localhost"), ("0.0.0.0", "")], ids=str
+)
+def test_a_socket_that_binds_the_address_becomes_the_listener(host, bound):
+    with socket.create_server((host, 0)) as listener, reuse_listener(listener), socket.socket() as taken:
+        address = listener.getsockname()
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind((host, address[1]))
+        taken.bind((bound, address[1]))
         assert taken.getsockname() == address
         assert not taken.get_inheritable()
-        assert _accepts(taken, address)
-
-
-def test_an_empty_host_matches_every_address():
-    with socket.create_server(("0.0.0.0", 0)) as listener, reuse_listener(listener), socket.socket() as taken:
-        port = listener.getsockname()[1]
-        taken.bind(("", port))
-        assert _accepts(taken, ("127.0.0.1", port))
+        with socket.create_connection(("127.0.0.1", address[1])):
+            taken.accept()[0].close()
 
 
 def test_other_addresses_and_kinds_are_bound_normally(listener):
@@ -75,18 +64,10 @@ def test_other_addresses_and_kinds_are_bound_normally(listener):
         assert other.getsockname()[1] != port
         datagrams.bind(("127.0.0.1", port))
         assert datagrams.getsockname()[1] == port
-
-
-def test_binding_the_address_fails_after_the_block(listener):
-    with reuse_listener(listener):
-        pass
-    with socket.socket() as other, pytest.raises(OSError, match="already in use"):
-        other.bind(listener.getsockname())
-
-
-def test_an_unknown_host_is_the_binders_error(listener):
     with reuse_listener(listener), socket.socket() as other, pytest.raises(OSError):
-        other.bind(("no-such-name.invalid", listener.getsockname()[1]))
+        other.bind(("no-such-name.invalid", port))
+    with socket.socket() as other, pytest.raises(OSError, match="already in use"):
+        other.bind(listener.getsockname())  # after the block
 
 
 _ROOT = Path(__file__).parents[3]
@@ -206,11 +187,13 @@ def _config(tokenizer: Path | str) -> Any:
 
 
 def test_the_tokenizer_is_loaded_once_when_it_is_used(module, model):
-    manager = module.StructuredOutputManager(_config(model))
-    assert module.calls == []
+    manager, changed = (module.StructuredOutputManager(_config(model)) for _ in range(2))
+    changed.tokenizer = "another"
+    assert (changed.tokenizer, module.calls) == ("another", [])
     assert [manager.tokenizer, manager.tokenizer] == ["one"] * 2
     (folder,) = map(Path, module.calls)
     assert (folder / "model.safetensors").readlink() == model.resolve() / "model.safetensors", "weights are not copied"
+    assert not hasattr(module.StructuredOutputManager(None), "tokenizer")
 
 
 def _flip(model: Path) -> None:
@@ -241,17 +224,6 @@ def test_a_tokenizer_whose_files_cannot_be_copied_is_loaded_at_once(module, mode
 def test_a_tokenizer_that_is_not_in_a_folder_is_loaded_at_once(module):
     module.StructuredOutputManager(_config("org/name"))
     assert module.calls == ["org/name"]
-
-
-def test_a_manager_without_a_tokenizer_has_none(module):
-    assert not hasattr(module.StructuredOutputManager(None), "tokenizer")
-
-
-def test_another_tokenizer_can_be_set(module, model):
-    manager = module.StructuredOutputManager(_config(model))
-    manager.tokenizer = "another"
-    assert manager.tokenizer == "another"
-    assert module.calls == []
 
 
 _REGISTRY = """
@@ -311,13 +283,9 @@ def renderer(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("vllm.renderers.hf")
 
 
-def test_a_model_without_a_processor_has_the_given_tokenizer(renderer):
+def test_a_processor_is_found_as_before_and_is_else_the_given_tokenizer(renderer):
     assert renderer._try_get_processor_chat_template("text", revision="main") == ("text", "main")
-
-
-def test_a_processor_is_found_as_before(renderer):
-    found, _ = renderer._try_get_processor_chat_template("vision", revision=None)
-    assert found == "the processor of vision"
+    assert renderer._try_get_processor_chat_template("vision", revision=None) == ("the processor of vision", None)
 
 
 @pytest.mark.parametrize("name", ["text", "invalid"])
@@ -419,77 +387,77 @@ def test_after_a_capture_of_graphs_the_collector_still_does_not_visit_imported_o
     assert json.loads(done) == [False, True], "other code can still unfreeze the heap"
 
 
-_WITH_GRAPHS = """
-import json, os, signal, sys
-from types import SimpleNamespace as Config
-from startup.imports.finder import place
-from startup.vllm.patches.cuda_graphs import GRAPH_MEMORY
-place(GRAPH_MEMORY)
-from vllm.v1.worker.gpu.model_runner import GPUModelRunner
-import vllm.v1.worker.startup_plan
-captured, rank, end = json.loads(sys.argv[1])
-ranks = Config(rank=rank, world_size=2, data_parallel_index=0, disable_custom_all_reduce=False)
-runner = GPUModelRunner(Config(
-    parallel_config=ranks, lora_config=None, speculative_config=None,
-    compilation_config=Config(cudagraph_mode="FULL", cudagraph_capture_sizes=[1, 2], cudagraph_num_of_warmups=1),
-    scheduler_config=Config(max_num_seqs=8, max_num_batched_tokens=64), cache_config=Config(cache_dtype="auto"),
-))
-estimate = runner.profile_cudagraph_memory()
-print(json.dumps([estimate, runner.num_measured]), flush=True)
-if end == "no KV cache":
-    raise ValueError("no memory for the KV cache")
-if end == "killed":
-    os.kill(os.getpid(), signal.SIGKILL)
-runner.captured_bytes = captured
-runner.capture_model()
-"""
+@pytest.fixture
+def start_with_graphs(toys: ToyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """A function that starts a worker. Returns the memory that it has assumed, and how often it has measured.
+
+    The graphs take `captured` bytes. If it is None, the start ends before the capture.
+    """
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(FAKE)
+    place(GRAPH_MEMORY)
+    runners: Any = importlib.import_module("vllm.v1.worker.gpu.model_runner")
+    importlib.import_module("vllm.v1.worker.startup_plan")
+    state = cuda_graphs._State
+
+    def start(captured: int | None, rank: int = 0) -> list[int]:
+        monkeypatch.setattr(cuda_graphs, "_State", type("_State", (state,), {}))
+        config = SimpleNamespace(
+            parallel_config=SimpleNamespace(
+                rank=rank, world_size=2, data_parallel_index=0, disable_custom_all_reduce=False
+            ),
+            compilation_config=SimpleNamespace(
+                cudagraph_mode="FULL", cudagraph_capture_sizes=[1, 2], cudagraph_num_of_warmups=1
+            ),
+            scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64),
+            cache_config=SimpleNamespace(cache_dtype="auto"),
+            lora_config=None,
+            speculative_config=None,
+        )
+        runner = runners.GPUModelRunner(config)
+        found = [runner.profile_cudagraph_memory(), runner.num_measured]
+        if captured is not None:
+            runner.captured_bytes = captured
+            runner.capture_model()
+        return found
+
+    return start
 
 
-def _start_with_graphs(env: dict[str, str], captured: int, rank: int = 0, end: str = "") -> list[int]:
-    """Starts once. Returns the memory that the start has assumed, and how often it has measured."""
-    words = [sys.executable, "-c", _WITH_GRAPHS, json.dumps([captured, rank, end])]
-    done = subprocess.run(words, capture_output=True, text=True, env=env)
-    assert (done.returncode == 0) == (not end), done.stderr
-    found: list[int] = json.loads(done.stdout)
-    return found
+_SIZE = 1 << 30
 
 
-def test_the_memory_of_graphs_is_measured_once_and_again_if_they_take_other_memory(folder):
-    env = environment(folder)
-    start, size = functools.partial(_start_with_graphs, env), 1 << 30
-    assert start(size) == [1000, 1]
-    assert start(size) == [1000, 0]
-    assert start(size, rank=1) == [1000, 1], "each rank has its own"
-    assert start(2 * size) == [1000, 0]
-    assert start(2 * size) == [1000, 1], "the start before has noticed the difference"
-    assert start(2 * size) == [1000, 0]
+def test_the_memory_of_graphs_is_measured_once_and_again_if_they_take_other_memory(start_with_graphs):
+    assert start_with_graphs(_SIZE) == [1000, 1]
+    assert start_with_graphs(_SIZE) == [1000, 0]
+    assert start_with_graphs(_SIZE, rank=1) == [1000, 1], "each rank has its own"
+    assert start_with_graphs(2 * _SIZE) == [1000, 0]
+    assert start_with_graphs(2 * _SIZE) == [1000, 1], "the start before has noticed the difference"
+    assert start_with_graphs(2 * _SIZE) == [1000, 0]
 
 
-@pytest.mark.parametrize("end", ["no KV cache", "killed", "out of memory"])
-def test_a_start_that_fails_with_a_remembered_memory_of_graphs_makes_the_next_start_measure(end, folder):
-    env = environment(folder)
-    start = functools.partial(_start_with_graphs, env)
-    assert [start(1 << 30), start(1 << 30)] == [[1000, 1], [1000, 0]]
-    assert start(-1, end=end) == [1000, 0]
-    assert [start(1 << 30), start(1 << 30)] == [[1000, 1], [1000, 0]]
+@pytest.mark.parametrize("captured", [None, -1], ids=["before the capture", "out of memory"])
+def test_a_start_that_fails_with_a_remembered_memory_of_graphs_makes_the_next_start_measure(
+    captured, start_with_graphs
+):
+    for num_measured in (1, 0):
+        assert start_with_graphs(_SIZE) == [1000, num_measured]
+    with suppress(MemoryError):
+        start_with_graphs(captured)
+    for num_measured in (1, 0):
+        assert start_with_graphs(_SIZE) == [1000, num_measured]
 
 
-def test_the_memory_of_graphs_is_measured_again_with_a_variable_that_can_change_it(folder):
-    env = environment(folder)
+def test_the_memory_of_graphs_is_measured_again_with_a_variable_that_can_change_it(start_with_graphs, monkeypatch):
     for name in ("VLLM_USE_TRITON_AWQ", "PYTORCH_ALLOC_CONF", "TORCH_NCCL_USE_COMM_NONBLOCKING", "NCCL_BUFFSIZE",
                  "CUDA_MODULE_LOADING", "CUBLAS_WORKSPACE_CONFIG", "HSA_ENABLE_SDMA"):  # fmt: skip
-        assert _start_with_graphs(env | {name: "1"}, 1 << 30) == [1000, 1]
-    assert _start_with_graphs(env, 1 << 30) == [1000, 1]
-    assert _start_with_graphs(env | {"CUDA_VISIBLE_DEVICES": "3", "VLLM_PORT": "99"}, 1 << 30) == [1000, 0]
+        monkeypatch.setenv(name, "1")
+        assert start_with_graphs(_SIZE) == [1000, 1]
+    for name, value in {"CUDA_VISIBLE_DEVICES": "3", "VLLM_PORT": "99"}.items():
+        monkeypatch.setenv(name, value)
+        assert start_with_graphs(_SIZE) == [1000, 0]
 
 
-_WITH_TRITON = """
-from startup.imports.finder import place
-from startup.vllm.patches.compiler_keys import TRITON_KEY
-place(TRITON_KEY)
-import triton.runtime.cache as cache
-print(cache.triton_key(), cache.triton_key(), cache.num_computed)
-"""
 _TRITON_CACHE = """
 from pathlib import Path
 num_computed = 0
@@ -500,53 +468,31 @@ def triton_key():
 """
 
 
-def test_the_hash_of_tritons_files_is_computed_again_only_if_one_has_changed(folder):
-    triton = folder / "packages" / "triton"
-    for name, text in {"runtime/cache.py": _TRITON_CACHE, "language/core.py": "first", "__init__.py": ""}.items():
-        (triton / name).parent.mkdir(parents=True, exist_ok=True)
-        (triton / name).write_text(text)
-    env = environment(folder, PYTHONPATH=f"{triton.parent}:{_ROOT}")
-
-    def keys() -> str:
-        return python_output(_WITH_TRITON, environment=env).strip()
-
-    assert [keys(), keys()] == ["first first 1", "first first 0"]
-    (triton / "language" / "core.py").write_text("second")
-    assert [keys(), keys()] == ["second second 1", "second second 0"]
+def test_the_hash_of_tritons_files_is_computed_again_only_if_one_has_changed(toys, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    toys.write("triton.runtime.cache", _TRITON_CACHE)
+    for text in ("first", "the second"):
+        toys.write("triton.language.core", text)
+        for num_computed in (1, 0):
+            for name in [name for name in sys.modules if name.partition(".")[0] == "triton"]:
+                del sys.modules[name]
+            place(TRITON_KEY)
+            cache: Any = importlib.import_module("triton.runtime.cache")
+            assert (cache.triton_key(), cache.triton_key(), cache.num_computed) == (text, text, num_computed)
 
 
-_WITH_PROBES = """
-import sys
-from startup.imports.finder import place
-from startup.vllm.patches.compiler_keys import VECTOR_PROBES
-place(VECTOR_PROBES)
-import torch._inductor.cpu_vec_isa as isa
-print([isa.VecISA()._probe_load(sys.argv[1]) for _ in range(2)], isa.num_probes)
-"""
-_PROBES = """
-num_probes = 0
-class VecISA:
-    def _probe_load(self, output_path):
-        global num_probes
-        num_probes += 1
-        return "bad" not in output_path
-"""
+def test_a_test_library_that_was_loaded_is_not_loaded_again(tmp_path):
+    probed: list[str] = []
 
+    def load(isa: object, library: str) -> bool:
+        probed.append(library)
+        return "bad" not in library
 
-def test_a_test_library_that_was_loaded_is_not_loaded_again(folder):
-    inductor = folder / "packages" / "torch" / "_inductor"
-    inductor.mkdir(parents=True)
-    for file in (inductor.parent / "__init__.py", inductor / "__init__.py"):
-        file.touch()
-    (inductor / "cpu_vec_isa.py").write_text(_PROBES)
-    env = environment(folder, PYTHONPATH=f"{inductor.parents[1]}:{_ROOT}")
-
-    def probe(library: str) -> str:
-        return python_output(_WITH_PROBES, str(folder / library), environment=env).strip()
-
-    assert [probe("good.so"), probe("good.so")] == ["[True, True] 1", "[True, True] 0"]
-    assert [probe("bad.so"), probe("bad.so")] == ["[False, False] 2"] * 2
-    assert probe("absent/good.so") == "[True, True] 2", "no mark can be written there"
+    libraries = [str(tmp_path / name) for name in ("good.so", "bad.so", "absent/good.so")]
+    probe = _kept_probe(load)
+    assert [[probe(None, library) for _ in range(2)] for library in libraries] == [[True] * 2, [False] * 2, [True] * 2]
+    assert [probed.count(library) for library in libraries] == [1, 2, 2], "no mark can be written into a missing folder"
+    assert VECTOR_PROBES.changes
 
 
 @pytest.mark.parametrize("root", ["", "/base"])

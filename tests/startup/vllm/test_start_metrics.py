@@ -35,7 +35,6 @@ def _noted(start: FakeStart) -> dict[str, object]:
     return noted
 
 
-@pytest.mark.smoke
 def test_a_cold_start_tells_its_phases_and_why_it_has_compiled(folder, model):
     report = folder / "report.json"
     for host, compiled in (("1", "compiled"), ("1", "loaded"), ("2", "compiled")):
@@ -88,7 +87,6 @@ GraphProgress(1, 5, is_late=True).write(0)
 """
 
 
-@pytest.mark.smoke
 def test_reports_ps_and_metrics_show_cuda_graphs_until_all_are_captured_and_afterwards(folder, monkeypatch):
     report = folder / "report.json"
     env = environment(folder, prepend(variant(folder), "v1/worker/cpu_worker", _CAPTURES), VCLI_STANDBY="off")

@@ -18,6 +18,8 @@ from tests.support.ports import free_port
 from tests.support.processes import disturbing
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 _SCRIPT = f"""#!{sys.executable}
 import sys
 from vllm_cli.__main__ import main
@@ -31,7 +33,6 @@ def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     "words",
     [
@@ -47,7 +48,6 @@ def test_help_and_errors_are_vllms_own(words, folder):
     assert (ours.returncode, ours.stdout, ours.stderr) == (plain.returncode, plain.stdout, plain.stderr)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("error", ["ValueError", "BrokenPipeError"])
 def test_an_error_that_vllm_raises_is_vllms_own_exit_in_a_plain_start(error, folder):
     words = ("--raises", error, "--host", "127.0.0.1", "--port", str(free_port()))
@@ -58,7 +58,6 @@ def test_an_error_that_vllm_raises_is_vllms_own_exit_in_a_plain_start(error, fol
     assert ours.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1] == f"{error}: as vLLM does"
 
 
-@pytest.mark.thorough
 def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder):
     words = ("model", "--served-model-name", "a", "b", "--startup-timeout=100", "--enforce-eager", "--", "-tp", "1")
     with FakeStart(folder, *words) as start:
@@ -71,11 +70,7 @@ def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder):
     ]  # fmt: skip
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    "number",
-    [pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.smoke), pytest.param(signal.SIGINT, id="SIGINT")],
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_a_serving_vllm_in_order(number, folder, model):
     with FakeStart(folder, model, "--enforce-eager", env=environment(folder, **CHECKED)) as start:
         start.wait_ready()
@@ -85,7 +80,6 @@ def test_a_signal_stops_a_serving_vllm_in_order(number, folder, model):
         assert start.lines_with("Traceback", "Error", "WARNING") == []
 
 
-@pytest.mark.thorough
 def test_signal_reaches_a_main_thread_that_only_waits(folder):
     """The kernel may deliver a stopped process's signal to another thread, which runs no handler."""
     with FakeStart(folder, "--headless") as start:
@@ -103,7 +97,6 @@ def test_signal_reaches_a_main_thread_that_only_waits(folder):
         assert start.process.wait(60) == 0
 
 
-@pytest.mark.thorough
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_a_missing_vllm_is_a_clear_error(folder):
     done = run_fake(folder, "model", env=environment(folder, fake=None))
@@ -138,7 +131,7 @@ def test_serve_starts_through_the_launcher(folder):
     assert json.loads(done.stdout)["findings"] is not None
 
 
-@pytest.mark.parametrize("words", [("--version",), ("bench", "--help")], ids=" ".join)
+@pytest.mark.parametrize("words", [pytest.param(["--version"], marks=pytest.mark.smoke), ["bench", "--help"]], ids=str)
 def test_other_commands_are_the_installed_vllms(words, folder):
     wanted = _run_plain(folder, *words)
     done = _run_link(folder, *words)

@@ -122,6 +122,7 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
         "vllm.config": {**dict.fromkeys(_CONFIGS, small_parser.OtherConfig), "ModelConfig": small_parser.SmallConfig},
         "vllm.envs": {"environment_variables": VARIABLES},
         "vllm.platforms.cpu": {"__file__": str(site / "cpu.py")},
+        "transformers.models.auto.configuration_auto": {},
     }
     for name, values in modules.items():
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
@@ -153,20 +154,6 @@ VARIABLES: dict[str, Any] = {
 """Variables in all forms in which vLLM reads them."""
 
 
-def test_variables_that_are_numbers_are_found_by_what_vllm_does_with_values(vllm, monkeypatch):
-    monkeypatch.setenv("VLLM_COUNT", "many")
-    facts = _record(vllm)
-    assert {fact.name: (fact.kind, fact.is_optional) for fact in facts.variables} == {
-        "VLLM_COUNT": ("int", False), "VLLM_SECONDS": ("float", False), "VLLM_SWITCH": ("int", False),
-        "VLLM_LENIENT": ("int", True),
-    }  # fmt: skip
-
-
-def test_ranges_that_code_of_the_class_does_not_change(vllm):
-    limits = {flag.name: flag.limits for flag in _record(vllm).flags if flag.limits}
-    assert limits == {"--max-num-seqs": (("ge", 1),)}
-
-
 def _record(vllm: InstalledVllm) -> VllmFacts:
     kept = KeptFacts(vllm)
     assert kept.read() == VllmFacts()
@@ -174,20 +161,18 @@ def _record(vllm: InstalledVllm) -> VllmFacts:
     return kept.read()
 
 
-def test_what_vllm_has_is_recorded_and_read_again(vllm):
+def test_what_vllm_has_is_recorded_and_read_again(vllm, monkeypatch):
+    monkeypatch.setenv("VLLM_COUNT", "many")
     facts = _record(vllm)
     without_limits = [flag._replace(limits=()) for flag in facts.flags]
     assert json.loads(json.dumps(without_limits)) == json.loads(json.dumps(FACTS.flags))
+    limits = {flag.name: flag.limits for flag in facts.flags if flag.limits}
+    assert limits == {"--max-num-seqs": (("ge", 1),)}, "code of the class changes the others"
     assert facts.names["--tool-call-parser"] == ("a", "b")
-
-
-def test_a_record_is_written_once(vllm, monkeypatch):
-    _record(vllm)
-    monkeypatch.setattr(sys.modules["vllm.tool_parsers"], "ToolParserManager", None)
-    KeptFacts(vllm).record()
-    assert "--tool-call-parser" in KeptFacts(vllm).read().names
-    KeptFacts(vllm).record(imports_all=True)
-    assert "--tool-call-parser" not in KeptFacts(vllm).read().names
+    assert {fact.name: (fact.kind, fact.is_optional) for fact in facts.variables} == {
+        "VLLM_COUNT": ("int", False), "VLLM_SECONDS": ("float", False), "VLLM_SWITCH": ("int", False),
+        "VLLM_LENIENT": ("int", True),
+    }, "what vLLM does with values tells which variables are numbers"  # fmt: skip
 
 
 def test_a_changed_source_or_installation_has_no_record(vllm, tmp_path):
@@ -245,24 +230,26 @@ def test_a_record_is_valid_while_each_module_that_it_was_read_from_is_the_same(v
     assert KeptFacts(vllm).read() == VllmFacts()
 
 
-def test_a_start_that_vllm_accepts_against_the_record_renews_it(vllm, monkeypatch):
-    _record(vllm)
-    monkeypatch.setattr(sys.modules["vllm.tool_parsers"], "ToolParserManager", SimpleNamespace(list_registered=["new"]))
-    KeptFacts(vllm).record()
-    assert KeptFacts(vllm).read().names["--tool-call-parser"] == ("a", "b")
-    KeptFacts(vllm).record(is_doubted=True)
-    assert KeptFacts(vllm).read().names["--tool-call-parser"] == ("new",)
-
-
-@pytest.mark.parametrize(("days", "names"), [(0.5, ("a", "b")), (2, ("new",)), (31, ("new",))])
-def test_a_record_ages(vllm, days, names, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("days", "settings", "is_renewed"),
+    [
+        (0, {}, False),
+        (0.5, {}, False),
+        (2, {}, True),
+        (31, {}, True),
+        (0, {"is_doubted": True}, True),  # vLLM has accepted a start against the record
+        (0, {"imports_all": True}, True),
+    ],
+    ids=str,
+)
+def test_an_old_or_doubted_record_is_renewed(vllm, days, settings, is_renewed, tmp_path, monkeypatch):
     _record(vllm)
     (path,) = (tmp_path / "cache" / "vllm_cli" / "vllm-facts").iterdir()
     os.utime(path, (path.stat().st_mtime - days * 86400,) * 2)
     assert bool(KeptFacts(vllm).read().flags) == (days < 30)
     monkeypatch.setattr(sys.modules["vllm.tool_parsers"], "ToolParserManager", SimpleNamespace(list_registered=["new"]))
-    KeptFacts(vllm).record()
-    assert KeptFacts(vllm).read().names["--tool-call-parser"] == names
+    KeptFacts(vllm).record(**settings)
+    assert KeptFacts(vllm).read().names["--tool-call-parser"] == (("new",) if is_renewed else ("a", "b"))
 
 
 def test_the_default_share_of_a_gpu_is_that_of_the_recorded_vllm():

@@ -1,8 +1,5 @@
 """Words of any form are read as by argparse. `test_vllm_facts.py` compares with vLLM's own parser."""
 
-from argparse import Namespace
-from collections.abc import Sequence
-
 from startup.vllm_words.facts import VllmFacts, facts_of_flags
 from tests.startup.vllm import small_parser
 from tests.support.properties import given, settings, st
@@ -16,10 +13,6 @@ _OPTIONS = [
     "--served-model-name", "--gpu-memory-utilization", "--allowed-origins", "--moe-backend", "--unknown", "-x",
 ]  # fmt: skip
 _VALUES = st.sampled_from(["1", "-1", "x", "{}", "None", "", "a b", "-a b", "-", "-x", "half", "auto", "deep-gemm"])
-
-
-def _parse(words: Sequence[str]) -> Namespace:
-    return _PARSER.parse_args(words)
 
 
 @st.composite
@@ -36,11 +29,11 @@ def _flag(draw: st.DrawFn) -> list[str]:
     return [name, *values]
 
 
-@settings(max_examples=600)
+@settings(max_examples=150)
 @given(st.lists(_flag(), max_size=4), st.booleans())
 def test_words_are_read_as_argparse_reads_them(parts, begins_with_model):
     flags = [word for part in parts for word in part]
     words = ["m", *flags] if begins_with_model else [*flags, "--", "m"]
-    reading = read_both(words, _FACTS, _parse)
+    reading = read_both(words, _FACTS, _PARSER.parse_args)
     assert reading.differences == []
     assert bool(reading.faults) != reading.is_accepted
