@@ -88,23 +88,13 @@ def test_the_switch_interval_is_restored_after_a_start_in_a_thread(is_abandoned,
     assert sys.getswitchinterval() == before
 
 
-@pytest.mark.parametrize("method", START_METHODS)
-def test_method_is_in_force_afterwards(method):
+@pytest.mark.parametrize(("before", "method"), [*((None, method) for method in START_METHODS), ("spawn", "forkserver")])
+def test_method_is_in_force_afterwards_even_if_a_library_has_set_another_one(before, method):
     out = python_output(
         "import multiprocessing\n"
+        f"multiprocessing.set_start_method({before!r}, force=True)\n"
         "from startup.embedded.engine_process import use_start_method\n"
         f"context = use_start_method({method!r})\n"
         "print(multiprocessing.get_start_method(), context.get_start_method())\n"
     )
     assert out.split() == [method, method]
-
-
-def test_method_that_a_library_has_set_before_is_replaced():
-    out = python_output(
-        "import multiprocessing\n"
-        "multiprocessing.set_start_method('spawn')\n"
-        "from startup.embedded.engine_process import use_start_method\n"
-        "context = use_start_method('forkserver')\n"
-        "print(multiprocessing.get_start_method(), context.get_start_method())\n"
-    )
-    assert out.split() == ["forkserver", "forkserver"]

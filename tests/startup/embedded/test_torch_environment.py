@@ -26,17 +26,19 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("visible", "is_expected"), [(None, True), ("0", True), ("GPU-1a2b", True), ("", False), ("-1", False)]
+    ("visible", "has_device", "is_expected"),
+    [
+        *((visible, True, True) for visible in (None, "0", "GPU-1a2b")),
+        *((visible, True, False) for visible in ("", "-1")),
+        (None, False, False),
+    ],
 )
-def test_a_gpu_is_expected_unless_it_is_hidden(gpu, visible, is_expected, monkeypatch):
+def test_a_gpu_is_expected_unless_it_is_hidden_or_has_no_device(gpu, visible, has_device, is_expected, monkeypatch):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if not has_device:
+        gpu.unlink()
     assert expects_gpu() is is_expected
-
-
-def test_no_gpu_is_expected_without_its_device(gpu):
-    gpu.unlink()
-    assert not expects_gpu()
 
 
 def test_no_gpu_is_expected_of_a_torch_without_cuda(gpu, monkeypatch):

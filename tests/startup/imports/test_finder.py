@@ -5,6 +5,7 @@ import importlib
 import logging
 import pickle
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -21,31 +22,16 @@ def test_hook_runs_once_right_after_the_import(toys):
     seen: list[int] = []
     after_import("toy.part", lambda module: seen.append(module.value))
     assert "toy" not in sys.modules
+    spec = find_spec("toy.part")  # without importing the module
+    assert spec is not None and spec.origin is not None and spec.origin.endswith("part.py")
+    assert seen == []
     module = importlib.import_module("toy.part")
     importlib.import_module("toy.part")
     assert seen == [1]
     assert module.__spec__.loader is module.__loader__
     assert "Acting" not in type(module.__loader__).__name__
-
-
-def test_hook_runs_at_once_for_a_loaded_module(toys):
-    toys.write("toy", "value = 2\n")
-    importlib.import_module("toy")
-    seen: list[int] = []
-    after_import("toy", lambda module: seen.append(module.value))
-    assert seen == [2]
-
-
-def test_finding_the_module_without_importing_it_keeps_the_hook(toys):
-    toys.write("toy.part", "value = 3\n")
-    seen: list[int] = []
-    after_import("toy.part", lambda module: seen.append(module.value))
-    spec = find_spec("toy.part")
-    assert spec is not None
-    assert spec.origin is not None and spec.origin.endswith("part.py")
-    assert seen == []
-    importlib.import_module("toy.part")
-    assert seen == [3]
+    after_import("toy.part", lambda module: seen.append(-module.value))
+    assert seen == [1, -1], "it runs at once for a loaded module"
 
 
 _MOVED = """
@@ -155,38 +141,22 @@ def test_a_listed_import_is_delayed_until_a_name_is_used(late_packages):
     assert not light.is_tool(3)
     assert "heavy.part" not in sys.modules, "no instance of a class can exist before its module"
     assert light.build(1, 2) == (1, 2)
-    assert "heavy.part" in sys.modules
-
-
-def _install_anew(late_packages: ToyPackages) -> None:
-    late_packages.write("heavy.__init__", "version = 'another one'\n")
-
-
-def test_a_delayed_import_of_a_package_that_was_installed_anew_meanwhile_is_refused(late_packages):
-    light = _import_light()
-    _install_anew(late_packages)
-    with pytest.raises(ImportError, match="heavy was installed anew while this server was running"):
-        light.build(1, 2)
-
-
-def test_a_delayed_name_of_a_module_that_is_loaded_does_not_depend_on_its_file(late_packages):
-    light = _import_light()
-    importlib.import_module("heavy.part")
-    _install_anew(late_packages)
-    assert light.build(1, 2) == (1, 2)
-
-
-def test_an_instance_is_recognised_though_the_stand_in_was_not_used(late_packages):
-    light = _import_light()
-    tool = importlib.import_module("heavy.part").Tool()
-    assert light.is_tool(tool)
-
-
-def test_a_stand_in_has_only_the_attributes_of_the_real_object(late_packages):
-    light = _import_light()
+    tool = sys.modules["heavy.part"].Tool()
+    assert light.is_tool(tool), "the stand-in for Tool was not used"
     stand_in = light.Tool
     assert not hasattr(stand_in, "missing")
     assert stand_in.size == 3
+
+
+@pytest.mark.parametrize("is_loaded", [True, False], ids=["loaded", "not_loaded"])
+def test_a_delayed_import_of_a_package_that_was_installed_anew_meanwhile_is_refused(is_loaded, late_packages):
+    light = _import_light()
+    if is_loaded:
+        importlib.import_module("heavy.part")
+    late_packages.write("heavy.__init__", "version = 'another one'\n")
+    anew = pytest.raises(ImportError, match="heavy was installed anew while this server was running")
+    with nullcontext() if is_loaded else anew:
+        assert light.build(1, 2) == (1, 2)
 
 
 def test_a_stand_in_can_be_a_base_class(late_packages):

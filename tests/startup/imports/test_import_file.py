@@ -161,34 +161,36 @@ def _install_more(path: Path, _: pytest.MonkeyPatch) -> None:
     distribution_stamps.cache_clear()
 
 
+def _truncate(path: Path, keep: float) -> None:
+    os.truncate(path, int(keep * path.stat().st_size))
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_add_path_hook, "import hooks"),
-        (_install_more, "distributions"),
+        pytest.param(_add_path_hook, "import hooks", id="path hooks"),
+        pytest.param(_install_more, "distributions", id="distributions"),
         *(
-            (lambda path, _, mode=mode: path.chmod(mode), f"other users can write to it .mode {mode:04o}")
+            pytest.param(
+                lambda path, _, mode=mode: path.chmod(mode),
+                f"other users can write to it .mode {mode:04o}",
+                id=oct(mode),
+            )
             for mode in (0o664, 0o646)
         ),
+        *(
+            pytest.param(lambda path, _, keep=keep: _truncate(path, keep), "is incomplete", id=f"{keep} of it")
+            for keep in (0, 0.1, 0.99)
+        ),
     ],
-    ids=["path hooks", "distributions", "group", "others"],
 )
 def test_a_file_that_does_not_fit_is_not_used(folder, change, reason, monkeypatch):
     path = written(folder)
     change(path, monkeypatch)
     assert not install(path)
+    assert importlib.import_module("parcel.sub.leaf").VALUE == 1
     with pytest.raises(UnusableFileError, match=reason):
         ImportFile(str(path))
-
-
-@pytest.mark.parametrize("keep", [0, 100, 0.99])
-def test_a_truncated_file_is_not_used(folder, keep):
-    path = written(folder)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(keep * len(data)) if keep < 1 else int(keep)])
-    path.chmod(0o644)
-    assert not install(path)
-    assert importlib.import_module("parcel.sub.leaf").VALUE == 1
 
 
 @pytest.mark.thorough
@@ -242,20 +244,14 @@ def test_the_writer_ignores_the_umask(folder):
         os.umask(before)
 
 
-def test_of_two_writers_one_writes(folder):
+def test_of_two_writers_one_writes_over_what_a_killed_one_left(folder):
+    (folder.parent / "imports.code.new").write_bytes(b"x" * 1_000_000)
     path = written(folder)
     threads = [threading.Thread(target=write, args=(path, NAMES)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert install(path)
-    assert sorted(entry.name for entry in path.parent.iterdir()) == ["imports.code", "site"]
-
-
-def test_what_a_killed_writer_left_is_written_over(folder):
-    (folder.parent / "imports.code.new").write_bytes(b"x" * 1_000_000)
-    path = written(folder)
     assert install(path)
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["imports.code", "site"]
 

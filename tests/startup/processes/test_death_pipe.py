@@ -62,9 +62,10 @@ def test_a_process_of_another_parent_ends_too(pipe):
         assert process.wait(_SOON_S) == 0
 
 
-def test_a_parent_that_has_exited_before_ends_the_process_at_once(pipe):
+@pytest.mark.parametrize("call", ["arm({})", "follow_parent(os.getpid())"], ids=["pipe", "parent"])
+def test_a_process_whose_parent_has_exited_before_ends_at_once(call, pipe):
     os.close(pipe[1])
-    with _start(f"death_pipe.arm({pipe[0]})\nprint('still running')", pipe[0]) as process:
+    with _start(f"death_pipe.{call.format(pipe[0])}\nprint('still running')", pipe[0]) as process:
         assert process.communicate(timeout=_SOON_S)[0] == ""
         assert process.returncode == -signal.SIGKILL
 
@@ -77,12 +78,6 @@ def test_a_process_ends_with_the_one_that_forked_it():
         assert _line(process) == "stuck"
         process.kill()
         assert _line(process) == ""  # no process holds standard output any more
-
-
-def test_a_process_with_an_unexpected_parent_ends_at_once():
-    with _start("death_pipe.follow_parent(os.getpid())\nprint('still running')") as process:
-        assert process.communicate(timeout=_SOON_S)[0] == ""
-        assert process.returncode == -signal.SIGKILL
 
 
 def test_what_fails_again_and_again_pauses_for_longer():

@@ -48,19 +48,15 @@ def _fail() -> None:
     raise ValueError("the work fails")
 
 
-def test_work_is_done_on_the_main_thread_while_another_one_waits(wait):
+@pytest.mark.parametrize("has_work", [True, False])
+def test_if_there_is_work_it_is_done_on_the_main_thread_while_another_one_waits(has_work, wait):
     threads: list[threading.Thread] = []
-    wait.add(lambda: threads.append(threading.current_thread()))
+    if has_work:
+        wait.add(lambda: threads.append(threading.current_thread()))
     seen: list[Any] = []
     _wait_for_engine(seen)
-    assert threads == [threading.main_thread()]
-    assert seen == [False]
-
-
-def test_without_work_vllm_waits_on_the_main_thread(wait):
-    seen: list[Any] = []
-    _wait_for_engine(seen)
-    assert seen == [True]
+    assert threads == [threading.main_thread()] * has_work
+    assert seen == [not has_work]
 
 
 def test_a_failed_engine_raises_vllms_error(wait):

@@ -81,15 +81,10 @@ def test_the_plain_start_is_what_the_user_has_started(folder):
     with FakeStart(folder, "-tp", "2", "--log-format", "json", env=given) as start:
         server = start.wait_ready().state()["server"]
         assert server["pid"] == start.process.pid
-        assert _environment_of(start.process.pid) == {**given, "VCLI_PLAIN_VLLM": "1"}
+        assert start.root.environ() == {**given, "VCLI_PLAIN_VLLM": "1"}
         children = start.root.children()
         assert [child for child in children if child.status() == psutil.STATUS_ZOMBIE] == []
         assert start.responders() == start.forkservers() == []
-
-
-def _environment_of(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/environ").read_text().split("\0")
-    return dict(line.split("=", 1) for line in lines if line)
 
 
 def test_later_starts_are_plain_at_once_until_it_is_enabled_again(folder):

@@ -24,7 +24,6 @@ from startup.vllm.fork.preload_profile import (
     plain_state,
     plain_states,
     plan_preload,
-    profiles_folder,
 )
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm_words.command_line import CommandLine
@@ -46,25 +45,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+_EAGER = "--enforce-eager --dtype bfloat16"
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("words", "is_same"),
     [
-        "m --enforce-eager --dtype bfloat16",
-        "m --enforce_eager --dtype=bfloat16",
-        "m --port 1 --enforce-eager --host=h --dtype bfloat16 --max-model-len 10",
-        "--enforce-eager another/model --dtype=bfloat16 word",
+        ("m --enforce-eager --dtype bfloat16", True),
+        ("m --enforce_eager --dtype=bfloat16", True),
+        ("m --port 1 --enforce-eager --host=h --dtype bfloat16 --max-model-len 10", True),
+        ("--enforce-eager another/model --dtype=bfloat16 word", True),
+        *((words, False) for words in ("", "--enforce-eager", "--dtype float16 --enforce-eager", "-tp 2", "-O3")),
+        ("--tensor-parallel-size=4", False),
     ],
 )
-def test_kind_ignores_spelling_and_flags_that_change_no_import(words):
-    assert _key(words) == _key("--enforce-eager --dtype bfloat16")
-
-
-@pytest.mark.parametrize(
-    "words",
-    ["", "--enforce-eager", "--dtype float16 --enforce-eager", "-tp 2", "--tensor-parallel-size=4", "-O3"],
-)
-def test_kind_depends_on_flags_that_change_imports(words):
-    assert _key(words) != _key("--enforce-eager --dtype bfloat16")
+def test_a_kind_of_start_depends_on_flags_that_change_imports_however_they_are_written(words, is_same):
+    assert (_key(words) == _key(_EAGER)) == is_same
 
 
 def test_kind_depends_on_version_and_architecture(tmp_path):
@@ -153,50 +149,34 @@ def _plan(words: str = "", vllm: InstalledVllm = _CPU, *modules: str, model: Pat
     return plan_preload(Path("/folder"), vllm, CommandLine.of(words.split()), _profile(vllm, *modules), model)
 
 
-def test_a_first_start_preloads_engine_and_worker_of_its_platform():
-    assert "vllm.v1.worker.cpu_worker" in _plan(vllm=_CPU).modules
-    assert {"vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner"} <= {*_plan(vllm=_GPU).modules}
-    assert "vllm.v1.worker.cpu_worker" not in _plan(vllm=_GPU).modules
-    assert "vllm.v1.engine.core" in _plan().modules
+_SERVE, _BACKEND, _WORKER = "vllm.entrypoints.cli.serve", "vllm.compilation.backends", "vllm.v1.worker.cpu_worker"
 
 
-@pytest.mark.parametrize("word", ["--api-server-count=2", "--api_server_count 2", "-asc 2"])
-def test_several_api_servers_are_preloaded_too(word):
-    assert "vllm.entrypoints.cli.serve" in _plan(word).modules
-    assert "vllm.entrypoints.cli.serve" not in _plan().modules
+@pytest.mark.parametrize(
+    ("words", "vllm", "known", "has", "lacks", "compiler"),
+    [
+        ("", _CPU, (), ("vllm.v1.engine.core", _WORKER, _BACKEND), (_SERVE,), "now"),
+        ("", _GPU, (), ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner"), (_WORKER,), "now"),
+        *((words, _CPU, (), (_SERVE,), (), "now")
+          for words in ("--api-server-count=2", "--api_server_count 2", "-asc 2")),
+        ("", _CPU, ("a",), ("a",), (_BACKEND,), "now"),  # the profile would have it
+        ("--enforce-eager", _CPU, (), (_WORKER,), (_BACKEND,), "deferred"),
+        ("--enforce_eager", _CPU, ("a",), ("a",), (_BACKEND,), "deferred"),
+        ("--enforce-eager", _GPU, (), (), (_BACKEND,), "deferred"),
+        ("--enforce-eager", _CPU, (COMPILER,), (), (), "now"),
+    ],
+)  # fmt: skip
+def test_a_plan_has_what_platform_words_and_profile_need(words, vllm, known, has, lacks, compiler):
+    """Without a profile, the model's class is preloaded, too."""
+    plan = _plan(words, vllm, *known, model=Path("/model"))
+    assert ({*has} - {*plan.modules}, {*lacks} & {*plan.modules}) == (set(), set())
+    assert (plan.compiler, plan.model) == (compiler, None if known else "/model")
 
 
 def test_the_profiles_modules_come_in_order_and_once():
     modules = _plan("", _CPU, "b", "vllm.v1.engine.core", "a").modules
     assert modules[-2:] == ("b", "a")
     assert len(set(modules)) == len(modules)
-
-
-def test_the_models_class_is_preloaded_without_a_profile():
-    assert _plan(model=Path("/model")).model == "/model"
-    assert _plan("", _CPU, "a", model=Path("/model")).model is None
-
-
-@pytest.mark.parametrize(
-    ("words", "vllm", "modules", "compiler"),
-    [
-        ("", _CPU, (), "now"),
-        ("--enforce-eager", _CPU, (), "deferred"),
-        ("--enforce_eager", _CPU, ("a",), "deferred"),
-        ("--enforce-eager", _GPU, (), "deferred"),
-        ("--enforce-eager", _CPU, (COMPILER,), "now"),
-    ],
-    ids=["compiles", "eager", "eager-and-learnt", "eager-on-gpu", "eager-and-needed"],
-)
-def test_the_compiler_is_delayed_in_starts_that_compile_nothing(words, vllm, modules, compiler):
-    assert _plan(words, vllm, *modules).compiler == compiler
-
-
-def test_a_first_start_that_compiles_preloads_vllms_backend_of_the_compiler():
-    backend = "vllm.compilation.backends"
-    assert backend in _plan("").modules
-    assert backend not in _plan("--enforce-eager").modules
-    assert backend not in _plan("", _CPU, "a").modules, "the profile would have it"
 
 
 @pytest.mark.parametrize(
@@ -282,13 +262,13 @@ def test_what_the_machine_refuses_is_not_remembered(reason):
     assert (plain_state(kind), plain_states()) == (None, [])
 
 
-def test_a_failure_of_ours_is_remembered_for_an_hour_then_for_a_day_and_not_after_a_success(monkeypatch):
+def test_a_failure_of_ours_is_remembered_for_an_hour_then_for_a_day_and_not_after_a_success(cache, monkeypatch):
     kind, now = StartKind.of(_VLLM, (), None), 1_795_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
     for hours in (1, 24, 24):
         state = disable_preloading(kind, "KeyError: 'a'")
         assert state is not None and state.end_s == now + hours * 3600
-        (path,) = profiles_folder().with_name("plain").iterdir()
+        (path,) = (cache / "vllm_cli" / "plain").iterdir()
         os.utime(path, (now, now))
         now = state.end_s - 1
         assert plain_state(kind) == state

@@ -53,10 +53,6 @@ def _connect(start: FakeStart) -> socket.socket:
 def _ask(client: socket.socket, request: bytes) -> bytes:
     """Sends a request. Returns the head of the answer, because `/health` has no body."""
     client.sendall(request)
-    return _read_head(client)
-
-
-def _read_head(client: socket.socket) -> bytes:
     received = b""
     while b"\r\n\r\n" not in received:
         if not (chunk := client.recv(1)):

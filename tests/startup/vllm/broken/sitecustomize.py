@@ -17,35 +17,28 @@ _IN_IMPORTS = "vllm.v1.engine.core"
 
 
 class _Imports:
-    """A finder that calls a function before the import of a module, or after the import with the module."""
+    """A finder that finds one module. Calls `before` first, and `after` with the imported module."""
 
-    def __init__(self, before=None, after=None):
-        self._before = before or {}
-        self._after = after or {}
+    def __init__(self, name, before=None, after=None):
+        self._name, self._before, self._after = name, before, after
+        sys.meta_path.insert(0, self)
 
     def find_spec(self, name, path=None, target=None):
-        if name in self._before:
-            self._before.pop(name)()
-        if name not in self._after:
+        if name != self._name:
             return None
-        change = self._after.pop(name)
+        sys.meta_path.remove(self)
+        if self._before is not None:
+            self._before()
         spec = PathFinder.find_spec(name, path)
         run = spec.loader.exec_module
 
         def run_and_change(module):
             run(module)
-            change(module)
+            if self._after is not None:
+                self._after(module)
 
         spec.loader.exec_module = run_and_change
         return spec
-
-
-def _before_import(name, action):
-    sys.meta_path.insert(0, _Imports(before={name: action}))
-
-
-def _after_import(name, change):
-    sys.meta_path.insert(0, _Imports(after={name: change}))
 
 
 def _fail(*_args, **_options):
@@ -93,7 +86,7 @@ def _without_phases(*known, in_forks=True):
         spans.this_start = type("Start", (), {"journal": property(lambda _: start.journal), "record": record})()
 
     if in_forks == _IS_FORKSERVER:
-        _after_import("startup.vllm.patches.spans", change)
+        _Imports("startup.vllm.patches.spans", after=change)
 
 
 def _without_system_calls():
@@ -135,29 +128,29 @@ def _without_proc():
 _OF_FORKSERVER = {
     "fork": lambda: setattr(os, "fork", _refuse(errno.EAGAIN)),
     "protocol": lambda: _on_request(_fail),
-    "answers": lambda: _after_import(
-        "startup.processes.messages", lambda module: setattr(module, "READY", b"an unknown answer")
+    "answers": lambda: _Imports(
+        "startup.processes.messages", after=lambda module: setattr(module, "READY", b"an unknown answer")
     ),
     "killed with a request": lambda: _on_request(lambda: _kill(signal.SIGKILL)),
     "stopped with a request": lambda: _on_request(lambda: _kill(signal.SIGSTOP)),
-    "killed in its imports": lambda: _before_import(_IN_IMPORTS, lambda: _kill(signal.SIGKILL)),
-    "exits in its imports": lambda: _before_import(_IN_IMPORTS, lambda: os._exit(7)),
-    "stopped in its imports": lambda: _before_import(_IN_IMPORTS, lambda: _kill(signal.SIGSTOP)),
-    "raises in its imports": lambda: _after_import(
-        "startup.vllm.fork.preload_profile", lambda module: setattr(module.PreloadPlan, "read", _fail)
+    "killed in its imports": lambda: _Imports(_IN_IMPORTS, before=lambda: _kill(signal.SIGKILL)),
+    "exits in its imports": lambda: _Imports(_IN_IMPORTS, before=lambda: os._exit(7)),
+    "stopped in its imports": lambda: _Imports(_IN_IMPORTS, before=lambda: _kill(signal.SIGSTOP)),
+    "raises in its imports": lambda: _Imports(
+        "startup.vllm.fork.preload_profile", after=lambda module: setattr(module.PreloadPlan, "read", _fail)
     ),
     "crashes in its forks": lambda: os.register_at_fork(after_in_child=lambda: _kill(signal.SIGSEGV)),
 }
 _OF_ALL = {
     "execution": _cannot_be_executed,
-    "state of children": lambda: _after_import(
-        "startup.vllm.fork.openmp_state", lambda module: setattr(module, "update_openmp", _fail)
+    "state of children": lambda: _Imports(
+        "startup.vllm.fork.openmp_state", after=lambda module: setattr(module, "update_openmp", _fail)
     ),
     "patch in engine": lambda: _without_phases(),
     "patch in worker": lambda: _without_phases("executor_init"),
     "patch in API server": lambda: _without_phases(in_forks=False),
-    "step of the launcher": lambda: _after_import(
-        "startup.vllm.fork.forkserver", lambda module: setattr(module, "start_forkserver", _fail)
+    "step of the launcher": lambda: _Imports(
+        "startup.vllm.fork.forkserver", after=lambda module: setattr(module, "start_forkserver", _fail)
     ),
     "system calls": _without_system_calls,
     "proc": _without_proc,

@@ -1,7 +1,6 @@
 """Words are read as vLLM's argparse reads them. Only words that vLLM certainly rejects are faults."""
 
 import json
-from typing import Any
 
 import pytest
 
@@ -9,7 +8,6 @@ from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts
 from startup.vllm_words.preflight.arguments import argument_findings
 from startup.vllm_words.preflight.flag_values import parse_value
-from tests.startup.vllm_words.preflight.conftest import CheckStart
 
 
 def _read(facts: VllmFacts, *words: str) -> dict[str, tuple[str, ...]]:
@@ -55,10 +53,6 @@ def test_values_of_all_places(start):
     assert (checked.all_values("--middleware"), checked.value("--middleware")) == (["a.b", "c.d"], "c.d")
 
 
-def _parse(facts: VllmFacts, name: str, text: str) -> object:
-    return parse_value(next(flag for flag in facts.flags if name in flag.names), text)
-
-
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
@@ -80,11 +74,7 @@ def _parse(facts: VllmFacts, name: str, text: str) -> object:
     ],
 )
 def test_values(facts, name, text, value):
-    assert _parse(facts, name, text) == value
-
-
-def _found(start: CheckStart, words: str, **options: Any) -> list[tuple[str, str, str]]:
-    return [finding[:3] for finding in argument_findings(start(*words.split(), **options))]
+    assert parse_value(next(flag for flag in facts.flags if name in flag.names), text) == value
 
 
 def test_before_the_flags_are_recorded_only_values_that_checks_need_are_read(start):
@@ -96,5 +86,5 @@ def test_before_the_flags_are_recorded_only_values_that_checks_need_are_read(sta
     )  # fmt: skip
     assert checked.has("--enable-lora")
     assert checked.all_values("--lora-modules") == ["a=b", "c=d"]
-    ((_, severity, text),) = _found(start, "m --tensor-parallel-size two", is_first=True)
-    assert (severity, "'two' is not a whole number" in text) == ("error", True)
+    (finding,) = argument_findings(start("m", "--tensor-parallel-size", "two", is_first=True))
+    assert (finding.severity, "'two' is not a whole number" in finding.message) == ("error", True)

@@ -1,6 +1,7 @@
 """The devices that vLLM needs. A fake libnvidia-ml.so replaces the driver's library."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ pytestmark = needs_tool("cc")  # compiles a false libnvidia-ml.so
 
 GIB = 1 << 30
 H200 = f"gpu H200 GPU-{{}} {140 * GIB} {{}}"
+ONE, TWO, FOUR = (tuple(H200.format(number, 139 * GIB) for number in range(count)) for count in (1, 2, 4))
 
 SetGpus: TypeAlias = Callable[..., None]
 
@@ -41,19 +43,21 @@ def set_gpus(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A function that sets the GPUs of the fake library by lines. torch is built for CUDA 12.8."""
     state = tmp_path / "state"
     monkeypatch.setenv("FALSE_NVML", str(state))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(nvml, "_LIBRARIES", (str(library),))
+    monkeypatch.setattr(devices, "_COMPATIBILITY", Path("/missing"))
     for module in (devices, installed):
         monkeypatch.setattr(module, "read_torch_build", lambda: TorchBuild((12, 8)))
 
-    def write(*lines: str, driver: str = "570.86", cuda: int = 12080) -> None:
-        state.write_text("\n".join((f"driver {driver}", f"cuda {cuda}", *lines)))
+    def write(*lines: str) -> None:
+        state.write_text("\n".join(("driver 570.86", "cuda 12080", *lines)))
 
     return write
 
 
-def _findings(start: CheckStart, *words: str) -> list[Finding]:
-    checked = start("m", *words, version="0.32.0")
+def _findings(start: CheckStart, *words: str, **options: object) -> list[Finding]:
+    checked = start("m", *words, **{"version": "0.32.0", **options})
     return list(device_findings(checked, ModelOnDisk(checked)))
 
 
@@ -68,136 +72,72 @@ def test_what_the_driver_reports(set_gpus):
     assert [(process.pid, process.used_bytes) for process in second.processes] == [(os.getpid(), 139 * GIB)]
 
 
-def test_free_gpus(start, set_gpus):
-    set_gpus(*(H200.format(i, 139 * GIB) for i in range(4)))
-    assert _findings(start, "-tp", "2", "-pp", "2") == []
+_HELD = r"^GPU 0 \(H200\) has 20.0 GiB of 140.0 GiB free, .*\bpid PID \(.* holds 119.0 GiB.*or give 0.13$"
+_OLD = "the driver 470.1 supports CUDA 11.4, and torch is built for CUDA 12.8"
 
 
-def test_too_few_gpus(start, set_gpus):
-    set_gpus(H200.format(0, 139 * GIB))
-    (finding,) = _findings(start, "-tp", "2", "-dp", "2")
-    assert finding.severity == "error"
-    assert finding.message.startswith(
-        "--tensor-parallel-size 2 and --data-parallel-size 2 need 4 GPUs on this node, and 1 can be used"
-    )
-
-
-@pytest.mark.parametrize(("visible", "number"), [("0,1", 2), ("1", 1), ("GPU-1,GPU-0", 2), ("1,7,0", 1)])
-def test_visible_gpus(start, set_gpus, monkeypatch, visible, number):
-    set_gpus(H200.format(0, 139 * GIB), H200.format(1, 139 * GIB))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert _findings(start, "-tp", str(number)) == []
-    assert "GPUs on this node" in _findings(start, "-tp", str(number + 1))[0].message
-
-
-def test_hidden_gpus(start, set_gpus, monkeypatch):
-    set_gpus(H200.format(0, 139 * GIB))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (finding,) = _findings(start)
-    assert (finding.severity, "unset it" in finding.message) == ("error", True)
-
-
-def test_parts_of_gpus_are_not_counted(start, set_gpus, monkeypatch):
-    set_gpus(H200.format(0, 139 * GIB))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2")
-    assert _findings(start, "-tp", "2") == []
-
-
-def test_memory_that_others_hold(start, set_gpus):
-    set_gpus(H200.format(0, 20 * GIB), f"process 0 {os.getpid()} {119 * GIB}")
-    (finding,) = _findings(start, "--gpu-memory-utilization", "0.9")
-    assert finding.severity == "warning"
-    assert "GPU 0 (H200) has 20.0 GiB of 140.0 GiB free" in finding.message
-    assert f"pid {os.getpid()} (" in finding.message
-    assert "holds 119.0 GiB" in finding.message
-    assert finding.message.endswith("or give 0.13")
-
-
-def test_an_old_driver(start, set_gpus, monkeypatch):
-    set_gpus(H200.format(0, 139 * GIB), driver="470.1", cuda=11040)
-    monkeypatch.setattr(devices, "_COMPATIBILITY", Path("/missing"))
-    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
-    (finding,) = _findings(start)
-    assert finding.severity == "error"
-    assert "the driver 470.1 supports CUDA 11.4, and torch is built for CUDA 12.8" in finding.message
-    monkeypatch.setenv("LD_LIBRARY_PATH", "/usr/local/cuda/compat")
-    assert _findings(start)[0].severity == "warning"
-
-
-def test_an_older_minor_version_works(start, set_gpus):
-    set_gpus(H200.format(0, 139 * GIB), driver="535.1", cuda=12020)
-    assert _findings(start) == []
-
-
-def test_a_driver_that_cannot_be_used(start, set_gpus):
-    set_gpus("init 18")
-    (finding,) = _findings(start)
-    assert "no GPU can be used: Driver/library version mismatch" in finding.message
+@pytest.mark.parametrize(
+    ("lines", "words", "variables", "severity", "told"),
+    [
+        (FOUR, "-tp 2 -pp 2", {}, None, ""),
+        (ONE, "-tp 2 -dp 2", {}, "error", "^--tensor-parallel-size 2 and --data-parallel-size 2 need 4 GPUs on this "
+         "node, and 1 can be used"),
+        *((TWO, f"-tp {number + is_more}", {"CUDA_VISIBLE_DEVICES": visible}, "error" if is_more else None,
+           "GPUs on this node" * is_more)
+          for visible, number in (("0,1", 2), ("1", 1), ("GPU-1,GPU-0", 2), ("1,7,0", 1)) for is_more in (0, 1)),
+        (ONE, "", {"CUDA_VISIBLE_DEVICES": ""}, "error", "unset it"),
+        (ONE, "-tp 2", {"CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2"}, None, ""),  # parts of GPUs are not counted
+        ((H200.format(0, 20 * GIB), f"process 0 PID {119 * GIB}"), "--gpu-memory-utilization 0.9", {},
+         "warning", _HELD),
+        ((*ONE, "driver 470.1", "cuda 11040"), "", {}, "error", _OLD),
+        ((*ONE, "driver 470.1", "cuda 11040"), "", {"LD_LIBRARY_PATH": "/usr/local/cuda/compat"}, "warning", _OLD),
+        ((*ONE, "driver 535.1", "cuda 12020"), "", {}, None, ""),
+        (("init 18",), "", {}, "error", "no GPU can be used: Driver/library version mismatch"),
+        (TWO, "--device-ids 5", {}, "error", "--device-ids: this machine has no GPU 5: take 0 to 1"),
+        (TWO, "--device-ids 0,2,3", {}, "error", "has no GPU 2, 3: take 0 to 1"),
+        (TWO, "--device-ids 1", {"CUDA_VISIBLE_DEVICES": "1"}, "error", "_DEVICES=1 has no GPU 1: take only 0"),
+        (TWO, "--device-ids 0,0", {}, "error", "--device-ids 0,0 names a GPU twice"),
+        (TWO, "--device-ids 0,1", {}, None, ""),
+        (TWO, "--device-ids 1", {"CUDA_VISIBLE_DEVICES": "0,1"}, None, ""),
+        (TWO, "--device-ids 1", {"CUDA_VISIBLE_DEVICES": ""}, None, ""),
+        (TWO, "--device-ids GPU-7", {}, None, ""),
+        (TWO, "--device-ids 5 --distributed-executor-backend ray", {}, None, ""),
+        (ONE, "--kv-cache-memory-bytes 150G", {}, "error", "give less"),
+        (ONE, "--kv-cache-memory-bytes 139G", {}, None, ""),
+    ],
+)  # fmt: skip
+def test_gpus_that_a_start_needs(start, set_gpus, monkeypatch, lines, words, variables, severity, told):
+    set_gpus(*(line.replace("PID", str(os.getpid())) for line in lines))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = _findings(start, *words.split())
+    assert [finding.severity for finding in found] == ([severity] if severity else [])
+    assert re.search(told.replace("PID", str(os.getpid())), "".join(finding.message for finding in found))
 
 
 def test_no_driver(start, set_gpus, monkeypatch):
     monkeypatch.setattr(nvml, "_LIBRARIES", ("libno-such.so",))
     (finding,) = _findings(start)
-    assert finding.severity == "error"
-    assert "there is no NVIDIA driver here" in finding.message
-
-
-def test_a_vllm_for_cpus_needs_no_gpu(start, monkeypatch):
-    monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB))
-    checked = start("m")
-    assert list(device_findings(checked, ModelOnDisk(checked))) == []
+    assert (finding.severity, "there is no NVIDIA driver here" in finding.message) == ("error", True)
 
 
 @pytest.mark.parametrize(
-    ("size_gib", "is_cgroup", "severity"),
-    [(4, False, None), (12, False, "warning"), (100, False, "error"), (100, True, "warning")],
-)
-def test_memory_of_a_cpu(start, monkeypatch, size_gib, severity, *, is_cgroup):
-    monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB, is_cgroup=is_cgroup))
-    checked = start("m", "--kv-cache-memory-bytes", str(size_gib * GIB))
-    found = list(device_findings(checked, ModelOnDisk(checked)))
-    assert [finding.severity for finding in found] == ([severity] if severity else [])
-
-
-def test_the_variable_for_the_cache_counts_first(start, monkeypatch):
-    monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB))
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "40")
-    checked = start("m", "--kv-cache-memory-bytes", "1")
-    (finding,) = device_findings(checked, ModelOnDisk(checked))
-    assert "VLLM_CPU_KVCACHE_SPACE=40 asks for 40.0 GiB" in finding.message
-
-
-@pytest.mark.parametrize(
-    ("ids", "visible", "told"),
+    ("words", "space", "is_cgroup", "severity"),
     [
-        ("5", None, "--device-ids: this machine has no GPU 5: take 0 to 1"),
-        ("0,2,3", None, "has no GPU 2, 3: take 0 to 1"),
-        ("1", "1", "CUDA_VISIBLE_DEVICES=1 has no GPU 1: take only 0"),
-        ("0,0", None, "--device-ids 0,0 names a GPU twice"),
-        ("0,1", None, ""),
-        ("1", "0,1", ""),
-        ("1", "", ""),
-        ("GPU-7", None, ""),
+        ("", "", False, None),
+        (f"--kv-cache-memory-bytes {4 * GIB}", "", False, None),
+        (f"--kv-cache-memory-bytes {12 * GIB}", "", False, "warning"),
+        (f"--kv-cache-memory-bytes {100 * GIB}", "", False, "error"),
+        (f"--kv-cache-memory-bytes {100 * GIB}", "", True, "warning"),
+        ("--kv-cache-memory-bytes 1", "40", False, "error"),
     ],
 )
-def test_numbers_of_gpus_that_are_not_there(start, set_gpus, monkeypatch, ids, visible, told):
-    set_gpus(H200.format(0, 139 * GIB), H200.format(1, 139 * GIB))
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = [finding for finding in _findings(start, "--device-ids", ids) if "--device-ids" in finding.message]
-    assert [finding.severity for finding in found] == ["error"] * bool(told)
-    assert told in "".join(finding.message for finding in found)
-    assert _findings(start, "--device-ids", ids, "--distributed-executor-backend", "ray") == []
-
-
-@pytest.mark.parametrize(
-    ("words", "is_told"),
-    [("--kv-cache-memory-bytes 150G", True), ("--kv-cache-memory-bytes 139G", False), ("--max-num-seqs 2", False)],
-)
-def test_a_kv_cache_larger_than_a_gpu(start, set_gpus, words, is_told):
-    set_gpus(H200.format(0, 139 * GIB))
-    found = _findings(start, *words.split())
-    assert [(each.severity, "give less" in each.message) for each in found] == [("error", True)] * is_told
+def test_memory_of_a_cpu(start, monkeypatch, words, space, is_cgroup, severity):
+    monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB, is_cgroup=is_cgroup))
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", space)
+    found = _findings(start, *words.split(), version="0.32.0+cpu")
+    assert [finding.severity for finding in found] == ([severity] if severity else [])
+    assert not space or "VLLM_CPU_KVCACHE_SPACE=40 asks for 40.0 GiB" in found[0].message
 
 
 @pytest.mark.parametrize(
@@ -214,13 +154,9 @@ def test_a_kv_cache_larger_than_a_gpu(start, set_gpus, words, is_told):
     ],
 )
 def test_what_the_configuration_refuses_on_this_device(start, set_gpus, monkeypatch, device, words, is_told):
-    set_gpus(H200.format(0, 139 * GIB))
+    """A plugin may accept it."""
+    set_gpus(*ONE)
     monkeypatch.setattr(InstalledVllm, "device", device)
     found = [each for each in _findings(start, *words.split()) if each.check == "device"]
     assert [(each.severity, words in each.message) for each in found] == [("error", True)] * is_told
-
-
-def test_a_plugin_may_accept_what_the_configuration_refuses(start, monkeypatch):
-    monkeypatch.setattr(InstalledVllm, "device", "cpu")
-    checked = start("m", "--enable-sleep-mode", has_plugin=True)
-    assert [each for each in device_findings(checked, ModelOnDisk(checked)) if each.check == "device"] == []
+    assert [each for each in _findings(start, *words.split(), has_plugin=True) if each.check == "device"] == []
