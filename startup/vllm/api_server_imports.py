@@ -1,22 +1,19 @@
 """Imports modules of vLLM one after the other on the main thread. Skips modules that serving does not use."""
 
-import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from importlib.abc import Loader
-from importlib.machinery import ModuleSpec
 from traceback import walk_tb
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, Final
 
 from startup.hook import place_of
 from startup.imports.cheap_calls import make_calls_cheap
-from startup.imports.finder import replace, stop_replacing
 from startup.imports.gpu_guard import NeedsGpuError, driver_kept_uninitialized, has_failed, leave_to_forks
 from startup.imports.heavy import importing
 from startup.imports.scan_cache import cached_scans
+from startup.imports.stand_ins import StandIns
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.late_imports import UNUSED_COMMANDS, late_imports
 
@@ -114,39 +111,19 @@ def _forget_packages_of(err: BaseException) -> None:
 
 
 def stub_unused_commands() -> None:
-    """Makes imports of modules of subcommands other than `serve` return stubs. A second call does nothing."""
+    """Makes imports of subcommands other than `serve` return stand-ins, which list the commands."""
     if UNUSED_COMMANDS.applies:
-        stop_replacing(_find_stub)
-        _commands()  # its first call must not come while a module is searched for
-        replace(_find_stub)
+        root = place_of(f"{_ROOT}main").removesuffix("main")
+        functions = {f"{root}{module}": _functions_of(names) for module, names in _UNUSED.items()}
+        StandIns([*functions], functions=functions).install()
 
 
-def _find_stub(fullname: str) -> ModuleSpec | None:
-    root, _, module = fullname.partition(_commands())
-    return ModuleSpec(fullname, _StubLoader()) if not root and module in _UNUSED else None
-
-
-@functools.cache
-def _commands() -> str:
-    """The name of the package of vLLM's subcommands, with a dot at the end."""
-    return place_of(f"{_ROOT}main").removesuffix("main")
-
-
-class _StubLoader(Loader):
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _StubModule(spec.name)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Does nothing: a stub has no code."""
-
-
-class _StubModule(ModuleType):
-    def cmd_init(self, **_: Any) -> list[Any]:
-        """Returns the commands that vLLM adds to its parser. vLLM runs none of these commands."""
-        return list(map(_stub_command, _UNUSED[self.__name__.removeprefix(_commands())]))
-
-    def maybe_exec_rust_bench(self) -> None:
-        """Does nothing, because the command is `serve`."""
+def _functions_of(commands: Iterable[str]) -> dict[str, Callable[..., Any]]:
+    """What vLLM calls of a subcommand's module. It adds the commands to its parser, and runs none of them."""
+    return {
+        "cmd_init": lambda **_: list(map(_stub_command, commands)),
+        "maybe_exec_rust_bench": lambda: None,  # because the command is `serve`
+    }
 
 
 def _stub_command(name: str) -> SimpleNamespace:
