@@ -49,7 +49,7 @@ def after_import(name: str, action: Action, hook: Hook | None = None) -> None:
         _run(action, module)
         return
     _finder.after.setdefault(name, []).append(action)
-    _finder.settle()
+    _finder.come_first()
 
 
 def wrap_after_import(name: Name, wrap: Callable[[Any], Callable[..., Any]], hook: Hook) -> None:
@@ -144,7 +144,7 @@ class _Variant(ModuleType):
 def before_import(name: str, action: Action) -> None:
     """Calls `action` with the module before the module's code runs. An error in the action is logged."""
     _finder.before.setdefault(place_of(name), []).append(action)
-    _finder.settle()
+    _finder.come_first()
 
 
 def cancel(name: str, action: Action) -> None:
@@ -155,43 +155,40 @@ def cancel(name: str, action: Action) -> None:
             actions[name].remove(action)
             if not actions[name]:
                 del actions[name]
-    _finder.settle()
 
 
 def replace(replacement: Replacement) -> None:
     """Makes the finder call `replacement` first for each imported module, until `stop_replacing`."""
     _finder.replacements.insert(0, replacement)
-    _finder.settle()
+    _finder.come_first()
 
 
 def stop_replacing(replacement: Replacement) -> None:
     """Makes the finder no longer call `replacement`. A second call does nothing."""
     if replacement in _finder.replacements:
         _finder.replacements.remove(replacement)
-        _finder.settle()
 
 
 def serve(file: Any) -> None:
     """Makes the finder search an `ImportFile` for each module, right before Python's path finder."""
     _finder.files.append(file)
-    _finder.settle()
+    _finder.come_first()
 
 
 def stop_serving() -> list[Any]:
     """Makes the finder search no more files. Returns the files that were used."""
     files, _finder.files = _finder.files, []
-    _finder.settle()
     return files
 
 
 def watch(watcher: Watch | None) -> None:
     """Makes the finder call this watcher for each imported module. None ends the calls."""
     _finder.watcher = watcher
-    _finder.settle()
+    _finder.come_first()
 
 
 class _Finder:
-    """The finder, which stands first in `sys.meta_path` while it has something to do."""
+    """The finder. It stands first in `sys.meta_path` once it has something to do."""
 
     def __init__(self) -> None:
         self.replacements: list[Replacement] = []
@@ -202,13 +199,10 @@ class _Finder:
         self.files: list[Any] = []
         self.watcher: Watch | None = None
 
-    def settle(self) -> None:
-        is_needed = bool(self.replacements or self.before or self.after or self.files or self.watcher)
-        if is_needed and sys.meta_path[:1] == [self]:
-            return
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        if is_needed:
+    def come_first(self) -> None:
+        if sys.meta_path[:1] != [self]:
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             sys.meta_path.insert(0, self)
 
     def find_spec(
@@ -258,9 +252,7 @@ class _ActingLoader:
         self._loader.exec_module(module)
         if self._finder.watcher is not None:
             self._finder.watcher.end(module.__name__)
-        after = self._finder.after.pop(module.__name__, ())
-        self._finder.settle()
-        for action in after:
+        for action in self._finder.after.pop(module.__name__, ()):
             _run(action, module)
 
     def __getattr__(self, name: str) -> Any:

@@ -7,13 +7,14 @@ written another import file, which is searched after the user's file.
 import builtins
 import dataclasses
 import fcntl
+import functools
 import json
 import logging
 import marshal
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
@@ -45,11 +46,8 @@ _missed_texts: Final[dict[str, None]] = {}
 """The source texts of dataclasses' methods that no file had. Compiling takes a tenth of the import time."""
 
 
-class _State:
-    is_open = False
-
-
-_state = _State()
+_is_open = False
+"""Whether this process has import files in use."""
 
 
 def import_file_paths() -> tuple[Path, ...]:
@@ -63,17 +61,18 @@ def learned_imports() -> Iterator[None]:
 
     Do not fork during the block, because forks would inherit the open files.
     """
-    if _state.is_open or not uses("import file"):
+    global _is_open
+    if _is_open or not uses("import file"):
         yield
         return
     distribution_stamps()  # before imports change the path
     files = [file for file in map(install, import_file_paths()) if file is not None]
     _use_code({text: code for file in files for text, code in file.load_methods().items()})
-    _state.is_open = True
+    _is_open = True
     try:
         yield
     finally:
-        _state.is_open = False
+        _is_open = False
         texts = _end_use()
         _note([*uninstall(), *texts])
 
@@ -159,10 +158,8 @@ def _compile_texts(texts: Iterable[str], known: Mapping[str, CodeType]) -> dict[
     codes = dict(known)
     for text in texts:
         if text not in codes:
-            try:
+            with suppress(SyntaxError, ValueError):
                 codes[text] = _compile_text(text)
-            except (SyntaxError, ValueError):
-                continue
     return codes
 
 
@@ -229,13 +226,13 @@ def _lock(path: str) -> int | None:
 
 
 def _write(file: BinaryIO, names: Iterable[str], methods: Mapping[str, CodeType]) -> None:
-    specs = _Specs()
+    find_spec = _spec_finder()
     installed = installed_folders()
     modules: dict[str, tuple[object, ...]] = {}
     refused: list[str] = []
     file.seek(import_file.HEAD_BYTES)
     for name in dict.fromkeys(names):
-        spec = specs.find(name)
+        spec = find_spec(name)
         if spec is None or type(spec.loader) is not SourceFileLoader or not str(spec.origin).startswith(installed):
             refused.append(name)
             continue
@@ -265,30 +262,23 @@ def _append(file: BinaryIO, data: bytes) -> Part:
     return place
 
 
-class _Specs:
-    """Finds modules like Python's path finder, without importing their packages."""
+def _spec_finder() -> Callable[[str], ModuleSpec | None]:
+    """Returns a function that finds modules like Python's path finder, without importing their packages."""
 
-    def __init__(self) -> None:
-        self._found: dict[str, ModuleSpec | None] = {}
-
-    def find(self, name: str) -> ModuleSpec | None:
-        """The module's spec. None if the path finder does not find the module or its package."""
-        if name not in self._found:
-            self._found[name] = self._search(name)
-        return self._found[name]
-
-    def _search(self, name: str) -> ModuleSpec | None:
+    @functools.cache
+    def find(name: str) -> ModuleSpec | None:
         parent, _, _ = name.rpartition(".")
         if not parent:
             return PathFinder.find_spec(name)
-        package = self.find(parent)
-        locations = package.submodule_search_locations if package is not None else None
-        if locations is None:
+        package = find(parent)
+        if package is None or package.submodule_search_locations is None:
             return None
         try:
-            return PathFinder.find_spec(name, locations)
+            return PathFinder.find_spec(name, package.submodule_search_locations)
         except KeyError:  # a namespace package within a package that this process has not imported
             return None
+
+    return find
 
 
 def _bytecode(name: str, origin: str, stamp: StoredStamp) -> bytes | None:

@@ -14,7 +14,7 @@ import os, sys
 def note(event, args):
     if event == "os.fork":
         learned = sys.modules.get("startup.imports.learned_imports")
-        is_learning = learned is not None and learned._state.is_open
+        is_learning = learned is not None and learned._is_open
         function = sys._getframe(1).f_code.co_name
         with open({path!r}, "a") as file:
             print(function, len(os.listdir("/proc/self/task")), int(is_learning), file=file)
