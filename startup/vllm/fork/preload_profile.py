@@ -21,7 +21,7 @@ from base.json_depth import read_json
 from envs.redaction import hide_in_words
 from startup.hook import Hook, Name, Release, Text
 from startup.reports.timeline.history import installed_versions
-from startup.storage.caches import Kept, cache_folder, digest, of_type, read_all
+from startup.storage.caches import Kept, digest, of_type, read_all
 from startup.vllm.api_server_imports import API_MODULES
 from startup.vllm.journal import API_SERVER, StartRecordings
 from startup.vllm.patches.compiler import COMPILER, CompilerTime
@@ -170,11 +170,6 @@ def load_all_profiles() -> list[PreloadProfile]:
     for profile in read_all(_FOLDER, of_type(PreloadProfile)):
         profiles.setdefault(profile.kind, profile)
     return list(profiles.values())
-
-
-def profiles_folder() -> Path:
-    """The folder to which profiles are written."""
-    return cache_folder() / _FOLDER
 
 
 @dataclass(frozen=True)

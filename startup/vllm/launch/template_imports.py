@@ -9,10 +9,11 @@ import gc
 import importlib
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from envs.registry import env
 from startup.errors import StartupError
@@ -129,8 +130,8 @@ class TemplateImports:
     def why_renew(self) -> str | None:
         """Why the template is out of date: new modules, new models or changed files. None if it is not."""
         profiles = self._usable_profiles()
-        before, now = map(_modules_of, (self._profiles, profiles))
-        if num_missing := len({*now.api, *now.engine}.difference(before.api, before.engine, sys.modules)):
+        now = set(chain(*_modules_of(profiles)))
+        if num_missing := len(now.difference(*_modules_of(self._profiles), sys.modules)):
             return f"earlier starts have imported {num_missing} more modules"
         if (changed := self._tokenizers.changed()) is not None:
             return f"{changed} has changed"
@@ -170,19 +171,11 @@ class TemplateImports:
         ]
 
 
-class _Modules(NamedTuple):
-    """Names of modules in order of import, without repetition."""
-
-    api: tuple[str, ...]
-    engine: tuple[str, ...]
-
-
-def _modules_of(profiles: Iterable[PreloadProfile]) -> _Modules:
-    profiles = list(profiles)
-    return _Modules(
-        api=tuple(dict.fromkeys(name for profile in profiles for name in profile.api_modules)),
-        engine=tuple(dict.fromkeys(name for profile in profiles for name in profile.engine_modules)),
-    )
+def _modules_of(profiles: Sequence[PreloadProfile]) -> tuple[list[str], list[str]]:
+    """The modules of API servers and those of engines, in order of import, without repetition."""
+    api = dict.fromkeys(name for profile in profiles for name in profile.api_modules)
+    engine = dict.fromkeys(name for profile in profiles for name in profile.engine_modules)
+    return list(api), list(engine)
 
 
 def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, environment: Mapping[str, str]) -> None:

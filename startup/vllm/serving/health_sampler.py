@@ -80,7 +80,7 @@ class HealthSampler:
 
     async def _request(self) -> AppAnswer | None:
         """Requests `/health` once. None if the answer's length, status or connection header is unsuitable."""
-        answer = await ask_app(self._server, PATH)
+        answer = await _ask(self._server, PATH)
         if answer is None or answer.header(b"content-length") is None or answer.header(b"connection") is not None:
             return None
         return answer if answer.status in _STATUSES else None
@@ -92,7 +92,7 @@ def _as_answer(sample: AppAnswer, fixed_headers: list[tuple[bytes, bytes]]) -> b
     return b"\r\n".join([*lines, b"connection: close", b"", sample.body])
 
 
-async def ask_app(server: Any, path: str) -> AppAnswer | None:
+async def _ask(server: Any, path: str) -> AppAnswer | None:
     """Sends a GET to the application of uvicorn's `server`. Returns None if the application fails."""
     config = server.config
     path = f"{config.root_path}{path}"
@@ -111,41 +111,31 @@ async def ask_app(server: Any, path: str) -> AppAnswer | None:
         "server": ("127.0.0.1", config.port),
         "state": server.lifespan.state.copy(),
     }
-    request = _Request()
+    requests = iter([{"type": "http.request", "body": b"", "more_body": False}])
+    start: dict[str, Any] = {}
+    body = bytearray()
+    is_complete = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if (request := next(requests, None)) is not None:
+            return request
+        await is_complete.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)
+        elif message["type"] == "http.response.body":
+            body.extend(message.get("body", b""))
+            if not message.get("more_body", False):
+                is_complete.set()
+
     try:
-        await config.loaded_app(scope, request.receive, request.send)
+        await config.loaded_app(scope, receive, send)
     except Exception as err:  # noqa: BLE001 - the application's error
         logger.debug("%s failed: %r", path, err)
         return None
-    return request.answer()
-
-
-class _Request:
-    """One request without a body, and its answer."""
-
-    def __init__(self) -> None:
-        self._start: dict[str, Any] = {}
-        self._body = b""
-        self._is_requested = False
-        self._is_complete = asyncio.Event()
-
-    async def receive(self) -> dict[str, Any]:
-        if not self._is_requested:
-            self._is_requested = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        await self._is_complete.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            self._start = message
-        elif message["type"] == "http.response.body":
-            self._body += message.get("body", b"")
-            if not message.get("more_body", False):
-                self._is_complete.set()
-
-    def answer(self) -> AppAnswer | None:
-        if not self._is_complete.is_set():
-            return None
-        headers = tuple((name.lower(), value) for name, value in self._start.get("headers", []))
-        return AppAnswer(self._start["status"], headers, self._body)
+    if not is_complete.is_set():
+        return None
+    headers = tuple((name.lower(), value) for name, value in start.get("headers", []))
+    return AppAnswer(start["status"], headers, bytes(body))

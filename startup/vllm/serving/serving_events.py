@@ -198,8 +198,6 @@ def _hook_uvicorn(
 ) -> None:
     """Makes uvicorn call these functions before it accepts, once it accepts, and before it stops."""
 
-    stopping = _once(on_stopping)
-
     def wrap_startup(startup: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         from startup.vllm.serving.drain import drain_before_shutdown  # imports asyncio
 
@@ -209,7 +207,7 @@ def _hook_uvicorn(
                 is_watched = context.watchdog_timeout_s and WATCHDOG.applies
                 watchdog_timeout_s = context.watchdog_timeout_s if is_watched else 0.0
                 own = context._replace(watchdog_timeout_s=watchdog_timeout_s, can_sleep=SLEEP.applies)
-                drain_before_shutdown(self, sockets, probes, stopping, own)
+                drain_before_shutdown(self, sockets, probes, on_stopping, own)
             if probes is not None:
                 await probes.start(
                     self, lambda: _startup_and_release(startup(self, sockets), context.signals), on_serving
@@ -224,7 +222,7 @@ def _hook_uvicorn(
 
     def wrap_shutdown(shutdown: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         async def notify_and_shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
-            stopping()
+            on_stopping()
             if DRAIN.applies:
                 from startup.vllm.serving.drain import abort_connections
 
