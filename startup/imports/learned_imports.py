@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
@@ -87,15 +87,18 @@ def learn(more: Iterable[str] = ()) -> None:
         return
     path = import_file_paths()[0]
     modules, texts = _take_noted()
-    own, *others = map(_read, import_file_paths())
-    known = {name for index in (own, *others) if index is not None for name in (*index.modules, *index.refused)}
-    modules += (name for name in more if name not in known)
-    if not modules and len(texts) <= _FEW_METHODS:
-        return
-    kept = (*own.modules, *own.refused) if own is not None else ()
+    with ExitStack() as stack:
+        files = [file and stack.enter_context(closing(file)) for file in map(open_file, import_file_paths())]
+        known = {name for file in files if file for name in (*file.index.modules, *file.index.refused)}
+        modules += (name for name in more if name not in known)
+        if not modules and len(texts) <= _FEW_METHODS:
+            return
+        own = files[0]
+        kept = (*own.index.modules, *own.index.refused) if own else ()
+        methods = own.load_methods() if own else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, (*kept, *modules), _compile_texts(texts, _read_methods(path)))
+        write(path, (*kept, *modules), _compile_texts(texts, methods))
     except OSError as err:
         logger.debug("the import file was not written: %s", err)
 
@@ -161,22 +164,6 @@ def _compile_texts(texts: Iterable[str], known: Mapping[str, CodeType]) -> dict[
             with suppress(SyntaxError, ValueError):
                 codes[text] = _compile_text(text)
     return codes
-
-
-def _read(path: Path) -> Index | None:
-    file = open_file(path)
-    if file is None:
-        return None
-    file.close()
-    return file.index
-
-
-def _read_methods(path: Path) -> dict[str, CodeType]:
-    file = open_file(path)
-    if file is None:
-        return {}
-    with closing(file):
-        return file.load_methods()
 
 
 def write(
