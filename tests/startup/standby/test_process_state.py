@@ -146,19 +146,13 @@ _DIFFERENCES = {
 
 
 @pytest.mark.parametrize(
-    "change",
-    ["pass", _TAKEN_OVER],
-    ids=["nothing", "both_directions"],
+    ("change", "launcher"),
+    [("pass", ()), (_TAKEN_OVER, ()), ("pass", after(_TAKEN_OVER))],
+    ids=["nothing", "both_directions", "settings of the template"],
 )
-def test_a_fork_equals_the_executed_process_in_everything_that_proc_shows(change):
+def test_a_fork_equals_the_executed_process_in_everything_that_proc_shows(change, launcher):
     with started(*after(change)) as executed:
-        fork = forked(executed.pid)
-    assert fork == (None, executed.shown)
-
-
-def test_the_templates_own_settings_do_not_remain():
-    with started() as executed:
-        fork = forked(executed.pid, *after(_TAKEN_OVER))
+        fork = forked(executed.pid, *launcher)
     assert fork == (None, executed.shown)
 
 
@@ -239,17 +233,13 @@ def new_cgroup() -> Iterator[Path]:
         yield folder
 
 
-def test_a_fork_moves_into_the_cgroup_of_the_started_process(new_cgroup):
-    with started(*_inside(new_cgroup)) as executed:
-        fork = forked(executed.pid)
+@pytest.mark.parametrize("is_template_inside", [True, False])
+def test_a_fork_moves_into_the_cgroup_of_the_started_process(new_cgroup, is_template_inside):
+    launcher, of_template = ((), _inside(new_cgroup)) if is_template_inside else (_inside(new_cgroup), ())
+    with started(*launcher) as executed:
+        fork = forked(executed.pid, *of_template)
     assert fork == (None, executed.shown)
-    assert new_cgroup.name in fork.shown["cgroup"]
-
-
-def test_a_fork_leaves_the_cgroup_of_its_template(new_cgroup):
-    with started() as executed:
-        fork = forked(executed.pid, *_inside(new_cgroup))
-    assert fork == (None, executed.shown)
+    assert (new_cgroup.name in fork.shown["cgroup"]) != is_template_inside
 
 
 def test_a_fork_that_must_not_move_stays_in_a_cgroup_with_the_same_limits(new_cgroup):
