@@ -94,15 +94,18 @@ def test_vllm_gets_another_file_if_variables_are_replaced(tmp_path, monkeypatch)
     assert not replaced.parent.exists()
 
 
-@pytest.mark.parametrize("text", ["model: org/model\n", "model: ${WHERE}\n", "model: [${\n"])
-def test_vllm_gets_the_users_file_if_nothing_is_replaced(text, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "content",
+    [b"model: org/model\n", b"model: ${WHERE}\n", b"model: [${\n", "# caf\xe9\nport: 9000\n".encode("latin-1")],
+)
+def test_vllm_gets_the_users_file_if_nothing_is_replaced(content, tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("WHERE", raising=False)
     path = tmp_path / "serve.yaml"
-    path.write_text(text)
+    path.write_bytes(content)
     given = ["--config", str(path)]
     with ExitStack() as stack:
         assert [*words_with_copy(CommandLine.of(given), stack)] == given
-    is_missing = text == "model: ${WHERE}\n"
+    is_missing = content == b"model: ${WHERE}\n"
     assert caplog.messages == (["--config: model: WHERE is not set: vLLM gets the text as it is"] * is_missing)
 
 
@@ -145,13 +148,6 @@ def test_vllm_never_gets_a_reference_for_a_key(content, is_set, broken, reason, 
     with ExitStack() as stack, pytest.raises(StartupError, match=reason) as error:
         words_with_copy(line, stack)
     assert "sk-right" not in str(error.value)
-
-
-def test_a_file_in_another_encoding_without_references_is_vllms(tmp_path):
-    path = tmp_path / "serve.yaml"
-    path.write_bytes("# caf\xe9\nport: 9000\n".encode("latin-1"))
-    with ExitStack() as stack:
-        assert words_with_copy(CommandLine.of(["m", "--config", str(path)]), stack) == ("m", "--config", str(path))
 
 
 @pytest.mark.parametrize(
