@@ -1,13 +1,18 @@
 """Fixtures of all tests: the real model, and a guard against leaks."""
 
+import fcntl
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -46,10 +51,19 @@ def model_path() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with random weights that loads at once."""
-    from tests.support.llamas import save_tiny_llama
+    """A model with random weights that loads at once. `build` keeps it, because its making takes seconds."""
+    from tests.support import llamas
 
-    return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+    folder = Path(__file__).parent / "build" / "tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = Path(llamas.__file__).read_bytes() + version("transformers").encode()
+    kept = folder / f"tiny-llama-{sha256(source).hexdigest()[:16]}"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            with TemporaryDirectory(dir=folder) as made:
+                llamas.save_tiny_llama(Path(made, "model")).rename(kept)
+    return Path(shutil.copytree(kept, tmp_path_factory.mktemp("tiny-llama"), dirs_exist_ok=True))
 
 
 @pytest.fixture(scope="session")

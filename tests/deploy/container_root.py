@@ -22,7 +22,7 @@ _PLACEHOLDER: Final = re.compile(r"\b[A-Z]{2,}\b")
 _SNAPSHOT: Final = "0" * 40
 _LLAMA_SERVER: Final = """#!/bin/sh
 while [ "$1" != --port ]; do shift; done
-exec {python} {foreign} "$2"
+exec {python} -I -S {foreign} "$2"
 """
 _OTHER_PROGRAMS: Final = 'command_not_found_handle() { vllm-cli "$@"; }\n'
 _STAND_IN: Final = """#!{python}

@@ -1,9 +1,6 @@
 """OpenAI's SDK uses the real model. `server/http` uses the SDKs in all ways, with a scripted engine."""
 
-import pytest
 
-
-@pytest.mark.smoke
 def test_capital_of_france_is_paris(client):
     question = [{"role": "user", "content": "What is the capital of France?"}]
     answer = client.chat.completions.create(model="smol", messages=question, temperature=0, max_tokens=32)

@@ -31,7 +31,6 @@ def test_stream_that_outlasts_the_drain_ends_with_an_error_event(start_server):
     assert events[-1] is None
 
 
-@pytest.mark.smoke
 def test_second_signal_ends_the_drain_at_once(start_server):
     with start_server("--shutdown-timeout", "600") as server:
         reader = StreamReader(server.url, 6000)
@@ -105,6 +104,7 @@ def test_an_idle_server_closes_its_port_although_a_client_goes_on_asking(start_t
 _SLOW = request_bytes("/v1/completions", json.dumps(_BODY).encode())
 
 
+@pytest.mark.smoke
 def test_request_whose_body_is_still_being_sent_is_answered(start_tiny_server):
     with start_tiny_server("--shutdown-timeout", "200") as server, RawClient(server.port) as slow:
         slow.send(_SLOW[:-10])

@@ -2,60 +2,49 @@
 
 It answers GET /health with 200, GET /env with its variables, and POST with its process id, its words and the
 request's key. With `waits FILE`, it answers a POST only once this file exists. With `sleeps`, POST /sleep and
-/wake_up change the state `asleep` in its answers, unless their body `fails` or `hangs`.
+/wake_up change the state `asleep` in its answers, unless their body `fails` or `hangs`. Its imports are few,
+because most tests of the router start it several times.
 """
 
 import json
 import os
 import signal
-import subprocess
+import socket
 import sys
+import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from contextlib import suppress
 from typing import Final
 
 STATE: Final = {"asleep": False}
-_SLEEP: Final = [sys.executable, "-c", "import time; time.sleep(600)"]
+WORDS: Final = sys.argv[2:]
+_SLEEP: Final = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self._answer({"variables": dict(os.environ)} if self.path == "/env" else {}, 404 if "404" in self.path else 200)
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if "sleeps" in WORDS and self.path.partition("?")[0] in ("/sleep", "/wake_up"):
-            STATE["asleep"] = self.path != "/wake_up"
-            if b"hangs" in body:
-                time.sleep(600)
-            self._answer({}, 500 if b"fails" in body else 200)
-            return
-        while "waits" in WORDS and not Path(WORDS[-1]).exists():
-            time.sleep(0.01)
-        self._answer({"pid": os.getpid(), "words": WORDS, "key": self.headers.get("Authorization"), **STATE})
-
-    def _answer(self, content: object, status: int = 200) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Writes nothing."""
+def _answer(method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, object]:
+    if method == "GET":
+        return 404 if "404" in path else 200, {"variables": dict(os.environ)} if path == "/env" else {}
+    if "sleeps" in WORDS and path.partition("?")[0] in ("/sleep", "/wake_up"):
+        STATE["asleep"] = path != "/wake_up"
+        if b"hangs" in body:
+            time.sleep(600)
+        return 500 if b"fails" in body else 200, {}
+    while "waits" in WORDS and not os.path.exists(WORDS[-1]):  # noqa: PTH110 - imports nothing
+        time.sleep(0.01)
+    return 200, {"pid": os.getpid(), "words": WORDS, "key": headers.get("authorization"), **STATE}
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Logs no traceback if a client has gone, because the router may end a poll at any time."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
+def _serve(connection: socket.socket) -> None:
+    """Answers the requests of one connection. The router may end it at any time."""
+    with suppress(ConnectionError), connection, connection.makefile("rb") as file:
+        while first := file.readline().split():
+            lines = iter(lambda: file.readline().strip().decode("latin-1"), "")
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+            body = file.read(int(headers.get("content-length", 0)))
+            status, content = _answer(first[0].decode(), first[1].decode(), headers, body)
+            data = json.dumps(content).encode()
+            head = f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+            connection.sendall(head.encode() + data)
 
 
 def _misbehave() -> None:
@@ -73,17 +62,29 @@ def _misbehave() -> None:
         for number in range(100):
             sys.stdout.write(f"{number} " + "x" * (1 << 20) + "\n")
     if "has-children" in WORDS:
-        subprocess.Popen(_SLEEP)
-        subprocess.Popen(_SLEEP, start_new_session=True)
-        if os.fork() == 0:  # an orphan in its own session
-            os.setsid()
-            if os.fork() == 0:
-                os.execv(_SLEEP[0], _SLEEP)
-            os._exit(0)
-        os.wait()
+        _start_children()
+
+
+def _start_children() -> None:
+    """Starts a child, one with a session of its own, and an orphan in its own session."""
+    for has_session in (False, True):
+        if os.fork() == 0:
+            _sleep(has_session=has_session)
+    if os.fork() == 0:
+        if os.fork() == 0:
+            _sleep(has_session=True)
+        os._exit(0)
+    os.wait()
+
+
+def _sleep(*, has_session: bool) -> None:
+    if has_session:
+        os.setsid()
+    os.execv(_SLEEP[0], _SLEEP)
 
 
 if __name__ == "__main__":
-    WORDS: Final = sys.argv[2:]
     _misbehave()
-    _Server(("127.0.0.1", int(sys.argv[1])), _Handler).serve_forever()
+    with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listener:
+        while True:
+            threading.Thread(target=_serve, args=[listener.accept()[0]], daemon=True).start()

@@ -3,7 +3,6 @@
 import os
 import shlex
 import signal
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Self
 import pytest
 
 from tests.e2e.server_process import ServerProcess
-from tests.router.router_process import FOREIGN
+from tests.router.router_process import FOREIGN, FOREIGN_COMMAND
 from tests.support.cli import run_cli
 from tests.support.openai_client import openai_client
 from tests.support.peer_vllm import ROOT
@@ -46,7 +45,7 @@ class _Llama(ServerProcess):
         environment: Mapping[str, str] = OFF,
     ) -> None:
         program = folder / "llama-server"
-        command = shlex.join([sys.executable, str(FOREIGN)])
+        command = shlex.join(FOREIGN_COMMAND)
         program.write_text(f'#!/bin/sh\nexec {command} "$6" "$@" {shlex.join(habits)}\n')
         program.chmod(0o755)
         model = folder / "qwen.gguf"

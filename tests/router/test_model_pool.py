@@ -4,7 +4,6 @@ import asyncio
 import errno
 import os
 import random
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,8 @@ from router.model_pool import ModelPool, ModelRefused
 from router.scheduling.terms import SchedulerLimits
 from startup.logs.options import LogOptions
 from tests.router.http.small_router import eventually
-from tests.router.router_process import FOREIGN
+from tests.router.router_process import FOREIGN_COMMAND
+from tests.support.tiers import thorough_but_for
 from tests.support.waiting import is_gone, wait_until
 
 
@@ -35,7 +35,7 @@ def entry_of(
     **keys: object,
 ) -> ModelEntry:
     foreign = ForeignCommand(
-        words=(sys.executable, str(FOREIGN), "${PORT}", *words),
+        words=(*FOREIGN_COMMAND, "${PORT}", *words),
         address="http://127.0.0.1:${PORT}",
         port=None,
         stop_words=stop_words,
@@ -119,12 +119,14 @@ async def test_more_waiters_than_allowed_are_refused(pool):
     assert {await user for user in users[:30]} == {(404, None)}
 
 
-async def test_starts_waits_and_refusals_are_counted(pool):
+async def test_starts_waits_and_refusals_are_counted(pool, caplog):
     """A command records nothing about its start, so the mode of its start is unknown."""
     pool.set_entries(by_name(entry_of("good"), entry_of("bad", "dies"), entry_of("slow", "never-listens")))
     await _use(pool, "good")
     with pytest.raises(ModelRefused, match="the disk is on fire"):
         await _use(pool, "bad")
+    (record,) = (record for record in caplog.records if record.levelname == "ERROR")
+    assert (record.code, "the disk is on fire" in record.message) == ("VC-UNKNOWN", True)
     waiting = asyncio.create_task(_use(pool, "slow"))
     await eventually(lambda: pool.process_of("slow") is not None)
     await pool.unload("slow")
@@ -170,7 +172,7 @@ async def test_a_model_keeps_its_process_if_only_the_router_reads_what_changed(p
 
 async def test_requests_wait_while_a_dead_process_leaves_others_behind(pool, monkeypatch):
     async def end_slowly(*_: object) -> None:
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.3)
 
     monkeypatch.setattr(child_module.Child, "_ask_to_end", end_slowly)
     pool.set_entries(by_name(entry_of("a")))
@@ -190,14 +192,16 @@ async def test_near_names_are_found_in_bounded_time(pool):
     assert pool.near_names("qwen-small" * 1_000_000) == []
 
 
-@pytest.mark.parametrize("stop", ["drain", "cmdStop", "unload", "for another", "ttl"])
+@pytest.mark.parametrize(
+    "stop", thorough_but_for(("drain", "cmdStop", "unload", "for another", "ttl"), "cmdStop", "ttl")
+)
 async def test_a_command_is_stopped_when_its_last_lease_has_ended(pool, stop):
     words = ("sh", "-c", "kill -TERM $0", "${PID}") if stop == "cmdStop" else ()
     entry = entry_of("a", stop_words=words, ttl_s=0.01 if stop == "ttl" else None)
     pool.set_entries(by_name(entry, entry_of("b", excludes=frozenset("a"))))
     async with pool.lease("a"), pool.lease("a") as child:
         stopping = asyncio.create_task(_stop(pool, stop))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.1)
         assert not is_gone(child.pids[0])
     await asyncio.wait_for(stopping, 30)
     await asyncio.to_thread(wait_until, lambda: is_gone(child.pids[0]))
@@ -212,6 +216,7 @@ async def _stop(pool: ModelPool, how: str) -> None:
         await (pool.unload("a") if how == "unload" else pool.drain())
 
 
+@pytest.mark.thorough
 async def test_a_drain_of_commands_takes_no_longer_than_that_of_our_servers(pool, monkeypatch):
     monkeypatch.setattr(child_module, "STOP_S", 0.2)
     monkeypatch.setattr(child_module, "ERRORS_S", 0.2)
@@ -254,6 +259,7 @@ async def test_a_model_sleeps_for_another_one_and_wakes_as_it_was(pool):
     assert set(status.sleep.last_s) == {"sleep", "wake"}
 
 
+@pytest.mark.thorough  # test_outcomes.py has it, too, but not the log
 async def test_a_model_that_does_not_fall_asleep_is_stopped_instead_which_is_logged_once(pool, caplog):
     pool.set_entries(_pair(sleep=ServerCall("POST", "/sleep", body="fails")))
     for _ in range(2):
@@ -267,14 +273,18 @@ async def test_a_model_that_does_not_fall_asleep_is_stopped_instead_which_is_log
     assert caplog.text.count("a is stopped instead of sleeping. It did not fall asleep") == 1
 
 
-@pytest.mark.parametrize(
-    ("has_gpus", "engine", "on_swap", "num_lines"),
-    [(True, "vllm", "stop", 1), (False, "vllm", "stop", 0), (True, "embedded", "stop", 0), (True, "vllm", "sleep", 0)],
-    ids=["swap", "no-gpu", "other-engine", "sleeps"],
-)
-async def test_a_swap_of_two_models_of_vllm_on_a_gpu_names_sleep_once(
-    pool, monkeypatch, caplog, has_gpus, engine, on_swap, num_lines
-):
+_SWAPS = {
+    "swap": (True, "vllm", "stop", 1),
+    "no GPU": (False, "vllm", "stop", 0),
+    "other engine": (True, "embedded", "stop", 0),
+    "sleeps": (True, "vllm", "sleep", 0),
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("swap", _SWAPS)
+async def test_a_swap_of_two_models_of_vllm_on_a_gpu_names_sleep_once(pool, monkeypatch, caplog, swap):
+    has_gpus, engine, on_swap, num_lines = _SWAPS[swap]
     caplog.set_level("INFO")
     monkeypatch.setattr(MemoryMeter, "has_gpus", has_gpus)
     keys = {"on_swap": on_swap, "sleep": _SLEEP, "wake": _WAKE}
@@ -293,6 +303,7 @@ async def test_a_model_without_calls_for_its_sleep_cannot_sleep(pool):
     assert refused.value.status == 409
 
 
+@pytest.mark.thorough
 async def test_what_the_embedded_engine_leaves_in_a_standby_is_shown_as_asleep(pool):
     kept = False
     pool.keeps_imports = lambda _: kept

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 
-def thorough_but_for(names: Iterable[str], *fast: str) -> list[Any]:
-    """The names as parameters of a test. `make test` runs the test only with the names in `fast`."""
+def thorough_but_for(names: Iterable[Any], *fast: Any) -> list[Any]:
+    """The names or other values as parameters of a test. `make test` runs it only with those in `fast`."""
     return [name if name in fast else pytest.param(name, marks=pytest.mark.thorough) for name in names]
 
 

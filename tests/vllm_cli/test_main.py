@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.cli import run_cli, run_python
 from tests.support.generated_docs import walk_commands
+from tests.support.tiers import thorough_but_for
 from vllm_cli.main import COMMANDS, FIRST_COMMANDS, cli, load_command, main
 from vllm_cli.version import VERSION
 
@@ -26,6 +27,7 @@ _REPORT = """
 import json, sys
 before = set(sys.modules)
 from vllm_cli.main import main
+# For each of several calls: words, exit code, and all modules loaded afterwards.
 for words in json.loads(sys.argv[1]):
     code = main(words)
     loaded = sorted(set(sys.modules) - before)
@@ -33,19 +35,11 @@ for words in json.loads(sys.argv[1]):
 """
 
 
-def _loaded_by(calls, folder):
-    """For each of several calls in one process: words, exit code, and all modules loaded afterwards."""
-    done = run_python(_REPORT, json.dumps(calls), cwd=folder, environment={"PYTHONPATH": str(ROOT)})
-    lines = [line.removeprefix("LOADED ") for line in done.stdout.splitlines() if line.startswith("LOADED ")]
-    assert len(lines) == len(calls), done.stdout + done.stderr
-    return [json.loads(line) for line in lines]
-
-
 BENCHMARKS = [("bench", "serve"), ("bench", "startup")]
+FIRST_CALLS = [(("--version",), 0), (("--help",), 0), (("serve", "--nonsense"), 2)]
 LIGHT_CALLS = [
+    *FIRST_CALLS,
     ((), 2),
-    (("--help",), 0),
-    (("--version",), 0),
     (("--nonsense",), 2),
     (("nonsense",), 2),
     *(((entry.name, "--help"), 2 if "of_vllm" in entry.target else 0) for entry in COMMANDS),
@@ -56,7 +50,6 @@ LIGHT_CALLS = [
     ),
     (("serve", "--help=all"), 0),
     (("serve", "--help=port"), 0),
-    (("serve", "--nonsense"), 2),
     (("serve", "--port", "abc"), 2),
     (("serve", "--port", "99999"), 2),
     (("serve", "--port", "1", "model", "another"), 2),
@@ -67,21 +60,21 @@ LIGHT_CALLS = [
 ]
 
 
-def test_help_and_usage_errors_import_only_click(tmp_path):
+def test_help_and_usage_errors_import_only_click_and_the_first_ones_no_slow_module(tmp_path):
+    """Help, version and usage errors import neither a command nor a slow module of the standard library."""
     known = OURS | set(sys.stdlib_module_names)
-    for (words, expected), (_, code, loaded) in zip(
-        LIGHT_CALLS, _loaded_by([words for words, _ in LIGHT_CALLS], tmp_path), strict=True
-    ):
+    calls = json.dumps([words for words, _ in LIGHT_CALLS])
+    done = run_python(_REPORT, calls, cwd=tmp_path, environment={"PYTHONPATH": str(ROOT)})
+    found = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("LOADED ")]
+    assert len(found) == len(LIGHT_CALLS), done.stdout + done.stderr
+    for (words, expected), (_, code, loaded) in zip(LIGHT_CALLS, found, strict=True):
         assert (words, code, {name.partition(".")[0] for name in loaded} - known) == (words, expected, set())
-
-
-def test_help_version_and_usage_errors_import_neither_a_command_nor_a_slow_module_of_the_standard_library(tmp_path):
-    for _, _, loaded in _loaded_by([("--version",), ("--help",), ("serve", "--nonsense")], tmp_path):
-        assert "vllm_cli.main" in loaded
-        assert SLOW_MODULES & set(loaded) == set()
-        assert [
-            name for name in loaded if ".commands" in name and not name.endswith(("commands", "serve", "of_vllm"))
-        ] == []
+    _, _, loaded = found[len(FIRST_CALLS) - 1]
+    assert "vllm_cli.main" in loaded
+    assert SLOW_MODULES & set(loaded) == set()
+    assert [
+        name for name in loaded if ".commands" in name and not name.endswith(("commands", "serve", "of_vllm"))
+    ] == []
 
 
 def test_every_command_of_the_table_exists_under_its_name_and_has_help():
@@ -104,12 +97,13 @@ def test_a_placeholder_in_the_help_is_no_name_of_the_program(command):
     assert [shown for each in command.params if "_" in (shown := each.make_metavar(ctx))] == []
 
 
-def test_the_versions_of_this_program_and_of_an_installed_vllm_are_shown(tmp_path):
+def test_the_versions_of_this_program_and_of_an_installed_vllm_are_shown(tmp_path, monkeypatch, capsys):
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "__init__.py").write_text("raise SystemExit('imported')")
     (tmp_path / "vllm" / "_version.py").write_text('__version__ = version = "0.33.1"')
-    done = run_cli("--version", environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"}, cwd=ROOT)
-    assert (done.returncode, done.stdout.splitlines()) == (0, [f"vllm-cli {VERSION}", "vLLM 0.33.1"])
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"vllm-cli {VERSION}", "vLLM 0.33.1"]
 
 
 @pytest.mark.parametrize("path", ["serve", "chat", "complete", "collect-env", "bench serve", "bench startup"])
@@ -235,17 +229,18 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [
-        (["serve"], "VC-VLLM-CLI"),
-        (["serve", "--engine", "vllm"], None),
-        (["serve", "--log-format", "json"], "VC-VLLM-CLI"),
-        (["env"], None),
-    ],
-    ids=["embedded", "an error of vLLM", "json", "no start"],
-)
-def test_an_error_that_nobody_has_caught_ends_a_start_with_a_code(words, code):
+UNCAUGHT = {
+    "serve": "VC-VLLM-CLI",
+    "serve --engine vllm": None,
+    "serve --log-format json": "VC-VLLM-CLI",
+    "env": None,
+}
+"""The words of a command that fails -> its code. An error of vLLM has none."""
+
+
+@pytest.mark.parametrize("given", thorough_but_for(UNCAUGHT, "serve --log-format json"))
+def test_an_error_that_nobody_has_caught_ends_a_start_with_a_code(given):
+    words, code = given.split(), UNCAUGHT[given]
     done = run_python(_UNCAUGHT, *words, environment={**os.environ, "VCLI_ENGINE": "embedded"})
     assert done.returncode == 1
     assert "KeyError: 'x'" in done.stderr

@@ -64,6 +64,7 @@ print(count_faults(31 << 20))
 """
 
 
+@pytest.mark.thorough  # imports torch
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
 def test_steps_of_a_prepared_engine_use_the_same_memory_again():
     """Tensors of any size cause page faults only in the first step, and after the heap is trimmed."""

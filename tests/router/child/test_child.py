@@ -19,6 +19,7 @@ from aiohttp import web
 from base.machine.server_ports import list_server_ports
 from envs.registry import env
 from router import standbys
+from router.child import child as child_module
 from router.child import server as child_server
 from router.child.child import Child, ChildPlace
 from router.child.log import LogRelay
@@ -27,7 +28,7 @@ from router.child.process import ChildProcess
 from router.child.server import ForeignServer
 from router.model_entry import ForeignCommand, ModelEntry
 from startup.logs.options import LogOptions
-from tests.router.router_process import FOREIGN
+from tests.router.router_process import FOREIGN_COMMAND
 from tests.support.waiting import is_gone, wait_until
 
 _ROUNDS = 10
@@ -51,7 +52,7 @@ def place(tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def entry_of(*words: str, start_timeout_s: float | None = None, **keys: Any) -> ModelEntry:
-    command = {"words": (sys.executable, str(FOREIGN), "${PORT}", *words), "address": "http://127.0.0.1:${PORT}"}
+    command = {"words": (*FOREIGN_COMMAND, "${PORT}", *words), "address": "http://127.0.0.1:${PORT}"}
     foreign = ForeignCommand(**{"port": None, **command, **keys})
     variables = {"FLAVOUR": "salty", "OWN_PORT": "${PORT}"}
     return ModelEntry(name="m", foreign=foreign, env=variables, start_timeout_s=start_timeout_s)
@@ -101,7 +102,8 @@ async def test_a_child_that_is_asked_to_stop_leaves_no_process_behind(running):
     assert all(is_gone(pid) for pid in (*marked, *(process.pid for process in family)))
 
 
-async def test_a_child_that_crashes_tells_how_and_leaves_no_process_behind(running):
+async def test_a_child_that_crashes_tells_how_and_leaves_no_process_behind(running, monkeypatch):
+    monkeypatch.setattr(child_module, "_AFTER_CRASH_S", 0.1)
     marked = [process.pid for process in psutil.process_iter() if _is_marked(process, running.child)]
     running.family()[0].kill()
     assert await running.life == "The server was ended by SIGKILL."
@@ -154,10 +156,10 @@ async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(ru
 
 async def test_a_command_that_never_listens_is_ended_after_its_time(place):
     script = "echo loading for ever; exec sleep 600"  # no interpreter, whose start may take longer
-    child = Child(entry_of(words=("sh", "-c", script), start_timeout_s=1.5), place)
+    child = Child(entry_of(words=("sh", "-c", script), start_timeout_s=0.5), place)
     reason = await child.run(lambda: None)
     assert reason is not None
-    assert reason.startswith("The start took longer than 1.5 s")
+    assert reason.startswith("The start took longer than 0.5 s")
     assert "loading for ever" in reason
     assert reason.endswith("Code: VC-STARTUP-TIMEOUT")
     assert is_gone(child.pids[0])
@@ -236,7 +238,7 @@ async def test_the_answer_of_its_check_endpoint_is_the_reason(place):
     """The server already runs, because the start of an interpreter may take longer than the time-out."""
     found = await start(entry_of(), place)
     port = int(found.child.base_url.rpartition(":")[2])
-    check = {"check_endpoint": "/${PORT}?status=404", "start_timeout_s": 1.5}
+    check = {"check_endpoint": "/${PORT}?status=404", "start_timeout_s": 0.5}
     reason = await Child(entry_of(words=(), port=port, **check), place).run(lambda: None)
     found.child.stop()
     await found.life
@@ -266,6 +268,15 @@ def test_a_group_of_another_user_is_no_error(monkeypatch):
     monkeypatch.setattr(os, "kill", refuse)
     ChildProcess(os.getpid()).signal_group(signal.SIGTERM)
     ChildProcess(os.getpid()).signal(signal.SIGTERM)
+
+
+async def test_a_program_that_cannot_be_executed_is_named(place, tmp_path):
+    program = tmp_path / "program"
+    program.write_text("#!/no/such/interpreter\n")
+    program.chmod(0o755)
+    reason = await Child(entry_of(words=(str(program),)), place).run(lambda: None)
+    assert f"{program} cannot be executed: No such file or directory" in str(reason)
+    assert str(reason).endswith("Code: VC-PROGRAM-NOT-STARTED")
 
 
 async def test_a_stop_command_gets_the_pid(place, tmp_path):
@@ -319,18 +330,13 @@ def sleep() -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-S", "-c", "import time; time.sleep(600)"])
 
 
-def end_of(process: ChildProcess) -> int:
-    codes: list[int] = []
-    wait_until(lambda: (code := process.poll()) is not None and not codes.append(code))
-    return codes[0]
-
-
 def test_a_signal_to_a_new_process_ends_it_and_is_not_taken_for_one_of_its_parent(told):
     for _ in range(_ROUNDS):
         process = ChildProcess.fork(sleep)
         assert os.getpgid(process.pid) == process.pid
         process.signal(signal.SIGTERM)
-        assert end_of(process) == -signal.SIGTERM
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert process.poll() == -signal.SIGTERM
     with pytest.raises(BlockingIOError):
         told.recv(1)
 

@@ -74,7 +74,7 @@ class _ReadFile:
 @pytest.mark.parametrize("name", ["lists", "a text", "other keys"])
 async def test_the_event_loop_is_free_while_a_long_body_is_changed(name):
     body = ForwardedBody(BodyRoom(LimitsConfig()))
-    await body._keep(costly(2 << 20)[name])
+    await body._keep(costly(1 << 19)[name])
     found = await body.find_model("")
     with body._content() as content:
         pieces = Pieces(content[:])

@@ -119,6 +119,7 @@ def test_the_served_names_are_the_users_and_those_of_the_file(entry, args, names
     assert found.name == "m"
 
 
+@pytest.mark.thorough
 def test_secrets_are_variables_of_the_process_and_not_words(entry):
     found = entry({"args": "--hf-token inner"}, "--hf-token", "outer")
     assert not {"inner", "outer"} & set(found.words)
@@ -220,6 +221,7 @@ def cached(tiny_llama: Path, tmp_path: Path) -> Path:
     return repository.parent
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("has_it", ["model", "router"])
 def test_a_model_is_checked_with_its_own_variables(has_it, read, cached, tmp_path, monkeypatch):
     folders = {"model": str(tmp_path / "none"), "router": str(tmp_path / "none")} | {has_it: str(cached)}
@@ -230,6 +232,7 @@ def test_a_model_is_checked_with_its_own_variables(has_it, read, cached, tmp_pat
     assert checked.models["m"].template_kind == "embedded"
 
 
+@pytest.mark.thorough
 def test_a_wrong_variable_of_a_model_is_its_fault(read, tiny_llama):
     (fault,) = read({"m": {"model": str(tiny_llama), "env": {"VLLM_LOG_STATS_INTERVAL": "often"}}}).faults
     assert "VLLM_LOG_STATS_INTERVAL must be a number" in fault.text

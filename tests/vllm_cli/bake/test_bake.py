@@ -13,7 +13,6 @@ from startup.storage.caches import CACHE, INSPECTIONS, OWN
 from tests.e2e.server_process import ServerProcess
 from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.support.cli import run_cli
-from tests.support.llamas import save_tiny_llama
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.start import has_own_bytecode, without_addresses
 
@@ -25,12 +24,7 @@ def _bake(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def baked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def baked(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image") / "baked"
     secrets = ("--api-key", "s3same-1", "s3same-2", "--hf-tok", "s3same-3")
     config = folder.with_name("config.yaml")
@@ -38,7 +32,7 @@ def baked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     keys.write_text("s3same-5\n")
     config.write_text(f"api-key: [s3same-4]\napi-key-file: {keys}\nport: 8001\nssl-certfile: /missing.pem\n")
     words = ("--engine", "embedded", "--output", folder, "--json", *secrets, "--port", 8000, "--config", config)
-    done = _bake(model, *words)
+    done = _bake(tiny_llama, *words)
     assert done.returncode == 0, done.stderr
     parts = {part["name"] for part in json.loads(done.stdout)["parts"]}
     assert parts == {"start history", "package scan", "import file", "pages to prefetch"}
@@ -56,10 +50,10 @@ def test_the_folder_is_complete_and_has_the_flags_of_later_starts_and_no_key(bak
 
 
 @pytest.mark.thorough
-def test_a_later_start_uses_it_and_writes_only_to_the_cache_folder(baked, model, tmp_path):
+def test_a_later_start_uses_it_and_writes_only_to_the_cache_folder(baked, tiny_llama, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in baked.rglob("*")}
     variables = {"VCLI_BAKED": str(baked), "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
-    with ServerProcess([str(model), "--engine", "embedded"], environment=variables):
+    with ServerProcess([str(tiny_llama), "--engine", "embedded"], environment=variables):
         pass  # it was ready
     cache = tmp_path / "cache" / "vllm_cli"
     assert not list(cache.glob("imports/*.json"))  # the package scan is the baked one
@@ -80,9 +74,9 @@ def test_wrong_words_are_exit_code_2(words, tmp_path, invoke, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_a_baked_folder_is_replaced(tmp_path, model, invoke):
+def test_only_a_baked_folder_is_replaced(tmp_path, tiny_llama, invoke):
     (tmp_path / "mine").touch()
-    done = invoke("bake", model, "--engine", "embedded", "--output", tmp_path)
+    done = invoke("bake", tiny_llama, "--engine", "embedded", "--output", tmp_path)
     assert done.returncode == 2
     assert "was not written by `vllm-cli bake`" in done.stderr
     assert (tmp_path / "mine").exists()

@@ -14,7 +14,7 @@ from tests.support.http_client import ask
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
-FAKE_SERVER = Path(__file__).parent / "fake_server.py"
+FAKE_SERVER = (sys.executable, "-I", "-S", str(Path(__file__).parent / "fake_server.py"))
 
 
 class RunningServer(NamedTuple):
@@ -32,7 +32,7 @@ class RunningServer(NamedTuple):
 @pytest.fixture
 def fake_command() -> Callable[..., str]:
     """A function that returns shell words to run a fake server, without the port."""
-    return lambda *flags: shlex.join([sys.executable, str(FAKE_SERVER), *map(str, flags)])
+    return lambda *flags: shlex.join([*FAKE_SERVER, *map(str, flags)])
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def fake_server() -> Iterator[Callable[..., RunningServer]]:
 
     def start(*flags: object) -> RunningServer:
         port = free_port()
-        words = [sys.executable, str(FAKE_SERVER), "--port", str(port), *map(str, flags)]
+        words = [*FAKE_SERVER, "--port", str(port), *map(str, flags)]
         servers.append(RunningServer(f"http://127.0.0.1:{port}", subprocess.Popen(words, stdout=subprocess.DEVNULL)))
         wait_until(lambda: ask(f"{servers[-1].url}/health").status)
         return servers[-1]

@@ -57,10 +57,10 @@ def test_probes_are_sent_at_the_interval_and_none_is_faster_than_the_server(is_s
     interval_s = probe.STARTING_INTERVAL_S if is_starting else probe.INTERVAL_S
     with serving(health_server(0.004, status=503 if is_starting else 200)) as server:
         begin_s = time.monotonic()
-        samples = probe_until(lambda: len(server.requests) > 13, server.url, is_starting=is_starting)
+        samples = probe_until(lambda: len(server.requests) > 7, server.url, is_starting=is_starting)
     assert (samples.num_errors, samples.num_refused, samples.num_lost) == (0, 0, 0)
     most = (time.monotonic() - begin_s) / interval_s + 2  # the first one is due at once
-    assert 12 <= len(samples.latencies_ns) <= most
+    assert 6 <= len(samples.latencies_ns) <= most
     num_sent = len(server.requests) - (not is_starting)  # the first one of a ready server opens the connection
     num_overdue = len(samples.latencies_ns) - num_sent  # due while another one was late, and counted from then
     assert sum(latency < 4 * MS for latency in samples.latencies_ns) <= num_overdue
@@ -68,7 +68,7 @@ def test_probes_are_sent_at_the_interval_and_none_is_faster_than_the_server(is_s
 
 def test_probes_that_were_due_while_the_server_was_blocked_count_from_their_due_times():
     with serving(health_server(0.21)) as server:
-        samples = probe_until(lambda: len(server.requests) > 4, server.url)
+        samples = probe_until(lambda: len(server.requests) > 3, server.url)
     assert min(samples.latencies_ns) < max(samples.latencies_ns) - 100 * MS  # due at different times, answered together
     assert len(samples.latencies_ns) >= 20
     assert sum(latency >= 100 * MS for latency in samples.latencies_ns) >= len(samples.latencies_ns) // 3
@@ -96,17 +96,17 @@ def test_bodies_are_read_to_their_end(is_chunked):
 def test_what_does_not_answer_a_probe_gives_errors_only(is_listening):
     with serving(health_server()) as server:
         url = f"{server.url}/nowhere" if is_listening else "http://127.0.0.1:9"
-        samples = probe_for(1.0, url)
+        samples = probe_for(0.3, url)
     assert samples.latencies_ns == []
     assert samples.num_errors >= 1
 
 
-def test_the_probe_ends_when_its_parent_is_killed(fake_server):
-    code = f"""if True:
+def test_the_probe_ends_when_its_parent_is_killed():
+    code = """if True:
         import time
-        from vllm_cli.bench.probe import HealthProbe, ProbeSamples
+        from vllm_cli.bench.probe import HealthProbe
         health = HealthProbe()
-        health.start({fake_server().url!r})
+        health.start("http://127.0.0.1:9")
         print(health._process.pid, flush=True)
         time.sleep(60)"""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
@@ -128,7 +128,7 @@ def test_refused_connections_before_the_first_response_are_not_lost():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        samples = probe_for(1.5, url, is_starting=True)
+        samples = probe_for(0.3, url, is_starting=True)
     assert samples.latencies_ns == []
     assert samples.num_refused >= 1
     assert samples.num_lost == 0
@@ -136,6 +136,6 @@ def test_refused_connections_before_the_first_response_are_not_lost():
 
 def test_probes_without_a_response_after_the_first_one_are_lost():
     with serving(health_server(num_answers=2)) as server:
-        samples = probe_until(lambda: len(server.requests) > 8, server.url, is_starting=True)
+        samples = probe_until(lambda: len(server.requests) > 5, server.url, is_starting=True)
     assert len(samples.latencies_ns) >= 2
-    assert samples.num_lost >= 6
+    assert samples.num_lost >= 3

@@ -29,7 +29,7 @@ def command_target(command: str) -> Target:
 @pytest.fixture
 def running(tmp_path: Path, fake_command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Start:
     """Starts a server with a child that ignores SIGTERM. Returns the server and both process ids."""
-    monkeypatch.setattr("vllm_cli.supervised_command.STOP_GRACE_S", 1.0)
+    monkeypatch.setattr("vllm_cli.supervised_command.STOP_GRACE_S", 0.3)
 
     def start(*flags: str) -> tuple[Target, list[int]]:
         pid_file = tmp_path / "pids"
