@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final
 
 import uvloop
 from aiohttp import web
@@ -25,8 +25,7 @@ from base.errors import ServerError
 from base.exit_codes import ENGINE_DIED, OK, START_FAILED, USAGE
 from base.program_version import program_version
 from base.security.api_keys import ApiKeys
-from base.security.credentials import FileWatch
-from base.security.tls import RenewableTls, tls_files
+from base.security.credentials import Credentials, FileWatch
 from base.server_settings import SAME_SIGNAL_S
 from envs.registry import env
 from router.child.child import ChildPlace
@@ -112,28 +111,20 @@ def run_router(options: RouterOptions) -> int:
         )
         address = listener.describe(listening, is_tls=tls.ssl_certfile is not None)
         stack.enter_context(run_recorded(RunRecord(engine=ROUTER, model=", ".join(options.entries), address=address)))
-        secrets = _Secrets.of(config.server)
+        credentials = _read_credentials(config.server)
         standbys = stack.enter_context(closing(Standbys(options.find_model, places.folder)))
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            code = runner.run(_Router(options, listening, secrets, places, standbys).run())
+            code = runner.run(_Router(options, listening, credentials, places, standbys).run())
     return end_like(code)
 
 
-class _Secrets(NamedTuple):
-    """The contents of the router's files of keys and TLS."""
-
-    api_keys: ApiKeys
-    tls: RenewableTls | None
-
-    @classmethod
-    def of(cls, config: ServerConfig) -> Self:
-        """Reads the files. Raises StartupError for a file that cannot be used."""
-        try:
-            tls = None if config.tls.ssl_certfile is None else RenewableTls(config.tls)
-            return cls(ApiKeys.from_config(config.network), tls)
-        except ServerError as err:
-            raise StartupError(str(err), cause="keys-or-certificates") from err
+def _read_credentials(config: ServerConfig) -> Credentials:
+    """Reads the files of keys and TLS. Raises StartupError for a file that cannot be used."""
+    try:
+        return Credentials(config.network, config.tls, ApiKeys.from_config(config.network))
+    except ServerError as err:
+        raise StartupError(str(err), cause="keys-or-certificates") from err
 
 
 class _Router:
@@ -143,13 +134,13 @@ class _Router:
         self,
         options: RouterOptions,
         listening: socket.socket,
-        secrets: _Secrets,
+        credentials: Credentials,
         places: ChildPlaces,
         standbys: Standbys,
     ) -> None:
         self._options = options
         self._listener = listening
-        self._secrets = secrets
+        self._credentials = credentials
         self._places = places
         self._standbys = standbys
         self._relay = LogRelay(options.config.log_format, has_names=options.only is None)
@@ -198,14 +189,14 @@ class _Router:
             await asyncio.wait_for(self._killed.wait(), max(0.0, left_s))
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        options, (api_keys, tls) = self._options, self._secrets
-        server, is_default = options.config.server, env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.raw is None
+        options, is_default = self._options, env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.raw is None
+        server = options.config.server
         app_options = AppOptions(
             network=server.network,
             limits=options.config.limits,
             logging=server.logging,
-            api_keys=api_keys,
-            tls=tls,
+            api_keys=self._credentials.api_keys,
+            tls_context=self._credentials.tls_context,
             keep_alive_s=_KEEP_ALIVE_S if is_default else server.timeout_keep_alive_s,
             version=program_version(),
             has_single_model=options.only is not None,
@@ -217,25 +208,18 @@ class _Router:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.SockSite(runner, self._listener, backlog=listener.BACKLOG).start()
-        if server.network.api_key_file:
-            self._watch(stack, [server.network.api_key_file], api_keys.reload)
-        if tls is not None and server.tls.enable_ssl_refresh:
-            self._watch(stack, tls_files(server.tls), tls.reload)
+        self._credentials.start()
+        stack.callback(self._credentials.close)
         if options.path is not None:
             loop = asyncio.get_running_loop()
-            self._watch(stack, [options.path], lambda: loop.call_soon_threadsafe(self._request_reload))
+            watch = FileWatch([options.path], lambda: loop.call_soon_threadsafe(self._request_reload))
+            watch.start()
+            stack.callback(watch.close)
         logger.info("%s on %s", options.only or f"{len(options.entries)} models", self._address)
 
     @property
     def _address(self) -> str:
-        return listener.describe(self._listener, is_tls=self._secrets.tls is not None)
-
-    def _watch(
-        self, stack: AsyncExitStack, paths: list[str] | list[Path] | list[str | Path], on_change: Callable[[], object]
-    ) -> None:
-        watch = FileWatch(paths, on_change)
-        watch.start()
-        stack.callback(watch.close)
+        return listener.describe(self._listener, is_tls=self._credentials.tls_context is not None)
 
     def _place(self, entry: ModelEntry, number: int) -> ChildPlace:
         return ChildPlace(

@@ -19,10 +19,11 @@ _END_S = 0.1
 
 
 class Credentials:
-    """Holds the TLS of the listening socket, and watches the TLS files and the key file for changes."""
+    """Holds the API keys and the TLS of the listening socket, and watches their files for changes."""
 
     def __init__(self, network: NetworkConfig, tls: TlsConfig, api_keys: ApiKeys) -> None:
         """Raises TlsError if the TLS files cannot be used."""
+        self.api_keys = api_keys
         self.tls_context: Callable[[], ssl.SSLContext] | None = None
         """Returns the context for a new handshake. None if the server uses plain HTTP."""
         self._watches: list[FileWatch] = []

@@ -1,6 +1,8 @@
 """The router's HTTP server. It answers some requests itself, and passes all other requests to a model."""
 
 import logging
+import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
@@ -14,7 +16,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 from base.access_log import ACCESS_LOGGER, set_up_access_log
 from base.request_ids import REQUEST_ID, is_valid
 from base.security.api_keys import PROBE_PATHS, ApiKeys
-from base.security.tls import RenewableTls
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.http.access import Access, CorsPolicy
 from router.http.answers import SERVER, FailedRequestError, error_answer, shown
@@ -52,7 +53,7 @@ class AppOptions:
     limits: LimitsConfig
     logging: LoggingConfig
     api_keys: ApiKeys
-    tls: RenewableTls | None
+    tls_context: Callable[[], ssl.SSLContext] | None
     version: str
     keep_alive_s: float
     """Seconds after which a connection without a request is closed."""
@@ -75,7 +76,7 @@ def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
         handler.handle,
         handler.complete_headers,
         options.limits,
-        options.tls,
+        options.tls_context,
         keepalive_timeout=options.keep_alive_s,
         access_log_class=AccessLog,
         access_log=None if options.logging.disable_access_log else access_log,

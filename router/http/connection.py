@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
@@ -9,7 +10,6 @@ from aiohttp import EMPTY_PAYLOAD, StreamReader, hdrs, web
 from aiohttp.http import HttpVersion, HttpVersion10, HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 
-from base.security.tls import RenewableTls
 from router.http.answers import SERVER, FailedRequestError, error_answer
 from router.metrics import RequestRecord
 from server.http.transport.connection_table import ConnectionTable
@@ -38,7 +38,7 @@ class ClientServer(web.Server):
         handle: "Callable[[ClientRequest], Awaitable[web.StreamResponse]]",
         complete_headers: CompleteHeaders,
         limits: LimitsConfig,
-        tls: RenewableTls | None,
+        tls_context: Callable[[], ssl.SSLContext] | None,
         **kwargs: Any,
     ) -> None:
         """`complete_headers` is called before the head of a response is sent. `kwargs` go to aiohttp."""
@@ -55,7 +55,7 @@ class ClientServer(web.Server):
         )
         self.complete_headers = complete_headers
         self.limits = limits
-        self._tls = tls
+        self._tls_context = tls_context
         self._handshakes: set[TlsHandshake] = set()
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         half = limits.max_connections if files == resource.RLIM_INFINITY else max(1, files // 2)
@@ -63,10 +63,10 @@ class ClientServer(web.Server):
         """Clients get at most half of the file descriptors. Models' servers and starts need the rest."""
 
     def __call__(self) -> Any:
-        if self._tls is None:
+        if self._tls_context is None:
             return self._create_connection()
         create = lambda _: self._create_connection()  # noqa: E731
-        return TlsHandshake(self._tls.context, self.limits, self.table, self._handshakes, create)
+        return TlsHandshake(self._tls_context(), self.limits, self.table, self._handshakes, create)
 
     def pre_shutdown(self) -> None:
         for handshake in list(self._handshakes):

@@ -1,6 +1,7 @@
 """Runs the real application on real sockets, in front of models' servers that a test writes."""
 
 import asyncio
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,6 @@ import aiohttp
 from aiohttp import web
 
 from base.security.api_keys import ApiKeys
-from base.security.tls import RenewableTls
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.child.child import ChildProgress
 from router.http.app import AppOptions, create_runner
@@ -198,7 +198,7 @@ class SmallRouter:
         keys: Sequence[str] = (),
         has_single_model: bool = False,
         limits: LimitsConfig | None = None,
-        tls: RenewableTls | None = None,
+        tls_context: Callable[[], ssl.SSLContext] | None = None,
         logging: LoggingConfig | None = None,
         adds_request_ids: bool = False,
         keep_alive_s: float = 75.0,
@@ -214,7 +214,7 @@ class SmallRouter:
             logging=logging or LoggingConfig(),
             adds_request_ids=adds_request_ids,
             api_keys=ApiKeys(tuple(keys)),
-            tls=tls,
+            tls_context=tls_context,
             keep_alive_s=keep_alive_s,
             version="9.9",
             has_single_model=has_single_model,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from base.security.tls import RenewableTls
+from base.security.tls import create_tls_context
 from base.server_settings import TlsConfig
 from server.terms.limits import LimitsConfig
 from tests.router.http.small_router import SmallRouter, eventually, post
@@ -63,12 +63,13 @@ async def test_requests_that_are_being_answered_keep_their_connections(router):
 @needs_openssl
 def test_a_tls_handshake_counts_as_a_connection(tmp_path):
     files = make_certificate(tmp_path, "a")
-    tls = RenewableTls(TlsConfig(ssl_certfile=str(files.certificate), ssl_keyfile=str(files.key)))
+    config = TlsConfig(ssl_certfile=str(files.certificate), ssl_keyfile=str(files.key))
 
     async def run() -> None:
         async with AsyncExitStack() as stack:
             router = SmallRouter(tmp_path, stack)
-            await router.serve("m", tls=tls, limits=LimitsConfig(max_connections=2, header_timeout_s=60))
+            limits = LimitsConfig(max_connections=2, header_timeout_s=60)
+            await router.serve("m", tls_context=lambda: create_tls_context(config), limits=limits)
             halves = [await router.connect() for _ in range(4)]
             with suppress(ConnectionError):
                 assert await halves[0][0].read() == b""
