@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import click
 
@@ -71,6 +71,29 @@ class CheckedModel(NamedTuple):
     request: ModelRequest | None = None
     template_kind: str | None = None
     notices: tuple[Notice, ...] = ()
+
+
+class ModelStart(NamedTuple):
+    """What the router needs to know about the start of a model of one of our engines."""
+
+    entry: ModelEntry
+    """The entry with the times of its start."""
+    request: ModelRequest
+    template_kind: str | None
+    """The kind of standby that can fork the server. None if each start is cold."""
+
+    @classmethod
+    def of_embedded(cls, entry: ModelEntry, config: StartupConfig) -> Self:
+        times = ServerTimes(config.server.lifecycle.shutdown_timeout_s, config.engine_watchdog_timeout_s)
+        is_warm = config.standby != "off" and not config.engine.trust_remote_code
+        kind = template_kind_of_entry(entry) if is_warm else None
+        return cls(replace(entry, times=times), ModelRequest.of_start(config), kind)
+
+    @classmethod
+    def of_vllm(cls, entry: ModelEntry, options: VllmOptions, line: CommandLine) -> Self:
+        times = ServerTimes(line.shutdown_timeout_s, options.engine_watchdog_timeout_s)
+        is_warm = options.standby != "off" and not env.VCLI_PLAIN_VLLM.get()
+        return cls(replace(entry, times=times), line.request, template_kind_of_entry(entry) if is_warm else None)
 
 
 class ModelCheck:
@@ -174,12 +197,8 @@ class ModelCheck:
         line = CommandLine.of(start.words)
         _reject_keys(flag.fact.name for flag in line.flags)
         adapters = (name for name, path in map(parse_adapter, line.values(_LORA_MODULES)) if name and path)
-        times = ServerTimes(line.shutdown_timeout_s, start.engine_watchdog_timeout_s)
-        entry = replace(entry, adapters=tuple(adapters), times=times)
-        has_standby = start.standby != "off"
-        kind = template_kind_of_entry(entry) if has_standby and not env.VCLI_PLAIN_VLLM.get() else None
         check = partial(run_vllm_preflight, vllm, line, PreflightOptions(is_listening=True, asks_hub=True))
-        return self._checked(entry, check, line.request, kind)
+        return self._checked(ModelStart.of_vllm(replace(entry, adapters=tuple(adapters)), start, line), check)
 
     def _check_embedded(self, entry: ModelEntry, config: StartupConfig) -> CheckedModel:
         require_embedded_engine()
@@ -190,19 +209,10 @@ class ModelCheck:
         options = PreflightOptions(
             is_listening=True, memory=memory and memory._replace(available_bytes=memory.total_bytes), asks_hub=True
         )
-        has_standby = config.standby != "off" and not config.engine.trust_remote_code
-        kind = template_kind_of_entry(entry) if has_standby else None
-        request = ModelRequest.of_start(config)
-        times = ServerTimes(config.server.lifecycle.shutdown_timeout_s, config.engine_watchdog_timeout_s)
-        return self._checked(replace(entry, times=times), lambda: run_preflight(config, options=options), request, kind)
+        return self._checked(ModelStart.of_embedded(entry, config), partial(run_preflight, config, options=options))
 
-    def _checked(
-        self,
-        entry: ModelEntry,
-        run_preflight: Callable[[], PreflightReport],
-        request: ModelRequest,
-        kind: str | None,
-    ) -> CheckedModel:
+    def _checked(self, start: ModelStart, run_preflight: Callable[[], PreflightReport]) -> CheckedModel:
+        entry, request, kind = start
         if self._config.preflight == "off":
             return CheckedModel(entry, request=request, template_kind=kind)
         report = run_preflight()

@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Final
 
-from envs.registry import env
-from router.model_entry import ModelEntry, ServerTimes
+from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.scheduling.terms import SchedulerLimits
-from router.standbys import template_kind_of_entry
-from router.words.model_check import folder_of
+from router.words.model_check import ModelStart, folder_of
 from router.words.router_words import LACKED_BY_VLLM, PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own
 from router.words.sleep_words import with_sleep_words
-from startup.files.model.request import ModelRequest
 from startup.settings.config import StartOptions, StartupConfig, VllmOptions, flags_with_role
 from startup.vllm_words.command_line import CommandLine
 from startup.words.arguments import Arguments
@@ -29,10 +26,8 @@ _MIDDLEWARE: Final = "--middleware"
 def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
     """The settings of a router for one model of the embedded engine."""
     parts = [*split_flags(Arguments.read(words).words)]  # the router needs some settings of the --config file
-    times = ServerTimes(config.server.lifecycle.shutdown_timeout_s, config.engine_watchdog_timeout_s)
-    entry = _entry(config, parts, "embedded", config.server.served_model_names, times)
-    has_standby = not config.engine.trust_remote_code
-    return _router(_read_port(parts), config, entry, ModelRequest.of_start(config), has_standby=has_standby)
+    entry = _entry(config, parts, "embedded", config.server.served_model_names)
+    return _router(_read_port(parts), config, ModelStart.of_embedded(entry, config))
 
 
 def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
@@ -41,10 +36,9 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     parts = [*split_flags(words)]
     _reject_vllm_flags(options, parts, line)
     names = line.values("--served-model-name") or (line.served_name,)
-    times = ServerTimes(line.shutdown_timeout_s, options.engine_watchdog_timeout_s)
-    entry = _entry(options, parts, "vllm", names, times)
+    entry = _entry(options, parts, "vllm", names)
     config = _read_port(parts, _words_of_file(line))
-    router = _router(config, options, entry, line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
+    router = _router(config, options, ModelStart.of_vllm(entry, options, line))
     return replace(router, model_has_keys=any(flag.fact.name in flags_with_role("keys") for flag in line.in_file))
 
 
@@ -80,13 +74,7 @@ def _read_port(parts: Sequence[Part], in_file: Sequence[str] = ()) -> StartupCon
     return config_of(Arguments.parse((*_DEFAULTS, *in_file, *own)))
 
 
-def _entry(
-    options: StartOptions,
-    parts: Sequence[Part],
-    engine: str,
-    names: Sequence[str],
-    times: ServerTimes,
-) -> ModelEntry:
+def _entry(options: StartOptions, parts: Sequence[Part], engine: str, names: Sequence[str]) -> ModelEntry:
     """The model's entry. Its command line has no API keys, because other users could read them there."""
     kept: list[str] = []
     if options.listen_when_ready:
@@ -109,7 +97,6 @@ def _entry(
         idle_sleep_s=options.idle_sleep_s,
         restart_limit=options.restart_limit,
         preload=True,
-        times=times,
     )
     entry, notice = with_sleep_words(entry)
     show_notices([f"{entry.name} {notice}"] if notice else (), options.log_format)
@@ -123,21 +110,14 @@ def _flag(options: StartOptions) -> str:
     return "--idle-sleep" if options.idle_stop_s is None else "--idle-stop"
 
 
-def _router(
-    config: StartupConfig,
-    options: StartOptions,
-    entry: ModelEntry,
-    request: ModelRequest,
-    *,
-    has_standby: bool,
-) -> RouterOptions:
+def _router(config: StartupConfig, options: StartOptions, start: ModelStart) -> RouterOptions:
     """
     Args:
         config: the values of the router's own flags.
         options: how the model is started.
     """
-    is_warm = has_standby and options.standby != "off"
-    kinds = (template_kind_of_entry(entry),) if is_warm else ()
+    entry, request, kind = start
+    kinds = () if kind is None else (kind,)
     return RouterOptions(
         config=config,
         entries={entry.name: entry},
