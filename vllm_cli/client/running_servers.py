@@ -50,22 +50,27 @@ class RouterModel:
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """One server: the process that the user started, and all processes that belong to it.
+    """One server or standby: the process that the user started, and all processes that belong to it.
 
-    A router (`serve` with several models) counts as one server, together with its models' processes.
+    A router (`serve` with several models) counts as one server, together with its models' processes. A
+    standby has its template processes, without the servers that were forked from them. It has no address,
+    model, engine and start.
     """
 
+    kind: str = "server"
+    """`server` or `standby`."""
     pid: int
-    port: int | None
+    port: int | None = None
     """None for a UNIX socket, and for a process that does not listen (`--headless`)."""
-    address: str | None
-    model: str
-    engine: str
+    address: str | None = None
+    model: str | None = None
+    engine: str | None = None
     """`embedded`, `vllm` or `router`."""
     state: str
     """The `status` that the server reports, else `ready`, `not ready`, `silent`, `dead` or `not listening`.
 
-    A server whose next request starts its model (`--idle-stop`) reports `stopped`.
+    A server whose next request starts its model (`--idle-stop`) reports `stopped`. The state of a standby is
+    `importing`, `ready` or `failed`, as reported, and `running` for a standby of another environment.
     """
     uptime_s: float
     memory_bytes: int
@@ -73,7 +78,7 @@ class RunningServer:
     pids: tuple[int, ...]
     """All processes, beginning with the process that the user started."""
 
-    forked_pid: int | None
+    forked_pid: int | None = None
     """The server's process, if a standby has forked it. None for a router, and after a cold start."""
 
     log: str | None = None
@@ -82,6 +87,8 @@ class RunningServer:
     """The fields of `base.lifecycle.StartInfo`, with `ready_s` and `phases` once the server was ready."""
     models: tuple[RouterModel, ...] | None = None
     """The models of a router. None for other servers, and for a router that does not list them."""
+    owner_pid: int | None = None
+    """The `vllm-cli serve` (`--idle-stop`, or with several models) to which the standby belongs."""
 
     @property
     def entry_pids(self) -> tuple[int, ...]:
@@ -89,43 +96,12 @@ class RunningServer:
         return (self.pid,) if self.forked_pid is None else (self.pid, self.forked_pid)
 
     def to_dict(self) -> dict[str, Any]:
-        """The output of `--json`."""
-        entry = {"kind": "server"} | vars(self) | {"uptime_s": round(self.uptime_s, 1), "pids": list(self.pids)}
-        models = entry.pop("models")
+        """The output of `ps --json`. A standby has a server's fields, and null where it has no value."""
+        entry = vars(self) | {"uptime_s": round(self.uptime_s, 1), "pids": list(self.pids)}
+        models, owner_pid = entry.pop("models"), entry.pop("owner_pid")
+        if self.kind == STANDBY:
+            return entry | {"owner_pid": owner_pid}
         return entry if models is None else entry | {"models": [model.to_dict() for model in models]}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunningStandby:
-    """A `vllm-cli standby` and its template processes, without the servers that were forked from them."""
-
-    pid: int
-    state: str
-    """`importing`, `ready` or `failed`, as reported. `running` for a standby of another environment."""
-    uptime_s: float
-    memory_bytes: int
-    """PSS. A page that is shared with servers counts in part."""
-    pids: tuple[int, ...]
-    """All processes, beginning with the standby's own."""
-    log: str | None = None
-    owner_pid: int | None = None
-    """The `vllm-cli serve` (`--idle-stop`, or with several models) to which the standby belongs."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The output of `ps --json`. It has a server's fields, and null where a standby has no value."""
-        return {
-            "kind": STANDBY,
-            "pid": self.pid,
-            **dict.fromkeys(("port", "address", "model", "engine")),
-            "state": self.state,
-            "uptime_s": round(self.uptime_s, 1),
-            "memory_bytes": self.memory_bytes,
-            "pids": list(self.pids),
-            "forked_pid": None,
-            "log": self.log,
-            "start": None,
-            "owner_pid": self.owner_pid,
-        }
 
 
 def find_servers(*, with_state: bool = True) -> list[RunningServer]:
@@ -141,7 +117,7 @@ def find_servers(*, with_state: bool = True) -> list[RunningServer]:
     return sorted(found, key=lambda server: -server.uptime_s)
 
 
-def find_standbys() -> list[RunningStandby]:
+def find_standbys() -> list[RunningServer]:
     """All standbys, oldest first."""
     found = [_describe_standby(record) for record in read_run_records() if record.engine == STANDBY]
     return sorted(found, key=lambda standby: -standby.uptime_s)
@@ -250,9 +226,10 @@ def _poll_state(address: ServerAddress | None) -> str:
     return readiness.status or _STATES[readiness.state]
 
 
-def _describe_standby(record: RunRecord) -> RunningStandby:
+def _describe_standby(record: RunRecord) -> RunningServer:
     pids = _pids_of_standby(record)
-    return RunningStandby(
+    return RunningServer(
+        kind=STANDBY,
         pid=record.pid,
         state=_state_of_standby(record.pid),
         uptime_s=process_age_s(record.pid) or 0.0,

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from base.lifecycle import StartInfo
-from vllm_cli.client.running_servers import RouterModel, RunningServer, RunningStandby, find_servers, find_standbys
+from vllm_cli.client.running_servers import RouterModel, RunningServer, find_servers, find_standbys
 from vllm_cli.terminal import align, printable
 
 
@@ -46,18 +46,19 @@ def ps(*, is_json: bool) -> int:
     return 0 if servers else 1
 
 
-def _table(servers: list[RunningServer], standbys: list[RunningStandby]) -> list[str]:
+def _table(servers: list[RunningServer], standbys: list[RunningServer]) -> list[str]:
     nothing = [] if servers else ["No server runs."]
     if not servers and not standbys:
         return nothing
     rows: list[tuple[str, ...]] = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "START", "ENGINE", "MODEL", "LOG")]
     for server in servers:
-        rows += [printable(row) for row in (_server_row(server), *map(_model_row, server.models or ()))]
-    rows += [printable(_standby_row(standby)) for standby in standbys]
+        rows += [printable(row) for row in (_row(server), *map(_model_row, server.models or ()))]
+    rows += [printable(_row(standby)) for standby in standbys]
     return [*nothing, *align(rows), *_reasons(servers, has_standby=bool(standbys))]
 
 
-def _server_row(server: RunningServer) -> tuple[str, ...]:
+def _row(server: RunningServer) -> tuple[str, ...]:
+    owner = "-" if server.owner_pid is None else f"of {server.owner_pid}"
     return (
         str(server.pid),
         server.address or "-",
@@ -65,8 +66,8 @@ def _server_row(server: RunningServer) -> tuple[str, ...]:
         _duration(server.uptime_s),
         _size(server.memory_bytes),
         _start(server.start),
-        server.engine,
-        server.model,
+        server.engine or server.kind,
+        owner if server.model is None else server.model,
         server.log or "-",
     )
 
@@ -82,22 +83,6 @@ def _model_row(model: RouterModel) -> tuple[str, ...]:
         model.engine,
         model.model,
         "-",
-    )
-
-
-def _standby_row(standby: RunningStandby) -> tuple[str, ...]:
-    memory = _size(standby.memory_bytes)
-    model = "-" if standby.owner_pid is None else f"of {standby.owner_pid}"
-    return (
-        str(standby.pid),
-        "-",
-        standby.state,
-        _duration(standby.uptime_s),
-        memory,
-        "-",
-        "standby",
-        model,
-        standby.log or "-",
     )
 
 

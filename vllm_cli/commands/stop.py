@@ -100,7 +100,7 @@ def _describe_absence(which: str | None) -> str:
     return f"No server has port, process or address {which}."
 
 
-def _find_successors(known: list[RunningServer], models: set[str]) -> list[RunningServer]:
+def _find_successors(known: list[RunningServer], models: set[str | None]) -> list[RunningServer]:
     """New servers of these models, which a supervisor has started since the stop."""
     pids = {server.pid for server in known}
     return [s for s in find_servers(with_state=False) if s.pid not in pids and s.model in models]

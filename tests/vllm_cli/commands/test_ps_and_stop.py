@@ -13,7 +13,7 @@ import pytest
 from startup.storage.run_record import RunRecord
 from startup.vllm.serving.graph_progress import GraphProgress
 from startup.words.errors import InputError
-from vllm_cli.client.running_servers import RunningServer, RunningStandby, address_of, describe, parse_models
+from vllm_cli.client.running_servers import RunningServer, address_of, describe, parse_models
 from vllm_cli.commands import stop
 from vllm_cli.commands.ps import _table
 
@@ -82,7 +82,7 @@ def test_the_start_is_told_and_reasons_that_matter_follow_the_table():
         "cold, 9.1 s", "plain", "warm, 9.1 s", "-",
     ]  # fmt: skip
     assert rows[4:] == ["1: plain: VCLI_PLAIN_VLLM is set", "2: warm; model compiled: flags x.y"]
-    standby = RunningStandby(pid=9, state="ready", uptime_s=1.0, memory_bytes=0, pids=(9,))
+    standby = RunningServer(kind="standby", pid=9, state="ready", uptime_s=1.0, memory_bytes=0, pids=(9,))
     assert _table(servers, [standby])[6:] == ["0: cold: no standby runs", *rows[4:]]
 
 
