@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
@@ -91,18 +91,20 @@ class RouterMetrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yields the metric families. The Prometheus library's registry calls this method."""
-        yield _counter("requests", "Ended requests to models, by class of status.", self._requests, "status")
+        yield counter("router_requests", "Ended requests to models, by class of status.", self._requests, "status")
         yield _histogram("request_duration", "From a request's head to the end of its response.", self._durations)
         text = "From a request's head to the first byte of the model's answer."
         yield _histogram("time_to_first_byte", text, self._first_bytes)
         yield _histogram("wait", "How long requests waited for their model, refused ones included.", self._waits)
-        yield _counter("refusals", "Requests that got no model.", self._refusals, "reason")
+        yield counter("router_refusals", "Requests that got no model.", self._refusals, "reason")
         labels = ("outcome", "start_mode", "reason")
-        yield _counter("starts", "Ended starts of the model's server, and how they were made.", self._starts, *labels)
+        text = "Ended starts of the model's server, and how they were made."
+        yield counter("router_starts", text, self._starts, *labels)
 
 
-def _counter(name: str, text: str, counts: Mapping[tuple[str, ...], int], *labels: str) -> Metric:
-    family = CounterMetricFamily(f"vllm_cli:router_{name}", text, labels=("model", *labels))
+def counter(name: str, text: str, counts: Mapping[Any, float], *labels: str) -> Metric:
+    """A counter by model. `counts`: values of the labels -> count."""
+    family = CounterMetricFamily(f"vllm_cli:{name}", text, labels=("model", *labels))
     for values, number in counts.items():
         family.add_metric(values, number)
     return family

@@ -3,18 +3,19 @@
 import asyncio
 import shlex
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 from weakref import ref
 
 import msgspec
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from base.json_depth import check_depth
 from envs.redaction import hide_in_words
+from router.metrics import counter
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelStatus
 from router.scheduling.terms import State
@@ -217,44 +218,37 @@ class _PoolCollector(Collector):  # type: ignore[misc]
 
     def collect(self) -> Iterator[Metric]:
         view, router = self._pool.view(), self._pool.router_status()
-        state = _gauge("model_state", "1 for the model's state, 0 for the other states.", "model", "state")
-        for status in view:
-            for name in STATES:
-                state.add_metric([status.entry.name, name], float(status.state == name))
-        starts = CounterMetricFamily("vllm_cli:model_starts", "Starts of the model's server.", labels=["model"])
-        last_start = _gauge("model_last_start_seconds", "How long the last complete start took.", "model")
-        running = _gauge("model_requests_running", "Requests that the model is answering.", "model")
-        waiting = _gauge("model_requests_waiting", "Requests that wait for the model.", "model")
-        memory = _gauge("model_memory_bytes", "Memory of the model's processes.", "model")
-        labels = ["model", "verb"]
-        changes = CounterMetricFamily(
-            "vllm_cli:model_sleep_changes", "How often the model fell asleep, or woke.", labels=labels
-        )
-        failures = CounterMetricFamily(
-            "vllm_cli:model_sleep_failures", "How often the model did not sleep or wake.", labels=[*labels, "reason"]
-        )
-        seconds = _gauge("model_last_sleep_seconds", "How long the model last took to fall asleep or wake.", *labels)
-        for status in view:
-            labels = [status.entry.name]
-            starts.add_metric(labels, status.num_starts)
-            running.add_metric(labels, status.num_running)
-            waiting.add_metric(labels, status.num_waiting)
-            memory.add_metric(labels, status.memory_bytes or 0)
-            if status.last_start_s is not None:
-                last_start.add_metric(labels, status.last_start_s)
-            for reason, num_failures in status.sleep.failures.items():
-                failures.add_metric([*labels, *reason], num_failures)
-            for verb in ("sleep", "wake"):
-                changes.add_metric([*labels, verb], status.sleep.counts[verb])
-                if (took_s := status.sleep.last_s.get(verb)) is not None:
-                    seconds.add_metric([*labels, verb], took_s)
-        own = _gauge("router_memory_bytes", "Memory of the router, and of its standbys.", "process")
-        own.add_metric(["router"], router["memory_bytes"])
-        own.add_metric(["standby"], router["standby_bytes"])
-        budget = _gauge("memory_budget_bytes", "The memory that all models may use together. 0: no bound.")
-        budget.add_metric([], router["memory_budget_bytes"] or 0)
-        yield from (state, starts, last_start, running, waiting, memory, changes, failures, seconds, own, budget)
+
+        def by_model(read: Callable[[ModelStatus], float | None]) -> dict[tuple[str, ...], float]:
+            return {(each.entry.name,): value for each in view if (value := read(each)) is not None}
+
+        states = {(each.entry.name, name): float(each.state == name) for each in view for name in STATES}
+        yield _gauge("model_state", "1 for the model's state, 0 for the other states.", states, "model", "state")
+        yield counter("model_starts", "Starts of the model's server.", by_model(lambda each: each.num_starts))
+        last_start, text = by_model(lambda each: each.last_start_s), "How long the last complete start took."
+        yield _gauge("model_last_start_seconds", text, last_start, "model")
+        running, waiting = by_model(lambda each: each.num_running), by_model(lambda each: each.num_waiting)
+        yield _gauge("model_requests_running", "Requests that the model is answering.", running, "model")
+        yield _gauge("model_requests_waiting", "Requests that wait for the model.", waiting, "model")
+        memory = by_model(lambda each: each.memory_bytes or 0)
+        yield _gauge("model_memory_bytes", "Memory of the model's processes.", memory, "model")
+        verbs = [(each.entry.name, each.sleep, verb) for each in view for verb in ("sleep", "wake")]
+        changes = {(name, verb): sleep.counts[verb] for name, sleep, verb in verbs}
+        yield counter("model_sleep_changes", "How often the model fell asleep, or woke.", changes, "verb")
+        failures = {(each.entry.name, *why): count for each in view for why, count in each.sleep.failures.items()}
+        text = "How often the model did not sleep or wake."
+        yield counter("model_sleep_failures", text, failures, "verb", "reason")
+        seconds = {(name, verb): sleep.last_s[verb] for name, sleep, verb in verbs if verb in sleep.last_s}
+        text = "How long the model last took to fall asleep or wake."
+        yield _gauge("model_last_sleep_seconds", text, seconds, "model", "verb")
+        own = {("router",): router["memory_bytes"], ("standby",): router["standby_bytes"]}
+        yield _gauge("router_memory_bytes", "Memory of the router, and of its standbys.", own, "process")
+        text = "The memory that all models may use together. 0: no bound."
+        yield _gauge("memory_budget_bytes", text, {(): router["memory_budget_bytes"] or 0})
 
 
-def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"vllm_cli:{name}", text, labels=labels)
+def _gauge(name: str, text: str, numbers: Mapping[Any, float], *labels: str) -> Metric:
+    family = GaugeMetricFamily(f"vllm_cli:{name}", text, labels=labels)
+    for values, number in numbers.items():
+        family.add_metric(values, number)
+    return family
