@@ -151,7 +151,7 @@ def kill_descendants(*, spared: Collection[int] = (), mark: str | None = None, t
     while True:
         known |= descendants(os.getpid(), but=spared)
         if mark is not None:
-            known |= _marked(mark) - {os.getpid()}
+            known |= {pid for pid in marked_pids(f"{mark}\0") if pid != os.getpid() and not _is_tracker(pid)}
         alive = list(filter(is_alive, known))
         if not alive or time.monotonic() >= end_s:
             return
@@ -161,17 +161,28 @@ def kill_descendants(*, spared: Collection[int] = (), mark: str | None = None, t
         time.sleep(_KILL_POLL_S)
 
 
-def _marked(mark: str) -> set[int]:
-    """The processes that were started with this variable, except multiprocessing's resource trackers.
+def marked_pids(*marks: str) -> list[int]:
+    """This user's processes that were started with a variable `NAME=value` that begins with one of the marks.
 
-    A tracker exits by itself after it has removed the resources that other processes have not released.
+    A mark that ends with a null character is a whole variable.
     """
-    found, line = set(), os.fsencode(mark) + b"\0"
+    found, begins = [], [os.fsencode(f"\0{mark}") for mark in marks]
     for folder in Path("/proc").glob("[1-9]*"):
         with suppress(OSError):  # it has ended, or belongs to another user
-            if line in (folder / "environ").read_bytes() and _TRACKER not in (folder / "cmdline").read_bytes():
-                found.add(int(folder.name))
+            variables = b"\0" + (folder / "environ").read_bytes() + b"\0"
+            if any(begin in variables for begin in begins):
+                found.append(int(folder.name))
     return found
+
+
+def _is_tracker(pid: int) -> bool:
+    """Whether the process is a resource tracker of multiprocessing.
+
+    It exits by itself after it has removed the resources that other processes have not released.
+    """
+    with suppress(OSError):
+        return _TRACKER in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def child_pids(pid: int) -> list[int]:

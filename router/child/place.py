@@ -11,10 +11,10 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Final, NoReturn, Self
 
 from base.machine.command_line import replace_command_line
+from base.machine.processes import marked_pids
 from envs.registry import env
 from router.child.process import inherited_environment
 from startup.logs.options import LogOptions
@@ -56,15 +56,8 @@ class ChildPlaces:
 
 def find_marked(place: str) -> list[int]:
     """The ids of this user's processes whose VCLI_ROUTER is the path `place`, or a path below it."""
-    itself, within = (f"\0{env.VCLI_ROUTER.name}={place}{end}".encode() for end in ("\0", "/"))
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError):
-                variables = b"\0" + (folder / "environ").read_bytes() + b"\0"
-                if itself in variables or within in variables:
-                    found.append(int(folder.name))
-    return found
+    variable = f"{env.VCLI_ROUTER.name}={place}"
+    return marked_pids(f"{variable}\0", f"{variable}/")
 
 
 class Guard:
