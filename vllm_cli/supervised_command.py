@@ -4,9 +4,8 @@ import contextlib
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import click
 
@@ -36,14 +35,9 @@ class CommandEndedError(click.ClickException):
 class SupervisedCommand:
     """A command with its descendants and its output. Its supervisor process outlives this process."""
 
-    def __init__(self, environment: Mapping[str, str] | None = None, *, keeps_log: bool = True) -> None:
-        """
-        Args:
-            environment: variables to set in addition to those of this process.
-            keeps_log: whether the output is kept for `log_tail`. Otherwise it is shown on standard error.
-        """
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        """`environment`: variables to set in addition to those of this process."""
         self._environment = {**foreign.snapshot(), **(environment or {})}
-        self._keeps_log = keeps_log
         self._words: Sequence[str] = ()
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._log_path: Path | None = None
@@ -52,9 +46,10 @@ class SupervisedCommand:
         if self._supervisor is not None:
             return
         self._words = words
-        with self._open_log() as log:
+        with tempfile.NamedTemporaryFile(prefix="vllm-cli-", suffix=".log", delete=False) as log:
+            self._log_path = Path(log.name)
             self._supervisor = start_supervisor(
-                words, grace_s=STOP_GRACE_S, stdout=subprocess.PIPE, stderr=log, env=self._environment
+                words, grace_s=STOP_GRACE_S, stdout=subprocess.PIPE, stderr=log.file, env=self._environment
             )
 
     def close(self) -> None:
@@ -72,10 +67,6 @@ class SupervisedCommand:
         if self._supervisor is not None and self._supervisor.poll() is not None:
             raise CommandEndedError(f"{self.describe_end()}\n{self.log_tail}".rstrip())
 
-    def wait(self, timeout_s: float | None = None) -> int:
-        """Waits until the command has ended. Returns its exit status. Raises subprocess.TimeoutExpired."""
-        return self._supervisor.wait(timeout_s) if self._supervisor is not None else 0
-
     def describe_end(self) -> str:
         status = self._supervisor.returncode if self._supervisor else None
         words = hide_in_command(shlex.join(self._words))
@@ -92,10 +83,10 @@ class SupervisedCommand:
         """The file with the output, until `close`.
 
         Raises:
-            CommandEndedError: the command was not started, or its output is not kept.
+            CommandEndedError: the command was not started.
         """
         if self._log_path is None:
-            raise CommandEndedError("The server's output is not kept.")
+            raise CommandEndedError("The server does not run.")
         return self._log_path
 
     @property
@@ -120,12 +111,3 @@ class SupervisedCommand:
             if process.stdout.readline():
                 return
         process.wait()  # without an echo the command has exited, and the supervisor soon exits, too
-
-    @contextlib.contextmanager
-    def _open_log(self) -> Iterator[IO[bytes] | None]:
-        if not self._keeps_log:
-            yield None
-            return
-        with tempfile.NamedTemporaryFile(prefix="vllm-cli-", suffix=".log", delete=False) as log:
-            self._log_path = Path(log.name)
-            yield log.file

@@ -27,11 +27,6 @@ class ProcessSet:
                     self._known.add(pid)
                     self._loop.add_reader(self._fds[pid], self._end, pid)
 
-    @property
-    def pids(self) -> list[int]:
-        """The ids of the added processes that have not ended."""
-        return list(self._fds)
-
     def is_running(self, pid: int) -> bool:
         """Whether the process was added and has not ended."""
         return pid in self._fds

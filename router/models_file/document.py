@@ -75,9 +75,9 @@ class Node:
 class Findings:
     """The faults and notices that are found in a document."""
 
-    def __init__(self, file: str, root: Node | None = None) -> None:
+    def __init__(self, file: str) -> None:
         self.file = file
-        self.root = root
+        self.root: Node | None = None
         self.faults: list[Fault] = []
         self.fault_paths: set[KeyPath] = set()
         self._noticed: dict[tuple[Key, str], list[KeyPath]] = {}

@@ -32,15 +32,9 @@ class Defaults(NamedTuple):
     on_swap: Literal["stop", "sleep"] = "stop"
 
 
-def read_models_file(path: Path, defaults: Defaults, name: str | None = None) -> tuple[ModelsFile, tuple[Fault, ...]]:
-    """Returns the models that have no faults, and all faults of the file.
-
-    Args:
-        path: the file.
-        defaults: values for keys that the file leaves out.
-        name: the name of the file in messages. None: its path.
-    """
-    findings = Findings(name or str(path))
+def read_models_file(path: Path, defaults: Defaults) -> tuple[ModelsFile, tuple[Fault, ...]]:
+    """Returns the models that have no faults, and all faults. `defaults`: values for missing keys."""
+    findings = Findings(str(path))
     try:
         text = read_text(path)
         findings.root = parse(text, findings)

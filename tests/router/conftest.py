@@ -19,7 +19,7 @@ def read(tmp_path: Path) -> Callable[..., tuple[ModelsFile, list[str]]]:
     def read_text(text: str | bytes, defaults: Defaults = NO_DEFAULTS) -> tuple[ModelsFile, list[str]]:
         path = tmp_path / "models.yaml"
         path.write_bytes(text.encode() if isinstance(text, str) else text)
-        content, faults = read_models_file(path, defaults, "models.yaml")
-        return content, [str(fault) for fault in faults]
+        content, faults = read_models_file(path, defaults)
+        return content, [str(fault).replace(str(path), path.name) for fault in faults]
 
     return read_text
