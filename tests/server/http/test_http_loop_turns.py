@@ -25,6 +25,7 @@ from tests.server.http.conftest import MODEL, ScriptedEngine, run_app
 from tests.server.http.pooled_engine import PooledEngine
 from tests.server.server_config import server_config
 from tests.server.text.renderers.loop_turns import MeasuredLoop
+from tests.support.tiers import thorough_but_for
 
 MOST_LINES = 20_000
 """These take about 2 ms. A loop over the members of any body below executes more."""
@@ -211,11 +212,14 @@ def _measure(config: ServerConfig, renderer: HfRenderer, engine: Any) -> Iterato
     sys.setswitchinterval(switch_interval_s)
 
 
-@pytest.mark.parametrize("name", BODIES)
+FAST = ("chat: parts", "chat: tools", "completion: prompts of one token", "responses: items", "messages: system")
+
+
+@pytest.mark.parametrize("name", thorough_but_for(BODIES, *FAST))
 def test_no_turn_of_the_loop_is_long(send, name):
     assert 0 < send(*BODIES[name]()) < MOST_LINES
 
 
-@pytest.mark.parametrize("name", POOLING_BODIES)
+@pytest.mark.parametrize("name", thorough_but_for(POOLING_BODIES, "score"))
 def test_no_turn_of_the_loop_is_long_for_pooled_prompts(send_pooled, name):
     assert 0 < send_pooled(*POOLING_BODIES[name]) < MOST_LINES

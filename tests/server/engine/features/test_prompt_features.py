@@ -44,7 +44,7 @@ def add(engine: SmallEngine, name: str, model: PreTrainedModel, prompt: list[int
     return engine.add(name, [0] * len(prompt), embeds_of(model, prompt), **({"max_tokens": NUM_TOKENS} | params))
 
 
-@pytest.mark.parametrize("architecture", thorough_but_for(FAMILIES, "llama", "gemma3_text", "gpt2", "opt"))
+@pytest.mark.parametrize("architecture", thorough_but_for(FAMILIES, "gemma3_text"))
 def test_embeddings_give_the_output_of_their_text_alone_and_in_a_batch(architecture):
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(7, 40, 1, 23)
@@ -63,7 +63,7 @@ def test_embeddings_give_the_output_of_their_text_alone_and_in_a_batch(architect
     engine.assert_nothing_leaked()
 
 
-@pytest.mark.parametrize("architecture", [pytest.param(name, id=name) for name in SEQUENTIAL])
+@pytest.mark.parametrize("architecture", thorough_but_for(SEQUENTIAL, "mamba"))
 def test_the_sequential_runner_supports_embeddings(architecture):
     model = build_model(architecture, SEQUENTIAL[architecture])
     prompts = random_prompts(9, 24)

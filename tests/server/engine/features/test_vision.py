@@ -47,7 +47,7 @@ class VisionCase:
         return generate_answer(self.reference, prompt, num_tokens)
 
 
-@pytest.fixture(scope="module", params=thorough_but_for(FAMILIES, "llava", "smolvlm", "qwen2_vl"))
+@pytest.fixture(scope="module", params=thorough_but_for(FAMILIES, "smolvlm"))
 def vision(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VisionCase:
     """A model of each family, for tests whose result depends on the model."""
     return _case(tmp_path_factory, request.param)

@@ -7,7 +7,6 @@ megabytes would accumulate before a collection.
 import asyncio
 import gc
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -51,9 +50,9 @@ CLIENT_CASES = {
 }
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Certificate:
-    return make_certificate(tmp_path, "server")
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "server")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,7 +5,6 @@ import logging
 import socket
 import ssl
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,9 +66,9 @@ HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n"
 PATIENT = LimitsConfig(header_timeout_s=600)
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Certificate:
-    return make_certificate(tmp_path, "server")
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "server")
 
 
 @needs_openssl
@@ -137,12 +136,11 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
 
 @needs_openssl
 @pytest.mark.parametrize("hello", [b"", HALF_A_HELLO], ids=["silent", "half a hello"])
-def test_handshakes_of_unaccepted_clients_do_not_delay_the_shutdown(tmp_path, hello):
+def test_handshakes_of_unaccepted_clients_do_not_delay_the_shutdown(certificate, hello):
     """The server accepts these clients when the port closes.
 
     If it served them one after the other, each could take its whole time-out.
     """
-    certificate = make_certificate(tmp_path, "server")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate.certificate, certificate.key)
     http: Any = bounded_connections(LimitsConfig(header_timeout_s=600), lambda: context)

@@ -9,10 +9,11 @@ from server.text.parsers.base import PromptEnd
 from server.text.parsers.formats import REASONING_FORMATS, TOOL_FORMATS
 from server.text.parsers.output_parser import IncomingText, OutputParser
 from tests.server.text.parsers.transcripts import FUNCTIONS, TRANSCRIPTS
+from tests.support.tiers import thorough_but_for
 
 SIZES = (512, 1024, 2048)
-TOKEN = 4
-MOST_SCANS = 300
+TOKEN = 16
+MOST_SCANS = 80
 """The most often that a character is read: once for each token that arrives while it is held back."""
 FILLERS = (" ", '\\"', "<", "[{", "a,")
 
@@ -87,19 +88,18 @@ def assert_linear(monkeypatch: pytest.MonkeyPatch, text: str, **formats: Any) ->
             assert counts[2] <= MOST_SCANS * len(texts[2]), (begin, unit, size)
 
 
-LONGEST = {
-    form: max((one.text for one in TRANSCRIPTS if one.tools and TOOL_FORMATS.get(one.tools) is form), key=len)
-    for form in TOOL_FORMATS.values()
-}
+NAMES = {form: name for name, form in TOOL_FORMATS.items()}.values()
+"""One name of each format."""
 
 
-@pytest.mark.parametrize(
-    ("form", "text"), LONGEST.items(), ids=[*{form: name for name, form in TOOL_FORMATS.items()}.values()]
-)
-def test_scans_for_calls_are_linear(form, text, monkeypatch):
-    assert_linear(monkeypatch, text, tools=form)
+@pytest.mark.parametrize("name", thorough_but_for(NAMES, "qwen3_json", "step3p5", "pythonic", "openai"))
+def test_scans_for_calls_are_linear(name, monkeypatch):
+    form = TOOL_FORMATS[name]
+    texts = [one.text for one in TRANSCRIPTS if one.tools and TOOL_FORMATS.get(one.tools) is form]
+    assert_linear(monkeypatch, max(texts, key=len), tools=form)
 
 
-@pytest.mark.parametrize("form", dict.fromkeys(REASONING_FORMATS.values()), ids=lambda form: form.starts[0])
-def test_scans_for_reasoning_are_linear(form, monkeypatch):
+@pytest.mark.parametrize("name", thorough_but_for(REASONING_FORMATS, "openai_gptoss", "granite"))
+def test_scans_for_reasoning_are_linear(name, monkeypatch):
+    form = REASONING_FORMATS[name]
     assert_linear(monkeypatch, f"{form.starts[0]}a{form.ends[0]}b", reasoning=form, prompt_end=PromptEnd.OPEN)

@@ -20,6 +20,7 @@ from server.text.renderers.detokenizer import IncrementalDetokenizer
 from server.text.renderers.hf import HfRenderer
 from server.text.renderers.mistral import MistralRenderer
 from tests.server.inline_executor import InlineExecutor
+from tests.support.tiers import thorough_but_for
 
 KINDS = ("real", "byte_level", "llama", "unigram", "wordpiece")
 
@@ -122,7 +123,7 @@ def mistral_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     return folders
 
 
-@pytest.fixture(params=MISTRAL_KINDS)
+@pytest.fixture(params=thorough_but_for(MISTRAL_KINDS, "v3", "tekken_v11", "tekken_v15"))
 def mistral_kind(request: pytest.FixtureRequest) -> str:
     """The kind of each format in each version."""
     return str(request.param)

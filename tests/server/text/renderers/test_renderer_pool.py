@@ -177,6 +177,7 @@ async def test_no_prompt_is_an_error_and_the_first_fault_of_many_prompts_is_rais
             await renderer.render_prompts_async([[1]] * 99 + [[-1]], TextOptions())
 
 
+@pytest.mark.thorough
 @pytest.mark.alone
 async def test_the_loop_turns_while_embeddings_are_loaded(tokenizer_folders, inline_executor, large_prompts):
     folder = tokenizer_folders["byte_level"]
