@@ -18,10 +18,8 @@ from server.operation.models import Inference
 from server.terms.http_body.request_body import RequestBody, RequestDecoder
 from server.terms.http_body.response_body import (
     OPENAI,
-    BinaryResponse,
     FailureFormat,
     Headers,
-    send_bytes,
     send_events,
     send_failure,
     send_json,
@@ -30,8 +28,8 @@ from server.terms.http_body.response_body import (
 from server.terms.limits import flag_of
 
 T = TypeVar("T", bound=RequestBody)
-ResponseBody = dict[str, Any] | bytes | BinaryResponse | AsyncGenerator[bytes, None]
-"""An object to be encoded as JSON, encoded JSON, another body of bytes, or events."""
+ResponseBody = dict[str, Any] | bytes | AsyncGenerator[bytes, None]
+"""An object to be encoded as JSON, encoded JSON, or events."""
 Handler = Callable[[T, RequestContext], Awaitable[ResponseBody]]
 _LARGE_BODY_BYTES = 32 << 10
 """Larger bodies are decoded on a thread. For this size, switching to a thread takes as long as decoding."""
@@ -136,8 +134,6 @@ class JsonEndpoint(Generic[T]):
             response = await self._parts.renderer.pools.run(msgspec.json.encode, response)
         if isinstance(response, dict | bytes):
             await send_json(send, response, headers=headers())
-        elif isinstance(response, BinaryResponse):
-            await send_bytes(send, response.body, content_type=response.content_type, headers=headers())
         else:
             try:
                 await send_events(send, response, headers)

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType, structs
@@ -41,13 +41,6 @@ _ERROR_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-
-
-class BinaryResponse(NamedTuple):
-    """A body of bytes, and its media type."""
-
-    body: bytes
-    content_type: bytes
 
 
 def encode_named_event(payload: dict[str, Any]) -> bytes:
@@ -189,14 +182,7 @@ def failure_format(path: str) -> FailureFormat:
 async def send_json(send: Send, body: Any, *, status: int = 200, headers: Headers = ()) -> None:
     """Sends a complete response. If `body` is bytes, it is already encoded JSON."""
     payload = body if isinstance(body, bytes) else _encoder.encode(body)
-    await send_bytes(send, payload, content_type=b"application/json", status=status, headers=headers)
-
-
-async def send_bytes(
-    send: Send, payload: bytes, *, content_type: bytes, status: int = 200, headers: Headers = ()
-) -> None:
-    """Sends a complete response."""
-    fixed = ((b"content-type", content_type), (b"content-length", str(len(payload)).encode()))
+    fixed = ((b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
     await send({"type": "http.response.body", "body": payload})
 
@@ -225,11 +211,7 @@ async def send_events(send: Send, events: AsyncGenerator[bytes, None], headers: 
         async for event in events:
             if not has_begun:
                 has_begun = True
-                await send(_stream_start(headers()))
+                fixed = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
+                await send({"type": "http.response.start", "status": 200, "headers": [*fixed, *headers()]})
             await send({"type": "http.response.body", "body": event, "more_body": True})
     await send(_END)
-
-
-def _stream_start(headers: Headers) -> AsgiMessage:
-    fixed = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
-    return {"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]}
