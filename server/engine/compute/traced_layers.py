@@ -5,12 +5,10 @@ with its layer before it is used. docs/dev/decisions.md has the time that Python
 """
 
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -28,69 +26,32 @@ _EXAMPLE_TOKENS = (11, 1, 6)
 """The numbers of tokens in the example passes. The first pass is traced, and the other passes check the
 graph. In a trace, every dimension of size 11 is taken for the number of tokens."""
 _CONSTANTS = (type(None), bool, int, float, str)
+_PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+"""A product of oneDNN, if this torch has it. A layer with any other opaque weight is not traced.
+
+The product cannot be traced: it takes an empty list of scalars, and an opaque weight, whose layout in memory
+only oneDNN knows. In a trace, an operator of this project (the stand-in) takes the product's place. The
+stand-in has no list of scalars, and the weight is an input of the graph. `_insert_product` then replaces the
+stand-in by the product.
+"""
+_OPERATORS = {
+    "multiply(Tensor x, Tensor weight, Tensor? bias, str attr, str? algorithm) -> Tensor": (
+        lambda x, weight, bias, attr, algorithm: _PRODUCT(x, weight, bias, attr, [], algorithm)
+    ),
+    "attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor": PackedAttention.attend_in,
+}
+"""Operators of this project. In a trace, they replace operators that cannot be traced."""
 
 
-class _OpaqueProduct:
-    """A product of oneDNN that cannot be traced. It takes an empty list of scalars, and an opaque weight.
-
-    A weight is opaque if only oneDNN knows its layout in memory. In a trace, an operator of this project
-    (the stand-in) takes the product's place. The stand-in has no list of scalars, and the weight is an
-    input of the graph. `insert` then replaces the stand-in by the product.
-    """
-
-    def __init__(self, operator: str, *, weight: int, features: int) -> None:
-        """`weight` and `features` (a tensor with one entry per output feature) are positions of arguments.
-
-        Raises:
-            AttributeError: this torch lacks the operator.
-            ValueError: the operator takes no list of scalars.
-        """
-        namespace, name = operator.split("::")
-        self.function = getattr(getattr(torch.ops, namespace), name)
-        self.name = name
-        self.weight = weight
-        self._features = features
-        before, after = re.split(r", Scalar\?\[\] \w+", str(self.function.default._schema))
-        self.schema = f"{before}{after}".removeprefix(f"{namespace}::")
-        self._scalars = before.count(",") + 1
-        self._operator = operator
-
-    def stand_in(self, *args: Any) -> torch.Tensor:
-        """Calls the stand-in. `args` are the arguments of the product."""
-        operator = getattr(torch.ops.vllm_cli, self.name)
-        output: torch.Tensor = operator(*args[: self._scalars], *args[self._scalars + 1 :])
-        return output
-
-    def compute(self, *args: Any) -> torch.Tensor:
-        """Computes the product. `args` are the arguments of the stand-in."""
-        output: torch.Tensor = self.function(*args[: self._scalars], [], *args[self._scalars :])
-        return output
-
-    def zeros(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
-        """Returns zeros with the shape and type of the product's output."""
-        dtype = next((value for value in args if isinstance(value, torch.dtype)), x.dtype)
-        return x.new_zeros(*x.shape[:-1], args[self._features - 1].shape[0], dtype=dtype)
-
-    def insert(self, graph: Any) -> None:
-        """Replaces the stand-in in the graph by the product."""
-        inputs = [f"%{number}" for number in range(self.schema.count(",") + 1)]
-        own, end = ", ".join(inputs), "return (%output)"
-        head = f"graph({own}):"
-        inputs.insert(self._scalars, "%scalars")
-        torch._C._jit_pass_custom_pattern_based_rewrite_graph(
-            f"{head}\n  %output = vllm_cli::{self.name}({own})\n  {end}",
-            f"{head}\n  %scalars : Scalar?[] = prim::ListConstruct()\n"
-            f"  %output = {self._operator}({', '.join(inputs)})\n  {end}",
-            graph,
-        )
-
-
-@cache
-def _opaque_products() -> list[_OpaqueProduct]:
-    """Returns the products that this torch has. A layer with any other opaque weight is not traced."""
-    with suppress(AttributeError, ValueError):
-        return [_OpaqueProduct("mkldnn::_linear_pointwise", weight=1, features=1)]
-    return []
+def _insert_product(graph: Any) -> None:
+    """Replaces the stand-in in the graph by the product."""
+    head, end = "graph(%x, %weight, %bias, %attr, %algorithm):", "return (%output)"
+    torch._C._jit_pass_custom_pattern_based_rewrite_graph(
+        f"{head}\n  %output = vllm_cli::multiply(%x, %weight, %bias, %attr, %algorithm)\n  {end}",
+        f"{head}\n  %scalars : Scalar?[] = prim::ListConstruct()\n"
+        f"  %output = mkldnn::_linear_pointwise(%x, %weight, %bias, %attr, %scalars, %algorithm)\n  {end}",
+        graph,
+    )
 
 
 class LayerTracer:
@@ -228,19 +189,17 @@ def _trace(forward: Callable[..., Any], call: _Call) -> _TracedForward:
     define_operators()
     weights: list[torch.Tensor] = []
 
-    def multiply(product: _OpaqueProduct, *args: Any) -> torch.Tensor:
-        weight = args[product.weight]
+    def multiply(x: Any, weight: torch.Tensor, bias: Any, attr: str, _scalars: Any, algorithm: str) -> Any:
         if not any(weight is each for each in weights):
             weights.append(weight)
-        return product.stand_in(*args)
+        return torch.ops.vllm_cli.multiply(x, weight, bias, attr, algorithm)
 
     num_tensors = len(call.tensors)
     shape = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
-    with ReplacedFunctions({each.function: partial(multiply, each) for each in _opaque_products()} | {shape: _sizes}):
+    with ReplacedFunctions({_PRODUCT: multiply, shape: _sizes}):
         call.run(forward)
         graph = _record(lambda *inputs: call.run(forward, inputs[:num_tensors]), [*call.tensors, *weights])
-    for product in _opaque_products():
-        product.insert(graph.graph)
+    _insert_product(graph.graph)
     return _TracedForward(graph, weights, call.form, forward)
 
 
@@ -272,11 +231,9 @@ def _sizes(x: torch.Tensor, *_: type) -> tuple[Any, ...]:
 
 @cache
 def define_operators() -> torch.library.Library:
-    """Defines operators of this project. In a trace, they replace operators that cannot be traced."""
+    """Defines the operators of this project."""
     library = torch.library.Library("vllm_cli", "FRAGMENT")  # type: ignore[no-untyped-call]
-    attend = "attend(Tensor query, Tensor key, Tensor value, int attention, int layer) -> Tensor"
-    functions = {each.schema: each.compute for each in _opaque_products()} | {attend: PackedAttention.attend_in}
-    for schema, function in functions.items():
+    for schema, function in _OPERATORS.items():
         name = library.define(schema)  # type: ignore[no-untyped-call]
         library.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     return library
@@ -302,7 +259,7 @@ class ReplacedFunctions(TorchFunctionMode):
 
 def light_forward() -> ReplacedFunctions:
     """Makes linear layers return zeros in a `with` block, so that most weights are not read from memory."""
-    return ReplacedFunctions({torch._C._nn.linear: _zeros} | {each.function: each.zeros for each in _opaque_products()})
+    return ReplacedFunctions({torch._C._nn.linear: _zeros, _PRODUCT: _zeros})
 
 
 def _zeros(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:
