@@ -3,9 +3,8 @@
 import inspect
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from functools import cached_property
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -61,46 +60,20 @@ def choose_batch(waiting: list[PoolingSequence], limits: BatchLimits) -> list[Po
         begin, end = (begin, end + 1) if grows_up else (begin - 1, end)
 
 
-class HiddenStates(NamedTuple):
-    """The output of the last layer for a batch."""
-
-    states: torch.Tensor
-    """Shape [sequences, longest, hidden]. Rows behind a sequence's end have no meaning."""
-    lengths: torch.Tensor
-    """The number of tokens of each sequence."""
-
-    def of(self, index: int) -> torch.Tensor:
-        """Returns the rows of one sequence's tokens."""
-        return self.states[index, : int(self.lengths[index])]
-
-
 class Encoder:
     """Calls a transformers model, with or without a head, for a batch of sequences."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         text = model.config.get_text_config(decoder=True)
+        parameters = inspect.signature(model.forward).parameters
         self._pad_id = _pad_id(text)
-        self._has_token_types = getattr(text, "type_vocab_size", 0) > 1 and "token_type_ids" in self._parameters
-        self._options: dict[str, Any] = {"use_cache": False} if "use_cache" in self._parameters else {}
+        self._has_token_types = getattr(text, "type_vocab_size", 0) > 1 and "token_type_ids" in parameters
+        self._options: dict[str, Any] = {"use_cache": False} if "use_cache" in parameters else {}
 
-    def hidden_states(self, sequences: Seq[PoolingSequence]) -> HiddenStates:
-        """Returns the output of the last layer."""
+    def run(self, sequences: Seq[PoolingSequence]) -> Any:
+        """Returns the model's output for the batch. Rows behind a sequence's end have no meaning."""
         lengths = torch.tensor([sequence.num_tokens for sequence in sequences])
-        output = self.model(**self._inputs(sequences, lengths))
-        return HiddenStates(output.last_hidden_state, lengths)
-
-    def logits(self, sequences: Seq[PoolingSequence]) -> torch.Tensor:
-        """Returns the output of the model's own head."""
-        lengths = torch.tensor([sequence.num_tokens for sequence in sequences])
-        logits: torch.Tensor = self.model(**self._inputs(sequences, lengths)).logits
-        return logits
-
-    @cached_property
-    def _parameters(self) -> frozenset[str]:
-        return frozenset(inspect.signature(self.model.forward).parameters)
-
-    def _inputs(self, sequences: Seq[PoolingSequence], lengths: torch.Tensor) -> dict[str, Any]:
         device, longest = self.model.device, int(lengths.max())
         ids = [_padded(sequence.token_ids, longest, self._pad_id) for sequence in sequences]
         inputs: dict[str, Any] = {"input_ids": torch.tensor(ids, device=device)} | self._options
@@ -109,7 +82,7 @@ class Encoder:
         if self._has_token_types and any(sequence.token_type_ids is not None for sequence in sequences):
             types = [_padded(sequence.token_type_ids or [], longest, 0) for sequence in sequences]
             inputs["token_type_ids"] = torch.tensor(types, device=device)
-        return inputs
+        return self.model(**inputs)
 
 
 def _padded(ids: list[int], length: int, filler: int) -> list[int]:

@@ -3,15 +3,14 @@
 As in vLLM, heads compute in float32, whatever data type the transformer has.
 """
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from server.engine.pooling.encoder import Encoder, HiddenStates, PoolingSequence
+from server.engine.pooling.encoder import Encoder, PoolingSequence
 from server.engine.pooling.projection import Activation, Projection
 from server.terms.config import PoolingTask, SeqPoolingType
 
@@ -30,31 +29,24 @@ class PoolingHead(Protocol):
 class EmbeddingHead:
     """Computes embeddings of texts or of their tokens."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        sequence_type: SeqPoolingType | None,
-        projector: Projection | None = None,
-    ) -> None:
+    def __init__(self, encoder: Encoder, *, sequence_type: SeqPoolingType | None, projector: Projection | None) -> None:
         """Without a `sequence_type`, only embeddings of tokens are supported."""
         self._encoder = encoder
         self._sequence_type = sequence_type
         self._projector = projector
-
-    @property
-    def tasks(self) -> tuple[PoolingTask, ...]:
-        return ("token_embed",) if self._sequence_type is None else ("embed", "token_embed")
+        self.tasks: tuple[PoolingTask, ...] = ("token_embed",) if sequence_type is None else ("embed", "token_embed")
 
     def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        hidden = self._encoder.hidden_states(sequences)
+        states = self._encoder.run(sequences).last_hidden_state
         whole = None
         if self._sequence_type is not None and any(sequence.params.task == "embed" for sequence in sequences):
-            whole = self._project(pool_sequences(hidden, self._sequence_type))
+            whole = self._project(_pool_sequences(states, sequences, self._sequence_type))
         results = []
         for index, sequence in enumerate(sequences):
-            is_whole = whole is not None and sequence.params.task == "embed"
-            vectors = whole[index] if is_whole and whole is not None else self._project(hidden.of(index).float())
+            if whole is not None and sequence.params.task == "embed":
+                vectors = whole[index]
+            else:
+                vectors = self._project(states[index, : sequence.num_tokens].float())
             if sequence.params.dimensions is not None:
                 vectors = vectors[..., : sequence.params.dimensions]
             results.append(normalize(vectors, dim=-1) if sequence.params.use_activation else vectors)
@@ -64,50 +56,41 @@ class EmbeddingHead:
         return vectors if self._projector is None else self._projector(vectors)
 
 
-class OwnClassifierHead:
-    """Classifies texts or tokens with the head of the model's own class, such as BERT's pooler."""
+class ClassifierHead:
+    """Classifies texts or tokens with a linear layer, or with the model's own head, such as BERT's pooler."""
 
     def __init__(
-        self, encoder: Encoder, activation: Activation, *, task: Literal["classify", "token_classify"]
+        self,
+        encoder: Encoder,
+        activation: Activation,
+        task: PoolingTask,
+        *,
+        weight: Tensor | None,
+        sequence_type: SeqPoolingType,
     ) -> None:
+        """`weight` is that of the linear layer, after pooling by `sequence_type`. None: the own head."""
         self._encoder = encoder
         self._activation = activation
         self.tasks: tuple[PoolingTask, ...] = (task,)
-
-    def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        logits: Seq[Tensor] = self._encoder.logits(sequences).float().unbind()
-        if self.tasks == ("token_classify",):
-            logits = [rows[: sequence.num_tokens] for rows, sequence in zip(logits, sequences, strict=True)]
-        return _activated(logits, sequences, self._activation)
-
-
-class LinearClassifierHead:
-    """Classifies texts with one linear layer on top of the transformer's output."""
-
-    tasks: tuple[PoolingTask, ...] = ("classify",)
-
-    def __init__(
-        self, encoder: Encoder, weight: Tensor, activation: Activation, *, sequence_type: SeqPoolingType
-    ) -> None:
-        self._encoder = encoder
-        self._weight = weight.float()
-        self._activation = activation
+        self._weight = None if weight is None else weight.float()
         self._sequence_type = sequence_type
 
     def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        vectors = pool_sequences(self._encoder.hidden_states(sequences), self._sequence_type)
-        return _activated(linear(vectors, self._weight), sequences, self._activation)
+        output = self._encoder.run(sequences)
+        if self._weight is None:
+            logits = output.logits.float()
+        else:
+            logits = linear(_pool_sequences(output.last_hidden_state, sequences, self._sequence_type), self._weight)
+        results = []
+        for rows, sequence in zip(logits, sequences, strict=True):
+            own = rows[: sequence.num_tokens] if self.tasks == ("token_classify",) else rows
+            results.append(self._activation(own) if sequence.params.use_activation else own)
+        return results
 
 
-def _activated(logits: Iterable[Tensor], sequences: Seq[PoolingSequence], activation: Activation) -> list[Tensor]:
-    """Applies the activation to the logits of sequences whose parameters have `use_activation`."""
-    pairs = zip(logits, sequences, strict=True)
-    return [activation(rows) if sequence.params.use_activation else rows for rows, sequence in pairs]
-
-
-def pool_sequences(hidden: HiddenStates, kind: SeqPoolingType) -> Tensor:
+def _pool_sequences(states: Tensor, sequences: Seq[PoolingSequence], kind: SeqPoolingType) -> Tensor:
     """Pools each sequence into one float32 vector."""
-    states, lengths = hidden.states, hidden.lengths.to(hidden.states.device)
+    lengths = torch.tensor([sequence.num_tokens for sequence in sequences], device=states.device)
     match kind:
         case "CLS":
             return states[:, 0].float()

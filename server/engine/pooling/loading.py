@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -26,12 +26,7 @@ from server.engine.model_loading import (
     own_max_model_len,
 )
 from server.engine.pooling.encoder import Encoder
-from server.engine.pooling.heads import (
-    EmbeddingHead,
-    LinearClassifierHead,
-    OwnClassifierHead,
-    PoolingHead,
-)
+from server.engine.pooling.heads import ClassifierHead, EmbeddingHead, PoolingHead
 from server.engine.pooling.projection import Projection, classifier_activation, load_colbert, load_dense
 from server.terms.config import EngineConfig, ModelFiles, PoolerConfig, PoolingTask, SeqPoolingType
 from server.terms.types import PoolingInfo
@@ -117,7 +112,7 @@ class _Loader:
             case "token_classify":
                 self.encoder = self._load(AutoModelForTokenClassification)
                 self.num_labels = self._model_config.num_labels
-                return self._own_head("token_classify")
+                return self._classifier_head("token_classify")
         names = ", ".join(self._model_config.architectures or [])
         raise EngineStartError(
             f"the model in {self._path} ({names}) is not a pooling model: use --convert embed or --convert classify"
@@ -147,9 +142,9 @@ class _Loader:
         if self._is_encoder or not hasattr(model, "score"):
             if self._config.pooler.sequence_type is not None:
                 raise EngineStartError("this classifier has its own pooling: omit --pooler-config.pooling_type")
-            return self._own_head("classify")
+            return self._classifier_head("classify")
         self.encoder = Encoder(model.base_model)
-        return self._linear_head(model.score.weight)
+        return self._classifier_head("classify", model.score.weight)
 
     def _load_token_classifier(self, tokens: Seq[str]) -> PoolingHead:
         """Makes a classifier from a language model that answers with a word, such as yes (Qwen3-Reranker)."""
@@ -161,15 +156,16 @@ class _Loader:
             rows = rows[1:2] - rows[0:1]
         self.num_labels = len(rows)
         self.encoder = Encoder(model.base_model)
-        return self._linear_head(rows)
+        return self._classifier_head("classify", rows)
 
-    def _own_head(self, task: Literal["classify", "token_classify"]) -> PoolingHead:
-        return OwnClassifierHead(self.encoder, classifier_activation(self._model_config), task=task)
-
-    def _linear_head(self, weight: Tensor) -> PoolingHead:
-        kind = self._config.pooler.sequence_type or "LAST"
-        activation = classifier_activation(self._model_config)
-        return LinearClassifierHead(self.encoder, weight.detach(), activation, sequence_type=kind)
+    def _classifier_head(self, task: PoolingTask, weight: Tensor | None = None) -> PoolingHead:
+        return ClassifierHead(
+            self.encoder,
+            classifier_activation(self._model_config),
+            task,
+            weight=None if weight is None else weight.detach(),
+            sequence_type=self._config.pooler.sequence_type or "LAST",
+        )
 
     def _load(self, auto_class: Any, **options: Any) -> Encoder:
         if hasattr(self._model_config, "reference_compile"):
