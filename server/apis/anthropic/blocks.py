@@ -51,6 +51,18 @@ class BlockStream:
         events = self._close_block()
         return [*events, *self.add_text(held), *self._close_block()] if held else events
 
+    def stop(self, finish_reason: str | None, stop_reason: int | str | None) -> dict[str, str | None]:
+        """Returns why the message ends. It is the stop sequence if this sequence has cut off a call."""
+        sequence = None
+        reason: str | None = "tool_use" if self.has_calls or finish_reason == "tool_calls" else "end_turn"
+        if finish_reason == "length":
+            reason = "max_tokens"
+        elif finish_reason not in ("stop", "tool_calls"):
+            reason = None
+        elif isinstance(stop_reason, str) and not self.is_call_complete:
+            reason, sequence = "stop_sequence", stop_reason
+        return {"stop_reason": reason, "stop_sequence": sequence}
+
     def _open_block(self, block: dict[str, Any]) -> list[StreamEvent]:
         if self._open == block["type"]:
             return []
@@ -91,22 +103,3 @@ def _parse_arguments(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return arguments if isinstance(arguments, dict) else None
-
-
-def create_stop(
-    finish_reason: str | None, stop_reason: int | str | None, *, has_calls: bool, is_call_complete: bool
-) -> dict[str, str | None]:
-    """Returns why a message ends. If a stop sequence has cut off a call, the stop sequence is the reason."""
-    if finish_reason == "length":
-        return _stop("max_tokens")
-    if finish_reason not in ("stop", "tool_calls"):
-        return _stop(None)
-    if is_call_complete:
-        return _stop("tool_use")
-    if isinstance(stop_reason, str):
-        return _stop("stop_sequence", stop_reason)
-    return _stop("tool_use" if has_calls or finish_reason == "tool_calls" else "end_turn")
-
-
-def _stop(reason: str | None, sequence: str | None = None) -> dict[str, str | None]:
-    return {"stop_reason": reason, "stop_sequence": sequence}

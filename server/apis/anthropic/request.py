@@ -186,18 +186,15 @@ class AnthropicRequest(CountTokensRequest, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.thinking, ThinkingEnabled):
-            self._check_thinking_budget(self.thinking.budget_tokens)
+        budget = self.thinking.budget_tokens if isinstance(self.thinking, ThinkingEnabled) else 0
+        if budget >= self.max_tokens:
+            raise RequestError(
+                f"`thinking.budget_tokens` must be less than `max_tokens`: got {budget} and {self.max_tokens}.",
+                param="thinking",
+            )
 
     def counted(self) -> Iterator[Counted]:
         yield Counted("max_stop_strings", "stop_sequences", len(self.stop_sequences or ()))
-
-    def _check_thinking_budget(self, budget_tokens: int) -> None:
-        if budget_tokens >= self.max_tokens:
-            raise RequestError(
-                f"`thinking.budget_tokens` must be less than `max_tokens`: got {budget_tokens} and {self.max_tokens}.",
-                param="thinking",
-            )
 
 
 def blocks_of(content: Content | None) -> list[ContentBlock]:

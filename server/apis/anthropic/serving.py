@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Any, Final, get_args
 
 from base.errors import RequestError
-from server.apis.anthropic.blocks import BlockStream, StreamEvent, create_stop
+from server.apis.anthropic.blocks import BlockStream, StreamEvent
 from server.apis.anthropic.conversion import to_chat_request
 from server.apis.anthropic.request import AnthropicRequest, CountTokensRequest, Effort, ThinkingDisabled
 from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, Part, chat_options, render_chat_request
@@ -89,7 +89,8 @@ class _Message:
         for part in parts:
             _add(blocks, part)
         blocks.close()
-        return self._body(blocks.blocks or [{"type": "text", "text": ""}], _stop(blocks, choice), self._usage())
+        stop = blocks.stop(choice.finish_reason, choice.sequence.stop_reason)
+        return self._body(blocks.blocks or [{"type": "text", "text": ""}], stop, self._usage())
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yields the message as events. The opening events are sent together with the first token."""
@@ -105,7 +106,8 @@ class _Message:
                     yield _encode(events)
         assert last is not None
         closing = blocks.close()
-        end = {"type": "message_delta", "delta": _stop(blocks, last), "usage": self._usage()}
+        stop = blocks.stop(last.finish_reason, last.sequence.stop_reason)
+        end = {"type": "message_delta", "delta": stop, "usage": self._usage()}
         yield _encode([*opening, *closing, end, {"type": "message_stop"}])
 
     def _start(self) -> StreamEvent:
@@ -136,15 +138,6 @@ class _Message:
             "cache_creation_input_tokens": num_cached,
             "cache_read_input_tokens": details.cached_tokens,
         }
-
-
-def _stop(blocks: BlockStream, last: ChoiceDelta) -> dict[str, Any]:
-    return create_stop(
-        last.finish_reason,
-        last.sequence.stop_reason,
-        has_calls=blocks.has_calls,
-        is_call_complete=blocks.is_call_complete,
-    )
 
 
 def _add(blocks: BlockStream, part: Part) -> list[StreamEvent]:

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta
 
 from base.errors import RequestError
 from server.apis.responses.request import ResponsesRequest
@@ -28,13 +28,6 @@ class _Typed(msgspec.Struct, kw_only=True):
     type: str
 
 
-class _Function(msgspec.Struct, kw_only=True):
-    name: Annotated[str, Meta(min_length=1, max_length=256)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
 class _Namespace(msgspec.Struct, kw_only=True):
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     tools: list[dict[str, Any]]
@@ -47,7 +40,7 @@ class _Choice(msgspec.Struct, kw_only=True):
     tools: list[dict[str, Any]] = []
 
 
-msgspec.json.Decoder(tuple[_Typed, _Function, _Namespace, _Choice])
+msgspec.json.Decoder(tuple[_Typed, FunctionDefinition, _Namespace, _Choice])
 """Prepares the classes, because msgspec crashes if two threads of the pool meet one at its first use."""
 
 
@@ -81,7 +74,7 @@ class ResponseTools:
     def _convert(self, tool: dict[str, Any], path: str) -> list[FunctionDefinition]:
         kind = _read(tool, _Typed, path).type
         if kind == "function":
-            return [self._add(_read(tool, _Function, path))]
+            return [self._add(_read(tool, FunctionDefinition, path))]
         if kind == "custom":
             raise _custom_tool("tools")
         if kind == "namespace":
@@ -93,20 +86,17 @@ class ResponseTools:
         functions = []
         for position, member in enumerate(namespace.tools):
             if _read(member, _Typed, f"{path}[{position}]").type == "function":
-                function = _read(member, _Function, f"{path}[{position}]")
+                function = _read(member, FunctionDefinition, f"{path}[{position}]")
                 called = CalledTool(function.name, namespace.name)
                 function.name = flat_name(namespace.name, function.name)
                 functions.append(self._add(function, called))
         return functions
 
-    def _add(self, function: _Function, called: CalledTool | None = None) -> FunctionDefinition:
+    def _add(self, function: FunctionDefinition, called: CalledTool | None = None) -> FunctionDefinition:
         self._called[function.name] = called or CalledTool(function.name)
-        return FunctionDefinition(
-            name=function.name,
-            description=function.description,
-            parameters=function.parameters,
-            strict=function.strict,
-        )
+        function.strict = None if function.strict is UNSET else function.strict
+        function.defer_loading = UNSET
+        return function
 
     def _choose(self, request: ResponsesRequest) -> tuple[ToolChoice | None, set[str] | None]:
         """Returns the chat request's tool choice, and the names of the functions that the model may call.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.apis.anthropic.blocks import BlockStream, create_stop
+from server.apis.anthropic.blocks import BlockStream
 
 
 def test_text_within_a_call_follows_the_call():
@@ -49,5 +49,7 @@ def test_a_call_is_complete_with_an_object_of_arguments(arguments, is_complete):
     ],
 )
 def test_why_a_message_ends(finish_reason, stop_reason, has_calls, is_call_complete, expected):
-    stop = create_stop(finish_reason, stop_reason, has_calls=has_calls, is_call_complete=is_call_complete)
+    stream = BlockStream()
+    stream.has_calls, stream.is_call_complete = has_calls, is_call_complete
+    stop = stream.stop(finish_reason, stop_reason)
     assert (stop["stop_reason"], stop["stop_sequence"]) == expected

@@ -9,7 +9,7 @@ import pytest
 from server.apis.responses.conversion import build_conversation, continues_message
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import InputItem, ResponsesRequest
-from server.apis.responses.response_run import empty_response
+from server.apis.responses.serving import empty_response
 from server.apis.responses.tools import ResponseTools
 from server.generation.chat import ToolCallPart
 from server.terms.types import SamplingParams
