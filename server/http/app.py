@@ -88,7 +88,7 @@ class ServerApp(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_probe = scope["path"] in self._probe_paths and scope["method"] == "GET"
-        if is_probe and not self._is_probe_seen and not _is_cross_origin(scope):
+        if is_probe and not self._is_probe_seen and read_header(scope, b"origin") is None:
             await self._health(scope, receive, send)
             return
         if not is_probe:
@@ -145,10 +145,6 @@ class LoopTurns:
                 self._num_begun += 1
         if self._num_begun:
             asyncio.get_running_loop().call_soon(self._turn)
-
-
-def _is_cross_origin(scope: Scope) -> bool:
-    return any(name == b"origin" for name, _ in scope["headers"])
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:

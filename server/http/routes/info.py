@@ -23,6 +23,7 @@ from server.terms.http_body.response_body import send_unavailable
 _MAX_SHOWN = 100
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 _EMPTY: Message = {"type": "http.response.body", "body": b""}
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class HealthEndpoint:
@@ -48,6 +49,8 @@ class InfoEndpoints:
         self._parts = parts
         self._scraping = asyncio.Lock()
         self._openapi: bytes | None = None
+        self._whole_start: bytes | None = None
+        """The whole timeline as JSON. None until the start has ended."""
 
     async def version(self, request: Request) -> Response:
         return json_response({"version": self._parts.version})
@@ -95,37 +98,12 @@ class InfoEndpoints:
         await self._parts.renderer.clear_mm_cache_async()
         return Response()
 
-
-def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Builds a response with a JSON body."""
-    return Response(msgspec.json.encode(body), status, headers, "application/json")
-
-
-def _read_boolean(request: Request, name: str) -> bool:
-    """Returns a boolean parameter of the query, false by default. Raises RequestError."""
-    given = request.query_params.get(name, "false")
-    if (value := _BOOLEANS.get(given.lower())) is None:
-        shown = repr(given[:_MAX_SHOWN])
-        raise RequestError(f"Invalid value for `{name}`: expected true or false, got {shown}.", param=name)
-    return value
-
-
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-
-
-class StatusEndpoints:
-    """Routes of the status page, for every state. They compute only the loop lag's quantiles, in 0.5 ms."""
-
-    def __init__(self, parts: AppParts) -> None:
-        self._parts = parts
-        self._whole_start: bytes | None = None
-        """The whole timeline as JSON. None until the start has ended."""
-
-    async def page(self, request: Request) -> Response:
+    async def status_page(self, request: Request) -> Response:
         page = read_page()
         return Response(page.body, headers=dict(page.headers), media_type="text/html; charset=utf-8")
 
-    async def data(self, request: Request) -> Response:
+    async def status_data(self, request: Request) -> Response:
+        """GET /status.json, in every state. Computes only the loop lag's quantiles, in 0.5 ms."""
         body = {
             "status": self._parts.lifecycle.state,
             "model": self._parts.metrics.model_name,
@@ -170,6 +148,20 @@ class StatusEndpoints:
             "rss_bytes": _resident_bytes(os.getpid()),
             "engine_rss_bytes": _resident_bytes(self._parts.engine.info.pid),
         }
+
+
+def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Builds a response with a JSON body."""
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def _read_boolean(request: Request, name: str) -> bool:
+    """Returns a boolean parameter of the query, false by default. Raises RequestError."""
+    given = request.query_params.get(name, "false")
+    if (value := _BOOLEANS.get(given.lower())) is None:
+        shown = repr(given[:_MAX_SHOWN])
+        raise RequestError(f"Invalid value for `{name}`: expected true or false, got {shown}.", param=name)
+    return value
 
 
 def _resident_bytes(pid: int | None) -> int | None:

@@ -22,12 +22,11 @@ from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.serving import ResponsesServing
 from server.apis.tokenization import DetokenizeRequest, TokenizationServing, TokenizeRequest
 from server.generation.chat import ChatRunner, OutputParsing
-from server.generation.completion_request import CompletionRequest
 from server.generation.generation import GenerationBuilder
 from server.generation.reasoning import load_reasoning
-from server.generation.request import ChatRequest
+from server.generation.request import ChatRequest, CompletionRequest
 from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, T
-from server.http.routes.info import HealthEndpoint, InfoEndpoints, StatusEndpoints
+from server.http.routes.info import HealthEndpoint, InfoEndpoints
 from server.terms.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
 
 
@@ -88,7 +87,7 @@ def _pooling_routes(parts: AppParts) -> list[Route]:
 
 
 def _info_routes(parts: AppParts) -> list[Route]:
-    health, info, status = HealthEndpoint(parts.availability), InfoEndpoints(parts), StatusEndpoints(parts)
+    health, info = HealthEndpoint(parts.availability), InfoEndpoints(parts)
     caches = [  # these concern all clients, so only a server for development has them
         Route("/reset_prefix_cache", info.reset_prefix_cache, methods=["POST"]),
         Route("/reset_mm_cache", info.reset_mm_cache, methods=["POST"]),
@@ -106,6 +105,6 @@ def _info_routes(parts: AppParts) -> list[Route]:
         Route("/load", info.load),
         Route("/metrics", info.metrics),
         Route("/openapi.json", info.openapi),
-        *([Route("/", status.page)] if parts.config.network.web_page else ()),
-        Route(DATA_PATH, status.data),
+        *([Route("/", info.status_page)] if parts.config.network.web_page else ()),
+        Route(DATA_PATH, info.status_data),
     ]
