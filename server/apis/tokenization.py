@@ -17,8 +17,7 @@ from server.terms.http_body.request_body import (
     opens_message,
 )
 from server.text.renderers.base import BaseRenderer
-from server.text.renderers.images.processor_cache import ProcessedImages
-from server.text.renderers.prompts import ChatOptions, TextOptions
+from server.text.renderers.prompts import ChatOptions, ProcessedImages, TextOptions
 
 
 class TokenizeRequest(RequestBody, kw_only=True):

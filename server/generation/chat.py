@@ -34,8 +34,7 @@ from server.text.parsers.detection import FALLBACK, detect_tool_format
 from server.text.parsers.formats import FORCED, TOOL_FORMATS, ToolFormat
 from server.text.parsers.output_parser import OutputParser
 from server.text.renderers.base import BaseRenderer
-from server.text.renderers.images.processor_cache import ProcessedImages
-from server.text.renderers.prompts import ChatOptions, RenderedPrompt
+from server.text.renderers.prompts import ChatOptions, ProcessedImages, RenderedPrompt
 from server.text.renderers.tokenizers.tokenizer import Tokenizer
 
 ChatFinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]

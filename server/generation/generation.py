@@ -14,10 +14,9 @@ from base.errors import ConfigError, PromptTooLongError, RequestError
 from base.json_depth import read_json
 from base.request_ids import REQUEST_ID
 from envs.redaction import MASK
-from server.generation.completion_request import CompletionRequest
 from server.generation.guided import Constraint, find_constraint
 from server.generation.reasoning import ModelReasoning, PromptReasoning
-from server.generation.request import ChatRequest
+from server.generation.request import ChatRequest, CompletionRequest
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
 from server.terms.config import ModelFiles
@@ -25,8 +24,7 @@ from server.terms.http_body.request_body import MinP, Penalty, RepetitionPenalty
 from server.terms.server_config import GenerationConfig
 from server.terms.types import EngineInfo, EnginePrompt, FinishReason, GuidedDecoding, SamplingParams, TokenLogprob
 from server.text.renderers.detokenizer import PromptTail
-from server.text.renderers.plain_prompts import check_token_ids
-from server.text.renderers.prompts import RenderedPrompt
+from server.text.renderers.prompts import RenderedPrompt, check_token_ids
 
 AnyRequest = CompletionRequest | ChatRequest
 

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from server.generation.completion_request import CompletionRequest
-from server.generation.request import ChatRequest
+from server.generation.request import ChatRequest, CompletionRequest
 from server.operation.models import Inference
 from server.terms.concurrency import take_turns
 from server.terms.types import TokenLogprob

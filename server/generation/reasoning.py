@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from server.engine.sampling.reasoning import MarkerFinder
-from server.generation.completion_request import CompletionRequest
-from server.generation.request import ChatRequest
+from server.generation.request import ChatRequest, CompletionRequest
 from server.terms.parser_names import AUTO
 from server.terms.server_config import GenerationConfig
 from server.terms.types import ReasoningMarker, ReasoningRules

@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class BoundedCache(Generic[K, V]):
-    """A cache for use by one thread."""
+    """A cache for use by one thread. Any thread may read its numbers."""
 
     def __init__(self, max_bytes: int, size_of: Callable[[V], int]) -> None:
         """`size_of` returns the size of a value in bytes. This size must not change."""
@@ -18,13 +18,17 @@ class BoundedCache(Generic[K, V]):
         self._entries: OrderedDict[K, V] = OrderedDict()
         self.num_bytes = 0
         """The bytes of all values together."""
+        self.num_queries = 0
+        self.num_hits = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def use(self, key: K) -> V | None:
         """Returns a key's value and marks it as used last. None if it was never added or was dropped."""
+        self.num_queries += 1
         if key in self._entries:
+            self.num_hits += 1
             self._entries.move_to_end(key)
         return self._entries.get(key)
 

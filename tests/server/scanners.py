@@ -23,9 +23,8 @@ from server.apis.responses.tools import ResponseTools
 from server.engine.sampling.grammar import GrammarError
 from server.engine.sampling.json_schema import prepare_schema, translate_regex
 from server.engine.sampling.reasoning import MarkerFinder
-from server.generation.completion_request import CompletionRequest
 from server.generation.guided import find_constraint
-from server.generation.request import ChatRequest, StructuredOutputs
+from server.generation.request import ChatRequest, CompletionRequest, StructuredOutputs
 from server.http.app import ApiKeyMiddleware
 from server.http.routes.endpoint import read_announced_bytes, read_request_id
 from server.terms.config import RendererConfig

@@ -4,16 +4,15 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from server.generation.completion_request import CompletionRequest
 from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
 from server.generation.logprobs import CompletionLogprobs, LogprobFormatter
+from server.generation.request import CompletionRequest
 from server.generation.sequences import UsageMeter, collect, generate
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
 from server.terms.concurrency import take_turns
 from server.terms.http_body.response_body import encode_event, end_stream
-from server.text.renderers.plain_prompts import split_prompts
-from server.text.renderers.prompts import RenderedPrompt, TextOptions
+from server.text.renderers.prompts import RenderedPrompt, TextOptions, split_prompts
 
 
 class CompletionServing:

@@ -6,8 +6,7 @@ from base.errors import PromptTooLongError, RequestError
 from server.apis.pooling.request import InputFields, PoolingFields
 from server.terms.types import EngineInfo
 from server.text.renderers.base import BaseRenderer
-from server.text.renderers.plain_prompts import check_text_length, check_token_ids, check_unicode
-from server.text.renderers.prompts import ChatOptions
+from server.text.renderers.prompts import ChatOptions, check_text_length, check_token_ids, check_unicode
 from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
 
 

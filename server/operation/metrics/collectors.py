@@ -1,14 +1,14 @@
 """Metrics whose values are in other objects. Each scrape of /metrics reads the values, on any thread."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from base.lifecycle import START_INFO, START_PHASES, StartInfo, StartView
+from server.terms.bounded_cache import BoundedCache
 from server.terms.types import EngineStats
-from server.text.renderers.images.processor_cache import ProcessorCache
 
 if TYPE_CHECKING:
     from server.text.renderers.pools import RendererPool
@@ -57,7 +57,7 @@ def rejection_families(model_name: str, num_rejected: Mapping[str, int]) -> Iter
     )
 
 
-def image_families(model_name: str, cache: ProcessorCache | None) -> Iterator[Metric]:
+def image_families(model_name: str, cache: BoundedCache[Any, Any] | None) -> Iterator[Metric]:
     """Yields the counters of the renderer's image cache. They are 0 if the model accepts no images."""
     labels = (model_name, ENGINE)
     num_queries, num_hits = (0, 0) if cache is None else (cache.num_queries, cache.num_hits)

@@ -5,7 +5,7 @@ This module imports no library of tokenizers. Each kind of renderer imports its 
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from importlib import import_module
@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from base.errors import RequestError
+from server.terms.bounded_cache import BoundedCache
 from server.terms.concurrency import run_concurrently
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import EngineInfo
@@ -27,18 +28,22 @@ from server.text.renderers.detokenizer import (
     decode_in_pieces,
 )
 from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
-from server.text.renderers.images.processor_cache import ProcessedImages, ProcessorCache
-from server.text.renderers.plain_prompts import PlainPrompts, check_token_ids, split_prompts
 from server.text.renderers.pools import RendererPools
-from server.text.renderers.prompts import ChatOptions, HeldBytes, Prompt, RenderedPrompt, TextOptions
+from server.text.renderers.prompts import (
+    ChatOptions,
+    HeldBytes,
+    PlainPrompts,
+    ProcessedImages,
+    Prompt,
+    RenderedPrompt,
+    TextOptions,
+    check_token_ids,
+    split_prompts,
+)
 from server.text.renderers.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from server.text.renderers.images.vision import VisionPart
-
-
-LoadVision = Callable[[ModelFiles, RendererConfig, Any, Executor], "VisionPart"]
-"""Loads the `VisionPart` of a model that accepts images. The third argument is transformers' tokenizer."""
 
 
 class BaseRenderer(ABC):
@@ -56,25 +61,24 @@ class BaseRenderer(ABC):
     vision: "VisionPart | None" = None
     """Processes images. None if the model accepts no images."""
 
-    def __init__(
-        self,
-        files: ModelFiles,
-        config: RendererConfig,
-        *,
-        executor: Executor | None = None,
-        load_vision: LoadVision | None = None,
-    ) -> None:
+    def __init__(self, files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> None:
         """See `build_renderer`."""
         self.files = files
         self.config = config
         self.pools = RendererPools(config.num_workers, executor)
         self._executor, self._mm_executor = self.pools.text, self.pools.images
-        self._load(load_vision)
+        self._takes_images = bool(config.max_images and accepts_images(files.path))
+        self._load()
         self.prompts = PlainPrompts(self.tokenizer)
 
     @abstractmethod
-    def _load(self, load_vision: LoadVision | None) -> None:
+    def _load(self) -> None:
         """Loads the tokenizer and, for images, the vision part. May raise TokenizerLoadError."""
+
+    def _load_vision(self, tokenizer: Any) -> "VisionPart":
+        """Loads the part for images. `tokenizer` is transformers'."""
+        kind: type[VisionPart] = import_module("server.text.renderers.images.vision").VisionPart
+        return kind(self.files, self.config, tokenizer, self._mm_executor)
 
     @abstractmethod
     def render_messages(
@@ -173,7 +177,7 @@ class BaseRenderer(ABC):
         return None if self.vision is None else self.vision.image_token
 
     @property
-    def mm_cache(self) -> ProcessorCache | None:
+    def mm_cache(self) -> BoundedCache[Hashable, ProcessedImages] | None:
         """The cache of processed images. None if the model accepts no images."""
         return None if self.vision is None else self.vision.cache
 
@@ -223,9 +227,7 @@ def build_renderer(files: ModelFiles, config: RendererConfig, *, executor: Execu
     if problem := foreign_problem(files.tokenizer_path, config.tokenizer_mode):
         raise TokenizerLoadError(problem)
     kind = import_renderer(find_tokenizer_mode(files.tokenizer_path, config.tokenizer_mode))
-    has_images = config.max_images and accepts_images(files.path)
-    load_vision = import_module("server.text.renderers.images.vision").VisionPart if has_images else None
-    return kind(files, config, executor=executor, load_vision=load_vision)
+    return kind(files, config, executor=executor)
 
 
 def import_renderer(mode: str) -> type[BaseRenderer]:

@@ -11,10 +11,9 @@ from transformers.utils.chat_template_utils import _compile_jinja_template, rend
 
 from base.errors import RequestError
 from server.text.model_files.tokenizer_files import TokenizerLoadError
-from server.text.renderers.base import BaseRenderer, LoadVision
+from server.text.renderers.base import BaseRenderer
 from server.text.renderers.conversation import ContentFormat, Message, to_conversation, without_developer
-from server.text.renderers.images.processor_cache import ProcessedImages
-from server.text.renderers.prompts import ChatOptions, RenderedPrompt
+from server.text.renderers.prompts import ChatOptions, ProcessedImages, RenderedPrompt
 from server.text.renderers.tokenizers.hf_tokenizer import HfTokenizer
 from server.text.renderers.tokenizers.loading import load_tokenizer
 
@@ -31,15 +30,14 @@ _TEXT, _OTHER_FIELD = "zq-text", "zq-field"
 class HfRenderer(BaseRenderer):
     """Renders conversations with Jinja templates."""
 
-    def _load(self, load_vision: LoadVision | None) -> None:
-        files, config = self.files, self.config
-        self._loaded = load_tokenizer(files.tokenizer_path, config.trust_remote_code)
-        if load_vision is not None:
-            self.vision = load_vision(files, config, self._loaded, self._mm_executor)
+    def _load(self) -> None:
+        self._loaded = load_tokenizer(self.files.tokenizer_path, self.config.trust_remote_code)
+        if self._takes_images:
+            self.vision = self._load_vision(self._loaded)
             self._loaded.chat_template = self._loaded.chat_template or self.vision.chat_template
         self.tokenizer = HfTokenizer(self._loaded)
-        if config.chat_template is not None:
-            check_chat_template(config.chat_template)
+        if self.config.chat_template is not None:
+            check_chat_template(self.config.chat_template)
 
     def render_messages(
         self, messages: list[dict[str, Any]], options: ChatOptions, images: ProcessedImages | None = None

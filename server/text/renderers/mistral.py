@@ -23,12 +23,10 @@ from base.wording import one_line
 from server.terms.config import RendererConfig
 from server.text.model_files.mistral_tokens import piece_bytes
 from server.text.model_files.tokenizer_files import TokenizerLoadError, find_mistral_file
-from server.text.renderers.base import BaseRenderer, LoadVision
+from server.text.renderers.base import BaseRenderer
 from server.text.renderers.conversation import TEXT_KEYS, Message, is_image, to_conversation
 from server.text.renderers.detokenizer import Decode
-from server.text.renderers.images.processor_cache import ProcessedImages
-from server.text.renderers.plain_prompts import check_unicode
-from server.text.renderers.prompts import ChatOptions
+from server.text.renderers.prompts import ChatOptions, ProcessedImages, check_unicode
 from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
 
 logger = logging.getLogger(__name__)
@@ -47,17 +45,17 @@ class MistralRenderer(BaseRenderer):
 
     has_own_tool_format = True
 
-    def _load(self, load_vision: LoadVision | None) -> None:
-        files, config = self.files, self.config
-        _check_config(config)
-        file = find_mistral_file(files.tokenizer_path)
+    def _load(self) -> None:
+        _check_config(self.config)
+        path = self.files.tokenizer_path
+        file = find_mistral_file(path)
         if file is None:
-            raise TokenizerLoadError(f"no Mistral tokenizer in {files.tokenizer_path}: no tekken.json, no *.model.v*")
+            raise TokenizerLoadError(f"no Mistral tokenizer in {path}: no tekken.json, no *.model.v*")
         self.tokenizer = self._mistral = _load(file)
-        if load_vision is not None:
+        if self._takes_images:
             from transformers.tokenization_mistral_common import MistralCommonBackend  # noqa: PLC0415 - few models
 
-            self.vision = load_vision(files, config, MistralCommonBackend(file), self._mm_executor)
+            self.vision = self._load_vision(MistralCommonBackend(file))
             self._mistral.accept_images()
 
     def render_messages(
@@ -149,25 +147,22 @@ class MistralTokenizer:
         token_ids: list[int] = self.loaded.encode_chat_completion(request).tokens
         return token_ids
 
-    def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool, cut: Cut | None = None) -> list[int]:
         """Raises RequestError if tekken's regular expression fails, as for a million spaces in a row."""
         text.encode()
         try:
             token_ids = self._raw.encode(text, bos=add_special_tokens, eos=False)
         except ValueError as err:
             raise RequestError(f"the text cannot be tokenized: {err}") from err
-        if limit is None or len(token_ids) <= limit:
-            return token_ids
+        if cut is None or cut.side == "right" or len(token_ids) <= cut.limit:
+            return token_ids if cut is None else cut.apply(token_ids)
         num_first = int(add_special_tokens)
-        return token_ids[:num_first] + token_ids[len(token_ids) - max(0, limit - num_first) :]
+        return token_ids[:num_first] + token_ids[len(token_ids) - max(0, cut.limit - num_first) :]
 
     def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
         if pair is not None:
             raise RequestError("this model's tokenizer does not support pairs of texts")
-        if cut is not None and cut.side == "left":
-            return Encoded(self.encode(text, add_special_tokens=add_special_tokens, limit=cut.limit))
-        token_ids = self.encode(text, add_special_tokens=add_special_tokens)
-        return Encoded(token_ids if cut is None else cut.apply(token_ids))
+        return Encoded(self.encode(text, add_special_tokens=add_special_tokens, cut=cut))
 
     def cut_text(self, text: str, num_tokens: int) -> str:
         return self.decode(self.encode(text, add_special_tokens=False)[:num_tokens], skip_special_tokens=False)

@@ -19,9 +19,9 @@ from server.apis.pooling.endpoints import ClassificationRequest, EmbeddingReques
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.apis.responses.request import ResponsesRequest
 from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
-from server.generation.completion_request import CompletionRequest
 from server.generation.request import (
     ChatRequest,
+    CompletionRequest,
     FunctionDefinition,
     JsonSchemaFormat,
     ResponseFormat,

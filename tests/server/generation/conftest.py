@@ -2,8 +2,7 @@
 
 import pytest
 
-from server.generation.completion_request import CompletionRequest
-from server.generation.request import ChatRequest
+from server.generation.request import ChatRequest, CompletionRequest
 from tests.server.generation.requests import Model
 
 

@@ -6,8 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.generation.completion_request import CompletionRequest
-from server.generation.request import ChatRequest
+from server.generation.request import ChatRequest, CompletionRequest
 from server.terms.http_body.request_body import RequestDecoder
 from server.terms.limits import LimitsConfig
 from tests.conversations.conversation import read_lines

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from base.errors import ConfigError
-from server.generation.completion_request import CompletionRequest
 from server.generation.generation import SamplingDefaults
+from server.generation.request import CompletionRequest
 from server.terms.config import ModelFiles
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import GenerationConfig

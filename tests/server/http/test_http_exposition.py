@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from router.http.model_list import PoolListing
 from router.model_entry import ModelEntry
 from server.operation.metrics.collectors import image_families
+from server.terms.bounded_cache import BoundedCache
 from server.terms.limits import LimitsConfig
-from server.text.renderers.images.processor_cache import ProcessorCache
 from tests.router.http.small_router import SmallPool
 
 ROOT = Path(__file__).parents[3]
@@ -134,7 +134,7 @@ def exposed(served: Any) -> set[str]:
     everything = [
         *families(served).values(),
         *parse_text(router.metrics(None).body.decode()),
-        *image_families("m", ProcessorCache(max_bytes=1)),
+        *image_families("m", BoundedCache[str, bytes](1, len)),
     ]
     names = {family.name + suffix for family in everything for suffix in ("", *SUFFIXES.get(family.type, ()))}
     return names | {sample.name for family in everything for sample in family.samples}

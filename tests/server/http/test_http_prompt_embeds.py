@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from server.terms.limits import LimitsConfig
-from server.text.renderers import plain_prompts
+from server.text.renderers import prompts as prompts_module
 from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.text.renderers.hf import HfRenderer
 from tests.server.http.conftest import MAX_MODEL_LEN, TEXT, assert_rejected
@@ -53,7 +53,7 @@ def test_rows_are_decoded_in_the_pool(accepting, num_prompts, monkeypatch):
         threads.append(threading.current_thread().name)
         return safe_load_prompt_embeds(*args, **settings)
 
-    monkeypatch.setattr(plain_prompts, "safe_load_prompt_embeds", load)
+    monkeypatch.setattr(prompts_module, "safe_load_prompt_embeds", load)
     body = accepting.complete(prompt=None, prompt_embeds=[torch_payload(rows(3))] * num_prompts).json()
     assert len(body["choices"]) == num_prompts
     assert threads == ["renderer_0"] * num_prompts

@@ -1,7 +1,7 @@
 """Decodes images, and turns them into tensors and prompt texts with the model's image processor."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -18,10 +18,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from base.errors import RequestError
 from base.wording import one_line
+from server.terms.bounded_cache import BoundedCache
 from server.terms.types import TensorData
 from server.text.model_files.tokenizer_files import TokenizerLoadError, read_json_object
 from server.text.renderers.images.fetcher import MediaError
-from server.text.renderers.images.processor_cache import ProcessedImages, ProcessorCache
+from server.text.renderers.prompts import ProcessedImages
 
 _FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Accepted formats. Pillow decodes them in this process, but runs other programs for formats such as EPS."""
@@ -93,7 +94,7 @@ class ImageProcessor:
     """A model's image processor with its cache. Every method runs in the renderer's image thread."""
 
     def __init__(
-        self, processor: ProcessorMixin, cache: ProcessorCache, *, max_pixels: int, settings: dict[str, Any]
+        self, processor: ProcessorMixin, *, max_cache_bytes: int, max_pixels: int, settings: dict[str, Any]
     ) -> None:
         """`settings` come from the operator (`--mm-processor-kwargs`)."""
         self._processor = processor
@@ -101,7 +102,7 @@ class ImageProcessor:
         self._axis = 1 if type(processor).__name__ in _TILED else 0
         self._max_pixels = max_pixels
         self._settings = settings
-        self.cache = cache
+        self.cache = BoundedCache[Hashable, ProcessedImages](max_cache_bytes, lambda images: images.num_bytes)
 
     @property
     def image_token(self) -> str:

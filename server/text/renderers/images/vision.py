@@ -18,8 +18,7 @@ from server.text.renderers.conversation import is_image, parts_of
 from server.text.renderers.images.fetcher import MediaError, TakeRoom
 from server.text.renderers.images.loader import MediaLoader, room_for_images
 from server.text.renderers.images.processor import ImageFile, ImageProcessor, import_decoders, load_processor
-from server.text.renderers.images.processor_cache import ProcessedImages, ProcessorCache
-from server.text.renderers.prompts import HeldBytes, RenderedPrompt
+from server.text.renderers.prompts import HeldBytes, ProcessedImages, RenderedPrompt
 
 _MEMORY_SHARE = 0.25
 """The image cache may use this share of the memory that is free at the start."""
@@ -52,10 +51,13 @@ class VisionPart:
         processor = load_processor(files.path, tokenizer)
         self.chat_template: str | None = processor.chat_template
         """The processor's own chat template, for a tokenizer that has none."""
-        self.cache = ProcessorCache(_cache_bytes(config))
         self._images = ImageProcessor(
-            processor, self.cache, max_pixels=config.max_image_pixels, settings=config.mm_processor_kwargs
+            processor,
+            max_cache_bytes=_cache_bytes(config),
+            max_pixels=config.max_image_pixels,
+            settings=config.mm_processor_kwargs,
         )
+        self.cache = self._images.cache
         self._media = MediaLoader(config, executor)
         self._executor = executor
         self._max_images = config.max_images

@@ -8,7 +8,6 @@ protects it.
 
 import json
 import re
-from collections.abc import Mapping
 from functools import lru_cache, partial
 from threading import Lock
 from typing import Any
@@ -43,10 +42,11 @@ class HfTokenizer:
         self.eos_token_id: int | None = loaded.eos_token_id
         self.vocab_size, self.max_token_chars = measure_vocabulary(loaded)
         self.added_tokens = {token_id: str(token) for token_id, token in loaded.added_tokens_decoder.items()}
-        self._token_bytes = TokenBytes(loaded, self.loop_decoder(skip_special_tokens=False), self.added_tokens)
+        self.decoder_steps = _decoder_steps(getattr(loaded, "backend_tokenizer", None))
+        self._anchor_ids: list[int] = loaded.encode("a", add_special_tokens=False)
+        self.token_bytes = lru_cache(_NUM_CACHED)(self._find_bytes)
 
-    def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
-        cut = None if limit is None else Cut(limit, "left")
+    def encode(self, text: str, *, add_special_tokens: bool, cut: Cut | None = None) -> list[int]:
         return self._encode(text, None, add_special_tokens, cut).token_ids
 
     def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
@@ -105,35 +105,18 @@ class HfTokenizer:
         decode = getattr(self.loaded, "backend_tokenizer", self.loaded).decode
         return partial(decode, skip_special_tokens=skip_special_tokens)
 
-    def token_bytes(self, token_id: int) -> bytes:
-        return self._token_bytes[token_id]
-
-
-class TokenBytes:
-    """Computes the bytes of tokens, and caches the bytes of recent tokens. Used on the event loop only."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, decode: Decode, added: Mapping[int, str]) -> None:
-        self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
-        self._steps = _decoder_steps(self._backend)
-        self._decode = decode
-        self._anchor_ids = tokenizer.encode("a", add_special_tokens=False)
-        self._anchor = decode(self._anchor_ids)
-        self._added = added
-        self._look_up_cached = lru_cache(_NUM_CACHED)(self._look_up)
-
-    def __getitem__(self, token_id: int) -> bytes:
-        return self._look_up_cached(token_id)
-
-    def _look_up(self, token_id: int) -> bytes:
+    def _find_bytes(self, token_id: int) -> bytes:
         """Returns a token's bytes from a table, or else the bytes that the token adds to the text `a`."""
-        if (content := self._added.get(token_id)) is not None:
+        if (content := self.added_tokens.get(token_id)) is not None:
             return content.encode()
-        token = self._backend.id_to_token(token_id) if self._backend else None
-        if token is not None and "ByteLevel" in self._steps:
+        backend: Tokenizer | None = getattr(self.loaded, "backend_tokenizer", None)
+        token = backend.id_to_token(token_id) if backend else None
+        if token is not None and "ByteLevel" in self.decoder_steps:
             return _byte_level(token)
-        if token is not None and "ByteFallback" in self._steps and (match := _BYTE_TOKEN.fullmatch(token)):
+        if token is not None and "ByteFallback" in self.decoder_steps and (match := _BYTE_TOKEN.fullmatch(token)):
             return bytes.fromhex(match[1])
-        return self._decode([*self._anchor_ids, token_id]).removeprefix(self._anchor).encode()
+        decode = self.loop_decoder(skip_special_tokens=False)
+        return decode([*self._anchor_ids, token_id]).removeprefix(decode(self._anchor_ids)).encode()
 
 
 def _byte_level(token: str) -> bytes:

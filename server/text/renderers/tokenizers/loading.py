@@ -148,12 +148,10 @@ def _load_light(class_name: str, path: Path) -> PreTrainedTokenizerBase:
         generic = _load_generic_tokenizer(path)
         if type(generic.backend_tokenizer.decoder).__name__ == "ByteLevel":
             return generic
-    return _load_generic_tokenizer(path) if class_name == _GENERIC else _class(class_name).from_pretrained(path)
-
-
-def _class(name: str) -> type[PreTrainedTokenizerBase]:
-    found: type[PreTrainedTokenizerBase] = getattr(importlib.import_module(_MODULE_OF_CLASS[name]), name)
-    return found
+    if class_name == _GENERIC:
+        return _load_generic_tokenizer(path)
+    kind: type[PreTrainedTokenizerBase] = getattr(importlib.import_module(_MODULE_OF_CLASS[class_name]), class_name)
+    return kind.from_pretrained(path)
 
 
 def _light_class(path: Path) -> str | None:

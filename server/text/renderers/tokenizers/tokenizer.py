@@ -49,17 +49,11 @@ class Tokenizer(Protocol):
     def added_tokens(self) -> Mapping[int, str]:
         """Token id -> text, for control tokens and other tokens that are matched literally."""
 
-    def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
-        """Returns the text's tokens.
-
-        With `limit`, returns about that many last tokens, plus begin- and end-of-text tokens.
-        """
+    def encode(self, text: str, *, add_special_tokens: bool, cut: Cut | None = None) -> list[int]:
+        """Returns the text's tokens. A cut on the left keeps the begin-of-text token."""
 
     def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
-        """Returns the tokens of one text, or of two texts with special tokens between them.
-
-        `cut` first shortens the longer text.
-        """
+        """Like `encode`, but also takes two texts. `cut` first shortens the longer text."""
 
     def cut_text(self, text: str, num_tokens: int) -> str:
         """Returns the text of the first `num_tokens` tokens."""

@@ -118,7 +118,7 @@ def test_a_space_is_kept_after_many_skipped_tokens(renderer):
 
 def _withdraws_text(renderer: HfRenderer) -> bool:
     """Whether the decoder replaces complete characters if invalid bytes follow them."""
-    return "ByteFallback" in renderer.tokenizer._token_bytes._steps
+    return "ByteFallback" in renderer.tokenizer.decoder_steps
 
 
 def random_tokens(renderer: HfRenderer, rng: random.Random, *, length: int) -> list[int]:

@@ -14,7 +14,7 @@ from base.errors import ConfigError, RequestError
 from base.machine.processors import usable_count
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import TensorData
-from server.text.renderers import plain_prompts
+from server.text.renderers import prompts as prompts_module
 from server.text.renderers.base import build_renderer
 from server.text.renderers.detokenizer import PromptTail
 from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
@@ -157,7 +157,7 @@ async def test_prompts_of_a_request_are_rendered_at_once_and_never_on_the_loop(t
         both_begun.wait()
         return TensorData("float32", (1, 1), memoryview(bytes(4)))
 
-    monkeypatch.setattr(plain_prompts, "safe_load_prompt_embeds", load)
+    monkeypatch.setattr(prompts_module, "safe_load_prompt_embeds", load)
     with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
         renderer.prompts.embeds_limits = LARGE_EMBEDS
         prompts = [EmbedsPrompt("a"), EmbedsPrompt("b")]

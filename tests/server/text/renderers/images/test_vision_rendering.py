@@ -16,12 +16,11 @@ from PIL import Image
 
 from base.errors import OverloadedError, RequestError
 from server.operation.admission import Admission
+from server.terms.bounded_cache import BoundedCache
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.limits import LimitsConfig
-from server.terms.types import TensorData
 from server.text.renderers.base import BaseRenderer, build_renderer
 from server.text.renderers.images.processor import ProcessorLoadError
-from server.text.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, save_vlm
 from tests.server.engine.features.vlm_reference import render_with_images
@@ -250,13 +249,13 @@ def test_without_cache_memory_no_image_is_kept(build):
 
 
 def test_the_least_recently_used_image_is_evicted_first():
-    cache = ProcessorCache(max_bytes=250)
+    cache = BoundedCache[str, bytes](250, len)
     for name in "abc":
-        cache.put(name, _images(100))
+        cache.put(name, bytes(100))
         cache.use("a")
     assert [bool(cache.use(name)) for name in "abc"] == [True, False, True]
     assert cache.num_bytes == 200
-    cache.put("large", _images(251))
+    cache.put("large", bytes(251))
     assert (len(cache), cache.num_bytes) == (2, 200)
 
 
@@ -320,7 +319,3 @@ def test_a_missing_processor_fails_the_start(folder_of, tmp_path):
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(ProcessorLoadError, match="cannot load the image processor"):
         build_renderer(ModelFiles(tmp_path, tmp_path), RendererConfig())
-
-
-def _images(num_bytes: int) -> ProcessedImages:
-    return ProcessedImages({"x": TensorData("uint8", (num_bytes,), memoryview(bytes(num_bytes)))}, ())
