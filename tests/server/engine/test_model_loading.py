@@ -20,7 +20,6 @@ from server.engine.model_loading import (
     derive_max_model_len,
     describe_lack,
     find_eos_token_ids,
-    load_config,
     load_model,
 )
 from server.terms.config import EngineConfig
@@ -190,41 +189,28 @@ def test_a_damaged_folder_is_reported_in_one_line(llama_copy, damage, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [(None, 512), (512, 512), (7, 7)])
-def test_max_model_len_is_the_models_own_or_less(saved_llama, wanted, expected):
-    config = EngineConfig(max_model_len=wanted)
-    assert derive_max_model_len(load_config(saved_llama, config), config) == expected
+ALLOWED = {"allow_long_max_model_len": True}
 
 
-def test_more_than_the_models_own_length_is_rejected_with_the_way_to_allow_it(saved_llama):
-    config = EngineConfig(max_model_len=513)
-    with pytest.raises(EngineStartError) as caught:
-        derive_max_model_len(load_config(saved_llama, config), config)
-    assert str(caught.value) == (
-        "--max-model-len 513 is more than the model's own limit of 512 tokens (config.json): give at most 512, or set "
-        "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1"
-    )
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
-def test_more_than_the_own_length_of_a_model_with_rope_may_be_allowed(architecture, caplog):
-    model_config = CONFIG_MAPPING[architecture](max_position_embeddings=512)
-    config = EngineConfig(max_model_len=600, allow_long_max_model_len=True)
-    assert derive_max_model_len(model_config, config) == 600
-    assert "--max-model-len 600 is more than the model's own limit of 512 tokens" in caplog.text
-
-
-def test_a_table_of_positions_is_never_too_short():
-    config = EngineConfig(max_model_len=1025, allow_long_max_model_len=True)
-    with pytest.raises(EngineStartError, match="limit of 1024 tokens .* no further positions"):
-        derive_max_model_len(CONFIG_MAPPING["gpt2"](), config)
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "mamba"])
-def test_max_model_len_with_another_config_key_or_without_any(architecture):
-    config = CONFIG_MAPPING[architecture]()
-    expected = {"gpt2": 1024, "mamba": 2048}[architecture]
-    assert derive_max_model_len(config, EngineConfig()) == expected
+@pytest.mark.parametrize(
+    ("model_type", "options", "expected"),
+    [
+        ("llama", {}, 512),
+        ("llama", {"max_model_len": 512}, 512),
+        ("llama", {"max_model_len": 7}, 7),
+        ("gpt2", {}, 1024),
+        ("mamba", {}, 2048),
+        ("llama", {"max_model_len": 600} | ALLOWED, 600),
+        ("gemma3_text", {"max_model_len": 600} | ALLOWED, 600),
+        ("llama", {"max_model_len": 513}, "^--max-model-len 513 is .* give at most 512, or set VLLM_ALLOW_LONG_MAX_"),
+        ("gpt2", {"max_model_len": 1025} | ALLOWED, "limit of 1024 tokens .* no further positions"),
+    ],
+)
+def test_max_model_len_is_the_models_own_unless_the_user_chooses_another(model_type, options, expected, caplog):
+    own = {} if model_type in ("gpt2", "mamba") else {"max_position_embeddings": 512}
+    with nullcontext() if isinstance(expected, int) else pytest.raises(EngineStartError, match=expected):
+        assert derive_max_model_len(CONFIG_MAPPING[model_type](**own), EngineConfig(**options)) == expected
+    assert ("is more than the model's own limit of 512 tokens (config.json)" in caplog.text) == (expected == 600)
 
 
 def test_eos_tokens_come_from_all_files_the_tokenizers_first(plain_llama, llama_copy):

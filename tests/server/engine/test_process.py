@@ -193,41 +193,20 @@ def test_a_grammar_is_compiled_beside_the_loop(engine, monkeypatch):
     assert [(output.request_id, output.token_ids) for output in step.outputs] == [("guided-0", [ord("x")])]
 
 
-@pytest.fixture
-def files(llama_copy: Path) -> ModelFiles:
-    return ModelFiles(llama_copy, llama_copy)
+@pytest.mark.parametrize(("are_lean", "num_faults", "num_loads"), [(True, 1, 2), (True, 2, 2), (False, 1, 1)])
+def test_a_load_that_fails_with_lean_imports_is_repeated_with_all_modules(
+    tiny_llama, monkeypatch, are_lean, num_faults, num_loads
+):
+    imports, load, had_all_modules = Imports(are_lean=are_lean), build.load_model, []
 
-
-def test_a_load_that_fails_with_lean_imports_is_repeated_with_all_modules(files, monkeypatch):
-    imports = Imports(are_lean=True)
-    load = build.load_model
-
-    def load_only_with_all_modules(*arguments: object) -> object:
-        if not imports.restored.is_set():
+    def load_or_fail(*arguments: object) -> object:
+        had_all_modules.append(imports.restored.is_set())
+        if len(had_all_modules) <= num_faults:
             raise EngineStartError("cannot load the weights: NotImplementedError: aten::erfinv on the meta device")
         return load(*arguments)
 
-    monkeypatch.setattr(build, "load_model", load_only_with_all_modules)
-    _, info = process._build(files, EngineConfig(max_num_seqs=1), Phases(), imports, wake=lambda: None)
-    assert info.model_type == "llama"
-
-
-def test_a_faulty_model_is_reported_after_the_second_load(files):
-    (files.path / "config.json").write_text("{")
-    imports = Imports(are_lean=True)
-    with pytest.raises(EngineStartError, match="config"):
-        process._build(files, EngineConfig(max_num_seqs=1), Phases(), imports, wake=lambda: None)
-    assert imports.restored.is_set()
-
-
-def test_a_load_with_all_modules_is_not_repeated(files, monkeypatch):
-    tries: list[object] = []
-
-    def fail(*arguments: object) -> object:
-        tries.append(arguments)
-        raise EngineStartError("no")
-
-    monkeypatch.setattr(build, "load_model", fail)
-    with pytest.raises(EngineStartError):
-        process._build(files, EngineConfig(max_num_seqs=1), Phases(), Imports(are_lean=False), wake=lambda: None)
-    assert len(tries) == 1
+    monkeypatch.setattr(build, "load_model", load_or_fail)
+    files, config = ModelFiles(tiny_llama, tiny_llama), EngineConfig(max_num_seqs=1)
+    with nullcontext() if num_faults < num_loads else pytest.raises(EngineStartError, match="erfinv"):
+        assert process._build(files, config, Phases(), imports, wake=lambda: None)[1].model_type == "llama"
+    assert had_all_modules == [False, True][:num_loads]

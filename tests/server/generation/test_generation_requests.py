@@ -9,7 +9,6 @@ from server.generation.chat import chat_options
 from server.generation.request import ChatRequest, FunctionDefinition, Tool
 from server.terms.http_body.request_body import _warn
 from server.terms.server_config import GenerationConfig
-from server.text.renderers.prompts import ChatOptions
 from tests.server.generation.requests import Model, decode
 
 BAD_VALUES: dict[str, list[Any]] = {
@@ -24,7 +23,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "max_tokens": [-1],
     "min_tokens": [-1],
     "seed": [2**63, -(2**63) - 1, 1.5],
-    "stop": ["", ["a", ""], 3],
+    "stop": ["", ["a", ""], 3, True],
     "stop_token_ids": [[-1]],
     "logit_bias": [{"a": 1}],
     "bad_words": [["a"]],
@@ -87,42 +86,30 @@ def test_cache_salts_may_be_as_long_as_in_vllm(model):
     decode(model, cache_salt="a" * 128)
 
 
-MESSAGES = [{"role": "user", "content": "Hello"}]
 SHOWN = {"type": "function", "function": {"name": "f", "description": None, "parameters": None}}
+TOOLS = {"tools": [Tool(function=FunctionDefinition(name="f"))], "tool_choice": "none"}
+BOTH = {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False, "reasoning_effort": "x"}}
 
 
-def options_of(*, excludes_tools: bool = False, **fields: Any) -> ChatOptions:
-    config = GenerationConfig(exclude_tools_when_tool_choice_none=excludes_tools)
-    return chat_options(ChatRequest(messages=MESSAGES, **fields), config)
+def variables(**values: Any) -> dict[str, Any]:
+    return {"chat_template_kwargs": values}
 
 
 @pytest.mark.parametrize(
-    ("fields", "variables"),
+    ("fields", "excludes_tools", "options"),
     [
-        ({"chat_template_kwargs": {"a": 1}}, {"a": 1}),
-        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False}),
-        ({"reasoning_effort": "high"}, {"reasoning_effort": "high", "enable_thinking": True}),
-        (
-            {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False, "reasoning_effort": "x"}},
-            {"reasoning_effort": "low", "enable_thinking": False},
-        ),
+        ({"chat_template_kwargs": {"a": 1}}, False, variables(a=1)),
+        ({"reasoning_effort": "none"}, False, variables(reasoning_effort="none", enable_thinking=False)),
+        ({"reasoning_effort": "high"}, False, variables(reasoning_effort="high", enable_thinking=True)),
+        (BOTH, False, variables(reasoning_effort="low", enable_thinking=False)),
+        (TOOLS, False, {"tools": [SHOWN]}),
+        (TOOLS, True, {"tools": None}),
+        ({}, False, {"add_generation_prompt": True}),
+        ({"continue_final_message": True}, False, {"add_generation_prompt": False}),
+        ({"add_generation_prompt": False}, False, {"add_generation_prompt": False}),
     ],
-    ids=["given", "none", "high", "both"],
 )
-def test_the_reasoning_effort_is_a_variable_of_the_template(fields, variables):
-    assert options_of(**fields).chat_template_kwargs == variables
-
-
-@pytest.mark.parametrize(("choice", "excludes_tools", "shown"), [("none", False, True), ("none", True, False)])
-def test_tools_are_shown_as_vllm_writes_them(choice, excludes_tools, shown):
-    tools = [Tool(function=FunctionDefinition(name="f"))]
-    found = options_of(tools=tools, tool_choice=choice, excludes_tools=excludes_tools).tools
-    assert found == ([SHOWN] if shown else None)
-
-
-@pytest.mark.parametrize(
-    ("fields", "opens"),
-    [({}, True), ({"continue_final_message": True}, False), ({"add_generation_prompt": False}, False)],
-)
-def test_a_message_is_opened_unless_one_is_continued(fields, opens):
-    assert options_of(**fields).add_generation_prompt is opens
+def test_the_template_gets_the_same_options_as_in_vllm(fields, excludes_tools, options):
+    config = GenerationConfig(exclude_tools_when_tool_choice_none=excludes_tools)
+    found = chat_options(ChatRequest(messages=[{"role": "user", "content": "Hello"}], **fields), config)
+    assert {name: getattr(found, name) for name in options} == options

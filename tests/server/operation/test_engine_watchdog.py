@@ -124,37 +124,28 @@ async def test_an_engine_that_computes_nothing_is_ended_sooner_while_others_wait
     assert one.processes.reasons[0].startswith(f"it was silent for {hung_s:.0f} s {why}: since ")
 
 
-async def test_silence_is_told_once_with_the_stacks(monkeypatch, log):
-    one = Watched(monkeypatch)
-    one.processes.processor_s = 1.0
-    await one.run_until(299)
-    [line] = log.records
-    assert line.levelname == "WARNING"
-    assert "silent for 30 s, with 0 s of processor time: since " in line.getMessage()
-    assert "0 requests run; it is ended after 300 s" in line.getMessage()
-    assert line.getMessage().endswith("\nthe stacks")
-
-
-async def test_a_long_step_is_no_warning(monkeypatch, log):
-    one = Watched(monkeypatch)
-    one.at = [(10.0, lambda: setattr(one.processes, "processor_s", 25.0))]
-    await one.run_until(299)
-    [line] = log.records
-    assert line.levelname == "INFO"
-    assert "has been in one step for 30 s, with 25 s of processor time" in line.getMessage()
-    assert one.processes.num_stacks == 0
-
-
-@pytest.mark.parametrize(("is_on_processor", "stopped"), [(False, []), (True, ["Worker (pid 3)"])])
-async def test_processor_time_is_no_sign_of_work_on_a_gpu_or_of_a_stopped_process(
-    monkeypatch, log, is_on_processor, stopped
+@pytest.mark.parametrize(
+    ("computed_s", "is_on_processor", "stopped", "level", "text"),
+    [
+        pytest.param(0.0, True, [], "WARNING", "silent for 30 s, with 0 s of processor time: since ", id="silent"),
+        pytest.param(25.0, True, [], "INFO", "in one step for 30 s, with 25 s of processor time", id="a long step"),
+        pytest.param(25.0, False, [], "WARNING", "silent for 30 s", id="no sign of work on a GPU"),
+        pytest.param(25.0, True, ["A (pid 3)"], "WARNING", "silent for 30 s", id="nor of a stopped process"),
+    ],
+)
+async def test_silence_is_told_once_as_a_long_step_or_with_the_stacks(
+    monkeypatch, log, computed_s, is_on_processor, stopped, level, text
 ):
     one = Watched(monkeypatch)
-    one.is_on_processor = is_on_processor
-    one.processes.names_of_stopped = stopped
-    one.at = [(10.0, lambda: setattr(one.processes, "processor_s", 25.0))]
-    await one.run_until(31)
-    assert [line.levelname for line in log.records] == ["WARNING"]
+    one.is_on_processor, one.processes.names_of_stopped, one.processes.processor_s = is_on_processor, stopped, 1.0
+    one.at = [(10.0, lambda: setattr(one.processes, "processor_s", 1.0 + computed_s))]
+    await one.run_until(299)
+    [line] = log.records
+    assert line.levelname == level
+    assert text in line.getMessage()
+    assert "0 requests run" in line.getMessage()
+    assert "; it is ended after 300 s" in line.getMessage()
+    assert line.getMessage().endswith("\nthe stacks") == one.processes.num_stacks == (level == "WARNING")
 
 
 async def test_an_engine_that_answers_while_a_process_is_stopped_is_silent(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ def assert_is_person(text: str) -> None:
     assert re.fullmatch("[0-9]{5}", person["home"]["zip"])
 
 
+@cache
 def byte_model() -> PreTrainedModel:
-    """A Llama with the vocabulary of the byte tokenizer."""
+    """A Llama with the vocabulary of the byte tokenizer. Engines use it one after the other."""
     return build_model("llama", {**PACKED["llama"], "vocab_size": VOCAB_SIZE})
 
 

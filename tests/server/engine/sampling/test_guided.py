@@ -79,13 +79,6 @@ def test_a_stop_token_ends_a_grammar_early(engine):
     assert (text_of(completion), completion.finish_reason, completion.stop_token_id) == ('{"name":', "stop", ord(":"))
 
 
-def test_logprobs_are_of_the_raw_distribution(engine):
-    [completion] = engine.complete([[40]], guided=GuidedDecoding("choice", '["yes"]'), logprobs=1)
-    assert [p.token_id for p in completion.logprobs] == list(b"yes")
-    assert max(p.rank for p in completion.logprobs) > 1
-    assert all(p.top[0][1] >= p.logprob > -50 for p in completion.logprobs)
-
-
 class Panic(BaseException):
     """An error like a panic of Rust code, which is no Exception."""
 
@@ -100,16 +93,7 @@ def test_a_failure_of_the_compiler_fails_only_its_request(engine, monkeypatch, e
     engine.assert_nothing_leaked()
 
 
-def test_a_model_without_a_tokenizer_file_rejects_only_grammars(tmp_path):
-    engine = SmallEngine(byte_model(), eos_token_ids=(EOS,), tokenizer_path=tmp_path)
-    refused = engine.add("guided", [40], guided=GuidedDecoding("json_object"))
-    [free] = engine.complete([[40]])
-    assert refused.finish_reason == "error"
-    assert "tokenizer.json" in (refused.error or "")
-    assert free.finish_reason == "length"
-
-
-@pytest.mark.parametrize(
+USES = pytest.mark.parametrize(
     "use",
     [
         pytest.param({"guided": GuidedDecoding("regex", "[xy]{4}")}, id="grammar"),
@@ -119,6 +103,21 @@ def test_a_model_without_a_tokenizer_file_rejects_only_grammars(tmp_path):
         ),
     ],
 )
+
+
+@USES
+def test_a_model_without_a_tokenizer_file_rejects_only_what_needs_it(tmp_path, use):
+    engine = SmallEngine(byte_model(), eos_token_ids=(EOS,), tokenizer_path=tmp_path)
+    refused = engine.add("refused", [40], **use)
+    rules = ReasoningRules(ends=(ReasoningMarker("<other>", 257),), budget=3, forced_end=(257,))
+    served = [engine.add("free", [40]), engine.add("a token's marker", [40], reasoning=rules)]
+    engine.run()
+    begin = "the grammar" if "guided" in use else "the thinking budget"
+    assert refused.error == f"{begin} cannot be used: the model has no tokenizer.json, which llguidance needs"
+    assert [completion.finish_reason for completion in served] == ["length"] * 2
+
+
+@USES
 @pytest.mark.parametrize(
     "change",
     [

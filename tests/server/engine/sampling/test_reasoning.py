@@ -9,7 +9,7 @@ import pytest
 from server.engine.sampling.reasoning import ReasoningState
 from server.terms.types import GuidedDecoding, ReasoningMarker, ReasoningRules
 from tests.server.engine.sampling.byte_tokenizer import EOS
-from tests.server.engine.sampling.guided_engine import PERSON, assert_is_person, byte_engine, byte_model
+from tests.server.engine.sampling.guided_engine import PERSON, assert_is_person, byte_engine
 from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import random_prompts
 
@@ -199,14 +199,6 @@ def test_the_budget_begins_with_the_start_marker_in_the_output():
     assert _forced(state, [1, 9, 8]) == [9, 8, None]
     assert _forced(state, [1, 1, 7, 1, END, 1, 1]) == [None] * 7
     assert _forced(state, [7, 1, 1]) == [None, None, 9]
-
-
-def test_a_text_marker_without_a_tokenizer_file_is_the_requests_fault(tmp_path):
-    engine = SmallEngine(byte_model(), eos_token_ids=(EOS,), tokenizer_path=tmp_path)
-    refused = engine.add("text", [40], reasoning=ReasoningRules(budget=3, **TEXT_MARKERS))
-    [limited] = engine.complete([[40]], reasoning=ReasoningRules(ends=(END_MARKER,), budget=3, forced_end=(END,)))
-    assert (refused.error or "").startswith("the thinking budget cannot be used: ")
-    assert limited.finish_reason == "length"
 
 
 def _forced(state: ReasoningState, token_ids: list[int]) -> list[int | None]:

@@ -73,15 +73,11 @@ def long_linger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lingering_transport, "_LINGER_S", 600)
 
 
-@pytest.mark.parametrize("how", CLIENT_CASES)
-def test_a_plain_connection_is_freed_without_the_collector(how):
-    uvloop.run(_check_freed(None, CLIENT_CASES[how], tls=False))
-
-
 @needs_openssl
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("how", CLIENT_CASES)
-def test_a_tls_connection_is_freed_without_the_collector(certificate, how):
-    uvloop.run(_check_freed(certificate, CLIENT_CASES[how], tls=True))
+def test_a_connection_is_freed_without_the_collector(certificate, how, tls):
+    uvloop.run(_check_freed(certificate if tls else None, CLIENT_CASES[how], tls=tls))
 
 
 @needs_openssl

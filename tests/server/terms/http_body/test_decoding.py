@@ -14,8 +14,7 @@ from server.apis.anthropic.request import AnthropicRequest
 from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest
 from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
-from server.generation.completion_request import CompletionRequest
-from server.generation.request import ChatRequest
+from server.generation.request import ChatRequest, CompletionRequest
 from server.terms.http_body.request_body import RequestDecoder, check_num_values
 from server.terms.limits import LimitsConfig
 from tests.support.properties import given, json_values, st
@@ -155,47 +154,37 @@ def test_invalid_json_is_left_to_the_decoder(body):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "expected"),
+    ("model", "body", "values"),
     [
-        ('"a"', ["a"]),
-        ('["a", "b"]', ["a", "b"]),
-        ("[1, 2]", [[1, 2]]),
-        ("[[1], [2, 3]]", [[1], [2, 3]]),
+        (CompletionRequest, {"prompt": "a"}, {"prompts": ["a"]}),
+        (CompletionRequest, {"prompt": ["a", "b"]}, {"prompts": ["a", "b"]}),
+        (CompletionRequest, {"prompt": [1, 2]}, {"prompts": [[1, 2]]}),
+        (CompletionRequest, {"prompt": [[1], [2, 3]]}, {"prompts": [[1], [2, 3]]}),
+        (
+            CompletionRequest,
+            {"prompt": "a"} | dict.fromkeys(("n", "max_tokens", "stop", "stream", "temperature")),
+            {"num_choices": 1, "output_limit": 16, "stop_strings": ()},
+        ),
+        (CompletionRequest, {"prompt": "a", "logprobs": True, "temperature": False}, {"logprobs": 1, "temperature": 0}),
+        (CompletionRequest, {"prompt": "a", "stream": False, "echo": True}, {"stream": False, "echo": True}),
+        (CompletionRequest, {"prompt": "a", "temperature": "0.5", "n": "2"}, {"temperature": 0.5, "n": 2}),
+        (CompletionRequest, {"prompt": "a", "stream": "true", "ignore_eos": 1}, {"stream": True, "ignore_eos": True}),
+        (CompletionRequest, {"prompt": "a", "stop": ["1"]}, {"stop_strings": ("1",)}),
+        (
+            ChatRequest,
+            {"messages": [{}], "max_tokens": 5, "max_completion_tokens": 7},
+            {"output_limit": 7, "output_limit_param": "max_completion_tokens"},
+        ),
     ],
 )
-def test_every_form_of_prompt_is_a_list_of_prompts(prompt, expected):
-    assert RequestDecoder(CompletionRequest).decode(f'{{"prompt": {prompt}}}'.encode()).prompts == expected
-
-
-def test_explicit_nulls_mean_the_defaults():
-    request = RequestDecoder(CompletionRequest).decode(
-        b'{"prompt": "a", "n": null, "max_tokens": null, "stop": null, "stream": null, "temperature": null}'
-    )
-    assert (request.num_choices, request.output_limit, request.stop_strings) == (1, 16, ())
-
-
-def test_chat_prefers_the_newer_name_of_its_output_limit():
-    request = RequestDecoder(ChatRequest).decode(b'{"messages": [{}], "max_tokens": 5, "max_completion_tokens": 7}')
-    assert (request.output_limit, request.output_limit_param) == (7, "max_completion_tokens")
+def test_values_have_the_forms_that_vllm_accepts(model, body, values):
+    request = RequestDecoder(model).decode(json.dumps(body).encode())
+    assert {name: getattr(request, name) for name in values} == values
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"prompt": "a", "messages": [{}]}'])
 def test_tokenize_requires_either_a_prompt_or_messages(body):
     assert fail(body, TokenizeRequest).message == "Give either `prompt` or `messages`."
-
-
-def test_numbers_may_be_written_as_booleans_as_in_vllm():
-    body = b'{"prompt": "a", "logprobs": true, "temperature": false, "stream": false, "echo": true}'
-    request = RequestDecoder(CompletionRequest).decode(body)
-    assert (request.logprobs, request.temperature, request.stream, request.echo) == (1, 0, False, True)
-    assert fail(b'{"prompt": "a", "stop": true}').param == "stop"
-
-
-def test_numbers_may_be_written_as_texts_as_in_vllm():
-    body = b'{"prompt": "a", "temperature": "0.5", "n": "2", "stream": "true", "ignore_eos": 1, "stop": ["1"]}'
-    request = RequestDecoder(CompletionRequest).decode(body)
-    assert (request.temperature, request.n, request.stream, request.ignore_eos) == (0.5, 2, True, True)
-    assert request.stop_strings == ("1",)
 
 
 MESSAGE = {"role": "user", "content": "a"}

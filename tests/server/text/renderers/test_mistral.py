@@ -293,13 +293,6 @@ def test_a_template_of_the_operator_fails_the_start(mistral_folders):
         MistralRenderer(ModelFiles(path, path), RendererConfig(chat_template="{{ 1 }}"))
 
 
-def test_truncation_keeps_the_last_tokens(mistral):
-    whole = mistral.render_chat([USER], ChatOptions()).token_ids
-    assert mistral.render_chat([USER], ChatOptions(truncate_prompt_tokens=4)).token_ids == whole[-4:]
-    with pytest.raises(RequestError, match="no tokens"):
-        mistral.render_chat([USER], ChatOptions(truncate_prompt_tokens=0))
-
-
 def test_a_conversation_that_cannot_fit_is_rejected_before_tokenization(mistral_folders, inline_executor):
     path = mistral_folders["v3"]
     renderer = MistralRenderer(ModelFiles(path, path), RendererConfig(), executor=inline_executor)

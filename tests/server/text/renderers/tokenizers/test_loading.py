@@ -197,18 +197,14 @@ def folder(tokenizer_folders: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(tokenizer_folders["byte_level"], tmp_path / "model"))
 
 
-def test_a_kept_tokenizer_is_used_once(folder):
-    keep_tokenizer(folder)
-    kept = _kept[folder.resolve()][1]
-    assert load_tokenizer(folder) is kept
-    assert load_tokenizer(folder) is not kept
-
-
-def test_it_is_found_by_another_path_to_the_folder(folder, tmp_path):
+def test_a_kept_tokenizer_is_used_once_by_any_path_but_not_for_a_models_own_code(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
-    keep_tokenizer(folder)
-    kept = _kept[folder.resolve()][1]
-    assert load_tokenizer(tmp_path / "link") is kept
+    for path in (folder, tmp_path / "link"):
+        keep_tokenizer(folder)
+        kept = _kept[folder.resolve()][1]
+        assert load_tokenizer(path, trust_remote_code=True) is not kept
+        assert load_tokenizer(path) is kept
+        assert load_tokenizer(path) is not kept
 
 
 @pytest.mark.parametrize("change", ["write", "replace", "add", "remove", "template"])
@@ -232,13 +228,6 @@ def test_it_is_not_used_after_a_change_of_its_folder(folder, change):
         (folder / "additional_chat_templates").mkdir()
         (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
     assert load_tokenizer(folder) is not kept
-
-
-def test_a_models_own_code_is_not_replaced_by_a_kept_tokenizer(folder):
-    keep_tokenizer(folder)
-    kept = _kept[folder.resolve()][1]
-    assert load_tokenizer(folder, trust_remote_code=True) is not kept
-    assert load_tokenizer(folder) is kept
 
 
 def test_a_broken_folder_keeps_nothing(tmp_path):
