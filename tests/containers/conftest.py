@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.containers.podman import STORE, build, build_base, podman, variables
+from tests.containers.vllm_image import build_vllm_images
 from tests.support.debian_tools import PACKAGES
+from tests.support.peer_vllm import PYTHON
 
 _PROGRAMS = ("podman", "runc", "catatonit", "debootstrap", "kubectl", "haproxy", "podman-compose")
 _MISSING = [PACKAGES.get(program, program) for program in _PROGRAMS if shutil.which(program) is None]
@@ -19,6 +21,7 @@ _REASON = f"needs root, and: apt-get install --no-install-recommends {' '.join(_
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options of rollouts."""
     parser.addoption("--rollouts", type=int, default=10, help="how often all replicas are replaced")
+    parser.addoption("--rate", type=float, default=50, help="requests a second during a rollout")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -70,3 +73,17 @@ def model(model_path: Path) -> Path:
     copy = STORE / "model"
     shutil.copytree(model_path, copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
     return copy
+
+
+@pytest.fixture
+def mounted(model: Path) -> str:
+    """The option that mounts the default model, read-only."""
+    return f"--volume={model}:/model:ro"
+
+
+@pytest.fixture(scope="session")
+def vllm_image(_store: None) -> str:
+    """The image that docs/fleet.md makes of vLLM's."""
+    if not PYTHON.exists():
+        pytest.skip("`make peers` has not installed vLLM")
+    return build_vllm_images()

@@ -41,6 +41,7 @@ RUN apt-get update -qq -o Acquire::Check-Valid-Until=false && apt-get install -q
 """
 """Podman runs `curl` in the container for a probe with httpGet."""
 
+PROMPT: Final = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
 _SOURCES_OF_PIP: Final = ("index-url", "extra-index-url", "find-links", "trusted-host", "cert")
 
 
@@ -119,6 +120,15 @@ class Container(Server):
         """What podman knows of the container."""
         [found] = json.loads(podman("inspect", self.name).stdout)
         return dict(found)
+
+    def assert_serves(self) -> None:
+        answer = self.ask("/v1/completions", {"model": "/model", **PROMPT}, timeout_s=200)
+        assert (answer.status, answer.json and answer.json["choices"][0]["text"].strip()) == (200, "Paris."), self.log
+
+    def assert_stops(self) -> None:
+        """`docker stop` lets a stream finish. The exit code is the server's."""
+        assert self.terminate() == 0, self.log
+        assert "Traceback" not in self.log
 
     def stop(self) -> list[Any]:
         podman("rm", "--force", "--ignore", "--time=0", self.name)

@@ -21,7 +21,6 @@ _LAG_S: Final = 1.0
 """The time from the end of a pod, which begins with its preStop hook, until no new request reaches it."""
 _LEAST_S: Final = 2.0
 """The kubelet's time between SIGTERM and SIGKILL if the hook has used up the grace period."""
-_PERIOD_S: Final = 0.02
 _CONFIGURATION: Final = """
 global
   stats socket {folder}/haproxy.sock mode 600 level admin
@@ -72,10 +71,12 @@ class Result(NamedTuple):
 
 
 class Load:
-    """Sends 50 requests a second on new connections, half of them streams. Every fiftieth has 800 tokens."""
+    """Sends requests at a rate on new connections, half of them streams. Every fiftieth has 800 tokens."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, rate: float) -> None:
+        """`rate` is the number of requests a second."""
         self._port = port
+        self._period_s = 1 / rate
         self._is_over = threading.Event()
         self._pool = ThreadPoolExecutor(200)
         self._clock = threading.Thread(target=self._run)
@@ -93,7 +94,7 @@ class Load:
     def _run(self) -> None:
         begin_s = time.monotonic()
         for number in itertools.count():
-            if self._is_over.wait(max(0, begin_s + number * _PERIOD_S - time.monotonic())):
+            if self._is_over.wait(max(0, begin_s + number * self._period_s - time.monotonic())):
                 return
             self.send(12 if number % 50 else 800, is_stream=number % 2 == 0)
 

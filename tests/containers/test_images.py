@@ -1,17 +1,14 @@
 """Builds and runs the image, the baked image and compose.yaml."""
 
 import subprocess
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.containers.podman import ROOT, Container, build, podman, variables
+from tests.containers.podman import PROMPT, ROOT, Container, build, podman, variables
 from tests.support.http_client import ask
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
-
-_PROMPT = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
 
 
 class _Way(NamedTuple):
@@ -39,31 +36,14 @@ WAYS = {
 }
 
 
-def _assert_serves(server: Container, model: str = "/model") -> None:
-    answer = server.ask("/v1/completions", {"model": model, **_PROMPT}, timeout_s=200)
-    assert (answer.status, answer.json and answer.json["choices"][0]["text"].strip()) == (200, "Paris."), server.log
-
-
-def _assert_stops(server: Container) -> None:
-    """`docker stop` lets a stream finish. The exit code is the server's."""
-    assert server.terminate() == 0, server.log
-    assert "Traceback" not in server.log
-
-
-@pytest.fixture
-def mounted(model: Path) -> str:
-    """The option that mounts the default model, read-only."""
-    return f"--volume={model}:/model:ro"
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_the_image_serves_and_stops(way, image, mounted):
     options, proof, output = WAYS[way]
     with Container(image, "/model", options=(*options, mounted)) as server:
-        _assert_serves(server)
+        server.assert_serves()
         assert server.execute("sh", "-c", proof) == output
         assert podman("healthcheck", "run", server.name, check=False).returncode == 0
-        _assert_stops(server)
+        server.assert_stops()
 
 
 def test_bytecode_is_used_without_a_check_of_its_source(image):
@@ -76,14 +56,14 @@ def test_bytecode_is_used_without_a_check_of_its_source(image):
 def test_without_a_network_it_serves_a_model_on_disk(image, mounted):
     with Container(image, "/model", options=(mounted, "--network=none"), is_awaited=False) as server:
         _assert_serves_inside(server)
-        _assert_stops(server)
+        server.assert_stops()
 
 
 def _assert_serves_inside(server: Container) -> None:
     """For containers whose port cannot be reached."""
     wait_until(lambda: not podman("container", "exists", server.name, check=False).returncode)
     server.execute("vllm-cli", "wait", "--timeout=200")
-    assert "Paris" in server.execute("vllm-cli", "complete", "--quick", "--temperature=0", _PROMPT["prompt"])
+    assert "Paris" in server.execute("vllm-cli", "complete", "--quick", "--temperature=0", PROMPT["prompt"])
 
 
 def test_a_limit_that_is_too_small_is_named(image, mounted):
@@ -99,12 +79,12 @@ def test_two_containers_share_a_volume_with_the_next_start(image, mounted):
     options = ("--volume=shared:/cache", mounted)
     with Container(image, "/model", options=options) as first, Container(image, "/model", options=options) as second:
         for server in (first, second):
-            _assert_serves(server)
-            _assert_stops(server)
+            server.assert_serves()
+            server.assert_stops()
     with Container(image, "/model", options=options) as third:
-        _assert_serves(third)
+        third.assert_serves()
         assert "import file" in third.execute("sh", "-c", "cat /cache/vllm/vllm_cli/*")
-        _assert_stops(third)
+        third.assert_stops()
 
 
 def test_the_baked_image_needs_no_volume_and_no_network(image, model):
@@ -113,7 +93,7 @@ def test_the_baked_image_needs_no_volume_and_no_network(image, model):
     options = ("--read-only", "--tmpfs=/tmp", "--network=none")
     with Container(name, options=options, is_awaited=False) as server:
         _assert_serves_inside(server)
-        _assert_stops(server)
+        server.assert_stops()
 
 
 def test_compose_serves_and_stops(image, model):
@@ -143,7 +123,7 @@ def test_compose_serves_and_stops(image, model):
         compose("up", "-d", "--no-build")
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: ask(f"{url}/health").status == 200, 200)
-        answer = ask(f"{url}/v1/completions", {"model": "/cache/model", **_PROMPT}, timeout_s=200)
+        answer = ask(f"{url}/v1/completions", {"model": "/cache/model", **PROMPT}, timeout_s=200)
         assert "Paris" in answer.json["choices"][0]["text"]
     finally:
         compose("down", "--volumes")

@@ -1,7 +1,8 @@
-"""`podman kube play` runs the pods of the embedded engine, with their secrets, volumes and liveness probes.
+"""`podman kube play` runs the pods, with their secrets, volumes and liveness probes.
 
-A pod gets what a user's kustomization sets: a model on disk, and a port of this machine. podman knows
-Deployments and pods, so pods of other kinds are played as pods.
+A pod gets what a user's kustomization sets: a model on disk, and a port of this machine. vLLM is the build
+for CPUs, so its pods request no GPUs. podman knows Deployments and pods, so pods of other kinds are played as
+pods.
 """
 
 import base64
@@ -17,13 +18,16 @@ import pytest
 import yaml
 
 from tests.containers.podman import podman
+from tests.containers.vllm_image import PACKAGES, packages_of
 from tests.deploy.manifests import pod_of, render
-from tests.deploy.shipped import PODS_OF_EMBEDDED, SECRETS
+from tests.deploy.shipped import PODS_OF_EMBEDDED, PODS_OF_VLLM, SECRETS
 from tests.support.http_client import Answer, ask
+from tests.support.peer_vllm import PYTHON
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 _OF_PODMAN = ("ConfigMap", "PersistentVolumeClaim")
+_ON_ONE_NODE = [*PODS_OF_EMBEDDED, *(name for name in PODS_OF_VLLM if "two-nodes" not in name)]
 
 
 class _Pod:
@@ -64,8 +68,15 @@ def _documents(name: str, model: Path, port: int) -> Iterator[dict[str, Any]]:
     words = container["args"]
     path = words[0] if words[0].startswith("/") else "/models"
     words[0] = path if re.fullmatch(r"[\w-]+/[\w.-]+", words[0]) else words[0]
-    container["volumeMounts"].append({"name": "model", "mountPath": path})
-    spec["volumes"].append({"name": "model", "hostPath": {"path": str(model), "type": "Directory"}})
+    folders = {path: model}
+    if name in PODS_OF_VLLM:
+        words += ["--tensor-parallel-size=1", "--enforce-eager", "--max-model-len=512"]
+        folders[PACKAGES] = packages_of(PYTHON)
+        container["env"].append({"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"})
+        container["resources"]["limits"].pop("nvidia.com/gpu")
+    for number, (path, folder) in enumerate(folders.items()):
+        container["volumeMounts"].append({"name": f"folder-{number}", "mountPath": path})
+        spec["volumes"].append({"name": f"folder-{number}", "hostPath": {"path": str(folder), "type": "Directory"}})
     for kind in _OF_PODMAN:
         if document := rendered.get(kind):
             for file, text in document.get("data", {}).items():
@@ -100,8 +111,9 @@ _RIGHTS = (
 )
 
 
-@pytest.mark.parametrize("name", PODS_OF_EMBEDDED)
-def test_a_pod_serves_has_only_its_rights_and_stops(name, image, model, tmp_path):
+@pytest.mark.parametrize("name", _ON_ONE_NODE)
+def test_a_pod_serves_has_only_its_rights_and_stops(name, model, tmp_path, request):
+    request.getfixturevalue("vllm_image" if name in PODS_OF_VLLM else "image")
     port = free_port()
     with _played(list(_documents(name, model, port)), tmp_path, port) as pod:
         pod.wait_ready()

@@ -1,4 +1,4 @@
-"""Two replicas behind haproxy are replaced while 50 requests a second arrive."""
+"""Two replicas behind haproxy are replaced while requests arrive, 50 a second by default."""
 
 import shutil
 import time
@@ -28,14 +28,20 @@ def create(image: str, tiny_llama: Path, tmp_path: Path) -> Callable[[int], Cont
     return create
 
 
+@pytest.fixture
+def rate(request: pytest.FixtureRequest) -> float:
+    """Requests a second."""
+    return float(request.config.getoption("--rate", 50))
+
+
 @contextmanager
 def _under_load(
-    create: Callable[[int], Container], folder: Path, *, hook_s: float, grace_s: float
+    create: Callable[[int], Container], folder: Path, *, rate: float, hook_s: float, grace_s: float
 ) -> Iterator[tuple[Deployment, Load]]:
     with (
         Balancer(folder, [free_port() for _ in range(3)]) as balancer,
         Deployment(balancer, create, hook_s=hook_s, grace_s=grace_s) as deployment,
-        Load(balancer.port) as load,
+        Load(balancer.port, rate) as load,
     ):
         time.sleep(_REST_S)
         yield deployment, load
@@ -49,9 +55,9 @@ def _times() -> dict[str, float]:
     return {"hook_s": float(hook_s), "grace_s": spec["terminationGracePeriodSeconds"]}
 
 
-def test_no_request_is_lost_with_the_times_of_the_manifest(create, tmp_path, request):
+def test_no_request_is_lost_with_the_times_of_the_manifest(create, rate, tmp_path, request):
     """Streams are whole, and no server answers that is not ready."""
-    with _under_load(create, tmp_path, **_times()) as (deployment, load):
+    with _under_load(create, tmp_path, rate=rate, **_times()) as (deployment, load):
         for _ in range(request.config.getoption("--rollouts", 10)):
             deployment.replace_all()
     print(load.report())
@@ -59,24 +65,24 @@ def test_no_request_is_lost_with_the_times_of_the_manifest(create, tmp_path, req
     assert set(deployment.exit_codes) == {0}
 
 
-def test_without_the_hook_requests_are_rejected(create, tmp_path):
+def test_without_the_hook_requests_are_rejected(create, rate, tmp_path):
     """Until the load balancer knows that the pod ends."""
-    with _under_load(create, tmp_path, **_times() | {"hook_s": 0}) as (deployment, load):
+    with _under_load(create, tmp_path, rate=rate, **_times() | {"hook_s": 0}) as (deployment, load):
         deployment.replace_all()
     print(load.report())
     assert set(load.endings) == {"answered", "rejected"}, load.report()
 
 
-def test_a_killed_replica_loses_requests_only_until_the_balancer_knows(create, tmp_path):
-    with _under_load(create, tmp_path, **_times()) as (deployment, load):
+def test_a_killed_replica_loses_requests_only_until_the_balancer_knows(create, rate, tmp_path):
+    with _under_load(create, tmp_path, rate=rate, **_times()) as (deployment, load):
         deployment.crash()
     print(load.report())
     late = [result for result in load.results if result.end_s - result.took_s > deployment.removed_s]
     assert {result.ending for result in late} == {"answered"}, load.report()
 
 
-def test_a_grace_period_that_is_too_short_cuts_streams(create, tmp_path):
-    with _under_load(create, tmp_path, **_times() | {"grace_s": 5}) as (deployment, load):
+def test_a_grace_period_that_is_too_short_cuts_streams(create, rate, tmp_path):
+    with _under_load(create, tmp_path, rate=rate, **_times() | {"grace_s": 5}) as (deployment, load):
         for _ in range(4):
             load.send(4000)
         deployment.replace_all()

@@ -1,0 +1,50 @@
+"""An image that stands in for vllm/vllm-openai, and the one that docs/fleet.md makes of it.
+
+The stand-in has this machine's interpreter. vLLM's packages are mounted, because they are gigabytes.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from tests.containers.podman import ROOT, STORE, build
+from tests.support.peer_vllm import BIN, PYTHON
+
+PACKAGES: Final = "/opt/packages"
+STAND_IN: Final = "localhost/vllm-openai"
+_DOCKERFILE: Final = """FROM localhost/python:3.11-slim
+RUN apt-get update -qq -o Acquire::Check-Valid-Until=false && apt-get install -qq -y g++ libnuma1
+COPY --from=python . /opt/python
+COPY --from=vllm vllm /opt/python/bin
+RUN ldconfig /opt/python/lib && cd /opt/python/bin && \
+  sed -i '1s|^#!/.*/python.*|#!/opt/python/bin/python3|' $(grep -lI '^#!/' *)
+RUN mkdir -m 1777 /cache
+ENV PATH=/opt/python/bin:$PATH PYTHONPATH=/opt/packages
+ENTRYPOINT ["vllm", "serve"]
+"""
+"""Everyone may write to /cache, because podman does not know fsGroup."""
+
+
+def packages_of(python: Path) -> Path:
+    """The packages of an interpreter's environment."""
+    [packages] = python.parents[1].glob("lib/python3*/site-packages")
+    return packages.resolve()
+
+
+def mount_of(python: Path) -> str:
+    """The option that mounts these packages."""
+    return f"--volume={packages_of(python)}:{PACKAGES}:ro"
+
+
+def build_vllm_images() -> str:
+    """Builds both images. Returns the name of the second. Its first line is the page's, but for the name."""
+    contexts = {"python": PYTHON.resolve().parents[1], "vllm": BIN}
+    words = [f"--build-context={name}={folder.resolve()}" for name, folder in contexts.items()]
+    build(STAND_IN, *words, file=_DOCKERFILE, context=STORE / "empty")
+    [lines] = re.findall(r"```dockerfile\n(.*?)```", (ROOT / "docs" / "fleet.md").read_text(), re.DOTALL)
+    shutil.rmtree(STORE / "fleet", ignore_errors=True)
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", STORE / "fleet/vllm-cli"], check=True)
+    file = re.sub("^FROM .*", f"FROM {STAND_IN}", lines)
+    return build("vllm-with-vllm-cli", mount_of(PYTHON), file=file, context=STORE / "fleet")
