@@ -1,6 +1,7 @@
 """The flags of `serve` that llama-server gets for a GGUF model, and the flags that are refused."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -61,6 +62,15 @@ def test_the_model_of_a_file_a_folder_or_the_hub(model, tmp_path):
     projector = ("--mmproj", str(folder / "mmproj-big.gguf"))
     assert command_of(folder) == ("-m", str(folder / "big-00001-of-00002.gguf"), "big", *projector)
     assert command_of(HUB) == ("-hf", HUB, HUB)
+
+
+def test_the_config_file_is_read_once(model):
+    """It may be a pipe."""
+    read_fd, write_fd = os.pipe()
+    os.write(write_fd, f"model: {model}".encode())
+    os.close(write_fd)
+    assert command_of("--config", f"/dev/fd/{read_fd}") == ("-m", str(model), "qwen.gguf")
+    os.close(read_fd)
 
 
 def test_llama_server_downloads_nothing_in_offline_mode(llama_server, monkeypatch):
