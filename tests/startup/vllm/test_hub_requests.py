@@ -188,6 +188,7 @@ def test_vllm_starts_with_the_folder_of_the_download(tmp_path):
             assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == files
 
 
+@pytest.mark.thorough
 def test_a_refused_model_ends_the_start_between_the_imports(tmp_path):
     fake = prepend(variant(tmp_path), "entrypoints/cli/main", AFTER_THE_DOWNLOAD)
     prepend(fake, "entrypoints/cli/serve", "print('imported cli.serve')\n")
