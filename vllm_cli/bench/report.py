@@ -1,8 +1,10 @@
 """The result of a benchmark: figures over all rounds and their ratios, as text, JSON and exit code."""
 
+import asyncio
 import math
 import os
 import platform
+import signal
 import sys
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,6 @@ import msgspec
 import psutil
 
 from base.machine.hardware import cpu_model
-from vllm_cli.interruption import Interrupted, run_interruptibly
 from vllm_cli.terminal import align
 
 _SCHEMA_VERSION = 4
@@ -84,17 +85,40 @@ class Result:
 
 
 def run_and_publish(work: Coroutine[Any, Any, Result], json_path: Path | None) -> int:
-    """Measures, then writes report and JSON. The exit code is 0, 1 if requests failed, or 128 + signal."""
-    try:
-        result = run_interruptibly(work)
-    except Interrupted as interrupted:
-        return interrupted.exit_code
+    """Measures, then writes report and JSON. The exit code is 0, 1 if requests failed, or 143 after SIGTERM.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C has cancelled the work, which has cleaned up.
+    """
+    import uvloop  # noqa: PLC0415 - the report needs none
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            result = runner.run(_until_sigterm(work))
+        except asyncio.CancelledError:
+            return 128 + signal.SIGTERM
     is_piped = json_path == Path("-")
     _write_report(result, sys.stderr if is_piped else sys.stdout)
     if json_path is not None:
         text = encode_result(result)
         sys.stdout.write(text) if is_piped else json_path.write_text(text, encoding="utf-8")
     return 1 if result.has_failed else 0
+
+
+async def _until_sigterm(work: Coroutine[Any, Any, Result]) -> Result:
+    """Does the work. SIGTERM cancels it, as Ctrl-C does. A second one ends this process at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def cancel() -> None:
+        loop.remove_signal_handler(signal.SIGTERM)
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, cancel)
+    try:
+        return await work
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
 
 
 def encode_result(result: Result) -> str:
