@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -26,15 +25,17 @@ def rounds_of(text: str) -> list[dict[str, Any]]:
     return [figures for condition in side["conditions"] for figures in condition["rounds"]]
 
 
-def test_a_running_server_is_measured_and_its_tokens_are_counted(fake_server, run_bench_serve):
-    server = fake_server("--first-ms", 30, "--gap-ms", 10)
-    done = run_bench_serve("--url", server.url, *QUICK, "--json", "-")
+def test_a_running_server_is_measured_and_its_tokens_are_counted(fake_server, run_bench_serve, tmp_path):
+    """All prompts differ behind a prefix of the requested length."""
+    server, report = fake_server("--first-ms", 30, "--gap-ms", 10), tmp_path / "result.json"
+    done = run_bench_serve("--url", server.url, *QUICK, "--shared-prefix-tokens", "50", "--json", report)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    assert "after the same 50" in done.stdout
+    result = json.loads(report.read_text())
     (side,) = result["sides"]
     facts = [side[name] for name in ("name", "model", "version", "token_source", "has_ignore_eos")]
     assert facts == ["A", "tiny", "1.2.3", "usage", True]
-    assert result["settings"]["max_tokens"] == 3
+    assert (result["settings"]["max_tokens"], result["settings"]["shared_prefix_tokens"]) == (3, 50)
     assert [level["condition"] for level in side["conditions"]] == ["1 at once", "2 at once"]
     for level, concurrency in zip(side["conditions"], (1, 2), strict=True):
         assert len(level["rounds"]) == 2
@@ -50,21 +51,13 @@ def test_a_running_server_is_measured_and_its_tokens_are_counted(fake_server, ru
     prompts = [body["prompt"] for body in server.seen["bodies"] if body["max_tokens"] == 3]
     num_warm_up, num_measured = 1 + 2, 2 * 2 * 4
     assert len(prompts) == len(set(prompts)) == num_warm_up + num_measured
-
-
-def test_prompts_share_a_prefix_of_the_requested_length(fake_server, run_bench_serve, tmp_path):
-    server, report = fake_server(), tmp_path / "result.json"
-    done = run_bench_serve("--url", server.url, *QUICK, "--shared-prefix-tokens", "50", "--json", report)
-    prompts = [body["prompt"] for body in server.seen["bodies"] if body["max_tokens"] == 3]
-    assert len(set(prompts)) == len(prompts) > 1
     assert 38 <= len(os.path.commonprefix(prompts).split()) <= 50  # the number at the front is one word of 6 tokens
-    assert json.loads(report.read_text())["settings"]["shared_prefix_tokens"] == 50
-    assert "after the same 50" in done.stdout
 
 
 @pytest.mark.alone
 def test_both_sides_get_the_same_prompts_in_alternating_rounds(fake_server, run_bench_serve):
-    servers = [fake_server(), fake_server("--first-ms", 150)]
+    """A side that still captures CUDA graphs is named."""
+    servers = [fake_server(), fake_server("--first-ms", 150, "--misses-graphs")]
     done = run_bench_serve("--url", servers[0].url, "--vs-url", servers[1].url, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -75,6 +68,9 @@ def test_both_sides_get_the_same_prompts_in_alternating_rounds(fake_server, run_
     assert [side["name"] for side in result["sides"]] == ["A", "B"]
     steps = re.findall(r"\] (\w+): (\d) at once, round (\d)", done.stderr)
     assert steps == [(name, level, number) for level in "12" for number in "12" for name in "AB"]
+    [line] = [line for line in done.stderr.splitlines() if "CUDA graphs" in line]
+    assert "B: 2 of 102 CUDA graphs are captured" in line
+    assert "wait --graphs" in line
     for ratio in result["ratios"]:
         assert ratio["against"] == "B"
         assert ratio["ratios"]["output_tokens_per_s"]["median"] > 1
@@ -121,16 +117,6 @@ def test_a_server_that_cannot_be_measured_is_explained(words, code, texts, fake_
     assert len(server.seen["bodies"]) <= 1
 
 
-@pytest.mark.parametrize("side", [0, 1])
-def test_a_side_that_still_captures_cuda_graphs_is_named(side, fake_server, run_bench_serve):
-    servers = [fake_server(*(["--misses-graphs"] if number == side else [])) for number in range(2)]
-    done = run_bench_serve("--url", servers[0].url, "--vs-url", servers[1].url, *QUICK)
-    assert done.returncode == 0
-    [line] = [line for line in done.stderr.splitlines() if "CUDA graphs" in line]
-    assert "2 of 102 CUDA graphs are captured" in line
-    assert "wait --graphs" in line
-
-
 def test_failed_requests_exit_with_1_and_are_reported(fake_server, run_bench_serve):
     server = fake_server("--fails-every", 5)
     done = run_bench_serve("--url", server.url, *QUICK)
@@ -138,20 +124,6 @@ def test_failed_requests_exit_with_1_and_are_reported(fake_server, run_bench_ser
     assert re.search(r"^failed requests +[1-9]", done.stdout, re.MULTILINE)
     assert "HTTP 400" in done.stdout
     assert "deliberate error" in done.stdout
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_an_interrupted_run_stops_its_servers_first(number, fake_command, tmp_path):
-    pid_file = tmp_path / "pids"
-    command = fake_command("--pid-file", pid_file, "--gap-ms", 200)
-    words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--cmd", command, *QUICK, "--rounds", "50"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as bench:
-        assert bench.stderr is not None
-        next(line for line in bench.stderr if "round 1" in line)
-        bench.send_signal(number)
-        assert bench.wait(120) == 128 + number
-        assert all(is_gone(int(pid)) for pid in pid_file.read_text().split())
-        assert "Traceback" not in bench.stderr.read()
 
 
 def test_a_server_that_rejects_ignore_eos_is_measured_without_it(fake_server, run_bench_serve):

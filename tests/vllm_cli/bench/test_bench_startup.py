@@ -37,21 +37,18 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(fake_command, ru
 
 
 def test_rounds_alternate_and_every_other_round_reverses_the_sides(fake_command, run_startup, tmp_path):
+    """Phases are reported for a server with /startupz."""
     log = tmp_path / "log"
-    commands = [fake_command("--log-file", log, "--log-name", name) for name in "xy"]
+    commands = [fake_command("--log-file", log, "--log-name", *words) for words in (("x", "--reports-phases"), "y")]
     done = run_startup("--cmd", commands[0], "--vs", commands[1], *QUICK, "--json", "-")
     starts = [json.loads(line) for line in log.read_text().splitlines()]
     assert "".join(start["name"] for start in starts) == "xy" + "xyyx"
     assert len({start["port"] for start in starts}) > 1
+    assert {figures["phases"].get("api:listen") for figures in rounds_of(done.stdout)} == {0.25}
+    assert {len(figures["phases"]) for figures in rounds_of(done.stdout, side=1)} == {0}
     (ratio,) = json.loads(done.stdout)["ratios"]
     assert ratio["against"] == "B"
     assert set(ratio["ratios"]) >= {"listening_ms", "healthy_s", "first_token_s"}
-
-
-def test_phases_are_reported_for_servers_with_startupz(fake_command, run_startup):
-    done = run_startup("--cmd", fake_command("--reports-phases"), "--vs", fake_command(), *QUICK, "--json", "-")
-    assert {figures["phases"]["api:listen"] for figures in rounds_of(done.stdout)} == {0.25}
-    assert {len(figures["phases"]) for figures in rounds_of(done.stdout, side=1)} == {0}
 
 
 @pytest.mark.parametrize(
