@@ -1,9 +1,7 @@
 """A router as a process: its end, its signals, and changes of its models file."""
 
-import json
 import random
 import signal
-import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,28 +66,6 @@ def test_a_second_signal_ends_all_at_once(tmp_path):
         assert_gone(family)
 
 
-def test_a_start_that_fails_before_its_process_is_counted_with_its_code(tmp_path):
-    program = tmp_path / "program"
-    program.write_text("#!/no/such/interpreter\n")
-    program.chmod(0o755)
-    taken = socket.create_server(("127.0.0.1", 0))
-    proxy = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    models = {"a": {"cmd": f"{program} --port ${{PORT}}"}, "b": {**foreign(), "proxy": proxy}}
-    with taken, RouterProcess(tmp_path, models, "--log-format", "json") as router:
-        for name, code, text in (
-            ("a", "VC-PROGRAM-NOT-STARTED", f"{program} cannot be executed: No such file or directory"),
-            ("b", "VC-PORT-IN-USE", f"Another process listens on {proxy}"),
-        ):
-            answer = router.post(name)
-            assert answer.status == 503
-            assert answer.json["error"]["message"].endswith(f" Code: {code}")
-            assert text in answer.json["error"]["message"]
-            counted = {"model": name, "outcome": "failed", "start_mode": "", "reason": code}
-            assert router.metric("vllm_cli:router_starts_total", **counted) == 1
-            (record,) = (each for each in map(json.loads, router.log.splitlines()) if each.get("code") == code)
-            assert text in record["message"]
-
-
 def test_changes_and_faults_of_the_file_touch_no_model_that_stays_the_same(tmp_path):
     rng = random.Random(5)
     same = {"same": foreign("same"), "other": foreign("other")}
@@ -110,7 +86,9 @@ def test_changes_and_faults_of_the_file_touch_no_model_that_stays_the_same(tmp_p
         assert router.post("other").json["words"] == ["changed"]
         assert router.post("extra0").status == 404
         wait_until(lambda: is_gone(pids["other"]))
-        wait_until(lambda: len(_children(router)) == 2)  # one of the others may still be stopping
+        folder = Path(psutil.Process(router.pid("same")).environ()[env.VCLI_ROUTER.name]).parent
+        # One of the others may still be stopping.
+        wait_until(lambda: len([each for each in psutil.process_iter() if _is_of(each, folder)]) == 2)
 
 
 def test_a_service_manager_is_told_of_the_start_and_the_end(tmp_path):
@@ -126,12 +104,6 @@ def test_a_service_manager_is_told_of_the_start_and_the_end(tmp_path):
             assert env.NOTIFY_SOCKET.name not in variables
             assert router.terminate() == 0
             wait_until(lambda: "STOPPING=1" in manager.lines)
-
-
-def _children(router: RouterProcess) -> list[psutil.Process]:
-    """The processes of the router's models."""
-    folder = Path(psutil.Process(router.pid("same")).environ()[env.VCLI_ROUTER.name]).parent
-    return [process for process in psutil.process_iter() if _is_of(process, folder)]
 
 
 def _is_of(process: psutil.Process, folder: Path) -> bool:

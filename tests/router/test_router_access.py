@@ -27,7 +27,7 @@ def test_a_renewed_certificate_counts_for_new_connections(tmp_path):
     used = make_certificate(tmp_path, "used")
     first, second = used.certificate.read_bytes(), make_certificate(tmp_path, "second")
     words = (*used.flags, "--enable-ssl-refresh")
-    with _tls_router(tmp_path, *words) as router:
+    with RouterProcess(tmp_path, {"a": foreign()}, *words, wait=False) as router:
         wait_listening(router.port)
         assert _certificate(router.port) == first.decode()
         assert _health(router, used) == 200
@@ -78,10 +78,6 @@ def test_models_of_the_command_line_end_by_a_signal_that_ends_a_server(tiny_llam
         router.send_signal(signal.SIGHUP)
         assert router.wait(GONE_S) == -signal.SIGHUP
     assert {model["id"] for model in models} == {tiny_llama.name, "other"}
-
-
-def _tls_router(folder: Path, *words: str) -> RouterProcess:
-    return RouterProcess(folder, {"a": foreign()}, *words, wait=False)
 
 
 def _certificate(port: int) -> str:
