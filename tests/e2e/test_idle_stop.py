@@ -74,11 +74,6 @@ def test_an_idle_model_stops_and_a_request_starts_it(server):
     assert ask(f"{server.url}/readyz?model").json == {"status": "ready"}
 
 
-def _own_folders(folder: Path) -> dict[str, str]:
-    """Variables of a server that may keep a standby. The standby's files are in this folder."""
-    return {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(folder), "TMPDIR": str(folder)}
-
-
 def _own_sockets(folder: Path) -> list[Path]:
     """The standby's sockets for templates, which exist once its imports are done."""
     return list(folder.glob("vcli-*/standby-*/*-embedded.sock"))
@@ -98,7 +93,8 @@ def folder() -> Iterator[Path]:
 
 
 def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_the_router(tiny_llama, folder):
-    with _Server(tiny_llama, environment=_own_folders(folder)) as server:
+    own = {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(folder), "TMPDIR": str(folder)}
+    with _Server(tiny_llama, environment=own) as server:
         server.wait_stopped()
         wait_until(lambda: _own_sockets(folder), 240)
         assert "warm start" not in server.log

@@ -33,17 +33,6 @@ alias.__hash__ = interrupted
 """
 
 
-def test_server_exits_when_its_forkserver_is_killed(start_tiny_server):
-    with start_tiny_server() as server:
-        server.family()
-        reader = StreamReader(server.url, 4000)
-        wait_process(server, "forkserver").kill()
-        assert any(event and "error" in event for event in reader.finish())
-        assert server.process.wait(GONE_S) == 1
-        line = next(line for line in server.log.splitlines() if "the engine died" in line)
-        assert "forkserver" in line
-
-
 @pytest.mark.parametrize("method", slow_but_for(START_METHODS, "forkserver"))
 def test_no_process_outlives_an_api_process_that_is_killed_during_the_start(start_tiny_server, method, monkeypatch):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
@@ -99,19 +88,23 @@ def test_ctrl_c_that_msgspec_discards_ends_the_start(start_tiny_server, tmp_path
         assert server.process.wait(READY_S) == 130
 
 
+@pytest.mark.parametrize("role", ["engine", "forkserver"])
 @pytest.mark.parametrize("method", slow_but_for(START_METHODS, "forkserver"))
-def test_a_dead_engine_ends_the_server_with_the_reason(start_tiny_server, method, cold_or_warm):
+def test_a_dead_engine_or_forkserver_ends_the_server_with_the_reason(start_tiny_server, method, role, cold_or_warm):
+    if role == "forkserver" and method != "forkserver":
+        pytest.skip("there is none")
     environment = cold_or_warm | {"VLLM_WORKER_MULTIPROC_METHOD": method}
     with start_tiny_server(environment=environment) as server:
         server.family()
         reader = StreamReader(server.url, 4000)
         assert server.metric("vllm_cli:engine_up") == 1
-        wait_process(server, "engine").kill()
+        wait_process(server, role).kill()
         events = reader.finish()
         assert any(event and "error" in event for event in events)
         assert events[-1] is None
         assert server.process.wait(GONE_S) == 1
-        assert "killed by SIGKILL" in server.log
+        line = next(line for line in server.log.splitlines() if "the engine died" in line)
+        assert ("killed by SIGKILL" if role == "engine" else "forkserver") in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -147,27 +147,18 @@ def test_a_server_outlives_what_it_was_forked_from(phase, tiny_llama, tmp_path):
                 family = [psutil.Process(start.front.pid), start.server, *start.server.children(recursive=True)]
                 start.victim(role).kill()
                 start.resume()
-                _wait_healthy(start)
+                wait_until(lambda start=start: _is_healthy(start.port) or start.front.poll() is not None)
+                assert start.front.poll() is None
                 family += start.server.children(recursive=True)
                 if role == "template":
-                    _wait_replaced(start.standby, template.pid)
+                    old = (None, template.pid)
+                    wait_until(lambda old=old: own.standby.status()["templates"][0]["pid"] not in old)
+                    own.standby.wait_ready(after_kill=True)
                     _assert_next_start_is_warm(start.environment, tiny_llama)
                 start.front.send_signal(signal.SIGTERM)
                 assert start.front.wait(60) == 0
                 wait_until(lambda family=family: all(is_gone(process.pid) for process in family))
         wait_until(lambda: is_gone(template.pid))
-
-
-def _wait_healthy(start: _Start) -> None:
-    """Waits until the server is ready."""
-    wait_until(lambda: _is_healthy(start.port) or start.front.poll() is not None)
-    assert start.front.poll() is None
-
-
-def _wait_replaced(standby: StandbyProcess, old_pid: int) -> None:
-    """Waits until the standby has replaced the killed template, whose server still runs."""
-    wait_until(lambda: standby.status()["templates"][0]["pid"] not in (None, old_pid))
-    standby.wait_ready(after_kill=True)
 
 
 def _is_healthy(port: int) -> bool:
