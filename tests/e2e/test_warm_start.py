@@ -57,7 +57,6 @@ def _serve(model: Path, standby: StandbyProcess, *words: str, **options: Any) ->
     return ServerProcess([str(model), *words], environment=standby.environment, **options)
 
 
-@pytest.mark.smoke
 def test_a_warm_server_is_forked_from_the_template_answers_and_reports_the_fork(tiny_llama, standby, tmp_path):
     num_starts = standby.num_starts()
     report = tmp_path / "report.json"

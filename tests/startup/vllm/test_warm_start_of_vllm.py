@@ -57,6 +57,7 @@ def _environment(folder: Path, standby: StandbyProcess, **changes: str | None) -
     return environment(folder, **{**flags, **standby.environment, **changes})
 
 
+@pytest.mark.smoke
 def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(standby, folder, model):
     with WarmStart(standby, folder, model, "--enforce-eager", "--tensor-parallel-size", "2", **CHECKED) as start:
         state = start.wait_ready().state()
