@@ -31,44 +31,40 @@ class MacroError(Exception):
     """A macro cannot be replaced."""
 
 
-class Macros:
-    """The macros of the file. A macro has a name and a value, which replaces `${NAME}`."""
+def expand(text: str, texts: Mapping[str, object], kept: Collection[str] = (), within: tuple[str, ...] = ()) -> Any:
+    """Replaces the macros in a text. If the text is a single macro, the result is the macro's value.
 
-    def __init__(self, texts: Mapping[str, object], kept: Collection[str] = ()) -> None:
-        """`texts`: name -> value. `kept`: names, such as PORT, that are replaced only when a model starts."""
-        self._texts = texts
-        self._kept = kept
+    Args:
+        texts: name of a macro -> its value, which replaces `${NAME}`.
+        kept: names, such as PORT, that are replaced only when a model starts.
+        within: the macros whose values contain the text.
+    """
 
-    def expand(self, text: str) -> Any:
-        """Replaces the macros in a text. If the text is a single macro, the result is the macro's value."""
-        return self._expand(text, ())
-
-    def _expand(self, text: str, within: tuple[str, ...]) -> Any:
-        if (whole := _MACRO.fullmatch(text)) is not None:
-            return self._value(whole, within)
-        expanded = _MACRO.sub(lambda match: _as_text(self._value(match, within)), text)
-        if len(expanded) > _MAX_TEXT:
-            raise MacroError(f"has more than {_MAX_TEXT} characters with its macros: shorten them")
-        return expanded
-
-    def _value(self, match: re.Match[str], within: tuple[str, ...]) -> Any:
+    def value_of_macro(match: re.Match[str]) -> Any:
         name = match[1]
         if name.startswith(_ENVIRONMENT):
             variable = name.removeprefix(_ENVIRONMENT)
             if not foreign.is_set(variable):
                 raise MacroError(f"{match[0]}: the environment variable {variable} is not set")
             return foreign.text_of(variable)
-        if name in self._kept:
+        if name in kept:
             return match[0]
         if name in within:
             circle = " -> ".join((*within[within.index(name) :], name))
             raise MacroError(f"the macros contain themselves: {circle}")
-        if name not in self._texts:
+        if name not in texts:
             places = {"PID": ": only cmdStop may contain it", "PORT": ": only cmd, proxy and env may contain it"}
-            hint = places.get(name) or did_you_mean(name, self._texts)
+            hint = places.get(name) or did_you_mean(name, texts)
             raise MacroError(f"there is no macro {match[0]}{hint}")
-        value = self._texts[name]
-        return self._expand(value, (*within, name)) if isinstance(value, str) else value
+        value = texts[name]
+        return expand(value, texts, kept, (*within, name)) if isinstance(value, str) else value
+
+    if (whole := _MACRO.fullmatch(text)) is not None:
+        return value_of_macro(whole)
+    expanded = _MACRO.sub(lambda match: _as_text(value_of_macro(match)), text)
+    if len(expanded) > _MAX_TEXT:
+        raise MacroError(f"has more than {_MAX_TEXT} characters with its macros: shorten them")
+    return expanded
 
 
 def _as_text(value: object) -> str:
@@ -82,7 +78,7 @@ def complete(root: Node, findings: Findings) -> Node:
     schema = load_schema()
     known, known_of_model = schema["properties"], schema["$defs"]["model"]["properties"]
     shared = _texts_of(root)
-    outside = _Completion(findings, lambda path: Macros(shared))
+    outside = _Completion(findings, lambda _, text: expand(text, shared))
 
     def complete_key(key: str, node: Node) -> Node:
         if key == "models" and isinstance(node.value, dict):
@@ -93,7 +89,7 @@ def complete(root: Node, findings: Findings) -> Node:
         if not isinstance(node.value, dict):
             return node
         texts = {**shared, "MODEL_ID": name, **_texts_of(node)}
-        within = _Completion(findings, lambda path: Macros(texts, _kept_at(path[2])))
+        within = _Completion(findings, lambda path, text: expand(text, texts, _kept_at(path[2])))
 
         def complete_value(key: str, child: Node) -> Node:
             if key in _COMMANDS and child.text is not None:
@@ -119,10 +115,10 @@ def _kept_at(key: Key) -> Collection[str]:
 class _Completion:
     """Replaces macros in one part of the document."""
 
-    def __init__(self, findings: Findings, macros_at: Callable[[KeyPath], Macros]) -> None:
-        """`macros_at` returns the macros that may be used at a path of the document."""
+    def __init__(self, findings: Findings, expand_at: Callable[[KeyPath, str], Any]) -> None:
+        """`expand_at` replaces the macros in a text that is at a path of the document."""
         self._findings = findings
-        self._macros_at = macros_at
+        self._expand_at = expand_at
 
     def read(self, path: KeyPath, node: Node) -> Node:
         """The node with all macros in its values replaced."""
@@ -159,7 +155,7 @@ class _Completion:
 
     def _expand(self, path: KeyPath, text: str) -> Any:
         try:
-            return self._macros_at(path).expand(text)
+            return self._expand_at(path, text)
         except MacroError as err:
             self._findings.fault(path, str(err))
             return "-"

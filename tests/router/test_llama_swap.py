@@ -8,7 +8,7 @@ import pytest
 
 from router.model_entry import BodyChanges, ForeignCommand, ModelsFile, ServerCall
 from router.models_file.commands import recognise, split_command
-from router.models_file.macros import MacroError, Macros
+from router.models_file.macros import MacroError, expand
 from router.models_file.schema import load_schema
 from startup.settings.serve_words import is_vllm_installed
 
@@ -173,7 +173,7 @@ def test_macros_are_replaced_in_all_texts_of_a_model(read):
 def test_macros_that_double_each_other_are_cut_off():
     texts = {f"a{n}": f"${{a{n + 1}}}${{a{n + 1}}}" for n in range(64)} | {"a64": "x" * 100}
     with pytest.raises(MacroError, match="has more than 65536 characters with its macros"):
-        Macros(texts).expand("${a0}")
+        expand("${a0}", texts)
 
 
 COMMANDS = {
