@@ -16,7 +16,6 @@ from envs.variable import (
     EnvVar,
     boolean,
     choice,
-    choice_in_capitals,
     hub_boolean,
     hub_path,
     hub_seconds,
@@ -97,7 +96,7 @@ class Environment:
     VLLM_HTTP_TIMEOUT_KEEP_ALIVE = integer(
         5, "Seconds that an idle HTTP connection stays open. A router's default is 75.", minimum=0
     )
-    VLLM_LOGGING_LEVEL = choice_in_capitals(
+    VLLM_LOGGING_LEVEL = choice(
         "INFO", LOGGING_LEVELS, "Least severe level that is logged if --log-level is not given."
     )
     VLLM_LOGGING_CONFIG_PATH = text(

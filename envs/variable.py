@@ -195,14 +195,10 @@ def optional_integer(description: str, *, minimum: int) -> EnvVar[int | None]:
 
 
 def choice(default: str, choices: tuple[str, ...], description: str) -> EnvVar[str]:
-    """One of these words."""
-    return EnvVar("choice", _choice_parser(choices), lambda: default, description, choices=choices)
-
-
-def choice_in_capitals(default: str, choices: tuple[str, ...], description: str) -> EnvVar[str]:
-    """One of these words in capitals, accepted in any case."""
-    parse = _choice_parser(choices)
-    return EnvVar("choice", lambda raw: parse(raw.upper()), lambda: default, description, choices=choices)
+    """One of these words. If they are capitals, any case is accepted."""
+    parse, are_capitals = _choice_parser(choices), default.isupper()
+    convert = (lambda raw: parse(raw.upper())) if are_capitals else parse
+    return EnvVar("choice", convert, lambda: default, description, choices=choices)
 
 
 def _parse_duration(raw: str) -> float:

@@ -112,7 +112,10 @@ class OwnStandby:
             self._due_s = now + LONGEST_S  # looks again later for the user's own standby
             folder, is_served = await asyncio.to_thread(lambda: (self._find_model(), _is_served(self._kind)))
             if not is_served and not self._is_closed:
-                self._try_start(folder, now)  # on this thread: the kernel ends the process with the thread
+                try:
+                    self._start(folder, now)  # on this thread: the kernel ends the process with the thread
+                except OSError as err:
+                    logger.warning("the router's standby cannot be started, starts are cold: %s", err)
 
     def memory_bytes(self) -> int:
         """The memory (PSS) of the standby and its template process, in bytes."""
@@ -130,12 +133,6 @@ class OwnStandby:
                 self._process.kill()
                 self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _try_start(self, folder: str | None, now: float) -> None:
-        try:
-            self._start(folder, now)
-        except OSError as err:
-            logger.warning("the router's standby cannot be started, starts are cold: %s", err)
 
     def _start(self, folder: str | None, now: float) -> None:
         """Starts the process. If the router is killed, the process gets SIGTERM, so that it can clean up."""
