@@ -1,4 +1,4 @@
-"""`vllm-cli serve --idle-stop` stops the model if there are no requests. The next request starts it."""
+"""A router with one model: --idle-stop stops it without requests, --restart restarts it after a failure."""
 
 import json
 import signal
@@ -12,25 +12,18 @@ import pytest
 from tests.e2e.server_process import ServerProcess
 from tests.startup.vllm.fake_start import short_folder
 from tests.support.cli import run_cli
-from tests.support.http_client import ask
-from tests.support.waiting import wait_until
+from tests.support.http_client import RawClient, ask
+from tests.support.waiting import is_gone, wait_until
 
-_ENGINE = ("--engine", "embedded", "--max-model-len", "256", "--idle-stop")
 _BODY = {"prompt": "a", "max_tokens": 2}
+_COLD = ("--standby", "off")
 
 
 class _Server(ServerProcess):
     """A router with its only model."""
 
-    def __init__(
-        self,
-        model: Path,
-        *words: str,
-        idle: str = "1s",
-        wait: bool = True,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__([str(model), *_ENGINE, idle, *words], wait=wait, environment=environment)
+    def __init__(self, model: Path, *words: str, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__([str(model), "--engine", "embedded", *words], environment=environment)
 
     def state(self) -> str:
         """The model's state in the answers to probes."""
@@ -40,9 +33,16 @@ class _Server(ServerProcess):
         wait_until(lambda: self.state() == "stopped", 240)
 
     def child(self) -> psutil.Process:
-        """The model's first process."""
+        """Waits until the model is ready. Returns the process that the router has started for it."""
+        self.wait(lambda: self.ask("/readyz?model").status == 200 and len(self.children_with("--uds")) == 1)
         (child,) = self.children_with("--uds")
         return child
+
+    def kill_child(self) -> None:
+        """Kills the model's process. Returns once the router has noticed its end."""
+        child = self.child()
+        child.kill()
+        wait_until(lambda: is_gone(child.pid))
 
     def start_warm(self) -> None:
         """Starts the model until a start is warm. On a busy machine, a template may be too slow (40 ms)."""
@@ -56,7 +56,7 @@ class _Server(ServerProcess):
 
 @pytest.fixture(scope="module")
 def server(tiny_llama: Path) -> Iterator[_Server]:
-    with _Server(tiny_llama) as running:
+    with _Server(tiny_llama, "--idle-stop", "1s") as running:
         yield running
 
 
@@ -94,7 +94,7 @@ def folder() -> Iterator[Path]:
 
 def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_the_router(tiny_llama, folder):
     own = {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(folder), "TMPDIR": str(folder)}
-    with _Server(tiny_llama, environment=own) as server:
+    with _Server(tiny_llama, "--idle-stop", "1s", environment=own) as server:
         server.wait_stopped()
         wait_until(lambda: _own_sockets(folder), 240)
         assert "warm start" not in server.log
@@ -115,3 +115,35 @@ def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_th
         wait_until(lambda: _created_ns(folder) not in (None, before))
         server.terminate(signal.SIGKILL)
     wait_until(lambda: not list(folder.glob("vcli-*/standby-*")))
+
+
+def test_a_stream_gets_an_error_and_the_next_request_waits_for_the_new_engine(tiny_llama):
+    with _Server(tiny_llama, *_COLD, "--restart", "on-failure:99", "--max-wait", "600") as server:
+        child = server.child()
+        (engine,) = [each for each in child.children(recursive=True) if each.ppid() != child.pid]
+        with RawClient(server.port) as client:
+            client.post("/v1/completions", {"prompt": "a", "max_tokens": 4000, "stream": True, "ignore_eos": True})
+            server.wait(lambda: server.metric("vllm:num_requests_running") == 1)
+            engine.kill()
+            events = client.read().body.decode().strip().split("\n\n")
+        assert "error" in json.loads(events[-2].removeprefix("data: "))
+        assert server.ask_model() == 200
+        assert server.metric("vllm_cli:model_starts_total") == 2
+        assert ask(f"{server.url}/health").status == 200
+
+
+def test_so_many_failures_in_a_row_end_the_server_with_exit_code_1(tiny_llama):
+    with _Server(tiny_llama, *_COLD, "--restart", "on-failure:2") as server:
+        for _ in range(2):
+            server.kill_child()
+        assert server.process.wait(60) == 1
+        assert "not started again after 2 failures in a row (--restart)" in server.log
+
+
+@pytest.mark.parametrize("flag", [("--restart", "on-failure:99"), ("--idle-stop", "1h")], ids=" ".join)
+def test_a_signal_while_the_model_has_failed_is_no_success(flag, tiny_llama):
+    with _Server(tiny_llama, *_COLD, *flag) as server:
+        for _ in range(2 if "--restart" in flag else 1):  # only the second failure has a pause before the restart
+            server.kill_child()
+        server.wait(lambda: ask(f"{server.url}/status.json").json["status"] == "failed")
+        assert server.terminate() == 1
