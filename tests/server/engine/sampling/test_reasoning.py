@@ -31,7 +31,7 @@ def engine(tmp_path: Path) -> SmallEngine:
     return byte_engine(tmp_path)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.thorough), 1.0])
 def test_a_grammar_begins_after_the_markers_token(engine, temperature):
     rules = ReasoningRules(ends=(END_MARKER,), delays_grammar=True, is_open=True, budget=7, forced_end=(END,))
     completions = [

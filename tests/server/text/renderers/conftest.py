@@ -115,11 +115,11 @@ def mistral_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
         folders[kind] = root / kind
         folders[kind].mkdir()
         (folders[kind] / ("tekken.json" if "tekken" in name else name)).symlink_to(data / name)
+    whole = json.loads((data / "tekken_240911.json").read_bytes())
     for version in MISTRAL_TEKKEN_VERSIONS:
         folders[f"tekken_{version}"] = root / f"tekken_{version}"
         folders[f"tekken_{version}"].mkdir()
-        content = small_tekken(json.loads((data / "tekken_240911.json").read_bytes()), version)
-        (folders[f"tekken_{version}"] / "tekken.json").write_text(json.dumps(content))
+        (folders[f"tekken_{version}"] / "tekken.json").write_text(json.dumps(small_tekken(whole, version)))
     return folders
 
 
