@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.podman import STORE, build, build_base, podman, variables
-from tests.containers.vllm_image import build_vllm_images
+from tests.containers.vllm_image import WITH_VLLM_CLI, build_vllm_images
 from tests.support.debian_tools import PACKAGES
 from tests.support.peer_vllm import PYTHON
 
@@ -19,8 +19,9 @@ _REASON = f"needs root, and: apt-get install --no-install-recommends {' '.join(_
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the options of rollouts."""
+    """Adds the options of this folder."""
     parser.addoption("--rollouts", type=int, default=10, help="how often all replicas are replaced")
+    parser.addoption("--built", action="store_true", help="use the images of the last run")
     parser.addoption("--rate", type=float, default=50, help="requests a second during a rollout")
 
 
@@ -59,12 +60,13 @@ def _remove_all() -> None:
 
 
 @pytest.fixture(scope="session")
-def image(_store: None) -> str:
+def image(_store: None, request: pytest.FixtureRequest) -> str:
     """The image of Dockerfile. The name of its first stage keeps this stage's layers for the next build."""
-    build("vllm-cli-build", "--target=build")
-    name = build("vllm-cli")
-    podman("image", "prune", "--force")
-    return name
+    if not request.config.getoption("--built", False):
+        build("vllm-cli-build", "--target=build")
+        build("vllm-cli")
+        podman("image", "prune", "--force")
+    return "vllm-cli"
 
 
 @pytest.fixture(scope="session")
@@ -82,8 +84,10 @@ def mounted(model: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def vllm_image(_store: None) -> str:
+def vllm_image(_store: None, request: pytest.FixtureRequest) -> str:
     """The image that docs/fleet.md makes of vLLM's."""
     if not PYTHON.exists():
         pytest.skip("`make peers` has not installed vLLM")
-    return build_vllm_images()
+    if not request.config.getoption("--built", False):
+        build_vllm_images()
+    return WITH_VLLM_CLI

@@ -14,6 +14,7 @@ from tests.support.peer_vllm import BIN, PYTHON
 
 PACKAGES: Final = "/opt/packages"
 STAND_IN: Final = "localhost/vllm-openai"
+WITH_VLLM_CLI: Final = "vllm-with-vllm-cli"
 _DOCKERFILE: Final = """FROM localhost/python:3.11-slim
 RUN apt-get update -qq -o Acquire::Check-Valid-Until=false && apt-get install -qq -y g++ libnuma1
 COPY --from=python . /opt/python
@@ -38,8 +39,8 @@ def mount_of(python: Path) -> str:
     return f"--volume={packages_of(python)}:{PACKAGES}:ro"
 
 
-def build_vllm_images() -> str:
-    """Builds both images. Returns the name of the second. Its first line is the page's, but for the name."""
+def build_vllm_images() -> None:
+    """Builds both images. The first line of the second is the page's, but for the name."""
     contexts = {"python": PYTHON.resolve().parents[1], "vllm": BIN}
     words = [f"--build-context={name}={folder.resolve()}" for name, folder in contexts.items()]
     build(STAND_IN, *words, file=_DOCKERFILE, context=STORE / "empty")
@@ -47,4 +48,4 @@ def build_vllm_images() -> str:
     shutil.rmtree(STORE / "fleet", ignore_errors=True)
     subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", STORE / "fleet/vllm-cli"], check=True)
     file = re.sub("^FROM .*", f"FROM {STAND_IN}", lines)
-    return build("vllm-with-vllm-cli", mount_of(PYTHON), file=file, context=STORE / "fleet")
+    build(WITH_VLLM_CLI, mount_of(PYTHON), file=file, context=STORE / "fleet")
