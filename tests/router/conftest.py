@@ -13,13 +13,14 @@ NO_DEFAULTS: Final = Defaults()
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Callable[..., tuple[ModelsFile, list[str]]]:
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[ModelsFile, list[str]]]:
     """A function that returns the content of a models file, and its faults as texts."""
+    monkeypatch.chdir(tmp_path)
 
     def read_text(text: str | bytes, defaults: Defaults = NO_DEFAULTS) -> tuple[ModelsFile, list[str]]:
-        path = tmp_path / "models.yaml"
+        path = Path("models.yaml")
         path.write_bytes(text.encode() if isinstance(text, str) else text)
         content, faults = read_models_file(path, defaults)
-        return content, [str(fault).replace(str(path), path.name) for fault in faults]
+        return content, [str(fault) for fault in faults]
 
     return read_text

@@ -63,9 +63,7 @@ async def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 @pytest.mark.parametrize("restart_limit", [None, 9], ids=["no-restart", "restart"])
-@pytest.mark.parametrize(
-    "end", thorough_but_for(ENDS, ENDS[2], ENDS[5]), ids=lambda end: f"{end.state}-{end.how}"
-)
+@pytest.mark.parametrize("end", thorough_but_for(ENDS, ENDS[2], ENDS[5]), ids=lambda end: f"{end.state}-{end.how}")
 async def test_a_process_that_ends_in_any_state(pool, router, ask, end, restart_limit):
     entry = _entry(end, restart_limit)
     pool.set_entries(by_name(entry))
