@@ -262,9 +262,10 @@ def _module_of(path: Path) -> str:
 def _imports_of(path: Path) -> set[str]:
     """The modules that the file imports, unless only for types. `from a import b` counts as `a` and `a.b`."""
     tree, found = ast.parse(path.read_text()), set[str]()
-    typing = (node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    nodes = list(ast.walk(tree))
+    typing = (node for node in nodes if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
     ignored = {id(each) for node in typing for each in ast.walk(node)}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module and id(node) not in ignored:
             found |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
         elif isinstance(node, ast.Import) and id(node) not in ignored:
