@@ -157,6 +157,7 @@ def test_every_dependency_of_the_project_is_pinned_to_a_version_that_it_allows(p
         assert requirement.specifier.contains(version.version), requirement
 
 
+@pytest.mark.thorough
 def test_all_that_is_installed_for_the_project_is_pinned():
     """If a package is missing in constraints.txt, pip chooses its version. `make lock` adds the package."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -238,6 +239,7 @@ _NOT_BASE = ("startup.embedded.", "startup.vllm.", "server.run")
 """Modules that run only beside the embedded engine or vLLM."""
 
 
+@pytest.mark.thorough
 def test_nothing_that_a_base_installation_reaches_imports_an_extra():
     """Follows all imports, also those within functions, from the commands and the router."""
     modules = {_module_of(path): path for top in ("vllm_cli", *_INSIDE) for path in (ROOT / top).rglob("*.py")}
