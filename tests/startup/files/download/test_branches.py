@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from startup.files.download.obtain import begin_download, finish_download, resol
 from startup.files.download.process import start_download
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import Adapter, ModelRequest
-from tests.startup.files.download.conftest import COMMIT, MODEL, write_snapshot
+from tests.startup.files.download.conftest import COMMIT, MODEL, write_model, write_snapshot
 from tests.startup.files.download.downloads import MODEL as LARGER_MODEL
 from tests.startup.files.download.downloads import Downloads
 from tests.support.hub import Fault, HubServer
@@ -68,20 +69,17 @@ def test_what_has_changed_is_downloaded_and_served(hub_server, cache, caplog):
     ids=["tag", "tokenizer", "adapter"],
 )
 def test_tags_tokenizers_and_adapters_move_too(request_of_others, hub_server, cache, tmp_path):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for name, content in MODEL.items():
-        (folder / name).write_bytes(content)
-    model = str(folder) if request_of_others.model == "FOLDER" else request_of_others.model
-    request = ModelRequest(**{**vars(request_of_others), "model": model})
+    folder = write_model(tmp_path / "folder")
+    request = replace(request_of_others, model=request_of_others.model.replace("FOLDER", str(folder)))
     adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}
-    for name, files, branch in (("model", MODEL, "v2"), ("model", MODEL, "main"), ("adapter", adapter, "main")):
+    branches = (("model", MODEL, "v2"), ("model", MODEL, "main"), ("adapter", adapter, "main"))
+    for name, files, branch in branches:
         hub_server.add(f"org/{name}", files, revision=branch, commit=COMMIT)
     resolve_model(request)
     hub_server.reset()
     resolve_model(request)
     assert len(hub_server.requests) == 1
-    for name, files, branch in (("model", MODEL, "v2"), ("model", MODEL, "main"), ("adapter", adapter, "main")):
+    for name, files, branch in branches:
         hub_server.add(f"org/{name}", files | {"new.json": b"{}"}, revision=branch, commit=MOVED)
     resolve_model(request)
     (place,) = (place for place in plan_files(request).places if place.kind == "snapshot")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.startup.files.download.conftest import MODEL
+from tests.support.tiers import thorough_but_for
 from vllm_cli.commands.prefetch import prefetch
 
 Run = Callable[..., tuple[int, str, str]]
@@ -32,7 +33,7 @@ def report(run: Run, *words: str) -> tuple[int, dict[str, Any]]:
     return code, json.loads(out)
 
 
-@pytest.mark.parametrize("engine", ["embedded", "vllm"])
+@pytest.mark.parametrize("engine", thorough_but_for(["embedded", "vllm"], "vllm"))
 def test_the_files_are_those_of_the_revision_and_engine(engine, run, hub_server, tmp_path):
     extras = {"pytorch_model.bin": b"x", "README.md": b"x", "onnx/model.onnx": b"x"}
     hub_server.add("org/model", MODEL | extras, revision="v2", commit="b" * 40)
@@ -53,6 +54,7 @@ def test_the_files_are_those_of_the_revision_and_engine(engine, run, hub_server,
     assert (code, fields["downloaded"], fields["commits"]["org/model"]) == (0, ["org/model"], "c" * 40)
 
 
+@pytest.mark.thorough
 def test_adapters_and_the_draft_model_are_downloaded_for_vllm(run, hub_server):
     hub_server.add("org/adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "notes.txt": b"x"})
     hub_server.add("org/draft", MODEL)
@@ -63,6 +65,7 @@ def test_adapters_and_the_draft_model_are_downloaded_for_vllm(run, hub_server):
     assert "org/adapter/notes.txt" not in hub_server.downloads
 
 
+@pytest.mark.thorough
 def test_files_that_cannot_be_had_have_their_exit_codes(run, hub_server, monkeypatch):
     hub_server.gated.add("org/model")
     words = ("org/model", "--engine", "embedded")

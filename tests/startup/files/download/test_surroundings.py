@@ -14,7 +14,7 @@ _CLOSED = "127.0.0.1:9"
 @pytest.mark.parametrize(
     ("variables", "told"),
     [
-        pytest.param({"SSL_CERT_FILE": "/no.pem"}, "SSL_CERT_FILE=/no.pem", marks=pytest.mark.smoke),
+        ({"SSL_CERT_FILE": "/no.pem"}, "SSL_CERT_FILE=/no.pem"),
         ({"SSL_CERT_FILE": "/etc/passwd"}, "SSL_CERT_FILE=/etc/passwd"),
         ({"HTTPS_PROXY": f"http://u:secret@{_CLOSED}"}, f"HTTPS_PROXY=http://********@{_CLOSED}"),
         ({"https_proxy": f"u:secret@{_CLOSED}"}, f"https_proxy=********@{_CLOSED}"),
