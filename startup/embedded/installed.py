@@ -7,20 +7,9 @@ from startup.errors import CommandLineError, StartupError
 from startup.processes import interpreter
 
 MODULES: Final = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "huggingface_hub",
-    "safetensors",
-    "numpy",
-    "starlette",
-    "uvicorn",
-    "httptools",
-    "pybase64",
-    "llguidance",
-    "jinja2",
-    "regex",
-)
+    "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "numpy", "starlette", "uvicorn",
+    "httptools", "pybase64", "llguidance", "jinja2", "regex",
+)  # fmt: skip
 """Top-level modules of the extra `embedded` (pyproject.toml) that most models need."""
 
 INSTALL_COMMAND: Final = "pip install '.[embedded]' in a clone of vllm-cli"
