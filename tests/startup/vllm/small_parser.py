@@ -91,18 +91,13 @@ def build() -> argparse.ArgumentParser:
     add("model_tag", nargs="?")
     for name in ("headless", "grpc"):
         add(f"--{name}", action="store_true")
-    for name in ("enable-log-requests", "enable-log-outputs"):
+    switches = (
+        "enable-log-requests", "enable-log-outputs", "enable-sleep-mode", "enable-eplb", "enable-cumem-allocator",
+        "enable-mamba-cache-stochastic-rounding", "enforce-eager", "enable-prefix-caching", "skip-tokenizer-init",
+        "trust-remote-code", "enable-auto-tool-choice",
+    )  # fmt: skip
+    for name in switches:
         add(f"--{name}", action=argparse.BooleanOptionalAction)
-    for name in (
-        "enable-sleep-mode",
-        "enable-eplb",
-        "enable-cumem-allocator",
-        "enable-mamba-cache-stochastic-rounding",
-    ):
-        add(f"--{name}", action=argparse.BooleanOptionalAction)
-    for name in ("enforce-eager", "enable-prefix-caching", "skip-tokenizer-init", "trust-remote-code"):
-        add(f"--{name}", action=argparse.BooleanOptionalAction)
-    add("--enable-auto-tool-choice", action=argparse.BooleanOptionalAction)
     paired = add("--enable-lora", action=EnableDisableAction)
     paired.option_strings = ["--enable-lora", "--disable-lora"]
     texts = (
@@ -121,12 +116,13 @@ def build() -> argparse.ArgumentParser:
     add("--hf-token", nargs="?", const=True, type=optional_type(str))
     add("--lora-modules", nargs="+", action=AdapterAction)
     add("--middleware", action="append", default=[])
-    add("--port", type=int)
     add("--tensor-parallel-size", "-tp", type=int)
     add("--data-parallel-size", "-dp", type=int)
-    for name in ("pipeline-parallel-size", "data-parallel-size-local", "max-num-seqs", "nnodes", "optimization-level"):
-        add(f"--{name}", type=int)
-    for name in ("prefill-context-parallel-size", "node-rank", "cpu-offload-gb", "api-server-count"):
+    numbers = (
+        "port", "pipeline-parallel-size", "data-parallel-size-local", "max-num-seqs", "nnodes", "optimization-level",
+        "prefill-context-parallel-size", "node-rank", "cpu-offload-gb", "api-server-count",
+    )  # fmt: skip
+    for name in numbers:
         add(f"--{name}", type=int)
     add("--gpu-memory-utilization", "--device-memory-utilization", type=float)
     add("--max-model-len", type=optional_type(human_readable_int_or_auto))
