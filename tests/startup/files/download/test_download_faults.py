@@ -4,9 +4,12 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from startup.files.download.hub_client import HubClient
+from startup.files.download.messages import DownloadError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.model_place import unfinished_marker
 from startup.files.model.request import ModelRequest
@@ -40,6 +43,19 @@ def test_a_connection_that_ends_early_is_replaced(kind, downloads):
     assert downloads.content(downloads.run()) == files
     assert downloads.hub.ranges == [2 * MIB] or (kind == "reset" and downloads.hub.ranges == [])
     assert downloads.hub.faults.take("GET", "org/model/model.safetensors", 3 * MIB) is None
+
+
+def test_a_failed_fetch_is_repeated(downloads, monkeypatch):
+    fetch, failures = HubClient.fetch, [DownloadError("unreachable", "no route to https://me:secret@host")]
+
+    def fetch_after_failures(*arguments: Any) -> None:
+        if failures:
+            raise failures.pop()
+        fetch(*arguments)
+
+    monkeypatch.setattr(HubClient, "fetch", fetch_after_failures)
+    assert downloads.content(downloads.run()) == MODEL
+    assert all(note.startswith("no route to https://********@host, waiting ") for note in downloads.notes)
 
 
 @pytest.mark.parametrize("path", thorough_but_for(["api/*", "*/resolve/*.safetensors"], "api/*"))
@@ -92,7 +108,7 @@ def test_the_next_mirror_is_tried(downloads):
 
 _STALL = Fault("stall", path="*.safetensors", after=600_000)
 _BUSY = Fault("status", status=503, times=None, path="api/*")
-_NOWHERE = "http://127.0.0.1:1"
+_NOWHERE = "http://me:secret@127.0.0.1:1"
 
 
 _FAILURES = {
@@ -113,12 +129,12 @@ _FAILURES = {
         {"stall_s": 1.0},
         "no data of org/model has arrived for 1 s: try again",
     ),
-    "no hub": ("unreachable", {}, {"endpoints": (_NOWHERE,)}, f"is not cached, and the hub at {_NOWHERE} cannot be"),
+    "no hub": ("unreachable", {}, {"endpoints": (_NOWHERE,)}, "the hub at http://********@127.0.0.1:1 cannot be"),
     "slow": ("timeout", {"bytes_per_s": 600_000}, {"timeout_s": 0.5}, "org/model is not complete after 0.5 s (--down"),
 }
 
 
-@pytest.mark.parametrize("name", thorough_but_for(_FAILURES, "gated", "slow"))
+@pytest.mark.parametrize("name", thorough_but_for(_FAILURES, "gated", "no hub", "slow"))
 def test_a_failure_is_one_line(name, downloads, monkeypatch):
     failure, change, settings, expected = _FAILURES[name]
     monkeypatch.setattr("startup.files.download.hub_client._NUM_ROUNDS", 2)

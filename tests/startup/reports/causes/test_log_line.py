@@ -100,6 +100,7 @@ def test_json_that_is_no_record_says_nothing(raw):
 def test_only_the_begin_of_a_long_line_is_read():
     [line] = read_line(VLLM + "x" * 100_000)
     assert len(line.text) < LONGEST_LINE
+    assert [line[-2:] for line in read_lines(io.BytesIO(b"x" * 100_000 + b"\ry"))] == ["x\r", "y"]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 1000])
@@ -140,10 +141,10 @@ def test_a_line_without_end_takes_bounded_memory():
     assert most < 4 << 20
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-8"])
 def test_a_log_can_have_the_encodings_of_powershell(encoding, monkeypatch):
     monkeypatch.setattr(log_line, "_CHUNK", 3)
-    stream = io.BytesIO("Zeile 1: ä€😀\nZeile 2\n".encode(encoding))
+    stream = io.BytesIO("\ufeffZeile 1: ä€😀\nZeile 2\n".encode(encoding))
     assert list(read_lines(stream)) == ["Zeile 1: ä€😀", "Zeile 2"]
 
 
