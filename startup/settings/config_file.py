@@ -62,15 +62,15 @@ class ConfigFile(NamedTuple):
 
         `$${VAR}` stands for `${VAR}`. A result that is true, false, null or a number in JSON gets that type.
         """
-        missing: list[_Missing] = []
+        missing: list[tuple[str, bool]] = []
         try:
             replaced = _replace(content, "", missing)
             is_changed = replaced != content
         except RecursionError:
             return cls(path, content, problem="is nested too deeply", may_refer=True)
         problem = None if isinstance(content, dict | None) else "must be a mapping of flag names to values"
-        lines, refused = (each.line for each in missing), (each.line for each in missing if each.is_refused)
-        return cls(path, replaced, is_changed, problem, tuple(lines), tuple(refused))
+        refused = tuple(line for line, is_refused in missing if is_refused)
+        return cls(path, replaced, is_changed, problem, tuple(line for line, _ in missing), refused)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -81,12 +81,8 @@ class ConfigFile(NamedTuple):
         return f"{Path(self.path).name}: {name}"
 
 
-class _Missing(NamedTuple):
-    line: str
-    is_refused: bool
-
-
-def _replace(value: Any, key: str, missing: list[_Missing]) -> Any:
+def _replace(value: Any, key: str, missing: list[tuple[str, bool]]) -> Any:
+    """The value with its references replaced. Adds lines to `missing`, each with whether it is refused."""
     if isinstance(value, dict):
         return {name: _replace(item, f"{key}.{name}", missing) for name, item in value.items()}
     if isinstance(value, list):
@@ -103,7 +99,7 @@ def _replace(value: Any, key: str, missing: list[_Missing]) -> Any:
         if rule == "-":
             return str(word)
         line = f"{key[1:]}: {name} is not set" + (f" ({word})" if word else "")
-        missing.append(_Missing(line, rule == "?" or any(map(is_secret_flag, key.split(".")))))
+        missing.append((line, rule == "?" or any(map(is_secret_flag, key.split(".")))))
         return reference[0].translate(_HIDDEN)
 
     text = value

@@ -119,11 +119,8 @@ def files_below(folder: Path, names: Iterable[str]) -> set[str]:
     """Returns the names of existing files in subfolders. A name or a link may not lead to another folder."""
     inside = [name for name in names if "/" in name and ".." not in name.split("/") and not name.startswith("/")]
     root = folder.resolve() if inside else folder
-    return {name for name in inside if (folder / name).is_file() and _is_in((folder / name).parent, root)}
-
-
-def _is_in(folder: Path, root: Path) -> bool:
-    return folder.resolve().is_relative_to(root)
+    files = {name: folder / name for name in inside}
+    return {name for name, file in files.items() if file.is_file() and file.parent.resolve().is_relative_to(root)}
 
 
 def model_problem(folder: Path) -> str | None:

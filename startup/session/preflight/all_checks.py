@@ -119,7 +119,7 @@ class _Preflight:
         server = self._config.server
         yield "environment", _check_environment
         yield "libraries", check_libraries
-        yield "model", self._check_places
+        yield "model", lambda: chain.from_iterable(map(check_model_place, self._plan.main_places))
         if not self._options.is_listening:
             yield "address", lambda: check_address(server.network)
         yield "tls", lambda: check_tls(server.tls)
@@ -149,10 +149,6 @@ class _Preflight:
 
     def _downloads(self) -> list[ModelPlace]:
         return [] if is_offline() else [place for place in self._plan.main_places if place.kind == "hub"]
-
-    def _check_places(self) -> Iterator[Finding]:
-        for place in self._plan.main_places:
-            yield from check_model_place(place)
 
     def _check_checkpoint(self) -> Iterator[Finding]:
         model = self._plan.model
