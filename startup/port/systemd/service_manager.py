@@ -45,13 +45,13 @@ class ServiceManager:
                 "NOTIFY_SOCKET must be a path or begin with @, got %r: the service manager is not notified", address
             )
             address = None
-        is_watched = env.WATCHDOG_PID.get() in (None, os.getpid())
+        is_watched = address is not None and env.WATCHDOG_PID.get() in (None, os.getpid())
         watchdog_us = env.WATCHDOG_USEC.get() if is_watched else None
         return cls(address, watchdog_us / _US if watchdog_us else None)
 
     def notify_status(self, status: str) -> None:
         """Sets the text that `systemctl status` shows. The text is dropped if the manager is busy."""
-        if self._address is not None and status != self._status:
+        if status != self._status:
             self._status = status
             self._send(f"STATUS={_on_one_line(status)}", timeout_s=0)
 
@@ -60,8 +60,6 @@ class ServiceManager:
 
         On a thread without an event loop, no heartbeat is sent, and the watchdog is switched off.
         """
-        if self._address is None:
-            return
         self._status = status
         message = f"READY=1\nSTATUS={_on_one_line(status)}"
         loop = None if self._watchdog_s is None else _running_loop()
@@ -73,9 +71,8 @@ class ServiceManager:
 
     def notify_stopping(self, status: str) -> None:
         """Reports that the server rejects new requests."""
-        if self._address is not None:
-            self._status = status
-            self._send(f"STOPPING=1\nSTATUS={_on_one_line(status)}", timeout_s=_TIMEOUT_S)
+        self._status = status
+        self._send(f"STOPPING=1\nSTATUS={_on_one_line(status)}", timeout_s=_TIMEOUT_S)
 
     def notify_failure(self, reason: str) -> None:
         """Reports that the start has failed and the process exits."""
@@ -94,8 +91,9 @@ class ServiceManager:
         self._timer = loop.call_later(interval_s, self._send_heartbeat, loop, interval_s)
 
     def _send(self, message: str, *, timeout_s: float) -> None:
-        """Sends a message. If this fails, logs a warning, and the server continues."""
-        assert self._address is not None
+        """Sends a message, if there is a manager. If this fails, logs a warning, and the server continues."""
+        if self._address is None:
+            return
         try:
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
