@@ -214,6 +214,7 @@ def test_readers_see_whole_values_while_others_write(cache):
     assert [path.name for path in _KEPT.path.parent.iterdir()] == [_KEPT.path.name]
 
 
+@pytest.mark.thorough
 def test_threads_may_read_values_of_a_type_at_the_same_time():
     """msgspec examines a class when it is first used. Threads that check several models do so at once."""
     done = subprocess.run((sys.executable, "-c", _FIRST_USES), capture_output=True, text=True, check=False)
