@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -12,7 +11,7 @@ import pytest
 
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
-from tests.support.cli import CLI, run_cli
+from tests.support.cli import run_cli
 from tests.support.containers import own_processes
 from tests.support.processes import GONE_S
 from tests.support.standby_process import OFF
@@ -134,23 +133,3 @@ def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(tiny_ll
         assert _wait_ready(serving.pid)["port"] == server.port
         assert run_cli("stop", server.port).returncode == 0
         assert server.process.wait(GONE_S) == 0
-
-
-def test_stop_names_the_server_that_replaces_the_stopped_one(start_tiny_server):
-    """The new server starts before the old server has exited, as with some service managers."""
-    with start_tiny_server() as server:
-        server.process.send_signal(signal.SIGSTOP)
-        words = [*CLI, "stop", str(server.port), "--timeout", "600"]
-        stop = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-        wait_until(lambda: signal.SIGTERM in _pending(server.process.pid))
-        with start_tiny_server(wait=False) as successor:
-            successor.wait_listening()
-            server.process.send_signal(signal.SIGCONT)
-            _, notice = stop.communicate(timeout=200)
-            assert stop.returncode == 0
-            assert f"smol is served again by process {successor.process.pid}" in notice
-
-
-def _pending(pid: int) -> set[int]:
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return {number for number in range(1, 65) if int(fields["ShdPnd"], 16) >> (number - 1) & 1}

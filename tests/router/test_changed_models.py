@@ -1,15 +1,13 @@
 """If a model's entry changes, a new process takes over while the old process answers its requests."""
 
 import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.router.router_process import RouterProcess, embedded, foreign
-from tests.support.http_client import RawClient
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone
 
 pytestmark = pytest.mark.thorough
 
@@ -38,27 +36,6 @@ def test_no_request_fails_while_a_model_is_changed(tiny_llama, tmp_path, number)
         print(f"longest: {max(took_s for _, took_s in answers):.2f} s")
         assert {status for status, _ in answers} == {200}
         assert "has failed" not in router.log
-
-
-def test_a_stream_of_the_old_process_ends_before_it(tiny_llama, tmp_path):
-    long = {**embedded(tiny_llama), "args": ["--max-model-len", "4096"]}
-    with RouterProcess(tmp_path, {"a": long}, "--standby", "off") as router, RawClient(router.port) as client:
-        assert router.post("a").status == 200
-        before = router.pid("a")
-        client.post(
-            "/v1/completions", {"model": "a", "prompt": "a", "max_tokens": 3000, "stream": True, "ignore_eos": True}
-        )
-        router.wait(lambda: router.models()["a"]["num_running"] == 1)
-        router.write({"a": {**long, "args": ["--max-model-len", "128"]}})
-        router.wait(lambda: router.pid("a") != before)
-        text: list[bytes] = []
-        reading = threading.Thread(target=lambda: text.append(client.read().body))
-        reading.start()
-        assert router.post("a").status == 200
-        reading.join()
-        assert text[0].endswith(b"data: [DONE]\n\n")
-        assert b"error" not in text[0]
-        wait_until(lambda: is_gone(before))
 
 
 def test_a_preloaded_model_is_started_again_when_it_is_changed_or_added(tmp_path):

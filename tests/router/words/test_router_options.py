@@ -72,7 +72,7 @@ def test_flags_become_options(write, tiny_llama):
     options = options_of(
         *("--models", file, *COMMON, "--port", "1", "--host", "h", "--api-key", "own", "--max-running", "2"),
         *("--max-wait", "3", "--max-waiting", "7", "--memory-budget", "9GiB"),
-        *("--disable-uvicorn-access-log", "--startup-timeout", "30"),
+        *("--disable-uvicorn-access-log", "--startup-timeout", "30", "--on-swap", "sleep"),
     )
     server, limits = options.config.server, options.limits
     assert (server.network.host, server.network.port, server.tls.ssl_certfile) == ("h", 1, None)
@@ -80,7 +80,7 @@ def test_flags_become_options(write, tiny_llama):
     assert (limits.memory_budget_bytes, limits.max_running, limits.max_wait_s, limits.max_waiting) == (9 << 30, 2, 3, 7)
     assert (server.logging.disable_access_log, options.config.logging_level, options.path) == (True, "ERROR", file)
     assert (options.config.limits.max_body_bytes, options.config.limits.max_held_bytes) == (256 << 20, 4 << 30)
-    assert options.entries["m"].start_timeout_s == 30
+    assert (options.entries["m"].start_timeout_s, options.entries["m"].on_swap) == (30, "sleep")
     assert options.find_template_kinds() == ("embedded",)
     assert options.find_model("m") == str(tiny_llama)
     assert options.find_model("other") is None

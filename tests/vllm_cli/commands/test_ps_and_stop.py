@@ -127,6 +127,15 @@ def test_a_number_that_is_the_port_of_one_server_and_the_process_of_another_stop
         stop._choose(servers, "8000")
 
 
+def test_the_server_that_replaces_the_stopped_one_is_named(invoke, monkeypatch):
+    """With some service managers, the new server starts before the old one has exited."""
+    with _process() as process:
+        found = iter(([replace(_SERVER, pid=process.pid, pids=(process.pid,))], [replace(_SERVER, pid=7)]))
+        monkeypatch.setattr(stop, "find_servers", lambda **_: next(found))
+        done = invoke("stop")
+    assert "Notice: smol is served again by process 7: stop its supervisor.\n" in done.stderr
+
+
 @pytest.mark.parametrize(("words", "is_terminal", "answer", "code"), [
     ((), True, "n\n", 1),
     ((), True, "y\n", 0),
