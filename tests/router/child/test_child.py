@@ -156,10 +156,10 @@ async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(ru
 
 async def test_a_command_that_never_listens_is_ended_after_its_time(place):
     script = "echo loading for ever; exec sleep 600"  # no interpreter, whose start may take longer
-    child = Child(entry_of(words=("sh", "-c", script), start_timeout_s=0.5), place)
+    child = Child(entry_of(words=("sh", "-c", script), start_timeout_s=1.0), place)
     reason = await child.run(lambda: None)
     assert reason is not None
-    assert reason.startswith("The start took longer than 0.5 s")
+    assert reason.startswith("The start took longer than 1 s")
     assert "loading for ever" in reason
     assert reason.endswith("Code: VC-STARTUP-TIMEOUT")
     assert is_gone(child.pids[0])
@@ -238,7 +238,7 @@ async def test_the_answer_of_its_check_endpoint_is_the_reason(place):
     """The server already runs, because the start of an interpreter may take longer than the time-out."""
     found = await start(entry_of(), place)
     port = int(found.child.base_url.rpartition(":")[2])
-    check = {"check_endpoint": "/${PORT}?status=404", "start_timeout_s": 0.5}
+    check = {"check_endpoint": "/${PORT}?status=404", "start_timeout_s": 1.0}
     reason = await Child(entry_of(words=(), port=port, **check), place).run(lambda: None)
     found.child.stop()
     await found.life

@@ -647,7 +647,7 @@ codes: list[int | None] = []
 @pytest.fixture
 async def realtime(router: SmallRouter) -> str:
     codes.clear()
-    await router.serve("m", "n", running=talk, patience=Patience(stall_s=0.1, close_s=0.1))
+    await router.serve("m", "n", running=talk, patience=Patience(stall_s=0.1, close_s=0.2))
     return f"{router.url}/v1/realtime?model=m&x=%20"
 
 
