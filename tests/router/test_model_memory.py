@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from base.machine.memory import MemoryState, read_memory
@@ -53,25 +54,15 @@ def entry(*words: str, **values: object) -> ModelEntry:
 # Measured
 
 
-def test_a_measurement_has_the_whole_process_tree(tree):
-    meter = MemoryMeter(lambda name: None)
-    memory = meter.measure("m", [tree.pid])
-    assert 100 * MIB < memory.ram_bytes < 160 * MIB
-    assert memory.gpu_bytes == 0
-    assert meter.measured_bytes("m") == memory.ram_bytes
-
-
-def test_roots_that_are_in_one_tree_count_once(tree):
-    import psutil
-
+def test_a_measurement_has_the_whole_process_tree_once_until_it_ends(tree):
     (child,) = psutil.Process(tree.pid).children()
     meter = MemoryMeter(lambda name: None)
-    assert meter.measure("m", [tree.pid, child.pid]).ram_bytes < 160 * MIB
-
-
-def test_ended_processes_need_nothing(tree):
+    for roots in ([tree.pid], [tree.pid, child.pid]):
+        memory = meter.measure("m", roots)
+        assert 100 * MIB < memory.ram_bytes < 160 * MIB
+        assert memory.gpu_bytes == 0
+        assert meter.measured_bytes("m") == memory.ram_bytes
     tree.communicate()
-    meter = MemoryMeter(lambda name: None)
     assert meter.measure("m", [tree.pid]) == Need()
     meter.forget("m")
     assert meter.measured_bytes("m") is None

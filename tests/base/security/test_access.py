@@ -26,12 +26,17 @@ def test_each_line_of_the_file_is_a_key_except_blanks_and_comments(file):
     assert not any(keys.is_valid(key) for key in (b"", b"#third", b"third", b"people", b"first\n", b"  second  "))
 
 
-def test_keys_are_added_and_removed_with_the_file(file):
+def test_keys_are_added_and_removed_with_the_file_and_none_is_logged(file, caplog):
+    caplog.set_level(logging.DEBUG)
     keys = ApiKeys(("given",), file)
-    file.write_text("new")
+    file.write_text("new-key")
     assert keys.is_valid(b"first")
     keys.reload()
-    assert [keys.is_valid(key) for key in (b"given", b"first", b"new")] == [True, False, True]
+    assert [keys.is_valid(key) for key in (b"given", b"first", b"new-key")] == [True, False, True]
+    file.write_text("")
+    keys.reload()
+    assert len(caplog.records) == 2
+    assert not any(key in caplog.text for key in ("given", "first", "second", "new-key"))
 
 
 @pytest.mark.parametrize("content", [b"", b"# nothing\n", None])
@@ -47,17 +52,6 @@ def test_a_file_without_keys_does_not_change_the_keys(file, content, caplog):
     assert "The previous keys stay valid" in caplog.text
     with pytest.raises(KeyFileError):
         ApiKeys((), file)
-
-
-def test_no_key_is_logged(file, caplog):
-    caplog.set_level(logging.DEBUG)
-    keys = ApiKeys(("given",), file)
-    file.write_text("new-key")
-    keys.reload()
-    file.write_text("")
-    keys.reload()
-    assert len(caplog.records) == 2
-    assert not any(key in caplog.text for key in ("given", "first", "second", "new-key"))
 
 
 TIMEOUT_S = 60.0

@@ -47,14 +47,17 @@ def _write(fd: int, text: bytes) -> None:
         file.write(text)
 
 
-async def test_each_line_gets_the_name_also_a_last_one_without_an_end(relay, output):
-    await written(b"one\n\ntwo", relay)
-    assert output.read_bytes() == b"[qwen] one\n[qwen] \n[qwen] two\n"
-
-
-async def test_of_a_progress_bar_the_last_state_is_relayed(relay, output):
-    await written(b"\r10 %\r50 %\r100 %\r\nnext\n", relay)
-    assert output.read_bytes() == b"[qwen] 100 %\n[qwen] next\n"
+@pytest.mark.parametrize(
+    ("text", "relayed"),
+    [
+        (b"one\n\ntwo", b"[qwen] one\n[qwen] \n[qwen] two\n"),
+        (b"\r10 %\r50 %\r100 %\r\nnext\n", b"[qwen] 100 %\n[qwen] next\n"),
+    ],
+    ids=["a last line without an end", "the last state of a progress bar"],
+)
+async def test_each_line_gets_the_name(relay, output, text, relayed):
+    await written(text, relay)
+    assert output.read_bytes() == relayed
 
 
 async def test_a_line_without_an_end_is_cut_and_not_kept_whole(relay, output):

@@ -131,22 +131,21 @@ def test_a_config_file_is_read(model, tmp_path):
     assert options_of("--config", file).config.server.network.port == 7
 
 
-def test_all_flags_without_a_counterpart_are_refused_at_once(model, invoke):
-    done = invoke("serve", str(model), "--dtype", "float32", "--seed", "1", "--lora-modules", "a=b", "--tokenizer=x")
-    assert done.returncode == 2
-    text = "has no counterpart of --dtype, --lora-modules, --tokenizer: leave them out"
-    assert f"Error: qwen.gguf: is served by llama-server, which {text}" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("--max-num-seqs 0", "--max-num-seqs must be 1 or more, got 0"),
         ("--max-model-len soon", "soon"),
         ("--prt 1", "No such option: --prt"),
+        (
+            "--dtype float32 --seed 1 --lora-modules a=b --tokenizer=x",
+            "Error: qwen.gguf: is served by llama-server, which has no counterpart of --dtype, --lora-modules, "
+            "--tokenizer: leave them out",
+        ),
     ],
+    ids=["value", "text", "flag", "all without a counterpart"],
 )
-def test_a_wrong_value_is_a_usage_error(words, message, model, invoke):
+def test_a_wrong_value_or_flag_is_a_usage_error(words, message, model, invoke):
     done = invoke("serve", str(model), *words.split())
     assert done.returncode == 2
     assert message in done.stderr

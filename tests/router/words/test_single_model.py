@@ -7,7 +7,6 @@ import click
 import pytest
 import yaml
 
-from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.words.single_model import embedded_router, vllm_router
 from startup.settings.config import StartupConfig, flags_with_role
@@ -31,13 +30,6 @@ def _embedded(*words: str) -> RouterOptions:
 def _vllm(*words: str) -> RouterOptions:
     words = ("m", "--idle-stop", "10m", *words)
     return vllm_router(vllm_options(ServeWords(words)), words)
-
-
-def _only(options: RouterOptions) -> ModelEntry:
-    (entry,) = options.entries.values()
-    assert options.only == entry.name
-    assert entry.preload
-    return entry
 
 
 _OF_PORT = {
@@ -119,6 +111,8 @@ def test_each_flag_is_used_by_the_router_or_passed_to_the_model_or_refused(flag,
         sample = _SAMPLES[flag.shape] if flag.name != "--log-config-file" else (str(tmp_path / "log.json"),)
         sample = (flag.type.choices[0],) if isinstance(flag.type, click.Choice) else sample
         words = ("m", "--restart", "on-failure", flag.name, *sample)
-        entry = _only(vllm_router(vllm_options(ServeWords(("m", "--restart", "on-failure"))), words))
+        options = vllm_router(vllm_options(ServeWords(("m", "--restart", "on-failure"))), words)
+        (entry,) = options.entries.values()
+        assert (options.only, entry.preload) == (entry.name, True)
         is_ours = flag.role == "both" and flag.name.startswith("--http-")
         assert (flag.name in entry.words or bool(entry.env)) is not is_ours, "vLLM has no such limits"

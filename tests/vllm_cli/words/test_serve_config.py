@@ -49,33 +49,31 @@ def test_variables_of_vllm_set_limits(parse, monkeypatch, variable, field):
     assert f"`{variable}`" in DOCS
 
 
-@pytest.mark.parametrize("place", ["flag", "variable", "file"])
-def test_notices_have_the_format_of_the_log(place, parse, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("place", ["flag", "variable", "file", "nowhere"])
+def test_notices_are_shown_in_the_format_of_the_log_and_the_start_continues(
+    place, parse, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("VCLI_XYZZY", "1")
     words: tuple[str, ...] = ()
     if place == "flag":
         words = ("--log-format", "json")
     elif place == "variable":
         monkeypatch.setenv("VCLI_LOG_FORMAT", "json")
-    else:
+    elif place == "file":
         (tmp_path / "config.yaml").write_text("log-format: json\n")
         words = ("--config", str(tmp_path / "config.yaml"))
-    parse("m", "--enforce-eager", *words)
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [line["message"] for line in lines] == [
+    assert parse("m", "--enforce-eager", *words).model.model == "m"
+    shown = capsys.readouterr().err.splitlines()
+    messages = [
         "VCLI_XYZZY is not a variable of vllm-cli.",
         "--enforce-eager has no effect: torch and transformers choose the kernels.",
     ]
+    if place == "nowhere":
+        assert shown == [f"Notice: {message}" for message in messages]
+        return
+    lines = [json.loads(line) for line in shown]
+    assert [line["message"] for line in lines] == messages
     assert {(line["level"], line["role"], line["phase"]) for line in lines} == {("WARNING", "api", "command_line")}
-
-
-def test_notices_are_shown_and_the_start_continues(parse, capsys, monkeypatch):
-    monkeypatch.setenv("VCLI_XYZZY", "1")
-    assert parse("m", "--enforce-eager").model.model == "m"
-    assert capsys.readouterr().err.splitlines() == [
-        "Notice: VCLI_XYZZY is not a variable of vllm-cli.",
-        "Notice: --enforce-eager has no effect: torch and transformers choose the kernels.",
-    ]
 
 
 def test_a_value_out_of_range_is_only_an_error(capsys, monkeypatch):
