@@ -17,6 +17,7 @@ from startup.standby.front_process import serve_warm
 from startup.words.errors import InputError
 from startup.words.serve_command import read_start
 from tests.startup.vllm.fake_start import FAKE
+from tests.support.tiers import thorough_but_for
 
 COMMON = ("--engine", "embedded")
 
@@ -151,8 +152,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("keys", "message"), FAULTS.values(), ids=FAULTS)
-def test_a_fault_of_a_model_has_its_line(keys, message, read, tiny_llama):
+@pytest.mark.parametrize("name", thorough_but_for(FAULTS, "unknown flag", "too long", "no model", "key", "program"))
+def test_a_fault_of_a_model_has_its_line(name, read, tiny_llama):
+    keys, message = FAULTS[name]
     given = {key: value for key, value in ({"model": str(tiny_llama)} | keys).items() if value is not None}
     checked = read({"m": given})
     assert len(checked.faults) == 1
