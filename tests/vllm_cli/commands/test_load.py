@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.http_server import Request, ScriptedServer, serving
+from vllm_cli.commands import load
 
 _NEAR = "The model `qwem` does not exist. Did you mean `qwen`?"
 _FAILED = {"error": {"message": "qwen failed: \x1b[2Jnot enough memory", "type": "unavailable_error", "code": 503}}
@@ -77,7 +78,8 @@ def test_a_load_that_takes_too_long_ends_with_a_code_of_its_own(start, invoke):
     assert json.loads(done.stdout)["status"] == "timed out"
 
 
-def test_what_the_router_waits_for_is_told(start, invoke):
+def test_what_the_router_waits_for_is_told(start, invoke, monkeypatch):
+    monkeypatch.setattr(load, "_POLL_S", 0.3)
     is_over = threading.Event()
     server = start(200, {})
     row = {"id": "org/qwen", "aliases": ["qwen"], "status": "draining", "num_running": 3, "progress": None}
