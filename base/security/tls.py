@@ -1,6 +1,6 @@
 """Creates the TLS context of the server's socket from the operator's files, and renews it when they change.
 
-Imported only if a certificate is configured. OpenSSL must never ask for a password on the terminal.
+OpenSSL must never ask for a password on the terminal.
 """
 
 import logging
