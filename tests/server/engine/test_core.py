@@ -14,7 +14,7 @@ from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 def test_a_batch_gives_each_request_its_output_alone(plain_llama, llama):
     prompts = random_prompts(1, 40, 3, 90, 17, 60, 5, 33)
     engine = SmallEngine(llama)
-    assert engine.generate(prompts, max_tokens=30) == greedy_outputs(plain_llama, prompts, 30)
+    assert engine.generate(prompts, max_tokens=12) == greedy_outputs(plain_llama, prompts, 12)
     engine.assert_nothing_leaked()
 
 
@@ -52,7 +52,8 @@ def test_an_end_of_sequence_token_ends_the_request_and_is_reported(plain_llama, 
     [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
     eos = next(t for t in expected[3:] if expected.count(t) == 1)
     num_tokens = expected.index(eos) + 1  # a stop on the last token counts as a stop
-    [completion] = SmallEngine(llama, eos_token_ids=(1, eos)).complete(random_prompts(9), max_tokens=num_tokens)
+    other = next(t for t in range(llama.config.vocab_size) if t not in expected)
+    [completion] = SmallEngine(llama, eos_token_ids=(other, eos)).complete(random_prompts(9), max_tokens=num_tokens)
     assert completion.token_ids == expected[:num_tokens]
     assert (completion.finish_reason, completion.stop_token_id) == ("stop", eos)
 

@@ -38,9 +38,9 @@ def test_a_prompt_is_not_split_beside_another_prompt(llama):
 
 def test_lack_of_memory_preempts_the_youngest_and_changes_no_output(plain_llama, llama):
     prompts = random_prompts(20, 21, 22, 23)
-    expected = greedy_outputs(plain_llama, prompts, 60)
+    expected = greedy_outputs(plain_llama, prompts, 24)
     engine = SmallEngine(llama, num_slots=4, max_model_len=100, kv_cache_tokens=150)
-    completions = [engine.add(str(i), p, max_tokens=60) for i, p in enumerate(prompts)]
+    completions = [engine.add(str(i), p, max_tokens=24) for i, p in enumerate(prompts)]
     sequences = [engine.scheduler._by_id[str(i)] for i in range(4)]
     while engine.core.has_work:
         engine.step()

@@ -18,7 +18,7 @@ _COMMON: dict[str, object] = {
 _LLAMA_LIKE: dict[str, object] = {
     "hidden_size": 64,
     "intermediate_size": 96,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
@@ -35,7 +35,7 @@ PACKED: dict[str, dict[str, object]] = {
     "gemma3_text": {**_GEMMA, "sliding_window": 24, "query_pre_attn_scalar": 16},
     "phi": {**_LLAMA_LIKE, "num_key_value_heads": 4},
     "phi3": {**_LLAMA_LIKE, "original_max_position_embeddings": 512},
-    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "gpt_neox": {**_LLAMA_LIKE, "num_key_value_heads": 4},
     "gpt_oss": {**_GEMMA, "sliding_window": 24, "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {**_GEMMA, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
@@ -90,7 +90,7 @@ SEQUENTIAL: dict[str, dict[str, object]] = {
         "mamba_d_head": 16,
         "mamba_chunk_size": 16,
     },
-    "recurrent_gemma": {**_GEMMA, "lru_width": 64, "attention_window_size": 24},
+    "recurrent_gemma": {**_GEMMA, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 24},
     "rwkv": {"hidden_size": 64, "num_hidden_layers": 2, "attention_hidden_size": 64},
 }
 """Architecture of the sequential runner -> its options. These have other state or their own attention."""

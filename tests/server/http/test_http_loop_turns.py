@@ -212,7 +212,7 @@ def _measure(config: ServerConfig, renderer: HfRenderer, engine: Any) -> Iterato
     sys.setswitchinterval(switch_interval_s)
 
 
-FAST = ("chat: parts", "chat: tools", "completion: prompts of one token", "responses: items", "messages: system")
+FAST = ("chat: parts", "completion: prompts of one token", "responses: items")
 
 
 @pytest.mark.parametrize("name", thorough_but_for(BODIES, *FAST))

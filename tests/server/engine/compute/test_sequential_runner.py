@@ -55,9 +55,9 @@ def test_probe_rejects_the_model_and_does_not_change_it(architecture):
 
 def test_probe_restores_a_model_with_unsupported_attention():
     model = build_model("llama", PACKED["llama"])
-    model.model.layers[2].self_attn.layer_idx = 1
+    model.model.layers[1].self_attn.layer_idx = 0
     before, implementation = _forward(model), model.config._attn_implementation
-    with pytest.raises(UnsupportedAttentionError, match="layer 1 attends more than once"):
+    with pytest.raises(UnsupportedAttentionError, match="layer 0 attends more than once"):
         PackedRunner(model).probe()
     assert model.config._attn_implementation == implementation
     assert torch.equal(_forward(model), before)

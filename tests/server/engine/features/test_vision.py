@@ -22,7 +22,7 @@ from tests.server.engine.small_engine import SmallEngine
 from tests.server.inline_executor import InlineExecutor
 from tests.support.tiers import thorough_but_for
 
-_NUM_TOKENS = 12
+_NUM_TOKENS = 6
 
 
 @dataclass

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.engine.memory.shared_slots import Reference, SharedSlots
@@ -179,7 +180,7 @@ class _CallsOnFewMappings(_Calls):
 
 
 TestCalls = _Calls.TestCase
-TestCallsOnFewMappings = _CallsOnFewMappings.TestCase
+TestCallsOnFewMappings = pytest.mark.thorough(_CallsOnFewMappings.TestCase)
 
 
 @dataclass

@@ -57,9 +57,9 @@ def test_a_grammar_begins_after_the_markers_token(engine, temperature):
 
 
 def test_without_the_marker_the_grammar_never_begins(engine):
-    [free] = engine.generate([[40]], max_tokens=20)
-    [guided] = engine.complete([[40]], guided=DIGITS, reasoning=WAITS, max_tokens=20)
-    assert END not in free
+    options: dict[str, Any] = {"max_tokens": 20, "logit_bias": {END: -100.0}}
+    [free] = engine.generate([[40]], **options)
+    [guided] = engine.complete([[40]], guided=DIGITS, reasoning=WAITS, **options)
     assert (guided.token_ids, guided.finish_reason) == (free, "length")
 
 

@@ -25,6 +25,7 @@ from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, save_vlm
 from tests.server.engine.features.vlm_reference import render_with_images
 from tests.server.inline_executor import InlineExecutor
+from tests.support.tiers import thorough_but_for
 
 Build = Callable[..., BaseRenderer]
 
@@ -76,7 +77,7 @@ CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", thorough_but_for(FAMILIES, "smolvlm", "qwen2_vl", "llava_next"))
 def test_tokens_and_tensors_equal_those_of_transformers(build, family, name):
     renderer = build(family)
     processor = renderer.vision._images._processor
@@ -105,7 +106,7 @@ def test_tokens_and_tensors_equal_those_of_transformers(build, family, name):
         assert np.array_equal(found[key], array), key
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", thorough_but_for(FAMILIES, "smolvlm", "qwen2_vl", "llava_next"))
 def test_text_without_images_has_the_processors_tokens_and_no_tensors(build, family):
     renderer = build(family)
     prompt = _render(renderer, {"role": "user", "content": "Hello"})
