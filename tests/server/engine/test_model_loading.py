@@ -25,6 +25,7 @@ from server.engine.model_loading import (
 from server.terms.config import EngineConfig
 from startup.files.model.checkpoint_folder import model_problem
 from tests.server.engine.tiny_models import PACKED, build_model
+from tests.support.tiers import thorough_but_for
 
 WEIGHTS = "model.safetensors"
 
@@ -175,7 +176,7 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", _DAMAGES)
+@pytest.mark.parametrize("damage", thorough_but_for(_DAMAGES, *(_DAMAGES.keys() - {"a model without text"})))
 def test_a_damaged_folder_is_reported_in_one_line(llama_copy, damage, capfd):
     spoil, message = _DAMAGES[damage]
     spoil(llama_copy)

@@ -29,8 +29,10 @@ def samples(server):
     }
 
 
-def value(server, name, **labels):
-    return samples(server)[name, frozenset((LABELS | labels).items())]
+def values_of(server):
+    """A function that returns a value of the metrics at this moment, by name and further labels."""
+    found = samples(server)
+    return lambda name, **labels: found[name, frozenset((LABELS | labels).items())]
 
 
 def test_requests_and_tokens_are_counted_exactly(own, encode):
@@ -39,57 +41,61 @@ def test_requests_and_tokens_are_counted_exactly(own, encode):
     own.chat(stream=True, stop=",")
     prompt = len(encode("The capital of France is"))
     chat_prompt = own.post("/tokenize", {"messages": [{"role": "user", "content": "Hello"}]}).json()["count"]
-    assert value(own, "vllm:prompt_tokens_total") == 3 * prompt + chat_prompt
-    assert value(own, "vllm:generation_tokens_total") == 3 + 2 * 8 + 2
-    assert value(own, "vllm:request_success_total", finished_reason="length") == 1
-    assert value(own, "vllm:request_success_total", finished_reason="stop") == 3
-    assert value(own, "vllm:request_success_total", finished_reason="abort") == 0
-    assert value(own, "vllm:time_to_first_token_seconds_count") == 4
-    assert value(own, "vllm:inter_token_latency_seconds_count") == 2 + 2 * 7 + 1
-    assert value(own, "vllm:e2e_request_latency_seconds_count") == 4
-    assert value(own, "vllm:request_time_per_output_token_seconds_count") == 4
-    assert value(own, "vllm:request_prompt_tokens_sum") == 3 * prompt + chat_prompt
-    assert value(own, "vllm:request_generation_tokens_sum") == 3 + 2 * 8 + 2
-    assert value(own, "vllm:request_params_n_sum") == 1 + 2 + 1
-    assert value(own, "vllm:request_params_n_count") == 3
-    assert value(own, "vllm:request_max_num_generation_tokens_sum") == 3 + 8 + 2
-    assert value(own, "vllm:request_params_max_tokens_sum") == 3 + 2 * 16 + (512 - chat_prompt)
+    value = values_of(own)
+    assert value("vllm:prompt_tokens_total") == 3 * prompt + chat_prompt
+    assert value("vllm:generation_tokens_total") == 3 + 2 * 8 + 2
+    assert value("vllm:request_success_total", finished_reason="length") == 1
+    assert value("vllm:request_success_total", finished_reason="stop") == 3
+    assert value("vllm:request_success_total", finished_reason="abort") == 0
+    assert value("vllm:time_to_first_token_seconds_count") == 4
+    assert value("vllm:inter_token_latency_seconds_count") == 2 + 2 * 7 + 1
+    assert value("vllm:e2e_request_latency_seconds_count") == 4
+    assert value("vllm:request_time_per_output_token_seconds_count") == 4
+    assert value("vllm:request_prompt_tokens_sum") == 3 * prompt + chat_prompt
+    assert value("vllm:request_generation_tokens_sum") == 3 + 2 * 8 + 2
+    assert value("vllm:request_params_n_sum") == 1 + 2 + 1
+    assert value("vllm:request_params_n_count") == 3
+    assert value("vllm:request_max_num_generation_tokens_sum") == 3 + 8 + 2
+    assert value("vllm:request_params_max_tokens_sum") == 3 + 2 * 16 + (512 - chat_prompt)
 
 
 def test_failed_requests_are_counted_and_those_that_never_reach_the_engine_are_not(own, engine):
     engine.fails_after = 2
     own.complete()
     own.complete(temperature=9)
-    assert value(own, "vllm:request_success_total", finished_reason="error") == 1
-    assert value(own, "vllm:e2e_request_latency_seconds_count") == 1
+    value = values_of(own)
+    assert value("vllm:request_success_total", finished_reason="error") == 1
+    assert value("vllm:e2e_request_latency_seconds_count") == 1
 
 
 def test_time_in_the_engine_is_split_into_stages(own, engine):
     engine.queue_s, engine.prefill_s = 2.0, 3.0
     own.complete()
-    names = ("queue", "prefill", "decode", "inference")
-    times = {name: value(own, f"vllm:request_{name}_time_seconds_sum") for name in names}
+    value, names = values_of(own), ("queue", "prefill", "decode", "inference")
+    times = {name: value(f"vllm:request_{name}_time_seconds_sum") for name in names}
     assert (times["queue"], times["prefill"]) == (2.0, 3.0)
-    assert 0 < times["decode"] < value(own, "vllm:e2e_request_latency_seconds_sum")
+    assert 0 < times["decode"] < value("vllm:e2e_request_latency_seconds_sum")
     assert times["inference"] == pytest.approx(3.0 + times["decode"])
-    assert {value(own, f"vllm:request_{name}_time_seconds_count") for name in names} == {1.0}
+    assert {value(f"vllm:request_{name}_time_seconds_count") for name in names} == {1.0}
 
 
 def test_scheduler_state_is_the_engines_latest(own, engine):
     own.complete()
     engine.stats = EngineStats(3, 4, 0.25, 100, 40, 7, 2)
-    assert value(own, "vllm:num_requests_running") == 3
-    assert value(own, "vllm:num_requests_waiting") == 4
-    assert value(own, "vllm:kv_cache_usage_perc") == 0.25
-    assert value(own, "vllm:prefix_cache_queries_total") == 100
-    assert value(own, "vllm:prefix_cache_hits_total") == 40
-    assert value(own, "vllm:num_preemptions_total") == 2
+    value = values_of(own)
+    assert value("vllm:num_requests_running") == 3
+    assert value("vllm:num_requests_waiting") == 4
+    assert value("vllm:kv_cache_usage_perc") == 0.25
+    assert value("vllm:prefix_cache_queries_total") == 100
+    assert value("vllm:prefix_cache_hits_total") == 40
+    assert value("vllm:num_preemptions_total") == 2
 
 
 def test_every_step_counts_its_tokens_in_buckets_up_to_the_context_length(own):
     own.complete(max_tokens=5)
-    assert value(own, "vllm:iteration_tokens_total_count") == 5
-    assert value(own, "vllm:iteration_tokens_total_sum") == 5
+    value = values_of(own)
+    assert value("vllm:iteration_tokens_total_count") == 5
+    assert value("vllm:iteration_tokens_total_sum") == 5
     bounds = [dict(labels)["le"] for name, labels in samples(own) if name == "vllm:request_prompt_tokens_bucket"]
     assert bounds == ["1.0", "2.0", "5.0", "10.0", "20.0", "50.0", "100.0", "200.0", "500.0", "+Inf"]
 
@@ -99,7 +105,7 @@ def test_the_cache_and_the_start_are_described(own):
     facts = dict(labels)
     assert int(facts["num_gpu_blocks"]) * int(facts["block_size"]) == int(facts["kv_cache_size_tokens"]) == 4096
     assert float(facts["kv_cache_max_concurrency"]) >= 1
-    assert value(own, "vllm:engine_startup_time_seconds") == 2.0
+    assert values_of(own)("vllm:engine_startup_time_seconds") == 2.0
     assert samples(own)["vllm_cli:start_phase_seconds", frozenset({("phase", "engine:load_weights")})] == 0.5
     (info,) = (dict(labels) for name, labels in samples(own) if name == "vllm_cli:start_info")
     assert (info["start_mode"], info["reason"], info["compile"]) == ("cold", 'no "standby"', "")
@@ -134,7 +140,7 @@ def test_requests_of_disconnected_clients_are_counted_as_aborted(own, engine, wa
     labels = frozenset({"handler": "/v1/completions", "status": "4xx", "method": "POST"}.items())
     wait_until(lambda: samples(own).get(("http_requests_total", labels)) == 1)
     assert own.parts.running.num_running == 0
-    assert value(own, "vllm:request_success_total", finished_reason="abort") == 1
+    assert values_of(own)("vllm:request_success_total", finished_reason="abort") == 1
 
 
 DURATION = re.compile(r"(\w+);dur=([\d.]+)")

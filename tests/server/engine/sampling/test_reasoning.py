@@ -12,6 +12,7 @@ from tests.server.engine.sampling.byte_tokenizer import EOS
 from tests.server.engine.sampling.guided_engine import PERSON, assert_is_person, byte_engine
 from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import random_prompts
+from tests.support.tiers import thorough_but_for
 
 END = 257
 """The marker that ends the reasoning: the tokenizer's second special token."""
@@ -79,7 +80,7 @@ def test_a_marker_of_ordinary_tokens_is_found_by_its_text(engine, token_id):
     assert len(set(texts)) > 3
 
 
-@pytest.mark.parametrize("budget", [0, 1, 5])
+@pytest.mark.parametrize("budget", thorough_but_for([0, 1, 5], 5))
 @pytest.mark.parametrize("forced", [(END,), tuple(b"enough" + END_TEXT)], ids=["token", "phrase"])
 def test_the_budget_forces_the_end(engine, budget, forced):
     [free] = engine.generate([[40]], max_tokens=30)

@@ -14,6 +14,8 @@ from server.text.renderers.prompts import ChatOptions
 from server.text.renderers.tokenizers.hf_tokenizer import HfTokenizer
 from tests.conversations.conversation import matches, read_lines
 from tests.hostile.templates import ESCAPES
+from tests.server.text.renderers.conftest import KINDS
+from tests.support.tiers import thorough_but_for
 
 USER = {"role": "user", "content": "What is the capital of France?"}
 
@@ -40,7 +42,7 @@ def references(tokenizer_folders: dict[str, Path]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("kind", ["real", "byte_level", "llama", "unigram", "wordpiece"])
+@pytest.mark.parametrize("kind", thorough_but_for(KINDS, "byte_level", "llama"))
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_a_conversation_renders_as_with_auto_tokenizer(
     kind, conversation, add_generation_prompt, renderers, references
