@@ -212,7 +212,7 @@ def _measure(config: ServerConfig, renderer: HfRenderer, engine: Any) -> Iterato
     sys.setswitchinterval(switch_interval_s)
 
 
-FAST = ("chat: parts", "completion: prompts of one token", "responses: items")
+FAST = ("chat: parts", "responses: items")
 
 
 @pytest.mark.parametrize("name", thorough_but_for(BODIES, *FAST))
