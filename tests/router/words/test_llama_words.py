@@ -158,6 +158,7 @@ def test_preflight_only_reports_the_model(model, invoke):
     assert (done.returncode, "--dtype" in done.stdout) == (2, True)
 
 
+@pytest.mark.thorough
 def test_beside_other_models_it_is_started_by_a_request(model, tiny_llama, tmp_path):
     entries = options_of(model, tiny_llama, "--max-model-len", "256", "--seed=1").entries
     gguf, other = entries["qwen.gguf"], entries[tiny_llama.name]

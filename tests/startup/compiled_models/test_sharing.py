@@ -375,6 +375,7 @@ def test_an_archive_that_may_not_be_read_disables_no_other(make_machine, locatio
     assert second.has(files)
 
 
+@pytest.mark.thorough
 def test_what_fits_is_found_among_any_number_of_newer_archives(make_machine, location, tmp_path, monkeypatch):
     """The newer archives are for other flags, for other digests of the same flags, and for edited sources."""
     record = _record(sources={"json.decoder": sha256(Path(json.decoder.__file__).read_bytes()).hexdigest()})
