@@ -26,7 +26,7 @@ _EXAMPLE_TOKENS = (11, 1, 6)
 """The numbers of tokens in the example passes. The first pass is traced, and the other passes check the
 graph. In a trace, every dimension of size 11 is taken for the number of tokens."""
 _CONSTANTS = (type(None), bool, int, float, str)
-_PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_PRODUCT: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 """A product of oneDNN, if this torch has it. A layer with any other opaque weight is not traced.
 
 The product cannot be traced: it takes an empty list of scalars, and an opaque weight, whose layout in memory
