@@ -160,25 +160,15 @@ def test_a_response_reports_its_durations(server, engine, kind):
     assert spent["decode"] >= 10
 
 
-def lines_of(server, name):
-    return [line for line in server.get("/metrics").text.splitlines() if line.startswith(name)]
-
-
-def test_rendering_and_waiting_are_metrics(serve):
-    own = serve()
+def test_rendering_and_waiting_are_metrics(own):
     own.complete()
     own.complete(prompt="word " * 2000, truncate_prompt_tokens=8)
-    assert lines_of(own, "vllm_cli:request_render_time_seconds_count") == [
-        "vllm_cli:request_render_time_seconds_count 2.0"
-    ]
-    assert lines_of(own, "vllm_cli:renderer_queue_time_seconds_count") == [
-        'vllm_cli:renderer_queue_time_seconds_count{pool="text"} 2.0',
-        'vllm_cli:renderer_queue_time_seconds_count{pool="mm"} 0.0',
-    ]
-    assert lines_of(own, "vllm_cli:renderer_queue_depth") == [
-        'vllm_cli:renderer_queue_depth{pool="text"} 0.0',
-        'vllm_cli:renderer_queue_depth{pool="mm"} 0.0',
-    ]
+    found = samples(own)
+    assert found["vllm_cli:request_render_time_seconds_count", frozenset()] == 2
+    for pool, number in (("text", 2), ("mm", 0)):
+        labels = frozenset({"pool": pool}.items())
+        assert found["vllm_cli:renderer_queue_time_seconds_count", labels] == number
+        assert found["vllm_cli:renderer_queue_depth", labels] == 0
 
 
 INTERVAL_S = 0.01

@@ -38,21 +38,28 @@ def test_a_model_with_a_format_of_its_own_needs_no_parser(serve, renderer, tmp_p
     assert choice["message"]["content"] == " Paris, the city of light."
 
 
-def test_the_format_is_told_from_the_model(serve, engine, encode, renderer, monkeypatch, caplog):
-    engine.reply = encode('[TOOL_CALLS]get_time[ARGS]{"zone": "UTC"}')
-    monkeypatch.setattr(HfRenderer, "tool_template", "[TOOL_CALLS]")
+@pytest.mark.parametrize(
+    ("template", "reply", "line"),
+    [
+        (
+            "[TOOL_CALLS]",
+            "[TOOL_CALLS]get_time[ARGS]%s",
+            "--tool-call-parser auto: mistral, by the model's chat template",
+        ),
+        (None, '<tool_call>{"name": "get_time", "arguments": %s}</tool_call>', "so hermes is used"),
+    ],
+)
+def test_the_format_is_told_from_the_model_or_a_usual_one(
+    serve, engine, encode, monkeypatch, caplog, template, reply, line
+):
+    engine.reply = encode(reply % '{"zone": "UTC"}')
+    if template is not None:
+        monkeypatch.setattr(HfRenderer, "tool_template", template)
     with caplog.at_level("INFO"):
         server = serve(enable_auto_tool_choice=True, tool_call_parser="auto")
-    assert "--tool-call-parser auto: mistral, by the model's chat template" in caplog.text
+    assert line in caplog.text
     (call,) = server.chat(tools=[TIME]).json()["choices"][0]["message"]["tool_calls"]
     assert call["function"] == {"name": "get_time", "arguments": '{"zone": "UTC"}'}
-
-
-def test_a_model_without_a_format_is_served_with_a_warning(serve, engine, encode, caplog):
-    engine.reply = encode('<tool_call>{"name": "get_time", "arguments": {}}</tool_call>')
-    server = serve(enable_auto_tool_choice=True, tool_call_parser="auto")
-    assert "the model's files name no format, so hermes is used" in caplog.text
-    assert server.chat(tools=[TIME]).json()["choices"][0]["finish_reason"] == "tool_calls"
 
 
 CLIENTS_FIELDS = {

@@ -56,9 +56,10 @@ def safe_load_prompt_embeds(embeds: str | bytes, limits: EmbedsLimits, *, trunca
         RequestError: `embeds` is not a matrix of finite numbers that fits the model.
     """
     try:
-        tensor = _read(_decode(embeds, limits))
-        dense = _select_rows(tensor, limits, truncate_to)
-        rows = convert_rows(dense, limits.dtype)
+        payload = _decode(embeds, limits)
+        if not is_torch_file(payload):
+            raise _reject("is no file of torch.save: send base64 of what `torch.save(tensor, file)` writes")
+        rows = convert_rows(_select_rows(read_torch_file(payload), limits, truncate_to), limits.dtype)
     except TensorFileError as err:
         raise _reject(str(err)) from err
     except NotFiniteError as err:
@@ -81,12 +82,6 @@ def _decode(embeds: str | bytes, limits: EmbedsLimits) -> bytes:
     if not payload:
         raise _reject("is empty")
     return payload
-
-
-def _read(payload: bytes) -> StoredTensor:
-    if is_torch_file(payload):
-        return read_torch_file(payload)
-    raise TensorFileError("is no file of torch.save: send base64 of what `torch.save(tensor, file)` writes")
 
 
 def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | None) -> StoredTensor:
