@@ -98,7 +98,7 @@ def test_the_baked_image_needs_no_volume_and_no_network(image, model):
 
 
 def test_compose_serves_and_stops(image, model, tmp_path):
-    """With podman-compose, whose version 1.0.3 does not know empty defaults. The model is in the project's volume."""
+    """Version 1.0.3 of podman-compose knows no empty defaults. The model is in the project's volume."""
     file = tmp_path / "compose.yaml"
     file.write_text(re.sub(r"\$\{(\w+):-\}", r"${\1:-none}", (ROOT / "compose.yaml").read_text()))
     port = free_port()
