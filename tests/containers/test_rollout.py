@@ -1,4 +1,4 @@
-"""Two replicas behind haproxy are replaced while requests arrive, 50 a second by default."""
+"""Two replicas behind haproxy are replaced while requests arrive, 10 a second by default."""
 
 import shutil
 import time
@@ -31,7 +31,7 @@ def create(image: str, tiny_llama: Path, tmp_path: Path) -> Callable[[int], Cont
 @pytest.fixture
 def rate(request: pytest.FixtureRequest) -> float:
     """Requests a second."""
-    return float(request.config.getoption("--rate", 50))
+    return float(request.config.getoption("--rate", 10))
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def test_no_request_is_lost_with_the_times_of_the_manifest(create, rate, tmp_pat
     with _under_load(create, tmp_path, rate=rate, **_times()) as (deployment, load):
         for _ in range(request.config.getoption("--rollouts", 10)):
             deployment.replace_all()
-    print(load.report())
+            print(load.report(), flush=True)
     assert set(load.endings) == {"answered"}, load.report()
     assert set(deployment.exit_codes) == {0}
 
