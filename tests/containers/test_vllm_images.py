@@ -12,7 +12,7 @@ from tests.support.peer_vllm import PYTHON
 
 _READY_S = 1200.0
 _WORDS = ("/model", "--enforce-eager", "--max-model-len=512")
-_OPTIONS = ("--user=4711:0", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL")
+_OPTIONS = ("--user=4711:0", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--shm-size=1g")
 _VARIABLES = {"HOME": "/tmp", "USER": "someone", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 

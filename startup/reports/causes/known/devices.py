@@ -334,8 +334,9 @@ MEMORY: Final = (
     KnownCause(
         "shm-too-small",  # vllm#1710
         "/dev/shm is too small",
-        "Error while creating shared memory segment | unable to open shared memory object | Bus error | "
-        "unable to mmap … /dev/shm | exit code: -7 | [Errno 14]…/dev/shm | /dev/shm…[Errno 14] | "
+        "Insufficient space in /dev/shm | Error while creating shared memory segment | "
+        "unable to open shared memory object | Bus error | unable to mmap … /dev/shm | "
+        "exit code: -7 | [Errno 14]…/dev/shm | /dev/shm…[Errno 14] | "
         "^OSError: [Errno 14] Bad address | died with <Signals.SIGBUS | killed by SIGBUS | crashed with SIGBUS",
         "Run `docker run` with --ipc=host or --shm-size 8g. In Kubernetes, mount an emptyDir with `medium: Memory` at "
         "/dev/shm.",
