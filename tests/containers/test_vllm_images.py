@@ -28,7 +28,10 @@ def test_the_image_of_vllm_serves_by_its_entrypoint(is_ours, vllm_image, mounted
         server.wait(lambda: server.health() == 200, _READY_S)
         server.assert_serves()
         assert server.ask("/livez").status == (200 if is_ours else 404)
-        server.assert_stops()
+        if is_ours:
+            server.assert_stops()
+        else:
+            assert server.terminate() == 0  # vLLM logs a traceback
 
 
 @pytest.mark.skipif(not CUDA_PYTHON.exists(), reason="`make gpu-env` has not run")
