@@ -217,11 +217,15 @@ def _takes_images(entry: ModelEntry | None, place: Path) -> bool | None:
 
 
 def _read_stamps(place: str | None, entry: ModelEntry | None) -> FolderStamps:
-    """The stamps of the files in the model's folder, or beside the GGUF files that a command names."""
+    """The stamps of the files in the model's folder, or of the GGUF files beside those that a command names.
+
+    A word that only looks like a file, such as an alias, names none.
+    """
+    if place is not None:
+        return read_folder(Path(place)) if Path(place).is_dir() else {place: read_stamp(place)}
     words = entry.foreign.words if entry is not None and entry.foreign is not None else ()
-    places = [Path(place)] if place is not None else [Path(word).parent for word in words if word.endswith(".gguf")]
-    stamps = {str(each): read_stamp(each) for each in places if not each.is_dir()}
-    return stamps | dict(pair for each in places if each.is_dir() for pair in read_folder(each).items())
+    folders = {Path(word).parent for word in words if word.endswith(".gguf") and Path(word).is_file()}
+    return {str(file): read_stamp(file) for folder in folders for file in folder.glob("*.gguf")}
 
 
 def read_gpus_here() -> tuple[Gpu, ...]:

@@ -273,6 +273,20 @@ def test_another_server_needs_all_parts_of_the_gguf_models_that_it_names(tmp_pat
     assert estimate(ModelEntry(name="m", foreign=foreign, engine="other"), 0) == Need((256 << 20) + 2200)
 
 
+def test_an_alias_that_looks_like_a_file_lets_no_folder_be_searched(tmp_path, monkeypatch):
+    """The router's folder may be a home folder with a million files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.walk", lambda *_: pytest.fail("a folder is searched"))
+    (file := tmp_path / "m.gguf").write_bytes(b"x" * 1000)
+    words = ("llama-server", "-m", str(file), "--alias", "qwen.gguf")
+    model = ModelEntry(name="m", foreign=ForeignCommand(words=words, address="", port=None), engine="other")
+    meter = MemoryMeter(lambda _: None)
+    meter.need_of(model)
+    assert not meter.forget_replaced(model)
+    file.write_bytes(b"x" * 2000)
+    assert meter.forget_replaced(model)
+
+
 def test_where_the_driver_hides_who_uses_a_gpu_the_estimate_stands(monkeypatch):
     monkeypatch.setattr("router.model_memory.read_gpus_here", lambda: (gpu(0),))
     meter = MemoryMeter(lambda name: None)
