@@ -411,6 +411,7 @@ def run_app(
         version="1.2.3",
     )
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does so only if the protocol is named
     http: Any = bounded_connections(parts.admission.limits)
     # No idle connection is closed, because the client might use it at the same moment.
     options: dict[str, Any] = {"log_config": None, "ws": "none", "lifespan": "off", "timeout_keep_alive": 600}
