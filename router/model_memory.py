@@ -6,7 +6,7 @@ they are dropped. Level 0 means that the model is awake.
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -217,15 +217,11 @@ def _takes_images(entry: ModelEntry | None, place: Path) -> bool | None:
 
 
 def _read_stamps(place: str | None, entry: ModelEntry | None) -> FolderStamps:
-    """The stamps of the files in the model's folder, or of the GGUF files beside those that a command names.
-
-    A word that only looks like a file, such as an alias, names none.
-    """
+    """The stamps of the files in the model's folder, or of the GGUF files that a command names."""
     if place is not None:
         return read_folder(Path(place)) if Path(place).is_dir() else {place: read_stamp(place)}
     words = entry.foreign.words if entry is not None and entry.foreign is not None else ()
-    folders = {Path(word).parent for word in words if word.endswith(".gguf") and Path(word).is_file()}
-    return {str(file): read_stamp(file) for folder in folders for file in folder.glob("*.gguf")}
+    return {str(file): read_stamp(file) for file in _named_gguf_files(words)}
 
 
 def read_gpus_here() -> tuple[Gpu, ...]:
@@ -270,7 +266,8 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
     """
     weights = int(size_bytes * _WEIGHTS_SHARE)
     if entry.foreign is not None:
-        return Need(_FOREIGN_BYTES + (weights or _gguf_bytes(entry.foreign.words)))
+        named = _named_gguf_files(entry.foreign.words)
+        return Need(_FOREIGN_BYTES + (weights or int(_WEIGHTS_SHARE * sum(map(_size, named)))))
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given = _read_flags(entry, has_gpu=has_gpu)
     if has_gpu:
@@ -358,10 +355,9 @@ def _may_use_gpus(entry: ModelEntry) -> bool:
     return entry.env.get(_VISIBLE, "0") not in ("", "-1")
 
 
-def _gguf_bytes(words: Iterable[str]) -> int:
-    """The memory for the GGUF files that a user's command names. All parts of a divided file count."""
-    files = (part for word in words if word.lower().endswith(".gguf") for part in parts_of(Path(word)))
-    return int(_WEIGHTS_SHARE * sum(map(_size, files)))
+def _named_gguf_files(words: Iterable[str]) -> Iterator[Path]:
+    """The GGUF files that a user's command names. All parts of a divided file count."""
+    return (part for word in words if word.lower().endswith(".gguf") for part in parts_of(Path(word)))
 
 
 def _size(path: Path) -> int:
