@@ -44,6 +44,7 @@ class HfTokenizer:
         self.added_tokens = {token_id: str(token) for token_id, token in loaded.added_tokens_decoder.items()}
         self.decoder_steps = _decoder_steps(getattr(loaded, "backend_tokenizer", None))
         self._anchor_ids: list[int] = loaded.encode("a", add_special_tokens=False)
+        self._anchor = self.loop_decoder(skip_special_tokens=False)(self._anchor_ids)
         self.token_bytes = lru_cache(_NUM_CACHED)(self._find_bytes)
 
     def encode(self, text: str, *, add_special_tokens: bool, cut: Cut | None = None) -> list[int]:
@@ -116,7 +117,7 @@ class HfTokenizer:
         if token is not None and "ByteFallback" in self.decoder_steps and (match := _BYTE_TOKEN.fullmatch(token)):
             return bytes.fromhex(match[1])
         decode = self.loop_decoder(skip_special_tokens=False)
-        return decode([*self._anchor_ids, token_id]).removeprefix(decode(self._anchor_ids)).encode()
+        return decode([*self._anchor_ids, token_id]).removeprefix(self._anchor).encode()
 
 
 def _byte_level(token: str) -> bytes:
