@@ -20,6 +20,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from base.errors import EngineMemoryError, EngineStartError
+from base.wording import one_line
 from server.terms.config import EngineConfig
 from server.text.model_files.model_kind import VISION_MODEL_TYPES
 from server.text.model_files.sentence_files import read_object
@@ -279,7 +280,7 @@ def choose_device() -> torch.device:
         torch.cuda.mem_get_info()
     except RuntimeError as err:
         raise EngineStartError(
-            f"there is a GPU, but CUDA cannot use it ({' '.join(str(err).split())}): repair the driver, or start "
+            f"there is a GPU, but CUDA cannot use it ({one_line(err)}): repair the driver, or start "
             "with CUDA_VISIBLE_DEVICES set to nothing to compute on the CPU"
         ) from err
     avoid_cudnn_attention()

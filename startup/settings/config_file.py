@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from base.json_depth import read_json
+from base.wording import one_line
 from envs import foreign
 from envs.redaction import is_secret_flag
 
@@ -53,7 +54,7 @@ class ConfigFile(NamedTuple):
         try:
             content = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError, ValueError) as err:
-            return cls(path, problem=f"is not YAML: {' '.join(str(err).split())}")
+            return cls(path, problem=f"is not YAML: {one_line(err)}")
         return cls.of(path, content)
 
     @classmethod

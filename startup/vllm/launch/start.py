@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from base.lifecycle import StartInfo
 from base.machine.file_stamps import FolderStamps, read_folder
 from base.machine.processes import descendants
+from base.wording import one_line
 from envs import foreign
 from envs.registry import env
 from envs.variable import EnvError
@@ -453,7 +454,7 @@ class _VllmStart:
         return recordings
 
     def _start_online(self, err: Exception) -> NoReturn:
-        logger.warning("%s: vLLM needs files that are not on disk, and starts again", " ".join(str(err).split()))
+        logger.warning("%s: vLLM needs files that are not on disk, and starts again", one_line(err))
         self._environment = {**self._environment, env.HF_HUB_OFFLINE.name: "0"}
         self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("offline hub"))
 
