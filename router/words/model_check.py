@@ -74,7 +74,7 @@ class CheckedModel(NamedTuple):
 
 
 class ModelStart(NamedTuple):
-    """What the router needs to know about the start of a model of one of our engines."""
+    """The start of a model of one of our engines, as far as the router must know it."""
 
     entry: ModelEntry
     """The entry with the times of its start."""

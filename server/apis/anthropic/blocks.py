@@ -52,7 +52,7 @@ class BlockStream:
         return [*events, *self.add_text(held), *self._close_block()] if held else events
 
     def stop(self, finish_reason: str | None, stop_reason: int | str | None) -> dict[str, str | None]:
-        """Returns why the message ends. It is the stop sequence if this sequence has cut off a call."""
+        """Returns why the message ends. If a stop sequence has cut off a call, the sequence is the reason."""
         sequence = None
         reason: str | None = "tool_use" if self.has_calls or finish_reason == "tool_calls" else "end_turn"
         if finish_reason == "length":

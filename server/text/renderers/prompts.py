@@ -1,4 +1,4 @@
-"""What a renderer takes and returns: prompts and options. Renders plain prompts, and checks their length."""
+"""Prompts and options for renderers, and rendered prompts. Renders plain prompts, and checks their length."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field

@@ -194,7 +194,7 @@ class GgufReader:
         self.facts: dict[str, Any] = {}
 
     def read_facts(self) -> None:
-        """Reads the facts at the file's beginning. Those before a fault are kept."""
+        """Reads the facts at the file's beginning. After a fault, `facts` has all that precedes it."""
         if self.content.startswith(_MAGIC):
             self.place = 16
             for _ in range(self.take("Q")[0]):
