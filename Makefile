@@ -238,6 +238,8 @@ $(INSTALLED_DEV): pyproject.toml setup.py constraints.txt vllm_cli/version.py | 
 	$(INSTALL) --compile-bytecode -e '.[embedded,dev]'
 	@touch $@
 
+# Meanwhile, Python compiles the modules that the first start imports.
 $(DEFAULT_MODEL): | $(INSTALLED)
-	$(BIN)/vllm-cli prefetch --engine embedded --download-only
+	$(BIN)/python -c 'from startup.imports.heavy import import_engine; import_engine()' & \
+	  $(BIN)/vllm-cli prefetch --engine embedded --download-only && wait
 	@touch $@
