@@ -199,9 +199,9 @@ def use_vllm_engine() -> None:
 
 
 def is_vllm_installed() -> bool:
-    """Whether the package vllm exists. Does not import it."""
+    """Whether the package vllm exists. Does not import it. A folder of this name without modules is none."""
     finders = (finder.find_spec("vllm", None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
-    return any(spec is not None for spec in finders)
+    return any(spec is not None and spec.origin is not None for spec in finders)
 
 
 def _name(word: str) -> tuple[str, str]:

@@ -57,6 +57,7 @@ def test_other_names_are_models(words, parse):
 def test_a_folder_of_the_same_name_is_a_model(name, parse, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     assert parse(name).model.model == name
     assert parse("--port", "1", name).model.model == name
 
