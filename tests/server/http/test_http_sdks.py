@@ -1,13 +1,15 @@
 """/v1/messages with the real Anthropic SDK, /v1/responses with the helpers of the real `openai` client."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import pytest
 from pydantic import BaseModel
 
 from server.terms.http_body.response_body import ANTHROPIC, error_response
 from tests.server.http.conftest import MODEL, PATIENT_S, TEXT, LiveServer
+
+if TYPE_CHECKING:
+    from anthropic import Anthropic
 
 USER = {"role": "user", "content": "What is the capital of France?"}
 HERMES: dict[str, Any] = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
@@ -15,8 +17,10 @@ ASKED: dict[str, Any] = {"model": MODEL, "max_tokens": 100, "messages": [USER]}
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'
 
 
-def connect(server: LiveServer) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=PATIENT_S)
+def connect(server: LiveServer) -> "Anthropic":
+    from anthropic import Anthropic  # an import of 3 s, which only the test's own worker needs
+
+    return Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=PATIENT_S)
 
 
 def test_the_sdk_joins_a_stream_to_the_message_that_it_gets_whole(serve, engine, encode):
