@@ -44,7 +44,7 @@ WITHOUT_SLOW = $(addprefix --ignore=tests/,cuda gpu_stub vllm_engine)
 # Runs the tests that an expression of marks selects; those marked `alone` follow, one after the other. Fails if both
 # parts have selected none (pytest's exit code 5).
 run = @codes=; set -x; \
-  $(PYTEST) $(2) -m "$(1) and not alone" $(ARGS) || codes=$$?; \
+  $(PYTEST) $(WITH_TOOLS) -m "$(1) and not alone" $(ARGS) || codes=$$?; \
   $(PYTEST) -n 0 $(WITH_ALONE) -m "$(1) and alone" $(ARGS) || codes=$$codes$$?; \
   case $$codes in '' | 5) ;; *) exit 1 ;; esac
 VERSIONS ?= 0.29.0 0.30.0 0.31.0 0.32.0 0.33.0
@@ -79,18 +79,18 @@ bench: $(DEFAULT_MODEL)
 	@exec $(BIN)/vllm-cli bench serve --cmd "$(BIN)/vllm-cli serve" $(ARGS)
 
 test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(call run,not slow and (smoke or not thorough),$(WITHOUT_SLOW))
+	$(PYTEST) $(WITHOUT_SLOW) -m "not slow and not alone and (smoke or not thorough)" $(ARGS)
 
 # These tests start processes and wait for them more than they compute.
 test-thorough: JOBS = 5
 test-thorough: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(call run,thorough and not slow and not smoke,$(WITH_TOOLS))
+	$(call run,not slow and (alone or thorough and not smoke))
 
 test-all: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(call run,not slow,$(WITH_TOOLS))
+	$(call run,not slow)
 
 test-slow: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(call run,slow and not gpu_stub and not containers,$(WITH_TOOLS))
+	$(call run,slow and not gpu_stub and not containers)
 
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m tools.gpu_figures $(ARGS)
