@@ -23,7 +23,7 @@ from vllm_cli.bench.target import BenchConfig, Target, TargetSpec, describe
 
 _METRICS: Final = (
     *(Metric(f"health_{which}_ms", f"/health {which} ms") for which in ("p50", "p99", "max")),
-    Metric("requests_per_s", "requests/s", is_higher_better=True),
+    Metric("requests_per_s", "requests/s"),
 )
 _WARM_UP_S: Final = 2.0
 _CONDITION: Final = "300 renders"

@@ -31,7 +31,6 @@ class Metric(NamedTuple):
 
     name: str
     label: str
-    is_higher_better: bool = False
     is_compared: bool = True
     """False for a count that may be 0, because 0 has no ratio."""
 

@@ -51,8 +51,8 @@ class ServeConfig(BenchConfig):
 _LATENCIES = (("ttft", "TTFT"), ("tpot", "TPOT"), ("itl", "inter-token"), ("e2e", "e2e"))
 """Names and labels of latencies: first text, time per further token, gap between pieces, whole answer."""
 SERVE_METRICS = (
-    Metric("output_tokens_per_s", "output tok/s", is_higher_better=True),
-    Metric("requests_per_s", "requests/s", is_higher_better=True),
+    Metric("output_tokens_per_s", "output tok/s"),
+    Metric("requests_per_s", "requests/s"),
     *(Metric(f"{name}_{which}_ms", f"{label} {which} ms") for name, label in _LATENCIES for which in ("p50", "p99")),
     *(Metric(f"health_{which}_ms", f"/health {which} ms") for which in ("p50", "p99", "max")),
     Metric("num_errors", "failed requests", is_compared=False),

@@ -46,6 +46,8 @@ _LOG_SETTINGS: Final = ("VLLM_CONFIGURE_LOGGING", _LOG_FILE)
 """If one of these variables is set, vLLM may ignore VLLM_LOGGING_LEVEL."""
 _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _SHM_PER_RANK: Final = 1 << 30
+_SHM_OF_ONE_CPU_RANK: Final = 160 << 20
+"""The queue to the worker. On a GPU, a single rank runs in the engine's process."""
 
 
 def surroundings_findings(start: GivenStart) -> Iterator[Finding]:
@@ -120,11 +122,13 @@ def _check_shm(start: GivenStart) -> Iterator[Finding]:
     for finding in check_shared_memory():
         yield finding._replace(severity="warning")
     ranks = start.number("--tensor-parallel-size", 1) * start.number("--pipeline-parallel-size", 1)
-    if ranks > 1 and SHM.is_dir() and (free := free_bytes(SHM)) < ranks * _SHM_PER_RANK and free >= 16 << 20:
+    alone = _SHM_OF_ONE_CPU_RANK if start.vllm.device == "cpu" else 0
+    needed = ranks * _SHM_PER_RANK if ranks > 1 else alone
+    if SHM.is_dir() and 16 << 20 <= (free := free_bytes(SHM)) < needed:
         yield warning(
             "shm",
-            f"{SHM} has {format_bytes(free)} free, {ranks} ranks may need {format_bytes(ranks * _SHM_PER_RANK)}: give "
-            "the container --ipc=host or a larger --shm-size",
+            f"{SHM} has {format_bytes(free)} free, this start may need {format_bytes(needed)}: give the container "
+            "--ipc=host or a larger --shm-size",
         )
 
 

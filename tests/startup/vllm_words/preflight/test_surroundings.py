@@ -48,8 +48,13 @@ def test_a_compiler_for_a_gpu(start, has_programs, monkeypatch, tmp_path):
     assert _found(start, version="0.32.0") == []
 
 
-def test_ranks_need_shared_memory(start, monkeypatch):
+@pytest.mark.parametrize(
+    ("ranks", "version", "told"), [(2, "0.32.0", ["2.0 GiB"]), (1, "0.32.0+cpu", ["160.0 MiB"]), (1, "0.32.0", [])]
+)
+def test_ranks_need_shared_memory(start, monkeypatch, ranks, version, told):
     monkeypatch.setattr(surroundings, "free_bytes", lambda _: 64 << 20)
-    (finding,) = [f for f in surroundings_findings(start("m", "-tp", "2")) if f.check == "shm"]
-    assert "has 64.0 MiB free, 2 ranks may need 2.0 GiB" in finding.message
-    assert not [f for f in surroundings_findings(start("m")) if f.check == "shm"]
+    findings = surroundings_findings(start("m", "-tp", str(ranks), version=version))
+    texts = [finding.message for finding in findings if finding.check == "shm"]
+    assert [text.split(": ")[0] for text in texts] == [
+        f"/dev/shm has 64.0 MiB free, this start may need {need}" for need in told
+    ]
