@@ -449,7 +449,8 @@ int stub_attribute(int a, int dev) {
     int e_ = stub_init();                                                                                    \
     if (e_) return e_;                                                                                       \
   } while (0) /* only cuInit and the runtime initialize */
-#define F(n, ...) E CUresult n(__VA_ARGS__)
+#define RESULT E CUresult
+#define END(e) e
 static struct ctx {
   int dev;
 } contexts[64];
@@ -469,11 +470,7 @@ F(cuDriverGetVersion, int *v) {
   *v = stub_cuda_version();
   return 0;
 }
-F(cuDeviceGetCount, int *n) {
-  INIT();
-  *n = devices;
-  return 0;
-}
+SETS(cuDeviceGetCount, (int *n), *n = devices)
 F(cuDeviceGet, CUdevice *d, int i) {
   INIT();
   if (i < 0 || i >= devices) return 101;
@@ -494,11 +491,7 @@ F(cuDeviceGetUuid, CUuuid *u, CUdevice d) {
   uuid(u, d);
   return 0;
 }
-F(cuDeviceTotalMem, size_t *n, CUdevice d) {
-  INIT();
-  *n = stub_total();
-  return 0;
-}
+SETS(cuDeviceTotalMem, (size_t *n, CUdevice d), *n = stub_total())
 F(cuDeviceGetAttribute, int *v, CUdevice_attribute a, CUdevice d) {
   INIT();
   *v = stub_attribute(a, d);
@@ -515,11 +508,7 @@ F(cuDeviceGetPCIBusId, char *t, int n, CUdevice d) {
   snprintf(t, n, "0000:%02X:00.0", 16 + stub_physical(d));
   return 0;
 }
-F(cuDeviceCanAccessPeer, int *v, CUdevice a, CUdevice b) {
-  INIT();
-  *v = a != b;
-  return 0;
-}
+SETS(cuDeviceCanAccessPeer, (int *v, CUdevice a, CUdevice b), *v = a != b)
 F(cuDevicePrimaryCtxRetain, CUcontext *c, CUdevice d) {
   INIT();
   if (d < 0 || d >= devices) return 101;
@@ -532,10 +521,7 @@ F(cuDevicePrimaryCtxGetState, CUdevice d, unsigned *f, int *a) {
   if (a) *a = mine[d] != 0;
   return 0;
 }
-F(cuDevicePrimaryCtxRelease, CUdevice d) {
-  INIT();
-  return 0;
-}
+IS(cuDevicePrimaryCtxRelease, (CUdevice d), 0)
 F(cuCtxGetCurrent, CUcontext *c) {
   FIRST();
   if (!inited) {
@@ -566,20 +552,9 @@ F(cuCtxPopCurrent, CUcontext *c) {
   if (current) stub_dev = current->dev;
   return 0;
 }
-F(cuCtxGetDevice, CUdevice *d) {
-  INIT();
-  *d = stub_dev;
-  return 0;
-}
-F(cuCtxGetId, CUcontext c, unsigned long long *i) {
-  INIT();
-  *i = 1 + (c ? ((struct ctx *)c)->dev : stub_dev);
-  return 0;
-}
-F(cuCtxSynchronize, void) {
-  INIT();
-  return stub_wait(stub_busy());
-}
+SETS(cuCtxGetDevice, (CUdevice *d), *d = stub_dev)
+SETS(cuCtxGetId, (CUcontext c, unsigned long long *i), *i = 1 + (c ? ((struct ctx *)c)->dev : stub_dev))
+IS(cuCtxSynchronize, (void), stub_wait(stub_busy()))
 #undef cuCtxCreate
 F(cuCtxCreate_v2, CUcontext *c, unsigned f, CUdevice d) {
   INIT();
@@ -587,20 +562,9 @@ F(cuCtxCreate_v2, CUcontext *c, unsigned f, CUdevice d) {
   current = (void *)*c;
   return 0;
 }
-F(cuCtxDestroy, CUcontext c) {
-  INIT();
-  return 0;
-}
-F(cuCtxGetApiVersion, CUcontext c, unsigned *v) {
-  INIT();
-  *v = 13000;
-  return 0;
-}
-F(cuCtxGetLimit, size_t *v, CUlimit l) {
-  INIT();
-  *v = 1024;
-  return 0;
-}
+IS(cuCtxDestroy, (CUcontext c), 0)
+SETS(cuCtxGetApiVersion, (CUcontext c, unsigned *v), *v = 13000)
+SETS(cuCtxGetLimit, (size_t *v, CUlimit l), *v = 1024)
 F(cuCtxGetStreamPriorityRange, int *a, int *b) {
   INIT();
   *a = 0;
@@ -612,57 +576,26 @@ F(cuMemGetInfo, size_t *f, size_t *t) {
   stub_memory(stub_dev, f, t);
   return 0;
 }
-F(cuMemAlloc, CUdeviceptr *p, size_t n) {
-  INIT();
-  return stub_alloc((void **)p, n, stub_dev, DEVICE);
-}
-F(cuMemAllocAsync, CUdeviceptr *p, size_t n, CUstream s) {
-  INIT();
-  return stub_alloc((void **)p, n, stub_dev, DEVICE);
-}
-F(cuMemAllocManaged, CUdeviceptr *p, size_t n, unsigned f) {
-  INIT();
-  return stub_alloc((void **)p, n, stub_dev, DEVICE);
-}
+IS(cuMemAlloc, (CUdeviceptr *p, size_t n), stub_alloc((void **)p, n, stub_dev, DEVICE))
+IS(cuMemAllocAsync, (CUdeviceptr *p, size_t n, CUstream s), stub_alloc((void **)p, n, stub_dev, DEVICE))
+IS(cuMemAllocManaged, (CUdeviceptr *p, size_t n, unsigned f), stub_alloc((void **)p, n, stub_dev, DEVICE))
 F(cuMemAllocPitch, CUdeviceptr *p, size_t *pitch, size_t w, size_t h, unsigned e) {
   INIT();
   *pitch = (w + 511) & ~511ul;
   return stub_alloc((void **)p, *pitch * h, stub_dev, DEVICE);
 }
-F(cuMemFree, CUdeviceptr p) {
-  INIT();
-  return stub_free((void *)p, DEVICE);
-}
-F(cuMemFreeAsync, CUdeviceptr p, CUstream s) {
-  INIT();
-  return stub_free((void *)p, DEVICE);
-}
-F(cuMemAllocHost, void **p, size_t n) {
-  INIT();
-  return stub_alloc(p, n, stub_dev, HOST);
-}
-F(cuMemHostAlloc, void **p, size_t n, unsigned f) {
-  INIT();
-  return stub_alloc(p, n, stub_dev, HOST);
-}
-F(cuMemFreeHost, void *p) {
-  INIT();
-  return stub_free(p, HOST);
-}
-F(cuMemHostGetDevicePointer, CUdeviceptr *d, void *p, unsigned f) {
-  INIT();
-  *d = (CUdeviceptr)p;
-  return 0;
-}
+IS(cuMemFree, (CUdeviceptr p), stub_free((void *)p, DEVICE))
+IS(cuMemFreeAsync, (CUdeviceptr p, CUstream s), stub_free((void *)p, DEVICE))
+IS(cuMemAllocHost, (void **p, size_t n), stub_alloc(p, n, stub_dev, HOST))
+IS(cuMemHostAlloc, (void **p, size_t n, unsigned f), stub_alloc(p, n, stub_dev, HOST))
+IS(cuMemFreeHost, (void *p), stub_free(p, HOST))
+SETS(cuMemHostGetDevicePointer, (CUdeviceptr *d, void *p, unsigned f), *d = (CUdeviceptr)p)
 F(cuMemHostRegister, void *p, size_t n, unsigned f) {
   INIT();
   stub_register(p, n, stub_dev, REGISTERED);
   return 0;
 }
-F(cuMemHostUnregister, void *p) {
-  INIT();
-  return stub_free(p, REGISTERED);
-}
+IS(cuMemHostUnregister, (void *p), stub_free(p, REGISTERED))
 F(cuMemGetAddressRange, CUdeviceptr *b, size_t *n, CUdeviceptr p) {
   INIT();
   Region r;
@@ -712,75 +645,37 @@ static int pointer(void *v, int a, CUdeviceptr p) {
   default: *(unsigned *)v = 0; return 0;
   }
 }
-F(cuPointerGetAttribute, void *v, CUpointer_attribute a, CUdeviceptr p) {
-  INIT();
-  return pointer(v, a, p);
-}
+IS(cuPointerGetAttribute, (void *v, CUpointer_attribute a, CUdeviceptr p), pointer(v, a, p))
 F(cuPointerGetAttributes, unsigned n, CUpointer_attribute *a, void **v, CUdeviceptr p) {
   INIT();
   for (unsigned i = 0; i < n; i++)
     if (pointer(v[i], a[i], p)) *(unsigned *)v[i] = 0;
   return 0;
 }
-F(cuPointerSetAttribute, const void *v, CUpointer_attribute a, CUdeviceptr p) {
-  INIT();
-  return 0;
-}
+IS(cuPointerSetAttribute, (const void *v, CUpointer_attribute a, CUdeviceptr p), 0)
 #define S stub_stream(s)
 F(cuMemcpy, CUdeviceptr a, CUdeviceptr b, size_t n) {
   INIT();
   stub_copy((void *)a, (void *)b, n, 0);
   return stub_wait(stub_busy());
 }
-F(cuMemcpyAsync, CUdeviceptr a, CUdeviceptr b, size_t n, CUstream s) {
-  INIT();
-  return stub_copy((void *)a, (void *)b, n, S);
-}
-F(cuMemcpyHtoD, CUdeviceptr a, const void *b, size_t n) {
-  INIT();
-  return stub_copy((void *)a, b, n, 0);
-}
-F(cuMemcpyHtoDAsync, CUdeviceptr a, const void *b, size_t n, CUstream s) {
-  INIT();
-  return stub_copy((void *)a, b, n, S);
-}
+IS(cuMemcpyAsync, (CUdeviceptr a, CUdeviceptr b, size_t n, CUstream s), stub_copy((void *)a, (void *)b, n, S))
+IS(cuMemcpyHtoD, (CUdeviceptr a, const void *b, size_t n), stub_copy((void *)a, b, n, 0))
+IS(cuMemcpyHtoDAsync, (CUdeviceptr a, const void *b, size_t n, CUstream s), stub_copy((void *)a, b, n, S))
 F(cuMemcpyDtoH, void *a, CUdeviceptr b, size_t n) {
   INIT();
   stub_copy(a, (void *)b, n, 0);
   return stub_wait(stub_busy());
 }
-F(cuMemcpyDtoHAsync, void *a, CUdeviceptr b, size_t n, CUstream s) {
-  INIT();
-  return stub_copy(a, (void *)b, n, S);
-}
-F(cuMemcpyDtoD, CUdeviceptr a, CUdeviceptr b, size_t n) {
-  INIT();
-  return stub_copy((void *)a, (void *)b, n, 0);
-}
-F(cuMemcpyDtoDAsync, CUdeviceptr a, CUdeviceptr b, size_t n, CUstream s) {
-  INIT();
-  return stub_copy((void *)a, (void *)b, n, S);
-}
-F(cuMemsetD8, CUdeviceptr p, unsigned char v, size_t n) {
-  INIT();
-  return stub_fill((void *)p, v, 1, n, 0);
-}
-F(cuMemsetD8Async, CUdeviceptr p, unsigned char v, size_t n, CUstream s) {
-  INIT();
-  return stub_fill((void *)p, v, 1, n, S);
-}
-F(cuMemsetD16Async, CUdeviceptr p, unsigned short v, size_t n, CUstream s) {
-  INIT();
-  return stub_fill((void *)p, v, 2, n, S);
-}
-F(cuMemsetD32, CUdeviceptr p, unsigned v, size_t n) {
-  INIT();
-  return stub_fill((void *)p, v, 4, n, 0);
-}
-F(cuMemsetD32Async, CUdeviceptr p, unsigned v, size_t n, CUstream s) {
-  INIT();
-  return stub_fill((void *)p, v, 4, n, S);
-}
+IS(cuMemcpyDtoHAsync, (void *a, CUdeviceptr b, size_t n, CUstream s), stub_copy(a, (void *)b, n, S))
+IS(cuMemcpyDtoD, (CUdeviceptr a, CUdeviceptr b, size_t n), stub_copy((void *)a, (void *)b, n, 0))
+IS(cuMemcpyDtoDAsync, (CUdeviceptr a, CUdeviceptr b, size_t n, CUstream s),
+   stub_copy((void *)a, (void *)b, n, S))
+IS(cuMemsetD8, (CUdeviceptr p, unsigned char v, size_t n), stub_fill((void *)p, v, 1, n, 0))
+IS(cuMemsetD8Async, (CUdeviceptr p, unsigned char v, size_t n, CUstream s), stub_fill((void *)p, v, 1, n, S))
+IS(cuMemsetD16Async, (CUdeviceptr p, unsigned short v, size_t n, CUstream s), stub_fill((void *)p, v, 2, n, S))
+IS(cuMemsetD32, (CUdeviceptr p, unsigned v, size_t n), stub_fill((void *)p, v, 4, n, 0))
+IS(cuMemsetD32Async, (CUdeviceptr p, unsigned v, size_t n, CUstream s), stub_fill((void *)p, v, 4, n, S))
 /* virtual memory: addresses are PROT_NONE until memory is mapped there; memory counts as used from
  * cuMemCreate to cuMemRelease */
 typedef struct {
@@ -799,16 +694,10 @@ F(cuMemAddressReserve, CUdeviceptr *p, size_t n, size_t align, CUdeviceptr at, u
   *p = (CUdeviceptr)q;
   return 0;
 }
-F(cuMemAddressFree, CUdeviceptr p, size_t n) {
-  INIT();
-  return stub_free((void *)p, ADDRESSES);
-}
-F(cuMemGetAllocationGranularity, size_t *g, const CUmemAllocationProp *p,
-  CUmemAllocationGranularity_flags f) {
-  INIT();
-  *g = 2 << 20;
-  return 0;
-}
+IS(cuMemAddressFree, (CUdeviceptr p, size_t n), stub_free((void *)p, ADDRESSES))
+SETS(cuMemGetAllocationGranularity, (size_t *g, const CUmemAllocationProp *p,
+   CUmemAllocationGranularity_flags f),
+   *g = 2 << 20)
 F(cuMemCreate, CUmemGenericAllocationHandle *h, size_t n, const CUmemAllocationProp *p,
   unsigned long long f) {
   INIT();
@@ -832,14 +721,9 @@ F(cuMemRelease, CUmemGenericAllocationHandle h) {
   }
   return 0;
 }
-F(cuMemRetainAllocationHandle, CUmemGenericAllocationHandle *h, void *p) {
-  INIT();
-  return 801;
-}
-F(cuMemMap, CUdeviceptr p, size_t n, size_t off, CUmemGenericAllocationHandle h, unsigned long long f) {
-  INIT();
-  return mprotect((void *)p, n, PROT_READ | PROT_WRITE) ? 1 : 0;
-}
+IS(cuMemRetainAllocationHandle, (CUmemGenericAllocationHandle *h, void *p), 801)
+IS(cuMemMap, (CUdeviceptr p, size_t n, size_t off, CUmemGenericAllocationHandle h, unsigned long long f),
+   mprotect((void *)p, n, PROT_READ | PROT_WRITE) ? 1 : 0)
 F(cuMemUnmap, CUdeviceptr p, size_t n) {
   INIT();
   forget((void *)p, n);
@@ -848,15 +732,8 @@ F(cuMemUnmap, CUdeviceptr p, size_t n) {
              ? 1
              : 0;
 }
-F(cuMemSetAccess, CUdeviceptr p, size_t n, const CUmemAccessDesc *d, size_t k) {
-  INIT();
-  return 0;
-}
-F(cuMemGetAccess, unsigned long long *f, const CUmemLocation *l, CUdeviceptr p) {
-  INIT();
-  *f = 3;
-  return 0;
-}
+IS(cuMemSetAccess, (CUdeviceptr p, size_t n, const CUmemAccessDesc *d, size_t k), 0)
+SETS(cuMemGetAccess, (unsigned long long *f, const CUmemLocation *l, CUdeviceptr p), *f = 3)
 F(cuMemExportToShareableHandle, void *v, CUmemGenericAllocationHandle h, CUmemAllocationHandleType t,
   unsigned long long f) {
   INIT();
@@ -875,15 +752,9 @@ F(cuMemImportFromShareableHandle, CUmemGenericAllocationHandle *h, void *v, CUme
   *h = (CUmemGenericAllocationHandle)o;
   return 0;
 }
-F(cuMulticastGetGranularity, size_t *g, const CUmulticastObjectProp *p, CUmulticastGranularity_flags f) {
-  INIT();
-  *g = 2 << 20;
-  return 0;
-}
-F(cuMulticastCreate, CUmemGenericAllocationHandle *h, const CUmulticastObjectProp *p) {
-  INIT();
-  return 801;
-}
+SETS(cuMulticastGetGranularity, (size_t *g, const CUmulticastObjectProp *p, CUmulticastGranularity_flags f),
+   *g = 2 << 20)
+IS(cuMulticastCreate, (CUmemGenericAllocationHandle *h, const CUmulticastObjectProp *p), 801)
 F(cuIpcGetMemHandle, CUipcMemHandle *h, CUdeviceptr p) {
   INIT();
   Region r;
@@ -898,79 +769,42 @@ F(cuIpcOpenMemHandle, CUdeviceptr *p, CUipcMemHandle h, unsigned f) {
   memcpy(&n, &h, 8);
   return stub_alloc((void **)p, n, stub_dev, MANAGED);
 }
-F(cuIpcCloseMemHandle, CUdeviceptr p) {
-  INIT();
-  return stub_free((void *)p, MANAGED);
-}
+IS(cuIpcCloseMemHandle, (CUdeviceptr p), stub_free((void *)p, MANAGED))
 /* modules and kernels */
 static int object(void *p) {
   *(void **)p = calloc(1, 64);
   return 0;
 }
-F(cuModuleLoad, CUmodule *m, const char *f) {
-  INIT();
-  return object(m);
-}
-F(cuModuleLoadData, CUmodule *m, const void *d) {
-  INIT();
-  return object(m);
-}
-F(cuModuleLoadDataEx, CUmodule *m, const void *d, unsigned n, CUjit_option *o, void **v) {
-  INIT();
-  return object(m);
-}
-F(cuModuleLoadFatBinary, CUmodule *m, const void *d) {
-  INIT();
-  return object(m);
-}
+IS(cuModuleLoad, (CUmodule *m, const char *f), object(m))
+IS(cuModuleLoadData, (CUmodule *m, const void *d), object(m))
+IS(cuModuleLoadDataEx, (CUmodule *m, const void *d, unsigned n, CUjit_option *o, void **v), object(m))
+IS(cuModuleLoadFatBinary, (CUmodule *m, const void *d), object(m))
 F(cuModuleUnload, CUmodule m) {
   INIT();
   free(m);
   return 0;
 }
-F(cuModuleGetFunction, CUfunction *f, CUmodule m, const char *n) {
-  INIT();
-  return object(f);
-}
+IS(cuModuleGetFunction, (CUfunction *f, CUmodule m, const char *n), object(f))
 F(cuModuleGetGlobal, CUdeviceptr *p, size_t *n, CUmodule m, const char *name) {
   INIT();
   if (n) *n = 4096;
   return p ? stub_alloc((void **)p, 4096, stub_dev, DEVICE) : 0;
 }
-F(cuModuleGetLoadingMode, CUmoduleLoadingMode *m) {
-  INIT();
-  *m = CU_MODULE_LAZY_LOADING;
-  return 0;
-}
-F(cuLibraryLoadData, CUlibrary *l, const void *c, CUjit_option *jo, void **jv, unsigned jn,
-  CUlibraryOption *o, void **v, unsigned n) {
-  INIT();
-  return object(l);
-}
-F(cuLibraryLoadFromFile, CUlibrary *l, const char *c, CUjit_option *jo, void **jv, unsigned jn,
-  CUlibraryOption *o, void **v, unsigned n) {
-  INIT();
-  return object(l);
-}
+SETS(cuModuleGetLoadingMode, (CUmoduleLoadingMode *m), *m = CU_MODULE_LAZY_LOADING)
+IS(cuLibraryLoadData, (CUlibrary *l, const void *c, CUjit_option *jo, void **jv, unsigned jn,
+   CUlibraryOption *o, void **v, unsigned n),
+   object(l))
+IS(cuLibraryLoadFromFile, (CUlibrary *l, const char *c, CUjit_option *jo, void **jv, unsigned jn,
+   CUlibraryOption *o, void **v, unsigned n),
+   object(l))
 F(cuLibraryUnload, CUlibrary l) {
   INIT();
   free(l);
   return 0;
 }
-F(cuLibraryGetKernel, CUkernel *k, CUlibrary l, const char *n) {
-  INIT();
-  return object(k);
-}
-F(cuLibraryGetModule, CUmodule *m, CUlibrary l) {
-  INIT();
-  *m = (CUmodule)l;
-  return 0;
-}
-F(cuLibraryGetKernelCount, unsigned *n, CUlibrary l) {
-  INIT();
-  *n = 1;
-  return 0;
-}
+IS(cuLibraryGetKernel, (CUkernel *k, CUlibrary l, const char *n), object(k))
+SETS(cuLibraryGetModule, (CUmodule *m, CUlibrary l), *m = (CUmodule)l)
+SETS(cuLibraryGetKernelCount, (unsigned *n, CUlibrary l), *n = 1)
 F(cuLibraryEnumerateKernels, CUkernel *k, unsigned n, CUlibrary l) {
   INIT();
   for (unsigned i = 0; i < n; i++) object(k + i);
@@ -981,31 +815,11 @@ F(cuLibraryGetGlobal, CUdeviceptr *p, size_t *n, CUlibrary m, const char *name) 
   if (n) *n = 4096;
   return p ? stub_alloc((void **)p, 4096, stub_dev, DEVICE) : 0;
 }
-F(cuKernelGetFunction, CUfunction *f, CUkernel k) {
-  INIT();
-  *f = (CUfunction)k;
-  return 0;
-}
-F(cuKernelGetName, const char **n, CUkernel k) {
-  INIT();
-  *n = "stub";
-  return 0;
-}
-F(cuFuncGetName, const char **n, CUfunction k) {
-  INIT();
-  *n = "stub";
-  return 0;
-}
-F(cuFuncGetModule, CUmodule *m, CUfunction f) {
-  INIT();
-  *m = (CUmodule)f;
-  return 0;
-}
-F(cuFuncIsLoaded, CUfunctionLoadingState *s, CUfunction f) {
-  INIT();
-  *s = 1;
-  return 0;
-}
+SETS(cuKernelGetFunction, (CUfunction *f, CUkernel k), *f = (CUfunction)k)
+SETS(cuKernelGetName, (const char **n, CUkernel k), *n = "stub")
+SETS(cuFuncGetName, (const char **n, CUfunction k), *n = "stub")
+SETS(cuFuncGetModule, (CUmodule *m, CUfunction f), *m = (CUmodule)f)
+SETS(cuFuncIsLoaded, (CUfunctionLoadingState *s, CUfunction f), *s = 1)
 static int function(int a) {
   return a == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK                                  ? 1024
          : a == CU_FUNC_ATTRIBUTE_NUM_REGS                                             ? 32
@@ -1013,35 +827,14 @@ static int function(int a) {
          : a == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES                        ? 49152
                                                                                        : 0;
 }
-F(cuFuncGetAttribute, int *v, CUfunction_attribute a, CUfunction f) {
-  INIT();
-  *v = function(a);
-  return 0;
-}
-F(cuKernelGetAttribute, int *v, CUfunction_attribute a, CUkernel f, CUdevice d) {
-  INIT();
-  *v = function(a);
-  return 0;
-}
-F(cuFuncSetAttribute, CUfunction f, CUfunction_attribute a, int v) {
-  INIT();
-  return 0;
-}
-F(cuOccupancyMaxActiveBlocksPerMultiprocessor, int *n, CUfunction f, int b, size_t s) {
-  INIT();
-  *n = 1;
-  return 0;
-}
-F(cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags, int *n, CUfunction f, int b, size_t s, unsigned fl) {
-  INIT();
-  *n = 1;
-  return 0;
-}
-F(cuOccupancyMaxActiveClusters, int *n, CUfunction f, const CUlaunchConfig *c) {
-  INIT();
-  *n = 66;
-  return 0;
-}
+SETS(cuFuncGetAttribute, (int *v, CUfunction_attribute a, CUfunction f), *v = function(a))
+SETS(cuKernelGetAttribute, (int *v, CUfunction_attribute a, CUkernel f, CUdevice d), *v = function(a))
+IS(cuFuncSetAttribute, (CUfunction f, CUfunction_attribute a, int v), 0)
+SETS(cuOccupancyMaxActiveBlocksPerMultiprocessor, (int *n, CUfunction f, int b, size_t s), *n = 1)
+SETS(cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags, (int *n, CUfunction f, int b, size_t s,
+   unsigned fl),
+   *n = 1)
+SETS(cuOccupancyMaxActiveClusters, (int *n, CUfunction f, const CUlaunchConfig *c), *n = 66)
 F(cuOccupancyMaxPotentialBlockSize, int *g, int *b, CUfunction f, CUoccupancyB2DSize u, size_t s, int l) {
   INIT();
   *g = 132;
@@ -1081,10 +874,7 @@ F(cuTensorMapEncodeTiled, CUtensorMap *m, CUtensorMapDataType t, cuuint32_t r, v
   memset(m, 0, sizeof *m);
   return 0;
 }
-F(cuLinkCreate, unsigned n, CUjit_option *o, void **v, CUlinkState *s) {
-  INIT();
-  return object(s);
-}
+IS(cuLinkCreate, (unsigned n, CUjit_option *o, void **v, CUlinkState *s), object(s))
 F(cuLinkComplete, CUlinkState s, void **c, size_t *n) {
   INIT();
   static char b[64];
@@ -1104,57 +894,21 @@ static int stream(CUstream *s, unsigned f, int p) {
   *s = (CUstream)o;
   return 0;
 }
-F(cuStreamCreate, CUstream *s, unsigned f) {
-  INIT();
-  return stream(s, f, 0);
-}
-F(cuStreamCreateWithPriority, CUstream *s, unsigned f, int p) {
-  INIT();
-  return stream(s, f, p);
-}
+IS(cuStreamCreate, (CUstream *s, unsigned f), stream(s, f, 0))
+IS(cuStreamCreateWithPriority, (CUstream *s, unsigned f, int p), stream(s, f, p))
 F(cuStreamDestroy, CUstream s) {
   INIT();
   return 0;
 } /* not freed: they are few, and pointers must stay valid */
-F(cuStreamQuery, CUstream s) {
-  INIT();
-  return stub_done(stub_busy());
-}
-F(cuStreamSynchronize, CUstream s) {
-  INIT();
-  return stub_capture(S) ? 900 : stub_wait(stub_busy());
-}
-F(cuStreamGetPriority, CUstream s, int *p) {
-  INIT();
-  *p = S ? S->priority : 0;
-  return 0;
-}
-F(cuStreamGetFlags, CUstream s, unsigned *p) {
-  INIT();
-  *p = S ? S->flags : 0;
-  return 0;
-}
-F(cuStreamGetId, CUstream s, unsigned long long *p) {
-  INIT();
-  *p = S ? S->id : (uintptr_t)s;
-  return 0;
-}
-F(cuStreamGetDevice, CUstream s, CUdevice *d) {
-  INIT();
-  *d = S ? S->dev : stub_dev;
-  return 0;
-}
+IS(cuStreamQuery, (CUstream s), stub_done(stub_busy()))
+IS(cuStreamSynchronize, (CUstream s), stub_capture(S) ? 900 : stub_wait(stub_busy()))
+SETS(cuStreamGetPriority, (CUstream s, int *p), *p = S ? S->priority : 0)
+SETS(cuStreamGetFlags, (CUstream s, unsigned *p), *p = S ? S->flags : 0)
+SETS(cuStreamGetId, (CUstream s, unsigned long long *p), *p = S ? S->id : (uintptr_t)s)
+SETS(cuStreamGetDevice, (CUstream s, CUdevice *d), *d = S ? S->dev : stub_dev)
 #undef cuStreamGetCtx
-F(cuStreamGetCtx, CUstream s, CUcontext *c) {
-  INIT();
-  *c = context(S ? S->dev : stub_dev);
-  return 0;
-}
-F(cuStreamIsCapturing, CUstream s, CUstreamCaptureStatus *v) {
-  INIT();
-  *v = stub_capture(S) ? 1 : 0;
-  return 0;
-}
+SETS(cuStreamGetCtx, (CUstream s, CUcontext *c), *c = context(S ? S->dev : stub_dev))
+SETS(cuStreamIsCapturing, (CUstream s, CUstreamCaptureStatus *v), *v = stub_capture(S) ? 1 : 0)
 F(cuStreamBeginCapture, CUstream s, CUstreamCaptureMode m) {
   INIT();
   if (!S || stub_capture(S)) return 1;
@@ -1179,16 +933,12 @@ static int info(CUstream s, CUstreamCaptureStatus *v, cuuint64_t *id, CUgraph *g
   if (n) *n = 0;
   return 0;
 }
-F(cuStreamGetCaptureInfo_v2, CUstream s, CUstreamCaptureStatus *v, cuuint64_t *id, CUgraph *g,
-  const CUgraphNode **d, size_t *n) {
-  INIT();
-  return info(s, v, id, g, d, 0, n);
-}
-F(cuStreamGetCaptureInfo_v3, CUstream s, CUstreamCaptureStatus *v, cuuint64_t *id, CUgraph *g,
-  const CUgraphNode **d, const CUgraphEdgeData **e, size_t *n) {
-  INIT();
-  return info(s, v, id, g, d, e, n);
-}
+IS(cuStreamGetCaptureInfo_v2, (CUstream s, CUstreamCaptureStatus *v, cuuint64_t *id, CUgraph *g,
+   const CUgraphNode **d, size_t *n),
+   info(s, v, id, g, d, 0, n))
+IS(cuStreamGetCaptureInfo_v3, (CUstream s, CUstreamCaptureStatus *v, cuuint64_t *id, CUgraph *g,
+   const CUgraphNode **d, const CUgraphEdgeData **e, size_t *n),
+   info(s, v, id, g, d, e, n))
 F(cuThreadExchangeStreamCaptureMode, CUstreamCaptureMode *m) {
   INIT();
   static __thread CUstreamCaptureMode mode;
@@ -1220,46 +970,24 @@ F(cuEventRecord, CUevent e, CUstream s) {
   return 0;
 }
 F(cuEventRecordWithFlags, CUevent e, CUstream s, unsigned f) { return cuEventRecord(e, s); }
-F(cuEventQuery, CUevent e) {
-  INIT();
-  return stub_done(((Event *)e)->done);
-}
-F(cuEventSynchronize, CUevent e) {
-  INIT();
-  return stub_wait(((Event *)e)->done);
-}
-F(cuEventElapsedTime, float *t, CUevent a, CUevent b) {
-  INIT();
-  *t = 0.01f;
-  return 0;
-}
+IS(cuEventQuery, (CUevent e), stub_done(((Event *)e)->done))
+IS(cuEventSynchronize, (CUevent e), stub_wait(((Event *)e)->done))
+SETS(cuEventElapsedTime, (float *t, CUevent a, CUevent b), *t = 0.01f)
 F(cuStreamWaitEvent, CUstream s, CUevent e, unsigned f) {
   INIT();
   Event *o = (Event *)e;
   if (S && o->cap && o->cap->active) S->cap = o->cap;
   return 0;
 }
-F(cuGraphCreate, CUgraph *g, unsigned f) {
-  INIT();
-  return object(g);
-}
-F(cuGraphInstantiateWithFlags, CUgraphExec *x, CUgraph g, unsigned long long f) {
-  INIT();
-  return object(x);
-}
+IS(cuGraphCreate, (CUgraph *g, unsigned f), object(g))
+IS(cuGraphInstantiateWithFlags, (CUgraphExec *x, CUgraph g, unsigned long long f), object(x))
 F(cuGraphLaunch, CUgraphExec x, CUstream s) {
   INIT();
   stub_launch(S, 1);
   return 0;
 }
-F(cuGraphDestroy, CUgraph g) {
-  INIT();
-  return 0;
-}
-F(cuGraphExecDestroy, CUgraphExec g) {
-  INIT();
-  return 0;
-}
+IS(cuGraphDestroy, (CUgraph g), 0)
+IS(cuGraphExecDestroy, (CUgraphExec g), 0)
 F(cuGraphGetNodes, CUgraph g, CUgraphNode *nodes, size_t *n) {
   INIT();
   size_t k = ((Graph *)g)->nodes;

@@ -21,7 +21,8 @@ static int ready(void) { return stub_driver() == DRIVER_OLD ? 35 : stub_init(); 
     int e_ = ready();                                                                                        \
     if (e_) R(e_);                                                                                           \
   } while (0)
-#define F(n, ...) cudaError_t n(__VA_ARGS__)
+#define RESULT cudaError_t
+#define END(e) err(e)
 #define S stub_stream(s)
 F(cudaGetDeviceCount, int *n) {
   FIRST();
@@ -49,23 +50,10 @@ F(cudaInitDevice, int d, unsigned a, unsigned b) {
   stub_charge(d, 0);
   return 0;
 }
-F(cudaSetDeviceFlags, unsigned f) {
-  INIT();
-  return 0;
-}
-F(cudaGetDeviceFlags, unsigned *f) {
-  INIT();
-  *f = 0;
-  return 0;
-}
-F(cudaDeviceReset, void) {
-  INIT();
-  return 0;
-}
-F(cudaDeviceSynchronize, void) {
-  INIT();
-  R(stub_wait(stub_busy()));
-}
+IS(cudaSetDeviceFlags, (unsigned f), 0)
+SETS(cudaGetDeviceFlags, (unsigned *f), *f = 0)
+IS(cudaDeviceReset, (void), 0)
+IS(cudaDeviceSynchronize, (void), stub_wait(stub_busy()))
 F(cudaDriverGetVersion, int *v) {
   FIRST();
   *v = stub_cuda_version();
@@ -146,40 +134,19 @@ F(cudaDeviceGetByPCIBusId, int *d, const char *t) {
     if (16 + stub_physical(*d) == k) return 0;
   R(101);
 }
-F(cudaDeviceCanAccessPeer, int *v, int a, int b) {
-  INIT();
-  *v = a != b;
-  return 0;
-}
-F(cudaDeviceEnablePeerAccess, int d, unsigned f) {
-  INIT();
-  return 0;
-}
-F(cudaDeviceGetP2PAttribute, int *v, enum cudaDeviceP2PAttr a, int b, int c) {
-  INIT();
-  *v = 1;
-  return 0;
-}
+SETS(cudaDeviceCanAccessPeer, (int *v, int a, int b), *v = a != b)
+IS(cudaDeviceEnablePeerAccess, (int d, unsigned f), 0)
+SETS(cudaDeviceGetP2PAttribute, (int *v, enum cudaDeviceP2PAttr a, int b, int c), *v = 1)
 F(cudaDeviceGetStreamPriorityRange, int *a, int *b) {
   INIT();
   if (a) *a = 0;
   if (b) *b = -5;
   return 0;
 }
-F(cudaDeviceGetLimit, size_t *v, enum cudaLimit l) {
-  INIT();
-  *v = 1024;
-  return 0;
-}
-F(cudaDeviceSetLimit, enum cudaLimit l, size_t v) {
-  INIT();
-  return 0;
-}
-F(cudaDeviceGetGraphMemAttribute, int d, enum cudaGraphMemAttributeType a, void *v) {
-  INIT();
-  *(unsigned long long *)v = 0;
-  return 0;
-}
+SETS(cudaDeviceGetLimit, (size_t *v, enum cudaLimit l), *v = 1024)
+IS(cudaDeviceSetLimit, (enum cudaLimit l, size_t v), 0)
+SETS(cudaDeviceGetGraphMemAttribute, (int d, enum cudaGraphMemAttributeType a, void *v),
+   *(unsigned long long *)v = 0)
 F(cudaGetLastError, void) {
   FIRST();
   int e = last;
@@ -193,22 +160,11 @@ F(cudaPeekAtLastError, void) {
 const char *cudaGetErrorString(cudaError_t e) { return stub_error(e, 0); }
 const char *cudaGetErrorName(cudaError_t e) { return stub_error(e, 1); }
 /* memory */
-F(cudaMalloc, void **p, size_t n) {
-  INIT();
-  R(stub_alloc(p, n, stub_dev, DEVICE));
-}
-F(cudaMallocAsync, void **p, size_t n, cudaStream_t s) {
-  INIT();
-  R(stub_alloc(p, n, stub_dev, DEVICE));
-}
-F(cudaMallocFromPoolAsync, void **p, size_t n, cudaMemPool_t m, cudaStream_t s) {
-  INIT();
-  R(stub_alloc(p, n, stub_dev, DEVICE));
-}
-F(cudaMallocManaged, void **p, size_t n, unsigned f) {
-  INIT();
-  R(stub_alloc(p, n, stub_dev, DEVICE));
-}
+IS(cudaMalloc, (void **p, size_t n), stub_alloc(p, n, stub_dev, DEVICE))
+IS(cudaMallocAsync, (void **p, size_t n, cudaStream_t s), stub_alloc(p, n, stub_dev, DEVICE))
+IS(cudaMallocFromPoolAsync, (void **p, size_t n, cudaMemPool_t m, cudaStream_t s),
+   stub_alloc(p, n, stub_dev, DEVICE))
+IS(cudaMallocManaged, (void **p, size_t n, unsigned f), stub_alloc(p, n, stub_dev, DEVICE))
 F(cudaMallocPitch, void **p, size_t *q, size_t w, size_t h) {
   INIT();
   *q = (w + 511) & ~511ul;
@@ -219,41 +175,18 @@ F(cudaFree, void *p) {
   stub_charge(stub_dev, 0);
   R(stub_free(p, DEVICE));
 }
-F(cudaFreeAsync, void *p, cudaStream_t s) {
-  INIT();
-  R(stub_free(p, DEVICE));
-}
-F(cudaMallocHost, void **p, size_t n) {
-  INIT();
-  R(stub_alloc(p, n, stub_dev, HOST));
-}
-F(cudaHostAlloc, void **p, size_t n, unsigned f) {
-  INIT();
-  R(stub_alloc(p, n, stub_dev, HOST));
-}
-F(cudaFreeHost, void *p) {
-  INIT();
-  R(stub_free(p, HOST));
-}
+IS(cudaFreeAsync, (void *p, cudaStream_t s), stub_free(p, DEVICE))
+IS(cudaMallocHost, (void **p, size_t n), stub_alloc(p, n, stub_dev, HOST))
+IS(cudaHostAlloc, (void **p, size_t n, unsigned f), stub_alloc(p, n, stub_dev, HOST))
+IS(cudaFreeHost, (void *p), stub_free(p, HOST))
 F(cudaHostRegister, void *p, size_t n, unsigned f) {
   INIT();
   stub_register(p, n, stub_dev, REGISTERED);
   return 0;
 }
-F(cudaHostUnregister, void *p) {
-  INIT();
-  R(stub_free(p, REGISTERED));
-}
-F(cudaHostGetDevicePointer, void **d, void *p, unsigned f) {
-  INIT();
-  *d = p;
-  return 0;
-}
-F(cudaHostGetFlags, unsigned *f, void *p) {
-  INIT();
-  *f = 0;
-  return 0;
-}
+IS(cudaHostUnregister, (void *p), stub_free(p, REGISTERED))
+SETS(cudaHostGetDevicePointer, (void **d, void *p, unsigned f), *d = p)
+SETS(cudaHostGetFlags, (unsigned *f, void *p), *f = 0)
 F(cudaMemGetInfo, size_t *f, size_t *t) {
   INIT();
   stub_charge(stub_dev, 0);
@@ -289,14 +222,8 @@ F(cudaMemcpyAsync, void *a, const void *b, size_t n, enum cudaMemcpyKind k, cuda
   if (!e && k == cudaMemcpyDeviceToHost && !stub_capture(S) && blocking(a, b)) e = stub_wait(stub_busy());
   R(e);
 }
-F(cudaMemcpyPeer, void *a, int x, const void *b, int y, size_t n) {
-  INIT();
-  R(copy(a, b, n, 0));
-}
-F(cudaMemcpyPeerAsync, void *a, int x, const void *b, int y, size_t n, cudaStream_t s) {
-  INIT();
-  R(copy(a, b, n, S));
-}
+IS(cudaMemcpyPeer, (void *a, int x, const void *b, int y, size_t n), copy(a, b, n, 0))
+IS(cudaMemcpyPeerAsync, (void *a, int x, const void *b, int y, size_t n, cudaStream_t s), copy(a, b, n, S))
 static int copy2d(char *a, size_t ap, const char *b, size_t bp, size_t w, size_t h, Stream *s) {
   for (size_t i = 0; i < h; i++) copy(a + i * ap, b + i * bp, w, s);
   return 0;
@@ -306,46 +233,26 @@ F(cudaMemcpy2D, void *a, size_t ap, const void *b, size_t bp, size_t w, size_t h
   copy2d(a, ap, b, bp, w, h, 0);
   R(stub_wait(stub_busy()));
 }
-F(cudaMemcpy2DAsync, void *a, size_t ap, const void *b, size_t bp, size_t w, size_t h, enum cudaMemcpyKind k,
-  cudaStream_t s) {
-  INIT();
-  R(copy2d(a, ap, b, bp, w, h, S));
-}
+IS(cudaMemcpy2DAsync, (void *a, size_t ap, const void *b, size_t bp, size_t w, size_t h,
+   enum cudaMemcpyKind k, cudaStream_t s),
+   copy2d(a, ap, b, bp, w, h, S))
 F(cudaMemcpyBatchAsync, void *const *a, const void *const *b, const size_t *n, size_t k,
   struct cudaMemcpyAttributes *at, size_t *ai, size_t an, cudaStream_t s) {
   INIT();
   for (size_t i = 0; i < k; i++) copy(a[i], b[i], n[i], S);
   return 0;
 }
-F(cudaMemset, void *p, int v, size_t n) {
-  INIT();
-  R(stub_fill(p, v & 255, 1, n, 0));
-}
-F(cudaMemsetAsync, void *p, int v, size_t n, cudaStream_t s) {
-  INIT();
-  R(stub_fill(p, v & 255, 1, n, S));
-}
+IS(cudaMemset, (void *p, int v, size_t n), stub_fill(p, v & 255, 1, n, 0))
+IS(cudaMemsetAsync, (void *p, int v, size_t n, cudaStream_t s), stub_fill(p, v & 255, 1, n, S))
 F(cudaMemset2DAsync, void *p, size_t q, int v, size_t w, size_t h, cudaStream_t s) {
   INIT();
   for (size_t i = 0; i < h; i++) stub_fill((char *)p + i * q, v & 255, 1, w, S);
   return 0;
 }
 static int pool[64];
-F(cudaDeviceGetDefaultMemPool, cudaMemPool_t *m, int d) {
-  INIT();
-  *m = (cudaMemPool_t)&pool[d];
-  return 0;
-}
-F(cudaDeviceGetMemPool, cudaMemPool_t *m, int d) {
-  INIT();
-  *m = (cudaMemPool_t)&pool[d];
-  return 0;
-}
-F(cudaMemPoolCreate, cudaMemPool_t *m, const struct cudaMemPoolProps *p) {
-  INIT();
-  *m = (cudaMemPool_t)&pool[63];
-  return 0;
-}
+SETS(cudaDeviceGetDefaultMemPool, (cudaMemPool_t *m, int d), *m = (cudaMemPool_t)&pool[d])
+SETS(cudaDeviceGetMemPool, (cudaMemPool_t *m, int d), *m = (cudaMemPool_t)&pool[d])
+SETS(cudaMemPoolCreate, (cudaMemPool_t *m, const struct cudaMemPoolProps *p), *m = (cudaMemPool_t)&pool[63])
 F(cudaMemPoolGetAttribute, cudaMemPool_t m, enum cudaMemPoolAttr a, void *v) {
   INIT();
   if (a <= 3)
@@ -368,60 +275,24 @@ F(cudaIpcOpenMemHandle, void **p, cudaIpcMemHandle_t h, unsigned f) {
   memcpy(&n, &h, 8);
   R(stub_alloc(p, n, stub_dev, MANAGED));
 }
-F(cudaIpcCloseMemHandle, void *p) {
-  INIT();
-  R(stub_free(p, MANAGED));
-}
+IS(cudaIpcCloseMemHandle, (void *p), stub_free(p, MANAGED))
 F(cudaIpcGetEventHandle, cudaIpcEventHandle_t *h, cudaEvent_t e) {
   INIT();
   memset(h, 0, sizeof *h);
   return 0;
 }
 /* streams, events */
-F(cudaStreamCreate, cudaStream_t *s) {
-  INIT();
-  return (cudaError_t)cuStreamCreate((CUstream *)s, 0);
-}
-F(cudaStreamCreateWithFlags, cudaStream_t *s, unsigned f) {
-  INIT();
-  return (cudaError_t)cuStreamCreate((CUstream *)s, f);
-}
-F(cudaStreamCreateWithPriority, cudaStream_t *s, unsigned f, int p) {
-  INIT();
-  return (cudaError_t)cuStreamCreateWithPriority((CUstream *)s, f, p);
-}
-F(cudaStreamDestroy, cudaStream_t s) {
-  INIT();
-  return 0;
-}
-F(cudaStreamQuery, cudaStream_t s) {
-  INIT();
-  R(stub_capture(S) ? 900 : stub_done(stub_busy()));
-}
-F(cudaStreamSynchronize, cudaStream_t s) {
-  INIT();
-  R(stub_capture(S) ? 900 : stub_wait(stub_busy()));
-}
-F(cudaStreamGetPriority, cudaStream_t s, int *p) {
-  INIT();
-  *p = S ? S->priority : 0;
-  return 0;
-}
-F(cudaStreamGetFlags, cudaStream_t s, unsigned *p) {
-  INIT();
-  *p = S ? S->flags : 0;
-  return 0;
-}
-F(cudaStreamGetId, cudaStream_t s, unsigned long long *p) {
-  INIT();
-  *p = S ? S->id : (uintptr_t)s;
-  return 0;
-}
-F(cudaStreamGetDevice, cudaStream_t s, int *p) {
-  INIT();
-  *p = S ? S->dev : stub_dev;
-  return 0;
-}
+IS(cudaStreamCreate, (cudaStream_t *s), cuStreamCreate((CUstream *)s, 0))
+IS(cudaStreamCreateWithFlags, (cudaStream_t *s, unsigned f), cuStreamCreate((CUstream *)s, f))
+IS(cudaStreamCreateWithPriority, (cudaStream_t *s, unsigned f, int p),
+   cuStreamCreateWithPriority((CUstream *)s, f, p))
+IS(cudaStreamDestroy, (cudaStream_t s), 0)
+IS(cudaStreamQuery, (cudaStream_t s), stub_capture(S) ? 900 : stub_done(stub_busy()))
+IS(cudaStreamSynchronize, (cudaStream_t s), stub_capture(S) ? 900 : stub_wait(stub_busy()))
+SETS(cudaStreamGetPriority, (cudaStream_t s, int *p), *p = S ? S->priority : 0)
+SETS(cudaStreamGetFlags, (cudaStream_t s, unsigned *p), *p = S ? S->flags : 0)
+SETS(cudaStreamGetId, (cudaStream_t s, unsigned long long *p), *p = S ? S->id : (uintptr_t)s)
+SETS(cudaStreamGetDevice, (cudaStream_t s, int *p), *p = S ? S->dev : stub_dev)
 F(cudaStreamAddCallback, cudaStream_t s, cudaStreamCallback_t f, void *u, unsigned fl) {
   INIT();
   f(s, 0, u);
@@ -436,15 +307,9 @@ F(cudaLaunchHostFunc, cudaStream_t s, cudaHostFn_t f, void *u) {
     f(u);
   return 0;
 }
-F(cudaStreamWaitEvent, cudaStream_t s, cudaEvent_t e, unsigned f) {
-  INIT();
-  return (cudaError_t)cuStreamWaitEvent((CUstream)s, (CUevent)e, f);
-}
-F(cudaStreamIsCapturing, cudaStream_t s, enum cudaStreamCaptureStatus *v) {
-  INIT();
-  *v = stub_capture(S) ? 1 : 0;
-  return 0;
-}
+IS(cudaStreamWaitEvent, (cudaStream_t s, cudaEvent_t e, unsigned f),
+   cuStreamWaitEvent((CUstream)s, (CUevent)e, f))
+SETS(cudaStreamIsCapturing, (cudaStream_t s, enum cudaStreamCaptureStatus *v), *v = stub_capture(S) ? 1 : 0)
 F(cudaStreamBeginCapture, cudaStream_t s, enum cudaStreamCaptureMode m) {
   INIT();
   if (!S || stub_capture(S)) R(901);
@@ -484,70 +349,34 @@ F(cudaThreadExchangeStreamCaptureMode, enum cudaStreamCaptureMode *m) {
   *m = o;
   return 0;
 }
-F(cudaEventCreate, cudaEvent_t *e) {
-  INIT();
-  return (cudaError_t)cuEventCreate((CUevent *)e, 0);
-}
-F(cudaEventCreateWithFlags, cudaEvent_t *e, unsigned f) {
-  INIT();
-  return (cudaError_t)cuEventCreate((CUevent *)e, f);
-}
+IS(cudaEventCreate, (cudaEvent_t *e), cuEventCreate((CUevent *)e, 0))
+IS(cudaEventCreateWithFlags, (cudaEvent_t *e, unsigned f), cuEventCreate((CUevent *)e, f))
 F(cudaEventDestroy, cudaEvent_t e) {
   INIT();
   free(e);
   return 0;
 }
-F(cudaEventRecord, cudaEvent_t e, cudaStream_t s) {
-  INIT();
-  return (cudaError_t)cuEventRecord((CUevent)e, (CUstream)s);
-}
-F(cudaEventRecordWithFlags, cudaEvent_t e, cudaStream_t s, unsigned f) {
-  INIT();
-  return (cudaError_t)cuEventRecord((CUevent)e, (CUstream)s);
-}
-F(cudaEventQuery, cudaEvent_t e) {
-  INIT();
-  R(stub_done(((Event *)e)->done));
-}
-F(cudaEventSynchronize, cudaEvent_t e) {
-  INIT();
-  R(stub_wait(((Event *)e)->done));
-}
-F(cudaEventElapsedTime, float *t, cudaEvent_t a, cudaEvent_t b) {
-  INIT();
-  *t = 0.01f;
-  return 0;
-}
-F(cudaIpcOpenEventHandle, cudaEvent_t *e, cudaIpcEventHandle_t h) {
-  INIT();
-  return (cudaError_t)cuEventCreate((CUevent *)e, 0);
-}
+IS(cudaEventRecord, (cudaEvent_t e, cudaStream_t s), cuEventRecord((CUevent)e, (CUstream)s))
+IS(cudaEventRecordWithFlags, (cudaEvent_t e, cudaStream_t s, unsigned f),
+   cuEventRecord((CUevent)e, (CUstream)s))
+IS(cudaEventQuery, (cudaEvent_t e), stub_done(((Event *)e)->done))
+IS(cudaEventSynchronize, (cudaEvent_t e), stub_wait(((Event *)e)->done))
+SETS(cudaEventElapsedTime, (float *t, cudaEvent_t a, cudaEvent_t b), *t = 0.01f)
+IS(cudaIpcOpenEventHandle, (cudaEvent_t *e, cudaIpcEventHandle_t h), cuEventCreate((CUevent *)e, 0))
 /* graphs */
 static int object(void *p) {
   *(void **)p = calloc(1, 64);
   return 0;
 }
-F(cudaGraphCreate, cudaGraph_t *g, unsigned f) {
-  INIT();
-  return object(g);
-}
-F(cudaGraphInstantiate, cudaGraphExec_t *x, cudaGraph_t g, unsigned long long f) {
-  INIT();
-  return object(x);
-}
-F(cudaGraphInstantiateWithFlags, cudaGraphExec_t *x, cudaGraph_t g, unsigned long long f) {
-  INIT();
-  return object(x);
-}
+IS(cudaGraphCreate, (cudaGraph_t *g, unsigned f), object(g))
+IS(cudaGraphInstantiate, (cudaGraphExec_t *x, cudaGraph_t g, unsigned long long f), object(x))
+IS(cudaGraphInstantiateWithFlags, (cudaGraphExec_t *x, cudaGraph_t g, unsigned long long f), object(x))
 F(cudaGraphLaunch, cudaGraphExec_t x, cudaStream_t s) {
   INIT();
   stub_launch(S, 1);
   return 0;
 }
-F(cudaGraphDestroy, cudaGraph_t g) {
-  INIT();
-  return 0;
-}
+IS(cudaGraphDestroy, (cudaGraph_t g), 0)
 F(cudaGraphExecDestroy, cudaGraphExec_t x) {
   INIT();
   free(x);
@@ -563,30 +392,15 @@ F(cudaGraphGetNodes, cudaGraph_t g, cudaGraphNode_t *nodes, size_t *n) {
   *n = k;
   return 0;
 }
-F(cudaGraphNodeGetDependencies, cudaGraphNode_t g, cudaGraphNode_t *d, cudaGraphEdgeData *e, size_t *n) {
-  INIT();
-  *n = 0;
-  return 0;
-}
-F(cudaGraphNodeGetType, cudaGraphNode_t g, enum cudaGraphNodeType *t) {
-  INIT();
-  *t = cudaGraphNodeTypeKernel;
-  return 0;
-}
-F(cudaGraphAddNode, cudaGraphNode_t *o, cudaGraph_t g, const cudaGraphNode_t *d, const cudaGraphEdgeData *e,
-  size_t n, struct cudaGraphNodeParams *p) {
-  INIT();
-  return object(o);
-}
-F(cudaGraphConditionalHandleCreate, cudaGraphConditionalHandle *h, cudaGraph_t g, unsigned v, unsigned f) {
-  INIT();
-  *h = 1;
-  return 0;
-}
-F(cudaUserObjectCreate, cudaUserObject_t *o, void *p, cudaHostFn_t f, unsigned n, unsigned fl) {
-  INIT();
-  return object(o);
-}
+SETS(cudaGraphNodeGetDependencies, (cudaGraphNode_t g, cudaGraphNode_t *d, cudaGraphEdgeData *e, size_t *n),
+   *n = 0)
+SETS(cudaGraphNodeGetType, (cudaGraphNode_t g, enum cudaGraphNodeType *t), *t = cudaGraphNodeTypeKernel)
+IS(cudaGraphAddNode, (cudaGraphNode_t *o, cudaGraph_t g, const cudaGraphNode_t *d, const cudaGraphEdgeData *e,
+   size_t n, struct cudaGraphNodeParams *p),
+   object(o))
+SETS(cudaGraphConditionalHandleCreate, (cudaGraphConditionalHandle *h, cudaGraph_t g, unsigned v, unsigned f),
+   *h = 1)
+IS(cudaUserObjectCreate, (cudaUserObject_t *o, void *p, cudaHostFn_t f, unsigned n, unsigned fl), object(o))
 /* kernels */
 typedef struct {
   dim3 grid, block;
@@ -736,16 +550,8 @@ F(__cudaLaunchKernel, cudaKernel_t k, dim3 g, dim3 b, void **a, size_t sh, cudaS
   launch(k, a, S);
   return 0;
 }
-F(cudaGetKernel, cudaKernel_t *k, const void *f) {
-  INIT();
-  *k = (cudaKernel_t)f;
-  return 0;
-}
-F(cudaGetFuncBySymbol, cudaFunction_t *k, const void *f) {
-  INIT();
-  *k = (cudaFunction_t)f;
-  return 0;
-}
+SETS(cudaGetKernel, (cudaKernel_t *k, const void *f), *k = (cudaKernel_t)f)
+SETS(cudaGetFuncBySymbol, (cudaFunction_t *k, const void *f), *k = (cudaFunction_t)f)
 F(cudaFuncGetAttributes, struct cudaFuncAttributes *a, const void *f) {
   INIT();
   memset(a, 0, sizeof *a);
@@ -755,69 +561,34 @@ F(cudaFuncGetAttributes, struct cudaFuncAttributes *a, const void *f) {
   a->maxDynamicSharedSizeBytes = 49152;
   return 0;
 }
-F(cudaFuncGetName, const char **n, const void *f) {
-  INIT();
-  *n = "stub";
-  return 0;
-}
-F(cudaOccupancyMaxActiveBlocksPerMultiprocessor, int *n, const void *f, int b, size_t sh) {
-  INIT();
-  *n = b > 0 && b < 1024 ? 2048 / (b < 64 ? 64 : b) : 1;
-  return 0;
-}
-F(cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags, int *n, const void *f, int b, size_t sh,
-  unsigned fl) {
-  INIT();
-  *n = b > 0 && b < 1024 ? 2048 / (b < 64 ? 64 : b) : 1;
-  return 0;
-}
-F(cudaOccupancyMaxActiveClusters, int *n, const void *f, const cudaLaunchConfig_t *c) {
-  INIT();
-  *n = 66;
-  return 0;
-}
-F(cudaOccupancyMaxPotentialClusterSize, int *n, const void *f, const cudaLaunchConfig_t *c) {
-  INIT();
-  *n = 8;
-  return 0;
-}
-F(cudaOccupancyAvailableDynamicSMemPerBlock, size_t *n, const void *f, int a, int b) {
-  INIT();
-  *n = 49152;
-  return 0;
-}
-F(cudaLibraryLoadData, cudaLibrary_t *l, const void *c, enum cudaJitOption *jo, void **jv, unsigned jn,
-  enum cudaLibraryOption *o, void **v, unsigned n) {
-  INIT();
-  return object(l);
-}
-F(cudaLibraryGetKernel, cudaKernel_t *k, cudaLibrary_t l, const char *n) {
-  INIT();
-  return object(k);
-}
+SETS(cudaFuncGetName, (const char **n, const void *f), *n = "stub")
+SETS(cudaOccupancyMaxActiveBlocksPerMultiprocessor, (int *n, const void *f, int b, size_t sh),
+   *n = b > 0 && b < 1024 ? 2048 / (b < 64 ? 64 : b) : 1)
+SETS(cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags, (int *n, const void *f, int b, size_t sh,
+   unsigned fl),
+   *n = b > 0 && b < 1024 ? 2048 / (b < 64 ? 64 : b) : 1)
+SETS(cudaOccupancyMaxActiveClusters, (int *n, const void *f, const cudaLaunchConfig_t *c), *n = 66)
+SETS(cudaOccupancyMaxPotentialClusterSize, (int *n, const void *f, const cudaLaunchConfig_t *c), *n = 8)
+SETS(cudaOccupancyAvailableDynamicSMemPerBlock, (size_t *n, const void *f, int a, int b), *n = 49152)
+IS(cudaLibraryLoadData, (cudaLibrary_t *l, const void *c, enum cudaJitOption *jo, void **jv, unsigned jn,
+   enum cudaLibraryOption *o, void **v, unsigned n),
+   object(l))
+IS(cudaLibraryGetKernel, (cudaKernel_t *k, cudaLibrary_t l, const char *n), object(k))
 F(cudaLibraryEnumerateKernels, cudaKernel_t *k, unsigned n, cudaLibrary_t l) {
   INIT();
   for (unsigned i = 0; i < n; i++) object(k + i);
   return 0;
 }
-F(cudaLibraryGetKernelCount, unsigned *n, cudaLibrary_t l) {
-  INIT();
-  *n = 1;
-  return 0;
-}
+SETS(cudaLibraryGetKernelCount, (unsigned *n, cudaLibrary_t l), *n = 1)
 static int entry(const char *n, void **p, int v, enum cudaDriverEntryPointQueryResult *q) {
   CUdriverProcAddressQueryResult r;
   int e = cuGetProcAddress(n, p, v, 0, &r);
   if (q) *q = e ? cudaDriverEntryPointSymbolNotFound : cudaDriverEntryPointSuccess;
   return q ? 0 : e;
 }
-F(cudaGetDriverEntryPoint, const char *n, void **p, unsigned long long f,
-  enum cudaDriverEntryPointQueryResult *q) {
-  INIT();
-  R(entry(n, p, 13000, q));
-}
-F(cudaGetDriverEntryPointByVersion, const char *n, void **p, unsigned v, unsigned long long f,
-  enum cudaDriverEntryPointQueryResult *q) {
-  INIT();
-  R(entry(n, p, v, q));
-}
+IS(cudaGetDriverEntryPoint, (const char *n, void **p, unsigned long long f,
+   enum cudaDriverEntryPointQueryResult *q),
+   entry(n, p, 13000, q))
+IS(cudaGetDriverEntryPointByVersion, (const char *n, void **p, unsigned v, unsigned long long f,
+   enum cudaDriverEntryPointQueryResult *q),
+   entry(n, p, v, q))

@@ -119,3 +119,17 @@ static inline int stub_uses(const Slot *slot, int dev) {
 }
 /* The newest CUDA that the driver supports, as 1000 * major + 10 * minor. */
 static inline int stub_cuda_version(void) { return stub_driver() == DRIVER_OLD ? 12040 : 13000; }
+/* Functions of a library, which defines RESULT, INIT() and, for what a call returns, END(e). */
+#define F(n, ...) RESULT n(__VA_ARGS__)
+/* A function that returns an expression, and one that succeeds after an assignment. */
+#define IS(n, args, e)                                                                                       \
+  RESULT n args {                                                                                            \
+    INIT();                                                                                                  \
+    return END(e);                                                                                           \
+  }
+#define SETS(n, args, assignment)                                                                            \
+  RESULT n args {                                                                                            \
+    INIT();                                                                                                  \
+    assignment;                                                                                              \
+    return 0;                                                                                                \
+  }
