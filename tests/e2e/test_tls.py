@@ -8,14 +8,12 @@ import pytest
 
 from tests.e2e.process_tree import for_each_process
 from tests.e2e.server_process import ServerProcess
-from tests.support.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
-from tests.support.cli import CLI, run_python
+from tests.support.certificates import Certificate, make_certificate, needs_openssl
 from tests.support.http_client import Answer, RawClient, request_bytes
 from tests.support.standby_process import OFF
 from tests.support.waiting import wait_until
 
 pytestmark = needs_openssl
-ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 
 
 class TlsServer(ServerProcess):
@@ -98,16 +96,6 @@ def test_tls_and_keys_hold_from_the_first_response_on_and_are_renewed(server, fi
 
     assert "prefer VLLM_API_KEY or --api-key-file" in server.log
     assert not any(key in server.log for key in ("given-key-1", "given-key-2", "filed-key", "Traceback"))
-
-
-def test_an_encrypted_key_fails_the_start_without_a_prompt(tiny_llama, tmp_path):
-    certificate = make_certificate(tmp_path, "server")
-    encrypt_key(certificate.key)
-    done = run_python(ON_A_TERMINAL, *CLI, "serve", tiny_llama, "--port", "0", *certificate.flags)
-    assert done.returncode == 3, done.stdout
-    assert f"--ssl-keyfile {certificate.key} is encrypted" in done.stdout
-    assert "pass phrase" not in done.stdout
-    assert "Traceback" not in done.stdout
 
 
 def test_a_client_that_sends_a_large_body_anyway_can_read_the_error(tiny_llama, tmp_path):

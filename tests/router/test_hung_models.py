@@ -47,21 +47,6 @@ def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(hung, 
         assert "others wait for its memory" in router.log
 
 
-def test_a_server_that_does_not_answer_is_shown_and_started_again(tiny_llama, tmp_path):
-    model = {**embedded(tiny_llama), "env": {"VCLI_ENGINE_WATCHDOG_TIMEOUT": "12"}}
-    with RouterProcess(tmp_path, {"a": model}, "--standby", "off") as router:
-        assert router.post("a").status == 200
-        pid = router.pid("a")
-        _stop(router.tree("a"))
-        readiness = lambda: ask(f"{router.url}/readyz?model=a")  # noqa: E731
-        wait_until(lambda: readiness().status == 503)
-        assert readiness().json["status"] in ("silent", "failed")
-        router.wait_state("a", "failed")
-        assert "hangs" in router.models()["a"]["reason"]
-        router.wait(lambda: router.post("a").status == 200)
-        assert router.pid("a") != pid
-
-
 def test_a_server_that_recovers_goes_on_and_one_that_does_not_is_unloaded_within_seconds(tiny_llama, tmp_path):
     with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--standby", "off") as router:
         assert router.post("a").status == 200

@@ -11,28 +11,9 @@ import pytest
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
-from tests.support.openai_client import StreamReader
 from tests.support.waiting import wait_until
 
 _GONE_S = 120.0
-
-
-@pytest.mark.slow
-def test_engine_that_is_stopped_for_too_long_ends_the_server(start_server):
-    with start_server("--engine-watchdog-timeout", "10") as server:
-        server.family()
-        reader = StreamReader(server.url, 1500)
-        engine = wait_process(server, "engine")
-        engine.suspend()
-        wait_until(lambda: server.health() == 503)
-        assert server.ask("/health").json["status"] == "hung"
-        assert server.process.wait(_GONE_S) == 1
-        events = reader.finish()
-        assert any(event and "error" in event for event in events)
-        assert events[-1] is None
-        assert f"1 requests run; stopped by a signal: engine (pid {engine.pid})" in server.log
-        assert f"Error: engine (pid {engine.pid}) failed while it served." in server.log
-        assert "Cause: the engine hung: EngineHangError: it was silent for 10 s (--engine-watchdog" in server.log
 
 
 @pytest.mark.slow
