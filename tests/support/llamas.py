@@ -41,13 +41,6 @@ def save_tiny_llama(folder: Path) -> Path:
     return folder
 
 
-def save_llama_without_tokenizer(folder: Path, vocab_size: int) -> Path:
-    """Writes a model as small as that of `save_tiny_llama`, for a tokenizer whose end of text is token 2."""
-    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    _save(folder, vocab_size=vocab_size, max_position_embeddings=4096, **shape)
-    return folder
-
-
 def save_small_llama(folder: Path, tokenizer: Path) -> Path:
     """Writes a model of a few megabytes that two ranks can share, unlike SmolLM2 with its nine heads.
 
