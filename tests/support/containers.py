@@ -14,7 +14,6 @@ from base.machine import cgroups
 
 _MAY_READ_ALL = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
 """Lets the user read interpreter and model, which may be in root's home folder on this machine."""
-_READ_ONLY = 'mount --make-rprivate / && {}mount -o bind,remount,ro / && exec "$0" "$@"'
 _NEW_PROCESSES = ("--pid", "--fork", "--kill-child", "--mount-proc")
 _OWN_PROCESSES = ("unshare", "--user", "--map-root-user", *_NEW_PROCESSES)
 
@@ -26,12 +25,6 @@ def as_user(uid: int, gid: int, *must_read: Path) -> tuple[str, ...] | None:
         if all(_works(*command, "head", "-c1", str(path)) for path in must_read):
             return command
     return None
-
-
-def on_read_only_root(mounts: str = "") -> tuple[str, ...] | None:
-    """A launcher with a read-only root file system. The script `mounts` runs first and must end with `&&`."""
-    command = ("unshare", "-m", "sh", "-c", _READ_ONLY.format(mounts))
-    return command if _works(*command, "true") else None
 
 
 def own_processes(*options: str) -> tuple[str, ...] | None:
