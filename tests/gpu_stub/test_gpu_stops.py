@@ -14,13 +14,6 @@ _END_S = 30.0
 _HUNG_S = 20.0
 
 
-def test_a_killed_launcher_takes_all_with_it(home):
-    with GpuServer("ours", *EAGER, folder=home) as server:
-        family = server.wait_ready().family()
-        server.process.kill()
-        assert_gone(family)
-
-
 def test_a_gpu_that_hangs_ends_the_server(home, tmp_path):
     hanging = tmp_path / "hang"
     words = (*EAGER, "--engine-watchdog-timeout", f"{_HUNG_S:g}")

@@ -1,6 +1,5 @@
-"""A router as a process: its end, its signals, and changes of its models file."""
+"""A router as a process: its end and its signals. `test_changed_models.py` changes its models file."""
 
-import random
 import signal
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.support.http_client import ask
 from tests.support.openai_client import StreamReader
 from tests.support.processes import GONE_S, assert_gone
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -64,31 +63,6 @@ def test_a_second_signal_ends_all_at_once(tmp_path):
         wait_until(lambda: router.process.poll() is not None or router.process.send_signal(signal.SIGTERM))
         assert router.process.wait(GONE_S) == -signal.SIGTERM
         assert_gone(family)
-
-
-def test_changes_and_faults_of_the_file_touch_no_model_that_stays_the_same(tmp_path):
-    rng = random.Random(5)
-    same = {"same": foreign("same"), "other": foreign("other")}
-    with RouterProcess(tmp_path, same) as router:
-        pids = {name: router.post(name).json["pid"] for name in same}
-        router.file.write_text("models:\n  a:\n    comand: x\n")
-        router.wait_logged("models.yaml:3")
-        for number in range(40):
-            extra = {f"extra{rng.randrange(5)}": foreign(str(number)) for _ in range(3)}
-            router.write({**extra, **same} if number % 2 else {**same, **extra, "same": foreign("same", aliases=["s"])})
-            if number % 5 == 0:
-                router.process.send_signal(signal.SIGHUP)
-            if number % 10 == 0:
-                router.post(rng.choice(list(extra)))
-        router.write({"same": foreign("same", aliases=["t"]), "other": foreign("changed")})
-        wait_until(lambda: router.post("t").status == 200)
-        assert router.post("t").json["pid"] == pids["same"]
-        assert router.post("other").json["words"] == ["changed"]
-        assert router.post("extra0").status == 404
-        wait_until(lambda: is_gone(pids["other"]))
-        folder = Path(psutil.Process(router.pid("same")).environ()[env.VCLI_ROUTER.name]).parent
-        # One of the others may still be stopping.
-        wait_until(lambda: len([each for each in psutil.process_iter() if _is_of(each, folder)]) == 2)
 
 
 def test_a_service_manager_is_told_of_the_start_and_the_end(tmp_path):

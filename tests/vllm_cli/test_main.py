@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.support.cli import run_cli, run_python
+from tests.support.cli import run_python
 from tests.support.generated_docs import walk_commands
 from tests.support.tiers import thorough_but_for
 from vllm_cli.main import COMMANDS, FIRST_COMMANDS, cli, load_command, main
@@ -185,14 +185,6 @@ def test_all_errors_of_the_environment_are_printed_with_exit_code_2(monkeypatch,
         ["Code:", "VC-USAGE"],
     ]
     assert "did you mean 'fork'?" in lines[0]
-
-
-def test_a_start_that_fails_is_one_line_and_exit_code_3(tmp_path):
-    done = run_cli("serve", str(tmp_path / "no-such-model"), "--port", "0", cwd=ROOT)
-    assert done.returncode == 3
-    errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
-    assert errors == [f"Error: MODEL {tmp_path}/no-such-model is neither a folder nor a name on the Hugging Face hub"]
-    assert "Traceback" not in done.stderr
 
 
 def test_ctrl_c_during_the_creation_of_a_class_is_exit_code_130_and_other_errors_are_not(monkeypatch):

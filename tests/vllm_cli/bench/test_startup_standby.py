@@ -39,13 +39,6 @@ def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, fa
     assert result["problems"] == []
 
 
-@pytest.mark.slow
-def test_variables_of_the_command_are_the_standbys_too(own_command, run_startup):
-    """If the standby lacked this variable, starts would be cold, because OpenBLAS reads it when loaded."""
-    done = run_startup("--cmd", f"OPENBLAS_NUM_THREADS=1 {own_command}", *QUICK, "--standby-model", "/no/such/model")
-    assert done.returncode == 0, done.stderr
-
-
 def _command_behind(script: str, command: str, folder) -> str:
     """The command with a program in place of `vllm-cli`. The program first runs this script."""
     wrapper = folder / "vllm-cli"
