@@ -1,4 +1,4 @@
-"""Starts whose model is not on disk download it from a hub or an object store, and show the progress."""
+"""Starts whose model is not on disk download it, and show the progress. Stores: `test_object_stores.py`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,6 @@ from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
 from tests.support.http_client import ask
 from tests.support.hub import HubServer
-from tests.support.s3_server import SECRET, s3_server
 from tests.support.standby_process import StandbyProcess
 from tests.support.waiting import wait_until
 
@@ -73,17 +72,3 @@ def count_tokens(server: ServerProcess) -> int:
     chat = {"model": "org/model", "messages": [{"role": "user", "content": "a"}]}
     count: int = server.ask("/tokenize", chat).json["count"]
     return count
-
-
-def test_a_model_in_an_object_store_is_served_by_its_address(tiny_llama, tmp_path):
-    address = "s3://models/team/llama"
-    with s3_server() as s3:
-        s3.put_folder(tiny_llama, "team/llama")
-        settings = {**s3.environment, "VLLM_CACHE_ROOT": str(tmp_path)}
-        with ServerProcess([address], environment=settings) as server:
-            with server.openai() as client:
-                assert [model.id for model in client.models.list()] == [address]
-                answer = client.completions.create(model=address, prompt="a", max_tokens=2)
-            assert answer.usage is not None
-            assert answer.usage.completion_tokens == 2
-            assert SECRET not in server.log

@@ -26,26 +26,6 @@ def test_usage_errors_quote_no_secret(words):
     assert "sesame-" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "notices"),
-    [
-        (["--api-key", "one", "two"], ["--api-key on the command line", "prefer VLLM_API_KEY or --api-key-file."]),
-        (["--hf-token", "one"], ["--hf-token on the command line", "prefer HF_TOKEN."]),
-        (["--api-key", ""], ["--api-key is empty"]),
-        (["--api-key-file", "keys"], []),
-        (["--config", "config.yaml"], []),
-        ([], []),
-    ],
-)
-def test_a_secret_on_the_command_line_gets_one_notice_with_a_safer_place(parse, capsys, tmp_path, words, notices):
-    for name, text in (("config.yaml", "api-key: [one, two]\n"), ("keys", "one\n")):
-        (tmp_path / name).write_text(text)
-    parse("nowhere/m", *(str(tmp_path / word) if word in ("config.yaml", "keys") else word for word in words))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Notice:")]
-    assert len(lines) == bool(notices)
-    assert all(notice in lines[0] for notice in notices)
-
-
 def test_a_client_shows_no_key_in_its_command_line():
     """The client waits for a server that does not respond."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from startup.standby.status import StandbyStatus, TemplateStatus
-from tests.startup.port.systemd.notify_socket import NotifySocket
-from tests.startup.vllm.fake_start import short_folder
 from tests.support.cli import run_cli
 from tests.support.standby_process import OFF, StandbyProcess
 from tests.support.waiting import is_gone, wait_until
@@ -131,15 +129,3 @@ def test_imports_that_exceed_the_memory_limit_are_dropped():
         standby.wait_logged("(--max-memory): the imports for embedded are dropped")
         wait_until(lambda: standby.status()["templates"][0]["state"] == "over the memory limit")
         assert standby.status()["templates"][0]["pid"] is None
-
-
-@pytest.mark.thorough
-def test_the_service_manager_is_notified_once_the_imports_are_done():
-    with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
-        with StandbyProcess(environment={"NOTIFY_SOCKET": notified.address}) as standby:
-            wait_until(lambda: "READY=1" in notified.lines)
-            assert notified.lines == ["STATUS=importing: embedded", "READY=1", "STATUS=ready: embedded"]
-            standby.process.terminate()
-            assert standby.process.wait(60) == 0
-        wait_until(lambda: "STOPPING=1" in notified.lines)
-        assert notified.senders == {standby.process.pid}

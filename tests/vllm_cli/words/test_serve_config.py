@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from router.words.router_words import read_several
-from server.terms.limits import LimitsConfig, flag_of
+from server.terms.limits import flag_of
 from startup.settings.serve_words import ServeWords
 from startup.words.engine_choice import choose_engine
 from startup.words.serve_command import read_start
@@ -32,21 +32,6 @@ def test_messages_and_docs_name_the_flag_of_the_field(flag):
     (path,) = flag.fields
     assert flag_of(path.removeprefix("limits.")) == flag.name
     assert f"`{flag.name} " in DOCS
-
-
-@pytest.mark.parametrize(
-    ("variable", "field"),
-    [
-        ("VLLM_MAX_N_SEQUENCES", "max_choices"),
-        ("VLLM_MAX_COMPLETION_PROMPTS", "max_prompts"),
-        ("VLLM_MAX_STOP_STRINGS", "max_stop_strings"),
-    ],
-)
-def test_variables_of_vllm_set_limits(parse, monkeypatch, variable, field):
-    assert getattr(parse("m").limits, field) == getattr(LimitsConfig(), field)
-    monkeypatch.setenv(variable, "16384")
-    assert getattr(parse("m").limits, field) == 16384
-    assert f"`{variable}`" in DOCS
 
 
 @pytest.mark.parametrize("place", ["flag", "variable", "file", "nowhere"])

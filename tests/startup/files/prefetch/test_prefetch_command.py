@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from startup.files.prefetch.messages import PrefetchProgress, PrefetchReport
-from startup.words.param_types import SIZE
 from tests.support.cli import run_python
 from tests.support.page_cache import evict, expect_read, held
 from vllm_cli.commands import prefetch as command
@@ -59,18 +58,3 @@ def test_progress_is_printed_as_lines_without_a_terminal(capsys):
 
     command._follow(Handle(), command.Reporter(interval_s=0.0))  # type: ignore[arg-type]
     assert capsys.readouterr().err == "prefetch [#####---------------]  25% 1.00 of 4.00 GB, 0.20 GB/s, 15 s left\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "num_bytes"),
-    [
-        ("16MiB", 16 << 20),
-        ("16M", 16 << 20),
-        ("16mb", 16_000_000),
-        ("1.5 GiB", 3 << 29),
-        ("4096", 4096),
-        ("4096B", 4096),
-    ],
-)
-def test_sizes_are_accepted_with_units(text, num_bytes):
-    assert SIZE.convert(text, None, None) == num_bytes
