@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from tests.server.engine.tiny_models import PACKED, build_model, pack_layers, save_model
+from tests.server.engine.tiny_models import PACKED, build_model, save_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,17 +54,3 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def real_model(model_path: Path) -> PreTrainedModel:
-    """SmolLM2-135M-Instruct in bfloat16 with packed linear layers. Engines use it one after the other."""
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).eval()
-    pack_layers(model)
-    return model
-
-
-@pytest.fixture(scope="session")
-def real_tokenizer(model_path: Path) -> PreTrainedTokenizerBase:
-    """The real model's tokenizer with its chat template."""
-    return AutoTokenizer.from_pretrained(model_path)

@@ -1,12 +1,11 @@
-"""Batched pooling gives the results of vLLM, and of plain transformers with each prompt alone."""
+"""Batched pooling gives the results of plain transformers for each prompt alone."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from base.errors import EngineStartError
 from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
@@ -22,7 +21,6 @@ from tests.server.engine.pooling.tiny_poolers import (
     save_pooler,
     save_sentence_files,
 )
-from tests.support.peer_vllm import ask_vllm, needs_vllm
 
 Expected = Callable[[PreTrainedModel, list[int]], torch.Tensor]
 
@@ -247,32 +245,3 @@ def test_a_batch_contains_the_oldest_prompt_and_those_of_similar_length(lengths,
     batch = choose_batch(waiting, BatchLimits(max_num_seqs=limits[0], max_num_batched_tokens=limits[1]))
     assert [sequence.num_tokens for sequence in batch] == chosen
     assert waiting[0] in batch
-
-
-TEXTS = ["hello world", "the capital of france is paris", "the cat sat on the mat and the dog sat on the cat", "a"]
-SHAPE = {"hidden_size": 128, "num_attention_heads": 4}
-"""vLLM's attention on a CPU needs heads of 32 or more."""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@needs_vllm
-@pytest.mark.parametrize("kind", ["embed", "score"])
-def test_results_equal_those_of_vllm(tmp_path, kind):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    if kind == "embed":
-        save_pooler(folder, "bert", **SHAPE)
-        save_sentence_files(folder)
-    else:
-        save_pooler(folder, "bert", "classify", num_labels=1, **SHAPE)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoded = [tokenizer(text) for text in TEXTS]
-    if kind == "score":
-        encoded = [tokenizer(TEXTS[0], text) for text in TEXTS[1:]]
-    ours = SmallPooling(folder).run(
-        [one["input_ids"] for one in encoded],
-        [one["token_type_ids"] for one in encoded],
-    )
-    answers = ask_vllm(Path(__file__).with_name("vllm_pooling.py"), TEXTS, tmp_path, folder, kind, timeout_s=800)
-    assert_close(ours, [torch.tensor(values) for values in answers])
