@@ -1,5 +1,6 @@
 """Work in the renderer pool. If a client disconnects, its waiting and running work ends at once."""
 
+import json
 import threading
 
 import pytest
@@ -48,6 +49,12 @@ def test_a_large_body_is_decoded_and_rendered_in_the_pool(server, pool_waits):
     response = server.complete(prompt=LARGE, truncate_prompt_tokens=8)
     assert response.json()["usage"]["prompt_tokens"] == 8
     assert len(pool_waits) >= 2
+
+
+def test_a_body_in_chunks_is_read_whole(server):
+    body = json.dumps({"prompt": LARGE, "truncate_prompt_tokens": 8}).encode()
+    response = server.post_bytes("/v1/completions", iter([body[:1], body[1:3], body[3:]]))
+    assert response.json()["usage"]["prompt_tokens"] == 8
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Bodies, TLS handshakes and shutdown of the HTTP server, on real sockets."""
+"""TLS handshakes and shutdown of the HTTP server, on real sockets."""
 
 import asyncio
 import logging
@@ -16,51 +16,6 @@ from server.http.transport.graceful_server import GracefulServer
 from server.terms.limits import LimitsConfig
 from tests.server.http.transport.served import HALF_A_HELLO, TIMEOUT_S, serve
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
-
-POST = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
-LONG = bytes(range(256)) * 8192
-"""2 MiB: more than a socket sends at once, and more than uvicorn accepts before the request reads it."""
-
-
-class BodyReader:
-    """An application that answers with the number of received bytes, and keeps the pieces."""
-
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        has_more = True
-        while has_more:
-            message = await receive()
-            self.pieces.append(message["body"])
-            has_more = message["more_body"]
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
-@pytest.mark.parametrize(
-    ("framing", "body"),
-    [
-        pytest.param(b"content-length: 2097152\r\n\r\n" + LONG, LONG, id="long"),
-        pytest.param(b"content-length: 3\r\n\r\nabc", b"abc", id="short"),
-        pytest.param(b"content-length: 0\r\n\r\n", b"", id="empty"),
-        pytest.param(
-            b"transfer-encoding: chunked\r\n\r\n" + b"".join(map(chunk, (b"a", b"bc", LONG, b"d", b""))),
-            b"abc" + LONG + b"d",
-            id="chunks",
-        ),
-    ],
-)
-async def test_a_body_is_complete(framing, body):
-    reader = BodyReader()
-    async with serve(LimitsConfig(), application=reader) as served:
-        assert (await served.exchange(POST + framing, tls=False)).startswith(b"HTTP/1.1 200")
-    assert b"".join(reader.pieces) == body
-
 
 HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n"
 PATIENT = LimitsConfig(header_timeout_s=600)
