@@ -105,7 +105,7 @@ class ScriptedEngine:
         self.subscribers.append(callback)
 
     async def generate(
-        self, request_id: str, prompts: Sequence[EnginePrompt], num_choices: int
+        self, request_id: str, prompts: Sequence[EnginePrompt], num_choices: int = 1
     ) -> AsyncGenerator[EngineOutput, None]:
         """Runs the sequences concurrently. The first failure ends all sequences."""
         queue: asyncio.Queue[EngineOutput | Exception | None] = asyncio.Queue()

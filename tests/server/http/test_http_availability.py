@@ -1,7 +1,39 @@
-"""The server's answers while its state changes."""
+"""The server's answers while its state changes, and the first request of a start."""
 
 import json
 import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from base.errors import EngineStartError
+from server.operation.engine_monitor import make_ready
+from tests.server.http.conftest import ScriptedEngine
+
+
+class LoadedEngine(ScriptedEngine):
+    error: str | None = None
+
+    async def wait_loaded(self, timeout_s: float):
+        return self.info
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ({"fails_after": 0}, "the first token could not be generated: the grammar became too large"),
+        ({"dies_after": 0}, "the engine process ended unexpectedly"),
+        ({"error": "killed"}, "killed"),
+    ],
+    ids=["the token fails", "the engine dies before its token", "after it"],
+)
+async def test_engine_without_a_first_token_is_not_ready(renderer, end, message):
+    engine = LoadedEngine([5])
+    vars(engine).update(end)
+    parts = SimpleNamespace(engine=engine, renderer=renderer, metrics=SimpleNamespace(register_engine=lambda *_: None))
+    with pytest.raises(EngineStartError, match=message):
+        await make_ready(parts, lambda *_, **__: nullcontext(), timeout_s=5)
 
 
 def test_draining_server_finishes_running_requests_and_rejects_new_ones(serve, engine, wait_until):
