@@ -79,14 +79,6 @@ def test_the_list_names_no_module_that_is_gone():
     assert all(any(m == name or m.startswith(name + ".") for m in modules) for name in OTHER_TEXT)
 
 
-def test_a_new_expression_or_search_is_noticed():
-    assert _reads_text("import re\n")
-    assert _reads_text("from regex import compile\n")
-    assert _reads_text("def f(text):\n    return text.find('a')\n")
-    assert _reads_text("for part in text.split(','):\n    pass\n")
-    assert not _reads_text("text = 'a'.upper()\n")
-
-
 def _listed() -> set[str]:
     return {module for scanner in SCANNERS for module in scanner.modules.split()}
 

@@ -27,25 +27,6 @@ from tests.support.cli import python_output
 from tests.support.embeds_payloads import saved, torch_payload
 
 
-async def test_work_that_is_cancelled_while_it_waits_does_not_run(tiny_llama):
-    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer:
-        renderer.warm_up()
-        pool = renderer.pools.owned["text"]
-        release = threading.Event()
-        busy = asyncio.ensure_future(renderer.pools.run(release.wait, 60))
-        ran: list[int] = []
-        waiting = asyncio.ensure_future(renderer.pools.run(ran.append, 1))
-        while pool.num_waiting != 1:
-            await asyncio.sleep(0.001)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        release.set()
-        assert await busy
-        assert await renderer.pools.run(lambda: "done") == "done"
-        assert (pool.num_waiting, ran) == (0, [])
-
-
 async def test_the_pools_threads_give_way_to_the_event_loop(tiny_llama):
     def niceness() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
@@ -76,21 +57,6 @@ async def test_waiting_times_are_reported(tiny_llama, monkeypatch):
 def test_an_invalid_number_of_workers_is_rejected(number):
     with pytest.raises(ConfigError, match=rf"--renderer-num-workers must be from 1 to \d+: .*got {number}$"):
         RendererConfig(num_workers=number)
-
-
-def test_closing_stops_the_threads(tiny_llama):
-    before = set(threading.enumerate())
-
-    def names() -> list[str]:
-        started = set(threading.enumerate()) - before
-        return [thread.name for thread in started if thread.name.startswith("renderer")]
-
-    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
-        asyncio.run(renderer.pools.run(print))
-        assert len(names()) == 1
-    assert names() == []
-    with pytest.raises(RuntimeError):
-        asyncio.run(renderer.pools.run(print))
 
 
 def text_of(i: int) -> str:

@@ -131,13 +131,6 @@ def test_remote_code_and_tokenizers_in_python_need_torch(tokenizer_folders, tmp_
     assert needs_torch(slow)
 
 
-def test_a_byte_level_vocabulary_under_llama_s_name_keeps_its_spaces(tokenizer_folders, tmp_path):
-    source = tokenizer_folders["byte_level"]
-    path = checkpoint(source, tmp_path, {"model_type": "llama"}, tokenizer_class="LlamaTokenizerFast")
-    tokenizer = load_tokenizer(path)
-    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [("tokenizer.json", "{oops"), ("tokenizer.json", "{}"), ("tokenizer_config.json", "{oops"), ("config.json", "[]")],
