@@ -90,7 +90,9 @@ def test_links_pipes_folders_and_missing_files_are_left_out(tmp_path):
     assert list(write_archive(tmp_path / "a.zip", RECORD, sources).files) == ["vllm/file"]
 
 
-@pytest.mark.parametrize("name", ["../a", "/a", "a//b", "a\\b", "a\0b", "a\nb", MANIFEST, "a" * 256, "\udc80"])
+@pytest.mark.parametrize(
+    "name", ["../a", "a/../b", "/a", "a/", "a//b", "a\\b", "a\0b", "a\nb", MANIFEST, "é" * 128, "a/" * 600 + "a", "\udc80"]
+)
 def test_a_name_that_could_not_be_read_is_not_written(tmp_path, name):
     with pytest.raises(ValueError, match="allowed|surrogates"):
         write_archive(tmp_path / "a.zip", RECORD, {name: tmp_path / "file"})
@@ -103,33 +105,21 @@ def test_files_too_large_for_an_archive_are_refused(tmp_path):
         write_archive(tmp_path / "a.zip", RECORD, {"vllm/file": tmp_path / "file"})
 
 
-def wrong(*names: str) -> bytes:
-    return archive(dict.fromkeys(names, b"content"))
-
-
 HOSTILE = {
     "missing from the archive": (lambda: archive({}, files=facts({"vllm/a": b"content"})), "it has no 'vllm/a'"),
     "other size": (lambda: archive(files=facts({"vllm/a": b"contents"})), "not have the SHA-256"),
     "smaller size": (lambda: archive(files=facts({"vllm/a": b""})), "more than 0"),
     "other content": (lambda: archive(files=facts({"vllm/a": b"CONTENT"})), "not have the SHA-256"),
     "named as the manifest": (lambda: archive(files={MANIFEST: FileFacts(1, "")}), "not an allowed name"),
-    "absolute": (lambda: wrong("/etc/passwd"), "not an allowed name"),
-    "parent": (lambda: wrong("vllm/../../a"), "not an allowed name"),
-    "empty part": (lambda: wrong("vllm//a"), "not an allowed name"),
-    "folder's name": (lambda: wrong("vllm/a/"), "not an allowed name"),
-    "backslash": (lambda: wrong("vllm\\a"), "not an allowed name"),
-    "NUL": (lambda: wrong("vllm/a\0.so"), "not an allowed name"),
-    "newline": (lambda: wrong("vllm/a\nb"), "not an allowed name"),
-    "long part": (lambda: wrong("vllm/" + "é" * 128), "not an allowed name"),
-    "long name": (lambda: wrong("a/" * 600 + "a"), "not an allowed name"),
-    "file and folder": (lambda: wrong("vllm/a", "vllm/a/b"), "both a file and a folder"),
+    "parent": (lambda: archive({"vllm/../../a": b"content"}), "not an allowed name"),
+    "file and folder": (lambda: archive(dict.fromkeys(("vllm/a", "vllm/a/b"), b"content")), "both a file and a folder"),
     "stored": (lambda: archive(method=ZIP_STORED), "not deflated"),
     "LZMA": (lambda: archive(method=ZIP_LZMA), "not deflated"),
     "damaged": (lambda: archive().replace(deflated(b"content"), b"\xff" * len(deflated(b"content"))), "is damaged"),
     "above the limit": (lambda: archive({"a": bytes(600_000), "b": bytes(600_000)}), "more than 1000000"),
     "something else": (lambda: b"#!/bin/sh\n" * 9, "not a zip file"),
     "no members": (lambda: zipped({}), "it has no 'manifest.json'"),
-    "too many files": (lambda: archive(files={f"{n}": FileFacts(0, "") for n in range(60_001)}), "60001 files"),
+    "too many files": (lambda: archive(files={f"{n}": FileFacts(0, "") for n in range(7)}), "7 files, more than 6"),
     "large manifest": (lambda: zipped({MANIFEST: bytes(33 << 20)}), "more than 33554432"),
     "no JSON": (lambda: zipped({MANIFEST: b"{"}), "record of a compiled model is not valid"),
     "nested JSON": (lambda: zipped({MANIFEST: b'{"factors": {"env": {"a": ' + b"[" * 1_000_000}), "200 levels"),
@@ -138,7 +128,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_archive_is_refused_in_one_line(name, folder, tmp_path):
+def test_a_hostile_archive_is_refused_in_one_line(name, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("startup.compiled_models.archive.MOST_FILES", 6)
     build, message = HOSTILE[name]
     with pytest.raises(ArchiveError) as caught:
         unpacked(build(), folder, max_bytes=1_000_000)

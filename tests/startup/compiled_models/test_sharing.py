@@ -256,12 +256,14 @@ def test_a_damaged_archive_is_named_installs_nothing_and_is_replaced(make_machin
     make_machine("first").compile(record)
     add(_add_job(record, location=location))
     (archive,) = location.glob("*/*.zip")
-    archive.write_bytes(archive.read_bytes()[:-100])
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
     second = make_machine("second")
     report = fetch(_fetch_job(location, record, tmp_path))
     assert report.num_models == 0
     (problem,) = report.problems
-    assert str(location) in problem
+    assert str(location) in problem and "it is removed, because it is damaged" in problem
     assert "\n" not in problem
     assert not (second.folder / local.AOT).exists()
     assert not local.read_records()

@@ -47,17 +47,11 @@ def test_a_record_ends_with_its_process_also_by_sigkill(folder):
     assert list(folder.iterdir()) == []
 
 
-def test_a_record_is_private_and_is_removed_at_the_end(folder):
-    with run_recorded(_RECORD):
-        (file,) = folder.iterdir()
-        assert (folder.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
-    assert list(folder.iterdir()) == []
-
-
 def test_what_a_process_notes_of_its_start_is_beside_its_record_which_stays_as_it_was(folder):
     with run_recorded(_RECORD) as note:
         (record,) = folder.iterdir()
         before = record.stat()
+        assert (folder.stat().st_mode & 0o777, before.st_mode & 0o777) == (0o700, 0o600)
         for start in ({"start_mode": "cold"}, {"start_mode": "cold", "ready_s": 1.5}):
             note(start)
             assert _elsewhere(folder, value="run_record.read_run_records()[0].start") == str(start)

@@ -27,13 +27,6 @@ def no_folder_is_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pa
     return missing
 
 
-def test_a_usable_folder_is_kept(monkeypatch):
-    with short_folder() as folder:
-        monkeypatch.setenv("TMPDIR", str(folder))
-        ensure_temp_folder()
-        assert os.environ["TMPDIR"] == str(folder)
-
-
 @pytest.mark.parametrize(("num_bytes", "is_too_long"), [(70, False), (71, True)])
 def test_a_folder_whose_path_is_too_long_for_sockets_is_not_used(monkeypatch, caplog, num_bytes, is_too_long):
     with short_folder() as short:

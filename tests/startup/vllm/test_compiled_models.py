@@ -120,8 +120,7 @@ def test_require_ends_a_start_that_would_compile(starts):
 
 def test_a_machine_loads_what_another_one_has_added(starts):
     place = starts.folder / "shared"
-    added = "compiled models: added 1"
-    starts.run("--compile-cache", place, logged=added)
+    starts.run("--compile-cache", place, logged="compiled models: added 1")
     (archive,) = place.glob("*/*.zip")
     inode = archive.stat().st_ino
     assert starts.run("--compile-cache", f"{place},require", cache="second")["state"] == "loaded"
@@ -129,14 +128,6 @@ def test_a_machine_loads_what_another_one_has_added(starts):
     assert starts.run("--compile-cache", place, cache="second")["state"] == "loaded"
     assert "fetched" not in starts.log
     assert archive.stat().st_ino == inode
-
-    content = bytearray(archive.read_bytes())
-    content[60] ^= 1
-    archive.write_bytes(content)
-    assert starts.run("--compile-cache", place, cache="third", logged=added)["state"] == "compiled"
-    assert "is removed, because it is damaged" in starts.log
-    starts.run("--compile-cache", place, cache="fourth")
-    assert "compiled models: fetched 1" in starts.log
 
 
 @pytest.mark.parametrize("place", ["/nowhere/at/all", "/dev/null", "s4://bucket"])

@@ -25,11 +25,6 @@ def _snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_without_a_baked_folder_there_is_one_layer(baked, monkeypatch):
-    monkeypatch.setenv("VCLI_BAKED", "off")
-    assert layers("x") == (Path(os.environ["VLLM_CACHE_ROOT"]) / "vllm_cli" / "x",)
-
-
 def test_baked_starts_are_the_history_until_the_user_has_started(baked, monkeypatch):
     with monkeypatch.context() as build:
         build.setenv("VLLM_CACHE_ROOT", str(baked / CACHE))
@@ -47,16 +42,13 @@ def test_baked_bytecode_is_read_and_nothing_is_written(baked, monkeypatch):
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     assert not use_baked_bytecode()
     (baked / BYTECODE).mkdir()
+    monkeypatch.setattr(sys, "pycache_prefix", "/own")
+    assert not use_baked_bytecode(), "the user's own cache of bytecode stays"
+    monkeypatch.setattr(sys, "pycache_prefix", None)
     assert use_baked_bytecode()
     assert sys.pycache_prefix == os.environ["PYTHONPYCACHEPREFIX"] == str(baked / BYTECODE)
     assert sys.dont_write_bytecode
     assert os.environ["PYTHONDONTWRITEBYTECODE"] == "1"
-
-
-def test_a_bytecode_cache_of_the_users_own_stays(baked, monkeypatch):
-    (baked / BYTECODE).mkdir()
-    monkeypatch.setattr(sys, "pycache_prefix", "/own")
-    assert not use_baked_bytecode()
 
 
 @pytest.mark.parametrize(
@@ -80,8 +72,9 @@ def test_the_named_folder_or_else_the_fixed_path_is_used(named, fixed, is_found,
     assert (problem or "None") in str(found.problem)
 
 
-@pytest.mark.parametrize("part", [".", "manifest.json", CACHE, BYTECODE])
-@pytest.mark.parametrize("mode", [0o770, 0o707])
+@pytest.mark.parametrize(
+    ("part", "mode"), [(".", 0o770), ("manifest.json", 0o707), (CACHE, 0o770), (BYTECODE, 0o707), ("..", 0o777)]
+)
 def test_a_part_that_others_can_write_to_is_not_trusted(baked, part, mode):
     (baked / BYTECODE).mkdir()
     (baked / part).chmod(mode)
@@ -91,10 +84,8 @@ def test_a_part_that_others_can_write_to_is_not_trusted(baked, part, mode):
     assert f"other users can write to {(baked / part).resolve()} (mode {mode:04o})" in str(found.problem)
 
 
-def test_a_parent_that_others_can_write_to_is_not_trusted(baked):
-    baked.parent.chmod(0o777)
-    assert "other users can write to" in str(why_not_trusted(baked, os.geteuid()))
-    baked.parent.chmod(0o1777)  # as /tmp: nobody can rename the entries of others
+def test_a_parent_in_which_nobody_can_rename_entries_of_others_is_trusted(baked):
+    baked.parent.chmod(0o1777)  # as /tmp
     assert why_not_trusted(baked, os.geteuid()) is None
 
 

@@ -186,17 +186,6 @@ def test_files_that_get_another_owner_are_not_kept_and_the_user_is_told_once(cac
     assert _KEPT.read(str) == "value"
 
 
-def test_a_value_of_another_owner_is_replaced(cache, caplog):
-    if os.geteuid():
-        pytest.skip("needs another owner")
-    _KEPT.write("value")
-    os.chown(_KEPT.path, 65534, 65534)
-    assert _KEPT.read(str) is None
-    assert "belongs to another user (65534)" in caplog.text
-    _KEPT.write("own")
-    assert _KEPT.read(str) == "own"
-
-
 def test_the_values_that_were_written_longest_ago_are_removed(cache):
     for number in range(210):
         Kept("things", number).write(number)
