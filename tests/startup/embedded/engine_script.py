@@ -13,7 +13,6 @@ import vllm_cli.own_packages  # noqa: F401 - finds the packages of the next line
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import LENGTH
 from server.terms.config import EngineConfig, ModelFiles
-from server.terms.types import EnginePrompt, SamplingParams
 from startup.embedded import engine_process
 from startup.embedded.engine_process import use_start_method
 from startup.logs.options import LogOptions
@@ -21,7 +20,7 @@ from startup.processes import forkserver
 from startup.reports.crash.output_record import OutputRecord
 
 
-def main(model: Path, method: str, mode: str | None) -> int:
+def main(model: Path, method: str, mode: str) -> int:
     context = use_start_method(method)
     files = ModelFiles(model, model)
     engine_process.prepare(context, files)
@@ -34,7 +33,7 @@ def main(model: Path, method: str, mode: str | None) -> int:
         return _print_statuses(context, files)
     engine = _start(context, files, EngineConfig(max_num_seqs=2))
     try:
-        return asyncio.run(_use(engine, mode))
+        return asyncio.run(_garble(engine))
     finally:
         engine.close()
 
@@ -55,7 +54,6 @@ def _print_statuses(context: BaseContext, files: ModelFiles) -> int:
     statuses = []
     os.mkfifo(files.path / "config.json")  # blocks the engine, so that it does not exit before its status is read
     if context.get_start_method() == "forkserver":
-        assert forkserver._server is not None
         statuses.append(_status(forkserver._server.pid))
     engine = _start(context, files, EngineConfig())
     statuses += [_status(engine.pid), _status("thread-self")]
@@ -69,27 +67,16 @@ def _status(pid: object) -> str:
     return Path(f"/proc/{pid}/status").read_text()
 
 
-async def _use(engine: engine_process.EngineProcess, mode: str | None) -> int:
+async def _garble(engine: engine_process.EngineProcess) -> int:
     client = EngineClient(engine.connection)
     await client.start()
-    info = await client.wait_loaded(200)
-    if mode == "--garble":
-        engine.connection.send(LENGTH.pack(1) + b"\xc1")  # a byte that MessagePack never uses
-        await asyncio.wait_for(client.dead.wait(), 200)
-        await asyncio.to_thread(engine.close)
-        print(json.dumps({"exitcode": engine.exitcode}))
-        return 0
-    token_ids: list[int] = []
-    params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
-    async for output in client.generate("a", [EnginePrompt([1, 2, 3], params)]):
-        token_ids += output.token_ids
-    await client.close()
+    await client.wait_loaded(200)
+    engine.connection.send(LENGTH.pack(1) + b"\xc1")  # a byte that MessagePack never uses
+    await asyncio.wait_for(client.dead.wait(), 200)
     await asyncio.to_thread(engine.close)
-    preloaded = any(name == "forkserver:preload_imports" for name, _, _ in info.spans)
-    print(json.dumps({"token_ids": token_ids, "exitcode": engine.exitcode, "preloaded": preloaded}))
+    print(json.dumps({"exitcode": engine.exitcode}))
     return 0
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    sys.exit(main(Path(arguments[0]), arguments[1], arguments[2] if len(arguments) > 2 else None))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

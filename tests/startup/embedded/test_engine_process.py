@@ -29,18 +29,6 @@ def _run(model: Path, method: str, *arguments: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("method", START_METHODS)
-def test_the_real_model_generates_with_each_start_method(model_path, method):
-    run = _run(model_path, method)
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout)
-    assert len(result["token_ids"]) == 4
-    assert result["exitcode"] == 0
-    assert result["preloaded"] is (method == "forkserver")
-    assert [line for line in run.stderr.splitlines() if "thread_count" not in line] == []  # other load
-
-
-@pytest.mark.thorough
 def test_the_forkserver_imports_the_models_class_before_it_forks(model_path):
     run = _run(model_path, "forkserver", "--modules")
     assert json.loads(run.stdout) == ["torch", "server.engine.build", "transformers.models.llama.modeling_llama"]

@@ -35,7 +35,6 @@ class _Responder:
         responder = stack.enter_context(StartupResponder(listener, Answers()))
         (self.process,) = set(psutil.Process().children()) - others
         link = responder.keep()
-        assert link is not None
         link.settimeout(60)
         assert link.recv(100) == ACCEPTING
         self.link = link

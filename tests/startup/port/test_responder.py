@@ -122,7 +122,6 @@ def api_process() -> Iterator[tuple[psutil.Process, tuple[str, int]]]:
     port = free_port()  # not used by another process afterwards, nor as a client port
     command = [sys.executable, "-c", _API_PROCESS, str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
         assert process.stdout.readline() == "listening\n"
         yield psutil.Process(process.pid), ("127.0.0.1", port)
         process.kill()

@@ -35,7 +35,6 @@ def _end(target: Any, *args: Any) -> int | None:
 
 
 def _server_pid() -> int:
-    assert forkserver._server is not None
     return forkserver._server.pid
 
 
@@ -167,7 +166,6 @@ def dormant() -> Any:
     found = []
     for is_killed in (False, True):
         new_program.fork_dormant(lambda: None, {})
-        assert new_program._dormant is not None
         pid = new_program._dormant.pid
         if is_killed:
             os.kill(pid, signal.SIGKILL)
@@ -213,7 +211,6 @@ def does_not_answer() -> Any:
     """Exit codes of two processes. The first finds the forkserver stopped, and the second finds it killed."""
     forkserver_watch._MOST_STOPPED_POLLS = 1  # type: ignore[misc]
     forkserver.ensure_forkserver("decimal")
-    assert forkserver._server is not None
     os.kill(forkserver._server.pid, signal.SIGSTOP)
     return [_end(sys.exit, 7), _end(sys.exit, 7)]
 
@@ -222,7 +219,6 @@ def alone() -> Any:
     """No process can send requests to the forkserver any more."""
     forkserver.ensure_forkserver("decimal")
     process = psutil.Process(_server_pid())
-    assert forkserver._server is not None
     forkserver._server.link.close()
     process.wait(60)
     return "ended"

@@ -68,6 +68,12 @@ def test_a_ready_start_is_saved_and_reported(session, manager, tmp_path, caplog)
     report = json.loads((tmp_path / "report").read_text())
     assert report["outcome"] == "ready"
     assert len(list((tmp_path / "vllm_cli" / "history").iterdir())) == 1
+    with StartSession(session.state.subject, PhaseTimeline.from_process_start()) as second:
+        listening = second.listen(ListenAddress("127.0.0.1", 0, None))
+        second.check(_preflight(), "auto")
+        with second.timeline.span("load"):
+            progress = ask("http://{}:{}/health".format(*listening.getsockname())).json
+    assert 0 <= progress["progress"] < 1 and progress["eta_s"] >= 0, "by the start before"
 
 
 def test_a_failed_start_is_reported_and_closed(session, manager, tmp_path):

@@ -41,7 +41,6 @@ def _front(environment: dict[str, str]) -> Iterator[tuple["subprocess.Popen[str]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), **environment}
     pipe = subprocess.PIPE
     with subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, text=True) as front:
-        assert front.stdout is not None
         server_pid = int(front.stdout.readline())
         try:
             yield front, server_pid
@@ -73,7 +72,6 @@ def test_a_signal_just_before_the_program_is_executed_again(tmp_path, number):
     stop = StopPoint(tmp_path, "os.exec", "")
     environment = {"PYTHONPATH": os.pathsep.join([*stop.environment.values(), str(Path(__file__).parents[3])])}
     with _front(environment) as (front, _):
-        assert front.stdin is not None
         front.stdin.close()
         stopped = stop.wait_stopped()
         assert stopped.pid == front.pid

@@ -37,7 +37,6 @@ class Template:
 
     def find_change(self) -> str:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         print(file=self._process.stdin, flush=True)
         return self._process.stdout.readline().strip()
 
@@ -51,10 +50,8 @@ def running(*modules: str, path: Path | None = None, python: Path | str = sys.ex
     with subprocess.Popen(
         [python, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
-        assert process.stdout is not None
         assert process.stdout.readline().startswith("ready")
         yield Template(process)
-        assert process.stdin is not None
         process.stdin.close()
 
 

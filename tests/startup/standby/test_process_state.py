@@ -89,7 +89,6 @@ def started(*launcher: str) -> Iterator[Started]:
     """Yields a process that the launcher has started. The process ends with the block."""
     command = [*launcher, sys.executable, "-c", _STARTED]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
         answer: dict[str, Any] = json.loads(process.stdout.readline())
         yield Started(**answer)
         process.stdin.close()
@@ -184,7 +183,6 @@ def test_another_root_directory_is_named(tmp_path):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     with holder:
-        assert holder.stdin is not None and holder.stdout is not None
         assert holder.stdout.readline() == "ready\n"
         inside = ("nsenter", f"--mount=/proc/{holder.pid}/ns/mnt")
         with started(*inside, "chroot", str(tmp_path)) as executed:

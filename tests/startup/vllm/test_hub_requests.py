@@ -123,7 +123,6 @@ def test_errors_of_missing_files_are_known_wherever_they_were_raised():
 def replaced(*words: str) -> tuple[str, ...]:
     """The words for vLLM once everything is downloaded into /m and /t."""
     line = CommandLine.of(words)
-    assert line.file_plan is not None
     found = {download: Path("/t" if download.repo_id == TOKENIZER else "/m") for download in line.file_plan.downloads}
     return with_folders(line, found).words
 

@@ -92,7 +92,6 @@ def test_secrets_and_control_characters_of_the_log_are_not_shown():
 
 def test_a_digest_can_be_an_object():
     cause = find_cause(["Killed"])
-    assert cause is not None and cause.known is not None
     known = {"code": "VC-PROCESS-KILLED", "cause": "process-killed", "title": cause.known.title}
     nothing = {"process": None, "phase": None, "advice": None}
     assert digest_to_dict(cause) | {"advice": None} == known | nothing | {"text": "Killed", "line": 1}

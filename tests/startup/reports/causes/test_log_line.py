@@ -118,7 +118,6 @@ def test_bytes_that_are_not_text_are_replaced():
 def test_windows_line_ends_and_progress_bars_do_not_change_the_number_of_a_line():
     log = b"Loading\r\n10%\r20%\r30%\nTraceback (most recent call last):\r\n  x\r\nValueError: wrong\r\n"
     cause = find_cause(read_lines(io.BytesIO(log)))
-    assert cause is not None
     assert cause.line == 5
 
 

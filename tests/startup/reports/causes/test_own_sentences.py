@@ -97,7 +97,6 @@ def test_each_signal_has_the_same_cause_with_both_engines(number, tmp_path):
     ProcessEnds(record).add(40, -number)
     of_vllm = find_cause(record.file.read_text().splitlines())
     of_embedded = find_cause([f"{_ENGINES['embedded']}the engine died: {_describe_end(number)}"])
-    assert of_vllm is not None and of_embedded is not None
     assert of_vllm.known is not None and of_vllm.known == of_embedded.known
 
 

@@ -38,7 +38,6 @@ def test_the_kept_log_has_no_secrets_and_no_control_characters(record, monkeypat
     monkeypatch.setattr(sys, "argv", ["serve", "--api-key", "sk-0123456789"])
     record.append("key sk-0123456789 https://me:secret@host HF_TOKEN=hf_abc \x1b[31mred\n")
     path = keep_log(record)
-    assert path is not None
     assert not any(text in path.read_text() for text in ("sk-0123456789", "secret", "hf_abc", "\x1b"))
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -47,7 +46,6 @@ def test_the_kept_log_has_no_secrets_and_no_control_characters(record, monkeypat
 def test_the_lines_of_the_kept_log_have_the_numbers_of_the_digest(record):
     record.append("shards:  0%\rshards: 50%\rshards: 100%\n(EngineCore pid=5) ValueError: no weights\n")
     cause, path = find_crash(record), keep_log(record)
-    assert cause is not None and path is not None
     assert path.read_text().splitlines()[cause.line - 1].endswith("ValueError: no weights")
 
 
@@ -55,7 +53,6 @@ def test_few_logs_of_bounded_size_are_kept(record, monkeypatch):
     monkeypatch.setattr(crash_report, "_MOST_CHARS", 100)
     record.append("first\n" + "x" * 1000 + "\nlast\n")
     path = keep_log(record)
-    assert path is not None
     text = path.read_text()
     assert (text[:5], text[-5:], len(text) < 300) == ("first", "last\n", True)
     for number in range(20):
@@ -266,7 +263,6 @@ def test_the_cause_is_found_in_the_lines(code, name, tmp_path):
     """The stack of the thread with the signal is a traceback."""
     text = _describe(tmp_path, code, _STACK)
     cause = find_cause(text.splitlines())
-    assert cause is not None and cause.known is not None
     assert (cause.process, cause.known.name) == (f"VllmWorker-0 pid={_PID}", name)
     assert cause.phase == "while it loaded the model"
     assert "threading" not in text

@@ -1,24 +1,14 @@
 """The timeline begins with the kernel's start of the process and has spans of several processes."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
-
-import pytest
 
 from base.machine.processes import process_start_ns
-from startup.reports.timeline.report import StartFacts, build_report, read_report
+from startup.reports.timeline.report import StartFacts, build_report
 from startup.reports.timeline.spans import PhaseSpan
 from startup.reports.timeline.timeline import PhaseTimeline
 from tests.support.cli import python_output
-from tests.support.http_client import ask
-from tests.support.ports import free_port
 
 SECOND = 1_000_000_000
 TICK = 20_000_000
@@ -83,38 +73,5 @@ def test_running_is_the_innermost_open_span():
     timeline = PhaseTimeline(time.monotonic_ns())
     assert timeline.running is None
     with timeline.span("outer"), timeline.span("inner"):
-        assert timeline.running is not None
         assert timeline.running.name == "inner"
     assert timeline.running is None
-
-
-def _start(model: Path, folder: Path) -> tuple[list[dict[str, Any]], set[str]]:
-    """Runs a start of `vllm-cli serve`. Returns its answers until it is ready, and the names of its spans."""
-    port = free_port()
-    report = folder / "report.json"
-    words = ["serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--startup-report", str(report)]
-    environment = os.environ | {"VLLM_CACHE_ROOT": str(folder / "cache")}
-    answers: list[dict[str, Any]] = []
-    begin_s = time.monotonic()
-    with subprocess.Popen([sys.executable, "-m", "vllm_cli", *words], env=environment) as server:
-        while (answer := ask(f"http://127.0.0.1:{port}/health")).status != 200:
-            assert time.monotonic() - begin_s < 200
-            assert server.poll() is None
-            if answer.status == 503:
-                answers.append(answer.json)
-            time.sleep(0.02)
-        server.send_signal(signal.SIGTERM)
-    return answers, {span.name for span in read_report(report.read_text()).spans}
-
-
-@pytest.mark.thorough
-def test_the_first_start_reports_its_phase_and_the_second_also_its_progress(model_path, tmp_path):
-    first, names = _start(model_path, tmp_path)
-    assert {answer["phase"] for answer in first} & names
-    assert {answer["progress"] for answer in first} == {None}
-    second, _ = _start(model_path, tmp_path)
-    known = [answer for answer in second if answer["progress"] is not None]
-    shares = [answer["progress"] for answer in known]
-    assert shares == sorted(shares)
-    assert 0 <= shares[0] < shares[-1] < 1
-    assert all(answer["eta_s"] >= 0 for answer in known)

@@ -1,7 +1,6 @@
 """Variables, limits, shared memory and the address of a start are checked. No socket is left behind."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from envs.registry import env
 from startup.session.preflight.report import PreflightReport
 from startup.session.preflight.resources import check_libraries
 from tests.startup.session.preflight.conftest import CONFIG
@@ -65,13 +63,6 @@ def test_a_cache_folder_that_cannot_be_written_to_is_a_warning(place, told, pref
     messages = found(preflight("/nowhere"), "cache", "warning")
     assert len(messages) == (told is not None)
     assert all(each.startswith(told.format(tmp_path)) and "set VLLM_CACHE_ROOT" in each for each in messages)
-
-
-def test_a_user_without_a_home_has_a_cache_folder(monkeypatch):
-    monkeypatch.setattr(os, "getuid", lambda: 54_321)
-    monkeypatch.delenv("HOME")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert env.XDG_CACHE_HOME.get() == Path("/.cache")
 
 
 SCRIPT = """

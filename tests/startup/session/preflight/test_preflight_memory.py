@@ -111,17 +111,17 @@ def test_a_length_beyond_every_limit_is_one_error_with_the_lowest(memory, size, 
     assert preflight(model_path, max_model_len=int(advised), memory=memory, kv_cache_memory_bytes=size).errors == ()
 
 
-def test_the_shape_of_a_multimodal_model_is_read(folder, preflight):
-    text = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "max_position_embeddings": 1 << 20}
-    (folder.path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+_SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "max_position_embeddings": 1 << 20}
+
+
+@pytest.mark.parametrize(("config", "is_known"), [({"text_config": _SHAPE}, True), ({}, False)])
+def test_the_shape_of_a_multimodal_model_is_read_and_without_a_shape_only_weights_count(
+    config, is_known, folder, preflight
+):
+    (folder.path / "config.json").write_text(json.dumps({"model_type": "gemma3", **config}))
     _, message = message_of(preflight(folder.path, memory=MemoryState(500 * MIB, 512 * MIB)), "memory")
-    assert "512.0 MiB for the KV cache of one sequence of 1048576 tokens" in message
-
-
-def test_a_config_without_a_shape_checks_only_the_weights(folder, preflight):
-    (folder.path / "config.json").write_text('{"model_type": "unusual"}')
-    _, message = message_of(preflight(folder.path, memory=MemoryState(400 * MIB, 512 * MIB)), "memory")
-    assert "KV cache" not in message
+    assert ("512.0 MiB for the KV cache of one sequence of 1048576 tokens" in message) == is_known
+    assert ("KV cache" in message) == is_known
 
 
 def test_an_encoder_passes_every_check(tmp_path, preflight):

@@ -13,7 +13,6 @@ from startup.storage.caches import (
     CACHE,
     _examine,
     find_baked,
-    layers,
     use_baked_bytecode,
     why_not_trusted,
 )
