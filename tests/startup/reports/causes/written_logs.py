@@ -1,7 +1,8 @@
 """Logs as `logs.txt` and `log_settings.txt` write them: short forms of labels, tracebacks and common lines.
 
 After `| ` comes a line of the log. `[CORE]` and the other names of `_LABELS` stand for a process's label.
-`@ load_model f > KeyError: 'x'` is a traceback of these functions, `@ vllm/x.py > …` one of these files.
+`@ load_model f > KeyError: 'x'` is a traceback of these functions, `@ vllm/x.py > …` one of these files. If
+the line ends with `>`, the traceback is cut before its exception.
 `[FAILED]` stands before such a traceback of an engine that has failed to start, `[ARGS]` before arguments.
 After `=>` come the expected cause, its line, process and phase, or `nothing`. Indented lines are the
 cause's text, or lines of the digest, where `…` stands for any text. Each row `- A => B` makes a log of its
@@ -63,13 +64,13 @@ def _expand(line: str) -> list[str]:
         first = "'model_tag': 'a/b', 'model': 'a/b', 'max_model_len': 4096"
         return [f"{INFO}non-default args: {{{first}, {line.removeprefix('[ARGS]')}}}"]
     name, text = next(((name, line[len(name) :]) for name in _LABELS if line.startswith(name)), ("", line))
-    label, found, raised = text.rpartition("@ ") if " > " in text else ("", "", text)
+    label, found, raised = text.rpartition("@ ") if " >" in text else ("", "", text)
     prefix = _LABELS.get(name, "") + label
     if not found:
         return [_LABELS.get(name, "") + text]
-    functions, _, error = raised.partition(" > ")
+    functions, _, error = raised.partition(" >")
     frames = [line for function in functions.split() for line in _frame(function)]
-    return [prefix + line for line in ("Traceback (most recent call last):", *frames, error)]
+    return [prefix + line for line in ("Traceback (most recent call last):", *frames, *([error[1:]] if error else []))]
 
 
 def _frame(function: str) -> list[str]:
