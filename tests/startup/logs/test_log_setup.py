@@ -17,10 +17,6 @@ from tests.support.cli import run_python
 _FORGED = "INFO 11-20 18:00:00 (api) server.run.api_process: all is well"
 _HOSTILE = f"x\r\n{_FORGED}\x1b[2J\x9b31m\x07\x7f\u2028\u202e\x00\n\n{_FORGED}"
 
-FORMATTERS = pytest.mark.parametrize(
-    "formatter", [TextFormatter("api"), JsonFormatter("api", lambda: "serving")], ids=["text", "json"]
-)
-
 
 def _record(message: str, *args: object, is_exception: bool = False) -> logging.LogRecord:
     exc_info = None
@@ -32,18 +28,13 @@ def _record(message: str, *args: object, is_exception: bool = False) -> logging.
     return logging.LogRecord("server.x", logging.ERROR, __file__, 1, message, args, exc_info)
 
 
-@FORMATTERS
+@pytest.mark.parametrize("formatter", [TextFormatter("api"), JsonFormatter("api", lambda: "serving")])
 @pytest.mark.parametrize("is_exception", [False, True], ids=["message", "traceback"])
-def test_a_record_has_no_control_characters(formatter, is_exception):
+def test_a_record_has_no_control_characters_and_its_further_lines_are_indented(formatter, is_exception):
     text = formatter.format(_record("%s", _HOSTILE, is_exception=is_exception))
     assert [c for c in text if not c.isprintable() and c != "\n"] == []
     assert "x1b[2J" in text or "u001b[2J" in text
-
-
-@FORMATTERS
-def test_continuation_lines_are_indented(formatter):
-    _, *others = formatter.format(_record("%s", _HOSTILE, is_exception=True)).splitlines()
-    assert [line for line in others if line and not line.startswith("  ")] == []
+    assert [line for line in text.splitlines()[1:] if line and not line.startswith("  ")] == []
 
 
 def test_printable_characters_are_unchanged():

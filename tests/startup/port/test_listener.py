@@ -9,16 +9,6 @@ from startup.port.listener import describe, listen
 from tests.support.ports import free_port, needs_ipv6
 
 
-def test_connections_are_accepted_by_the_kernel_before_accept_is_called():
-    with (
-        listen(host="127.0.0.1", port=0, uds=None) as listener,
-        socket.create_connection(listener.getsockname(), timeout=60) as client,
-    ):
-        accepted, address = listener.accept()
-        accepted.close()
-        assert address == client.getsockname()
-
-
 def test_second_server_on_the_port_fails_with_its_address():
     with listen(host="127.0.0.1", port=0, uds=None) as first:
         port = first.getsockname()[1]

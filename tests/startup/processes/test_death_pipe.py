@@ -79,12 +79,8 @@ def test_a_process_ends_with_the_one_that_forked_it():
         assert _line(process) == ""  # no process holds standard output any more
 
 
-def test_what_fails_again_and_again_pauses_for_longer():
+def test_what_fails_again_pauses_for_longer_and_what_has_worked_goes_on_at_once():
     back_off = BackOff()
     assert [back_off.take_s(9.9) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
-
-
-def test_what_has_worked_for_a_while_goes_on_at_once_and_then_pauses_as_at_first():
-    back_off = BackOff()
-    assert [back_off.take_s(), back_off.take_s(), back_off.take_s(10.0), back_off.take_s()] == [1, 2, 0, 1]
-    assert back_off.num_failures == 2, "in a row"
+    assert [back_off.take_s(10.0), back_off.take_s(), back_off.take_s()] == [0, 1, 2]
+    assert back_off.num_failures == 3, "in a row"

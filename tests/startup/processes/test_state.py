@@ -2,9 +2,7 @@
 
 import json
 import os
-import signal
 import subprocess
-import sys
 
 import pytest
 
@@ -42,32 +40,6 @@ for _ in range(2):
     assert os.waitpid(pid, 0)[1] == 0
 """
 
-_INHERITS = """
-import json, os, resource, signal
-from startup.processes import state
-
-limit = resource.RLIMIT_NOFILE
-begin_fd, changed_fd = os.pipe()
-if (pid := os.fork()) == 0:
-    os.read(begin_fd, 1)
-    state.inherit(os.getppid())
-    blocked = list(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))
-    state.inherit(os.getppid(), 0)
-    given = list(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
-    print(json.dumps([os.umask(0), blocked, given, resource.getrlimit(limit)[0]]), flush=True)
-    os._exit(0)
-os.umask(0o027)
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-resource.setrlimit(limit, (77, resource.getrlimit(limit)[1]))
-os.write(changed_fd, b"x")
-assert os.waitpid(pid, 0)[1] == 0
-"""
-
-
-def test_a_fork_inherits_the_present_state_of_another_process():
-    """The parent may block signals for a moment. What it gives as blocked is not read again."""
-    assert json.loads(run_python(_INHERITS, check=True).stdout) == [0o027, [signal.SIGUSR1], [], 77]
-
 
 def test_what_a_sandbox_hides_stays_as_it_is(monkeypatch):
     monkeypatch.setattr(state, "read_text", lambda path: "")
@@ -85,21 +57,6 @@ def test_forks_draw_different_numbers_and_refresh_their_settings_without_a_threa
         assert (fork.pop("zone"), fork.pop("folder"), fork.pop("threads")) == ("XYZ", str(tmp_path), 1)
     first, second = forks
     assert [source for source in first if first[source] == second[source]] == []
-
-
-def test_the_hub_is_offline_after_its_import():
-    code = (
-        "import os, huggingface_hub.constants\n"
-        "from startup.processes.state import update_hub\n"
-        "os.environ['HF_HUB_OFFLINE'] = '1'\n"
-        "print(huggingface_hub.constants.is_offline_mode())\n"
-        "update_hub({'HF_HUB_OFFLINE': '1'})\n"
-        "print(huggingface_hub.constants.is_offline_mode())\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, text=True, capture_output=True, cwd=ROOT, env=environment, check=True)
-    assert result.stdout.split() == ["False", "True"]
 
 
 @pytest.mark.slow
