@@ -1,7 +1,6 @@
 """Uses a forkserver as a launcher does. `test_forkserver.py` runs this program."""
 
 import atexit
-import json
 import multiprocessing
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from startup.processes import forkserver, forkserver_watch, interpreter, new_program
 
@@ -42,91 +42,89 @@ def _raise() -> None:
     raise ValueError
 
 
-def healthy() -> Any:
-    """The answers of functions that use one forkserver."""
+def healthy() -> None:
+    """All functions use one forkserver."""
     forkserver.ensure_forkserver(_IMPORT)
-    return {each.__name__: each() for each in (ends, exit_functions, contexts, shared, family)}
+    for each in (ends, exit_functions, contexts, shared, family):
+        each()
 
 
-def ends() -> Any:
+def ends() -> None:
     sleeping = _start(time.sleep, 100)
     assert sleeping.exitcode is None
     sleeping.kill()
     sleeping.join(60)
-    codes = {"returns": _end(os.getpid), "exits with 7": _end(sys.exit, 7), "raises": _end(_raise)}
-    return codes | {"is killed": sleeping.exitcode}
+    assert (sleeping.exitcode, _end(os.getpid), _end(sys.exit, 7), _end(_raise)) == (-signal.SIGKILL, 0, 7, 1)
 
 
-def refused() -> Any:
-    """After an import that refuses forks: for two threads, whether their processes are forks."""
+def refused() -> None:
+    """After an import that refuses forks, processes of other threads are forks in spite of the risk."""
     forkserver.ensure_forkserver("tests.startup.processes.refuses_forks")
     with ThreadPoolExecutor(1) as thread:
-        return {"on the main thread": _is_fork(), "on another thread": thread.submit(_is_fork).result()}
+        assert not _is_fork()
+        assert thread.submit(_is_fork).result(), "there, it cannot be a new program"
 
 
 def _is_fork() -> bool:
     ours, theirs = multiprocessing.Pipe()
     _start(_describe, theirs, 0)
-    return bool(ours.recv()["parent"] == _server_pid())
+    return bool(ours.recv()[0] == _server_pid())
 
 
-def exit_functions() -> Any:
-    """The exit functions that a process runs. It runs its own, and not those of the forkserver."""
+def exit_functions() -> None:
+    """A process runs its own exit functions, and not those of the forkserver."""
     ours, theirs = multiprocessing.Pipe()
     process = _start(_register, theirs)
     process.join(60)
-    return [ours.recv(), ours.poll(), process.exitcode]
+    assert (ours.recv(), ours.poll(), process.exitcode) == ("its own", False, 0)
 
 
 def _register(pipe: Connection) -> None:
     atexit.register(pipe.send, "its own")
 
 
-def family() -> Any:
+def family() -> None:
+    """A process and its child have the forkserver as parent, and the words of their logical parent."""
     ours, theirs = multiprocessing.Pipe()
     sys.argv = ["a word"]
     _start(_describe, theirs, 1)
-    facts = [ours.recv(), ours.recv()]
-    return {**facts[0], "parents": [fact["parent"] for fact in facts], "forkserver": _server_pid()}
+    assert [ours.recv(), ours.recv()] == [(_server_pid(), ["a word"], os.devnull)] * 2
 
 
 def _describe(pipe: Connection, depth: int) -> None:
-    pipe.send({"parent": os.getppid(), "words": sys.argv, "stdin": str(Path("/proc/self/fd/0").readlink())})
+    pipe.send((os.getppid(), sys.argv, str(Path("/proc/self/fd/0").readlink())))
     if depth:
         assert _end(_describe, pipe, depth - 1) == 0
 
 
-def contexts() -> Any:
-    """The parents of processes. Since Python 3.14, `forkserver` is the default of `ProcessPoolExecutor`."""
-    found = {}
+def contexts() -> None:
+    """Since Python 3.14, `forkserver` is the default of `ProcessPoolExecutor`."""
     for method in ("spawn", "forkserver"):
         ours, theirs = multiprocessing.Pipe()
         process = multiprocessing.get_context(method).Process(target=_send_parent, args=(theirs,))  # type: ignore[attr-defined]
         process.start()
-        found[method] = ours.recv()
+        assert ours.recv() == _server_pid()
         process.join()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
-        found["pool"] = pool.submit(os.getppid).result()
+        assert pool.submit(os.getppid).result() == _server_pid()
     words = [" ".join(child.cmdline()) for child in psutil.Process().children()]
-    programs = sorted(name for name in ("forkserver", "resource_tracker") for line in words if f"{name} import" in line)
-    return {**found, "server": _server_pid(), "programs": programs}
+    assert [sum(f"{name} import" in line for line in words) for name in ("forkserver", "resource_tracker")] == [1, 1]
 
 
 def _send_parent(pipe: Connection) -> None:
     pipe.send(os.getppid())
 
 
-def shared() -> Any:
+def shared() -> None:
     queue, counter = _CONTEXT.Queue(), _CONTEXT.Value("i", 0)
     memory = shared_memory.SharedMemory(create=True, size=8)
     processes = [_start(_share, queue, counter, memory.name) for _ in range(2)]
-    numbers = [queue.get(timeout=60) for _ in processes]
+    assert [queue.get(timeout=60) for _ in processes] == [3, 3]
     for process in processes:
         process.join(60)
-    value = memory.buf[0]
+    assert (counter.value, memory.buf[0]) == (20, 5)
     memory.close()
     memory.unlink()
-    return {"from the queue": numbers, "counter": counter.value, "memory": value}
 
 
 def _share(queue: Any, counter: Any, name: str) -> None:
@@ -139,18 +137,19 @@ def _share(queue: Any, counter: Any, name: str) -> None:
     queue.put(3)
 
 
-def file_numbers() -> Any:
-    """Whether the import's file has a high number, and what a child reads from our file with this number."""
+def file_numbers() -> None:
+    """An import's file has a high number. A child can read a file of ours with this number all the same."""
     forkserver.ensure_forkserver(_IMPORT)
     ours, theirs = multiprocessing.Pipe()
     _start(_send_number, theirs)
     number = ours.recv()
+    assert number > 200
     read_fd, write_fd = os.pipe()
     os.write(write_fd, b"text")
     os.dup2(read_fd, number)
     _start(_read, theirs, Connection(number, writable=False))
     theirs.close()
-    return number > 200, ours.recv()
+    assert ours.recv() == "text"
 
 
 def _send_number(pipe: Connection) -> None:
@@ -161,9 +160,8 @@ def _read(pipe: Connection, sent: Connection) -> None:
     pipe.send(os.read(sent.fileno(), 10).decode())
 
 
-def dormant() -> Any:
-    """For two starts: whether the dormant forkserver forks. In the second start, it was killed."""
-    found = []
+def dormant() -> None:
+    """The dormant forkserver forks, unless it was killed."""
     for is_killed in (False, True):
         new_program.fork_dormant(lambda: None, {})
         pid = new_program._dormant.pid
@@ -171,59 +169,53 @@ def dormant() -> Any:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         forkserver.ensure_forkserver("decimal")
-        found.append([_server_pid() == pid, _end(sys.exit, 7)])
+        assert (_server_pid() == pid, _end(sys.exit, 7)) == (not is_killed, 7)
         forkserver.kill()
         forkserver._server = None
-    return found
 
 
-def untested() -> Any:
-    """The exit code of a process after the trial. The forkserver and the resource tracker are children."""
+def untested() -> None:
+    """After a trial process, the forkserver and the resource tracker are children."""
     interpreter.NEWEST_TESTED = (3, 10)  # type: ignore[misc]
     forkserver.ensure_forkserver("decimal")
-    return [_end(sys.exit, 7), len(psutil.Process().children())]
+    assert (_end(sys.exit, 7), len(psutil.Process().children())) == (7, 2)
 
 
-def untested_and_broken() -> Any:
+def untested_and_broken() -> None:
     interpreter.NEWEST_TESTED = (3, 10)  # type: ignore[misc]
     start, forkserver.ForkedPopen.start = forkserver.ForkedPopen.start, None  # type: ignore[method-assign,assignment]
-    try:
+    with pytest.raises(OSError, match="is not tested, and a trial process fails: TypeError"):
         forkserver.ensure_forkserver("decimal")
-    except OSError as err:
-        forkserver.ForkedPopen.start = start  # type: ignore[method-assign]
-        is_named = "is not tested, and a trial process fails: TypeError(" in str(err)
-        return [is_named, _end(sys.exit, 7), len(psutil.Process().children())]
-    return None
+    forkserver.ForkedPopen.start = start  # type: ignore[method-assign]
+    assert (_end(sys.exit, 7), len(psutil.Process().children())) == (7, 1)
 
 
-def killed() -> Any:
-    """Whether a process outlives the forkserver, and the exit codes of two later ones."""
+def killed() -> None:
+    """A process outlives the forkserver. Later ones are new programs."""
     forkserver.ensure_forkserver("decimal")
     process = _start(time.sleep, 100)
     forkserver.kill()
-    is_running = process.exitcode is None and psutil.pid_exists(process.pid)
+    assert process.exitcode is None and psutil.pid_exists(process.pid)
     process.kill()
     process.join(60)
-    return {"running": is_running, "later": [_end(os.getpid), _end(os.getpid)]}
+    assert [_end(os.getpid), _end(os.getpid)] == [0, 0]
 
 
-def does_not_answer() -> Any:
-    """Exit codes of two processes. The first finds the forkserver stopped, and the second finds it killed."""
+def does_not_answer() -> None:
+    """The first process finds the forkserver stopped, and the second finds it killed."""
     forkserver_watch._MOST_STOPPED_POLLS = 1  # type: ignore[misc]
     forkserver.ensure_forkserver("decimal")
-    os.kill(forkserver._server.pid, signal.SIGSTOP)
-    return [_end(sys.exit, 7), _end(sys.exit, 7)]
+    os.kill(_server_pid(), signal.SIGSTOP)
+    assert [_end(sys.exit, 7), _end(sys.exit, 7)] == [7, 7]
 
 
-def alone() -> Any:
-    """No process can send requests to the forkserver any more."""
+def alone() -> None:
+    """The forkserver ends if no process can send requests to it any more."""
     forkserver.ensure_forkserver("decimal")
     process = psutil.Process(_server_pid())
     forkserver._server.link.close()
     process.wait(60)
-    return "ended"
 
 
 if __name__ == "__main__":
-    answer = globals()[sys.argv[1]]()
-    print(json.dumps(answer))
+    globals()[sys.argv[1]]()

@@ -1,15 +1,12 @@
 """Processes of multiprocessing are forks of the forkserver, and behave like new programs."""
 
-import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,49 +17,35 @@ ROOT = Path(__file__).parents[3]
 _PROGRAM = "tests.startup.processes.forkserver_program"
 
 
-def _run(question: str) -> tuple[Any, str]:
-    """Runs a function of the program. Returns its answer, and the warnings."""
-    command = [sys.executable, "-m", _PROGRAM, question]
+def _run(case: str) -> str:
+    """Runs a function of the program, which checks what it finds. Returns its warnings."""
+    command = [sys.executable, "-m", _PROGRAM, case]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), done.stderr
+    return done.stderr
 
 
 def test_processes_are_forks_that_behave_like_new_programs():
-    answer, errors = _run("healthy")
-    ends, family, contexts = answer["ends"], answer["family"], answer["contexts"]
-    assert ends == {"returns": 0, "exits with 7": 7, "raises": 1, "is killed": -signal.SIGKILL}
-    assert answer["exit_functions"] == ["its own", False, 0]
-    assert contexts["forkserver"] == contexts["spawn"] == contexts["pool"] == contexts["server"]
-    assert contexts["programs"] == ["forkserver", "resource_tracker"]
-    assert answer["shared"] == {"from the queue": [3, 3], "counter": 20, "memory": 5}
-    assert family["parents"] == [family["forkserver"]] * 2, "a process and its child"
-    assert family["words"] == ["a word"], "sys.argv of the parent"
-    assert family["stdin"] == os.devnull
+    errors = _run("healthy")
     assert (errors.count("Traceback"), errors.splitlines()[-1]) == (1, "ValueError")
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("question", "expected", "warning"),
+    ("case", "warning"),
     [
-        ("file_numbers", [True, "text"], "is in use by a library"),
-        ("killed", {"running": True, "later": [0, 0]}, "the forkserver has exited"),
-        ("does_not_answer", [7, 7], "the forkserver was stopped, and was killed"),
-        # On other threads, they cannot be new programs, so they are forks in spite of the risk.
-        ("refused", {"on the main thread": False, "on another thread": True}, "an import has initialized a driver"),
-        ("alone", "ended", ""),
-        ("dormant", [[True, 7], [False, 7]], ""),
-        ("untested", [7, 2], ""),
-        ("untested_and_broken", [True, 7, 1], ""),
+        ("file_numbers", "is in use by a library"),
+        ("killed", "the forkserver has exited"),
+        ("does_not_answer", "the forkserver was stopped, and was killed"),
+        ("refused", "an import has initialized a driver"),
+        *((case, "") for case in ("alone", "dormant", "untested", "untested_and_broken")),
     ],
 )
-def test_processes_are_forks_or_else_new_programs_with_one_warning(question, expected, warning):
+def test_processes_are_forks_or_else_new_programs_with_one_warning(case, warning):
     """`forkserver_program.py` has the cases."""
-    answer, errors = _run(question)
-    assert answer == expected
+    errors = _run(case)
     assert (warning in errors, errors.count("instead of forked")) == (True, bool(warning))
     assert warning or errors == ""
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,20 +29,11 @@ for line in sys.stdin:
 """
 
 
-class Template:
-    """A process that has imported modules, and reports changes since then."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def find_change(self) -> str:
-        assert self._process.stdin is not None
-        print(file=self._process.stdin, flush=True)
-        return self._process.stdout.readline().strip()
-
-
 @contextmanager
-def running(*modules: str, path: Path | None = None, python: Path | str = sys.executable) -> Iterator[Template]:
+def running(
+    *modules: str, path: Path | None = None, python: Path | str = sys.executable
+) -> Iterator[Callable[[], str]]:
+    """Runs a process that has imported modules. Yields a function that names a change since."""
     code = _TEMPLATE.format(root=str(_ROOT), modules=modules)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     if path is not None:
@@ -51,7 +42,12 @@ def running(*modules: str, path: Path | None = None, python: Path | str = sys.ex
         [python, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout.readline().startswith("ready")
-        yield Template(process)
+
+        def find_change() -> str:
+            print(file=process.stdin, flush=True)
+            return process.stdout.readline().strip()
+
+        yield find_change
         process.stdin.close()
 
 
@@ -83,17 +79,17 @@ def site_of(python: Path) -> Path:
 @pytest.mark.parametrize("text", ["VALUE = 2\n", None], ids=["edited", "removed"])
 def test_another_source_is_a_change(folder, text):
     source = folder / "pack" / "inner" / "part.py"
-    with running("pack.inner.part", "single", path=folder) as template:
+    with running("pack.inner.part", "single", path=folder) as find_change:
         source.unlink() if text is None else source.write_text(text)
-        assert "part.py was changed" in template.find_change()
+        assert "part.py was changed" in find_change()
 
 
 def test_a_source_edited_during_the_imports_is_a_change(folder):
     (folder / "edits.py").write_text(
         "import pathlib, pack.inner.part as part\npathlib.Path(part.__file__).write_text('VALUE = 2\\n')\n"
     )
-    with running("edits", path=folder) as template:
-        assert "part.py was changed" in template.find_change()
+    with running("edits", path=folder) as find_change:
+        assert "part.py was changed" in find_change()
 
 
 def test_a_module_that_the_imports_generate_is_no_change(folder, tmp_path):
@@ -106,19 +102,19 @@ def test_a_module_that_the_imports_generate_is_no_change(folder, tmp_path):
         "sys.path.append(str(cache))\n"
         "import generated\n"
     )
-    with running("generates", path=folder) as template:
-        assert template.find_change() == "none"
+    with running("generates", path=folder) as find_change:
+        assert find_change() == "none"
         (tmp_path / "modules" / "generated.py").write_text("VALUE = 1\n")
-        assert "generated.py was changed" in template.find_change()
+        assert "generated.py was changed" in find_change()
 
 
 def test_bytecode_is_no_change(folder):
-    with running("pack.inner.part", path=folder) as template:
+    with running("pack.inner.part", path=folder) as find_change:
         for package in (folder, folder / "pack", folder / "pack" / "inner"):
             shutil.rmtree(package / "__pycache__", ignore_errors=True)
-        assert template.find_change() == "none"
+        assert find_change() == "none"
         subprocess.run([sys.executable, "-m", "compileall", "-q", folder], check=True)
-        assert template.find_change() == "none"
+        assert find_change() == "none"
 
 
 def _copied_library(folder: Path) -> Path:
@@ -129,12 +125,12 @@ def _copied_library(folder: Path) -> Path:
 def test_a_replaced_library_is_a_change(folder):
     library = _copied_library(folder)
     (folder / "loads.py").write_text(f"import ctypes\nctypes.CDLL({str(library)!r})\n")
-    with running("loads", path=folder) as template:
-        assert template.find_change() == "none"
+    with running("loads", path=folder) as find_change:
+        assert find_change() == "none"
         replaced = library.with_suffix(".new")
         shutil.copy2(library, replaced)
         replaced.rename(library)
-        assert template.find_change() == f"{library} was changed"
+        assert find_change() == f"{library} was changed"
 
 
 def test_a_package_that_only_a_finder_finds_is_checked(folder, tmp_path):
@@ -151,23 +147,23 @@ def test_a_package_that_only_a_finder_finds_is_checked(folder, tmp_path):
         "sys.meta_path.append(Finder)\n"
         "import editable\n"
     )
-    with running("finds", path=folder) as template:
-        assert template.find_change() == "none"
+    with running("finds", path=folder) as find_change:
+        assert find_change() == "none"
         (package / "__init__.py").write_text("VALUE = 1\n")
-        assert template.find_change() == f"{package}/__init__.py was changed"
+        assert find_change() == f"{package}/__init__.py was changed"
 
 
 def test_another_interpreter_is_a_change(python, tmp_path):
-    with running(python=python) as template:
+    with running(python=python) as find_change:
         copy = tmp_path / "copied-python"
         shutil.copy2(python.resolve(), copy)
         python.unlink()
         python.symlink_to(copy)
-        assert "python was changed" in template.find_change()
+        assert "python was changed" in find_change()
 
 
 def test_a_path_file_is_a_change(python, tmp_path):
     site = site_of(python)
-    with running(python=python) as template:
+    with running(python=python) as find_change:
         (site / "__editable__.other-1.0.pth").write_text(str(tmp_path))
-        assert template.find_change() == f"{site}/__editable__.other-1.0.pth was changed"
+        assert find_change() == f"{site}/__editable__.other-1.0.pth was changed"

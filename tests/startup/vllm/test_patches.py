@@ -73,7 +73,7 @@ def test_other_addresses_and_kinds_are_bound_normally(listener):
 _ROOT = Path(__file__).parents[3]
 
 _WITH_TORCH = """
-import json, sys
+import sys
 from startup.vllm.patches.compiler import compiler_imported
 
 with compiler_imported("deferred"):
@@ -103,35 +103,22 @@ def add_five():
         total = torch.tensor(1) + 5
     return total.item()
 
-result = {"dispatched": add_five()}
-result |= {"before": sorted(name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor.")))}
-result["name"] = add_one.__name__
-result["undecorated"] = add_three(torch.tensor(1)).item()
-result["function"] = add_one(torch.tensor(1)).item()
-result["method"] = Model().add_two(torch.tensor(1)).item()
+assert add_five() == 6
+assert not [name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor."))]
+one = torch.tensor(1)
+assert (add_one(one).item(), Model().add_two(one).item(), add_three(one).item()) == (2, 3, 4)
+assert add_one.__name__ == "add_one"
 import torch._dynamo
-result["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-result["dispatched later"] = add_five()
-result["lowering"] = len(lowering.lowerings) > 100
-result["cuda"] = torch.cuda.is_initialized()
-print(json.dumps(result))
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+assert add_five() == 6
+assert len(lowering.lowerings) > 100
+assert not torch.cuda.is_initialized()
 """
 
 
 @pytest.mark.thorough
 def test_torch_compiles_a_function_on_its_first_call():
-    assert json.loads(python_output(_WITH_TORCH, cwd=_ROOT)) == {
-        "dispatched": 6,
-        "dispatched later": 6,
-        "before": [],
-        "name": "add_one",
-        "undecorated": 4,
-        "function": 2,
-        "method": 3,
-        "graphs": 2,
-        "lowering": True,
-        "cuda": False,
-    }
+    python_output(_WITH_TORCH, cwd=_ROOT)
 
 
 @pytest.mark.thorough
@@ -365,7 +352,7 @@ async def test_the_task_that_waits_for_outputs_ends_before_it_learns_that_the_en
 
 
 _WITH_FROZEN_HEAP = """
-import gc, json
+import gc
 from startup.imports.finder import place
 from startup.vllm.patches.cuda_graphs import FROZEN_HEAP
 place(FROZEN_HEAP)
@@ -375,16 +362,14 @@ gc.collect()
 gc.freeze()
 with freeze_gc_for_cudagraph_capture():
     pass
-result = [any(each is imported for each in gc.get_objects())]
+assert not any(each is imported for each in gc.get_objects())
 gc.unfreeze()
-print(json.dumps([*result, any(each is imported for each in gc.get_objects())]))
+assert any(each is imported for each in gc.get_objects()), "other code can still unfreeze the heap"
 """
 
 
 def test_after_a_capture_of_graphs_the_collector_still_does_not_visit_imported_objects():
-    path = {"PYTHONPATH": f"{FAKE}:{_ROOT}"}
-    done = python_output(_WITH_FROZEN_HEAP, environment=path)
-    assert json.loads(done) == [False, True], "other code can still unfreeze the heap"
+    python_output(_WITH_FROZEN_HEAP, environment={"PYTHONPATH": f"{FAKE}:{_ROOT}"})
 
 
 @pytest.fixture
