@@ -38,13 +38,6 @@ def large(tmp_path: Path) -> Path:
     return tmp_path / "large"
 
 
-def believe_that_nothing_exists(monkeypatch: pytest.MonkeyPatch, location: Any) -> None:
-    async def is_missing(*_: object) -> bool:
-        return False
-
-    monkeypatch.setattr(location._system, "_exists", is_missing)
-
-
 def test_a_record_costs_one_request_after_the_listing(s3, tmp_path, monkeypatch):
     path = tmp_path / "a.zip"
     save_archive(path, {"vllm/a": os.urandom(2_000_000)})
@@ -68,8 +61,11 @@ def test_a_record_costs_one_request_after_the_listing(s3, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("is_large", [False, True], ids=["one request", "parts"])
 def test_of_several_writers_at_once_one_adds_the_archive(is_large, address, path, large, monkeypatch):
-    location = open_location(address)
-    believe_that_nothing_exists(monkeypatch, location)
+    async def is_missing(*_: object) -> bool:
+        return False
+
+    location: Any = open_location(address)
+    monkeypatch.setattr(location._system, "_exists", is_missing)
     source = large if is_large else path
     with ThreadPoolExecutor(4) as pool:
         results = [*pool.map(lambda _: location.add(NAME, source), range(1 if is_large and "gs:" in address else 4))]

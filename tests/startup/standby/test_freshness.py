@@ -117,13 +117,8 @@ def test_bytecode_is_no_change(folder):
         assert find_change() == "none"
 
 
-def _copied_library(folder: Path) -> Path:
-    """Copies a library that is not of the standard library, which may be built into the interpreter."""
-    return Path(shutil.copy2(_psutil_linux.__file__, folder / "_copied.so"))
-
-
 def test_a_replaced_library_is_a_change(folder):
-    library = _copied_library(folder)
+    library = Path(shutil.copy2(_psutil_linux.__file__, folder / "_copied.so"))  # the standard library may be built in
     (folder / "loads.py").write_text(f"import ctypes\nctypes.CDLL({str(library)!r})\n")
     with running("loads", path=folder) as find_change:
         assert find_change() == "none"

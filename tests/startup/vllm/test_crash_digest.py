@@ -31,11 +31,6 @@ _FAILED = 3
 _KILLED = "SIGKILL, not by the kernel's OOM killer"
 
 
-def _run(folder: Path, crash: str, *words: str) -> subprocess.CompletedProcess[str]:
-    given = environment(folder, **{_CRASH: crash})
-    return run_fake(folder, "--host", "127.0.0.1", "--port", str(free_port()), *words, env=given)
-
-
 def _digest(text: str) -> list[str]:
     """The lines of the digest, which are the last lines."""
     lines = text.splitlines()
@@ -57,7 +52,8 @@ def _digest(text: str) -> list[str]:
     ],
 )
 def test_a_failed_start_ends_with_the_first_cause(crash, words, process, cause, folder):
-    done = _run(folder, crash, *words)
+    env = environment(folder, **{_CRASH: crash})
+    done = run_fake(folder, "--host", "127.0.0.1", "--port", str(free_port()), *words, env=env)
     assert done.returncode == _FAILED, done.stderr
     first, second, third, code, log = _digest(done.stderr)
     assert process in first

@@ -14,13 +14,6 @@ pytestmark = pytest.mark.thorough
 _WATCHED = ("--engine-watchdog-timeout", "3")
 
 
-def _suspend(start: FakeStart, title: str) -> int:
-    process = start.named(title)
-    process.suspend()
-    wait_until(lambda: process.status() == "stopped")
-    return process.pid
-
-
 @pytest.mark.parametrize(
     ("title", "name", "num_servers"),
     [("VLLM::EngineCor", "EngineCore", 2), ("VLLM::Worker_0", "VllmWorker-0", 1)],
@@ -31,8 +24,10 @@ def test_a_stopped_process_ends_vllm_with_its_name(folder, title, name, num_serv
     with FakeStart(folder, *_WATCHED, *words) as start:
         start.wait_ready()
         readers = [StreamReader(start.url, 100_000) for _ in range(4)]
-        pid = _suspend(start, title)
-        found = f"stopped by a signal: {name} (pid {pid})"
+        process = start.named(title)
+        process.suspend()
+        wait_until(lambda: process.status() == "stopped")
+        found = f"stopped by a signal: {name} (pid {process.pid})"
         if num_servers == 1:
             start.wait_status(503)
             answer = start.ask("/health").json
@@ -43,7 +38,7 @@ def test_a_stopped_process_ends_vllm_with_its_name(folder, title, name, num_serv
             assert f" requests run; {found}" in last["error"]["message"]
             assert end is None
         assert start.process.wait(60) == 1
-        assert f"Error: {name} (pid {pid}) failed while it served." in start.log
+        assert f"Error: {name} (pid {process.pid}) failed while it served." in start.log
         assert "Cause: the engine hung: EngineHangError: it was silent for 3 s (--engine-watchdog" in start.log
 
 

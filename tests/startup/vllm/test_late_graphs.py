@@ -105,13 +105,6 @@ def engine(captured, monkeypatch, tmp_path) -> _Engine:
     return engine
 
 
-def _batch(engine: _Engine, *num_tokens: int) -> None:
-    """Runs a batch with a request for each number of tokens."""
-    scheduled = {str(number): tokens for number, tokens in enumerate(num_tokens)}
-    output = SimpleNamespace(total_num_scheduled_tokens=sum(num_tokens), num_scheduled_tokens=scheduled)
-    engine.model_executor.execute_model(output)
-
-
 def test_an_idle_engine_captures_decode_graphs_and_then_the_others_smallest_first(engine, captured, tmp_path):
     while not engine.process_input_queue_block or len(captured) < 12:
         engine._process_input_queue()
@@ -134,7 +127,9 @@ def test_an_idle_engine_captures_decode_graphs_and_then_the_others_smallest_firs
     ids=["padded decode", "decode", "mixed", "decode with a graph", "mixed with a graph", "too large"],
 )
 def test_the_graph_for_the_latest_batch_comes_first(engine, captured, num_tokens, first):
-    _batch(engine, *num_tokens)
+    scheduled = {str(number): tokens for number, tokens in enumerate(num_tokens)}
+    output = SimpleNamespace(total_num_scheduled_tokens=sum(num_tokens), num_scheduled_tokens=scheduled)
+    engine.model_executor.execute_model(output)
     engine._process_input_queue()
     assert captured[0] == first
 

@@ -171,12 +171,13 @@ def test_a_manager_that_does_not_exist_is_an_error(tmp_path):
 
 
 def test_a_message_that_may_be_lost_does_not_wait_for_a_busy_manager():
-    with short_folder() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+    datagrams = (socket.AF_UNIX, socket.SOCK_DGRAM)
+    with short_folder() as folder, socket.socket(*datagrams) as manager, socket.socket(*datagrams) as sender:
         manager.bind(str(folder / "notify"))
         relay = NotifyRelay(str(folder / "notify"))
         for _ in range(1000):  # more than the queue of a socket takes
-            server_pid = _sent_by_this_process(relay.address, b"WATCHDOG=1")
-            relay.forward(server_pid)
+            sender.sendto(b"WATCHDOG=1", f"\0{relay.address[1:]}")
+            relay.forward(os.getpid())
         relay.close()
         manager.setblocking(False)
         num_received = 0
@@ -184,9 +185,3 @@ def test_a_message_that_may_be_lost_does_not_wait_for_a_busy_manager():
             while manager.recv(64) == b"WATCHDOG=1":
                 num_received += 1
         assert num_received > 0
-
-
-def _sent_by_this_process(address: str, message: bytes) -> int:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.sendto(message, f"\0{address[1:]}")
-    return os.getpid()

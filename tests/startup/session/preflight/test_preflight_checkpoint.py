@@ -5,6 +5,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from typing import Final
 
 import pytest
@@ -65,15 +66,11 @@ def _with_torch_file(content: bytes) -> Damage:
     return damage
 
 
-def _cut_torch_file(num_missing: int) -> Damage:
-    def damage(folder: ModelFolder) -> None:
-        remove_safetensors(folder)
-        path = folder.path / "pytorch_model.bin"
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("data.pkl", b"weights" * 1000)
-        os.truncate(path, path.stat().st_size - num_missing)
-
-    return damage
+def _torch_file() -> bytes:
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("data.pkl", b"weights" * 1000)
+    return file.getvalue()
 
 
 def remove_safetensors(folder: ModelFolder) -> None:
@@ -131,7 +128,7 @@ FAULTS: Final[list[tuple[Damage, str, str]]] = [
         for content in (b"", b"[]", b"\xff\xfe", b'{"model_type": ')
     ),
     (_written("config.json", b'{"hidden_size": 8}'), "config", "names neither model_type nor architectures"),
-    *((_cut_torch_file(num_missing), "weights", "is truncated") for num_missing in (1, 100, 5000)),
+    *((_with_torch_file(_torch_file()[:-num_missing]), "weights", "is truncated") for num_missing in (1, 100, 5000)),
     (_with_torch_file(b"<html>"), "weights", "is not a PyTorch checkpoint: it has 6 bytes"),
 ]
 

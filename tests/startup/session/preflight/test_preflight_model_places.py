@@ -101,11 +101,6 @@ def test_a_name_of_another_tool_is_an_error_with_the_name_to_write(name, preflig
     assert finding.message.startswith(f"MODEL {name} is written in the form of another tool: write team/model")
 
 
-def _write(path: Path, content: str = "") -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(content)
-
-
 @pytest.mark.parametrize(
     ("others", "text"),
     [
@@ -125,7 +120,7 @@ def _write(path: Path, content: str = "") -> None:
 )
 def test_of_several_files_for_one_purpose_the_log_says_which_is_read(others, text, folder, preflight, caplog):
     for name in others:
-        _write(folder.path / name, '{"chat_template": "x"}' if name.endswith(".json") else "x")
+        (folder.path / name).write_text('{"chat_template": "x"}' if name.endswith(".json") else "x")
     report = preflight(folder.path)
     (*_, message) = [f.message for f in report.findings if f.check == "choice"] or [""]
     assert (text or "") in message
