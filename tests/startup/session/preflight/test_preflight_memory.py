@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -28,78 +29,43 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("startup.imports.torch_environment._GPU_DEVICES", ())
 
 
-_ROOMY = MemoryState(8 << 30, 16 << 30)
-_LITTLE = MemoryState(300 * MIB, 400 * MIB)
 _FOR_1000_TOKENS = MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB)
-_LONG = {"max_model_len": 9000, "allow_long_max_model_len": True}
+_MEMORY = {
+    "roomy": MemoryState(8 << 30, 16 << 30),
+    "little": MemoryState(300 * MIB, 400 * MIB),
+    "little container": MemoryState(300 * MIB, 400 * MIB, is_cgroup=True),
+    "600 MiB": MemoryState(600 * MIB, 800 * MIB),
+    "2048 MiB": MemoryState(2048 * MIB, 4096 * MIB),
+    "1000 tokens": _FOR_1000_TOKENS,
+    "8192 tokens": _FOR_1000_TOKENS._replace(available_bytes=(500 + 258) * MIB + 8192 * KV_BYTES),
+}
 
 
-@pytest.mark.parametrize(
-    ("memory", "options", "severity", "check", "text"),
-    [
-        (
-            _LITTLE,
-            {},
-            *("error", "memory"),
-            "256.6 MiB for the weights in bfloat16 … 180.0 MiB for the KV cache of one sequence of 8192 tokens … 300.0 "
-            "MiB of the machine's 400.0 MiB are available … take a smaller or quantized model or free memory",
-        ),
-        (
-            _LITTLE._replace(is_cgroup=True),
-            {},
-            *("error", "memory"),
-            "of the container's 400.0 MiB are available … raise the container's memory limit",
-        ),
-        (
-            MemoryState(600 * MIB, 800 * MIB),
-            {"dtype": "float32"},
-            *("error", "memory"),
-            "513.1 MiB for the weights in float32 … --dtype bfloat16",
-        ),
-        (_FOR_1000_TOKENS, {"max_model_len": 4096}, "error", "memory", "lower --max-model-len to at most 1"),
-        (_FOR_1000_TOKENS, {}, "warning", "memory", ""),
-        (_ROOMY, _LONG, "info", "memory", ""),
-        (
-            _FOR_1000_TOKENS._replace(available_bytes=(500 + 258) * MIB + 8192 * KV_BYTES),
-            {},
-            *("info", "memory"),
-            "936.6 MiB are needed (256.6 MiB for the weights in bfloat16,  … ), 938.0 MiB of the machine's 1.0",
-        ),
-        (_FOR_1000_TOKENS, _LONG, "error", "memory", "KV cache of one sequence of 9000 tokens"),
-        (
-            _ROOMY,
-            {"max_model_len": 100_000},
-            *("error", "max_model_len"),
-            "--max-model-len 100000 is more than the model's own limit of 8192 tokens",
-        ),
-        (
-            _ROOMY,
-            {"max_model_len": 2048, "kv_cache_memory_bytes": 100 * KV_BYTES},
-            *("error", "kv_cache"),
-            f"give {2048 * KV_BYTES} or more, or lower --max-model-len to 100",
-        ),
-        (MemoryState(2048 * MIB, 4096 * MIB), {"kv_cache_memory_bytes": 8 << 30}, "warning", "kv_cache", "Give less"),
-    ],
-)
-def test_a_model_that_does_not_fit_is_told_with_the_numbers(
-    model_path, preflight, memory, options, severity, check, text
-):
-    found, message = message_of(preflight(model_path, memory=memory, **options), check)
+@pytest.mark.parametrize("fit", Path(__file__).with_name("memory_fits.txt").read_text().splitlines())
+def test_a_model_that_does_not_fit_is_told_with_the_numbers(model_path, preflight, fit):
+    """Each line has the memory, options, and the finding: severity, check, and texts of its message."""
+    words, expected = fit.split(" => ")
+    finding, _, texts = expected.partition(":")
+    memory = max((name for name in _MEMORY if words.startswith(name)), key=len)
+    options = dict(word.split("=") for word in words.removeprefix(memory).split())
+    options = {name: int(value) if value.isdigit() else value for name, value in options.items()}
+    severity, check = finding.split()
+    found, message = message_of(preflight(model_path, memory=_MEMORY[memory], **options), check)
     assert found == severity
-    assert [part for part in text.split(" … ") if part not in message] == [], message
+    assert [text for text in texts.strip().split(" … ") if text not in message] == [], message
 
 
 def test_with_a_gpu_the_machines_memory_is_not_checked(model_path, preflight, monkeypatch):
     monkeypatch.setattr("startup.session.preflight.memory_fit.expects_gpu", lambda: True)
-    assert preflight(model_path, memory=_LITTLE).findings == ()
+    assert preflight(model_path, memory=_MEMORY["little"]).findings == ()
 
 
 @pytest.mark.parametrize(
     ("memory", "size", "most"),
     [
-        (_ROOMY, None, 8192),
+        (_MEMORY["roomy"], None, 8192),
         (_FOR_1000_TOKENS, None, 1000),
-        (_ROOMY, 700 * KV_BYTES, 700),
+        (_MEMORY["roomy"], 700 * KV_BYTES, 700),
     ],
     ids=["model", "memory", "cache_size"],
 )
