@@ -24,18 +24,12 @@ def found(report: PreflightReport, check: str, severity: str = "error") -> list[
 @pytest.mark.parametrize(
     ("variables", "severity", "told"),
     [
-        pytest.param(
-            {"VLLM_WORKER_MULTIPROC_METHOD": "forksever", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "soon"},
-            "error",
-            ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "'forksever' … did you mean 'forkserver'?"],
-            id="all wrong ones at once",
-        ),
-        pytest.param({"VLLM_SERVER_DEV_MODE": "maybe"}, "error", ["VLLM_SERVER_DEV_MODE"], id="others need it"),
-        pytest.param({"VCLI_NO_SUCH_THING": "1"}, "warning", ["VCLI_NO_SUCH_THING"], id="misspelt"),
-        pytest.param(
-            {"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}, "info", ["does not read VLLM_ATTENTION_BACKEND:"], id="vLLM's"
-        ),
+        ({"VLLM_WORKER_MULTIPROC_METHOD": "forksever"}, "error", ["'forksever' … did you mean 'forkserver'?"]),
+        ({"VLLM_LOGGING_LEVEL": "X", "VLLM_SERVER_DEV_MODE": "X"}, "error", ["VLLM_LOGGING", "VLLM_SERVER_DEV_MODE"]),
+        ({"VCLI_NO_SUCH_THING": "1"}, "warning", ["VCLI_NO_SUCH_THING"]),
+        ({"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}, "info", ["does not read VLLM_ATTENTION_BACKEND:"]),
     ],
+    ids=["one", "all wrong ones at once", "misspelt", "of vLLM"],
 )
 def test_variables_are_examined_once(variables, severity, told, preflight, monkeypatch):
     for name, value in variables.items():
