@@ -11,38 +11,25 @@ from tools.phase_chart import Bar, Group, draw_phases
 from vllm_cli.bench.phases import median_phases
 
 
-class _Start(NamedTuple):
-    """A bar of the chart: the starts of vllm-cli or of its peer in one step."""
+class _Group(NamedTuple):
+    """The steps of a group: starts of vllm-cli and of its peer, and starts of vllm-cli beside a standby."""
 
-    label: str
+    peer: str
     step: str
-    is_peer: bool = False
+    warm_step: str = ""
 
 
 _GROUPS: Final = {
-    "vLLM on one H200, default (compiled), 135 million parameters": (
-        _Start("vllm serve", "H200, compiled, later", is_peer=True),
-        _Start("vllm-cli", "H200, compiled, later"),
-        _Start("vllm-cli beside a standby", "H200, compiled, beside a standby"),
+    "vLLM on one H200, default (compiled), 135 million parameters": _Group(
+        "vllm serve", "H200, compiled, later", "H200, compiled, beside a standby"
     ),
-    "vLLM on one H200, --enforce-eager": (
-        _Start("vllm serve", "H200, eager, later", is_peer=True),
-        _Start("vllm-cli", "H200, eager, later"),
-        _Start("vllm-cli beside a standby", "H200, eager, beside a standby"),
+    "vLLM on one H200, --enforce-eager": _Group("vllm serve", "H200, eager, later", "H200, eager, beside a standby"),
+    "vLLM on two cores, --enforce-eager": _Group("vllm serve", "start, eager", "warm start, eager"),
+    "vLLM on two cores, --enforce-eager, 1.5 billion parameters": _Group(
+        "vllm serve", "start, eager, 1.5 billion parameters"
     ),
-    "vLLM on two cores, --enforce-eager": (
-        _Start("vllm serve", "start, eager", is_peer=True),
-        _Start("vllm-cli", "start, eager"),
-        _Start("vllm-cli beside a standby", "warm start, eager"),
-    ),
-    "vLLM on two cores, --enforce-eager, 1.5 billion parameters": (
-        _Start("vllm serve", "start, eager, 1.5 billion parameters", is_peer=True),
-        _Start("vllm-cli", "start, eager, 1.5 billion parameters"),
-    ),
-    "Embedded engine on two cores, 135 million parameters": (
-        _Start("transformers serve", "start, embedded", is_peer=True),
-        _Start("vllm-cli", "start, embedded"),
-        _Start("vllm-cli beside a standby", "warm start, embedded"),
+    "Embedded engine on two cores, 135 million parameters": _Group(
+        "transformers serve", "start, embedded", "warm start, embedded"
     ),
 }
 _NOTES: Final = (
@@ -53,19 +40,24 @@ _NOTES: Final = (
 
 def draw_chart(figures: Figures) -> str:
     """The chart as SVG: starts of one machine with a GPU, then of one without. It shows what was measured."""
-    steps = {start.step for starts in _GROUPS.values() for start in starts}
+    steps = {step for group in _GROUPS.values() for step in (group.step, group.warm_step)}
     machines = {machine_of(figures, (step for step in steps if is_of_gpu(step) is kind)) for kind in (True, False)}
     runs = {step: run for step in sorted(steps) for run in figures.runs_of(step) if run.machine in machines}
-    groups = [Group(title, bars) for title, starts in _GROUPS.items() if (bars := list(_bars(runs, starts)))]
+    groups = [Group(title, bars) for title, group in _GROUPS.items() if (bars := list(_bars(runs, group)))]
     where = sorted({f"machine {run.machine}, {run.date}" for run in runs.values()})
     return draw_phases(groups, notes=[*_NOTES, "; ".join(where)])
 
 
-def _bars(runs: Mapping[str, Measured], starts: tuple[_Start, ...]) -> Iterator[Bar]:
-    for start in starts:
-        if start.step in runs:
-            [rounds] = conditions_of(runs[start.step].result, int(start.is_peer)).values()
-            yield Bar(start.label, divide_median(rounds))
+def _bars(runs: Mapping[str, Measured], group: _Group) -> Iterator[Bar]:
+    starts = (
+        (group.peer, group.step, 1),
+        ("vllm-cli", group.step, 0),
+        ("vllm-cli beside a standby", group.warm_step, 0),
+    )
+    for label, step, side in starts:
+        if step in runs:
+            [rounds] = conditions_of(runs[step].result, side).values()
+            yield Bar(label, divide_median(rounds))
 
 
 def divide_median(rounds: list[Mapping[str, Any]]) -> dict[str, float]:

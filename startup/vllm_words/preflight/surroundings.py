@@ -46,7 +46,7 @@ _LOG_SETTINGS: Final = ("VLLM_CONFIGURE_LOGGING", _LOG_FILE)
 """If one of these variables is set, vLLM may ignore VLLM_LOGGING_LEVEL."""
 _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _SHM_PER_RANK: Final = 1 << 30
-_SHM_OF_ONE_CPU_RANK: Final = 160 << 20
+_SHM_OF_ONE_RANK: Final = {"cpu": 160 << 20}
 """The queue to the worker. On a GPU, a single rank runs in the engine's process."""
 
 
@@ -122,8 +122,7 @@ def _check_shm(start: GivenStart) -> Iterator[Finding]:
     for finding in check_shared_memory():
         yield finding._replace(severity="warning")
     ranks = start.number("--tensor-parallel-size", 1) * start.number("--pipeline-parallel-size", 1)
-    alone = _SHM_OF_ONE_CPU_RANK if start.vllm.device == "cpu" else 0
-    needed = ranks * _SHM_PER_RANK if ranks > 1 else alone
+    needed = ranks * _SHM_PER_RANK if ranks > 1 else _SHM_OF_ONE_RANK.get(start.vllm.device, 0)
     if SHM.is_dir() and 16 << 20 <= (free := free_bytes(SHM)) < needed:
         yield warning(
             "shm",
