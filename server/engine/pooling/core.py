@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 
 from server.engine.base_core import BaseCore, PromptLimits, failed
-from server.engine.compute.linear import pack_linear_layers
+from server.engine.compute.linear import multiply_in_float32, pack_linear_layers
 from server.engine.phases import Phases
 from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
 from server.engine.pooling.heads import PoolingHead
@@ -119,6 +119,7 @@ def build_pooling_core(
     with phases.span("load_weights"):
         pooling = load_pooling_model(files, config, kind)
     model = pooling.encoder.model
+    multiply_in_float32(model)
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     batched = config.max_num_batched_tokens or _BATCHED_TOKENS.get(model.device.type, _BATCHED_TOKENS["cpu"])
     core = PoolingCore(

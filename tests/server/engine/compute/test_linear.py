@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from server.engine.compute import linear as linear_module
-from server.engine.compute.linear import FbgemmProduct, choose_product, pack_linear_layers
+from server.engine.compute.linear import FbgemmProduct, choose_product, multiply_in_float32, pack_linear_layers
 from tests.base.machine.huge_pages import count_huge_bytes, needs_huge_pages
 from tests.server.engine.tiny_models import PACKED, build_model, pack_layers
 from tests.support.tiers import thorough_but_for
@@ -75,6 +75,22 @@ def test_float32_sums_are_rounded_once(in_features, out_features, bias, rounding
     assert _is_packed(layer)
     for batch in (1, 2, 3, 5, 8, 16, 33):
         _assert_one_rounding(layer, torch.randn(1, batch, in_features, dtype=rounding))
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_many_rows_are_multiplied_in_float32_before_a_layer_is_packed(dtype, bias, fbgemm, monkeypatch):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(576, 192, bias=bias, dtype=dtype)
+    multiply_in_float32(layer)
+    types, product = [], F.linear
+    monkeypatch.setattr(F, "linear", lambda x, *rest: types.append(x.dtype) or product(x, *rest))
+    many, few = torch.randn(1, 33, 576, dtype=dtype), torch.randn(1, 3, 576, dtype=dtype)
+    results = [layer(many), layer(few)]
+    assert types == [torch.float32, dtype]
+    monkeypatch.undo()
+    _assert_one_rounding(layer, many)
+    assert torch.equal(results[1], F.linear(few, layer.weight, layer.bias))
 
 
 def test_inputs_may_have_any_layout(rounding):
