@@ -23,7 +23,6 @@ from base.security.api_keys import STATUS_PATHS
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.http.access import CorsPolicy
 from router.http.model_choice import _SERVED, _SERVED_BELOW
-from router.model_entry import ModelEntry
 from tests.router.http.small_router import SmallChild, eventually, post
 from tests.router.http.test_proxy import CHAT, answering, body_of, echo
 from tests.support.ports import free_port
@@ -110,22 +109,6 @@ async def test_a_load_is_answered_when_the_model_is_ready(router, client, path, 
     expected = {"success": True, "id": "org/first", "status": "ready", "start_s": 0.5}
     assert answer == {name: expected[name] for name in answer}
     assert answer["success"]
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "answer"),
-    [
-        ("POST", "/v1/models/one/unload", '{"success":true,"id":"org/first","status":"stopped"}'),
-        ("POST", "/api/models/unload/org/first", '{"success":true,"id":"org/first","status":"stopped"}'),
-        ("POST", "/api/models/unload", "OK"),
-        ("GET", "/unload", "OK"),
-    ],
-)
-async def test_a_model_or_all_are_unloaded(router, ask, method, path, answer):
-    await router.serve(entries=[ModelEntry(name="org/first", aliases=("one",))])
-    await router.start_model("org/first", echo)
-    assert (await ask(method, path)).body.decode().replace(": ", ":").replace(", ", ",") == answer
-    assert not router.pool.children
 
 
 USES = (
@@ -313,16 +296,20 @@ async def test_the_policy_of_a_models_server_does_not_count(router, client, size
             assert "Access-Control-Allow-Credentials" not in response.headers
 
 
-async def test_the_access_log_has_uvicorns_lines(router, ask, caplog):
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "critical"])
+async def test_the_access_log_has_uvicorns_lines_and_its_level(router, ask, caplog, level):
     caplog.set_level(logging.INFO, logger="uvicorn")
-    await router.serve("m", logging=LoggingConfig(disable_access_log_for_endpoints=("/health",)))
+    config = LoggingConfig(uvicorn_log_level=level, disable_access_log_for_endpoints=("/health",))
+    await router.serve("m", logging=config)
     for path in ("/health", "/v1/models?a=%20&api_key=secret"):
         await ask("GET", path)
-    (record,) = [record for record in caplog.records if record.name == ACCESS_LOGGER]
-    assert isinstance(record.args, tuple)
-    assert record.args[1:] == ("GET", "/v1/models?a=%20&api_key=********", "1.1", 200)
-    assert record.getMessage().startswith("127.0.0.1:")
-    assert record.getMessage().endswith('- "GET /v1/models?a=%20&api_key=******** HTTP/1.1" 200')
+    records = [record for record in caplog.records if record.name == ACCESS_LOGGER]
+    assert len(records) == (level in ("debug", "info"))
+    for record in records:
+        assert isinstance(record.args, tuple)
+        assert record.args[1:] == ("GET", "/v1/models?a=%20&api_key=********", "1.1", 200)
+        assert record.getMessage().startswith("127.0.0.1:")
+        assert record.getMessage().endswith('- "GET /v1/models?a=%20&api_key=******** HTTP/1.1" 200')
 
 
 async def test_an_absolute_target_and_a_long_one(router):
@@ -333,15 +320,6 @@ async def test_an_absolute_target_and_a_long_one(router):
     assert b'"/v1/x?a=1"' in await reader.readuntil(b"}")
     writer.write(post("/v1/x?a=" + "1" * 40_000, body_of()))
     assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
-
-
-@pytest.mark.parametrize("level", ["debug", "info", "warning", "critical"])
-async def test_uvicorns_level_counts_for_the_access_log(router, ask, caplog, level):
-    caplog.set_level(logging.INFO, logger="uvicorn")
-    await router.serve("m", logging=LoggingConfig(uvicorn_log_level=level))
-    await ask("GET", "/health")
-    lines = [record for record in caplog.records if record.name == ACCESS_LOGGER]
-    assert bool(lines) == (level in ("debug", "info"))
 
 
 async def test_each_answer_has_the_id_of_its_request(router, ask):
