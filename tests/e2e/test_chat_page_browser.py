@@ -4,17 +4,15 @@ import asyncio
 import json
 import subprocess
 import tarfile
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from base.status_page.page import DATA_PATH, read_page
 from tests.e2e.server_process import ServerProcess
-from tests.support.browser import Browser, Tab, needs_browser
+from tests.support.browser import Browser, PageServer, Tab, needs_browser
 from tests.support.debian_tools import require_tool
-from tests.support.http_server import LocalServer, QuietHandler, serving
+from tests.support.http_server import Request, serving
 
 pytestmark = [pytest.mark.slow, needs_browser]
 _AXE = "axe-core@4.14.1"
@@ -150,38 +148,19 @@ async def test_a_router_has_a_choice_of_models_with_their_buttons(tiny_llama, tm
             await browser.wait_for("document.querySelector('#chat-state').textContent === 'stopped'")
 
 
-class _Written(LocalServer):
-    """Serves the page, and answers a chat with the events of a test."""
+class _Written(PageServer):
+    """Answers a chat with the events of a test."""
 
     def __init__(self) -> None:
-        super().__init__(_Handler)
+        super().__init__(_STATUS)
         self.deltas: list[dict[str, Any]] = []
         self.is_broken_off = False
-        self.requests: list[dict[str, Any]] = []
-        self.continues = threading.Event()
-        self.continues.set()
 
-
-class _Handler(QuietHandler):
-    server: _Written
-
-    def do_GET(self) -> None:
-        page = read_page()
-        if self.path == DATA_PATH:
-            self.answer(200, _STATUS)
-        else:
-            self.answer(200, page.body, {"Content-Type": "text/html; charset=utf-8", **dict(page.headers)})
-
-    def do_POST(self) -> None:
-        self.server.requests.append(self.read_json())
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.end_headers()
-        self.wfile.write(b": the model starts\n\n")
-        for delta in self.server.deltas:
-            self.wfile.write(f"data: {json.dumps({'choices': [{'delta': delta}]})}\n\n".encode())
-        if not self.server.is_broken_off:
-            self.wfile.write(b'data: {"choices": [], "usage": {"completion_tokens": 7}}\n\ndata: [DONE]\n\n')
+    def answer_post(self, request: Request) -> tuple[Any, ...]:
+        events = [": the model starts", *(f"data: {json.dumps({'choices': [{'delta': one}]})}" for one in self.deltas)]
+        if not self.is_broken_off:
+            events += ['data: {"choices": [], "usage": {"completion_tokens": 7}}', "data: [DONE]"]
+        return 200, "\n\n".join([*events, ""]).encode(), {"Content-Type": "text/event-stream"}
 
 
 @pytest.fixture
@@ -190,33 +169,37 @@ def written() -> Iterator[_Written]:
         yield server
 
 
-async def test_markup_of_a_model_stays_text(written):
+@pytest.fixture
+async def browser(written: _Written) -> AsyncIterator[Browser]:
+    """A browser that shows the chat of `written`."""
+    async with Browser() as browser:
+        await _open(browser, written.url)
+        yield browser
+
+
+async def test_markup_of_a_model_stays_text(written, browser):
     written.deltas = [{"reasoning": f"think {_MARKUP}"}, *({"content": char} for char in _HOSTILE)]
-    async with Browser() as browser:
-        await _open(browser, written.url)
-        await _ask(browser, _MARKUP)
-        assert await browser.evaluate("document.querySelectorAll('.message img, .message script').length") == 0
-        assert await browser.evaluate("[...document.querySelectorAll('.message a')].map(a => a.href)") == [
-            "http://127.0.0.1:9/track.png"
-        ]
-        assert await browser.evaluate("document.title") == "ready – small"
-        assert await browser.evaluate(f"{_LAST}.querySelector('pre').textContent") == _MARKUP
-        assert await browser.evaluate(f"{_LAST}.querySelector('td strong').textContent") == "bold"
-        assert await browser.evaluate(f"{_LAST}.querySelectorAll('li').length") == 2
-        assert not await browser.evaluate(f"{_LAST}.querySelector('details').open")
-        assert _MARKUP in await browser.evaluate(f"{_LAST}.querySelector('details').textContent")
-        assert browser.errors == []
+    await _ask(browser, _MARKUP)
+    assert await browser.evaluate("document.querySelectorAll('.message img, .message script').length") == 0
+    assert await browser.evaluate("[...document.querySelectorAll('.message a')].map(a => a.href)") == [
+        "http://127.0.0.1:9/track.png"
+    ]
+    assert await browser.evaluate("document.title") == "ready – small"
+    assert await browser.evaluate(f"{_LAST}.querySelector('pre').textContent") == _MARKUP
+    assert await browser.evaluate(f"{_LAST}.querySelector('td strong').textContent") == "bold"
+    assert await browser.evaluate(f"{_LAST}.querySelectorAll('li').length") == 2
+    assert not await browser.evaluate(f"{_LAST}.querySelector('details').open")
+    assert _MARKUP in await browser.evaluate(f"{_LAST}.querySelector('details').textContent")
+    assert browser.errors == []
 
 
-async def test_a_stream_without_its_end_is_a_fault_and_is_asked_again(written):
+async def test_a_stream_without_its_end_is_a_fault_and_is_asked_again(written, browser):
     written.deltas, written.is_broken_off = [{"content": "half"}], True
-    async with Browser() as browser:
-        await _open(browser, written.url)
-        assert "broke off" in await _ask(browser, "hello")
-        written.is_broken_off = False
-        await browser.evaluate(f"[...{_LAST}.querySelectorAll('button')].find(b => b.textContent === 'again').click()")
-        await browser.wait_for(f"{_LAST}.innerText.includes('7 tokens')")
-        assert [message["content"] for message in written.requests[1]["messages"]] == ["hello"]
+    assert "broke off" in await _ask(browser, "hello")
+    written.is_broken_off = False
+    await browser.evaluate(f"[...{_LAST}.querySelectorAll('button')].find(b => b.textContent === 'again').click()")
+    await browser.wait_for(f"{_LAST}.innerText.includes('7 tokens')")
+    assert [message["content"] for message in written.posts[1].json["messages"]] == ["hello"]
 
 
 def _button(name: str, number: int) -> str:
@@ -227,76 +210,68 @@ def _button(name: str, number: int) -> str:
 _NUM_MESSAGES = "document.querySelectorAll('.message').length"
 
 
-async def test_a_message_is_edited_and_an_answer_is_continued(written):
+async def test_a_message_is_edited_and_an_answer_is_continued(written, browser):
     written.deltas = [{"content": "Paris"}]
-    async with Browser() as browser:
-        await _open(browser, written.url)
-        assert await browser.evaluate("document.activeElement.id") == "prompt"
-        await _ask(browser, "capitl?")
-        await browser.evaluate(f"{_button('edit', 0)}.click()")
-        assert await browser.evaluate(_NUM_MESSAGES) == 0
-        assert await browser.evaluate("document.querySelector('#prompt').value") == "capitl?"
-        await _ask(browser, "capital?")
-        written.deltas = [{"content": " is it."}]
-        await browser.evaluate(f"{_button('continue', -1)}.click()")
-        await browser.wait_for(f"{_LAST}.querySelector('.text').textContent === 'Paris is it.'")
-        assert [message["content"] for message in written.requests[-1]["messages"]] == ["capital?", "Paris"]
-        assert written.requests[-1]["continue_final_message"]
-        assert not written.requests[-1]["add_generation_prompt"]
-        assert await browser.evaluate(_NUM_MESSAGES) == 2
-        assert browser.errors == []
+    assert await browser.evaluate("document.activeElement.id") == "prompt"
+    await _ask(browser, "capitl?")
+    await browser.evaluate(f"{_button('edit', 0)}.click()")
+    assert await browser.evaluate(_NUM_MESSAGES) == 0
+    assert await browser.evaluate("document.querySelector('#prompt').value") == "capitl?"
+    await _ask(browser, "capital?")
+    written.deltas = [{"content": " is it."}]
+    await browser.evaluate(f"{_button('continue', -1)}.click()")
+    await browser.wait_for(f"{_LAST}.querySelector('.text').textContent === 'Paris is it.'")
+    assert [message["content"] for message in written.posts[-1].json["messages"]] == ["capital?", "Paris"]
+    assert written.posts[-1].json["continue_final_message"]
+    assert not written.posts[-1].json["add_generation_prompt"]
+    assert await browser.evaluate(_NUM_MESSAGES) == 2
+    assert browser.errors == []
 
 
-async def test_nothing_is_lost_without_a_question(written):
+async def test_nothing_is_lost_without_a_question(written, browser):
     written.deltas = [{"content": "yes"}]
-    async with Browser() as browser:
-        await _open(browser, written.url)
-        for count in (2, 4):
-            await _ask(browser, "really?", count=count)
-        names = "[...document.querySelectorAll('.message > b')].filter(b => !b.hidden).map(b => b.textContent)"
-        assert await browser.evaluate(names) == ["small"]
-        await browser.evaluate("asked = []; answer = false; confirm = (text) => { asked.push(text); return answer; }")
-        await browser.evaluate("URL.createObjectURL = (blob) => { exported = blob.text(); return '#'; }")
-        for click in (_button("again", 1), _button("edit", 0), "document.querySelector('#delete-talk')"):
-            await browser.evaluate(f"{click}.click()")
-        assert await browser.evaluate(_NUM_MESSAGES) == 4
-        assert len(await browser.evaluate("asked")) == 3
-        await browser.evaluate("document.querySelector('#export-talk').click()")
-        text = await browser.evaluate("exported", is_promise=True)
-        assert text == "\n".join(["## user\n\nreally?\n", "## assistant\n\nyes\n"] * 2)
-        await browser.evaluate(f"answer = true; {_button('again', 1)}.click()")
-        await browser.wait_for(_HAS_ENDED.format(count=2))
-        await browser.evaluate("document.querySelector('#delete-talk').click()")
-        assert await browser.evaluate(_NUM_MESSAGES) == 0
+    for count in (2, 4):
+        await _ask(browser, "really?", count=count)
+    names = "[...document.querySelectorAll('.message > b')].filter(b => !b.hidden).map(b => b.textContent)"
+    assert await browser.evaluate(names) == ["small"]
+    await browser.evaluate("asked = []; answer = false; confirm = (text) => { asked.push(text); return answer; }")
+    await browser.evaluate("URL.createObjectURL = (blob) => { exported = blob.text(); return '#'; }")
+    for click in (_button("again", 1), _button("edit", 0), "document.querySelector('#delete-talk')"):
+        await browser.evaluate(f"{click}.click()")
+    assert await browser.evaluate(_NUM_MESSAGES) == 4
+    assert len(await browser.evaluate("asked")) == 3
+    await browser.evaluate("document.querySelector('#export-talk').click()")
+    text = await browser.evaluate("exported", is_promise=True)
+    assert text == "\n".join(["## user\n\nreally?\n", "## assistant\n\nyes\n"] * 2)
+    await browser.evaluate(f"answer = true; {_button('again', 1)}.click()")
+    await browser.wait_for(_HAS_ENDED.format(count=2))
+    await browser.evaluate("document.querySelector('#delete-talk').click()")
+    assert await browser.evaluate(_NUM_MESSAGES) == 0
 
 
-async def test_code_is_highlighted(written):
+async def test_code_is_highlighted(written, browser):
     code = "def f(x):  # a // b\n    return 'it\\'s' + str(7 // x)"
     written.deltas = [{"content": f"```python\n{code}\n```\n\n```\ndef\n```"}]
-    async with Browser() as browser:
-        await _open(browser, written.url)
-        await _ask(browser, "code?")
-        assert await browser.evaluate("document.querySelector('pre').textContent") == code
-        spans = "[...document.querySelectorAll('pre span')].map(span => [span.className, span.textContent])"
-        assert await browser.evaluate(spans) == [
-            ["keyword", "def"], ["comment", "# a // b"], ["keyword", "return"], ["string", "'it\\'s'"], ["number", "7"],
-        ]  # fmt: skip
+    await _ask(browser, "code?")
+    assert await browser.evaluate("document.querySelector('pre').textContent") == code
+    spans = "[...document.querySelectorAll('pre span')].map(span => [span.className, span.textContent])"
+    assert await browser.evaluate(spans) == [
+        ["keyword", "def"], ["comment", "# a // b"], ["keyword", "return"], ["string", "'it\\'s'"], ["number", "7"],
+    ]  # fmt: skip
 
 
-async def test_an_image_is_sent_as_data(written):
+async def test_an_image_is_sent_as_data(written, browser):
     written.deltas = [{"content": "a dot"}]
-    async with Browser() as browser:
-        await _open(browser, written.url)
-        await browser.evaluate(
-            "const data = new DataTransfer(); data.items.add(new File([new Uint8Array([1, 2, 3])], 'a.png', "
-            "{ type: 'image/png' })); const input = document.querySelector('#attach'); input.files = data.files; "
-            "input.dispatchEvent(new Event('change'))"
-        )
-        await browser.wait_for("document.querySelectorAll('#pending img').length === 1")
-        await _ask(browser, "what is this?")
-        image, text = written.requests[0]["messages"][0]["content"]
-        assert image["image_url"]["url"] == "data:image/png;base64,AQID"
-        assert text == {"type": "text", "text": "what is this?"}
+    await browser.evaluate(
+        "const data = new DataTransfer(); data.items.add(new File([new Uint8Array([1, 2, 3])], 'a.png', "
+        "{ type: 'image/png' })); const input = document.querySelector('#attach'); input.files = data.files; "
+        "input.dispatchEvent(new Event('change'))"
+    )
+    await browser.wait_for("document.querySelectorAll('#pending img').length === 1")
+    await _ask(browser, "what is this?")
+    image, text = written.posts[0].json["messages"][0]["content"]
+    assert image["image_url"]["url"] == "data:image/png;base64,AQID"
+    assert text == {"type": "text", "text": "what is this?"}
 
 
 @pytest.mark.parametrize("width", [380, 1080])

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from base.status_page.page import DATA_PATH, read_page
 from tests.router.router_process import RouterProcess, foreign
-from tests.support.browser import Browser, needs_browser
-from tests.support.http_server import LocalServer, QuietHandler, serving
+from tests.support.browser import Browser, PageServer, needs_browser
+from tests.support.http_server import Request, serving
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -90,43 +89,30 @@ async def test_the_page_shows_a_stopped_model_and_its_next_start(start_tiny_serv
             assert browser.errors == []
 
 
-class _Router(LocalServer):
-    def __init__(self) -> None:
-        super().__init__(_Handler)
-        self.status = deepcopy(_STATUS)
-        self.posts: list[str] = []
-
-
-class _Handler(QuietHandler):
-    server: _Router
-
-    def do_GET(self) -> None:
-        page = read_page()
-        if self.path == DATA_PATH:
-            self.answer(200, json.dumps(self.server.status).encode())
-        else:
-            self.answer(200, page.body, {"Content-Type": "text/html; charset=utf-8", **dict(page.headers)})
-
-    def do_POST(self) -> None:
-        self.server.posts.append(self.path)
+class _Router(PageServer):
+    def answer_post(self, request: Request) -> tuple[Any, ...]:
         time.sleep(0.5)  # the page is drawn again meanwhile
-        if "qwen" in self.path:
-            self.server.status["models"][0]["status"] = "stopped"
-            self.answer(200, {"status": "stopped"})
-        else:
-            self.answer(503, {"error": {"message": f"no room {_MARKUP}"}})
+        if "qwen" not in request.path:
+            return 503, {"error": {"message": f"no room {_MARKUP}"}}
+        self.status["models"][0]["status"] = "stopped"
+        return 200, {"status": "stopped"}
 
 
 @pytest.fixture
 def router() -> Iterator[_Router]:
-    with serving(_Router()) as server:
+    with serving(_Router(deepcopy(_STATUS))) as server:
         yield server
+
+
+async def _open(browser: Browser, router: _Router) -> None:
+    """Opens the page, and waits for its table of models."""
+    await browser.open(router.url)
+    await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
 
 
 async def test_each_model_has_a_row_and_each_start_a_line(router):
     async with Browser() as browser:
-        await browser.open(router.url)
-        await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
+        await _open(browser, router)
         qwen, smol, failed = await browser.evaluate(_ROWS)
         assert qwen[:2] == ["org/qwenchat · pinned · embedded", "ready"]
         assert qwen[2:8] == ["1 min 10 s", "1.00 GiB", "2", "1", "3", "420 ms"]
@@ -143,8 +129,7 @@ async def test_each_model_has_a_row_and_each_start_a_line(router):
 
 async def test_on_a_phone_each_model_is_a_card_with_its_buttons(router):
     async with Browser(width=390) as browser:
-        await browser.open(router.url)
-        await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
+        await _open(browser, router)
         await browser.evaluate("document.querySelector('#status-tab').click()")
         assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
         cells = "[...document.querySelectorAll('#models td, #models button:not([hidden])')]"
@@ -154,8 +139,7 @@ async def test_on_a_phone_each_model_is_a_card_with_its_buttons(router):
 
 async def test_buttons_load_and_unload_and_show_why_not(router):
     async with Browser() as browser:
-        await browser.open(router.url)
-        await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
+        await _open(browser, router)
         assert await browser.evaluate(_BUTTONS) == ["unload org/qwen", "unload smol", f"load {_MARKUP}"]
         await browser.evaluate("document.querySelectorAll('#models button')[0].click()")
         await browser.wait_for("document.querySelectorAll('#models button')[0].disabled")
@@ -163,16 +147,15 @@ async def test_buttons_load_and_unload_and_show_why_not(router):
         await browser.wait_for(f"({_BUTTONS})[0] === 'load org/qwen'")
         await browser.evaluate("document.querySelectorAll('#models button')[4].click()")
         await browser.wait_for("document.querySelector('#outcome').textContent.includes('no room')")
-        assert router.posts[0] == "/v1/models/org/qwen/unload"
-        assert "/load" in router.posts[1]
+        assert router.posts[0].path == "/v1/models/org/qwen/unload"
+        assert "/load" in router.posts[1].path
         assert await browser.evaluate("document.querySelectorAll('img').length") == 0
 
 
 async def test_buttons_are_hidden_where_a_key_is_needed(router):
     router.status["router"]["needs_key"] = True
     async with Browser() as browser:
-        await browser.open(router.url)
-        await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
+        await _open(browser, router)
         assert await browser.evaluate(_BUTTONS) == []
 
 

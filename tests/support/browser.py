@@ -11,7 +11,9 @@ from typing import Any, Final, Self
 
 import aiohttp
 
+from base.status_page.page import DATA_PATH, read_page
 from tests.support.debian_tools import needs_tool
+from tests.support.http_server import Request, ScriptedServer
 
 _PATIENT_S: Final = 120.0
 _EXECUTABLE: Final = shutil.which("chromium")
@@ -136,3 +138,23 @@ class Browser(Tab):
                 if pages:
                     return str(pages[0]["webSocketDebuggerUrl"])
                 await asyncio.sleep(0.05)
+
+
+class PageServer(ScriptedServer):
+    """Serves the page at `/` with a status that the test writes. A subclass answers what the page posts."""
+
+    def __init__(self, status: dict[str, Any]) -> None:
+        super().__init__(self._decide)
+        self.status = status
+        self.posts: list[Request] = []
+
+    def _decide(self, request: Request) -> tuple[Any, ...]:
+        if request.method == "POST":
+            self.posts.append(request)
+            return self.answer_post(request)
+        page = read_page()
+        headers = {"Content-Type": "text/html; charset=utf-8", **dict(page.headers)}
+        return (200, self.status) if request.path == DATA_PATH else (200, page.body, headers)
+
+    def answer_post(self, request: Request) -> tuple[Any, ...]:
+        raise NotImplementedError
