@@ -126,8 +126,6 @@ def test_a_command_of_vllm_without_vllm_is_one_sentence_and_exit_code_2(invoke):
         (["chat", "--ulr", "x"], "--url"),
         (["bench", "serve", "--modl", "x"], "--model"),
         (["serve", "--help=dtipe"], "dtype"),
-        (["serve", "--max-model-len", "1.5K"], "1.5k"),
-        (["serve", "--engine", "embeded"], "embedded"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -166,12 +164,6 @@ def test_every_suggestion_is_worded_alike(words, suggested, capsys):
 def test_former_commands_and_wrong_flags_name_what_to_write(words, message, capsys):
     assert main(words.split()) == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_former_variable_for_a_limit_ends_the_start(monkeypatch, capsys):
-    monkeypatch.setenv("VCLI_MEMORY_BUDGET", "8G")
-    assert main(["serve", "m"]) == 2
-    assert "VCLI_MEMORY_BUDGET must be unset and replaced by --memory-budget, got '8G'" in capsys.readouterr().err
 
 
 def test_all_errors_of_the_environment_are_printed_with_exit_code_2(monkeypatch, capsys):
