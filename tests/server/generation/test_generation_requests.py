@@ -9,7 +9,7 @@ from server.generation.chat import chat_options
 from server.generation.request import ChatRequest, FunctionDefinition, Tool
 from server.terms.http_body.request_body import _warn
 from server.terms.server_config import GenerationConfig
-from tests.server.generation.requests import Model, decode
+from tests.server.generation.conftest import Model, decode
 
 BAD_VALUES: dict[str, list[Any]] = {
     "temperature": [-0.1, 2.1, "hot"],

@@ -14,7 +14,7 @@ from server.terms.types import GuidedDecoding
 from server.text.parsers.formats import TOOL_FORMATS
 from tests.conversations.conversation import read_lines
 from tests.server.engine.sampling.grammar_texts import build_grammar
-from tests.server.generation.requests import TIME, WEATHER, decode
+from tests.server.generation.conftest import TIME, WEATHER, decode
 
 LINES = [line for _, line in read_lines(Path(__file__).with_name("guided.jsonl"))]
 

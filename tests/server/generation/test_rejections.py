@@ -13,7 +13,7 @@ from server.engine.sampling.grammar import GrammarError
 from server.generation.guided import find_constraint
 from tests.conversations.conversation import differences
 from tests.server.engine.sampling.grammar_texts import build_grammar
-from tests.server.generation.requests import Model, decode, read_cases
+from tests.server.generation.conftest import Model, decode, read_cases
 from tests.server.generation.test_sampling import sample
 
 

@@ -12,7 +12,7 @@ from server.terms.config import ModelFiles
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import GenerationConfig
 from server.terms.types import EngineInfo, SamplingParams
-from tests.server.generation.requests import Model, decode, read_cases
+from tests.server.generation.conftest import Model, decode, read_cases
 
 INFO = EngineInfo(
     model_type="llama",

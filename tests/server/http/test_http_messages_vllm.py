@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from tests.conversations.conversation import differences, without_ids
-from tests.server.apis.anthropic.as_chats import LINES, body_of, chat_of, without_nulls
+from tests.server.apis.anthropic.test_conversion import LINES, body_of, chat_of, without_nulls
 from tests.support.peer_vllm import ask_vllm, needs_vllm
 
 pytestmark = [pytest.mark.slow, needs_vllm]

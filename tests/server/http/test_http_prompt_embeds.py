@@ -1,14 +1,12 @@
 """prompt_embeds in POST /v1/completions, with the real route and renderer."""
 
-import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from server.terms.limits import LimitsConfig
-from server.text.renderers import prompts as prompts_module
-from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
+from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.text.renderers.hf import HfRenderer
 from tests.server.http.conftest import MAX_MODEL_LEN, TEXT, assert_rejected
 from tests.support.embeds_payloads import torch_payload
@@ -43,20 +41,6 @@ def embeds_of(engine) -> dict[str, torch.Tensor | None]:
 def test_without_the_flag_the_error_names_it(server):
     answer = server.complete(prompt=None, prompt_embeds=torch_payload(rows(3)))
     assert_rejected(answer, "prompt_embeds", "--enable-prompt-embeds")
-
-
-@pytest.mark.parametrize("num_prompts", [1, 3])
-def test_rows_are_decoded_in_the_pool(accepting, num_prompts, monkeypatch):
-    threads = []
-
-    def load(*args, **settings):
-        threads.append(threading.current_thread().name)
-        return safe_load_prompt_embeds(*args, **settings)
-
-    monkeypatch.setattr(prompts_module, "safe_load_prompt_embeds", load)
-    body = accepting.complete(prompt=None, prompt_embeds=[torch_payload(rows(3))] * num_prompts).json()
-    assert len(body["choices"]) == num_prompts
-    assert threads == ["renderer_0"] * num_prompts
 
 
 @pytest.mark.parametrize("prompt", [None, "", []], ids=["none", "empty text", "empty list"])

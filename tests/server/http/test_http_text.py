@@ -8,7 +8,7 @@ import pytest
 from server.terms.config import ModelFiles
 from server.terms.types import EngineOutput
 from server.text.renderers.hf import HfRenderer
-from tests.server.generation.requests import TIME
+from tests.server.generation.conftest import TIME
 from tests.server.http.conftest import MESSAGES, MODEL
 
 

@@ -1,27 +1,44 @@
-"""Requests of /v1/messages become chat requests. tests/server/http compares them with those of vLLM."""
+"""Requests of /v1/messages become chat requests. tests/server/http compares them with those of vLLM.
 
+A line of as_chats.jsonl has a request and the chat request that it becomes.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
 import pytest
 
 from base.errors import RequestError
-from server.apis.anthropic.request import CountTokensRequest
-from tests.conversations.conversation import differences
-from tests.server.apis.anthropic.as_chats import LINES, body_of, chat_of
+from server.apis.anthropic.conversion import to_chat_request
+from server.apis.anthropic.request import AnthropicRequest
+from server.terms.http_body.request_body import RequestDecoder
+from tests.conversations.conversation import differences, read_lines
+
+LINES: Final = [line for _, line in read_lines(Path(__file__).with_name("as_chats.jsonl"))]
+
+
+def body_of(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"model": "smol", "max_tokens": 4096, "messages": [{"role": "user", "content": "Hello"}]} | fields
+
+
+def chat_of(body: dict[str, Any], *, merges_system: bool = False) -> dict[str, Any]:
+    """The chat request that the server makes of this body, without nulls."""
+    request = RequestDecoder(AnthropicRequest).decode(msgspec.json.encode(body))
+    chat = msgspec.to_builtins(to_chat_request(request, merges_system=merges_system))
+    return dict(without_nulls(chat))
+
+
+def without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_nulls(member) for name, member in value.items() if member is not None}
+    return [without_nulls(member) for member in value] if isinstance(value, list | tuple) else value
 
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line["why"]) for line in LINES])
 def test_a_message_becomes_a_chat(line):
     chat = chat_of(body_of(line["message"]), merges_system=line.get("merges_system", False))
     assert differences("chat", chat, line["chat"]) == []
-
-
-def test_variables_of_the_template_are_passed_on():
-    assert chat_of(body_of({"chat_template_kwargs": {"a": 1}}))["chat_template_kwargs"] == {"a": 1}
-
-
-def test_counting_converts_the_same_conversation():
-    fields = body_of({"system": "Be short.", "tools": [{"name": "bash", "input_schema": {}}]})
-    counted, generated = chat_of(fields, kind=CountTokensRequest), chat_of(fields)
-    assert (counted["messages"], counted["tools"]) == (generated["messages"], generated["tools"])
 
 
 def test_a_call_cannot_be_required_without_tools():

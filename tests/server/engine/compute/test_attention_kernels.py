@@ -7,7 +7,6 @@ from server.engine.compute import attention_kernels
 from server.engine.compute.attention_kernels import (
     KeyValueCopies,
     attend,
-    attend_in_parts,
     attend_to_part,
     merge_attention,
 )
@@ -23,37 +22,12 @@ def test_repeated_heads_give_the_same_result_as_groups(has_mask, monkeypatch):
     assert torch.allclose(attend(query, keys, values, scale=0.3, mask=mask), grouped, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [None, 0.3])
-def test_merged_parts_are_the_attention_to_all_keys(scale):
-    torch.manual_seed(0)
-    query, keys, values = torch.randn(2, 8, 5, 16) * 4, torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
-    mask = torch.zeros(5, 40).masked_fill_(torch.ones(5, 40).triu(36).bool(), float("-inf"))
-    earlier = attend_to_part(query, keys[:, :, :35], values[:, :, :35], scale=scale)
-    own = attend_to_part(query, keys[:, :, 35:], values[:, :, 35:], scale=scale, is_causal=True)
-    expected = attend(query, keys, values, scale=scale, mask=mask)
-    assert torch.allclose(merge_attention(earlier, own), expected, atol=1e-5)
-    assert torch.allclose(merge_attention(own, earlier), expected, atol=1e-5)
-
-
 def test_parts_of_very_different_weight_are_merged_without_overflow():
     query = torch.full((1, 1, 1, 16), 100.0)
     keys, values = torch.full((1, 1, 2, 16), 100.0), torch.ones(1, 1, 2, 16)
     heavy = attend_to_part(query, keys, values, scale=1.0)
     light = attend_to_part(query, -keys, -values, scale=1.0)
     assert torch.equal(merge_attention(heavy, light), values[:, :, :1])
-
-
-@pytest.mark.parametrize("num_parts", [1, 2, 3, 8])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_attention_in_parts_is_the_attention_to_all_keys(dtype, num_parts):
-    torch.manual_seed(0)
-    query = torch.randn(1, 3, 4, 16, dtype=dtype) * 4
-    keys, values = (torch.randn(64, 3, 16, dtype=dtype)[:43].transpose(0, 1)[None] for _ in range(2))
-    output = attend_in_parts(query, keys, values, scale=0.3, num_parts=num_parts)
-    assert output.dtype == dtype
-    assert torch.allclose(
-        output, attend(query, keys, values, scale=0.3), atol=1e-5 if dtype == torch.float32 else 2**-6
-    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

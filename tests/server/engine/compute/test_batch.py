@@ -11,22 +11,6 @@ SLOT_LEN = 4096
 CPU = torch.device("cpu")
 
 
-def test_decodes_come_first_in_slot_order_then_prompt_chunks_as_given():
-    chunks = [_chunk(slot=5, computed=4, new=3), _chunk(slot=7, computed=9, new=1), _chunk(slot=2, computed=6, new=1)]
-    batch = _pack([chunks[1], chunks[0], chunks[2]])
-    assert batch.chunks == [chunks[2], chunks[1], chunks[0]]
-    assert batch.chunk_rows == [slice(0, 1), slice(1, 2), slice(2, 5)]
-    assert batch.position_ids.tolist() == [[6, 9, 4, 5, 6]]
-    assert batch.input_ids.tolist() == [[206, 709, 504, 505, 506]]
-    assert batch.cache_index.tolist() == [
-        2 * SLOT_LEN + 6,
-        7 * SLOT_LEN + 9,
-        5 * SLOT_LEN + 4,
-        5 * SLOT_LEN + 5,
-        5 * SLOT_LEN + 6,
-    ]
-
-
 def test_neighbours_of_equal_length_share_a_call_without_a_mask():
     [group] = _pack([_chunk(slot=s, computed=9, new=1) for s in (3, 4, 5)]).decode_groups
     assert (group.first_slot, group.last_slot, group.length) == (3, 6, 10)

@@ -2,7 +2,6 @@
 
 import copy
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +9,10 @@ from transformers import PreTrainedModel
 
 from base.errors import EngineStartError
 from server.engine.build import build_core
-from server.engine.compute.batch import pack
 from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds, identify_rows
 from server.engine.phases import Phases
-from server.engine.sequence import Chunk, Sequence
 from server.terms.config import EngineConfig, ModelFiles
-from server.terms.types import PromptInputs, SamplingParams, TensorData
+from server.terms.types import PromptInputs, TensorData
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts, save_model
 from tests.support.tiers import thorough_but_for
@@ -172,27 +169,6 @@ def test_a_model_that_also_uses_token_ids_fails_the_start(plain_llama):
     model.__class__ = UsesTokenIds
     with pytest.raises(EngineStartError, match="UsesTokenIds .* without --enable-prompt-embeds"):
         check_takes_embeds(model)
-
-
-def test_positions_with_several_axes_are_used_and_continue_after_the_prompt(llama):
-    plain = Sequence("plain", [5, 6, 7], SamplingParams(max_tokens=1))
-    placed = Sequence("placed", [0] * 4, SamplingParams(max_tokens=4))
-    own = torch.tensor([[0, 1, 1, 1], [0, 1, 2, 1], [0, 1, 1, 2]])
-    built = FeatureBuilder(llama).build([0] * 4, embeds_of(llama, [1, 2, 3, 4]))
-    placed.features = replace(built, positions=own, position_delta=-1)
-    plain.slot, placed.slot = 0, 1
-    placed.token_ids += [9, 9]
-
-    def positions(*chunks: Chunk) -> list[object]:
-        return pack(list(chunks), slot_len=16, dtype=torch.float32, device=torch.device("cpu")).position_ids.tolist()
-
-    assert positions(Chunk(plain, 3), Chunk(placed, 6)) == [
-        [[0, 1, 2, 0, 1, 1, 1, 3, 4]],
-        [[0, 1, 2, 0, 1, 2, 1, 3, 4]],
-        [[0, 1, 2, 0, 1, 1, 2, 3, 4]],
-    ]
-    placed.num_computed_tokens = 5
-    assert positions(Chunk(placed, 1)) == [[4]]
 
 
 def test_engine_info_has_the_row_width_with_enable_prompt_embeds(tmp_path):

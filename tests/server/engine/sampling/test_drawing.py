@@ -80,12 +80,6 @@ def test_top_p_keeps_the_token_that_reaches_it_and_no_more():
     ]
 
 
-def test_top_p_counts_shares_among_the_tokens_that_top_k_keeps():
-    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
-    assert (_shares(logits, {"top_k": 2, "top_p": 0.57}) > 0).tolist() == [True, False, False, False]
-    assert (_shares(logits, {"top_k": 2, "top_p": 0.58}) > 0).tolist() == [True, True, False, False]
-
-
 @pytest.mark.parametrize("limits", [{}, {"top_p": 0.99}, {"top_k": 3}], ids=str)
 def test_excluded_tokens_are_never_drawn_at_either_end(limits):
     logits = torch.full((500,), float("-inf"))
