@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from base.errors import EngineError
-from server.engine.phases import Phases
-from server.engine.pooling.core import build_pooling_core
-from server.terms.config import EngineConfig, ModelFiles, RendererConfig
+from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import EngineOutput, EngineStats, PoolingParams
-from server.text.model_files.model_kind import read_model_kind
 from server.text.renderers.hf import HfRenderer
+from tests.server.engine.pooling.small_pooling import SmallPooling
 from tests.server.http.conftest import LiveServer, run_app
 from tests.server.server_config import server_config
 
@@ -23,8 +21,8 @@ class PooledEngine:
     """Runs a step when a request waits. Requests of the same iteration of the loop form one batch."""
 
     def __init__(self, folder: Path, **config: Any) -> None:
-        engine, files = EngineConfig(**config), ModelFiles(folder, folder)
-        self.core, self.info = build_pooling_core(read_model_kind(folder, engine), files, engine, Phases())
+        built = SmallPooling(folder, **config)
+        self.core, self.info = built.core, built.info
         self.is_held = False
         """While this is true, nothing is computed."""
         self.requests: dict[str, tuple[list[int], list[int] | None, PoolingParams]] = {}

@@ -43,21 +43,14 @@ def test_a_preempted_sequence_is_computed_again_from_its_first_token():
     engine.assert_nothing_leaked()
 
 
-@pytest.mark.parametrize("architecture", thorough_but_for(SEQUENTIAL, "mamba"))
+@pytest.mark.parametrize("architecture", thorough_but_for([*SEQUENTIAL, "llama"], "mamba", "llama"))
 def test_probe_rejects_the_model_and_does_not_change_it(architecture):
-    model = build_model(architecture, SEQUENTIAL[architecture])
+    model = build_model(architecture, (SEQUENTIAL | PACKED)[architecture])
+    if architecture == "llama":
+        model.model.layers[1].self_attn.layer_idx = 0
     before, implementation = _forward(model), model.config._attn_implementation
-    with pytest.raises(UnsupportedAttentionError):
-        PackedRunner(model).probe()
-    assert model.config._attn_implementation == implementation
-    assert torch.equal(_forward(model), before)
-
-
-def test_probe_restores_a_model_with_unsupported_attention():
-    model = build_model("llama", PACKED["llama"])
-    model.model.layers[1].self_attn.layer_idx = 0
-    before, implementation = _forward(model), model.config._attn_implementation
-    with pytest.raises(UnsupportedAttentionError, match="layer 0 attends more than once"):
+    message = "layer 0 attends more than once" if architecture == "llama" else None
+    with pytest.raises(UnsupportedAttentionError, match=message):
         PackedRunner(model).probe()
     assert model.config._attn_implementation == implementation
     assert torch.equal(_forward(model), before)

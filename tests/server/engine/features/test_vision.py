@@ -201,12 +201,10 @@ def test_a_request_can_be_aborted_before_its_images_are_encoded(qwen):
 
 
 def test_half_precision_features_are_close_to_float32(vision):
-    inputs = _inputs(prompt := vision.prompt("Look: ", (60, 60, 1), "?"))
-    assert inputs is not None
-    features = []
+    prompt, features = vision.prompt("Look: ", (60, 60, 1), "?"), []
     for dtype in ("float32", "bfloat16"):
         model = load_model(vision.path, EngineConfig(dtype=dtype))  # type: ignore[arg-type]
-        features.append(VisionEncoder(model).encode(prompt.token_ids, inputs.mm or {}))
+        features.append(VisionEncoder(model).encode(prompt.token_ids, _tensors(prompt)))
     exact, half = (f.embeds.float() for f in features)
     assert features[1].embeds.dtype == torch.bfloat16
     assert (half - exact).abs().max() < 0.1 * exact.abs().max()
@@ -221,10 +219,8 @@ def test_a_language_model_with_further_arguments_is_rejected(qwen, monkeypatch):
     encoder, prompt = VisionEncoder(model), qwen.prompt((60, 60, 1))
     run = encoder._run
     monkeypatch.setattr(encoder, "_run", lambda *args: run(*args) | {"deepstack_visual_embeds": torch.zeros(1)})
-    inputs = _inputs(prompt)
-    assert inputs is not None
     with pytest.raises(PromptFeaturesError, match="deepstack_visual_embeds"):
-        encoder.encode(prompt.token_ids, inputs.mm or {})
+        encoder.encode(prompt.token_ids, _tensors(prompt))
 
 
 def test_a_text_model_rejects_images(llama):

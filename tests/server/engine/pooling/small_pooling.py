@@ -54,16 +54,18 @@ def tensor(output: EngineOutput) -> torch.Tensor:
 
 def hidden_states(model: PreTrainedModel, prompt: list[int], types: list[int] | None = None) -> torch.Tensor:
     """The hidden states of one prompt alone, without padding."""
-    inputs = {"input_ids": torch.tensor([prompt])} | ({"token_type_ids": torch.tensor([types])} if types else {})
-    with torch.no_grad():
-        return model(**inputs).last_hidden_state[0]  # type: ignore[no-any-return]
+    return _run_alone(model, prompt, types).last_hidden_state[0]  # type: ignore[no-any-return]
 
 
 def logits(model: PreTrainedModel, prompt: list[int], types: list[int] | None = None) -> torch.Tensor:
     """The logits of one prompt alone, without padding."""
+    return _run_alone(model, prompt, types).logits[0]  # type: ignore[no-any-return]
+
+
+def _run_alone(model: PreTrainedModel, prompt: list[int], types: list[int] | None) -> Any:
     inputs = {"input_ids": torch.tensor([prompt])} | ({"token_type_ids": torch.tensor([types])} if types else {})
     with torch.no_grad():
-        return model(**inputs).logits[0]  # type: ignore[no-any-return]
+        return model(**inputs)
 
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:

@@ -286,15 +286,6 @@ async def test_a_prompt_is_sent_and_its_vector_is_returned(client, engine):
     assert (output.data.shape, bytes(output.data.data)) == ((2,), b"12345678")
 
 
-async def test_cancelling_aborts(client, engine):
-    pooling = asyncio.create_task(client.pool("a", [1], POOLING))
-    await engine.receive()
-    pooling.cancel()
-    assert await engine.receive() == Abort(["a"])
-    with pytest.raises(asyncio.CancelledError):
-        await pooling
-
-
 async def test_a_rejection_by_the_engine_raises_an_error(client, engine):
     pooling = asyncio.create_task(client.pool("a", [1], POOLING))
     await engine.receive()
