@@ -14,12 +14,9 @@ from tests.server.generation.conftest import Model, decode
 BAD_VALUES: dict[str, list[Any]] = {
     "temperature": [-0.1, 2.1, "hot"],
     "top_p": [0, 1.1],
-    "top_k": [-2],
     "min_p": [-0.1, 1.1],
     "presence_penalty": [-2.1, 2.1],
     "frequency_penalty": [-2.1, 2.1],
-    "repetition_penalty": [0, -1],
-    "n": [0, -1],
     "max_tokens": [-1],
     "min_tokens": [-1],
     "seed": [2**63, -(2**63) - 1, 1.5],

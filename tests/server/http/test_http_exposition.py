@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -16,7 +15,6 @@ from router.http.model_list import PoolListing
 from router.model_entry import ModelEntry
 from server.operation.metrics.collectors import image_families
 from server.terms.bounded_cache import BoundedCache
-from server.terms.limits import LimitsConfig
 from tests.router.http.small_router import SmallPool
 
 ROOT = Path(__file__).parents[3]
@@ -77,54 +75,6 @@ def test_labels_are_vllms(served):
             assert labels == {"model_name", "engine"} | extra.keys(), name
         for label, values in extra.items():
             assert {sample.labels[label] for sample in found[name].samples} == values
-
-
-def test_sizes_of_bodies_are_counted_as_announced(served, wait_until):
-    before = families(served)["http_request_size_bytes"]
-    num_before = _of_completions(before, "_count")
-    body = b'{"prompt": "The capital of France is", "max_tokens": 3}'
-    url = f"{served.url}/v1/completions"
-    answer = httpx.post(url, content=body, headers={"content-type": "application/json"}, trust_env=False, timeout=120)
-    wait_until(lambda: _of_completions(families(served)["http_request_size_bytes"], "_count") > num_before)
-    after = families(served)
-    assert _of_completions(after["http_request_size_bytes"], "_sum") == _of_completions(before, "_sum") + len(body)
-    assert _of_completions(after["http_request_size_bytes"], "_count") == num_before + 1
-    answered = _of_completions(after["http_response_size_bytes"], "_sum")
-    assert answered >= int(answer.headers["content-length"])
-
-
-def _of_completions(family: Any, suffix: str) -> float:
-    return next(s.value for s in family.samples if s.name.endswith(suffix) and s.labels["handler"] == "/v1/completions")
-
-
-def test_rejected_requests_are_counted_by_the_limit(serve, engine, wait_until):
-    server = serve(limits=LimitsConfig(max_queued_requests=1))
-
-    def rejected() -> dict[str, float]:
-        family = families(server)["vllm:admission_rejections"]
-        assert all(sample.labels["model_name"] == "smol" for sample in family.samples)
-        return {sample.labels["reason"]: sample.value for sample in family.samples}
-
-    assert rejected() == {"max_num_queued_reqs": 0, "max_num_queued_tokens": 0}
-    engine.holds_after = 1
-    with server.send("/v1/completions", {"prompt": "a", "max_tokens": 8}):
-        wait_until(lambda: engine.requests)
-        assert server.complete().status_code == 503
-        assert rejected() == {"max_num_queued_reqs": 1, "max_num_queued_tokens": 0}
-        engine.holds_after = None
-
-
-def test_prompt_tokens_are_counted_by_source(serve, engine, encode):
-    server = serve()
-    engine.num_cached_tokens = 3
-    server.complete()
-    found = families(server)
-    sources = {s.labels["source"]: s.value for s in found["vllm:prompt_tokens_by_source"].samples}
-    num_tokens = len(encode("The capital of France is"))
-    assert sources == {"local_compute": num_tokens - 3, "local_cache_hit": 3}
-    computed = {s.name: s.value for s in found["vllm:request_prefill_kv_computed_tokens"].samples}
-    assert computed["vllm:request_prefill_kv_computed_tokens_sum"] == num_tokens - 3
-    assert [s.value for s in found["vllm:prompt_tokens_cached"].samples if s.name.endswith("_total")] == [3]
 
 
 @pytest.fixture

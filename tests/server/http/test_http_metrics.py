@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-import re
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from base.server_settings import LoggingConfig
 from server.operation.telemetry import StatsLine
+from server.terms.limits import LimitsConfig
 from server.terms.types import EngineStats
 
 LABELS = {"model_name": "smol", "engine": "0"}
@@ -57,6 +57,34 @@ def test_requests_and_tokens_are_counted_exactly(own, encode):
     assert value("vllm:request_params_n_count") == 3
     assert value("vllm:request_max_num_generation_tokens_sum") == 3 + 8 + 2
     assert value("vllm:request_params_max_tokens_sum") == 3 + 2 * 16 + (512 - chat_prompt)
+
+
+def test_prompt_tokens_are_counted_by_source(own, engine, encode):
+    engine.num_cached_tokens = 3
+    own.complete()
+    num_tokens, value = len(encode("The capital of France is")), values_of(own)
+    assert value("vllm:prompt_tokens_by_source_total", source="local_compute") == num_tokens - 3
+    assert value("vllm:prompt_tokens_by_source_total", source="local_cache_hit") == 3
+    assert value("vllm:request_prefill_kv_computed_tokens_sum") == num_tokens - 3
+    assert value("vllm:prompt_tokens_cached_total") == 3
+
+
+def test_rejected_requests_are_counted_by_the_limit(serve, engine, wait_until):
+    server = serve(limits=LimitsConfig(max_queued_requests=1))
+
+    def rejected():
+        labels = [
+            {"model_name": "smol", "reason": reason} for reason in ("max_num_queued_reqs", "max_num_queued_tokens")
+        ]
+        return [samples(server)["vllm:admission_rejections_total", frozenset(each.items())] for each in labels]
+
+    assert rejected() == [0, 0]
+    engine.holds_after = 1
+    with server.send("/v1/completions", {"prompt": "a", "max_tokens": 8}):
+        wait_until(lambda: engine.requests)
+        assert server.complete().status_code == 503
+        assert rejected() == [1, 0]
+        engine.holds_after = None
 
 
 def test_failed_requests_are_counted_and_those_that_never_reach_the_engine_are_not(own, engine):
@@ -132,6 +160,20 @@ def test_http_requests_are_counted_by_route(own):
     assert sum(number for (name, _), number in found.items() if name == "http_request_duration_seconds_count") == 4
 
 
+def test_sizes_of_bodies_are_counted_as_announced(own, wait_until):
+    body = b'{"prompt": "The capital of France is", "max_tokens": 3}'
+    answer = own.post_bytes("/v1/completions", body)
+
+    def found():
+        return {
+            name: value for (name, labels), value in samples(own).items() if ("handler", "/v1/completions") in labels
+        }
+
+    wait_until(lambda: found().get("http_response_size_bytes_count"))
+    assert (found()["http_request_size_bytes_count"], found()["http_request_size_bytes_sum"]) == (1, len(body))
+    assert found()["http_response_size_bytes_sum"] >= int(answer.headers["content-length"])
+
+
 def test_requests_of_disconnected_clients_are_counted_as_aborted(own, engine, wait_until):
     engine.reply = engine.reply * 50
     engine.holds_after = 2
@@ -141,23 +183,6 @@ def test_requests_of_disconnected_clients_are_counted_as_aborted(own, engine, wa
     wait_until(lambda: samples(own).get(("http_requests_total", labels)) == 1)
     assert own.parts.running.num_running == 0
     assert values_of(own)("vllm:request_success_total", finished_reason="abort") == 1
-
-
-DURATION = re.compile(r"(\w+);dur=([\d.]+)")
-
-
-def timing(response):
-    return {name: float(milliseconds) for name, milliseconds in DURATION.findall(response.headers["server-timing"])}
-
-
-@pytest.mark.parametrize("kind", ["complete", "chat"])
-def test_a_response_reports_its_durations(server, engine, kind):
-    engine.queue_s, engine.prefill_s, engine.step_s = 2.0, 3.0, 0.01
-    spent = timing(getattr(server, kind)())
-    assert list(spent) == ["queue", "render", "prefill", "decode"]
-    assert (spent["queue"], spent["prefill"]) == (2000, 3000)
-    assert spent["render"] > 0
-    assert spent["decode"] >= 10
 
 
 def test_rendering_and_waiting_are_metrics(own):
