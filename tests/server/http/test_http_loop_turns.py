@@ -24,7 +24,6 @@ from tests.server.engine.pooling.tiny_poolers import save_pooler
 from tests.server.http.conftest import MODEL, ScriptedEngine, run_app
 from tests.server.http.pooled_engine import PooledEngine
 from tests.server.server_config import server_config
-from tests.server.text.renderers.loop_turns import MeasuredLoop
 from tests.support.tiers import thorough_but_for
 
 MOST_LINES = 20_000
@@ -158,6 +157,33 @@ def send_pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Send]:
         yield from _measure(
             ServerConfig(served_model_names=(MODEL,)), renderer, InstantPooling(PooledEngine(folder).info)
         )
+
+
+class MeasuredLoop(asyncio.SelectorEventLoop):
+    """A loop that counts the lines of Python of its longest turn since `forget`, without other threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.longest_turn = 0
+
+    def forget(self) -> None:
+        """Starts the count again."""
+        self.longest_turn = 0
+
+    def _run_once(self) -> None:
+        num_lines = 0
+
+        def count(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal num_lines
+            num_lines += event in ("line", "call")
+            return count
+
+        sys.settrace(count)
+        try:
+            super()._run_once()
+        finally:
+            sys.settrace(None)
+        self.longest_turn = max(self.longest_turn, num_lines)
 
 
 class InstantEngine(ScriptedEngine):

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,7 +23,6 @@ from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
 from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
-from tests.server.text.renderers.loop_turns import FREE_TURNS, count_turns
 from tests.support.cli import python_output
 from tests.support.embeds_payloads import saved, torch_payload
 
@@ -141,6 +141,24 @@ async def test_no_prompt_is_an_error_and_the_first_fault_of_many_prompts_is_rais
         assert [prompt.text for prompt in rendered] == texts
         with pytest.raises(RequestError, match="Token id -1 "):
             await renderer.render_prompts_async([[1]] * 99 + [[-1]], TextOptions())
+
+
+FREE_TURNS = 10
+"""A loop that is not blocked makes many more turns than this during work of 100 ms or more."""
+
+
+async def count_turns(work: Awaitable[object], *, every_s: float = 0.001) -> int:
+    """Counts the running loop's turns until the work is done. Counts one turn per `every_s` seconds at most.
+
+    A loop that the work blocks makes at most one turn.
+    """
+    task = asyncio.ensure_future(work)
+    num_turns = 0
+    while not task.done():
+        await asyncio.sleep(every_s)
+        num_turns += 1
+    await task
+    return num_turns
 
 
 @pytest.mark.thorough
