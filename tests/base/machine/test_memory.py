@@ -8,13 +8,11 @@ KIB = 1 << 10
 MACHINE = MemoryState(8_000 * KIB, 16_000 * KIB)
 
 
-def test_this_machine_reports_its_memory():
-    state = read_memory()
-    assert 0 < state.available_bytes <= state.total_bytes
-
-
-def test_without_cgroups_the_machines_memory_is_the_limit(system):
+def test_without_cgroups_the_machines_memory_is_the_limit_if_it_is_known(system, tmp_path):
     assert read_memory(system.proc) == MACHINE
+    assert read_memory(tmp_path / "none") is None
+    here = read_memory()
+    assert 0 < here.available_bytes <= here.total_bytes
 
 
 @pytest.mark.parametrize(
@@ -56,10 +54,6 @@ def test_a_container_that_sees_only_its_own_cgroup_is_supported(system):
     system.mount("cgroup", "rw,memory", root="/docker/abc", path="4:memory:/docker/abc")
     system.limit("", limit_in_bytes=2_000_000, usage_in_bytes=500_000)
     assert read_memory(system.proc) == MemoryState(1_500_000, 2_000_000, is_cgroup=True)
-
-
-def test_a_system_without_proc_has_unknown_memory(tmp_path):
-    assert read_memory(tmp_path) is None
 
 
 _POSSIBLE_CAUSE = ", as the kernel does when memory runs out"

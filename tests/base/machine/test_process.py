@@ -91,16 +91,12 @@ def _may_have_priority() -> bool:
 
 
 @pytest.mark.thorough
-def test_a_process_that_needs_little_has_priority_again():
+def test_a_process_that_needs_little_has_priority_again_if_it_is_wanted():
+    assert _policies(is_wanted=False) == str([os.SCHED_OTHER] * 3)
     if not _may_have_priority():
         pytest.skip("needs CAP_SYS_NICE")
     policies = [os.SCHED_FIFO, os.SCHED_OTHER, os.SCHED_FIFO]
     assert _policies(is_wanted=True) == str([policy | os.SCHED_RESET_ON_FORK for policy in policies])
-
-
-@pytest.mark.thorough
-def test_priority_is_not_taken_unless_wanted():
-    assert _policies(is_wanted=False) == str([os.SCHED_OTHER] * 3)
 
 
 @pytest.fixture
@@ -115,6 +111,9 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
 def test_an_exit_is_detected_before_and_after_the_process_is_reaped(process):
     watch = EndWatch(process.pid)
     assert not watch.is_exiting()
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    assert not watch.is_exiting(), "it is only stopped"
     process.kill()
     wait_until(watch.is_exiting)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -122,14 +121,6 @@ def test_an_exit_is_detected_before_and_after_the_process_is_reaped(process):
     process.wait()
     assert watch.is_exiting()
     watch.close()
-    watch.close()
-
-
-def test_a_stopped_process_is_not_exiting(process):
-    watch = EndWatch(process.pid)
-    process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
-    assert not watch.is_exiting()
     watch.close()
 
 

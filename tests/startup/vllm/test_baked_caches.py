@@ -74,20 +74,18 @@ def test_bytecode_of_a_read_only_package_goes_to_the_cache_folder(package, place
     assert keep_bytecode(package) is None
 
 
-@pytest.mark.parametrize("mode", [0o775, 0o777])
-def test_a_cache_folder_that_others_can_write_to_is_not_used(mode, package, place):
-    place.mkdir(parents=True)
-    place.chmod(mode)
-    assert f"other users can write to {place} (mode {mode:04o}): remove it" in (keep_bytecode(package) or "")
+@pytest.mark.parametrize("kind", ["folder of others", "link"])
+def test_a_cache_folder_that_others_can_write_to_or_a_link_in_its_place_is_not_used(kind, package, place):
+    place.parent.mkdir(parents=True)
+    if kind == "link":
+        place.symlink_to(package.parent)
+    else:
+        place.mkdir()
+        place.chmod(0o775)
+    told = f"{place} is a link" if kind == "link" else f"other users can write to {place} (mode 0775)"
+    assert f"{told}: remove it" in (keep_bytecode(package) or "")
     assert sys.pycache_prefix is None
     assert "PYTHONPYCACHEPREFIX" not in os.environ
-
-
-def test_the_warning_names_a_link_in_place_of_the_cache_folder(package, place):
-    place.parent.mkdir(parents=True)
-    place.symlink_to(package.parent)
-    assert f"{place} is a link: remove it" in (keep_bytecode(package) or "")
-    assert sys.pycache_prefix is None
 
 
 def test_with_pythondontwritebytecode_the_cache_folder_is_used(package, monkeypatch):

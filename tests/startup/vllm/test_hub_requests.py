@@ -144,13 +144,10 @@ def test_only_words_that_name_files_are_replaced(words, expected):
     assert replaced(*words) == expected
 
 
-def test_a_model_of_the_config_file_becomes_the_first_word(tmp_path):
+def test_a_model_of_the_config_file_becomes_the_first_word_and_a_file_address_is_a_path(tmp_path):
     (tmp_path / "config.yaml").write_text(f"model: {MODEL}\n")
     words = ("--config", f"{tmp_path}/config.yaml")
     assert replaced(*words) == ("/m", *NAMED, *words)
-
-
-def test_a_file_address_is_a_path(tmp_path):
     (tmp_path / "a b").mkdir()
     address = f"file://{tmp_path}/a%20b"
     assert replaced(address) == (f"{tmp_path}/a b", "--served-model-name", address)

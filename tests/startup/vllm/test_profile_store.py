@@ -201,12 +201,6 @@ def test_a_journal_records_only_values_that_hold_for_other_users_and_machines(na
     assert StartRecordings.read(tmp_path).environment.get(name) == recorded
 
 
-def test_learned_libraries_are_loaded_besides_those_of_the_user(monkeypatch):
-    monkeypatch.setenv("LD_PRELOAD", "/my/libmine.so")
-    profile = replace(_profile(_GPU), environment={"LD_PRELOAD": f"{sys.prefix}/lib/libiomp5.so"})
-    assert forkserver_environment(_GPU, profile)["LD_PRELOAD"] == f"/my/libmine.so:{sys.prefix}/lib/libiomp5.so"
-
-
 def test_after_a_failure_of_preloading_the_profile_is_learned_anew():
     kind = StartKind.of(_VLLM, (), None)
     replace(_profile(), kind=kind, engine_modules=("a",)).save()
@@ -241,6 +235,9 @@ def test_ld_preload_has_vllms_libraries_in_its_order(tmp_path, monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "/my/libomp.so:/my/libtcmalloc.so")
     assert forkserver_environment(vllm, _profile())["LD_PRELOAD"] == "/my/libomp.so:/my/libtcmalloc.so"
     assert "LD_PRELOAD" not in forkserver_environment(_GPU, _profile(_GPU))
+    learned = replace(_profile(_GPU), environment={"LD_PRELOAD": f"{sys.prefix}/lib/libiomp5.so"})
+    both = f"/my/libomp.so:/my/libtcmalloc.so:{sys.prefix}/lib/libiomp5.so"
+    assert forkserver_environment(_GPU, learned)["LD_PRELOAD"] == both
 
 
 @pytest.mark.parametrize(
