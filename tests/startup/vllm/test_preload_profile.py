@@ -57,21 +57,6 @@ def test_the_second_start_preloads_what_the_first_imported_late_and_drops_what_i
     assert "preload profiles" not in _caches(folder)
 
 
-@pytest.mark.parametrize("value", [[], {"kind": 1}, {"engine_modules": [1]}], ids=repr)
-def test_an_invalid_profile_counts_as_none(value, folder):
-    from startup.storage.caches import Kept
-    from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_profile
-    from startup.vllm_words.installed import InstalledVllm
-
-    kind = StartKind.of(InstalledVllm("0.32.0+cpu", folder), (), None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CACHE_ROOT", str(folder))
-        PreloadProfile(kind, num_starts=1).save()
-        assert load_profile(kind).num_starts == 1
-        Kept("preload", kind.key).write(value)
-        assert load_profile(kind) == PreloadProfile(kind)
-
-
 @pytest.mark.thorough
 def test_the_first_start_preloads_the_models_class_and_inspects_it_without_a_new_program(model, folder):
     name = "vllm.model_executor.models.fake_llama"

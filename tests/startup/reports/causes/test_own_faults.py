@@ -42,45 +42,36 @@ def _cause(words: str, error: str) -> str | None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "error"),
+    ("frames", "error", "is_ours"),
     [
-        pytest.param("core process forkserver:connect_to_new_process", "AssertionError", id="driven"),
-        pytest.param("core forkserver connection", "EOFError", id="library-below-driven"),
-        pytest.param("run core wrapper", "TypeError: call() takes no arguments", id="innermost"),
-        pytest.param("core wheel", "AttributeError: no such name", id="installed"),
-        pytest.param("core finder frozen", "ImportError: no spec", id="finder"),
-        pytest.param("forkserver begin torch", "RuntimeError: threads were started", id="below-added"),
-        pytest.param("main spawn child:_restore core", "ImportError: no name X", id="unpickled"),
-        pytest.param("core late:real importlib torch", "AttributeError: partially initialized module", id="late"),
-        pytest.param("forkserver", "BlockingIOError: [Errno 11] Resource temporarily unavailable", id="fork"),
+        pytest.param("core process forkserver:connect_to_new_process", "AssertionError", True, id="driven"),
+        pytest.param("core forkserver connection", "EOFError", True, id="library-below-driven"),
+        pytest.param("run core wrapper", "TypeError: call() takes no arguments", True, id="innermost"),
+        pytest.param("core wheel", "AttributeError: no such name", True, id="installed"),
+        pytest.param("core finder frozen", "ImportError: no spec", True, id="finder"),
+        pytest.param("forkserver begin torch", "RuntimeError: threads were started", True, id="below-added"),
+        pytest.param("main spawn child:_restore core", "ImportError: no name X", True, id="unpickled"),
+        pytest.param("core late:real importlib torch", "AttributeError: partially initialized module", True, id="late"),
+        pytest.param("forkserver", "BlockingIOError: [Errno 11] Resource temporarily unavailable", True, id="fork"),
+        pytest.param("run core", "ValueError: bad flag", False, id="outermost"),
+        pytest.param("run core wrapper core", "TypeError: no such argument", False, id="wrapped"),
+        pytest.param("forkserver spawn process child:run_and_record core", "KeyError: 'x'", False, id="in-a-fork"),
+        pytest.param("main spawn process child:run_and_record core", "KeyError: 'x'", False, id="in-our-fork"),
+        pytest.param("main spawn process:run core", "KeyError: 'x'", False, id="in-a-process"),
+        pytest.param("run core importlib frozen", "ModuleNotFoundError: No module named 'no_such'", False, id="import"),
+        pytest.param("core finder core", "ImportError: cannot import name X", False, id="imported"),
+        pytest.param("core late:import_late torch", "ImportError: libcudart.so.12", False, id="import-not-delayed"),
+        pytest.param("core connection", "EOFError", False, id="pipe-of-vllm"),
+        pytest.param("core wrapper", "startup.errors.StartupError: no", False, id="intended"),
+        pytest.param("core wrapper", "RuntimeError: --compile-cache require: vLLM would compile", False, id="required"),
+        pytest.param("embedded forkserver", "EOFError", False, id="embedded"),
+        pytest.param("core user", "KeyError: 'x'", False, id="middleware"),
+        pytest.param("core other", "KeyError: 'x'", False, id="other-program"),
+        pytest.param("run checkout", "KeyError: 'x'", False, id="environment-in-a-checkout"),
     ],
 )
-def test_ours(frames, error):
-    assert _cause(frames, error) == "vllm-cli"
-
-
-@pytest.mark.parametrize(
-    ("frames", "error"),
-    [
-        pytest.param("run core", "ValueError: bad flag", id="outermost"),
-        pytest.param("run core wrapper core", "TypeError: no such argument", id="wrapped"),
-        pytest.param("forkserver spawn process child:run_and_record core", "KeyError: 'x'", id="in-a-fork"),
-        pytest.param("main spawn process child:run_and_record core", "KeyError: 'x'", id="in-our-fork"),
-        pytest.param("main spawn process:run core", "KeyError: 'x'", id="in-a-process"),
-        pytest.param("run core importlib frozen", "ModuleNotFoundError: No module named 'no_such'", id="import"),
-        pytest.param("core finder core", "ImportError: cannot import name X", id="imported"),
-        pytest.param("core late:import_late torch", "ImportError: libcudart.so.12", id="import-not-delayed"),
-        pytest.param("core connection", "EOFError", id="pipe-of-vllm"),
-        pytest.param("core wrapper", "startup.errors.StartupError: no", id="intended"),
-        pytest.param("core wrapper", "RuntimeError: --compile-cache require: vLLM would compile", id="required"),
-        pytest.param("embedded forkserver", "EOFError", id="embedded"),
-        pytest.param("core user", "KeyError: 'x'", id="middleware"),
-        pytest.param("core other", "KeyError: 'x'", id="other-program"),
-        pytest.param("run checkout", "KeyError: 'x'", id="environment-in-a-checkout"),
-    ],
-)
-def test_not_ours(frames, error):
-    assert _cause(frames, error) != "vllm-cli"
+def test_a_failure_is_ours_if_our_code_or_a_library_below_it_has_raised_it(frames, error, is_ours):
+    assert (_cause(frames, error) == "vllm-cli") == is_ours
 
 
 def test_the_first_of_a_chain_counts():
