@@ -5,13 +5,7 @@ import time
 
 import pytest
 
-from startup.reports.timeline.report import (
-    SCHEMA_VERSION,
-    ReportError,
-    StartFacts,
-    build_report,
-    read_report,
-)
+from startup.reports.timeline.report import SCHEMA_VERSION, ReportError, StartFacts, build_report, read_report
 from startup.reports.timeline.timeline import PhaseTimeline
 from tests.startup.reports.timeline.start_reports import report_of
 

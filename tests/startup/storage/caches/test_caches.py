@@ -8,14 +8,7 @@ import pytest
 
 from startup.reports.timeline.history import StartRecord, read_history, record_start
 from startup.storage import caches as baked_module
-from startup.storage.caches import (
-    BYTECODE,
-    CACHE,
-    _examine,
-    find_baked,
-    use_baked_bytecode,
-    why_not_trusted,
-)
+from startup.storage.caches import BYTECODE, CACHE, _examine, find_baked, use_baked_bytecode, why_not_trusted
 
 _STRANGER = 4711
 
