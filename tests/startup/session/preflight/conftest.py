@@ -18,13 +18,7 @@ from tests.server.server_config import server_config
 
 GIB = 1 << 30
 ROOMY = MemoryState(64 * GIB, 64 * GIB)
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
+SMALL_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
 
 CONFIG = """
 import sys
@@ -66,7 +60,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ModelFolder:
-    """A folder with the real model's configuration and tokenizer, and three small shards."""
+    """A folder with the real model's configuration, a small tokenizer, and three small shards."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,22 +75,13 @@ class ModelFolder:
 
 
 @pytest.fixture
-def small_files(model_path: Path) -> Callable[[Path], None]:
-    """A function that copies configuration and tokenizer of the real model into a folder."""
-
-    def copy(folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in SMALL_FILES:
-            if (model_path / name).exists():
-                copyfile(model_path / name, folder / name)
-
-    return copy
-
-
-@pytest.fixture
-def folder(tmp_path: Path, small_files: Callable[[Path], None]) -> ModelFolder:
-    small_files(tmp_path / "model")
-    return ModelFolder(tmp_path / "model")
+def folder(tmp_path: Path, model_path: Path) -> ModelFolder:
+    path = tmp_path / "model"
+    path.mkdir()
+    for name in SMALL_FILES:
+        copyfile(model_path / name, path / name)
+    (path / "tokenizer.json").write_text("{}")
+    return ModelFolder(path)
 
 
 @pytest.fixture
