@@ -27,8 +27,11 @@ def lines_of(code: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.stderr.splitlines()]
 
 
-def test_a_line_has_time_level_logger_phase_role_and_message():
-    (line,) = lines_of("logger.info('%d tokens\\nof \\u00e9', 3)")
+def test_a_line_has_time_level_logger_phase_role_message_and_traceback():
+    code = (
+        "logger.info('%d tokens\\nof \\u00e9', 3)\ntry: 1 / 0\nexcept ZeroDivisionError: logger.exception('it failed')"
+    )
+    line, failed = lines_of(code)
     assert line["message"] == "3 tokens\nof é"
     assert (line["level"], line["logger"], line["phase"], line["role"]) == (
         "INFO",
@@ -42,13 +45,9 @@ def test_a_line_has_time_level_logger_phase_role_and_message():
         "Z", "+00:00"
     )
     assert "request_id" not in line
-
-
-def test_a_traceback_is_part_of_its_line():
-    (line,) = lines_of("try:\n    1 / 0\nexcept ZeroDivisionError:\n    logger.exception('it failed')")
-    assert line["message"] == "it failed"
-    assert line["exception"].startswith("Traceback (most recent call last):\n")
-    assert line["exception"].endswith("ZeroDivisionError: division by zero")
+    assert failed["message"] == "it failed"
+    assert failed["exception"].startswith("Traceback (most recent call last):\n")
+    assert failed["exception"].endswith("ZeroDivisionError: division by zero")
 
 
 def test_uncaught_exceptions_warnings_and_prints_are_lines_too():

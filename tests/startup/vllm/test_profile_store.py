@@ -133,9 +133,6 @@ def test_a_journal_records_modules_spans_and_no_secrets(tmp_path, toys):
     assert [span.name for span in recordings.spans] == ["a phase"]
     assert recordings.modules == {"MainProcess": ["toy_of_a_phase"]}
     assert recordings.environment == {"TORCH_X": "1"}
-
-
-def test_a_journal_without_a_folder_does_not_raise(tmp_path):
     with Journal(tmp_path / "gone").span("a phase"):
         pass
     assert StartRecordings.read(tmp_path / "gone").spans == []

@@ -109,7 +109,7 @@ def test_a_second_signal_ends_a_server_whose_engine_hangs(folder):
     _hang(fake)
     with FakeStart(folder, "--shutdown-timeout", "600", env=environment(folder, fake)) as start:
         start.wait_ready()
-        stream = StreamReader(f"http://127.0.0.1:{start.port}", 1_000_000)
+        stream = StreamReader(start.url, 1_000_000)
         _stop(start)
         start.signal_again()
         assert start.process.wait(60) == 0
@@ -183,15 +183,11 @@ def start(folder: Path, request: pytest.FixtureRequest) -> Iterator[FakeStart]:
         yield started.wait_ready()
 
 
-def _url(start: FakeStart) -> str:
-    return f"http://127.0.0.1:{start.port}"
-
-
 def _stop(start: FakeStart) -> None:
     """Sends SIGTERM and waits until new requests are rejected."""
     start.family()
     start.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: ask(f"{_url(start)}/health").status == 503)
+    wait_until(lambda: ask(f"{start.url}/health").status == 503)
 
 
 def _begin_to_read(start: FakeStart, prompt: str) -> RawClient:
@@ -204,10 +200,10 @@ def _begin_to_read(start: FakeStart, prompt: str) -> RawClient:
 @pytest.mark.parametrize("start", [None], indirect=True)
 def test_a_running_stream_finishes(start):
     engine = start.named("VLLM::EngineCor")
-    stream = StreamReader(_url(start), 150)
+    stream = StreamReader(start.url, 150)
     with stopped(engine.pid):  # the stream must not end before
         _stop(start)
-        rejected = ask(f"{_url(start)}/v1/completions", {"prompt": "a"})
+        rejected = ask(f"{start.url}/v1/completions", {"prompt": "a"})
     assert (rejected.status, rejected.json["status"]) == (503, "draining")
     *tokens, end = stream.finish()
     assert (len(tokens), end) == (150, None)
@@ -220,11 +216,11 @@ def test_a_running_stream_finishes(start):
 @pytest.mark.parametrize("start", [None], indirect=True)
 def test_health_is_503_as_soon_as_requests_are_rejected(start):
     engine = start.named("VLLM::EngineCor")
-    stream = StreamReader(_url(start), 150)
+    stream = StreamReader(start.url, 150)
     with stopped(engine.pid):  # the drain does not end before
         start.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: ask(f"{_url(start)}/load").status == 503)  # answered by vLLM's loop
-        assert ask(f"{_url(start)}/health").status == 503
+        wait_until(lambda: ask(f"{start.url}/load").status == 503)  # answered by vLLM's loop
+        assert ask(f"{start.url}/health").status == 503
     stream.finish()
 
 
@@ -236,7 +232,7 @@ def test_after_the_drain_the_engine_is_killed_unless_a_timeout_is_given(start, i
 
 @pytest.mark.parametrize("start", [None], indirect=True)
 def test_an_idle_server_closes_its_port_although_a_client_goes_on_asking(start):
-    assert count_refusals(_url(start), start.process.terminate) <= SOON_REFUSALS
+    assert count_refusals(start.url, start.process.terminate) <= SOON_REFUSALS
     assert start.process.wait(60) == 0
 
 
