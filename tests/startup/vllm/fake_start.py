@@ -54,16 +54,12 @@ def short_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def variant(folder: Path, **files: str | None) -> Path:
-    """A copy of the fake vLLM. `files`: module (`__` for a dot) -> content. None removes a module."""
+def variant(folder: Path, **files: str) -> Path:
+    """A copy of the fake vLLM. `files`: module (`__` for a dot) -> content."""
     copy = folder / "fake"
     shutil.copytree(FAKE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     for name, content in files.items():
-        path = copy / "vllm" / f"{name.replace('__', '/')}.py"
-        if content is None:
-            path.unlink()
-        else:
-            path.write_text(content)
+        (copy / "vllm" / f"{name.replace('__', '/')}.py").write_text(content)
     return copy
 
 

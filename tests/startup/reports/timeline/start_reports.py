@@ -7,13 +7,11 @@ from startup.reports.timeline.timeline import PhaseTimeline
 NS = 1_000_000_000
 
 
-def report_of(
-    *, import_s: float = 1.0, load_s: float = 0.5, resident_share: float | None = None, model: str = "tiny"
-) -> StartReport:
+def report_of(*, import_s: float = 1.0, resident_share: float | None = None) -> StartReport:
     """A start with 0.2 s of boot. Then the engine imports and loads. The API process imports and waits."""
     timeline = PhaseTimeline(0)
-    engine = [("import_torch", 0.2, 0.2 + import_s), ("load_weights", 0.2 + import_s, 0.2 + import_s + load_s)]
-    end_s = 0.2 + import_s + load_s
+    end_s = 0.2 + import_s + 0.5
+    engine = [("import_torch", 0.2, 0.2 + import_s), ("load_weights", 0.2 + import_s, end_s)]
     timeline.add("api", [("boot", 0, round(0.2 * NS)), ("import_server", round(0.2 * NS), round(0.5 * NS))])
     timeline.spans.append(PhaseSpan("api", "wait_for_engine", round(0.5 * NS), round(end_s * NS), "engine"))
     timeline.add("engine", [(name, round(begin * NS), round(end * NS)) for name, begin, end in engine])
@@ -24,7 +22,7 @@ def report_of(
     return build_report(
         timeline,
         StartFacts(
-            model=model,
+            model="tiny",
             start_method="forkserver",
             versions={"torch": "2.13.0"},
             page_cache=None if resident_share is None else page_cache,

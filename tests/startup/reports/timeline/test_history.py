@@ -34,8 +34,8 @@ def record_of(**times: float) -> StartRecord:
     return StartRecord.from_report(report_of(**times))
 
 
-def earlier_starts(key: str = "k") -> EarlierStarts:
-    earlier = read_history(key)
+def earlier_starts() -> EarlierStarts:
+    earlier = read_history("k")
     assert earlier is not None
     return earlier
 
