@@ -20,9 +20,9 @@ _REASON = f"needs root, and: apt-get install --no-install-recommends {' '.join(_
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options of this folder."""
-    parser.addoption("--rollouts", type=int, default=10, help="how often all replicas are replaced")
+    parser.addoption("--rollouts", type=int, help="how often all replicas are replaced")
     parser.addoption("--built", action="store_true", help="use the images of the last run")
-    parser.addoption("--rate", type=float, default=10, help="requests a second during a rollout")
+    parser.addoption("--rate", type=float, help="requests a second during a rollout")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,6 +21,7 @@ _LAG_S: Final = 1.0
 """The time from the end of a pod, which begins with its preStop hook, until no new request reaches it."""
 _LEAST_S: Final = 2.0
 """The kubelet's time between SIGTERM and SIGKILL if the hook has used up the grace period."""
+_READY_S: Final = 1200.0
 _CONFIGURATION: Final = """
 global
   stats socket {folder}/haproxy.sock mode 600 level admin
@@ -33,7 +34,7 @@ defaults
   timeout check 2s
 listen replicas
   bind 127.0.0.1:{port}
-  option httpchk GET /readyz
+  option httpchk GET {probe}
   default-server check inter 5s fall 2 rise 1 disabled
 """
 """The checks are the readiness probes of deploy/kubernetes. Nothing is sent twice, as with a Service."""
@@ -42,12 +43,14 @@ listen replicas
 class Balancer(Program):
     """haproxy with one backend for each of some ports. At first, no backend gets requests."""
 
-    def __init__(self, folder: Path, ports: Sequence[int]) -> None:
+    def __init__(self, folder: Path, ports: Sequence[int], probe: str) -> None:
+        """`probe` is the path of the readiness probe."""
         self.port = free_port()
         self.ports = ports
         self._socket = folder / "haproxy.sock"
         replicas = "".join(f"  server {port} 127.0.0.1:{port}\n" for port in ports)
-        (folder / "haproxy.cfg").write_text(_CONFIGURATION.format(folder=folder, port=self.port) + replicas)
+        configuration = _CONFIGURATION.format(folder=folder, port=self.port, probe=probe)
+        (folder / "haproxy.cfg").write_text(configuration + replicas)
         super().__init__([require_tool("haproxy"), "-db", "-f", folder / "haproxy.cfg"], {}, is_awaited=True)
 
     def wait_ready(self) -> None:
@@ -148,6 +151,8 @@ class Deployment:
         self._grace_s = grace_s
         self.replicas: deque[Container] = deque()
         self.exit_codes: list[int] = []
+        self.ready_s: list[float] = []
+        """How long each replica took until it was ready."""
         self.removed_s = 0.0
         """When a replica was last taken out of service."""
 
@@ -163,9 +168,11 @@ class Deployment:
     def add(self) -> None:
         """Starts a replica. Once it is ready, it gets requests."""
         replica = self._create(self._free.popleft())
+        begin_s = time.monotonic()
         replica.start()
         self.replicas.append(replica)
-        replica.wait_ready()
+        replica.wait(lambda: replica.health() == 200, _READY_S)
+        self.ready_s.append(round(time.monotonic() - begin_s, 1))
         self._balancer.set_state(replica.port, "ready")
 
     def retire(self) -> None:
