@@ -1,7 +1,7 @@
 """Draws the phases of starts as an SVG of stacked horizontal bars, for light and dark pages."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final, NamedTuple
 
@@ -12,15 +12,13 @@ _MARGIN: Final = 20
 _LEFT: Final = 225
 """The horizontal position at which bars begin. Labels end before it."""
 _RIGHT: Final = 670
-"""The horizontal position at which the axis of a group ends. The longest bar's total follows it."""
+"""The horizontal position at which the longest bar of a group ends. Its total follows."""
 _BAR: Final = 18
 _STEP: Final = 28
 _TITLE: Final = 26
-_AXIS: Final = 34
 _LEGEND: Final = 20
 _LETTER: Final = 7.4
 """The mean width of a letter in the legend."""
-_NUM_TICKS: Final = 6
 _COLORS: Final = dict(
     zip(
         PHASES,
@@ -32,12 +30,10 @@ _STYLE: Final = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328; }
 text.title { font-weight: 600; }
 text.note { font-size: 11px; fill: #59636e; }
-line { stroke: #d1d9e0; }
 .page { fill: #ffffff; stroke: #d1d9e0; }
 @media (prefers-color-scheme: dark) {
   text { fill: #f0f6fc; }
   text.note { fill: #9198a1; }
-  line { stroke: #3d444d; }
   .page { fill: #0d1117; stroke: #3d444d; }
 }
 """
@@ -82,24 +78,13 @@ class _Drawing:
         self._y = 8.0
 
     def add_group(self, title: str, bars: Sequence[Bar]) -> None:
-        """Adds the title, the bars, and the axis below the bars."""
+        """Adds the title and the bars. The longest bar has the same length in each group."""
         self._y += _TITLE
         self._text(_MARGIN, title, "title")
         self._y += 10
-        top = self._y
-        most_s = max((bar.total_s for bar in bars), default=0.0) or 1.0
-        scale = (_RIGHT - _LEFT) / most_s
-        ticks = list(_ticks(most_s))
-        bottom = top + _STEP * len(bars)
-        for seconds in ticks:
-            x = _LEFT + seconds * scale
-            self._elements.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
+        scale = (_RIGHT - _LEFT) / max(bar.total_s for bar in bars)
         for bar in bars:
             self._bar(bar, scale)
-        self._y = bottom + 14
-        for seconds in ticks:
-            self._text(_LEFT + seconds * scale, f"{seconds:g} s", "note", anchor="middle")
-        self._y += _AXIS - 24
 
     def add_legend(self, names: set[str]) -> None:
         """Adds the colors of the phases that occur in a bar."""
@@ -153,14 +138,6 @@ class _Drawing:
 def format_seconds(seconds: float) -> str:
     """The seconds with about three digits."""
     return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s"
-
-
-def _ticks(most_s: float) -> Iterator[float]:
-    """Round numbers from 0 to the end of the axis, at most `_NUM_TICKS` after 0."""
-    power = 10 ** math.floor(math.log10(most_s / _NUM_TICKS))
-    step = next(factor * power for factor in (1, 2, 5, 10) if most_s / (factor * power) <= _NUM_TICKS)
-    for index in range(int(most_s / step) + 1):
-        yield round(index * step, 9)
 
 
 def _describe(groups: Sequence[Group]) -> str:
