@@ -85,6 +85,7 @@ def test_every_page_is_linked_from_the_readme_and_the_page_of_a_room_from_the_ar
     assert [page for page, link in links.items() if link not in (rooms if page in ROOMS else text)] == []
 
 
+@pytest.mark.thorough
 def test_nothing_tells_to_install_this_project_from_a_package_index():
     """No index has this project, but `pip install .` in a clone works. The changelog may name an index."""
     name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]

@@ -34,6 +34,7 @@ def test_levels_are_counted_outside_of_texts(accepted, refused):
             check_depth(text)
 
 
+@pytest.mark.thorough
 @given(json_values(st.text('a\\"[]{},\n🙂', max_size=8)), st.integers(2, 30), st.booleans())
 def test_every_structure_is_cut_anywhere(value, piece_bytes, is_ascii):
     with pytest.MonkeyPatch.context() as patch:

@@ -119,6 +119,7 @@ async def test_more_waiters_than_allowed_are_refused(pool):
     assert {await user for user in users[:30]} == {(404, None)}
 
 
+@pytest.mark.thorough
 async def test_starts_waits_and_refusals_are_counted(pool, caplog):
     """A command records nothing about its start, so the mode of its start is unknown."""
     pool.set_entries(by_name(entry_of("good"), entry_of("bad", "dies"), entry_of("slow", "never-listens")))
@@ -246,6 +247,7 @@ def _states(pool: ModelPool) -> dict[str, str]:
     return {status.entry.name: status.state for status in pool.view()}
 
 
+@pytest.mark.thorough
 async def test_a_model_sleeps_for_another_one_and_wakes_as_it_was(pool):
     pool.set_entries(_pair())
     pid = await _use(pool, "a")

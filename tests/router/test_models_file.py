@@ -246,6 +246,7 @@ def test_secrets_are_not_shown(read):
     assert "s3cret" not in "\n".join(faults)
 
 
+@pytest.mark.thorough
 def test_many_models_and_many_faults_are_limited(read):
     text = "models:\n" + "".join(f"  m{number}:\n" for number in range(1001))
     assert read(text)[1] == ["models.yaml:1: models: must have at most 1000 keys, got 1001"]

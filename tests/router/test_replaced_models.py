@@ -16,7 +16,6 @@ from tests.router.http.small_router import eventually
 from tests.router.test_model_pool import by_name, entry_of, open_pool
 from tests.router.words.test_llama_words import llama_server, options_of  # noqa: F401 - a fixture
 from tests.router.words.test_single_model import _vllm
-from tests.support.tiers import thorough_but_for
 
 MIB = 1 << 20
 
@@ -30,7 +29,8 @@ FACTS: dict[str, Callable[[ModelPool], Any]] = {
 """Fact -> how the pool knows it. The entry stands for all facts that a check finds, such as sleep levels."""
 
 
-@pytest.mark.parametrize("change", thorough_but_for(("written", "link", "folder"), "link"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("change", ("written", "link", "folder"))
 async def test_each_fact_is_known_anew(tmp_path, change):
     """The file is written over, or it is a link that is flipped, or its folder is replaced."""
     folder = tmp_path / "model"

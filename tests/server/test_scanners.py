@@ -67,6 +67,7 @@ def test_costs_are_linear(smallest):
     assert faults == []
 
 
+@pytest.mark.thorough
 def test_every_module_that_reads_text_is_in_the_list():
     reading = {module for module, source in _sources() if _reads_text(source)}
     missing = {module for module in reading - _listed() - MEASURED_ELSEWHERE.keys() if not _other_text(module)}

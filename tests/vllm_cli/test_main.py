@@ -60,6 +60,7 @@ LIGHT_CALLS = [
 ]
 
 
+@pytest.mark.thorough
 def test_help_and_usage_errors_import_only_click_and_the_first_ones_no_slow_module(tmp_path):
     """Help, version and usage errors import neither a command nor a slow module of the standard library."""
     known = OURS | set(sys.stdlib_module_names)

@@ -12,6 +12,7 @@ from tests.support.cli import CLI, run_cli
 from tests.support.waiting import wait_until
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "words",
     [

@@ -330,6 +330,7 @@ def sleep() -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-S", "-c", "import time; time.sleep(600)"])
 
 
+@pytest.mark.thorough
 def test_a_signal_to_a_new_process_ends_it_and_is_not_taken_for_one_of_its_parent(told):
     for _ in range(_ROUNDS):
         process = ChildProcess.fork(sleep)

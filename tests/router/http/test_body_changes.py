@@ -71,6 +71,7 @@ class _ReadFile:
         return found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["lists", "a text", "other keys"])
 async def test_the_event_loop_is_free_while_a_long_body_is_changed(name):
     body = ForwardedBody(BodyRoom(LimitsConfig()))

@@ -337,6 +337,7 @@ async def test_a_response_in_the_background_that_nobody_needs_keeps_no_model(rou
     await eventually(lambda: router.pool.num_leases == 0)
 
 
+@pytest.mark.thorough
 async def test_two_responses_in_the_background_may_have_one_id(router, client, background_model, caplog):
     """vLLM takes the id of a response from its client."""
     for _ in range(2):

@@ -241,6 +241,7 @@ def test_a_wrong_variable_of_a_model_is_its_fault(read, tiny_llama):
     assert (fault.line, fault.check) == (1, "usage")
 
 
+@pytest.mark.thorough
 def test_the_check_has_the_variables_of_the_model_and_no_secret_in_its_command_line(
     read, tiny_llama, tmp_path, monkeypatch
 ):

@@ -11,6 +11,7 @@ from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
 
+@pytest.mark.thorough
 def test_a_batch_gives_each_request_its_output_alone(plain_llama, llama):
     prompts = random_prompts(1, 40, 3, 90, 17, 60, 5, 33)
     engine = SmallEngine(llama)

@@ -35,6 +35,8 @@ from server.engine.sampling.grammar import GrammarCompiler
 from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import GuidedDecoding, SamplingParams
 
+pytestmark = pytest.mark.thorough
+
 TIMEOUT_S = 60
 
 

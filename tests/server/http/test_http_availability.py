@@ -53,6 +53,7 @@ def test_draining_server_finishes_running_requests_and_rejects_new_ones(serve, e
     assert answers[0]["choices"][0]["finish_reason"] == "stop"
 
 
+@pytest.mark.thorough
 def test_bug_in_mid_stream_becomes_an_event_without_details(server, engine, monkeypatch, caplog):
     def fail(*args):
         raise ZeroDivisionError("secret")

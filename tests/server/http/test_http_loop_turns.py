@@ -24,7 +24,6 @@ from tests.server.engine.pooling.tiny_poolers import save_pooler
 from tests.server.http.conftest import MODEL, ScriptedEngine, run_app
 from tests.server.http.pooled_engine import PooledEngine
 from tests.server.server_config import server_config
-from tests.support.tiers import thorough_but_for
 
 MOST_LINES = 20_000
 """These take about 2 ms. A loop over the members of any body below executes more."""
@@ -238,14 +237,13 @@ def _measure(config: ServerConfig, renderer: HfRenderer, engine: Any) -> Iterato
     sys.setswitchinterval(switch_interval_s)
 
 
-FAST = ("chat: parts", "responses: items")
-
-
-@pytest.mark.parametrize("name", thorough_but_for(BODIES, *FAST))
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", BODIES)
 def test_no_turn_of_the_loop_is_long(send, name):
     assert 0 < send(*BODIES[name]()) < MOST_LINES
 
 
-@pytest.mark.parametrize("name", thorough_but_for(POOLING_BODIES, "score"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", POOLING_BODIES)
 def test_no_turn_of_the_loop_is_long_for_pooled_prompts(send_pooled, name):
     assert 0 < send_pooled(*POOLING_BODIES[name]) < MOST_LINES

@@ -61,6 +61,7 @@ def _assert_close(result: Any, expected: torch.Tensor) -> None:
     torch.testing.assert_close(torch.tensor(result), expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_each_text_has_an_embedding(embedder, bert):
     engine: Any = embedder.engine
     engine.batches.clear()

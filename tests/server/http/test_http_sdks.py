@@ -8,6 +8,8 @@ from pydantic import BaseModel
 from server.terms.http_body.response_body import ANTHROPIC, error_response
 from tests.server.http.conftest import MODEL, PATIENT_S, TEXT, LiveServer
 
+pytestmark = pytest.mark.thorough
+
 if TYPE_CHECKING:
     from anthropic import Anthropic
 

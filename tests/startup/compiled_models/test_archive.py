@@ -139,6 +139,7 @@ def test_a_hostile_archive_is_refused_in_one_line(name, folder, tmp_path, monkey
     assert not set(read_tree(tmp_path)) - {"unpacked/a", "unpacked/vllm/a"}
 
 
+@pytest.mark.thorough
 def test_a_bomb_is_not_inflated_beyond_its_size(folder):
     content = archive({"vllm/a": bytes(50_000_000)}, files=facts({"vllm/a": bytes(10)}))
     in_directory = content.rfind(b"PK\1\2", 0, content.rfind(b"PK\1\2"))
@@ -157,6 +158,7 @@ def test_a_cut_archive_is_refused_wherever_it_is_cut(tmp_path, folder):
     assert read_tree(folder) == {}
 
 
+@pytest.mark.thorough
 def test_a_changed_byte_is_noticed_or_changes_nothing(tmp_path):
     files = {"vllm/a": b"print(1)\n" * 40, "triton/b": os.urandom(200)}
     whole = archive(files)
@@ -180,6 +182,7 @@ def test_files_are_never_written_over_or_through_links(tmp_path, folder):
     assert (tmp_path / "target").read_bytes() == b""
 
 
+@pytest.mark.thorough
 def test_a_large_file_is_never_in_memory(tmp_path, folder):
     with (tmp_path / "file").open("wb") as file:
         file.truncate(64 << 20)
@@ -193,6 +196,7 @@ def test_a_large_file_is_never_in_memory(tmp_path, folder):
         tracemalloc.stop()
 
 
+@pytest.mark.thorough
 def test_the_number_of_calls_is_linear_in_the_number_of_files(tmp_path):
     def num_calls(num_files: int) -> int:
         content = archive({f"vllm/{'d/' * (number % 50)}{number}": b"content" for number in range(num_files)})

@@ -445,6 +445,7 @@ def test_kernels_of_other_programs_are_not_shared(make_machine):
     assert found.keys() == files.keys() | ours
 
 
+@pytest.mark.thorough
 def test_a_fetch_ends_when_its_location_does_not_answer(make_machine, tmp_path, monkeypatch):
     monkeypatch.setattr("startup.compiled_models.process._LEAST_LIMIT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:

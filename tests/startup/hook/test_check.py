@@ -251,6 +251,7 @@ def test_each_declared_change_is_placed_in_some_process():
     assert [hook.name for hook in HOOKS if hook.changes and hook not in placed] == []
 
 
+@pytest.mark.thorough
 def test_hooks_are_declared_without_importing_what_they_are_about():
     code = (
         "import startup.vllm.launch.hooks, sys; print(*{'torch', 'transformers', 'vllm', 'uvicorn'} & {*sys.modules})"

@@ -30,6 +30,7 @@ def _keep_logging() -> Iterator[None]:
     logging.config.dictConfig = configure
 
 
+@pytest.mark.thorough
 def test_an_operators_source_is_the_same(toys):
     toys.write("torch._library.utils", _UTILS)
     toys.write("plain.utils", _UTILS)

@@ -157,6 +157,7 @@ def _install_more(path: Path, _: pytest.MonkeyPatch) -> None:
     distribution_stamps.cache_clear()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

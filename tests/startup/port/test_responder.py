@@ -112,6 +112,7 @@ def api_process() -> Iterator[tuple[psutil.Process, tuple[str, int]]]:
         process.kill()
 
 
+@pytest.mark.thorough
 def test_responder_ends_with_its_parent_even_if_that_is_killed(api_process):
     process, address = api_process
     (responder,) = process.children()

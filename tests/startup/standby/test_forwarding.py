@@ -81,6 +81,7 @@ def test_a_signal_just_before_the_program_is_executed_again(tmp_path, number):
         assert (_finish(front), front.returncode) == ("", -number)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_just_before_a_cold_start_is_executed_again(number, tmp_path):
     """A Python handler would only record the signal, and the new program would not have the record."""

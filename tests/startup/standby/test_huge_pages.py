@@ -23,6 +23,7 @@ print(status, num_pages, int(huge.split()[1]) // 2048, "hg" in flags)
 """
 
 
+@pytest.mark.thorough
 def test_memory_moves_and_keeps_its_content_here_and_in_forks():
     done = run_python(SCRIPT, check=True)
     status, num_pages, num_huge, is_marked = done.stdout.split()

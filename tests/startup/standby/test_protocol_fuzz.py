@@ -136,6 +136,7 @@ def test_a_template_survives_any_request(standby, tiny_llama):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 def test_reading_a_message_raises_only_its_own_errors_and_closes_descriptors():
     num_fds = len(list(Path("/proc/self/fd").iterdir()))
     for seed in range(2000):

@@ -1,5 +1,7 @@
 """Words of any form are read as by argparse. `test_vllm_facts.py` compares with vLLM's own parser."""
 
+import pytest
+
 from startup.vllm_words.facts import VllmFacts, facts_of_flags
 from tests.startup.vllm import small_parser
 from tests.support.properties import given, settings, st
@@ -29,6 +31,7 @@ def _flag(draw: st.DrawFn) -> list[str]:
     return [name, *values]
 
 
+@pytest.mark.thorough
 @settings(max_examples=150)
 @given(st.lists(_flag(), max_size=4), st.booleans())
 def test_words_are_read_as_argparse_reads_them(parts, begins_with_model):

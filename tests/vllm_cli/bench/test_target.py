@@ -41,6 +41,7 @@ def running(tmp_path: Path, fake_command: Callable[..., str], monkeypatch: pytes
     return start
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("flags", [[], ["--ignores-sigterm"]], ids=["polite", "stubborn"])
 def test_a_server_is_frozen_resumed_and_stopped_with_its_daemonized_child(flags, running):
     target, pids = running(*flags)

@@ -48,6 +48,7 @@ def complete(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", [("serve", ""), ("prefetch", "--po")], ids=" ".join)
 def test_completion_imports_no_slow_module(words, monkeypatch):
     _set_words(monkeypatch, *words)

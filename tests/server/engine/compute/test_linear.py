@@ -209,6 +209,7 @@ def test_float32_layers_of_a_half_precision_model_are_not_packed():
     assert [_is_packed(layer) for layer in model] == [True, False]
 
 
+@pytest.mark.thorough
 @needs_packing
 def test_packing_takes_one_copy_of_the_weights():
     layer = torch.nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16)
@@ -218,6 +219,7 @@ def test_packing_takes_one_copy_of_the_weights():
     assert _own_bytes() - before < 1.5 * layer.weight.numel() * layer.weight.element_size()
 
 
+@pytest.mark.thorough
 @needs_onednn
 @needs_huge_pages
 def test_packed_weights_lie_in_huge_pages():

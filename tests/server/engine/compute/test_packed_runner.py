@@ -19,7 +19,8 @@ from tests.support.tiers import thorough_but_for
 SLOT_LEN = 448
 
 
-@pytest.mark.parametrize("architecture", thorough_but_for(PACKED, "gemma3_text", "gpt_oss"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("architecture", PACKED)
 def test_chunks_of_scattered_sequences_give_the_plain_models_logits(architecture):
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(80, 5, 33, 62, 1, 400)
@@ -39,10 +40,9 @@ def test_rope_computes_positions_beyond_the_models_own_length(architecture):
     assert forcing.largest_error(references) < 1e-4
 
 
-@pytest.mark.parametrize("is_idle_first", thorough_but_for([False, True], True), ids=["plain", "packed"])
-@pytest.mark.parametrize(
-    "dtype", thorough_but_for([torch.bfloat16, torch.float16], torch.bfloat16), ids=["bfloat16", "float16"]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("is_idle_first", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_half_precision_is_as_close_to_float32_as_the_plain_model(dtype, is_idle_first):
     model = build_model("llama", PACKED["llama"], dtype=dtype)
     prompts = random_prompts(80, 5, 33, 300)

@@ -16,7 +16,8 @@ from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, gre
 from tests.support.tiers import thorough_but_for
 
 
-@pytest.mark.parametrize("architecture", thorough_but_for(SEQUENTIAL, "mamba"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("architecture", SEQUENTIAL)
 def test_greedy_output_of_interleaved_sequences_equals_that_of_generate(architecture):
     model = build_model(architecture, SEQUENTIAL[architecture])
     prompts = random_prompts(3, 17, 40, 2)

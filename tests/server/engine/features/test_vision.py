@@ -20,7 +20,8 @@ from tests.server.engine.features.tiny_vlm import FAMILIES, load_reference, save
 from tests.server.engine.features.vlm_reference import generate_answer, image_url, render_with_images, writable
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.inline_executor import InlineExecutor
-from tests.support.tiers import thorough_but_for
+
+pytestmark = pytest.mark.thorough
 
 _NUM_TOKENS = 6
 
@@ -47,7 +48,7 @@ class VisionCase:
         return generate_answer(self.reference, prompt, num_tokens)
 
 
-@pytest.fixture(scope="module", params=thorough_but_for(FAMILIES, "smolvlm"))
+@pytest.fixture(scope="module", params=FAMILIES)
 def vision(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VisionCase:
     """A model of each family, for tests whose result depends on the model."""
     return _case(tmp_path_factory, request.param)

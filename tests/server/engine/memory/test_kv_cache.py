@@ -43,6 +43,7 @@ def test_reserved_slots_cost_no_memory(slots_class):
     assert _committed(cache) < MIB
 
 
+@pytest.mark.thorough
 def test_a_closed_slots_pages_are_freed():
     cache = KVCache({0: LayerShape(8, 64, 64)}, num_slots=3, slot_len=16384, dtype=torch.float32, device=CPU)
     tokens = torch.randn(16384, 8, 64)

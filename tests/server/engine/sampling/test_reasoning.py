@@ -131,6 +131,7 @@ def test_a_limited_request_leaves_its_neighbours_and_their_seeds_alone(tmp_path)
         assert bytes(completion.token_ids[3:7]) == END_TEXT
 
 
+@pytest.mark.thorough
 def test_preemption_keeps_budget_and_grammar(tmp_path):
     engine = byte_engine(tmp_path, num_slots=2, max_model_len=200, kv_cache_tokens=200)
     rules = ReasoningRules(

@@ -94,6 +94,7 @@ _NESTED = functools.reduce(lambda inner, _: {"a": inner}, range(62), {"type": "o
 _DEFAULTS = LimitsConfig()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("model", "body"),
     [
@@ -123,6 +124,7 @@ def has_at_most(body: bytes, most: int) -> bool:
     return True
 
 
+@pytest.mark.thorough
 @given(json_values(st.text('a\\"[],\n🙂', max_size=8)), st.integers(2, 30), st.sampled_from(["", "   ", "x"]))
 def test_values_are_counted_outside_of_texts_in_pieces_of_any_size(value, piece_bytes, gap):
     body = json.dumps([value, gap * 30], indent=1 if gap else None, ensure_ascii=False).encode()

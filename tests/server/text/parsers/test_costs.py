@@ -92,7 +92,8 @@ NAMES = {form: name for name, form in TOOL_FORMATS.items()}.values()
 """One name of each format."""
 
 
-@pytest.mark.parametrize("name", thorough_but_for(NAMES, "qwen3_json", "step3p5", "pythonic", "openai"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", NAMES)
 def test_scans_for_calls_are_linear(name, monkeypatch):
     form = TOOL_FORMATS[name]
     texts = [one.text for one in TRANSCRIPTS if one.tools and TOOL_FORMATS.get(one.tools) is form]

@@ -31,6 +31,7 @@ def named(renderer: MistralRenderer, name: str) -> int:
     return next(token_id for token_id, token in renderer.tokenizer.added_tokens.items() if token == name)
 
 
+@pytest.mark.thorough
 def test_text_encodes_and_decodes_as_with_mistral_common(mistral):
     raw = mistral._mistral.loaded.instruct_tokenizer.tokenizer
     for text, bos in product(TEXTS, (True, False)):

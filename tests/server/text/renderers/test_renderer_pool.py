@@ -63,6 +63,7 @@ def text_of(i: int) -> str:
     return f"{i} " + "What is the capital of France? 😀 " * (i % 40)
 
 
+@pytest.mark.thorough
 def test_the_base_of_renderers_imports_no_tokenizer():
     libraries = {"transformers", "tokenizers", "mistral_common"}
     assert run_watched(f"import server.text.renderers.base; print({libraries} & set(sys.modules))") == "set()\n"

@@ -74,6 +74,7 @@ def test_the_default_model_is_the_same_by_its_name(is_prepared, tmp_path, cache,
     assert hub_server.downloads == []
 
 
+@pytest.mark.thorough
 def test_the_default_model_is_downloaded_if_the_hub_is_reachable(hub_server, cache):
     hub_server.add(DEFAULT_MODEL_ID, MODEL)
     path = resolve_model(ModelRequest()).path
@@ -81,6 +82,7 @@ def test_the_default_model_is_downloaded_if_the_hub_is_reachable(hub_server, cac
     assert (path / "model.safetensors").read_bytes() == b"weights"
 
 
+@pytest.mark.thorough
 def test_a_tokenizer_is_downloaded_without_weights(hub_server, tmp_path):
     files = resolve_model(ModelRequest(model=str(write_model(tmp_path / "model")), tokenizer="org/model"))
     assert sorted(hub_server.downloads) == ["org/model/config.json", "org/model/tokenizer.json"]

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.startup.files.download.conftest import MODEL
-from tests.support.tiers import thorough_but_for
 from vllm_cli.commands.prefetch import prefetch
 
 Run = Callable[..., tuple[int, str, str]]
@@ -33,7 +32,8 @@ def report(run: Run, *words: str) -> tuple[int, dict[str, Any]]:
     return code, json.loads(out)
 
 
-@pytest.mark.parametrize("engine", thorough_but_for(["embedded", "vllm"], "vllm"))
+@pytest.mark.thorough
+@pytest.mark.parametrize("engine", ["embedded", "vllm"])
 def test_the_files_are_those_of_the_revision_and_engine(engine, run, hub_server, tmp_path):
     extras = {"pytorch_model.bin": b"x", "README.md": b"x", "onnx/model.onnx": b"x"}
     hub_server.add("org/model", MODEL | extras, revision="v2", commit="b" * 40)

@@ -81,6 +81,7 @@ def test_each_type_becomes_bfloat16_and_heads_have_the_order_of_transformers(sou
     assert rows == {"q": [*halves, *(32 + row for row in halves)], "k": halves, "v": [*range(32)]}
 
 
+@pytest.mark.thorough
 def test_the_folder_is_a_model_with_its_tokenizer(source, tmp_path):
     """The conversion is a script that imports neither torch nor transformers."""
     words = [sys.executable, "-X", "importtime", "-P", gguf_conversion.__file__, source, tmp_path / "model"]

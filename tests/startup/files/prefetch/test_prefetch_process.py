@@ -134,6 +134,7 @@ def test_mode_off_starts_no_process(tmp_path):
         assert handle.result() == PrefetchReport("off", "it is switched off")
 
 
+@pytest.mark.thorough
 def test_a_pending_result_is_none_and_close_stops_the_process(make_file):
     handle = slow_prefetch(make_file)
     assert handle.pid is not None

@@ -97,6 +97,7 @@ def test_a_digest_can_be_an_object():
     assert digest_to_dict(cause) | {"advice": None} == known | nothing | {"text": "Killed", "line": 1}
 
 
+@pytest.mark.thorough
 def test_all_lines_of_an_excerpt_are_read_and_of_a_long_log_those_that_look_like_errors():
     assert find_cause(["we see:", _SENTENCE]) is not None
     assert find_cause(["we see:"] * 600 + [_SENTENCE]) is None
@@ -131,6 +132,7 @@ def test_the_cost_is_linear_in_the_length_of_a_line(part):
     assert growth(lambda size: lambda: find_cause(["Traceback (most recent call last):", part * size])) is None
 
 
+@pytest.mark.thorough
 def test_processes_without_end_take_bounded_memory(monkeypatch):
     """Labels of processes and messages of exceptions come from the log, which may have any number of them."""
     monkeypatch.setattr(failures, "_MOST_PROCESSES", 10)

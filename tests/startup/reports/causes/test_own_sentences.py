@@ -74,6 +74,7 @@ def _sentences_of(tree: ast.Module) -> Iterator[str]:
             yield text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("engine", _ENGINES)
 def test_each_sentence_about_an_end_has_a_cause(sentences, engine):
     assert len(sentences) > 20

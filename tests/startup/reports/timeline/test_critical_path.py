@@ -38,6 +38,7 @@ _SPANS = st.builds(
 )
 
 
+@pytest.mark.thorough
 @given(st.lists(_SPANS, max_size=30))
 def test_any_spans_give_a_partition(spans):
     path = find_critical_path(spans, begin_ns=0, end_ns=100 * MS)

@@ -71,6 +71,7 @@ for name, value in json.loads(sys.argv[2]):
 """
 
 
+@pytest.mark.thorough
 def test_small_limits_of_the_process_are_reported_with_the_need(model_path):
     """Sets one limit after the other in the same process."""
     limits = [("RLIMIT_NOFILE", 256), ("RLIMIT_NOFILE", 32)]

@@ -4,6 +4,8 @@ import json
 import re
 from collections.abc import Callable
 
+import pytest
+
 from base.machine.memory import MemoryState
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import PreflightReport
@@ -22,6 +24,7 @@ print(*sorted(heavy & set(sys.modules)))
 """
 
 
+@pytest.mark.thorough
 def test_preflight_of_a_local_model_imports_nothing_heavy(model_path):
     assert python_output(CONFIG + BUDGET, model_path).strip() == ""
 

@@ -186,6 +186,7 @@ def test_files_that_get_another_owner_are_not_kept_and_the_user_is_told_once(cac
     assert _KEPT.read(str) == "value"
 
 
+@pytest.mark.thorough
 def test_the_values_that_were_written_longest_ago_are_removed(cache):
     for number in range(210):
         Kept("things", number).write(number)

@@ -282,6 +282,7 @@ def test_an_archive_of_a_million_entries_is_rejected_without_reading_them():
     assert "more than one tensor" in rejection(out.getvalue(), EmbedsLimits(1 << 20, 16, "float32"))
 
 
+@pytest.mark.thorough
 def test_truncated_files_and_files_with_a_changed_byte_are_harmless():
     payload = saved(NORMAL)
     for end in range(0, len(payload), 7):

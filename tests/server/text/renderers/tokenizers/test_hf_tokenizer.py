@@ -70,6 +70,7 @@ def test_an_id_beyond_the_vocabulary_has_no_text(renderer):
     assert feed(renderer.create_detokenizer(), [unknown, first, unknown, *others]) == "the of"
 
 
+@pytest.mark.thorough
 def test_the_bytes_of_a_whole_vocabulary_are_not_kept(renderers):
     renderer = renderers["real"]
     tracemalloc.start()
