@@ -41,16 +41,15 @@ listen replicas
 
 
 class Balancer(Program):
-    """haproxy with one backend for each of some ports. At first, no backend gets requests."""
+    """haproxy with a backend for each of some ports. `probe` is a path. No backend gets requests at first."""
 
     def __init__(self, folder: Path, ports: Sequence[int], probe: str) -> None:
-        """`probe` is the path of the readiness probe."""
         self.port = free_port()
         self.ports = ports
         self._socket = folder / "haproxy.sock"
         replicas = "".join(f"  server {port} 127.0.0.1:{port}\n" for port in ports)
-        configuration = _CONFIGURATION.format(folder=folder, port=self.port, probe=probe)
-        (folder / "haproxy.cfg").write_text(configuration + replicas)
+        text = _CONFIGURATION.format(folder=folder, port=self.port, probe=probe)
+        (folder / "haproxy.cfg").write_text(text + replicas)
         super().__init__([require_tool("haproxy"), "-db", "-f", folder / "haproxy.cfg"], {}, is_awaited=True)
 
     def wait_ready(self) -> None:
@@ -151,8 +150,7 @@ class Deployment:
         self._grace_s = grace_s
         self.replicas: deque[Container] = deque()
         self.exit_codes: list[int] = []
-        self.ready_s: list[float] = []
-        """How long each replica took until it was ready."""
+        self.ready_s: list[float] = []  # how long each replica took until it was ready
         self.removed_s = 0.0
         """When a replica was last taken out of service."""
 

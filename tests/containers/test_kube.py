@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.containers.podman import podman
+from tests.containers.podman import PROMPT, podman
 from tests.containers.vllm_image import PACKAGES, packages_of
 from tests.deploy.manifests import pod_of, render
 from tests.deploy.shipped import PODS_OF_EMBEDDED, PODS_OF_VLLM, SECRETS
@@ -28,6 +28,9 @@ from tests.support.waiting import wait_until
 
 _OF_PODMAN = ("ConfigMap", "PersistentVolumeClaim")
 _ON_ONE_NODE = [*PODS_OF_EMBEDDED, *(name for name in PODS_OF_VLLM if "two-nodes" not in name)]
+_TRACED = '--compilation-config={"mode": 2, "backend": "eager"}'
+"""vLLM for CPUs makes the buffers between pipeline stages in a trial run. --enforce-eager leaves it out."""
+_ADDRESSES = {"leader": "10.88.100.1", "worker": "10.88.100.2"}  # in podman's network
 
 
 class _Pod:
@@ -58,19 +61,19 @@ class _Pod:
         return int(podman("inspect", "--format={{.State.ExitCode}}", self._container).stdout)
 
 
-def _documents(name: str, model: Path, port: int) -> Iterator[dict[str, Any]]:
-    """The documents of a pod's variant that podman knows."""
-    rendered, pod = copy.deepcopy((render(name), pod_of(name)))
+def _documents(name: str, model: Path, port: int, mode: str = "--enforce-eager") -> Iterator[dict[str, Any]]:
+    """The documents of a pod's variant that podman knows. `mode` is a word for vLLM."""
+    rendered, pod = copy.deepcopy((render(name.partition(" ")[0]), pod_of(name)))
     spec = pod["spec"]
     [container] = spec["containers"]
-    [listening] = container["ports"]
-    listening["hostPort"] = port
+    for listening in container.get("ports", ()):
+        listening["hostPort"] = port
     words = container["args"]
     path = words[0] if words[0].startswith("/") else "/models"
     words[0] = path if re.fullmatch(r"[\w-]+/[\w.-]+", words[0]) else words[0]
     folders = {path: model}
     if name in PODS_OF_VLLM:
-        words += ["--tensor-parallel-size=1", "--enforce-eager", "--max-model-len=512"]
+        words += ["--tensor-parallel-size=1", "--max-model-len=512", mode]
         folders[PACKAGES] = packages_of(PYTHON)
         container["env"].append({"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"})
         container["resources"]["limits"].pop("nvidia.com/gpu")
@@ -86,19 +89,35 @@ def _documents(name: str, model: Path, port: int) -> Iterator[dict[str, Any]]:
         deployment["spec"]["template"] = pod
         yield deployment
     else:
-        yield {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "vllm-cli"}} | pod
+        pod["metadata"] = {"name": "-".join(["vllm-cli", *name.split()[1:]])}
+        yield {"apiVersion": "v1", "kind": "Pod"} | pod
+
+
+def _group(model: Path, folder: Path, port: int) -> Iterator[dict[str, Any]]:
+    """Both pods of a group, with the variables of LeaderWorkerSet's controller, and a cache for each node."""
+    for index, role in enumerate(_ADDRESSES):
+        [pod] = _documents(f"vllm-two-nodes {role}", model, port, _TRACED)
+        [cache] = (volume["hostPath"] for volume in pod["spec"]["volumes"] if volume["name"] == "cache")
+        cache["path"] = str(folder / role)
+        Path(cache["path"]).mkdir()
+        Path(cache["path"]).chmod(0o777)
+        known = {"LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": str(index), "LWS_LEADER_ADDRESS": _ADDRESSES["leader"]}
+        [container] = pod["spec"]["containers"]
+        for name, value in known.items():  # podman 4 does not expand $(NAME)
+            container["args"] = [word.replace(f"$({name})", value) for word in container["args"]]
+        yield pod
 
 
 @contextmanager
-def _played(documents: list[dict[str, Any]], folder: Path, port: int) -> Iterator[_Pod]:
+def _played(documents: list[dict[str, Any]], folder: Path, port: int, *options: str) -> Iterator[list[_Pod]]:
     file = folder / "manifests.yaml"
     file.write_text(yaml.safe_dump_all(documents))
     secret = {key: base64.b64encode(value.encode()).decode() for key, value in SECRETS.items()}
     try:
         podman("secret", "create", "vllm-cli", "-", input=json.dumps(secret))  # podman 4 misreads `kind: Secret`
-        podman("kube", "play", file)
-        [container] = podman("ps", "--filter=name=^vllm-cli-", "--format={{.Names}}").stdout.split()
-        yield _Pod(container, port)
+        podman("kube", "play", *options, file)
+        containers = podman("ps", "--filter=name=^vllm-cli-", "--sort=names", "--format={{.Names}}").stdout.split()
+        yield [_Pod(container, port) for container in containers]
     finally:
         podman("kube", "down", file, check=False)
         podman("volume", "rm", "--all", "--force")
@@ -115,10 +134,10 @@ _RIGHTS = (
 def test_a_pod_serves_has_only_its_rights_and_stops(name, model, tmp_path, request):
     request.getfixturevalue("vllm_image" if name in PODS_OF_VLLM else "image")
     port = free_port()
-    with _played(list(_documents(name, model, port)), tmp_path, port) as pod:
+    with _played(list(_documents(name, model, port)), tmp_path, port) as [pod]:
         pod.wait_ready()
         for model in pod.ask("/v1/models").json["data"]:
-            body = {"model": model["id"], "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+            body = {"model": model["id"], **PROMPT}
             assert "Paris" in pod.ask("/v1/completions", body).json["choices"][0]["text"], pod.log()
         assert ask(f"http://127.0.0.1:{port}/v1/completions", body).status == 401  # without the secret's key
         assert pod.execute(_RIGHTS).split() == ["10001", "read-only", "0000000000000000" + "1" + "2"]
@@ -129,8 +148,18 @@ def test_a_pod_serves_has_only_its_rights_and_stops(name, model, tmp_path, reque
 def test_a_pod_whose_engine_dies_is_ready_again(image, model, tmp_path):
     """podman restarts the container, as the kubelet does. The engine is the largest process."""
     port = free_port()
-    with _played(list(_documents("embedded", model, port)), tmp_path, port) as pod:
+    with _played(list(_documents("embedded", model, port)), tmp_path, port) as [pod]:
         pod.wait_ready()
         pod.execute("kill -9 $(ps -eo pid --sort=-rss --no-headers | head -n1)")
         wait_until(lambda: pod.ask("/readyz").status != 200)
         pod.wait_ready()
+
+
+def test_the_pods_of_two_nodes_serve_together(vllm_image, model, tmp_path):
+    """The worker does not end with the leader. LeaderWorkerSet's controller ends it, as this test does."""
+    port = free_port()
+    options = ("--network=podman", *(f"--ip={address}" for address in _ADDRESSES.values()))
+    with _played(list(_group(model, tmp_path, port)), tmp_path, port, *options) as [leader, worker]:
+        leader.wait_ready()
+        assert "Paris" in leader.ask("/v1/completions", PROMPT).json["choices"][0]["text"], leader.log() + worker.log()
+        assert [pod.stop(60) for pod in (leader, worker)] == [0, 0], leader.log() + worker.log()

@@ -3,9 +3,9 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -22,11 +22,9 @@ _REST_S = 3.0
 class _Server(NamedTuple):
     """What is rolled out."""
 
-    pod: str
-    """The pod of the manifests whose times and readiness probe are used."""
+    pod: str  # of the manifests: its times and its readiness probe are used
     image: str
-    rate: float
-    """Requests a second that two cores serve beside a start."""
+    rate: float  # requests a second, which two cores serve beside a start
     words: tuple[str, ...]
     options: tuple[str, ...] = ()
 
@@ -40,13 +38,8 @@ def embedded(image: str) -> _Server:
 def vllm(vllm_image: str) -> _Server:
     """vLLM's attention for CPUs needs larger heads than the model has. The weights are made in the start."""
     words = ("--shutdown-timeout=45", "--enforce-eager", "--load-format=dummy", '--hf-overrides={"head_dim": 32}')
-    variables = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",  # waiting threads of one replica take the cores from the others
-    }
-    options = (mount_of(PYTHON), "--shm-size=1g", *(f"--env={name}={value}" for name, value in variables.items()))
+    variables = "HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1"
+    options = (mount_of(PYTHON), "--shm-size=1g", *(f"--env={variable}" for variable in variables.split()))
     return _Server("vllm", vllm_image, rate=2, words=words, options=options)
 
 
@@ -55,11 +48,8 @@ def plain_vllm(vllm: _Server) -> _Server:
     return vllm._replace(image=STAND_IN)
 
 
-_UnderLoad = Callable[..., AbstractContextManager[tuple[Deployment, Load]]]
-
-
 @pytest.fixture
-def under_load(tiny_llama: Path, tmp_path: Path, request: pytest.FixtureRequest) -> _UnderLoad:
+def under_load(tiny_llama: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Starts a server's replicas, then the requests. `hook_s` and `grace_s` are the manifest's by default."""
 
     @contextmanager
@@ -74,9 +64,8 @@ def under_load(tiny_llama: Path, tmp_path: Path, request: pytest.FixtureRequest)
             """A container whose model is a new copy, as a new revision is."""
             model = shutil.copytree(tiny_llama, tmp_path / f"{time.monotonic_ns()}")
             options = (f"--volume={model}:/model:ro", "--user=0", *server.options)
-            return Container(
-                server.image, "/model", "--served-model-name=model", *server.words, options=options, port=port
-            )
+            words = ("/model", "--served-model-name=model", *server.words)
+            return Container(server.image, *words, options=options, port=port)
 
         with (
             Balancer(tmp_path, [free_port() for _ in range(3)], probe) as balancer,
