@@ -9,6 +9,8 @@ from server.terms.types import SamplingParams
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
+pytestmark = pytest.mark.thorough
+
 
 class _Steps:
     """A pace, and a clock that the test sets."""
@@ -98,7 +100,6 @@ def test_prompts_that_cost_nothing_are_not_limited():
     assert steps.limit(num_decodes=1) > 1_000_000
 
 
-@pytest.mark.thorough
 def test_a_long_prompt_lets_all_others_generate_between_its_chunks(plain_llama, llama):
     engine = _engine(llama, token_s=0.0002, max_model_len=512)
     prompts = random_prompts(3, 4, 5, 400)
@@ -128,7 +129,6 @@ def test_short_prompts_within_the_limit_share_a_step(llama):
     assert engine.steps[-1] == {**decoding, "a": 10, "b": 10, "c": 10}
 
 
-@pytest.mark.thorough
 def test_a_prompt_is_computed_as_a_whole_if_half_of_it_is_within_the_limit(llama):
     engine = _engine(llama, token_s=1.0)
     decoding = _decode(engine, 2)

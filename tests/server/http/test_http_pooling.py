@@ -18,6 +18,8 @@ from tests.server.engine.pooling.tiny_poolers import (
 from tests.server.http.conftest import LiveServer, assert_rejected
 from tests.server.http.pooled_engine import NAME, serve_folder
 
+pytestmark = pytest.mark.thorough
+
 TEXTS = ["hello world", "the capital of france is paris", "the weather is sunny today and the cat sat on the mat", "a"]
 
 Serve = Callable[..., LiveServer]
@@ -61,7 +63,6 @@ def _assert_close(result: Any, expected: torch.Tensor) -> None:
     torch.testing.assert_close(torch.tensor(result), expected, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.thorough
 def test_each_text_has_an_embedding(embedder, bert):
     engine: Any = embedder.engine
     engine.batches.clear()

@@ -11,7 +11,8 @@ from server.engine.compute import linear as linear_module
 from server.engine.compute.linear import FbgemmProduct, choose_product, multiply_in_float32, pack_linear_layers
 from tests.base.machine.huge_pages import count_huge_bytes, needs_huge_pages
 from tests.server.engine.tiny_models import PACKED, build_model, pack_layers
-from tests.support.tiers import thorough_but_for
+
+pytestmark = pytest.mark.thorough
 
 HAS_BF16_KERNELS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
@@ -25,10 +26,7 @@ needs_packing = pytest.mark.skipif(
 )
 SIZES = pytest.mark.parametrize(
     ("in_features", "out_features"),
-    [
-        *((576, 192), (33, 47), (40, 1001)),
-        *(pytest.param(*size, marks=pytest.mark.thorough) for size in ((576, 576), (1536, 576), (64, 96), (129, 32))),
-    ],
+    [(576, 192), (33, 47), (40, 1001), (576, 576), (1536, 576), (64, 96), (129, 32)],
     ids=lambda n: str(n),
 )
 
@@ -134,7 +132,7 @@ def test_weights_that_are_not_finite_show_in_the_output(value, fbgemm):
 
 
 @needs_packing
-@pytest.mark.parametrize("model_type", thorough_but_for(PACKED, "mixtral"))
+@pytest.mark.parametrize("model_type", PACKED)
 def test_packing_moves_no_logit_far_and_none_with_bfloat16_kernels(model_type):
     model = build_model(model_type, PACKED[model_type], dtype=torch.bfloat16)
     ids = torch.arange(3, 40)[None]
@@ -209,7 +207,6 @@ def test_float32_layers_of_a_half_precision_model_are_not_packed():
     assert [_is_packed(layer) for layer in model] == [True, False]
 
 
-@pytest.mark.thorough
 @needs_packing
 def test_packing_takes_one_copy_of_the_weights():
     layer = torch.nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16)
@@ -219,7 +216,6 @@ def test_packing_takes_one_copy_of_the_weights():
     assert _own_bytes() - before < 1.5 * layer.weight.numel() * layer.weight.element_size()
 
 
-@pytest.mark.thorough
 @needs_onednn
 @needs_huge_pages
 def test_packed_weights_lie_in_huge_pages():

@@ -13,10 +13,10 @@ from server.engine.sequence import Chunk
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.teacher_forcing import as_sequences
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts
-from tests.support.tiers import thorough_but_for
+
+pytestmark = pytest.mark.thorough
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("architecture", SEQUENTIAL)
 def test_greedy_output_of_interleaved_sequences_equals_that_of_generate(architecture):
     model = build_model(architecture, SEQUENTIAL[architecture])
@@ -44,7 +44,7 @@ def test_a_preempted_sequence_is_computed_again_from_its_first_token():
     engine.assert_nothing_leaked()
 
 
-@pytest.mark.parametrize("architecture", thorough_but_for([*SEQUENTIAL, "llama"], "mamba", "llama"))
+@pytest.mark.parametrize("architecture", [*SEQUENTIAL, "llama"])
 def test_probe_rejects_the_model_and_does_not_change_it(architecture):
     model = build_model(architecture, (SEQUENTIAL | PACKED)[architecture])
     if architecture == "llama":

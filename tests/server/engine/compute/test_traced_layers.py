@@ -8,6 +8,8 @@ from tests.server.engine.compute.test_linear import needs_bf16_kernels
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, build_model, greedy_outputs, pack_layers, random_prompts
 
+pytestmark = pytest.mark.thorough
+
 PROMPTS = random_prompts(1, 9, 40)
 
 
@@ -21,7 +23,6 @@ def count_traced(model: torch.nn.Module) -> tuple[int, int]:
     return sum("forward" in vars(layer) for layer in layers), len(layers)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("model_type", PACKED)
 def test_graphs_give_the_tokens_of_the_plain_model(model_type):
     model = build_model(model_type, PACKED[model_type])
@@ -46,7 +47,6 @@ def test_a_graph_has_the_bits_of_its_layer_in_bfloat16(llama):
     assert _logprobs(engine) == before
 
 
-@pytest.mark.thorough
 def test_layers_whose_values_decide_in_python_keep_their_forward(llama):
     for layer in llama.model.layers[1:]:
         layer.mlp.register_forward_pre_hook(_double_if_positive)

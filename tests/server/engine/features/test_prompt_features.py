@@ -16,6 +16,8 @@ from server.terms.types import PromptInputs, TensorData
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts, save_model
 
+pytestmark = pytest.mark.thorough
+
 NUM_TOKENS = 12
 FAMILIES = ("llama", "qwen2", "gemma", "gemma3_text", "gpt2", "opt", "granite", "mistral")
 
@@ -40,7 +42,6 @@ def add(engine: SmallEngine, name: str, model: PreTrainedModel, prompt: list[int
     return engine.add(name, [0] * len(prompt), embeds_of(model, prompt), **({"max_tokens": NUM_TOKENS} | params))
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_embeddings_give_the_output_of_their_text_alone_and_in_a_batch(architecture):
     model = build_model(architecture, PACKED[architecture])
@@ -60,7 +61,6 @@ def test_embeddings_give_the_output_of_their_text_alone_and_in_a_batch(architect
     engine.assert_nothing_leaked()
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("architecture", SEQUENTIAL)
 def test_the_sequential_runner_supports_embeddings(architecture):
     model = build_model(architecture, SEQUENTIAL[architecture])

@@ -16,6 +16,8 @@ from server.terms.types import SamplingParams
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
+pytestmark = pytest.mark.thorough
+
 
 def test_hits_and_queries_are_counted_in_tokens(llama):
     [first, other] = random_prompts(40, 35)
@@ -80,7 +82,6 @@ def test_choices_that_cannot_share_start_together(llama, length, prefix_tokens):
     assert engine.steps == [{"0": length, "1": length, "2": length}]
 
 
-@pytest.mark.thorough
 def test_sequences_that_share_a_long_prefix_hold_and_read_it_once(plain_llama, llama, monkeypatch):
     engine = SmallEngine(llama, prefix_tokens=2000, max_model_len=800)
     shared_parts = []

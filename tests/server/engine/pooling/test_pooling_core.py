@@ -22,6 +22,8 @@ from tests.server.engine.pooling.tiny_poolers import (
     save_sentence_files,
 )
 
+pytestmark = pytest.mark.thorough
+
 Expected = Callable[[PreTrainedModel, list[int]], torch.Tensor]
 
 

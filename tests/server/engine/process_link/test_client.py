@@ -39,6 +39,8 @@ from server.terms.types import (
     TensorData,
 )
 
+pytestmark = pytest.mark.thorough
+
 PARAMS = SamplingParams(max_tokens=1)
 POOLING = PoolingParams(task="embed", dimensions=2)
 
@@ -248,7 +250,6 @@ def test_the_event_loop_continues_during_an_upload(sockets):
     assert uvloop.run(upload()) > 5, "a turn may write what the socket holds several times, if the engine reads fast"
 
 
-@pytest.mark.thorough
 async def test_a_request_that_is_cancelled_during_its_upload_is_aborted(client, engine):
     request = asyncio.create_task(tokens_of(client, "gone", PromptInputs(embeds=tensor(3_000_000)), num_choices=2))
     while not engine.messages:
@@ -261,7 +262,6 @@ async def test_a_request_that_is_cancelled_during_its_upload_is_aborted(client, 
     assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["gone-0", "gone-1"]]
 
 
-@pytest.mark.thorough
 async def test_an_engine_exit_during_an_upload_raises_engine_dead_error(sockets):
     client = EngineClient(sockets[0])
     await client.start()

@@ -16,7 +16,8 @@ from transformers import (
 from server.engine.sampling.drawing import draw
 from server.terms.types import SamplingParams
 from tests.server.engine.sampling.test_sampler import random_logits
-from tests.support.tiers import thorough_but_for
+
+pytestmark = pytest.mark.thorough
 
 LIMITS: list[dict[str, Any]] = [
     {},
@@ -36,7 +37,7 @@ LIMITS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
-@pytest.mark.parametrize("vocab_size", thorough_but_for([150, 1000], 1000), ids=["all at once", "best first"])
+@pytest.mark.parametrize("vocab_size", [150, 1000], ids=["all at once", "best first"])
 def test_shares_equal_those_of_transformers_processors(limits, vocab_size):
     logits = random_logits(vocab_size, seed=vocab_size)
     expected = _expected(logits, limits)

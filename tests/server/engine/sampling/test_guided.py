@@ -24,6 +24,8 @@ from tests.server.engine.sampling.guided_engine import PERSON, byte_engine, byte
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.inline_executor import InlineExecutor
 
+pytestmark = pytest.mark.thorough
+
 _TEXT = (ReasoningMarker("<t>"), ReasoningMarker("</t>"))
 CHOICES = ["yes", 'say "hi"', "naïve", "日本", "😀"]
 

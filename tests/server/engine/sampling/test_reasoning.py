@@ -12,7 +12,8 @@ from tests.server.engine.sampling.byte_tokenizer import EOS
 from tests.server.engine.sampling.guided_engine import PERSON, assert_is_person, byte_engine
 from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import random_prompts
-from tests.support.tiers import thorough_but_for
+
+pytestmark = pytest.mark.thorough
 
 END = 257
 """The marker that ends the reasoning: the tokenizer's second special token."""
@@ -32,7 +33,7 @@ def engine(tmp_path: Path) -> SmallEngine:
     return byte_engine(tmp_path)
 
 
-@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.thorough), 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_grammar_begins_after_the_markers_token(engine, temperature):
     rules = ReasoningRules(ends=(END_MARKER,), delays_grammar=True, is_open=True, budget=7, forced_end=(END,))
     completions = [
@@ -80,7 +81,7 @@ def test_a_marker_of_ordinary_tokens_is_found_by_its_text(engine, token_id):
     assert len(set(texts)) > 3
 
 
-@pytest.mark.parametrize("budget", thorough_but_for([0, 1, 5], 5))
+@pytest.mark.parametrize("budget", [0, 1, 5])
 @pytest.mark.parametrize("forced", [(END,), tuple(b"enough" + END_TEXT)], ids=["token", "phrase"])
 def test_the_budget_forces_the_end(engine, budget, forced):
     [free] = engine.generate([[40]], max_tokens=30)
@@ -131,7 +132,6 @@ def test_a_limited_request_leaves_its_neighbours_and_their_seeds_alone(tmp_path)
         assert bytes(completion.token_ids[3:7]) == END_TEXT
 
 
-@pytest.mark.thorough
 def test_preemption_keeps_budget_and_grammar(tmp_path):
     engine = byte_engine(tmp_path, num_slots=2, max_model_len=200, kv_cache_tokens=200)
     rules = ReasoningRules(

@@ -74,6 +74,7 @@ def test_reasoning_and_content_come_as_they_arrive():
     assert OutputParser(named_function="f").feed("{") == [CallStart("f"), CallArguments("{")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", TOOL_FORMATS)
 def test_little_text_is_held_back(name):
     parser = OutputParser(FUNCTIONS, tools=TOOL_FORMATS[name])

@@ -17,6 +17,8 @@ from tests.startup.files.download.downloads import Downloads
 from tests.support.hub import Fault, HubServer
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 MOVED = "b" * 40
 TEMPLATE = {"chat_template.jinja": b"{{ messages }}"}
 MODEL_REQUEST = ModelRequest(model="org/model")
@@ -40,7 +42,6 @@ def test_a_branch_that_has_not_moved_costs_one_request(hub_server, on_disk, capl
     assert line.startswith(f"org/model: main is still commit {COMMIT}, downloaded on 20")
 
 
-@pytest.mark.thorough
 def test_what_has_changed_is_downloaded_and_served(hub_server, cache, caplog):
     caplog.set_level(logging.INFO)
     resolve_model(MODEL_REQUEST)
@@ -58,7 +59,6 @@ def test_what_has_changed_is_downloaded_and_served(hub_server, cache, caplog):
     assert len(hub_server.requests) == 1
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     "request_of_others",
     [
@@ -114,7 +114,6 @@ def test_without_an_answer_the_start_takes_what_is_on_disk(hub_server, on_disk, 
     assert f"commit {COMMIT}, downloaded on 20" in line
 
 
-@pytest.mark.thorough
 def test_a_start_waits_for_a_branch_that_is_known_to_have_moved(hub_server, on_disk):
     hub_server.add("org/model", MODEL | TEMPLATE, commit=MOVED)
     hub_server.link.bytes_per_s = 100
@@ -129,14 +128,7 @@ def test_a_start_waits_for_a_branch_that_is_known_to_have_moved(hub_server, on_d
 
 @pytest.mark.parametrize(
     ("status", "code", "num_requests"),
-    [
-        (503, "", 1),
-        (None, "", 0),
-        *(
-            pytest.param(*row, marks=pytest.mark.thorough)
-            for row in [(429, "", 1), (401, "RepoNotFound", 2), (403, "GatedRepo", 2)]
-        ),
-    ],
+    [(503, "", 1), (None, "", 0), (429, "", 1), (401, "RepoNotFound", 2), (403, "GatedRepo", 2)],
 )
 def test_a_hub_that_refuses_or_is_not_there_leaves_what_is_on_disk(
     status, code, num_requests, hub_server, on_disk, caplog, monkeypatch

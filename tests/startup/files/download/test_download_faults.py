@@ -15,7 +15,8 @@ from startup.files.model.model_place import unfinished_marker
 from startup.files.model.request import ModelRequest
 from tests.startup.files.download.downloads import MODEL
 from tests.support.hub import Fault, HubServer
-from tests.support.tiers import thorough_but_for
+
+pytestmark = pytest.mark.thorough
 
 MIB = 1 << 20
 
@@ -34,7 +35,7 @@ def test_the_files_are_where_the_hubs_client_finds_them_and_nothing_is_fetched_t
     assert [seen.path for seen in downloads.hub.requests] == ["/api/models/org/model/revision/main"]
 
 
-@pytest.mark.parametrize("kind", thorough_but_for(["cut", "reset"], "cut"))
+@pytest.mark.parametrize("kind", ["cut", "reset"])
 def test_a_connection_that_ends_early_is_replaced(kind, downloads):
     """A reset may lose the part that has arrived, and then the file is fetched again."""
     files = {**MODEL, "model.safetensors": b"w" * 3 * MIB}
@@ -58,7 +59,7 @@ def test_a_failed_fetch_is_repeated(downloads, monkeypatch):
     assert all(note.startswith("no route to https://********@host, waiting ") for note in downloads.notes)
 
 
-@pytest.mark.parametrize("path", thorough_but_for(["api/*", "*/resolve/*.safetensors"], "api/*"))
+@pytest.mark.parametrize("path", ["api/*", "*/resolve/*.safetensors"])
 def test_a_hub_that_answers_429_is_asked_again_after_the_time_that_it_demands(downloads, path):
     downloads.hub.faults.add(Fault("status", status=429, retry_after=1, path=path))
     assert downloads.content(downloads.run()) == MODEL
@@ -67,7 +68,6 @@ def test_a_hub_that_answers_429_is_asked_again_after_the_time_that_it_demands(do
     assert "api" not in path or any(", waiting 1 s" in note for note in downloads.notes)
 
 
-@pytest.mark.thorough
 def test_a_file_that_is_shorter_than_listed_is_fetched_again(downloads):
     downloads.hub.faults.add(Fault("short", path="*.safetensors", after=500_000))
     report = downloads.run()
@@ -134,7 +134,7 @@ _FAILURES = {
 }
 
 
-@pytest.mark.parametrize("name", thorough_but_for(_FAILURES, "gated", "no hub", "slow"))
+@pytest.mark.parametrize("name", _FAILURES)
 def test_a_failure_is_one_line(name, downloads, monkeypatch):
     failure, change, settings, expected = _FAILURES[name]
     monkeypatch.setattr("startup.files.download.hub_client._NUM_ROUNDS", 2)
@@ -151,7 +151,6 @@ def test_a_failure_is_one_line(name, downloads, monkeypatch):
     assert failure != "refused" or not downloads.notes, "no request is repeated"
 
 
-@pytest.mark.thorough
 def test_a_renamed_model_is_downloaded_with_a_warning(downloads, caplog):
     downloads.hub.renamed["old/name"] = "org/model"
     with caplog.at_level(logging.WARNING, logger="startup"):
@@ -167,7 +166,6 @@ def test_the_token_goes_to_the_hub_only(downloads):
     assert downloads.hub.tokens == {"hub": {"Bearer hf_right"}, "cdn": {None}}
 
 
-@pytest.mark.thorough
 def test_only_the_shards_of_the_index_are_fetched(downloads):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "sub/b.safetensors"}}
     files = {
