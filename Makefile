@@ -238,8 +238,8 @@ $(INSTALLED_DEV): pyproject.toml setup.py constraints.txt vllm_cli/version.py | 
 	$(INSTALL) --compile-bytecode -e '.[embedded,dev]'
 	@touch $@
 
-# Meanwhile, Python compiles the modules that the first start imports.
+# While the model is prepared, a second process imports what the first start imports. So Python compiles it now.
 $(DEFAULT_MODEL): | $(INSTALLED)
 	$(BIN)/python -c 'from startup.imports.heavy import import_engine; import_engine()' & \
-	  $(BIN)/vllm-cli prefetch --engine embedded --download-only && wait
+	  $(BIN)/vllm-cli prefetch --engine embedded --download-only; code=$$?; wait; exit $$code
 	@touch $@
