@@ -11,6 +11,7 @@ from base.machine.processors import usable_count
 from server.engine.base_core import PromptLimits
 from server.engine.compute.attention import UnsupportedAttentionError
 from server.engine.compute.batch import Runner
+from server.engine.compute.linear import multiply_in_float32
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
@@ -124,10 +125,12 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
     """Returns the runner for the model, and the shapes of the keys and values that each layer stores."""
     packed = PackedRunner(model)
     try:
-        return packed, packed.probe()
+        shapes = packed.probe()
     except UnsupportedAttentionError as err:
         logger.warning("running one sequence at a time: %s", err)
-    return SequentialRunner(model), _guess_shapes(model)
+        return SequentialRunner(model), _guess_shapes(model)
+    multiply_in_float32(model)
+    return packed, shapes
 
 
 def _build_cache(

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from server.engine.compute.attention import PackedAttention, UnsupportedAttentionError
 from server.engine.compute.batch import StepLogits, pack
-from server.engine.compute.linear import multiply_in_float32, pack_linear_layers
+from server.engine.compute.linear import pack_linear_layers
 from server.engine.compute.traced_layers import LayerTracer, light_forward
 from server.engine.features.prompt_features import PlacedRows, embed
 from server.engine.features.vision import language_model
@@ -37,7 +37,6 @@ class PackedRunner:
         self._attention = PackedAttention()
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         AttentionInterface.register(_ATTENTION_NAME, self._attention)
-        multiply_in_float32(model)
 
     def probe(self) -> dict[int, LayerShape]:
         """Passes one token through the model, and returns the shapes of the layers' keys and values.
