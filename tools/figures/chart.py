@@ -49,12 +49,11 @@ def draw_chart(figures: Figures) -> str:
 
 
 def _bars(runs: Mapping[str, Measured], group: _Group) -> Iterator[Bar]:
-    starts = (
+    for label, step, side in (
         (group.peer, group.step, 1),
         ("vllm-cli", group.step, 0),
         ("vllm-cli beside a standby", group.warm_step, 0),
-    )
-    for label, step, side in starts:
+    ):
         if step in runs:
             [rounds] = conditions_of(runs[step].result, side).values()
             yield Bar(label, divide_median(rounds))
