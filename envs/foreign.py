@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 
 def snapshot() -> dict[str, str]:
-    """A copy of the whole environment."""
-    return dict(os.environ)
+    """A copy of the whole environment. Lacks a variable that another thread removes meanwhile."""
+    return {name: value for name in os.environ if (value := os.environ.get(name)) is not None}
 
 
 def text_of(name: str) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Final
 
+from envs.foreign import snapshot
 from startup.processes import death_pipe, group_signals
 
 Send = Callable[[object], None]
@@ -60,7 +61,7 @@ class Helper:
         with group_signals.blocked():  # until the helper ignores them
             self._process = Popen(
                 [sys.executable, "-I", "-S", "-c", _CODE, *words],
-                env=dict(os.environ),  # without a copy, the start fails if another thread changes a variable meanwhile
+                env=snapshot(),  # without a copy, the start fails if another thread changes a variable meanwhile
                 stdin=PIPE,
                 stdout=PIPE,
             )

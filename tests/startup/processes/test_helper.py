@@ -13,6 +13,7 @@ from typing import Final
 
 import pytest
 
+from envs.foreign import snapshot
 from startup.processes.group_signals import GROUP_SIGNALS
 from startup.processes.helper import Helper, HelperEndedError
 from tests.support.processes import disturbing
@@ -84,6 +85,8 @@ def changing_variables() -> Iterator[None]:
 
 @pytest.mark.thorough
 def test_a_helper_starts_while_a_thread_changes_variables(start, changing_variables):
+    for _ in range(500):
+        assert "PATH" in snapshot()
     for number in range(20):
         assert start(f"send({number})").receive() == number
 
