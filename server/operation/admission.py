@@ -139,7 +139,7 @@ class Lease:
         self._num_tokens -= done
 
     def release(self) -> None:
-        """Subtracts the lease's share from the totals. Called when the request has ended."""
+        """Subtracts the lease's share from the totals, unless that was done before."""
         self.remove_bytes(self.num_bytes)
         self.finish_prefill(self._num_tokens)
         self._admission.num_sequences -= self.num_sequences

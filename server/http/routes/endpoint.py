@@ -117,6 +117,12 @@ class JsonEndpoint(Generic[T]):
             await send_unavailable(send, problem, self._failures)
 
     async def _respond(self, body: list[bytes], context: RequestContext, send: Send) -> None:
+        try:
+            await self._send_response(body, context, send)
+        finally:  # in the step of the event loop that writes the last bytes, so the client's next request finds room
+            context.lease.release()
+
+    async def _send_response(self, body: list[bytes], context: RequestContext, send: Send) -> None:
         def headers() -> Headers:
             context.has_response = True
             timing = context.times.server_timing

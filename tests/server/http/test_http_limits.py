@@ -87,13 +87,18 @@ def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, 
     assert server.post("/v1/completions", body).status_code == 200
 
 
-def test_a_failed_request_returns_its_lease(serve, engine, wait_until):
-    server = serve(limits=LimitsConfig(max_held_bytes=1 << 20))
-    assert server.complete(top_p=2).status_code == 400
-    engine.fails_after = 1
-    assert server.complete().status_code == 500
-    admission = server.parts.admission
-    wait_until(lambda: not (admission.num_sequences or admission.num_held_bytes or admission.num_queued_tokens))
+@pytest.mark.parametrize(
+    ("fields", "fails_after", "status"),
+    [({}, None, 200), ({"stream": True}, None, 200), ({"top_p": 2}, None, 400), ({}, 1, 500)],
+)
+def test_a_request_directly_behind_another_one_finds_room(serve, engine, fields, fails_after, status):
+    """The server takes the second request in the event loop's step after the end of the first response."""
+    engine.fails_after = fails_after
+    server = serve(limits=LimitsConfig(max_queued_requests=1, max_queued_tokens=1, max_held_bytes=1))
+    body = {"prompt": "a"} | fields
+    with server.send("/v1/completions", body) as client:
+        client.post("/v1/completions", body)
+        assert [client.read().status for _ in range(2)] == [status] * 2
 
 
 @pytest.mark.parametrize("levels", [100, 190, 900])
