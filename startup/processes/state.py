@@ -44,12 +44,11 @@ LIMITS: Final = {
 }
 
 
-def inherit(thread_id: int, blocked: int | None = None) -> None:
-    """Takes over limits, umask, blocked signals and CPUs of a thread, which may be of another process.
+def inherit(thread_id: int, blocked: int) -> None:
+    """Takes over limits, umask and CPUs of a thread, perhaps of another process. Sets the blocked signals.
 
     Keeps the own value of what cannot be set, such as a limit above this process's hard limit, and of what a
-    sandbox hides in /proc. A thread that does not wait gives its mask of blocked signals as `blocked`: it may
-    block others by now.
+    sandbox hides in /proc. The thread gives its mask, because it does not wait and may block others by now.
 
     Raises:
         OSError: the thread has ended.
@@ -59,10 +58,7 @@ def inherit(thread_id: int, blocked: int | None = None) -> None:
         set_limits(thread_id)
     if "Umask" in status:
         os.umask(int(status["Umask"], 8))
-    if blocked is None and "SigBlk" in status:
-        blocked = int(status["SigBlk"], 16)
-    if blocked is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, [n for n in signal.valid_signals() if blocked >> (n - 1) & 1])
+    signal.pthread_sigmask(signal.SIG_SETMASK, [n for n in signal.valid_signals() if blocked >> (n - 1) & 1])
     os.sched_setaffinity(0, os.sched_getaffinity(thread_id))
 
 

@@ -44,7 +44,7 @@ for _ in range(2):
 def test_what_a_sandbox_hides_stays_as_it_is(monkeypatch):
     monkeypatch.setattr(state, "read_text", lambda path: "")
     before = os.umask(0o077)
-    state.inherit(os.getpid())
+    state.inherit(os.getpid(), 0)
     assert os.umask(before) == 0o077
 
 
