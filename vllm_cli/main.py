@@ -24,7 +24,7 @@ from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.embedded.installed import INSTALL_COMMAND, MODULES
 from startup.errors import USAGE_CAUSE, CommandLineError, CrashError, StartupError, code_line, code_of, with_code
-from startup.settings.serve_words import ServeWords, is_vllm_installed
+from startup.settings.serve_words import ServeWords, vllm_file
 from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
 
@@ -141,11 +141,10 @@ def cli() -> None:
 
 def _show_versions(ctx: click.Context) -> None:
     click.echo(f"vllm-cli {VERSION}")
-    if is_vllm_installed():
-        from startup.vllm_words.installed import find_vllm
+    if vllm_file() is not None:
+        from startup.vllm_words.installed import require_vllm
 
-        if (vllm := find_vllm()) is not None:
-            click.echo(f"vLLM {vllm.version}")
+        click.echo(f"vLLM {require_vllm().version}")
     ctx.exit()
 
 

@@ -16,7 +16,7 @@ from envs.variable import parse_duration
 from router.model_entry import ForeignCommand, ModelEntry, ServerCall
 from router.models_file.document import Findings, KeyPath, show
 from startup.settings.config import flags_with_role
-from startup.settings.serve_words import is_vllm_installed, split
+from startup.settings.serve_words import split, vllm_file
 
 PORT: Final = "${PORT}"
 SLEEP_KEYS: Final = ("sleep", "wake", "sleepEndpoints", "wakeEndpoints")
@@ -97,7 +97,7 @@ def _is_of_this_environment(program: str) -> bool:
 
 def _is_only_elsewhere(program: str) -> bool:
     """Whether vLLM is only in another Python environment, whose program is in PATH."""
-    return not is_vllm_installed() and shutil.which(program) is not None
+    return vllm_file() is None and shutil.which(program) is not None
 
 
 def _with_model_first(words: list[str]) -> list[str]:

@@ -185,7 +185,7 @@ class ServeWords:
         wanted = self.own.get("--engine") or (foreign.text_of("VCLI_ENGINE") if variable is None else variable)
         if wanted in _ENGINES:
             return wanted
-        return "vllm" if is_vllm_installed() else "embedded"
+        return "vllm" if vllm_file() else "embedded"
 
 
 def is_called_as_vllm() -> bool:
@@ -198,10 +198,10 @@ def use_vllm_engine() -> None:
     os.environ.setdefault("VCLI_ENGINE", "vllm")
 
 
-def is_vllm_installed() -> bool:
-    """Whether the package vllm exists. Does not import it. A folder of this name without modules is none."""
-    finders = (finder.find_spec("vllm", None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
-    return any(spec is not None and spec.origin is not None for spec in finders)
+def vllm_file() -> str | None:
+    """The file that `import vllm` would load. None if vLLM is not installed. A bare folder `vllm` is none."""
+    specs = (finder.find_spec("vllm", None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+    return next((spec.origin for spec in specs if spec is not None), None)
 
 
 def _name(word: str) -> tuple[str, str]:

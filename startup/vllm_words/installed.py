@@ -11,6 +11,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from envs import foreign
 from startup.errors import StartupError
 from startup.hook import Release
+from startup.settings.serve_words import vllm_file
 
 OLDEST: Final = (0, 29)
 """The first supported release. Older releases start their processes in another way."""
@@ -121,13 +122,10 @@ def vllm_in(folder: Path) -> InstalledVllm:
 
 def find_vllm() -> InstalledVllm | None:
     """The vLLM that `import vllm` would import. None if vLLM is not installed."""
-    try:
-        spec = find_spec("vllm")
-    except (ImportError, ValueError):
+    file = vllm_file()
+    if file is None:
         return None
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent
+    folder = Path(file).parent
     version = next(filter(None, map(_version, _DISTRIBUTIONS)), None)
     return InstalledVllm(version or _version_in_source(folder), folder)
 

@@ -10,7 +10,7 @@ from router.model_entry import BodyChanges, ForeignCommand, ModelsFile, ServerCa
 from router.models_file.commands import recognise, split_command
 from router.models_file.macros import MacroError, expand
 from router.models_file.schema import load_schema
-from startup.settings.serve_words import is_vllm_installed
+from startup.settings.serve_words import vllm_file
 
 OURS = Path(sys.executable).parent
 
@@ -129,7 +129,7 @@ def test_a_vllm_of_another_environment_is_another_server(tmp_path, monkeypatch):
     assert recognise([str(other), "serve", "a/b"]) is None
     assert recognise(["vllm", "serve", "a/b"]) is not None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert (recognise(["vllm", "serve", "a/b"]) is None) is not is_vllm_installed()
+    assert (recognise(["vllm", "serve", "a/b"]) is None) is (vllm_file() is None)
 
 
 def test_a_recognised_command_gives_words_variables_and_engine(read):

@@ -15,7 +15,7 @@ from base.exit_codes import OK, START_FAILED
 from base.machine.processes import is_alive
 from startup.errors import StartupError
 from startup.logs.setup import configure_logging, log_options_of_environment
-from startup.settings.serve_words import is_vllm_installed
+from startup.settings.serve_words import vllm_file
 from startup.standby import sockets
 from startup.standby.sockets import EMBEDDED, TEMPLATE_KINDS, VLLM_COMPILED, VLLM_EAGER
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
@@ -130,7 +130,7 @@ def stop() -> int:
 
 
 def _parse_kinds(wanted: str | None) -> tuple[str, ...]:
-    names = (wanted or ("vllm" if is_vllm_installed() else EMBEDDED)).split(",")
+    names = (wanted or ("vllm" if vllm_file() else EMBEDDED)).split(",")
     unknown = [name for name in names if name not in _GROUPS]
     if unknown:
         raise InputError(f"--for {unknown[0]!r} is not one of {', '.join(_GROUPS)}.")
