@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import count
 from multiprocessing.connection import Client
 from typing import Any
@@ -41,10 +42,10 @@ class AsyncMPClient:
         future = self.utility_results[call_id] = loop.create_future()
 
         def ask() -> None:
-            with Client(self.address) as connection:
+            # Nobody is answered if the engine or the event loop ends.
+            with suppress(OSError, EOFError, RuntimeError), Client(self.address) as connection:
                 connection.send({"what": "utility", "method": method, "args": args})
-                result = connection.recv()
-            loop.call_soon_threadsafe(answer, result)
+                loop.call_soon_threadsafe(answer, connection.recv())
 
         def answer(result: Any) -> None:
             future = self.utility_results.pop(call_id)
