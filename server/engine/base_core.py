@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from server.engine.process_link.messages import Command, Done
 from server.terms.types import EngineOutput, EnginePrompt, EngineStats, PoolingParams
 
 
@@ -35,9 +34,9 @@ class BaseCore(ABC):
     def abort(self, request_ids: list[str]) -> None:
         """Ends requests without further output. Ignores unknown ids, because their requests have ended."""
 
-    def execute(self, command: Command) -> Done:
-        """Executes a command immediately. This default is for cores without caches."""
-        return Done(command.command_id)
+    def reset_prefix_cache(self, *, interrupts: bool) -> bool:
+        """See `Scheduler.reset_prefix_cache`. This default is for cores without caches."""
+        return True
 
     @abstractmethod
     def step(self) -> list[EngineOutput]:

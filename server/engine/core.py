@@ -8,7 +8,6 @@ import torch
 from server.engine.base_core import BaseCore, failed
 from server.engine.compute.batch import Runner
 from server.engine.pending import PendingSequences
-from server.engine.process_link.messages import Command, Done
 from server.engine.sampling.sampler import Sampled, Sampler, add_prompt_logprobs
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk, Sequence
@@ -57,8 +56,8 @@ class EngineCore(BaseCore):
         self._pending.withdraw(request_ids)
         self._end(*(sequence for each in request_ids if (sequence := self._scheduler.find(each)) is not None))
 
-    def execute(self, command: Command) -> Done:
-        return Done(command.command_id, self._scheduler.reset_prefix_cache(interrupts=command.interrupts))
+    def reset_prefix_cache(self, *, interrupts: bool) -> bool:
+        return self._scheduler.reset_prefix_cache(interrupts=interrupts)
 
     def step(self) -> list[EngineOutput]:
         """Queues the sequences that have become ready, computes one batch, and returns its outputs."""

@@ -40,8 +40,10 @@ from server.engine.process_link.messages import (
     Ping,
     Pong,
     Pool,
+    PrefixCacheReset,
     Prompt,
     Ready,
+    ResetPrefixCache,
     Step,
     ToEngine,
 )
@@ -278,10 +280,10 @@ class _EngineLoop:
                 self._send(Step([], core.stats))
             case Ping():
                 self._send(Pong())
-            case _:
-                done = core.execute(message)
+            case ResetPrefixCache(interrupts):
+                is_done = core.reset_prefix_cache(interrupts=interrupts)
                 self._send(Step([], core.stats))
-                self._send(done)
+                self._send(PrefixCacheReset(is_done))
         if rejected:
             self._send(Step(rejected, core.stats))
 

@@ -4,10 +4,10 @@ import asyncio
 import logging
 import socket
 from array import array
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from itertools import count
 
 import msgspec
 
@@ -15,14 +15,13 @@ from base.errors import EngineDeadError, EngineError, EngineStartError
 from server.engine.process_link.messages import (
     LENGTH,
     Abort,
-    Command,
-    Done,
     Failed,
     FromEngine,
     Generate,
     Ping,
     Pong,
     Pool,
+    PrefixCacheReset,
     Prompt,
     Ready,
     ResetPrefixCache,
@@ -60,9 +59,8 @@ class EngineClient:
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._streams: dict[str, _Stream] = {}
         """Name of a sequence -> its stream."""
-        self._commands: dict[int, asyncio.Future[Done]] = {}
-        """Id of a command -> its awaited result."""
-        self._command_ids = count(1)
+        self._resets: deque[asyncio.Future[bool]] = deque()
+        """The awaited answers to `ResetPrefixCache`, in the order of the engine's answers."""
         self._subscribers: list[Callable[[EngineStats], None]] = []
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -161,18 +159,12 @@ class EngineClient:
         Raises:
             EngineDeadError: the engine was dead or died meanwhile.
         """
-        return (await self._run_command(ResetPrefixCache(next(self._command_ids), interrupts))).is_done
-
-    async def _run_command(self, command: Command) -> Done:
         if self.error is not None:
             raise EngineDeadError(self.error)
-        running: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self._commands[command.command_id] = running
-        try:
-            self._send(command)
-            return await running
-        finally:
-            del self._commands[command.command_id]
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._resets.append(answer)
+        self._send(ResetPrefixCache(interrupts))
+        return await answer
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Ends sequences without further output."""
@@ -274,11 +266,11 @@ class EngineClient:
             self.ended_silently = reason is None
             self._die(reason or "the engine process ended unexpectedly")
 
-    def _take(self, message: Ready | Step | Done) -> None:
-        if isinstance(message, Done):
-            running = self._commands.get(message.command_id)
-            if running is not None and not running.done():
-                running.set_result(message)
+    def _take(self, message: Ready | Step | PrefixCacheReset) -> None:
+        if isinstance(message, PrefixCacheReset):
+            answer = self._resets.popleft()
+            if not answer.cancelled():
+                answer.set_result(message.is_done)
             return
         if isinstance(message, Ready):
             assert self._loaded is not None
@@ -300,9 +292,9 @@ class EngineClient:
             self._loaded.set_exception(EngineStartError(reason))
         for stream in set(self._streams.values()):
             stream.outputs.put_nowait(None)
-        for running in self._commands.values():
-            if not running.done():
-                running.set_exception(EngineDeadError(reason))
+        for answer in self._resets:
+            if not answer.cancelled():
+                answer.set_exception(EngineDeadError(reason))
         self.dead.set()
         self._on_death(reason)
 

@@ -80,17 +80,14 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
 class ResetPrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_prefix_cache"):
     """To the engine: empty the prefix cache. Without `interrupts`, running requests prevent this."""
 
-    command_id: int
     interrupts: bool
     """Whether running requests may be interrupted and computed again."""
 
 
-class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
-    """From the engine: the result of a command."""
+class PrefixCacheReset(msgspec.Struct, frozen=True, array_like=True, tag="prefix_cache_reset"):
+    """From the engine: the answers to `ResetPrefixCache`, in the order of these messages."""
 
-    command_id: int
-    is_done: bool = True
-    """For `ResetPrefixCache`: whether the cache was reset."""
+    is_done: bool
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
@@ -101,10 +98,8 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
     """From the engine: the answer to a ping."""
 
 
-Command = ResetPrefixCache
-"""A message that the engine answers with a `Done` with the same `command_id`."""
-ToEngine = Generate | Pool | Abort | Command | Ping
-FromEngine = Ready | Failed | Step | Done | Pong
+ToEngine = Generate | Pool | Abort | ResetPrefixCache | Ping
+FromEngine = Ready | Failed | Step | PrefixCacheReset | Pong
 
 LENGTH = struct.Struct("<I")
 """The format of a message's length, which precedes the message."""

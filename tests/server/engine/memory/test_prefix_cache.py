@@ -10,7 +10,6 @@ from server.engine.compute import attention
 from server.engine.compute.attention_kernels import AttentionPart, attend_to_part
 from server.engine.memory.kv_cache import CopiedSlots
 from server.engine.memory.prefix_cache import PrefixCache, PrefixMatch
-from server.engine.process_link.messages import Done, ResetPrefixCache
 from server.engine.sequence import Sequence
 from server.terms.types import SamplingParams
 from tests.server.engine.small_engine import SmallEngine
@@ -43,7 +42,7 @@ def test_resetting_the_prefix_cache_forgets_prompts(llama, interrupts):
     engine.generate(prompts[:1])
     running = engine.add("running", prompts[1])
     engine.step()
-    assert engine.core.execute(ResetPrefixCache(3, interrupts)) == Done(3, is_done=interrupts)
+    assert engine.core.reset_prefix_cache(interrupts=interrupts) is interrupts
     engine.run()
     assert running.finish_reason == "length"
     assert engine.complete(prompts[:1])[0].num_cached_tokens == (0 if interrupts else 48)

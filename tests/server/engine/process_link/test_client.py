@@ -19,10 +19,10 @@ from server.engine.process import BlockingChannel, ChannelClosedError, attach
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import (
     Abort,
-    Done,
     FromEngine,
     Generate,
     Pool,
+    PrefixCacheReset,
     ResetPrefixCache,
     Step,
     ToEngine,
@@ -306,14 +306,19 @@ async def test_the_engines_exit_ends_the_wait(client, engine, sockets):
         await client.pool("b", [1], POOLING)
 
 
-async def test_a_commands_result_is_returned(client, engine):
-    resetting = asyncio.create_task(client.reset_prefix_cache(interrupts=True))
-    assert await engine.receive() == ResetPrefixCache(1, True)
-    engine.send(Done(1, False))
-    assert await resetting is False
+async def test_resets_of_the_prefix_cache_are_answered_in_their_order(client, engine):
+    resets = []
+    for interrupts in (True, False, True):
+        resets.append(asyncio.create_task(client.reset_prefix_cache(interrupts=interrupts)))
+        assert await engine.receive() == ResetPrefixCache(interrupts)
+    resets[1].cancel()
+    await asyncio.wait(resets[1:2])
+    for is_done in (False, False, True):
+        engine.send(PrefixCacheReset(is_done))
+    assert await asyncio.gather(resets[0], resets[2]) == [False, True]
 
 
-async def test_commands_fail_when_the_engine_ends(client, engine):
+async def test_resets_fail_when_the_engine_ends(client, engine):
     first = asyncio.create_task(client.reset_prefix_cache(interrupts=True))
     other = asyncio.create_task(client.reset_prefix_cache(interrupts=False))
     for _ in range(2):
