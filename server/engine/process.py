@@ -155,13 +155,9 @@ def _is_plain(message: ToEngine) -> bool:
 
     Other messages would import further parts of torch, in an order that torch does not support.
     """
-    match message:
-        case Generate(prompts=prompts, params=params):
-            has_inputs = any(prompt.inputs is not None for prompt in prompts)
-            return not has_inputs and params.guided is None
-        case Pool() | Ping() | Abort():
-            return True
-    return False
+    if isinstance(message, Generate):
+        return message.params.guided is None and all(prompt.inputs is None for prompt in message.prompts)
+    return not isinstance(message, ResetPrefixCache)
 
 
 def _add(message: Generate, core: BaseCore) -> list[EngineOutput]:
@@ -203,17 +199,14 @@ def _find_build(
     return partial(build_core, wake=wake)
 
 
-class _WorkIsReady:
-    """An item of the inbox that stands for work of the core that did not arrive as a message."""
-
-
 class _EngineLoop:
     """Receives requests from the socket, steps the engine core, and sends its outputs."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
         self._encoder = msgspec.msgpack.Encoder()
-        self._inbox: queue.SimpleQueue[ToEngine | Exception | _WorkIsReady] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[ToEngine | Exception | None] = queue.SimpleQueue()
+        """Messages, and the receiver's error. None: the core has work that did not arrive as a message."""
         self._is_loaded = False
         self._mapped = MappedFiles()
 
@@ -230,7 +223,7 @@ class _EngineLoop:
 
         # Loading uses all processors. The cgroup's quota limits the number of threads only afterwards.
         use_threads(config.num_threads or affinity_count())
-        core, info = _build(files, config, phases, imports, lambda: self._inbox.put(_WorkIsReady()))
+        core, info = _build(files, config, phases, imports, lambda: self._inbox.put(None))
         imports.end()
         self._mapped.watch(files.path)
         threads = ThreadCount(
@@ -308,7 +301,7 @@ class _EngineLoop:
             wait_s = 0
             if isinstance(message, Exception):
                 raise message
-            if not isinstance(message, _WorkIsReady):
+            if message is not None:
                 yield message
 
     def _receive_all(self) -> None:

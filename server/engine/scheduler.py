@@ -10,7 +10,7 @@ from itertools import islice
 from time import monotonic
 
 from server.engine.memory.cache_manager import CacheManager
-from server.engine.sequence import Chunk, Sequence, SequenceState
+from server.engine.sequence import Chunk, Sequence
 from server.engine.step_pace import StepPace
 
 
@@ -51,15 +51,12 @@ class Scheduler:
 
     def finish(self, *sequences: Sequence) -> None:
         """Ends running or waiting sequences, and releases their memory."""
-        has_waiting = False
         for sequence in sequences:
             self._by_id.pop(sequence.request_id, None)
-            if sequence.state is SequenceState.RUNNING:
+            if sequence.slot >= 0:
                 self._stop(sequence)
-            has_waiting |= sequence.state is SequenceState.WAITING
-            sequence.state = SequenceState.FINISHED
-        if has_waiting:
-            self._waiting = deque(s for s in self._waiting if s.state is SequenceState.WAITING)
+        if len(self._waiting) + len(self._running) > len(self._by_id):
+            self._waiting = deque(s for s in self._waiting if s.request_id in self._by_id)
 
     def schedule(self) -> list[Chunk]:
         """Returns the chunks of the next step. The list is empty only if no sequence runs or waits."""
@@ -119,7 +116,6 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> None:
         self.cache.admit(sequence)
         self._running.append(sequence)
-        sequence.state = SequenceState.RUNNING
         if sequence.num_preemptions == 0:
             sequence.admitted_s = monotonic()
             sequence.num_cached_tokens = sequence.num_computed_tokens

@@ -1,6 +1,5 @@
 """A sequence in the engine (its tokens, the number of computed tokens, its memory), and its chunks."""
 
-from enum import Enum
 from functools import cache
 from hashlib import blake2b
 from os import urandom
@@ -20,14 +19,6 @@ if TYPE_CHECKING:
     from server.engine.sampling.reasoning import ReasoningState
 
 
-class SequenceState(Enum):
-    """A sequence's state in the scheduler."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    FINISHED = "finished"
-
-
 class Sequence:
     """The prompt and output of one choice of a request. Only the engine's thread changes it."""
 
@@ -44,7 +35,6 @@ class Sequence:
         """The number of tokens whose keys and values (or model state) are in the cache."""
         self.num_cached_tokens = 0
         """The prompt tokens that came from the prefix cache when the sequence was first admitted."""
-        self.state = SequenceState.WAITING
         self.slot = -1
         """The slot of the KV cache that the sequence holds while it runs. -1 if it holds no slot."""
         self.model_cache: Any = None
@@ -96,7 +86,6 @@ class Sequence:
 
     def restart(self) -> None:
         """Makes a preempted sequence wait again. Keeps its generated tokens."""
-        self.state = SequenceState.WAITING
         self.num_computed_tokens = 0
         self.num_preemptions += 1
         self.prompt_logprobs = None

@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 
 from server.engine.compute import batch
-from server.engine.sequence import SequenceState
 from server.terms.types import EnginePrompt, SamplingParams
 from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
@@ -92,7 +91,7 @@ def test_an_aborted_request_releases_its_slot_and_memory_at_once(llama, phase):
     held, tokens = engine.cache.num_held_tokens, list(request.token_ids)
     sequence = engine.scheduler._by_id["aborted"]
     engine.core.abort(["aborted", "unknown"])
-    assert sequence.state is SequenceState.FINISHED
+    assert sequence not in (*engine.scheduler._waiting, *engine.scheduler._running)
     assert len(engine.cache._free_slots) == (0 if phase == "waiting" else 1)
     assert held - engine.cache.num_held_tokens == (sequence.num_tokens if phase in ("prefilling", "decoding") else 0)
     engine.run()
@@ -208,7 +207,7 @@ def test_random_requests_and_aborts_on_little_memory(plain_llama, llama, prefix_
 def _step_until(engine: SmallEngine, request_id: str, phase: str) -> None:
     for _ in range(200):
         sequence = engine.scheduler._by_id[request_id]
-        is_waiting = sequence.state is SequenceState.WAITING
+        is_waiting = sequence.slot < 0
         found = {
             "waiting": is_waiting,
             "prefilling": not is_waiting and 0 < sequence.num_computed_tokens < sequence.num_prompt_tokens,
