@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from base.machine.processors import usable_count
 from server.engine.base_core import PromptLimits
 from server.engine.compute.attention import UnsupportedAttentionError
-from server.engine.compute.batch import Runner
 from server.engine.compute.linear import multiply_in_float32
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.compute.sequential_runner import SequentialRunner
@@ -24,7 +23,6 @@ from server.engine.memory.sizing import (
     NO_WORKING_MEMORY,
     PREFIX_SHARE,
     CacheSize,
-    WorkingMemory,
     estimate_working_memory,
     size_cache,
 )
@@ -61,14 +59,20 @@ def build_core(
             check_takes_embeds(model)
     with phases.span("choose_runner"):
         runner, shapes = _choose_runner(model)
+    batched = config.max_num_batched_tokens or _BATCHED_TOKENS
     with phases.span("allocate_kv_cache"):
+        working = NO_WORKING_MEMORY  # on a CPU, the cache leaves enough memory free
+        if model.device.type != "cpu":
+            working = estimate_working_memory(
+                model.config, num_tokens=batched, num_sequences=config.max_num_seqs, dtype=model.dtype
+            )
         size = size_cache(
             shapes,
             config,
             max_model_len=max_model_len,
             dtype=model.dtype,
             device=model.device,
-            working=_working_memory(model, config),
+            working=working,
         )
         cache = _build_cache(runner, shapes, size, model, config)
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
@@ -79,10 +83,9 @@ def build_core(
         executor=ThreadPoolExecutor((usable_count() + 1) // 2, thread_name_prefix="engine-grammar"),
         wake=wake,
     )
-    batched = _batched_tokens(config) if runner.can_split_prompts else size.slot_len
     scheduler = Scheduler(
         cache,
-        max_num_batched_tokens=batched,
+        max_num_batched_tokens=batched if runner.can_split_prompts else size.slot_len,
         pace=StepPace() if runner.can_split_prompts else None,
     )
     limits = PromptLimits(min(size.slot_len, cache.max_tokens), vocab_size)
@@ -121,7 +124,7 @@ def build_core(
     return core, info
 
 
-def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape]]:
+def _choose_runner(model: PreTrainedModel) -> tuple[PackedRunner | SequentialRunner, dict[int, LayerShape]]:
     """Returns the runner for the model, and the shapes of the keys and values that each layer stores."""
     packed = PackedRunner(model)
     try:
@@ -134,7 +137,11 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
 
 
 def _build_cache(
-    runner: Runner, shapes: dict[int, LayerShape], size: CacheSize, model: PreTrainedModel, config: EngineConfig
+    runner: PackedRunner | SequentialRunner,
+    shapes: dict[int, LayerShape],
+    size: CacheSize,
+    model: PreTrainedModel,
+    config: EngineConfig,
 ) -> CacheManager:
     if not isinstance(runner, PackedRunner):
         return CacheManager(num_slots=size.num_slots, max_tokens=size.num_tokens)
@@ -144,22 +151,6 @@ def _build_cache(
     if config.enable_prefix_caching:
         prefixes = PrefixCache(kv_cache.slots, max_tokens=int(size.num_tokens * PREFIX_SHARE))
     return CacheManager(num_slots=size.num_slots, max_tokens=size.num_tokens, kv_cache=kv_cache, prefixes=prefixes)
-
-
-def _batched_tokens(config: EngineConfig) -> int:
-    return config.max_num_batched_tokens or _BATCHED_TOKENS
-
-
-def _working_memory(model: PreTrainedModel, config: EngineConfig) -> WorkingMemory:
-    """The memory that a step needs on a GPU. Zero on a CPU, where the cache leaves enough memory free."""
-    if model.device.type == "cpu":
-        return NO_WORKING_MEMORY
-    return estimate_working_memory(
-        model.config,
-        num_tokens=_batched_tokens(config),
-        num_sequences=config.max_num_seqs,
-        dtype=model.dtype,
-    )
 
 
 def _guess_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:

@@ -6,7 +6,8 @@ from time import monotonic
 import torch
 
 from server.engine.base_core import BaseCore, failed
-from server.engine.compute.batch import Runner
+from server.engine.compute.packed_runner import PackedRunner
+from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.pending import PendingSequences
 from server.engine.sampling.sampler import Sampled, Sampler, add_prompt_logprobs
 from server.engine.scheduler import Scheduler
@@ -19,7 +20,7 @@ class EngineCore(BaseCore):
 
     def __init__(
         self,
-        runner: Runner,
+        runner: PackedRunner | SequentialRunner,
         *,
         pending: PendingSequences,
         scheduler: Scheduler,

@@ -253,14 +253,14 @@ class EngineInfo(msgspec.Struct, frozen=True):
     vocab_size: int
     num_slots: int
     """The most sequences that run at once."""
-    kv_cache_tokens: int
-    """The number of tokens that fit into the KV cache."""
-    kv_cache_bytes: int
     runner: str
     """`packed` (one forward pass for all sequences), `sequential` (the model's own cache) or `pooling`."""
-    eos_token_ids: tuple[int, ...]
     spans: list[tuple[str, int, int]]
     """The engine's start-up phases: name, begin and end in monotonic nanoseconds."""
+    kv_cache_tokens: int = 0
+    """The number of tokens that fit into the KV cache."""
+    kv_cache_bytes: int = 0
+    eos_token_ids: tuple[int, ...] = ()
     embeds_width: int | None = None
     """The width of prompt embeddings. None if prompts must be token ids."""
     has_prefix_cache: bool = False

@@ -1,9 +1,8 @@
 """The input of one step: chunks (consecutive tokens) of sequences, packed into one row of tokens."""
 
 from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -218,17 +217,3 @@ class StepLogits(NamedTuple):
     chunks: list[Chunk]
     logits: torch.Tensor
     rows: list[slice]
-
-
-class Runner(Protocol):
-    """Computes chunks of sequences. There are two runners: `packed` and `sequential`."""
-
-    name: str
-    can_split_prompts: bool
-    """Whether a prompt may be computed in several chunks."""
-
-    def step(self, chunks: Seq[Chunk]) -> StepLogits:
-        """Returns logits of each chunk's last token, or of all its tokens (`Chunk.wants_all_logits`)."""
-
-    def prepare(self) -> Iterator[None]:
-        """Makes later steps faster. Called once. Yields after each small piece of this work."""

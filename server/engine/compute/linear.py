@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
-from typing import Protocol, TypeGuard
+from typing import TypeGuard
 
 import torch
 
@@ -29,27 +29,7 @@ _FBGEMM_ROWS, _FBGEMM_COLUMNS = 512, 16
 """FBGEMM pads a packed weight to multiples of 512 input features and 16 output features."""
 
 
-class PackedProduct(Protocol):
-    """Computes a linear layer with a packed copy of the layer's weight [out_features, in_features]."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None: ...
-
-    @staticmethod
-    def count_bytes(weight: torch.Tensor) -> int:
-        """The bytes of a weight's packed copy."""
-
-    def pack_next(self) -> bool:
-        """Packs a part of the weight. Returns False when nothing is left to pack."""
-
-    @property
-    def memory(self) -> range:
-        """The addresses of the packed weight. The range is empty if they are unknown."""
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the layer's output for rows [..., in_features]. The whole weight must have been packed."""
-
-
-def choose_product(model: torch.nn.Module) -> type[PackedProduct] | None:
+def choose_product(model: torch.nn.Module) -> "type[PackedProduct] | None":
     """The fastest product for the model's type on this processor. None if torch's own product is as fast."""
     parameter = next(model.parameters())
     if parameter.device.type != "cpu":
@@ -74,23 +54,28 @@ class OneDnnProduct:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """`weight` has the shape [out_features, in_features]."""
         self._weight = weight
         self._bias = bias
 
     @staticmethod
     def count_bytes(weight: torch.Tensor) -> int:
+        """The bytes of a weight's packed copy."""
         return weight.nbytes
 
     def pack_next(self) -> bool:
+        """Packs a part of the weight. Returns False when nothing is left to pack."""
         self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight)
         return False
 
     @property
     def memory(self) -> range:
+        """The addresses of the packed weight. The range is empty if they are unknown."""
         begin = torch.ops.mkldnn.data_ptr(self._weight)
         return range(begin, begin + torch.ops.mkldnn._nbytes(self._weight))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the layer's output for rows [..., in_features]. The whole weight must have been packed."""
         output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return output
 
@@ -144,6 +129,10 @@ class FbgemmProduct:
         for columns, packed in self._parts:
             output[..., columns] = torch.ops.quantized.linear_dynamic_fp16(inputs, packed)
         return output
+
+
+PackedProduct = OneDnnProduct | FbgemmProduct
+"""Computes a linear layer with a packed copy of the layer's weight. Both classes have the same interface."""
 
 
 def _round_up(number: int, multiple: int) -> int:

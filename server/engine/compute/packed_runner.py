@@ -31,6 +31,7 @@ class PackedRunner:
 
     name = "packed"
     can_split_prompts = True
+    """Whether a prompt may be computed in several chunks."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -79,7 +80,7 @@ class PackedRunner:
         return self._attention.cache
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
-        """Computes all chunks in one forward pass. See `Runner.step`."""
+        """Returns logits of each chunk's last token, or of all its tokens (`Chunk.wants_all_logits`)."""
         batch = pack(
             list(chunks),
             slot_len=self.cache.slot_len,
@@ -104,7 +105,10 @@ class PackedRunner:
         return StepLogits(batch.chunks, logits, rows)
 
     def prepare(self) -> Iterator[None]:
-        """Packs the model's linear layers. On a CPU, also replaces layers by graphs (`traced_layers`)."""
+        """Packs the model's linear layers. On a CPU, also replaces layers by graphs (`traced_layers`).
+
+        Called once. Yields after each small piece of this work.
+        """
         yield from pack_linear_layers(self._model)
         if self._model.device.type == "cpu":
             yield from LayerTracer(self._model, self._attention).trace()

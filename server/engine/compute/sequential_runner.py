@@ -26,7 +26,7 @@ precision causes smaller differences. A model that continues wrongly from its ca
 
 
 class SequentialRunner:
-    """A runner that stores the model's cache object for each sequence in `Sequence.model_cache`.
+    """Has the interface of `PackedRunner`. Stores each sequence's cache object in `Sequence.model_cache`.
 
     If the model does not continue correctly from its own cache, every step computes each sequence from the
     first token.

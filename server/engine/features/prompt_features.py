@@ -2,10 +2,10 @@
 
 import inspect
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -66,11 +66,8 @@ def embed(model: PreTrainedModel, input_ids: torch.Tensor, placed: Iterable[Plac
     return embeds
 
 
-class ImageEncoder(Protocol):
-    """Builds features from a prompt's token ids and the processor's outputs for its images."""
-
-    def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
-        """Returns the features of a prompt with images. Raises PromptFeaturesError."""
+ImageEncoder = Callable[[list[int], dict[str, TensorData]], PromptFeatures]
+"""Takes a prompt's token ids, and the processor's outputs for its images. Raises PromptFeaturesError."""
 
 
 class FeatureBuilder:
@@ -93,21 +90,18 @@ class FeatureBuilder:
         """
         features = self._built.get(inputs)
         if features is None:
-            features = self._built[inputs] = self._build(token_ids, inputs)
+            features = self._compute(token_ids, inputs)
+            if self._key is not None:
+                features = replace(features, row_ids=identify_rows(features.embeds, features.positions, self._key))
+            self._built[inputs] = features
         return features
-
-    def _build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
-        features = self._compute(token_ids, inputs)
-        if self._key is None:
-            return features
-        return replace(features, row_ids=identify_rows(features.embeds, features.positions, self._key))
 
     def _compute(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
         if inputs.embeds is not None:
             return self._from_embeds(token_ids, inputs.embeds)
         if self._images is None:
             raise PromptFeaturesError("this model takes no images")
-        return self._images.encode(token_ids, inputs.mm or {})
+        return self._images(token_ids, inputs.mm or {})
 
     def _from_embeds(self, token_ids: list[int], given: TensorData) -> PromptFeatures:
         shape = (len(token_ids), embeds_width(self._model))

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from server.engine.features.prompt_features import PromptFeatures, PromptFeaturesError, to_tensor
+from server.engine.features.prompt_features import ImageEncoder, PromptFeatures, PromptFeaturesError, to_tensor
 from server.terms.bounded_cache import BoundedCache
 from server.terms.types import TensorData
 from server.text.model_files.model_kind import VISION_MODEL_TYPES
@@ -32,9 +32,9 @@ def language_model(model: PreTrainedModel) -> PreTrainedModel:
     return model.get_decoder() if model.config.model_type in VISION_MODEL_TYPES else model
 
 
-def image_encoder(model: PreTrainedModel) -> "VisionEncoder | None":
+def image_encoder(model: PreTrainedModel) -> ImageEncoder | None:
     """Returns the image encoder of a vision model, or None for any other model."""
-    return VisionEncoder(model) if model.config.model_type in VISION_MODEL_TYPES else None
+    return VisionEncoder(model).encode if model.config.model_type in VISION_MODEL_TYPES else None
 
 
 class VisionEncoder:

@@ -3,15 +3,9 @@
 This module imports neither the scheduler nor the runners, which call it.
 """
 
-import logging
-
-import torch
-
-from server.engine.memory.kv_cache import KVCache, Slots
+from server.engine.memory.kv_cache import KVCache
 from server.engine.memory.prefix_cache import PrefixCache, PrefixMatch
 from server.engine.sequence import Sequence
-
-logger = logging.getLogger(__name__)
 
 
 class CacheManager:
@@ -77,7 +71,11 @@ class CacheManager:
         if self._kv_cache is not None:
             if self._kv_cache.slots.has_too_many_mappings:
                 self.forget_prefixes()
-            sequence.num_computed_tokens = self._open_slot(self._kv_cache.slots, sequence)
+            found = self._find_prefix(sequence)
+            if self._prefixes is not None and sequence.can_reuse_prefix and sequence.num_preemptions == 0:
+                self._prefixes.count_lookup(sequence, found)
+            source, sequence.num_computed_tokens = (None, 0) if found is None else (found.source, found.length)
+            self._kv_cache.slots.open(sequence.slot, source, sequence.num_computed_tokens)
         self._holders.append(sequence)
         self._shrink_prefixes(self._num_free_tokens)
 
@@ -96,8 +94,8 @@ class CacheManager:
         """Releases the sequence's memory. Adds the sequence's computed tokens to the prefix cache."""
         sequence.model_cache = None
         if self._kv_cache is not None:
-            if self._prefixes is not None and not sequence.is_private:
-                _keep_prefix(self._kv_cache.slots, self._prefixes, sequence)
+            if self._prefixes is not None:
+                self._prefixes.keep(sequence)
             self._kv_cache.slots.close(sequence.slot, sequence.num_tokens)
         self._holders.remove(sequence)
         self._free_slots.append(sequence.slot)
@@ -117,17 +115,6 @@ class CacheManager:
         """The number of tokens left when each admitted sequence gets one more token."""
         return self.max_tokens - self.num_held_tokens - len(self._holders)
 
-    def _open_slot(self, slots: Slots, sequence: Sequence) -> int:
-        """Opens a slot for the sequence. Returns how many tokens a cached prefix has provided."""
-        found = self._find_prefix(sequence)
-        if self._prefixes is not None and sequence.can_reuse_prefix and sequence.num_preemptions == 0:
-            self._prefixes.count_lookup(sequence, found)
-        if found is None:
-            slots.open(sequence.slot)
-            return 0
-        slots.open(sequence.slot, found.source, found.length)
-        return found.length
-
     def _find_prefix(self, sequence: Sequence) -> PrefixMatch | None:
         if self._prefixes is None or not sequence.can_reuse_prefix:
             return None
@@ -143,14 +130,3 @@ class CacheManager:
     def _shrink_prefixes(self, max_tokens: int) -> None:
         if self._prefixes is not None:
             self._prefixes.shrink_to(max_tokens)
-
-
-def _keep_prefix(slots: Slots, prefixes: PrefixCache, sequence: Sequence) -> None:
-    computed = sequence.cache_ids(sequence.num_computed_tokens)
-    if not prefixes.wants(computed):
-        return
-    try:
-        prefixes.put(computed, slots.keep(sequence.slot, len(computed)))
-    except torch.OutOfMemoryError:
-        logger.warning("the GPU has no room for a prompt of %d tokens: the prefix cache is emptied", len(computed))
-        prefixes.shrink_to(0)

@@ -9,7 +9,6 @@ import logging
 import mmap
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 
@@ -18,42 +17,6 @@ from server.engine.memory.memory_file import reserve_pages
 from server.engine.memory.shared_slots import SharedSlots
 
 logger = logging.getLogger(__name__)
-
-
-class Slots(Protocol):
-    """The memory of slots. Common prefixes share memory (`SharedSlots`) or are copied (`CopiedSlots`)."""
-
-    slot_len: int
-    """The most tokens of a slot."""
-    num_kept_tokens: int
-    """The number of tokens that only the prefix cache holds."""
-    num_shared_tokens: int
-    """The number of tokens that sharing saves: open slots would hold so many more if they shared nothing."""
-
-    @property
-    def has_too_many_mappings(self) -> bool:
-        """Whether cached prefixes must be dropped before another slot can share memory."""
-
-    def open(self, slot: int, source: Any = None, length: int = 0) -> None:
-        """Allocates a slot. Its first `length` tokens come from `source`, an open slot or kept tokens."""
-
-    def close(self, slot: int, length: int) -> None:
-        """Frees the memory of a slot with `length` tokens, except tokens that are also held elsewhere."""
-
-    def hide_closed(self, slots: range) -> None:
-        """Called before a step reads a range of slots, because reading a closed slot would commit memory."""
-
-    def keep(self, slot: int, length: int) -> Any:
-        """Holds the first `length` tokens of an open slot, until `drop` is called with the result."""
-
-    def drop(self, kept: Any) -> None:
-        """Releases the tokens that `keep` holds."""
-
-    def count_running_tokens(self, source: Any, length: int) -> int:
-        """Returns how many of the source's first `length` tokens could be shared with running sequences."""
-
-    def count_common_tokens(self, slots: list[int]) -> int:
-        """Returns how many first tokens of these open slots are in the same memory."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +49,7 @@ class KVCache:
     ) -> None:
         """A slot has room for at least `slot_len` tokens."""
         part_sizes = [size for shape in shapes.values() for size in shape.part_sizes]
-        self.slots: Slots
+        self.slots: SharedSlots | CopiedSlots
         shared = _share_slots(num_slots, slot_len, [n * dtype.itemsize for n in part_sizes], device)
         if shared is not None:
             self.slots = shared
@@ -131,7 +94,7 @@ def _share_slots(num_slots: int, slot_len: int, token_bytes: list[int], device: 
 
 
 class CopiedSlots:
-    """Implements `Slots`. Each slot and each kept prefix has memory of its own."""
+    """Has the interface of `SharedSlots`, but each slot and each kept prefix has memory of its own."""
 
     num_shared_tokens = 0
     has_too_many_mappings = False

@@ -1,5 +1,6 @@
 """Keeps keys and values of ended sequences. Prompts that begin with the same tokens reuse them."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from server.engine.memory.kv_cache import Slots
+from server.engine.memory.kv_cache import CopiedSlots
+from server.engine.memory.shared_slots import SharedSlots
 from server.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 _BLOCK_TOKENS = 16
 """A match ends on a multiple of this number, vLLM's block size. Otherwise a client could guess the prompts of
@@ -22,7 +27,7 @@ TokenArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """The tokens of an ended sequence, and the result of `Slots.keep` for them."""
+    """The tokens of an ended sequence, and the result of `SharedSlots.keep` for them."""
 
     token_ids: TokenArray
     kept: Any
@@ -43,7 +48,7 @@ class PrefixCache:
     Running sequences use an entry if they hold more than half of its tokens. One thread uses the cache.
     """
 
-    def __init__(self, slots: Slots, *, max_tokens: int) -> None:
+    def __init__(self, slots: SharedSlots | CopiedSlots, *, max_tokens: int) -> None:
         """`max_tokens` limits the tokens that only entries hold. Tokens of running sequences do not count."""
         self._slots = slots
         self._max_tokens = max_tokens
@@ -95,6 +100,17 @@ class PrefixCache:
     def count_lookup(self, sequence: Sequence, found: PrefixMatch | None) -> None:
         self.num_queried_tokens += sequence.num_tokens
         self.num_hit_tokens += found.length if found is not None else 0
+
+    def keep(self, sequence: Sequence) -> None:
+        """Adds the computed tokens of a sequence that ends, if `wants` accepts them."""
+        token_ids = sequence.cache_ids(sequence.num_computed_tokens)
+        if sequence.is_private or not self.wants(token_ids):
+            return
+        try:
+            self.put(token_ids, self._slots.keep(sequence.slot, len(token_ids)))
+        except torch.OutOfMemoryError:
+            logger.warning("the GPU has no room for a prompt of %d tokens: the prefix cache is emptied", len(token_ids))
+            self.shrink_to(0)
 
     def wants(self, token_ids: TokenArray) -> bool:
         """Whether to `put` these tokens. Rejects cached tokens, and too few or too many tokens."""

@@ -51,16 +51,19 @@ class _Segment:
 
 
 class SharedSlots:
-    """Implements `Slots`, on the engine's thread."""
+    """The memory of slots, on the engine's thread. Common prefixes share memory."""
 
     def __init__(self, *, num_slots: int, slot_len: int, token_bytes: list[int]) -> None:
         """See `MemoryFile`. `slot_len` may be any number, because it is rounded up to whole blocks."""
         self.block_len = math.lcm(*(mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, n) for n in token_bytes))
         """The fewest tokens that fill whole pages of each part."""
         self.slot_len = self._round_up(slot_len)
+        """The most tokens of a slot."""
         self.memory = MemoryFile(num_slots=num_slots, slot_len=self.slot_len, token_bytes=token_bytes)
         self.num_shared_tokens = 0
+        """How many tokens sharing saves: open slots would hold so many more if they shared nothing."""
         self.num_kept_tokens = 0
+        """The number of tokens that only the prefix cache holds."""
         self._held: dict[int, list[Reference]] = {}
         """Open slot -> the references that it holds, in the order of its tokens."""
         self._held_before: dict[int, list[Reference]] = {}
@@ -71,9 +74,11 @@ class SharedSlots:
 
     @property
     def has_too_many_mappings(self) -> bool:
+        """Whether cached prefixes must be dropped before another slot can share memory."""
         return not self.memory.can_map(1)
 
     def open(self, slot: int, source: int | list[Reference] | None = None, length: int = 0) -> None:
+        """Allocates a slot. Its first `length` tokens come from `source`, an open slot or kept tokens."""
         prefix = _cut(self._references(source), length)
         if prefix and prefix[-1].end == prefix[-1].segment.end:
             # Nothing follows these tokens, so the sequence continues the segment of the ended one.
@@ -94,17 +99,19 @@ class SharedSlots:
         self._hold(held, is_kept=False)
 
     def close(self, slot: int, length: int) -> None:
+        """Frees the memory of a slot with `length` tokens, except tokens that are also held elsewhere."""
         # Frees the whole slot, because reading behind a sequence's tokens also commits memory.
         self._held_before[slot] = self._held.pop(slot)
         self._release(self._held_before[slot], is_kept=False)
 
     def hide_closed(self, slots: range) -> None:
-        # Reading the file would commit memory that nothing would free.
+        """Called before a step reads a range of slots. Reading a closed slot would commit memory for ever."""
         for slot in slots:
             if slot not in self._held:
                 self.memory.unmap(slot, self._round_up(_held_end(self._held_before.get(slot, []))))
 
     def keep(self, slot: int, length: int) -> list[Reference]:
+        """Holds the first `length` tokens of an open slot, until `drop` is called with the result."""
         kept = _cut(self._held[slot], length)
         self._hold(kept, is_kept=True)
         return kept
@@ -113,10 +120,12 @@ class SharedSlots:
         self._release(kept, is_kept=True)
 
     def count_running_tokens(self, source: int | list[Reference], length: int) -> int:
+        """Returns how many of the source's first `length` tokens could be shared with running sequences."""
         shared = _cut(self._references(source), length // self.block_len * self.block_len)
         return sum(max(0, min(end, segment.read_end) - segment.begin) for segment, end in shared)
 
     def count_common_tokens(self, slots: list[int]) -> int:
+        """Returns how many first tokens of these open slots are in the same memory."""
         num_tokens = 0
         for references in zip(*(self._held[slot] for slot in slots), strict=False):
             if len({segment for segment, _ in references}) > 1:

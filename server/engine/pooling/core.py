@@ -136,10 +136,7 @@ def build_pooling_core(
         max_model_len=pooling.max_model_len,
         vocab_size=vocab_size,
         num_slots=config.max_num_seqs,
-        kv_cache_tokens=0,
-        kv_cache_bytes=0,
         runner="pooling",
-        eos_token_ids=(),
         spans=phases.spans,
         pooling=pooling.info,
     )

@@ -4,7 +4,6 @@ As in vLLM, heads compute in float32, whatever data type the transformer has.
 """
 
 from collections.abc import Sequence as Seq
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,19 +14,8 @@ from server.engine.pooling.projection import Activation, Projection
 from server.terms.config import PoolingTask, SeqPoolingType
 
 
-class PoolingHead(Protocol):
-    """The head of a model, used on the engine's thread."""
-
-    @property
-    def tasks(self) -> tuple[PoolingTask, ...]:
-        """The supported tasks, the default task first."""
-
-    def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        """Returns a float32 tensor per sequence: a vector, or a row per token if the task is about tokens."""
-
-
 class EmbeddingHead:
-    """Computes embeddings of texts or of their tokens."""
+    """Computes embeddings of texts or of their tokens, on the engine's thread."""
 
     def __init__(self, encoder: Encoder, *, sequence_type: SeqPoolingType | None, projector: Projection | None) -> None:
         """Without a `sequence_type`, only embeddings of tokens are supported."""
@@ -35,8 +23,10 @@ class EmbeddingHead:
         self._sequence_type = sequence_type
         self._projector = projector
         self.tasks: tuple[PoolingTask, ...] = ("token_embed",) if sequence_type is None else ("embed", "token_embed")
+        """The supported tasks, the default task first."""
 
     def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
+        """Returns a float32 tensor per sequence: a vector, or a row per token if the task is about tokens."""
         states = self._encoder.run(sequences).last_hidden_state
         whole = None
         if self._sequence_type is not None and any(sequence.params.task == "embed" for sequence in sequences):
@@ -86,6 +76,10 @@ class ClassifierHead:
             own = rows[: sequence.num_tokens] if self.tasks == ("token_classify",) else rows
             results.append(self._activation(own) if sequence.params.use_activation else own)
         return results
+
+
+PoolingHead = EmbeddingHead | ClassifierHead
+"""The head of a model. Both classes have the same interface."""
 
 
 def _pool_sequences(states: Tensor, sequences: Seq[PoolingSequence], kind: SeqPoolingType) -> Tensor:

@@ -32,7 +32,7 @@ def test_a_gpu_without_room_for_an_ended_sequence_empties_the_prefix_cache(caplo
     _complete(cache, *random_prompts(40, seed=40))
     assert prefixes.num_tokens == 40
     slots.is_full = True
-    with caplog.at_level(logging.WARNING, logger="server.engine.memory.cache_manager"):
+    with caplog.at_level(logging.WARNING, logger="server.engine.memory.prefix_cache"):
         _complete(cache, *random_prompts(41, seed=41))
     assert prefixes.num_tokens == 0
     assert [r.getMessage() for r in caplog.records] == [
