@@ -170,24 +170,18 @@ def find_eos_token_ids(model: PreTrainedModel, path: Path, tokenizer_path: Path)
     Raises:
         EngineStartError: generation_config.json is unreadable.
     """
-    found: list[int] = []
     tokenizer_eos = _tokenizer_eos(tokenizer_path)
-    if tokenizer_eos is not None:
-        found.append(tokenizer_eos)
+    found = [] if tokenizer_eos is None else [tokenizer_eos]
     sources: list[Any] = [model.config.get_text_config(decoder=True)]
     if (path / "generation_config.json").exists():
-        sources.insert(0, _load_generation_config(path))
+        try:
+            sources.insert(0, GenerationConfig.from_pretrained(path, local_files_only=True))
+        except Exception as err:
+            raise EngineStartError(f"cannot read generation_config.json: {describe_error(err)}") from err
     for source in sources:
         ids = getattr(source, "eos_token_id", None)
         found.extend([ids] if isinstance(ids, int) else ids or [])
     return tuple(dict.fromkeys(found))
-
-
-def _load_generation_config(path: Path) -> GenerationConfig:
-    try:
-        return GenerationConfig.from_pretrained(path, local_files_only=True)
-    except Exception as err:
-        raise EngineStartError(f"cannot read generation_config.json: {describe_error(err)}") from err
 
 
 def _tokenizer_eos(path: Path) -> int | None:

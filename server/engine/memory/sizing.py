@@ -82,7 +82,9 @@ def size_cache(  # noqa: PLR0913
         EngineMemoryError: not even one sequence of the required length fits.
     """
     bytes_per_token = sum(s.num_elements for s in shapes.values()) * dtype.itemsize
-    held_bytes = _held_bytes(bytes_per_token, config, device)
+    held_bytes = bytes_per_token
+    if device.type != "cpu" and config.enable_prefix_caching:
+        held_bytes = math.ceil(bytes_per_token * (1 + PREFIX_SHARE))  # on a GPU, cached prefixes are copies
     if device.type == "cpu" or config.kv_cache_memory_bytes:
         working = NO_WORKING_MEMORY
     budget = config.kv_cache_memory_bytes or max(_free_bytes(config, device) - working.num_bytes, 0)
@@ -98,13 +100,6 @@ def size_cache(  # noqa: PLR0913
         num_slots = _count_slots(num_slots, num_tokens // max_model_len, max_model_len)
     num_tokens = min(num_tokens, num_slots * max_model_len)
     return CacheSize(num_slots, max_model_len, num_tokens, num_tokens * bytes_per_token)
-
-
-def _held_bytes(bytes_per_token: int, config: EngineConfig, device: torch.device) -> int:
-    """Returns the bytes per token. On a GPU, these include a share for the prefix cache's own memory."""
-    if device.type == "cpu" or not config.enable_prefix_caching:
-        return bytes_per_token
-    return math.ceil(bytes_per_token * (1 + PREFIX_SHARE))
 
 
 def _count_slots(wanted: int, possible: int, max_model_len: int) -> int:

@@ -30,15 +30,8 @@ def translate_grammar(guided: GuidedDecoding) -> str:
     """Returns the grammar in llguidance's format. The result may still fail to compile.
 
     Raises:
-        GrammarError: the schema, expression or grammar is not valid.
+        ValueError: the schema, expression or grammar is not valid.
     """
-    try:
-        return _translate(guided)
-    except ValueError as err:
-        raise GrammarError(str(err)) from err
-
-
-def _translate(guided: GuidedDecoding) -> str:
     match guided.kind:
         case "json_object":
             return str(LLMatcher.grammar_from_json_schema(json.dumps(_ANY_OBJECT)))
@@ -47,21 +40,11 @@ def _translate(guided: GuidedDecoding) -> str:
         case "regex":
             return str(LLMatcher.grammar_from_regex(translate_regex(guided.spec)))
         case "choice":
-            return str(LLMatcher.grammar_from_lark(_choice_grammar(_read_choices(guided.spec))))
+            # One terminal for all choices, because a rule has at most 2000 terminals.
+            choices = " | ".join(map(json.dumps, json.loads(guided.spec)))
+            return str(LLMatcher.grammar_from_lark(f"start: TEXT\nTEXT: {choices}"))
         case "grammar":
             return str(grammar_from("grammar", guided.spec))
-
-
-def _choice_grammar(choices: list[str]) -> str:
-    """Uses one terminal for all choices, because a rule has at most 2000 terminals."""
-    return "start: TEXT\nTEXT: " + " | ".join(map(json.dumps, choices))
-
-
-def _read_choices(spec: str) -> list[str]:
-    choices = json.loads(spec)
-    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
-        raise ValueError(f"choices must be a list of one or more texts, got {spec}")
-    return choices
 
 
 class Grammar:

@@ -59,15 +59,12 @@ class ReasoningState:
         elif self._is_open:
             self._num_spent += 1
         self._is_undecided = False
-        self._advance_forced_end()
-        self._check_budget()
-        return end
-
-    def _advance_forced_end(self) -> None:
         if self._num_forced is not None:
             self._num_forced += 1
             if self._num_forced == len(self._rules.forced_end):
                 self._num_forced, self._is_open = None, False
+        self._check_budget()
+        return end
 
     def _check_budget(self) -> None:
         budget = self._rules.budget
