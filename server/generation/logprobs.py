@@ -9,9 +9,6 @@ from server.operation.models import Inference
 from server.terms.concurrency import take_turns
 from server.terms.types import TokenLogprob
 
-_LOWEST = -9999.0
-"""Replaces minus infinity, which JSON cannot express."""
-
 
 class CompletionLogprobs(msgspec.Struct):
     """`choices[].logprobs` of /v1/completions: parallel lists with one entry per token."""
@@ -73,7 +70,7 @@ class LogprobFormatter:
             token = self._token(token_id)
             body.text_offset.append(text_offset)
             body.tokens.append(token)
-            body.token_logprobs.append(None if entry is None else _finite(entry.logprob))
+            body.token_logprobs.append(None if entry is None else entry.logprob)
             body.top_logprobs.append(None if entry is None else self._completion_top(entry))
             text_offset += len(token)
         return body
@@ -88,16 +85,16 @@ class LogprobFormatter:
 
     def _completion_top(self, entry: TokenLogprob) -> dict[str, float]:
         """Returns the candidates by text. As in OpenAI's API, the token itself is always among them."""
-        own = {self._token(entry.token_id): _finite(entry.logprob)}
-        return own | {self._token(token_id): _finite(logprob) for token_id, logprob in entry.top[: self._num_top]}
+        own = {self._token(entry.token_id): entry.logprob}
+        return own | {self._token(token_id): logprob for token_id, logprob in entry.top[: self._num_top]}
 
     def _chat_entry(self, entry: TokenLogprob) -> ChatLogprob:
         return ChatLogprob(
             self._token(entry.token_id),
-            _finite(entry.logprob),
+            entry.logprob,
             self._bytes(entry.token_id),
             [
-                ChatTopLogprob(self._token(token_id), _finite(logprob), self._bytes(token_id))
+                ChatTopLogprob(self._token(token_id), logprob, self._bytes(token_id))
                 for token_id, logprob in entry.top[: self._num_top]
             ],
         )
@@ -108,14 +105,10 @@ class LogprobFormatter:
         return own | {token_id: self._candidate(token_id, logprob, rank) for rank, (token_id, logprob) in top}
 
     def _candidate(self, token_id: int, logprob: float, rank: int) -> PromptLogprob:
-        return PromptLogprob(_finite(logprob), rank, self._renderer.token_text(token_id))
+        return PromptLogprob(logprob, rank, self._renderer.token_text(token_id))
 
     def _token(self, token_id: int) -> str:
         return f"token_id:{token_id}" if self._shows_token_ids else self._renderer.token_text(token_id)
 
     def _bytes(self, token_id: int) -> list[int]:
         return list(self._renderer.tokenizer.token_bytes(token_id))
-
-
-def _finite(logprob: float) -> float:
-    return max(logprob, _LOWEST)

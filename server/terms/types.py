@@ -156,6 +156,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     token_id: int
     """The token that was sampled, or the prompt's token."""
     logprob: float
+    """At least -9999, because JSON has no infinity."""
     rank: int
     """The token's rank among all tokens of the vocabulary. 1 is the most likely token."""
     top: list[tuple[int, float]]
