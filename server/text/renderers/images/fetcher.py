@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from base.errors import ServerError, with_causes
@@ -39,7 +39,7 @@ class MediaTooLargeError(MediaError):
         super().__init__(f"the image is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
 
 
-class PublicResolver(AbstractResolver):
+class PublicResolver(aiohttp.ThreadedResolver):
     """Resolves host names to public addresses. Rejects a name if any of its addresses is private.
 
     aiohttp connects to the returned addresses without resolving the name again.
@@ -47,32 +47,18 @@ class PublicResolver(AbstractResolver):
 
     def __init__(self, private_hosts: frozenset[str]) -> None:
         """`private_hosts` may be private, because the operator named them by address or as localhost."""
+        super().__init__()
         self._private_hosts = private_hosts
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Raises MediaError if an address is not public, and OSError if the name cannot be resolved."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
-        results = []
-        for of_family, _, proto, _, address in found:
-            if host not in self._private_hosts:
-                check_public(str(address[0]))
-            results.append(
-                ResolveResult(
-                    hostname=host,
-                    host=str(address[0]),
-                    port=port,
-                    family=of_family,
-                    proto=proto,
-                    flags=socket.AI_NUMERICHOST,
-                )
-            )
+        results = await super().resolve(host, port, family)
+        if host not in self._private_hosts:
+            for result in results:
+                check_public(result["host"])
         return results
-
-    async def close(self) -> None:
-        """Does nothing: the resolver holds no resources."""
 
 
 def check_public(address: str) -> None:
