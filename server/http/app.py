@@ -279,10 +279,8 @@ class HttpMetricsMiddleware:
 
 def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
     """Returns the Content-Length, or 0 if the header is missing or not a number."""
-    for name, value in headers:
-        if name.lower() == b"content-length":
-            return int(value) if value.isdigit() else 0
-    return 0
+    value = dict(headers).get(b"content-length", b"")
+    return int(value) if value.isdigit() else 0
 
 
 def route_path(scope: Scope) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from functools import cached_property
 from typing import Any
 
 from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, ToolCallPart
@@ -35,7 +34,6 @@ class ChatBodies:
 
     def __init__(self, inference: Inference, run: ChatRun) -> None:
         request = run.request
-        self._inference = inference
         self._model = inference.models.default_name
         self._request = request
         self._run = run
@@ -43,11 +41,8 @@ class ChatBodies:
         self._created = unix_time()
         self._shows_logprobs = bool(request.logprobs) and not run.hides_tokens
         self._shows_token_ids = bool(request.return_token_ids) and not run.hides_tokens
-        self._role = self._find_role()
-
-    @cached_property
-    def _logprobs(self) -> LogprobFormatter:
-        return LogprobFormatter(self._inference, self._request)
+        self._role = "assistant" if request.opens_message else str(request.messages[-1]["role"])
+        self._logprobs = LogprobFormatter(inference, request)
 
     async def complete(self) -> dict[str, Any]:
         choices = await self._run.collect()
@@ -140,11 +135,6 @@ class ChatBodies:
 
     async def _show_logprobs(self, delta: ChoiceDelta) -> ChatLogprobs | None:
         return await self._logprobs.chat(delta.sequence.logprobs or ()) if self._shows_logprobs else None
-
-    def _find_role(self) -> str:
-        if self._request.opens_message:
-            return "assistant"
-        return str(self._request.messages[-1]["role"])
 
     def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
         chunk = {

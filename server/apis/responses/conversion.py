@@ -1,18 +1,16 @@
 """Turns a request to /v1/responses into a chat request, and its items into messages."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Final
 
 from base.errors import RequestError
 from server.apis.responses.request import Content, InputItem, InputPart, ResponsesRequest, TextFormat
 from server.apis.responses.tools import ResponseTools, flat_name
 from server.generation.request import ChatRequest, JsonSchemaFormat, ResponseFormat, SamplingFields
-from server.terms.http_body.request_body import field_names
 
 Message = dict[str, Any]
 
-_FIELDS = {
+FIELDS: Final = {
     "messages": "input",
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
@@ -43,11 +41,6 @@ def to_chat_request(request: ResponsesRequest, messages: list[Message], tools: R
         continue_final_message=continues,
         chat_template_kwargs=request.chat_template_kwargs,
     )
-
-
-def own_field_names() -> AbstractContextManager[None]:
-    """Returns a context in which errors of the chat request name the fields of this API."""
-    return field_names(_FIELDS)
 
 
 def _response_format(wanted: TextFormat | None) -> ResponseFormat | None:

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from base.errors import RequestError
 from base.json_depth import read_json
-from server.apis.responses.conversion import build_conversation, own_field_names, to_chat_request
+from server.apis.responses.conversion import FIELDS, build_conversation, to_chat_request
 from server.apis.responses.output import OutputItem, OutputWriter, ResponseEvent, create_event
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
@@ -16,7 +16,7 @@ from server.generation.logprobs import ChatLogprob, LogprobFormatter
 from server.generation.request import ChatRequest
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
-from server.terms.http_body.request_body import check_limits
+from server.terms.http_body.request_body import check_limits, field_names
 from server.terms.http_body.response_body import describe_failure, encode_named_event
 from server.terms.limits import LimitsConfig
 from server.terms.types import SamplingParams
@@ -194,25 +194,25 @@ class ResponsesServing:
         self._inference.models.check_generative("Responses", request.model)
         tools, chat_request = await self._run_unless(context.is_small, self._convert, request)
         context.hold(chat_request)
-        with own_field_names():
+        with field_names(FIELDS):
             chat = await self._runner.start(chat_request, context, id_prefix="resp")
         run = ResponseRun(request, chat, tools, self._inference)
         if request.stream:
             return self._stream(run)
-        with own_field_names():
+        with field_names(FIELDS):
             return await run.complete()
 
     def _convert(self, request: ResponsesRequest) -> tuple[ResponseTools, ChatRequest]:
         tools = ResponseTools(request)
         chat_request = to_chat_request(request, build_conversation(request.instructions, request.items), tools)
-        with own_field_names():
+        with field_names(FIELDS):
             check_limits(chat_request, self._limits)
         return tools, chat_request
 
     async def _stream(self, run: ResponseRun) -> AsyncGenerator[bytes, None]:
         has_begun = False
         try:
-            with own_field_names():
+            with field_names(FIELDS):
                 async with aclosing(run.events()) as events:
                     async for event in events:
                         has_begun = True

@@ -9,7 +9,6 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from importlib import import_module
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from base.errors import RequestError
@@ -207,9 +206,7 @@ class BaseRenderer(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _tokenize_chat(self, text: str, options: ChatOptions) -> RenderedPrompt:

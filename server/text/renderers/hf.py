@@ -129,7 +129,8 @@ def safe_apply_chat_template(
         RequestError: a template variable has a reserved name, or the template failed or rejected the
             conversation.
     """
-    _check_reserved(template_kwargs)
+    if reserved := sorted(_RESERVED & template_kwargs.keys()):
+        raise RequestError(f"chat_template_kwargs may not set {', '.join(reserved)}", param="chat_template_kwargs")
     if not any(quoted in template for quoted in ("'developer'", '"developer"')):
         conversation = without_developer(conversation)
     try:
@@ -146,11 +147,6 @@ def safe_apply_chat_template(
     except Exception as err:  # a template may raise any kind of error
         raise RequestError(f"the chat template failed: {_describe(err)}", param="messages") from err
     return text
-
-
-def _check_reserved(template_kwargs: dict[str, Any]) -> None:
-    if reserved := sorted(_RESERVED & template_kwargs.keys()):
-        raise RequestError(f"chat_template_kwargs may not set {', '.join(reserved)}", param="chat_template_kwargs")
 
 
 def _describe(err: Exception) -> str:

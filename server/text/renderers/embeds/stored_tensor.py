@@ -24,9 +24,9 @@ _MAX_NUMBERS = 1 << 48
 """The most numbers that a shape may have. numpy rejects shapes above 2**63 bytes, even for empty arrays."""
 _PIECE_NUMBERS = 1 << 18
 """Numbers per piece: a megabyte of float32, so that temporary arrays stay in the CPU's cache."""
-_EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}
+_EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF << 52}
 """The bits of a number that are all set if the number is infinite or NaN."""
-_BITS: dict[str, Any] = {"float16": "<u2", "bfloat16": "<u2", "float32": "<u4"}
+_BITS: dict[str, Any] = {"float16": "<u2", "bfloat16": "<u2", "float32": "<u4", "float64": "<u8"}
 
 
 class TensorFileError(ServerError):
@@ -95,13 +95,9 @@ def convert_rows(tensor: StoredTensor, dtype: str) -> Array:
         is_bad = ~_finite_rows(rows[begin : begin + step], dtype)
         if is_bad.any():
             row = int(is_bad.argmax())
-            is_finite = bool(_is_finite(part)[row].all())
+            is_finite = bool(_finite_rows(part.array, part.dtype)[row])
             raise NotFiniteError(begin + row, is_too_large=is_finite)
     return rows
-
-
-def _is_finite(tensor: StoredTensor) -> npt.NDArray[np.bool_]:
-    return np.isfinite(to_float32(tensor) if tensor.dtype == "bfloat16" else tensor.array)
 
 
 def _convert(tensor: StoredTensor, dtype: str) -> Array:

@@ -210,22 +210,18 @@ def _join(parts: Sequence[ProcessedImages], axis: int) -> ProcessedImages | None
     return ProcessedImages(tensors, tuple(text for part in parts for text in part.placeholders))
 
 
-class ProcessorLoadError(TokenizerLoadError):
-    """The processor cannot be loaded. The message is one line that names the folder and the fault."""
-
-
 def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
     """Loads the folder's processor, which may add tokens to the tokenizer. Call this on the main thread.
 
     Videos are not supported, because their processors need torchvision.
 
     Raises:
-        ProcessorLoadError: the processor is missing, broken, or does not work without videos.
+        TokenizerLoadError: the processor is missing, broken, or does not work without videos.
     """
     try:
         kind = _processor_class(path)
         if not hasattr(kind, "replace_image_token"):
-            raise ProcessorLoadError(f"transformers {transformers.__version__} is too old")
+            raise TokenizerLoadError(f"transformers {transformers.__version__} is too old")
         settings, _ = kind.get_processor_dict(path, local_files_only=True)
         parts = {
             "tokenizer": tokenizer,
@@ -234,7 +230,7 @@ def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorM
         arguments = [parts.get(name) for name in kind.get_attributes()]
         return _images_only(kind).from_args_and_dict(arguments, settings)
     except Exception as err:  # transformers raises any kind of error for a broken folder
-        raise ProcessorLoadError(
+        raise TokenizerLoadError(
             f"cannot load the image processor in {path}: {one_line(err)[:400]} "
             """(--limit-mm-per-prompt '{"image": 0}' serves the model for text alone)"""
         ) from err

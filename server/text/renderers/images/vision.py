@@ -46,14 +46,14 @@ class VisionPart:
         """Create this object on the main thread. The processor may add tokens to the tokenizer.
 
         Raises:
-            ProcessorLoadError: the processor is missing or broken.
+            TokenizerLoadError: the processor is missing or broken.
         """
         processor = load_processor(files.path, tokenizer)
         self.chat_template: str | None = processor.chat_template
         """The processor's own chat template, for a tokenizer that has none."""
         self._images = ImageProcessor(
             processor,
-            max_cache_bytes=_cache_bytes(config),
+            max_cache_bytes=min(int(config.mm_processor_cache_gb * (1 << 30)), int(available_bytes() * _MEMORY_SHARE)),
             max_pixels=config.max_image_pixels,
             settings=config.mm_processor_kwargs,
         )
@@ -69,7 +69,12 @@ class VisionPart:
         Raises:
             RequestError: there are too many images, or one has no URL.
         """
-        parts = _image_parts(messages)
+        parts = []
+        for i, message in enumerate(messages):
+            for j, part in enumerate(parts_of(message)):
+                if is_image(part):
+                    name = f"messages[{i}].content[{j}]"
+                    parts.append(ImagePart(name, _url_of(part, name)))
         if len(parts) > self._max_images:
             raise RequestError(
                 f"At most {self._max_images} image(s) may be provided in one prompt, got {len(parts)} "
@@ -148,16 +153,6 @@ class VisionPart:
         return await run_concurrently(map(load, parts))
 
 
-def _image_parts(messages: list[dict[str, Any]]) -> list[ImagePart]:
-    parts = []
-    for i, message in enumerate(messages):
-        for j, part in enumerate(parts_of(message)):
-            if is_image(part):
-                name = f"messages[{i}].content[{j}]"
-                parts.append(ImagePart(name, _url_of(part, name)))
-    return parts
-
-
 def _url_of(part: dict[str, Any], name: str) -> str:
     """Reads `{"image_url": {"url": ..., "detail": ...}}` or just the URL. `detail` has no effect."""
     given = part.get("image_url")
@@ -166,7 +161,3 @@ def _url_of(part: dict[str, Any], name: str) -> str:
         example = '{"url": "data:image/png;base64,..."}'
         raise RequestError(f"{name} needs an image_url such as {example}", param="messages")
     return url
-
-
-def _cache_bytes(config: RendererConfig) -> int:
-    return min(int(config.mm_processor_cache_gb * (1 << 30)), int(available_bytes() * _MEMORY_SHARE))

@@ -19,8 +19,8 @@ from server.operation.admission import Admission
 from server.terms.bounded_cache import BoundedCache
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.limits import LimitsConfig
+from server.text.model_files.tokenizer_files import TokenizerLoadError
 from server.text.renderers.base import BaseRenderer, build_renderer
-from server.text.renderers.images.processor import ProcessorLoadError
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, save_vlm
 from tests.server.engine.features.vlm_reference import render_with_images
@@ -318,5 +318,5 @@ def test_a_missing_processor_fails_the_start(folder_of, tmp_path):
     for file in folder_of("llava").iterdir():
         if not file.name.startswith("preprocessor"):
             (tmp_path / file.name).symlink_to(file)
-    with pytest.raises(ProcessorLoadError, match="cannot load the image processor"):
+    with pytest.raises(TokenizerLoadError, match="cannot load the image processor"):
         build_renderer(ModelFiles(tmp_path, tmp_path), RendererConfig())
