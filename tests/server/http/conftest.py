@@ -215,7 +215,7 @@ def _refusal(request_id: str, params: SamplingParams) -> list[EngineOutput]:
 
 def _logprob(token_id: int, num_top: int | None) -> TokenLogprob:
     """Log-probabilities in which the token is the second most likely, after the token with the next id."""
-    top = [(token_id + 1, -0.25), (token_id, -1.5), (token_id + 2, float("-inf"))]
+    top = [(token_id + 1, -0.25), (token_id, -1.5), (token_id + 2, -9999.0)]
     return TokenLogprob(token_id, -1.5, 2, top[: num_top or 0])
 
 

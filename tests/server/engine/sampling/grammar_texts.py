@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llguidance import LLMatcher, LLTokenizer
 
-from server.engine.sampling.grammar import translate_grammar
+from server.engine.sampling.grammar import GrammarError, translate_grammar
 from server.terms.types import GuidedDecoding
 from tests.support.peer_vllm import ask_vllm
 
@@ -13,11 +13,14 @@ def build_grammar(guided: GuidedDecoding) -> str:
     """The grammar in llguidance's format. It compiles.
 
     Raises:
-        ValueError: the schema, expression or grammar is not valid.
+        GrammarError: the schema, expression or grammar is not valid.
     """
-    grammar = translate_grammar(guided)
+    try:
+        grammar = translate_grammar(guided)
+    except ValueError as err:
+        raise GrammarError(str(err)) from err
     if error := LLMatcher.validate_grammar(grammar):
-        raise ValueError(error)
+        raise GrammarError(error)
     return grammar
 
 
