@@ -11,7 +11,7 @@ from server.engine.compute.linear import multiply_in_float32, pack_linear_layers
 from server.engine.phases import Phases
 from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
 from server.engine.pooling.heads import PoolingHead
-from server.engine.pooling.loading import load_pooling_model
+from server.engine.pooling.loading import PoolingModel
 from server.terms.config import EngineConfig, ModelFiles, PoolerConfig
 from server.terms.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, TensorData
 from server.text.model_files.model_kind import ModelKind
@@ -117,7 +117,7 @@ def build_pooling_core(
         EngineStartError: the model cannot be loaded or does not support the configuration.
     """
     with phases.span("load_weights"):
-        pooling = load_pooling_model(files, config, kind)
+        pooling = PoolingModel(files, config, kind)
     model = pooling.encoder.model
     multiply_in_float32(model)
     vocab_size = model.config.get_text_config(decoder=True).vocab_size

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -28,78 +28,66 @@ from server.engine.model_loading import (
 from server.engine.pooling.encoder import Encoder
 from server.engine.pooling.heads import ClassifierHead, EmbeddingHead, PoolingHead
 from server.engine.pooling.projection import Projection, classifier_activation, load_colbert, load_dense
-from server.terms.config import EngineConfig, ModelFiles, PoolerConfig, PoolingTask, SeqPoolingType
+from server.terms.config import EngineConfig, ModelFiles, PoolingTask, SeqPoolingType
 from server.terms.types import PoolingInfo
 from server.text.model_files.model_kind import ModelKind
-from server.text.model_files.sentence_files import SentenceFiles, read_object, read_sentence_files
+from server.text.model_files.sentence_files import read_object, read_sentence_files
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
 """Model types whose positions begin after the padding token's id, so that fewer tokens fit."""
 
 
-class PoolingModel(NamedTuple):
-    """A loaded model, with the data about the model that the engine core and the API process need."""
+class PoolingModel:
+    """A loaded model in evaluation mode, with what the engine core and the API process need to know of it."""
 
-    encoder: Encoder
-    head: PoolingHead
-    info: PoolingInfo
-    defaults: PoolerConfig
-    max_model_len: int
+    def __init__(self, files: ModelFiles, config: EngineConfig, kind: ModelKind) -> None:
+        """Loads the model. The message of an error has one line.
 
-
-def load_pooling_model(files: ModelFiles, config: EngineConfig, kind: ModelKind) -> PoolingModel:
-    """Loads the model in evaluation mode. The message of an error has one line.
-
-    Raises:
-        EngineStartError: the folder has a fault, or the model does not support a setting.
-    """
-    model_config = load_config(files.path, config)
-    loader = _Loader(files, config, model_config)
-    head = loader.load(kind)
-    task = _choose_task(head, config.pooler, files.path)
-    dims = getattr(model_config, "matryoshka_dimensions", None) or ()
-    labels = getattr(model_config, "id2label", None) or {}
-    return PoolingModel(
-        encoder=loader.encoder,
-        head=head,
-        info=PoolingInfo(
-            task=task,
-            supported_tasks=head.tasks,
-            embedding_size=loader.output_size,
-            num_labels=loader.num_labels,
-            id2label={int(key): str(label) for key, label in labels.items()} if loader.num_labels else {},
-            is_matryoshka=bool(dims) or bool(getattr(model_config, "is_matryoshka", False)),
-            matryoshka_dimensions=tuple(int(dim) for dim in dims),
-            uses_sep_token=loader.uses_sep_token,
-            does_lower_case=loader.sentence.does_lower_case,
-        ),
-        defaults=loader.defaults,
-        max_model_len=_max_model_len(files, config, model_config, loader.sentence),
-    )
-
-
-class _Loader:
-    """Loads one model. The attributes are complete after `load`."""
-
-    def __init__(self, files: ModelFiles, config: EngineConfig, model_config: PreTrainedConfig) -> None:
+        Raises:
+            EngineStartError: the folder has a fault, or the model does not support a setting.
+        """
         self._files = files
         self._path = files.path
         self._config = config
-        self._model_config = model_config
-        self._text = model_config.get_text_config(decoder=True)
-        self._is_encoder = model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        self.sentence = read_sentence_files(files.path)
+        self._model_config = load_config(files.path, config)
+        self._text = self._model_config.get_text_config(decoder=True)
+        self._is_encoder = self._model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        self._sentence = read_sentence_files(files.path)
         self.defaults = config.pooler
         self.encoder: Encoder
-        self.output_size: int = self._text.hidden_size
-        self.num_labels = 0
-        self.uses_sep_token = bool(getattr(model_config, "use_sep_token", True))
-        if model_config.is_encoder_decoder:
+        self._output_size: int = self._text.hidden_size
+        self._num_labels = 0
+        self._uses_sep_token = bool(getattr(self._model_config, "use_sep_token", True))
+        if self._model_config.is_encoder_decoder:
             raise EngineStartError(
                 f"the model in {self._path} has an encoder and a decoder, which pooling does not support"
             )
+        self.head = self._load_head(kind)
+        self.info = self._describe()
+        self.max_model_len = self._find_max_model_len()
 
-    def load(self, kind: ModelKind) -> PoolingHead:
+    def _describe(self) -> PoolingInfo:
+        task = self._config.pooler.task or self.head.tasks[0]
+        if task not in self.head.tasks:
+            raise EngineStartError(
+                f"--pooler-config.task {task} does not fit the model in {self._path}, which supports "
+                f"{', '.join(self.head.tasks)}"
+            )
+        dims = getattr(self._model_config, "matryoshka_dimensions", None) or ()
+        labels = getattr(self._model_config, "id2label", None) or {}
+        return PoolingInfo(
+            task=task,
+            supported_tasks=self.head.tasks,
+            embedding_size=self._output_size,
+            num_labels=self._num_labels,
+            id2label={int(key): str(label) for key, label in labels.items()} if self._num_labels else {},
+            is_matryoshka=bool(dims) or bool(getattr(self._model_config, "is_matryoshka", False)),
+            matryoshka_dimensions=tuple(int(dim) for dim in dims),
+            uses_sep_token=self._uses_sep_token,
+            does_lower_case=self._sentence.does_lower_case,
+        )
+
+    def _load_head(self, kind: ModelKind) -> PoolingHead:
         """Loads `encoder`, and returns the head."""
         match kind.head:
             case "embed":
@@ -111,7 +99,7 @@ class _Loader:
                 return self._load_classifier()
             case "token_classify":
                 self.encoder = self._load(AutoModelForTokenClassification)
-                self.num_labels = self._model_config.num_labels
+                self._num_labels = self._model_config.num_labels
                 return self._classifier_head("token_classify")
         names = ", ".join(self._model_config.architectures or [])
         raise EngineStartError(
@@ -119,24 +107,24 @@ class _Loader:
         )
 
     def _load_embedding(self) -> PoolingHead:
-        sequence_type = self._sequence_type(self.sentence)
-        if self.sentence.has_pooling and self.defaults.use_activation is None:
-            self.defaults = replace(self.defaults, use_activation=self.sentence.normalizes)
+        sequence_type = self._find_sequence_type()
+        if self._sentence.has_pooling and self.defaults.use_activation is None:
+            self.defaults = replace(self.defaults, use_activation=self._sentence.normalizes)
         model_class = _class_of(AutoModel, self._model_config)
         has_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters if model_class else False
         self.encoder = self._load(AutoModel, **({"add_pooling_layer": False} if has_pooler else {}))
-        return self._embedding_head(sequence_type, load_dense(self.sentence.dense_folders, self.encoder.model.device))
+        return self._embedding_head(sequence_type, load_dense(self._sentence.dense_folders, self.encoder.model.device))
 
     def _embedding_head(self, sequence_type: SeqPoolingType | None, projection: Projection | None) -> PoolingHead:
         if projection is not None:
-            self.output_size = projection.out_features
+            self._output_size = projection.out_features
         return EmbeddingHead(self.encoder, sequence_type=sequence_type, projector=projection)
 
     def _load_classifier(self) -> PoolingHead:
         tokens = getattr(self._model_config, "classifier_from_token", None)
         if tokens:
             return self._load_token_classifier(tokens)
-        self.num_labels = self._model_config.num_labels
+        self._num_labels = self._model_config.num_labels
         self.encoder = self._load(AutoModelForSequenceClassification)
         model = self.encoder.model
         if self._is_encoder or not hasattr(model, "score"):
@@ -148,13 +136,13 @@ class _Loader:
 
     def _load_token_classifier(self, tokens: Seq[str]) -> PoolingHead:
         """Makes a classifier from a language model that answers with a word, such as yes (Qwen3-Reranker)."""
-        self.uses_sep_token = bool(getattr(self._model_config, "use_sep_token", False))
+        self._uses_sep_token = bool(getattr(self._model_config, "use_sep_token", False))
         model = self._load(AutoModelForCausalLM).model
         rows = model.get_output_embeddings().weight[_token_ids(tokens, self._files.tokenizer_path)].float()
         is_pair = getattr(self._model_config, "is_original_qwen3_reranker", False)
         if is_pair or getattr(self._text, "method", None) == "from_2_way_softmax":
             rows = rows[1:2] - rows[0:1]
-        self.num_labels = len(rows)
+        self._num_labels = len(rows)
         self.encoder = Encoder(model.base_model)
         return self._classifier_head("classify", rows)
 
@@ -172,9 +160,9 @@ class _Loader:
             self._model_config.reference_compile = False
         return Encoder(load_weights(auto_class, self._path, self._config, self._model_config, **options))
 
-    def _sequence_type(self, sentence: SentenceFiles) -> SeqPoolingType:
+    def _find_sequence_type(self) -> SeqPoolingType:
         """Returns the user's setting, or else that of sentence-transformers' files, or else a default."""
-        given = self._config.pooler.sequence_type
+        given, sentence = self._config.pooler.sequence_type, self._sentence
         if given is not None:
             return given
         if sentence.unknown_modules:
@@ -196,28 +184,14 @@ class _Loader:
             )
         return sentence.pooling_type  # type: ignore[return-value]
 
-
-def _choose_task(head: PoolingHead, pooler: PoolerConfig, path: Path) -> PoolingTask:
-    wanted = pooler.task
-    if wanted is None:
-        return head.tasks[0]
-    if wanted not in head.tasks:
-        raise EngineStartError(
-            f"--pooler-config.task {wanted} does not fit the model in {path}, which supports {', '.join(head.tasks)}"
-        )
-    return wanted
-
-
-def _max_model_len(
-    files: ModelFiles, config: EngineConfig, model_config: PreTrainedConfig, sentence: SentenceFiles
-) -> int:
-    """The user's limit, or else the smallest one of model, tokenizer and sentence-transformers' files."""
-    own = own_max_model_len(model_config) or DEFAULT_MAX_MODEL_LEN
-    if model_config.model_type in _POSITIONS_BEHIND_PADDING:
-        own -= (model_config.pad_token_id or 0) + 1
-    limits = [own, sentence.max_seq_length, _tokenizer_limit(files.tokenizer_path)]
-    derive_max_model_len(model_config, config, own)
-    return config.max_model_len or min(limit for limit in limits if limit is not None)
+    def _find_max_model_len(self) -> int:
+        """The user's limit, or else the smallest one of model, tokenizer and sentence-transformers' files."""
+        own = own_max_model_len(self._model_config) or DEFAULT_MAX_MODEL_LEN
+        if self._model_config.model_type in _POSITIONS_BEHIND_PADDING:
+            own -= (self._model_config.pad_token_id or 0) + 1
+        limits = [own, self._sentence.max_seq_length, _tokenizer_limit(self._files.tokenizer_path)]
+        derive_max_model_len(self._model_config, self._config, own)
+        return self._config.max_model_len or min(limit for limit in limits if limit is not None)
 
 
 def _tokenizer_limit(path: Path) -> int | None:
