@@ -32,6 +32,9 @@ class CacheManager:
         self._free_slots = list(range(num_slots))
         self._holders: list[Sequence] = []
         """The admitted sequences, the oldest first."""
+        self.num_queried_tokens = 0
+        """The number of prompt tokens looked up in the prefix cache so far."""
+        self.num_hit_tokens = 0
 
     @property
     def has_prefixes(self) -> bool:
@@ -48,16 +51,6 @@ class CacheManager:
         num_shared = self._kv_cache.slots.num_shared_tokens if self._kv_cache is not None else 0
         return sum(s.num_tokens for s in self._holders) - num_shared
 
-    @property
-    def num_queried_tokens(self) -> int:
-        """The number of prompt tokens looked up in the prefix cache so far."""
-        return self._prefixes.num_queried_tokens if self._prefixes is not None else 0
-
-    @property
-    def num_hit_tokens(self) -> int:
-        """The number of prompt tokens found in the prefix cache so far."""
-        return self._prefixes.num_hit_tokens if self._prefixes is not None else 0
-
     def can_admit(self, sequence: Sequence) -> bool:
         """Whether there is a free slot, and free memory for the sequence and its next token."""
         if not self._free_slots:
@@ -72,10 +65,12 @@ class CacheManager:
             if self._kv_cache.slots.has_too_many_mappings:
                 self.forget_prefixes()
             found = self._find_prefix(sequence)
+            source, length = (None, 0) if found is None else (found.source, found.length)
+            self._kv_cache.slots.open(sequence.slot, source, length)
+            sequence.num_computed_tokens = length
             if self._prefixes is not None and sequence.can_reuse_prefix and sequence.num_preemptions == 0:
-                self._prefixes.count_lookup(sequence, found)
-            source, sequence.num_computed_tokens = (None, 0) if found is None else (found.source, found.length)
-            self._kv_cache.slots.open(sequence.slot, source, sequence.num_computed_tokens)
+                self.num_queried_tokens += sequence.num_tokens
+                self.num_hit_tokens += length
         self._holders.append(sequence)
         self._shrink_prefixes(self._num_free_tokens)
 

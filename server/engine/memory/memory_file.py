@@ -64,7 +64,7 @@ class MemoryFile:
         self.pages = reserve_pages(num_slots * self._segment_bytes)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.pages))
         self._mmap(0, len(self.pages), 0)
-        self._max_mappings = _read_max_mappings() * _MAPPINGS_SHARE
+        self._max_mappings = int(Path("/proc/sys/vm/max_map_count").read_text()) * _MAPPINGS_SHARE
         self._mapped: dict[int, list[MappedRange]] = {}
         """Slot -> its mapped ranges. A slot that maps its own segment as a whole has no entry."""
         self.free(0, 0, slot_len)  # fails here if the system forbids it
@@ -153,7 +153,3 @@ def reserve_pages(num_bytes: int) -> mmap.mmap:
             f"cannot reserve {num_bytes / (1 << 30):.1f} GiB of address space for the KV cache ({err}): "
             "lower --max-num-seqs or --max-model-len"
         ) from err
-
-
-def _read_max_mappings() -> int:
-    return int(Path("/proc/sys/vm/max_map_count").read_text())

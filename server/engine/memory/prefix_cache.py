@@ -1,7 +1,6 @@
 """Keeps keys and values of ended sequences. Prompts that begin with the same tokens reuse them."""
 
 import logging
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ _MIN_TOKENS = 2 * _BLOCK_TOKENS
 TokenArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CachedPrefix:
     """The tokens of an ended sequence, and the result of `SharedSlots.keep` for them."""
 
@@ -52,10 +51,8 @@ class PrefixCache:
         """`max_tokens` limits the tokens that only entries hold. Tokens of running sequences do not count."""
         self._slots = slots
         self._max_tokens = max_tokens
-        self._entries: OrderedDict[int, CachedPrefix] = OrderedDict()
-        self._next_id = 0
-        self.num_queried_tokens = 0
-        self.num_hit_tokens = 0
+        self._entries: list[CachedPrefix] = []
+        """The least recently used entry is first."""
 
     @property
     def num_tokens(self) -> int:
@@ -74,13 +71,13 @@ class PrefixCache:
         matching entry becomes the most recently used entry.
         """
         wanted = sequence.cache_ids(sequence.num_tokens - 1)
-        best: int | None = None
+        best: CachedPrefix | None = None
         slot: int | None = None
         length = _MIN_TOKENS - 1
-        for entry_id, entry in self._entries.items():
+        for entry in self._entries:
             if _have_same_prefix(wanted, entry.token_ids, length + 1):
                 length = common_prefix(wanted, entry.token_ids)
-                best = entry_id
+                best = entry
         for other in running:
             if other.is_private or other.num_computed_tokens <= length:
                 continue
@@ -94,12 +91,9 @@ class PrefixCache:
             return PrefixMatch(length, slot)
         if best is None:
             return None
-        self._entries.move_to_end(best)
-        return PrefixMatch(length, self._entries[best].kept)
-
-    def count_lookup(self, sequence: Sequence, found: PrefixMatch | None) -> None:
-        self.num_queried_tokens += sequence.num_tokens
-        self.num_hit_tokens += found.length if found is not None else 0
+        self._entries.remove(best)
+        self._entries.append(best)
+        return PrefixMatch(length, best.kept)
 
     def keep(self, sequence: Sequence) -> None:
         """Adds the computed tokens of a sequence that ends, if `wants` accepts them."""
@@ -116,32 +110,28 @@ class PrefixCache:
         """Whether to `put` these tokens. Rejects cached tokens, and too few or too many tokens."""
         if not _MIN_TOKENS <= len(token_ids) <= self._max_tokens:
             return False
-        return not any(_have_same_prefix(token_ids, e.token_ids, len(token_ids)) for e in self._entries.values())
+        return not any(_have_same_prefix(token_ids, e.token_ids, len(token_ids)) for e in self._entries)
 
     def put(self, token_ids: TokenArray, kept: Any) -> None:
         """Adds an ended sequence. Drops older entries that are a beginning of this sequence."""
-        for entry_id, entry in list(self._entries.items()):
+        for entry in self._entries.copy():
             if _have_same_prefix(token_ids, entry.token_ids, len(entry.token_ids)):
-                self._drop(entry_id)
-        self._entries[self._next_id] = CachedPrefix(token_ids, kept)
-        self._next_id += 1
+                self._drop(entry)
+        self._entries.append(CachedPrefix(token_ids, kept))
 
     def shrink_to(self, max_tokens: int) -> None:
         """Drops entries until at most `max_tokens` remain, or the cache's own maximum if that is lower."""
         while self._entries and self.num_tokens > max(min(max_tokens, self._max_tokens), 0):
-            self._drop(self._choose_evicted())
-
-    def _choose_evicted(self) -> int:
-        """The least recently used entry, if possible one whose removal frees most of its tokens."""
-        return next((i for i, entry in self._entries.items() if not self._is_in_use(entry)), next(iter(self._entries)))
+            self._drop(next((e for e in self._entries if not self._is_in_use(e)), self._entries[0]))
 
     def _is_in_use(self, entry: CachedPrefix) -> bool:
         """Whether running sequences hold most of the entry's tokens."""
         num_tokens = len(entry.token_ids)
         return self._slots.count_running_tokens(entry.kept, num_tokens) > num_tokens / 2
 
-    def _drop(self, entry_id: int) -> None:
-        self._slots.drop(self._entries.pop(entry_id).kept)
+    def _drop(self, entry: CachedPrefix) -> None:
+        self._entries.remove(entry)
+        self._slots.drop(entry.kept)
 
 
 def common_prefix(a: TokenArray, b: TokenArray) -> int:
