@@ -52,8 +52,8 @@ class PromptReader:
     def read_pair(self, first: str, second: str, *, param: str) -> Encoded:
         """Tokenizes a pair, with the tokenizer's special tokens between the two texts."""
         self._check_text(first + second, param)
-        texts = self._as_cased(first, second)
-        return self._checked(self._tokenizer.encode_pair(*texts, add_special_tokens=True, cut=self._cut), param)
+        texts = self._as_cased(first), self._as_cased(second)
+        return self._checked(self._tokenizer.encode_pair(*texts, cut=self._cut), param)
 
     def cut_text(self, text: str, num_tokens: int, *, param: str) -> str:
         """Cuts a text after `num_tokens` tokens. 0 returns the whole text."""
@@ -67,12 +67,11 @@ class PromptReader:
 
     def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> Encoded:
         self._check_text(text, param)
-        (text,) = self._as_cased(text)
-        encoded = self._tokenizer.encode_pair(text, None, add_special_tokens=add_special_tokens, cut=self._cut)
-        return self._checked(Encoded(encoded.token_ids), param)
+        token_ids = self._tokenizer.encode(self._as_cased(text), add_special_tokens=add_special_tokens, cut=self._cut)
+        return self._checked(Encoded(token_ids), param)
 
-    def _as_cased(self, *texts: str) -> tuple[str, ...]:
-        return tuple(text.lower() for text in texts) if self._does_lower_case else texts
+    def _as_cased(self, text: str) -> str:
+        return text.lower() if self._does_lower_case else text
 
     def _check_text(self, text: str, param: str) -> None:
         """Rejects a text too long for any tokenization to fit. Tokenizing the text could take seconds."""

@@ -66,7 +66,8 @@ class MistralRenderer(BaseRenderer):
         try:
             request = self._to_request(messages, options, placeholders)
             self._check_request(request, options)
-            return self._mistral.encode_chat(request)
+            token_ids: list[int] = self._mistral.loaded.encode_chat_completion(request).tokens
+            return token_ids
         except RequestError:
             raise
         except Exception as err:  # rejections are the library's own errors, ValueErrors and assertions alike
@@ -142,11 +143,6 @@ class MistralTokenizer:
         instruct: Any = self.loaded.instruct_tokenizer
         instruct.image_encoder = _ProcessedImageEncoder({name: i for i, name in self.added_tokens.items()})
 
-    def encode_chat(self, request: ChatCompletionRequest[Any]) -> list[int]:
-        """Returns a conversation's tokens. Raises mistral-common's errors for an invalid conversation."""
-        token_ids: list[int] = self.loaded.encode_chat_completion(request).tokens
-        return token_ids
-
     def encode(self, text: str, *, add_special_tokens: bool, cut: Cut | None = None) -> list[int]:
         """Raises RequestError if tekken's regular expression fails, as for a million spaces in a row."""
         text.encode()
@@ -159,10 +155,8 @@ class MistralTokenizer:
         num_first = int(add_special_tokens)
         return token_ids[:num_first] + token_ids[len(token_ids) - max(0, cut.limit - num_first) :]
 
-    def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
-        if pair is not None:
-            raise RequestError("this model's tokenizer does not support pairs of texts")
-        return Encoded(self.encode(text, add_special_tokens=add_special_tokens, cut=cut))
+    def encode_pair(self, text: str, pair: str, *, cut: Cut | None = None) -> Encoded:
+        raise RequestError("this model's tokenizer does not support pairs of texts")
 
     def cut_text(self, text: str, num_tokens: int) -> str:
         return self.decode(self.encode(text, add_special_tokens=False)[:num_tokens], skip_special_tokens=False)

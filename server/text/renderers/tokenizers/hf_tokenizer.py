@@ -48,13 +48,13 @@ class HfTokenizer:
         self.token_bytes = lru_cache(_NUM_CACHED)(self._find_bytes)
 
     def encode(self, text: str, *, add_special_tokens: bool, cut: Cut | None = None) -> list[int]:
-        return self._encode(text, None, add_special_tokens, cut).token_ids
+        return self._encode(text, None, add_special_tokens=add_special_tokens, cut=cut).token_ids
 
-    def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
-        return self._encode(text, pair, add_special_tokens, cut, has_types=self._has_types)
+    def encode_pair(self, text: str, pair: str, *, cut: Cut | None = None) -> Encoded:
+        return self._encode(text, pair, add_special_tokens=True, cut=cut, has_types=self._has_types)
 
     def _encode(
-        self, text: str, pair: str | None, add_special_tokens: bool, cut: Cut | None, *, has_types: bool = False
+        self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None, has_types: bool = False
     ) -> Encoded:
         for part in (text, pair or ""):
             part.encode()

@@ -5,12 +5,12 @@ JSON files determine the class. The tables repeat transformers' registrations an
 every row with AutoTokenizer.
 """
 
-import importlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import transformers
 from tokenizers import AddedToken, Tokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -24,20 +24,11 @@ _LEGACY_FILES = ("special_tokens_map.json", "added_tokens.json")
 _GENERIC = "TokenizersBackend"
 """The class that uses tokenizer.json unchanged."""
 
-_MODULE_OF_CLASS = {
-    "BertTokenizer": "transformers.models.bert.tokenization_bert",
-    "CohereTokenizer": "transformers.models.cohere.tokenization_cohere",
-    "GPT2Tokenizer": "transformers.models.gpt2.tokenization_gpt2",
-    "GPTNeoXTokenizer": "transformers.models.gpt_neox.tokenization_gpt_neox",
-    "GemmaTokenizer": "transformers.models.gemma.tokenization_gemma",
-    "LlamaTokenizer": "transformers.models.llama.tokenization_llama",
-    "Qwen2Tokenizer": "transformers.models.qwen2.tokenization_qwen2",
-    "Qwen3_5Tokenizer": "transformers.models.qwen3_5.tokenization_qwen3_5",
-    "RobertaTokenizer": "transformers.models.roberta.tokenization_roberta",
-    "XLMRobertaTokenizer": "transformers.models.xlm_roberta.tokenization_xlm_roberta",
-    _GENERIC: "transformers.tokenization_utils_tokenizers",
-}
-"""Tokenizer class -> its module. These modules do not import torch."""
+_LIGHT_CLASSES = (
+    *("BertTokenizer", "CohereTokenizer", "GPT2Tokenizer", "GPTNeoXTokenizer", "GemmaTokenizer", "LlamaTokenizer"),
+    *("Qwen2Tokenizer", "Qwen3_5Tokenizer", "RobertaTokenizer", "XLMRobertaTokenizer"),
+)
+"""Tokenizer classes whose modules do not import torch."""
 
 _DEFAULT_CLASS = {
     **dict.fromkeys(("bert", "distilbert", "electra"), "BertTokenizer"),
@@ -102,7 +93,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     try:
         if class_name is not None:
             return _load_light(class_name, path)
-        auto = importlib.import_module("transformers").AutoTokenizer
+        auto: Any = transformers.AutoTokenizer
         # By default, AutoTokenizer would prefer a tekken.json.
         return auto.from_pretrained(path, trust_remote_code=trust_remote_code, mistral_format=False)
     except Exception as err:  # the tokenizers library raises plain Exception for a corrupt file
@@ -150,7 +141,7 @@ def _load_light(class_name: str, path: Path) -> PreTrainedTokenizerBase:
             return generic
     if class_name == _GENERIC:
         return _load_generic_tokenizer(path)
-    kind: type[PreTrainedTokenizerBase] = getattr(importlib.import_module(_MODULE_OF_CLASS[class_name]), class_name)
+    kind: type[PreTrainedTokenizerBase] = getattr(transformers, class_name)
     return kind.from_pretrained(path)
 
 
@@ -172,7 +163,7 @@ def _light_class(path: Path) -> str | None:
     default = _DEFAULT_CLASS.get(model_type) if config else _GENERIC
     if default is None or not class_name:
         return default
-    return class_name if class_name in _MODULE_OF_CLASS else None
+    return class_name if class_name in _LIGHT_CLASSES else None
 
 
 class _TokenizerFile(msgspec.Struct):

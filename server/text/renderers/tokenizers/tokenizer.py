@@ -52,8 +52,8 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool, cut: Cut | None = None) -> list[int]:
         """Returns the text's tokens. A cut on the left keeps the begin-of-text token."""
 
-    def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
-        """Like `encode`, but also takes two texts. `cut` first shortens the longer text."""
+    def encode_pair(self, text: str, pair: str, *, cut: Cut | None = None) -> Encoded:
+        """Returns the tokens of two texts with special tokens. `cut` first shortens the longer text."""
 
     def cut_text(self, text: str, num_tokens: int) -> str:
         """Returns the text of the first `num_tokens` tokens."""

@@ -33,7 +33,7 @@ def test_one_text_or_two_are_cut_as_by_transformers(kind, side, tokenizer_folder
     tokenizer = HfTokenizer(loaded)
     for text, pair, limit in product(TEXTS[:3], TEXTS, range(3, 15)):
         expected = reference(text, pair, truncation=True, max_length=limit)
-        found = tokenizer.encode_pair(text, pair, add_special_tokens=True, cut=Cut(limit, side))
+        found = tokenizer.encode_pair(text, pair, cut=Cut(limit, side))
         types = expected.get("token_type_ids")
         assert found == (expected["input_ids"][:limit], types and types[:limit]), (text, pair, limit)
     assert loaded.backend_tokenizer.truncation is None
