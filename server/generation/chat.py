@@ -10,9 +10,9 @@
 An API with other request bodies converts its request into a `ChatRequest` and consumes the deltas.
 """
 
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from itertools import groupby
 from typing import Literal, NamedTuple
 from uuid import uuid4
 
@@ -21,7 +21,13 @@ import msgspec
 from base.errors import RequestError
 from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
 from server.generation.guided import Constraint, find_strict_constraint
-from server.generation.reasoning import ModelReasoning, PromptReasoning, read_model_facts, read_model_type
+from server.generation.reasoning import (
+    ModelReasoning,
+    PromptReasoning,
+    choose_detected,
+    read_model_facts,
+    read_model_type,
+)
 from server.generation.request import ChatRequest, shown_tools
 from server.generation.sequences import UsageMeter, collect, generate
 from server.operation.admission import RequestContext
@@ -39,8 +45,6 @@ from server.text.renderers.tokenizers.tokenizer import Tokenizer
 
 ChatFinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 """`abort` and `error` are raised as errors, so they do not occur in deltas."""
-
-logger = logging.getLogger(__name__)
 
 
 class ToolCallPart(NamedTuple):
@@ -198,7 +202,7 @@ class OutputParsing:
         self._trigger_id: int | None = None
         if config.enable_auto_tool_choice and config.tool_call_parser is not None:
             name = config.tool_call_parser
-            self._tools = _detect(renderer) if name == AUTO else TOOL_FORMATS[name]
+            self._tools = _detect_tools(renderer) if name == AUTO else TOOL_FORMATS[name]
             if self._tools.call_format is not None:
                 self._trigger_id = _find_special_token(self._tools.call_format.trigger, renderer.tokenizer)
         has_own_format = renderer.has_own_tool_format or read_model_type(renderer) == "gpt_oss"
@@ -252,17 +256,12 @@ class OutputParsing:
         return self._tools if request.tools and request.tool_choice in ("auto", None) else None
 
 
-def _detect(renderer: BaseRenderer) -> ToolFormat:
+def _detect_tools(renderer: BaseRenderer) -> ToolFormat:
     facts = read_model_facts(renderer)
-    if (own := facts.own_formats()[0]) is not None:
-        logger.info("--tool-call-parser auto: the model's own response_template")
-        return own
-    found = detect_tool_format(facts)
-    if found is None:
-        logger.warning("--tool-call-parser auto: the model's files name no format, so %s is used", FALLBACK)
-        return TOOL_FORMATS[FALLBACK]
-    logger.info("--tool-call-parser auto: %s, by the model's %s", found.name, found.source)
-    return TOOL_FORMATS[found.name]
+    found = choose_detected(
+        "--tool-call-parser", facts.own_formats()[0], detect_tool_format(facts), TOOL_FORMATS, f"{FALLBACK} is used"
+    )
+    return found or TOOL_FORMATS[FALLBACK]
 
 
 def _find_special_token(text: str, tokenizer: Tokenizer) -> int | None:
@@ -323,14 +322,8 @@ class ChoiceReader:
 def _join(parts: list[Part]) -> list[Part]:
     """Joins adjacent parts of the same kind. Some clients read only the first part of a call in a chunk."""
     joined: list[Part] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        if isinstance(part, ToolCallPart):
-            if isinstance(last, ToolCallPart) and last.position == part.position:
-                joined[-1] = last._replace(arguments=last.arguments + part.arguments)
-                continue
-        elif type(last) is type(part):
-            joined[-1] = part._replace(text=last.text + part.text)
-            continue
-        joined.append(part)
+    for _, group in groupby(parts, lambda part: part.position if isinstance(part, ToolCallPart) else type(part)):
+        first, *others = group
+        text = "".join(part[-1] or "" for part in (first, *others))
+        joined.append(first._replace(arguments=text) if isinstance(first, ToolCallPart) else first._replace(text=text))
     return joined

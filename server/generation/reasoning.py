@@ -1,9 +1,10 @@
 """Reasoning in requests: its markers as tokens, its state after a prompt, and the rules for the engine."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.request import ChatRequest, CompletionRequest
@@ -12,12 +13,14 @@ from server.terms.server_config import GenerationConfig
 from server.terms.types import ReasoningMarker, ReasoningRules
 from server.text.model_files.tokenizer_files import read_json_object
 from server.text.parsers.base import PromptEnd
-from server.text.parsers.detection import ModelFacts, detect_reasoning_format
+from server.text.parsers.detection import Detected, ModelFacts, detect_reasoning_format
 from server.text.parsers.formats import REASONING_FORMATS, ReasoningFormat
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.prompts import RenderedPrompt
 
 logger = logging.getLogger(__name__)
+
+Format = TypeVar("Format")
 
 _TURN_BOUNDARIES = (
     *("<|im_start|>", "<|im_end|>", "<|im_user|>", "<|im_assistant|>"),
@@ -34,7 +37,12 @@ _TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
 def load_reasoning(config: GenerationConfig, renderer: BaseRenderer) -> "ModelReasoning | None":
     """Loads the format of `--reasoning-parser`. None without this flag, or if `auto` finds no format."""
     name = config.reasoning_parser
-    found = _detect(renderer) if name == AUTO else name and REASONING_FORMATS[name]
+    if name == AUTO:
+        facts = read_model_facts(renderer)
+        own, detected = facts.own_formats()[1], detect_reasoning_format(facts)
+        found = choose_detected("--reasoning-parser", own, detected, REASONING_FORMATS, "all output is content")
+    else:
+        found = None if name is None else REASONING_FORMATS[name]
     return ModelReasoning(found, config, renderer) if found else None
 
 
@@ -148,17 +156,18 @@ class ModelReasoning:
         return self._renderer.tokenizer.encode(text, add_special_tokens=False) if text else []
 
 
-def _detect(renderer: BaseRenderer) -> ReasoningFormat | None:
-    facts = read_model_facts(renderer)
-    if (own := facts.own_formats()[1]) is not None:
-        logger.info("--reasoning-parser auto: the model's own response_template")
+def choose_detected(
+    flag: str, own: Format | None, found: Detected | None, formats: Mapping[str, Format], otherwise: str
+) -> Format | None:
+    """Returns the model's own format, or else the detected one, for the flag's value `auto`. Logs which."""
+    if own is not None:
+        logger.info("%s auto: the model's own response_template", flag)
         return own
-    found = detect_reasoning_format(facts)
     if found is None:
-        logger.warning("--reasoning-parser auto: the model's files name no format, so all output is content")
+        logger.warning("%s auto: the model's files name no format, so %s", flag, otherwise)
         return None
-    logger.info("--reasoning-parser auto: %s, by the model's %s", found.name, found.source)
-    return REASONING_FORMATS[found.name]
+    logger.info("%s auto: %s, by the model's %s", flag, found.name, found.source)
+    return formats[found.name]
 
 
 @dataclass(frozen=True, kw_only=True)
