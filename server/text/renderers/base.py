@@ -124,7 +124,6 @@ class BaseRenderer(ABC):
         between.
 
         Raises:
-            ValueError: `prompts` is empty.
             RequestError: a prompt is invalid. All calls that have not ended are cancelled.
         """
         turns = asyncio.Semaphore(self.config.num_workers)

@@ -103,8 +103,7 @@ class PlainPrompts:
         self._tokenizer = tokenizer
 
     def render_all(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
-        """Renders prompts one by one. Raises the errors of `render`, and ValueError if there is no prompt."""
-        _check_prompts(prompts)
+        """Renders prompts one by one. Raises the errors of `render`."""
         return [self.render(prompt, options) for prompt in prompts]
 
     def render(self, prompt: Prompt, options: TextOptions) -> RenderedPrompt:
@@ -169,18 +168,12 @@ class PlainPrompts:
 
 
 def split_prompts(prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
-    """Divides prompts among calls in the pool. Raises ValueError if there are no prompts.
+    """Divides at least one prompt among calls in the pool.
 
     Several texts share a call. Embeddings are large, so each prompt of embeddings has its own call.
     """
-    _check_prompts(prompts)
     size = 1 if isinstance(prompts[0], EmbedsPrompt) else _PROMPTS_PER_CALL
     return [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
-
-
-def _check_prompts(prompts: Sequence[Prompt]) -> None:
-    if not prompts:
-        raise ValueError("You must pass at least one prompt")
 
 
 def check_text_length(text: str, *, max_model_len: int, max_token_chars: int) -> None:
