@@ -28,13 +28,6 @@ from server.text.model_files.sentence_files import read_object
 logger = logging.getLogger(__name__)
 
 
-_DTYPES = {
-    "half": torch.float16,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float": torch.float32,
-    "float32": torch.float32,
-}
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx")
 DEFAULT_MAX_MODEL_LEN = 2048
 _NOT_GENERATIVE = (
@@ -83,7 +76,7 @@ def load_weights(
     Raises:
         EngineStartError: tensors are missing, corrupt or of another shape, or do not fit on the device.
     """
-    dtype = "auto" if config.dtype == "auto" else _DTYPES[config.dtype]
+    dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     device = choose_device()
     try:
         # No tensor may be missing, so none needs random values. Initialising would import sympy.
@@ -277,17 +270,10 @@ def choose_device() -> torch.device:
             f"there is a GPU, but CUDA cannot use it ({one_line(err)}): repair the driver, or start "
             "with CUDA_VISIBLE_DEVICES set to nothing to compute on the CPU"
         ) from err
-    avoid_cudnn_attention()
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def avoid_cudnn_attention() -> None:
-    """Disables cuDNN's attention, which torch prefers on recent GPUs.
-
-    cuDNN makes a plan for every new length. Lengths grow with every token, and one plan takes up to
-    hundreds of milliseconds.
-    """
+    # torch prefers cuDNN's attention on recent GPUs. It makes a plan for every new length, which takes up to
+    # hundreds of milliseconds, and lengths grow with every token.
     torch.backends.cuda.enable_cudnn_sdp(False)
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -59,7 +59,13 @@ class PendingSequences:
         for position, request_id in enumerate(request_ids):
             sequence = Sequence(request_id, prompt.token_ids, prompt.params.of_choice(position))
             sequence.features = features
-            self._queue(sequence, None if features is not None else prompt.inputs)
+            if sequence.params.guided is not None or sequence.params.reasoning is not None:
+                self._guided.start(sequence)
+            images = None if features is not None else prompt.inputs
+            if images is not None or sequence.grammar is not None:
+                self._waiting[request_id] = _Pending(sequence, images)
+            else:
+                self._scheduler.add(sequence)
         return []
 
     def admit_ready(self) -> list[EngineOutput]:
@@ -107,11 +113,3 @@ class PendingSequences:
         if not features.has_token_ids and prompt.params.prompt_logprobs is not None:
             raise PromptFeaturesError("a prompt of embeddings has no tokens whose log-probabilities could be reported")
         return features
-
-    def _queue(self, sequence: Sequence, images: PromptInputs | None) -> None:
-        if sequence.params.guided is not None or sequence.params.reasoning is not None:
-            self._guided.start(sequence)
-        if images is not None or sequence.grammar is not None:
-            self._waiting[sequence.request_id] = _Pending(sequence, images)
-        else:
-            self._scheduler.add(sequence)

@@ -97,7 +97,12 @@ class SamplingDefaults:
         """
         budgets = [_output_budget(request, n, self, info.max_model_len) for n in nums_prompt_tokens]
         _check_token_ids(request, info.vocab_size)
-        _check_min_tokens(request, budgets)
+        min_tokens, max_tokens = request.min_tokens or 0, min(budgets)
+        if min_tokens > max_tokens:
+            raise RequestError(
+                f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.",
+                param="min_tokens",
+            )
         shared = self._shared_params(request, info.vocab_size, guided)
         return [
             msgspec.structs.replace(
@@ -185,15 +190,6 @@ def _output_budget(request: AnyRequest, num_prompt_tokens: int, defaults: Sampli
     if budget < 1:
         raise RequestError(f"{param} must be at least 1, got {budget}.", param=param)
     return budget
-
-
-def _check_min_tokens(request: AnyRequest, budgets: Sequence[int]) -> None:
-    """Raises RequestError if a prompt leaves less room than the request's `min_tokens`."""
-    min_tokens, max_tokens = request.min_tokens or 0, min(budgets)
-    if min_tokens > max_tokens:
-        raise RequestError(
-            f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.", param="min_tokens"
-        )
 
 
 def _check_token_ids(request: AnyRequest, vocab_size: int) -> None:

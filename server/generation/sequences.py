@@ -132,7 +132,8 @@ class _Sequence:
             finish_reason = "stop"
         elif finish_reason is not None:
             text += self._detokenizer.finish()
-            stop_reason = self._stop_reason(output.stop_token_id)
+            is_plain_end = output.stop_token_id == self._eos_token_id and not self._ignores_eos
+            stop_reason = None if is_plain_end else output.stop_token_id  # as in vLLM
         return SequenceDelta(
             choice=self._index,
             text=text,
@@ -143,10 +144,6 @@ class _Sequence:
             prompt_logprobs=output.prompt_logprobs,
             num_cached_tokens=output.num_cached_tokens,
         )
-
-    def _stop_reason(self, stop_token_id: int | None) -> int | None:
-        """Returns the stop token for the response. None for the main end-of-sequence token, as in vLLM."""
-        return None if stop_token_id == self._eos_token_id and not self._ignores_eos else stop_token_id
 
 
 def _create_recorder(inference: Inference, generation: Generation, index: int) -> "SequenceRecorder":

@@ -47,7 +47,7 @@ class PoolerConfig:
             raise ConfigError(
                 "--pooler-config.pooling_type", self.pooling_type, "left out where seq_ or tok_pooling_type is given"
             )
-        if self.dimensions is not None and not _is_positive_int(self.dimensions):
+        if self.dimensions is not None and (type(self.dimensions) is not int or self.dimensions < 1):
             raise ConfigError("--pooler-config.dimensions", self.dimensions, "1 or more")
 
     @property
@@ -56,10 +56,6 @@ class PoolerConfig:
         if self.pooling_type is None or self.pooling_type == "ALL":
             return self.seq_pooling_type
         return self.pooling_type
-
-
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def to_chat_request(
     Raises:
         RequestError: the chat request is invalid.
     """
-    tools = _convert_tools(request)
+    tools = [Tool(function=_to_function(tool)) for tool in request.tools or ()] or None
     fields: dict[str, Any] = {
         "model": request.model,
         "messages": _convert_messages(request, merges_system=merges_system),
@@ -101,10 +101,6 @@ def _convert_tool_choice(request: CountTokensRequest) -> ToolChoice:
     if choice.type == "tool":
         return NamedToolChoice(function=NamedFunction(choice.name or ""))
     return "required" if choice.type == "any" else choice.type
-
-
-def _convert_tools(request: CountTokensRequest) -> list[Tool] | None:
-    return [Tool(function=_to_function(tool)) for tool in request.tools or ()] or None
 
 
 def _to_function(tool: ToolDefinition) -> FunctionDefinition:

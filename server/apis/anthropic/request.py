@@ -87,7 +87,8 @@ class AnthropicMessage(msgspec.Struct, kw_only=True):
 
     @property
     def blocks(self) -> list[ContentBlock]:
-        return blocks_of(self.content)
+        """The content as blocks. A text becomes one block."""
+        return [ContentBlock(type="text", text=self.content)] if isinstance(self.content, str) else self.content
 
 
 class ToolChoice(msgspec.Struct, kw_only=True):
@@ -195,10 +196,3 @@ class AnthropicRequest(CountTokensRequest, kw_only=True):
 
     def counted(self) -> Iterator[Counted]:
         yield Counted("max_stop_strings", "stop_sequences", len(self.stop_sequences or ()))
-
-
-def blocks_of(content: Content | None) -> list[ContentBlock]:
-    """Returns the content as blocks. A text becomes one block."""
-    if isinstance(content, str):
-        return [ContentBlock(type="text", text=content)]
-    return content or []

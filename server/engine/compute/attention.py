@@ -195,8 +195,7 @@ class PackedAttention:
 def _read_options(
     module: torch.nn.Module, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
 ) -> AttentionOptions:
-    unknown = [name for name, value in kwargs.items() if value is not None and name not in _KNOWN_KWARGS]
-    unknown = [name for name in unknown if isinstance(kwargs[name], torch.Tensor)]
+    unknown = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor) and name not in _KNOWN_KWARGS]
     if attention_mask is not None or unknown or kwargs.get("is_causal") is False:
         raise UnsupportedAttentionError(f"attention with {unknown or 'its own mask'}")
     if getattr(module, "is_causal", True) is False:

@@ -94,18 +94,13 @@ class LayerTracer:
 
         layers = [m for m in language_model(self._model).modules() if isinstance(m, GradientCheckpointingLayer)]
         hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
+        tokens = torch.arange(num_tokens)[None]
         try:
-            with light_forward():
-                self._compute(num_tokens)
+            with light_forward(), torch.inference_mode(), self._attention.detached():
+                self._model(input_ids=tokens, position_ids=tokens, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()
-
-    def _compute(self, num_tokens: int) -> torch.Tensor:
-        tokens = torch.arange(num_tokens)[None]
-        with torch.inference_mode(), self._attention.detached():
-            output: torch.Tensor = self._model(input_ids=tokens, position_ids=tokens, use_cache=False)[0]
-        return output
 
     def _replace(self, layer: torch.nn.Module, calls: "list[_Call]") -> None:
         forward = layer.forward

@@ -9,8 +9,6 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema, translate_regex
 from server.terms.types import GuidedDecoding
 
-_ANY_OBJECT = {"type": "object"}
-
 _MOST_KEPT_CHARS = 1 << 20
 """Unused grammars are kept up to so many characters. Compiled, a character takes at most 40 bytes."""
 _LEAST_CHARS = 1 << 12
@@ -34,7 +32,7 @@ def translate_grammar(guided: GuidedDecoding) -> str:
     """
     match guided.kind:
         case "json_object":
-            return str(LLMatcher.grammar_from_json_schema(json.dumps(_ANY_OBJECT)))
+            return str(LLMatcher.grammar_from_json_schema('{"type": "object"}'))
         case "json_schema":
             return str(LLMatcher.grammar_from_json_schema(prepare_schema(guided.spec), defaults=SCHEMA_OPTIONS))
         case "regex":

@@ -126,11 +126,8 @@ class InfoEndpoints:
         return report
 
     def _live(self) -> dict[str, Any]:
-        stats, metrics, lag = (
-            self._parts.engine.stats,
-            self._parts.metrics.engine,
-            self._parts.metrics.heartbeat.lag,
-        )
+        stats, metrics = self._parts.engine.stats, self._parts.metrics.engine
+        lag = self._parts.metrics.heartbeat.lag
         return {
             "time_s": monotonic(),
             "uptime_s": self._parts.start.uptime_s(),

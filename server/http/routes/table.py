@@ -1,6 +1,7 @@
 """The table of routes, with the objects that answer them."""
 
 from functools import partial
+from typing import Any
 
 from starlette.routing import Route
 
@@ -27,7 +28,7 @@ from server.generation.reasoning import load_reasoning
 from server.generation.request import ChatRequest, CompletionRequest
 from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, T
 from server.http.routes.info import HealthEndpoint, InfoEndpoints
-from server.terms.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
+from server.terms.http_body.response_body import ANTHROPIC
 
 
 def build_routes(parts: AppParts) -> list[Route]:
@@ -39,18 +40,9 @@ def build_routes(parts: AppParts) -> list[Route]:
     ]
 
 
-def _post(  # noqa: PLR0913 - what differs between routes
-    parts: AppParts,
-    path: str,
-    model: type[T],
-    handle: Handler[T],
-    *,
-    takes_embeds: bool = False,
-    failures: FailureFormat = OPENAI,
-) -> Route:
-    """Builds a route that decodes JSON into `model` and passes the result to `handle`."""
-    endpoint = JsonEndpoint(parts, model, handle, takes_embeds=takes_embeds, failures=failures)
-    return Route(path, endpoint, methods=["POST"])
+def _post(parts: AppParts, path: str, model: type[T], handle: Handler[T], **options: Any) -> Route:
+    """Builds a route that decodes JSON into `model` and passes the result to `handle`. See `JsonEndpoint`."""
+    return Route(path, JsonEndpoint(parts, model, handle, **options), methods=["POST"])
 
 
 def _text_routes(parts: AppParts) -> list[Route]:

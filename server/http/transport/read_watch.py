@@ -86,7 +86,7 @@ class ReadWatch:
 
     def expect_first_request(self) -> None:
         """Starts the timeout of a new connection."""
-        self._arm(self._limits.header_timeout_s, self._time_out_first_request)
+        self._arm(self._limits.header_timeout_s, lambda: self._on_timeout(None))
 
     def note_head(self) -> None:
         """Called when a request begins."""
@@ -158,9 +158,6 @@ class ReadWatch:
         return Rejection(
             431, f"The framing of the body's chunks and its trailers are larger than {allowed} bytes ({flag})."
         )
-
-    def _time_out_first_request(self) -> None:
-        self._on_timeout(None)
 
     def _time_out_head(self) -> None:
         if not self._is_reading():

@@ -5,7 +5,7 @@ once, so that recording a token takes a few microseconds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -38,7 +38,6 @@ from server.text.renderers.base import BaseRenderer
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 """The media type of Prometheus's text format."""
-_FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
 
 _SHORT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _TTFT_BUCKETS = (
@@ -211,7 +210,7 @@ class EngineMetrics:
         success = Counter(
             "vllm:request_success", "Count of finished requests.", (*LABELS, "finished_reason"), registry=registry
         )
-        self.finished = {reason: success.labels(*labels, reason) for reason in _FINISH_REASONS}
+        self.finished = {reason: success.labels(*labels, reason) for reason in get_args(FinishReason)}
         self.time_to_first_token = histogram("vllm:time_to_first_token_seconds", "Time to first token.", _TTFT_BUCKETS)
         self.inter_token_latency = histogram(
             "vllm:inter_token_latency_seconds", "Inter-token latency.", _INTER_TOKEN_BUCKETS

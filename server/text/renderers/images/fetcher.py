@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import aiohttp
@@ -10,6 +10,7 @@ from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from base.errors import ServerError, with_causes
+from base.wording import one_line
 from server.terms.config import RendererConfig
 
 _IPV6_INTERNET = IPv6Network("2000::/3")
@@ -78,11 +79,6 @@ def literal_address(host: str) -> str | None:
         return None
 
 
-def is_private_by_name(domain: str) -> bool:
-    """Whether the host of an allowed domain may have a private address."""
-    return domain == "localhost" or literal_address(domain) is not None
-
-
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
     if isinstance(address, IPv6Address):
         embedded = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
@@ -100,7 +96,7 @@ class MediaFetcher:
     def __init__(self, config: RendererConfig) -> None:
         self._config = config
         self._domains = frozenset(domain.lower().rstrip(".").strip("[]") for domain in config.allowed_media_domains)
-        self._private_hosts = frozenset(filter(is_private_by_name, self._domains))
+        self._private_hosts = frozenset(d for d in self._domains if d == "localhost" or literal_address(d) is not None)
 
     async def fetch(self, url: str, take_room: TakeRoom) -> bytes:
         """Fetches the bytes of an image. `take_room` is called for each part that arrives.
@@ -127,7 +123,8 @@ class MediaFetcher:
         except MediaError:
             raise
         except (aiohttp.ClientError, OSError, ValueError) as err:
-            raise next(_media_errors(err), MediaError(f"fetching the image failed: {_reason(err)}")) from err
+            wrapped = (each for each in with_causes(err) if isinstance(each, MediaError))
+            raise next(wrapped, MediaError(f"fetching the image failed: {one_line(err)[:200]}")) from err
 
     async def _follow(self, session: aiohttp.ClientSession, url: URL, take_room: TakeRoom) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
@@ -148,17 +145,15 @@ class MediaFetcher:
             raise MediaError(f"the URL answered with HTTP status {response.status}")
         max_bytes = self._config.max_media_bytes
         parts: list[bytes] = []
-        num_bytes = response.content_length or 0
-        if num_bytes <= max_bytes:
-            num_bytes = 0
-            async for part in response.content.iter_chunked(_CHUNK_BYTES):
-                num_bytes += len(part)
-                if num_bytes > max_bytes:
-                    break
-                take_room(len(part))
-                parts.append(part)
-        if num_bytes > max_bytes:
+        num_left = max_bytes
+        if (response.content_length or 0) > max_bytes:
             raise MediaTooLargeError(max_bytes)
+        async for part in response.content.iter_chunked(_CHUNK_BYTES):
+            num_left -= len(part)
+            if num_left < 0:
+                raise MediaTooLargeError(max_bytes)
+            take_room(len(part))
+            parts.append(part)
         return b"".join(parts)
 
     def _parse(self, text: str, *, allow_relative: bool = False) -> URL:
@@ -185,12 +180,3 @@ class MediaFetcher:
             raise MediaError(f"the host {host[:100]!r} is not among --allowed-media-domains")
         if (address := literal_address(host)) is not None and host not in self._private_hosts:
             check_public(address)
-
-
-def _media_errors(err: BaseException) -> Iterator[MediaError]:
-    """Yields each MediaError that aiohttp has wrapped in another error."""
-    return (each for each in with_causes(err) if isinstance(each, MediaError))
-
-
-def _reason(err: BaseException) -> str:
-    return (str(err) or type(err).__name__)[:200]
