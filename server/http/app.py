@@ -13,7 +13,6 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from base.errors import ServerError
@@ -30,7 +29,6 @@ from server.terms.http_body.response_body import (
     failure_format,
     send_json,
 )
-from server.terms.server_config import ServerConfig
 
 _REQUESTS_PER_TURN = 4
 """The most requests per turn of the loop. Beginning a request takes about 0.5 ms, and reading a piece of a
@@ -42,43 +40,21 @@ _CLIENT_GONE = 499
 """nginx's status for a request whose client disconnected before the response."""
 
 
-def build_app(parts: AppParts) -> "ServerApp":
-    """Builds the HTTP application. Its answers depend on the lifecycle's state."""
-    config, metrics = parts.config, parts.metrics
-    parts.engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
-    return ServerApp(
-        HealthEndpoint(parts.availability),
-        build_routes(parts),
-        build_middleware(config, parts.api_keys, metrics.http),
-        root_path=config.network.root_path,
-        is_probe_seen=config.enable_request_id_headers,
-    )
-
-
 class ServerApp(Starlette):
     """Answers probes before all other requests. All other requests pass through middleware and routes."""
 
-    def __init__(
-        self,
-        health: HealthEndpoint,
-        routes: list[Route],
-        middleware: list[Middleware],
-        *,
-        root_path: str,
-        is_probe_seen: bool,
-    ) -> None:
-        """`middleware` is outermost first. `root_path` is the path prefix of this server behind a proxy.
-
-        `is_probe_seen`: whether probes also pass through the middleware.
-        """
-        self._health = health
-        self._is_probe_seen = is_probe_seen
-        self._root_path = root_path.rstrip("/")
+    def __init__(self, parts: AppParts) -> None:
+        parts.engine.subscribe_stats(lambda stats: parts.metrics.engine.record_step(stats))
+        self._health = HealthEndpoint(parts.availability)
+        self._is_probe_seen = parts.config.enable_request_id_headers
+        """Whether probes also pass through the middleware."""
+        self._root_path = parts.config.network.root_path.rstrip("/")
+        """The path prefix of this server behind a proxy."""
         self._turns = LoopTurns()
         self._probe_paths = {prefix + path for prefix in ("", self._root_path) for path in READINESS_PATHS}
         super().__init__(
-            routes=routes,
-            middleware=middleware,
+            routes=build_routes(parts),
+            middleware=_build_middleware(parts),
             exception_handlers={
                 HTTPException: _answer_http_exception,
                 ServerError: _answer_server_error,
@@ -172,23 +148,23 @@ def _failure(request: Request, body: ErrorResponse) -> Response:
     return json_response(failure_format(route_path(request.scope)).to_body(body), status=body.error.code)
 
 
-def build_middleware(config: ServerConfig, api_keys: ApiKeys, metrics: HttpMetrics) -> list[Middleware]:
+def _build_middleware(parts: AppParts) -> list[Middleware]:
     """Builds the middleware, outermost first."""
-    middleware = [Middleware(HttpMetricsMiddleware, metrics)]
-    if config.enable_request_id_headers:
+    network = parts.config.network
+    middleware = [Middleware(HttpMetricsMiddleware, parts.metrics.http)]
+    if parts.config.enable_request_id_headers:
         middleware.append(Middleware(RequestIdMiddleware))
-    if config.network.allowed_origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=config.network.allowed_origins,
-                allow_methods=config.network.allowed_methods,
-                allow_headers=config.network.allowed_headers,
-                allow_credentials=config.network.allow_credentials,
-            )
+    if network.allowed_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=network.allowed_origins,
+            allow_methods=network.allowed_methods,
+            allow_headers=network.allowed_headers,
+            allow_credentials=network.allow_credentials,
         )
-    if api_keys:
-        middleware.append(Middleware(ApiKeyMiddleware, api_keys, is_everywhere=config.network.api_key_everywhere))
+        middleware.append(cors)
+    if parts.api_keys:
+        middleware.append(Middleware(ApiKeyMiddleware, parts.api_keys, is_everywhere=network.api_key_everywhere))
     return middleware
 
 

@@ -17,7 +17,7 @@ from base.machine.libc import trim_heap
 from base.server_settings import SAME_SIGNAL_S
 from server.http.transport.graceful_server import bound_unsent_bytes
 from server.operation.engine_monitor import make_ready
-from server.run.build import RunOptions, build_server
+from server.run.build import RunOptions, Server
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
 from server.text.renderers.base import BaseRenderer
@@ -52,7 +52,7 @@ class ServerRun:
         if options.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self._may_accept.set()
         with options.span("build_app"):
-            self._server = build_server(renderer, config, options)
+            self._server = Server(renderer, config, options)
 
     def run(self) -> int:
         """Serves until a signal or the engine's end. Returns the exit code.

@@ -13,7 +13,7 @@ from base.program_version import program_version
 from base.security.api_keys import ApiKeys
 from base.security.credentials import Credentials
 from server.engine.process_link.client import EngineClient
-from server.http.app import ServerApp, build_app
+from server.http.app import ServerApp
 from server.http.routes.endpoint import AppParts
 from server.http.transport.connection import bounded_connections
 from server.http.transport.graceful_server import GracefulServer
@@ -54,49 +54,35 @@ class RunOptions:
     """Called once, when the first real token has been generated."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Server:
     """The objects that `server.run.api_process` starts, uses and closes."""
 
-    parts: AppParts
-    http: GracefulServer
-    credentials: Credentials
-    monitor: EngineMonitor
-    drain: Drain
-    stats_line: StatsLine
-
-
-def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> Server:
-    """Builds all objects of one server. Nothing runs yet."""
-    set_up_access_log(config.logging.disable_access_log_for_endpoints)
-    lifecycle = options.lifecycle
-    admission = Admission(options.limits)
-    metrics = ServerMetrics(config.served_model_names[0], options.start, renderer, lifecycle, admission.num_rejected)
-    engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
-    parts = AppParts(
-        config=config,
-        models=ServedModels(config.served_model_names, engine, root=config.model),
-        renderer=renderer,
-        engine=engine,
-        metrics=metrics,
-        lifecycle=lifecycle,
-        start=options.start,
-        admission=admission,
-        api_keys=ApiKeys.from_config(config.network),
-        version=program_version(),
-    )
-    credentials = Credentials(config.network, config.tls, parts.api_keys)
-    http = GracefulServer(_uvicorn_config(build_app(parts), config, options.limits, credentials))
-    monitor = EngineMonitor(engine, options.engine, lifecycle, _build_watchdog(parts, options))
-    drain = Drain(lifecycle, parts.running, engine, config.lifecycle, http.announce_close)
-    return Server(
-        parts=parts,
-        http=http,
-        credentials=credentials,
-        monitor=monitor,
-        drain=drain,
-        stats_line=StatsLine(config.logging, engine, metrics),
-    )
+    def __init__(self, renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> None:
+        """Builds all objects of one server. Nothing runs yet."""
+        set_up_access_log(config.logging.disable_access_log_for_endpoints)
+        lifecycle = options.lifecycle
+        admission = Admission(options.limits)
+        engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
+        self.parts = AppParts(
+            config=config,
+            models=ServedModels(config.served_model_names, engine, root=config.model),
+            renderer=renderer,
+            engine=engine,
+            metrics=ServerMetrics(
+                config.served_model_names[0], options.start, renderer, lifecycle, admission.num_rejected
+            ),
+            lifecycle=lifecycle,
+            start=options.start,
+            admission=admission,
+            api_keys=ApiKeys.from_config(config.network),
+            version=program_version(),
+        )
+        self.credentials = Credentials(config.network, config.tls, self.parts.api_keys)
+        app = ServerApp(self.parts)
+        self.http = GracefulServer(_uvicorn_config(app, config, options.limits, self.credentials))
+        self.monitor = EngineMonitor(engine, options.engine, lifecycle, _build_watchdog(self.parts, options))
+        self.drain = Drain(lifecycle, self.parts.running, engine, config.lifecycle, self.http.announce_close)
+        self.stats_line = StatsLine(config.logging, engine, self.parts.metrics)
 
 
 def _build_watchdog(parts: AppParts, options: RunOptions) -> EngineWatchdog:

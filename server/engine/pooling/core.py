@@ -5,14 +5,14 @@ from time import monotonic
 
 import torch
 from msgspec.structs import replace
+from transformers import PreTrainedModel
 
 from server.engine.base_core import BaseCore, PromptLimits, failed
 from server.engine.compute.linear import multiply_in_float32, pack_linear_layers
 from server.engine.phases import Phases
-from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
-from server.engine.pooling.heads import PoolingHead
+from server.engine.pooling.encoder import PoolingSequence, choose_batch
 from server.engine.pooling.loading import PoolingModel
-from server.terms.config import EngineConfig, ModelFiles, PoolerConfig
+from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, TensorData
 from server.text.model_files.model_kind import ModelKind
 
@@ -20,22 +20,16 @@ from server.text.model_files.model_kind import ModelKind
 class PoolingCore(BaseCore):
     """Computes embeddings, scores or classes of prompts. Every method runs on the engine's thread."""
 
-    def __init__(
-        self,
-        head: PoolingHead,
-        *,
-        limits: BatchLimits,
-        prompt_limits: PromptLimits,
-        defaults: PoolerConfig,
-        preparation: Iterator[None],
-    ) -> None:
-        """`defaults` are for values that requests do not set. The idle engine runs `preparation`."""
-        self._head = head
-        self._limits = limits
-        self._prompt_limits = prompt_limits
-        self._defaults = defaults
+    def __init__(self, pooling: PoolingModel, config: EngineConfig) -> None:
+        model = pooling.encoder.model
+        self._model = model
+        self._head = pooling.head
+        self._max_num_seqs = config.max_num_seqs
+        self._max_num_batched_tokens = config.max_num_batched_tokens or (16384 if model.device.type == "cuda" else 1024)
+        self._prompt_limits = PromptLimits(pooling.max_model_len, _vocab_size(model))
+        self._defaults = pooling.defaults
+        """Values that requests do not set."""
         self._waiting: list[PoolingSequence] = []
-        self._preparation = preparation
         self._num_iteration_tokens = 0
 
     @property
@@ -45,7 +39,7 @@ class PoolingCore(BaseCore):
     @property
     def stats(self) -> EngineStats:
         # Sequences that the next step can compute count as running.
-        num_running = min(len(self._waiting), self._limits.max_num_seqs)
+        num_running = min(len(self._waiting), self._max_num_seqs)
         return EngineStats(
             num_running=num_running,
             num_waiting=len(self._waiting) - num_running,
@@ -71,7 +65,7 @@ class PoolingCore(BaseCore):
 
     @torch.inference_mode()
     def step(self) -> list[EngineOutput]:
-        batch = choose_batch(self._waiting, self._limits)
+        batch = choose_batch(self._waiting, self._max_num_seqs, self._max_num_batched_tokens)
         chosen = {id(sequence) for sequence in batch}
         self._waiting = [sequence for sequence in self._waiting if id(sequence) not in chosen]
         self._num_iteration_tokens = sum(sequence.num_tokens for sequence in batch)
@@ -80,7 +74,7 @@ class PoolingCore(BaseCore):
         return [self._finish(*pair, begin_s) for pair in zip(batch, results, strict=True)]
 
     def prepare(self) -> Iterator[None]:
-        return self._preparation
+        return pack_linear_layers(self._model)
 
     def _with_defaults(self, params: PoolingParams) -> PoolingParams:
         is_active, dimensions = params.use_activation, params.dimensions
@@ -105,7 +99,8 @@ def _tensor_data(tensor: torch.Tensor) -> TensorData:
     return TensorData("float32", tuple(values.shape), values.numpy().data.cast("B"))
 
 
-_BATCHED_TOKENS = {"cpu": 1024, "cuda": 16384}
+def _vocab_size(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
 def build_pooling_core(
@@ -120,24 +115,15 @@ def build_pooling_core(
         pooling = PoolingModel(files, config, kind)
     model = pooling.encoder.model
     multiply_in_float32(model)
-    vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    batched = config.max_num_batched_tokens or _BATCHED_TOKENS.get(model.device.type, _BATCHED_TOKENS["cpu"])
-    core = PoolingCore(
-        pooling.head,
-        limits=BatchLimits(max_num_seqs=config.max_num_seqs, max_num_batched_tokens=batched),
-        prompt_limits=PromptLimits(pooling.max_model_len, vocab_size),
-        defaults=pooling.defaults,
-        preparation=pack_linear_layers(model),
-    )
     info = EngineInfo(
         model_type=model.config.model_type,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         max_model_len=pooling.max_model_len,
-        vocab_size=vocab_size,
+        vocab_size=_vocab_size(model),
         num_slots=config.max_num_seqs,
         runner="pooling",
         spans=phases.spans,
         pooling=pooling.info,
     )
-    return core, info
+    return PoolingCore(pooling, config), info

@@ -28,31 +28,23 @@ class PoolingSequence:
         return len(self.token_ids)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchLimits:
-    """Limits of a step."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    """The most tokens in a batch, including padding. A single sequence may exceed this limit."""
-
-
-def choose_batch(waiting: list[PoolingSequence], limits: BatchLimits) -> list[PoolingSequence]:
+def choose_batch(waiting: list[PoolingSequence], max_num_seqs: int, max_num_tokens: int) -> list[PoolingSequence]:
     """Chooses the sequence that has waited longest, and sequences whose lengths are closest to its length.
 
     A batch is padded to its longest sequence, so similar lengths need the least padding. The oldest
-    sequence is always chosen, so that no sequence waits for ever.
+    sequence is always chosen, so that no sequence waits for ever, even if it has more than `max_num_tokens`.
+    Otherwise, this limits the tokens of a batch, including padding.
     """
     oldest = waiting[0]
-    window = sorted(waiting[: limits.max_num_seqs], key=lambda sequence: sequence.num_tokens)
+    window = sorted(waiting[:max_num_seqs], key=lambda sequence: sequence.num_tokens)
     begin = next(index for index, sequence in enumerate(window) if sequence is oldest)
     end = begin + 1
     while True:
         size = end - begin + 1
         sides: list[tuple[int, bool]] = []
-        if begin and window[end - 1].num_tokens * size <= limits.max_num_batched_tokens:
+        if begin and window[end - 1].num_tokens * size <= max_num_tokens:
             sides.append((oldest.num_tokens - window[begin - 1].num_tokens, False))
-        if end < len(window) and window[end].num_tokens * size <= limits.max_num_batched_tokens:
+        if end < len(window) and window[end].num_tokens * size <= max_num_tokens:
             sides.append((window[end].num_tokens - oldest.num_tokens, True))
         if not sides:
             return window[begin:end]

@@ -20,7 +20,7 @@ from base.errors import EngineDeadError
 from base.lifecycle import Lifecycle, StartInfo
 from base.security.api_keys import ApiKeys
 from server.engine.sampling.grammar import GrammarError
-from server.http.app import build_app
+from server.http.app import ServerApp
 from server.http.routes.endpoint import AppParts
 from server.http.transport.connection import bounded_connections
 from server.operation.admission import Admission
@@ -415,7 +415,7 @@ def run_app(
     http: Any = bounded_connections(parts.admission.limits)
     # No idle connection is closed, because the client might use it at the same moment.
     options: dict[str, Any] = {"log_config": None, "ws": "none", "lifespan": "off", "timeout_keep_alive": 600}
-    http_server = QuickServer(uvicorn.Config(build_app(parts), http=http, **options))
+    http_server = QuickServer(uvicorn.Config(ServerApp(parts), http=http, **options))
 
     def run() -> None:
         with asyncio.Runner(loop_factory=loop_factory) as runner:

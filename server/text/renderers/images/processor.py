@@ -17,8 +17,10 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from base.errors import RequestError
+from base.machine.memory import available_bytes
 from base.wording import one_line
 from server.terms.bounded_cache import BoundedCache
+from server.terms.config import RendererConfig
 from server.terms.types import TensorData
 from server.text.model_files.tokenizer_files import TokenizerLoadError, read_json_object
 from server.text.renderers.images.fetcher import MediaError
@@ -30,6 +32,8 @@ _PLUGINS: Final = ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP")
 """Pillow's modules for these formats. MPO is for JPEG files with several images."""
 
 _WHITE = (255, 255, 255)
+_MEMORY_SHARE = 0.25
+"""The image cache may use this share of the memory that is free at the start."""
 
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Files that may name the processor's class."""
@@ -93,16 +97,14 @@ class ImageFile(NamedTuple):
 class ImageProcessor:
     """A model's image processor with its cache. Every method runs in the renderer's image thread."""
 
-    def __init__(
-        self, processor: ProcessorMixin, *, max_cache_bytes: int, max_pixels: int, settings: dict[str, Any]
-    ) -> None:
-        """`settings` come from the operator (`--mm-processor-kwargs`)."""
+    def __init__(self, processor: ProcessorMixin, config: RendererConfig) -> None:
         self._processor = processor
         self._images = processor.image_processor
         self._axis = 1 if type(processor).__name__ in _TILED else 0
-        self._max_pixels = max_pixels
-        self._settings = settings
-        self.cache = BoundedCache[Hashable, ProcessedImages](max_cache_bytes, lambda images: images.num_bytes)
+        self._max_pixels = config.max_image_pixels
+        self._settings = config.mm_processor_kwargs
+        max_bytes = min(int(config.mm_processor_cache_gb * (1 << 30)), int(available_bytes() * _MEMORY_SHARE))
+        self.cache = BoundedCache[Hashable, ProcessedImages](max_bytes, lambda images: images.num_bytes)
 
     @property
     def image_token(self) -> str:

@@ -10,7 +10,6 @@ from PIL import Image
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from base.errors import RequestError
-from base.machine.memory import available_bytes
 from server.terms.concurrency import run_concurrently
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import PromptInputs
@@ -20,8 +19,6 @@ from server.text.renderers.images.loader import MediaLoader, room_for_images
 from server.text.renderers.images.processor import ImageFile, ImageProcessor, import_decoders, load_processor
 from server.text.renderers.prompts import HeldBytes, ProcessedImages, RenderedPrompt
 
-_MEMORY_SHARE = 0.25
-"""The image cache may use this share of the memory that is free at the start."""
 _NUM_LOADS = 8
 """The most images of one prompt that are fetched at once."""
 
@@ -51,12 +48,7 @@ class VisionPart:
         processor = load_processor(files.path, tokenizer)
         self.chat_template: str | None = processor.chat_template
         """The processor's own chat template, for a tokenizer that has none."""
-        self._images = ImageProcessor(
-            processor,
-            max_cache_bytes=min(int(config.mm_processor_cache_gb * (1 << 30)), int(available_bytes() * _MEMORY_SHARE)),
-            max_pixels=config.max_image_pixels,
-            settings=config.mm_processor_kwargs,
-        )
+        self._images = ImageProcessor(processor, config)
         self.cache = self._images.cache
         self._media = MediaLoader(config, executor)
         self._executor = executor

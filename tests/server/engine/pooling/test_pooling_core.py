@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from base.errors import EngineStartError
-from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
+from server.engine.pooling.encoder import PoolingSequence, choose_batch
 from server.terms.config import PoolerConfig
 from server.terms.types import PoolingParams
 from tests.server.engine.pooling.small_pooling import PROMPTS, SmallPooling, assert_close, hidden_states, logits, unit
@@ -244,6 +244,6 @@ def test_max_model_len_may_be_lower_but_not_higher_than_the_models(tmp_path):
 )
 def test_a_batch_contains_the_oldest_prompt_and_those_of_similar_length(lengths, limits, chosen):
     waiting = [PoolingSequence(str(i), [1] * n, PoolingParams(task="embed")) for i, n in enumerate(lengths)]
-    batch = choose_batch(waiting, BatchLimits(max_num_seqs=limits[0], max_num_batched_tokens=limits[1]))
+    batch = choose_batch(waiting, *limits)
     assert [sequence.num_tokens for sequence in batch] == chosen
     assert waiting[0] in batch
