@@ -259,10 +259,8 @@ class GenerationBuilder:
     def __init__(self, inference: Inference, reasoning: ModelReasoning | None) -> None:
         """`reasoning` is None for a server without a reasoning parser."""
         self._config = inference.config
-        self._renderer = inference.renderer
         self._engine = inference.engine
         self._reasoning = reasoning
-        self._models = inference.models
         self._defaults = SamplingDefaults.from_config(inference.config.generation, inference.renderer.files)
 
     def build(

@@ -17,6 +17,7 @@ from base.machine.libc import trim_heap
 from base.server_settings import SAME_SIGNAL_S
 from server.http.transport.graceful_server import bound_unsent_bytes
 from server.operation.engine_monitor import make_ready
+from server.operation.telemetry import log_stats
 from server.run.build import RunOptions, Server
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
@@ -110,7 +111,6 @@ class ServerRun:
 
     async def _close(self) -> None:
         self._server.parts.metrics.heartbeat.close()
-        self._server.stats_line.close()
         self._server.credentials.close()
         await self._server.parts.engine.close()
 
@@ -135,7 +135,11 @@ class ServerRun:
         for number in (signal.SIGTERM, signal.SIGINT):  # until now, a signal has ended the start
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         self._enter_ready(info)
-        await monitor.run()
+        logging_stats = asyncio.create_task(log_stats(parts.config.logging, parts.engine, parts.metrics), name="stats")
+        try:
+            await monitor.run()
+        finally:
+            logging_stats.cancel()
 
     def _enter_ready(self, info: EngineInfo) -> None:
         is_draining = self._lifecycle.state == "draining"
@@ -146,7 +150,6 @@ class ServerRun:
             self._listen()
         gc.freeze()  # objects that exist by now stay; collecting them would take 30 ms each time
         self._options.on_ready(info)
-        self._server.stats_line.start()
         trim_heap()  # imports have left 25 MiB of free heap; giving it back takes 2 ms
 
     def _listen(self) -> None:

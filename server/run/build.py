@@ -23,7 +23,6 @@ from server.operation.engine_monitor import EngineHandle, EngineMonitor, PingedE
 from server.operation.engine_watchdog import EngineProcesses, EngineWatchdog
 from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.models import ServedModels
-from server.operation.telemetry import StatsLine
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
@@ -82,7 +81,6 @@ class Server:
         self.http = GracefulServer(_uvicorn_config(app, config, options.limits, self.credentials))
         self.monitor = EngineMonitor(engine, options.engine, lifecycle, _build_watchdog(self.parts, options))
         self.drain = Drain(lifecycle, self.parts.running, engine, config.lifecycle, self.http.announce_close)
-        self.stats_line = StatsLine(config.logging, engine, self.parts.metrics)
 
 
 def _build_watchdog(parts: AppParts, options: RunOptions) -> EngineWatchdog:

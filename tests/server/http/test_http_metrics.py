@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from base.server_settings import LoggingConfig
-from server.operation.telemetry import StatsLine
+from server.operation.telemetry import log_stats
 from server.terms.limits import LimitsConfig
 from server.terms.types import EngineStats
 
@@ -201,8 +201,8 @@ INTERVAL_S = 0.01
 
 async def _log_lines(parts, caplog, num_lines: int) -> list[logging.LogRecord]:
     config = LoggingConfig(log_stats_interval_s=INTERVAL_S)
-    line = StatsLine(config, parts.engine, parts.metrics)
-    line.start()
+    logging_stats = asyncio.create_task(log_stats(config, parts.engine, parts.metrics))
+    await asyncio.sleep(0)
     parts.metrics.engine.count_prompt(30, num_cached=10)
     parts.metrics.engine.count_generated(7)
     try:
@@ -210,7 +210,7 @@ async def _log_lines(parts, caplog, num_lines: int) -> list[logging.LogRecord]:
             while len(records := _of_the_line(caplog)) < num_lines:
                 await asyncio.sleep(0.005)
     finally:
-        line.close()
+        logging_stats.cancel()
     return records
 
 
@@ -230,9 +230,5 @@ async def test_figures_are_logged_until_the_server_is_idle(serve, caplog):
 
 
 async def test_disable_log_stats_turns_the_line_off(serve):
-    for is_disabled in (True, False):
-        parts = serve(disable_log_stats=is_disabled).parts
-        line = StatsLine(parts.config.logging, parts.engine, parts.metrics)
-        line.start()
-        assert (line._handle is None) == is_disabled
-        line.close()
+    parts = serve(disable_log_stats=True).parts
+    await log_stats(parts.config.logging, parts.engine, parts.metrics)
