@@ -33,12 +33,6 @@ class ChatLogprob(ChatTopLogprob):
     top_logprobs: list[ChatTopLogprob]
 
 
-class ChatLogprobs(msgspec.Struct):
-    """`choices[].logprobs` of /v1/chat/completions."""
-
-    content: list[ChatLogprob]
-
-
 class PromptLogprob(msgspec.Struct):
     """An entry of vLLM's `prompt_logprobs`, which maps token ids to entries."""
 
@@ -75,9 +69,9 @@ class LogprobFormatter:
             text_offset += len(token)
         return body
 
-    async def chat(self, entries: Iterable[TokenLogprob]) -> ChatLogprobs:
-        """Returns the `logprobs` of a chat completion."""
-        return ChatLogprobs([self._chat_entry(entry) async for entry in take_turns(entries)])
+    async def chat(self, entries: Iterable[TokenLogprob]) -> list[ChatLogprob]:
+        """Returns the content of the `logprobs` of a chat completion."""
+        return [self._chat_entry(entry) async for entry in take_turns(entries)]
 
     async def prompt(self, entries: Iterable[TokenLogprob | None]) -> PromptLogprobs:
         """Returns the `prompt_logprobs`. Each position has the prompt's token and the most likely tokens."""

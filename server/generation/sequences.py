@@ -228,26 +228,16 @@ class SequenceRecorder:
             metrics.time_per_output_token.observe(decode_s / (self._num_tokens - 1) if self._num_tokens > 1 else 0.0)
 
 
-class PromptTokensDetails(msgspec.Struct):
-    """The number of the prompt's tokens that came from the prefix cache."""
-
-    cached_tokens: int
-
-
-class CompletionTokensDetails(msgspec.Struct):
-    """The number of generated tokens that are reasoning."""
-
-    reasoning_tokens: int
-
-
 class Usage(msgspec.Struct, kw_only=True):
     """`usage` of completions and chat completions."""
 
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int
-    prompt_tokens_details: PromptTokensDetails | None = None
-    completion_tokens_details: CompletionTokensDetails | None = None
+    prompt_tokens_details: dict[str, int] | None = None
+    """The number of the prompt's tokens that came from the prefix cache (`cached_tokens`)."""
+    completion_tokens_details: dict[str, int] | None = None
+    """The number of generated tokens that are reasoning (`reasoning_tokens`)."""
 
     @classmethod
     def of(cls, num_prompt_tokens: int, num_tokens: int = 0) -> "Usage":
@@ -298,11 +288,11 @@ class UsageMeter:
         """Returns the usage of the whole request so far."""
         usage = Usage.of(self._generation.num_prompt_tokens, sum(self._num_tokens))
         if self._has_prompt_details:
-            usage.prompt_tokens_details = PromptTokensDetails(self._num_cached_tokens)
+            usage.prompt_tokens_details = {"cached_tokens": self._num_cached_tokens}
         if self._reasoning is not None:
             usage.completion_tokens_details = _details(self._reasoning)
         return usage
 
 
-def _details(counters: Sequence[ReasoningCounter | None]) -> CompletionTokensDetails:
-    return CompletionTokensDetails(sum(counter.num_tokens for counter in counters if counter is not None))
+def _details(counters: Sequence[ReasoningCounter | None]) -> dict[str, int]:
+    return {"reasoning_tokens": sum(counter.num_tokens for counter in counters if counter is not None)}

@@ -3,33 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-
-import msgspec
+from typing import Any
 
 from base.errors import RequestError, UnsupportedApiError
 from server.engine.process_link.client import EngineClient
 from server.operation.metrics.server_metrics import ServerMetrics
 from server.terms.server_config import ServerConfig
 from server.text.renderers.base import BaseRenderer
-
-
-class ModelCard(msgspec.Struct, kw_only=True):
-    """One served model name."""
-
-    id: str
-    object: str = "model"
-    created: int
-    owned_by: str = "vllm"
-    root: str
-    parent: str | None = None
-    max_model_len: int
-
-
-class ModelList(msgspec.Struct, kw_only=True):
-    """All served model names."""
-
-    object: str = "list"
-    data: list[ModelCard]
 
 
 class ServedModels:
@@ -57,11 +37,11 @@ class ServedModels:
             raise UnsupportedApiError(api_name)
         self.check(name)
 
-    def list(self) -> ModelList:
+    def list(self) -> dict[str, Any]:
         """Returns the cards of all names."""
-        return ModelList(data=[self._card(name) for name in self._names])
+        return {"object": "list", "data": [self._card(name) for name in self._names]}
 
-    def get(self, name: str) -> ModelCard:
+    def get(self, name: str) -> dict[str, Any]:
         """Returns the card of one name. Raises RequestError (404) if no model with this name is served."""
         self._find(name)
         return self._card(name)
@@ -75,9 +55,16 @@ class ServedModels:
                 type="NotFoundError",
             )
 
-    def _card(self, name: str) -> ModelCard:
-        max_model_len = self._engine.info.max_model_len
-        return ModelCard(id=name, created=unix_time(), root=self._root, max_model_len=max_model_len)
+    def _card(self, name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": unix_time(),
+            "owned_by": "vllm",
+            "root": self._root,
+            "parent": None,
+            "max_model_len": self._engine.info.max_model_len,
+        }
 
 
 def unix_time() -> int:

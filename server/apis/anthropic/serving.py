@@ -130,13 +130,13 @@ class _Message:
         total = self._run.meter.total()
         if (details := total.prompt_tokens_details) is None:
             return {"input_tokens": total.prompt_tokens, "output_tokens": total.completion_tokens}
-        num_new = total.prompt_tokens - details.cached_tokens
+        num_new = total.prompt_tokens - details["cached_tokens"]
         num_cached = num_new if self._has_prefix_cache else 0
         return {
             "input_tokens": num_new - num_cached,
             "output_tokens": total.completion_tokens,
             "cache_creation_input_tokens": num_cached,
-            "cache_read_input_tokens": details.cached_tokens,
+            "cache_read_input_tokens": details["cached_tokens"],
         }
 
 

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, ToolCallPart
-from server.generation.logprobs import ChatLogprobs, LogprobFormatter
+from server.generation.logprobs import LogprobFormatter
 from server.generation.request import ChatRequest
 from server.generation.sequences import Usage
 from server.operation.admission import RequestContext
@@ -133,8 +133,8 @@ class ChatBodies:
             "reasoning": choice.reasoning or None,
         }
 
-    async def _show_logprobs(self, delta: ChoiceDelta) -> ChatLogprobs | None:
-        return await self._logprobs.chat(delta.sequence.logprobs or ()) if self._shows_logprobs else None
+    async def _show_logprobs(self, delta: ChoiceDelta) -> dict[str, Any] | None:
+        return {"content": await self._logprobs.chat(delta.sequence.logprobs or ())} if self._shows_logprobs else None
 
     def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
         chunk = {

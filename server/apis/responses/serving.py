@@ -87,7 +87,7 @@ class ResponseRun:
     async def _show_logprobs(self, delta: ChoiceDelta) -> list[ChatLogprob]:
         if self.request.num_logprobs is None or self.chat.hides_tokens:
             return []
-        return (await self._logprobs.chat(delta.sequence.logprobs or ())).content
+        return await self._logprobs.chat(delta.sequence.logprobs or ())
 
     def _finish(self, *, is_incomplete: bool) -> None:
         output = self._writer.items
@@ -103,18 +103,12 @@ class ResponseRun:
     def _usage(self) -> dict[str, Any]:
         """Leaves out vLLM's lists per turn, because OpenAI's agents for JavaScript fail on empty lists."""
         total = self.chat.meter.total()
-        details, prompt_details = total.completion_tokens_details, total.prompt_tokens_details
+        details, prompt_details = total.completion_tokens_details or {}, total.prompt_tokens_details or {}
         return {
             "input_tokens": total.prompt_tokens,
-            "input_tokens_details": {
-                "cached_tokens": 0 if prompt_details is None else prompt_details.cached_tokens,
-                "cache_write_tokens": 0,
-            },
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0} | prompt_details,
             "output_tokens": total.completion_tokens,
-            "output_tokens_details": {
-                "reasoning_tokens": 0 if details is None else details.reasoning_tokens,
-                "tool_output_tokens": 0,
-            },
+            "output_tokens_details": {"reasoning_tokens": 0, "tool_output_tokens": 0} | details,
             "total_tokens": total.total_tokens,
         }
 
