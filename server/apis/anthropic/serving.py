@@ -36,23 +36,14 @@ class AnthropicServing:
     async def create(
         self, request: AnthropicRequest, context: RequestContext
     ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
-        """Generates a message, or a stream of events. Finds all faults of the request before the first event.
-
-        Raises:
-            RequestError: the request is invalid, or the model does not generate.
-            EngineError: the engine failed. In streams, the error is sent as an event instead.
-        """
+        """Generates a message, or a stream of events."""
         with field_names(_FIELDS):
             chat = await self._convert(request, context)
             message = _Message(self._inference, await self._runner.start(chat, context))
         return end_stream(message.stream(), ANTHROPIC) if request.stream else await message.complete()
 
     async def count_tokens(self, request: CountTokensRequest, context: RequestContext) -> dict[str, Any]:
-        """Counts the tokens of the conversation's prompt. Ignores `context_management`.
-
-        Raises:
-            RequestError: the request is invalid, or the model does not generate.
-        """
+        """Counts the tokens of the conversation's prompt. Ignores `context_management`."""
         chat = await self._convert(request, context)
         with field_names(_FIELDS), context.times.rendering():
             prompt = await render_chat_request(self._inference, chat, context)

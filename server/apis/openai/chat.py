@@ -18,12 +18,7 @@ from server.text.parsers.base import Content, Reasoning
 async def create_chat_completion(
     inference: Inference, runner: ChatRunner, request: ChatRequest, context: RequestContext
 ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
-    """Generates the response, or a stream of events. Finds all faults of the request before the first event.
-
-    Raises:
-        RequestError: the request is invalid, or the model does not generate.
-        EngineError: the engine failed. In streams, the error is sent as an event instead.
-    """
+    """Generates the response, or a stream of events."""
     inference.models.check_generative("Chat Completions", request.model)
     bodies = ChatBodies(inference, await runner.start(request, context))
     return end_stream(bodies.stream()) if request.stream else await bodies.complete()

@@ -25,12 +25,7 @@ class CompletionServing:
     async def create(
         self, request: CompletionRequest, context: RequestContext
     ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
-        """Generates the response, or a stream of events. Finds faults of the request before the first event.
-
-        Raises:
-            RequestError: the request is invalid, or the model does not generate.
-            EngineError: the engine failed. In streams, the error is sent as an event instead.
-        """
+        """Generates the response, or a stream of events."""
         self._inference.models.check_generative("Completions", request.model)
         with context.times.rendering():
             bodies = await self._prepare(request, context)

@@ -73,12 +73,7 @@ class PoolingServingBase(ABC, Generic[T]):
         self._metrics = inference.metrics
 
     async def create(self, request: T, context: RequestContext) -> bytes:
-        """Answers a request. Returns the complete, encoded response.
-
-        Raises:
-            RequestError: the request is invalid, or does not fit the model.
-            EngineError: the engine failed.
-        """
+        """Answers a request. Returns the complete, encoded response."""
         ctx = self._create_context(request, context)
         with context.times.rendering():
             ctx.prompts = await self._renderer.pools.run(self._preprocess_cmpl_online, ctx)

@@ -179,12 +179,7 @@ class ResponsesServing:
     async def create(
         self, request: ResponsesRequest, context: RequestContext
     ) -> Response | AsyncGenerator[bytes, None]:
-        """Generates the response, or a stream of events. Finds faults of the request before the first event.
-
-        Raises:
-            RequestError: the request is invalid, or the model does not generate.
-            EngineError: the engine failed. In a stream, the response becomes `failed`.
-        """
+        """Generates the response, or a stream of events."""
         self._inference.models.check_generative("Responses", request.model)
         tools, chat_request = await self._run_unless(context.is_small, self._convert, request)
         context.hold(chat_request)
