@@ -244,7 +244,7 @@ class OutputParsing:
         if tools is None and reasoning is None and request.named_function is None:
             return None
         return OutputParser(
-            [tool.function for tool in request.tools or ()],
+            {tool.function.name: tool.function.parameters for tool in request.tools or ()},
             tools=tools,
             reasoning=reasoning.format if reasoning else None,
             prompt_end=reasoning.prompt_end if reasoning else PromptEnd.SILENT,

@@ -1,7 +1,7 @@
 """What goes into `OutputParser` and comes out of it."""
 
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 
 class Reasoning(NamedTuple):
@@ -31,17 +31,6 @@ class CallArguments(NamedTuple):
 
 
 Event = Reasoning | Content | CallStart | CallArguments
-
-
-class FunctionSignature(Protocol):
-    """A function in the request's `tools`, such as `server.generation.request.FunctionDefinition`."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def parameters(self) -> dict[str, Any] | None:
-        """The JSON schema of the arguments."""
 
 
 class PromptEnd(Enum):

@@ -7,16 +7,16 @@ import ast
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import regex
 
-from server.text.parsers.base import FunctionSignature
 from server.text.parsers.json_text import is_unicode, read_json, write_json
 
 Found = regex.Match[str]
+Schema = dict[str, Any]
 
 
 class Call(NamedTuple):
@@ -30,8 +30,9 @@ class Call(NamedTuple):
 class Functions:
     """The functions in the request's `tools`, with the types of their arguments."""
 
-    def __init__(self, functions: Iterable[FunctionSignature]) -> None:
-        self._parameters = {function.name: function.parameters or {} for function in functions}
+    def __init__(self, parameters: Mapping[str, Schema | None]) -> None:
+        """`parameters`: name of a function -> the JSON schema of its arguments, if it has one."""
+        self._parameters = parameters
         self._types: dict[tuple[str, str], frozenset[str]] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -42,7 +43,7 @@ class Functions:
         if not isinstance(value, str):
             return value
         if (types := self._types.get((name, key))) is None:
-            schemas = self._parameters.get(name, {}).get("properties")
+            schemas = (self._parameters.get(name) or {}).get("properties")
             types = schema_types(schemas.get(key) if isinstance(schemas, dict) else None)
             self._types[name, key] = types
         return text_to_value(value, types)

@@ -6,18 +6,18 @@ wherever the text is cut. Text that is no call, or a malformed call, becomes `Co
 error.
 """
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from functools import cache
-from itertools import groupby
 from secrets import choice
 from string import ascii_letters, digits
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 import regex
 
-from server.text.parsers.base import CallArguments, CallStart, Content, Event, FunctionSignature, PromptEnd, Reasoning
-from server.text.parsers.call_text import Call, Found, Functions
+from server.text.parsers.base import CallArguments, CallStart, Content, Event, PromptEnd, Reasoning
+from server.text.parsers.call_text import Call, Found, Functions, Schema
 from server.text.parsers.formats import ReasoningFormat, ToolFormat, any_of
 from server.text.parsers.json_text import is_unicode, read_json
 
@@ -88,14 +88,14 @@ class OutputParser:
 
     def __init__(
         self,
-        functions: Iterable[FunctionSignature] = (),
+        functions: Mapping[str, Schema | None] = MappingProxyType({}),
         *,
         tools: ToolFormat | None = None,
         reasoning: ReasoningFormat | None = None,
         prompt_end: PromptEnd = PromptEnd.SILENT,
         named_function: str | None = None,
     ) -> None:
-        """`named_function` is the function whose arguments are the whole answer."""
+        """See `Functions`. `named_function` is the function whose arguments are the whole answer."""
         self._functions = Functions(functions)
         self._tools = tools
         self._reasoning = reasoning or (tools.reasoning if tools else None)
@@ -130,7 +130,7 @@ class OutputParser:
     def _go_on(self) -> list[Event]:
         next(self._reading, None)
         events, self._events = self._events, []
-        return [event for kind, group in groupby(events, type) for event in _joined(kind, group)]
+        return events
 
     def _read(self) -> Waiting[None]:
         tools = self._tools
@@ -243,11 +243,6 @@ class OutputParser:
         with suppress(ValueError):
             if (found := _INCOMPLETE_CALL.match(text)) and is_unicode(name := read_json(found["name"])):
                 self._events += [CallStart(name), CallArguments(found["arguments"])]
-
-
-def _joined(kind: type[Event], events: Iterable[Event]) -> Iterable[Event]:
-    """Joins adjacent texts of the same kind."""
-    return events if kind is CallStart else [kind("".join(event[0] for event in events))]
 
 
 @cache

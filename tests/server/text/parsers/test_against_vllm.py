@@ -45,7 +45,7 @@ def task(kind: str, name: str, transcripts: list[Transcript]) -> dict[str, Any]:
     texts = [one.text for one in transcripts]
     if kind == "tools":
         tokens = {found for text in texts for found in re.findall(r"</?[^<>=\s/]+>|\[/?[A-Z_]{4,}\]", text)}
-        functions = [{"name": function.name, "parameters": function.parameters} for function in FUNCTIONS]
+        functions = [{"name": name, "parameters": parameters} for name, parameters in FUNCTIONS.items()]
         functions.append({"name": "f", "parameters": None})
         return {"tokens": sorted(tokens), "kwargs": {}, "functions": functions, "cases": [(text, []) for text in texts]}
     form = REASONING_FORMATS[name]

@@ -1,7 +1,6 @@
 """JSON that Python reads but answers cannot have: single surrogates, NaN, infinity, deep nesting."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -11,11 +10,11 @@ from server.text.parsers.json_text import read_json, write_json
 from server.text.parsers.output_parser import OutputParser
 
 HALF = "\\ud83d"
-OBJECT = SimpleNamespace(name="f", parameters={"properties": {"a": {"type": "string"}, "b": {"type": "object"}}})
+FUNCTIONS = {"f": {"properties": {"a": {"type": "string"}, "b": {"type": "object"}}}}
 
 
 def parse(name, text):
-    parser = OutputParser([OBJECT], tools=TOOL_FORMATS[name])
+    parser = OutputParser(FUNCTIONS, tools=TOOL_FORMATS[name])
     return [*parser.feed(text), *parser.finish()]
 
 

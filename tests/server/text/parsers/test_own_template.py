@@ -52,7 +52,7 @@ def parse(template, text):
     ],
 )
 def test_results_are_transformers(template, text):
-    tools = [{"name": function.name, "parameters": function.parameters} for function in FUNCTIONS]
+    tools = [{"name": name, "parameters": parameters} for name, parameters in FUNCTIONS.items()]
     prefix = "<a>" if template is XML else ""
     message = parse_response(text, template, prefix=prefix, tools=tools)
     calls = [call for each in message.get("tool_calls", ()) for call in (each if isinstance(each, list) else [each])]

@@ -1,7 +1,6 @@
 """Outputs of models in every format, with what a client gets of them."""
 
 from collections.abc import Iterable, Sequence
-from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 from server.text.parsers.base import CallArguments, CallStart, Content, Event, PromptEnd, Reasoning
@@ -10,16 +9,16 @@ from server.text.parsers.json_text import read_json
 from server.text.parsers.output_parser import OutputParser
 
 
-def _function(name: str, **properties: str) -> Any:
-    return SimpleNamespace(name=name, parameters={"properties": {key: {"type": properties[key]} for key in properties}})
+def _parameters(**properties: str) -> dict[str, Any]:
+    return {"properties": {key: {"type": properties[key]} for key in properties}}
 
 
-FUNCTIONS: Final = (
-    _function("get_weather", city="string", days="integer"),
-    _function("search", query="string", filters="object", tags="array", limit="integer"),
-    _function("run_code", code="string"),
-    SimpleNamespace(name="now", parameters=None),
-)
+FUNCTIONS: Final = {
+    "get_weather": _parameters(city="string", days="integer"),
+    "search": _parameters(query="string", filters="object", tags="array", limit="integer"),
+    "run_code": _parameters(code="string"),
+    "now": None,
+}
 
 Part = str | tuple[str, Any] | Reasoning
 """Content, a call's name with its arguments, or reasoning."""
