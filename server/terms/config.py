@@ -141,7 +141,6 @@ class EngineConfig:
         ),
     )
     seed: int = setting(0, "--seed", "Seed of all random numbers.", group="Model")
-    max_logprobs: int = setting(20, filled_by="--max-logprobs")
     num_threads: int | None = from_variable(env.OMP_NUM_THREADS)
     """The threads of the forward pass. None means one per processor that other processes leave free."""
     enable_prompt_embeds: bool = setting(False, filled_by="--enable-prompt-embeds")
