@@ -5,6 +5,8 @@ import contextlib
 import socket
 import time
 from collections.abc import Generator
+from functools import partial
+from itertools import chain
 
 import uvicorn
 
@@ -37,22 +39,14 @@ class GracefulServer(uvicorn.Server):
             server.close()
         for listener in sockets or []:
             listener.close()
-        for listener in last:
-            for client in _take_waiting(listener):
-                with contextlib.suppress(OSError):
-                    await self._adopt(client)
+        create_protocol = partial(
+            self.config.http_protocol_class, config=self.config, server_state=self.server_state, app_state={}
+        )
+        for client in chain.from_iterable(map(_take_waiting, last)):
+            with contextlib.suppress(OSError):
+                await asyncio.get_running_loop().connect_accepted_socket(create_protocol, client)
         await self._wait_first_requests()
         await super().shutdown(sockets=[])
-
-    async def _adopt(self, client: socket.socket) -> None:
-        """Serves an accepted connection. There is no ASGI lifespan."""
-
-        def create_protocol() -> asyncio.Protocol:
-            return self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config, server_state=self.server_state, app_state={}
-            )
-
-        await asyncio.get_running_loop().connect_accepted_socket(create_protocol, client)
 
     async def _wait_first_requests(self) -> None:
         """Waits for the first requests of new connections. They would get no responses after the shutdown."""

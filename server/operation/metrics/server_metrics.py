@@ -4,7 +4,7 @@ The metrics are recorded on the API process's event loop. Each child of a labell
 once, so that recording a token takes a few microseconds.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, get_args
 
 from prometheus_client import (
@@ -197,7 +197,9 @@ class EngineMetrics:
         def histogram(name: str, documentation: str, buckets: tuple[float, ...]) -> Any:
             return Histogram(name, documentation, LABELS, buckets=buckets, registry=registry).labels(*labels)
 
-        token_buckets = tuple(_one_two_five(info.max_model_len))
+        # 1, 2, 5, 10, 20, 50 …
+        most, decades = info.max_model_len, range(len(str(info.max_model_len)))
+        token_buckets = tuple(n for decade in decades for factor in (1, 2, 5) if (n := factor * 10**decade) <= most)
         self._prompt_tokens = counter("vllm:prompt_tokens", "Number of prefill tokens processed.")
         self._prompt_tokens_cached = counter("vllm:prompt_tokens_cached", "Number of cached prompt tokens.")
         by_source = Counter(
@@ -279,14 +281,3 @@ def _set_cache_info(registry: CollectorRegistry, info: EngineInfo) -> None:
     }
     gauge = Gauge("vllm:cache_config_info", "Information of the KV cache.", tuple(facts), registry=registry)
     gauge.labels(**facts).set(1)
-
-
-def _one_two_five(limit: int) -> Iterator[int]:
-    """Yields 1, 2, 5, 10, 20, 50 … up to the limit."""
-    decade = 1
-    while True:
-        for factor in (1, 2, 5):
-            if factor * decade > limit:
-                return
-            yield factor * decade
-        decade *= 10
