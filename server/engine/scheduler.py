@@ -41,7 +41,6 @@ class Scheduler:
         return len(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Appends a new sequence to the queue."""
         self._waiting.append(sequence)
         self._by_id[sequence.request_id] = sequence
 

@@ -79,7 +79,6 @@ class Sequence:
         return self.params.prompt_logprobs is None and not self.is_private
 
     def append(self, token_id: int) -> None:
-        """Adds the next token of the output."""
         if self.is_first_pass:
             self.token_ids = list(self.token_ids)
         self.token_ids.append(token_id)

@@ -282,7 +282,6 @@ class ChoiceReader:
         self._num_calls = 0
 
     def read(self, delta: SequenceDelta) -> ChoiceDelta:
-        """Returns the next parts of the choice."""
         is_last = delta.finish_reason is not None
         if self._parser is None:
             parts: list[Part] = [Content(delta.text)]

@@ -320,7 +320,6 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def opens_message(self) -> bool:
-        """Whether the template opens a new message."""
         return opens_message(self.add_generation_prompt, self.continue_final_message)
 
     @property

@@ -38,7 +38,6 @@ class ServedModels:
         self.check(name)
 
     def list(self) -> dict[str, Any]:
-        """Returns the cards of all names."""
         return {"object": "list", "data": [self._card(name) for name in self._names]}
 
     def get(self, name: str) -> dict[str, Any]:

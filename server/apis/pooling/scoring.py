@@ -167,7 +167,6 @@ class ScoringServing(PoolingServingBase[S]):
         return [reader.read(text, param=name) for name, texts in named for text in texts]
 
     def _scores(self, ctx: PoolingServeContext[S]) -> list[float]:
-        """Returns one score per pair."""
         task, outputs = ctx.info.task, ctx.outputs
         if task == "classify":
             return [float(values_of(output)[0]) for output in outputs]

@@ -65,7 +65,6 @@ class ResponseRun:
         return self._numbered(create_event(kind, response=self.response))
 
     def fail(self, error: Exception) -> None:
-        """Ends the response with an error."""
         details = {"code": "server_error", "message": describe_failure(error).error.message}
         head = {name: self.response[name] for name in ("id", "created_at")} | {"error": details}
         self.response = head | self.response | {"status": "failed", "output": list(self._writer.items)}

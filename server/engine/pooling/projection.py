@@ -80,7 +80,6 @@ class Projection:
 
     @property
     def out_features(self) -> int:
-        """The length of an output vector."""
         return int(self._layers[-1].weight.shape[0])
 
     def __call__(self, vectors: Tensor) -> Tensor:

@@ -129,7 +129,6 @@ class ReadWatch:
         return self._num_bytes + num_bytes > self._limits.max_head_bytes
 
     def disarm(self) -> None:
-        """Cancels the timeout."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

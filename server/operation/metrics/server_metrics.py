@@ -263,7 +263,6 @@ class EngineMetrics:
             self.iteration_tokens.observe(stats.num_iteration_tokens)
 
     def record_request(self, *, num_choices: int, max_generation_tokens: int) -> None:
-        """Records a request that has ended, with all its choices."""
         self.params_n.observe(num_choices)
         self.max_generation_tokens.observe(max_generation_tokens)
 
