@@ -132,57 +132,40 @@ class ServerMetrics:
 
 
 class HttpMetrics:
-    """Counts requests by route, as vLLM's instrumentation library does. Used on the event loop."""
+    """Counters of requests by route, as of vLLM's instrumentation library. Used on the event loop."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
+        self.requests = Counter(
             "http_requests",
             "Total number of requests by method, status and handler.",
             ("handler", "status", "method"),
             registry=registry,
         )
-        self._request_bytes = Summary(
+        self.request_bytes = Summary(
             "http_request_size_bytes",
             "Announced content length of requests by handler, 0 where none is announced.",
             ("handler",),
             registry=registry,
         )
-        self._response_bytes = Summary(
+        self.response_bytes = Summary(
             "http_response_size_bytes",
             "Announced content length of answers by handler, 0 for streams.",
             ("handler",),
             registry=registry,
         )
-        self._fine_duration = Histogram(
+        self.fine_duration = Histogram(
             "http_request_duration_highr_seconds",
             "Latency of all routes together, in many buckets.",
             buckets=HTTP_BUCKETS,
             registry=registry,
         )
-        self._duration = Histogram(
+        self.duration = Histogram(
             "http_request_duration_seconds",
             "Latency by route, from the request's headers to the end of the response.",
             ("handler", "method"),
             buckets=(0.1, 0.5, 1),
             registry=registry,
         )
-
-    def record(  # noqa: PLR0913
-        self,
-        *,
-        handler: str,
-        method: str,
-        status: int,
-        duration_s: float,
-        request_bytes: int,
-        response_bytes: int,
-    ) -> None:
-        """Records a finished request. The sizes are the content lengths of request and response headers."""
-        self._requests.labels(handler, f"{status // 100}xx", method).inc()
-        self._duration.labels(handler, method).observe(duration_s)
-        self._fine_duration.observe(duration_s)
-        self._request_bytes.labels(handler).observe(request_bytes)
-        self._response_bytes.labels(handler).observe(response_bytes)
 
 
 class EngineMetrics:

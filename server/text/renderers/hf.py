@@ -37,7 +37,11 @@ class HfRenderer(BaseRenderer):
             self._loaded.chat_template = self._loaded.chat_template or self.vision.chat_template
         self.tokenizer = HfTokenizer(self._loaded)
         if self.config.chat_template is not None:
-            check_chat_template(self.config.chat_template)
+            try:
+                _compile_jinja_template(self.config.chat_template)  # a mistake fails the start, not every request
+            except jinja2.TemplateSyntaxError as err:
+                fault = f"line {err.lineno}: {err.message}"
+                raise TokenizerLoadError(f"--chat-template is not a Jinja template: {fault}") from err
 
     def render_messages(
         self, messages: list[dict[str, Any]], options: ChatOptions, images: ProcessedImages | None = None
@@ -81,18 +85,6 @@ class HfRenderer(BaseRenderer):
             has_bos = bos is not None and text.startswith(bos)
             options = replace(options, add_special_tokens=options.add_special_tokens or not has_bos)
         return super()._tokenize_chat(text, options)
-
-
-def check_chat_template(template: str) -> None:
-    """Compiles the operator's template, so that a mistake in it fails the start and not every request.
-
-    Raises:
-        TokenizerLoadError: the template is not valid Jinja.
-    """
-    try:
-        _compile_jinja_template(template)
-    except jinja2.TemplateSyntaxError as err:
-        raise TokenizerLoadError(f"--chat-template is not a Jinja template: line {err.lineno}: {err.message}") from err
 
 
 def resolve_chat_template(
