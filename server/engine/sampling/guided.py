@@ -195,9 +195,8 @@ class _VocabularyFile(NamedTuple):
     @classmethod
     def read(cls, folder: Path) -> "_VocabularyFile | None":
         """Reads the file from the model's folder. None if there is no file that can be read."""
-        file: Path | None = folder / _TOKENIZER_FILE
-        if not (folder / _TOKENIZER_FILE).exists():
-            file = find_mistral_file(folder)
+        usual = folder / _TOKENIZER_FILE
+        file = usual if usual.exists() else find_mistral_file(folder)
         try:
             return None if file is None else cls(file.name, file.read_bytes())
         except OSError as err:

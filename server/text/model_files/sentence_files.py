@@ -37,19 +37,17 @@ def read_sentence_files(folder: Path) -> SentenceFiles:
     """Reads modules.json and related files. A setting whose file is missing keeps its default."""
     encoder = next(filter(None, (read_object(folder / name) for name in _ENCODER_FILES)), {})
     length = encoder.get("max_seq_length")
-    files = SentenceFiles(
-        max_seq_length=length if isinstance(length, int) and length > 0 else None,
-        does_lower_case=encoder.get("do_lower_case") is True,
-    )
     modules = _read(folder / "modules.json")
     named = [(_module_name(module), _module_folder(folder, module)) for module in modules or () if module]
     poolings = [path for name, path in named if name == "Pooling"]
-    return files._replace(
+    return SentenceFiles(
         has_pooling=bool(poolings),
         pooling_modes=_pooling_modes(poolings[0]) if poolings else (),
         normalizes=any(name == "Normalize" for name, _ in named),
         dense_folders=tuple(path for name, path in named if name == "Dense"),
         unknown_modules=tuple(name for name, _ in named if name not in _KNOWN_MODULES),
+        max_seq_length=length if isinstance(length, int) and length > 0 else None,
+        does_lower_case=encoder.get("do_lower_case") is True,
     )
 
 
