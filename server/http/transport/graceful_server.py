@@ -39,7 +39,7 @@ class GracefulServer(uvicorn.Server):
             server.close()
         for listener in sockets or []:
             listener.close()
-        create_protocol = partial(
+        create_protocol = partial(  # type: ignore[call-arg]
             self.config.http_protocol_class, config=self.config, server_state=self.server_state, app_state={}
         )
         for client in chain.from_iterable(map(_take_waiting, last)):
