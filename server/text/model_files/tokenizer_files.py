@@ -1,9 +1,8 @@
 """Reads the small files of a tokenizer's folder, and chooses the renderer. Standard library only."""
 
 import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from base.errors import ServerError
 from base.json_depth import read_json
@@ -66,28 +65,18 @@ def _is_for_mistral(folder: Path) -> bool:
     return not has_other or any(folder.glob("consolidated*.safetensors"))
 
 
-class RendererKind(NamedTuple):
-    """A kind of renderer. Each kind uses its own library of tokenizers."""
-
-    path: str
-    """The module and class of the renderer."""
-    reads: Callable[[Path], bool]
-    """Whether `--tokenizer-mode auto` chooses this kind for a folder."""
-
-
-RENDERERS: Final[Mapping[str, RendererKind]] = {
-    "mistral": RendererKind("server.text.renderers.mistral:MistralRenderer", _is_for_mistral),
-    "hf": RendererKind("server.text.renderers.hf:HfRenderer", lambda folder: True),
+RENDERERS: Final = {
+    "mistral": "server.text.renderers.mistral:MistralRenderer",
+    "hf": "server.text.renderers.hf:HfRenderer",
 }
-"""`--tokenizer-mode` -> kind. `auto` chooses the first kind that can read the folder.
-
-To add a kind, add its file and a row here.
-"""
+"""`--tokenizer-mode` -> module and class of the renderer. Each uses its own library of tokenizers."""
 
 
 def find_tokenizer_mode(folder: Path, wanted: str) -> str:
     """Returns the tokenizer mode for a folder. For `auto`, only file names and JSON files are read."""
-    return next(mode for mode, kind in RENDERERS.items() if kind.reads(folder)) if wanted == "auto" else wanted
+    if wanted != "auto":
+        return wanted
+    return "mistral" if _is_for_mistral(folder) else "hf"
 
 
 def foreign_problem(folder: Path, mode: str) -> str | None:

@@ -228,7 +228,7 @@ def build_renderer(files: ModelFiles, config: RendererConfig, *, executor: Execu
 
 def import_renderer(mode: str) -> type[BaseRenderer]:
     """Imports the class for a tokenizer mode. Raises TokenizerLoadError if its library is not installed."""
-    module, _, name = RENDERERS[mode].path.partition(":")
+    module, _, name = RENDERERS[mode].partition(":")
     try:
         found: type[BaseRenderer] = getattr(import_module(module), name)
     except ImportError as err:
