@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from base.lifecycle import Lifecycle
 from base.server_settings import LifecycleConfig
@@ -30,13 +29,6 @@ _DEATH_GRACE_S = 1.0
 _POLL_S = 0.02
 
 
-class RunningWork(Protocol):
-    """Computes the running requests. Implemented by the embedded engine's client and vLLM's application."""
-
-    def fail_running(self, message: str) -> None:
-        """Ends all running requests with this error."""
-
-
 class Drain:
     """Runs on the event loop. `run` is called once. `stop_waiting` may be called while `run` waits."""
 
@@ -44,14 +36,17 @@ class Drain:
         self,
         lifecycle: Lifecycle,
         running: RunningRequests,
-        work: RunningWork,
+        fail_running: Callable[[str], None],
         config: LifecycleConfig,
         announce_close: Callable[[], None],
     ) -> None:
-        """`announce_close` makes every connection close after its current or next response."""
+        """`fail_running` ends all running requests with an error.
+
+        `announce_close` makes every connection close after its current or next response.
+        """
         self._lifecycle = lifecycle
         self._running = running
-        self._work = work
+        self._fail_running = fail_running
         self._announce_close = announce_close
         self._timeout_s = config.shutdown_timeout_s
         self._grace_s = config.drain_grace_s
@@ -90,7 +85,7 @@ class Drain:
             return
         logger.warning("%d requests are ended with an error", running.num_running)
         is_stopped = self._is_stopped.is_set()
-        self._work.fail_running("the server was stopped" if is_stopped else "the server is shutting down")
+        self._fail_running("the server was stopped" if is_stopped else "the server is shutting down")
         if not await running.wait_idle(_SHORT_DELIVERY_S if is_stopped else ERROR_DELIVERY_S):
             running.cancel()
             await running.wait_idle(_SHORT_DELIVERY_S)

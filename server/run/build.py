@@ -80,7 +80,9 @@ class Server:
         app = ServerApp(self.parts)
         self.http = GracefulServer(_uvicorn_config(app, config, options.limits, self.credentials))
         self.monitor = EngineMonitor(engine, options.engine, lifecycle, _build_watchdog(self.parts, options))
-        self.drain = Drain(lifecycle, self.parts.running, engine, config.lifecycle, self.http.announce_close)
+        self.drain = Drain(
+            lifecycle, self.parts.running, engine.fail_running, config.lifecycle, self.http.announce_close
+        )
 
 
 def _build_watchdog(parts: AppParts, options: RunOptions) -> EngineWatchdog:

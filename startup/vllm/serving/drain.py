@@ -74,7 +74,7 @@ def drain_before_shutdown(
         if is_one_of_many:  # the parent kills this process after the same time
             timeout_s = max(0.0, timeout_s - 2 * ERROR_DELIVERY_S)
         config = LifecycleConfig(shutdown_timeout_s=timeout_s)
-        drain = Drain(app.lifecycle, app.running, app, config, announce_close=on_draining)
+        drain = Drain(app.lifecycle, app.running, app.fail_running, config, announce_close=on_draining)
         app.watchdog = create_watchdog(client, context, app)
         if probes is not None:
             app.lifecycle.subscribe(lambda _: probes.forget_answer())

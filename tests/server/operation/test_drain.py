@@ -2,7 +2,6 @@
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
 
 from base.lifecycle import Lifecycle
 from base.server_settings import LifecycleConfig
@@ -27,9 +26,8 @@ async def test_a_long_grace_ends_with_quiet_too(monkeypatch):
     monkeypatch.setattr(drain, "asyncio", SimpleNamespace(sleep=sleep, Event=asyncio.Event))
     monkeypatch.setattr(drain, "time", clock)
     monkeypatch.setattr(admission, "time", clock)
-    engine: Any = None  # no request runs that it would have to end
     config = LifecycleConfig(drain_grace_s=GRACE_S)
-    await Drain(Lifecycle(), running, engine, config, lambda: None).run()
+    await Drain(Lifecycle(), running, lambda message: None, config, lambda: None).run()
     assert running.quiet_s >= drain._QUIET_S
     assert now_s < 1e6 + GRACE_S + drain._QUIET_S + 2 * drain._POLL_S
 
