@@ -78,7 +78,7 @@ class ThreadCount:
         self._use_threads = use_threads
         self._read_time = read_time
         self._clock = clock
-        self._num_threads = maximum
+        self.num_threads = maximum
         use_threads(maximum)
         self._begin = read_time()
         self._window_s = 0.0
@@ -93,10 +93,6 @@ class ThreadCount:
         self._trial: _Trial | None = None
         self._fewer, self._more = _Delay(), _Delay()
         self._logged_s = -math.inf
-
-    @property
-    def num_threads(self) -> int:
-        return self._num_threads
 
     def record(self, seconds: float, num_tokens: int) -> None:
         """Records a step's duration and its size in tokens. May then change the number of threads."""
@@ -117,20 +113,20 @@ class ThreadCount:
         if trial is not None and not self._end(trial, steps):
             self._change_to(trial.num_before, use.lost_share)
             return
-        num_running = max(1, round(self._num_threads * (1 - use.lost_share)))
+        num_running = max(1, round(self.num_threads * (1 - use.lost_share)))
         num_free = min(self._maximum, round(use.num_left))
-        if num_running < self._num_threads and self._is_steady and self._fewer.is_over(self._computed_s):
+        if num_running < self.num_threads and self._is_steady and self._fewer.is_over(self._computed_s):
             self._try(num_running, use.lost_share, steps)
-        elif self._num_threads < num_free and self._more.is_over(self._computed_s):
+        elif self.num_threads < num_free and self._more.is_over(self._computed_s):
             self._try(num_free, use.lost_share, steps)
 
     def _try(self, num_threads: int, lost_share: float, steps: dict[int, list[float]]) -> None:
-        self._trial = _Trial(self._num_threads, steps)
+        self._trial = _Trial(self.num_threads, steps)
         self._change_to(num_threads, lost_share)
 
     def _end(self, trial: _Trial, steps: dict[int, list[float]]) -> bool:
         """Whether the change was right. It counts as right if no steps of the same size can be compared."""
-        is_more = self._num_threads > trial.num_before
+        is_more = self.num_threads > trial.num_before
         ratios = [median(steps[n]) / median(trial.steps_before[n]) for n in steps.keys() & trial.steps_before.keys()]
         was_right = not ratios or median(ratios) < (1 - _MIN_GAIN if is_more else 1 + _MIN_GAIN)
         (self._more if is_more else self._fewer).note(self._computed_s, was_right=was_right)
@@ -138,7 +134,7 @@ class ThreadCount:
 
     def _change_to(self, num_threads: int, lost_share: float) -> None:
         """Changes the number of threads. Logs at level INFO at most once a minute, otherwise at DEBUG."""
-        before, self._num_threads = self._num_threads, num_threads
+        before, self.num_threads = self.num_threads, num_threads
         self._use_threads(num_threads)
         now = self._clock()
         is_due = now >= self._logged_s + _LOG_INTERVAL_S
