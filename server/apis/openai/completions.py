@@ -75,7 +75,7 @@ class CompletionBodies:
     """Writes the response of one request."""
 
     def __init__(self, inference: Inference, generation: Generation, echoes: Sequence[str]) -> None:
-        """`echoes` has one text for each prompt."""
+        """`echoes` has one text for each prompt, which is empty unless the request echoes its prompts."""
         request = generation.request
         assert isinstance(request, CompletionRequest)
         self._inference = inference
@@ -132,42 +132,31 @@ class CompletionBodies:
         }
 
     async def _part(self, delta: SequenceDelta) -> dict[str, Any]:
-        """Returns the fields of a choice, or of its next part in a stream, with token ids on request."""
-        is_first = not self._has_begun[delta.choice]
-        shown = self._show(delta)
-        fields: dict[str, Any] = {
-            "index": delta.choice,
-            "text": shown.text,
-            "logprobs": await self._take_logprobs(shown),
-            "finish_reason": shown.finish_reason,
-            "stop_reason": shown.stop_reason,
-        }
-        if self._request.return_token_ids:
-            fields["token_ids"] = shown.token_ids
-            if is_first:
-                fields["prompt_token_ids"] = self._prompt_token_ids(delta)
-        self._has_begun[delta.choice] = True
-        return fields
+        """Returns the fields of a choice, or of its next part in a stream, with token ids on request.
 
-    def _show(self, delta: SequenceDelta) -> SequenceDelta:
-        """Returns the delta for the client. A choice's first delta begins with the echoed prompt.
-
-        If the request only echoes, the delta has no generated text.
+        A choice's first part begins with the echoed prompt. If the request only echoes, nothing follows.
         """
+        is_first, self._has_begun[delta.choice] = not self._has_begun[delta.choice], True
         if self._request.is_echo_only:
             delta = delta._replace(text="", token_ids=[], logprobs=None, finish_reason="length", stop_reason=None)
-        if self._begins_with_echo(delta):
-            delta = delta._replace(text=self._echoes[delta.choice // self._request.num_choices] + delta.text)
-        return delta
+        echo = self._echoes[delta.choice // self._request.num_choices] if is_first else ""
+        fields: dict[str, Any] = {
+            "index": delta.choice,
+            "text": echo + delta.text,
+            "logprobs": await self._take_logprobs(delta, is_echo=is_first and bool(self._request.echo)),
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+        if self._request.return_token_ids:
+            fields["token_ids"] = delta.token_ids
+            if is_first:
+                fields["prompt_token_ids"] = self._prompt_token_ids(delta)
+        return fields
 
-    def _begins_with_echo(self, delta: SequenceDelta) -> bool:
-        return bool(self._request.echo) and not self._has_begun[delta.choice]
-
-    async def _take_logprobs(self, delta: SequenceDelta) -> CompletionLogprobs | None:
+    async def _take_logprobs(self, delta: SequenceDelta, *, is_echo: bool) -> CompletionLogprobs | None:
         """Returns a delta's log-probabilities. Advances the text offset for the next delta."""
         if self._request.logprobs is None:
             return None
-        is_echo = self._begins_with_echo(delta)
         echoed = zip(self._prompt_token_ids(delta), delta.prompt_logprobs or (), strict=True) if is_echo else ()
         entries = [*echoed, *((entry.token_id, entry) for entry in delta.logprobs or ())]
         offset = self._text_offsets[delta.choice]
