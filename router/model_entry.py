@@ -69,7 +69,30 @@ class ServerTimes(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelEntry:
+class ModelPolicy:
+    """When a model may run and rest, and which requests it gets."""
+
+    ttl_s: float | None = None
+    """Seconds without a request until the model is stopped. None: it runs until its memory is needed."""
+    pinned: bool = False
+    """Whether the model is never stopped, neither when another model needs memory nor when it is idle."""
+    concurrency: int | None = None
+    """The most requests that the model's server gets at once. None: no limit."""
+    refuses_excess: bool = False
+    """Whether requests above `concurrency` are refused, as in llama-swap. Otherwise they wait."""
+    excludes: frozenset[str] = frozenset()
+    """Names of models that must not run when this model starts."""
+    restart_limit: int | None = None
+    """Failures in a row until the model stops restarting by itself. None: it never restarts by itself. If a
+    number is given, requests wait at most `max_wait_s`."""
+    on_swap: Literal["stop", "sleep"] = "stop"
+    """How the model makes room when another model needs its memory."""
+    idle_sleep_s: float | None = None
+    """Seconds without a request until the model falls asleep. None: it stays awake."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry(ModelPolicy):
     """One model of a router, as the router runs it."""
 
     name: str
@@ -80,31 +103,15 @@ class ModelEntry:
     engine: str = "auto"
     """`embedded`, `vllm` or `auto`. `other` for a `foreign` command."""
     env: Mapping[str, str] = field(default_factory=lambda: NO_ENVIRONMENT, repr=False)
-    ttl_s: float | None = None
-    """Seconds without a request until the model is stopped. None: it runs until its memory is needed."""
-    on_swap: Literal["stop", "sleep"] = "stop"
-    """How the model makes room when another model needs its memory."""
-    idle_sleep_s: float | None = None
-    """Seconds without a request until the model falls asleep. None: it stays awake."""
     sleep_levels: tuple[int, ...] = (1, 2)
     """vLLM's sleep levels for this model, best first. `with_sleep_words` removes unsupported levels."""
-    restart_limit: int | None = None
-    """Failures in a row after which the router stops restarting the model. None: only requests do."""
     preload: bool = False
-    pinned: bool = False
-    """Whether the model is never stopped, neither when another model needs memory nor when it is idle."""
-    concurrency: int | None = None
-    """The most requests that the model's server gets at once. None: no limit."""
-    refuses_excess: bool = False
-    """Whether requests above `concurrency` are refused. Otherwise they wait."""
     unlisted: bool = False
     changes: BodyChanges | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
     """Further members of the model's entry in /v1/models."""
     start_timeout_s: float | None = None
     times: ServerTimes = ServerTimes()
-    excludes: frozenset[str] = frozenset()
-    """Names of models that must not run when this model starts."""
     adapters: tuple[str, ...] = ()
     """The names of the model's LoRA adapters. Requests may name an adapter instead of the model."""
     line: int | None = field(default=None, compare=False)

@@ -12,7 +12,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
 from base.exit_codes import ENGINE_DIED, START_FAILED, USAGE
@@ -21,7 +21,7 @@ from router.child.child import Child, ChildPlace
 from router.child.server import ChildProgress, SleepError
 from router.memory_watch import MemoryWatch
 from router.metrics import RouterMetrics
-from router.model_entry import ModelEntry
+from router.model_entry import ModelEntry, ModelPolicy
 from router.model_memory import MemoryMeter
 from router.scheduling.scheduler import ModelScheduler
 from router.scheduling.terms import (
@@ -584,14 +584,7 @@ class ModelPool:
 
     def _rules_of(self, entry: ModelEntry) -> ModelRules:
         return ModelRules(
-            ttl_s=entry.ttl_s,
-            pinned=entry.pinned,
-            concurrency=entry.concurrency,
-            refuses_excess=entry.refuses_excess,
-            excludes=entry.excludes,
-            restart_limit=entry.restart_limit,
-            on_swap=entry.on_swap,
-            idle_sleep_s=entry.idle_sleep_s,
+            **{each.name: getattr(entry, each.name) for each in fields(ModelPolicy)},
             asleep=self._meter.asleep_needs_of(entry),
             may_overlap=entry.foreign is None,  # a command may have a fixed port or name
             need=self._meter.need_of(entry) if self._only is None else NOTHING,

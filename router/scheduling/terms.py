@@ -1,7 +1,6 @@
 """The scheduler's types: memory, limits, rules of a model, actions, and the view of a model.
 
-A generation is one process of a model from its start to its end. This module imports only the standard
-library.
+A generation is one process of a model from its start to its end.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import Literal, NamedTuple
 
+from router.model_entry import ModelPolicy
 from startup.settings.config import SeveralModelsConfig
 
 State = Literal["stopped", "starting", "ready", "falling asleep", "asleep", "waking", "draining", "failed"]
@@ -89,26 +89,9 @@ class SchedulerLimits(SeveralModelsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRules:
+class ModelRules(ModelPolicy):
     """The properties of one model that the scheduler uses."""
 
-    ttl_s: float | None = None
-    """Seconds without a request until the model is stopped, unless it is pinned. None: it is not stopped."""
-    pinned: bool = False
-    """Whether the model is never stopped for another model."""
-    concurrency: int | None = None
-    """The most leases at once. None: no limit."""
-    refuses_excess: bool = False
-    """Whether requests above `concurrency` are refused, as in llama-swap. Otherwise they wait."""
-    excludes: frozenset[str] = frozenset()
-    """Models that must have no process when this model starts."""
-    restart_limit: int | None = None
-    """Failures in a row until the model stops restarting by itself. None: it never restarts by itself. If a
-    number is given, requests wait at most `max_wait_s`."""
-    on_swap: Literal["stop", "sleep"] = "stop"
-    """How the model makes room when another model needs its memory."""
-    idle_sleep_s: float | None = None
-    """Seconds without a request until the model falls asleep. None: it stays awake."""
     asleep: Mapping[int, Need] = field(default_factory=dict)
     """Sleep level -> estimated memory there, best level first. If empty, the model is stopped instead."""
     may_overlap: bool = False
