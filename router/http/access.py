@@ -97,14 +97,11 @@ class Access:
         return bool(len(self._keys))
 
     def check(self, request: web.Request, path: str, own: RouterAnswer | None) -> None:
-        """Raises FailedRequestError for a request that is not allowed.
+        """Raises FailedRequestError for a request that is not allowed. `own`: the router's own answer.
 
         If the router has keys, a request without a key can reach only some of the router's own answers. A
         request that reaches, starts or stops a model may not come from a page of another site, whatever its
         method.
-
-        Args:
-            own: how the router answers the request itself. None if a model has to answer.
         """
         if self.needs_key and (own is None or path not in self._open_paths):
             self._check_key(request)

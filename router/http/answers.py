@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
-from base.json_depth import check_depth
+from base.json_depth import read_json
 from router.model_pool import ModelRefused
 from server.terms.http_body.response_body import (
     ANTHROPIC,
     ErrorResponse,
-    FailureFormat,
     encode_event,
     error_response,
     failure_format,
@@ -88,22 +88,16 @@ def error_events(body: ErrorResponse, path: str) -> bytes:
 def relayed_error_events(status: int, body: bytes, path: str) -> bytes:
     """The events with which a stream that has begun ends after an error response of the model's server."""
     failures = failure_format(path)
-    try:
-        check_depth(body)
-        found = msgspec.json.decode(body)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or "error" not in found:
-        text = body[:_MOST_SHOWN].decode("utf-8", "replace")
-        return error_events(FailedRequestError(status, f"The model's server answered {status}: {text}").body, path)
-    return _event_name(failures) + encode_event(found) + failures.end
+    with suppress(ValueError):
+        match read_json(body):
+            case {"error": _} as found:
+                name = b"event: error\n" if failures is ANTHROPIC else b""
+                return name + encode_event(found) + failures.end
+    text = body[:_MOST_SHOWN].decode("utf-8", "replace")
+    return error_events(FailedRequestError(status, f"The model's server answered {status}: {text}").body, path)
 
 
 def shown(name: str) -> str:
     """A name that a client has sent, as error messages show it: shortened and quoted."""
     text = name.encode("utf-8", "replace").decode()
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
-
-
-def _event_name(failures: FailureFormat) -> bytes:
-    return b"event: error\n" if failures is ANTHROPIC else b""

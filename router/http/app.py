@@ -71,6 +71,8 @@ def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
     set_up_access_log(options.logging.disable_access_log_for_endpoints)
     access_log = logging.getLogger(ACCESS_LOGGER)
     access_log.setLevel(_UVICORN_LEVELS[options.logging.uvicorn_log_level])
+    quiet = logging.getLogger(f"{__name__}.connections")
+    quiet.setLevel(logging.CRITICAL)  # aiohttp logs an error for each input that is not HTTP
     handler = _Handler(pool, options)
     server = ClientServer(
         handler.handle,
@@ -80,16 +82,9 @@ def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
         keepalive_timeout=options.keep_alive_s,
         access_log_class=AccessLog,
         access_log=None if options.logging.disable_access_log else access_log,
-        logger=_quiet_logger(),
+        logger=quiet,
     )
     return web.ServerRunner(server, shutdown_timeout=1.0)
-
-
-def _quiet_logger() -> logging.Logger:
-    """A logger that drops aiohttp's errors. aiohttp logs such an error for each input that is not HTTP."""
-    quiet = logging.getLogger(f"{__name__}.connections")
-    quiet.setLevel(logging.CRITICAL)
-    return quiet
 
 
 class AccessLog(AbstractAccessLogger):
@@ -177,8 +172,10 @@ class _Handler:
             self.cors.add_headers(request.headers.get(hdrs.ORIGIN), response.headers)
 
     async def _answer(self, request: ClientRequest, path: str, raw_path: str) -> web.StreamResponse:
-        if request.method == hdrs.METH_OPTIONS:
-            return self._answer_options(request)
+        if request.method == hdrs.METH_OPTIONS:  # the router answers itself, as our servers do
+            if not self.cors.is_preflight(request):
+                raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": _ALLOWED})
+            return self.cors.answer_preflight(request)
         own = self._own.find(request.method, path)
         if own is None:
             request.record.model = UNKNOWN
@@ -203,12 +200,6 @@ class _Handler:
         if is_read and path.lower().endswith(_ASSETS) and not self._pool.is_ready(entry.name):
             raise FailedRequestError(409, f"`{entry.name}` does not run, and files of its pages do not start it.")
         return await self._relay(request, path, entry)
-
-    def _answer_options(self, request: web.Request) -> web.Response:
-        """Answers OPTIONS itself. If CORS is off, the answer is the same as from our servers."""
-        if not self.cors.is_preflight(request):
-            raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": _ALLOWED})
-        return self.cors.answer_preflight(request)
 
     async def _relay(self, request: ClientRequest, path: str, entry: ModelEntry | None) -> web.StreamResponse:
         """Passes the request to the model `entry`, or if it is None, to the model that the request names."""

@@ -4,16 +4,15 @@ import asyncio
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 from weakref import ref
 
-import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
-from base.json_depth import check_depth
+from base.json_depth import read_json
 from envs.redaction import hide_in_words
 from router.metrics import counter
 from router.model_entry import ModelEntry
@@ -24,10 +23,8 @@ from startup.settings.serve_words import is_flag_like
 if TYPE_CHECKING:
     from router.child.child import Child
 
-STATES: Final = get_args(State)
 _SLEEPING: Final = ("falling asleep", "asleep", "waking")
 """A model in one of these states has started already, so probes report it as ready."""
-_OWNER: Final = "vllm-cli"
 
 
 class Exposition(NamedTuple):
@@ -56,7 +53,7 @@ class PoolListing:
         self._lengths: dict[str, _KnownLength] = {}
         """Model's name -> the `max_model_len` of the model's last process."""
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_PoolCollector(pool))
+        self._registry.register(self)
         self._registry.register(pool.metrics)
 
     async def learn_lengths(self, ask: "Callable[[Child, str], Awaitable[bytes | None]]") -> None:
@@ -130,7 +127,7 @@ class PoolListing:
             "id": entry.name,
             "object": "model",
             "created": self._created,
-            "owned_by": _OWNER,
+            "owned_by": "vllm-cli",
             "root": root,
             "parent": None,
             "max_model_len": self._lengths[entry.name].length if self._knows(entry, child) else None,
@@ -147,33 +144,55 @@ class PoolListing:
         adapters = [{**card, **others, "id": name, "parent": entry.name} for name in entry.adapters]
         return [card, *adapters]
 
+    def collect(self) -> Iterator[Metric]:
+        """Yields metrics of the pool's present state. The Prometheus library's registry calls this method."""
+        view, router = self._pool.view(), self._pool.router_status()
+
+        def by_model(read: Callable[[ModelStatus], float | None]) -> dict[tuple[str, ...], float]:
+            return {(each.entry.name,): value for each in view if (value := read(each)) is not None}
+
+        states = {(each.entry.name, name): float(each.state == name) for each in view for name in get_args(State)}
+        yield _gauge("model_state", "1 for the model's state, 0 for the other states.", states, "model", "state")
+        yield counter("model_starts", "Starts of the model's server.", by_model(lambda each: each.num_starts))
+        last_start, text = by_model(lambda each: each.last_start_s), "How long the last complete start took."
+        yield _gauge("model_last_start_seconds", text, last_start, "model")
+        running, waiting = by_model(lambda each: each.num_running), by_model(lambda each: each.num_waiting)
+        yield _gauge("model_requests_running", "Requests that the model is answering.", running, "model")
+        yield _gauge("model_requests_waiting", "Requests that wait for the model.", waiting, "model")
+        memory = by_model(lambda each: each.memory_bytes or 0)
+        yield _gauge("model_memory_bytes", "Memory of the model's processes.", memory, "model")
+        verbs = [(each.entry.name, each.sleep, verb) for each in view for verb in ("sleep", "wake")]
+        changes = {(name, verb): sleep.counts[verb] for name, sleep, verb in verbs}
+        yield counter("model_sleep_changes", "How often the model fell asleep, or woke.", changes, "verb")
+        failures = {(each.entry.name, *why): count for each in view for why, count in each.sleep.failures.items()}
+        text = "How often the model did not sleep or wake."
+        yield counter("model_sleep_failures", text, failures, "verb", "reason")
+        seconds = {(name, verb): sleep.last_s[verb] for name, sleep, verb in verbs if verb in sleep.last_s}
+        text = "How long the model last took to fall asleep or wake."
+        yield _gauge("model_last_sleep_seconds", text, seconds, "model", "verb")
+        own = {("router",): router["memory_bytes"], ("standby",): router["standby_bytes"]}
+        yield _gauge("router_memory_bytes", "Memory of the router, and of its standbys.", own, "process")
+        text = "The memory that all models may use together. 0: no bound."
+        yield _gauge("memory_budget_bytes", text, {(): router["memory_budget_bytes"] or 0})
+
 
 def _read_length(body: bytes) -> int | None:
     """The `max_model_len` of the first model in a server's answer to /v1/models."""
-    try:
-        check_depth(body)
-        return msgspec.json.decode(body, type=_Listed).data[0].max_model_len
-    except (ValueError, IndexError):
-        return None
-
-
-class _ListedModel(msgspec.Struct):
-    max_model_len: int | None = None
-
-
-class _Listed(msgspec.Struct):
-    data: list[_ListedModel]
+    with suppress(ValueError):
+        match read_json(body):
+            case {"data": [{"max_model_len": int(length)}, *_]}:
+                return length
+    return None
 
 
 _RUNNING: Final = ("starting", "ready", *_SLEEPING, "draining")
-_LLAMA_SWAP_STATES: Final = {"draining": "stopping"}
 
 
 def _llama_swap(status: ModelStatus, child: "Child | None") -> dict[str, Any]:
     entry = status.entry
     return {
         "model": entry.name,
-        "state": _LLAMA_SWAP_STATES.get(status.state, status.state),
+        "state": "stopping" if status.state == "draining" else status.state,
         "ttl": int(entry.ttl_s or 0),
         "name": entry.card.get("name", ""),
         "description": entry.card.get("description", ""),
@@ -208,43 +227,6 @@ def _page_row(status: ModelStatus, now: float) -> dict[str, Any]:
         if progress is None
         else {"phase": progress.phase, "fraction": progress.fraction, "remaining_s": progress.remaining_s},
     }
-
-
-class _PoolCollector(Collector):  # type: ignore[misc]
-    """Reads metrics from the pool's state at each request for them. Nothing has to be counted twice."""
-
-    def __init__(self, pool: ModelPool) -> None:
-        self._pool = pool
-
-    def collect(self) -> Iterator[Metric]:
-        view, router = self._pool.view(), self._pool.router_status()
-
-        def by_model(read: Callable[[ModelStatus], float | None]) -> dict[tuple[str, ...], float]:
-            return {(each.entry.name,): value for each in view if (value := read(each)) is not None}
-
-        states = {(each.entry.name, name): float(each.state == name) for each in view for name in STATES}
-        yield _gauge("model_state", "1 for the model's state, 0 for the other states.", states, "model", "state")
-        yield counter("model_starts", "Starts of the model's server.", by_model(lambda each: each.num_starts))
-        last_start, text = by_model(lambda each: each.last_start_s), "How long the last complete start took."
-        yield _gauge("model_last_start_seconds", text, last_start, "model")
-        running, waiting = by_model(lambda each: each.num_running), by_model(lambda each: each.num_waiting)
-        yield _gauge("model_requests_running", "Requests that the model is answering.", running, "model")
-        yield _gauge("model_requests_waiting", "Requests that wait for the model.", waiting, "model")
-        memory = by_model(lambda each: each.memory_bytes or 0)
-        yield _gauge("model_memory_bytes", "Memory of the model's processes.", memory, "model")
-        verbs = [(each.entry.name, each.sleep, verb) for each in view for verb in ("sleep", "wake")]
-        changes = {(name, verb): sleep.counts[verb] for name, sleep, verb in verbs}
-        yield counter("model_sleep_changes", "How often the model fell asleep, or woke.", changes, "verb")
-        failures = {(each.entry.name, *why): count for each in view for why, count in each.sleep.failures.items()}
-        text = "How often the model did not sleep or wake."
-        yield counter("model_sleep_failures", text, failures, "verb", "reason")
-        seconds = {(name, verb): sleep.last_s[verb] for name, sleep, verb in verbs if verb in sleep.last_s}
-        text = "How long the model last took to fall asleep or wake."
-        yield _gauge("model_last_sleep_seconds", text, seconds, "model", "verb")
-        own = {("router",): router["memory_bytes"], ("standby",): router["standby_bytes"]}
-        yield _gauge("router_memory_bytes", "Memory of the router, and of its standbys.", own, "process")
-        text = "The memory that all models may use together. 0: no bound."
-        yield _gauge("memory_budget_bytes", text, {(): router["memory_budget_bytes"] or 0})
 
 
 def _gauge(name: str, text: str, numbers: Mapping[Any, float], *labels: str) -> Metric:

@@ -8,19 +8,17 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import aiohttp
-import msgspec
 from aiohttp import hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from base.json_depth import check_depth
+from base.json_depth import read_json
 from router.child.child import Child
 from router.http.answers import FailedRequestError, error_events, relayed_error_events
 from router.http.background import FollowedResponses
@@ -196,7 +194,7 @@ class Proxy:
                 await downstream.prepare(request)
                 request.record.final_status = HTTPStatus.SWITCHING_PROTOCOLS
                 is_closed = await relay_messages(
-                    downstream, upstream, partial(self._is_room_wanted, entry), self._patience
+                    downstream, upstream, lambda: not self._pool.is_ready(entry.name), self._patience
                 )
                 if not is_closed and request.transport is not None:
                     request.transport.abort()
@@ -244,10 +242,7 @@ class Proxy:
             begun = await comments.end()
             upstream = await self._request(call, child, has_begun=begun is not None)
             is_read = False
-            is_room_wanted = partial(self._is_room_wanted, call.entry)
-            with closing(
-                _Copy(upstream, child, call, is_room_wanted=is_room_wanted, stall_s=self._patience.stall_s)
-            ) as copy:
+            with closing(_Copy(upstream, child, call, self._pool, self._patience.stall_s)) as copy:
                 try:
                     with _closing(upstream):
                         if begun is not None:
@@ -306,10 +301,6 @@ class Proxy:
             if reuses and (isinstance(err, OSError) or (is_end and not await child.end_reason())):
                 raise _NotSentError(str(err)) from err
             raise await _ended(child, err) from err
-
-    def _is_room_wanted(self, entry: ModelEntry) -> bool:
-        """Whether other models wait until this model is stopped."""
-        return not self._pool.is_ready(entry.name)
 
     async def _goes_on(self, child: Child, path: str) -> bool:
         """Whether the server is still generating a stored response. True if the server does not answer."""
@@ -407,15 +398,12 @@ async def _continue(
     return begun
 
 
-class _WithStatus(msgspec.Struct):
-    status: str
-
-
 def _status_of(body: bytes) -> str:
     """The member `status` of a server's JSON answer. Empty if there is none."""
     with suppress(ValueError):
-        check_depth(body)
-        return msgspec.json.decode(body, type=_WithStatus).status
+        match read_json(body):
+            case {"status": str(status)}:
+                return status
     return ""
 
 
@@ -423,23 +411,16 @@ class _Copy:
     """Copies the body of a response from the server to the client."""
 
     def __init__(
-        self,
-        upstream: aiohttp.ClientResponse,
-        child: Child,
-        call: Call,
-        *,
-        is_room_wanted: Callable[[], bool],
-        stall_s: float,
+        self, upstream: aiohttp.ClientResponse, child: Child, call: Call, pool: ModelPool, stall_s: float
     ) -> None:
-        """`is_room_wanted` returns whether other models wait until this model is stopped."""
         self.begin = b""
         """The beginning of the body. It contains the id if the response is stored."""
         self._upstream = upstream
         self._child = child
+        self._call = call
         self._request = call.request
-        self._path = call.path
+        self._pool = pool
         self._is_between_events = upstream.content_type == "text/event-stream"
-        self._is_room_wanted = is_room_wanted
         self._stall_s = stall_s
         self._loop = asyncio.get_running_loop()
         self._writing_since_s: float | None = None
@@ -484,7 +465,7 @@ class _Copy:
             _break_off(self._request)
             return
         refused = await _ended(self._child, err)
-        await response.write(error_events(FailedRequestError.from_refused(refused).body, self._path))
+        await response.write(error_events(FailedRequestError.from_refused(refused).body, self._call.path))
         await response.write_eof()
 
     def close(self) -> None:
@@ -495,7 +476,8 @@ class _Copy:
         """Disconnects the client if it does not read while other models wait for memory."""
         since_s = self._writing_since_s
         is_stalled = since_s is not None and self._loop.time() - since_s >= self._stall_s
-        if is_stalled and self._is_room_wanted() and self._request.transport is not None:
+        is_room_wanted = not self._pool.is_ready(self._call.entry.name)
+        if is_stalled and is_room_wanted and self._request.transport is not None:
             logger.info("a client that does not read is disconnected: other models wait for the memory of its model")
             self._request.transport.abort()
         self._timer = self._loop.call_later(self._stall_s / 3, self._check)
