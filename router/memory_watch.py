@@ -51,10 +51,7 @@ class MemoryWatch:
     """Measures memory at intervals. Its methods run on the event loop, and slow work runs in threads."""
 
     def __init__(self, meter: MemoryMeter, scheduler: ModelScheduler, apply: Callable[[list[Action]], None]) -> None:
-        """
-        Args:
-            apply: carries out actions that the scheduler returns.
-        """
+        """`apply` carries out actions that the scheduler returns."""
         self.router_bytes = 0
         self.standby_bytes = 0
         self._meter = meter

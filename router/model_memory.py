@@ -64,10 +64,7 @@ class MemoryMeter:
     """
 
     def __init__(self, find_model: Callable[[str], str | None]) -> None:
-        """
-        Args:
-            find_model: returns a model's folder or file on disk. The argument is the model's name.
-        """
+        """`find_model` returns a model's folder or file on disk. Its argument is the model's name."""
         self._find_model = find_model
         self._lock = threading.Lock()
         self._entries: dict[str, ModelEntry] = {}
@@ -98,9 +95,6 @@ class MemoryMeter:
         For a model that is awake, the result is at least the memory that its settings reserve. At sleep level
         1, it is at least the size of the weights. If the driver lists no process of the model, as in a
         container, the estimate of GPU memory is used.
-
-        Args:
-            level: the level at which the model sleeps.
         """
         tree = set(pids).union(*(descendants(pid) for pid in pids))
         gpus = read_gpus_here() if self._gpus else ()
@@ -255,14 +249,11 @@ def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
 
 
 def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> Need:
-    """Estimates the memory that a model needs before its first measurement.
+    """Estimates a model's memory before its first measurement. Its loaded weights have `size_bytes`.
 
     The estimate is the sum of the program, the weights, a tenth of the weights, and the KV cache. If the size
     of the KV cache is not given, both engines take a share of the GPU's memory, as `reserved` describes. Then
     the estimate is this share.
-
-    Args:
-        size_bytes: the size of the weights as they are loaded.
     """
     weights = int(size_bytes * _WEIGHTS_SHARE)
     if entry.foreign is not None:

@@ -31,7 +31,6 @@ from router.scheduling.terms import (
     GiveUp,
     ModelRules,
     ModelView,
-    Need,
     Refuse,
     SchedulerLimits,
     Sleep,
@@ -337,7 +336,10 @@ class ModelPool:
         now, unix_s = time.monotonic(), time.time()
         statuses = []
         for name, entry in self.entries.items():
-            view, child = self._shown(entry, found[name]), self.process_of(name)
+            view, child = found[name], self.process_of(name)
+            is_left = view.state == "stopped" and view.num_starts > 0 and entry.engine == "embedded"
+            if is_left and self._can_sleep(entry):  # a standby keeps its imports
+                view = replace(view, state="asleep")
             statuses.append(
                 ModelStatus(
                     **vars(view),
@@ -354,11 +356,6 @@ class ModelPool:
                 )
             )
         return statuses
-
-    def _shown(self, entry: ModelEntry, view: ModelView) -> ModelView:
-        """Shows a stopped model of the embedded engine as asleep if a standby keeps its imports."""
-        is_left = view.state == "stopped" and view.num_starts > 0 and entry.engine == "embedded"
-        return replace(view, state="asleep") if is_left and self._can_sleep(entry) else view
 
     def _can_sleep(self, entry: ModelEntry) -> bool:
         """Whether sleep is more than a stop. With the embedded engine, a standby keeps the imports."""
@@ -447,8 +444,10 @@ class ModelPool:
 
     def _order(self, number: int, level: int) -> None:
         """Puts a process to sleep at `level`, or wakes it if `level` is 0."""
-        if self._only is not None and level == 1:
-            level = self._level_of_only(self._scheduler.generations[number].levels)
+        if self._only is not None and level == 1:  # the scheduler does not count the memory of an only model
+            levels, free = self._scheduler.generations[number].levels, self._meter.free()
+            if free is not None and 2 in levels and not levels[1].minus(levels[2]).fits_in(free):
+                level = 2
         child = self._lives[number].child
         self._begin(self._follow_order(number, child, level))
 
@@ -457,17 +456,11 @@ class ModelPool:
         self._orders.add(task)
         task.add_done_callback(self._orders.discard)
 
-    def _level_of_only(self, levels: Mapping[int, Need]) -> int:
-        """Chooses the sleep level for a router's only model, whose memory the scheduler does not count."""
-        free = self._meter.free()
-        has_room = free is None or 2 not in levels or levels[1].minus(levels[2]).fits_in(free)
-        return 1 if has_room else 2
-
     async def _follow_order(self, number: int, child: Child, level: int) -> None:
         begin_s, name, verb = time.monotonic(), child.entry.name, "sleep" if level else "wake"
         figures, event = self._sleep[name], self._scheduler.fell_asleep if level else self._scheduler.woke
         try:
-            await (child.sleep(level) if level else child.wake(self._meter.size_bytes(name) or 0))
+            await (child.server.sleep(level) if level else child.server.wake(self._meter.size_bytes(name) or 0))
         except SleepError as err:
             if number in self._lives and self._scheduler.generations[number].state != "draining":
                 figures.failures[verb, err.kind] += 1
@@ -514,12 +507,10 @@ class ModelPool:
     def _arm_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
         if (delay_s := self._scheduler.next_tick_s(time.monotonic())) is not None:
             self._timer = asyncio.get_running_loop().call_later(max(0.001, delay_s), self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
         self._apply(self._scheduler.tick(time.monotonic()))
 
     # A model's process

@@ -38,7 +38,6 @@ from router.model_pool import ModelPool, ModelRefused
 from router.scheduling.terms import SchedulerLimits
 from router.standbys import Standbys
 from server.http.transport.connection_table import raise_file_limit
-from server.terms.server_config import ServerConfig
 from startup.errors import StartupError
 from startup.logs.setup import configure_logging
 from startup.port import listener
@@ -111,20 +110,15 @@ def run_router(options: RouterOptions) -> int:
         )
         address = listener.describe(listening, is_tls=tls.ssl_certfile is not None)
         stack.enter_context(run_recorded(RunRecord(engine=ROUTER, model=", ".join(options.entries), address=address)))
-        credentials = _read_credentials(config.server)
+        try:
+            credentials = Credentials(network, tls, ApiKeys.from_config(network))
+        except ServerError as err:
+            raise StartupError(str(err), cause="keys-or-certificates") from err
         standbys = stack.enter_context(closing(Standbys(options.find_model, places.folder)))
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(_Router(options, listening, credentials, places, standbys).run())
     return end_like(code)
-
-
-def _read_credentials(config: ServerConfig) -> Credentials:
-    """Reads the files of keys and TLS. Raises StartupError for a file that cannot be used."""
-    try:
-        return Credentials(config.network, config.tls, ApiKeys.from_config(config.network))
-    except ServerError as err:
-        raise StartupError(str(err), cause="keys-or-certificates") from err
 
 
 class _Router:
@@ -174,19 +168,15 @@ class _Router:
             await self._pool.drain()
             if self._exit_code == OK and self._options.only is not None and self._pool.has_failed(self._options.only):
                 self._exit_code = ENGINE_DIED
-            await self._linger()
+            left_s = self._options.config.server.lifecycle.drain_grace_s - (time.monotonic() - self._stopped_s)
+            with suppress(TimeoutError):  # keeps the port open until --drain-grace is over, or a second signal
+                await asyncio.wait_for(self._killed.wait(), max(0.0, left_s))
             for task in (tending, starting):
                 task.cancel()
             await asyncio.gather(tending, starting, return_exceptions=True)
         self._manager.close()
         self._relay.close()
         return self._exit_code
-
-    async def _linger(self) -> None:
-        """Keeps the port open until --drain-grace is over. A second signal ends this."""
-        left_s = self._options.config.server.lifecycle.drain_grace_s - (time.monotonic() - self._stopped_s)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._killed.wait(), max(0.0, left_s))
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         options, is_default = self._options, env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.raw is None

@@ -33,11 +33,7 @@ class Standbys:
     """All standbys of the router, used on the main thread."""
 
     def __init__(self, find_model: Callable[[str], str | None], folder: str) -> None:
-        """
-        Args:
-            find_model: returns a model's folder on disk. The argument is the model's name.
-            folder: the router's folder.
-        """
+        """`find_model` returns the folder on disk of a model by its name. `folder` is the router's."""
         self._find_model = find_model
         self._folder = Path(folder)
         self._standbys: dict[str, OwnStandby] = {}
@@ -45,8 +41,7 @@ class Standbys:
     def follow(self, kinds: Collection[str], entries: Iterable[ModelEntry]) -> "list[OwnStandby]":
         """Sets the kinds of standbys. Returns standbys that are no longer needed. The caller closes them.
 
-        Args:
-            entries: the models. Each standby also keeps the class and tokenizer of its kind's first model.
+        Each standby also keeps the class and tokenizer of the first model of its kind.
         """
         names: dict[str, str] = {}
         for entry in entries:

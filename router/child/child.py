@@ -69,8 +69,12 @@ class Child:
         """The first process's exit code, or -N after signal N. None while it runs, or if none was started."""
         self.place = place
         self._environment = {**place.environment, **entry.env}
-        self._server = _server_of(entry, place.socket_path, self._environment)
-        self.headers = self._server.headers
+        self.server: OwnServer | ForeignServer
+        if entry.foreign is None:
+            self.server = OwnServer(entry.words, place.socket_path, entry.times)
+        else:
+            self.server = ForeignServer(entry.foreign, self._environment)
+        self.headers = self.server.headers
         """Headers with the server's API key. They are sent with all requests, in place of clients' keys."""
         self._log = ChildLog(entry.name, place.relay)
         self._processes = ProcessSet()
@@ -91,7 +95,7 @@ class Child:
 
     @property
     def base_url(self) -> str:
-        return self._server.base_url
+        return self.server.base_url
 
     @property
     def fault(self) -> str:
@@ -101,7 +105,7 @@ class Child:
     @property
     def connector(self) -> aiohttp.BaseConnector:
         """Connections to the child's server. They are unlimited, and are closed once its processes end."""
-        return self._server.connector
+        return self.server.connector
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -141,14 +145,6 @@ class Child:
         await asyncio.wait({self._reason}, timeout=_REASON_S)
         return self._reason.result() if self._reason.done() else ""
 
-    async def sleep(self, level: int) -> None:
-        """Puts the server to sleep, and returns when it sleeps. No request may run. Raises SleepError."""
-        await self._server.sleep(level)
-
-    async def wake(self, size_bytes: int) -> None:
-        """Wakes the server, and returns when it is ready. `size_bytes`: its weights. Raises SleepError."""
-        await self._server.wake(size_bytes)
-
     def fail(self, reason: str) -> None:
         """Ends the process at once, as if it hung. `reason` says why the process has failed."""
         self._failure = reason
@@ -163,7 +159,7 @@ class Child:
 
         If nothing calls `stop`, the command is stopped after `STOP_S`, and killed `ERRORS_S` later.
         """
-        if not self._server.is_foreign:
+        if not self.server.is_foreign:
             self.stop()
             return
         loop = asyncio.get_running_loop()
@@ -188,10 +184,10 @@ class Child:
     ) -> str | None:
         """Waits until the process has ended or must be ended. Returns why it must be ended, else None."""
         try:
-            if (obstacle := await self._server.find_obstacle()) is not None or self._wants_stop.is_set():
+            if (obstacle := await self.server.find_obstacle()) is not None or self._wants_stop.is_set():
                 self.cause = PortInUseError.cause if obstacle is not None else UNKNOWN_CAUSE
                 return obstacle
-            if self._server.words:
+            if self.server.words:
                 self._launch()
         except OSError as err:
             self.cause = NOT_STARTED_CAUSE
@@ -231,7 +227,7 @@ class Child:
         A server that stays silent counts as hung, because its watchdog runs on its event loop, and this loop
         may hang. A user's command is not polled, because it may have no watchdog.
         """
-        if self._server.is_foreign:
+        if self.server.is_foreign:
             await asyncio.Event().wait()
         loop, mark = asyncio.get_running_loop(), waiting_mark(self.place.socket_path)
         async with self._session() as session:
@@ -248,7 +244,7 @@ class Child:
                     return answer.hang
                 passed_s = min(loop.time() - begin_s, _LONGEST_CHECK_S)
                 self._silent_s = self._silent_s + passed_s if answer is None else 0.0
-                if self._silent_s >= self._server.longest_silence_s:
+                if self._silent_s >= self.server.longest_silence_s:
                     return f"{self.fault} (--engine-watchdog-timeout)"
                 if self._silent_s >= GIVES_WAY_S and is_awaited:
                     return f"{self.fault}, and others wait for its memory"
@@ -260,7 +256,7 @@ class Child:
 
     async def _ask_before_stop(self) -> str:
         """Polls the server once more before its stop. Returns why the server hangs, or ""."""
-        if self._server.is_foreign:
+        if self.server.is_foreign:
             return ""
         async with self._session() as session:
             answer = await self._poll(session)
@@ -269,12 +265,12 @@ class Child:
 
     def _session(self) -> aiohttp.ClientSession:
         timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
-        connector, headers = self.connector, self._server.headers
+        connector, headers = self.connector, self.server.headers
         return aiohttp.ClientSession(connector=connector, connector_owner=False, timeout=timeout, headers=headers)
 
     def _launch(self) -> None:
         with self._log.open() as output_fd:
-            become = partial(_become, self._server.execute, self._environment, output_fd)
+            become = partial(_become, self.server.execute, self._environment, output_fd)
             self.process = ChildProcess.fork(become)
         self._processes.add([self.process.pid])
         if not self._processes.is_running(self.process.pid):  # without a free descriptor its end would go unnoticed
@@ -291,22 +287,18 @@ class Child:
 
     async def _wait_ready(self) -> None:
         async with self._session() as session:
-            while not await self._is_ready(session):
+            while (found := await self._poll(session)) is None or not found.is_ready:
+                if found is not None:
+                    self._listener_pid = self._listener_pid or self.server.find_listener()
+                    self.progress = found.progress or self.progress
                 elapsed_s = time.monotonic() - self._started_s
                 await asyncio.sleep(min(max(_LEAST_POLL_S, elapsed_s * _POLL_SHARE), _MOST_POLL_S))
         self._note_processes()
 
-    async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
-        if (found := await self._poll(session)) is None:
-            return False
-        self._listener_pid = self._listener_pid or self._server.find_listener()
-        self.progress = found.progress or self.progress
-        return found.is_ready
-
     async def _poll(self, session: aiohttp.ClientSession) -> ChildReadiness | None:
         """The server's answer to a poll. None if there is no answer."""
         with suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
-            return await self._server.poll(session)
+            return await self.server.poll(session)
         return None
 
     # Its end
@@ -324,7 +316,7 @@ class Child:
             await self._kill_all(self.process)
             await self._log.close(_OUTPUT_S)
             code = self.process.poll()
-            if code != 0 and not self._server.is_foreign:
+            if code != 0 and not self.server.is_foreign:
                 await asyncio.to_thread(remove_left_behind)
         await self.connector.close()
         self._processes.close()
@@ -336,7 +328,7 @@ class Child:
     def _find_stop_s(self) -> float:
         """Seconds that the process has to end. A silent server has fewer, as it cannot complete requests."""
         if not self._is_silent:
-            return self._server.stop_s
+            return self.server.stop_s
         logger.warning("%s does not answer. It is killed after %g s", self.entry.name, ERRORS_S)
         return ERRORS_S
 
@@ -346,7 +338,7 @@ class Child:
         Once the first process has ended, its descendants can no longer be found. Descendants of a crashed
         start end through their process group, their death pipes or their mark (`router.child.place`).
         """
-        self._listener_pid = self._server.find_listener() or self._listener_pid
+        self._listener_pid = self.server.find_listener() or self._listener_pid
         self._processes.add(self.pids)
         for pid in self.pids:
             self._processes.add(descendants(pid))
@@ -354,13 +346,13 @@ class Child:
     async def _ask_to_end(self, process: ChildProcess) -> None:
         """Sends SIGTERM to our server, which ends its own processes, or to all processes of a command."""
         is_running = self._processes.is_running(process.pid)
-        if not self._server.is_foreign:
+        if not self.server.is_foreign:
             if is_running:
                 process.signal(signal.SIGTERM)
             return
-        if is_running and (words := self._server.stop_words(process.pid)):
+        if is_running and (words := self.server.stop_words(process.pid)):
             await self._run_stop_command(words)
-            await self._processes.wait(process.pid, self._server.stop_s)
+            await self._processes.wait(process.pid, self.server.stop_s)
         self._processes.signal(signal.SIGTERM)
         self._processes.signal(signal.SIGCONT)
 
@@ -375,7 +367,7 @@ class Child:
         finally:
             os.close(output_fd)
         self._processes.add([command.pid])
-        await self._processes.wait(command.pid, self._server.stop_s)
+        await self._processes.wait(command.pid, self.server.stop_s)
         command.signal_group(signal.SIGKILL)
         await self._processes.wait(command.pid, _KILL_S)
         command.poll()
@@ -383,7 +375,7 @@ class Child:
     async def _kill_all(self, process: ChildProcess) -> None:
         process.signal_group(signal.SIGKILL)  # before it is reaped: until then its number cannot be another group's
         self._processes.signal(signal.SIGKILL)
-        if self._server.is_foreign:
+        if self.server.is_foreign:
             self._processes.add(await asyncio.to_thread(find_marked, self.place.socket_path))
             self._processes.signal(signal.SIGKILL)
         if not await self._processes.wait_all(_KILL_S):
@@ -396,7 +388,7 @@ class Child:
         """
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0
-        words = [*self.entry.words, *self._server.words]
+        words = [*self.entry.words, *self.server.words]
         found = self._log.explain_failure(words, is_known_only=is_signal, has_served=self.has_served)
         text = f"{text}: {found}" if str(found) else f"{text}."
         if self.has_served:
@@ -404,12 +396,6 @@ class Child:
         self.cause = self.cause if found.cause == UNKNOWN_CAUSE else found.cause
         line = code_line(self.cause)
         return text if line in text else f"{text.rstrip('.')}. {line}"
-
-
-def _server_of(entry: ModelEntry, socket_path: str, environment: Mapping[str, str]) -> OwnServer | ForeignServer:
-    if entry.foreign is not None:
-        return ForeignServer(entry.foreign, environment)
-    return OwnServer(entry.words, socket_path, entry.times)
 
 
 def _become(

@@ -133,15 +133,11 @@ class OwnServer:
         return []
 
     async def sleep(self, level: int) -> None:
-        """Puts the server to sleep, and returns when it sleeps. Raises SleepError."""
+        """Puts the server to sleep, and returns when it sleeps. No request may run. Raises SleepError."""
         await self._order({"do": "sleep", "level": level}, _SLEEP_S)
 
     async def wake(self, size_bytes: int) -> None:
-        """Wakes the server, and returns when it answers requests again. Raises SleepError.
-
-        Args:
-            size_bytes: the size of the server's weights.
-        """
+        """Wakes the server, and returns when it is ready. `size_bytes`: its weights. Raises SleepError."""
         await self._order({"do": "wake"}, _WAKE_S + _WAKE_GIB_S * size_bytes / _GIB)
 
     async def _order(self, order: Mapping[str, Any], limit_s: float) -> None:

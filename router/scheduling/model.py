@@ -340,11 +340,6 @@ class Model:
 
     # Changes
 
-    def note_start(self) -> None:
-        """Called when a process of the model starts."""
-        self.num_starts += 1
-        self.short_since_s = None
-
     def note_ready(self, took_s: float) -> None:
         """Called when a process is ready. `took_s` is the duration of its start."""
         self.last_start_s = took_s

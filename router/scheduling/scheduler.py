@@ -59,10 +59,7 @@ class ModelScheduler:
     """
 
     def __init__(self, limits: SchedulerLimits, read_free: Callable[[], Need | None] = lambda: None) -> None:
-        """
-        Args:
-            read_free: returns the memory that is free now. If it returns None, only the budget limits memory.
-        """
+        """`read_free` returns the memory that is free now. If that is None, only the budget limits memory."""
         self._limits = limits
         self.models: Mapping[str, Model] = {}
         """Name -> model. Only the scheduler changes this mapping."""
@@ -164,8 +161,7 @@ class ModelScheduler:
             reason: why the generation has failed. None if it was asked to stop.
             is_lasting: whether the same start would fail again.
         """
-        generation = self.generations.pop(number, None)
-        if generation is None:
+        if (generation := self.generations.pop(number, None)) is None:
             return []
         for ticket in generation.leases:
             del self._leases[ticket]
@@ -203,8 +199,7 @@ class ModelScheduler:
 
     def arrive(self, ticket: int, name: str, now: float) -> list[Action]:
         """A request arrives, and is admitted or refused. If neither is possible yet, the request waits."""
-        model = self._model_for(ticket, name)
-        if model is None:
+        if (model := self._model_for(ticket, name)) is None:
             return self._take_actions()
         if not model.is_full:
             self._cancel_sleep(model)
@@ -223,8 +218,7 @@ class ModelScheduler:
 
         `Admit` means that the model is ready. The caller should then call `leave` at once.
         """
-        model = self._model_for(ticket, name)
-        if model is None:
+        if (model := self._model_for(ticket, name)) is None:
             return self._take_actions()
         self._cancel_sleep(model)
         if model.is_admitting:
@@ -244,8 +238,7 @@ class ModelScheduler:
         """A request leaves. Its lease or its place in the queue ends. Unknown tickets are ignored."""
         if (generation := self._leases.pop(ticket, None)) is not None:
             return self._end_lease(ticket, generation, now)
-        model = self._waiting.pop(ticket, None)
-        if model is None:
+        if (model := self._waiting.pop(ticket, None)) is None:
             return []
         was_first = model.is_first_waiter(ticket)
         model.waiting.pop(ticket, None)
@@ -257,11 +250,9 @@ class ModelScheduler:
     def measured(self, number: int, memory: Need, now: float, *, is_settled: bool = True) -> list[Action]:
         """Notes a generation's memory. The largest measurement while it is ready becomes its model's need.
 
-        Args:
-            is_settled: False if the processes may take more memory. Then the need is at least the estimate.
+        Unless it `is_settled`, its processes may take more memory. Then the need is at least the estimate.
         """
-        generation = self.generations.get(number)
-        if generation is None:
+        if (generation := self.generations.get(number)) is None:
             return []
         generation.note_memory(memory, self._limits.budget, is_settled=is_settled)
         return self._decide(now)
@@ -412,7 +403,8 @@ class ModelScheduler:
     def _start(self, model: Model, now: float) -> Generation:
         generation = Generation(next(self._numbers), model, now)
         self.generations[generation.number] = generation
-        model.note_start()
+        model.num_starts += 1
+        model.short_since_s = None
         self._actions.append(Start(generation.number, model.name))
         return generation
 

@@ -99,8 +99,7 @@ class StartPlan:
     def level_for(self, other: Generation, spare_bytes: int | None = None) -> int:
         """The best level at which the process can sleep now. 0 if it cannot, or its weights have no room.
 
-        Args:
-            spare_bytes: the machine's memory that the sleeping process may take. None: all free memory.
+        It may take `spare_bytes` of the machine's memory to sleep, or if this is None, all free memory.
         """
         if other.state not in ("starting", "ready", "falling asleep", "waking"):
             return 0
@@ -198,7 +197,8 @@ class StartPlan:
             self._reserve(victims)
             return Placement("stop", tuple(victims))
         if (victims := self._choose(model, candidates)) is None:
-            return self._wait()
+            self._is_closed = True
+            return Placement("wait")
         self._reserve(victims)
         ready = (victim for victim in victims if victim.process.state == "ready")
         return Placement("wait", tuple(each for each in ready if self._claim_s(each.process, model) <= self._now))
@@ -273,11 +273,6 @@ class StartPlan:
         for victim in victims:
             self._planned.give(victim.part)
             self._staying.remove(victim.process)
-
-    def _wait(self) -> Placement:
-        """Lets the model wait for an event. No process is stopped for models that are placed later."""
-        self._is_closed = True
-        return Placement("wait")
 
     # Sums
 

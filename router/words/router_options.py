@@ -119,6 +119,11 @@ class ModelsReader:
         model = self.last.models.get(name)
         return None if model is None else folder_of(model.request)
 
+    def template_kinds(self) -> tuple[str, ...]:
+        """The kinds of standbys that the models need."""
+        wanted = {model.template_kind for model in self.last.models.values()}
+        return tuple(kind for kind in TEMPLATE_KINDS if kind in wanted)
+
     @property
     def _defaults(self) -> Defaults:
         config = self._config
@@ -211,16 +216,11 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
         reload=None if reader.path is None else reader.reload,
         path=reader.path,
         limits=SchedulerLimits(**asdict(config.several)),
-        find_template_kinds=lambda: _template_kinds(reader.last.models.values()),
+        find_template_kinds=reader.template_kinds,
         find_model=reader.find_model,
         check_again=reader.check_again,
         only=next(iter(checked.entries)) if several.words.has_single_model else None,
     )
-
-
-def _template_kinds(models: Iterable[CheckedModel]) -> tuple[str, ...]:
-    wanted = {model.template_kind for model in models}
-    return tuple(kind for kind in TEMPLATE_KINDS if kind in wanted)
 
 
 def _name_of(word: str) -> str:
