@@ -60,7 +60,8 @@ def _run() -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
-        _end_at_sigint()  # the interpreter's end would print a traceback
+        if callable(signal.getsignal(signal.SIGINT)):  # the interpreter's end would print a traceback
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _run_template(kind: str, standby_fd: str, *models: str) -> int:
@@ -80,23 +81,14 @@ def _run_template(kind: str, standby_fd: str, *models: str) -> int:
     return end_without_finalizing(exit_code)  # a forked server has all modules of its engine
 
 
-def _end_at_sigint() -> None:
-    if callable(signal.getsignal(signal.SIGINT)):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def _raise_at_sigint() -> None:
     """Restores Python's SIGINT handler, which raises KeyboardInterrupt. An ignored SIGINT stays ignored."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _remove_working_folder_from_path() -> None:
-    """Removes the folder that `python -m` adds, so that a user's `click.py` cannot hide the package click."""
+if __name__ == "__main__":
+    # `python -m` adds the working folder, in which a user's `click.py` would hide the package click.
     if not sys.flags.safe_path and sys.path[0] == os.getcwd() != _ROOT:  # noqa: PTH109
         del sys.path[0]
-
-
-if __name__ == "__main__":
-    _remove_working_folder_from_path()
     sys.exit(main())

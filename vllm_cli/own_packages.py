@@ -114,11 +114,7 @@ def _find_users(name: str) -> Iterator[ModuleSpec]:
                 yield spec
 
 
-def _is_installed() -> bool:
-    """Whether the finders are installed, even by another copy of this module (`multiprocessing.spawn`)."""
-    return any(getattr(finder, "__name__", "") == OwnPackagesFinder.__name__ for finder in sys.meta_path)
-
-
-if not _is_installed():
+# Another copy of this module may have installed the finders (`multiprocessing.spawn`).
+if not any(getattr(finder, "__name__", "") == OwnPackagesFinder.__name__ for finder in sys.meta_path):
     sys.meta_path.insert(0, OwnPackagesFinder)
     sys.meta_path.append(UsersModulesFinder)

@@ -35,19 +35,19 @@ class CommandEndedError(click.ClickException):
 class SupervisedCommand:
     """A command with its descendants and its output. Its supervisor process outlives this process."""
 
+    log_path: Path
+    """The file with the output, from `run` until `close`."""
+
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         """`environment`: variables to set in addition to those of this process."""
         self._environment = {**foreign.snapshot(), **(environment or {})}
         self._words: Sequence[str] = ()
         self._supervisor: subprocess.Popen[bytes] | None = None
-        self._log_path: Path | None = None
 
     def run(self, words: Sequence[str]) -> None:
-        if self._supervisor is not None:
-            return
         self._words = words
         with tempfile.NamedTemporaryFile(prefix="vllm-cli-", suffix=".log", delete=False) as log:
-            self._log_path = Path(log.name)
+            self.log_path = Path(log.name)
             self._supervisor = start_supervisor(
                 words, grace_s=STOP_GRACE_S, stdout=subprocess.PIPE, stderr=log.file, env=self._environment
             )
@@ -59,45 +59,22 @@ class SupervisedCommand:
         process, self._supervisor = self._supervisor, None
         with contextlib.suppress(BrokenPipeError):
             process.communicate()
-        if self._log_path is not None:
-            self._log_path.unlink(missing_ok=True)
+        self.log_path.unlink(missing_ok=True)
 
     def ensure_alive(self) -> None:
         """Raises `CommandEndedError` if the command is known to have exited."""
-        if self._supervisor is not None and self._supervisor.poll() is not None:
-            raise CommandEndedError(f"{self.describe_end()}\n{self.log_tail}".rstrip())
-
-    def describe_end(self) -> str:
-        status = self._supervisor.returncode if self._supervisor else None
-        words = hide_in_command(shlex.join(self._words))
-        if status == CANNOT_RUN:
-            return f"Cannot run: {words}"
-        return f"The server ended with exit status {status}: {words}"
+        if self._supervisor is not None and (status := self._supervisor.poll()) is not None:
+            end = "Cannot run" if status == CANNOT_RUN else f"The server ended with exit status {status}"
+            raise CommandEndedError(f"{end}: {hide_in_command(shlex.join(self._words))}\n{self.log_tail}".rstrip())
 
     @property
     def log_tail(self) -> str:
-        return "" if self._log_path is None else last_lines(self._log_path)
-
-    @property
-    def log_path(self) -> Path:
-        """The file with the output, until `close`.
-
-        Raises:
-            CommandEndedError: the command was not started.
-        """
-        if self._log_path is None:
-            raise CommandEndedError("The server does not run.")
-        return self._log_path
+        return last_lines(self.log_path)
 
     @property
     def root_pid(self) -> int:
-        """The supervisor's process id. All processes of the command are its descendants.
-
-        Raises:
-            CommandEndedError: the command was not started, or has been stopped.
-        """
-        if self._supervisor is None:
-            raise CommandEndedError("The server does not run.")
+        """The id of the running command's supervisor. All processes of the command are its descendants."""
+        assert self._supervisor is not None
         return self._supervisor.pid
 
     def send(self, command: bytes) -> None:

@@ -105,14 +105,8 @@ def _status(process: psutil.Process) -> str:
         return psutil.STATUS_ZOMBIE
 
 
-def _adopt_orphans() -> None:
-    """Becomes the parent of orphaned descendants, so that daemons are stopped, too (Linux only)."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
 def _main() -> int:
-    _adopt_orphans()
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # gets orphans, so that daemons are stopped, too
     with os.fdopen(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as commands:
         command = commands.readline()
     if not command:  # the parent has ended

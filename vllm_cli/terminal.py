@@ -3,15 +3,35 @@
 import math
 import sys
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, Final, TypeVar
 
 import click
 
 from startup.logs.formatters import escape_controls
 from startup.reports.timeline.live_line import LiveLine
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _REDRAW_S: Final = 0.1
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
+    """One decorator for several options or arguments, which the help shows in this order."""
+    return lambda command: reduce(lambda decorated, decorate: decorate(decorated), reversed(decorators), command)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds, which the help shows as SECONDS."""
+
+    def get_metavar(self, *_: object, **__: object) -> str:
+        """The name in the help."""
+        return "SECONDS"
+
+
+SECONDS: Final = Seconds(0, min_open=True)
+"""More than 0 seconds."""
 
 
 class Reporter:
@@ -58,12 +78,8 @@ def printable(row: Sequence[str]) -> tuple[str, ...]:
 
 def align(rows: Sequence[Sequence[str]], *, are_figures: bool = False) -> list[str]:
     """One line per row. `are_figures` aligns all columns except the first to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(_padded(row, widths, are_figures=are_figures)).rstrip() for row in rows]
-
-
-def _padded(row: Sequence[str], widths: Sequence[int], *, are_figures: bool) -> list[str]:
-    cells = zip(row, widths, strict=True)
-    return [
-        cell.rjust(width) if are_figures and index else cell.ljust(width) for index, (cell, width) in enumerate(cells)
-    ]
+    columns = []
+    for index, column in enumerate(zip(*rows, strict=True)):
+        width = max(map(len, column))
+        columns.append([cell.rjust(width) if are_figures and index else cell.ljust(width) for cell in column])
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]

@@ -119,7 +119,8 @@ def ends_of_report(phases: Mapping[str, float], healthy_s: float) -> dict[str, f
     """
     took_s = dict.fromkeys(PHASES, 0.0)
     for key, seconds in phases.items():
-        took_s[_phase_of(key.partition(":")[2])] += seconds
+        name = key.partition(":")[2]
+        took_s[next((phase for phase, names in _REPORTED.items() if name in names), "imports")] += seconds
     ends_s, end_s = {}, healthy_s
     for name in reversed(PHASES):
         ends_s[name] = end_s
@@ -187,10 +188,6 @@ def _describe_missing(sides: Mapping[str, Mapping[str, float]]) -> list[str]:
                 lines.append(f"{side}: {name} includes {', '.join(missing)}, whose ends its output does not show")
                 missing = []
     return lines
-
-
-def _phase_of(name: str) -> str:
-    return next((phase for phase, names in _REPORTED.items() if name in names), "imports")
 
 
 def _read_until(log: StartLog, is_over: threading.Event) -> None:

@@ -1,7 +1,6 @@
 """The result of a benchmark: figures over all rounds and their ratios, as text, JSON and exit code."""
 
 import asyncio
-import math
 import os
 import platform
 import signal
@@ -10,7 +9,7 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, NamedTuple, TextIO
 
 import msgspec
@@ -203,14 +202,11 @@ def _format_figure(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def percentile(values: Sequence[float], percent: float) -> float | None:
+def percentile(values: Sequence[float], percent: int) -> float | None:
     """The value below which `percent` of the values lie, interpolated. None if there are no values."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    position = (len(ordered) - 1) * percent / 100
-    below, above = math.floor(position), math.ceil(position)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+    if len(values) < 2:
+        return next(iter(values), None)
+    return [min(values), *quantiles(values, n=100, method="inclusive"), max(values)][percent]
 
 
 def percentiles_ms(name: str, values_ns: Sequence[float], *percents: int) -> dict[str, float | None]:

@@ -190,23 +190,17 @@ class ChunkReader:
     def feed(self, data: bytes, now_ns: int) -> None:
         """Reads bytes that arrived at `now_ns`. An event may be spread over several calls."""
         for event in self._events.feed(data):
-            self._read_event(event, now_ns)
+            if event == END:
+                self.is_finished = True
+                continue
+            chunk = _decoder.decode(event)
+            self.error = self.error if chunk.error is None else str(chunk.error)
+            self.usage = chunk.usage or self.usage
+            for choice in chunk.choices:
+                if choice.has_text:
+                    self.text_times_ns.append(now_ns)
+                self.is_finished |= choice.finish_reason is not None
 
     def find_error(self) -> str | None:
         """The message of an error event, or that the stream is incomplete. Call this after the last byte."""
         return self.error or (None if self.is_finished else "the stream ended without a finish reason")
-
-    def _read_event(self, payload: bytes, now_ns: int) -> None:
-        if payload == END:
-            self.is_finished = True
-            return
-        chunk = _decoder.decode(payload)
-        if chunk.error is not None:
-            self.error = str(chunk.error)
-        if chunk.usage is not None:
-            self.usage = chunk.usage
-        for choice in chunk.choices:
-            if choice.has_text:
-                self.text_times_ns.append(now_ns)
-            if choice.finish_reason is not None:
-                self.is_finished = True

@@ -2,11 +2,11 @@
 
 import json
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import click
 
@@ -15,8 +15,7 @@ from envs.registry import env
 from startup.logs.formatters import escape_controls
 from vllm_cli.client.server_address import ServerAddress, address_options, take_address
 from vllm_cli.errors import ConnectionFailedError
-
-F = TypeVar("F", bound=Callable[..., Any])
+from vllm_cli.terminal import options
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _LONGEST_MESSAGE: Final = 400
@@ -25,15 +24,12 @@ END: Final = b"[DONE]"
 """The data of a stream's last event."""
 
 
-def server_options(command: F) -> F:
-    """Adds the options that `take_server` reads."""
-    for option in (
-        click.option("--api-key", help="Key to send, by default OPENAI_API_KEY or VLLM_API_KEY."),
-        address_options,
-        click.option("--url", help="Address of the server: http(s)://… or unix:/path."),
-    ):
-        command = option(command)
-    return command
+server_options: Final = options(
+    click.option("--url", help="Address of the server: http(s)://… or unix:/path."),
+    address_options,
+    click.option("--api-key", help="Key to send, by default OPENAI_API_KEY or VLLM_API_KEY."),
+)
+"""The options that `take_server` reads."""
 
 
 def take_server(options: dict[str, Any]) -> "Server":

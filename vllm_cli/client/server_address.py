@@ -3,18 +3,16 @@
 import os
 import socket
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import click
 
 from startup.words.errors import InputError
-
-F = TypeVar("F", bound=Callable[..., Any])
+from vllm_cli.terminal import options
 
 _CERTIFICATE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}
@@ -97,20 +95,17 @@ class _UnixConnection(HTTPConnection):
             os.close(file)
 
 
-def address_options(command: F) -> F:
-    """Adds the address flags of `serve`. The command itself declares `url`, as an argument or an option."""
-    for option in (
-        click.option("--insecure", is_flag=True, help="Use HTTPS and accept any certificate."),
-        click.option(
-            "--ssl-certfile", type=_CERTIFICATE, help="Use HTTPS and trust this certificate, as given to `serve`."
-        ),
-        click.option("--ssl", "is_tls", is_flag=True, help="The server speaks HTTPS."),
-        click.option("--uds", metavar="PATH", help="The server's UNIX socket."),
-        click.option("--port", type=click.IntRange(1, 65535), show_default="8000", help="Port of the server."),
-        click.option("--host", show_default="localhost", help="Host, as given to `serve`."),
-    ):
-        command = option(command)
-    return command
+address_options: Final = options(
+    click.option("--host", show_default="localhost", help="Host, as given to `serve`."),
+    click.option("--port", type=click.IntRange(1, 65535), show_default="8000", help="Port of the server."),
+    click.option("--uds", metavar="PATH", help="The server's UNIX socket."),
+    click.option("--ssl", "is_tls", is_flag=True, help="The server speaks HTTPS."),
+    click.option(
+        "--ssl-certfile", type=_CERTIFICATE, help="Use HTTPS and trust this certificate, as given to `serve`."
+    ),
+    click.option("--insecure", is_flag=True, help="Use HTTPS and accept any certificate."),
+)
+"""The address flags of `serve`. The command itself declares `url`, as an argument or an option."""
 
 
 def take_address(options: dict[str, Any]) -> ServerAddress:

@@ -12,9 +12,10 @@ from envs.registry import env
 from startup.storage.caches import FIXED_PATH, OFF
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model
+from vllm_cli.terminal import SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
 
     from vllm_cli.bake.bake import BakeResult
 
@@ -33,15 +34,7 @@ if TYPE_CHECKING:
     show_default=f"{env.VCLI_BAKED.name}, else {FIXED_PATH}",
     help="Folder to write. An existing folder is replaced.",
 )
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1800,
-    show_default=True,
-    metavar="SECONDS",
-    help="Longest time to start.",
-)
+@click.option(*("--timeout", "timeout_s"), type=SECONDS, default=1800, show_default=True, help="Longest time to start.")
 @click.option("--no-start", is_flag=True, help="Only import vLLM, for example on a machine without a GPU.")
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 def bake(*, words: tuple[str, ...], output: Path | None, is_json: bool, **options: Any) -> int:
@@ -74,18 +67,12 @@ def _default_folder() -> Path:
     return Path(expand_home(named)) if named else FIXED_PATH
 
 
-def _summary(result: "BakeResult", folder: Path) -> list[str]:
+def _summary(result: "BakeResult", folder: Path) -> "Iterator[str]":
     total = format_bytes(sum(part.num_bytes for part in result.parts))
-    lines = [_line(part.name, len(part.files), part.num_bytes) for part in result.parts]
-    return [f"Baked {folder}: {total} in {result.duration_s:.1f} s", *lines, *_left_out_lines(result.manifest.left_out)]
-
-
-def _line(name: str, num_files: int, num_bytes: int) -> str:
-    return f"  {name:<18} {num_files:>6} files {format_bytes(num_bytes):>10}"
-
-
-def _left_out_lines(left_out: "Mapping[str, str]") -> list[str]:
-    return [f"  {name:<18} left out: {reason}" for name, reason in left_out.items()]
+    yield f"Baked {folder}: {total} in {result.duration_s:.1f} s"
+    for part in result.parts:
+        yield f"  {part.name:<18} {len(part.files):>6} files {format_bytes(part.num_bytes):>10}"
+    yield from (f"  {name:<18} left out: {reason}" for name, reason in result.manifest.left_out.items())
 
 
 def _to_json(result: "BakeResult", folder: Path) -> str:

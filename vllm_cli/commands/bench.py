@@ -2,10 +2,9 @@
 
 import shlex
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,13 +13,11 @@ from startup.files.download.obtain import resolve_model
 from startup.files.model.request import ModelRequest
 from vllm_cli.commands.of_vllm import vllms_own
 from vllm_cli.errors import CommandGroup
+from vllm_cli.terminal import SECONDS, Seconds, options
 
 if TYPE_CHECKING:
     from vllm_cli.bench.target import TargetSpec
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_SECONDS: Final = click.FloatRange(0, min_open=True)
 _COUNT: Final = click.IntRange(1)
 _STATES: Final = ("warm", "cold-pages", "standby")
 
@@ -60,33 +57,24 @@ def file(value: str) -> Path:
     return path
 
 
-def _shared_options(function: F) -> F:
-    """Adds the options of both benchmarks: commands to compare with, requests, and the result."""
-    for option in reversed(
-        (
-            click.option(
-                *("--vs", "other_commands"), multiple=True, type=command, help="Command of a server to compare with."
-            ),
-            click.option(
-                "--endpoint",
-                type=click.Choice(["completions", "chat"]),
-                default="completions",
-                help="Route of the requests: /v1/completions or /v1/chat/completions.",
-            ),
-            click.option("--api-key", show_default="OPENAI_API_KEY", help="Key to send."),
-            click.option(
-                "--ready-timeout",
-                "ready_timeout_s",
-                type=_SECONDS,
-                default=600,
-                metavar="SECONDS",
-                help="Longest wait for a server to become ready.",
-            ),
-            click.option("--json", "json_path", type=file, help="Write the result as JSON. - is standard output."),
-        )
-    ):
-        function = option(function)
-    return function
+_shared_options: Final = options(
+    click.option(*("--vs", "other_commands"), multiple=True, type=command, help="Command of a server to compare with."),
+    click.option(
+        "--endpoint",
+        type=click.Choice(["completions", "chat"]),
+        default="completions",
+        help="Route of the requests: /v1/completions or /v1/chat/completions.",
+    ),
+    click.option("--api-key", show_default="OPENAI_API_KEY", help="Key to send."),
+    click.option(
+        *("--ready-timeout", "ready_timeout_s"),
+        type=SECONDS,
+        default=600,
+        help="Longest wait for a server to become ready.",
+    ),
+    click.option("--json", "json_path", type=file, help="Write the result as JSON. - is standard output."),
+)
+"""The options of both benchmarks: commands to compare with, requests, and the result."""
 
 
 def _levels(value: str) -> tuple[int, ...]:
@@ -193,9 +181,7 @@ def serve(**options: Any) -> int:
     show_default="the models' files",
     help="File or folder to evict from the page cache, for cold-pages.",
 )
-@click.option(
-    "--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Pause between two starts."
-)
+@click.option("--pause", "pause_s", type=Seconds(0), default=1, help="Pause between two starts.")
 @click.option("--phases", "shows_phases", is_flag=True, help="Show the phases as bars and in a table.")
 @_shared_options
 def startup(**options: Any) -> int:

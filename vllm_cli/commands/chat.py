@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
@@ -13,11 +13,10 @@ from startup.logs.formatters import escape_controls
 from vllm_cli.client.server import Piece, Server, server_options, take_server
 from vllm_cli.commands.of_vllm import vllms_own
 from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.terminal import options
 
 with suppress(ImportError):  # some Pythons are built without readline; then input cannot be edited
     import readline  # noqa: F401
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _CHAT: Final = "/v1/chat/completions"
 _COMPLETIONS: Final = "/v1/completions"
@@ -29,25 +28,18 @@ _HELP: Final = "/help"
 Message = dict[str, str]
 
 
-def _dialogue_options(command: F) -> F:
-    """Adds the options for server, model and sampling. The model's option is named as in `vllm chat`."""
-    for option in (
-        click.option(
-            "--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate. By default, the server decides."
-        ),
-        click.option(
-            "--temperature",
-            type=click.FloatRange(min=0, max=2),
-            help="Sampling temperature. By default, the server decides.",
-        ),
-        click.option("--stats", is_flag=True, help="Show each answer's time to first token and tokens per second."),
-        click.option(
-            *("--model-name", "--model"), help="Model that answers, by default the first that the server lists."
-        ),
-        server_options,
-    ):
-        command = option(command)
-    return command
+_dialogue_options: Final = options(
+    server_options,
+    click.option(*("--model-name", "--model"), help="Model that answers, by default the first that the server lists."),
+    click.option("--stats", is_flag=True, help="Show each answer's time to first token and tokens per second."),
+    click.option(
+        "--temperature", type=click.FloatRange(0, 2), help="Sampling temperature. By default, the server decides."
+    ),
+    click.option(
+        "--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate. By default, the server decides."
+    ),
+)
+"""The options for server, model and sampling. The model's option is named as in `vllm chat`."""
 
 
 @click.command(epilog=vllms_own("chat"))

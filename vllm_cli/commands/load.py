@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
 import click
@@ -15,9 +15,8 @@ from startup.logs.formatters import escape_controls
 from vllm_cli.client.server import Server, server_options, take_server
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
-from vllm_cli.terminal import Reporter
+from vllm_cli.terminal import SECONDS, Reporter, options
 
-F = TypeVar("F", bound=Callable[..., Any])
 Verb = Literal["load", "sleep", "unload"]
 Ending = Literal["ready", "asleep", "stopped", "failed", "timed out"]
 
@@ -29,23 +28,13 @@ _DONE: Final[dict[Verb, Ending]] = {"load": "ready", "sleep": "asleep", "unload"
 _TEXTS: Final = {"ready": "is ready", "asleep": "sleeps", "stopped": "has stopped"}
 
 
-def _router_options(command: F) -> F:
-    for option in (
-        click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing."),
-        click.option("--json", "is_json", is_flag=True, help="Print the outcome as JSON."),
-        click.option(
-            *("--timeout", "timeout_s"),
-            type=click.FloatRange(0, min_open=True),
-            default=600,
-            show_default=True,
-            metavar="SECONDS",
-            help="Longest wait.",
-        ),
-        server_options,
-        click.argument("model"),
-    ):
-        command = option(command)
-    return command
+_router_options: Final = options(
+    click.argument("model"),
+    server_options,
+    click.option("--timeout", "timeout_s", type=SECONDS, default=600, show_default=True, help="Longest wait."),
+    click.option("--json", "is_json", is_flag=True, help="Print the outcome as JSON."),
+    click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing."),
+)
 
 
 @click.command("load")

@@ -10,7 +10,7 @@ import click
 from base.machine.processes import is_alive
 from startup.words.errors import InputError
 from vllm_cli.client.running_servers import RunningServer, find_servers, find_standbys
-from vllm_cli.terminal import Reporter
+from vllm_cli.terminal import Reporter, Seconds
 
 STOPPED: Final = 0
 NOT_STOPPED: Final = 1
@@ -25,7 +25,7 @@ _AFTER_KILL_S: Final = 10.0
 @click.option("--all", "is_all", is_flag=True, help="Stop all servers of this user here, but no standby.")
 @click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Stop all without asking.")
 @click.option(
-    *("--timeout", "timeout_s"), type=click.FloatRange(0), default=60, show_default=True, metavar="SECONDS",
+    *("--timeout", "timeout_s"), type=Seconds(0), default=60, show_default=True,
     help="Kill servers that still run after this time.",
 )  # fmt: skip
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing.")
@@ -108,7 +108,7 @@ def _find_successors(known: list[RunningServer], models: set[str | None]) -> lis
 
 def _wait(stopping: "list[_StoppingServer]", timeout_s: float, reporter: Reporter) -> None:
     begin_s = time.monotonic()
-    while waiting := [server for server in stopping if not server.is_done()]:
+    while waiting := [server for server in stopping if server.alive()]:
         waited_s = time.monotonic() - begin_s
         if waited_s >= timeout_s:
             for server in waiting:
@@ -134,18 +134,15 @@ class _StoppingServer:
             if self._processes and self._processes[0].pid == server.pid:
                 self._processes[0].terminate()
 
-    def is_done(self) -> bool:
-        return not self._alive()
-
     def kill(self) -> None:
         import psutil
 
         self.is_killed = True
-        for process in self._alive():
+        for process in self.alive():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         end_s = time.monotonic() + _AFTER_KILL_S
-        while self._alive() and time.monotonic() < end_s:  # a zombie without a parent that waits counts as ended
+        while self.alive() and time.monotonic() < end_s:  # a zombie without a parent that waits counts as ended
             time.sleep(_POLL_S)
 
     def describe(self) -> str:
@@ -153,5 +150,5 @@ class _StoppingServer:
             return f"{self.name} did not stop in time and was killed"
         return f"{self.name} has stopped"
 
-    def _alive(self) -> list[Any]:
+    def alive(self) -> list[Any]:
         return [process for process in self._processes if process.is_running() and is_alive(process.pid)]

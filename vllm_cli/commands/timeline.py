@@ -34,10 +34,9 @@ def timeline(file: BinaryIO, is_json: bool) -> None:
 def _read(file: BinaryIO, name: str) -> StartReport:
     try:
         return read_report(file.read().decode())
-    except UnicodeDecodeError as err:
-        raise InputError(f"{name} is not a start-up report: it is not text.") from err
-    except ReportError as err:
-        raise InputError(f"{name} is not a start-up report: {err}.") from err
+    except (UnicodeDecodeError, ReportError) as err:
+        reason = "it is not text" if isinstance(err, UnicodeDecodeError) else err
+        raise InputError(f"{name} is not a start-up report: {reason}.") from err
 
 
 def _describe(report: StartReport) -> str:

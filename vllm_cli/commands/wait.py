@@ -9,30 +9,19 @@ import click
 from startup.words.errors import InputError
 from vllm_cli.client.server_address import ServerAddress, address_options, take_address
 from vllm_cli.client.waiting import Ending, Readiness, WaitOptions, WaitResult, wait_for_server
-from vllm_cli.terminal import Reporter
+from vllm_cli.terminal import SECONDS, Reporter
 
 EXIT_CODES: Final[dict[Ending, int]] = {"ready": 0, "failed": 1, "timed out": 4}
 
 _HEARTBEAT_S: Final = 10.0
-_SECONDS: Final = click.FloatRange(0, min_open=True)
 
 
-@click.command("wait", context_settings={"max_content_width": 110})
+@click.command("wait", context_settings={"max_content_width": 110, "show_default": True})
 @click.argument("url", required=False)
 @address_options
-@click.option("--path", default="/health", show_default=True, help="Path to poll. 200 means ready.")
-@click.option(
-    *("--timeout", "timeout_s"), type=_SECONDS, default=600, show_default=True, metavar="SECONDS", help="Longest wait."
-)
-@click.option(
-    "--interval",
-    "interval_s",
-    type=_SECONDS,
-    default=0.2,
-    show_default=True,
-    metavar="SECONDS",
-    help="Pause between two polls.",
-)
+@click.option("--path", default="/health", help="Path to poll. 200 means ready.")
+@click.option("--timeout", "timeout_s", type=SECONDS, default=600, help="Longest wait.")
+@click.option("--interval", "interval_s", type=SECONDS, default=0.2, help="Pause between two polls.")
 @click.option("--pid", type=click.IntRange(1), help="The server's process id. The wait ends when this process ends.")
 @click.option("--graphs", "with_graphs", is_flag=True, help="Also wait until vLLM has captured its CUDA graphs.")
 @click.option("--json", "is_json", is_flag=True, help="Print the outcome as JSON.")

@@ -127,6 +127,7 @@ def test_phases_of_the_embedded_engine(run_startup, tmp_path):
     assert list(figures["phases_s"]) == list(PHASES)
     assert sum(figures["phases_s"].values()) == pytest.approx(figures["first_token_s"])
     assert figures["phases_s"]["imports"] > figures["phases_s"]["configuration"] > 0
-    assert figures["phases_s"]["weights"] > 0
+    is_waited_for = any(name.endswith(":load_weights") for name in figures["phases"])  # else others took longer
+    assert (figures["phases_s"]["weights"] > 0) == is_waited_for
     assert "1 imports" in done.stderr
     assert "includes" not in done.stderr

@@ -111,9 +111,9 @@ def test_a_killed_process_has_ended_although_its_parent_does_not_wait_for_it(mon
     monkeypatch.setattr(stop, "_AFTER_KILL_S", inf)
     with _process("signal.signal(signal.SIGTERM, signal.SIG_IGN)") as process:
         stopping = stop._StoppingServer(replace(_SERVER, pid=process.pid, pids=(process.pid,)))
-        assert not stopping.is_done()
+        assert stopping.alive()
         stopping.kill()
-        assert stopping.is_done()
+        assert not stopping.alive()
         assert stopping.describe().endswith("was killed")
 
 
