@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from envs.registry import env
 from startup.errors import StartupError
 from startup.session.preflight.report import USAGE
-
-NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
 
 class ServerCall(NamedTuple):
@@ -102,7 +99,7 @@ class ModelEntry(ModelPolicy):
     foreign: ForeignCommand | None = None
     engine: str = "auto"
     """`embedded`, `vllm` or `auto`. `other` for a `foreign` command."""
-    env: Mapping[str, str] = field(default_factory=lambda: NO_ENVIRONMENT, repr=False)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     sleep_levels: tuple[int, ...] = (1, 2)
     """vLLM's sleep levels for this model, best first. `with_sleep_words` removes unsupported levels."""
     preload: bool = False

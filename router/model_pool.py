@@ -188,11 +188,7 @@ class ModelPool:
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[Child]:
-        """Yields the model's process once it is ready. It stays ready until the block is left.
-
-        Raises:
-            ModelRefused: the scheduler refuses the request, for example because the model's start has failed.
-        """
+        """Yields the model's process once it is ready, and until the block is left. Raises ModelRefused."""
         async with self._ticket(name, self._scheduler.arrive) as child:
             yield child
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +30,7 @@ from base.server_settings import SAME_SIGNAL_S
 from envs.registry import env
 from router.child.child import ChildPlace
 from router.child.log import LogRelay
-from router.child.place import ChildPlaces, Guard
+from router.child.place import ChildPlaces, guarded
 from router.http.app import AppOptions, create_runner
 from router.model_entry import ModelEntry, ModelsFileError
 from router.model_memory import MemoryMeter
@@ -45,7 +45,7 @@ from startup.port.systemd.service_manager import ServiceManager, take_socket
 from startup.processes.quick_end import end_like
 from startup.settings.config import StartupConfig
 from startup.storage.run_record import ROUTER, RunRecord, run_recorded
-from startup.storage.temp_folder import ensure_temp_folder
+from startup.storage.temp_folder import ensure_temp_folder, own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +67,10 @@ class RouterOptions:
     """The values of the router's own flags. The file's API keys are added to those of the flags."""
     entries: Mapping[str, ModelEntry]
     """Name -> entry, in the order of the file or of the command line."""
-    reload: Callable[[], Mapping[str, ModelEntry]] | None
+    reload: Callable[[], Mapping[str, ModelEntry]] | None = None
     """Reads and checks the file again, on a thread. Raises ModelsFileError. None if there is no file."""
-    path: Path | None
+    path: Path | None = None
     """The file of models. The router watches it for changes. None if there is no file."""
-    limits: SchedulerLimits
     find_template_kinds: Callable[[], tuple[str, ...]]
     """Returns the kinds of standbys that the present models need. Empty if all models start cold."""
     find_model: Callable[[str], str | None]
@@ -102,9 +101,10 @@ def run_router(options: RouterOptions) -> int:
     raise_file_limit(2 * config.limits.max_connections)  # connections of clients and to models' servers
     network, tls = config.server.network, config.server.tls
     with ExitStack() as stack:
-        places = stack.enter_context(closing(ChildPlaces(config.logs)))
+        folder = stack.enter_context(own_folder())
+        places = ChildPlaces(folder, config.logs)
         if options.only is None or options.entries[options.only].foreign:  # a server of ours ends its processes itself
-            stack.enter_context(closing(Guard.start(places.folder)))
+            stack.enter_context(guarded(str(folder)))
         listening = stack.enter_context(
             take_socket() or listener.listen(host=network.host, port=network.port, uds=network.uds)
         )
@@ -114,7 +114,7 @@ def run_router(options: RouterOptions) -> int:
             credentials = Credentials(network, tls, ApiKeys.from_config(network))
         except ServerError as err:
             raise StartupError(str(err), cause="keys-or-certificates") from err
-        standbys = stack.enter_context(closing(Standbys(options.find_model, places.folder)))
+        standbys = stack.enter_context(closing(Standbys(options.find_model, folder)))
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(_Router(options, listening, credentials, places, standbys).run())
@@ -132,13 +132,15 @@ class _Router:
         places: ChildPlaces,
         standbys: Standbys,
     ) -> None:
+        limits = SchedulerLimits(**asdict(options.config.several))
         self._options = options
         self._listener = listening
+        self._address = listener.describe(listening, is_tls=credentials.tls_context is not None)
         self._credentials = credentials
         self._places = places
         self._standbys = standbys
         self._relay = LogRelay(options.config.log_format, has_names=options.only is None)
-        self._pool = ModelPool(options.limits, MemoryMeter(options.find_model), self._place, only=options.only)
+        self._pool = ModelPool(limits, MemoryMeter(options.find_model), self._place, only=options.only)
         self._pool.on_give_up = self._end_without
         self._pool.check_again = options.check_again
         self._manager = ServiceManager.from_environment()
@@ -206,10 +208,6 @@ class _Router:
             watch.start()
             stack.callback(watch.close)
         logger.info("%s on %s", options.only or f"{len(options.entries)} models", self._address)
-
-    @property
-    def _address(self) -> str:
-        return listener.describe(self._listener, is_tls=self._credentials.tls_context is not None)
 
     def _place(self, entry: ModelEntry, number: int) -> ChildPlace:
         return ChildPlace(

@@ -32,10 +32,10 @@ _END_S: Final = 5.0
 class Standbys:
     """All standbys of the router, used on the main thread."""
 
-    def __init__(self, find_model: Callable[[str], str | None], folder: str) -> None:
+    def __init__(self, find_model: Callable[[str], str | None], folder: Path) -> None:
         """`find_model` returns the folder on disk of a model by its name. `folder` is the router's."""
         self._find_model = find_model
-        self._folder = Path(folder)
+        self._folder = folder
         self._standbys: dict[str, OwnStandby] = {}
 
     def follow(self, kinds: Collection[str], entries: Iterable[ModelEntry]) -> "list[OwnStandby]":

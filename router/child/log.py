@@ -63,8 +63,10 @@ class LogRelay:
 
     def _run(self) -> None:
         while (block := self._next()) is not None:
+            left = memoryview(block)
             with suppress(OSError):  # no process reads it any more
-                _write_all(self._fd, block)
+                while left:
+                    left = left[os.write(self._fd, left) :]
 
     def _next(self) -> bytes | None:
         with self._changed:
@@ -184,24 +186,10 @@ def encode_line(line: str, model: str, log_format: LogFormat) -> bytes:
     """Puts the model's name before a line of output. In JSON, the name is the member `model`."""
     if log_format != "json":
         return (f"[{model}] {line}\n" if model else f"{line}\n").encode(errors="replace")
-    record = _parse(line)
-    if record is None:
-        when = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        record = {"time": when, "level": "INFO", "logger": "output", "message": escape_controls(line)}
-    text = json.dumps({**record, "model": model} if model else record, ensure_ascii=False)
-    return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode(errors="replace") + b"\n"
-
-
-def _parse(line: str) -> dict[str, object] | None:
+    when = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    record = {"time": when, "level": "INFO", "logger": "output", "message": escape_controls(line)}
     if line.startswith("{"):
         with suppress(ValueError):
-            found = read_json(line)
-            if isinstance(found, dict):
-                return found
-    return None
-
-
-def _write_all(fd: int, block: bytes) -> None:
-    left = memoryview(block)
-    while left:
-        left = left[os.write(fd, left) :]
+            record = read_json(line)
+    text = json.dumps({**record, "model": model} if model else record, ensure_ascii=False)
+    return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode(errors="replace") + b"\n"

@@ -9,9 +9,10 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from typing import Final, NoReturn, Self
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, NoReturn
 
 from base.machine.command_line import replace_command_line
 from base.machine.processes import marked_pids
@@ -19,7 +20,6 @@ from envs.registry import env
 from router.child.process import inherited_environment
 from startup.logs.options import LogOptions
 from startup.processes import group_signals
-from startup.storage.temp_folder import own_folder
 
 _NUM_SCANS: Final = 50
 _BETWEEN_SCANS_S: Final = 0.02
@@ -32,16 +32,11 @@ _TITLE: Final = b"vllm-cli router's guard"
 class ChildPlaces:
     """The folder with the sockets of a router's children."""
 
-    def __init__(self, logs: LogOptions) -> None:
-        self._stack = ExitStack()
-        self._folder = self._stack.enter_context(own_folder())
+    def __init__(self, folder: Path, logs: LogOptions) -> None:
+        self._folder = folder
         self._base = inherited_environment()
         self._base[env.VCLI_LOG_FORMAT.name] = logs.format
         self._base[env.VLLM_LOGGING_LEVEL.name] = logs.level
-
-    @property
-    def folder(self) -> str:
-        return str(self._folder)
 
     def socket_path(self, number: int) -> str:
         return str(self._folder / f"{number}.sock")
@@ -50,9 +45,6 @@ class ChildPlaces:
         """The environment of a child: the inherited environment, `variables`, and VCLI_ROUTER."""
         return {**self._base, **variables, env.VCLI_ROUTER.name: self.socket_path(number)}
 
-    def close(self) -> None:
-        self._stack.close()
-
 
 def find_marked(place: str) -> list[int]:
     """The ids of this user's processes whose VCLI_ROUTER is the path `place`, or a path below it."""
@@ -60,32 +52,28 @@ def find_marked(place: str) -> list[int]:
     return marked_pids(f"{variable}\0", f"{variable}/")
 
 
-class Guard:
-    """A process that ends the router's marked processes and removes its folder once the router has ended."""
+@contextmanager
+def guarded(folder: str) -> Iterator[None]:
+    """Runs the guard: a process that ends the marked processes and removes the folder after this process.
 
-    def __init__(self, pid: int, life_fd: int) -> None:
-        self._pid = pid
-        self._life_fd = life_fd
-
-    @classmethod
-    def start(cls, folder: str) -> Self:
-        """Starts the guard. This process must have no other threads, and no sockets that must not leak."""
-        read_fd, life_fd = os.pipe()
-        with group_signals.blocked():
-            pid = os.fork()
-            if pid == 0:  # signals stay blocked here until their handlers are replaced
-                try:
-                    os.close(life_fd)
-                    _guard(read_fd, folder)
-                finally:
-                    os._exit(1)
-        os.close(read_fd)
-        return cls(pid, life_fd)
-
-    def close(self) -> None:
-        """Closes the pipe to the guard, and returns when the guard has ended."""
-        os.close(self._life_fd)
-        os.waitpid(self._pid, 0)
+    This process must have no other threads, and no sockets that must not leak. The block ends when the guard
+    has ended.
+    """
+    read_fd, life_fd = os.pipe()
+    with group_signals.blocked():
+        pid = os.fork()
+        if pid == 0:  # signals stay blocked here until their handlers are replaced
+            try:
+                os.close(life_fd)
+                _guard(read_fd, folder)
+            finally:
+                os._exit(1)
+    os.close(read_fd)
+    try:
+        yield
+    finally:
+        os.close(life_fd)
+        os.waitpid(pid, 0)
 
 
 def _guard(read_fd: int, folder: str) -> NoReturn:

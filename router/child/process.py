@@ -40,14 +40,7 @@ class ChildProcess:
 
     @classmethod
     def fork(cls, become: Callable[[], NoReturn]) -> Self:
-        """Starts a process that executes a program. Called on the main thread.
-
-        Args:
-            become: executes the program. Called in the new process.
-
-        Raises:
-            OSError: no process can be started.
-        """
+        """Starts a process. In it, `become` executes a program. Called on the main thread. Raises OSError."""
         parent_pid = os.getpid()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:

@@ -134,17 +134,6 @@ class ClientRequest(web.Request):
 class Connection(web.RequestHandler):
     """The connection of one client."""
 
-    __slots__ = (
-        "_client",
-        "_is_refused",
-        "_is_upgraded",
-        "_payload",
-        "_stall",
-        "_watch",
-        "has_room",
-        "server",
-    )
-
     def __init__(self, server: ClientServer, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self.server = server

@@ -138,11 +138,7 @@ class Proxy:
         self._sessions: WeakKeyDictionary[Child, aiohttp.ClientSession] = WeakKeyDictionary()
 
     async def relay(self, call: Call) -> web.StreamResponse:
-        """Passes the request on, and returns the response of the model's server once it is sent.
-
-        Raises:
-            ModelRefused: the model cannot be started, or its process has ended before the response.
-        """
+        """Passes the request on, and returns the response once it is sent. Raises ModelRefused before it."""
         call.request.record.model = call.entry.name
         comments = WaitingComments(call.request, lambda: self._pool.progress(call.entry.name), self._patience.comment_s)
         if call.may_wait_visibly and not self._pool.is_ready(call.entry.name):

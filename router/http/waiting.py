@@ -17,8 +17,7 @@ class Patience(NamedTuple):
     comment_s: float = 1.0
     """The interval of comments while a model starts."""
     stall_s: float = 30.0
-    """If other models wait, a client that does not read, or a silent WebSocket, is disconnected after
-    this."""
+    """If others wait, a client that does not read, or a silent WebSocket, is disconnected after this."""
     close_s: float = 2.0
     """The longest time for the closing handshake of a WebSocket."""
     follow_s: float = 1.0

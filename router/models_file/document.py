@@ -106,10 +106,6 @@ class Findings:
             found.append(Notice(text + more, self.line_of(first), spell_path(first), self.file))
         return tuple(sorted(found, key=lambda notice: notice.line or 0))
 
-    def oddity(self, path: KeyPath, text: str) -> None:
-        """Reports a fault. In a file for llama-swap, reports only a notice."""
-        (self.notice if self.is_lenient else self.fault)(path, text)
-
     def line_of(self, path: KeyPath) -> int | None:
         return self.root.line_of(path) if self.root is not None else None
 

@@ -99,10 +99,11 @@ def _checked_groups(
 
 
 def _named(name: str, path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings) -> str | None:
-    """The model with this name or alias. Unknown names cause only notices. llama-swap ignores them."""
+    """The model with this name or alias. An unknown name is a fault, or a notice in a file for llama-swap."""
     entry = entries.get(name) or next((each for each in entries.values() if name in each.aliases), None)
     if entry is None:
-        findings.oddity(path, f"{show(name)} is not a model of this file{did_you_mean(name, entries)}")
+        report = findings.notice if findings.is_lenient else findings.fault
+        report(path, f"{show(name)} is not a model of this file{did_you_mean(name, entries)}")
     return None if entry is None else entry.name
 
 

@@ -12,7 +12,7 @@ replaces that of the sleeping process. Sleeping processes take no slot, exclude 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Literal, NamedTuple, Self
 
@@ -37,11 +37,10 @@ class Victim(NamedTuple):
     def part(self) -> "_Room":
         """The room that becomes free when the process has stopped or is asleep."""
         part = _Room.of_staying(self.process)
-        return part.without(_Room(0, self.process.levels[self.level])) if self.level else part
+        return part - _Room(0, self.process.levels[self.level]) if self.level else part
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """The decision about one waiting model."""
 
     kind: Literal["start", "stop", "wait", "short", "blocked", "refuse"]
@@ -88,9 +87,9 @@ class StartPlan:
         self._present = _Room(self._num_slots, self._memory)
         self._planned = _Room(self._num_slots, limits.budget if self._is_settling else self._memory)
         for each in self._processes:
-            self._present.take(_Room.of_present(each))
+            self._present -= _Room.of_present(each)
         for each in self._staying:
-            self._planned.take(_Room.of_staying(each))
+            self._planned -= _Room.of_staying(each)
 
     def has_room(self, model: Model) -> bool:
         """Whether a process of the model can start now beside all running processes."""
@@ -116,15 +115,15 @@ class StartPlan:
             return Placement("blocked")
         self._processes.remove(sleeper)
         self._staying.remove(sleeper)
-        self._present.give(_Room.of_present(sleeper))
-        self._planned.give(_Room.of_staying(sleeper))
+        self._present += _Room.of_present(sleeper)
+        self._planned += _Room.of_staying(sleeper)
         placement = self._reserved(model, self._place(model))
         if placement.kind != "start":
             self._processes.append(sleeper)
-            self._present.take(_Room.of_present(sleeper))
+            self._present -= _Room.of_present(sleeper)
         if placement.kind in ("refuse", "blocked"):
             self._staying.append(sleeper)
-            self._planned.take(_Room.of_staying(sleeper))
+            self._planned -= _Room.of_staying(sleeper)
         return placement
 
     def _reserved(self, model: Model, placement: Placement) -> Placement:
@@ -132,11 +131,11 @@ class StartPlan:
             return placement
         expected = Generation(0, model, model.hungry_since_s)
         if placement.kind == "start":
-            self._present.take(_Room(1, model.need))
+            self._present -= _Room(1, model.need)
             self._processes.append(expected)
         else:
             self._excluded |= model.excludes
-        self._planned.take(_Room(1, model.need))
+        self._planned -= _Room(1, model.need)
         self._staying.append(expected)
         return placement
 
@@ -164,7 +163,7 @@ class StartPlan:
         if self._present.holds(model.need):
             return Placement("start")
         if self._is_settling:
-            self._present.take(_Room(1, model.need))
+            self._present -= _Room(1, model.need)
             self._note_due(min(self._now + _POLL_S, self._settled_s))
         return Placement("wait")
 
@@ -245,17 +244,17 @@ class StartPlan:
             yield Victim(other, level)
 
     def _choose_first(self, model: Model, ordered: Iterable[Victim]) -> list[Victim] | None:
-        room = replace(self._planned)
+        room = self._planned
         chosen: list[Victim] = []
         for victim in ordered:
             if not _excludes(model, victim.process) and room.holds(model.need):
                 break
             chosen.append(victim)
-            room.give(victim.part)
+            room += victim.part
         for victim in reversed(chosen[:-1]):  # a large victim that was chosen late may make earlier ones unnecessary
-            if not _excludes(model, victim.process) and room.without(victim.part).holds(model.need):
+            if not _excludes(model, victim.process) and (room - victim.part).holds(model.need):
                 chosen.remove(victim)
-                room = room.without(victim.part)
+                room -= victim.part
         return chosen if room.holds(model.need) else None
 
     def _rank(self, other: Generation, model: Model) -> "_Rank":
@@ -271,7 +270,7 @@ class StartPlan:
 
     def _reserve(self, victims: Iterable[Victim]) -> None:
         for victim in victims:
-            self._planned.give(victim.part)
+            self._planned += victim.part
             self._staying.remove(victim.process)
 
     # Sums
@@ -341,7 +340,7 @@ class _Rank(IntEnum):
     NOT_READY = 5
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class _Room:
     """Slots and memory that are free, or that one process takes."""
 
@@ -361,15 +360,10 @@ class _Room:
     def holds(self, need: Need) -> bool:
         return self.slots >= 1 and need.fits_in(self.memory)
 
-    def take(self, part: "_Room") -> None:
-        self.slots -= part.slots
-        self.memory = self.memory.minus(part.memory)
+    def __add__(self, part: "_Room") -> "_Room":
+        return _Room(self.slots + part.slots, self.memory.plus(part.memory))
 
-    def give(self, part: "_Room") -> None:
-        self.slots += part.slots
-        self.memory = self.memory.plus(part.memory)
-
-    def without(self, part: "_Room") -> "_Room":
+    def __sub__(self, part: "_Room") -> "_Room":
         return _Room(self.slots - part.slots, self.memory.minus(part.memory))
 
 

@@ -118,10 +118,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Put a process that has no lease to sleep.
-
-    The caller then reports `fell_asleep`, `could_not_sleep` or `ended`.
-    """
+    """Put a process without a lease to sleep. Then report `fell_asleep`, `could_not_sleep` or `ended`."""
 
     generation: int
     level: int

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -14,7 +14,6 @@ from router.model_entry import Fault, ModelEntry, ModelsFile, ModelsFileError, N
 from router.model_memory import MemoryMeter, default_budget
 from router.models_file.reader import Defaults, read_models_file
 from router.router import RouterOptions
-from router.scheduling.terms import SchedulerLimits
 from router.words.model_check import CheckedModel, ModelCheck, folder_of, key_of, served_names
 from router.words.router_words import SeveralModels
 from startup.errors import CommandLineError
@@ -215,7 +214,6 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
         entries=checked.entries,
         reload=None if reader.path is None else reader.reload,
         path=reader.path,
-        limits=SchedulerLimits(**asdict(config.several)),
         find_template_kinds=reader.template_kinds,
         find_model=reader.find_model,
         check_again=reader.check_again,

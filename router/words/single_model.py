@@ -1,12 +1,11 @@
 """The settings of a router with one model (`serve MODEL` with --idle-stop or --restart), for both engines."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Final
 
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
-from router.scheduling.terms import SchedulerLimits
 from router.words.model_check import ModelStart, folder_of
 from router.words.router_words import LACKED_BY_VLLM, PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own
 from router.words.sleep_words import with_sleep_words
@@ -111,19 +110,12 @@ def _flag(options: StartOptions) -> str:
 
 
 def _router(config: StartupConfig, options: StartOptions, start: ModelStart) -> RouterOptions:
-    """
-    Args:
-        config: the values of the router's own flags.
-        options: how the model is started.
-    """
+    """`config` has the values of the router's own flags. `options` says how the model is started."""
     entry, request, kind = start
     kinds = () if kind is None else (kind,)
     return RouterOptions(
         config=config,
         entries={entry.name: entry},
-        reload=None,
-        path=None,
-        limits=SchedulerLimits(**asdict(config.several)),
         find_template_kinds=lambda: kinds,
         find_model=lambda _: folder_of(request),
         check_again=lambda entry: with_sleep_words(replace(entry, sleep_levels=ModelEntry.sleep_levels)).entry,

@@ -1,13 +1,19 @@
-"""Reads the text of a models file."""
+"""Reads the text of a models file, and gives models' processes a place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from router.model_entry import ModelsFile
+from router.child.child import ChildPlace
+from router.child.log import LogRelay
+from router.child.place import ChildPlaces
+from router.model_entry import ModelEntry, ModelsFile
 from router.models_file.reader import Defaults, read_models_file
+from startup.logs.options import LogOptions
+from startup.storage.temp_folder import own_folder
 
 NO_DEFAULTS: Final = Defaults()
 
@@ -24,3 +30,11 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
         return content, [str(fault) for fault in faults]
 
     return read_text
+
+
+@contextmanager
+def open_places(output: Path) -> Iterator[Callable[[ModelEntry | None, int], ChildPlace]]:
+    """Yields a function that gives a process its place. All processes write to the file."""
+    with own_folder() as folder, output.open("ab") as file, closing(LogRelay("text", file.fileno())) as relay:
+        places = ChildPlaces(folder, LogOptions(level="INFO"))
+        yield lambda _, number: ChildPlace(places.socket_path(number), places.environment(number, {}), relay)

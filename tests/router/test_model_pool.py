@@ -12,14 +12,11 @@ import pytest
 
 from router.child import child as child_module
 from router.child import server as server_module
-from router.child.child import ChildPlace
-from router.child.log import LogRelay
-from router.child.place import ChildPlaces
 from router.model_entry import ForeignCommand, ModelEntry, ServerCall
 from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
 from router.scheduling.terms import SchedulerLimits
-from startup.logs.options import LogOptions
+from tests.router.conftest import open_places
 from tests.router.http.small_router import eventually
 from tests.router.router_process import FOREIGN_COMMAND
 from tests.support.tiers import thorough_but_for
@@ -60,20 +57,12 @@ async def open_pool(
     tmp_path: Path, *, only: str | None = None, find_model: Callable[[str], str | None] = lambda _: None
 ) -> AsyncIterator[ModelPool]:
     """A pool with room for two models."""
-    fd = os.open(tmp_path / "output", os.O_WRONLY | os.O_CREAT)
-    places, relay = ChildPlaces(LogOptions(level="INFO")), LogRelay("text", fd)
-
-    def place(_: ModelEntry, number: int) -> ChildPlace:
-        return ChildPlace(places.socket_path(number), places.environment(number, {}), relay)
-
     limits = SchedulerLimits(max_running=2, max_waiting=30, max_wait_s=0.1, min_stay_s=0.0)
-    pool = ModelPool(limits, MemoryMeter(find_model), place, only=only)
-    pool.begin(lambda: 0)
-    yield pool
-    await pool.drain()
-    relay.close()
-    places.close()
-    os.close(fd)
+    with open_places(tmp_path / "output") as place:
+        pool = ModelPool(limits, MemoryMeter(find_model), place, only=only)
+        pool.begin(lambda: 0)
+        yield pool
+        await pool.drain()
 
 
 @pytest.mark.thorough

@@ -22,12 +22,11 @@ from router import standbys
 from router.child import child as child_module
 from router.child import server as child_server
 from router.child.child import Child, ChildPlace
-from router.child.log import LogRelay
-from router.child.place import ChildPlaces, Guard
+from router.child.place import guarded
 from router.child.process import ChildProcess
 from router.child.server import ForeignServer
 from router.model_entry import ForeignCommand, ModelEntry
-from startup.logs.options import LogOptions
+from tests.router.conftest import open_places
 from tests.router.router_process import FOREIGN_COMMAND
 from tests.support.waiting import is_gone, wait_until
 
@@ -41,14 +40,10 @@ def output(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChildPlace]:
+def place(output: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChildPlace]:
     monkeypatch.setenv("VLLM_API_KEY", "sk-of-the-router")
-    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    places, relay = ChildPlaces(LogOptions(level="INFO")), LogRelay("text", fd)
-    yield ChildPlace(places.socket_path(1), places.environment(1, {}), relay)
-    relay.close()
-    places.close()
-    os.close(fd)
+    with open_places(output) as place:
+        yield place(None, 1)
 
 
 def entry_of(*words: str, start_timeout_s: float | None = None, **keys: Any) -> ModelEntry:
@@ -354,5 +349,6 @@ def test_a_signal_right_after_the_fork_does_not_end_the_guard(number, tmp_path, 
         setsid()
 
     monkeypatch.setattr(os, "setsid", signal_then_leave)
-    Guard.start(str(folder)).close()
+    with guarded(str(folder)):
+        pass
     assert not folder.exists()
