@@ -83,11 +83,7 @@ def read_pip_settings() -> dict[str, str]:
 
 
 def translate(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Translates pip's settings into variables and words for uv.
-
-    Raises:
-        UnknownSettingError: uv cannot install with these settings of pip.
-    """
+    """Translates pip's settings into variables and words for uv. Raises UnknownSettingError."""
     variables: dict[str, str] = {}
     constraints: list[str] = []
     for key, value in settings.items():

@@ -73,21 +73,15 @@ class MachineError(Exception):
 
 
 def make(name: str) -> None:
-    """Makes a fresh machine. Removes an older machine with this name."""
-    image = make_image(name)
-    remove(name)
-    _call("cp", "--archive", "--reflink=auto", image, FOLDER / name)
-
-
-def make_image(name: str) -> Path:
-    """The folder of a machine's image. Makes the image if there is none of this week."""
+    """Makes a fresh machine from its image of this week. Removes an older machine with this name."""
     image = FOLDER / f"{name}.image"
     done = image / "complete"
     if not done.exists() or time.time() - done.stat().st_mtime > _KEPT_S:
         remove(image.name)
         _fill(image, name)
         done.touch()
-    return image
+    remove(name)
+    _call("cp", "--archive", "--reflink=auto", image, FOLDER / name)
 
 
 def _fill(image: Path, suite: str) -> None:

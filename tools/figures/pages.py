@@ -28,18 +28,14 @@ def write_pages() -> None:
 
 
 def build_readme(figures: Figures) -> str:
-    """Returns README's text with a new table between the marks."""
+    """README's text with new tables between the marks: of a machine with a GPU, then of one without."""
     before, begin, rest = README.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin, BEGIN
     assert end, END
-    return f"{before}{BEGIN}\n{build_readme_tables(figures)}{END}{after}"
-
-
-def build_readme_tables(figures: Figures) -> str:
-    """README's tables of headline figures in Markdown: first of a machine with a GPU, then of one without."""
-    tables = (headlines(figures, are_of_gpu=are_of_gpu) for are_of_gpu in (True, False))
-    return "\n".join(_headlines(figures, shown) for shown in tables if shown)
+    found = (headlines(figures, are_of_gpu=are_of_gpu) for are_of_gpu in (True, False))
+    tables = "\n".join(_headlines(figures, shown) for shown in found if shown)
+    return f"{before}{BEGIN}\n{tables}{END}{after}"
 
 
 def _headlines(figures: Figures, shown: Sequence[Shown]) -> str:

@@ -113,13 +113,10 @@ class Record:
         moment = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
         step = {"moment": moment, "commit": _commit(), **written, "result": _shorten(entry.get("result"))}
         self._known["steps"][name] = step
-        self._write({str(work): "WORK", str(ROOT): "ROOT", sys.executable: "PYTHON", platform.release(): _kernel()})
-
-    def _write(self, names: Mapping[str, str]) -> None:
-        """Writes the file. `names`: a text that only this machine has, such as a path -> its replacement."""
         text = json.dumps(self._known)
-        for own, name in names.items():
-            text = text.replace(own, name)
+        names = {work: "WORK", ROOT: "ROOT", sys.executable: "PYTHON", platform.release(): _kernel()}
+        for own, name in names.items():  # what only this machine has, and its replacement
+            text = text.replace(str(own), name)
         self._known = json.loads(text)
         self.path.write_text(json.dumps(self._known, indent=1, ensure_ascii=False) + "\n")
 

@@ -53,7 +53,10 @@ class Row:
 
     def cells(self, result: Mapping[str, Any]) -> tuple[str, str, str, str]:
         """The figures of vllm-cli and of the other side, their ratio, and the number of rounds."""
-        ours, theirs = ([_values(result, side, *each) for each in self.series] for side in (self.ours, self.theirs))
+        ours, theirs = (
+            [[each[metric] for each in conditions_of(result, side)[condition]] for condition, metric in self.series]
+            for side in (self.ours, self.theirs)
+        )
         ratios = [find_ratios(*pair) for pair in zip(ours, theirs, strict=True)]
         return (
             _describe(ours, shorten, self.unit),
@@ -96,10 +99,6 @@ def conditions_of(result: Mapping[str, Any], side: int) -> dict[str, list[Mappin
             rounds = [{"swap_s": seconds} for seconds in each["swaps_s"]]
             found |= dict.fromkeys([level] if level else _LEVELS, rounds)
     return found
-
-
-def _values(result: Mapping[str, Any], side: int, condition: str, metric: str) -> list[float]:
-    return [each[metric] for each in conditions_of(result, side)[condition]]
 
 
 ROWS: Final = {

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlencode
 
 import click
@@ -88,7 +88,6 @@ class _Side(Server):
     """The server of one way to swap. Its processes are ended at the end of the `with` block."""
 
     poll_s = 0.1
-    name: ClassVar[str]
 
     def ask_first_token(self, model: str) -> int:
         """Requests an answer of one token, and reads the stream to its end. Returns the status."""
