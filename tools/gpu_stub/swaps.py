@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -84,22 +85,9 @@ class Machine(NamedTuple):
         result["samples"], result["peak_bytes"] = map(int, output.split())
 
 
-class _Side(Server):
-    """The server of one way to swap. Its processes are ended at the end of the `with` block."""
-
+class _Router(Server):
     poll_s = 0.1
 
-    def ask_first_token(self, model: str) -> int:
-        """Requests an answer of one token, and reads the stream to its end. Returns the status."""
-        return _ask(self.port, "/v1/completions", _body(model))
-
-    def swap(self, model: str, other: str) -> int:
-        """Requests a first token while the other model has the GPU. Returns the status."""
-        del other
-        return self.ask_first_token(model)
-
-
-class _Router(_Side):
     def __init__(self, machine: Machine, folder: Path, on_swap: str, level: int | None) -> None:
         self.port = free_port()
         entry = {"model": machine.words[0], "engine": "vllm", "args": [*machine.words[1:]], "on_swap": on_swap}
@@ -111,10 +99,15 @@ class _Router(_Side):
         command = [*machine.prefix, machine.python, "-m", "vllm_cli", *words]
         super().__init__(command, machine.variables, is_awaited=True, log_path=folder / "router.log")
 
+    def swap(self, model: str, other: str) -> int:
+        """Requests a first token while the other model has the GPU. Returns the status."""
+        return _ask_first_token(self.port, model)
 
-class _ByHand(_Side):
+
+class _ByHand(Server):
     """This process is the server of model a. A second process is the server of model b."""
 
+    poll_s = 0.1
     leaves_nothing = False
 
     def __init__(self, machine: Machine, folder: Path, level: int) -> None:
@@ -128,7 +121,8 @@ class _ByHand(_Side):
             for name, port in self.ports.items()
         )
         super().__init__(first, variables, log_path=folder / "a.log")
-        self._other = _Other(self._second, variables, log_path=folder / "b.log")
+        self._other = Server(self._second, variables, log_path=folder / "b.log")
+        self._other.leaves_nothing = False
         self._other.port = self.ports["b"]
 
     def __enter__(self) -> Self:
@@ -159,19 +153,17 @@ class _ByHand(_Side):
             self._post(model, "/wake_up", tags="weights")
             self._post(model, "/collective_rpc", {"method": "reload_weights"})
             self._post(model, "/wake_up", tags="kv_cache")
-        return _ask(self.ports[model], "/v1/completions", _body(model))
+        return _ask_first_token(self.ports[model], model)
 
     def _post(self, name: str, path: str, body: object = None, **query: object) -> None:
         status = _ask(self.ports[name], f"{path}?{urlencode(query)}", body or {})
         assert status == 200, (name, path, status)
 
 
-class _Other(Server):
-    leaves_nothing = False
-
-
-def _body(model: str) -> dict[str, Any]:
-    return {"model": model, "prompt": "The capital of France is", "max_tokens": 1, "stream": True, "ignore_eos": True}
+def _ask_first_token(port: int, model: str) -> int:
+    """Requests an answer of one token, and reads the stream to its end. Returns the status."""
+    fields = {"prompt": "The capital of France is", "max_tokens": 1, "stream": True, "ignore_eos": True}
+    return _ask(port, "/v1/completions", {"model": model, **fields})
 
 
 def _ask(port: int, path: str, body: object) -> int:
@@ -240,11 +232,11 @@ def measure(
         result["total_bytes"], *held = machine.held()
         result["asleep_bytes"] = min(held, default=None) if len(held) > 1 else None
         if way != "by hand":
-            result |= _load(side, num_requests)
+            result |= _load(side.port, num_requests)
     return result
 
 
-def _load(side: _Side, num_requests: int) -> dict[str, Any]:
+def _load(port: int, num_requests: int) -> dict[str, Any]:
     """Sends requests in turns, and at random by 8 clients. Returns how many failed and how long they took."""
     result: dict[str, Any] = {}
     chooses = random.Random(_SEED)
@@ -252,7 +244,7 @@ def _load(side: _Side, num_requests: int) -> dict[str, Any]:
     for kind, names, num_clients in (("turns", [*islice(cycle(_NAMES), num_requests)], 1), ("random", at_random, 8)):
         begin_s = time.perf_counter()
         with ThreadPoolExecutor(num_clients) as pool:
-            statuses = list(pool.map(side.ask_first_token, names))
+            statuses = list(pool.map(partial(_ask_first_token, port), names))
         result[kind] = {
             "requests": len(names),
             "lost": sum(status != 200 for status in statuses),

@@ -7,6 +7,5 @@ from chat_features import Features
 from scenario import MODEL, base_url, report_all
 
 COMPLETE = partial(litellm.completion, model=f"hosted_vllm/{MODEL}", api_base=f"{base_url()}/v1", api_key="none")
-FEATURES = Features(COMPLETE)
 
-report_all(FEATURES)
+report_all(Features(COMPLETE))

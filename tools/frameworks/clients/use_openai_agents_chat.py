@@ -6,6 +6,5 @@ from agents_features import Features
 from scenario import MODEL, base_url, report_all
 
 client = openai.AsyncOpenAI(base_url=f"{base_url()}/v1", api_key="none")
-features = Features(OpenAIChatCompletionsModel(model=MODEL, openai_client=client))
 
-report_all(features)
+report_all(Features(OpenAIChatCompletionsModel(model=MODEL, openai_client=client)))
