@@ -26,7 +26,6 @@ class Seconds(click.FloatRange):
     """A number of seconds, which the help shows as SECONDS."""
 
     def get_metavar(self, *_: object, **__: object) -> str:
-        """The name in the help."""
         return "SECONDS"
 
 

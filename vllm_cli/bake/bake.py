@@ -60,18 +60,6 @@ _NOT_KEPT: Final = ("standby", "imports/*.missed", COMPILED, "graph-memory", "tr
 """Files of the cache that only a running server needs, or that hold only on the machine of the build."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BakeConfig:
-    """The server to start, and the folder to write."""
-
-    words: tuple[str, ...]
-    """MODEL and flags, as after `serve`."""
-    output: Path
-    timeout_s: float
-    no_start: bool = False
-    """Whether vLLM is only imported and no server is started."""
-
-
 class Part(NamedTuple):
     """One part of a baked folder, with its size."""
 
@@ -108,13 +96,16 @@ class BakeResult(NamedTuple):
     duration_s: float
 
 
-def run_bake(config: BakeConfig) -> BakeResult:
-    """Writes the baked folder. If the server does not start, keeps the old folder and raises StartupError."""
-    subject = subject_of(config.words)  # rejects words that `serve` rejects
-    words, secrets = secrets_as_variables(without_addresses(config.words))
-    _check_output(config.output)
+def run_bake(given: Sequence[str], output: Path, *, timeout_s: float, no_start: bool) -> BakeResult:
+    """Writes the baked folder. If the server does not start, keeps the old folder and raises StartupError.
+
+    `given` has MODEL and flags, as after `serve`. With `no_start`, vLLM is only imported.
+    """
+    subject = subject_of(given)  # rejects words that `serve` rejects
+    words, secrets = secrets_as_variables(without_addresses(given))
+    _check_output(output)
     begin_s = time.monotonic()
-    with _new_folder(config.output) as folder, closing(Reporter()) as reporter:
+    with _new_folder(output) as folder, closing(Reporter()) as reporter:
         left_out = {}
         pages: list[FileRanges] = []
         if has_own_bytecode(subject.packages):
@@ -122,12 +113,12 @@ def run_bake(config: BakeConfig) -> BakeResult:
         else:
             (folder / BYTECODE).mkdir()
         environment = _environment(folder) | secrets
-        if (reason := "--no-start" if config.no_start else why_no_start(subject)) is not None:
+        if (reason := "--no-start" if no_start else why_no_start(subject)) is not None:
             reporter.note(f"{reason}: vLLM is only imported")
             bake_imports(words, environment)
             left_out[NO_START] = reason
         else:
-            pages = _start(words, environment, folder, config, reporter)
+            pages = _start(words, environment, folder, timeout_s, reporter)
         _clean(folder / CACHE)
         if subject.model is None:  # the start has downloaded the model
             subject = subject_of(words)
@@ -137,18 +128,18 @@ def run_bake(config: BakeConfig) -> BakeResult:
         manifest = _describe(words, subject, left_out)
         (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
     parts = (
-        Part(name, tuple(path for path in sorted(config.output.glob(pattern)) if path.is_file()))
+        Part(name, tuple(path for path in sorted(output.glob(pattern)) if path.is_file()))
         for name, pattern in _PARTS.items()
     )
     return BakeResult(manifest, tuple(part for part in parts if part.files), time.monotonic() - begin_s)
 
 
 def _start(
-    words: Sequence[str], environment: Mapping[str, str], folder: Path, config: BakeConfig, reporter: Reporter
+    words: Sequence[str], environment: Mapping[str, str], folder: Path, timeout_s: float, reporter: Reporter
 ) -> list[FileRanges]:
     """Starts the server and sends one request. Returns the parts of libraries that the server has used."""
     with start_private_server(words, environment) as server:
-        server.wait_ready(config.timeout_s, reporter)
+        server.wait_ready(timeout_s, reporter)
         reporter.note(f"{ask(server)} answers, saving")
         wait_saved(server, lambda: any(folder.glob(_PARTS[HISTORY])))
         if uses("import file"):

@@ -53,9 +53,9 @@ def bake(*, words: tuple[str, ...], output: Path | None, is_json: bool, **option
     Exit codes: 0 written; 2 usage; 3 the start failed and nothing was written.
     """
     folder = (output or _default_folder()).absolute()
-    from vllm_cli.bake.bake import BakeConfig, run_bake
+    from vllm_cli.bake.bake import run_bake
 
-    result = run_bake(BakeConfig(words=words, output=folder, **options))
+    result = run_bake(words, folder, **options)
     click.echo(_to_json(result, folder) if is_json else "\n".join(_summary(result, folder)))
     return 0
 
