@@ -5,11 +5,11 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from startup.processes.back_off import LONGEST_S, BackOff
 from startup.settings.serve_words import ServeWords
 from startup.standby import sockets
 from startup.standby.sockets import template_kind_for
+from startup.standby.status import STATUS, NoStandbyError, ask
 
 logger = logging.getLogger(__name__)
 
@@ -154,20 +155,10 @@ class OwnStandby:
 
 
 def _is_served(kind: str) -> bool:
-    """Whether a standby that the user has started forks servers of this kind."""
-    try:
-        folder_fd = sockets.open_folder()
-    except OSError:
-        return False
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            connection.setblocking(False)
-            connection.connect(sockets.socket_path(folder_fd, sockets.CONTROL))
-            return os.path.exists(sockets.socket_path(folder_fd, kind))  # noqa: PTH110
-    except OSError:
-        return False
-    finally:
-        os.close(folder_fd)
+    """Whether a standby that the user has started forks servers of this kind, or will do so soon."""
+    with suppress(NoStandbyError):
+        return any(each.kind == kind and each.state in ("importing", "ready") for each in ask(STATUS).templates)
+    return False
 
 
 def template_kind_of_entry(entry: ModelEntry) -> str:

@@ -251,17 +251,13 @@ class Child:
 
     async def _describe_hang(self, finding_hang: "asyncio.Task[str | None]") -> str:
         """Why the process hangs and must be killed. Empty if it does not hang, so that it can end itself."""
-        hang = finding_hang.result() if finding_hang.done() else await self._ask_before_stop()
+        hang = finding_hang.result() if finding_hang.done() else ""
+        if not finding_hang.done() and not self.server.is_foreign:
+            async with self._session() as session:
+                answer = await self._poll(session)
+            self._is_silent = answer is None
+            hang = "" if answer is None else answer.hang
         return f"The server hangs. {hang}" if hang else ""
-
-    async def _ask_before_stop(self) -> str:
-        """Polls the server once more before its stop. Returns why the server hangs, or ""."""
-        if self.server.is_foreign:
-            return ""
-        async with self._session() as session:
-            answer = await self._poll(session)
-        self._is_silent = answer is None
-        return "" if answer is None else answer.hang
 
     def _session(self) -> aiohttp.ClientSession:
         timeout = aiohttp.ClientTimeout(total=_ANSWER_S)

@@ -134,7 +134,9 @@ class _Handler:
             self._pool.metrics.note_request(request.record, status)
 
     async def _respond(self, request: ClientRequest) -> web.StreamResponse:
-        raw_path = self._without_root(request.rel_url.raw_path)
+        raw_path, root = request.rel_url.raw_path, self._root_path
+        if root and (raw_path + "/").startswith(root + "/"):
+            raw_path = raw_path[len(root) :] or "/"
         path = unquote(raw_path) if "%" in raw_path else raw_path
         request_id = request.headers.get(_REQUEST_ID)
         if request_id is not None and is_valid(request_id):
@@ -245,10 +247,6 @@ class _Handler:
             if child is not None and await self._proxy.ask(child, RESPONSES + response_id) is not None:
                 return entry
         raise FailedRequestError(404, f"Response with id '{shown(unquote(response_id))}' not found.")
-
-    def _without_root(self, path: str) -> str:
-        root = self._root_path
-        return path[len(root) :] or "/" if root and (path + "/").startswith(root + "/") else path
 
 
 async def _read(request: web.Request, body: ForwardedBody) -> RequestedModel:

@@ -223,9 +223,7 @@ def _page_row(status: ModelStatus, now: float) -> dict[str, Any]:
         "reason": status.reason or None,
         "pinned": entry.pinned,
         "pid": status.pid,
-        "progress": None
-        if progress is None
-        else {"phase": progress.phase, "fraction": progress.fraction, "remaining_s": progress.remaining_s},
+        "progress": progress and progress._asdict(),
     }
 
 

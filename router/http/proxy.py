@@ -46,7 +46,9 @@ _HOP_BY_HOP: Final = frozenset(
 """Headers that concern a single connection (RFC 9110) and are not passed on."""
 _NOT_REQUESTED: Final = _HOP_BY_HOP | {"host", "expect"}
 _HANDSHAKE: Final = "sec-websocket-"
+"""The beginning of the headers that aiohttp's client adds to a handshake itself."""
 _OF_BODY: Final = frozenset({"content-length", "content-type", "content-encoding"})
+"""Headers of a body, which a handshake does not have."""
 _CORS: Final = "access-control-"
 _SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
 """Headers that aiohttp's client adds to a request unless they are skipped."""
@@ -88,12 +90,6 @@ def _in_utf8(value: str) -> str:
     except UnicodeEncodeError:
         return value.encode("utf-8", "surrogateescape").decode("latin-1")
     return value
-
-
-def headers_of_websocket(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """The headers of a WebSocket's handshake, without the headers that aiohttp's client adds itself."""
-    handshake = frozenset(name.lower() for name in headers if name.lower().startswith(_HANDSHAKE))
-    return headers_to_server(headers, dropped | handshake | _OF_BODY)  # a handshake has no body
 
 
 def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
@@ -162,12 +158,13 @@ class Proxy:
     ) -> web.StreamResponse:
         """Passes messages on in both directions, until one side closes its WebSocket."""
         request.record.model = entry.name
+        own = frozenset(name.lower() for name in request.headers if name.lower().startswith(_HANDSHAKE))
         protocols = [name.strip() for name in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
         async with self._pool.lease(entry.name) as child:
             try:
                 upstream = await self._session_of(child).ws_connect(
                     _target(child, path, request.rel_url.raw_query_string),
-                    headers=headers_of_websocket(request.headers, dropped),
+                    headers=headers_to_server(request.headers, dropped | own | _OF_BODY),
                     protocols=[name for name in protocols if name],
                     autoclose=False,
                     autoping=False,

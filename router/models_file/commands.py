@@ -78,13 +78,14 @@ def recognise(words: Iterable[str]) -> RecognisedCommand | None:
     if _PYTHON.fullmatch(program) and rest[:1] == ["-m"] and len(rest) > 1:
         program = rest[1].replace("_", "-") if rest[1] == "vllm_cli" else rest[1]
         rest = rest[2:]
-    if program not in _ENGINES or (_ENGINES[program] == "vllm" and _is_only_elsewhere(program)):
-        return None
+    engine = _ENGINES.get(program)
+    if engine is None or (engine == "vllm" and vllm_file() is None and shutil.which(program) is not None):
+        return None  # vLLM may be only in another Python environment, whose program is in PATH
     if program != _API_SERVER:
         if rest[:1] != ["serve"]:
             return None
         rest = rest[1:]
-    return RecognisedCommand(_ENGINES[program], _with_model_first(without_address(rest)), env)
+    return RecognisedCommand(engine, _with_model_first(without_address(rest)), env)
 
 
 def _is_of_this_environment(program: str) -> bool:
@@ -93,11 +94,6 @@ def _is_of_this_environment(program: str) -> bool:
         return True
     own = Path(sys.executable).parent
     return path.parent == own or path.parent.resolve() == own.resolve()
-
-
-def _is_only_elsewhere(program: str) -> bool:
-    """Whether vLLM is only in another Python environment, whose program is in PATH."""
-    return vllm_file() is None and shutil.which(program) is not None
 
 
 def _with_model_first(words: list[str]) -> list[str]:

@@ -192,7 +192,9 @@ class _Expressions:
         match tree:
             case ast.BinOp(left, ast.BitOr() | ast.BitAnd() as operator, right):
                 one, two = (self._combine(side, terms, within) for side in (left, right))
-                return one | two | (_crossed(one, two) if isinstance(operator, ast.BitAnd) else frozenset())
+                if isinstance(operator, ast.BitOr):
+                    return one | two
+                return one | two | {a | b for a in one for b in two if len(a) == len(b) == 1}
             case ast.Name(term):
                 return self._read(terms[int(term[1:])], within)
         raise ValueError(tree)
@@ -205,8 +207,3 @@ class _Expressions:
             hint = did_you_mean(term, [*self._names, *self._entries])
             raise _ExpressionError(f"{show(term)} is neither a model nor a name of `vars`{hint}")
         return frozenset((frozenset((model,)),))
-
-
-def _crossed(one: _Family, two: _Family) -> _Family:
-    """The pairs of a model of `one` and a model of `two`."""
-    return frozenset(a | b for a in one for b in two if len(a) == len(b) == 1)
