@@ -9,6 +9,9 @@ from envs.registry import env
 from startup.errors import StartupError
 from startup.session.preflight.report import USAGE
 
+PORT: Final = "${PORT}"
+"""The text in a command that each start replaces by the port of the server."""
+
 
 class ServerCall(NamedTuple):
     """A request by which the router puts a command's server to sleep or wakes it."""
@@ -160,6 +163,15 @@ class ModelsFile:
     notices: tuple[Notice, ...] = ()
     log_level: str | None = None
     """The router's log level. It counts only if the command line gives none."""
+
+
+class Defaults(NamedTuple):
+    """Values for keys that the file of models may leave out."""
+
+    ttl_s: float | None = None
+    start_timeout_s: float | None = None
+    idle_sleep_s: float | None = None
+    on_swap: Literal["stop", "sleep"] = "stop"
 
 
 _MAX_SHOWN: Final = 100

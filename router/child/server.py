@@ -19,7 +19,7 @@ from base.json_depth import read_json
 from base.machine.server_ports import find_free_port, list_server_ports
 from base.server_settings import SHUTDOWN_TIMEOUT_S, control_socket
 from router.child.process import execute_serve
-from router.model_entry import ForeignCommand, ServerCall, ServerTimes
+from router.model_entry import PORT, ForeignCommand, ServerCall, ServerTimes
 from startup.errors import NOT_STARTED_CAUSE, with_code
 from startup.files.model.gguf import KEY_VARIABLE, LLAMA_SERVER
 from startup.standby.sockets import peer_of
@@ -42,7 +42,6 @@ _ANSWER_BYTES: Final = 4096
 _GIB: Final = 1 << 30
 _OK: Final = 200
 _READY_POLL_S: Final = 0.05
-_PORT: Final = "${PORT}"
 _PID: Final = "${PID}"
 
 
@@ -190,7 +189,7 @@ class ForeignServer:
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
         port = str(self._command.port)
-        execute_words(self.words, {name: value.replace(_PORT, port) for name, value in environment.items()})
+        execute_words(self.words, {name: value.replace(PORT, port) for name, value in environment.items()})
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
         """Requests `checkEndpoint`. The server is ready once the answer is 200."""
@@ -277,7 +276,7 @@ def _with_port(command: ForeignCommand) -> ForeignCommand:
     port = str(command.port or find_free_port(list_server_ports()))
 
     def fill(text: str) -> str:
-        return text.replace(_PORT, port)
+        return text.replace(PORT, port)
 
     return replace(
         command,

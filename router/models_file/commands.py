@@ -13,12 +13,11 @@ from urllib.parse import urlsplit
 
 from base.wording import list_some
 from envs.variable import parse_duration
-from router.model_entry import ForeignCommand, ModelEntry, ServerCall
+from router.model_entry import PORT, ForeignCommand, ModelEntry, ServerCall
 from router.models_file.document import Findings, KeyPath, show
 from startup.settings.config import flags_with_role
 from startup.settings.serve_words import split, vllm_file
 
-PORT: Final = "${PORT}"
 SLEEP_KEYS: Final = ("sleep", "wake", "sleepEndpoints", "wakeEndpoints")
 """Keys for the requests that put a command's server to sleep and wake it. The last two are llmsnap's."""
 

@@ -1,11 +1,12 @@
 """Reads a YAML document within limits, notes the line of each key, and collects the document's faults."""
 
-import functools
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
+
+import yaml
 
 from envs.redaction import MASK, hide_in_command, is_secret_name
 from router.model_entry import Fault, Notice
@@ -153,10 +154,8 @@ def parse(text: str, findings: Findings) -> Node | None:
     Raises:
         DocumentError: the text is not YAML, is nested too deeply, or has too many values.
     """
-    import yaml
-
     try:
-        root = yaml.compose(text, Loader=_loader())  # libyaml's loader would overflow the stack here
+        root = yaml.compose(text, Loader=_Loader)  # libyaml's loader would overflow the stack here
         return None if root is None else _Reader(findings).read(root, ())
     except RecursionError as err:
         raise DocumentError("is nested too deeply") from err
@@ -172,31 +171,24 @@ def parse(text: str, findings: Findings) -> Node | None:
         raise DocumentError(f"is not YAML: {err}") from err
 
 
-@functools.cache
-def _loader() -> Any:
+class _Loader(yaml.SafeLoader):
     """PyYAML's loader with a change: it accepts the `?` in `{top_p?: 0.5}`, as YAML 1.2 requires."""
-    import yaml
 
-    class Loader(yaml.SafeLoader):
-        def scan_plain(self) -> Any:
-            if self.flow_level:
-                vars(self)["peek"] = self._peek_of_plain
-            try:
-                return super().scan_plain()
-            finally:
-                vars(self).pop("peek", None)
+    def scan_plain(self) -> Any:
+        if self.flow_level:
+            vars(self)["peek"] = self._peek_of_plain
+        try:
+            return super().scan_plain()
+        finally:
+            vars(self).pop("peek", None)
 
-        def _peek_of_plain(self, index: int = 0) -> Any:
-            found = super().peek(index)
-            return "x" if found == "?" and super().peek(index + 1).strip("\0 \t\r\n") else found
-
-    return Loader
+    def _peek_of_plain(self, index: int = 0) -> Any:
+        found = super().peek(index)
+        return "x" if found == "?" and super().peek(index + 1).strip("\0 \t\r\n") else found
 
 
 def value_of(text: str) -> Any:
     """The value that YAML reads from an unquoted text. The text itself if it is not valid YAML."""
-    import yaml
-
     loader: Any = yaml.SafeLoader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
     try:
@@ -209,9 +201,6 @@ class _Reader:
     """Converts PyYAML's nodes to ours. The values of an alias count at each use."""
 
     def __init__(self, findings: Findings) -> None:
-        import yaml
-
-        self._yaml = yaml
         self._scalars = yaml.SafeLoader("")
         self._findings = findings
         self._num_values = 0
@@ -228,11 +217,11 @@ class _Reader:
         top_key = str(path[0]) if path else ""
         if self._top_keys.setdefault(id(node), top_key) != top_key:
             self._findings.anchored.add(self._top_keys[id(node)])
-        if isinstance(node, self._yaml.ScalarNode):
+        if isinstance(node, yaml.ScalarNode):
             return Node(self._read_scalar(node, line), line, text=node.value, is_quoted=node.style is not None)
         if node.tag not in _COLLECTIONS:
             raise DocumentError(f"the tag {node.tag} is not supported: remove it", line)
-        if isinstance(node, self._yaml.SequenceNode):
+        if isinstance(node, yaml.SequenceNode):
             return Node([self.read(each, (*path, index)) for index, each in enumerate(node.value)], line)
         return self._read_mapping(node, path, line)
 
@@ -248,7 +237,7 @@ class _Reader:
         merged: list[Node] = []
         for key, value in node.value:
             key_line = key.start_mark.line + 1
-            if not isinstance(key, self._yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode):
                 raise DocumentError("a key must be a text", key_line)
             child = self.read(value, (*path, key.value))
             if key.tag == f"{_TAG}merge":

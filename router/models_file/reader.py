@@ -10,10 +10,10 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final
 
 from envs.variable import parse_duration
-from router.model_entry import BodyChanges, Fault, ForeignCommand, ModelEntry, ModelsFile
+from router.model_entry import BodyChanges, Defaults, Fault, ForeignCommand, ModelEntry, ModelsFile
 from router.models_file import commands
 from router.models_file.document import DocumentError, Findings, Key, KeyPath, parse, read_text, show
 from router.models_file.groups import apply_groups, apply_matrix, check_preload, find_exclusions
@@ -21,15 +21,6 @@ from router.models_file.macros import complete
 from router.models_file.schema import check_structure
 
 _OUR_KEYS: Final = "VLLM_API_KEY"
-
-
-class Defaults(NamedTuple):
-    """Values for keys that the file may leave out."""
-
-    ttl_s: float | None = None
-    start_timeout_s: float | None = None
-    idle_sleep_s: float | None = None
-    on_swap: Literal["stop", "sleep"] = "stop"
 
 
 def read_models_file(path: Path, defaults: Defaults) -> tuple[ModelsFile, tuple[Fault, ...]]:

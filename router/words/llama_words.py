@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from base.wording import list_some
-from router.model_entry import ForeignCommand, ModelEntry
-from router.models_file.commands import PORT
+from router.model_entry import PORT, ForeignCommand, ModelEntry
 from startup.files.model.gguf import LLAMA_SERVER, GgufModel
 from startup.files.model.hub_settings import is_offline
 from startup.settings.config import StartupConfig

@@ -10,9 +10,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from base.wording import format_bytes, list_some
-from router.model_entry import Fault, ModelEntry, ModelsFile, ModelsFileError, Notice
+from router.model_entry import Defaults, Fault, ModelEntry, ModelsFile, ModelsFileError, Notice
 from router.model_memory import MemoryMeter, default_budget
-from router.models_file.reader import Defaults, read_models_file
 from router.router import RouterOptions
 from router.words.model_check import CheckedModel, ModelCheck, folder_of, key_of, served_names
 from router.words.router_words import SeveralModels
@@ -87,6 +86,8 @@ class ModelsReader:
     def _content(self) -> tuple[ModelsFile, tuple[Fault, ...]]:
         if self.path is None:
             return ModelsFile(self._entries_of_words()), ()
+        from router.models_file.reader import read_models_file  # noqa: PLC0415 - imports jsonschema and yaml
+
         return read_models_file(self.path, self._defaults)
 
     def reload(self) -> Mapping[str, ModelEntry]:
