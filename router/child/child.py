@@ -353,15 +353,11 @@ class Child:
         self._processes.signal(signal.SIGCONT)
 
     async def _run_stop_command(self, words: Sequence[str]) -> None:
-        output_fd = os.dup(2)
         try:
-            become = partial(_become, partial(execute_words, words), self._environment, output_fd)
-            command = ChildProcess.fork(become)
+            command = ChildProcess.fork(partial(_become, partial(execute_words, words), self._environment, 2))
         except OSError as err:
             logger.warning("cmdStop of %s cannot be started: %s", self.entry.name, err)
             return
-        finally:
-            os.close(output_fd)
         self._processes.add([command.pid])
         await self._processes.wait(command.pid, self.server.stop_s)
         command.signal_group(signal.SIGKILL)

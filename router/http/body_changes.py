@@ -1,15 +1,13 @@
 """Changes the name of the model and other keys in a request's body, before the model's server gets it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from mmap import mmap
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from router.http.body_members import BodyFaultError, Member, Members, json_members
 from router.model_entry import BodyChanges
-
-if TYPE_CHECKING:
-    from mmap import mmap
 
 _MOST_NESTED_BYTES: Final = 1 << 20
 """The most bytes of a member's value in which the router changes a nested key."""
@@ -31,7 +29,7 @@ Part: TypeAlias = bytes | slice
 """A part of the changed body: new text, or an unchanged slice of the old body."""
 
 
-def json_parts(body: "bytes | mmap", members: Members, changes: BodyChanges, requested: str | None) -> Sequence[Part]:
+def json_parts(body: bytes | mmap, members: Members, changes: BodyChanges, requested: str | None) -> Sequence[Part]:
     """Returns the parts of the changed JSON object. `requested` is the model's name in the request.
 
     Raises:
@@ -46,7 +44,7 @@ def json_parts(body: "bytes | mmap", members: Members, changes: BodyChanges, req
     return _parts(body, members, steps)
 
 
-def form_parts(body: "bytes | mmap", members: Members, changes: BodyChanges) -> Sequence[Part]:
+def form_parts(body: bytes | mmap, members: Members, changes: BodyChanges) -> Sequence[Part]:
     """Returns the parts of the multipart form. In a form, only the name of the model can change."""
     parts: list[Part] = []
     at = 0
@@ -57,7 +55,7 @@ def form_parts(body: "bytes | mmap", members: Members, changes: BodyChanges) -> 
     return [*parts, slice(at, len(body))]
 
 
-def _parts(body: "bytes | mmap", members: Members, steps: Sequence[_Step]) -> Sequence[Part]:
+def _parts(body: bytes | mmap, members: Members, steps: Sequence[_Step]) -> Sequence[Part]:
     by_head: dict[str, list[_Step]] = {}
     for step in steps:
         head, _, rest = step.key.partition(".")
@@ -81,7 +79,7 @@ def _parts(body: "bytes | mmap", members: Members, steps: Sequence[_Step]) -> Se
     return [b"{", *parts[1:], b"}"]
 
 
-def _changed(body: "bytes | mmap", member: Member | None, steps: Sequence[_Step]) -> bytes | None:
+def _changed(body: bytes | mmap, member: Member | None, steps: Sequence[_Step]) -> bytes | None:
     """The new value of a member. None if the member is missing or removed."""
     text: bytes | None = None
     if member is not None and any(step.key for step in steps):

@@ -8,12 +8,10 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, NamedTuple
+from mmap import mmap
+from typing import Final, NamedTuple
 
 from python_multipart.multipart import parse_options_header
-
-if TYPE_CHECKING:
-    from mmap import mmap
 
 MOST_MEMBERS: Final = 1000
 """The most members of an object or parts of a form. Starlette has the same limit for forms."""
@@ -67,7 +65,7 @@ class Members(NamedTuple):
         return next((member for member in reversed(self.all) if member.key == key), None)
 
 
-def json_members(body: "bytes | mmap") -> Members:
+def json_members(body: bytes | mmap) -> Members:
     """The members of the outermost object. Values inside it are not checked. Raises BodyFaultError."""
     members: list[Member] = []
     expected, key, begin, last_end = "object", "", 0, 0
@@ -90,7 +88,7 @@ def json_members(body: "bytes | mmap") -> Members:
     return Members(tuple(members))
 
 
-def form_fields(body: "bytes | mmap", boundary: bytes) -> Members:
+def form_fields(body: bytes | mmap, boundary: bytes) -> Members:
     """The fields of a multipart form, without files. Long values are cut. Raises BodyFaultError."""
     fields: list[Member] = []
     delimiter = b"\r\n--" + boundary
@@ -127,7 +125,7 @@ class _Scan:
         self._value = 0
         """The position of the string, list or object that is being read."""
 
-    def tokens(self, body: "bytes | mmap") -> Iterator[tuple[str, int, int]]:
+    def tokens(self, body: bytes | mmap) -> Iterator[tuple[str, int, int]]:
         """Yields the kind, begin and end of each token of the object.
 
         The kinds are the object's punctuation, `"` for a string, `[` for a whole list or object, and `other`.
@@ -185,7 +183,7 @@ class _Scan:
         return (mark if mark in ":," else _OTHER, begin, end) if self._depth < 2 else None
 
 
-def _key(body: "bytes | mmap", begin: int, end: int) -> str:
+def _key(body: bytes | mmap, begin: int, end: int) -> str:
     if end - begin > _LONGEST_KEY:
         return ""
     try:
@@ -205,7 +203,7 @@ def _field_name(head: bytes) -> str | None:
     return None
 
 
-def _find(body: "bytes | mmap", text: bytes, begin: int) -> int:
+def _find(body: bytes | mmap, text: bytes, begin: int) -> int:
     """The position after the next occurrence of `text`, or -1 if there is none."""
     for at in range(begin, len(body), _PIECE_BYTES):
         found = body[at : at + _PIECE_BYTES + len(text) - 1].find(text)

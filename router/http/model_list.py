@@ -5,7 +5,7 @@ import shlex
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 from weakref import ref
 
 from prometheus_client import CollectorRegistry
@@ -14,14 +14,12 @@ from prometheus_client.exposition import choose_encoder
 
 from base.json_depth import read_json
 from envs.redaction import hide_in_words
+from router.child.child import Child
 from router.metrics import counter
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelStatus
 from router.scheduling.terms import State
 from startup.settings.serve_words import is_flag_like
-
-if TYPE_CHECKING:
-    from router.child.child import Child
 
 _SLEEPING: Final = ("falling asleep", "asleep", "waking")
 """A model in one of these states has started already, so probes report it as ready."""
@@ -38,7 +36,7 @@ class _KnownLength(NamedTuple):
     """The `max_model_len` that a process of an entry has reported."""
 
     entry: ModelEntry
-    child: "ref[Child]"
+    child: ref[Child]
     length: int | None
 
 
@@ -56,7 +54,7 @@ class PoolListing:
         self._registry.register(self)
         self._registry.register(pool.metrics)
 
-    async def learn_lengths(self, ask: "Callable[[Child, str], Awaitable[bytes | None]]") -> None:
+    async def learn_lengths(self, ask: Callable[[Child, str], Awaitable[bytes | None]]) -> None:
         """Requests each running model's `max_model_len` from its server, unless it is known."""
         running = [(entry, self._pool.child_of(name)) for name, entry in self._pool.entries.items()]
         unknown = [(entry, child) for entry, child in running if child is not None and not self._knows(entry, child)]
@@ -114,7 +112,7 @@ class PoolListing:
     def status_of(self, name: str) -> ModelStatus:
         return next(status for status in self._pool.view() if status.entry.name == name)
 
-    def _knows(self, entry: ModelEntry, child: "Child | None") -> bool:
+    def _knows(self, entry: ModelEntry, child: Child | None) -> bool:
         """Whether the length is that of the entry's present process, or without one, of its last process."""
         known = self._lengths.get(entry.name)
         return known is not None and known.entry == entry and (child is None or known.child() is child)
@@ -188,7 +186,7 @@ def _read_length(body: bytes) -> int | None:
 _RUNNING: Final = ("starting", "ready", *_SLEEPING, "draining")
 
 
-def _llama_swap(status: ModelStatus, child: "Child | None") -> dict[str, Any]:
+def _llama_swap(status: ModelStatus, child: Child | None) -> dict[str, Any]:
     entry = status.entry
     return {
         "model": entry.name,

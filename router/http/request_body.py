@@ -6,17 +6,15 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from mmap import ACCESS_READ, mmap
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
+
+from aiohttp import StreamReader
 
 from router.http.answers import FailedRequestError
 from router.http.body_changes import Part, form_parts, json_parts
 from router.http.body_members import NOT_JSON, BodyFaultError, Member, Members, form_fields, json_members, parse_options
 from router.model_entry import BodyChanges
 from server.terms.limits import LimitsConfig, flag_of
-
-if TYPE_CHECKING:
-    from aiohttp import StreamReader
-
 
 LONGEST_NAME: Final = 4096
 """The most characters that are kept of a model's name. No model has a longer name."""
@@ -42,7 +40,7 @@ def boundary_of(media_type: str) -> bytes | None:
     return options.get(b"boundary") or None if kind == b"multipart/form-data" else None
 
 
-def find_in_json(body: "bytes | mmap") -> RequestedModel:
+def find_in_json(body: bytes | mmap) -> RequestedModel:
     """Finds the model's name in a JSON body. A fault of the body is returned, not raised.
 
     NaN, single surrogates and a byte order mark are not valid JSON. They are accepted, because vLLM accepts
@@ -59,7 +57,7 @@ def find_in_json(body: "bytes | mmap") -> RequestedModel:
     return RequestedModel(name, is_other_type, is_stream, is_background, members=members)
 
 
-def find_in_form(body: "bytes | mmap", boundary: bytes) -> RequestedModel:
+def find_in_form(body: bytes | mmap, boundary: bytes) -> RequestedModel:
     """Finds the model's name in a multipart form. A fault of the body is returned, not raised."""
     try:
         fields = form_fields(body, boundary)
@@ -71,7 +69,7 @@ def find_in_form(body: "bytes | mmap", boundary: bytes) -> RequestedModel:
     return RequestedModel(name, is_stream=is_stream, members=fields)
 
 
-def _name_in(body: "bytes | mmap", member: Member | None) -> tuple[str | None, bool]:
+def _name_in(body: bytes | mmap, member: Member | None) -> tuple[str | None, bool]:
     """The model's name, and whether the member has a value that is not a string."""
     if (begin := _begin_of(body, member)) in (b"", b"null"):
         return None, False
@@ -83,7 +81,7 @@ def _name_in(body: "bytes | mmap", member: Member | None) -> tuple[str | None, b
     return json.loads(text)[:LONGEST_NAME], False
 
 
-def _begin_of(body: "bytes | mmap", member: Member | None) -> bytes:
+def _begin_of(body: bytes | mmap, member: Member | None) -> bytes:
     return b"" if member is None else body[member.value : min(member.end, member.value + 16)]
 
 
@@ -126,7 +124,7 @@ class ForwardedBody:
                 413, f"The request body is larger than {most} bytes ({flag_of('max_body_bytes')})."
             )
 
-    async def read(self, content: "StreamReader") -> None:
+    async def read(self, content: StreamReader) -> None:
         """Reads the whole body. Raises FailedRequestError."""
         limits, loop = self._room.limits, asyncio.get_running_loop()
         left_s = limits.body_timeout_s
@@ -195,7 +193,7 @@ class ForwardedBody:
         self.num_bytes = 0
         self._file.close()
 
-    def data(self) -> "bytes | AsyncIterator[bytes] | None":
+    def data(self) -> bytes | AsyncIterator[bytes] | None:
         """The body for aiohttp's client. None if it is empty. Each try of the request calls this method."""
         if not self.num_bytes:
             return None

@@ -3,12 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from aiohttp import web
-
-if TYPE_CHECKING:
-    from aiohttp.web import StreamResponse
 
 
 class Patience(NamedTuple):
@@ -41,13 +38,13 @@ class WaitingComments:
         self._request = request
         self._progress = progress
         self._interval_s = interval_s
-        self._task: asyncio.Task[StreamResponse | None] | None = None
+        self._task: asyncio.Task[web.StreamResponse | None] | None = None
         self._ended = asyncio.Event()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._write(), name="comments while a request waits")
 
-    async def end(self) -> "StreamResponse | None":
+    async def end(self) -> web.StreamResponse | None:
         """Ends the comments, because the wait is over. Returns the response if it has begun."""
         self._ended.set()
         return None if self._task is None else await self._task
@@ -61,7 +58,7 @@ class WaitingComments:
         elif not self._task.cancelled():
             self._task.exception()  # retrieves the client's disconnect, which the request's task sees too
 
-    async def _write(self) -> "StreamResponse | None":
+    async def _write(self) -> web.StreamResponse | None:
         if await self._ends_soon():
             return None
         response = web.StreamResponse(headers=_HEADERS)
