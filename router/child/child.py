@@ -74,6 +74,9 @@ class Child:
             self.server = OwnServer(entry.words, place.socket_path, entry.times)
         else:
             self.server = ForeignServer(entry.foreign, self._environment)
+        self.base_url = self.server.base_url
+        self.connector: aiohttp.BaseConnector = self.server.connector
+        """Connections to the child's server. They are unlimited, and are closed once its processes end."""
         self.headers = self.server.headers
         """Headers with the server's API key. They are sent with all requests, in place of clients' keys."""
         self._log = ChildLog(entry.name, place.relay)
@@ -94,18 +97,9 @@ class Child:
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @property
-    def base_url(self) -> str:
-        return self.server.base_url
-
-    @property
     def fault(self) -> str:
         """The fault that was found in a server after it was ready. Empty if there is none."""
         return f"It has not answered for {self._silent_s:.0f} s" if self._silent_s >= _SHOWN_S else ""
-
-    @property
-    def connector(self) -> aiohttp.BaseConnector:
-        """Connections to the child's server. They are unlimited, and are closed once its processes end."""
-        return self.server.connector
 
     @property
     def pids(self) -> tuple[int, ...]:

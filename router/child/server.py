@@ -87,20 +87,11 @@ class OwnServer:
         self.base_url = "http://localhost"
         self.connector = aiohttp.UnixConnector(socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         self._socket_path = socket_path
-        self._times = times
-        self._has_been_ready = False
-
-    @property
-    def stop_s(self) -> float:
-        """Seconds that the server may take to end, including --shutdown-timeout for its requests."""
-        if not self._has_been_ready:
-            return ERRORS_S
-        return self._times.shutdown_s + ERRORS_S
-
-    @property
-    def longest_silence_s(self) -> float:
+        self.longest_silence_s = times.silence_s or math.inf
         """Seconds without an answer after which the server counts as hung (--engine-watchdog-timeout)."""
-        return self._times.silence_s or math.inf
+        self._times = times
+        self.stop_s = ERRORS_S
+        """Seconds that the server may take to end. Once it was ready, --shutdown-timeout is included."""
 
     async def find_obstacle(self) -> str | None:
         """Why the server cannot start now. None if there is no reason."""
@@ -113,7 +104,7 @@ class OwnServer:
         """Requests the server's readiness. Raises an error if the server does not answer."""
         async with session.get(f"{self.base_url}/health") as answer:
             if answer.status == _OK:
-                self._has_been_ready = True
+                self.stop_s = self._times.shutdown_s + ERRORS_S
                 return ChildReadiness(is_ready=True)
             with suppress(ValueError):  # a body of another form is an answer, too
                 return _read_readiness(await answer.json(content_type=None))

@@ -42,10 +42,6 @@ class FollowedResponses:
         """The background response that the path names. None if there is none."""
         return self._kept.get(path.removeprefix(RESPONSES).partition("/")[0])
 
-    async def is_last_use(self, made: FollowedResponse, path: str) -> bool:
-        """Whether the client no longer needs the response once this request for it has succeeded."""
-        return path == made.path and not await self._goes_on(made.child, path)
-
     def keep(self, response_id: str, entry: ModelEntry, child: Child, lease: AsyncExitStack, *, is_read: bool) -> None:
         """Keeps the lease until the response is complete, and the process until the client has read it."""
         made = self._kept[response_id] = FollowedResponse(entry, child, RESPONSES + response_id, is_read)

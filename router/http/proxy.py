@@ -228,7 +228,7 @@ class Proxy:
         async with AsyncExitStack() as lease:
             if made is not None and made.entry.name == call.entry.name:  # even while it admits no others
                 child = made.child
-                is_last_use = await self.background.is_last_use(made, call.path)
+                is_last_use = call.path == made.path and not await self._goes_on(child, call.path)
             else:
                 child = await lease.enter_async_context(self._pool.lease(call.entry.name))
                 made, is_last_use = None, False
