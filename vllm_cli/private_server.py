@@ -52,9 +52,7 @@ class PrivateServer:
 def start_private_server(words: Sequence[str], environment: Mapping[str, str]) -> Iterator[PrivateServer]:
     """Starts a server. After the block, stops it and waits until all its processes have exited.
 
-    Args:
-        words: the user's words after `serve`.
-        environment: variables in addition to those of this process.
+    `words` follow `serve`. `environment` has variables in addition to those of this process.
     """
     given, secrets = secrets_as_variables(without_flags(words, flags_with_role("address", "keys", "tls")))
     variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}

@@ -105,9 +105,8 @@ class ModelScheduler:
 
     def renew(self, name: str, rules: ModelRules) -> None:
         """The model's files were replaced, so earlier measurements of its memory are worthless."""
-        if (model := self.models.get(name)) is not None:
-            model.update(rules)
-            model.memory.forget_peaks()
+        self.models[name].update(rules)
+        self.models[name].memory.forget_peaks()
 
     def became_ready(self, number: int, now: float) -> list[Action]:
         """The generation answers requests. The first one of a changed entry gets all further requests."""
