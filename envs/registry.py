@@ -168,8 +168,13 @@ def variables() -> Iterator[EnvVar[Any]]:
 def validate_all() -> list[EnvError]:
     """An error for each declared variable with a wrong value, and for each former variable that counts."""
     former = ((name, os.environ.get(name), flag) for name, flag in LIMITS.items())
-    limits = [EnvError(name, value, f"unset and replaced by {flag}") for name, value, flag in former if value]
-    return limits + [error for variable in variables() if (error := _error_of(variable))]
+    errors = [EnvError(name, value, f"unset and replaced by {flag}") for name, value, flag in former if value]
+    for variable in variables():
+        try:
+            variable.get()
+        except EnvError as err:
+            errors.append(err)
+    return errors
 
 
 def unknown_variables() -> list[str]:
@@ -185,11 +190,3 @@ def undeclared_names(prefix: str) -> list[str]:
     """Names with this prefix that are set, but not declared here. For `VLLM_`, these are vLLM's own."""
     declared = {variable.name for variable in variables()}
     return sorted(name for name in os.environ if name.startswith(prefix) and name not in declared)
-
-
-def _error_of(variable: EnvVar[Any]) -> EnvError | None:
-    try:
-        variable.get()
-    except EnvError as err:
-        return err
-    return None

@@ -186,7 +186,7 @@ def seconds(default: float, description: str) -> EnvVar[float]:
 
 def optional_duration(description: str) -> EnvVar[float | None]:
     """A duration in seconds. Its text may have a unit. None if the variable is not set."""
-    return EnvVar[float | None]("duration", _parse_duration, lambda: None, description)
+    return EnvVar[float | None]("duration", parse_duration, lambda: None, description)
 
 
 def optional_integer(description: str, *, minimum: int) -> EnvVar[int | None]:
@@ -196,16 +196,14 @@ def optional_integer(description: str, *, minimum: int) -> EnvVar[int | None]:
 
 def choice(default: str, choices: tuple[str, ...], description: str) -> EnvVar[str]:
     """One of these words. If they are capitals, any case is accepted."""
-    parse, are_capitals = _choice_parser(choices), default.isupper()
-    convert = (lambda raw: parse(raw.upper())) if are_capitals else parse
-    return EnvVar("choice", convert, lambda: default, description, choices=choices)
 
+    def parse(raw: str) -> str:
+        value = raw.upper() if default.isupper() else raw
+        if value not in choices:
+            raise InvalidValueError("one of " + ", ".join(choices), hint=did_you_mean(value, choices))
+        return value
 
-def _parse_duration(raw: str) -> float:
-    try:
-        return parse_duration(raw)
-    except ValueError as err:
-        raise InvalidValueError(EXPECTED_DURATION) from err
+    return EnvVar("choice", parse, lambda: default, description, choices=choices)
 
 
 def _parse_boolean(raw: str) -> bool:
@@ -232,19 +230,10 @@ def _parser(convert: Callable[[str], N], is_in_range: Callable[[N], bool], expec
     return parse
 
 
-def _choice_parser(choices: tuple[str, ...]) -> Callable[[str], str]:
-    def parse(raw: str) -> str:
-        if raw not in choices:
-            raise InvalidValueError("one of " + ", ".join(choices), hint=did_you_mean(raw, choices))
-        return raw
-
-    return parse
-
-
 def parse_duration(text: str) -> float:
-    """The seconds of a duration such as `10m`. Raises ValueError for other texts and for less than 1 s."""
+    """The seconds of a duration such as `10m`. Raises InvalidValueError for other texts and below 1 s."""
     match = _DURATION.fullmatch(text.strip().lower())
     seconds = float(match[1]) * _FACTORS[match[2]] if match else 0.0
     if seconds < 1:
-        raise ValueError(EXPECTED_DURATION)
+        raise InvalidValueError(EXPECTED_DURATION)
     return seconds
