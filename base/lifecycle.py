@@ -92,12 +92,9 @@ class Lifecycle:
 
     def engine_ready(self) -> None:
         """Called when the engine has generated its first token. A draining server keeps draining."""
-        if self.state == "draining":
-            self.has_engine = True
-            return
-        self._check("ready")
-        self.has_engine = True
-        self._enter("ready")
+        self.has_engine = self.state != "dead"
+        if self.state != "draining":
+            self._enter("ready")
 
     def engine_ended(self, reason: str) -> None:
         """Called when the engine has ended, hangs or did not start. A later call may give a better reason."""
@@ -115,12 +112,9 @@ class Lifecycle:
         """Called when the server stops accepting requests."""
         self._enter("draining")
 
-    def _check(self, state: State) -> None:
+    def _enter(self, state: State) -> None:
         if state not in TRANSITIONS[self.state]:
             raise IllegalTransitionError(f"a {self.state} server cannot become {state}")
-
-    def _enter(self, state: State) -> None:
-        self._check(state)
         self.state = state
         for callback in self._subscribers:
             callback(state)

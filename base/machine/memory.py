@@ -97,17 +97,13 @@ def _machine(proc: Path) -> Iterator[MemoryState]:
 
 def _cgroups(proc: Path) -> Iterator[MemoryState]:
     for cgroup in own_cgroups("memory", proc):
-        yield from _state(_V2 if cgroup.version == 2 else _V1, cgroup.folder)
-
-
-def _state(version: _Version, folder: Path) -> Iterator[MemoryState]:
-    usage = _number(folder / version.usage)
-    limits = [limit for name in version.limits if (limit := _number(folder / name)) is not None and limit < _NO_LIMIT]
-    if usage is None or not limits:
-        return
-    statistics = _numbers(folder / "memory.stat")
-    cache = sum(statistics.get(key, 0) for key in version.cache_keys)
-    yield MemoryState(max(min(limits) - usage + cache, 0), min(limits), is_cgroup=True)
+        version, folder = _V2 if cgroup.version == 2 else _V1, cgroup.folder
+        usage, limits = _number(folder / version.usage), [_number(folder / name) for name in version.limits]
+        limit = min((limit for limit in limits if limit is not None), default=_NO_LIMIT)
+        if usage is not None and limit < _NO_LIMIT:
+            statistics = _numbers(folder / "memory.stat")
+            cache = sum(statistics.get(key, 0) for key in version.cache_keys)
+            yield MemoryState(max(limit - usage + cache, 0), limit, is_cgroup=True)
 
 
 def _number(path: Path) -> int | None:

@@ -71,7 +71,7 @@ def read_gpus() -> GpuState | None:
     if (code := library.nvmlInit_v2()) != _OK:
         return GpuState("", (0, 0), (), problem=_error(library, code))
     try:
-        return GpuState(_driver(library), _cuda(library), tuple(_gpus(library)))
+        return GpuState(_text(library.nvmlSystemGetDriverVersion), _cuda(library), tuple(_gpus(library)))
     finally:
         library.nvmlShutdown()
 
@@ -93,10 +93,6 @@ def _error(library: ctypes.CDLL, code: int) -> str:
     describe = library.nvmlErrorString
     describe.restype = ctypes.c_char_p
     return (describe(code) or b"").decode(errors="replace") or f"error {code}"
-
-
-def _driver(library: ctypes.CDLL) -> str:
-    return _text(library.nvmlSystemGetDriverVersion)
 
 
 def _cuda(library: ctypes.CDLL) -> tuple[int, int]:

@@ -41,12 +41,10 @@ def is_alive(pid: int) -> bool:
 
 def pss_bytes(pid: int) -> int:
     """A process's memory in bytes. Shared pages count in part (proc(5), smaps_rollup). 0 if it has ended."""
-    try:
+    with suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) << 10
-    except OSError:
-        return 0
     return 0
 
 
@@ -79,10 +77,8 @@ def _started_s(pid: int | str) -> float:
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as err:
+        return isinstance(err, PermissionError)
     return True
 
 
