@@ -10,7 +10,7 @@ from server.terms.config import ModelFiles
 from startup.errors import ModelNotFoundError
 from startup.files.download.messages import DownloadError
 from startup.files.model.checkpoint_folder import tokenizer_problem
-from startup.files.model.file_plan import Download, FilePlan, plan_files
+from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_place import ModelPlace, absence_problem, missing_package, place_problem
 from startup.files.model.request import ModelRequest
@@ -31,7 +31,8 @@ def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None
     Raises DownloadError if the helper process cannot be started, or if a package for the object store is
     missing. `show` is called on another thread.
     """
-    downloads = [download for download in plan.downloads if _is_allowed(download)]
+    allowed = ("object_store",) if is_offline() else ("object_store", "huggingface")
+    downloads = [download for download in plan.downloads if download.hub in allowed]
     if not downloads:
         return None
     for download in downloads:
@@ -40,10 +41,6 @@ def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None
     from startup.files.download.process import start_download
 
     return start_download(downloads, show, timeout_s=timeout_s)
-
-
-def _is_allowed(download: Download) -> bool:
-    return download.hub == "object_store" or (download.hub == "huggingface" and not is_offline())
 
 
 def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show = lambda _: None) -> ModelFiles:

@@ -33,6 +33,7 @@ class DownloadHandle:
 
     def __init__(self, helper: Helper, downloads: Sequence[Download], show: Callable[[str], None]) -> None:
         self.downloads = tuple(downloads)
+        self.names = ", ".join(download.repo_id for download in downloads)
         self._helper = helper
         self._show = show
         self.report: DownloadReport | None = None
@@ -42,10 +43,6 @@ class DownloadHandle:
         self._logged_s = time.monotonic()
         self._thread = threading.Thread(target=self._receive, name="download-progress", daemon=True)
         group_signals.start_thread(self._thread)
-
-    @property
-    def names(self) -> str:
-        return ", ".join(download.repo_id for download in self.downloads)
 
     def stop_asking(self) -> None:
         """Uses the files on disk if they are not known to be outdated. Called after the start's imports."""
@@ -112,8 +109,9 @@ class DownloadHandle:
         elif isinstance(event, LogLine):
             logger.log(event.level, "%s", event.text)
         elif isinstance(event, DownloadReport):
-            if event.failure is None:
-                self._log_end(event)
+            if event.failure is None and event.fetched_bytes:
+                fetched = format_bytes(event.fetched_bytes)
+                logger.info("downloaded %s of %s in %.1f s", fetched, self.names, event.took_s)
             self.report = event
 
     def _take_answer(self, *, has_moved: bool) -> None:
@@ -128,11 +126,6 @@ class DownloadHandle:
         if time.monotonic() - self._logged_s >= _LOGGED_EVERY_S:
             self._logged_s = time.monotonic()
             logger.info("%s: %s", progress.repo_id or self.names, progress)
-
-    def _log_end(self, report: DownloadReport) -> None:
-        if report.fetched_bytes:
-            fetched = format_bytes(report.fetched_bytes)
-            logger.info("downloaded %s of %s in %.1f s", fetched, self.names, report.took_s)
 
 
 def start_download(

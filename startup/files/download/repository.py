@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from base.machine.files import write_whole
 from base.wording import format_bytes
 from startup.files.download.messages import DownloadError
 from startup.files.model.model_place import is_object_address, repository_name, unfinished_marker
@@ -103,7 +104,8 @@ class CachedRepository:
             self._drop_damaged(commit, files)
             yield
             if revision != commit:
-                self._write_ref(revision, commit)
+                self._ref(revision).parent.mkdir(parents=True, exist_ok=True)
+                write_whole(self._ref(revision), commit)
             marker.unlink(missing_ok=True)
         finally:
             os.close(fd)
@@ -124,13 +126,6 @@ class CachedRepository:
 
     def _ref(self, revision: str) -> Path:
         return self.folder / "refs" / revision
-
-    def _write_ref(self, revision: str, commit: str) -> None:
-        path = self._ref(revision)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = path.with_name(f"{path.name}{PART_ENDING}")
-        work.write_text(commit, encoding="ascii")
-        os.replace(work, path)  # noqa: PTH105 - documented as atomic
 
 
 def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:

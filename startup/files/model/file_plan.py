@@ -72,7 +72,7 @@ class FilePlan:
     @property
     def tokenizer(self) -> ModelPlace:
         """The place of the tokenizer. It is the model's place unless another tokenizer is configured."""
-        return next((place for place in self.places if place.is_tokenizer), self.model)
+        return next((place for place in self.places if place.wanted.role == "tokenizer"), self.model)
 
     @property
     def main_places(self) -> tuple[ModelPlace, ...]:

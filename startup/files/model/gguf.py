@@ -199,7 +199,7 @@ class GgufReader:
             self.place = 16
             for _ in range(self.take("Q")[0]):
                 key, kind = self.text(), self.take("I")[0]
-                self.facts[key] = self._read_list() if kind == _LIST else self._read_value(kind)
+                self.facts[key] = self._read(*self.take("IQ")) if kind == _LIST else self._read(kind, 1)[0]
 
     def take(self, layout: str) -> tuple[Any, ...]:
         """The next values, in this layout of `struct`."""
@@ -214,15 +214,11 @@ class GgufReader:
         text, self.place = self.content[self.place : end].decode("utf-8", "replace"), end
         return text
 
-    def _read_value(self, kind: int) -> Any:
-        return self.text() if kind == _STRING else self.take(_SCALARS[kind])[0]
-
-    def _read_list(self) -> list[Any]:
-        """A list has one type of values, and is no list of lists."""
-        kind, number = self.take("IQ")
+    def _read(self, kind: int, number: int) -> list[Any]:
+        """The next values of one type. Numbers are read in one call: there may be one for each token."""
         if kind == _STRING:
             return [self.text() for _ in range(number)]
-        return list(self.take(f"{number}{_SCALARS[kind]}"))  # in one call, because there may be one for each token
+        return list(self.take(f"{number}{_SCALARS[kind]}"))
 
 
 def _begins(file: Path, num_bytes: int = len(_MAGIC)) -> bytes:

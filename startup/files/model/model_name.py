@@ -20,6 +20,7 @@ _HUB: Final = ("huggingface.co", "hf.co", "hf-mirror.com")
 _OLLAMA: Final = ("ollama.com", "ollama.ai", "registry.ollama.ai")
 _DOCKER: Final = ("docker.io", "index.docker.io", "registry-1.docker.io", "hub.docker.com")
 _MODELSCOPE: Final = ("modelscope.cn", "modelscope.com", "modelscope.ai")
+_HOSTS: Final = (*_HUB, *_OLLAMA, *_DOCKER, *_MODELSCOPE)
 _PAGES: Final = ("tree", "blob", "resolve", "raw", "commit", "commits", "discussions", "settings")
 """Words in an address on the hub after the repository's name. A revision follows the first four."""
 _NO_MODELS: Final = ("datasets", "spaces", "collections", "docs", "papers", "blog")
@@ -30,14 +31,14 @@ _TAG: Final = re.compile(r"(?i)((?:\bUD-)?\w+?)(?:-\d{5}-of-\d{5})?\.gguf")
 
 def is_hub_id(name: str) -> bool:
     """Whether the name has the form of a model id on the hub."""
-    return _HUB_ID.fullmatch(name) is not None and name.partition("/")[0].lower() not in _hosts()
+    return _HUB_ID.fullmatch(name) is not None and name.partition("/")[0].lower() not in _HOSTS
 
 
 def is_gguf_id(name: str) -> bool:
     """Whether the name has the form by which llama.cpp loads a model from the hub."""
     repository, _, part = name.partition(":")
     is_revision = _REVISION.fullmatch(part) is not None and "gguf" not in repository.lower()
-    is_of_others = _OF_OLLAMA.fullmatch(name) is not None or repository.partition("/")[0].lower() in _hosts()
+    is_of_others = _OF_OLLAMA.fullmatch(name) is not None or repository.partition("/")[0].lower() in _HOSTS
     return _GGUF_ID.fullmatch(name) is not None and not is_revision and not is_of_others
 
 
@@ -58,17 +59,14 @@ def _write(words: str) -> str:
     return f"is written in the form of another tool: write {words}"
 
 
-def _hosts() -> tuple[str, ...]:
-    return (*_HUB, *_OLLAMA, *_DOCKER, *_MODELSCOPE)
-
-
 def _by_address(name: str) -> str | None:
     """What to write instead of an address, with or without its scheme."""
     scheme, _, rest = name.partition(":") if name.startswith("hf:") else name.rpartition("://")
     host, _, path = rest.partition("/")
     scheme, host = scheme.lower(), host.lower().removeprefix("www.")
     is_page = scheme in ("http", "https")
-    if scheme == "hf" or (host in _HUB and (is_page or not scheme)) or (is_page and host in _endpoint_hosts()):
+    mirrors = [urlsplit(endpoint).netloc.lower() for endpoint in hub_endpoints()]
+    if scheme == "hf" or (host in _HUB and (is_page or not scheme)) or (is_page and host in mirrors):
         return _of_hub(rest.lstrip("/") if scheme == "hf" else path)
     if scheme == "ollama" or host in _OLLAMA or _OF_OLLAMA.fullmatch(name):
         return (
@@ -118,7 +116,3 @@ def _by_revision(name: str) -> str | None:
 
 def _with_revision(model: str, revision: str) -> str:
     return model if revision in ("", "main") else f"{model} --revision {revision}"
-
-
-def _endpoint_hosts() -> list[str]:
-    return [urlsplit(endpoint).netloc.lower() for endpoint in hub_endpoints()]

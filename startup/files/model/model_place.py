@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from startup.files.model.checkpoint_folder import (
 from startup.files.model.gguf import advice_for, find_gguf
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_name import is_hub_id, other_form
-from startup.files.model.wanted_files import Role, WantedFiles
+from startup.files.model.wanted_files import WantedFiles
 from startup.storage.caches import cache_folder
 
 _DEFAULT_REVISION: Final = "main"
@@ -59,14 +60,6 @@ class ModelPlace(NamedTuple):
     wanted: WantedFiles = WantedFiles(role="model")
     cache_dir: Path | None = None
     """The cache that was searched. None for a folder."""
-
-    @property
-    def role(self) -> Role:
-        return self.wanted.role
-
-    @property
-    def is_tokenizer(self) -> bool:
-        return self.role == "tokenizer"
 
     @property
     def is_local(self) -> bool:
@@ -130,8 +123,8 @@ def find_place(
         found = find_in_cache(place, needs_tokenizer=needs_tokenizer)
         return place._replace(folder=found.folder if found.is_local else None)
     path = Path(expand_home(without_file_scheme(name)))
-    if path.is_dir():
-        return ModelPlace("folder", name, path.absolute(), wanted=wanted.without_ignored)
+    if path.is_dir():  # vLLM ignores no files in a folder
+        return ModelPlace("folder", name, path.absolute(), wanted=replace(wanted, ignore_patterns=()))
     if is_vllm and (may_be_renamed() or ((":" in name or ".gguf" in name) and other_form(name) is None)):
         return ModelPlace("vllm", name, wanted=wanted)
     if path.exists() or not is_hub_id(name):
@@ -190,16 +183,10 @@ def place_problem(wanted: WantedFiles, folder: Path) -> str | None:
     if wanted.role in ("model", "draft") and wanted.engine == "embedded":
         return model_problem(folder)
     listing = FolderListing(folder)
-    if problem := _config_problem(wanted, listing):
-        return problem
-    return _weights_problem(wanted, listing) if wanted.has_weights else None
-
-
-def _config_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
     needed = ("generation_config.json",) if wanted.role == "generation_config" else ("config.json", "params.json")
-    if any(name in listing.names for name in needed):
-        return None
-    return f"{listing.folder} has no {needed[0]}"
+    if not any(name in listing.names for name in needed):
+        return f"{folder} has no {needed[0]}"
+    return _weights_problem(wanted, listing) if wanted.has_weights else None
 
 
 def _weights_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
@@ -219,7 +206,9 @@ def is_commit(revision: str) -> bool:
 def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Path | None:
     """The folder of a cached revision, in which files may be missing. None if it was never downloaded."""
     folder = cache_dir / repository_name(model_id)
-    commit = _commit_of(folder, revision or _DEFAULT_REVISION)
+    commit = revision = revision or _DEFAULT_REVISION
+    with suppress(OSError):
+        commit = (folder / "refs" / revision).read_text(encoding="ascii").strip()
     snapshot = folder / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
 
@@ -256,13 +245,6 @@ def may_be_renamed() -> bool:
     """Whether a name for vLLM may stand for a folder that a file maps it to, or for a model of ModelScope."""
     uses_modelscope = foreign.text_of("VLLM_USE_MODELSCOPE").strip().lower() not in ("", "0", "false")
     return uses_modelscope or bool(foreign.text_of(_REDIRECT))
-
-
-def _commit_of(folder: Path, revision: str) -> str:
-    try:
-        return (folder / "refs" / revision).read_text(encoding="ascii").strip()
-    except OSError:
-        return revision
 
 
 def is_object_address(name: str) -> bool:

@@ -5,7 +5,7 @@ The same rules apply to a repository's list before a download, and to the files 
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Final, Literal, NamedTuple
@@ -126,11 +126,6 @@ class WantedFiles:
             return self.engine == "vllm" and find_spec("runai_model_streamer") is not None
         return self.engine == "vllm" and format_of(self.load_format).is_streamed
 
-    @property
-    def without_ignored(self) -> "WantedFiles":
-        """Returns a copy without ignore patterns, for a folder, because vLLM ignores no files in a folder."""
-        return replace(self, ignore_patterns=())
-
     def choose(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
         """Returns the names of the files that the start reads, in order: small files first, then weights.
 
@@ -143,8 +138,8 @@ class WantedFiles:
         return [*self.choose_small(names), *self.choose_weights(names, weight_map)]
 
     def choose_small(self, names: Iterable[str]) -> list[str]:
-        """Returns the names of the files of configuration (first), tokenizer and code."""
-        return sorted(filter(self._is_small, names), key=_small_file_order)
+        """Returns the names of the files of configuration (config.json first), tokenizer and code."""
+        return sorted(filter(self._is_small, names), key=lambda name: ("/" in name, name != "config.json", name))
 
     def choose_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
         """Returns the names of the weight files only. The arguments are those of `choose`."""
@@ -189,7 +184,7 @@ class WantedFiles:
             if pattern.endswith(".safetensors") and format_of(load_format).index_name in top:
                 if weight_map:
                     return set(weight_map.values())
-                found = _numbered(found)
+                found = set(filter(is_numbered, found)) or found  # until the content of the index is known
             return with_siblings(found)
         return set()
 
@@ -231,13 +226,3 @@ class WantedFiles:
 def natural_order(name: str) -> list[tuple[int, str]]:
     """Returns the key by which vLLM sorts weight files, so that `shard-10` comes after `shard-9`."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
-
-
-def _numbered(names: set[str]) -> set[str]:
-    """Returns the numbered shards, or else all names. Used until the content of the index is known."""
-    return set(filter(is_numbered, names)) or names
-
-
-def _small_file_order(name: str) -> tuple[bool, bool, str]:
-    """A sort key: config.json comes first, then other files of the top folder, then all other files."""
-    return "/" in name, name != "config.json", name

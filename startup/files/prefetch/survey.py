@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from base.machine.file_stamps import read_stamp
 from base.machine.memory import read_memory
 from base.machine.page_cache import ResidencyProbe, memory_devices
 from startup.files.prefetch.messages import PrefetchJob
@@ -55,18 +56,11 @@ def read_pages(path: str) -> list[FileRanges]:
         found = []
         for name, size, ranges in entries:
             place = os.path.join(folder, name)  # noqa: PTH118
-            if _size(place) == size:
+            if read_stamp(place).size == size:
                 found.append(FileRanges(place, size, tuple((int(offset), int(length)) for offset, length in ranges)))
     except (OSError, ValueError, TypeError):
         return []
     return found
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116
-    except OSError:
-        return -1
 
 
 class Block(NamedTuple):

@@ -35,7 +35,7 @@ def check_model_place(place: ModelPlace) -> Iterator[Finding]:
 
     With vLLM, a part of the model in the hub's cache is enough, because vLLM starts with this part.
     """
-    option = "--tokenizer" if place.is_tokenizer else "MODEL"
+    option = "--tokenizer" if place.wanted.role == "tokenizer" else "MODEL"
     is_vllm = place.wanted.engine == "vllm"
     if place.kind == "object_store":
         if not place.wanted.is_streamed and (problem := missing_package(place.name)):
