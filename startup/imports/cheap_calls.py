@@ -1,7 +1,6 @@
 """Speeds up functions that torch and vLLM call many times during a start."""
 
 import copy
-import functools
 import logging
 import logging.config
 import sys
@@ -26,7 +25,7 @@ CHEAP_CALLS: Final = Hook(
         Name("logging", "Manager._clear_cache", ()),
     ),
 )
-_TOKENIZER: Final = Name("tokenizers", "Tokenizer")
+_COPY: Final = Name("tokenizers", "Tokenizer.__deepcopy__")
 CHEAP_COPIES: Final = CHEAP_CALLS.part(
     Name("tokenizers", "Tokenizer.model"),
     Name("tokenizers", "Tokenizer.get_added_tokens_decoder"),
@@ -45,9 +44,9 @@ def make_calls_cheap() -> None:
         _GET_MODULE.module, lambda library: place_variant(library, "inspect", getmodule=_get_module), CHEAP_CALLS
     )
     if not hasattr(logging.config.dictConfig, "__wrapped__"):
-        logging.config.dictConfig = _with_one_clearing(logging.config.dictConfig)
+        logging.config.dictConfig = _clearing_once()(logging.config.dictConfig)
     if CHEAP_COPIES.applies:
-        after_import(_TOKENIZER.module, _share_models, CHEAP_COPIES)
+        after_import(_COPY.module, lambda tokenizers: _COPY.replace(tokenizers, _copy_tokenizer), CHEAP_COPIES)
 
 
 def _get_source(stacklevel: int) -> str:
@@ -64,19 +63,9 @@ def _get_module(inspect: Any, object: Any) -> ModuleType | None:
     return sys.modules.get(object.f_globals.get("__name__", ""))
 
 
-def _with_one_clearing(configure: Any) -> Any:
-    """Wraps `dictConfig`, which then clears all loggers' caches once, not once per configured logger."""
-
-    @functools.wraps(configure)
-    def configure_and_clear_once(config: Any) -> None:
-        with _clearing_once():
-            configure(config)
-
-    return configure_and_clear_once
-
-
 @contextmanager
 def _clearing_once() -> Iterator[None]:
+    """Within it, `dictConfig` clears all loggers' caches once, not once per configured logger."""
     manager: Any = logging.root.manager
     manager._clear_cache = lambda: None
     try:
@@ -86,13 +75,11 @@ def _clearing_once() -> Iterator[None]:
         manager._clear_cache()
 
 
-def _share_models(tokenizers: ModuleType) -> None:
-    """Makes deep copies of a tokenizer share its model, which has the vocabulary and is never changed."""
-    _TOKENIZER.get(tokenizers).__deepcopy__ = _copy_tokenizer
-
-
 def _copy_tokenizer(tokenizer: Any, memo: dict[int, Any]) -> Any:
-    """Copies a tokenizer in less than a millisecond. `copy` itself would write and parse JSON."""
+    """Copies a tokenizer in less than a millisecond. `copy` itself would write and parse JSON.
+
+    The copy shares the tokenizer's model, which has the vocabulary and is never changed.
+    """
     added = tokenizer.get_added_tokens_decoder()
     copied = type(tokenizer)(tokenizer.model)
     for part in _PARTS:

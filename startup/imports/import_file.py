@@ -229,11 +229,6 @@ def pack_head(index_offset: int, index: bytes) -> bytes:
     return _HEAD.pack(_MARK, _FORMAT, index_offset, len(index), size, checksum(index))
 
 
-def pack_index(index: Index) -> bytes:
-    """Returns the index in the form in which the file stores it."""
-    return marshal.dumps(tuple[Any, ...](index))
-
-
 def _read_index(fd: int) -> Index:
     """Reads the index. Raises UnusableFileError if it is untrusted, incomplete or of another installation."""
     status = os.fstat(fd)
