@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
@@ -118,7 +118,10 @@ class CompileCache:
     def share(self) -> None:
         """Records and shares the models that vLLM has compiled. Called after `describe`. Takes seconds."""
         if self._job is not None and self._job.records:
-            self._add(self._job)
+            try:
+                _log(SharingProcess(self._job).result(), "added")
+            except OSError as err:
+                logger.warning("the compiled model is not recorded: %s", err)
 
     @cached_property
     def _versions(self) -> dict[str, str]:
@@ -259,12 +262,6 @@ class CompileCache:
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             )
 
-    def _add(self, job: AddJob) -> None:
-        try:
-            _log(SharingProcess(job).result(), "added")
-        except OSError as err:
-            logger.warning("the compiled model is not recorded: %s", err)
-
 
 def forbid_compiling() -> None:
     """Makes vLLM fail instead of compiling, even in cases that the launcher cannot forecast."""
@@ -292,10 +289,9 @@ def _log(report: SharingReport, did: str) -> None:
 
 
 def _describe(
-    events: Iterable[CompiledEvent], reason: Reason | None, records: Mapping[str, CompiledModel]
+    events: Sequence[CompiledEvent], reason: Reason | None, records: Mapping[str, CompiledModel]
 ) -> dict[str, Any]:
     """The facts about compiled models, as JSON values for the log, the report and the status page."""
-    events = list(events)
     took_s = max(event.loaded_s or event.compiled_s or 0.0 for event in events)
     if reason is None:
         earlier_s = max((records[event.key].compile_s for event in events if event.key in records), default=0.0)

@@ -231,7 +231,13 @@ def _main(  # noqa: PLR0913 - all that the new process needs
 ) -> None:
     """Runs in the engine process, on its main thread."""
     group_signals.ignore()
-    _end_with_parents()
+    api_process = multiprocessing.parent_process()
+    assert api_process is not None
+    assert api_process.pid is not None
+    death_pipe.arm(api_process.sentinel)
+    preload = sys.modules.get(PRELOAD_MODULE)
+    if preload is None:  # otherwise the kernel ends this fork with its forkserver
+        death_pipe.follow_parent(api_process.pid)
     OutputRecord(Path(record_folder)).begin_process("engine")
     if is_fork:
         _close_other_sockets(connection)
@@ -241,7 +247,6 @@ def _main(  # noqa: PLR0913 - all that the new process needs
     phases = Phases()
     configure_logging(logs, role="engine", phase=lambda: phases.current)
     phases.spans.append(("start_process", process_start_ns(), time.monotonic_ns()))
-    preload = sys.modules.get(PRELOAD_MODULE)
     if preload is not None:
         phases.spans += preload.SPANS
         left_out = preload.LEFT_OUT
@@ -249,16 +254,6 @@ def _main(  # noqa: PLR0913 - all that the new process needs
         with phases.span("import_torch_and_transformers"):
             left_out = import_engine()
     run_engine(connection, files, config, phases, imports=left_out)
-
-
-def _end_with_parents() -> None:
-    """Makes the kernel end this process with the API process. A fork also ends with its forkserver."""
-    api_process = multiprocessing.parent_process()
-    assert api_process is not None
-    assert api_process.pid is not None
-    death_pipe.arm(api_process.sentinel)
-    if PRELOAD_MODULE not in sys.modules:
-        death_pipe.follow_parent(api_process.pid)
 
 
 def _close_other_sockets(keep: socket.socket) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from base.errors import EngineError, ServerError
 from base.exit_codes import ENGINE_DIED, START_FAILED
-from base.lifecycle import Lifecycle, State
+from base.lifecycle import Lifecycle
 from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
@@ -286,7 +286,7 @@ class _EmbeddedStart:
         from startup.reports.crash.engine_processes import RecordedProcesses  # noqa: PLC0415 - imports asyncio
 
         assert self._record is not None
-        self.lifecycle.subscribe(self._on_state)
+        self.lifecycle.subscribe(lambda state: self._session.drain() if state == "draining" else None)
         options = RunOptions(
             listener=listening,
             limits=self._config.limits,
@@ -301,10 +301,6 @@ class _EmbeddedStart:
             on_ready=self._on_ready,
         )
         return ServerRun(renderer, self._config.server, options)
-
-    def _on_state(self, state: State) -> None:
-        if state == "draining":
-            self._session.drain()
 
     def _on_ready(self, info: EngineInfo) -> None:
         """Called when the engine has generated its first token."""
