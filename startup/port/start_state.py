@@ -129,7 +129,7 @@ class StartState:
 
     def _read_history(self, key: str) -> None:
         self.history_key = key
-        self.meter.expect(read_history(key))
+        self.meter.earlier = read_history(key)
 
 
 def _why_compiled(compiled: Mapping[str, Any]) -> str:

@@ -128,10 +128,6 @@ def _without_prefixes(text: str) -> tuple[str, str]:
         return "", text
     if glog := _GLOG.search(text, 0, _HEAD):
         return _GLOG_LEVELS[glog[1]], text[glog.end() :]
-    return "", _strip_prefixes(text)
-
-
-def _strip_prefixes(text: str) -> str:
     for _ in range(_MOST_PREFIXES):
         if text.startswith(_PYTHON) or _PLACE.match(text):
             break
@@ -139,7 +135,7 @@ def _strip_prefixes(text: str) -> str:
         if found is None:
             break
         text = text[found.end() :]
-    return text
+    return "", text
 
 
 def _read_json(raw: str) -> Iterator[LogLine]:

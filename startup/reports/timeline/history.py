@@ -54,7 +54,8 @@ class EarlierStarts:
     def spans(self) -> Mapping[str, SpanTimes]:
         """The median times of each span. Only starts with this span count."""
         names = {name for record in self.records for name in record.spans}
-        return {name: _median_times([r.spans[name] for r in self.records if name in r.spans]) for name in names}
+        times = {name: [r.spans[name] for r in self.records if name in r.spans] for name in names}
+        return {name: SpanTimes(*map(_median, zip(*each, strict=True))) for name, each in times.items()}
 
 
 _RECORDS: Final = of_type(tuple[StartRecord, ...])

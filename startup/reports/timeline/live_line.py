@@ -30,7 +30,9 @@ class LiveLine:
     def clear(self) -> None:
         """Erases the line, so that other text can take its place."""
         with self._lock:
-            self._clear()
+            if self._is_shown:
+                self._write(_ERASE)
+                self._is_shown = False
 
     def close(self) -> None:
         """Erases the line. Later calls of `show` do nothing."""
@@ -43,15 +45,10 @@ class LiveLine:
 
         def erase_and_emit(record: logging.LogRecord) -> None:
             with self._lock:
-                self._clear()
+                self.clear()
                 emit(record)
 
         handler.emit = erase_and_emit  # type: ignore[method-assign]
-
-    def _clear(self) -> None:
-        if self._is_shown:
-            self._write(_ERASE)
-            self._is_shown = False
 
     def _forget(self) -> None:
         """Called in a forked process, in which no thread can release the lock. The parent owns the line."""

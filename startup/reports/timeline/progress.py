@@ -69,14 +69,11 @@ class ProgressMeter:
 
     def __init__(self, timeline: PhaseTimeline) -> None:
         self._timeline = timeline
-        self._earlier: EarlierStarts | None = None
+        self.earlier: EarlierStarts | None = None
+        """The earlier starts from which the remaining time is estimated."""
         self.detail = ""
         """The progress within the current phase as text. The code that sets it also removes it."""
         self._highest = _HighestShare()
-
-    def expect(self, earlier: EarlierStarts | None) -> None:
-        """Sets the earlier starts from which the remaining time is estimated."""
-        self._earlier = earlier
 
     def read(self) -> StartProgress:
         elapsed_s = self._timeline.elapsed_s
@@ -84,10 +81,12 @@ class ProgressMeter:
             return StartProgress(READY, 1.0, elapsed_s, 0.0)
         running = self._timeline.running
         phase = running.name if running else _BETWEEN_PHASES
-        if self._earlier is None:
+        if self.earlier is None:
             return StartProgress(phase, None, elapsed_s, None, self.detail)
-        eta_s = self._estimate(self._earlier, elapsed_s, running)
-        return StartProgress(phase, self._advance(elapsed_s, eta_s), elapsed_s, eta_s, self.detail)
+        eta_s = self._estimate(self.earlier, elapsed_s, running)
+        done = elapsed_s / (elapsed_s + eta_s) if elapsed_s + eta_s else 0.0
+        share = self._highest.raise_to(min(done, _MAX_WHILE_RUNNING))
+        return StartProgress(phase, share, elapsed_s, eta_s, self.detail)
 
     def _estimate(self, earlier: EarlierStarts, elapsed_s: float, running: PhaseSpan | None) -> float:
         """Estimates the remaining seconds of this and later phases, from medians of earlier starts."""
@@ -97,10 +96,6 @@ class ProgressMeter:
         spent_s = elapsed_s - self._timeline.offset_s(running.begin_ns)
         left_s = max(usual.end_s - usual.begin_s - spent_s, 0.0)
         return left_s + max(earlier.total_s - usual.end_s, 0.0)
-
-    def _advance(self, elapsed_s: float, eta_s: float) -> float:
-        done = elapsed_s / (elapsed_s + eta_s) if elapsed_s + eta_s else 0.0
-        return self._highest.raise_to(min(done, _MAX_WHILE_RUNNING))
 
 
 class LiveProgress:

@@ -45,7 +45,7 @@ def earlier_starts() -> EarlierStarts:
 def meter_of(timeline: PhaseTimeline) -> ProgressMeter:
     """A meter that estimates from earlier starts."""
     meter = ProgressMeter(timeline)
-    meter.expect(earlier_starts())
+    meter.earlier = earlier_starts()
     return meter
 
 
