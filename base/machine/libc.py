@@ -62,7 +62,7 @@ def huge_page_parts(used: Iterable[range], most_bytes: int) -> Iterator[range]:
     begin = end = -_HUGE_PAGE_BYTES
     for part in [*sorted(used, key=lambda r: r.start), range(1 << 62, 1 << 62)]:
         if part.start >= end + _HUGE_PAGE_BYTES:
-            whole = _whole_pages(begin, end, _HUGE_PAGE_BYTES)
+            whole = range(-(-begin // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES, end // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES)
             yield from (whole[i : i + most_bytes] for i in range(0, len(whole), most_bytes))
             begin = part.start
         end = max(end, part.stop)
@@ -86,10 +86,6 @@ def populate_pages(mapped: range) -> None:
     Other threads can run meanwhile. Raises OSError if the call fails. Before Linux 5.14, it always fails.
     """
     check(load_libc().madvise(mapped.start, len(mapped), _MADV_POPULATE_WRITE), "madvise")
-
-
-def _whole_pages(begin: int, end: int, page_bytes: int) -> range:
-    return range(-(-begin // page_bytes) * page_bytes, end // page_bytes * page_bytes)
 
 
 def trim_heap() -> None:

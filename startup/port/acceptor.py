@@ -158,7 +158,9 @@ class Acceptor:
         try:
             received = connection.recv(MAX_HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
-            self._wait_for_bytes(connection)
+            if connection not in self._silent:
+                self._silent[connection] = time.monotonic() + SILENT_S
+                self._selector.register(connection, selectors.EVENT_READ)
             return
         except OSError:
             received = b""
@@ -182,11 +184,6 @@ class Acceptor:
             client = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
             self._unlogged.append(AnsweredProbe(client, *probe, answer.split(b" ", 2)[1].decode()))
         return True
-
-    def _wait_for_bytes(self, connection: socket.socket) -> None:
-        if connection not in self._silent:
-            self._silent[connection] = time.monotonic() + SILENT_S
-            self._selector.register(connection, selectors.EVENT_READ)
 
     def _stop_waiting(self, connection: socket.socket) -> None:
         if self._silent.pop(connection, None) is not None:

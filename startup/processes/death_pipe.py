@@ -27,7 +27,9 @@ def arm(fd: int) -> None:
     fcntl.fcntl(own_fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(own_fd, fcntl.F_SETSIG, signal.SIGKILL)  # the only signal that works in every state
     fcntl.fcntl(own_fd, fcntl.F_SETFL, fcntl.fcntl(own_fd, fcntl.F_GETFL) | os.O_ASYNC)
-    if _has_hung_up(own_fd):  # the write end was closed before the signal was armed
+    poll = select.poll()
+    poll.register(own_fd, 0)
+    if poll.poll(0):  # the write end was closed before the signal was armed
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -58,9 +60,3 @@ def _reopen(fd: int) -> int:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:  # without /proc, this is correct only if no other process shares it
         return os.dup(fd)
-
-
-def _has_hung_up(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, 0)
-    return bool(poll.poll(0))

@@ -104,7 +104,10 @@ class StartSession:
             logger.info(text, env.VLLM_WORKER_MULTIPROC_METHOD.name)
         if (problem := find_baked().problem) is not None:
             logger.warning("%s", problem)
-        self._manager = self._connect_manager()
+        if env.NOTIFY_SOCKET.get() is not None:
+            from startup.port.systemd.service_manager import ServiceManager
+
+            self._manager = self.stack.enter_context(closing(ServiceManager.from_environment()))
         self.timeline.on_change = self._publish
         return self
 
@@ -135,7 +138,11 @@ class StartSession:
             StartupError: the address or the passed socket cannot be used.
         """
         with self.timeline.span("listen"):
-            passed = _take_socket() if accepts_activation else None
+            passed = None
+            if accepts_activation and env.LISTEN_PID.get() is not None:
+                from startup.port.systemd.service_manager import take_socket
+
+                passed = take_socket()
             bound = passed or listener.listen(
                 host=address.host, port=address.port, uds=address.uds, when_ready=address.when_ready
             )
@@ -184,7 +191,8 @@ class StartSession:
 
         In an image made with `vllm-cli bake`, only the parts of libraries that a start reads are prefetched.
         """
-        pages = _baked_pages()
+        baked = find_baked().folder
+        pages = baked / PAGES if baked is not None and (baked / PAGES).exists() else None
         paths = (*(() if pages else plan_libraries()), *files)
         self._prefetch = self.stack.enter_context(start_prefetch(paths, mode, pages))
 
@@ -270,13 +278,6 @@ class StartSession:
         if self._live is not None:
             self._live.close()
 
-    def _connect_manager(self) -> "ServiceManager | None":
-        if env.NOTIFY_SOCKET.get() is None:
-            return None
-        from startup.port.systemd.service_manager import ServiceManager
-
-        return self.stack.enter_context(closing(ServiceManager.from_environment()))
-
     def _publish(self) -> None:
         """Sends each change of the timeline to the responder, and the phase to the service manager.
 
@@ -309,11 +310,6 @@ class StartSession:
             self._manager.notify_failure(reason)
 
 
-def _baked_pages() -> Path | None:
-    folder = find_baked().folder
-    return folder / PAGES if folder is not None and (folder / PAGES).exists() else None
-
-
 def _log_origin() -> None:
     """Logs a line about a warm start. At debug level, logs why a start is cold."""
     if (warm := start_origin.warm) is not None:
@@ -321,11 +317,3 @@ def _log_origin() -> None:
         logger.info(text, warm.template_pid, warm.saved_s)
     elif start_origin.cold_reason:
         logger.debug("cold start: %s", start_origin.cold_reason)
-
-
-def _take_socket() -> socket.socket | None:
-    if env.LISTEN_PID.get() is None:
-        return None
-    from startup.port.systemd.service_manager import take_socket
-
-    return take_socket()

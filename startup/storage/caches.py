@@ -207,7 +207,9 @@ class Kept:
                 the JSON value does not have the expected form.
             is_own: whether to ignore the baked value.
         """
-        paths = [path for path in ((self.path,) if is_own else layers(self._name)) if not self._is_too_old(path)]
+        paths = [self.path] if is_own else [*layers(self._name)]
+        if self.lasts_s is not None and (self.age_s or 0.0) >= self.lasts_s:
+            paths.remove(self.path)
         found = (_read(path, convert, self.stamps) for path in paths)
         return next((value for value in found if value is not None), None)
 
@@ -250,9 +252,6 @@ class Kept:
         """Seconds between the file's time and this machine's clock. None if the user has no value."""
         stamp = read_stamp(self.path)
         return None if stamp == MISSING else abs(time.time() - stamp.mtime_ns / 1e9)
-
-    def _is_too_old(self, path: Path) -> bool:
-        return path == self.path and self.lasts_s is not None and (self.age_s or 0.0) >= self.lasts_s
 
     @property
     def _name(self) -> str:

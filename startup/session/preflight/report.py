@@ -143,15 +143,12 @@ class PreflightReport:
 
     def to_text(self) -> str:
         """The report as text, with a line for each finding and a summary."""
-        return "\n".join([*self.lines(), self._summary()])
+        counts = [describe_count(len(self.errors), "error"), describe_count(len(self.warnings), "warning")]
+        return "\n".join([*self.lines(), f"Preflight: {', '.join(counts)} after {self.duration_s:.2f} s"])
 
     def lines(self) -> list[str]:
         """A line for each finding, errors first."""
         return [f"{f.severity:<8}{f.check:<16}{f.message}" for severity in _ORDER for f in self._of(severity)]
-
-    def _summary(self) -> str:
-        counts = [describe_count(len(self.errors), "error"), describe_count(len(self.warnings), "warning")]
-        return f"Preflight: {', '.join(counts)} after {self.duration_s:.2f} s"
 
     def _of(self, severity: Severity) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.severity == severity)

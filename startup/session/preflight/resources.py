@@ -31,11 +31,10 @@ _REGISTERED_LOG: Final = re.compile(r'register_(?:log|artifact)\(\s*"(\w+)"')
 def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
     """Checks /dev/shm, which multiprocessing needs for its semaphores."""
     try:
-        state = os.statvfs(folder)
+        free = free_bytes(folder)
     except OSError as err:
         yield error("shm", f"{folder} cannot be used: {err.strerror}. Mount a tmpfs there")
         return
-    free = state.f_bavail * state.f_frsize
     if not os.access(folder, os.W_OK):
         yield error("shm", f"{folder} cannot be written to: mount it writable")
     elif free < _MIN_SHM_BYTES:
