@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from envs import foreign
 
@@ -52,19 +52,14 @@ def update_openmp() -> None:
         return
     torch = sys.modules.get("torch")
     if torch is not None:
-        _set_num_threads(torch, now.cpus)
+        wanted = num_threads_at_import(now.cpus, has_mkl=torch.backends.mkl.is_available())
+        if wanted != torch.get_num_threads():
+            torch.set_num_threads(wanted)
     changed = (now.variables[name] for name in _AFFINITY if now.variables[name] != _at_import.variables[name])
     places = next(filter(None, map(parse_cpus, changed)), None)
     if places is not None:
         with suppress(OSError):  # a CPU does not exist or is not allowed for this process
             os.sched_setaffinity(0, places)
-
-
-def _set_num_threads(torch: Any, cpus: set[int]) -> None:
-    has_mkl = torch.backends.mkl.is_available()
-    wanted = num_threads_at_import(cpus, has_mkl=has_mkl)
-    if wanted != torch.get_num_threads():
-        torch.set_num_threads(wanted)
 
 
 def num_threads_at_import(cpus: Collection[int], *, has_mkl: bool) -> int:

@@ -100,12 +100,9 @@ def run_plainly(kind: StartKind, line: CommandLine) -> int:
     """Runs vLLM without preloading. If vLLM fails, preloading was not at fault, and is used next time."""
     try:
         code = without_click(lambda: run_serve(line))
-    except SystemExit as err:
-        if err.code not in _NO_FAULTS:
+    except (SystemExit, Exception) as err:
+        if not isinstance(err, SystemExit) or err.code not in _NO_FAULTS:
             forget_failure(kind)
-        raise
-    except Exception:
-        forget_failure(kind)
         raise
     if code not in _NO_FAULTS:
         forget_failure(kind)

@@ -114,18 +114,17 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     timeline = PhaseTimeline.from_process_start()
     configure_own_loggers("launcher", options.log_format)
     line = CommandLine.of(options.words)
-    if not line.is_for_help:
-        ensure_temp_folder()
+    if line.is_for_help:
+        if uses("lean imports"):
+            import_api_server()
+        gc.enable()
+        return without_click(lambda: run_serve(line))
+    ensure_temp_folder()
     reason = plain_start_reason(vllm, line)
     if reason is None:
         return end_without_finalizing(_VllmStart(vllm, line, options, timeline, environment).run())
-    if not line.is_for_help:
-        log_reason(vllm, reason)
-    if line.is_for_help and uses("lean imports"):
-        import_api_server()
+    log_reason(vllm, reason)
     gc.enable()
-    if line.is_for_help:
-        return without_click(lambda: run_serve(line))
     if vllm.is_new_enough and options.preflight != "off" and not env.VCLI_PLAIN_VLLM.get():
         report = run_preflight(vllm, line, PreflightOptions())
         report.apply(options.preflight)
@@ -269,7 +268,7 @@ class _VllmStart:
             listening = self._session.listen(address)
             if line.uds is None and line.port == 0:
                 self._chosen_port = ("--port", str(listening.getsockname()[1]))
-                self._line = line.with_port(self._chosen_port[1])
+                self._line = line.with_last(*self._chosen_port)
             self._session.stack.enter_context(port.reuse_listener(listening))
         else:
             self._session.keep_run_record(_address_of(line))

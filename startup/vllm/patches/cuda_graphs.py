@@ -88,7 +88,7 @@ def _ignore_unfreezing(module: ModuleType) -> None:
 def _measured_once(measure: Callable[..., int]) -> Callable[..., int]:
     def measure_once(runner: Any) -> int:
         _State.kept = Kept(_FOLDER, _key(runner.vllm_config), distribution_stamps(), _LASTS_S)
-        _State.known = _State.kept.take(_to_memory)
+        _State.known = _State.kept.take(lambda content: _Memory(int(content["estimate"]), int(content["captured"])))
         if _State.known is not None:
             logger.debug("CUDA graphs need %d bytes, as in an earlier start", _State.known.estimate)
             return _State.known.estimate
@@ -142,10 +142,6 @@ def forget() -> None:
     if _State.kept is not None:
         _State.kept.remove()
     _State.kept = None
-
-
-def _to_memory(content: Any) -> _Memory:
-    return _Memory(int(content["estimate"]), int(content["captured"]))
 
 
 def _key(config: Any) -> object:

@@ -54,17 +54,14 @@ class EngineWait:
                 return
             waiting = self._waiting = _Waiting(functools.partial(wait, *args, **kwargs))
             try:
-                self._do_work()
+                while self._work and not self.has_failed:
+                    self._work.pop(0)()
                 waiting.join()
             except BaseException:
                 waiting.end((*args, *kwargs.values()))
                 raise
 
         return wait_and_work
-
-    def _do_work(self) -> None:
-        while self._work and not self.has_failed:
-            self._work.pop(0)()
 
 
 class _Waiting:

@@ -19,7 +19,8 @@ def reuse_listener(listener: socket.socket) -> Iterator[None]:
     original_bind = socket.socket.bind
 
     def bind(self: socket.socket, wanted: Any) -> None:
-        if _is_same_kind(self, listener) and _is_at(wanted, address, self.family):
+        is_same_kind = (self.family, self.type) == (listener.family, listener.type)
+        if is_same_kind and _is_at(wanted, address, self.family):
             os.dup2(listener.fileno(), self.fileno(), inheritable=False)
         else:
             original_bind(self, wanted)
@@ -29,10 +30,6 @@ def reuse_listener(listener: socket.socket) -> Iterator[None]:
         yield
     finally:
         socket.socket.bind = original_bind  # type: ignore[method-assign]
-
-
-def _is_same_kind(one: socket.socket, other: socket.socket) -> bool:
-    return one.family == other.family and one.type == other.type
 
 
 def _is_at(wanted: Any, address: Any, family: int) -> bool:
