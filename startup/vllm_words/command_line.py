@@ -217,20 +217,16 @@ class CommandLine:
         """Returns the line with this flag before all others, unless the flag is given."""
         return self if self.last(name) is not None else replace(self, _parts=(Given((name, value), name), *self._parts))
 
-    def with_port(self, port: str) -> "CommandLine":
-        """Returns the line with the port that the system has chosen for `--port 0`."""
-        return self._with_last("--port", port)
-
     def with_paths(self, paths: Mapping[str, str]) -> "CommandLine":
         """Returns the line with paths instead of the names of model and tokenizer. `paths`: name -> path."""
         tokenizer, model = paths.get(self.value(_TOKENIZER) or ""), paths.get(self.model or "")
-        line = self if tokenizer is None else self._with_last(_TOKENIZER, tokenizer)
+        line = self if tokenizer is None else self.with_last(_TOKENIZER, tokenizer)
         if model is None:
             return line
         parts = tuple(part for part in line._parts if part.flag != _MODEL)
         return replace(line, _parts=parts, _model_word=model)
 
-    def _with_last(self, name: str, value: str) -> "CommandLine":
+    def with_last(self, name: str, value: str) -> "CommandLine":
         """Returns the line with this flag after all others, so that it takes precedence."""
         words = [part.words[0] for part in self._parts]
         place = words.index("--") if "--" in words else len(words)

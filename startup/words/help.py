@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from typing import Final
 
 import click
 
@@ -40,7 +39,9 @@ def describe_topic(ctx: click.Context, topic: str) -> str:
 
 
 def _write_supported(formatter: click.HelpFormatter, title: str, flags: Iterable[SupportedFlag]) -> None:
-    rows = [(spell(flag), _meaning(flag)) for flag in flags]
+    rows = [
+        (spell(flag), f"{flag.help} [{default}]" if (default := spell_default(flag)) else flag.help) for flag in flags
+    ]
     if rows:
         with formatter.section(title):
             formatter.write_dl(rows, col_max=34)
@@ -66,11 +67,6 @@ def _type_name(type_: click.ParamType | None) -> str:
     return (type_.name if type_ else "text").upper()
 
 
-def _meaning(flag: SupportedFlag) -> str:
-    default = spell_default(flag)
-    return f"{flag.help} [{default}]" if default else flag.help
-
-
 def spell_default(flag: SupportedFlag) -> str:
     """The default in the flag's syntax. Empty if the flag has no default or is a switch that is off."""
     default = flag.default
@@ -85,13 +81,10 @@ def spell_default(flag: SupportedFlag) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-EVERYTHING: Final = "all"
-
-
 def find_flags(topic: str) -> tuple[Flag, ...]:
     """The flags whose names contain the word, or all flags for `all`. Raises InputError if none is found."""
     word = topic.lower().replace("_", "-").strip().lstrip("-")
-    if word == EVERYTHING:
+    if word == "all":
         return FLAGS
     joined = word.replace("-", "")
     found = tuple(flag for flag in FLAGS if any(joined in name.replace("-", "") for name in flag.names))

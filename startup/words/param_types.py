@@ -55,14 +55,11 @@ def _count(text: str) -> int:
     try:
         return parse_size(text)
     except ValueError:
-        raise ValueError(f"{text!r} {_why_no_count(text)}.") from None
-
-
-def _why_no_count(text: str) -> str:
-    with suppress(ValueError):
-        parse_size(text.lower())
-        return f"has a fraction and a binary suffix{did_you_mean(text, [text.lower()])}"
-    return "is not a whole number such as 4096, 4k or 4K"
+        problem = "is not a whole number such as 4096, 4k or 4K"
+        with suppress(ValueError):
+            parse_size(text.lower())
+            problem = f"has a fraction and a binary suffix{did_you_mean(text, [text.lower()])}"
+        raise ValueError(f"{text!r} {problem}.") from None
 
 
 def _token_limit(text: str) -> int | None:

@@ -84,11 +84,6 @@ CONFIG: Final = SupportedFlag(
     metavar="FILE",
     help="YAML file of settings, named like the flags.",
 )
-_WITHOUT_FIELD: Final = (
-    ENGINE,
-    CONFIG,
-)
-"""Flags that decide what a command line starts, and that are read before there is a configuration."""
 
 
 def _derive_group(title: Group) -> Iterator[SupportedFlag]:
@@ -118,7 +113,7 @@ def _derive(declared: ConfigField) -> SupportedFlag:
 
 
 GROUPS: Final[dict[str, tuple[SupportedFlag, ...]]] = {title: tuple(_derive_group(title)) for title in get_args(Group)}
-GROUPS["Start"] = (*_WITHOUT_FIELD, *GROUPS["Start"])
+GROUPS["Start"] = (ENGINE, CONFIG, *GROUPS["Start"])  # these two are read before there is a configuration
 
 SUPPORTED: Final = tuple(flag for group in GROUPS.values() for flag in group)
 

@@ -84,23 +84,15 @@ def _check_fields(content: dict[str, Any], name: str, fields: dict[str, tuple[An
             raise FlagValueError(f"{name}: {key} {value!r} is not one of {listed}")
 
 
-def _parse_json_or_text(text: str, _: FlagFact) -> Any:
-    return read_json(text) if _OBJECT.match(text) else text
-
-
-def _parse_size_or_auto(text: str, _: FlagFact) -> int:
-    return -1 if text.strip() == "-1" or text.strip().lower() == "auto" else parse_size(text)
-
-
 _CONVERTERS: Final[dict[str, Callable[[str, FlagFact], Any]]] = {
     "text": lambda text, _: text,
     "unknown": lambda text, _: text,
     "int": lambda text, _: int(text),
     "size": lambda text, _: parse_size(text),
-    "size or auto": _parse_size_or_auto,
+    "size or auto": lambda text, _: -1 if text.strip().lower() in ("-1", "auto") else parse_size(text),
     "float": lambda text, _: float(text),
     "json": lambda text, _: read_json(text),
-    "json or text": _parse_json_or_text,
+    "json or text": lambda text, _: read_json(text) if _OBJECT.match(text) else text,
     "object": _parse_object,
     "folded": lambda text, _: text.lower().replace("-", "_"),
 }

@@ -51,7 +51,8 @@ class ModelOnDisk:
         if self._start.line.file_plan is None:
             return
         for place in self._start.line.file_plan.main_places:
-            yield from map(self._unless_plugin, check_model_place(place))
+            for finding in check_model_place(place):  # a plugin may read names of other forms
+                yield finding._replace(severity="warning") if self._start.facts.plugins else finding
         faults = list(self._gguf_findings())
         yield from faults
         if self.folder is None or any(finding.severity == "error" for finding in faults):
@@ -112,10 +113,6 @@ class ModelOnDisk:
         if self._start.load_format not in _SAFETENSORS_FORMATS or self._start.has("--ignore-patterns"):
             return False
         return self.folder is not None and next(self.folder.glob(MISTRAL_WEIGHTS), None) is None
-
-    def _unless_plugin(self, finding: Finding) -> Finding:
-        """The finding, but as a warning if a plugin may read names of other forms."""
-        return finding._replace(severity="warning") if self._start.facts.plugins else finding
 
     def _gguf_findings(self) -> Iterator[Finding]:
         """Reports a GGUF model. vLLM itself reads this format only for one architecture (Flint)."""

@@ -44,7 +44,7 @@ def test_recorded_flags_decide_about_an_abbreviation(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("words", ["m --port 0 -tp 1", "m --port=0 -- x", "m --lora-modules a=b"])
 def test_the_port_that_the_system_has_chosen_is_the_last_one_given(words):
-    line = _line(words).with_port("41000")
+    line = _line(words).with_last("--port", "41000")
     assert (line.port, CommandLine.of(line.words).port) == (41000, 41000)
 
 
