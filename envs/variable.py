@@ -82,7 +82,6 @@ class EnvVar(Generic[T]):
 
     @property
     def source(self) -> Source:
-        """The source of the value that `get` returns."""
         return "default" if self.raw is None else "environment"
 
     def get(self) -> T:

@@ -38,7 +38,6 @@ class JsonFormatter(RoleFormatter):
         self._phase = phase
 
     def role_of(self, record: logging.LogRecord) -> str:
-        """The role of the process that made the record."""
         return self.role
 
     def format(self, record: logging.LogRecord) -> str:

@@ -78,7 +78,6 @@ class StartupResponder:
 
     @property
     def address(self) -> Any:
-        """The listener's address."""
         return self._listener.getsockname()
 
     def update(self, message: bytes) -> None:

@@ -157,7 +157,6 @@ class ProbeAnswers:
         self._has_page = has_page
 
     def follow(self, message: bytes) -> None:
-        """Updates the copy of the state."""
         self._state.follow(message)
 
     def answer(self, path: str) -> Answer:

@@ -146,7 +146,6 @@ def _cgroups(pid: int) -> dict[str, str]:
 
 
 def _limits_of(folder: Path, top: Path) -> set[str]:
-    """The limits of a cgroup and of its ancestors."""
     places = [place for place in (folder, *folder.parents) if place.is_relative_to(top)]
     values = ((name, "\n".join(cgroups.read_lines(place / name))) for place in places for name in _CGROUP_LIMITS)
     return {f"{name}={value}" for name, value in values if value not in _UNLIMITED}

@@ -243,7 +243,6 @@ class Kept:
                 old.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Removes the user's value."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
 

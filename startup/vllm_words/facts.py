@@ -253,7 +253,6 @@ def _flag(action: argparse.Action, options: list[str]) -> FlagFact:
 
 
 def _turns_off(action: argparse.Action, option: str) -> bool:
-    """Whether this option turns the switch off."""
     if not isinstance(action, argparse.BooleanOptionalAction):
         return False
     result = argparse.Namespace()

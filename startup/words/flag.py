@@ -59,7 +59,6 @@ class Flag:
 
     @property
     def is_set(self) -> bool:
-        """Whether the variable has a value."""
         return self.variable is not None and self.variable.raw is not None
 
     @property

@@ -158,7 +158,6 @@ def _read_for_vllm(given: ServeWords, *, is_quiet: bool) -> VllmOptions:
 
 
 def _gguf_of(given: Arguments) -> str | None:
-    """MODEL if it is a GGUF model, else None."""
     model = given.positionals[0] if given.positionals else given.last_value("--model")
     return model if model is not None and find_gguf(model) is not None else None
 

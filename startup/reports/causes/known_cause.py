@@ -32,7 +32,6 @@ class KnownCause:
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """The texts by which the cause is recognized."""
         return tuple(filter(None, self.text.split(" | ")))
 
     @property

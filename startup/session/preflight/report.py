@@ -53,7 +53,6 @@ class Finding(NamedTuple):
 
     @property
     def cause_name(self) -> str:
-        """The name of an error's cause."""
         return self.cause or _CAUSES.get(self.check, "preflight")
 
     def to_fields(self) -> dict[str, str]:

@@ -87,7 +87,6 @@ class HookReport(NamedTuple):
         return all(finding.state != "does not fit" for finding in self.findings)
 
     def to_fields(self) -> dict[str, Any]:
-        """The report as JSON values."""
         hooks = [
             {**finding._asdict(), "is_essential": hook_of(finding).is_essential, "without": hook_of(finding).without}
             for finding in self.findings

@@ -356,7 +356,6 @@ class _Pace:
         return not is_stopped() and self._capture()
 
     def _stays_idle(self, wait_s: float) -> bool:
-        """Whether no request arrives for this time."""
         requests = self._engine.input_queue
         with requests.not_empty:
             if wait_s > 0 and not requests._qsize():

@@ -146,7 +146,6 @@ class DrainedApp:
 
     @property
     def num_running(self) -> int:
-        """The number of requests that are being answered."""
         return self.running.num_running
 
     def engine_hangs(self, reason: str) -> None:

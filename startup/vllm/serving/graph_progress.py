@@ -31,7 +31,6 @@ class GraphProgress(NamedTuple):
         return self.captured < self.total
 
     def to_fields(self) -> dict[str, Any]:
-        """The JSON object for users."""
         state = "capturing" if self.is_pending else "incomplete" if self.failure else "complete"
         fields = {"captured": self.captured, "total": self.total, "state": state}
         return {**fields, "reason": self.failure} if self.failure else fields

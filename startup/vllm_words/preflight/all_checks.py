@@ -36,7 +36,6 @@ def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOpti
 
 
 def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> Iterator[CheckGroup]:
-    """Yields the groups of checks in their order."""
     if OMNI in line.words:
         return
     yield from _groups_of_words(GivenStart(vllm, line), options)

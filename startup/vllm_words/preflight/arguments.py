@@ -52,7 +52,6 @@ class GivenStart:
 
     @property
     def facts(self) -> VllmFacts:
-        """The facts about this vLLM."""
         return self.line.facts
 
     def value(self, name: str) -> Any:

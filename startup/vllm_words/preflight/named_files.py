@@ -62,7 +62,6 @@ def _check_tls(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_plugins(start: GivenStart) -> Iterator[Finding]:
-    """Warns about each plugin that is not a file."""
     for flag in ("--tool-parser-plugin", "--reasoning-parser-plugin"):
         name = start.value(flag)
         if name and len(name) >= _LEAST_PLUGIN and not Path(name).is_file():
@@ -81,7 +80,6 @@ def _check_imports(start: GivenStart) -> Iterator[Finding]:
 
 
 def _check_adapters(start: GivenStart) -> Iterator[Finding]:
-    """Checks the folders and the rank of LoRA adapters."""
     most = start.number("--max-lora-rank", 16)
     for text in start.all_values("--lora-modules"):
         if text in _NO_ADAPTER:
