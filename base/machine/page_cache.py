@@ -14,7 +14,7 @@ import ctypes
 import os
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ def _devices(is_wanted: Callable[[str], bool]) -> set[int]:
     return {os.makedev(*map(int, mount[2].split(":"))) for mount in fields}
 
 
-class ResidencyProbe:
+class ResidencyProbe(AbstractContextManager["ResidencyProbe"]):
     """A context manager that measures one file. It reads at most one page, and restores this page's state."""
 
     def __init__(self, path: str, method: Method | None = None) -> None:
@@ -86,14 +86,8 @@ class ResidencyProbe:
             return length if by_mincore(self._fd, offset + length // 2, 1) else 0
         return self.resident_bytes(offset, length) if self.method is by_cachestat else 0
 
-    def close(self) -> None:
-        os.close(self._fd)
-
-    def __enter__(self) -> "ResidencyProbe":
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        os.close(self._fd)
 
 
 def _choose_method(path: str, fd: int) -> tuple[Method | None, bool]:
@@ -195,7 +189,7 @@ def _kernel_reports() -> bool:
         return True
 
 
-class FileMapping:
+class FileMapping(AbstractContextManager["FileMapping"]):
     """A context manager that maps the pages of a range of a file, without accessing them."""
 
     def __init__(self, fd: int, offset: int, length: int, flags: int = _MAP_SHARED) -> None:
@@ -213,9 +207,6 @@ class FileMapping:
 
     def advise(self, advice: int) -> None:
         check(self._libc.madvise(self.address, self.size, advice), "madvise")
-
-    def __enter__(self) -> "FileMapping":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._libc.munmap(self.address, self.size)

@@ -8,9 +8,9 @@ import shutil
 import signal
 import socket
 import time
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 from base.machine.processes import pss_bytes
 from base.wording import format_bytes
@@ -190,7 +190,7 @@ class _Standby:
                 self._is_stopping = self._is_stopping or request == STOP
 
 
-class _ModelPages:
+class _ModelPages(AbstractContextManager["_ModelPages"]):
     """Keeps the models' weights in the page cache. Reads weights again if the kernel has evicted them.
 
     The limits are those of every prefetch (`startup.files.prefetch.survey`). No page is locked in memory.
@@ -200,9 +200,6 @@ class _ModelPages:
         self._models = models
         self._next_s = 0.0
         self._running: PrefetchHandle | None = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._running is not None:

@@ -5,6 +5,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 _LOGGED_EVERY_S: Final = 10.0
 
 
-class DownloadHandle:
+class DownloadHandle(AbstractContextManager["DownloadHandle"]):
     """The launcher's handle of running downloads. Its owner must close it, which kills the helper."""
 
     def __init__(self, helper: Helper, downloads: Sequence[Download], show: Callable[[str], None]) -> None:
@@ -75,9 +76,6 @@ class DownloadHandle:
         self._helper.kill()
         self._thread.join()
         self._helper.close()
-
-    def __enter__(self) -> "DownloadHandle":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

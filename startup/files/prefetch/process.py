@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,7 @@ _TORCH_LIBRARIES: Final = (
 """The libraries that `import torch` maps, in this order."""
 
 
-class PrefetchHandle:
+class PrefetchHandle(AbstractContextManager["PrefetchHandle"]):
     """The launcher's handle of a prefetch. Only one thread may use it. Its owner must close it."""
 
     def __init__(self, helper: Helper | None, report: PrefetchReport | None = None) -> None:
@@ -55,9 +56,6 @@ class PrefetchHandle:
         if self._helper is not None:
             self._helper.close()
             self._helper = None
-
-    def __enter__(self) -> "PrefetchHandle":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
