@@ -76,17 +76,11 @@ class OomWatch:
         )
 
 
-class _Version(NamedTuple):
-    """The names of files and keys in one version of cgroups."""
-
-    limits: tuple[str, ...]
-    usage: str
-    cache_keys: tuple[str, ...]
-    """Keys in memory.stat. The sum of their values is the page cache."""
-
-
-_V1: Final = _Version(("memory.limit_in_bytes",), "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
-_V2: Final = _Version(("memory.max", "memory.high"), "memory.current", ("inactive_file", "active_file"))
+_NAMES: Final[dict[Literal[1, 2], tuple[tuple[str, ...], str, tuple[str, ...]]]] = {
+    1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+    2: (("memory.max", "memory.high"), "memory.current", ("inactive_file", "active_file")),
+}
+"""Version of cgroups -> files of the limits, file of the usage, keys of the page cache in memory.stat."""
 
 
 def _machine(proc: Path) -> Iterator[MemoryState]:
@@ -97,12 +91,12 @@ def _machine(proc: Path) -> Iterator[MemoryState]:
 
 def _cgroups(proc: Path) -> Iterator[MemoryState]:
     for cgroup in own_cgroups("memory", proc):
-        version, folder = _V2 if cgroup.version == 2 else _V1, cgroup.folder
-        usage, limits = _number(folder / version.usage), [_number(folder / name) for name in version.limits]
+        limit_files, usage_file, cache_keys = _NAMES[cgroup.version]
+        limits, usage = [_number(cgroup.folder / name) for name in limit_files], _number(cgroup.folder / usage_file)
         limit = min((limit for limit in limits if limit is not None), default=_NO_LIMIT)
         if usage is not None and limit < _NO_LIMIT:
-            statistics = _numbers(folder / "memory.stat")
-            cache = sum(statistics.get(key, 0) for key in version.cache_keys)
+            statistics = _numbers(cgroup.folder / "memory.stat")
+            cache = sum(statistics.get(key, 0) for key in cache_keys)
             yield MemoryState(max(limit - usage + cache, 0), limit, is_cgroup=True)
 
 

@@ -16,7 +16,6 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from functools import cache
-from typing import NamedTuple
 
 from base.machine.cgroups import mount_fields
 from base.machine.libc import check, last_error, load_libc
@@ -35,15 +34,8 @@ Method = Callable[[int, int, int], int]
 """Takes a descriptor, an offset and a length. Returns the bytes in the page cache. Raises OSError."""
 
 
-class _Sight(NamedTuple):
-    """The result of the test of a method on a file system."""
-
-    sees_pages: bool
-    keeps_pages: bool
-
-
-_sights: dict[tuple[int, Method], _Sight] = {}
-"""(device number (see stat(2)), method) -> the result of its test."""
+_sights: dict[tuple[int, Method], tuple[bool, bool]] = {}
+"""(device number (see stat(2)), method) -> whether it sees pages, and whether they stay (`_test`)."""
 
 
 def memory_devices() -> set[int]:
@@ -102,9 +94,9 @@ def _choose_method(path: str, fd: int) -> tuple[Method | None, bool]:
         with suppress(OSError):
             if (device, method) not in _sights:
                 _sights[device, method] = _test(method, path, fd)
-            sight = _sights[device, method]
-            if sight.sees_pages:
-                return method, sight.keeps_pages
+            sees_pages, keeps_pages = _sights[device, method]
+            if sees_pages:
+                return method, keeps_pages
     return None, True
 
 
@@ -123,7 +115,7 @@ def _allowed_methods(fd: int) -> Iterator[Method]:
     yield by_faults
 
 
-def _test(method: Method, path: str, fd: int) -> _Sight:
+def _test(method: Method, path: str, fd: int) -> tuple[bool, bool]:
     """Drops the first page, reads it, and restores its state. The kernel does not drop a page in use."""
     was_resident = method(fd, 0, 1)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
@@ -134,7 +126,7 @@ def _test(method: Method, path: str, fd: int) -> _Sight:
         keeps_pages = again.resident_bytes(0, 1) > 0
     if not was_resident:
         os.posix_fadvise(fd, 0, _PAGE_BYTES, os.POSIX_FADV_DONTNEED)
-    return _Sight(sees_pages, keeps_pages)
+    return sees_pages, keeps_pages
 
 
 def by_cachestat(fd: int, offset: int, length: int) -> int:

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from socket import socket
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from base.errors import EngineError, ServerError
 from base.exit_codes import ENGINE_DIED, START_FAILED
@@ -101,13 +101,6 @@ def start_embedded(config: StartupConfig) -> int:
 logger = logging.getLogger(__name__)
 
 
-class _Prepared(NamedTuple):
-    """The parts that the HTTP server needs."""
-
-    renderer: "BaseRenderer"
-    engine: EngineStarter
-
-
 class _EmbeddedStart:
     """One start. Runs in the API process, on its main thread."""
 
@@ -157,7 +150,7 @@ class _EmbeddedStart:
             process = engine.wait_started()
         return self._build_server(listening, renderer, process)
 
-    def _prepare_cold(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
+    def _prepare_cold(self, context: BaseContext, plan: FilePlan) -> "tuple[BaseRenderer, EngineStarter]":
         """Prepares a cold start during the forkserver's imports. Requests the engine after the preflight."""
         self._session.prefetch(plan.prefetched, self._config.prefetch)
         self._check(plan)
@@ -169,16 +162,16 @@ class _EmbeddedStart:
             files = final or self._finish_download(plan)
             engine = self._begin_engine(context, lambda: files)
         with learned_imports():
-            return _Prepared(self._prepare_renderer(files), engine)
+            return self._prepare_renderer(files), engine
 
-    def _prepare_warm(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
+    def _prepare_warm(self, context: BaseContext, plan: FilePlan) -> "tuple[BaseRenderer, EngineStarter]":
         """Prepares a warm start. All modules are imported, so the engine starts before the other steps."""
         files = plan.files
         assert files is not None
         engine = self._begin_engine(context, lambda: files)
         self._session.prefetch(plan.prefetched, self._config.prefetch)
         self._check(plan)
-        return _Prepared(self._prepare_renderer(files), engine)
+        return self._prepare_renderer(files), engine
 
     def _listen(self) -> socket:
         network, has_tls = self._config.server.network, self._config.server.tls.ssl_certfile is not None

@@ -90,9 +90,6 @@ class _Dormant(NamedTuple):
     connection: socket.socket
     at_import: Mapping[str, str]
 
-    def has_present_value(self, name: str) -> bool:
-        return self.at_import.get(name, "") == foreign.text_of(name)
-
 
 def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str]) -> None:
     """Forks the dormant process. Call it while this process has only its main thread.
@@ -129,7 +126,9 @@ def discard_dormant(names: Iterable[str] | None = None) -> None:
     With `names`, only if one of these variables has changed since the imports.
     """
     global _dormant
-    if _dormant is None or (names is not None and all(map(_dormant.has_present_value, names))):
+    if _dormant is None:
+        return
+    if names is not None and all(_dormant.at_import.get(name, "") == foreign.text_of(name) for name in names):
         return
     os.kill(_dormant.pid, signal.SIGKILL)  # forks of this process may keep the connection open
     os.waitpid(_dormant.pid, 0)
