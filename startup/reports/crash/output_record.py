@@ -67,6 +67,7 @@ class OutputRecord:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.file = folder / _FILE
         self.process_name = ""
         """The name of this process in the record. Empty before `begin_process`."""
         self.keeps_only_errors = False
@@ -174,10 +175,6 @@ class OutputRecord:
         lines = "".join(traceback.format_exception(err)).splitlines()
         if lines[-1] not in self._last_traceback:
             self.append(labelled(lines, name))
-
-    @property
-    def file(self) -> Path:
-        return self.folder / _FILE
 
     def read_state(self, pid: int) -> "ProcessState":
         """The facts that a process has recorded about itself. `name` is empty if there are none."""
