@@ -1,4 +1,7 @@
-"""Our requests have every field of the installed vLLM's requests. A new vLLM with new fields fails here."""
+"""Our requests, and our responses of /v1/responses, have every field of the installed vLLM's.
+
+A new vLLM with new fields fails here.
+"""
 
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from server.apis.anthropic.request import (
 from server.apis.pooling.endpoints import ClassificationRequest, EmbeddingRequest, PoolingRequest
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.serving import empty_response
 from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
 from server.generation.request import (
     ChatRequest,
@@ -30,6 +34,7 @@ from server.generation.request import (
     Tool,
 )
 from server.terms.http_body.request_body import _marked_fields
+from server.terms.types import SamplingParams
 from tests.support.peer_vllm import ask_vllm, needs_vllm
 
 SCRIPT = Path(__file__).with_name("vllm_fields.py")
@@ -38,6 +43,7 @@ BASE = "vllm.entrypoints.generate.base.protocol"
 POOLING = "vllm.entrypoints.pooling"
 ANTHROPIC = "vllm.entrypoints.anthropic.protocol"
 TOKENIZE = "vllm.entrypoints.serve.tokenize.protocol"
+RESPONSES = "vllm.entrypoints.openai.responses.protocol"
 
 PAIRS = {
     (CHAT, "ChatCompletionRequest"): ChatRequest,
@@ -47,7 +53,7 @@ PAIRS = {
     (BASE, "AnyResponseFormat"): ResponseFormat,
     (BASE, "JsonSchemaResponseFormat"): JsonSchemaFormat,
     ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest"): CompletionRequest,
-    ("vllm.entrypoints.openai.responses.protocol", "ResponsesRequest"): ResponsesRequest,
+    (RESPONSES, "ResponsesRequest"): ResponsesRequest,
     (f"{POOLING}.embed.protocol", "EmbeddingRequest"): EmbeddingRequest,
     (f"{POOLING}.pooling.protocol", "PoolingRequest"): PoolingRequest,
     (f"{POOLING}.classify.protocol", "ClassificationRequest"): ClassificationRequest,
@@ -97,8 +103,8 @@ WITHOUT = {
 
 @pytest.mark.slow
 @needs_vllm
-def test_every_field_of_vllm_s_requests_is_declared(tmp_path):
-    theirs = ask_vllm(SCRIPT, list(PAIRS), tmp_path)
+def test_every_field_of_vllm_is_declared(tmp_path):
+    theirs = ask_vllm(SCRIPT, [*PAIRS, (RESPONSES, "ResponsesResponse")], tmp_path)
     missing = {}
     for (_, name), ours in PAIRS.items():
         declared = {field.encode_name for field in msgspec.structs.fields(ours)} | WITHOUT.get(name, {}).keys()
@@ -106,6 +112,8 @@ def test_every_field_of_vllm_s_requests_is_declared(tmp_path):
         if lacking := set(theirs[name]) - declared - IGNORED:
             missing[name] = lacking
     assert missing == {}
+    response = empty_response(ResponsesRequest(input="a"), SamplingParams(max_tokens=1), "m")
+    assert set(theirs["ResponsesResponse"]) == response.keys() | {"metrics"}  # with --enable-per-request-metrics only
 
 
 def test_every_refused_field_of_a_request_is_in_the_documentation():

@@ -1,4 +1,7 @@
-"""A script for vLLM's Python: lists the fields of vLLM's request classes. A union has its members' fields."""
+"""A script for vLLM's Python: lists the fields of vLLM's requests and responses.
+
+A union has the fields of its members.
+"""
 
 import json
 import sys

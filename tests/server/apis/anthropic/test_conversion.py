@@ -1,4 +1,4 @@
-"""Requests of /v1/messages become chat requests. tests/server/http compares them with those of vLLM.
+"""Requests of /v1/messages become the chat requests that vLLM makes of them, unless a line says otherwise.
 
 A line of as_chats.jsonl has a request and the chat request that it becomes.
 """

@@ -31,7 +31,6 @@ def build(*items):
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line["why"]) for _, line in read_lines(ITEMS)])
 def test_items_become_messages(line):
-    """`test_against_vllm.py` (slow) compares vLLM's messages."""
     assert build(*line["input"]) == line["messages"]
     assert continues_message(read(*line["input"])) == line.get("continues", False)
 
