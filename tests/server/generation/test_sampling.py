@@ -11,22 +11,9 @@ from server.generation.request import CompletionRequest
 from server.terms.config import ModelFiles
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import GenerationConfig
-from server.terms.types import EngineInfo, SamplingParams
+from server.terms.types import SamplingParams
 from tests.server.generation.conftest import Model, decode, read_cases
-
-INFO = EngineInfo(
-    model_type="llama",
-    dtype="bfloat16",
-    device="cpu",
-    max_model_len=512,
-    vocab_size=49152,
-    num_slots=8,
-    kv_cache_tokens=4096,
-    kv_cache_bytes=1 << 20,
-    runner="packed",
-    eos_token_ids=(2,),
-    spans=[],
-)
+from tests.server.server_config import INFO
 
 
 def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, **fields: Any) -> SamplingParams:

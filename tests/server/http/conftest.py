@@ -41,14 +41,13 @@ from server.terms.types import (
 )
 from server.text.renderers.hf import HfRenderer
 from tests.server.engine.sampling.grammar_texts import build_grammar
-from tests.server.server_config import server_config
+from tests.server.server_config import INFO, server_config
 from tests.support.http_client import RawClient
 from tests.support.waiting import wait_until as poll
 
 MODEL = "smol"
-EOS = 2
-VOCAB_SIZE = 49152
-MAX_MODEL_LEN = 512
+[EOS] = INFO.eos_token_ids
+MAX_MODEL_LEN = INFO.max_model_len
 PROMPT = "The capital of France is"
 MESSAGES = [{"role": "user", "content": "Hello"}]
 TEXT = " Paris, the city of light."
@@ -83,19 +82,7 @@ class ScriptedEngine:
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     stats: EngineStats = EngineStats()
     subscribers: list[Callable[[EngineStats], None]] = field(default_factory=list)
-    info: EngineInfo = EngineInfo(
-        model_type="llama",
-        dtype="bfloat16",
-        device="cpu",
-        max_model_len=MAX_MODEL_LEN,
-        vocab_size=VOCAB_SIZE,
-        num_slots=8,
-        kv_cache_tokens=4096,
-        kv_cache_bytes=1 << 20,
-        runner="packed",
-        eos_token_ids=(EOS,),
-        spans=[],
-    )
+    info: EngineInfo = INFO
 
     def reset(self, reply: list[int]) -> None:
         """Resets everything except the subscribers."""

@@ -15,8 +15,8 @@ from server.engine.process_link.messages import Failed, Ready
 from server.operation.admission import RunningRequests
 from server.operation.engine_monitor import EngineMonitor, PingedEngine
 from server.operation.engine_watchdog import EngineWatchdog
-from tests.server.generation.test_sampling import INFO
 from tests.server.operation.test_engine_watchdog import FakeProcesses
+from tests.server.server_config import INFO
 
 WATCHDOG_S = 0.05
 STATES = pytest.mark.parametrize("state", ["starting", "ready", "draining"])
