@@ -1,8 +1,10 @@
 """Clients that send too much, too slowly, nothing or nonsense meet the same limits on each port of ours."""
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from math import inf
 from typing import Any, Final
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from tests.contracts.conftest import MAX_CONNECTIONS, Served
 from tests.contracts.hostile_requests import AMBIGUOUS, GARBAGE, statuses
 from tests.support.http_client import RawClient, ask
+from tests.support.waiting import wait_until
 
 GET: Final = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD: Final = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -22,10 +25,10 @@ servers = pytest.mark.parametrize("served", ["embedded", "router"], indirect=Tru
 
 @pytest.fixture(autouse=True)
 def check_server_afterwards(served: Served) -> Iterator[None]:
-    """After each test, both servers answer."""
+    """After each test, both servers answer. The impatient one may find a client slow on a busy machine."""
     yield
     for port in served:
-        assert ask(f"http://127.0.0.1:{port}/livez").status == 200
+        wait_until(lambda port=port: ask(f"http://127.0.0.1:{port}/livez").status == 200)
 
 
 @pytest.fixture
@@ -96,7 +99,10 @@ def test_what_is_wrong_is_told_in_the_format_of_the_api(served, connect, sent, s
 @pytest.mark.parametrize("trickles", [False, True], ids=["stops", "trickles"])
 def test_a_slow_request_has_a_time_limit(served, connect, sent, status, flag, trickles):
     """The time-out is for all headers together, not for the time between two bytes."""
-    client = connect(served.impatient, sent)
+    begin_s = -inf
+    while time.monotonic() - begin_s > 0.1:  # on a busy machine, the client itself may be too slow
+        begin_s = time.monotonic()
+        client = connect(served.impatient, sent)
     if trickles and sent:
         client.trickle()
     if status is not None:
