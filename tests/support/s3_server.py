@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 from tests.support.http_client import ask
@@ -20,10 +19,6 @@ class S3Server:
     def put(self, objects: Mapping[str, bytes]) -> None:
         for key, body in objects.items():
             self._client.put_object(Bucket="models", Key=key, Body=body)
-
-    def put_folder(self, folder: Path, prefix: str) -> None:
-        """Writes the files of a model to `s3://models/{prefix}`."""
-        self.put({f"{prefix}/{path.name}": path.read_bytes() for path in folder.iterdir() if path.is_file()})
 
 
 @contextmanager

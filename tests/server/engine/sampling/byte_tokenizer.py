@@ -11,7 +11,10 @@ VOCAB_SIZE = 300
 
 def build_byte_tokenizer() -> Tokenizer:
     """Ids 0-255 are bytes, 256 ends the sequence, 257 is a second special token."""
-    tokenizer = Tokenizer(models.BPE(vocab=_byte_vocab(), merges=[]))
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # an import of seconds
+
+    vocabulary = {character: byte for byte, character in bytes_to_unicode().items()}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<end>"), AddedToken("<other>")])
@@ -22,11 +25,3 @@ def save_byte_tokenizer(folder: Path) -> Path:
     """Writes tokenizer.json into the folder."""
     build_byte_tokenizer().save(str(folder / "tokenizer.json"))
     return folder
-
-
-def _byte_vocab() -> dict[str, int]:
-    """GPT-2's printable characters for bytes, in order of the bytes."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    stand_in = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-    return {stand_in[b]: b for b in range(256)}
