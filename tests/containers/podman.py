@@ -112,9 +112,9 @@ class Container(Server):
         run = ["podman", "run", "--rm", f"--name={self.name}", f"--publish=127.0.0.1:{self.port}:8000"]
         super().__init__([*run, *options, image, *words], variables(), is_awaited=is_awaited)
 
-    def execute(self, *words: object, check: bool = True) -> str:
+    def execute(self, *words: object) -> str:
         """The output of a command in the container."""
-        return podman("exec", self.name, *words, check=check).stdout.strip()
+        return podman("exec", self.name, *words).stdout.strip()
 
     def inspect(self) -> dict[str, Any]:
         """What podman knows of the container."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from envs.registry import env
-from tests.gpu_stub.gpu_server import MODEL, GpuServer
+from tests.gpu_stub.gpu_server import GpuServer
 from tests.support.control_socket import tell
 from tests.support.http_client import Answer, RawClient
 
@@ -19,9 +19,7 @@ class Sleeper(GpuServer):
         *words: str,
         folder: Path,
         socket_folder: Path,
-        model: Path = MODEL,
         num_gpus: int = 1,
-        launcher: str = "ours",
         **variables: str,
     ) -> None:
         self.path = str(socket_folder / "1.sock")
@@ -32,7 +30,7 @@ class Sleeper(GpuServer):
             **variables,
         }
         words = ("--enable-sleep-mode", "--uds", self.path, *words)
-        super().__init__(launcher, *words, folder=folder, environment=environment, model=model)
+        super().__init__("ours", *words, folder=folder, environment=environment)
 
     def ask(self, path: str, body: object = None, **_: Any) -> Answer:
         try:

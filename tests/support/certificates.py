@@ -36,12 +36,11 @@ def make_certificate(
     name: str,
     *extensions: str,
     names: str = "DNS:localhost,IP:127.0.0.1",
-    days: int = 30,
     signer: Certificate | None = None,
 ) -> Certificate:
     """Makes a certificate for the hosts `names`. Without a `signer`, the certificate signs itself."""
     made = Certificate(folder / f"{name}.crt", folder / f"{name}.key")
-    words = ["req", "-x509", *_CURVE, "-subj", f"/CN={name}", "-days", str(days), "-keyout", str(made.key)]
+    words = ["req", "-x509", *_CURVE, "-subj", f"/CN={name}", "-days", "30", "-keyout", str(made.key)]
     added = [word for extension in (f"subjectAltName={names}", *extensions) for word in ("-addext", extension)]
     by = [] if signer is None else ["-CA", str(signer.certificate), "-CAkey", str(signer.key)]
     _openssl(*words, "-out", str(made.certificate), *added, *by)

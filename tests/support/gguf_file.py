@@ -31,9 +31,9 @@ def write_gguf(file: Path, tensors: Mapping[str, GgufTensor] | None = None, **fa
     return file
 
 
-def write_model(file: Path, size: int = 1024) -> Path:
-    """Writes the header of a model with embeddings of this size."""
-    return write_gguf(file, general__architecture="qwen3", general__type="model", qwen3__embedding_length=size)
+def write_model(file: Path) -> Path:
+    """Writes the header of a model with embeddings of 1024 numbers."""
+    return write_gguf(file, general__architecture="qwen3", general__type="model", qwen3__embedding_length=1024)
 
 
 def write_projector(file: Path, size: int = 1024) -> Path:

@@ -60,7 +60,7 @@ def save_small_llama(folder: Path, tokenizer: Path) -> Path:
     return _copy_tokenizer(tokenizer, folder)
 
 
-def save_billion_llama(folder: Path, tokenizer: Path, num_layers: int = 16) -> Path:
+def save_billion_llama(folder: Path, tokenizer: Path) -> Path:
     """Writes a model with 1.1 billion weights in bfloat16, in shards of 600 MB."""
     import torch
 
@@ -69,7 +69,7 @@ def save_billion_llama(folder: Path, tokenizer: Path, num_layers: int = 16) -> P
         device="cuda" if torch.cuda.is_available() else "cpu",
         hidden_size=2048,
         intermediate_size=8192,
-        num_hidden_layers=num_layers,
+        num_hidden_layers=16,
         num_attention_heads=32,
         num_key_value_heads=8,
         max_position_embeddings=8192,

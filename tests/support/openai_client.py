@@ -52,13 +52,13 @@ def judge(answer: Answer, *, is_stream: bool) -> str:
 class StreamReader:
     """Waits for the first event of a stream, then reads the other events in a thread."""
 
-    def __init__(self, url: str, max_tokens: int, *, key: str = "none") -> None:
+    def __init__(self, url: str, max_tokens: int) -> None:
         body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True, "stream": True, "temperature": 0}
         address, _, path = url.removeprefix("http://").partition("/")
         host, _, port = address.rpartition(":")
         self._client = RawClient((host, int(port)), timeout_s=_STREAM_S)
         path = f"/{path}/v1/completions" if path else "/v1/completions"
-        head = self._client.post(path, body, authorization=f"Bearer {key}").read_head()
+        head = self._client.post(path, body).read_head()
         self._parts = self._client.read_parts(head)
         self._data = next(self._parts)
         assert head.status == 200, self._data

@@ -19,10 +19,10 @@ settings.register_profile("fixed", derandomize=True, deadline=None, database=Non
 settings.load_profile("fixed")
 
 
-def json_values(texts: st.SearchStrategy[str], others: st.SearchStrategy[Any] | None = None) -> st.SearchStrategy[Any]:
-    """Nested lists and objects, with `texts` and `others` as their innermost values."""
+def json_values(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
+    """Nested lists and objects, with `texts` as their innermost values."""
     return st.recursive(
-        texts if others is None else texts | others,
+        texts,
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
         max_leaves=20,
     )

@@ -76,9 +76,9 @@ class StandbyProcess(Program):
         (pid,) = [template["pid"] for template in self.status()["templates"] if template["kind"] == kind]
         return psutil.Process(pid)
 
-    def servers(self, kind: str = "embedded") -> list[psutil.Process]:
+    def servers(self) -> list[psutil.Process]:
         """The running processes that the template has forked."""
-        return [process for process in self.template(kind).children() if not is_gone(process.pid)]
+        return [process for process in self.template().children() if not is_gone(process.pid)]
 
     def wait_engine(self) -> psutil.Process:
         """Waits for the engine process of the only server, which is the child of the server's forkserver."""

@@ -23,11 +23,11 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def wait_listening(port: int, host: str = "127.0.0.1") -> None:
+def wait_listening(port: int) -> None:
     """Waits until the port accepts connections, even if no server answers on them."""
 
     def is_listening() -> bool:
         with socket.socket() as probe:
-            return probe.connect_ex((host, port)) == 0
+            return probe.connect_ex(("127.0.0.1", port)) == 0
 
     wait_until(is_listening)

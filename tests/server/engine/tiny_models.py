@@ -96,11 +96,9 @@ SEQUENTIAL: dict[str, dict[str, object]] = {
 """Architecture of the sequential runner -> its options. These have other state or their own attention."""
 
 
-def build_model(
-    model_type: str, options: dict[str, object], *, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
+def build_model(model_type: str, options: dict[str, object], *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A model whose weights all affect the output. Greedy decoding does not repeat one token."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**(_COMMON | options)), dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -52,9 +52,9 @@ def tensor(output: EngineOutput) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(output.data.data, np.float32).reshape(output.data.shape).copy())
 
 
-def hidden_states(model: PreTrainedModel, prompt: list[int], types: list[int] | None = None) -> torch.Tensor:
+def hidden_states(model: PreTrainedModel, prompt: list[int]) -> torch.Tensor:
     """The hidden states of one prompt alone, without padding."""
-    return _run_alone(model, prompt, types).last_hidden_state[0]  # type: ignore[no-any-return]
+    return _run_alone(model, prompt, None).last_hidden_state[0]  # type: ignore[no-any-return]
 
 
 def logits(model: PreTrainedModel, prompt: list[int], types: list[int] | None = None) -> torch.Tensor:

@@ -107,9 +107,7 @@ def save_wordpiece(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def save_sentence_files(
-    folder: Path, *, mode: str = "mean", normalizes: bool = True, dense: bool = False, max_seq_length: int = 32
-) -> None:
+def save_sentence_files(folder: Path, *, mode: str = "mean", normalizes: bool = True, dense: bool = False) -> None:
     """Saves the files of sentence-transformers beside a model. The linear layer maps 32 numbers to 8."""
     kinds = ["Transformer", "Pooling", *(["Dense"] if dense else []), *(["Normalize"] if normalizes else [])]
     modules = [
@@ -118,9 +116,7 @@ def save_sentence_files(
         for index, kind in enumerate(kinds)
     ]  # fmt: skip
     (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "sentence_bert_config.json").write_text(
-        json.dumps({"max_seq_length": max_seq_length, "do_lower_case": False})
-    )
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32, "do_lower_case": False}))
     (folder / "1_Pooling").mkdir()
     modes = {name: name.startswith(mode) for name in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")}
     (folder / "1_Pooling" / "config.json").write_text(

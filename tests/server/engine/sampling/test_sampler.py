@@ -20,17 +20,15 @@ from tests.server.inline_executor import InlineExecutor
 EOS = 2
 
 
-def create_sampler(*, vocab_size: int, seed: int = 0, eos_token_ids: tuple[int, ...] = (EOS,)) -> Sampler:
+def create_sampler(*, vocab_size: int, seed: int = 0) -> Sampler:
     """A sampler without a tokenizer for grammars."""
     guided = GuidedStates(
         tokenizer_path=Path("nowhere"),
         vocab_size=vocab_size,
-        eos_token_ids=eos_token_ids,
+        eos_token_ids=(EOS,),
         executor=InlineExecutor(),
     )
-    return Sampler(
-        eos_token_ids=eos_token_ids, max_model_len=1 << 20, seed=seed, device=torch.device("cpu"), guided=guided
-    )
+    return Sampler(eos_token_ids=(EOS,), max_model_len=1 << 20, seed=seed, device=torch.device("cpu"), guided=guided)
 
 
 def create_sequence(
