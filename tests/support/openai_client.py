@@ -110,8 +110,6 @@ class LoadClients(_Clients):
         self.endings: Counter[str] = Counter()
         """Counts `answered`, `rejected` (503), `failed` (error event or 500), `not accepted` and `lost`."""
         self.losses: list[str] = []
-        self.num_repeated = 0
-        """Requests that were sent again because the server closed the idle connection before it answered."""
 
     def _run(self, wants_stream: bool) -> None:
         connection: RawClient | None = None
@@ -119,7 +117,6 @@ class LoadClients(_Clients):
             ending, connection = self._send(wants_stream, connection)
             with self._lock:
                 if ending == "again":  # a server may close an idle connection at any time (RFC 9112, 9.6)
-                    self.num_repeated += 1
                     continue
                 self.endings[ending] += 1
             if ending == "not accepted":

@@ -12,14 +12,14 @@ CPU = torch.device("cpu")
 
 
 def test_neighbours_of_equal_length_share_a_call_without_a_mask():
-    [group] = _pack([_chunk(slot=s, computed=9, new=1) for s in (3, 4, 5)]).decode_groups
+    [group] = _pack([_chunk(slot=s, computed=9) for s in (3, 4, 5)]).decode_groups
     assert (group.first_slot, group.last_slot, group.length) == (3, 6, 10)
     assert group.mask is None
     assert group.slot_rows is None
 
 
 def test_free_slots_in_a_group_use_another_members_row():
-    [group] = _pack([_chunk(slot=s, computed=9, new=1) for s in (1, 4)]).decode_groups
+    [group] = _pack([_chunk(slot=s, computed=9) for s in (1, 4)]).decode_groups
     assert group.slot_rows is not None
     assert group.row_slots is not None
     assert group.slot_rows.tolist() == [0, 0, 0, 1]
@@ -28,7 +28,7 @@ def test_free_slots_in_a_group_use_another_members_row():
 
 
 def test_a_much_longer_neighbour_gets_its_own_call():
-    batch = _pack([_chunk(slot=s, computed=c, new=1) for s, c in enumerate((10, 12, 3000, 11, 3001))])
+    batch = _pack([_chunk(slot=s, computed=c) for s, c in enumerate((10, 12, 3000, 11, 3001))])
     groups = batch.decode_groups
     assert [(g.first_slot, g.last_slot, g.length) for g in groups] == [
         (0, 2, 13),
@@ -40,12 +40,12 @@ def test_a_much_longer_neighbour_gets_its_own_call():
 
 
 def test_a_distant_slot_gets_its_own_call():
-    groups = _pack([_chunk(slot=s, computed=99, new=1) for s in (0, 1, 60)]).decode_groups
+    groups = _pack([_chunk(slot=s, computed=99) for s in (0, 1, 60)]).decode_groups
     assert [(g.first_slot, g.last_slot) for g in groups] == [(0, 2), (60, 61)]
 
 
 def test_neighbours_with_a_long_shared_prefix_are_a_group_that_attends_to_it_once():
-    chunks = [_chunk(slot=s, computed=c, new=1) for s, c in enumerate((900, 900, 840, 1100, 850, 900))]
+    chunks = [_chunk(slot=s, computed=c) for s, c in enumerate((900, 900, 840, 1100, 850, 900))]
     prefixes = {2: ("a", 840), 3: ("a", 800), 4: ("a", 850)}
     groups = _pack(chunks, prefixes).decode_groups
     assert [(g.rows, g.num_shared_tokens) for g in groups] == [
@@ -59,22 +59,22 @@ def test_neighbours_with_a_long_shared_prefix_are_a_group_that_attends_to_it_onc
 
 @pytest.mark.parametrize(("num_sequences", "length"), [(9, 511), (3, 767), (2, 1535)])
 def test_a_short_shared_prefix_needs_no_call_of_its_own(num_sequences, length):
-    chunks = [_chunk(slot=s, computed=1600, new=1) for s in range(num_sequences)]
+    chunks = [_chunk(slot=s, computed=1600) for s in range(num_sequences)]
     for shared, expected in ((length, 0), (length + 1, length + 1)):
         [group] = _pack(chunks, dict.fromkeys(range(num_sequences), ("a", shared))).decode_groups
         assert group.num_shared_tokens == expected
 
 
 def test_a_free_slot_does_not_split_a_group_with_a_shared_prefix():
-    chunks = [_chunk(slot=s, computed=3000, new=1) for s in (0, 1, 3)]
+    chunks = [_chunk(slot=s, computed=3000) for s in (0, 1, 3)]
     [group] = _pack(chunks, dict.fromkeys((0, 1, 3), ("a", 2900))).decode_groups
     assert (group.num_shared_tokens, group.lengths.tolist()) == (2900, [3001, 3001, 2901, 3001])
 
 
-def _chunk(*, slot: int, computed: int, new: int) -> Chunk:
-    sequence = Sequence(f"slot {slot}", [slot * 100 + i for i in range(computed + new)], SamplingParams(max_tokens=1))
+def _chunk(*, slot: int, computed: int) -> Chunk:
+    sequence = Sequence(f"slot {slot}", [slot * 100 + i for i in range(computed + 1)], SamplingParams(max_tokens=1))
     sequence.slot, sequence.num_computed_tokens = slot, computed
-    return Chunk(sequence, new)
+    return Chunk(sequence, 1)
 
 
 def _pack(chunks: list[Chunk], prefixes: dict[int, tuple[str, int]] | None = None) -> PackedBatch:
