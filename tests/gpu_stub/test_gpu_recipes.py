@@ -50,11 +50,6 @@ class Recipe:
     own_refusal: str = ""
     """The preflight's error instead, once it knows vLLM's flags. Empty if vLLM itself refuses."""
 
-    @property
-    def folder_name(self) -> str:
-        """The name of the folder for the profiles and caches of the recipe's starts."""
-        return self.name.replace(" ", "-")
-
 
 _LENGTH: Final = ("--max-model-len", "2048")
 _YARN: Final = {"rope_type": "yarn", "rope_theta": 100000.0, "factor": 16.0, "original_max_position_embeddings": 8192}
@@ -149,7 +144,7 @@ def start(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
 
     def start_recipe(recipe: Recipe, launcher: str) -> GpuServer:
         words = [*map(with_folders, recipe.words), "--enforce-eager"]
-        variables = {"VLLM_CACHE_ROOT": str(home / "kept" / recipe.folder_name), **recipe.variables}
+        variables = {"VLLM_CACHE_ROOT": str(home / "kept" / recipe.name.replace(" ", "-")), **recipe.variables}
         model = folder_of(recipe.model) if recipe.model else MODEL
         return GpuServer(launcher, *words, folder=home, environment=variables, model=model)
 

@@ -81,10 +81,6 @@ def _pickle(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
-def _add_tensor(folder: Path) -> None:
-    _change_weights(folder, lambda tensors: tensors | {"model.rotary.inv_freq": torch.ones(3)})
-
-
 def _shard_below(folder: Path) -> None:
     """Moves a shard to a subfolder, which the index names."""
     _shard(folder)
@@ -94,6 +90,13 @@ def _shard_below(folder: Path) -> None:
     shard.rename(folder / "sub" / shard.name)
     index.write_text(index.read_text().replace(shard.name, f"sub/{shard.name}"))
     assert model_problem(folder) is None
+
+
+def _with_weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    return lambda folder: save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+_add_tensor = _with_weights(lambda tensors: tensors | {"model.rotary.inv_freq": torch.ones(3)})
 
 
 @pytest.mark.parametrize(
@@ -112,10 +115,6 @@ def test_tied_weights_that_are_stored_once_load(tmp_path):
     model.save_pretrained(tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / WEIGHTS)
     _assert_same_logits(load_model(tmp_path, EngineConfig()), model)
-
-
-def _with_weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
-    return lambda folder: _change_weights(folder, change)
 
 
 def _with_config(**values: object) -> Callable[[Path], None]:
@@ -243,10 +242,6 @@ def test_an_unreadable_generation_config_is_rejected(plain_llama, llama_copy):
 def _shard(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     build_model("llama", PACKED["llama"]).save_pretrained(folder, max_shard_size="60KB")
-
-
-def _change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
-    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, metadata={"format": "pt"})
 
 
 @torch.inference_mode()

@@ -19,11 +19,6 @@ def test_openapi_names_the_routes_that_exist(server):
             assert str(server.get(absent).status_code) in operations["get"]["responses"]
 
 
-def _policy(headers) -> dict[str, str]:
-    rules = (rule.split(" ", 1) for rule in headers["content-security-policy"].split("; "))
-    return dict(rules)
-
-
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
@@ -32,7 +27,7 @@ def test_the_policy_allows_only_the_page_s_own_style_and_script(server):
     answer = server.get("/")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    policy = _policy(answer.headers)
+    policy = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
     (style,) = re.findall(r"<style>(.*?)</style>", answer.text, re.DOTALL)
     (script,) = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
     assert (policy["style-src"], policy["script-src"]) == (_hash(style), _hash(script))

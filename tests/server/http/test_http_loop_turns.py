@@ -66,19 +66,14 @@ def _turns(count: int) -> list[dict[str, Any]]:
     return [{"role": role, "content": "a b c"} for _ in range(count // 2) for role in ("user", "assistant")]
 
 
-def _flat_tools(key: str, size: int) -> list[dict[str, Any]]:
-    kind = {"type": "function"} if key == "parameters" else {}
-    return [{"name": f"f{i}", key: _schema(size), **kind} for i in range(256)]
+def _flat_tools(size: int) -> list[dict[str, Any]]:
+    return [{"type": "function", "name": f"f{i}", "parameters": _schema(size)} for i in range(256)]
 
 
 def _tool_use(given: dict[str, Any]) -> list[dict[str, Any]]:
     call = {"type": "tool_use", "id": "a", "name": "f", "input": given}
     result = {"type": "tool_result", "tool_use_id": "a", "content": "x"}
     return [{"role": "assistant", "content": [call]}, *user([result])]
-
-
-def _unused_tools() -> dict[str, Any]:
-    return {"tools": _flat_tools("parameters", 200), "tool_choice": "none"}
 
 
 def chat(**fields: Any) -> tuple[str, dict[str, Any]]:
@@ -123,7 +118,7 @@ BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "completion: prompts of one token": lambda: completion([[5] * 300] * 1024),
     "completion: echoed choices": lambda: completion("hello " * 5000, echo=True, n=256, temperature=1),
     "responses: items": lambda: response(_turns(2048)),
-    "responses: streamed tools": lambda: response("a", stream=True, **_unused_tools()),
+    "responses: streamed tools": lambda: response("a", stream=True, tools=_flat_tools(200), tool_choice="none"),
     "messages: input of a tool": lambda: message(messages=_tool_use(_members(50_000))),
     "messages: system": lambda: message(system=PARTS),
     "count_tokens: parts": lambda: (f"{MESSAGES}/count_tokens", {"messages": user(PARTS)}),

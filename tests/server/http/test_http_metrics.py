@@ -196,32 +196,21 @@ def test_rendering_and_waiting_are_metrics(own):
         assert found["vllm_cli:renderer_queue_depth", labels] == 0
 
 
-INTERVAL_S = 0.01
-
-
-async def _log_lines(parts, caplog, num_lines: int) -> list[logging.LogRecord]:
-    config = LoggingConfig(log_stats_interval_s=INTERVAL_S)
+async def test_figures_are_logged_until_the_server_is_idle(serve, caplog):
+    caplog.set_level(logging.DEBUG, logger="server.operation.telemetry")
+    parts = serve().parts
+    config = LoggingConfig(log_stats_interval_s=0.01)
     logging_stats = asyncio.create_task(log_stats(config, parts.engine, parts.metrics))
     await asyncio.sleep(0)
     parts.metrics.engine.count_prompt(30, num_cached=10)
     parts.metrics.engine.count_generated(7)
-    try:
-        async with asyncio.timeout(60):
-            while len(records := _of_the_line(caplog)) < num_lines:
-                await asyncio.sleep(0.005)
-    finally:
-        logging_stats.cancel()
-    return records
-
-
-def _of_the_line(caplog) -> list[logging.LogRecord]:
-    return [record for record in caplog.records if record.name == "server.operation.telemetry"]
-
-
-async def test_figures_are_logged_until_the_server_is_idle(serve, caplog):
-    caplog.set_level(logging.DEBUG, logger="server.operation.telemetry")
-    parts = serve().parts
-    first, second, third, *_ = await _log_lines(parts, caplog, 4)
+    logged: list[logging.LogRecord] = []
+    async with asyncio.timeout(60):
+        while len(logged) < 3:
+            await asyncio.sleep(0.005)
+            logged = [record for record in caplog.records if record.name == "server.operation.telemetry"]
+    logging_stats.cancel()
+    first, second, third, *_ = logged
     prompt, generation, *_ = first.args
     assert prompt / generation == pytest.approx(20 / 7), "what was cached was not computed"
     assert (first.levelno, second.levelno, third.levelno) == (logging.INFO, logging.INFO, logging.DEBUG)

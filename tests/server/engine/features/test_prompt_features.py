@@ -29,13 +29,9 @@ def as_inputs(rows: torch.Tensor) -> PromptInputs:
 
 
 @torch.inference_mode()
-def rows_of(model: PreTrainedModel, prompt: list[int]) -> torch.Tensor:
-    """The prompt's embeddings, which a client reads from the model."""
-    return model.get_input_embeddings()(torch.tensor(prompt)).clone()
-
-
 def embeds_of(model: PreTrainedModel, prompt: list[int]) -> PromptInputs:
-    return as_inputs(rows_of(model, prompt))
+    """The prompt's embeddings, which a client reads from the model."""
+    return as_inputs(model.get_input_embeddings()(torch.tensor(prompt)))
 
 
 def add(engine: SmallEngine, name: str, model: PreTrainedModel, prompt: list[int], **params):

@@ -16,10 +16,6 @@ def full_decode(renderer: HfRenderer, token_ids: list[int], *, skip_special_toke
     return renderer.tokenizer.loop_decoder(skip_special_tokens=skip_special_tokens)(token_ids)
 
 
-def token_of(renderer: HfRenderer, content: bytes) -> int:
-    return next(i for i in range(renderer.tokenizer.vocab_size) if renderer.tokenizer.token_bytes(i) == content)
-
-
 @pytest.mark.parametrize("skip_special_tokens", [True, False])
 def test_random_tokens_give_the_full_decode(renderer, skip_special_tokens):
     for seed in range(30):
@@ -101,7 +97,7 @@ def test_broken_bytes_of_a_byte_fallback_vocabulary_withdraw_no_text(renderers):
 
 def test_endless_broken_bytes_and_skipped_tokens_are_released(renderers):
     renderer = renderers["byte_level"]
-    broken = token_of(renderer, b"\xff")
+    broken = next(i for i in range(renderer.tokenizer.vocab_size) if renderer.tokenizer.token_bytes(i) == b"\xff")
     detokenizer = renderer.create_detokenizer()
     pieces = []
     for _ in range(10 * MAX_HELD_TOKENS):
@@ -116,18 +112,13 @@ def test_a_space_is_kept_after_many_skipped_tokens(renderer):
     assert feed(renderer.create_detokenizer(), token_ids) == "the of"
 
 
-def _withdraws_text(renderer: HfRenderer) -> bool:
-    """Whether the decoder replaces complete characters if invalid bytes follow them."""
-    return "ByteFallback" in renderer.tokenizer.decoder_steps
-
-
 def random_tokens(renderer: HfRenderer, rng: random.Random, *, length: int) -> list[int]:
     """Random tokens. Tokens of characters with many bytes and special tokens are more frequent.
 
-    If the decoder withdraws text, all bytes form whole characters, because the full decode of other bytes is
-    not stable.
+    With ByteFallback, which replaces complete characters if invalid bytes follow them, all bytes form whole
+    characters, because the full decode of other bytes is not stable.
     """
-    fallback = range(3, 3 + 256) if _withdraws_text(renderer) else range(0)
+    fallback = range(3, 3 + 256) if "ByteFallback" in renderer.tokenizer.decoder_steps else range(0)
     named = {renderer.tokenizer.token_bytes(token_id): token_id for token_id in fallback}
     special = list(renderer.tokenizer.added_tokens)[:20]
     token_ids: list[int] = []
