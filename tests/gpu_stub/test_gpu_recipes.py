@@ -12,7 +12,6 @@ import pytest
 from tests.gpu_stub.gpu_server import MODEL, GpuServer
 
 _TEXTS: Final = ["hello world", "the capital of france is paris"]
-_CHAT: Final = [{"role": "user", "content": GpuServer.PROMPT}]
 _TOOL: Final = {
     "type": "function",
     "function": {"name": "look", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
@@ -21,13 +20,11 @@ _TOOL: Final = {
 Ask = Callable[[GpuServer], Any]
 
 
-def _chat(messages: list[dict[str, Any]], **options: Any) -> Ask:
-    def ask(server: GpuServer) -> Any:
-        wanted = {"messages": messages, "max_tokens": server.MAX_TOKENS, "skip_special_tokens": False}
-        answer = server.post("/v1/chat/completions", **wanted, temperature=0, ignore_eos=True, **options)
-        return answer["choices"], answer["usage"]
-
-    return ask
+def _chat(server: GpuServer) -> Any:
+    messages = [{"role": "user", "content": server.PROMPT}]
+    wanted = {"messages": messages, "tools": [_TOOL], "max_tokens": server.MAX_TOKENS, "skip_special_tokens": False}
+    answer = server.post("/v1/chat/completions", **wanted, temperature=0, ignore_eos=True)
+    return answer["choices"], answer["usage"]
 
 
 def _embed(server: GpuServer) -> Any:
@@ -99,7 +96,7 @@ _RECIPES: Final = [
         "tools and reasoning",
         (*_LENGTH, "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"),
         model="qwen3",
-        ask=_chat(_CHAT, tools=[_TOOL]),
+        ask=_chat,
     ),
 ]
 _REFUSED: Final = [

@@ -9,7 +9,7 @@ from server.generation.chat import chat_options
 from server.generation.request import ChatRequest, FunctionDefinition, Tool
 from server.terms.http_body.request_body import _warn
 from server.terms.server_config import GenerationConfig
-from tests.server.generation.conftest import Model, decode
+from tests.server.generation.conftest import decode
 
 BAD_VALUES: dict[str, list[Any]] = {
     "temperature": [-0.1, 2.1, "hot"],
@@ -50,18 +50,13 @@ IGNORED_IN_CHAT = [
 ]
 
 
-def assert_rejects(model: Model, param: str, **fields: Any) -> None:
-    with pytest.raises(RequestError) as caught:
-        decode(model, **fields)
-    assert caught.value.status == 400
-    assert caught.value.param == param
-    assert caught.value.message
-
-
 @pytest.mark.parametrize("name", BAD_VALUES)
 def test_bad_value_is_rejected_with_the_name_of_its_field(model, name):
     for value in BAD_VALUES[name]:
-        assert_rejects(model, name, **{name: value})
+        with pytest.raises(RequestError) as caught:
+            decode(model, **{name: value})
+        assert (caught.value.status, caught.value.param) == (400, name)
+        assert caught.value.message
 
 
 @pytest.mark.parametrize(("name", "value"), IGNORED_IN_CHAT)

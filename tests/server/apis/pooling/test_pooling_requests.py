@@ -14,16 +14,12 @@ from server.terms.http_body.request_body import RequestDecoder
 from server.terms.types import EngineOutput, TensorData
 
 
-def _embedding(**fields: Any) -> EmbeddingRequest:
-    return RequestDecoder(EmbeddingRequest).decode(msgspec.json.encode(fields))
-
-
 @pytest.mark.parametrize(
     ("given", "prompts"),
     [("a", ["a"]), ("", [""]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1, 2], [3]], [[1, 2], [3]])],
 )
 def test_texts_and_token_ids_may_be_single_or_in_lists(given, prompts):
-    assert _embedding(input=given).prompts == prompts
+    assert RequestDecoder(EmbeddingRequest).decode(msgspec.json.encode({"input": given})).prompts == prompts
 
 
 @pytest.mark.parametrize(
