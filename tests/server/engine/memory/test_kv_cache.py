@@ -2,10 +2,8 @@
 
 import errno
 import os
-import re
-from collections.abc import Iterator
-from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -142,11 +140,9 @@ def _committed(cache: KVCache) -> int:
     """The bytes of the cache's pages that are in memory or in swap."""
     parts = [*cache.keys.values(), *cache.values.values()]
     begin, end = min(p.data_ptr() for p in parts), max(p.data_ptr() + p.nbytes for p in parts)
-    return sum(num_bytes for first, last, num_bytes in _areas() if first < end and begin < last)
-
-
-def _areas() -> Iterator[tuple[int, int, int]]:
-    areas = re.split(r"^([0-9a-f]+)-([0-9a-f]+) ", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
-    for first, last, facts in zip(areas[1::3], areas[2::3], areas[3::3], strict=True):
-        sizes = re.findall(r"^(?:Rss|Swap): +(\d+) kB", facts, re.MULTILINE)
-        yield int(first, 16), int(last, 16), sum(int(kib) << 10 for kib in sizes)
+    return sum(
+        area.rss + area.swap
+        for area in psutil.Process().memory_maps(grouped=False)
+        for first, last in [(int(address, 16) for address in area.addr.split("-"))]
+        if first < end and begin < last
+    )
