@@ -9,19 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vllm.config import ModelConfig, VllmConfig
+from vllm.renderers.hf import HfRenderer
+from vllm.renderers.params import ChatParams
+from vllm.tokenizers import get_tokenizer
 
-def render_templates(cases: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
-    from vllm.config import ModelConfig, VllmConfig
-    from vllm.renderers.hf import HfRenderer
-    from vllm.tokenizers import get_tokenizer
-
-    renderer = HfRenderer(VllmConfig(model_config=ModelConfig(folder)), get_tokenizer(folder))
-    return [_render_template(renderer, case) for case in cases]
+cases, answers, folder = sys.argv[1:]
+renderer = HfRenderer(VllmConfig(model_config=ModelConfig(folder)), get_tokenizer(folder))
 
 
-def _render_template(renderer: Any, case: dict[str, Any]) -> dict[str, Any]:
-    from vllm.renderers.params import ChatParams
-
+def render(case: dict[str, Any]) -> dict[str, Any]:
     kwargs = {**case["kwargs"], "tools": case["tools"], "tokenize": True, "add_generation_prompt": True}
     params = ChatParams(chat_template=case["chat_template"], chat_template_kwargs=kwargs)
     try:
@@ -31,6 +28,4 @@ def _render_template(renderer: Any, case: dict[str, Any]) -> dict[str, Any]:
     return {"token_ids": list(prompt["prompt_token_ids"])}
 
 
-if __name__ == "__main__":
-    asked, answered, folder = sys.argv[1:]
-    Path(answered).write_text(json.dumps(render_templates(json.loads(Path(asked).read_text()), folder)))
+Path(answers).write_text(json.dumps([render(case) for case in json.loads(Path(cases).read_text())]))
