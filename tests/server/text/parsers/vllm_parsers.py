@@ -25,12 +25,6 @@ OLMO_TOKENS = ["Ġ</", "</", "think", ">"]
 """Tokens that Olmo's parser needs in the vocabulary. The tokenizer never uses them."""
 
 
-def main(question: str, answer: str) -> None:
-    asked = json.loads(Path(question).read_text())
-    written = {kind: {name: Task(kind, name, **task).answers() for name, task in asked[kind].items()} for kind in asked}
-    Path(answer).write_text(json.dumps(written))
-
-
 class Task:
     """The texts to parse with one parser."""
 
@@ -84,7 +78,7 @@ class Task:
         return {
             "reasoning": reasoning or "",
             "content": content or "",
-            "calls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in calls or ()],
+            "calls": [{"name": call.name, "arguments": call.arguments} for call in calls or ()],
         }
 
     def _streamed(self, parser, request: ChatCompletionRequest, text: str, prompt: list[str]) -> dict:
@@ -100,8 +94,7 @@ class Task:
             reasoning += delta.reasoning or ""
             content += delta.content or ""
             for part in delta.tool_calls or ():
-                call = calls.setdefault(part.index, {"id": None, "name": "", "arguments": ""})
-                call["id"] = part.id or call["id"]
+                call = calls.setdefault(part.index, {"name": "", "arguments": ""})
                 call["name"] += (part.function and part.function.name) or ""
                 call["arguments"] += (part.function and part.function.arguments) or ""
         return {"reasoning": reasoning, "content": content, "calls": list(calls.values())}
@@ -137,5 +130,7 @@ class HarmonyTokenizer:
         return {}
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+question, answer = map(Path, sys.argv[1:])
+asked = json.loads(question.read_text())
+written = {kind: {name: Task(kind, name, **task).answers() for name, task in asked[kind].items()} for kind in asked}
+answer.write_text(json.dumps(written))
