@@ -34,6 +34,7 @@ from server.engine.process_link.messages import (
 from server.engine.sampling.grammar import GrammarCompiler
 from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import GuidedDecoding, SamplingParams
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -97,7 +98,13 @@ def engine(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine
     ours.close()
     theirs.close()
     gc.unfreeze()
-    gc.collect()  # ends the threads that compile grammars
+    wait_until(_compiles_no_grammar)
+
+
+def _compiles_no_grammar() -> bool:
+    """Whether the threads that compile grammars have ended: once they idle and the executor is collected."""
+    gc.collect()
+    return not any(thread.name.startswith("engine-grammar") for thread in threading.enumerate())
 
 
 def _overwrite(model: Path) -> None:
