@@ -4,7 +4,6 @@ import json
 import socket
 from contextlib import suppress
 
-import psutil
 import pytest
 
 from tests.startup.vllm.fake_frontend import rust_variables
@@ -12,6 +11,7 @@ from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment
 from tests.support.http_client import RawClient
 from tests.support.openai_client import RepeatingClients
 from tests.support.ports import free_port
+from tests.support.processes import stopped
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -37,7 +37,7 @@ def test_every_connection_during_a_start_is_answered_or_refused(listens, fronten
         clients.wait_for_more(200, 200)
         start.wait_logged("ready after")
         assert texts == {"A text was read by worker 0"}
-        assert len(start.responders()) == (frontend == "one-server")  # it answers /health while vLLM serves
+        wait_until(lambda: len(start.responders()) == (frontend == "one-server"))  # answers /health while vLLM serves
     assert not clients.lost
     for statuses in clients.statuses:
         assert statuses == sorted(statuses, key=(0, starting, 200).index)
@@ -95,9 +95,8 @@ def test_several_api_servers_share_the_port_and_the_forkserver(folder, model):
         wait_until(lambda: start.responders() == [])
         (forkserver,) = start.forkservers()
         one = start.state()["server"]
-        psutil.Process(one["pid"]).suspend()
-        other = start.state()["server"]
-        psutil.Process(one["pid"]).resume()
+        with stopped(one["pid"]):
+            other = start.state()["server"]
         assert {one["name"], other["name"]} == {"ApiServer_0", "ApiServer_1"}
         for server in (one, other):
             assert server["ppid"] == forkserver.pid

@@ -99,6 +99,7 @@ failing: list[_Worker] = []
 @pytest.fixture
 def engine(captured, monkeypatch, tmp_path) -> _Engine:
     monkeypatch.setenv("VCLI_START_FOLDER", str(tmp_path))
+    monkeypatch.setattr(late_graphs, "_IDLE_S", 0.01)
     failing.clear()
     engine = _Engine([_Worker(_Graphs([16, 8, 4, 2]), lambda: 0) for _ in range(2)])  # type: ignore[arg-type]
     _Pace(engine).begin()
@@ -134,14 +135,17 @@ def test_the_graph_for_the_latest_batch_comes_first(engine, captured, num_tokens
     assert captured[0] == first
 
 
-def test_with_requests_the_next_capture_waits_although_the_loop_goes_on(engine, captured):
+def test_with_requests_the_next_capture_waits_although_the_loop_goes_on(engine, captured, monkeypatch):
+    monkeypatch.setattr(late_graphs, "_GAP_S", 600.0)
     engine.works = True
     for _ in range(1000):
         engine._process_input_queue()
     assert len(captured) == 2, "one graph on two ranks"
 
 
-def test_between_two_requests_the_engine_is_not_idle(engine, captured):
+def test_between_two_requests_the_engine_is_not_idle(engine, captured, monkeypatch):
+    for name in ("_GAP_S", "_IDLE_S"):
+        monkeypatch.setattr(late_graphs, name, 600.0)
     engine.works = True
     engine._process_input_queue()
     engine.works = False

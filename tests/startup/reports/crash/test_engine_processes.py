@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
 
 from startup.reports.causes.digest import write_digest
+from startup.reports.crash import engine_processes
 from startup.reports.crash.crash_report import find_crash
 from startup.reports.crash.engine_processes import RecordedProcesses
 from startup.reports.crash.output_record import OutputRecord
@@ -59,8 +61,9 @@ def _running(folder: Path, **works: Callable[[], Any]) -> Iterator[list[psutil.P
         processes.append(process)
         assert begun.wait(120)
     try:
-        _wait_until_all(folder, works)
-        yield [psutil.Process(process.pid) for process in processes]
+        with patch.object(engine_processes, "_WRITE_S", 60.0):
+            _wait_until_all(folder, works)
+            yield [psutil.Process(process.pid) for process in processes]
     finally:
         for process in processes:
             process.kill()
