@@ -5,13 +5,13 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 
 from base.security.tls import RenewableTls
 from base.server_settings import TlsConfig
-from tests.support.certificates import Certificate, make_certificate, needs_openssl
+from tests.support.certificates import make_certificate, needs_openssl
 
 pytestmark = needs_openssl
 
@@ -19,37 +19,8 @@ Connect = Callable[[ssl.SSLContext, ssl.SSLSession | None], ssl.SSLSession | Non
 """Opens and closes a connection. Returns its session for resumption, or raises SSLError."""
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Certificate:
-    return make_certificate(tmp_path, "server")
-
-
-@pytest.fixture
-def trusted(tmp_path: Path) -> Path:
-    """The file of trusted issuers."""
-    return tmp_path / "trusted.crt"
-
-
-@pytest.fixture
-def issuers(tmp_path: Path, trusted: Path) -> Iterator[tuple[Certificate, Certificate]]:
-    """Two issuers, the first of which is trusted."""
-    issuers = make_certificate(tmp_path, "one"), make_certificate(tmp_path, "two")
-    shutil.copyfile(issuers[0].certificate, trusted)
-    yield issuers
-
-
-@pytest.fixture
-def tls(server: Certificate, trusted: Path, issuers: object) -> RenewableTls:
-    files = {
-        "ssl_certfile": str(server.certificate),
-        "ssl_keyfile": str(server.key),
-        "ssl_ca_certs": str(trusted),
-    }
-    return RenewableTls(TlsConfig(ssl_cert_reqs=2, enable_ssl_refresh=True, **files))
-
-
-@pytest.fixture
-def connect(tls: RenewableTls) -> Iterator[Connect]:
+@contextmanager
+def _serving(tls: RenewableTls) -> Iterator[Connect]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=_serve, args=(listener, tls))
         thread.start()
@@ -64,9 +35,11 @@ def connect(tls: RenewableTls) -> Iterator[Connect]:
                 client.unwrap()
                 return session
 
-        yield connect
-        socket.create_connection(listener.getsockname()).close()  # a connection without data ends the server
-        thread.join()
+        try:
+            yield connect
+        finally:
+            socket.create_connection(listener.getsockname()).close()  # a connection without data ends the server
+            thread.join()
 
 
 def _serve(listener: socket.socket, tls: RenewableTls) -> None:
@@ -85,22 +58,25 @@ def _serve(listener: socket.socket, tls: RenewableTls) -> None:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
-def test_a_client_whose_issuer_is_no_longer_trusted_is_rejected(
-    version, connect, tls, server, issuers, trusted, tmp_path
-):
+def test_a_client_whose_issuer_is_no_longer_trusted_is_rejected(version, tmp_path):
+    server, *issuers = (make_certificate(tmp_path, name) for name in ("server", "one", "two"))
     contexts = []
-    for index, issuer in enumerate(issuers):
-        context = server.client_context(make_certificate(tmp_path, f"client-{index}", signer=issuer))
+    for issuer in issuers:
+        context = server.client_context(make_certificate(tmp_path, f"client-{len(contexts)}", signer=issuer))
         context.minimum_version = context.maximum_version = version
         contexts.append(context)
     former, later = contexts
-    session = connect(former, None)
-    with pytest.raises(OSError):
+    trusted = shutil.copyfile(issuers[0].certificate, tmp_path / "trusted.crt")
+    files = {"ssl_certfile": str(server.certificate), "ssl_keyfile": str(server.key), "ssl_ca_certs": str(trusted)}
+    tls = RenewableTls(TlsConfig(ssl_cert_reqs=2, enable_ssl_refresh=True, **files))
+    with _serving(tls) as connect:
+        session = connect(former, None)
+        with pytest.raises(OSError):
+            connect(later, None)
+        shutil.copyfile(issuers[1].certificate, trusted)
+        tls.reload()
         connect(later, None)
-    shutil.copyfile(issuers[1].certificate, trusted)
-    tls.reload()
-    connect(later, None)
-    with pytest.raises(OSError):
-        connect(former, None)
-    with pytest.raises(OSError):
-        connect(former, session)
+        with pytest.raises(OSError):
+            connect(former, None)
+        with pytest.raises(OSError):
+            connect(former, session)
