@@ -76,6 +76,15 @@ def location(tmp_path: Path) -> Path:
     return tmp_path / "shared"
 
 
+@pytest.fixture
+def shared(make_machine: Callable[[str], Machine], location: Path) -> CompiledModel:
+    """A compiled model that the machine `first` has added to the location."""
+    record = _record()
+    make_machine("first").compile(record)
+    assert add(_add_job(record, location=location)).num_models == 1
+    return record
+
+
 def _fetch_job(location: object, record: CompiledModel, folder: Path, digest: str = "") -> FetchJob:
     return FetchJob(
         locations=(str(location),),
@@ -251,24 +260,21 @@ def test_what_is_fetched(asked, expected, make_machine, location, tmp_path):
     assert {name for name, record in records.items() if local.is_installed(record)} == expected
 
 
-def test_a_damaged_archive_is_named_installs_nothing_and_is_replaced(make_machine, location, tmp_path):
-    record = _record()
-    make_machine("first").compile(record)
-    add(_add_job(record, location=location))
+def test_a_damaged_archive_is_named_installs_nothing_and_is_replaced(shared, make_machine, location, tmp_path):
     (archive,) = location.glob("*/*.zip")
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 1
     archive.write_bytes(content)
     second = make_machine("second")
-    report = fetch(_fetch_job(location, record, tmp_path))
+    report = fetch(_fetch_job(location, shared, tmp_path))
     assert report.num_models == 0
     (problem,) = report.problems
     assert str(location) in problem and "it is removed, because it is damaged" in problem
     assert "\n" not in problem
     assert not (second.folder / local.AOT).exists()
     assert not local.read_records()
-    second.compile(record)
-    assert add(_add_job(record, location=location)).num_models == 1
+    second.compile(shared)
+    assert add(_add_job(shared, location=location)).num_models == 1
     assert len(_archives(location)) == 1
 
 
@@ -337,16 +343,13 @@ def _lower_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("startup.compiled_models.archive._MOST_MANIFEST_BYTES", 100)
 
 
-def test_an_archive_that_another_release_can_read_stays(make_machine, location, tmp_path, monkeypatch):
-    record = _record()
-    make_machine("first").compile(record)
-    add(_add_job(record, location=location))
+def test_an_archive_that_another_release_can_read_stays(shared, make_machine, location, tmp_path, monkeypatch):
     (archive,) = location.glob("*/*.zip")
     _lower_limit(monkeypatch)
     content = archive.read_bytes()
-    make_machine("second").compile(record)
+    make_machine("second").compile(shared)
     shutil.rmtree(local.compiled_folder())
-    (problem,) = fetch(_fetch_job(location, record, tmp_path)).problems
+    (problem,) = fetch(_fetch_job(location, shared, tmp_path)).problems
     assert f"{archive} is not used: " in problem
     assert archive.read_bytes() == content
 
@@ -395,18 +398,15 @@ def test_what_fits_is_found_among_any_number_of_newer_archives(make_machine, loc
 
 
 @pytest.mark.parametrize("digest", ["", "digest"])
-def test_what_was_excluded_is_not_fetched_again_until_it_is_replaced(digest, make_machine, location, tmp_path):
-    record = _record()
-    make_machine("first").compile(record)
-    add(_add_job(record, location=location))
+def test_what_was_excluded_is_not_fetched_again_until_it_is_replaced(digest, shared, make_machine, location, tmp_path):
     second = make_machine("second")
-    job = _fetch_job(location, record, tmp_path, digest)
+    job = _fetch_job(location, shared, tmp_path, digest)
     assert fetch(job).num_models == 1
     (fetched,) = local.read_records()
     local.exclude(fetched)
     local.remove(fetched)
     assert (fetch(job).num_models, fetch(job).problems) == (0, [])
-    anew = replace(record, created_at="2026-11-24T22:00:00+00:00")
+    anew = replace(shared, created_at="2026-11-24T22:00:00+00:00")
     second.compile(anew)
     assert add(_add_job(anew, location=location)).num_models == 1
     make_machine("third")
@@ -414,10 +414,7 @@ def test_what_was_excluded_is_not_fetched_again_until_it_is_replaced(digest, mak
     assert [found.created_at for found in local.read_records()] == [anew.created_at]
 
 
-def test_what_the_location_lacks_is_added_again_without_a_change_of_the_record(make_machine, location):
-    record = _record()
-    make_machine("first").compile(record)
-    add(_add_job(record, location=location))
+def test_what_the_location_lacks_is_added_again_without_a_change_of_the_record(shared, location):
     (known,) = local.read_records()
     assert add(_add_job(known, location=location)).num_models == 0
     shutil.rmtree(location)
