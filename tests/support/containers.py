@@ -22,7 +22,7 @@ def as_user(uid: int, gid: int, *must_read: Path) -> tuple[str, ...] | None:
     """A launcher that runs a command as a user id without a name. The user can read `must_read`."""
     user = ("setpriv", "--reuid", str(uid), "--regid", str(gid), "--clear-groups")
     for command in ((*user, *_MAY_READ_ALL), user):
-        if all(_works(*command, "head", "-c1", str(path)) for path in must_read):
+        if all(works(*command, "head", "-c1", str(path)) for path in must_read):
             return command
     return None
 
@@ -30,7 +30,7 @@ def as_user(uid: int, gid: int, *must_read: Path) -> tuple[str, ...] | None:
 def own_processes(*options: str) -> tuple[str, ...] | None:
     """A launcher that runs a command as process 1 of a new process namespace."""
     command = (*_OWN_PROCESSES, *options)
-    return command if _works(*command, "true") else None
+    return command if works(*command, "true") else None
 
 
 def own_mounts(script: str, folder: Path) -> tuple[str, ...] | None:
@@ -40,10 +40,10 @@ def own_mounts(script: str, folder: Path) -> tuple[str, ...] | None:
     """
     whole = f'here=$PWD; cd "$0"; {script}; cd "$here"; exec "$@"'
     command = ("unshare", "--mount", *_NEW_PROCESSES, "sh", "-ec", whole, str(folder))
-    return command if _works(*command, "true") else None
+    return command if works(*command, "true") else None
 
 
-def _works(*command: str) -> bool:
+def works(*command: str) -> bool:
     try:
         return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
     except FileNotFoundError:

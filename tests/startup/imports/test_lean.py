@@ -63,20 +63,18 @@ def test_every_architecture_generates_the_tokens_of_transformers(tmp_path):
     assert {name for name, same in equal.items() if not same} <= ends_early
 
 
-def test_a_module_that_a_stand_in_breaks_is_imported_without_it(tmp_path, monkeypatch):
-    (tmp_path / "left_out_module.py").write_text("VALUE = 1\n")
-    (tmp_path / "picky_module.py").write_text("import left_out_module\nRESULT = left_out_module.VALUE + 1\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_a_module_that_a_stand_in_breaks_is_imported_without_it(toys, monkeypatch):
+    toys.write("left_out_module", "VALUE = 1\n")
+    toys.write("picky_module", "import left_out_module\nRESULT = left_out_module.VALUE + 1\n")
     monkeypatch.setattr(lean, "LEFT_OUT", ("left_out_module",))
     import_lean(["picky_module"])
     assert sys.modules["picky_module"].RESULT == 2
     assert sys.modules["left_out_module"].VALUE == 1
 
 
-def test_a_module_that_only_imports_name_is_real_afterwards(tmp_path, monkeypatch):
-    (tmp_path / "named_module.py").write_text("VALUE = 1\n")
-    (tmp_path / "naming_module.py").write_text("import sys\nfrom named_module import VALUE\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_a_module_that_only_imports_name_is_real_afterwards(toys, monkeypatch):
+    toys.write("named_module", "VALUE = 1\n")
+    toys.write("naming_module", "import sys\nfrom named_module import VALUE\n")
     monkeypatch.setattr(lean, "_LEFT_OUT_OF_IMPORTS", ("named_module", "not_installed_module"))
     import_lean(["naming_module"])
     assert sys.modules["naming_module"].VALUE != 1

@@ -14,7 +14,7 @@ import pytest
 
 from startup.standby import process_state
 from tests.support.cli import python_output
-from tests.support.containers import as_user, own_cgroup
+from tests.support.containers import as_user, own_cgroup, works
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(120)]
 
@@ -276,11 +276,7 @@ def _inside(folder: Path) -> tuple[str, ...]:
 
 
 def _skip_without(*launcher: str) -> None:
-    try:
-        works = subprocess.run([*launcher, "true"], capture_output=True, timeout=60).returncode == 0
-    except FileNotFoundError:
-        works = False
-    if not works:
+    if not works(*launcher, "true"):
         pytest.skip(f"{launcher[0]} does not work here")
 
 

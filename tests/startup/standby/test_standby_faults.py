@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from startup.processes import messages
 from startup.standby import forked_server, front_process, sockets
 from startup.standby.sockets import socket_folder
 from tests.support.cli import run_cli, run_python
+from tests.support.containers import works
 from tests.support.ports import free_port
 from tests.support.processes import stopped
 from tests.support.standby_process import StandbyProcess
@@ -273,7 +273,7 @@ def _has_template(standby: StandbyProcess) -> bool:
     ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "",
 )
 def test_what_a_fork_does_not_take_over_leads_to_a_cold_start(launcher, reason, standby, tiny_llama):
-    if subprocess.run([*launcher, "true"], capture_output=True, timeout=60).returncode != 0:
+    if not works(*launcher, "true"):
         pytest.skip(f"{launcher[0]} does not work here")
     wait_until(lambda: reason in _why_cold(standby, tiny_llama, launcher=launcher))  # not what `_wait_warm` names
 

@@ -13,11 +13,10 @@ from startup.files.model.file_plan import plan_files
 from startup.settings.config import DEFAULT_MODEL_ID
 from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline, with_folders
 from startup.vllm_words.command_line import CommandLine
+from tests.startup.files.download.conftest import write_snapshot
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 from tests.support.hub import HubServer
 from tests.support.s3_server import s3_server
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 MODEL, TOKENIZER = "s3://models/llama", "gs://models/words/"
 AFTER_THE_DOWNLOAD = """import threading, time
@@ -34,19 +33,7 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE):
         monkeypatch.delenv(variable.name, raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    repository = tmp_path / "models--org--model"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(COMMIT)
-    folder = repository / "snapshots" / COMMIT
-    folder.mkdir(parents=True)
-    for name in ("tokenizer.json", "model.safetensors"):
-        (folder / name).write_text("{}")
-    write_config(folder)
-    return folder
-
-
-def write_config(folder: Path, **settings: object) -> None:
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **settings}))
+    return write_snapshot(tmp_path, "org/model")
 
 
 def is_forbidden(*words: str) -> bool:
@@ -91,7 +78,7 @@ def test_flags_that_may_need_more_leave_requests_allowed(words):
 def test_what_may_need_more_leaves_requests_allowed(variables, config, has_plugin, snapshot, tmp_path, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    write_config(snapshot, **config)
+    (snapshot / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
     if has_plugin:
         metadata = tmp_path / "site" / "plugin-1.0.dist-info"
         metadata.mkdir(parents=True)

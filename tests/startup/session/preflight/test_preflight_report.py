@@ -2,19 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable
 
 import pytest
 
-from base.machine.memory import MemoryState
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
-from startup.session.preflight.report import PreflightReport
-from tests.startup.session.preflight.conftest import CONFIG
+from tests.startup.session.preflight.conftest import CONFIG, ROOMY
 from tests.support.cli import python_output
-
-ROOMY = MemoryState(64 << 30, 64 << 30)
-
-Preflight = Callable[..., PreflightReport]
 
 BUDGET = """
 report = run_preflight(config, options=options)
