@@ -3,9 +3,11 @@
 `tests/server/operation/test_engine_watchdog.py` has the watchdog's rules.
 """
 
+from typing import Any
+
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, environment, rewrite, variant
+from tests.startup.vllm.fake_start import FakeStart, changed_program, environment, rewrite, variant
 from tests.support.openai_client import StreamReader
 from tests.support.waiting import wait_until
 
@@ -21,7 +23,9 @@ _WATCHED = ("--engine-watchdog-timeout", "3")
 )
 def test_a_stopped_process_ends_vllm_with_its_name(folder, title, name, num_servers):
     words = ("--api-server-count", str(num_servers)) if num_servers > 1 else ()
-    with FakeStart(folder, *_WATCHED, *words) as start:
+    longer = "_ANSWERS_S: Final = 5.0"  # a slow machine may send no probe for half a second
+    root, env = changed_program(folder, "server/operation", "_ANSWERS_S: Final = 0.5", longer)
+    with FakeStart(folder, *_WATCHED, *words, env=env, cwd=root) as start:
         start.wait_ready()
         readers = [StreamReader(start.url, 100_000) for _ in range(4)]
         process = start.named(title)
@@ -29,8 +33,9 @@ def test_a_stopped_process_ends_vllm_with_its_name(folder, title, name, num_serv
         wait_until(lambda: process.status() == "stopped")
         found = f"stopped by a signal: {name} (pid {process.pid})"
         if num_servers == 1:
-            start.wait_status(503)
-            answer = start.ask("/health").json
+            answers: list[Any] = []
+            start.wait(lambda: answers.append(start.ask("/health")) or answers[-1].status == 503)
+            answer = answers[-1].json
             assert (answer["status"], found in answer["error"]["message"]) == ("hung", True)
         for reader in readers:
             *_, last, end = reader.finish()
