@@ -86,14 +86,10 @@ def _policies(*, is_wanted: bool) -> str:
     return run_python(_PROGRAM.format(is_wanted=is_wanted), check=True).stdout.strip()
 
 
-def _may_have_priority() -> bool:
-    return run_python("import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))").returncode == 0
-
-
 @pytest.mark.thorough
 def test_a_process_that_needs_little_has_priority_again_if_it_is_wanted():
     assert _policies(is_wanted=False) == str([os.SCHED_OTHER] * 3)
-    if not _may_have_priority():
+    if run_python("import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))").returncode:
         pytest.skip("needs CAP_SYS_NICE")
     policies = [os.SCHED_FIFO, os.SCHED_OTHER, os.SCHED_FIFO]
     assert _policies(is_wanted=True) == str([policy | os.SCHED_RESET_ON_FORK for policy in policies])

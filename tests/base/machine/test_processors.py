@@ -12,8 +12,6 @@ from base.machine.nvml import Gpu, GpuState
 from base.machine.processors import ProcessorTime, ThreadTime, affinity_count, read_processor_time, usable_count
 from tests.support.waiting import wait_until
 
-_TICKS = os.sysconf("SC_CLK_TCK")
-
 
 @pytest.fixture
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -25,7 +23,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (task / "schedstat").write_text(content)
     columns = "user nice system idle iowait irq softirq steal guest guest_nice"
     rows = ["9 9 9 9 9 9 9 9 9 9", "1 2 3 40 5 6 7 8 9 9", "10 0 0 50 0 0 0 2 9 9"]
-    ticks = [" ".join(str(int(n) * _TICKS) for n in row.split()) for row in rows]
+    ticks = [" ".join(str(int(n) * os.sysconf("SC_CLK_TCK")) for n in row.split()) for row in rows]
     lines = [f"cpu  {columns}", *(f"cpu{number} {row}" for number, row in enumerate(ticks)), "intr 1 2 3"]
     (tmp_path / "stat").write_text("\n".join(lines))
     return tmp_path

@@ -19,13 +19,10 @@ from startup.reports.crash.output_record import OutputRecord
 from tests.support.cli import python_output
 from tests.support.processes import disturbing
 
-_SCRIPT = Path(__file__).with_name("engine_script.py")
-
 
 def _run(model: Path, method: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, _SCRIPT, model, method, *arguments], capture_output=True, text=True, timeout=240
-    )
+    words = [sys.executable, Path(__file__).with_name("engine_script.py"), model, method, *arguments]
+    return subprocess.run(words, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.thorough

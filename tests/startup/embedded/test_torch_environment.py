@@ -10,9 +10,6 @@ import pytest
 from startup.imports import torch_environment
 from startup.imports.torch_environment import expects_gpu, set_torch_variables
 
-_DRIVER_LOADED = "file=libcuda.so.1 [0];  dynamically loaded by"
-_LEAN = "from startup.imports.heavy import import_engine; import_engine()"
-
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -82,7 +79,8 @@ def test_the_forkservers_imports_do_not_initialise_cuda(tmp_path):
         pytest.skip("this torch is built without CUDA")
     if any(device.exists() for device in torch_environment._GPU_DEVICES):
         pytest.skip("cuBLAS has loaded the driver already; tests/cuda has a test for machines with a GPU")
-    assert not _initialises_cuda(_LEAN, tmp_path / "lean")
+    lean = "from startup.imports.heavy import import_engine; import_engine()"
+    assert not _initialises_cuda(lean, tmp_path / "lean")
     assert _initialises_cuda("import torch; torch.cuda.is_available()", tmp_path / "available")
 
 
@@ -93,4 +91,4 @@ def _initialises_cuda(code: str, log: Path) -> bool:
     texts = [path.read_text(errors="replace") for path in log.parent.glob(f"{log.name}.*")]
     lines = [line for text in texts for line in text.splitlines()]
     assert lines, "the loader has logged nothing"
-    return any(_DRIVER_LOADED in line and "libcudart" in line for line in lines)
+    return any("file=libcuda.so.1 [0];  dynamically loaded by" in line and "libcudart" in line for line in lines)

@@ -14,12 +14,11 @@ from startup.processes.forkserver import ForkedPopen
 from startup.processes.messages import send
 
 ROOT = Path(__file__).parents[3]
-_PROGRAM = "tests.startup.processes.forkserver_program"
 
 
 def _run(case: str) -> str:
     """Runs a function of the program, which checks what it finds. Returns its warnings."""
-    command = [sys.executable, "-m", _PROGRAM, case]
+    command = [sys.executable, "-m", "tests.startup.processes.forkserver_program", case]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
     )

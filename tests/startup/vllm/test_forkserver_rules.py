@@ -9,8 +9,6 @@ from tests.startup.vllm.fake_start import FakeStart, environment, unforkable, va
 
 pytestmark = pytest.mark.thorough
 
-_OF_WORKERS = ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY")
-
 _FOR_GPU = {"_version": '__version__ = "0.32.0"\n'}
 
 
@@ -35,7 +33,7 @@ def test_children_have_their_parents_current_state_and_the_forkservers_imports(f
     assert server["environment"]["FAKE_VLLM_CHANGED"] == "since the start"
     assert engine["environment"] == server["environment"]
     for rank, worker in enumerate(workers):
-        own = {name: worker["environment"].pop(name) for name in _OF_WORKERS}
+        own = {name: worker["environment"].pop(name) for name in ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY")}
         assert own["OMP_NUM_THREADS"] == str(rank + 1)
         assert worker["environment"] == engine["environment"]
 

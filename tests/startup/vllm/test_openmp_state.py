@@ -30,7 +30,6 @@ def test_cpus_of_an_openmp_variable_are_parsed(text, cpus):
     assert parse_cpus(text) == cpus
 
 
-_IMPORT = "import torch; print(torch.get_num_threads())"
 _FORKS = """
 import json, os, sys
 from startup.vllm.fork import openmp_state
@@ -60,7 +59,8 @@ _VARIABLES: list[dict[str, str]] = [
 
 @pytest.mark.slow
 def test_forks_have_as_many_threads_as_an_import_and_one_on_one_processor():
-    imported = [_run(_IMPORT, env=os.environ | variables) for variables in _VARIABLES]
+    code = "import torch; print(torch.get_num_threads())"
+    imported = [_run(code, env=os.environ | variables) for variables in _VARIABLES]
     assert _run(_FORKS, json.dumps(_VARIABLES)).splitlines() == [*imported, "1"]
 
 

@@ -45,9 +45,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-_EAGER = "--enforce-eager --dtype bfloat16"
-
-
 @pytest.mark.parametrize(
     ("words", "is_same"),
     [
@@ -60,7 +57,7 @@ _EAGER = "--enforce-eager --dtype bfloat16"
     ],
 )
 def test_a_kind_of_start_depends_on_flags_that_change_imports_however_they_are_written(words, is_same):
-    assert (_key(words) == _key(_EAGER)) == is_same
+    assert (_key(words) == _key("--enforce-eager --dtype bfloat16")) == is_same
 
 
 def test_kind_depends_on_version_and_architecture(tmp_path):

@@ -30,14 +30,10 @@ def on_disk(hub_server: HubServer, cache: Path) -> Path:
     return write_snapshot(cache, "org/model")
 
 
-def requested(hub: HubServer) -> list[str]:
-    return [seen.path for seen in hub.requests]
-
-
 def test_a_branch_that_has_not_moved_costs_one_request(hub_server, on_disk, caplog):
     caplog.set_level(logging.INFO)
     assert resolve_model(MODEL_REQUEST).path == on_disk
-    assert requested(hub_server) == ["/api/models/org/model/revision/main"]
+    assert [seen.path for seen in hub_server.requests] == ["/api/models/org/model/revision/main"]
     (line,) = caplog.messages
     assert line.startswith(f"org/model: main is still commit {COMMIT}, downloaded on 20")
 

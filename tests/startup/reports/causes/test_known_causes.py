@@ -11,14 +11,6 @@ from startup.reports.causes.known.own import OWN
 from startup.reports.causes.known.processes import STOPPED
 from startup.reports.causes.known_cause import KnownCause
 
-UNEXPLAINED = "WorkerError: something"
-
-
-def _sample(text: str) -> str:
-    """A line of a log that has the text."""
-    sample = text.strip("^$").replace("…", "something")
-    return f"deploy.sh: line 17: 11440{sample}" if sample.startswith(" ") else sample
-
 
 def test_each_cause_has_a_public_source_or_errors_of_our_own():
     """The source is a comment beside the name, such as `vllm#2248`."""
@@ -43,19 +35,14 @@ def test_title_and_advice_are_short_and_have_one_thought_a_sentence(cause):
 def test_each_text_is_recognised_as_its_cause(cause):
     """No earlier cause in the table matches the text."""
     for text in cause.texts:
-        _assert_recognised(cause, text)
-
-
-def _assert_recognised(cause: KnownCause, text: str) -> None:
-    sample = _sample(text)
-    if cause.where == "hint":
-        lines = [sample, UNEXPLAINED]
-    elif cause.where == "end" or re.match(r"[\w.]*(Error|Exception|Interrupt|NotFound|IsEnabled|Timeout)(:|$)", sample):
-        lines = [sample]
-    else:
-        lines = [f"RuntimeError: {sample}"]
-    found = find_cause(lines)
-    assert found.known is cause, text
+        line = text.strip("^$").replace("…", "something")
+        is_error = re.match(r"[\w.]*(Error|Exception|Interrupt|NotFound|IsEnabled|Timeout)(:|$)", line)
+        if line.startswith(" "):
+            line = f"deploy.sh: line 17: 11440{line}"
+        elif cause.where not in ("hint", "end") and not is_error:
+            line = f"RuntimeError: {line}"
+        found = find_cause([line, "WorkerError: something"] if cause.where == "hint" else [line])
+        assert found.known is cause, text
 
 
 def test_a_text_can_have_gaps_and_ends():

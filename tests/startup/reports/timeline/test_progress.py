@@ -37,15 +37,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def earlier_starts() -> EarlierStarts:
-    """Earlier starts: boot until 0.2 s, import_server until 0.5 s, wait_for_engine until ready at 1.7 s."""
-    return EarlierStarts((StartRecord.from_report(report_of()),))
-
-
 def meter_of(timeline: PhaseTimeline) -> ProgressMeter:
-    """A meter that estimates from earlier starts."""
+    """A meter after a start with boot until 0.2 s, import_server until 0.5 s, wait_for_engine until 1.7 s."""
     meter = ProgressMeter(timeline)
-    meter.earlier = earlier_starts()
+    meter.earlier = EarlierStarts((StartRecord.from_report(report_of()),))
     return meter
 
 

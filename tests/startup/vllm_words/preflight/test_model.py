@@ -12,15 +12,13 @@ from tests.startup.session.preflight.conftest import write_safetensors
 from tests.startup.vllm_words.preflight.conftest import CheckStart
 from tests.support.gguf_file import write_model
 
-CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The folder of a model without faults."""
     path = tmp_path / "model"
     path.mkdir()
-    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     (path / "tokenizer.json").write_text("{}")
     write_safetensors(path / "model.safetensors", {"weight": ("F32", [4], 16)})
     return path

@@ -13,7 +13,6 @@ from startup.vllm_words.preflight import sleep_mode
 from startup.vllm_words.preflight.sleep_mode import can_sleep, deepest_level
 
 _CUDA = TorchBuild((13, 0))
-_PLAIN: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 
 
 @pytest.fixture
@@ -59,7 +58,8 @@ def test_without_vllm_nothing_sleeps(monkeypatch):
 
 
 def _model(folder: Path, **changes: Any) -> str:
-    (folder / "config.json").write_text(json.dumps({**_PLAIN, **changes}))
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **changes}
+    (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
 
 
