@@ -17,25 +17,11 @@ from tests.support.s3_server import SECRET
 
 pytestmark = pytest.mark.thorough
 
-LARGE = 21_000_000
-"""The size of an object, in bytes, that is uploaded in parts."""
-
-
-@pytest.fixture(params=["s3", "gs"])
-def address(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(request.param))
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     save_archive(tmp_path / "a.zip")
     return tmp_path / "a.zip"
-
-
-@pytest.fixture
-def large(tmp_path: Path) -> Path:
-    (tmp_path / "large").write_bytes(os.urandom(LARGE))
-    return tmp_path / "large"
 
 
 def test_a_record_costs_one_request_after_the_listing(s3, tmp_path, monkeypatch):
@@ -60,15 +46,18 @@ def test_a_record_costs_one_request_after_the_listing(s3, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("is_large", [False, True], ids=["one request", "parts"])
-def test_of_several_writers_at_once_one_adds_the_archive(is_large, address, path, large, monkeypatch):
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_of_several_writers_at_once_one_adds_the_archive(scheme, is_large, path, tmp_path, monkeypatch, request):
     async def is_missing(*_: object) -> bool:
         return False
 
-    location: Any = open_location(address)
+    location: Any = open_location(request.getfixturevalue(scheme))
     monkeypatch.setattr(location._system, "_exists", is_missing)
-    source = large if is_large else path
+    source = tmp_path / "large" if is_large else path
+    if is_large:
+        source.write_bytes(os.urandom(21_000_000))
     with ThreadPoolExecutor(4) as pool:
-        results = [*pool.map(lambda _: location.add(NAME, source), range(1 if is_large and "gs:" in address else 4))]
+        results = [*pool.map(lambda _: location.add(NAME, source), range(1 if is_large and scheme == "gs" else 4))]
     assert sorted(results) == [False] * (len(results) - 1) + [True]
     assert not location.add(NAME, source)
     assert not location.add(NAME, path)

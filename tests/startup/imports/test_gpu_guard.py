@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 
@@ -49,8 +49,6 @@ _MODULES = {
 }
 _GPU = "gpu H200 GPU-{} 1000 1000 {}"
 
-Import: TypeAlias = Callable[..., dict[str, Any]]
-
 
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -63,7 +61,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def import_in_advance(libraries: Path, tmp_path: Path) -> Import:
+def import_in_advance(libraries: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs the script with these modules and GPUs of these major capabilities. Keeps the cache folder."""
     for name, code in {**_MODULES, "torch/__init__": _TORCH, "torch/cuda/__init__": _CUDA, "torch/xpu": _XPU}.items():
         (tmp_path / f"{name}.py").parent.mkdir(parents=True, exist_ok=True)

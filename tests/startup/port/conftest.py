@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from startup.port import responder as responder_module
-from startup.port import responder_process
 from startup.port.listener import listen
 from startup.port.probe_http import Answer
 
@@ -16,13 +14,6 @@ from startup.port.probe_http import Answer
 def listener() -> Iterator[socket.socket]:
     with listen(host="127.0.0.1", port=0, uds=None) as bound:
         yield bound
-
-
-@pytest.fixture
-def longer_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sets longer time-outs, because clients and exiting processes may be slow on a busy machine."""
-    monkeypatch.setattr(responder_process, "CONNECTION_S", 120.0)
-    monkeypatch.setattr(responder_module, "_END_S", 60.0)
 
 
 @pytest.fixture

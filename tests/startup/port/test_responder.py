@@ -15,6 +15,7 @@ import pytest
 
 from base.server_settings import TlsConfig
 from startup.port import responder as responder_module
+from startup.port import responder_process
 from startup.port.responder import StartupResponder
 from startup.port.responder_process import OpenChannel
 from startup.port.tls_channel import open_tls
@@ -25,7 +26,12 @@ from tests.support.http_client import ask
 from tests.support.ports import free_port
 from tests.support.waiting import is_gone, wait_until
 
-pytestmark = pytest.mark.usefixtures("longer_timeouts")
+
+@pytest.fixture(autouse=True)
+def longer_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets longer time-outs, because clients and exiting processes may be slow on a busy machine."""
+    monkeypatch.setattr(responder_process, "CONNECTION_S", 120.0)
+    monkeypatch.setattr(responder_module, "_END_S", 60.0)
 
 
 def _get(

@@ -45,11 +45,9 @@ print(Helper("test", "tests.startup.processes.helper_jobs:run", {HANG!r}).receiv
 time.sleep(600)
 """
 
-Start = Callable[..., Helper]
-
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def start() -> Iterator[Callable[..., Helper]]:
     helpers: list[Helper] = []
 
     def start(code: str, **options: bool) -> Helper:

@@ -6,7 +6,7 @@ import json
 import select
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -37,12 +37,6 @@ from tests.startup.vllm.fake_start import FAKE
 from tests.support.cli import python_output
 
 
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        yield bound
-
-
 @pytest.mark.parametrize(
     ("host", "bound"), [("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "localhost"), ("0.0.0.0", "")], ids=str
 )
@@ -57,17 +51,18 @@ def test_a_socket_that_binds_the_address_becomes_the_listener(host, bound):
             taken.accept()[0].close()
 
 
-def test_other_addresses_and_kinds_are_bound_normally(listener):
-    port = listener.getsockname()[1]
-    with reuse_listener(listener), socket.socket() as other, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
-        other.bind(("127.0.0.1", 0))
-        assert other.getsockname()[1] != port
-        datagrams.bind(("127.0.0.1", port))
-        assert datagrams.getsockname()[1] == port
-    with reuse_listener(listener), socket.socket() as other, pytest.raises(OSError):
-        other.bind(("no-such-name.invalid", port))
-    with socket.socket() as other, pytest.raises(OSError, match="already in use"):
-        other.bind(listener.getsockname())  # after the block
+def test_other_addresses_and_kinds_are_bound_normally():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with reuse_listener(listener), socket.socket() as other, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            other.bind(("127.0.0.1", 0))
+            assert other.getsockname()[1] != port
+            datagrams.bind(("127.0.0.1", port))
+            assert datagrams.getsockname()[1] == port
+        with reuse_listener(listener), socket.socket() as other, pytest.raises(OSError):
+            other.bind(("no-such-name.invalid", port))
+        with socket.socket() as other, pytest.raises(OSError, match="already in use"):
+            other.bind(listener.getsockname())  # after the block
 
 
 _ROOT = Path(__file__).parents[3]

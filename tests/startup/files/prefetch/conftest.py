@@ -11,11 +11,9 @@ from tests.support.page_cache import evict
 
 MIB = 1 << 20
 
-MakeFile = Callable[..., Path]
-
 
 @pytest.fixture
-def make_file(tmp_path: Path) -> Iterator[MakeFile]:
+def make_file(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """A function that writes a file of so many MiB. It is on disk and resident, and is deleted at the end."""
     if tmp_path.stat().st_dev in memory_devices():
         pytest.skip("the folder for temporary files is in memory")

@@ -2,8 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,17 +12,7 @@ from tests.support.page_cache import evict, expect_read, held
 from vllm_cli.commands import prefetch as command
 
 MIB = 1 << 20
-MakeFile = Callable[..., Path]
 RUN = "import sys; from vllm_cli.commands.prefetch import prefetch; sys.exit(prefetch(standalone_mode=False))"
-
-
-@pytest.fixture
-def model(tmp_path: Path, make_file: MakeFile) -> Path:
-    """The folder of a model."""
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "tokenizer.json").write_text("{}")
-    make_file("model.safetensors", 4)
-    return tmp_path
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
@@ -31,20 +20,22 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.alone
-def test_the_model_is_resident_after_the_command_and_the_report_says_what_was_read(model):
-    weights = model / "model.safetensors"
+def test_the_model_is_resident_after_the_command_and_the_report_says_what_was_read(tmp_path, make_file):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    weights = make_file("model.safetensors", 4)
     evict(weights)
-    result = run(model, "--threads", "2")
+    result = run(tmp_path, "--threads", "2")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("prefetch done: 0.00 GB in 3 files, 0% resident before, 0.00 GB read in")
     expect_read(weights)
     evict(weights)
-    report = json.loads(run(model, "--json").stdout)
+    report = json.loads(run(tmp_path, "--json").stdout)
     assert (report["state"], report["read_bytes"]) == ("done", 4 * MIB)
     assert report["resident_share"] < 0.01
     assert report["gb_per_s"] > 0
     with held(weights):
-        again = json.loads(run(model, "--json").stdout)
+        again = json.loads(run(tmp_path, "--json").stdout)
     assert (again["state"], again["resident_share"]) == ("off", 1.0)
 
 

@@ -31,8 +31,6 @@ HEAVY = {
 }  # fmt: skip
 """Modules of the standard library. The import of each takes as long as all imports of the helper."""
 
-MakeFile = Callable[..., Path]
-
 
 def prefetch(files: list[Path], **options: Any) -> PrefetchReport:
     with start_prefetch(files, **{"memory_bytes": PLENTY} | options) as handle:
@@ -41,7 +39,7 @@ def prefetch(files: list[Path], **options: Any) -> PrefetchReport:
     return report
 
 
-def slow_prefetch(make_file: MakeFile) -> PrefetchHandle:
+def slow_prefetch(make_file: Callable[..., Path]) -> PrefetchHandle:
     """A prefetch in one thread that would take minutes, and that often reports its progress."""
     settings = {"num_threads": 1, "block_bytes": 1 << 30, "memory_bytes": PLENTY, "progress_interval_s": 0.01}
     return start_prefetch([make_file("slow", SLOW_MIB, is_sparse=True)], "on", **settings)

@@ -106,7 +106,7 @@ def test_the_bar_is_as_full_as_the_progress(progress, expected):
     assert draw_bar(progress) == expected
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
 
@@ -116,7 +116,6 @@ def timeline() -> PhaseTimeline:
     return PhaseTimeline.from_process_start()
 
 
-@pytest.mark.usefixtures("no_terminal")
 def test_a_long_phase_is_logged_once_while_it_runs(timeline, caplog):
     caplog.set_level(logging.INFO)
     meter = ProgressMeter(timeline)
@@ -137,7 +136,6 @@ def test_a_long_phase_is_logged_once_while_it_runs(timeline, caplog):
     ]
 
 
-@pytest.mark.usefixtures("no_terminal")
 def test_short_phases_are_not_logged(timeline, caplog):
     caplog.set_level(logging.INFO)
     meter = ProgressMeter(timeline)
@@ -146,7 +144,6 @@ def test_short_phases_are_not_logged(timeline, caplog):
     assert caplog.records == []
 
 
-@pytest.mark.usefixtures("no_terminal")
 def test_the_first_line_of_the_log_ends_with_the_note(timeline, caplog):
     caplog.set_level(logging.INFO)
     with LiveProgress(ProgressMeter(timeline), "; a note", long_phase_s=0.02):

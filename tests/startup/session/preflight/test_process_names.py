@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,22 +14,6 @@ replace_command_line(bytes.fromhex(sys.argv[1]))
 print("renamed", flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture
-def describe() -> Iterator[Callable[[bytes], str]]:
-    started: list[subprocess.Popen[bytes]] = []
-
-    def run(command_line: bytes) -> str:
-        command = [sys.executable, "-c", _RENAMES, command_line.hex()]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        started.append(process)
-        assert process.stdout.readline() == b"renamed\n"
-        return describe_process(process.pid).removeprefix(f"pid {process.pid} ")
-
-    yield run
-    for process in started:
-        process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -50,8 +33,11 @@ def describe() -> Iterator[Callable[[bytes], str]]:
     ],
     ids=[*("blanks", "NULs", "both", "lines", "ESC", "bytes", "secret", "title", "one word", "long", "none")],
 )
-def test_a_process_is_named_in_one_short_line(command_line, shown, describe):
-    found = describe(command_line)
-    assert found.startswith(shown)
+def test_a_process_is_named_in_one_short_line(command_line, shown):
+    command = [sys.executable, "-c", _RENAMES, command_line.hex()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"renamed\n"
+        found = describe_process(process.pid)
+    assert found.startswith(f"pid {process.pid} {shown}")
     assert "sk-1" not in found
     assert found.isprintable()

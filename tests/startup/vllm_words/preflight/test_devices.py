@@ -5,7 +5,6 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 
@@ -27,8 +26,6 @@ GIB = 1 << 30
 H200 = f"gpu H200 GPU-{{}} {140 * GIB} {{}}"
 ONE, TWO, FOUR = (tuple(H200.format(number, 139 * GIB) for number in range(count)) for count in (1, 2, 4))
 
-SetGpus: TypeAlias = Callable[..., None]
-
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -39,7 +36,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def set_gpus(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetGpus:
+def set_gpus(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A function that sets the GPUs of the fake library by lines. torch is built for CUDA 12.8."""
     state = tmp_path / "state"
     monkeypatch.setenv("FALSE_NVML", str(state))

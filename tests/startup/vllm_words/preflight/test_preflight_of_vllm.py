@@ -11,11 +11,9 @@ from tests.support.ports import free_port
 
 pytestmark = pytest.mark.thorough
 
-Serve = Callable[..., "subprocess.CompletedProcess[str]"]
-
 
 @pytest.fixture
-def serve() -> "Iterator[Serve]":
+def serve() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     """A function that starts the fake vLLM for CPUs, as the tests' torch may be built for missing GPUs.
 
     A first start fails in vLLM's parser, so that the facts of vLLM are recorded.
