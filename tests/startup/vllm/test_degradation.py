@@ -98,26 +98,6 @@ def test_a_plain_start_has_at_most_one_warning(version, is_asked_for, folder, mo
         assert is_asked_for or f"vLLM {version} starts without preloading: it is older than 0.29" in warnings[0]
 
 
-def test_vllm_with_another_tracing_function_is_preloaded(folder):
-    fake = rewrite(variant(folder), "instrument", "mark_as_worth_timing")
-    with FakeStart(folder, env=environment(folder, fake)) as start:
-        state = start.wait_ready().state()
-        assert start.kind_of(state["engine"]["pid"]) == "forkserver"
-        assert _serves(start)
-        (warning,) = start.lines_with("WARNING")
-        assert "starts without some speed-ups, since these hooks do not fit: 'spans'" in warning
-        assert start.lines_with("Traceback") == []
-
-
-def test_vllm_that_binds_its_port_in_another_way_starts_plain_at_once(folder):
-    fake = rewrite(variant(folder), "    sock.bind(", "    _, sock = None, sock; sock.bind(")
-    with FakeStart(folder, env=environment(folder, fake)) as start:
-        start.wait_ready()
-        (warning,) = start.lines_with("WARNING")
-        assert "starts without preloading: the hook 'port' does not fit this version" in warning
-        assert "\n  Code: VC-PLAIN-START\n" in start.log
-
-
 _FORKED = {
     "CUDA": "Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use 'spawn'",
     "XPU": "Cannot re-initialize XPU in forked subprocess. To use XPU with multiprocessing, you must use 'spawn'",
@@ -125,15 +105,39 @@ _FORKED = {
 }
 
 
-@pytest.mark.parametrize("text", _FORKED.values(), ids=_FORKED)
-def test_a_gpu_that_forks_cannot_use_is_used_by_a_plain_start(text, folder):
-    fake = without_forks(folder, "0.32.0+cpu", f"raise RuntimeError({text!r})")
-    with FakeStart(folder, env=environment(folder, fake)) as start:
+@pytest.mark.parametrize(
+    ("change", "kind", "told"),
+    [
+        (
+            lambda folder: rewrite(variant(folder), "instrument", "mark_as_worth_timing"),
+            "forkserver",
+            "starts without some speed-ups, since these hooks do not fit: 'spans'",
+        ),
+        (
+            lambda folder: rewrite(variant(folder), "    sock.bind(", "    _, sock = None, sock; sock.bind("),
+            "spawn",
+            "starts without preloading: the hook 'port' does not fit this version",
+        ),
+        *(
+            (
+                lambda folder, text=text: without_forks(folder, "0.32.0+cpu", f"raise RuntimeError({text!r})"),
+                "spawn",
+                "starts again without preloading",
+            )
+            for text in _FORKED.values()
+        ),
+    ],
+    ids=["other tracing function", "port bound otherwise", *_FORKED],
+)
+def test_vllm_that_differs_or_cannot_be_forked_serves_with_one_warning(change, kind, told, folder):
+    with FakeStart(folder, env=environment(folder, change(folder))) as start:
         state = start.wait_ready().state()
-        assert start.kind_of(state["engine"]["pid"]) == "spawn"
+        assert start.kind_of(state["engine"]["pid"]) == kind
         assert _serves(start)
         (warning,) = start.lines_with("WARNING")
-        assert "starts again without preloading" in warning
+        assert told in warning
+        assert ("\n  Code: VC-PLAIN-START\n" in start.log) == (kind == "spawn")
+        assert kind == "spawn" or start.lines_with("Traceback") == []
 
 
 def test_a_tested_vllm_that_fails_exits_with_its_own_error(folder):

@@ -33,14 +33,6 @@ _FRAMES = {
 }
 
 
-def _cause(words: str, error: str) -> str | None:
-    """The cause of a traceback with these frames, which are given as FILE or FILE:FUNCTION."""
-    frames = [word.partition(":") for word in words.split()]
-    lines = [f'  File "{_FRAMES[file]}", line 7, in {function or "call"}' for file, _, function in frames]
-    cause = find_cause(["Traceback (most recent call last):", *lines, error])
-    return cause.known and cause.known.name
-
-
 @pytest.mark.parametrize(
     ("frames", "error", "is_ours"),
     [
@@ -71,7 +63,11 @@ def _cause(words: str, error: str) -> str | None:
     ],
 )
 def test_a_failure_is_ours_if_our_code_or_a_library_below_it_has_raised_it(frames, error, is_ours):
-    assert (_cause(frames, error) == "vllm-cli") == is_ours
+    """The frames of the traceback are given as FILE or FILE:FUNCTION."""
+    parts = [word.partition(":") for word in frames.split()]
+    lines = [f'  File "{_FRAMES[file]}", line 7, in {function or "call"}' for file, _, function in parts]
+    cause = find_cause(["Traceback (most recent call last):", *lines, error])
+    assert (cause.known is not None and cause.known.name == "vllm-cli") == is_ours
 
 
 def test_the_first_of_a_chain_counts():

@@ -20,22 +20,6 @@ GIB = 1 << 30
 ROOMY = MemoryState(64 * GIB, 64 * GIB)
 SMALL_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
 
-CONFIG = """
-import sys
-from server.terms.config import EngineConfig, RendererConfig
-from base.server_settings import NetworkConfig
-from server.terms.server_config import ServerConfig
-from base.machine.memory import MemoryState
-from startup.settings.config import ModelConfig, StartupConfig
-from startup.session.preflight.all_checks import PreflightOptions, run_preflight
-config = StartupConfig(
-    start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=sys.argv[1]),
-    engine=EngineConfig(), renderer=RendererConfig(),
-    server=ServerConfig(served_model_names=("m",), network=NetworkConfig(port=0)),
-)
-options = PreflightOptions(memory=MemoryState(64 << 30, 64 << 30))
-"""
-"""The beginning of programs that run the preflight of a given model."""
 Tensors = dict[str, tuple[str, list[int], int]]
 """Name of a tensor -> its type, shape and number of bytes."""
 

@@ -12,8 +12,7 @@ import pytest
 
 from startup.session.preflight.report import PreflightReport
 from startup.session.preflight.resources import check_libraries
-from tests.startup.session.preflight.conftest import CONFIG
-from tests.support.cli import python_output, run_python
+from tests.support.cli import run_cli, run_python
 from tests.support.ports import free_port
 
 
@@ -59,27 +58,15 @@ def test_a_cache_folder_that_cannot_be_written_to_is_a_warning(place, told, pref
     assert all(each.startswith(told.format(tmp_path)) and "set VLLM_CACHE_ROOT" in each for each in messages)
 
 
-SCRIPT = """
-import json, resource
-for name, value in json.loads(sys.argv[2]):
-    limit = getattr(resource, name)
-    before = resource.getrlimit(limit)
-    resource.setrlimit(limit, (value, before[1]))
-    report = run_preflight(config, options=options)
-    resource.setrlimit(limit, before)
-    print(json.dumps([f for f in json.loads(report.to_json())["findings"] if f["check"] != "memory"]))
-"""
-
-
 @pytest.mark.thorough
-def test_small_limits_of_the_process_are_reported_with_the_need(model_path):
-    """Sets one limit after the other in the same process."""
-    limits = [("RLIMIT_NOFILE", 256), ("RLIMIT_NOFILE", 32)]
-    (some,), (few,) = map(json.loads, python_output(CONFIG + SCRIPT, model_path, json.dumps(limits)).splitlines())
-    assert (some["check"], some["severity"]) == ("nofile", "warning")
-    assert (few["check"], few["severity"]) == ("nofile", "error")
-    assert "256 open files are allowed" in some["message"]
-    assert "ulimit -n 1024" in few["message"]
+@pytest.mark.parametrize(
+    ("limit", "severity", "told"), [(256, "warning", "256 open files are allowed"), (32, "error", "ulimit -n 1024")]
+)
+def test_small_limits_of_the_process_are_reported_with_the_need(limit, severity, told, model_path):
+    words = ("serve", model_path, "--engine", "embedded", "--preflight-only", "--json", "--port", "0")
+    done = run_cli(*words, launcher=("prlimit", f"--nofile={limit}:"))
+    (finding,) = (each for each in json.loads(done.stdout)["findings"] if each["check"] == "nofile")
+    assert (finding["severity"], told in finding["message"]) == (severity, True)
 
 
 def test_shared_memory_must_exist_and_may_be_small_but_not_full(tmp_path, model_path, preflight):

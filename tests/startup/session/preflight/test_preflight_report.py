@@ -6,20 +6,21 @@ import re
 import pytest
 
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
-from tests.startup.session.preflight.conftest import CONFIG, ROOMY
+from tests.startup.session.preflight.conftest import ROOMY
 from tests.support.cli import python_output
 
 BUDGET = """
-report = run_preflight(config, options=options)
-assert not report.errors, report.to_text()
+import sys
+from vllm_cli.commands.serve import serve
+serve.main([sys.argv[1], "--engine", "embedded", "--preflight-only", "--port", "0"], standalone_mode=False)
 heavy = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "huggingface_hub", "urllib.request", "ssl"}
-print(*sorted(heavy & set(sys.modules)))
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
 
 
 @pytest.mark.thorough
 def test_preflight_of_a_local_model_imports_nothing_heavy(model_path):
-    assert python_output(CONFIG + BUDGET, model_path).strip() == ""
+    assert "for the weights" in python_output(BUDGET, model_path)
 
 
 def test_json_contains_findings_and_the_duration_of_each_group(preflight):
