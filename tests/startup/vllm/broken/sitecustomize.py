@@ -13,32 +13,31 @@ from types import SimpleNamespace
 
 _FAULT = os.environ.get("BROKEN", "")
 _IS_FORKSERVER = any("forkserver" in word for word in sys.orig_argv)
-_IN_IMPORTS = "vllm.v1.engine.core"
 
 
-class _Imports:
-    """A finder that finds one module. Calls `before` first, and `after` with the imported module."""
+def _before_imports(action):
+    """Calls `action` before the module of the engine is imported."""
 
-    def __init__(self, name, before=None, after=None):
-        self._name, self._before, self._after = name, before, after
-        sys.meta_path.insert(0, self)
+    def find_spec(name, path=None, target=None):
+        return action() if name == "vllm.v1.engine.core" else None
 
-    def find_spec(self, name, path=None, target=None):
-        if name != self._name:
+    sys.meta_path.insert(0, SimpleNamespace(find_spec=find_spec))
+
+
+def _after_import(wanted, change):
+    """Calls `change` with the module once it is imported."""
+
+    def find_spec(name, path=None, target=None):
+        if name != wanted:
             return None
-        sys.meta_path.remove(self)
-        if self._before is not None:
-            self._before()
+        sys.meta_path.remove(finder)
         spec = PathFinder.find_spec(name, path)
         run = spec.loader.exec_module
-
-        def run_and_change(module):
-            run(module)
-            if self._after is not None:
-                self._after(module)
-
-        spec.loader.exec_module = run_and_change
+        spec.loader.exec_module = lambda module: (run(module), change(module))
         return spec
+
+    finder = SimpleNamespace(find_spec=find_spec)
+    sys.meta_path.insert(0, finder)
 
 
 def _fail(*_args, **_options):
@@ -86,7 +85,7 @@ def _without_phases(*known, in_forks=True):
         spans.this_start = type("Start", (), {"journal": property(lambda _: start.journal), "record": record})()
 
     if in_forks == _IS_FORKSERVER:
-        _Imports("startup.vllm.patches.spans", after=change)
+        _after_import("startup.vllm.patches.spans", change)
 
 
 def _without_system_calls():
@@ -104,53 +103,42 @@ def _without_system_calls():
 
 def _without_proc():
     """Hides files in /proc that only vllm-cli reads, as a sandbox does."""
-    import builtins
-
-    opened, opened_fd = builtins.open, os.open
     hidden = ("/stat", "/statm", "/status", "/children", "/smaps_rollup", "/environ", "/cmdline", "/mountinfo")
 
-    def check(path):
-        name = "" if isinstance(path, int) else os.fsdecode(path)
+    def check(event, args):
+        name = os.fsdecode(args[0]) if event == "open" and not isinstance(args[0], int) else ""
         if name.startswith("/proc/") and name.endswith(hidden):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
-    def open_visible(path, *args, **options):
-        check(path)
-        return opened(path, *args, **options)
-
-    def open_visible_fd(path, *args, **options):
-        check(path)
-        return opened_fd(path, *args, **options)
-
-    builtins.open, os.open = open_visible, open_visible_fd
+    sys.addaudithook(check)
 
 
 _OF_FORKSERVER = {
     "fork": lambda: setattr(os, "fork", _refuse(errno.EAGAIN)),
     "protocol": lambda: _on_request(_fail),
-    "answers": lambda: _Imports(
-        "startup.processes.messages", after=lambda module: setattr(module, "READY", b"an unknown answer")
+    "answers": lambda: _after_import(
+        "startup.processes.messages", lambda module: setattr(module, "READY", b"an unknown answer")
     ),
     "killed with a request": lambda: _on_request(lambda: _kill(signal.SIGKILL)),
     "stopped with a request": lambda: _on_request(lambda: _kill(signal.SIGSTOP)),
-    "killed in its imports": lambda: _Imports(_IN_IMPORTS, before=lambda: _kill(signal.SIGKILL)),
-    "exits in its imports": lambda: _Imports(_IN_IMPORTS, before=lambda: os._exit(7)),
-    "stopped in its imports": lambda: _Imports(_IN_IMPORTS, before=lambda: _kill(signal.SIGSTOP)),
-    "raises in its imports": lambda: _Imports(
-        "startup.vllm.fork.preload_profile", after=lambda module: setattr(module.PreloadPlan, "read", _fail)
+    "killed in its imports": lambda: _before_imports(lambda: _kill(signal.SIGKILL)),
+    "exits in its imports": lambda: _before_imports(lambda: os._exit(7)),
+    "stopped in its imports": lambda: _before_imports(lambda: _kill(signal.SIGSTOP)),
+    "raises in its imports": lambda: _after_import(
+        "startup.vllm.fork.preload_profile", lambda module: setattr(module.PreloadPlan, "read", _fail)
     ),
     "crashes in its forks": lambda: os.register_at_fork(after_in_child=lambda: _kill(signal.SIGSEGV)),
 }
 _OF_ALL = {
     "execution": _cannot_be_executed,
-    "state of children": lambda: _Imports(
-        "startup.vllm.fork.openmp_state", after=lambda module: setattr(module, "update_openmp", _fail)
+    "state of children": lambda: _after_import(
+        "startup.vllm.fork.openmp_state", lambda module: setattr(module, "update_openmp", _fail)
     ),
     "patch in engine": lambda: _without_phases(),
     "patch in worker": lambda: _without_phases("executor_init"),
     "patch in API server": lambda: _without_phases(in_forks=False),
-    "step of the launcher": lambda: _Imports(
-        "startup.vllm.fork.forkserver", after=lambda module: setattr(module, "start_forkserver", _fail)
+    "step of the launcher": lambda: _after_import(
+        "startup.vllm.fork.forkserver", lambda module: setattr(module, "start_forkserver", _fail)
     ),
     "system calls": _without_system_calls,
     "proc": _without_proc,
