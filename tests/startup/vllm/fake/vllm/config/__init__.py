@@ -17,22 +17,14 @@ from vllm.tracing import instrument
 
 @dataclass
 class EngineConfig:
-    model: str | None
-    architecture: str | None
-    num_workers: int
-    gate: str | None
-    fails: bool
-    prints_error: bool
-    imports: list[str]
+    args: argparse.Namespace
     shutdown_timeout: int
-    model_config: ModelConfig = field(default_factory=ModelConfig)
+    architecture: str | None
+    model_config: ModelConfig
     parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
     frontend_address: str | None = None
     """The address at which a ready engine registers, if the server is a program."""
-
-    @property
-    def device_config(self) -> SimpleNamespace:
-        return SimpleNamespace(device_type="cpu")
+    device_config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(device_type="cpu"))
 
 
 @instrument(span_name="Create config")
@@ -41,17 +33,8 @@ def create_engine_config(args: argparse.Namespace) -> EngineConfig:
     platforms.prepare_environment()
     if args.change_state:
         _change_state(Path(args.change_state))
-    return EngineConfig(
-        model=args.model,
-        architecture=_architecture(args.model),
-        num_workers=args.tensor_parallel_size,
-        gate=args.gate,
-        fails=args.engine_fails,
-        prints_error=args.worker_prints_error,
-        imports=args.worker_imports,
-        shutdown_timeout=args.shutdown_timeout,
-        model_config=ModelConfig(args.enable_sleep_mode, args.model or "fake"),
-    )
+    model_config = ModelConfig(args.enable_sleep_mode, args.model or "fake")
+    return EngineConfig(args, args.shutdown_timeout, _architecture(args.model), model_config)
 
 
 def _architecture(model: str | None) -> str | None:

@@ -81,7 +81,7 @@ class EngineCoreProc(EngineCore):
         logging.getLogger("vllm.engine").info("the engine\nstarts")
         try:
             crash_at("engine")
-            if config.fails:
+            if config.args.engine_fails:
                 raise RuntimeError("the engine cannot be initialised")
             inspected = ModelRegistry.inspect(config.architecture) if config.architecture else None
             for address in (get_open_zmq_ipc_path(), get_file_store_init_method()):
@@ -93,9 +93,9 @@ class EngineCoreProc(EngineCore):
             raise
         engine_core = EngineCoreProc(executor, config)
         try:
-            if config.gate is not None:
+            if (gate := config.args.gate) is not None:
                 print("EngineCore waits at its gate", flush=True)
-            while config.gate is not None and not Path(config.gate).exists():
+            while gate is not None and not Path(gate).exists():
                 time.sleep(0.01)
             with Listener(f"\0fake-vllm-{os.getpid()}", family="AF_UNIX") as listener:
                 if config.frontend_address:

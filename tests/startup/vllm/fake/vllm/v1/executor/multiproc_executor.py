@@ -23,7 +23,7 @@ class MultiprocExecutor:
         self._lock = threading.Lock()
         self.connections = []
         self.processes = []
-        for rank in range(config.num_workers):
+        for rank in range(config.args.tensor_parallel_size):
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=target, args=(config, rank, theirs), name=f"VllmWorker-{rank}", daemon=True

@@ -39,7 +39,7 @@ class WorkerProc:
     @instrument(span_name="Loading (CPU)")
     def load_model(self, config: EngineConfig) -> None:
         crash_at(f"worker {self._rank}")
-        for name in config.imports:
+        for name in config.args.worker_imports:
             importlib.import_module(name)
         if config.architecture is not None:
             self.inspected = ModelRegistry.inspect(config.architecture)
@@ -52,9 +52,10 @@ class WorkerProc:
         from vllm.config.vllm import ModelConfig, SchedulerConfig, VllmConfig
         from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-        text = Path(str(config.model), "config.json").read_text()
+        model = str(config.args.model)
+        text = Path(model, "config.json").read_text()
         seqs = int(os.environ.get("FAKE_VLLM_SEQS", "8"))
-        vllm_config = VllmConfig(ModelConfig(str(config.model), text), SchedulerConfig(seqs))
+        vllm_config = VllmConfig(ModelConfig(model, text), SchedulerConfig(seqs))
         WorkerWrapperBase(vllm_config).init_device()
         CompiledModel(vllm_config).load_or_compile()
         crash_at("cache blocks")
@@ -66,7 +67,7 @@ class WorkerProc:
         set_process_name(f"Worker_{rank}")
         print(f"{multiprocessing.current_process().name} prints a line", flush=True)
         logging.getLogger("vllm.worker").info("worker %d starts", rank)
-        if config.prints_error:
+        if config.args.worker_prints_error:
             print("a library of the worker prints an error", file=sys.stderr)
         try:
             worker = WorkerProc(config, rank)
