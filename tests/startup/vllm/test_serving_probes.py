@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.startup.vllm.fake_start import FakeStart, environment, short_folder
-from tests.support.http_client import Answer
+from tests.support.http_client import Answer, RawClient
 from tests.support.openai_client import RepeatingClients
 from tests.support.processes import stopped
 from tests.support.waiting import is_gone, wait_until
@@ -46,23 +46,8 @@ def plain() -> Iterator[FakeStart]:
         yield start.wait_ready()
 
 
-def _connect(start: FakeStart) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", start.port), timeout=60)
-
-
-def _ask(client: socket.socket, request: bytes) -> bytes:
-    """Sends a request. Returns the head of the answer, because `/health` has no body."""
-    client.sendall(request)
-    received = b""
-    while b"\r\n\r\n" not in received:
-        if not (chunk := client.recv(1)):
-            return received
-        received += chunk
-    return received
-
-
-def _read_all(client: socket.socket) -> bytes:
-    return b"".join(iter(lambda: client.recv(1 << 16), b""))
+def _status(client: RawClient, request: bytes) -> int:
+    return client.send(request).read_head().status
 
 
 def _undated(head: bytes) -> bytes:
@@ -83,10 +68,8 @@ def _ask_held(start: FakeStart, request: bytes) -> bytes:
     answers: list[bytes] = []
 
     def is_answered() -> bool:
-        with stopped(start.process.pid), _connect(start) as client, suppress(TimeoutError):
-            client.settimeout(1)
-            client.sendall(request)
-            answers.append(_read_all(client))
+        with stopped(start.process.pid), RawClient(start.port, timeout_s=1) as client, suppress(TimeoutError):
+            answers.append(client.send(request).read_to_end())
         return bool(answers) and b" 503 " not in answers[-1]
 
     wait_until(is_answered)
@@ -119,9 +102,8 @@ def test_an_event_loop_held_for_two_seconds_is_503_until_it_runs_again(serving):
     "request_bytes", [_PROBE, _LAST_PROBE, b"GET /health HTTP/1.0\r\n\r\n"], ids=["keep-alive", "close", "http-1.0"]
 )
 def test_answers_have_the_bytes_of_uvicorns_own_to_a_last_request(request_bytes, serving, plain):
-    with _connect(plain) as client:
-        client.sendall(_LAST_PROBE)
-        expected = _read_all(client)
+    with RawClient(plain.port) as client:
+        expected = client.send(_LAST_PROBE).read_to_end()
     answer = _ask_held(serving, request_bytes)
     assert _undated(answer) == _undated(expected)
     assert b"date: " in answer
@@ -132,26 +114,26 @@ def test_a_burst_that_the_event_loop_has_not_received_is_not_lost(start):
     (responder,) = start.responders()
     with ExitStack() as stack:
         with stopped(start.process.pid):
-            burst = [stack.enter_context(_connect(start)) for _ in range(300)]  # the kernel keeps about 550 messages
+            burst = [stack.enter_context(RawClient(start.port)) for _ in range(300)]  # the kernel keeps 550 messages
             sent = [(client, number % 2 == 0) for number, client in enumerate(burst)]
             for client in burst[::2]:
-                client.sendall(_post("A text"))
+                client.send(_post("A text"))
             wait_until(lambda: {each.status for each in responder.net_connections("tcp")} == {psutil.CONN_LISTEN})
             responder.kill()
         assert all(_is_served(client, b"" if has_sent else _post("A text")) for client, has_sent in sent)
 
 
-def _is_served(client: socket.socket, request: bytes) -> bool:
+def _is_served(client: RawClient, request: bytes) -> bool:
     try:
-        return _ask(client, request).startswith(b"HTTP/1.1 200 ")
+        return _status(client, request) == 200
     except ConnectionError:
         return False
 
 
 def test_every_probe_is_in_the_access_log(serving):
-    with _connect(serving) as client:
-        address = "{}:{}".format(*client.getsockname())
-        assert _ask(client, _PROBE).startswith(b"HTTP/1.1 200 ")
+    with RawClient(serving.port) as client:
+        address = "{}:{}".format(*client.socket.getsockname())
+        assert _status(client, _PROBE) == 200
     wait_until(lambda: serving.log.count(f'{address} - "GET /health HTTP/1.1" 200') == 1)
 
 
@@ -163,11 +145,11 @@ _KEPT_ALIVE = b"GET %s HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n"
 def test_vllms_process_answers_livez_and_readyz_where_the_responder_does_not(words, folder):
     with FakeStart(folder, *words) as start:
         start.wait_ready()
-        with _connect(start) as client:
+        with RawClient(start.port) as client:
             for path in (b"/livez", b"/readyz", b"/livez?verbose", b"/health"):
-                assert _ask(client, _KEPT_ALIVE % path).startswith(b"HTTP/1.1 200 "), path
-            status = b"404" if words else b"200"  # only the launcher has the report
-            assert _ask(client, _KEPT_ALIVE % b"/startupz").startswith(b"HTTP/1.1 " + status)
+                assert _status(client, _KEPT_ALIVE % path) == 200, path
+            # Only the launcher has the report.
+            assert _status(client, _KEPT_ALIVE % b"/startupz") == (404 if words else 200)
 
 
 _PATHS = ("/health", "/nothing") * 4
@@ -176,11 +158,11 @@ _PATHS = ("/health", "/nothing") * 4
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_vllm_accepts_itself_within_a_second_without_the_responder(number, start):
     (responder,) = start.responders()
-    with _connect(start) as passed_on, RepeatingClients(start.port, *_PATHS) as clients:
+    with RawClient(start.port) as passed_on, RepeatingClients(start.port, *_PATHS) as clients:
         clients.wait_for_more(300, 200, 404)
         responder.send_signal(number)
         clients.wait_for_more(300, 200, 404)
-        assert _ask(passed_on, _PROBE).startswith(b"HTTP/1.1 200 ")
+        assert _status(passed_on, _PROBE) == 200
         wait_until(lambda: is_gone(responder.pid))
         clients.wait_for_more(300, 200, 404)
     assert len(clients.lost) <= len(_PATHS)  # those that had been accepted and had sent nothing
@@ -227,10 +209,9 @@ def test_a_middleware_sees_every_probe(folder):
     env["PYTHONPATH"] += f":{folder}"
     with FakeStart(folder, "--middleware", "keys.KeyMiddleware", env=env) as start:
         start.wait_status(401)
-        with _connect(start) as client:
+        with RawClient(start.port) as client:
             for _ in range(30):  # three heartbeats
-                with_key = _ask(client, b"GET /health HTTP/1.1\r\nHost: a\r\nX-Key: sesame\r\n\r\n")
-                assert with_key.startswith(b"HTTP/1.1 200 ")
-                assert _ask(client, _PROBE).startswith(b"HTTP/1.1 401 ")
+                assert _status(client, b"GET /health HTTP/1.1\r\nHost: a\r\nX-Key: sesame\r\n\r\n") == 200
+                assert _status(client, _PROBE) == 401
                 time.sleep(0.01)
         wait_until(lambda: not start.responders())
