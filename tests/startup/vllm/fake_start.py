@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ import psutil
 
 from envs.registry import OWN_PREFIX, variables
 from startup.logs.setup import PACKAGES
+from tests.support.cli import CLI, run_cli
 from tests.support.ports import free_port
 from tests.support.program import Server
 
@@ -28,12 +28,12 @@ The preflight is on in one start of each kind: cold, warm, plain, headless, with
 Rust frontend, at a UNIX socket, with `--idle-stop`. Tests that expect no warning pass `--enforce-eager`,
 because not every machine has the compiler that a compiled start needs.
 """
-_FORKSERVER = "processes.forkserver"
+_SERVE = ("serve", "--engine", "vllm", "--prefetch", "off")
 
 
 def command(*words: str) -> list[str]:
     """The command line of `serve`, without a prefetch."""
-    return [sys.executable, "-m", "vllm_cli", "serve", "--engine", "vllm", "--prefetch", "off", *words]
+    return [*CLI, *_SERVE, *words]
 
 
 def environment(folder: Path, fake: Path | None = FAKE, **changes: str | None) -> dict[str, str]:
@@ -178,18 +178,11 @@ class FakeStart(Server):
 
 def run_fake(folder: Path, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Runs a command line until it exits."""
-    return subprocess.run(
-        command(*words),
-        env=environment(folder) if env is None else env,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_cli(*_SERVE, *words, env=environment(folder) if env is None else env, cwd=ROOT)
 
 
 def _is_forkserver(process: psutil.Process) -> bool:
-    return any(_FORKSERVER in word for word in _words(process))
+    return any("processes.forkserver" in word for word in _words(process))
 
 
 def _words(process: psutil.Process) -> list[str]:

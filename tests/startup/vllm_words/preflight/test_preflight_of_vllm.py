@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.startup.vllm.fake_start import FAKE, command, environment, short_folder
+from tests.startup.vllm.fake_start import CHECKED, environment, run_fake, short_folder
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.thorough
@@ -21,14 +21,8 @@ def serve() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     with short_folder() as folder:
 
         def run(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-            return subprocess.run(
-                command(*words, "--port", str(free_port())),
-                capture_output=True,
-                text=True,
-                cwd=folder,
-                env=environment(folder, FAKE, VLLM_TARGET_DEVICE="cpu", **{"VCLI_PREFLIGHT": None, **variables}),
-                timeout=120,
-            )
+            env = environment(folder, **(CHECKED | variables))
+            return run_fake(folder, *words, "--port", str(free_port()), env=env)
 
         first = run("m", "--dtpe", "half", HF_HUB_OFFLINE="1", VCLI_PREFLIGHT="off")
         assert "unrecognized arguments: --dtpe" in first.stderr
