@@ -1,4 +1,4 @@
-"""Fixtures: a cache, and downloads into it from the fake hub."""
+"""Fixtures: downloads from the fake hub."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Final
 
 import pytest
 
-from envs.registry import env
 from tests.startup.files.download.downloads import MODEL as LARGER_MODEL
 from tests.startup.files.download.downloads import Downloads
 from tests.support.hub import HubServer
@@ -35,17 +34,6 @@ def hub_server(hub_server: HubServer) -> HubServer:
     """The fake hub with a small model."""
     hub_server.add("org/model", MODEL, commit=COMMIT)
     return hub_server
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub."""
-    for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE, env.HF_TOKEN, env.HF_ENDPOINT):
-        monkeypatch.delenv(variable.name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "vllm"))
-    return tmp_path / "hub"
 
 
 @pytest.fixture
