@@ -339,13 +339,9 @@ def test_what_killed_helpers_have_left_is_removed(make_machine, location):
         assert [*local.records_folder().glob("*/")] == [new]
 
 
-def _lower_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("startup.compiled_models.archive._MOST_MANIFEST_BYTES", 100)
-
-
 def test_an_archive_that_another_release_can_read_stays(shared, make_machine, location, tmp_path, monkeypatch):
     (archive,) = location.glob("*/*.zip")
-    _lower_limit(monkeypatch)
+    monkeypatch.setattr("startup.compiled_models.archive._MOST_MANIFEST_BYTES", 100)
     content = archive.read_bytes()
     make_machine("second").compile(shared)
     shutil.rmtree(local.compiled_folder())
@@ -357,7 +353,7 @@ def test_an_archive_that_another_release_can_read_stays(shared, make_machine, lo
 def test_a_writer_keeps_the_limits_of_readers(make_machine, location, monkeypatch):
     record = _record()
     make_machine("first").compile(record)
-    _lower_limit(monkeypatch)
+    monkeypatch.setattr("startup.compiled_models.archive._MOST_MANIFEST_BYTES", 100)
     (problem,) = add(_add_job(record, location=location)).problems
     assert "more than 100" in problem
     assert not list(location.glob("*/*"))

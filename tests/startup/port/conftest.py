@@ -28,13 +28,10 @@ def new_process() -> Callable[[], psutil.Process]:
     return find
 
 
-STARTING = b'{"status":"starting"}'
-
-
 class Answers:
     """Answers of a responder: 200 to /livez, and 503 with the last message to all other requests."""
 
-    def __init__(self, body: bytes = STARTING) -> None:
+    def __init__(self, body: bytes = b'{"status":"starting"}') -> None:
         self._body = body
 
     def answer(self, path: str) -> Answer:

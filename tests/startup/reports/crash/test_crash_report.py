@@ -125,8 +125,7 @@ Thread 0x00007f0000000001 (most recent call first):
 """
 
 
-def test_once_the_server_is_ready_only_errors_are_recorded(tmp_path):
-    record = OutputRecord(tmp_path)
+def test_once_the_server_is_ready_only_errors_are_recorded(record):
     record.add_output("loading\n")
     record.keeps_only_errors = True
     for text in ("GET /health 200\n", "ERROR: out of memory\n"):
@@ -135,8 +134,7 @@ def test_once_the_server_is_ready_only_errors_are_recorded(tmp_path):
     assert record.file.stat().st_mode & 0o777 == 0o600
 
 
-def test_an_exception_that_was_logged_is_not_shown_again(tmp_path, capsys):
-    record = OutputRecord(tmp_path)
+def test_an_exception_that_was_logged_is_not_shown_again(record, capsys):
     record.add_output(_FATAL)
     sys.stderr.write(record.describe_exception(ValueError("no weights"), "EngineCore"))
     assert (record.file.read_text(), capsys.readouterr().err) == (_FATAL, "")
@@ -282,8 +280,7 @@ def test_a_process_that_ended_with_its_parent_is_not_the_cause(tmp_path):
     child.wait()
 
 
-def test_a_process_without_a_record_is_not_one_of_the_server(tmp_path):
-    record = OutputRecord(tmp_path)
+def test_a_process_without_a_record_is_not_one_of_the_server(record):
     ProcessEnds(record).add(os.getpid(), 1)
     assert record.file.read_text() == ""
 
