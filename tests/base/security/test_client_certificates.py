@@ -3,8 +3,8 @@
 import shutil
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -21,9 +21,8 @@ Connect = Callable[[ssl.SSLContext, ssl.SSLSession | None], ssl.SSLSession | Non
 
 @contextmanager
 def _serving(tls: RenewableTls) -> Iterator[Connect]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=_serve, args=(listener, tls))
-        thread.start()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(_serve, listener, tls)
 
         def connect(context: ssl.SSLContext, session: ssl.SSLSession | None) -> ssl.SSLSession:
             plain = socket.create_connection(listener.getsockname(), timeout=60)
@@ -39,7 +38,7 @@ def _serving(tls: RenewableTls) -> Iterator[Connect]:
             yield connect
         finally:
             socket.create_connection(listener.getsockname()).close()  # a connection without data ends the server
-            thread.join()
+            serving.result()
 
 
 def _serve(listener: socket.socket, tls: RenewableTls) -> None:

@@ -8,9 +8,9 @@ import os
 import pkgutil
 import shutil
 import sys
-import threading
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
@@ -233,11 +233,8 @@ def test_the_writer_ignores_the_umask(folder):
 def test_of_two_writers_one_writes_over_what_a_killed_one_left(folder):
     (folder.parent / "imports.code.new").write_bytes(b"x" * 1_000_000)
     path = written(folder)
-    threads = [threading.Thread(target=write, args=(path, NAMES)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, [path] * 4, [NAMES] * 4))
     assert install(path)
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["imports.code", "site"]
 

@@ -5,7 +5,7 @@ import os
 import random
 import socket
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -178,18 +178,10 @@ def test_a_message_that_was_sent_whole_is_not_followed_by_an_empty_send():
 )
 def test_a_message_arrives_as_it_was_sent(sections):
     ours, theirs = socket.socketpair()
-    received: list[list[list[bytes]]] = []
-    receiver = threading.Thread(target=_receive_and_close, args=(theirs, received))
-    receiver.start()
-    with ours, DEVNULL.open("rb") as file:
-        messages.send(ours, *sections, fds=[file.fileno(), file.fileno()])
-    receiver.join()
-    assert received == [sections]
-
-
-def _receive_and_close(connection: socket.socket, received: list[list[list[bytes]]]) -> None:
-    with connection:
-        sections, fds = messages.receive(connection)
-        assert len(fds) in (1, 2)
-        messages.close_all(fds)
-        received.append(sections)
+    with theirs, ThreadPoolExecutor(1) as receiver:
+        receiving = receiver.submit(messages.receive, theirs)
+        with ours, DEVNULL.open("rb") as file:
+            messages.send(ours, *sections, fds=[file.fileno(), file.fileno()])
+        received, fds = receiving.result()
+    messages.close_all(fds)
+    assert (received, len(fds) in (1, 2)) == (sections, True)

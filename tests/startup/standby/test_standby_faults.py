@@ -3,8 +3,8 @@
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -178,23 +178,20 @@ def _impostor(standby: StandbyProcess, answer: Answer) -> Iterator[None]:
 
     Unread messages have descriptors, which would keep the client's standard output open.
     """
-    with _without_template(standby) as path, socket.socket(socket.AF_UNIX) as listener:
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            answer(connection)
+            while connection.recv(1 << 16):
+                pass
+
+    with _without_template(standby) as path, socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
         listener.bind(str(path))
         listener.listen()
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection, suppress(OSError):
-                answer(connection)
-                while connection.recv(1 << 16):
-                    pass
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield
-        finally:
-            thread.join()
+        serving = pool.submit(serve)
+        yield
+        serving.result()
 
 
 def _after_request(*sections: list[bytes]) -> Answer:
