@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import Mock
 
 import pytest
 
@@ -172,10 +173,7 @@ def test_links_and_pipes_are_not_opened(shared, tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
 def test_without_links_the_first_writer_wins_too(number, tmp_path, record, monkeypatch):
-    def refuse(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    monkeypatch.setattr(Path, "hardlink_to", Mock(side_effect=OSError(number, os.strerror(number))))
     location = open_location(str(tmp_path / "shared"))
     assert location.add(NAME, tmp_path / "a.zip")
     assert not module._link(tmp_path / "a.zip", tmp_path / "shared" / NAME)  # another has added it meanwhile

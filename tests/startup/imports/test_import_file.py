@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -251,11 +252,7 @@ def test_a_link_in_the_place_of_the_new_file_is_not_followed(folder):
 def test_a_folder_that_cannot_be_written_keeps_the_old_file(folder, monkeypatch):
     path = written(folder)
     before = path.read_bytes()
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
         write(path, NAMES)
     assert path.read_bytes() == before

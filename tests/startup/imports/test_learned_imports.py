@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -239,16 +240,11 @@ def test_the_second_import_uses_the_cache_until_packages_change(cache, tmp_path)
 def test_a_broken_file_causes_a_new_scan(cache, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(cache))
     found = {"torch": ["torch"]}
-    scans: list[dict[str, list[str]]] = []
-
-    def scan() -> dict[str, list[str]]:
-        scans.append(found)
-        return found
-
+    scan = Mock(return_value=found)
     monkeypatch.setattr(importlib.metadata, "packages_distributions", scan)
     for content in (None, "{", None):
         if content is not None:
             _kept(cache).write_text(content)
         with cached_scans():
             assert importlib.metadata.packages_distributions() == found
-    assert len(scans) == 2
+    assert scan.call_count == 2

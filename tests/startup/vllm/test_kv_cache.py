@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ctypes import create_string_buffer
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -72,10 +73,7 @@ def test_if_memory_is_scarce_all_pages_are_there_before_vllm_goes_on(module, mon
 
 
 def test_a_kernel_that_cannot_populate_pages_leaves_the_cache_to_torch(module, monkeypatch):
-    def refuse(memory: range) -> None:
-        raise OSError(22, "Invalid argument")
-
-    monkeypatch.setattr(kv_cache, "populate_pages", refuse)
+    monkeypatch.setattr(kv_cache, "populate_pages", Mock(side_effect=OSError(22, "Invalid argument")))
     cache = module.allocate_kv_cache(NUM_BYTES, "cpu")
     assert not cache.any()
 

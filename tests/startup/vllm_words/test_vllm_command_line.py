@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -109,12 +110,8 @@ def test_vllm_gets_the_users_file_if_nothing_is_replaced(content, tmp_path, monk
     assert caplog.messages == (["--config: model: WHERE is not set: vLLM gets the text as it is"] * is_missing)
 
 
-def _no_memory_file(*_: object) -> int:
-    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-
-def _no_link(*_: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def _refuse(number: int) -> Mock:
+    return Mock(side_effect=OSError(number, os.strerror(number)))
 
 
 _KEY: Final = "api-key: ${MYKEY}\n"
@@ -124,8 +121,8 @@ _KEY: Final = "api-key: ${MYKEY}\n"
     ("content", "is_set", "broken", "reason"),
     [
         (_KEY.encode(), True, ("tempfile.tempdir", "/missing/folder"), "no copy .* No such file"),
-        (_KEY.encode(), True, ("os.memfd_create", _no_memory_file), "no copy .* Function not implemented"),
-        (_KEY.encode(), True, ("pathlib.Path.symlink_to", _no_link), "no copy .* No space left"),
+        (_KEY.encode(), True, ("os.memfd_create", _refuse(errno.ENOSYS)), "no copy .* Function not implemented"),
+        (_KEY.encode(), True, ("pathlib.Path.symlink_to", _refuse(errno.ENOSPC)), "no copy .* No space left"),
         (_KEY.encode(), False, None, "api-key: MYKEY is not set"),
         (b"port: ${MYKEY:?a port}\n", False, None, r"MYKEY is not set \(a port\)"),
         ("# caf\xe9\n".encode("latin-1") + _KEY.encode(), True, None, "is not a text file in UTF-8"),

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 
@@ -40,12 +40,6 @@ def test_the_model_is_resident_after_the_command_and_the_report_says_what_was_re
 
 
 def test_progress_is_printed_as_lines_without_a_terminal(capsys):
-    class Handle:
-        def progress(self) -> Iterator[PrefetchProgress]:
-            yield PrefetchProgress(10**9, 4 * 10**9, 5.0)
-
-        def result(self) -> PrefetchReport:
-            return PrefetchReport("done")
-
-    command._follow(Handle(), command.Reporter(interval_s=0.0))  # type: ignore[arg-type]
+    handle = Mock(result=lambda: PrefetchReport("done"), progress=lambda: [PrefetchProgress(10**9, 4 * 10**9, 5.0)])
+    command._follow(handle, command.Reporter(interval_s=0.0))
     assert capsys.readouterr().err == "prefetch [#####---------------]  25% 1.00 of 4.00 GB, 0.20 GB/s, 15 s left\n"
