@@ -5,6 +5,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, patch
 
 import pytest
 
@@ -24,23 +25,17 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "a.zip"
 
 
-def test_a_record_costs_one_request_after_the_listing(s3, tmp_path, monkeypatch):
+def test_a_record_costs_one_request_after_the_listing(s3, tmp_path):
     path = tmp_path / "a.zip"
     save_archive(path, {"vllm/a": os.urandom(2_000_000)})
     location: Any = open_location(s3)
     location.add(NAME, path)
     location._system.pipe_file(f"{location._root}/other/readme.txt", b"")
     assert [archive.name for archive in location.list()] == [NAME]
-    requests, request = [], location._system._cat_file
-
-    def count(*arguments: Any, **options: Any) -> Any:
-        requests.append(options)
-        return request(*arguments, **options)
-
-    monkeypatch.setattr(location._system, "_cat_file", count)
-    with location.open(NAME) as file:
+    count = patch.object(location._system, "_cat_file", wraps=location._system._cat_file)
+    with count as read, location.open(NAME) as file:
         read_record(file)
-    assert [options["end"] - options["start"] for options in requests] == [128 << 10]
+    assert [call.kwargs["end"] - call.kwargs["start"] for call in read.call_args_list] == [128 << 10]
     with location.open(NAME) as file:
         assert file.read() == path.read_bytes()
 
@@ -48,11 +43,8 @@ def test_a_record_costs_one_request_after_the_listing(s3, tmp_path, monkeypatch)
 @pytest.mark.parametrize("is_large", [False, True], ids=["one request", "parts"])
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_of_several_writers_at_once_one_adds_the_archive(scheme, is_large, path, tmp_path, monkeypatch, request):
-    async def is_missing(*_: object) -> bool:
-        return False
-
     location: Any = open_location(request.getfixturevalue(scheme))
-    monkeypatch.setattr(location._system, "_exists", is_missing)
+    monkeypatch.setattr(location._system, "_exists", AsyncMock(return_value=False))
     source = tmp_path / "large" if is_large else path
     if is_large:
         source.write_bytes(os.urandom(21_000_000))
@@ -69,11 +61,9 @@ def test_every_way_of_s3_to_say_that_an_object_exists_is_understood(code, s3, pa
     from botocore.exceptions import ClientError
     from s3fs.errors import translate_boto_error
 
-    async def refuse(*_: object, **__: object) -> None:
-        raise translate_boto_error(ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject"))
-
     location: Any = open_location(s3)
-    monkeypatch.setattr(location._system, "_put_file", refuse)
+    error = translate_boto_error(ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject"))
+    monkeypatch.setattr(location._system, "_put_file", AsyncMock(side_effect=error))
     assert location.add(NAME, path) is False
 
 

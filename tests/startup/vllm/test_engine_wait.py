@@ -4,6 +4,7 @@ import importlib
 import threading
 from contextlib import nullcontext
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -57,10 +58,7 @@ def test_if_there_is_work_it_is_done_on_the_main_thread_while_another_one_waits(
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_of_the_work_stops_the_engine_and_the_wait(wait, error):
-    def fail() -> None:
-        raise error
-
-    wait.add(fail)
+    wait.add(Mock(side_effect=error))
     with pytest.raises(error):
         _wait_for_engine(["waits"])
     assert not [thread for thread in threading.enumerate() if thread.name == "vllm-engine-wait"]
