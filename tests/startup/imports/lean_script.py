@@ -16,14 +16,14 @@ HEAVY = (
 )
 
 
-def main(models: list[Path]) -> None:
+def main() -> None:
     left_out = import_engine()
     from server.engine.build import build_core
     from server.engine.phases import Phases
     from server.terms.config import EngineConfig, ModelFiles
     from server.terms.types import EnginePrompt, SamplingParams
 
-    for model in models:
+    for model in map(Path, sys.argv[1:]):
         core, _ = build_core(ModelFiles(model, model), EngineConfig(max_num_seqs=2), Phases())
         params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
         core.add(["a"], EnginePrompt(list(range(5, 45)), params))
@@ -37,7 +37,3 @@ def main(models: list[Path]) -> None:
     import torch._dynamo
 
     print(json.dumps(torch._dynamo.__file__ is not None))
-
-
-if __name__ == "__main__":
-    main([Path(argument) for argument in sys.argv[1:]])

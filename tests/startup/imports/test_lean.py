@@ -3,8 +3,6 @@
 import gc
 import importlib
 import json
-import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -23,15 +21,9 @@ _CONDITIONS = ("expect_true", "guard_or_false", "guard_or_true", "statically_kno
 
 
 def _run(models: list[Path], *, lean: bool = True) -> list[object]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.startup.imports.lean_script", *models],
-        env=os.environ | {"VCLI_LEAVE_OUT": "" if lean else "lean imports"},
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    code = "from tests.startup.imports.lean_script import main; main()"
+    output = python_output(code, *models, environment={"VCLI_LEAVE_OUT": "" if lean else "lean imports"})
+    return [json.loads(line) for line in output.splitlines()]
 
 
 @pytest.mark.slow

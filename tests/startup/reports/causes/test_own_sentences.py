@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -102,9 +103,6 @@ def test_each_signal_has_the_same_cause_with_both_engines(number, tmp_path):
 
 
 def _describe_end(number: int) -> str | None:
-    class Ended:
-        pid, exitcode = 40, -number
-
     process = EngineProcess.__new__(EngineProcess)
-    process._process, process._oom_watch = Ended(), OomWatch()
+    process._process, process._oom_watch = Mock(pid=40, exitcode=-number), OomWatch()
     return process.describe_end()
