@@ -137,9 +137,10 @@ class _Client:
 
 
 def _probe_until(is_over: threading.Event, client: _Client, interval_ns: int) -> ProbeSamples:
+    """Sends one probe at least, even if the round is over before this process runs."""
     samples = ProbeSamples()
     due_ns = perf_counter_ns()
-    while not is_over.wait(max(0, due_ns - perf_counter_ns()) / 1e9):
+    while True:
         sent_ns = perf_counter_ns()
         has_answered = False
         try:
@@ -154,7 +155,8 @@ def _probe_until(is_over: threading.Event, client: _Client, interval_ns: int) ->
             samples.num_errors += 1
             samples.num_lost += bool(samples.latencies_ns)
         due_ns += interval_ns * (1 + len(overdue_ns))
-    return samples
+        if is_over.wait(max(0, due_ns - perf_counter_ns()) / 1e9):
+            return samples
 
 
 def _await_end_of_input(is_over: threading.Event) -> None:

@@ -46,11 +46,6 @@ def probe_until(
         return health.finish()
 
 
-def probe_for(seconds: float, url: str, *, is_starting: bool = False) -> ProbeSamples:
-    end_s = time.monotonic() + seconds
-    return probe_until(lambda: time.monotonic() > end_s, url, is_starting=is_starting)
-
-
 @pytest.mark.parametrize("is_starting", [False, True], ids=["ready", "starting"])
 def test_probes_are_sent_at_the_interval_and_none_is_faster_than_the_server(is_starting):
     """For a starting server, any response counts."""
@@ -96,7 +91,7 @@ def test_bodies_are_read_to_their_end(is_chunked):
 def test_what_does_not_answer_a_probe_gives_errors_only(is_listening):
     with serving(health_server()) as server:
         url = f"{server.url}/nowhere" if is_listening else "http://127.0.0.1:9"
-        samples = probe_for(0.3, url)
+        samples = probe_until(lambda: True, url)
     assert samples.latencies_ns == []
     assert samples.num_errors >= 1
 
@@ -128,7 +123,7 @@ def test_refused_connections_before_the_first_response_are_not_lost():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        samples = probe_for(0.3, url, is_starting=True)
+        samples = probe_until(lambda: True, url, is_starting=True)
     assert samples.latencies_ns == []
     assert samples.num_refused >= 1
     assert samples.num_lost == 0
