@@ -35,13 +35,7 @@ def test_each_step_has_an_entry_with_its_result(monkeypatch, tmp_path):
 def test_a_step_that_takes_too_long_is_ended_with_its_processes(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_figures, "_LEAST_S", 0.0)
     pid = tmp_path / "pid"
-    code = f"""
-import subprocess, time
-child = subprocess.Popen(["sleep", "100"])
-open({str(pid)!r}, "w").write(str(child.pid))
-time.sleep(100)
-"""
-    entry = run_step(Step("hangs", _python(code), 60), 2.0)
+    entry = run_step(Step("hangs", ("sh", "-c", f"sleep 100 & echo $! > {pid}; wait"), 60), 2.0)
     assert entry["outcome"] == "ended after 2 s"
     wait_until(lambda: is_gone(int(pid.read_text())))
 

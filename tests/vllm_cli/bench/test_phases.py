@@ -110,7 +110,7 @@ def test_phases_of_servers_with_and_without_such_lines(fake_command, run_startup
     (ours,), (theirs,) = (side["conditions"][0]["rounds"] for side in json.loads(done.stdout)["sides"])
     assert list(ours["phases_s"]) == ["imports", "configuration", "engine process", "server", "first token"]
     assert ours["phases_s"]["imports"] >= 0.2
-    assert ours["phases_s"]["engine process"] >= 0.28
+    assert sum(ours["phases_s"][name] for name in PHASES[:3]) >= 0.5  # both lines may be read late
     assert list(theirs["phases_s"]) == ["server", "first token"]
     for figures in (ours, theirs):
         assert sum(figures["phases_s"].values()) == pytest.approx(figures["first_token_s"])

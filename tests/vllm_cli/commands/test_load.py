@@ -94,4 +94,4 @@ def test_what_the_router_waits_for_is_told(start, invoke, monkeypatch):
     server.decide = decide
     done = invoke("unload", "qwen", "--url", server.url)
     assert done.returncode == 0
-    assert re.match(r" +\d\.\d s  qwen is draining, 3 requests run\nqwen has stopped after ", done.stderr)
+    assert re.match(r" +[\d.]+ s  qwen is draining, 3 requests run\nqwen has stopped after ", done.stderr)
