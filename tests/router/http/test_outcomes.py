@@ -8,6 +8,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -70,6 +71,7 @@ async def test_a_process_that_ends_in_any_state(pool, router, ask, end, restart_
     await router.serve(pool=pool, has_single_model=True)
     async with AsyncExitStack() as stack:
         await _reach(pool, end.state, stack)
+        pool.set_entries(by_name(replace(entry, start_timeout_s=None)))  # the next start stays in its state
         await _end(pool, end)
         await eventually(lambda: _status(pool).state != end.state)
     starts_again = end.is_failure and (restart_limit is not None or end.state == "waking")  # a load waits for the wake
