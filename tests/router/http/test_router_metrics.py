@@ -67,17 +67,14 @@ async def test_the_first_byte_is_the_models_and_comes_before_the_end(router, mon
 
 
 @pytest.mark.parametrize("path", ["/v1/responses/breaks", CHAT])
-async def test_an_error_at_the_end_of_a_stream_is_an_error(router, ask, path):
-    await router.serve("m", patience=Patience(comment_s=0.01))
-    sending = asyncio.create_task(ask("POST", path, json={"model": "m", "stream": True}))
-    await eventually(lambda: router.pool.num_waiting == 1)
-    if path == CHAT:
-        await asyncio.sleep(0.05)
-        await router.pool.refuse(ModelRefused(503, "no memory"))
-    else:
-        await router.start_model("m", answer)
-    assert (await sending).status == 200
-    assert values(router, "requests_total") == {("m", "5xx"): 1}
+async def test_an_error_at_the_end_of_a_stream_is_an_error(router, client, path):
+    await router.serve("m", running=None if path == CHAT else answer, patience=Patience(comment_s=0.01))
+    async with client.post(router.url + path, json={"model": "m", "stream": True}) as response:
+        assert response.status == 200
+        if path == CHAT:
+            await router.pool.refuse(ModelRefused(503, "no memory"))
+        await response.read()
+    await eventually(lambda: values(router, "requests_total") == {("m", "5xx"): 1})
 
 
 async def test_a_client_that_leaves_is_no_error(router):
