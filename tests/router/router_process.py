@@ -4,14 +4,16 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
+from envs.registry import env
 from tests.e2e.server_process import ServerProcess
 from tests.support.http_client import Answer
-from tests.support.waiting import wait_until
+from tests.support.waiting import is_gone, wait_until
 
 FOREIGN: Final = Path(__file__).with_name("foreign_server.py")
 FOREIGN_COMMAND: Final = (sys.executable, "-I", "-S", str(FOREIGN))
@@ -28,6 +30,22 @@ def foreign(*words: str, **keys: Any) -> dict[str, Any]:
 def embedded(model: Path, **keys: Any) -> dict[str, Any]:
     """The entry of a model of the embedded engine."""
     return {"model": str(model), "engine": "embedded", "args": ["--max-model-len", "256"], **keys}
+
+
+def wait_marked(place: str, number: int) -> list[psutil.Process]:
+    """Waits for so many processes of models whose sockets' paths begin with `place`."""
+    found: list[psutil.Process] = []
+
+    def are_all_there() -> bool:
+        found.clear()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                is_marked = process.environ().get(env.VCLI_ROUTER.name, "").startswith(place)
+                found.extend([process] if is_marked and not is_gone(process.pid) else [])
+        return len(found) == number
+
+    wait_until(are_all_there)
+    return found
 
 
 class RouterProcess(ServerProcess):

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from envs.registry import env
-from tests.router.router_process import RouterProcess, embedded, foreign
+from tests.router.router_process import RouterProcess, embedded, foreign, wait_marked
 from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.support.http_client import ask
 from tests.support.openai_client import StreamReader
@@ -23,8 +23,7 @@ def test_a_killed_router_leaves_no_process_and_no_folder_behind(tmp_path):
     with RouterProcess(tmp_path, {"a": foreign("has-children"), "b": foreign()}) as router:
         assert router.post("a").status == router.post("b").status == 200
         folder = Path(psutil.Process(router.pid("a")).environ()[env.VCLI_ROUTER.name]).parent
-        family = [process for process in psutil.process_iter() if _is_of(process, folder)]
-        assert len(family) == 5, "two servers, and three processes that the one has started"
+        family = wait_marked(f"{folder}/", 5)  # two servers, and three processes that the one has started
         router.terminate(signal.SIGKILL)
         assert_gone(family)
         wait_until(lambda: not folder.exists())
@@ -78,13 +77,6 @@ def test_a_service_manager_is_told_of_the_start_and_the_end(tmp_path):
             assert env.NOTIFY_SOCKET.name not in variables
             assert router.terminate() == 0
             wait_until(lambda: "STOPPING=1" in manager.lines)
-
-
-def _is_of(process: psutil.Process, folder: Path) -> bool:
-    try:
-        return process.environ().get(env.VCLI_ROUTER.name, "").startswith(f"{folder}/")
-    except psutil.Error:
-        return False
 
 
 def test_the_port_stays_open_for_the_drain_grace_also_without_a_process(tmp_path):

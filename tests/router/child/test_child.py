@@ -27,7 +27,7 @@ from router.child.process import ChildProcess
 from router.child.server import ForeignServer
 from router.model_entry import ForeignCommand, ModelEntry
 from tests.router.conftest import open_places
-from tests.router.router_process import FOREIGN_COMMAND
+from tests.router.router_process import FOREIGN_COMMAND, wait_marked
 from tests.support.waiting import is_gone, wait_until
 
 _ROUNDS = 10
@@ -60,9 +60,9 @@ class Running:
         self.child = child
         self.life = life
 
-    def family(self) -> list[psutil.Process]:
-        process = psutil.Process(self.child.pids[0])
-        return [process, *process.children(recursive=True)]
+    async def marked(self) -> list[psutil.Process]:
+        """The server, its two children, and its orphan in a session of its own."""
+        return await asyncio.to_thread(wait_marked, self.child.place.socket_path, 4)
 
     async def get(self, path: str) -> Any:
         async with (
@@ -89,21 +89,19 @@ async def running(place: ChildPlace) -> AsyncIterator[Running]:
 
 
 async def test_a_child_that_is_asked_to_stop_leaves_no_process_behind(running):
-    family = running.family()
-    marked = [process.pid for process in psutil.process_iter() if _is_marked(process, running.child)]
+    marked = await running.marked()
     running.child.stop()
     assert await running.life is None
-    assert len(marked) == 4, "the server, two children, and an orphan in a session of its own"
-    assert all(is_gone(pid) for pid in (*marked, *(process.pid for process in family)))
+    assert all(is_gone(process.pid) for process in marked)
 
 
 async def test_a_child_that_crashes_tells_how_and_leaves_no_process_behind(running, monkeypatch):
     monkeypatch.setattr(child_module, "_AFTER_CRASH_S", 0.1)
-    marked = [process.pid for process in psutil.process_iter() if _is_marked(process, running.child)]
-    running.family()[0].kill()
+    marked = await running.marked()
+    os.kill(running.child.pids[0], signal.SIGKILL)
     assert await running.life == "The server was ended by SIGKILL."
     assert await running.child.end_reason() == "The server was ended by SIGKILL."
-    assert all(map(is_gone, marked))
+    assert all(is_gone(process.pid) for process in marked)
 
 
 def test_a_standby_gets_none_of_the_routers_secrets(monkeypatch, tmp_path):
@@ -298,13 +296,6 @@ async def test_a_hundred_megabytes_of_output_are_relayed_in_bounded_memory(place
     assert await found.life is None
     assert grown < 64 << 20
     assert output.read_bytes().startswith(b"[m] 0 xxx")
-
-
-def _is_marked(process: psutil.Process, child: Child) -> bool:
-    try:
-        return process.environ().get(env.VCLI_ROUTER.name) == child.place.socket_path and not is_gone(process.pid)
-    except psutil.Error:
-        return False
 
 
 @pytest.fixture
