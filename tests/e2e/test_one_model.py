@@ -16,6 +16,7 @@ from tests.support.http_client import RawClient, ask
 from tests.support.waiting import is_gone, wait_until
 
 _BODY = {"prompt": "a", "max_tokens": 2}
+_LONG = {"prompt": "a", "max_tokens": 4000, "stream": True, "ignore_eos": True, "n": 8}
 _COLD = ("--standby", "off")
 
 
@@ -67,11 +68,13 @@ def test_an_idle_model_stops_and_a_request_starts_it(server):
     assert server.metric("vllm_cli:model_state", state="stopped") == 1
     assert ask(f"{server.url}/readyz?model").status == 503
     assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text(), "the router is a light process"
-    assert server.ask_model() == 200
-    assert server.metric("vllm_cli:model_state", state="stopped") == 0
+    with RawClient(server.port) as client:
+        client.post("/v1/completions", _LONG)  # the model is not idle while this request runs
+        server.child()
+        assert server.metric("vllm_cli:model_state", state="stopped") == 0
+        assert ask(f"{server.url}/readyz?model").json == {"status": "ready"}
     assert server.metric("vllm_cli:model_starts_total") == num_starts + 1
     assert server.metric("vllm_cli:router_starts_total", outcome="ready") == num_starts + 1
-    assert ask(f"{server.url}/readyz?model").json == {"status": "ready"}
 
 
 def _own_sockets(folder: Path) -> list[Path]:
@@ -122,8 +125,8 @@ def test_a_stream_gets_an_error_and_the_next_request_waits_for_the_new_engine(ti
         child = server.child()
         (engine,) = [each for each in child.children(recursive=True) if each.ppid() != child.pid]
         with RawClient(server.port) as client:
-            client.post("/v1/completions", {"prompt": "a", "max_tokens": 4000, "stream": True, "ignore_eos": True})
-            server.wait(lambda: server.metric("vllm:num_requests_running") == 1)
+            client.post("/v1/completions", _LONG)
+            server.wait(lambda: server.metric("vllm:num_requests_running") == 8)
             engine.kill()
             events = client.read().body.decode().strip().split("\n\n")
         assert "error" in json.loads(events[-2].removeprefix("data: "))
