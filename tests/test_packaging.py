@@ -41,7 +41,7 @@ class BaseEnvironment:
         self.site_packages = site_packages = Path(
             sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
         )
-        for path in _top_level_paths(_closure(_base_requirements())):
+        for path in _top_level_paths(_closure(_project()["dependencies"])):
             (site_packages / path.name).symlink_to(path)
         with zipfile.ZipFile(wheel) as files:
             files.extractall(site_packages)
@@ -52,10 +52,9 @@ class BaseEnvironment:
         return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
-def _base_requirements() -> list[str]:
-    """The dependencies in pyproject.toml. The installed metadata may be older."""
-    requirements: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    return requirements
+def _project() -> dict:
+    """The project in pyproject.toml. The installed metadata may be older."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def _closure(requirements: Iterable[str]) -> dict[str, Distribution]:
@@ -107,10 +106,6 @@ def base(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> BaseEnvironme
     return BaseEnvironment(tmp_path_factory.mktemp("base"), wheel)
 
 
-def _project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-
 @pytest.mark.thorough
 def test_the_wheel_has_one_name_and_every_file_of_the_packages(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -144,7 +139,7 @@ def _pins_for(python: str) -> dict[str, Requirement]:
 
 
 def _all_requirements() -> list[str]:
-    project = _project()["project"]
+    project = _project()
     return [*project["dependencies"], *(word for words in project["optional-dependencies"].values() for word in words)]
 
 
@@ -171,12 +166,12 @@ def test_the_constraints_name_no_place():
 
 
 def test_the_classifiers_name_the_tested_pythons():
-    named = [word.rpartition(" ")[2] for word in _project()["project"]["classifiers"] if ":: 3." in word]
+    named = [word.rpartition(" ")[2] for word in _project()["classifiers"] if ":: 3." in word]
     assert tuple(named) == PYTHONS
 
 
 def test_the_check_for_the_embedded_engine_covers_the_extra():
-    project = _project()["project"]
+    project = _project()
     base, extra = (
         {Requirement(word).name for word in words}
         for words in (project["dependencies"], project["optional-dependencies"]["embedded"])
@@ -251,7 +246,7 @@ def test_nothing_that_a_base_installation_reaches_imports_an_extra():
             reached.add(name)
             waiting += imported[name] & imported.keys()
     assert {"startup.session.preflight.all_checks", "server.terms.limits"} <= reached
-    allowed = {path.name.removesuffix(".py") for path in _top_level_paths(_closure(_base_requirements()))}
+    allowed = {path.name.removesuffix(".py") for path in _top_level_paths(_closure(_project()["dependencies"]))}
     allowed |= sys.stdlib_module_names | {"vllm_cli", *_INSIDE}
     needed = {name: {each.partition(".")[0] for each in imported[name]} - allowed for name in reached}
     assert {name: packages for name, packages in needed.items() if packages} == _NEEDS_MORE

@@ -1,4 +1,4 @@
-"""Fixtures: a container's root, and a validator. Linters are installed only for the tests that need them."""
+"""A fixture for a container's root. Linters are installed only for the tests that need them."""
 
 import subprocess
 import sys
@@ -9,13 +9,6 @@ import pytest
 
 from tests.deploy.container_root import ContainerRoot
 from tests.startup.vllm.fake_start import short_folder
-
-
-@pytest.fixture(scope="session")
-def kubernetes_validate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The validator of manifests."""
-    folder = tmp_path_factory.mktemp("kubernetes-validate")
-    return installed("kubernetes-validate==1.37.0", folder) / "kubernetes-validate"
 
 
 def installed(requirement: str, venv: Path) -> Path:

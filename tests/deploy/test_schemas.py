@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
+from tests.deploy.conftest import installed
 from tests.deploy.manifests import POD_NAMES, VARIANTS, Document, pod_of, render, render_kustomization
 from tests.deploy.shipped import ROOT
 
@@ -33,24 +34,25 @@ def of_page() -> dict[str, Document]:
     return render_kustomization(**folders, **own)
 
 
-def _validate(validator: Path, folder: Path, documents: Iterable[Document]) -> subprocess.CompletedProcess[str]:
+def _validate(programs: Path, folder: Path, documents: Iterable[Document]) -> subprocess.CompletedProcess[str]:
     file = folder / "manifests.yaml"
     file.write_text(yaml.safe_dump_all(documents))
-    command = [str(validator), "--strict", "--kubernetes-version", "1.33", str(file)]
+    command = [str(programs / "kubernetes-validate"), "--strict", "--kubernetes-version", "1.33", str(file)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
-def test_all_manifests_and_pods_fit_the_schemas_of_kubernetes(kubernetes_validate, of_page, tmp_path):
+def test_all_manifests_and_pods_fit_the_schemas_of_kubernetes(of_page, tmp_path):
+    programs = installed("kubernetes-validate==1.37.0", tmp_path / "venv")
     pods = [
         {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": pod_of(name)}
         for name in POD_NAMES
     ]
     rendered = [*(render(variant) for variant in VARIANTS), of_page]
     documents = pods + [one for each in rendered for kind, one in each.items() if kind not in _CUSTOM]
-    done = _validate(kubernetes_validate, tmp_path, documents)
+    done = _validate(programs, tmp_path, documents)
     assert done.returncode == 0, done.stdout + done.stderr
     wrong = pods[0] | {"template": pods[0]["template"] | {"metadata": {"label": {}}}}
-    assert _validate(kubernetes_validate, tmp_path, [wrong]).returncode != 0
+    assert _validate(programs, tmp_path, [wrong]).returncode != 0
 
 
 def test_resources_of_other_projects_fit_their_definitions(of_page):

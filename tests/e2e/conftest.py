@@ -1,24 +1,16 @@
 """Fixtures that start `vllm-cli serve` with the real model, as a user does."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import pytest
 from openai import OpenAI
 
 from tests.e2e.server_process import ServerProcess
 
-MODEL_NAME = "smol"
-
-
-class StartServer(Protocol):
-    """Starts a server that stops at the end of the `with` block."""
-
-    def __call__(
-        self, *arguments: str, wait: bool = True, environment: Mapping[str, str] | None = None
-    ) -> AbstractContextManager[ServerProcess]: ...
+StartServer = Callable[..., ServerProcess]
+"""Creates a server with further words, and with the options of `ServerProcess`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,11 +21,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _starter(model: Path) -> StartServer:
-    def start(
-        *arguments: str, wait: bool = True, environment: Mapping[str, str] | None = None
-    ) -> AbstractContextManager[ServerProcess]:
-        words = [str(model), "--served-model-name", MODEL_NAME, *arguments]
-        return ServerProcess(words, wait=wait, environment=environment)
+    def start(*arguments: str, **options: Any) -> ServerProcess:
+        return ServerProcess([str(model), "--served-model-name", "smol", *arguments], **options)
 
     return start
 
@@ -50,15 +39,8 @@ def start_tiny_server(tiny_llama: Path) -> StartServer:
     return _starter(tiny_llama)
 
 
-@pytest.fixture(scope="session")
-def server(start_server: StartServer) -> Iterator[ServerProcess]:
-    """One server, shared by the tests that do not stop it."""
-    with start_server("--max-num-seqs", "40", "--max-model-len", "2048") as running:
-        yield running
-
-
 @pytest.fixture
 def client(server: ServerProcess) -> Iterator[OpenAI]:
-    """The OpenAI client, connected to the shared server or to the module's own `server`."""
+    """The OpenAI client, connected to the module's own `server`."""
     with server.openai() as openai:
         yield openai

@@ -52,23 +52,13 @@ def test_an_empty_cache_gives_a_first_token_and_the_next_start_sends_one_request
 def test_a_warm_start_serves_the_mended_template_after_the_next_one(hub, tiny_llama, tmp_path):
     """The start does not wait for the hub. Once it is ready, it checks the hub and downloads the template."""
     ref = tmp_path / "hub" / "models--org--model" / "refs" / "main"
+    files = {path.name: path.read_bytes() for path in tiny_llama.iterdir()}
+    chat = {"model": "org/model", "messages": [{"role": "user", "content": "a"}]}
     counts = []
     with StandbyProcess(environment=settings(hub, tmp_path)) as standby:
         for text in ("a", "a a a", "a a a"):
-            commit = add_with_template(hub, tiny_llama, text)
+            commit = hub.add("org/model", files | {"chat_template.jinja": text.encode()}).id
             with ServerProcess(["org/model"], environment=settings(hub, tmp_path) | standby.environment) as server:
-                counts.append(count_tokens(server))
+                counts.append(server.ask("/tokenize", chat).json["count"])
                 wait_until(lambda commit=commit: ref.read_text() == commit)
     assert counts[0] == counts[1] < counts[2]
-
-
-def add_with_template(hub: HubServer, model: Path, template: str) -> str:
-    files = {path.name: path.read_bytes() for path in model.iterdir()}
-    return hub.add("org/model", files | {"chat_template.jinja": template.encode()}).id
-
-
-def count_tokens(server: ServerProcess) -> int:
-    """The number of tokens of a chat that the chat template has rendered."""
-    chat = {"model": "org/model", "messages": [{"role": "user", "content": "a"}]}
-    count: int = server.ask("/tokenize", chat).json["count"]
-    return count

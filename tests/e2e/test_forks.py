@@ -1,7 +1,6 @@
 """A process that forks has no second thread, and no open files of learned imports."""
 
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -21,46 +20,34 @@ def note(event, args):
 
 sys.addaudithook(note)
 """
-"""With this code, every Python process records its forks."""
+"""With this code, every Python process records its forks: function, number of threads, whether it learns."""
 
 
-class _Fork(NamedTuple):
-    function: str
-    """The function that called os.fork."""
-    num_threads: int
-    is_learning: bool
+def _hook(folder: Path) -> None:
+    (folder / "sitecustomize.py").write_text(_HOOK.format(path=str(folder / "forks")))
 
 
-def _hook(folder: Path) -> Path:
-    site = folder / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(_HOOK.format(path=str(folder / "forks")))
-    return site
-
-
-def _forks(folder: Path) -> list[_Fork]:
-    lines = [line.split() for line in (folder / "forks").read_text().splitlines()]
-    return [_Fork(function, int(num_threads), is_learning == "1") for function, num_threads, is_learning in lines]
-
-
-def _assert_clean(forks: list[_Fork], *expected: str) -> None:
+def _assert_clean(folder: Path, *expected: str) -> None:
     """Checks that these functions forked with one thread, and that no fork was during learned imports."""
-    of_one_thread = {fork.function: fork.num_threads for fork in forks if fork.function in expected}
-    assert of_one_thread == dict.fromkeys(expected, 1)
-    assert not [fork for fork in forks if fork.is_learning]
+    forks = [line.split() for line in (folder / "forks").read_text().splitlines()]
+    num_threads = {function: number for function, number, _ in forks if function in expected}
+    assert num_threads == dict.fromkeys(expected, "1")
+    assert {is_learning for _, _, is_learning in forks} == {"0"}
 
 
 @pytest.mark.parametrize("method", ["forkserver", "fork"])
 def test_responder_and_forkserver_are_forked_before_a_second_thread(tiny_llama, tmp_path, method):
-    settings = {"PYTHONPATH": str(_hook(tmp_path)), "VLLM_WORKER_MULTIPROC_METHOD": method, "VCLI_STANDBY": "off"}
+    _hook(tmp_path)
+    settings = {"PYTHONPATH": str(tmp_path), "VLLM_WORKER_MULTIPROC_METHOD": method, "VCLI_STANDBY": "off"}
     with ServerProcess([str(tiny_llama)], environment=settings) as server:
         assert server.complete(max_tokens=1) == 200
-    _assert_clean(_forks(tmp_path), "start", *(["fork_dormant"] if method == "forkserver" else []))
+    _assert_clean(tmp_path, "start", *(["fork_dormant"] if method == "forkserver" else []))
 
 
 def test_vllms_responder_is_forked_before_a_second_thread(tmp_path):
+    _hook(tmp_path)
     with short_folder() as folder:
-        settings = environment(folder, PYTHONPATH=f"{_hook(tmp_path)}:{FAKE}:{ROOT}")
+        settings = environment(folder, PYTHONPATH=f"{tmp_path}:{FAKE}:{ROOT}")
         with FakeStart(folder, "org/model", env=settings) as start:
             start.wait_ready()
-    _assert_clean(_forks(tmp_path), "start")
+    _assert_clean(tmp_path, "start")

@@ -38,14 +38,8 @@ def _entry(server: ServerProcess) -> dict[str, Any]:
 
 def _wait_ready(pid: int) -> dict[str, Any]:
     """Polls `ps` until it shows the server as ready. On a busy machine, earlier probes may time out."""
-    found: list[dict[str, Any]] = []
-
-    def is_ready() -> bool:
-        found[:] = [entry for entry in [_find(pid)] if entry is not None]
-        return bool(found and found[0]["state"] == "ready")
-
-    wait_until(is_ready, 240.0)
-    return found[0]
+    wait_until(lambda: (_find(pid) or {}).get("state") == "ready", 240.0)
+    return _find(pid) or {}
 
 
 def _pids(server: ServerProcess) -> set[int]:

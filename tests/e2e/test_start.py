@@ -2,12 +2,8 @@
 
 import json
 import socket
-import threading
-import time
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
 
 import psutil
 import pytest
@@ -18,9 +14,9 @@ from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import API_READS_TOKENIZER, StopPoint
 from tests.support.cli import run_cli
 from tests.support.http_client import ask
+from tests.support.openai_client import RepeatingClients
 from tests.support.processes import GONE_S
 from tests.support.program import READY_S
-from tests.support.waiting import wait_until
 
 _PROCESSES_OF_METHOD = {"spawn": ["resource_tracker"], "fork": [], "forkserver": ["forkserver", "resource_tracker"]}
 _AUDIT = """
@@ -36,59 +32,30 @@ sys.addaudithook(hook)
 """
 
 
-class _Prober(threading.Thread):
-    """Polls /health every 2 ms. Counts errors from the first response on."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__()
-        self.statuses: list[int] = []
-        self.num_failures = 0
-        self.bodies: list[dict[str, Any]] = []
-        self._url = f"http://127.0.0.1:{port}/health"
-        self._is_stopping = threading.Event()
-
-    def run(self) -> None:
-        while not self._is_stopping.is_set():
-            answer = ask(self._url)
-            if answer.status:
-                self.statuses.append(answer.status)
-                self.bodies += [answer.json] if answer.status == 503 else []
-            self.num_failures += bool(self.statuses) and not answer.status
-            time.sleep(0.002)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_stopping.set()
-        self.join()
-
-
 def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server):
-    with start_server(wait=False) as server, ExitStack() as stack:
-        probers = [stack.enter_context(_Prober(server.port)) for _ in range(4)]
+    with start_server(wait=False) as server, RepeatingClients(server.port, *["/health"] * 4) as clients:
         server.wait_ready()
-        wait_until(lambda: all(prober.statuses.count(200) >= 5 for prober in probers))
-    for prober in probers:
-        assert not prober.num_failures
-        ready = prober.statuses.index(200)
-        assert set(prober.statuses[:ready]) <= {503}  # a prober delayed for the whole start has no 503
-        assert set(prober.statuses[ready:]) == {200}
-        assert {body["status"] for body in prober.bodies} <= {"starting"}
-        elapsed = [body["elapsed_s"] for body in prober.bodies]
+        clients.wait_for_more(20, 200)
+    assert not clients.lost
+    phases = set()
+    for statuses, bodies in zip(clients.statuses, clients.bodies, strict=True):
+        assert statuses == sorted(statuses, key=(0, 503, 200).index)
+        states = [json.loads(body) for body in bodies]
+        assert {state["status"] for state in states} <= {"starting"}
+        elapsed = [state["elapsed_s"] for state in states]
         assert elapsed == sorted(elapsed)
-    assert len({body["phase"] for prober in probers for body in prober.bodies}) >= 3
+        phases |= {state["phase"] for state in states}
+    assert len(phases) >= 3
 
 
 def test_with_listen_when_ready_the_first_connection_finds_a_ready_server(start_tiny_server, cold_or_warm):
     environment = cold_or_warm | {"VCLI_LISTEN_WHEN_READY": "1"}
     with start_tiny_server(wait=False, environment=environment) as server:
-        with _Prober(server.port) as prober:
+        with RepeatingClients(server.port, "/health") as clients:
             server.wait_ready()
-            wait_until(lambda: prober.statuses.count(200) >= 5)
-        assert set(prober.statuses) == {200}
-        assert not prober.num_failures
+            clients.wait_for_more(5, 200)
+        assert not clients.lost
+        assert clients.statuses[0] == sorted(clients.statuses[0], key=(0, 200).index)
         assert server.complete(max_tokens=1) == 200
         assert server.terminate() == 0
 

@@ -42,8 +42,8 @@ class TlsServer(ServerProcess):
             return get(client, path, key)
 
 
-def get(client: RawClient, path: str, key: str = "") -> Answer:
-    return client.send(request_bytes(path, b"", method="GET", authorization=f"Bearer {key}")).read()
+def get(client: RawClient, path: str, key: str) -> Answer:
+    return client.get(path, authorization=f"Bearer {key}").read()
 
 
 @pytest.fixture

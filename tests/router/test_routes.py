@@ -4,8 +4,6 @@ A router with one model answers in each state of the model as one with several m
 reports the model itself, and only the embedded engine has a page and facts of its own.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -50,12 +48,6 @@ _HEAD, *_ROWS = [line.split() for line in _TABLE.strip().splitlines()]
 _KINDS: Final = _HEAD[1:]
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with short_folder() as path:
-        yield path
-
-
 def _words(kind: str, folder: Path, tiny_llama: Path) -> tuple[list[str], dict[str, str]]:
     if kind == "embedded":
         return [str(tiny_llama), "--engine", "embedded", "--served-model-name", "m"], {}
@@ -87,9 +79,8 @@ def _bring(server: ServerProcess, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_each_route_of_each_kind_of_server(folder, tiny_llama, kind):
-    with ExitStack() as stack:
-        server = stack.enter_context(_start(kind, folder, tiny_llama))
+def test_each_route_of_each_kind_of_server(tiny_llama, kind):
+    with short_folder() as folder, _start(kind, folder, tiny_llama) as server:
         found: dict[str, str] = {}
         for method, path, *_ in _ROWS:
             if method == "POST" or path in ("/", "/unload"):

@@ -154,9 +154,11 @@ class RepeatingClients(_Clients):
     def __init__(self, port: int, *paths: str) -> None:
         self.statuses: list[list[int]] = [[] for _ in paths]
         """For each client, the statuses of its answers in order. 0 stands for a refused connection."""
+        self.bodies: list[list[bytes]] = [[] for _ in paths]
+        """For each client, the bodies of its answers with status 503."""
         self.lost: list[str] = []
         """Connections that were reset, or closed without an answer."""
-        super().__init__(port, [*zip(paths, self.statuses, strict=True)])
+        super().__init__(port, [*zip(paths, self.statuses, self.bodies, strict=True)])
 
     def wait_for_more(self, number: int, *statuses: int) -> None:
         """Waits until each of these statuses was received `number` more times."""
@@ -166,12 +168,14 @@ class RepeatingClients(_Clients):
     def _count(self, status: int) -> int:
         return sum(answers.count(status) for answers in self.statuses)
 
-    def _run(self, client: tuple[str, list[int]]) -> None:
-        path, statuses = client
+    def _run(self, client: tuple[str, list[int], list[bytes]]) -> None:
+        path, statuses, bodies = client
         while not self._is_over.is_set():
             try:
                 with RawClient(self._port) as connection:
-                    statuses.append(connection.get(path, connection="close").read().status)
+                    answer = connection.get(path, connection="close").read()
+                statuses.append(answer.status)
+                bodies.extend([answer.body] if answer.status == 503 else [])
             except ConnectionRefusedError:
                 statuses.append(0)
             except OSError as err:

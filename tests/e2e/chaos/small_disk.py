@@ -41,12 +41,13 @@ class SmallDisk:
             pytest.skip(how_to_install("unshare"))
         assert self._keeper.stdout is not None
         if (answer := self._keeper.stdout.readline()) != "mounted\n":
-            self._end()
+            self.__exit__()
             pytest.skip(f"no file system can be mounted: {answer.strip()}")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        with self._keeper:
+            self._keeper.kill()
 
     @property
     def launcher(self) -> tuple[str, ...]:
@@ -67,7 +68,3 @@ class SmallDisk:
     def make_room(self) -> None:
         """Frees the space that `fill` has taken."""
         self.path_inside(self._folder / "ballast").unlink()
-
-    def _end(self) -> None:
-        with self._keeper:
-            self._keeper.kill()

@@ -5,6 +5,7 @@ A story is its rule, the limits and models (`begin`), and events with the action
 `test_scheduler_properties.py` tests the rules for every state: bounds, minimum stays and leases.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ from router.scheduling.terms import (
 from tests.support.growth import count_calls
 
 GIB = 1 << 30
+
+
+def _event(name: str) -> Callable[..., list[Action]]:
+    """A method of a story: this event of the scheduler happens now. Returns what follows."""
+    return lambda story, *values: story._act(getattr(story.scheduler, name)(*values, story.now))
 
 
 class Story:
@@ -73,14 +79,8 @@ class Story:
     def set_models(self, restart: tuple[str, ...] = ()) -> list[Action]:
         return self._act(self.scheduler.set_models(self.rules, self.now, restart))
 
-    def arrive(self, ticket: int, model: str) -> list[Action]:
-        return self._act(self.scheduler.arrive(ticket, model, self.now))
-
-    def load(self, ticket: int, model: str) -> list[Action]:
-        return self._act(self.scheduler.load(ticket, model, self.now))
-
-    def leave(self, ticket: int) -> list[Action]:
-        return self._act(self.scheduler.leave(ticket, self.now))
+    arrive, load, leave = map(_event, ("arrive", "load", "leave"))
+    sleep, unload, drain = map(_event, ("sleep", "unload", "drain"))
 
     def hold(self, ticket: int, process: str) -> list[Action]:
         self.scheduler.hold(ticket, self.number(process))
@@ -106,17 +106,8 @@ class Story:
     def woke(self, process: str) -> list[Action]:
         return self._act(self.scheduler.woke(self.number(process), self.now))
 
-    def sleep(self, model: str) -> list[Action]:
-        return self._act(self.scheduler.sleep(model, self.now))
-
-    def unload(self, model: str) -> list[Action]:
-        return self._act(self.scheduler.unload(model, self.now))
-
     def measured(self, process: str, gib: int, gpu: int = 0) -> list[Action]:
         return self._act(self.scheduler.measured(self.number(process), Need(gib * GIB, gpu * GIB), self.now))
-
-    def drain(self) -> list[Action]:
-        return self._act(self.scheduler.drain(self.now))
 
     def run(self, name: str, ticket: int) -> None:
         """Starts a model until it is ready and has one lease."""

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from router.model_entry import ModelEntry, ModelsFileError
-from router.router import RouterOptions
-from router.words.router_options import CheckedModels, ModelsReader, router_options
+from router.words.router_options import CheckedModels, ModelsReader
 from router.words.router_words import SeveralModels, read_several
 from startup.standby.front_process import serve_warm
 from startup.words.errors import InputError
 from startup.words.serve_command import read_start
+from tests.router.words.test_llama_words import options_of
 from tests.startup.vllm.fake_start import FAKE
 from tests.support.tiers import thorough_but_for
 
@@ -24,12 +24,6 @@ COMMON = ("--engine", "embedded")
 
 def several(*words: object) -> SeveralModels:
     return read_several(read_start(list(map(str, words))).words)
-
-
-def options_of(*words: object) -> RouterOptions:
-    given = several(*words)
-    reader = ModelsReader(given)
-    return router_options(given, reader, reader.read())
 
 
 @pytest.fixture

@@ -36,29 +36,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def _record(name: str, **changes: Any) -> CompiledModel:
+def _compile(name: str, *, days: float = 0.0, num_bytes: int = KIB, **changes: Any) -> None:
+    """Writes a compiled model of this machine, last used so many days ago."""
     record = CompiledModel(
         key=name * 64, model=f"org/{name}", start_id="start", digest="", early_digest="", factors={}, versions=VERSIONS,
         hardware=Hardware.present(), ranks=("rank_0_0",), compile_s=16.7, created_at="2026-11-23",
     )  # fmt: skip
-    return replace(record, **changes)
-
-
-def _model_file(record: CompiledModel) -> Path:
-    return local.compiled_folder() / "torch_aot_compile" / record.key / "rank_0_0" / local.ENTRY
-
-
-def _compile(name: str, *, days: float = 0.0, num_bytes: int = KIB, **changes: Any) -> CompiledModel:
-    """Writes a compiled model of this machine, last used so many days ago."""
-    record = _record(name, **changes)
-    path = _model_file(record)
+    record = replace(record, **changes)
+    path = local.compiled_folder() / "torch_aot_compile" / record.key / "rank_0_0" / local.ENTRY
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(num_bytes))
     name = f"vllm/{path.relative_to(local.caches()[local.VLLM])}"
     local.save_record(record.with_files({name: FileFacts(num_bytes, ""), **record.files}))
     used_s = time.time() - days * DAY_S
     os.utime(local.record_path(record), (used_s, used_s))
-    return record
 
 
 def _left() -> set[str]:

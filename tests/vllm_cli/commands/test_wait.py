@@ -19,7 +19,7 @@ import pytest
 from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.cli import python_output
 from tests.support.http_server import ScriptedServer, serving
-from tests.support.ports import free_port as find_free_port
+from tests.support.ports import free_port
 from tests.support.terminal import read_terminal
 from vllm_cli import terminal
 from vllm_cli.terminal import Reporter
@@ -46,20 +46,6 @@ def serve() -> Iterator[Callable[..., ScriptedServer]]:
 
     with ExitStack() as running:
         yield start
-
-
-@pytest.fixture
-def silent_port() -> Iterator[int]:
-    """A port where the kernel accepts connections and no process responds."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(64)
-        yield listener.getsockname()[1]
-
-
-@pytest.fixture
-def free_port() -> int:
-    return find_free_port()
 
 
 def _greet(handler: Any) -> None:
@@ -126,18 +112,20 @@ def test_the_wait_for_graphs_ends_with_the_last_one(serve, invoke, metrics, show
     assert shown in first if shown else "is ready after" in first
 
 
-def test_a_server_that_does_not_listen_yet_is_waited_for(serve, free_port):
-    words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(free_port), "--host", "0.0.0.0"]
+def test_a_server_that_does_not_listen_yet_is_waited_for(serve):
+    port = free_port()
+    words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(port), "--host", "0.0.0.0"]
     words += ["--interval", "0.05"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
         assert waiting.stderr is not None
         assert "connection refused" in waiting.stderr.readline()
-        serve((200, b""), port=free_port)
+        serve((200, b""), port=port)
         assert waiting.wait(120) == 0
 
 
-def test_the_timeout_holds_for_a_server_that_accepts_and_never_responds(silent_port, invoke):
-    done = invoke("wait", "--port", str(silent_port), "--timeout", "0.3")
+def test_the_timeout_holds_for_a_server_that_accepts_and_never_responds(invoke):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        done = invoke("wait", "--port", silent.getsockname()[1], "--timeout", "0.3")
     assert done.returncode == 4
     assert re.search(r"was not ready after 0.3 s: no answer within 0\.\d+ s", done.stderr)
 
@@ -166,17 +154,17 @@ def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, invoke, monkeypat
             assert done.returncode == 0, done.stderr
 
 
-def test_the_wait_ends_with_the_process_even_if_it_is_a_zombie(free_port, invoke):
+def test_the_wait_ends_with_the_process_even_if_it_is_a_zombie(invoke):
     with subprocess.Popen([sys.executable, "-S", "-c", "pass"]) as process:
         while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "Z":
             time.sleep(0.01)
-        done = invoke("wait", "--port", str(free_port), "--pid", str(process.pid))
+        done = invoke("wait", "--port", free_port(), "--pid", process.pid)
     assert done.returncode == 1
     assert f"process {process.pid} has ended" in done.stderr
 
 
-def test_the_wait_continues_while_the_process_runs(free_port, invoke):
-    assert invoke("wait", "--port", str(free_port), "--pid", str(os.getpid()), "--timeout", "0.3").returncode == 4
+def test_the_wait_continues_while_the_process_runs(invoke):
+    assert invoke("wait", "--port", free_port(), "--pid", os.getpid(), "--timeout", "0.3").returncode == 4
 
 
 @needs_openssl
