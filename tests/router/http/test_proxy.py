@@ -203,14 +203,15 @@ async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router)
     assert await reader.read() == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
 
 
-def streaming(number: int, *, after_each: Any = None, then: Any = None) -> Any:
-    """A server that writes this number of events."""
+def streaming(events: int | bytes, *, after_each: Any = None, then: Any = None) -> Any:
+    """A server that writes this number of events, or this text."""
+    parts = [events] if isinstance(events, bytes) else [b"data: %d\n\n" % index for index in range(events)]
 
     async def stream(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for index in range(number):
-            await response.write(f"data: {index}\n\n".encode())
+        for part in parts:
+            await response.write(part)
             if after_each is not None:
                 await after_each()
         if then is not None:
@@ -435,22 +436,9 @@ async def abort(request: web.BaseRequest) -> None:
     request.transport.abort()
 
 
-def dying(text: bytes) -> Any:
-    """A server that writes a part of a stream, then aborts the connection."""
-
-    async def stream(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(text)
-        await abort(request)
-        return response
-
-    return stream
-
-
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"], ids=["lf", "crlf"])
 async def test_a_stream_whose_server_dies_ends_with_the_event_of_an_error(router, ask, end):
-    await router.serve("m", running=dying(b"data: 1" + end + b"data: 2" + end))
+    await router.serve("m", running=streaming(b"data: 1" + end + b"data: 2" + end, then=abort))
     answer = await ask("POST", CHAT, data=body_of(stream=True))
     *events, error, done = answer.body.replace(b"\r", b"").strip().split(b"\n\n")
     assert (events, done) == ([b"data: 1", b"data: 2"], b"data: [DONE]")
@@ -459,7 +447,7 @@ async def test_a_stream_whose_server_dies_ends_with_the_event_of_an_error(router
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 async def test_a_stream_that_is_broken_off_within_an_event_never_looks_complete(router, version):
-    await router.serve("m", running=dying(b"data: 1\n\ndata: 2"))
+    await router.serve("m", running=streaming(b"data: 1\n\ndata: 2", then=abort))
     reader, _ = await router.connect(post(CHAT, body_of(), version=version))
     if version == "1.0":
         with pytest.raises(ConnectionResetError):

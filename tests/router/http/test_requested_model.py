@@ -1,4 +1,4 @@
-"""The router finds a body's model as json.loads and forms do. A single model gets all requests."""
+"""The router finds a body's model as json.loads and forms do. It repeats the reports of its only model."""
 
 import asyncio
 import random
@@ -12,7 +12,6 @@ from router.http import body_members, request_body
 from router.http.body_members import json_members
 from router.http.request_body import BodyRoom, ForwardedBody, RequestedModel, boundary_of, find_in_form, find_in_json
 from server.terms.limits import LimitsConfig
-from tests.router.http.test_proxy import CHAT
 from tests.support.growth import count_calls
 from tests.support.tiers import thorough_but_for
 
@@ -249,20 +248,10 @@ def test_other_media_types_are_taken_for_json(media_type):
 
 
 async def answer(request: web.BaseRequest) -> web.StreamResponse:
-    """A server whose /health is 503. It answers other requests with the requested path."""
-    return web.Response(status=503 if request.path == "/health" else 200, text=f"server {request.raw_path}\n")
+    return web.Response(text=f"server {request.raw_path}\n")
 
 
-async def test_its_server_gets_all_requests_and_answers_for_itself(router, ask):
-    await router.serve("m", has_single_model=True)
-    await router.start_model("m", answer)
-    assert (await ask("POST", CHAT, json={"model": "another"})).body.decode() == f"server {CHAT}\n"
-    assert (await ask("GET", "/any?x=1")).body.decode() == "server /any?x=1\n"
-    response = await ask("GET", "/health")
-    assert (response.status, response.body.decode()) == (503, "server /health\n")
-
-
-async def test_its_last_reports_are_repeated_while_it_is_stopped(router, ask):
+async def test_the_last_reports_of_the_only_model_are_repeated_while_it_is_stopped(router, ask):
     await router.serve("m", has_single_model=True)
     child = await router.start_model("m", answer)
     assert router.pool.before_stop is not None
