@@ -4,7 +4,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,26 +50,3 @@ def fake_server() -> Iterator[Callable[..., RunningServer]]:
     for server in servers:
         server.process.kill()
         server.process.wait()
-
-
-@pytest.fixture
-def run_bench(invoke, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """A function that runs a benchmark in this process, with these variables."""
-
-    def run(name: str, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-        for variable, value in variables.items():
-            monkeypatch.setenv(variable, value)
-        return invoke("bench", name, *words)
-
-    return run
-
-
-@pytest.fixture
-def run_bench_serve(run_bench) -> Callable[..., Any]:
-    return partial(run_bench, "serve")
-
-
-@pytest.fixture
-def run_startup(run_bench) -> Callable[..., Any]:
-    return partial(run_bench, "startup")

@@ -27,10 +27,10 @@ def rounds_of(text: str) -> list[dict[str, Any]]:
     return [figures for condition in side["conditions"] for figures in condition["rounds"]]
 
 
-def test_a_running_server_is_measured_and_its_tokens_are_counted(fake_server, run_bench_serve, tmp_path):
+def test_a_running_server_is_measured_and_its_tokens_are_counted(fake_server, invoke, tmp_path):
     """All prompts differ behind a prefix of the requested length."""
     server, report = fake_server("--first-ms", 30, "--gap-ms", 10), tmp_path / "result.json"
-    done = run_bench_serve("--url", server.url, *QUICK, "--shared-prefix-tokens", "50", "--json", report)
+    done = invoke("bench", "serve", "--url", server.url, *QUICK, "--shared-prefix-tokens", "50", "--json", report)
     assert done.returncode == 0, done.stderr
     assert "after the same 50" in done.stdout
     result = json.loads(report.read_text())
@@ -57,10 +57,10 @@ def test_a_running_server_is_measured_and_its_tokens_are_counted(fake_server, ru
 
 
 @pytest.mark.alone
-def test_both_sides_get_the_same_prompts_in_alternating_rounds(fake_server, run_bench_serve):
+def test_both_sides_get_the_same_prompts_in_alternating_rounds(fake_server, invoke):
     """A side that still captures CUDA graphs is named."""
     servers = [fake_server(), fake_server("--first-ms", 150, "--misses-graphs")]
-    done = run_bench_serve("--url", servers[0].url, "--vs-url", servers[1].url, *QUICK, "--json", "-")
+    done = invoke("bench", "serve", "--url", servers[0].url, "--vs-url", servers[1].url, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     prompts = [
@@ -80,7 +80,7 @@ def test_both_sides_get_the_same_prompts_in_alternating_rounds(fake_server, run_
 
 
 @pytest.mark.parametrize("idle", ["pause", "run"])
-def test_started_servers_are_frozen_while_the_other_one_is_measured(idle, fake_command, run_bench_serve, tmp_path):
+def test_started_servers_are_frozen_while_the_other_one_is_measured(idle, fake_command, invoke, tmp_path):
     """The test reads the processes' states, because a frozen server cannot record when it is frozen.
 
     For a moment, before the next server continues, both are frozen.
@@ -115,29 +115,29 @@ def _is_frozen(pid_file: Path) -> bool:
     ],
     ids=["the other side crashes", "no server", "no model", "it exits meanwhile"],
 )
-def test_a_server_that_cannot_be_measured_is_explained(words, code, texts, fake_server, fake_command, run_bench_serve):
+def test_a_server_that_cannot_be_measured_is_explained(words, code, texts, fake_server, fake_command, invoke):
     """Nothing is measured if the other side crashes. The output of a command is shown."""
     server = fake_server()
     given = [fake_command(*word) if isinstance(word, list) else word for word in words]
-    done = run_bench_serve(*(server.url if word == "SERVER" else word for word in given), *QUICK)
+    done = invoke("bench", "serve", *(server.url if word == "SERVER" else word for word in given), *QUICK)
     assert done.returncode == code
     assert all(text in done.stderr for text in texts)
     assert "Traceback" not in done.stderr
     assert len(server.seen["bodies"]) <= 1
 
 
-def test_failed_requests_exit_with_1_and_are_reported(fake_server, run_bench_serve):
+def test_failed_requests_exit_with_1_and_are_reported(fake_server, invoke):
     server = fake_server("--fails-every", 5)
-    done = run_bench_serve("--url", server.url, *QUICK)
+    done = invoke("bench", "serve", "--url", server.url, *QUICK)
     assert done.returncode == 1
     assert re.search(r"^failed requests +[1-9]", done.stdout, re.MULTILINE)
     assert "HTTP 400" in done.stdout
     assert "deliberate error" in done.stdout
 
 
-def test_a_server_that_rejects_ignore_eos_is_measured_without_it(fake_server, run_bench_serve):
+def test_a_server_that_rejects_ignore_eos_is_measured_without_it(fake_server, invoke):
     server = fake_server("--rejects", "ignore_eos", "--stops-after", 2)
-    done = run_bench_serve("--url", server.url, *QUICK, "--json", "-")
+    done = invoke("bench", "serve", "--url", server.url, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     (side,) = json.loads(done.stdout)["sides"]
     assert (side["has_ignore_eos"], side["token_source"]) == (False, "usage")
@@ -146,9 +146,9 @@ def test_a_server_that_rejects_ignore_eos_is_measured_without_it(fake_server, ru
     assert "answers ended before 3 tokens" in done.stderr
 
 
-def test_chats_are_measured_too(fake_server, run_bench_serve):
+def test_chats_are_measured_too(fake_server, invoke):
     server = fake_server()
-    done = run_bench_serve("--url", server.url, "--endpoint", "chat", *QUICK, "--json", "-")
+    done = invoke("bench", "serve", "--url", server.url, "--endpoint", "chat", *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     assert rounds_of(done.stdout)[0]["output_tokens"] == 12
     assert all("messages" in body for body in server.seen["bodies"])

@@ -20,10 +20,10 @@ def rounds_of(text: str, side: int = 0, state: int = 0) -> list[dict[str, Any]]:
     return rounds
 
 
-def test_each_moment_comes_after_its_delay_and_counts_from_exec(fake_command, run_startup, tmp_path):
+def test_each_moment_comes_after_its_delay_and_counts_from_exec(fake_command, invoke, tmp_path):
     log = tmp_path / "log"
     command = fake_command("--listen-ms", 200, "--ready-ms", 300, "--first-ms", 100, "--log-file", log)
-    done = run_startup("--cmd", command, *QUICK, "--json", "-")
+    done = invoke("bench", "startup", "--cmd", command, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     (state,) = json.loads(done.stdout)["sides"][0]["conditions"]
     starts = [json.loads(line) for line in log.read_text().splitlines()]
@@ -36,11 +36,11 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(fake_command, ru
     assert state["summary"]["first_token_s"]["min"] == min(figures["first_token_s"] for figures in state["rounds"])
 
 
-def test_rounds_alternate_and_every_other_round_reverses_the_sides(fake_command, run_startup, tmp_path):
+def test_rounds_alternate_and_every_other_round_reverses_the_sides(fake_command, invoke, tmp_path):
     """Phases are reported for a server with /startupz."""
     log = tmp_path / "log"
     commands = [fake_command("--log-file", log, "--log-name", *words) for words in (("x", "--reports-phases"), "y")]
-    done = run_startup("--cmd", commands[0], "--vs", commands[1], *QUICK, "--json", "-")
+    done = invoke("bench", "startup", "--cmd", commands[0], "--vs", commands[1], *QUICK, "--json", "-")
     starts = [json.loads(line) for line in log.read_text().splitlines()]
     assert "".join(start["name"] for start in starts) == "xy" + "xyyx"
     assert len({start["port"] for start in starts}) > 1
@@ -59,10 +59,12 @@ def test_rounds_alternate_and_every_other_round_reverses_the_sides(fake_command,
     ],
     ids=["never ready", "crashes in a measured start"],
 )
-def test_a_start_that_fails_exits_with_3_and_shows_its_output(flags, words, texts, fake_command, run_startup, tmp_path):
+def test_a_start_that_fails_exits_with_3_and_shows_its_output(flags, words, texts, fake_command, invoke, tmp_path):
     log, pids = tmp_path / "log", tmp_path / "pids"
     flags = [log if flag == "LOG" else flag for flag in flags]
-    done = run_startup("--cmd", fake_command(*flags, "--log-file", log, "--pid-file", pids), *words, *QUICK)
+    done = invoke(
+        "bench", "startup", "--cmd", fake_command(*flags, "--log-file", log, "--pid-file", pids), *words, *QUICK
+    )
     assert done.returncode == 3
     assert all(text in done.stderr for text in texts)
     assert not any(text in done.stderr for text in ("Traceback", "exec_stamp.py"))
@@ -85,7 +87,7 @@ def test_an_interrupted_run_leaves_no_process(number, fake_command, tmp_path):
 
 
 @pytest.mark.parametrize("is_named", [True, False], ids=["--evict", "the model"])
-def test_a_cold_page_cache_is_verified_and_reported(is_named, fake_command, run_startup, tmp_path):
+def test_a_cold_page_cache_is_verified_and_reported(is_named, fake_command, invoke, tmp_path):
     (tmp_path / "weights").write_bytes(bytes(3_000_000))
     model = tmp_path / "model"
     model.mkdir()
@@ -93,7 +95,7 @@ def test_a_cold_page_cache_is_verified_and_reported(is_named, fake_command, run_
     (model / "model.safetensors").write_bytes(bytes(998))
     command = f"{fake_command()} --log-name {model}"
     states = ("--state", "warm", "--state", "cold-pages", *(("--evict", tmp_path / "weights") if is_named else ()))
-    done = run_startup("--cmd", command, *QUICK, *states, "--json", "-")
+    done = invoke("bench", "startup", "--cmd", command, *QUICK, *states, "--json", "-")
     assert done.returncode == 0, done.stderr
     warm, cold = rounds_of(done.stdout), rounds_of(done.stdout, state=1)
     assert not any("evicted_bytes" in figures for figures in warm)

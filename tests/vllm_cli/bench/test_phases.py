@@ -102,10 +102,10 @@ def test_medians_are_those_of_the_rounds_that_have_the_phase():
 
 
 @pytest.mark.thorough
-def test_phases_of_servers_with_and_without_such_lines(fake_command, run_startup):
+def test_phases_of_servers_with_and_without_such_lines(fake_command, invoke):
     script = "sleep 0.2; echo '(APIServer pid=1) version'; sleep 0.3; echo 'Initializing a V1 LLM engine'; exec "
     command = shlex.join(["sh", "-c", script + fake_command() + " --port {port}"])
-    done = run_startup("--cmd", command, "--vs", fake_command("--ready-ms", 200), *QUICK)
+    done = invoke("bench", "startup", "--cmd", command, "--vs", fake_command("--ready-ms", 200), *QUICK)
     assert done.returncode == 0, done.stderr
     (ours,), (theirs,) = (side["conditions"][0]["rounds"] for side in json.loads(done.stdout)["sides"])
     assert list(ours["phases_s"]) == ["imports", "configuration", "engine process", "server", "first token"]
@@ -119,9 +119,9 @@ def test_phases_of_servers_with_and_without_such_lines(fake_command, run_startup
 
 
 @pytest.mark.thorough
-def test_phases_of_the_embedded_engine(run_startup, tmp_path):
+def test_phases_of_the_embedded_engine(invoke, tmp_path):
     command = [sys.executable, "-m", "vllm_cli", "serve", save_tiny_llama(tmp_path), "--engine", "embedded"]
-    done = run_startup("--cmd", shlex.join(map(str, command)), *QUICK)
+    done = invoke("bench", "startup", "--cmd", shlex.join(map(str, command)), *QUICK)
     assert done.returncode == 0, done.stderr
     (figures,) = json.loads(done.stdout)["sides"][0]["conditions"][0]["rounds"]
     assert list(figures["phases_s"]) == list(PHASES)

@@ -22,8 +22,10 @@ def own_command(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, fake_command, run_startup):
-    done = run_startup("--cmd", own_command, "--vs", fake_command(), *QUICK, "--state", "warm", "--json", "-")
+def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, fake_command, invoke):
+    done = invoke(
+        "bench", "startup", "--cmd", own_command, "--vs", fake_command(), *QUICK, "--state", "warm", "--json", "-"
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     ours, theirs = result["sides"]
@@ -48,17 +50,17 @@ def _command_behind(script: str, command: str, folder) -> str:
 
 
 @pytest.mark.slow
-def test_a_start_that_cannot_be_warm_exits_with_3_and_the_reason(own_command, run_startup, tmp_path):
+def test_a_start_that_cannot_be_warm_exits_with_3_and_the_reason(own_command, invoke, tmp_path):
     command = _command_behind("[ $1 = serve ] && export OMP_DYNAMIC=true", own_command, tmp_path)
-    done = run_startup("--cmd", command, *QUICK)
+    done = invoke("bench", "startup", "--cmd", command, *QUICK)
     assert done.returncode == 3, done.stdout
     assert "OMP_DYNAMIC differs" in done.stderr
 
 
 @pytest.mark.thorough
-def test_a_standby_that_cannot_start_exits_with_3_and_its_output(own_command, run_startup, tmp_path):
+def test_a_standby_that_cannot_start_exits_with_3_and_its_output(own_command, invoke, tmp_path):
     script = "[ $1 = standby ] && [ $2 = --for ] && echo no imports today && exit 3"
-    done = run_startup("--cmd", _command_behind(script, own_command, tmp_path), *QUICK)
+    done = invoke("bench", "startup", "--cmd", _command_behind(script, own_command, tmp_path), *QUICK)
     assert done.returncode == 3
     assert "The standby of " in done.stderr
     assert "no imports today" in done.stderr

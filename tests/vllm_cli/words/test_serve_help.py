@@ -10,24 +10,15 @@ from vllm_cli.commands.prefetch import prefetch
 from vllm_cli.main import main
 
 
-@pytest.fixture
-def help_of(capsys: pytest.CaptureFixture[str]):
-    def run(topic: str) -> str:
-        assert main(["serve", topic]) == 0
-        return capsys.readouterr().out
-
-    return run
-
-
-def test_help_shows_the_supported_flags_in_groups(help_of):
-    text = help_of("--help")
+def test_help_shows_the_supported_flags_in_groups(invoke):
+    text = invoke("serve", "--help").stdout
     assert [title for title in GROUPS if f"\n{title}:\n" not in text] == []
     assert [flag.name for flag in SUPPORTED if flag.name.removeprefix("--") not in text] == []
     assert "--tensor-parallel-size" not in text
 
 
-def test_help_says_what_a_model_may_be(help_of):
-    text = " ".join(help_of("--help").split())
+def test_help_says_what_a_model_may_be(invoke):
+    text = " ".join(invoke("serve", "--help").stdout.split())
     for kind in ("a name on the Hugging Face hub", "a folder", "a .gguf file", "`team/Model-GGUF:Q4_K_M`"):
         assert kind in text
 
@@ -37,8 +28,8 @@ def test_help_may_follow_other_words(capsys):
     assert capsys.readouterr().out.startswith("Usage: vllm-cli serve [OPTIONS] [MODEL]")
 
 
-def test_help_all_shows_every_flag(help_of):
-    text = help_of("--help=all")
+def test_help_all_shows_every_flag(invoke):
+    text = invoke("serve", "--help=all").stdout
     assert [flag.name for flag in FLAGS if flag.name.removeprefix("--") not in text] == []
 
 
@@ -53,8 +44,8 @@ def test_help_all_shows_every_flag(help_of):
         ("tensor-parallel-size", ("Only with --engine vllm", "-tp")),
     ],
 )
-def test_help_with_a_word_shows_the_flags_that_contain_it(help_of, topic, shown):
-    text = help_of(f"--help={topic}")
+def test_help_with_a_word_shows_the_flags_that_contain_it(invoke, topic, shown):
+    text = invoke("serve", f"--help={topic}").stdout
     assert [words for words in shown if words not in text] == []
     assert "--port" not in text
 
@@ -64,8 +55,8 @@ def test_help_with_an_unknown_word_is_an_error(capsys):
     assert "No flag has 'xyzzy' in its name" in capsys.readouterr().err
 
 
-def test_defaults_are_those_of_the_fields(help_of):
-    text = help_of("--help")
+def test_defaults_are_those_of_the_fields(invoke):
+    text = invoke("serve", "--help").stdout
     assert "Port to listen on. [8000]" in text
     assert "--[no-]enable-prefix-caching" in text
     flags = {flag.name: flag for flag in SUPPORTED}
@@ -73,8 +64,8 @@ def test_defaults_are_those_of_the_fields(help_of):
     assert flags["--engine"].default == "auto"
 
 
-def test_defaults_are_written_with_their_units(help_of):
-    text = " ".join(help_of("--help").split())
+def test_defaults_are_written_with_their_units(invoke):
+    text = " ".join(invoke("serve", "--help").stdout.split())
     assert "Largest body of a request without prompt_embeds. A larger body gets 413. [32MiB]" in text
     assert "How long running requests may take to finish after SIGTERM. [25]" in text
     sizes = [flag.default for flag in SUPPORTED if flag.type is SIZE]
