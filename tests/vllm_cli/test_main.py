@@ -157,8 +157,6 @@ def test_every_suggestion_is_worded_alike(words, suggested, capsys):
         ),
         ("prefetch --threads 0", "0 is not in the range 1<=x<=64"),
         ("bake --check m", "No such option: --check (removed: bake again"),
-        ("serve --engine embedded --engine-restarts 2", "--engine-restarts (removed: give --restart on-failure"),
-        ("serve --engine embedded --limit-mm-per-prompt image=4", """JSON: write image=4 as '{"image": 4}'."""),
         ("serve --engine embedded --omni --usp 2", "requests models of the package vllm-omni. Use --engine vllm."),
     ],
 )

@@ -97,6 +97,7 @@ def test_words_become_a_plan(words, expected, tmp_path, monkeypatch, capsys):
         assert kind == "!", message
         assert text in message
         assert (getattr(err, "exit_code", 2), "\n" in message) == (2, False)
+        assert "has no effect" not in capsys.readouterr().err, "only the error is shown"
         return
     assert kind != "!", "is not rejected"
     if kind == "~":

@@ -13,7 +13,6 @@ from startup.words.engine_choice import choose_engine
 from startup.words.serve_command import read_start
 from startup.words.supported import GROUPS
 from vllm_cli.commands.serve import serve
-from vllm_cli.main import main
 
 _PAGES = [(Path(__file__).parents[3] / "docs" / name).read_text() for name in ("api.md", "flags.md")]
 DOCS = "".join(page.partition("\n## Limits\n")[2] for page in _PAGES)
@@ -59,13 +58,6 @@ def test_notices_are_shown_in_the_format_of_the_log_and_the_start_continues(
     lines = [json.loads(line) for line in shown]
     assert [line["message"] for line in lines] == messages
     assert {(line["level"], line["role"], line["phase"]) for line in lines} == {("WARNING", "api", "command_line")}
-
-
-def test_a_value_out_of_range_is_only_an_error(capsys, monkeypatch):
-    monkeypatch.setattr("startup.imports.torch_environment._GPU_DEVICES", ())
-    assert main(["serve", "m", "--gpu-memory-utilization", "5", "--enforce-eager"]) == 2
-    message = "--gpu-memory-utilization must be above 0 and at most 1, got 5.0"
-    assert capsys.readouterr().err == f"Error: {message}\nCode: VC-USAGE\n"
 
 
 @pytest.mark.parametrize("has_gpu", [True, False])
