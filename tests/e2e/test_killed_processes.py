@@ -96,9 +96,10 @@ def test_a_dead_engine_or_forkserver_ends_the_server_with_the_reason(start_tiny_
     environment = cold_or_warm | {"VLLM_WORKER_MULTIPROC_METHOD": method}
     with start_tiny_server(environment=environment) as server:
         server.family()
-        reader = StreamReader(server.url, 4000)
         assert server.metric("vllm_cli:engine_up") == 1
-        wait_process(server, role).kill()
+        victim = wait_process(server, role)
+        reader = StreamReader(server.url, 4000)  # some seconds
+        victim.kill()
         events = reader.finish()
         assert any(event and "error" in event for event in events)
         assert events[-1] is None
