@@ -51,7 +51,6 @@ def test_fields_filled_by_one_flag_have_one_default():
         "--model": {None},
         "--trust-remote-code": {False},
         "--enable-prompt-embeds": {False},
-        "--max-logprobs": {20},
     }
 
 

@@ -144,7 +144,7 @@ def test_error_for_a_tensor_that_does_not_fit_names_the_fault(rows, message):
     ("number", "target"), [(1e6, "float16"), (3.4e38, "bfloat16"), (1e300, "float32")], ids=["f16", "bf16", "f32"]
 )
 def test_numbers_that_become_infinite_are_rejected(number, target):
-    rows = torch.zeros(3, 16, dtype=torch.float64)
+    rows = torch.ones(3, 16, dtype=torch.float64)
     rows[2, 5] = number
     assert f"too large for {target} in row 2" in rejection(saved(rows), EmbedsLimits(64, 16, target))
 
