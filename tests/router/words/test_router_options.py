@@ -69,7 +69,7 @@ def test_flags_become_options(write, tiny_llama):
         *("--max-wait", "3", "--max-waiting", "7", "--memory-budget", "9GiB"),
         *("--disable-uvicorn-access-log", "--startup-timeout", "30", "--on-swap", "sleep"),
     )
-    server, limits = options.config.server, options.limits
+    server, limits = options.config.server, options.config.several
     assert (server.network.host, server.network.port, server.tls.ssl_certfile) == ("h", 1, None)
     assert server.network.api_keys == ("own", "of-file")
     assert (limits.memory_budget_bytes, limits.max_running, limits.max_wait_s, limits.max_waiting) == (9 << 30, 2, 3, 7)
