@@ -1,7 +1,5 @@
 """Volumes, users, probes and stop time of all variants' pods, and the resources that select the pods."""
 
-from typing import Any
-
 import pytest
 
 from base.server_settings import LifecycleConfig
@@ -44,12 +42,8 @@ def test_a_pod_mounts_its_volumes_has_time_for_the_drain_and_probes(name):
     [port] = container["ports"]
     assert {probe["httpGet"]["port"] for probe in probes.values()} == {port["containerPort"]}
     assert str(port["containerPort"]) == (_line(name).value("--port") or "8000")
-    allowed_s = _allowed_s(probes["startupProbe"])
+    allowed_s = probes["startupProbe"]["periodSeconds"] * probes["startupProbe"]["failureThreshold"]
     assert allowed_s >= 600 if is_vllm else allowed_s == 600
-
-
-def _allowed_s(probe: dict[str, Any]) -> int:
-    return int(probe["periodSeconds"] * probe["failureThreshold"])
 
 
 @pytest.mark.parametrize("name", POD_NAMES)

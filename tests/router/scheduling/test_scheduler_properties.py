@@ -311,13 +311,6 @@ class World:
     def _allocate(self, process: Process) -> None:
         process.memory = process.sizes[process.level if process.phase == "asleep" else 0]
 
-    def _fall_asleep(self, process: Process, level: int) -> None:
-        process.level = level
-        self._change_phase(process, "falling asleep", "asleep")
-
-    def _wake(self, process: Process) -> None:
-        self._change_phase(process, "waking", "")
-
     def _change_phase(self, process: Process, begun: str, phase: str) -> None:
         """The process takes the memory of both states. Then it is asleep or awake, or the change fails."""
         process.phase = begun
@@ -421,14 +414,15 @@ class World:
                     process = self.processes[number]
                     self._check_rest(process)
                     self._check_room(process.need.at_least(process.entry.need(level)), process)
-                    self._fall_asleep(process, level)
+                    process.level = level
+                    self._change_phase(process, "falling asleep", "asleep")
                 case Wake(number):
                     process = self.processes[number]
                     assert process.phase == "asleep" and not process.must_end and not process.is_asked_to_stop
                     assert self._waiting(process.model), "woken for nobody"
                     self._check_number(process.model, process)
                     self._check_room(process.entry.need().at_least(process.need), process)
-                    self._wake(process)
+                    self._change_phase(process, "waking", "")
                 case GiveUp(model):
                     assert self.rules[model].restart_limit is not None, "requests start it again"
                     self.failed.discard(model)
@@ -495,9 +489,6 @@ class World:
                 assert process.by_hand or process.phase == "asleep", "stopped while it falls asleep or wakes"
             else:
                 self._check_stay(process)
-        self._ask_to_stop(process)
-
-    def _ask_to_stop(self, process: Process) -> None:
         process.is_asked_to_stop = True
         self._later(_LONGEST_START_S, lambda: self._gone(process, None))
 
