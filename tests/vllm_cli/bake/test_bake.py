@@ -19,10 +19,6 @@ from vllm_cli.bake.start import has_own_bytecode, without_addresses
 ROOT = Path(__file__).parents[3]
 
 
-def _bake(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    return run_cli("bake", *words, environment=variables, cwd=ROOT, timeout_s=600)
-
-
 @pytest.fixture(scope="module")
 def baked(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image") / "baked"
@@ -32,7 +28,7 @@ def baked(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     keys.write_text("s3same-5\n")
     config.write_text(f"api-key: [s3same-4]\napi-key-file: {keys}\nport: 8001\nssl-certfile: /missing.pem\n")
     words = ("--engine", "embedded", "--output", folder, "--json", *secrets, "--port", 8000, "--config", config)
-    done = _bake(tiny_llama, *words)
+    done = run_cli("bake", tiny_llama, *words, cwd=ROOT, timeout_s=600)
     assert done.returncode == 0, done.stderr
     parts = {part["name"] for part in json.loads(done.stdout)["parts"]}
     assert parts == {"start history", "package scan", "import file", "pages to prefetch"}

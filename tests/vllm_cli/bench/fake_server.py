@@ -52,7 +52,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         options = self.server.options
         if self.path == "/health":
-            self.answer_health()
+            with self.server.loop:
+                self.answer(200 if self.server.is_ready else 503, {})
         elif self.path == "/metrics" and options.misses_graphs:
             self.send_response(200)
             self.close_connection = True
@@ -69,10 +70,6 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"bodies": self.server.bodies, "max_running": self.server.max_running})
         else:
             self.answer(404, {})
-
-    def answer_health(self) -> None:
-        with self.server.loop:
-            self.answer(200 if self.server.is_ready else 503, {})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

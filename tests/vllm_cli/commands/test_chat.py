@@ -34,10 +34,6 @@ class ChatServer(ScriptedServer):
     def posts(self) -> list[dict[str, Any]]:
         return [{"path": request.path, **request.json} for request in self.requests if request.method == "POST"]
 
-    @property
-    def keys(self) -> set[str | None]:
-        return {request.headers.get("Authorization") for request in self.requests}
-
     def queue_chat(self, *texts: str) -> None:
         first = {"delta": {"role": "assistant", "content": ""}}
         self._queue_choices(first, *({"delta": {"content": text}} for text in texts))
@@ -135,7 +131,7 @@ def test_the_key_is_sent_from_option_or_variable(fake_server, command, monkeypat
             monkeypatch.setenv(name, value)
         fake_server.queue_chat("Hi")
         assert main([command, "--url", fake_server.url, *words, "-q", "Hi"]) == 0
-        assert fake_server.keys == {f"Bearer {key}"}
+        assert {request.headers.get("Authorization") for request in fake_server.requests} == {f"Bearer {key}"}
         fake_server.requests.clear()
 
 
