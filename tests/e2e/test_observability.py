@@ -1,7 +1,8 @@
 """Log and metrics of a real server."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import run_cli
-from tests.support.http_client import ask
 
 PROMPT = "Foxes, hens and 3 other animals lived by the river. " * 5
 FLAGS = ("--log-format", "json", "--enable-log-requests", "--disable-access-log-for-endpoints", "/health, /metrics")
@@ -34,22 +34,11 @@ def complete(server: ServerProcess, **options: Any) -> Any:
         return client.completions.create(model="smol", prompt=PROMPT, seed=1, **options)
 
 
-Samples = dict[tuple[str, frozenset[Any]], float]
-
-
-def samples(server: ServerProcess) -> Samples:
-    families = text_string_to_metric_families(ask(f"{server.url}/metrics").body.decode())
-    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
-
-
-def increases(before: Samples, after: Samples) -> Callable[..., float]:
-    """Returns a function that returns a metric's increase, given its name and labels."""
-
-    def increase(name: str, **labels: str) -> float:
-        key = (f"vllm:{name}", frozenset({"model_name": "smol", "engine": "0", **labels}.items()))
-        return after[key] - before[key]
-
-    return increase
+def samples(server: ServerProcess) -> Counter[str]:
+    """Name and source of each metric of the model -> its value."""
+    families = text_string_to_metric_families(server.ask("/metrics").body.decode())
+    found = [s for family in families for s in family.samples if s.labels.get("model_name") == "smol"]
+    return Counter({f"{s.name} {s.labels.get('source', '')}".strip(): s.value for s in found})
 
 
 def test_every_log_line_is_json_with_the_process_s_role(server):
@@ -67,17 +56,23 @@ def test_metrics_count_what_the_engine_has_computed(server):
     before = samples(server)
     usage = complete(server, n=2, max_tokens=7, extra_body={"ignore_eos": True, "cache_salt": "mine"}).usage
     assert (usage.completion_tokens, usage.prompt_tokens > 3) == (14, True)
-    increase = increases(before, samples(server))
+    increase = samples(server)
+    increase.subtract(before)
     prompt = 2 * usage.prompt_tokens
     shared = (usage.prompt_tokens - 1) // 16 * 16  # whole blocks, of the first choice's prompt
-    assert (increase("prompt_tokens_total"), increase("generation_tokens_total")) == (prompt, 14)
-    assert increase("prompt_tokens_by_source_total", source="local_compute") == prompt - shared
-    assert increase("prompt_tokens_by_source_total", source="local_cache_hit") == shared
-    assert increase("prefix_cache_hits_total") == increase("prompt_tokens_cached_total") == shared
-    assert increase("prefix_cache_queries_total") == prompt
-    assert increase("request_prefill_kv_computed_tokens_sum") == prompt - shared
-    assert increase("iteration_tokens_total_sum") == prompt - shared + 12, "no sequence computes its last token"
-    assert increase("num_preemptions_total") == 0
+    expected = {
+        "prompt_tokens_total": prompt,
+        "generation_tokens_total": 14,
+        "prompt_tokens_by_source_total local_compute": prompt - shared,
+        "prompt_tokens_by_source_total local_cache_hit": shared,
+        "prefix_cache_hits_total": shared,
+        "prompt_tokens_cached_total": shared,
+        "prefix_cache_queries_total": prompt,
+        "request_prefill_kv_computed_tokens_sum": prompt - shared,
+        "iteration_tokens_total_sum": prompt - shared + 12,  # no sequence computes its last token
+        "num_preemptions_total": 0,
+    }
+    assert {name: increase[f"vllm:{name}"] for name in expected} == expected
 
 
 def test_a_missing_model_is_an_error_in_json(tmp_path):
