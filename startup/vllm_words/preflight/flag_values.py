@@ -89,7 +89,7 @@ _CONVERTERS: Final[dict[str, Callable[[str, FlagFact], Any]]] = {
     "unknown": lambda text, _: text,
     "int": lambda text, _: int(text),
     "size": lambda text, _: parse_size(text),
-    "size or auto": lambda text, _: -1 if text.strip().lower() in ("-1", "auto") else parse_size(text),
+    "size or auto": lambda text, _: -1 if text.strip().lower() == "auto" else parse_size(text),
     "float": lambda text, _: float(text),
     "json": lambda text, _: read_json(text),
     "json or text": lambda text, _: read_json(text) if _OBJECT.match(text) else text,
