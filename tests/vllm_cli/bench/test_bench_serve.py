@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -88,14 +89,16 @@ def test_started_servers_are_frozen_while_the_other_one_is_measured(idle, fake_c
     pid_files = [tmp_path / "a", tmp_path / "b"]
     ours, theirs = (fake_command("--pid-file", file, "--gap-ms", 200) for file in pid_files)
     words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--cmd", ours, "--vs", theirs, "--idle", idle, *SHORT]
-    seen = set()
+    seen = Counter[tuple[bool, ...]]()
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as bench:
         while bench.poll() is None:
-            seen.add(tuple(map(_is_frozen, pid_files)))
+            seen[tuple(map(_is_frozen, pid_files))] += all(file.exists() for file in pid_files)
             time.sleep(0.01)
     assert bench.returncode == 0
-    frozen = {(True, False), (False, True)}
-    assert seen >= frozen if idle == "pause" else seen == {(False, False)}
+    if idle == "pause":
+        assert seen[True, False] and seen[False, True]
+    else:
+        assert seen[False, False] > seen.total() / 2, "tools/random_stops.py stops a server, too"
     assert all(is_gone(int(pid)) for file in pid_files for pid in file.read_text().split())
 
 
