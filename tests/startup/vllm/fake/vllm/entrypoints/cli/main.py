@@ -22,10 +22,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.subparser in by_name:
         by_name[args.subparser].validate(args)
-    if hasattr(args, "dispatch_function"):
-        args.dispatch_function(args)
-    else:
-        parser.print_help()
+    dispatch = vars(args).pop("dispatch_function", lambda _: parser.print_help())  # engines get only the arguments
+    dispatch(args)
 
 
 if __name__ == "__main__":
