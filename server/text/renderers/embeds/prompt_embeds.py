@@ -13,7 +13,7 @@ import pybase64
 from base.errors import PromptTooLongError, RequestError
 from server.terms.types import TensorData
 from server.text.renderers.embeds.stored_tensor import NotFiniteError, StoredTensor, TensorFileError, convert_rows
-from server.text.renderers.embeds.tensor_file import is_torch_file, read_torch_file
+from server.text.renderers.embeds.tensor_file import read_torch_file
 
 PARAM = "prompt_embeds"
 
@@ -37,14 +37,10 @@ class EmbedsLimits:
     """The type of the model's numbers, by torch's name."""
 
     @property
-    def max_file_bytes(self) -> int:
-        """The largest file: the longest prompt in float32, but at most `_MAX_FILE_BYTES`."""
-        return min(self.max_model_len * self.width * _BYTES_PER_NUMBER + _FILE_BYTES, _MAX_FILE_BYTES)
-
-    @property
     def max_base64_chars(self) -> int:
-        """`max_file_bytes` in characters of base64."""
-        return -(-self.max_file_bytes // _BASE64_BYTES) * _BASE64_CHARS
+        """The base64 of the largest file: the longest prompt in float32, but at most `_MAX_FILE_BYTES`."""
+        max_file_bytes = min(self.max_model_len * self.width * _BYTES_PER_NUMBER + _FILE_BYTES, _MAX_FILE_BYTES)
+        return -(-max_file_bytes // _BASE64_BYTES) * _BASE64_CHARS
 
 
 def safe_load_prompt_embeds(embeds: str | bytes, limits: EmbedsLimits, *, truncate_to: int | None = None) -> TensorData:
@@ -56,10 +52,8 @@ def safe_load_prompt_embeds(embeds: str | bytes, limits: EmbedsLimits, *, trunca
         RequestError: `embeds` is not a matrix of finite numbers that fits the model.
     """
     try:
-        payload = _decode(embeds, limits)
-        if not is_torch_file(payload):
-            raise _reject("is no file of torch.save: send base64 of what `torch.save(tensor, file)` writes")
-        rows = convert_rows(_select_rows(read_torch_file(payload), limits, truncate_to), limits.dtype)
+        tensor = read_torch_file(_decode(embeds, limits))
+        rows = convert_rows(_select_rows(tensor, limits, truncate_to), limits.dtype)
     except TensorFileError as err:
         raise _reject(str(err)) from err
     except NotFiniteError as err:
@@ -85,7 +79,7 @@ def _decode(embeds: str | bytes, limits: EmbedsLimits) -> bytes:
 
 
 def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | None) -> StoredTensor:
-    shape = tensor.shape
+    shape = tensor.array.shape
     matrix = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
     if len(matrix) != 2:
         raise _reject(f"must be a 2D tensor of shape (num_tokens, hidden_size), got shape {list(shape)}")

@@ -26,7 +26,6 @@ _PIECE_NUMBERS = 1 << 18
 """Numbers per piece: a megabyte of float32, so that temporary arrays stay in the CPU's cache."""
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF << 52}
 """The bits of a number that are all set if the number is infinite or NaN."""
-_BITS: dict[str, Any] = {"float16": "<u2", "bfloat16": "<u2", "float32": "<u4", "float64": "<u8"}
 
 
 class TensorFileError(ServerError):
@@ -41,10 +40,6 @@ class StoredTensor:
     """The type of the numbers, by torch's name."""
     array: Array
     """A view of the file's bytes, with any strides."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -121,7 +116,7 @@ def to_bfloat16(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 
 
 def _finite_rows(rows: Array, dtype: str) -> npt.NDArray[np.bool_]:
-    bits = rows.view(_BITS[dtype])
+    bits = rows.view(f"<u{rows.itemsize}")
     mask = bits.dtype.type(_EXPONENTS[dtype])
     found: npt.NDArray[np.bool_] = ((bits & mask) != mask).all(axis=1)
     return found

@@ -37,19 +37,16 @@ _STORAGES = {
 }
 
 
-def is_torch_file(payload: bytes) -> bool:
-    """Whether `torch.save` wrote these bytes, in its current format or in the format before version 1.6."""
-    return payload.startswith((_MAGIC, *_OLD_MAGIC))
-
-
 def read_torch_file(payload: bytes) -> StoredTensor:
     """Returns the tensor as a view of the payload.
 
     Raises:
-        TensorFileError: the file is broken or does not hold exactly one tensor.
+        TensorFileError: the file is not of `torch.save`, is broken, or does not hold exactly one tensor.
     """
     if payload.startswith(_OLD_MAGIC):
         raise TensorFileError("is in the format of torch before 1.6: save it again with torch.save")
+    if not payload.startswith(_MAGIC):
+        raise TensorFileError("is no file of torch.save: send base64 of what `torch.save(tensor, file)` writes")
     archive = _Archive(payload)
     try:
         tensor = _TensorUnpickler(archive).load()
