@@ -218,12 +218,8 @@ _TYPE_OF_PYTHON: Final[dict[type, str]] = {
 
 def schema_types(schema: Any) -> frozenset[str]:
     """Returns the names of the types that a schema allows. This is `string` if the schema names no type."""
-    return frozenset(_named_types(schema)) or frozenset(("string",))
-
-
-def _named_types(schema: Any) -> set[str]:
     if not isinstance(schema, dict):
-        return {"string"}
+        return frozenset(("string",))
     named = schema.get("type")
     names = {named} if isinstance(named, str) else {n for n in _list(named) if isinstance(n, str)}
     names = {_ALIASES.get(name, name) for name in (name.strip().lower() for name in names)}
@@ -231,7 +227,7 @@ def _named_types(schema: Any) -> set[str]:
     for choices in ("anyOf", "oneOf", "allOf"):
         for choice in _list(schema.get(choices)):
             names |= schema_types(choice)
-    return names
+    return frozenset(names or ("string",))
 
 
 def _list(value: Any) -> list[Any]:
