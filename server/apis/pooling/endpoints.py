@@ -19,8 +19,6 @@ class EmbeddingRequest(VectorFields, kw_only=True):
 
     dimensions: Dimensions | None = None
     """The length to which embeddings are truncated, for models that were trained for this."""
-    use_activation: bool | None = None
-    """Whether embeddings are normalized to length one. Null means the model's default."""
 
 
 class PoolingRequest(VectorFields, kw_only=True):
@@ -28,14 +26,10 @@ class PoolingRequest(VectorFields, kw_only=True):
 
     task: str | None = None
     dimensions: int | None = None
-    use_activation: bool | None = None
 
 
 class ClassificationRequest(InputFields, kw_only=True):
     """Texts or token ids to classify."""
-
-    use_activation: bool | None = None
-    """Whether to return probabilities instead of logits."""
 
 
 class InputServing(PoolingServingBase[InputT]):
@@ -87,7 +81,7 @@ class PoolingServing(InputServing[PoolingRequest]):
             raise RequestError("dimensions is currently not supported", param="dimensions")
         if request.task not in (None, info.task):
             raise RequestError(_why_not(request.task, info), param="task")
-        return PoolingParams(task=info.task, use_activation=request.use_activation)
+        return super().pooling_params(request, info)
 
     def _build_response(self, ctx: PoolingServeContext[PoolingRequest]) -> dict[str, Any]:
         return _list_of_vectors(ctx, "pooling", member="data")
@@ -102,9 +96,6 @@ class ClassificationServing(InputServing[ClassificationRequest]):
 
     def fits(self, info: PoolingInfo) -> bool:
         return info.task == "classify"
-
-    def pooling_params(self, request: ClassificationRequest, info: PoolingInfo) -> PoolingParams:
-        return PoolingParams(task="classify", use_activation=request.use_activation)
 
     def _build_response(self, ctx: PoolingServeContext[ClassificationRequest]) -> dict[str, Any]:
         data = []

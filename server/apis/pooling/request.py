@@ -31,6 +31,8 @@ class PoolingFields(RequestBody, kw_only=True):
     padding: Unsupported = "do_not_pad"
     request_id: RequestId | None = None
     mm_processor_kwargs: Unsupported = None
+    use_activation: bool | None = None
+    """Whether to normalize embeddings to length one, or return probabilities. Null: the model's default."""
     normalize: Any = None
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
 from server.apis.pooling.serving import PoolingServeContext, PoolingServingBase, values_of
 from server.terms.http_body.request_body import Counted
-from server.terms.types import EngineOutput, PoolingInfo, PoolingParams
+from server.terms.types import EngineOutput, PoolingInfo
 from server.text.renderers.tokenizers.tokenizer import Encoded
 
 ScoreInput = str | dict[str, Any]
@@ -30,7 +30,6 @@ _PAIRS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), 
 class ScoringFields(PoolingFields, kw_only=True):
     """The base of score and rerank requests."""
 
-    use_activation: bool | None = None
     max_tokens_per_query: TokenLimit = 0
     """The number of tokens to which queries are truncated. With 0, queries are not truncated."""
     max_tokens_per_doc: TokenLimit = 0
@@ -146,9 +145,6 @@ class ScoringServing(PoolingServingBase[S]):
     def fits(self, info: PoolingInfo) -> bool:
         """Whether the model can score. A classifier can score only if it has a single class."""
         return info.task in ("embed", "token_embed") or (info.task == "classify" and info.num_labels == 1)
-
-    def pooling_params(self, request: S, info: PoolingInfo) -> PoolingParams:
-        return PoolingParams(task=info.task, use_activation=request.use_activation)
 
     def _preprocess_cmpl_online(self, ctx: PoolingServeContext[S]) -> list[Encoded]:
         """Tokenizes the pairs for a cross-encoder.

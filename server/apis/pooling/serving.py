@@ -85,9 +85,9 @@ class PoolingServingBase(ABC, Generic[T]):
         """Whether the endpoint supports the model."""
         return True
 
-    @abstractmethod
     def pooling_params(self, request: T, info: PoolingInfo) -> PoolingParams:
         """Returns the pooling parameters for all prompts. Raises RequestError."""
+        return PoolingParams(task=info.task, use_activation=request.use_activation)
 
     @abstractmethod
     def _preprocess_cmpl_online(self, ctx: PoolingServeContext[T]) -> list[Encoded]:
