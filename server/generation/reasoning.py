@@ -58,7 +58,7 @@ class ModelReasoning:
     @property
     def has_end(self) -> bool:
         """Whether the server can end the reasoning, which a limit of its length requires."""
-        return self._format.forced_end is not None
+        return self._format.has_budget
 
     @cached_property
     def keeps_special_tokens(self) -> bool:
@@ -103,7 +103,7 @@ class ModelReasoning:
             ends=ends,
             pauses=pauses,
             answer_starts=tuple(ReasoningMarker(text, ids.get(text), True) for text in self._format.answer_starts),
-            forced_end=tuple(self._encode(self._forced_end or self._format.forced_end or "")),
+            forced_end=tuple(self._encode(self._forced_end or self._format.ends[0])),
             num_extra_tokens={
                 marker: len(self._encode(marker.text)) - 1 for marker in starts + ends if marker.token_id is None
             },

@@ -54,14 +54,9 @@ class ReasoningFormat(NamedTuple):
     strips_answer: bool = False
     """Whether line breaks at the beginning of the answer are dropped."""
     has_budget: bool = True
-    """Whether the server can end the reasoning after a number of tokens."""
+    """Whether the server can end the reasoning after a number of tokens, by the first of `ends`."""
     is_used: Callable[[TemplateKwargs], bool] = _always
     """Whether the model reasons when its chat template is rendered with these variables."""
-
-    @property
-    def forced_end(self) -> str | None:
-        """The text that ends the reasoning when its token budget is used up. None if no budget can be set."""
-        return self.ends[0] if self.has_budget else None
 
 
 class ToolFormat(NamedTuple):
