@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from tempfile import gettempdir
-from typing import Final
+from typing import Final, NamedTuple
 
 from envs.registry import env
 from startup.errors import StartupError
@@ -25,12 +25,11 @@ _MAX_PATH_BYTES: Final = 100
 _SOCKET: Final = "server.sock"
 
 
-class PrivateServer:
+class PrivateServer(NamedTuple):
     """A server that stops with this process. `start_private_server` creates it."""
 
-    def __init__(self, command: SupervisedCommand, address: ServerAddress) -> None:
-        self.command = command
-        self.address = address
+    command: SupervisedCommand
+    address: ServerAddress
 
     def wait_ready(self, timeout_s: float, reporter: Reporter) -> None:
         """Shows phases until the server is ready. Otherwise raises StartupError with the end of its log."""

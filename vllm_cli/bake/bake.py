@@ -36,24 +36,19 @@ from vllm_cli.private_server import start_private_server
 from vllm_cli.terminal import Reporter
 
 HISTORY: Final = "start history"
-PROFILES: Final = "preload profile"
-SCANS: Final = "package scan"
 IMPORTS: Final = "import file"
-INSPECTED: Final = "model inspection"
 COMPILED_MODELS: Final = "compiled models"
 BYTECODES: Final = "bytecode"
-READ_PAGES: Final = "pages to prefetch"
-NO_START: Final = "a start with a request"
 
 _PARTS: Final = {
     HISTORY: f"{CACHE}/{OWN}/history/*.json",
-    PROFILES: f"{CACHE}/{OWN}/preload/*.json",
-    SCANS: f"{CACHE}/{OWN}/imports/*.json",
+    "preload profile": f"{CACHE}/{OWN}/preload/*.json",
+    "package scan": f"{CACHE}/{OWN}/imports/*.json",
     IMPORTS: f"{CACHE}/{OWN}/imports/*.code",
-    INSPECTED: f"{CACHE}/{INSPECTIONS}/**/*",
+    "model inspection": f"{CACHE}/{INSPECTIONS}/**/*",
     COMPILED_MODELS: f"{COMPILED}/**/*",
     BYTECODES: f"{BYTECODE}/**/*",
-    READ_PAGES: PAGES,
+    "pages to prefetch": PAGES,
 }
 """Part of a baked folder -> pattern of its files."""
 _NOT_KEPT: Final = ("standby", "imports/*.missed", COMPILED, "graph-memory", "triton-key", "plain", "failed")
@@ -116,7 +111,7 @@ def run_bake(given: Sequence[str], output: Path, *, timeout_s: float, no_start: 
         if (reason := "--no-start" if no_start else why_no_start(subject)) is not None:
             reporter.note(f"{reason}: vLLM is only imported")
             bake_imports(words, environment)
-            left_out[NO_START] = reason
+            left_out["a start with a request"] = reason
         else:
             pages = _start(words, environment, folder, timeout_s, reporter)
         _clean(folder / CACHE)
