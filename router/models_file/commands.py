@@ -37,19 +37,13 @@ class RecognisedCommand(NamedTuple):
     env: dict[str, str]
 
 
-def split_command(text: str) -> list[str]:
-    """Splits a `cmd` into words. A line may end in a backslash, and a line that begins with # is a comment.
-
-    Raises:
-        ValueError: a quote is not closed.
-    """
-    return shlex.split(" ".join(line.removesuffix("\\") for line in without_comments(text).splitlines()))
-
-
 def read_command(text: str, path: KeyPath, findings: Findings) -> list[str] | None:
-    """The words of a command in the file. If the text is not a command, reports a fault and returns None."""
+    """The words of a command in the file. A line may end in a backslash, or begin with # as a comment.
+
+    If a quote is not closed, reports a fault and returns None.
+    """
     try:
-        return split_command(text)
+        return shlex.split(" ".join(line.removesuffix("\\") for line in without_comments(text).splitlines()))
     except ValueError as err:
         findings.fault(path, f"must be a command, got {show(text)}: {err}".rstrip("."))
         return None

@@ -1,5 +1,6 @@
 """Files of llama-swap: macros, commands, groups, and faults for unsupported keys."""
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from router.model_entry import BodyChanges, ForeignCommand, ModelsFile, ServerCall
-from router.models_file.commands import recognise, split_command
+from router.models_file.commands import recognise
 from router.models_file.macros import MacroError, expand
 from router.models_file.schema import load_schema
 from startup.settings.serve_words import vllm_file
@@ -115,7 +116,7 @@ def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch):
     ],
 )
 def test_a_command_of_our_engines_is_recognised(command, engine, words, env):
-    found = recognise(split_command(command))
+    found = recognise(shlex.split(command))
     if engine is None:
         assert found is None
     else:
