@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -77,13 +78,17 @@ class SupervisedCommand:
         assert self._supervisor is not None
         return self._supervisor.pid
 
-    def send(self, command: bytes) -> None:
-        """Sends a command to the supervisor. Returns once it is done, or once the supervisor has exited."""
+    def send(self, command: Literal["pause", "resume", "poll"]) -> None:
+        """Sends a command to the supervisor. Returns once it is done, or once the supervisor has exited.
+
+        `pause` freezes the server, so that it uses no processor time. `poll` detects an exit at once, without
+        the delay of `EXIT_DELAY_S`.
+        """
         process = self._supervisor
         if process is None or process.stdin is None or process.stdout is None:
             return
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(command)
+            process.stdin.write(f"{command}\n".encode())
             process.stdin.flush()
             if process.stdout.readline():
                 return

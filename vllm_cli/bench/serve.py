@@ -89,9 +89,9 @@ async def _use(target: Target, targets: list[Target], config: ServeConfig) -> Re
     """Starts or resumes this server, freezes the others, and waits until this server is ready."""
     for other in targets:
         if other is not target and config.idle == "pause":
-            other.pause()
+            other.send("pause")
     target.start()
-    target.resume()
+    target.send("resume")
     return await wait_until_ready(target, config)
 
 
@@ -104,7 +104,7 @@ async def _measure_round(config: ServeConfig, target: Target, server: ReadyServe
         figures = compute_round(load, probe.finish(), max_tokens=config.max_tokens)
     if figures["num_errors"]:
         await asyncio.sleep(EXIT_DELAY_S)
-        target.poll()
+        target.send("poll")
     target.ensure_alive()
     return figures
 

@@ -74,17 +74,6 @@ class Target(SupervisedCommand):
             self.base_url = f"http://127.0.0.1:{port}"
             self.run([*self._prefix, *_server_words(self.spec.command, port)])
 
-    def pause(self) -> None:
-        """Freezes the started server, so that it uses no processor time."""
-        self.send(b"pause\n")
-
-    def resume(self) -> None:
-        self.send(b"resume\n")
-
-    def poll(self) -> None:
-        """Has the supervisor check now whether the server has exited, without waiting for `EXIT_DELAY_S`."""
-        self.send(b"poll\n")
-
 
 def describe(spec: TargetSpec) -> str:
     """The command or the address, without secrets."""

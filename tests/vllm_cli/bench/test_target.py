@@ -47,8 +47,8 @@ def test_a_server_is_frozen_resumed_and_stopped_with_its_daemonized_child(flags,
     target, pids = running(*flags)
     states = [psutil.Process(pid).status for pid in pids]
     try:
-        for act, is_frozen in ((target.pause, True), (target.resume, False), (target.pause, True)):
-            act()
+        for command, is_frozen in (("pause", True), ("resume", False), ("pause", True)):
+            target.send(command)
             wait_until(lambda is_frozen=is_frozen: {state() == "stopped" for state in states} == {is_frozen})
     finally:
         target.close()
@@ -57,11 +57,11 @@ def test_a_server_is_frozen_resumed_and_stopped_with_its_daemonized_child(flags,
 
 def test_a_poll_notices_at_once_that_a_server_has_exited(running):
     target, (server, _) = running()
-    target.poll()
+    target.send("poll")
     target.ensure_alive()
     os.kill(server, signal.SIGKILL)
     wait_until(lambda: is_gone(server))
-    target.poll()
+    target.send("poll")
     with pytest.raises(CommandEndedError, match="exit status 137"):
         target.ensure_alive()
     target.close()
