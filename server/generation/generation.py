@@ -318,13 +318,9 @@ class GenerationBuilder:
         if num_bytes:
             lease.add_bytes(num_bytes)
         lease.queue_tokens(generation.num_prompt_tokens * generation.request.num_choices)
-        self._log(generation)
-
-    def _log(self, generation: Generation) -> None:
-        if not self._config.logging.enable_log_requests:
-            return
-        nums_tokens = ", ".join(str(len(prompt.token_ids)) for prompt in generation.prompts)
-        logger.info("request %s: %s prompt tokens, %s", generation.request_id, nums_tokens, _show(generation.params[0]))
+        if self._config.logging.enable_log_requests:
+            nums_tokens, params = ", ".join(str(len(p.token_ids)) for p in generation.prompts), generation.params[0]
+            logger.info("request %s: %s prompt tokens, %s", generation.request_id, nums_tokens, _show(params))
 
 
 def _show(params: SamplingParams) -> str:
