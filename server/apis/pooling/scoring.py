@@ -42,6 +42,14 @@ class ScoringFields(PoolingFields, kw_only=True):
         for name in ("max_tokens_per_query", "max_tokens_per_doc"):
             if getattr(self, name) < 0:
                 raise RequestError(f"{name} must be a non-negative integer", param=name)
+        for name, texts in zip(self.names, (self.first, self.second), strict=True):
+            if not texts:
+                raise RequestError(f"At least one text must be given: `{name}` is empty.", param=name)
+        if len(self.first) not in (1, len(self.second)):
+            raise RequestError(
+                f"Input lengths must be either 1:1, 1:N or N:N, got {len(self.first)}:{len(self.second)}.",
+                param=self.names[0],
+            )
 
     @property
     def names(self) -> tuple[str, str]:
@@ -85,14 +93,13 @@ class ScoreRequest(ScoringFields, kw_only=True):
     text_2: ScoreInputs | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         given = {name for name in {name for pair in _PAIRS for name in pair} if getattr(self, name) is not None}
         if not any(given == set(pair) for pair in _PAIRS):
             raise RequestError(
                 "Give `queries` with `documents` or `items`, or `data_1` with `data_2`, or `text_1` with `text_2`.",
                 param=next(iter(sorted(given)), "queries"),
             )
-        _check_lengths(self.first, self.second, self.names)
+        super().__post_init__()
 
     @property
     def names(self) -> tuple[str, str]:
@@ -107,10 +114,6 @@ class RerankRequest(ScoringFields, kw_only=True):
     top_n: Annotated[int, Meta(ge=0)] = 0
     """The number of documents to return. 0 returns all documents."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_lengths(self.first, self.second, self.names)
-
     @property
     def names(self) -> tuple[str, str]:
         return ("query", "documents")
@@ -122,16 +125,6 @@ def _texts(given: ScoreInputs, name: str) -> list[str]:
         if not isinstance(member, str):
             raise RequestError(f"`{name}` must be texts: this model accepts no other kind of input.", param=name)
     return members  # type: ignore[return-value]
-
-
-def _check_lengths(first: list[str], second: list[str], names: tuple[str, str]) -> None:
-    for name, texts in zip(names, (first, second), strict=True):
-        if not texts:
-            raise RequestError(f"At least one text must be given: `{name}` is empty.", param=name)
-    if len(first) > 1 and len(first) != len(second):
-        raise RequestError(
-            f"Input lengths must be either 1:1, 1:N or N:N, got {len(first)}:{len(second)}.", param=names[0]
-        )
 
 
 S = TypeVar("S", bound=ScoringFields)
