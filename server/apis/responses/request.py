@@ -19,37 +19,30 @@ _REQUIRED: Final = {
 }
 """Type of an item -> the fields that it must have."""
 
-_TEXT_KEYS: Final = {
-    "input_text": "text",
-    "output_text": "text",
-    "text": "text",
-    "refusal": "refusal",
-    "reasoning_text": "text",
-    "summary_text": "text",
-}
-"""Type of a part that has a text -> the key of the text."""
+_PART_TYPES: Final = ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text", "input_image")
+_PART_KEYS: Final = {"refusal": "refusal", "input_image": "image_url"}
+"""Type of a part -> the key of its content. All other parts have a `text`."""
 
 
 class InputPart(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A part of a message, of a tool's output or of reasoning."""
 
-    type: Annotated[str, Meta(extra_json_schema={"enum": [*_TEXT_KEYS, "input_image"]})]
+    type: Annotated[str, Meta(extra_json_schema={"enum": [*_PART_TYPES]})]
     text: str | None = None
     refusal: str | None = None
     image_url: str | None = None
 
     def __post_init__(self) -> None:
-        key = _TEXT_KEYS.get(self.type, "image_url" if self.type == "input_image" else None)
-        if key is None:
-            kinds = ", ".join((*_TEXT_KEYS, "input_image"))
-            raise ValueError(f"Unsupported content part type: '{self.type}', supported are {kinds}")
+        if self.type not in _PART_TYPES:
+            raise ValueError(f"Unsupported content part type: '{self.type}', supported are {', '.join(_PART_TYPES)}")
+        key = _PART_KEYS.get(self.type, "text")
         if getattr(self, key) is None:
             raise ValueError(f"A content part of type '{self.type}' needs `{key}`")
 
     @property
     def shown_text(self) -> str:
-        """The text of the part. The part must not be an image."""
-        return getattr(self, _TEXT_KEYS[self.type])  # type: ignore[no-any-return]
+        """The text of the part. Empty for an image."""
+        return (self.refusal if self.type == "refusal" else self.text) or ""
 
 
 Content = str | list[InputPart]
