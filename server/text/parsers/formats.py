@@ -24,10 +24,6 @@ class CallFormat(NamedTuple):
     ends: tuple[str, ...]
 
 
-def _always(kwargs: TemplateKwargs) -> bool:
-    return True
-
-
 class ReasoningFormat(NamedTuple):
     """The markers around a model's reasoning."""
 
@@ -55,7 +51,7 @@ class ReasoningFormat(NamedTuple):
     """Whether line breaks at the beginning of the answer are dropped."""
     has_budget: bool = True
     """Whether the server can end the reasoning after a number of tokens, by the first of `ends`."""
-    is_used: Callable[[TemplateKwargs], bool] = _always
+    is_used: Callable[[TemplateKwargs], bool] = lambda _: True
     """Whether the model reasons when its chat template is rendered with these variables."""
 
 

@@ -21,8 +21,6 @@ _BYTES_PER_NUMBER = 4
 _FILE_BYTES = 1 << 16
 """How many bytes a file may have besides its numbers. This is more than torch.save writes."""
 _MAX_FILE_BYTES = 768 << 20
-_BASE64_CHARS = 4
-_BASE64_BYTES = 3
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class EmbedsLimits:
     def max_base64_chars(self) -> int:
         """The base64 of the largest file: the longest prompt in float32, but at most `_MAX_FILE_BYTES`."""
         max_file_bytes = min(self.max_model_len * self.width * _BYTES_PER_NUMBER + _FILE_BYTES, _MAX_FILE_BYTES)
-        return -(-max_file_bytes // _BASE64_BYTES) * _BASE64_CHARS
+        return -(-max_file_bytes // 3) * 4
 
 
 def safe_load_prompt_embeds(embeds: str | bytes, limits: EmbedsLimits, *, truncate_to: int | None = None) -> TensorData:
