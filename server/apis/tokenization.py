@@ -73,7 +73,14 @@ class TokenizationServing:
 
     def _tokenize(self, request: TokenizeRequest, images: ProcessedImages | None) -> dict[str, Any]:
         if request.messages is not None:
-            prompt = self._renderer.render_chat(request.messages, _chat_options(request), images)
+            chat_options = ChatOptions(
+                add_generation_prompt=opens_message(request.add_generation_prompt, request.continue_final_message),
+                continue_final_message=request.continue_final_message,
+                tools=shown_tools(request.tools),
+                chat_template_kwargs=request.chat_template_kwargs or {},
+                add_special_tokens=bool(request.add_special_tokens),
+            )
+            prompt = self._renderer.render_chat(request.messages, chat_options, images)
         else:
             options = TextOptions(add_special_tokens=request.add_special_tokens is not False)
             prompt = self._renderer.prompts.render(request.prompt or "", options)
@@ -83,13 +90,3 @@ class TokenizationServing:
             "tokens": prompt.token_ids,
             "token_strs": None,
         }
-
-
-def _chat_options(request: TokenizeRequest) -> ChatOptions:
-    return ChatOptions(
-        add_generation_prompt=opens_message(request.add_generation_prompt, request.continue_final_message),
-        continue_final_message=request.continue_final_message,
-        tools=shown_tools(request.tools),
-        chat_template_kwargs=request.chat_template_kwargs or {},
-        add_special_tokens=bool(request.add_special_tokens),
-    )
