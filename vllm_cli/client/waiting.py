@@ -79,16 +79,13 @@ def _read_answer(answer: ReceivedAnswer, path: str) -> Readiness:
         body = read_json(answer.content)
     except ValueError:
         body = None
-    return _read_body(body if isinstance(body, dict) else {}, f"it answers {answer.status}")
-
-
-def _read_body(body: dict[str, Any], otherwise: str) -> Readiness:
+    body = body if isinstance(body, dict) else {}
     error = body.get("error")
     message = error.get("message") if isinstance(error, dict) else None
     phase, status = body.get("phase"), body.get("status")
     return Readiness(
         "failed" if status in _FAILED else "starting",
-        message if isinstance(message, str) else otherwise,
+        message if isinstance(message, str) else f"it answers {answer.status}",
         phase if isinstance(phase, str) else None,
         amount(body.get("progress"), most=1.0),
         amount(body.get("eta_s")),

@@ -27,16 +27,12 @@ def timeline(file: BinaryIO, is_json: bool) -> None:
     Exit codes: 0 done; 2 the file is not a report.
     """
     name = "standard input" if file.name == "<stdin>" else Path(file.name).name
-    report = _read(file, name)
-    click.echo(json.dumps(report.to_dict(), indent=2) if is_json else f"{name}: {_describe(report)}\n{report.table()}")
-
-
-def _read(file: BinaryIO, name: str) -> StartReport:
     try:
-        return read_report(file.read().decode())
+        report = read_report(file.read().decode())
     except (UnicodeDecodeError, ReportError) as err:
         reason = "it is not text" if isinstance(err, UnicodeDecodeError) else err
         raise InputError(f"{name} is not a start-up report: {reason}.") from err
+    click.echo(json.dumps(report.to_dict(), indent=2) if is_json else f"{name}: {_describe(report)}\n{report.table()}")
 
 
 def _describe(report: StartReport) -> str:
