@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -55,12 +56,12 @@ _BAR_WIDTH: Final = 60
 class StartLog:
     """Reads the output of a start, and records when a line ends a phase."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: FileIO) -> None:
         self.ends_ns: dict[str, int] = {}
         """When each phase ended, on the monotonic clock. Phases that no line has ended are missing."""
         self._captures_ns = 0
         self._captures_since_ns: int | None = None
-        self._file = path.open("rb", buffering=0)
+        self._file = file
         self._rest = b""
 
     def read(self) -> None:
@@ -93,23 +94,20 @@ class StartLog:
             self.ends_ns["compile and warm-up"] = now_ns - self._captures_ns
             self.ends_ns["CUDA graphs"] = now_ns
 
-    def close(self) -> None:
-        self._file.close()
-
 
 @contextmanager
 def follow_log(path: Path) -> Iterator[StartLog]:
     """Yields a log that a thread reads every few milliseconds, and once at the end of the block."""
-    log = StartLog(path)
     is_over = threading.Event()
-    thread = threading.Thread(target=_read_until, args=(log, is_over), name="follow-log")
-    thread.start()
-    try:
-        yield log
-    finally:
-        is_over.set()
-        thread.join()
-        log.close()
+    with FileIO(path) as file:
+        log = StartLog(file)
+        thread = threading.Thread(target=_read_until, args=(log, is_over), name="follow-log")
+        thread.start()
+        try:
+            yield log
+        finally:
+            is_over.set()
+            thread.join()
 
 
 def ends_of_report(phases: Mapping[str, float], healthy_s: float) -> dict[str, float]:

@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,8 @@ def log(tmp_path: Path) -> Iterator[StartLog]:
     """The log of an empty file."""
     path = tmp_path / "log"
     path.touch()
-    log = StartLog(path)
-    yield log
-    log.close()
+    with FileIO(path) as file:
+        yield StartLog(file)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -42,18 +42,25 @@ def test_lines_of_real_starts_end_the_phases(name, log):
     assert sum(phases_s.values()) == pytest.approx(first_token_s)
 
 
-def test_a_line_that_is_written_in_pieces_and_one_behind_a_progress_bar_end_a_phase(tmp_path):
-    path = tmp_path / "log"
-    path.touch()
-    with follow_log(path) as log, path.open("ab", buffering=0) as written:
+def test_a_line_that_is_written_in_pieces_and_one_behind_a_progress_bar_end_a_phase(log, tmp_path):
+    with (tmp_path / "log").open("ab", buffering=0) as written:
         written.write(b"(EngineCore pid=1) Initializing a V1")
         log.read()
         assert not log.ends_ns
         written.write(b" LLM engine (v0.32.0)\nLoading:  50%|\rStarting to load model M...\r")
+    log.read()
     assert set(log.ends_ns) == {"engine process", "workers"}
 
 
 INITIALIZED = "init engine (profile, create kv cache, warmup model) took 0.73 s"
+
+
+def test_a_followed_log_is_read_to_its_end(tmp_path):
+    path = tmp_path / "log"
+    path.touch()
+    with follow_log(path) as log:
+        path.write_text(f"{INITIALIZED}\n")
+    assert "CUDA graphs" in log.ends_ns
 
 
 def test_without_cuda_graphs_the_warm_up_lasts_until_the_engine_is_initialized(log):
