@@ -23,6 +23,8 @@ Ending = Literal["ready", "asleep", "stopped", "failed", "timed out"]
 EXIT_CODES: Final[dict[Ending, int]] = {"ready": 0, "asleep": 0, "stopped": 0, "failed": 1, "timed out": 4}
 
 _POLL_S: Final = 1.0
+_ANSWER_S: Final = 1.0
+"""The longest wait for the model's state."""
 _HEARTBEAT_S: Final = 10.0
 _DONE: Final[dict[Verb, Ending]] = {"load": "ready", "sleep": "asleep", "unload": "stopped"}
 _TEXTS: Final = {"ready": "is ready", "asleep": "sleeps", "stopped": "has stopped"}
@@ -125,7 +127,7 @@ def _await(
 def _describe_state(server: Server, model: str) -> str:
     """The model's state, phase and number of requests. Empty if the router does not answer."""
     with suppress(ConnectionFailedError):
-        for row in server.ask("GET", DATA_PATH, timeout_s=_POLL_S).get("models", ()):
+        for row in server.ask("GET", DATA_PATH, timeout_s=_ANSWER_S).get("models", ()):
             if model in (row["id"], *row["aliases"]):
                 phase = f", {row['progress']['phase']}" if row["progress"] else ""
                 return f"{row['status']}{phase}" + f", {row['num_running']} requests run" * bool(row["num_running"])

@@ -79,7 +79,8 @@ def test_a_load_that_takes_too_long_ends_with_a_code_of_its_own(start, invoke):
 
 
 def test_what_the_router_waits_for_is_told(start, invoke, monkeypatch):
-    monkeypatch.setattr(load, "_POLL_S", 0.3)
+    monkeypatch.setattr(load, "_POLL_S", 0.05)
+    monkeypatch.setattr(load, "_ANSWER_S", 60.0)
     is_over = threading.Event()
     server = start(200, {})
     row = {"id": "org/qwen", "aliases": ["qwen"], "status": "draining", "num_running": 3, "progress": None}
