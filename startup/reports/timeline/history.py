@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,10 +85,6 @@ def _median(values: Iterable[float]) -> float:
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-
-
-def _median_times(times: Sequence[SpanTimes]) -> SpanTimes:
-    return SpanTimes(_median(time.begin_s for time in times), _median(time.end_s for time in times))
 
 
 def _span_times(report: StartReport) -> dict[str, SpanTimes]:

@@ -1,10 +1,10 @@
 """Spans of a start, and its critical path: the spans that delayed it. A span is one phase in one process."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from typing import Final
 
 API: Final = "api"
 """The process that the user started. All other processes are its children."""
@@ -98,40 +98,10 @@ def find_critical_path(spans: Iterable[PhaseSpan], *, begin_ns: int, end_ns: int
     return _merge(reversed(walk.pieces))
 
 
-class _Segment(NamedTuple):
-    """A part of a span during which no inner span of the same process runs."""
-
-    begin_ns: int
-    end_ns: int
-    span: PhaseSpan
-
-
-class _Lane:
-    """The innermost spans of one process, in order of time."""
-
-    def __init__(self, spans: list[PhaseSpan]) -> None:
-        times = sorted({time for span in spans for time in (span.begin_ns, span.end_ns)})
-        self.segments: list[_Segment] = []
-        for begin, end in pairwise(times):
-            covering = [span for span in spans if span.begin_ns <= begin and span.end_ns >= end]
-            if covering:
-                self.segments.append(_Segment(begin, end, max(covering, key=lambda s: (s.begin_ns, -s.end_ns))))
-        self._begins = [segment.begin_ns for segment in self.segments]
-
-    def last_before(self, time_ns: int) -> _Segment | None:
-        index = bisect_left(self._begins, time_ns)
-        return self.segments[index - 1] if index else None
-
-    def last_finished_before(self, time_ns: int, *, except_waits_for: str) -> _Segment | None:
-        """The last segment that ended before a time, except segments that wait for `except_waits_for`."""
-        over = (s for s in reversed(self.segments) if s.end_ns <= time_ns and s.span.waits_for != except_waits_for)
-        return next(over, None)
-
-
 class _Walk:
     """Follows the critical path back in time. The position is a time, and the process waited for then."""
 
-    def __init__(self, lanes: dict[str, _Lane], begin_ns: int, end_ns: int) -> None:
+    def __init__(self, lanes: Mapping[str, Sequence[PhaseSpan]], begin_ns: int, end_ns: int) -> None:
         self._lanes = lanes
         self._begin_ns = begin_ns
         self.time_ns = end_ns
@@ -142,8 +112,7 @@ class _Walk:
 
     def step(self) -> None:
         """Covers the time before the position by a span, or changes to another process."""
-        lane = self._lanes.get(self._process)
-        segment = lane.last_before(self.time_ns) if lane else None
+        segment = self._last_of(self._process)
         if segment is None:
             self._leave_first_span()
         elif segment.end_ns < self.time_ns:
@@ -159,31 +128,31 @@ class _Walk:
         forkserver.
         """
         if self._process != FORKSERVER and (before := self._forked_after()) is not None:
-            self._explain(before.span.name, FORKSERVER, before.end_ns)
+            self._explain(before.name, FORKSERVER, before.end_ns)
             if self._change_to(FORKSERVER):
                 return
         if not self._change_to(API):
             self._explain(UNEXPLAINED, API, self._begin_ns)
 
-    def _forked_after(self) -> _Segment | None:
+    def _forked_after(self) -> PhaseSpan | None:
         """The forkserver's last work before this time. None if the API process was idle at this time."""
         api = self._busy_after(API, self.time_ns - 1)
-        if api is None or api.span.waits_for is not None:
+        if api is None or api.waits_for is not None:
             return None
         return self._busy_after(FORKSERVER, self.time_ns - _START_TIME_NS)
 
-    def _follow(self, segment: _Segment) -> None:
-        target = segment.span.waits_for
+    def _follow(self, segment: PhaseSpan) -> None:
+        target = segment.waits_for
         busy = self._busy_after(target, segment.begin_ns) if target else None
         if target is not None and busy is not None:
-            self._explain(segment.span.name, self._process, busy.end_ns)
+            self._explain(segment.name, self._process, busy.end_ns)
             if self._change_to(target):
                 return
-        self._explain(segment.span.name, self._process, segment.begin_ns)
+        self._explain(segment.name, self._process, segment.begin_ns)
 
-    def _cross_gap(self, before: _Segment) -> None:
+    def _cross_gap(self, before: PhaseSpan) -> None:
         if self.time_ns - before.end_ns < _SHORT_GAP_NS:
-            self._explain(before.span.name, self._process, before.end_ns)
+            self._explain(before.name, self._process, before.end_ns)
         elif self._process == API:
             self._explain_api_gap(before.end_ns)
         else:
@@ -192,29 +161,34 @@ class _Walk:
     def _explain_api_gap(self, gap_begin_ns: int) -> None:
         """Explains a gap in the API process's spans by another process's work during the gap, if any."""
         busy = {name: found for name in self._lanes if (found := self._busy_after(name, gap_begin_ns))}
-        working = [name for name in sorted(busy) if name != API and busy[name].span.waits_for is None]
+        working = [name for name in sorted(busy) if name != API and busy[name].waits_for is None]
         if not working:
             self._explain(UNEXPLAINED, API, gap_begin_ns)
             return
         latest = max(working, key=lambda name: busy[name].end_ns)
         segment = busy[latest]
         self._explain(UNEXPLAINED, API, segment.end_ns)
-        self._explain(segment.span.name, latest, max(segment.begin_ns, gap_begin_ns))
+        self._explain(segment.name, latest, max(segment.begin_ns, gap_begin_ns))
 
     def _find_cause(self, gap_begin_ns: int) -> None:
         """Covers a gap between a child's spans by work that the API process finished then, if any."""
-        api = self._lanes.get(API)
-        finished = api.last_finished_before(self.time_ns, except_waits_for=self._process) if api else None
-        if finished is not None and finished.end_ns > gap_begin_ns:
-            self._explain(UNEXPLAINED, self._process, finished.end_ns)
+        ends = [s.end_ns for s in self._lanes.get(API, ()) if s.waits_for != self._process]
+        finished_ns = max((end_ns for end_ns in ends if end_ns <= self.time_ns), default=gap_begin_ns)
+        if finished_ns > gap_begin_ns:
+            self._explain(UNEXPLAINED, self._process, finished_ns)
             if self._change_to(API):
                 return
         self._explain(UNEXPLAINED, self._process, gap_begin_ns)
 
-    def _busy_after(self, process: str, time_ns: int) -> _Segment | None:
-        lane = self._lanes.get(process)
-        segment = lane.last_before(self.time_ns) if lane else None
+    def _busy_after(self, process: str, time_ns: int) -> PhaseSpan | None:
+        segment = self._last_of(process)
         return segment if segment and segment.end_ns > time_ns else None
+
+    def _last_of(self, process: str) -> PhaseSpan | None:
+        """The last segment of a process that begins before the position."""
+        lane = self._lanes.get(process, ())
+        index = bisect_left(lane, self.time_ns, key=lambda segment: segment.begin_ns)
+        return lane[index - 1] if index else None
 
     def _change_to(self, process: str) -> bool:
         self._seen_now.add(self._process)
@@ -230,22 +204,25 @@ class _Walk:
             self._seen_now.clear()
 
 
-def _build_lanes(spans: Iterable[PhaseSpan], begin_ns: int, end_ns: int) -> dict[str, _Lane]:
+def _build_lanes(spans: Iterable[PhaseSpan], begin_ns: int, end_ns: int) -> dict[str, list[PhaseSpan]]:
     by_process: dict[str, list[PhaseSpan]] = {}
     for span in spans:
         begin, end = max(span.begin_ns, begin_ns), min(span.end_ns, end_ns)
         if begin < end and span.process not in BACKGROUND:
-            clipped = PhaseSpan(span.process, span.name, begin, end, span.waits_for)
-            by_process.setdefault(span.process, []).append(clipped)
-    return {process: _Lane(members) for process, members in by_process.items()}
+            by_process.setdefault(span.process, []).append(replace(span, begin_ns=begin, end_ns=end))
+    return {process: list(_segments(members)) for process, members in by_process.items()}
+
+
+def _segments(spans: Sequence[PhaseSpan]) -> Iterator[PhaseSpan]:
+    """Yields the parts of one process's spans during which no inner span runs, in order of time."""
+    times = sorted({time for span in spans for time in (span.begin_ns, span.end_ns)})
+    for begin, end in pairwise(times):
+        covering = [span for span in spans if span.begin_ns <= begin and span.end_ns >= end]
+        if covering:
+            innermost = max(covering, key=lambda span: (span.begin_ns, -span.end_ns))
+            yield replace(innermost, begin_ns=begin, end_ns=end)
 
 
 def _merge(pieces: Iterable[PhaseSpan]) -> list[PhaseSpan]:
-    merged: list[PhaseSpan] = []
-    for piece in pieces:
-        last = merged[-1] if merged else None
-        if last and (last.process, last.name) == (piece.process, piece.name):
-            merged[-1] = PhaseSpan(last.process, last.name, last.begin_ns, piece.end_ns)
-        else:
-            merged.append(piece)
-    return merged
+    runs = (list(run) for _, run in groupby(pieces, key=lambda piece: piece.key))
+    return [replace(run[0], end_ns=run[-1].end_ns) for run in runs]
