@@ -6,7 +6,9 @@ called resident. Most functions run in the helper process.
 
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Container, Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +89,8 @@ class Survey(NamedTuple):
     """Bytes of files whose share in the page cache cannot be measured. All of them are read."""
     dropped_bytes: int = 0
     """Bytes that are not read, because their file system would drop them from the page cache before use."""
+    reason: str | None = None
+    """Why nothing or only a part is to be read, or else `note`. None before `decide`."""
 
     @property
     def due_bytes(self) -> int:
@@ -104,25 +108,8 @@ class Survey(NamedTuple):
 
     def limited_to(self, num_bytes: int) -> "Survey":
         """Returns the survey with only its first blocks, up to this many missing bytes."""
-        kept: list[Block] = []
-        for block in self.blocks:
-            num_bytes -= block.missing_bytes
-            if num_bytes < 0:
-                break
-            kept.append(block)
-        return self._replace(blocks=tuple(kept))
-
-
-class Decision(NamedTuple):
-    """Which part of a survey to read."""
-
-    survey: Survey
-    reason: str | None = None
-    """Why nothing or only a part is read, or else `Survey.note`."""
-
-    @property
-    def is_off(self) -> bool:
-        return not self.survey.blocks
+        sums = accumulate(block.missing_bytes for block in self.blocks)
+        return self._replace(blocks=self.blocks[: bisect_right([*sums], num_bytes)])
 
 
 def survey_files(job: PrefetchJob, *, is_quick: bool = False) -> Survey:
@@ -168,23 +155,22 @@ def _survey_file(wanted: FileRanges, block_bytes: int, devices: Container[int], 
     return Survey(1, num_bytes, resident_bytes, blocks=blocks, unknown_bytes=0 if probe.method else num_bytes)
 
 
-def decide(survey: Survey, job: PrefetchJob) -> Decision:
+def decide(survey: Survey, job: PrefetchJob) -> Survey:
     """Limits the survey to the blocks that fit into memory. Reads nothing if less than half fits.
 
     A forced job reads all blocks that fit, even if less than half fits.
     """
-    nothing = survey._replace(blocks=())
     if reason := reason_to_skip(survey, is_forced=job.is_forced):
-        return Decision(nothing, reason)
+        return survey._replace(blocks=(), reason=reason)
     available, due = available_bytes(job), survey.due_bytes
     if available is None or (room := available - survey.resident_bytes - RESERVE_BYTES) >= due:
-        return Decision(survey, survey.note)
+        return survey._replace(reason=survey.note)
     reason = (
         f"{_mb(available)} of memory are available, of which {_mb(RESERVE_BYTES)} are reserved for the engine: "
         f"{_mb(max(room, 0))} of {_mb(due)} fit{f'; {survey.note}' if survey.note else ''}"
     )
     least = 0 if job.is_forced else max(due * _SHARE_THAT_HELPS, _MIN_BYTES)
-    return Decision(survey.limited_to(room) if room >= least else nothing, reason)
+    return survey.limited_to(room if room >= least else 0)._replace(reason=reason)
 
 
 def available_bytes(job: PrefetchJob) -> int | None:

@@ -32,12 +32,11 @@ def run(job: PrefetchJob, send: Send) -> None:
 def prefetch(job: PrefetchJob, send: Send) -> PrefetchReport:
     """Reads the job's files. Sends the progress."""
     entry_ns = time.monotonic_ns()
-    survey = survey_files(job)
-    decision = decide(survey, job)
+    survey = decide(survey_files(job), job)
     begin_ns = time.monotonic_ns()
     report = PrefetchReport(
-        state="off" if decision.is_off else "done",
-        reason=decision.reason,
+        state="done" if survey.blocks else "off",
+        reason=survey.reason,
         num_files=survey.num_files,
         total_bytes=survey.total_bytes,
         resident_bytes=survey.resident_bytes,
@@ -45,10 +44,10 @@ def prefetch(job: PrefetchJob, send: Send) -> PrefetchReport:
         unknown_bytes=survey.unknown_bytes,
         spans=(("prefetch_start", job.begin_ns, entry_ns), ("prefetch_survey", entry_ns, begin_ns)),
     )
-    if decision.is_off:
+    if not survey.blocks:
         return report
-    reader = BlockReader(decision.survey.blocks, job.num_threads)
-    reason = _supervise(reader, decision.survey, job, begin_ns, send)
+    reader = BlockReader(survey.blocks, job.num_threads)
+    reason = _supervise(reader, survey, job, begin_ns, send)
     end_ns = time.monotonic_ns()
     return report._replace(
         state="stopped" if reason else "done",
