@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
-from base.machine.file_stamps import MISSING, FileStamp, read_stamp
+from base.machine.file_stamps import MISSING, read_stamp
 from envs import foreign
 from envs.registry import env
 from startup.imports.distributions import distribution_files
@@ -148,7 +148,9 @@ class InstalledFiles:
         self._path = [folder for folder in sys.path if os.path.isabs(folder)]  # noqa: PTH117
         self._distributions = frozenset(distribution_files(self._path))
         self._changed_early: str | None = None
-        self._files = _Files({})
+        self._paths = b""
+        self._columns: tuple[array[int], ...] = ()
+        """The stamps of the paths. Reads of many small objects would copy their pages in a fork."""
 
     def record_loaded(self) -> None:
         """Called once, after the imports. `find_change` also finds files that changed during the imports."""
@@ -160,23 +162,16 @@ class InstalledFiles:
             is_newer = stamp.mtime_ns > self._since_ns and path.startswith(on_path)
             if is_newer or (path in mapped and _is_replaced(path)):
                 self._changed_early = path
-        self._files = _Files(stamps)
+        self._paths = b"\0".join(map(os.fsencode, stamps))
+        self._columns = tuple(array("q", column) for column in zip(*stamps.values(), strict=True))
 
     def find_change(self) -> str | None:
         """Returns a reason that names a file that has changed. None if no file has changed."""
         installed = self._distributions.symmetric_difference(distribution_files(self._path))
-        path = self._changed_early or min(installed, default=None) or self._files.find_changed()
+        path = self._changed_early or min(installed, default=None) or self._find_changed()
         return None if path is None else f"{path} was changed"
 
-
-class _Files:
-    """Paths and stamps in few large objects. Reads of many small objects would copy their pages in a fork."""
-
-    def __init__(self, stamps: Mapping[str, FileStamp]) -> None:
-        self._paths = b"\0".join(map(os.fsencode, stamps))
-        self._columns = tuple(array("q", column) for column in zip(*stamps.values(), strict=True))
-
-    def find_changed(self) -> str | None:
+    def _find_changed(self) -> str | None:
         """The first file that differs, or None. This loop takes most of the time of a check."""
         stat = os.stat
         for path, mtime_ns, size, inode in zip(self._paths.split(b"\0"), *self._columns, strict=True):
