@@ -73,7 +73,14 @@ class ProgressMeter:
         """The earlier starts from which the remaining time is estimated."""
         self.detail = ""
         """The progress within the current phase as text. The code that sets it also removes it."""
-        self._highest = _HighestShare()
+        self._highest = memoryview(mmap.mmap(-1, 16)).cast("d")
+        """The highest shares that this process, and the responder, a fork of it, have reported so far.
+
+        Clients of the responder later become clients of this process, so they must not see a smaller share
+        then. Each process writes only its own number to this shared memory, so that no update is lost.
+        """
+        self._first_pid = os.getpid()
+        self._lock = threading.Lock()
 
     def read(self) -> StartProgress:
         elapsed_s = self._timeline.elapsed_s
@@ -85,7 +92,9 @@ class ProgressMeter:
             return StartProgress(phase, None, elapsed_s, None, self.detail)
         eta_s = self._estimate(self.earlier, elapsed_s, running)
         done = elapsed_s / (elapsed_s + eta_s) if elapsed_s + eta_s else 0.0
-        share = self._highest.raise_to(min(done, _MAX_WHILE_RUNNING))
+        with self._lock:
+            share = max(min(done, _MAX_WHILE_RUNNING), *self._highest)
+            self._highest[int(os.getpid() != self._first_pid)] = share
         return StartProgress(phase, share, elapsed_s, eta_s, self.detail)
 
     def _estimate(self, earlier: EarlierStarts, elapsed_s: float, running: PhaseSpan | None) -> float:
@@ -150,25 +159,6 @@ class LiveProgress:
             elif progress.elapsed_s - begin_s >= self._long_phase_s and phase not in logged:
                 _log(progress, "" if logged else self._log_note)
                 logged.add(phase)
-
-
-class _HighestShare:
-    """The highest share that this process or the responder, a fork of this process, has reported so far.
-
-    Clients of the responder later become clients of this process, so they must not see a smaller share then.
-    Each process writes only its own number to the shared memory, so that no update is lost.
-    """
-
-    def __init__(self) -> None:
-        self._by_process = memoryview(mmap.mmap(-1, 16)).cast("d")
-        self._first_pid = os.getpid()
-        self._lock = threading.Lock()
-
-    def raise_to(self, share: float) -> float:
-        with self._lock:
-            highest = max(share, *self._by_process)
-            self._by_process[int(os.getpid() != self._first_pid)] = highest
-            return highest
 
 
 def _log(progress: StartProgress, note: str) -> None:
