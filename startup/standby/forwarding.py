@@ -29,7 +29,7 @@ _STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _HANDLED = (*_TO_MAIN, *_STOPS, signal.SIGCONT)
 _ENDS = (signal.SIGINT, signal.SIGTERM)
 """Signals that end the server even if it was started with these signals ignored, as after `&` in a script."""
-_COLD = ("VCLI_STANDBY", "off")
+_COLD = {"VCLI_STANDBY": "off"}
 _OF_ROUTER = ("VCLI_IDLE_STOP", "VCLI_IDLE_SLEEP", "VCLI_RESTART")
 _STATUS_S = 1.0
 """The limit for the template process's report of how the server ended, in seconds."""
@@ -73,10 +73,8 @@ class _Server:
         """The exit code that the server itself has reported."""
         self._status: int | None = None
         """The server's exit code, or -N after signal N, from its parent, the template process."""
-        self._again: tuple[str, str] | None = None
-        """A variable and its value, with which the server must be started again by a cold start."""
-        self._added: list[str] = []
-        """Words to add to the server's command when it is started again."""
+        self._again: list[str] = []
+        """A variable, its value, and words to add to the command, with which a cold start follows, if any."""
         self._forwarded: set[int] = set()
 
     def wait(self, wakeup_fd: int) -> int:
@@ -104,10 +102,11 @@ class _Server:
         self._connection.settimeout(_STATUS_S)
         while self._status is None and self._read_message():
             pass
-        if self._again is not None:
+        if self._again:
             self._end_if_signalled(wakeup_fd)
-            os.environ.update([self._again] if self._again[0] in _OF_ROUTER else [self._again, _COLD])
-            os.execv(sys.executable, [*sys.orig_argv, *self._added])
+            name, value, *added = self._again
+            os.environ.update({name: value} if name in _OF_ROUTER else {name: value, **_COLD})
+            os.execv(sys.executable, [*sys.orig_argv, *added])
         if self._status is not None:
             return self._status
         return _KILLED if self._code is None else self._code
@@ -137,9 +136,8 @@ class _Server:
                 self._code = int(code)
             case [[messages.ENDED, code]]:
                 self._status = int(code)
-            case [[b"again", name, value, *words]]:
-                self._again = os.fsdecode(name), os.fsdecode(value)
-                self._added = [os.fsdecode(word) for word in words]
+            case [[b"again", _, _, *_] as texts]:
+                self._again = [os.fsdecode(text) for text in texts[1:]]
         return True
 
     def _forward(self, number: int) -> None:
