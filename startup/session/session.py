@@ -76,8 +76,7 @@ class StartSession:
         """Closes its contents in reverse order when the session ends."""
         self.phase_of_others: Callable[[], str] = str
         """Returns the phase of another process that this process awaits, or an empty text."""
-        self._is_private = is_private
-        self._has_page = has_page
+        self._answers = ProbeAnswers(self.state, is_private=is_private, has_page=has_page)
         self._address = ""
         self._log_note = ""
         """A note in the log for users whose scripts take any answer on the port as readiness."""
@@ -153,8 +152,7 @@ class StartSession:
         if listener.is_listening(listening) and address.uds is None and not (sys.stdout and sys.stdout.isatty()):
             self._log_note = _ANSWERS_AT_ONCE
         self.keep_run_record(self._address)
-        answers = ProbeAnswers(self.state, is_private=self._is_private, has_page=self._has_page)
-        self.responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
+        self.responder = self.stack.enter_context(StartupResponder(listening, self._answers, prepare_channels))
         return listening
 
     def keep_run_record(self, address: str | None) -> None:
