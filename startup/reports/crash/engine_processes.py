@@ -6,11 +6,11 @@ import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from base.machine.processes import ENDED, descendants, processor_s, stat_fields
 from base.wording import list_some
+from startup.processes.state import read_fields
 from startup.reports.crash.output_record import ANY_STACK, STACK_SIGNAL, OutputRecord, frames_of, labelled
 
 _STOPPED: Final = "T"
@@ -148,10 +148,8 @@ def _begin(stat: Sequence[str]) -> str:
 
 def _catches(pid: int) -> bool:
     """Whether the process handles `STACK_SIGNAL`. If it does not, this signal would end it."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("SigCgt:"):
-            return bool(int(line.split()[1], 16) >> (STACK_SIGNAL - 1) & 1)
-    return False
+    caught = read_fields(f"/proc/{pid}/status").get("SigCgt", "0")
+    return bool(int(caught, 16) >> (STACK_SIGNAL - 1) & 1)
 
 
 def _frames(stack: Sequence[str]) -> list[str]:
