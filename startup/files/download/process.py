@@ -101,7 +101,11 @@ class DownloadHandle(AbstractContextManager["DownloadHandle"]):
         if isinstance(event, DownloadProgress):
             self._show_progress(event)
         elif isinstance(event, bool):
-            self._take_answer(has_moved=event)
+            self._has_moved = event
+            if not event:
+                for download in self.downloads:
+                    logger.info("%s", download.describe_commit(download.cached_folder.name))
+                self.report = DownloadReport(tuple(download.cached_folder for download in self.downloads))
         elif isinstance(event, str):
             self.report = self._take_cached(event)
         elif isinstance(event, LogLine):
@@ -111,13 +115,6 @@ class DownloadHandle(AbstractContextManager["DownloadHandle"]):
                 fetched = format_bytes(event.fetched_bytes)
                 logger.info("downloaded %s of %s in %.1f s", fetched, self.names, event.took_s)
             self.report = event
-
-    def _take_answer(self, *, has_moved: bool) -> None:
-        self._has_moved = has_moved
-        if not has_moved:
-            for download in self.downloads:
-                logger.info("%s", download.describe_commit(download.cached_folder.name))
-            self.report = DownloadReport(tuple(download.cached_folder for download in self.downloads))
 
     def _show_progress(self, progress: DownloadProgress) -> None:
         self._show(str(progress))
