@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from base.json_depth import read_json
 from base.wording import list_some
-from startup.files.model.gguf import advice_for, model_in
+from startup.files.model.gguf import NUMBERED, advice_for, model_in, shard_names
 from startup.files.model.json_file import read_json_object
 
 _CHOICES: Final = (
@@ -25,10 +25,8 @@ _CHOICES: Final = (
 )
 """Patterns for weight files, each with its index, in order of preference."""
 
-_MAX_SHARDS: Final = 10_000
 _MAX_PARSED_BYTES: Final = 512 << 10
 """The largest index that is parsed, in bytes. Parsing takes about 9 ms per MB."""
-_NUMBERED: Final = re.compile(r"(.+-)(\d+)-of-(\d+)(\.\w+)")
 _TOKENIZERS: Final = (
     "tokenizer.json",
     "tokenizer.model",
@@ -212,8 +210,8 @@ def read_shard_names(index: Path, names: Collection[str]) -> Mapping[str, str]:
 
 def is_numbered(name: str) -> bool:
     """Whether the name belongs to one of several numbered shards."""
-    match = _NUMBERED.fullmatch(name)
-    return match is not None and int(match[3]) > 1
+    match = NUMBERED.fullmatch(name)
+    return match is not None and int(match[4]) > 1
 
 
 def with_siblings(names: Iterable[str]) -> set[str]:
@@ -221,14 +219,5 @@ def with_siblings(names: Iterable[str]) -> set[str]:
     found: set[str] = set()
     for name in names:
         if name not in found:
-            found |= _siblings(name)
+            found.update(shard_names(name))
     return found
-
-
-def _siblings(name: str) -> set[str]:
-    """Returns all shards of a numbered shard's set. For any other file, returns only this file."""
-    match = _NUMBERED.fullmatch(name)
-    if not match or int(match[3]) > _MAX_SHARDS:
-        return {name}
-    stem, number, total, suffix = match.groups()
-    return {f"{stem}{i:0{len(number)}}-of-{total}{suffix}" for i in range(1, int(total) + 1)}

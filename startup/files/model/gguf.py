@@ -19,7 +19,8 @@ LLAMA_SERVER: Final = "llama-server"
 KEY_VARIABLE: Final = "LLAMA_API_KEY"
 VLLM_PLUGIN: Final = "vllm-gguf-plugin"
 """The package without which no supported release of vLLM reads GGUF."""
-_PART: Final = re.compile(r"(.+-)(\d+)(-of-(\d+)\.gguf)", re.IGNORECASE)
+NUMBERED: Final = re.compile(r"(.+-)(\d+)((?i:-of-)(\d+)\.\w+)")
+"""Matches the name of one of several files of a divided model, in any format."""
 _MAX_PARTS: Final = 10_000
 _MAGIC: Final = b"GGUF"
 _HEADER_BYTES: Final = 64 << 10
@@ -90,13 +91,18 @@ def model_in(folder: Path) -> GgufModel | None:
     return model._replace(choice="; ".join(filter(None, (text, model.choice))))
 
 
-def parts_of(file: Path) -> Iterable[Path]:
+def parts_of(file: Path) -> Iterator[Path]:
     """Returns all files of the split model to which `file` belongs, or only `file` if no model is split."""
-    found = _PART.fullmatch(file.name)
-    if found is None or int(found[4]) > _MAX_PARTS:
-        return (file,)
-    numbers = range(1, int(found[4]) + 1)
-    return tuple(file.with_name(f"{found[1]}{number:0{len(found[2])}}{found[3]}") for number in numbers)
+    return map(file.with_name, shard_names(file.name))
+
+
+def shard_names(name: str) -> list[str]:
+    """Returns the names of all files of a numbered file's set. For any other file, returns only its name."""
+    match = NUMBERED.fullmatch(name)
+    if match is None or int(match[4]) > _MAX_PARTS:
+        return [name]
+    stem, number, rest, total = match.groups()
+    return [f"{stem}{i:0{len(number)}}{rest}" for i in range(1, int(total) + 1)]
 
 
 def has_llama_server(search_path: str | None = None) -> bool:
