@@ -37,15 +37,14 @@ def timeline(file: BinaryIO, is_json: bool) -> None:
 
 def _describe(report: StartReport) -> str:
     """Model, start method, outcome, versions and page cache on one line."""
-    facts = report.facts
-    parts = [facts.model, f"start method {facts.start_method}", _describe_end(report)]
-    parts += [f"{package} {version}" for package, version in facts.versions.items()]
-    if facts.page_cache:
-        parts.append(f"{facts.page_cache.resident_share:.0%} of the weights in memory")
+    parts = [report.model, f"start method {report.start_method}", _describe_end(report)]
+    parts += [f"{package} {version}" for package, version in report.versions.items()]
+    if report.page_cache:
+        parts.append(f"{report.page_cache.resident_share:.0%} of the weights in memory")
     return ", ".join([*parts, report.created_at])
 
 
 def _describe_end(report: StartReport) -> str:
-    if report.facts.outcome == "failed":
-        return f"failed after {report.total_s:.2f} s ({report.facts.error})"
-    return f"{report.facts.outcome} after {report.total_s:.2f} s, {report.explained_share:.1%} explained"
+    if report.outcome == "failed":
+        return f"failed after {report.total_s:.2f} s ({report.error})"
+    return f"{report.outcome} after {report.total_s:.2f} s, {report.explained_share:.1%} explained"

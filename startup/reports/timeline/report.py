@@ -52,8 +52,8 @@ class StartFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Times:
-    """The times of a start, in seconds since the kernel started the API process."""
+class StartReport(StartFacts):
+    """The report of one start. Its times are seconds since the kernel started the API process."""
 
     created_at: str
     """The time of the report, in ISO 8601 and UTC."""
@@ -63,13 +63,6 @@ class _Times:
     spans: tuple[Stretch, ...]
     """All recorded spans in the order of their begin. They may overlap."""
     marks: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartReport(_Times):
-    """The report of one start, with its facts and times."""
-
-    facts: StartFacts
 
     @property
     def phases(self) -> list[PhaseTotal]:
@@ -86,17 +79,17 @@ class StartReport(_Times):
         return format_phases(self.critical_path, [span for span in self.spans if span.waits_for is None])
 
     def to_dict(self) -> dict[str, Any]:
-        facts = asdict(self.facts)
+        content = asdict(self)
         return {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
             "created_at": self.created_at,
-            **{name: facts[name] for name in _FACTS},
+            **{name: content[name] for name in _FACTS},
             "total_s": _rounded(self.total_s),
             "explained_share": _rounded(self.explained_share),
             "phases": [_round_all(asdict(phase)) for phase in self.phases],
-            "critical_path": [_round_all(asdict(stretch)) for stretch in self.critical_path],
-            "spans": [_round_all(asdict(span)) for span in self.spans],
+            "critical_path": [_round_all(stretch) for stretch in content["critical_path"]],
+            "spans": [_round_all(span) for span in content["spans"]],
             "marks": _round_all(self.marks),
         }
 
@@ -109,7 +102,7 @@ def build_report(timeline: PhaseTimeline, facts: StartFacts) -> StartReport:
     spans = sorted(timeline.spans_so_far, key=lambda span: (span.begin_ns, -span.end_ns))
     path = timeline.critical_path
     return StartReport(
-        facts=facts,
+        **vars(facts),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         total_s=timeline.offset_s(path[-1].end_ns) if path else 0.0,
         critical_path=tuple(map(timeline.stretch, path)),
@@ -142,8 +135,7 @@ def read_report(text: str) -> StartReport:
         if found != _Schema(SCHEMA, SCHEMA_VERSION):
             wanted = f"{SCHEMA} {SCHEMA_VERSION}"
             raise ReportError(f"its schema is {found.schema} {found.schema_version}, this program reads {wanted}")
-        times = msgspec.json.decode(text, type=_Times)
-        return StartReport(facts=msgspec.json.decode(text, type=StartFacts), **vars(times))
+        return msgspec.json.decode(text, type=StartReport)
     except ValueError as err:
         raise ReportError(str(err)) from err
 

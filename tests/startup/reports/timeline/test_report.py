@@ -41,7 +41,7 @@ def test_the_report_of_a_failed_start_has_the_reason():
     timeline = PhaseTimeline.from_process_start()
     facts = StartFacts(model="m", start_method="spawn", outcome="failed", error="no such folder")
     again = read_report(build_report(timeline, facts).to_json())
-    assert (again.facts.outcome, again.facts.error) == ("failed", "no such folder")
+    assert (again.outcome, again.error) == ("failed", "no such folder")
 
 
 def test_a_running_start_is_reported_up_to_now():
