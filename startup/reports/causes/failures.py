@@ -6,6 +6,7 @@ time. To limit memory, only two exceptions of each process are kept: the first t
 
 import re
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, Literal, NamedTuple
 
 from startup.reports.causes.log_line import LogLine
@@ -86,32 +87,21 @@ HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
 _QUOTES: Final = ("raised:", "TorchScript interpreter.")
 """Endings of a message's first line, if torch's compiler or TorchScript quotes an exception below."""
 _REQUEST_FILES: Final = re.compile(r"/(?:starlette|fastapi|uvicorn/protocols|entrypoints/openai/serving)")
-_ROLE_PLACES: Final[dict[str, Role]] = {
-    "core.py": "engine core",
-    "engine.py": "engine core",
-    "async_llm_engine.py": "engine core",
-    "multiproc_executor.py": "worker",
-    "multiproc_worker_utils.py": "worker",
-    "worker_base.py": "worker",
+_ROLE_LABELS: Final[dict[Role, tuple[str, ...]]] = {
+    "engine core": ("EngineCore", "engine"),
+    "API server": ("APIServer", "ApiServer"),
+    "worker": ("Worker", "VllmWorker", "RayWorker"),
 }
-_ROLE_FRAMES: Final[tuple[tuple[str, Role], ...]] = (
-    ("worker_main", "worker"),
-    ("worker_busy_loop", "worker"),
-    ("_run_worker_process", "worker"),
-    ("execute_method", "worker"),
-    ("run_engine_core", "engine core"),
-    ("run_mp_engine", "engine core"),
-    ("run_server", "API server"),
-)
-_ROLE_LABELS: Final[tuple[tuple[str, Role], ...]] = (
-    ("EngineCore", "engine core"),
-    ("engine", "engine core"),
-    ("APIServer", "API server"),
-    ("ApiServer", "API server"),
-    ("Worker", "worker"),
-    ("VllmWorker", "worker"),
-    ("RayWorker", "worker"),
-)
+_ROLE_FRAMES: Final[dict[Role, tuple[str, ...]]] = {
+    "worker": ("worker_main", "worker_busy_loop", "_run_worker_process", "execute_method"),
+    "engine core": ("run_engine_core", "run_mp_engine"),
+    "API server": ("run_server",),
+}
+_ROLE_PLACES: Final[dict[Role, tuple[str, ...]]] = {
+    "engine core": ("core.py", "engine.py", "async_llm_engine.py"),
+    "worker": ("multiproc_executor.py", "multiproc_worker_utils.py", "worker_base.py"),
+}
+"""Role of a process -> beginnings of its label, functions in its tracebacks, and files that log its lines."""
 
 
 def is_place_of_requests(place: str) -> bool:
@@ -191,13 +181,10 @@ class Failure:
 
     @property
     def role(self) -> Role:
-        for start, role in _ROLE_LABELS:
-            if self.process.startswith(start):
-                return role
-        for function, role in _ROLE_FRAMES:
-            if function in self.functions:
-                return role
-        return _ROLE_PLACES.get(self.place, "")
+        by_label = (role for role, begins in _ROLE_LABELS.items() if self.process.startswith(begins))
+        by_frame = (role for role, names in _ROLE_FRAMES.items() if any(name in self.functions for name in names))
+        by_place = (role for role, places in _ROLE_PLACES.items() if self.place in places)
+        return next(chain(by_label, by_frame, by_place), "")
 
 
 @dataclass
