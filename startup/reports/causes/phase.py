@@ -63,37 +63,29 @@ _MESSAGES: Final = (
 )
 """Pairs of a text in a log message and the phase that begins with this message."""
 
-_FUNCTIONS: Final = {
-    "parse_args": COMMAND_LINE,
-    "make_arg_parser": COMMAND_LINE,
-    "from_cli_args": CONFIGURATION,
-    "create_model_config": CONFIGURATION,
-    "create_engine_config": CONFIGURATION,
-    "setup_server": PORT,
-    "create_server_socket": PORT,
-    "init_device": DEVICE,
-    "init_worker_distributed_environment": CONNECTING,
-    "init_distributed_environment": CONNECTING,
-    "initialize_ray_cluster": RAY,
-    "load_model": LOADING,
-    "get_model": LOADING,
-    "determine_available_memory": MEMORY,
-    "determine_num_available_blocks": MEMORY,
-    "profile_run": MEMORY,
-    "initialize_cache": KV_CACHE,
-    "get_kv_cache_configs": KV_CACHE,
-    "check_enough_kv_cache_memory": KV_CACHE,
-    "_check_enough_kv_cache_memory": KV_CACHE,
-    "initialize_from_config": RESERVING,
-    "compile_or_warm_up_model": WARM_UP,
-    "capture_model": GRAPHS,
-    "codegen_and_compile": COMPILING,
-    "renderer_from_config": TOKENIZER,
-    "init_tokenizer_from_configs": TOKENIZER,
-    "get_tokenizer": TOKENIZER,
-    "execute_model": SERVING,
-    "execute_dummy_batch": SERVING,
+_BY_PHASE: Final = {
+    COMMAND_LINE: ("parse_args", "make_arg_parser"),
+    CONFIGURATION: ("from_cli_args", "create_model_config", "create_engine_config"),
+    PORT: ("setup_server", "create_server_socket"),
+    DEVICE: ("init_device",),
+    CONNECTING: ("init_worker_distributed_environment", "init_distributed_environment"),
+    RAY: ("initialize_ray_cluster",),
+    LOADING: ("load_model", "get_model"),
+    MEMORY: ("determine_available_memory", "determine_num_available_blocks", "profile_run"),
+    KV_CACHE: (
+        "initialize_cache",
+        "get_kv_cache_configs",
+        "check_enough_kv_cache_memory",
+        "_check_enough_kv_cache_memory",
+    ),
+    RESERVING: ("initialize_from_config",),
+    WARM_UP: ("compile_or_warm_up_model",),
+    GRAPHS: ("capture_model",),
+    COMPILING: ("codegen_and_compile",),
+    TOKENIZER: ("renderer_from_config", "init_tokenizer_from_configs", "get_tokenizer"),
+    SERVING: ("execute_model", "execute_dummy_batch"),
 }
+_FUNCTIONS: Final = {name: phase for phase, names in _BY_PHASE.items() for name in names}
 """Name of a function -> the phase in which it runs. In a traceback, the innermost function counts."""
 
 
