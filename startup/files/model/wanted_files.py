@@ -100,15 +100,9 @@ class WantedFiles:
     @classmethod
     def of(cls, role: Role, request: ModelRequest) -> "WantedFiles":
         """Returns which files a start with this request reads from a repository in this role."""
-        load_format = request.load_format
-        if role == "draft" and request.draft is not None:
-            load_format = request.draft.load_format or load_format
-        return cls(
-            role=role,
-            engine=request.engine,
-            load_format=load_format,
-            ignore_patterns=request.ignore_patterns,
-        )
+        own = request.draft.load_format if role == "draft" and request.draft is not None else None
+        load_format, ignored = own or request.load_format, request.ignore_patterns
+        return cls(role=role, engine=request.engine, load_format=load_format, ignore_patterns=ignored)
 
     @property
     def has_weights(self) -> bool:
