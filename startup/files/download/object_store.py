@@ -35,6 +35,7 @@ _LONGEST_RANGE_S: Final = 300.0
 _GCS_EXTENSIONS: Final = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
 """Switches on extensions with which gcsfs waits up to a minute for a service that many networks block."""
 _ID_BYTES: Final = 20
+"""The length of a commit's hash."""
 _VERSION_BYTES: Final = 16
 _MD5_PREFIX: Final = "md5-"
 
@@ -56,7 +57,8 @@ class ObjectStoreClient:
         files = {name: _describe(name, info) for name, info in names.items() if _is_safe(name)}
         if not files:
             raise DownloadError("refused", f"{repo_id} has no files: correct the address")
-        return Listing(_commit_of(files), files, endpoint)
+        contents = [f"{name} {file.oid} {file.size}" for name, file in sorted(files.items())]
+        return Listing(_digest(*contents, size=_ID_BYTES), files, endpoint)
 
     def fetch(self, repository: CachedRepository, listing: Listing, names: Sequence[str], endpoint: str) -> None:
         """Downloads the files into the snapshot of the listing's commit, and continues killed downloads.
@@ -160,9 +162,12 @@ def read_ranges(
 
 
 def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
-    """Describes the object as a file. Its `oid` is the MD5 if the store reports one, or else its version."""
-    version = _version_of(info)
-    md5 = _md5_of(info)
+    """Describes the object as a file. Its `oid` is the MD5 if the store reports one, or else its version.
+
+    The version changes with the content. It is Google's generation number, or another store's ETag.
+    """
+    tag = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime") or ""
+    version, md5 = f"{tag} {info['size']}", _md5_of(info)
     oid = f"{_MD5_PREFIX}{md5}" if md5 else f"version-{_digest(name, version, size=_VERSION_BYTES)}"
     return HubFile(name, int(info["size"]), oid)
 
@@ -174,12 +179,6 @@ def _is_safe(name: str) -> bool:
     return not has_control and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
 
 
-def _version_of(info: Mapping[str, Any]) -> str:
-    """Returns a text that changes with the content: Google's generation number, or another store's ETag."""
-    tag = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime") or ""
-    return f"{tag} {info['size']}"
-
-
 def _md5_of(info: Mapping[str, Any]) -> str | None:
     """Returns the MD5 of Google and Azure. None if the store reports none, such as S3."""
     settings = info.get("content_settings") or {}
@@ -189,11 +188,6 @@ def _md5_of(info: Mapping[str, Any]) -> str | None:
     if isinstance(encoded, str):
         return base64.b64decode(encoded).hex()
     return None
-
-
-def _commit_of(files: Mapping[str, HubFile]) -> str:
-    """Returns an id for these names and contents, as long as a commit's hash."""
-    return _digest(*(f"{name} {file.oid} {file.size}" for name, file in sorted(files.items())), size=_ID_BYTES)
 
 
 def _digest(*texts: str, size: int) -> str:
