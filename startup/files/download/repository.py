@@ -9,6 +9,7 @@ takes an incomplete snapshot for a complete one, however this process ends.
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -134,12 +135,11 @@ def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
     Raises no error if the file system does not report its free space.
     """
     try:
-        state = os.statvfs(folder)
+        disk = shutil.disk_usage(folder)
     except OSError:
         return
-    free = state.f_bavail * state.f_frsize
-    if state.f_blocks and needed_bytes > free:
-        lack = f"{format_bytes(needed_bytes)} are missing and {format_bytes(free)} are free in {folder.parent}"
+    if disk.total and needed_bytes > disk.free:
+        lack = f"{format_bytes(needed_bytes)} are missing and {format_bytes(disk.free)} are free in {folder.parent}"
         advice = f"free space, or give another {setting_of(repo_id)}. Complete files are kept"
         raise DownloadError("disk", f"{repo_id} could not be downloaded: {lack}: {advice}")
 

@@ -1,5 +1,6 @@
 """Checks that model and tokenizer exist or may be downloaded, and whether a cached snapshot is complete."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,7 +25,6 @@ from startup.files.model.model_place import (
 )
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.report import CHOICE, Finding, error, info, warning
-from startup.session.preflight.resources import free_bytes
 
 _TEMPLATE: Final = "chat_template.jinja"
 _OTHER_TEMPLATES: Final = ("tokenizer_config.json", "chat_template.json")
@@ -117,7 +117,8 @@ def _describe_download(place: ModelPlace, sizes: Mapping[str, int], endpoint: st
     """The sizes of the files, beside free disk and memory. A warning if there is too little of them."""
     files = place.wanted.choose(sizes)
     total, weights = (sum(map(sizes.__getitem__, some)) for some in (files, place.wanted.choose_weights(sizes)))
-    disk, memory = free_bytes(nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())), available_bytes()
+    disk = shutil.disk_usage(nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())).free
+    memory = available_bytes()
     lacks_memory = place.wanted.engine == "embedded" and 0 < memory < weights
     text = (
         f"{place.name} is to be downloaded from {without_login(endpoint)}: {len(files)} files with "

@@ -4,6 +4,7 @@ import mmap
 import os
 import re
 import resource
+import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +32,7 @@ _REGISTERED_LOG: Final = re.compile(r'register_(?:log|artifact)\(\s*"(\w+)"')
 def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
     """Checks /dev/shm, which multiprocessing needs for its semaphores."""
     try:
-        free = free_bytes(folder)
+        free = shutil.disk_usage(folder).free
     except OSError as err:
         yield error("shm", f"{folder} cannot be used: {err.strerror}. Mount a tmpfs there")
         return
@@ -121,9 +122,3 @@ def check_cache_folder() -> Iterator[Finding]:
             f"nothing is cached between starts: {folder} cannot be written to ({problem}). "
             f"Mount a volume there, or set {env.VLLM_CACHE_ROOT.name}",
         )
-
-
-def free_bytes(folder: Path) -> int:
-    """Number of bytes that this user can still write to the folder's disk."""
-    state = os.statvfs(folder)
-    return state.f_bavail * state.f_frsize

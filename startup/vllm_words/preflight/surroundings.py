@@ -21,7 +21,6 @@ from startup.session.preflight.resources import (
     check_libraries,
     check_num_files,
     check_shared_memory,
-    free_bytes,
 )  # fmt: skip
 from startup.storage.temp_folder import MAX_BYTES
 from startup.vllm_words.installed import missing_rust_frontend
@@ -123,7 +122,7 @@ def _check_shm(start: GivenStart) -> Iterator[Finding]:
         yield finding._replace(severity="warning")
     ranks = start.number("--tensor-parallel-size", 1) * start.number("--pipeline-parallel-size", 1)
     needed = ranks * _SHM_PER_RANK if ranks > 1 else _SHM_OF_ONE_RANK.get(start.vllm.device, 0)
-    if SHM.is_dir() and 16 << 20 <= (free := free_bytes(SHM)) < needed:
+    if SHM.is_dir() and 16 << 20 <= (free := shutil.disk_usage(SHM).free) < needed:
         yield warning(
             "shm",
             f"{SHM} has {format_bytes(free)} free, this start may need {format_bytes(needed)}: give the container "

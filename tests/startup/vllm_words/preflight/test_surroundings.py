@@ -1,6 +1,7 @@
 """The programs that a start needs, and the files that its flags name."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_a_compiler_for_a_gpu(start, has_programs, monkeypatch, tmp_path):
     ("ranks", "version", "told"), [(2, "0.32.0", ["2.0 GiB"]), (1, "0.32.0+cpu", ["160.0 MiB"]), (1, "0.32.0", [])]
 )
 def test_ranks_need_shared_memory(start, monkeypatch, ranks, version, told):
-    monkeypatch.setattr(surroundings, "free_bytes", lambda _: 64 << 20)
+    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda _: SimpleNamespace(free=64 << 20))
     findings = surroundings_findings(start("m", "-tp", str(ranks), version=version))
     texts = [finding.message for finding in findings if finding.check == "shm"]
     assert [text.split(": ")[0] for text in texts] == [
