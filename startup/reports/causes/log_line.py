@@ -167,7 +167,7 @@ def _process_of(record: dict[str, Any]) -> str:
 
 
 def read_lines(stream: BinaryIO) -> Iterator[str]:
-    r"""The lines of a stream, without their ends, cut to `LONGEST_LINE` characters.
+    r"""The lines of a stream, without their ends. Long lines may lack what `read_line` leaves out.
 
     The states of a progress bar end with \r. Each becomes a line that still ends with \r, so that
     `CauseFinder` can count the file's lines. NULs, which a log has where it was truncated, are left out.
@@ -180,10 +180,6 @@ def read_lines(stream: BinaryIO) -> Iterator[str]:
         text = (rest + decoder.decode(chunk).replace("\0", "")).replace("\r\n", "\n")
         *lines, rest = text.replace("\r", "\r\n").split("\n")
         rest = rest[:LONGEST_LINE]
-        yield from map(_cut, lines)
+        yield from lines
     if rest:
         yield rest
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + ("\r" if line.endswith("\r") else "")
