@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,11 @@ class StartRecord:
 
     @classmethod
     def from_report(cls, report: StartReport) -> "StartRecord":
-        return cls(total_s=_round(report.total_s), spans=_span_times(report))
+        times: dict[str, SpanTimes] = {}
+        for span in report.spans:
+            begin_s, end_s = times.get(span.key, SpanTimes(span.begin_s, span.end_s))
+            times[span.key] = SpanTimes(_round(min(begin_s, span.begin_s)), _round(max(end_s, span.end_s)))
+        return cls(total_s=_round(report.total_s), spans=times)
 
 
 @dataclass(frozen=True)
@@ -87,14 +92,6 @@ def _median(values: Iterable[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def _span_times(report: StartReport) -> dict[str, SpanTimes]:
-    times: dict[str, SpanTimes] = {}
-    for span in report.spans:
-        earlier = times.get(span.key, SpanTimes(span.begin_s, span.end_s))
-        times[span.key] = SpanTimes(_round(min(earlier.begin_s, span.begin_s)), _round(max(earlier.end_s, span.end_s)))
-    return times
-
-
 def _round(time_s: float) -> float:
     return round(time_s, 4)
 
@@ -118,16 +115,8 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     wanted = {package.replace("-", "_").lower(): package for package in packages}
     found: dict[str, str] = {}
     for folder in map(Path, sys.path):
-        for name, version in _list_versions(folder):
-            if name in wanted:
-                found.setdefault(wanted[name], version)
+        with suppress(OSError):
+            for match in filter(None, map(_METADATA.fullmatch, sorted(path.name for path in folder.iterdir()))):
+                if (package := wanted.get(match["name"].lower())) is not None:
+                    found.setdefault(package, match["version"])
     return dict(sorted(found.items()))
-
-
-def _list_versions(folder: Path) -> list[tuple[str, str]]:
-    try:
-        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    except OSError:
-        return []
-    matches = filter(None, map(_METADATA.fullmatch, names))
-    return [(match["name"].replace("-", "_").lower(), match["version"]) for match in matches]
