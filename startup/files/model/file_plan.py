@@ -12,7 +12,7 @@ from typing import Literal
 
 from base.machine.page_cache import memory_devices
 from server.terms.config import ModelFiles
-from startup.files.model.model_place import FolderListing, ModelPlace, find_place, objects_cache
+from startup.files.model.model_place import FolderListing, ModelPlace, find_place
 from startup.files.model.request import ModelRequest
 from startup.files.model.wanted_files import Role, WantedFiles, format_of
 from startup.settings.config import DEFAULT_MODEL_ID
@@ -99,10 +99,8 @@ class FilePlan:
     @cached_property
     def prefetched(self) -> tuple[Path, ...]:
         """Files of `read_order` that are read through the page cache and do not already lie in memory."""
-        if format_of(self.request.load_format).is_cached:
-            files = self.read_order
-        else:
-            files = tuple(dict.fromkeys(self._small_files))
+        is_cached = format_of(self.request.load_format).is_cached
+        files = self.read_order if is_cached else dict.fromkeys(self._small_files)
         devices = memory_devices()
         return tuple(path for path in files if _device(path) not in devices)
 
@@ -117,16 +115,15 @@ class FilePlan:
         return place.kind == "hub" or place.is_of_branch
 
     def download_of(self, place: ModelPlace) -> Download:
-        if place.kind == "object_store":
-            cache_dir = place.cache_dir or objects_cache()
-            return Download(place.name, None, cache_dir, place.wanted, hub="object_store", cached=place.folder)
+        is_object = place.kind == "object_store"
         return Download(
             repo_id=place.name,
             revision=place.revision,
             cache_dir=place.cache_dir or self.request.cache_dir,
             wanted=place.wanted,
-            token=self.request.hf_token,
-            cached=place.folder if place.is_local else None,
+            token=None if is_object else self.request.hf_token,
+            hub="object_store" if is_object else "huggingface",
+            cached=place.folder if is_object or place.is_local else None,
         )
 
     @property
