@@ -106,11 +106,6 @@ class Survey(NamedTuple):
             notes.append(f"{_mb(self.dropped_bytes)} are on a file system that drops a file's pages at each open")
         return "; ".join(notes) or None
 
-    def limited_to(self, num_bytes: int) -> "Survey":
-        """Returns the survey with only its first blocks, up to this many missing bytes."""
-        sums = accumulate(block.missing_bytes for block in self.blocks)
-        return self._replace(blocks=self.blocks[: bisect_right([*sums], num_bytes)])
-
 
 def survey_files(job: PrefetchJob, *, is_quick: bool = False) -> Survey:
     """Surveys the parts in the job's record, then the files as a whole.
@@ -170,7 +165,9 @@ def decide(survey: Survey, job: PrefetchJob) -> Survey:
         f"{_mb(max(room, 0))} of {_mb(due)} fit{f'; {survey.note}' if survey.note else ''}"
     )
     least = 0 if job.is_forced else max(due * _SHARE_THAT_HELPS, _MIN_BYTES)
-    return survey.limited_to(room if room >= least else 0)._replace(reason=reason)
+    sums = accumulate(block.missing_bytes for block in survey.blocks)
+    num_fitting = bisect_right([*sums], room) if room >= least else 0
+    return survey._replace(blocks=survey.blocks[:num_fitting], reason=reason)
 
 
 def available_bytes(job: PrefetchJob) -> int | None:
