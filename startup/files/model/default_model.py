@@ -37,7 +37,7 @@ def find_prepared() -> Path | None:
     return folder if model_problem(folder) is None else None
 
 
-def prepare_default_model() -> Path:
+def prepare_default_model() -> None:
     """Converts the wheel's model into the prepared folder unless it is there. Raises ModelNotFoundError."""
     target = prepared_folder()
     try:
@@ -48,7 +48,6 @@ def prepare_default_model() -> Path:
                 _convert_wheel(target)
     except OSError as err:
         raise ModelNotFoundError(f"The default model could not be written to {target}: {err}") from err
-    return target
 
 
 def _convert_wheel(target: Path) -> None:
