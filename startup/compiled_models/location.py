@@ -38,8 +38,6 @@ _WITHOUT_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLI
 _REMEDIES: Final = {errno.ENOSPC: "remove archives", errno.EDQUOT: "remove archives", errno.ENOENT: "add it first"}
 _CHUNK_BYTES: Final = 1 << 20
 
-_STALL_S: Final = 15.0
-"""The most seconds in which a store may send no byte."""
 _LONGEST_REQUEST_S: Final = 20.0
 _LONGEST_RANGE_S: Final = 60.0
 _SLOWEST_UPLOAD: Final = 250_000
@@ -263,7 +261,7 @@ class _StoreLocation(Location):
         self._sizes: dict[str, int] = {}
         """Name of an archive -> its size. Archives do not change, so neither does the size."""
         with self._explained("read"):
-            self._system = file_system(address, stall_s=_STALL_S)
+            self._system = file_system(address)
             self._root = root_of(self._system, address)
 
     def list(self, family: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:

@@ -28,6 +28,7 @@ _NUM_AHEAD: Final = 3
 """The number of ranges of one file that are requested at once, because a single connection is slow."""
 _CONNECT_S: Final = 4.0
 _STALL_S: Final = 15.0
+"""The most seconds in which a store may send no byte."""
 _NUM_ATTEMPTS: Final = 2
 """The attempts of the store's client for each request. The helper makes further attempts and reports why."""
 _LONGEST_RANGE_S: Final = 300.0
@@ -50,7 +51,7 @@ class ObjectStoreClient:
             DownloadError: there are no objects, or they may not be read.
         """
         with _explained(repo_id):
-            system = file_system(repo_id, stall_s=_STALL_S)
+            system = file_system(repo_id)
             prefix = f"{root_of(system, repo_id)}/"
             found: Mapping[str, Mapping[str, Any]] = system.find(prefix, detail=True)
         names = {path.removeprefix(prefix): info for path, info in found.items() if path.startswith(prefix)}
@@ -89,7 +90,7 @@ def _fetch_one(repository: CachedRepository, file: HubFile) -> None:
         is_md5 = file.oid.startswith(_MD5_PREFIX)
         is_wrong = is_md5 and hashlib.file_digest(out, "md5").hexdigest() != file.oid.removeprefix(_MD5_PREFIX)
     with _explained(address):
-        system = file_system(address, stall_s=_STALL_S)
+        system = file_system(address)
         now = _describe(file.name, system.info(f"{root_of(system, address)}/{file.name}"))
     if is_wrong or now != file:
         part.unlink()
@@ -100,37 +101,34 @@ def _fetch_one(repository: CachedRepository, file: HubFile) -> None:
 
 def _read(address: str, file: HubFile, begin: int) -> Iterator[bytes]:
     with _explained(address):
-        system = file_system(address, stall_s=_STALL_S)
+        system = file_system(address)
         yield from read_ranges(system, f"{root_of(system, address)}/{file.name}", begin, file.size or 0)
 
 
-def file_system(address: str, *, stall_s: float) -> Any:
-    """Returns fsspec's file system for an address. Addresses with the same protocol and options share it.
+def file_system(address: str) -> Any:
+    """Returns fsspec's file system for an address that begins with `s3://`, `gs://` or `az://`.
 
-    Raises the errors of the store's client, for example for missing credentials.
-
-    Args:
-        address: begins with `s3://`, `gs://` or `az://`.
-        stall_s: the longest time without a byte, in seconds.
+    Addresses with the same protocol share it. Raises the errors of the store's client, for example for
+    missing credentials.
     """
     os.environ.setdefault(_GCS_EXTENSIONS, "false")
     import fsspec
 
     protocol = address.partition("://")[0].lower()
-    system = fsspec.filesystem(protocol, use_listings_cache=False, **_limits(protocol, stall_s))
+    system = fsspec.filesystem(protocol, use_listings_cache=False, **_limits(protocol))
     system.retries = _NUM_ATTEMPTS  # for S3, which makes 25 attempts by default, without reporting them
     return system
 
 
-def _limits(protocol: str, stall_s: float) -> dict[str, Any]:
+def _limits(protocol: str) -> dict[str, Any]:
     if protocol == "s3":
-        times = {"connect_timeout": _CONNECT_S, "read_timeout": stall_s}
+        times = {"connect_timeout": _CONNECT_S, "read_timeout": _STALL_S}
         return {"config_kwargs": {**times, "retries": {"total_max_attempts": 1}}}
     if protocol == "gs":
         import aiohttp
 
-        return {"requests_timeout": aiohttp.ClientTimeout(sock_connect=_CONNECT_S, sock_read=stall_s)}
-    return {"connection_timeout": int(_CONNECT_S), "read_timeout": int(stall_s)}
+        return {"requests_timeout": aiohttp.ClientTimeout(sock_connect=_CONNECT_S, sock_read=_STALL_S)}
+    return {"connection_timeout": int(_CONNECT_S), "read_timeout": int(_STALL_S)}
 
 
 def root_of(system: Any, address: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 from startup.compiled_models import location as module
 from startup.compiled_models.archive import read_record
 from startup.compiled_models.location import LocationError, open_location
+from startup.files.download import object_store
 from tests.startup.compiled_models.inputs import save_archive
 from tests.startup.compiled_models.test_location import NAME, problem
 from tests.support.s3_server import SECRET
@@ -98,7 +99,7 @@ def test_a_store_that_cannot_be_reached_is_an_error(s3, path, monkeypatch):
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_a_store_that_hangs_is_given_up(scheme, name, path, monkeypatch, request):
     address = request.getfixturevalue(scheme)
-    monkeypatch.setattr(module, name, 0.3)
+    monkeypatch.setattr(object_store if name == "_STALL_S" else module, name, 0.3)
     monkeypatch.setattr(module, "_SLOWEST_UPLOAD", 1e9)
     if name == "_STALL_S" and scheme == "gs":
         monkeypatch.setattr(module, "_LONGEST_REQUEST_S", 3.0)  # gcsfs repeats the request six times
