@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from base.json_depth import read_json
-from startup.files.model.request import Adapter, DraftModel
+from startup.files.model.request import DraftModel
 
 _NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "custom_class")
 """Values of `model` and `method` in --speculative-config with which vLLM reads no draft model."""
@@ -39,14 +39,10 @@ def read_draft(text: str | None) -> DraftModel | None:
     return DraftModel(source, _text(settings.get("revision")), load_format.lower() if load_format else None)
 
 
-def read_adapters(texts: Iterable[str], of_modalities: str | None) -> Iterator[Adapter]:
-    """The adapters that --lora-modules and --default-mm-loras name."""
-    for name, source in map(parse_adapter, texts):
-        if source is not None:
-            yield Adapter(name or source, source)
-    for modality, path in _settings(of_modalities).items():
-        if (source := _text(path)) is not None:
-            yield Adapter(modality, source)
+def read_adapters(texts: Iterable[str], of_modalities: str | None) -> Iterator[str]:
+    """The folders or hub names of the adapters that --lora-modules and --default-mm-loras name."""
+    yield from filter(None, (path for _, path in map(parse_adapter, texts)))
+    yield from filter(None, map(_text, _settings(of_modalities).values()))
 
 
 def _text(value: Any) -> str | None:

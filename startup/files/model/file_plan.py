@@ -166,7 +166,7 @@ def _find_places(request: ModelRequest) -> Iterator[ModelPlace]:
     if request.draft is not None:
         yield _find(request, request.draft.source, "draft", request.draft.revision)
     for adapter in request.adapters:
-        place = _find(request, adapter.source, "adapter")
+        place = _find(request, adapter, "adapter")
         if request.engine == "vllm" or place.kind == "folder":  # the embedded engine reads folders only
             yield place
 

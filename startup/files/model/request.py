@@ -21,15 +21,6 @@ LLAMA_ORIGINALS = "original/**/*"
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter of --lora-modules."""
-
-    name: str
-    source: str
-    """A folder, or a name on the hub."""
-
-
-@dataclass(frozen=True)
 class DraftModel:
     """The draft model of --speculative-config."""
 
@@ -69,7 +60,8 @@ class ModelRequest:
     """The value of --load-format, in lower case."""
     ignore_patterns: tuple[str, ...] = (LLAMA_ORIGINALS,)
     """Patterns of files in a repository that are not downloaded."""
-    adapters: tuple[Adapter, ...] = ()
+    adapters: tuple[str, ...] = ()
+    """The folders of LoRA adapters, or their names on the hub."""
     draft: DraftModel | None = None
 
     @classmethod

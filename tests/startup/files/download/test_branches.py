@@ -10,7 +10,7 @@ import pytest
 from startup.files.download.obtain import begin_download, finish_download, resolve_model
 from startup.files.download.process import start_download
 from startup.files.model.file_plan import plan_files
-from startup.files.model.request import Adapter, ModelRequest
+from startup.files.model.request import ModelRequest
 from tests.startup.files.download.conftest import COMMIT, MODEL, write_model, write_snapshot
 from tests.startup.files.download.downloads import MODEL as LARGER_MODEL
 from tests.startup.files.download.downloads import Downloads
@@ -60,7 +60,7 @@ def test_what_has_changed_is_downloaded_and_served(hub_server, cache, caplog):
     [
         ModelRequest(model="org/model", revision="v2"),
         ModelRequest(model="FOLDER", tokenizer="org/model"),
-        ModelRequest(model="FOLDER", engine="vllm", adapters=(Adapter("a", "org/adapter"),)),
+        ModelRequest(model="FOLDER", engine="vllm", adapters=("org/adapter",)),
     ],
     ids=["tag", "tokenizer", "adapter"],
 )

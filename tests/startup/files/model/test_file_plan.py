@@ -10,7 +10,7 @@ import pytest
 
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.model_place import unfinished_marker
-from startup.files.model.request import Adapter, DraftModel, ModelRequest
+from startup.files.model.request import DraftModel, ModelRequest
 from startup.files.model.wanted_files import WantedFiles
 from startup.vllm_words.command_line import CommandLine
 
@@ -175,7 +175,7 @@ def test_each_place_has_its_own_files(cache, tmp_path, model):
         generation_config="org/generation",
         hf_token="secret",
         draft=DraftModel("org/draft", "v2"),
-        adapters=(Adapter("a", "org/adapter"), Adapter("b", str(tmp_path / "b"))),
+        adapters=("org/adapter", str(tmp_path / "b")),
     )
     make(tmp_path / "b", "adapter_config.json", "adapter_model.safetensors", "README.md", "adapter_model.bin")
     plan = plan_files(request)
@@ -237,12 +237,12 @@ _SPECULATION = '{"model":"org/draft","revision":"v4","draft_load_config":{"load_
                 "model": "org/model", "revision": "v2", "tokenizer": "org/words", "tokenizer_revision": "v3",
                 "has_tokenizer": False, "hf_config_path": "org/config", "download_dir": "/models",
                 "hf_token": "secret", "load_format": "safetensors", "ignore_patterns": ("*.pt", "*.bin"),
-                "adapters": (Adapter("b", "org/b"),), "draft": DraftModel("org/draft", "v4", "dummy"),
+                "adapters": ("org/b",), "draft": DraftModel("org/draft", "v4", "dummy"),
             },
         ),
-        ("m --lora-modules a=/a b=org/b", {"adapters": (Adapter("a", "/a"), Adapter("b", "org/b"))}),
-        ('m --lora-modules {"name":"a","path":"/a"} --port 1', {"adapters": (Adapter("a", "/a"),)}),
-        ('m --default-mm-loras {"audio":"org/x"}', {"adapters": (Adapter("audio", "org/x"),)}),
+        ("m --lora-modules a=/a b=org/b", {"adapters": ("/a", "org/b")}),
+        ('m --lora-modules {"name":"a","path":"/a"} --port 1', {"adapters": ("/a",)}),
+        ('m --default-mm-loras {"audio":"org/x"}', {"adapters": ("org/x",)}),
         ("m --lora-modules {oops", {}),
         ('m --speculative-config {"method":"ngram"}', {}),
         ('m --speculative-config {"model":"ngram"}', {}),
