@@ -10,7 +10,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from base.errors import ServerError
 from startup.logs.setup import rename_process
@@ -31,23 +31,12 @@ _MAX_CONNECTIONS = 1024
 _CHUNK_BYTES = 1 << 16
 
 
-class Channel(Protocol):
-    """A client's non-blocking connection, by a plain socket or by TLS (`startup.port.tls_channel`)."""
-
-    def fileno(self) -> int: ...
-    def setblocking(self, is_blocking: bool, /) -> None: ...
-    def recv(self, num_bytes: int, /) -> bytes: ...
-    def send(self, data: bytes, /) -> int: ...
-    def shutdown(self, how: int, /) -> None: ...
-    def close(self) -> None: ...
-
-
-OpenChannel = Callable[[socket.socket], Channel]
-"""Makes a channel from an accepted socket. Raises OSError to reject the client."""
+OpenChannel = Callable[[socket.socket], socket.socket]
+"""Prepares an accepted socket, which does not block, for example for TLS. Raises OSError to reject the client."""
 
 
 def open_plain() -> OpenChannel:
-    """Returns a function that uses an accepted socket itself as the channel, without TLS."""
+    """Returns a function that leaves accepted sockets as they are, without TLS."""
     return lambda client: client
 
 
@@ -131,6 +120,7 @@ class _Loop:
             client, _ = self._listener.accept()
         except OSError:
             return []
+        client.setblocking(False)
         try:
             channel = self._open_channel(client)
         except OSError:
@@ -145,7 +135,9 @@ class ProbeConnection:
     If the socket were closed earlier, this could reset the connection before the client has read the answer.
     """
 
-    def __init__(self, client: Channel, selector: selectors.BaseSelector, answer: Callable[[str], Answer]) -> None:
+    def __init__(
+        self, client: socket.socket, selector: selectors.BaseSelector, answer: Callable[[str], Answer]
+    ) -> None:
         self._client = client
         self._selector = selector
         self._answer = answer
@@ -153,7 +145,6 @@ class ProbeConnection:
         self._to_send: bytes | None = None
         self._deadline = time.monotonic() + CONNECTION_S
         self._is_closed = False
-        client.setblocking(False)
         selector.register(client, selectors.EVENT_READ, self)
 
     def advance(self) -> None:
