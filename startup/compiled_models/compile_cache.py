@@ -76,8 +76,7 @@ class CompileCache:
     def begin(self, state: StartState) -> None:
         """Starts a thread that fetches the compiled model. With `require`, the thread may end the start."""
         lock = self._exchange.hold_load(local.claim_keys(self._hardware), is_required=self._option.is_required)
-        self._thread = threading.Thread(target=self._run, args=(state, lock), name="compile-cache", daemon=True)
-        group_signals.start_thread(self._thread)
+        self._thread = group_signals.start_thread("compile-cache", self._run, state, lock)
 
     def close(self) -> None:
         """Stops the thread and the helper process. Called at the end of the start."""

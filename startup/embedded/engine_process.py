@@ -7,7 +7,6 @@ import signal
 import socket
 import stat
 import sys
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
@@ -107,12 +106,11 @@ class EngineStarter:
         )
         self._process: EngineProcess | None = None
         self._error: Exception | None = None
-        self._thread: threading.Thread | None = None
+        self._thread = None
         self._switch_s = sys.getswitchinterval()
         if blocks_on_imports(context):
             sys.setswitchinterval(_SWITCH_S)
-            self._thread = threading.Thread(target=self._run, name="engine-start", daemon=True)
-            group_signals.start_thread(self._thread)
+            self._thread = group_signals.start_thread("engine-start", self._run)
         else:
             self._process = self._start()
 

@@ -302,7 +302,7 @@ class _EmbeddedStart:
         self._session.timeline.add("engine", info.spans)
         self._session.notify_ready()
         self._session.finish(info)
-        group_signals.start_thread(threading.Thread(target=learn, name="learn-imports", daemon=True))
+        group_signals.start_thread("learn-imports", learn)
 
 
 def _subject_of(config: StartupConfig) -> StartSubject:

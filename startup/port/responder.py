@@ -100,7 +100,7 @@ class StartupResponder:
         (SIGSTOP).
         """
         self._is_handed_over = True
-        group_signals.start_thread(threading.Thread(target=self._end, name="startup-responder-end", daemon=True))
+        group_signals.start_thread("startup-responder-end", self._end)
         self._has_given_up.wait(_GIVE_UP_S)
 
     def keep(self) -> socket.socket | None:

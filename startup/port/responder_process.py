@@ -32,7 +32,7 @@ _CHUNK_BYTES = 1 << 16
 
 
 OpenChannel = Callable[[socket.socket], socket.socket]
-"""Prepares an accepted socket, which does not block, for example for TLS. Raises OSError to reject the client."""
+"""Prepares an accepted, non-blocking socket, for example for TLS. Raises OSError to reject the client."""
 
 
 def open_plain() -> OpenChannel:

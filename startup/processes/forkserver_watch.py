@@ -22,7 +22,7 @@ _STOPPED: Final = ("T", "t")
 def ended_if_it_hangs(pid: int) -> Iterator[None]:
     """Kills the forkserver if it hangs while this block waits for it. The block's error names the reason."""
     watch = _Watch(pid)
-    group_signals.start_thread(watch)
+    group_signals.start_thread("forkserver-watch", watch.run)
     try:
         yield
     except Exception as err:
@@ -33,11 +33,10 @@ def ended_if_it_hangs(pid: int) -> Iterator[None]:
         watch.has_ended.set()
 
 
-class _Watch(threading.Thread):
+class _Watch:
     """Counts polls instead of seconds, so that the count pauses while this process is stopped as well."""
 
     def __init__(self, pid: int) -> None:
-        super().__init__(name="forkserver-watch", daemon=True)
         self.has_ended = threading.Event()
         self.reason = ""
         """Why the forkserver was killed. Empty if it was not killed."""

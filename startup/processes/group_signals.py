@@ -7,7 +7,7 @@ imports only the standard library.
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -26,13 +26,15 @@ def blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_thread(thread: threading.Thread) -> None:
-    """Starts a thread that never receives group signals.
+def start_thread(name: str, target: Callable[..., object], *args: object) -> threading.Thread:
+    """Starts a daemon thread that never receives group signals.
 
     Otherwise, a signal could go to this thread and would not interrupt a system call of the main thread.
     """
+    thread = threading.Thread(target=target, args=args, name=name, daemon=True)
     with blocked():
         thread.start()
+    return thread
 
 
 @contextmanager

@@ -24,7 +24,8 @@ def start_deadline(limit_s: float, describe: Callable[[], str]) -> threading.Tim
     """
     timer = threading.Timer(limit_s, _expire, (limit_s, describe))
     timer.name, timer.daemon = "start-deadline", True
-    group_signals.start_thread(timer)
+    with group_signals.blocked():
+        timer.start()
     return timer
 
 

@@ -239,7 +239,7 @@ class StartSession:
         self.note(self.state.info()._asdict() | ready)
         save_ready_start(self.state, self._address, info=info, prefetch=prefetch)
         if self._asks_later:
-            group_signals.start_thread(threading.Thread(target=self._download_later, name="update", daemon=True))
+            group_signals.start_thread("update", self._download_later)
 
     def _download_later(self) -> None:
         """Downloads changed files in a helper process. Runs on a thread. The helper ends with this thread."""

@@ -2,7 +2,6 @@
 
 import logging
 import pickle
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -42,8 +41,7 @@ class DownloadHandle(AbstractContextManager["DownloadHandle"]):
         self._are_updates = all(download.is_update for download in downloads)
         self._has_moved = False
         self._logged_s = time.monotonic()
-        self._thread = threading.Thread(target=self._receive, name="download-progress", daemon=True)
-        group_signals.start_thread(self._thread)
+        self._thread = group_signals.start_thread("download-progress", self._receive)
 
     def stop_asking(self) -> None:
         """Uses the files on disk if they are not known to be outdated. Called after the start's imports."""

@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import takewhile
@@ -403,7 +402,7 @@ class _VllmStart:
         self._is_ready = True
         self._record.keeps_only_errors = True
         self._session.notify_ready()
-        group_signals.start_thread(threading.Thread(target=self._finish, name="vllm-start-report", daemon=True))
+        group_signals.start_thread("vllm-start-report", self._finish)
 
     def _end_shortening(self) -> None:
         if self._record.end_shortening():
@@ -420,7 +419,7 @@ class _VllmStart:
         figures = GraphFigures(self._record.folder, self._note_graphs)
         graphs = figures.update()
         self._session.finish()
-        group_signals.start_thread(threading.Thread(target=figures.follow, name="vllm-cuda-graphs", daemon=True))
+        group_signals.start_thread("vllm-cuda-graphs", figures.follow)
         is_late = graphs is not None and graphs.is_late
         text = describe_differences(self._line, self._options, is_offline=self._is_offline, has_late_graphs=is_late)
         logger.info("%s", text)

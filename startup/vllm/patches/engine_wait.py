@@ -3,6 +3,7 @@
 import functools
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, Final
 
 from startup.hook import Hook, Name
@@ -30,7 +31,8 @@ class EngineWait:
 
     def __init__(self) -> None:
         self._work: list[Callable[[], None]] = []
-        self._waiting: _Waiting | None = None
+        self._waiting: Future[None] = Future()
+        """vLLM's wait, which runs on a thread of its own."""
 
     def add(self, work: Callable[[], None]) -> None:
         """Adds work to the end of the queue. An error in the work ends the start."""
@@ -39,7 +41,7 @@ class EngineWait:
     @property
     def has_failed(self) -> bool:
         """Whether the engine has failed during the work. The remaining work is then useless."""
-        return self._waiting is not None and self._waiting.error is not None
+        return self._waiting.done() and self._waiting.exception() is not None
 
     def hook(self) -> None:
         """From now on, the main thread does the work while vLLM waits for its engine."""
@@ -52,45 +54,34 @@ class EngineWait:
             if not self._work or not is_main:
                 wait(*args, **kwargs)
                 return
-            waiting = self._waiting = _Waiting(functools.partial(wait, *args, **kwargs))
+            waiting = self._waiting = Future()
+            begin = functools.partial(wait, *args, **kwargs)
+            thread = group_signals.start_thread("vllm-engine-wait", _run, waiting, begin)
             try:
                 while self._work and not self.has_failed:
                     self._work.pop(0)()
-                waiting.join()
+                thread.join()
+                waiting.result()
             except BaseException:
-                waiting.end((*args, *kwargs.values()))
+                _end(thread, (*args, *kwargs.values()))
                 raise
 
         return wait_and_work
 
 
-class _Waiting:
-    """Runs vLLM's wait on a separate thread."""
+def _run(waiting: Future[Any], wait: Callable[[], Any]) -> None:
+    try:
+        waiting.set_result(wait())
+    except BaseException as err:  # noqa: BLE001 - raised by the main thread
+        waiting.set_exception(err)
 
-    def __init__(self, wait: Callable[[], None]) -> None:
-        self._wait = wait
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="vllm-engine-wait", daemon=True)
-        group_signals.start_thread(self._thread)
 
-    def join(self) -> None:
-        """Waits until the engine is ready. Raises any error of vLLM's wait."""
-        self._thread.join()
-        if self.error is not None:
-            raise self.error
-
-    def end(self, arguments: tuple[Any, ...]) -> None:
-        """Ends the thread by stopping the engine. A socket must not be closed while a thread reads it."""
-        if not self._thread.is_alive():
-            return
-        for argument in arguments:
-            manager = getattr(argument, "engine_manager", None)
-            if manager is not None:
-                manager.shutdown()
-        self._thread.join(_END_S)
-
-    def _run(self) -> None:
-        try:
-            self._wait()
-        except BaseException as err:  # noqa: BLE001 - raised by `join`
-            self.error = err
+def _end(thread: threading.Thread, arguments: tuple[Any, ...]) -> None:
+    """Ends the thread by stopping the engine. A socket must not be closed while a thread reads it."""
+    if not thread.is_alive():
+        return
+    for argument in arguments:
+        manager = getattr(argument, "engine_manager", None)
+        if manager is not None:
+            manager.shutdown()
+    thread.join(_END_S)

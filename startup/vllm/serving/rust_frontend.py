@@ -151,7 +151,7 @@ class _RustFrontend:
                     return
                 time.sleep(_RETRY_S)
 
-        group_signals.start_thread(threading.Thread(target=wait, name="rust-frontend-readiness", daemon=True))
+        group_signals.start_thread("rust-frontend-readiness", wait)
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Replaces the manager's `shutdown`: frees the port, and lets the program finish its requests."""

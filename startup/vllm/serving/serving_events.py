@@ -150,8 +150,7 @@ class ServingEvents:
         """Begins to watch for events. Must be called after vLLM's imports, because it starts a thread."""
         _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._context)
         follow_rust_frontend(self._is_released, self._on_ready, self._on_stopping)
-        thread = threading.Thread(target=self._follow_children, name="vllm-serving-events", daemon=True)
-        group_signals.start_thread(thread)
+        group_signals.start_thread("vllm-serving-events", self._follow_children)
 
     def _follow_children(self) -> None:
         """Reads events until a child is ready. The pipe has no end, because this process holds both ends."""

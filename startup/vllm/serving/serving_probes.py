@@ -10,7 +10,6 @@ import asyncio
 import logging
 import socket
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
@@ -205,8 +204,7 @@ class ServingProbes:
         self._is_accepted_for.set()
 
     def _reap(self) -> None:
-        thread = threading.Thread(target=self._responder.kill, name="responder-end", daemon=True)
-        group_signals.start_thread(thread)
+        group_signals.start_thread("responder-end", self._responder.kill)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
