@@ -33,6 +33,7 @@ from startup.vllm.serving.serving_probes import ServingProbes
 
 if TYPE_CHECKING:
     from server.operation.engine_watchdog import EngineWatchdog
+    from startup.processes.stop_signals import StopSignals
 
 _REJECTED_GETS: Final = ("/health", "/ping", "/load")
 """GETs of load balancers, which a draining server rejects. Other GETs are answered until the end."""
@@ -78,7 +79,7 @@ def drain_before_shutdown(
         app.watchdog = create_watchdog(client, context, app)
         if probes is not None:
             app.lifecycle.subscribe(lambda _: probes.forget_answer())
-        _Shutdown(client, app, drain, close_port, context)
+        _drain_first(client, app, drain, close_port, context)
         if context.can_sleep:
             open_control(client, app.lifecycle, context.model_files)
 
@@ -214,60 +215,47 @@ class _Request:
         return UnavailableResponse(UnavailableInfo(message=reason), "draining")
 
 
-class _Shutdown:
-    """Replaces the method `shutdown` of one engine client, and drains before the original method runs."""
+def _drain_first(
+    client: Any, app: DrainedApp, drain: Drain, close_port: Callable[[], Awaitable[None]], context: ServerContext
+) -> None:
+    """Replaces the method `shutdown` of one engine client. The replacement first drains."""
+    end_engine, watchdog = client.shutdown, app.watchdog
+    loop, loop_thread = asyncio.get_running_loop(), threading.get_ident()
+    watching = loop.create_task(watch(watchdog, app.lifecycle, client)) if watchdog is not None else None
 
-    def __init__(
-        self,
-        client: Any,
-        app: DrainedApp,
-        drain: Drain,
-        close_port: Callable[[], Awaitable[None]],
-        context: ServerContext,
-    ) -> None:
-        self._shutdown = client.shutdown
-        self._lifecycle = app.lifecycle
-        self._drain = drain
-        self._close_port = close_port
-        self._signals = context.signals
-        self._kills_engine = context.kills_engine
-        self._client = client
-        self._note_engine_death = context.note_engine_death
-        self._loop = asyncio.get_running_loop()
-        self._loop_thread = threading.get_ident()
-        self._watchdog = app.watchdog
-        self._watching: asyncio.Task[None] | None = None
-        if app.watchdog is not None:
-            self._watching = self._loop.create_task(watch(app.watchdog, app.lifecycle, client))
-        client.shutdown = self
-
-    def __call__(self, timeout: float | None = None) -> None:
+    def shutdown(timeout: float | None = None) -> None:
         """Called by vLLM on a thread after the first signal, and on the event loop when the process ends."""
-        if threading.get_ident() != self._loop_thread and self._lifecycle.state == "ready":
-            if self._note_engine_death is not None and _has_died(self._client):
-                self._note_engine_death()  # vLLM would end with exit code 0
-            asyncio.run_coroutine_threadsafe(self._run(), self._loop).result()
-        if self._watching is not None and not self._lifecycle.is_hung:
-            self._loop.call_soon_threadsafe(self._watching.cancel)
-        if self._watchdog is not None and self._watchdog.silence_s >= _SILENT_S:
+        if threading.get_ident() != loop_thread and app.lifecycle.state == "ready":
+            if context.note_engine_death is not None and _has_died(client):
+                context.note_engine_death()  # vLLM would end with exit code 0
+            asyncio.run_coroutine_threadsafe(_drain_and_close(drain, close_port, context.signals), loop).result()
+        if watching is not None and not app.lifecycle.is_hung:
+            loop.call_soon_threadsafe(watching.cancel)
+        if watchdog is not None and watchdog.silence_s >= _SILENT_S:
             timeout = 0.0  # the engine would not react to vLLM's signal, either
-        elif self._kills_engine:
+        elif context.kills_engine:
             timeout = 0.0  # nothing runs any more; the engine's own end takes seconds
-        self._shutdown(timeout=timeout)
+        end_engine(timeout=timeout)
 
-    async def _run(self) -> None:
-        begin_s = time.monotonic()
+    client.shutdown = shutdown
 
-        def stop_waiting() -> None:
-            if time.monotonic() - begin_s >= SAME_SIGNAL_S:
-                self._drain.stop_waiting()
-                if self._signals is not None:
-                    self._signals.end_soon()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, stop_waiting)
-        await self._drain.run()
-        await self._close_port()
+async def _drain_and_close(
+    drain: Drain, close_port: Callable[[], Awaitable[None]], signals: "StopSignals | None"
+) -> None:
+    """Drains, then closes the port. A second signal ends the wait."""
+    loop, begin_s = asyncio.get_running_loop(), time.monotonic()
+
+    def stop_waiting() -> None:
+        if time.monotonic() - begin_s >= SAME_SIGNAL_S:
+            drain.stop_waiting()
+            if signals is not None:
+                signals.end_soon()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop_waiting)
+    await drain.run()
+    await close_port()
 
 
 def _has_died(client: Any) -> bool:

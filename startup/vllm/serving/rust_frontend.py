@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -113,14 +113,22 @@ def follow_rust_frontend(
         on_stopping: called on the main thread before the frontend stops.
     """
 
+    def wait(processes: Sequence[Any], listener: socket.socket, is_tls: bool) -> None:
+        is_released.wait()
+        while any(process.is_alive() for process in processes):
+            if _is_healthy(listener, is_tls=is_tls):
+                on_ready()
+                return
+            time.sleep(_RETRY_S)
+
     def wrap_init(init: Callable[..., None]) -> Callable[..., None]:
         def init_and_follow(self: Any, *args: Any, **kwargs: Any) -> None:
             with _ended_with_this_process():
                 init(self, *args, **kwargs)
             given = inspect.signature(init).bind(self, *args, **kwargs).arguments
-            _RustFrontend(self, given["sock"], bool(given["args"].ssl_certfile), on_stopping).follow(
-                is_released, on_ready
-            )
+            listener, is_tls = given["sock"], bool(given["args"].ssl_certfile)
+            self.shutdown = functools.partial(_shut_down, self.shutdown, self.processes, listener, on_stopping)
+            group_signals.start_thread("rust-frontend-readiness", wait, self.processes, listener, is_tls)
 
         return init_and_follow
 
@@ -128,56 +136,38 @@ def follow_rust_frontend(
         wrap_after_import(_INIT, wrap_init, RUST_FRONTEND)
 
 
-class _RustFrontend:
-    """The running Rust frontend, in the process that has started it."""
+def _shut_down(
+    end: Callable[..., None],
+    processes: Sequence[Any],
+    listener: socket.socket,
+    on_stopping: Callable[[], None],
+    timeout: float | None = None,
+) -> None:
+    """Replaces the manager's `shutdown`: frees the port, and lets the program finish its requests."""
+    on_stopping()
+    for process in processes:
+        process.terminate()
+    time.sleep(_LAST_ACCEPTS_S)
+    with suppress(OSError):  # it does not listen yet
+        listener.shutdown(socket.SHUT_RDWR)  # also for the launcher, which has a duplicate
+    end(timeout=timeout)
 
-    def __init__(self, manager: Any, listener: socket.socket, is_tls: bool, on_stopping: Callable[[], None]) -> None:
-        """`manager` is vLLM's object for the frontend's process."""
-        self._processes = manager.processes
-        self._shutdown = manager.shutdown
-        self._listener = listener
-        self._is_tls = is_tls
-        self._on_stopping = on_stopping
-        manager.shutdown = self.shutdown
 
-    def follow(self, is_released: threading.Event, on_ready: Callable[[], None]) -> None:
-        """Starts the thread that waits until the program is ready."""
+def _is_healthy(listener: socket.socket, *, is_tls: bool) -> bool:
+    """Whether the program answers `/health` with 200. The connection waits until the program accepts."""
+    with suppress(OSError), socket.socket(listener.family) as plain:
+        plain.settimeout(_ANSWER_S)
+        plain.connect(listener.getsockname())
+        if not is_tls:
+            return _asks_for_health(plain)
+        import ssl  # noqa: PLC0415 - most servers have no TLS
 
-        def wait() -> None:
-            is_released.wait()
-            while any(process.is_alive() for process in self._processes):
-                if self._is_healthy():
-                    on_ready()
-                    return
-                time.sleep(_RETRY_S)
-
-        group_signals.start_thread("rust-frontend-readiness", wait)
-
-    def shutdown(self, timeout: float | None = None) -> None:
-        """Replaces the manager's `shutdown`: frees the port, and lets the program finish its requests."""
-        self._on_stopping()
-        for process in self._processes:
-            process.terminate()
-        time.sleep(_LAST_ACCEPTS_S)
-        with suppress(OSError):  # it does not listen yet
-            self._listener.shutdown(socket.SHUT_RDWR)  # also for the launcher, which has a duplicate
-        self._shutdown(timeout=timeout)
-
-    def _is_healthy(self) -> bool:
-        """Whether the program answers `/health` with 200. The connection waits until the program accepts."""
-        with suppress(OSError), socket.socket(self._listener.family) as plain:
-            plain.settimeout(_ANSWER_S)
-            plain.connect(self._listener.getsockname())
-            if not self._is_tls:
-                return _asks_for_health(plain)
-            import ssl  # noqa: PLC0415 - most servers have no TLS
-
-            try:
-                with ssl._create_unverified_context().wrap_socket(plain) as encrypted:
-                    return _asks_for_health(encrypted)
-            except ssl.SSLError:  # the program asks its clients for a certificate
-                return True
-        return False
+        try:
+            with ssl._create_unverified_context().wrap_socket(plain) as encrypted:
+                return _asks_for_health(encrypted)
+        except ssl.SSLError:  # the program asks its clients for a certificate
+            return True
+    return False
 
 
 def _asks_for_health(connection: socket.socket) -> bool:
