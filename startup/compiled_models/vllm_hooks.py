@@ -81,13 +81,9 @@ class HashedFactors(NamedTuple):
     """Group -> name -> the hashed value as JSON. A group is `environment` or a configuration class."""
 
 
-class _Watch:
-    """The arguments that vLLM's hash functions got while a hash is computed. At other times, None."""
-
-    noted: list[tuple[str, Mapping[str, Any] | str, CodeType | None]] | None = None
-
-
 class _State:
+    noted: list[tuple[str, Mapping[str, Any] | str, CodeType | None]] | None = None
+    """The arguments that vLLM's hash functions got while a hash is computed. At other times, None."""
     exchange: "Exchange | None" = None
     """Used by this process and by processes that it forks later. None in a template process."""
 
@@ -99,12 +95,12 @@ def report_compiled_models(exchange: "Exchange") -> None:
 
 def factors_of(config: Any) -> HashedFactors:
     """The values that vLLM hashes for a configuration in this process. Calls vLLM's hash functions."""
-    noted = _Watch.noted = []
+    noted = _State.noted = []
     try:
         environment = _ENVIRONMENT.get()()
         hashes = [_HASH_FACTORS.get()(environment), config.compute_hash()]
     finally:
-        _Watch.noted = None
+        _State.noted = None
     groups = {ENVIRONMENT: dict(environment)}
     for owner, values, code in noted:
         name = owner if owner not in groups else f"{owner} {sum(key.startswith(owner) for key in groups) + 1}"
@@ -187,8 +183,8 @@ def _with_hardware(get: Callable[[], Mapping[str, Any]]) -> Callable[[], Mapping
 def _note_factors(get: Callable[..., Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
     def get_and_note(config: Any, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         factors = get(config, *args, **kwargs)
-        if _Watch.noted is not None:
-            _Watch.noted.append((type(config).__name__, factors, None))
+        if _State.noted is not None:
+            _State.noted.append((type(config).__name__, factors, None))
         return factors
 
     return get_and_note
@@ -197,13 +193,13 @@ def _note_factors(get: Callable[..., Mapping[str, Any]]) -> Callable[..., Mappin
 @wraps(COMPILED_MODELS, _HASH_TEXT)
 def _note_text(hash_text: Callable[..., Any]) -> Callable[..., Any]:
     def hash_and_note(data: bytes, *args: Any, **kwargs: Any) -> Any:
-        if _Watch.noted is not None:
+        if _State.noted is not None:
             caller = sys._getframe(1)
             owner = type(caller.f_locals.get("self")).__name__
             if owner != _OWN_HASH:
-                _Watch.noted.append((owner, data.decode(), caller.f_code))
+                _State.noted.append((owner, data.decode(), caller.f_code))
             elif data.startswith(b"{"):
-                _Watch.noted.append(("additional_config", json.loads(data), None))
+                _State.noted.append(("additional_config", json.loads(data), None))
         return hash_text(data, *args, **kwargs)
 
     return hash_and_note

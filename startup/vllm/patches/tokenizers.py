@@ -148,7 +148,7 @@ def _replace_tokenizer(module: Any) -> None:
     if hasattr(manager, _ATTRIBUTE):
         raise AttributeError(f"{manager.__name__} has an attribute {_ATTRIBUTE} of its own")
     _OUTPUT_TOKENIZER.replace(module, functools.wraps(load)(functools.partial(_load_later, load)))
-    setattr(manager, _ATTRIBUTE, _LateAttribute())
+    setattr(manager, _ATTRIBUTE, property(_get_tokenizer, _set_tokenizer))
 
 
 def _load_later(load: Callable[..., Any], model_config: Any) -> Any:
@@ -166,7 +166,7 @@ def _load_later(load: Callable[..., Any], model_config: Any) -> Any:
     config.tokenizer = copied
     if model_config.model == model_config.tokenizer:
         config.model = copied
-    return _Loading(load, model_config=config)
+    return functools.partial(load, model_config=config)
 
 
 def _copy_small_files(folder: Path) -> Path:
@@ -183,26 +183,19 @@ def _copy_small_files(folder: Path) -> Path:
     return copied
 
 
-class _Loading(functools.partial[Any]):
-    """A call that loads the tokenizer, but was not made yet."""
+def _get_tokenizer(manager: Any) -> Any:
+    """The attribute's value. A call that was assigned is made when the attribute is first read."""
+    try:
+        value = vars(manager)[_ATTRIBUTE]
+    except KeyError:
+        raise AttributeError(_ATTRIBUTE) from None
+    if isinstance(value, functools.partial):
+        value = vars(manager)[_ATTRIBUTE] = value()
+    return value
 
 
-class _LateAttribute:
-    """An attribute to which a call is assigned. The call is made when the attribute is first read."""
-
-    def __get__(self, instance: Any, owner: type) -> Any:
-        if instance is None:
-            return self
-        try:
-            value = vars(instance)[_ATTRIBUTE]
-        except KeyError:
-            raise AttributeError(_ATTRIBUTE) from None
-        if isinstance(value, _Loading):
-            value = vars(instance)[_ATTRIBUTE] = value()
-        return value
-
-    def __set__(self, instance: Any, value: Any) -> None:
-        vars(instance)[_ATTRIBUTE] = value
+def _set_tokenizer(manager: Any, value: Any) -> None:
+    vars(manager)[_ATTRIBUTE] = value
 
 
 @wraps(PROCESSOR_LOOKUP, CHAT_TEMPLATE)
