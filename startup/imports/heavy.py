@@ -7,13 +7,11 @@ repeatedly while millions of long-lived objects are created. The pause saves a q
 
 import functools
 import gc
-import importlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from startup.hook import uses
 from startup.imports.cheap_calls import make_calls_cheap
 from startup.imports.learned_imports import learned_imports
 
@@ -30,15 +28,11 @@ def import_engine() -> "LeftOut":
 
     A second call returns the result of the first one, also in a fork.
     """
-    from startup.imports.lean import LeftOut, import_lean
+    from startup.imports.lean import import_lean
 
     make_calls_cheap()
     with importing():
-        if uses("lean imports"):
-            return import_lean(_ENGINE_MODULES)
-        for module in ("torch", *_ENGINE_MODULES):
-            importlib.import_module(module)
-        return LeftOut()
+        return import_lean(_ENGINE_MODULES)
 
 
 def end_stand_ins() -> None:
@@ -52,10 +46,7 @@ def import_vision() -> None:
     from startup.imports.lean import import_lean
 
     with importing():
-        if uses("lean imports"):
-            import_lean(_VISION_MODULES).end()
-        for module in _VISION_MODULES:
-            importlib.import_module(module)
+        import_lean(_VISION_MODULES).end()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from functools import reduce
 from importlib.util import find_spec
 from typing import Any, Final
 
-from startup.hook import Hook, Name
+from startup.hook import Hook, Name, uses
 from startup.imports.scan_cache import cached_scans
 from startup.imports.stand_ins import StandIns
 
@@ -61,12 +61,12 @@ class LeftOut:
 
 
 def import_lean(modules: Sequence[str]) -> LeftOut:
-    """Imports torch and `modules`, with stand-ins that stay installed.
+    """Imports torch and `modules`, with stand-ins that stay installed, unless lean imports are left out.
 
     If an import fails, repeats it without stand-ins. Another version of transformers may use more of a
     replaced module than its stand-in supports.
     """
-    if not STAND_INS.applies:
+    if not uses("lean imports") or not STAND_INS.applies:
         with cached_scans():
             _import_all(("torch", *modules))
         return LeftOut()
