@@ -44,13 +44,13 @@ def range_problem(fact: FlagFact, value: Any) -> str | None:
 
 
 def _convert(fact: FlagFact, text: str) -> Any:
+    convert, fault = _CONVERTERS[fact.kind]
     try:
-        return _CONVERTERS[fact.kind](text, fact)
+        return convert(text, fact)
     except FlagValueError:
         raise
     except ValueError as err:
-        wanted = _WANTED.get(fact.kind, "is not valid")
-        raise FlagValueError(f"{fact.name} {text!r} {wanted}{_reason(err, fact)}") from err
+        raise FlagValueError(f"{fact.name} {text!r} {fault}{_reason(err, fact)}") from err
 
 
 def _reason(err: ValueError, fact: FlagFact) -> str:
@@ -84,25 +84,19 @@ def _check_fields(content: dict[str, Any], name: str, fields: dict[str, tuple[An
             raise FlagValueError(f"{name}: {key} {value!r} is not one of {listed}")
 
 
-_CONVERTERS: Final[dict[str, Callable[[str, FlagFact], Any]]] = {
-    "text": lambda text, _: text,
-    "unknown": lambda text, _: text,
-    "int": lambda text, _: int(text),
-    "size": lambda text, _: parse_size(text),
-    "size or auto": lambda text, _: -1 if text.strip().lower() == "auto" else parse_size(text),
-    "float": lambda text, _: float(text),
-    "json": lambda text, _: read_json(text),
-    "json or text": lambda text, _: read_json(text) if _OBJECT.match(text) else text,
-    "object": _parse_object,
-    "folded": lambda text, _: text.lower().replace("-", "_"),
+_CONVERTERS: Final[dict[str, tuple[Callable[[str, FlagFact], Any], str]]] = {
+    "text": (lambda text, _: text, ""),
+    "unknown": (lambda text, _: text, ""),
+    "int": (lambda text, _: int(text), "is not a whole number"),
+    "size": (lambda text, _: parse_size(text), "is not a whole number such as 4096, 4k or 4K"),
+    "size or auto": (
+        lambda text, _: -1 if text.strip().lower() == "auto" else parse_size(text),
+        "is neither auto nor a whole number such as 4096, 4k or 4K",
+    ),
+    "float": (lambda text, _: float(text), "is not a number"),
+    "json": (lambda text, _: read_json(text), "is not JSON"),
+    "json or text": (lambda text, _: read_json(text) if _OBJECT.match(text) else text, "is not JSON"),
+    "object": (_parse_object, "is not JSON"),
+    "folded": (lambda text, _: text.lower().replace("-", "_"), ""),
 }
-
-_WANTED: Final = {
-    "int": "is not a whole number",
-    "size": "is not a whole number such as 4096, 4k or 4K",
-    "size or auto": "is neither auto nor a whole number such as 4096, 4k or 4K",
-    "float": "is not a number",
-    "json": "is not JSON",
-    "json or text": "is not JSON",
-    "object": "is not JSON",
-}
+"""`FlagFact.kind` -> vLLM's conversion, and the fault of a text for which it raises ValueError."""
