@@ -48,8 +48,7 @@ class StartupResponder:
         self._life_fd: int | None = None
         """Write end of the process's death pipe. The kernel kills the process when this end is closed."""
         self._pid: int | None = None
-        self._is_handed_over = False
-        self._is_lost = False
+        self._takes_updates = True
         self._has_given_up = threading.Event()
         """Set once the process has confirmed that it no longer accepts, or has not replied in time."""
         self._waiting = threading.Lock()
@@ -82,14 +81,14 @@ class StartupResponder:
 
     def update(self, message: bytes) -> None:
         """Sends the state to the process. Does nothing if the process has exited or its queue is full."""
-        if self._is_handed_over or self._is_lost:
+        if not self._takes_updates:
             return
         try:
             self._ours.send(message)
         except BlockingIOError:
             pass
         except OSError:
-            self._is_lost = True
+            self._takes_updates = False
             logger.warning("the responder process %s was killed: probes wait until the HTTP server accepts", self._pid)
 
     def hand_over(self) -> None:
@@ -99,7 +98,7 @@ class StartupResponder:
         gets an answer of the responder. Waits at most `_GIVE_UP_S`, because the process may be stopped
         (SIGSTOP).
         """
-        self._is_handed_over = True
+        self._takes_updates = False
         group_signals.start_thread("startup-responder-end", self._end)
         self._has_given_up.wait(_GIVE_UP_S)
 
@@ -109,7 +108,7 @@ class StartupResponder:
         Returns the API process's connection to the responder (`startup.port.acceptor`), or None if the
         responder has exited. To end the responder, end the connection's stream, or call `kill`.
         """
-        self._is_handed_over = True
+        self._takes_updates = False
         try:
             if not is_listening(self._listener):
                 self._listener.listen(BACKLOG)
