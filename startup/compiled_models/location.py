@@ -85,9 +85,9 @@ class Location(ABC):
     def open(self, name: str) -> BinaryIO:
         """Opens an archive to read a part of it. A store needs one or two requests for the record."""
 
-    @abstractmethod
     def open_whole(self, name: str, scratch: Path) -> BinaryIO:
         """Opens an archive to read all of it. An object is downloaded into a nameless file in `scratch`."""
+        return self.open(name)
 
     @abstractmethod
     def add(self, name: str, path: Path) -> bool:
@@ -155,9 +155,6 @@ class _FolderLocation(Location):
                 file.close()
                 raise LocationError(f"{reason}, so it is not used: remove it from {self.address}")
             return file
-
-    def open_whole(self, name: str, scratch: Path) -> BinaryIO:
-        return self.open(name)
 
     def add(self, name: str, path: Path) -> bool:
         family, file_name = self._split(name)

@@ -20,30 +20,22 @@ _KINDS: Final = ("EngineCore", "VllmWorker")
 
 def create_watchdog(client: Any, context: ServerContext, server: WatchedServer) -> EngineWatchdog | None:
     """The watchdog for the engines of `client`, vLLM's AsyncLLM. None if they are not watched."""
-    try:
-        return _create_watchdog(client, context, server)
-    except Exception as err:  # noqa: BLE001 - vLLM is not as expected
-        logger.warning("no watchdog (--engine-watchdog-timeout): %s: %s", type(err).__name__, err)
-        return None
-
-
-def _create_watchdog(client: Any, context: ServerContext, server: WatchedServer) -> EngineWatchdog | None:
     record, timeout_s = context.record, context.watchdog_timeout_s
     core: Any = getattr(client, "engine_core", None)
     if not timeout_s or record is None or not hasattr(core, "core_engines"):
         return None
-    if getattr(client.vllm_config.parallel_config, "enable_fault_tolerance", False):
-        logger.info("no watchdog (--engine-watchdog-timeout): with --enable-fault-tolerance, engines wait for repairs")
+    try:
+        if getattr(client.vllm_config.parallel_config, "enable_fault_tolerance", False):
+            text = "no watchdog (--engine-watchdog-timeout): with --enable-fault-tolerance, engines wait for repairs"
+            logger.info(text)
+            return None
+        processes = RecordedProcesses(record, _KINDS)
+        is_first = core.client_index == 0
+        watchdog = EngineWatchdog(AskedCores(core), processes, server, timeout_s=timeout_s, is_first=is_first)
+        _export_silence(watchdog)
+    except Exception as err:  # noqa: BLE001 - vLLM is not as expected
+        logger.warning("no watchdog (--engine-watchdog-timeout): %s: %s", type(err).__name__, err)
         return None
-
-    watchdog = EngineWatchdog(
-        AskedCores(core),
-        RecordedProcesses(record, _KINDS),
-        server,
-        timeout_s=timeout_s,
-        is_first=core.client_index == 0,
-    )
-    _export_silence(watchdog)
     return watchdog
 
 
