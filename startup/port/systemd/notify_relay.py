@@ -54,7 +54,8 @@ class NotifyRelay:
                 )
             except BlockingIOError:
                 return
-            if any(_sender_pid(data) == server_pid for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS):
+            credentials = (data for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS)
+            if any(struct.unpack_from("3i", data)[0] == server_pid for data in credentials):
                 self._send(message)
 
     def close(self) -> None:
@@ -71,8 +72,3 @@ class NotifyRelay:
 def socket_address(manager: str) -> str:
     """Converts an address in NOTIFY_SOCKET to the kernel's form. A leading `@` marks an abstract address."""
     return f"\0{manager[1:]}" if manager.startswith("@") else manager
-
-
-def _sender_pid(credentials: bytes) -> int:
-    pid: int = struct.unpack("3i", credentials[:_CREDENTIALS_BYTES])[0]
-    return pid
