@@ -82,11 +82,10 @@ def alters(hook: Hook, module: str) -> Callable[[_Function], _Function]:
     return declare
 
 
-def place(*hooks: Hook) -> None:
-    """Makes the changes of those hooks that apply, each once its module has been imported."""
-    for hook in hooks:
-        for change in hook.changes if hook.applies else ():
-            change()
+def place(hook: Hook) -> None:
+    """Makes the changes of the hook if it applies, each once its module has been imported."""
+    for change in hook.changes if hook.applies else ():
+        change()
 
 
 @contextmanager

@@ -26,10 +26,6 @@ class AppAnswer(NamedTuple):
     """Pairs of a header's name, in lower case, and its value."""
     body: bytes
 
-    def header(self, name: bytes) -> bytes | None:
-        """The value of a header. None if it is missing."""
-        return next((value for each, value in self.headers if each == name), None)
-
 
 class HealthSampler:
     """Requests `/health` from vLLM's application without a connection. Runs on vLLM's event loop."""
@@ -81,9 +77,11 @@ class HealthSampler:
     async def _request(self) -> AppAnswer | None:
         """Requests `/health` once. None if the answer's length, status or connection header is unsuitable."""
         answer = await _ask(self._server, PATH)
-        if answer is None or answer.header(b"content-length") is None or answer.header(b"connection") is not None:
+        if answer is None:
             return None
-        return answer if answer.status in _STATUSES else None
+        names = {name for name, _ in answer.headers}
+        is_suitable = answer.status in _STATUSES and b"content-length" in names and b"connection" not in names
+        return answer if is_suitable else None
 
 
 def _as_answer(sample: AppAnswer, fixed_headers: list[tuple[bytes, bytes]]) -> bytes:
