@@ -14,12 +14,7 @@ from tests.support.standby_process import StandbyProcess
 from tests.support.waiting import wait_until
 
 
-def _start(
-    standby: StandbyProcess,
-    model: Path,
-    environment: dict[str, str],
-    mode: str = "require",
-) -> tuple[int, str]:
+def _start(standby: StandbyProcess, model: Path, environment: dict[str, str], mode: str = "require") -> tuple[int, str]:
     environment = {**standby.environment, **environment, "VCLI_STANDBY": mode}
     words = ("serve", model, "--preflight-only", "--port", free_port())
     done = run_cli(*words, environment=environment, cwd=standby.runtime_folder)
@@ -38,12 +33,6 @@ def _install(folder: Path, version: str) -> None:
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tiny-thing\nVersion: {version}\n")
 
 
-def _renewed(standby: StandbyProcess, old_pid: int) -> int:
-    wait_until(lambda: standby.status()["templates"][0]["pid"] not in (None, old_pid))
-    standby.wait_ready()
-    return standby.template().pid
-
-
 def test_an_upgraded_package_is_imported_again(tiny_llama, tmp_path):
     _install(tmp_path, "1.0")
     (tmp_path / "sitecustomize.py").write_text("import tiny_thing\n")
@@ -56,7 +45,9 @@ def test_an_upgraded_package_is_imported_again(tiny_llama, tmp_path):
         assert code == 3
         assert "out of date" in error
         assert "tiny_thing" in error
-        new_pid = _renewed(standby, template.pid)
+        wait_until(lambda: standby.status()["templates"][0]["pid"] not in (None, template.pid))
+        standby.wait_ready()
+        new_pid = standby.template().pid
         assert _start(standby, tiny_llama, environment)[0] == 0
         assert f"{new_pid} 2.0" in (tmp_path / "imported").read_text().splitlines()
         _install(tmp_path, "3.0")

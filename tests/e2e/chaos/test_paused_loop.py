@@ -47,8 +47,8 @@ async def _answer_with_a_long_body(scope: Scope, receive: Receive, send: Send) -
 
 
 @asynccontextmanager
-async def _serving(app: ASGI3Application) -> AsyncIterator[tuple[GracefulServer, tuple[str, int]]]:
-    """A server on this loop, and its address."""
+async def _serving(app: ASGI3Application) -> AsyncIterator[tuple[GracefulServer, socket.socket, float]]:
+    """A server on this loop, a connected client, and the time before it connected."""
     config = uvicorn.Config(
         app,
         loop="none",
@@ -59,52 +59,45 @@ async def _serving(app: ASGI3Application) -> AsyncIterator[tuple[GracefulServer,
         access_log=False,
     )
     server = GracefulServer(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        yield server, listener.getsockname()
+        client.setblocking(False)
+        begin_s = time.monotonic()
+        await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
+        yield server, client, begin_s
         server.should_exit = True
         await serving
 
 
 async def _send_in_a_pause(*, is_kept: bool) -> bytes | None:
-    loop = asyncio.get_running_loop()
-    async with _serving(_answer) as (server, address):
-        with socket.socket() as client:
-            client.setblocking(False)
-            begin_s = time.monotonic()
-            await loop.sock_connect(client, address)
-            if is_kept:
-                await loop.sock_sendall(client, _REQUEST)
-                assert await _receive(client)
-            while not server.server_state.connections:
-                await asyncio.sleep(0.01)
-            return await _receive(client) if await _pause(begin_s, lambda: client.send(_REQUEST)) else None
+    async with _serving(_answer) as (server, client, begin_s):
+        if is_kept:
+            await asyncio.get_running_loop().sock_sendall(client, _REQUEST)
+            assert await _receive(client)
+        while not server.server_state.connections:
+            await asyncio.sleep(0.01)
+        return await _receive(client) if await _pause(begin_s, lambda: client.send(_REQUEST)) else None
 
 
 async def _read_in_a_pause() -> int | None:
     """The number of bytes of the body that were received. None if there was no pause."""
-    loop = asyncio.get_running_loop()
-    async with _serving(_answer_with_a_long_body) as (server, address):
-        with socket.socket() as client:
-            client.setblocking(False)
-            begin_s = time.monotonic()
-            await loop.sock_connect(client, address)
-            await loop.sock_sendall(client, _REQUEST)
-            while not any(connection.flow.write_paused for connection in server.server_state.connections):
-                await asyncio.sleep(0.01)
-            received = bytearray()
+    async with _serving(_answer_with_a_long_body) as (server, client, begin_s):
+        await asyncio.get_running_loop().sock_sendall(client, _REQUEST)
+        while not any(connection.flow.write_paused for connection in server.server_state.connections):
+            await asyncio.sleep(0.01)
+        received = bytearray()
 
-            def read() -> None:
-                with suppress(BlockingIOError):
-                    while data := client.recv(1 << 20):
-                        received.extend(data)
+        def read() -> None:
+            with suppress(BlockingIOError):
+                while data := client.recv(1 << 20):
+                    received.extend(data)
 
-            if not await _pause(begin_s, read):
-                return None
-            with suppress(ConnectionError):
-                while len(received) < _NUM_CHUNKS * len(_CHUNK) and (data := await _receive(client)):
-                    received += data
-            return len(received.partition(b"\r\n\r\n")[2])
+        if not await _pause(begin_s, read):
+            return None
+        with suppress(ConnectionError):
+            while len(received) < _NUM_CHUNKS * len(_CHUNK) and (data := await _receive(client)):
+                received += data
+        return len(received.partition(b"\r\n\r\n")[2])
 
 
 async def _pause(begin_s: float, act: Callable[[], object]) -> bool:
