@@ -109,7 +109,7 @@ def test_a_killed_replica_loses_requests_only_until_the_balancer_knows(embedded,
 
 def test_a_grace_period_that_is_too_short_cuts_streams(embedded, under_load):
     with under_load(embedded, grace_s=5) as (deployment, load):
-        for _ in range(4):
+        for _ in range(40):  # they last longer than both stops, even where four take 5 s
             load.send(4000)
         deployment.replace_all()
     print(load.report())
