@@ -30,13 +30,12 @@ _MAX_MESSAGE_BYTES = 1 << 20
 _MAX_CONNECTIONS = 1024
 _CHUNK_BYTES = 1 << 16
 
-
 OpenChannel = Callable[[socket.socket], socket.socket]
 """Prepares an accepted, non-blocking socket, for example for TLS. Raises OSError to reject the client."""
 
 
 def open_plain() -> OpenChannel:
-    """Returns a function that leaves accepted sockets as they are, without TLS."""
+    """Returns a function that returns each accepted socket unchanged: the clients use no TLS."""
     return lambda client: client
 
 

@@ -522,14 +522,13 @@ def _known(raised: Raised, before: str, *, is_general: bool) -> KnownCause | Non
     texts = [before + raised.text] if before else []
     texts += dict.fromkeys((raised.text + raised.place, raised.text))
     causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general]
-    return next((known for text in texts for known in causes if _is_named(known, text)), None)
-
-
-def _is_named(known: KnownCause, text: str) -> bool:
-    """Whether the cause matches a text. If `where` is "end", the text's first line must match."""
-    if known.where == "end":
-        return known.matches(text.partition("\n")[0])
-    return known.matches(text.replace("\n", " ")) or known.matches(text.replace("\n", ""))  # if a terminal wraps it
+    for text in texts:
+        first, flat = text.partition("\n")[0], text.replace("\n", " ")
+        joined = text.replace("\n", "")  # if a terminal has wrapped the line
+        for known in causes:  # if `where` is "end", the text's first line must match
+            if known.matches(first) if known.where == "end" else known.matches(flat) or known.matches(joined):
+                return known
+    return None
 
 
 def _quote(raised: Raised, known: KnownCause | None) -> str:

@@ -99,4 +99,4 @@ _CONVERTERS: Final[dict[str, tuple[Callable[[str, FlagFact], Any], str]]] = {
     "object": (_parse_object, "is not JSON"),
     "folded": (lambda text, _: text.lower().replace("-", "_"), ""),
 }
-"""`FlagFact.kind` -> vLLM's conversion, and the fault of a text for which it raises ValueError."""
+"""`FlagFact.kind` -> vLLM's conversion, and what is wrong with a text if the conversion raises ValueError."""
