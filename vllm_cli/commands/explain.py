@@ -8,8 +8,9 @@ import click
 from envs.suggestion import did_you_mean
 from startup.errors import CODE_LINE
 from startup.reports.causes.digest import digest_to_dict, write_digest
-from startup.reports.causes.first_cause import BY_CODE, find_cause
+from startup.reports.causes.first_cause import find_cause
 from startup.reports.causes.log_line import read_lines
+from startup.reports.causes.table import BY_CODE
 
 _NOTHING_FAILED: Final = 1
 _CODE: Final = "VC-"
@@ -48,7 +49,7 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
       vllm-cli explain vllm.log --json
       vllm-cli explain VC-PORT-IN-USE
 
-    Exit codes: 0 a failure was found; 1 nothing in the log failed; 2 usage.
+    Exit codes: 0 a failure was found; 1 nothing failed, or a signal stopped vLLM; 2 usage.
     """
     if lists_causes:
         click.echo("\n\n".join(f"{known.name}: {_describe(code)}" for code, known in BY_CODE.items()))
@@ -59,13 +60,14 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
         click.echo(json.dumps(fields) if is_json else f"Cause: {_describe(log)}")
         return 0
     cause = find_cause(read_lines(log))
+    has_failed = cause is not None and not cause.is_stop
     if is_json:
-        click.echo(json.dumps({"failed": cause is not None, **(digest_to_dict(cause) if cause else {})}))
+        click.echo(json.dumps({"failed": has_failed, **(digest_to_dict(cause) if cause else {})}))
     elif cause:
         click.echo("\n".join(write_digest(cause)))
     else:
         click.echo("Nothing in this log failed. Is it the complete output, with standard error?", err=True)
-    return 0 if cause else _NOTHING_FAILED
+    return 0 if has_failed else _NOTHING_FAILED
 
 
 def _describe(code: str) -> str:

@@ -4,51 +4,35 @@ import re
 from typing import Any, Final
 
 from envs.redaction import hide_in_command
-from startup.errors import code_line
+from startup.errors import UNKNOWN_CAUSE, code_line
 from startup.logs.formatters import escape_controls
-from startup.reports.causes.first_cause import LLAMA_CPP_NAME, Cause
-from startup.reports.causes.known.installation import SETTING_REFUSED
-from startup.reports.causes.known.llama_cpp import LLAMA_CPP
-from startup.reports.causes.known.own import UNKNOWN
-from startup.reports.causes.known.processes import STOPPED
+from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause
+from startup.reports.causes.known_cause import KnownCause
+from startup.reports.causes.log_settings import names_in
+from startup.reports.causes.table import BY_NAME, LISTS, SETTING_REFUSED, rows_of
 
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
-_ROCM: Final = "rocm"
-_OF_ROCM: Final = re.compile(r"\bhip|\bHIP\b|ROCm|HSA_|gfx\d")
-_ROCM_NAMES: Final = (
-    ("nvidia-smi", "rocm-smi"),
-    ("CUDA_LAUNCH_BLOCKING=1", "AMD_SERIALIZE_KERNEL=3"),
-    ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
-    ("TORCH_CUDA_ARCH_LIST", "PYTORCH_ROCM_ARCH"),
-    ("--gpus all", "--device /dev/kfd --device /dev/dri"),
-    ("nvidia.com/gpu", "amd.com/gpu"),
-    ("CUDA toolkit", "ROCm"),
-)
-"""The names of NVIDIA's tools, flags and variables in advice, and of AMD's counterparts."""
+_SENTENCE: Final = re.compile(r"(?<=\.) (?=[A-Z`])")
+_GIVEN: Final = re.compile(r"--[a-z][\w-]+(?: (?:\d+|[a-z]+_\w+|[A-Z]\w+))?|\b[A-Z][A-Z0-9]*_[A-Z0-9_]+=[\w.:-]*\w")
+"""Matches a setting in advice, with its value."""
+_PLATFORMS: Final = [KnownCause(name, "", texts, "") for name, texts in rows_of("platforms")]
 _PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
 """Origin of an unknown error -> the program whose issues may explain it. Other origins are packages."""
+_OF_LLAMA_CPP: Final = ("llama-", "gguf-quantization")
+"""Beginnings of the names of llama.cpp's causes."""
 _OF_VLLM: Final = re.compile(r"--[a-z]|VLLM_|vLLM")
 _LLAMA_CPP_ADVICE: Final = (
     "Try the newest llama.cpp, its build for another backend (Vulkan, CPU), fewer layers on the GPU (-ngl), a smaller "
     "-c, no -fa, and a newer driver."
 )
 """Advice that replaces advice with vLLM's flags if llama.cpp has failed."""
-_NAMES: Final = re.compile(r"--[a-z][\w-]{1,60}|\b[A-Z]{2,20}_[A-Z0-9_]{2,60}|\b[a-z]{2,30}_[a-z0-9_]{2,60}(?==| \()")
-"""Matches the name of a flag, of an environment variable, or of a Python option that has a value."""
-_ROLES: Final = {
-    "worker": "A worker",
-    "engine core": "The engine core",
-    "API server": "The API server",
-    "engine": "The engine",
-    "API process": "The API process",
-    "": "The server",
-}
+_ROLES: Final = {"": "The server", **dict(rows_of("names of roles"))}
 """Role of a process of vLLM or the embedded engine -> its name in the digest. llama.cpp has no roles."""
 
 
 def write_digest(cause: Cause) -> list[str]:
     """The lines of the digest. Its advice is left out if the cause is unknown and its text has advice."""
-    happened = "was stopped" if cause.known is STOPPED else "waits" if cause.is_waiting else "failed"
+    happened = "was stopped" if cause.is_stop else "waits" if cause.is_waiting else "failed"
     first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part)
     if cause.is_mention:
         kind = "names a cause" if cause.known else "is the message of an error"
@@ -61,7 +45,7 @@ def write_digest(cause: Cause) -> list[str]:
         lines = [f"{first}.", f"Cause: {shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]
     else:
         lines = [f"{first}.", f"Cause: {cause.known.title}: {shown(cause.text)}", f"Do: {_advice(cause)}"]
-    return [*lines, code_line((cause.known or UNKNOWN).name)]
+    return [*lines, code_line(cause.known.name if cause.known else UNKNOWN_CAUSE)]
 
 
 def digest_to_dict(cause: Cause) -> dict[str, Any]:
@@ -70,7 +54,7 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
     return {
         "process": shown(cause.process) or None,
         "phase": cause.phase.removeprefix("while it ") or None,
-        "code": (known or UNKNOWN).code,
+        "code": (known or BY_NAME[UNKNOWN_CAUSE]).code,
         "cause": known.name if known else None,
         "title": known.title if known else None,
         "text": shown(cause.text),
@@ -81,9 +65,11 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
 
 def _advice(cause: Cause) -> str:
     advice = cause.known.advice if cause.known else ""
-    if cause.known is SETTING_REFUSED and (named := dict.fromkeys(_NAMES.findall(shown(cause.text)))):
-        advice = f"Change {', '.join([*named][:3])} as the message says, or try a newer vLLM."
-    is_of_llama_cpp = cause.known in LLAMA_CPP or LLAMA_CPP_NAME in advice
+    if cause.known is SETTING_REFUSED and not cause.first_step and (named := names_in(shown(cause.text))):
+        advice = f"Change {', '.join(named[:3])} as the message says, or try a newer vLLM."
+    is_of_llama_cpp = (
+        cause.known is not None and cause.known.name.startswith(_OF_LLAMA_CPP)
+    ) or LLAMA_CPP_NAME in advice
     if cause.origin == LLAMA_CPP_NAME and not is_of_llama_cpp and _OF_VLLM.search(advice):
         return _LLAMA_CPP_ADVICE
     return _for_this_log(advice, cause)
@@ -91,17 +77,28 @@ def _advice(cause: Cause) -> str:
 
 def _for_this_log(advice: str, cause: Cause) -> str:
     """Advice with this log's settings and the names of its platform."""
-    for name in cause.settings:
+    advice = " ".join(each for each in _SENTENCE.split(advice) if not _is_given(each, cause.given)) or advice
+    for name in filter(lambda each: each[0] == "-", cause.settings):
         advice = advice.replace(name, f"{name} (it is set)", 1)
-    if others := [name for name in cause.settings if f"{name} (" not in advice]:
-        advice = f"Leave out {' or '.join(others)} (set in this log). {advice}"
-    advice = f"{cause.first_step} {advice}".lstrip()
+    is_set = re.compile(r"Leave out .*\(it is set\)")
+    advice = " ".join(sorted(_SENTENCE.split(advice), key=lambda each: not is_set.match(each)))
+    others = [name for name in cause.settings if f"{name} (" not in advice]
+    left_out = f"Leave out {' or '.join(others)} (set in this log)." if others else ""
+    step = "" if _is_given(cause.first_step, cause.given) else shown(cause.first_step)
+    steps = (left_out, step) if left_out and others[0].isupper() else (step, left_out)
+    advice = " ".join(filter(None, (*steps, advice)))
     if cause.version:
         advice = advice.replace("a newer vLLM", f"a vLLM newer than {cause.version}")
-    if cause.platform == _ROCM or (not cause.platform and _OF_ROCM.search(cause.text)):
-        for of_cuda, of_rocm in _ROCM_NAMES:
-            advice = advice.replace(of_cuda, of_rocm)
+    platform = cause.platform or next((each.name for each in _PLATFORMS if each.matches(cause.text)), "")
+    for of_cuda, counterpart in zip(LISTS["cuda"], LISTS.get(platform, LISTS["cuda"]), strict=True):
+        advice = advice.replace(of_cuda, counterpart)
     return advice
+
+
+def _is_given(sentence: str, given: frozenset[str]) -> bool:
+    """Whether this sentence of advice only says to set what is set."""
+    named = _GIVEN.findall(sentence)
+    return bool(named) and given.issuperset(named) and sentence.startswith(("Set ", "Try ", "Use "))
 
 
 def shown(text: str) -> str:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, Literal, NamedTuple
 
+from startup.reports.causes.known_cause import Sign
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.own_faults import TracebackOrigin
-
-Role = Literal["worker", "engine core", "API server", ""]
+from startup.reports.causes.table import LISTS, rows_of
 
 _MOST_PROCESSES: Final = 512
 _MOST_IN_CHAIN: Final = 8
@@ -40,73 +40,24 @@ _ERROR_NAME: Final = re.compile(
 )
 """Matches the name of an exception, even without a traceback. `Error: ` begins messages of other programs."""
 
-ENDINGS: Final = (
-    "EngineCore failed to start",
-    "EngineCore encountered a fatal error",
-    "EngineCore hit an exception",
-    "WorkerProc failed to start",
-    "WorkerProc hit an exception",
-    "Exception in worker",
-    "Error executing method",
-    "Engine background task failed",
-    "AsyncLLM output_handler failed",
-    "Initialization failed. warmup error",
-    "the engine failed",
-)
-"""Messages before the traceback that ends a process. The last message is the embedded engine's."""
-REPEATS: Final = (
-    "Engine core initialization failed",
-    "Engine process failed to start",
-    "initialization failed due to an exception in a background process",
-    "EngineDeadError",
-)
-"""Messages of exceptions that only report that another process has failed."""
-_REFERENCES: Final = (
-    *REPEATS,
-    "EngineCore encountered an issue",
-    "Executor failed.",
-    "Engine loop is not running",
-    "Background loop has errored",
-    "Background loop is stopped",
-    "Backend subprocess died",
-    "CancelledError",
-    "ensure_kv_transfer_shutdown",
-    "SystemExit: 1",
-    "operation failed due to a previous error during capture",
-    "ZMQError: Operation not supported",
-    "ChildProcessError: worker died",
-    "RuntimeError: cancelled",
-    "Worker failed with error ''",
-    "Error: ', please check the stack trace",
-)
-"""Messages of exceptions that report another failure, or follow from one."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
 """The line that multiprocessing prints before the traceback that ends a process."""
 _REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py")
 HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
-_QUOTES: Final = ("raised:", "TorchScript interpreter.")
-"""Endings of a message's first line, if torch's compiler or TorchScript quotes an exception below."""
-_REQUEST_FILES: Final = re.compile(r"/(?:starlette|fastapi|uvicorn/protocols|entrypoints/openai/serving)")
-_ROLE_LABELS: Final[dict[Role, tuple[str, ...]]] = {
-    "engine core": ("EngineCore", "engine"),
-    "API server": ("APIServer", "ApiServer"),
-    "worker": ("Worker", "VllmWorker", "RayWorker"),
-}
-_ROLE_FRAMES: Final[dict[Role, tuple[str, ...]]] = {
-    "worker": ("worker_main", "worker_busy_loop", "_run_worker_process", "execute_method"),
-    "engine core": ("run_engine_core", "run_mp_engine"),
-    "API server": ("run_server",),
-}
-_ROLE_PLACES: Final[dict[Role, tuple[str, ...]]] = {
-    "engine core": ("core.py", "engine.py", "async_llm_engine.py"),
-    "worker": ("multiproc_executor.py", "multiproc_worker_utils.py", "worker_base.py"),
-}
-"""Role of a process -> beginnings of its label, functions in its tracebacks, and files that log its lines."""
+_QUOTES: Final = "raised:"
+"""The ending of a message's first line, if torch's compiler quotes an exception below."""
+_ROLES: Final = [(role, tuple(names.split(" | "))) for role, names in rows_of("roles")]
+"""Role of a process -> beginnings of its label, and files that log its lines."""
 
 
 def is_place_of_requests(place: str) -> bool:
     """Whether this source file logs errors that concern only one request of a client."""
     return bool(_REQUEST_PLACES.fullmatch(place))
+
+
+def package_of(file: str) -> str:
+    """The installed package that this file belongs to. Empty if it belongs to none."""
+    return file.rpartition("-packages/")[2].partition("/")[0] if "-packages/" in file else ""
 
 
 class Raised(NamedTuple):
@@ -131,12 +82,7 @@ class Raised(NamedTuple):
     @property
     def package(self) -> str:
         """The installed package whose code raised this exception. Empty if unknown."""
-        return self._file.rpartition("-packages/")[2].partition("/")[0] if "-packages/" in self._file else ""
-
-    @property
-    def is_of_called_code(self) -> bool:
-        """Whether the innermost Python line is known and called other code that raised this exception."""
-        return self.source != "" and not self.source.startswith(("raise", "assert"))
+        return package_of(self._file)
 
     @property
     def _file(self) -> str:
@@ -165,31 +111,8 @@ class Failure:
     is_of_library_import: bool = False
     """Whether an installed module raised an exception of the chain while it was imported."""
     phase: str = ""
-
-    def informative(self) -> list[Raised]:
-        """The chain's exceptions, the most informative first. Mere references are left out.
-
-        A direct cause is more informative than the exception that it caused. An exception that was raised
-        while Python handled another one is usually more informative than the handled exception.
-        """
-        ordered: list[Raised] = []
-        is_cause = False
-        for each in reversed(self.raised):
-            ordered.insert(0 if is_cause else len(ordered), each)
-            is_cause = each.is_direct
-        return [each for each in ordered if not any(part in each.text for part in _REFERENCES)]
-
-    @property
-    def role(self) -> Role:
-        by_label = (role for role, begins in _ROLE_LABELS.items() if self.process.startswith(begins))
-        by_frame = (role for role, names in _ROLE_FRAMES.items() if any(name in self.functions for name in names))
-        by_place = (role for role, places in _ROLE_PLACES.items() if self.place in places)
-        return next(chain(by_label, by_frame, by_place), "")
-
-
-@dataclass
-class _Reading:
-    failure: Failure
+    told: Sign | None = None
+    """The nearest line before it that may say why it occurred."""
     origin: TracebackOrigin = field(default_factory=TracebackOrigin)
     """Decides whether the traceback that is being read is a fault of vllm-cli."""
     state: Literal["frames", "message", "linked"] = "message"
@@ -208,15 +131,39 @@ class _Reading:
     """The files of the traceback that is being read."""
     is_ignored: bool = False
     """Whether Python only reports the exception, which ended nothing."""
+    is_apart: bool = False
+    """Whether an empty line follows the message so far."""
     is_source_next: bool = False
     """Whether the next line is the source code of a frame, if the log has lost its indentation."""
+
+    def informative(self) -> list[Raised]:
+        """The chain's exceptions, the most informative first. Mere references are left out.
+
+        An exception comes before its consequences, which it caused or which were raised while Python handled
+        it. An exception that code catches by design, to raise a better one, comes after the better one.
+        """
+        ordered: list[Raised] = []
+        is_direct = False
+        for number, each in enumerate(reversed(self.raised)):
+            name = each.text.partition(":")[0].rpartition(".")[2]
+            is_cause = number and (is_direct or not any(part in name for part in LISTS["caught"]))
+            ordered.insert(0 if is_cause else len(ordered), each)
+            is_direct = each.is_direct
+        return [each for each in ordered if not any(part in each.text for part in LISTS["references"])]
+
+    @property
+    def role(self) -> str:
+        """`worker`, `engine core`, `API server`, or empty if unknown."""
+        by_label = (role for role, names in _ROLES if self.process.startswith(names))
+        by_place = (role for role, names in _ROLES if self.place in names)
+        return next(chain(by_label, by_place), "")
 
 
 class FailureReader:
     """Takes the lines of a run one by one. At the end, `failures` returns the exceptions in them."""
 
     def __init__(self) -> None:
-        self._readings: dict[_Key, _Reading] = {}
+        self._readings: dict[_Key, Failure] = {}
         self._endings: set[_Key] = set()
         self._kept: dict[_Key, list[Failure]] = {}
         self.reference: Failure | None = None
@@ -225,6 +172,7 @@ class FailureReader:
         """The first traceback of the start that breaks off before its exception. None if there is none."""
         self._ignored: _Key | None = None
         """The key of the last line if Python ignores the exception that follows."""
+        self._told: Sign | None = None
         self._wrapped: _Key | None = None
         """The key of the last line if it is an exception that may continue in lines without a label."""
 
@@ -235,7 +183,9 @@ class FailureReader:
         found = [failure for kept in self._kept.values() for failure in kept]
         return sorted(found, key=lambda failure: failure.line)
 
-    def read(self, line: LogLine, number: int, phase: str) -> None:
+    def read(self, line: LogLine, number: int, phase: str, told: Sign | None = None) -> None:
+        """Takes the line with this number. `told`: see `Failure.told`."""
+        self._told = told
         key = (line.process, line.place)
         text = line.text
         is_wrapped = self._wrapped is not None and ("", "") in (key, self._wrapped)
@@ -244,7 +194,7 @@ class FailureReader:
             line = line._replace(process=key[0], place=key[1])
         else:
             self._wrapped = None
-        ending = next((ending for ending in ENDINGS if ending in text), None)
+        ending = next((ending for ending in LISTS["endings"] if ending in text), None)
         if ending or _PROCESS_HEADER.match(text):
             self._end(key)
             explanation = text.partition(ending)[2].lstrip(" .:") if ending else ""
@@ -269,38 +219,38 @@ class FailureReader:
             self._read_message(reading, _outdent(line, reading.indent), number, phase)
         self._ignored = key if text.startswith(_IGNORED) else None
 
-    def _open(self, line: LogLine, number: int, phase: str) -> _Reading:
+    def _open(self, line: LogLine, number: int, phase: str) -> Failure:
         if len(self._readings) >= _MOST_PROCESSES:
             self._end(next(iter(self._readings)))
         key = (line.process, line.place)
-        failure = Failure(line.process, line.place, number, phase=phase, is_ending=key in self._endings)
+        failure = Failure(*key, number, phase=phase, is_ending=key in self._endings, told=self._told)
         failure.is_of_request = is_place_of_requests(line.place) or line.level in HARMLESS_LEVELS
-        reading = self._readings[key] = _Reading(failure)
-        return reading
+        self._readings[key] = failure
+        return failure
 
     def _end(self, key: _Key) -> None:
         reading = self._readings.pop(key, None)
         if reading is None or reading.is_ignored:
             return
-        if not reading.failure.raised and (found := _RAISING.match(reading.source)):
-            self._add(reading, f"{found[1] or 'AssertionError'}: {found[2]}", reading.failure.line)
-        if not reading.failure.raised:
-            if not reading.failure.is_of_request or is_place_of_requests(reading.failure.place):
-                self.cut = self.cut or reading.failure
+        if not reading.raised and (found := _RAISING.match(reading.source)):
+            self._add(reading, f"{found[1] or 'AssertionError'}: {found[2]}", reading.line)
+        if not reading.raised:
+            if not reading.is_of_request or is_place_of_requests(reading.place):
+                self.cut = self.cut or reading
             return
-        if not reading.failure.informative():
-            self.reference = self.reference or reading.failure
+        if not reading.informative():
+            self.reference = self.reference or reading
             return
         kept = self._kept.get(key)
         if kept is None:
             if len(self._kept) < _MOST_PROCESSES:
-                self._kept[key] = [reading.failure]
-        elif kept[-1].raised[-1].text == reading.failure.raised[-1].text:  # written again where it ends the process
-            kept[-1].is_ending |= reading.failure.is_ending
+                self._kept[key] = [reading]
+        elif kept[-1].raised[-1].text == reading.raised[-1].text:  # written again where it ends the process
+            kept[-1].is_ending |= reading.is_ending
         elif kept[0].is_ending:
-            kept[1:] = [reading.failure]
+            kept[1:] = [reading]
         else:
-            kept[:] = [reading.failure]
+            kept[:] = [reading]
 
     def _begin_inside(self, line: LogLine, number: int, phase: str) -> None:
         """Begins an exception that has no traceback, or whose traceback's first lines are cut off."""
@@ -313,18 +263,15 @@ class FailureReader:
             reading.state = "frames"
             self._read_frame(reading, line, number)
 
-    def _read_frame(self, reading: _Reading, line: LogLine, number: int) -> None:
+    def _read_frame(self, reading: Failure, line: LogLine, number: int) -> None:
         text = line.text
         is_source, reading.is_source_next = reading.is_source_next, False
         if found := _FRAME.match(text):
             reading.origin.add_frame(found[1], found[2])
             reading.function, reading.source = found[2], ""
-            if len(reading.failure.functions) < _MOST_FUNCTIONS:
-                reading.failure.functions.append(found[2])
+            if len(reading.functions) < _MOST_FUNCTIONS:
+                reading.functions.append(found[2])
                 reading.files.append(found[1])
-            # While such a file is imported, no request is being served.
-            if found[2] != "<module>" and _REQUEST_FILES.search(found[1]):
-                reading.failure.is_of_request = True
             reading.is_source_next = text[0] == "F"
         elif text.strip() and text[0] not in " \t" and (not is_source or _ERROR_NAME.match(text)):
             reading.lines += 1
@@ -335,54 +282,46 @@ class FailureReader:
         elif not reading.source:
             reading.source = text.strip()
 
-    def _read_message(self, reading: _Reading, line: LogLine, number: int, phase: str) -> None:
+    def _read_message(self, reading: Failure, line: LogLine, number: int, phase: str) -> None:
         text = line.text
         if text.startswith((_DIRECT, _HANDLING)):
             reading.state, reading.is_direct, reading.lines = "linked", text.startswith(_DIRECT), 0
         elif not text.strip():
-            return
+            reading.is_apart = True
         elif (
             reading.state == "linked"
             or reading.lines >= _MOST_LINES
-            or (line.level and not line.place)
             or (_ERROR_NAME.match(text) and not _is_quoted(reading))
         ):
             self._end((line.process, line.place))
             self._begin_inside(line, number, phase)
-        elif not (
-            _is_quoted(reading) and (text.startswith((" ", "Traceback of TorchScript")) or _is_code(reading, text))
-        ):
+        elif not (_is_quoted(reading) and text.startswith(" ")):
             reading.lines += 1
-            last = reading.failure.raised.pop()
-            reading.failure.raised.append(last._replace(text=f"{last.text}\n{text.strip()}"[:_LONGEST_TEXT]))
+            last, end = reading.raised.pop(), "\n\n" if reading.is_apart else "\n"
+            reading.raised.append(last._replace(text=f"{last.text}{end}{text.strip()}"[:_LONGEST_TEXT]))
+            reading.is_apart = False
 
-    def _add(self, reading: _Reading, text: str, number: int) -> None:
+    def _add(self, reading: Failure, text: str, number: int) -> None:
         """Adds an exception to the chain. A long chain keeps its first exceptions and its last one."""
-        failure = reading.failure
-        if not failure.raised:
-            failure.line = number
-        if len(failure.raised) == _MOST_IN_CHAIN:
-            failure.raised.pop()
+        if not reading.raised:
+            reading.line = number
+        if len(reading.raised) == _MOST_IN_CHAIN:
+            reading.raised.pop()
         text = text.strip()
         files = tuple(reading.files)
         raised = Raised(text[:_LONGEST_TEXT], reading.is_direct, reading.function, reading.source, files)
-        failure.raised.append(raised)
-        failure.is_of_library_import |= reading.origin.is_of_library_import
-        if failure.own_fault is None and reading.origin.is_own(text):
-            failure.own_fault = raised
-        failure.functions.append("")
-        self._wrapped = (failure.process, failure.place)
-        reading.state, reading.is_direct, reading.lines = "message", False, 0
+        reading.raised.append(raised)
+        reading.is_of_library_import |= reading.origin.is_of_library_import
+        if reading.own_fault is None and reading.origin.is_own(text):
+            reading.own_fault = raised
+        reading.functions.append("")
+        self._wrapped = (reading.process, reading.place)
+        reading.state, reading.is_direct, reading.is_apart, reading.lines = "message", False, False, 0
 
 
-def _is_quoted(reading: _Reading) -> bool:
+def _is_quoted(reading: Failure) -> bool:
     """Whether the message of the exception quotes another exception in its later lines."""
-    return reading.failure.raised[-1].text.endswith(_QUOTES)
-
-
-def _is_code(reading: _Reading, text: str) -> bool:
-    """Whether `text` is a line of code that TorchScript quotes."""
-    return reading.failure.raised[-1].text.endswith(_QUOTES[1]) and not _ERROR_NAME.match(text)
+    return reading.raised[-1].text.endswith(_QUOTES)
 
 
 def _outdent(line: LogLine, columns: int) -> LogLine:

@@ -44,7 +44,7 @@ _UVICORN: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL): {1,8}")
 _GLOG: Final = re.compile(r"\[?([WEF])\d{3,4} \d\d:\d\d:\d\d\.\d{1,9} (?:\d{1,10} )?[\w./-]{1,80}:\d{1,6}\] ?")
 """Matches prefixes of C++ code, for example of torch: `[E716 19:47:26.324586583 Pool.cpp:523] `."""
 _GLOG_LEVELS: Final = {"W": "WARNING", "E": "ERROR", "F": "CRITICAL"}
-_PLACE: Final = re.compile(r"\[([\w./-]{1,80}\.py):\d{1,6}\] ?")
+_PLACE: Final = re.compile(r"\[?([\w./-]{1,80}\.py):\d{1,6}\] ?")
 _PREFIXES: Final = (
     re.compile(r"\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]? ?"),
     re.compile(r"(?:stdout|stderr) [FP] ?"),
@@ -57,11 +57,12 @@ _PREFIXES: Final = (
     re.compile(r">{1,3} "),
     re.compile(r"│ ?"),
     re.compile(r"\((?:Process|raylet)\) "),
+    re.compile(r"[a-z\d][a-z\d.-]{0,200}-(?:\d{1,4}|[bcdfghjklmnpqrstvwxz2456789]{5}) [a-z\d][a-z\d-]{0,62} "),
     re.compile(r"(?:vLLM )?(?:STDOUT|STDERR|stdout|stderr)(?: \||:) ?"),
 )
 """The first patterns match ISO times and the prefixes of containerd, journald, syslog, plain times, notebooks
 and Docker compose. The others match brackets such as `[rank0]:` and `[pod/name/container]`, log formats with
-bars, frames of terminals, quotations, Ray, and supervisors."""
+bars, frames of terminals, quotations, Ray, stern, and supervisors."""
 _PYTHON: Final = ("Traceback (most recent call last):", '  File "')
 
 _JSON_MESSAGES: Final = ("log", "message", "msg", "MESSAGE", "textPayload", "event", "line")
@@ -89,12 +90,16 @@ def read_line(raw: str) -> Iterator[LogLine]:
     if raw.startswith("{"):
         yield from _read_json(raw)
         return
-    starts = [found.start() for found in _GLUED.finditer(raw)] if len(raw) > _HEAD else []
-    for start, end in pairwise([0, *starts[1:], len(raw)]):
-        yield from _read_text(raw[start:end])
+    yield from _read_text(raw)
 
 
 def _read_text(raw: str) -> Iterator[LogLine]:
+    starts = [found.start() for found in _GLUED.finditer(raw)] if len(raw) > _HEAD else []
+    for start, end in pairwise([0, *starts[1:], len(raw)]):
+        yield from _read_record(raw[start:end])
+
+
+def _read_record(raw: str) -> Iterator[LogLine]:
     process, level, place, text = "", "", "", raw
     end = 0
     for found in _PROCESS.finditer(raw, 0, _HEAD):
@@ -117,6 +122,7 @@ def _read_text(raw: str) -> Iterator[LogLine]:
             place, text = found_place[1].rpartition("/")[2], text[found_place.end() :]
         elif uvicorn := _UVICORN.match(text):
             level, text = uvicorn[1], text[uvicorn.end() :]
+    text = text.removesuffix(" across cluster]").partition(" [repeated ")[0] if "[repeated " in text else text
     if text.endswith("│"):
         text = text[:-1].rstrip()
     yield LogLine(process, level, place, text)

@@ -5,32 +5,50 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Final
 
-from startup.reports.causes.known.failed_parts import PARTS, Part
 from startup.reports.causes.known_cause import KnownCause
+from startup.reports.causes.log_line import LogLine
+from startup.reports.causes.table import PARTS, Part, parts_of
 
-_TENSOR_PARALLEL: Final = "tensor_parallel_size"
 _ARGUMENTS: Final = ("non-default args: ", "args: Namespace(")
 _CONFIGURATION: Final = " LLM engine (v"
 """vLLM's line with the engine's configuration. Most of its values are not the user's."""
-_CHOSEN: Final = ("speculative_config", "kv_cache_dtype", _TENSOR_PARALLEL)
+_CHOSEN: Final = ("speculative_config", "kv_cache_dtype", "tensor_parallel_size")
 """Values in that line that are rarely vLLM's own."""
-_COMMAND: Final = ("vllm serve", "vllm.entrypoints.", "VLLM_")
+_COMMAND: Final = re.compile(
+    r"(?!.{0,200}?(?:Error|Exception|`|\b(?:[Pp]lease|[Tt]ry|[Uu]s(?:e|ing)|Run|[Ss]et|[Ww]ith|[Vv]ia) ))"
+    r".{0,200}?(?:\bvllm serve\b|\bvllm\.entrypoints\.|\bdocker run\b|\bVLLM_[A-Z0-9_]{2,60}=)"
+    r"|[-\s$#\"']{0,20}(?:(?:export|env|-e|--env) )?\"?[A-Z]{2,20}_[A-Z0-9_]{2,60}=\S"
+    r"|[-\s$#\"']{0,20}--[a-z]\S*(?!\S)(?!(?: [a-z]+){3})"
+)
+"""Matches a command, also one after a prompt or variables, and a line of its flags. Sentences are neither."""
 _ARGUMENT: Final = re.compile(r"\b([a-z][a-z0-9_]{2,60})'?(?:: |=)('[^']{0,80}'|\[\]|\{\}|[^\s,(){}']{1,80})?")
 _FLAG: Final = re.compile(r"(?<!\S)--([a-z][a-z0-9-]{2,60})(?:[= ]([^\s-]\S{0,80}))?")
-_VARIABLE: Final = re.compile(r"\b(VLLM_[A-Z0-9_]{2,60})=[\"']?(\w{1,80})")
-_WHOLE: Final = re.compile(r"(\d{1,9})\)? (?:must be|is not) divisible by (?:[a-z_ ]{0,60}\(?)(\d{1,6})")
-"""Matches a number that the tensor parallel size must divide, such as that of heads, and this size."""
-_BLOCKS: Final = re.compile(r"= ?(\d{1,9}) is not divisible by .{0,60}?= ?(\d{1,6})")
-"""Matches the size of one GPU's part of a weight, and that of the blocks that must divide it."""
-_LARGEST_SIZE: Final = 1_024
+_VARIABLE: Final = re.compile(
+    r"\b((?:VLLM|(?:PY)?TORCH\w{0,20}|TRITON|N?CCL|AITER|FLASHINFER|HSA|HIP|ROCM|GLOO|UCX)_[A-Z0-9_]{2,60})="
+    r"[\"']?([\w.:-]{1,80})"
+)
+_TURNED: Final = re.compile(
+    r"_(?!torch|enable|disable|force|cuda|rocm|debug|logging|worker|server|mode|backend)([a-z0-9]{4,}?)s?(?![a-z0-9])"
+)
+"""Matches words in the lower-case name of a variable that say what it turns on or off."""
+_OF_KERNELS: Final = re.compile(r"AITER|FLASH|TRITON|GEMM|CUTLASS|MARLIN|TRTLLM|_FP[48]")
+_SETTINGS: Final = "|".join(
+    sorted({name for part in PARTS for name in part.settings if "_" in name and not name.isupper()})
+)
+_NAMES: Final = re.compile(
+    r"(--[a-z][\w-]{1,60}|\b(?:VLLM|NCCL|HF|CUDA|PYTORCH|TORCH)_[A-Z0-9_]{2,60})"
+    rf"|\b({_SETTINGS}|max_(?:num|model)_\w{{2,40}}|\w{{2,20}}_parallel_size|gpu_memory_utilization|cudagraph_mode)\b"
+)
 _CHOICES: Final = ("mode", "format", "backend", "parser", "dtype", "quantization", "runner", "task", "executor")
 """Endings of the names of arguments whose values an exception may name instead of them."""
 _WRAPPERS: Final = ("/_custom_ops.py", "/_aiter_ops.py", "/custom_op.py", "/vllm/utils.py")
 """Files of vLLM that call kernels for all its parts."""
+_WANTS: Final = re.compile(r"\b(?:requires?|needs?|must|without|only|enable)\b")
+"""Matches words after which a message names what it wants, not what it refuses."""
 _UNSET: Final = ("", "0", "none", "false", "auto", "[]", "{}")
 _MOST_SETTINGS: Final = 300
 _MOST_NAMED: Final = 2
-_NUM_OPTIONAL: Final = 4
+_NUM_OPTIONAL: Final = 5
 """The number of parts at the beginning of `PARTS` without which vLLM often serves the same model."""
 
 
@@ -40,13 +58,16 @@ class LogSettings:
     def __init__(self) -> None:
         self._values: dict[str, str] = {}
 
-    def read(self, text: str) -> None:
-        """Takes a line without its prefixes."""
-        if any(part in text for part in _ARGUMENTS):
-            found = _ARGUMENT.findall(text)
-        elif _CONFIGURATION in text:
+    def read(self, line: LogLine) -> None:
+        """Takes a line. Only commands and vLLM's lines of arguments count. Messages name flags, too."""
+        text = line.text
+        if _CONFIGURATION in text:
             found = [each for each in _ARGUMENT.findall(text) if each[0] in _CHOSEN]
-        elif text.lstrip(" \t$#").startswith("--") or any(part in text for part in _COMMAND):
+        elif line.level not in ("", "INFO"):
+            return
+        elif any(part in text for part in _ARGUMENTS):
+            found = _ARGUMENT.findall(text)
+        elif not line.level and ("--" in text or "=" in text) and _COMMAND.match(text):
             found = [(name.replace("-", "_"), value or "true") for name, value in _FLAG.findall(text)]
             found += _VARIABLE.findall(text)
         else:
@@ -60,46 +81,58 @@ class LogSettings:
         """Whether the log shows no settings at all, for example because it is cut."""
         return not self._values
 
+    def value(self, name: str) -> str:
+        """The value of a setting. Empty if it is unknown."""
+        return self._values.get(name, "")
+
     def part_of(self, files: Sequence[str]) -> Part | None:
         """The part of vLLM with the innermost of the files that belongs to a part which is turned on."""
-        parts = (part for file in reversed(files) for part in PARTS if part.has(file))
+        parts = (part for file in reversed(files) for part in parts_of(file))
         return next((part for part in parts if any(self._set(name) for name in part.settings)), None)
 
-    def fitting_size(self, text: str) -> str:
-        """Advice with the largest tensor parallel size below the refused one. Empty if it is unknown."""
-        whole, size = _WHOLE.search(text), 0
-        if whole:
-            total, block, size = int(whole[1]), 1, int(whole[2])
-        elif found := _BLOCKS.search(text):
-            size = int(value) if (value := self._values.get(_TENSOR_PARALLEL, "")).isdecimal() else 0
-            total, block = int(found[1]) * size, int(found[2])
-        sizes = range(min(size, _LARGEST_SIZE) - 1, 0, -1)
-        fitting = next((n for n in sizes if total % (n * block) == 0 and (whole or size % n == 0)), 0)
-        if not fitting:
-            return ""
-        others = f" --pipeline-parallel-size {size // fitting}" if size % fitting == 0 else ""
-        return f"Set --tensor-parallel-size {fitting}{others}."
-
-    def blamed(self, files: Sequence[str], text: str, *, is_unclear: bool) -> list[str]:
+    def blamed(self, files: Sequence[str], text: str, shown: Part | None, *, is_unclear: bool) -> list[str]:
         """The set flags and variables that a failure may depend on, the likeliest first.
 
         Args:
             files: the files of the traceback, outermost first.
-            text: the exception and the line that raised it. They may name a setting or a part.
+            text: the exception and the line that raised it. They may name a setting.
+            shown: the part that they name.
             is_unclear: whether nothing else says what failed. Then an optional part may have.
         """
         words = text.lower().replace("-", "_").replace(" ", "_")
         named = (name for name, value in self._values.items() if _is_named(name, value.lower(), words))
-        spoken = (name for part in PARTS if any(word in text.lower() for word in part.words) for name in part.settings)
-        below = (name for file in reversed(files) for part in PARTS if part.has(file) for name in part.settings)
+        below = (name for file in reversed(files) for part in parts_of(file) for name in part.settings)
         all_parts = chain.from_iterable(part.settings for part in PARTS[:_NUM_OPTIONAL] if is_unclear)
-        found = dict.fromkeys(each for name in (*named, *spoken, *below, *all_parts) for each in self._set(name))
+        names = (*named, *(shown.settings if shown else ()), *below, *all_parts)
+        found = dict.fromkeys(each for name in names for each in self._set(name))
         return [shown_setting(name) for name in [*found][:_MOST_NAMED]]
+
+    def switches(self, words: str, *, is_of_kernel: bool) -> list[str]:
+        """The variables that the log turns on, and whose names' words are in `words`.
+
+        `is_of_kernel`: whether a kernel has failed. Then variables that choose kernels are in question, too.
+        """
+        names = [name for name, value in self._values.items() if name.isupper() and value in ("1", "true", "True")]
+        turned = {name: _TURNED.findall(name.lower()) for name in names}
+        told = [name for name in names if turned[name] and all(each in words.lower() for each in turned[name])]
+        return told or [name for name in names if is_of_kernel and _OF_KERNELS.search(name)]
+
+    def given(self) -> frozenset[str]:
+        """The settings as advice would write them."""
+        flags = {shown_setting(name): value for name, value in self._values.items() if value}
+        pairs = {f"{name}={value}" if name.isupper() else f"{name} {value}" for name, value in flags.items()}
+        return frozenset(pairs | {name for name, value in flags.items() if value.lower() == "true"})
 
     def _set(self, name: str) -> list[str]:
         """The set settings with this name, or the set variables whose names begin with it."""
         names = [each for each in self._values if each.startswith(name)] if name.isupper() else [name]
         return [each for each in names if self._values.get(each, "").lower().rpartition(".")[2] not in _UNSET]
+
+
+def names_in(text: str) -> list[str]:
+    """The flags, variables of vLLM and arguments that a message names, as flags and variables."""
+    found = dict.fromkeys(each[0] or each[1].replace("_", "-") for each in _NAMES.findall(text))
+    return [name if name[0] == "-" or name.isupper() else f"--{name}" for name in found]
 
 
 def _is_named(name: str, value: str, words: str) -> bool:
@@ -111,18 +144,18 @@ def _is_named(name: str, value: str, words: str) -> bool:
 def part_shown(files: Sequence[str], text: str, *, is_unclear: bool) -> Part | None:
     """The part that the text names, or else, if `is_unclear`, the nameless part with the innermost file."""
     words = text.lower()
-    named = next((part for part in PARTS if any(word in words for word in part.words)), None)
-    return named or next(
-        (part for part in PARTS if is_unclear and not part.known and part.has("".join(files[-1:]))), None
-    )
+    before = {word: words[: words.find(word)][-60:] for part in PARTS for word in part.words if word in words}
+    wanted = {word for word, text in before.items() if _WANTS.search(text)}
+    named = next((part for part in PARTS if before.keys() & {*part.words} - wanted), None)
+    innermost = parts_of("".join(files[-1:])) if is_unclear else []
+    return named or next((part for part in innermost if not part.known), None)
 
 
 def part_called(files: Sequence[str]) -> KnownCause | None:
     """The cause of the part of vLLM whose file is innermost, apart from files of libraries and wrappers."""
     inner = (file for file in reversed(files) if not file.endswith(_WRAPPERS))
     own = (file for file in inner if "/vllm/" in f"/{file.rpartition('-packages/')[2]}")
-    file = next(own, "")
-    return next((part.known for part in PARTS if part.has(file)), None)
+    return next((part.known for part in parts_of(next(own, ""))), None)
 
 
 def shown_setting(name: str) -> str:

@@ -20,10 +20,11 @@ from envs.registry import env
 from startup.errors import CrashError
 from startup.logs.formatters import escape_controls
 from startup.logs.options import LogFormat
+from startup.reports.causes.cause import Cause
 from startup.reports.causes.digest import digest_to_dict, write_digest
-from startup.reports.causes.first_cause import KNOWN, Cause, find_cause
-from startup.reports.causes.known.processes import STOPPED
+from startup.reports.causes.first_cause import find_cause
 from startup.reports.causes.log_line import read_lines
+from startup.reports.causes.table import KNOWN, STOPPED
 from startup.reports.crash.output_record import OutputRecord
 from startup.storage.caches import cache_folder
 
@@ -84,7 +85,7 @@ def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
     """Finds why the server has ended, in its output and the lines `more`. `STOPPED` if by a signal."""
     with suppress(OSError), record.file.open("rb") as stream:
         cause = find_cause(chain(read_lines(stream), more.splitlines()))
-        return None if cause and cause.is_mention and cause.known is None else cause
+        return None if cause and cause.is_guess else cause
     return None
 
 

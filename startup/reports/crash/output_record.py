@@ -22,6 +22,7 @@ from base.machine.descriptors import move_up
 from base.machine.memory import NOT_BY_OOM_KILLER, OomWatch
 from base.machine.processes import EndWatch, is_alive
 from base.wording import signal_name
+from startup.errors import is_of_machine
 from startup.reports.causes.own_faults import WITH_THREADS
 from startup.reports.causes.phase import LAST_PHASE
 
@@ -31,6 +32,8 @@ _SHORTENED: Final = "shortened"
 _MOST_MESSAGE_LINES: Final = 2
 _MOST_BYTES: Final = 8 << 20
 _PHASE: Final = "Phase: "
+_OF_MACHINE: Final = "Error of the machine"
+"""A line in the file of a process's facts: `is_of_machine` was true for an error."""
 _PROCESS: Final = "Process "
 """Beginning of the line before the traceback of an exception that ends a process."""
 _TRACEBACK: Final = "Traceback (most recent call last)"
@@ -119,9 +122,16 @@ class OutputRecord:
             self._note_phase(outer)
 
     def _note_phase(self, name: str) -> None:
+        self._add_fact(f"{_PHASE}{name}")
+
+    def _note_kind(self, err: BaseException | None) -> None:
+        if err is not None and is_of_machine(err):
+            self._add_fact(_OF_MACHINE)
+
+    def _add_fact(self, line: str) -> None:
         if self._state_fd is not None:
             with suppress(OSError):
-                os.write(self._state_fd, f"{_PHASE}{name}\n".encode())
+                os.write(self._state_fd, f"{line}\n".encode())
 
     def append(self, text: str) -> bool:
         """Appends text to the file, which is emptied first if it is too long. Returns False on a failure."""
@@ -140,6 +150,7 @@ class OutputRecord:
         """Adds output of this process. Returns the text to show, which may have a shortened traceback."""
         is_kept = (not self.keeps_only_errors or any(part in text for part in _OF_ERRORS)) and self.append(text)
         if _TRACEBACK in text:
+            self._note_kind(sys.exception())
             self._last_traceback = text
             if is_kept and is_terminal() and self._note_shortened():
                 return _without_frames(text)
@@ -167,6 +178,7 @@ class OutputRecord:
 
     def describe_exception(self, err: BaseException, name: str) -> str:
         """The traceback of an exception that ends a process. Empty if this process has logged it already."""
+        self._note_kind(err)
         lines = "".join(traceback.format_exception(err)).splitlines()
         return "" if lines[-1] in self._last_traceback else labelled([f"{_PROCESS}{name}:", *lines], name)
 
@@ -200,6 +212,10 @@ class OutputRecord:
     def begun_pids(self) -> list[int]:
         """The ids of all processes that have called `begin_process`. Some of them may have ended."""
         return [int(path.stem) for path in self.folder.glob("*.state")]
+
+    def has_error_of_machine(self) -> bool:
+        """Whether `is_of_machine` was true for an exception of a process, or the disk was full."""
+        return self.is_cut_off or any(_OF_MACHINE in self.read_state(pid).stack for pid in self.begun_pids())
 
     def _state_file(self, pid: int) -> Path:
         return self.folder / f"{pid}.state"

@@ -8,7 +8,7 @@ from typing import Any
 
 from base.machine.processes import process_start_ns
 from startup import start_origin
-from startup.reports.timeline.spans import API, PhaseSpan, Stretch, find_critical_path
+from startup.reports.timeline.spans import API, PhaseSpan, Stretch
 
 _NS = 1_000_000_000
 
@@ -102,12 +102,6 @@ class PhaseTimeline:
         now = time.monotonic_ns()
         running = [] if self.end_ns else self._open
         return [*self.spans, *(replace(span, end_ns=now) for span in running)]
-
-    @property
-    def critical_path(self) -> list[PhaseSpan]:
-        """The critical path without gaps, from the origin to the end of the start, or to the present time."""
-        end_ns = self.end_ns or time.monotonic_ns()
-        return find_critical_path(self.spans_so_far, begin_ns=self.origin_ns, end_ns=end_ns)
 
     def offset_s(self, time_ns: int) -> float:
         """The seconds from the origin to a monotonic time."""

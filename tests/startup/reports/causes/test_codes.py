@@ -11,8 +11,7 @@ import pytest
 
 from startup.errors import UNKNOWN_CAUSE, USAGE_CAUSE, StartupError, code_of, with_code
 from startup.files.download.messages import DownloadError, FailureKind
-from startup.reports.causes.first_cause import BY_CODE, KNOWN
-from startup.reports.causes.known.own import OWN
+from startup.reports.causes.table import BY_CODE, KNOWN, OWN
 from startup.session.preflight.report import USAGE, PreflightReport, error, warning
 
 ROOT = Path(__file__).parents[4]

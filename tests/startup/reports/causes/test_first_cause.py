@@ -1,5 +1,6 @@
 """Finds the first failure in logs of vLLM, in the forms of all versions and of programs that carry logs."""
 
+import json
 import logging
 import re
 import sys
@@ -12,11 +13,14 @@ import pytest
 
 from startup.logs.formatters import TextFormatter
 from startup.logs.json_lines import JsonFormatter
-from startup.reports.causes import failures, first_cause
+from startup.reports.causes import evidence, failures, first_cause
+from startup.reports.causes.cause import Cause
 from startup.reports.causes.digest import digest_to_dict, write_digest
-from startup.reports.causes.first_cause import Cause, find_cause
+from startup.reports.causes.first_cause import find_cause
 from tests.startup.reports.causes.written_logs import CORE, FOLDER, read_logs
-from tests.support.growth import growth
+from tests.support.growth import count_calls, growth
+from tests.support.properties import given, st
+from tests.support.tiers import thorough_but_for
 
 _SENTENCE = "The NVIDIA driver on your system is too old (found version 12080)"
 
@@ -34,6 +38,21 @@ def test_a_log_shows_its_cause(log):
     assert len(digest) <= 4
 
 
+@given(st.sampled_from(_LOGS), st.data())
+def test_a_log_that_is_cut_anywhere_raises_no_error(log, data):
+    first = data.draw(st.integers(0, len(log.lines) - 1))
+    last = data.draw(st.integers(first, len(log.lines) - 1))
+    begin, end = data.draw(st.integers(0, len(log.lines[first]))), data.draw(st.integers(0, len(log.lines[last])))
+    find_cause([log.lines[first][begin:], *log.lines[first + 1 : last], log.lines[last][:end]])
+
+
+@pytest.mark.parametrize("line", [line for log in _LOGS for line in log.lines if "detected platform" in line])
+def test_each_beginning_of_a_line_about_the_platform_is_read(line):
+    for end in range(len(line)):
+        find_cause([line[:end]])
+    assert find_cause(["detected platform "]) is None
+
+
 def _found(cause: Cause | None) -> str:
     if cause is None:
         return "nothing"
@@ -41,8 +60,8 @@ def _found(cause: Cause | None) -> str:
     return f"{_name(cause) or 'unknown'}: {', '.join(filter(None, where))}"
 
 
-def _name(cause: Cause) -> str | None:
-    return cause.known and cause.known.name
+def _name(cause: Cause | None) -> str | None:
+    return cause.known.name if cause and cause.known else None
 
 
 @pytest.mark.parametrize("text", (FOLDER / "raised.txt").read_text().splitlines())
@@ -84,8 +103,9 @@ def test_the_formats_of_our_own_logs(formatter):
     assert cause is not None and _name(cause) == "gpu-out-of-memory"
 
 
-def test_secrets_and_control_characters_of_the_log_are_not_shown():
-    cause = find_cause(["vllm: error: unrecognized arguments: --api-key sesame --\x1b]0;titlex"])
+@pytest.mark.parametrize("begin", ["vllm: error: unrecognized arguments:", "ValueError: no x. Please set"])
+def test_secrets_and_control_characters_of_the_log_are_not_shown(begin):
+    cause = find_cause([f"{begin} --api-key sesame --\x1b]0;titlex"])
     assert cause is not None
     assert "sesame" not in "".join(write_digest(cause)) + str(digest_to_dict(cause))
     assert "\x1b" not in "".join(write_digest(cause))
@@ -121,8 +141,14 @@ def test_all_lines_of_an_excerpt_are_read_and_of_a_long_log_those_that_look_like
 )
 def test_the_cost_is_linear_in_the_number_of_lines(line, monkeypatch):
     """Each line is compared with all known causes once, so that other costs are seen."""
-    monkeypatch.setattr(first_cause, "_match", cache(first_cause._match))
+    monkeypatch.setattr(evidence, "known_in", cache(evidence.known_in))
     assert growth(lambda lines: lambda: find_cause([line] * lines), smallest=64) is None
+
+
+def test_an_error_in_json_costs_few_steps():
+    """Calls of functions. A line cost 3,400 when it was compared with one cause after the other."""
+    line = json.dumps({"level": "error", "message": "request 7 failed, and nothing known is in this line"})
+    assert count_calls(lambda: find_cause([line] * 100)) / 100 < 300
 
 
 @pytest.mark.alone
@@ -156,7 +182,34 @@ def test_states_of_a_progress_bar_cost_no_more_than_lines(monkeypatch):
     monkeypatch.setattr(first_cause, "_LONGEST_EXCERPT", 20)
     costs = set()
     for end in ("\r", ""):
-        with patch.object(first_cause, "_match", wraps=first_cause._match) as match:
+        with patch.object(evidence, "known_in", wraps=evidence.known_in) as match:
             assert find_cause(f"Loading: {percent} %{end}" for percent in range(100)) is None
         costs.add(match.call_count)
     assert len(costs) == 1
+
+
+_SHIPPERS = {
+    "docker compose": lambda line: f"vllm-1  | {line}",
+    "kubectl --prefix": lambda line: f"[pod/vllm-0/vllm] {line}",
+    "journald": lambda line: f"Sep 03 11:03:37 host vllm[123]: {line}",
+    "stern": lambda line: f"vllm-0 vllm {line}",
+    "fluentbit": lambda line: json.dumps({"log": f"{line}\n", "stream": "stderr", "time": "2026-09-03T11:03:37Z"}),
+    "CRI": lambda line: f"2026-09-03T11:03:37.123456789Z stderr F {line}",
+}
+"""Programs that carry logs -> how each writes a line."""
+
+
+@pytest.mark.parametrize("carry", _SHIPPERS.values(), ids=_SHIPPERS)
+@pytest.mark.parametrize("log", thorough_but_for(_LOGS, *_LOGS[:20]), ids=lambda log: log.place)
+def test_the_programs_that_carry_logs_change_no_cause(log, carry):
+    plain, carried = find_cause(log.lines), find_cause(map(carry, log.lines))
+    assert _found(carried) == _found(plain)
+
+
+@given(st.sampled_from([log for log in _LOGS if "label" not in log.place]), st.integers(1, 7))
+def test_lines_of_another_rank_change_no_cause(log, step):
+    """Between the lines of one process, another one goes on."""
+    other = "(Worker_TP7 pid=77) DEBUG 09-03 11:03:36 [x.py:1] step"
+    mixed = [each for number, line in enumerate(log.lines) for each in ([other] * (number % step == 0) + [line])]
+    found, plain = find_cause(mixed), find_cause(log.lines)
+    assert _name(found) == _name(plain) if plain else found is None

@@ -5,9 +5,10 @@
 
 import pytest
 
+from startup.reports.causes.cause import Cause
 from startup.reports.causes.digest import write_digest
-from startup.reports.causes.first_cause import Cause, find_cause
-from startup.reports.causes.known.failed_parts import PARTS
+from startup.reports.causes.first_cause import find_cause
+from startup.reports.causes.table import PARTS
 from tests.startup.reports.causes.written_logs import CORE, INFO
 from tests.support.tiers import thorough_but_for
 

@@ -11,14 +11,14 @@ import pytest
 
 from base.machine.memory import OomWatch
 from startup.embedded.engine_process import EngineProcess
+from startup.errors import UNKNOWN_CAUSE
 from startup.reports.causes.first_cause import find_cause
-from startup.reports.causes.known.own import UNKNOWN
 from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 
 _ROOT = Path(__file__).parents[4]
 _END = re.compile(
     r"\b(?:ended (?:with|by|before|unexpectedly)|has ended|was (?:killed|ended)|killed by|died|crashed|exit code|hangs|"
-    r"ran out of memory|no message)\b"
+    r"ran out of memory|no message|refused|signal|was stopped|SIGTERM|cannot start|not started again after)\b"
 )
 _NO_ENDS = (
     # Help texts and what plain vLLM does.
@@ -30,6 +30,10 @@ _NO_ENDS = (
     "the server ends up to five seconds later",
     "exit code 1 when the engine dies",
     "exit code {}",
+    "SIGTERM ",
+    "a signal calls its shutdown",
+    "How long requests waited",
+    "probes refused",
     # What follows from another message, which has the cause, or contains the reason.
     "ended by {",
     "ended with the process {",
@@ -40,8 +44,14 @@ _NO_ENDS = (
     # The server goes on without this process, or a command reports about requests.
     "the responder process",
     "{} was left behind by a server",
+    "stopping: running requests are answered",
+    "signal %d has no effect",
+    "{}; stopped by a signal",
+    "refused, because {}",
     "{} did not stop in time",
     "{}: {} answers ended before",
+    # The end of an earlier start, which a warning of this one names.
+    "the engine ended before all of them were captured",
 )
 """Beginnings of texts that report no end, by the reason why."""
 _PACKAGES = ("startup", "server", "router", "vllm_cli")
@@ -86,7 +96,7 @@ def _has_known_cause(sentence: str, engine: str) -> bool:
     text = re.sub(r"(by|with) \{\}", r"\1 SIGSEGV", sentence)
     text = text.replace("code SIGSEGV", "code 1").replace("%s", "x").replace("%d", "7").replace("{}", "9")
     cause = find_cause([f"{_ENGINES[engine]}{text}"])
-    return cause is not None and cause.known not in (None, UNKNOWN)
+    return cause is not None and cause.known is not None and cause.known.name != UNKNOWN_CAUSE
 
 
 _SIGNALS = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE]

@@ -1,8 +1,8 @@
 """Logs as `logs.txt` and `log_settings.txt` write them: short forms of labels, tracebacks and common lines.
 
-After `| ` comes a line of the log. `[CORE]` and the other names of `_LABELS` stand for a process's label.
-`@ load_model f > KeyError: 'x'` is a traceback of these functions, `@ vllm/x.py > …` one of these files. If
-the line ends with `>`, the traceback is cut before its exception.
+A title or an empty line begins a log. After `| ` comes a line of the log. `[CORE]` and the other names of
+`_LABELS` stand for a process's label. `@ load_model f > KeyError: 'x'` is a traceback of these functions,
+`@ vllm/x.py > …` one of these files. If the line ends with `>`, the traceback is cut before its exception.
 `[FAILED]` stands before such a traceback of an engine that has failed to start, `[ARGS]` before arguments.
 After `=>` come the expected cause, its line, process and phase, or `nothing`. Indented lines are the
 cause's text, or lines of the digest, where `…` stands for any text. Each row `- A => B` makes a log of its
@@ -41,7 +41,7 @@ class WrittenLog(NamedTuple):
 
 def read_logs(name: str) -> Iterator[WrittenLog]:
     title = ""
-    for block in (FOLDER / name).read_text().strip().split("\n\n"):
+    for block in re.split(r"\n\n|\n(?=# )", (FOLDER / name).read_text().strip()):
         lines = block.splitlines()
         if lines[0].startswith("# "):
             title = lines.pop(0)[2:]

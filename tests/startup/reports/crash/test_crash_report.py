@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from envs.registry import env
-from startup.reports.causes.first_cause import Cause, find_cause
+from startup.reports.causes.cause import Cause
+from startup.reports.causes.first_cause import find_cause
 from startup.reports.crash import crash_report, output_record
 from startup.reports.crash.crash_report import (
     build_error,
