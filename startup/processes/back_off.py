@@ -9,7 +9,7 @@ _STABLE_S: Final = 10.0
 
 
 class BackOff:
-    """Pauses of 1, 2, 4 … 60 s. The first failure after a recovery has no pause."""
+    """Pauses of 1, 2, 4 … 60 s. The first failure in a row has no pause if the program has worked before."""
 
     def __init__(self) -> None:
         self.num_failures = 0
@@ -21,7 +21,7 @@ class BackOff:
         if worked_s >= _STABLE_S:
             self.reset()
         self.num_failures += 1
-        if worked_s >= _STABLE_S:
+        if worked_s > 0 and self.num_failures == 1:
             return 0.0
         pause_s, self._next_s = self._next_s, min(2 * self._next_s, LONGEST_S)
         return pause_s

@@ -117,7 +117,7 @@ class StartRecordings:
     environment: dict[str, str] = field(default_factory=dict)
     """Variables whose values in children differ from the values with which the forkserver started."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Modules that the forkserver could not preload, with the error."""
+    """Modules that the forkserver could not preload, with the error, unless the machine refused something."""
     unfit: set[str] = field(default_factory=set)
     """Names of hooks that the forkserver has left out."""
     num_threads: int = 1

@@ -27,9 +27,9 @@ def run_serve(line: CommandLine) -> int:
         return _run(("serve", *words_with_copy(line, stack)))
 
 
-def run_plain(command: str, words: Sequence[str]) -> int:
+def run_plain(words: Sequence[str]) -> int:
     """Runs another command of vLLM, and reports its failures as vLLM does."""
-    return without_click(lambda: _run((command, *words)))
+    return without_click(lambda: _run(words))
 
 
 def without_click(run: Callable[[], int]) -> int:

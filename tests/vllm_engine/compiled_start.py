@@ -30,11 +30,6 @@ class Told:
     compiled: Mapping[str, Any]
     """`compiled_model` in the report. Empty for a plain start."""
 
-    @property
-    def changes(self) -> set[tuple[str, str]]:
-        """Kind and name of each change."""
-        return {(change["kind"], change["name"]) for change in self.compiled.get("changes", ())}
-
     def warnings(self, text: str) -> list[str]:
         """The launcher's warnings with this text."""
         return [line for line in self.log.splitlines() if "WARNING" in line and "(launcher)" in line and text in line]

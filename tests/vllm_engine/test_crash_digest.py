@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from startup.reports.causes.first_cause import KNOWN
+from startup.reports.causes.table import KNOWN
 from tests.support.waiting import wait_until
 from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.crashes import crash_plugin

@@ -13,7 +13,7 @@ import pytest
 from startup.logs.setup import PACKAGES
 from tests.deploy.container_root import ContainerRoot
 from tests.deploy.shipped import PODS_OF_VLLM, pod_start
-from tests.startup.vllm.fake_start import short_folder
+from tests.support.folders import short_folder
 from tests.support.hub import HubServer
 from tests.support.peer_vllm import PYTHON, ROOT
 from tests.support.ports import free_port

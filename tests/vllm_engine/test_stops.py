@@ -10,7 +10,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from tests.startup.vllm.fake_start import short_folder
+from tests.support.folders import short_folder
 from tests.support.http_client import ask
 from tests.support.hub import HubServer
 from tests.support.openai_client import StreamReader

@@ -1,13 +1,19 @@
 """The recorded facts agree with vLLM, and words are read as vLLM reads them."""
 
+import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import pytest
 
+from envs.foreign import overlaid
+from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts
-from startup.words.flag import Shape
+from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_words.preflight.arguments import GivenStart
+from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value
+from startup.vllm_words.preflight.surroundings import surroundings_findings
 from startup.words.table import FLAGS
 from tests.support.peer_vllm import ask_vllm
 from tests.support.reading import Reading
@@ -24,12 +30,24 @@ VALUES: Final = (
 )  # fmt: skip
 
 
+JSON_VALUES: Final = (
+    None, True, False, 0, 1, 2, 3, 4, 7, -1, 300, 1 << 70, 0.0, 1.0, 1.5, 1e300, "", "x", "0", "1", "3", " 3 ",
+    "3.0", "1_0", "1.5", "1e3", "true", "Off", "auto", "AUTO", "none", "None", "inf", "nan", "9" * 400, "a,b", "re:(",
+    [], [2, 0], ["x"], ["1"], [1], [None], [[]], {}, {"foo": 1}, {"a": "x"}, {"a": 1}, "{}", "[]",
+)  # fmt: skip
+"""Values for every field of vLLM's JSON flags."""
 _SCRIPT: Final = Path(__file__).parent / "preflight" / "vllm_parser.py"
 
 
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory: pytest.TempPathFactory) -> VllmFacts:
-    answer = ask_vllm(_SCRIPT, {"lines": []}, tmp_path_factory.mktemp("facts"), timeout_s=1200)
+def answer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return ask_vllm(
+        _SCRIPT, {"lines": [], "texts": VALUES, "values": JSON_VALUES}, tmp_path_factory.mktemp("facts"), timeout_s=1200
+    )
+
+
+@pytest.fixture(scope="module")
+def facts(answer: Any) -> VllmFacts:
     return msgspec.convert(answer["facts"], VllmFacts)
 
 
@@ -60,6 +78,59 @@ def test_each_value_that_vllm_accepts_passes_and_of_plain_values_nothing_else(fa
     assert len(flags) > 200
 
 
+def _named(facts: VllmFacts, variables: dict[str, str]) -> set[str]:
+    """The variables whose values the preflight reports."""
+    start = GivenStart(InstalledVllm("0.32.0+cpu", Path()), CommandLine.of(["m"], facts))
+    with overlaid(variables):
+        findings = [finding for finding in surroundings_findings(start) if finding.check != "rust_frontend"]
+    return {re.split("[ :=]", finding.message)[0] for finding in findings} & {*variables}
+
+
+def test_each_value_of_a_variable_that_vllm_rejects_is_named_and_no_other_value(answer, facts):
+    refused: dict[str, set[str]] = {}
+    for name, text in answer["refused"]:
+        refused.setdefault(text, set()).add(name)
+    names = {fact.name for fact in facts.variables}
+    assert set().union(*refused.values()) - names == set()
+    assert {text: _named(facts, dict.fromkeys(names, text)) for text in refused} == refused
+    assert len(refused[""]) > 150
+
+
+def test_values_in_json_flags_are_rejected_only_if_vllm_rejects_them_and_mostly_then(answer, facts):
+    flags = {fact.name: fact for fact in facts.flags}
+    wrong, passed, num_refused = [], [], 0
+    for name, text, is_accepted in answer["objects"]:
+        try:
+            parse_value(flags[name], text)
+        except FlagValueError as err:
+            num_refused += 1
+            wrong += [(name, text, str(err))] if is_accepted else []
+        else:
+            passed += [] if is_accepted else [(name, text)]
+    assert wrong == []
+    assert {("--compilation-config", '{"mode": "3"}'), ("--pooler-config", '{"foo": 1}')}.isdisjoint(passed)
+    assert len(passed) < num_refused / 10, "the others break rules between fields"
+
+
+def test_variables_of_vllms_log(facts, tmp_path):
+    contents = {"none": "{}", "whole": '{"version": 1}', "newer": '{"version": 2}', "list": "[1]", "cut": "[1"}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    files = [str(tmp_path / name) for name in contents]
+    levels = ("", "10", "warn", " info", "x", "NOTSET", "fatal")
+    logs = [
+        *({"VLLM_LOGGING_LEVEL": text, **other} for text in levels for other in ({}, {"VLLM_CONFIGURE_LOGGING": "1"})),
+        *({"VLLM_LOGGING_LEVEL": "x", "VLLM_CONFIGURE_LOGGING": text} for text in ("0", "00")),
+        *({"VLLM_LOGGING_STREAM": text} for text in ("ext://no.x", "cfg://x", "ext://sys.stderr", "x", "")),
+        *({"VLLM_LOGGING_CONFIG_PATH": text} for text in (*files, str(tmp_path), "/missing", "")),
+        {"VLLM_LOGGING_CONFIG_PATH": files[1], "VLLM_CONFIGURE_LOGGING": "0"},
+        {"VLLM_LOGGING_CONFIG_PATH": "", "VLLM_CONFIGURE_LOGGING": "0"},
+        {"VLLM_LOGGING_CONFIG_PATH": files[1], "VLLM_LOGGING_LEVEL": "x", "VLLM_LOGGING_STREAM": "ext://no.x"},
+    ]
+    can_log = ask_vllm(_SCRIPT, {"lines": [], "logs": logs}, tmp_path, timeout_s=1200)["logs"]
+    assert [not _named(facts, variables) for variables in logs] == can_log
+
+
 def test_registered_names(facts):
     examples = {
         "--tool-call-parser": "hermes", "--reasoning-parser": "qwen3", "--quantization": "fp8",
@@ -71,5 +142,5 @@ def test_registered_names(facts):
 def test_the_table_of_flags_has_all_of_vllms_and_the_same_switches(facts):
     names = {name for flag in facts.flags for name in (*flag.names, *flag.opposites)}
     assert names - VLLM_NAMES == set()
-    switches = {flag.name for flag in FLAGS if flag.shape is Shape.SWITCH}
+    switches = {flag.name for flag in FLAGS if flag.nargs == 0}
     assert {flag.name for flag in facts.flags if flag.opposites} - switches == set()

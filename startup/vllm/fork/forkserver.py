@@ -29,7 +29,6 @@ from startup.vllm.fork.openmp_state import update_openmp
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.journal import API_SERVER, FORKSERVER, this_start
 from startup.vllm.patches.temp_files import variables_of_new_programs
-from startup.vllm.serving.rust_frontend import follows_rust_frontend
 from startup.vllm.serving.server_context import ChildLink
 from startup.vllm.serving.serving_events import report_serving
 
@@ -153,9 +152,7 @@ class _ForkedPopen(ForkedPopen):
 
     def may_be_new_program(self) -> bool:
         """Whether a new program may replace the fork. False if the process takes the port through pipes."""
-        return _pipes is None or not (
-            self.name.startswith(API_SERVER) or (self.name.startswith(_ENGINE) and follows_rust_frontend())
-        )
+        return _pipes is None or not self.name.startswith(API_SERVER)
 
     def start_program(self, path: Any, words: Any, fds: Any) -> int:
         with foreign.overlaid(variables_of_new_programs()):

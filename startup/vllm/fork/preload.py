@@ -8,7 +8,7 @@ which inherit the imported modules.
 import gc
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 from envs import foreign
 from startup.vllm.fork.openmp_state import record_openmp
@@ -25,22 +25,18 @@ from envs.registry import env  # noqa: E402
 from startup.compiled_models.exchange import Exchange  # noqa: E402
 from startup.compiled_models.vllm_hooks import report_compiled_models  # noqa: E402
 from startup.hook import find_unfit_silently, place_only_for, unfit, uses  # noqa: E402
-from startup.imports.cheap_calls import make_calls_cheap  # noqa: E402
-from startup.imports.gpu_guard import driver_kept_uninitialized, why_unforkable  # noqa: E402
-from startup.imports.learned_imports import learned_imports  # noqa: E402
+from startup.imports.gpu_guard import why_unforkable  # noqa: E402
 from startup.logs.setup import configure_own_loggers  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
 from startup.processes.forkserver import refuse_forks  # noqa: E402
 from startup.reports.crash.output_record import OutputRecord  # noqa: E402
-from startup.vllm.api_server_imports import import_leniently  # noqa: E402
 from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal, this_start  # noqa: E402
-from startup.vllm.patches.compiler import compiler_imported  # noqa: E402
-from startup.vllm.patches.late_imports import late_imports  # noqa: E402
 from startup.vllm.patches.model_registry import model_modules  # noqa: E402
 from startup.vllm.patches.placing import place_hooks  # noqa: E402
 from startup.vllm.patches.process_titles import find_title_memory  # noqa: E402
+from startup.vllm.vllm_imports import import_leniently, importing_vllm  # noqa: E402
 
 
 def _preload(plan: PreloadPlan) -> None:
@@ -52,13 +48,7 @@ def _preload(plan: PreloadPlan) -> None:
     this_start.record = OutputRecord(Path(plan.folder))
     report_compiled_models(Exchange(Path(plan.folder)))
     place_hooks("forkserver")
-    make_calls_cheap()
-    with ExitStack() as stack:
-        stack.enter_context(learned_imports())
-        if uses("lean imports"):
-            stack.enter_context(late_imports(in_engine=True))
-        stack.enter_context(compiler_imported(plan.compiler))
-        stack.enter_context(driver_kept_uninitialized())
+    with importing_vllm(plan.compiler, late_in="forkserver" if uses("lean imports") else None):
         failed = import_leniently(plan.modules)
         if plan.model is not None:
             failed |= import_leniently(model_modules(Path(plan.model)))
@@ -67,7 +57,8 @@ def _preload(plan: PreloadPlan) -> None:
     gc.freeze()
     gc.enable()
     redirect_spawn(_AT_EXEC)
-    journal.write(failed=failed, num_threads=threading.active_count(), unfit=unfit())
+    failures = {name: failure.text for name, failure in failed.items() if not failure.is_of_machine}
+    journal.write(failed=failures, num_threads=threading.active_count(), unfit=unfit())
     journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)
     journal.write(process=FORKSERVER, span="preload_imports", begin_ns=_BEGIN_NS, end_ns=time.monotonic_ns())
 

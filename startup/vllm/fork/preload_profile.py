@@ -4,9 +4,7 @@ The forkserver imports these modules in later starts of the same kind (`StartKin
 preloads a fixed list (`plan_preload`).
 """
 
-import errno
 import json
-import os
 import platform
 import sys
 import time
@@ -22,9 +20,9 @@ from envs.redaction import hide_in_words
 from startup.hook import Hook, Name, Release, Text
 from startup.reports.timeline.history import installed_versions
 from startup.storage.caches import Kept, digest, of_type, read_all
-from startup.vllm.api_server_imports import API_MODULES
 from startup.vllm.journal import API_SERVER, StartRecordings
 from startup.vllm.patches.compiler import COMPILER, CompilerTime
+from startup.vllm.vllm_imports import API_MODULES
 from startup.vllm.vllm_main import MAIN
 from startup.vllm_words.flags import flags_that_change
 from startup.vllm_words.installed import InstalledVllm
@@ -32,7 +30,7 @@ from startup.vllm_words.installed import InstalledVllm
 if TYPE_CHECKING:
     from startup.vllm_words.command_line import CommandLine
 
-_FORMAT: Final = 8
+_FORMAT: Final = 9
 _FOLDER: Final = "preload"
 PLAIN: Final = "plain"
 """The cache's folder for instances of `PlainState`."""
@@ -41,12 +39,6 @@ _FIRST_S: Final = 3600.0
 _NEXT_S: Final = 86400.0
 _REMEMBERED_S: Final = 7 * 86400.0
 """Seconds after which a failure of preloading is forgotten."""
-_REFUSALS: Final = (
-    errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE,
-    errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM, errno.EIO,
-)  # fmt: skip
-_OF_MACHINE: Final = ("MemoryError", "can't start new thread", *map(os.strerror, _REFUSALS))
-"""Texts of errors that occur if the machine lacks addresses, space, memory, threads or permissions."""
 _DISTRIBUTION: Final = "vllm-cli-server"
 _API_PROCESSES: Final = ("MainProcess", API_SERVER)
 _ENGINE_MODULES: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
@@ -79,7 +71,6 @@ _IMPORTED_LATER_ON_GPUS: Final = (
     "vllm.v1.worker.gpu.model_states.default",
     "vllm.model_executor.warmup.minimax_m3_msa_warmup",
     "vllm.model_executor.warmup.step5_dsa_warmup",
-    "vllm.model_executor.kernels.linear.cute_dsl.ll_bf16",
     "vllm.v1.core.sched.async_scheduler",
 )
 """Every engine of vLLM 0.33 imports these modules after `_GPU_MODULES`. Other releases may lack some."""
@@ -140,7 +131,7 @@ class PreloadProfile:
         api = list(self.api_modules)
         for process, names in recordings.modules.items():
             (api if process.startswith(_API_PROCESSES) else engine).extend(names)
-        failed = {**self.failed, **{name: err for name, err in recordings.failed.items() if not _is_of_machine(err)}}
+        failed = {**self.failed, **recordings.failed}
         variables = {n: v for n, v in recordings.environment.items() if v}
         return replace(
             self,
@@ -211,14 +202,11 @@ def plain_states() -> list[PlainState]:
     return [state for state in read_all(PLAIN, of_type(PlainState)) if state.holds]
 
 
-def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
+def disable_preloading(kind: StartKind, reason: str) -> PlainState:
     """Turns preloading off for an hour after our code has failed, and for a day after a further failure.
 
     The profile may have caused the failure, so the next start that preloads begins with an empty profile.
-    Returns None and changes nothing if the machine lacked a resource that the next start may get.
     """
-    if _is_of_machine(reason):
-        return None
     kept = _kept_plain(kind)
     lasts_s = _FIRST_S if kept.read(of_type(PlainState), is_own=True) is None else _NEXT_S
     state = PlainState(kind, platform.node(), reason, time.time() + lasts_s)
@@ -230,10 +218,6 @@ def disable_preloading(kind: StartKind, reason: str) -> PlainState | None:
 def forget_failure(kind: StartKind) -> None:
     """Makes the next start preload. Called if preloading has worked, or if a start without it has failed."""
     _kept_plain(kind).remove()
-
-
-def _is_of_machine(failure: str) -> bool:
-    return any(text in failure for text in _OF_MACHINE)
 
 
 def _kept(kind: StartKind) -> Kept:

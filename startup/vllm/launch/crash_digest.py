@@ -15,7 +15,7 @@ from startup.reports.causes.phase import phase_of_functions
 from startup.reports.crash.output_record import OutputRecord
 
 if TYPE_CHECKING:
-    from startup.reports.causes.first_cause import Cause
+    from startup.reports.causes.cause import Cause
 
 _API_SERVER: Final = "APIServer"
 """vLLM's name for this process."""

@@ -6,7 +6,6 @@ requests to the hub.
 
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.settings.config import VllmOptions
-from startup.vllm.serving.rust_frontend import follows_rust_frontend
 from startup.vllm.serving.serving_events import DRAIN, WATCHDOG
 from startup.vllm_words.command_line import CommandLine
 
@@ -23,7 +22,7 @@ def describe_differences(
     answers_early = line.listens and line.uds is None and not options.listen_when_ready
     drains = DRAIN.applies and line.last("--shutdown-timeout") is None
     timeout_s = options.engine_watchdog_timeout_s
-    is_watched = timeout_s and WATCHDOG.applies and not follows_rust_frontend()
+    is_watched = timeout_s and WATCHDOG.applies
     differences = (
         (answers_early, "port answers during the start [--listen-when-ready]"),
         (drains, f"SIGTERM drains for {SHUTDOWN_TIMEOUT_S:g} s [--shutdown-timeout 0]"),

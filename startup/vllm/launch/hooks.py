@@ -16,11 +16,11 @@ from envs.registry import env
 from startup.hook import Hook, StartPart, Text, hooks_of, leave_out_misfits, place_only_for
 from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
 from startup.processes import interpreter, state
-from startup.vllm.api_server_imports import import_leniently
 from startup.vllm.fork import forkserver, preload_profile
-from startup.vllm.patches import engine_wait, late_imports, late_renderer
+from startup.vllm.patches import engine_wait, late_renderer
 from startup.vllm.patches.placing import PLACED_IN
-from startup.vllm.serving import engine_death, rust_frontend
+from startup.vllm.serving import engine_death
+from startup.vllm.vllm_imports import FailedImport, import_leniently
 from startup.vllm_words import facts
 from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import InstalledVllm
@@ -28,8 +28,8 @@ from startup.vllm_words.installed import InstalledVllm
 logger = logging.getLogger(__name__)
 
 _DECLARED_IN: Final = (
-    preload_profile, forkserver, rust_frontend, engine_death, gpu_guard, late_imports, cheap_calls,
-    scan_cache, engine_wait, late_renderer, *PLACED_IN, state, facts, lean,
+    preload_profile, forkserver, engine_death, gpu_guard, cheap_calls, scan_cache,
+    engine_wait, late_renderer, *PLACED_IN, state, facts, lean,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 
@@ -38,7 +38,7 @@ HOOKS: Final = tuple(hooks_of(*_DECLARED_IN))
 PARTS: Final = {name: tuple(parts) for name, parts in groupby(HOOKS, key=lambda hook: hook.name)}
 """The name of a hook -> the hook and its parts."""
 
-_COMMAND: Final = "`vllm-cli check-hooks` shows all"
+_COMMAND: Final = "`vllm-cli doctor --hooks` shows all"
 
 
 HookState: TypeAlias = Literal["applies", "does not fit", "not needed", "not checked"]
@@ -108,7 +108,7 @@ def _imported(hook: Hook) -> Iterator[str]:
     return (need.modules[0] for need in hook.needs if not isinstance(need, Text))
 
 
-def _check(name: str, vllm: InstalledVllm, failed: Mapping[str, str]) -> HookFinding:
+def _check(name: str, vllm: InstalledVllm, failed: Mapping[str, FailedImport]) -> HookFinding:
     needed = [hook for hook in PARTS[name] if hook.is_for(vllm.release)]
     if not needed:
         return HookFinding(name, "not needed")
@@ -118,7 +118,7 @@ def _check(name: str, vllm: InstalledVllm, failed: Mapping[str, str]) -> HookFin
     unknown = [f"{package} is not installed here" for package in absent]
     for module in (module for hook in needed for module in _imported(hook)):
         if module in failed and module.partition(".")[0] not in absent:
-            unknown.append(f"{module} cannot be imported here ({failed[module]})")
+            unknown.append(f"{module} cannot be imported here ({failed[module].text})")
     return HookFinding(name, "not checked" if unknown else "applies", tuple(unknown))
 
 

@@ -37,7 +37,6 @@ _UNSURE_FLAGS: Final = (
 _UNSURE_VARIABLES: Final = ("VLLM_USE_MODELSCOPE", "VLLM_MODEL_REDIRECT_PATH", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
 _LORA_RESOLVERS: Final = "VLLM_LORA_RESOLVER_"
 _KNOWN_PARTS: Final = ("quantization_config", "compression_config", "text_config")
-_ERRORS: Final = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "IncompleteSnapshotError")
 
 
 def forbid_requests(line: CommandLine, plan: FilePlan) -> bool:
@@ -50,8 +49,8 @@ def forbid_requests(line: CommandLine, plan: FilePlan) -> bool:
 
 
 def is_caused_by_offline(err: BaseException) -> bool:
-    """Whether the error, or one of its causes, reports that something is not on disk."""
-    return any(type(each).__name__ in _ERRORS or "offline" in str(each).lower() for each in with_causes(err))
+    """Whether the error, or one of its causes, is one of the hub's client, which lacks something on disk."""
+    return any(type(each).__module__.startswith("huggingface_hub.") for each in with_causes(err))
 
 
 def _has_all(line: CommandLine, plan: FilePlan) -> bool:

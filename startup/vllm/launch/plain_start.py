@@ -21,10 +21,9 @@ from startup.processes import group_signals, interpreter
 from startup.settings.serve_words import OMNI
 from startup.vllm.fork.preload_profile import StartKind, forget_failure, plain_state
 from startup.vllm.launch.hooks import find_obstacle
-from startup.vllm.serving.rust_frontend import obstacle_to_rust_frontend
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine
-from startup.vllm_words.installed import OLDEST, InstalledVllm
+from startup.vllm_words.installed import OLDEST, InstalledVllm, uses_rust_frontend
 
 logger = logging.getLogger(__name__)
 
@@ -51,25 +50,34 @@ class PlainReason(NamedTuple):
 
 def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
     """Why vLLM must start without preloading. None if preloading is possible."""
-    if env.VCLI_PLAIN_VLLM.get():
-        state = plain_state(kind_of(vllm, line))  # then this program may have set the variable
-        return PlainReason(str(state or f"{env.VCLI_PLAIN_VLLM.name} is set"), is_requested=True)
-    if line.is_for_help:
-        return PlainReason("only help is requested", is_requested=True)
-    if OMNI in line.words:
-        return PlainReason("vllm-omni runs this command", is_requested=True)
+    if (request := _request_of(vllm, line)) is not None:
+        return PlainReason(request, is_requested=True)
     if not vllm.is_new_enough:
         return PlainReason(f"it is older than {'.'.join(map(str, OLDEST))}")
-    if (launcher := next((name for name in _RANK_LAUNCHERS if foreign.is_set(name)), None)) is not None:
-        return PlainReason(f"a launcher starts one process per rank ({launcher} is set)", is_requested=True)
     if line.has(*_NUMA):
         return PlainReason("--numa-bind needs new programs for its processes")
+    if uses_rust_frontend(vllm) and not line.has("--headless", "--grpc"):
+        return PlainReason("its Rust frontend (VLLM_USE_RUST_FRONTEND) opens the port itself")
     if (state := plain_state(kind_of(vllm, line))) is not None:
         return PlainReason(str(state))
     if interpreter.is_free_threaded():
         return PlainReason(f"{interpreter.name()} is not supported")
-    if (obstacle := find_obstacle() or obstacle_to_rust_frontend(vllm, line)) is not None:
+    if (obstacle := find_obstacle()) is not None:
         return PlainReason(obstacle)
+    return None
+
+
+def _request_of(vllm: InstalledVllm, line: CommandLine) -> str | None:
+    """How the user or another launcher has requested a plain start. None if nobody has."""
+    if env.VCLI_PLAIN_VLLM.get():
+        state = plain_state(kind_of(vllm, line))  # then this program may have set the variable
+        return str(state or f"{env.VCLI_PLAIN_VLLM.name} is set")
+    if line.is_for_help:
+        return "only help is requested"
+    if OMNI in line.words:
+        return "vllm-omni runs this command"
+    if (launcher := next((name for name in _RANK_LAUNCHERS if foreign.is_set(name)), None)) is not None:
+        return f"a launcher starts one process per rank ({launcher} is set)"
     return None
 
 

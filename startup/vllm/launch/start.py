@@ -2,7 +2,7 @@
 
 This process becomes vLLM's API server. Before that, it listens on the port and starts a forkserver. The
 forkserver imports (preloads) the modules of engine and workers on another core, while this process imports
-the modules of the API server. No module is imported twice, and a start takes a third of the time. If
+the modules of the API server. So two processes import torch, and engine and workers inherit it. If
 preloading is impossible, vLLM starts without it.
 """
 
@@ -26,12 +26,12 @@ from envs.registry import env
 from envs.variable import EnvError
 from startup import start_origin
 from startup.compiled_models.compile_cache import CompileCache, forbid_compiling
-from startup.errors import StartupError, log_with_code
+from startup.errors import StartupError, is_of_machine, log_with_code
 from startup.files.download.messages import DownloadError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.hub_settings import use_first_endpoint
 from startup.hook import UnfitHookError, log_unfit, names_without, unfit, uses
-from startup.imports.learned_imports import learn, learned_imports
+from startup.imports.learned_imports import learn
 from startup.logs.setup import configure_own_loggers
 from startup.port.listener import describe_port
 from startup.processes import group_signals
@@ -49,14 +49,8 @@ from startup.settings.config import VllmOptions
 from startup.storage.caches import add_baked_inspections, keep_bytecode, use_baked_bytecode
 from startup.storage.run_record import RunRecord, run_recorded
 from startup.storage.temp_folder import ensure_temp_folder
-from startup.vllm.api_server_imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.fork.forkserver import forkserver_environment, start_forkserver
-from startup.vllm.fork.preload_profile import (
-    disable_preloading,
-    forget_failure,
-    load_profile,
-    plan_preload,
-)
+from startup.vllm.fork.preload_profile import disable_preloading, forget_failure, load_profile, plan_preload
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.journal import Journal, StartRecordings, this_start
 from startup.vllm.launch.crash_digest import CrashDigest
@@ -82,10 +76,10 @@ from startup.vllm.patches.late_renderer import create_renderer_in
 from startup.vllm.patches.placing import place_hooks
 from startup.vllm.serving.engine_death import notice_engine_death
 from startup.vllm.serving.graph_progress import stop_capturing
-from startup.vllm.serving.rust_frontend import follows_rust_frontend, misfit_of_rust_frontend
 from startup.vllm.serving.server_context import ServerContext
 from startup.vllm.serving.serving_events import DRAIN, ServingEvents
 from startup.vllm.serving.start_metrics import GraphFigures, export_start
+from startup.vllm.vllm_imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import KeptFacts
@@ -94,7 +88,7 @@ from startup.vllm_words.preflight.all_checks import run_preflight
 
 if TYPE_CHECKING:
     from startup.files.download.process import DownloadHandle
-    from startup.reports.causes.first_cause import Cause
+    from startup.reports.causes.cause import Cause
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +173,7 @@ class _VllmStart:
         self._compile_cache: CompileCache
         self._download: DownloadHandle | None = None
         self._model_files: FolderStamps = {}
+        self._graphs: GraphFigures
         self._is_offline = False
         self._is_ready = False
         self._chosen_port: tuple[str, ...] = ()
@@ -194,7 +189,7 @@ class _VllmStart:
             except Exception as err:  # an error of our steps before vLLM's
                 if self._is_ready:
                     raise
-                self._start_without_preloading(f"{type(err).__name__}: {err}")
+                self._start_without_preloading(f"{type(err).__name__}: {err}", is_remembered=not is_of_machine(err))
 
     def _run(self, session: StartSession) -> int:
         os.environ.pop(env.NOTIFY_SOCKET.name, None)  # a vLLM that sends READY=1 would send it a second time
@@ -222,8 +217,9 @@ class _VllmStart:
 
     def _prepare_vllm(self, session: StartSession) -> None:
         """Takes the last steps before vLLM itself starts, from the log format to the watch for its events."""
+        self._graphs = GraphFigures(self._record.folder, self._note_graphs)
         events = ServingEvents(
-            on_serving=session.hand_over,
+            on_serving=self._hand_over,
             on_ready=self._on_ready,
             on_stopping=self._drain,
             context=ServerContext(
@@ -235,6 +231,7 @@ class _VllmStart:
                 note_engine_death=self._crash_digest.note_engine_death,
                 model_files=self._model_files,
                 state=session.state,
+                on_accepting=self._end_start,
             ),
         )
         notice = set_log_format(self._options.log_format, self._vllm, self._line, self._journal.folder)
@@ -349,8 +346,6 @@ class _VllmStart:
             try:
                 start_forkserver(plan, environment, events.child_link)
             except OSError as err:
-                if follows_rust_frontend():  # only forked engines leave the port to it
-                    raise
                 logger.warning("the forkserver cannot be started (%s): vLLM spawns its processes", err)
             os.environ[env.VLLM_WORKER_MULTIPROC_METHOD.name] = "spawn"
 
@@ -362,16 +357,14 @@ class _VllmStart:
         """Imports the API server on the main thread, while the forkserver imports other modules."""
         place_hooks("api")
         is_lean = may_defer_compiler(self._line, self._options.start_method)
-        with self._span("import_vllm"), learned_imports():
+        with self._span("import_vllm"):
             failed = import_api_server(is_lean=is_lean, before_each=self._end_if_refused)
-        if (obstacle := find_obstacle() or misfit_of_rust_frontend(self._vllm)) is not None:
+        if (obstacle := find_obstacle()) is not None:
             raise UnfitHookError(obstacle)
         if is_lean and failed:
             logger.warning("importing vLLM without torch's compiler failed (%s). Restarting with the compiler", failed)
             self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("lean imports"))
         self._journal.mark_loaded_modules()
-        if follows_rust_frontend():  # the frontend needs no module of this process
-            return
         wait = EngineWait()
         wait.add(functools.partial(self._import_rest, wait, is_lean=is_lean))
         wait.hook()
@@ -397,6 +390,27 @@ class _VllmStart:
         stop_capturing(self._record.folder)
         self._session.drain()
 
+    def _end_start(self) -> None:
+        """Called before vLLM accepts connections. Then vLLM's first metrics show the start.
+
+        Takes milliseconds. What takes longer, or is needed only by later starts, follows in `_finish`.
+        """
+        state = self._session.state
+        if self._session.timeline.end_ns is not None:
+            return
+        try:
+            self._session.timeline.add_spans(StartRecordings.read(self._journal.folder).spans)
+            self._compile_cache.describe(state)
+            self._session.end()
+            export_start(state.info(), state.phase_seconds())
+            self._graphs.update()
+        except Exception:  # vLLM serves all the same
+            logger.exception("the start's figures are incomplete")
+
+    def _hand_over(self) -> None:
+        self._end_start()
+        self._session.hand_over()
+
     def _on_ready(self) -> None:
         """Called when vLLM accepts connections, on vLLM's event loop, or on a thread if children serve."""
         self._is_ready = True
@@ -411,19 +425,16 @@ class _VllmStart:
             name_log(self._record)
 
     def _finish(self) -> None:
+        """Reports the start, and learns what later starts need, which may take seconds."""
         self._end_shortening()
-        recordings = self._learn()
-        forget_failure(self._profile.kind)
-        self._session.timeline.add_spans(recordings.spans)
-        self._compile_cache.describe(self._session.state)
-        figures = GraphFigures(self._record.folder, self._note_graphs)
-        graphs = figures.update()
         self._session.finish()
-        group_signals.start_thread("vllm-cuda-graphs", figures.follow)
+        graphs = self._graphs.update()
+        group_signals.start_thread("vllm-cuda-graphs", self._graphs.follow)
         is_late = graphs is not None and graphs.is_late
         text = describe_differences(self._line, self._options, is_offline=self._is_offline, has_late_graphs=is_late)
         logger.info("%s", text)
-        export_start(self._session.state.info(), self._session.state.phase_seconds())
+        self._learn()
+        forget_failure(self._profile.kind)
         self._compile_cache.share()
 
     def _note_graphs(self, fields: Mapping[str, Any]) -> None:
@@ -436,7 +447,7 @@ class _VllmStart:
             if sys.exception() is not None:
                 self._compile_cache.note_failure()
 
-    def _learn(self) -> StartRecordings:
+    def _learn(self) -> None:
         """Adds this start's modules to the preload profile. Keeps facts about this vLLM (`KeptFacts`)."""
         self._journal.record_modules()
         self._journal.is_open = False
@@ -449,7 +460,6 @@ class _VllmStart:
             learn(name for names in recordings.modules.values() for name in names)
         is_doubted = self._report is None or bool(self._report.errors or self._report.warnings)
         self._facts.record(is_doubted=self._is_ready and is_doubted)
-        return recordings
 
     def _start_online(self, err: Exception) -> NoReturn:
         logger.warning("%s: vLLM needs files that are not on disk, and starts again", one_line(err))
@@ -468,14 +478,15 @@ class _VllmStart:
         may_be_ours = not self._vllm.is_start_tested or cause.is_of_library_import
         is_ours = cause.known is OWN_FAULT or (cause.known is FORKED_DRIVER and self._options.start_method != "fork")
         if is_ours or (may_be_ours and not is_explained):
-            self._start_without_preloading(cause.text)
+            self._start_without_preloading(cause.text, is_remembered=not self._record.has_error_of_machine())
 
-    def _start_without_preloading(self, failure: str) -> NoReturn:
+    def _start_without_preloading(self, failure: str, *, is_remembered: bool) -> NoReturn:
         from startup.reports.causes.digest import shown  # noqa: PLC0415 - only after a failure
         from startup.reports.crash.crash_report import keep_log  # noqa: PLC0415 - only after a failure
 
         failure = shown(" ".join(failure.split()))
-        state = disable_preloading(self._profile.kind, f"an earlier start with preloading failed ({failure})")
+        reason = f"an earlier start with preloading failed ({failure})"
+        state = disable_preloading(self._profile.kind, reason) if is_remembered else None
         where = f"; log: {log}" if (log := keep_log(self._record)) else ""
         end = f"; {state.end}" if state else ""
         text = f"preloading failed ({failure}{where}): vLLM {self._vllm.version} starts again without preloading{end}"

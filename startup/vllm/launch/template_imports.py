@@ -10,7 +10,6 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -20,11 +19,9 @@ from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.request import ModelRequest
 from startup.hook import place_only_for
-from startup.imports.gpu_guard import driver_kept_uninitialized
-from startup.imports.learned_imports import learn, learned_imports
+from startup.imports.learned_imports import learn
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.settings.serve_words import ServeWords, is_eager
-from startup.vllm.api_server_imports import LATER_MODULES, import_api_server, import_leniently
 from startup.vllm.fork.forkserver import forkserver_environment
 from startup.vllm.fork.preload_profile import (
     PreloadProfile,
@@ -35,12 +32,13 @@ from startup.vllm.fork.preload_profile import (
     platform_modules,
 )
 from startup.vllm.launch.plain_start import plain_start_reason
-from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
+from startup.vllm.patches.compiler import CompilerTime, may_defer_compiler
 from startup.vllm.patches.compiler_keys import fill_compiler_keys
 from startup.vllm.patches.model_registry import inspect_models, model_modules
 from startup.vllm.patches.placing import place_hooks
 from startup.vllm.patches.process_titles import find_title_memory
 from startup.vllm.patches.tokenizers import KeptTokenizers
+from startup.vllm.vllm_imports import LATER_MODULES, import_api_server, import_leniently, importing_vllm
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import InstalledVllm, require_vllm
@@ -97,10 +95,7 @@ class TemplateImports:
         place_only_for(self._vllm.release)
         find_title_memory()
         place_hooks("template")
-        with ExitStack() as stack:
-            stack.enter_context(learned_imports())
-            stack.enter_context(compiler_imported(self._compiler))
-            stack.enter_context(driver_kept_uninitialized())
+        with importing_vllm(self._compiler, late_in=None):
             api_modules, engine_modules = _modules_of(self._profiles)
             failed = import_api_server((*LATER_MODULES, *api_modules, *_LAUNCHER), is_lean=False)
             if failed:
@@ -200,8 +195,7 @@ def main(role: str, model: str) -> None:
             inspect_models(model_modules(Path(model)))
     else:
         facts = KeptFacts(require_vllm())
-        with learned_imports():
-            failed = import_api_server(LATER_MODULES)
+        failed = import_api_server(LATER_MODULES)
         if failed:
             sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
         learn()

@@ -48,7 +48,7 @@ FROZEN_HEAP: Final = GRAPH_MEMORY.part(
     since=(0, 32),
 )
 
-_FOLDER: Final = "graph-memory"
+FOLDER: Final = "graph-memory"
 _LASTS_S: Final = 30 * 86400.0
 _TOLERANCE: Final = 0.05
 _SMALL_BYTES: Final = 16 << 20
@@ -56,7 +56,7 @@ _RELEVANT: Final = (
     "VLLM_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "CUDA_", "CUBLAS_", "NCCL_", "RCCL_", "HIP_", "HSA_",
 )  # fmt: skip
 """Prefixes of variables that may affect graphs, or the allocators of their memory."""
-_NOT_RELEVANT: Final = ("_PORT", "_IP", "_KEY", "_ROOT", "_PATH", "_DIR", "_ID", "_VISIBLE_DEVICES")
+_NOT_RELEVANT: Final = ("_PORT", "_IP", "_KEY", "_ROOT", "_PATH", "_DIR", "_ID", "_NAME", "_VISIBLE_DEVICES")
 """Suffixes of variables that differ between starts or machines but do not affect graphs."""
 
 
@@ -87,7 +87,9 @@ def _ignore_unfreezing(module: ModuleType) -> None:
 @wraps(GRAPH_MEMORY, _MEASURE)
 def _measured_once(measure: Callable[..., int]) -> Callable[..., int]:
     def measure_once(runner: Any) -> int:
-        _State.kept = Kept(_FOLDER, _key(runner.vllm_config), distribution_stamps(), _LASTS_S)
+        config = runner.vllm_config
+        key = graph_key(config, config.parallel_config.rank)
+        _State.kept = Kept(FOLDER, key, distribution_stamps(), _LASTS_S)
         _State.known = _State.kept.take(lambda content: _Memory(int(content["estimate"]), int(content["captured"])))
         if _State.known is not None:
             logger.debug("CUDA graphs need %d bytes, as in an earlier start", _State.known.estimate)
@@ -144,12 +146,12 @@ def forget() -> None:
     _State.kept = None
 
 
-def _key(config: Any) -> object:
-    """All values on which the graphs' memory depends: vLLM's fingerprint, and values that are not in it."""
+def graph_key(config: Any, rank: int) -> object:
+    """All values on which a rank's graphs depend: vLLM's fingerprint, and values that are not in it."""
     state = read_gpus()
     graphs, scheduler, ranks = config.compilation_config, config.scheduler_config, config.parallel_config
     return (
-        _FINGERPRINT.get()(config, ranks.rank, ranks.world_size),
+        _FINGERPRINT.get()(config, rank, ranks.world_size),
         (ranks.data_parallel_index, ranks.disable_custom_all_reduce),
         state.driver if state is not None else "",
         (str(graphs.cudagraph_mode), graphs.cudagraph_capture_sizes, graphs.cudagraph_num_of_warmups),

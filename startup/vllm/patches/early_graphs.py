@@ -1,5 +1,7 @@
 """Lists the features with which vLLM captures all CUDA graphs before it is ready (docs/dev/vllm-hooks.md).
 
+No GPU has shown late graphs with the features of `UNPROVEN`. `--cuda-graphs after-ready` asks for them.
+
 All ranks must come to the same result, or some would wait for others. So no feature depends on free memory.
 """
 
@@ -9,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from envs.registry import env
 from startup.hook import Name
+from startup.vllm.patches.cuda_graphs import FROZEN_HEAP
 
 ENVS: Final = Name("vllm.envs", "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")
 PLATFORM: Final = Name("vllm.platforms", "current_platform")
@@ -18,6 +21,9 @@ _BACKENDS: Final = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN")
 _UNTRIED: Final = "not tried"
 _NO_ROOM: Final = "no room for the graphs is taken off before the KV cache is sized"
 _STATE: Final = "a capture runs batches, whose effect on this state is not proven"
+_PROVEN_ON: Final = (9, 0)
+"""The compute capability of the GPUs that have shown late graphs."""
+_HALF: Final = ("torch.bfloat16", "torch.float16")
 
 
 class Feature(NamedTuple):
@@ -44,6 +50,13 @@ def _has_unmeasured_memory(config: Any) -> bool:
 
 def _has_other_backend(runner: Any) -> object:
     return {group.backend.get_name() for groups in runner.attn_groups for group in groups}.difference(_BACKENDS)
+
+
+def _wraps_each_size(runner: Any) -> bool:
+    """Whether FlashInfer keeps memory for each number of decodes, also for batches without a graph."""
+    groups = [group for groups in runner.attn_groups for group in groups if group.backend.get_name() == "FLASHINFER"]
+    builders = [group.get_metadata_builder() for group in groups]
+    return not all(getattr(builder, "use_trtllm_decode_attention", False) for builder in builders)
 
 
 def _has_inner_graphs(runner: Any) -> bool:
@@ -79,6 +92,10 @@ OF_CONFIG: Final = (
     Feature("Mamba layers or other states", _STATE, _any("model_config.is_hybrid", "model_config.is_attention_free")),
     Feature("Inductor's graph partitions", "a capture reuses the memory of earlier graphs",
             _any("compilation_config.use_inductor_graph_partition")),
+    Feature("NCCL's symmetric memory", "each capture would register windows on all ranks",
+            lambda _: ENVS.loaded.VLLM_USE_NCCL_SYMM_MEM),  # type: ignore[union-attr]
+    Feature("without the hook `CUDA graphs`", "each capture would collect all garbage of the process",
+            lambda _: not FROZEN_HEAP.applies),
     Feature("breakable graphs", _UNTRIED, lambda _: attrgetter("VLLM_USE_BREAKABLE_CUDAGRAPH")(ENVS.loaded)),
     Feature("`--sleep-mode-offload-cudagraph`", _UNTRIED, _any("use_cumem_cudagraph_pool")),
     Feature("fast prefill", _STATE, _any("cache_config.kv_sharing_fast_prefill")),
@@ -90,7 +107,30 @@ OF_RUNNER: Final = (
     Feature("no estimate of the graphs' memory", _NO_ROOM, lambda runner: not hasattr(runner, ESTIMATE)),
     Feature("graphs inside of a model", "vLLM captures them after all others", _has_inner_graphs),
     Feature(f"attention backends except {', '.join(_BACKENDS)}", _UNTRIED, _has_other_backend),
-)
+    Feature("FLASHINFER without TRTLLM's decode", "batches without a graph would take memory for each size",
+            _wraps_each_size),
+)  # fmt: skip
+UNPROVEN: Final = (
+    Feature("several ranks", "test_several_ranks, two GPUs",
+            lambda runner: runner.vllm_config.parallel_config.world_size > 1),
+    Feature("MoE models", "test_a_mixture_of_experts, any GPU, empty Triton cache",
+            lambda runner: runner.vllm_config.model_config.is_moe),
+    Feature("quantized weights or KV caches, or other types than bfloat16 and float16",
+            "test_quantized_weights, any GPU with FP8",
+            lambda runner: _is_quantized(runner.vllm_config)),
+    Feature("attention backends except FLASH_ATTN", "test_attention_backends, SM 9.0 and SM 10.0",
+            lambda runner: {group.backend.get_name() for groups in runner.attn_groups for group in groups}
+            != {"FLASH_ATTN"}),
+    Feature("the older model runner", "test_the_older_runner, any GPU",
+            lambda runner: not hasattr(runner, "cudagraph_manager")),
+    Feature("sleep mode", "test_sleep_in_the_middle, any GPU",
+            lambda runner: runner.vllm_config.model_config.enable_sleep_mode),
+    Feature("batch-invariant mode", "test_batch_invariance, SM 9.0",
+            lambda _: ENVS.loaded.VLLM_BATCH_INVARIANT),  # type: ignore[union-attr]
+    Feature("GPUs except of compute capability 9.0", "all of these tests, on such a GPU",
+            lambda _: PLATFORM.get().get_device_capability() != _PROVEN_ON),
+)  # fmt: skip
+"""`why` is the test of tests/cuda/test_late_graphs_on_gpus.py that lifts the exclusion, and its GPUs."""
 
 
 def why_config(config: Any) -> str | None:
@@ -100,7 +140,14 @@ def why_config(config: Any) -> str | None:
 
 def why_runner(runner: Any) -> str | None:
     """The feature of this model runner that excludes late graphs. None if there is none."""
-    return why_config(runner.vllm_config) or _first(OF_RUNNER, runner)
+    unproven = UNPROVEN if env.VCLI_CUDA_GRAPHS.get() == "auto" else ()
+    return why_config(runner.vllm_config) or _first((*OF_RUNNER, *unproven), runner)
+
+
+def _is_quantized(config: Any) -> bool:
+    model = config.model_config
+    is_kv_cache_plain = config.cache_config.cache_dtype in ("auto", "bfloat16", "float16")
+    return bool(model.quantization) or str(model.dtype) not in _HALF or not is_kv_cache_plain
 
 
 def _first(features: tuple[Feature, ...], owner: Any) -> str | None:

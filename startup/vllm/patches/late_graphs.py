@@ -3,29 +3,41 @@
 Before readiness, vLLM captures only the largest graph of each mode, whose memory and buffers later captures
 reuse. A batch whose graph is not captured yet runs as vLLM runs it without graphs.
 
-The workers (`_Worker`) capture, and the loop of EngineCore (`_Pace`) decides when. Each capture is a call to
-all workers between the same two steps. No rank uses the graph before all ranks have captured it.
+The workers (`_Worker`) capture, and the loop of EngineCore (`_Pace`) decides when. Ranks wait for each other
+during a capture, so each one is three calls to all workers between the same two steps: each rank checks its
+memory, and none captures if one has too little; all capture; all use the graph.
 
-- While no request runs for `_IDLE_S`, graphs are captured one after the other, until a request arrives.
+- While no request runs for `_IDLE_S`, and for the time of a capture, graphs are captured one after the other,
+  until a request arrives.
 - Otherwise, a capture follows `_SHARE` times its duration, and at least `_GAP_S`, after the one before. So a
   token waits for one capture at most, and captures take at most a tenth of the time.
+- While a rank has too little memory, the check is repeated after growing pauses.
 - The graphs for the latest batches come first, then those for few tokens.
 - vLLM's estimate of the graphs' memory is taken off before the KV cache is sized. Without an estimate, and
   with the features that `early_graphs` lists, graphs are captured before vLLM is ready.
-- If a capture fails, the engine keeps the graphs that it has, and captures no more.
+- If the only rank runs out of memory in a capture, the engine keeps the graphs that it has, and captures no
+  more. After any other failure, the engine ends, because the error may stay, and ranks may differ.
+- Until the last capture, a file says that captures have failed (`find_mark`). An engine that dies leaves it.
+  Later starts with the same settings then capture all graphs before vLLM is ready.
 - vLLM locks its workspace after each call, because graphs contain its address. Here, it is unlocked until the
   last capture. If it grows, the older memory stays allocated for the graphs that contain its address.
 """
 
 import logging
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
+from envs.registry import env
 from startup.hook import Hook, Name, Text
+from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import replaced, wraps
+from startup.processes.group_signals import start_thread
+from startup.storage.caches import Kept, of_type
 from startup.vllm.patches import cuda_graphs
 from startup.vllm.patches.early_graphs import ENVS, ESTIMATE, PLATFORM, why_config, why_runner
 from startup.vllm.serving.graph_progress import GraphProgress, is_stopped
@@ -42,6 +54,8 @@ _ESTIMATES: Final = tuple(Name(runner, "GPUModelRunner.profile_cudagraph_memory"
 _LOOP: Final = Name(_CORE, "EngineCoreProc.run_busy_loop", ())
 _STREAM: Final = Name("vllm.distributed.parallel_state", "GraphCaptureContext", ("stream",))
 _WORKSPACE_MANAGER: Final = Name(_WORKSPACE, "current_workspace_manager", ())
+_WORLD: Final = Name("vllm.distributed.parallel_state", "get_world_group", ())
+_ALLOW_CAPTURES: Final = Name("vllm.compilation.monitor", "set_cudagraph_capturing_enabled", ("enabled",))
 _OF_LOOP: Final = (
     "_process_input_queue", "_handle_client_request", "has_work", "is_running", "is_sleeping", "batch_queue",
 )  # fmt: skip
@@ -52,7 +66,7 @@ LATE_GRAPHS: Final = Hook(
     "not been tried",
     gain="0.83 (0.83–0.84) of a compiled start, on a stand-in for the GPU",
     needs=(
-        *(*_CAPTURES, *_ESTIMATES, _LOOP, _STREAM, _WORKSPACE_MANAGER, ENVS, PLATFORM),
+        *(*_CAPTURES, *_ESTIMATES, _LOOP, _STREAM, _WORKSPACE_MANAGER, _WORLD, _ALLOW_CAPTURES, ENVS, PLATFORM),
         *(Name(_WORKSPACE, f"WorkspaceManager.{name}") for name in ("lock", "unlock", "_current_workspaces")),
         *(Name(_MANAGER, f"CudaGraphManager.{name}") for name in ("_capture_descs", "_candidates")),
         *(Name(_DISPATCHER, f"CudagraphDispatcher.{name}") for name in ("cudagraph_keys", "get_capture_descs")),
@@ -71,6 +85,17 @@ _MOST_BATCHES: Final = 8
 _FEWEST: Final = 3
 """If there are fewer graphs, none is captured late."""
 _SPARE_BYTES: Final = 64 << 20
+_RETRY_S: Final = (1.0, 60.0)
+"""The first and the longest pause while too little memory is free. Each pause doubles the one before."""
+_MOST_WAIT_S: Final = 1.0
+"""The longest wait for requests. In between, vLLM's loop runs."""
+_MOST_CAPTURE_S: Final = 60.0
+"""If a call to the workers takes longer, some of them hang."""
+_REPLY_S: Final = 5.0
+"""A rank that has failed ends after this time, because others may wait for it."""
+_MEMORY_ALLOCATION: Final = 2
+"""CUDA's number of the error for exhausted memory."""
+_REMEMBERED_S: Final = 7 * 86400.0
 
 Graph: TypeAlias = tuple[Any, Any]
 """vLLM's mode (PIECEWISE or FULL), and the descriptor of the batches that can use the graph."""
@@ -122,21 +147,34 @@ class _OldRunner:
     select = use
 
 
+class LateCaptureError(RuntimeError):
+    """Graphs could not be captured after readiness, and the engine must end."""
+
+
+class _Failure(NamedTuple):
+    """Why a rank could not carry out a call."""
+
+    reason: str
+    is_out_of_memory: bool
+    """Whether only memory was missing, so that the device can still be used."""
+
+
 class _Worker:
     """The graphs of this worker's process."""
 
     current: ClassVar["_Worker | None"] = None
     """None unless this process captures graphs late."""
 
-    def __init__(self, graphs: _NewRunner | _OldRunner, capture: Callable[[], int]) -> None:
+    def __init__(self, graphs: _NewRunner | _OldRunner, capture: Callable[[], int], config: Any) -> None:
         """`capture` captures the selected graphs, and returns the memory that they take."""
         self._graphs = graphs
         self._capture_selected = capture
+        self._mark = find_mark(config)
+        self._num_ranks = config.parallel_config.world_size
         self._captured: list[Graph] = list(dict(reversed(graphs.every)).items())
         self._missing = [graph for graph in graphs.every if graph not in self._captured]
         self._missing.sort(key=lambda graph: (not _is_decode(graph), graph[1].num_tokens))
-        self._bytes = 0
-        self._most_bytes = 0
+        self._bytes = self._most_bytes = self._limit_bytes = 0
 
     def capture_largest(self, estimate: int) -> int:
         """Captures the largest graph of each mode. Returns the memory that all graphs may need."""
@@ -145,21 +183,30 @@ class _Worker:
         self._bytes = self._capture(self._captured)
         manager = _WORKSPACE_MANAGER.get()()
         manager._current_workspaces = _KeptMemory(manager._current_workspaces)
-        return max(self._bytes, cuda_graphs.keep_known() or estimate)
+        self._limit_bytes = max(self._bytes, cuda_graphs.keep_known() or estimate)
+        return self._limit_bytes
 
-    def capture_next(self, batches: Sequence[_Batch]) -> GraphProgress:
+    def begin(self) -> Kept | None:
+        """The mark of this engine, which EngineCore writes."""
+        return self._mark
+
+    def find_shortage(self) -> str:
+        """Why this rank has too little memory for a capture. Empty if it has enough."""
+        import torch  # noqa: PLC0415 - vLLM has imported it
+
+        torch.accelerator.synchronize()
+        torch.accelerator.empty_cache()
+        free_bytes = torch.accelerator.get_memory_info()[0]
+        needed_bytes = _SPARE_BYTES + 2 * self._most_bytes
+        missing = f"only {free_bytes >> 20} of {needed_bytes >> 20} MiB of the device's memory are free"
+        return missing if free_bytes < needed_bytes else ""
+
+    def capture_next(self, batches: Sequence[_Batch]) -> None:
         """Captures the graph that these batches need most. It is used after `use_captured`."""
         graph = next(filter(None, map(self._find_missing, batches)), None) or self._missing[0]
-        try:
-            self._capture_one(graph)
-        except Exception as err:
-            logger.debug("a capture failed", exc_info=True)
-            cuda_graphs.forget()
-            failure = f"{type(err).__name__}: {err}".partition("\n")[0]
-            return self.progress()._replace(total=len(self._captured), failure=failure)
+        self._capture_one(graph)
         self._missing.remove(graph)
         self._captured.append(graph)
-        return self.progress()
 
     def use_captured(self) -> None:
         """Makes batches use all captured graphs. After the last capture, does what vLLM does then."""
@@ -167,6 +214,23 @@ class _Worker:
         if not self._missing:
             _WORKSPACE_MANAGER.get()().lock()
             cuda_graphs.compare(self._bytes)
+
+    def give_up(self) -> None:
+        """Captures no more. Raises an error if the device can no longer be used."""
+        import torch  # noqa: PLC0415 - vLLM has imported it
+
+        torch.accelerator.synchronize()
+
+    def answer(self, method: str, *words: Any) -> Any:
+        """Calls this method. Returns an error as a failure, because EngineCore decides for all ranks."""
+        try:
+            return getattr(self, method)(*words)
+        except Exception as err:
+            logger.warning("a capture of CUDA graphs after readiness has failed", exc_info=True)
+            cuda_graphs.forget()
+            if self._num_ranks > 1:
+                start_thread("vllm-graph-failure", _end_later)
+            return _Failure(_describe(err), _is_out_of_memory(err))
 
     def progress(self) -> GraphProgress:
         return GraphProgress(len(self._captured), len(self._captured) + len(self._missing), is_late=True)
@@ -183,13 +247,8 @@ class _Worker:
     def _capture_one(self, graph: Graph) -> None:
         import torch  # noqa: PLC0415 - vLLM has imported it
 
-        torch.accelerator.synchronize()
-        torch.accelerator.empty_cache()
-        free_bytes = torch.accelerator.get_memory_info()[0]
-        if free_bytes < _SPARE_BYTES + 2 * self._most_bytes:
-            raise MemoryError(f"only {free_bytes >> 20} MiB of the device's memory are free")
         with _silent(*self._graphs.modules):
-            taken = self._capture([graph])
+            taken = min(self._capture([graph]), self._limit_bytes)  # vLLM counts what other processes take meanwhile
         torch.accelerator.synchronize()
         self._bytes += taken
         self._most_bytes = max(self._most_bytes, taken)
@@ -200,6 +259,8 @@ class _Worker:
         try:
             return max(0, self._capture_selected())
         finally:
+            if isinstance(self._graphs, _OldRunner):
+                _ALLOW_CAPTURES.get()(False)  # which this runner leaves allowed after a failure
             self.use_captured()
             _WORKSPACE_MANAGER.get()().unlock()
 
@@ -236,19 +297,48 @@ def _capture_largest(capture: Callable[..., int]) -> Callable[..., int]:
         if options.get("profile_only"):
             return capture(runner, **options)
         graphs = _NewRunner(runner) if hasattr(runner, "cudagraph_manager") else _OldRunner(runner)
-        num_graphs = len(graphs.every)
-        if (reason := why_runner(runner)) is not None or num_graphs < _FEWEST:
-            logger.debug("CUDA graphs are captured before vLLM is ready: %s", reason)
+        num_graphs, config = len(graphs.every), runner.vllm_config
+        if _why_early(runner, num_graphs):
             captured = capture(runner, **options)
-            _note(runner.vllm_config, GraphProgress(num_graphs, num_graphs))
+            _note(config, GraphProgress(num_graphs, num_graphs))
             return captured
-        worker = _Worker(graphs, lambda: capture(runner, **options))
+        worker = _Worker(graphs, lambda: capture(runner, **options), config)
         expected = worker.capture_largest(getattr(runner, ESTIMATE))
         _Worker.current = worker
-        _note(runner.vllm_config, worker.progress())
+        _note(config, worker.progress())
         return expected
 
     return capture_largest
+
+
+def find_mark(config: Any) -> Kept:
+    """The file, on all ranks, which says that late captures with this configuration have failed."""
+    return Kept(cuda_graphs.FOLDER, ("late", cuda_graphs.graph_key(config, 0)), distribution_stamps(), _REMEMBERED_S)
+
+
+def _why_early(runner: Any, num_graphs: int) -> str:
+    """Why all ranks capture their graphs before vLLM is ready. Empty if they capture them late."""
+    config, failure = runner.vllm_config, None
+    if (reason := why_config(config)) is None:
+        failure = find_mark(config).read(of_type(str), is_own=True)
+        own = f"in an earlier start, {failure}" if failure else why_runner(runner)
+        own = own or ("there are few" if num_graphs < _FEWEST else "")
+        reason = _agree(own, config.parallel_config.world_size)
+    if reason and config.parallel_config.rank == 0:
+        is_told = failure or env.VCLI_CUDA_GRAPHS.get() == "after-ready"
+        text = "CUDA graphs are captured before vLLM is ready: %s"
+        logger.log(logging.WARNING if is_told else logging.DEBUG, text, reason)
+    return reason
+
+
+def _agree(reason: str, num_ranks: int) -> str:
+    """The first reason of any rank. Called on all ranks."""
+    reasons = [reason] * num_ranks
+    if num_ranks > 1:
+        import torch.distributed  # noqa: PLC0415 - vLLM has imported it
+
+        torch.distributed.all_gather_object(reasons, reason, group=_WORLD.get()().cpu_group)
+    return next(filter(None, reasons), "")
 
 
 def _note(config: Any, progress: GraphProgress) -> None:
@@ -280,9 +370,27 @@ def _keep_one_stream() -> None:
     _STREAM.replace(_STREAM.loaded, with_one_stream)  # type: ignore[arg-type]
 
 
+def _describe(err: BaseException) -> str:
+    """The error, and those before it: what a capture does at its end may fail, too."""
+    text = f"{type(err).__name__}: {err}".partition("\n")[0]
+    return f"{text}, after {_describe(err.__context__)}" if err.__context__ else text
+
+
+def _is_out_of_memory(err: Exception) -> bool:
+    import torch  # noqa: PLC0415 - vLLM has imported it
+
+    number = getattr(err, "error_code", None)
+    return isinstance(err, MemoryError | torch.OutOfMemoryError) or number == _MEMORY_ALLOCATION
+
+
+def _end_later() -> None:
+    time.sleep(_REPLY_S)
+    os._exit(1)
+
+
 def _tell(_: Any, method: str, *words: Any) -> Any:
     """Calls a method of the `_Worker` in a worker's process. Returns None if there is none."""
-    return getattr(_Worker.current, method)(*words) if _Worker.current is not None else None
+    return _Worker.current and _Worker.current.answer(method, *words)
 
 
 # In EngineCore
@@ -291,11 +399,20 @@ def _tell(_: Any, method: str, *words: Any) -> Any:
 @wraps(LATE_GRAPHS, _LOOP)
 def _paced(run: Callable[[Any], None]) -> Callable[[Any], None]:
     def run_paced(engine: Any) -> None:
+        pace = _Pace(engine)
         if why_config(engine.vllm_config) is None:
-            _Pace(engine).begin()
-        run(engine)
+            pace.begin()
+        try:
+            run(engine)
+        except SystemExit:
+            pace.leave()
+            raise
 
     return run_paced
+
+
+class _OutOfMemoryError(Exception):
+    """The only rank lacked memory for a graph."""
 
 
 class _Pace:
@@ -303,7 +420,15 @@ class _Pace:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
+        self._mark: Kept | None = None
+        self._progress = GraphProgress(0, 0)
+        self._took_s = 0.0
+        """The duration of the latest capture."""
         self._next_s = 0.0
+        """When the next graph is captured although requests run."""
+        self._retry_s = 0.0
+        """No graph is captured earlier, because too little memory was free."""
+        self._pause_s = _RETRY_S[0]
         self._idle_s = time.monotonic()
         """When the engine was last found to have work."""
         self._batches: deque[_Batch] = deque(maxlen=_MOST_BATCHES)
@@ -311,8 +436,15 @@ class _Pace:
 
     def begin(self) -> None:
         """Replaces methods of the engine until all graphs are captured."""
-        if None in self._call("progress"):
+        marks = self._call("begin")
+        self._mark = next(filter(None, marks), None)
+        if self._mark is None:
             return
+        self._progress = next(filter(None, self._call("progress")))
+        if None in marks:
+            self._give_up("not all ranks capture graphs after readiness")
+            return
+        self._mark.write("the engine ended before all of them were captured")
         engine, executor = self._engine, self._engine.model_executor
         poll, handle, execute = engine._process_input_queue, engine._handle_client_request, executor.execute_model
 
@@ -331,9 +463,10 @@ class _Pace:
         engine._process_input_queue, engine._handle_client_request = poll_and_capture, handle_and_return
         executor.execute_model = execute_and_note
 
-    def _end(self) -> None:
-        engine = self._engine
-        del engine._process_input_queue, engine._handle_client_request, engine.model_executor.execute_model
+    def leave(self) -> None:
+        """Called when a signal ends the engine. No failure is remembered."""
+        if self._mark is not None and self._progress.is_pending:
+            self._mark.remove()
 
     def _note_batch(self, output: Any) -> None:
         num_tokens = output.total_num_scheduled_tokens
@@ -348,19 +481,21 @@ class _Pace:
         now_s = time.monotonic()
         if engine.has_work():
             self._idle_s = now_s
-            is_due = now_s >= self._next_s
+            is_due = now_s >= max(self._next_s, self._retry_s)
         else:
-            is_due = self._stays_idle(min(self._idle_s + _IDLE_S, self._next_s) - now_s)
+            idle_s = self._idle_s + max(_IDLE_S, self._took_s)
+            is_due = self._stays_idle(max(min(idle_s, self._next_s), self._retry_s) - now_s)
         if not is_due:
             return True
         return not is_stopped() and self._capture()
 
     def _stays_idle(self, wait_s: float) -> bool:
+        """Whether no request arrives for this time. Returns False before the end of a long time."""
         requests = self._engine.input_queue
         with requests.not_empty:
             if wait_s > 0 and not requests._qsize():
-                requests.not_empty.wait(wait_s)
-            return not requests._qsize()
+                requests.not_empty.wait(min(wait_s, _MOST_WAIT_S))
+            return wait_s <= _MOST_WAIT_S and not requests._qsize()
 
     def _capture(self) -> bool:
         """Captures the next graph on all ranks. Returns whether graphs are left."""
@@ -368,17 +503,68 @@ class _Pace:
         for entry in self._engine.batch_queue or ():
             with suppress(Exception):  # which the engine's next step raises
                 entry[0].result()  # no other thread may use the device during a capture
-        replies = self._call("capture_next", list(dict.fromkeys(self._batches)))
-        end_s = time.monotonic()
-        self._next_s = end_s + max(_GAP_S, _SHARE * (end_s - begin_s))
-        progress: GraphProgress = max(replies, key=lambda reply: bool(reply.failure))
-        if not progress.failure:
+        try:
+            if shortage := next(filter(None, self._call("find_shortage")), ""):
+                self._wait_for_memory(shortage)
+                return True
+            self._call("capture_next", list(dict.fromkeys(self._batches)))
             self._call("use_captured")
-        _note(self._engine.vllm_config, progress)
-        if not progress.is_pending:
-            self._end()
-        return progress.is_pending
+        except _OutOfMemoryError as err:
+            self._give_up(str(err))
+        else:
+            self._show(self._progress._replace(captured=self._progress.captured + 1, reason=""))
+        end_s = time.monotonic()
+        self._took_s, self._pause_s = end_s - begin_s, _RETRY_S[0]
+        self._next_s = end_s + max(_GAP_S, _SHARE * self._took_s)
+        if not self._progress.is_pending:
+            engine = self._engine
+            del engine._process_input_queue, engine._handle_client_request, engine.model_executor.execute_model
+        return self._progress.is_pending
 
-    def _call(self, *words: Any) -> list[Any]:
-        replies: list[Any] = self._engine.model_executor.collective_rpc(_tell, args=words)
-        return replies
+    def _wait_for_memory(self, shortage: str) -> None:
+        if not self._progress.reason:
+            logger.warning("no CUDA graph is captured for now: %s", shortage)
+        self._show(self._progress._replace(reason=shortage))
+        self._retry_s = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _RETRY_S[1])
+
+    def _give_up(self, reason: str) -> None:
+        self._call("give_up")
+        progress = self._progress
+        self._show(progress._replace(num_given_up=progress.total - progress.captured, reason=reason))
+
+    def _show(self, progress: GraphProgress) -> None:
+        """Shows the progress, and lets the mark follow it."""
+        self._progress = progress
+        _note(self._engine.vllm_config, progress)
+        if progress.num_given_up:
+            self._remember(progress.reason)
+        elif not progress.is_pending and self._mark is not None:
+            self._mark.remove()
+
+    def _remember(self, failure: str) -> None:
+        if self._mark is not None:
+            self._mark.write(f"a capture after readiness failed ({failure})")
+
+    def _call(self, method: str, *words: Any) -> list[Any]:
+        """Calls a method on all ranks, and returns their replies. Raises an error if one of them fails."""
+        has_returned = threading.Event()
+        start_thread("vllm-graph-capture", self._end_if_it_hangs, has_returned)
+        try:
+            replies: list[Any] = self._engine.model_executor.collective_rpc(_tell, args=(method, *words))
+        finally:
+            has_returned.set()
+        failures = {rank: reply for rank, reply in enumerate(replies) if isinstance(reply, _Failure)}
+        if not failures:
+            return replies
+        if len(replies) == 1 and failures[0].is_out_of_memory:
+            raise _OutOfMemoryError(failures[0].reason)
+        text = "; ".join(f"rank {rank}: {failure.reason}" for rank, failure in failures.items())
+        self._remember(text)
+        raise LateCaptureError(f"a capture of CUDA graphs after readiness has failed. {text}")
+
+    def _end_if_it_hangs(self, has_returned: threading.Event) -> None:
+        if not has_returned.wait(_MOST_CAPTURE_S):
+            self._remember(f"no answer within {_MOST_CAPTURE_S:g} s")
+            logger.error("a capture of CUDA graphs after readiness does not end: the engine ends")
+            os._exit(1)

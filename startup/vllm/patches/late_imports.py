@@ -3,23 +3,27 @@
 import builtins
 import functools
 import importlib
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec, resolve_name
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final, NamedTuple
 
-from startup.hook import Hook, Text
+from startup.hook import Hook, Name, Text
 from startup.imports.distributions import import_later, note_package
-from startup.imports.finder import before_import, cancel
+from startup.imports.finder import after_import, before_import, cancel, replace, stop_replacing, wraps
 
 LATE_NAMES: Final = Hook(
     "unused imports",
-    does="delays imports of names used only in calls and annotations; leaves out vLLM's other subcommands",
-    without="every process imports what few requests use",
-    gain="0.89 (0.86–0.99) of a cold start; the subcommands 0.82 (0.79–0.94)",
+    does="delays imports of names used only in calls or annotations; omits other subcommands",
+    without="processes import what few requests use",
+    gain="0.89 (0.86–0.99) of a cold start; subcommands 0.82 (0.79–0.94)",
     needs=(
         Text(("vllm.connections",), r"^import aiohttp\b", "import aiohttp"),
         Text(
@@ -27,6 +31,12 @@ LATE_NAMES: Final = Hook(
         ),
     ),
 )
+FLASHINFER: Final = LATE_NAMES.part(
+    Text(("flashinfer._build_meta",), r'^__version__ = "0\.7\.2', "version 0.7.2"), since=(0, 33)
+)
+_WARM_ROUTER: Final = Name("vllm.model_executor.warmup.kernel_warmup", "_warmup_ll_bf16_router_gemm", ("model",))
+_ROUTER_SHAPES: Final = Name(_WARM_ROUTER.module, "_ll_bf16_router_shapes_from_model", ("model",))
+ROUTERS: Final = LATE_NAMES.part(_WARM_ROUTER, _ROUTER_SHAPES, since=(0, 33), places={"forkserver", "template"})
 UNUSED_COMMANDS: Final = LATE_NAMES.part(Text(("vllm.entrypoints.cli.main",), r"\.cmd_init\(", "cmd_init()"))
 
 
@@ -42,7 +52,12 @@ class LateImport(NamedTuple):
 _OTEL: Final = "vllm.tracing.otel"
 _EXPORTER: Final = "opentelemetry.exporter.otlp.proto"
 
+_HUMMING: Final = "vllm.model_executor.layers.quantization.utils.humming"
+
 _EVERYWHERE: Final = (
+    LateImport("torchvision", "torchvision.datasets"),
+    LateImport("torchvision", "torchvision.models"),
+    LateImport("transformers.distributed.checkpoint", "torch.distributed.checkpoint.hf_storage"),
     LateImport("vllm.connections", "aiohttp"),
     LateImport("vllm.connections", "requests"),
     LateImport("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.launchers.api_server.app_state"),
@@ -53,6 +68,10 @@ _EVERYWHERE: Final = (
     LateImport("vllm.model_executor.warmup.minimax_m3_msa_warmup", "vllm.models.minimax_m3.nvidia.model"),
     LateImport("vllm.transformers_utils.config", "transformers.models.auto.image_processing_auto"),
     LateImport("vllm.usage.usage_lib", "cpuinfo"),
+    LateImport("vllm.v1.attention.backends.flashinfer", "flashinfer"),
+    LateImport("vllm.v1.attention.backends.flashinfer", "flashinfer.decode"),
+    LateImport("vllm.v1.attention.backends.flashinfer", "flashinfer.prefill"),
+    LateImport("vllm.v1.attention.backends.flashinfer", "flashinfer.utils"),
     LateImport("vllm.v1.structured_output", "vllm.parser.engine.adapters"),
     LateImport("vllm.v1.structured_output", "vllm.v1.structured_output.backend_guidance"),
     LateImport("vllm.v1.structured_output", "vllm.v1.structured_output.backend_xgrammar"),
@@ -61,19 +80,61 @@ _EVERYWHERE: Final = (
     LateImport(_OTEL, f"{_EXPORTER}.http.trace_exporter", requires=f"{_EXPORTER}.http"),
     LateImport(_OTEL, "opentelemetry.sdk.trace", requires="opentelemetry.sdk"),
     LateImport(_OTEL, "opentelemetry.sdk.trace.export", requires="opentelemetry.sdk"),
+    *(
+        LateImport(f"vllm.model_executor.kernels.linear.{weights}.humming", _HUMMING)
+        for weights in ("mixed_precision", "mxfp4", "mxfp6", "mxfp8", "nvfp4", "scaled_mm")
+    ),
 )
 """Import statements in vLLM 0.29 to 0.33. If a version lacks a statement, the entry has no effect."""
+
+_LATE_PACKAGES: Final[Mapping[str, Collection[str]]] = {
+    "torch._inductor": ("torch._inductor.config", "torch._inductor.custom_graph_pass"),
+    _HUMMING: (),
+    **dict.fromkeys(("openai.types", "openai.types.chat", "openai.types.responses", "openai.types.shared"), ()),
+}
+"""Packages whose own code imports names of their modules -> modules that do without it. Empty: each does."""
+
+_LIGHT_FLASHINFER: Final = tuple(
+    f"flashinfer.{name}"
+    for name in (
+        "_build_meta", "api_logging", "artifacts", "autotune_cache", "autotuner.", "compilation_context", "fi_trace",
+        "fused_moe", "fused_moe.utils", "jit.", "sampling", "tactics_blocklist", "tllm_enums", "tllm_utils", "trace.",
+        "utils", "version",
+    )
+)  # fmt: skip
+"""What the autotuner and sampling import."""
+_LATE_FLASHINFER: Final = dict.fromkeys(("flashinfer", "flashinfer.fused_moe"), _LIGHT_FLASHINFER)
+_LATE_MODULES: Final = {"b12x._lib.intrinsics": "cutlass"}
+"""Modules that are imported when they are first used -> a package without which their import fails."""
 
 _IN_ENGINES: Final = (LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.entrypoints.mcp.tool_server"),)
 """Statements that are delayed only in engines. The API server's schemas depend on the order of imports."""
 
 
+@wraps(ROUTERS, _WARM_ROUTER)
+def _skip_without_routers(warm: Callable[..., Any]) -> Callable[..., Any]:
+    """The warm-up of a kernel for routers of experts imports cutlass, also for models without routers."""
+
+    def warm_routers(model: Any) -> None:
+        if _ROUTER_SHAPES.get()(model):
+            warm(model)
+
+    return warm_routers
+
+
 @contextmanager
 def late_imports(*, in_engine: bool = False) -> Iterator[None]:
-    """Inside this context, vLLM's imports of rarely used names return stand-ins for unloaded modules."""
+    """Inside this context, vLLM's imports of rarely used names return stand-ins for unloaded modules.
+
+    Late packages stay late in this process and its forks, which import some of them when the model is loaded.
+    """
     if not LATE_NAMES.applies:
         yield
         return
+    make_late(_LATE_PACKAGES)
+    if FLASHINFER.applies and _is_installed("cutlass"):
+        make_late(_LATE_FLASHINFER, is_known=True)
+    replace(_load_on_use)
     with late_names((*_EVERYWHERE, *(_IN_ENGINES if in_engine else ()))):
         yield
 
@@ -94,6 +155,116 @@ def late_names(late: Iterable[LateImport]) -> Iterator[None]:
             cancel(name, action)
 
 
+def make_late(packages: Mapping[str, Collection[str]], *, is_known: bool = False) -> None:
+    """Makes packages that are imported from now on import a name of their modules when it is first used.
+
+    Args:
+        packages: package -> its modules that can be imported before these names. An import of another module
+            imports all names first, as in plain Python. If there are none, each module can. A name that ends
+            with a dot stands for a package and all its modules.
+        is_known: whether these modules are known to import no others. Otherwise, their sources are searched.
+    """
+    for name, light in packages.items():
+        package = _LatePackage(name, light, is_known)
+        before_import(name, package.delay_imports)
+        after_import(name, package.offer_names)
+
+
+class _LatePackage:
+    """Makes a package's own statements `from .module import name` return stand-ins."""
+
+    def __init__(self, name: str, light: Collection[str], is_known: bool) -> None:
+        self.name = name
+        self._light = frozenset(light)
+        self._light_packages = tuple(each for each in light if each.endswith("."))
+        self._is_known = is_known
+        self._own = f"{name}."
+        self._modules: set[str] = set()
+        """The names of the modules whose import is late."""
+
+    def delay_imports(self, package: ModuleType) -> None:
+        """Called before the package's code runs."""
+        if self._is_known or all(map(self._imports_no_others, self._light)):
+            vars(package)["__builtins__"] = {**vars(builtins), "__import__": self._import}
+
+    def _imports_no_others(self, module: str) -> bool:
+        """Whether the source of a light module imports only light modules of the package."""
+        spec = PathFinder.find_spec(module, sys.modules[self.name].__path__)
+        text = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+        imported = re.findall(rf"^(?:import|from) ({re.escape(self.name)}[.\w]*|\.[.\w]*)", text, re.MULTILINE)
+        return bool(text) and self._light.issuperset(imported)
+
+    def _import(self, name: str, own: Any = None, _: Any = None, names: Any = (), level: int = 0) -> Any:
+        """Does what `__import__` does. `own`: the package's namespace."""
+        module = resolve_name("." * level + name, self.name) if level else name
+        if module == self.name and names:
+            return SimpleNamespace(**{each: LateName(f"{self._own}{each}", None, own) for each in names})
+        if not names or "*" in names or not module.startswith(self._own):
+            return builtins.__import__(name, own, None, names, level)
+        self._modules.add(module.removeprefix(self._own))
+        return SimpleNamespace(**{name: LateName(module, name, own) for name in names})
+
+    def offer_names(self, package: ModuleType) -> None:
+        """Makes the package import a late name when another module asks for it."""
+        vars(package)["__builtins__"] = vars(builtins)
+        if self._modules:
+            package.__class__ = _with_late_names(self._modules, self._modules & vars(package).keys())
+            if self._light:
+                replace(self._import_names_first)
+
+    def _import_names_first(self, module: str) -> ModuleSpec | None:
+        """Called before each import. The spec of a module that has been imported meanwhile, else None."""
+        if not module.startswith(self._own) or self._is_light(module):
+            return None
+        stop_replacing(self._import_names_first)
+        for value in list(vars(sys.modules[self.name]).values()):
+            if type(value) is LateName:
+                value.real()
+        loaded = sys.modules.get(module)
+        return ModuleSpec(module, _Loaded(loaded)) if loaded is not None else None
+
+    def _is_light(self, module: str) -> bool:
+        return module in self._light or f"{module}.".startswith(self._light_packages)
+
+
+class _Loaded(Loader):
+    """Loads a module that is loaded already."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
+
+
+def _with_late_names(modules: Set[str], hidden: Set[str]) -> type[ModuleType]:
+    """Returns the class of a package with late names.
+
+    Args:
+        modules: the names of its late modules. Plain Python would have bound them to the package.
+        hidden: names of modules that the package uses for something else, so they are not bound.
+    """
+
+    class Package(ModuleType):
+        def __getattribute__(self, key: str) -> Any:
+            value = super().__getattribute__(key)
+            return value.real() if type(value) is LateName else value
+
+        def __getattr__(self, key: str) -> Any:
+            if key in modules and key not in hidden:
+                return importlib.import_module(f"{self.__name__}.{key}")
+            raise AttributeError(f"module {self.__name__!r} has no attribute {key!r}", name=key, obj=self)
+
+        def __setattr__(self, key: str, value: Any) -> None:
+            if key not in hidden or not isinstance(value, ModuleType):
+                super().__setattr__(key, value)
+
+    return Package
+
+
 def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None:
     """Gives the module `importer` an `__import__` that returns stand-ins while the module's code is run.
 
@@ -105,6 +276,10 @@ def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None
     def import_late(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
         namespace["__builtins__"] = vars(builtins)  # for functions that are defined from now on
         wanted = resolve_name("." * level + name, namespace["__package__"]) if level else name
+        if modules := {each for each in fromlist or () if f"{wanted}.{each}" in late}:
+            real = builtins.__import__(name, globals, locals, [*set(fromlist).difference(modules)], level)
+            stand_ins = {each: LateName(f"{wanted}.{each}", None, namespace) for each in modules}
+            return SimpleNamespace(**{**vars(real), **stand_ins})
         if wanted not in late or wanted in sys.modules or not _is_installed(late[wanted]):
             return builtins.__import__(name, globals, locals, fromlist, level)
         if not fromlist:
@@ -161,6 +336,36 @@ class LateName:
         return Any
 
     __ror__ = __or__
+
+
+def _load_on_use(module: str) -> ModuleSpec | None:
+    """Called before each import. The spec of a late module, whose code runs when it is first used."""
+    if module not in _LATE_MODULES or not _is_installed(_LATE_MODULES[module]):
+        return None
+    spec = PathFinder.find_spec(module, sys.modules[module.rpartition(".")[0]].__path__)
+    if spec is not None and spec.loader is not None:
+        spec.loader = _LateLoader(spec.loader)
+    return spec
+
+
+class _LateLoader(Loader):
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        module.__class__ = _LateModule
+
+
+class _LateModule(ModuleType):
+    """A module whose code runs when an attribute is used that it does not have yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name, name=name, obj=self)
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        self.__loader__.exec_module(self)  # type: ignore[union-attr]
+        return getattr(self, name)
 
 
 def _real_object(module: str, name: str | None) -> Any:

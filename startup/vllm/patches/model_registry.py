@@ -4,6 +4,7 @@ Each version of vLLM inspects a model once, in a separate process, so that the c
 initialise CUDA. In a new program, the inspection takes some seconds of the model's first start.
 """
 
+import functools
 import importlib
 import multiprocessing
 import pickle
@@ -29,10 +30,14 @@ MODEL_INSPECTION: Final = Hook(
     places={"api", "forkserver"},
 )
 
+_SAVE: Final = Name(_RUN_IN_SUBPROCESS.module, "_LazyRegisteredModel._save_modelinfo_to_cache", ("mi", "module_hash"))
+SAVED_IN_FORK: Final = MODEL_INSPECTION.part(_SAVE, places={"api"})
 _MODELS: Final = Name(_RUN_IN_SUBPROCESS.module, "ModelRegistry.models")
 MODEL_MODULES: Final = MODEL_INSPECTION.part(_MODELS, Name(_MODELS.module, "_LazyRegisteredModel.module_name"))
 
 _TIMEOUT_S: Final = 120.0
+_NO_FORK: Final = (OSError, EOFError, ValueError, TypeError, AttributeError, ImportError)
+"""What `_run_forked` raises if the function fails, or if no fork can run it."""
 
 
 @wraps(MODEL_INSPECTION, _RUN_IN_SUBPROCESS)
@@ -40,11 +45,25 @@ def _forked_if_possible(in_new_program: Callable[..., Any]) -> Callable[..., Any
     def run(function: Callable[[], Any]) -> Any:
         is_worker = multiprocessing.current_process().daemon  # daemons cannot start processes
         if forkserver.is_running() and not is_worker:
-            with suppress(OSError, EOFError, ValueError, TypeError, AttributeError, ImportError):
+            with suppress(*_NO_FORK):
                 return _run_forked(function)
         return in_new_program(function)
 
     return run
+
+
+@wraps(SAVED_IN_FORK, _SAVE)
+def _saved_in_fork(save: Callable[..., None]) -> Callable[..., None]:
+    """vLLM saves the result with a module that also imports torch's compiler. A fork has imported it."""
+
+    def save_in_fork(self: Any, mi: Any, module_hash: str) -> None:
+        if forkserver.is_running():
+            with suppress(*_NO_FORK):
+                _run_forked(functools.partial(self._save_modelinfo_to_cache, mi, module_hash))
+                return
+        save(self, mi, module_hash)
+
+    return save_in_fork
 
 
 def _run_forked(function: Callable[[], Any]) -> Any:

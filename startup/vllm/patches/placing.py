@@ -12,17 +12,19 @@ from startup.vllm.patches import (
     json_logs,
     kv_cache,
     late_graphs,
+    late_imports,
     model_registry,
     process_titles,
     spans,
     temp_files,
     tokenizers,
+    triton_sources,
 )
 from startup.vllm.serving import serving_events
 
 PLACED_IN: Final = (
-    serving_events, tokenizers, compiler_keys, compiler, vllm_hooks, model_registry, kv_cache, cuda_graphs, late_graphs,
-    json_logs, spans, temp_files, process_titles,
+    serving_events, tokenizers, compiler_keys, compiler, triton_sources, vllm_hooks, model_registry, kv_cache,
+    cuda_graphs, late_graphs, late_imports, json_logs, spans, temp_files, process_titles,
 )  # fmt: skip
 """The modules with these hooks, in the order of the documentation and of the changes."""
 

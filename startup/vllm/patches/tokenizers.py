@@ -5,22 +5,23 @@ process caches the results. The keys of these caches contain the model's folder.
 """
 
 import copy
+import fnmatch
 import functools
 import importlib
 import logging
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
 from base.machine.file_stamps import FolderStamps, read_folder
-from envs.registry import env
+from startup.files.model.model_place import FolderListing
+from startup.files.model.wanted_files import MISTRAL_WEIGHTS, WantedFiles
 from startup.hook import Hook, Name, Text, uses
 from startup.imports.finder import alters, wraps
+from startup.storage.temp_folder import own_folder, usable_folder
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +70,10 @@ LATE_TOKENIZER: Final = PROCESSOR_LOOKUP.part(
 )
 
 _ATTRIBUTE: Final = "tokenizer"
-_WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
-_MOST_COPIED_BYTES: Final = 64 << 20
-"""Twice the largest known tokenizer. Larger files are not read by tokenizers."""
+_MODES: Final = ("auto", "hf", "slow", "mistral")
+"""Values of --tokenizer-mode with which vLLM reads only files that `WantedFiles` chooses."""
+_MOST_KEPT_BYTES: Final = 64 << 20
+"""Twice the largest known tokenizer."""
 
 
 class KeptTokenizers:
@@ -138,8 +140,8 @@ def _offline() -> Iterator[None]:
 def _replace_tokenizer(module: Any) -> None:
     """Makes the engine's manager of structured output load its tokenizer on first use.
 
-    When vLLM itself would load the tokenizer, its files are copied. The first use may be weeks later, when
-    the folder has been removed, or replaced by the model's next version.
+    When vLLM itself would load the tokenizer, its files are read into memory. The first use may be weeks
+    later, when the folder has been removed, or replaced by the model's next version.
     """
     if not uses("lean imports"):
         return
@@ -152,35 +154,43 @@ def _replace_tokenizer(module: Any) -> None:
 
 
 def _load_later(load: Callable[..., Any], model_config: Any) -> Any:
-    """Returns a call that loads the tokenizer. Loads it now if it is kept, or its files cannot be copied."""
-    is_plain = all(getattr(model_config, name, value) == value for name, value in _PLAIN.items())
-    folder = Path(model_config.tokenizer)
-    if not folder.is_dir() or (str(folder) in _kept and is_plain):
-        return load(model_config=model_config)
-    try:
-        copied = str(_copy_small_files(folder))
-    except OSError as err:
-        logger.debug("the tokenizer in %s is loaded now: its files cannot be copied: %s", folder, err)
-        return load(model_config=model_config)
-    config = copy.copy(model_config)
-    config.tokenizer = copied
-    if model_config.model == model_config.tokenizer:
-        config.model = copied
-    return functools.partial(load, model_config=config)
+    """Returns a call that loads the tokenizer from what its files contain now.
 
-
-def _copy_small_files(folder: Path) -> Path:
-    """Copies a model's files except its weights, for which the copy has links. Raises OSError.
-
-    The copy is in the start's folder, which is removed when the server ends.
+    Loads it at once if vLLM has it in its cache, if it may read files of any name, or if they are too large.
     """
-    copied = Path(tempfile.mkdtemp(prefix="tokenizer-", dir=env.VCLI_START_FOLDER.get()))
-    for path in folder.iterdir():
-        if path.is_file() and path.suffix not in _WEIGHTS and path.stat().st_size <= _MOST_COPIED_BYTES:
-            shutil.copyfile(path, copied / path.name)
-        else:
-            (copied / path.name).symlink_to(path.resolve())
-    return copied
+    values = {name: getattr(model_config, name, value) for name, value in _PLAIN.items()}
+    folder = Path(model_config.tokenizer)
+    is_known = values["tokenizer_mode"] in _MODES and not values["trust_remote_code"]
+    is_kept = str(folder) in _kept and values == _PLAIN
+    files = _read_files(folder.resolve()) if is_known and not is_kept else {}
+    return functools.partial(_load_from, load, model_config, files) if files else load(model_config=model_config)
+
+
+def _read_files(folder: Path) -> dict[str, bytes]:
+    """Reads a tokenizer's files. Mistral's weights are empty files, because vLLM looks only at their names.
+
+    The result is empty if there is no such folder, if a file cannot be read, or if they are too large.
+    """
+    names = FolderListing(folder).names
+    read = WantedFiles(role="tokenizer", engine="vllm").choose_small(names)
+    with suppress(OSError):
+        if sum((folder / name).stat().st_size for name in read) <= _MOST_KEPT_BYTES:
+            weights = dict.fromkeys(fnmatch.filter(names, MISTRAL_WEIGHTS), b"")
+            return {**weights, **{name: (folder / name).read_bytes() for name in read}}
+    return {}
+
+
+def _load_from(load: Callable[..., Any], model_config: Any, files: Mapping[str, bytes]) -> Any:
+    """Loads the tokenizer from files, which exist in a temporary folder only meanwhile."""
+    config = copy.copy(model_config)
+    with own_folder(usable_folder()) as folder:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        config.tokenizer = str(folder)
+        if model_config.model == model_config.tokenizer:
+            config.model = str(folder)
+        return load(model_config=config)
 
 
 def _get_tokenizer(manager: Any) -> Any:

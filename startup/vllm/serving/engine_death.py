@@ -16,7 +16,7 @@ ENGINE_DEATH: Final = Hook(
     promise="exit code 1 when the engine dies",
     needs=(_TERMINATE, _WATCH),
 )
-_INTERVAL_S: Final = 0.25
+_INTERVAL_S: Final = 0.05
 
 
 def notice_engine_death(on_death: Callable[[], None]) -> None:
@@ -30,18 +30,18 @@ def _replace_watch(module: Any, on_death: Callable[[], None]) -> None:
 
     terminate = _TERMINATE.get(module)
 
-    def terminate_and_notice(server: Any, engine: Any) -> None:
-        lifecycle = getattr(server.config.loaded_app, "lifecycle", None) if server.config.loaded else None
-        is_drained = lifecycle is not None and lifecycle.state == "draining"
-        is_stopped = server.should_exit or is_drained  # stopped by a signal, after which its engine ends, too
-        terminate(server, engine)
-        if server.should_exit and engine.errored and not is_stopped:
-            on_death()
-
     async def watch(server: Any, engine: Any) -> None:
+        """Sees each dead engine: uvicorn's shutdown, which a failed request may begin, takes 0.1 s."""
+        is_stopped = False  # by a signal, after which the engine ends, too
         while True:
             await asyncio.sleep(_INTERVAL_S)
-            terminate_and_notice(server, engine)
+            lifecycle = getattr(server.config.loaded_app, "lifecycle", None) if server.config.loaded else None
+            if lifecycle is not None:
+                is_stopped = lifecycle.state == "draining"
+            elif server.should_exit and not engine.errored:
+                is_stopped = True
+            terminate(server, engine)
+            if server.should_exit and engine.errored and not is_stopped:
+                on_death()
 
-    _TERMINATE.replace(module, terminate_and_notice)
     _WATCH.replace(module, watch)

@@ -19,21 +19,22 @@ class GraphProgress(NamedTuple):
 
     captured: int
     total: int
-    """The captured graphs and those that will be captured. After a failed capture, only the captured ones."""
     is_late: bool = False
     """Whether graphs are captured after readiness."""
-    failure: str = ""
-    """Why the other graphs are not captured. Empty if no capture has failed."""
+    num_given_up: int = 0
+    """The graphs that are not captured, because a capture has failed."""
+    reason: str = ""
+    """Why graphs are given up, or why none is captured for now."""
 
     @property
     def is_pending(self) -> bool:
         """Whether graphs are still to be captured."""
-        return self.captured < self.total
+        return self.captured + self.num_given_up < self.total
 
     def to_fields(self) -> dict[str, Any]:
-        state = "capturing" if self.is_pending else "incomplete" if self.failure else "complete"
+        state = "capturing" if self.is_pending else "incomplete" if self.num_given_up else "complete"
         fields = {"captured": self.captured, "total": self.total, "state": state}
-        return {**fields, "reason": self.failure} if self.failure else fields
+        return {**fields, "reason": self.reason} if self.reason else fields
 
     def write(self, engine: int) -> None:
         """Replaces the progress of the engine with this number, if this process belongs to a start."""
@@ -48,9 +49,9 @@ def read_progress(folder: Path) -> GraphProgress | None:
     found = [each for path in folder.glob(_NAME.format("*")) if (each := _read(path)) is not None]
     if not found:
         return None
-    failure = next((each.failure for each in found if each.failure), "")
-    is_late = any(each.is_late for each in found)
-    return GraphProgress(sum(each.captured for each in found), sum(each.total for each in found), is_late, failure)
+    reason = next((each.reason for each in found if each.reason), "")
+    captured, total, is_late, num_given_up = (sum(column) for column in zip(*(each[:4] for each in found), strict=True))
+    return GraphProgress(captured, total, bool(is_late), num_given_up, reason)
 
 
 def stop_capturing(folder: Path) -> None:

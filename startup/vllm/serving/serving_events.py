@@ -1,7 +1,7 @@
 """Notifies the launcher when vLLM's HTTP server is about to accept, accepts, and is about to stop.
 
 A single API server runs in the launcher's own process. Several API servers run in children, which notify the
-launcher through a pipe. Engines of the Rust frontend (`rust_frontend`) use this pipe, too.
+launcher through a pipe.
 """
 
 import os
@@ -16,9 +16,7 @@ from startup.hook import Hook, Name, Text
 from startup.imports.finder import wrap_after_import, wraps
 from startup.port.responder import StartupResponder
 from startup.processes import group_signals
-from startup.processes.stop_signals import StopSignals
 from startup.reports.crash.output_record import OutputRecord
-from startup.vllm.serving.rust_frontend import follow_rust_frontend, register_once_port_is_free
 from startup.vllm.serving.server_context import ChildLink, ServerContext
 
 if TYPE_CHECKING:
@@ -114,10 +112,8 @@ SLEEP: Final = Hook(
 
 _SERVING: Final = b"s"
 _READY: Final = b"r"
-_EVENT_BYTES: Final = 2
-"""Bytes of a message: the event, and how many processes must send it before the launcher acts."""
 _HAND_OVER_S: Final = 8.0
-"""Seconds that a process waits for the launcher to release the port. An engine has 10 s to register."""
+"""Seconds that a process waits for the launcher to release the port."""
 
 
 class ServingEvents:
@@ -140,8 +136,6 @@ class ServingEvents:
         self._on_ready = _once(on_ready)
         self._on_stopping = _once(on_stopping)
         self._context = context
-        self._is_released = threading.Event()
-        """Set once the responder no longer accepts."""
         self._read_fd, event_fd = os.pipe()
         released_fd, self._held_fd = os.pipe()
         self.child_link = ChildLink(event_fd, released_fd, context.watchdog_timeout_s)
@@ -149,44 +143,34 @@ class ServingEvents:
     def watch(self) -> None:
         """Begins to watch for events. Must be called after vLLM's imports, because it starts a thread."""
         _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._context)
-        follow_rust_frontend(self._is_released, self._on_ready, self._on_stopping)
         group_signals.start_thread("vllm-serving-events", self._follow_children)
 
     def _follow_children(self) -> None:
         """Reads events until a child is ready. The pipe has no end, because this process holds both ends."""
-        num_waiting = 0
         release_port = _once(lambda: os.close(self._held_fd))
         with suppress(OSError):
-            while event := os.read(self._read_fd, _EVENT_BYTES):
-                if event[:1] == _READY:
+            while event := os.read(self._read_fd, 1):
+                if event == _READY:
                     self._on_ready()
                     return
-                num_waiting += 1
-                if num_waiting >= event[1]:
-                    self._on_serving()
-                    release_port()
-                    self._is_released.set()
+                self._on_serving()
+                release_port()
 
 
 def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
-    """Makes a child that runs uvicorn notify the launcher, and wait for the port, before uvicorn accepts.
+    """Makes a child that runs uvicorn notify the launcher, and wait for the port, before uvicorn accepts."""
 
-    An engine does the same before it registers with the Rust frontend.
-    """
-
-    def send(event: bytes, num_processes: int = 1) -> None:
+    def send(event: bytes) -> None:
         with suppress(OSError):
-            os.write(pipes.event_fd, event + bytes([min(num_processes, 255)]))
+            os.write(pipes.event_fd, event)
 
-    def take_port(num_processes: int = 1) -> None:
-        """Waits for the port. The launcher releases the port once `num_processes` processes wait for it."""
-        send(_SERVING, num_processes)
+    def take_port() -> None:
+        send(_SERVING)
         poll = select.poll()
         poll.register(pipes.released_fd, 0)
         poll.poll(_HAND_OVER_S * 1000)
 
     _hook_uvicorn(take_port, lambda: send(_READY), lambda: None, ServerContext(record, pipes.watchdog_timeout_s))
-    register_once_port_is_free(take_port)
 
 
 def _hook_uvicorn(
@@ -209,7 +193,7 @@ def _hook_uvicorn(
                 drain_before_shutdown(self, sockets, probes, on_stopping, own)
             if probes is not None:
                 await probes.start(
-                    self, lambda: _startup_and_release(startup(self, sockets), context.signals), on_serving
+                    self, lambda: _startup_and_release(self, startup(self, sockets), context), on_serving
                 )
             else:
                 on_serving()
@@ -234,11 +218,13 @@ def _hook_uvicorn(
     wrap_after_import(_SHUTDOWN, wrap_shutdown, PORT)
 
 
-async def _startup_and_release(startup: Awaitable[None], signals: StopSignals | None) -> None:
+async def _startup_and_release(server: Any, startup: Awaitable[None], context: ServerContext) -> None:
     """Runs uvicorn's startup, then leaves the signals to uvicorn. Connections are passed on afterwards."""
     await startup
-    if signals is not None:
-        signals.release()
+    if server.started:
+        context.on_accepting()
+    if context.signals is not None:
+        context.signals.release()
 
 
 def _create_probes(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_TOTAL, START_INFO, START_PHASES, StartInfo
+from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_GIVEN_UP, GRAPHS_TOTAL, START_INFO, START_PHASES, StartInfo
 from envs import foreign
 from startup.processes.state import update_prometheus
 from startup.vllm.serving.graph_progress import GraphProgress, read_progress
@@ -21,7 +21,7 @@ def export_start(info: StartInfo, phase_seconds: Mapping[str, float]) -> None:
     """Registers the values with vLLM's metrics library. If this fails, only logs a warning.
 
     Called in the launcher's process. Several API servers keep their metrics in files of one folder, to which
-    this process adds a file. vLLM's Rust frontend has metrics of its own.
+    this process adds a file.
     """
     try:
         from prometheus_client import Gauge  # noqa: PLC0415 - not in each environment of this package
@@ -42,7 +42,6 @@ class GraphFigures:
     def __init__(self, folder: Path, note: Callable[[Mapping[str, Any]], None]) -> None:
         self._folder = folder
         self._note = note
-        self._begin_s = time.monotonic()
         self._gauges: list[Any] = []
 
     def update(self) -> GraphProgress | None:
@@ -58,13 +57,14 @@ class GraphFigures:
 
     def follow(self) -> None:
         """Shows the progress until all graphs are captured, and logs the end."""
+        begin_s = time.monotonic()
         while (progress := self.update()) is not None and progress.is_pending:
             time.sleep(_GRAPHS_INTERVAL_S)
-        if progress is not None and progress.failure:
-            text = "only %d CUDA graphs are captured, and batches of other sizes run without: a capture failed (%s)"
-            logger.warning(text, progress.captured, progress.failure)
+        if progress is not None and progress.num_given_up:
+            text = "only %d of %d CUDA graphs are captured, and batches of other sizes run without: %s"
+            logger.warning(text, progress.captured, progress.total, progress.reason)
         elif progress is not None and progress.is_late:
-            took_s = time.monotonic() - self._begin_s
+            took_s = time.monotonic() - begin_s
             logger.info("all %d CUDA graphs are captured, %.1f s after readiness", progress.captured, took_s)
 
     def _export(self, progress: GraphProgress) -> None:
@@ -72,8 +72,10 @@ class GraphFigures:
             from prometheus_client import Gauge  # noqa: PLC0415 - not in each environment of this package
 
             update_prometheus(foreign.snapshot())
-            self._gauges += [Gauge(*metric, multiprocess_mode="max") for metric in (GRAPHS_CAPTURED, GRAPHS_TOTAL)]
-        for gauge, value in zip(self._gauges, progress[:2], strict=True):
+            metrics = (GRAPHS_CAPTURED, GRAPHS_TOTAL, GRAPHS_GIVEN_UP)
+            self._gauges += [Gauge(*metric, multiprocess_mode="max") for metric in metrics]
+        values = (progress.captured, progress.total, progress.num_given_up)
+        for gauge, value in zip(self._gauges, values, strict=True):
             gauge.set(value)
 
 

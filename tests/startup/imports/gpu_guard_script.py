@@ -5,7 +5,7 @@ import sys
 
 from base.machine.gpu_driver import initialized_driver
 from startup.imports import gpu_guard
-from startup.vllm.api_server_imports import import_leniently
+from startup.vllm.vllm_imports import import_leniently
 
 with gpu_guard.driver_kept_uninitialized():
     failed = import_leniently(sys.argv[1:])

@@ -13,7 +13,7 @@ import pytest
 
 from startup.hook import Hook, Name, Text
 from startup.imports.finder import after_import, before_import, cancel, wrap_after_import
-from startup.vllm.patches.late_imports import LateImport, late_names
+from startup.vllm.patches.late_imports import LateImport, late_names, make_late
 from tests.startup.conftest import ToyPackages
 
 
@@ -124,7 +124,7 @@ _LATE = (LateImport("light", "heavy.part"),)
 
 
 @pytest.fixture
-def late_packages(toys: ToyPackages) -> ToyPackages:
+def late_toys(toys: ToyPackages) -> ToyPackages:
     toys.write("heavy.part", _HEAVY)
     toys.write("light.__init__", _IMPORTER.replace("import heavy.part\n", "").replace("heavy.part.Tool", "Tool"))
     return toys
@@ -135,7 +135,7 @@ def _import_light() -> ModuleType:
         return importlib.import_module("light")
 
 
-def test_a_listed_import_is_delayed_until_a_name_is_used(late_packages):
+def test_a_listed_import_is_delayed_until_a_name_is_used(late_toys):
     light = _import_light()
     assert "heavy.part" not in sys.modules
     assert not light.is_tool(3)
@@ -149,17 +149,17 @@ def test_a_listed_import_is_delayed_until_a_name_is_used(late_packages):
 
 
 @pytest.mark.parametrize("is_loaded", [True, False], ids=["loaded", "not_loaded"])
-def test_a_delayed_import_of_a_package_that_was_installed_anew_meanwhile_is_refused(is_loaded, late_packages):
+def test_a_delayed_import_of_a_package_that_was_installed_anew_meanwhile_is_refused(is_loaded, late_toys):
     light = _import_light()
     if is_loaded:
         importlib.import_module("heavy.part")
-    late_packages.write("heavy.__init__", "version = 'another one'\n")
+    late_toys.write("heavy.__init__", "version = 'another one'\n")
     anew = pytest.raises(ImportError, match="heavy was installed anew while this server was running")
     with nullcontext() if is_loaded else anew:
         assert light.build(1, 2) == (1, 2)
 
 
-def test_a_stand_in_can_be_a_base_class(late_packages):
+def test_a_stand_in_can_be_a_base_class_and_is_pickled_as_the_real_object(late_toys):
     stand_in = _import_light().Tool
 
     class Own(stand_in):  # type: ignore[misc, valid-type]
@@ -167,15 +167,11 @@ def test_a_stand_in_can_be_a_base_class(late_packages):
 
     assert Own.__mro__[1] is sys.modules["heavy.part"].Tool
     assert Own("x").name == "x"
-
-
-def test_a_stand_in_is_pickled_as_the_real_object(late_packages):
-    stand_in = _import_light().Tool
     assert pickle.loads(pickle.dumps(stand_in)) is sys.modules["heavy.part"].Tool
 
 
-def test_other_modules_import_the_real_object(late_packages):
-    late_packages.write("other.__init__", "from heavy.part import Tool\n")
+def test_other_modules_import_the_real_object(late_toys):
+    late_toys.write("other.__init__", "from heavy.part import Tool\n")
     with late_names(_LATE):
         light, other = importlib.import_module("light"), importlib.import_module("other")
     assert other.Tool is sys.modules["heavy.part"].Tool
@@ -184,42 +180,92 @@ def test_other_modules_import_the_real_object(late_packages):
     assert light.Tool is other.Tool
 
 
-def test_a_loaded_module_is_not_replaced(late_packages):
+def test_a_loaded_module_is_not_replaced(late_toys):
     importlib.import_module("heavy.part")
     assert _import_light().Tool is sys.modules["heavy.part"].Tool
 
 
-def test_a_whole_module_can_stand_in_annotations(late_packages):
-    late_packages.write("parts.__init__", "class Tool: ...\n")
-    late_packages.write(
-        "light.__init__", "import parts\ndef f(tool: parts.Tool) -> parts.Tool | None: return parts.Tool()\n"
-    )
-    with late_names((LateImport("light", "parts"),)):
+_ANNOTATED = "import parts\ndef new(tool: parts.Tool | None = None) -> parts.Tool | None: return parts.Tool()\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "importer"),
+    [
+        ("parts", _ANNOTATED),
+        ("light.part", "from .part import Tool as new\n"),
+        ("light.part", "from light import other, part\ndef new(): return part.Tool()\n"),
+    ],
+)
+def test_a_whole_module_can_stand_in_annotations_and_a_relative_import_is_found(module, importer, late_toys):
+    late_toys.write("parts.__init__", _HEAVY)
+    late_toys.write("light.part", _HEAVY)
+    late_toys.write("light.other", "")
+    late_toys.write("light.__init__", importer)
+    with late_names((LateImport("light", module),)):
         light = importlib.import_module("light")
-    assert "parts" not in sys.modules
-    assert isinstance(light.f(None), sys.modules["parts"].Tool)
+    assert module not in sys.modules
+    assert isinstance(light.new(), sys.modules[module].Tool)
 
 
-def test_an_import_whose_package_is_missing_fails_as_it_would(late_packages):
-    late_packages.write("light.__init__", "try:\n    from absent.part import x\nexcept ImportError:\n    x = None\n")
+def test_an_import_whose_package_is_missing_fails_as_it_would(late_toys):
+    late_toys.write("light.__init__", "try:\n    from absent.part import x\nexcept ImportError:\n    x = None\n")
     with late_names((LateImport("light", "absent.part", requires="absent"),)):
         assert importlib.import_module("light").x is None
 
 
-def test_a_relative_import_is_found(late_packages):
-    late_packages.write("light.part", _HEAVY)
-    late_packages.write("light.__init__", "from .part import Tool\n")
-    with late_names((LateImport("light", "light.part"),)):
-        light = importlib.import_module("light")
-    assert "light.part" not in sys.modules
-    assert light.Tool.size == 3
-
-
-def test_functions_of_the_module_have_the_usual_built_in_names(late_packages):
-    late_packages.write(
+def test_functions_of_the_module_have_the_usual_built_in_names(late_toys):
+    late_toys.write(
         "light.__init__", "from heavy.part import Tool\ndef load():\n    import heavy.part\n    return heavy\n"
     )
     light = _import_light()
     assert light.load.__builtins__ is vars(builtins)
     assert vars(light)["__builtins__"] is vars(builtins)
     assert light.load() is sys.modules["heavy"]
+
+
+def test_a_late_package_imports_a_module_when_its_name_is_used(toys):
+    toys.write("offers.tool", "from offers import Size\nclass Tool: size = Size()\n")
+    toys.write("offers.sizes", "class Size: ...\n")
+    toys.write("offers.both", "def both(): return 'module'\n")
+    own = "def size(): return Size()\ndef both():\n from .both import both\n return both() + ' and function'\n"
+    toys.write("offers.late", "size = size_of_late = 2\n")
+    imports = "from .sizes import Size as Size\nfrom .tool import Tool, Tool as Other\nfrom .both import both\n"
+    imports += "from . import late\nfrom .late import *\nfrom .same import same\n"
+    toys.write("offers.same", "def same(): return 'same'\n")
+    toys.write("offers.__init__", imports + own)
+    make_late({"offers": ()})
+    offers = importlib.import_module("offers")
+    assert "offers.sizes" not in sys.modules
+    assert (offers.size_of_late, offers.late.size) == (2, 2)
+    assert (offers.same(), offers.same()) == ("same", "same")
+    exec("from offers import Size", namespace := {})
+    assert namespace["Size"] is sys.modules["offers.sizes"].Size is offers.Size
+    assert "offers.tool" not in sys.modules
+    assert offers.Other is offers.Tool is offers.tool.Tool
+    assert isinstance(offers.Tool.size, offers.Size)
+    assert type(offers.size()) is offers.Size, "a function of the package uses a late name"
+    assert (offers.both(), offers.both()) == ("module and function",) * 2, "an import does not replace the function"
+    with pytest.raises(AttributeError, match=r"module 'offers' has no attribute 'Absent'"):
+        _ = offers.Absent
+
+
+def test_a_late_package_that_fails_names_its_error_at_the_first_use(toys):
+    toys.write("offers.tool", "import absent\n")
+    toys.write("offers.__init__", "from .tool import Tool\n")
+    make_late({"offers": ()})
+    with pytest.raises(ModuleNotFoundError, match="No module named 'absent'"):
+        _ = importlib.import_module("offers").Tool
+
+
+def test_a_module_that_needs_the_package_s_names_gets_them_first(toys):
+    toys.write("offers.light", "size = 1\n")
+    toys.write("offers.package.light", "from ..light import size\n")
+    toys.write("offers.tool", "from offers.parts import Part\nclass Tool: part = Part\n")
+    toys.write("offers.parts", "class Part: ...\nfrom offers.tool import Tool\n")
+    toys.write("offers.__init__", "from .parts import Part\n")
+    make_late({"offers": ("offers.light", "offers.package.")}, is_known=True)
+    assert importlib.import_module("offers.package.light").size == 1
+    assert "offers.parts" not in sys.modules
+    assert (tool := importlib.import_module("offers.tool")) is sys.modules["offers.tool"]
+    assert tool.Tool.part is sys.modules["offers"].Part is sys.modules["offers.parts"].Part
+    assert tool.__spec__.loader.name == "offers.tool"

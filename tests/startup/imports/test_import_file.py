@@ -223,17 +223,14 @@ def test_a_module_that_no_installer_has_written_is_left_out(folder):
     assert not set(NAMES) & set(uninstall())  # another file would not serve it either
 
 
-def test_the_writer_ignores_the_umask(folder):
+def test_of_two_writers_one_writes_over_what_a_killed_one_left_and_ignores_the_umask(folder):
+    (folder.parent / "imports.code.new").write_bytes(b"x" * 1_000_000)
     before = os.umask(0)
     try:
-        assert written(folder).stat().st_mode & 0o777 == 0o644
+        path = written(folder)
     finally:
         os.umask(before)
-
-
-def test_of_two_writers_one_writes_over_what_a_killed_one_left(folder):
-    (folder.parent / "imports.code.new").write_bytes(b"x" * 1_000_000)
-    path = written(folder)
+    assert path.stat().st_mode & 0o777 == 0o644
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, [path] * 4, [NAMES] * 4))
     assert install(path)

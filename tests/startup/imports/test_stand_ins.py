@@ -73,14 +73,10 @@ def test_a_stand_in_of_a_package_that_was_installed_anew_meanwhile_is_refused(us
         user.takes(user.Thing())
 
 
-def test_only_using_a_name_imports_the_module(user):
+def test_only_using_a_name_imports_the_module_and_names_are_the_real_objects_then(user):
     assert not user.is_thing(1), "no instance of a class can exist before its module"
     assert "heavy.part" not in sys.modules
     assert user.takes(None).kind == "real"
-    assert "heavy.part" in sys.modules
-
-
-def test_names_are_the_real_objects_after_the_imports(user):
     assert (user.one(), user.two(), user.four()) == (1, 2, 4), "deferred decorators change nothing"
     real = importlib.import_module("heavy.part")
     assert isinstance(user.Thing(), real.Thing)
@@ -90,7 +86,6 @@ def test_names_are_the_real_objects_after_the_imports(user):
     assert user.double(lambda: 5)() == 10
     assert user.configured(3)(lambda: 5)() == 15
     assert user.is_thing(real.Thing())
-    assert not user.is_thing(1)
 
 
 def test_submodules_are_deferred_too(toys):

@@ -81,6 +81,7 @@ def test_a_process_ends_with_the_one_that_forked_it():
 
 def test_what_fails_again_pauses_for_longer_and_what_has_worked_goes_on_at_once():
     back_off = BackOff()
-    assert [back_off.take_s(9.9) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert [back_off.take_s(10.0), back_off.take_s(), back_off.take_s()] == [0, 1, 2]
+    assert [back_off.take_s() for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert [back_off.take_s(10.0), back_off.take_s(9.9), back_off.take_s(0.1)] == [0, 1, 2]
     assert back_off.num_failures == 3, "in a row"
+    assert BackOff().take_s(0.1) == 0, "the first failure of what has worked"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.startup.vllm.fake_start import short_folder
+from tests.support.folders import short_folder
 
 
 @pytest.fixture

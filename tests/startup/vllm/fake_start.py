@@ -3,16 +3,14 @@
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from envs.registry import OWN_PREFIX, variables
-from startup.logs.setup import PACKAGES
 from tests.support.cli import CLI, run_cli
 from tests.support.ports import free_port
 from tests.support.program import Server
@@ -24,8 +22,8 @@ NO_HUB = "http://127.0.0.1:9"
 CHECKED = {"VCLI_PREFLIGHT": None, "VLLM_TARGET_DEVICE": "cpu"}
 """Variables of a start with a preflight. It is for CPUs, because the tests' torch may be built for GPUs.
 
-The preflight is on in one start of each kind: cold, warm, plain, headless, with several API servers, with the
-Rust frontend, at a UNIX socket, with `--idle-stop`. Tests that expect no warning pass `--enforce-eager`,
+The preflight is on in one start of each kind: cold, warm, plain, headless, with several API servers, at a
+UNIX socket, with `--idle-stop`. Tests that expect no warning pass `--enforce-eager`,
 because not every machine has the compiler that a compiled start needs.
 """
 _SERVE = ("serve", "--engine", "vllm", "--prefetch", "off")
@@ -47,11 +45,10 @@ def environment(folder: Path, fake: Path | None = FAKE, **changes: str | None) -
     return {n: v for n, v in {**kept, **own, **path, **changes}.items() if v is not None}
 
 
-@contextmanager
-def short_folder() -> Iterator[Path]:
-    """A temporary folder with a path that is short enough for Unix sockets."""
-    with tempfile.TemporaryDirectory(prefix="fv", dir="/tmp") as name:
-        yield Path(name)
+def broken_environment(folder: Path, fault: str, **changes: str) -> dict[str, str]:
+    """Variables with which `broken/sitecustomize.py` breaks one thing."""
+    path = f"{Path(__file__).with_name('broken')}:{FAKE}:{ROOT}"
+    return environment(folder, PYTHONPATH=path, BROKEN=fault, **changes)
 
 
 def variant(folder: Path, **files: str) -> Path:
@@ -88,15 +85,6 @@ def rewrite(copy: Path, old: str, new: str) -> Path:
     for path in copy.rglob("*.py"):
         path.write_text(path.read_text().replace(old, new))
     return copy
-
-
-def changed_program(folder: Path, part: str, old: str, new: str) -> tuple[Path, dict[str, str]]:
-    """Copies this program and changes the modules of a folder. Returns the copy, and variables to run it."""
-    root = folder / "ours"
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    rewrite(root / part, old, new)
-    return root, environment(folder, PYTHONPATH=f"{FAKE}:{root}")
 
 
 class FakeStart(Server):

@@ -4,10 +4,34 @@ import argparse
 import json
 import re
 from collections.abc import Callable
+from enum import Enum, IntEnum
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 from pydantic.dataclasses import dataclass
+
+
+class Mode(IntEnum):
+    """Choices with names and numbers."""
+
+    NONE = 0
+    FULL_GRAPH = 2
+
+
+class Backend(Enum):
+    """Choices with names only."""
+
+    FLASH_ATTN = "a.b.FlashAttention"
+    SDPA = (2, 0)
+
+
+@dataclass(config=ConfigDict(extra="forbid"))
+class PassConfig:
+    """A configuration in another."""
+
+    fuse: bool = True
+    sizes: list[int | Literal["auto"]] | None = None
 
 
 @dataclass(config=ConfigDict(extra="forbid"))
@@ -19,6 +43,43 @@ class SmallConfig:
     level: Literal["a", "b"] = "a"
     max_num_seqs: int = Field(default=128, ge=1)
     changed: int = Field(default=1, ge=1)
+    named: Mode | None = None
+    numbered: Mode = Mode.NONE
+    attention: Backend | None = None
+    kernel: Literal["auto", "deep_gemm"] = "auto"
+    names: list[str] = Field(default_factory=list)
+    passes: PassConfig = Field(default_factory=PassConfig)
+    made: PassConfig = Field(default_factory=PassConfig)
+    per_kind: dict[str, float] = Field(default_factory=dict)
+    path: Path | None = None
+    own: str = Field(default="", init=False)
+
+    @field_validator("named", "attention", mode="before")
+    @classmethod
+    def _find(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return None if value == "auto" else (Mode.__members__ | Backend.__members__)[value.upper()]
+        return value
+
+    @field_validator("kernel", mode="before")
+    @classmethod
+    def _fold(cls, value: Any) -> Any:
+        return value.lower().replace("-", "_") if isinstance(value, str) else value
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("made", mode="before")
+    @classmethod
+    def _make(cls, value: Any) -> Any:
+        return PassConfig(**value) if isinstance(value, dict) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep(cls, value: Any) -> Any:
+        return value
 
     @field_validator("mode", mode="wrap")
     @classmethod

@@ -148,17 +148,14 @@ def test_a_wake_that_comes_while_the_engine_falls_asleep_turns_it_round(folder):
     [b"no JSON\n", b"[1]\n", b'{"do": "sleep", "level": 3}\n', b'{"do": "kill"}\n', b"x" * 5000 + b"\n", b"\n"],
     ids=["text", "list", "level", "unknown", "long", "empty"],
 )
-def test_a_request_that_is_none_is_answered_with_an_error(served, line):
+def test_a_request_that_is_none_is_answered_with_an_error_and_a_client_may_leave(served, line):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(served.control))
     answer = tell_line(served.path, line)
     assert answer.keys() == {"ok", "error"}
     assert not answer["ok"]
-    assert served.complete("one") == _AWAKE
-
-
-def test_a_client_that_leaves_disturbs_nobody(served):
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(served.control))
     assert tell(served.path, do="wake")["ok"]
+    assert served.complete("one") == _AWAKE
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.startup.vllm.fake_start import (
-    ROOT,
-    FakeStart,
-    changed_program,
-    command,
-    environment,
-    rewrite,
-    run_fake,
-    variant,
-)
+from tests.startup.vllm.fake_start import ROOT, FakeStart, command, environment, rewrite, run_fake, variant
 from tests.support.ports import free_port
+from tests.support.processes import stopped
 from tests.support.terminal import read_terminal
 from tests.support.waiting import is_gone, wait_until
 
@@ -63,37 +55,41 @@ def test_a_failed_start_ends_with_the_first_cause(crash, words, process, cause, 
     assert Path(log.removeprefix("Log: ")).stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize(("crash", "cause"), [("request:SIGKILL", _KILLED), ("request:no such key", "no such key")])
-def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash, cause, folder):
-    with FakeStart(folder, env=environment(folder, **{_CRASH: crash})) as start:
-        start.wait_ready()
-        with suppress(OSError):
-            start.complete("A text")
+@pytest.mark.parametrize(
+    ("words", "crash", "cause"),
+    [((), "request:SIGKILL", _KILLED), ((), "request:no such key", "no such key"), (("--headless",), "", _KILLED)],
+    ids=["killed", "failed", "without an API server"],
+)
+def test_an_engine_that_dies_later_ends_the_start_with_the_digest(words, crash, cause, folder):
+    with FakeStart(folder, *words, env=environment(folder, **{_CRASH: crash})) as start:
+        if words:
+            start.wait_logged("headless engine")
+            start.named("VLLM::EngineCor").kill()
+        else:
+            start.wait_ready()
+            with suppress(OSError):
+                start.complete("A text")
         assert start.process.wait(60) == 1
         first, second, *_ = _digest(start.log)
         assert first.startswith("Error: EngineCore (pid ")
-        assert first.endswith("failed while it served.")
+        assert words or first.endswith("failed while it served.")
         assert cause in second
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("how", ["killed", "no such key"])
-def test_a_signal_after_the_engine_has_died_hides_no_failure(number, how, folder):
-    """The watch, which looks four times a second, has not noticed the death. vLLM itself returns 0."""
-    root, env = changed_program(folder, "startup/vllm/serving", "_INTERVAL_S: Final = 0.25", "_INTERVAL_S: Final = 600")
-    with FakeStart(folder, env={**env, _CRASH: f"request:{how}"}, cwd=root) as start:
+def test_a_signal_after_the_engine_has_died_hides_no_failure(number, folder):
+    """The server has not noticed the death, because it was stopped. vLLM itself returns 0."""
+    with FakeStart(folder) as start:
         start.wait_ready()
         engine = start.named("VLLM::EngineCor")
-        if how == "killed":
+        with stopped(start.process.pid):
             engine.kill()
-        else:
-            with suppress(OSError):
-                start.complete("A text")
-        wait_until(lambda: is_gone(engine.pid))
-        assert start.terminate(number) == 1
+            wait_until(lambda: is_gone(engine.pid))
+            start.process.send_signal(number)
+        assert start.process.wait(60) == 1
         first, second, *_ = _digest(start.log)
         assert first.startswith("Error: EngineCore (pid ")
-        assert (_KILLED if how == "killed" else how) in second
+        assert _KILLED in second
 
 
 @pytest.mark.parametrize(
@@ -131,13 +127,3 @@ def test_an_engine_that_has_ended_is_dead_only_if_vllm_counts_it_as_dead(folder)
             time.sleep(0.1)
             assert start.health() == 200
         assert start.terminate() == 0
-
-
-def test_a_node_without_an_api_server_tells_the_end_of_its_engine(folder):
-    with FakeStart(folder, "--headless") as start:
-        start.wait_logged("headless engine")
-        start.named("VLLM::EngineCor").kill()
-        assert start.process.wait(60) == 1
-        first, second, *_ = _digest(start.log)
-        assert first.startswith("Error: EngineCore (pid ")
-        assert _KILLED in second

@@ -6,7 +6,6 @@ from contextlib import suppress
 
 import pytest
 
-from tests.startup.vllm.fake_frontend import rust_variables
 from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment
 from tests.support.http_client import RawClient
 from tests.support.openai_client import RepeatingClients
@@ -17,7 +16,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.thorough
 
 
-@pytest.mark.parametrize("frontend", ["one-server", "two-servers", "rust"])
+@pytest.mark.parametrize("frontend", ["one-server", "two-servers"])
 @pytest.mark.parametrize("listens", ["at-once", "when-ready"])
 def test_every_connection_during_a_start_is_answered_or_refused(listens, frontend, folder):
     """With `--listen-when-ready`, all are refused until vLLM serves, and no other program gets the port."""
@@ -25,18 +24,16 @@ def test_every_connection_during_a_start_is_answered_or_refused(listens, fronten
     words = ("--gate", str(gate), *(("--api-server-count", "2") if frontend == "two-servers" else ()))
     words += ("--listen-when-ready",) if listens == "when-ready" else ()
     starting = 503 if listens == "at-once" else 0
-    env = environment(folder, **(rust_variables(folder) if frontend == "rust" else {}))
-    with FakeStart(folder, *words, port=port, env=env) as start, RepeatingClients(port, *["/health"] * 8) as clients:
+    with FakeStart(folder, *words, port=port) as start, RepeatingClients(port, *["/health"] * 8) as clients:
         clients.wait_for_more(200, starting)
         start.wait_logged("EngineCore prints a line")
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))
         gate.touch()
         start.wait_ready()
-        texts = {start.complete("A text") for _ in range(200 if frontend == "rust" else 1)}
+        assert start.complete("A text") == "A text was read by worker 0"
         clients.wait_for_more(200, 200)
         start.wait_logged("ready after")
-        assert texts == {"A text was read by worker 0"}
         wait_until(lambda: len(start.responders()) == (frontend == "one-server"))  # answers /health while vLLM serves
     assert not clients.lost
     for statuses in clients.statuses:
@@ -59,8 +56,7 @@ def test_probes_get_the_phase_until_vllm_serves(folder):
         assert start.ask("/")[0] == 404  # vLLM's own routes, and a few of ours, are left
 
 
-@pytest.mark.parametrize("frontend", ["python", "rust"])
-def test_unix_socket_is_handed_over(frontend, folder, model):
+def test_unix_socket_is_handed_over(folder, model):
     gate = folder / "gate"
     path = folder / "socket"
 
@@ -69,8 +65,8 @@ def test_unix_socket_is_handed_over(frontend, folder, model):
             return client.get("/health").read().status
         return None
 
-    env = environment(folder, **CHECKED, **(rust_variables(folder) if frontend == "rust" else {}))
-    with FakeStart(folder, model, "--uds", str(path), "--gate", str(gate), host=None, env=env) as start:
+    words = (model, "--uds", str(path), "--gate", str(gate))
+    with FakeStart(folder, *words, host=None, env=environment(folder, **CHECKED)) as start:
         start.wait(lambda: status() == 503)
         start.wait_logged("EngineCore prints a line")
         gate.touch()

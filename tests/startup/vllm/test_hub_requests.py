@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from envs.registry import env
 from startup.files.model.default_model import prepared_folder
@@ -43,10 +44,6 @@ def is_forbidden(*words: str) -> bool:
     return forbidden
 
 
-def test_a_plain_model_on_disk_needs_no_request():
-    assert is_forbidden("--max-model-len", "512")
-
-
 def test_a_model_keeps_its_name_without_requests():
     words = CommandLine.of(("org/model", "-tp", "1")).with_served_name().words
     assert words == ("org/model", "--served-model-name", "org/model", "-tp", "1")
@@ -56,30 +53,33 @@ def test_a_model_keeps_its_name_without_requests():
 
 @pytest.mark.parametrize(
     "words",
-    ["--trust-remote-code", "--revision v2", "--tokenizer org/other", "--lora-modules a=org/adapter",
-     '--speculative-config {"model":"org/draft"}', "--download-dir /tmp/models"],
+    ["--max-model-len 512", "--trust-remote-code", "--revision v2", "--tokenizer org/other",
+     "--lora-modules a=org/adapter", '--speculative-config {"model":"org/draft"}', "--download-dir /tmp/models"],
 )  # fmt: skip
 def test_flags_that_may_need_more_leave_requests_allowed(words):
-    assert not is_forbidden(*words.split())
+    assert is_forbidden(*words.split()) == (words == "--max-model-len 512")
 
 
 @pytest.mark.parametrize(
-    ("variables", "config", "has_plugin"),
+    ("variables", "config", "other"),
     [
-        ({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}, {}, False),
-        ({"VLLM_LORA_RESOLVER_HF_REPO_LIST": "1"}, {}, False),
-        ({"VCLI_LEAVE_OUT": "offline hub"}, {}, False),
-        ({}, {"auto_map": {"AutoModel": "org/code--m.M"}}, False),
-        ({}, {"vision_config": {}}, False),
-        ({}, {}, True),
+        ({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}, {}, ""),
+        ({"VLLM_LORA_RESOLVER_HF_REPO_LIST": "1"}, {}, ""),
+        ({"VCLI_LEAVE_OUT": "offline hub"}, {}, ""),
+        ({}, {"auto_map": {"AutoModel": "org/code--m.M"}}, ""),
+        ({}, {"vision_config": {}}, ""),
+        ({}, {}, "plugin"),
+        ({}, {}, "incomplete"),
     ],
-    ids=["runtime adapters", "adapters of the hub", "left out", "code", "parts", "plugin"],
+    ids=["runtime adapters", "adapters of the hub", "left out", "code", "parts", "plugin", "incomplete"],
 )
-def test_what_may_need_more_leaves_requests_allowed(variables, config, has_plugin, snapshot, tmp_path, monkeypatch):
+def test_what_may_need_more_leaves_requests_allowed(variables, config, other, snapshot, tmp_path, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     (snapshot / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
-    if has_plugin:
+    if other == "incomplete":
+        (snapshot / "model.safetensors").unlink()
+    if other == "plugin":
         metadata = tmp_path / "site" / "plugin-1.0.dist-info"
         metadata.mkdir(parents=True)
         (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nmine = plugin:register\n")
@@ -87,17 +87,12 @@ def test_what_may_need_more_leaves_requests_allowed(variables, config, has_plugi
     assert not is_forbidden()
 
 
-def test_an_incomplete_snapshot_leaves_requests_allowed(snapshot):
-    (snapshot / "model.safetensors").unlink()
-    assert not is_forbidden()
-
-
 def test_errors_of_missing_files_are_known_wherever_they_were_raised():
-    inner = FileNotFoundError("Cannot find the requested files in the disk cache; offline mode is enabled")
+    inner = LocalEntryNotFoundError("the file is not in the cache")
     outer = ValueError("the configuration cannot be loaded")
     outer.__cause__ = inner
     assert is_caused_by_offline(outer)
-    assert not is_caused_by_offline(ValueError("out of memory"))
+    assert not is_caused_by_offline(ValueError("these words about offline mode say nothing"))
 
 
 def replaced(*words: str) -> tuple[str, ...]:

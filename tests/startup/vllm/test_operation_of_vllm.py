@@ -1,4 +1,4 @@
-"""The operation of vLLM: keys, logs in JSON, `ps` and `stop`, and a service manager."""
+"""The operation of vLLM: keys, JSON logs, `ps` and `stop`, a service manager, the watch and the idle stop."""
 
 import json
 import re
@@ -14,10 +14,12 @@ from startup.vllm.patches.json_logs import set_log_format
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
 from tests.startup.port.systemd.notify_socket import NotifySocket
-from tests.startup.vllm.fake_start import FakeStart, environment, run_fake, variant, without_forks
+from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment, rewrite, run_fake, variant, without_forks
 from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.cli import run_cli
-from tests.support.waiting import wait_until
+from tests.support.http_client import ask
+from tests.support.openai_client import StreamReader
+from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -204,10 +206,7 @@ def _environment(folder: Path, manager: NotifySocket, **changes: str) -> dict[st
 
 def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
     gate = folder / "gate"
-    with (
-        NotifySocket() as manager,
-        FakeStart(folder, "--gate", str(gate), env=_environment(folder, manager)) as start,
-    ):
+    with NotifySocket() as manager, FakeStart(folder, "--gate", str(gate), env=_environment(folder, manager)) as start:
         wait_until(lambda: "STATUS=vllm" in manager.lines or start.process.poll() is not None)
         assert "STATUS=import vllm" in manager.lines
         assert "READY=1" not in manager.lines
@@ -237,10 +236,7 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
     ids=["several-servers", "headless", "plain"],
 )
 def test_without_an_event_loop_or_early_port_it_is_listed_and_has_no_watchdog(words, changes, status, state, folder):
-    with (
-        NotifySocket() as manager,
-        FakeStart(folder, *words, env=_environment(folder, manager, **changes)) as start,
-    ):
+    with NotifySocket() as manager, FakeStart(folder, *words, env=_environment(folder, manager, **changes)) as start:
         wait_until(lambda: "READY=1" in manager.lines or start.process.poll() is not None)
         [ready] = [message for message in manager.messages if "READY=1" in message]
         assert _OFF in ready.splitlines()
@@ -259,3 +255,75 @@ def test_a_port_in_use_is_an_error_and_the_last_status(folder):
         message = f"Error: {error}: stop it or choose another --port\nCode: VC-PORT-IN-USE\n"
         assert (done.returncode, done.stderr) == (3, message)
         wait_until(lambda: any(line.startswith(f"STATUS=failed: {error}") for line in manager.lines))
+
+
+_WATCHED = ("--engine-watchdog-timeout", "3")
+
+
+@pytest.mark.parametrize(
+    ("title", "name", "num_servers"),
+    [("VLLM::EngineCor", "EngineCore", 2), ("VLLM::Worker_0", "VllmWorker-0", 1)],
+    ids=["engine", "worker"],
+)
+def test_a_stopped_process_ends_vllm_with_its_name(folder, title, name, num_servers):
+    words = ("--api-server-count", str(num_servers)) if num_servers > 1 else ()
+    with FakeStart(folder, *_WATCHED, *words) as start:
+        start.wait_ready()
+        readers = [StreamReader(start.url, 100_000) for _ in range(4)]
+        process = start.named(title)
+        process.suspend()
+        wait_until(lambda: process.status() == "stopped")
+        found = f"stopped by a signal: {name} (pid {process.pid})"
+        for reader in readers:
+            *_, last, end = reader.finish()
+            assert last["error"]["message"].startswith("The engine hangs: it was silent for 3 s (--engine-watchdog")
+            assert f" requests run; {found}" in last["error"]["message"]
+            assert end is None
+        assert start.process.wait(60) == 1
+        assert f"Error: {name} (pid {process.pid}) failed while it served." in start.log
+        assert "Cause: the engine hung: EngineHangError: it was silent for 3 s (--engine-watchdog" in start.log
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("_call_utility_async", "_call_otherwise"), ("self.client_index", "self.index")],
+    ids=["no call", "another client"],
+)
+def test_a_vllm_that_is_not_as_expected_has_no_watchdog_and_one_line(folder, old, new):
+    with FakeStart(folder, *_WATCHED, env=environment(folder, rewrite(variant(folder), old, new))) as start:
+        start.wait_ready()
+        assert start.complete("A text") == "A text was read by worker 0"
+        start.wait(lambda: start.lines_with("engine watchdog", "no watchdog (--engine-watchdog-timeout)"))
+        assert len(start.lines_with("engine watchdog", "no watchdog (--engine-watchdog-timeout)")) == 1
+        assert start.terminate() == 0
+
+
+def _wait_stopped(start: FakeStart) -> None:
+    def is_stopped() -> bool:
+        """Whether the model is stopped. Its probes and reports do not keep the model running."""
+        answers = [ask(f"http://127.0.0.1:{start.port}{path}") for path in ("/livez", "/metrics", "/health")]
+        return answers[-1].headers.get("model-state") == "stopped"
+
+    wait_until(is_stopped)
+
+
+def test_vllm_ends_without_requests_and_the_next_one_starts_it_with_the_router_s_standby(folder, model):
+    runtime = folder / "runtime"
+    runtime.mkdir(mode=0o700)
+    env = environment(folder, XDG_RUNTIME_DIR=str(runtime), **CHECKED)
+    with FakeStart(folder, model, "--idle-stop", "1s", env=env) as start:
+        start.wait_ready()
+        start.wait(lambda: list(folder.glob("vcli-*/standby-*/*-vllm-compiled.sock")))
+        _wait_stopped(start)
+        wait_until(lambda: not start.children_with("--uds"))
+        assert start.ask("/readyz?model")[0] == 503
+        assert start.complete("one") == start.complete("one")
+        start.wait(lambda: start.complete("one") and start.ask("/readyz?model")[0] == 200)  # stopped again if slow
+        while "warm start: forked from the standby's process" not in start.log:
+            _wait_stopped(start)  # on a busy machine, a template can take longer than 40 ms to answer
+            start.complete("one")
+        standbys = start.children_with("standby")
+        assert len(standbys) == 1
+        assert start.terminate() == 0
+    assert not list(folder.glob("vcli-*"))
+    assert not [each for each in standbys if psutil.pid_exists(each.pid) and not is_gone(each.pid)]

@@ -1,49 +1,31 @@
 """If something breaks that plain vLLM does not use, the start succeeds with one line in the log."""
 
 import os
-from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment
+from tests.startup.vllm.fake_start import ROOT, FakeStart, broken_environment
 from tests.support.cli import run_cli
 from tests.support.standby_process import StandbyProcess
 
 pytestmark = pytest.mark.thorough
 
-_BROKEN = Path(__file__).with_name("broken")
 _PLAIN = "starts again without preloading"
 _SPAWNS = "as a new program instead of forked"
-
-
-def _environment(folder: Path, fault: str, **changes: str) -> dict[str, str]:
-    return environment(folder, PYTHONPATH=f"{_BROKEN}:{FAKE}:{ROOT}", BROKEN=fault, **changes)
 
 
 @pytest.mark.parametrize(
     "fault",
     [
-        "execution",
-        "fork",
-        "protocol",
-        "answers",
-        "killed with a request",
-        "stopped with a request",
-        "killed in its imports",
-        "exits in its imports",
-        "stopped in its imports",
-        "raises in its imports",
-        "crashes in its forks",
-        "state of children",
-        "patch in engine",
-        "patch in worker",
-        "patch in API server",
-        "step of the launcher",
+        *("execution", "fork", "protocol", "answers", "state of children", "step of the launcher"),
+        *(f"{end} with a request" for end in ("killed", "stopped")),
+        *(f"{end} in its imports" for end in ("killed", "exits", "stopped", "raises")),
+        *("crashes in its forks", "patch in engine", "patch in worker", "patch in API server"),
     ],
 )
 def test_a_start_that_only_our_machinery_breaks_is_ready_with_one_line(fault, folder):
-    with FakeStart(folder, env=_environment(folder, fault)) as start:
+    with FakeStart(folder, env=broken_environment(folder, fault)) as start:
         state = start.wait_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert start.complete("A text") == "A text was read by worker 0"
@@ -55,14 +37,14 @@ def test_a_start_that_only_our_machinery_breaks_is_ready_with_one_line(fault, fo
 @pytest.mark.parametrize("fault", ["patch in engine", "fork"])
 def test_several_api_servers_are_started_again(fault, folder):
     """As new programs, API servers could not report that they serve."""
-    with FakeStart(folder, "--api-server-count", "2", env=_environment(folder, fault)) as start:
+    with FakeStart(folder, "--api-server-count", "2", env=broken_environment(folder, fault)) as start:
         start.wait_ready()
         assert start.complete("A text") == "A text was read by worker 0"
         assert _PLAIN in start.lines_with("WARNING")[-1]
 
 
 def test_a_node_without_an_api_server_is_started_again(folder):
-    with FakeStart(folder, "--headless", env=_environment(folder, "patch in worker")) as start:
+    with FakeStart(folder, "--headless", env=broken_environment(folder, "patch in worker")) as start:
         start.wait_logged(_PLAIN)
         start.wait_logged("headless engine")
         assert len(start.lines_with("WARNING")) == 1
@@ -70,14 +52,14 @@ def test_a_node_without_an_api_server_is_started_again(folder):
 
 @pytest.mark.parametrize("fault", ["system calls", "proc"])
 def test_what_a_sandbox_lacks_costs_no_start(fault, folder):
-    with FakeStart(folder, env=_environment(folder, fault)) as start:
+    with FakeStart(folder, env=broken_environment(folder, fault)) as start:
         start.wait_ready()
         assert start.complete("A text") == "A text was read by worker 0"
         assert len(start.lines_with("WARNING")) <= 1
 
 
 def test_the_plain_start_is_what_the_user_has_started(folder):
-    given = _environment(folder, "patch in worker", HF_HUB_OFFLINE="0")
+    given = broken_environment(folder, "patch in worker", HF_HUB_OFFLINE="0")
     with FakeStart(folder, "-tp", "2", "--log-format", "json", env=given) as start:
         server = start.wait_ready().state()["server"]
         assert server["pid"] == start.process.pid
@@ -88,7 +70,7 @@ def test_the_plain_start_is_what_the_user_has_started(folder):
 
 
 def test_later_starts_are_plain_at_once_until_it_is_enabled_again(folder):
-    given = _environment(folder, "patch in engine")
+    given = broken_environment(folder, "patch in engine")
     expected = (_PLAIN, "starts without preloading: an earlier start with preloading failed (KeyError")
     for words, text in zip(((), ("--max-num-seqs", "8")), expected, strict=True):
         with FakeStart(folder, *words, env=given) as start:
@@ -107,8 +89,20 @@ def test_later_starts_are_plain_at_once_until_it_is_enabled_again(folder):
         assert start.lines_with("WARNING") == []
 
 
+@pytest.mark.parametrize(
+    "fault", ["full disk in engine", "full disk in worker", "full disk in API server", "no memory in launcher"]
+)
+def test_what_the_machine_refuses_to_our_code_is_not_remembered(fault, folder):
+    with FakeStart(folder, env=broken_environment(folder, fault)) as start:
+        start.wait_ready()
+        (warning,) = start.lines_with("WARNING")
+        assert _PLAIN in warning
+        assert " UTC on" not in warning
+    assert not list(folder.glob("cache/vllm_cli/plain/*"))
+
+
 def test_the_next_start_preloads_if_the_plain_one_fails_as_well(folder):
-    given = _environment(folder, "patch in API server", FAKE_VLLM_CRASH="engine:no memory")
+    given = broken_environment(folder, "patch in API server", FAKE_VLLM_CRASH="engine:no memory")
     with FakeStart(folder, env=given) as start:
         assert start.process.wait(60) == 1
         assert len(start.lines_with(_PLAIN)) == 1
@@ -118,7 +112,7 @@ def test_the_next_start_preloads_if_the_plain_one_fails_as_well(folder):
 
 def test_a_warm_start_that_fails_is_repeated_plainly(folder):
     flags = {name: value for name, value in os.environ.items() if name == "PYTHONDONTWRITEBYTECODE"}
-    given = _environment(folder, "patch in API server", **flags)
+    given = broken_environment(folder, "patch in API server", **flags)
     variables = {name: given[name] for name in ("PYTHONPATH", "VLLM_CACHE_ROOT", "TMPDIR", "HF_ENDPOINT", "BROKEN")}
     with (
         StandbyProcess("--for", "vllm-eager", environment=variables) as standby,

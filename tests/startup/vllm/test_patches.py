@@ -4,10 +4,11 @@ import asyncio
 import importlib
 import json
 import select
+import shutil
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,11 +131,13 @@ def test_the_stand_ins_are_removed_if_the_imports_fail(toys, monkeypatch):
 _MODULE = """
 from pathlib import Path
 calls = []
+files_of_calls = []
 
 def cached_tokenizer_from_config(model_config):
     calls.append(model_config.tokenizer)
-    file = Path(model_config.tokenizer) / "tokenizer.json"
-    return file.read_text() if file.exists() else f"the tokenizer {model_config.tokenizer}"
+    files = [file for file in Path(model_config.tokenizer).rglob("*") if file.is_file()]
+    files_of_calls.append({file.name: file.stat().st_size for file in files})
+    return next((file.read_text() for file in files if file.name == "tokenizer.json"), "none")
 
 class StructuredOutputManager:
     def __init__(self, model_config):
@@ -145,9 +148,8 @@ class StructuredOutputManager:
 
 @pytest.fixture
 def module(toys: ToyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    start = tmp_path / "start"
-    start.mkdir()
-    monkeypatch.setenv("VCLI_START_FOLDER", str(start))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     toys.write("vllm.v1.structured_output", _MODULE)
     place(LATE_TOKENIZER)
     return importlib.import_module("vllm.v1.structured_output")
@@ -159,7 +161,8 @@ def model(tmp_path: Path) -> Path:
     for version in ("one", "two"):
         (tmp_path / version).mkdir()
         (tmp_path / version / "tokenizer.json").write_text(version)
-        (tmp_path / version / "model.safetensors").write_bytes(bytes(1000))
+        for other in ("consolidated.safetensors", "other.npz"):
+            (tmp_path / version / other).write_bytes(bytes(1000))
     (tmp_path / "model").symlink_to("one")
     return tmp_path / "model"
 
@@ -173,8 +176,9 @@ def test_the_tokenizer_is_loaded_once_when_it_is_used(module, model):
     changed.tokenizer = "another"
     assert (changed.tokenizer, module.calls) == ("another", [])
     assert [manager.tokenizer, manager.tokenizer] == ["one"] * 2
-    (folder,) = map(Path, module.calls)
-    assert (folder / "model.safetensors").readlink() == model.resolve() / "model.safetensors", "weights are not copied"
+    (files,) = module.files_of_calls
+    assert files == {"tokenizer.json": 3, "consolidated.safetensors": 0}, "only a tokenizer's files are read"
+    assert not any((model.parent / "temporary").iterdir())
     assert not hasattr(module.StructuredOutputManager(None), "tokenizer")
 
 
@@ -188,6 +192,8 @@ def _flip(model: Path) -> None:
     [
         pytest.param(_flip, id="flipped link"),
         pytest.param(lambda model: (model / "tokenizer.json").write_text("two"), id="written in place"),
+        pytest.param(lambda model: shutil.rmtree(model.resolve()), id="removed"),
+        pytest.param(lambda model: (model.parent / "temporary").rmdir(), id="temporary files removed"),
     ],
 )
 def test_a_tokenizer_that_is_loaded_after_a_change_of_its_folder_is_that_of_the_start(change, module, model):
@@ -196,13 +202,18 @@ def test_a_tokenizer_that_is_loaded_after_a_change_of_its_folder_is_that_of_the_
     assert manager.tokenizer == "one"
 
 
-def test_a_tokenizer_whose_files_cannot_be_copied_is_loaded_at_once(module, model, monkeypatch):
-    monkeypatch.setenv("VCLI_START_FOLDER", "/dev/null/missing")
-    manager = module.StructuredOutputManager(_config(model))
-    _flip(model)
-    assert manager.tokenizer == "one"
-    module.StructuredOutputManager(_config("org/name"))
-    assert module.calls[1:] == ["org/name"], "so is one that is in no folder"
+@pytest.mark.parametrize(
+    "own",
+    [{"trust_remote_code": True}, {"tokenizer_mode": "of_a_plugin"}, {"tokenizer": "org/name"}, {"large": 2**26 + 1}],
+    ids=str,
+)
+def test_a_tokenizer_that_may_need_more_than_its_known_files_is_loaded_at_once(own, module, model):
+    with (model / "tokenizer.json").open("a") as file:
+        file.truncate(own.pop("large", 3))
+    config = SimpleNamespace(**{**vars(_config(model)), **own})
+    manager = module.StructuredOutputManager(config)
+    assert module.calls == [config.tokenizer]
+    assert not callable(manager.tokenizer)
 
 
 _REGISTRY = """
@@ -262,18 +273,11 @@ def renderer(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("vllm.renderers.hf")
 
 
-def test_a_processor_is_found_as_before_and_is_else_the_given_tokenizer(renderer):
-    assert renderer._try_get_processor_chat_template("text", revision="main") == ("text", "main")
-    assert renderer._try_get_processor_chat_template("vision", revision=None) == ("the processor of vision", None)
-
-
-@pytest.mark.parametrize("name", ["text", "invalid"])
-def test_the_search_leaves_transformers_as_it_was(renderer, name):
+@pytest.mark.parametrize(("name", "found"), [("text", "text"), ("vision", "the processor of vision"), ("invalid", "")])
+def test_a_processor_is_found_as_before_and_is_else_the_given_tokenizer(renderer, name, found):
     before = vars(renderer.processing_auto).copy()
-    try:
-        renderer._try_get_processor_chat_template(name, revision=None)
-    except ValueError:
-        assert name == "invalid"
+    with nullcontext() if found else pytest.raises(ValueError, match="invalid"):
+        assert renderer._try_get_processor_chat_template(name, revision="main") == (found, "main")
     assert vars(renderer.processing_auto) == before
 
 

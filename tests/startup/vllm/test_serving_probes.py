@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, environment, short_folder
+from tests.startup.vllm.fake_start import FakeStart, environment
+from tests.support.folders import short_folder
 from tests.support.http_client import Answer, RawClient
 from tests.support.openai_client import RepeatingClients
 from tests.support.processes import stopped

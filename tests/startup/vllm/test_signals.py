@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, changed_program, command, environment, prepend, rewrite, variant
+from tests.startup.vllm.fake_start import FakeStart, broken_environment, command, environment, prepend, rewrite, variant
 from tests.support.http_client import RawClient, ask
 from tests.support.openai_client import SOON_REFUSALS, StreamReader, count_refusals
-from tests.support.processes import shared_memory, stopped
+from tests.support.processes import shared_memory
 from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -47,10 +47,7 @@ def _importing(module: str, code: str, phase: str) -> _Stage:
 
 def test_a_signal_right_after_the_first_answer_is_the_servers(folder):
     """The signal may come before the launcher knows that the server accepts connections."""
-    last = "        server.main_loop = self._ending_after(server.main_loop)\n"
-    late = f"{last}        await asyncio.sleep(1)\n"
-    root, env = changed_program(folder, "startup/vllm/serving", last, late)
-    with FakeStart(folder, env=env, cwd=root) as start:
+    with FakeStart(folder, env=broken_environment(folder, "late readiness")) as start:
         assert start.wait_ready().terminate(signal.SIGINT) == 0
 
 
@@ -61,10 +58,7 @@ _STAGES = {
     "engine that hangs": _Stage("asyncmpclient init of APIServer", change=_hang),
     "several API servers": _Stage("vllm", ("--gate", "closed", "--api-server-count", "2")),
     "worker that has no handlers yet": _Stage(
-        "",
-        (),
-        lambda fake: rewrite(fake, _WORKER_MAIN, f"        exec({_WAITS!r})\n{_WORKER_MAIN}"),
-        ("waits here",),
+        "", (), lambda fake: rewrite(fake, _WORKER_MAIN, f"        exec({_WAITS!r})\n{_WORKER_MAIN}"), ("waits here",)
     ),
 }
 
@@ -195,33 +189,6 @@ def _begin_to_read(start: FakeStart, prompt: str) -> RawClient:
     client = RawClient(start.port)
     client.post("/v1/completions", {"prompt": prompt, "max_tokens": _ENDLESS, "stream": True}).read_head()
     return client
-
-
-@pytest.mark.parametrize("start", [None], indirect=True)
-def test_a_running_stream_finishes(start):
-    engine = start.named("VLLM::EngineCor")
-    stream = StreamReader(start.url, 150)
-    with stopped(engine.pid):  # the stream must not end before
-        _stop(start)
-        rejected = ask(f"{start.url}/v1/completions", {"prompt": "a"})
-    assert (rejected.status, rejected.json["status"]) == (503, "draining")
-    *tokens, end = stream.finish()
-    assert (len(tokens), end) == (150, None)
-    assert start.process.wait(60) == 0
-    start.wait_all_gone()
-    assert "1 requests may run for 25 s more" in start.log
-    assert " is used by " not in start.log
-
-
-@pytest.mark.parametrize("start", [None], indirect=True)
-def test_health_is_503_as_soon_as_requests_are_rejected(start):
-    engine = start.named("VLLM::EngineCor")
-    stream = StreamReader(start.url, 150)
-    with stopped(engine.pid):  # the drain does not end before
-        start.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: ask(f"{start.url}/load").status == 503)  # answered by vLLM's loop
-        assert ask(f"{start.url}/health").status == 503
-    stream.finish()
 
 
 @pytest.mark.parametrize(("start", "is_killed"), [(None, True), (600, False)], indirect=["start"])

@@ -1,6 +1,7 @@
 """vLLM's metrics, `ps` and the line about readiness show how vLLM was started."""
 
 import json
+import re
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,16 +15,16 @@ pytestmark = pytest.mark.thorough
 
 
 def metrics(start: FakeStart) -> tuple[dict[str, str], dict[str, float]]:
-    """Waits for `vllm_cli:start_info`. Returns its labels, and the seconds of each phase."""
-    samples = []
+    """The labels of `vllm_cli:start_info`, and the seconds of each phase, which vLLM's first metrics have."""
+    bodies: list[bytes] = []
 
-    def has_info() -> bool:
+    def has_answered() -> bool:
         answer = start.ask("/metrics")  # not 200 while another API server creates its file of samples
-        families = text_string_to_metric_families(answer.body.decode() if answer.status == 200 else "")
-        samples[:] = [sample for family in families for sample in family.samples]
-        return any(sample.name == "vllm_cli:start_info" for sample in samples)
+        bodies.append(answer.body)
+        return answer.status == 200
 
-    wait_until(has_info)
+    wait_until(has_answered)
+    samples = [sample for family in text_string_to_metric_families(bodies[-1].decode()) for sample in family.samples]
     (info,) = (sample.labels for sample in samples if sample.name == "vllm_cli:start_info")
     phases = [sample for sample in samples if sample.name == "vllm_cli:start_phase_seconds"]
     return info, {sample.labels["phase"]: sample.value for sample in phases}
@@ -50,7 +51,7 @@ def test_a_cold_start_tells_its_phases_and_why_it_has_compiled(folder, model):
             assert {"preload_imports", "loading_cpu", "asyncmpclient_init"} <= spans
             noted = _noted(start)
             assert noted.items() >= info.items()
-            assert noted["ready_s"] == pytest.approx(sum(phases.values()), rel=0.01)
+            assert noted["ready_s"] == pytest.approx(phases["total"], rel=0.01)
             reason = f": {info['compile_reason']}" if compiled == "compiled" else ""
             assert f" s (cold; model {compiled}{reason}): http://" in start.log
             wait_until(lambda: any(folder.glob("cache/vllm_cli/compiled/*.json")))
@@ -70,6 +71,33 @@ def test_each_of_several_api_servers_tells_the_start(folder):
             return len(pids) == 2
 
         wait_until(has_asked_both)
+
+
+_NEVER_LEARNS = """
+import sys, threading
+if (start := sys.modules.get("startup.vllm.launch.start")) is not None:
+    start.learn = lambda names: threading.Event().wait()
+"""
+"""Code for a module of the fake vLLM. With it, the work for later starts, seconds in a first one, hangs."""
+
+
+@pytest.mark.parametrize(
+    ("words", "variables"),
+    [((), {}), ((), {"VCLI_PROBE_PROCESS": "0"}), (("--api-server-count", "2"), {})],
+    ids=["responder accepts", "vLLM accepts", "children accept"],
+)
+def test_all_places_tell_the_same_moment_of_readiness_in_a_first_start(folder, words, variables):
+    report = folder / "report.json"
+    fake = prepend(variant(folder), "entrypoints/cli/main", _NEVER_LEARNS)
+    env = environment(folder, fake, VCLI_STANDBY="off", **variables)
+    with FakeStart(folder, *words, "--startup-report", str(report), env=env) as start:
+        _, phases = metrics(start.wait_ready())
+        noted = _noted(start)["ready_s"]
+        start.wait_logged("ready after")
+        (logged,) = re.findall(r"ready after ([0-9.]+) s", start.log)
+        start.wait(report.is_file)
+        assert [phases["total"], float(logged)] == pytest.approx([noted, noted], abs=0.01)
+        assert json.loads(report.read_text())["total_s"] == pytest.approx(noted, abs=1e-3)
 
 
 def test_a_plain_start_tells_why(folder):

@@ -130,8 +130,10 @@ def test_other_commands_are_the_installed_vllms(words, folder):
     assert (done.returncode, done.stdout, done.stderr) == (wanted.returncode, wanted.stdout, wanted.stderr)
 
 
-@pytest.mark.parametrize("words", [("run-batch", "--help"), ("run-batch", "--nonsense")], ids=" ".join)
-def test_run_batch_is_the_same_as_by_the_link(words, folder):
+@pytest.mark.parametrize(
+    "words", [("run-batch", "--help"), ("run-batch", "--nonsense"), ("bench", "serve", "--nonsense")], ids=" ".join
+)
+def test_a_command_of_vllm_is_the_same_as_by_the_link(words, folder):
     by_link = _run_link(folder, *words)
     ours = run_cli(*words, env=environment(folder), cwd=ROOT)
     assert (ours.returncode, ours.stdout, ours.stderr) == (by_link.returncode, by_link.stdout, by_link.stderr)

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from startup.vllm.patches.compiler import COMPILER
-from tests.startup.vllm.fake_frontend import rust_variables
 from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment, run_fake
 from tests.startup.vllm.test_start_metrics import metrics
+from tests.support.processes import running
 from tests.support.standby_process import StandbyProcess
 from tests.support.waiting import wait_until
 
@@ -73,14 +73,6 @@ def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(sta
         assert start.terminate() == 0
 
 
-def test_the_rust_frontend_gets_the_port_in_a_warm_start_too(standby, folder):
-    with WarmStart(standby, folder, "--enforce-eager", **rust_variables(folder)) as start:
-        start.wait_ready().wait_logged("ready after")
-        assert "warm start: " in start.log
-        assert {start.complete("A text") for _ in range(20)} == {"A text was read by worker 0"}
-        assert start.terminate() == 0
-
-
 def test_phases_of_all_processes_are_recorded(standby, folder, tmp_path):
     report = tmp_path / "report.json"
     with WarmStart(standby, folder, "--enforce-eager", "--startup-report", str(report)) as start:
@@ -117,16 +109,16 @@ def test_without_a_forkserver_no_process_waits_for_one(standby, folder):
 
 
 def test_starts_that_need_other_imports_are_cold(standby, folder):
-    starts: list[tuple[tuple[str, ...], dict[str, str], str]] = [
-        ((), {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, "the start method fork"),
-        ((), {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}, "needs the compiler"),
-        ((), {"VCLI_LEAVE_OUT": "lean imports"}, "VCLI_LEAVE_OUT differs"),
-        ((), {"TORCHELASTIC_RUN_ID": "1"}, "without preloading: a launcher starts one process per rank"),
-        ((), {"VLLM_WORKER_MULTIPROC_METHOD": "unknown"}, "the settings are not understood"),
-    ]
-    for words, variables, reason in starts:
-        env = {**_environment(folder, standby), **variables}
-        done = run_fake(folder, "--enforce-eager", *words, env=env)
+    starts = {
+        "VLLM_WORKER_MULTIPROC_METHOD=fork": "the start method fork",
+        "VLLM_ENABLE_V1_MULTIPROCESSING=0": "needs the compiler",
+        "VCLI_LEAVE_OUT=lean imports": "VCLI_LEAVE_OUT differs",
+        "TORCHELASTIC_RUN_ID=1": "without preloading: a launcher starts one process per rank",
+        "VLLM_WORKER_MULTIPROC_METHOD=unknown": "the settings are not understood",
+    }
+    for variable, reason in starts.items():
+        env = _environment(folder, standby) | dict([variable.split("=")])
+        done = run_fake(folder, "--enforce-eager", env=env)
         assert done.returncode == 3
         assert reason in done.stderr
 
@@ -158,3 +150,37 @@ def test_eager_starts_that_use_the_compiler_all_the_same_are_warm(folder):
     ):
         start.wait_ready()
         assert len(start.servers) == 1
+
+
+def test_a_request_that_meets_a_dead_engine_ends_a_warm_server_with_the_digest(standby, folder):
+    with WarmStart(standby, folder, "--enforce-eager", FAKE_VLLM_CRASH="request:SIGKILL") as start:
+        start.wait_ready()
+        with suppress(OSError):
+            start.complete("A text")
+        assert start.process.wait(60) == 1
+        assert "Error: EngineCore (pid " in start.log
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("victim", ["server", "engine"])
+def test_a_router_forks_the_server_of_a_restart_once_no_process_of_the_dead_one_is_left(victim, folder, model):
+    words = (model, "--enforce-eager", "--tensor-parallel-size", "2", "--restart", "on-failure:99", "--max-wait", "600")
+    env = environment(folder, XDG_RUNTIME_DIR=str(folder), **CHECKED)
+    with FakeStart(folder, *words, env=env) as start:
+        start.wait_ready().wait(lambda: list(folder.glob("vcli-*/standby-*/*-vllm-eager.sock")))
+        ((template,),) = [each.children() for each in start.children_with("standby") if each.children()]
+        before = _processes(start)
+        assert template.pid not in before.values(), "the first start is cold"
+        for num_restarts in (1, 2):  # the second one restarts a server that was forked
+            dead = [psutil.Process(pid) for pid in before]
+            dead[["server", "engine"].index(victim)].kill()
+            start.wait(lambda count=num_restarts: start.log.count("warm start: forked from") == count)
+            assert not running(dead)
+            before = _processes(start)
+            assert set(before.values()) == {template.pid}, "nobody imports vLLM again"
+
+
+def _processes(start: FakeStart) -> dict[int, int]:
+    """Pid of the server, the engine and each worker -> pid of the process that has imported vLLM for it."""
+    state = start.state()
+    return {each["pid"]: each["imported_in"]["vllm"] for each in (state["server"], state["engine"], *state["workers"])}

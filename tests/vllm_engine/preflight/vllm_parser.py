@@ -1,7 +1,10 @@
-"""A script for vLLM's Python: records facts of vLLM's parser, and reads words with this parser.
+"""A script for vLLM's Python: records facts of vLLM's parser, reads words with this parser, and variables.
 
-`python vllm_parser.py QUESTION ANSWER`: the question has `lines` of words. The answer has the recorded
-`facts`, and `readings` with one `tests.support.reading.Reading` for each line.
+`python vllm_parser.py QUESTION ANSWER`: the question has `lines` of words, `texts` for variables, and `logs`,
+groups of variables of vLLM's log. The answer has the recorded `facts`, `readings` with one
+`tests.support.reading.Reading` for each line, `refused` with each variable and each text that vLLM rejects as
+its value, and `logs` with whether vLLM can log with each group. If the question has `values`, the answer has
+`objects`: each flag with JSON objects that have one of these values in a field, and whether vLLM accepts it.
 """
 
 import argparse
@@ -11,24 +14,33 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from startup.vllm_words.facts import KeptFacts, VllmFacts
+from envs.foreign import overlaid
+from startup.vllm_words.facts import KeptFacts, VllmFacts, _build_parser
 from startup.vllm_words.installed import require_vllm
+from startup.vllm_words.json_shape import Shape
 from tests.support.reading import read_both
 
 
 def main(question: str, answer: str) -> None:
-    lines = json.loads(Path(question).read_text())["lines"]
+    asked = json.loads(Path(question).read_text())
     os.environ["VLLM_CACHE_ROOT"] = f"{answer}.cache"
     facts = record()
     with contextlib.redirect_stderr(io.StringIO()):
-        readings = [read_both(words, facts, parse) for words in lines]
-    Path(answer).write_text(json.dumps({"facts": facts, "readings": readings}))
+        readings = [read_both(words, facts, parse) for words in asked["lines"]]
+        logs = [_can_log(variables) for variables in asked.get("logs", ())]
+    choices = {choice for fact in facts.variables for choice in fact.choices or ()}
+    texts = {*asked["texts"], *choices, *map(str.swapcase, choices)} if "texts" in asked else ()
+    refused = [(name, text) for name in _variables() for text in sorted(texts) if not _takes(name, text)]
+    objects = [*_try_objects(facts, asked.get("values", ()))]
+    answers = {"facts": facts, "readings": readings, "refused": refused, "logs": logs, "objects": objects}
+    Path(answer).write_text(json.dumps(answers))
 
 
 def record() -> VllmFacts:
@@ -44,6 +56,59 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parses words as `vllm serve` does."""
     sys.argv = ["vllm", "serve", *words]
     return build_parser().parse_args()
+
+
+def _variables() -> dict[str, Callable[[], Any]]:
+    from vllm.envs import environment_variables
+
+    return environment_variables
+
+
+def _takes(name: str, text: str) -> bool:
+    with overlaid({name: text}):
+        try:
+            _variables()[name]()
+        except ValueError:
+            return False
+    return True
+
+
+def _can_log(variables: dict[str, str]) -> bool:
+    """Whether vLLM can set up its log in a process with these variables."""
+    if not (pid := os.fork()):
+        os.environ.update(variables)
+        with contextlib.suppress(Exception):
+            importlib.import_module("vllm.logger")._configure_vllm_root_logger()
+            os._exit(0)
+        os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _try_objects(facts: VllmFacts, values: Sequence[Any]) -> Iterator[tuple[str, str, bool]]:
+    actions = _build_parser()._option_string_actions
+    for fact in facts.flags:
+        convert = actions[fact.name].type
+        for content in _objects(fact.shape, values) if fact.kind == "object" and values else ():
+            text = json.dumps(content)
+            is_accepted = False
+            with contextlib.suppress(Exception):
+                convert(text)
+                is_accepted = True
+            yield fact.name, text, is_accepted
+
+
+def _objects(shape: Shape, values: Sequence[Any]) -> Iterator[Any]:
+    """The values, and those in each place that the shape has: fields, items, and choices in any writing."""
+    yield from values
+    for choice in shape.choices:
+        text = str(choice)
+        yield from (choice, text, text.swapcase(), text.replace("_", "-"), text.lower().replace("_", "-"))
+    for part in shape.parts:
+        yield from _objects(part, values)
+        if shape.kind in ("list", "dict"):
+            yield from ([each] if shape.kind == "list" else {"full_attention": each} for each in _objects(part, values))
+    for name, part in shape.fields.items():
+        yield from ({name: each} for each in _objects(part, values))
 
 
 @cache

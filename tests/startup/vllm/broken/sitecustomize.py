@@ -75,10 +75,20 @@ def _cannot_be_executed():
     _posixsubprocess.fork_exec = execute_others
 
 
-def _without_phases(*known, in_forks=True):
-    """Our wrapper of vLLM's functions raises KeyError except for these names, in forks or the API server."""
-    phases = dict.fromkeys(known, nullcontext())
-    record = SimpleNamespace(phase=phases.__getitem__)
+_PHASE = """
+def phase(name):
+    if name in known:
+        return nullcontext()
+    raise kind(28, "No space left on device")
+"""
+"""Only the type says whether the machine is the cause. The frame of a function in a file would be vLLM's."""
+
+
+def _without_phases(*known, in_forks=True, kind=KeyError):
+    """Our wrapper of vLLM's functions raises an error except for these names, in forks or the API server."""
+    scope = {"known": known, "kind": kind, "nullcontext": nullcontext}
+    exec(_PHASE, scope)
+    record = SimpleNamespace(phase=scope["phase"])
 
     def change(spans):
         start = spans.this_start
@@ -113,6 +123,23 @@ def _without_proc():
     sys.addaudithook(check)
 
 
+def _with_late_readiness():
+    """The launcher learns a second late that the server accepts connections."""
+
+    def change(serving_probes):
+        start = serving_probes.ServingProbes.start
+
+        async def start_late(*args):
+            import asyncio
+
+            await start(*args)
+            await asyncio.sleep(1)
+
+        serving_probes.ServingProbes.start = start_late
+
+    _after_import("startup.vllm.serving.serving_probes", change)
+
+
 _OF_FORKSERVER = {
     "fork": lambda: setattr(os, "fork", _refuse(errno.EAGAIN)),
     "protocol": lambda: _on_request(_fail),
@@ -137,9 +164,16 @@ _OF_ALL = {
     "patch in engine": lambda: _without_phases(),
     "patch in worker": lambda: _without_phases("executor_init"),
     "patch in API server": lambda: _without_phases(in_forks=False),
+    "full disk in engine": lambda: _without_phases(kind=OSError),
+    "full disk in worker": lambda: _without_phases("executor_init", kind=OSError),
+    "full disk in API server": lambda: _without_phases(in_forks=False, kind=OSError),
+    "no memory in launcher": lambda: _after_import(
+        "startup.vllm.fork.forkserver", lambda module: setattr(module, "start_forkserver", lambda *_: bytes(1 << 62))
+    ),
     "step of the launcher": lambda: _after_import(
         "startup.vllm.fork.forkserver", lambda module: setattr(module, "start_forkserver", _fail)
     ),
+    "late readiness": _with_late_readiness,
     "system calls": _without_system_calls,
     "proc": _without_proc,
 }

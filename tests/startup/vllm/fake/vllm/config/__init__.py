@@ -22,8 +22,6 @@ class EngineConfig:
     architecture: str | None
     model_config: ModelConfig
     parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
-    frontend_address: str | None = None
-    """The address at which a ready engine registers, if the server is a program."""
     device_config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(device_type="cpu"))
 
 

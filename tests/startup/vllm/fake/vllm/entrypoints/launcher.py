@@ -20,7 +20,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from vllm import process_state
 from vllm.config import EngineConfig, create_engine_config
-from vllm.entrypoints.launchers.launcher import report_port_user, watchdog_loop
+from vllm.entrypoints.launchers import launcher as launchers
+from vllm.entrypoints.launchers.launcher import report_port_user, terminate_if_errored
 from vllm.logger import read_config, set_process_name
 from vllm.tracing import instrument
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -73,9 +74,10 @@ async def serve_http(engine_client: AsyncLLM, sock: socket.socket, args: argpars
     tls = {"ssl_keyfile": args.ssl_keyfile, "ssl_certfile": args.ssl_certfile} if args else {}
     set_process_name("APIServer")
     log_config = read_config() or uvicorn.config.LOGGING_CONFIG
-    config = uvicorn.Config(build_app(engine_client, args), log_level="info", log_config=log_config, **tls)
+    app = build_app(engine_client, args)
+    config = uvicorn.Config(app, log_level="info", log_config=log_config, **tls)
     config.load()
-    server = NoSignalServer(config)
+    server = app.state.server = NoSignalServer(config)
     loop = asyncio.get_running_loop()
     shutdown_event = asyncio.Event()
 
@@ -87,7 +89,7 @@ async def serve_http(engine_client: AsyncLLM, sock: socket.socket, args: argpars
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, shutdown_event.set)
-    tasks = [loop.create_task(handle_shutdown()), loop.create_task(watchdog_loop(server, engine_client))]
+    tasks = [loop.create_task(handle_shutdown()), loop.create_task(launchers.watchdog_loop(server, engine_client))]
     address = sock.getsockname()
     await server.serve(sockets=[sock])
     if shutdown_event.is_set() and sock.family == socket.AF_INET:
@@ -130,13 +132,18 @@ def build_app(client: AsyncLLM, args: argparse.Namespace | None) -> Starlette:
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/state", state),
     ]
-    app = Starlette(routes=routes)
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys((EOFError, OSError), end_if_errored))
     app.state.args = args
     app.state.engine_client = client
     for middleware in args.middleware if args else ():
         module, name = middleware.rsplit(".", 1)
         app.add_middleware(getattr(importlib.import_module(module), name))
     return app
+
+
+async def end_if_errored(request: Request, error: Exception) -> Response:
+    terminate_if_errored(request.app.state.server, request.app.state.engine_client)
+    return Response(str(error), 500)
 
 
 async def metrics(request: Request) -> Response:

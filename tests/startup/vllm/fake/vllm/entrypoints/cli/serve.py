@@ -3,10 +3,8 @@
 import argparse
 import os
 import signal
-import socket
 import sys
 import tempfile
-import time
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -15,8 +13,8 @@ from vllm.config import create_engine_config
 from vllm.entrypoints.launcher import run_server, setup_server
 from vllm.utils.argparse_utils import FlexibleArgumentParser, human_readable_int, optional_type
 from vllm.v1.engine import async_llm  # noqa: F401
-from vllm.v1.engine.utils import EngineLaunch, launch_engine, wait_for_engine_startup
-from vllm.v1.utils import APIServerProcessManager, RustFrontendProcessManager
+from vllm.v1.engine.utils import launch_engine
+from vllm.v1.utils import APIServerProcessManager
 
 
 class ServeSubcommand:
@@ -36,8 +34,6 @@ class ServeSubcommand:
             )
         if args.headless:
             _run_headless(args)
-        elif os.environ.get("VLLM_USE_RUST_FRONTEND") == "1":
-            _run_rust_frontend(args)
         elif args.api_server_count > 1:
             _run_multi_api_server(args)
         else:
@@ -119,30 +115,6 @@ def _run_multi_api_server(args: argparse.Namespace) -> None:
         servers.shutdown()
         engine.shutdown()
         metrics.cleanup()
-
-
-def _run_rust_frontend(args: argparse.Namespace) -> None:
-    """Starts a program that serves. Waits until the program or the engine ends."""
-    is_stopped = _exit_at_signals()
-    sock = setup_server(args, reuse_port=False)
-    config = create_engine_config(args)
-    with socket.socket(socket.AF_UNIX) as inputs:
-        inputs.bind(f"\0fake-frontend-{os.getpid()}")
-        inputs.listen()
-        config.frontend_address = inputs.getsockname().decode()
-        launch = EngineLaunch(config)
-        frontend = RustFrontendProcessManager(os.environ["VLLM_RUST_FRONTEND_PATH"], sock, args, inputs)
-    engine = launch.engine_manager
-    wait_for_engine_startup(engine.ready, launch)
-    try:
-        while engine.process.is_alive():
-            if (code := frontend._proc.poll()) is not None:
-                raise RuntimeError(f"Process RustFrontend (PID: {frontend._proc.pid}) died with exit code {code}")
-            time.sleep(0.05)
-        raise RuntimeError("Engine core process EngineCore died unexpectedly.")
-    finally:
-        frontend.shutdown(timeout=args.shutdown_timeout if is_stopped else None)
-        engine.shutdown()
 
 
 def _exit_at_signals() -> list[int]:

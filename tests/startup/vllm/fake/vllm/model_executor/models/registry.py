@@ -23,10 +23,12 @@ class _LazyRegisteredModel:
     module_name: str
 
     def inspect_model_cls(self) -> None:
-        inspected = _run_in_subprocess(_Inspection(self.module_name))
+        self._save_modelinfo_to_cache(_run_in_subprocess(_Inspection(self.module_name)), "")
+
+    def _save_modelinfo_to_cache(self, mi: Inspected, module_hash: str) -> None:
         folder = Path(os.environ["VLLM_CACHE_ROOT"], "modelinfos")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.module_name}.json").write_text(json.dumps(inspected._asdict()))
+        (folder / f"{self.module_name}.json").write_text(json.dumps(mi._asdict()))
 
 
 class _ModelRegistry:

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -66,11 +65,6 @@ class EngineCoreProc(EngineCore):
 
     def _handle_client_request(self, kind: bytes, request: object) -> None: ...
 
-    def process_input_sockets(self, input_address: str, ready_payload: bytes) -> None:
-        with socket.socket(socket.AF_UNIX) as input_socket:
-            input_socket.connect(input_address)
-            input_socket.send(ready_payload)
-
     @staticmethod
     def run_engine_core(config: EngineConfig, ready: Connection) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
@@ -98,8 +92,6 @@ class EngineCoreProc(EngineCore):
             while gate is not None and not Path(gate).exists():
                 time.sleep(0.01)
             with Listener(f"\0fake-vllm-{os.getpid()}", family="AF_UNIX") as listener:
-                if config.frontend_address:
-                    engine_core.process_input_sockets(config.frontend_address, os.fsencode(listener.address))
                 ready.send(listener.address)
                 while True:
                     connection = listener.accept()

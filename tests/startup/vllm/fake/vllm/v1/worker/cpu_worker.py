@@ -54,8 +54,7 @@ class WorkerProc:
 
         model = str(config.args.model)
         text = Path(model, "config.json").read_text()
-        seqs = int(os.environ.get("FAKE_VLLM_SEQS", "8"))
-        vllm_config = VllmConfig(ModelConfig(model, text), SchedulerConfig(seqs))
+        vllm_config = VllmConfig(ModelConfig(model, text), SchedulerConfig(8))
         WorkerWrapperBase(vllm_config).init_device()
         CompiledModel(vllm_config).load_or_compile()
         crash_at("cache blocks")

@@ -1,20 +1,22 @@
-"""Imports modules of vLLM one after the other on the main thread. Skips modules that serving does not use."""
+"""Imports vLLM's modules one after the other on the main thread, except those that serving does not use."""
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from traceback import walk_tb
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
+from startup.errors import is_of_machine
 from startup.hook import place_of
 from startup.imports.cheap_calls import make_calls_cheap
 from startup.imports.gpu_guard import NeedsGpuError, driver_kept_uninitialized, has_failed, leave_to_forks
 from startup.imports.heavy import importing
+from startup.imports.learned_imports import learned_imports
 from startup.imports.scan_cache import cached_scans
 from startup.imports.stand_ins import StandIns
-from startup.vllm.patches.compiler import compiler_imported
+from startup.vllm.patches.compiler import CompilerTime, compiler_imported
 from startup.vllm.patches.late_imports import UNUSED_COMMANDS, late_imports
 
 API_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve", "vllm.v1.engine.async_llm")
@@ -38,6 +40,24 @@ _UNUSED: Final = {
 """Modules of subcommands other than `serve` -> the subcommands' names, which vLLM lists in error messages."""
 
 
+@contextmanager
+def importing_vllm(compiler: CompilerTime, *, late_in: Literal["api", "forkserver"] | None) -> Iterator[None]:
+    """Inside this context, imports use the import file, keep the GPU's driver for forks, and are lean.
+
+    Args:
+        compiler: when torch's compiler is imported.
+        late_in: the process whose rarely used imports are delayed. None delays none.
+    """
+    make_calls_cheap()
+    with (
+        learned_imports(),
+        compiler_imported(compiler),
+        driver_kept_uninitialized(),
+        late_imports(in_engine=late_in == "forkserver") if late_in else nullcontext(),
+    ):
+        yield
+
+
 def import_api_server(
     more: Iterable[str] = (), *, is_lean: bool = True, before_each: Callable[[], None] = lambda: None
 ) -> Mapping[str, str]:
@@ -56,14 +76,9 @@ def import_api_server(
     if all(name in sys.modules for name in (*API_MODULES, *more)):  # in a fork of a template process
         return {}
     stub_unused_commands()
-    make_calls_cheap()
-    with (
-        driver_kept_uninitialized(),
-        compiler_imported("deferred" if is_lean else "now"),
-        late_imports() if is_lean else nullcontext(),
-    ):
+    with importing_vllm("deferred" if is_lean else "now", late_in="api" if is_lean else None):
         failed = import_leniently((*API_MODULES, *more), before_each)
-    return {name: reason for name, reason in failed.items() if name in API_MODULES}
+    return {name: failure.text for name, failure in failed.items() if name in API_MODULES}
 
 
 def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
@@ -72,7 +87,14 @@ def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
         import_leniently(modules)
 
 
-def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = lambda: None) -> dict[str, str]:
+class FailedImport(NamedTuple):
+    """The error of a failed import, without the frames that the exception would keep in memory."""
+
+    text: str
+    is_of_machine: bool
+
+
+def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = lambda: None) -> dict[str, FailedImport]:
     """Imports the modules. Returns the modules that fail, with their errors.
 
     Code that needs a failed module imports it again, and gets the error then. A module that needs the GPU
@@ -91,7 +113,7 @@ def import_leniently(modules: Iterable[str], before_each: Callable[[], None] = l
                 leave_to_forks(err)
                 _forget_packages_of(err)
             except Exception as err:  # noqa: BLE001 - a module may raise any error
-                failed[name] = f"{type(err).__name__}: {err}"
+                failed[name] = FailedImport(f"{type(err).__name__}: {err}", is_of_machine(err))
                 _forget_packages_of(err)
     return failed
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from startup.vllm.api_server_imports import UNUSED_COMMANDS, import_leniently, stub_unused_commands
+from startup.vllm.vllm_imports import UNUSED_COMMANDS, import_leniently, stub_unused_commands
 
 
 def test_modules_of_other_subcommands_contain_only_names(toys):
