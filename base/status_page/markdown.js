@@ -2,13 +2,17 @@
 // Markdown as elements. `marked` only divides the text into tokens: no markup of a model is ever parsed by the browser.
 const drawMarkdown = (() => {
   const SAFE = /^(https?:|mailto:)/i;
-  const KINDS = ["comment", "string", "number", "keyword"];
+  const KINDS = ["comment", "string", "number", "keyword", "escape"];
   const CODE = [
     /"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`[^`]*`/,
     /\b\d[\w.]*/,
     /\b(?:as|async|await|break|case|catch|class|const|continue|def|do|done|elif|else|enum|except|export|extends|fi|finally|fn|for|from|func|function|if|impl|import|in|interface|lambda|let|match|new|not|package|pub|raise|return|self|static|struct|switch|then|this|throw|try|type|use|var|void|while|with|yield|[Ff]alse|[Tt]rue|None|null)\b/,
+    /(?:\\.)+/, // so the quote after a backslash begins no string, and no line is searched twice for a string's end
   ].map(({ source }) => `(${source})`).join("|");
   const TAGS = { strong: "strong", em: "em", del: "del", blockquote: "blockquote", paragraph: "p" };
+
+  // \(…\), \[…\], $$…$$ or $…$. A formula has no opening bracket of its own kind within, so the search is linear.
+  const FORMULA = /\uE000|\\\((?:[^\\`\n]|\n(?!\n)|\\[^()`])+?\\\)|\\\[(?:[^\\`\n]|\n(?!\n)|\\[^[\]`])+?\\\]|\$\$(?:[^$`\n]|\n(?!\n))+?\$\$|\$(?=\S)[^$`\n]+?(?<=\S)\$(?!\d)/g;
 
   const many = (tokens) => tokens.flatMap(draw);
 
@@ -24,7 +28,7 @@ const drawMarkdown = (() => {
       case "table": return [drawTable(token)];
       case "link": return [drawLink(token.href, many(token.tokens))];
       case "image": return [drawLink(token.href, [token.text || token.href])];
-      case "escape": return [token.text];
+      case "escape": return [/[()[\]{},;:]/.test(token.text) ? token.raw : token.text]; // of a formula that is not complete yet
       default:
         if (TAGS[token.type]) return [element(TAGS[token.type], {}, ...many(token.tokens))];
         return token.tokens ? many(token.tokens) : [token.raw]; // `html` is shown as the text that it is
@@ -45,7 +49,7 @@ const drawMarkdown = (() => {
   function highlight(text, language) {
     const line = /^(c|h|java|js|ts|go|rust|rs|php|swift|kotlin|scala|dart|zig)/.test(language) ? "\\/\\/" : "#";
     const parts = text.split(new RegExp(`((?<!\\S)${line}.*|\\/\\*[^]*?(?:\\*\\/|$))|${CODE}`));
-    return parts.flatMap((part, at) => !part ? [] : at % 5 ? element("span", { className: KINDS[at % 5 - 1] }, part) : part);
+    return parts.flatMap((part, at) => !part ? [] : at % 6 ? element("span", { className: KINDS[at % 6 - 1] }, part) : part);
   }
 
   function drawList({ ordered, start, items }) {
@@ -58,13 +62,21 @@ const drawMarkdown = (() => {
   }
 
   function drawTable({ header, rows }) {
-    const line = (cells, name) => element("tr", {}, ...cells.map((cell) => element(name, {}, ...many(cell.tokens))));
+    const line = (cells, name) => element("tr", {}, ...cells.map((cell) => element(name, { className: cell.align ?? "" }, ...many(cell.tokens))));
     return element("table", {}, element("thead", {}, line(header, "th")), element("tbody", {}, ...rows.map((row) => line(row, "td"))));
+  }
+
+  // Formulas are shown as written: while `marked` divides the text, a private character and a number stand for each.
+  function divide(text) {
+    const formulas = [], tokens = marked.lexer(text.replace(FORMULA, (formula) => `\uE000${formulas.push(formula) - 1}\uE001`));
+    const restore = (part) => part.replace(/\uE000(\d+)\uE001/g, (_, at) => formulas[at]);
+    if (formulas.length) marked.walkTokens(tokens, (token) => { for (const name of ["raw", "text", "href", "lang"]) if (token[name]) token[name] = restore(token[name]); });
+    return tokens;
   }
 
   return (text) => {
     try {
-      return many(marked.lexer(text));
+      return many(divide(text));
     } catch {
       return [element("p", { className: "plain" }, text)]; // such as a thousand quotes within each other
     }

@@ -3,7 +3,7 @@
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
   const COLOURS = ["#3a7bd5", "#2f9e6b", "#c2571a", "#8a5cc2", "#b8860b", "#c13f6b", "#1a8f9e", "#6b7a1f", "#7a5540", "#5470c6"];
-  const WIDTH = 980, LEFT = 92, RIGHT = 8, ROW = 21, TOP = 20, GAP = 5;
+  const WIDTH = 980, LEFT = 92, LEFT_OF_STARTS = 56, RIGHT = 8, ROW = 21, TOP = 20, GAP = 5;
   const colours = new Map();
   const asked = new Map(); // models for which a button was pressed, with what it does
   const rows = new Map(); // of models, by id
@@ -11,7 +11,6 @@
   let earlier = null, timer = 0, drawn = "", hasChosen = false;
 
   const colourOf = (key) => {
-    if (key.endsWith("unexplained")) return "#98a2b3";
     if (!colours.has(key)) colours.set(key, COLOURS[colours.size % COLOURS.length]);
     return colours.get(key);
   };
@@ -60,8 +59,8 @@
       card("Output tokens/s", rate("generation_tokens"), `${live.generation_tokens.toLocaleString("en")} in all`),
       card("Prompt tokens/s", rate("prompt_tokens"), `${live.prompt_tokens.toLocaleString("en")} computed in all`),
       card("KV cache", `${round(100 * live.kv_cache_usage)} %`, hits),
-      card("Loop lag, p99", ms(live.loop_lag_p99_s), `p50 ${round(live.loop_lag_p50_s * 1000)}, max ${ms(live.loop_lag_max_s)}`),
-      card("Memory", bytes(live.rss_bytes), `engine ${bytes(live.engine_rss_bytes)}`),
+      card("Event loop delay", ms(live.loop_lag_p99_s), `p99; p50 ${round(live.loop_lag_p50_s * 1000)}, max ${ms(live.loop_lag_max_s)}`),
+      card("Memory", bytes(live.memory_bytes), "of all processes"),
     );
     earlier = live;
   }
@@ -136,7 +135,7 @@
   function showChat(status) {
     const models = status.models ?? (status.live ? [{ id: status.model, takes_images: status.modalities?.includes("image") }] : null);
     if (models === null || !models.length) return;
-    $("tabs").hidden = false;
+    $("bar").hidden = false;
     if (!hasChosen) { choose("chat"); $("prompt").focus(); }
     const needsKey = (status.router ?? status).needs_key;
     if (needsKey) chat.showKey();
@@ -154,6 +153,7 @@
       $(`${each}-tab`).setAttribute("aria-selected", String(each === name));
       $(`${each}-tab`).tabIndex = each === name ? 0 : -1;
     }
+    $("chat-bar").hidden = name !== "chat";
   }
 
   function progressParts(phase, share, left) {
@@ -177,17 +177,18 @@
     refresh();
   }
 
-  // Each start is a line: across, when it began; its height, how long it took.
+  // Each start is a line: across, when it began; its height, how long it took. The chart is as wide as the window allows.
   function drawStarts(starts, now) {
+    const width = Math.min(WIDTH, Math.max(280, innerWidth - 60)), left = LEFT_OF_STARTS, right = width - RIGHT;
     const ended = starts.filter((start) => start.took_s !== null), height = 130, bottom = height - 18;
     const begin = Math.min(now - 60, ...ended.map((start) => start.begin_s)), most = Math.max(0.1, ...ended.map((start) => start.took_s));
-    const x = (time) => LEFT + (WIDTH - LEFT - RIGHT - 4) * (time - begin) / (now - begin), y = (took) => bottom - (bottom - TOP) * took / most;
-    const chart = shape("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": "Duration of the starts" });
+    const x = (time) => left + (right - left - 4) * (time - begin) / (now - begin), y = (took) => bottom - (bottom - TOP) * took / most;
+    const chart = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Duration of the starts" });
     for (const took of [0, most / 2, most]) {
-      chart.append(shape("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(took), y2: y(took) }));
-      chart.append(shape("text", { x: LEFT - 8, y: y(took) + 4, "text-anchor": "end" }, took ? ms(took) : "0 s"));
+      chart.append(shape("line", { class: "grid", x1: left, x2: right, y1: y(took), y2: y(took) }));
+      chart.append(shape("text", { x: left - 8, y: y(took) + 4, "text-anchor": "end" }, took ? ms(took) : "0 s"));
     }
-    for (const share of [0, 0.25, 0.5, 0.75, 1]) {
+    for (const share of width < 600 ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]) {
       const ago = (1 - share) * (now - begin);
       chart.append(shape("text", { x: x(begin + share * (now - begin)), y: height - 3, "text-anchor": share === 1 ? "end" : "middle" }, ago < 1 ? "now" : `${age(ago)} ago`));
     }
@@ -218,7 +219,7 @@
     [...report.phases].sort((a, b) => b.share - a.share).forEach((phase) => colourOf(`${phase.process}:${phase.name}`)); // the long ones differ
     const end = Math.max(report.total_s, 0.01, ...report.spans.map((s) => s.end_s));
     const x = (time) => LEFT + (WIDTH - LEFT - RIGHT) * time / end;
-    const lanes = new Map([["waited for", [report.critical_path]], ...arrange(report.spans)]);
+    const lanes = arrange(report.spans);
     const rows = [...lanes.values()].reduce((sum, lane) => sum + lane.length, 0);
     const bottom = TOP + rows * ROW + lanes.size * GAP;
     const chart = shape("svg", { viewBox: `0 0 ${WIDTH} ${bottom + 18}`, role: "img", "aria-label": "Timeline of the start" });
@@ -277,7 +278,7 @@
       showChat(status);
       if (isRouter) {
         showModels(status);
-        if (status.models.some((model) => model.status === "starting") || asked.size) pause = 400;
+        if (status.models.some((model) => model.status === "starting") || asked.size || chat.isWaiting()) pause = 400;
       } else {
         showTitle(status);
         showProgress(status);
@@ -288,18 +289,19 @@
     } catch {
       $("state").textContent = "unreachable";
       $("state").className = "state unreachable";
+      $("note").textContent = "";
     }
     clearTimeout(timer);
     timer = setTimeout(refresh, document.hidden ? 10000 : pause);
   }
   for (const [name, other] of [["chat", "status"], ["status", "chat"]]) {
-    $(`${name}-tab`).addEventListener("click", () => choose(name));
+    $(`${name}-tab`).addEventListener("click", () => { choose(name); scrollTo(0, name === "chat" ? document.body.scrollHeight : 0); });
     $(`${name}-tab`).addEventListener("keydown", ({ key }) => {
       if (key === "ArrowLeft" || key === "ArrowRight") { choose(other); $(`${other}-tab`).focus(); }
     });
   }
   $("chat-state").after(...chatButtons);
-  chat.begin();
+  chat.begin(refresh);
   document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
   refresh();
 })();

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.server_process import ServerProcess
-from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment, short_folder
+from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment
+from tests.support.folders import short_folder
 
 _HOOK = """
 import os, sys

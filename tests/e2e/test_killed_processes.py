@@ -10,7 +10,7 @@ import pytest
 from envs.registry import START_METHODS
 from tests.e2e.process_tree import Role, find_process, wait_process
 from tests.e2e.stop_point import API_READS_TOKENIZER, FORKSERVER_FORKS, StopPoint, stop_environment
-from tests.startup.vllm.fake_start import short_folder
+from tests.support.folders import short_folder
 from tests.support.openai_client import StreamReader
 from tests.support.processes import GONE_S, stopped
 from tests.support.program import READY_S

@@ -17,9 +17,10 @@ import click
 import pytest
 
 from tests.e2e.server_process import ServerProcess
-from tests.startup.vllm.fake_start import FakeStart, short_folder
+from tests.startup.vllm.fake_start import FakeStart
 from tests.startup.vllm.fake_start import environment as fake_environment
 from tests.support.cli import CLI, run_cli
+from tests.support.folders import short_folder
 from tests.support.generated_docs import walk_commands
 from tests.support.http_client import ask
 from tests.support.standby_process import StandbyProcess
@@ -43,7 +44,6 @@ VARIABLES = {
 }
 SERVE = shlex.join([*CLI, "serve"])
 BENCH = "--json out.json --rounds 1"
-LOAD = f"{BENCH} --concurrency 1 --requests 1 --max-tokens 2"
 EMBEDDED = "--engine embedded --max-model-len 256"
 RUNS: dict[str, list[str]] = {
     "serve": [
@@ -57,7 +57,6 @@ RUNS: dict[str, list[str]] = {
         "--url LOGIN --api-key KEY --quick Hello",
     ],
     "run": [f"MODEL SECRETS {EMBEDDED} --quick Hello"],
-    "complete": ["--url URL --api-key KEY --quick Hello --max-tokens 2", "--url URL --api-key WRONG --quick Hello"],
     "wait": ["URL --json", "LOGIN --timeout 1"],
     "load": ["MODEL --url URL --api-key KEY --json", "MODEL --url LOGIN --api-key WRONG"],
     "unload": ["MODEL --url URL --api-key WRONG --json"],
@@ -68,31 +67,23 @@ RUNS: dict[str, list[str]] = {
     "standby status": ["--json"],
     "standby stop": [""],
     "explain": ["report.json --json"],
-    "timeline": ["report.json"],
     "caches": ["", "--json"],
     "caches prune": ["--all"],
-    "check-hooks": ["--json"],
-    "doctor": [f"MODEL SECRETS {EMBEDDED} --json", "--json"],
+    "doctor": [f"MODEL SECRETS {EMBEDDED} --json", "", "--json", "--env", "--env --json"],
     "prefetch": [
         f"MODEL SECRETS {EMBEDDED} --json",
         "MODEL --engine vllm --hf-token KEY --download-only",
         "somebody/something --json",
     ],
     "bake": [f"MODEL SECRETS {EMBEDDED} --output baked --json"],
-    "bench serve": [
-        f"--cmd SERVE {LOAD} --api-key KEY --prompt-tokens 8",
-        f"--url LOGIN {LOAD} --api-key KEY --ready-timeout 1",
-    ],
     "bench startup": [f"--cmd SERVE {BENCH} --api-key KEY --pause 0"],
-    "env": ["", "--json"],
     "completion": ["bash"],
-    "collect-env": ["", "--json"],
 }
 """The tested command lines of each command. URL is a server with a key, LOGIN its address with a login."""
-EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1}, "load": {1}, "unload": {1},
+EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "wait": {0, 1}, "load": {1}, "unload": {1},
               "sleep": {1}, "stop": {1, 2}, "standby": {2}, "standby status": {1}, "standby stop": {1},
-              "timeline": {0, 2}, "check-hooks": {0, 2}, "doctor": {0, 1}, "explain": {0, 1}, "prefetch": {0, 3},
-              "bake": {0}, "bench serve": {0, 1, 3}}  # fmt: skip
+              "doctor": {0, 1}, "explain": {0, 1}, "prefetch": {0, 3},
+              "bake": {0}}  # fmt: skip
 
 
 class SecretWatch:

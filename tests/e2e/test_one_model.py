@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from tests.e2e.server_process import ServerProcess
-from tests.startup.vllm.fake_start import short_folder
 from tests.support.cli import run_cli
+from tests.support.folders import short_folder
 from tests.support.http_client import RawClient, ask
 from tests.support.waiting import is_gone, wait_until
 

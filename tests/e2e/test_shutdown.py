@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.process_tree import wait_process
 from tests.e2e.stop_point import ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
-from tests.startup.vllm.fake_start import short_folder
+from tests.support.folders import short_folder
 from tests.support.http_client import RawClient, request_bytes
 from tests.support.openai_client import SOON_REFUSALS, StreamReader, count_refusals
 from tests.support.processes import GONE_S

@@ -90,7 +90,7 @@ def test_exit_codes_do_not_depend_on_room_for_the_message(words, exit_code):
 
 def test_output_that_cannot_be_written_is_an_error():
     with Path("/dev/full").open("wb") as full:
-        done = run_cli("env", stdout=full)
+        done = run_cli("doctor", "--env", stdout=full)
     assert done.returncode == 1
     assert done.stderr == (
         "Error: the output cannot be written: No space left on device. Free space, or write it elsewhere.\n"

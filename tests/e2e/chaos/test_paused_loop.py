@@ -10,16 +10,15 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
-import uvicorn
 import uvloop
 from starlette.types import Receive, Scope, Send
 from uvicorn._types import ASGI3Application
 
-from server.http.transport.connection import bounded_connections
-from server.http.transport.graceful_server import GracefulServer
 from server.terms.limits import LimitsConfig
+from tests.server.http.transport.served import serve
 
 _TIMEOUT_S = 1
 _PAUSE_S = 2.0
@@ -28,11 +27,6 @@ _REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 _CHUNK = bytes(1 << 16)
 _NUM_CHUNKS = 256
 """More chunks than the kernel buffers for a client that does not read."""
-
-
-async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body"})
 
 
 async def _receive(client: socket.socket) -> bytes:
@@ -47,44 +41,30 @@ async def _answer_with_a_long_body(scope: Scope, receive: Receive, send: Send) -
 
 
 @asynccontextmanager
-async def _serving(app: ASGI3Application) -> AsyncIterator[tuple[GracefulServer, socket.socket, float]]:
-    """A server on this loop, a connected client, and the time before it connected."""
-    config = uvicorn.Config(
-        app,
-        loop="none",
-        http=bounded_connections(LimitsConfig(header_timeout_s=_TIMEOUT_S, send_timeout_s=_TIMEOUT_S)),
-        lifespan="off",
-        timeout_keep_alive=_TIMEOUT_S,
-        log_config=None,
-        access_log=False,
-    )
-    server = GracefulServer(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        client.setblocking(False)
-        begin_s = time.monotonic()
-        await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
-        yield server, client, begin_s
-        server.should_exit = True
-        await serving
+async def _serving(application: ASGI3Application | None = None) -> AsyncIterator[tuple[Any, socket.socket, float]]:
+    """A server on this loop. Yields its state, a connected client, and the time before it connected."""
+    limits = LimitsConfig(header_timeout_s=_TIMEOUT_S, send_timeout_s=_TIMEOUT_S)
+    async with serve(limits, None, application, timeout_keep_alive=_TIMEOUT_S) as served:
+        with socket.socket() as client:
+            client.setblocking(False)
+            begin_s = time.monotonic()
+            await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", served.port))
+            yield served.server.server_state, client, begin_s
 
 
 async def _send_in_a_pause(*, is_kept: bool) -> bytes | None:
-    async with _serving(_answer) as (server, client, begin_s):
+    async with _serving() as (state, client, begin_s):
         if is_kept:
             await asyncio.get_running_loop().sock_sendall(client, _REQUEST)
             assert await _receive(client)
-        while not server.server_state.connections:
-            await asyncio.sleep(0.01)
-        return await _receive(client) if await _pause(begin_s, lambda: client.send(_REQUEST)) else None
+        has_paused = await _pause(begin_s, lambda: bool(state.connections), lambda: client.send(_REQUEST))
+        return await _receive(client) if has_paused else None
 
 
 async def _read_in_a_pause() -> int | None:
     """The number of bytes of the body that were received. None if there was no pause."""
-    async with _serving(_answer_with_a_long_body) as (server, client, begin_s):
+    async with _serving(_answer_with_a_long_body) as (state, client, begin_s):
         await asyncio.get_running_loop().sock_sendall(client, _REQUEST)
-        while not any(connection.flow.write_paused for connection in server.server_state.connections):
-            await asyncio.sleep(0.01)
         received = bytearray()
 
         def read() -> None:
@@ -92,7 +72,7 @@ async def _read_in_a_pause() -> int | None:
                 while data := client.recv(1 << 20):
                     received.extend(data)
 
-        if not await _pause(begin_s, read):
+        if not await _pause(begin_s, lambda: any(each.flow.write_paused for each in state.connections), read):
             return None
         with suppress(ConnectionError):
             while len(received) < _NUM_CHUNKS * len(_CHUNK) and (data := await _receive(client)):
@@ -100,12 +80,15 @@ async def _read_in_a_pause() -> int | None:
         return len(received.partition(b"\r\n\r\n")[2])
 
 
-async def _pause(begin_s: float, act: Callable[[], object]) -> bool:
-    """Calls `act` within a callback and blocks the loop there.
+async def _pause(begin_s: float, is_ready: Callable[[], bool], act: Callable[[], object]) -> bool:
+    """Waits for `is_ready`, then calls `act` within a callback and blocks the loop there.
 
-    Returns:
-        False if there was no pause, because the time-out since `begin_s` may be over on a very busy machine.
+    Returns False if there was no pause, because the time-out since `begin_s` may be over on a busy machine.
     """
+    while not is_ready():
+        if time.monotonic() - begin_s >= _TIMEOUT_S:
+            return False
+        await asyncio.sleep(0.01)
     loop = asyncio.get_running_loop()
     reading, writing = os.pipe()
     over: asyncio.Future[bool] = loop.create_future()
