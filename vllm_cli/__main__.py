@@ -11,13 +11,15 @@ import sys
 
 from vllm_cli.own_packages import describe_conflict  # before this program's other packages
 
+# isort: split
+from startup.settings.serve_words import ServeWords, is_called_as_vllm, use_vllm_engine
+
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 
 
 def main() -> int:
     """Runs the command. As process 1 of a container, acts as init and runs the command in a child."""
     from base.machine.command_line import mask_command_line
-    from startup.settings.serve_words import is_called_as_vllm, use_vllm_engine
 
     mask_command_line()
     if os.getpid() == 1:
@@ -31,10 +33,11 @@ def main() -> int:
             _raise_at_sigint()
             return run_other_command()
         use_vllm_engine()
-    if sys.argv[1:2] == ["serve"]:
+    given = ServeWords(sys.argv[2:]) if sys.argv[1:2] == ["serve"] else None
+    if given is not None:
         from startup.standby.front_process import serve_warm
 
-        if (exit_code := serve_warm(sys.argv[2:])) is not None:
+        if (exit_code := serve_warm(given)) is not None:
             return exit_code
         if sys.dont_write_bytecode:
             from pathlib import Path
@@ -44,10 +47,10 @@ def main() -> int:
             use_kept_bytecode(Path(_ROOT, "vllm_cli"))
     if sys.argv[1:2] == ["standby-template"] and len(sys.argv) > 3:  # started only by a standby
         return _run_template(*sys.argv[2:])
-    return _run()
+    return _run(given)
 
 
-def _run() -> int:
+def _run(given: ServeWords | None = None) -> int:
     from base.exit_codes import INTERRUPTED
     from vllm_cli.main import main as run_command
 
@@ -56,7 +59,7 @@ def _run() -> int:
 
     try:
         _raise_at_sigint()
-        return run_command()
+        return run_command(serve_words=given)
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:

@@ -55,20 +55,15 @@ FIRST_COMMANDS: Final = (
 COMMANDS: Final = (
     *FIRST_COMMANDS,
     CommandEntry("doctor", "vllm_cli.commands.doctor:doctor", "Report whether a server can be started here."),
-    CommandEntry("complete", "vllm_cli.commands.chat:complete", "Complete a text with a model on a running server."),
     CommandEntry("load", "vllm_cli.commands.load:load", "Start one model of several."),
     CommandEntry("sleep", "vllm_cli.commands.load:sleep", "Put a model to sleep, to free the GPU's memory."),
     CommandEntry("unload", "vllm_cli.commands.load:unload", "Stop one model of several."),
-    CommandEntry("timeline", "vllm_cli.commands.timeline:timeline", "Show the phases of a start."),
     CommandEntry("caches", "vllm_cli.commands.caches:caches", "Show and remove the files that vLLM's starts keep."),
-    CommandEntry("check-hooks", "vllm_cli.commands.check_hooks:check_hooks", "Check which hooks fit the vLLM here."),
     CommandEntry("prefetch", "vllm_cli.commands.prefetch:prefetch", "Read a model into the page cache."),
     CommandEntry("bake", "vllm_cli.commands.bake:bake", "Keep in an image what makes its first start fast."),
-    CommandEntry("env", "vllm_cli.commands.environment:env_command", "Show environment variables and their values."),
     CommandEntry(
         "completion", "vllm_cli.commands.completion:completion", "Print shell completion of commands and flags."
     ),
-    CommandEntry("collect-env", "vllm_cli.commands.environment:collect_env", "Describe this machine for a bug report."),
     CommandEntry("run-batch", "vllm_cli.commands.of_vllm:run_batch", "vLLM's command: answer the requests of a file."),
 )
 
@@ -148,18 +143,18 @@ def _show_versions(ctx: click.Context) -> None:
     ctx.exit()
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None, serve_words: ServeWords | None = None) -> int:
     """Runs a command and returns the exit code. Shows a user's error on one line, without a traceback."""
-    if exit_code := _run(args):
+    if exit_code := _run(args, serve_words):
         _discard_unwritten()
     return exit_code
 
 
-def _run(args: Sequence[str] | None) -> int:
+def _run(args: Sequence[str] | None, serve_words: ServeWords | None) -> int:
     words = sys.argv[1:] if args is None else args
     is_start = [*words[:1]] == ["serve"]
     try:
-        result = cli.main(args, prog_name="vllm-cli", standalone_mode=False)
+        result = cli.main(args, prog_name="vllm-cli", standalone_mode=False, obj=serve_words)
     except click.ClickException as err:
         return _show(err, is_of_start=is_start)
     except (ConfigError, EnvError, CommandLineError) as err:

@@ -78,11 +78,10 @@ class SupervisedCommand:
         assert self._supervisor is not None
         return self._supervisor.pid
 
-    def send(self, command: Literal["pause", "resume", "poll"]) -> None:
+    def send(self, command: Literal["pause", "resume"]) -> None:
         """Sends a command to the supervisor. Returns once it is done, or once the supervisor has exited.
 
-        `pause` freezes the server, so that it uses no processor time. `poll` detects an exit at once, without
-        the delay of `EXIT_DELAY_S`.
+        `pause` freezes the server, so that it uses no processor time.
         """
         process = self._supervisor
         if process is None or process.stdin is None or process.stdout is None:

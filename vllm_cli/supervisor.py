@@ -5,9 +5,9 @@ after a crash or a SIGKILL of its parent (a benchmark or `bake`).
 
 The parent writes lines to the script's standard input. The first line is the command as a JSON list. It is
 not on the script's command line, which other users can read. The lines `pause` and `resume` freeze and resume
-the server. Then the script echoes the line. The script echoes the line `poll` if the server runs. The end of
-the input stops the server. The script's exit status is the server's exit status, or 128 + N after signal N.
-The server's output goes to the script's standard error.
+the server. Then the script echoes the line. The end of the input stops the server. The script's exit status
+is the server's exit status, or 128 + N after signal N. The server's output goes to the script's standard
+error.
 """
 
 import contextlib
@@ -25,8 +25,6 @@ import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.2
-EXIT_DELAY_S = 3 * _POLL_S
-"""Seconds from the server's exit to the supervisor's exit, unless the machine is very busy."""
 CANNOT_RUN = 127
 """The exit status if the command cannot be executed, as in a shell."""
 
@@ -66,13 +64,9 @@ class Supervisor:
         self._is_stop_requested = True
 
     def _execute(self, commands: bytes) -> bool:
-        """Executes the commands. Returns False at the end of the input, or if the server has exited."""
+        """Executes the commands. Returns False at the end of the input."""
         for command in commands.split():
-            if command == b"poll":
-                if self._server.poll() is not None:
-                    return False
-            else:
-                self._signal_all(signal.SIGSTOP if command == b"pause" else signal.SIGCONT)
+            self._signal_all(signal.SIGSTOP if command == b"pause" else signal.SIGCONT)
             os.write(sys.stdout.fileno(), command + b"\n")
         return bool(commands)
 

@@ -229,7 +229,7 @@ class StartOptions:
     startup_report: Path | None = setting(
         None,
         "--startup-report",
-        "Write the start's timeline as JSON, which `vllm-cli timeline FILE` shows.",
+        "Write the start's phases and spans as JSON.",
         role="run",
         metavar="FILE",
     )

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     NumValues = Callable[[str], int | str | None]
 
 LAUNCHER_FLAGS = {
-    "--engine": 1, "--standby": 1, "--preflight": 1, "--preflight-only": 0, "--json": 0, "--log-format": 1,
-    "--startup-timeout": 1, "--download-timeout": 1, "--startup-report": 1, "--compile-cache": 1,
-    "--idle-stop": 1, "--idle-sleep": 1, "--restart": 1, "--listen-when-ready": 0, "--models": 1,
-    "--memory-budget": 1, "--on-swap": 1, "--max-running": 1, "--max-wait": 1, "--max-waiting": 1, "--prefetch": 1,
-    "--engine-watchdog-timeout": 1, "--cuda-graphs": 1,
+    "--engine": 1, "--preflight-only": 0, "--json": 0, "--standby": 1, "--idle-stop": 1, "--idle-sleep": 1,
+    "--restart": 1, "--preflight": 1, "--listen-when-ready": 0, "--startup-timeout": 1,
+    "--engine-watchdog-timeout": 1, "--cuda-graphs": 1, "--download-timeout": 1, "--compile-cache": 1,
+    "--startup-report": 1, "--prefetch": 1, "--models": 1, "--memory-budget": 1, "--max-running": 1,
+    "--on-swap": 1, "--max-wait": 1, "--max-waiting": 1, "--log-format": 1,
 }  # fmt: skip
 """The launcher's flags, with the number of their values. If vLLM is the engine, all other words go to vLLM.
 
-The settings declare these flags, too, but importing them would delay a warm start. A test compares both.
+`make docs` writes them from the settings, whose import would delay a warm start.
 """
 
 OMNI = "--omni"
@@ -112,15 +112,12 @@ def normalise(name: str) -> str:
 
 def help_topic(words: "Iterable[str]") -> str | None:
     """The topic in `--help=TOPIC`. Empty for a plain `--help`. None if the words have no flag for help."""
-    for given in split(words):
-        if given.flag in _HELP:
-            return given.values[0] if given.values else ""
-    return None
+    return next((_attached_value(word) or "" for word in _before_dashes(words) if _name(word)[0] in _HELP), None)
 
 
 def is_for_information(words: "Iterable[str]") -> bool:
     """Whether the words have a flag for help or the version, so that no server starts."""
-    return any(given.flag in (*_HELP, "-v", "--version") for given in split(words))
+    return any(_name(word)[0] in (*_HELP, "-v", "--version") for word in _before_dashes(words))
 
 
 def repeated_words(words: "Sequence[str]") -> "Sequence[str]":
@@ -202,6 +199,11 @@ def vllm_file() -> str | None:
     """The file that `import vllm` would load. None if vLLM is not installed. A bare folder `vllm` is none."""
     specs = (finder.find_spec("vllm", None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
     return next((spec.origin for spec in specs if spec is not None), None)
+
+
+def _before_dashes(words: "Iterable[str]") -> "Sequence[str]":
+    words = list(words)
+    return words[: words.index("--")] if "--" in words else words
 
 
 def _name(word: str) -> tuple[str, str]:

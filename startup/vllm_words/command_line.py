@@ -12,10 +12,11 @@ from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import LLAMA_ORIGINALS, ModelRequest
 from startup.hook import Text
 from startup.settings.config_file import ConfigFile
+from startup.settings.flag import Flag, GivenFlag
 from startup.settings.serve_words import OMNI, Given, is_for_information, normalise, split
-from startup.vllm_words.facts import FlagFact, VllmFacts, read_facts
+from startup.vllm_words.facts import VllmFacts, read_facts
 from startup.vllm_words.flags import Flags, flags_that_change
-from startup.vllm_words.grammar import Reading, VllmFlag
+from startup.vllm_words.grammar import Reading
 from startup.vllm_words.installed import InstalledVllm, find_vllm
 from startup.vllm_words.model_request import read_adapters, read_draft
 
@@ -39,7 +40,7 @@ _TAKES_LOG_SETTING: Final = Text(("vllm.config.logging",), r"^    pylogging_conf
 class CommandLine:
     """The flags of a start of vLLM: first the flags in the file of `--config`, then those in the words."""
 
-    flags: tuple[VllmFlag, ...]
+    flags: tuple[GivenFlag, ...]
     model: str | None
     config: ConfigFile | None
     """The file of `--config FILE`. vLLM ignores the form `--config=FILE`."""
@@ -48,7 +49,7 @@ class CommandLine:
     problems: tuple[str, ...]
     """Faults that make vLLM exit while it reads the words."""
     unknown: tuple[tuple[str, str], ...]
-    """Flags that vLLM does not have, each with its place as in `VllmFlag.where`."""
+    """Flags that vLLM does not have, each with its place as in `GivenFlag.where`."""
     unexpected: tuple[str, ...]
     """Words that belong to no flag, except MODEL."""
     _model_word: str | None
@@ -74,7 +75,7 @@ class CommandLine:
         if model_word is not None and any(part.flag == _MODEL and any(part.values) for part in parts):
             reading.others.append(model_word)
         in_words_first = sorted(reading.flags, key=lambda flag: bool(flag.where))
-        named = (flag.text for flag in in_words_first if flag.fact.name == _MODEL)
+        named = (flag.text for flag in in_words_first if flag.name == _MODEL)
         return cls(
             flags=tuple(reading.flags),
             model=model_word or next(filter(None, named), None),
@@ -88,7 +89,7 @@ class CommandLine:
         )
 
     @property
-    def in_file(self) -> list[VllmFlag]:
+    def in_file(self) -> list[GivenFlag]:
         """The settings in the file of `--config`, including settings that a word overrides."""
         return [flag for flag in self.flags if flag.where]
 
@@ -98,9 +99,9 @@ class CommandLine:
         model = () if self._model_word is None else (self._model_word,)
         return (*model, *(word for part in self._parts for word in part.words))
 
-    def last(self, name: str) -> VllmFlag | None:
+    def last(self, name: str) -> GivenFlag | None:
         """The last occurrence of a flag. None if it is not given."""
-        return next((flag for flag in reversed(self.flags) if flag.fact.name == name), None)
+        return next((flag for flag in reversed(self.flags) if flag.name == name), None)
 
     def value(self, name: str) -> str | None:
         """The last value of a flag. None if the flag is not given or has no value."""
@@ -160,7 +161,7 @@ class CommandLine:
     @property
     def flags_of_modules(self) -> tuple[str, ...]:
         """The flags that change which modules are imported, with their values."""
-        relevant = (flag for flag in self.flags if flag.fact.name in flags_that_change("modules"))
+        relevant = (flag for flag in self.flags if flag.name in flags_that_change("modules"))
         return tuple(word for flag in relevant for word in (flag.option, *flag.values))
 
     @property
@@ -177,16 +178,16 @@ class CommandLine:
         """Path of the Unix socket to listen on."""
         return self.value("--uds")
 
-    @property
+    @cached_property
     def port(self) -> int | None:
         """The value of `--port`, or vLLM's default. None if the value is not a number or not known yet.
 
-        Until vLLM's flags are recorded, the port is not known if a flag may abbreviate a flag that changes
-        it.
+        Until vLLM's flags are recorded, the port is not known if an unknown name may abbreviate a flag that
+        changes it.
         """
-        deciding = flags_that_change("no port", "address")
-        unsure = [flag.option for flag in self.flags if len(flag.option) > 2 and flag.option not in deciding]
-        if any(name.startswith(tuple(unsure)) for name in deciding):
+        known = Flags(self.facts.flags)
+        unsure = tuple(each.option for each in self.flags if len(each.option) > 2 and each.option not in known)
+        if any(name.startswith(unsure) for name in flags_that_change("no port", "address")):
             return None
         with suppress(ValueError):
             return int(self.value("--port") or _DEFAULT_PORT)
@@ -231,7 +232,7 @@ class CommandLine:
         words = [part.words[0] for part in self._parts]
         place = words.index("--") if "--" in words else len(words)
         parts = (*self._parts[:place], Given((name, value), name), *self._parts[place:])
-        return replace(self, _parts=parts, flags=(*self.flags, VllmFlag(FlagFact((name,)), (value,), name)))
+        return replace(self, _parts=parts, flags=(*self.flags, GivenFlag(Flag((name,), "unknown"), (value,), name)))
 
 
 def _split(words: Iterator[str], known: Flags) -> Iterator[Given]:

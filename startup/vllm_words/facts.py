@@ -1,7 +1,7 @@
 """Facts about the installed vLLM: its flags, the names that it has registered, and plugins of other packages.
 
 In a start, the API server's process loads vLLM's own parser and registries, and records them once for each
-installation (`KeptFacts.record`), as do `vllm-cli bake` and `check-hooks`. Later starts check their words
+installation (`KeptFacts.record`), as do `vllm-cli bake` and `doctor --hooks`. Later starts check their words
 against the record before heavy imports. Without a record, starts check only flags that the launcher reads.
 """
 
@@ -19,14 +19,16 @@ from contextlib import suppress
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from types import FunctionType, SimpleNamespace, UnionType
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
+from types import FunctionType, SimpleNamespace
+from typing import Any, Final, NamedTuple
 
 from base.machine.file_stamps import FileStamp, read_stamp
 from envs import foreign
 from startup.hook import Hook, Name, Text
+from startup.settings.flag import Flag, Limits, Shape, ValueKind
 from startup.storage.caches import Kept, of_type
 from startup.vllm_words.installed import InstalledVllm, find_vllm
+from startup.vllm_words.json_shape import shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +63,12 @@ _REGISTRIES: Final = {
 
 _CONFIGS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
 """Classes of `vllm.config`. Each start makes an object of each class, from the flags for its fields."""
-_PASSES_NONE: Final = "_skip_none_validation"
-"""A validator of these classes that changes no value. It only exempts None from the check of the range."""
-_LIMITS: Final = {"ge", "gt", "le", "lt"}
 _VARIABLES: Final = Name("vllm.envs", "environment_variables")
 _SETTERS: Final = ("vllm.platforms.cpu", "vllm.config.vllm", "vllm.config.parallel", "vllm.transformers_utils.config")
 """Modules of vLLM that set environment variables before vLLM reads them."""
 _SETS: Final = re.compile(r'\bos\.environ\["(\w+)"\] *=')
 _SOURCES: Final = (
+    "startup.settings.flag", "startup.vllm_words",
     "vllm.config", "vllm.engine.arg_utils", "vllm.entrypoints", "vllm.envs", "vllm.platforms", "vllm.utils.argparse",
     "transformers.models.auto", *(name.module for name in _REGISTRIES.values()),
 )  # fmt: skip
@@ -85,15 +85,10 @@ _ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
 _GROUPS: Final = ("vllm.general_plugins", "vllm.platform_plugins")
 _METADATA: Final = (".dist-info", ".egg-info")
 
-ValueKind = Literal[
-    "text", "int", "size", "size or auto", "float", "json", "json or text", "object", "folded", "unknown"
-]
-"""How vLLM reads a value. `size` is an integer, possibly with a suffix, as in 8k. `object` is JSON with known
-fields. `folded` is a choice that may have upper case and dashes. A value of kind `unknown` is not checked."""
 _KINDS: Final[dict[Any, ValueKind]] = {None: "text", str: "text", int: "int", float: "float", json.loads: "json"}
 _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
-    "human_readable_int": "size",
-    "human_readable_int_or_auto": "size or auto",
+    "human_readable_int": "count",
+    "human_readable_int_or_auto": "token limit",
     "union_dict_and_str": "json or text",
     "parse_dataclass": "object",
 }
@@ -101,43 +96,6 @@ _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
 _OPTIONAL: Final = "_optional_type"
 _WRAPPERS: Final = (_OPTIONAL, "_parse_type")
 """vLLM's functions that call another function, which they name `return_type`."""
-Limits: TypeAlias = tuple[tuple[str, float], ...]
-"""The range of a number: names of comparisons in `operator`, each with its bound."""
-
-
-class FlagFact(NamedTuple):
-    """A flag as argparse describes it."""
-
-    names: tuple[str, ...]
-    """All names, in vLLM's order. A short name may come before or after the long name."""
-    kind: ValueKind = "unknown"
-    nargs: int | str | None = None
-    """argparse's number of values. 0 for a switch."""
-    opposites: tuple[str, ...] = ()
-    """The options that turn a switch off, such as `--no-x`."""
-    is_optional: bool = False
-    """Whether an empty value or `None` means that no value is set."""
-    choices: tuple[Any, ...] | None = None
-    limits: Limits = ()
-    fields: dict[str, tuple[Any, ...] | None] | None = None
-    """The fields that an object may have, with their choices. None if it may have other fields, too."""
-    default: float | None = None
-    """vLLM's default if it is a float, else None."""
-
-    @property
-    def name(self) -> str:
-        """The flag's first long name, or the variable's name."""
-        return next((name for name in self.names if name.startswith("--")), self.names[0])
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """All full spellings of the flag."""
-        return (*self.names, *self.opposites)
-
-    @property
-    def parameter(self) -> str:
-        """The attribute of this flag in argparse's result."""
-        return self.name.lstrip("-").replace("-", "_")
 
 
 class Plugin(NamedTuple):
@@ -152,12 +110,14 @@ class Plugin(NamedTuple):
 class VllmFacts(NamedTuple):
     """The flags, names and variables that an installation of vLLM accepts."""
 
-    flags: tuple[FlagFact, ...] = ()
+    flags: tuple[Flag, ...] = ()
     """All flags of vLLM's parser, including those of plugins. Empty if nothing is recorded."""
     names: dict[str, tuple[str, ...]] = {}
     """The registered values of flags, and the registered architectures, model types and connectors."""
-    variables: tuple[FlagFact, ...] = ()
-    """Environment variables with numbers as values, described like flags."""
+    variables: tuple[Flag, ...] = ()
+    """Environment variables that vLLM checks, described like flags. It rejects some values of each."""
+    set_by_vllm: tuple[str, ...] = ()
+    """Environment variables that vLLM itself may set before it reads them, whatever the user has set."""
     installed_plugins: tuple[Plugin, ...] = ()
 
     @property
@@ -203,7 +163,7 @@ class KeptFacts:
                 importlib.import_module(name.module)
         try:
             flags = tuple(facts_of_flags(_build_parser(), _read_limits()))
-            self._write(VllmFacts(flags, dict(_read_names()), tuple(_read_variables())))
+            self._write(VllmFacts(flags, dict(_read_names()), tuple(_read_variables()), tuple(_read_set_by_vllm())))
         except Exception as err:  # noqa: BLE001 - another version of vLLM
             logger.debug("vLLM's flags are not recorded: %s", err)
 
@@ -214,7 +174,7 @@ class KeptFacts:
     def _write(self, facts: VllmFacts) -> None:
         modules = [module for name, module in sys.modules.copy().items() if name.startswith(_SOURCES)]
         files = {str(path) for module in modules if (path := getattr(module, "__file__", None))}
-        self._kept.write(facts, (*sorted(files), *self._installed, __file__))
+        self._kept.write(facts, (*sorted(files), *self._installed))
 
 
 def read_facts(vllm: InstalledVllm) -> VllmFacts:
@@ -229,8 +189,8 @@ def _build_parser() -> argparse.ArgumentParser:
     return built
 
 
-def facts_of_flags(parser: argparse.ArgumentParser, limits: Mapping[str, Limits] = {}) -> Iterator[FlagFact]:
-    """Yields the flags of vLLM's parser. `limits`: `FlagFact.parameter` -> the range of the number."""
+def facts_of_flags(parser: argparse.ArgumentParser, limits: Mapping[str, Limits] = {}) -> Iterator[Flag]:
+    """Yields the flags of vLLM's parser. `limits`: `Flag.parameter` -> the range of the number."""
     options: dict[argparse.Action, list[str]] = {}
     for option, action in parser._option_string_actions.items():
         options.setdefault(action, []).append(option)
@@ -239,7 +199,7 @@ def facts_of_flags(parser: argparse.ArgumentParser, limits: Mapping[str, Limits]
         yield flag._replace(limits=limits.get(flag.parameter, ()))
 
 
-def _flag(action: argparse.Action, options: list[str]) -> FlagFact:
+def _flag(action: argparse.Action, options: list[str]) -> Flag:
     opposites = tuple(option for option in options if _turns_off(action, option))
     names = tuple(option for option in options if option not in opposites)
     is_plain = type(action) in (argparse._StoreAction, argparse._AppendAction)
@@ -247,9 +207,10 @@ def _flag(action: argparse.Action, options: list[str]) -> FlagFact:
     choices = tuple(action.choices) if action.choices is not None else None
     if kind == "unknown" or not set(names).isdisjoint(_MACHINES):
         choices = None
-    fields = _fields_of(action.type) if kind == "object" else None
+    shape = _shape_of(action.type) if kind == "object" else None
     default = action.default if isinstance(action.default, float) else None
-    return FlagFact(names, kind, action.nargs, opposites, is_optional, choices, fields=fields, default=default)
+    nargs = 1 if action.nargs is None else action.nargs
+    return Flag(names, kind, nargs, opposites, is_optional, choices, shape=shape, default=default)
 
 
 def _turns_off(action: argparse.Action, option: str) -> bool:
@@ -275,34 +236,13 @@ def _wrapped(convert: Any) -> Any:
     return inspect.getclosurevars(convert).nonlocals["return_type"]
 
 
-def _fields_of(convert: Any) -> dict[str, tuple[Any, ...] | None] | None:
-    """The fields of the class to which vLLM converts a JSON value. None if it may accept other fields."""
+def _shape_of(convert: Any) -> Shape:
+    """The JSON values that vLLM turns into an object. Any value if the class is not known."""
     while convert.__name__ in _WRAPPERS:
         convert = _wrapped(convert)
     with suppress(Exception):  # another version of vLLM
-        owner = inspect.signature(convert).parameters["cls"].default
-        validators = owner.__pydantic_decorators__.model_validators.values()
-        if owner.__pydantic_config__.get("extra") == "forbid" and all(each.info.mode == "after" for each in validators):
-            changed, fields = _changed_fields(owner), owner.__pydantic_fields__
-            taken = {name: field.annotation for name, field in fields.items() if field.init is not False}
-            if not any(field.validation_alias for field in fields.values()):
-                return {name: None if name in changed else _literals_in(taken[name]) for name in taken}
-    return None
-
-
-def _changed_fields(owner: Any) -> set[str]:
-    """The fields of a configuration class whose values may be changed by a validator before their check."""
-    validators = owner.__pydantic_decorators__.field_validators.items()
-    others = (each.info for name, each in validators if each.info.mode != "after" and name != _PASSES_NONE)
-    return {field for info in others for field in info.fields}
-
-
-def _literals_in(annotation: Any) -> tuple[Any, ...] | None:
-    """The choices of a field. None if the field also accepts other values."""
-    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    if any(part is not type(None) and get_origin(part) is not Literal for part in parts):
-        return None
-    return tuple(choice for part in parts for choice in get_args(part) or (None,))
+        return shape_of(inspect.signature(convert).parameters["cls"].default)
+    return Shape()
 
 
 def _read_limits() -> dict[str, Limits]:
@@ -310,41 +250,61 @@ def _read_limits() -> dict[str, Limits]:
     found: dict[str, Limits] = {}
     with suppress(Exception):
         for owner in (getattr(sys.modules["vllm.config"], name) for name in _CONFIGS):
-            for name in owner.__pydantic_fields__.keys() - _changed_fields(owner):
-                given = owner.__pydantic_fields__[name].metadata
-                limits = ((kind, getattr(each, kind)) for each in given for kind in _LIMITS & {*dir(each)})
-                found[name] = (*found.get(name, ()), *limits)
+            for name, part in shape_of(owner).fields.items():
+                found[name] = (*found.get(name, ()), *part.limits)
     return found
 
 
-def _read_variables() -> Iterator[FlagFact]:
-    """The variables that vLLM converts to numbers and does not set itself."""
+def _read_variables() -> Iterator[Flag]:
+    """The variables with values that vLLM rejects."""
     with suppress(Exception):  # another version of vLLM
-        setters = [sys.modules[name].__file__ for name in _SETTERS if name in sys.modules]
-        own = {name for path in setters for name in _SETS.findall(Path(str(path)).read_text(encoding="utf-8"))}
         for name, read in _VARIABLES.get(sys.modules[_VARIABLES.module]).items():
-            if name not in own and (fact := _variable(name, read)) is not None:
+            if (fact := _variable(name, read)) is not None:
                 yield fact
 
 
-def _variable(name: str, read: Any) -> FlagFact | None:
-    """Finds out by trying values which numbers vLLM accepts. None if the variable's value is no number."""
+def _read_set_by_vllm() -> Iterator[str]:
+    with suppress(Exception):  # another version of vLLM
+        for path in {sys.modules[name].__file__ for name in _SETTERS if name in sys.modules}:
+            yield from _SETS.findall(Path(str(path)).read_text(encoding="utf-8"))
+
+
+def _variable(name: str, read: Any) -> Flag | None:
+    """Finds out by trying values which ones vLLM accepts. None for a variable that may have any value."""
+    choices = inspect.getclosurevars(read).nonlocals.get("choices", ())
+    choices = tuple(choices() if callable(choices) else choices)
+    variables: dict[str, str] = {}
+    globals_ = {**read.__globals__, "os": SimpleNamespace(**vars(os) | {"environ": variables, "getenv": variables.get})}
+    for each in read.__code__.co_names if choices else ():  # `env_set_with_choices` calls another function
+        if isinstance(helper := globals_.get(each), FunctionType):
+            globals_[each] = _copy(helper, globals_)
 
     def is_accepted(text: str) -> bool:
-        variables = {name: text}
-        names = {**vars(os), "environ": variables, "getenv": variables.get}
-        globals_ = {**read.__globals__, "os": SimpleNamespace(**names)}
+        variables[name] = text
         try:
-            FunctionType(read.__code__, globals_, name, read.__defaults__, read.__closure__)()
+            _copy(read, globals_)()
         except ValueError:
             return False
         except Exception:  # noqa: BLE001 - the function needs more than its variable
             return True
         return True
 
-    if any(map(is_accepted, ("x", "0x1", "{}"))) or not is_accepted("1"):
+    if is_accepted("x"):
         return None
-    return FlagFact((name,), "float" if is_accepted("1.5") else "int", is_optional=is_accepted(""))
+    if choices and all(map(is_accepted, choices)):
+        folds = all(is_accepted(choice.swapcase()) for choice in choices)
+        known = tuple(map(str.lower, choices)) if folds else choices
+        return Flag((name,), "lower" if folds else "text", "*" if is_accepted(",") else 1, choices=known)
+    if is_accepted("{}"):
+        return None if is_accepted("{") else Flag((name,), "json or file")
+    if is_accepted("0x1") or not is_accepted("1"):
+        return None
+    return Flag((name,), "float" if is_accepted("1.5") else "int", is_optional=is_accepted(""))
+
+
+def _copy(function: Any, globals_: dict[str, Any]) -> FunctionType:
+    """A copy of the function that reads these global names."""
+    return FunctionType(function.__code__, globals_, None, function.__defaults__, function.__closure__)
 
 
 def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -6,43 +6,17 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from base.wording import list_some
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
+from startup.settings.flag import Flag, GivenFlag
 from startup.settings.serve_words import Given, is_flag_like, split
 from startup.storage.keyed_values import merge, nest
-from startup.vllm_words.facts import FlagFact
 from startup.vllm_words.flags import Flags
 
-NO_VALUE: Final = ("", "None")
-"""Values of an optional flag that mean no value."""
 _MAX_MATCHES: Final = 5
-
-
-class VllmFlag(NamedTuple):
-    """A flag on the command line or in the file of `--config`."""
-
-    fact: FlagFact
-    values: tuple[str, ...]
-    """The flag's values. Empty for a switch."""
-    option: str
-    """The full name, as argparse completes it. If a switch is turned off, one of `fact.opposites`."""
-    where: str = ""
-    """The setting's place in the file, such as `serve.yaml: port`. Empty on the command line."""
-
-    @property
-    def text(self) -> str | None:
-        """The last value. None if the flag has no value."""
-        is_given = bool(self.values) and not (self.fact.is_optional and self.values[-1] in NO_VALUE)
-        return self.values[-1] if is_given else None
-
-    @property
-    def is_on(self) -> bool:
-        """Whether a switch is on, or another flag has a value other than false."""
-        has_value = not self.values or (self.text or "false").lower() != "false"
-        return self.option not in self.fact.opposites and has_value
 
 
 @dataclass
@@ -50,14 +24,14 @@ class Reading:
     """argparse's result for some words, and the faults that argparse would report."""
 
     known: Flags
-    flags: list[VllmFlag] = field(default_factory=list)
+    flags: list[GivenFlag] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     """MODEL, and words that belong to no flag."""
     unknown: list[tuple[str, str]] = field(default_factory=list)
-    """Unknown flags, each with its place as in `VllmFlag.where`."""
+    """Unknown flags, each with its place as in `GivenFlag.where`."""
     problems: list[str] = field(default_factory=list)
     """Faults that make vLLM exit while it reads the words."""
-    _keyed: dict[str, tuple[VllmFlag, dict[str, Any]]] = field(default_factory=dict)
+    _keyed: dict[str, tuple[GivenFlag, dict[str, Any]]] = field(default_factory=dict)
 
     def add(self, parts: Iterable[Given], where: str = "") -> None:
         """Adds the flags and words that `split` has found."""
@@ -75,13 +49,13 @@ class Reading:
         """Adds `--flag {"a": {"b": 1}, "c": 2}` for `--flag.a.b 1 --flag.c 2`, after all other flags."""
         self.flags += [flag._replace(values=(json.dumps(content),)) for flag, content in self._keyed.values()]
 
-    def _find(self, part: Given, where: str) -> VllmFlag | None:
+    def _find(self, part: Given, where: str) -> GivenFlag | None:
         name, values = part.flag, tuple(part.values)
         options = self.known.complete(name)
         if not options and name[:2] != "--" and self.known.complete(name[:2]) == [name[:2]]:  # such as -qawq
             options, values = [name[:2]], (part.words[0][2:],)
-        if len(options) == 1 and (fact := self.known.find(options[0])) is not None:
-            return VllmFlag(fact, values, options[0], where)
+        if len(options) == 1 and (found := self.known.find(options[0])) is not None:
+            return GivenFlag(found, values, options[0], where)
         if self.known.is_recorded and not options:
             self.unknown.append((name, where))
             return None
@@ -89,9 +63,9 @@ class Reading:
             self._complain(f"vLLM has no flag {name}{did_you_mean(name, ())}", where)
         elif options:
             self._complain(f"{name} may stand for {list_some(options, _MAX_MATCHES)}: write the whole name", where)
-        return VllmFlag(FlagFact((name,), "text", "?", is_optional=True), values, name, where)
+        return GivenFlag(Flag((name,), nargs="?", is_optional=True), values, name, where)
 
-    def _add_flag(self, flag: VllmFlag, part: Given) -> None:
+    def _add_flag(self, flag: GivenFlag, part: Given) -> None:
         if part.keys:
             if not flag.values:
                 self._complain(f"{part.name} needs a value", flag.where)
@@ -100,7 +74,7 @@ class Reading:
             merge(content, nest(part.keys, flag.values[0]))
             return
         if self.known.is_recorded and (problem := _count_problem(flag, part)) is not None:
-            self._complain(f"{flag.fact.name} {problem}", flag.where)
+            self._complain(f"{flag.name} {problem}", flag.where)
         self.flags.append(flag)
 
     def _complain(self, problem: str, where: str) -> None:
@@ -114,11 +88,11 @@ def _words_of_setting(name: str, value: Any) -> Iterator[str]:
         yield from () if value is True else map(str, items)
 
 
-def _count_problem(flag: VllmFlag, part: Given) -> str | None:
+def _count_problem(flag: GivenFlag, part: Given) -> str | None:
     """Why argparse rejects the number of values. None if argparse accepts the number."""
     is_attached = len(part.words) == 1 and bool(flag.values)
-    if flag.fact.nargs == 0:
+    if flag.flag.nargs == 0:
         return f"ignored explicit argument {flag.values[0]!r}" if is_attached else None
-    if flag.fact.nargs == "?" or is_attached or (flag.values and not is_flag_like(flag.values[0])):
+    if flag.flag.nargs == "?" or is_attached or (flag.values and not is_flag_like(flag.values[0])):
         return None
-    return "needs one argument" if flag.fact.nargs is None else "needs at least one argument"
+    return "needs one argument" if flag.flag.nargs == 1 else "needs at least one argument"

@@ -130,8 +130,10 @@ def find_vllm() -> InstalledVllm | None:
     return InstalledVllm(version or _version_in_source(folder), folder)
 
 
-def uses_rust_frontend() -> bool:
+def uses_rust_frontend(vllm: InstalledVllm) -> bool:
     """Whether vLLM will start its Rust frontend, a separate program, as API server."""
+    if vllm.release < _FIRST_RUST:
+        return False
     with suppress(ValueError):  # vLLM rejects the value
         return bool(int(foreign.text_of(_USE_RUST) or 0))
     return False
@@ -141,7 +143,7 @@ def missing_rust_frontend(vllm: InstalledVllm) -> str | None:
     """Why vLLM cannot execute its Rust frontend. None if the frontend can be executed, or is not used."""
     given = foreign.text_of(_RUST_PATH) or "auto"
     path = str(vllm.folder / "vllm-rs") if given.lower() in _IN_PACKAGE else given
-    if vllm.release < _FIRST_RUST or not uses_rust_frontend() or shutil.which(path) is not None:
+    if not uses_rust_frontend(vllm) or shutil.which(path) is not None:
         return None
     problem, fix = "is missing", f"name it with {_RUST_PATH}"
     if Path(path).is_file():

@@ -61,7 +61,7 @@ def test_at_the_beginning(point, run_to):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("words", [("env",), ("serve", "MODEL", "--preflight-only")], ids=" ".join)
+@pytest.mark.parametrize("words", [("doctor", "--env"), ("serve", "MODEL", "--preflight-only")], ids=" ".join)
 def test_at_any_point(words, run_to, tiny_llama):
     words = tuple(word.replace("MODEL", str(tiny_llama)) for word in words)
     whole = run_to(0, *words)

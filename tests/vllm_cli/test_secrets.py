@@ -8,6 +8,7 @@ import pytest
 
 from envs.redaction import hide_in_words
 from startup.words.secret_flags import secret_notices, secrets_as_variables
+from startup.words.table import split_flags
 from tests.support.cli import CLI, run_cli
 from tests.support.waiting import wait_until
 
@@ -45,17 +46,14 @@ def test_a_secret_becomes_a_variable_of_the_child():
         ["m", "--no-such-flag", "x", "--", "--hf-token", "y"],
         {"HF_TOKEN": "sesame", "VLLM_API_KEY": "sesame2"},
     )
-
-
-def test_a_secret_that_no_variable_can_hold_stays():
     words = ["m", "--api-key", "a", "b", "--hf-token", "--port", "1"]
-    assert secrets_as_variables(words) == (words, {})
+    assert secrets_as_variables(words) == (words, {}), "no variable can hold these"
 
 
 def test_each_secret_flag_gets_one_notice():
     words = ["m", "--api-key", "a", "b", "--hf-token=c", "--port", "1"]
-    both = list(secret_notices(words, has_key_file=True))
+    both = list(secret_notices(split_flags(words), has_key_file=True))
     assert [notice.partition(" ")[0] for notice in both] == ["--api-key", "--hf-token"]
     assert both[0].endswith("prefer VLLM_API_KEY or --api-key-file.")
-    assert next(secret_notices(words, has_key_file=False)).endswith("prefer VLLM_API_KEY.")
-    assert list(secret_notices(hide_in_words(["m", "--hf-token"]), has_key_file=True)) == []
+    assert next(secret_notices(split_flags(words), has_key_file=False)).endswith("prefer VLLM_API_KEY.")
+    assert list(secret_notices(split_flags(hide_in_words(["m", "--hf-token"])), has_key_file=True)) == []

@@ -1,1 +1,1 @@
-"""Benchmarks of servers. Begin with `serve.py` and `startup.py`. `report.py` makes the result of both."""
+"""The benchmark of starts. Begin with `startup.py`. `report.py` makes the result, also of `tools/figures`."""

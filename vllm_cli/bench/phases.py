@@ -1,6 +1,6 @@
 """Divides the time from exec to the first token into phases, which are the same for all servers.
 
-With vLLM, a line of the log ends each phase. The embedded engine reports its phases on `/startupz`. Other
+With vLLM, a line of the log ends each phase. The embedded engine reports its spans on `/startupz`. Other
 servers show only when they are healthy and when they send the first token.
 """
 
@@ -41,14 +41,13 @@ _CAPTURES: Final = "Capturing CUDA graphs"
 _CAPTURED: Final = "Graph capturing finished"
 _INITIALIZED: Final = "init engine (profile, create kv cache, warmup model) took"
 _REPORTED: Final = {
-    "configuration": ("locate_model", "resolve_model", "preflight", "read_limits"),
-    "engine process": ("start_engine_process", "start_process", "take_over", "wait_for_engine"),
+    "imports": ("preload_imports", "fork_from_standby"),
+    "configuration": ("locate_model", "resolve_model", "preflight"),
+    "engine process": ("start_engine_process", "start_process", "take_over"),
     "weights": ("load_weights",),
-    "compile and warm-up": ("choose_runner", "check_prompt_embeds", "allocate_kv_cache", "warm_up_renderer"),
-    "server": ("listen", "load_tokenizer", "build_app"),
-    "first token": ("first_token",),
+    "compile and warm-up": ("read_limits", "choose_runner", "check_prompt_embeds", "allocate_kv_cache"),
 }
-"""Phase of `PHASES` -> phases of `/startupz` in it. All other phases of `/startupz` are in `imports`."""
+"""Phase of `PHASES` -> spans of `/startupz`. The last of them ends the phase."""
 _POLL_S: Final = 0.01
 _BAR_WIDTH: Final = 60
 
@@ -110,20 +109,11 @@ def follow_log(path: Path) -> Iterator[StartLog]:
             thread.join()
 
 
-def ends_of_report(phases: Mapping[str, float], healthy_s: float) -> dict[str, float]:
-    """Phase -> its end in seconds since exec, for a server that reports its phases.
-
-    `phases`: `process:phase` of `/startupz` -> seconds.
-    """
-    took_s = dict.fromkeys(PHASES, 0.0)
-    for key, seconds in phases.items():
-        name = key.partition(":")[2]
-        took_s[next((phase for phase, names in _REPORTED.items() if name in names), "imports")] += seconds
-    ends_s, end_s = {}, healthy_s
-    for name in reversed(PHASES):
-        ends_s[name] = end_s
-        end_s -= took_s[name]
-    return ends_s
+def ends_of_spans(spans_end_s: Mapping[str, float]) -> dict[str, float]:
+    """Phase -> its end in seconds since exec. `spans_end_s`: `process:span` of `/startupz` -> its end."""
+    by_name = {key.partition(":")[2]: end_s for key, end_s in spans_end_s.items()}
+    found = {phase: [by_name[name] for name in names if name in by_name] for phase, names in _REPORTED.items()}
+    return {phase: max(ends_s) for phase, ends_s in found.items() if ends_s}
 
 
 def divide(ends_s: Mapping[str, float], first_token_s: float) -> dict[str, float]:

@@ -1,147 +1,79 @@
-"""Waits until a server answers completions. Finds its model, its version and the fields that it accepts."""
+"""Waits until a server answers completions. Finds its model and its version."""
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Final
 
-import aiohttp
-import msgspec
-
-from base.json_depth import check_depth
-from startup.words.errors import InputError
-from vllm_cli.bench.request import CompletionFormat, build_prompt, open_session, send_request
+from vllm_cli.bench.request import CompletionRequest
 from vllm_cli.bench.target import BenchConfig, Target, TargetStartError
-from vllm_cli.client.waiting import Graphs, parse_graphs
+from vllm_cli.client.server import Server, amount, member
+from vllm_cli.client.server_address import parse_url
+from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.supervised_command import CommandEndedError
 
-_POLL_S = 0.1
-_ANSWER_S = 5.0
-_UNKNOWN_FIELD = (400, 422)
-"""Statuses of servers that reject an unknown field of a request."""
-
-
-class NotReadyError(Exception):
-    """The server cannot answer yet, but may do so later."""
-
-
-class NotListeningError(NotReadyError):
-    """The server does not accept connections."""
+_POLL_S: Final = 0.1
+_ANSWER_S: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadyServer:
     """A server that has answered a completion."""
 
-    form: CompletionFormat
-    counts_tokens: bool
-    """Whether the server reports token counts. Otherwise the benchmark counts pieces of text."""
+    request: CompletionRequest
     version: str | None
     """The server's answer to `/version`. None if the server has no such route."""
-    missing_graphs: Graphs | None = None
-    """The CUDA graphs, if the server still captures some of them."""
 
 
 async def wait_until_ready(target: Target, config: BenchConfig) -> ReadyServer:
-    """Requests a short completion until the server answers it.
-
-    A server that the benchmark did not start must accept connections at once, but may answer 5xx for a while.
-    """
+    """Requests a short completion until the server answers it."""
     start_s = perf_counter()
-    async with open_session() as session:
-        while True:
-            try:
-                form = await _find_model(session, target, config)
-                form, counts_tokens = await _find_fields(session, form)
-            except NotReadyError as error:
-                _raise_if_final(target, error, waited_s=perf_counter() - start_s, limit_s=config.ready_timeout_s)
-                await asyncio.sleep(_POLL_S)
-                continue
-            version = (await _ask_json(session, form, "/version")).get("version")
-            graphs = await _ask_graphs(session, form)
-            return ReadyServer(form=form, counts_tokens=counts_tokens, version=version, missing_graphs=graphs)
+    while True:
+        try:
+            return await asyncio.to_thread(_ask, target, config)
+        except ConnectionFailedError as error:
+            raise_if_rejected(error)
+            _raise_if_final(target, error, waited_s=perf_counter() - start_s, limit_s=config.ready_timeout_s)
+        await asyncio.sleep(_POLL_S)
 
 
-async def ask_phases(form: CompletionFormat) -> dict[str, float]:
-    """`process:phase` -> seconds, from `/startupz`. Empty if the server has no such route."""
-    async with open_session() as session:
-        phases = (await _ask_json(session, form, "/startupz")).get("phases", [])
-    return {f"{phase['process']}:{phase['name']}": phase["took_s"] for phase in phases}
+def ask_spans(request: CompletionRequest) -> dict[str, float]:
+    """`process:span` -> its end in seconds, from `/startupz`. Empty if the server has no such route."""
+    with suppress(ConnectionFailedError):
+        report = request.server.ask("GET", "/startupz", timeout_s=_ANSWER_S)
+        spans = [each for each in member(report, "spans", list) or () if isinstance(each, dict)]
+        ends = {f"{each.get('process')}:{each.get('name')}": amount(each.get("end_s")) for each in spans}
+        return {name: end_s for name, end_s in ends.items() if end_s is not None}
+    return {}
 
 
-async def _ask_json(session: aiohttp.ClientSession, form: CompletionFormat, path: str) -> dict[str, Any]:
-    """The JSON of an optional route. Empty if the server lacks the route or answers something else."""
-    try:
-        status, body = await _get(session, form.base_url + path, form)
-        check_depth(body)
-        return msgspec.json.decode(body, type=dict[str, Any]) if status == 200 else {}
-    except (NotReadyError, ValueError):
-        return {}
+def raise_if_rejected(error: ConnectionFailedError) -> None:
+    """Raises TargetStartError if the server has rejected the request, so that a retry is useless."""
+    if error.status is not None and error.status < 500:
+        raise TargetStartError(f"{error.message} (--request-model and --api-key change the request)") from error
 
 
-async def _ask_graphs(session: aiohttp.ClientSession, form: CompletionFormat) -> Graphs | None:
-    """The server's CUDA graphs, if some of them are not captured yet."""
-    with suppress(NotReadyError):
-        status, body = await _get(session, form.base_url + "/metrics", form)
-        return parse_graphs(body.decode(errors="replace")) if status == 200 else None
-    return None
+def _ask(target: Target, config: BenchConfig) -> ReadyServer:
+    """Requests a completion, with the target's model or the first one that the server lists."""
+    server = Server(parse_url(target.base_url), config.api_key)
+    request = CompletionRequest(
+        base_url=target.base_url,
+        path=config.path,
+        model=target.spec.model or server.first_model(),
+        api_key=config.api_key,
+    )
+    request.find_first_text()
+    with suppress(ConnectionFailedError):
+        answer = server.ask("GET", "/version", timeout_s=_ANSWER_S)
+        return ReadyServer(request=request, version=member(answer, "version", str))
+    return ReadyServer(request=request, version=None)
 
 
-async def _find_model(session: aiohttp.ClientSession, target: Target, config: BenchConfig) -> CompletionFormat:
-    """The request format for the target's model, or for the first model in the server's list."""
-    headers = {"Content-Type": "application/json"}
-    headers |= {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
-    form = CompletionFormat(base_url=target.base_url, path=config.path, model=target.spec.model or "", headers=headers)
-    if form.model:
-        return form
-    status, body = await _get(session, form.base_url + "/v1/models", form)
-    if status >= 500:
-        raise NotReadyError(f"/v1/models answers {status}")
-    if status == 401:
-        raise TargetStartError(f"{form.base_url} requires an API key: give --api-key")
-    try:
-        check_depth(body)
-        return replace(form, model=msgspec.json.decode(body)["data"][0]["id"])
-    except (ValueError, LookupError, TypeError):
-        raise InputError(f"{form.base_url}/v1/models lists no model: name one with --model") from None
-
-
-async def _get(session: aiohttp.ClientSession, url: str, form: CompletionFormat) -> tuple[int, bytes]:
-    """Status and body of a GET. Raises NotReadyError if there is no answer."""
-    timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
-    try:
-        async with session.get(url, headers=form.headers, timeout=timeout) as response:
-            return response.status, await response.read()
-    except aiohttp.ClientConnectorError as error:
-        raise NotListeningError(str(error)) from None
-    except (TimeoutError, aiohttp.ClientError) as error:
-        raise NotReadyError(str(error)) from None
-
-
-async def _find_fields(session: aiohttp.ClientSession, plain: CompletionFormat) -> tuple[CompletionFormat, bool]:
-    """Finds the optional fields that the server accepts, and whether the server counts tokens."""
-    usage, ignore_eos = {"stream_options": {"include_usage": True}}, {"ignore_eos": True}
-    error: str | None = None
-    for optional in (ignore_eos | usage, usage, ignore_eos, {}):
-        form = replace(plain, optional=optional)
-        sample = await send_request(session, form, form.encode(build_prompt(16, seed="readiness"), max_tokens=2))
-        if sample.error is None:
-            return form, sample.usage is not None
-        if sample.status is None or sample.status >= 500:
-            raise NotReadyError(sample.error)
-        error = sample.error
-        if sample.status not in _UNKNOWN_FIELD:
-            break
-    raise TargetStartError(f"{plain.url} rejects a plain completion: {error}")
-
-
-def _raise_if_final(target: Target, error: NotReadyError, *, waited_s: float, limit_s: float) -> None:
+def _raise_if_final(target: Target, error: ConnectionFailedError, *, waited_s: float, limit_s: float) -> None:
     try:
         target.ensure_alive()
     except CommandEndedError as died:
         raise TargetStartError(died.message) from None
-    if target.spec.url and isinstance(error, NotListeningError):
-        raise TargetStartError(f"No server answers at {target.base_url}: {error}") from None
     if waited_s > limit_s:
-        raise TargetStartError(f"{target.base_url} was not ready after {limit_s:g} s: {error}") from None
+        raise TargetStartError(f"{target.base_url} was not ready after {limit_s:g} s: {error.message}") from None

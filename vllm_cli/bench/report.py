@@ -18,7 +18,7 @@ import psutil
 from base.machine.hardware import cpu_model
 from vllm_cli.terminal import align
 
-_SCHEMA_VERSION = 4
+_SCHEMA_VERSION = 5
 
 
 Figures = Mapping[str, Any]
@@ -73,8 +73,6 @@ class Result:
     """Signs that the figures are unreliable."""
     details: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Condition -> further lines of the report."""
-    has_failed: bool = False
-    """Whether the exit code is 1."""
 
     def compare(self, condition: str) -> list[dict[str, Spread]]:
         """For each side except the first: figure -> the first side's value divided by this side's value."""
@@ -83,7 +81,7 @@ class Result:
 
 
 def run_and_publish(work: Coroutine[Any, Any, Result], json_path: Path | None) -> int:
-    """Measures, then writes report and JSON. The exit code is 0, 1 if requests failed, or 143 after SIGTERM.
+    """Measures, then writes report and JSON. The exit code is 0, or 143 after SIGTERM.
 
     Raises:
         KeyboardInterrupt: Ctrl-C has cancelled the work, which has cleaned up.
@@ -100,7 +98,7 @@ def run_and_publish(work: Coroutine[Any, Any, Result], json_path: Path | None) -
     if json_path is not None:
         text = encode_result(result)
         sys.stdout.write(text) if is_piped else json_path.write_text(text, encoding="utf-8")
-    return 1 if result.has_failed else 0
+    return 0
 
 
 async def _until_sigterm(work: Coroutine[Any, Any, Result]) -> Result:

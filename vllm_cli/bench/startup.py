@@ -15,13 +15,14 @@ from typing import Any, Final, NamedTuple
 from base.machine.page_cache import ResidencyProbe, fuse_devices
 from startup.words.errors import InputError
 from vllm_cli.bench.exec_stamp import stamp_words, wait_for_stamp
-from vllm_cli.bench.phases import describe_phases, divide, ends_of_report, follow_log
+from vllm_cli.bench.phases import describe_phases, divide, ends_of_spans, follow_log
 from vllm_cli.bench.probe import HealthProbe
-from vllm_cli.bench.readiness import ReadyServer, ask_phases, wait_until_ready
+from vllm_cli.bench.readiness import ReadyServer, ask_spans, raise_if_rejected, wait_until_ready
 from vllm_cli.bench.report import Figures, Metric, Result, Side, percentiles_ms
-from vllm_cli.bench.request import CompletionFormat, open_session, send_request
+from vllm_cli.bench.request import CompletionRequest
 from vllm_cli.bench.standby import NO_STANDBY, BenchStandby, split_own_command
 from vllm_cli.bench.target import BenchConfig, Target, TargetSpec, TargetStartError, describe
+from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.supervised_command import CommandEndedError
 from vllm_cli.terminal import Reporter
 
@@ -43,8 +44,8 @@ _UNSURE: Final = {
     "unknown_bytes": "this system does not show which of their pages are in memory",
     "fuse_bytes": "the process that serves their file system may have them in memory",
 }
-_FORK_PHASE: Final = "fork_from_standby"
-"""A phase of /startupz that only a warm start has."""
+_FORK_SPAN: Final = "fork_from_standby"
+"""A span of /startupz that only a warm start has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +114,15 @@ class _StartedSide:
         with self._started(NO_STANDBY) as (target, _):
             target.start()
             self._server = await wait_until_ready(target, self._config)
-        if "standby" in self._config.states and split_own_command(self.spec.command or "")[0]:
-            self._standby = BenchStandby(self.spec.command or "", self._config.standby_model)
+        if "standby" in self._config.states and split_own_command(self.spec.command)[0]:
+            self._standby = BenchStandby(self.spec.command, self._config.standby_model)
             await self._standby.start(self._config.ready_timeout_s)
             await self.measure("standby")
 
     async def measure(self, state: str) -> dict[str, Any]:
         """Measures one start, and waits until all its processes have exited."""
         environment = self._standby.environment if self._standby and state == "standby" else NO_STANDBY
-        with HealthProbe(is_starting=True) as probe, self._started(environment) as (target, stamp):
+        with HealthProbe() as probe, self._started(environment) as (target, stamp):
             async with asyncio.timeout(self._config.ready_timeout_s):
                 return await self._time_start(target, stamp, probe)
 
@@ -134,7 +135,7 @@ class _StartedSide:
         return Side(
             name=self.spec.name,
             target=describe(self.spec),
-            model=self._server.form.model,
+            model=self._server.request.model,
             version=self._server.version,
             rounds=self.rounds,
             note=note,
@@ -169,12 +170,12 @@ class _StartedSide:
             exec_ns = await wait_for_stamp(stamp, target.ensure_alive)
             probe.start(target.base_url)
             listening_ns, healthy_ns = await _wait_healthy(host, int(port), target.ensure_alive)
-            form = replace(self._server.form, base_url=target.base_url)
-            first_token_ns = await _wait_first_token(form, target.ensure_alive)
+            request = replace(self._server.request, base_url=target.base_url)
+            first_token_ns = await _wait_first_token(request, target.ensure_alive)
         samples = await asyncio.to_thread(probe.finish)
-        phases = await ask_phases(form)
+        spans_end_s = await asyncio.to_thread(ask_spans, request)
         ends_ns = log.ends_ns | {"server": healthy_ns or listening_ns}
-        ends_s = {name: (end_ns - exec_ns) / 1e9 for name, end_ns in ends_ns.items()}
+        ends_s = ends_of_spans(spans_end_s) | {name: (end_ns - exec_ns) / 1e9 for name, end_ns in ends_ns.items()}
         first_token_s = (first_token_ns - exec_ns) / 1e9
         return {
             "listening_ms": (listening_ns - exec_ns) / 1e6,
@@ -184,8 +185,8 @@ class _StartedSide:
             "num_probes": len(samples.latencies_ns),
             "num_refused": samples.num_refused,
             "num_lost": samples.num_lost,
-            "phases": phases,
-            "phases_s": divide(ends_of_report(phases, ends_s["server"]) if phases else ends_s, first_token_s),
+            "spans_end_s": spans_end_s,
+            "phases_s": divide(ends_s, first_token_s),
         }
 
 
@@ -214,18 +215,17 @@ async def _wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) 
         await asyncio.sleep(_HEALTH_POLL_S if listening_ns else _CONNECT_POLL_S)
 
 
-async def _wait_first_token(form: CompletionFormat, ensure_alive: Callable[[], None]) -> int:
+async def _wait_first_token(request: CompletionRequest, ensure_alive: Callable[[], None]) -> int:
     """Requests a completion. Retries after 5xx or no response. Returns the moment of the first text."""
-    body = form.encode("The capital of France is", max_tokens=4)
-    async with open_session() as session:
-        while True:
-            sample = await send_request(session, form, body)
-            if sample.text_times_ns:
-                return time.monotonic_ns() - (time.perf_counter_ns() - sample.text_times_ns[0])
-            if sample.status is not None and sample.status < 500:
-                raise TargetStartError(f"{form.url} gives no text: {sample.error or 'its answer was empty'}")
-            ensure_alive()
-            await asyncio.sleep(_HEALTH_POLL_S)
+    while True:
+        try:
+            if (first_ns := await asyncio.to_thread(request.find_first_text)) is None:
+                raise TargetStartError(f"{request.base_url}{request.path} gives no text: its answer was empty")
+            return first_ns
+        except ConnectionFailedError as error:
+            raise_if_rejected(error)
+        ensure_alive()
+        await asyncio.sleep(_HEALTH_POLL_S)
 
 
 def _find_problems(side: Side) -> Iterator[str]:
@@ -237,8 +237,8 @@ def _find_problems(side: Side) -> Iterator[str]:
         for name, why in _UNSURE.items():
             if num_bytes := max(figures.get(name, 0) for figures in rounds):
                 yield f"{where}: {num_bytes / 1e6:.0f} MB may not have been cold: {why}"
-        known = [figures["phases"] for figures in rounds if figures["phases"]]  # vLLM's server reports no phases
-        num_warm = sum(any(name.endswith(_FORK_PHASE) for name in phases) for phases in known)
+        known = [spans for figures in rounds if (spans := figures["spans_end_s"])]  # other servers report none
+        num_warm = sum(any(name.endswith(_FORK_SPAN) for name in spans) for spans in known)
         wanted = len(known) if "standby" in side.facts and condition == "from standby" else 0
         if num_warm != wanted:
             yield f"{where}: {num_warm} of {len(known)} servers were forked from a standby, not {wanted}"

@@ -1,4 +1,4 @@
-"""Measured servers. A server already runs, or the benchmark starts, freezes and stops it."""
+"""Measured servers, which a benchmark starts, freezes and stops."""
 
 import re
 import shlex
@@ -16,11 +16,10 @@ from vllm_cli.supervised_command import SupervisedCommand
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSpec:
-    """A server to measure: the address of a running one, or the command that starts one."""
+    """A server to measure."""
 
     name: str
-    url: str | None = None
-    command: str | None = None
+    command: str
     """A command as for a shell. A free port replaces `{port}`, or is appended as `--port N`."""
     model: str | None = None
     """The name of the model to request. None means the first model in the server's list."""
@@ -49,13 +48,16 @@ class BenchConfig:
 
 
 class TargetStartError(click.ClickException):
-    """The server did not start, does not answer, or rejects the simplest completion."""
+    """The server did not start, or rejects the simplest completion."""
 
     exit_code = START_FAILED
 
 
 class Target(SupervisedCommand):
-    """A measured server. If it is given by its address, it is never started, frozen or stopped."""
+    """A measured server."""
+
+    base_url: str
+    """The address without `/v1`, from `start` on."""
 
     def __init__(
         self, spec: TargetSpec, *, prefix: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
@@ -63,21 +65,19 @@ class Target(SupervisedCommand):
         """`prefix`: words before the command's words. `environment`: additional variables."""
         super().__init__(environment)
         self.spec = spec
-        self.base_url = (spec.url or "").rstrip("/").removesuffix("/v1")
-        """The address without `/v1`. For a command, `start` sets it."""
         self._prefix = prefix
 
     def start(self) -> None:
         """Starts the command on a free port if it does not run. Returns before the server is ready."""
-        if self.spec.command is not None and self._supervisor is None:
+        if self._supervisor is None:
             port = find_free_port(list_server_ports())
             self.base_url = f"http://127.0.0.1:{port}"
             self.run([*self._prefix, *_server_words(self.spec.command, port)])
 
 
 def describe(spec: TargetSpec) -> str:
-    """The command or the address, without secrets."""
-    return hide_in_command(spec.command or spec.url or "")
+    """The command, without secrets."""
+    return hide_in_command(spec.command)
 
 
 def _server_words(command: str, port: int) -> list[str]:

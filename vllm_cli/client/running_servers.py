@@ -14,9 +14,9 @@ from base.status_page.page import DATA_PATH
 from startup.standby.status import STATUS, NoStandbyError, ask
 from startup.storage.run_record import ROUTER, STANDBY, RunRecord, read_run_records
 from startup.words.errors import InputError
-from vllm_cli.client.server import Server
+from vllm_cli.client.server import Server, amount
 from vllm_cli.client.server_address import ServerAddress, parse_url
-from vllm_cli.client.waiting import amount, poll_readiness
+from vllm_cli.client.waiting import poll_readiness
 
 _ANSWER_TIMEOUT_S: Final = 2.0
 _MAX_BODY_BYTES: Final = 4 << 20
@@ -40,6 +40,10 @@ class RouterModel:
     pid: int | None
     reason: str | None
     """Why the model's last start failed. None if the start did not fail."""
+    aliases: tuple[str, ...] = ()
+    phase: str | None = None
+    """The phase of the start. None if the model does not start."""
+    num_running: int | None = None
     start: Mapping[str, Any] | None = None
     """The start of the model's process, with the fields of `RunningServer.start`."""
 
@@ -199,6 +203,7 @@ def parse_models(data: Any) -> tuple[RouterModel, ...] | None:
 
 
 def _parse_model(data: Mapping[str, Any]) -> RouterModel:
+    aliases, progress = data.get("aliases"), data.get("progress")
     return RouterModel(
         model=_text(data.get("id")) or "?",
         engine=_text(data.get("engine")) or "?",
@@ -207,6 +212,9 @@ def _parse_model(data: Mapping[str, Any]) -> RouterModel:
         memory_bytes=_count(data.get("memory_bytes")),
         pid=_count(data.get("pid")),
         reason=_text(data.get("reason")),
+        aliases=tuple(filter(_text, aliases)) if isinstance(aliases, list) else (),
+        phase=_text(progress.get("phase")) if isinstance(progress, Mapping) else None,
+        num_running=_count(data.get("num_running")),
     )
 
 

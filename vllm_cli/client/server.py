@@ -6,7 +6,8 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
-from typing import Any, Final, NamedTuple
+from sys import float_info
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import click
 
@@ -19,9 +20,14 @@ from vllm_cli.terminal import options
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _LONGEST_MESSAGE: Final = 400
-
-END: Final = b"[DONE]"
+_LONGEST_SHOWN: Final = 80
+_END: Final = b"[DONE]"
 """The data of a stream's last event."""
+_MAX_ANSWER_BYTES: Final = 64 << 20
+_MAX_LINE_BYTES: Final = 16 << 20
+"""The longest line of a stream. A longer line ends the stream."""
+
+T = TypeVar("T")
 
 
 server_options: Final = options(
@@ -73,9 +79,12 @@ class Server:
         body: Mapping[str, Any] | None = None,
         *,
         timeout_s: float | None = None,
-        max_bytes: int | None = None,
+        max_bytes: int = _MAX_ANSWER_BYTES,
     ) -> ReceivedAnswer:
-        """Sends one request, with the body as JSON. Raises OSError or HTTPException if there is no answer."""
+        """Sends one request, with the body as JSON. Raises OSError or HTTPException if there is no answer.
+
+        An answer is cut after `max_bytes`.
+        """
         with self._open(method, path, body, timeout_s) as response:
             return ReceivedAnswer(response.status, response.reason, response.headers, response.read(max_bytes))
 
@@ -88,17 +97,17 @@ class Server:
 
     def first_model(self) -> str:
         """The name of the first model in the server's list."""
-        body = self.ask("GET", "/v1/models")
-        if not body.get("data"):
+        name = member(self.ask("GET", "/v1/models"), "data.0.id", str)
+        if not name:
             raise ConnectionFailedError(f"The server at {self.address} lists no model.")
-        return str(body["data"][0]["id"])
+        return name
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Generator[Piece, None, None]:
         """Posts a request and yields the pieces of the answer. Closing the generator aborts the request."""
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
         with explain_failures(self.address), self._open("POST", path, streamed) as response:
             if response.status >= 400:
-                _raise_for_status(response.status, response.reason, response.read())
+                _raise_for_status(response.status, response.reason, response.read(_MAX_ANSWER_BYTES))
             yield from map(_read_piece, _read_events(response))
 
     @contextmanager
@@ -131,59 +140,80 @@ def explain_failures(address: ServerAddress) -> Iterator[None]:
         raise ConnectionFailedError(message) from err
 
 
-class EventReader:
-    """Splits bytes of server-sent events into the data of each event."""
+def member(body: Any, path: str, kind: type[T]) -> T | None:
+    """The member of a server's answer at a path such as `choices.0.text`. None if it is null or missing.
 
-    def __init__(self) -> None:
-        self._rest = b""
+    Raises:
+        ConnectionFailedError: this member has another type, or a member on the way to it.
+    """
+    for name in path.split("."):
+        if name.isdigit():
+            body = (_typed(body, path, list) or [None])[int(name)]
+        else:
+            body = (_typed(body, path, dict) or {}).get(name)
+    value = _typed(body, path, kind)
+    return cast("T", value.encode(errors="replace").decode()) if isinstance(value, str) else value
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Returns the data of events that these bytes complete. A line may be spread over several calls."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [line[5:].strip() for line in lines if line.startswith(b"data:")]
+
+def _typed(value: Any, path: str, kind: type[T]) -> T | None:
+    if value is None or type(value) is kind:
+        return value
+    shown = _on_one_line(json.dumps(value))[:_LONGEST_SHOWN]
+    raise ConnectionFailedError(f"The server does not respond as an OpenAI server does: `{path}` is in {shown}")
 
 
-def error_message(data: bytes) -> str:
-    """The message of an error of OpenAI, vLLM or FastAPI, or the whole body of other errors, on one line."""
-    body: Any = data.decode(errors="replace")
-    with suppress(ValueError):
-        body = read_json(body)
-    for name in ("error", "message", "detail"):
-        if isinstance(body, dict) and name in body:
-            body = body[name]
-    return _on_one_line(body)[:_LONGEST_MESSAGE]
+def amount(value: Any, most: float = float_info.max) -> float | None:
+    """The value, limited to `most`, if it is a number of at least 0. None for other values."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(min(value, most)) if is_number and 0 <= value < math.inf else None
 
 
 def _raise_for_status(status: int, reason: str, content: bytes) -> None:
     if status >= 400:
-        raise ConnectionFailedError(f"The server answered {status}: {error_message(content) or reason}", status)
+        body: Any = content.decode(errors="replace")
+        with suppress(ValueError):
+            body = read_json(content)
+        raise ConnectionFailedError(f"The server answered {status}: {_describe_error(body) or reason}", status)
 
 
 def _read_events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
-    reader = EventReader()
-    for line in response:
-        for data in reader.feed(line):
-            if data == END:
+    has_begun = False
+    for line in iter(lambda: response.readline(_MAX_LINE_BYTES), b""):
+        name, _, data = line.partition(b":")
+        if name == b"data":
+            if data.strip() == _END:
                 return
             yield _decode(data)
-    raise ConnectionFailedError("The server ended its answer before it was complete.")
+            has_begun = True
+    kind = _on_one_line(response.headers.get_content_type())
+    text = "The server ended its answer before it was complete." if has_begun else f"No stream, but {kind}, came."
+    raise ConnectionFailedError(text)
 
 
 def _decode(data: bytes) -> dict[str, Any]:
     try:
         body = read_json(data)
     except ValueError as err:
-        raise ConnectionFailedError("The server does not respond as an OpenAI server does.") from err
-    return body if isinstance(body, dict) else {}
+        shown = _on_one_line(data[:_LONGEST_SHOWN].decode(errors="replace"))
+        text = f"The server does not respond as an OpenAI server does: its answer is no JSON ({shown})"
+        raise ConnectionFailedError(text) from err
+    return _typed(body, "the answer", dict) or {}
 
 
 def _read_piece(event: dict[str, Any]) -> Piece:
-    if error := event.get("error"):
-        raise ConnectionFailedError(f"The server failed: {_on_one_line(error.get('message', error))}")
-    usage = event.get("usage") or {}
-    choices = event.get("choices") or [{}]
-    text = choices[0].get("text") or (choices[0].get("delta") or {}).get("content") or ""
-    return Piece(text, usage.get("completion_tokens"))
+    if event.get("error"):
+        raise ConnectionFailedError(f"The server failed: {_describe_error(event)}")
+    text = member(event, "choices.0.text", str) or member(event, "choices.0.delta.content", str)
+    num_tokens = amount((member(event, "usage", dict) or {}).get("completion_tokens"))
+    return Piece(text or "", None if num_tokens is None else int(num_tokens))
+
+
+def _describe_error(body: Any) -> str:
+    """The message of an error of OpenAI, vLLM or FastAPI, or the whole body of other errors, on one line."""
+    for name in ("error", "message", "detail"):
+        if isinstance(body, dict) and name in body:
+            body = body[name]
+    return _on_one_line(body)[:_LONGEST_MESSAGE]
 
 
 def _on_one_line(message: object) -> str:

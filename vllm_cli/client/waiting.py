@@ -1,6 +1,5 @@
 """Waits until a server is ready or has failed, or until the timeout."""
 
-import math
 import re
 import ssl
 import time
@@ -10,11 +9,12 @@ from http.client import HTTPException
 from typing import Any, Final, Literal, NamedTuple
 
 from base.json_depth import read_json
-from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_TOTAL, START_INFO
+from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_GIVEN_UP, GRAPHS_TOTAL, START_INFO
 from base.machine.processes import is_alive
+from startup.logs.formatters import escape_controls
 from startup.port.probe_http import MODEL_STATE_HEADER
 from startup.reports.timeline.live_line import draw_bar
-from vllm_cli.client.server import ReceivedAnswer, Server
+from vllm_cli.client.server import ReceivedAnswer, Server, amount
 from vllm_cli.client.server_address import ServerAddress
 
 State = Literal["ready", "starting", "absent", "failed"]
@@ -26,7 +26,7 @@ _FAILED: Final = ("failed", "dead")
 _NOT_YET: Final = (408, 425, 429)
 """HTTP statuses below 500 after which the server may still become ready."""
 _OWN_METRICS: Final = "vllm_cli:"
-_WANTS_CERTIFICATE: Final = ("CERTIFICATE_REQUIRED", "ALERT_HANDSHAKE_FAILURE")
+_WANTS_CERTIFICATE: Final = ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE")
 """The alerts with which TLS 1.3 and 1.2 reject a client without a certificate."""
 
 
@@ -63,7 +63,7 @@ def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Re
     except HTTPException as err:
         return Readiness("absent", f"it does not speak HTTP ({type(err).__name__})")
     except OSError as err:
-        if any(alert in str(err) for alert in _WANTS_CERTIFICATE):
+        if isinstance(err, ssl.SSLError) and err.reason in _WANTS_CERTIFICATE:
             return Readiness("failed", "it wants a certificate of its clients")
         return Readiness("absent", (err.strerror or str(err)).lower())
     return _read_answer(answer, address.path + path)
@@ -82,41 +82,42 @@ def _read_answer(answer: ReceivedAnswer, path: str) -> Readiness:
     body = body if isinstance(body, dict) else {}
     error = body.get("error")
     message = error.get("message") if isinstance(error, dict) else None
-    phase, status = body.get("phase"), body.get("status")
+    status = _text(body.get("status"))
     return Readiness(
         "failed" if status in _FAILED else "starting",
-        message if isinstance(message, str) else f"it answers {answer.status}",
-        phase if isinstance(phase, str) else None,
+        f"it answers {answer.status}" if (text := _text(message)) is None else text,
+        _text(body.get("phase")),
         amount(body.get("progress"), most=1.0),
         amount(body.get("eta_s")),
-        status if isinstance(status, str) else None,
+        status,
     )
 
 
-def amount(value: Any, most: float = math.inf) -> float | None:
-    """The value, limited to `most`, if it is a number of at least 0. None for other values."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return min(float(value), most) if is_number and value >= 0 else None
+def _text(value: Any) -> str | None:
+    return escape_controls(value) if isinstance(value, str) else None
 
 
 class Graphs(NamedTuple):
-    """How many CUDA graphs a server has captured, and how many there will be."""
+    """How many CUDA graphs a server has captured, how many it has in all, and how many it has given up."""
 
     captured: int
     total: int
+    given_up: int = 0
 
     def __str__(self) -> str:
         return f"{self.captured} of {self.total} CUDA graphs are captured"
 
 
 def parse_graphs(metrics: str) -> Graphs | None:
-    """The CUDA graphs in the text of `/metrics`, if some of them are not captured yet, else None."""
-    names = (GRAPHS_CAPTURED[0], GRAPHS_TOTAL[0])
+    """The CUDA graphs in the text of `/metrics`, if some of them are not captured, else None."""
+    names = (GRAPHS_CAPTURED[0], GRAPHS_TOTAL[0], GRAPHS_GIVEN_UP[0])
     graphs = Graphs(*(int(sum(map(float, re.findall(_SAMPLE.format(name), metrics, re.MULTILINE)))) for name in names))
     return graphs if graphs.captured < graphs.total else None
 
 
-_SAMPLE: Final = r"^{}(?:\{{[^}}\n]*\}})? ([\d.]+)$"
+INCOMPLETE: Final = "incomplete"
+"""The status of a server that is ready, but does not capture all of its CUDA graphs."""
+_SAMPLE: Final = r"^{}(?:\{{[^}}\n]*\}})? (\d{{1,15}}(?:\.\d+)?)$"
 
 
 def _poll_graphs(address: ServerAddress, ready: Readiness, *, timeout_s: float) -> Readiness:
@@ -126,7 +127,10 @@ def _poll_graphs(address: ServerAddress, ready: Readiness, *, timeout_s: float) 
     except (OSError, HTTPException) as err:
         return Readiness("starting", f"/metrics: {err}")
     metrics = answer.content.decode(errors="replace")
-    if graphs := parse_graphs(metrics):
+    graphs = parse_graphs(metrics)
+    if graphs and graphs.given_up:
+        return Readiness("failed", f"{graphs}, and {graphs.given_up} are given up; its log says why", status=INCOMPLETE)
+    if graphs:
         return Readiness("starting", str(graphs), progress=graphs.captured / graphs.total)
     is_reported = START_INFO[0] in metrics or _OWN_METRICS not in metrics
     return ready if is_reported else Readiness("starting", "its CUDA graphs are not known yet")

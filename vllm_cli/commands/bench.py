@@ -1,4 +1,4 @@
-"""`vllm-cli bench`: the options of both benchmarks. A benchmark's modules are imported when it runs."""
+"""`vllm-cli bench`: times starts, or runs vLLM's `bench serve`. Imports a benchmark only to run it."""
 
 import shlex
 import sys
@@ -11,9 +11,9 @@ import click
 from envs.registry import env
 from startup.files.download.obtain import resolve_model
 from startup.files.model.request import ModelRequest
-from vllm_cli.commands.of_vllm import vllms_own
+from vllm_cli.commands.of_vllm import VllmCommand, vllms_own
 from vllm_cli.errors import CommandGroup
-from vllm_cli.terminal import SECONDS, Seconds, options
+from vllm_cli.terminal import SECONDS, Seconds
 
 if TYPE_CHECKING:
     from vllm_cli.bench.target import TargetSpec
@@ -24,13 +24,16 @@ _STATES: Final = ("warm", "cold-pages", "standby")
 
 @click.group("bench", cls=CommandGroup)
 def bench() -> None:
-    """Measure servers: throughput, latency and /health under load, and starts up to the first token.
+    """Measure the starts of servers, and the speed of a running server.
 
     \b
     Examples:
-      vllm-cli bench serve --url http://127.0.0.1:8000
       vllm-cli bench startup --cmd "vllm-cli serve"
+      vllm-cli bench serve --base-url http://127.0.0.1:8000 --model MODEL
     """
+
+
+bench.add_command(VllmCommand("serve", help="vLLM's command: measure throughput and latency of a running server."))
 
 
 def command(value: str) -> str:
@@ -41,116 +44,12 @@ def command(value: str) -> str:
     raise click.BadParameter(f"{value!r} is not a command: it is empty, or a quote is not closed.")
 
 
-def url(value: str) -> str:
-    """The address of a running server. Without a scheme, http:// is added."""
-    address = value if "://" in value else f"http://{value}"
-    if address.startswith(("http://", "https://")):
-        return address
-    raise click.BadParameter(f"{value!r} is not an address such as http://127.0.0.1:8000.")
-
-
 def file(value: str) -> Path:
     """The path of a file that is written at the end of the run. Its folder must exist."""
     path = Path(value)
     if path.is_dir() or not path.parent.is_dir():
         raise click.BadParameter(f"{value!r} is not a file in an existing folder.")
     return path
-
-
-_shared_options: Final = options(
-    click.option(*("--vs", "other_commands"), multiple=True, type=command, help="Command of a server to compare with."),
-    click.option(
-        "--endpoint",
-        type=click.Choice(["completions", "chat"]),
-        default="completions",
-        help="Route of the requests: /v1/completions or /v1/chat/completions.",
-    ),
-    click.option("--api-key", show_default="OPENAI_API_KEY", help="Key to send."),
-    click.option(
-        *("--ready-timeout", "ready_timeout_s"),
-        type=SECONDS,
-        default=600,
-        help="Longest wait for a server to become ready.",
-    ),
-    click.option("--json", "json_path", type=file, help="Write the result as JSON. - is standard output."),
-)
-"""The options of both benchmarks: commands to compare with, requests, and the result."""
-
-
-def _levels(value: str) -> tuple[int, ...]:
-    """Parses comma-separated numbers of at least 1. Returns each number once, sorted."""
-    with suppress(ValueError):
-        levels = tuple(sorted({int(part) for part in value.split(",")}))
-        if levels[0] >= 1:
-            return levels
-    raise click.BadParameter(f"{value!r} is not a list such as 1,8,32.")
-
-
-@bench.command(
-    "serve", epilog=vllms_own("bench serve"), context_settings={"max_content_width": 110, "show_default": True}
-)
-@click.option("--cmd", "commands", multiple=True, type=command, help="Command that starts a server to measure.")
-@click.option("--url", "urls", multiple=True, type=url, help="Address of a running server to measure.")
-@click.option("--vs-url", "other_urls", multiple=True, type=url, help="Address of a running server to compare with.")
-@click.option("--model", show_default="the first that the server lists", help="Model to request.")
-@click.option("--vs-model", show_default="--model", help="Model to request from the other servers.")
-@click.option("--concurrency", "levels", type=_levels, default="1,8,32", metavar="N,N,...", help="Requests in flight.")
-@click.option(
-    *("--requests", "--num-prompts", "num_requests"),
-    type=_COUNT,
-    show_default="4 for each in flight, at least 8",
-    help="Requests per round.",
-)
-@click.option("--rounds", "num_rounds", type=_COUNT, default=3, help="Measured rounds of each --concurrency.")
-@click.option("--prompt-tokens", type=_COUNT, default=64, help="Approximate length of the prompts.")
-@click.option(
-    "--shared-prefix-tokens",
-    type=click.IntRange(0),
-    default=0,
-    help="Approximate length of the beginning that all prompts share.",
-)
-@click.option("--max-tokens", type=_COUNT, default=64, help="Tokens to generate.")
-@click.option(
-    "--idle",
-    type=click.Choice(["pause", "run"]),
-    default="pause",
-    help="Whether started servers pause or run while another server is measured.",
-)
-@click.option("--seed", type=int, default=0, help="Seed of the prompts.")
-@_shared_options
-def serve(**options: Any) -> int:
-    """Measure a server with the OpenAI API, alone or against others.
-
-    The benchmark keeps a fixed number of requests in flight, for one number of --concurrency after another.
-    The report has throughput, time to first token (TTFT), time per output token (TPOT), inter-token and
-    end-to-end latency. A separate process measures the latency of /health under that load.
-
-    Servers given as commands are started on a free port, and always stopped at the end. The port replaces
-    {port} in the command, or is appended as --port. With several servers, rounds alternate (A, B, A, B, ...).
-    An idle server still uses processor time, so started servers are frozen while another one is measured.
-
-    \b
-    Examples:
-      vllm-cli bench serve --url http://127.0.0.1:8000
-      vllm-cli bench serve --cmd "vllm-cli serve" --vs "vllm serve MODEL --enforce-eager"
-      vllm-cli bench serve --url http://127.0.0.1:8000 --prompt-tokens 6000 --max-tokens 1 --concurrency 64
-
-    Exit codes: 0 fine; 1 requests failed, or a server exited; 2 usage; 3 a server did not start.
-    """
-    ours, theirs = (
-        [{"command": each} for each in options.pop(commands)] + [{"url": each} for each in options.pop(urls)]
-        for commands, urls in (("commands", "urls"), ("other_commands", "other_urls"))
-    )
-    if not ours:
-        raise click.UsageError("Name a server to measure: --cmd COMMAND or --url URL.")
-    targets = _build_targets(ours, theirs, (options.pop("model"), options.pop("vs_model")))
-    options["api_key"] = options["api_key"] or env.OPENAI_API_KEY.get()
-    json_path = options.pop("json_path")
-
-    from vllm_cli.bench.report import run_and_publish
-    from vllm_cli.bench.serve import ServeConfig, measure_serving
-
-    return run_and_publish(measure_serving(ServeConfig(targets=targets, **options)), json_path)
 
 
 @bench.command(
@@ -183,7 +82,21 @@ def serve(**options: Any) -> int:
 )
 @click.option("--pause", "pause_s", type=Seconds(0), default=1, help="Pause between two starts.")
 @click.option("--phases", "shows_phases", is_flag=True, help="Show the phases as bars and in a table.")
-@_shared_options
+@click.option(*("--vs", "other_commands"), multiple=True, type=command, help="Command of a server to compare with.")
+@click.option(
+    "--endpoint",
+    type=click.Choice(["completions", "chat"]),
+    default="completions",
+    help="Route of the requests: /v1/completions or /v1/chat/completions.",
+)
+@click.option("--api-key", show_default="OPENAI_API_KEY", help="Key to send.")
+@click.option(
+    *("--ready-timeout", "ready_timeout_s"),
+    type=SECONDS,
+    default=600,
+    help="Longest wait for a server to become ready.",
+)
+@click.option("--json", "json_path", type=file, help="Write the result as JSON. - is standard output.")
 def startup(**options: Any) -> int:
     """Time the start of a server, from the exec of its command to the first token at a client.
 
@@ -193,7 +106,7 @@ def startup(**options: Any) -> int:
 
     With --phases, the report also divides the time to the first token into phases such as imports,
     configuration, weights, compile and warm-up. For vLLM, even for plain `vllm serve`, a line of the log ends
-    each phase. The embedded engine reports its phases on /startupz. Other servers have the phase `server`,
+    each phase. The embedded engine reports the ends on /startupz. Other servers have the phase `server`,
     which lasts until /health answers 200, and the phase `first token`. The JSON always has the phases of each
     start.
 
@@ -215,10 +128,8 @@ def startup(**options: Any) -> int:
     Exit codes: 0 fine; 2 usage; 3 a command did not become ready.
     """
     model = options.pop("model")
-    ours = [{"command": options.pop("command") or _own_command(model)}]
-    theirs = [{"command": each} for each in options.pop("other_commands")]
-    models = (options.pop("request_model"), options.pop("vs_request_model"))
-    targets = _build_targets(ours, theirs, models)
+    commands = [options.pop("command") or _own_command(model), *options.pop("other_commands")]
+    targets = _build_targets(commands, options.pop("request_model"), options.pop("vs_request_model"))
     options["api_key"] = options["api_key"] or env.OPENAI_API_KEY.get()
     json_path = options.pop("json_path")
     options["states"] = tuple(dict.fromkeys(options["states"]))
@@ -231,16 +142,14 @@ def startup(**options: Any) -> int:
     return run_and_publish(measure_startup(StartupBenchConfig(targets=targets, **options)), json_path)
 
 
-def _build_targets(
-    ours: list[dict[str, str]], theirs: list[dict[str, str]], models: tuple[str | None, str | None]
-) -> "tuple[TargetSpec, ...]":
-    """Names the servers A, B, ... `models`: the model to request from `ours`, and the model for `theirs`."""
+def _build_targets(commands: list[str], model: str | None, other_model: str | None) -> "tuple[TargetSpec, ...]":
+    """Names the servers A, B, ... `model` is requested from the first one, `other_model` from all others."""
     from vllm_cli.bench.target import TargetSpec  # noqa: PLC0415 - slow to import for --help
 
-    model, other_model = models
-    wanted = [model] * len(ours) + [other_model or model] * len(theirs)
-    sides = zip(wanted, ours + theirs, strict=True)
-    return tuple(TargetSpec(name=chr(ord("A") + i), model=model, **where) for i, (model, where) in enumerate(sides))
+    models = [model, *[other_model or model] * (len(commands) - 1)]
+    return tuple(
+        TargetSpec(name=chr(ord("A") + i), command=command, model=models[i]) for i, command in enumerate(commands)
+    )
 
 
 def _own_command(model: str | None) -> str:
@@ -252,6 +161,6 @@ def _own_command(model: str | None) -> str:
 
 def _find_models(model: str | None, targets: "tuple[TargetSpec, ...]") -> list[Path]:
     """The model folders that the commands name, and the folder of `model`. Raises ModelNotFoundError."""
-    words = [Path(word) for target in targets for word in shlex.split(target.command or "")]
+    words = [Path(word) for target in targets for word in shlex.split(target.command)]
     named = [path for path in words if (path / "config.json").is_file()]
     return named if named and model is None else [*named, resolve_model(ModelRequest(model=model)).path]

@@ -1,7 +1,9 @@
-"""`vllm-cli doctor`: reports whether a start can succeed here. The first line is the verdict."""
+"""`vllm-cli doctor`: reports whether a start can succeed here. Flags limit it to variables or to hooks."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -10,14 +12,16 @@ from base.exit_codes import OK, USAGE
 from base.wording import list_some
 from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
+from startup.processes import interpreter
 from startup.session.preflight.report import PreflightReport, describe_count, error
 from startup.settings.config import StartupConfig, VllmOptions
+from startup.settings.serve_words import ServeWords
 from startup.words.option import ServeFlagsCommand, complete_model
 from startup.words.serve_command import read_start
 from vllm_cli.commands.caches import describe_kept, kept_fields
-from vllm_cli.commands.check_hooks import describe_check
-from vllm_cli.commands.environment import describe_machine
+from vllm_cli.commands.environment import describe_machine, show_variables
 from vllm_cli.commands.serve import preflight_of
+from vllm_cli.terminal import align
 
 if TYPE_CHECKING:
     from startup.vllm.launch.hooks import HookReport
@@ -27,10 +31,13 @@ _FAULTY = 1
 
 _HELP = """Report whether a server can be started here, with a verdict in the first line.
 
-The report has what MODEL needs with the given flags of `serve`, faults (as `serve --preflight-only`), the hooks of
-`check-hooks` if the engine is vLLM, the machine as `collect-env` describes it, and what `caches` lists. Several models
-and `--models FILE` are checked as a router would serve them; each has a section. Without MODEL and flags, nothing is
-checked that depends on them. Nothing is started.
+The report has what MODEL needs with the given flags of `serve`, faults (as `serve --preflight-only`), the hooks if the
+engine is vLLM, the machine and its packages for a bug report, and what `caches` lists. Secrets are masked. Several
+models and `--models FILE` are checked as a router would serve them; each has a section. Without MODEL and flags,
+nothing is checked that depends on them. Nothing is started.
+
+A hook is a place where the launcher changes or uses internals of vLLM or its libraries (docs/dev/vllm-hooks.md). The
+check imports their modules, and records vLLM's flags, which later starts use for their checks.
 
 \b
 Examples:
@@ -38,8 +45,11 @@ Examples:
   vllm-cli doctor Qwen/Qwen3-0.6B --max-model-len 8k
   vllm-cli doctor Qwen/Qwen3-0.6B ./my-model
   vllm-cli doctor --json | jq .verdict
+  vllm-cli doctor --env
+  pip install --target new vllm && vllm-cli doctor --hooks --vllm new
 
-Exit codes: 0 a start can succeed; 1 an error, or a hook that does not fit; 2 usage.
+Exit codes: 0 a start can succeed; 1 an error, or a hook that does not fit; 2 usage, a wrong variable, or no vLLM for
+--hooks.
 """
 
 
@@ -64,9 +74,25 @@ class _Examined(NamedTuple):
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL ...]", shell_complete=complete_model)
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
-def doctor(*, words: tuple[str, ...], is_json: bool) -> int:
+@click.option("--env", "is_of_variables", is_flag=True, help="Only show all environment variables, with errors.")
+@click.option("--hooks", "is_of_hooks", is_flag=True, help="Only check which hooks fit the installed vLLM.")
+@click.option(
+    "--vllm",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="For --hooks: folder with a vLLM (for example an unpacked wheel), and with libraries that are not installed.",
+)
+def doctor(
+    *, words: tuple[str, ...], is_json: bool, is_of_variables: bool, is_of_hooks: bool, folder: Path | None
+) -> int:
     """Runs the command. Returns the exit code."""
-    read = read_start(words, is_quiet=True)
+    if is_of_variables + is_of_hooks + bool(words) > 1 or (folder and not is_of_hooks):
+        raise click.UsageError("Give --env, --hooks (which may have --vllm), or words of `serve`.")
+    if is_of_variables:
+        return show_variables(is_json=is_json)
+    if is_of_hooks:
+        return _show_hooks(folder, is_json=is_json)
+    read = read_start(ServeWords(words), is_quiet=True)
     examined = _examine_models(read.words) if read.start is None else _examine(read.start, has_words=bool(words))
     hooks = None
     if examined.vllm is not None:
@@ -134,13 +160,53 @@ def _to_fields(report: PreflightReport) -> dict[str, Any]:
 
 
 def _parts(examined: _Examined, hooks: "HookReport | None") -> Iterator[str]:
-    """Yields the parts of the report. Other commands print the same parts."""
+    """Yields the parts of the report."""
     import yaml
 
     for name, report in (examined.models or {"": examined.preflight}).items():
         if name or report.findings:
             yield "\n".join((f"# Preflight of {name}" if name else "# Preflight", *(report.lines() or ["ok"])))
     if hooks is not None:
-        yield "\n".join(("# Hooks", *describe_check(hooks)))
+        yield "\n".join(("# Hooks", *_describe_hooks(hooks)))
     yield f"# Machine\n{yaml.safe_dump(describe_machine(), sort_keys=False, width=1000).rstrip()}"
     yield f"# Kept between starts\n{describe_kept()}"
+
+
+def _show_hooks(folder: Path | None, *, is_json: bool) -> int:
+    """Prints which hooks fit the installed vLLM, or the one in the folder. Returns the exit code."""
+    from startup.vllm.launch.hooks import report_hooks
+    from startup.vllm_words.installed import require_vllm, vllm_in
+
+    try:
+        vllm = require_vllm() if folder is None else vllm_in(folder)
+    except StartupError as err:
+        raise click.UsageError(str(err)) from err
+    if folder is not None:
+        sys.path.insert(0, str(folder.absolute()))
+    report = report_hooks(vllm)
+    click.echo(json.dumps(report.to_fields(), indent=2) if is_json else "\n".join(_describe_hooks(report)))
+    return OK if report.all_fit else _FAULTY
+
+
+def _describe_hooks(report: "HookReport") -> Iterator[str]:
+    """Yields the state of each hook with its reasons, then the consequences."""
+    from startup.vllm.launch.hooks import hook_of
+
+    tested = "" if interpreter.is_tested() else ", which is not tested: a start tries a fork first"
+    yield from (f"vLLM {report.vllm.version} in {report.vllm.folder}", f"{interpreter.name()}{tested}", "")
+    rows = [
+        (finding.hook if index == 0 else "", finding.state if index == 0 else "", reason)
+        for finding in report.findings
+        for index, reason in enumerate(finding.reasons or ("",))
+    ]
+    yield from (*align(rows), "")
+    unfit = [hook_of(finding) for finding in report.findings if finding.state == "does not fit"]
+    if essential := [hook.name for hook in unfit if hook.is_essential]:
+        yield f"This version starts without preloading, like `vllm serve`. The reason: {', '.join(essential)}."
+    elif unfit:
+        yield "This version starts with preloading. These hooks do not fit:"
+        yield from (f"- {hook.name}: {hook.without}" for hook in unfit)
+    elif any(finding.state == "not checked" for finding in report.findings):
+        yield "All hooks that could be checked fit this version."
+    else:
+        yield "All hooks fit this version."

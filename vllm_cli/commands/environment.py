@@ -1,4 +1,4 @@
-"""`vllm-cli env` shows all environment variables. `vllm-cli collect-env` describes this machine."""
+"""Parts of `vllm-cli doctor`: all environment variables, and this machine. Secrets are masked."""
 
 import json
 import os
@@ -7,32 +7,26 @@ from typing import Any, Final
 
 import click
 
+from base.exit_codes import OK
 from base.machine.hardware import cpu_model
 from envs.registry import unknown_variables, variables
 from envs.variable import EnvError, EnvVar
 from startup.reports.timeline.history import installed_versions
 from startup.words.errors import InputError
-from vllm_cli.commands.of_vllm import vllms_own
 from vllm_cli.version import VERSION
 
 
-@click.command(name="env")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of variables.")
-def env_command(*, as_json: bool) -> None:
-    """Show every environment variable: type, default, value and source. Secrets are masked.
+def show_variables(*, is_json: bool) -> int:
+    """Prints every environment variable: type, default, value and source. Raises InputError for a wrong one.
 
     Variables that only this program sets are shown only if they are set.
-
-    \b
-    Examples:
-      vllm-cli env
-      VLLM_LOGGING_LEVEL=DEBUG vllm-cli env --json
     """
     rows = [_describe(variable) for variable in variables() if not variable.is_internal or variable.raw is not None]
-    click.echo(json.dumps(rows, indent=2) if as_json else "\n\n".join(map(_paragraph, rows)))
+    click.echo(json.dumps(rows, indent=2) if is_json else "\n\n".join(map(_paragraph, rows)))
     problems = [row["error"] for row in rows if row["error"]] + [f"{unknown}." for unknown in unknown_variables()]
     if problems:
         raise InputError("\nError: ".join(problems))
+    return OK
 
 
 def _describe(variable: EnvVar[Any]) -> dict[str, Any]:
@@ -59,24 +53,6 @@ def _paragraph(row: dict[str, Any]) -> str:
         f"{row['name']} = {row['value'] or '(unset)'}\n"
         f"  {row['description']}\n"
         f"  type {type_}, default {row['default'] or '(unset)'}, from the {row['source']}"
-    )
-
-
-@click.command(name="collect-env", epilog=vllms_own("collect-env"))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def collect_env(*, as_json: bool) -> None:
-    """Describe this machine, its hardware and its packages for a bug report. Secrets are masked.
-
-    \b
-    Examples:
-      vllm-cli collect-env
-      vllm-cli collect-env --json
-    """
-    import yaml
-
-    facts = describe_machine()
-    click.echo(
-        json.dumps(facts, indent=2) if as_json else yaml.safe_dump(facts, sort_keys=False, width=1000), nl=as_json
     )
 
 

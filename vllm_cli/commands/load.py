@@ -12,10 +12,11 @@ import click
 
 from base.status_page.page import DATA_PATH
 from startup.logs.formatters import escape_controls
+from vllm_cli.client.running_servers import parse_models
 from vllm_cli.client.server import Server, server_options, take_server
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
-from vllm_cli.terminal import SECONDS, Reporter, options
+from vllm_cli.terminal import SECONDS, Reporter, options, printable
 
 Verb = Literal["load", "sleep", "unload"]
 Ending = Literal["ready", "asleep", "stopped", "failed", "timed out"]
@@ -27,7 +28,7 @@ _ANSWER_S: Final = 1.0
 """The longest wait for the model's state."""
 _HEARTBEAT_S: Final = 10.0
 _DONE: Final[dict[Verb, Ending]] = {"load": "ready", "sleep": "asleep", "unload": "stopped"}
-_TEXTS: Final = {"ready": "is ready", "asleep": "sleeps", "stopped": "has stopped"}
+_TEXTS: Final[dict[Ending, str]] = {"ready": "is ready", "asleep": "sleeps", "stopped": "has stopped"}
 
 
 _router_options: Final = options(
@@ -127,10 +128,10 @@ def _await(
 def _describe_state(server: Server, model: str) -> str:
     """The model's state, phase and number of requests. Empty if the router does not answer."""
     with suppress(ConnectionFailedError):
-        for row in server.ask("GET", DATA_PATH, timeout_s=_ANSWER_S).get("models", ()):
-            if model in (row["id"], *row["aliases"]):
-                phase = f", {row['progress']['phase']}" if row["progress"] else ""
-                return f"{row['status']}{phase}" + f", {row['num_running']} requests run" * bool(row["num_running"])
+        for each in parse_models(server.ask("GET", DATA_PATH, timeout_s=_ANSWER_S)) or ():
+            if model in (each.model, *each.aliases):
+                phase = f", {each.phase}" if each.phase else ""
+                return f"{each.state}{phase}" + f", {each.num_running} requests run" * bool(each.num_running)
     return ""
 
 
@@ -142,7 +143,9 @@ def _send(server: Server, verb: Verb, model: str, timeout_s: float) -> tuple[End
         if isinstance(err.__cause__, TimeoutError):
             return "timed out", ""
         return "failed", _explain(err, server.address)
-    return answer.get("status", _DONE[verb]), ""
+    state = answer.get("status", _DONE[verb])
+    known = [each for each in _TEXTS if each == state]
+    return (known[0], "") if known else ("failed", f"the router reports the state {printable([repr(state)])[0][:80]}")
 
 
 def _explain(error: ConnectionFailedError, address: ServerAddress) -> str:

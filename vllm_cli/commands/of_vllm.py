@@ -1,4 +1,4 @@
-"""The command `run-batch` of the installed vLLM. It runs in this process, as `vllm` would run it."""
+"""The commands `run-batch` and `bench serve` of the installed vLLM. They run in this process."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -16,30 +16,36 @@ class VllmCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keeps all words for `invoke`. Fails with a suggestion for former words of this program."""
-        for former in filter(REPLACEMENTS.get, self._names(ctx, args)):
+        path = _path(ctx)
+        for former in filter(REPLACEMENTS.get, self._names(path, args)):
             if not ctx.resilient_parsing:
-                word = former.partition(" ")[2]
+                word = former.removeprefix(f"{path} ")
                 ctx.fail(f"No such {'option' if word[:1] == '-' else 'command'} {word!r}{did_you_mean(former, ())}.")
         ctx.args = args
         return []
 
     @staticmethod
-    def _names(ctx: click.Context, args: list[str]) -> Iterator[str]:
+    def _names(path: str, args: list[str]) -> Iterator[str]:
         """Yields the names that a word, a flag or a flag's value may have in the table of replacements."""
-        yield " ".join((ctx.info_name or "", *args[:1]))
+        yield " ".join((path, *args[:1]))
         for given in split(args, lambda _: "?"):
-            yield f"{ctx.info_name} {given.flag}"
-            yield from (f"{ctx.info_name} {given.flag} {value.partition(':')[0]}" for value in given.values)
+            yield f"{path} {given.flag}"
+            yield from (f"{path} {given.flag} {value.partition(':')[0]}" for value in given.values)
 
     def invoke(self, ctx: click.Context) -> int:
         """Runs vLLM's command. Returns the exit code, unless vLLM ends the process itself."""
         from startup.vllm.vllm_main import run_plain
         from startup.vllm_words.installed import find_vllm
 
-        command = str(ctx.info_name)
+        path = _path(ctx)
         if find_vllm() is None:
-            raise InputError(f"`{command}` is a command of vLLM, which is not installed here (pip install vllm).")
-        return run_plain(command, ctx.args)
+            raise InputError(f"`{path}` is a command of vLLM, which is not installed here (pip install vllm).")
+        return run_plain([*path.split(), *ctx.args])
+
+
+def _path(ctx: click.Context) -> str:
+    """The words of the command after the program's name, such as `bench serve`."""
+    return ctx.command_path.partition(" ")[2]
 
 
 run_batch: Final = VllmCommand("run-batch", help="vLLM's command: answer the requests of a file.")

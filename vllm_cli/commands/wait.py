@@ -8,7 +8,7 @@ import click
 
 from startup.words.errors import InputError
 from vllm_cli.client.server_address import ServerAddress, address_options, take_address
-from vllm_cli.client.waiting import Ending, Readiness, WaitOptions, WaitResult, wait_for_server
+from vllm_cli.client.waiting import INCOMPLETE, Ending, Readiness, WaitOptions, WaitResult, wait_for_server
 from vllm_cli.terminal import SECONDS, Reporter
 
 EXIT_CODES: Final[dict[Ending, int]] = {"ready": 0, "failed": 1, "timed out": 4}
@@ -38,7 +38,8 @@ def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
       vllm-cli wait http://10.0.0.7:8000 --timeout 120
       vllm-cli serve --port 8001 & vllm-cli wait --port 8001 --pid $!
 
-    Exit codes: 0 ready; 1 the server failed, exited or does not report readiness; 2 usage; 4 timed out.
+    Exit codes: 0 ready; 1 the server failed, exited, does not report readiness, or with --graphs has given up
+    graphs; 2 usage; 4 timed out.
     """
     if not options["path"].startswith("/"):
         raise InputError(f"--path must begin with /, got {options['path']!r}.")
@@ -67,6 +68,8 @@ def _describe_end(options: WaitOptions, result: WaitResult) -> str:
     address, last = options.address, result.last
     if result.ending == "ready":
         return f"{address} is ready after {result.waited_s:.1f} s"
+    if last.status == INCOMPLETE:
+        return f"Error: {address} is ready, but not with all CUDA graphs: {last.reason}"
     if result.ending == "failed":
         return f"Error: {address} will not become ready: {last.reason}"
     state = f"its phase is {last.phase}" if last.phase else last.reason

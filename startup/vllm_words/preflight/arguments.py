@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from base.wording import list_some
-from envs.suggestion import did_you_mean
+from envs.suggestion import changed_word, did_you_mean
 from startup.session.preflight.report import USAGE, Finding, error, warning
+from startup.settings.flag import GivenFlag
 from startup.settings.serve_words import STRAY_REMEDY, is_stray
 from startup.vllm_words.command_line import CONFIG, CommandLine
 from startup.vllm_words.facts import CONNECTORS, EXECUTOR, VllmFacts, is_named_now
-from startup.vllm_words.grammar import VllmFlag
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value, range_problem
 
@@ -60,7 +60,7 @@ class GivenStart:
         if found is None or found.text is None:
             return None
         try:
-            return parse_value(found.fact, found.text)
+            return parse_value(found.flag, found.text)
         except FlagValueError:
             return None
 
@@ -74,7 +74,7 @@ class GivenStart:
         return self.line.has(*names)
 
     def all_values(self, name: str) -> list[str]:
-        return [value for flag in self.line.flags if flag.fact.name == name for value in flag.values]
+        return [value for flag in self.line.flags if flag.name == name for value in flag.values]
 
     @property
     def is_known(self) -> bool:
@@ -101,8 +101,8 @@ def argument_findings(start: GivenStart) -> Iterator[Finding]:
         yield warning("config_file", f"vLLM does not read --config={name}: write `--config {name}`, as two words")
 
 
-def _value_findings(start: GivenStart, given: VllmFlag) -> Iterator[Finding]:
-    name, is_last = given.fact.name, given is start.line.last(given.fact.name)
+def _value_findings(start: GivenStart, given: GivenFlag) -> Iterator[Finding]:
+    name, is_last = given.name, given is start.line.last(given.name)
     has_model = name == "--model" and start.line.model  # MODEL takes precedence
     if name in _NEVER_EMPTY and "" in given.values and is_last and not has_model:
         text = f"{name} is empty: set the variable that stands in its place, or leave the word out for the default"
@@ -110,19 +110,19 @@ def _value_findings(start: GivenStart, given: VllmFlag) -> Iterator[Finding]:
         return
     for text in given.values:
         try:
-            problem = range_problem(given.fact, parse_value(given.fact, text))
+            problem = range_problem(given.flag, parse_value(given.flag, text))
         except FlagValueError as err:
             # A plugin may add choices that are not known here.
-            is_certain = given.fact.choices is None or not start.facts.plugins
+            is_certain = given.flag.choices is None or not start.facts.plugins
             yield (error if is_certain else warning)(USAGE, _with_place(given, str(err)))
             continue
         if problem is not None:
             yield (error if is_last and start.is_known else warning)("range", _with_place(given, problem))
 
 
-def _with_place(given: VllmFlag, text: str) -> str:
+def _with_place(given: GivenFlag, text: str) -> str:
     """If the setting is from the file, replaces the flag at the text's beginning by the setting's place."""
-    return f"{given.where}{text.removeprefix(given.fact.name)}" if given.where else text
+    return f"{given.where}{text.removeprefix(given.name)}" if given.where else text
 
 
 def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
@@ -154,10 +154,13 @@ def describe_unknown(line: CommandLine) -> Iterator[str]:
     options = [option for fact in line.facts.flags for option in fact.options]
     for name, where in line.unknown:
         yield f"{where}: vLLM has no flag {name}{did_you_mean(name, options)}".removeprefix(": ")
+    changed = {word: None if line.unknown else changed_word(word) for word in line.unexpected}
     for word in line.unexpected if line.facts.flags else ():
         if is_stray(word):
             yield f"unexpected word {word!r}: {STRAY_REMEDY}"
-        elif not line.unknown:
+        elif changed[word]:
+            yield f"unexpected word {word!r} {changed[word]}"
+        elif not line.unknown and not any(changed.values()):
             yield f"unexpected word {word!r}: MODEL is one word, given first"
 
 

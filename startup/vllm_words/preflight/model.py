@@ -13,14 +13,15 @@ from typing import Any, Final
 
 from base.wording import list_some
 from envs.suggestion import did_you_mean
-from startup.files.model.checkpoint_folder import folder_problems
-from startup.files.model.gguf import LLAMA_SERVER, VLLM_PLUGIN, find_gguf
+from startup.files.model.checkpoint_folder import folder_problems, no_config_problem
+from startup.files.model.file_faults import first_problem
+from startup.files.model.gguf import LLAMA_SERVER, VLLM_PLUGIN, find_gguf, gguf_problem
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.json_file import read_json_object
-from startup.files.model.model_place import ModelPlace, may_be_renamed
+from startup.files.model.model_place import FolderListing, ModelPlace, may_be_renamed
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
-from startup.session.preflight.model_places import check_model_place, choice_findings
+from startup.session.preflight.model_places import check_model_place, choice_findings, link_findings
 from startup.session.preflight.report import Finding, error, warning
 from startup.vllm_words.facts import ARCHITECTURES, MODEL_TYPES, is_named_now
 from startup.vllm_words.preflight.arguments import GivenStart
@@ -45,21 +46,22 @@ class ModelOnDisk:
 
     def __init__(self, start: GivenStart) -> None:
         self._start = start
+        self._plan = start.line.file_plan
 
     def findings(self) -> Iterator[Finding]:
         """All findings about the model's files on disk, and about a model that cannot be found."""
-        if self._start.line.file_plan is None:
+        if self._plan is None:
             return
-        for place in self._start.line.file_plan.main_places:
+        for place in self._plan.main_places:
             for finding in check_model_place(place):  # a plugin may read names of other forms
                 yield finding._replace(severity="warning") if self._start.facts.plugins else finding
-        faults = list(self._gguf_findings())
+        faults = [*link_findings(self._plan.places), *self._gguf_findings()]
         yield from faults
         if self.folder is None or any(finding.severity == "error" for finding in faults):
             return
         if not self._start.has("--config-format", "--ignore-patterns") and self._start.load_format == "auto":
             has_template = self._start.has("--chat-template")
-            yield from choice_findings(self._start.line.file_plan.model, has_template=has_template)
+            yield from choice_findings(self._plan.model, has_template=has_template)
         faults = list(self._config_findings(self.folder))
         yield from faults
         if any(finding.severity == "error" for finding in faults):
@@ -71,22 +73,20 @@ class ModelOnDisk:
 
     def downloads(self) -> list[ModelPlace]:
         """Places on the hub whose files are not on disk yet."""
-        plan = self._start.line.file_plan
-        if plan is None or is_offline():
+        if self._plan is None or is_offline():
             return []
-        return [place for place in plan.places if place.kind == "hub" and place.folder is None]
+        return [place for place in self._plan.places if place.kind == "hub" and place.folder is None]
 
     @cached_property
     def folder(self) -> Path | None:
         """The model's folder or snapshot. None if it is not on disk."""
-        return self._start.line.file_plan.model.folder if self._start.line.file_plan is not None else None
+        return self._plan.model.folder if self._plan is not None else None
 
     @cached_property
     def is_whole(self) -> bool:
         """Whether vLLM will use only files of the model that are on disk now."""
-        plan = self._start.line.file_plan
         has_one_cache = not self._start.has("--download-dir")  # otherwise the configuration may be in the hub's cache
-        return plan is not None and (plan.model.kind == "folder" or (is_offline() and has_one_cache))
+        return self._plan is not None and (self._plan.model.kind == "folder" or (is_offline() and has_one_cache))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -116,11 +116,14 @@ class ModelOnDisk:
 
     def _gguf_findings(self) -> Iterator[Finding]:
         """Reports a GGUF model. vLLM itself reads this format only for one architecture (Flint)."""
-        start, plan = self._start, self._start.line.file_plan
-        is_other = start.facts.plugins or start.has("--hf-config-path") or start.load_format not in ("auto", "gguf")
-        if plan is None or is_other or may_be_renamed() or find_gguf(name := plan.model.name) is None:
+        start, plan = self._start, self._plan
+        if plan is None or may_be_renamed() or start.load_format not in ("auto", "gguf"):
             return
-        if self.folder is not None and any(self.folder.glob("*.safetensors")):
+        if plan.model.kind != "nowhere" and (problem := gguf_problem(plan.model.name)):
+            yield error("gguf", problem)
+        if start.facts.plugins or start.has("--hf-config-path") or find_gguf(name := plan.model.name) is None:
+            return
+        if self.folder is not None and any(self.folder.glob("[!.]*.safetensors")):
             return
         is_certain = plan.model.kind != "hub" and (self.folder is None or not (self.folder / _CONFIG).exists())
         text = (
@@ -135,7 +138,7 @@ class ModelOnDisk:
         path = folder / _CONFIG
         if not path.exists():
             if self.is_whole and not self._start.facts.plugins and not any(folder.glob("*.gguf")):
-                yield error("config", f"{folder} has no config.json, so it is not a model folder")
+                yield error("config", no_config_problem(folder))
         elif problem := read_json_object(path).problem:
             yield error("config", problem)
         elif not self.config.get("model_type") and not self.config.get("architectures"):
@@ -184,12 +187,13 @@ class ModelOnDisk:
         )
 
     def _weight_findings(self, folder: Path) -> Iterator[Finding]:
+        yield from self._other_weight_findings(folder)
         if (checkpoint := self.checkpoint) is None:
             return
         # vLLM reads only files of an index, and prefers safetensors of any name; this check does not.
         has_other_index = checkpoint.weights.index_path is None and (folder / _INDEX).exists()
         is_other_kind = not any(path.suffix == ".safetensors" for path in checkpoint.weights.present)
-        is_read = not has_other_index and not (is_other_kind and any(folder.glob("*.safetensors")))
+        is_read = not has_other_index and not (is_other_kind and any(folder.glob("[!.]*.safetensors")))
         for finding in checkpoint.findings:
             if finding.check in CONTENT_CHECKS:
                 yield finding if is_read else finding._replace(severity="warning")
@@ -208,8 +212,19 @@ class ModelOnDisk:
             elif check == "shards":
                 yield (error if checkpoint.weights.index_path is not None else warning)("weights", text)
 
+    def _other_weight_findings(self, folder: Path) -> Iterator[Finding]:
+        """Reports weights that vLLM reads besides those of the checkpoint, such as any *.safetensors."""
+        if self._plan is None or not self.is_whole or self._start.facts.plugins:
+            return
+        listing, wanted = FolderListing(folder), self._plan.model.wanted
+        names = wanted.choose_weights(listing.names, listing.weight_map_of(wanted))
+        known = self.checkpoint.weights.present if self.checkpoint else ()
+        problem = first_problem(file for name in names if (file := folder / name) not in known)
+        if problem:
+            yield error("weights", problem)
+
     def _tokenizer_findings(self) -> Iterator[Finding]:
-        plan, start = self._start.line.file_plan, self._start
+        plan, start = self._plan, self._start
         if plan is None or start.has("--skip-tokenizer-init", "--io-processor-plugin"):
             return
         folder, mode = plan.tokenizer.folder, start.value("--tokenizer-mode") or "auto"
@@ -220,9 +235,7 @@ class ModelOnDisk:
             if not start.facts.plugins and not self.config.get("auto_map"):
                 yield warning("tokenizer", f"{folder} has no tokenizer: name one with --tokenizer")
             return
-        for finding in small_file_findings(folder):
-            is_certain = any(f"{folder / name} " in finding.message for name in _TOKENIZER_JSON)
-            yield finding._replace(severity="error" if is_certain else "warning")
+        yield from small_file_findings(folder, _TOKENIZER_JSON)
 
 
 def _split_architecture(name: str) -> tuple[str, str]:
@@ -249,4 +262,4 @@ def read_transformers(pattern: str) -> list[str]:
 def _has_other_weights(folder: Path) -> bool:
     """Whether the folder has weights in files that `find_weight_files` does not find."""
     endings = (".bin", ".pt", ".gguf", ".safetensors")
-    return any(path.suffix in endings for path in (*folder.glob("*"), *folder.glob("*/*")))
+    return any(path.suffix in endings for path in (*folder.glob("[!.]*"), *folder.glob("*/[!.]*")))

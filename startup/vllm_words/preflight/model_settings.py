@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from envs import foreign
-from startup.session.preflight.memory_fit import LENGTH_KEYS
+from startup.session.preflight.checkpoint import LENGTH_KEYS
 from startup.session.preflight.report import Finding, error, warning
 from startup.vllm_words.preflight.arguments import GivenStart, name_problem
 from startup.vllm_words.preflight.model import ModelOnDisk, read_transformers
@@ -66,7 +66,7 @@ def _check_length(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
 
 def _own_length(text: dict[str, Any]) -> int | None:
     """The longest sequence according to config.json. None if config.json has no limit."""
-    lengths = [text[key] for key in LENGTH_KEYS if isinstance(text.get(key), int) and text[key] > 0]
+    lengths = [text[key] for key in LENGTH_KEYS if type(text.get(key)) is int and text[key] > 0]
     kinds = ((scaling, scaling.get("rope_type") or scaling.get("type")) for scaling in _scalings(text))
     factors = [float(scaling.get("factor") or 1.0) for scaling, kind in kinds if kind not in _UNSCALED]
     return int(max(lengths) * max([1.0, *factors])) if lengths else None

@@ -6,6 +6,8 @@ from typing import Final
 
 from base.server_settings import TlsConfig
 from envs.home import expand_home
+from startup.files.model.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_problem
+from startup.files.model.file_faults import first_problem
 from startup.files.model.json_file import read_json_object
 from startup.session.preflight.all_checks import is_importable
 from startup.session.preflight.network import check_tls
@@ -19,7 +21,6 @@ _LEAST_PLUGIN: Final = 4
 """The least length of a plugin's path. vLLM ignores shorter values."""
 _NO_ADAPTER: Final = ("", "None")
 """Values of --lora-modules that vLLM skips."""
-_ADAPTER: Final = "adapter_config.json"
 
 
 def file_findings(start: GivenStart) -> Iterator[Finding]:
@@ -98,10 +99,11 @@ def _check_adapter(folder: Path, most: int) -> Iterator[Finding]:
         if folder.is_absolute() or str(folder).startswith("."):
             yield error("lora", f"--lora-modules: there is no folder {folder}")
         return
-    if not (folder / _ADAPTER).is_file():
-        yield error("lora", f"--lora-modules: {folder} has no {_ADAPTER}, so it is no LoRA adapter")
+    has_config = (folder / ADAPTER_CONFIG).is_file()
+    if problem := first_problem(folder / name for name in ADAPTER_WEIGHTS) if has_config else adapter_problem(folder):
+        yield error("lora", f"--lora-modules: {problem}")
         return
-    config = read_json_object(folder / _ADAPTER)
+    config = read_json_object(folder / ADAPTER_CONFIG)
     if config.problem:
         yield error("lora", f"--lora-modules: {config.problem}")
     elif isinstance(rank := config.content.get("r"), int) and rank > most:

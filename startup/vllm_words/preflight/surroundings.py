@@ -5,7 +5,10 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
+from logging.config import BaseConfigurator
+from os.path import isfile
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +18,7 @@ from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
 from envs.variable import EnvError
+from startup.files.model.json_file import JsonFile, read_json_object
 from startup.session.preflight.report import Finding, error, warning
 from startup.session.preflight.resources import (
     SHM,
@@ -22,6 +26,7 @@ from startup.session.preflight.resources import (
     check_num_files,
     check_shared_memory,
 )  # fmt: skip
+from startup.settings.flag import Flag
 from startup.storage.temp_folder import MAX_BYTES
 from startup.vllm_words.installed import missing_rust_frontend
 from startup.vllm_words.preflight.arguments import GivenStart
@@ -40,10 +45,14 @@ _CACHES: Final = {"TRITON_CACHE_DIR": "~/.triton", "TORCHINDUCTOR_CACHE_DIR": ""
 """Variable for a folder to which vLLM's libraries for GPUs write -> the default folder, or empty."""
 _PORT: Final = "VLLM_PORT"
 _LEVEL: Final = "VLLM_LOGGING_LEVEL"
+_STREAM: Final = "VLLM_LOGGING_STREAM"
 _LOG_FILE: Final = "VLLM_LOGGING_CONFIG_PATH"
-_LOG_SETTINGS: Final = ("VLLM_CONFIGURE_LOGGING", _LOG_FILE)
-"""If one of these variables is set, vLLM may ignore VLLM_LOGGING_LEVEL."""
+_HAS_LOG: Final = "VLLM_CONFIGURE_LOGGING"
+_LOG_FLAGS: Final = ("--log-level", "--logging-config", "--log-config-file")
+"""If one of these flags is given, vLLM since 0.32 may ignore the variables of its log."""
 _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
+_LAYERS: Final = Flag(("VLLM_PP_LAYER_PARTITION",), "int", "+")
+"""Numbers that vLLM converts when it builds the model."""
 _SHM_PER_RANK: Final = 1 << 30
 _SHM_OF_ONE_RANK: Final = {"cpu": 160 << 20}
 """The queue to the worker. On a GPU, a single rank runs in the engine's process."""
@@ -79,11 +88,8 @@ def _check_variables(start: GivenStart) -> Iterator[Finding]:
             f"{_PORT}={port} is no port for vLLM's processes, but what Kubernetes sets for a Service named vllm. Set "
             "`enableServiceLinks: false` in the pod, or rename the Service",
         )
-    level = foreign.text_of(_LEVEL).upper()
-    if level and level not in logging.getLevelNamesMapping() and not any(map(foreign.is_set, _LOG_SETTINGS)):
-        yield error("environment", f"{_LEVEL}={level} is no level of logs: set it to INFO or DEBUG")
-    if (log_file := foreign.text_of(_LOG_FILE)) and not Path(log_file).is_file():
-        yield error("environment", f"{_LOG_FILE}={log_file} is no file: correct it or unset it")
+    for problem in _log_problems():
+        yield (warning if any(map(start.line.last, _LOG_FLAGS)) else error)("environment", problem)
     for variable in (env.HF_HUB_ETAG_TIMEOUT, env.HF_HUB_DOWNLOAD_TIMEOUT):
         try:
             variable.get()
@@ -93,12 +99,36 @@ def _check_variables(start: GivenStart) -> Iterator[Finding]:
     if len(os.fsencode(folder)) > MAX_BYTES:  # `ensure_temp_folder` takes care of TMPDIR
         text = f"{_FOLDER_OF_SOCKETS}={folder} is too long for a socket in it: set it to at most {MAX_BYTES} bytes"
         yield error("environment", text)
-    for fact in start.facts.variables:
+    for fact in (*start.facts.variables, _LAYERS):
         if foreign.is_set(fact.name) and not (fact.name == _PORT and "://" in port):
+            text = foreign.text_of(fact.name)
+            values = [part.strip() for part in text.split(",")] if fact.nargs != 1 else [text]
             try:
-                parse_value(fact, foreign.text_of(fact.name))
+                for value in filter(None, values) if fact.nargs == "*" else values:
+                    parse_value(fact, value)
             except FlagValueError as err:
-                yield (error if start.is_known else warning)("environment", f"{err}: correct it or unset it")
+                is_certain = start.is_known and fact.name not in start.facts.set_by_vllm
+                yield (error if is_certain else warning)("environment", f"{err}: correct it or unset it")
+
+
+def _log_problems() -> Iterator[str]:
+    """Yields faults of the variables of vLLM's log. If they name a file, level and stream are not used."""
+    file, level, has_log = foreign.text_of(_LOG_FILE), foreign.text_of(_LEVEL).upper(), True
+    with suppress(ValueError):  # `start.facts.variables` has this variable
+        has_log = bool(int(foreign.text_of(_HAS_LOG)))
+    if file:
+        settings = read_json_object(Path(file)) if isfile(file) else JsonFile({}, f"{file} is no file")  # noqa: PTH113 - takes any text
+        if settings.problem or not has_log:
+            yield f"{_LOG_FILE}: {settings.problem or f'{_HAS_LOG} is 0'}: correct it or unset it"
+        elif settings.content and settings.content.get("version") != 1:
+            yield f'{_LOG_FILE}: {file} lacks "version": 1'
+    elif has_log:
+        if foreign.is_set(_LEVEL) and level not in logging.getLevelNamesMapping():
+            yield f"{_LEVEL}={level} is no level of logs: set it to INFO or DEBUG"
+        try:
+            BaseConfigurator({}).convert(foreign.text_of(_STREAM))
+        except Exception as err:  # noqa: BLE001 - imports the module that the value names, as vLLM does
+            yield f"{_STREAM}={foreign.text_of(_STREAM)} is no stream: set it to ext://sys.stdout ({err})"
 
 
 def _check_compiler(start: GivenStart) -> Iterator[Finding]:

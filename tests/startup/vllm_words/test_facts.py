@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import pytest
 
 from startup.hook import Name
+from startup.settings.flag import Flag
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import (
     _CONFIGS,
     _REGISTRIES,
-    FlagFact,
     KeptFacts,
     VllmFacts,
     default_utilization,
@@ -29,7 +30,7 @@ from tests.startup.vllm import small_parser
 FACTS = VllmFacts(tuple(facts_of_flags(small_parser.build())))
 
 
-def _flag(facts: VllmFacts, name: str) -> FlagFact:
+def _flag(facts: VllmFacts, name: str) -> Flag:
     return next(flag for flag in facts.flags if name in (*flag.names, *flag.opposites))
 
 
@@ -37,22 +38,22 @@ def _flag(facts: VllmFacts, name: str) -> FlagFact:
     ("name", "kind", "nargs"),
     [
         ("--headless", "unknown", 0),
-        ("--max-num-seqs", "int", None),
-        ("--host", "text", None),
+        ("--max-num-seqs", "int", 1),
+        ("--host", "text", 1),
         ("--lora-modules", "unknown", "+"),
         ("--api-key", "text", "+"),
-        ("--allowed-origins", "json", None),
-        ("--middleware", "text", None),
-        ("--default-chat-template-kwargs", "json", None),
+        ("--allowed-origins", "json", 1),
+        ("--middleware", "text", 1),
+        ("--default-chat-template-kwargs", "json", 1),
         ("--enable-prefix-caching", "unknown", 0),
-        ("--max-model-len", "size or auto", None),
-        ("--max-num-batched-tokens", "size", None),
+        ("--max-model-len", "token limit", 1),
+        ("--max-num-batched-tokens", "count", 1),
         ("--hf-token", "text", "?"),
-        ("--hf-overrides", "json or text", None),
-        ("-cc", "object", None),
-        ("--gpu-memory-utilization", "float", None),
-        ("--moe-backend", "folded", None),
-        ("--shape", "unknown", None),
+        ("--hf-overrides", "json or text", 1),
+        ("-cc", "object", 1),
+        ("--gpu-memory-utilization", "float", 1),
+        ("--moe-backend", "folded", 1),
+        ("--shape", "unknown", 1),
     ],
 )
 def test_kind_and_number_of_values(name, kind, nargs):
@@ -80,13 +81,6 @@ def test_names_and_opposites():
     assert (_flag(FACTS, "--host").is_optional, _flag(FACTS, "--port").is_optional) == (True, False)
     line = CommandLine.of(["m", "--disable-lora"], FACTS)
     assert (line.unknown, line.has("--enable-lora")) == ((), False)
-
-
-def test_fields_of_an_object_and_their_choices():
-    assert _flag(FACTS, "-cc").fields == {
-        "mode": None, "backend": ("inductor", "eager", None), "level": None, "max_num_seqs": None, "changed": None,
-    }  # fmt: skip
-    assert _flag(FACTS, "-sc").fields is None
 
 
 def test_plugins_of_other_packages_are_found(tmp_path, monkeypatch):
@@ -130,6 +124,25 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
     return InstalledVllm("0.32.0", site / "vllm")
 
 
+def _one_of(name: str, choices: list[str], *, folds: bool = False) -> Callable[[], Any]:
+    """Reads a variable as vLLM's `env_with_choices` does."""
+
+    def read() -> Any:
+        text = os.getenv(name, choices[0])
+        return (list(map(str.lower, choices)) if folds else choices).index(text.lower() if folds else text)
+
+    return read
+
+
+def _list_of(name: str, choices: Callable[[], list[str]]) -> Callable[[], Any]:
+    """Reads a variable as vLLM's `env_set_with_choices` does, in another function."""
+    return lambda: _all_of(name, choices())
+
+
+def _all_of(name: str, choices: list[str]) -> list[int]:
+    return [choices.index(part.strip()) for part in os.getenv(name, "").split(",") if part.strip()]
+
+
 VARIABLES: dict[str, Any] = {
     "VLLM_COUNT": lambda: int(os.getenv("VLLM_COUNT", "0")),
     "VLLM_SECONDS": lambda: float(os.environ.get("VLLM_SECONDS", "10")),
@@ -137,6 +150,9 @@ VARIABLES: dict[str, Any] = {
     "VLLM_LENIENT": lambda: int(os.getenv("VLLM_LENIENT") or "0"),
     "VLLM_FORMAT": lambda: ("a", "b").index(os.getenv("VLLM_FORMAT", "a")),
     "VLLM_JSON": lambda: json.loads(os.getenv("VLLM_JSON", "{}")),
+    "VLLM_BACKEND": _one_of("VLLM_BACKEND", ["NCCL", "shm"]),
+    "VLLM_FOLDED": _one_of("VLLM_FOLDED", ["A4", "b-8"], folds=True),
+    "VLLM_LABELS": _list_of("VLLM_LABELS", lambda: ["a", "b"]),
     "VLLM_HEX": lambda: int(os.getenv("VLLM_HEX", "0"), 0),
     "VLLM_NAME": lambda: os.getenv("VLLM_NAME"),
     "VLLM_OWN": lambda: int(os.getenv("VLLM_OWN", "1")),
@@ -160,17 +176,14 @@ def test_what_vllm_has_is_recorded_and_read_again(vllm, monkeypatch):
     limits = {flag.name: flag.limits for flag in facts.flags if flag.limits}
     assert limits == {"--max-num-seqs": (("ge", 1),)}, "code of the class changes the others"
     assert facts.names["--tool-call-parser"] == ("a", "b")
-    assert {fact.name: (fact.kind, fact.is_optional) for fact in facts.variables} == {
-        "VLLM_COUNT": ("int", False), "VLLM_SECONDS": ("float", False), "VLLM_SWITCH": ("int", False),
-        "VLLM_LENIENT": ("int", True),
-    }, "what vLLM does with values tells which variables are numbers"  # fmt: skip
-
-
-def test_a_changed_source_or_installation_has_no_record(vllm, tmp_path):
-    _record(vllm)
-    (tmp_path / "site" / "config.py").write_text("changed = True")
-    assert KeptFacts(vllm).read() == VllmFacts()
-    assert KeptFacts(vllm._replace(version="0.33.0")).read() == VllmFacts()
+    assert [fact[:3] + (fact.is_optional, fact.choices) for fact in facts.variables] == [
+        (("VLLM_COUNT",), "int", 1, False, None), (("VLLM_SECONDS",), "float", 1, False, None),
+        (("VLLM_SWITCH",), "int", 1, False, None), (("VLLM_LENIENT",), "int", 1, True, None),
+        (("VLLM_JSON",), "json or file", 1, False, None), (("VLLM_BACKEND",), "text", 1, False, ("NCCL", "shm")),
+        (("VLLM_FOLDED",), "lower", 1, False, ("a4", "b-8")), (("VLLM_LABELS",), "text", "*", False, ("a", "b")),
+        (("VLLM_OWN",), "int", 1, False, None),
+    ], "what vLLM does with values tells which ones it accepts"  # fmt: skip
+    assert facts.set_by_vllm == ("VLLM_OWN",)
 
 
 @pytest.mark.parametrize("changed", ["path", "variable"])
@@ -205,7 +218,7 @@ def test_a_vllm_that_was_not_imported_or_has_another_parser_is_not_recorded(vllm
 @pytest.mark.parametrize(
     "name",
     [
-        "vllm.tool_parsers", "vllm.reasoning.new_parser", "vllm.model_executor.models.registry",
+        "vllm.config.model", "vllm.tool_parsers", "vllm.reasoning.new_parser", "vllm.model_executor.models.registry",
         "vllm.model_executor.layers.quantization", "transformers.models.auto.auto_mappings", "vllm.envs",
     ],
 )  # fmt: skip
@@ -217,6 +230,7 @@ def test_a_record_is_valid_while_each_module_that_it_was_read_from_is_the_same(v
     monkeypatch.setattr(sys.modules[name], "__file__", str(file), raising=False)
     _record(vllm)
     assert KeptFacts(vllm).read().flags
+    assert KeptFacts(vllm._replace(version="0.33.0")).read() == VllmFacts()
     file.write_text("names = ['new']")
     assert KeptFacts(vllm).read() == VllmFacts()
 

@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -162,25 +163,21 @@ def test_a_package_or_the_standard_library_counts_as_compiled_if_most_of_its_mod
 _MIB = 1 << 20
 
 
-def test_only_the_used_parts_of_a_mapped_file_are_recorded(tmp_path):
-    path = tmp_path / "library"
-    path.write_bytes(bytes(32 * _MIB))
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-        mapped.madvise(mmap.MADV_RANDOM)
-        assert mapped[0] == mapped[24 * _MIB] == 0
-        (found,) = (files for files in used_pages(os.getpid()) if files.path == str(path))
-        assert [files for files in used_pages(os.getpid(), but=(tmp_path,)) if files.path == str(path)] == []
-    assert found.size == 32 * _MIB
-    first, second = found.ranges
+def test_only_the_used_parts_of_a_mapped_file_are_recorded_up_to_its_end(tmp_path):
+    large, small = tmp_path / "large", tmp_path / "small"
+    large.write_bytes(bytes(32 * _MIB))
+    small.write_bytes(bytes(5000))
+    with ExitStack() as stack:
+        files = (stack.enter_context(path.open("rb")) for path in (large, small))
+        parts, whole = (stack.enter_context(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)) for file in files)
+        parts.madvise(mmap.MADV_RANDOM)
+        assert parts[0] == parts[24 * _MIB] == 0
+        assert not any(whole[:])
+        found = {files.path: files for files in used_pages(os.getpid())}
+        assert not {str(large), str(small)} & {files.path for files in used_pages(os.getpid(), but=(tmp_path,))}
+    assert found[str(small)].ranges == ((0, 5000),)
+    assert found[str(large)].size == 32 * _MIB
+    first, second = found[str(large)].ranges
     assert first[0] == 0
     assert second[0] <= 24 * _MIB < sum(second)
-    assert sum(length for _, length in found.ranges) < 16 * _MIB  # the kernel maps up to a huge page around each
-
-
-def test_the_end_of_a_file_is_not_exceeded(tmp_path):
-    path = tmp_path / "library"
-    path.write_bytes(bytes(5000))
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-        assert not any(mapped[:])
-        (found,) = (files for files in used_pages(os.getpid()) if files.path == str(path))
-    assert found.ranges == ((0, 5000),)
+    assert first[1] + second[1] < 16 * _MIB  # the kernel maps up to a huge page around each

@@ -40,12 +40,13 @@ def test_rounds_alternate_and_every_other_round_reverses_the_sides(fake_command,
     """Phases are reported for a server with /startupz."""
     log = tmp_path / "log"
     commands = [fake_command("--log-file", log, "--log-name", *words) for words in (("x", "--reports-phases"), "y")]
-    done = invoke("bench", "startup", "--cmd", commands[0], "--vs", commands[1], *QUICK, "--json", "-")
+    words = ("--cmd", commands[0], "--vs", commands[1], "--endpoint", "chat")
+    done = invoke("bench", "startup", *words, *QUICK, "--json", "-")
     starts = [json.loads(line) for line in log.read_text().splitlines()]
     assert "".join(start["name"] for start in starts) == "xy" + "xyyx"
     assert len({start["port"] for start in starts}) > 1
-    assert {figures["phases"].get("api:listen") for figures in rounds_of(done.stdout)} == {0.25}
-    assert {len(figures["phases"]) for figures in rounds_of(done.stdout, side=1)} == {0}
+    assert {figures["spans_end_s"].get("api:listen") for figures in rounds_of(done.stdout)} == {0.25}
+    assert {len(figures["spans_end_s"]) for figures in rounds_of(done.stdout, side=1)} == {0}
     (ratio,) = json.loads(done.stdout)["ratios"]
     assert ratio["against"] == "B"
     assert set(ratio["ratios"]) >= {"listening_ms", "healthy_s", "first_token_s"}
@@ -55,9 +56,10 @@ def test_rounds_alternate_and_every_other_round_reverses_the_sides(fake_command,
     ("flags", "words", "texts"),
     [
         (["--never-ready"], ["--ready-timeout", 5], ["was not ready after 5 s"]),
+        ([], ["--request-model", "huge"], ["answered 404: no model huge"]),
         (["--crashes-if", "LOG"], [], ["exit status 1", "the fake server crashes", "fake_server.py --crashes-if"]),
     ],
-    ids=["never ready", "crashes in a measured start"],
+    ids=["never ready", "no such model", "crashes in a measured start"],
 )
 def test_a_start_that_fails_exits_with_3_and_shows_its_output(flags, words, texts, fake_command, invoke, tmp_path):
     log, pids = tmp_path / "log", tmp_path / "pids"

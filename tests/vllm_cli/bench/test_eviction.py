@@ -34,7 +34,7 @@ def test_files_of_which_nothing_is_known_are_counted(tmp_path):
     assert evict_files([tmp_path / "empty"]) == Residency(0, 0)
 
 
-def test_files_are_listed_once_and_links_are_followed(tmp_path):
+def test_files_are_listed_once_links_are_followed_and_a_missing_file_is_named(tmp_path):
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "b").touch()
     (tmp_path / "snapshot").mkdir()
@@ -43,7 +43,5 @@ def test_files_are_listed_once_and_links_are_followed(tmp_path):
     real = (tmp_path / "blobs" / "b").resolve()
     assert list_files([tmp_path / "snapshot", tmp_path / "blobs" / "b"]) == [real]
 
-
-def test_a_file_that_cannot_be_evicted_is_an_error_that_names_it(tmp_path):
     with pytest.raises(InputError, match=f"emptied of {tmp_path}/weights: No such file"):
         evict_files([tmp_path / "weights"])

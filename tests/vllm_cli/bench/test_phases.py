@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.llamas import save_tiny_llama
 from tests.support.properties import given, st
-from vllm_cli.bench.phases import PHASES, StartLog, divide, ends_of_report, follow_log, median_phases
+from vllm_cli.bench.phases import PHASES, StartLog, divide, ends_of_spans, follow_log, median_phases
 
 LOGS = Path(__file__).with_name("start_logs")
 CASES = json.loads((LOGS / "phases.json").read_text())
@@ -63,11 +63,6 @@ def test_a_followed_log_is_read_to_its_end(tmp_path):
     assert "CUDA graphs" in log.ends_ns
 
 
-def test_without_cuda_graphs_the_warm_up_lasts_until_the_engine_is_initialized(log):
-    log.note(INITIALIZED, 5)
-    assert log.ends_ns == {"compile and warm-up": 5, "CUDA graphs": 5}
-
-
 def test_all_captures_of_graphs_are_one_phase_and_what_is_between_them_is_warm_up(log):
     """vLLM 0.33 on a GPU captures graphs twice, and warms up kernels between the captures."""
     series = ["Capturing CUDA graphs (PIECEWISE):   0%|          | 0/51 [00:00<?, ?it/s]"] * 2
@@ -77,10 +72,10 @@ def test_all_captures_of_graphs_are_one_phase_and_what_is_between_them_is_warm_u
     assert log.ends_ns == {"compile and warm-up": 140, "CUDA graphs": 200}
 
 
-def test_the_last_of_several_engines_ends_the_phase(log):
+def test_without_cuda_graphs_the_warm_up_lasts_until_the_last_engine_is_initialized(log):
     for now_ns in (5, 9):
         log.note(INITIALIZED, now_ns)
-    assert log.ends_ns["CUDA graphs"] == 9
+        assert log.ends_ns == {"compile and warm-up": now_ns, "CUDA graphs": now_ns}
 
 
 def test_a_phase_without_an_end_is_part_of_the_next_one():
@@ -95,11 +90,10 @@ def test_phases_add_up_to_the_first_token_and_none_is_negative(ends_s, first_tok
     assert [name for name in PHASES if name in phases_s] == list(phases_s)
 
 
-def test_reported_phases_end_when_the_server_is_healthy():
-    reported = {"api:interpreter_and_cli": 0.2, "engine:load_weights": 0.5, "forkserver:preload_imports": 1.0}
-    phases_s = divide(ends_of_report(reported, healthy_s=1.6), 1.9)
-    assert {name: round(seconds, 3) for name, seconds in phases_s.items() if seconds} == {
-        **{"imports": 1.1, "weights": 0.5, "first token": 0.3}
+def test_the_last_span_of_a_phase_ends_it():
+    spans_end_s = {"api:resolve_model": 0.3, "forkserver:preload_imports": 1.1, "api:preflight": 0.4, "api:other": 9.0}
+    assert ends_of_spans(spans_end_s | {"engine:load_weights": 1.6}) == {
+        **{"imports": 1.1, "configuration": 0.4, "weights": 1.6}
     }
 
 
@@ -131,10 +125,7 @@ def test_phases_of_the_embedded_engine(invoke, tmp_path):
     done = invoke("bench", "startup", "--cmd", shlex.join(map(str, command)), *QUICK)
     assert done.returncode == 0, done.stderr
     (figures,) = json.loads(done.stdout)["sides"][0]["conditions"][0]["rounds"]
-    assert list(figures["phases_s"]) == list(PHASES)
+    assert set(PHASES) - set(figures["phases_s"]) <= {"workers", "CUDA graphs"}
     assert sum(figures["phases_s"].values()) == pytest.approx(figures["first_token_s"])
-    assert figures["phases_s"]["imports"] > figures["phases_s"]["configuration"] > 0
-    is_waited_for = any(name.endswith(":load_weights") for name in figures["phases"])  # else others took longer
-    assert (figures["phases_s"]["weights"] > 0) == is_waited_for
+    assert figures["phases_s"]["imports"] > figures["phases_s"]["weights"] > 0
     assert "1 imports" in done.stderr
-    assert "includes" not in done.stderr

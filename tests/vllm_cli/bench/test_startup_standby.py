@@ -31,8 +31,8 @@ def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, fa
     ours, theirs = result["sides"]
     warm, cold = ours["conditions"]
     assert (warm["condition"], cold["condition"]) == ("from standby", "from warm")
-    assert all("api:fork_from_standby" in figures["phases"] for figures in warm["rounds"])
-    assert not any("api:fork_from_standby" in figures["phases"] for figures in cold["rounds"])
+    assert all("api:fork_from_standby" in figures["spans_end_s"] for figures in warm["rounds"])
+    assert not any("api:fork_from_standby" in figures["spans_end_s"] for figures in cold["rounds"])
     assert ours["standby"]["num_starts"] == 2
     assert ours["standby"]["memory_bytes"] > 10_000_000
     assert "standby" not in theirs
@@ -41,29 +41,28 @@ def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, fa
     assert result["problems"] == []
 
 
-def _command_behind(script: str, command: str, folder) -> str:
-    """The command with a program in place of `vllm-cli`. The program first runs this script."""
-    wrapper = folder / "vllm-cli"
+@pytest.mark.parametrize(
+    ("script", "texts"),
+    [
+        pytest.param("[ $1 = serve ] && export OMP_DYNAMIC=true", ["OMP_DYNAMIC differs"], marks=pytest.mark.slow),
+        pytest.param(
+            "[ $1 = standby ] && [ $2 = --for ] && echo no imports today && exit 3",
+            ["The standby of ", "no imports today"],
+            marks=pytest.mark.thorough,
+        ),
+    ],
+    ids=["start", "standby"],
+)
+def test_a_start_or_standby_that_cannot_be_warm_exits_with_3_and_the_reason(
+    script, texts, own_command, invoke, tmp_path
+):
+    wrapper = tmp_path / "vllm-cli"
     wrapper.write_text(f'#!/bin/sh\n{script}; exec {sys.executable} -m vllm_cli "$@"\n')
     wrapper.chmod(0o755)
-    return command.replace(f"{sys.executable} -m vllm_cli", str(wrapper))
-
-
-@pytest.mark.slow
-def test_a_start_that_cannot_be_warm_exits_with_3_and_the_reason(own_command, invoke, tmp_path):
-    command = _command_behind("[ $1 = serve ] && export OMP_DYNAMIC=true", own_command, tmp_path)
+    command = own_command.replace(f"{sys.executable} -m vllm_cli", str(wrapper))
     done = invoke("bench", "startup", "--cmd", command, *QUICK)
     assert done.returncode == 3, done.stdout
-    assert "OMP_DYNAMIC differs" in done.stderr
-
-
-@pytest.mark.thorough
-def test_a_standby_that_cannot_start_exits_with_3_and_its_output(own_command, invoke, tmp_path):
-    script = "[ $1 = standby ] && [ $2 = --for ] && echo no imports today && exit 3"
-    done = invoke("bench", "startup", "--cmd", _command_behind(script, own_command, tmp_path), *QUICK)
-    assert done.returncode == 3
-    assert "The standby of " in done.stderr
-    assert "no imports today" in done.stderr
+    assert all(text in done.stderr for text in texts)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,7 @@ from startup.compiled_models import local
 from startup.compiled_models.record import CompiledModel, FileFacts, Hardware
 from startup.imports import learned_imports
 from startup.storage.caches import cache_folder
-from startup.vllm.fork.preload_profile import (
-    PreloadProfile,
-    StartKind,
-    disable_preloading,
-    load_profile,
-    plain_states,
-)
+from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, disable_preloading, load_profile, plain_states
 from startup.vllm_words.installed import InstalledVllm
 
 DAY_S = 86_400
@@ -175,18 +169,3 @@ def test_what_cannot_be_removed_is_an_error(invoke, monkeypatch):
     done = invoke("caches", "prune", "--keep", "0")
     assert done.returncode == 1
     assert f"not all can be removed from {local.compiled_folder()}" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("prune",),
-        ("prune", "--older", "yesterday"),
-        ("prune", "--keep", "some"),
-        ("--json", "prune", "--keep", "0"),
-        ("--compile-cache", "/a"),
-    ],
-    ids=" ".join,
-)
-def test_usage_errors(invoke, words):
-    assert invoke("caches", *words).returncode == 2

@@ -1,4 +1,4 @@
-"""`vllm-cli chat` and `complete` with a real HTTP server that streams."""
+"""`vllm-cli chat` with a real HTTP server that streams."""
 
 import json
 import os
@@ -6,20 +6,17 @@ import pty
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.cli import CLI, run_cli
 from tests.support.http_server import Request, ScriptedServer, serving
 from tests.support.terminal import read_terminal, read_until
 from vllm_cli.main import main
-
-ROOT = Path(__file__).parents[3]
 
 
 class ChatServer(ScriptedServer):
@@ -35,11 +32,9 @@ class ChatServer(ScriptedServer):
         return [{"path": request.path, **request.json} for request in self.requests if request.method == "POST"]
 
     def queue_chat(self, *texts: str) -> None:
-        first = {"delta": {"role": "assistant", "content": ""}}
-        self._queue_choices(first, *({"delta": {"content": text}} for text in texts))
-
-    def queue_completion(self, *texts: str) -> None:
-        self._queue_choices(*({"text": text} for text in texts))
+        deltas = [{"role": "assistant", "content": ""}, *({"content": text} for text in texts)]
+        events = ({"choices": [{"delta": delta}]} for delta in deltas)
+        self.replies.append(_streamed(*events, {"choices": [], "usage": {"completion_tokens": 7}}))
 
     def queue_endless_answer(self, text: str) -> None:
         def stream(handler: Any) -> None:
@@ -49,10 +44,6 @@ class ChatServer(ScriptedServer):
             self.is_disconnected.set()
 
         self.replies.append(stream)
-
-    def _queue_choices(self, *choices: dict[str, Any]) -> None:
-        events = ({"choices": [choice]} for choice in choices)
-        self.replies.append(_streamed(*events, {"choices": [], "usage": {"completion_tokens": 7}}))
 
     def _decide(self, request: Request) -> Any:
         models = {"data": [{"id": "fake-model"}, {"id": "other"}]}
@@ -90,48 +81,30 @@ def fake_server() -> Iterator[ChatServer]:
 
 def test_quick_prints_the_answer_while_it_streams(fake_server, capfd):
     fake_server.queue_chat("Par", "is", ".")
-    assert main(["chat", "--url", fake_server.url, "--system", "Be brief.", "--quick", "Capital?"]) == 0
+    words = ["chat", "--url", f"{fake_server.url}/v1", "--system", "Be brief.", "--model-name", "mine"]
+    assert main([*words, "--quick", "Capital?"]) == 0
     assert capfd.readouterr().out == "Paris.\n"
     (request,) = fake_server.posts
     assert request["path"] == "/v1/chat/completions"
-    assert (request["model"], request["stream"]) == ("fake-model", True)
-    assert request["messages"] == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Capital?"},
-    ]
+    assert (request["model"], request["stream"]) == ("mine", True)
+    assert request["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Capital?"}]
 
 
-def test_complete_continues_a_prompt(fake_server, capfd):
-    fake_server.queue_completion(" in", " France.")
-    words = ["complete", "--url", f"{fake_server.url}/v1", "--model-name", "mine", "--max-tokens", "5"]
-    assert main([*words, "-q", "Paris is"]) == 0
-    assert capfd.readouterr().out == " in France.\n"
-    (request,) = fake_server.posts
-    assert request["path"] == "/v1/completions"
-    assert (request["model"], request["prompt"], request["max_tokens"]) == ("mine", "Paris is", 5)
-
-
-@pytest.mark.parametrize("command", ["chat", "complete"])
-def test_sampling_parameters_are_sent_only_if_given(fake_server, command):
-    for words, sent in (([], {}), (["--temperature", "0", "--max-tokens", "9"], {"temperature": 0.0, "max_tokens": 9})):
-        fake_server.queue_chat("Hi")
-        assert main([command, "--url", fake_server.url, *words, "-q", "Hi"]) == 0
-        request = fake_server.posts[-1]
-        assert {name: request[name] for name in ("temperature", "max_tokens") if name in request} == sent
-
-
-@pytest.mark.parametrize("command", ["chat", "complete"])
-def test_the_key_is_sent_from_option_or_variable(fake_server, command, monkeypatch):
-    for variables, words, key in (
-        ({"VLLM_API_KEY": "server's"}, [], "server's"),
-        ({"VLLM_API_KEY": "server's", "OPENAI_API_KEY": "openai's"}, [], "openai's"),
-        ({"OPENAI_API_KEY": "openai's"}, ["--api-key", "given"], "given"),
+def test_the_key_of_option_or_variable_and_given_sampling_parameters_are_sent(fake_server, monkeypatch):
+    sampling = {"temperature": 0.0, "max_tokens": 9}
+    words_of_sampling = ["--temperature", "0", "--max-tokens", "9"]
+    for variables, words, key, sent in (
+        ({"VLLM_API_KEY": "server's"}, [], "server's", {}),
+        ({"VLLM_API_KEY": "server's", "OPENAI_API_KEY": "openai's"}, [], "openai's", {}),
+        ({"OPENAI_API_KEY": "openai's"}, ["--api-key", "given", *words_of_sampling], "given", sampling),
     ):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         fake_server.queue_chat("Hi")
-        assert main([command, "--url", fake_server.url, *words, "-q", "Hi"]) == 0
+        assert main(["chat", "--url", fake_server.url, *words, "-q", "Hi"]) == 0
         assert {request.headers.get("Authorization") for request in fake_server.requests} == {f"Bearer {key}"}
+        (post,) = fake_server.posts
+        assert {name: post[name] for name in sampling if name in post} == sent
         fake_server.requests.clear()
 
 
@@ -139,9 +112,9 @@ def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server,
     fake_server.queue_chat("Hello!")
     fake_server.queue_chat("Fine.")
     fake_server.queue_chat("Again.")
-    lines = "hi\n\nhow are you\n/clear\nhi\n/exit\nunread\n"
+    lines = "hi\n\nhow are you\n/clear\nhi\n/bye\nunread\n"
     done = invoke("chat", "--url", fake_server.url, "--system", "S", input=lines)
-    assert (done.returncode, done.stdout) == (0, "Hello!\nFine.\nAgain.\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Hello!\nFine.\nAgain.\n", "New chat.\n")
     system = ("system", "S")
     assert [[(m["role"], m["content"]) for m in request["messages"]] for request in fake_server.posts] == [
         [system, ("user", "hi")],
@@ -150,11 +123,15 @@ def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server,
     ]
 
 
-@pytest.mark.parametrize("command", ["chat", "complete"])
-def test_help_lists_the_words_and_is_not_sent(fake_server, invoke, command):
-    done = invoke(command, "--url", fake_server.url, input="/help\n")
+def test_help_lists_the_words_and_unknown_words_are_named_and_not_sent(fake_server, invoke):
+    done = invoke("chat", "--url", fake_server.url, input="/help\n/exit\n")
     assert (done.returncode, done.stderr, fake_server.posts) == (0, "", [])
     assert {"/exit", "/help", "Ctrl-C"} <= set(done.stdout.split())
+    fake_server.queue_chat("A file.")
+    done = invoke("chat", "--url", fake_server.url, input="/nonsense\n/? what\n/etc/hosts is what?\n")
+    assert (done.returncode, done.stdout) == (1, "A file.\n"), "a script sees that a message was not sent"
+    assert [line.split(", not ")[1] for line in done.stderr.splitlines()] == ["/nonsense.", "/?."]
+    assert "/clear, /exit, /bye, /help" in done.stderr
 
 
 def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_server, invoke):
@@ -164,17 +141,6 @@ def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_
     assert (done.returncode, done.stdout) == (1, "Hello!\n"), "a script sees that a request failed"
     assert done.stderr == "Error: The server answered 400: too long\n"
     assert [message["content"] for message in fake_server.posts[1]["messages"]] == ["hello"]
-
-
-@pytest.mark.parametrize("replies", [[400], [200, 400], [400, 200]], ids=str)
-def test_a_failed_completion_of_a_script_is_no_success(fake_server, replies, invoke):
-    for status in replies:
-        if status == 200:
-            fake_server.queue_completion("Hi")
-        else:
-            fake_server.replies.append((status, {"error": {"message": "too long", "type": "BadRequestError"}}))
-    done = invoke("complete", "--url", fake_server.url, input="a\n" * len(replies))
-    assert (done.returncode, done.stdout) == (1, "Hi\n" * replies.count(200))
 
 
 def test_no_server_is_one_line_and_exit_code_1(capfd):
@@ -210,13 +176,8 @@ def test_an_error_is_one_line(fake_server, reply, out, line, capfd):
 def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(fake_server):
     fake_server.queue_endless_answer("on and ")
     terminal, child_side = pty.openpty()
-    chat = subprocess.Popen(
-        [sys.executable, "-m", "vllm_cli", "chat", "--url", fake_server.url],
-        stdin=child_side,
-        stdout=child_side,
-        stderr=child_side,
-        cwd=ROOT,
-    )
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), child_side)
+    chat = subprocess.Popen([*CLI, "chat", "--url", fake_server.url], **streams)
     os.close(child_side)
     try:
         read_until(terminal, b"> ")
@@ -234,17 +195,15 @@ def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(fake_server):
         os.close(terminal)
 
 
-@pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "pipe"])
-def test_control_characters_of_an_answer_are_escaped_on_a_terminal(fake_server, is_terminal):
-    fake_server.queue_chat("a\x1b]0;title\x07", "\x9b2J\n", "b\u202e")
-    words = [sys.executable, "-m", "vllm_cli", "chat", "--url", fake_server.url, "--quick", "hi"]
-    if is_terminal:
+def test_control_characters_of_an_answer_are_escaped_on_a_terminal(fake_server):
+    for is_terminal, expected in (
+        (True, ("a\\x1b]0;title\\x07\\x9b2J\nb\\u202e\n", None)),
+        (False, ("", "a\x1b]0;title\x07\x9b2J\nb\u202e\n")),
+    ):
+        fake_server.queue_chat("a\x1b]0;title\x07", "\x9b2J\n", "b\u202e")
         terminal, child_side = pty.openpty()
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=child_side, cwd=ROOT, timeout=120)
+        out = child_side if is_terminal else subprocess.PIPE
+        done = run_cli("chat", "--url", fake_server.url, "-q", "hi", stdout=out)
         os.close(child_side)
-        shown = read_terminal(terminal).replace("\r\n", "\n")
-        assert shown == "a\\x1b]0;title\\x07\\x9b2J\nb\\u202e\n"
-    else:
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, cwd=ROOT, timeout=120)
-        assert done.stdout.decode() == "a\x1b]0;title\x07\x9b2J\nb\u202e\n"
-    assert done.returncode == 0
+        assert done.returncode == 0
+        assert (read_terminal(terminal).replace("\r\n", "\n"), done.stdout) == expected

@@ -57,19 +57,17 @@ def test_completion_imports_no_slow_module(words, monkeypatch):
 
 def test_commands_are_completed_from_the_table(complete):
     assert complete("") == [f"plain,{entry.name}" for entry in COMMANDS]
-    assert complete("comp") == ["plain,complete", "plain,completion"]
+    assert complete("s") == ["plain,serve", "plain,stop", "plain,standby", "plain,sleep"]
     assert complete("bench", "st") == ["plain,startup"]
 
 
-def test_flags_of_serve_are_completed_after_any_words(complete):
+def test_flags_of_serve_are_completed_after_any_words_and_so_are_their_values(complete):
     expected = [f"plain,{flag.name}" for flag in SUPPORTED if flag.name.startswith("--max-num")]
     assert len(expected) >= 2
     assert complete("serve", "--max-num") == expected
     assert complete("serve", "model", "--port", "nonsense", "--unknown", "--max-num") == expected
     assert "plain,--no-enable-prefix-caching" in complete("serve", "--no-")
 
-
-def test_values_of_flags_are_completed(complete):
     assert complete("serve", "--dtype", "b") == ["plain,bfloat16"]
     assert complete("serve", "--config", "x") == ["file,x"]
     assert complete("serve", "--allowed-local-media-path", "x") == ["dir,x"]

@@ -34,12 +34,6 @@ def test_a_good_model_is_ok_for_programs_too_with_what_it_needs(invoke, model_pa
     assert "preloading_disabled" in report["kept"]
 
 
-def test_words_that_serve_rejects_are_a_usage_error(invoke):
-    done = invoke("doctor", "--engine", "embedded", "--dtpe", "half")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "--dtype" in done.stderr
-
-
 def test_each_of_several_models_has_a_section_and_the_worst_one_counts(invoke, tiny_llama, tmp_path):
     done = invoke("doctor", tiny_llama, tmp_path / "no", "--engine", "embedded", "--max-running", "2")
     verdict, *rest = done.stdout.splitlines()

@@ -54,12 +54,6 @@ def test_a_code_is_explained_without_a_log():
     assert json.loads(_run("VC-PORT-IN-USE", "--json").stdout)["cause"] == "port-in-use"
 
 
-def test_an_unknown_code_is_a_usage_error_with_a_suggestion():
-    result = _run("VC-PORT-USED")
-    assert isinstance(result.exception, click.BadParameter)
-    assert "did you mean 'VC-PORT-IN-USE'?" in result.exception.message
-
-
 @pytest.mark.parametrize("name", ["usage", "keys-or-certificates"])
 def test_a_log_that_ends_with_a_code_has_this_cause(name):
     code = f"VC-{name.upper()}"
@@ -67,7 +61,11 @@ def test_a_log_that_ends_with_a_code_has_this_cause(name):
     assert (result["code"], result["cause"]) == (code, name)
 
 
-def test_a_log_in_which_nothing_failed():
+def test_a_log_in_which_nothing_failed_as_in_a_start_that_a_signal_stopped():
+    result = _run("--json", text="(EngineCore pid=2) INFO 09-03 11:03:37 [core.py:7] trigger received signal=SIGTERM\n")
+    found = json.loads(result.stdout)
+    assert (found["failed"], found["cause"], result.return_value) == (False, "stopped", 1)
+
     result = _run(text="INFO: Application startup complete.\n")
     assert result.return_value == 1
     assert result.stdout == ""

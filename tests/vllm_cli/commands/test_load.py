@@ -42,14 +42,10 @@ def test_a_model_is_named_in_the_path_and_the_outcome_is_told(verb, ending, star
     assert done.stderr.startswith("org/model:tag ")
 
 
-def test_near_names_of_the_router_are_shown(start, invoke):
-    server = start(404, {"error": {"message": _NEAR, "code": 404}})
-    done = invoke("load", "qwem", "--url", f"{server.url}/v1")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"Error: The server answered 404: {_NEAR}\n"
-
-
-def test_the_reason_of_a_failure_is_shown_without_control_characters(start, invoke):
+def test_near_names_and_the_reason_of_a_failure_are_shown_without_control_characters(start, invoke):
+    unknown = invoke("load", "qwem", "--url", f"{start(404, {'error': {'message': _NEAR, 'code': 404}}).url}/v1")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert unknown.stderr == f"Error: The server answered 404: {_NEAR}\n"
     server = start(503, _FAILED)
     done = invoke("load", "qwen", "--url", server.url, "--json")
     assert done.returncode == 1

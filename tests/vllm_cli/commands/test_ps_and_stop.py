@@ -24,11 +24,8 @@ _SERVER = RunningServer(
 _HOSTILE = "x\n1  http://127.0.0.1:1  ready\x1b[2J"
 
 
-def test_a_server_with_an_impossible_port_has_no_address():
+def test_an_impossible_port_is_no_address_and_control_characters_in_names_of_servers_are_escaped():
     assert address_of(RunRecord(engine="vllm", address="http://0.0.0.0:99999")) is None
-
-
-def test_control_characters_in_names_of_servers_are_escaped():
     head, row = _table([replace(_SERVER, model=_HOSTILE, state=_HOSTILE)], [])
     assert head.startswith("PID")
     assert row.endswith("x\\n1  http://127.0.0.1:1  ready\\x1b[2J  -")
@@ -86,15 +83,13 @@ def test_the_start_is_told_and_reasons_that_matter_follow_the_table():
     assert _table(servers, [standby])[6:] == ["0: cold: no standby runs", *rows[4:]]
 
 
-@pytest.mark.parametrize("data", [None, [], {}, {"models": "x"}, {"models": {"id": 1}}, {"model": "smol"}])
-def test_a_server_without_a_list_of_models_is_no_router(data):
-    assert parse_models(data) is None
-
-
 def test_values_of_wrong_types_are_left_out():
     wrong = {"id": [1], "status": {}, "for_s": True, "memory_bytes": -1, "pid": "7", "engine": None, "reason": 1}
+    wrong |= {"aliases": {}, "progress": [1], "num_running": "1"}
     (model,) = parse_models({"models": [wrong, "x"]}) or ()
-    assert set(vars(model).values()) == {"?", None}
+    assert set(vars(model).values()) == {"?", None, ()}
+    for data in (None, [], {}, {"models": "x"}, {"models": {"id": 1}}, {"model": "smol"}):
+        assert parse_models(data) is None, "it is no router"
 
 
 @contextmanager

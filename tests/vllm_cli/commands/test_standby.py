@@ -63,25 +63,6 @@ def test_engines_are_kinds_of_templates(wanted, kinds):
     assert _parse_kinds(wanted) == kinds
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("--for", "nonsense"),
-        ("--for", "embedded,"),
-        ("--for", "embedded,tgi"),
-        ("--idle-exit", "0"),
-        ("--idle-exit", "soon"),
-        ("--max-memory", "much"),
-        ("nonsense",),
-    ],
-    ids=" ".join,
-)
-def test_wrong_words_are_exit_code_2(words, runtime_folder, invoke):
-    done = invoke("standby", *words)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("command", ["status", "stop"])
 def test_without_a_standby_the_exit_code_is_1(command, runtime_folder, invoke):
     done = invoke("standby", command)
@@ -117,14 +98,10 @@ def test_a_detached_standby_is_ready_refuses_a_second_one_and_stops(runtime_fold
 
 
 @pytest.mark.thorough
-def test_an_idle_standby_ends():
+def test_an_idle_standby_ends_and_imports_that_exceed_the_memory_limit_are_dropped():
     with StandbyProcess("--idle-exit", "0.5", is_awaited=False) as standby:
         assert standby.process.wait(120) == 0
         assert "no server was started for 0.5 s" in standby.log
-
-
-@pytest.mark.thorough
-def test_imports_that_exceed_the_memory_limit_are_dropped():
     with StandbyProcess("--max-memory", "1M", is_awaited=False) as standby:
         standby.wait_logged("(--max-memory): the imports for embedded are dropped")
         wait_until(lambda: standby.status()["templates"][0]["state"] == "over the memory limit")

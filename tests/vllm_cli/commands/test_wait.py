@@ -130,14 +130,11 @@ def test_the_timeout_holds_for_a_server_that_accepts_and_never_responds(invoke):
     assert re.search(r"was not ready after 0.3 s: no answer within 0\.\d+ s", done.stderr)
 
 
-def test_another_path_can_be_polled(serve, invoke):
-    server = serve((200, b""))
-    assert invoke("wait", f"{server.url}/base/v1/", "--path", "/readyz").returncode == 0
-    assert server.paths == ["/base/readyz"]
-
-
-def test_json_prints_the_outcome_and_quiet_prints_nothing(serve, invoke):
-    done = invoke("wait", serve((503, STARTING), (503, FAILED)).url, "--json", "--quiet", "--interval", "0.01")
+def test_json_prints_the_outcome_of_another_path_and_quiet_prints_nothing(serve, invoke):
+    server = serve((503, STARTING), (503, FAILED))
+    words = ("--path", "/readyz", "--json", "--quiet", "--interval", "0.01")
+    done = invoke("wait", f"{server.url}/base/v1/", *words)
+    assert server.paths == ["/base/readyz"] * 2
     content = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (1, "")
     assert content["url"].startswith("http://127.0.0.1:")
@@ -154,43 +151,35 @@ def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, invoke, monkeypat
             assert done.returncode == 0, done.stderr
 
 
-def test_the_wait_ends_with_the_process_even_if_it_is_a_zombie(invoke):
+def test_the_wait_lasts_while_the_process_runs_which_no_zombie_does(invoke):
     with subprocess.Popen([sys.executable, "-S", "-c", "pass"]) as process:
         while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "Z":
             time.sleep(0.01)
         done = invoke("wait", "--port", free_port(), "--pid", process.pid)
     assert done.returncode == 1
     assert f"process {process.pid} has ended" in done.stderr
-
-
-def test_the_wait_continues_while_the_process_runs(invoke):
     assert invoke("wait", "--port", free_port(), "--pid", os.getpid(), "--timeout", "0.3").returncode == 4
 
 
 @needs_openssl
-def test_https_works_with_the_servers_own_certificate_or_without_verification(serve, tmp_path, invoke):
-    """The certificate may name another host."""
-    made = make_certificate(tmp_path, "server", names="DNS:somewhere-else")
+def test_https_works_with_the_certificate_of_the_server_or_its_authority_or_unverified(serve, tmp_path, invoke):
+    """The server's names another host. The authority's may lack the critical mark that RFC 5280 requires."""
+    authority = make_certificate(tmp_path, "authority", "basicConstraints=CA:TRUE")
+    made = make_certificate(
+        tmp_path, "server", "basicConstraints=critical,CA:FALSE", names="DNS:somewhere-else", signer=authority
+    )
     server = serve((200, b""))
     server.use_tls(made)
     stranger = invoke("wait", server.url)
     assert stranger.returncode == 1
     assert "its certificate is not trusted" in stranger.stderr
-    assert invoke("wait", server.url, "--insecure").returncode == 0
-    own = ("--ssl-certfile", str(made.certificate))
-    assert invoke("wait", "--port", str(server.server_port), *own).returncode == 0
-    assert invoke("wait", f"127.0.0.1:{server.server_port}", "--ssl", *own).returncode == 0
-
-
-@needs_openssl
-def test_the_servers_own_certificate_or_its_authoritys_is_enough(serve, tmp_path, invoke):
-    """With each Python, the authority may even lack the critical mark that RFC 5280 requires."""
-    authority = make_certificate(tmp_path, "authority", "basicConstraints=CA:TRUE")
-    made = make_certificate(tmp_path, "server", "basicConstraints=critical,CA:FALSE", signer=authority)
-    server = serve((200, b""))
-    server.use_tls(made)
-    for trusted in (made, authority):
-        done = invoke("wait", server.url, "--ssl-certfile", str(trusted.certificate))
+    own, signer = (("--ssl-certfile", str(each.certificate)) for each in (made, authority))
+    place = ("--port", str(server.server_port))
+    for words in (
+        *((server.url, "--insecure"), (server.url, *own), (server.url, *signer)),
+        *((*place, *own), (f"127.0.0.1:{server.server_port}", "--ssl", *own)),
+    ):
+        done = invoke("wait", *words)
         assert done.returncode == 0, done.stderr
 
 
@@ -207,26 +196,6 @@ def test_on_a_terminal_one_line_is_rewritten(serve):
     assert "import server" in text
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["ftp://x"], "is not an address"),
-        (["http://x:99999"], "has no port between 0 and 65535"),
-        (["http://x", "--port", "1"], "Give URL or --port, not both"),
-        (["--uds", "/x", "--port", "1"], "Give --uds or --host and --port"),
-        (["--path", "health"], "--path must begin with /"),
-        (["--timeout", "0"], "--timeout"),
-        (["--ssl-certfile", __file__], "is not a certificate"),
-    ],
-    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
-)
-def test_invalid_input_is_a_usage_error(words, message, invoke):
-    done = invoke("wait", *words)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_wait_imports_only_the_standard_library_and_click(serve):
     code = (
         "import sys; from vllm_cli.main import main; code = main(['wait', sys.argv[1]]);"
@@ -238,14 +207,11 @@ def test_wait_imports_only_the_standard_library_and_click(serve):
     assert third_party - ours <= {"click", "sitecustomize", "_distutils_hack"}
 
 
-def test_a_change_of_state_is_a_line(capsys):
+def test_a_change_of_state_and_progress_after_the_interval_are_lines(capsys, monkeypatch):
     reporter = Reporter()
     for text, state in (("1 s importing", "importing"), ("2 s importing", "importing"), ("3 s loading", "loading")):
         reporter.update(text, state)
     assert capsys.readouterr().err == "1 s importing\n3 s loading\n"
-
-
-def test_progress_is_a_line_after_the_interval(capsys, monkeypatch):
     times_s = iter((0.0, 0.9, 1.1, 1.2))
     monkeypatch.setattr(terminal, "time", SimpleNamespace(monotonic=lambda: next(times_s)))
     reporter = Reporter(interval_s=1.0)
@@ -253,3 +219,10 @@ def test_progress_is_a_line_after_the_interval(capsys, monkeypatch):
         reporter.update(text)
     monkeypatch.undo()
     assert capsys.readouterr().err == "20 %\n"
+
+
+def test_the_wait_for_graphs_fails_if_some_are_given_up(serve, invoke):
+    metrics = _SOME + b"vllm_cli:cuda_graphs_given_up 20.0\n" + _STARTED
+    done = invoke("wait", serve(READY, (200, metrics)).url, "--graphs")
+    assert done.returncode == 1
+    assert "is ready, but not with all CUDA graphs: 20 of 40 CUDA graphs are captured, and 20 are" in done.stderr

@@ -15,6 +15,7 @@ import pytest
 from router.words.router_words import read_several
 from router.words.single_model import embedded_router, vllm_router
 from startup.settings.config import VllmOptions
+from startup.settings.serve_words import ServeWords
 from startup.vllm_words import command_line
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts, facts_of_flags
@@ -39,7 +40,7 @@ def _lines() -> Iterator[Any]:
 
 
 def _plan_of(words: list[str]) -> Any:
-    read = read_start(words)
+    read = read_start(ServeWords(words))
     if read.topic is not None or read.start is None:
         return read_several(read.words) if read.topic is None else read
     if not read.start.is_behind_router:

@@ -9,9 +9,11 @@ import pytest
 from router.words.router_words import read_several
 from server.terms.limits import flag_of
 from startup.settings.serve_words import ServeWords
+from startup.words.arguments import Arguments
 from startup.words.engine_choice import choose_engine
 from startup.words.serve_command import read_start
 from startup.words.supported import GROUPS
+from startup.words.table import split_flags
 from vllm_cli.commands.serve import serve
 
 _PAGES = [(Path(__file__).parents[3] / "docs" / name).read_text() for name in ("api.md", "flags.md")]
@@ -22,7 +24,7 @@ def test_every_example_in_the_help_is_a_valid_command_line():
     examples = [line.strip() for line in (serve.help or "").splitlines() if line.strip().startswith("vllm-cli serve")]
     assert len(examples) >= 4
     for example in examples:
-        read = read_start(shlex.split(example)[2:])
+        read = read_start(ServeWords(shlex.split(example)[2:]))
         assert read.start or read_several(read.words)
 
 
@@ -78,3 +80,16 @@ def test_auto_is_vllm_if_it_is_installed(is_there, engine, tmp_path, monkeypatch
         (tmp_path / "vllm" / "__init__.py").write_text("raise SystemExit('imported')")
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     assert choose_engine(ServeWords(["model"])) == engine
+
+
+@pytest.mark.parametrize("value", ["-k", "--port", "--", "-", "a b", "", "=", "--api-key=x"])
+def test_values_of_a_file_are_the_same_when_they_are_written_as_words(tmp_path, value):
+    """A router writes a model's words for its server, and a supervisor those that it restarts."""
+    file = tmp_path / "serve.yaml"
+    file.write_text(json.dumps({"api-key": ["first", value], "served-model-name": ["a", "-b"], "seed": -1}))
+    given = Arguments.read(split_flags(["m", "--config", str(file)]))
+    again = Arguments.parse(split_flags(given.words))
+    assert {name: each.values for name, each in again.flags.items()} == {
+        name: each.values for name, each in given.flags.items() if name != "--config"
+    }
+    assert again.positionals == ["m"]

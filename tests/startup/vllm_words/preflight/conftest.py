@@ -6,8 +6,9 @@ from typing import TypeAlias
 
 import pytest
 
+from startup.settings.flag import Flag
 from startup.vllm_words.command_line import CommandLine
-from startup.vllm_words.facts import FlagFact, Plugin, VllmFacts, facts_of_flags
+from startup.vllm_words.facts import Plugin, VllmFacts, facts_of_flags
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.preflight.arguments import GivenStart
 from tests.startup.vllm import small_parser
@@ -28,8 +29,12 @@ NAMES = {
     "connectors": ("NixlConnector",),
 }
 VARIABLES = (
-    *(FlagFact((name,), "int") for name in ("VLLM_PORT", "VLLM_RINGBUFFER_WARNING_INTERVAL")),
-    FlagFact(("VLLM_INTERVAL",), "float"),
+    *(Flag((name,), "int") for name in ("VLLM_PORT", "VLLM_RINGBUFFER_WARNING_INTERVAL")),
+    Flag(("VLLM_INTERVAL",), "float"),
+    Flag(("VLLM_OWN",), "int"),
+    Flag(("VLLM_BACKEND",), "lower", choices=("nccl", "shm")),
+    Flag(("VLLM_LABELS",), "text", nargs="*", choices=("a", "b")),
+    Flag(("VLLM_QUANT",), "json or file"),
 )
 
 
@@ -44,7 +49,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def facts() -> VllmFacts:
     limits = {"max_num_seqs": (("ge", 1),), "gpu_memory_utilization": (("gt", 0), ("le", 1))}
-    return VllmFacts(tuple(facts_of_flags(small_parser.build(), limits)), NAMES, VARIABLES)
+    return VllmFacts(tuple(facts_of_flags(small_parser.build(), limits)), NAMES, VARIABLES, ("VLLM_OWN",))
 
 
 @pytest.fixture

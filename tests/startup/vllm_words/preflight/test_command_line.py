@@ -38,7 +38,7 @@ def test_settings_of_the_file_come_before_the_words(tmp_path, facts):
     path.write_text(path.read_text().replace("-cc:", "compilation-config:") + "model: m\n")
     line = CommandLine.of(["--port", "2", "--config", str(path)], facts)
     assert (line.model, line.value("--port"), line.has("--headless"), line.problems) == ("m", "2", False, ())
-    assert [(flag.fact.name, flag.values, flag.where) for flag in line.flags] == [
+    assert [(flag.name, flag.values, flag.where) for flag in line.flags] == [
         ("--port", ("1",), "settings.yml: port"),
         ("--enforce-eager", (), "settings.yml: enforce-eager"),
         ("--api-key", ("a", "b"), "settings.yml: api-key"),
@@ -66,7 +66,7 @@ def test_values_of_all_places(start):
         ("--allowed-origins", '["*"]', ["*"]),
         ("--hf-overrides", "module.function", "module.function"),
         ("--hf-overrides", '{"a": 1}', {"a": 1}),
-        ("-cc", '{"mode": 8k, "level": "8k"}', {"mode": 8000, "level": "8k"}),
+        ("-cc", '{"changed": 8k, "path": "8k"}', {"changed": 8000, "path": "8k"}),
         ("--moe-backend", "Deep-GEMM", "deep_gemm"),
         ("--max-lora-rank", "16", 16),
         ("--shape", "a,b", "a,b"),

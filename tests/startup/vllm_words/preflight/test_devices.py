@@ -61,7 +61,6 @@ def _findings(start: CheckStart, *words: str, **options: object) -> list[Finding
 def test_what_the_driver_reports(set_gpus):
     set_gpus(H200.format(0, 100 * GIB), H200.format(1, GIB), f"process 1 {os.getpid()} {139 * GIB}")
     state = read_gpus()
-    assert state is not None
     assert (state.driver, state.cuda, state.problem) == ("570.86", (12, 8), None)
     first, second = state.gpus
     assert (first.name, first.uuid, first.total_bytes, first.free_bytes) == ("H200", "GPU-0", 140 * GIB, 100 * GIB)

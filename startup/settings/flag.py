@@ -1,0 +1,155 @@
+"""Describes a flag of `serve`: of the launcher, of the embedded engine, or of the installed vLLM.
+
+The launcher's flags come from the settings (`startup.words.supported`), vLLM's from the record of an earlier
+start (`startup.vllm_words.facts`). This module does not import click.
+"""
+
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from base.setting import Role, Syntax
+from envs.redaction import is_secret_name
+from envs.variable import EnvVar
+
+ValueKind: TypeAlias = Literal[
+    Syntax, "text", "int", "float", "json", "json or text", "json or file", "object", "pooler", "path", "folded",
+    "lower", "unknown",
+]  # fmt: skip
+"""How a value is read. `count` is an integer, possibly with a suffix, as in 8k. `object` is JSON with known
+fields. A choice of kind `folded` may have upper case and dashes, one of kind `lower` upper case. A value
+of kind `unknown` is not checked."""
+JsonKind: TypeAlias = Literal[
+    "any", "str", "bool", "int", "float", "choice", "lower", "folded", "union", "list", "dict", "object"
+]
+Limits: TypeAlias = tuple[tuple[str, float], ...]
+"""The range of a number: names of comparisons in `operator`, each with its bound."""
+
+
+NO_VALUE: Final = ("", "None")
+"""Values of an optional flag that mean no value."""
+
+
+class Shape(NamedTuple):
+    """The JSON values that a field, an item, or a whole flag may have."""
+
+    kind: JsonKind = "any"
+    """A choice of kind `lower` may have upper case, one of kind `folded` also dashes."""
+    is_optional: bool = False
+    """Whether the value may be null."""
+    choices: tuple[Any, ...] = ()
+    limits: Limits = ()
+    parts: tuple["Shape", ...] = ()
+    """The shape of a list's items or of an object's values, or the shapes of a union."""
+    fields: dict[str, "Shape"] = {}
+
+
+class Flag(NamedTuple):
+    """A flag. Names and number of values suffice to find where the next flag begins."""
+
+    names: tuple[str, ...]
+    """All names. In vLLM's order, a short name may come before or after the long name."""
+    kind: ValueKind = "text"
+    nargs: int | str = 1
+    """The number of values: 0 for a switch, else 1, `+`, `*` or `?`, as for argparse."""
+    opposites: tuple[str, ...] = ()
+    """The options that turn a switch off, such as `--no-x`."""
+    is_optional: bool = False
+    """Whether an empty value or `None` means that no value is set."""
+    choices: tuple[Any, ...] | None = None
+    limits: Limits = ()
+    shape: Shape | None = None
+    """The values that an object may have."""
+    default: Any = None
+    """The default of the first field. Of a flag of vLLM, the default if it is a float."""
+    help: str = ""
+    """The meaning of a flag that has an effect in the embedded engine or the launcher."""
+    fields: tuple[str, ...] = ()
+    """The fields of `StartupConfig` that get the value, such as `server.port`."""
+    metavar: str | None = None
+    neutral: tuple[str, ...] = ()
+    """Values that change nothing in the embedded engine, such as vLLM's default."""
+    role: Role | None = None
+    """The processes that read the setting if the server has a router (`base.setting.Role`)."""
+    variable: EnvVar[Any] | None = None
+    """The variable that is read if the flag is not given."""
+    changes: tuple[str, ...] = ()
+    """What vLLM's flag changes in a start (`startup.vllm_words.flags.Change`)."""
+    shortest: str = ""
+    """The shortest abbreviation in vLLM 0.29–0.33. The name if there is none."""
+
+    @property
+    def name(self) -> str:
+        """The flag's first long name, or the variable's name."""
+        return next((name for name in self.names if name.startswith("--")), self.names[0])
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """All full spellings of the flag."""
+        return (*self.names, *self.opposites)
+
+    @property
+    def parameter(self) -> str:
+        """The name as a Python identifier, which is the attribute of this flag in argparse's result."""
+        return self.name.lstrip("-").replace("-", "_")
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether output must mask the flag's value."""
+        return self.nargs != 0 and is_secret_name(self.name)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the variable is set."""
+        return self.variable is not None and self.variable.raw is not None
+
+
+class GivenFlag(NamedTuple):
+    """A flag on the command line or in the file of `--config`."""
+
+    flag: Flag
+    values: tuple[str, ...]
+    """The values. A switch has `true` or `false`, or no value: then `option` says whether it is on."""
+    option: str
+    """The full name that is given. If a switch is turned off, it may be one of `flag.opposites`."""
+    where: str = ""
+    """The setting's place in the file, such as `serve.yaml: port`. Empty on the command line."""
+
+    @property
+    def name(self) -> str:
+        return self.flag.name
+
+    @property
+    def text(self) -> str | None:
+        """The last value, which counts unless the flag is a list. None if the flag has no value."""
+        is_given = bool(self.values) and not (self.flag.is_optional and self.values[-1] in NO_VALUE)
+        return self.values[-1] if is_given else None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a switch is on, or another flag has a value other than false."""
+        has_value = not self.values or (self.text or "false").lower() != "false"
+        return self.option not in self.flag.opposites and has_value
+
+    @property
+    def words(self) -> list[str]:
+        """The flag and its values as words of a command line.
+
+        In a word of its own, a value that begins with a dash would be read as a flag.
+        """
+        if self.flag.nargs == 0:
+            return [self.name if self.is_on else self.flag.opposites[0]]
+        if len(self.values) > 1 and not any(value.startswith("-") for value in self.values):
+            return [self.name, *self.values]
+        return [f"{self.name}={value}" for value in self.values]
+
+
+def opposites_of(*names: str) -> tuple[str, ...]:
+    """The options that turn a switch with these names off.
+
+    Opposites of `--enable-x` are `--no-enable-x` and, since vLLM 0.33, `--disable-x`. `--enable-x` is also an
+    opposite of `--disable-x`.
+    """
+    long_names = [name for name in names if name.startswith("--")]
+    opposites = [f"--no-{name.removeprefix('--')}" for name in long_names]
+    for begin, opposite in (("--enable-", "--disable-"), ("--disable-", "--enable-")):
+        opposites += [opposite + name.removeprefix(begin) for name in long_names if name.startswith(begin)]
+    return tuple(opposites)
