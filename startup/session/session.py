@@ -21,6 +21,7 @@ from startup.errors import StartupError, with_code
 from startup.files.download.obtain import begin_download
 from startup.files.model.file_plan import Download, FilePlan
 from startup.files.model.hub_settings import is_offline
+from startup.files.prefetch.messages import PrefetchReport
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.port import listener
 from startup.port.responder import StartupResponder
@@ -74,7 +75,7 @@ class StartSession:
         self.state = StartState(subject, timeline)
         self.stack = ExitStack()
         """Closes its contents in reverse order when the session ends."""
-        self.phase_of_others: Callable[[], str] = str
+        self.phase_of_others: Callable[[], str] = lambda: ""
         """Returns the phase of another process that this process awaits, or an empty text."""
         self._answers = ProbeAnswers(self.state, is_private=is_private, has_page=has_page)
         self._address = ""
@@ -227,19 +228,28 @@ class StartSession:
         if self.responder is not None:
             self.responder.hand_over()
 
+    def end(self) -> None:
+        """Ends the start right before the server is ready. Report, record and metrics have its times."""
+        if self.timeline.end_ns is not None:
+            return
+        if self._download is not None and self._download.report is not None:
+            self.timeline.add("download", self._download.report.spans)
+        self.state.finish(self._prefetch_report)
+        ready = {"ready_s": self.state.elapsed_s(), "phases": self.state.phase_seconds()}
+        self.note(self.state.info()._asdict() | ready)
+
     def finish(self, info: EngineInfo | None = None) -> None:
         """Ends deadline and progress, and saves the start. Call it on any thread once the server is ready."""
         self._end_waiting()
-        prefetch = self._prefetch.result() if self._prefetch is not None else None
-        if self._download is not None and self._download.report is not None:
-            self.timeline.add("download", self._download.report.spans)
-        self.state.finish(prefetch)
+        self.end()
         self._publish()
-        ready = {"ready_s": self.state.elapsed_s(), "phases": self.state.phase_seconds()}
-        self.note(self.state.info()._asdict() | ready)
-        save_ready_start(self.state, self._address, info=info, prefetch=prefetch)
+        save_ready_start(self.state, self._address, info=info, prefetch=self._prefetch_report)
         if self._asks_later:
             group_signals.start_thread("update", self._download_later)
+
+    @property
+    def _prefetch_report(self) -> PrefetchReport | None:
+        return self._prefetch.result() if self._prefetch is not None else None
 
     def _download_later(self) -> None:
         """Downloads changed files in a helper process. Runs on a thread. The helper ends with this thread."""

@@ -24,27 +24,29 @@ _ACK_S = 0.04
 """The limit for a standby's answer, in seconds. A running standby answers in a millisecond."""
 _VERDICT_S = 0.5
 """Seconds for the forked process's answer, which takes 50 ms, or 250 ms with 8 busy processes per CPU."""
+_OWN_S = 2.0
+"""Seconds that the start of a router's model waits for the router's own standby, instead of `_ACK_S`."""
 _REQUIRED_S = 10.0
 """Seconds that the front process waits with `--standby require`, instead of `_ACK_S`."""
 
 
-def serve_warm(words: list[str]) -> int | None:
+def serve_warm(given: ServeWords) -> int | None:
     """Requests a forked server and forwards signals to it until it ends.
 
     Returns:
         The exit code of the server, or None for a cold start. If a signal killed the server, this process
         ends by the same signal.
     """
-    given = ServeWords(words)
     if given.has_several_models or given.is_behind_router:
         return None  # a router imports little; its servers may be forked
     mode = given.own.get("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
-    kind = template_kind(words) if mode in ("auto", "require") else None
+    kind = template_kind(given) if mode in ("auto", "require") else None
     if kind is None:
         return None
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            _connect(connection, kind, timeout_s=_REQUIRED_S if mode == "require" else _ACK_S)
+            patience_s = _OWN_S if foreign.text_of("VCLI_STANDBY_FOLDER") else _ACK_S
+            _connect(connection, kind, timeout_s=_REQUIRED_S if mode == "require" else patience_s)
             relay = _notify_relay()
             variables = {} if relay is None else {"NOTIFY_SOCKET": relay.address}
             server_pid, server_fd, life_fd = _request(connection, variables)

@@ -115,11 +115,10 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def template_kind(words: list[str]) -> str | None:
+def template_kind(given: ServeWords) -> str | None:
     """The kind of template for the words after `serve`. None if the start needs no slow imports."""
-    if is_for_information(words):
+    if is_for_information(given.words):
         return None
-    given = ServeWords(words)
     kind = template_kind_for(given.engine(), given)
     # With vLLM, this imports nothing; what vLLM's libraries print at the end of a process is not its output.
     return None if kind != EMBEDDED and "--preflight-only" in given.own else kind

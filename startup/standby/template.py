@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
-from base.machine.libc import load_libc
+from base.machine.libc import HUGE_PAGE_BYTES, collapse_page
 from envs import foreign
 from startup.errors import StartupError
 from startup.files.model.checkpoint_folder import modeling_module
@@ -44,9 +44,6 @@ ENDED: Final = b"ended"
 """Messages to the standby: imports are ready, outdated or incomplete, or a server was forked or has ended."""
 
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_HUGE_PAGE_BYTES: Final = 2 << 20
-_MADV_COLLAPSE: Final = 25
-"""The number of MADV_COLLAPSE, which exists since Linux 6.1. Older kernels reject it."""
 
 
 def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLink:
@@ -70,7 +67,7 @@ def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLi
     death_pipe.follow_no_parent()  # from now on, the end of the standby is an end of file
     gc.collect()
     gc.freeze()
-    use_huge_pages()
+    collapse_memory()
     facts = TemplateFacts(
         pid=os.getpid(),
         environment=ImportEnvironment(given, frozenset(read), written_since(before)),
@@ -177,7 +174,7 @@ def _check_can_fork() -> None:
         raise StartupError(reason)
 
 
-def use_huge_pages() -> int:
+def collapse_memory() -> int:
     """Moves this process's memory into huge pages, if the administrator allows it. Returns their number.
 
     Forks are then several times as fast, because a fork copies one entry per page. For 250 MB, these are 130
@@ -190,13 +187,11 @@ def use_huge_pages() -> int:
             return 0
     except OSError:  # the kernel has none
         return 0
-    madvise = load_libc().madvise
     num_pages = 0
     for begin, end in _private_memory():
-        first = -(-begin // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
-        for address in range(first, end - _HUGE_PAGE_BYTES + 1, _HUGE_PAGE_BYTES):
-            num_pages += madvise(address, _HUGE_PAGE_BYTES, _MADV_COLLAPSE) == 0
-    logger.debug("%d MB of memory are in huge pages", num_pages * _HUGE_PAGE_BYTES >> 20)
+        first = -(-begin // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        num_pages += sum(map(collapse_page, range(first, end - HUGE_PAGE_BYTES + 1, HUGE_PAGE_BYTES)))
+    logger.debug("%d MB of memory are in huge pages", num_pages * HUGE_PAGE_BYTES >> 20)
     return num_pages
 
 

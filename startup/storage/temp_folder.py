@@ -41,10 +41,8 @@ def ensure_temp_folder() -> None:
     Raises:
         StartupError: no folder is writable, or the path of each writable folder is too long.
     """
-    named = [folder for variable in _VARIABLES if (folder := variable.get())]
-    usual = (*named, *_FOLDERS)
-    found = next(filter(_is_usable, (*usual, str(SHM), os.curdir)), None)
-    for folder in named:
+    usual, found = _usual_folders(), usable_folder()
+    for folder in usual[: -len(_FOLDERS)]:
         if folder != found and (fault := write_problem(folder)) is not None:
             logger.warning("TMPDIR, TEMP or TMP is %s, which cannot be written to (%s): using %s", folder, fault, found)
             break
@@ -56,6 +54,15 @@ def ensure_temp_folder() -> None:
         logger.warning("%s: using %s; %s", problem, found, remedy)
         os.environ[env.TMPDIR.name] = found
     _ensure_short(found)
+
+
+def usable_folder() -> str | None:
+    """The first folder for temporary files that is writable now. None if there is none."""
+    return next(filter(_is_usable, (*_usual_folders(), str(SHM), os.curdir)), None)
+
+
+def _usual_folders() -> list[str]:
+    return [*(folder for variable in _VARIABLES if (folder := variable.get())), *_FOLDERS]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ This module runs in the download helper. A preflight that asks the hub uses it, 
 """
 
 import logging
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import escape
@@ -12,8 +13,9 @@ from typing import Any, Final, TypeVar
 from base.errors import with_causes
 from base.wording import one_line
 from envs.registry import env
+from startup.files.download.guarded_client import guarded
 from startup.files.download.messages import DownloadError
-from startup.files.download.repository import CachedRepository, HubFile, Listing
+from startup.files.download.repository import CachedRepository, HubFile, Listing, keep_safe
 from startup.files.model import hub_settings
 from startup.files.model.hub_settings import is_worth_a_retry
 from startup.files.model.model_place import is_commit
@@ -88,14 +90,15 @@ class HubClient:
                 raise ValueError(f"{info.sha!r} is not a commit")
         if info.id.lower() != repo_id.lower():
             logger.warning("%s is named %s now: use the new name, the old one may stop working", repo_id, info.id)
-        return Listing(str(info.sha), {file.rfilename: _describe(file) for file in info.siblings or ()}, endpoint)
+        files = {file.rfilename: _describe(file) for file in info.siblings or ()}
+        return Listing(str(info.sha), keep_safe(repo_id, files), endpoint)
 
     def fetch(self, repository: CachedRepository, listing: Listing, names: Sequence[str], endpoint: str) -> None:
         """Downloads the files into the snapshot of the listing's commit. Skips files that are there."""
         from huggingface_hub import snapshot_download
 
         repository.remove_leftovers()
-        with self._explained(repository.repo_id, listing.commit, endpoint):
+        with self._explained(repository.repo_id, listing.commit, endpoint), guarded(listing):
             snapshot_download(
                 repository.repo_id,
                 revision=listing.commit,
@@ -181,7 +184,7 @@ def _impossible(err: Exception) -> DownloadError:
 
 def _with_variables(endpoint: str, err: BaseException) -> str:
     """The variables to which a failed request may be due, with their values but without logins."""
-    is_certificate = "CERTIFICATE" in str(err)
+    is_certificate = any(isinstance(cause, ssl.SSLCertVerificationError) for cause in with_causes(err))
     names = hub_settings.CERTIFICATES if is_certificate else hub_settings.proxies_of(endpoint)
     given = hub_settings.describe_variables((*names, env.HF_ENDPOINT.name))
     return f"; {given}" if given else ""

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from startup.files.download.messages import DownloadError
-from startup.files.download.repository import PART_ENDING, CachedRepository, HubFile, Listing
+from startup.files.download.repository import PART_ENDING, CachedRepository, HubFile, Listing, keep_safe
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -55,7 +55,7 @@ class ObjectStoreClient:
             prefix = f"{root_of(system, repo_id)}/"
             found: Mapping[str, Mapping[str, Any]] = system.find(prefix, detail=True)
         names = {path.removeprefix(prefix): info for path, info in found.items() if path.startswith(prefix)}
-        files = {name: _describe(name, info) for name, info in names.items() if _is_safe(name)}
+        files = keep_safe(repo_id, {name: _describe(name, info) for name, info in names.items()})
         if not files:
             raise DownloadError("refused", f"{repo_id} has no files: correct the address")
         contents = [f"{name} {file.oid} {file.size}" for name, file in sorted(files.items())]
@@ -168,13 +168,6 @@ def _describe(name: str, info: Mapping[str, Any]) -> HubFile:
     version, md5 = f"{tag} {info['size']}", _md5_of(info)
     oid = f"{_MD5_PREFIX}{md5}" if md5 else f"version-{_digest(name, version, size=_VERSION_BYTES)}"
     return HubFile(name, int(info["size"]), oid)
-
-
-def _is_safe(name: str) -> bool:
-    """Whether a file can have this name, and the name does not lead out of the folder."""
-    parts = name.split("/")
-    has_control = any(ord(character) < 32 for character in name)
-    return not has_control and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
 
 
 def _md5_of(info: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from server.terms.config import ModelFiles
 from startup.errors import ModelNotFoundError
 from startup.files.download.messages import DownloadError
-from startup.files.model.checkpoint_folder import tokenizer_problem
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_place import ModelPlace, absence_problem, missing_package, place_problem
@@ -67,10 +66,7 @@ def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show 
     for place, folder in obtained.items():
         if problem := place_problem(place.wanted, folder):
             raise ModelNotFoundError(problem)
-    model, tokenizer = obtained[plan.model], obtained[plan.tokenizer]
-    if model == tokenizer and plan.request.has_tokenizer and (problem := tokenizer_problem(model)):
-        raise ModelNotFoundError(problem)
-    return ModelFiles(path=model, tokenizer_path=tokenizer)
+    return ModelFiles(path=obtained[plan.model], tokenizer_path=obtained[plan.tokenizer])
 
 
 def resolve_model(request: ModelRequest, show: Show = lambda _: None) -> ModelFiles:

@@ -11,13 +11,7 @@ from typing import Any, Final
 from base.wording import format_bytes
 from envs.registry import env
 from startup.files.download.branch import AskJob, Question
-from startup.files.download.messages import (
-    DownloadError,
-    DownloadJob,
-    DownloadProgress,
-    DownloadReport,
-    LogLine,
-)
+from startup.files.download.messages import DownloadError, DownloadJob, DownloadProgress, DownloadReport, LogLine
 from startup.files.model.file_plan import Download
 from startup.files.model.hub_settings import hub_token, listing_url
 from startup.processes import group_signals

@@ -8,6 +8,7 @@ takes an incomplete snapshot for a complete one, however this process ends.
 """
 
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,13 +16,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from base.machine.files import write_whole
+from base.machine.files import is_safe_name, write_whole
 from base.wording import format_bytes
 from startup.files.download.messages import DownloadError
 from startup.files.model.model_place import is_object_address, repository_name, unfinished_marker
 
+logger = logging.getLogger(__name__)
+
 PART_ENDING: Final = ".vllm-cli.incomplete"
 """The ending of an object's name while it is incomplete. The hub's client uses `.incomplete`."""
+
+
+_MOST_SHOWN: Final = 200
 
 
 class HubFile(NamedTuple):
@@ -43,6 +49,19 @@ class Listing(NamedTuple):
     """The address that has listed the files."""
 
 
+def keep_safe(repo_id: str, files: Mapping[str, HubFile]) -> dict[str, HubFile]:
+    """The files whose names lead nowhere else. Logs once which others a hub or a store has listed."""
+    safe = {name: file for name, file in files.items() if is_safe_name(name)}
+    folders = {
+        "/".join(parts[:count]) for parts in (name.split("/") for name in safe) for count in range(1, len(parts))
+    }
+    kept = {name: file for name, file in safe.items() if name not in folders}
+    if dropped := [name for name in files if name not in kept]:
+        text = "%s lists %d files with names that no file in a folder can have, such as %r: they are left out"
+        logger.warning(text, repo_id, len(dropped), dropped[0][:_MOST_SHOWN])
+    return kept
+
+
 class CachedRepository:
     """The folder of a repository in the cache."""
 
@@ -56,12 +75,18 @@ class CachedRepository:
     def snapshot(self, commit: str) -> Path:
         return self.folder / "snapshots" / commit
 
+    def file(self, commit: str, name: str) -> Path:
+        """The file's path in a snapshot. Raises a DownloadError if the name leads elsewhere."""
+        if not is_safe_name(name):
+            raise DownloadError("wrong", f"{self.repo_id} lists {name[:_MOST_SHOWN]!r}, which is no name of a file")
+        return self.snapshot(commit) / name
+
     def blob(self, file: HubFile) -> Path:
         return self.folder / "blobs" / file.oid
 
     def lacks(self, commit: str, files: Iterable[HubFile]) -> list[HubFile]:
         """Returns the files that the snapshot lacks, or has in another size."""
-        return [file for file in files if not _has_size(self.snapshot(commit) / file.name, file.size)]
+        return [file for file in files if not _has_size(self.file(commit, file.name), file.size)]
 
     def is_finished(self, commit: str, revision: str) -> bool:
         """Whether no download into the snapshot is unfinished, and the revision's commit is recorded."""
@@ -121,9 +146,17 @@ class CachedRepository:
     def _drop_damaged(self, commit: str, files: Iterable[HubFile]) -> None:
         """Removes files of a wrong size, as after a power failure. The hub's client would keep them."""
         for file in files:
-            for path in (self.snapshot(commit) / file.name, self.blob(file)):
+            for path in (self.file(commit, file.name), self.blob(file)):
                 if path.is_file() and not _has_size(path, file.size):
                     path.unlink()
+
+    def drop(self, commit: str, name: str) -> None:
+        """Removes a file and its content, so that the hub's client fetches it again."""
+        path = self.file(commit, name)
+        content = path.resolve()
+        path.unlink(missing_ok=True)
+        if content.parent == (self.folder / "blobs").resolve():
+            content.unlink(missing_ok=True)
 
     def _ref(self, revision: str) -> Path:
         return self.folder / "refs" / revision

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from envs.redaction import without_login
 from envs.registry import env
+from startup.files.download.content_check import ContentCheck
 from startup.files.download.hub_client import HubClient, try_each
 from startup.files.download.messages import DownloadError, DownloadJob, DownloadProgress, DownloadReport, LogLine
 from startup.files.download.repository import CachedRepository, HubFile, Listing, check_room, setting_of
 from startup.files.model.checkpoint_folder import read_index
 from startup.files.model.file_plan import Download
+from startup.files.model.model_place import unfinished_marker
 from startup.processes.helper import Send
 
 if TYPE_CHECKING:
@@ -181,34 +183,45 @@ class DownloadRun:
         try:
             if repository.lacks(commit, plan.wanted) or not repository.is_finished(commit, revision):
                 self._follow(plan, plan.wanted)  # another start may be downloading them
+                is_doubtful = unfinished_marker(plan.folder).exists()  # an earlier start ended before its check
                 with repository.changing(commit, revision, plan.wanted):
-                    self._fetch_files(plan, plan.index_file)
-                    self._fetch_files(plan, plan.wanted)
+                    self._fetch_files(plan, plan.index_file, is_doubtful=is_doubtful)
+                    self._fetch_files(plan, plan.wanted, is_doubtful=is_doubtful)
         except OSError as err:
             raise self._disk_error(err, plan) from err
         return plan.folder
 
-    def _fetch_files(self, plan: _Plan, files: Sequence[HubFile]) -> None:
+    def _fetch_files(self, plan: _Plan, files: Sequence[HubFile], *, is_doubtful: bool) -> None:
         """Fetches files that the snapshot lacks, from the address that has listed them or another one.
+
+        Compares their contents with the listing. If `is_doubtful`, those of files that were there, too.
 
         Goes on as long as each attempt completes a file.
         """
         repository, listing = plan.repository, plan.listing
+        unchecked = [*files] if is_doubtful else repository.lacks(listing.commit, files)
 
         def fetch(endpoint: str) -> None:
+            check = ContentCheck(repository, listing.commit, unchecked)
             try:
-                plan.client.fetch(repository, listing, [file.name for file in files], endpoint)
+                with check:
+                    plan.client.fetch(repository, listing, [file.name for file in files], endpoint)
             except DownloadError as err:
                 if err.kind == "unreachable":
                     err.retry_s = err.retry_s or 0.0
                 raise
+            finally:
+                unchecked[:] = check.unproven
+            if check.wrong:
+                name = f"{check.wrong[0].name} of {repository.repo_id}"
+                raise DownloadError("wrong", f"{endpoint} has sent {name} with another content than it lists", 0.0)
             if left := repository.lacks(listing.commit, files):
                 name = f"{left[0].name} of {repository.repo_id}"
                 raise DownloadError("wrong", f"{endpoint} has not sent {name} as listed", 0.0)
 
         missing = self._follow(plan, files)
         others = [endpoint for endpoint in self._endpoints(plan.download) if endpoint != listing.endpoint]
-        while lacking := repository.lacks(listing.commit, files):
+        while (lacking := repository.lacks(listing.commit, files)) or unchecked:
             try:
                 try_each((listing.endpoint, *others), fetch, self._pause)
             except DownloadError:

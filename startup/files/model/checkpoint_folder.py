@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple
 
 from base.json_depth import read_json
 from base.wording import list_some
-from startup.files.model.gguf import NUMBERED, advice_for, model_in, shard_names
+from startup.files.model.file_faults import first_problem, places_near
+from startup.files.model.gguf import NUMBERED, advice_for, gguf_problem, model_in, shard_names
 from startup.files.model.json_file import read_json_object
 
 _CHOICES: Final = (
@@ -81,7 +82,7 @@ def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str
     files are not known.
     """
     for pattern, index in _CHOICES:
-        found = [name for name in names if re.fullmatch(pattern, name)]
+        found = [name for name in names if re.fullmatch(pattern, name) and not name.startswith(".")]
         has_index = index is not None and index in names
         shard_of = read_index(index) if index is not None and has_index else {}
         wanted = frozenset(shard_of.values()) or frozenset(with_siblings(found))
@@ -133,13 +134,16 @@ def model_problem(folder: Path) -> str | None:
 def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProblem]:
     """Yields a problem for missing files, and for a configuration or an index that cannot be read."""
     has_config = (folder / "config.json").exists()
-    if not weights.present and not weights.missing and model_in(folder) is not None:
-        yield FolderProblem("gguf", f"{folder} has GGUF files, {advice_for(str(folder))}")
-        return
+    if not weights.present and not weights.missing:
+        if model_in(folder) is not None:
+            yield FolderProblem("gguf", f"{folder} has GGUF files, {advice_for(str(folder))}")
+            return
+        if problem := gguf_problem(str(folder)) or first_problem(sorted(folder.glob(".*.safetensors"))):
+            yield FolderProblem("no_weights", problem)
+            return
     if not has_config:
         adapter = f"{folder} is an adapter: give its base model, and --enable-lora --lora-modules NAME={folder}"
-        no_config = f"{folder} has no config.json, so it is not a model folder"
-        yield FolderProblem("config", adapter if (folder / ADAPTER_CONFIG).exists() else no_config)
+        yield FolderProblem("config", adapter if (folder / ADAPTER_CONFIG).exists() else no_config_problem(folder))
     elif problem := read_json_object(folder / "config.json").problem:
         yield FolderProblem("config", problem)
     if weights.index_path and not weights.shard_of and (problem := read_json_object(weights.index_path).problem):
@@ -150,7 +154,13 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
         source = f", or correct {weights.index_path.name}" if weights.index_path else ""
         yield FolderProblem("shards", f"{lacks}. Copy them there from the model's source{source}")
     elif not weights.present:
-        yield FolderProblem("no_weights", f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin")
+        near = places_near(folder, "*.safetensors") if has_config else ""
+        yield FolderProblem("no_weights", f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin{near}")
+
+
+def no_config_problem(folder: Path) -> str:
+    """Says that the folder has no config.json, and which folders near it have one."""
+    return f"{folder} has no config.json, so it is not a model folder{places_near(folder, 'config.json')}"
 
 
 def tokenizer_problem(folder: Path) -> str | None:
@@ -158,17 +168,17 @@ def tokenizer_problem(folder: Path) -> str | None:
     if not folder.is_dir():
         return f"{folder} is not a folder"
     if not any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern)):
-        return f"{folder} has no tokenizer. Name one with --tokenizer"
+        return f"{folder} has no tokenizer. Name one with --tokenizer{places_near(folder, 'tokenizer*.json')}"
     return None
 
 
 def adapter_problem(folder: Path) -> str | None:
     """Why the folder's LoRA adapter cannot be used. None if it can be used."""
     if not (folder / ADAPTER_CONFIG).exists():
-        return f"{folder} has no {ADAPTER_CONFIG}, so it is not an adapter"
+        return f"{folder} has no {ADAPTER_CONFIG}, so it is not an adapter{places_near(folder, ADAPTER_CONFIG)}"
     if not any((folder / name).exists() for name in ADAPTER_WEIGHTS):
         return f"{folder} has no {ADAPTER_WEIGHTS[0]}"
-    return None
+    return first_problem(folder / name for name in ADAPTER_WEIGHTS)
 
 
 def modeling_module(folder: Path) -> str | None:

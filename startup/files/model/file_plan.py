@@ -182,9 +182,7 @@ def _find_default(request: ModelRequest) -> ModelPlace:
 
 
 def _find(request: ModelRequest, name: str, role: Role, revision: str | None = None) -> ModelPlace:
-    wanted = WantedFiles.of(role, request)
-    needs_tokenizer = role == "model" and request.has_tokenizer and not request.has_own_tokenizer_place
-    return find_place(name, wanted, request.cache_dir, revision=revision, needs_tokenizer=needs_tokenizer)
+    return find_place(name, WantedFiles.of(role, request), request.cache_dir, revision=revision)
 
 
 def _device(path: Path) -> int | None:

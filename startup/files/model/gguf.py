@@ -4,7 +4,7 @@ import re
 import shlex
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from base.wording import list_some
 from envs.home import expand_home
+from startup.files.model.file_faults import file_problem, first_bytes, first_problem
 from startup.files.model.model_name import is_gguf_id
 
 LLAMA_SERVER: Final = "llama-server"
@@ -61,10 +62,20 @@ def find_gguf(name: str) -> GgufModel | None:
     """Finds a GGUF model by its file, by a folder without other weights, or by `repository:quantization`."""
     path = Path(expand_home(name))
     if path.is_file():
-        return _of_file(path) if path.suffix.lower() == ".gguf" or _begins(path) == _MAGIC else None
+        return _of_file(path) if first_bytes(path, len(_MAGIC)) == _MAGIC else None
     if path.is_dir():
         return None if _has_other_weights(path) else model_in(path)
-    return GgufModel(name.partition("/")[2], ("-hf", name)) if is_gguf_id(name) else None
+    is_on_hub = is_gguf_id(name) and not path.is_symlink()
+    return GgufModel(name.partition("/")[2], ("-hf", name)) if is_on_hub else None
+
+
+def gguf_problem(name: str) -> str | None:
+    """Why a GGUF file is no model, or all such files of a folder without other weights. Else None."""
+    path = Path(expand_home(name))
+    if path.is_dir() and (_has_other_weights(path) or model_in(path) is not None):
+        return None
+    files = _gguf_files(path, is_wanted=file_problem) if path.is_dir() else [path] if _is_named(path) else []
+    return first_problem(files)
 
 
 def advice_for(name: str) -> str:
@@ -78,8 +89,7 @@ def model_in(folder: Path) -> GgufModel | None:
 
     If there are several, llama.cpp's preferences decide, then the files' names.
     """
-    files = sorted(_gguf_files(folder.glob("*"))) or sorted(_gguf_files(folder.glob("*/*")))
-    models = [file for file in files if not _is_other(file) and _is_first(file)]
+    models = [file for file in _gguf_files(folder) if not _is_other(file) and _is_first(file)]
     if not models:
         return None
     chosen = min(models, key=_preference)
@@ -119,11 +129,11 @@ def _of_file(path: Path) -> GgufModel:
     """The model of a file, or of all files that belong to it. llama-server gets the first of them."""
     parts = tuple(parts_of(path))
     path = parts[0].absolute()
-    missing = tuple(part.name for part in parts if not part.exists())
-    projectors = sorted(file for file in _gguf_files(path.parent.glob("*")) if file != path and _is_projector(file))
+    missing = tuple(part.name for part in parts if not _is_gguf(part))
+    projectors = [file for file in _gguf_files(path.parent, "*") if file != path and _is_projector(file)]
     used = next((file for file in projectors if _fits(file, path)), None)
     others = [file.name for file in projectors if file != used]
-    choice = ""
+    choice = first_problem(file for file in path.parent.glob("[!.]*") if _is_named(file)) or ""
     if others:
         choice = f"{path.name} has {used.name if used else 'none'} as its projector (--mmproj), not {list_some(others)}"
     return GgufModel(path.stem, ("-m", str(path)), used, missing, choice)
@@ -133,16 +143,26 @@ def _has_other_weights(folder: Path) -> bool:
     """Whether the folder is a model in another format. A configuration alone is no sign of one."""
     if not any((folder / name).exists() for name in ("config.json", "params.json")):
         return False
-    return any(True for pattern in ("*.safetensors", "*.bin", "*.pt", "*.index.json") for _ in folder.glob(pattern))
+    return any(True for ending in (".safetensors", ".bin", ".pt", ".index.json") for _ in folder.glob(f"[!.]*{ending}"))
 
 
-def _gguf_files(paths: Iterable[Path]) -> Iterator[Path]:
-    return (path for path in paths if path.suffix.lower() == ".gguf" and path.is_file())
+def _is_gguf(path: Path) -> bool:
+    return path.is_file() and first_bytes(path, len(_MAGIC)) == _MAGIC
+
+
+def _is_named(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
+def _gguf_files(folder: Path, *places: str, is_wanted: Callable[[Path], object] = _is_gguf) -> list[Path]:
+    """The wanted files with this ending in the first of these places that has any, in order."""
+    found = (filter(_is_named, folder.glob(place)) for place in places or ("*", "*/*"))
+    return next(filter(None, (sorted(filter(is_wanted, files)) for files in found)), [])
 
 
 def _is_first(file: Path) -> bool:
     """Whether the file is a whole model, or the first existing part of one."""
-    return next(part for part in parts_of(file) if part.exists()) == file
+    return next(filter(_is_gguf, parts_of(file))) == file
 
 
 def _preference(file: Path) -> tuple[bool, int, str]:
@@ -184,7 +204,7 @@ def read_header(file: Path) -> Mapping[str, str | int | float]:
 
 @lru_cache(maxsize=256)
 def _read_header(file: Path, _time_ns: int) -> Mapping[str, str | int | float]:
-    reader = GgufReader(_begins(file, _HEADER_BYTES))
+    reader = GgufReader(first_bytes(file, _HEADER_BYTES))
     with suppress(struct.error, KeyError, OverflowError):  # ends at the end of the content
         reader.read_facts()
     return {key: value for key, value in reader.facts.items() if not isinstance(value, list)}
@@ -225,10 +245,3 @@ class GgufReader:
         if kind == _STRING:
             return [self.text() for _ in range(number)]
         return list(self.take(f"{number}{_SCALARS[kind]}"))
-
-
-def _begins(file: Path, num_bytes: int = len(_MAGIC)) -> bytes:
-    """The file's first bytes. Empty if it cannot be read."""
-    with suppress(OSError), file.open("rb") as opened:
-        return opened.read(num_bytes)
-    return b""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from base.json_depth import JsonDepthError, check_depth, read_json
+from startup.files.model.file_faults import lfs_problem, link_problem
 
 _MAX_PARSED_BYTES: Final = 16_000_000
 """The largest file that is parsed, in bytes. Parsing takes about 7 ms per MB.
@@ -15,9 +16,6 @@ Only the first and the last character of a larger file are checked.
 """
 
 _PIECE_BYTES: Final = 1 << 16
-
-_LFS_MAGIC: Final = b"version https://git-lfs.github.com/spec/"
-_LFS_MAX_BYTES: Final = 1024
 
 
 class JsonFile(NamedTuple):
@@ -33,9 +31,9 @@ def read_json_object(path: Path) -> JsonFile:
     try:
         raw = path.read_bytes()
     except OSError as err:
-        return JsonFile({}, f"{path} cannot be read: {err.strerror}")
-    if pointer := _lfs_pointer_problem(path, raw[:_LFS_MAX_BYTES]):
-        return JsonFile({}, pointer)
+        return JsonFile({}, f"{path} {link_problem(path) or f'cannot be read: {err.strerror}'}")
+    if problem := lfs_problem(path, raw):
+        return JsonFile({}, f"{path} {problem}")
     if len(raw) > _MAX_PARSED_BYTES:
         is_whole = raw.lstrip()[:1] == b"{" and raw.rstrip()[-1:] == b"}"
         return JsonFile({}, None if is_whole else f"{path} is truncated: its {len(raw)} bytes are not a JSON object")
@@ -66,20 +64,3 @@ def json_problem(path: Path) -> str | None:
                 pass
             return None
     return read_json_object(path).problem
-
-
-def _lfs_pointer_problem(path: Path, head: bytes) -> str | None:
-    """Returns the fault of a file that begins like a Git LFS pointer, a placeholder of the real file."""
-    if not head.startswith(_LFS_MAGIC):
-        return None
-    size = next((line[5:] for line in head.decode(errors="replace").splitlines() if line.startswith("size ")), "?")
-    return f"{path} is a Git LFS pointer, not the file of {size} bytes: run `git lfs pull` in {path.parent}"
-
-
-def unread_lfs_problem(path: Path) -> str | None:
-    """Returns the fault of a file that begins like a Git LFS pointer. None for any other file."""
-    try:
-        with path.open("rb") as file:
-            return _lfs_pointer_problem(path, file.read(_LFS_MAX_BYTES))
-    except OSError:
-        return None

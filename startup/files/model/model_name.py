@@ -44,7 +44,11 @@ def is_gguf_id(name: str) -> bool:
 
 def other_form(name: str) -> str | None:
     """What to write instead of a name as another tool writes it. None for any other name."""
-    plain = name.strip().strip("\"'`").strip()
+    from envs.suggestion import changed_word, plain_word  # noqa: PLC0415 - only after a failure
+
+    if (advice := changed_word(name)) is not None:
+        return advice
+    plain = plain_word(name).strip().strip("\"'`").strip()
     if (found := _OF_WINDOWS.fullmatch(plain)) is not None:
         folders = found[2].replace("\\", "/")
         return f"is a path of Windows: give the path in this system, such as /mnt/{found[1].lower()}/{folders}"

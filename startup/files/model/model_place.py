@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -21,6 +20,7 @@ from startup.files.model.checkpoint_folder import (
     read_shard_names,
     tokenizer_problem,
 )
+from startup.files.model.file_faults import file_problem, link_problem, places_near
 from startup.files.model.gguf import advice_for, find_gguf
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_name import is_hub_id, other_form
@@ -66,6 +66,13 @@ class ModelPlace(NamedTuple):
         return self.kind in ("folder", "snapshot")
 
     @property
+    def lost_files(self) -> Mapping[str, bool]:
+        """Wanted files that are links to nowhere, as in `_lost_files`. Empty if a download fetches them."""
+        if self.folder is None or not (self.is_local or is_offline()):
+            return {}
+        return _lost_files(self.wanted, FolderListing(self.folder))
+
+    @property
     def is_of_branch(self) -> bool:
         """Whether all files are on disk, but come from a branch or tag that may have moved since."""
         return self.kind == "snapshot" and not is_commit(self.revision or _DEFAULT_REVISION)
@@ -76,26 +83,24 @@ class FolderListing:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    @cached_property
-    def names(self) -> list[str]:
+        found: list[str] = []
+        others: list[str] = []
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                (found if entry.is_file() else others).append(entry.name)
+        for name in filter(_LISTED_FOLDERS.fullmatch, [*others]):
+            with suppress(OSError):
+                for path in (folder / name).iterdir():
+                    (found if path.is_file() else others).append(f"{name}/{path.name}")
+        indexes = [name for name in found if name.endswith(".index.json")] if others else []
+        named = {name for index in indexes for name in read_shard_names(folder / index, found).values()}
+        self.names = sorted({*found, *files_below(folder, named)})
         """The names of the existing files. Empty if the folder cannot be read.
 
         A file in a subfolder is included if a start may read it. Its name is a path with `/`.
         """
-        found: list[str] = []
-        has_folders = False
-        with suppress(OSError), os.scandir(self.folder) as entries:
-            for entry in entries:
-                if entry.is_file():
-                    found.append(entry.name)
-                elif _LISTED_FOLDERS.fullmatch(entry.name):
-                    found += [f"{entry.name}/{path.name}" for path in Path(entry.path).iterdir() if path.is_file()]
-                else:
-                    has_folders = True
-        indexes = [name for name in found if name.endswith(".index.json")] if has_folders else []
-        named = (name for index in indexes for name in read_shard_names(self.folder / index, found).values())
-        return sorted({*found, *files_below(self.folder, set(named))})
+        self.lost = sorted(name for name in {*others, *named} if link_problem(folder / name))
+        """The names of links to nowhere, as in `names`."""
 
     def weight_map_of(self, wanted: WantedFiles) -> Mapping[str, str]:
         """Maps tensors to files, by the index of the wanted weights. Empty if there is no index."""
@@ -103,9 +108,7 @@ class FolderListing:
         return read_shard_names(self.folder / index, self.names) if index is not None else {}
 
 
-def find_place(
-    name: str, wanted: WantedFiles, cache_dir: Path, *, revision: str | None = None, needs_tokenizer: bool = False
-) -> ModelPlace:
+def find_place(name: str, wanted: WantedFiles, cache_dir: Path, *, revision: str | None = None) -> ModelPlace:
     """Finds where the wanted files of a folder or repository are.
 
     Args:
@@ -113,24 +116,25 @@ def find_place(
         wanted: which files of this folder or repository the start reads.
         cache_dir: the cache of models from the hub.
         revision: branch, tag or commit.
-        needs_tokenizer: whether a snapshot without a tokenizer is incomplete.
     """
     is_vllm = wanted.engine == "vllm"
     if is_vllm and foreign.text_of(_REDIRECT):
         return ModelPlace("vllm", name, wanted=wanted)
     if is_object_address(name):
         place = ModelPlace("object_store", name, wanted=wanted, cache_dir=objects_cache())
-        found = find_in_cache(place, needs_tokenizer=needs_tokenizer)
+        found = find_in_cache(place)
         return place._replace(folder=found.folder if found.is_local else None)
     path = Path(expand_home(without_file_scheme(name)))
     if path.is_dir():  # vLLM ignores no files in a folder
         return ModelPlace("folder", name, path.absolute(), wanted=replace(wanted, ignore_patterns=()))
+    if link_problem(path):
+        return ModelPlace("nowhere", name, wanted=wanted)
     if is_vllm and (may_be_renamed() or ((":" in name or ".gguf" in name) and other_form(name) is None)):
         return ModelPlace("vllm", name, wanted=wanted)
     if path.exists() or not is_hub_id(name):
         return ModelPlace("nowhere", name, wanted=wanted)
     place = ModelPlace("hub", name, revision=revision, wanted=wanted, cache_dir=cache_dir)
-    return find_in_cache(place, needs_tokenizer=needs_tokenizer)
+    return find_in_cache(place)
 
 
 def absence_problem(place: ModelPlace) -> str | None:
@@ -145,10 +149,13 @@ def absence_problem(place: ModelPlace) -> str | None:
 
 def _name_problem(name: str) -> str:
     path = Path(expand_home(name))
+    if problem := file_problem(path):
+        return problem
     if (model := find_gguf(name)) is not None:
         return f"is a GGUF file{' on the hub' if model.is_on_hub else ''}, {advice_for(name)}"
     if path.exists():
-        return "is a file: give the folder that holds config.json and the weights"
+        near = places_near(path, "config.json")
+        return f"is a file: give the folder that holds config.json and the weights{near}"
     if advice := other_form(name):
         return advice
     from envs.suggestion import did_you_mean  # noqa: PLC0415 - only after a failure
@@ -159,7 +166,7 @@ def _name_problem(name: str) -> str:
     return f"is neither a folder nor a name on the Hugging Face hub{did_you_mean(path.name, siblings)}"
 
 
-def find_in_cache(place: ModelPlace, *, needs_tokenizer: bool = False) -> ModelPlace:
+def find_in_cache(place: ModelPlace) -> ModelPlace:
     """Adds the snapshot in the cache to the place. The kind becomes `snapshot` if no file is missing."""
     assert place.cache_dir is not None
     snapshot = find_snapshot(place.name, revision=place.revision, cache_dir=place.cache_dir)
@@ -167,8 +174,7 @@ def find_in_cache(place: ModelPlace, *, needs_tokenizer: bool = False) -> ModelP
         return place
     is_incomplete = (
         place_problem(place.wanted, snapshot) is not None
-        or (needs_tokenizer and tokenizer_problem(snapshot) is not None)
-        or bool(dangling_links(snapshot))
+        or bool(FolderListing(snapshot).lost)
         or unfinished_marker(snapshot).exists()
     )
     return place._replace(kind="hub" if is_incomplete else "snapshot", folder=snapshot)
@@ -176,16 +182,36 @@ def find_in_cache(place: ModelPlace, *, needs_tokenizer: bool = False) -> ModelP
 
 def place_problem(wanted: WantedFiles, folder: Path) -> str | None:
     """Why the wanted files cannot be read from the folder. None if they can be read."""
+    listing = FolderListing(folder)
+    lost = (problem for problem, is_needed in _lost_files(wanted, listing).items() if is_needed)
+    return next(lost, None) or _missing_problem(wanted, listing)
+
+
+def _lost_files(wanted: WantedFiles, listing: FolderListing) -> Mapping[str, bool]:
+    """Says which wanted files are links to nowhere, and whether a start needs each of them."""
+    names = [*listing.names, *listing.lost] if listing.lost else []
+    lost = set(listing.lost).intersection(wanted.choose(names, listing.weight_map_of(wanted) if names else None))
+    paths = {name: listing.folder / name for name in sorted(lost)}
+    return {f"{path} {link_problem(path)}": wanted.is_needed(name) for name, path in paths.items()}
+
+
+def _missing_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
+    folder = listing.folder
     if wanted.role == "tokenizer":
         return tokenizer_problem(folder)
     if wanted.role == "adapter":
         return adapter_problem(folder)
     if wanted.role in ("model", "draft") and wanted.engine == "embedded":
-        return model_problem(folder)
-    listing = FolderListing(folder)
+        problem = model_problem(folder)
+    else:
+        problem = _configuration_problem(wanted, listing)
+    return problem or (tokenizer_problem(folder) if wanted.has_tokenizer else None)
+
+
+def _configuration_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
     needed = ("generation_config.json",) if wanted.role == "generation_config" else ("config.json", "params.json")
     if not any(name in listing.names for name in needed):
-        return f"{folder} has no {needed[0]}"
+        return f"{listing.folder} has no {needed[0]}{places_near(listing.folder, needed[0])}"
     return _weights_problem(wanted, listing) if wanted.has_weights else None
 
 
@@ -230,15 +256,6 @@ def unfinished_marker(snapshot: Path) -> Path:
     Without this marker, a missing file that only the repository's list names would not be noticed.
     """
     return snapshot.parent.parent / f"{_UNFINISHED}-{snapshot.name}"
-
-
-def dangling_links(snapshot: Path) -> list[str]:
-    """The names of links in the snapshot whose targets do not exist."""
-    try:
-        with os.scandir(snapshot) as entries:
-            return sorted(entry.name for entry in entries if entry.is_symlink() and not entry.is_file())
-    except OSError:
-        return []
 
 
 def may_be_renamed() -> bool:

@@ -5,7 +5,7 @@ The same rules apply to a repository's list before a download, and to the files 
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Final, Literal, NamedTuple
@@ -41,6 +41,8 @@ _NOT_READ: Final = re.compile(r"(readme|license|notice|requirements|training_arg
 _MODULE: Final = re.compile(r"\d+_[A-Za-z]+/[^/]+")
 """Files of sentence-transformers' modules, such as 1_Pooling/config.json."""
 _TEMPLATES: Final = "additional_chat_templates/*.jinja"
+_NEEDED: Final = ("config.json", "params.json", ADAPTER_CONFIG)
+_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "spiece.model", "tekken.json")
 _CONFIGS: Final = ("config.json", "params.json", "generation_config.json")
 
 
@@ -96,13 +98,17 @@ class WantedFiles:
     engine: EngineName = "embedded"
     load_format: str = "auto"
     ignore_patterns: tuple[str, ...] = (LLAMA_ORIGINALS,)
+    has_tokenizer: bool = False
+    """Whether the model's own tokenizer is read."""
 
     @classmethod
     def of(cls, role: Role, request: ModelRequest) -> "WantedFiles":
         """Returns which files a start with this request reads from a repository in this role."""
         own = request.draft.load_format if role == "draft" and request.draft is not None else None
         load_format, ignored = own or request.load_format, request.ignore_patterns
-        return cls(role=role, engine=request.engine, load_format=load_format, ignore_patterns=ignored)
+        has_tokenizer = role == "model" and request.has_tokenizer and not request.has_own_tokenizer_place
+        wanted = cls(role=role, engine=request.engine, load_format=load_format, ignore_patterns=ignored)
+        return replace(wanted, has_tokenizer=has_tokenizer)
 
     @property
     def has_weights(self) -> bool:
@@ -119,6 +125,11 @@ class WantedFiles:
         if self.load_format == "auto":
             return self.engine == "vllm" and find_spec("runai_model_streamer") is not None
         return self.engine == "vllm" and format_of(self.load_format).is_streamed
+
+    def is_needed(self, name: str) -> bool:
+        """Whether a start that reads this file fails without it."""
+        is_of_tokenizer = name in _TOKENIZERS and (self.has_tokenizer or self.role == "tokenizer")
+        return is_of_tokenizer or name in _NEEDED or name.endswith((*_WEIGHT_ENDINGS, ".index.json"))
 
     def choose(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
         """Returns the names of the files that the start reads, in order: small files first, then weights.
@@ -197,7 +208,8 @@ class WantedFiles:
         if "/" in name:
             is_module_config = self.role == "model" and _MODULE.fullmatch(name) and name.endswith("/config.json")
             return bool(is_module_config) or (self.role in ("model", "tokenizer") and fnmatchcase(name, _TEMPLATES))
-        if name.startswith(".") or _NOT_READ.match(name):
+        is_index = self.role == "tokenizer" and name.endswith(".index.json")
+        if is_index or name.startswith(".") or _NOT_READ.match(name):
             return False
         return any(fnmatchcase(name, pattern) for pattern in _SMALL_FILES)
 

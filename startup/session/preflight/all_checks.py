@@ -14,12 +14,12 @@ from base.machine.memory import MemoryState, read_memory
 from base.wording import list_some
 from envs.home import expand_home
 from envs.registry import env, undeclared_names, unknown_variables, validate_all
-from server.text.model_files.tokenizer_files import find_mistral_file, find_tokenizer_mode, foreign_problem
+from server.text.model_files.tokenizer_files import find_mistral_file, foreign_problem
 from startup.files.model.checkpoint_folder import tokenizer_problem
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import describe_variables, hub_endpoints, is_offline, unusable_certificates
 from startup.files.model.json_file import read_json_object
-from startup.files.model.model_place import ModelPlace
+from startup.files.model.model_place import FolderListing, ModelPlace
 from startup.files.model.request import ModelRequest
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.session.preflight.memory_fit import ModelShape, check_memory, read_model_shape
@@ -28,7 +28,7 @@ from startup.session.preflight.model_places import (
     check_model_place,
     choice_findings,
     file_choice,
-    snapshot_findings,
+    link_findings,
 )
 from startup.session.preflight.network import check_address, check_api_keys, check_tls
 from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, error, info, run_checks, warning
@@ -120,6 +120,7 @@ class _Preflight:
         yield "environment", _check_environment
         yield "libraries", check_libraries
         yield "model", lambda: chain.from_iterable(map(check_model_place, self._plan.main_places))
+        yield "links", lambda: link_findings(self._plan.places)
         if not self._options.is_listening:
             yield "address", lambda: check_address(server.network)
         yield "tls", lambda: check_tls(server.tls)
@@ -139,7 +140,8 @@ class _Preflight:
 
     @cached_property
     def _checkpoint(self) -> Checkpoint | None:
-        return read_checkpoint(self._plan.model.folder) if self._plan.model.folder else None
+        model = self._plan.model
+        return read_checkpoint(model.folder) if model.folder and not any(model.lost_files.values()) else None
 
     @cached_property
     def _shape(self) -> ModelShape | None:
@@ -159,19 +161,17 @@ class _Preflight:
             yield from self._checkpoint.findings
         else:  # a download replaces missing files, but not a broken one
             yield from (finding for finding in self._checkpoint.findings if finding.check in CONTENT_CHECKS)
-        if model.kind != "folder":
-            yield from snapshot_findings(self._checkpoint.folder, will_download=not model.is_local)
+        if model in self._downloads() and (lost := FolderListing(folder := self._checkpoint.folder).lost):
+            yield info("download", f"{folder} lacks the content of {list_some(lost)}: they are downloaded now")
 
     def _check_tokenizer(self) -> Iterator[Finding]:
-        folder = self._plan.tokenizer.folder
-        if folder is None or not self._plan.tokenizer.is_local:
+        place, folder = self._plan.tokenizer, self._plan.tokenizer.folder
+        if folder is None or not place.is_local or any(place.lost_files.values()):
             return
         if problem := tokenizer_problem(folder) or foreign_problem(folder, self._config.renderer.tokenizer_mode):
             yield error("tokenizer", problem)
-        if (mistral := find_mistral_file(folder)) is not None and mistral.name != "tokenizer.model":
-            files = (mistral.name, "tokenizer.json")
-            mode = find_tokenizer_mode(folder, self._config.renderer.tokenizer_mode)
-            yield from file_choice(folder, "the tokenizer is", files if mode == "mistral" else files[::-1])
+        if (mistral := find_mistral_file(folder)) is not None:
+            yield from file_choice(folder, "the tokenizer is", ("tokenizer.json", mistral.name))
         for path in dict.fromkeys((self._plan.model.folder, folder)):
             yield from small_file_findings(path) if path else ()
 

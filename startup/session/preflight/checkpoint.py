@@ -1,15 +1,17 @@
 """Checks the files in a model's folder by names, headers and small JSON files. Does not read the weights."""
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from base.json_depth import read_json
 from base.wording import list_some
 from startup.files.model.checkpoint_folder import WeightFiles, find_weight_files, folder_problems, is_numbered
-from startup.files.model.json_file import JsonFile, json_problem, read_json_object, unread_lfs_problem
-from startup.session.preflight.report import Finding, error
+from startup.files.model.file_faults import UNREADABLE, file_problem, first_bytes, lfs_problem
+from startup.files.model.json_file import JsonFile, json_problem, read_json_object
+from startup.session.preflight.report import Finding, error, warning
 
 _JSON_FILES: Final = (
     "generation_config.json",
@@ -26,9 +28,16 @@ _BINARY_TOKENIZERS: Final = ("tokenizer.model", "spiece.model", "sentencepiece.b
 CONTENT_CHECKS: Final = ("weights", "lfs")
 """Ids of the checks of files that exist. The other checks are about missing files."""
 
-_UNREADABLE: Final = "cannot be read"
-_OTHER_FORMAT: Final = "is not a "
-"""The beginning of problems of files that may be sound, but have another format than their name says."""
+LENGTH_KEYS: Final = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx",
+)  # fmt: skip
+_NUMBERS: Final = (
+    *LENGTH_KEYS, "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
+)  # fmt: skip
+"""The settings that transformers takes only as whole numbers."""
+_COPY: Final = "copy it again from its source. If it came from the hub, delete it, and the start downloads it"
+_RENAME: Final = "correct its name, or copy the right file"
+"""The advice for a file that may be sound, but has another format than its name says."""
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _PICKLE_MAGIC: Final = b"\x80"
 _LENGTH_BYTES: Final = 8
@@ -92,19 +101,24 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config.content, weights, tensors, size, tuple(findings))
 
 
-def small_file_findings(folder: Path) -> Iterator[Finding]:
-    """Checks the small files that the tokenizer and generation need."""
+def small_file_findings(
+    folder: Path, needed: Collection[str] = (*_JSON_FILES, *_BINARY_TOKENIZERS)
+) -> Iterator[Finding]:
+    """Checks the small files of tokenizer and generation. Faults in files not `needed` are warnings."""
     for name in _JSON_FILES:
         if (folder / name).exists() and (problem := json_problem(folder / name)):
-            yield error("json", problem)
+            yield (error if name in needed else warning)("json", problem)
     for name in _BINARY_TOKENIZERS:
-        if pointer := unread_lfs_problem(folder / name):
-            yield error("lfs", pointer)
+        if problem := file_problem(folder / name):
+            yield (error if name in needed else warning)("lfs", f"{folder / name} {problem}")
 
 
 def _config_findings(folder: Path, config: JsonFile) -> Iterator[Finding]:
     if config.content and not config.content.get("model_type") and not config.content.get("architectures"):
         yield error("config", f"{folder / 'config.json'} names neither model_type nor architectures")
+    for name in _NUMBERS:
+        if isinstance(value := config.content.get(name), bool | float | str):
+            yield error("config", f"{folder / 'config.json'} has no whole number as {name}, but {json.dumps(value)}")
 
 
 def _shard_findings(folder: Path, weights: WeightFiles) -> Iterator[Finding]:
@@ -118,10 +132,10 @@ def _shard_findings(folder: Path, weights: WeightFiles) -> Iterator[Finding]:
 def _content_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Iterator[Finding]:
     problems = {file.path: file.problem for file in files}
     for path in weights.present:
-        if pointer := unread_lfs_problem(path):
-            yield error("lfs", pointer)
+        if pointer := lfs_problem(path, first_bytes(path)):
+            yield error("lfs", f"{path} {pointer}")
         elif problem := problems[path] if path in problems else _torch_file_problem(path):
-            yield _broken(path, problem)
+            yield error("weights", f"{path} {problem}")
 
 
 def _torch_file_problem(path: Path) -> str | None:
@@ -140,21 +154,12 @@ def _torch_file_problem(path: Path) -> str | None:
                 zipfile.ZipFile(file).close()
                 return None
     except OSError as err:
-        return f"{_UNREADABLE}: {err.strerror}"
+        return UNREADABLE.format(err.strerror)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as err:
-        return f"is truncated or corrupt: its {size} bytes have no archive's directory at the end ({err})"
+        return f"is truncated or corrupt: its {size} bytes have no archive's directory at the end ({err}): {_COPY}"
     if magic.startswith(_PICKLE_MAGIC):
         return None
-    return f"is not a PyTorch checkpoint: it has {size} bytes and begins with {magic!r}"
-
-
-def _broken(path: Path, problem: str) -> Finding:
-    advice = "copy it again from its source. If it came from the hub, delete it, and the start downloads it"
-    if problem.startswith(_UNREADABLE):
-        advice = "give this user the right to read it"
-    elif problem.startswith(_OTHER_FORMAT):
-        advice = "correct its name, or copy the right file"
-    return error("weights", f"{path} {problem}: {advice}")
+    return f"is not a PyTorch checkpoint: it has {size} bytes and begins with {magic!r}: {_RENAME}"
 
 
 def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Iterator[Finding]:
@@ -187,17 +192,20 @@ def read_safetensors(path: Path) -> SafetensorsFile:
             header, data_begin = _read_header(file, size)
         tensors = {name: _entry(name, value) for name, value in header.items() if name != "__metadata__"}
     except OSError as err:
-        return SafetensorsFile(path, {}, f"{_UNREADABLE}: {err.strerror}")
+        return SafetensorsFile(path, {}, UNREADABLE.format(err.strerror))
     except _HeaderError as err:
         return SafetensorsFile(path, {}, str(err))
     wanted = data_begin + max((tensor.end for tensor in tensors.values()), default=0)
     fault = "truncated" if size < wanted else "too long"
-    problem = f"is {fault}: its header calls for {wanted} bytes, the file has {size}"
+    problem = f"is {fault}: its header calls for {wanted} bytes, the file has {size}: {_COPY}"
     return SafetensorsFile(path, tensors, problem if size != wanted else None)
 
 
 class _HeaderError(ValueError):
     """The header is invalid, so nothing more can be checked."""
+
+    def __init__(self, message: str, advice: str = _COPY) -> None:
+        super().__init__(f"{message}: {advice}")
 
 
 def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
@@ -207,7 +215,8 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(prefix, "little")
     data_begin = _LENGTH_BYTES + length
     if length > _MAX_HEADER_BYTES:
-        raise _HeaderError(f"is not a safetensors file: its first 8 bytes say that the header has {length} bytes")
+        begin = f"its first 8 bytes say that the header has {length} bytes"
+        raise _HeaderError(f"is not a safetensors file: {begin}", _RENAME)
     if data_begin > size:
         raise _HeaderError(f"is truncated: the header alone needs {data_begin} bytes, the file has {size}")
     try:

@@ -12,19 +12,11 @@ from envs.registry import env
 from server.terms.config import EngineConfig
 from server.text.model_files.model_kind import read_model_kind
 from startup.imports.torch_environment import expects_gpu
-from startup.session.preflight.checkpoint import Checkpoint
+from startup.session.preflight.checkpoint import LENGTH_KEYS, Checkpoint
 from startup.session.preflight.report import Finding, error, info, warning
 
 PROGRAM_BYTES: Final = 500 << 20
 """Memory of all processes after their imports of torch and transformers. The engine's share was 260 MB."""
-LENGTH_KEYS: Final = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "seq_length",
-    "max_sequence_length",
-    "n_ctx",
-)
 _DEFAULT_LENGTH: Final = 2048
 _ITEM_BYTES: Final = {"float64": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 _CONVERTED: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -103,7 +95,7 @@ def _kv_elements(text: dict[str, Any]) -> int:
 
 def _count(text: dict[str, Any], *keys: str) -> int:
     """The first positive number among the values of these keys. 0 if there is no such number."""
-    return next((text[key] for key in keys if isinstance(text.get(key), int) and text[key] > 0), 0)
+    return next((text[key] for key in keys if type(text.get(key)) is int and text[key] > 0), 0)
 
 
 def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> Iterator[Finding]:

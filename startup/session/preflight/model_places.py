@@ -1,8 +1,9 @@
 """Checks that model and tokenizer exist or may be downloaded, and whether a cached snapshot is complete."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -15,14 +16,7 @@ from envs.registry import env
 from startup.files.download.messages import DownloadError
 from startup.files.model.hub_settings import hub_endpoints
 from startup.files.model.json_file import read_json_object
-from startup.files.model.model_place import (
-    FolderListing,
-    ModelPlace,
-    absence_problem,
-    dangling_links,
-    find_snapshot,
-    missing_package,
-)
+from startup.files.model.model_place import FolderListing, ModelPlace, absence_problem, find_snapshot, missing_package
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.report import CHOICE, Finding, error, info, warning
 
@@ -43,6 +37,12 @@ def check_model_place(place: ModelPlace) -> Iterator[Finding]:
     elif (problem := absence_problem(place)) and not place.is_default and not (is_vllm and _is_cached(place)):
         report = warning if is_vllm and Path(expand_home(place.name)).is_file() else error
         yield report("model", f"{option} {problem}")
+
+
+def link_findings(places: Iterable[ModelPlace]) -> Iterator[Finding]:
+    """Reports files of model, tokenizer and others that are links to nowhere."""
+    for problem, is_needed in chain.from_iterable(place.lost_files.items() for place in places):
+        yield (error if is_needed else warning)("links", problem)
 
 
 def _is_cached(place: ModelPlace) -> bool:
@@ -81,14 +81,6 @@ def file_choice(folder: Path, what: str, files: Sequence[str]) -> Iterator[Findi
     """Says that the first of these files is read, if others of them exist."""
     present = [name for name in files if (folder / name).exists()]
     return _choice(folder, what, present[:1], present[1:])
-
-
-def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Finding]:
-    """Reports faults of a cached snapshot. A fault that a download will fix has the severity `info`."""
-    report = info if will_download else error
-    if links := dangling_links(snapshot):
-        advice = "they are downloaded now" if will_download else "`vllm-cli prefetch` downloads them"
-        yield report("download", f"{snapshot} lacks the content of {list_some(links)}: {advice}")
 
 
 def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:

@@ -39,7 +39,7 @@ def _check_port(config: NetworkConfig) -> Iterator[Finding]:
         message = f"{config.host or '0.0.0.0'}:{config.port} is in use by {who}: stop it or choose another --port"
         yield error("port", message, PortInUseError.cause)
     except StartupError as err:
-        is_low = "permission" in str(err) and config.port < 1024
+        is_low = err.cause == "port-not-permitted" and config.port < 1024
         advice = "choose a --port from 1024 up, lower ones need root" if is_low else "choose another --host"
         yield error("port", f"{err}: {advice}", err.cause)
 

@@ -148,17 +148,14 @@ def test_a_package_that_only_a_finder_finds_is_checked(folder, tmp_path):
         assert find_change() == f"{package}/__init__.py was changed"
 
 
-def test_another_interpreter_is_a_change(python, tmp_path):
+def test_another_path_file_or_interpreter_is_a_change(python, tmp_path):
+    path_file = site_of(python) / "__editable__.other-1.0.pth"
+    with running(python=python) as find_change:
+        path_file.write_text(str(tmp_path))
+        assert find_change() == f"{path_file} was changed"
     with running(python=python) as find_change:
         copy = tmp_path / "copied-python"
         shutil.copy2(python.resolve(), copy)
         python.unlink()
         python.symlink_to(copy)
         assert "python was changed" in find_change()
-
-
-def test_a_path_file_is_a_change(python, tmp_path):
-    site = site_of(python)
-    with running(python=python) as find_change:
-        (site / "__editable__.other-1.0.pth").write_text(str(tmp_path))
-        assert find_change() == f"{site}/__editable__.other-1.0.pth was changed"

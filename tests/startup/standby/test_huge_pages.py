@@ -7,10 +7,10 @@ from tests.support.cli import run_python
 
 SCRIPT = """
 import os, sys
-from startup.standby.template import use_huge_pages
+from startup.standby.template import collapse_memory
 
 blocks = [bytes([n % 251]) * 500_000 for n in range(100)]
-num_pages = use_huge_pages()
+num_pages = collapse_memory()
 pid = os.fork()
 if pid == 0:
     blocks[0] = b"x" * 500_000
@@ -40,4 +40,4 @@ def test_the_administrators_setting_is_obeyed(tmp_path, setting, monkeypatch):
     if setting is not None:
         path.write_text(setting)
     monkeypatch.setattr(template, "_HUGE_PAGES", path)
-    assert template.use_huge_pages() == 0
+    assert template.collapse_memory() == 0

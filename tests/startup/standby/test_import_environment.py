@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from startup.settings.serve_words import ServeWords
 from startup.standby.import_state import ImportEnvironment, recorded_reads, written_since
 from startup.standby.sockets import VLLM_EAGER, template_kind
 from tests.support.cli import run_python
@@ -90,5 +91,5 @@ def test_real_imports_are_recorded():
 
 @pytest.mark.parametrize("word", ["--preflight-only", "--preflight_only", "--help", "--version"])
 def test_commands_that_do_not_start_vllm_need_no_template(word):
-    assert template_kind(["--engine", "vllm", "--enforce-eager", word]) is None
-    assert template_kind(["--engine", "vllm", "--enforce-eager"]) == VLLM_EAGER
+    assert template_kind(ServeWords(["--engine", "vllm", "--enforce-eager", word])) is None
+    assert template_kind(ServeWords(["--engine", "vllm", "--enforce-eager"])) == VLLM_EAGER

@@ -28,9 +28,10 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user"
 
 _ASK: Final = """
 import sys
+from startup.settings.serve_words import ServeWords
 from startup.standby.front_process import serve_warm
 sys.argv = ["vllm-cli", "serve", *sys.argv[1:]]
-exit_code = serve_warm(sys.argv[2:])
+exit_code = serve_warm(ServeWords(sys.argv[2:]))
 from startup import start_origin
 print("ASKED", exit_code, start_origin.cold_reason, sep="|")
 """
@@ -302,7 +303,7 @@ def test_a_process_of_an_outer_process_namespace_is_refused():
     ids=str,
 )
 @pytest.mark.parametrize("has_name", [True, False], ids=["named", "nameless"])
-def test_the_folder_is_in_the_cache_folder(variables, has_name, monkeypatch):
+def test_the_folder_is_in_the_runtime_folder_or_else_in_the_cache_folder(variables, has_name, monkeypatch):
     if not has_name:  # a user id without an entry, as in containers
         monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
     for name in ("XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT"):
@@ -313,8 +314,5 @@ def test_the_folder_is_in_the_cache_folder(variables, has_name, monkeypatch):
         else:
             monkeypatch.setenv(name, value)
     assert Path(socket_folder()) == env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "standby"
-
-
-def test_the_runtime_folder_comes_first(monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
     assert socket_folder() == "/run/user/1/vllm-cli"

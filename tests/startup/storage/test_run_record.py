@@ -101,7 +101,7 @@ def test_a_folder_of_another_user_is_passed_over(taken, folder, tmp_path, monkey
         assert list(folders[taken].glob("*.json"))
 
 
-def test_without_any_folder_the_reason_is_told_once(folder, caplog):
+def test_without_any_folder_the_reason_is_told_once(folder, caplog, monkeypatch):
     folder.mkdir()
     folder.chmod(0o755)
     run_record._tell_once.cache_clear()
@@ -109,9 +109,6 @@ def test_without_any_folder_the_reason_is_told_once(folder, caplog):
         assert [read_run_records(), read_run_records()] == [[], []]
     problem = f"{folder} must be a folder of this user with mode 0700"
     assert caplog.messages == [f"running servers are not known: {problem}"]
-
-
-def test_where_no_folder_can_be_created_a_server_runs_without_a_record(monkeypatch):
-    monkeypatch.setattr(run_record, "_FOLDERS", ("/proc/none",))
+    monkeypatch.setattr(run_record, "_FOLDERS", ("/proc/none",))  # which cannot be created
     with run_recorded(_RECORD):
         assert read_run_records() == []

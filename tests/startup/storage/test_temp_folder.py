@@ -13,7 +13,7 @@ import pytest
 from startup.errors import StartupError
 from startup.storage import temp_folder
 from startup.storage.temp_folder import ensure_temp_folder, own_folder, remove_left_behind
-from tests.startup.vllm.fake_start import short_folder
+from tests.support.folders import short_folder
 
 
 @pytest.fixture

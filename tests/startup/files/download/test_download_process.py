@@ -54,7 +54,6 @@ def test_a_helper_downloads_and_reports(big):
         wait_until(lambda: any(text.startswith("downloading ") and "/s" in text for text in shown))
         big.hub.link.bytes_per_s = None
         (folder,) = handle.result()
-        assert handle.report is not None
         assert handle.report.fetched_bytes == BIG_BYTES
         assert {name for name, _, _ in handle.report.spans} == {"download_start", "download_list", "download_fetch"}
     assert read(folder) == BIG
@@ -118,7 +117,6 @@ def test_the_lock_of_a_dead_owner_is_free(big):
         "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(flush=True); time.sleep(600)"
     )
     owner = subprocess.Popen([sys.executable, "-c", script, str(lock)], stdout=subprocess.PIPE)
-    assert owner.stdout is not None
     owner.stdout.readline()
     shown: list[str] = []
     with start(big, shown) as handle:

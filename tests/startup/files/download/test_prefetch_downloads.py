@@ -56,7 +56,9 @@ def test_the_files_are_those_of_the_revision_and_engine(engine, run, hub_server,
 
 @pytest.mark.thorough
 def test_adapters_and_the_draft_model_are_downloaded_for_vllm(run, hub_server):
-    hub_server.add("org/adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "notes.txt": b"x"})
+    hub_server.add(
+        "org/adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(8) + b"{", "notes.txt": b""}
+    )
     hub_server.add("org/draft", MODEL)
     flags = ("--lora-modules", "a=org/adapter", "--speculative-config", '{"model": "org/draft"}')
     code, fields = report(run, "org/model", "--engine", "vllm", *flags)

@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from startup.files.model.default_model import prepared_folder
 from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -58,11 +57,6 @@ def models_of(environment: dict[str, str]) -> Path:
 
 WITHOUT_INDEX = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
 LOCK = "SmolLM2-135M-Instruct.lock"
-
-
-def test_the_folder_is_in_vllms_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
-    assert prepared_folder() == tmp_path / "vllm_cli" / "models" / "SmolLM2-135M-Instruct"
 
 
 def test_an_unavailable_model_is_one_line_and_leaves_no_files(environment):

@@ -138,7 +138,6 @@ def test_a_snapshot_of_the_given_revision_is_read(cache):
     snapshot(cache, "org/model", "config.json", "tokenizer.json", "model.safetensors")
     other = snapshot(cache, "org/model", *TOKENIZER, "config.json", "model.safetensors", ref="v2", commit="b" * 40)
     plan = plan_files(ModelRequest(model="org/model", revision="v2", engine="vllm"))
-    assert plan.files is not None
     assert plan.files.path == other
     assert plan_files(ModelRequest(model="org/model", revision="v3", engine="vllm")).downloads[0].revision == "v3"
 

@@ -79,6 +79,20 @@ def test_of_several_models_one_is_served_and_the_others_are_named(names, chosen,
     assert all(name in found.choice for name in others)
 
 
+@pytest.mark.parametrize("name", ["._b-Q4_K_M.gguf", "a-Q4_K_M.gguf", "mmproj-a.gguf", "lost.gguf"])
+@pytest.mark.parametrize("content", [b"", b"\0\5\x16\7", None], ids=["empty", "sidecar", "link"])
+def test_a_file_that_only_looks_like_a_model_is_never_served(name, content, tmp_path):
+    model = write_model(tmp_path / "b-Q8_0.gguf")
+    if content is None:
+        (tmp_path / name).symlink_to("gone")
+    else:
+        (tmp_path / name).write_bytes(content)
+    found = _find(tmp_path)
+    assert (found.words, found.projector) == (("-m", str(model)), None)
+    assert found.choice.startswith(f"{tmp_path / name} is ") != name.startswith(".")
+    assert find_gguf(str(tmp_path / name)) is None
+
+
 @pytest.mark.parametrize(
     "part", ["m-00001-of-00003.gguf", "m-00003-of-00003.gguf", ""], ids=["first", "last", "folder"]
 )

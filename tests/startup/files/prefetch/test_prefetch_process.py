@@ -34,9 +34,7 @@ HEAVY = {
 
 def prefetch(files: list[Path], **options: Any) -> PrefetchReport:
     with start_prefetch(files, **{"memory_bytes": PLENTY} | options) as handle:
-        report = handle.result(120)
-    assert report is not None
-    return report
+        return handle.result(120)
 
 
 def slow_prefetch(make_file: Callable[..., Path]) -> PrefetchHandle:
@@ -79,7 +77,6 @@ def test_no_more_is_read_than_fits_into_memory(make_file):
     path = make_file("f", 120, is_cold=True)
     report = prefetch([path], mode="on", memory_bytes=(1024 + 80) * MIB, block_bytes=4 * MIB, num_threads=2)
     assert report.state == "done"
-    assert report.reason is not None
     assert "84 MB of 126 MB fit" in report.reason
     assert 70 * MIB <= report.read_bytes <= 80 * MIB
     assert resident_bytes(path) < 120 * MIB, "only a part is resident, though the kernel reads ahead a little"
@@ -109,7 +106,6 @@ def test_resident_files_need_no_helper(make_file, monkeypatch):
     monkeypatch.setattr("startup.files.prefetch.process.Helper", None)
     with held(path):
         report = start_prefetch([path]).result()
-    assert report is not None
     assert (report.state, report.reason, report.resident_bytes) == ("off", "all files are resident", 1 << 20)
 
 
@@ -135,7 +131,6 @@ def test_mode_off_starts_no_process(tmp_path):
 @pytest.mark.thorough
 def test_a_pending_result_is_none_and_close_stops_the_process(make_file):
     handle = slow_prefetch(make_file)
-    assert handle.pid is not None
     pid = handle.pid
     assert next(handle.progress()).share < 1
     assert handle.result(0.1) is None
@@ -145,7 +140,6 @@ def test_a_pending_result_is_none_and_close_stops_the_process(make_file):
 
 def test_a_killed_helper_is_only_a_warning(make_file, caplog):
     with slow_prefetch(make_file) as handle, caplog.at_level(logging.WARNING):
-        assert handle.pid
         os.kill(handle.pid, signal.SIGKILL)
         report = handle.result(120)
     assert report == PrefetchReport("failed", "the helper process ended without a report: killed by signal 9")

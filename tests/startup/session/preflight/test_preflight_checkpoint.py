@@ -128,6 +128,14 @@ FAULTS: Final[list[tuple[Damage, str, str]]] = [
         for content in (b"", b"[]", b"\xff\xfe", b'{"model_type": ')
     ),
     (_written("config.json", b'{"hidden_size": 8}'), "config", "names neither model_type nor architectures"),
+    *(
+        (
+            _written("config.json", b'{"model_type": "llama", "num_hidden_layers": 2, "%b": %b}' % (name, value)),
+            "config",
+            f"{name.decode()}, but {value.decode()}",
+        )
+        for name, value in ((b"max_position_embeddings", b"true"), (b"head_dim", b'"64"'), (b"n_ctx", b"2048.5"))
+    ),
     *((_with_torch_file(_torch_file()[:-num_missing]), "weights", "is truncated") for num_missing in (1, 100, 5000)),
     (_with_torch_file(b"<html>"), "weights", "is not a PyTorch checkpoint: it has 6 bytes"),
 ]
@@ -146,14 +154,12 @@ def test_an_empty_folder_lacks_config_weights_and_tokenizer(tmp_path, preflight)
     assert {finding.check for finding in preflight(tmp_path).errors} == {"config", "no_weights", "tokenizer"}
 
 
-def test_mistral_s_own_tokenizer_is_read_and_grok_2_s_needs_vllm(folder, preflight):
+def test_a_tokenizer_that_only_vllm_reads_needs_it(folder, preflight):
     (folder.path / "tokenizer.json").rename(folder.path / "tekken.json")
-    assert messages(preflight(folder.path), "tokenizer") == []
-    (folder.path / "tekken.json").rename(folder.path / "tokenizer.tok.json")
     (message,) = messages(preflight(folder.path), "tokenizer")
-    assert "Grok-2" in message
+    assert "only tekken.json" in message
     assert "--engine vllm" in message
-    (folder.path / "tokenizer.tok.json").rename(folder.path / "tokenizer.json")
+    (folder.path / "tekken.json").rename(folder.path / "tokenizer.json")
     (folder.path / "config.json").write_text("{oops")
     assert messages(preflight(folder.path), "tokenizer") == [], "a broken file is reported once"
 

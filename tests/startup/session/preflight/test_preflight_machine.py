@@ -95,16 +95,9 @@ def holder(family: str, address: object, *words: str) -> Iterator[tuple[int, int
     """Runs another process with the socket. Yields its process id and port."""
     command = [sys.executable, "-c", HOLDER, family, str(address), *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin and process.stdout
         port = process.stdout.readline().strip()
         yield process.pid, int(port or 0)
         process.stdin.close()
-
-
-def test_a_free_port_is_no_finding_and_stays_free(preflight):
-    port = free_port()
-    for _ in range(2):
-        assert found(preflight("/nowhere", port=port, host="127.0.0.1"), "port") == []
 
 
 def test_a_port_in_use_is_reported_with_pid_and_command_without_its_secrets(preflight):
@@ -123,9 +116,10 @@ def test_a_port_that_is_bound_without_listening_is_in_use(preflight):
     assert "a process that is not visible from here, or does not listen yet" in message
 
 
-def test_a_port_of_this_process_is_in_use_unless_it_is_the_launchers_own(preflight):
-    with socket.create_server(("127.0.0.1", 0)) as ours:
-        port = ours.getsockname()[1]
+def test_a_free_port_stays_free_and_one_of_this_process_is_in_use_unless_it_is_the_launchers_own(preflight):
+    port = free_port()
+    assert found(preflight("/nowhere", port=port, host="127.0.0.1"), "port") == []
+    with socket.create_server(("127.0.0.1", port)):
         (message,) = found(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
         assert found(preflight("/nowhere", port=port, host="127.0.0.1", is_listening=True), "port") == []
     assert "is in use by" in message

@@ -89,7 +89,7 @@ def test_a_gguf_model_is_an_error_that_names_the_program_that_serves_it(tmp_path
     for name in ("qwen 3.gguf", "mmproj-big.gguf", "big-00001-of-00002.gguf", "big-00002-of-00002.gguf"):
         folder = tmp_path / "big" if "big" in name else tmp_path
         folder.mkdir(exist_ok=True)
-        (folder / name).touch()
+        (folder / name).write_bytes(b"GGUF")
     for model in (tmp_path / "qwen 3.gguf", tmp_path / "big", "team/Model-1.5B-GGUF:Q4_K_M"):
         (finding,) = (found for found in preflight(model).errors if found.check != "tokenizer")
         assert f"put its `llama-server` on PATH, and start `vllm-cli serve {quote(str(model))}`" in finding.message
@@ -159,8 +159,9 @@ def hub_finding(report: PreflightReport) -> Finding:
     return finding
 
 
-def test_a_start_leaves_the_requests_to_the_download(hub, preflight):
+def test_a_start_leaves_the_requests_to_the_download_and_a_local_folder_needs_none(hub, preflight, check, model_path):
     preflight("team/nothing")
+    assert check(model_path).errors == ()
     assert hub.requests == []
 
 
@@ -195,8 +196,3 @@ def test_an_unreachable_hub_is_an_error_unless_the_model_is_elsewhere(check, mon
     finding = hub_finding(check(model))
     assert finding.severity == severity
     assert "the hub at http://127.0.0.1:9 cannot be reached" in finding.message
-
-
-def test_a_local_folder_needs_no_network(hub, check, model_path):
-    assert check(model_path).errors == ()
-    assert hub.requests == []

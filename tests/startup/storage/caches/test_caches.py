@@ -146,9 +146,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_writable_package_needs_no_cache_folder(package):
+def test_a_writable_or_compiled_package_needs_no_cache_folder_and_no_warning(package, monkeypatch):
     assert keep_bytecode(package) is None
     assert sys.pycache_prefix is None
+    py_compile.compile(str(package / "__init__.py"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert keep_bytecode(package) is None
 
 
 @pytest.fixture
@@ -190,12 +193,6 @@ def test_with_pythondontwritebytecode_the_cache_folder_is_used(package, monkeypa
     found = python_output(code, cwd=package.parent).strip()
     assert Path(found).is_file() and found.startswith(str(place))
     assert not (package / "__pycache__").exists()
-
-
-def test_a_compiled_package_needs_no_warning(package, monkeypatch):
-    py_compile.compile(str(package / "__init__.py"))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    assert keep_bytecode(package) is None
 
 
 def test_kept_bytecode_is_used_from_the_first_modules_on(package, monkeypatch):
