@@ -15,9 +15,10 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 
 
 START_INFO: Final = ("vllm_cli:start_info", "How the server was started: cold, warm or plain, and why.")
-START_PHASES: Final = ("vllm_cli:start_phase_seconds", "What the start waited for, by phase.")
+START_PHASES: Final = ("vllm_cli:start_phase_seconds", "How long each phase of the start took; `total` is the start.")
 GRAPHS_CAPTURED: Final = ("vllm_cli:cuda_graphs_captured", "CUDA graphs that the engines have captured.")
-GRAPHS_TOTAL: Final = ("vllm_cli:cuda_graphs_total", "CUDA graphs that are or will be captured.")
+GRAPHS_TOTAL: Final = ("vllm_cli:cuda_graphs_total", "CUDA graphs of the engines, captured or not.")
+GRAPHS_GIVEN_UP: Final = ("vllm_cli:cuda_graphs_given_up", "CUDA graphs that are not captured, since a capture failed.")
 
 
 class StartInfo(NamedTuple):

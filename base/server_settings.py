@@ -12,6 +12,8 @@ from envs.registry import env
 
 SHUTDOWN_TIMEOUT_S: Final = 25.0
 """The default time to drain. Kubernetes kills a pod 30 s after SIGTERM by default."""
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How many seconds a thread may hold the interpreter. Python's default, 5 ms, would delay probes."""
 SAME_SIGNAL_S: Final = 0.5
 """A second stop signal within this time is ignored. A server may get one stop signal twice: from the service
 manager, and from the front process or the router."""

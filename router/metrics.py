@@ -10,13 +10,11 @@ from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
-from base.http_buckets import HTTP_BUCKETS
+from base.http_buckets import CLIENT_GONE, HTTP_BUCKETS
 from base.lifecycle import StartInfo
 
 UNKNOWN: Final = "unknown"
 """The label `model` for requests that were passed to no model, so that clients' texts never become labels."""
-CLIENT_GONE: Final = 499
-"""The status that is counted if the client leaves before its response is complete."""
 _MOST_REASONS: Final = 20
 """The most reasons of failed starts that become labels. Further reasons share one label, to bound memory."""
 _LONGEST_REASON: Final = 200

@@ -9,8 +9,8 @@ import difflib
 import itertools
 import logging
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from base.exit_codes import ENGINE_DIED, START_FAILED, USAGE
 from base.lifecycle import StartInfo
 from router.child.child import Child, ChildPlace
-from router.child.server import ChildProgress, SleepError
+from router.child.server import ChildProgress
 from router.memory_watch import MemoryWatch
 from router.metrics import RouterMetrics
 from router.model_entry import ModelEntry, ModelPolicy
@@ -39,6 +39,7 @@ from router.scheduling.terms import (
     Stop,
     Wake,
 )
+from router.sleep_orders import SleepFigures, SleepOrders
 from startup.errors import NOT_STARTED_CAUSE, code_line, code_of
 from startup.storage.run_record import read_start
 
@@ -63,19 +64,6 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
         self.message = message
         self.retry_after_s = retry_after_s
         self.kind = kind
-
-
-@dataclass
-class SleepFigures:
-    """How often one model was put to sleep or woken, how long that took, and why it failed."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    last_s: dict[str, float] = field(default_factory=dict)
-    """`sleep` or `wake` -> the seconds that it took when it last succeeded."""
-    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(`sleep` or `wake`, reason) -> the number of failures. A reason is `error`, `timeout` or `refused`."""
-    refusal: str = ""
-    """Why the model's server last refused to sleep. Empty if it never refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +131,8 @@ class ModelPool:
         self._lives: dict[int, _Life] = {}
         """Number of a generation -> its process and task."""
         self._exit_codes: dict[str, int] = {}
-        self._sleep = defaultdict[str, SleepFigures](SleepFigures)
-        self._orders: set[asyncio.Task[None]] = set()
-        """The running tasks that put models to sleep, wake them, or read their files again."""
+        self._renewals: set[asyncio.Task[None]] = set()
+        """The running tasks that read models' files again."""
         self._has_named_sleep = False
         self._waiters: dict[int, asyncio.Future[Child | ModelRefused]] = {}
         """Ticket -> a future, from the request's arrival to its admission or refusal."""
@@ -153,6 +140,7 @@ class ModelPool:
         self._timer: asyncio.TimerHandle | None = None
         self._begin_s = time.monotonic()
         self._memory = MemoryWatch(meter, self._scheduler, self._apply)
+        self._sleep = SleepOrders(self._scheduler, meter, self._memory, self._apply)
 
     # Names
 
@@ -348,7 +336,7 @@ class ModelPool:
                     can_sleep=self._can_sleep(entry),
                     retry_after_s=None if view.retry_at_s is None else max(0.0, view.retry_at_s - now),
                     pid=child.process.pid if child is not None and child.process is not None else None,
-                    sleep=self._sleep[name],
+                    sleep=self._sleep.figures[name],
                 )
             )
         return statuses
@@ -444,46 +432,7 @@ class ModelPool:
             levels, free = self._scheduler.generations[number].levels, self._meter.free()
             if free is not None and 2 in levels and not levels[1].minus(levels[2]).fits_in(free):
                 level = 2
-        child = self._lives[number].child
-        self._begin(self._follow_order(number, child, level))
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._orders.add(task)
-        task.add_done_callback(self._orders.discard)
-
-    async def _follow_order(self, number: int, child: Child, level: int) -> None:
-        begin_s, name, verb = time.monotonic(), child.entry.name, "sleep" if level else "wake"
-        figures, event = self._sleep[name], self._scheduler.fell_asleep if level else self._scheduler.woke
-        try:
-            await (child.server.sleep(level) if level else child.server.wake(self._meter.size_bytes(name) or 0))
-        except SleepError as err:
-            if number in self._lives and self._scheduler.generations[number].state != "draining":
-                figures.failures[verb, err.kind] += 1
-                self._give_up_order(number, child, verb, err)
-            return
-        took_s = time.monotonic() - begin_s
-        figures.counts[verb] += 1
-        figures.last_s[verb] = took_s
-        logger.info("%s %s after %.2f s", name, f"sleeps at level {level}" if level else "is awake", took_s)
-        if number in self._lives:
-            self._memory.follow(number, name, child.pids)
-        self._apply(event(number, time.monotonic()))
-
-    def _give_up_order(self, number: int, child: Child, verb: str, err: SleepError) -> None:
-        """Stops or kills a process that did not fall asleep or wake. The next request starts the model again.
-
-        If the server refuses to sleep repeatedly for the same reason, only the first refusal is logged.
-        """
-        reason = f"It did not {'fall asleep' if verb == 'sleep' else 'wake'}: {err}"
-        if verb == "wake" or err.kind != "refused":
-            child.fail(reason)
-            return
-        figures = self._sleep[child.entry.name]
-        if reason != figures.refusal:
-            logger.warning("%s is stopped instead of sleeping. %s", child.entry.name, reason)
-        figures.refusal = reason
-        self._apply(self._scheduler.could_not_sleep(number, reason, time.monotonic()))
+        self._sleep.give(number, self._lives[number].child, level)
 
     def _name_sleep(self, stopped: ModelEntry) -> None:
         """Logs once that `--on-swap sleep` would make swaps of vLLM's models on a GPU faster."""
@@ -523,7 +472,9 @@ class ModelPool:
             logger.info("%s is ready after %.2f s", name, took_s)
             self.metrics.note_start(name, "ready", StartInfo.from_notes(read_start(child.pids)))
             self._memory.follow(number, name, child.pids)
-            self._begin(self._renew(name))
+            task = asyncio.create_task(self._renew(name))
+            self._renewals.add(task)
+            task.add_done_callback(self._renewals.discard)
             self._apply(self._scheduler.became_ready(number, time.monotonic()))
 
         reason: str | None = "The router failed to start it"

@@ -26,7 +26,7 @@ from base.exit_codes import ENGINE_DIED, OK, START_FAILED, USAGE
 from base.program_version import program_version
 from base.security.api_keys import ApiKeys
 from base.security.credentials import Credentials, FileWatch
-from base.server_settings import SAME_SIGNAL_S
+from base.server_settings import SAME_SIGNAL_S, SWITCH_INTERVAL_S
 from envs.registry import env
 from router.child.child import ChildPlace
 from router.child.log import LogRelay
@@ -52,8 +52,6 @@ logger = logging.getLogger(__name__)
 _KEEP_ALIVE_S: Final = 75.0
 """The router's default of VLLM_HTTP_TIMEOUT_KEEP_ALIVE. Load balancers close idle connections earlier."""
 _TEND_S: Final = 1.0
-_SWITCH_INTERVAL_S: Final = 0.0005
-"""Seconds that a thread may hold the interpreter. With Python's 5 ms, probes would be answered late."""
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _IGNORED: Final = (signal.SIGUSR1, signal.SIGUSR2)
 _STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -97,7 +95,7 @@ def run_router(options: RouterOptions) -> int:
     config = options.config
     configure_logging(config.logs, role="router")
     ensure_temp_folder()
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     raise_file_limit(2 * config.limits.max_connections)  # connections of clients and to models' servers
     network, tls = config.server.network, config.server.tls
     with ExitStack() as stack:

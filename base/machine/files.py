@@ -70,6 +70,20 @@ def write_whole(path: "Path", text: str, *, mode: int | None = None) -> None:
         beside.unlink(missing_ok=True)
 
 
+_LONGEST_NAME = 1024
+_LONGEST_PART = 255
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a name that others have given, with `/` between its parts, is that of a file inside a folder.
+
+    It has no characters that change a terminal, and no part that leads out of the folder or is too long.
+    """
+    if not name.isprintable() or "\\" in name or len(name.encode()) > _LONGEST_NAME:
+        return False
+    return all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_PART for part in name.split("/"))
+
+
 def nearest_existing(folder: "Path") -> "Path":
     """The folder itself, or its nearest parent that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

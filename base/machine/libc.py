@@ -54,15 +54,16 @@ def prctl(option: int, *arguments: Any) -> None:
 
 
 _MADV_COLLAPSE = 25
-_HUGE_PAGE_BYTES = 1 << 21
+"""Exists since Linux 6.1. Older kernels reject it."""
+HUGE_PAGE_BYTES = 1 << 21
 
 
 def huge_page_parts(used: Iterable[range], most_bytes: int) -> Iterator[range]:
     """Joins used address ranges over small gaps, and cuts the result into parts for `use_huge_pages`."""
-    begin = end = -_HUGE_PAGE_BYTES
+    begin = end = -HUGE_PAGE_BYTES
     for part in [*sorted(used, key=lambda r: r.start), range(1 << 62, 1 << 62)]:
-        if part.start >= end + _HUGE_PAGE_BYTES:
-            whole = range(-(-begin // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES, end // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES)
+        if part.start >= end + HUGE_PAGE_BYTES:
+            whole = range(-(-begin // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES, end // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)
             yield from (whole[i : i + most_bytes] for i in range(0, len(whole), most_bytes))
             begin = part.start
         end = max(end, part.stop)
@@ -75,6 +76,11 @@ def use_huge_pages(part: range) -> None:
     """
     for advice in (mmap.MADV_HUGEPAGE, _MADV_COLLAPSE):
         load_libc().madvise(part.start, len(part), advice)
+
+
+def collapse_page(address: int) -> bool:
+    """Moves the 2 MiB at an address into a huge page. Memory that is mapped there later is not affected."""
+    return load_libc().madvise(address, HUGE_PAGE_BYTES, _MADV_COLLAPSE) == 0  # type: ignore[no-any-return]
 
 
 _MADV_POPULATE_WRITE = 23

@@ -132,12 +132,13 @@ class ChildLog:
             has_served: whether the lines may contain clients' texts, which no other client must see.
         """
         lines = [line.decode(errors="replace") for line in self._kept]
-        if (cause := find_cause(lines)) is not None and cause.known is not None:
+        if (cause := find_cause(lines)) is not None and cause.known is not None and not cause.is_guess:
             text = cause.known.title if has_served else hide_quoted(" ".join(write_digest(cause)), words)
             return StartupError(text, cause=cause.known.name)
         if is_known_only or has_served:
             return StartupError("")
-        last = [line.strip() for line in lines if line.strip()][-_NUM_LAST_LINES:] if cause is None else [cause.text]
+        last = [line.strip() for line in lines if line.strip()][-_NUM_LAST_LINES:]
+        last = last if cause is None or cause.is_waiting else [cause.text]
         text = " / ".join(escape_controls(hide_in_command(line)) for line in last)[-_LAST_LINES_CHARACTERS:]
         return StartupError(hide_quoted(text, words))
 

@@ -11,9 +11,10 @@ from aiohttp import web
 from base.json_depth import read_json
 from router.model_pool import ModelRefused
 from server.terms.http_body.response_body import (
-    ANTHROPIC,
+    OPENAI,
     ErrorResponse,
-    encode_event,
+    FailureFormat,
+    encode_named_event,
     error_response,
     failure_format,
 )
@@ -22,15 +23,19 @@ _TYPES: Final = {
     401: "Unauthorized",
     403: "ForbiddenError",
     404: "NotFoundError",
+    405: "Method Not Allowed",
     408: "RequestTimeoutError",
     409: "ConflictError",
-    405: "Method Not Allowed",
     413: "RequestEntityTooLargeError",
     415: "UnsupportedMediaTypeError",
     429: "RateLimitError",
     431: "Request Header Fields Too Large",
     503: "ServiceUnavailableError",
 }
+_RESPONSES: Final = FailureFormat(
+    to_body=lambda response: {"type": "error", "error": response.error}, encode_event=encode_named_event, end=b""
+)
+"""Streams of the Responses API have named events and no `[DONE]`. Whole answers have OpenAI's errors."""
 _MOST_SHOWN: Final = 200
 SERVER: Final = "vllm-cli"
 """The value of the header `Server`. The value that aiohttp sets would show aiohttp's version."""
@@ -81,20 +86,24 @@ def error_answer(failed: FailedRequestError, path: str) -> web.Response:
 
 def error_events(body: ErrorResponse, path: str) -> bytes:
     """The events with which a stream that has begun ends after an error."""
-    failures = failure_format(path)
+    failures = _format_of_stream(path)
     return failures.encode_event(failures.to_body(body)) + failures.end
 
 
 def relayed_error_events(status: int, body: bytes, path: str) -> bytes:
     """The events with which a stream that has begun ends after an error response of the model's server."""
-    failures = failure_format(path)
+    failures = _format_of_stream(path)
     with suppress(ValueError):
         match read_json(body):
             case {"error": _} as found:
-                name = b"event: error\n" if failures is ANTHROPIC else b""
-                return name + encode_event(found) + failures.end
+                event = found if failures is OPENAI else {**found, "type": "error"}
+                return failures.encode_event(event) + failures.end
     text = body[:_MOST_SHOWN].decode("utf-8", "replace")
     return error_events(FailedRequestError(status, f"The model's server answered {status}: {text}").body, path)
+
+
+def _format_of_stream(path: str) -> FailureFormat:
+    return _RESPONSES if path.startswith("/v1/responses") else failure_format(path)
 
 
 def shown(name: str) -> str:

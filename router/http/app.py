@@ -14,20 +14,22 @@ from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
 
 from base.access_log import ACCESS_LOGGER, set_up_access_log
+from base.http_buckets import CLIENT_GONE
 from base.request_ids import REQUEST_ID, is_valid
+from base.request_paths import without_final_slash
 from base.security.api_keys import PROBE_PATHS, ApiKeys
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.http.access import Access, CorsPolicy
 from router.http.answers import SERVER, FailedRequestError, error_answer, shown
 from router.http.background import RESPONSES
 from router.http.connection import ClientRequest, ClientServer
-from router.http.model_choice import STREAM_PATHS, ModelChoice
-from router.http.proxy import Call, Proxy
+from router.http.model_choice import SERVED, STREAM_PATHS, ModelChoice
+from router.http.proxy import Proxy, RelayedCall
 from router.http.request_body import BodyRoom, ForwardedBody, RequestedModel
 from router.http.router_answers import RouterAnswers
 from router.http.single_model_answers import SingleModelAnswers
 from router.http.waiting import Patience
-from router.metrics import CLIENT_GONE, UNKNOWN
+from router.metrics import UNKNOWN
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
 from server.terms.limits import LimitsConfig, flag_of
@@ -121,6 +123,7 @@ class _Handler:
         create_own = SingleModelAnswers if options.has_single_model else RouterAnswers
         needs_key = self._access.needs_key
         self._own = create_own(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
+        self._paths = SERVED | self._own.paths
         if not network.web_page:
             self._own.close_page()
 
@@ -134,9 +137,7 @@ class _Handler:
             self._pool.metrics.note_request(request.record, status)
 
     async def _respond(self, request: ClientRequest) -> web.StreamResponse:
-        raw_path, root = request.rel_url.raw_path, self._root_path
-        if root and (raw_path + "/").startswith(root + "/"):
-            raw_path = raw_path[len(root) :] or "/"
+        raw_path = self._raw_path(request)
         path = unquote(raw_path) if "%" in raw_path else raw_path
         request_id = request.headers.get(_REQUEST_ID)
         if request_id is not None and is_valid(request_id):
@@ -162,6 +163,13 @@ class _Handler:
         if request.transport is not None and (failed.status == CLIENT_GONE or request.writer.output_size):
             request.transport.abort()  # a response that has begun cannot become an error
         return error_answer(failed, path)
+
+    def _raw_path(self, request: ClientRequest) -> str:
+        """The path as the client has spelled it, without the root path and final slashes."""
+        raw_path, root = request.rel_url.raw_path, self._root_path
+        if root and (raw_path + "/").startswith(root + "/"):
+            raw_path = raw_path[len(root) :] or "/"
+        return without_final_slash(raw_path, self._paths)
 
     def complete_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Adds headers. Called before the head of a response is sent."""
@@ -224,7 +232,7 @@ class _Handler:
                 self._choice.check_path(path, entry)
                 if entry.changes is not None and body.num_bytes:
                     await body.change(entry.changes, requested, request.headers.get(hdrs.CONTENT_TYPE, ""))
-            call = Call(
+            call = RelayedCall(
                 request=request,
                 entry=entry,
                 path=path,

@@ -23,7 +23,7 @@ _POSTED: Final = STREAM_PATHS | frozenset((
     "/v1/rerank", "/v2/rerank", "/tokenize", "/detokenize",
 ))  # fmt: skip
 """Paths of POSTs whose bodies name a model. Models' servers have more paths, unknown to the router."""
-_SERVED: Final = _POSTED | frozenset((
+SERVED: Final = _POSTED | frozenset((
     "/v1/realtime", "/v1/systemone", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/reranking", "/v2/embed",
     "/reranking", "/generative_scoring", "/invocations", "/tokenizer_info", "/completion", "/infill",
 ))  # fmt: skip
@@ -82,7 +82,7 @@ class ModelChoice:
     def check_path(self, path: str, entry: ModelEntry) -> None:
         """Raises FailedRequestError if no engine has this path. A running model's server gets every path."""
         path = unquote(path)
-        if path in _SERVED or path.startswith(_SERVED_BELOW) or self._pool.is_ready(entry.name):
+        if path in SERVED or path.startswith(_SERVED_BELOW) or self._pool.is_ready(entry.name):
             return
         text = (
             f"Not Found: a path that the router does not know starts no model. Use /upstream/{entry.name}{shown(path)}."

@@ -100,7 +100,7 @@ def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class RelayedCall:
     """A request whose body has been read, and the model that answers it."""
 
     request: ClientRequest
@@ -133,7 +133,7 @@ class Proxy:
         self._patience = patience
         self._sessions: WeakKeyDictionary[Child, aiohttp.ClientSession] = WeakKeyDictionary()
 
-    async def relay(self, call: Call) -> web.StreamResponse:
+    async def relay(self, call: RelayedCall) -> web.StreamResponse:
         """Passes the request on, and returns the response once it is sent. Raises ModelRefused before it."""
         call.request.record.model = call.entry.name
         comments = WaitingComments(call.request, lambda: self._pool.progress(call.entry.name), self._patience.comment_s)
@@ -211,7 +211,7 @@ class Proxy:
             logger.debug("%s %s is not answered: %s", child.base_url, path, err)
             return None
 
-    async def _relay(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
+    async def _relay(self, call: RelayedCall, comments: WaitingComments) -> web.StreamResponse:
         """Sends the request, and repeats it if the server has closed the connection without reading it."""
         reason = ""
         for _ in range(_MOST_TRIES):
@@ -222,7 +222,7 @@ class Proxy:
                 logger.info("%s is requested again: %s", call.entry.name, reason)
         raise ModelRefused(503, f"The server of `{call.entry.name}` accepts no connections: {reason}", 1.0)
 
-    async def _send(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
+    async def _send(self, call: RelayedCall, comments: WaitingComments) -> web.StreamResponse:
         """Sends the request once. The lease lasts until the response is complete, even in the background."""
         made = self.background.find(call.path)
         async with AsyncExitStack() as lease:
@@ -241,7 +241,7 @@ class Proxy:
                         if begun is not None:
                             response = await _continue(begun, upstream, call, copy)
                         else:
-                            response = await _answer(call.request, upstream, child, copy)
+                            response = await _answer(call, upstream, child, copy)
                         is_whole = upstream.status == 200 and upstream.content.is_eof()
                         is_read = is_whole and (is_last_use or upstream.content_type == "text/event-stream")
                     if made is not None:
@@ -251,7 +251,7 @@ class Proxy:
                     if call.is_background and (response_id := copy.response_id) is not None:
                         self.background.keep(response_id, call.entry, child, lease.pop_all(), is_read=is_read)
 
-    async def _request(self, call: Call, child: Child, *, has_begun: bool) -> aiohttp.ClientResponse:
+    async def _request(self, call: RelayedCall, child: Child, *, has_begun: bool) -> aiohttp.ClientResponse:
         """Sends the request, and returns once the head of the response has arrived.
 
         Args:
@@ -356,10 +356,13 @@ def _closing(upstream: aiohttp.ClientResponse) -> Iterator[None]:
 
 
 async def _answer(
-    request: web.Request, upstream: aiohttp.ClientResponse, child: Child, copy: "_Copy"
+    call: RelayedCall, upstream: aiohttp.ClientResponse, child: Child, copy: "_Copy"
 ) -> web.StreamResponse:
     """Sends the response to the client while it arrives from the server."""
-    headers = headers_to_client(upstream.headers)
+    request, headers = call.request, headers_to_client(upstream.headers)
+    if (target := headers.get(hdrs.LOCATION, "")).startswith(f"{child.base_url}/"):
+        prefix = request.rel_url.raw_path.rpartition(call.path)[0]  # such as /upstream/NAME
+        headers[hdrs.LOCATION] = prefix + target.removeprefix(child.base_url)
     length = upstream.content_length
     if length is not None and length <= _WHOLE_BYTES and request.method != hdrs.METH_HEAD:
         try:
@@ -375,7 +378,7 @@ async def _answer(
 
 
 async def _continue(
-    begun: web.StreamResponse, upstream: aiohttp.ClientResponse, call: Call, copy: "_Copy"
+    begun: web.StreamResponse, upstream: aiohttp.ClientResponse, call: RelayedCall, copy: "_Copy"
 ) -> web.StreamResponse:
     """Sends the body after the comments. A body that is not a stream of events becomes an error event."""
     if upstream.status == 200 and upstream.content_type == "text/event-stream":
@@ -404,7 +407,7 @@ class _Copy:
     """Copies the body of a response from the server to the client."""
 
     def __init__(
-        self, upstream: aiohttp.ClientResponse, child: Child, call: Call, pool: ModelPool, stall_s: float
+        self, upstream: aiohttp.ClientResponse, child: Child, call: RelayedCall, pool: ModelPool, stall_s: float
     ) -> None:
         self.begin = b""
         """The beginning of the body. It contains the id if the response is stored."""

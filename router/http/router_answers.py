@@ -64,6 +64,11 @@ class RouterAnswers:
         }
         """Path of llama-server's router -> its handler. The body of the POST names the model."""
 
+    @property
+    def paths(self) -> set[str]:
+        """The paths with an answer, but not the one that unloads all: with a slash, it lacks a name."""
+        return {*self._handlers, *self.changes} - {_UNLOAD.rstrip("/")}
+
     def close_page(self) -> None:
         """Turns the page off, also that of the only model's server."""
         self._handlers["/"] = {"GET": self._refuse_page}

@@ -1,4 +1,7 @@
-"""Sends comments to the client of a stream while the model starts. Client libraries ignore comments."""
+"""Sends comments to the client of a stream while the model starts.
+
+Client libraries ignore comments, but some take the blank line after a comment for an empty event.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -65,7 +68,7 @@ class WaitingComments:
         await response.prepare(self._request)
         while True:
             text = " ".join(self._progress().split())
-            await response.write(f": {text}\n\n".encode())
+            await response.write(f": {text}\n".encode())
             if await self._ends_soon():
                 return response
 

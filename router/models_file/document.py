@@ -1,5 +1,6 @@
 """Reads a YAML document within limits, notes the line of each key, and collects the document's faults."""
 
+import math
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -192,9 +193,16 @@ def value_of(text: str) -> Any:
     loader: Any = yaml.SafeLoader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
     try:
-        return loader.construct_object(yaml.ScalarNode(tag, text))
+        return _construct(loader, yaml.ScalarNode(tag, text))
     except (ValueError, yaml.YAMLError):
         return text
+
+
+def _construct(loader: Any, node: yaml.ScalarNode) -> Any:
+    """The scalar's value. The text of a date, and of everything else that JSON does not have."""
+    value = loader.construct_object(node)
+    is_json = isinstance(value, str | int | None) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_json else node.value
 
 
 class _Reader:
@@ -227,7 +235,7 @@ class _Reader:
 
     def _read_scalar(self, node: Any, line: int) -> Any:
         try:
-            return self._scalars.construct_object(node)
+            return _construct(self._scalars, node)
         except ValueError as err:
             raise DocumentError(f"{show(node.value)} is no value: {err}. Put a text in quotes", line) from err
 

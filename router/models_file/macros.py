@@ -56,7 +56,9 @@ def expand(text: str, texts: Mapping[str, object], kept: Collection[str] = (), w
             places = {"PID": ": only cmdStop may contain it", "PORT": ": only cmd, proxy and env may contain it"}
             hint = places.get(name) or did_you_mean(name, texts)
             raise MacroError(f"there is no macro {match[0]}{hint}")
-        value = texts[name]
+        if (value := texts[name]) is None or isinstance(value, dict | list):
+            kind = "has no value" if value is None else f"is a {'mapping' if isinstance(value, dict) else 'list'}"
+            raise MacroError(f"the macro {match[0]} {kind}: give it a text, a number, true or false")
         return expand(value, texts, kept, (*within, name)) if isinstance(value, str) else value
 
     if (whole := _MACRO.fullmatch(text)) is not None:

@@ -100,6 +100,8 @@ class _Reader:
             return None
         try:
             seconds = parse_duration(value) if isinstance(value, str) else float(value)
+        except OverflowError:
+            seconds = math.inf
         except ValueError as err:
             self.findings.fault(path, f"must be {err}, or 0 for no limit, got {show(value)}")
             return default

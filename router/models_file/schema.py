@@ -119,7 +119,7 @@ def _expectation(err: Any) -> str:
             types = [wanted] if isinstance(wanted, str) else [each for each in wanted if each != "null"]
             return f"must be {' or '.join(_TYPES[each] for each in types)}"
         case "enum":
-            hint = did_you_mean(err.instance, wanted) if isinstance(err.instance, str) else ""
+            hint = did_you_mean(err.instance, map(str, wanted)) if isinstance(err.instance, str) else ""
             return f"must be one of {', '.join(map(str, wanted))}{hint}"
         case "minimum":
             return f"must be {wanted} or more"

@@ -38,7 +38,7 @@ class EntryMemory:
         self._peaks.clear()
 
 
-class Generation:
+class ModelProcess:
     """One process of a model's entry, from its start to its end. Leases are known by their tickets."""
 
     def __init__(self, number: int, model: "Model", now: float) -> None:
@@ -209,9 +209,9 @@ class Model:
         self.name = name
         self.rules = rules
         self.memory = EntryMemory(rules)
-        self.current: Generation | None = None
+        self.current: ModelProcess | None = None
         """The process that gets the requests. A process that drains stays here until it has ended."""
-        self.next: Generation | None = None
+        self.next: ModelProcess | None = None
         """The first process of a changed entry. It starts beside `current`, and replaces it once ready."""
         self.waiting: OrderedDict[int, float] = OrderedDict()
         """Ticket of each waiting request -> its time of arrival. The oldest request is first."""
@@ -249,7 +249,7 @@ class Model:
         return expected if self.sleeper is None else expected.at_least(self.sleeper.need)
 
     @property
-    def sleeper(self) -> Generation | None:
+    def sleeper(self) -> ModelProcess | None:
         """The model's process if it is asleep and can be woken. None otherwise."""
         current = self.current
         return current if current is not None and current.state == "asleep" and not current.has_crashed else None
@@ -361,7 +361,7 @@ class Model:
         if self.outcome.has_failed:
             self.outcome = self.outcome._replace(kind="given up")
 
-    def note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
+    def note_end(self, last: ModelProcess, reason: str | None, now: float, *, is_lasting: bool) -> None:
         """Called when `current` has ended and there is no `next`.
 
         Each end is a failure unless the process was stopped on purpose, whatever it did at that time. After
@@ -390,7 +390,7 @@ class Model:
         self._back_off.reset()
         self.forget_failure(now)
 
-    def view(self, generations: Sequence[Generation]) -> ModelView:
+    def view(self, generations: Sequence[ModelProcess]) -> ModelView:
         """The state of the model for lists. `generations` are its processes that have not ended."""
         current = self.current
         needs = [each.need for each in generations]

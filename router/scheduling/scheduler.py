@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from typing import Final
 
-from router.scheduling.model import Generation, Model
+from router.scheduling.model import Model, ModelProcess
 from router.scheduling.start_plan import Placement, StartPlan, Victim
 from router.scheduling.terms import (
     Action,
@@ -63,10 +63,10 @@ class ModelScheduler:
         self._limits = limits
         self.models: Mapping[str, Model] = {}
         """Name -> model. Only the scheduler changes this mapping."""
-        self.generations: dict[int, Generation] = {}
+        self.generations: dict[int, ModelProcess] = {}
         """Number -> generation that has not ended. Generations of removed models are included."""
         self._numbers = itertools.count(1)
-        self._leases: dict[int, Generation] = {}
+        self._leases: dict[int, ModelProcess] = {}
         """Ticket of a request -> the generation on which the request has a lease."""
         self._waiting: dict[int, Model] = {}
         """Ticket of a request -> the model that the request waits for."""
@@ -294,7 +294,7 @@ class ModelScheduler:
     def _known(self) -> dict[str, Model]:
         return {**{each.name: each.model for each in self.generations.values()}, **self.models}
 
-    def _in_state(self, number: int, state: State) -> Generation | None:
+    def _in_state(self, number: int, state: State) -> ModelProcess | None:
         """The generation with this number, if it is still in this state. None otherwise."""
         generation = self.generations.get(number)
         return generation if generation is not None and generation.state == state else None
@@ -322,7 +322,7 @@ class ModelScheduler:
             self._drain_generation(model.current, now)
         return self._take_actions() if was_waited_for and queue is model.waiting else self._decide(now)
 
-    def _end_lease(self, ticket: int, generation: Generation, now: float) -> list[Action]:
+    def _end_lease(self, ticket: int, generation: ModelProcess, now: float) -> list[Action]:
         generation.leases.remove(ticket)
         generation.holds.discard(ticket)
         generation.idle_since_s = now
@@ -338,7 +338,7 @@ class ModelScheduler:
             model.current.cancel_rest()
             self._admit_waiting(model)
 
-    def _rest_if_idle(self, generation: Generation, now: float) -> None:
+    def _rest_if_idle(self, generation: ModelProcess, now: float) -> None:
         if generation.has_sleep_pending and not generation.num_requests:
             self._fall_asleep(generation, now)
 
@@ -399,8 +399,8 @@ class ModelScheduler:
             return False
         return self._plan(self._read_free(), now).has_room(model)
 
-    def _start(self, model: Model, now: float) -> Generation:
-        generation = Generation(next(self._numbers), model, now)
+    def _start(self, model: Model, now: float) -> ModelProcess:
+        generation = ModelProcess(next(self._numbers), model, now)
         self.generations[generation.number] = generation
         model.num_starts += 1
         model.short_since_s = None
@@ -414,13 +414,13 @@ class ModelScheduler:
             if generation.model is model:
                 self._drain_generation(generation, now)
 
-    def _drain_generation(self, generation: Generation, now: float) -> None:
+    def _drain_generation(self, generation: ModelProcess, now: float) -> None:
         generation.begin_drain(now)
         if not generation.is_kept and not generation.is_stopping:
             generation.is_stopping = True
             self._actions.append(Stop(generation.number))
 
-    def _fall_asleep(self, generation: Generation, now: float) -> None:
+    def _fall_asleep(self, generation: ModelProcess, now: float) -> None:
         """Puts a process without requests to sleep, because it is idle or the user has requested it."""
         level = self._plan(self._read_free(), now).level_for(generation)
         if generation.levels and not level:
@@ -438,7 +438,7 @@ class ModelScheduler:
     def _begin_settling(self, now: float) -> None:
         self._settled_s = now + min(_SETTLE_S, self._limits.memory_wait_s)
 
-    def _note_end(self, last: Generation, reason: str | None, now: float, *, is_lasting: bool) -> None:
+    def _note_end(self, last: ModelProcess, reason: str | None, now: float, *, is_lasting: bool) -> None:
         """Notes that the model's current process has ended, and that no other process replaces it."""
         model = last.model
         model.note_end(last, reason, now, is_lasting=is_lasting)

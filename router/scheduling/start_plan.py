@@ -17,7 +17,7 @@ from enum import IntEnum
 from typing import Final, Literal, NamedTuple, Self
 
 from base.wording import format_bytes
-from router.scheduling.model import Generation, Model
+from router.scheduling.model import Model, ModelProcess
 from router.scheduling.terms import NOTHING, UNLIMITED, Need, SchedulerLimits
 
 _POLL_S: Final = 0.1
@@ -29,7 +29,7 @@ _SLOW_POLL_S: Final = 1.0
 class Victim(NamedTuple):
     """A process that is stopped or put to sleep to make room for another model."""
 
-    process: Generation
+    process: ModelProcess
     level: int = 0
     """The level at which the process is to sleep. If it is 0, the process is stopped."""
 
@@ -57,7 +57,7 @@ class StartPlan:
 
     def __init__(
         self,
-        generations: Iterable[Generation],
+        generations: Iterable[ModelProcess],
         limits: SchedulerLimits,
         free: Need | None,
         now: float,
@@ -95,7 +95,7 @@ class StartPlan:
         """Whether a process of the model can start now beside all running processes."""
         return not self._has_conflict(model) and self._present.holds(model.need)
 
-    def level_for(self, other: Generation, spare_bytes: int | None = None) -> int:
+    def level_for(self, other: ModelProcess, spare_bytes: int | None = None) -> int:
         """The best level at which the process can sleep now. 0 if it cannot, or its weights have no room.
 
         It may take `spare_bytes` of the machine's memory to sleep, or if this is None, all free memory.
@@ -129,7 +129,7 @@ class StartPlan:
     def _reserved(self, model: Model, placement: Placement) -> Placement:
         if placement.kind in ("refuse", "blocked"):
             return placement
-        expected = Generation(0, model, model.hungry_since_s)
+        expected = ModelProcess(0, model, model.hungry_since_s)
         if placement.kind == "start":
             self._present -= _Room(1, model.need)
             self._processes.append(expected)
@@ -202,7 +202,7 @@ class StartPlan:
         ready = (victim for victim in victims if victim.process.state == "ready")
         return Placement("wait", tuple(each for each in ready if self._claim_s(each.process, model) <= self._now))
 
-    def _is_idle(self, other: Generation) -> bool:
+    def _is_idle(self, other: ModelProcess) -> bool:
         """Whether the process can be stopped now without waiting."""
         if other.state == "asleep":
             return True
@@ -210,18 +210,18 @@ class StartPlan:
             return False
         return not other.model.num_waiting or other.claimed_by is not None
 
-    def _claim_s(self, other: Generation, model: Model) -> float:
+    def _claim_s(self, other: ModelProcess, model: Model) -> float:
         """When `other` stops admitting requests, that is `max_wait_s` after it is ready and `model` waits."""
         return max(model.hungry_since_s, other.since_s) + self._limits.max_wait_s
 
-    def _choose(self, model: Model, candidates: Sequence[Generation]) -> list[Victim] | None:
+    def _choose(self, model: Model, candidates: Sequence[ModelProcess]) -> list[Victim] | None:
         """Chooses the candidates that the model excludes, then the cheapest others until there is room.
 
         Candidates that should sleep fall asleep if that makes enough room. Otherwise they are stopped.
         Returns None if stopping all candidates does not make enough room.
         """
 
-        def order(other: Generation) -> tuple[bool, _Rank, float, float]:
+        def order(other: ModelProcess) -> tuple[bool, _Rank, float, float]:
             is_free, rank = not _excludes(model, other), self._rank(other, model)
             cost = 0.0 if rank is _Rank.ASLEEP else other.restart_cost(self._now)
             return is_free, rank, cost, other.idle_since_s
@@ -232,7 +232,7 @@ class StartPlan:
         chosen = self._choose_first(model, self._with_levels(model, ordered))
         return self._choose_first(model, map(Victim, ordered)) if chosen is None else chosen
 
-    def _with_levels(self, model: Model, ordered: Iterable[Generation]) -> Iterator[Victim]:
+    def _with_levels(self, model: Model, ordered: Iterable[ModelProcess]) -> Iterator[Victim]:
         """Gives each candidate a sleep level, so that all weights fit into the machine's memory."""
         aside = NOTHING if model.sleeper is None else model.sleeper.need  # the sleeper has it until it wakes
         present = self._present.memory.minus(aside)
@@ -257,7 +257,7 @@ class StartPlan:
                 room -= victim.part
         return chosen if room.holds(model.need) else None
 
-    def _rank(self, other: Generation, model: Model) -> "_Rank":
+    def _rank(self, other: ModelProcess, model: Model) -> "_Rank":
         if other.state == "asleep":
             return _Rank.ASLEEP
         if other.state in ("draining", "falling asleep"):
@@ -296,7 +296,7 @@ class StartPlan:
     def _beside_pinned(self, memory: Need) -> Need:
         return memory.minus(Need.sum(other.need for other in self._processes if self._stays_for_good(other)))
 
-    def _stays_for_good(self, other: Generation) -> bool:
+    def _stays_for_good(self, other: ModelProcess) -> bool:
         return other.model.rules.pinned and other.state != "draining"
 
     def _lasting_conflict(self, model: Model) -> str:
@@ -348,12 +348,12 @@ class _Room:
     memory: Need
 
     @classmethod
-    def of_present(cls, process: Generation) -> Self:
+    def of_present(cls, process: ModelProcess) -> Self:
         """The room that the process takes now."""
         return cls(not process.is_asleep, process.need)
 
     @classmethod
-    def of_staying(cls, process: Generation) -> Self:
+    def of_staying(cls, process: ModelProcess) -> Self:
         """The room that the process will take after its present change, for example once it is asleep."""
         return cls(not process.will_rest, process.rest_need)
 
@@ -367,17 +367,17 @@ class _Room:
         return _Room(self.slots - part.slots, self.memory.minus(part.memory))
 
 
-def _excludes(model: Model, other: Generation) -> bool:
+def _excludes(model: Model, other: ModelProcess) -> bool:
     """Whether `other` must stop or fall asleep before the model starts."""
     return other.name in model.excludes and not other.will_rest
 
 
-def _growth(other: Generation, asleep: Need) -> int:
+def _growth(other: ModelProcess, asleep: Need) -> int:
     """The machine's memory that the process takes in addition when it sleeps."""
     return max(0, asleep.ram_bytes - other.need.ram_bytes)
 
 
-def _list_needs(processes: Iterable[Generation]) -> str:
+def _list_needs(processes: Iterable[ModelProcess]) -> str:
     return ", ".join(f"{each.name} ({_text(each.need)})" for each in processes)
 
 

@@ -8,12 +8,15 @@ from typing import Final
 
 from base.wording import list_some
 from router.model_entry import PORT, ForeignCommand, ModelEntry
+from startup.files.model.file_faults import first_problem
 from startup.files.model.gguf import LLAMA_SERVER, GgufModel
 from startup.files.model.hub_settings import is_offline
 from startup.settings.config import StartupConfig
-from startup.words.arguments import Arguments, GivenFlag
+from startup.settings.flag import GivenFlag
+from startup.words.arguments import Arguments
 from startup.words.errors import InputError
 from startup.words.serve_command import parse_start
+from startup.words.table import split_flags
 
 _COUNTERPARTS: Final = frozenset((
     "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--seed", "--chat-template",
@@ -39,10 +42,12 @@ def as_llama_server(entry: ModelEntry, model: GgufModel, words: Sequence[str]) -
     Raises:
         ClickException: a flag has no counterpart in llama-server, or a value is not valid.
     """
-    given = {name: flag for name, flag in Arguments.parse(words).flags.items() if flag.flag.role != "both"}
+    given = {name: flag for name, flag in Arguments.parse(split_flags(words)).flags.items() if flag.flag.role != "both"}
     refused = [name for name, flag in given.items() if name not in _COUNTERPARTS and not _changes_nothing(flag)]
     if refused:
         raise InputError(f"is served by llama-server, which has no counterpart of {', '.join(refused)}: leave them out")
+    if problem := first_problem(Path(model.words[1]).with_name(name) for name in model.missing):
+        raise InputError(f"lacks a part: {problem}")
     if model.missing:
         raise InputError(f"lacks {list_some(model.missing)}: copy them beside {Path(model.words[1]).name}")
     used = [word for name in _COUNTERPARTS & given.keys() for word in given[name].words]
@@ -60,7 +65,7 @@ def as_llama_server(entry: ModelEntry, model: GgufModel, words: Sequence[str]) -
 
 def _changes_nothing(given: GivenFlag) -> bool:
     flag, value = given.flag, given.values[-1]
-    return value in (*flag.neutral, *_NOTHING.get(flag.name, ())) or value == str(getattr(flag, "default", "")).lower()
+    return value in (*flag.neutral, *_NOTHING.get(flag.name, ())) or value == (flag.help and str(flag.default).lower())
 
 
 def _llama_words(given: Mapping[str, GivenFlag], config: StartupConfig) -> Iterator[str]:

@@ -195,7 +195,7 @@ class ModelCheck:
     def _check_vllm(self, entry: ModelEntry, start: VllmOptions) -> CheckedModel:
         vllm = require_vllm()
         line = CommandLine.of(start.words)
-        _reject_keys(flag.fact.name for flag in line.flags)
+        _reject_keys(flag.name for flag in line.flags)
         adapters = (name for name, path in map(parse_adapter, line.values(_LORA_MODULES)) if name and path)
         check = partial(run_vllm_preflight, vllm, line, PreflightOptions(is_listening=True, asks_hub=True))
         return self._checked(ModelStart.of_vllm(replace(entry, adapters=tuple(adapters)), start, line), check)

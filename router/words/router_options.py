@@ -146,8 +146,8 @@ class ModelsReader:
                 name=name,
                 words=(word,),
                 **self._defaults._asdict(),
-                restart_limit=self._config.restart_limit if self._words.has_single_model else None,
-                preload=self._words.has_single_model,
+                restart_limit=self._config.restart_limit if self._words.names_one_model else None,
+                preload=self._words.names_one_model,
             )
         return entries
 
@@ -167,7 +167,7 @@ class ModelsReader:
             checked = list(threads.map(run, entries))
         faults = [*faults_of_file, *_once(fault for model in checked for fault in model.faults)]
         faults += _double_names(checked, file)
-        if not self._words.has_single_model:
+        if not self._words.names_one_model:
             faults += self._without_room(checked, file)
         faults.sort(key=lambda fault: fault.line or 0)
         models = {model.entry.name: model for model in checked}
@@ -218,7 +218,7 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
         find_template_kinds=reader.template_kinds,
         find_model=reader.find_model,
         check_again=reader.check_again,
-        only=next(iter(checked.entries)) if several.words.has_single_model else None,
+        only=next(iter(checked.entries)) if several.words.names_one_model else None,
     )
 
 

@@ -6,11 +6,11 @@ from typing import Final, NamedTuple, TypeGuard
 
 from envs.registry import env
 from startup.settings.config import StartupConfig, flags_with_role
+from startup.settings.flag import Flag
 from startup.settings.serve_words import is_flag_like
 from startup.vllm_words.flags import flags_that_change
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError
-from startup.words.flag import Flag
 from startup.words.screening import show_notices
 from startup.words.secret_flags import find_values, word_notices
 from startup.words.serve_command import config_of
@@ -56,7 +56,7 @@ class RouterWords(NamedTuple):
     """The flags that are put before each model's own flags."""
 
     @property
-    def has_single_model(self) -> bool:
+    def names_one_model(self) -> bool:
         """Whether the words name a single model. Such a model is served by llama-server."""
         return len(self.models) == 1
 
@@ -73,14 +73,14 @@ class SeveralModels(NamedTuple):
 def read_several(given_words: Sequence[str], *, is_quiet: bool = False) -> SeveralModels:
     """Reads the router's own flags. Models' flags are checked later for each model. Raises ClickException."""
     words = split_router_words(given_words)
-    given = Arguments.parse((*PORT_DEFAULTS, *words.own))
+    given = Arguments.parse(split_flags((*PORT_DEFAULTS, *words.own)))
     config = config_of(given)
     if not words.models and config.several.models is None:
         raise InputError("--models must name a file.")
     if config.standby == "require":
         raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
     if not is_quiet:
-        show_notices(word_notices(given_words, given.flags), config.log_format)
+        show_notices(word_notices(split_flags(given_words), given.flags), config.log_format)
     has_log_level = "--log-level" in given.flags or env.VLLM_LOGGING_LEVEL.raw is not None
     return SeveralModels(config, words, has_log_level)
 

@@ -24,7 +24,8 @@ _MIDDLEWARE: Final = "--middleware"
 
 def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
     """The settings of a router for one model of the embedded engine."""
-    parts = [*split_flags(Arguments.read(words).words)]  # the router needs some settings of the --config file
+    given = Arguments.read(split_flags(words))  # the router needs some settings of the --config file
+    parts = [*split_flags(given.words)]
     entry = _entry(config, parts, "embedded", config.server.served_model_names)
     return _router(_read_port(parts), config, ModelStart.of_embedded(entry, config))
 
@@ -38,7 +39,7 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     entry = _entry(options, parts, "vllm", names)
     config = _read_port(parts, _words_of_file(line))
     router = _router(config, options, ModelStart.of_vllm(entry, options, line))
-    return replace(router, model_has_keys=any(flag.fact.name in flags_with_role("keys") for flag in line.in_file))
+    return replace(router, model_has_keys=any(flag.name in flags_with_role("keys") for flag in line.in_file))
 
 
 def _words_of_file(line: CommandLine) -> list[str]:
@@ -47,6 +48,7 @@ def _words_of_file(line: CommandLine) -> list[str]:
     settings = line.config.settings if line.config is not None else {}
     known = {key: find_known_flag(f"--{key}") for key in settings}
     needed = {key: settings[key] for key, flag in known.items() if flag is not None and flag.name in names}
+    needed = {key: value for key, value in needed.items() if value not in (None, [])}  # vLLM takes its default
     return Arguments.of_settings(needed).words
 
 
@@ -57,7 +59,7 @@ def _reject_vllm_flags(options: VllmOptions, parts: Sequence[Part], line: Comman
         raise InputError(f"{_flag(options)} does not go with {_MIDDLEWARE}, {text}.")
     of_tls, of_keys = flags_with_role("tls"), flags_with_role("keys")
     for flag in line.in_file:
-        name = flag.fact.name
+        name = flag.name
         if name not in of_tls | of_keys or not flag.is_on:
             continue
         text = f"{_flag(options)} does not go with {name.removeprefix('--')} in --config"
@@ -70,7 +72,7 @@ def _reject_vllm_flags(options: VllmOptions, parts: Sequence[Part], line: Comman
 def _read_port(parts: Sequence[Part], in_file: Sequence[str] = ()) -> StartupConfig:
     """The values of the router's own flags and variables, read by the embedded engine's rules."""
     own = [word for flag, given in parts if is_own(flag) for word in given.words]
-    return config_of(Arguments.parse((*_DEFAULTS, *in_file, *own)))
+    return config_of(Arguments.parse(split_flags((*_DEFAULTS, *in_file, *own))))
 
 
 def _entry(options: StartOptions, parts: Sequence[Part], engine: str, names: Sequence[str]) -> ModelEntry:

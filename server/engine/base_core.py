@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from server.terms.types import EngineOutput, EnginePrompt, EngineStats, PoolingParams
+from server.terms.types import EngineOutput, EnginePrompt, EngineStats, Fault, PoolingParams
 
 
 class BaseCore(ABC):
@@ -63,6 +63,6 @@ class PromptLimits:
         return None
 
 
-def failed(request_id: str, message: str, *, is_request_fault: bool = False) -> EngineOutput:
+def failed(request_id: str, message: str, fault: Fault = "engine") -> EngineOutput:
     """Returns the last output of a request that has failed."""
-    return EngineOutput(request_id=request_id, finish_reason="error", error=message, is_request_fault=is_request_fault)
+    return EngineOutput(request_id=request_id, finish_reason="error", error=message, fault=fault)

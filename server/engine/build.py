@@ -19,13 +19,7 @@ from server.engine.features.vision import image_encoder
 from server.engine.memory.cache_manager import CacheManager
 from server.engine.memory.kv_cache import KVCache, LayerShape
 from server.engine.memory.prefix_cache import PrefixCache
-from server.engine.memory.sizing import (
-    NO_WORKING_MEMORY,
-    PREFIX_SHARE,
-    CacheSize,
-    estimate_working_memory,
-    size_cache,
-)
+from server.engine.memory.sizing import NO_WORKING_MEMORY, PREFIX_SHARE, CacheSize, estimate_working_memory, size_cache
 from server.engine.model_loading import derive_max_model_len, find_eos_token_ids, load_model
 from server.engine.pending import PendingSequences
 from server.engine.phases import Phases

@@ -94,7 +94,7 @@ class EngineCore(BaseCore):
         sequence, token_id = sampled.sequence, sampled.token_id
         if sampled.error is not None:
             self._end(sequence)
-            return failed(sequence.request_id, sampled.error, is_request_fault=sampled.is_request_fault)
+            return failed(sequence.request_id, *sampled.error)
         is_first = sequence.is_first_pass
         prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
         sequence.append(token_id)
@@ -112,7 +112,7 @@ class EngineCore(BaseCore):
             queue_s=sequence.admitted_s - sequence.arrival_s if is_first else 0.0,
             prefill_s=monotonic() - sequence.admitted_s if is_first else 0.0,
             error=ending.error,
-            is_request_fault=ending.error is not None,
+            fault="engine" if ending.error is None else "request",
             num_preemptions=sequence.num_preemptions,
         )
 

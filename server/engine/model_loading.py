@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -107,7 +108,7 @@ def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
     try:
         loaded = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code, local_files_only=True)
     except Exception as err:
-        if "trust_remote_code" in str(err):
+        if not config.trust_remote_code and _needs_own_code(path):
             raise EngineStartError(
                 f"the model in {path} runs code of its own (auto_map in config.json): "
                 "start with --trust-remote-code if you trust it"
@@ -115,6 +116,13 @@ def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
         raise EngineStartError(f"cannot read the model's configuration in {path}: {describe_error(err)}") from err
     _override(loaded, config.hf_overrides)
     return loaded
+
+
+def _needs_own_code(path: Path) -> bool:
+    """Whether only the model's own code has the class of its configuration."""
+    content = read_object(path / "config.json")
+    has_own = "AutoConfig" in (content.get("auto_map") or ())
+    return has_own and str(content.get("model_type")) not in CONFIG_MAPPING
 
 
 def _override(model_config: PreTrainedConfig, entries: dict[str, Any]) -> None:

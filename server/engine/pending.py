@@ -55,7 +55,7 @@ class PendingSequences:
             except PromptFeaturesError as err:
                 fault = str(err)
         if fault is not None:
-            return [failed(request_id, fault, is_request_fault=True) for request_id in request_ids]
+            return [failed(request_id, fault, "request") for request_id in request_ids]
         for position, request_id in enumerate(request_ids):
             sequence = Sequence(request_id, prompt.token_ids, prompt.params.of_choice(position))
             sequence.features = features
@@ -95,7 +95,8 @@ class PendingSequences:
                 self._scheduler.add(sequence)
             except (GuidedDecodingError, PromptFeaturesError) as err:
                 self.release(sequence)
-                rejected.append(failed(request_id, str(err), is_request_fault=True))
+                cause = err.fault if isinstance(err, GuidedDecodingError) else "request"
+                rejected.append(failed(request_id, str(err), cause))
         return rejected
 
     def withdraw(self, request_ids: Iterable[str]) -> None:

@@ -205,13 +205,12 @@ class OutputParsing:
             self._tools = _detect_tools(renderer) if name == AUTO else TOOL_FORMATS[name]
             if self._tools.call_format is not None:
                 self._trigger_id = _find_special_token(self._tools.call_format.trigger, renderer.tokenizer)
-        has_own_format = renderer.has_own_tool_format or read_model_type(renderer) == "gpt_oss"
-        self._accepts_auto = self._tools is not None or has_own_format
+        self._accepts_auto = self._tools is not None or read_model_type(renderer) == "gpt_oss"
 
     def check(self, request: ChatRequest) -> None:
         """Raises RequestError if the model may choose tools but no parser can read its calls.
 
-        As in vLLM, nothing is checked if a library writes the model's prompts. Calls then become content.
+        As in vLLM, nothing is checked for gpt-oss. Calls then become content.
         """
         if request.tool_choice == "auto" and not self._accepts_auto:
             raise RequestError(

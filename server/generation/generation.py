@@ -30,6 +30,8 @@ AnyRequest = CompletionRequest | ChatRequest
 
 _MIN_TEMPERATURE = 0.01
 """As in vLLM, smaller positive temperatures are raised to this value, because division by them overflows."""
+_MOST_PROMPT_LOGPROBS = 1 << 19
+"""The most log-probabilities of prompt tokens in several choices. Each takes a few hundred bytes."""
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +99,14 @@ class SamplingDefaults:
         """
         budgets = [_output_budget(request, n, self, info.max_model_len) for n in nums_prompt_tokens]
         _check_token_ids(request, info.vocab_size)
+        shared = self._shared_params(request, info.vocab_size, guided)
+        _check_prompt_logprobs(request, nums_prompt_tokens, shared.prompt_logprobs)
         min_tokens, max_tokens = request.min_tokens or 0, min(budgets)
         if min_tokens > max_tokens:
             raise RequestError(
                 f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.",
                 param="min_tokens",
             )
-        shared = self._shared_params(request, info.vocab_size, guided)
         return [
             msgspec.structs.replace(
                 shared, max_tokens=budget, reasoning=found and found.rules(request, has_grammar=guided is not None)
@@ -190,6 +193,17 @@ def _output_budget(request: AnyRequest, num_prompt_tokens: int, defaults: Sampli
     if budget < 1:
         raise RequestError(f"{param} must be at least 1, got {budget}.", param=param)
     return budget
+
+
+def _check_prompt_logprobs(request: AnyRequest, nums_prompt_tokens: Sequence[int], num_top: int | None) -> None:
+    """Each choice has the log-probabilities of its prompt. A request's only choice may have any number."""
+    number = sum(nums_prompt_tokens) * request.num_choices * (1 + (num_top or 0))
+    if num_top is not None and request.num_choices * len(nums_prompt_tokens) > 1 and number > _MOST_PROMPT_LOGPROBS:
+        raise RequestError(
+            f"All choices together have {number} log-probabilities of prompt tokens, of at most "
+            f"{_MOST_PROMPT_LOGPROBS}. Ask for fewer choices, prompts or log-probabilities.",
+            param="prompt_logprobs",
+        )
 
 
 def _check_token_ids(request: AnyRequest, vocab_size: int) -> None:

@@ -16,7 +16,7 @@ from server.operation.metrics.server_metrics import EngineMetrics
 from server.operation.models import Inference
 from server.terms.concurrency import take_turns
 from server.terms.server_config import GenerationConfig
-from server.terms.types import UNUSABLE_GRAMMAR, EngineOutput, FinishReason
+from server.terms.types import EngineOutput, FinishReason
 
 _MANY_ENTRIES = 4096
 """How many tokens and candidates of a response can be encoded in about a millisecond."""
@@ -157,11 +157,10 @@ def _create_recorder(inference: Inference, generation: Generation, index: int) -
 
 
 def _failure(output: EngineOutput, constraint_param: str | None) -> EngineError | RequestError:
-    if output.is_request_fault:
-        error = output.error or ""
-        if error.startswith(UNUSABLE_GRAMMAR):
-            message = f"The constraint in `{constraint_param}` cannot be used: {error.removeprefix(UNUSABLE_GRAMMAR)}"
-            return RequestError(message, param=constraint_param)
+    if output.fault == "constraint":
+        message = f"The constraint in `{constraint_param}` cannot be used: {output.error}"
+        return RequestError(message, param=constraint_param)
+    if output.fault == "request":
         return RequestError(f"The request cannot be completed: {output.error}.")
     return EngineError(output.error or "The engine aborted the request.")
 

@@ -16,6 +16,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from base.errors import ServerError
+from base.http_buckets import CLIENT_GONE
+from base.request_paths import without_final_slash
 from base.security.api_keys import OPEN_PATHS, READINESS_PATHS, STATUS_PATHS, ApiKeys, find_open_paths
 from server.http.routes.endpoint import AppParts, read_header, read_request_id
 from server.http.routes.info import HealthEndpoint, json_response
@@ -36,7 +38,6 @@ body (256 KB) about 0.25 ms."""
 _UNKNOWN_PATH = "Not Found: the embedded engine has no such endpoint. `--engine vllm` has all of vLLM's."
 
 UNCOUNTED_PATHS = OPEN_PATHS | STATUS_PATHS - {"/openapi.json"}
-_CLIENT_GONE = 499
 """nginx's status for a request whose client disconnected before the response."""
 
 
@@ -52,8 +53,10 @@ class ServerApp(Starlette):
         """The path prefix of this server behind a proxy."""
         self._turns = LoopTurns()
         self._probe_paths = {prefix + path for prefix in ("", self._root_path) for path in READINESS_PATHS}
+        routes = build_routes(parts)
+        self._paths = {prefix + route.path for prefix in ("", self._root_path) for route in routes}
         super().__init__(
-            routes=build_routes(parts),
+            routes=routes,
             middleware=_build_middleware(parts),
             exception_handlers={
                 HTTPException: _answer_http_exception,
@@ -63,6 +66,7 @@ class ServerApp(Starlette):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope = {**scope, "path": without_final_slash(scope["path"], self._paths)}  # uvicorn logs its own scope
         is_probe = scope["path"] in self._probe_paths and scope["method"] == "GET"
         if is_probe and not self._is_probe_seen and read_header(scope, b"origin") is None:
             await self._health(scope, receive, send)
@@ -226,7 +230,7 @@ class HttpMetricsMiddleware:
             await self._app(scope, receive, send)
             return
         begin_s = perf_counter()
-        status = _CLIENT_GONE
+        status = CLIENT_GONE
         response_bytes = 0
 
         async def send_and_record(message: Message) -> None:

@@ -14,11 +14,11 @@ import uvloop
 from base import exit_codes
 from base.errors import EngineStartError
 from base.machine.libc import trim_heap
-from base.server_settings import SAME_SIGNAL_S
+from base.server_settings import SAME_SIGNAL_S, SWITCH_INTERVAL_S
 from server.http.transport.graceful_server import bound_unsent_bytes
 from server.operation.engine_monitor import make_ready
 from server.operation.telemetry import log_stats
-from server.run.build import RunOptions, Server
+from server.run.build import RunOptions, ServerObjects
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
 from server.text.renderers.base import BaseRenderer
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 _TRIM_INTERVAL_S = 60.0
 _REASON_S = 2.0
 """How many seconds the reason of the engine's end may take, if a signal stops the server at that moment."""
-_SWITCH_INTERVAL_S = 0.0005
-"""How many seconds a thread may hold the interpreter. Python's default, 5 ms, would delay probes."""
 _YOUNG_OBJECTS = 20_000
 """The number of new objects after which Python collects garbage. With Python's default of 700, the chats of
 300 clients cause full collections. Each blocks the loop for 7 ms."""
@@ -40,7 +38,7 @@ class ServerRun:
 
     def __init__(self, renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> None:
         """Sets up thread switches and garbage collection in this process, and builds the HTTP application."""
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         gc.set_threshold(_YOUNG_OBJECTS)
         gc.freeze()  # collecting all imported objects later would delay the hand-over by 0.1 s
         self._options = options
@@ -53,7 +51,7 @@ class ServerRun:
         if options.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self._may_accept.set()
         with options.span("build_app"):
-            self._server = Server(renderer, config, options)
+            self._server = ServerObjects(renderer, config, options)
 
     def run(self) -> int:
         """Serves until a signal or the engine's end. Returns the exit code.

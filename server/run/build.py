@@ -53,7 +53,7 @@ class RunOptions:
     """Called once, when the first real token has been generated."""
 
 
-class Server:
+class ServerObjects:
     """The objects that `server.run.api_process` starts, uses and closes."""
 
     def __init__(self, renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> None:

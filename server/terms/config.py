@@ -165,7 +165,7 @@ class RendererConfig:
     tokenizer_mode: str = setting(
         "auto",
         "--tokenizer-mode",
-        "Format of tokenizer files and conversations. auto decides by the files.",
+        "Format of the tokenizer's files. hf reads even those for which auto requires --engine vllm.",
         group="Model",
         syntax="tokenizer mode",
         after="--tokenizer",

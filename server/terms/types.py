@@ -23,8 +23,8 @@ class GuidedDecoding(msgspec.Struct, frozen=True):
     """A JSON schema, regular expression, JSON list of choices or Lark grammar, depending on `kind`."""
 
 
-UNUSABLE_GRAMMAR = "the grammar cannot be used: "
-"""The beginning of the error message for a sequence whose grammar does not compile."""
+Fault = Literal["engine", "request", "constraint"]
+"""What has caused an error: the engine, the request, or its grammar, which does not compile."""
 
 
 class ReasoningMarker(msgspec.Struct, frozen=True, array_like=True):
@@ -199,8 +199,8 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
     result of a task whose name begins with `token_` has one row per token."""
     num_preemptions: int = 0
     """How often the sequence has been preempted so far."""
-    is_request_fault: bool = False
-    """Whether the request caused the error."""
+    fault: Fault = "engine"
+    """What has caused the error."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):

@@ -46,12 +46,9 @@ def test_a_value_out_of_range_is_an_error_with_range_and_value(name, value, mess
     assert str(caught.value) == message
 
 
-def test_values_at_the_limits_and_none_are_accepted():
+def test_limits_and_none_are_accepted_and_a_setting_without_a_flag_is_that_of_its_variable():
     assert Example(at_least=None, share=1, between=9, worded=2).at_least is None
     assert Example(more_than=math.inf).more_than == math.inf
-
-
-def test_a_setting_without_a_flag_has_default_and_name_of_its_variable():
     assert Example().by_variable == env.VLLM_MAX_N_SEQUENCES.default
     by_name = {field.name: field for field in fields(Example)}
     assert option_name(by_name["by_variable"]) == "VLLM_MAX_N_SEQUENCES"

@@ -126,5 +126,5 @@ def test_cache_larger_than_the_gpu_fails_the_start_with_one_line(arguments):
 
 
 def test_bug_report_names_the_gpu():
-    first, *_ = json.loads(run_cli("collect-env", "--json").stdout)["gpus"]
+    first, *_ = json.loads(run_cli("doctor", "--json").stdout)["machine"]["gpus"]
     assert re.fullmatch(r"NVIDIA .+, [1-9]\d+ MiB, driver \d+\.\d+.*", first)

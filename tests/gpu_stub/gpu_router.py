@@ -27,6 +27,21 @@ while not select.select([sys.stdin], [], [], 0.05)[0]:
 print(count, peak)
 """
 """Reads NVML until the standard input ends. Prints the number of readings, and the peak of a GPU in bytes."""
+_TAKES: Final = """
+import ctypes, sys
+cuda = ctypes.CDLL("libcudart.so.13")
+free, total, memory = ctypes.c_size_t(), ctypes.c_size_t(), ctypes.c_void_p()
+cuda.cudaSetDevice({device})
+sys.stdin.readline()
+cuda.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+print(cuda.cudaMalloc(ctypes.byref(memory), ctypes.c_size_t(free.value - (32 << 20))), flush=True)
+sys.stdin.read()
+"""
+
+
+def take_memory(device: int) -> str:
+    """A script that takes all memory of a device except 32 MiB when it reads a line. Then it prints 0."""
+    return _TAKES.format(device=device)
 
 
 def gpu_model(*words: str, share: float = 0.9, **keys: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tests.support.cli import run_cli
 from tests.support.openai_client import LoadClients, StreamReader
 
 _WORDS = EAGER[1:]
+_LATER = (*_WORDS, "--cuda-graphs", "after-ready")
 _SIZES = (1, 2, 4, 8, 16, 32, 48, 64)
 _OLD = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 _VALUE = r"^vllm_cli:cuda_graphs_{} ([\d.]+)$"
@@ -65,14 +66,14 @@ def _load(server: GpuServer) -> Iterator[LoadClients]:
 def test_all_graphs_that_vllm_captures_are_captured_after_readiness(home, words, variables, num_graphs):
     usages = []
     shown = {"captured": num_graphs, "total": num_graphs, "state": "complete"}
-    for when in ("before-ready", "auto"):
+    for when in ("before-ready", "after-ready"):
         with GpuServer("ours", *_WORDS, *words, "--cuda-graphs", when, folder=home, environment=variables) as server:
             usages.append(server.wait_ready().usage())
             assert _wait_for_all(server) == num_graphs
             server.wait(lambda: server.get("/startupz")["cuda_graphs"] == shown)
             usages.append(server.usage())
-            assert (_LATE in server.log) == (when == "auto")
-            if when == "auto":
+            assert (_LATE in server.log) == (when == "after-ready")
+            if when == "after-ready":
                 server.wait_logged(f"all {num_graphs} CUDA graphs are captured")
             assert server.terminate(signal.SIGTERM) == 0
         assert "ERROR" not in server.log
@@ -99,29 +100,11 @@ _TP, _PP, _DP = "--tensor-parallel-size", "--pipeline-parallel-size", "--data-pa
 def test_all_ranks_capture_all_graphs_under_load(tmp_path, words, num_engines):
     environment = {"STUB_GPUS": words[1]}
     few = _mode("FULL_AND_PIECEWISE")
-    with GpuServer("ours", *_WORDS, *few, *words, folder=tmp_path, environment=environment) as server:
+    with GpuServer("ours", *_LATER, *few, *words, folder=tmp_path, environment=environment) as server:
         server.wait_ready()
         with _load(server):
             assert _wait_for_all(server) == 16 * num_engines
         assert _LATE in server.log
-        assert server.terminate(signal.SIGTERM) == 0
-
-
-def test_after_a_failed_capture_the_engine_goes_on_and_captures_no_more(home, tmp_path):
-    broken = tmp_path / "broken"
-    with GpuServer("ours", *_WORDS, folder=home, environment={"STUB_FAIL": str(broken)}) as server:
-        server.wait_ready()
-        broken.touch()
-        server.wait_logged("a capture failed")
-        broken.unlink()
-        server.wait(lambda: _graphs(server)[1] > 0)
-        captured, total = _graphs(server)
-        assert captured == total
-        with _load(server) as clients:
-            server.wait(lambda: clients.endings["answered"] >= 100)
-        assert _graphs(server) == (captured, total)
-        assert server.get("/status.json")["start"]["cuda_graphs"]["state"] == "incomplete"
-        assert server.log.count("a capture failed") == 1
         assert server.terminate(signal.SIGTERM) == 0
 
 
@@ -142,7 +125,7 @@ def test_a_drain_ends_the_capture_and_finishes_the_requests(home):
 
 
 def test_a_model_that_sleeps_in_the_middle_captures_the_rest_when_it_is_awake(tmp_path, sockets):
-    with Sleeper(*_WORDS, folder=tmp_path, socket_folder=sockets) as server:
+    with Sleeper(*_LATER, folder=tmp_path, socket_folder=sockets) as server:
         usage = server.wait_ready().usage()
         server.sleep(2)
         server.wait(lambda: _graphs(server)[1] > 0)
@@ -159,6 +142,9 @@ def test_a_model_that_sleeps_in_the_middle_captures_the_rest_when_it_is_awake(tm
     "words",
     [
         pytest.param(("--cuda-graphs", "before-ready"), id="flag"),
+        pytest.param((_TP, "3"), id="several ranks"),
+        pytest.param(("--enable-sleep-mode",), id="sleep mode"),
+        pytest.param(("--dtype", "float32"), id="float32"),
         pytest.param(("--kv-cache-memory-bytes", "2G"), id="size of the KV cache"),
         pytest.param(("--enable-lora",), id="LoRA"),
         pytest.param(
@@ -167,9 +153,9 @@ def test_a_model_that_sleeps_in_the_middle_captures_the_rest_when_it_is_awake(tm
     ],
 )
 def test_where_late_graphs_are_not_proven_all_are_captured_before_readiness(home, words):
-    with GpuServer("ours", *_WORDS, *_mode("FULL_AND_PIECEWISE"), *words, folder=home) as server:
+    words = (*_WORDS, *_mode("FULL_AND_PIECEWISE"), *words)
+    with GpuServer("ours", *words, folder=home, environment={"STUB_GPUS": "3"}) as server:
         server.wait_ready()
-        server.wait(lambda: _graphs(server)[1] > 0)
         captured, total = _graphs(server)
         assert captured == total > 0
         assert _LATE not in server.log  # no request, because with drafts none ends on the stand-in

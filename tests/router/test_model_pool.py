@@ -17,7 +17,7 @@ from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
 from router.scheduling.terms import SchedulerLimits
 from tests.router.conftest import open_places
-from tests.router.http.small_router import eventually
+from tests.router.http.small_router import eventually, metric_values
 from tests.router.router_process import FOREIGN_COMMAND
 from tests.support.tiers import thorough_but_for
 from tests.support.waiting import is_gone, wait_until
@@ -121,12 +121,12 @@ async def test_starts_waits_and_refusals_are_counted(pool, caplog):
     await eventually(lambda: pool.process_of("slow") is not None)
     await pool.unload("slow")
     waiting.cancel()
-    counts = _metric(pool, "starts_total")
+    counts = metric_values(pool, "starts_total")
     assert counts.pop(("slow", "stopped", "", "")) >= 1
     assert counts == {("good", "ready", "", ""): 1, ("bad", "failed", "", "VC-UNKNOWN"): 1}
-    assert _metric(pool, "refusals_total") == {("bad", "failed"): 1}
-    assert _metric(pool, "wait_seconds_count") == {("good",): 1, ("bad",): 1}
-    assert _metric(pool, "wait_seconds_sum")["good",] > 0
+    assert metric_values(pool, "refusals_total") == {("bad", "failed"): 1}
+    assert metric_values(pool, "wait_seconds_count") == {("good",): 1, ("bad",): 1}
+    assert metric_values(pool, "wait_seconds_sum")["good",] > 0
 
 
 async def test_a_start_without_a_free_port_is_counted(pool, monkeypatch):
@@ -137,12 +137,7 @@ async def test_a_start_without_a_free_port_is_counted(pool, monkeypatch):
     pool.set_entries(by_name(entry_of("a")))
     with pytest.raises(ModelRefused, match="Too many open files. Code: VC-PROGRAM-NOT-STARTED"):
         await _use(pool, "a")
-    assert _metric(pool, "starts_total") == {("a", "failed", "", "VC-PROGRAM-NOT-STARTED"): 1}
-
-
-def _metric(pool: ModelPool, name: str) -> dict[tuple[str, ...], float]:
-    samples = [sample for family in pool.metrics.collect() for sample in family.samples]
-    return {tuple(s.labels.values()): s.value for s in samples if s.name == f"vllm_cli:router_{name}"}
+    assert metric_values(pool, "starts_total") == {("a", "failed", "", "VC-PROGRAM-NOT-STARTED"): 1}
 
 
 async def test_a_model_keeps_its_process_if_only_the_router_reads_what_changed(pool):
@@ -264,18 +259,15 @@ async def test_a_model_that_does_not_fall_asleep_is_stopped_instead_which_is_log
     assert caplog.text.count("a is stopped instead of sleeping. It did not fall asleep") == 1
 
 
-_SWAPS = {
-    "swap": (True, "vllm", "stop", 1),
-    "no GPU": (False, "vllm", "stop", 0),
-    "other engine": (True, "embedded", "stop", 0),
-    "sleeps": (True, "vllm", "sleep", 0),
-}
-
-
 @pytest.mark.thorough
-@pytest.mark.parametrize("swap", _SWAPS)
-async def test_a_swap_of_two_models_of_vllm_on_a_gpu_names_sleep_once(pool, monkeypatch, caplog, swap):
-    has_gpus, engine, on_swap, num_lines = _SWAPS[swap]
+@pytest.mark.parametrize(
+    ("has_gpus", "engine", "on_swap", "num_lines"),
+    [(True, "vllm", "stop", 1), (False, "vllm", "stop", 0), (True, "embedded", "stop", 0), (True, "vllm", "sleep", 0)],
+    ids=["swap", "no GPU", "other engine", "sleeps"],
+)
+async def test_a_swap_of_two_models_of_vllm_on_a_gpu_names_sleep_once(
+    pool, monkeypatch, caplog, has_gpus, engine, on_swap, num_lines
+):
     caplog.set_level("INFO")
     monkeypatch.setattr(MemoryMeter, "has_gpus", has_gpus)
     keys = {"on_swap": on_swap, "sleep": _SLEEP, "wake": _WAKE}

@@ -87,7 +87,8 @@ def _write(path: Path, num_bytes: int) -> None:
 
 def test_a_further_check_finds_another_file_of_a_folder(llama_server, tmp_path):  # noqa: F811
     folder = tmp_path / "models"
-    _write(folder / "a.gguf", 4)
+    folder.mkdir()
+    (folder / "a.gguf").write_bytes(b"GGUF")
     options = options_of(folder)
     (entry,) = options.entries.values()
     assert options.check_again(entry) == entry

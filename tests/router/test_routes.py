@@ -13,7 +13,8 @@ from router.http.router_answers import RouterAnswers
 from tests.e2e.server_process import ServerProcess
 from tests.router.router_process import RouterProcess
 from tests.router.sleeping_router import _SMALL, FLAGS
-from tests.startup.vllm.fake_start import environment, short_folder
+from tests.startup.vllm.fake_start import environment
+from tests.support.folders import short_folder
 
 pytestmark = pytest.mark.thorough
 

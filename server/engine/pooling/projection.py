@@ -124,7 +124,7 @@ def _load_layer(folder: Path, device: torch.device) -> _Layer:
 def _read_tensors(folder: Path, names: Seq[str]) -> dict[str, Tensor]:
     """Returns the tensors with these names that the folder's files contain."""
     found: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("[!.]*.safetensors")):
         with safe_open(path, framework="pt") as file:
             found |= {name: file.get_tensor(name) for name in set(names) & set(file.keys())}
     if not found and (path := folder / "pytorch_model.bin").is_file():

@@ -5,33 +5,34 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Lock
 from time import thread_time
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer
 
+from base.wording import one_line
 from server.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError
 from server.engine.sampling.reasoning import FoundMarker, ReasoningState
 from server.engine.sequence import Sequence
-from server.terms.types import UNUSABLE_GRAMMAR
-from server.text.model_files.tokenizer_files import find_mistral_file
+from server.terms.types import Fault
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_S = 0.1
 """The most processor time of one token in a grammar, for which all sequences wait. Most grammars take at most
 20 ms. If a grammar is ambiguous, the time grows with the length of the text."""
-_TOKENIZER_FILE = "tokenizer.json"
 _MOST_COPIED_CHARS = 1 << 26
 """The most characters in all sequences' copies of grammars together. Further sequences wait."""
 
 
 class GuidedDecodingError(Exception):
     """A sequence left its grammar, or the grammar is invalid or too large. Only that request fails."""
+
+    def __init__(self, message: str, fault: Fault = "request") -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class GuidedStates:
@@ -50,7 +51,7 @@ class GuidedStates:
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         """The executor compiles grammars. After each one, `wake` is called: a sequence may be ready."""
-        self._vocabulary = _VocabularyFile.read(tokenizer_path)
+        self._vocabulary = read_vocabulary(tokenizer_path)
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._tokenizer: LLTokenizer | None = None
@@ -89,9 +90,9 @@ class GuidedStates:
         try:
             sequence.grammar.compiled.result()
         except GrammarError as err:
-            has_grammar = sequence.params.guided is not None
-            begin = UNUSABLE_GRAMMAR if has_grammar else "the thinking budget cannot be used: "
-            raise GuidedDecodingError(f"{begin}{err}") from err
+            if sequence.params.guided is None:
+                raise GuidedDecodingError(f"the thinking budget cannot be used: {err}") from err
+            raise GuidedDecodingError(str(err), "constraint") from err
         self._num_copied_chars += sequence.grammar.num_chars
         sequence.has_grammar_copy = True
 
@@ -167,7 +168,7 @@ class GuidedStates:
                 if self._vocabulary is None:
                     raise ValueError("the model has no tokenizer.json, which llguidance needs")
                 eos = list(self._eos_token_ids) or None
-                self._tokenizer = LLTokenizer(self._vocabulary.load(), n_vocab=self._vocab_size, eos_token=eos)
+                self._tokenizer = LLTokenizer(self._vocabulary, n_vocab=self._vocab_size, eos_token=eos)
                 self._vocabulary = None
             return self._tokenizer
 
@@ -186,30 +187,25 @@ def _bounded(matcher: LLMatcher) -> Iterator[None]:
         )
 
 
-class _VocabularyFile(NamedTuple):
-    """The content of a tokenizer's file: tokenizer.json, or else a file of mistral-common."""
+def read_vocabulary(folder: Path) -> str | None:
+    """The content of tokenizer.json, or what transformers makes of tokenizer.model, or else None."""
+    usual, other = folder / "tokenizer.json", folder / "tokenizer.model"
+    try:
+        if usual.exists():
+            return usual.read_text(encoding="utf-8")
+        return _convert(folder) if other.exists() else None
+    except (OSError, ValueError, RuntimeError) as err:
+        logger.warning("requests with a grammar are rejected, because %s has no tokenizer: %s", folder, one_line(err))
+        return None
 
-    name: str
-    content: bytes
 
-    @classmethod
-    def read(cls, folder: Path) -> "_VocabularyFile | None":
-        """Reads the file from the model's folder. None if there is no file that can be read."""
-        usual = folder / _TOKENIZER_FILE
-        file = usual if usual.exists() else find_mistral_file(folder)
-        try:
-            return None if file is None else cls(file.name, file.read_bytes())
-        except OSError as err:
-            logger.warning("requests with a grammar are rejected, because %s cannot be read: %s", file, err)
-            return None
+def _convert(folder: Path) -> str:
+    from transformers import AutoTokenizer  # noqa: PLC0415 - few models need it
 
-    def load(self) -> str | TokenizerWrapper:
-        """The vocabulary in a form that llguidance takes."""
-        if self.name == _TOKENIZER_FILE:
-            return self.content.decode()
-        from server.text.model_files.mistral_tokens import GrammarVocabulary  # noqa: PLC0415 - few models need it
-
-        with TemporaryDirectory() as folder:
-            file = Path(folder, self.name)  # mistral-common reads the format from the name
-            file.write_bytes(self.content)
-            return TokenizerWrapper(GrammarVocabulary(file))
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder,
+        mistral_format=False,
+        trust_remote_code=False,  # without a value, transformers asks the terminal whether to run a model's code
+        local_files_only=True,
+    )
+    return str(tokenizer.backend_tokenizer.to_str())

@@ -17,11 +17,22 @@ import torch
 from server.engine.sampling.drawing import draw, new_generator
 from server.engine.sampling.guided import GuidedDecodingError, GuidedStates
 from server.engine.sequence import Chunk, Sequence
-from server.terms.types import FinishReason, TokenLogprob
+from server.terms.types import Fault, FinishReason, TokenLogprob
 
 _GREEDY_BELOW = 1e-5
-_EXCLUDED = "no token can be sampled: the request's parameters exclude all of them"
-_NOT_FINITE = "no token can be sampled: the model's logits are not finite"
+_MAX_ROWS = 32
+"""The most rows computed at once. All rows of a prompt would take gigabytes with a large vocabulary."""
+
+
+class SampleError(NamedTuple):
+    """Why a sequence gets no token."""
+
+    message: str
+    fault: Fault = "request"
+
+
+_EXCLUDED = SampleError("no token can be sampled: the request's parameters exclude all of them")
+_NOT_FINITE = SampleError("no token can be sampled: the model's logits are not finite", "engine")
 
 
 class Sampled(NamedTuple):
@@ -30,13 +41,8 @@ class Sampled(NamedTuple):
     sequence: Sequence
     token_id: int
     logprob: TokenLogprob | None
-    error: str | None = None
+    error: SampleError | None = None
     """Why the sequence cannot continue: its grammar failed, or no token is allowed. None if it continues."""
-
-    @property
-    def is_request_fault(self) -> bool:
-        """Whether the request's own parameters have caused the error."""
-        return self.error is not None and self.error != _NOT_FINITE
 
 
 class Ending(NamedTuple):
@@ -81,6 +87,10 @@ class Sampler:
     @torch.inference_mode()
     def sample(self, sequences: list[Sequence], logits: torch.Tensor) -> list[Sampled]:
         """Samples one token per sequence. May overwrite `logits`, of shape [len(sequences), vocab]."""
+        blocks = [slice(begin, begin + _MAX_ROWS) for begin in range(0, len(sequences), _MAX_ROWS)]
+        return [sampled for rows in blocks for sampled in self._sample(sequences[rows], logits[rows])]
+
+    def _sample(self, sequences: list[Sequence], logits: torch.Tensor) -> list[Sampled]:
         described = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
         raw = logits[described] if described else None
         logits = logits.float()
@@ -110,16 +120,16 @@ class Sampler:
             return Ending("length")
         return _CONTINUES
 
-    def _restrict(self, sequences: list[Sequence], logits: torch.Tensor) -> dict[int, str]:
+    def _restrict(self, sequences: list[Sequence], logits: torch.Tensor) -> dict[int, SampleError]:
         """Applies grammars, token bans and logit bias in place. Returns row -> error."""
-        errors: dict[int, str] = {}
+        errors: dict[int, SampleError] = {}
         for i, sequence in enumerate(sequences):
             params, row = sequence.params, logits[i]
             if params.guided is not None:
                 try:
                     self._guided.mask(sequence, row)
                 except GuidedDecodingError as err:
-                    errors[i] = str(err)
+                    errors[i] = SampleError(str(err), err.fault)
             if params.allowed_token_ids:
                 _allow_only(row, params.allowed_token_ids)
             if sequence.num_output_tokens < params.min_tokens:
@@ -137,7 +147,7 @@ class Sampler:
             # The grammar is complete: only the end may follow, even before `min_tokens`.
             row[stops] = before
 
-    def _pick(self, sequences: list[Sequence], logits: torch.Tensor, errors: dict[int, str]) -> list[int]:
+    def _pick(self, sequences: list[Sequence], logits: torch.Tensor, errors: dict[int, SampleError]) -> list[int]:
         best = _argmax(logits)
         largest = logits.gather(1, best[:, None])[:, 0]
         token_ids: list[int] = best.tolist()
@@ -232,8 +242,6 @@ def _count_tokens(sequence: Sequence) -> _TokenCounts:
     return _TokenCounts(token_ids, np.bincount(output, minlength=len(token_ids)))
 
 
-_MAX_ROWS = 64
-"""The most rows computed at once. All rows of a prompt would take gigabytes with a large vocabulary."""
 _LEAST = -9999.0
 """The log-probability that vLLM and OpenAI report for an impossible token, because JSON has no infinity."""
 

@@ -2,10 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import Any, Final
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from base.errors import RequestError
+from base.machine.processes import descendants, pss_bytes
 from base.status_page.page import read_page
 from server.http.routes.endpoint import AppParts
 from server.http.routes.openapi import build_openapi
@@ -22,8 +22,8 @@ from server.terms.http_body.response_body import send_unavailable
 
 _MAX_SHOWN = 100
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
+_Read = TypeVar("_Read")
 _EMPTY: Message = {"type": "http.response.body", "body": b""}
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class HealthEndpoint:
@@ -60,9 +60,8 @@ class InfoEndpoints:
         return json_response({"server_load": self._parts.running.num_running})
 
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics. Rendering takes some milliseconds, so it runs on a thread."""
-        async with self._scraping:
-            body = await asyncio.to_thread(self._parts.metrics.render)
+        """GET /metrics."""
+        body = await self._on_a_thread(self._parts.metrics.render)
         return Response(body, headers={"content-type": CONTENT_TYPE})
 
     async def livez(self, request: Request) -> Response:
@@ -103,7 +102,7 @@ class InfoEndpoints:
         return Response(page.body, headers=dict(page.headers), media_type="text/html; charset=utf-8")
 
     async def status_data(self, request: Request) -> Response:
-        """GET /status.json, in every state. Computes only the loop lag's quantiles, in 0.5 ms."""
+        """GET /status.json, in every state. The event loop computes only its lag's quantiles, in 0.5 ms."""
         body = {
             "status": self._parts.lifecycle.state,
             "model": self._parts.metrics.model_name,
@@ -113,7 +112,7 @@ class InfoEndpoints:
             "error": self._parts.lifecycle.reason,
             "progress": self._parts.start.progress(),
             "start": msgspec.Raw(self._timeline()),
-            "live": self._live() if self._parts.lifecycle.has_engine else None,
+            "live": await self._live() if self._parts.lifecycle.has_engine else None,
         }
         return json_response(body)
 
@@ -125,7 +124,7 @@ class InfoEndpoints:
             self._whole_start = report
         return report
 
-    def _live(self) -> dict[str, Any]:
+    async def _live(self) -> dict[str, Any]:
         stats, metrics = self._parts.engine.stats, self._parts.metrics.engine
         lag = self._parts.metrics.heartbeat.lag
         return {
@@ -142,9 +141,13 @@ class InfoEndpoints:
             "loop_lag_p50_s": lag.p50_s,
             "loop_lag_p99_s": lag.p99_s,
             "loop_lag_max_s": lag.max_s,
-            "rss_bytes": _resident_bytes(os.getpid()),
-            "engine_rss_bytes": _resident_bytes(self._parts.engine.info.pid),
+            "memory_bytes": await self._on_a_thread(_memory_bytes),
         }
+
+    async def _on_a_thread(self, read: Callable[[], _Read]) -> _Read:
+        """Runs what takes some milliseconds, one call after the other."""
+        async with self._scraping:
+            return await asyncio.to_thread(read)
 
 
 def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -161,11 +164,6 @@ def _read_boolean(request: Request, name: str) -> bool:
     return value
 
 
-def _resident_bytes(pid: int | None) -> int | None:
-    """Returns the resident memory of a process in bytes, or None if the system does not report it."""
-    if pid is None:
-        return None
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
-    except (OSError, IndexError, ValueError):
-        return None
+def _memory_bytes() -> int:
+    """The memory of this process and its descendants, in which shared pages count once."""
+    return sum(map(pss_bytes, (os.getpid(), *descendants(os.getpid()))))

@@ -1,6 +1,6 @@
 """The base of all renderers, which turn text into token ids and back. Thread pools run work that blocks.
 
-This module imports no library of tokenizers. Each kind of renderer imports its own library.
+This module imports no library of tokenizers.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from base.errors import RequestError
 from server.terms.bounded_cache import BoundedCache
@@ -17,7 +17,7 @@ from server.terms.concurrency import run_concurrently
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import EngineInfo
 from server.text.model_files.model_kind import accepts_images
-from server.text.model_files.tokenizer_files import RENDERERS, TokenizerLoadError, find_tokenizer_mode, foreign_problem
+from server.text.model_files.tokenizer_files import TokenizerLoadError, foreign_problem
 from server.text.renderers.conversation import has_few_parts
 from server.text.renderers.detokenizer import (
     DecodeWindow,
@@ -53,8 +53,6 @@ class BaseRenderer(ABC):
     run on the event loop.
     """
 
-    has_own_tool_format: ClassVar[bool] = False
-    """Whether a library writes the tools and calls of a conversation, instead of a chat template."""
     tokenizer: Tokenizer
     """The tokenizer that `_load` sets. All threads share this object."""
     vision: "VisionPart | None" = None
@@ -82,8 +80,8 @@ class BaseRenderer(ABC):
     @abstractmethod
     def render_messages(
         self, messages: list[dict[str, Any]], options: ChatOptions, images: ProcessedImages | None = None
-    ) -> str | list[int]:
-        """Turns a conversation in OpenAI's form into text or token ids, with the tokens of its images.
+    ) -> str:
+        """Turns a conversation in OpenAI's form into text, with the tokens of its images.
 
         Raises:
             RequestError: the messages or options are invalid, or the template failed.
@@ -110,11 +108,7 @@ class BaseRenderer(ABC):
         """
         if images is not None and options.truncate_prompt_tokens is not None:
             raise RequestError("truncate_prompt_tokens cannot be combined with images", param="truncate_prompt_tokens")
-        rendered = self.render_messages(messages, options, images)
-        if isinstance(rendered, str):
-            prompt = self._tokenize_chat(rendered, options)
-        else:
-            prompt = RenderedPrompt(self.prompts.keep_tokens(rendered, options, param="messages"), text=None)
+        prompt = self._tokenize_chat(self.render_messages(messages, options, images), options)
         return prompt if images is None or self.vision is None else self.vision.attach(prompt, images)
 
     async def render_prompts_async(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
@@ -222,16 +216,10 @@ def build_renderer(files: ModelFiles, config: RendererConfig, *, executor: Execu
     """
     if problem := foreign_problem(files.tokenizer_path, config.tokenizer_mode):
         raise TokenizerLoadError(problem)
-    kind = import_renderer(find_tokenizer_mode(files.tokenizer_path, config.tokenizer_mode))
-    return kind(files, config, executor=executor)
+    return import_renderer()(files, config, executor=executor)
 
 
-def import_renderer(mode: str) -> type[BaseRenderer]:
-    """Imports the class for a tokenizer mode. Raises TokenizerLoadError if its library is not installed."""
-    module, _, name = RENDERERS[mode].partition(":")
-    try:
-        found: type[BaseRenderer] = getattr(import_module(module), name)
-    except ImportError as err:
-        reason = f"--tokenizer-mode {mode} needs the Python package {err.name}, which is not installed"
-        raise TokenizerLoadError(f"{reason}: install vllm-cli with its extra `embedded`") from err
+def import_renderer() -> type[BaseRenderer]:
+    """Imports the renderer with its library of tokenizers."""
+    found: type[BaseRenderer] = import_module("server.text.renderers.hf").HfRenderer
     return found

@@ -1,4 +1,4 @@
-"""Turns messages in OpenAI's form into the form that chat templates and mistral-common read."""
+"""Turns messages in OpenAI's form into the form that chat templates read."""
 
 import logging
 from functools import cache

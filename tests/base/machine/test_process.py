@@ -15,7 +15,6 @@ import pytest
 from base.machine.files import write_whole
 from base.machine.libc import trim_heap
 from base.machine.processes import EndWatch
-from tests.support.cli import run_python
 from tests.support.waiting import wait_until
 
 _SCRIPT = """
@@ -67,34 +66,6 @@ def test_freed_blocks_below_a_used_one_go_back_to_the_system():
     libc.free(highest)
 
 
-_PROGRAM = """
-import os, time
-from startup.port.acceptor import RealtimePriority
-priority = RealtimePriority(is_wanted={is_wanted})
-policies = [os.sched_getscheduler(0)]
-while time.process_time() < 1:
-    pass
-priority.turn(priority._began_s + 1)  # whatever time this has taken
-policies.append(os.sched_getscheduler(0))
-priority.turn(time.monotonic() + 60)
-policies.append(os.sched_getscheduler(0))
-print(policies)
-"""
-
-
-def _policies(*, is_wanted: bool) -> str:
-    return run_python(_PROGRAM.format(is_wanted=is_wanted), check=True).stdout.strip()
-
-
-@pytest.mark.thorough
-def test_a_process_that_needs_little_has_priority_again_if_it_is_wanted():
-    assert _policies(is_wanted=False) == str([os.SCHED_OTHER] * 3)
-    if run_python("import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))").returncode:
-        pytest.skip("needs CAP_SYS_NICE")
-    policies = [os.SCHED_FIFO, os.SCHED_OTHER, os.SCHED_FIFO]
-    assert _policies(is_wanted=True) == str([policy | os.SCHED_RESET_ON_FORK for policy in policies])
-
-
 @pytest.fixture
 def process() -> Iterator["subprocess.Popen[bytes]"]:
     command = [sys.executable, "-c", "import signal; print(flush=True); signal.pause()"]
@@ -118,21 +89,18 @@ def test_an_exit_is_detected_before_and_after_the_process_is_reaped(process):
     assert watch.is_exiting()
     watch.close()
     watch.close()
+    assert not EndWatch(process.pid).is_exiting(), "a process that was reaped before is not watched"
 
 
-def test_a_process_that_was_reaped_before_is_not_watched(process):
-    process.kill()
-    process.wait()
-    watch = EndWatch(process.pid)
-    assert not watch.is_exiting()
-    watch.close()
-
-
-def test_a_new_file_has_ordinary_permissions(tmp_path):
+def test_a_new_file_has_ordinary_permissions_and_a_link_stays_a_link(tmp_path):
     (tmp_path / "plain").write_text("")
     write_whole(tmp_path / "file", "text")
     assert (tmp_path / "file").read_text() == "text"
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "link").symlink_to("file")
+    write_whole(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -142,14 +110,6 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
         write_whole(path, "\udc80")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_link_stays_a_link(tmp_path):
-    (tmp_path / "real").write_text("old")
-    (tmp_path / "link").symlink_to("real")
-    write_whole(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "real").read_text() == "new"
 
 
 def test_a_pipe_is_written_to(tmp_path):

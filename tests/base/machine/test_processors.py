@@ -67,23 +67,18 @@ def system(system, monkeypatch):
 
 @pytest.mark.parametrize(
     ("quota", "expected"),
-    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1), ("1600000 100000", 8), ("", 8)],
+    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1), ("1600000 100000", 8), ("", 8)]
+    + [(-1, 8), (250_000, 3)],
 )
-def test_quota_of_cgroup_version_2(system, quota, expected):
-    system.mount("cgroup2", "rw", root="/", path="0::/box")
-    system.limit("box", max=quota)
+def test_the_quota_of_a_cgroup_limits_the_processors(system, quota, expected):
+    assert usable_count(system.proc) == affinity_count() == 8, "there is no cgroup yet"
+    if isinstance(quota, str):
+        system.mount("cgroup2", "rw", root="/", path="0::/box")
+        system.limit("box", max=quota)
+    else:
+        system.mount("cgroup", "rw,cpu", root="/", path="4:cpu,cpuacct:/box")
+        system.limit("box", cfs_quota_us=quota, cfs_period_us=100_000)
     assert usable_count(system.proc) == expected
-
-
-@pytest.mark.parametrize(("quota", "expected"), [(-1, 8), (250_000, 3)])
-def test_quota_of_cgroup_version_1(system, quota, expected):
-    system.mount("cgroup", "rw,cpu", root="/", path="4:cpu,cpuacct:/box")
-    system.limit("box", cfs_quota_us=quota, cfs_period_us=100_000)
-    assert usable_count(system.proc) == expected
-
-
-def test_a_machine_without_cgroups_has_no_quota(system):
-    assert usable_count(system.proc) == affinity_count() == 8
 
 
 def _instruction_sets(folder: Path, text: str) -> tuple[str, ...]:
@@ -99,11 +94,14 @@ def test_instruction_sets_are_told_apart_from_what_kernels_add(tmp_path):
     assert _instruction_sets(tmp_path, "processor : 0\n") == _instruction_sets(tmp_path, "") == ()
 
 
-def test_each_kind_of_gpu_is_named_once(tmp_path):
+def test_each_kind_of_gpu_is_named_once(tmp_path, monkeypatch):
     for name, model in (("0000:01:00.0", "NVIDIA H100 80GB HBM3"), ("0000:02:00.0", "NVIDIA H100 80GB HBM3")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 11\n")
     assert gpu_kinds(tmp_path, tmp_path / "none") == ("NVIDIA H100 80GB HBM3",)
+    gpus = [Gpu(number, "", "NVIDIA H100 80GB HBM3", 0, 0, ()) for number in range(2)]
+    monkeypatch.setattr("base.machine.nvml.read_gpus", lambda: GpuState("580.1", (13, 0), tuple(gpus)))
+    assert gpu_kinds(tmp_path / "none", tmp_path / "none") == ("NVIDIA H100 80GB HBM3",), "by the driver's library"
 
 
 def test_gpus_of_amd_have_the_name_of_their_instructions(tmp_path, monkeypatch):
@@ -112,9 +110,3 @@ def test_gpus_of_amd_have_the_name_of_their_instructions(tmp_path, monkeypatch):
         (tmp_path / node).mkdir()
         (tmp_path / node / "properties").write_text(f"cpu_cores_count 0\ngfx_target_version {version}\n")
     assert gpu_kinds(tmp_path / "none", tmp_path) == ("gfx1102", "gfx90a")
-
-
-def test_without_a_folder_of_the_driver_its_library_names_gpus(tmp_path, monkeypatch):
-    gpus = [Gpu(number, "", "NVIDIA H100 80GB HBM3", 0, 0, ()) for number in range(2)]
-    monkeypatch.setattr("base.machine.nvml.read_gpus", lambda: GpuState("580.1", (13, 0), tuple(gpus)))
-    assert gpu_kinds(tmp_path, tmp_path) == ("NVIDIA H100 80GB HBM3",)

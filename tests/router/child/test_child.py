@@ -64,6 +64,11 @@ class Running:
         """The server, its two children, and its orphan in a session of its own."""
         return await asyncio.to_thread(wait_marked, self.child.place.socket_path, 4)
 
+    async def end(self) -> str | None:
+        """Asks the child to stop, and waits for its end."""
+        self.child.stop()
+        return await self.life
+
     async def get(self, path: str) -> Any:
         async with (
             aiohttp.ClientSession(connector=self.child.connector, connector_owner=False) as session,
@@ -90,8 +95,7 @@ async def running(place: ChildPlace) -> AsyncIterator[Running]:
 
 async def test_a_child_that_is_asked_to_stop_leaves_no_process_behind(running):
     marked = await running.marked()
-    running.child.stop()
-    assert await running.life is None
+    assert await running.end() is None
     assert all(is_gone(process.pid) for process in marked)
 
 
@@ -183,8 +187,7 @@ async def test_a_server_that_hangs_is_no_usual_end_although_it_is_to_stop(place)
     await web.UnixSite(runner, place.socket_path).start()
     found = await start(ModelEntry(name="m"), place)  # without words, it is a server that runs already
     body.update(status="hung", error={"message": "The engine hangs: it was silent"})
-    found.child.stop()
-    assert await found.life == "The server hangs. The engine hangs: it was silent."
+    assert await found.end() == "The server hangs. The engine hangs: it was silent."
     await runner.cleanup()
 
 
@@ -200,8 +203,7 @@ async def test_a_port_of_another_process_is_an_error_and_not_its_server(place):
     found = await start(entry_of(), place)
     port = int(found.child.base_url.rpartition(":")[2])
     reason = await Child(entry_of(port=port), place).run(lambda: None)
-    found.child.stop()
-    await found.life
+    await found.end()
     text = f"Another process listens on http://127.0.0.1:{port}: end it, or leave out cmd to use it."
     assert reason == f"{text} Code: VC-PORT-IN-USE"
 
@@ -220,11 +222,9 @@ async def test_a_server_that_runs_already_is_used_and_not_stopped(place):
     found = await start(entry_of(), place)
     other = await start(entry_of(words=(), address=found.child.base_url), place)
     assert (await other.get("/env"))["variables"]["FLAVOUR"] == "salty"
-    other.child.stop()
-    assert await other.life is None
+    assert await other.end() is None
     assert (await found.get("/env"))["variables"]
-    found.child.stop()
-    await found.life
+    await found.end()
 
 
 async def test_the_answer_of_its_check_endpoint_is_the_reason(place):
@@ -233,8 +233,7 @@ async def test_the_answer_of_its_check_endpoint_is_the_reason(place):
     port = int(found.child.base_url.rpartition(":")[2])
     check = {"check_endpoint": "/${PORT}?status=404", "start_timeout_s": 1.0}
     reason = await Child(entry_of(words=(), port=port, **check), place).run(lambda: None)
-    found.child.stop()
-    await found.life
+    await found.end()
     assert reason is not None
     assert f"its last phase was /{port}?status=404 (checkEndpoint) answers 404" in reason
 
@@ -272,19 +271,14 @@ async def test_a_program_that_cannot_be_executed_is_named(place, tmp_path):
     assert str(reason).endswith("Code: VC-PROGRAM-NOT-STARTED")
 
 
-async def test_a_stop_command_gets_the_pid(place, tmp_path):
+async def test_a_command_without_an_endpoint_is_ready_when_it_listens_and_its_stop_command_gets_the_pid(
+    place, tmp_path
+):
     told = tmp_path / "told"
     script = f"echo $0 > {told}; kill -TERM $0"
-    found = await start(entry_of(stop_words=("sh", "-c", script, "${PID}")), place)
-    found.child.stop()
-    assert await found.life is None
+    found = await start(entry_of(check_endpoint="none", stop_words=("sh", "-c", script, "${PID}")), place)
+    assert await found.end() is None
     assert told.read_text().strip() == str(found.child.pids[0])
-
-
-async def test_without_an_endpoint_a_command_is_ready_when_it_listens(place):
-    found = await start(entry_of(check_endpoint="none"), place)
-    found.child.stop()
-    assert await found.life is None
 
 
 @pytest.mark.thorough
@@ -292,8 +286,7 @@ async def test_a_hundred_megabytes_of_output_are_relayed_in_bounded_memory(place
     before = psutil.Process().memory_info().rss
     found = await start(entry_of("prints"), place)
     grown = psutil.Process().memory_info().rss - before
-    found.child.stop()
-    assert await found.life is None
+    assert await found.end() is None
     assert grown < 64 << 20
     assert output.read_bytes().startswith(b"[m] 0 xxx")
 

@@ -1,7 +1,6 @@
 """Runs the real application on real sockets, in front of models' servers that a test writes."""
 
 import asyncio
-import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from base.security.api_keys import ApiKeys
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.child.child import ChildProgress
 from router.http.app import AppOptions, create_runner
-from router.http.waiting import Patience
 from router.metrics import RouterMetrics
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused, ModelStatus
@@ -26,7 +24,9 @@ from server.terms.limits import LimitsConfig
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _IDLE_S = 60.0
 """So long that the router closes no idle connection to a model during a test."""
-PATIENCE = Patience()
+_OPTIONS: Final[Mapping[str, Any]] = {
+    "limits": LimitsConfig(), "logging": LoggingConfig(), "tls_context": None, "keep_alive_s": 75.0, "version": "9.9",
+}  # fmt: skip
 
 
 _STATES: Final[dict[str, State]] = {"starting": "starting", "asleep": "asleep", "waking": "waking"}
@@ -104,11 +104,8 @@ class SmallPool:
                 self.num_waiting -= 1
         if self.refused is not None:
             raise self.refused
-        self.num_leases += 1
-        try:
-            yield self.children[name]
-        finally:
-            self.num_leases -= 1
+        with self.hold(child := self.children[name]):
+            yield child
 
     @contextmanager
     def hold(self, child: SmallChild) -> Iterator[None]:
@@ -167,14 +164,8 @@ class SmallPool:
         ]
 
     def router_status(self) -> dict[str, Any]:
-        return {
-            "uptime_s": 1.0,
-            "memory_bytes": 1,
-            "standby_bytes": 0,
-            "memory_budget_bytes": None,
-            "needed_bytes": 0,
-            "max_running": None,
-        }
+        sizes = {"memory_bytes": 1, "standby_bytes": 0, "needed_bytes": 0, "memory_budget_bytes": None}
+        return {"uptime_s": 1.0, "max_running": None, **sizes}
 
 
 class SmallRouter:
@@ -196,31 +187,17 @@ class SmallRouter:
         running: Handler | None = None,
         entries: Sequence[ModelEntry] = (),
         keys: Sequence[str] = (),
-        has_single_model: bool = False,
-        limits: LimitsConfig | None = None,
-        tls_context: Callable[[], ssl.SSLContext] | None = None,
-        logging: LoggingConfig | None = None,
-        adds_request_ids: bool = False,
-        keep_alive_s: float = 75.0,
-        patience: Patience = PATIENCE,
         pool: ModelPool | None = None,
-        **network: Any,
+        **options: Any,
     ) -> None:
-        """Serves models with these names, or those of `pool`. The first one runs if `running` is given."""
+        """Serves models with these names, or those of `pool`. The first one runs if `running` is given.
+
+        `options` are those of the application and its network.
+        """
         self.pool = SmallPool([*entries, *(ModelEntry(name=name) for name in names)])
-        options = AppOptions(
-            network=NetworkConfig(**network),
-            limits=limits or LimitsConfig(),
-            logging=logging or LoggingConfig(),
-            adds_request_ids=adds_request_ids,
-            api_keys=ApiKeys(tuple(keys)),
-            tls_context=tls_context,
-            keep_alive_s=keep_alive_s,
-            version="9.9",
-            has_single_model=has_single_model,
-            patience=patience,
-        )
-        runner = create_runner(pool or self.pool, options)  # type: ignore[arg-type]
+        of_app = {**_OPTIONS} | {name: options.pop(name) for name in AppOptions.__dataclass_fields__ if name in options}
+        app_options = AppOptions(network=NetworkConfig(**options), api_keys=ApiKeys(tuple(keys)), **of_app)
+        runner = create_runner(pool or self.pool, app_options)  # type: ignore[arg-type]
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -280,3 +257,9 @@ async def eventually(is_true: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not is_true():
             await asyncio.sleep(0.005)
+
+
+def metric_values(pool: SmallPool | ModelPool, name: str) -> dict[tuple[str, ...], float]:
+    """The samples of one of the router's metrics: values of the labels in order, without `le` -> value."""
+    samples = [sample for family in pool.metrics.collect() for sample in family.samples]
+    return {tuple(s.labels.values()): s.value for s in samples if s.name == f"vllm_cli:router_{name}"}

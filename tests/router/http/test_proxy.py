@@ -16,9 +16,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from router.http.model_choice import STREAM_PATHS
 from router.http.waiting import Patience
 from router.model_pool import ModelRefused
 from server.terms.limits import LimitsConfig
+from tests.conversations.conversation import read_stream
 from tests.router.http.small_router import SmallChild, SmallRouter, eventually, post
 from tests.support.ports import free_port
 
@@ -176,23 +178,23 @@ async def test_headers_of_responses_are_passed_on_and_cookies_are_not_kept(route
     assert cookies == [None, None]
 
 
-@pytest.mark.parametrize("status", [204, 304])
-async def test_responses_without_a_body(router, status):
-    await router.serve("m", running=answering(status=status))
-    reader, writer = await router.connect()
-    for _ in range(2):
-        writer.write(post(CHAT, body_of()))
-        head = await reader.readuntil(b"\r\n\r\n")
-        assert f" {status} ".encode() in head
-        assert b"transfer-encoding" not in head.lower()
+_HEAD = b"HEAD /v1/x?model=m HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
-async def test_the_answer_to_head_has_the_length_and_no_body(router):
-    await router.serve("m", running=answering(body=b"x" * 1234))
+@pytest.mark.parametrize(
+    ("request_bytes", "answer", "expected"),
+    [*((post(CHAT, body_of()), {"status": s}, b" %d " % s) for s in (204, 304)),
+     (_HEAD, {"body": b"x" * 1234}, b"content-length: 1234")],
+    ids=["204", "304", "HEAD"],
+)  # fmt: skip
+async def test_responses_without_a_body(router, request_bytes, answer, expected):
+    await router.serve("m", running=answering(**answer))
     reader, writer = await router.connect()
     for _ in range(2):
-        writer.write(b"HEAD /v1/x?model=m HTTP/1.1\r\nHost: h\r\n\r\n")
-        assert b"content-length: 1234" in (await reader.readuntil(b"\r\n\r\n")).lower()
+        writer.write(request_bytes)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        assert expected in head
+        assert b"transfer-encoding" not in head
 
 
 async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router):
@@ -544,23 +546,27 @@ async def test_a_request_that_was_not_sent_is_sent_to_the_next_process(router, a
     await gone.connector.close()
 
 
+@pytest.mark.parametrize("prefix", ["", "/upstream/m", "/root/upstream/m", "/root"])
+async def test_a_redirect_of_a_models_server_leads_back_to_it(router, ask, prefix):
+    """vLLM redirects a path with a final slash, to an address that only the router knows."""
+
+    async def redirect(request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path.rstrip("/")
+        to_itself = f"{request.scheme}://{request.host}{path}?{request.rel_url.raw_query_string}"
+        place = "https://elsewhere/x" if path == "/elsewhere" else to_itself
+        return web.Response(status=307, headers={"Location": place})
+
+    await router.serve("m", running=redirect, root_path="/root")
+    answer = await ask("POST", f"{prefix}/v2/unknown/?a=%20", data=body_of(), allow_redirects=False)
+    assert (answer.status, answer.headers["location"]) == (307, f"{prefix}/v2/unknown?a=%20")
+    answer = await ask("POST", f"{prefix}/elsewhere", data=body_of(), allow_redirects=False)
+    assert answer.headers["location"] == "https://elsewhere/x"
+
+
 # Waiting
 
 
 QUICK_COMMENTS = Patience(comment_s=0.05)
-
-
-async def test_a_stream_gets_comments_while_its_model_starts(router):
-    await router.serve("m", patience=QUICK_COMMENTS)
-    reader, _ = await router.connect(post(CHAT, body_of(stream=True), "Accept-Encoding: gzip"))
-    head = await reader.readuntil(b"\r\n\r\n")
-    assert b" 200 " in head
-    assert b"text/event-stream" in head
-    assert b": starting, load_weights 42 %, 1.3 s left\n\n" in await reader.readuntil(b"\n\n")
-    await router.start_model("m", streaming(2))
-    rest = await reader.readuntil(b"0\r\n\r\n")
-    assert b"data: 0\n\n" in rest
-    assert b"data: 1\n\n" in rest
 
 
 async def test_a_request_that_is_no_stream_waits_without_comments(router, ask):
@@ -574,25 +580,32 @@ async def test_a_request_that_is_no_stream_waits_without_comments(router, ask):
         assert (await task).headers["content-type"].startswith("application/json")
 
 
-@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
-@pytest.mark.parametrize("way", ["refused", "answered"])
-async def test_an_error_after_comments_is_an_event(router, client, path, way):
+@pytest.mark.parametrize("path", sorted(STREAM_PATHS))
+@pytest.mark.parametrize("way", ["served", "refused", "answered", "failed", "broken off"])
+async def test_a_strict_client_reads_every_stream_that_had_to_wait(router, client, path, way):
+    """Comments are no events, and an error is an event of the path's API."""
     await router.serve("m", patience=QUICK_COMMENTS)
+    answer = {"error": {"message": "no memory", "code": 400}, "more": "x" * 300_000}
+    servers = {
+        "served": streaming(2),
+        "answered": answering(status=400, text=json.dumps(answer, indent=1)),
+        "failed": answering(status=500, text="no memory"),
+        "broken off": streaming(2, then=abort),
+    }
     async with client.post(router.url + path, data=body_of(stream=True)) as response:
-        assert response.status == 200
+        begin = await response.content.readuntil(b"\n")
         if way == "refused":
             await router.pool.refuse(ModelRefused(503, "no memory", 3))
         else:
-            answer = {"type": "error", "error": {"message": "no memory", "code": 400}, "more": "x" * 300_000}
-            await router.start_model("m", answering(status=400, text=json.dumps(answer, indent=1)))
-        text = (await response.read()).decode()
-    events = [event for event in text.split("\n\n") if event and not event.startswith(":")]
-    if path == CHAT:
-        assert events[1:] == ["data: [DONE]"]
-    else:
-        assert events[0].startswith("event: error\n")
-    data = events[0].rpartition("data: ")[2]
-    assert json.loads(data)["error"]["message"] == "no memory"
+            await router.start_model("m", servers[way])
+        stream = read_stream((begin + await response.read()).decode())
+    assert (response.status, response.content_type) == (200, "text/event-stream")
+    assert begin == b": starting, load_weights 42 %, 1.3 s left\n"
+    assert [event for event in stream.data if isinstance(event, int)] == [0, 1] * (way in ("served", "broken off"))
+    if way != "served":
+        is_named = path in ("/v1/messages", "/v1/responses")
+        assert (stream.names, stream.is_done) == (["error"], False) if is_named else ([], True)
+        assert ("broke off" if way == "broken off" else "no memory") in stream.data[-1]["error"]["message"]
 
 
 # WebSockets

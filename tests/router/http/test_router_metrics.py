@@ -10,7 +10,7 @@ from base.lifecycle import StartInfo
 from router.http.waiting import Patience
 from router.metrics import RouterMetrics
 from router.model_pool import ModelRefused
-from tests.router.http.small_router import SmallRouter, eventually, post
+from tests.router.http.small_router import eventually, metric_values, post
 from tests.router.http.test_proxy import CHAT, abort, body_of, streaming
 
 
@@ -19,12 +19,6 @@ async def answer(request: web.BaseRequest) -> web.StreamResponse:
     if request.path.endswith("400"):
         return web.Response(status=400)
     return await streaming(1, then=abort if request.path.endswith("breaks") else None)(request)
-
-
-def values(router: SmallRouter, name: str) -> dict[tuple[str, ...], float]:
-    """The samples of one of the router's metrics: values of the labels in order, without `le` -> value."""
-    samples = [sample for family in router.pool.metrics.collect() for sample in family.samples]
-    return {tuple(s.labels.values()): s.value for s in samples if s.name == f"vllm_cli:router_{name}"}
 
 
 async def test_requests_are_counted_by_model_and_class_of_status(router, ask):
@@ -38,15 +32,15 @@ async def test_requests_are_counted_by_model_and_class_of_status(router, ask):
     await ask("OPTIONS", CHAT)
     await ask("POST", "/models/unload", json={"model": "n"})
     expected = {("m", "2xx"): 2, ("m", "4xx"): 1, ("unknown", "4xx"): 2}
-    assert values(router, "requests_total") == expected
-    durations = values(router, "request_duration_seconds_count")
+    assert metric_values(router.pool, "requests_total") == expected
+    durations = metric_values(router.pool, "request_duration_seconds_count")
     assert durations == {("m",): 3, ("unknown",): 2}
 
 
 async def test_a_request_without_a_key_is_counted_without_its_model(router, ask):
     await router.serve("m", running=answer, keys=["k"])
     assert (await ask("POST", CHAT, json={"model": "m"})).status == 401
-    assert values(router, "requests_total") == {("unknown", "4xx"): 1}
+    assert metric_values(router.pool, "requests_total") == {("unknown", "4xx"): 1}
 
 
 async def test_the_first_byte_is_the_models_and_comes_before_the_end(router, monkeypatch):
@@ -59,11 +53,11 @@ async def test_the_first_byte_is_the_models_and_comes_before_the_end(router, mon
     await router.start_model("m", streaming(1, then=lambda _: goes_on.wait()))
     await reader.readuntil(b"data: 0\n\n")
     assert len(first_bytes) == 1
-    assert values(router, "request_duration_seconds_count") == {}
+    assert metric_values(router.pool, "request_duration_seconds_count") == {}
     goes_on.set()
     await reader.readuntil(b"0\r\n\r\n")
-    await eventually(lambda: values(router, "request_duration_seconds_count") == {("m",): 1})
-    assert values(router, "time_to_first_byte_seconds_count") == {("m",): 1}
+    await eventually(lambda: metric_values(router.pool, "request_duration_seconds_count") == {("m",): 1})
+    assert metric_values(router.pool, "time_to_first_byte_seconds_count") == {("m",): 1}
 
 
 @pytest.mark.parametrize("path", ["/v1/responses/breaks", CHAT])
@@ -74,7 +68,7 @@ async def test_an_error_at_the_end_of_a_stream_is_an_error(router, client, path)
         if path == CHAT:
             await router.pool.refuse(ModelRefused(503, "no memory"))
         await response.read()
-    await eventually(lambda: values(router, "requests_total") == {("m", "5xx"): 1})
+    await eventually(lambda: metric_values(router.pool, "requests_total") == {("m", "5xx"): 1})
 
 
 async def test_a_client_that_leaves_is_no_error(router):
@@ -82,7 +76,7 @@ async def test_a_client_that_leaves_is_no_error(router):
     _, writer = await router.connect(post(CHAT, body_of()))
     await eventually(lambda: router.pool.num_waiting == 1)
     writer.transport.abort()
-    await eventually(lambda: values(router, "requests_total") == {("m", "abort"): 1})
+    await eventually(lambda: metric_values(router.pool, "requests_total") == {("m", "abort"): 1})
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
@@ -97,8 +91,8 @@ async def test_a_websocket_is_counted_without_its_duration(router, client, end):
     async with client.ws_connect(f"{router.url}/v1/realtime?model=m") as socket:
         if end == "abort":
             socket._response.connection.transport.abort()
-    await eventually(lambda: values(router, "requests_total") == {("m", "1xx"): 1})
-    assert values(router, "request_duration_seconds_count") == {}
+    await eventually(lambda: metric_values(router.pool, "requests_total") == {("m", "1xx"): 1})
+    assert metric_values(router.pool, "request_duration_seconds_count") == {}
 
 
 def test_reasons_of_starts_are_bounded():

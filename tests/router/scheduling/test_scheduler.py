@@ -5,6 +5,7 @@ A story is its rule, the limits and models (`begin`), and events with the action
 `test_scheduler_properties.py` tests the rules for every state: bounds, minimum stays and leases.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,11 @@ GIB = 1 << 30
 def _event(name: str) -> Callable[..., list[Action]]:
     """A method of a story: this event of the scheduler happens now. Returns what follows."""
     return lambda story, *values: story._act(getattr(story.scheduler, name)(*values, story.now))
+
+
+def _event_of(name: str, *more: object) -> Callable[..., list[Action]]:
+    """As `_event`, for an event of a process."""
+    return lambda story, process: _event(name)(story, story.number(process), *more)
 
 
 class Story:
@@ -81,6 +87,7 @@ class Story:
 
     arrive, load, leave = map(_event, ("arrive", "load", "leave"))
     sleep, unload, drain = map(_event, ("sleep", "unload", "drain"))
+    asleep, woke, stays_awake = _event_of("fell_asleep"), _event_of("woke"), _event_of("could_not_sleep", "no memory")
 
     def hold(self, ticket: int, process: str) -> list[Action]:
         self.scheduler.hold(ticket, self.number(process))
@@ -96,15 +103,6 @@ class Story:
         self.now += after_s
         self.running.discard(self.number(process))
         return self._act(self.scheduler.ended(self.number(process), reason, self.now, is_lasting=is_lasting))
-
-    def asleep(self, process: str) -> list[Action]:
-        return self._act(self.scheduler.fell_asleep(self.number(process), self.now))
-
-    def stays_awake(self, process: str) -> list[Action]:
-        return self._act(self.scheduler.could_not_sleep(self.number(process), "no memory", self.now))
-
-    def woke(self, process: str) -> list[Action]:
-        return self._act(self.scheduler.woke(self.number(process), self.now))
 
     def measured(self, process: str, gib: int, gpu: int = 0) -> list[Action]:
         return self._act(self.scheduler.measured(self.number(process), Need(gib * GIB, gpu * GIB), self.now))
@@ -198,10 +196,12 @@ def happen(story: Story, step: str) -> str:
     return followed if isinstance(followed, str) else ", ".join(map(story.words_of, followed or [])) or "nothing"
 
 
-@pytest.mark.parametrize("text", [pytest.param(text, id=text.split("\n")[0]) for text in STORIES.strip().split("\n\n")])
+@pytest.mark.parametrize(
+    "text", [pytest.param(text, id=text.split("\n")[0]) for text in re.split(r"\n(?=# )", STORIES)]
+)
 def test_story(text):
     """Each step has exactly the actions after its `>`. A step without `>` may have any actions."""
-    _, setup, *lines = text.split("\n")
+    _, setup, *lines = text.strip().split("\n")
     story = begin(setup)
     for number, step in enumerate("; ".join(lines).split("; "), start=1):
         words, _, expected = step.partition(" > ")

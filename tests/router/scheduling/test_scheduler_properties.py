@@ -135,7 +135,7 @@ class World:
         self.rules: dict[str, ModelRules] = {}
         self.entries: dict[str, Entry] = {}
         self.processes: dict[int, Process] = {}
-        """Generation -> process that has not ended."""
+        """Number -> process that has not ended."""
         self.current: dict[str, Process] = {}
         """Model -> the process that gets the model's requests."""
         self.failed: set[str] = set()

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from router.router import RouterOptions
 from router.words.router_options import ModelsReader, router_options
 from router.words.router_words import read_several
+from startup.settings.serve_words import ServeWords
 from startup.words.serve_command import parse_start, read_start
 
 HUB = "team/Model-GGUF:Q4_K_M"
@@ -34,7 +35,7 @@ def model(llama_server: Path, tmp_path: Path) -> Path:
 
 
 def options_of(*words: object) -> RouterOptions:
-    several = read_several(read_start(list(map(str, words))).words)
+    several = read_several(read_start(ServeWords(list(map(str, words)))).words)
     reader = ModelsReader(several)
     return router_options(several, reader, reader.read())
 
@@ -58,19 +59,24 @@ def test_the_model_of_a_file_a_folder_or_the_hub(model, tmp_path):
     folder = tmp_path / "big"
     folder.mkdir()
     for name in ("mmproj-big.gguf", "big-00002-of-00002.gguf", "big-00001-of-00002.gguf"):
-        (folder / name).touch()
+        (folder / name).write_bytes(b"GGUF")
     projector = ("--mmproj", str(folder / "mmproj-big.gguf"))
     assert command_of(folder) == ("-m", str(folder / "big-00001-of-00002.gguf"), "big", *projector)
     assert command_of(HUB) == ("-hf", HUB, HUB)
 
 
-def test_the_config_file_is_read_once(model):
+def test_a_config_file_is_read_once(model):
     """It may be a pipe."""
     read_fd, write_fd = os.pipe()
-    os.write(write_fd, f"model: {model}".encode())
+    os.write(write_fd, json.dumps({"model": str(model), "port": 7, "max-model-len": "2K", "seed": 3}).encode())
     os.close(write_fd)
-    assert command_of("--config", f"/dev/fd/{read_fd}") == ("-m", str(model), "qwen.gguf")
+    options = options_of("--config", f"/dev/fd/{read_fd}", "--seed", "4")
     os.close(read_fd)
+    foreign = options.entries["qwen.gguf"].foreign
+    assert foreign is not None
+    assert foreign.words[1:3] == ("-m", str(model))
+    assert foreign.words[11:] == ("--ctx-size", "2048", "--seed", "4")
+    assert options.config.server.network.port == 7
 
 
 def test_llama_server_downloads_nothing_in_offline_mode(llama_server, monkeypatch):
@@ -124,13 +130,6 @@ def test_the_port_s_flags_and_names_are_the_router_s(model):
     assert "secret" not in entry.foreign.words
 
 
-def test_a_config_file_is_read(model, tmp_path):
-    file = tmp_path / "serve.yaml"
-    file.write_text(json.dumps({"model": str(model), "port": 7, "max-model-len": "2K", "seed": 3}))
-    assert command_of("--config", file, "--seed", "4")[3:] == ("--ctx-size", "2048", "--seed", "4")
-    assert options_of("--config", file).config.server.network.port == 7
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -179,39 +178,30 @@ def test_without_llama_server_the_error_says_what_is_missing(model, llama_server
     assert "is a GGUF file, which llama.cpp serves: put its `llama-server` on PATH" in done.stdout
 
 
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Installs an empty package of this name."""
+@pytest.mark.parametrize("form", ["file", "folder", "hub", "--model", "--config", "models file"])
+def test_beside_a_vllm_that_reads_no_gguf_auto_is_llama_server(form, model, tmp_path, monkeypatch):
+    """vLLM has left GGUF to a plugin. With it, the model is vLLM's."""
 
-    def install(name: str) -> None:
-        folder = tmp_path / "packages" / name
-        folder.mkdir(parents=True)
+    def install(package: str) -> None:
+        (folder := tmp_path / "packages" / package).mkdir(parents=True)
         (folder / "__init__.py").touch()
         monkeypatch.syspath_prepend(folder.parent)
 
-    return install
-
-
-@pytest.mark.parametrize("form", ["file", "folder", "hub", "--model", "--config", "models file"])
-def test_beside_a_vllm_that_reads_no_gguf_auto_is_llama_server(form, model, package, tmp_path):
-    """vLLM has left GGUF to a plugin. With it, the model is vLLM's."""
-    file = tmp_path / "file.yaml"
-    file.write_text(
-        json.dumps({"models": {"q": {"model": str(model)}}} if form == "models file" else {"model": str(model)})
-    )
+    file, keys = tmp_path / "file.yaml", {"model": str(model)}
+    file.write_text(json.dumps({"models": {"q": keys}} if form == "models file" else keys))
     words = {"file": [model], "folder": [tmp_path], "hub": [HUB], "--model": ["--model", model]}
     given = list(map(str, words.get(form, [f"--{form.removeprefix('--').replace(' file', '')}", file])))
-    package("vllm")
+    install("vllm")
     assert _engine_of(*given) == "other"
     assert _engine_of(*given, "--engine", "auto") == "other"
     assert _engine_of(*given, "--engine", "vllm") == "vllm"
-    package("vllm_gguf_plugin")
+    install("vllm_gguf_plugin")
     assert _engine_of(*given) == "vllm"
 
 
 def _engine_of(*words: str) -> str:
     """The engine that serves the only model."""
-    read = read_start(words)
+    read = read_start(ServeWords(words))
     if read.start is not None:
         return "vllm"
     (entry,) = ModelsReader(read_several(read.words)).read().entries.values()
@@ -220,7 +210,7 @@ def _engine_of(*words: str) -> str:
 
 def test_of_several_models_in_a_folder_the_log_names_the_others(model, tmp_path):
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
-    (notice,) = ModelsReader(read_several(read_start([str(tmp_path)]).words)).read().notices
+    (notice,) = ModelsReader(read_several(read_start(ServeWords([str(tmp_path)])).words)).read().notices
     assert f"other.gguf of {tmp_path} is served, not qwen.gguf: name the file for another" in str(notice)
 
 
@@ -233,14 +223,14 @@ def test_a_part_that_is_missing_is_named_before_the_start(llama_server, tmp_path
 
 def test_with_vllm_the_model_is_vllm_s(model, monkeypatch):
     monkeypatch.setenv("VCLI_ENGINE", "vllm")
-    assert read_start([str(model)]).start is not None
+    assert read_start(ServeWords([str(model)])).start is not None
 
 
 @pytest.mark.parametrize("names", [["config.json", "model.safetensors", "model.gguf"], ["model.safetensors"]])
 def test_other_folders_are_not_llama_server_s(names, llama_server, tmp_path):
     for name in names:
         (tmp_path / name).touch()
-    assert read_start([str(tmp_path)]).start is not None
+    assert read_start(ServeWords([str(tmp_path)])).start is not None
 
 
 def test_a_command_that_only_reads_the_words_takes_no_gguf_model(model):

@@ -12,6 +12,7 @@ import pytest
 from router.model_entry import ModelEntry, ModelsFileError
 from router.words.router_options import CheckedModels, ModelsReader
 from router.words.router_words import SeveralModels, read_several
+from startup.settings.serve_words import ServeWords
 from startup.standby.front_process import serve_warm
 from startup.words.errors import InputError
 from startup.words.serve_command import read_start
@@ -23,7 +24,7 @@ COMMON = ("--engine", "embedded")
 
 
 def several(*words: object) -> SeveralModels:
-    return read_several(read_start(list(map(str, words))).words)
+    return read_several(read_start(ServeWords(list(map(str, words)))).words)
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def entry(read, tiny_llama: Path) -> Callable[..., ModelEntry]:
 @pytest.mark.parametrize("words", ["a b", "--models f"])
 def test_a_router_is_not_forked_from_a_standby(words, monkeypatch):
     monkeypatch.setenv("VCLI_STANDBY", "require")
-    assert serve_warm(words.split()) is None
+    assert serve_warm(ServeWords(words.split())) is None
 
 
 def test_flags_become_options(write, tiny_llama):
@@ -142,11 +143,24 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "help": ({"args": "--help"}, "must not have --help or --version"),
     "config": ({"args": "--config nowhere.yaml"}, "cannot be read"),
     "program": ({"model": None, "cmd": "no-program --port ${PORT}"}, "the program 'no-program' of cmd is not found"),
+    "variable": ({"env": {"VLLM_LOG_STATS_INTERVAL": "often"}}, "VLLM_LOG_STATS_INTERVAL must be a number"),
+    "no Python": ({"env": {"PYTHONHOME": "/nowhere"}}, "cannot be checked with its env: Python ends with exit code 1"),
     "vllm": ({"engine": "vllm"}, "vLLM is not installed in this environment"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", thorough_but_for(FAULTS, "unknown flag", "too long", "no model", "key", "program"))
+_CHECKS = {
+    "no model": "model",
+    "too long": "max_model_len",
+    "program": "program",
+    "vllm": "engine",
+    "no Python": "engine",
+}
+"""Fault -> the check that finds it, unless it is `usage`."""
+_QUICK = ("unknown flag", "too long", "no model", "key", "program", "no Python")
+
+
+@pytest.mark.parametrize("name", thorough_but_for(FAULTS, *_QUICK))
 def test_a_fault_of_a_model_has_its_line(name, read, tiny_llama):
     keys, message = FAULTS[name]
     given = {key: value for key, value in ({"model": str(tiny_llama)} | keys).items() if value is not None}
@@ -154,7 +168,7 @@ def test_a_fault_of_a_model_has_its_line(name, read, tiny_llama):
     assert len(checked.faults) == 1
     (fault,) = checked.faults
     assert message in fault.text
-    assert (fault.line, fault.key) == (1, "models.m")
+    assert (fault.line, fault.key, fault.check) == (1, "models.m", _CHECKS.get(name, "usage"))
 
 
 def test_faults_of_the_file_and_of_all_models_are_reported_at_once(read, tiny_llama):
@@ -229,13 +243,6 @@ def test_a_model_is_checked_with_its_own_variables(has_it, read, cached, tmp_pat
 
 
 @pytest.mark.thorough
-def test_a_wrong_variable_of_a_model_is_its_fault(read, tiny_llama):
-    (fault,) = read({"m": {"model": str(tiny_llama), "env": {"VLLM_LOG_STATS_INTERVAL": "often"}}}).faults
-    assert "VLLM_LOG_STATS_INTERVAL must be a number" in fault.text
-    assert (fault.line, fault.check) == (1, "usage")
-
-
-@pytest.mark.thorough
 def test_the_check_has_the_variables_of_the_model_and_no_secret_in_its_command_line(
     read, tiny_llama, tmp_path, monkeypatch
 ):
@@ -250,11 +257,6 @@ def test_the_check_has_the_variables_of_the_model_and_no_secret_in_its_command_l
     assert environment["HF_TOKEN"] == "hf_secret"
     assert "hf_secret" not in command
     assert "sk-of-the-router" not in environment.values()
-
-
-def test_an_environment_without_python_is_a_fault(read, tiny_llama, capfd):
-    (fault,) = read({"m": {"model": str(tiny_llama), "env": {"PYTHONHOME": "/nowhere"}}}).faults
-    assert fault.text == "cannot be checked with its env: Python ends with exit code 1"
 
 
 def test_without_a_preflight_only_the_words_are_checked(read):
@@ -290,12 +292,13 @@ def test_names_of_words_are_the_last_part_of_a_folder(tiny_llama, tmp_path):
     assert options.entries["other"].words[0] == f"{other}/"
 
 
-def test_links_to_one_folder_have_names_of_their_own(tiny_llama, tmp_path, monkeypatch):
+def test_links_to_one_folder_and_ids_of_the_hub_have_names_of_their_own(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     for name in "ab":
         (tmp_path / "models" / name).symlink_to(tiny_llama)
     assert list(options_of("models/a", "models/b", *COMMON).entries) == ["a", "b"]
+    assert list(options_of("org/a", "other/a", *OFFLINE, *COMMON).entries) == ["org/a", "other/a"]
 
 
 def test_a_program_that_many_models_lack_is_one_fault(read):
@@ -304,10 +307,6 @@ def test_a_program_that_many_models_lack_is_one_fault(read):
     assert fault.key.startswith("models.m0, models.m1, ")
     assert fault.key.endswith(" and 8 more")
     assert "'no-program' of cmd is not found" in fault.text
-
-
-def test_hub_ids_stay_as_they_are():
-    assert list(options_of("org/a", "other/a", "--preflight", "off", *COMMON).entries) == ["org/a", "other/a"]
 
 
 @pytest.mark.parametrize("words", ["org/a org/a", "./x/a ../y/a"])

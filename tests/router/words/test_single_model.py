@@ -3,7 +3,6 @@
 import json
 import re
 
-import click
 import pytest
 import yaml
 
@@ -13,7 +12,6 @@ from startup.settings.config import StartupConfig, flags_with_role
 from startup.settings.serve_words import ServeWords
 from startup.words.engine_choice import vllm_options
 from startup.words.errors import InputError
-from startup.words.flag import Shape
 from startup.words.serve_command import read_start
 from startup.words.supported import SUPPORTED
 from tests.support.peer_vllm import ROOT
@@ -22,7 +20,7 @@ from tests.support.vllm_flags import VLLM_NAMES
 
 def _embedded(*words: str) -> RouterOptions:
     words = (*words, "--idle-stop", "10m")
-    start = read_start(words).start
+    start = read_start(ServeWords(words)).start
     assert isinstance(start, StartupConfig)
     return embedded_router(start, words)
 
@@ -87,7 +85,6 @@ def test_a_model_on_disk_is_found_for_the_standby(tiny_llama):
     assert _embedded("nowhere").find_model("nowhere") is None
 
 
-_SAMPLES = {Shape.SWITCH: (), Shape.VALUE: ("1",), Shape.LIST: ("1",), Shape.OPTIONAL: ("1",)}
 _OF_THE_ROUTER = ("address", "keys", "tls", "port", "both", "program")
 _READ_ELSEWHERE = {
     "startup_timeout_s": "the model's server ends its own start, which the router sees",
@@ -108,9 +105,8 @@ def test_each_flag_is_used_by_the_router_or_passed_to_the_model_or_refused(flag,
         assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
     if flag.role in (None, "both", "program", "run") and flag.name not in ("--config", "--engine"):
         (tmp_path / "log.json").write_text('{"version": 1}')
-        sample = _SAMPLES[flag.shape] if flag.name != "--log-config-file" else (str(tmp_path / "log.json"),)
-        sample = (flag.type.choices[0],) if isinstance(flag.type, click.Choice) else sample
-        words = ("m", "--restart", "on-failure", flag.name, *sample)
+        sample = [str(tmp_path / "log.json") if flag.name == "--log-config-file" else (flag.choices or "1")[0]]
+        words = ("m", "--restart", "on-failure", flag.name, *(sample if flag.nargs else ()))
         options = vllm_router(vllm_options(ServeWords(("m", "--restart", "on-failure"))), words)
         (entry,) = options.entries.values()
         assert (options.only, entry.preload) == (entry.name, True)

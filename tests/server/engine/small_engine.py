@@ -29,6 +29,7 @@ from server.terms.types import (
     EngineOutput,
     EnginePrompt,
     EngineStats,
+    Fault,
     FinishReason,
     PromptInputs,
     SamplingParams,
@@ -53,6 +54,7 @@ class Completion:
     prompt_logprobs: list[TokenLogprob | None] | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    fault: Fault = "engine"
 
     def take(self, output: EngineOutput) -> None:
         assert self.finish_reason is None, "output after the end"
@@ -62,7 +64,7 @@ class Completion:
         self.logprobs += output.logprobs or []
         self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
         self.num_cached_tokens += output.num_cached_tokens
-        self.error = output.error
+        self.error, self.fault = output.error, output.fault
 
 
 class SmallEngine:

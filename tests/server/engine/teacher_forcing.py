@@ -67,10 +67,8 @@ class TeacherForcing:
     def _next_chunks(self) -> list[Chunk]:
         unfinished = [s for s in self.sequences if s.num_new_tokens]
         chosen = [s for s in unfinished if self._rng.random() < 0.8] or unfinished[:1]
-        return [Chunk(s, min(s.num_new_tokens, self._chunk_size())) for s in chosen]
-
-    def _chunk_size(self) -> int:
-        return 1 if self._rng.random() < 0.6 else self._rng.randint(2, self.max_chunk)
+        sizes = (1 if self._rng.random() < 0.6 else self._rng.randint(2, self.max_chunk) for _ in chosen)
+        return [Chunk(s, min(s.num_new_tokens, size)) for s, size in zip(chosen, sizes, strict=True)]
 
 
 def as_sequences(prompts: list[list[int]], **params: Any) -> list[Sequence]:

@@ -11,14 +11,6 @@ from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
 
-@pytest.mark.thorough
-def test_a_batch_gives_each_request_its_output_alone(plain_llama, llama):
-    prompts = random_prompts(1, 40, 3, 90, 17, 60, 5, 33)
-    engine = SmallEngine(llama)
-    assert engine.generate(prompts, max_tokens=12) == greedy_outputs(plain_llama, prompts, 12)
-    engine.assert_nothing_leaked()
-
-
 def test_waiting_choices_share_the_prompts_tokens(llama):
     engine = SmallEngine(llama)
     prompt = EnginePrompt([5] * 30, SamplingParams(max_tokens=3, seed=7))
@@ -72,10 +64,11 @@ def test_ignore_eos_ignores_the_end_token_but_not_stop_tokens(plain_llama, llama
 
 
 @pytest.mark.parametrize("budget", [512, 16])
-def test_prompt_logprobs_equal_the_models(plain_llama, llama, budget):
+def test_logprobs_of_prompt_and_output_equal_the_models(plain_llama, llama, budget):
     [prompt] = random_prompts(70)
-    raw = _logprobs(plain_llama, prompt)
-    [completion] = SmallEngine(llama, max_num_batched_tokens=budget).complete([prompt], prompt_logprobs=2)
+    engine = SmallEngine(llama, max_num_batched_tokens=budget)
+    [completion] = engine.complete([prompt], prompt_logprobs=2, logprobs=1, max_tokens=10)
+    raw = _logprobs(plain_llama, prompt + completion.token_ids)
     assert completion.prompt_logprobs is not None
     assert len(completion.prompt_logprobs) == 70
     assert completion.prompt_logprobs[0] is None
@@ -84,17 +77,10 @@ def test_prompt_logprobs_equal_the_models(plain_llama, llama, budget):
         assert found.token_id == prompt[position + 1]
         assert found.logprob == pytest.approx(float(raw[position, found.token_id]), abs=1e-4)
         assert [t for t, _ in found.top] == raw[position].topk(2).indices.tolist()
-
-
-def test_logprobs_are_reported_for_every_token(plain_llama, llama):
-    [prompt] = random_prompts(20)
-    [completion] = SmallEngine(llama).complete([prompt], logprobs=1, max_tokens=10)
-    raw = _logprobs(plain_llama, prompt + completion.token_ids)
     assert len(completion.logprobs) == 10
     for i, found in enumerate(completion.logprobs):
-        assert found.token_id == completion.token_ids[i]
-        assert found.rank == 1
-        assert found.logprob == pytest.approx(float(raw[19 + i, found.token_id]), abs=1e-4)
+        assert (found.token_id, found.rank) == (completion.token_ids[i], 1)
+        assert found.logprob == pytest.approx(float(raw[69 + i, found.token_id]), abs=1e-4)
         assert found.top == [(found.token_id, found.logprob)]
 
 

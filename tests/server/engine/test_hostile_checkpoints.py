@@ -6,8 +6,10 @@ import os
 import pickle
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,8 +17,10 @@ import torch
 from base.errors import EngineStartError
 from server.engine.model_loading import load_config, load_model
 from server.engine.pooling import projection
+from server.engine.sampling.guided import read_vocabulary
 from server.terms.config import EngineConfig
 from server.text.model_files.tokenizer_files import TokenizerLoadError
+from server.text.renderers.images.processor import load_processor
 from server.text.renderers.tokenizers.loading import load_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -70,7 +74,10 @@ def write_code(folder: Path, marker: Path) -> None:
     _edit(
         folder / "tokenizer_config.json",
         auto_map={"AutoTokenizer": ["hostile.HostileTokenizer", "hostile.HostileTokenizer"]},
+        tokenizer_class="HostileTokenizer",
     )
+    images = {"processor_class": "LlavaProcessor", "auto_map": {"AutoImageProcessor": "hostile.HostileImages"}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
 
 
 def _edit(path: Path, **changes: Any) -> None:
@@ -130,11 +137,16 @@ def test_a_dense_layer_of_sentence_transformers_runs_no_code(tmp_path, marker, k
 def test_code_beside_a_model_runs_only_with_trust_remote_code(llama_copy, marker, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     write_code(llama_copy, marker)
-    for load in (load_config, load_model):
-        try:
-            load(llama_copy, EngineConfig())
-        except EngineStartError as err:
-            assert "--trust-remote-code" in str(err)
+    (llama_copy / "tokenizer.model").write_bytes(b"no model")
+    monkeypatch.setattr("builtins.input", lambda _: "y")  # the answer if transformers asks
+    for load in (
+        lambda: load_config(llama_copy, EngineConfig()),
+        lambda: load_model(llama_copy, EngineConfig()),
+        lambda: read_vocabulary(llama_copy),
+        lambda: load_processor(llama_copy, Mock()),
+    ):
+        with suppress(EngineStartError, TokenizerLoadError):
+            load()
         assert not marker.exists()
     load_config(llama_copy, EngineConfig(trust_remote_code=True))
     assert marker.exists(), "the code must run here, or this test proves nothing"

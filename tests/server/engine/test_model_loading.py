@@ -31,20 +31,14 @@ WEIGHTS = "model.safetensors"
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("auto", torch.float32),
-        ("float32", torch.float32),
-        ("float", torch.float32),
-        ("bfloat16", torch.bfloat16),
-        ("float16", torch.float16),
-        ("half", torch.float16),
-    ],
+    ("names", "dtype"),
+    [("auto float32 float", torch.float32), ("bfloat16", torch.bfloat16), ("float16 half", torch.float16)],
 )
-def test_every_parameter_has_the_requested_dtype(saved_llama, name, dtype):
-    model = load_model(saved_llama, EngineConfig(dtype=name))  # type: ignore[arg-type]
-    assert {p.dtype for p in model.parameters()} == {dtype}
-    assert not model.training
+def test_every_parameter_has_the_requested_dtype(saved_llama, names, dtype):
+    for name in names.split():
+        model = load_model(saved_llama, EngineConfig(dtype=name))
+        assert {p.dtype for p in model.parameters()} == {dtype}, name
+        assert not model.training
 
 
 def test_auto_uses_the_checkpoints_dtype(tmp_path):
@@ -52,10 +46,13 @@ def test_auto_uses_the_checkpoints_dtype(tmp_path):
     assert load_model(tmp_path, EngineConfig()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("architecture", ["mixtral", "gpt2"])  # with merged tensors, renamed
-def test_other_architectures_load(architecture, tmp_path):
-    model = build_model(architecture, PACKED[architecture])
+@pytest.mark.parametrize(
+    ("architecture", "options"), [("mixtral", {}), ("gpt2", {}), ("llama", {"tie_word_embeddings": True})]
+)
+def test_merged_renamed_and_tied_weights_load(architecture, options, tmp_path):
+    model = build_model(architecture, {**PACKED[architecture], **options})
     model.save_pretrained(tmp_path)
+    assert not options or "lm_head.weight" not in load_file(tmp_path / WEIGHTS), "they are stored once"
     _assert_same_logits(load_model(tmp_path, EngineConfig()), model)
 
 
@@ -110,13 +107,6 @@ def test_weights_load_in_every_form(llama_copy, plain_llama, change, num_files):
     _assert_same_logits(load_model(llama_copy, EngineConfig()), plain_llama)
 
 
-def test_tied_weights_that_are_stored_once_load(tmp_path):
-    model = build_model("llama", {**PACKED["llama"], "tie_word_embeddings": True})
-    model.save_pretrained(tmp_path)
-    assert "lm_head.weight" not in load_file(tmp_path / WEIGHTS)
-    _assert_same_logits(load_model(tmp_path, EngineConfig()), model)
-
-
 def _with_config(**values: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         file = folder / "config.json"
@@ -137,10 +127,7 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-1000]),
         "cannot load the weights in .*incomplete metadata",
     ),
-    "no weights": (
-        lambda f: (f / WEIGHTS).unlink(),
-        "cannot load the weights in .*no file named model.safetensors",
-    ),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), "cannot load the weights in .*no file named model.safetensors"),
     "a shard lost": (_lose_shard, "cannot load the weights in .*model-00002-of-"),
     "a layer lost": (
         _with_weights(lambda tensors: {k: v for k, v in tensors.items() if "layers.1." not in k}),
@@ -231,9 +218,6 @@ def test_eos_tokens_of_a_tokenizer_that_names_none(plain_llama, llama_copy, toke
     (llama_copy / "tokenizer_config.json").write_text(tokenizer_config)
     (llama_copy / "tokenizer.json").write_text("{}")
     assert find_eos_token_ids(plain_llama, llama_copy, llama_copy) == (2,)
-
-
-def test_an_unreadable_generation_config_is_rejected(plain_llama, llama_copy):
     (llama_copy / "generation_config.json").write_text("{")
     with pytest.raises(EngineStartError, match="cannot read generation_config.json"):
         find_eos_token_ids(plain_llama, llama_copy, llama_copy)
@@ -250,9 +234,6 @@ def _assert_same_logits(model: PreTrainedModel, expected: PreTrainedModel) -> No
     assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
 
 
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that CUDA can use")
-
-
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built for GPUs")
 def test_a_gpu_that_this_torch_cannot_use_is_logged(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(model_loading, "_GPU_DEVICE", tmp_path)
@@ -261,7 +242,7 @@ def test_a_gpu_that_this_torch_cannot_use_is_logged(tmp_path, monkeypatch, caplo
     assert f"torch {torch.__version__} cannot use it: computing on the CPU" in caplog.text
 
 
-@NO_GPU
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that CUDA can use")
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
 def test_a_driver_failure_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as NVML reports

@@ -22,15 +22,7 @@ from server.engine.model_loading import load_model
 from server.engine.phases import Phases
 from server.engine.process import BlockingChannel, ChannelClosedError, MappedFiles, ModelFilesChangedError
 from server.engine.process_link.client import detach
-from server.engine.process_link.messages import (
-    FromEngine,
-    Generate,
-    Ping,
-    Pong,
-    Prompt,
-    Ready,
-    Step,
-)
+from server.engine.process_link.messages import FromEngine, Generate, Ping, Pong, Prompt, Ready, Step
 from server.engine.sampling.grammar import GrammarCompiler
 from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import GuidedDecoding, SamplingParams

@@ -2,7 +2,6 @@
 
 import os
 import random
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -133,45 +132,32 @@ def test_a_freed_slot_is_reused_in_the_same_step(llama):
     assert engine.steps[-1] == {"next": 6}
 
 
-@dataclass
-class _RandomLoad:
-    """Random requests with known answers, some of them aborted at random times."""
-
-    engine: SmallEngine
-    known: list[tuple[list[int], list[int]]]
-    rng: random.Random
-
-    def run(self, num_requests: int) -> int:
-        """Runs random requests. Returns how many of them have finished."""
-        wanted: dict[str, tuple[Completion, list[int]]] = {}
-        aborted: set[str] = set()
-        for i in range(num_requests):
-            request_id = str(i)
-            prompt, output = self._request()
-            wanted[request_id] = (self.engine.add(request_id, prompt, max_tokens=len(output)), output)
-            while self.engine.core.has_work and self.rng.random() < 0.7:
-                self.engine.step()
-            if self.rng.random() < 0.25:
-                aborted_id = str(self.rng.randint(max(0, i - 20), i))
-                self.engine.core.abort([aborted_id])
-                aborted.add(aborted_id)
-        self.engine.run()
-        num_finished = 0
-        for request_id, (completion, output) in wanted.items():
-            if completion.finish_reason is None:
-                assert request_id in aborted
-                assert completion.token_ids == output[: len(completion.token_ids)]
-            else:
-                assert completion.token_ids == output
-                num_finished += 1
-        return num_finished
-
-    def _request(self) -> tuple[list[int], list[int]]:
-        """A prompt and its expected output. Sometimes, the prompt contains a part of the known output."""
-        prompt, output = self.rng.choice(self.known)
-        turn = self.rng.choice([0, 0, self.rng.randint(1, len(output) - 1)])
+def _run_random_load(
+    engine: SmallEngine, known: list[tuple[list[int], list[int]]], rng: random.Random, num_requests: int
+) -> int:
+    """Runs random requests with known answers, some of them aborted. Returns how many have finished."""
+    wanted: dict[str, tuple[Completion, list[int]]] = {}
+    aborted: set[str] = set()
+    for i in range(num_requests):
+        prompt, output = rng.choice(known)
+        turn = rng.choice([0, 0, rng.randint(1, len(output) - 1)])  # sometimes the prompt has a part of the output
         rest = output[turn:]
-        return prompt + output[:turn], rest[: self.rng.randint(1, len(rest))]
+        rest = rest[: rng.randint(1, len(rest))]
+        wanted[str(i)] = (engine.add(str(i), prompt + output[:turn], max_tokens=len(rest)), rest)
+        while engine.core.has_work and rng.random() < 0.7:
+            engine.step()
+        if rng.random() < 0.25:
+            aborted_id = str(rng.randint(max(0, i - 20), i))
+            engine.core.abort([aborted_id])
+            aborted.add(aborted_id)
+    engine.run()
+    for request_id, (completion, output) in wanted.items():
+        if completion.finish_reason is None:
+            assert request_id in aborted
+            assert completion.token_ids == output[: len(completion.token_ids)]
+        else:
+            assert completion.token_ids == output
+    return sum(completion.finish_reason is not None for completion, _ in wanted.values())
 
 
 @pytest.mark.thorough
@@ -191,8 +177,7 @@ def test_random_requests_and_aborts_on_little_memory(plain_llama, llama, prefix_
         max_num_batched_tokens=48,
         prefix_tokens=prefix_tokens,
     )
-    num_finished = _RandomLoad(engine, known, rng).run(60)
-    assert num_finished > 30
+    assert _run_random_load(engine, known, rng, 60) > 30
     assert engine.stats.num_preemptions > 2
     engine.assert_nothing_leaked()
     if engine.prefixes is not None:

@@ -21,11 +21,12 @@ class _Steps:
 
     def take(self, seconds: float, *, num_decodes: int, num_prompt_tokens: int = 0) -> None:
         """Lets the pace measure a step of this duration."""
-        chunks = [Chunk(_decoding(), 1) for _ in range(num_decodes)]
+        decoding = Sequence("decoding", [1, 2], SamplingParams(max_tokens=1))
+        decoding.num_computed_tokens = 1
+        chunks = [Chunk(decoding, 1)] * num_decodes
         if num_prompt_tokens:
-            chunks.append(
-                Chunk(Sequence("prompt", [1] * num_prompt_tokens, SamplingParams(max_tokens=1)), num_prompt_tokens)
-            )
+            prompt = Sequence("prompt", [1] * num_prompt_tokens, SamplingParams(max_tokens=1))
+            chunks.append(Chunk(prompt, num_prompt_tokens))
         with self.pace.measured(chunks):
             self._now += seconds
 
@@ -166,9 +167,3 @@ def _decode(engine: SmallEngine, num_sequences: int) -> dict[str, int]:
         engine.step()
     assert engine.steps[-1] == {f"decoding {i}": 1 for i in range(num_sequences)}
     return engine.steps[-1]
-
-
-def _decoding() -> Sequence:
-    sequence = Sequence("decoding", [1, 2], SamplingParams(max_tokens=1))
-    sequence.num_computed_tokens = 1
-    return sequence

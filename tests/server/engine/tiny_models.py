@@ -83,13 +83,7 @@ SEQUENTIAL: dict[str, dict[str, object]] = {
         "mamba_d_state": 8,
         "mamba_chunk_size": 16,
     },
-    "bamba": {
-        **_LLAMA_LIKE,
-        "attn_layer_indices": [1],
-        "mamba_n_heads": 8,
-        "mamba_d_head": 16,
-        "mamba_chunk_size": 16,
-    },
+    "bamba": {**_LLAMA_LIKE, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_chunk_size": 16},
     "recurrent_gemma": {**_GEMMA, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 24},
     "rwkv": {"hidden_size": 64, "num_hidden_layers": 2, "attention_hidden_size": 64},
 }

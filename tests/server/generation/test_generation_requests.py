@@ -1,15 +1,24 @@
-"""Fields of completion and chat requests: ranges, rejected fields, and fields that reach the template."""
+"""Fields of completion and chat requests: ranges, rejected fields, and fields that reach the template.
+
+A line of rejected.jsonl has the fields of a chat, of a completion or of both, with the parameter and the
+words of the error.
+"""
 
 from typing import Any
 
 import pytest
 
 from base.errors import RequestError
+from server.engine.sampling.grammar import GrammarError
 from server.generation.chat import chat_options
+from server.generation.guided import find_constraint
 from server.generation.request import ChatRequest, FunctionDefinition, Tool
 from server.terms.http_body.request_body import _warn
 from server.terms.server_config import GenerationConfig
-from tests.server.generation.conftest import decode
+from tests.conversations.conversation import differences
+from tests.server.engine.sampling.grammar_texts import build_grammar
+from tests.server.generation.conftest import Model, decode, read_cases
+from tests.server.generation.test_sampling import sample
 
 BAD_VALUES: dict[str, list[Any]] = {
     "temperature": [-0.1, 2.1, "hot"],
@@ -105,3 +114,16 @@ def test_the_template_gets_the_same_options_as_in_vllm(fields, excludes_tools, o
     config = GenerationConfig(exclude_tools_when_tool_choice_none=excludes_tools)
     found = chat_options(ChatRequest(messages=[{"role": "user", "content": "Hello"}], **fields), config)
     assert {name: getattr(found, name) for name in options} == options
+
+
+@pytest.mark.parametrize(("line", "model", "fields"), read_cases("rejected.jsonl"))
+def test_a_request_is_rejected(line: dict[str, Any], model: Model, fields: dict[str, Any]):
+    kind = RequestError if "param" in line else GrammarError
+    with pytest.raises(kind) as caught:
+        if (constraint := find_constraint(decode(model, **fields))) is not None:
+            build_grammar(constraint.guided)
+        sample(model, num_prompt_tokens=line.get("num_prompt_tokens", 5), **fields)
+    if isinstance(caught.value, RequestError):
+        assert (caught.value.status, caught.value.param) == (400, line["param"])
+        assert caught.value.message
+    assert differences("message", str(caught.value), {"": line.get("message", "...")}) == []

@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,7 +31,6 @@ from server.terms.config import ModelFiles, RendererConfig
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import ServerConfig
 from server.terms.types import (
-    UNUSABLE_GRAMMAR,
     EngineInfo,
     EngineOutput,
     EnginePrompt,
@@ -195,8 +195,7 @@ def _refusal(request_id: str, params: SamplingParams) -> list[EngineOutput]:
         if params.guided is not None:
             build_grammar(params.guided)
     except GrammarError as err:
-        error = f"{UNUSABLE_GRAMMAR}{err}"
-        return [EngineOutput(request_id=request_id, finish_reason="error", error=error, is_request_fault=True)]
+        return [EngineOutput(request_id=request_id, finish_reason="error", error=str(err), fault="constraint")]
     return []
 
 
@@ -406,7 +405,8 @@ def run_app(
 
     def run() -> None:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(asyncio.to_thread(int))  # the loop keeps the thread that renders /metrics
+            runner.get_loop().set_default_executor(ThreadPoolExecutor(1))  # the loop keeps the thread for /metrics
+            runner.run(asyncio.to_thread(int))
             runner.run(http_server.serve([listener]))
 
     thread = threading.Thread(target=run, name="http-server")

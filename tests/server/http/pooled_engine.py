@@ -56,8 +56,12 @@ class PooledEngine:
             while request_id not in self._found:
                 if self.is_held:
                     await asyncio.sleep(0.005)
-                else:
-                    self._step()
+                    continue
+                outputs = self.core.step()
+                self.batches.append(len(outputs))
+                self._found |= {output.request_id: output for output in outputs}
+                for callback in self._subscribers:
+                    callback(self.core.stats)
         except asyncio.CancelledError:
             self.aborted.append(request_id)
             self.core.abort([request_id])
@@ -66,13 +70,6 @@ class PooledEngine:
         if output.error is not None:
             raise EngineError(output.error)
         return output
-
-    def _step(self) -> None:
-        outputs = self.core.step()
-        self.batches.append(len(outputs))
-        self._found |= {output.request_id: output for output in outputs}
-        for callback in self._subscribers:
-            callback(self.core.stats)
 
 
 @contextmanager

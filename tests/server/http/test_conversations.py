@@ -76,11 +76,7 @@ class Replay:
     """Sends the turns of a conversation. The engine keeps settings of a turn for the following turns."""
 
     def __init__(
-        self,
-        server: LiveServer,
-        encode: Callable[[str], list[int]],
-        renderer: Any,
-        wait_until: Callable[[Any], None],
+        self, server: LiveServer, encode: Callable[[str], list[int]], renderer: Any, wait_until: Callable[[Any], None]
     ) -> None:
         self._server, self._engine, self._encode, self._renderer = server, server.engine, encode, renderer
         self._wait_until = wait_until
@@ -199,8 +195,9 @@ class Replay:
 
     def _check_events(self, turn: Turn) -> list[str]:
         response = self._ask(turn, stream=True)
+        if problems := differences("status of the stream", response.status_code, {"": 200}):
+            return [*problems, response.text]
         stream = read_stream(response.text)
-        problems = differences("status of the stream", response.status_code, {"": 200})
-        problems += differences("events", stream.data, turn.line["events"])
+        problems = differences("events", stream.data, turn.line["events"])
         problems += differences("headers of the stream", dict(response.headers), turn.line.get("headers", {}))
         return [*problems, "  the events:", *map(json.dumps, stream.data)] if problems else []

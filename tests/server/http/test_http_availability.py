@@ -36,13 +36,15 @@ async def test_engine_without_a_first_token_is_not_ready(renderer, end, message)
         await make_ready(parts, lambda *_, **__: nullcontext(), timeout_s=5)
 
 
-def test_draining_server_finishes_running_requests_and_rejects_new_ones(serve, engine, wait_until):
+def test_draining_server_finishes_and_counts_running_requests_and_rejects_new_ones(serve, engine, wait_until):
     engine.holds_after = 0
     server = serve()
+    assert server.get("/load").json() == {"server_load": 0}
     answers = []
     running = threading.Thread(target=lambda: answers.append(server.complete().json()))
     running.start()
     wait_until(lambda: engine.requests)
+    assert server.get("/load").json() == {"server_load": 1}
     server.parts.lifecycle.drain()
     response = server.complete()
     assert (response.status_code, response.json()["status"]) == (503, "draining")
@@ -51,6 +53,7 @@ def test_draining_server_finishes_running_requests_and_rejects_new_ones(serve, e
     engine.holds_after = None
     running.join()
     assert answers[0]["choices"][0]["finish_reason"] == "stop"
+    wait_until(lambda: server.get("/load").json() == {"server_load": 0})
 
 
 @pytest.mark.thorough
@@ -63,16 +66,3 @@ def test_bug_in_mid_stream_becomes_an_event_without_details(server, engine, monk
     assert json.loads(error)["error"]["message"] == "Internal server error"
     assert server.complete().json()["error"] == json.loads(error)["error"]
     assert "secret" in caplog.text
-
-
-def test_load_counts_running_requests(serve, engine, wait_until):
-    engine.holds_after = 0
-    server = serve()
-    assert server.get("/load").json() == {"server_load": 0}
-    running = threading.Thread(target=server.complete)
-    running.start()
-    wait_until(lambda: engine.requests)
-    assert server.get("/load").json() == {"server_load": 1}
-    engine.holds_after = None
-    running.join()
-    wait_until(lambda: server.get("/load").json() == {"server_load": 0})

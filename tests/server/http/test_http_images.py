@@ -46,6 +46,8 @@ def test_an_image_reaches_the_engine_with_its_tokens(vision):
     assert inputs.mm["mm_token_type_ids"].shape == (1, len(token_ids))
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(token_ids)
+    found = vision.post("/tokenize", {"messages": image_messages(image_url(0))}).json()
+    assert (found["tokens"], found["count"]) == (token_ids, len(token_ids))
 
 
 _BLOCK = {
@@ -76,13 +78,6 @@ def test_an_image_of_another_api_is_that_of_a_chat(vision, path, body):
     if path == "/v1/messages":
         counted = vision.post("/v1/messages/count_tokens", {"model": "smol", "messages": body["messages"]}).json()
         assert counted["input_tokens"] == answer["usage"]["input_tokens"]
-
-
-def test_tokenize_counts_the_images_tokens(vision):
-    found = vision.post("/tokenize", {"messages": image_messages(image_url(0))}).json()
-    vision.chat(messages=image_messages(image_url(0)))
-    ((token_ids, _),) = vision.engine.requests.values()
-    assert (found["tokens"], found["count"]) == (token_ids, len(token_ids))
 
 
 def test_the_image_cache_has_metrics(vision):

@@ -2,8 +2,9 @@
 
 import base64
 import hashlib
-import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from base.status_page import page
@@ -23,7 +24,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def test_the_policy_allows_only_the_page_s_own_style_and_script(server):
+def test_the_page_and_its_policy_allow_only_its_own_style_and_script_and_no_other_address(server):
     answer = server.get("/")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
@@ -33,10 +34,7 @@ def test_the_policy_allows_only_the_page_s_own_style_and_script(server):
     assert (policy["style-src"], policy["script-src"]) == (_hash(style), _hash(script))
     assert (policy["default-src"], policy["connect-src"]) == ("'none'", "'self'")
     assert "frame-ancestors" in policy
-
-
-def test_the_page_refers_to_no_other_address(server):
-    text = server.get("/").text
+    text = answer.text
     for library in Path(page.__file__).with_name("vendor").glob("*.js"):
         assert library.read_text() in text
         text = text.replace(library.read_text(), "")
@@ -45,7 +43,11 @@ def test_the_page_refers_to_no_other_address(server):
     assert not re.findall(r"\bon\w+=|style=\"|@import|url\(", text)
 
 
-def test_figures_come_from_the_engine_and_the_metrics(serve, engine):
+_HOLD = "held = b'a' * (1 << 28); print(flush=True); __import__('sys').stdin.read()"
+"""A program with 256 MiB that no other process shares."""
+
+
+def test_figures_come_from_the_engine_its_process_and_the_metrics(serve, engine):
     server = serve()
     before = server.get("/status.json").json()["live"]
     server.complete(max_tokens=3)
@@ -58,13 +60,10 @@ def test_figures_come_from_the_engine_and_the_metrics(serve, engine):
     assert live["generation_tokens"] - before["generation_tokens"] == 3
     assert live["prompt_tokens"] - before["prompt_tokens"] == server.complete().json()["usage"]["prompt_tokens"]
     assert live["time_s"] > before["time_s"]
-    assert live["rss_bytes"] > 1 << 20
+    with subprocess.Popen([sys.executable, "-c", _HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline()
+        grown = server.get("/status.json").json()["live"]["memory_bytes"] - live["memory_bytes"]
+        child.communicate()
+    assert live["memory_bytes"] > 1 << 20
+    assert grown > 1 << 27, "the memory of all processes"
     assert live["uptime_s"] == 60.0
-
-
-def test_memory_of_the_engine_is_reported_if_its_process_is_known(server, engine, monkeypatch):
-    import msgspec
-
-    assert server.get("/status.json").json()["live"]["engine_rss_bytes"] is None
-    monkeypatch.setattr(engine, "info", msgspec.structs.replace(engine.info, pid=os.getpid()))
-    assert server.get("/status.json").json()["live"]["engine_rss_bytes"] > 1 << 20

@@ -25,45 +25,43 @@ def error_of(response: httpx.Response, status: int) -> str:
     return str(error["message"])
 
 
-def test_waiting_requests_are_bounded_in_number(serve, engine, wait_until):
+@pytest.mark.parametrize(
+    ("limit", "bodies", "further", "message"),
+    [
+        (
+            {"max_queued_requests": 3},
+            [LONG, LONG | {"n": 2}],
+            {"prompt": ["a", "b", "c"]},
+            "3 of at most 3 requests (--max-num-queued-reqs)",
+        ),
+        (
+            {"max_queued_tokens": 5},
+            [LONG | {"prompt": "one two three four five"}],
+            {},
+            "5 of at most 5 prompt tokens (--max-num-queued-tokens)",
+        ),
+        ({"max_held_bytes": 3000}, [LONG | {"user": "x" * 2000}], {"user": "x" * 2000}, "of at most 3000 bytes"),
+    ],
+    ids=["number", "tokens", "bytes"],
+)
+def test_waiting_requests_are_bounded(serve, engine, wait_until, limit, bodies, further, message):
     engine.holds_after = 0
-    server = serve(limits=LimitsConfig(max_queued_requests=3))
+    server = serve(limits=LimitsConfig(**limit))
+    admission = server.parts.admission
     with ExitStack() as stack:
-        for body in (LONG, LONG | {"n": 2}):
+        for body in bodies:
             stack.enter_context(server.send("/v1/completions", body))
-        wait_until(lambda: len(engine.requests) == 3)
-        response = server.complete()
-        assert "3 of at most 3 requests (--max-num-queued-reqs)" in error_of(response, 503)
+        wait_until(lambda: len(engine.requests) == sum(body.get("n", 1) for body in bodies))
+        response = server.complete(**further)
+        assert message in error_of(response, 503)
         assert response.headers["retry-after"] == "1"
         assert server.get("/health").status_code == 200
-        engine.holds_after = None
-    wait_until(lambda: server.parts.admission.num_sequences == 0)
-    assert server.complete(prompt=["a", "b", "c"]).status_code == 200
-
-
-def test_waiting_prompts_are_bounded_in_tokens(serve, engine, wait_until):
-    engine.holds_after = 0
-    server = serve(limits=LimitsConfig(max_queued_tokens=5))
-    with server.send("/v1/completions", LONG | {"prompt": "one two three four five"}):
-        wait_until(lambda: len(engine.requests) == 1)
-        response = server.complete()
-        assert "5 of at most 5 prompt tokens (--max-num-queued-tokens)" in error_of(response, 503)
+        assert admission.num_held_bytes > sum(len(body.get("user", "")) for body in bodies)
         engine.holds_after = 1
-        wait_until(lambda: server.parts.admission.num_queued_tokens == 0)
+        wait_until(lambda: admission.num_queued_tokens == 0)
         engine.holds_after = None
-        assert server.complete().status_code == 200
-
-
-def test_waiting_requests_are_bounded_in_bytes(serve, engine, wait_until):
-    engine.holds_after = 0
-    server = serve(limits=LimitsConfig(max_held_bytes=3000))
-    with server.send("/v1/completions", LONG | {"user": "x" * 2000}):
-        wait_until(lambda: len(engine.requests) == 1)
-        assert "of at most 3000 bytes" in error_of(server.complete(user="x" * 2000), 503)
-        assert server.parts.admission.num_held_bytes > 2000
-        engine.holds_after = None
-        assert server.complete(user="x").status_code == 200
-    wait_until(lambda: server.parts.admission.num_held_bytes == 0)
+    wait_until(lambda: admission.num_sequences == admission.num_held_bytes == 0)
+    assert server.complete(**further).status_code == 200
 
 
 def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, monkeypatch, wait_until):

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import json
 import sys
+import tracemalloc
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -139,6 +140,36 @@ def send(model_path: Path) -> Iterator[Send]:
     config = server_config(served_model_names=(MODEL,), enable_auto_tool_choice=True, tool_call_parser="hermes")
     with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         yield from _measure(config, renderer, engine)
+
+
+def _peak_bytes(send: Send, name: str, num_choices: int) -> int:
+    path, body = BODIES[name]()
+    tracemalloc.start()
+    try:
+        send(path, body | {"n": num_choices, "temperature": 1, "seed": 1, "max_tokens": 1})
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat: tools",
+        "chat: messages",
+        "chat: required call",
+        "chat: biases",
+        "chat: stop tokens",
+        "chat: stop strings",
+        "chat: choice",
+        "completion: one token over and over",
+    ],
+)
+def test_a_further_choice_keeps_nothing_that_belongs_to_the_request(send, name):
+    _peak_bytes(send, name, 1)  # fills caches
+    first, further = _peak_bytes(send, name, 1), _peak_bytes(send, name, 17)
+    assert further - first < 16 * 40_000, "each of these requests has hundreds of kilobytes"
 
 
 @pytest.fixture(scope="module")

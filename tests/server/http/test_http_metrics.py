@@ -59,14 +59,30 @@ def test_requests_and_tokens_are_counted_exactly(own, encode):
     assert value("vllm:request_params_max_tokens_sum") == 3 + 2 * 16 + (512 - chat_prompt)
 
 
-def test_prompt_tokens_are_counted_by_source(own, engine, encode):
-    engine.num_cached_tokens = 3
-    own.complete()
+def test_prompt_tokens_by_source_and_the_engines_times_steps_and_latest_state_are_metrics(own, engine, encode):
+    engine.num_cached_tokens, engine.queue_s, engine.prefill_s = 3, 2.0, 3.0
+    own.complete(max_tokens=5)
+    engine.stats = EngineStats(3, 4, 0.25, 100, 40, 7, 2)
     num_tokens, value = len(encode("The capital of France is")), values_of(own)
     assert value("vllm:prompt_tokens_by_source_total", source="local_compute") == num_tokens - 3
     assert value("vllm:prompt_tokens_by_source_total", source="local_cache_hit") == 3
     assert value("vllm:request_prefill_kv_computed_tokens_sum") == num_tokens - 3
     assert value("vllm:prompt_tokens_cached_total") == 3
+    assert value("vllm:num_requests_running") == 3
+    assert value("vllm:num_requests_waiting") == 4
+    assert value("vllm:kv_cache_usage_perc") == 0.25
+    assert value("vllm:prefix_cache_queries_total") == 100
+    assert value("vllm:prefix_cache_hits_total") == 40
+    assert value("vllm:num_preemptions_total") == 2
+    names = ("queue", "prefill", "decode", "inference")
+    times = {name: value(f"vllm:request_{name}_time_seconds_sum") for name in names}
+    assert (times["queue"], times["prefill"]) == (2.0, 3.0)
+    assert 0 < times["decode"] < value("vllm:e2e_request_latency_seconds_sum")
+    assert times["inference"] == pytest.approx(3.0 + times["decode"])
+    assert {value(f"vllm:request_{name}_time_seconds_count") for name in names} == {1.0}
+    assert value("vllm:iteration_tokens_total_count") == value("vllm:iteration_tokens_total_sum") == 5
+    bounds = [dict(labels)["le"] for name, labels in samples(own) if name == "vllm:request_prompt_tokens_bucket"]
+    assert bounds == ["1.0", "2.0", "5.0", "10.0", "20.0", "50.0", "100.0", "200.0", "500.0", "+Inf"]
 
 
 def test_rejected_requests_are_counted_by_the_limit(serve, engine, wait_until):
@@ -94,38 +110,6 @@ def test_failed_requests_are_counted_and_those_that_never_reach_the_engine_are_n
     value = values_of(own)
     assert value("vllm:request_success_total", finished_reason="error") == 1
     assert value("vllm:e2e_request_latency_seconds_count") == 1
-
-
-def test_time_in_the_engine_is_split_into_stages(own, engine):
-    engine.queue_s, engine.prefill_s = 2.0, 3.0
-    own.complete()
-    value, names = values_of(own), ("queue", "prefill", "decode", "inference")
-    times = {name: value(f"vllm:request_{name}_time_seconds_sum") for name in names}
-    assert (times["queue"], times["prefill"]) == (2.0, 3.0)
-    assert 0 < times["decode"] < value("vllm:e2e_request_latency_seconds_sum")
-    assert times["inference"] == pytest.approx(3.0 + times["decode"])
-    assert {value(f"vllm:request_{name}_time_seconds_count") for name in names} == {1.0}
-
-
-def test_scheduler_state_is_the_engines_latest(own, engine):
-    own.complete()
-    engine.stats = EngineStats(3, 4, 0.25, 100, 40, 7, 2)
-    value = values_of(own)
-    assert value("vllm:num_requests_running") == 3
-    assert value("vllm:num_requests_waiting") == 4
-    assert value("vllm:kv_cache_usage_perc") == 0.25
-    assert value("vllm:prefix_cache_queries_total") == 100
-    assert value("vllm:prefix_cache_hits_total") == 40
-    assert value("vllm:num_preemptions_total") == 2
-
-
-def test_every_step_counts_its_tokens_in_buckets_up_to_the_context_length(own):
-    own.complete(max_tokens=5)
-    value = values_of(own)
-    assert value("vllm:iteration_tokens_total_count") == 5
-    assert value("vllm:iteration_tokens_total_sum") == 5
-    bounds = [dict(labels)["le"] for name, labels in samples(own) if name == "vllm:request_prompt_tokens_bucket"]
-    assert bounds == ["1.0", "2.0", "5.0", "10.0", "20.0", "50.0", "100.0", "200.0", "500.0", "+Inf"]
 
 
 def test_the_cache_and_the_start_are_described(own):

@@ -10,11 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
-from tests.server.engine.pooling.tiny_poolers import (
-    edit_config,
-    save_colbert,
-    save_pooler,
-)
+from tests.server.engine.pooling.tiny_poolers import edit_config, save_colbert, save_pooler
 from tests.server.http.conftest import LiveServer, assert_rejected
 from tests.server.http.pooled_engine import NAME, serve_folder
 
@@ -94,17 +90,12 @@ def test_truncation_keeps_special_tokens_and_the_requested_side(embedder, bert, 
     _assert_close(answer["data"][0]["embedding"], _embedding(embedder, bert, kept))
 
 
-def test_dimensions_are_rejected_without_matryoshka(serve, tmp_path):
+def test_dimensions_need_matryoshka_which_hf_overrides_may_declare(serve, tmp_path):
     save_pooler(tmp_path, "bert")
-    response = serve(tmp_path).post("/v1/embeddings", {"input": "a", "dimensions": 8})
-    assert_rejected(response, "dimensions", "does not support Matryoshka")
-
-
-def test_hf_overrides_replace_entries_of_the_configuration(serve, tmp_path):
-    save_pooler(tmp_path, "bert")
+    body = {"input": "a", "dimensions": 4}
+    assert_rejected(serve(tmp_path).post("/v1/embeddings", body), "dimensions", "does not support Matryoshka")
     server = serve(tmp_path, hf_overrides={"matryoshka_dimensions": [4]})
-    answer = server.post("/v1/embeddings", {"input": "a", "dimensions": 4}).json()
-    assert len(answer["data"][0]["embedding"]) == 4
+    assert len(server.post("/v1/embeddings", body).json()["data"][0]["embedding"]) == 4
 
 
 def test_classes_have_labels_and_probabilities(serve, tmp_path):

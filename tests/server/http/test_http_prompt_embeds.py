@@ -75,12 +75,8 @@ def test_embeddings_come_before_texts(accepting, engine, encode):
     for index, expected in (("0", rows(2)), ("1", rows(2)), ("2", rows(3, seed=1)), ("3", rows(3, seed=1))):
         assert torch.equal(found[index], expected.bfloat16())
     prompts = {engine_id.rpartition("-")[2]: prompt for engine_id, (prompt, _) in engine.requests.items()}
-    assert [prompts[str(i)] for i in range(8)] == [
-        *[[0] * 2] * 2,
-        *[[0] * 3] * 2,
-        *[encode("a")] * 2,
-        *[encode("b")] * 2,
-    ]
+    wanted = [tokens for tokens in ([0] * 2, [0] * 3, encode("a"), encode("b")) for _ in range(2)]
+    assert [prompts[str(i)] for i in range(8)] == wanted
     assert found["4"] is None
     assert body["usage"]["prompt_tokens"] == 7
 

@@ -173,11 +173,7 @@ async def test_answers_between_long_steps_are_not_told(monkeypatch, log):
 
 async def test_the_time_in_which_this_process_did_not_run_does_not_count(monkeypatch):
     one = Watched(monkeypatch, timeout_s=60)
-
-    def stop_this_process() -> None:
-        one.now_s += 1000
-
-    one.at = [(5.0, stop_this_process)]
+    one.at = [(5.0, lambda: setattr(one, "now_s", one.now_s + 1000))]
     await one.watchdog.run()
     assert one.hung_s == pytest.approx(1060, abs=1)
 

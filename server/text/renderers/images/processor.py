@@ -227,7 +227,9 @@ def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorM
         settings, _ = kind.get_processor_dict(path, local_files_only=True)
         parts = {
             "tokenizer": tokenizer,
-            "image_processor": AutoImageProcessor.from_pretrained(path, backend="pil", local_files_only=True),
+            "image_processor": AutoImageProcessor.from_pretrained(
+                path, backend="pil", trust_remote_code=False, local_files_only=True
+            ),
         }
         arguments = [parts.get(name) for name in kind.get_attributes()]
         return _images_only(kind).from_args_and_dict(arguments, settings)

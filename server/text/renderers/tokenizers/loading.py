@@ -17,7 +17,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from base.machine.file_stamps import FolderStamps, read_folder
 from base.wording import one_line
-from server.text.model_files.tokenizer_files import TokenizerLoadError, find_tokenizer_mode, read_json_object
+from server.text.model_files.tokenizer_files import TokenizerLoadError, read_json_object
 
 _LEGACY_FILES = ("special_tokens_map.json", "added_tokens.json")
 """If a folder has one of these files, transformers merges added tokens from several files."""
@@ -103,13 +103,9 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
 def keep_tokenizer(path: Path) -> None:
     """Loads the tokenizer and keeps it for `load_tokenizer` in this process or its forks. Starts no thread.
 
-    Does nothing for Mistral's files, which load fast enough.
-
     Raises:
         TokenizerLoadError: the tokenizer is missing or broken.
     """
-    if find_tokenizer_mode(path, "auto") != "hf":
-        return
     stamps = read_folder(path)  # before loading, because any of the files may influence the tokenizer
     tokenizer = load_tokenizer(path)
     measure_vocabulary(tokenizer)

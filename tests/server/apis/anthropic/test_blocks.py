@@ -7,6 +7,7 @@ from server.apis.anthropic.blocks import BlockStream
 
 def test_text_within_a_call_follows_the_call():
     stream = BlockStream()
+    assert BlockStream().close() == []
     stream.add_call("a", "f")
     assert stream.add_text("and ") == []
     events = [*stream.add_arguments("{}"), *stream.add_text("text"), *stream.close(), *stream.close()]
@@ -15,10 +16,6 @@ def test_text_within_a_call_follows_the_call():
         ("content_block_delta", 0), (stop, 0), ("content_block_start", 1), ("content_block_delta", 1), (stop, 1)
     ]  # fmt: skip
     assert events[3]["delta"]["text"] == "and text"
-
-
-def test_an_empty_message_has_no_events():
-    assert BlockStream().close() == []
 
 
 @pytest.mark.parametrize(

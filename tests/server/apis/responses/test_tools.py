@@ -23,11 +23,8 @@ def test_functions_and_namespaces_are_shown():
     assert [tool.function.name for tool in tools.functions] == ["weather", "command", "desktop__look"]
     assert tools.functions[0].function.strict is True
     assert tools.called("weather") == CalledTool("weather")
+    assert tools.called("other") == CalledTool("other"), "the model has invented it"
     assert tools.called("desktop__look") == CalledTool("look", "desktop")
-
-
-def test_a_function_that_the_model_invents_keeps_its_name():
-    assert read([WEATHER]).called("other") == CalledTool("other")
 
 
 @pytest.mark.parametrize(
@@ -43,6 +40,7 @@ def test_a_function_that_the_model_invents_keeps_its_name():
 )
 def test_choice(choice, expected):
     assert read([WEATHER, COMMAND, DESKTOP, SEARCH], choice).choice == expected
+    assert read(None).choice == "none"
 
 
 @pytest.mark.parametrize("mode", ["auto", "required"])
@@ -57,7 +55,3 @@ def test_a_name_in_two_namespaces_must_be_given_in_full():
     with pytest.raises(RequestError, match="desktop__look, phone__look"):
         read([DESKTOP, PHONE], {"type": "function", "name": "look"})
     assert read([DESKTOP, PHONE], {"type": "function", "name": "phone__look"}).choice is not None
-
-
-def test_without_tools_the_model_has_no_choice():
-    assert read(None).choice == "none"

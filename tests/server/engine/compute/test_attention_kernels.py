@@ -4,12 +4,7 @@ import pytest
 import torch
 
 from server.engine.compute import attention_kernels
-from server.engine.compute.attention_kernels import (
-    KeyValueCopies,
-    attend,
-    attend_to_part,
-    merge_attention,
-)
+from server.engine.compute.attention_kernels import KeyValueCopies, attend, attend_to_part, merge_attention
 
 
 @pytest.mark.parametrize("has_mask", [True, False])

@@ -30,10 +30,7 @@ _CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _IDEFICS_TOKENS = [
-    "<image>",
-    "<fake_token_around_image>",
-    "<end_of_utterance>",
-    "<global-img>",
+    *("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"),
     *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
 ]
 _QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]

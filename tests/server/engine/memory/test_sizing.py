@@ -45,6 +45,8 @@ def test_a_fixed_length_that_does_not_fit_is_rejected_with_the_sizes():
         "a sequence of 8192 tokens needs 0.176 GiB of KV cache and 0.107 GiB are free: "
         "lower --max-model-len to 5000 or raise --kv-cache-memory-bytes"
     )
+    with pytest.raises(EngineStartError, match="0 GiB are free: raise --kv-cache-memory-bytes"):
+        _size(EngineConfig(kv_cache_memory_bytes=1))
 
 
 def test_the_models_own_length_is_lowered_with_a_warning(caplog):
@@ -54,11 +56,6 @@ def test_the_models_own_length_is_lowered_with_a_warning(caplog):
     assert [r.getMessage() for r in caplog.records] == [
         "max_model_len lowered from 8192 to 5000: no more fits into memory"
     ]
-
-
-def test_memory_for_less_than_one_token_is_rejected():
-    with pytest.raises(EngineStartError, match="0 GiB are free: raise --kv-cache-memory-bytes"):
-        _size(EngineConfig(kv_cache_memory_bytes=1))
 
 
 @pytest.mark.parametrize(("has_prefix_cache", "num_slots"), [(False, 2), (True, 1)])
@@ -75,14 +72,11 @@ def test_on_a_gpu_every_slot_has_its_memory_and_fewer_slots_are_logged(has_prefi
     ]
 
 
-def test_a_gpu_keeps_room_for_the_largest_step(monkeypatch):
+def test_a_gpu_keeps_room_for_the_largest_step_and_a_lack_names_gpu_memory_utilization(monkeypatch):
     monkeypatch.setattr(sizing, "_free_bytes", lambda config, device: 20_000 * BYTES_PER_TOKEN)
     config = EngineConfig(enable_prefix_caching=False, max_num_seqs=1)
     working = WorkingMemory(10_000 * BYTES_PER_TOKEN, BYTES_PER_TOKEN)
     assert _size_on_gpu(config, working).slot_len == 5_000
-
-
-def test_lack_of_memory_on_a_gpu_names_gpu_memory_utilization(monkeypatch):
     monkeypatch.setattr(sizing, "_free_bytes", lambda config, device: 5_000 * BYTES_PER_TOKEN)
     with pytest.raises(EngineMemoryError, match=r"lower --max-model-len to 4000 or raise --gpu-memory-utilization"):
         _size_on_gpu(EngineConfig(max_model_len=8192))

@@ -117,17 +117,12 @@ def test_a_dense_layer_runs_between_pooling_and_normalizing(tmp_path):
     assert engine.info.pooling.embedding_size == 8
 
 
-def test_an_unknown_pooling_mode_fails_the_start(tmp_path):
+def test_an_unknown_pooling_mode_or_a_missing_module_fails_the_start(tmp_path):
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path, mode="max")
     with pytest.raises(EngineStartError, match=r"pools by max.*--pooler-config"):
         SmallPooling(tmp_path)
     SmallPooling(tmp_path, pooler=PoolerConfig(pooling_type="MEAN"))
-
-
-def test_a_missing_pooling_module_fails_the_start(tmp_path):
-    save_pooler(tmp_path, "bert")
-    save_sentence_files(tmp_path)
     (tmp_path / "1_Pooling" / "config.json").unlink()
     with pytest.raises(EngineStartError, match="copy the folder's files"):
         SmallPooling(tmp_path)
@@ -187,6 +182,7 @@ def test_prompts_that_do_not_fit_are_rejected_at_once(tmp_path):
     assert engine.run([[5] * MAX_LEN])[0].shape == (32,)
     (unsupported,) = engine.outputs([[5]], None, task="classify")
     assert unsupported.error == "this model does not support the task classify"
+    assert SmallPooling(tmp_path, max_model_len=16).info.max_model_len == 16
 
 
 def test_positions_that_begin_after_the_padding_token_shorten_the_longest_prompt(tmp_path):
@@ -213,21 +209,15 @@ def test_aborted_prompts_are_not_computed(tmp_path):
         ("classify", {}, {"pooler": PoolerConfig(pooling_type="MEAN")}, "pooling_type"),
         ("embed", {}, {"pooler": PoolerConfig(task="classify")}, "classify does not fit the model"),
         ("embed", {}, {"convert": "classify"}, r"lack .* of the model's tensors: classifier"),
+        ("embed", {}, {"max_model_len": 65}, "own limit of 64"),
     ],
-    ids=["an activation outside of torch", "a classifier pools by itself", "an unsupported task", "no head"],
+    ids=["an activation outside of torch", "a classifier pools by itself", "an unsupported task", "no head", "length"],
 )
 def test_a_setting_that_does_not_fit_the_model_fails_the_start(tmp_path, head, config, options, message):
     save_pooler(tmp_path, "bert", head)
     edit_config(tmp_path, **config)
     with pytest.raises(EngineStartError, match=message):
         SmallPooling(tmp_path, **options)
-
-
-def test_max_model_len_may_be_lower_but_not_higher_than_the_models(tmp_path):
-    save_pooler(tmp_path, "bert")
-    assert SmallPooling(tmp_path, max_model_len=16).info.max_model_len == 16
-    with pytest.raises(EngineStartError, match="own limit of 64"):
-        SmallPooling(tmp_path, max_model_len=65)
 
 
 @pytest.mark.parametrize(

@@ -25,17 +25,11 @@ VOCABULARY = tuple(dict.fromkeys([*SPECIAL, *_TEXT.split(), *"abcdefghijklmnopqr
 VOCAB = len(VOCABULARY)
 MAX_LEN = 64
 
+_COMMON = {"vocab_size": VOCAB, "max_position_embeddings": MAX_LEN, "pad_token_id": 0, "initializer_range": 0.4}
 _ENCODER: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": MAX_LEN,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-    "initializer_range": 0.4,
+    **_COMMON,
+    **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"bos_token_id": 2, "eos_token_id": 3},
 }
 _ROBERTA = {**_ENCODER, "max_position_embeddings": MAX_LEN + 1, "type_vocab_size": 1}
 _DECODER = {**_ENCODER, "num_key_value_heads": 2, "tie_word_embeddings": False}
@@ -43,16 +37,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bert": _ENCODER,
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
-    "distilbert": {
-        "vocab_size": VOCAB,
-        "dim": 32,
-        "hidden_dim": 48,
-        "n_layers": 2,
-        "n_heads": 4,
-        "max_position_embeddings": MAX_LEN,
-        "pad_token_id": 0,
-        "initializer_range": 0.4,
-    },
+    "distilbert": {**_COMMON, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
     "modernbert": {
         **_ENCODER,
         "cls_token_id": 2,
@@ -92,9 +77,7 @@ def save_wordpiece(folder: Path) -> None:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.save(str(folder / "tokenizer.json"))

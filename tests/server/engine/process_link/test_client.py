@@ -99,12 +99,6 @@ class FakeEngine:
             names = [f"{message.request_id}-{i}" for i in range(len(prompts) * message.num_choices)]
             self.answer(*(EngineOutput(name, [7], "length") for name in names))
 
-    def inputs_of(self, request_id: str) -> PromptInputs | None:
-        return self.requests[request_id].prompts[0].inputs
-
-    def kinds(self) -> list[str]:
-        return [type(message).__name__ for message in self.messages]
-
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
@@ -153,15 +147,15 @@ async def test_tensors_arrive_unchanged_and_aligned(client, engine):
     assert len([each async for each in client.generate("a", [EnginePrompt([0], params, inputs)])]) == 1
     assert await tokens_of(client, "b") == [7]
     await end(client, engine)
-    found = engine.inputs_of("a")
+    found, other = (engine.requests[name].prompts[0].inputs for name in "ab")
     assert found is not None
     assert found.embeds is not None
     assert found.mm is not None
-    assert engine.inputs_of("b") is None
+    assert other is None
     assert (found.embeds, found.mm) == (inputs.embeds, inputs.mm)
     sent = [found.embeds, found.mm["pixels"], found.mm["grid"]]
     assert [to_tensor(each).data_ptr() % 8 for each in sent] == [0, 0, 0]
-    assert "Abort" not in engine.kinds()
+    assert not any(isinstance(message, Abort) for message in engine.messages)
 
 
 async def test_long_grammars_and_prompts_arrive_unchanged(client, engine):
@@ -198,14 +192,19 @@ async def test_the_number_of_choices_does_not_change_what_is_sent(client, engine
     assert sent[1] < sent[0] + 100
 
 
-async def test_one_of_several_sequences_is_aborted(client, engine):
+@pytest.mark.parametrize("is_closed", [False, True], ids=["one is aborted", "the stream is closed"])
+async def test_sequences_are_aborted_one_by_one_or_all_at_once(client, engine, is_closed):
     outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
     names = [(await anext(outputs)).request_id]
-    client.abort(["a-2"])
-    names += [output.request_id async for output in outputs]
+    if is_closed:
+        await outputs.aclose()
+    else:
+        client.abort(["a-2"])
+        names += [output.request_id async for output in outputs]
     await end(client, engine)
-    assert names == ["a-0", "a-1"]
-    assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["a-2"]]
+    assert names == (["a-0"] if is_closed else ["a-0", "a-1"])
+    aborted = ["a-1", "a-2"] if is_closed else ["a-2"]
+    assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [aborted]
     assert not client._streams
 
 
@@ -223,15 +222,6 @@ async def test_thousands_of_outputs_let_other_tasks_run(client, engine):
         num_turns += 1
     assert await rest == 4095
     assert num_turns > 100
-
-
-async def test_closing_a_stream_aborts_all_its_sequences_at_once(client, engine):
-    outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
-    await anext(outputs)
-    await outputs.aclose()
-    await end(client, engine)
-    assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["a-1", "a-2"]]
-    assert not client._streams
 
 
 def test_the_event_loop_continues_during_an_upload(sockets):
@@ -277,31 +267,33 @@ async def test_an_engine_exit_during_an_upload_raises_engine_dead_error(sockets)
     await client.close()
 
 
-async def test_a_prompt_is_sent_and_its_vector_is_returned(client, engine):
-    pooling = asyncio.create_task(client.pool("a", [1, 2], POOLING, token_type_ids=[0, 1]))
-    assert await engine.receive() == Pool("a", [1, 2], [0, 1], POOLING)
+async def test_a_prompt_is_sent_and_its_vector_is_returned_or_its_error_is_raised(client, engine):
+    pooling, refused = (asyncio.create_task(client.pool(name, [1, 2], POOLING, token_type_ids=[0, 1])) for name in "ab")
+    assert [await engine.receive() for _ in range(2)] == [Pool(name, [1, 2], [0, 1], POOLING) for name in "ab"]
     data = TensorData("float32", (2,), memoryview(b"12345678"))
     engine.answer(EngineOutput(request_id="a", finish_reason="stop", queue_s=0.5, data=data))
+    engine.answer(EngineOutput(request_id="b", finish_reason="error", error="too long"))
     output = await pooling
     assert output.queue_s == 0.5
     assert output.data is not None
     assert (output.data.shape, bytes(output.data.data)) == ((2,), b"12345678")
-
-
-async def test_a_rejection_by_the_engine_raises_an_error(client, engine):
-    pooling = asyncio.create_task(client.pool("a", [1], POOLING))
-    await engine.receive()
-    engine.answer(EngineOutput(request_id="a", finish_reason="error", error="too long"))
     with pytest.raises(EngineError, match="too long"):
-        await pooling
+        await refused
 
 
-async def test_the_engines_exit_ends_the_wait(client, engine, sockets):
-    pooling = asyncio.create_task(client.pool("a", [1], POOLING))
-    await engine.receive()
-    sockets[1].shutdown(socket.SHUT_RDWR)
-    with pytest.raises(EngineDeadError):
-        await pooling
+@pytest.mark.parametrize("has_exited", [True, False], ids=["exited", "given up"])
+async def test_the_engines_end_ends_all_waits(client, engine, sockets, has_exited):
+    resets = (client.reset_prefix_cache(interrupts=interrupts) for interrupts in (True, False))
+    waiting = [asyncio.create_task(each) for each in (client.pool("a", [1], POOLING), *resets)]
+    for _ in waiting:
+        await engine.receive()
+    if has_exited:
+        sockets[1].shutdown(socket.SHUT_RDWR)
+    else:
+        client.give_up("it is gone")
+    for task in waiting:
+        with pytest.raises(EngineDeadError, match=None if has_exited else "it is gone"):
+            await task
     with pytest.raises(EngineDeadError):
         await client.pool("b", [1], POOLING)
 
@@ -316,14 +308,3 @@ async def test_resets_of_the_prefix_cache_are_answered_in_their_order(client, en
     for is_done in (False, False, True):
         engine.send(PrefixCacheReset(is_done))
     assert await asyncio.gather(resets[0], resets[2]) == [False, True]
-
-
-async def test_resets_fail_when_the_engine_ends(client, engine):
-    first = asyncio.create_task(client.reset_prefix_cache(interrupts=True))
-    other = asyncio.create_task(client.reset_prefix_cache(interrupts=False))
-    for _ in range(2):
-        await engine.receive()
-    client.give_up("it is gone")
-    for task in (first, other):
-        with pytest.raises(EngineDeadError, match="it is gone"):
-            await task

@@ -71,14 +71,8 @@ def test_a_thousand_equal_tokens_are_all_kept_by_top_k():
 
 def test_top_p_keeps_the_token_that_reaches_it_and_no_more():
     logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
-    assert [int((_shares(logits, {"top_p": p}) > 0).sum()) for p in (0.4, 0.5, 0.51, 0.75, 0.76, 0.9)] == [
-        1,
-        1,
-        2,
-        2,
-        3,
-        4,
-    ]
+    kept = [int((_shares(logits, {"top_p": p}) > 0).sum()) for p in (0.4, 0.5, 0.51, 0.75, 0.76, 0.9)]
+    assert kept == [1, 1, 2, 2, 3, 4]
 
 
 @pytest.mark.parametrize("limits", [{}, {"top_p": 0.99}, {"top_k": 3}], ids=str)

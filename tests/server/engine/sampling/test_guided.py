@@ -13,10 +13,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 from llguidance import LLTokenizer, TokenizerWrapper
+from sentencepiece import SentencePieceTrainer
+from transformers import AutoTokenizer
 
 from server.engine.sampling import grammar, guided
 from server.engine.sampling.grammar import GrammarCompiler
-from server.engine.sampling.guided import GuidedStates
+from server.engine.sampling.guided import GuidedStates, read_vocabulary
 from server.engine.sequence import Sequence
 from server.terms.types import GuidedDecoding, ReasoningMarker, ReasoningRules, SamplingParams
 from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
@@ -61,18 +63,20 @@ def test_an_open_ended_grammar_ends_with_the_end_token(engine):
     assert (completion.finish_reason, completion.stop_token_id) == ("stop", EOS)
 
 
-@pytest.mark.parametrize(("pattern", "text"), [("yes", "yes"), ("(yes)?", "yes"), ("", "")])
-def test_a_complete_grammar_overrides_min_tokens(engine, pattern, text):
-    guided = GuidedDecoding("regex", pattern)
-    [completion] = engine.complete([[40]], guided=guided, min_tokens=10, max_tokens=20, logit_bias={EOS: 100.0})
-    assert (text_of(completion), completion.finish_reason) == (text, "stop")
+_MIN_TOKENS: dict[str, Any] = {"min_tokens": 10, "logit_bias": {EOS: 100.0}}
+_IGNORE_EOS: dict[str, Any] = {"ignore_eos": True, "logit_bias": {ord("!"): -100.0}}
 
 
-@pytest.mark.parametrize("pattern", ["yes", "(yes)?", "yes|yes!*"])
-def test_ignore_eos_does_not_continue_after_a_complete_grammar(engine, pattern):
-    guided = GuidedDecoding("regex", pattern)
-    [completion] = engine.complete([[40]], guided=guided, ignore_eos=True, max_tokens=20, logit_bias={ord("!"): -100.0})
-    assert text_of(completion) in ("", "yes")
+@pytest.mark.parametrize(
+    ("pattern", "options", "texts"),
+    [
+        *(("yes", _MIN_TOKENS, ["yes"]), ("(yes)?", _MIN_TOKENS, ["yes"]), ("", _MIN_TOKENS, [""])),
+        *((pattern, _IGNORE_EOS, ["yes", ""]) for pattern in ("yes", "(yes)?", "yes|yes!*")),
+    ],
+)
+def test_a_complete_grammar_overrides_min_tokens_and_ignore_eos(engine, pattern, options, texts):
+    [completion] = engine.complete([[40]], guided=GuidedDecoding("regex", pattern), max_tokens=20, **options)
+    assert text_of(completion) in texts
     assert completion.finish_reason == "stop"
 
 
@@ -90,7 +94,7 @@ def test_a_failure_of_the_compiler_fails_only_its_request(engine, monkeypatch, e
     monkeypatch.setattr(grammar, "translate_grammar", Mock(side_effect=error))
     refused = engine.add("bad", [60], guided=GuidedDecoding("regex", "x"))
     [neighbour] = engine.complete([[40]], max_tokens=2)
-    assert refused.error == "the grammar cannot be used: too deep"
+    assert (refused.error, refused.fault) == ("too deep", "constraint")
     assert neighbour.finish_reason == "length"
     engine.assert_nothing_leaked()
 
@@ -114,9 +118,24 @@ def test_a_model_without_a_tokenizer_file_rejects_only_what_needs_it(tmp_path, u
     rules = ReasoningRules(ends=(ReasoningMarker("<other>", 257),), budget=3, forced_end=(257,))
     served = [engine.add("free", [40]), engine.add("a token's marker", [40], reasoning=rules)]
     engine.run()
-    begin = "the grammar" if "guided" in use else "the thinking budget"
-    assert refused.error == f"{begin} cannot be used: the model has no tokenizer.json, which llguidance needs"
+    begin = "" if "guided" in use else "the thinking budget cannot be used: "
+    assert refused.error == f"{begin}the model has no tokenizer.json, which llguidance needs"
     assert [completion.finish_reason for completion in served] == ["length"] * 2
+
+
+def test_a_sentencepiece_model_is_converted_by_transformers(tmp_path):
+    texts = iter(["the quick brown fox jumps over the lazy dog", "say yes or no to the fox"] * 20)
+    with (tmp_path / "tokenizer.model").open("wb") as written:
+        SentencePieceTrainer.train(
+            sentence_iterator=texts, model_writer=written, vocab_size=320, model_type="bpe", byte_fallback=True
+        )
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    vocabulary = read_vocabulary(tmp_path)
+    assert vocabulary is not None
+    expected = AutoTokenizer.from_pretrained(tmp_path).encode("quick yes", add_special_tokens=False)
+    assert LLTokenizer(vocabulary).tokenize_str("quick yes") == expected
+    (tmp_path / "tokenizer.model").write_bytes(b"no model")
+    assert read_vocabulary(tmp_path) is None
 
 
 @USES
@@ -301,8 +320,8 @@ def test_small_grammars_do_not_overtake_a_large_one_that_waits_for_memory(held_e
 
 NO_TOKEN = {"guided": GuidedDecoding("regex", "ab"), "allowed_token_ids": (ord("a"), ord("c"))}
 FAILURES: dict[str, tuple[dict[str, Any], str, str]] = {
-    "expression": ({"guided": GuidedDecoding("regex", "(unclosed")}, "", "the grammar cannot be used: "),
-    "schema": ({"guided": GuidedDecoding("json_schema", '{"type": "x"}')}, "", "the grammar cannot be used: "),
+    "expression": ({"guided": GuidedDecoding("regex", "(unclosed")}, "", ""),
+    "schema": ({"guided": GuidedDecoding("json_schema", '{"type": "x"}')}, "", ""),
     "no token": (NO_TOKEN, "a", "no token can be sampled: the request's parameters exclude all of them"),
     "no token to draw": (NO_TOKEN | {"temperature": 1.0}, "a", "no token can be sampled: "),
     "llguidance's limit": ({"guided": AMBIGUOUS}, "a", "max is 2000"),

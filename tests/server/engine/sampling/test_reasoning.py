@@ -19,12 +19,6 @@ END = 257
 """The marker that ends the reasoning: the tokenizer's second special token."""
 END_MARKER = ReasoningMarker("<other>", END)
 END_TEXT = b"</t>"
-START_TEXT = b"<t>"
-TEXT_MARKERS: dict[str, Any] = {
-    "starts": (ReasoningMarker(START_TEXT.decode()),),
-    "ends": (ReasoningMarker(END_TEXT.decode()),),
-}
-WAITS = ReasoningRules(ends=(END_MARKER,), delays_grammar=True)
 DIGITS = GuidedDecoding("regex", "[0-9]{3}")
 
 
@@ -61,7 +55,8 @@ def test_a_grammar_begins_after_the_markers_token(engine, temperature):
 def test_without_the_marker_the_grammar_never_begins(engine):
     options: dict[str, Any] = {"max_tokens": 20, "logit_bias": {END: -100.0}}
     [free] = engine.generate([[40]], **options)
-    [guided] = engine.complete([[40]], guided=DIGITS, reasoning=WAITS, **options)
+    waits = ReasoningRules(ends=(END_MARKER,), delays_grammar=True)
+    [guided] = engine.complete([[40]], guided=DIGITS, reasoning=waits, **options)
     assert (guided.token_ids, guided.finish_reason) == (free, "length")
 
 
@@ -81,22 +76,18 @@ def test_a_marker_of_ordinary_tokens_is_found_by_its_text(engine, token_id):
     assert len(set(texts)) > 3
 
 
-@pytest.mark.parametrize("budget", [0, 1, 5])
+@pytest.mark.parametrize(("budget", "num_in_prompt"), [(0, 0), (1, 0), (5, 0), (2, 3)])
 @pytest.mark.parametrize("forced", [(END,), tuple(b"enough" + END_TEXT)], ids=["token", "phrase"])
-def test_the_budget_forces_the_end(engine, budget, forced):
+def test_the_budget_forces_the_end_and_includes_reasoning_in_the_prompt(engine, budget, num_in_prompt, forced):
     [free] = engine.generate([[40]], max_tokens=30)
-    rules = ReasoningRules(is_open=True, budget=budget, forced_end=forced, ends=(END_MARKER, ReasoningMarker("</t>")))
+    ends = (END_MARKER, ReasoningMarker("</t>"))
+    total = {"budget": budget + num_in_prompt, "num_spent_tokens": num_in_prompt}
+    rules = ReasoningRules(is_open=True, forced_end=forced, ends=ends, **total)
     [limited] = engine.complete([[40]], reasoning=rules, max_tokens=30)
     assert limited.token_ids[:budget] == free[:budget]
     assert tuple(limited.token_ids[budget:][: len(forced)]) == forced
     assert len(limited.token_ids) > budget + len(forced)
     engine.assert_nothing_leaked()
-
-
-def test_reasoning_in_the_prompt_counts_as_well(engine):
-    rules = ReasoningRules(is_open=True, budget=5, num_spent_tokens=3, forced_end=(END,), ends=(END_MARKER,))
-    [completion] = engine.complete([[40]], reasoning=rules, max_tokens=20)
-    assert completion.token_ids.index(END) == 2
 
 
 def test_the_budget_overrides_all_other_restrictions(engine):
@@ -122,7 +113,8 @@ def test_a_limited_request_leaves_its_neighbours_and_their_seeds_alone(tmp_path)
     options: dict[str, Any] = {"max_tokens": 30, "temperature": 1.0, "seed": 7}
     expected = byte_engine(tmp_path).generate([[40], [50]], **options)
     engine = byte_engine(tmp_path)
-    rules = ReasoningRules(is_open=True, budget=3, forced_end=tuple(END_TEXT), **TEXT_MARKERS)
+    starts, ends = (ReasoningMarker("<t>"),), (ReasoningMarker("</t>"),)
+    rules = ReasoningRules(starts=starts, ends=ends, is_open=True, budget=3, forced_end=tuple(END_TEXT))
     neighbours = [engine.add(str(i), [i], **options) for i in (40, 50)]
     limited = [engine.add(f"limited-{i}", [40], reasoning=rules, **options) for i in range(3)]
     engine.run()

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     MinNewTokensLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
@@ -23,10 +25,7 @@ EOS = 2
 def create_sampler(*, vocab_size: int, seed: int = 0) -> Sampler:
     """A sampler without a tokenizer for grammars."""
     guided = GuidedStates(
-        tokenizer_path=Path("nowhere"),
-        vocab_size=vocab_size,
-        eos_token_ids=(EOS,),
-        executor=InlineExecutor(),
+        tokenizer_path=Path("nowhere"), vocab_size=vocab_size, eos_token_ids=(EOS,), executor=InlineExecutor()
     )
     return Sampler(eos_token_ids=(EOS,), max_model_len=1 << 20, seed=seed, device=torch.device("cpu"), guided=guided)
 
@@ -50,6 +49,34 @@ def processed_logits(sequence: Sequence, logits: torch.Tensor) -> torch.Tensor:
 def random_logits(*shape: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
     """Normally distributed logits."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that an operation creates."""
+
+    num_bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        made = [each for each in tree_leaves(result) if isinstance(each, torch.Tensor) and not each._is_view()]
+        self.num_bytes = max([self.num_bytes, *(tensor.nbytes for tensor in made)])
+        return result
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"logprobs": 20}, {"frequency_penalty": 1.0}, {"seed": 1}],
+    ids=str,
+)
+def test_a_step_of_many_sequences_needs_no_more_memory_than_one_of_few(params):
+    largest = []
+    for number in (32, 256):
+        sequences = [create_sequence([1], [3], request_id=str(i), **params) for i in range(number)]
+        logits = random_logits(number, 5000).bfloat16()
+        with LargestTensor() as noted:
+            create_sampler(vocab_size=5000).sample(sequences, logits)
+        largest.append(noted.num_bytes)
+    assert largest[0] == largest[1] > 0
 
 
 VOCAB = 60
@@ -112,13 +139,6 @@ def test_logit_bias_equals_that_of_transformers():
     assert torch.equal(processed_logits(create_sequence([1], logit_bias=bias), logits), expected[0])
 
 
-def test_only_allowed_tokens_remain():
-    logits = random_logits(VOCAB)
-    processed = processed_logits(create_sequence([1], allowed_token_ids=(4, 9, 9)), logits)
-    assert processed.isfinite().nonzero()[:, 0].tolist() == [4, 9]
-    assert torch.equal(processed[[4, 9]], logits[[4, 9]])
-
-
 @pytest.mark.parametrize("num_output", [0, 2, 3, 4])
 def test_no_stop_before_min_tokens(num_output):
     logits, output = random_logits(VOCAB), [5] * num_output
@@ -135,11 +155,13 @@ def test_bias_is_applied_before_penalties_and_does_not_lift_bans():
     assert processed[EOS] == float("-inf")
 
 
-def test_neighbours_of_a_restricted_sequence_keep_their_logits():
+def test_only_allowed_tokens_remain_and_neighbours_keep_their_logits():
     logits = random_logits(3, VOCAB)
     rows = logits.clone()
-    sequences = [create_sequence([1]), create_sequence([1], [3], allowed_token_ids=(3,)), create_sequence([1])]
+    sequences = [create_sequence([1]), create_sequence([1], [3], allowed_token_ids=(4, 9, 9)), create_sequence([1])]
     create_sampler(vocab_size=VOCAB).sample(sequences, rows)
+    assert rows[1].isfinite().nonzero()[:, 0].tolist() == [4, 9]
+    assert torch.equal(rows[1, [4, 9]], logits[1, [4, 9]])
     assert torch.equal(rows[[0, 2]], logits[[0, 2]])
 
 
@@ -200,26 +222,17 @@ PROMPT = [5, 6, 7, 7, 8]
 OUTPUT = [7, 9, 9, 9, 10, 5]
 
 
-@pytest.mark.parametrize("penalty", [0.5, 1.2, 2.0])
-def test_repetition_penalty_equals_that_of_transformers_over_prompt_and_output(penalty):
+@pytest.mark.parametrize(
+    ("repetition", "frequency", "presence"), [(0.5, 0.0, 0.0), (1.2, 0.0, 0.0), (2.0, 0.25, 0.125), (1.0, 0.7, -0.3)]
+)
+def test_repetition_is_penalised_as_in_transformers_and_then_by_openais_formula(repetition, frequency, presence):
+    """OpenAI's formula counts only the output."""
+    penalties = {"frequency_penalty": frequency, "presence_penalty": presence}
+    sequence = create_sequence(PROMPT, OUTPUT, repetition_penalty=repetition, **penalties)
     logits = random_logits(40)
-    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([PROMPT + OUTPUT]), logits[None].clone())[0]
-    assert torch.equal(_penalised(create_sequence(PROMPT, OUTPUT, repetition_penalty=penalty), logits), expected)
-
-
-def test_frequency_and_presence_follow_openais_formula_over_the_output():
-    logits = random_logits(40)
-    sequence = create_sequence(PROMPT, OUTPUT, frequency_penalty=0.7, presence_penalty=-0.3)
-    expected = [
-        float(logits[t]) - OUTPUT.count(t) * 0.7 - float(OUTPUT.count(t) > 0) * -0.3 for t in range(len(logits))
-    ]
-    assert torch.allclose(_penalised(sequence, logits), torch.tensor(expected), atol=1e-6)
-
-
-def test_repetition_comes_before_frequency_and_presence():
-    logits = torch.full((12,), 2.0)
-    sequence = create_sequence([3], [3, 3], repetition_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.125)
-    assert _penalised(sequence, logits)[3] == 2.0 / 2 - 2 * 0.25 - 0.125
+    expected = RepetitionPenaltyLogitsProcessor(repetition)(torch.tensor([PROMPT + OUTPUT]), logits[None].clone())[0]
+    expected -= torch.tensor([OUTPUT.count(t) * frequency + (t in OUTPUT) * presence for t in range(40)])
+    assert torch.allclose(_penalised(sequence, logits), expected, atol=1e-6, rtol=0)
 
 
 def test_counts_grow_with_the_sequence():
@@ -268,14 +281,8 @@ def test_every_row_reports_its_own_distribution(num_rows):
         )
 
 
-def test_impossible_tokens_have_a_finite_logprob():
-    logits = torch.tensor([[0.0, float("-inf"), 0.0]])
-    [found] = describe(logits, [1], [3])
-    assert found.logprob == -9999.0
-    assert found.rank == 3
-    assert found.top[2] == (1, -9999.0)
-
-
-def test_equally_likely_tokens_share_a_rank():
-    [found] = describe(torch.tensor([[1.0, 2.0, 2.0, 0.0]]), [2], [0])
-    assert found.rank == 1
+def test_impossible_tokens_have_a_finite_logprob_and_equally_likely_ones_share_a_rank():
+    logits = torch.tensor([[0.0, float("-inf"), 0.0]] * 2)
+    impossible, likely = describe(logits, [1, 2], [3, 0])
+    assert (impossible.logprob, impossible.rank, impossible.top[2]) == (-9999.0, 3, (1, -9999.0))
+    assert likely.rank == 1

@@ -15,10 +15,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputOptions
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 from xgrammar.testing import _is_grammar_accept_string
 
-_CREATE = {
-    "json": xgrammar.Grammar.from_json_schema,
-    "regex": xgrammar.Grammar.from_regex,
-}
+_CREATE = {"json": xgrammar.Grammar.from_json_schema, "regex": xgrammar.Grammar.from_regex}
 
 
 def _answer(kind: str, specification: str, texts: list[str]) -> list[bool] | None:

@@ -23,14 +23,14 @@ class Served:
     """A server, and the clients that it has."""
 
     def __init__(self, server: GracefulServer, port: int, certificate: Certificate | None) -> None:
-        self._server = server
-        self._port = port
+        self.server = server
+        self.port = port
         self._context = None if certificate is None else certificate.client_context()
 
     async def connect(self, *, tls: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connects a client. With `tls`, the handshake is complete."""
         secured: dict[str, Any] = {"ssl": self._context, "server_hostname": "localhost"} if tls else {}
-        return await asyncio.open_connection("127.0.0.1", self._port, **secured)
+        return await asyncio.open_connection("127.0.0.1", self.port, **secured)
 
     async def exchange(self, data: bytes, *, tls: bool) -> bytes:
         """Sends data, and returns the response up to the moment when the server closes the connection.
@@ -51,22 +51,22 @@ class Served:
     async def wait_connections(self, num_connections: int) -> None:
         """Waits until the server has this many connections."""
         async with asyncio.timeout(TIMEOUT_S):
-            while len(self._server.server_state.connections) != num_connections:
+            while len(self.server.server_state.connections) != num_connections:
                 await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
 async def serve(
-    limits: LimitsConfig, certificate: Certificate | None = None, application: Any = None
+    limits: LimitsConfig, certificate: Certificate | None = None, application: Any = None, **settings: Any
 ) -> AsyncIterator[Served]:
-    """Runs a server. Without `application`, it answers every request with the request's scheme."""
+    """Runs a server with further settings of uvicorn. By default, it answers with the request's scheme."""
     tls = None
     if certificate is not None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(certificate.certificate, certificate.key)
     http: Any = bounded_connections(limits, None if tls is None else lambda: tls)
     server = GracefulServer(
-        uvicorn.Config(application or _answer_scheme, http=http, log_config=None, ws="none", lifespan="off")
+        uvicorn.Config(application or _answer_scheme, http=http, log_config=None, ws="none", lifespan="off", **settings)
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -79,5 +79,7 @@ async def serve(
 
 
 async def _answer_scheme(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
-    await send({"type": "http.response.body", "body": scope["scheme"].encode()})
+    body = scope["scheme"].encode()
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -17,16 +17,6 @@ class Client:
         return self.is_evicted
 
 
-def test_the_longest_idle_connection_is_evicted():
-    table = ConnectionTable(3)
-    clients = [Client() for _ in range(3)]
-    assert all(map(table.add, clients))
-    table.note_busy(clients[0])
-    table.note_idle(clients[0])
-    assert table.add(Client())
-    assert [client.is_evicted for client in clients] == [False, True, False]
-
-
 def test_a_handshake_that_becomes_a_connection_evicts_no_second_one():
     """No second connection is evicted, even if the first evicted connection is not closed yet."""
     table = ConnectionTable(3)
@@ -47,16 +37,6 @@ def test_connections_with_unsent_bytes_are_not_evicted(num_sending):
     assert any(map(table.add, new_clients))
     assert idle.is_evicted
     assert not any(client.is_evicted for client in sending + new_clients)
-
-
-def test_busy_connections_are_not_evicted():
-    table = ConnectionTable(2)
-    clients = [Client() for _ in range(2)]
-    for client in clients:
-        table.add(client)
-        table.note_busy(client)
-    assert not table.add(Client())
-    assert not any(client.is_evicted for client in clients)
 
 
 def test_a_closed_connection_does_not_become_idle_again():

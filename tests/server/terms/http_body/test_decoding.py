@@ -83,9 +83,6 @@ def test_what_is_no_json_object_is_rejected(body, message):
 def test_nesting_is_limited_not_by_the_parser(levels):
     body = b'{"messages": [{"a": ' + b"[" * levels + b"]" * levels + b"}]}"
     assert fail(body, ChatRequest).message == "The request body is nested more than 200 levels deep."
-
-
-def test_the_deepest_body_is_read():
     deepest = b'{"prompt": "a", "kv_transfer_params": ' + b'{"a":' * 198 + b"[1]" + b"}" * 198 + b"}"
     assert RequestDecoder(CompletionRequest).decode(deepest).prompts == ["a"]
 

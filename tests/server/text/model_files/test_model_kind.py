@@ -28,28 +28,14 @@ def _write_modules(folder: Path, *kinds: str, package: str = "sentence_transform
 
 
 @pytest.mark.parametrize(
-    ("architecture", "kind"),
-    [
-        ("LlamaForCausalLM", GENERATE),
-        ("GPT2LMHeadModel", GENERATE),
-        ("Gemma3ForConditionalGeneration", GENERATE),
-        ("BertForMaskedLM", GENERATE),
-        ("SomethingNew", GENERATE),
-        ("BertModel", ModelKind("pooling", "embed")),
-        ("Qwen2Model", ModelKind("pooling", "embed")),
-        ("RobertaForMaskedLM", ModelKind("pooling", "embed")),
-        ("BertForSequenceClassification", ModelKind("pooling", "classify")),
-        ("BertForTokenClassification", ModelKind("pooling", "token_classify")),
-        ("HF_ColBERT", ModelKind("pooling", "colbert")),
-    ],
-)
-def test_the_architecture_determines_the_kind(tmp_path, architecture, kind):
-    assert _kind(tmp_path, architecture) == kind
-
-
-@pytest.mark.parametrize(
     ("architecture", "options", "kind"),
     [
+        *((name, {}, GENERATE) for name in ("LlamaForCausalLM", "GPT2LMHeadModel", "SomethingNew")),
+        *((name, {}, GENERATE) for name in ("Gemma3ForConditionalGeneration", "BertForMaskedLM")),
+        *((name, {}, ModelKind("pooling", "embed")) for name in ("BertModel", "Qwen2Model", "RobertaForMaskedLM")),
+        ("BertForSequenceClassification", {}, ModelKind("pooling", "classify")),
+        ("BertForTokenClassification", {}, ModelKind("pooling", "token_classify")),
+        ("HF_ColBERT", {}, ModelKind("pooling", "colbert")),
         ("LlamaForCausalLM", {"runner": "pooling"}, ModelKind("pooling", "embed")),
         ("LlamaForCausalLM", {"convert": "embed"}, ModelKind("pooling", "embed")),
         ("LlamaForCausalLM", {"convert": "classify"}, ModelKind("pooling", "classify")),
@@ -59,7 +45,7 @@ def test_the_architecture_determines_the_kind(tmp_path, architecture, kind):
         ("BertForSequenceClassification", {"convert": "none"}, ModelKind("pooling", "classify")),
     ],
 )
-def test_flags_override_the_kind(tmp_path, architecture, options, kind):
+def test_the_architecture_determines_the_kind_unless_flags_override_it(tmp_path, architecture, options, kind):
     assert _kind(tmp_path, architecture, **options) == kind
 
 
@@ -114,17 +100,11 @@ def test_limits_of_texts_are_read(tmp_path):
     assert read_sentence_files(tmp_path).max_seq_length is None
 
 
-OTHERS = [
-    {"model_type": "llama"},
-    {"model_type": "llava"},
-    {"model_type": "gemma3", "vision_config": {}},
-    {"model_type": "paligemma", "vision_config": {}},
-    {"model_type": "mllama", "vision_config": {}},
-    {"model_type": "qwen3_vl", "vision_config": {}},
-    {"model_type": None, "vision_config": {}},
-    {"model_type": ["llava"], "vision_config": {}},
-    [],
-    {},
+OTHERS: list[Any] = [
+    *({"model_type": name} for name in ("llama", "llava")),
+    *({"model_type": name, "vision_config": {}} for name in ("gemma3", "paligemma", "mllama", "qwen3_vl")),
+    *({"model_type": name, "vision_config": {}} for name in (None, ["llava"])),
+    *([], {}),
 ]
 
 

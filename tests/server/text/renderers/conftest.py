@@ -5,22 +5,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import mistral_common
 import pytest
-from mistral_common.tokens.tokenizers.base import SpecialTokens, TokenizerVersion
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from server.terms.config import ModelFiles, RendererConfig
 from server.text.renderers.base import BaseRenderer
 from server.text.renderers.detokenizer import IncrementalDetokenizer
 from server.text.renderers.hf import HfRenderer
-from server.text.renderers.mistral import MistralRenderer
 from tests.server.inline_executor import InlineExecutor
-from tests.support.tiers import thorough_but_for
 
 KINDS = ("real", "byte_level", "llama", "unigram", "wordpiece")
 
@@ -38,18 +33,6 @@ CORPUS = [
     "你好，世界。今天天气很好。我们去公园吧。",
     "user assistant system hello hello world world 0123456789",
 ] * 4
-
-MISTRAL_FILES = {
-    "v1": "tokenizer.model.v1",
-    "v2": "mistral_instruct_tokenizer_240216.model.v2",
-    "v3": "mistral_instruct_tokenizer_240323.model.v3",
-    "v7": "mistral_instruct_tokenizer_241114.model.v7",
-    "v7m1": "mistral_instruct_tokenizer_241114.model.v7m1",
-    "tekken_v3": "tekken_240718.json",
-    "tekken_v3m1": "tekken_240911.json",
-}
-MISTRAL_TEKKEN_VERSIONS = [v for v in ("v7", "v11", "v13", "v15") if v in TokenizerVersion.__members__]
-MISTRAL_KINDS = (*MISTRAL_FILES, *(f"tekken_{version}" for version in MISTRAL_TEKKEN_VERSIONS))
 
 TEXTS = [
     "Hello, world! The capital of France is Paris.",
@@ -104,49 +87,6 @@ def build_inline(inline_executor: InlineExecutor) -> Iterator[Callable[..., HfRe
             return stack.enter_context(renderer)
 
         yield build
-
-
-@pytest.fixture(scope="session")
-def mistral_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Kind -> folder of mistral-common's files, and of later tekken versions made from one of them."""
-    root, data = tmp_path_factory.mktemp("mistral"), Path(mistral_common.__file__).parent / "data"
-    folders = {}
-    for kind, name in MISTRAL_FILES.items():
-        folders[kind] = root / kind
-        folders[kind].mkdir()
-        (folders[kind] / ("tekken.json" if "tekken" in name else name)).symlink_to(data / name)
-    whole = json.loads((data / "tekken_240911.json").read_bytes())
-    for version in MISTRAL_TEKKEN_VERSIONS:
-        folders[f"tekken_{version}"] = root / f"tekken_{version}"
-        folders[f"tekken_{version}"].mkdir()
-        (folders[f"tekken_{version}"] / "tekken.json").write_text(json.dumps(small_tekken(whole, version)))
-    return folders
-
-
-@pytest.fixture(params=thorough_but_for(MISTRAL_KINDS, "v3", "tekken_v11", "tekken_v15"))
-def mistral_kind(request: pytest.FixtureRequest) -> str:
-    """The kind of each format in each version."""
-    return str(request.param)
-
-
-@pytest.fixture(scope="session")
-def build_mistral(
-    mistral_folders: dict[str, Path], inline_executor: InlineExecutor
-) -> Callable[[str], MistralRenderer]:
-    """A function that builds and caches the renderer of a kind."""
-
-    @cache
-    def build(kind: str) -> MistralRenderer:
-        path = mistral_folders[kind]
-        return MistralRenderer(ModelFiles(path, path), RendererConfig(), executor=inline_executor)
-
-    return build
-
-
-@pytest.fixture
-def mistral(build_mistral: Callable[[str], MistralRenderer], mistral_kind: str) -> MistralRenderer:
-    """The renderer of each of Mistral's kinds."""
-    return build_mistral(mistral_kind)
 
 
 def encode(renderer: BaseRenderer, text: str) -> list[int]:
@@ -239,17 +179,6 @@ def _count_pieces(splitter: pre_tokenizers.PreTokenizer, *, later: str) -> Count
 def _most_frequent_first(counts: Counter[str]) -> list[tuple[str, int]]:
     """Items in descending order of counts. The order of equal counts is deterministic."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def small_tekken(content: dict[str, Any], version: str) -> dict[str, Any]:
-    """The content of a tekken file with only 2000 tokens, and with the special tokens of later versions."""
-    names = [token.value for token in SpecialTokens]
-    special = [{"rank": rank, "token_str": name, "is_control": True} for rank, name in enumerate(names)]
-    sizes = {"default_num_special_tokens": 100, "default_vocab_size": 2100}
-    effort = {"type": "enum", "accepts_none": True, "values": ["none", "high"], "default": "none"}
-    settings = {"model_settings_builder": {"reasoning_effort": effort}} if version == "v15" else {}
-    config = {**content["config"], **sizes, "version": version}
-    return {"config": config, "vocab": content["vocab"][:2000], "special_tokens": special, **settings}
 
 
 def _specials() -> list[str]:

@@ -16,13 +16,20 @@ def full_decode(renderer: HfRenderer, token_ids: list[int], *, skip_special_toke
     return renderer.tokenizer.loop_decoder(skip_special_tokens=skip_special_tokens)(token_ids)
 
 
-@pytest.mark.parametrize("skip_special_tokens", [True, False])
-def test_random_tokens_give_the_full_decode(renderer, skip_special_tokens):
+@pytest.mark.parametrize(("has_prompt", "skip"), [(False, True), (False, False), (True, True)])
+def test_random_tokens_give_the_full_decode(renderer, has_prompt, skip):
     for seed in range(30):
-        token_ids = random_tokens(renderer, random.Random(seed), length=40)
-        detokenizer = renderer.create_detokenizer(skip_special_tokens=skip_special_tokens)
-        expected = full_decode(renderer, token_ids, skip_special_tokens=skip_special_tokens)
-        assert feed(detokenizer, token_ids) == expected, f"seed {seed}"
+        rng = random.Random(seed)
+        prompt: list[int] = []
+        if has_prompt:
+            prompt = encode(renderer, rng.choice(TEXTS[:4]) * rng.randint(1, 3))
+            prompt += [renderer.tokenizer.eos_token_id or 0] * rng.randint(0, 9)
+        output = random_tokens(renderer, rng, length=40)
+        before, whole = (full_decode(renderer, ids, skip_special_tokens=skip) for ids in (prompt, prompt + output))
+        assert whole.startswith(before)
+        options = {"prompt": PromptTail(prompt)} if has_prompt else {}
+        detokenizer = renderer.create_detokenizer(skip_special_tokens=skip, **options)
+        assert feed(detokenizer, output) == whole[len(before) :], f"seed {seed}"
 
 
 def test_pieces_give_the_full_decode(renderer, monkeypatch):
@@ -44,18 +51,6 @@ def test_no_call_of_the_tokenizer_decodes_many_tokens(renderer, monkeypatch):
     monkeypatch.setattr(renderer.tokenizer, "decode", decode)
     assert renderer.detokenize([5] * 900_000) == "a" * 900_000
     assert max(lengths) < 2400
-
-
-def test_random_tokens_after_a_prompt_give_the_full_decode(renderer):
-    for seed in range(30):
-        rng = random.Random(seed)
-        prompt = encode(renderer, rng.choice(TEXTS[:4]) * rng.randint(1, 3))
-        prompt += [renderer.tokenizer.eos_token_id or 0] * rng.randint(0, 9)
-        output = random_tokens(renderer, rng, length=30)
-        before, whole = full_decode(renderer, prompt), full_decode(renderer, prompt + output)
-        assert whole.startswith(before)
-        detokenizer = renderer.create_detokenizer(prompt=PromptTail(prompt))
-        assert feed(detokenizer, output) == whole[len(before) :], f"seed {seed}"
 
 
 def test_the_choices_of_a_prompt_decode_its_end_once():

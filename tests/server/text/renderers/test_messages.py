@@ -54,26 +54,18 @@ def test_unusable_arguments_are_logged_once_per_process(caplog):
     assert "not a JSON object" in record.getMessage()
 
 
-def test_developer_messages_become_one_system_message_at_the_start():
-    conversation = to_conversation(
-        [
-            {"role": "system", "content": "a"},
-            {"role": "user", "content": "b"},
-            {"role": "developer", "content": "c", "tools": [{}]},
-        ],
-        "string",
-    )
-    assert without_developer(conversation) == [
-        {"role": "system", "content": "a\n\nc"},
-        {"role": "user", "content": "b"},
-    ]
+_DEVELOPER = {"role": "developer", "content": "c", "tools": [{}]}
+_SYSTEM, _USER = ({"role": role, "content": text} for role, text in (("system", "a"), ("user", "b")))
 
 
-def test_a_developer_message_at_the_start_becomes_a_system_message():
-    conversation = to_conversation([{"role": "developer", "content": "c", "tools": [{}]}], "openai")
-    assert without_developer(conversation) == [{"role": "system", "content": [{"type": "text", "text": "c"}]}]
-
-
-def test_without_developer_messages_system_messages_stay_in_place():
-    conversation = [{"role": "user", "content": "b"}, {"role": "system", "content": "a"}]
-    assert without_developer(conversation) == conversation
+@pytest.mark.parametrize(
+    ("messages", "content_format", "expected"),
+    [
+        ([_SYSTEM, _USER, _DEVELOPER], "string", [{"role": "system", "content": "a\n\nc"}, _USER]),
+        ([_DEVELOPER], "openai", [{"role": "system", "content": [{"type": "text", "text": "c"}]}]),
+        ([_USER, _SYSTEM], "string", [_USER, _SYSTEM]),
+    ],
+    ids=["joined to the system message", "alone", "without one, system messages stay in place"],
+)
+def test_developer_messages_become_one_system_message_at_the_start(messages, content_format, expected):
+    assert without_developer(to_conversation(messages, content_format)) == expected

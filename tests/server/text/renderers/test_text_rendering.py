@@ -63,7 +63,7 @@ def test_truncation_keeps_the_last_tokens_and_the_begin_of_text_token(renderer):
             rendered(prompt, 0)
 
 
-def test_a_prompt_leaves_room_for_one_token_of_the_model_s_context(renderer, monkeypatch):
+def test_a_prompt_fits_the_model_s_context_and_leaves_room_for_one_token(renderer, monkeypatch):
     everything = TextOptions(truncate_prompt_tokens=-1)
     assert len(renderer.prompts.render([5] * 20, everything).token_ids) == 20
     monkeypatch.setattr(renderer.prompts, "max_model_len", 8)
@@ -71,13 +71,9 @@ def test_a_prompt_leaves_room_for_one_token_of_the_model_s_context(renderer, mon
     assert len(renderer.prompts.render("the " * 20, everything).token_ids) == 7
     with pytest.raises(RequestError, match="at most the model's 8"):
         renderer.prompts.render("the", TextOptions(truncate_prompt_tokens=9))
-
-
-def test_a_text_that_cannot_fit_is_rejected_before_tokenization(renderer, monkeypatch):
-    monkeypatch.setattr(renderer.prompts, "max_model_len", 8)
     most_chars = 8 * renderer.tokenizer.max_token_chars
     assert renderer.prompts.render("x" * most_chars, TextOptions()).token_ids
-    with pytest.raises(RequestError, match="maximum context length is 8 tokens"):
+    with pytest.raises(RequestError, match="maximum context length is 8 tokens"):  # before tokenization
         renderer.prompts.render("x" * (most_chars + 1), TextOptions())
 
 

@@ -18,15 +18,10 @@ _LARGE = 1 << 24
 
 
 @pytest.mark.parametrize("num_bytes", [1, 2, 3, 1000, 3 << 17, 1_000_003])
-def test_a_data_url_is_decoded_to_its_bytes(num_bytes):
-    data = os.urandom(num_bytes)
-    url = "data:image/png;base64," + base64.b64encode(data).decode()
-    assert decode_data_url(url, max_bytes=_LARGE) == data
-
-
 @pytest.mark.parametrize("header", ["data:;base64", "DATA:image/png;BASE64", "data:image/png;name=x;base64"])
-def test_the_media_type_does_not_matter(header):
-    assert decode_data_url(f"{header},aGk=", max_bytes=_LARGE) == b"hi"
+def test_a_data_url_of_any_media_type_is_decoded_to_its_bytes(header, num_bytes):
+    data = os.urandom(num_bytes)
+    assert decode_data_url(f"{header},{base64.b64encode(data).decode()}", max_bytes=_LARGE) == data
 
 
 @pytest.mark.parametrize(

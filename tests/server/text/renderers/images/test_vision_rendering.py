@@ -127,16 +127,16 @@ def test_a_template_that_expects_text_gets_the_image_token_before_the_text(build
     assert prompt.text == "<image>" * 16 + "\nWhat?|"
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        {"type": "image_url", "image_url": as_url(image())},
-        {"type": "input_image", "image_url": as_url(image())},
-        {"type": "image_url", "image_url": {"url": as_url(image()), "detail": "low"}},
-    ],
-)
-def test_every_form_of_an_image_part_is_accepted(build, part):
-    assert _render(build(), {"role": "user", "content": [part]}).inputs is not None
+@pytest.mark.parametrize("form", ["text", "input_image", "detail", "local file"])
+def test_every_form_of_an_image_part_is_accepted_and_allowed_local_files_are_read(build, tmp_path, form):
+    (tmp_path / "a.png").write_bytes(as_bytes(image(seed=3)))
+    url = f"file://{tmp_path}/a.png" if form == "local file" else as_url(image(seed=3))
+    given = url if form in ("text", "input_image") else {"url": url, "detail": "low"}
+    part = {"type": "input_image" if form == "input_image" else "image_url", "image_url": given}
+    renderer = build(allowed_local_media_path=str(tmp_path))
+    found = _render(renderer, {"role": "user", "content": [part]})
+    assert found.token_ids == _render(renderer, _message(image(seed=3))).token_ids
+    assert renderer.mm_cache.num_hits == 1
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,7 @@ def test_every_form_of_an_image_part_is_accepted(build, part):
     [
         ({"type": "image_url"}, r"messages\[0\].content\[0\] needs an image_url"),
         ({"type": "image_url", "image_url": {"url": 3}}, "needs an image_url"),
-        (
-            {"type": "image_url", "image_url": {"url": "data:;base64,aGk="}},
-            r"messages\[0\].content\[0\]: not an image",
-        ),
+        ({"type": "image_url", "image_url": {"url": "data:;base64,aGk="}}, r"messages\[0\].content\[0\]: not an image"),
         ({"type": "image_url", "image_url": {"url": "data:;base64,?"}}, r"content\[0\]: the data URL is not valid"),
         ({"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}, "--allowed-media-domains"),
         ({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, "--allowed-local-media-path"),
@@ -224,15 +221,6 @@ def test_images_that_are_processed_together_are_limited_together(build):
 def test_an_image_that_cannot_be_processed_is_a_request_error(build, settings, size, options, message):
     with pytest.raises(RequestError, match=message):
         _render(build(**settings), _message(Image.new("RGB", size)), **options)
-
-
-def test_local_files_are_read_if_the_operator_allows_it(build, tmp_path):
-    (tmp_path / "a.png").write_bytes(as_bytes(image(seed=3)))
-    part = {"type": "image_url", "image_url": {"url": f"file://{tmp_path}/a.png"}}
-    renderer = build(allowed_local_media_path=str(tmp_path))
-    found = _render(renderer, {"role": "user", "content": [part]})
-    assert found.token_ids == _render(renderer, _message(image(seed=3))).token_ids
-    assert renderer.mm_cache.num_hits == 1
 
 
 def test_settings_of_the_operator_apply(build):

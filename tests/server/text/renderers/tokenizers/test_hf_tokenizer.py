@@ -93,7 +93,7 @@ def slow_renderer(tmp_path: Path, build_inline: Callable[..., HfRenderer]) -> Hf
     return build_inline(tmp_path, chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
 
 
-def test_it_renders_and_decodes(slow_renderer):
+def test_it_renders_and_decodes_at_once_and_token_by_token(slow_renderer):
     prompt = slow_renderer.render_chat([{"role": "user", "content": TEXT}], ChatOptions())
     assert prompt.text == "user: " + TEXT
     assert slow_renderer.detokenize(prompt.token_ids) == prompt.text
@@ -101,11 +101,7 @@ def test_it_renders_and_decodes(slow_renderer):
     assert slow_renderer.detokenize(short.token_ids) == "bc"
     with pytest.raises(RequestError):
         slow_renderer.detokenize([slow_renderer.tokenizer.vocab_size])
-
-
-def test_it_decodes_token_by_token(slow_renderer):
-    token_ids = slow_renderer.prompts.render(TEXT, TextOptions(add_special_tokens=False)).token_ids
     detokenizer = slow_renderer.create_detokenizer()
-    pieces = [detokenizer.append([token_id]).text for token_id in token_ids]
+    pieces = [detokenizer.append([token_id]).text for token_id in encode(slow_renderer, TEXT)]
     assert "".join(pieces) + detokenizer.finish() == TEXT
     assert set(pieces) <= {"", *TEXT}

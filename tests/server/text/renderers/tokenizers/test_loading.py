@@ -144,11 +144,13 @@ def test_a_corrupt_file_is_one_clear_line(name, content, tokenizer_folders, tmp_
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_tokenizer_is_one_clear_line(tmp_path):
+@pytest.mark.parametrize("load", [load_tokenizer, keep_tokenizer])
+def test_a_missing_tokenizer_is_one_clear_line_and_nothing_is_kept(tmp_path, load):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(TokenizerLoadError, match=str(path)) as raised:
-            load_tokenizer(path)
+            load(path)
         assert "\n" not in str(raised.value)
+        assert path.resolve() not in _kept
 
 
 def test_trusted_remote_code_is_loaded(tokenizer_folders, tmp_path, monkeypatch):
@@ -221,12 +223,6 @@ def test_it_is_not_used_after_a_change_of_its_folder(folder, change):
         (folder / "additional_chat_templates").mkdir()
         (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
     assert load_tokenizer(folder) is not kept
-
-
-def test_a_broken_folder_keeps_nothing(tmp_path):
-    with pytest.raises(TokenizerLoadError):
-        keep_tokenizer(tmp_path)
-    assert tmp_path.resolve() not in _kept
 
 
 @pytest.mark.thorough
