@@ -8,8 +8,9 @@
 #   make test-gpu                          on a GPU: its tests and all figures, as one JSON file, in 25 minutes
 #   make size [ARGS=--lower]               size of the project against the limits in tools/size.txt
 #   make lint | format                     the linters; corrects order of imports and layout
-#   make bench [ARGS="..."]
-#   make docs                              writes the generated pages docs/{cli,flags}.md, docs/dev/vllm-hooks.md
+#   make bench [ARGS="..."]                times starts of the default model with `vllm-cli bench startup`
+#   make docs                              writes docs/{cli,flags}.md, docs/dev/vllm-hooks.md, and the names of our flags
+#   make pictures                          takes the pictures of the page in docs with Chromium, for each release
 #   make peers [PEERS="vllm@0.29.0"]       installs into .peers what slow tests compare with: vLLM for CPU, a model
 #   make gpu-env                           vLLM's CUDA build (9 GB) and a stand-in for a GPU, on which no kernel runs
 #   make test-gpu-stub [ARGS="-k sleep"]   tests with these two
@@ -18,9 +19,10 @@
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.29.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
+#   make imports                           what vLLM's processes import and never use, until a few requests are answered
 #   make test-machines [MACHINES="trixie"] the first commands on fresh machines: Debian 12, 13, testing; as root
 #   make test-containers [ARGS="-k kube"]  the images and manifests with podman and runc, a rollout under load; as root
-#   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load, half an hour of sleep: nothing grows
+#   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows
 #   make test-swaps [ARGS="--swaps 200"]   1000 random swaps of models with kills and file edits
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
 #   make lock [ARGS="--upgrade"]           writes constraints.txt anew from pyproject.toml, with newer versions if need be
@@ -64,7 +66,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow figures test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-containers test-soak test-swaps lint format size docs release release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts gpu-stub-swaps test-ci-vllm install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow figures test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-containers test-soak test-swaps lint format size imports docs pictures release release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts gpu-stub-swaps test-ci-vllm install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -76,7 +78,7 @@ serve: $(DEFAULT_MODEL)
 	@exec $(BIN)/vllm-cli serve --port $(PORT) $(ARGS)
 
 bench: $(DEFAULT_MODEL)
-	@exec $(BIN)/vllm-cli bench serve --cmd "$(BIN)/vllm-cli serve" $(ARGS)
+	@exec $(BIN)/vllm-cli bench startup --cmd "$(BIN)/vllm-cli serve" $(ARGS)
 
 test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(PYTEST) $(WITHOUT_SLOW) -m "not slow and not alone and (smoke or not thorough)" $(ARGS)
@@ -137,7 +139,7 @@ test-vllm-versions: $(INSTALLED_DEV)
 	@code=0; for version in $(VERSIONS); do \
 	  site=$$(dirname .peers/vllm*/lib/python3*/site-packages/vllm*-$$version*.dist-info | head -1); \
 	  [ -d $$site ] || { echo "vLLM $$version: skipped, it is not installed below .peers"; continue; }; \
-	  PYTHONPATH=. .peers/$$(echo $$site | cut -d/ -f2)/bin/python -m vllm_cli check-hooks; \
+	  PYTHONPATH=. .peers/$$(echo $$site | cut -d/ -f2)/bin/python -m vllm_cli doctor --hooks; \
 	  PEER_VLLM=$$(echo $$site | cut -d/ -f2) $(BIN)/python -m pytest -q -m versions tests/vllm_engine $(ARGS) || code=1; \
 	done; exit $$code
 
@@ -153,8 +155,15 @@ test-machines:
 test-containers: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest tests/containers $(ARGS)
 
+# With vLLM's CUDA build: the same tool, with the environment of tests/gpu_stub/gpu_server.py.
+PEER := .peers/vllm/bin/python -m vllm_cli
+imports: $(INSTALLED_DEV)
+	PYTHONPATH=. VLLM_CPU_KVCACHE_SPACE=1 $(BIN)/python -m tools.import_use $(ARGS) \
+	  "$(PEER) serve --engine vllm .peers/model --enforce-eager --port $(PORT)" \
+	  "$(PEER) wait http://127.0.0.1:$(PORT) && $(PEER) chat --quick Hi --url http://127.0.0.1:$(PORT)"
+
 test-soak: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(BIN)/python -m pytest -s tests/soak/test_soak.py tests/soak/test_sleep.py --minutes 30 $(ARGS)
+	$(BIN)/python -m pytest -s tests/soak/test_soak.py --minutes 30 $(ARGS)
 
 test-swaps: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -s tests/soak/test_swaps.py --swaps 1000 $(ARGS)
@@ -178,8 +187,8 @@ release-notes:
 
 RELEASE := $(VENV)/release/bin
 SOURCES := build/release
-# From the last commit, in `dist`: wheel, sdist, an SBOM with licenses of what .venv has installed, and checksums.
-# Two runs on one commit give equal files.
+# From the last commit, in `dist`: wheel, sdist, an SBOM with licenses of what a user installs, and checksums.
+# Two runs on one commit give equal files. The installed wheel then serves the default model.
 release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
 release: $(INSTALLED_DEV)
 	@test -x $(RELEASE)/cyclonedx-py || { $(BIN)/python -m venv $(VENV)/release && $(RELEASE)/pip install --quiet cyclonedx-bom; }
@@ -189,11 +198,17 @@ release: $(INSTALLED_DEV)
 	cd $(SOURCES) && $(CURDIR)/$(BIN)/python -c 'from setuptools.build_meta import *; build_sdist("sdist")' >/dev/null
 	cd $(SOURCES)/sdist && tar -xzf *.tar.gz && tar -c --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 \
 	  --numeric-owner --mode=go-w */ | gzip -n >$(CURDIR)/dist/$$(basename *.tar.gz)
-	$(RELEASE)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json
+	$(PYTHON) -m venv $(SOURCES)/user
+	PATH=$(CURDIR)/$(BIN):$$PATH $(SOURCES)/user/bin/python -m tools.install -c constraints.txt "$$(echo dist/*.whl)[embedded]"
+	$(RELEASE)/cyclonedx-py environment $(SOURCES)/user/bin/python --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json
 	cd dist && sha256sum *.whl *.tar.gz *.json >SHA256SUMS && cat SHA256SUMS
+	cd $(SOURCES)/user && bin/vllm-cli bench startup --rounds 1 --cmd "bin/vllm-cli serve --engine embedded"
 
 docs: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.support.generated_docs
+
+pictures: $(INSTALLED_DEV) $(DEFAULT_MODEL)
+	$(BIN)/python -m tools.page_pictures
 
 AUDIT := $(VENV)/audit/bin
 # Holes in functions that nothing here calls: click.edit, and torch.jit.script on code of others.

@@ -77,6 +77,10 @@ def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
     root = str(Path.cwd())
     ours = f"{sys.executable} -m vllm_cli serve {model}"
     bench = (sys.executable, "-m", "vllm_cli", "bench")
+    if vllm is not None:
+        late = ("env", f"GPU_VLLM={vllm}", f"GPU_MODEL={model}", sys.executable, "-m", "pytest", "-q")
+        file = "tests/cuda/test_late_graphs_on_gpus.py"
+        yield Step("late CUDA graphs", (*late, file, "--junitxml={result}"), _TESTS_S)
     yield Step("tests", (sys.executable, "-m", "pytest", "-q", "tests/cuda", "--junitxml={result}"), _TESTS_S)
     if vllm is not None:
         launcher = f"env PYTHONPATH={root} {vllm}/python -m vllm_cli serve {model} --engine vllm --max-model-len 2048"
@@ -92,13 +96,15 @@ def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
             if package is None or any(vllm.parent.glob(f"lib/python*/site-packages/{package}")):
                 words = (*bench, *startup, "--cmd", f"{large} --load-format {load_format}")
                 yield Step(f"vllm: phases of 1.5 billion parameters' start, --load-format {load_format}", words, 300)
-        served = ("serve", "--concurrency", "1,32", "--rounds", "2", "--json", "{result}")
         swaps = (sys.executable, "-m", "tools.gpu_stub.swaps", "--gpu", "--vllm", str(vllm), "--model", str(model))
         short = ("--rounds", "3", "--json", "{result}", "--", "--max-model-len", "2048")
         yield Step("vllm: swaps, asleep and by hand", (*swaps, "--way", "by hand", "--way", "sleep", *short), 420)
-        yield Step("vllm: requests", (*bench, *served, "--cmd", launcher, "--vs", plain), 300)
+        client = (sys.executable, "-m", "tools.figures.tokens", "--vllm", f"{vllm}/vllm", "--model", str(model))
+        served = (*client, "--rounds", "2", "--json", "{result}")
+        captured = f"{launcher} --cuda-graphs before-ready"
+        yield Step("vllm: requests", (*served, "--concurrency", "1,32", "--cmd", captured, "--cmd", plain), 360)
+        yield Step("embedded: requests", (*served, "--cmd", ours), 300)
     yield Step("embedded: start", (*bench, "startup", "--rounds", "3", "--cmd", ours, "--json", "{result}"), 120)
-    yield Step("embedded: requests", (*bench, "serve", "--rounds", "2", "--cmd", ours, "--json", "{result}"), 180)
 
 
 def run_step(step: Step, timeout_s: float, *, folder: Path | None = None) -> dict[str, Any]:

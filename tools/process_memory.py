@@ -1,6 +1,6 @@
 """Measures the memory of each process of a command, and prints a table in Markdown.
 
-    python -m tools.process_memory "vllm-cli serve MODEL" "vllm-cli wait && vllm-cli complete -q Hi"
+    python -m tools.process_memory "vllm-cli serve MODEL" "vllm-cli wait && vllm-cli chat -q Hi"
 
 The second command runs beside the first. When it has ended, the first one is measured at rest, and ended.
 The memory of a process is its PSS: a page that several processes share counts in part for each of them.

@@ -23,7 +23,7 @@ _OTHER: Final = (".js", ".css", ".html", ".c", ".h", ".sh")
 
 def measure(root: Path) -> tuple[dict[str, int], Counter[str]]:
     """The size of each kind of file in git, and the lines of Python in each room of the product."""
-    sizes = {"python": 0, "other-languages": 0, "lines-of-tests": 0, "words-of-docs": 0}
+    sizes = {"python": 0, "page": 0, "other-languages": 0, "lines-of-tests": 0, "words-of-docs": 0}
     rooms: Counter[str] = Counter()
     for name in filter(None, _git(root, "ls-files", "-z").split("\0")):
         path = Path(name)
@@ -46,7 +46,7 @@ def _kind(path: Path) -> str | None:
         case top, ".py" if top in _PRODUCT:
             return "python"
         case top, suffix if top in _PRODUCT and suffix in _OTHER:
-            return "other-languages"
+            return "page" if "status_page" in path.parts else "other-languages"
         case _:
             return None
 

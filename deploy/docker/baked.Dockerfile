@@ -4,7 +4,7 @@
 #   docker build -f baked.Dockerfile --build-context model=/models/llama --build-arg IMAGE=vllm-with-vllm-cli -t llama .
 #   docker run -p 8000:8000 llama
 #
-# IMAGE is the embedded engine's (../../Dockerfile) or vLLM's with vllm-cli in it (docs/vllm-engine.md). Give RUN and CMD
+# IMAGE is the embedded engine's (../../Dockerfile) or vLLM's with vllm-cli in it (vllm.Dockerfile). Give RUN and CMD
 # the same flags. Bake last: a package that is installed later invalidates most of it (docs/fast-starts.md).
 
 ARG IMAGE=vllm-cli

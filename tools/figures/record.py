@@ -24,7 +24,7 @@ FOLDER: Final = ROOT / "docs" / "figures"
 _MACHINES: Final = "machines.json"
 _INSTRUCTIONS: Final = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 """Flag of `lscpu` -> name of the instructions. A machine is described by its first flag in this order."""
-_DERIVED: Final = ("summary", "ratios", "phases", "num_probes", "errors", "client_cpu_share")
+_DERIVED: Final = ("summary", "ratios", "spans_end_s", "num_probes")
 """Members left out of a benchmark's JSON, because its rounds give them or because no page shows them."""
 _DIGITS: Final = 5
 _MARKS: Final = re.compile(r"( [*†‡‖§])+$")

@@ -1,25 +1,23 @@
 """`python -m tools.figures.renders`: measures `/health` while 300 clients send chats to render.
 
-Each client sends requests with a chat of 60 messages to `/tokenize`, one after the other. The servers are
-measured in turns, and idle servers are frozen. The JSON file has the format of `vllm-cli bench`.
+Each client sends requests with a chat of 60 messages to `/tokenize`, one after the other. The JSON file has
+the format of `vllm-cli bench`.
 """
 
 import asyncio
-import json
 import sys
 import time
-from collections import defaultdict
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
 import click
 
+from tools.figures.servers import build_config, measure_in_turns
 from vllm_cli.bench.probe import HealthProbe
-from vllm_cli.bench.readiness import ReadyServer, wait_until_ready
-from vllm_cli.bench.report import Figures, Metric, Result, Side, percentiles_ms, run_and_publish
-from vllm_cli.bench.request import open_session
-from vllm_cli.bench.target import BenchConfig, Target, TargetSpec, describe
+from vllm_cli.bench.readiness import ReadyServer
+from vllm_cli.bench.report import Metric, Result, percentiles_ms, run_and_publish
+from vllm_cli.bench.target import BenchConfig, Target
 
 _METRICS: Final = (
     *(Metric(f"health_{which}_ms", f"/health {which} ms") for which in ("p50", "p99", "max")),
@@ -39,43 +37,28 @@ _MESSAGES: Final = [{"role": "user", "content": _TEXT}, {"role": "assistant", "c
 @click.option("--json", "output", type=click.Path(path_type=Path), required=True, help="File for the result.")
 def main(commands: tuple[str, ...], rounds: int, seconds: float, clients: int, output: Path) -> None:
     """Measure all servers."""
-    targets = tuple(TargetSpec(name=chr(ord("A") + index), command=each) for index, each in enumerate(commands))
-    config = BenchConfig(targets=targets, num_rounds=rounds)
-    sys.exit(run_and_publish(measure(config, seconds, clients), output))
+    sys.exit(run_and_publish(measure(build_config(commands, rounds), seconds, clients), output))
 
 
 async def measure(config: BenchConfig, seconds: float, clients: int) -> Result:
-    """Starts all servers, then measures them in turns."""
-    with ExitStack() as stack:
-        targets = [stack.enter_context(closing(Target(spec))) for spec in config.targets]
-        servers = []
-        for target in targets:
-            target.start()
-            servers.append(await wait_until_ready(target, config))
-            target.pause()
-        rounds: list[defaultdict[str, list[Figures]]] = [defaultdict(list) for _ in targets]
-        for _ in range(config.num_rounds):
-            for target, server, measured in zip(targets, servers, rounds, strict=True):
-                target.resume()
-                measured[_CONDITION].append(await _measure_round(target, server, seconds, clients))
-                target.pause()
-    sides = [
-        Side(name=spec.name, target=describe(spec), model=server.form.model, version=server.version, rounds=measured)
-        for spec, server, measured in zip(config.targets, servers, rounds, strict=True)
-    ]
+    """Measures all servers."""
+
+    async def measure_round(target: Target, server: ReadyServer, _: int) -> dict[str, Any]:
+        return await _measure_round(target, server, seconds, clients)
+
     return Result(
         benchmark="renders",
         metrics=_METRICS,
         settings={**config.settings, "seconds": seconds, "clients": clients},
         description=[f"/tokenize of {len(_MESSAGES)} messages, {clients} clients"],
-        sides=sides,
+        sides=await measure_in_turns(config, {_CONDITION: measure_round}),
         problems=[],
     )
 
 
 async def _measure_round(target: Target, server: ReadyServer, seconds: float, clients: int) -> dict[str, Any]:
     """Measures one round. Probes begin some time after the load, and end with the load."""
-    body = json.dumps({"model": server.form.model, "messages": _MESSAGES})
+    body = {"model": server.request.model, "messages": _MESSAGES}
     begin_s = time.monotonic() + _WARM_UP_S
     end_s = begin_s + seconds
     num_answers = 0
@@ -84,13 +67,14 @@ async def _measure_round(target: Target, server: ReadyServer, seconds: float, cl
         nonlocal num_answers
         while time.monotonic() < end_s:
             url = f"{target.base_url}/tokenize"
-            async with session.post(url, data=body, headers=server.form.headers) as answer:
+            async with session.post(url, json=body) as answer:
                 answer.raise_for_status()
                 await answer.read()
                 num_answers += time.monotonic() >= begin_s
 
-    with HealthProbe(is_starting=True) as probe:
-        async with open_session() as session, asyncio.TaskGroup() as group:
+    unlimited = aiohttp.TCPConnector(limit=0)
+    with HealthProbe() as probe:
+        async with aiohttp.ClientSession(connector=unlimited) as session, asyncio.TaskGroup() as group:
             for _ in range(clients):
                 group.create_task(ask())
             await asyncio.sleep(_WARM_UP_S)

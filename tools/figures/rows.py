@@ -22,7 +22,6 @@ _RENDERS: Final = "health beside renders"
 _WAYS: Final = ("sleep", "by hand", "stop")
 _LEVELS: Final = ("level 1", "level 2")
 """Levels of vLLM's sleep. A swap that stops a model has no level, and is compared with both levels."""
-_LOADED: Final = tuple(("32 at once", f"health_{which}_ms") for which in ("p50", "p99", "max"))
 _EMBEDDED: Final = "tok/s at 1; 8; 32, embedded engine"
 _BESIDE: Final = "tokens beside a busy process"
 _SHARED: Final = "first start, compiled, shared"
@@ -111,7 +110,6 @@ ROWS: Final = {
         Row("first start on the machine", _DEFAULT, "H200, compiled, first", is_headline=False),
         Row("first start on the machine", _EAGER, "H200, eager, first", is_headline=False),
         Row("tok/s of 32 streams", _DEFAULT, "H200, requests", _TOKENS[-1:], "", is_headline=False),
-        Row("`/health` p50; p99; max, 32 streams", _DEFAULT, "H200, requests", _LOADED, " ms", is_headline=False),
     ),
     "Models that change places on a GPU": (
         Row("swap, level 1", _BY_HAND, "H200, swaps", (("level 1", "swap_s"),)),

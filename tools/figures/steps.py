@@ -109,14 +109,20 @@ class Steps:
 
     def _after_use(self, command: str, step: Step) -> Step:
         """Prepends a run to the step: one of our servers serves for a while and writes its caches."""
-        use = f"{self._own} bench serve --cmd {shlex.quote(command)} --concurrency 1 --rounds 1 --requests 4"
+        use = shlex.join(
+            (*self._client(), "--json", "/dev/null", "--rounds", "1", "--concurrency", "1", "--cmd", command)
+        )
         return Step(step.name, ("sh", "-c", f"{use} && {shlex.join(step.words)}"), step.most_s)
 
     def _served(self, name: str, rounds: int, sides: tuple[str, ...], *words: str, most_s: float) -> Step:
-        ours, *peers = sides
-        bench = (*shlex.split(self._own), "bench", "serve", "--json", "{result}")
-        against = (word for peer in peers for word in ("--vs", peer))
-        return Step(name, (*bench, "--rounds", self._num(rounds), "--cmd", ours, *against, *words), most_s)
+        commands = (word for side in sides for word in ("--cmd", side))
+        client = (*self._client(), "--json", "{result}", "--rounds", self._num(rounds))
+        return Step(name, (*client, *commands, *words), most_s)
+
+    def _client(self) -> tuple[str, ...]:
+        """The words of the tool that sends requests with vLLM's client."""
+        vllm = f"{self._root}/.peers/vllm/bin/vllm"
+        return (*self._tool, "tools.figures.tokens", "--vllm", vllm, "--model", self._model)
 
     def _num(self, rounds: int) -> str:
         return str(self._rounds or rounds)

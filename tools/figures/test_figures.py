@@ -5,14 +5,17 @@ import shutil
 import sys
 from itertools import chain
 
+import click
 import pytest
 
+from tests.support.cli import run_python
 from tools.figures import record
 from tools.figures import rows as rows_module
 from tools.figures.chart import divide_median
 from tools.figures.record import FOLDER, ROOT, Figures, Record, find_letter
 from tools.figures.rows import ROWS, Row, conditions_of, headlines, newest, shorten
 from tools.figures.steps import Steps
+from tools.figures.tokens import FIELDS, read_result
 from tools.gpu_figures import Step, run_step
 
 
@@ -122,9 +125,32 @@ def test_every_row_shows_a_step_that_exists_or_is_of_a_gpu(tmp_path):
 
 def test_with_a_default_peer_neither_side_is_eager(tmp_path):
     steps = {step.name: " ".join(step.words) for step in Steps(ROOT, tmp_path)}
-    compiled = {name for name, words in steps.items() if "bench" in words and "--enforce-eager" not in words}
+    compiled = {name for name, words in steps.items() if "--enforce-eager" not in words}
     assert {"start, compiled", "warm start, compiled", "tokens, vLLM engine"} <= compiled
     assert steps["first start, eager"].count("--enforce-eager") == 2
+
+
+def test_a_round_counts_only_if_no_request_has_failed():
+    numbers = dict.fromkeys(FIELDS.values(), 2.5)
+    assert read_result({**numbers, "completed": 8}, 8) == dict.fromkeys(FIELDS, 2.5)
+    with pytest.raises(click.ClickException, match="5 of 8 requests failed"):
+        read_result({**numbers, "completed": 3}, 8)
+
+
+@pytest.mark.slow
+def test_both_sides_are_measured_with_vllms_client(tmp_path):
+    """One server is frozen while the other one is measured."""
+    vllm, model = ROOT / ".peers" / "vllm" / "bin" / "vllm", ROOT / ".peers" / "model"
+    own = f"{sys.executable} -m vllm_cli serve {model} --engine embedded"
+    words = ("--vllm", vllm, "--model", model, "--rounds", "1", "--concurrency", "1,4", "--max-tokens", "8")
+    words += ("--cmd", own, "--cmd", f"{own} --max-num-seqs 2", "--json", tmp_path / "result.json")
+    done = run_python("from tools.figures.tokens import main; main()", *map(str, words), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    for side in range(2):
+        conditions = conditions_of(result, side)
+        assert list(conditions) == ["1 at once", "4 at once"]
+        assert all(each["output_tokens_per_s"] > 0 for rounds in conditions.values() for each in rounds)
 
 
 @pytest.mark.thorough

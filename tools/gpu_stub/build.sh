@@ -1,7 +1,7 @@
 #!/bin/sh
 # build.sh FOLDER SITE_PACKAGES: builds stand-ins for NVIDIA's libraries from the headers and libraries that the
 # CUDA build of torch has installed there, in two seconds. README.md says how they are used.
-# A function that no C file defines is generated: it logs "PID NAME generated" and returns success.
+# A function that no C file defines is generated: it logs "PID NAME generated", and succeeds unless STUB_FAIL names it.
 set -eu
 out=$1 site=$2
 here=$(cd "$(dirname "$0")" && pwd)
@@ -25,7 +25,7 @@ generate() {
   shift
   defined "$@" >"$work/have"
   echo '#include "stub.h"'
-  comm -23 "$wanted" "$work/have" | sed 's/.*/int &() { FIRST_GENERATED(); return 0; }/'
+  comm -23 "$wanted" "$work/have" | sed 's/.*/int &() { FIRST_GENERATED(); return stub_fault(__func__); }/'
 }
 
 # NAME REAL VERSION FILE...: builds a library with every function of the real one, and its symbol versions.

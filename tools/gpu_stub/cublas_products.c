@@ -6,7 +6,7 @@ typedef struct {
 #define P(n)                                                                                                 \
   int n(Handle *h) {                                                                                         \
     FIRST();                                                                                                 \
-    stub_launch(stub_stream(h->stream), 0);                                                                  \
+    stub_launch(stub_stream(h->stream));                                                                     \
     return 0;                                                                                                \
   }
 P(cublasSgemm_v2)

@@ -4,14 +4,10 @@
 #include <string.h>
 #include "stub.h"
 #define F(n, ...) cublasStatus_t n(__VA_ARGS__)
-static int object(void *p) {
-  *(void **)p = calloc(1, 4096);
-  return 0;
-}
 F(cublasLtCreate, cublasLtHandle_t *h) {
   FIRST();
   if (stub_init()) return CUBLAS_STATUS_NOT_INITIALIZED;
-  return object(h);
+  return stub_object(h);
 }
 size_t cublasLtGetVersion(void) { return 130000; }
 size_t cublasLtGetCudartVersion(void) { return 13000; }
@@ -20,13 +16,13 @@ F(cublasLtGetProperty, libraryPropertyType t, int *v) {
   return 0;
 }
 F(cublasLtMatmulDescCreate, cublasLtMatmulDesc_t *d, cublasComputeType_t c, cudaDataType_t t) {
-  return object(d);
+  return stub_object(d);
 }
 F(cublasLtMatrixLayoutCreate, cublasLtMatrixLayout_t *d, cudaDataType t, uint64_t r, uint64_t c, int64_t l) {
-  return object(d);
+  return stub_object(d);
 }
-F(cublasLtMatmulPreferenceCreate, cublasLtMatmulPreference_t *d) { return object(d); }
-F(cublasLtMatrixTransformDescCreate, cublasLtMatrixTransformDesc_t *d, cudaDataType t) { return object(d); }
+F(cublasLtMatmulPreferenceCreate, cublasLtMatmulPreference_t *d) { return stub_object(d); }
+F(cublasLtMatrixTransformDescCreate, cublasLtMatrixTransformDesc_t *d, cudaDataType t) { return stub_object(d); }
 F(cublasLtMatmulDescDestroy, cublasLtMatmulDesc_t d) {
   free(d);
   return 0;
@@ -80,7 +76,7 @@ F(cublasLtMatmul, cublasLtHandle_t h, cublasLtMatmulDesc_t o, const void *al, co
   cublasLtMatrixLayout_t c, void *D, cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t *g, void *w,
   size_t n, cudaStream_t s) {
   FIRST();
-  stub_launch(stub_stream(s), 0);
+  stub_launch(stub_stream(s));
   return 0;
 }
 const char *cublasLtGetStatusName(cublasStatus_t s) {

@@ -2,9 +2,8 @@
    nothing, and every call succeeds at once. STUB_GPUS: the number of GPUs (1). STUB_MEMORY: the bytes of each
    (85520809984). CUDA_VISIBLE_DEVICES is obeyed. STUB_CUDA_LOG=FILE: gets "pid name" for the first call of
    each function in each process. STUB_LAUNCH_US, STUB_GRAPH_US: how long a kernel or a graph takes.
-   STUB_HANG=FILE: while FILE exists, synchronizations do not return. STUB_FAIL=FILE: while FILE exists, they
-   return error 700. STUB_COPY=0: skips large copies, too, so that device memory costs nothing.
-   STUB_DRIVER=not-loaded|mismatch|old: the driver cannot be used.
+   STUB_FAIL=FILE: the calls that fail (README.md). STUB_COPY=0: skips large copies, too, so that device memory
+   costs nothing. STUB_DRIVER=not-loaded|mismatch|old: the driver cannot be used.
    In a process that was forked after cuInit, every call returns error 3, as with NVIDIA's library. */
 #define _GNU_SOURCE
 #include <cuda.h>
@@ -154,7 +153,7 @@ void stub_register(void *p, size_t n, int dev, int kind) {
   if (nregions == cap) regions = realloc(regions, (cap = cap ? 2 * cap : 256) * sizeof *regions);
   int i = at(p) + 1;
   memmove(regions + i + 1, regions + i, (nregions++ - i) * sizeof *regions);
-  regions[i] = (Region){p, n, dev, kind, ++ids};
+  regions[i] = (Region){p, n, dev, kind, 0, ++ids};
   pthread_mutex_unlock(&lock);
 }
 int stub_find(const void *p, Region *out) {
@@ -197,8 +196,41 @@ int stub_free(void *p, int kind) {
   if (!p) return 0;
   if (!drop(p, &r)) return 1;
   forget(r.base, r.size);
+  stub_part(r.base, r.size);
   if (r.kind != REGISTERED) munmap(r.base, r.size);
   if (r.kind == DEVICE) stub_charge(r.dev, -(long long)r.size);
+  return 0;
+}
+/* Memory of several processes. What was in it before is lost, because nothing on a device depends on it. The file
+   stays open: after a capture, a rank of vLLM may free what a slower one has not opened yet. */
+typedef struct {
+  int pid, file;
+  size_t size;
+} Shared;
+int stub_export(void *handle, void *p) {
+  Shared *h = memset(handle, 0, 64);
+  pthread_mutex_lock(&lock);
+  int i = at(p), ok = i >= 0 && (char *)p < regions[i].base + regions[i].size;
+  Region *r = &regions[i];
+  if (ok && !r->file) {
+    r->file = memfd_create("stub", MFD_CLOEXEC);
+    ok = !ftruncate(r->file, r->size) && mmap(r->base, r->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                                              r->file, 0) != MAP_FAILED;
+  }
+  if (ok) *h = (Shared){getpid(), r->file, r->size};
+  pthread_mutex_unlock(&lock);
+  return ok ? 0 : 1;
+}
+int stub_import(void **p, const void *handle) {
+  const Shared *h = handle;
+  char name[64];
+  snprintf(name, sizeof name, "/proc/%d/fd/%d", h->pid, h->file);
+  int d = open(name, O_RDWR | O_CLOEXEC);
+  if (d < 0) return 400;
+  *p = mmap(0, h->size, PROT_READ | PROT_WRITE, MAP_SHARED, d, 0);
+  close(d);
+  if (*p == MAP_FAILED) return 400;
+  stub_register(*p, h->size, stub_dev, MANAGED);
   return 0;
 }
 /* Copies. Kernels compute nothing, so what was once copied to device memory would show up in the "results" of
@@ -334,54 +366,137 @@ int stub_fill(void *to, uint64_t value, size_t unit, size_t n, Stream *s) { /* n
 }
 
 /* time */
-static int64_t busy;
+static int64_t busy; /* until then, the device runs kernels, one after the other */
 static int64_t now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
-int64_t stub_busy(void) { return __atomic_load_n(&busy, __ATOMIC_RELAXED); }
-static int hangs(void) {
-  static char *f = (char *)-1;
-  if (f == (char *)-1) f = getenv("STUB_HANG");
-  return f && !access(f, F_OK);
+static void occupy(Work *w, const char *variable) {
+  char *t = getenv(variable);
+  long us = t ? atol(t) : 0;
+  if (us <= 0) return;
+  pthread_mutex_lock(&lock);
+  int64_t n = now();
+  w->time = busy = (busy > n ? busy : n) + us * 1000;
+  pthread_mutex_unlock(&lock);
 }
-static int fails(void) {
-  static char *f = (char *)-1;
-  if (f == (char *)-1) f = getenv("STUB_FAIL");
-  return f && !access(f, F_OK) ? 700 : 0;
-}
-void stub_launch(Stream *s, int graph) {
-  static long us[2] = {-1, -1};
+void stub_launch(Stream *s) {
   Capture *c = stub_capture(s);
-  if (c) {
+  if (c)
     c->nodes++;
-    return;
-  }
-  if (us[graph] < 0) {
-    char *t = getenv(graph ? "STUB_GRAPH_US" : "STUB_LAUNCH_US");
-    us[graph] = t ? atol(t) : 0;
-  }
-  if (us[graph] > 0) {
-    pthread_mutex_lock(&lock);
-    int64_t n = now();
-    busy = (busy > n ? busy : n) + us[graph] * 1000;
-    pthread_mutex_unlock(&lock);
-  }
+  else
+    occupy(stub_work(s), "STUB_LAUNCH_US");
 }
-int stub_wait(int64_t until) {
-  while (hangs()) usleep(2000);
-  if (until)
-    for (int64_t d; (d = until - now()) > 0;) {
-      struct timespec t = {d / 1000000000, d % 1000000000};
-      nanosleep(&t, 0);
+
+/* Faults. STUB_FAIL names a file with lines "DEVICE CALL NTH RESULT", which a process tries one by one. */
+enum { HANGS = -1 };
+static int fault(const char *call) {
+  static char *file = (char *)-1;
+  static int sticky, line, count;
+  char text[1024], *rest = text, *rule, name[64], result[16] = "", *end;
+  if (file == (char *)-1) file = getenv("STUB_FAIL");
+  if (!file || sticky) return sticky;
+  int d = open(file, O_RDONLY | O_CLOEXEC), k = d < 0 ? 0 : read(d, text, sizeof text - 1), e = 0;
+  if (d >= 0) close(d);
+  text[k > 0 ? k : 0] = 0;
+  pthread_mutex_lock(&lock);
+  if (k <= 0) line = count = 0;
+  for (int i = 0, dev, nth; k > 0 && (rule = strsep(&rest, "\n"));) {
+    if (sscanf(rule, "%d %63s %d %15s", &dev, name, &nth, result) != 4 || dev != stub_physical(stub_dev) ||
+        i++ != line)
+      continue;
+    if (strcmp(name, call) || ++count < nth) break;
+    if (count == nth) stub_log("(fault)", 0);
+    if (!strcmp(result, "kill")) kill(getpid(), SIGKILL);
+    e = !strcmp(result, "hang") ? HANGS : strtol(result, &end, 10);
+    if (e != HANGS && *end != '+') line++, count = 0;
+    if (e != HANGS && *end == '!') sticky = e;
+    break;
+  }
+  pthread_mutex_unlock(&lock);
+  return e;
+}
+int stub_fault(const char *call) {
+  int e;
+  while ((e = fault(call)) == HANGS) usleep(2000);
+  return e;
+}
+
+/* Meetings. In a channel, each process counts the operations that it has begun. */
+static struct {
+  unsigned *own, *peers[PEERS];
+  int n;
+} channels[CHANNELS];
+static int nchannels;
+static void begin(Work *w, int channel, unsigned n) {
+  w->needs[channel] = __atomic_add_fetch(channels[channel].own, n, __ATOMIC_ACQ_REL);
+}
+void stub_meet(Stream *s, unsigned *own, int n, unsigned **peers) {
+  pthread_mutex_lock(&lock);
+  int i = 0;
+  while (i < nchannels && channels[i].own != own) i++;
+  if (i == CHANNELS || n > PEERS) abort();
+  if (i == nchannels) {
+    nchannels++;
+    channels[i].own = own;
+    memcpy(channels[i].peers, peers, (channels[i].n = n) * sizeof *peers);
+  }
+  Capture *c = stub_capture(s);
+  if (c)
+    c->nodes++, c->meetings[i]++;
+  else
+    begin(stub_work(s), i, 1);
+  pthread_mutex_unlock(&lock);
+}
+void stub_replay(Stream *s, const Graph *g) {
+  occupy(stub_work(s), "STUB_GRAPH_US");
+  for (int i = 0; i < nchannels; i++)
+    if (g->meetings[i]) begin(stub_work(s), i, g->meetings[i]);
+}
+void stub_part(void *p, size_t n) {
+  static unsigned none;
+  pthread_mutex_lock(&lock);
+  for (int i = 0; i < nchannels; i++)
+    for (int k = -1; k < channels[i].n; k++) {
+      char *counter = (char *)(k < 0 ? channels[i].own : channels[i].peers[k]);
+      if (counter < (char *)p || counter >= (char *)p + n) continue;
+      channels[i].own = &none;
+      channels[i].n = 0;
     }
-  return fails();
+  pthread_mutex_unlock(&lock);
 }
-int stub_done(int64_t until) { return hangs() || (until && until > now()) ? 600 : fails(); }
+static int met(const Work *w) {
+  int ok = 1;
+  pthread_mutex_lock(&lock);
+  for (int i = 0; i < nchannels; i++)
+    for (int k = 0; k < channels[i].n; k++) {
+      unsigned has = __atomic_load_n(channels[i].peers[k], __ATOMIC_ACQUIRE);
+      ok &= (int)(has - (w ? w->needs[i] : *channels[i].own)) >= 0;
+    }
+  pthread_mutex_unlock(&lock);
+  return ok;
+}
+int stub_done(const Work *w) {
+  int e = fault("sync");
+  return e == HANGS || (!e && ((w ? w->time : busy) > now() || !met(w))) ? 600 : e;
+}
+int stub_wait(const Work *w) {
+  int e = stub_fault("sync");
+  for (int64_t d; !e && (d = (w ? w->time : busy) - now()) > 0;) {
+    struct timespec t = {d / 1000000000, d % 1000000000};
+    nanosleep(&t, 0);
+  }
+  while (!e && !met(w)) usleep(100);
+  return e;
+}
 
 /* streams and capture */
 Stream *stub_stream(void *s) { return (uintptr_t)s > 2 ? s : 0; }
+Work *stub_work(Stream *s) {
+  static Work of_default;
+  return s ? &s->work : &of_default;
+}
 Capture *stub_capture(Stream *s) { return s && s->cap && s->cap->active ? s->cap : 0; }
 Capture *stub_begin(Stream *s, int mode) {
   static unsigned long long n;
@@ -393,8 +508,8 @@ Capture *stub_begin(Stream *s, int mode) {
 }
 Graph *stub_end(Stream *s) {
   Graph *g = calloc(1, sizeof *g);
-  g->magic = 'G';
   g->nodes = s->cap->nodes;
+  memcpy(g->meetings, s->cap->meetings, sizeof g->meetings);
   s->cap->active = 0;
   s->cap = 0;
   return g;
@@ -447,7 +562,7 @@ int stub_attribute(int a, int dev) {
     FIRST();                                                                                                 \
     if (!inited) return 3;                                                                                   \
     int e_ = stub_init();                                                                                    \
-    if (e_) return e_;                                                                                       \
+    if (e_ || (e_ = stub_fault(__func__))) return e_;                                                        \
   } while (0) /* only cuInit and the runtime initialize */
 #define RESULT E CUresult
 #define END(e) e
@@ -477,37 +592,17 @@ F(cuDeviceGet, CUdevice *d, int i) {
   *d = i;
   return 0;
 }
-F(cuDeviceGetName, char *t, int n, CUdevice d) {
-  INIT();
-  snprintf(t, n, "%s", stub_name());
-  return 0;
-}
+SETS(cuDeviceGetName, (char *t, int n, CUdevice d), snprintf(t, n, "%s", stub_name()))
 static void uuid(CUuuid *u, int d) {
   memset(u, 0, sizeof *u);
   u->bytes[15] = (stub_physical(d) / 10 << 4) | stub_physical(d) % 10;
 }
-F(cuDeviceGetUuid, CUuuid *u, CUdevice d) {
-  INIT();
-  uuid(u, d);
-  return 0;
-}
+SETS(cuDeviceGetUuid, (CUuuid *u, CUdevice d), uuid(u, d))
 SETS(cuDeviceTotalMem, (size_t *n, CUdevice d), *n = stub_total())
-F(cuDeviceGetAttribute, int *v, CUdevice_attribute a, CUdevice d) {
-  INIT();
-  *v = stub_attribute(a, d);
-  return 0;
-}
-F(cuDeviceComputeCapability, int *a, int *b, CUdevice d) {
-  INIT();
-  *a = 9;
-  *b = 0;
-  return 0;
-}
-F(cuDeviceGetPCIBusId, char *t, int n, CUdevice d) {
-  INIT();
-  snprintf(t, n, "0000:%02X:00.0", 16 + stub_physical(d));
-  return 0;
-}
+SETS(cuDeviceGetAttribute, (int *v, CUdevice_attribute a, CUdevice d), *v = stub_attribute(a, d))
+SETS(cuDeviceComputeCapability, (int *a, int *b, CUdevice d), *a = 9; *b = 0)
+SETS(cuDeviceGetPCIBusId, (char *t, int n, CUdevice d), snprintf(t, n, "0000:%02X:00.0",
+   16 + stub_physical(d)))
 SETS(cuDeviceCanAccessPeer, (int *v, CUdevice a, CUdevice b), *v = a != b)
 F(cuDevicePrimaryCtxRetain, CUcontext *c, CUdevice d) {
   INIT();
@@ -515,12 +610,7 @@ F(cuDevicePrimaryCtxRetain, CUcontext *c, CUdevice d) {
   *c = context(d);
   return 0;
 }
-F(cuDevicePrimaryCtxGetState, CUdevice d, unsigned *f, int *a) {
-  INIT();
-  if (f) *f = 0;
-  if (a) *a = mine[d] != 0;
-  return 0;
-}
+SETS(cuDevicePrimaryCtxGetState, (CUdevice d, unsigned *f, int *a), if (f) *f = 0; if (a) *a = mine[d] != 0)
 IS(cuDevicePrimaryCtxRelease, (CUdevice d), 0)
 F(cuCtxGetCurrent, CUcontext *c) {
   FIRST();
@@ -532,50 +622,21 @@ F(cuCtxGetCurrent, CUcontext *c) {
   *c = (CUcontext)(current ? current : mine[stub_dev] ? (void *)context(stub_dev) : 0);
   return 0;
 }
-F(cuCtxSetCurrent, CUcontext c) {
-  INIT();
-  current = (void *)c;
-  if (c) stub_dev = current->dev;
-  return 0;
-}
-F(cuCtxPushCurrent, CUcontext c) {
-  INIT();
-  stack[depth++ & 63] = current;
-  current = (void *)c;
-  if (c) stub_dev = current->dev;
-  return 0;
-}
-F(cuCtxPopCurrent, CUcontext *c) {
-  INIT();
-  if (c) *c = (CUcontext)current;
-  if (depth) current = stack[--depth & 63];
-  if (current) stub_dev = current->dev;
-  return 0;
-}
+SETS(cuCtxSetCurrent, (CUcontext c), current = (void *)c; if (c) stub_dev = current->dev)
+SETS(cuCtxPushCurrent, (CUcontext c), stack[depth++ & 63] = current; current = (void *)c;
+   if (c) stub_dev = current->dev)
+SETS(cuCtxPopCurrent, (CUcontext *c), if (c) *c = (CUcontext)current;
+   if (depth) current = stack[--depth & 63]; if (current) stub_dev = current->dev)
 SETS(cuCtxGetDevice, (CUdevice *d), *d = stub_dev)
 SETS(cuCtxGetId, (CUcontext c, unsigned long long *i), *i = 1 + (c ? ((struct ctx *)c)->dev : stub_dev))
-IS(cuCtxSynchronize, (void), stub_wait(stub_busy()))
+IS(cuCtxSynchronize, (void), stub_wait(0))
 #undef cuCtxCreate
-F(cuCtxCreate_v2, CUcontext *c, unsigned f, CUdevice d) {
-  INIT();
-  *c = context(d);
-  current = (void *)*c;
-  return 0;
-}
+SETS(cuCtxCreate_v2, (CUcontext *c, unsigned f, CUdevice d), *c = context(d); current = (void *)*c)
 IS(cuCtxDestroy, (CUcontext c), 0)
 SETS(cuCtxGetApiVersion, (CUcontext c, unsigned *v), *v = 13000)
 SETS(cuCtxGetLimit, (size_t *v, CUlimit l), *v = 1024)
-F(cuCtxGetStreamPriorityRange, int *a, int *b) {
-  INIT();
-  *a = 0;
-  *b = -5;
-  return 0;
-}
-F(cuMemGetInfo, size_t *f, size_t *t) {
-  INIT();
-  stub_memory(stub_dev, f, t);
-  return 0;
-}
+SETS(cuCtxGetStreamPriorityRange, (int *a, int *b), *a = 0; *b = -5)
+SETS(cuMemGetInfo, (size_t *f, size_t *t), stub_memory(stub_dev, f, t))
 IS(cuMemAlloc, (CUdeviceptr *p, size_t n), stub_alloc((void **)p, n, stub_dev, DEVICE))
 IS(cuMemAllocAsync, (CUdeviceptr *p, size_t n, CUstream s), stub_alloc((void **)p, n, stub_dev, DEVICE))
 IS(cuMemAllocManaged, (CUdeviceptr *p, size_t n, unsigned f), stub_alloc((void **)p, n, stub_dev, DEVICE))
@@ -590,11 +651,7 @@ IS(cuMemAllocHost, (void **p, size_t n), stub_alloc(p, n, stub_dev, HOST))
 IS(cuMemHostAlloc, (void **p, size_t n, unsigned f), stub_alloc(p, n, stub_dev, HOST))
 IS(cuMemFreeHost, (void *p), stub_free(p, HOST))
 SETS(cuMemHostGetDevicePointer, (CUdeviceptr *d, void *p, unsigned f), *d = (CUdeviceptr)p)
-F(cuMemHostRegister, void *p, size_t n, unsigned f) {
-  INIT();
-  stub_register(p, n, stub_dev, REGISTERED);
-  return 0;
-}
+SETS(cuMemHostRegister, (void *p, size_t n, unsigned f), stub_register(p, n, stub_dev, REGISTERED))
 IS(cuMemHostUnregister, (void *p), stub_free(p, REGISTERED))
 F(cuMemGetAddressRange, CUdeviceptr *b, size_t *n, CUdeviceptr p) {
   INIT();
@@ -657,7 +714,7 @@ IS(cuPointerSetAttribute, (const void *v, CUpointer_attribute a, CUdeviceptr p),
 F(cuMemcpy, CUdeviceptr a, CUdeviceptr b, size_t n) {
   INIT();
   stub_copy((void *)a, (void *)b, n, 0);
-  return stub_wait(stub_busy());
+  return stub_wait(stub_work(0));
 }
 IS(cuMemcpyAsync, (CUdeviceptr a, CUdeviceptr b, size_t n, CUstream s), stub_copy((void *)a, (void *)b, n, S))
 IS(cuMemcpyHtoD, (CUdeviceptr a, const void *b, size_t n), stub_copy((void *)a, b, n, 0))
@@ -665,7 +722,7 @@ IS(cuMemcpyHtoDAsync, (CUdeviceptr a, const void *b, size_t n, CUstream s), stub
 F(cuMemcpyDtoH, void *a, CUdeviceptr b, size_t n) {
   INIT();
   stub_copy(a, (void *)b, n, 0);
-  return stub_wait(stub_busy());
+  return stub_wait(stub_work(0));
 }
 IS(cuMemcpyDtoHAsync, (void *a, CUdeviceptr b, size_t n, CUstream s), stub_copy(a, (void *)b, n, S))
 IS(cuMemcpyDtoD, (CUdeviceptr a, CUdeviceptr b, size_t n), stub_copy((void *)a, (void *)b, n, 0))
@@ -755,36 +812,20 @@ F(cuMemImportFromShareableHandle, CUmemGenericAllocationHandle *h, void *v, CUme
 SETS(cuMulticastGetGranularity, (size_t *g, const CUmulticastObjectProp *p, CUmulticastGranularity_flags f),
    *g = 2 << 20)
 IS(cuMulticastCreate, (CUmemGenericAllocationHandle *h, const CUmulticastObjectProp *p), 801)
-F(cuIpcGetMemHandle, CUipcMemHandle *h, CUdeviceptr p) {
-  INIT();
-  Region r;
-  if (!stub_find((void *)p, &r)) return 1;
-  memset(h, 0, sizeof *h);
-  memcpy(h, &r.size, 8);
-  return 0;
-}
-F(cuIpcOpenMemHandle, CUdeviceptr *p, CUipcMemHandle h, unsigned f) {
-  INIT();
-  size_t n;
-  memcpy(&n, &h, 8);
-  return stub_alloc((void **)p, n, stub_dev, MANAGED);
-}
+IS(cuIpcGetMemHandle, (CUipcMemHandle *h, CUdeviceptr p), stub_export(h, (void *)p))
+IS(cuIpcOpenMemHandle, (CUdeviceptr *p, CUipcMemHandle h, unsigned f), stub_import((void **)p, &h))
 IS(cuIpcCloseMemHandle, (CUdeviceptr p), stub_free((void *)p, MANAGED))
 /* modules and kernels */
-static int object(void *p) {
-  *(void **)p = calloc(1, 64);
+int stub_object(void *p) {
+  *(void **)p = calloc(1, 4096);
   return 0;
 }
-IS(cuModuleLoad, (CUmodule *m, const char *f), object(m))
-IS(cuModuleLoadData, (CUmodule *m, const void *d), object(m))
-IS(cuModuleLoadDataEx, (CUmodule *m, const void *d, unsigned n, CUjit_option *o, void **v), object(m))
-IS(cuModuleLoadFatBinary, (CUmodule *m, const void *d), object(m))
-F(cuModuleUnload, CUmodule m) {
-  INIT();
-  free(m);
-  return 0;
-}
-IS(cuModuleGetFunction, (CUfunction *f, CUmodule m, const char *n), object(f))
+IS(cuModuleLoad, (CUmodule *m, const char *f), stub_object(m))
+IS(cuModuleLoadData, (CUmodule *m, const void *d), stub_object(m))
+IS(cuModuleLoadDataEx, (CUmodule *m, const void *d, unsigned n, CUjit_option *o, void **v), stub_object(m))
+IS(cuModuleLoadFatBinary, (CUmodule *m, const void *d), stub_object(m))
+SETS(cuModuleUnload, (CUmodule m), free(m))
+IS(cuModuleGetFunction, (CUfunction *f, CUmodule m, const char *n), stub_object(f))
 F(cuModuleGetGlobal, CUdeviceptr *p, size_t *n, CUmodule m, const char *name) {
   INIT();
   if (n) *n = 4096;
@@ -793,21 +834,17 @@ F(cuModuleGetGlobal, CUdeviceptr *p, size_t *n, CUmodule m, const char *name) {
 SETS(cuModuleGetLoadingMode, (CUmoduleLoadingMode *m), *m = CU_MODULE_LAZY_LOADING)
 IS(cuLibraryLoadData, (CUlibrary *l, const void *c, CUjit_option *jo, void **jv, unsigned jn,
    CUlibraryOption *o, void **v, unsigned n),
-   object(l))
+   stub_object(l))
 IS(cuLibraryLoadFromFile, (CUlibrary *l, const char *c, CUjit_option *jo, void **jv, unsigned jn,
    CUlibraryOption *o, void **v, unsigned n),
-   object(l))
-F(cuLibraryUnload, CUlibrary l) {
-  INIT();
-  free(l);
-  return 0;
-}
-IS(cuLibraryGetKernel, (CUkernel *k, CUlibrary l, const char *n), object(k))
+   stub_object(l))
+SETS(cuLibraryUnload, (CUlibrary l), free(l))
+IS(cuLibraryGetKernel, (CUkernel *k, CUlibrary l, const char *n), stub_object(k))
 SETS(cuLibraryGetModule, (CUmodule *m, CUlibrary l), *m = (CUmodule)l)
 SETS(cuLibraryGetKernelCount, (unsigned *n, CUlibrary l), *n = 1)
 F(cuLibraryEnumerateKernels, CUkernel *k, unsigned n, CUlibrary l) {
   INIT();
-  for (unsigned i = 0; i < n; i++) object(k + i);
+  for (unsigned i = 0; i < n; i++) stub_object(k + i);
   return 0;
 }
 F(cuLibraryGetGlobal, CUdeviceptr *p, size_t *n, CUlibrary m, const char *name) {
@@ -835,29 +872,14 @@ SETS(cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags, (int *n, CUfunction f
    unsigned fl),
    *n = 1)
 SETS(cuOccupancyMaxActiveClusters, (int *n, CUfunction f, const CUlaunchConfig *c), *n = 66)
-F(cuOccupancyMaxPotentialBlockSize, int *g, int *b, CUfunction f, CUoccupancyB2DSize u, size_t s, int l) {
-  INIT();
-  *g = 132;
-  *b = 256;
-  return 0;
-}
-F(cuLaunchKernel, CUfunction f, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned g,
-  unsigned sh, CUstream s, void **p, void **x) {
-  INIT();
-  stub_launch(S, 0);
-  return 0;
-}
-F(cuLaunchKernelEx, const CUlaunchConfig *c, CUfunction f, void **p, void **x) {
-  INIT();
-  stub_launch(stub_stream(c->hStream), 0);
-  return 0;
-}
-F(cuLaunchCooperativeKernel, CUfunction f, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e,
-  unsigned g, unsigned sh, CUstream s, void **p) {
-  INIT();
-  stub_launch(S, 0);
-  return 0;
-}
+SETS(cuOccupancyMaxPotentialBlockSize, (int *g, int *b, CUfunction f, CUoccupancyB2DSize u, size_t s, int l),
+   *g = 132; *b = 256)
+SETS(cuLaunchKernel, (CUfunction f, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned g,
+   unsigned sh, CUstream s, void **p, void **x), stub_launch(S))
+SETS(cuLaunchKernelEx, (const CUlaunchConfig *c, CUfunction f, void **p, void **x),
+   stub_launch(stub_stream(c->hStream)))
+SETS(cuLaunchCooperativeKernel, (CUfunction f, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e,
+   unsigned g, unsigned sh, CUstream s, void **p), stub_launch(S))
 F(cuLaunchHostFunc, CUstream s, CUhostFn f, void *u) {
   INIT();
   Capture *c = stub_capture(S);
@@ -867,14 +889,11 @@ F(cuLaunchHostFunc, CUstream s, CUhostFn f, void *u) {
     f(u);
   return 0;
 }
-F(cuTensorMapEncodeTiled, CUtensorMap *m, CUtensorMapDataType t, cuuint32_t r, void *p, const cuuint64_t *d,
-  const cuuint64_t *st, const cuuint32_t *b, const cuuint32_t *es, CUtensorMapInterleave i,
-  CUtensorMapSwizzle sw, CUtensorMapL2promotion l, CUtensorMapFloatOOBfill o) {
-  INIT();
-  memset(m, 0, sizeof *m);
-  return 0;
-}
-IS(cuLinkCreate, (unsigned n, CUjit_option *o, void **v, CUlinkState *s), object(s))
+SETS(cuTensorMapEncodeTiled, (CUtensorMap *m, CUtensorMapDataType t, cuuint32_t r, void *p,
+   const cuuint64_t *d, const cuuint64_t *st, const cuuint32_t *b, const cuuint32_t *es,
+   CUtensorMapInterleave i, CUtensorMapSwizzle sw, CUtensorMapL2promotion l, CUtensorMapFloatOOBfill o),
+   memset(m, 0, sizeof *m))
+IS(cuLinkCreate, (unsigned n, CUjit_option *o, void **v, CUlinkState *s), stub_object(s))
 F(cuLinkComplete, CUlinkState s, void **c, size_t *n) {
   INIT();
   static char b[64];
@@ -886,7 +905,6 @@ F(cuLinkComplete, CUlinkState s, void **c, size_t *n) {
 static int stream(CUstream *s, unsigned f, int p) {
   static unsigned long long n = 8;
   Stream *o = calloc(1, sizeof *o);
-  o->magic = 'S';
   o->dev = stub_dev;
   o->flags = f;
   o->priority = p;
@@ -900,8 +918,8 @@ F(cuStreamDestroy, CUstream s) {
   INIT();
   return 0;
 } /* not freed: they are few, and pointers must stay valid */
-IS(cuStreamQuery, (CUstream s), stub_done(stub_busy()))
-IS(cuStreamSynchronize, (CUstream s), stub_capture(S) ? 900 : stub_wait(stub_busy()))
+IS(cuStreamQuery, (CUstream s), stub_done(stub_work(S)))
+IS(cuStreamSynchronize, (CUstream s), stub_capture(S) ? 900 : stub_wait(stub_work(S)))
 SETS(cuStreamGetPriority, (CUstream s, int *p), *p = S ? S->priority : 0)
 SETS(cuStreamGetFlags, (CUstream s, unsigned *p), *p = S ? S->flags : 0)
 SETS(cuStreamGetId, (CUstream s, unsigned long long *p), *p = S ? S->id : (uintptr_t)s)
@@ -950,42 +968,37 @@ F(cuThreadExchangeStreamCaptureMode, CUstreamCaptureMode *m) {
 F(cuEventCreate, CUevent *e, unsigned f) {
   INIT();
   Event *o = calloc(1, sizeof *o);
-  o->magic = 'E';
   o->flags = f;
   o->dev = stub_dev;
   *e = (CUevent)o;
   return 0;
 }
-F(cuEventDestroy, CUevent e) {
-  INIT();
-  free(e);
-  return 0;
-}
+SETS(cuEventDestroy, (CUevent e), free(e))
 F(cuEventRecord, CUevent e, CUstream s) {
   INIT();
   Event *o = (Event *)e;
-  o->recorded = 1;
   o->cap = stub_capture(S);
-  o->done = stub_busy();
+  o->work = *stub_work(S);
   return 0;
 }
 F(cuEventRecordWithFlags, CUevent e, CUstream s, unsigned f) { return cuEventRecord(e, s); }
-IS(cuEventQuery, (CUevent e), stub_done(((Event *)e)->done))
-IS(cuEventSynchronize, (CUevent e), stub_wait(((Event *)e)->done))
+IS(cuEventQuery, (CUevent e), stub_done(&((Event *)e)->work))
+IS(cuEventSynchronize, (CUevent e), stub_wait(&((Event *)e)->work))
 SETS(cuEventElapsedTime, (float *t, CUevent a, CUevent b), *t = 0.01f)
 F(cuStreamWaitEvent, CUstream s, CUevent e, unsigned f) {
   INIT();
   Event *o = (Event *)e;
+  Work *w = stub_work(S);
   if (S && o->cap && o->cap->active) S->cap = o->cap;
+  if (o->work.time > w->time) w->time = o->work.time;
+  for (int i = 0; i < CHANNELS; i++)
+    if (o->work.needs[i] > w->needs[i]) w->needs[i] = o->work.needs[i];
   return 0;
 }
-IS(cuGraphCreate, (CUgraph *g, unsigned f), object(g))
-IS(cuGraphInstantiateWithFlags, (CUgraphExec *x, CUgraph g, unsigned long long f), object(x))
-F(cuGraphLaunch, CUgraphExec x, CUstream s) {
-  INIT();
-  stub_launch(S, 1);
-  return 0;
-}
+IS(cuGraphCreate, (CUgraph *g, unsigned f), stub_object(g))
+SETS(cuGraphInstantiateWithFlags, (CUgraphExec *x, CUgraph g, unsigned long long f), stub_object(x);
+   memcpy(*x, g, sizeof(Graph)))
+SETS(cuGraphLaunch, (CUgraphExec x, CUstream s), stub_replay(S, (Graph *)x))
 IS(cuGraphDestroy, (CUgraph g), 0)
 IS(cuGraphExecDestroy, (CUgraphExec g), 0)
 F(cuGraphGetNodes, CUgraph g, CUgraphNode *nodes, size_t *n) {

@@ -19,7 +19,7 @@ static int ready(void) { return stub_driver() == DRIVER_OLD ? 35 : stub_init(); 
   do {                                                                                                       \
     FIRST();                                                                                                 \
     int e_ = ready();                                                                                        \
-    if (e_) R(e_);                                                                                           \
+    if (e_ || (e_ = stub_fault(__func__))) R(e_);                                                            \
   } while (0)
 #define RESULT cudaError_t
 #define END(e) err(e)
@@ -53,7 +53,7 @@ F(cudaInitDevice, int d, unsigned a, unsigned b) {
 IS(cudaSetDeviceFlags, (unsigned f), 0)
 SETS(cudaGetDeviceFlags, (unsigned *f), *f = 0)
 IS(cudaDeviceReset, (void), 0)
-IS(cudaDeviceSynchronize, (void), stub_wait(stub_busy()))
+IS(cudaDeviceSynchronize, (void), stub_wait(0))
 F(cudaDriverGetVersion, int *v) {
   FIRST();
   *v = stub_cuda_version();
@@ -121,11 +121,7 @@ F(cudaDeviceGetAttribute, int *v, enum cudaDeviceAttr a, int d) {
   *v = stub_attribute(a, d);
   return 0;
 }
-F(cudaDeviceGetPCIBusId, char *t, int n, int d) {
-  INIT();
-  snprintf(t, n, "0000:%02X:00.0", 16 + stub_physical(d));
-  return 0;
-}
+SETS(cudaDeviceGetPCIBusId, (char *t, int n, int d), snprintf(t, n, "0000:%02X:00.0", 16 + stub_physical(d)))
 F(cudaDeviceGetByPCIBusId, int *d, const char *t) {
   INIT();
   int k;
@@ -137,12 +133,7 @@ F(cudaDeviceGetByPCIBusId, int *d, const char *t) {
 SETS(cudaDeviceCanAccessPeer, (int *v, int a, int b), *v = a != b)
 IS(cudaDeviceEnablePeerAccess, (int d, unsigned f), 0)
 SETS(cudaDeviceGetP2PAttribute, (int *v, enum cudaDeviceP2PAttr a, int b, int c), *v = 1)
-F(cudaDeviceGetStreamPriorityRange, int *a, int *b) {
-  INIT();
-  if (a) *a = 0;
-  if (b) *b = -5;
-  return 0;
-}
+SETS(cudaDeviceGetStreamPriorityRange, (int *a, int *b), if (a) *a = 0; if (b) *b = -5)
 SETS(cudaDeviceGetLimit, (size_t *v, enum cudaLimit l), *v = 1024)
 IS(cudaDeviceSetLimit, (enum cudaLimit l, size_t v), 0)
 SETS(cudaDeviceGetGraphMemAttribute, (int d, enum cudaGraphMemAttributeType a, void *v),
@@ -179,20 +170,11 @@ IS(cudaFreeAsync, (void *p, cudaStream_t s), stub_free(p, DEVICE))
 IS(cudaMallocHost, (void **p, size_t n), stub_alloc(p, n, stub_dev, HOST))
 IS(cudaHostAlloc, (void **p, size_t n, unsigned f), stub_alloc(p, n, stub_dev, HOST))
 IS(cudaFreeHost, (void *p), stub_free(p, HOST))
-F(cudaHostRegister, void *p, size_t n, unsigned f) {
-  INIT();
-  stub_register(p, n, stub_dev, REGISTERED);
-  return 0;
-}
+SETS(cudaHostRegister, (void *p, size_t n, unsigned f), stub_register(p, n, stub_dev, REGISTERED))
 IS(cudaHostUnregister, (void *p), stub_free(p, REGISTERED))
 SETS(cudaHostGetDevicePointer, (void **d, void *p, unsigned f), *d = p)
 SETS(cudaHostGetFlags, (unsigned *f, void *p), *f = 0)
-F(cudaMemGetInfo, size_t *f, size_t *t) {
-  INIT();
-  stub_charge(stub_dev, 0);
-  stub_memory(stub_dev, f, t);
-  return 0;
-}
+SETS(cudaMemGetInfo, (size_t *f, size_t *t), stub_charge(stub_dev, 0); stub_memory(stub_dev, f, t))
 F(cudaPointerGetAttributes, struct cudaPointerAttributes *a, const void *p) {
   INIT();
   Region r;
@@ -214,12 +196,12 @@ static int blocking(const void *a, const void *b) {
 F(cudaMemcpy, void *a, const void *b, size_t n, enum cudaMemcpyKind k) {
   INIT();
   copy(a, b, n, 0);
-  R(stub_wait(stub_busy()));
+  R(stub_wait(stub_work(0)));
 }
 F(cudaMemcpyAsync, void *a, const void *b, size_t n, enum cudaMemcpyKind k, cudaStream_t s) {
   INIT();
   int e = copy(a, b, n, S);
-  if (!e && k == cudaMemcpyDeviceToHost && !stub_capture(S) && blocking(a, b)) e = stub_wait(stub_busy());
+  if (!e && k == cudaMemcpyDeviceToHost && !stub_capture(S) && blocking(a, b)) e = stub_wait(stub_work(S));
   R(e);
 }
 IS(cudaMemcpyPeer, (void *a, int x, const void *b, int y, size_t n), copy(a, b, n, 0))
@@ -231,7 +213,7 @@ static int copy2d(char *a, size_t ap, const char *b, size_t bp, size_t w, size_t
 F(cudaMemcpy2D, void *a, size_t ap, const void *b, size_t bp, size_t w, size_t h, enum cudaMemcpyKind k) {
   INIT();
   copy2d(a, ap, b, bp, w, h, 0);
-  R(stub_wait(stub_busy()));
+  R(stub_wait(stub_work(0)));
 }
 IS(cudaMemcpy2DAsync, (void *a, size_t ap, const void *b, size_t bp, size_t w, size_t h,
    enum cudaMemcpyKind k, cudaStream_t s),
@@ -253,51 +235,25 @@ static int pool[64];
 SETS(cudaDeviceGetDefaultMemPool, (cudaMemPool_t *m, int d), *m = (cudaMemPool_t)&pool[d])
 SETS(cudaDeviceGetMemPool, (cudaMemPool_t *m, int d), *m = (cudaMemPool_t)&pool[d])
 SETS(cudaMemPoolCreate, (cudaMemPool_t *m, const struct cudaMemPoolProps *p), *m = (cudaMemPool_t)&pool[63])
-F(cudaMemPoolGetAttribute, cudaMemPool_t m, enum cudaMemPoolAttr a, void *v) {
-  INIT();
-  if (a <= 3)
-    *(int *)v = 0;
-  else
-    *(unsigned long long *)v = 0;
-  return 0;
-}
-F(cudaIpcGetMemHandle, cudaIpcMemHandle_t *h, void *p) {
-  INIT();
-  Region r;
-  if (!stub_find(p, &r)) R(1);
-  memset(h, 0, sizeof *h);
-  memcpy(h, &r.size, 8);
-  return 0;
-}
-F(cudaIpcOpenMemHandle, void **p, cudaIpcMemHandle_t h, unsigned f) {
-  INIT();
-  size_t n;
-  memcpy(&n, &h, 8);
-  R(stub_alloc(p, n, stub_dev, MANAGED));
-}
+SETS(cudaMemPoolGetAttribute, (cudaMemPool_t m, enum cudaMemPoolAttr a, void *v), if (a <= 3) *(int *)v = 0;
+   else *(unsigned long long *)v = 0)
+IS(cudaIpcGetMemHandle, (cudaIpcMemHandle_t *h, void *p), stub_export(h, p))
+IS(cudaIpcOpenMemHandle, (void **p, cudaIpcMemHandle_t h, unsigned f), stub_import(p, &h))
 IS(cudaIpcCloseMemHandle, (void *p), stub_free(p, MANAGED))
-F(cudaIpcGetEventHandle, cudaIpcEventHandle_t *h, cudaEvent_t e) {
-  INIT();
-  memset(h, 0, sizeof *h);
-  return 0;
-}
+SETS(cudaIpcGetEventHandle, (cudaIpcEventHandle_t *h, cudaEvent_t e), memset(h, 0, sizeof *h))
 /* streams, events */
 IS(cudaStreamCreate, (cudaStream_t *s), cuStreamCreate((CUstream *)s, 0))
 IS(cudaStreamCreateWithFlags, (cudaStream_t *s, unsigned f), cuStreamCreate((CUstream *)s, f))
 IS(cudaStreamCreateWithPriority, (cudaStream_t *s, unsigned f, int p),
    cuStreamCreateWithPriority((CUstream *)s, f, p))
 IS(cudaStreamDestroy, (cudaStream_t s), 0)
-IS(cudaStreamQuery, (cudaStream_t s), stub_capture(S) ? 900 : stub_done(stub_busy()))
-IS(cudaStreamSynchronize, (cudaStream_t s), stub_capture(S) ? 900 : stub_wait(stub_busy()))
+IS(cudaStreamQuery, (cudaStream_t s), stub_capture(S) ? 900 : stub_done(stub_work(S)))
+IS(cudaStreamSynchronize, (cudaStream_t s), stub_capture(S) ? 900 : stub_wait(stub_work(S)))
 SETS(cudaStreamGetPriority, (cudaStream_t s, int *p), *p = S ? S->priority : 0)
 SETS(cudaStreamGetFlags, (cudaStream_t s, unsigned *p), *p = S ? S->flags : 0)
 SETS(cudaStreamGetId, (cudaStream_t s, unsigned long long *p), *p = S ? S->id : (uintptr_t)s)
 SETS(cudaStreamGetDevice, (cudaStream_t s, int *p), *p = S ? S->dev : stub_dev)
-F(cudaStreamAddCallback, cudaStream_t s, cudaStreamCallback_t f, void *u, unsigned fl) {
-  INIT();
-  f(s, 0, u);
-  return 0;
-}
+SETS(cudaStreamAddCallback, (cudaStream_t s, cudaStreamCallback_t f, void *u, unsigned fl), f(s, 0, u))
 F(cudaLaunchHostFunc, cudaStream_t s, cudaHostFn_t f, void *u) {
   INIT();
   Capture *c = stub_capture(S);
@@ -351,37 +307,23 @@ F(cudaThreadExchangeStreamCaptureMode, enum cudaStreamCaptureMode *m) {
 }
 IS(cudaEventCreate, (cudaEvent_t *e), cuEventCreate((CUevent *)e, 0))
 IS(cudaEventCreateWithFlags, (cudaEvent_t *e, unsigned f), cuEventCreate((CUevent *)e, f))
-F(cudaEventDestroy, cudaEvent_t e) {
-  INIT();
-  free(e);
-  return 0;
-}
+SETS(cudaEventDestroy, (cudaEvent_t e), free(e))
 IS(cudaEventRecord, (cudaEvent_t e, cudaStream_t s), cuEventRecord((CUevent)e, (CUstream)s))
 IS(cudaEventRecordWithFlags, (cudaEvent_t e, cudaStream_t s, unsigned f),
    cuEventRecord((CUevent)e, (CUstream)s))
-IS(cudaEventQuery, (cudaEvent_t e), stub_done(((Event *)e)->done))
-IS(cudaEventSynchronize, (cudaEvent_t e), stub_wait(((Event *)e)->done))
+IS(cudaEventQuery, (cudaEvent_t e), stub_done(&((Event *)e)->work))
+IS(cudaEventSynchronize, (cudaEvent_t e), stub_wait(&((Event *)e)->work))
 SETS(cudaEventElapsedTime, (float *t, cudaEvent_t a, cudaEvent_t b), *t = 0.01f)
 IS(cudaIpcOpenEventHandle, (cudaEvent_t *e, cudaIpcEventHandle_t h), cuEventCreate((CUevent *)e, 0))
 /* graphs */
-static int object(void *p) {
-  *(void **)p = calloc(1, 64);
-  return 0;
-}
-IS(cudaGraphCreate, (cudaGraph_t *g, unsigned f), object(g))
-IS(cudaGraphInstantiate, (cudaGraphExec_t *x, cudaGraph_t g, unsigned long long f), object(x))
-IS(cudaGraphInstantiateWithFlags, (cudaGraphExec_t *x, cudaGraph_t g, unsigned long long f), object(x))
-F(cudaGraphLaunch, cudaGraphExec_t x, cudaStream_t s) {
-  INIT();
-  stub_launch(S, 1);
-  return 0;
-}
+IS(cudaGraphCreate, (cudaGraph_t *g, unsigned f), stub_object(g))
+SETS(cudaGraphInstantiate, (cudaGraphExec_t *x, cudaGraph_t g, unsigned long long f), stub_object(x);
+   memcpy(*x, g, sizeof(Graph)))
+IS(cudaGraphInstantiateWithFlags, (cudaGraphExec_t *x, cudaGraph_t g, unsigned long long f),
+   cudaGraphInstantiate(x, g, f))
+SETS(cudaGraphLaunch, (cudaGraphExec_t x, cudaStream_t s), stub_replay(S, (Graph *)x))
 IS(cudaGraphDestroy, (cudaGraph_t g), 0)
-F(cudaGraphExecDestroy, cudaGraphExec_t x) {
-  INIT();
-  free(x);
-  return 0;
-}
+SETS(cudaGraphExecDestroy, (cudaGraphExec_t x), free(x))
 F(cudaGraphGetNodes, cudaGraph_t g, cudaGraphNode_t *nodes, size_t *n) {
   INIT();
   size_t k = ((Graph *)g)->nodes;
@@ -397,10 +339,10 @@ SETS(cudaGraphNodeGetDependencies, (cudaGraphNode_t g, cudaGraphNode_t *d, cudaG
 SETS(cudaGraphNodeGetType, (cudaGraphNode_t g, enum cudaGraphNodeType *t), *t = cudaGraphNodeTypeKernel)
 IS(cudaGraphAddNode, (cudaGraphNode_t *o, cudaGraph_t g, const cudaGraphNode_t *d, const cudaGraphEdgeData *e,
    size_t n, struct cudaGraphNodeParams *p),
-   object(o))
+   stub_object(o))
 SETS(cudaGraphConditionalHandleCreate, (cudaGraphConditionalHandle *h, cudaGraph_t g, unsigned v, unsigned f),
    *h = 1)
-IS(cudaUserObjectCreate, (cudaUserObject_t *o, void *p, cudaHostFn_t f, unsigned n, unsigned fl), object(o))
+IS(cudaUserObjectCreate, (cudaUserObject_t *o, void *p, cudaHostFn_t f, unsigned n, unsigned fl), stub_object(o))
 /* kernels */
 typedef struct {
   dim3 grid, block;
@@ -430,21 +372,27 @@ void __cudaUnregisterFatBinary(void **h) {}
 char __cudaInitModule(void **h) { return 1; }
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 /* The only kernel that computes: torch's fill (torch.ones, full, fill_), because vLLM reads its values back.
- * Its arguments are int N, the value and the address. */
+ * Its arguments are int N, the value and the address.
+ * vLLM's cross_device_… wait for each other with signals of all ranks: the second argument is an array of their
+ * addresses, the third is the own one. */
 static struct {
   const void *f;
-  int size;
-} fills[256];
-static int nfills;
+  int size, ranks;
+} kernels[512];
+static int nkernels;
 void __cudaRegisterFunction(void **h, const char *f, char *d, const char *n, int t, void *a, void *b, void *c,
                             void *e, int *w) {
   const char *p;
-  int size = 0;
-  if (strncmp(n, "_ZN2at6native", 13) || !(p = strstr(n, "11FillFunctorI")) ||
-      !strstr(n, "29vectorized_elementwise_kernel"))
+  int size = 0, ranks = 0;
+  if (strstr(n, "cross_device_") && (p = strstr(n, "Li")))
+    ranks = atoi(p + 2);
+  else if (strncmp(n, "_ZN2at6native", 13) || !(p = strstr(n, "11FillFunctorI")) ||
+           !strstr(n, "29vectorized_elementwise_kernel"))
     return;
   p += 14;
-  if (strchr("hab", *p))
+  if (ranks)
+    size = 1;
+  else if (strchr("hab", *p))
     size = 1;
   else if (strchr("st", *p))
     size = 2;
@@ -454,23 +402,26 @@ void __cudaRegisterFunction(void **h, const char *f, char *d, const char *n, int
     size = 8;
   else if (!strncmp(p, "N3c108BFloat16", 14) || !strncmp(p, "N3c104Half", 10))
     size = 2;
-  if (size && nfills < 256) {
+  if (size && nkernels < 512) {
     pthread_mutex_lock(&lock);
-    fills[nfills].size = size;
-    fills[nfills++].f = f;
+    kernels[nkernels].size = size;
+    kernels[nkernels].ranks = ranks;
+    kernels[nkernels++].f = f;
     pthread_mutex_unlock(&lock);
   }
 }
 static void launch(const void *f, void **a, Stream *s) {
-  stub_launch(s, 0);
-  if (!stub_capture(s))
-    for (int i = 0; i < nfills; i++)
-      if (fills[i].f == f) {
-        uint64_t v = 0;
-        memcpy(&v, a[1], fills[i].size);
-        stub_fill(*(void **)a[2], v, fills[i].size, *(int *)a[0], s);
-        break;
-      }
+  stub_launch(s);
+  int i = 0;
+  while (i < nkernels && kernels[i].f != f) i++;
+  if (i == nkernels) return;
+  if (kernels[i].ranks)
+    stub_meet(s, *(unsigned **)a[2], kernels[i].ranks, a[1]);
+  else if (!stub_capture(s)) {
+    uint64_t v = 0;
+    memcpy(&v, a[1], kernels[i].size);
+    stub_fill(*(void **)a[2], v, kernels[i].size, *(int *)a[0], s);
+  }
 }
 static struct {
   const void *host;
@@ -525,31 +476,18 @@ F(cudaMemcpyFromSymbol, void *b, const void *h, size_t n, size_t off, enum cudaM
   memcpy(b, p + off, n);
   return 0;
 }
-F(cudaLaunchKernel, const void *f, dim3 g, dim3 b, void **a, size_t sh, cudaStream_t s) {
-  INIT();
-  launch(f, a, S);
-  return 0;
-}
-F(cudaLaunchKernelExC, const cudaLaunchConfig_t *c, const void *f, void **a) {
-  INIT();
-  stub_launch(stub_stream(c->stream), 0);
-  return 0;
-}
-F(cudaLaunchCooperativeKernel, const void *f, dim3 g, dim3 b, void **a, size_t sh, cudaStream_t s) {
-  INIT();
-  stub_launch(S, 0);
-  return 0;
-}
+SETS(cudaLaunchKernel, (const void *f, dim3 g, dim3 b, void **a, size_t sh, cudaStream_t s), launch(f, a, S))
+SETS(cudaLaunchKernelExC, (const cudaLaunchConfig_t *c, const void *f, void **a),
+   stub_launch(stub_stream(c->stream)))
+SETS(cudaLaunchCooperativeKernel, (const void *f, dim3 g, dim3 b, void **a, size_t sh, cudaStream_t s),
+   stub_launch(S))
 F(__cudaGetKernel, cudaKernel_t *k, const void *f) {
   FIRST();
   *k = (cudaKernel_t)f;
   return 0;
 }
-F(__cudaLaunchKernel, cudaKernel_t k, dim3 g, dim3 b, void **a, size_t sh, cudaStream_t s) {
-  INIT();
-  launch(k, a, S);
-  return 0;
-}
+SETS(__cudaLaunchKernel, (cudaKernel_t k, dim3 g, dim3 b, void **a, size_t sh, cudaStream_t s), launch(k, a,
+   S))
 SETS(cudaGetKernel, (cudaKernel_t *k, const void *f), *k = (cudaKernel_t)f)
 SETS(cudaGetFuncBySymbol, (cudaFunction_t *k, const void *f), *k = (cudaFunction_t)f)
 F(cudaFuncGetAttributes, struct cudaFuncAttributes *a, const void *f) {
@@ -572,11 +510,11 @@ SETS(cudaOccupancyMaxPotentialClusterSize, (int *n, const void *f, const cudaLau
 SETS(cudaOccupancyAvailableDynamicSMemPerBlock, (size_t *n, const void *f, int a, int b), *n = 49152)
 IS(cudaLibraryLoadData, (cudaLibrary_t *l, const void *c, enum cudaJitOption *jo, void **jv, unsigned jn,
    enum cudaLibraryOption *o, void **v, unsigned n),
-   object(l))
-IS(cudaLibraryGetKernel, (cudaKernel_t *k, cudaLibrary_t l, const char *n), object(k))
+   stub_object(l))
+IS(cudaLibraryGetKernel, (cudaKernel_t *k, cudaLibrary_t l, const char *n), stub_object(k))
 F(cudaLibraryEnumerateKernels, cudaKernel_t *k, unsigned n, cudaLibrary_t l) {
   INIT();
-  for (unsigned i = 0; i < n; i++) object(k + i);
+  for (unsigned i = 0; i < n; i++) stub_object(k + i);
   return 0;
 }
 SETS(cudaLibraryGetKernelCount, (unsigned *n, cudaLibrary_t l), *n = 1)

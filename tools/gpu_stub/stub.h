@@ -11,13 +11,21 @@ enum { DEVICE = 2, HOST = 1, MANAGED = 3, REGISTERED = 4, ADDRESSES = 5 };
 typedef struct {
   char *base;
   size_t size;
-  int dev, kind;
+  int dev, kind, file;
   unsigned long long id;
-} Region;
+} Region; /* file: of memory that other processes can open, else 0 */
+/* A channel counts the operations that this process has started in which ranks meet. Work has needs[channel] of
+   them to wait for. CHANNELS suffices for all groups of a process. */
+enum { CHANNELS = 64, PEERS = 16 };
+typedef struct {
+  int64_t time;
+  unsigned needs[CHANNELS];
+} Work;
 typedef struct Capture {
   unsigned long long id;
   int active, mode;
   size_t nodes;
+  unsigned meetings[CHANNELS];
 } Capture;
 typedef struct {
   unsigned magic;
@@ -25,17 +33,17 @@ typedef struct {
   unsigned flags;
   Capture *cap;
   unsigned long long id;
+  Work work;
 } Stream;
 typedef struct {
-  unsigned magic;
-  int recorded, dev;
+  int dev;
   unsigned flags;
-  int64_t done;
+  Work work;
   Capture *cap;
 } Event;
 typedef struct {
-  unsigned magic;
   size_t nodes;
+  unsigned meetings[CHANNELS];
 } Graph;
 extern unsigned stub_gen;     /* grows by one in each forked child */
 extern __thread int stub_dev; /* this thread's device */
@@ -52,10 +60,18 @@ void stub_memory(int dev, size_t *unused, size_t *total);
 void stub_charge(int dev, long long bytes);
 int stub_copy(void *to, const void *from, size_t n, Stream *s);
 int stub_fill(void *to, uint64_t value, size_t unit, size_t n, Stream *s);
-void stub_launch(Stream *s, int graph);
-int stub_wait(int64_t until); /* 0 or an error (STUB_FAIL) */
-int stub_done(int64_t until); /* 0, 600 (not ready), or an error */
-int64_t stub_busy(void);
+int stub_fault(const char *call); /* 0 or an error (STUB_FAIL) */
+void stub_launch(Stream *s);
+void stub_replay(Stream *s, const Graph *g);
+/* An operation that ends when it has begun in all processes. Each counts its own in memory that all share. */
+void stub_meet(Stream *s, unsigned *own, int n, unsigned **peers);
+void stub_part(void *p, size_t n); /* nobody waits for counters there any more */
+int stub_export(void *handle, void *p);       /* makes memory that other processes can open */
+int stub_import(void **p, const void *handle);
+int stub_wait(const Work *w); /* 0 or an error; NULL: all work of this process */
+int stub_done(const Work *w); /* 0, 600 (not ready), or an error */
+Work *stub_work(Stream *s);
+int stub_object(void *p); /* makes *p a zeroed object */
 Stream *stub_stream(void *s); /* NULL for the default streams */
 Capture *stub_capture(Stream *s);
 Capture *stub_begin(Stream *s, int mode);
@@ -121,15 +137,15 @@ static inline int stub_uses(const Slot *slot, int dev) {
 static inline int stub_cuda_version(void) { return stub_driver() == DRIVER_OLD ? 12040 : 13000; }
 /* Functions of a library, which defines RESULT, INIT() and, for what a call returns, END(e). */
 #define F(n, ...) RESULT n(__VA_ARGS__)
-/* A function that returns an expression, and one that succeeds after an assignment. */
+/* A function that returns an expression, and one that succeeds after statements. */
 #define IS(n, args, e)                                                                                       \
   RESULT n args {                                                                                            \
     INIT();                                                                                                  \
     return END(e);                                                                                           \
   }
-#define SETS(n, args, assignment)                                                                            \
+#define SETS(n, args, ...)                                                                                   \
   RESULT n args {                                                                                            \
     INIT();                                                                                                  \
-    assignment;                                                                                              \
+    __VA_ARGS__;                                                                                             \
     return 0;                                                                                                \
   }

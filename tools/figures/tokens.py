@@ -1,0 +1,121 @@
+"""`python -m tools.figures.tokens`: measures output tokens per second, with `vllm bench serve` as the client.
+
+All prompts are random, so no prefix cache helps. The JSON file has the format of `vllm-cli bench`.
+"""
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from envs import foreign
+from tools.figures.servers import build_config, measure_in_turns
+from vllm_cli.bench.readiness import ReadyServer
+from vllm_cli.bench.report import Metric, Result, run_and_publish
+from vllm_cli.bench.target import BenchConfig, Target
+
+_PROMPT_TOKENS: Final = 64
+_LEAST_REQUESTS: Final = 8
+_REQUESTS_PER_CLIENT: Final = 4
+FIELDS: Final = {
+    "output_tokens_per_s": "output_throughput",
+    "requests_per_s": "request_throughput",
+    "ttft_p50_ms": "median_ttft_ms",
+    "ttft_p99_ms": "p99_ttft_ms",
+    "tpot_p50_ms": "median_tpot_ms",
+    "tpot_p99_ms": "p99_tpot_ms",
+}
+"""Figure -> its name in the result of `vllm bench serve`."""
+_METRICS: Final = tuple(Metric(name, name) for name in FIELDS)
+
+
+@dataclass(frozen=True)
+class Client:
+    """The program that sends requests."""
+
+    vllm: str
+    """The program `vllm`."""
+    model: str
+    """The folder of the model, for its tokenizer."""
+    max_tokens: int
+
+    async def measure(self, level: int, target: Target, server: ReadyServer, number: int) -> dict[str, Any]:
+        """Measures one round with `level` requests in flight. In a round, all sides get the same prompts."""
+        num_requests = max(_LEAST_REQUESTS, _REQUESTS_PER_CLIENT * level)
+        with tempfile.TemporaryDirectory(prefix="vllm-cli-tokens-") as folder:
+            given = {
+                "--base-url": target.base_url, "--model": self.model, "--served-model-name": server.request.model,
+                "--dataset-name": "random", "--random-input-len": _PROMPT_TOKENS,
+                "--random-output-len": self.max_tokens,
+                "--max-concurrency": level, "--num-prompts": num_requests, "--num-warmups": level,
+                "--temperature": 0, "--seed": 1000 * level + number,
+                "--result-dir": folder, "--result-filename": "result.json",
+            }  # fmt: skip
+            words = [str(word) for pair in given.items() for word in pair]
+            await _run(self.vllm, "bench", "serve", "--ignore-eos", "--disable-tqdm", "--save-result", *words)
+            result = json.loads(Path(folder, "result.json").read_text())
+        return read_result(result, num_requests)
+
+
+def read_result(result: Mapping[str, Any], num_requests: int) -> dict[str, Any]:
+    """The figures of a round. Raises ClickException if a request has failed."""
+    if result["completed"] != num_requests:
+        raise click.ClickException(f"{num_requests - result['completed']} of {num_requests} requests failed")
+    return {name: result[field] for name, field in FIELDS.items()}
+
+
+async def _run(*words: str) -> None:
+    """Runs the client without this project's modules. Raises ClickException with its output if it fails."""
+    environment = {name: value for name, value in foreign.snapshot().items() if name != "PYTHONPATH"}
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *words, env=environment, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode:
+        raise click.ClickException(f"{words[0]} has failed:\n{output.decode(errors='replace')[-2000:]}")
+
+
+async def measure(config: BenchConfig, client: Client, levels: tuple[int, ...]) -> Result:
+    """Measures all servers at all levels."""
+    conditions = {f"{level} at once": partial(client.measure, level) for level in levels}
+    return Result(
+        benchmark="tokens",
+        metrics=_METRICS,
+        settings={**config.settings, "prompt_tokens": _PROMPT_TOKENS, "max_tokens": client.max_tokens},
+        description=[f"`vllm bench serve`, prompts of {_PROMPT_TOKENS} tokens, {client.max_tokens} new tokens"],
+        sides=await measure_in_turns(config, conditions),
+        problems=[],
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--cmd", "commands", multiple=True, required=True, help="Command that starts a server to measure.")
+@click.option("--vllm", default=".peers/vllm/bin/vllm", help="The program `vllm`, whose client sends the requests.")
+@click.option("--model", default=".peers/model", help="Folder of the model that the servers have.")
+@click.option("--concurrency", "levels", default="1,8,32", help="Requests in flight.")
+@click.option("--rounds", default=3, help="Rounds of each server and number of requests in flight.")
+@click.option("--max-tokens", default=64, help="Tokens to generate.")
+@click.option("--json", "output", type=click.Path(path_type=Path), required=True, help="File for the result.")
+def main(
+    commands: tuple[str, ...], vllm: str, model: str, levels: str, rounds: int, max_tokens: int, output: Path
+) -> None:
+    """Measure all servers."""
+    numbers = tuple(map(int, levels.split(",")))
+    client = Client(vllm, model, max_tokens)
+    sys.exit(run_and_publish(measure(build_config(commands, rounds), client, numbers), output))
+
+
+if __name__ == "__main__":
+    main()
