@@ -1,5 +1,6 @@
 """Fixtures of all tests: the real model, and a guard against leaks."""
 
+import faulthandler
 import fcntl
 import os
 import shutil
@@ -7,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import version
@@ -38,6 +39,21 @@ def pytest_configure() -> None:
         signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """Ends the process of a test that its time limit has not ended.
+
+    pytest-timeout raises once, in whatever runs. An event loop logs what a callback raises, and goes on.
+    """
+    marker = item.get_closest_marker("timeout")
+    if limit_s := float(marker.args[0] if marker else item.config.getini("timeout")):
+        faulthandler.dump_traceback_later(limit_s + _SETTLE_S, exit=True, file=sys.__stderr__)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")

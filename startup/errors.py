@@ -3,9 +3,17 @@
 An error has a cause, which is a name such as `port-in-use`. `startup.reports.causes.known` lists causes.
 """
 
+import errno
+import threading
 from collections.abc import Callable
 from typing import Final
 
+from base.errors import with_causes
+
+_REFUSALS: Final = (
+    errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE,
+    errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM, errno.EIO,
+)  # fmt: skip
 USAGE_CAUSE: Final = "usage"
 UNKNOWN_CAUSE: Final = "unknown"
 """The cause of an error if no other cause is known."""
@@ -36,6 +44,21 @@ def with_code(message: str, cause: str) -> str:
 def log_with_code(log: Callable[..., None], message: str, cause: str) -> None:
     """Logs the message with the code of its cause. `log` is a logger's method, such as `logger.error`."""
     log("%s", with_code(message, cause), extra={"code": code_of(cause)})
+
+
+def is_of_machine(err: BaseException) -> bool:
+    """Whether the machine lacked an address, room, memory, a thread or a permission. It may have it later."""
+    return any(map(_is_refusal, with_causes(err)))
+
+
+def _is_refusal(err: BaseException) -> bool:
+    innermost = err.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if innermost is not None and innermost.tb_frame.f_code is threading.Thread.start.__code__:
+        return True  # a RuntimeError, like many others
+    is_memory = any(kind.__name__ in ("MemoryError", "OutOfMemoryError") for kind in type(err).__mro__)
+    return is_memory or getattr(err, "errno", None) in _REFUSALS
 
 
 class StartupError(Exception):

@@ -266,7 +266,9 @@ def log_unfit(names: Iterable[str]) -> None:
     logger.warning("%s", UNFIT.format(", ".join(map(repr, names))))
 
 
-UNFIT: Final = "vLLM starts without some speed-ups, since these hooks do not fit: {}; `vllm-cli check-hooks` shows all"
+UNFIT: Final = (
+    "vLLM starts without some speed-ups, since these hooks do not fit: {}; `vllm-cli doctor --hooks` shows all"
+)
 
 
 def _problems(need: Need) -> Iterator[str]:

@@ -26,7 +26,7 @@ ROOMS = [
     *sorted(ROOT.glob("server/*/README.md")),
 ]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOMS]
-FIRST_PAGES = ("fast-starts", "start-without-vllm", "many-models", "troubleshooting")
+FIRST_PAGES = ("fast-starts", "many-models", "troubleshooting")
 _MAX_CELL_CHARS = 200
 _MODULES = [
     f"/{path.relative_to(ROOT)}" for package in (*PACKAGES, "tests", "tools") for path in (ROOT / package).rglob("*.py")

@@ -1,4 +1,4 @@
-"""The commands in README, docs/ and help texts are accepted. Those of docs/start-without-vllm.md are run."""
+"""The commands in README, docs/ and help texts are accepted. Those of README's section Use are run."""
 
 import os
 import re
@@ -16,6 +16,7 @@ import pytest
 
 from startup.settings.config import DEFAULT_MODEL_ID
 from startup.words.arguments import Arguments
+from startup.words.table import split_flags
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import python_output
 from tests.support.debian_tools import require_tool
@@ -31,11 +32,8 @@ _LEFT_OUT = re.compile(r"(^|\s)#.*$|^.*….*$", re.MULTILINE)
 _SEPARATORS = "|&;<>()\n"
 _PROGRAM = "vllm-cli"
 _ROOT = Path(__file__).parents[1]
-_PAGE = _ROOT / "docs" / "start-without-vllm.md"
 _END_JOBS = "trap 'jobs -p | xargs -r kill' EXIT"
 """Kills background jobs, so that a failing command leaves no server behind, which would keep pipes open."""
-_INSTALL = re.compile(r"^pip install .*\n", re.MULTILINE)
-_STOP = "vllm-cli stop 8000\n"
 _LIMIT_S = 300
 
 
@@ -86,7 +84,7 @@ def test_the_program_accepts_the_words_of_an_example(words, tmp_path, monkeypatc
         if re.fullmatch(r"[\w-]+\.[a-z]+", word):  # a file that the example reads
             (tmp_path / word).touch()
     if words[0] == "serve":
-        Arguments.parse(words[1:])
+        Arguments.parse(split_flags(words[1:]))
         return
     command, rest = _find_command(words)
     with command.make_context(words[0], rest):
@@ -101,12 +99,10 @@ def test_a_question_of_an_example_has_the_same_answer_each_time(words):
     assert " --temperature 0 " in " ".join(words)
 
 
-_OWN = [name for name, command in walk_commands() if not isinstance(command, VllmCommand)]
-
-
 def test_the_help_of_each_command_or_of_its_members_has_an_example():
     with_example = [f"{words} " for words, examples in _IN_HELP.items() if examples]
-    names = [name for name in _OWN if " " not in name or name.startswith("bench ")]
+    own = [name for name, command in walk_commands() if not isinstance(command, VllmCommand)]
+    names = [name for name in own if " " not in name or name.startswith("bench ")]
     assert [name for name in names if not any(words.startswith(f"{name} ") for words in with_example)] == []
 
 
@@ -127,12 +123,12 @@ def _find_command(words: list[str]) -> tuple[click.Command, list[str]]:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("title", ["Serve without vLLM", "Start in a fraction of a second"])
-def test_the_commands_of_a_section_work(title, tmp_path):
-    request = _block(_ROOT / "README.md", "Use", "sh")
-    commands = _INSTALL.sub("", _block(_PAGE, title, "sh")).replace(_STOP, request + _STOP)
-    if "curl " in commands:
-        require_tool("curl")
+@pytest.mark.parametrize("is_warm", [False, True], ids=["cold", "beside a standby"])
+def test_the_commands_for_newcomers_work(is_warm, tmp_path):
+    commands = _block(_ROOT / "README.md", "Use", "sh")
+    if is_warm:
+        commands = f"vllm-cli standby --detach\n{commands}vllm-cli standby stop\n"
+    require_tool("curl")
     port = free_port()
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
@@ -157,14 +153,14 @@ def test_the_commands_of_a_section_work(title, tmp_path):
             os.killpg(shell.pid, signal.SIGTERM)
     assert shell.returncode == 0, answers + log
     assert answers.count("The capital of France is Paris.") == commands.count("What is the capital of France?") > 0
-    assert ("warm start: forked from the standby" in log) == ("standby" in commands)
+    assert ("warm start: forked from the standby" in log) == is_warm
 
 
 @pytest.mark.thorough
 def test_the_python_example_works_with_a_key():
-    key = "k-start-without-vllm"
+    key = "k-from-python"
     with ServerProcess([DEFAULT_MODEL_ID, "--engine", "embedded", "--api-key", key]) as server:
-        example = _block(_PAGE, "From Python", "python").replace("8000", str(server.port))
+        example = _block(_ROOT / "docs" / "clients.md", "From Python", "python").replace("8000", str(server.port))
         output = python_output(example, environment={"VLLM_API_KEY": key})
     assert output == "The capital of France is Paris.\n"
 

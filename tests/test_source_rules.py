@@ -36,7 +36,6 @@ OWN_JSON: Final = {
     "startup/vllm/journal.py": "files of this start",
     "startup/compiled_models/vllm_hooks.py": "what was encoded in the line before, and settings that vLLM has read",
     "vllm_cli/bench/probe.py": "pipes between processes of this command",
-    "vllm_cli/bench/request.py": "events of the server that the user measures, in typed structs",
     "vllm_cli/bench/standby.py": "the output of this program",
     "vllm_cli/supervisor.py": "pipes between processes of this command",
 }

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 from zipfile import ZIP64_LIMIT, ZIP_DEFLATED, BadZipFile, LargeZipFile, ZipFile, ZipInfo
 
+from base.machine.files import is_safe_name
 from base.wording import one_line
 from startup.compiled_models.record import CompiledModel, FileFacts
 
@@ -29,9 +30,8 @@ MOST_FILES: Final = 60_000
 _LEVEL: Final = 1
 _CHUNK_BYTES: Final = 1 << 20
 _MOST_MANIFEST_BYTES: Final = 32 << 20
-_LONGEST_NAME: Final = 1024
-_LONGEST_PART: Final = 255
-"""The most bytes of each part of a file's path. File systems accept no longer parts."""
+_MOST_SHOWN: Final = 255
+"""The most characters of a wrong name in a message."""
 _NO_DATE: Final = (1980, 1, 1, 0, 0, 0)
 """The date of the record's member, and of all members in archives of earlier releases."""
 _LAST_DATE: Final = (2107, 12, 31, 23, 59, 58)
@@ -139,18 +139,11 @@ def _why_wrong_names(names: Mapping[str, object]) -> str | None:
     """Why an archive cannot have files with these names. None if all names are allowed."""
     if len(names) > MOST_FILES:
         return f"it has {len(names)} files, more than {MOST_FILES}"
-    wrong = next((name for name in names if name == MANIFEST or not _is_safe(name)), None)
+    wrong = next((name for name in names if name == MANIFEST or not is_safe_name(name)), None)
     if wrong is not None:
-        return f"{wrong[:_LONGEST_PART]!r} is not an allowed name of a file"
+        return f"{wrong[:_MOST_SHOWN]!r} is not an allowed name of a file"
     both = _parents(names).intersection(names)
     return f"{min(both)!r} is both a file and a folder" if both else None
-
-
-def _is_safe(name: str) -> bool:
-    """Whether the name is the name of a file inside the folder."""
-    if not name.isprintable() or "\\" in name or len(name.encode()) > _LONGEST_NAME:
-        return False
-    return all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_PART for part in name.split("/"))
 
 
 def _parents(names: Mapping[str, object]) -> set[str]:

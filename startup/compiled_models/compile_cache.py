@@ -1,7 +1,7 @@
 """The compiled model of one start: fetches and shares it, and reports why vLLM has compiled it.
 
 A worker reports its configuration once it has its device (`startup.compiled_models.vllm_hooks`). The launcher
-then fetches a model that fits. If none fits, the launcher remembers why, or ends a start with `require`.
+then fetches a model that fits. If none fits, it ends a start with `require`.
 """
 
 import json
@@ -22,7 +22,7 @@ from envs.registry import env
 from startup.compiled_models import local
 from startup.compiled_models.exchange import CompiledEvent, Exchange
 from startup.compiled_models.process import AddJob, FetchJob, SharingProcess, SharingReport
-from startup.compiled_models.reasons import Reason, Wanted, explain, why_no_fit, why_outdated
+from startup.compiled_models.reasons import Reason, Wanted, explain, find_change
 from startup.compiled_models.record import CompiledModel, Hardware
 from startup.port.start_state import StartState
 from startup.processes import group_signals
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 _PACKAGES: Final = ("torch", "triton", "flashinfer-python")
 _MOST_FAILURES: Final = 2
-_FAILED: Final = Reason(f"{_MOST_FAILURES} starts have failed after they had loaded the model that was compiled before")
+_FAILED: Final = f"{_MOST_FAILURES} starts have failed after they had loaded the model that was compiled before"
 _MOST_LOGGED: Final = 3
 _POLLED_EVERY_S: Final = 0.05
 
@@ -58,9 +58,8 @@ class CompileCache:
         self._exchange = Exchange(folder)
         self._records: list[CompiledModel] = []
         self._began_s = time.time()
-        self._removed: dict[str, Reason] = {}
+        self._removed: dict[str, str] = {}
         """Key of a compiled model -> why the model was removed before this start could load it."""
-        self._expected: Reason | None = None
         self._job: AddJob | None = None
         """The models to record and share after the start. None if there are no such models."""
         self._helper: SharingProcess | None = None
@@ -96,14 +95,15 @@ class CompileCache:
     def describe(self, state: StartState) -> None:
         """Called when vLLM is ready. Reports whether vLLM has loaded or compiled the model, and why."""
         self.close()
-        events = self._exchange.events()
+        events, early = self._exchange.events(), self._exchange.read_early()
         if not events:
-            if self._expected is not None:
-                fields = {"state": "compiled", "text": f"compiled, because {self._expected.text}"}
-                state.set_compiled_model({**fields, **self._expected.to_fields()})
+            if early is not None and early["compiles"]:
+                reason = self._why_none_fits(self._wanted(early))
+                fields = {"state": "compiled", "text": f"compiled, because {reason.text}"}
+                state.set_compiled_model({**fields, **reason.to_fields()})
             return
         known = {record.key: record for record in self._records}
-        state.set_compiled_model(_describe(events, self._why_compiled(events), known))
+        state.set_compiled_model(_describe(events, self._why_compiled(events, early), known))
         for event in events:
             if event.loaded_s is not None and event.key in known:
                 local.note_use(known[event.key])
@@ -153,12 +153,12 @@ class CompileCache:
         if not any(record.start_id == self._start_id and self._is_usable(record) for record in self._records):
             self._fetch()
 
-    def _why_unusable(self, record: CompiledModel) -> Reason | None:
+    def _why_unusable(self, record: CompiledModel) -> str | None:
         """Why vLLM must not load a failed model, or None. Checks the files, because vLLM does not."""
         if not (failures := local.num_failures(record)):
             return None
         if (damaged := local.damaged_file(record)) is not None:
-            return Reason(f"a file of the cache is damaged: {damaged}")
+            return f"a file of the cache is damaged: {damaged}"
         if failures < _MOST_FAILURES:
             return None
         local.exclude(record)
@@ -195,44 +195,43 @@ class CompileCache:
         found = local.read_records(self._exchange.found_folder)
         self._records += [record for record in found if record.archive_name not in known]
 
-    def _examine(self, state: StartState, early: Mapping[str, Any]) -> None:
-        wanted = Wanted(
+    def _wanted(self, early: Mapping[str, Any]) -> Wanted:
+        return Wanted(
             digest=early["digest"], factors=early["factors"], versions=self._versions, hardware=self._hardware
         )
-        if not any(self._is_usable(record) and why_no_fit(wanted, record) is None for record in self._records):
+
+    def _examine(self, state: StartState, early: Mapping[str, Any]) -> None:
+        """Fetches a model that fits if none is here. With `require`, refuses a start that would compile."""
+        wanted = self._wanted(early)
+        if not self._can_load(wanted):
             self._fetch(wanted.digest)
-        fitting = [record for record in self._records if why_no_fit(wanted, record) is None]
-        usable = [record for record in fitting if self._is_usable(record)]
-        self._expected = self._why_none_usable(wanted, fitting) if not usable else why_outdated(usable[0])
-        reason = self._expected
-        if not usable and local.unrecorded_keys():
-            self._exchange.answer("")  # compiled by a start without this program, so only vLLM knows whether it fits
-            return
-        if reason is None or not self._option.is_required:
+        # Only vLLM knows whether models fit that a start without this program has compiled.
+        if not self._option.is_required or self._can_load(wanted) or local.unrecorded_keys():
             self._exchange.answer("")
             return
+        reason = self._why_none_fits(wanted)
         state.set_compiled_model({"state": "refused", "text": f"refused, because {reason.text}", **reason.to_fields()})
         self._exchange.answer(reason.text)
 
-    def _why_none_usable(self, wanted: Wanted, fitting: list[CompiledModel]) -> Reason:
-        root = local.vllm_root()
-        if not fitting:
-            return explain(wanted, self._records, root)
-        for record in fitting:
-            excluded = _FAILED if local.is_excluded(record) else None
-            if (reason := self._removed.get(record.key) or excluded or why_outdated(record)) is not None:
-                return reason
-        return Reason(f"the files that were compiled at {fitting[0].created_at} are gone from {root}")
+    def _can_load(self, wanted: Wanted) -> bool:
+        return any(self._is_usable(record) and find_change(wanted, record) is None for record in self._records)
 
-    def _why_compiled(self, events: Iterable[CompiledEvent]) -> Reason | None:
+    def _why_none_fits(self, wanted: Wanted) -> Reason:
+        fitting = next((record for record in self._records if find_change(wanted, record) is None), None)
+        if fitting is None:
+            return explain(wanted, self._records, local.vllm_root())
+        excluded = _FAILED if local.is_excluded(fitting) else None
+        gone = f"the files that were compiled at {fitting.created_at} are gone from {local.vllm_root()}"
+        return Reason(self._removed.get(fitting.key) or excluded or gone)
+
+    def _why_compiled(self, events: Iterable[CompiledEvent], early: Mapping[str, Any] | None) -> Reason | None:
         """Why vLLM has compiled a model. None if vLLM has loaded all models."""
         compiled = [event for event in events if event.loaded_s is None]
-        failed = next((event for event in compiled if event.error), None)
-        if failed is None:
-            return (self._expected or Reason("of an unknown reason")) if compiled else None
-        outdated = (why_outdated(record) for record in self._records if record.key == failed.key)
-        unread = Reason(f"vLLM could not load the compiled model: {failed.error}")
-        return next(filter(None, outdated), unread)
+        if (error := next((event.error for event in compiled if event.error), "")) != "":
+            return Reason(f"vLLM could not load the compiled model: {error}")
+        if not compiled:
+            return None
+        return Reason("of an unknown reason") if early is None else self._why_none_fits(self._wanted(early))
 
     def _to_add(self, events: Iterable[CompiledEvent], known: Mapping[str, CompiledModel]) -> Iterable[CompiledModel]:
         """Yields the records of compiled models, and of loaded models that a location may no longer have."""
@@ -273,7 +272,7 @@ def _start_id(line: CommandLine) -> str:
     vLLM's own hashes then show whether such an archive fits.
     """
     of_port = flags_with_role("address", "keys", "tls", "port", "both") | {"--served-model-name"}
-    values = sorted((flag.option, flag.values) for flag in line.flags if flag.fact.name not in of_port)
+    values = sorted((flag.option, flag.values) for flag in line.flags if flag.name not in of_port)
     return sha256(json.dumps([line.model, values]).encode()).hexdigest()[:16]
 
 

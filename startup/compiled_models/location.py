@@ -384,6 +384,10 @@ def _modified_s(info: Any) -> float:
 
 def _is_conflict(err: BaseException | None) -> bool:
     """Whether a store has refused an object because the object exists already."""
-    return any(
-        isinstance(each, FileExistsError) or any(code in str(each) for code in _EXISTS) for each in with_causes(err)
-    )
+    return any(isinstance(each, FileExistsError) or _code_of(each) in _EXISTS for each in with_causes(err))
+
+
+def _code_of(err: BaseException) -> str | None:
+    """The code that S3 has answered, which botocore's ClientError has."""
+    response = getattr(err, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None

@@ -1,9 +1,9 @@
-"""Explains why a start compiles its model, by the values that differ from the nearest compiled model."""
+"""Explains why a start has compiled its model: the first value that differs from the nearest one."""
 
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from startup.compiled_models.record import CompiledModel, Hardware
 
-FactorKind = Literal["variables", "flags", "model", "versions", "hardware", "sources", "unknown"]
+FactorKind = Literal["variables", "flags", "model", "versions", "hardware", "unknown"]
 
 ENVIRONMENT: Final = "environment"
 _WHOLE: Final = "hf_config"
@@ -24,7 +24,6 @@ _SWITCHES: Final = {"VLLM_DISABLE_COMPILE_CACHE": True, "VLLM_USE_AOT_COMPILE": 
 _HASH: Final = re.compile(r"[0-9a-f]{32,}")
 """Matches a value that is a hash of other values, which are compared themselves."""
 _LONGEST: Final = 60
-_MOST_NAMED: Final = 4
 
 
 class Change(NamedTuple):
@@ -37,19 +36,23 @@ class Change(NamedTuple):
     now: str
 
     def __str__(self) -> str:
+        if self is _UNKNOWN:
+            return self.name
         return f"{self.name} was {self.before or 'not set'}, is {self.now or 'not set'}"
 
 
-@dataclass(frozen=True)
-class Reason:
-    """Why a model is compiled."""
+_UNKNOWN: Final = Change("unknown", "an unknown value that vLLM hashes differs", "", "")
+
+
+class Reason(NamedTuple):
+    """Why a model was compiled."""
 
     text: str
     """A clause that continues a sentence after `because`."""
-    changes: tuple[Change, ...] = ()
+    change: Change | None = None
 
     def to_fields(self) -> dict[str, Any]:
-        return {"reason": self.text, "changes": [change._asdict() for change in self.changes]}
+        return {"reason": self.text} | ({"difference": self.change._asdict()} if self.change else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,59 +66,32 @@ class Wanted:
     hardware: Hardware
 
 
-def why_no_fit(wanted: Wanted, record: CompiledModel) -> Reason | None:
-    """Why a start cannot load the model of this record. None if it can, apart from the model's files."""
-    if changes := tuple(_changes(wanted, record)):
-        return Reason(_describe(changes, record), changes)
-    if wanted.digest not in (record.digest, record.early_digest):
-        return Reason(f"an unknown value that vLLM hashes differs from {_name(record)}")
-    return None
+def find_change(wanted: Wanted, record: CompiledModel) -> Change | None:
+    """The first value that prevents a start from loading the record's model. None if only files may lack."""
+    if (change := next(_changes(wanted, record), None)) is not None:
+        return change
+    return None if wanted.digest in (record.digest, record.early_digest) else _UNKNOWN
 
 
-def explain(wanted: Wanted, records: Iterable[CompiledModel], root: Path) -> Reason:
-    """Why none of this model's records fits, according to the record that differs least.
+def explain(wanted: Wanted, records: Sequence[CompiledModel], root: Path) -> Reason:
+    """Why none of this model's records fits: the first difference from the record that differs least.
 
     `records` has the newest record first. `root` is vLLM's cache folder.
     """
     variables = wanted.factors.get(ENVIRONMENT, {})
     if (switch := next((name for name, off in _SWITCHES.items() if variables.get(name) is off), None)) is not None:
         return Reason(f"{switch} switches vLLM's cache of compiled models off")
-    reasons = [reason for record in records if (reason := why_no_fit(wanted, record)) is not None]
-    if not reasons:
+    if not records:
         return Reason(f"{root} has no compiled model for it yet (VLLM_CACHE_ROOT, by default ~/.cache/vllm)")
-    return min(reasons, key=_distance)
+    nearest = min(records, key=lambda record: sum(1 for _ in _changes(wanted, record)))
+    change = find_change(wanted, nearest)
+    return Reason(f"{change} (compared with the compiled model of {nearest.created_at})", change)
 
 
-def why_outdated(record: CompiledModel) -> Reason | None:
-    """Why the record does not fit the sources, which vLLM compares only after loading. None if it fits."""
-    changes = changed_sources(record)
-    return Reason(_describe(changes, record), changes) if changes else None
-
-
-def changed_sources(record: CompiledModel) -> tuple[Change, ...]:
-    """The traced sources that have changed since the compilation, except modules that no longer exist."""
-    changes = []
-    for module, digest in record.sources.items():
-        path = _source_of(module)
-        if path is not None and (now := sha256(path.read_bytes()).hexdigest()) != digest:
-            changes.append(Change("sources", str(path), f"SHA-256 {digest[:12]}", f"SHA-256 {now[:12]}"))
-    return tuple(changes)
-
-
-def _name(record: CompiledModel) -> str:
-    return f"the compiled model of {record.created_at}"
-
-
-def _distance(reason: Reason) -> tuple[int, ...]:
-    """A sort key for how much a record differs. Versions count most, then hardware, then the model."""
-    kinds = [change.kind for change in reason.changes]
-    return (kinds.count("versions"), kinds.count("hardware"), kinds.count("model"), len(kinds))
-
-
-def _describe(changes: tuple[Change, ...], record: CompiledModel) -> str:
-    named = "; ".join(map(str, changes[:_MOST_NAMED]))
-    more = f"; and {len(changes) - _MOST_NAMED} more" if len(changes) > _MOST_NAMED else ""
-    return f"{named}{more} (compared with {_name(record)})"
+def has_changed_sources(record: CompiledModel) -> bool:
+    """Whether a traced source has changed since the compilation. Missing modules do not count."""
+    found = ((_source_of(module), digest) for module, digest in record.sources.items())
+    return any(path is not None and sha256(path.read_bytes()).hexdigest() != digest for path, digest in found)
 
 
 def _changes(wanted: Wanted, record: CompiledModel) -> Iterator[Change]:

@@ -11,7 +11,7 @@ from startup.compiled_models import local
 from startup.compiled_models.archive import ArchiveError, DamagedError, read_record, unpack, write_archive
 from startup.compiled_models.location import MOST_EXAMINED, Location, StoredArchive, open_location
 from startup.compiled_models.process import AddJob, FetchJob, SharingReport
-from startup.compiled_models.reasons import changed_sources
+from startup.compiled_models.reasons import has_changed_sources
 from startup.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, CompiledModel, FileFacts, Hardware
 from startup.processes.helper import Send
 
@@ -72,7 +72,7 @@ def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compil
         with _noted(report, f"{location.address}/{archive.name}"):
             record = _read(location, archive, job)
             if not local.is_installed(record):
-                if local.is_excluded(record) or changed_sources(record):
+                if local.is_excluded(record) or has_changed_sources(record):
                     continue
                 note_compile_s(record.compile_s)
                 _install(location, archive, report)

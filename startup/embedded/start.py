@@ -31,7 +31,6 @@ from envs.registry import env
 from server.terms.config import ModelFiles
 from server.terms.types import EngineInfo
 from server.text.model_files.model_kind import accepts_images
-from server.text.model_files.tokenizer_files import find_tokenizer_mode
 from startup import start_origin
 from startup.embedded import engine_process
 from startup.embedded.engine_process import EngineProcess, EngineStarter, use_start_method
@@ -62,6 +61,8 @@ if TYPE_CHECKING:
     from server.run.api_process import ServerRun
     from server.text.renderers.base import BaseRenderer
     from startup.files.download.process import DownloadHandle
+
+logger = logging.getLogger(__name__)
 
 _ENGINE_SPAN: Final = "start_engine_process"
 
@@ -96,9 +97,6 @@ def start_embedded(config: StartupConfig) -> int:
         if exit_code == ENGINE_DIED:
             start.raise_crash(EngineError(start.lifecycle.reason or "the engine is gone"), exit_code)
         return exit_code
-
-
-logger = logging.getLogger(__name__)
 
 
 class _EmbeddedStart:
@@ -221,10 +219,8 @@ class _EmbeddedStart:
 
     def _finish_download(self, plan: FilePlan) -> ModelFiles:
         """Imports modules that nearly all models need, then waits for the download (into the page cache)."""
-        on_disk, mode = plan.files, self._config.renderer.tokenizer_mode
-        mode = find_tokenizer_mode(on_disk.tokenizer_path, mode) if on_disk is not None else "hf"
         with learned_imports():
-            self._import_server(mode)
+            self._import_server()
         with self._span("resolve_model", waits_for="download"):
             if self._download is not None:
                 self._download.stop_asking()
@@ -252,7 +248,7 @@ class _EmbeddedStart:
     def _prepare_renderer(self, files: ModelFiles) -> "BaseRenderer":
         """Imports the HTTP server, loads the tokenizer, and runs the tokenizer once."""
         if self._download is None:
-            self._import_server(find_tokenizer_mode(files.tokenizer_path, self._config.renderer.tokenizer_mode))
+            self._import_server()
         if self._config.renderer.max_images and accepts_images(files.path):
             with self._span("import_vision"):
                 import_vision()
@@ -264,12 +260,12 @@ class _EmbeddedStart:
             renderer.warm_up()
         return renderer
 
-    def _import_server(self, tokenizer_mode: str) -> None:
+    def _import_server(self) -> None:
         with self._span("import_server"):
             import server.run.api_process  # noqa: F401 - used by the steps that follow
             from server.text.renderers.base import import_renderer
 
-            import_renderer(tokenizer_mode)
+            import_renderer()
         end_stand_ins()
 
     def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineProcess) -> "ServerRun":

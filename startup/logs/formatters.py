@@ -5,8 +5,10 @@ import re
 import time
 from typing import Final
 
-CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Control characters, except tab and newline. They could move a cursor, change colours or reverse text."""
+CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, except tab and newline. They could move a cursor, change colours or reverse text.
+
+Surrogates are no text, and cannot be written."""
 
 _LINE_BREAK: Final = re.compile(r"\n(?=[^\n])")
 _CONTINUATION: Final = "\n  "

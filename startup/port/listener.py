@@ -83,6 +83,6 @@ def _explain(err: OSError | OverflowError, address: str, fix: str) -> StartupErr
     if isinstance(err, socket.gaierror):
         return StartupError(f"cannot listen on {address}: the host name is unknown", cause="host-unreachable")
     reason = (getattr(err, "strerror", None) or str(err)).lower().removesuffix(".")
-    if "in use" in reason:
+    if getattr(err, "errno", None) == errno.EADDRINUSE:
         return PortInUseError(f"{address} is in use by another process: stop it or {fix}")
     return StartupError(f"cannot listen on {address}: {reason}", cause=_CAUSES.get(getattr(err, "errno", 0)))

@@ -207,5 +207,7 @@ def _content_length(head: bytes) -> int:
 
 
 def _path(request: bytes) -> str:
+    """The path without query and final slashes."""
     words = request.split(b"\r\n", 1)[0].split(b" ")
-    return words[1].partition(b"?")[0].decode("latin-1") if len(words) > 1 else "/"
+    path = words[1].partition(b"?")[0].decode("latin-1") if len(words) > 1 else ""
+    return path.rstrip("/") or "/"

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from base.lifecycle import START_INFO, START_PHASES, StartInfo
 from base.status_page.page import DATA_PATH, read_page
-from base.wording import list_some
 from startup import start_origin
 from startup.files.prefetch.messages import PrefetchReport
 from startup.port.probe_http import LIVE_PATH, Answer
@@ -19,7 +18,6 @@ from startup.reports.timeline.report import PageCacheFacts, StartFacts, StartRep
 from startup.reports.timeline.timeline import PhaseTimeline
 
 REPORT_PATH: Final = "/startupz"
-_MOST_NAMED: Final = 4
 _LONGEST_REASON: Final = 200
 
 
@@ -125,7 +123,9 @@ class StartState:
         return StartInfo(mode, reason, compiled.get("state", ""), _why_compiled(compiled))
 
     def phase_seconds(self) -> Mapping[str, float]:
-        return {phase.key: phase.took_s for phase in self.build_report().phases}
+        """The seconds of each phase, and those of the whole start as `total`, because phases overlap."""
+        report = self.build_report()
+        return {phase.key: phase.took_s for phase in report.phases} | {"total": report.total_s}
 
     def _read_history(self, key: str) -> None:
         self.history_key = key
@@ -133,12 +133,13 @@ class StartState:
 
 
 def _why_compiled(compiled: Mapping[str, Any]) -> str:
-    """The names of the values that differ, or the beginning of the reason.
+    """Kind and name of the value that differs, or the beginning of the reason.
 
     Metrics and `ps` show this text. The values themselves are only in the log.
     """
-    names = [f"{change['kind']} {change['name']}" for change in compiled.get("changes", ())]
-    return list_some(names, _MOST_NAMED) or str(compiled.get("reason", ""))[:_LONGEST_REASON]
+    if difference := compiled.get("difference"):
+        return f"{difference['kind']} {difference['name']}"
+    return str(compiled.get("reason", ""))[:_LONGEST_REASON]
 
 
 def _page_cache(prefetch: PrefetchReport | None) -> PageCacheFacts | None:

@@ -6,44 +6,20 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from base.json_depth import read_json
 from envs.redaction import hide_in_words
 from startup.settings.config_file import ConfigFile
+from startup.settings.flag import Flag, GivenFlag
 from startup.settings.serve_words import Given, split
 from startup.storage.keyed_values import merge, nest
 from startup.words.errors import InputError
-from startup.words.flag import Flag, Shape
 from startup.words.supported import CONFIG
-from startup.words.table import find_flag, split_flags
+from startup.words.table import Part, find_flag
 
-
-@dataclass
-class GivenFlag:
-    """A flag with its values."""
-
-    flag: Flag
-    values: list[str]
-    """The flag's values. A switch has `true` or `false`. Only the last value counts, except for lists."""
-    where: str = ""
-    """The setting's place in the `--config` file, such as `serve.yaml: port`. Empty on the command line."""
-
-    @property
-    def value(self) -> str | bool | list[str]:
-        """The value that click converts."""
-        if self.flag.shape is Shape.SWITCH:
-            return self.values[-1] == "true"
-        return self.values if self.flag.shape is Shape.LIST else self.values[-1]
-
-    @property
-    def words(self) -> list[str]:
-        """The flag and its values as words of a command line."""
-        if self.flag.shape is Shape.SWITCH:
-            return [self.flag.name if self.value else self.flag.opposite]
-        if len(self.values) > 1:
-            return [self.flag.name, *self.values]
-        return [f"{self.flag.name}={value}" for value in self.values]
+_PROTECTING: Final = ("keys", "tls")
+"""Roles of flags that a file may not give without a value, as from a template's empty variable."""
 
 
 @dataclass
@@ -58,19 +34,19 @@ class Arguments:
     _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, words: Iterable[str]) -> "Arguments":
+    def read(cls, parts: Iterable[Part]) -> "Arguments":
         """Reads a command line, and settings of its `--config` file that neither it nor a variable gives."""
-        arguments = cls.parse(words)
+        arguments = cls.parse(parts)
         if path := arguments.last_value(CONFIG.name):
             in_file = cls.of_file(path).flags.items()
             arguments.flags = {name: each for name, each in in_file if not each.flag.is_set} | arguments.flags
         return arguments
 
     @classmethod
-    def parse(cls, words: Iterable[str]) -> "Arguments":
-        """Parses a command line. Raises InputError if a flag is unknown or lacks its value."""
+    def parse(cls, parts: Iterable[Part]) -> "Arguments":
+        """Parses the parts of a command line. Raises InputError if a flag is unknown or lacks its value."""
         arguments = cls()
-        for _, given in split_flags(words):
+        for _, given in parts:
             if given.flag:
                 arguments._take(given)
             else:
@@ -89,7 +65,7 @@ class Arguments:
         except InputError as err:
             raise InputError(f"{CONFIG.name} {path}: {err.message}") from err
         for name, given in arguments.flags.items():
-            given.where = file.place(name.removeprefix("--"))
+            arguments.flags[name] = given._replace(where=file.place(name.removeprefix("--")))
         return arguments
 
     @classmethod
@@ -109,7 +85,7 @@ class Arguments:
     def last_value(self, name: str) -> str | None:
         """The last value of a flag. None if the flag is not given."""
         given = self.flags.get(name)
-        return given.values[-1] if given else None
+        return given.text if given else None
 
     def place(self, name: str) -> str:
         """The place of a flag in the file, as `GivenFlag.where`. Empty if the file does not have it."""
@@ -119,9 +95,11 @@ class Arguments:
         flag, is_negated = find_flag(name.partition(".")[0])
         if flag is CONFIG:
             raise InputError("a config file cannot name another one.")
-        if isinstance(value, bool) and flag.shape is Shape.SWITCH:
+        if value in (None, []) and flag.role in _PROTECTING:
+            raise InputError(f"{name.removeprefix('--')} has no value, so nothing would be protected: give one.")
+        if isinstance(value, bool) and flag.nargs == 0:
             self._add(flag, [json.dumps(value is not is_negated)])
-        elif isinstance(value, list) and flag.shape is Shape.LIST:
+        elif isinstance(value, list) and flag.nargs == "+":
             for item in value:
                 self._add(flag, [str(item)])
         elif value is not None:
@@ -131,23 +109,24 @@ class Arguments:
     def _take(self, given: Given) -> None:
         flag, is_negated = find_flag(given.flag)
         values = given.values
-        if flag.shape is Shape.SWITCH:
+        if flag.nargs == 0:
             if values or given.keys:
-                raise InputError(f"{given.flag} takes no value: write {given.flag} or {flag.opposite}.")
+                raise InputError(f"{given.flag} takes no value: write {given.flag} or {flag.opposites[0]}.")
             values = ["false" if is_negated else "true"]
-        elif not values and (given.keys or flag.shape is not Shape.OPTIONAL):
+        elif not values and (given.keys or flag.nargs != "?"):
             raise InputError(f"Option {(given.name if given.keys else flag.name)!r} requires an argument.")
         if given.keys:
             merge(self._keyed.setdefault(flag.name, {}), nest(given.keys, values[0]))
             return
-        if flag.shape is Shape.LIST and len(values) > 1:
+        if flag.nargs == "+" and len(values) > 1:
             self.greedy_flag = flag.name
         self._add(flag, values or [""])
 
     def _add(self, flag: Flag, values: Sequence[str]) -> None:
         """Adds a flag. A repeated flag extends a list, and replaces any other value."""
-        given = self.flags.setdefault(flag.name, GivenFlag(flag, []))
-        given.values = [*given.values, *values] if flag.shape is Shape.LIST else list(values)
+        given = self.flags.get(flag.name) if flag.nargs == "+" else None
+        earlier = given.values if given is not None else ()
+        self.flags[flag.name] = GivenFlag(flag, (*earlier, *values), flag.name)
 
     def _with_keyed(self) -> "Arguments":
         for name, keyed in self._keyed.items():

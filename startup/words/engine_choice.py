@@ -9,14 +9,13 @@ from envs.registry import ENGINES, env
 from envs.suggestion import did_you_mean
 from startup.files.model.gguf import is_read_by_vllm
 from startup.settings.config import VllmOptions
-from startup.settings.serve_words import LAUNCHER_FLAGS, ServeWords
+from startup.settings.flag import Flag
+from startup.settings.serve_words import ServeWords
 from startup.words.errors import InputError
-from startup.words.flag import Shape, SupportedFlag
-from startup.words.supported import ENGINE, GROUPS, SUPPORTED
+from startup.words.param_types import click_type
+from startup.words.supported import ENGINE, GROUPS, LOG_FORMAT
 
-_FLAGS: Final = tuple(
-    flag for flag in SUPPORTED if flag.name in LAUNCHER_FLAGS and flag not in GROUPS["Several models"]
-)
+_FLAGS: Final = (*GROUPS["Start"], LOG_FORMAT)
 
 
 def choose_engine(given: ServeWords, *, is_gguf: bool = False) -> str:
@@ -40,16 +39,16 @@ def vllm_options(given: ServeWords) -> VllmOptions:
     return VllmOptions(words=tuple(given.engine_words), start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
 
 
-def _values(flag: SupportedFlag, own: Mapping[str, str]) -> Iterator[Any]:
+def _values(flag: Flag, own: Mapping[str, str]) -> Iterator[Any]:
     """Yields the converted value of a flag or else of its variable. Yields nothing if there is none."""
     value: Any = own.get(flag.name)
     if not value and flag.variable is not None and flag.is_set:
         value = flag.variable.get()
-    if flag.shape is Shape.SWITCH:
+    if flag.nargs == 0:
         value = bool(value)
     if value is None:
         return
     try:
-        yield value if flag.type is None else flag.type.convert(value, None, None)
+        yield value if (kind := click_type(flag)) is None else kind.convert(value, None, None)
     except click.BadParameter as err:
         raise InputError(f"{flag.name}: {err.message}") from err

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import click
 
 from envs.suggestion import did_you_mean
+from startup.settings.flag import Flag
 from startup.words.errors import InputError
-from startup.words.flag import Flag, Shape, SupportedFlag
-from startup.words.param_types import SIZE, spell_size
+from startup.words.param_types import click_type, spell_size
 from startup.words.supported import GROUPS
 from startup.words.table import FLAGS
 from startup.words.unsupported import IGNORED, REJECTED
@@ -38,7 +38,7 @@ def describe_topic(ctx: click.Context, topic: str) -> str:
     return formatter.getvalue().strip("\n")
 
 
-def _write_supported(formatter: click.HelpFormatter, title: str, flags: Iterable[SupportedFlag]) -> None:
+def _write_supported(formatter: click.HelpFormatter, title: str, flags: Iterable[Flag]) -> None:
     rows = [
         (spell(flag), f"{flag.help} [{default}]" if (default := spell_default(flag)) else flag.help) for flag in flags
     ]
@@ -54,11 +54,11 @@ def _write_names(formatter: click.HelpFormatter, title: str, flags: Iterable[Fla
             formatter.write("".join(f"  {row}\n" for row in rows))
 
 
-def spell(flag: SupportedFlag) -> str:
+def spell(flag: Flag) -> str:
     """The flag with its metavar, as the help shows it."""
-    if flag.shape is Shape.SWITCH:
+    if flag.nargs == 0:
         return f"--[no-]{flag.name.removeprefix('--')}"
-    return f"{', '.join(flag.names)} {flag.metavar or _type_name(flag.type)}"
+    return f"{', '.join(flag.names)} {flag.metavar or _type_name(click_type(flag))}"
 
 
 def _type_name(type_: click.ParamType | None) -> str:
@@ -67,14 +67,14 @@ def _type_name(type_: click.ParamType | None) -> str:
     return (type_.name if type_ else "text").upper()
 
 
-def spell_default(flag: SupportedFlag) -> str:
+def spell_default(flag: Flag) -> str:
     """The default in the flag's syntax. Empty if the flag has no default or is a switch that is off."""
     default = flag.default
     if default is None or default is False or default in ("", ()):
         return ""
-    if flag.shape is Shape.SWITCH:
+    if flag.nargs == 0:
         return "on"
-    if flag.type is SIZE:
+    if flag.kind == "size":
         return spell_size(default)
     if isinstance(default, tuple):
         return json.dumps(default)

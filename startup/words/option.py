@@ -9,10 +9,11 @@ from click.shell_completion import CompletionItem
 
 from envs.registry import env
 from envs.variable import EnvError
+from startup.settings.flag import Flag
 from startup.settings.serve_words import help_topic, split
 from startup.words.arguments import Arguments
-from startup.words.flag import Shape, SupportedFlag
 from startup.words.help import describe_topic
+from startup.words.param_types import click_type
 from startup.words.supported import SUPPORTED
 
 _MODELS: Final = ("--model", "--tokenizer")
@@ -24,13 +25,13 @@ _SERVE: Final = click.Command("serve")
 class FlagOption(click.Option):
     """A flag as click's option."""
 
-    def __init__(self, flag: SupportedFlag) -> None:
+    def __init__(self, flag: Flag) -> None:
         name = flag.name.removeprefix("--")
-        declaration = f"--{name}/--no-{name}" if flag.shape is Shape.SWITCH else flag.name
+        declaration = f"--{name}/--no-{name}" if flag.nargs == 0 else flag.name
         super().__init__(
             [declaration, flag.parameter],
-            type=flag.type,
-            multiple=flag.shape is Shape.LIST,
+            type=click_type(flag),
+            multiple=flag.nargs == "+",
             default=None,
             help=flag.help,
             metavar=flag.metavar,
@@ -49,7 +50,7 @@ class FlagOption(click.Option):
         """The converted value, from words or file, else from the variable. None for no or an empty value."""
         found, variable = given.flags.get(self.flag.name), self.flag.variable
         if found is not None:
-            value: Any = found.value
+            value: Any = found.values if self.multiple else found.is_on if self.flag.nargs == 0 else found.text
         elif variable is not None and self.flag.is_set:
             value = (variable.get(),) if self.multiple else variable.get()
         else:

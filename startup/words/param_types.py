@@ -12,13 +12,13 @@ import click
 
 from base.errors import ConfigError
 from base.json_depth import JsonDepthError, read_json
-from base.setting import Syntax
+from base.json_form import json_form
 from envs.home import expand_home
 from envs.suggestion import did_you_mean, former_form
 from envs.variable import EXPECTED_DURATION, parse_duration
 from server.terms.config import PoolerConfig
-from server.text.model_files.tokenizer_files import RENDERERS
 from startup.settings.config import CompileCacheOption
+from startup.settings.flag import Flag, ValueKind
 from startup.storage.keyed_values import parse_size
 
 
@@ -34,7 +34,7 @@ class Parsed(click.ParamType):
         try:
             return self._parse(value) if isinstance(value, str) else value
         except (JSONDecodeError, JsonDepthError) as err:
-            hint = former_form(param.opts[0]) if param is not None else ""
+            hint = json_form(value) or (former_form(param.opts[0]) if param is not None else "")
             self.fail(f"{value!r} is not JSON{hint or f': {err}'}.", param, ctx)
         except ValueError as err:
             self.fail(str(err), param, ctx)
@@ -44,7 +44,7 @@ class TokenizerModes(click.Choice):
     """The tokenizer modes that the embedded engine has."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Rejects vLLM's other modes, such as the modes of Grok-2 and DeepSeek-V3.2."""
+        """Rejects vLLM's other modes, such as the modes of Mistral, Grok-2 and DeepSeek-V3.2."""
         if value not in self.choices:
             self.fail(f"{value!r} is not one of {', '.join(self.choices)}. Others need --engine vllm.", param, ctx)
         return value
@@ -179,7 +179,13 @@ def _pooler(text: str) -> PoolerConfig:
 SIZE: Final = Parsed("size", _num_bytes)
 DURATION: Final = Parsed("duration", _duration_s)
 
-BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
+_BY_KIND: Final[dict[ValueKind, click.ParamType | None]] = {
+    "text": None,
+    "int": click.INT,
+    "float": click.FLOAT,
+    "object": Parsed("json", _json_object),
+    "pooler": Parsed("json", _pooler),
+    "path": click.Path(path_type=Path),
     "count": Parsed("integer", _count),
     "size": SIZE,
     "compile cache": Parsed("location", CompileCacheOption.of),
@@ -191,15 +197,12 @@ BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
     "comma list": Parsed("list", _comma_list),
     "template": Parsed("file|template", _chat_template),
     "log config": Parsed("file", _log_config),
-    "tokenizer mode": TokenizerModes(("auto", *sorted(RENDERERS))),
+    "tokenizer mode": TokenizerModes(("auto", "hf")),
 }
 
-BY_PYTHON_TYPE: Final[dict[Any, click.ParamType | None]] = {
-    bool: None,
-    str: None,
-    int: click.INT,
-    float: click.FLOAT,
-    dict: Parsed("json", _json_object),
-    Path: click.Path(path_type=Path),
-    PoolerConfig: Parsed("json", _pooler),
-}
+
+def click_type(flag: Flag) -> click.ParamType | None:
+    """The type to which click converts a flag's value. None for text, switches and lists of texts."""
+    if flag.choices:
+        return click.Choice(flag.choices, case_sensitive=not flag.choices[0].isupper())
+    return _BY_KIND[flag.kind]

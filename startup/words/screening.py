@@ -6,13 +6,9 @@ import click
 
 from envs.redaction import hide_in_words
 from startup.imports.torch_environment import has_gpu
-from startup.words.arguments import GivenFlag
+from startup.settings.flag import NO_VALUE, Flag, GivenFlag
 from startup.words.errors import InputError
-from startup.words.flag import Flag, Shape
 from startup.words.table import IGNORE_REASONS, REJECTED_FEATURES
-
-_NOTHING = ("", "None")
-"""How a missing value is written on vLLM's command line."""
 
 
 def reject_unsupported(given_flags: Iterable[GivenFlag]) -> None:
@@ -32,7 +28,7 @@ def notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
 
 
 def _is_neutral(given: GivenFlag) -> bool:
-    neutral = (*_NOTHING, *given.flag.neutral)
+    neutral = (*NO_VALUE, *given.flag.neutral)
     return all(any(_is_same(value, other) for other in neutral) for value in given.values)
 
 
@@ -44,9 +40,7 @@ def _is_same(value: str, other: str) -> bool:
 
 
 def _spell(given: GivenFlag) -> str:
-    if given.flag.shape is Shape.SWITCH:
-        return given.flag.name if given.value else given.flag.opposite
-    return " ".join(hide_in_words((given.flag.name, *given.values)))
+    return " ".join(given.words if given.flag.nargs == 0 else hide_in_words((given.name, *given.values)))
 
 
 def _hardware_reason(flag: Flag) -> str | None:

@@ -4,9 +4,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from base.machine.command_line import is_visible
 from envs.registry import unknown_variables
-from startup.words.arguments import GivenFlag
-from startup.words.flag import SupportedFlag
-from startup.words.table import split_flags
+from startup.settings.flag import GivenFlag
+from startup.words.table import Part, split_flags
 
 
 def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
@@ -36,25 +35,25 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
     return kept, variables
 
 
-def word_notices(words: Sequence[str], given: Mapping[str, GivenFlag] | None = None) -> Iterator[str]:
+def word_notices(parts: Iterable[Part], given: Mapping[str, GivenFlag] | None = None) -> Iterator[str]:
     """Yields a line for each unknown variable with our prefix, and for each key in the words or an empty one.
 
     `given` has the flags of the embedded engine and of the router. Only they have --api-key-file.
     """
     yield from (f"{unknown}." for unknown in unknown_variables())
-    yield from secret_notices(words, has_key_file=given is not None)
+    yield from secret_notices(parts, has_key_file=given is not None)
     if given is not None:
         yield from _empty_key_notices(given.values())
 
 
-def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]:
+def secret_notices(parts: Iterable[Part], *, has_key_file: bool) -> Iterator[str]:
     """Yields a line for each flag with a secret. `has_key_file`: whether lines may suggest --api-key-file."""
-    values: dict[SupportedFlag, list[str]] = {}
-    for flag, given in split_flags(words):
-        if isinstance(flag, SupportedFlag) and flag.is_secret and any(given.values):
-            values.setdefault(flag, []).extend(given.values)
-    for flag, secrets in values.items():
-        state = "is visible to every user" if is_visible(secrets) else "was visible to every user until now"
+    secrets = [
+        part for part in parts if part.flag and part.flag.help and part.flag.is_secret and any(part.given.values)
+    ]
+    for flag in dict.fromkeys(part.flag for part in secrets if part.flag):
+        values = [value for part in secrets if part.flag is flag for value in part.given.values]
+        state = "is visible to every user" if is_visible(values) else "was visible to every user until now"
         places = [flag.variable.name] if flag.variable is not None else []
         places += ["--api-key-file"] if has_key_file and flag.parameter == "api_key" else []
         yield f"{flag.name} on the command line {state}, and shells record it: prefer {' or '.join(places)}."

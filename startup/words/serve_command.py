@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from itertools import chain, dropwhile
 from typing import Any, Final, NamedTuple
 
 import click
@@ -10,19 +11,12 @@ import click
 from base.errors import ConfigError
 from base.setting import is_section
 from envs.registry import OWN_PREFIX, env, validate_all
+from envs.suggestion import changed_word
 from envs.variable import EnvError
 from startup.files.model.gguf import find_gguf, has_llama_server
 from startup.files.model.request import ModelRequest
 from startup.settings.config import DEFAULT_MODEL_ID, StartupConfig, VllmOptions
-from startup.settings.serve_words import (
-    OMNI,
-    STRAY_REMEDY,
-    ServeWords,
-    help_topic,
-    is_flag_like,
-    is_stray,
-    repeated_words,
-)
+from startup.settings.serve_words import OMNI, STRAY_REMEDY, ServeWords, help_topic, is_stray, repeated_words
 from startup.words.arguments import Arguments, reject_references
 from startup.words.engine_choice import choose_engine, vllm_options
 from startup.words.errors import InputError
@@ -31,7 +25,7 @@ from startup.words.option import FlagOption, complete_model
 from startup.words.screening import notices, reject_unsupported, show_notices
 from startup.words.secret_flags import word_notices
 from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES
-from startup.words.table import reject_retired, split_flags
+from startup.words.table import Part, reject_retired, split_flags
 
 READ: Final = "vllm_cli.read_start"
 """Key of the `ReadStart` in click's `Context.meta`."""
@@ -57,7 +51,7 @@ class ServeCommand(click.Command):
         """Reads all settings, or shows the help."""
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, args)
-        read = ctx.meta[READ] = read_start(args)
+        read = ctx.meta[READ] = read_start(ctx.obj or ServeWords(args))
         if read.topic is not None:
             click.echo(describe_topic(ctx, read.topic) if read.topic else self.get_help(ctx))
             ctx.exit()
@@ -79,7 +73,7 @@ class ReadStart(NamedTuple):
     """The topic of the help that is asked for instead of a start (`help_topic`)."""
 
 
-def read_start(words: Sequence[str], *, is_quiet: bool = False, may_be_llama_servers: bool = True) -> ReadStart:
+def read_start(launcher: ServeWords, *, is_quiet: bool = False, may_be_llama_servers: bool = True) -> ReadStart:
     """Reads all settings. Flags have precedence over variables, and both over the `--config` file.
 
     Args:
@@ -89,34 +83,35 @@ def read_start(words: Sequence[str], *, is_quiet: bool = False, may_be_llama_ser
     Raises:
         ClickException: `serve` rejects the words.
     """
-    read, launcher = ReadStart(tuple(words)), ServeWords(words)
-    reject_repetition(words)
+    words = launcher.words
+    read, parts = ReadStart(tuple(words)), [*split_flags(words)]
+    _reject_repetition(parts)
     if words and not words[0].strip():
         raise InputError(f"MODEL is empty: {_EMPTY_REMEDY}.")
     reject_retired(launcher.flags)
     given = model = None
     is_router = launcher.has_several_models
     if not is_router:
-        _reject_flags_of_several(launcher)
+        _reject_flags_of_several(launcher, parts)
         if may_be_llama_servers and has_llama_server():
             with suppress(InputError):  # words that only vLLM knows
-                given = Arguments.read(words)
+                given = Arguments.read(parts)
                 model = _gguf_of(given)
         if choose_engine(launcher, is_gguf=model is not None) == "vllm":
-            return read._replace(start=_read_for_vllm(launcher, is_quiet=is_quiet))
+            return read._replace(start=_read_for_vllm(launcher, parts, is_quiet=is_quiet))
     if (topic := help_topic(words)) is not None:
         return read._replace(topic=topic)
     _raise_all(validate_all())
     if is_router:
         return read
     if OMNI in words:  # before the flags of vllm-omni, which are not known here
-        reject_unsupported(Arguments.parse((OMNI,)).flags.values())
-    given = given or Arguments.read(words)  # not twice, as the file of `--config` may be a pipe
+        reject_unsupported(Arguments.parse(split_flags((OMNI,))).flags.values())
+    given = given or Arguments.read(parts)  # not twice, as the file of `--config` may be a pipe
     if model is not None:
         given.flags.pop("--model", None)
         given.positionals = [model]
         return ReadStart(tuple(given.words))
-    log_format = _screen(words, given, is_quiet=is_quiet)
+    log_format = _screen(parts, given, is_quiet=is_quiet)
     config = config_of(given)
     if not is_quiet:
         show_notices(notices(given.flags.values()), log_format)  # of values that are valid
@@ -128,10 +123,11 @@ def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = F
 
     `name` is the command's name in usage errors. With `is_quiet`, no notices are shown.
     """
-    reject_repetition(words)
-    if ServeWords(words).has_several_models:
+    given = ServeWords(words)
+    if given.has_several_models:
+        _reject_repetition(split_flags(words))
         raise InputError(f"{name} is for one model: name one of them.")
-    read = read_start(words, is_quiet=is_quiet, may_be_llama_servers=False)
+    read = read_start(given, is_quiet=is_quiet, may_be_llama_servers=False)
     if read.start is None:
         raise InputError("must not have --help or --version")
     return read.start
@@ -147,13 +143,14 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
     return CommandLine.of(start.words).request
 
 
-def _read_for_vllm(given: ServeWords, *, is_quiet: bool) -> VllmOptions:
+def _read_for_vllm(given: ServeWords, parts: Sequence[Part], *, is_quiet: bool) -> VllmOptions:
     # vLLM may accept further values of all other variables.
     _raise_all(error for error in validate_all() if error.name.startswith((OWN_PREFIX, _READ_FOR_VLLM)))
     options = vllm_options(given)
     _reject_faults_of_file(options.words)
     if not is_quiet:
-        show_notices(word_notices(options.words), options.log_format)
+        after_dashes = (split_flags(each.words[1:]) for _, each in parts if each.words[0] == "--")
+        show_notices(word_notices((*parts, *chain.from_iterable(after_dashes))), options.log_format)
     return options
 
 
@@ -164,6 +161,11 @@ def _gguf_of(given: Arguments) -> str | None:
 
 def config_of(given: Arguments) -> StartupConfig:
     """The configuration of the embedded engine. Raises ClickException or ConfigError for invalid values."""
+    if given.positionals and "--model" in given.flags and not given.place("--model"):
+        flagged = given.last_value("--model")
+        raise InputError(
+            f"MODEL is given twice, as {given.positionals[0]} and by --model {flagged}: leave --model out."
+        )
     _reject_faulty_words(given)
     values = {path: variable.get() for path, variable in VARIABLES.items()}
     for option in _OPTIONS:
@@ -187,6 +189,9 @@ def config_of(given: Arguments) -> StartupConfig:
 def _reject_faulty_words(given: Arguments) -> None:
     if (stray := next(filter(is_stray, given.positionals), None)) is not None:
         raise InputError(f"unexpected word {stray!r}: {STRAY_REMEDY}.")
+    for word in given.positionals[1:]:
+        if (problem := changed_word(word)) is not None:
+            raise InputError(f"unexpected word {word!r} {problem}.")
     if len(given.positionals) > 1:
         text = f"Got unexpected extra arguments ({' '.join(given.positionals[1:])})"
         raise click.UsageError(text, click.get_current_context(silent=True))
@@ -206,7 +211,7 @@ def _build(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     return config(**arguments)
 
 
-def _screen(words: Sequence[str], given: Arguments, *, is_quiet: bool) -> str:
+def _screen(parts: Sequence[Part], given: Arguments, *, is_quiet: bool) -> str:
     """Rejects unsupported flags, and shows notices. Returns the format of log lines."""
     if given.greedy_flag and not given.positionals and MODEL.name not in given.flags:
         raise InputError(
@@ -216,7 +221,7 @@ def _screen(words: Sequence[str], given: Arguments, *, is_quiet: bool) -> str:
     reject_unsupported(given.flags.values())
     log_format = given.last_value(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()
     if not is_quiet:
-        show_notices(word_notices(words, given.flags), log_format)
+        show_notices(word_notices(parts, given.flags), log_format)
     return log_format
 
 
@@ -236,14 +241,14 @@ def _reject_faults_of_file(words: Sequence[str]) -> None:
         reject_retired((f"--{name}" for name in file.settings), f"{CONFIG.name} {file.path}: ")
 
 
-def _reject_flags_of_several(launcher: ServeWords) -> None:
+def _reject_flags_of_several(launcher: ServeWords, parts: Sequence[Part]) -> None:
     """Rejects flags of a router if there is no router, and several models that are named after flags."""
-    words, several = launcher.words, {flag.name for flag in GROUPS["Several models"]}
+    several = {flag.name for flag in GROUPS["Several models"]}
     if launcher.is_behind_router:
         several -= _OF_ONE_MODEL
     for flag in filter(several.__contains__, launcher.flags):
         raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
-    given = list(split_flags(words)) if words and is_flag_like(words[0]) else []
+    given = parts if parts and parts[0].given.flag else ()
     others = [each.words[0] for _, each in given if not each.flag]
     models = [word for word in others if word != "--" and not is_stray(word)]
     has_unknown = any(each.flag and flag is None for flag, each in given)  # the word after it may be its value
@@ -251,13 +256,9 @@ def _reject_flags_of_several(launcher: ServeWords) -> None:
         raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")
 
 
-def reject_repetition(words: Sequence[str]) -> None:
+def _reject_repetition(parts: Iterable[Part]) -> None:
     """Rejects the words of a server's command where MODEL belongs: first, or after flags that are known."""
-    begin = 0
-    for flag, given in split_flags(words) if words and is_flag_like(words[0]) else ():
-        if flag is None:
-            break
-        begin += len(given.words)
-    if repeated := repeated_words(list(words[begin:])):
+    rest = dropwhile(lambda part: part.flag is not None, parts)
+    if repeated := repeated_words([word for part in rest for word in part.given.words]):
         why = "the entrypoint of an image has them, too"
         raise InputError(f"the words `{' '.join(repeated)}` stand twice ({why}): leave them out.")

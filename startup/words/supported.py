@@ -2,46 +2,47 @@
 
 from collections.abc import Iterator
 from dataclasses import MISSING, Field
+from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Literal, get_args, get_origin
-
-import click
 
 from base.setting import ConfigField, Group, walk_settings
 from envs.registry import ENGINES, env
 from envs.variable import EnvVar
+from server.terms.config import PoolerConfig
 from startup.settings.config import StartupConfig
-from startup.words.flag import Shape, SupportedFlag
-from startup.words.param_types import BY_PYTHON_TYPE, BY_SYNTAX
+from startup.settings.flag import Flag, ValueKind, opposites_of
+
+_KINDS: Final[dict[Any, ValueKind]] = {
+    bool: "text", str: "text", int: "int", float: "float", dict: "object", Path: "path", PoolerConfig: "pooler",
+}  # fmt: skip
+"""A field's type -> how the value of its flag is read."""
 
 
-def click_type(field: Field[Any]) -> click.ParamType | None:
-    """The click type for a field. None for text, switches and lists of texts."""
-    metadata = field.metadata
-    if "syntax" in metadata:
-        return BY_SYNTAX[metadata["syntax"]]
-    if choices := metadata.get("choices"):
-        return click.Choice(choices, case_sensitive=not choices[0].isupper())
+def _choices_of(field: Field[Any]) -> tuple[str, ...] | None:
     python_type = _python_type(field)
-    if get_origin(python_type) is Literal:
-        return click.Choice(get_args(python_type))
-    if get_origin(python_type) is tuple:
-        return BY_PYTHON_TYPE[get_args(python_type)[0]]
-    return BY_PYTHON_TYPE[get_origin(python_type) or python_type]
+    choices: tuple[str, ...] | None = field.metadata.get("choices")
+    return choices or (get_args(python_type) if get_origin(python_type) is Literal else None)
 
 
-def shape_of(field: Field[Any]) -> Shape:
-    """The shape of a field's flag. bool is a switch. A tuple without `syntax` takes several words."""
+def _kind_of(field: Field[Any]) -> ValueKind:
+    python_type = _python_type(field)
+    base = get_args(python_type)[0] if get_origin(python_type) is tuple else get_origin(python_type) or python_type
+    kind: ValueKind = field.metadata.get("syntax") or ("text" if _choices_of(field) else _KINDS[base])
+    return kind
+
+
+def _nargs_of(field: Field[Any]) -> int | str:
+    """The number of values. bool is a switch. A tuple without `syntax` takes several words."""
     if field.metadata.get("syntax") == "optional text":
-        return Shape.OPTIONAL
+        return "?"
     python_type = _python_type(field)
     if python_type is bool:
-        return Shape.SWITCH
-    is_list = get_origin(python_type) is tuple and "syntax" not in field.metadata
-    return Shape.LIST if is_list else Shape.VALUE
+        return 0
+    return "+" if get_origin(python_type) is tuple and "syntax" not in field.metadata else 1
 
 
-def metavar_of(field: Field[Any]) -> str | None:
+def _metavar_of(field: Field[Any]) -> str | None:
     """The declared metavar, or else the unit. None leaves the choice to the click type."""
     metavar: str | None = field.metadata.get("metavar")
     if field.name.endswith("_s"):
@@ -70,23 +71,23 @@ _FILLED_TOO: Final = {
 }
 """A flag -> the path of the second field that gets the flag's value."""
 
-ENGINE: Final = SupportedFlag(
-    "--engine",
-    type=click.Choice(ENGINES),
+ENGINE: Final = Flag(
+    ("--engine",),
+    choices=ENGINES,
     variable=env.VCLI_ENGINE,
     default=env.VCLI_ENGINE.default,
     help="The engine: the installed vLLM (vllm), this package's own (embedded), or vLLM if it is installed, else "
     "embedded (auto).",
     role="program",
 )
-CONFIG: Final = SupportedFlag(
-    "--config",
+CONFIG: Final = Flag(
+    ("--config",),
     metavar="FILE",
     help="YAML file of settings, named like the flags.",
 )
 
 
-def _derive_group(title: Group) -> Iterator[SupportedFlag]:
+def _derive_group(title: Group) -> Iterator[Flag]:
     declared = [each for each in CONFIG_FIELDS if each.group == title and "flag" in each.field.metadata]
     for each in declared:
         if "after" not in each.field.metadata:
@@ -95,24 +96,26 @@ def _derive_group(title: Group) -> Iterator[SupportedFlag]:
             yield from (_derive(other) for other in declared if other.field.metadata.get("after") == flag.name)
 
 
-def _derive(declared: ConfigField) -> SupportedFlag:
+def _derive(declared: ConfigField) -> Flag:
     path, field, _, role = declared
-    name = field.metadata["flag"]
-    return SupportedFlag(
-        name,
-        field.metadata.get("aliases", ()),
-        shape=shape_of(field),
+    name, nargs = field.metadata["flag"], _nargs_of(field)
+    names = (name, *field.metadata.get("aliases", ()))
+    return Flag(
+        names,
+        _kind_of(field),
+        nargs,
+        opposites=() if nargs else opposites_of(*names),
+        choices=_choices_of(field),
         help=field.metadata["help"],
         fields=(path, *_FILLED_TOO.get(name, ())),
         default=None if field.default is MISSING else field.default,
-        type=click_type(field),
-        metavar=metavar_of(field),
+        metavar=_metavar_of(field),
         variable=field.metadata.get("variable"),
         role=role,
     )
 
 
-GROUPS: Final[dict[str, tuple[SupportedFlag, ...]]] = {title: tuple(_derive_group(title)) for title in get_args(Group)}
+GROUPS: Final[dict[str, tuple[Flag, ...]]] = {title: tuple(_derive_group(title)) for title in get_args(Group)}
 GROUPS["Start"] = (ENGINE, CONFIG, *GROUPS["Start"])  # these two are read before there is a configuration
 
 SUPPORTED: Final = tuple(flag for group in GROUPS.values() for flag in group)

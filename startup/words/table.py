@@ -7,9 +7,9 @@ from typing import Final, NamedTuple
 from envs.redaction import is_secret_flag
 from envs.replacements import REPLACEMENTS, RETIRED
 from envs.suggestion import did_you_mean, positive
+from startup.settings.flag import Flag
 from startup.settings.serve_words import Given, normalise, split
 from startup.words.errors import InputError
-from startup.words.flag import Flag, Shape
 from startup.words.supported import SUPPORTED
 from startup.words.unsupported import IGNORED, REJECTED
 
@@ -18,23 +18,7 @@ class Spelling(NamedTuple):
     """A flag that a word of the command line stands for, and whether the word negates it."""
 
     flag: Flag
-    is_negated: bool = False
-
-
-def spellings(flag: Flag) -> dict[str, Spelling]:
-    """All spellings of a flag.
-
-    Opposites of `--enable-x` are `--no-enable-x` and, since vLLM 0.33, `--disable-x`. `--enable-x` is also an
-    opposite of `--disable-x`.
-    """
-    plain = {name: Spelling(flag) for name in flag.names}
-    if flag.shape is not Shape.SWITCH:
-        return plain
-    long_names = [name for name in flag.names if name.startswith("--")]
-    negated = [f"--no-{name.removeprefix('--')}" for name in long_names]
-    for begin, opposite in (("--enable-", "--disable-"), ("--disable-", "--enable-")):
-        negated += [opposite + name.removeprefix(begin) for name in long_names if name.startswith(begin)]
-    return plain | {name: Spelling(flag, is_negated=True) for name in negated}
+    is_negated: bool
 
 
 IGNORE_REASONS: Final = {flag: reason for reason, flags in IGNORED.items() for flag in flags}
@@ -47,7 +31,7 @@ FLAGS: Final[tuple[Flag, ...]] = (*SUPPORTED, *IGNORE_REASONS, *REJECTED_FEATURE
 
 _MAX_SHOWN: Final = 5
 
-_BY_NAME: Final = {name: spelling for flag in FLAGS for name, spelling in spellings(flag).items()}
+_BY_NAME: Final = {option: Spelling(flag, option in flag.opposites) for flag in FLAGS for option in flag.options}
 
 
 def find_flag(name: str) -> Spelling:
@@ -84,7 +68,7 @@ def split_flags(words: Iterable[str]) -> Iterator[Part]:
 
     def num_values(name: str) -> int | str | None:
         flag = find(name)
-        return flag.num_values if flag else None
+        return flag.nargs if flag else None
 
     for given in split(words, num_values):
         yield Part(find(given.flag) if given.flag else None, given)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from startup.words.flag import Flag, Shape
+from startup.settings.flag import Flag, opposites_of
 
 
 def _flags(table: str) -> tuple[Flag, ...]:
@@ -16,11 +16,12 @@ def _flags(table: str) -> tuple[Flag, ...]:
 
 def _flag(text: str) -> Flag:
     names, has_value, neutral = text.partition("=")
-    name, *aliases = names.removesuffix("+").split(",")
+    all_names = tuple(names.removesuffix("+").split(","))
     if not has_value or neutral == "on":
-        return Flag(name, tuple(aliases), shape=Shape.SWITCH, neutral=("true" if has_value else "false",))
-    shape = Shape.LIST if names.endswith("+") else Shape.VALUE
-    return Flag(name, tuple(aliases), shape=shape, neutral=tuple(filter(None, neutral.split("|"))))
+        off = opposites_of(*all_names)
+        return Flag(all_names, nargs=0, opposites=off, neutral=("true" if has_value else "false",))
+    nargs = "+" if names.endswith("+") else 1
+    return Flag(all_names, nargs=nargs, neutral=tuple(filter(None, neutral.split("|"))))
 
 
 IGNORED: Final[dict[str, tuple[Flag, ...]]] = {

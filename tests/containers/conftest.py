@@ -85,7 +85,7 @@ def mounted(model: Path) -> str:
 
 @pytest.fixture(scope="session")
 def vllm_image(_store: None, request: pytest.FixtureRequest) -> str:
-    """The image that docs/fleet.md makes of vLLM's."""
+    """The image that deploy/docker/vllm.Dockerfile makes of vLLM's."""
     if not PYTHON.exists():
         pytest.skip("`make peers` has not installed vLLM")
     if not request.config.getoption("--built", False):

@@ -64,7 +64,7 @@ def _assert_serves_inside(server: Container) -> None:
     """For containers whose port cannot be reached."""
     wait_until(lambda: not podman("container", "exists", server.name, check=False).returncode)
     server.execute("vllm-cli", "wait", "--timeout=200")
-    assert "Paris" in server.execute("vllm-cli", "complete", "--temperature=0", "--quick", PROMPT["prompt"])
+    assert "Paris" in server.execute("vllm-cli", "chat", "--temperature=0", "--quick", "What is the capital of France?")
 
 
 def test_a_limit_that_is_too_small_is_named(image, mounted):

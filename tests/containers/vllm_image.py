@@ -1,4 +1,4 @@
-"""An image that stands in for vllm/vllm-openai, and the one that docs/fleet.md makes of it.
+"""An image that stands in for vllm/vllm-openai, and the one that deploy/docker/vllm.Dockerfile makes of it.
 
 The stand-in has this machine's interpreter. vLLM's packages are mounted, because they are gigabytes.
 """
@@ -6,6 +6,8 @@ The stand-in has this machine's interpreter. vLLM's packages are mounted, becaus
 import re
 import shutil
 import subprocess
+import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -40,12 +42,14 @@ def mount_of(python: Path) -> str:
 
 
 def build_vllm_images() -> None:
-    """Builds both images. The first line of the second is the page's, but for the name."""
+    """Builds both images, the second with a wheel of this clone."""
     contexts = {"python": PYTHON.resolve().parents[1], "vllm": BIN}
     words = [f"--build-context={name}={folder.resolve()}" for name, folder in contexts.items()]
     build(STAND_IN, *words, file=_DOCKERFILE, context=STORE / "empty")
-    [lines] = re.findall(r"```dockerfile\n(.*?)```", (ROOT / "docs" / "fleet.md").read_text(), re.DOTALL)
-    shutil.rmtree(STORE / "fleet", ignore_errors=True)
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", STORE / "fleet/vllm-cli"], check=True)
-    file = re.sub("^FROM .*", f"FROM {STAND_IN}", lines)
-    build(WITH_VLLM_CLI, mount_of(PYTHON), file=file, context=STORE / "fleet")
+    dist = STORE / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*wheel, dist, ROOT], check=True)
+    digest = sha256(next(dist.iterdir()).read_bytes()).hexdigest()
+    file = re.sub("(?m)^FROM .*", f"FROM {STAND_IN}", (ROOT / "deploy/docker/vllm.Dockerfile").read_text())
+    build(WITH_VLLM_CLI, mount_of(PYTHON), f"--build-arg=WHEEL_SHA256={digest}", file=file, context=dist)

@@ -189,14 +189,17 @@ class Stream(NamedTuple):
 
 
 def read_stream(text: str) -> Stream:
+    """Reads a stream as strict clients do: a blank line ends an event, which has one line of data."""
+    *events, rest = text.split("\n\n")
     data, names = [], []
-    for line in text.splitlines():
-        kind, _, value = line.partition(": ")
-        if kind == "event":
-            names.append(value)
-        elif value and value != "[DONE]":
-            data.append(json.loads(value))
-    return Stream(data, names, text.endswith("data: [DONE]\n\n"))
+    for event in events:
+        fields = [line.partition(": ") for line in event.split("\n") if not line.startswith(": ")]
+        assert [name for name, _, _ in fields] in (["data"], ["event", "data"]), f"an event is {event!r}"
+        names += [value for _, _, value in fields[:-1]]
+        data.append(fields[-1][2])
+    assert not rest, f"the stream ends within {rest!r}"
+    is_done = data[-1:] == ["[DONE]"]
+    return Stream([json.loads(each) for each in data[: len(data) - is_done]], names, is_done)
 
 
 def joined(api: str, stream: Stream) -> Any:

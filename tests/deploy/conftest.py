@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.container_root import ContainerRoot
-from tests.startup.vllm.fake_start import short_folder
+from tests.support.folders import short_folder
 
 
 def installed(requirement: str, venv: Path) -> Path:

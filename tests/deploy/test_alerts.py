@@ -17,8 +17,12 @@ READY = {f"vllm:num_requests_running{{{WHERE}}}": "0+0x60", f'vllm_cli:start_inf
 HEALTHY = {
     **READY,
     f"vllm_cli:engine_up{{{WHERE}}}": "1+0x60",
+    f"vllm_cli:cuda_graphs_captured{{{WHERE}}}": "9+0x60",
+    f"vllm_cli:cuda_graphs_total{{{WHERE}}}": "9+0x60",
+    f"vllm_cli:cuda_graphs_given_up{{{WHERE}}}": "0+0x60",
     f"vllm_cli:engine_silence_seconds{{{WHERE}}}": "1+0x60",
-    f'vllm_cli:start_phase_seconds{{{WHERE}, phase="api:imports"}}': "9+0x60",
+    f'vllm_cli:start_phase_seconds{{{WHERE}, phase="total"}}': "9+0x60",
+    f'vllm_cli:start_phase_seconds{{{WHERE}, phase="api:imports"}}': "400+0x60",
     f"vllm_cli:model_last_start_seconds{{{ROUTER}}}": "9+0x60",
     f'vllm_cli:model_state{{{ROUTER}, state="failed"}}': "0+0x60",
     f'vllm_cli:router_starts_total{{{ROUTER}, outcome="failed"}}': "1+0x60",
@@ -35,7 +39,7 @@ FIRING = {
     ],
     "VllmCliEngineSilent": [{f"vllm_cli:engine_silence_seconds{{{WHERE}}}": "0+60x60"}],
     "VllmCliStartSlow": [
-        {f'vllm_cli:start_phase_seconds{{{WHERE}, phase="{phase}"}}': "200+0x60" for phase in ("a", "b")},
+        {f'vllm_cli:start_phase_seconds{{{WHERE}, phase="total"}}': "400+0x60"},
         {f"vllm_cli:model_last_start_seconds{{{ROUTER}}}": "400+0x60"},
     ],
     "VllmCliModelCompiledAgain": [READY | {COMPILED + '"variables VLLM_HOST_IP"}': "1+0x60"}],
@@ -46,6 +50,11 @@ FIRING = {
     "VllmCliModelFailing": [
         {f'vllm_cli:model_state{{{ROUTER}, state="failed"}}': "1+0x60"},
         {f'vllm_cli:router_starts_total{{{ROUTER}, outcome="failed"}}': "0+1x60"},
+    ],
+    "VllmCliStartPlain": [READY | {f'vllm_cli:start_info{{{WHERE}, start_mode="plain"}}': "1+0x60"}],
+    "VllmCliCudaGraphsIncomplete": [{f"vllm_cli:cuda_graphs_given_up{{{WHERE}}}": "3+0x60"}],
+    "VllmCliCudaGraphsLate": [
+        {f"vllm_cli:cuda_graphs_captured{{{WHERE}}}": "2+0x60", f"vllm_cli:cuda_graphs_total{{{WHERE}}}": "9+0x60"}
     ],
     "VllmCliRouterErrors": [
         {f'vllm_cli:router_requests_total{{{ROUTER}, status="{status}"}}': "0+9x60" for status in ("2xx", "5xx")}

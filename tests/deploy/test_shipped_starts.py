@@ -8,8 +8,9 @@ import pytest
 from tests.deploy.container_root import ContainerRoot
 from tests.deploy.shipped import EXAMPLES, PODS_OF_EMBEDDED, PODS_OF_VLLM, SECRETS, STARTS, pod_start
 from tests.e2e.server_process import ServerProcess
-from tests.startup.vllm.fake_start import FakeStart, environment, short_folder
+from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.support.certificates import make_certificate
+from tests.support.folders import short_folder
 from tests.support.http_client import ask
 
 pytestmark = pytest.mark.thorough

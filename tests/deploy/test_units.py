@@ -1,8 +1,6 @@
 """The shipped units under a real systemd. The isolated unit serves. With warm.conf, its starts are warm."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -10,7 +8,7 @@ import pytest
 
 from tests.deploy.shipped import DEPLOY, ROOT, SECRETS
 from tests.deploy.systemd import Systemd
-from tests.startup.vllm.fake_start import short_folder
+from tests.support.folders import short_folder
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -33,7 +31,6 @@ def wait_status(status):
 """
 """Fails if a connection is refused, or ends without an answer."""
 _MODELS = 'print(*(model["id"] for model in json.load(ask("/v1/models"))["data"]))'
-_UNTIL_READY = "wait_status(200)"
 _UNTIL_RESTARTED = """
 subprocess.Popen(["systemctl", "restart", "vllm-cli"])
 wait_status(503)
@@ -48,12 +45,6 @@ wait_status(503)
 lines += [line for line in answer if line.strip()]
 print(json.loads(lines[-2][6:])["usage"]["completion_tokens"], lines[-1].decode(), end="")
 """
-
-
-@contextmanager
-def _systemd(files: dict[str, str], model: Path | None = None) -> Iterator[Systemd]:
-    with short_folder() as folder, Systemd(folder, files, model) as manager:
-        yield manager
 
 
 def _server(environment: str = "", *, max_model_len: int = 256) -> dict[str, str]:
@@ -88,7 +79,7 @@ def _assert_serves(manager: Systemd) -> None:
 
 
 def test_the_isolated_unit_serves_and_stops(tiny_llama):
-    with _systemd(_server(), tiny_llama) as manager:
+    with short_folder() as folder, Systemd(folder, _server(), tiny_llama) as manager:
         started = manager.start("vllm-cli.service")
         log = manager.run("cat", "/run/vllm-cli.log").stdout
         assert started.returncode == 0, started.stderr + log
@@ -100,7 +91,7 @@ def test_the_isolated_unit_serves_and_stops(tiny_llama):
 
 
 def test_with_the_drop_in_of_both_units_starts_and_restarts_are_warm(tiny_llama):
-    with _systemd(_warm_server(), tiny_llama) as manager:
+    with short_folder() as folder, Systemd(folder, _warm_server(), tiny_llama) as manager:
         for command in ("start", "restart"):  # the standby starts first, as the server wants it
             done = manager.run("systemctl", command, "vllm-cli.service")
             log = manager.run("sh", "-c", "cat /run/*.log").stdout
@@ -116,10 +107,10 @@ def test_with_the_drop_in_of_both_units_starts_and_restarts_are_warm(tiny_llama)
 
 def test_no_connection_is_refused_from_the_socket_s_start_on_and_a_stop_lets_a_stream_finish(tiny_llama):
     """The first request starts the service. A restart is not seen but by answers of 503."""
-    with _systemd(_server(max_model_len=4096), tiny_llama) as manager:
+    with short_folder() as folder, Systemd(folder, _server(max_model_len=4096), tiny_llama) as manager:
         manager.start("vllm-cli.socket")
         assert manager.show("vllm-cli", "ActiveState") == "inactive"
-        for script in (_UNTIL_READY, _UNTIL_RESTARTED):
+        for script in ("wait_status(200)", _UNTIL_RESTARTED):
             _run_client(manager, script)
         assert _run_client(manager, _STREAM_OVER_STOP) == "1000 data: [DONE]\n"
         wait_until(lambda: manager.show("vllm-cli", "ActiveState") == "inactive")
@@ -131,7 +122,10 @@ def test_a_server_that_hangs_or_loses_its_engine_is_restarted(tiny_llama):
     short = (
         f"{_LOGGED}Restart=on-failure\nWatchdogSec=5\nExecStopPost=+/bin/sh -c 'echo $$SERVICE_RESULT >>/run/ends'\n"
     )
-    with _systemd(_server() | {"/etc/units/vllm-cli.service.d/log.conf": short}, tiny_llama) as manager:
+    with (
+        short_folder() as folder,
+        Systemd(folder, _server() | {"/etc/units/vllm-cli.service.d/log.conf": short}, tiny_llama) as manager,
+    ):
         manager.start("vllm-cli.service")
         for number, end in enumerate(("watchdog", "exit-code"), 1):
             main = psutil.Process(manager.main_pid("vllm-cli"))
@@ -153,7 +147,7 @@ def test_a_reload_with_the_page_s_line_reads_the_models_file_again(tiny_llama):
         "/etc/units/vllm-cli.service.d/log.conf": drop_in,
         "/etc/vllm-cli/models.yaml": "models: {first: {model: /opt/model}}\n",
     }
-    with _systemd(_server() | files, tiny_llama) as manager:
+    with short_folder() as folder, Systemd(folder, _server() | files, tiny_llama) as manager:
         manager.start("vllm-cli.service")
         assert _run_client(manager, _MODELS) == "first\n"
         manager.run("sed", "-i", "s/first/second/", "/etc/vllm-cli/models.yaml")

@@ -1,6 +1,7 @@
 """Runs Debian's Chromium headless, and controls it by the DevTools protocol."""
 
 import asyncio
+import base64
 import itertools
 import json
 import shutil
@@ -18,17 +19,10 @@ from tests.support.http_server import Request, ScriptedServer
 _PATIENT_S: Final = 120.0
 _EXECUTABLE: Final = shutil.which("chromium")
 _FLAGS: Final = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--remote-debugging-port=0",
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0"),
 )
+_KEY_CODES: Final = {"Enter": {"windowsVirtualKeyCode": 13}, "Escape": {"windowsVirtualKeyCode": 27}}
 needs_browser = needs_tool("chromium")
 
 
@@ -68,6 +62,23 @@ class Tab:
             while not await self.evaluate(expression):
                 await asyncio.sleep(0.05)
 
+    async def click(self, selector: str) -> None:
+        await self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
+
+    async def press(self, *keys: str) -> None:
+        """Presses Enter and Escape, and inserts other words as text."""
+        for key in keys:
+            if key not in _KEY_CODES:
+                await self._call("Input.insertText", text=key)
+                continue
+            text = "\r" if key == "Enter" else ""
+            for kind in ("keyDown", "keyUp"):
+                await self._call("Input.dispatchKeyEvent", type=kind, key=key, text=text, **_KEY_CODES[key])
+
+    async def picture(self) -> bytes:
+        """What the tab shows, as PNG."""
+        return base64.b64decode((await self._call("Page.captureScreenshot"))["data"])
+
     async def _call(self, method: str, **params: Any) -> Any:
         number = next(self._ids)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
@@ -87,12 +98,34 @@ class Tab:
             elif message["method"] == "Runtime.exceptionThrown":
                 self.errors.append(str(message["params"]["exceptionDetails"]))
 
+    # --- The chat of the page ---
+
+    async def open_chat(self, url: str) -> None:
+        """Opens the page, and waits for its chat."""
+        await self.open(url)
+        await self.wait_for("!document.querySelector('#chat').hidden")
+
+    async def fill(self, name: str, value: str) -> None:
+        """Types the value of a setting."""
+        await self.evaluate(f"$('{name}').value = {json.dumps(value)}; $('{name}').dispatchEvent(new Event('input'))")
+
+    async def send(self, text: str) -> None:
+        await self.evaluate(f"$('prompt').value = {json.dumps(text)}; $('send').click()")
+
+    async def ask(self, text: str) -> str:
+        """Sends a message. Returns the text in the answer's box once the answer is complete."""
+        await self.send(text)
+        await self.wait_for("$('stop').hidden")
+        return str(await self.evaluate("$('talk').lastChild.innerText"))
+
 
 class Browser(Tab):
     """A browser and its first tab. The end of the `async with` block ends the browser."""
 
-    def __init__(self, *, width: int = 1080, height: int = 1000) -> None:
+    def __init__(self, *, width: int = 1080, height: int = 1000, scheme: str = "light") -> None:
+        """`scheme` is `light` or `dark`."""
         super().__init__()
+        self._scheme = {"name": "prefers-color-scheme", "value": scheme}
         self._size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._others: list[Tab] = []
@@ -107,6 +140,7 @@ class Browser(Tab):
         self._session = aiohttp.ClientSession()
         await self.connect(self._session, await self._find_page())
         await self._call("Emulation.setDeviceMetricsOverride", **self._size)  # a window has at least 500 pixels
+        await self._call("Emulation.setEmulatedMedia", features=[self._scheme])
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -209,6 +209,10 @@ class HubServer:
         """Whether listings have sizes and hashes, which some mirrors leave out."""
         self.is_xet = False
         """Whether files in LFS are in Xet storage, too. Then answers also have the headers of Xet."""
+        self.sends: dict[str, str] = {}
+        """Headers that replace those of answers with files. Empty values leave headers out."""
+        self.body: bytes | None = None
+        """What answers contain instead of any file."""
         self.may_answer = threading.Event()
         """While this event is cleared, no request is answered."""
         self.may_answer.set()
@@ -421,9 +425,13 @@ class _Handler(QuietHandler):
         headers |= {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes", "Content-Length": str(end - begin)}
         if is_part:
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
-        self._begin_answer(206 if is_part else 200, headers)
+        self._begin_answer(206 if is_part else 200, headers | self._hub.sends)
         if self.command == "GET":
             try:
+                if self._hub.body is not None:
+                    self.wfile.write(self._hub.body)
+                    self.close_connection = True
+                    return
                 self._send_body(key, memoryview(file.content)[begin:end], fault)
             except OSError:  # the client has closed the connection
                 self.close_connection = True

@@ -4,9 +4,9 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+from startup.settings.flag import GivenFlag
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts
-from startup.vllm_words.grammar import VllmFlag
 from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value
 
 _NOT_CONVERTED: Final = ("unknown", "object")
@@ -42,8 +42,8 @@ def read_both(words: Sequence[str], facts: VllmFacts, parse: Callable[[Sequence[
     return Reading(True, faults, [*_differences({**values, "model": line.model or model}, namespace, model)])
 
 
-def _converted(flag: VllmFlag) -> dict[str, Any]:
-    fact = flag.fact
+def _converted(flag: GivenFlag) -> dict[str, Any]:
+    fact = flag.flag
     if fact.nargs == 0:
         return {fact.parameter: flag.is_on}
     values = [parse_value(fact, text) for text in flag.values]

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from startup.words.flag import Flag
-from startup.words.table import FLAGS, spellings
+from startup.settings.flag import Flag
+from startup.words.table import FLAGS
 
 _OWN_PREFIXES: Final = (
     *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),
@@ -16,4 +16,4 @@ def is_own(flag: Flag) -> bool:
     return flag.name.startswith(_OWN_PREFIXES)
 
 
-VLLM_NAMES: Final = {name for flag in FLAGS if not is_own(flag) for name in spellings(flag)}
+VLLM_NAMES: Final = {name for flag in FLAGS if not is_own(flag) for name in flag.options}

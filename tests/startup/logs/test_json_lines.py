@@ -33,17 +33,12 @@ def test_a_line_has_time_level_logger_phase_role_message_and_traceback():
     )
     line, failed = lines_of(code)
     assert line["message"] == "3 tokens\nof é"
-    assert (line["level"], line["logger"], line["phase"], line["role"]) == (
-        "INFO",
-        "server.run.api_process",
-        "load_weights",
-        "api",
-    )
+    known = {"level": "INFO", "logger": "server.run.api_process", "phase": "load_weights", "role": "api"}
+    assert line.items() >= known.items()
     assert isinstance(line["pid"], int)
     assert line["time"].endswith("Z")
-    assert datetime.fromisoformat(line["time"]).isoformat(timespec="milliseconds") == line["time"].replace(
-        "Z", "+00:00"
-    )
+    time = datetime.fromisoformat(line["time"]).isoformat(timespec="milliseconds")
+    assert time == line["time"].replace("Z", "+00:00")
     assert "request_id" not in line
     assert failed["message"] == "it failed"
     assert failed["exception"].startswith("Traceback (most recent call last):\n")
@@ -127,15 +122,8 @@ def test_text_format_leaves_other_output_alone():
 
 @pytest.mark.parametrize("path", ["/v1/completions", '/"quoted"'])
 def test_access_log_lines_have_method_path_status_and_client(path):
-    record = logging.LogRecord(
-        "uvicorn.access",
-        logging.INFO,
-        "",
-        0,
-        '%s - "%s %s HTTP/%s" %d',
-        ("127.0.0.1:5", "POST", path, "1.1", 200),
-        None,
-    )
+    values = ("127.0.0.1:5", "POST", path, "1.1", 200)
+    record = logging.LogRecord("uvicorn.access", logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', values, None)
     line = json.loads(JsonFormatter("api", lambda: "serving").format(record))
     assert (line["method"], line["path"], line["status"], line["client"]) == ("POST", path, 200, "127.0.0.1:5")
     assert line["message"] == f'127.0.0.1:5 - "POST {path} HTTP/1.1" 200'

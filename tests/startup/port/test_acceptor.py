@@ -1,6 +1,7 @@
 """The responder accepts connections while the server's event loop does not run, with few descriptors."""
 
 import fcntl
+import os
 import select
 import socket
 import termios
@@ -18,6 +19,7 @@ from startup.port import acceptor
 from startup.port.acceptor import ACCEPTING, BEAT, TURN_S, AnsweredProbe, Heartbeat
 from startup.port.responder import StartupResponder
 from tests.startup.port.conftest import Answers
+from tests.support.cli import run_python
 from tests.support.waiting import wait_until
 
 _PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -152,3 +154,31 @@ def test_no_time_passes_while_the_process_itself_is_stopped():
     for turn in range(100):
         heartbeat.turn(now + 1000.0 + turn * TURN_S)
     assert b"has not run for" in heartbeat.current_answer(now + 1000.0 + 99 * TURN_S)
+
+
+_PROGRAM = """
+import os, time
+from startup.port.acceptor import RealtimePriority
+priority = RealtimePriority(is_wanted={is_wanted})
+policies = [os.sched_getscheduler(0)]
+while time.process_time() < 1:
+    pass
+priority.turn(priority._began_s + 1)  # whatever time this has taken
+policies.append(os.sched_getscheduler(0))
+priority.turn(time.monotonic() + 60)
+policies.append(os.sched_getscheduler(0))
+print(policies)
+"""
+
+
+def _policies(*, is_wanted: bool) -> str:
+    return run_python(_PROGRAM.format(is_wanted=is_wanted), check=True).stdout.strip()
+
+
+@pytest.mark.thorough
+def test_a_process_that_needs_little_has_priority_again_if_it_is_wanted():
+    assert _policies(is_wanted=False) == str([os.SCHED_OTHER] * 3)
+    if run_python("import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))").returncode:
+        pytest.skip("needs CAP_SYS_NICE")
+    policies = [os.SCHED_FIFO, os.SCHED_OTHER, os.SCHED_FIFO]
+    assert _policies(is_wanted=True) == str([policy | os.SCHED_RESET_ON_FORK for policy in policies])

@@ -92,7 +92,7 @@ def test_metrics_have_the_reasons_without_values_of_variables(monkeypatch):
     monkeypatch.setattr(start_origin, "cold_reason", 'no "standby" \\ runs')
     state = _state()
     change = {"kind": "variables", "name": "VLLM_HOST_IP", "before": "10.0.0.1", "now": "10.0.0.2"}
-    state.set_compiled_model({"state": "compiled", "text": "…", "reason": "10.0.0.2", "changes": [change]})
+    state.set_compiled_model({"state": "compiled", "text": "…", "reason": "10.0.0.2", "difference": change})
     (info,) = _families(ProbeAnswers(state).answer("/metrics").body)["vllm_cli:start_info"].samples
     assert info.labels == {
         "start_mode": "cold",

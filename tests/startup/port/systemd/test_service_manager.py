@@ -15,7 +15,7 @@ import pytest
 from startup.port.systemd.notify_relay import NotifyRelay
 from startup.port.systemd.service_manager import ServiceManager
 from tests.startup.port.systemd.notify_socket import NotifySocket
-from tests.startup.vllm.fake_start import short_folder
+from tests.support.folders import short_folder
 from tests.support.waiting import wait_until
 
 _TAKE = """
