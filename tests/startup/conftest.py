@@ -37,19 +37,19 @@ class ToyPackages:
 
 @pytest.fixture
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyPackages]:
-    """Packages for one test. At its end, its modules and finders are removed."""
+    """Packages for one test, which may hide installed ones. At its end, modules and finders are as before."""
     monkeypatch.setattr(finder, "_finder", finder._Finder())
     for name in ("_unfit", "_met", "_executed"):
         monkeypatch.setattr(hook, name, type(getattr(hook, name))())
     monkeypatch.setattr(distributions, "_noted", {})
     monkeypatch.setattr(hook, "_package", hook._package.__wrapped__)
-    modules, finders, path = set(sys.modules), list(sys.meta_path), list(sys.path)
-    sys.path.insert(0, str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    modules, finders = dict(sys.modules), list(sys.meta_path)
     yield ToyPackages(tmp_path)
-    sys.path[:] = path
     sys.meta_path[:] = finders
-    for name in set(sys.modules) - modules:
+    for name in sys.modules.keys() - modules.keys():
         del sys.modules[name]
+    sys.modules.update(modules)
 
 
 @pytest.fixture
