@@ -12,7 +12,7 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -27,8 +27,8 @@ _INSTRUCTIONS: Final = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512
 _DERIVED: Final = ("summary", "ratios", "spans_end_s", "num_probes")
 """Members left out of a benchmark's JSON, because its rounds give them or because no page shows them."""
 _DIGITS: Final = 5
-_MARKS: Final = re.compile(r"( [*†‡‖§])+$")
-"""Marks of footnotes in an earlier page."""
+_RELEASE: Final = re.compile(r"^## \[([\d.]+)\] - (\S+)$", re.MULTILINE)
+"""The heading of a release in the changelog, with version and date."""
 
 
 class Measured(NamedTuple):
@@ -45,19 +45,11 @@ class Measured(NamedTuple):
         return self.moment[:10]
 
 
-class Table(NamedTuple):
-    """A table of figures from an earlier page."""
-
-    machine: str
-    date: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
 class Figures:
-    """The figures in all JSON files of a folder."""
+    """The figures in all JSON files of a folder, but none from before the release before the newest."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
+    def __init__(self, folder: Path = FOLDER, changelog: Path = ROOT / "CHANGELOG.md") -> None:
+        (self._version, self._release), (_, self._oldest), *_ = _RELEASE.findall(changelog.read_text())
         self.machines: dict[str, dict[str, Any]] = json.loads((folder / _MACHINES).read_text())
         files = sorted(path for path in folder.glob("*.json") if path.name != _MACHINES)
         self._records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in files]
@@ -67,23 +59,15 @@ class Figures:
         runs: dict[str, Measured] = {}
         for record in self._records:
             step = record.get("steps", {}).get(name)
-            if step is not None and step["exit_code"] == 0 and step["result"]:
+            passed = step is not None and step["exit_code"] == 0 and step["result"]
+            if passed and step["moment"] >= self._oldest:
                 run = Measured(record["machine"], step["moment"], step["result"])
                 runs[run.machine] = max(run, runs.get(run.machine, run), key=lambda each: each.moment)
         return sorted(runs.values(), key=lambda run: run.moment, reverse=True)
 
-    def tables(self, section: str) -> Iterator[Table]:
-        """Yields the tables of earlier pages that a section shows. Some rows and columns have new names."""
-        for record in self._records:
-            for table in record.get("tables", ()):
-                shown = table.get("shown", {})
-                if shown.get("section") == section:
-                    rows = [
-                        [label or table["rows"][int(number)][0], *(table["rows"][int(number)][1:])]
-                        for number, label in shown["rows"].items()
-                    ]
-                    cells = [[_MARKS.sub("", row[cell]) for cell in shown["cells"]] for row in rows]
-                    yield Table(record["machine"], table["date"], shown["columns"], cells)
+    def describe_age(self, date: str) -> str:
+        """The date, and the newest release if that is newer, because its code may have other figures."""
+        return f"{date}, before {self._version}" if date < self._release else date
 
 
 class Record:

@@ -68,11 +68,32 @@ def test_rounds_are_found_in_the_json_of_all_tools():
 
 def test_the_newest_run_that_passed_is_shown(folder, monkeypatch):
     monkeypatch.setitem(ROWS, "Start of vLLM", (Row("first token", "`vllm serve`", "start"),))
-    runs = [("A", "2026-01-02", 0), ("A", "2026-01-01", 0), ("B", "2026-01-03", 0), ("C", "2026-01-04", 1)]
+    runs = [("A", "2126-01-02", 0), ("A", "2126-01-01", 0), ("B", "2126-01-03", 0), ("C", "2126-01-04", 1)]
     for machine, date, code in runs:
         (folder / f"{machine}-{date}.json").write_text(json.dumps(_record(machine, date, _bench([1.0], [2.0]), code)))
     figures = Figures(folder)
-    assert [(run.machine, run.date) for _, run in newest(figures, "Start of vLLM")] == [("B", "2026-01-03")]
+    assert [(run.machine, run.date) for _, run in newest(figures, "Start of vLLM")] == [("B", "2126-01-03")]
+
+
+_CHANGELOG = "## [Unreleased]\n" + "".join(f"## [0.{each}.0] - 2026-01-0{each}\n" for each in (3, 2, 1))
+
+
+def test_figures_say_that_they_are_older_than_the_release_and_go_one_release_later(folder):
+    (folder / "CHANGELOG.md").write_text(_CHANGELOG)
+    for day, machine in enumerate("ABC", start=1):
+        written = _record(machine, f"2026-01-0{day}", _bench([1.0], [2.0]))
+        (folder / f"{day}.json").write_text(json.dumps(written))
+    figures = Figures(folder, folder / "CHANGELOG.md")
+    ages = [figures.describe_age(run.date) for run in figures.runs_of("start")]
+    assert ages == ["2026-01-03", "2026-01-02, before 0.3.0"]
+
+
+def test_the_page_shows_the_rows_of_readme():
+    figures = Figures()
+    on_page = [shown for section in ROWS for shown in newest(figures, section)]
+    readme = [shown for are_of_gpu in (True, False) for shown in headlines(figures, are_of_gpu=are_of_gpu)]
+    assert readme
+    assert [shown for shown in readme if shown not in on_page] == []
 
 
 def test_all_headlines_are_of_the_machine_with_most_of_them(folder, monkeypatch):
@@ -80,7 +101,7 @@ def test_all_headlines_are_of_the_machine_with_most_of_them(folder, monkeypatch)
     rows = (Row("a", "", "start"), Row("b", "", "next"), Row("c", "", "next", is_headline=False))
     monkeypatch.setattr(rows_module, "ROWS", {"Start of vLLM": rows})
     for machine, steps in (("A", ("start", "next")), ("B", ("start", "next")), ("C", ("start",))):
-        date = f"2026-01-0{ord(machine) - ord('@')}"
+        date = f"2126-01-0{ord(machine) - ord('@')}"
         found = _record(machine, date, _bench([1.0], [2.0]))
         (folder / f"{machine}.json").write_text(
             json.dumps(found | {"steps": dict.fromkeys(steps, found["steps"]["start"])})
