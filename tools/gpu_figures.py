@@ -29,7 +29,14 @@ _TESTS_S: Final = 600.0
 _LEAST_S: Final = 30.0
 """A step is left out if the remaining time is shorter than this."""
 
-_LARGE_MODEL: Final = Path("build/1.5b")
+_LARGE_MODELS: Final = {"1.5 billion parameters": Path("build/1.5b"), "8 billion parameters": Path("build/8b")}
+_UNTIL_COMPLETE: Final = """
+"$@" & server=$!
+vllm-cli wait --port "$PORT" --pid $server --timeout 250 --graphs --json >"$0"; code=$?
+kill $server; wait; exit $code
+"""
+"""A shell script. Its arguments run as a server until all graphs are captured. The file `$0` tells how long."""
+_PORT: Final = 8123
 _LOAD_FORMATS: Final = {"auto": None, "fastsafetensors": "fastsafetensors", "runai_streamer": "runai_model_streamer"}
 """How vLLM reads weights -> the package that vLLM needs for it."""
 
@@ -58,10 +65,11 @@ def main(output: str, minutes: float, model: str, vllm: str) -> None:
         result["left_out"] = f"{python} is missing: no step with vLLM"
     has_failed = False
     for step in steps(Path(model), Path(vllm) if has_vllm else None):
-        if str(_LARGE_MODEL) in " ".join(step.words):
-            from tools.figures.large_model import make_large_model  # imports torch
+        for large in _LARGE_MODELS.values():
+            if str(large) in " ".join(step.words):
+                from tools.figures.large_model import make_large_model  # imports torch
 
-            make_large_model(_LARGE_MODEL, Path(model))
+                make_large_model(large, Path(model))
         entry = run_step(step, min(step.most_s, end_s - time.monotonic()))
         has_failed |= entry["exit_code"] != 0
         result["steps"].append(entry)
@@ -73,38 +81,66 @@ def main(output: str, minutes: float, model: str, vllm: str) -> None:
 
 
 def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
-    """The tests, then the figures. vLLM's figures come first, because most users run vLLM."""
-    root = str(Path.cwd())
-    ours = f"{sys.executable} -m vllm_cli serve {model}"
-    bench = (sys.executable, "-m", "vllm_cli", "bench")
+    """What is known least comes first. vLLM comes before the embedded engine, because most users run vLLM."""
     if vllm is not None:
         late = ("env", f"GPU_VLLM={vllm}", f"GPU_MODEL={model}", sys.executable, "-m", "pytest", "-q")
         file = "tests/cuda/test_late_graphs_on_gpus.py"
-        yield Step("late CUDA graphs", (*late, file, "--junitxml={result}"), _TESTS_S)
+        yield Step("late CUDA graphs, two GPUs first", (*late, file, "--junitxml={result}"), _TESTS_S)
+        for size, large in _LARGE_MODELS.items():
+            yield from _starts(f"vllm, {size}", large, vllm, rounds=1)
+        yield from _swaps(model, vllm)
     yield Step("tests", (sys.executable, "-m", "pytest", "-q", "tests/cuda", "--junitxml={result}"), _TESTS_S)
+    ours = f"{sys.executable} -m vllm_cli serve {model}"
     if vllm is not None:
-        launcher = f"env PYTHONPATH={root} {vllm}/python -m vllm_cli serve {model} --engine vllm --max-model-len 2048"
-        plain = f"{vllm}/vllm serve {model} --max-model-len 2048"
-        startup = ("startup", "--rounds", "2", "--json", "{result}")
-        for kind, flags in (("compiled", ""), ("eager", " --enforce-eager")):
-            yield Step(f"vllm {kind}: start", (*bench, *startup, "--cmd", launcher + flags, "--vs", plain + flags), 420)
-            yield Step(
-                f"vllm {kind}: warm start", (*bench, *startup, "--cmd", launcher + flags, "--state", "standby"), 240
-            )
-        large = launcher.replace(str(model), str(_LARGE_MODEL))
-        for load_format, package in _LOAD_FORMATS.items():
-            if package is None or any(vllm.parent.glob(f"lib/python*/site-packages/{package}")):
-                words = (*bench, *startup, "--cmd", f"{large} --load-format {load_format}")
-                yield Step(f"vllm: phases of 1.5 billion parameters' start, --load-format {load_format}", words, 300)
-        swaps = (sys.executable, "-m", "tools.gpu_stub.swaps", "--gpu", "--vllm", str(vllm), "--model", str(model))
-        short = ("--rounds", "3", "--json", "{result}", "--", "--max-model-len", "2048")
-        yield Step("vllm: swaps, asleep and by hand", (*swaps, "--way", "by hand", "--way", "sleep", *short), 420)
+        yield from _starts("vllm", model, vllm, rounds=2)
+        yield from _load_formats(vllm)
         client = (sys.executable, "-m", "tools.figures.tokens", "--vllm", f"{vllm}/vllm", "--model", str(model))
         served = (*client, "--rounds", "2", "--json", "{result}")
-        captured = f"{launcher} --cuda-graphs before-ready"
-        yield Step("vllm: requests", (*served, "--concurrency", "1,32", "--cmd", captured, "--cmd", plain), 360)
+        captured = f"{_launcher(model, vllm)} --cuda-graphs before-ready"
+        sides = ("--cmd", captured, "--cmd", _plain(model, vllm))
+        yield Step("vllm: requests", (*served, "--concurrency", "1,32", *sides), 360)
         yield Step("embedded: requests", (*served, "--cmd", ours), 300)
-    yield Step("embedded: start", (*bench, "startup", "--rounds", "3", "--cmd", ours, "--json", "{result}"), 120)
+    yield Step("embedded: start", (*_BENCH, "--rounds", "3", "--cmd", ours), 120)
+
+
+_BENCH: Final = (sys.executable, "-m", "vllm_cli", "bench", "startup", "--json", "{result}")
+_SHORT: Final = "--max-model-len 2048"
+
+
+def _launcher(model: Path, vllm: Path) -> str:
+    return f"env PYTHONPATH={Path.cwd()} {vllm}/python -m vllm_cli serve {model} --engine vllm {_SHORT}"
+
+
+def _plain(model: Path, vllm: Path) -> str:
+    return f"{vllm}/vllm serve {model} {_SHORT}"
+
+
+def _starts(name: str, model: Path, vllm: Path, *, rounds: int) -> Iterator[Step]:
+    """Starts, compiled and not, cold and beside a standby, and the time until all graphs are captured."""
+    bench = (*_BENCH, "--rounds", str(rounds))
+    for kind, flags in (("compiled", ""), ("eager", " --enforce-eager")):
+        ours, plain = (f"{of(model, vllm)}{flags}" for of in (_launcher, _plain))
+        yield Step(f"{name}, {kind}: start", (*bench, "--cmd", ours, "--vs", plain), 210 * rounds)
+        yield Step(f"{name}, {kind}: warm start", (*bench, "--cmd", ours, "--state", "standby"), 120 * rounds)
+    late = shlex.split(f"{_launcher(model, vllm)} --cuda-graphs after-ready --port {_PORT}")
+    script = ("env", f"PORT={_PORT}", f"PATH={Path(sys.executable).parent}:{os.defpath}", "sh", "-c", _UNTIL_COMPLETE)
+    yield Step(f"{name}: all graphs captured", (*script, "{result}", *late), 300)
+
+
+def _load_formats(vllm: Path) -> Iterator[Step]:
+    """The phase `weights` and the size of the file give the speed in GB/s."""
+    size, large = next(iter(_LARGE_MODELS.items()))
+    for load_format, package in _LOAD_FORMATS.items():
+        if package is None or any(vllm.parent.glob(f"lib/python*/site-packages/{package}")):
+            words = (*_BENCH, "--rounds", "2", "--cmd", f"{_launcher(large, vllm)} --load-format {load_format}")
+            yield Step(f"vllm, {size}: phases of a start, --load-format {load_format}", words, 300)
+
+
+def _swaps(model: Path, vllm: Path) -> Iterator[Step]:
+    """Each model takes the memory that vLLM takes by default, so that two fit only while one is asleep."""
+    swaps = (sys.executable, "-m", "tools.gpu_stub.swaps", "--gpu", "--vllm", str(vllm), "--model", str(model))
+    ways = ("--way", "by hand", "--way", "sleep", "--rounds", "3", "--json", "{result}")
+    yield Step("vllm: swaps, asleep and by hand", (*swaps, *ways, "--", *_SHORT.split()), 420)
 
 
 def run_step(step: Step, timeout_s: float, *, folder: Path | None = None) -> dict[str, Any]:

@@ -62,6 +62,6 @@ def test_load_formats_are_timed_if_their_package_is_installed(tmp_path):
 
 def test_with_vllm_both_sides_have_the_same_flags():
     found = {step.name: " ".join(step.words) for step in steps(Path("model"), Path("bin"))}
-    assert "vllm compiled: start" in found
-    assert found["vllm eager: start"].count("--enforce-eager") == 2
+    assert "vllm, compiled: start" in found
+    assert found["vllm, eager: start"].count("--enforce-eager") == 2
     assert "embedded: requests" in found
