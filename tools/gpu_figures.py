@@ -35,7 +35,7 @@ _UNTIL_COMPLETE: Final = """
 vllm-cli wait --port "$PORT" --pid $server --timeout 250 --graphs --json >"$0"; code=$?
 kill $server; wait; exit $code
 """
-"""A shell script. Its arguments run as a server until all graphs are captured. The file `$0` tells how long."""
+"""A shell script. Its arguments run as a server until all graphs are captured. The file `$0` has the time."""
 _PORT: Final = 8123
 _LOAD_FORMATS: Final = {"auto": None, "fastsafetensors": "fastsafetensors", "runai_streamer": "runai_model_streamer"}
 """How vLLM reads weights -> the package that vLLM needs for it."""
