@@ -46,10 +46,10 @@ class Measured(NamedTuple):
 
 
 class Figures:
-    """The figures in all JSON files of a folder, but none from before the release before the newest."""
+    """The figures in all JSON files of a folder, except those with more than two releases since."""
 
     def __init__(self, folder: Path = FOLDER, changelog: Path = ROOT / "CHANGELOG.md") -> None:
-        (self._version, self._release), (_, self._oldest), *_ = _RELEASE.findall(changelog.read_text())
+        (self._version, self._release), _, (_, self._oldest), *_ = _RELEASE.findall(changelog.read_text())
         self.machines: dict[str, dict[str, Any]] = json.loads((folder / _MACHINES).read_text())
         files = sorted(path for path in folder.glob("*.json") if path.name != _MACHINES)
         self._records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in files]

@@ -75,17 +75,17 @@ def test_the_newest_run_that_passed_is_shown(folder, monkeypatch):
     assert [(run.machine, run.date) for _, run in newest(figures, "Start of vLLM")] == [("B", "2126-01-03")]
 
 
-_CHANGELOG = "## [Unreleased]\n" + "".join(f"## [0.{each}.0] - 2026-01-0{each}\n" for each in (3, 2, 1))
+_CHANGELOG = "## [Unreleased]\n" + "".join(f"## [0.{each}.0] - 2026-01-0{each}\n" for each in (4, 3, 2, 1))
 
 
-def test_figures_say_that_they_are_older_than_the_release_and_go_one_release_later(folder):
+def test_figures_say_that_they_are_older_than_the_release_and_go_two_releases_later(folder):
     (folder / "CHANGELOG.md").write_text(_CHANGELOG)
-    for day, machine in enumerate("ABC", start=1):
+    for day, machine in enumerate("ABCD", start=1):
         written = _record(machine, f"2026-01-0{day}", _bench([1.0], [2.0]))
         (folder / f"{day}.json").write_text(json.dumps(written))
     figures = Figures(folder, folder / "CHANGELOG.md")
     ages = [figures.describe_age(run.date) for run in figures.runs_of("start")]
-    assert ages == ["2026-01-03", "2026-01-02, before 0.3.0"]
+    assert ages == ["2026-01-04", "2026-01-03, before 0.4.0", "2026-01-02, before 0.4.0"]
 
 
 def test_the_page_shows_the_rows_of_readme():
