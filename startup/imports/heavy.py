@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from startup.imports.lean import LeftOut
 
 _VISION_MODULES = ("transformers", "server.text.renderers.images.vision")
-_ENGINE_MODULES = ("transformers", "server.engine.build", "server.engine.process")
+_ENGINE_MODULES = ("transformers", "transformers.generation.utils", "server.engine.build", "server.engine.process")
 
 
 @functools.cache

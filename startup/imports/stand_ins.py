@@ -30,13 +30,13 @@ class StandIns:
         Args:
             names: the modules.
             become_real: whether stand-ins forward to the real objects after the removal.
-            functions: replacements for a module's functions, by module. If a process uses any other name of
-                such a module, the stand-ins are removed.
+            functions: replacements for a module's functions, by module. If a process calls any other name of
+                such a module, the stand-ins are removed, and the real function is called.
         """
         self._names = tuple(name for name in names if name not in sys.modules)
         for name in self._names:
             note_package(name)
-        self._functions = functions or {}
+        self.functions = functions or {}
         self._become_real = become_real
         self.are_real = False
         """Whether the stand-ins pass each use on to the real object."""
@@ -53,12 +53,9 @@ class StandIns:
                 _forget(name, module)
 
     def attribute(self, module: str, name: str) -> Any:
-        functions = self._functions.get(module)
-        if functions is not None and name in functions:
-            return functions[name]
-        if functions is not None:
-            self.remove()
-        if functions is not None or self.are_real:
+        if replacement := self.functions.get(module, {}).get(name):
+            return replacement
+        if self.are_real:
             return _real_attribute(import_later(module), name)
         return StandIn(name, (), {"__module__": module, "_path": (name,), "_stand_ins": self})
 
@@ -108,9 +105,11 @@ class StandIn(type):
         return StandIn(name, (), {"__module__": cls.__module__, "_path": path, "_stand_ins": cls._stand_ins})
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls._stand_ins.are_real:
-            return cls.real()(*args, **kwargs)
-        return args[0] if args and callable(args[0]) else lambda function: function
+        if not cls._stand_ins.are_real and cls.__module__ in cls._stand_ins.functions:
+            cls._stand_ins.remove()
+        elif not cls._stand_ins.are_real:
+            return args[0] if args and callable(args[0]) else lambda function: function
+        return cls.real()(*args, **kwargs)
 
     def __instancecheck__(cls, instance: object) -> bool:
         return cls._stand_ins.are_real and cls.__module__ in sys.modules and isinstance(instance, cls.real())

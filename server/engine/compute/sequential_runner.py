@@ -19,7 +19,7 @@ from server.engine.sequence import Chunk
 
 logger = logging.getLogger(__name__)
 
-_CACHE_NAMES = ("past_key_values", "cache_params")
+_CACHE_NAMES = ("past_key_values", "cache_params", "cache")
 _TOLERANCE = 0.1
 """The largest allowed difference between logits, as a share of the largest logit. Rounding in half
 precision causes smaller differences. A model that continues wrongly from its cache causes larger ones."""

@@ -96,7 +96,8 @@ def test_other_symbolic_shapes_are_the_real_ones():
         "import torch, sys; from startup.imports.lean import LEFT_OUT, SHAPES, SHAPE_FUNCTIONS, StandIns;"
         "StandIns(LEFT_OUT, functions={SHAPES: SHAPE_FUNCTIONS}).install();"
         "from torch.fx.experimental.symbolic_shapes import guard_or_false; assert 'sympy' not in sys.modules;"
-        "from torch.fx.experimental.symbolic_shapes import ShapeEnv; ShapeEnv(); import sympy; sympy.Symbol('x')"
+        "from torch.fx.experimental.symbolic_shapes import ShapeEnv; assert 'sympy.core' not in sys.modules;"
+        "assert ShapeEnv().create_unbacked_symint; import sympy; sympy.Symbol('x')"
     )
     python_output(script)
 
