@@ -120,9 +120,9 @@ def _bfloat16(data: memoryview, kind: int, shape: list[int], num_heads: int | No
             floats = blocks[:, 2:].view("i1") * scale
         else:
             floats = np.hstack((blocks[:, 4:] & 15, blocks[:, 4:] >> 4)) * scale + least
-    if num_heads:  # llama.cpp rotates pairs of neighbours, transformers the halves of a head
-        floats = floats.reshape(num_heads, -1, 2, shape[1]).swapaxes(1, 2)
-    bits = np.ascontiguousarray(floats).view("<u4")
+    # llama.cpp rotates pairs of neighbours, transformers the halves of a head
+    rotated = floats.reshape(num_heads, -1, 2, shape[1]).swapaxes(1, 2) if num_heads else floats
+    bits = np.ascontiguousarray(rotated).view("<u4")
     rounded: bytes = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
     return rounded
 
