@@ -31,7 +31,7 @@ from startup.files.download.messages import DownloadError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.hub_settings import use_first_endpoint
 from startup.hook import UnfitHookError, log_unfit, names_without, unfit, uses
-from startup.imports.learned_imports import learn
+from startup.imports.learned_imports import learn_beside
 from startup.logs.setup import configure_own_loggers
 from startup.port.listener import describe_port
 from startup.processes import group_signals
@@ -457,7 +457,7 @@ class _VllmStart:
         profile = self._profile.updated_with(recordings, is_warm=start_origin.warm is not None)
         replace(profile, model=str(self._model) if self._model is not None else profile.model).save()
         if start_origin.warm is None:  # otherwise the template has imported
-            learn(name for names in recordings.modules.values() for name in names)
+            learn_beside(name for names in recordings.modules.values() for name in names)
         is_doubted = self._report is None or bool(self._report.errors or self._report.warnings)
         self._facts.record(is_doubted=self._is_ready and is_doubted)
 

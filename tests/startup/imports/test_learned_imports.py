@@ -21,13 +21,13 @@ MODULES = ("parcel", "parcel.inner", "parcel.other")
 
 START = """
 import importlib, json, sys
-from startup.imports.learned_imports import learn, learned_imports
+from startup.imports.learned_imports import learn_beside, learned_imports
 from startup.imports import finder
 with learned_imports():
     for name in sys.argv[1:]:
         importlib.import_module(name)
     served = sorted(name for each in finder._finder.files for name in each.served if name.startswith("parcel"))
-learn()
+learn_beside(())
 print(json.dumps({"served": served, "descriptors": len(finder._finder.files)}))
 """
 
