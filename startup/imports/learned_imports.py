@@ -39,12 +39,8 @@ _BY_TIME: Final = bytes(4)
 _SETTLED_NS: Final = 2_000_000_000
 """The least age of a source file. A younger one may have changed since its bytecode was made."""
 _FEW_METHODS: Final = 50
-"""If a start misses no module, and at most this many methods of dataclasses, it does not write the file.
+"""If a start misses no module, and at most this many methods, it does not write the file."""
 
-Each start has some methods of its own.
-"""
-
-_NICENESS: Final = 10
 _PATH: Final = [*sys.path]
 """The path before imports, such as setuptools, add folders to it."""
 
@@ -109,13 +105,14 @@ def learn(more: Iterable[str] = ()) -> None:
 def learn_beside(more: Iterable[str]) -> None:
     """Does what `learn` does in a process of low priority, so that no request waits for it."""
     own = {"path": _PATH, "prefix": sys.prefix, "dont_write_bytecode": sys.dont_write_bytecode}
-    with suppress(OSError, HelperEndedError), closing(Helper("imports", f"{__name__}:learn_as", (own, [*more]))) as helper:
+    job = (own, [*more])
+    with suppress(OSError, HelperEndedError), closing(Helper("imports", f"{__name__}:learn_as", job)) as helper:
         helper.receive()
 
 
 def learn_as(job: tuple[Mapping[str, Any], Iterable[str]], _: Send) -> None:
     """The helper's job: learns as the launcher would, with these attributes of its module `sys`."""
-    os.nice(_NICENESS)
+    os.nice(10)
     vars(sys).update(job[0])
     learn(job[1])
 
