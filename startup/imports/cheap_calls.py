@@ -19,11 +19,7 @@ CHEAP_CALLS: Final = Hook(
     does="records torch's operators, configures logs, and copies tokenizers, in less time",
     without="these take a tenth of the import time, and vLLM parses a vocabulary three more times",
     gain="0.87 (0.82–0.94) of a cold start",
-    needs=(
-        _GET_SOURCE,
-        _GET_MODULE,
-        Name("logging", "Manager._clear_cache", ()),
-    ),
+    needs=(_GET_SOURCE, _GET_MODULE, Name("logging", "Manager._clear_cache", ())),
 )
 _COPY: Final = Name("tokenizers", "Tokenizer.__deepcopy__")
 CHEAP_COPIES: Final = CHEAP_CALLS.part(

@@ -28,6 +28,7 @@ from startup.hook import uses
 from startup.imports import import_file
 from startup.imports.distributions import distribution_stamps, installed_folders
 from startup.imports.import_file import Index, ModuleEntry, Part, checksum, install, open_file, uninstall
+from startup.processes.helper import Helper, HelperEndedError, Send
 from startup.storage.caches import digest, layers
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,10 @@ _BY_TIME: Final = bytes(4)
 _SETTLED_NS: Final = 2_000_000_000
 """The least age of a source file. A younger one may have changed since its bytecode was made."""
 _FEW_METHODS: Final = 50
-"""If a start misses no module, and at most this many methods of dataclasses, it does not write the file.
+"""If a start misses no module, and at most this many methods, it does not write the file."""
 
-Each start has some methods of its own.
-"""
+_PATH: Final = [*sys.path]
+"""The path before imports, such as setuptools, add folders to it."""
 
 _is_open = False
 """Whether this process has import files in use."""
@@ -101,6 +102,21 @@ def learn(more: Iterable[str] = ()) -> None:
         logger.debug("the import file was not written: %s", err)
 
 
+def learn_beside(more: Iterable[str]) -> None:
+    """Does what `learn` does in a process of low priority, so that no request waits for it."""
+    own = {"path": _PATH, "prefix": sys.prefix, "dont_write_bytecode": sys.dont_write_bytecode}
+    job = (own, [*more])
+    with suppress(OSError, HelperEndedError), closing(Helper("imports", f"{__name__}:learn_as", job)) as helper:
+        helper.receive()
+
+
+def learn_as(job: tuple[Mapping[str, Any], Iterable[str]], _: Send) -> None:
+    """The helper's job: learns as the launcher would, with these attributes of its module `sys`."""
+    os.nice(10)
+    vars(sys).update(job[0])
+    learn(job[1])
+
+
 def _note(missed: Sequence[str]) -> None:
     """Appends names of modules or source code of methods to the record, each as one line of JSON."""
     if missed:
@@ -115,9 +131,9 @@ def _take_noted() -> tuple[list[str], list[str]]:
     notes = _notes(import_file_paths()[0])
     noted: list[str] = []
     with suppress(OSError):
-        lines = notes.read_bytes().splitlines()
+        lines = notes.read_text().splitlines()
         notes.unlink()
-        for line in lines:
+        for line in dict.fromkeys(lines):
             with suppress(ValueError):  # written by another release
                 noted.append(str(json.loads(line)))
     return [each for each in noted if "\n" not in each], [each for each in noted if "\n" in each]

@@ -21,10 +21,9 @@ from startup.vllm.patches.late_imports import UNUSED_COMMANDS, late_imports
 
 API_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve", "vllm.v1.engine.async_llm")
 
-LATER_MODULES: Final = ("vllm.kernels",)
+_LAUNCHERS: Final = "vllm.entrypoints.launchers"
+LATER_MODULES: Final = ("vllm.kernels", f"{_LAUNCHERS}.app", f"{_LAUNCHERS}.api_server.app_state")
 """vLLM imports these modules once the engine is ready. The launcher does so while the model is loaded."""
-SERVING_MODULES: Final = ("vllm.entrypoints.launchers.app", "vllm.entrypoints.launchers.api_server.app_state")
-"""Further modules that the launcher imports while the model is loaded. vLLM 0.31 and 0.32 have added them."""
 
 _ROOT: Final = "vllm.entrypoints.cli."
 _UNUSED: Final = {

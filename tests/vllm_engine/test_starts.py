@@ -25,13 +25,17 @@ def test_log_records_are_json_with_the_names_of_their_processes(start_vllm):
     with start_vllm("ours", "--log-format", "json") as server:
         server.wait_ready().generate()
         server.wait_logged("differs from vllm serve")
+        computing = [*server.titled("EngineCore"), *server.titled("Worker")]
+        for path in [Path(f"/proc/{each.pid}/maps") for each in computing]:
+            server.wait(lambda path=path: "xgrammar" in path.read_text())  # for the first structured output
+        assert len(computing) == 2
         lines = server.log.splitlines()
     records = [json.loads(line) for line in lines if line.startswith("{")]
     assert {record["role"] for record in records} >= {"launcher", "APIServer", "EngineCore", "Worker"}
     [differences] = (record for record in records if record["message"].startswith("differs from vllm serve"))
     assert (differences["role"], differences["level"]) == ("launcher", "INFO")
     assert [line for line in lines if "INFO " in line and not line.startswith("{")] == []
-    assert [line for line in lines if line.startswith("(EngineCore") or line.startswith("(Worker")] == []
+    assert [line for line in lines if line.startswith(("(EngineCore", "(Worker"))] == []
 
 
 @pytest.fixture

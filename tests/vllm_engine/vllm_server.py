@@ -120,9 +120,7 @@ class VllmServer(Server):
 
     def titled(self, title: str) -> list[psutil.Process]:
         """The server's processes whose titles begin with this text, in order."""
-        return sorted(
-            (p for p in self.family() if title_of(p).startswith(title)), key=lambda process: title_of(process)
-        )
+        return sorted((each for each in self.family() if title_of(each).startswith(title)), key=title_of)
 
     def ask(self, path: str, body: object = None, **options: Any) -> Answer:
         """Sends a request, with a time-out for answers of a busy machine."""

@@ -59,7 +59,6 @@ PROFILE: Final = Hook(
     needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
 )
 
-_CPU_MODULES: Final = ("vllm.v1.worker.cpu_worker",)
 _GPU_MODULES: Final = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner")
 _IMPORTED_LATER_ON_GPUS: Final = (
     "vllm.distributed.elastic_ep.elastic_execute",
@@ -77,9 +76,6 @@ _IMPORTED_LATER_ON_GPUS: Final = (
 _FIRST_COMPILING_MODULES: Final = ("vllm.compilation.backends", "vllm.compilation.piecewise_backend")
 _FORMER_GPU_MODULES: Final = ("vllm.v1.worker.gpu_model_runner",)
 """Model Runner V1, the default until vLLM 0.32. vLLM uses V1 if V2 lacks a feature, and will remove V1."""
-_LAST_WITH_V1: Final = (0, 32)
-
-_API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
 
 
 @dataclass(frozen=True)
@@ -266,7 +262,7 @@ def plan_preload(
     folder: Path, vllm: InstalledVllm, line: "CommandLine", profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
     """Plans the platform's modules, then the profile's. Adds the model's class to an incomplete profile."""
-    roots = (*platform_modules(vllm), *(_API_SERVER if line.has(*flags_that_change("API servers")) else ()))
+    roots = (*platform_modules(vllm), *(API_MODULES[1:2] if line.has(*flags_that_change("API servers")) else ()))
     known = profile.engine_modules if PROFILE.applies else ()
     is_known = bool(known) and profile.is_complete
     compiling = () if is_known or line.is_eager else _FIRST_COMPILING_MODULES
@@ -282,8 +278,8 @@ def plan_preload(
 def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
     """The modules of engine and worker that every start on this platform imports."""
     if vllm.is_for_cpu:
-        return (*_ENGINE_MODULES, *_CPU_MODULES)
-    former = _FORMER_GPU_MODULES if vllm.release <= _LAST_WITH_V1 else ()
+        return (*_ENGINE_MODULES, "vllm.v1.worker.cpu_worker")
+    former = _FORMER_GPU_MODULES if vllm.release <= (0, 32) else ()
     return (*_ENGINE_MODULES, *_GPU_MODULES, *former, *_IMPORTED_LATER_ON_GPUS)
 
 

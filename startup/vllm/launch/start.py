@@ -31,7 +31,7 @@ from startup.files.download.messages import DownloadError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.hub_settings import use_first_endpoint
 from startup.hook import UnfitHookError, log_unfit, names_without, unfit, uses
-from startup.imports.learned_imports import learn
+from startup.imports.learned_imports import learn_beside
 from startup.logs.setup import configure_own_loggers
 from startup.port.listener import describe_port
 from startup.processes import group_signals
@@ -79,7 +79,7 @@ from startup.vllm.serving.graph_progress import stop_capturing
 from startup.vllm.serving.server_context import ServerContext
 from startup.vllm.serving.serving_events import DRAIN, ServingEvents
 from startup.vllm.serving.start_metrics import GraphFigures, export_start
-from startup.vllm.vllm_imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
+from startup.vllm.vllm_imports import LATER_MODULES, import_api_server, import_rest
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import KeptFacts
@@ -234,11 +234,9 @@ class _VllmStart:
                 on_accepting=self._end_start,
             ),
         )
-        notice = set_log_format(self._options.log_format, self._vllm, self._line, self._journal.folder)
-        if notice is not None:
-            logger.warning("%s", notice)
         use_baked_bytecode()
-        if (notice := keep_bytecode(self._vllm.folder)) is not None:
+        logs = set_log_format(self._options.log_format, self._vllm, self._line, self._journal.folder)
+        for notice in filter(None, (logs, keep_bytecode(self._vllm.folder))):
             logger.warning("%s", notice)
         if self._options.start_method == "forkserver":
             self._start_forkserver(events)
@@ -372,7 +370,7 @@ class _VllmStart:
 
     def _import_rest(self, wait: EngineWait, *, is_lean: bool) -> None:
         """Imports modules that the engine's start does not need, while the engine loads its model."""
-        modules = (*SERVING_MODULES, *LATER_MODULES, *self._profile.api_modules)
+        modules = (*LATER_MODULES, *self._profile.api_modules)
         with self._journal.span("import_api_server"):
             import_rest(takewhile(lambda _: not wait.has_failed, modules), is_lean=is_lean)
 
@@ -457,7 +455,7 @@ class _VllmStart:
         profile = self._profile.updated_with(recordings, is_warm=start_origin.warm is not None)
         replace(profile, model=str(self._model) if self._model is not None else profile.model).save()
         if start_origin.warm is None:  # otherwise the template has imported
-            learn(name for names in recordings.modules.values() for name in names)
+            learn_beside(name for names in recordings.modules.values() for name in names)
         is_doubted = self._report is None or bool(self._report.errors or self._report.warnings)
         self._facts.record(is_doubted=self._is_ready and is_doubted)
 

@@ -47,21 +47,13 @@ _LAUNCHER: Final = ("startup.vllm.launch.start",)
 _MAX_STARTED_MODELS: Final = 2
 """Tokenizers are kept for this many recently started models, and for all models that the user names."""
 
-_FORKSERVER: Final = "forkserver"
-_API: Final = "api"
 _CODE: Final = f"import sys, {OWN_PACKAGES_MODULE}; from {__name__} import main; main(*sys.argv[1:])"
 
 
 class TemplateImports:
     """Does the imports of one template process, and decides which starts can use the template."""
 
-    def __init__(
-        self,
-        vllm: InstalledVllm,
-        models: Sequence[str],
-        *,
-        is_eager: bool,
-    ) -> None:
+    def __init__(self, vllm: InstalledVllm, models: Sequence[str], *, is_eager: bool) -> None:
         """The classes of `models` are imported, too. An eager template is for starts that compile nothing."""
         self._vllm = vllm
         self._models = models
@@ -182,14 +174,14 @@ def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, envir
     profile = PreloadProfile(StartKind.of(vllm, line.flags_of_modules, model))
     plan = plan_preload(folder, vllm, line, profile, model)
     variables = {**environment, env.VCLI_PRELOAD_PLAN.name: str(plan.write())}
-    for role in (_FORKSERVER, _API):
+    for role in ("forkserver", "api"):
         command = [sys.executable, "-c", _CODE, role, str(model or "")]
         subprocess.run(command, env=variables, check=True, capture_output=True, text=True)
 
 
 def main(role: str, model: str) -> None:
-    """The program that `learn_imports` runs once with the role `_FORKSERVER` and once with `_API`."""
-    if role == _FORKSERVER:
+    """The program that `learn_imports` runs once with the role `forkserver` and once with `api`."""
+    if role == "forkserver":
         importlib.import_module("startup.vllm.fork.preload")  # its import does the work
         if model:
             inspect_models(model_modules(Path(model)))

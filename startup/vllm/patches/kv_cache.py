@@ -19,6 +19,7 @@ from base.machine.libc import populate_pages
 from base.machine.memory import available_bytes
 from startup.hook import Hook, Text
 from startup.imports.finder import alters, place_variant
+from startup.processes.group_signals import start_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,19 +76,11 @@ def _populate(memory: range, *, num_workers: int) -> None:
     parts = iter([memory[i : i + _PART_BYTES] for i in range(0, len(memory), _PART_BYTES)])
     processors = os.sched_getaffinity(os.getppid())  # OpenMP has bound this thread to those on which it computes
     threads = [
-        threading.Thread(
-            target=_populate_parts,
-            args=(parts, processors, _NICE if is_ample else 0),
-            name="kv-cache-pages",
-            daemon=True,
-        )
+        start_thread("kv-cache-pages", _populate_parts, parts, processors, _NICE if is_ample else 0)
         for _ in range(min(len(processors), _MOST_THREADS))
     ]
-    for thread in threads:
-        thread.start()
-    if not is_ample:
-        for thread in threads:
-            thread.join()
+    for thread in threads if not is_ample else ():
+        thread.join()
 
 
 def _populate_parts(parts: Iterator[range], processors: set[int], nice: int) -> None:

@@ -411,6 +411,14 @@ def _paced(run: Callable[[Any], None]) -> Callable[[Any], None]:
     return run_paced
 
 
+def stays_idle(requests: Any, wait_s: float) -> bool:
+    """Whether no request arrives in this queue for this time. Returns False before the end of a long time."""
+    with requests.not_empty:
+        if wait_s > 0 and not requests._qsize():
+            requests.not_empty.wait(min(wait_s, _MOST_WAIT_S))
+        return wait_s <= _MOST_WAIT_S and not requests._qsize()
+
+
 class _OutOfMemoryError(Exception):
     """The only rank lacked memory for a graph."""
 
@@ -484,18 +492,10 @@ class _Pace:
             is_due = now_s >= max(self._next_s, self._retry_s)
         else:
             idle_s = self._idle_s + max(_IDLE_S, self._took_s)
-            is_due = self._stays_idle(max(min(idle_s, self._next_s), self._retry_s) - now_s)
+            is_due = stays_idle(engine.input_queue, max(min(idle_s, self._next_s), self._retry_s) - now_s)
         if not is_due:
             return True
         return not is_stopped() and self._capture()
-
-    def _stays_idle(self, wait_s: float) -> bool:
-        """Whether no request arrives for this time. Returns False before the end of a long time."""
-        requests = self._engine.input_queue
-        with requests.not_empty:
-            if wait_s > 0 and not requests._qsize():
-                requests.not_empty.wait(min(wait_s, _MOST_WAIT_S))
-            return wait_s <= _MOST_WAIT_S and not requests._qsize()
 
     def _capture(self) -> bool:
         """Captures the next graph on all ranks. Returns whether graphs are left."""

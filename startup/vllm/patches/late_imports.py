@@ -3,11 +3,12 @@
 import builtins
 import functools
 import importlib
+import pkgutil
 import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec, resolve_name
@@ -18,6 +19,9 @@ from typing import Any, Final, NamedTuple
 from startup.hook import Hook, Name, Text
 from startup.imports.distributions import import_later, note_package
 from startup.imports.finder import after_import, before_import, cancel, replace, stop_replacing, wraps
+from startup.imports.heavy import importing
+from startup.imports.stand_ins import StandIns
+from startup.vllm.patches.late_graphs import stays_idle
 
 LATE_NAMES: Final = Hook(
     "unused imports",
@@ -40,6 +44,13 @@ ROUTERS: Final = LATE_NAMES.part(_WARM_ROUTER, _ROUTER_SHAPES, since=(0, 33), pl
 UNUSED_COMMANDS: Final = LATE_NAMES.part(Text(("vllm.entrypoints.cli.main",), r"\.cmd_init\(", "cmd_init()"))
 
 
+_POLL: Final = Name("vllm.v1.engine.core", "EngineCoreProc._process_input_queue", ())
+_BLOCK: Final = Text((_POLL.module,), r"block = self\.process_input_queue_block\n", "process_input_queue_block")
+WHEN_IDLE: Final = LATE_NAMES.part(_POLL, _BLOCK, places={"forkserver"})
+_GRAMMARS: Final = "vllm.v1.structured_output.backend_xgrammar"
+_IDLE_S: Final = 0.5
+
+
 class LateImport(NamedTuple):
     """An import statement of the module `importer`, which uses the names only after its own import."""
 
@@ -51,9 +62,7 @@ class LateImport(NamedTuple):
 
 _OTEL: Final = "vllm.tracing.otel"
 _EXPORTER: Final = "opentelemetry.exporter.otlp.proto"
-
 _HUMMING: Final = "vllm.model_executor.layers.quantization.utils.humming"
-
 _EVERYWHERE: Final = (
     LateImport("torchvision", "torchvision.datasets"),
     LateImport("torchvision", "torchvision.models"),
@@ -68,10 +77,10 @@ _EVERYWHERE: Final = (
     LateImport("vllm.model_executor.warmup.minimax_m3_msa_warmup", "vllm.models.minimax_m3.nvidia.model"),
     LateImport("vllm.transformers_utils.config", "transformers.models.auto.image_processing_auto"),
     LateImport("vllm.usage.usage_lib", "cpuinfo"),
-    LateImport("vllm.v1.attention.backends.flashinfer", "flashinfer"),
-    LateImport("vllm.v1.attention.backends.flashinfer", "flashinfer.decode"),
-    LateImport("vllm.v1.attention.backends.flashinfer", "flashinfer.prefill"),
-    LateImport("vllm.v1.attention.backends.flashinfer", "flashinfer.utils"),
+    *(
+        LateImport("vllm.v1.attention.backends.flashinfer", f"flashinfer{part}")
+        for part in ("", ".decode", ".prefill", ".utils")
+    ),
     LateImport("vllm.v1.structured_output", "vllm.parser.engine.adapters"),
     LateImport("vllm.v1.structured_output", "vllm.v1.structured_output.backend_guidance"),
     LateImport("vllm.v1.structured_output", "vllm.v1.structured_output.backend_xgrammar"),
@@ -104,8 +113,8 @@ _LIGHT_FLASHINFER: Final = tuple(
 )  # fmt: skip
 """What the autotuner and sampling import."""
 _LATE_FLASHINFER: Final = dict.fromkeys(("flashinfer", "flashinfer.fused_moe"), _LIGHT_FLASHINFER)
-_LATE_MODULES: Final = {"b12x._lib.intrinsics": "cutlass"}
-"""Modules that are imported when they are first used -> a package without which their import fails."""
+_INTRINSICS: Final = "b12x._lib.intrinsics"
+"""An alias of a module of FlashInfer that imports cutlass. vLLM imports it and keeps it for later."""
 
 _IN_ENGINES: Final = (LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.entrypoints.mcp.tool_server"),)
 """Statements that are delayed only in engines. The API server's schemas depend on the order of imports."""
@@ -122,6 +131,39 @@ def _skip_without_routers(warm: Callable[..., Any]) -> Callable[..., Any]:
     return warm_routers
 
 
+@wraps(WHEN_IDLE, _POLL)
+def _prepare_when_idle(poll: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Prepares the first structured output once no request has come for a while."""
+    todo = [_prepare]
+
+    def prepare_and_poll(engine: Any) -> None:
+        while todo and engine.process_input_queue_block and engine.is_running() and not engine.has_work():
+            if stays_idle(engine.input_queue, _IDLE_S):
+                todo.pop()(engine)
+            else:  # such as a question whether the engine is alive
+                engine.process_input_queue_block = False
+                poll(engine)
+                engine.process_input_queue_block = True
+        poll(engine)
+
+    return prepare_and_poll
+
+
+def _prepare(engine: Any) -> None:
+    """Imports the compiler of grammars here and in workers of this machine, and loads the tokenizer."""
+    _import_grammars()
+    parallel = engine.vllm_config.parallel_config
+    if parallel.distributed_executor_backend == "mp" and getattr(parallel, "nnodes", 1) == 1:
+        engine.model_executor.collective_rpc(_import_grammars)
+    with suppress(Exception):  # a request that needs it gets the error
+        getattr(engine.structured_output_manager, "tokenizer", None)
+
+
+def _import_grammars(_: Any = None) -> None:
+    with suppress(Exception), importing():
+        import_later(_GRAMMARS)
+
+
 @contextmanager
 def late_imports(*, in_engine: bool = False) -> Iterator[None]:
     """Inside this context, vLLM's imports of rarely used names return stand-ins for unloaded modules.
@@ -132,11 +174,15 @@ def late_imports(*, in_engine: bool = False) -> Iterator[None]:
         yield
         return
     make_late(_LATE_PACKAGES)
-    if FLASHINFER.applies and _is_installed("cutlass"):
-        make_late(_LATE_FLASHINFER, is_known=True)
-    replace(_load_on_use)
-    with late_names((*_EVERYWHERE, *(_IN_ENGINES if in_engine else ()))):
-        yield
+    is_known = FLASHINFER.applies and _is_installed("cutlass")
+    make_late(_LATE_FLASHINFER if is_known else {}, is_known=True)
+    stand_in = StandIns([_INTRINSICS] if is_known else [], become_real=True)
+    stand_in.install()
+    try:
+        with late_names((*_EVERYWHERE, *(_IN_ENGINES if in_engine else ()))):
+            yield
+    finally:
+        stand_in.remove()
 
 
 @contextmanager
@@ -214,7 +260,8 @@ class _LatePackage:
 
     def _import_names_first(self, module: str) -> ModuleSpec | None:
         """Called before each import. The spec of a module that has been imported meanwhile, else None."""
-        if not module.startswith(self._own) or self._is_light(module):
+        is_light = module in self._light or f"{module}.".startswith(self._light_packages)
+        if is_light or not module.startswith(self._own):
             return None
         stop_replacing(self._import_names_first)
         for value in list(vars(sys.modules[self.name]).values()):
@@ -222,9 +269,6 @@ class _LatePackage:
                 value.real()
         loaded = sys.modules.get(module)
         return ModuleSpec(module, _Loaded(loaded)) if loaded is not None else None
-
-    def _is_light(self, module: str) -> bool:
-        return module in self._light or f"{module}.".startswith(self._light_packages)
 
 
 class _Loaded(Loader):
@@ -330,47 +374,12 @@ class LateName:
 
     def __reduce__(self) -> Any:
         module, name, _ = self.__late
-        return _real_object, (module, name)
+        return pkgutil.resolve_name, (f"{module}:{name or ''}",)
 
     def __or__(self, other: Any) -> Any:
         return Any
 
     __ror__ = __or__
-
-
-def _load_on_use(module: str) -> ModuleSpec | None:
-    """Called before each import. The spec of a late module, whose code runs when it is first used."""
-    if module not in _LATE_MODULES or not _is_installed(_LATE_MODULES[module]):
-        return None
-    spec = PathFinder.find_spec(module, sys.modules[module.rpartition(".")[0]].__path__)
-    if spec is not None and spec.loader is not None:
-        spec.loader = _LateLoader(spec.loader)
-    return spec
-
-
-class _LateLoader(Loader):
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self._loader
-        module.__class__ = _LateModule
-
-
-class _LateModule(ModuleType):
-    """A module whose code runs when an attribute is used that it does not have yet."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name, name=name, obj=self)
-        self.__class__ = ModuleType  # type: ignore[assignment]
-        self.__loader__.exec_module(self)  # type: ignore[union-attr]
-        return getattr(self, name)
-
-
-def _real_object(module: str, name: str | None) -> Any:
-    imported = importlib.import_module(module)
-    return imported if name is None else getattr(imported, name)
 
 
 def _is_installed(package: str | None) -> bool:
