@@ -1,15 +1,21 @@
-"""Filters for uvicorn's access log: one excludes paths, the other masks secrets. Standard library only."""
+"""The access log: its level, excluded paths, and masked secrets. Standard library only."""
 
 import logging
 import re
 from collections.abc import Iterable
 from typing import Any, Final
 
+from base.server_settings import LoggingConfig
 from envs.redaction import MASK, SECRET_ENDINGS
 
 ACCESS_LOGGER: Final = "uvicorn.access"
+"""vLLM's name of this logger, by which --log-config and our log formats know it."""
+ACCESS_LINE: Final = '%s - "%s %s HTTP/%s" %d'
+"""The form of a line. Its arguments are client, method, path, version and status."""
 _PATH: Final = 2
-"""Index of the path in the arguments of uvicorn's log record: client, method, path, version, status."""
+"""Index of the path in these arguments."""
+_LEVELS: Final = {"trace": 5, "debug": 10, "info": 0, "warning": 30, "error": 40, "critical": 50}
+"""Value of --uvicorn-log-level -> the access log's level. With the default, `--log-level` decides."""
 _SECRET: Final = re.compile(f"key|token|secret|passw|auth|sig|(?:{'|'.join(SECRET_ENDINGS)})(?==)", re.IGNORECASE)
 """Matches the name of a query parameter that may be secret. Clients choose names, so this is longer than the
 list in `envs.redaction`."""
@@ -38,6 +44,14 @@ class QueryMask(logging.Filter):
         if args is not None:
             record.args = (*args[:_PATH], _shown(str(args[_PATH])), *args[_PATH + 1 :])
         return True
+
+
+def open_access_log(config: LoggingConfig) -> logging.Logger | None:
+    """Sets up the access log. Returns None if requests are not logged."""
+    set_up_access_log(config.disable_access_log_for_endpoints)
+    access_log = logging.getLogger(ACCESS_LOGGER)
+    access_log.setLevel(_LEVELS[config.uvicorn_log_level])
+    return None if config.disable_access_log else access_log
 
 
 def set_up_access_log(excluded_paths: Iterable[str] = ()) -> None:

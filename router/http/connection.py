@@ -70,7 +70,7 @@ class ClientServer(web.Server):
 
     def pre_shutdown(self) -> None:
         for handshake in list(self._handshakes):
-            handshake.shutdown()
+            handshake.end_soon()
         super().pre_shutdown()
 
     def _create_connection(self) -> "Connection":

@@ -3,8 +3,6 @@
 from functools import partial
 from typing import Any
 
-from starlette.routing import Route
-
 from base.status_page.page import DATA_PATH
 from server.apis.anthropic.request import AnthropicRequest, CountTokensRequest
 from server.apis.anthropic.serving import AnthropicServing
@@ -27,22 +25,27 @@ from server.generation.generation import GenerationBuilder
 from server.generation.reasoning import load_reasoning
 from server.generation.request import ChatRequest, CompletionRequest
 from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, T
-from server.http.routes.info import HealthEndpoint, InfoEndpoints
+from server.http.routes.info import InfoEndpoints
+from server.http.routes.openapi import OpenApiEndpoint
+from server.http.routes.route import Route
 from server.terms.http_body.response_body import ANTHROPIC
 
 
 def build_routes(parts: AppParts) -> list[Route]:
     """Builds all routes of a server."""
-    return [
+    openapi = OpenApiEndpoint(parts.version)
+    openapi.routes = routes = [
         *_text_routes(parts),
         *_pooling_routes(parts),
         *_info_routes(parts),
+        Route("/openapi.json", openapi),
     ]
+    return routes
 
 
 def _post(parts: AppParts, path: str, model: type[T], handle: Handler[T], **options: Any) -> Route:
     """Builds a route that decodes JSON into `model` and passes the result to `handle`. See `JsonEndpoint`."""
-    return Route(path, JsonEndpoint(parts, model, handle, **options), methods=["POST"])
+    return Route(path, JsonEndpoint(parts, model, handle, **options), ("POST",))
 
 
 def _text_routes(parts: AppParts) -> list[Route]:
@@ -79,24 +82,23 @@ def _pooling_routes(parts: AppParts) -> list[Route]:
 
 
 def _info_routes(parts: AppParts) -> list[Route]:
-    health, info = HealthEndpoint(parts.availability), InfoEndpoints(parts)
+    info = InfoEndpoints(parts)
     caches = [  # these concern all clients, so only a server for development has them
-        Route("/reset_prefix_cache", info.reset_prefix_cache, methods=["POST"]),
-        Route("/reset_mm_cache", info.reset_mm_cache, methods=["POST"]),
+        Route("/reset_prefix_cache", info.reset_prefix_cache, ("POST",)),
+        Route("/reset_mm_cache", info.reset_mm_cache, ("POST",)),
     ]
     return [
         *(caches if parts.config.server_dev_mode else ()),
         Route("/v1/models", info.list_models),
         Route("/v1/models/{model:path}", info.get_model),
-        Route("/health", health, methods=["GET"]),
-        Route("/ping", health, methods=["GET", "POST"]),
-        Route("/readyz", health, methods=["GET"]),
+        Route("/health", info.health),
+        Route("/ping", info.health, ("GET", "HEAD", "POST")),
+        Route("/readyz", info.health),
         Route("/livez", info.livez),
         Route("/startupz", info.startupz),
         Route("/version", info.version),
         Route("/load", info.load),
         Route("/metrics", info.metrics),
-        Route("/openapi.json", info.openapi),
         *([Route("/", info.status_page)] if parts.config.network.web_page else ()),
         Route(DATA_PATH, info.status_data),
     ]
