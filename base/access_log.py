@@ -47,19 +47,13 @@ class QueryMask(logging.Filter):
 
 
 def open_access_log(config: LoggingConfig) -> logging.Logger | None:
-    """Sets up the access log. Returns None if requests are not logged."""
-    set_up_access_log(config.disable_access_log_for_endpoints)
-    access_log = logging.getLogger(ACCESS_LOGGER)
-    access_log.setLevel(_LEVELS[config.uvicorn_log_level])
-    return None if config.disable_access_log else access_log
-
-
-def set_up_access_log(excluded_paths: Iterable[str] = ()) -> None:
-    """Installs both filters, in place of the filters of an earlier call."""
+    """Sets the level, and replaces the filters. Returns None if requests are not logged."""
     logger = logging.getLogger(ACCESS_LOGGER)
+    logger.setLevel(_LEVELS[config.uvicorn_log_level])
     logger.filters[:] = [kept for kept in logger.filters if not isinstance(kept, PathFilter | QueryMask)]
-    logger.addFilter(PathFilter(excluded_paths))
+    logger.addFilter(PathFilter(config.disable_access_log_for_endpoints))
     logger.addFilter(QueryMask())
+    return None if config.disable_access_log else logger
 
 
 def _shown(path: str) -> str:

@@ -5,8 +5,7 @@ from typing import Final, NamedTuple
 
 from base.server_settings import NetworkConfig
 
-_ASKED: Final = ("origin", "access-control-request-method")
-"""The headers that identify a browser's preflight request."""
+_ASKED_METHOD: Final = "access-control-request-method"
 _ASKED_HEADERS: Final = "access-control-request-headers"
 _PRIVATE: Final = "access-control-request-private-network"
 _ANY: Final = "*"
@@ -18,7 +17,7 @@ _VARY: Final = (
 
 
 class Preflight(NamedTuple):
-    """The answer to a preflight request, by which a browser asks whether a page may send a request."""
+    """The answer to a browser that asks whether a page may send a request."""
 
     status: int
     text: str
@@ -26,10 +25,7 @@ class Preflight(NamedTuple):
 
 
 class CorsPolicy:
-    """Decides as Starlette does. Without --allowed-origins, no cross-origin request is allowed.
-
-    Names of headers are in lower case.
-    """
+    """Decides as Starlette does. Names of headers are in lower case."""
 
     def __init__(self, config: NetworkConfig) -> None:
         self._config = config
@@ -38,7 +34,7 @@ class CorsPolicy:
         self._header_names = sorted(_ALWAYS_ALLOWED.union(config.allowed_headers))
 
     def is_preflight(self, method: str, headers: Mapping[str, str]) -> bool:
-        return self.is_on and method == "OPTIONS" and all(name in headers for name in _ASKED)
+        return self.is_on and method == "OPTIONS" and "origin" in headers and _ASKED_METHOD in headers
 
     def answer_preflight(self, headers: Mapping[str, str]) -> Preflight:
         origin, asked = headers["origin"], headers.get(_ASKED_HEADERS)
@@ -46,7 +42,7 @@ class CorsPolicy:
         allowed = asked if takes_all else ", ".join(self._header_names)
         checks = {
             "origin": self.allows(origin),
-            "method": headers["access-control-request-method"] in self._methods,
+            "method": headers[_ASKED_METHOD] in self._methods,
             "headers": takes_all or asked is None or all(each.strip().lower() in known for each in asked.split(",")),
             "private-network": _PRIVATE not in headers,
         }

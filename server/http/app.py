@@ -12,7 +12,7 @@ from base.security.api_keys import OPEN_PATHS, READINESS_PATHS, STATUS_PATHS, fi
 from base.security.cors import CorsPolicy
 from server.http.routes.endpoint import AppParts, read_request_id
 from server.http.routes.info import health_answer
-from server.http.routes.route import Route, Routes
+from server.http.routes.route import Route
 from server.http.routes.table import build_routes
 from server.http.transport.request import Request, find_header
 from server.operation.admission import UnavailableError
@@ -30,6 +30,7 @@ _REQUESTS_PER_TURN = 4
 """The most requests per turn of the loop. Beginning a request takes about 0.5 ms, and reading a piece of a
 body (256 KB) about 0.25 ms."""
 _UNKNOWN_PATH = "Not Found: the embedded engine has no such endpoint. `--engine vllm` has all of vLLM's."
+_MODELS = "/v1/models/"
 _BEARER = ((b"www-authenticate", b"Bearer"),)
 
 UNCOUNTED_PATHS = OPEN_PATHS | STATUS_PATHS - {"/openapi.json"}
@@ -50,7 +51,8 @@ class ServerApp:
         self._cors = CorsPolicy(network)
         self._api_keys = parts.api_keys
         self._open_paths = find_open_paths(is_key_everywhere=network.api_key_everywhere)
-        self._routes = Routes(build_routes(parts))
+        self._routes = {route.path: route for route in build_routes(parts)}
+        self._one_model = self._routes[f"{_MODELS}{{model:path}}"]
         self._turns = LoopTurns()
 
     async def __call__(self, request: Request) -> None:
@@ -64,11 +66,11 @@ class ServerApp:
             await self._turns.wait()
             request.wait_turn = self._turns.wait
         begin_s = perf_counter()
-        route = self._routes.find(request, path)
+        route = self._routes.get(path)
+        if route is None and path.startswith(_MODELS):
+            route, request.path_argument = self._one_model, path.removeprefix(_MODELS)
         try:
-            answer = await self._answer(request, path, route)
-            if answer is not None:
-                await request.send(answer)
+            await self._answer(request, path, route)
         finally:
             if path not in UNCOUNTED_PATHS:
                 self._count(request, "none" if route is None else route.path, perf_counter() - begin_s)
@@ -78,9 +80,24 @@ class ServerApp:
         root = self._root_path
         if root and path.startswith(f"{root}/"):
             path = path[len(root) :]
-        return without_final_slash(path, self._routes.paths) or path
+        return without_final_slash(path, self._routes)
 
-    async def _answer(self, request: Request, path: str, route: Route | None) -> Answer | None:
+    async def _answer(self, request: Request, path: str, route: Route | None) -> None:
+        try:
+            answer = self._answer_early(request, path, route)
+            if answer is None and route is not None:
+                answer = await route.handle(request)
+        except UnavailableError as err:
+            answer = unavailable_answer(err.body)
+        except Exception as err:
+            if request.status is not None:
+                raise
+            answer = failure_answer(err, failure_format(path))
+        if answer is not None:
+            await request.send(answer)
+
+    def _answer_early(self, request: Request, path: str, route: Route | None) -> Answer | None:
+        """The answer to a request that reaches no route. Adds headers to the response of any request."""
         if self._adds_request_ids:
             self._set_request_id(request)
         if self._cors.is_on:
@@ -89,24 +106,10 @@ class ServerApp:
                 status, text, headers = self._cors.answer_preflight(sent)
                 return Answer(text.encode(), status, _encode({"content-type": "text/plain; charset=utf-8", **headers}))
             request.added_headers += _encode({**self._cors.headers_for(sent.get("origin")), "vary": "Origin"})
-        if (failure := self._find_failure(request, path, route)) is not None:
-            return failure
-        assert route is not None
-        try:
-            return await route.handle(request)
-        except UnavailableError as err:
-            return unavailable_answer(err.body)
-        except Exception as err:
-            if request.status is not None:
-                raise
-            return failure_answer(err, failure_format(path))
-
-    def _find_failure(self, request: Request, path: str, route: Route | None) -> Answer | None:
-        """The answer to a request that reaches no route."""
         if (refusal := self._refusal(request, path)) is not None:
-            return _failure(401, refusal, path, kind="Unauthorized", headers=_BEARER)
+            return _failure(401, refusal, path, headers=_BEARER)
         if route is None:
-            if path == self._root_path and "/" in self._routes.paths:  # the page's relative addresses need the slash
+            if path == self._root_path and "/" in self._routes:  # the page's relative addresses need the slash
                 return Answer(status=307, headers=((b"location", f"{path}/".encode()),))
             return _failure(404, _UNKNOWN_PATH, path)
         if request.method not in route.methods:
@@ -143,9 +146,8 @@ class ServerApp:
 class LoopTurns:
     """Spreads the work of requests over the loop's iterations, so that a burst does not delay probes.
 
-    A turn is one iteration of the loop. In each turn, `_REQUESTS_PER_TURN` requests may begin or read more
-    of their body. Further requests wait for later turns, in the order of arrival. The loop polls sockets
-    between turns, so a probe that arrives together with 300 requests is answered after four of them.
+    In each iteration, `_REQUESTS_PER_TURN` requests may begin or read more of their body, in the order of
+    arrival. The loop polls sockets in between, so a probe that arrives with 300 requests waits for four.
     """
 
     def __init__(self) -> None:
@@ -174,8 +176,8 @@ class LoopTurns:
             asyncio.get_running_loop().call_soon(self._turn)
 
 
-def _failure(status: int, message: str, path: str, *, kind: str = "", headers: Headers = ()) -> Answer:
-    body = error_response(message, type=kind or HTTPStatus(status).phrase, code=status)
+def _failure(status: int, message: str, path: str, *, headers: Headers = ()) -> Answer:
+    body = error_response(message, type=HTTPStatus(status).phrase, code=status)
     return json_answer(failure_format(path).to_body(body), status=status, headers=headers)
 
 

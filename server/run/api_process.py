@@ -83,7 +83,7 @@ class ServerRun:
         exit_code = exit_codes.ENGINE_DIED if self._lifecycle.state == "dead" else exit_codes.OK
         for task in (engine, stopping, trimming):
             task.cancel()
-        server.http.stop()
+        server.http.stop.set()
         self._may_accept.set()
         ends = await asyncio.gather(engine, serving, stopping, trimming, return_exceptions=True)
         await self._close()
@@ -102,7 +102,7 @@ class ServerRun:
     async def _serve(self) -> None:
         """Accepts connections as soon as the socket listens, which may be immediately."""
         await self._may_accept.wait()
-        if self._server.http.is_stopped:
+        if self._server.http.stop.is_set():
             return
         self._options.on_serving()
         await self._server.http.serve(self._options.listener)

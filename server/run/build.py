@@ -13,7 +13,7 @@ from base.security.credentials import Credentials
 from server.engine.process_link.client import EngineClient
 from server.http.app import ServerApp
 from server.http.routes.endpoint import AppParts
-from server.http.transport.connection import HttpOptions
+from server.http.transport.connection import Serving
 from server.http.transport.server import HttpServer
 from server.operation.admission import Admission
 from server.operation.drain import ERROR_DELIVERY_S, Drain
@@ -74,14 +74,15 @@ class ServerObjects:
             version=program_version(),
         )
         self.credentials = Credentials(config.network, config.tls, self.parts.api_keys)
-        http_options = HttpOptions(
+        serving = Serving(
+            handle=ServerApp(self.parts),
             limits=options.limits,
             tls=self.credentials.tls_context,
             keep_alive_s=config.timeout_keep_alive_s,
             delivery_s=ERROR_DELIVERY_S,
             access_log=open_access_log(config.logging),
         )
-        self.http = HttpServer(ServerApp(self.parts), http_options)
+        self.http = HttpServer(serving)
         self.monitor = EngineMonitor(engine, options.engine, lifecycle, _build_watchdog(self.parts, options))
         self.drain = Drain(
             lifecycle, self.parts.running, engine.fail_running, config.lifecycle, self.http.announce_close

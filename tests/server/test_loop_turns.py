@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 
 from server.http.app import LoopTurns
-from server.http.transport.request import Head, Request
+from server.http.transport.request import Request
 from server.operation.metrics.loop import INTERVAL_S, LoopHeartbeat
 
 
@@ -46,7 +46,7 @@ async def test_bodies_are_read_a_few_pieces_at_a_time():
 
     async def read_ten_pieces() -> None:
         nonlocal num_read
-        request = Request(Mock(), Head("POST", "/"))
+        request = Request(Mock(), "POST", b"/", [])
         request.wait_turn = turns.wait
         for _ in range(10):
             request.add_part(b"x")

@@ -8,25 +8,9 @@ import msgspec
 
 from server.http.routes.endpoint import JsonEndpoint
 from server.http.routes.route import Route
-from server.http.transport.request import Request
-from server.terms.http_body.response_body import Answer, ErrorResponse, UnavailableResponse, json_answer
+from server.terms.http_body.response_body import ErrorResponse, UnavailableResponse
 
 Schemas = dict[type, dict[str, Any]]
-
-
-class OpenApiEndpoint:
-    """Answers GET /openapi.json. The description is built for the first request."""
-
-    def __init__(self, version: str) -> None:
-        self.routes: Sequence[Route] = ()
-        """All routes of the server."""
-        self._version = version
-        self._answer: Answer | None = None
-
-    async def __call__(self, request: Request) -> Answer:
-        if self._answer is None:
-            self._answer = json_answer(build_openapi(self.routes, self._version))
-        return self._answer
 
 
 def build_openapi(routes: Sequence[Route], version: str) -> dict[str, Any]:
@@ -70,10 +54,8 @@ def _failure(schemas: Schemas, description: str, model: type = ErrorResponse) ->
 
 def _without_body(schemas: Schemas, route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {"responses": {"200": {"description": "The response"}}}
-    if route.argument:
-        operation["parameters"] = [
-            {"name": route.argument, "in": "path", "required": True, "schema": {"type": "string"}}
-        ]
+    if name := route.path.partition("{")[2].partition(":")[0]:
+        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
         operation["responses"]["400"] = _failure(schemas, "The request is invalid")
         operation["responses"]["404"] = _failure(schemas, "There is nothing of that name")
     return operation

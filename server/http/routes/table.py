@@ -1,6 +1,6 @@
 """The table of routes, with the objects that answer them."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from base.status_page.page import DATA_PATH
@@ -26,20 +26,20 @@ from server.generation.reasoning import load_reasoning
 from server.generation.request import ChatRequest, CompletionRequest
 from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, T
 from server.http.routes.info import InfoEndpoints
-from server.http.routes.openapi import OpenApiEndpoint
+from server.http.routes.openapi import build_openapi
 from server.http.routes.route import Route
-from server.terms.http_body.response_body import ANTHROPIC
+from server.http.transport.request import Request
+from server.terms.http_body.response_body import ANTHROPIC, Answer, json_answer
 
 
 def build_routes(parts: AppParts) -> list[Route]:
     """Builds all routes of a server."""
-    openapi = OpenApiEndpoint(parts.version)
-    openapi.routes = routes = [
-        *_text_routes(parts),
-        *_pooling_routes(parts),
-        *_info_routes(parts),
-        Route("/openapi.json", openapi),
-    ]
+    describe = cache(lambda: json_answer(build_openapi(routes, parts.version)))
+
+    async def openapi(_: Request) -> Answer:
+        return describe()
+
+    routes = [*_text_routes(parts), *_pooling_routes(parts), *_info_routes(parts), Route("/openapi.json", openapi)]
     return routes
 
 

@@ -9,11 +9,11 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
-from time import monotonic
+from math import inf
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import httptools
 
@@ -21,16 +21,15 @@ from base.access_log import ACCESS_LINE
 from base.security.api_keys import PROBE_PATHS
 from server.http.transport.connection_table import ConnectionTable, raise_file_limit
 from server.http.transport.read_watch import (
-    READ_GRACE_S,
     ReadWatch,
     RejectedError,
     Rejection,
     Stage,
+    Timer,
     head_too_large,
     too_many_headers,
 )
-from server.http.transport.request import Head, RawHeaders, Request, find_header
-from server.terms.http_body.response_body import Answer
+from server.http.transport.request import RawHeaders, Request, find_header
 from server.terms.limits import LimitsConfig, flag_of
 
 logger = logging.getLogger(__name__)
@@ -47,45 +46,30 @@ _TOO_MANY_PIPELINED = Rejection(400, f"More than {_MAX_PIPELINED} requests wait 
 The client may send the remaining requests on a new connection."""
 _MALFORMED = Rejection(400, "The request is not valid HTTP/1.1.")
 _ENCODED = Rejection(400, "The request has a Transfer-Encoding other than 'chunked': send the body as it is.")
-_FAILED = Answer(b"Internal Server Error", 500, ((b"content-type", b"text/plain"), (b"connection", b"close")))
 
 
-@dataclass(frozen=True, kw_only=True)
-class HttpOptions:
-    """The settings of a server."""
+@dataclass(kw_only=True, eq=False)
+class Serving:
+    """The settings and the state that all connections of a server share."""
 
+    handle: Callable[[Request], Awaitable[None]]
+    """Answers a request."""
     limits: LimitsConfig
     tls: Callable[[], ssl.SSLContext] | None = None
     """Returns the context of a new connection. None: without TLS."""
     keep_alive_s: float = 5.0
     """Seconds after which a connection without a request closes."""
-    delivery_s: float | None = None
-    """The longest time that running requests have when the server ends. None: no limit."""
+    delivery_s: float = inf
+    """The longest time that running requests have when the server ends."""
     access_log: logging.Logger | None = None
+    is_ending: bool = False
+    """Whether each further response closes its connection."""
+    connections: set[Any] = field(default_factory=set)
+    """All connections, also those whose TLS handshake is not complete."""
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-
-class Serving:
-    """What all connections of a server share."""
-
-    def __init__(self, handle: Callable[[Request], Awaitable[None]], options: HttpOptions) -> None:
-        """`handle` answers a request."""
-        self.handle = handle
-        self.options = options
-        self.table = ConnectionTable(raise_file_limit(options.limits.max_connections))
-        self.is_ending = False
-        """Whether each further response closes its connection."""
-        self.connections: set[Any] = set()
-        """All connections, also those whose TLS handshake is not complete."""
-        self.tasks: set[asyncio.Task[None]] = set()
-        self._date_until_s = 0.0
-        self._date = b""
-
-    @property
-    def date(self) -> tuple[bytes, bytes]:
-        """The header Date, at most a second old."""
-        if (now_s := monotonic()) >= self._date_until_s:
-            self._date_until_s, self._date = now_s + 1, formatdate(usegmt=True).encode()
-        return b"date", self._date
+    def __post_init__(self) -> None:
+        self.table = ConnectionTable(raise_file_limit(self.limits.max_connections))
 
 
 class Connection(asyncio.Protocol):
@@ -94,47 +78,41 @@ class Connection(asyncio.Protocol):
     def __init__(self, serving: Serving, carrier: asyncio.Transport | None = None) -> None:
         """`carrier` is the transport below the connection's TLS. It is None without TLS."""
         self._serving = serving
-        self._limits = serving.options.limits
+        self._limits = serving.limits
         self._carrier = carrier
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._parser: httptools.HttpRequestParser | None = None
         self._watch = ReadWatch(
-            self._limits, self._loop, is_reading=lambda: not self._is_paused, on_timeout=self._time_out
+            self._limits, self._loop, is_reading=lambda: not self._is_paused, on_timeout=self._reject
         )
         self.may_write = asyncio.Event()
         self.may_write.set()
         self.has_begun = False
-        """Whether a request has arrived."""
         self._url = b""
         self._headers: RawHeaders = []
         self._newest: Request | None = None
         """The last request whose head has arrived."""
         self._running: Request | None = None
-        """The request that is being answered."""
         self._waiting: deque[Request] = deque()
-        """Further requests, which wait for their turn."""
         self._num_piece_bytes = 0
         """The size of the piece that the parser is reading, in bytes."""
-        self._num_dropped_bytes = 0
-        self._num_trailers = 0
-        self._has_room = True
-        self._is_paused = False
-        """Whether reading is paused."""
+        self._num_dropped_bytes = self._num_trailers = 0
+        self._has_room, self._is_paused = True, False
         self._ignores_input = False
         """Whether all further input of the client is dropped."""
         self._is_closed = False
         """Whether nothing more is sent."""
-        self._idle: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None
-        self._lingering: asyncio.TimerHandle | None = None
+        self._idle, self._stall, self._lingering = (Timer(self._loop) for _ in range(3))
 
     # Called by the transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self._parser = self._create_parser()
-        self._limit_unsent(self._limits.send_buffer_bytes)
+        carriers = (transport,) if self._carrier is None else (transport, self._carrier)
+        for carrier in carriers:  # while more bytes are unsent, the connection's request is paused
+            carrier.set_write_buffer_limits(high=self._limits.send_buffer_bytes // len(carriers))
         self._serving.connections.add(self)
         self._has_room = self._serving.table.add(self)
         self._serving.table.check_free_files(transport.get_extra_info("socket").fileno())
@@ -146,8 +124,9 @@ class Connection(asyncio.Protocol):
         self._serving.connections.discard(self)
         self._serving.table.discard(self)
         self._watch.close()
-        for timer in (self._idle, self._stall, self._lingering):
-            _cancel(timer)
+        self._idle.stop()
+        self._stall.stop()
+        self._lingering.stop()
         self._waiting.clear()
         if self._running is not None:
             self._running.disconnect()
@@ -157,7 +136,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._ignores_input or self._parser is None:
             return
-        _cancel(self._idle)
+        self._idle.stop()
         stage_before = self._watch.stage
         self._num_piece_bytes = len(data)
         try:
@@ -166,7 +145,7 @@ class Connection(asyncio.Protocol):
             self._parse_without_upgrade(data[err.args[0] :])
         except httptools.HttpParserError as err:
             cause = err.__context__
-            self._reject(cause.rejection if isinstance(cause, RejectedError) else _MALFORMED)
+            self._reject(cause.args[0] if isinstance(cause, RejectedError) else _MALFORMED)
         else:
             rejection = self._watch.check_piece(len(data), stage_before)
             if rejection is not None:
@@ -174,12 +153,11 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.may_write.clear()
-        _cancel(self._stall)
-        self._stall = self._loop.call_later(self._limits.send_timeout_s, self._recheck_stall)
+        self._stall.start(self._limits.send_timeout_s, self._abort_stalled)
 
     def resume_writing(self) -> None:
         self.may_write.set()
-        _cancel(self._stall)
+        self._stall.stop()
 
     # Called by the parser
 
@@ -207,17 +185,9 @@ class Connection(asyncio.Protocol):
             raise RejectedError(rejection)
         if parser.should_upgrade():
             return
-        url, version = httptools.parse_url(self._url), parser.get_http_version()
-        path = (url.path or b"/").decode("ascii")
-        head = Head(
-            method=parser.get_method().decode("ascii"),
-            path=unquote(path) if "%" in path else path,
-            query=(url.query or b"").decode("ascii"),
-            headers=self._headers,
-            version=version,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
-        )
-        self._newest = request = Request(self, head)
+        method, version = parser.get_method().decode("ascii"), parser.get_http_version()
+        self._newest = request = Request(self, method, self._url, self._headers, version)
+        request.keep_alive &= parser.should_keep_alive()
         self.has_begun = True
         self._watch.note_body()
         if self._running is None:
@@ -230,7 +200,9 @@ class Connection(asyncio.Protocol):
         assert request is not None
         self._watch.count_body(len(body))
         if request.is_answered:
-            self._drop(len(body))
+            self._num_dropped_bytes += len(body)
+            if self._num_dropped_bytes > self._limits.max_body_bytes:
+                self._close()
         elif request.add_part(body) > _MOST_WAITING_BYTES and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
@@ -247,12 +219,13 @@ class Connection(asyncio.Protocol):
     def begin_response(self, request: Request) -> tuple[bytes, bytes]:
         if self._serving.is_ending:
             request.keep_alive = False
-        access_log = self._serving.options.access_log
+        access_log = self._serving.access_log
         if access_log is not None and access_log.isEnabledFor(logging.INFO):
+            peer = self._transport.get_extra_info("peername")
+            client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
             path = quote(request.path) + (f"?{request.query}" if request.query else "")
-            arguments = (self._client, request.method, path, request.version, request.status)
-            access_log.info(ACCESS_LINE, *arguments)
-        return self._serving.date
+            access_log.info(ACCESS_LINE, client, request.method, path, request.version, request.status)
+        return _date()
 
     def write(self, data: bytes) -> None:
         if not self._is_closed:
@@ -270,8 +243,7 @@ class Connection(asyncio.Protocol):
             if self._waiting:
                 self._start(self._waiting.popleft())
                 return
-            _cancel(self._idle)
-            self._idle = self._loop.call_later(self._serving.options.keep_alive_s, self._recheck_idle)
+            self._idle.start(self._serving.keep_alive_s, self._close)
         self._serving.table.note_idle(self)
 
     def resume_reading(self) -> None:
@@ -293,8 +265,7 @@ class Connection(asyncio.Protocol):
         """Closes this connection without a running request. Returns False while bytes are unsent."""
         if self._num_unsent_bytes:
             return False
-        self._ignores_input = self._is_closed = True
-        self._watch.disarm()
+        self._ignores_input = True
         self._transport.abort()
         return True
 
@@ -302,11 +273,6 @@ class Connection(asyncio.Protocol):
         parser = httptools.HttpRequestParser(self)
         parser.set_dangerous_leniencies(lenient_data_after_close=True)  # such data must not prevent the response
         return parser
-
-    @property
-    def _client(self) -> str:
-        peer = self._transport.get_extra_info("peername")
-        return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
 
     def _start(self, request: Request) -> None:
         self._running = request
@@ -320,18 +286,13 @@ class Connection(asyncio.Protocol):
             await self._serving.handle(request)
         except Exception:
             logger.exception("a request failed unexpectedly")
-            if request.status is None:
-                await request.send(_FAILED)
         finally:
             if request is self._running:  # no response, or a part of one
                 self._running = None
                 self._close()
 
     def _parse_without_upgrade(self, rest: bytes) -> None:
-        """Parses the request again without its upgrade headers.
-
-        With these headers, the parser would treat the body as data of another protocol.
-        """
+        """Parses the request again without its upgrade headers, which make the body another protocol's."""
         assert self._parser is not None
         lines = [b"%s %s HTTP/1.1" % (self._parser.get_method(), self._url), b"connection: close"]
         lines += [name + b": " + value for name, value in self._headers if name not in _UPGRADE_HEADERS]
@@ -359,42 +320,26 @@ class Connection(asyncio.Protocol):
             return Rejection(503, f"The server has reached its limit of {most} connections ({flag}).", retry_after_s=1)
         return None
 
-    def _drop(self, num_bytes: int) -> None:
-        """Drops body bytes that follow the complete response. If they are many, closes the connection."""
-        self._num_dropped_bytes += num_bytes
-        if self._num_dropped_bytes > self._limits.max_body_bytes:
-            self._close()
-
-    def _time_out(self, rejection: Rejection | None) -> None:
-        if rejection is None:
-            self._close()
-        else:
-            self._reject(rejection)
-
-    def _reject(self, rejection: Rejection) -> None:
+    def _reject(self, rejection: Rejection | None) -> None:
         """Accepts no more input from the client. Sends the reason, unless a response is being sent."""
-        logger.debug("closing a connection: %s", rejection.message)
         self._ignores_input = True
         self._watch.disarm()
-        is_reading_body = self._watch.stage is Stage.BODY
-        newest = self._newest
-        if newest is None or newest.is_answered:
-            if is_reading_body:
-                self._close()
-            else:
-                self._send_rejection(rejection)
-        elif not is_reading_body or newest.status is not None:
-            newest.keep_alive = False  # the connection ends after the responses to earlier requests
-        elif self._waiting:
-            self._waiting.pop()
-            self.end_soon()
-        else:
+        newest, is_reading_body = self._newest, self._watch.stage is Stage.BODY
+        if newest is not None and not newest.is_answered:
+            if not is_reading_body or newest.status is not None:
+                newest.keep_alive = False  # the connection ends after the responses to earlier requests
+                return
+            if self._waiting:
+                self._waiting.pop()
+                self.end_soon()
+                return
             self._running = None
             newest.disconnect()
-            self._send_rejection(rejection)
-
-    def _send_rejection(self, rejection: Rejection) -> None:
-        self.write(rejection.encode([self._serving.date]))
+        elif is_reading_body:
+            rejection = None
+        if rejection is not None:
+            logger.debug("closing a connection: %s", rejection.message)
+            self.write(rejection.encode(_date()))
         self._close()
 
     # The end of the connection
@@ -426,13 +371,12 @@ class Connection(asyncio.Protocol):
             transport.close()
             if self._carrier is None and not transport.get_write_buffer_size():
                 return
-        _cancel(self._lingering)
-        end_s = self._loop.time() + timeout_s
-        self._lingering = self._loop.call_later(min(_LINGER_S, timeout_s), self._end_lingering, end_s)
+        self._lingering.start(min(_LINGER_S, timeout_s), self._end_lingering)
 
-    def _end_lingering(self, end_s: float) -> None:
-        if self._num_unsent_bytes and self._loop.time() < end_s:
-            self._lingering = self._loop.call_at(end_s, self._transport.abort)
+    def _end_lingering(self) -> None:
+        left_s = self._limits.send_timeout_s - _LINGER_S
+        if self._num_unsent_bytes and left_s > 0:
+            self._lingering.start(left_s, self._transport.abort)
         else:
             self._transport.abort()
 
@@ -442,20 +386,6 @@ class Connection(asyncio.Protocol):
         carried = 0 if self._carrier is None else self._carrier.get_write_buffer_size()
         return self._transport.get_write_buffer_size() + carried
 
-    def _limit_unsent(self, num_bytes: int) -> None:
-        """Pauses the connection's request while more than `num_bytes` are unsent."""
-        transports = [self._transport] if self._carrier is None else [self._transport, self._carrier]
-        for transport in transports:
-            transport.set_write_buffer_limits(high=num_bytes // len(transports))
-
-    # Timers wait a little longer, because the client may have sent or read while this process was stopped.
-
-    def _recheck_idle(self) -> None:
-        self._idle = self._loop.call_later(READ_GRACE_S, self._close)
-
-    def _recheck_stall(self) -> None:
-        self._stall = self._loop.call_later(READ_GRACE_S, self._abort_stalled)
-
     def _abort_stalled(self) -> None:
         limit, flag = self._limits.send_timeout_s, flag_of("send_timeout_s")
         logger.info("a client has read nothing for %g s (%s): cancelling its request", limit, flag)
@@ -463,6 +393,5 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
 
-def _cancel(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
+def _date() -> tuple[bytes, bytes]:
+    return b"date", formatdate(usegmt=True).encode()

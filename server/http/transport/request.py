@@ -4,9 +4,15 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import httptools
 
 from server.terms.http_body.response_body import EVENTS_TYPE, Answer, Headers
+
+if TYPE_CHECKING:
+    from server.http.transport.connection import Connection
 
 RawHeaders = list[tuple[bytes, bytes]]
 """Headers as the client sent them, with names in lower case."""
@@ -20,43 +26,21 @@ class ClientGoneError(Exception):
     """The client disconnected before it had sent its whole request."""
 
 
-class Channel(Protocol):
-    """What a request needs of its connection."""
-
-    may_write: asyncio.Event
-    """Is cleared while the client has too many unread bytes."""
-
-    def begin_response(self, request: "Request") -> tuple[bytes, bytes]:
-        """Called before the head is sent. Returns a header of every response."""
-
-    def write(self, data: bytes) -> None:
-        """Sends data, unless the connection is closed."""
-
-    def end_response(self, request: "Request") -> None:
-        """Called when the response is complete."""
-
-    def resume_reading(self) -> None:
-        """Reads more of the body."""
-
-
-class Head(NamedTuple):
-    """The head of a request."""
-
-    method: str
-    path: str
-    """Without percent escapes."""
-    query: str = ""
-    headers: RawHeaders = []
-    version: str = "1.1"
-    keep_alive: bool = True
-    """Whether the connection stays open after the response."""
-
-
 class Request:
     """A request whose head has arrived."""
 
-    def __init__(self, channel: Channel, head: Head) -> None:
-        self.method, self.path, self.query, self.headers, self.version, self.keep_alive = head
+    def __init__(
+        self, connection: "Connection", method: str, target: bytes, headers: RawHeaders, version: str = "1.1"
+    ) -> None:
+        target_url = httptools.parse_url(target)
+        path = (target_url.path or b"/").decode("ascii")
+        self.method = method
+        self.path = unquote(path) if "%" in path else path
+        self.query = (target_url.query or b"").decode("ascii")
+        self.headers = headers
+        self.version = version
+        self.keep_alive = version != "1.0"
+        """Whether the connection stays open after the response."""
         self.added_headers: list[tuple[bytes, bytes]] = []
         """Headers that every response to this request has."""
         self.status: int | None = None
@@ -70,7 +54,7 @@ class Request:
         """The rest of the path, if the route has an open end."""
         self.wait_turn: Callable[[], Awaitable[None]] | None = None
         """Called before each further piece of the body is read."""
-        self._channel = channel
+        self._connection = connection
         self._parts: list[bytes] = []
         self._num_waiting_bytes = 0
         self._is_received = False
@@ -107,12 +91,14 @@ class Request:
         Raises:
             ClientGoneError: the client has disconnected.
         """
-        if self._has_read and self.wait_turn is not None and not (self._is_received and not self._parts):
+        if self._is_received and not self._parts:
+            return []
+        if self._has_read and self.wait_turn is not None:
             await self.wait_turn()
+        elif not self._parts and (find_header(self.headers, b"expect") or "").lower() == "100-continue":
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._has_read = True
-        if not self._parts and not self._is_received and self._expects_continue:
-            self._channel.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._channel.resume_reading()
+        self._connection.resume_reading()
         while not (self._parts or self._is_received or self.is_gone):
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
@@ -129,16 +115,16 @@ class Request:
 
     async def send(self, answer: Answer) -> None:
         """Sends a whole response."""
-        await self._channel.may_write.wait()
+        await self._connection.may_write.wait()
         if self.is_gone:
             return
         self.num_announced = len(answer.body)
         head = self._head(answer.status, (*answer.headers, (b"content-length", b"%d" % len(answer.body))))
         if self.method == "HEAD" or len(answer.body) > _MOST_COPIED:
-            self._channel.write(head)
+            self._connection.write(head)
             head = b""
         if self.method != "HEAD":
-            self._channel.write(head + answer.body)
+            self._connection.write(head + answer.body)
         self._end()
 
     async def stream(self, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers] = tuple) -> None:
@@ -147,7 +133,7 @@ class Request:
         The headers are sent with the first event, because they contain its timing.
         """
         is_chunked = self.version != "1.0"
-        may_write, write = self._channel.may_write, self._channel.write
+        may_write, write = self._connection.may_write, self._connection.write
         async with aclosing(events):
             async for event in events:
                 data = b"%x\r\n%b\r\n" % (len(event), event) if is_chunked else event
@@ -166,18 +152,14 @@ class Request:
         self.status = status
         if _CLOSE in headers:
             self.keep_alive = False
-        common = self._channel.begin_response(self)
+        common = self._connection.begin_response(self)
         closing = () if self.keep_alive or _CLOSE in headers else (_CLOSE,)
         lines = [b"%b: %b\r\n" % field for field in (common, *headers, *self.added_headers, *closing)]
         return b"".join((_STATUS_LINES[status], *lines, b"\r\n"))
 
     def _end(self) -> None:
         self.is_answered = True
-        self._channel.end_response(self)
-
-    @property
-    def _expects_continue(self) -> bool:
-        return self.version == "1.1" and (find_header(self.headers, b"expect") or "").lower() == "100-continue"
+        self._connection.end_response(self)
 
     def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():

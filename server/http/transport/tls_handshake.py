@@ -73,9 +73,6 @@ class TlsHandshake(asyncio.Protocol):
             except StopIteration as end:
                 transport: asyncio.Transport = end.value
                 if not transport.is_closing():
-                    self._start_connection(transport)
-
-    def _start_connection(self, transport: asyncio.Transport) -> None:
-        connection = self._create_connection(self._carrier)
-        transport.set_protocol(connection)
-        connection.connection_made(transport)
+                    connection = self._create_connection(self._carrier)
+                    transport.set_protocol(connection)
+                    connection.connection_made(transport)

@@ -208,10 +208,10 @@ class _Request:
             return
         failures = failure_format(self.scope["path"])
         if self._media_type is None:
-            answer = unavailable_answer(self._refusal(reason), failures)
-            headers = [*answer.headers, (b"content-length", b"%d" % len(answer.body))]
-            await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
-            await self.send({"type": "http.response.body", "body": answer.body})
+            body, status, headers = unavailable_answer(self._refusal(reason), failures)
+            headers += ((b"content-length", b"%d" % len(body)),)
+            await self.send({"type": "http.response.start", "status": status, "headers": headers})
+            await self.send({"type": "http.response.body", "body": body})
         elif not self._has_ended and self._media_type.startswith(b"text/event-stream"):
             body = failures.event(EngineError(reason)) + failures.end
             await self._send({"type": "http.response.body", "body": body, "more_body": False})

@@ -24,7 +24,7 @@ from base.security.api_keys import ApiKeys
 from server.engine.sampling.grammar import GrammarError
 from server.http.app import ServerApp
 from server.http.routes.endpoint import AppParts
-from server.http.transport.connection import HttpOptions
+from server.http.transport.connection import Serving
 from server.http.transport.server import HttpServer
 from server.operation.admission import Admission
 from server.operation.metrics.server_metrics import ServerMetrics
@@ -392,8 +392,9 @@ def run_app(
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does so only if the protocol is named
     # No idle connection is closed, because the client might use it at the same moment.
-    options = HttpOptions(limits=parts.admission.limits, keep_alive_s=600, access_log=logging.getLogger(ACCESS_LOGGER))
-    http_server = HttpServer(ServerApp(parts), options)
+    access_log = logging.getLogger(ACCESS_LOGGER)
+    serving = Serving(handle=ServerApp(parts), limits=parts.admission.limits, keep_alive_s=600, access_log=access_log)
+    http_server = HttpServer(serving)
     runner = asyncio.Runner(loop_factory=loop_factory)
     started = threading.Event()
 
@@ -414,7 +415,7 @@ def run_app(
         with httpx.Client(**_HTTP) as client:
             yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", parts, engine, client)
     finally:
-        runner.get_loop().call_soon_threadsafe(http_server.stop)
+        runner.get_loop().call_soon_threadsafe(http_server.stop.set)
         thread.join(PATIENT_S)
         assert not thread.is_alive(), _what_runs(thread, http_server)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from server.http.transport.connection import HttpOptions
+from server.http.transport.connection import Serving
 from server.http.transport.request import Request
 from server.http.transport.server import HttpServer
 from server.terms.http_body.response_body import Answer
@@ -67,17 +67,17 @@ async def serve(
     handle: Callable[[Request], Awaitable[None]] = answer_ok,
     **settings: Any,
 ) -> AsyncIterator[Served]:
-    """Runs a server with further `HttpOptions`."""
+    """Runs a server with further settings."""
     tls = None
     if certificate is not None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(certificate.certificate, certificate.key)
-    server = HttpServer(handle, HttpOptions(limits=limits, tls=None if tls is None else lambda: tls, **settings))
+    server = HttpServer(Serving(handle=handle, limits=limits, tls=None if tls is None else lambda: tls, **settings))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         task = asyncio.create_task(server.serve(listener))
         try:
             yield Served(server, port, certificate)
         finally:
-            server.stop()
+            server.stop.set()
             await task

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 import pytest
 import uvloop
 
-from server.http.transport.connection import HttpOptions
+from server.http.transport.connection import Serving
 from server.http.transport.request import Request
 from server.http.transport.server import HttpServer
 from server.terms.limits import LimitsConfig
@@ -111,6 +111,6 @@ def test_handshakes_of_unaccepted_clients_do_not_delay_the_shutdown(certificate,
 
 
 async def _end(context: ssl.SSLContext, listener: socket.socket) -> None:
-    server = HttpServer(nothing, HttpOptions(limits=PATIENT, tls=lambda: context, delivery_s=600))
+    server = HttpServer(Serving(handle=nothing, limits=PATIENT, tls=lambda: context, delivery_s=600))
     await asyncio.wait_for(server.end(listener), TIMEOUT_S)
     assert not server.serving.connections
