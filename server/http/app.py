@@ -10,9 +10,8 @@ from base.http_buckets import CLIENT_GONE
 from base.request_paths import without_final_slash
 from base.security.api_keys import OPEN_PATHS, READINESS_PATHS, STATUS_PATHS, find_open_paths
 from base.security.cors import CorsPolicy
-from server.http.routes.endpoint import AppParts, read_request_id
+from server.http.routes.endpoint import AppParts, Route, read_request_id
 from server.http.routes.info import health_answer
-from server.http.routes.route import Route
 from server.http.routes.table import build_routes
 from server.http.transport.request import Request, find_header
 from server.operation.admission import UnavailableError

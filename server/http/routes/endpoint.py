@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ from server.operation.models import Inference
 from server.terms.http_body.request_body import RequestBody, RequestDecoder
 from server.terms.http_body.response_body import (
     OPENAI,
+    Answer,
     FailureFormat,
     Headers,
     failure_answer,
@@ -54,6 +55,16 @@ class AppParts(Inference):
         """The size limit of bodies. The model determines how much `prompt_embeds` may add to the limit."""
         embeds = self.renderer.prompts.embeds_limits if takes_embeds else None
         return self.admission.limits.max_body_bytes + (0 if embeds is None else embeds.max_base64_chars)
+
+
+class Route(NamedTuple):
+    """A path, with what answers its requests."""
+
+    path: str
+    """May end with `{NAME:path}`, which stands for the rest of a path."""
+    handle: Callable[[Request], Awaitable[Answer | None]]
+    """Returns the answer. If it returns None, it has sent the response itself."""
+    methods: tuple[str, ...] = ("GET", "HEAD")
 
 
 class JsonEndpoint(Generic[T]):

@@ -6,8 +6,7 @@ from typing import Any
 
 import msgspec
 
-from server.http.routes.endpoint import JsonEndpoint
-from server.http.routes.route import Route
+from server.http.routes.endpoint import JsonEndpoint, Route
 from server.terms.http_body.response_body import ErrorResponse, UnavailableResponse
 
 Schemas = dict[type, dict[str, Any]]

@@ -24,10 +24,9 @@ from server.generation.chat import ChatRunner, OutputParsing
 from server.generation.generation import GenerationBuilder
 from server.generation.reasoning import load_reasoning
 from server.generation.request import ChatRequest, CompletionRequest
-from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, T
+from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, Route, T
 from server.http.routes.info import InfoEndpoints
 from server.http.routes.openapi import build_openapi
-from server.http.routes.route import Route
 from server.http.transport.request import Request
 from server.terms.http_body.response_body import ANTHROPIC, Answer, json_answer
 

@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
         self._carrier = carrier
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._parser: httptools.HttpRequestParser | None = None
+        self._parser: httptools.HttpRequestParser
         self._watch = ReadWatch(
             self._limits, self._loop, is_reading=lambda: not self._is_paused, on_timeout=self._reject
         )
@@ -91,18 +91,14 @@ class Connection(asyncio.Protocol):
         self.has_begun = False
         self._url = b""
         self._headers: RawHeaders = []
-        self._newest: Request | None = None
-        """The last request whose head has arrived."""
+        self._newest: Request | None = None  # the last request whose head has arrived
         self._running: Request | None = None
         self._waiting: deque[Request] = deque()
-        self._num_piece_bytes = 0
-        """The size of the piece that the parser is reading, in bytes."""
+        self._num_piece_bytes = 0  # of the piece that the parser is reading
         self._num_dropped_bytes = self._num_trailers = 0
         self._has_room, self._is_paused = True, False
-        self._ignores_input = False
-        """Whether all further input of the client is dropped."""
-        self._is_closed = False
-        """Whether nothing more is sent."""
+        self._ignores_input = False  # whether all further input of the client is dropped
+        self._is_closed = False  # whether nothing more is sent
         self._idle, self._stall, self._lingering = (Timer(self._loop) for _ in range(3))
 
     # Called by the transport
@@ -120,7 +116,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closed = self._ignores_input = True
-        self._parser = self._newest = None
+        self._newest = None
+        del self._parser  # it refers to this object
         self._serving.connections.discard(self)
         self._serving.table.discard(self)
         self._watch.close()
@@ -134,7 +131,7 @@ class Connection(asyncio.Protocol):
         self.may_write.set()
 
     def data_received(self, data: bytes) -> None:
-        if self._ignores_input or self._parser is None:
+        if self._ignores_input:
             return
         self._idle.stop()
         stage_before = self._watch.stage
@@ -179,11 +176,9 @@ class Connection(asyncio.Protocol):
             raise RejectedError(too_many_headers(self._limits))
 
     def on_headers_complete(self) -> None:
-        parser = self._parser
-        assert parser is not None
-        if (rejection := self._find_head_error(parser)) is not None:
+        if (rejection := self._find_head_error()) is not None:
             raise RejectedError(rejection)
-        if parser.should_upgrade():
+        if (parser := self._parser).should_upgrade():
             return
         method, version = parser.get_method().decode("ascii"), parser.get_http_version()
         self._newest = request = Request(self, method, self._url, self._headers, version)
@@ -293,13 +288,12 @@ class Connection(asyncio.Protocol):
 
     def _parse_without_upgrade(self, rest: bytes) -> None:
         """Parses the request again without its upgrade headers, which make the body another protocol's."""
-        assert self._parser is not None
         lines = [b"%s %s HTTP/1.1" % (self._parser.get_method(), self._url), b"connection: close"]
         lines += [name + b": " + value for name, value in self._headers if name not in _UPGRADE_HEADERS]
         self._parser = self._create_parser()
         self.data_received(b"\r\n".join([*lines, b"", b""]) + rest)
 
-    def _find_head_error(self, parser: httptools.HttpRequestParser) -> Rejection | None:
+    def _find_head_error(self) -> Rejection | None:
         """Returns why a request with complete headers must be rejected, or None if it is accepted."""
         if self._watch.may_exceed_head_limit(self._num_piece_bytes):
             num_bytes = len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
@@ -308,8 +302,8 @@ class Connection(asyncio.Protocol):
         for name, value in self._headers:
             if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 return _ENCODED
-        if parser.should_upgrade():
-            is_connect = parser.get_method() == b"CONNECT"
+        if self._parser.should_upgrade():
+            is_connect = self._parser.get_method() == b"CONNECT"
             if is_connect or (find_header(self._headers, b"upgrade") or "").lower() == "websocket":
                 wanted = "CONNECT" if is_connect else "an upgrade to websocket"
                 return Rejection(400, f"The request asks for {wanted}: this server speaks HTTP/1.1 only.")

@@ -18,14 +18,12 @@ _POLL_S = 0.01
 
 
 class HttpServer:
-    """Serves on one socket. Used on the event loop."""
+    """Serves on one socket, until `stop` is set. With `is_forced`, it then waits for no request."""
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
         self.stop = asyncio.Event()
-        """Makes `serve` end."""
         self.is_forced = False
-        """Whether `serve` waits for no request when it ends."""
 
     def announce_close(self) -> None:
         """Closes the connection of each response that begins from now on, and says so in its headers."""

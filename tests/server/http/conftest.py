@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import logging
 import socket
-import sys
 import threading
-import traceback
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, contextmanager
@@ -17,7 +14,6 @@ import httpx
 import openai
 import pytest
 
-from base.access_log import ACCESS_LOGGER
 from base.errors import EngineDeadError
 from base.lifecycle import Lifecycle, StartInfo
 from base.security.api_keys import ApiKeys
@@ -392,8 +388,7 @@ def run_app(
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does so only if the protocol is named
     # No idle connection is closed, because the client might use it at the same moment.
-    access_log = logging.getLogger(ACCESS_LOGGER)
-    serving = Serving(handle=ServerApp(parts), limits=parts.admission.limits, keep_alive_s=600, access_log=access_log)
+    serving = Serving(handle=ServerApp(parts), limits=parts.admission.limits, keep_alive_s=600)
     http_server = HttpServer(serving)
     runner = asyncio.Runner(loop_factory=loop_factory)
     started = threading.Event()
@@ -417,14 +412,7 @@ def run_app(
     finally:
         runner.get_loop().call_soon_threadsafe(http_server.stop.set)
         thread.join(PATIENT_S)
-        assert not thread.is_alive(), _what_runs(thread, http_server)
-
-
-def _what_runs(thread: threading.Thread, http_server: HttpServer) -> str:
-    """A text about a server that does not end: its connections, its requests, and its thread's stack."""
-    assert thread.ident is not None
-    stack = traceback.format_stack(sys._current_frames()[thread.ident])
-    return f"connections {http_server.serving.connections}\nrequests {http_server.serving.tasks}\n{''.join(stack)}"
+        assert not thread.is_alive(), f"connections {serving.connections}, requests {serving.tasks}"
 
 
 @pytest.fixture
