@@ -129,8 +129,6 @@ test-newest:
 	@$(MAKE) --no-print-directory VENV=$(NEWEST_VENV) $(NEWEST_VENV)/.created
 	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check install \
 	  --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[embedded,dev]'
-	# Beyond the upper bound of pyproject.toml, to learn whether it can be raised.
-	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check install --upgrade uvicorn
 	$(NEWEST_VENV)/bin/vllm-cli prefetch --engine embedded --download-only
 	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check list --outdated
 	$(call run,not slow)

@@ -1,15 +1,21 @@
-"""Filters for uvicorn's access log: one excludes paths, the other masks secrets. Standard library only."""
+"""The access log: its level, excluded paths, and masked secrets. Standard library only."""
 
 import logging
 import re
 from collections.abc import Iterable
 from typing import Any, Final
 
+from base.server_settings import LoggingConfig
 from envs.redaction import MASK, SECRET_ENDINGS
 
 ACCESS_LOGGER: Final = "uvicorn.access"
+"""vLLM's name of this logger, by which --log-config and our log formats know it."""
+ACCESS_LINE: Final = '%s - "%s %s HTTP/%s" %d'
+"""The form of a line. Its arguments are client, method, path, version and status."""
 _PATH: Final = 2
-"""Index of the path in the arguments of uvicorn's log record: client, method, path, version, status."""
+"""Index of the path in these arguments."""
+_LEVELS: Final = {"trace": 5, "debug": 10, "info": 0, "warning": 30, "error": 40, "critical": 50}
+"""Value of --uvicorn-log-level -> the access log's level. With the default, `--log-level` decides."""
 _SECRET: Final = re.compile(f"key|token|secret|passw|auth|sig|(?:{'|'.join(SECRET_ENDINGS)})(?==)", re.IGNORECASE)
 """Matches the name of a query parameter that may be secret. Clients choose names, so this is longer than the
 list in `envs.redaction`."""
@@ -40,12 +46,14 @@ class QueryMask(logging.Filter):
         return True
 
 
-def set_up_access_log(excluded_paths: Iterable[str] = ()) -> None:
-    """Installs both filters, in place of the filters of an earlier call."""
+def open_access_log(config: LoggingConfig) -> logging.Logger | None:
+    """Sets the level, and replaces the filters. Returns None if requests are not logged."""
     logger = logging.getLogger(ACCESS_LOGGER)
+    logger.setLevel(_LEVELS[config.uvicorn_log_level])
     logger.filters[:] = [kept for kept in logger.filters if not isinstance(kept, PathFilter | QueryMask)]
-    logger.addFilter(PathFilter(excluded_paths))
+    logger.addFilter(PathFilter(config.disable_access_log_for_endpoints))
     logger.addFilter(QueryMask())
+    return None if config.disable_access_log else logger
 
 
 def _shown(path: str) -> str:

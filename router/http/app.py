@@ -13,13 +13,14 @@ from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
 
-from base.access_log import ACCESS_LOGGER, set_up_access_log
+from base.access_log import ACCESS_LINE, open_access_log
 from base.http_buckets import CLIENT_GONE
 from base.request_ids import REQUEST_ID, is_valid
 from base.request_paths import without_final_slash
 from base.security.api_keys import PROBE_PATHS, ApiKeys
+from base.security.cors import CorsPolicy
 from base.server_settings import LoggingConfig, NetworkConfig
-from router.http.access import Access, CorsPolicy
+from router.http.access import Access
 from router.http.answers import SERVER, FailedRequestError, error_answer, shown
 from router.http.background import RESPONSES
 from router.http.connection import ClientRequest, ClientServer
@@ -43,8 +44,6 @@ _ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico
 _ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
 """The value of the header Allow: the methods that a model's server may support."""
 _REQUEST_ID: Final = "X-Request-Id"
-_UVICORN_LEVELS: Final = {"trace": 5, "debug": 10, "info": 0, "warning": 30, "error": 40, "critical": 50}
-"""Value of --uvicorn-log-level -> the access log's level. With the default, `--log-level` decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +69,6 @@ class AppOptions:
 
 def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
     """Creates the application and the runner that serves it."""
-    set_up_access_log(options.logging.disable_access_log_for_endpoints)
-    access_log = logging.getLogger(ACCESS_LOGGER)
-    access_log.setLevel(_UVICORN_LEVELS[options.logging.uvicorn_log_level])
     quiet = logging.getLogger(f"{__name__}.connections")
     quiet.setLevel(logging.CRITICAL)  # aiohttp logs an error for each input that is not HTTP
     handler = _Handler(pool, options)
@@ -83,14 +79,14 @@ def create_runner(pool: ModelPool, options: AppOptions) -> web.ServerRunner:
         options.tls_context,
         keepalive_timeout=options.keep_alive_s,
         access_log_class=AccessLog,
-        access_log=None if options.logging.disable_access_log else access_log,
+        access_log=open_access_log(options.logging),
         logger=quiet,
     )
     return web.ServerRunner(server, shutdown_timeout=1.0)
 
 
 class AccessLog(AbstractAccessLogger):
-    """Logs requests in the form of uvicorn's log records, which our log formats and filters need."""
+    """Logs requests in the form that our log formats and filters need."""
 
     @property
     def enabled(self) -> bool:
@@ -102,7 +98,7 @@ class AccessLog(AbstractAccessLogger):
         client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
         version = f"{request.version.major}.{request.version.minor}"
         arguments = (client, request.method, request.raw_path, version, response.status)
-        self.logger.info('%s - "%s %s HTTP/%s" %d', *arguments)
+        self.logger.info(ACCESS_LINE, *arguments)
 
 
 class _Handler:
@@ -178,14 +174,17 @@ class _Handler:
         if self._adds_request_ids and _REQUEST_ID not in response.headers:
             given = request.headers.get(_REQUEST_ID, "")
             response.headers[_REQUEST_ID] = given if is_valid(given) else uuid4().hex
-        if self.cors.is_on and not self.cors.is_preflight(request):
-            self.cors.add_headers(request.headers.get(hdrs.ORIGIN), response.headers)
+        if self.cors.is_on and not self.cors.is_preflight(request.method, request.headers):
+            response.headers.update(self.cors.headers_for(request.headers.get(hdrs.ORIGIN)))
+            vary = response.headers.get(hdrs.VARY)
+            response.headers[hdrs.VARY] = f"{vary}, Origin" if vary else "Origin"
 
     async def _answer(self, request: ClientRequest, path: str, raw_path: str) -> web.StreamResponse:
         if request.method == hdrs.METH_OPTIONS:  # the router answers itself, as our servers do
-            if not self.cors.is_preflight(request):
+            if not self.cors.is_preflight(request.method, request.headers):
                 raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": _ALLOWED})
-            return self.cors.answer_preflight(request)
+            status, text, headers = self.cors.answer_preflight(request.headers)
+            return web.Response(status=status, text=text, headers=headers)
         own = self._own.find(request.method, path)
         if own is None:
             request.record.model = UNKNOWN

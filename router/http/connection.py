@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import LineTooLong
 from router.http.answers import SERVER, FailedRequestError, error_answer
 from router.metrics import RequestRecord
 from server.http.transport.connection_table import ConnectionTable
-from server.http.transport.read_watch import ReadWatch, Rejection, Stage, head_too_large, too_many_headers
+from server.http.transport.read_watch import ReadWatch, Rejection, Stage, Timer, head_too_large, too_many_headers
 from server.http.transport.tls_handshake import TlsHandshake
 from server.terms.limits import LimitsConfig
 
@@ -70,7 +70,7 @@ class ClientServer(web.Server):
 
     def pre_shutdown(self) -> None:
         for handshake in list(self._handshakes):
-            handshake.shutdown()
+            handshake.end_soon()
         super().pre_shutdown()
 
     def _create_connection(self) -> "Connection":
@@ -148,7 +148,7 @@ class Connection(web.RequestHandler):
         limits, loop = server.limits, asyncio.get_running_loop()
         self._watch = ReadWatch(limits, loop, is_reading=lambda: True, on_timeout=self._time_out)
         """Limits the time for a request's head. The time for a body is limited where the body is read."""
-        self._stall: asyncio.TimerHandle | None = None
+        self._stall = Timer(loop)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -161,7 +161,7 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self.server.table.discard(self)
         self._watch.close()
-        self._stop_stall()
+        self._stall.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -220,12 +220,11 @@ class Connection(web.RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stop_stall()
-        self._stall = self._loop.call_later(self.server.limits.send_timeout_s, self._client.abort)
+        self._stall.start(self.server.limits.send_timeout_s, self._client.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_stall()
+        self._stall.stop()
 
     def evict(self) -> bool:
         """Closes this connection if it is idle. Returns False while its last response is not fully sent."""
@@ -233,11 +232,6 @@ class Connection(web.RequestHandler):
             return False
         self._client.abort()
         return True
-
-    def _stop_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
 
     def _time_out(self, rejection: Rejection | None) -> None:
         if rejection is None:
@@ -252,7 +246,7 @@ class Connection(web.RequestHandler):
         if self.transport is None or self._messages or self._request_in_progress:
             self.close()
             return
-        self.transport.write(rejection.encode([(b"server", SERVER.encode())]))
+        self.transport.write(rejection.encode((b"server", SERVER.encode())))
         self._end_writing()
         self._loop.call_later(_LINGER_S, self.force_close)
 

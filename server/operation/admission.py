@@ -199,7 +199,6 @@ class RequestContext:
     arrival_s: float = field(default_factory=time.perf_counter)
     """The time at which the headers had arrived, by `perf_counter`."""
     times: RequestTimes = field(default_factory=RequestTimes)
-    has_response: bool = False
     is_small: bool = True
     """Whether work on body and response is small enough for the event loop, and needs no pool."""
     held: list[Any] = field(default_factory=list)

@@ -15,7 +15,7 @@ from base import exit_codes
 from base.errors import EngineStartError
 from base.machine.libc import trim_heap
 from base.server_settings import SAME_SIGNAL_S, SWITCH_INTERVAL_S
-from server.http.transport.graceful_server import bound_unsent_bytes
+from server.http.transport.server import BACKLOG, bound_unsent_bytes
 from server.operation.engine_monitor import make_ready
 from server.operation.telemetry import log_stats
 from server.run.build import RunOptions, ServerObjects
@@ -83,7 +83,7 @@ class ServerRun:
         exit_code = exit_codes.ENGINE_DIED if self._lifecycle.state == "dead" else exit_codes.OK
         for task in (engine, stopping, trimming):
             task.cancel()
-        server.http.should_exit = True
+        server.http.stop.set()
         self._may_accept.set()
         ends = await asyncio.gather(engine, serving, stopping, trimming, return_exceptions=True)
         await self._close()
@@ -102,10 +102,10 @@ class ServerRun:
     async def _serve(self) -> None:
         """Accepts connections as soon as the socket listens, which may be immediately."""
         await self._may_accept.wait()
-        if self._server.http.should_exit:
+        if self._server.http.stop.is_set():
             return
         self._options.on_serving()
-        await self._server.http.serve(sockets=[self._options.listener])
+        await self._server.http.serve(self._options.listener)
 
     async def _close(self) -> None:
         self._server.parts.metrics.heartbeat.close()
@@ -153,7 +153,7 @@ class ServerRun:
     def _listen(self) -> None:
         listener = self._options.listener
         try:
-            listener.listen(self._server.http.config.backlog)
+            listener.listen(BACKLOG)
         except OSError as err:
             host, port = listener.getsockname()[:2]
             raise EngineStartError(f"cannot listen on {host}:{port}: {err.strerror}") from err
@@ -163,7 +163,7 @@ class ServerRun:
         """Drains the server. A second signal ends the server without waiting for requests."""
         now = time.monotonic()
         if self._is_stopped.is_set() and now - self._stopped_s >= SAME_SIGNAL_S:
-            self._server.http.force_exit = True
+            self._server.http.is_forced = True
             self._server.drain.stop_waiting()
         if not self._is_stopped.is_set():
             self._stopped_s = now

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import uvicorn
-
-from base.access_log import set_up_access_log
+from base.access_log import open_access_log
 from base.lifecycle import Lifecycle, StartView
 from base.program_version import program_version
 from base.security.api_keys import ApiKeys
@@ -15,8 +13,8 @@ from base.security.credentials import Credentials
 from server.engine.process_link.client import EngineClient
 from server.http.app import ServerApp
 from server.http.routes.endpoint import AppParts
-from server.http.transport.connection import bounded_connections
-from server.http.transport.graceful_server import GracefulServer
+from server.http.transport.connection import Serving
+from server.http.transport.server import HttpServer
 from server.operation.admission import Admission
 from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.operation.engine_monitor import EngineHandle, EngineMonitor, PingedEngine
@@ -58,7 +56,6 @@ class ServerObjects:
 
     def __init__(self, renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> None:
         """Builds all objects of one server. Nothing runs yet."""
-        set_up_access_log(config.logging.disable_access_log_for_endpoints)
         lifecycle = options.lifecycle
         admission = Admission(options.limits)
         engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
@@ -77,8 +74,15 @@ class ServerObjects:
             version=program_version(),
         )
         self.credentials = Credentials(config.network, config.tls, self.parts.api_keys)
-        app = ServerApp(self.parts)
-        self.http = GracefulServer(_uvicorn_config(app, config, options.limits, self.credentials))
+        serving = Serving(
+            handle=ServerApp(self.parts),
+            limits=options.limits,
+            tls=self.credentials.tls_context,
+            keep_alive_s=config.timeout_keep_alive_s,
+            delivery_s=ERROR_DELIVERY_S,
+            access_log=open_access_log(config.logging),
+        )
+        self.http = HttpServer(serving)
         self.monitor = EngineMonitor(engine, options.engine, lifecycle, _build_watchdog(self.parts, options))
         self.drain = Drain(
             lifecycle, self.parts.running, engine.fail_running, config.lifecycle, self.http.announce_close
@@ -91,24 +95,3 @@ def _build_watchdog(parts: AppParts, options: RunOptions) -> EngineWatchdog:
     watchdog = EngineWatchdog(engine, options.engine_processes, engine, timeout_s=timeout_s)
     parts.metrics.read_silence_from(lambda: watchdog.silence_s)
     return watchdog
-
-
-def _uvicorn_config(
-    app: ServerApp, config: ServerConfig, limits: LimitsConfig, credentials: Credentials
-) -> uvicorn.Config:
-    uvicorn_config = uvicorn.Config(
-        app,
-        loop="none",
-        http=bounded_connections(limits, credentials.tls_context),  # type: ignore[arg-type]
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        log_level=config.logging.uvicorn_log_level,
-        access_log=not config.logging.disable_access_log,
-        server_header=False,
-        timeout_keep_alive=config.timeout_keep_alive_s,
-        timeout_graceful_shutdown=ERROR_DELIVERY_S,
-    )
-    uvicorn_config.load()
-    return uvicorn_config

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from base.access_log import ACCESS_LOGGER, set_up_access_log
+from base.access_log import ACCESS_LOGGER, open_access_log
+from base.server_settings import LoggingConfig
 
 
 @pytest.fixture
@@ -25,11 +26,11 @@ def _line(logger: logging.Logger, path: str, caplog: pytest.LogCaptureFixture) -
 
 
 def test_excluded_paths_are_not_logged_with_any_query(logger, caplog):
-    set_up_access_log(("/health",))
+    open_access_log(LoggingConfig(disable_access_log_for_endpoints=("/health",)))
     assert _line(logger, "/health", caplog) is None
     assert _line(logger, "/health?x=/v1", caplog) is None
     assert _line(logger, "/healthy", caplog) is not None
-    set_up_access_log(())
+    open_access_log(LoggingConfig())
     assert _line(logger, "/health", caplog) is not None
     assert len(logger.filters) == 2
 
@@ -49,12 +50,12 @@ def test_excluded_paths_are_not_logged_with_any_query(logger, caplog):
     ],
 )
 def test_secrets_in_urls_are_masked(query, shown, logger, caplog):
-    set_up_access_log(())
+    open_access_log(LoggingConfig())
     assert _line(logger, f"/v1/models{query}", caplog) == f'127.0.0.1:5 - "GET /v1/models{shown} HTTP/1.1" 200'
 
 
 def test_a_long_query_is_cut_and_still_masked(logger, caplog):
-    set_up_access_log(())
+    open_access_log(LoggingConfig())
     line = _line(logger, "/health?x=" + "?key" * 500 + "&key=sesame" * 5000, caplog)
     assert line is not None
     assert "sesame" not in line

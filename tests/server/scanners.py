@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pybase64
 
@@ -16,6 +16,8 @@ from base.access_log import QueryMask
 from base.errors import ServerError
 from base.json_depth import MOST_LEVELS, check_depth
 from base.security.api_keys import ApiKeys
+from base.security.cors import _ASKED_HEADERS, CorsPolicy
+from base.server_settings import NetworkConfig
 from server.apis.anthropic.blocks import BlockStream
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import ResponsesRequest
@@ -25,8 +27,8 @@ from server.engine.sampling.json_schema import prepare_schema, translate_regex
 from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.guided import find_constraint
 from server.generation.request import ChatRequest, CompletionRequest, StructuredOutputs
-from server.http.app import ApiKeyMiddleware
 from server.http.routes.endpoint import read_announced_bytes, read_request_id
+from server.http.transport.request import find_header
 from server.terms.config import RendererConfig
 from server.terms.http_body.request_body import RequestDecoder, check_num_values
 from server.terms.types import GuidedDecoding, ReasoningMarker
@@ -96,13 +98,14 @@ def _log_access(text: str) -> None:
 
 
 def _headers(text: str) -> None:
-    guard = ApiKeyMiddleware(None, ApiKeys(("a",)), is_everywhere=False)  # type: ignore[arg-type]
+    keys, cors = ApiKeys(("a",)), CorsPolicy(NetworkConfig(allowed_origins=("a",), allowed_headers=("a",)))
+    cors.answer_preflight(dict.fromkeys(("origin", "access-control-request-method", _ASKED_HEADERS), text))
     for name in (b"x-request-id", b"content-type", b"content-encoding", b"authorization", b"x-api-key"):
-        scope: dict[str, Any] = {"headers": [(name, text.encode("latin-1"))]}
-        read_request_id(scope)
+        headers = [(name, text.encode("latin-1"))]
+        read_request_id(headers)
         with suppress(ServerError):
-            read_announced_bytes(scope, max_bytes=1)
-        guard._refusal(scope)
+            read_announced_bytes(headers, max_bytes=1)
+        keys.refusal(lambda name, headers=headers: (find_header(headers, name.encode()) or "").encode("latin-1"))
 
 
 def _stop(text: str) -> None:
@@ -214,7 +217,7 @@ SCANNERS: Final = [
     Scanner("access log", "base.access_log", _log_access, _units("?key", "key", "&key", "=", "key=", "&", "?")),
     Scanner(
         "headers",
-        "base.request_ids server.http.routes.endpoint server.http.app base.security.api_keys",
+        "base.request_ids server.http.routes.endpoint base.security.cors base.security.api_keys",
         _headers,
         [*_units("a", " ", ",", ";"), Text(" ", "Bearer"), Text("=", "a;")],
     ),

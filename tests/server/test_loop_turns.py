@@ -1,11 +1,12 @@
 """The event loop spreads a burst of requests over its iterations. Its lag is measured."""
 
 import asyncio
+from unittest.mock import Mock
 
 import pytest
-from starlette.types import Message
 
 from server.http.app import LoopTurns
+from server.http.transport.request import Request
 from server.operation.metrics.loop import INTERVAL_S, LoopHeartbeat
 
 
@@ -43,15 +44,14 @@ async def test_bodies_are_read_a_few_pieces_at_a_time():
     turns = LoopTurns()
     num_read = 0
 
-    async def receive() -> Message:
-        nonlocal num_read
-        num_read += 1
-        return {"type": "http.request", "body": b"x", "more_body": True}
-
     async def read_ten_pieces() -> None:
-        receive_in_turn = turns.pace(receive)
+        nonlocal num_read
+        request = Request(Mock(), "POST", b"/", [])
+        request.wait_turn = turns.wait
         for _ in range(10):
-            await receive_in_turn()
+            request.add_part(b"x")
+            assert await request.read() == [b"x"]
+            num_read += 1
 
     tasks = [asyncio.create_task(read_ten_pieces()) for _ in range(20)]
     await asyncio.sleep(0)

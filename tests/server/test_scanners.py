@@ -33,6 +33,7 @@ OTHER_TEXT: Final = {
     "server.text.renderers.images.vision": "one split at the model's image token",
     "server.http.routes.info": "files of the kernel",
     "server.http.app": "settings of the operator",
+    "server.http.routes.openapi": "the declared paths",
     "server.apis.openai.chat": "look-ups",
     "server.operation.models": "look-ups by name",
     "server.generation.reasoning": "the last characters of a prompt, a fixed number",

@@ -62,8 +62,6 @@ _PACKAGES: Final = (
     "tokenizers",
     "safetensors",
     "huggingface-hub",
-    "starlette",
-    "uvicorn",
     "uvloop",
     "httptools",
     "msgspec",

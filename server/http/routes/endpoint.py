@@ -1,29 +1,29 @@
 """POST routes, which take JSON and answer with JSON or events. A disconnect cancels the request."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
-from starlette.types import Receive, Scope, Send
 
 from base.errors import RequestError
 from base.lifecycle import Lifecycle, StartView
 from base.request_ids import REQUEST_ID, is_valid
 from base.security.api_keys import ApiKeys
+from server.http.transport.request import ClientGoneError, RawHeaders, Request, find_header
 from server.operation.admission import Admission, Availability, Lease, RequestContext, RunningRequests
 from server.operation.models import Inference
 from server.terms.http_body.request_body import RequestBody, RequestDecoder
 from server.terms.http_body.response_body import (
     OPENAI,
+    Answer,
     FailureFormat,
     Headers,
-    send_events,
-    send_failure,
-    send_json,
-    send_unavailable,
+    failure_answer,
+    json_answer,
+    unavailable_answer,
 )
 from server.terms.limits import flag_of
 
@@ -57,8 +57,18 @@ class AppParts(Inference):
         return self.admission.limits.max_body_bytes + (0 if embeds is None else embeds.max_base64_chars)
 
 
+class Route(NamedTuple):
+    """A path, with what answers its requests."""
+
+    path: str
+    """May end with `{NAME:path}`, which stands for the rest of a path."""
+    handle: Callable[[Request], Awaitable[Answer | None]]
+    """Returns the answer. If it returns None, it has sent the response itself."""
+    methods: tuple[str, ...] = ("GET", "HEAD")
+
+
 class JsonEndpoint(Generic[T]):
-    """The ASGI application of one route. It avoids the cost of Starlette's Request and Response."""
+    """Answers the requests of one route."""
 
     def __init__(
         self,
@@ -77,61 +87,55 @@ class JsonEndpoint(Generic[T]):
         self._takes_embeds = takes_embeds
         self._failures = failures
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, request: Request) -> None:
         problem = self._parts.availability.problem
         if problem is not None:
             self._parts.running.note_rejection()
-            await send_unavailable(send, problem, self._failures)
+            await request.send(unavailable_answer(problem, self._failures))
             return
         try:
             max_bytes = self._parts.max_body_bytes(takes_embeds=self._takes_embeds)
-            announced = read_announced_bytes(scope, max_bytes=max_bytes)
+            announced = read_announced_bytes(request.headers, max_bytes=max_bytes)
             with self._parts.admission.hold(announced) as lease, self._parts.running.hold():
-                context = RequestContext(header_id=read_request_id(scope), lease=lease)
+                context = RequestContext(header_id=read_request_id(request.headers), lease=lease)
                 try:
-                    body = await read_body(receive, lease, announced_bytes=announced, max_bytes=max_bytes)
-                    await self._serve(body, context, receive, send)
+                    body = await read_body(request, lease, announced_bytes=announced, max_bytes=max_bytes)
+                    await self._serve(body, context, request)
                 except asyncio.CancelledError:
-                    await self._report_cancellation(context, send)
+                    await self._report_cancellation(request)
         except ClientGoneError:
             return
         except RequestError as err:
-            await send_failure(send, err, self._failures)
+            await request.send(failure_answer(err, self._failures))
 
-    async def _serve(self, body: list[bytes], context: RequestContext, receive: Receive, send: Send) -> None:
+    async def _serve(self, body: list[bytes], context: RequestContext, request: Request) -> None:
         if context.header_id is not None:
             REQUEST_ID.set(context.header_id)
         context.is_small = sum(map(len, body)) <= _LARGE_BODY_BYTES
+        request.cancel_if_gone()
         try:
-            await _run_while_connected(self._respond(body, context, send), receive)
+            await self._respond(body, context, request)
         finally:
             if context.held:
                 self._parts.renderer.pools.submit(context.held.clear)
 
-    async def _report_cancellation(self, context: RequestContext, send: Send) -> None:
+    async def _report_cancellation(self, request: Request) -> None:
         """Sends a 503 for a request that the drain has cancelled, if its response has not begun."""
         problem = self._parts.availability.problem
         if problem is None or not self._parts.running.is_cancelled:
             raise asyncio.CancelledError
-        if not context.has_response:
-            await send_unavailable(send, problem, self._failures)
+        if request.status is None:
+            await request.send(unavailable_answer(problem, self._failures))
 
-    async def _respond(self, body: list[bytes], context: RequestContext, send: Send) -> None:
-        try:
-            await self._send_response(body, context, send)
-        finally:  # in the step of the event loop that writes the last bytes, so the client's next request finds room
-            context.lease.release()
-
-    async def _send_response(self, body: list[bytes], context: RequestContext, send: Send) -> None:
+    async def _respond(self, body: list[bytes], context: RequestContext, request: Request) -> None:
         def headers() -> Headers:
-            context.has_response = True
             timing = context.times.server_timing
             return ((b"server-timing", timing.encode()),) if timing else ()
 
         try:
             response = await self._handle_body(body, context)
         except Exception as err:  # noqa: BLE001
-            await send_failure(send, err, self._failures)
+            await request.send(failure_answer(err, self._failures))
             return
         finally:
             if context.times.render_s is not None:
@@ -139,12 +143,9 @@ class JsonEndpoint(Generic[T]):
         if isinstance(response, dict) and not context.is_small:
             response = await self._parts.renderer.pools.run(msgspec.json.encode, response)
         if isinstance(response, dict | bytes):
-            await send_json(send, response, headers=headers())
+            await request.send(json_answer(response, headers=headers()))
         else:
-            try:
-                await send_events(send, response, headers)
-            except RequestError as err:  # raised before the first event
-                await send_failure(send, err, self._failures)
+            await request.stream(response, headers)
 
     async def _handle_body(self, body: list[bytes], context: RequestContext) -> ResponseBody:
         request = await self._parts.renderer.pools.run_unless(context.is_small, self._decode, body)
@@ -158,52 +159,29 @@ class JsonEndpoint(Generic[T]):
         return self._decoder.decode(body)
 
 
-async def _run_while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Runs `work`, and cancels it if the client disconnects. Called after the body has been read."""
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(_wait_disconnect(receive))
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        working.cancel()
-        watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-    if not working.cancelled():
-        working.result()
-
-
-async def _wait_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-class ClientGoneError(Exception):
-    """The client disconnected before it had sent its whole request."""
-
-
-def read_announced_bytes(scope: Scope, *, max_bytes: int) -> int:
+def read_announced_bytes(headers: RawHeaders, *, max_bytes: int) -> int:
     """Returns the Content-Length, or 0 if the header is missing. Called before the body is read.
 
     Raises:
         RequestError: the body is too large, compressed, or not declared as JSON.
     """
-    encoding = read_header(scope, b"content-encoding")
+    encoding = find_header(headers, b"content-encoding")
     if encoding is not None and encoding.strip().lower() not in ("", "identity"):
         raise RequestError(
             f"Content-Encoding '{encoding}' is not supported: send the body as it is.",
             status=415,
             type="UnsupportedMediaTypeError",
         )
-    media_type = read_header(scope, b"content-type") or ""
+    media_type = find_header(headers, b"content-type") or ""
     if media_type.partition(";")[0].strip().lower() != "application/json":
         raise RequestError(f"Unsupported media type '{media_type}': only 'application/json' is allowed.")
-    announced = int(read_header(scope, b"content-length") or 0)
+    announced = int(find_header(headers, b"content-length") or 0)
     if announced > max_bytes:
         raise _too_large(max_bytes, f", and {announced} are announced")
     return announced
 
 
-async def read_body(receive: Receive, lease: Lease, *, announced_bytes: int, max_bytes: int) -> list[bytes]:
+async def read_body(request: Request, lease: Lease, *, announced_bytes: int, max_bytes: int) -> list[bytes]:
     """Reads the body. Returns the parts as they arrived, because joining many megabytes takes time.
 
     Raises:
@@ -212,18 +190,15 @@ async def read_body(receive: Receive, lease: Lease, *, announced_bytes: int, max
     """
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
+    while further := await request.read():
+        parts += further
+        num_bytes = sum(map(len, further))
+        size += num_bytes
         if size > announced_bytes:  # a chunked body announces no length
             if size > max_bytes:
                 raise _too_large(max_bytes)
-            lease.add_bytes(len(parts[-1]))
-        if not message.get("more_body", False):
-            return parts
+            lease.add_bytes(num_bytes)
+    return parts
 
 
 def _too_large(max_bytes: int, announced: str = "") -> RequestError:
@@ -231,15 +206,7 @@ def _too_large(max_bytes: int, announced: str = "") -> RequestError:
     return RequestError(message, status=413, type="RequestEntityTooLargeError")
 
 
-def read_header(scope: Scope, name: bytes) -> str | None:
-    """Returns the value of a request header. `name` is in lower case."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return str(value.decode("latin-1"))
-    return None
-
-
-def read_request_id(scope: Scope) -> str | None:
+def read_request_id(headers: RawHeaders) -> str | None:
     """Returns the client's X-Request-Id, or None if it is missing or unfit for logs, headers and bodies."""
-    given = read_header(scope, b"x-request-id")
+    given = find_header(headers, b"x-request-id")
     return given if given is not None and is_valid(given) else None

@@ -2,44 +2,32 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, TypeVar
+from urllib.parse import parse_qs
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
 
 from base.errors import RequestError
 from base.machine.processes import descendants, pss_bytes
 from base.status_page.page import read_page
 from server.http.routes.endpoint import AppParts
-from server.http.routes.openapi import build_openapi
+from server.http.transport.request import Request
 from server.operation.admission import Availability
 from server.operation.metrics.server_metrics import CONTENT_TYPE
-from server.terms.http_body.response_body import send_unavailable
+from server.terms.http_body.response_body import Answer, json_answer, unavailable_answer
 
 _MAX_SHOWN = 100
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 _Read = TypeVar("_Read")
-_EMPTY: Message = {"type": "http.response.body", "body": b""}
+_EMPTY = Answer()
 
 
-class HealthEndpoint:
-    """Answers 200 if requests are accepted, or else 503 with the reason. Uses no lock and no I/O."""
-
-    def __init__(self, availability: Availability) -> None:
-        self._availability = availability
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        problem = self._availability.problem
-        if problem is not None:
-            await send_unavailable(send, problem)
-            return
-        # middleware such as CORS adds headers to this list
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send(_EMPTY)
+def health_answer(availability: Availability) -> Answer:
+    """A 200 if requests are accepted, or else a 503 with the reason. Uses no lock and no I/O."""
+    problem = availability.problem
+    return _EMPTY if problem is None else unavailable_answer(problem)
 
 
 class InfoEndpoints:
@@ -48,60 +36,58 @@ class InfoEndpoints:
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts
         self._scraping = asyncio.Lock()
-        self._openapi: bytes | None = None
         self._whole_start: bytes | None = None
         """The whole timeline as JSON. None until the start has ended."""
 
-    async def version(self, request: Request) -> Response:
-        return json_response({"version": self._parts.version})
+    async def health(self, request: Request) -> Answer:
+        return health_answer(self._parts.availability)
 
-    async def load(self, request: Request) -> Response:
+    async def version(self, request: Request) -> Answer:
+        return json_answer({"version": self._parts.version})
+
+    async def load(self, request: Request) -> Answer:
         """GET /load: the number of running requests."""
-        return json_response({"server_load": self._parts.running.num_running})
+        return json_answer({"server_load": self._parts.running.num_running})
 
-    async def metrics(self, request: Request) -> Response:
+    async def metrics(self, request: Request) -> Answer:
         """GET /metrics."""
         body = await self._on_a_thread(self._parts.metrics.render)
-        return Response(body, headers={"content-type": CONTENT_TYPE})
+        return Answer(body, headers=((b"content-type", CONTENT_TYPE.encode()),))
 
-    async def livez(self, request: Request) -> Response:
+    async def livez(self, request: Request) -> Answer:
         """GET /livez: 200 unless the server is dead."""
-        return Response(status_code=503 if self._parts.lifecycle.state == "dead" else 200)
+        return Answer(status=503 if self._parts.lifecycle.state == "dead" else 200)
 
-    async def startupz(self, request: Request) -> Response:
+    async def startupz(self, request: Request) -> Answer:
         """GET /startupz: the timeline of the start so far."""
-        return Response(self._parts.start.report(), media_type="application/json")
+        return json_answer(self._parts.start.report())
 
-    async def openapi(self, request: Request) -> Response:
-        if self._openapi is None:
-            self._openapi = msgspec.json.encode(build_openapi(request.app.routes, self._parts.version))
-        return Response(self._openapi, media_type="application/json")
-
-    async def list_models(self, request: Request) -> Response:
+    async def list_models(self, request: Request) -> Answer:
         self._parts.availability.check()
-        return json_response(self._parts.models.list())
+        return json_answer(self._parts.models.list())
 
-    async def get_model(self, request: Request) -> Response:
+    async def get_model(self, request: Request) -> Answer:
         self._parts.availability.check()
-        return json_response(self._parts.models.get(request.path_params["model"]))
+        return json_answer(self._parts.models.get(request.path_argument))
 
-    async def reset_prefix_cache(self, request: Request) -> Response:
+    async def reset_prefix_cache(self, request: Request) -> Answer:
         """POST /reset_prefix_cache?reset_running_requests=false. There is no external cache to reset."""
         self._parts.availability.check()
         interrupts = _read_boolean(request, "reset_running_requests")
-        return json_response({"success": await self._parts.engine.reset_prefix_cache(interrupts=interrupts)})
+        return json_answer({"success": await self._parts.engine.reset_prefix_cache(interrupts=interrupts)})
 
-    async def reset_mm_cache(self, request: Request) -> Response:
+    async def reset_mm_cache(self, request: Request) -> Answer:
         """POST /reset_mm_cache: drops the processed images."""
         self._parts.availability.check()
         await self._parts.renderer.clear_mm_cache_async()
-        return Response()
+        return _EMPTY
 
-    async def status_page(self, request: Request) -> Response:
+    async def status_page(self, request: Request) -> Answer:
         page = read_page()
-        return Response(page.body, headers=dict(page.headers), media_type="text/html; charset=utf-8")
+        headers = [(name.lower().encode(), value.encode()) for name, value in page.headers]
+        return Answer(page.body, headers=((b"content-type", b"text/html; charset=utf-8"), *headers))
 
-    async def status_data(self, request: Request) -> Response:
+    async def status_data(self, request: Request) -> Answer:
         """GET /status.json, in every state. The event loop computes only its lag's quantiles, in 0.5 ms."""
         body = {
             "status": self._parts.lifecycle.state,
@@ -114,7 +100,7 @@ class InfoEndpoints:
             "start": msgspec.Raw(self._timeline()),
             "live": await self._live() if self._parts.lifecycle.has_engine else None,
         }
-        return json_response(body)
+        return json_answer(body)
 
     def _timeline(self) -> bytes:
         if self._whole_start is not None:
@@ -150,14 +136,9 @@ class InfoEndpoints:
             return await asyncio.to_thread(read)
 
 
-def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Builds a response with a JSON body."""
-    return Response(msgspec.json.encode(body), status, headers, "application/json")
-
-
 def _read_boolean(request: Request, name: str) -> bool:
     """Returns a boolean parameter of the query, false by default. Raises RequestError."""
-    given = request.query_params.get(name, "false")
+    given = parse_qs(request.query, keep_blank_values=True).get(name, ["false"])[-1]
     if (value := _BOOLEANS.get(given.lower())) is None:
         shown = repr(given[:_MAX_SHOWN])
         raise RequestError(f"Invalid value for `{name}`: expected true or false, got {shown}.", param=name)

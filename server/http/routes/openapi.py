@@ -5,34 +5,31 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from starlette.routing import BaseRoute, Route
 
-from server.http.routes.endpoint import JsonEndpoint
+from server.http.routes.endpoint import JsonEndpoint, Route
 from server.terms.http_body.response_body import ErrorResponse, UnavailableResponse
 
 Schemas = dict[type, dict[str, Any]]
 
 
-def build_openapi(routes: Sequence[BaseRoute], version: str) -> dict[str, Any]:
+def build_openapi(routes: Sequence[Route], version: str) -> dict[str, Any]:
     """Builds the whole document. As in vLLM's document, the only responses with a schema are errors."""
-    shown = [route for route in routes if isinstance(route, Route)]
-    requests = [route.endpoint.model for route in shown if isinstance(route.endpoint, JsonEndpoint)]
+    requests = [route.handle.model for route in routes if isinstance(route.handle, JsonEndpoint)]
     models: list[type] = [ErrorResponse, UnavailableResponse, *requests]
     found, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(models, found, strict=True))
     return {
         "openapi": "3.1.0",
         "info": {"title": "vllm-cli", "version": version},
-        "paths": {route.path_format: _operations(schemas, route) for route in shown},
+        "paths": {route.path.replace(":path}", "}"): _operations(schemas, route) for route in routes},
         "components": {"schemas": components},
     }
 
 
 def _operations(schemas: Schemas, route: Route) -> dict[str, Any]:
-    if isinstance(route.endpoint, JsonEndpoint):
-        return {"post": _post(schemas, route.endpoint.model)}
-    methods = (route.methods or set()) - {"HEAD"}
-    return {method.lower(): _without_body(schemas, route) for method in sorted(methods)}
+    if isinstance(route.handle, JsonEndpoint):
+        return {"post": _post(schemas, route.handle.model)}
+    return {method.lower(): _without_body(schemas, route) for method in route.methods if method != "HEAD"}
 
 
 def _post(schemas: Schemas, request: type) -> dict[str, Any]:
@@ -56,10 +53,8 @@ def _failure(schemas: Schemas, description: str, model: type = ErrorResponse) ->
 
 def _without_body(schemas: Schemas, route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {"responses": {"200": {"description": "The response"}}}
-    parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in route.param_convertors
-    ]
-    if parameters:
+    if name := route.path.partition("{")[2].partition(":")[0]:
+        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
         operation["responses"]["400"] = _failure(schemas, "The request is invalid")
         operation["responses"]["404"] = _failure(schemas, "There is nothing of that name")
-    return operation | ({"parameters": parameters} if parameters else {})
+    return operation

@@ -1,9 +1,7 @@
 """The table of routes, with the objects that answer them."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
-
-from starlette.routing import Route
 
 from base.status_page.page import DATA_PATH
 from server.apis.anthropic.request import AnthropicRequest, CountTokensRequest
@@ -26,23 +24,27 @@ from server.generation.chat import ChatRunner, OutputParsing
 from server.generation.generation import GenerationBuilder
 from server.generation.reasoning import load_reasoning
 from server.generation.request import ChatRequest, CompletionRequest
-from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, T
-from server.http.routes.info import HealthEndpoint, InfoEndpoints
-from server.terms.http_body.response_body import ANTHROPIC
+from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, Route, T
+from server.http.routes.info import InfoEndpoints
+from server.http.routes.openapi import build_openapi
+from server.http.transport.request import Request
+from server.terms.http_body.response_body import ANTHROPIC, Answer, json_answer
 
 
 def build_routes(parts: AppParts) -> list[Route]:
     """Builds all routes of a server."""
-    return [
-        *_text_routes(parts),
-        *_pooling_routes(parts),
-        *_info_routes(parts),
-    ]
+    describe = cache(lambda: json_answer(build_openapi(routes, parts.version)))
+
+    async def openapi(_: Request) -> Answer:
+        return describe()
+
+    routes = [*_text_routes(parts), *_pooling_routes(parts), *_info_routes(parts), Route("/openapi.json", openapi)]
+    return routes
 
 
 def _post(parts: AppParts, path: str, model: type[T], handle: Handler[T], **options: Any) -> Route:
     """Builds a route that decodes JSON into `model` and passes the result to `handle`. See `JsonEndpoint`."""
-    return Route(path, JsonEndpoint(parts, model, handle, **options), methods=["POST"])
+    return Route(path, JsonEndpoint(parts, model, handle, **options), ("POST",))
 
 
 def _text_routes(parts: AppParts) -> list[Route]:
@@ -79,24 +81,23 @@ def _pooling_routes(parts: AppParts) -> list[Route]:
 
 
 def _info_routes(parts: AppParts) -> list[Route]:
-    health, info = HealthEndpoint(parts.availability), InfoEndpoints(parts)
+    info = InfoEndpoints(parts)
     caches = [  # these concern all clients, so only a server for development has them
-        Route("/reset_prefix_cache", info.reset_prefix_cache, methods=["POST"]),
-        Route("/reset_mm_cache", info.reset_mm_cache, methods=["POST"]),
+        Route("/reset_prefix_cache", info.reset_prefix_cache, ("POST",)),
+        Route("/reset_mm_cache", info.reset_mm_cache, ("POST",)),
     ]
     return [
         *(caches if parts.config.server_dev_mode else ()),
         Route("/v1/models", info.list_models),
         Route("/v1/models/{model:path}", info.get_model),
-        Route("/health", health, methods=["GET"]),
-        Route("/ping", health, methods=["GET", "POST"]),
-        Route("/readyz", health, methods=["GET"]),
+        Route("/health", info.health),
+        Route("/ping", info.health, ("GET", "HEAD", "POST")),
+        Route("/readyz", info.health),
         Route("/livez", info.livez),
         Route("/startupz", info.startupz),
         Route("/version", info.version),
         Route("/load", info.load),
         Route("/metrics", info.metrics),
-        Route("/openapi.json", info.openapi),
         *([Route("/", info.status_page)] if parts.config.network.web_page else ()),
         Route(DATA_PATH, info.status_data),
     ]

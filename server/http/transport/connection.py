@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 connection, with limits for the size and speed of requests and responses.
+"""An HTTP/1.1 connection, with limits for the size and speed of requests and responses.
 
 The same limits apply to probes, except that the limit of connections does not reject probes.
 """
@@ -6,34 +6,40 @@ The same limits apply to probes, except that the limit of connections does not r
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
-from functools import partial
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from math import inf
 from typing import Any
+from urllib.parse import quote
 
 import httptools
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
+from base.access_log import ACCESS_LINE
 from base.security.api_keys import PROBE_PATHS
 from server.http.transport.connection_table import ConnectionTable, raise_file_limit
-from server.http.transport.lingering_transport import LingeringTransport
 from server.http.transport.read_watch import (
-    READ_GRACE_S,
     ReadWatch,
     RejectedError,
     Rejection,
     Stage,
+    Timer,
     head_too_large,
     too_many_headers,
 )
-from server.http.transport.tls_handshake import TlsHandshake
+from server.http.transport.request import RawHeaders, Request, find_header
 from server.terms.limits import LimitsConfig, flag_of
 
 logger = logging.getLogger(__name__)
 
 _MAX_PIPELINED = 32
 """The most requests that may wait behind a running one on the same connection."""
+_MOST_WAITING_BYTES = 65_536
+"""The most bytes of a body that wait to be read, before the connection stops reading from the client."""
+_LINGER_S = 5.0
+"""How many seconds a connection stays open while the client still sends, or has not ended TLS."""
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 _TOO_MANY_PIPELINED = Rejection(400, f"More than {_MAX_PIPELINED} requests wait on this connection.")
 """Only the log shows this error, because the connection ends after the responses to the waiting requests.
@@ -42,271 +48,337 @@ _MALFORMED = Rejection(400, "The request is not valid HTTP/1.1.")
 _ENCODED = Rejection(400, "The request has a Transfer-Encoding other than 'chunked': send the body as it is.")
 
 
-def bounded_connections(
-    limits: LimitsConfig, tls: Callable[[], ssl.SSLContext] | None = None
-) -> Callable[..., asyncio.Protocol]:
-    """Returns the factory with which uvicorn creates connections. All connections share one table.
+@dataclass(kw_only=True, eq=False)
+class Serving:
+    """The settings and the state that all connections of a server share."""
 
-    The factory also adds TLS, because uvicorn itself is configured without TLS.
-    """
-    table = ConnectionTable(raise_file_limit(limits.max_connections))
-    if tls is None:
-        return partial(BoundedConnection, limits=limits, table=table)
+    handle: Callable[[Request], Awaitable[None]]
+    """Answers a request."""
+    limits: LimitsConfig
+    tls: Callable[[], ssl.SSLContext] | None = None
+    """Returns the context of a new connection. None: without TLS."""
+    keep_alive_s: float = 5.0
+    """Seconds after which a connection without a request closes."""
+    delivery_s: float = inf
+    """The longest time that running requests have when the server ends."""
+    access_log: logging.Logger | None = None
+    is_ending: bool = False
+    """Whether each further response closes its connection."""
+    connections: set[Any] = field(default_factory=set)
+    """All connections, also those whose TLS handshake is not complete."""
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def start_handshake(*, server_state: ServerState, **kwargs: Any) -> TlsHandshake:
-        def create_connection(carrier: asyncio.Transport) -> BoundedConnection:
-            return BoundedConnection(limits=limits, table=table, carrier=carrier, server_state=server_state, **kwargs)
-
-        return TlsHandshake(tls(), limits, table, server_state.connections, create_connection)
-
-    return start_handshake
+    def __post_init__(self) -> None:
+        self.table = ConnectionTable(raise_file_limit(self.limits.max_connections))
 
 
-class BoundedConnection(HttpToolsProtocol):
-    """Applies the limits to one connection, on the event loop."""
+class Connection(asyncio.Protocol):
+    """Reads the requests of one client, and sends the responses in their order. Runs on the event loop."""
 
-    def __init__(
-        self,
-        *args: Any,
-        limits: LimitsConfig,
-        table: ConnectionTable,
-        carrier: asyncio.Transport | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, serving: Serving, carrier: asyncio.Transport | None = None) -> None:
         """`carrier` is the transport below the connection's TLS. It is None without TLS."""
-        super().__init__(*args, **kwargs)
-        self._limits = limits
+        self._serving = serving
+        self._limits = serving.limits
         self._carrier = carrier
-        self._table = table
-        self._watch = ReadWatch(limits, self.loop, is_reading=self._is_reading, on_timeout=self._handle_timeout)
-        self._running: RequestResponseCycle | None = None
-        """The request that is being answered."""
-        self._num_piece_bytes = 0
-        """The size of the piece that the parser is reading, in bytes."""
-        self._num_dropped_bytes = 0
-        self._num_trailers = 0
-        self._has_room = True
-        self._ignores_input = False
-        """Whether all further input of the client is dropped."""
-        self._stall: asyncio.TimerHandle | None = None
-        self._transport: LingeringTransport
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._parser: httptools.HttpRequestParser
+        self._watch = ReadWatch(
+            self._limits, self._loop, is_reading=lambda: not self._is_paused, on_timeout=self._reject
+        )
+        self.may_write = asyncio.Event()
+        self.may_write.set()
+        self.has_begun = False
+        self._url = b""
+        self._headers: RawHeaders = []
+        self._newest: Request | None = None  # the last request whose head has arrived
+        self._running: Request | None = None
+        self._waiting: deque[Request] = deque()
+        self._num_piece_bytes = 0  # of the piece that the parser is reading
+        self._num_dropped_bytes = self._num_trailers = 0
+        self._has_room, self._is_paused = True, False
+        self._ignores_input = False  # whether all further input of the client is dropped
+        self._is_closed = False  # whether nothing more is sent
+        self._idle, self._stall, self._lingering = (Timer(self._loop) for _ in range(3))
+
+    # Called by the transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = LingeringTransport(transport, self._close, self._carrier)
-        super().connection_made(self._transport)  # type: ignore[arg-type]
-        self._transport.limit_unsent(self._limits.send_buffer_bytes)
-        self._has_room = self._table.add(self)
-        self._table.check_free_files(transport.get_extra_info("socket").fileno())
+        self._transport = transport
+        self._parser = self._create_parser()
+        carriers = (transport,) if self._carrier is None else (transport, self._carrier)
+        for carrier in carriers:  # while more bytes are unsent, the connection's request is paused
+            carrier.set_write_buffer_limits(high=self._limits.send_buffer_bytes // len(carriers))
+        self._serving.connections.add(self)
+        self._has_room = self._serving.table.add(self)
+        self._serving.table.check_free_files(transport.get_extra_info("socket").fileno())
         self._watch.expect_first_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport.note_lost()
-        self._table.discard(self)
+        self._is_closed = self._ignores_input = True
+        self._newest = None
+        del self._parser  # it refers to this object
+        self._serving.connections.discard(self)
+        self._serving.table.discard(self)
         self._watch.close()
-        self._stop_stall()
-        self._unset_keepalive_if_required()
-        if self._running is not None and not self._running.response_complete:
-            # uvicorn marks only the last request as disconnected. This may be an earlier one.
-            self._running.disconnected = True
-            self._running.message_event.set()
-        self.pipeline.clear()
-        super().connection_lost(exc)
-        self.cycle = None  # type: ignore[assignment]  # a request that never began must not report its end
+        self._idle.stop()
+        self._stall.stop()
+        self._lingering.stop()
+        self._waiting.clear()
+        if self._running is not None:
+            self._running.disconnect()
+            self._running = None
+        self.may_write.set()
 
     def data_received(self, data: bytes) -> None:
         if self._ignores_input:
             return
-        self._unset_keepalive_if_required()
+        self._idle.stop()
         stage_before = self._watch.stage
         self._num_piece_bytes = len(data)
         try:
-            self.parser.feed_data(data)
+            self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as err:
             self._parse_without_upgrade(data[err.args[0] :])
         except httptools.HttpParserError as err:
             cause = err.__context__
-            self._reject(cause.rejection if isinstance(cause, RejectedError) else _MALFORMED)
+            self._reject(cause.args[0] if isinstance(cause, RejectedError) else _MALFORMED)
         else:
             rejection = self._watch.check_piece(len(data), stage_before)
             if rejection is not None:
                 self._reject(rejection)
 
-    def timeout_keep_alive_handler(self) -> None:
-        """Waits a little longer, because the next request may have arrived while this process was stopped."""
-        self.timeout_keep_alive_task = self.loop.call_later(READ_GRACE_S, super().timeout_keep_alive_handler)
-
     def pause_writing(self) -> None:
-        super().pause_writing()
-        self._stop_stall()
-        self._stall = self.loop.call_later(self._limits.send_timeout_s, self._recheck_stall)
+        self.may_write.clear()
+        self._stall.start(self._limits.send_timeout_s, self._abort_stalled)
 
     def resume_writing(self) -> None:
-        super().resume_writing()
-        self._stop_stall()
+        self.may_write.set()
+        self._stall.stop()
+
+    # Called by the parser
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self._url = b""
+        self._headers = []
         self._num_trailers = 0
         self._watch.note_head()
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._watch.stage is Stage.BODY:
             self._num_trailers += 1  # drops trailers, which a proxy in front has not checked
         else:
-            super().on_header(name, value)
-        if len(self.headers) + self._num_trailers > self._limits.max_headers:
+            self._headers.append((name.lower(), value))
+        if len(self._headers) + self._num_trailers > self._limits.max_headers:
             raise RejectedError(too_many_headers(self._limits))
 
     def on_headers_complete(self) -> None:
-        rejection = self._find_head_error()
-        if rejection is not None:
+        if (rejection := self._find_head_error()) is not None:
             raise RejectedError(rejection)
-        if not self.parser.should_upgrade():
-            super().on_headers_complete()
-            self._watch.note_body()
+        if (parser := self._parser).should_upgrade():
+            return
+        method, version = parser.get_method().decode("ascii"), parser.get_http_version()
+        self._newest = request = Request(self, method, self._url, self._headers, version)
+        request.keep_alive &= parser.should_keep_alive()
+        self.has_begun = True
+        self._watch.note_body()
+        if self._running is None:
+            self._start(request)
+        else:
+            self._waiting.append(request)
 
     def on_body(self, body: bytes) -> None:
+        request = self._newest
+        assert request is not None
         self._watch.count_body(len(body))
-        if self.cycle.response_complete:
-            self._drop(len(body))
-        else:
-            self._avoid_copies(self.cycle)
-            super().on_body(body)
+        if request.is_answered:
+            self._num_dropped_bytes += len(body)
+            if self._num_dropped_bytes > self._limits.max_body_bytes:
+                self._close()
+        elif request.add_part(body) > _MOST_WAITING_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
-        if self.pipeline:  # uvicorn pauses reading, so that it might not notice the end of the connection
-            self.flow.resume_reading()
+        if self._newest is not None and self._watch.stage is Stage.BODY:
+            self._newest.end_body()
+        if self._waiting:
+            self.resume_reading()  # otherwise, the end of the connection might not be noticed
         self._watch.note_end()
 
-    def on_response_complete(self) -> None:
-        self._running = None
-        super().on_response_complete()
-        if self._running is None:
-            self._table.note_idle(self)
+    # Called by requests
 
-    def shutdown(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self._ignores_input = True
-            self._watch.disarm()
-            self._transport.finish(self.loop, is_client_sending=False, timeout_s=self._limits.send_timeout_s)
-        else:
-            self.cycle.keep_alive = False
+    def begin_response(self, request: Request) -> tuple[bytes, bytes]:
+        if self._serving.is_ending:
+            request.keep_alive = False
+        access_log = self._serving.access_log
+        if access_log is not None and access_log.isEnabledFor(logging.INFO):
+            peer = self._transport.get_extra_info("peername")
+            client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
+            path = quote(request.path) + (f"?{request.query}" if request.query else "")
+            access_log.info(ACCESS_LINE, client, request.method, path, request.version, request.status)
+        return _date()
+
+    def write(self, data: bytes) -> None:
+        if not self._is_closed:
+            self._transport.write(data)
+
+    def end_response(self, request: Request) -> None:
+        if request is not self._running:
+            return
+        self._running = None
+        if not request.keep_alive:
+            self._waiting.clear()
+            self._close()
+        elif not self._is_closed:
+            self.resume_reading()
+            if self._waiting:
+                self._start(self._waiting.popleft())
+                return
+            self._idle.start(self._serving.keep_alive_s, self._close)
+        self._serving.table.note_idle(self)
+
+    def resume_reading(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    # Called by the server
+
+    def end_soon(self) -> None:
+        """Ends the connection after the last request that has arrived, or now if there is none."""
+        if self._running is not None:
+            (self._waiting[-1] if self._waiting else self._running).keep_alive = False
+            return
+        self._ignores_input = True
+        self._finish(is_client_sending=False)
 
     def evict(self) -> bool:
-        if self._transport.num_unsent_bytes:
+        """Closes this connection without a running request. Returns False while bytes are unsent."""
+        if self._num_unsent_bytes:
             return False
         self._ignores_input = True
-        self._watch.disarm()
         self._transport.abort()
         return True
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
-        self._table.note_busy(self)
-        super()._start_asgi_task(cycle, _without_chunks(cycle, app) if cycle.scope["http_version"] == "1.0" else app)
+    def _create_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # such data must not prevent the response
+        return parser
+
+    def _start(self, request: Request) -> None:
+        self._running = request
+        self._serving.table.note_busy(self)
+        task = self._loop.create_task(self._answer(request), context=Context())
+        self._serving.tasks.add(task)
+        task.add_done_callback(self._serving.tasks.discard)
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            await self._serving.handle(request)
+        except Exception:
+            logger.exception("a request failed unexpectedly")
+        finally:
+            if request is self._running:  # no response, or a part of one
+                self._running = None
+                self._close()
 
     def _parse_without_upgrade(self, rest: bytes) -> None:
-        """Parses the request again without its upgrade headers.
-
-        With these headers, the parser would treat the body as data of another protocol.
-        """
-        lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url), b"connection: close"]
-        lines += [name + b": " + value for name, value in self.headers if name not in _UPGRADE_HEADERS]
-        self.parser = httptools.HttpRequestParser(self)
+        """Parses the request again without its upgrade headers, which make the body another protocol's."""
+        lines = [b"%s %s HTTP/1.1" % (self._parser.get_method(), self._url), b"connection: close"]
+        lines += [name + b": " + value for name, value in self._headers if name not in _UPGRADE_HEADERS]
+        self._parser = self._create_parser()
         self.data_received(b"\r\n".join([*lines, b"", b""]) + rest)
-
-    @staticmethod
-    def _avoid_copies(cycle: RequestResponseCycle) -> None:
-        """Prepares uvicorn's buffer for the next piece of a body, so that uvicorn copies less.
-
-        uvicorn adds pieces to a bytearray, and passes a copy of the bytearray to the application. If the
-        buffer is empty bytes instead, neither of these steps copies.
-        """
-        if not cycle.body:
-            cycle.body = b""  # type: ignore[assignment]
-        elif isinstance(cycle.body, bytes):
-            cycle.body = bytearray(cycle.body)  # the application has not taken the earlier piece
 
     def _find_head_error(self) -> Rejection | None:
         """Returns why a request with complete headers must be rejected, or None if it is accepted."""
         if self._watch.may_exceed_head_limit(self._num_piece_bytes):
-            num_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            num_bytes = len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
             if num_bytes > self._limits.max_head_bytes:
                 return head_too_large(self._limits)
-        for name, value in self.headers:
+        for name, value in self._headers:
             if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 return _ENCODED
-        if self.parser.should_upgrade():
-            protocol = self._get_upgrade()
-            if protocol is None or protocol == b"websocket":
-                wanted = "CONNECT" if protocol is None else "an upgrade to websocket"
+        if self._parser.should_upgrade():
+            is_connect = self._parser.get_method() == b"CONNECT"
+            if is_connect or (find_header(self._headers, b"upgrade") or "").lower() == "websocket":
+                wanted = "CONNECT" if is_connect else "an upgrade to websocket"
                 return Rejection(400, f"The request asks for {wanted}: this server speaks HTTP/1.1 only.")
-        if len(self.pipeline) >= _MAX_PIPELINED:
+        if len(self._waiting) >= _MAX_PIPELINED:
             return _TOO_MANY_PIPELINED
-        if not self._has_room and self.url.partition(b"?")[0].decode("latin-1") not in PROBE_PATHS:
-            most, flag = self._table.max_connections, flag_of("max_connections")
+        if not self._has_room and self._url.partition(b"?")[0].decode("latin-1") not in PROBE_PATHS:
+            most, flag = self._serving.table.max_connections, flag_of("max_connections")
             return Rejection(503, f"The server has reached its limit of {most} connections ({flag}).", retry_after_s=1)
         return None
 
-    def _drop(self, num_bytes: int) -> None:
-        """Drops body bytes that follow the complete response. If they are many, closes the connection."""
-        self._num_dropped_bytes += num_bytes
-        if self._num_dropped_bytes > self._limits.max_body_bytes:
-            self._close()
-
-    def _reject(self, rejection: Rejection) -> None:
+    def _reject(self, rejection: Rejection | None) -> None:
         """Accepts no more input from the client. Sends the reason, unless a response is being sent."""
-        logger.debug("closing a connection: %s", rejection.message)
         self._ignores_input = True
         self._watch.disarm()
-        is_reading_body = self._watch.stage is Stage.BODY
-        cycle = self.cycle
-        if is_reading_body and cycle.response_complete:
-            self._close()
-        elif cycle is None or cycle.response_complete:
-            self._send_rejection(rejection)
-        elif not is_reading_body:
-            cycle.keep_alive = False  # the connection ends after the responses to earlier requests
-        elif self.pipeline:
-            self.pipeline.popleft()
-            last = self.pipeline[0][0] if self.pipeline else self._running
-            if last is not None:
-                last.keep_alive = False
-        elif cycle.response_started:
-            cycle.keep_alive = False
-        else:
-            cycle.disconnected = True
-            cycle.message_event.set()
-            self._send_rejection(rejection)
+        newest, is_reading_body = self._newest, self._watch.stage is Stage.BODY
+        if newest is not None and not newest.is_answered:
+            if not is_reading_body or newest.status is not None:
+                newest.keep_alive = False  # the connection ends after the responses to earlier requests
+                return
+            if self._waiting:
+                self._waiting.pop()
+                self.end_soon()
+                return
+            self._running = None
+            newest.disconnect()
+        elif is_reading_body:
+            rejection = None
+        if rejection is not None:
+            logger.debug("closing a connection: %s", rejection.message)
+            self.write(rejection.encode(_date()))
+        self._close()
 
-    def _send_rejection(self, rejection: Rejection) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(rejection.encode(self.server_state.default_headers))
-            self._close()
+    # The end of the connection
 
     def _close(self) -> None:
-        """Replaces the transport's `close`, which uvicorn calls. Sends the unsent bytes, and lingers."""
-        if self._transport.is_closed:
+        """Sends the unsent bytes, then closes."""
+        if self._is_closed:
             return
-        self._watch.disarm()
         is_sending = self._ignores_input or self._watch.stage is not Stage.IDLE
         self._ignores_input = True
-        self._transport.finish(self.loop, is_client_sending=is_sending, timeout_s=self._limits.send_timeout_s)
+        self._finish(is_client_sending=is_sending)
 
-    def _is_reading(self) -> bool:
-        return not self.flow.read_paused
+    def _finish(self, *, is_client_sending: bool) -> None:
+        """Sends the unsent bytes, then closes. Takes at most `send_timeout_s`, even if nobody reads.
 
-    def _handle_timeout(self, rejection: Rejection | None) -> None:
-        if rejection is None:
-            self._close()
+        Closing while the client still sends would reset the connection, and the response would be lost. So
+        the connection lingers until the client stops sending, or with TLS until the client ends the TLS
+        session. Input is read and dropped meanwhile.
+        """
+        self._is_closed = True
+        self._watch.disarm()
+        transport, timeout_s = self._transport, self._limits.send_timeout_s
+        if transport.is_closing():
+            return
+        if is_client_sending and transport.can_write_eof():
+            transport.write_eof()
+            self.resume_reading()
         else:
-            self._reject(rejection)
+            transport.close()
+            if self._carrier is None and not transport.get_write_buffer_size():
+                return
+        self._lingering.start(min(_LINGER_S, timeout_s), self._end_lingering)
 
-    def _recheck_stall(self) -> None:
-        """Waits a little longer, because the client may have read while this process was stopped."""
-        self._stall = self.loop.call_later(READ_GRACE_S, self._abort_stalled)
+    def _end_lingering(self) -> None:
+        left_s = self._limits.send_timeout_s - _LINGER_S
+        if self._num_unsent_bytes and left_s > 0:
+            self._lingering.start(left_s, self._transport.abort)
+        else:
+            self._transport.abort()
+
+    @property
+    def _num_unsent_bytes(self) -> int:
+        """The number of bytes that the kernel has not yet accepted for sending."""
+        carried = 0 if self._carrier is None else self._carrier.get_write_buffer_size()
+        return self._transport.get_write_buffer_size() + carried
 
     def _abort_stalled(self) -> None:
         limit, flag = self._limits.send_timeout_s, flag_of("send_timeout_s")
@@ -314,21 +386,6 @@ class BoundedConnection(HttpToolsProtocol):
         self._ignores_input = True
         self._transport.abort()
 
-    def _stop_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
 
-
-def _without_chunks(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Application:
-    """Wraps the application for HTTP/1.0, which has no chunks. A stream ends with the connection."""
-    cycle.chunked_encoding = False
-
-    async def run(scope: Any, receive: Any, send: Any) -> None:
-        async def send_plainly(message: Any) -> None:
-            cycle.expected_content_length = len(message.get("body", b""))
-            await send(message)
-
-        await app(scope, receive, send_plainly)
-
-    return run
+def _date() -> tuple[bytes, bytes]:
+    return b"date", formatdate(usegmt=True).encode()

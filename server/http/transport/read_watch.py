@@ -11,7 +11,7 @@ import msgspec
 from server.terms.http_body.response_body import error_response
 from server.terms.limits import LimitsConfig, flag_of
 
-READ_GRACE_S = 0.05
+_READ_GRACE_S = 0.05
 """The seconds added to each timeout, in which the loop reads input that arrived while the process was
 stopped. When a stopped process continues, the loop runs timers before it reads sockets."""
 _FRAMING_FACTOR = 8
@@ -26,12 +26,11 @@ class Rejection:
     message: str
     retry_after_s: int | None = None
 
-    def encode(self, default_headers: list[tuple[bytes, bytes]]) -> bytes:
-        """Returns the whole HTTP/1.1 response, with `connection: close`."""
+    def encode(self, header: tuple[bytes, bytes]) -> bytes:
+        """Returns the whole HTTP/1.1 response, with this header and `connection: close`."""
         phrase = HTTPStatus(self.status).phrase
         body = msgspec.json.encode(error_response(self.message, type=phrase, code=self.status))
-        lines = [b"HTTP/1.1 %d %s" % (self.status, phrase.encode())]
-        lines += [name + b": " + value for name, value in default_headers]
+        lines = [b"HTTP/1.1 %d %s" % (self.status, phrase.encode()), b"%b: %b" % header]
         if self.retry_after_s is not None:
             lines.append(b"retry-after: %d" % self.retry_after_s)
         lines += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close", b"", body]
@@ -39,11 +38,28 @@ class Rejection:
 
 
 class RejectedError(Exception):
-    """Raised in a callback of the parser. The parser then stops parsing the connection's input."""
+    """Raised with a `Rejection` in a callback of the parser, which then stops parsing the input."""
 
-    def __init__(self, rejection: Rejection) -> None:
-        super().__init__(rejection.message)
-        self.rejection = rejection
+
+class Timer:
+    """Calls a function after a time, unless it is stopped before."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Starts again, with another delay or function."""
+        self.stop()
+        self._handle = self._loop.call_later(delay_s, self._call_after_grace, callback)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _call_after_grace(self, callback: Callable[[], None]) -> None:
+        self._handle = self._loop.call_later(_READ_GRACE_S, callback)
 
 
 class Stage(Enum):
@@ -73,7 +89,7 @@ class ReadWatch:
         self._loop = loop
         self._is_reading = is_reading
         self._on_timeout = on_timeout
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = Timer(loop)
         self._begin_s = 0.0
         self._body_end_s = 0.0
         """The deadline for the next part of the body."""
@@ -86,7 +102,7 @@ class ReadWatch:
 
     def expect_first_request(self) -> None:
         """Starts the timeout of a new connection."""
-        self._arm(self._limits.header_timeout_s, lambda: self._on_timeout(None))
+        self._timer.start(self._limits.header_timeout_s, lambda: self._on_timeout(None))
 
     def note_head(self) -> None:
         """Called when a request begins."""
@@ -113,7 +129,7 @@ class ReadWatch:
         """Called after each piece of input. Returns why the input must be rejected, or None."""
         num_heads, self._num_heads = self._num_heads, 0
         if self.stage is Stage.IDLE:
-            self.disarm()
+            self._timer.stop()
             return None
         if num_heads or self.stage is not stage_before:
             self._begin()
@@ -129,22 +145,20 @@ class ReadWatch:
         return self._num_bytes + num_bytes > self._limits.max_head_bytes
 
     def disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.stop()
 
     def close(self) -> None:
         """Called when the connection is closed. Drops the references to the connection."""
-        self.disarm()
+        self._timer.stop()
         self._is_reading, self._on_timeout = (lambda: False), (lambda _: None)
 
     def _begin(self) -> None:
         self._begin_s = self._loop.time()
         self._body_end_s = self._begin_s + self._limits.body_timeout_s
         if self.stage is Stage.HEAD:
-            self._arm(self._limits.header_timeout_s, self._time_out_head)
+            self._timer.start(self._limits.header_timeout_s, self._time_out_head)
         else:
-            self._arm(self._limits.body_timeout_s, self._check_body_deadline)
+            self._timer.start(self._limits.body_timeout_s, self._check_body_deadline)
 
     def _too_large(self) -> Rejection | None:
         most = self._limits.max_head_bytes
@@ -172,7 +186,7 @@ class ReadWatch:
             return
         left_s = self._body_end_s - self._loop.time()
         if left_s > 0:
-            self._arm(left_s, self._check_body_deadline)
+            self._timer.start(left_s, self._check_body_deadline)
             return
         self._on_timeout(
             Rejection(
@@ -182,13 +196,6 @@ class ReadWatch:
                 f"every {limits.min_body_rate} bytes.",
             )
         )
-
-    def _arm(self, delay_s: float, callback: Callable[[], None]) -> None:
-        self.disarm()
-        self._timer = self._loop.call_later(delay_s, self._call_after_grace, callback)
-
-    def _call_after_grace(self, callback: Callable[[], None]) -> None:
-        self._timer = self._loop.call_later(READ_GRACE_S, callback)
 
 
 def head_too_large(limits: LimitsConfig) -> Rejection:

@@ -2,24 +2,23 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
-
-from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # the stubs contain only the loop
 
 from server.http.transport.connection_table import ConnectionTable
 from server.terms.limits import LimitsConfig
 
 
 class TlsHandshake(asyncio.Protocol):
-    """Represents a connection in uvicorn's set until the handshake ends. Runs on the event loop.
+    """Represents a connection in the server's set until the handshake ends. Runs on the event loop.
 
-    With uvloop's own TLS listener, a connection reaches the server only after its handshake. Connections
-    that never complete the handshake could not be counted, closed to make room, or closed at shutdown.
+    With a TLS listener, a connection would reach the server only after its handshake. Connections that never
+    complete the handshake could not be counted, closed to make room, or closed at shutdown.
     """
 
-    cycle = None
-    """An attribute of uvicorn's connections. None means that no request has arrived."""
+    has_begun = False
+    """Whether a request has arrived."""
 
     def __init__(
         self,
@@ -29,36 +28,33 @@ class TlsHandshake(asyncio.Protocol):
         connections: set[Any],
         create_connection: Callable[[asyncio.Transport], asyncio.Protocol],
     ) -> None:
-        """`connections` is uvicorn's set. `create_connection` takes the transport below TLS."""
+        """`connections` is the server's set. `create_connection` takes the transport below TLS."""
         self._context = context
         self._limits = limits
         self._table = table
         self._connections = connections
         self._create_connection = create_connection
         self._carrier: asyncio.Transport
+        self._steps: Coroutine[Any, Any, Any]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._carrier = transport
         self._connections.add(self)
         self._table.add(self)
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-        ended.add_done_callback(self._on_handshake_end)
-        tls = SSLProtocol(
-            loop,
-            _HandshakeDone(self._start_connection),
+        self._steps = asyncio.get_running_loop().start_tls(
+            transport,
+            asyncio.Protocol(),
             self._context,
-            ended,
             server_side=True,
             ssl_handshake_timeout=self._limits.header_timeout_s,
             ssl_shutdown_timeout=self._limits.send_timeout_s,
         )
-        transport.set_protocol(tls)
-        tls.connection_made(transport)
+        # A task would begin too late: uvloop reads from the client as soon as this method has returned.
+        self._steps.send(None).add_done_callback(self._on_handshake_end)
         self._table.check_free_files(transport.get_extra_info("socket").fileno())
 
-    def shutdown(self) -> None:
-        """Called by uvicorn when the server shuts down."""
+    def end_soon(self) -> None:
+        """Called when the server shuts down."""
         self._carrier.abort()
 
     def evict(self) -> bool:
@@ -66,27 +62,17 @@ class TlsHandshake(asyncio.Protocol):
         self._carrier.abort()
         return True
 
-    def _start_connection(self, transport: asyncio.Transport) -> None:
-        self._leave()
-        connection = self._create_connection(self._carrier)
-        transport.set_protocol(connection)
-        connection.connection_made(transport)
-
     def _on_handshake_end(self, ended: asyncio.Future[None]) -> None:
         """Called when the handshake has succeeded, failed or timed out, or the client has disconnected."""
-        ended.exception()  # marks the error as retrieved; uvloop has closed the connection
-        self._leave()
-
-    def _leave(self) -> None:
+        del ended  # its error refers to this frame
         self._connections.discard(self)
         self._table.discard(self)
-
-
-class _HandshakeDone(asyncio.Protocol):
-    """Reports the end of the handshake. After that, the HTTP connection becomes the transport's protocol."""
-
-    def __init__(self, on_done: Callable[[asyncio.Transport], None]) -> None:
-        self._on_done = on_done
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._on_done(transport)
+        with suppress(OSError):  # uvloop has closed the connection
+            try:
+                self._steps.send(None)
+            except StopIteration as end:
+                transport: asyncio.Transport = end.value
+                if not transport.is_closing():
+                    connection = self._create_connection(self._carrier)
+                    transport.set_protocol(connection)
+                    connection.connection_made(transport)

@@ -1,11 +1,11 @@
-"""Builds and sends the answers of all APIs: bodies, error bodies, and events of streams."""
+"""Builds the answers of all APIs: bodies, error bodies, and events of streams."""
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType, structs
@@ -20,9 +20,6 @@ _encoder = msgspec.json.Encoder()
 
 logger = logging.getLogger(__name__)
 
-AsgiMessage = MutableMapping[str, Any]
-Send = Callable[[AsgiMessage], Awaitable[None]]
-"""Starlette's type `Send`, defined here because the router's environment may lack Starlette."""
 Headers = tuple[tuple[bytes, bytes], ...]
 _RETRY_AFTER: Headers = ((b"retry-after", b"1"),)
 _HEADERS_OF_STATUS: dict[int, Headers] = {
@@ -31,7 +28,6 @@ _HEADERS_OF_STATUS: dict[int, Headers] = {
     503: _RETRY_AFTER,
 }
 """Status -> additional headers. A 413 closes the connection, because the request's body is not read."""
-_END: AsgiMessage = {"type": "http.response.body", "body": b""}
 ServerStatus = Literal["starting", "draining", "dead", "hung"]
 _ERROR_TYPES = {
     401: "authentication_error",
@@ -179,39 +175,29 @@ def failure_format(path: str) -> FailureFormat:
     return ANTHROPIC if path in ("/v1/messages", "/v1/messages/count_tokens") else OPENAI
 
 
-async def send_json(send: Send, body: Any, *, status: int = 200, headers: Headers = ()) -> None:
-    """Sends a complete response. If `body` is bytes, it is already encoded JSON."""
+class Answer(NamedTuple):
+    """A whole response. The server adds its length."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: Headers = ()
+
+
+def json_answer(body: Any, *, status: int = 200, headers: Headers = ()) -> Answer:
+    """An answer with JSON. If `body` is bytes, it is already encoded."""
     payload = body if isinstance(body, bytes) else _encoder.encode(body)
-    fixed = ((b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
-    await send({"type": "http.response.body", "body": payload})
+    return Answer(payload, status, ((b"content-type", b"application/json"), *headers))
 
 
-async def send_failure(send: Send, error: Exception, failures: FailureFormat = OPENAI) -> None:
-    """Sends the error body of a request that failed before its response began."""
+def failure_answer(error: Exception, failures: FailureFormat = OPENAI) -> Answer:
+    """The answer to a request that failed before its response began."""
     described = describe_failure(error)
     status = described.error.code
-    await send_json(send, failures.to_body(described), status=status, headers=_HEADERS_OF_STATUS.get(status, ()))
+    return json_answer(failures.to_body(described), status=status, headers=_HEADERS_OF_STATUS.get(status, ()))
 
 
-async def send_unavailable(send: Send, problem: UnavailableResponse, failures: FailureFormat = OPENAI) -> None:
-    """Sends a 503, because the server accepts no requests. May ask clients to retry (`may_retry`)."""
+def unavailable_answer(problem: UnavailableResponse, failures: FailureFormat = OPENAI) -> Answer:
+    """A 503, because the server accepts no requests. May ask clients to retry (`may_retry`)."""
     error = problem.error
     body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
-    await send_json(send, body, status=503, headers=_RETRY_AFTER if problem.may_retry else ())
-
-
-async def send_events(send: Send, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers]) -> None:
-    """Sends a stream of server-sent events. Closes the generator if sending ends early.
-
-    The headers are sent with the first event, because they contain its timing.
-    """
-    has_begun = False
-    async with aclosing(events):
-        async for event in events:
-            if not has_begun:
-                has_begun = True
-                fixed = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
-                await send({"type": "http.response.start", "status": 200, "headers": [*fixed, *headers()]})
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-    await send(_END)
+    return json_answer(body, status=503, headers=_RETRY_AFTER if problem.may_retry else ())

@@ -23,7 +23,12 @@ from base.lifecycle import Lifecycle
 from base.server_settings import SAME_SIGNAL_S, LifecycleConfig
 from server.operation.admission import RunningRequests, dead_response
 from server.operation.drain import ERROR_DELIVERY_S, Drain
-from server.terms.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
+from server.terms.http_body.response_body import (
+    UnavailableInfo,
+    UnavailableResponse,
+    failure_format,
+    unavailable_answer,
+)
 from startup.port.probe_http import LIVE_PATH, PATH, READY_PATH
 from startup.port.start_state import StartState
 from startup.vllm.serving.control_socket import open_control
@@ -203,7 +208,10 @@ class _Request:
             return
         failures = failure_format(self.scope["path"])
         if self._media_type is None:
-            await send_unavailable(self.send, self._refusal(reason), failures)
+            body, status, headers = unavailable_answer(self._refusal(reason), failures)
+            headers += ((b"content-length", b"%d" % len(body)),)
+            await self.send({"type": "http.response.start", "status": status, "headers": headers})
+            await self.send({"type": "http.response.body", "body": body})
         elif not self._has_ended and self._media_type.startswith(b"text/event-stream"):
             body = failures.event(EngineError(reason)) + failures.end
             await self._send({"type": "http.response.body", "body": body, "more_body": False})

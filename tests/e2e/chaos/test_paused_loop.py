@@ -8,17 +8,16 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 import uvloop
-from starlette.types import Receive, Scope, Send
-from uvicorn._types import ASGI3Application
 
+from server.http.transport.request import Request
 from server.terms.limits import LimitsConfig
-from tests.server.http.transport.served import serve
+from tests.server.http.transport.served import answer_ok, serve
 
 _TIMEOUT_S = 1
 _PAUSE_S = 2.0
@@ -33,38 +32,41 @@ async def _receive(client: socket.socket) -> bytes:
     return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1 << 16), _ANSWER_S)
 
 
-async def _answer_with_a_long_body(scope: Scope, receive: Receive, send: Send) -> None:
-    headers = [(b"content-length", str(_NUM_CHUNKS * len(_CHUNK)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    for number in range(_NUM_CHUNKS):
-        await send({"type": "http.response.body", "body": _CHUNK, "more_body": number < _NUM_CHUNKS - 1})
+async def _answer_with_a_long_body(request: Request) -> None:
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        for _ in range(_NUM_CHUNKS):
+            yield _CHUNK
+
+    await request.stream(chunks())
 
 
 @asynccontextmanager
-async def _serving(application: ASGI3Application | None = None) -> AsyncIterator[tuple[Any, socket.socket, float]]:
-    """A server on this loop. Yields its state, a connected client, and the time before it connected."""
+async def _serving(
+    handle: Callable[[Request], Awaitable[None]] = answer_ok,
+) -> AsyncIterator[tuple[Any, socket.socket, float]]:
+    """A server on this loop. Yields its connections, a connected client, and the time before it connected."""
     limits = LimitsConfig(header_timeout_s=_TIMEOUT_S, send_timeout_s=_TIMEOUT_S)
-    async with serve(limits, None, application, timeout_keep_alive=_TIMEOUT_S) as served:
+    async with serve(limits, None, handle, keep_alive_s=_TIMEOUT_S) as served:
         with socket.socket() as client:
             client.setblocking(False)
             begin_s = time.monotonic()
             await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", served.port))
-            yield served.server.server_state, client, begin_s
+            yield served.server.serving.connections, client, begin_s
 
 
 async def _send_in_a_pause(*, is_kept: bool) -> bytes | None:
-    async with _serving() as (state, client, begin_s):
+    async with _serving() as (connections, client, begin_s):
         if is_kept:
             await asyncio.get_running_loop().sock_sendall(client, _REQUEST)
             assert await _receive(client)
-        has_paused = await _pause(begin_s, lambda: bool(state.connections), lambda: client.send(_REQUEST))
+        has_paused = await _pause(begin_s, lambda: bool(connections), lambda: client.send(_REQUEST))
         return await _receive(client) if has_paused else None
 
 
 async def _read_in_a_pause() -> int | None:
     """The number of bytes of the body that were received. None if there was no pause."""
-    async with _serving(_answer_with_a_long_body) as (state, client, begin_s):
-        await asyncio.get_running_loop().sock_sendall(client, _REQUEST)
+    async with _serving(_answer_with_a_long_body) as (connections, client, begin_s):
+        await asyncio.get_running_loop().sock_sendall(client, _REQUEST.replace(b"1.1", b"1.0"))  # without chunks
         received = bytearray()
 
         def read() -> None:
@@ -72,7 +74,7 @@ async def _read_in_a_pause() -> int | None:
                 while data := client.recv(1 << 20):
                     received.extend(data)
 
-        if not await _pause(begin_s, lambda: any(each.flow.write_paused for each in state.connections), read):
+        if not await _pause(begin_s, lambda: any(not each.may_write.is_set() for each in connections), read):
             return None
         with suppress(ConnectionError):
             while len(received) < _NUM_CHUNKS * len(_CHUNK) and (data := await _receive(client)):

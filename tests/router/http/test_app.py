@@ -2,26 +2,19 @@
 
 import asyncio
 import base64
-import itertools
 import json
 import logging
 import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
-from multidict import CIMultiDict
-from starlette.datastructures import Headers
-from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
 
 from base.access_log import ACCESS_LOGGER
 from base.security.api_keys import STATUS_PATHS
-from base.server_settings import LoggingConfig, NetworkConfig
-from router.http.access import CorsPolicy
+from base.server_settings import LoggingConfig
 from router.http.model_choice import _SERVED_BELOW, SERVED
 from tests.router.http.small_router import SmallChild, eventually, post
 from tests.router.http.test_proxy import CHAT, body_of, echo
@@ -211,38 +204,6 @@ async def test_a_request_without_a_key_is_not_read(router):
 
 
 # CORS, paths, logs
-
-
-def test_cors_has_starlettes_answers():
-    """The router does not use Starlette, which a base installation lacks."""
-    for origins, headers, methods, has_credentials in itertools.product(
-        (("*",), ("https://a.example", "https://b.example")),
-        (("*",), ("X-Own",), ()),
-        (("*",), ("POST",)),
-        (False, True),
-    ):
-        rules = {"allow_origins": origins, "allow_methods": methods, "allow_headers": headers}
-        theirs = CORSMiddleware(Response(), **rules, allow_credentials=has_credentials)
-        allowed = {name.replace("allow_", "allowed_"): rule for name, rule in rules.items()}
-        ours = CorsPolicy(NetworkConfig(**allowed, allow_credentials=has_credentials))
-        _compare(theirs, ours)
-
-
-def _compare(theirs: CORSMiddleware, ours: CorsPolicy) -> None:
-    for origin, method, asked, more in itertools.product(
-        ("https://a.example", "https://c.example", "null"),
-        ("POST", "GET", "QUERY", "post"),
-        (None, "", "x-own", "x-own, Content-Type", "x-other"),
-        ({}, {"Access-Control-Request-Private-Network": "true"}),
-    ):
-        sent = {"Origin": origin, "Access-Control-Request-Method": method, **more}
-        sent |= {} if asked is None else {"Access-Control-Request-Headers": asked}
-        expected = theirs.preflight_response(Headers(sent))
-        answer = ours.answer_preflight(cast("web.BaseRequest", SimpleNamespace(headers=CIMultiDict(sent))))
-        assert (answer.status, answer.text) == (expected.status_code, expected.body.decode()), sent
-        expected_headers = {name: value for name, value in expected.headers.items() if not name.startswith("content-")}
-        found = {name.lower(): value for name, value in answer.headers.items() if name != "Content-Type"}
-        assert found == expected_headers, sent
 
 
 @pytest.mark.parametrize("origins", [(), ("https://a.example",)])

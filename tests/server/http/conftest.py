@@ -3,9 +3,7 @@
 import asyncio
 import json
 import socket
-import sys
 import threading
-import traceback
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, contextmanager
@@ -15,7 +13,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
 
 from base.errors import EngineDeadError
 from base.lifecycle import Lifecycle, StartInfo
@@ -23,7 +20,8 @@ from base.security.api_keys import ApiKeys
 from server.engine.sampling.grammar import GrammarError
 from server.http.app import ServerApp
 from server.http.routes.endpoint import AppParts
-from server.http.transport.connection import bounded_connections
+from server.http.transport.connection import Serving
+from server.http.transport.server import HttpServer
 from server.operation.admission import Admission
 from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.models import ServedModels
@@ -361,15 +359,6 @@ def ready_lifecycle() -> Lifecycle:
     return lifecycle
 
 
-class QuickServer(uvicorn.Server):
-    """Checks every few milliseconds whether it should exit. uvicorn checks this only ten times a second."""
-
-    async def main_loop(self) -> None:
-        await self.on_tick(0)
-        while not self.should_exit:
-            await asyncio.sleep(_POLL_S)
-
-
 @contextmanager
 def run_app(
     config: ServerConfig,
@@ -398,36 +387,32 @@ def run_app(
     )
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does so only if the protocol is named
-    http: Any = bounded_connections(parts.admission.limits)
     # No idle connection is closed, because the client might use it at the same moment.
-    options: dict[str, Any] = {"log_config": None, "ws": "none", "lifespan": "off", "timeout_keep_alive": 600}
-    http_server = QuickServer(uvicorn.Config(ServerApp(parts), http=http, **options))
+    serving = Serving(handle=ServerApp(parts), limits=parts.admission.limits, keep_alive_s=600)
+    http_server = HttpServer(serving)
+    runner = asyncio.Runner(loop_factory=loop_factory)
+    started = threading.Event()
+
+    async def serve() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))  # the loop keeps the thread for /metrics
+        await asyncio.to_thread(int)
+        started.set()
+        await http_server.serve(listener)
 
     def run() -> None:
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.get_loop().set_default_executor(ThreadPoolExecutor(1))  # the loop keeps the thread for /metrics
-            runner.run(asyncio.to_thread(int))
-            runner.run(http_server.serve([listener]))
+        with runner:
+            runner.run(serve())
 
     thread = threading.Thread(target=run, name="http-server")
     thread.start()
     try:
-        poll(lambda: http_server.started)
+        assert started.wait(PATIENT_S)
         with httpx.Client(**_HTTP) as client:
             yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", parts, engine, client)
     finally:
-        http_server.should_exit = True
+        runner.get_loop().call_soon_threadsafe(http_server.stop.set)
         thread.join(PATIENT_S)
-        assert not thread.is_alive(), _what_runs(thread, http_server)
-        listener.close()
-
-
-def _what_runs(thread: threading.Thread, http_server: uvicorn.Server) -> str:
-    """A text about a server that does not end: its connections, its requests, and its thread's stack."""
-    assert thread.ident is not None
-    state, stack = http_server.server_state, traceback.format_stack(sys._current_frames()[thread.ident])
-    connections = [(each.transport, each.transport.get_write_buffer_size()) for each in state.connections]
-    return f"connections {connections}\nrequests {state.tasks}\n{''.join(stack)}"
+        assert not thread.is_alive(), f"connections {serving.connections}, requests {serving.tasks}"
 
 
 @pytest.fixture

@@ -45,6 +45,15 @@ def test_neither_a_salt_nor_a_schema_nor_a_long_list_is_logged(serve, caplog):
     assert len(line) < 1000
 
 
+def test_a_client_that_waits_before_its_body_is_asked_for_it_once(server):
+    head = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n"
+    with RawClient(int(server.url.rpartition(":")[2])) as client:
+        client.send(head + b"transfer-encoding: chunked\r\n\r\n")
+        assert client.socket.recv(99) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.send(b'c\r\n{"prompt": "\r\n')
+        assert client.send(b'3\r\na"}\r\n0\r\n\r\n').read().status == 200
+
+
 def test_a_stream_to_a_client_of_http_1_0_ends_with_the_connection(server):
     body = json.dumps({"prompt": "a", "stream": True, "max_tokens": 3}).encode()
     head = b"POST /v1/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)

@@ -6,7 +6,7 @@ from server.http.routes.endpoint import read_request_id
 
 
 def read(given: str) -> str | None:
-    return read_request_id({"headers": [(b"host", b"x"), (b"x-request-id", given.encode("latin-1"))]})
+    return read_request_id([(b"host", b"x"), (b"x-request-id", given.encode("latin-1"))])
 
 
 @pytest.mark.parametrize("given", ["x" * 129, "a b", "a\tb", "<script>", 'a"b', "größe", "a,b", ""])

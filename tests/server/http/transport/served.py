@@ -3,14 +3,14 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import uvicorn
-
-from server.http.transport.connection import bounded_connections
-from server.http.transport.graceful_server import GracefulServer
+from server.http.transport.connection import Serving
+from server.http.transport.request import Request
+from server.http.transport.server import HttpServer
+from server.terms.http_body.response_body import Answer
 from server.terms.limits import LimitsConfig
 from tests.support.certificates import Certificate
 
@@ -22,7 +22,7 @@ HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00"
 class Served:
     """A server, and the clients that it has."""
 
-    def __init__(self, server: GracefulServer, port: int, certificate: Certificate | None) -> None:
+    def __init__(self, server: HttpServer, port: int, certificate: Certificate | None) -> None:
         self.server = server
         self.port = port
         self._context = None if certificate is None else certificate.client_context()
@@ -51,35 +51,33 @@ class Served:
     async def wait_connections(self, num_connections: int) -> None:
         """Waits until the server has this many connections."""
         async with asyncio.timeout(TIMEOUT_S):
-            while len(self.server.server_state.connections) != num_connections:
+            while len(self.server.serving.connections) != num_connections:
                 await asyncio.sleep(0.01)
+
+
+async def answer_ok(request: Request) -> None:
+    """Answers a request with `ok`."""
+    await request.send(Answer(b"ok"))
 
 
 @asynccontextmanager
 async def serve(
-    limits: LimitsConfig, certificate: Certificate | None = None, application: Any = None, **settings: Any
+    limits: LimitsConfig,
+    certificate: Certificate | None = None,
+    handle: Callable[[Request], Awaitable[None]] = answer_ok,
+    **settings: Any,
 ) -> AsyncIterator[Served]:
-    """Runs a server with further settings of uvicorn. By default, it answers with the request's scheme."""
+    """Runs a server with further settings."""
     tls = None
     if certificate is not None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(certificate.certificate, certificate.key)
-    http: Any = bounded_connections(limits, None if tls is None else lambda: tls)
-    server = GracefulServer(
-        uvicorn.Config(application or _answer_scheme, http=http, log_config=None, ws="none", lifespan="off", **settings)
-    )
+    server = HttpServer(Serving(handle=handle, limits=limits, tls=None if tls is None else lambda: tls, **settings))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        task = asyncio.create_task(server.serve([listener]))
+        task = asyncio.create_task(server.serve(listener))
         try:
             yield Served(server, port, certificate)
         finally:
-            server.should_exit = True
+            server.stop.set()
             await task
-
-
-async def _answer_scheme(scope: Any, receive: Any, send: Any) -> None:
-    body = scope["scheme"].encode()
-    headers = [(b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -6,17 +6,17 @@ megabytes would accumulate before a collection.
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
 import uvloop
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # the stubs contain only the loop
 
-from server.http.transport import lingering_transport
-from server.http.transport.connection import BoundedConnection
+from server.http.transport import connection
+from server.http.transport.connection import Connection
+from server.http.transport.request import Request
 from server.http.transport.tls_handshake import TlsHandshake
+from server.terms.http_body.response_body import Answer
 from server.terms.limits import LimitsConfig
 from tests.server.http.transport.served import HALF_A_HELLO, TIMEOUT_S, Served, serve
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
@@ -28,7 +28,7 @@ HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n"
 GET, LAST = HEAD + b"\r\n", HEAD + b"connection: close\r\n\r\n"
 HELD = GET.replace(b"/", b"/held", 1)
 LONG_TIMEOUTS = LimitsConfig(header_timeout_s=600, send_timeout_s=600)
-KINDS = (BoundedConnection, TlsHandshake, SSLProtocol, RequestResponseCycle)
+KINDS = {Connection.__name__, TlsHandshake.__name__, "SSLProtocol", Request.__name__}
 
 
 class ClientCase(NamedTuple):
@@ -70,7 +70,7 @@ def without_collector() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def long_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lingering_transport, "_LINGER_S", 600)
+    monkeypatch.setattr(connection, "_LINGER_S", 600)
 
 
 @needs_openssl
@@ -114,12 +114,17 @@ async def _connect_and_leave(served: Served, case: ClientCase, *, tls: bool) -> 
 
 def _connections() -> list[object]:
     # type(), not `__class__`, which may be a property.
-    return [one for one in gc.get_objects() if issubclass(type(one), KINDS)]
+    return [one for one in gc.get_objects() if type(one).__name__ in KINDS]
 
 
-async def _answer(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"a", "more_body": True})
-    while scope["path"] == "/held" and (await receive())["type"] != "http.disconnect":
-        pass
-    await send({"type": "http.response.body", "body": b"b"})
+async def _answer(request: Request) -> None:
+    if request.path == "/held":
+        await request.stream(_held(request))
+    else:
+        await request.send(Answer(b"ab"))
+
+
+async def _held(request: Request) -> AsyncGenerator[bytes, None]:
+    request.cancel_if_gone()
+    yield b"a"
+    await asyncio.Event().wait()

@@ -5,14 +5,13 @@ import logging
 import socket
 import ssl
 from contextlib import ExitStack, suppress
-from typing import Any
 
 import pytest
-import uvicorn
 import uvloop
 
-from server.http.transport.connection import bounded_connections
-from server.http.transport.graceful_server import GracefulServer
+from server.http.transport.connection import Serving
+from server.http.transport.request import Request
+from server.http.transport.server import HttpServer
 from server.terms.limits import LimitsConfig
 from tests.server.http.transport.served import HALF_A_HELLO, TIMEOUT_S, serve
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
@@ -76,7 +75,7 @@ def test_a_request_sent_with_the_end_of_the_handshake_is_answered(certificate):
             answers = await asyncio.gather(
                 *(served.exchange(HEAD + b"connection: close\r\n\r\n", tls=True) for _ in range(50))
             )
-            assert {answer.partition(b"\r\n\r\n")[2] for answer in answers} == {b"https"}
+            assert {answer.partition(b"\r\n\r\n")[2] for answer in answers} == {b"ok"}
             await served.wait_connections(0)
 
     uvloop.run(run())
@@ -85,7 +84,7 @@ def test_a_request_sent_with_the_end_of_the_handshake_is_answered(certificate):
 NUM_CLIENTS = 20
 
 
-async def nothing(scope: Any, receive: Any, send: Any) -> None:
+async def nothing(request: Request) -> None:
     raise AssertionError("no request arrives in this test")
 
 
@@ -98,10 +97,6 @@ def test_handshakes_of_unaccepted_clients_do_not_delay_the_shutdown(certificate,
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate.certificate, certificate.key)
-    http: Any = bounded_connections(LimitsConfig(header_timeout_s=600), lambda: context)
-    config = uvicorn.Config(
-        nothing, http=http, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=600
-    )
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(NUM_CLIENTS)]
@@ -109,15 +104,13 @@ def test_handshakes_of_unaccepted_clients_do_not_delay_the_shutdown(certificate,
             client.settimeout(TIMEOUT_S)
             client.sendall(hello)
 
-        uvloop.run(_end(GracefulServer(config), listener))
+        uvloop.run(_end(context, listener))
         for client in clients:
             with suppress(ConnectionError):
                 assert not client.recv(1)
 
 
-async def _end(server: GracefulServer, listener: socket.socket) -> None:
-    server.config.load()
-    server.lifespan = server.config.lifespan_class(server.config)
-    server.servers = []
-    await asyncio.wait_for(server.shutdown([listener]), TIMEOUT_S)
-    assert not server.server_state.connections
+async def _end(context: ssl.SSLContext, listener: socket.socket) -> None:
+    server = HttpServer(Serving(handle=nothing, limits=PATIENT, tls=lambda: context, delivery_s=600))
+    await asyncio.wait_for(server.end(listener), TIMEOUT_S)
+    assert not server.serving.connections

@@ -1,0 +1,174 @@
+"""One request, and the response to it. Used on the event loop."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import httptools
+
+from server.terms.http_body.response_body import EVENTS_TYPE, Answer, Headers
+
+if TYPE_CHECKING:
+    from server.http.transport.connection import Connection
+
+RawHeaders = list[tuple[bytes, bytes]]
+"""Headers as the client sent them, with names in lower case."""
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+_CLOSE = (b"connection", b"close")
+_MOST_COPIED = 65_536
+"""Larger bodies are not copied behind the response's head."""
+
+
+class ClientGoneError(Exception):
+    """The client disconnected before it had sent its whole request."""
+
+
+class Request:
+    """A request whose head has arrived."""
+
+    def __init__(
+        self, connection: "Connection", method: str, target: bytes, headers: RawHeaders, version: str = "1.1"
+    ) -> None:
+        target_url = httptools.parse_url(target)
+        path = (target_url.path or b"/").decode("ascii")
+        self.method = method
+        self.path = unquote(path) if "%" in path else path
+        self.query = (target_url.query or b"").decode("ascii")
+        self.headers = headers
+        self.version = version
+        self.keep_alive = version != "1.0"
+        """Whether the connection stays open after the response."""
+        self.added_headers: list[tuple[bytes, bytes]] = []
+        """Headers that every response to this request has."""
+        self.status: int | None = None
+        """The status of the response. None before it begins."""
+        self.num_announced = 0
+        """The Content-Length of the response. 0 for a stream."""
+        self.is_answered = False
+        self.is_gone = False
+        """Whether the client has disconnected before the end of the response."""
+        self.path_argument = ""
+        """The rest of the path, if the route has an open end."""
+        self.wait_turn: Callable[[], Awaitable[None]] | None = None
+        """Called before each further piece of the body is read."""
+        self._connection = connection
+        self._parts: list[bytes] = []
+        self._num_waiting_bytes = 0
+        self._is_received = False
+        self._has_read = False
+        self._arrival: asyncio.Future[None] | None = None
+        self._working: asyncio.Task[object] | None = None
+
+    # Called by the connection
+
+    def add_part(self, part: bytes) -> int:
+        """Adds a part of the body. Returns how many bytes have not been read."""
+        self._parts.append(part)
+        self._num_waiting_bytes += len(part)
+        self._wake()
+        return self._num_waiting_bytes
+
+    def end_body(self) -> None:
+        self._is_received = True
+        self._wake()
+
+    def disconnect(self) -> None:
+        """Ends the request, because the client is gone."""
+        self.is_gone = True
+        self._wake()
+        if self._working is not None:
+            self._working.cancel()
+            self._working = None  # a cancelled task refers to its frames, and these to this object
+
+    # Called by the application
+
+    async def read(self) -> list[bytes]:
+        """Returns the parts of the body that have arrived since the last call, or nothing at the end.
+
+        Raises:
+            ClientGoneError: the client has disconnected.
+        """
+        if self._is_received and not self._parts:
+            return []
+        if self._has_read and self.wait_turn is not None:
+            await self.wait_turn()
+        elif not self._parts and (find_header(self.headers, b"expect") or "").lower() == "100-continue":
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._has_read = True
+        self._connection.resume_reading()
+        while not (self._parts or self._is_received or self.is_gone):
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+        if self.is_gone:
+            raise ClientGoneError
+        parts, self._parts, self._num_waiting_bytes = self._parts, [], 0
+        return parts
+
+    def cancel_if_gone(self) -> None:
+        """From now on, the current task is cancelled if the client disconnects before the response's end."""
+        if self.is_gone:
+            raise ClientGoneError
+        self._working = asyncio.current_task()
+
+    async def send(self, answer: Answer) -> None:
+        """Sends a whole response."""
+        await self._connection.may_write.wait()
+        if self.is_gone:
+            return
+        self.num_announced = len(answer.body)
+        head = self._head(answer.status, (*answer.headers, (b"content-length", b"%d" % len(answer.body))))
+        if self.method == "HEAD" or len(answer.body) > _MOST_COPIED:
+            self._connection.write(head)
+            head = b""
+        if self.method != "HEAD":
+            self._connection.write(head + answer.body)
+        self._end()
+
+    async def stream(self, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers] = tuple) -> None:
+        """Sends a stream of server-sent events. Closes the generator if sending ends early.
+
+        The headers are sent with the first event, because they contain its timing.
+        """
+        is_chunked = self.version != "1.0"
+        may_write, write = self._connection.may_write, self._connection.write
+        async with aclosing(events):
+            async for event in events:
+                data = b"%x\r\n%b\r\n" % (len(event), event) if is_chunked else event
+                if not may_write.is_set():
+                    await may_write.wait()
+                if self.status is None:
+                    fixed = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
+                    framing = ((b"transfer-encoding", b"chunked"),) if is_chunked else ()
+                    data = self._head(200, (*fixed, *headers(), *framing)) + data
+                write(data)
+        if self.status is not None:
+            write(b"0\r\n\r\n" if is_chunked else b"")
+            self._end()
+
+    def _head(self, status: int, headers: Headers) -> bytes:
+        self.status = status
+        if _CLOSE in headers:
+            self.keep_alive = False
+        common = self._connection.begin_response(self)
+        closing = () if self.keep_alive or _CLOSE in headers else (_CLOSE,)
+        lines = [b"%b: %b\r\n" % field for field in (common, *headers, *self.added_headers, *closing)]
+        return b"".join((_STATUS_LINES[status], *lines, b"\r\n"))
+
+    def _end(self) -> None:
+        self.is_answered = True
+        self._connection.end_response(self)
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+
+def find_header(headers: RawHeaders, name: bytes) -> str | None:
+    """Returns the value of a header. `name` is in lower case."""
+    for key, value in headers:
+        if key == name:
+            return value.decode("latin-1")
+    return None
