@@ -48,6 +48,8 @@ class Cause:
     """Flags and variables that this log sets, and without which the failure may not occur."""
     first_step: str = ""
     """Advice for this log alone. The cause's advice follows."""
+    first_error: str = ""
+    """The number and text of the log's first exception. Empty if `text` contains it."""
     version: str = ""
     """The version of vLLM. Empty if it is unknown, like `platform`, such as `rocm`."""
     platform: str = ""

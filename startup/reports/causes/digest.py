@@ -37,14 +37,15 @@ def write_digest(cause: Cause) -> list[str]:
     if cause.is_mention:
         kind = "names a cause" if cause.known else "is the message of an error"
         first = f"Line {cause.line} {kind}, and no other line of this log shows what failed"
+    text = f"{cause.text} (the first error is in {cause.first_error})" if cause.first_error else cause.text
     if cause.known is None:
         programs = shown(_PROGRAMS.get(cause.origin, f"vLLM and {cause.origin}"))
         search = f"Search the issues of {programs} for the message."
         advice = f"{search} Read the log around it (line {cause.line}). Try the newest release."
         advice = _for_this_log(advice, cause)
-        lines = [f"{first}.", f"Cause: {shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]
+        lines = [f"{first}.", f"Cause: {shown(text)}", *([f"Do: {advice}"] if cause.line else [])]
     else:
-        lines = [f"{first}.", f"Cause: {cause.known.title}: {shown(cause.text)}", f"Do: {_advice(cause)}"]
+        lines = [f"{first}.", f"Cause: {cause.known.title}: {shown(text)}", f"Do: {_advice(cause)}"]
     return [*lines, code_line(cause.known.name if cause.known else UNKNOWN_CAUSE)]
 
 

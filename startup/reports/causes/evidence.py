@@ -22,8 +22,6 @@ _PLATFORM: Final = re.compile(r"(?:detected platform |Platform plugin |/torch/(?
 _BACKEND: Final = re.compile(r"\bdistributed_init_method=\S{1,200} backend=(\w{2,20})")
 _CRASH_FRAME: Final = re.compile(r' {0,4}File "([^"]{1,400})", line \d{1,8} in ')
 _MOST_FRAMES: Final = 60
-_MOST_LINES_AFTER: Final = 5
-"""A line without a reason replaces a telling line only if more lines than these lie between them."""
 _MOST_PHASES: Final = 1_000
 
 _CODE: Final = re.compile(
@@ -37,6 +35,7 @@ _COMPLAINT: Final = re.compile(
 _QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
 _TELLING: Final = KnownCause("", "", " | ".join(LISTS["telling"]), "")
 """Matches a line that may say why a later, less specific error occurred."""
+_HARMLESS: Final = KnownCause("", "", " | ".join(LISTS["harmless"]), "")
 _OWN_ERROR: Final = "Error: "
 """The beginning of the last line of `vllm-cli` after a failed start, and of a digest."""
 _OWN_CAUSE: Final = "Cause: "
@@ -76,6 +75,8 @@ class Evidence:
 
     def read(self, line: LogLine, number: int, *, is_excerpt: bool) -> None:
         """Takes the line with this number. `is_excerpt`: whether the log may be only an excerpt."""
+        if _HARMLESS.matches(line.text):
+            return
         if not line.text.strip():
             self.exceptions.read(line, number, "")
             return
@@ -132,9 +133,8 @@ class Evidence:
             named = next(iter(counted), None)
             self._keep("mention", special or named, sign)
             self._find_complaint(line, sign)
-        is_telling = special or not (of["end"] or line.level in HARMLESS_LEVELS)
-        is_repeated = self.told and sign.line - self.told.line <= _MOST_LINES_AFTER and ": " not in line.text
-        if is_telling and is_of_server and _TELLING.matches(line.text) and (special or not is_repeated):
+        is_telling = line.level not in HARMLESS_LEVELS and (special or not of["end"])
+        if is_telling and is_of_server and _TELLING.matches(line.text):
             self.told = sign._replace(known=special, told=None)
         self._find_own_error(line, known, sign)
 

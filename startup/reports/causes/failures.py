@@ -152,6 +152,12 @@ class Failure:
         return [each for each in ordered if not any(part in each.text for part in LISTS["references"])]
 
     @property
+    def first(self) -> str:
+        """The first line of the chain's first exception that is no mere reference."""
+        informative = self.informative()
+        return next(each for each in self.raised if each in informative).text.partition("\n")[0]
+
+    @property
     def role(self) -> str:
         """`worker`, `engine core`, `API server`, or empty if unknown."""
         by_label = (role for role, names in _ROLES if self.process.startswith(names))
@@ -247,10 +253,8 @@ class FailureReader:
                 self._kept[key] = [reading]
         elif kept[-1].raised[-1].text == reading.raised[-1].text:  # written again where it ends the process
             kept[-1].is_ending |= reading.is_ending
-        elif kept[0].is_ending:
-            kept[1:] = [reading]
         else:
-            kept[:] = [reading]
+            kept[1:] = [reading]
 
     def _begin_inside(self, line: LogLine, number: int, phase: str) -> None:
         """Begins an exception that has no traceback, or whose traceback's first lines are cut off."""

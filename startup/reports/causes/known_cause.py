@@ -97,3 +97,7 @@ class Sign(NamedTuple):
     line: int
     told: "Sign | None" = None
     """The nearest line before it that may say why it occurred."""
+
+    @property
+    def is_general(self) -> bool:
+        return self.known is not None and self.known.is_general

@@ -2,47 +2,77 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
-from startup.reports.causes.cause import OF_WORKER, Cause
+from startup.reports.causes.cause import OF_WORKER, Cause, quote, shorten
 from startup.reports.causes.evidence import Evidence
 from startup.reports.causes.failures import Failure, Raised, package_of
 from startup.reports.causes.first_steps import first_step_of, instruction_in
-from startup.reports.causes.known_cause import KnownCause
+from startup.reports.causes.known_cause import KnownCause, Sign
 from startup.reports.causes.log_settings import names_in, part_called, part_shown, shown_setting
-from startup.reports.causes.phase import SERVING, phase_of_functions
-from startup.reports.causes.table import BY_NAME, ERROR_IN_CODE, FAILED_PARTS, KNOWN, LISTS, SETTING_REFUSED
+from startup.reports.causes.phase import KV_CACHE, SERVING, phase_of_functions
+from startup.reports.causes.table import BY_NAME, ERROR_IN_CODE, FAILED_PARTS, KNOWN, LISTS, OWN_FAULT, SETTING_REFUSED
 
+INNER: Final = ("worker", "engine core")
+EARLIER: Final = "an earlier run"
+"""The engine of an earlier run, which still serves."""
 _OF_EXCEPTIONS: Final = tuple(
     known for known in KNOWN if known is not ERROR_IN_CODE and not (known.is_general and known.where == "wait")
 )
 
 
-class Recognized(NamedTuple):
-    """The most informative exception of a chain, and its cause."""
+def describe(failure: Failure, run: Evidence) -> Cause:
+    """The cause of an exception: that of the most informative exception in its chain."""
+    process = failure.process or failure.role
+    if failure.own_fault is not None:
+        text = quote(failure.own_fault, OWN_FAULT)
+        return Cause(process, _phase_of(failure, OWN_FAULT), text, OWN_FAULT, failure.line)
+    raised, known = _recognize(failure)
+    hint = next(iter(run.of_kind("hint")), None)
+    if hint and (known is None or known.is_general):
+        raised, known = Raised(hint.text), hint.known
+    if known and known.phase == KV_CACHE and _is_beside(failure.process, run.engine):
+        known = BY_NAME["kv-cache-beside-another"]
+    phase, text = _phase_of(failure, known), quote(raised, known)
+    is_of_import = failure.is_of_library_import
+    cause = Cause(process, phase, text, known, failure.line, is_of_library_import=is_of_import, origin=raised.package)
+    files, words = raised.files or failure.raised[-1].files, f"{raised.text}\n{raised.place} {raised.source}"
+    return _with_context(cause, run, files, words, is_inner=failure.role in INNER)
 
-    raised: Raised
-    known: KnownCause | None
-    is_special: bool
-    """Whether no line outside of the exception says more."""
+
+def describe_sign(sign: Sign, run: Evidence) -> Cause:
+    """The cause that a line outside of exceptions shows."""
+    phase = (sign.known and sign.known.phase) or sign.phase
+    cause = Cause(sign.process, phase, shorten(sign.text), sign.known, sign.line)
+    if sign.known is None:
+        return replace(cause, first_step=first_step_of(None, sign.text, run.stack[::-1], phase, run))
+    return _with_context(cause, run, run.stack[::-1], sign.text, is_inner=False)
 
 
-def recognize(failure: Failure, run: Evidence) -> Recognized:
-    """The most informative exception of the chain, its cause, and whether this cause is special."""
+def _is_beside(process: str, engine: str) -> bool:
+    """Whether the process belongs to another engine than `engine`, not to another data parallel rank."""
+    names = [label.partition(" pid=")[0] for label in (process, engine)]
+    return engine == EARLIER or (engine not in ("", process) and names[0] == names[1])
+
+
+def _phase_of(failure: Failure, known: KnownCause | None) -> str:
+    return (known and known.phase) or phase_of_functions(failure.functions) or failure.phase
+
+
+def _recognize(failure: Failure) -> tuple[Raised, KnownCause | None]:
+    """The most informative exception of the chain, and its cause."""
     chain = [each for raised in failure.informative() for each in _inner_first(raised)]
-    for raised in chain:
-        if known := _known(raised, is_general=False):
-            return Recognized(raised, known, True)
-    for raised in chain:
-        if known := _known(raised, is_general=True):
-            of_place = known in FAILED_PARTS or known.name == "configuration-refused"
-            if of_place and not known.matches(raised.text):  # the place shows the part
-                known = SETTING_REFUSED if _is_refusal(raised.text) else part_called(raised.files) or known
-            return Recognized(raised, known, False)
-    return Recognized(chain[0], _last_resort(chain[0], failure), False)
+    for is_general in (False, True):
+        for raised in chain:
+            if known := _known(raised, is_general=is_general):
+                of_place = known in FAILED_PARTS or known.name == "configuration-refused"
+                if of_place and not known.matches(raised.text):  # the place shows the part
+                    known = _last_resort(raised, failure, part_called(raised.files) or known)
+                return raised, known
+    return chain[0], _last_resort(chain[0], failure, None)
 
 
-def with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str, *, is_inner: bool) -> Cause:
+def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str, *, is_inner: bool) -> Cause:
     """Adds what the rest of the log says: the part of vLLM, the settings in question, the model's class.
 
     `words` is the exception and the line that raised it.
@@ -75,7 +105,8 @@ def with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str, 
 def _known(raised: Raised, *, is_general: bool) -> KnownCause | None:
     """The known cause whose texts match the exception's text, alone or with the place that raised it."""
     causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general]
-    for text in dict.fromkeys((f"{raised.text}{raised.place} {raised.source}", raised.text)):
+    begin, end, rest = raised.text.partition("\n")
+    for text in dict.fromkeys((f"{begin}{raised.place} {raised.source}{end}{rest}", raised.text)):
         first, flat = text.partition("\n")[0], text.replace("\n", " ")
         joined = text.replace("\n", "")  # if a terminal has wrapped the line
         for known in causes:  # if `where` is "end", the text's first line must match
@@ -84,16 +115,16 @@ def _known(raised: Raised, *, is_general: bool) -> KnownCause | None:
     return None
 
 
-def _last_resort(raised: Raised, failure: Failure) -> KnownCause | None:
-    """The cause of an exception that matches no other: a refused setting, vLLM's code, or None."""
+def _last_resort(raised: Raised, failure: Failure, part: KnownCause | None) -> KnownCause | None:
+    """The cause of an exception that no text matches: versions, a refusal, a part, vLLM's code, or None."""
     text = raised.text
-    if _is_refusal(text):
-        return SETTING_REFUSED
     if _is_import_of_another(raised, failure.functions[-1 - len(raised.files) :]):
         return BY_NAME["versions-do-not-fit"]
-    phase = phase_of_functions(failure.functions) or failure.phase
-    is_of_code = OF_WORKER in text or SERVING in (phase, failure.phase) or ERROR_IN_CODE.matches(text)
-    return ERROR_IN_CODE if is_of_code else None
+    if _is_refusal(text):
+        return SETTING_REFUSED
+    is_serving = SERVING in (phase_of_functions(failure.functions) or failure.phase, failure.phase)
+    is_of_code = OF_WORKER in text or is_serving or ERROR_IN_CODE.matches(text)
+    return part or (ERROR_IN_CODE if is_of_code else None)
 
 
 def _is_import_of_another(raised: Raised, functions: Sequence[str]) -> bool:
