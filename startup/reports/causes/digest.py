@@ -6,8 +6,7 @@ from typing import Any, Final
 from envs.redaction import hide_in_command
 from startup.errors import UNKNOWN_CAUSE, code_line
 from startup.logs.formatters import escape_controls
-from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause
-from startup.reports.causes.known_cause import KnownCause
+from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause, KnownCause
 from startup.reports.causes.log_settings import names_in
 from startup.reports.causes.table import BY_NAME, LISTS, SETTING_REFUSED, rows_of
 

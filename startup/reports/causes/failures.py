@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, Literal, NamedTuple
 
-from startup.reports.causes.known_cause import Sign
+from startup.reports.causes.cause import Cause
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.own_faults import TracebackOrigin
 from startup.reports.causes.table import LISTS, rows_of
@@ -111,7 +111,7 @@ class Failure:
     is_of_library_import: bool = False
     """Whether an installed module raised an exception of the chain while it was imported."""
     phase: str = ""
-    told: Sign | None = None
+    told: Cause | None = None
     """The nearest line before it that may say why it occurred."""
     origin: TracebackOrigin = field(default_factory=TracebackOrigin)
     """Decides whether the traceback that is being read is a fault of vllm-cli."""
@@ -178,7 +178,7 @@ class FailureReader:
         """The first traceback of the start that breaks off before its exception. None if there is none."""
         self._ignored: _Key | None = None
         """The key of the last line if Python ignores the exception that follows."""
-        self._told: Sign | None = None
+        self._told: Cause | None = None
         self._wrapped: _Key | None = None
         """The key of the last line if it is an exception that may continue in lines without a label."""
 
@@ -189,13 +189,12 @@ class FailureReader:
         found = [failure for kept in self._kept.values() for failure in kept]
         return sorted(found, key=lambda failure: failure.line)
 
-    def read(self, line: LogLine, number: int, phase: str, told: Sign | None = None) -> None:
+    def read(self, line: LogLine, number: int, phase: str, told: Cause | None = None) -> None:
         """Takes the line with this number. `told`: see `Failure.told`."""
         self._told = told
         key = (line.process, line.place)
         text = line.text
-        is_wrapped = self._wrapped is not None and ("", "") in (key, self._wrapped)
-        if self._wrapped and is_wrapped and key not in self._readings and text[:2] == "  ":
+        if self._wrapped and ("", "") in (key, self._wrapped) and key not in self._readings and text[:2] == "  ":
             key = self._wrapped
             line = line._replace(process=key[0], place=key[1])
         else:
@@ -315,7 +314,7 @@ class FailureReader:
         files = tuple(reading.files)
         raised = Raised(text[:_LONGEST_TEXT], reading.is_direct, reading.function, reading.source, files)
         reading.raised.append(raised)
-        reading.is_of_library_import |= reading.origin.is_of_library_import
+        reading.is_of_library_import |= reading.function == "<module>" and raised.package != ""
         if reading.own_fault is None and reading.origin.is_own(text):
             reading.own_fault = raised
         reading.functions.append("")

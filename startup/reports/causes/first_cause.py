@@ -1,18 +1,16 @@
 """Finds the first failure in a log of vLLM, of any size, and the known cause that matches the failure."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Final
 
-from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause, shorten
+from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause
 from startup.reports.causes.evidence import Evidence, special
 from startup.reports.causes.failures import Failure
 from startup.reports.causes.first_steps import first_step_of
-from startup.reports.causes.known_cause import Sign
 from startup.reports.causes.log_line import LogLine, read_line
 from startup.reports.causes.phase import BANNER, OLD_BANNER, phase_of_functions
-from startup.reports.causes.recognition import EARLIER, INNER, describe, describe_sign
+from startup.reports.causes.recognition import EARLIER, INNER, describe, describe_line, shorten
 from startup.reports.causes.table import BY_NAME, NOT_IN_LOG, STOPPED
 
 _LONGEST_EXCERPT: Final = 500
@@ -68,7 +66,7 @@ class CauseFinder:
         if found:
             origin = found.origin or (LLAMA_CPP_NAME if "llama.cpp" in self._run.facts else "")
             given, platform = self._run.settings.given(), self._run.platform
-            found = replace(found, origin=origin, version=self._run.version, platform=platform, given=given)
+            found = found._replace(origin=origin, version=self._run.version, platform=platform, given=given)
         return found if found or "ready" in self._run.facts else self._before
 
     def _read(self, line: LogLine) -> None:
@@ -87,7 +85,7 @@ def _cause_of(run: Evidence) -> Cause | None:
     if wait is None or (wait.is_general and "ready" in run.facts):
         return found
     is_all = found is None or (found.is_mention and found.line <= wait.line)
-    return replace(describe_sign(wait, run), is_waiting=True) if is_all else found
+    return describe_line(wait, run)._replace(is_waiting=True) if is_all else found
 
 
 def _of_exception(run: Evidence) -> Cause | None:
@@ -99,18 +97,18 @@ def _of_exception(run: Evidence) -> Cause | None:
     cause, end = describe(failure, run), _end(run)
     named = _named_near(run, cause.line) if cause.known in (None, NOT_IN_LOG) else None
     if named:
-        cause = replace(cause, known=named.known, text=shorten(named.text))
+        cause = cause._replace(known=named.known, text=shorten(named.text))
     if end is not None and not _is_before(cause, end):
-        cause = describe_sign(end, run)
+        cause = describe_line(end, run)
     else:
         cause = _with_told(cause, failure.told, run, failure.raised[-1].files)
     first = failures[0].first
     message = shorten(first.partition(": ")[2])[:_LEAST_SHOWN]
     is_shown = message in cause.text or cause.text in first
-    return cause if is_shown else replace(cause, first_error=f"line {failures[0].line}: {shorten(first)}")
+    return cause if is_shown else cause._replace(first_error=f"line {failures[0].line}: {shorten(first)}")
 
 
-def _end(run: Evidence) -> Sign | None:
+def _end(run: Evidence) -> Cause | None:
     """The line that reports the end of a process: the first with a special cause, or else with another."""
     return next(chain(special(run.of_kind("end")), run.of_kind("end")), None)
 
@@ -121,7 +119,7 @@ def _of_line(run: Evidence) -> Cause | None:
     if sign and sign.is_general:
         named = _mention(run) if sign.known is NOT_IN_LOG else _named_near(run, 0, sign.line)
         sign = named or sign
-    return _with_told(describe_sign(sign, run), sign.told, run) if sign else None
+    return _with_told(describe_line(sign, run), sign.told, run) if sign else None
 
 
 def _of_trace(run: Evidence) -> Cause | None:
@@ -151,25 +149,25 @@ def _served_until_the_end(run: Evidence) -> bool:
     return "ready" in run.facts and not has_ended
 
 
-def _mention(run: Evidence) -> Sign | None:
+def _mention(run: Evidence) -> Cause | None:
     return next(chain(special(run.of_kind("mention")), run.of_kind("mention")), None)
 
 
-def _mentioned(sign: Sign | None, run: Evidence) -> Cause | None:
+def _mentioned(sign: Cause | None, run: Evidence) -> Cause | None:
     if sign is None:
         return None
-    cause = replace(describe_sign(sign, run), phase="", is_mention=True)
+    cause = describe_line(sign, run)._replace(phase="", is_mention=True)
     return _with_told(cause, run.told, run) if sign.known else cause
 
 
-def _named_near(run: Evidence, first: int, last: int = 0) -> Sign | None:
+def _named_near(run: Evidence, first: int, last: int = 0) -> Cause | None:
     """A line with a cause that is not general, between line `first` and some lines after line `last`."""
     last = max(first, last) + _MOST_LINES_OF_AN_END
     signs = special([*run.of_kind("error"), *run.of_kind("mention")])
     return next((sign for sign in signs if first <= sign.line <= last), None)
 
 
-def _with_told(cause: Cause, told: Sign | None, run: Evidence, files: Sequence[str] = ()) -> Cause:
+def _with_told(cause: Cause, told: Cause | None, run: Evidence, files: Sequence[str] = ()) -> Cause:
     """Adds the line `told` to a weak cause, or takes that line's cause if this one only reports another."""
     if told is None or not cause.is_weak or told.text in cause.text:
         return cause
@@ -177,11 +175,11 @@ def _with_told(cause: Cause, told: Sign | None, run: Evidence, files: Sequence[s
     is_report = bool(tags & {"unexplained", "told"})
     if not is_report:
         is_near = abs(told.line - cause.line) <= _MOST_LINES_BETWEEN
-        return replace(cause, text=shorten(f"{cause.text} (line {told.line}: {told.text})")) if is_near else cause
+        return cause._replace(text=shorten(f"{cause.text} (line {told.line}: {told.text})")) if is_near else cause
     known = told.known or (None if "unexplained" in tags else cause.known)
     step = first_step_of(known, told.text, files, cause.phase, run) or cause.first_step
     line = told.line if told.known else cause.line
-    return replace(cause, known=known, text=shorten(told.text), line=line, first_step=step)
+    return cause._replace(known=known, text=shorten(told.text), line=line, first_step=step)
 
 
 def _counts(failure: Failure, run: Evidence) -> bool:
@@ -201,7 +199,7 @@ def _first(failures: list[Failure]) -> Failure | None:
     return failures[-1] if failures else None
 
 
-def _is_before(cause: Cause, end: Sign) -> bool:
+def _is_before(cause: Cause, end: Cause) -> bool:
     """Whether `cause` explains more than `end`: it is earlier in the log, or `end` is general.
 
     A general exception after a crash, such as Ray's, only reports that crash.

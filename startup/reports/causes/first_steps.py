@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from envs.suggestion import did_you_mean
-from startup.reports.causes.known_cause import KnownCause
-from startup.reports.causes.table import LISTS, SETTING_REFUSED, rows_of
+from startup.reports.causes.cause import KnownCause
+from startup.reports.causes.table import LISTS, rows_of
 
 if TYPE_CHECKING:
     from startup.reports.causes.evidence import Evidence
@@ -24,6 +24,8 @@ _WHOLE: Final = re.compile(r"(\d{1,9})\)? (?:must be|is not) divisible by (?:[a-
 _BLOCKS: Final = re.compile(r"= ?(\d{1,9}) is not divisible by .{0,60}?= ?(\d{1,6})")
 """Matches the size of one GPU's part of a weight, and that of the blocks that must divide it."""
 _LARGEST_SIZE: Final = 1_024
+_OF_WORDS: Final = ("unknown", "setting-refused", "unknown-argument", "bad-argument")
+"""Causes whose message may reject a word."""
 
 _PACKAGE: Final = re.compile(r"-packages/([\w.-]{1,80}?)(?:\.py|/)")
 _NAMED: Final = re.compile(r"(?:from|module|No module named) '([A-Za-z]\w{1,60})")
@@ -34,8 +36,6 @@ _UNKNOWN: Final = re.compile(
 )
 """Matches a word that is not accepted."""
 _WORD: Final = re.compile(r"(?<![\w-])(?:--)?[A-Za-z][\w-]{2,60}")
-_PAGE: Final = re.compile(r"visit|refer to|http|docs|documentation")
-_SETTING: Final = re.compile(r"\b[A-Z]{2,20}_[A-Z]|--[a-z]")
 _LONGEST_STEP: Final = 300
 _SENTENCE: Final = re.compile(r"(?<=[.;!:])\s+(?=[A-Z`'\"])|\n|[,;(] (?:or |so )?(?=(?:please|try|consider|use|set) )")
 """Matches between the sentences of a message, and before a clause that may be an instruction."""
@@ -49,7 +49,7 @@ def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], pha
     name, tags = (known.name, known.tags) if known else ("unknown", frozenset())
     if name == "not-divisible":
         return _fitting_size(text, run.settings.value("tensor_parallel_size"))
-    if step := (known in (None, SETTING_REFUSED) and _similar_word(text)) or instruction_in(text):
+    if step := instruction_in(text):
         return step
     held = {"place", name, *tags, *run.facts, run.platform, run.backend, *phase.split()}
     for conditions, rows in _STEPS:
@@ -60,7 +60,7 @@ def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], pha
                 return step
     if name == "versions-do-not-fit":
         return _both_packages(text, files)
-    return _similar_word(text) if name in ("unknown-argument", "bad-argument") else ""
+    return _similar_word(text) if name in _OF_WORDS else ""
 
 
 def instruction_in(text: str) -> str:
@@ -68,8 +68,7 @@ def instruction_in(text: str) -> str:
     for sentence in _SENTENCE.split(text[:2_000]):
         words = sentence.lower().removeprefix("you can ")
         is_told = words.partition(" ")[0] in LISTS["instructions"]
-        is_page = _PAGE.search(words) and not _SETTING.search(sentence)
-        if is_told and not is_page and not any(each in words for each in LISTS["instructions without a remedy"]):
+        if is_told and not any(each in words for each in LISTS["instructions without a remedy"]):
             told = " ".join(sentence.strip(" .)").split())[:_LONGEST_STEP]
             return f"{told[0].upper()}{told[1:]}."
     return ""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Final
 
-from startup.reports.causes.known_cause import KnownCause
+from startup.reports.causes.cause import KnownCause
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.table import PARTS, Part, parts_of
 

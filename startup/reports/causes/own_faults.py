@@ -59,11 +59,8 @@ class TracebackOrigin:
         """Whether the innermost frame is vllm-cli's or in `_DRIVEN`. The standard library is skipped."""
         self._is_below_added = False
         self._is_embedded = False
-        self.is_of_library_import = False
-        """Whether the innermost frame belongs to an installed module that is being imported."""
 
     def add_frame(self, file: str, function: str) -> None:
-        self.is_of_library_import = function == "<module>" and "-packages/" in file
         library = _LIBRARY.fullmatch(file)
         own = None if library else _OWN.fullmatch(_in_root(file))
         if own:

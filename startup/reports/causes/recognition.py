@@ -1,18 +1,27 @@
 """Recognizes the known cause of an exception by its text, its place and the settings of the log."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import takewhile
 from typing import Final
 
-from startup.reports.causes.cause import OF_WORKER, Cause, quote, shorten
+from startup.reports.causes.cause import Cause, KnownCause
 from startup.reports.causes.evidence import Evidence
 from startup.reports.causes.failures import Failure, Raised, package_of
 from startup.reports.causes.first_steps import first_step_of, instruction_in
-from startup.reports.causes.known_cause import KnownCause, Sign
 from startup.reports.causes.log_settings import names_in, part_called, part_shown, shown_setting
 from startup.reports.causes.phase import KV_CACHE, SERVING, phase_of_functions
 from startup.reports.causes.table import BY_NAME, ERROR_IN_CODE, FAILED_PARTS, KNOWN, LISTS, OWN_FAULT, SETTING_REFUSED
 
+OF_WORKER: Final = "Worker failed with error"
+"""The beginning of the engine core's message that quotes the error of a worker after its start."""
+QUOTED: Final = re.compile(rf"{OF_WORKER} '(.{{1,600}})', please check the stack trace", re.DOTALL)
+_TYPE: Final = re.compile(r" \[type=\w{0,60}(?:, (input_value=(?:[-.\d]{1,20}|None|True|False)), input_type=\w+\])?.*")
+"""Matches what pydantic adds after a message. A text may be a secret, so only other values are shown."""
+_POINTER: Final = "Search for `"
+"""The beginning of torch's line that refers to documentation."""
+_OTHER: Final = re.compile(r".*Warning: |[$#>] |.{0,80}\w@[\w.-]{1,60}[: ].{0,80}[$#]")
+_LONGEST_QUOTE: Final = 1_000
 INNER: Final = ("worker", "engine core")
 EARLIER: Final = "an earlier run"
 """The engine of an earlier run, which still serves."""
@@ -36,17 +45,17 @@ def describe(failure: Failure, run: Evidence) -> Cause:
     phase, text = _phase_of(failure, known), quote(raised, known)
     is_of_import = failure.is_of_library_import
     cause = Cause(process, phase, text, known, failure.line, is_of_library_import=is_of_import, origin=raised.package)
-    files, words = raised.files or failure.raised[-1].files, f"{raised.text}\n{raised.place} {raised.source}"
-    return _with_context(cause, run, files, words, is_inner=failure.role in INNER)
+    words = f"{raised.text}\n{raised.place} {raised.source}"
+    return _with_context(cause, run, raised.files or failure.raised[-1].files, words)
 
 
-def describe_sign(sign: Sign, run: Evidence) -> Cause:
-    """The cause that a line outside of exceptions shows."""
-    phase = (sign.known and sign.known.phase) or sign.phase
-    cause = Cause(sign.process, phase, shorten(sign.text), sign.known, sign.line)
-    if sign.known is None:
-        return replace(cause, first_step=first_step_of(None, sign.text, run.stack[::-1], phase, run))
-    return _with_context(cause, run, run.stack[::-1], sign.text, is_inner=False)
+def describe_line(found: Cause, run: Evidence) -> Cause:
+    """The cause that a line outside of exceptions shows, with what the rest of the log says."""
+    phase = (found.known and found.known.phase) or found.phase
+    cause, files = found._replace(phase=phase, text=shorten(found.text)), run.stack[::-1]
+    if found.known is None:
+        return cause._replace(first_step=first_step_of(None, found.text, files, phase, run))
+    return _with_context(cause, run, files, found.text)
 
 
 def _is_beside(process: str, engine: str) -> bool:
@@ -65,41 +74,40 @@ def _recognize(failure: Failure) -> tuple[Raised, KnownCause | None]:
     for is_general in (False, True):
         for raised in chain:
             if known := _known(raised, is_general=is_general):
-                of_place = known in FAILED_PARTS or known.name == "configuration-refused"
-                if of_place and not known.matches(raised.text):  # the place shows the part
+                of_part = known in FAILED_PARTS or known.name == "configuration-refused"
+                if of_part and not known.matches(raised.text):  # only the place shows the part
                     known = _last_resort(raised, failure, part_called(raised.files) or known)
                 return raised, known
     return chain[0], _last_resort(chain[0], failure, None)
 
 
-def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str, *, is_inner: bool) -> Cause:
+def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str) -> Cause:
     """Adds what the rest of the log says: the part of vLLM, the settings in question, the model's class.
 
     `words` is the exception and the line that raised it.
     """
     known, tags = cause.known, cause.known.tags if cause.known else frozenset()
     shown = f"{cause.text}\n{words}"
-    step = first_step_of(known, shown, files, cause.phase, run)
     switches = run.settings.switches(shown, is_of_kernel="kernel" in tags)[:2]
     if known and not known.is_general and not tags & {"part", "settings"}:
-        return replace(cause, first_step=step, settings=tuple(switches))
+        step = first_step_of(known, shown, files, cause.phase, run)
+        return cause._replace(first_step=step, settings=tuple(switches))
     is_unclear = known in (None, ERROR_IN_CODE)
     if is_unclear or known in FAILED_PARTS or "part" in tags:
+        if "no class" in run.facts:
+            return cause._replace(known=BY_NAME["model-class-missing"])
         part = run.settings.part_of(files)
         known = (part and part.known) or (is_unclear and part_called(files)) or known
-        if "no class" in run.facts and part is None:
-            return replace(cause, known=BY_NAME["model-class-missing"])
-    step = step or first_step_of(known, shown, files, cause.phase, run)
+    step = first_step_of(known, shown, files, cause.phase, run)
     part = part_shown(files, words, is_unclear=is_unclear)
     if part and (run.settings.is_empty or part.settings[0].isupper()):
-        known = part.known if part.known and (is_unclear or known in FAILED_PARTS) else known
+        known = part.known if part.known and is_unclear else known
         flag = shown_setting(part.settings[0])
         is_told = (known is not None and known is part.known) or flag in cause.text
         step = step or ("" if is_told else f"Set {flag}=0." if flag.isupper() else f"Leave out {flag} if it is set.")
-    is_unclear = (is_inner and known in (None, ERROR_IN_CODE)) or (known is cause.known and "weak" in tags)
-    settings = run.settings.blamed(files, words, part, is_unclear=is_unclear)
-    settings = [*dict.fromkeys((*switches, *settings))]
-    return replace(cause, known=known, settings=tuple(settings[:2]), first_step=step)
+    is_unclear = known in (None, ERROR_IN_CODE)
+    settings = dict.fromkeys((*switches, *run.settings.blamed(files, words, part, is_unclear=is_unclear)))
+    return cause._replace(known=known, settings=tuple([*settings][:2]), first_step=step)
 
 
 def _known(raised: Raised, *, is_general: bool) -> KnownCause | None:
@@ -122,8 +130,8 @@ def _last_resort(raised: Raised, failure: Failure, part: KnownCause | None) -> K
         return BY_NAME["versions-do-not-fit"]
     if _is_refusal(text):
         return SETTING_REFUSED
-    is_serving = SERVING in (phase_of_functions(failure.functions) or failure.phase, failure.phase)
-    is_of_code = OF_WORKER in text or is_serving or ERROR_IN_CODE.matches(text)
+    phase = phase_of_functions(failure.functions) or failure.phase
+    is_of_code = OF_WORKER in text or phase == SERVING or ERROR_IN_CODE.matches(text)
     return part or (ERROR_IN_CODE if is_of_code else None)
 
 
@@ -146,3 +154,31 @@ def _inner_first(raised: Raised) -> list[Raised]:
     """If torch's compiler quotes another exception, puts the more informative quoted exception first."""
     first, _, inner = raised.text.partition("\n")
     return [Raised(inner), raised] if inner and first.endswith("raised:") else [raised]
+
+
+def quote(raised: Raised, known: KnownCause | None) -> str:
+    """The whole message of an exception. If it is too long, it begins with the line that shows the cause."""
+    text = raised.text
+    if quoted := QUOTED.search(text):
+        return shorten(quoted[1])
+    lines = [*takewhile(_is_of_message, text.splitlines())] or [text]
+    matching = (line for line in reversed(text.splitlines()) if known and known.matches(line))
+    line = next((each for each in matching if not each.startswith(_POINTER)), lines[0])
+    lines += [line] if line not in lines else []
+    if len(lines) == 1 and ": " not in line and raised.function:
+        source = f": {raised.source}" if raised.source.startswith("assert ") else ""
+        lines = [f"{line.rstrip(':')} in {raised.function}(){source}"]
+    elif sum(map(len, lines)) > _LONGEST_QUOTE:
+        del lines[: lines.index(line)]
+    return shorten("\n".join(lines))
+
+
+def _is_of_message(line: str) -> bool:
+    """Whether a line of an exception's text belongs to its message, not to what programs write after it."""
+    return bool(line) and not line.startswith(LISTS["after messages"]) and not _OTHER.match(line)
+
+
+def shorten(text: str) -> str:
+    """The text in one line, without what pydantic adds after the message."""
+    text = " ".join(_TYPE.sub(r" \1", text).split())
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]} …"

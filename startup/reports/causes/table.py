@@ -7,7 +7,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from startup.reports.causes.known_cause import KnownCause, Pattern
+from startup.reports.causes.cause import KnownCause, Pattern
 
 _HEAD: Final = re.compile(r"(\S+)(?: \((own|[\w.-]+#\d+)\))?((?:,? [a-z]+)*)")
 _WORD: Final = re.compile(r"\w+")
