@@ -29,7 +29,7 @@ _CODE: Final = re.compile(
 )
 """Matches source code in tracebacks without indentation, and C++ frames, which report no event."""
 _COMPLAINT: Final = re.compile(
-    r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]ailed to|\b[Cc]ould ?n[o']t|\bNo module named|^assert)\b"
+    r".{0,80}?(?:\b(?:(?i:error)|[Ff]atal|[Ff]ailed to|[Cc]ould ?n[o']t|No module named|command not found)|^assert)\b"
 )
 """Matches an error message of any program."""
 _QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")

@@ -37,7 +37,9 @@ _UNKNOWN: Final = re.compile(
 """Matches a word that is not accepted."""
 _WORD: Final = re.compile(r"(?<![\w-])(?:--)?[A-Za-z][\w-]{2,60}")
 _LONGEST_STEP: Final = 300
-_SENTENCE: Final = re.compile(r"(?<=[.;!:])\s+(?=[A-Z`'\"])|\n|[,;(] (?:or |so )?(?=(?:please|try|consider|use|set) )")
+_SENTENCE: Final = re.compile(
+    r"(?<=[.;!:])\s+(?=[A-Z`'\"])|(?<=[.!])(?=Please )|\n|[,;(] (?:or |so )?(?=(?:please|try|consider|use|set) )"
+)
 """Matches between the sentences of a message, and before a clause that may be an instruction."""
 
 

@@ -22,6 +22,10 @@ _POINTER: Final = "Search for `"
 """The beginning of torch's line that refers to documentation."""
 _OTHER: Final = re.compile(r".*Warning: |[$#>] |.{0,80}\w@[\w.-]{1,60}[: ].{0,80}[$#]")
 _LONGEST_QUOTE: Final = 1_000
+_VERSIONS: Final = BY_NAME["versions-do-not-fit"]
+_CALL: Final = re.compile(r"TypeError: (?!\w*(?:Config|Processor|Tokenizer))")
+"""Matches a refused call, unless one of classes that transformers may have."""
+_OTHER_PLATFORMS: Final = ("rocm", "xpu", "cpu", "ascend", "npu", "tpu", "hpu")
 INNER: Final = ("worker", "engine core")
 EARLIER: Final = "an earlier run"
 """The engine of an earlier run, which still serves."""
@@ -36,7 +40,7 @@ def describe(failure: Failure, run: Evidence) -> Cause:
     if failure.own_fault is not None:
         text = quote(failure.own_fault, OWN_FAULT)
         return Cause(process, _phase_of(failure, OWN_FAULT), text, OWN_FAULT, failure.line)
-    raised, known = _recognize(failure)
+    raised, known = _recognize(failure, run)
     hint = next(iter(run.of_kind("hint")), None)
     if hint and (known is None or known.is_general):
         raised, known = Raised(hint.text), hint.known
@@ -68,15 +72,18 @@ def _phase_of(failure: Failure, known: KnownCause | None) -> str:
     return (known and known.phase) or phase_of_functions(failure.functions) or failure.phase
 
 
-def _recognize(failure: Failure) -> tuple[Raised, KnownCause | None]:
+def _recognize(failure: Failure, run: Evidence) -> tuple[Raised, KnownCause | None]:
     """The most informative exception of the chain, and its cause."""
     chain = [each for raised in failure.informative() for each in _inner_first(raised)]
     for is_general in (False, True):
         for raised in chain:
-            if known := _known(raised, is_general=is_general):
+            if known := _known(raised, run.platform, is_general=is_general):
+                part = part_called(raised.files)
                 of_part = known in FAILED_PARTS or known.name == "configuration-refused"
                 if of_part and not known.matches(raised.text):  # only the place shows the part
-                    known = _last_resort(raised, failure, part_called(raised.files) or known)
+                    known = _last_resort(raised, failure, part or known)
+                elif known is _VERSIONS and raised.package == "vllm" and _CALL.match(raised.text):
+                    known = part or ERROR_IN_CODE
                 return raised, known
     return chain[0], _last_resort(chain[0], failure, None)
 
@@ -110,9 +117,10 @@ def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str)
     return cause._replace(known=known, settings=tuple([*settings][:2]), first_step=step)
 
 
-def _known(raised: Raised, *, is_general: bool) -> KnownCause | None:
+def _known(raised: Raised, platform: str, *, is_general: bool) -> KnownCause | None:
     """The known cause whose texts match the exception's text, alone or with the place that raised it."""
-    causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general]
+    others = {"of-cuda"} if platform in _OTHER_PLATFORMS else set()
+    causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general and not known.tags & others]
     begin, end, rest = raised.text.partition("\n")
     for text in dict.fromkeys((f"{begin}{raised.place} {raised.source}{end}{rest}", raised.text)):
         first, flat = text.partition("\n")[0], text.replace("\n", " ")
@@ -127,7 +135,7 @@ def _last_resort(raised: Raised, failure: Failure, part: KnownCause | None) -> K
     """The cause of an exception that no text matches: versions, a refusal, a part, vLLM's code, or None."""
     text = raised.text
     if _is_import_of_another(raised, failure.functions[-1 - len(raised.files) :]):
-        return BY_NAME["versions-do-not-fit"]
+        return _VERSIONS
     if _is_refusal(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase

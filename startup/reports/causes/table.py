@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from startup.reports.causes.cause import KnownCause, Pattern
 
-_HEAD: Final = re.compile(r"(\S+)(?: \((own|[\w.-]+#\d+)\))?((?:,? [a-z]+)*)")
+_HEAD: Final = re.compile(r"(\S+)(?: \((own|[\w.-]+#\d+)\))?((?:,? [a-z-]+)*)")
 _WORD: Final = re.compile(r"\w+")
 _Text = tuple[int, KnownCause, Pattern]
 """A text's place in the order of comparison, its cause and its pattern."""
