@@ -7,10 +7,9 @@ from typing import Final
 from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause
 from startup.reports.causes.evidence import Evidence, special
 from startup.reports.causes.failures import Failure
-from startup.reports.causes.first_steps import first_step_of
 from startup.reports.causes.log_line import LogLine, read_line
 from startup.reports.causes.phase import BANNER, OLD_BANNER, phase_of_functions
-from startup.reports.causes.recognition import EARLIER, INNER, describe, describe_line, shorten
+from startup.reports.causes.recognition import EARLIER, INNER, describe, describe_line, first_step_of, shorten
 from startup.reports.causes.table import BY_NAME, NOT_IN_LOG, STOPPED
 
 _LONGEST_EXCERPT: Final = 500
