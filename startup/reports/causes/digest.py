@@ -36,15 +36,14 @@ def write_digest(cause: Cause) -> list[str]:
     if cause.is_mention:
         kind = "names a cause" if cause.known else "is the message of an error"
         first = f"Line {cause.line} {kind}, and no other line of this log shows what failed"
-    text = f"{cause.text} (the first error is in {cause.first_error})" if cause.first_error else cause.text
     if cause.known is None:
         programs = shown(_PROGRAMS.get(cause.origin, f"vLLM and {cause.origin}"))
         search = f"Search the issues of {programs} for the message."
         advice = f"{search} Read the log around it (line {cause.line}). Try the newest release."
         advice = _for_this_log(advice, cause)
-        lines = [f"{first}.", f"Cause: {shown(text)}", *([f"Do: {advice}"] if cause.line else [])]
+        lines = [f"{first}.", f"Cause: {_text(cause)}", *([f"Do: {advice}"] if cause.line else [])]
     else:
-        lines = [f"{first}.", f"Cause: {cause.known.title}: {shown(text)}", f"Do: {_advice(cause)}"]
+        lines = [f"{first}.", f"Cause: {cause.known.title}: {_text(cause)}", f"Do: {_advice(cause)}"]
     return [*lines, code_line(cause.known.name if cause.known else UNKNOWN_CAUSE)]
 
 
@@ -57,10 +56,15 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
         "code": (known or BY_NAME[UNKNOWN_CAUSE]).code,
         "cause": known.name if known else None,
         "title": known.title if known else None,
-        "text": shown(cause.text),
+        "text": _text(cause),
         "line": cause.line,
         "advice": _advice(cause) or None,
     }
+
+
+def _text(cause: Cause) -> str:
+    """What the log says: the line that shows the cause, and the first error if that is another line."""
+    return shown(f"{cause.text} (the first error is in {cause.first_error})" if cause.first_error else cause.text)
 
 
 def _advice(cause: Cause) -> str:

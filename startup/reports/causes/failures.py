@@ -77,16 +77,12 @@ class Raised(NamedTuple):
     @property
     def place(self) -> str:
         """The function and file that raised this exception, written as in `KnownCause.texts`."""
-        return f" in {self.function}() of {self._file}" if self.function else ""
+        return f" in {self.function}() of {''.join(self.files[-1:])}" if self.function else ""
 
     @property
     def package(self) -> str:
         """The installed package whose code raised this exception. Empty if unknown."""
-        return package_of(self._file)
-
-    @property
-    def _file(self) -> str:
-        return "".join(self.files[-1:])
+        return package_of("".join(self.files[-1:]))
 
 
 @dataclass
@@ -246,10 +242,9 @@ class FailureReader:
         if not reading.informative():
             self.reference = self.reference or reading
             return
-        kept = self._kept.get(key)
-        if kept is None:
-            if len(self._kept) < _MOST_PROCESSES:
-                self._kept[key] = [reading]
+        kept = self._kept.setdefault(key, []) if len(self._kept) < _MOST_PROCESSES else self._kept.get(key, [])
+        if not kept:
+            kept.append(reading)
         elif kept[-1].raised[-1].text == reading.raised[-1].text:  # written again where it ends the process
             kept[-1].is_ending |= reading.is_ending
         else:
@@ -328,4 +323,4 @@ def _is_quoted(reading: Failure) -> bool:
 
 
 def _outdent(line: LogLine, columns: int) -> LogLine:
-    return line._replace(text=line.text[columns:]) if columns and line.text[:columns].isspace() else line
+    return line._replace(text=line.text[columns:]) if line.text[:columns].isspace() else line

@@ -94,7 +94,7 @@ def _of_exception(run: Evidence) -> Cause | None:
     if failure is None:
         return None
     cause, end = describe(failure, run), _end(run)
-    named = _named_near(run, cause.line) if cause.known in (None, NOT_IN_LOG) else None
+    named = _named_near(run, cause.line, cause.line) if cause.known in (None, NOT_IN_LOG) else None
     if named:
         cause = cause._replace(known=named.known, text=shorten(named.text))
     if end is not None and not _is_before(cause, end):
@@ -126,9 +126,9 @@ def _of_trace(run: Evidence) -> Cause | None:
     found = run.exceptions.reference or run.exceptions.cut
     if found is None:
         return None
-    text = f"a traceback without its exception, up to {''.join(found.functions[-1:]) or 'its first line'}"
-    text = shorten(found.raised[-1].text) if found.raised else text
-    phase = (not found.raised and phase_of_functions(found.functions)) or found.phase
+    cut = f"a traceback without its exception, up to {''.join(found.functions[-1:]) or 'its first line'}"
+    text = shorten(found.raised[-1].text) if found.raised else cut
+    phase = phase_of_functions(found.functions) or found.phase
     return _with_told(Cause(found.process or found.role, phase, text, NOT_IN_LOG, found.line), found.told, run)
 
 
@@ -159,11 +159,10 @@ def _mentioned(sign: Cause | None, run: Evidence) -> Cause | None:
     return _with_told(cause, run.told, run) if sign.known else cause
 
 
-def _named_near(run: Evidence, first: int, last: int = 0) -> Cause | None:
+def _named_near(run: Evidence, first: int, last: int) -> Cause | None:
     """A line with a cause that is not general, between line `first` and some lines after line `last`."""
-    last = max(first, last) + _MOST_LINES_OF_AN_END
     signs = special([*run.of_kind("error"), *run.of_kind("mention")])
-    return next((sign for sign in signs if first <= sign.line <= last), None)
+    return next((sign for sign in signs if first <= sign.line <= last + _MOST_LINES_OF_AN_END), None)
 
 
 def _with_told(cause: Cause, told: Cause | None, run: Evidence, files: Sequence[str] = ()) -> Cause:
