@@ -217,7 +217,7 @@ def _cause_of_uncaught(err: Exception, words: Sequence[str]) -> str | None:
     from traceback import format_exception  # noqa: PLC0415 - only after a failure
 
     from startup.reports.causes.first_cause import find_cause  # noqa: PLC0415 - only after a failure
-    from startup.reports.causes.own_faults import OWN_FAULT  # noqa: PLC0415 - only after a failure
+    from startup.reports.causes.table import OWN_FAULT  # noqa: PLC0415 - only after a failure
 
     found = find_cause("".join(format_exception(err)).splitlines())
     known = found.known if found is not None else None

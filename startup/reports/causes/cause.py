@@ -1,39 +1,107 @@
-"""The cause of a failure as `find_cause` returns it, and the lines of a log that it quotes."""
+"""A known cause with its texts, and the cause of one failure, or a line of a log that may show it."""
 
-import re
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import Final
+from functools import cached_property
+from typing import Final, Literal, NamedTuple
 
-from startup.reports.causes.failures import Raised
-from startup.reports.causes.known_cause import KnownCause
-from startup.reports.causes.table import LISTS, STOPPED
+from startup.errors import code_of
 
 LLAMA_CPP_NAME: Final = "llama.cpp"
-OF_WORKER: Final = "Worker failed with error"
-"""The beginning of the engine core's message that quotes the error of a worker after its start."""
-QUOTED: Final = re.compile(rf"{OF_WORKER} '(.{{1,600}})', please check the stack trace", re.DOTALL)
-_TYPE: Final = re.compile(r" \[type=\w{0,60}(?:, (input_value=(?:[-.\d]{1,20}|None|True|False)), input_type=\w+\])?.*")
-"""Matches what pydantic adds after a message. A text may be a secret, so only other values are shown."""
-_POINTER: Final = "Search for `"
-"""The beginning of torch's line that refers to documentation."""
-_OTHER: Final = re.compile(r".*Warning: |[$#>] |.{0,80}\w@[\w.-]{1,60}[: ].{0,80}[$#]")
-_LONGEST_QUOTE: Final = 1_000
+ANYTHING: Final = "…"
+"""Stands for any characters in a text. A leading `^` matches the start of a line, and a final `$` the end."""
+Pattern = tuple[tuple[str, ...], str]
+"""A text's parts between `ANYTHING`, and its marks `^` and `$` in one string."""
+
+Where = Literal["exception", "hint", "end", "wait"]
+_WHERE: Final[tuple[Where, ...]] = ("hint", "end", "wait")
 
 
 @dataclass(frozen=True)
-class Cause:
-    """Why vLLM has ended, or a line outside of exceptions that may show the cause."""
+class KnownCause:
+    """A cause that is recognized by texts in the output of programs."""
+
+    name: str
+    """The name in `vllm-cli explain --json` and `--list`."""
+    title: str
+    """A clause that says what is wrong, without a final period."""
+    text: str
+    """Texts by which the cause is recognized, with ` | ` between them. Empty if nothing searches for it."""
+    advice: str
+    tags: frozenset[str] = frozenset()
+    """Further facts, which the table explains."""
+    phase: str = ""
+    """The phase of the start in which the cause occurs. Empty if it varies. It is then read from the log."""
+    source: str = ""
+    """A public thread with this cause, such as `vllm#2248`, or `own` for an error of vllm-cli."""
+
+    @property
+    def where(self) -> Where:
+        """The lines in which the texts are searched for.
+
+        For `exception`, these are exceptions. `hint` adds lines that explain an exception, `end` lines that
+        report the end of a process, `wait` lines that report that a process still waits.
+        """
+        return next((where for where in _WHERE if where in self.tags), "exception")
+
+    @property
+    def is_general(self) -> bool:
+        """Whether a hint, or another exception of the chain, is more informative than this cause."""
+        return "general" in self.tags
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(filter(None, self.text.split(" | ")))
+
+    @property
+    def code(self) -> str:
+        """The code at the end of the message of a start that failed for this cause."""
+        return code_of(self.name)
+
+    def matches(self, text: str) -> bool:
+        """Whether `text` contains one of the texts. The time is linear in its length."""
+        return any(pattern[0][0] in text and self.has(text, pattern) for pattern in self.patterns)
+
+    @cached_property
+    def patterns(self) -> tuple[Pattern, ...]:
+        return tuple(
+            (
+                tuple(text.strip("^$").split(ANYTHING)),
+                ("^" if text[0] == "^" else "") + ("$" if text[-1] == "$" else ""),
+            )
+            for text in self.texts
+        )
+
+    @staticmethod
+    def has(text: str, pattern: Pattern) -> bool:
+        """Whether `text` contains the parts of the pattern one after the other, at its marks `^` and `$`."""
+        parts, ends = pattern
+        if "^" in ends and not text.startswith(parts[0]):
+            return False
+        start = 0
+        for part in parts[:-1]:
+            at = text.find(part, start)
+            if at < 0:
+                return False
+            start = at + len(part)
+        if "$" in ends:
+            return text.endswith(parts[-1]) and len(text) - len(parts[-1]) >= start
+        return text.find(parts[-1], start) >= 0
+
+
+class Cause(NamedTuple):
+    """Why vLLM has ended, or a line that may show it."""
 
     process: str
     """The process's label in the log, such as `EngineCore_DP0 pid=123`, or its role. Empty if unknown."""
     phase: str
     """The activity of the process, such as `while it loaded the model`. Empty if it is unknown."""
     text: str
-    """The exception or the line that reports the end, shortened."""
+    """The exception or the line that reports the end."""
     known: KnownCause | None
     line: int
     """The number of the text's line in the log, from 1. 0 if the text itself contains advice."""
+    told: "Cause | None" = None
+    """The nearest line before it that may say why it occurred."""
     is_mention: bool = False
     """Whether the cause is only named by this line, and no line shows that a process ended because of it."""
     is_waiting: bool = False
@@ -48,6 +116,8 @@ class Cause:
     """Flags and variables that this log sets, and without which the failure may not occur."""
     first_step: str = ""
     """Advice for this log alone. The cause's advice follows."""
+    first_error: str = ""
+    """The number and text of the log's first exception. Empty if `text` contains it."""
     version: str = ""
     """The version of vLLM. Empty if it is unknown, like `platform`, such as `rocm`."""
     platform: str = ""
@@ -55,7 +125,7 @@ class Cause:
     @property
     def is_stop(self) -> bool:
         """Whether a signal stopped the server, and nothing had failed before."""
-        return self.known is STOPPED
+        return self.known is not None and self.known.name == "stopped"
 
     @property
     def is_guess(self) -> bool:
@@ -63,34 +133,11 @@ class Cause:
         return (self.is_mention and self.known is None) or (self.is_waiting and self.is_weak)
 
     @property
+    def is_general(self) -> bool:
+        """Whether it has a known cause, and this cause is general."""
+        return self.known is not None and self.known.is_general
+
+    @property
     def is_weak(self) -> bool:
         """Whether another line may say more: the cause is unknown, general, or follows from many others."""
         return self.known is None or self.known.is_general or "weak" in self.known.tags
-
-
-def quote(raised: Raised, known: KnownCause | None) -> str:
-    """The whole message of an exception. If it is too long, it begins with the line that shows the cause."""
-    text = raised.text
-    if quoted := QUOTED.search(text):
-        return shorten(quoted[1])
-    lines = [*takewhile(_is_of_message, text.splitlines())] or [text]
-    matching = (line for line in reversed(text.splitlines()) if known and known.matches(line))
-    line = next((each for each in matching if not each.startswith(_POINTER)), lines[0])
-    lines += [line] if line not in lines else []
-    if len(lines) == 1 and ": " not in line and raised.function:
-        source = f": {raised.source}" if raised.source.startswith("assert ") else ""
-        lines = [f"{line.rstrip(':')} in {raised.function}(){source}"]
-    elif sum(map(len, lines)) > _LONGEST_QUOTE:
-        del lines[: lines.index(line)]
-    return shorten("\n".join(lines))
-
-
-def _is_of_message(line: str) -> bool:
-    """Whether a line of an exception's text belongs to its message, not to what programs write after it."""
-    return bool(line) and not line.startswith(LISTS["after messages"]) and not _OTHER.match(line)
-
-
-def shorten(text: str) -> str:
-    """The text in one line, without what pydantic adds after the message."""
-    text = " ".join(_TYPE.sub(r" \1", text).split())
-    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]} …"

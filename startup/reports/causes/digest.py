@@ -6,8 +6,7 @@ from typing import Any, Final
 from envs.redaction import hide_in_command
 from startup.errors import UNKNOWN_CAUSE, code_line
 from startup.logs.formatters import escape_controls
-from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause
-from startup.reports.causes.known_cause import KnownCause
+from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause, KnownCause
 from startup.reports.causes.log_settings import names_in
 from startup.reports.causes.table import BY_NAME, LISTS, SETTING_REFUSED, rows_of
 
@@ -42,9 +41,9 @@ def write_digest(cause: Cause) -> list[str]:
         search = f"Search the issues of {programs} for the message."
         advice = f"{search} Read the log around it (line {cause.line}). Try the newest release."
         advice = _for_this_log(advice, cause)
-        lines = [f"{first}.", f"Cause: {shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]
+        lines = [f"{first}.", f"Cause: {_text(cause)}", *([f"Do: {advice}"] if cause.line else [])]
     else:
-        lines = [f"{first}.", f"Cause: {cause.known.title}: {shown(cause.text)}", f"Do: {_advice(cause)}"]
+        lines = [f"{first}.", f"Cause: {cause.known.title}: {_text(cause)}", f"Do: {_advice(cause)}"]
     return [*lines, code_line(cause.known.name if cause.known else UNKNOWN_CAUSE)]
 
 
@@ -57,10 +56,15 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
         "code": (known or BY_NAME[UNKNOWN_CAUSE]).code,
         "cause": known.name if known else None,
         "title": known.title if known else None,
-        "text": shown(cause.text),
+        "text": _text(cause),
         "line": cause.line,
         "advice": _advice(cause) or None,
     }
+
+
+def _text(cause: Cause) -> str:
+    """What the log says: the line that shows the cause, and the first error if that is another line."""
+    return shown(f"{cause.text} (the first error is in {cause.first_error})" if cause.first_error else cause.text)
 
 
 def _advice(cause: Cause) -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from startup.errors import CODE_LINE
+from startup.reports.causes.cause import Cause, KnownCause
 from startup.reports.causes.failures import HARMLESS_LEVELS, FailureReader, is_place_of_requests
-from startup.reports.causes.known_cause import KnownCause, Sign
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.log_settings import LogSettings
 from startup.reports.causes.phase import FATAL_ERROR, KV_CACHE_SIZE, SERVING, phase_of_message
@@ -22,8 +22,6 @@ _PLATFORM: Final = re.compile(r"(?:detected platform |Platform plugin |/torch/(?
 _BACKEND: Final = re.compile(r"\bdistributed_init_method=\S{1,200} backend=(\w{2,20})")
 _CRASH_FRAME: Final = re.compile(r' {0,4}File "([^"]{1,400})", line \d{1,8} in ')
 _MOST_FRAMES: Final = 60
-_MOST_LINES_AFTER: Final = 5
-"""A line without a reason replaces a telling line only if more lines than these lie between them."""
 _MOST_PHASES: Final = 1_000
 
 _CODE: Final = re.compile(
@@ -31,12 +29,13 @@ _CODE: Final = re.compile(
 )
 """Matches source code in tracebacks without indentation, and C++ frames, which report no event."""
 _COMPLAINT: Final = re.compile(
-    r".{0,80}?(?:\b[Ee]rror|\bERROR|\b[Ff]atal|\b[Ff]ailed to|\b[Cc]ould ?n[o']t|\bNo module named|^assert)\b"
+    r".{0,80}?(?:\b(?:(?i:error)|[Ff]atal|[Ff]ailed to|[Cc]ould ?n[o']t|No module named|command not found)|^assert)\b"
 )
 """Matches an error message of any program."""
 _QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
 _TELLING: Final = KnownCause("", "", " | ".join(LISTS["telling"]), "")
 """Matches a line that may say why a later, less specific error occurred."""
+_HARMLESS: Final = KnownCause("", "", " | ".join(LISTS["harmless"]), "")
 _OWN_ERROR: Final = "Error: "
 """The beginning of the last line of `vllm-cli` after a failed start, and of a digest."""
 _OWN_CAUSE: Final = "Cause: "
@@ -47,15 +46,15 @@ class Evidence:
     """What the lines of one start of the server show."""
 
     exceptions: FailureReader = field(default_factory=FailureReader)
-    signs: dict[tuple[Kind, KnownCause], Sign] = field(default_factory=dict)
+    signs: dict[tuple[Kind, KnownCause], Cause] = field(default_factory=dict)
     """For each kind of line and known cause, the first line."""
-    told: Sign | None = None
+    told: Cause | None = None
     """The latest line that `_TELLING` matches."""
-    complaint: Sign | None = None
+    complaint: Cause | None = None
     """A line that looks like an error message."""
-    own_error: Sign | None = None
+    own_error: Cause | None = None
     """The last error message of `vllm-cli` itself."""
-    wait: Sign | None = None
+    wait: Cause | None = None
     """A line that reports that a process still waits. None once a process has gone on."""
     settings: LogSettings = field(default_factory=LogSettings)
     facts: set[str] = field(default_factory=set)
@@ -76,6 +75,8 @@ class Evidence:
 
     def read(self, line: LogLine, number: int, *, is_excerpt: bool) -> None:
         """Takes the line with this number. `is_excerpt`: whether the log may be only an excerpt."""
+        if _HARMLESS.matches(line.text):
+            return
         if not line.text.strip():
             self.exceptions.read(line, number, "")
             return
@@ -88,18 +89,18 @@ class Evidence:
         self.exceptions.read(line, number, phase, self.told)
         if not _CODE.match(line.text):
             known = known_in(line.text)
-            sign = Sign(line.process, phase, line.text, known[0] if known else None, number, self.told)
+            sign = Cause(line.process, phase, line.text, known[0] if known else None, number, self.told)
             self._add(sign, line, known, is_excerpt=is_excerpt)
 
-    def of_kind(self, kind: Kind) -> list[Sign]:
+    def of_kind(self, kind: Kind) -> list[Cause]:
         """The first lines of this kind for each cause, in the order of the log."""
         return [sign for (each, _), sign in self.signs.items() if each == kind]
 
     def _follow_phase(self, line: LogLine) -> str:
         if begun := phase_of_message(line.text):
+            self._phases[""] = begun
             if line.process in self._phases or len(self._phases) < _MOST_PHASES:
                 self._phases[line.process] = begun
-            self._phases[""] = begun
             if KV_CACHE_SIZE in line.text:
                 self.engine = self.engine or line.process
             if begun == SERVING and FATAL_ERROR not in line.text:
@@ -116,7 +117,7 @@ class Evidence:
         if len(self.stack) < _MOST_FRAMES and (found := _CRASH_FRAME.match(text)):
             self.stack.append(found[1])
 
-    def _add(self, sign: Sign, line: LogLine, known: list[KnownCause], *, is_excerpt: bool) -> None:
+    def _add(self, sign: Cause, line: LogLine, known: list[KnownCause], *, is_excerpt: bool) -> None:
         of = {where: next((each for each in known if each.where == where), None) for where in ("wait", "hint", "end")}
         wait = of["wait"]
         if wait or line.level == "INFO":
@@ -128,22 +129,21 @@ class Evidence:
         if line.level in ("ERROR", "CRITICAL") and is_of_server and not of["end"]:
             self._keep("error", sign.known, sign)
         if is_excerpt and line.level not in HARMLESS_LEVELS and is_of_server:
-            counted = [each for each in known if each is not NOT_IN_LOG and not each.tags >= {"wait", "general"}]
-            named = next(iter(counted), None)
+            counted = (each for each in known if each is not NOT_IN_LOG and not each.tags >= {"wait", "general"})
+            named = next(counted, None)
             self._keep("mention", special or named, sign)
             self._find_complaint(line, sign)
-        is_telling = special or not (of["end"] or line.level in HARMLESS_LEVELS)
-        is_repeated = self.told and sign.line - self.told.line <= _MOST_LINES_AFTER and ": " not in line.text
-        if is_telling and is_of_server and _TELLING.matches(line.text) and (special or not is_repeated):
+        is_telling = line.level not in HARMLESS_LEVELS and (special or not of["end"])
+        if is_telling and is_of_server and _TELLING.matches(line.text):
             self.told = sign._replace(known=special, told=None)
         self._find_own_error(line, known, sign)
 
-    def _keep(self, kind: Kind, known: KnownCause | None, sign: Sign) -> None:
+    def _keep(self, kind: Kind, known: KnownCause | None, sign: Cause) -> None:
         if known is not None and (kind, known) not in self.signs:
             self.signs[kind, known] = sign._replace(known=known)
             self._announced = (kind, known) if kind == "end" and " validation error" in sign.text else self._announced
 
-    def _find_complaint(self, line: LogLine, sign: Sign) -> None:
+    def _find_complaint(self, line: LogLine, sign: Cause) -> None:
         """Keeps the first error message, or a later message if it quotes an exception."""
         if self.complaint is None or not _QUOTED_ERROR.search(self.complaint.text):
             quoted = _QUOTED_ERROR.search(line.text)
@@ -151,10 +151,9 @@ class Evidence:
                 is_of_code = quoted is not None and ERROR_IN_CODE.matches(quoted[0])
                 self.complaint = sign._replace(known=ERROR_IN_CODE if is_of_code else None)
 
-    def _find_own_error(self, line: LogLine, known: list[KnownCause], sign: Sign) -> None:
+    def _find_own_error(self, line: LogLine, known: list[KnownCause], sign: Cause) -> None:
         if not line.level and line.text.startswith(_OWN_ERROR):
-            if self.own_error is None or not (known and known[0].is_general):
-                self.own_error = sign
+            self.own_error = sign
         elif self.own_error and known and line.text.startswith(_OWN_CAUSE):
             text = line.text.removeprefix(_OWN_CAUSE).removeprefix(f"{known[0].title}: ")
             self.own_error = sign._replace(text=text)
@@ -162,6 +161,6 @@ class Evidence:
             self.own_error = self.own_error._replace(known=coded)
 
 
-def special(signs: list[Sign]) -> Iterator[Sign]:
+def special(signs: list[Cause]) -> Iterator[Cause]:
     """The signs whose cause is not general."""
     return (sign for sign in signs if sign.known and not sign.known.is_general)

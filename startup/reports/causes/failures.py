@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, Literal, NamedTuple
 
-from startup.reports.causes.known_cause import Sign
+from startup.reports.causes.cause import Cause
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.own_faults import TracebackOrigin
 from startup.reports.causes.table import LISTS, rows_of
@@ -77,16 +77,12 @@ class Raised(NamedTuple):
     @property
     def place(self) -> str:
         """The function and file that raised this exception, written as in `KnownCause.texts`."""
-        return f" in {self.function}() of {self._file}" if self.function else ""
+        return f" in {self.function}() of {''.join(self.files[-1:])}" if self.function else ""
 
     @property
     def package(self) -> str:
         """The installed package whose code raised this exception. Empty if unknown."""
-        return package_of(self._file)
-
-    @property
-    def _file(self) -> str:
-        return "".join(self.files[-1:])
+        return package_of("".join(self.files[-1:]))
 
 
 @dataclass
@@ -111,7 +107,7 @@ class Failure:
     is_of_library_import: bool = False
     """Whether an installed module raised an exception of the chain while it was imported."""
     phase: str = ""
-    told: Sign | None = None
+    told: Cause | None = None
     """The nearest line before it that may say why it occurred."""
     origin: TracebackOrigin = field(default_factory=TracebackOrigin)
     """Decides whether the traceback that is being read is a fault of vllm-cli."""
@@ -152,6 +148,12 @@ class Failure:
         return [each for each in ordered if not any(part in each.text for part in LISTS["references"])]
 
     @property
+    def first(self) -> str:
+        """The first line of the chain's first exception that is no mere reference."""
+        informative = self.informative()
+        return next(each for each in self.raised if each in informative).text.partition("\n")[0]
+
+    @property
     def role(self) -> str:
         """`worker`, `engine core`, `API server`, or empty if unknown."""
         by_label = (role for role, names in _ROLES if self.process.startswith(names))
@@ -172,7 +174,7 @@ class FailureReader:
         """The first traceback of the start that breaks off before its exception. None if there is none."""
         self._ignored: _Key | None = None
         """The key of the last line if Python ignores the exception that follows."""
-        self._told: Sign | None = None
+        self._told: Cause | None = None
         self._wrapped: _Key | None = None
         """The key of the last line if it is an exception that may continue in lines without a label."""
 
@@ -183,13 +185,12 @@ class FailureReader:
         found = [failure for kept in self._kept.values() for failure in kept]
         return sorted(found, key=lambda failure: failure.line)
 
-    def read(self, line: LogLine, number: int, phase: str, told: Sign | None = None) -> None:
+    def read(self, line: LogLine, number: int, phase: str, told: Cause | None = None) -> None:
         """Takes the line with this number. `told`: see `Failure.told`."""
         self._told = told
         key = (line.process, line.place)
         text = line.text
-        is_wrapped = self._wrapped is not None and ("", "") in (key, self._wrapped)
-        if self._wrapped and is_wrapped and key not in self._readings and text[:2] == "  ":
+        if self._wrapped and ("", "") in (key, self._wrapped) and key not in self._readings and text[:2] == "  ":
             key = self._wrapped
             line = line._replace(process=key[0], place=key[1])
         else:
@@ -241,16 +242,13 @@ class FailureReader:
         if not reading.informative():
             self.reference = self.reference or reading
             return
-        kept = self._kept.get(key)
-        if kept is None:
-            if len(self._kept) < _MOST_PROCESSES:
-                self._kept[key] = [reading]
+        kept = self._kept.setdefault(key, []) if len(self._kept) < _MOST_PROCESSES else self._kept.get(key, [])
+        if not kept:
+            kept.append(reading)
         elif kept[-1].raised[-1].text == reading.raised[-1].text:  # written again where it ends the process
             kept[-1].is_ending |= reading.is_ending
-        elif kept[0].is_ending:
-            kept[1:] = [reading]
         else:
-            kept[:] = [reading]
+            kept[1:] = [reading]
 
     def _begin_inside(self, line: LogLine, number: int, phase: str) -> None:
         """Begins an exception that has no traceback, or whose traceback's first lines are cut off."""
@@ -311,7 +309,7 @@ class FailureReader:
         files = tuple(reading.files)
         raised = Raised(text[:_LONGEST_TEXT], reading.is_direct, reading.function, reading.source, files)
         reading.raised.append(raised)
-        reading.is_of_library_import |= reading.origin.is_of_library_import
+        reading.is_of_library_import |= reading.function == "<module>" and raised.package != ""
         if reading.own_fault is None and reading.origin.is_own(text):
             reading.own_fault = raised
         reading.functions.append("")
@@ -325,4 +323,4 @@ def _is_quoted(reading: Failure) -> bool:
 
 
 def _outdent(line: LogLine, columns: int) -> LogLine:
-    return line._replace(text=line.text[columns:]) if columns and line.text[:columns].isspace() else line
+    return line._replace(text=line.text[columns:]) if line.text[:columns].isspace() else line

@@ -23,7 +23,7 @@ _MOST_JSON_LINES: Final = 400
 _COLOUR: Final = re.compile(r"(?:\x1b|\^\[|\ufffd)?\[[0-9;]{1,16}m|\x1b\[[0-9;?]{0,16}[A-Za-z]")
 """Matches control sequences. Matches colors even if a copy has changed or lost their escape character."""
 _PROCESS: Final = re.compile(
-    r"\(([A-Za-z][^()=]{0,80}\bpid=\d{1,12}|(?:EngineCore|Worker|APIServer)\w{0,40}(?=\)))[^()]{0,80}\) ?"
+    r"\(([A-Za-z][^()]{0,80}?\bpid=\d{1,12}|(?:EngineCore|Worker|APIServer)\w{0,40}(?=\)))[^()]{0,80}\) ?"
 )
 """Matches `(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)` and `(x,
 pid=9)`. Some older and newer versions of vLLM write `(EngineCore)` without a pid."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Final
 
-from startup.reports.causes.known_cause import KnownCause
+from startup.reports.causes.cause import KnownCause
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.table import PARTS, Part, parts_of
 
@@ -62,7 +62,7 @@ class LogSettings:
         """Takes a line. Only commands and vLLM's lines of arguments count. Messages name flags, too."""
         text = line.text
         if _CONFIGURATION in text:
-            found = [each for each in _ARGUMENT.findall(text) if each[0] in _CHOSEN]
+            found = [each for each in _ARGUMENT.findall(text) if each[0] in _CHOSEN and each[1] != "None"]
         elif line.level not in ("", "INFO"):
             return
         elif any(part in text for part in _ARGUMENTS):

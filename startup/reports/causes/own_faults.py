@@ -8,29 +8,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from startup.reports.causes.known_cause import KnownCause
-
 WITH_THREADS: Final = "it was forked from a process with several threads"
-
-OWN_FAULT: Final = KnownCause(
-    "vllm-cli",
-    "vllm-cli failed, not vLLM",
-    f"{WITH_THREADS} | 'LateName' object | 'StandIn' object | '_LazilyCompiled' object | '_StandInModule' object",
-    "Set VCLI_PLAIN_VLLM=1 to start vLLM without the failed code. Report the complete log and `vllm-cli doctor`.",
-    frozenset({"end"}),
-    source="own",
-)
-
-FORKED_DRIVER: Final = KnownCause(
-    "cuda-fork",
-    "a process that already uses the GPU was forked",
-    "Cannot re-initialize … in forked subprocess | CUDA error: initialization error | "  # also XPU, other devices
-    "HIP error: initialization error | CUDA driver initialization failed, you might not have a CUDA gpu",
-    "Set VLLM_WORKER_MULTIPROC_METHOD=spawn. In Python code, call LLM below `if __name__ == '__main__'`.",
-    source="vllm#7246",
-)
-"""A fault of vllm-cli, unless the user has chosen the start method `fork`. vLLM's others do not fork."""
-
+"""A reason in a message about an end, which shows a fault of vllm-cli."""
 _DRIVEN: Final = (
     "multiprocessing/forkserver.py",
     "multiprocessing/popen_forkserver.py",
@@ -80,11 +59,8 @@ class TracebackOrigin:
         """Whether the innermost frame is vllm-cli's or in `_DRIVEN`. The standard library is skipped."""
         self._is_below_added = False
         self._is_embedded = False
-        self.is_of_library_import = False
-        """Whether the innermost frame belongs to an installed module that is being imported."""
 
     def add_frame(self, file: str, function: str) -> None:
-        self.is_of_library_import = function == "<module>" and "-packages/" in file
         library = _LIBRARY.fullmatch(file)
         own = None if library else _OWN.fullmatch(_in_root(file))
         if own:

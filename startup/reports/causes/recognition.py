@@ -1,81 +1,167 @@
-"""Recognizes the known cause of an exception by its text, its place and the settings of the log."""
+"""Recognizes the known cause of an exception or a line, and the first step of the advice for this log."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Final, NamedTuple
+from itertools import takewhile
+from typing import Final
 
-from startup.reports.causes.cause import OF_WORKER, Cause
+from envs.suggestion import did_you_mean
+from startup.reports.causes.cause import Cause, KnownCause
 from startup.reports.causes.evidence import Evidence
 from startup.reports.causes.failures import Failure, Raised, package_of
-from startup.reports.causes.first_steps import first_step_of, instruction_in
-from startup.reports.causes.known_cause import KnownCause
 from startup.reports.causes.log_settings import names_in, part_called, part_shown, shown_setting
-from startup.reports.causes.phase import SERVING, phase_of_functions
-from startup.reports.causes.table import BY_NAME, ERROR_IN_CODE, FAILED_PARTS, KNOWN, LISTS, SETTING_REFUSED
+from startup.reports.causes.phase import KV_CACHE, SERVING, phase_of_functions
+from startup.reports.causes.table import (
+    BY_NAME,
+    ERROR_IN_CODE,
+    FAILED_PARTS,
+    KNOWN,
+    LISTS,
+    OWN_FAULT,
+    SETTING_REFUSED,
+    rows_of,
+)
 
+OF_WORKER: Final = "Worker failed with error"
+"""The beginning of the engine core's message that quotes the error of a worker after its start."""
+QUOTED: Final = re.compile(rf"{OF_WORKER} '(.{{1,600}})', please check the stack trace", re.DOTALL)
+_TYPE: Final = re.compile(r" \[type=\w{0,60}(?:, (input_value=(?:[-.\d]{1,20}|None|True|False)), input_type=\w+\])?.*")
+"""Matches what pydantic adds after a message. A text may be a secret, so only other values are shown."""
+_POINTER: Final = "Search for `"
+"""The beginning of torch's line that refers to documentation."""
+_OTHER: Final = re.compile(r".*Warning: |[$#>] |.{0,80}\w@[\w.-]{1,60}[: ].{0,80}[$#]")
+_LONGEST_QUOTE: Final = 1_000
+_VERSIONS: Final = BY_NAME["versions-do-not-fit"]
+_CALL: Final = re.compile(r"TypeError: (?!\w*(?:Config|Processor|Tokenizer))")
+"""Matches a refused call, unless one of classes that transformers may have."""
+_OTHER_PLATFORMS: Final = ("rocm", "xpu", "cpu", "ascend", "npu", "tpu", "hpu")
+INNER: Final = ("worker", "engine core")
+EARLIER: Final = "an earlier run"
+"""The engine of an earlier run, which still serves."""
 _OF_EXCEPTIONS: Final = tuple(
     known for known in KNOWN if known is not ERROR_IN_CODE and not (known.is_general and known.where == "wait")
 )
 
+_STEPS: Final = [
+    (name.split()[1:], [(words.replace("…", "").split(" | "), step) for words, step in rows_of(name)])
+    for name in LISTS
+    if name.startswith("steps ")
+]
+"""Conditions, and rows of words and a step. All conditions must hold. The text must have one of the words. If
+`place` is a condition, a file's path may have the word instead."""
 
-class Recognized(NamedTuple):
-    """The most informative exception of a chain, and its cause."""
+_WHOLE: Final = re.compile(r"(\d{1,9})\)? (?:must be|is not) divisible by (?:[a-z_ ]{0,60}\(?)(\d{1,6})")
+"""Matches a number that the tensor parallel size must divide, such as that of heads, and this size."""
+_BLOCKS: Final = re.compile(r"= ?(\d{1,9}) is not divisible by .{0,60}?= ?(\d{1,6})")
+"""Matches the size of one GPU's part of a weight, and that of the blocks that must divide it."""
+_LARGEST_SIZE: Final = 1_024
+_OF_WORDS: Final = ("unknown", "setting-refused", "unknown-argument", "bad-argument")
+"""Causes whose message may reject a word."""
 
-    raised: Raised
-    known: KnownCause | None
-    is_special: bool
-    """Whether no line outside of the exception says more."""
+_NAMED: Final = re.compile(r"(?:from|module|No module named) '([A-Za-z]\w{1,60})")
+"""Matches the package in a message about a missing name."""
+_UNKNOWN: Final = re.compile(
+    r"(?:invalid choice: |unrecognized arguments: |[Uu]nknown [a-z ]{1,40}:? |[Ii]nvalid [a-z ]{1,40}: )"
+    r"['\"]?(-{0,2}[\w-]{3,60})"
+)
+"""Matches a word that is not accepted."""
+_WORD: Final = re.compile(r"(?<![\w-])(?:--)?[A-Za-z][\w-]{2,60}")
+_LONGEST_STEP: Final = 300
+_SENTENCE: Final = re.compile(
+    r"(?<=[.;!:])\s+(?=[A-Z`'\"])|(?<=[.!])(?=Please )|\n|[,;(] (?:or |so )?(?=(?:please|try|consider|use|set) )"
+)
+"""Matches between the sentences of a message, and before a clause that may be an instruction."""
 
 
-def recognize(failure: Failure, run: Evidence) -> Recognized:
-    """The most informative exception of the chain, its cause, and whether this cause is special."""
+def describe(failure: Failure, run: Evidence) -> Cause:
+    """The cause of an exception: that of the most informative exception in its chain."""
+    process = failure.process or failure.role
+    if failure.own_fault is not None:
+        text = quote(failure.own_fault, OWN_FAULT)
+        return Cause(process, _phase_of(failure, OWN_FAULT), text, OWN_FAULT, failure.line)
+    raised, known = _recognize(failure, run)
+    hint = next(iter(run.of_kind("hint")), None)
+    if hint and (known is None or known.is_general):
+        raised, known = Raised(hint.text), hint.known
+    if known and known.phase == KV_CACHE and _is_beside(failure.process, run.engine):
+        known = BY_NAME["kv-cache-beside-another"]
+    phase, text = _phase_of(failure, known), quote(raised, known)
+    is_of_import = failure.is_of_library_import
+    cause = Cause(process, phase, text, known, failure.line, is_of_library_import=is_of_import, origin=raised.package)
+    words = f"{raised.text}\n{raised.place} {raised.source}"
+    return _with_context(cause, run, raised.files or failure.raised[-1].files, words)
+
+
+def describe_line(found: Cause, run: Evidence) -> Cause:
+    """The cause that a line outside of exceptions shows, with what the rest of the log says."""
+    phase = (found.known and found.known.phase) or found.phase
+    cause, files = found._replace(phase=phase, text=shorten(found.text)), run.stack[::-1]
+    if found.known is None:
+        return cause._replace(first_step=first_step_of(None, found.text, files, phase, run))
+    return _with_context(cause, run, files, found.text)
+
+
+def _is_beside(process: str, engine: str) -> bool:
+    """Whether the process belongs to another engine than `engine`, not to another data parallel rank."""
+    names = [label.partition(" pid=")[0] for label in (process, engine)]
+    return engine == EARLIER or (engine not in ("", process) and names[0] == names[1])
+
+
+def _phase_of(failure: Failure, known: KnownCause | None) -> str:
+    return (known and known.phase) or phase_of_functions(failure.functions) or failure.phase
+
+
+def _recognize(failure: Failure, run: Evidence) -> tuple[Raised, KnownCause | None]:
+    """The most informative exception of the chain, and its cause."""
     chain = [each for raised in failure.informative() for each in _inner_first(raised)]
-    for raised in chain:
-        if known := _known(raised, is_general=False):
-            return Recognized(raised, known, True)
-    for raised in chain:
-        if known := _known(raised, is_general=True):
-            of_place = known in FAILED_PARTS or known.name == "configuration-refused"
-            if of_place and not known.matches(raised.text):  # the place shows the part
-                known = SETTING_REFUSED if _is_refusal(raised.text) else part_called(raised.files) or known
-            return Recognized(raised, known, False)
-    return Recognized(chain[0], _last_resort(chain[0], failure), False)
+    for is_general in (False, True):
+        for raised in chain:
+            if known := _known(raised, run.platform, is_general=is_general):
+                part = part_called(raised.files)
+                of_part = known in FAILED_PARTS or known.name == "configuration-refused"
+                if of_part and not known.matches(raised.text):  # only the place shows the part
+                    known = _last_resort(raised, failure, part or known)
+                elif known is _VERSIONS and raised.package == "vllm" and _CALL.match(raised.text):
+                    known = part or ERROR_IN_CODE
+                return raised, known
+    return chain[0], _last_resort(chain[0], failure, None)
 
 
-def with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str, *, is_inner: bool) -> Cause:
+def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str) -> Cause:
     """Adds what the rest of the log says: the part of vLLM, the settings in question, the model's class.
 
     `words` is the exception and the line that raised it.
     """
     known, tags = cause.known, cause.known.tags if cause.known else frozenset()
     shown = f"{cause.text}\n{words}"
-    step = first_step_of(known, shown, files, cause.phase, run)
     switches = run.settings.switches(shown, is_of_kernel="kernel" in tags)[:2]
     if known and not known.is_general and not tags & {"part", "settings"}:
-        return replace(cause, first_step=step, settings=tuple(switches))
+        step = first_step_of(known, shown, files, cause.phase, run)
+        return cause._replace(first_step=step, settings=tuple(switches))
     is_unclear = known in (None, ERROR_IN_CODE)
     if is_unclear or known in FAILED_PARTS or "part" in tags:
+        if "no class" in run.facts:
+            return cause._replace(known=BY_NAME["model-class-missing"])
         part = run.settings.part_of(files)
         known = (part and part.known) or (is_unclear and part_called(files)) or known
-        if "no class" in run.facts and part is None:
-            return replace(cause, known=BY_NAME["model-class-missing"])
-    step = step or first_step_of(known, shown, files, cause.phase, run)
+    step = first_step_of(known, shown, files, cause.phase, run)
     part = part_shown(files, words, is_unclear=is_unclear)
     if part and (run.settings.is_empty or part.settings[0].isupper()):
-        known = part.known if part.known and (is_unclear or known in FAILED_PARTS) else known
+        known = part.known if part.known and is_unclear else known
         flag = shown_setting(part.settings[0])
         is_told = (known is not None and known is part.known) or flag in cause.text
         step = step or ("" if is_told else f"Set {flag}=0." if flag.isupper() else f"Leave out {flag} if it is set.")
-    is_unclear = (is_inner and known in (None, ERROR_IN_CODE)) or (known is cause.known and "weak" in tags)
-    settings = run.settings.blamed(files, words, part, is_unclear=is_unclear)
-    settings = [*dict.fromkeys((*switches, *settings))]
-    return replace(cause, known=known, settings=tuple(settings[:2]), first_step=step)
+    is_unclear = known in (None, ERROR_IN_CODE)
+    settings = dict.fromkeys((*switches, *run.settings.blamed(files, words, part, is_unclear=is_unclear)))
+    return cause._replace(known=known, settings=tuple([*settings][:2]), first_step=step)
 
 
-def _known(raised: Raised, *, is_general: bool) -> KnownCause | None:
+def _known(raised: Raised, platform: str, *, is_general: bool) -> KnownCause | None:
     """The known cause whose texts match the exception's text, alone or with the place that raised it."""
-    causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general]
-    for text in dict.fromkeys((f"{raised.text}{raised.place} {raised.source}", raised.text)):
+    others = {"of-cuda"} if platform in _OTHER_PLATFORMS else set()
+    causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general and not known.tags & others]
+    begin, end, rest = raised.text.partition("\n")
+    for text in dict.fromkeys((f"{begin}{raised.place} {raised.source}{end}{rest}", raised.text)):
         first, flat = text.partition("\n")[0], text.replace("\n", " ")
         joined = text.replace("\n", "")  # if a terminal has wrapped the line
         for known in causes:  # if `where` is "end", the text's first line must match
@@ -84,16 +170,16 @@ def _known(raised: Raised, *, is_general: bool) -> KnownCause | None:
     return None
 
 
-def _last_resort(raised: Raised, failure: Failure) -> KnownCause | None:
-    """The cause of an exception that matches no other: a refused setting, vLLM's code, or None."""
+def _last_resort(raised: Raised, failure: Failure, part: KnownCause | None) -> KnownCause | None:
+    """The cause of an exception that no text matches: versions, a refusal, a part, vLLM's code, or None."""
     text = raised.text
+    if _is_import_of_another(raised, failure.functions[-1 - len(raised.files) :]):
+        return _VERSIONS
     if _is_refusal(text):
         return SETTING_REFUSED
-    if _is_import_of_another(raised, failure.functions[-1 - len(raised.files) :]):
-        return BY_NAME["versions-do-not-fit"]
     phase = phase_of_functions(failure.functions) or failure.phase
-    is_of_code = OF_WORKER in text or SERVING in (phase, failure.phase) or ERROR_IN_CODE.matches(text)
-    return ERROR_IN_CODE if is_of_code else None
+    is_of_code = OF_WORKER in text or phase == SERVING or ERROR_IN_CODE.matches(text)
+    return part or (ERROR_IN_CODE if is_of_code else None)
 
 
 def _is_import_of_another(raised: Raised, functions: Sequence[str]) -> bool:
@@ -115,3 +201,100 @@ def _inner_first(raised: Raised) -> list[Raised]:
     """If torch's compiler quotes another exception, puts the more informative quoted exception first."""
     first, _, inner = raised.text.partition("\n")
     return [Raised(inner), raised] if inner and first.endswith("raised:") else [raised]
+
+
+def quote(raised: Raised, known: KnownCause | None) -> str:
+    """The whole message of an exception. If it is too long, it begins with the line that shows the cause."""
+    text = raised.text
+    if quoted := QUOTED.search(text):
+        return shorten(quoted[1])
+    lines = [*takewhile(_is_of_message, text.splitlines())] or [text]
+    matching = (line for line in reversed(text.splitlines()) if known and known.matches(line))
+    line = next((each for each in matching if not each.startswith(_POINTER)), lines[0])
+    lines += [line] if line not in lines else []
+    if len(lines) == 1 and ": " not in line and raised.function:
+        source = f": {raised.source}" if raised.source.startswith("assert ") else ""
+        lines = [f"{line.rstrip(':')} in {raised.function}(){source}"]
+    elif sum(map(len, lines)) > _LONGEST_QUOTE:
+        del lines[: lines.index(line)]
+    return shorten("\n".join(lines))
+
+
+def _is_of_message(line: str) -> bool:
+    """Whether a line of an exception's text belongs to its message, not to what programs write after it."""
+    return bool(line) and not line.startswith(LISTS["after messages"]) and not _OTHER.match(line)
+
+
+def shorten(text: str) -> str:
+    """The text in one line, without what pydantic adds after the message."""
+    text = " ".join(_TYPE.sub(r" \1", text).split())
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]} …"
+
+
+def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], phase: str, run: Evidence) -> str:
+    """The first step for this cause and the line or exception that shows it. Empty if there is none.
+
+    `files` are the files of the traceback, outermost first.
+    """
+    name, tags = (known.name, known.tags) if known else ("unknown", frozenset())
+    if name == "not-divisible":
+        return _fitting_size(text, run.settings.value("tensor_parallel_size"))
+    if step := instruction_in(text):
+        return step
+    held = {"place", name, *tags, *run.facts, run.platform, run.backend, *phase.split()}
+    for conditions, rows in _STEPS:
+        if all(held.intersection(each.split("|")) for each in conditions):
+            places = (text, text.lower(), *reversed(files)) if "place" in conditions else (text,)
+            found = (step for place in places for words, step in rows if any(word in place for word in words))
+            if (step := next(found, "")) and not (known and step.strip(".").removeprefix("Set ") in known.advice):
+                return step
+    if name == "versions-do-not-fit":
+        return _both_packages(text, files)
+    return _similar_word(text) if name in _OF_WORDS else ""
+
+
+def instruction_in(text: str) -> str:
+    """The message's own instruction. Empty if the message only says how to report or trace the error."""
+    for sentence in _SENTENCE.split(text[:2_000]):
+        words = sentence.lower().removeprefix("you can ")
+        is_told = words.partition(" ")[0] in LISTS["instructions"]
+        if is_told and not any(each in words for each in LISTS["instructions without a remedy"]):
+            told = " ".join(sentence.strip(" .)").split())[:_LONGEST_STEP]
+            return f"{told[0].upper()}{told[1:]}."
+    return ""
+
+
+def _both_packages(text: str, files: Sequence[str]) -> str:
+    """Names two packages: one lacks what the other needs."""
+    packages = [package.removesuffix(".py") for file in files if (package := package_of(file))]
+    named = _NAMED.search(text)
+    package = named[1] if named else "".join(packages[-1:])
+    if caller := next((each for each in reversed(packages) if each != package), ""):
+        return f"{caller} does not fit the installed {package}, so install the {package} that it requires."
+    step = "Another package needs another {0}, so install the {0} that it requires, or its release for this {0}."
+    return step.format(package) if package else ""
+
+
+def _similar_word(text: str) -> str:
+    """If the message rejects a word, names the most similar word of the message, or a flag."""
+    found = _UNKNOWN.search(text)
+    if found is None:
+        return ""
+    suggestion = did_you_mean(found[1], (word for word in _WORD.findall(text) if word != found[1]))
+    return f"Correct {found[1]}{suggestion}." if suggestion else ""
+
+
+def _fitting_size(text: str, set_size: str) -> str:
+    """Advice with the largest tensor parallel size below the refused one. Empty if it is unknown."""
+    whole, size = _WHOLE.search(text), 0
+    if whole:
+        total, block, size = int(whole[1]), 1, int(whole[2])
+    elif found := _BLOCKS.search(text):
+        size = int(set_size) if set_size.isdecimal() else 0
+        total, block = int(found[1]) * size, int(found[2])
+    sizes = range(min(size, _LARGEST_SIZE) - 1, 0, -1)
+    fitting = next((n for n in sizes if total % (n * block) == 0 and (whole or size % n == 0)), 0)
+    if not fitting:
+        return ""
+    others = f" --pipeline-parallel-size {size // fitting}" if size % fitting == 0 else ""
+    return f"Set --tensor-parallel-size {fitting}{others}."

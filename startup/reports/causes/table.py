@@ -7,10 +7,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from startup.reports.causes.known_cause import KnownCause, Pattern
-from startup.reports.causes.own_faults import FORKED_DRIVER, OWN_FAULT
+from startup.reports.causes.cause import KnownCause, Pattern
 
-_HEAD: Final = re.compile(r"(\S+)(?: \((own|[\w.-]+#\d+)\))?((?:,? [a-z]+)*)")
+_HEAD: Final = re.compile(r"(\S+)(?: \((own|[\w.-]+#\d+)\))?((?:,? [a-z-]+)*)")
 _WORD: Final = re.compile(r"\w+")
 _Text = tuple[int, KnownCause, Pattern]
 """A text's place in the order of comparison, its cause and its pattern."""
@@ -63,13 +62,15 @@ _KEYS: Final = ("?", ">", "phase", "files", "settings", "words")
 _CAUSES, PARTS, LISTS = _read()
 """The frame that raised an exception decides on its part, then outer frames. Of two that are equally deep, it
 is the first."""
-KNOWN: Final = (OWN_FAULT, FORKED_DRIVER, *(known for known in _CAUSES if known.source))
+KNOWN: Final = tuple(known for known in _CAUSES if known.source)
 """All causes with texts, in the order of comparison. More general causes come later."""
 OWN: Final = tuple(known for known in _CAUSES if not known.source)
 """The causes that are named in `StartupError.cause`. They are not searched for in logs."""
 BY_NAME: Final = {known.name: known for known in (*OWN, *KNOWN)}
 BY_CODE: Final = {known.code: known for known in BY_NAME.values()}
 """Code -> known cause."""
+OWN_FAULT: Final = BY_NAME["vllm-cli"]
+FORKED_DRIVER: Final = BY_NAME["cuda-fork"]
 FAILED_PARTS: Final = tuple(part.known for part in PARTS if part.known)
 """Causes about parts of vLLM. Their advice is to search for the message, and to leave out settings."""
 SETTING_REFUSED: Final = BY_NAME["setting-refused"]

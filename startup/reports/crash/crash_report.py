@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from errno import ENOSPC
 from itertools import chain
 from pathlib import Path
@@ -108,7 +107,7 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
     if record.is_cut_off:  # an error in it may be only a consequence
         found, message = None, f"[Errno {ENOSPC}] {os.strerror(ENOSPC)}: '{record.folder}'"
     if found is not None and not was_stopped(found) and found.text != message:
-        return replace(found, phase=found.phase or phase)
+        return found._replace(phase=found.phase or phase)
     known = next((known for known in KNOWN if known.matches(message)), None)
     return Cause(process, phase, message, known, 0 if has_advice else 1)
 

@@ -38,7 +38,6 @@ from startup.processes import group_signals
 from startup.processes.new_program import discard_dormant, start_resource_tracker
 from startup.processes.quick_end import call_last, end_without_finalizing
 from startup.processes.stop_signals import end_with_this_process
-from startup.reports.causes.own_faults import FORKED_DRIVER, OWN_FAULT
 from startup.reports.crash.output_record import OutputRecord
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
@@ -472,6 +471,8 @@ class _VllmStart:
         that cannot be used in a fork is our fault unless the user has chosen the start method `fork`, because
         plain vLLM forks only with this method.
         """
+        from startup.reports.causes.table import FORKED_DRIVER, OWN_FAULT  # noqa: PLC0415 - only after a failure
+
         is_explained = cause.known is not None and not cause.known.is_general
         may_be_ours = not self._vllm.is_start_tested or cause.is_of_library_import
         is_ours = cause.known is OWN_FAULT or (cause.known is FORKED_DRIVER and self._options.start_method != "fork")

@@ -17,6 +17,7 @@ from startup.reports.causes import evidence, failures, first_cause
 from startup.reports.causes.cause import Cause
 from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import find_cause
+from startup.reports.causes.table import LISTS
 from tests.startup.reports.causes.written_logs import CORE, FOLDER, read_logs
 from tests.support.growth import count_calls, growth
 from tests.support.properties import given, st
@@ -204,6 +205,14 @@ _SHIPPERS = {
 def test_the_programs_that_carry_logs_change_no_cause(log, carry):
     plain, carried = find_cause(log.lines), find_cause(map(carry, log.lines))
     assert _found(carried) == _found(plain)
+
+
+@pytest.mark.parametrize("text", LISTS["harmless"])
+@given(log=st.sampled_from([log for log in _LOGS if "label" not in log.place]), data=st.data())
+def test_lines_that_healthy_starts_have_change_no_cause(text, log, data):
+    at = data.draw(st.integers(0, len(log.lines)))
+    found = find_cause([*log.lines[:at], f"x: {text} x", *log.lines[at:]])
+    assert _name(found) == _name(find_cause(log.lines))
 
 
 @given(st.sampled_from([log for log in _LOGS if "label" not in log.place]), st.integers(1, 7))

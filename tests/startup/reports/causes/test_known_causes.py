@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from startup.reports.causes.cause import KnownCause
 from startup.reports.causes.first_cause import find_cause
-from startup.reports.causes.known_cause import KnownCause
 from startup.reports.causes.table import BY_CODE, KNOWN, OWN, STOPPED
 
 
