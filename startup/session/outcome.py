@@ -5,9 +5,9 @@ import logging
 from base.machine.files import write_whole
 from server.terms.types import EngineInfo
 from startup.files.prefetch.messages import PrefetchReport
-from startup.port.start_state import StartState
 from startup.reports.timeline.history import StartRecord, StartSubject, record_start
 from startup.reports.timeline.report import StartReport
+from startup.session.start_state import StartState
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,6 @@ from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start
 from startup.port import listener
 from startup.port.responder import StartupResponder
 from startup.port.responder_process import OpenChannel, open_plain
-from startup.port.start_state import ProbeAnswers, StartState
 from startup.processes import group_signals
 from startup.processes.stop_signals import StopSignals
 from startup.reports.timeline.history import StartSubject
@@ -35,6 +34,7 @@ from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.deadline import start_deadline
 from startup.session.outcome import save_failed_start, save_ready_start
 from startup.session.preflight.report import PreflightReport
+from startup.session.start_state import ProbeAnswers, StartState
 from startup.settings.config import PrefetchMode, PreflightMode
 from startup.storage.caches import PAGES, find_baked
 from startup.storage.run_record import RunRecord, run_recorded

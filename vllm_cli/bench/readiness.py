@@ -8,7 +8,7 @@ from typing import Final
 
 from vllm_cli.bench.request import CompletionRequest
 from vllm_cli.bench.target import BenchConfig, Target, TargetStartError
-from vllm_cli.client.server import Server, amount, member
+from vllm_cli.client.server import ServerClient, amount, member
 from vllm_cli.client.server_address import parse_url
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.supervised_command import CommandEndedError
@@ -56,7 +56,7 @@ def raise_if_rejected(error: ConnectionFailedError) -> None:
 
 def _ask(target: Target, config: BenchConfig) -> ReadyServer:
     """Requests a completion, with the target's model or the first one that the server lists."""
-    server = Server(parse_url(target.base_url), config.api_key)
+    server = ServerClient(parse_url(target.base_url), config.api_key)
     request = CompletionRequest(
         base_url=target.base_url,
         path=config.path,

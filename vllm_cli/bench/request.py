@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Any, Final
 
-from vllm_cli.client.server import Server
+from vllm_cli.client.server import ServerClient
 from vllm_cli.client.server_address import parse_url
 from vllm_cli.errors import ConnectionFailedError
 
@@ -24,8 +24,8 @@ class CompletionRequest:
     api_key: str | None
 
     @property
-    def server(self) -> Server:
-        return Server(parse_url(self.base_url), self.api_key)
+    def server(self) -> ServerClient:
+        return ServerClient(parse_url(self.base_url), self.api_key)
 
     def find_first_text(self) -> int | None:
         """Sends a greedy request and reads its answer to the end. Without text, raises ConnectionFailedError.
