@@ -161,7 +161,7 @@ class ModelCheck:
         words, variables = secrets_as_variables(words)
         names = served_names(words)
         words = without_flags(words, (_ENGINE, _SERVED_NAME, QUIET_FLAG))
-        if any(is_secret_flag(given.flag) and any(given.values) for _, given in split_flags(words)):
+        if any(is_secret_flag(given.flag) and any(given.values) for given in split_flags(words)):
             raise InputError("a key on the command line of a model can be read by others: use `env` for it")
         all_names = dict.fromkeys((*names, entry.name, *entry.aliases))
         aliases = tuple(name for name in all_names if name != entry.name)
@@ -224,8 +224,8 @@ class ModelCheck:
 
 
 def _reject_flags(words: Sequence[str]) -> None:
-    for flag, given in split_flags(words):
-        if flag is not None and (reason := fault_of_model(flag)) is not None:
+    for given in split_flags(words):
+        if given.known is not None and (reason := fault_of_model(given.known)) is not None:
             raise InputError(f"must not have {given.flag}: {reason}")
 
 
