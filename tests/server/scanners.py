@@ -37,9 +37,9 @@ from server.text.parsers.json_text import read_json
 from server.text.parsers.output_parser import OutputParser
 from server.text.renderers.conversation import to_conversation
 from server.text.renderers.detokenizer import MAX_STOP_CHARS, UNFINISHED, DecodeWindow, PromptTail, StopScanner
-from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.text.renderers.images.fetcher import MediaFetcher
 from server.text.renderers.images.loader import decode_data_url
+from server.text.renderers.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from startup.port.probe_http import parse_probe
 from tests.server.engine.sampling.grammar_texts import build_grammar
 from tests.server.text.parsers.transcripts import FUNCTIONS
@@ -258,7 +258,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "prompt_embeds",
-        "server.text.renderers.embeds.tensor_file",
+        "server.text.renderers.tensor_file",
         _embeds,
         [*_units("A", "=", "PK\x01\x02", "PK\x03\x04"), Text("q\x00h\x00", "PK\x03\x04")],
     ),

@@ -6,7 +6,7 @@ import pytest
 from starlette.types import Message
 
 from server.http.app import LoopTurns
-from server.operation.metrics.loop import INTERVAL_S, LoopHeartbeat
+from server.operation.metrics.server_metrics import INTERVAL_S, LoopHeartbeat
 
 
 async def test_a_burst_begins_a_few_at_a_time_and_in_order():
