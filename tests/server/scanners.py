@@ -16,7 +16,7 @@ from base.access_log import QueryMask
 from base.errors import ServerError
 from base.json_depth import MOST_LEVELS, check_depth
 from base.security.api_keys import ApiKeys
-from server.apis.anthropic.blocks import BlockStream
+from server.apis.anthropic.serving import BlockStream
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
@@ -296,7 +296,7 @@ SCANNERS: Final = [
     Scanner(
         "lark grammars", "server.engine.sampling.grammar", partial(_grammar, "grammar"), _units("start: ", '"a" ', "(")
     ),
-    Scanner("Anthropic blocks", "server.apis.anthropic.blocks", _blocks, _units("a", "[", '{"a":', " ")),
+    Scanner("Anthropic blocks", "server.apis.anthropic.serving", _blocks, _units("a", "[", '{"a":', " ")),
     Scanner("response output", "server.apis.responses.output", _response, _units(" ", "a", "\n ")),
     Scanner(
         "values",
