@@ -56,13 +56,13 @@ class Given:
 
     __slots__ = ("flag", "keys", "known", "words")
 
-    def __init__(self, words: "Sequence[str]", flag: str = "", keys: str = "", known: "Flag | None" = None) -> None:
+    def __init__(self, words: "Sequence[str]", flag: str = "", keys: str = "") -> None:
         self.words = words
         self.flag = flag
         """The flag with dashes instead of underscores. Empty for other words."""
         self.keys = keys
         """The keys after the flag, such as `a.b` in `--flag.a.b`."""
-        self.known = known
+        self.known: Flag | None = None
         """What this program knows about the flag (`startup.words.table`). None for other flags and words."""
 
     @property
