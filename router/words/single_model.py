@@ -6,9 +6,8 @@ from typing import Final
 
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
-from router.words.model_check import ModelStart, folder_of
+from router.words.model_check import ModelStart, folder_of, with_sleep_words
 from router.words.router_words import LACKED_BY_VLLM, PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own
-from router.words.sleep_words import with_sleep_words
 from startup.settings.config import StartOptions, StartupConfig, VllmOptions, flags_with_role
 from startup.settings.serve_words import Given
 from startup.vllm_words.command_line import CommandLine

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from base.server_settings import NetworkConfig, TlsConfig
-from envs.home import expand_home
+from envs.foreign import expand_home
 from startup.files.model.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_problem
 from startup.files.model.file_faults import first_problem
 from startup.files.model.json_file import read_json_object

@@ -15,7 +15,7 @@ from typing import Final
 from base.machine.files import nearest_existing, write_problem
 from base.wording import format_bytes
 from envs import foreign
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.registry import env
 from envs.variable import EnvError
 from startup.files.model.json_file import JsonFile, read_json_object
