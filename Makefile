@@ -23,7 +23,6 @@
 #   make test-machines [MACHINES="trixie"] the first commands on fresh machines: Debian 12, 13, testing; as root
 #   make test-containers [ARGS="-k kube"]  the images and manifests with podman and runc, a rollout under load; as root
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows
-#   make test-swaps [ARGS="--swaps 200"]   1000 random swaps of models with kills and file edits
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
 #   make lock [ARGS="--upgrade"]           writes constraints.txt anew from pyproject.toml, with newer versions if need be
 #   make audit                             known vulnerabilities of what is installed
@@ -66,7 +65,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow figures test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-containers test-soak test-swaps lint format size imports docs pictures release release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts gpu-stub-swaps test-ci-vllm install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow figures test-gpu test-newest test-vllm-versions test-vllm-suite test-machines test-containers test-soak lint format size imports docs pictures release release-notes bench audit lock peers gpu-env test-gpu-stub gpu-stub-starts gpu-stub-swaps test-ci-vllm install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -162,9 +161,6 @@ imports: $(INSTALLED_DEV)
 
 test-soak: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest -s tests/soak/test_soak.py --minutes 30 $(ARGS)
-
-test-swaps: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -s tests/soak/test_swaps.py --swaps 1000 $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

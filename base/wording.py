@@ -23,11 +23,10 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def list_some(items: Sequence[str], most: int = 8, *, separator: str = ", ") -> str:
+def list_some(items: Sequence[str], most: int = 8) -> str:
     """The first `most` items and the number of the others, such as `a, b and 3 more`."""
-    shown = separator.join(items[:most])
-    before_rest = separator if "\n" in separator else " "
-    return f"{shown}{before_rest}and {len(items) - most} more" if len(items) > most else shown
+    shown = ", ".join(items[:most])
+    return f"{shown} and {len(items) - most} more" if len(items) > most else shown
 
 
 def one_line(err: BaseException) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.replacements import LIMITS, REPLACEMENTS
 from envs.suggestion import did_you_mean
 from envs.variable import (

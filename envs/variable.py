@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Final, Generic, Literal, TypeVar
 
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.redaction import MASK, is_secret_name, without_login
 from envs.suggestion import did_you_mean
 

@@ -1,7 +1,7 @@
 """Carries out the scheduler's decisions about a router's models, and reports events to the scheduler.
 
-A generation is one process of a model from its start to its end. Generations have numbers. A ticket is the
-number of a request, from its arrival until the request leaves.
+`model_processes.py` says what a generation is. A ticket is the number of a request, from its arrival until
+the request leaves.
 """
 
 import asyncio
@@ -9,11 +9,10 @@ import difflib
 import itertools
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from base.exit_codes import ENGINE_DIED, START_FAILED, USAGE
 from base.lifecycle import StartInfo
@@ -23,6 +22,7 @@ from router.memory_watch import MemoryWatch
 from router.metrics import RouterMetrics
 from router.model_entry import ModelEntry, ModelPolicy
 from router.model_memory import MemoryMeter
+from router.model_processes import BeforeStop, ModelProcesses, ProcessEvents
 from router.scheduling.scheduler import ModelScheduler
 from router.scheduling.terms import (
     NOTHING,
@@ -41,11 +41,9 @@ from router.scheduling.terms import (
 )
 from router.sleep_orders import SleepFigures, SleepOrders
 from startup.errors import NOT_STARTED_CAUSE, code_line, code_of
-from startup.storage.run_record import read_start
 
 logger = logging.getLogger(__name__)
 
-_NUM_STARTS: Final = 200
 _LONGEST_NAME: Final = 200
 _NUM_NEAR: Final = 3
 _CONFLICT: Final = 409
@@ -85,14 +83,6 @@ class ModelStatus(ModelView):
     sleep: SleepFigures = field(default_factory=SleepFigures)
 
 
-class _Life(NamedTuple):
-    """The process of one generation, and the task that follows it."""
-
-    child: Child
-    task: asyncio.Task[None]
-    """Runs until all of the generation's processes have ended."""
-
-
 class ModelPool:
     """Owns the scheduler and the models' processes. All methods run on the event loop of the main thread."""
 
@@ -110,12 +100,9 @@ class ModelPool:
             only: the name of the router's only model, whose memory is not limited. None for several models.
         """
         self.entries: Mapping[str, ModelEntry] = {}
-        self.starts: deque[dict[str, Any]] = deque(maxlen=_NUM_STARTS)
-        """The last starts of models. The oldest start is first."""
         self.metrics = RouterMetrics()
         self.is_draining = False
-        self.before_stop: Callable[[Child], Awaitable[None]] | None = None
-        """An async callback for a ready process without requests. The process is stopped once it returns."""
+        self.before_stop: BeforeStop | None = None
         self.on_give_up: Callable[[str], None] = lambda _: None
         """A callback that gets the name of a model that has failed too often (`ModelEntry.restart_limit`)."""
         self.check_again: Callable[[ModelEntry], ModelEntry] = lambda entry: entry
@@ -128,9 +115,6 @@ class ModelPool:
         self._place = place
         self._scheduler = ModelScheduler(limits, meter.free if only is None else lambda: None)
         self._names: dict[str, ModelEntry] = {}
-        self._lives: dict[int, _Life] = {}
-        """Number of a generation -> its process and task."""
-        self._exit_codes: dict[str, int] = {}
         self._renewals: set[asyncio.Task[None]] = set()
         """The running tasks that read models' files again."""
         self._has_named_sleep = False
@@ -140,6 +124,9 @@ class ModelPool:
         self._timer: asyncio.TimerHandle | None = None
         self._begin_s = time.monotonic()
         self._memory = MemoryWatch(meter, self._scheduler, self._apply)
+        events = ProcessEvents(self._note_ready, self._scheduler.crashed, self._note_end)
+        self._processes = ModelProcesses(self.metrics, self._memory, events)
+        self.starts = self._processes.starts
         self._sleep = SleepOrders(self._scheduler, meter, self._memory, self._apply)
 
     # Names
@@ -221,9 +208,8 @@ class ModelPool:
     def hold(self, child: Child) -> Iterator[None]:
         """Keeps the process from being stopped within the block. At the beginning, a lease must exist."""
         ticket = next(self._tickets)
-        for number, life in self._lives.items():
-            if life.child is child:
-                self._scheduler.hold(ticket, number)
+        if (number := self._processes.number_of(child)) is not None:
+            self._scheduler.hold(ticket, number)
         try:
             yield
         finally:
@@ -242,20 +228,19 @@ class ModelPool:
 
     def process_of(self, name: str) -> Child | None:
         """The model's process in any state. Some servers answer some requests even during their start."""
-        life = self._lives.get(self._current_of(name))
-        return None if life is None else life.child
+        return self._processes.get(self._current_of(name))
 
     def has_process(self, child: Child) -> bool:
         """Whether any process of this child still runs."""
-        return child in self._children
+        return child in self._processes
 
     def exit_code(self, name: str) -> int:
         """The exit code of the last process, or -N after signal N. START_FAILED for a user's command."""
-        return START_FAILED if self.entries[name].foreign else self._exit_codes.get(name, START_FAILED)
+        return START_FAILED if self.entries[name].foreign else self._processes.exit_codes.get(name, START_FAILED)
 
     def has_failed(self, name: str) -> bool:
         """Whether the model's last process has failed, perhaps while it was asked to stop."""
-        has_died = not self.entries[name].foreign and self._exit_codes.get(name) == ENGINE_DIED
+        has_died = not self.entries[name].foreign and self._processes.exit_codes.get(name) == ENGINE_DIED
         return has_died or self._scheduler.models[name].state == "failed"
 
     def progress(self, name: str) -> str:
@@ -308,8 +293,7 @@ class ModelPool:
         self._apply(self._scheduler.unload(name, time.monotonic()))
         if (view := self._scheduler.view().get(name)) is not None and view.num_running:
             logger.info("%s is to stop after %d requests", name, view.num_running)
-        if tasks := {life.task for life in self._lives.values() if life.child.entry.name == name}:
-            await asyncio.wait(tasks)
+        await self._processes.wait(name)
         return "stopped"
 
     # Status
@@ -369,25 +353,20 @@ class ModelPool:
         """Refuses all waiting requests, and stops each process once its running requests have ended."""
         self.is_draining = True
         self._apply(self._scheduler.drain(time.monotonic()))
-        for child in self._children:
+        for child in self._processes:
             child.drain()
-        while self._lives:
-            await asyncio.wait({life.task for life in self._lives.values()})
+        await self._processes.wait_for_all()
         self._memory.close()
         if self._timer is not None:
             self._timer.cancel()
 
     def signal_groups(self, number: int) -> None:
-        for child in self._children:
+        for child in self._processes:
             child.signal_group(number)
 
     def kill(self) -> None:
-        for child in self._children:
+        for child in self._processes:
             child.kill()
-
-    @property
-    def _children(self) -> list[Child]:
-        return [life.child for life in self._lives.values()]
 
     # Actions of the scheduler
 
@@ -397,9 +376,9 @@ class ModelPool:
                 case Start(number, model):
                     self._start(number, model)
                 case Stop(number):
-                    if (life := self._lives.get(number)) is not None:
-                        self._name_sleep(life.child.entry)
-                        life.child.stop()
+                    if (child := self._processes.get(number)) is not None:
+                        self._name_sleep(child.entry)
+                        child.stop()
                 case Sleep(number, level):
                     self._order(number, level)
                 case Wake(number):
@@ -407,7 +386,7 @@ class ModelPool:
                 case GiveUp(model):
                     self.on_give_up(model)
                 case Admit(ticket, number):
-                    self._answer(ticket, self._lives[number].child)
+                    self._answer(ticket, self._processes[number])
                 case Refuse(ticket, kind, reason, retry_after_s):
                     self._answer(ticket, ModelRefused(_STATUSES.get(kind, _UNAVAILABLE), reason, retry_after_s, kind))
         self._arm_timer()
@@ -423,8 +402,7 @@ class ModelPool:
             return
         generation = self._scheduler.generations[number]
         child.is_end_awaited = lambda: generation.is_end_awaited
-        task = asyncio.create_task(self._run(number, child), name=f"model {name}")
-        self._lives[number] = _Life(child, task)
+        self._processes.start(number, child, self.before_stop)
 
     def _order(self, number: int, level: int) -> None:
         """Puts a process to sleep at `level`, or wakes it if `level` is 0."""
@@ -432,7 +410,7 @@ class ModelPool:
             levels, free = self._scheduler.generations[number].levels, self._meter.free()
             if free is not None and 2 in levels and not levels[1].minus(levels[2]).fits_in(free):
                 level = 2
-        self._sleep.give(number, self._lives[number].child, level)
+        self._sleep.give(number, self._processes[number], level)
 
     def _name_sleep(self, stopped: ModelEntry) -> None:
         """Logs once that `--on-swap sleep` would make swaps of vLLM's models on a GPU faster."""
@@ -460,46 +438,15 @@ class ModelPool:
 
     # A model's process
 
-    async def _run(self, number: int, child: Child) -> None:
-        """Follows a process of a model from its start to its end."""
-        begin_s, name = time.monotonic(), child.entry.name
-        record: dict[str, Any] = {"model": name, "begin_s": time.time(), "took_s": None, "outcome": "starting"}
-        self.starts.append(record)
-
-        def note_ready() -> None:
-            took_s = time.monotonic() - begin_s
-            record.update(took_s=round(took_s, 3), outcome="ready")
-            logger.info("%s is ready after %.2f s", name, took_s)
-            self.metrics.note_start(name, "ready", StartInfo.from_notes(read_start(child.pids)))
-            self._memory.follow(number, name, child.pids)
-            task = asyncio.create_task(self._renew(name))
-            self._renewals.add(task)
-            task.add_done_callback(self._renewals.discard)
-            self._apply(self._scheduler.became_ready(number, time.monotonic()))
-
-        reason: str | None = "The router failed to start it"
-        code = ""
-        try:
-            logger.info("%s starts", name)
-            reason = await child.run(note_ready, self.before_stop, lambda: self._scheduler.crashed(number))
-        except Exception as err:
-            logger.exception("the process of %s cannot be followed", name)
-            reason = f"The router failed: {err}"
-        finally:
-            if child.exit_code is not None:
-                self._exit_codes[name] = child.exit_code
-            del self._lives[number]
-            self._memory.forget(number, name)
-            if record["took_s"] is None:
-                outcome = "stopped" if reason is None else "failed"
-                record.update(took_s=round(time.monotonic() - begin_s, 3), outcome=outcome)
-                code = code_of(child.cause) if outcome == "failed" else ""
-                self.metrics.note_start(name, outcome, StartInfo("", code))
-            self._note_end(number, name, reason, code)
+    def _note_ready(self, number: int, child: Child) -> None:
+        task = asyncio.create_task(self._renew(child.entry.name))
+        self._renewals.add(task)
+        task.add_done_callback(self._renewals.discard)
+        self._apply(self._scheduler.became_ready(number, time.monotonic()))
 
     def _note_end(self, number: int, name: str, reason: str | None, code: str) -> None:
         """Logs and reports the end of a process. `code` names the cause of a failed start, or is empty."""
-        is_lasting = self._exit_codes.get(name) in (USAGE, START_FAILED) and not self._has_run(name)
+        is_lasting = self._processes.exit_codes.get(name) in (USAGE, START_FAILED) and not self._has_run(name)
         process = name if self._current_of(name) == number else f"a process of {name}"
         if reason is None:
             logger.info("%s has stopped", process)

@@ -220,7 +220,6 @@ def test_another_distribution_with_a_package_of_our_name_is_reported_in_one_line
 
 
 _NEEDS_MORE = {
-    "startup.files.download.guarded_client": {"huggingface_hub"},
     "startup.files.download.hub_client": {"huggingface_hub"},
     "startup.files.download.object_store": {"fsspec"},
     "startup.vllm_words.json_shape": {"pydantic_core"},  # reads vLLM's schemas, so it runs beside vLLM

@@ -25,7 +25,7 @@ OWN_JSON: Final = {
     "startup/imports/learned_imports.py": "notes of this user's processes",
     "startup/compiled_models/exchange.py": "files of this start",
     "startup/files/prefetch/survey.py": "a cache of this user",
-    "startup/port/start_state.py": "pipes between processes of this start",
+    "startup/session/start_state.py": "pipes between processes of this start",
     "router/http/body_members.py": "one text between quotes",
     "router/http/request_body.py": "the same",
     "router/models_file/schema.py": "a file of this program",

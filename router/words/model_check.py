@@ -20,6 +20,7 @@ import click
 
 from base.errors import ConfigError
 from base.machine.memory import read_memory
+from envs import foreign
 from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
@@ -28,7 +29,6 @@ from router.model_entry import Fault, ModelEntry, Notice, ServerTimes
 from router.standbys import template_kind_of_entry
 from router.words.llama_words import as_llama_server
 from router.words.router_words import LACKED_BY_VLLM, QUIET_FLAG, RouterWords, fault_of_model
-from router.words.sleep_words import with_sleep_words
 from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
@@ -43,6 +43,7 @@ from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import require_vllm
 from startup.vllm_words.model_request import parse_adapter
 from startup.vllm_words.preflight.all_checks import run_preflight as run_vllm_preflight
+from startup.vllm_words.preflight.sleep_mode import can_sleep, deepest_level
 from startup.words.arguments import Arguments
 from startup.words.engine_choice import choose_engine
 from startup.words.errors import InputError
@@ -59,6 +60,31 @@ _CODE: Final = (
 )
 _CHECK_S: Final = 120
 """The most seconds for a check in a separate process. It usually takes a quarter of a second."""
+
+_FLAG: Final = "--enable-sleep-mode"
+_NEEDS_OTHERS: Final = "its engines are on several machines, or give their KV cache to others"
+
+
+class SleepWords(NamedTuple):
+    """An entry with its sleep flag and levels, and a notice for the user, which may be empty."""
+
+    entry: ModelEntry
+    notice: str = ""
+
+
+def with_sleep_words(entry: ModelEntry) -> SleepWords:
+    """Sets the sleep flag and the sleep levels of a complete entry. Without levels, the model is stopped."""
+    has_flag = bool(find_values(entry.words, _FLAG))
+    if entry.engine != "vllm" or not (has_flag or entry.should_sleep):
+        return SleepWords(replace(entry, sleep_levels=()))
+    deepest = deepest_level(entry.words)
+    reason = can_sleep({**foreign.snapshot(), **entry.env}) or ("" if deepest else _NEEDS_OTHERS)
+    if reason and not has_flag:
+        return SleepWords(replace(entry, sleep_levels=()), f"cannot sleep, and is stopped instead: {reason}")
+    levels = tuple(level for level in entry.sleep_levels if level <= deepest)
+    notice = "" if levels else "sleeps only at level 1: level 2 would not restore all weights of this model"
+    words = entry.words if has_flag else (*entry.words, _FLAG)
+    return SleepWords(replace(entry, words=words, sleep_levels=levels or (1,)), notice)
 
 
 class CheckedModel(NamedTuple):
@@ -161,7 +187,7 @@ class ModelCheck:
         words, variables = secrets_as_variables(words)
         names = served_names(words)
         words = without_flags(words, (_ENGINE, _SERVED_NAME, QUIET_FLAG))
-        if any(is_secret_flag(given.flag) and any(given.values) for _, given in split_flags(words)):
+        if any(is_secret_flag(given.flag) and any(given.values) for given in split_flags(words)):
             raise InputError("a key on the command line of a model can be read by others: use `env` for it")
         all_names = dict.fromkeys((*names, entry.name, *entry.aliases))
         aliases = tuple(name for name in all_names if name != entry.name)
@@ -224,8 +250,8 @@ class ModelCheck:
 
 
 def _reject_flags(words: Sequence[str]) -> None:
-    for flag, given in split_flags(words):
-        if flag is not None and (reason := fault_of_model(flag)) is not None:
+    for given in split_flags(words):
+        if given.known is not None and (reason := fault_of_model(given.known)) is not None:
             raise InputError(f"must not have {given.flag}: {reason}")
 
 

@@ -90,7 +90,8 @@ def split_router_words(words: Sequence[str]) -> RouterWords:
     models = tuple(takewhile(lambda word: not is_flag_like(word), words))
     own: list[str] = []
     defaults: list[str] = []
-    for flag, given in split_flags(words[len(models) :]):
+    for given in split_flags(words[len(models) :]):
+        flag = given.known
         if given.words[0] == "--":
             raise InputError("several models do not go with the word --: leave it out.")
         if len(models) != 1:  # flags of one model are its own

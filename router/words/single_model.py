@@ -6,17 +6,17 @@ from typing import Final
 
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
-from router.words.model_check import ModelStart, folder_of
+from router.words.model_check import ModelStart, folder_of, with_sleep_words
 from router.words.router_words import LACKED_BY_VLLM, PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own
-from router.words.sleep_words import with_sleep_words
 from startup.settings.config import StartOptions, StartupConfig, VllmOptions, flags_with_role
+from startup.settings.serve_words import Given
 from startup.vllm_words.command_line import CommandLine
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError
 from startup.words.screening import show_notices
 from startup.words.secret_flags import secrets_as_variables
 from startup.words.serve_command import config_of
-from startup.words.table import Part, find_known_flag, split_flags
+from startup.words.table import find_known_flag, split_flags
 
 _DEFAULTS: Final = (*PORT_DEFAULTS, "--max-waiting=1024")
 _MIDDLEWARE: Final = "--middleware"
@@ -52,7 +52,7 @@ def _words_of_file(line: CommandLine) -> list[str]:
     return Arguments.of_settings(needed).words
 
 
-def _reject_vllm_flags(options: VllmOptions, parts: Sequence[Part], line: CommandLine) -> None:
+def _reject_vllm_flags(options: VllmOptions, parts: Sequence[Given], line: CommandLine) -> None:
     """Raises InputError for a flag that would have no effect on the port of the router."""
     if line.has(_MIDDLEWARE):
         text = "because middleware would not see what the router answers itself: leave one of them out"
@@ -65,23 +65,24 @@ def _reject_vllm_flags(options: VllmOptions, parts: Sequence[Part], line: Comman
         text = f"{_flag(options)} does not go with {name.removeprefix('--')} in --config"
         if name in of_tls:
             raise InputError(f"{text}: write it as a flag.")
-        if any(given is not None and given.name == name for given, _ in parts):
+        if any(part.known is not None and part.known.name == name for part in parts):
             raise InputError(f"{text} and as a flag: leave one of them out.")
 
 
-def _read_port(parts: Sequence[Part], in_file: Sequence[str] = ()) -> StartupConfig:
+def _read_port(parts: Sequence[Given], in_file: Sequence[str] = ()) -> StartupConfig:
     """The values of the router's own flags and variables, read by the embedded engine's rules."""
-    own = [word for flag, given in parts if is_own(flag) for word in given.words]
+    own = [word for part in parts if is_own(part.known) for word in part.words]
     return config_of(Arguments.parse(split_flags((*_DEFAULTS, *in_file, *own))))
 
 
-def _entry(options: StartOptions, parts: Sequence[Part], engine: str, names: Sequence[str]) -> ModelEntry:
+def _entry(options: StartOptions, parts: Sequence[Given], engine: str, names: Sequence[str]) -> ModelEntry:
     """The model's entry. Its command line has no API keys, because other users could read them there."""
     kept: list[str] = []
     if options.listen_when_ready:
         text = "whose port is always open: leave one of them out"
         raise InputError(f"--listen-when-ready does not go with {_flag(options)}, {text}.")
-    for flag, given in parts:
+    for given in parts:
+        flag = given.known
         name = given.flag if flag is None else flag.name
         if is_elsewhere(name, given.values):
             raise InputError(f"{name} does not go with {_flag(options)}: all its processes are on this machine.")

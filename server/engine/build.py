@@ -14,8 +14,6 @@ from server.engine.compute.linear import multiply_in_float32
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
-from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds, embeds_width
-from server.engine.features.vision import image_encoder
 from server.engine.memory.cache_manager import CacheManager
 from server.engine.memory.kv_cache import KVCache, LayerShape
 from server.engine.memory.prefix_cache import PrefixCache
@@ -23,10 +21,12 @@ from server.engine.memory.sizing import NO_WORKING_MEMORY, PREFIX_SHARE, CacheSi
 from server.engine.model_loading import derive_max_model_len, find_eos_token_ids, load_model
 from server.engine.pending import PendingSequences
 from server.engine.phases import Phases
+from server.engine.prompt_features import FeatureBuilder, check_takes_embeds, embeds_width
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.step_pace import StepPace
+from server.engine.vision import image_encoder
 from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import EngineInfo
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from server.engine.base_core import PromptLimits, failed
-from server.engine.features.prompt_features import FeatureBuilder, PromptFeatures, PromptFeaturesError
+from server.engine.prompt_features import FeatureBuilder, PromptFeatures, PromptFeaturesError
 from server.engine.sampling.guided import GuidedDecodingError, GuidedStates
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence

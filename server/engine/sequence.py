@@ -14,7 +14,7 @@ from server.terms.types import SamplingParams, TokenLogprob
 if TYPE_CHECKING:
     import torch
 
-    from server.engine.features.prompt_features import PromptFeatures
+    from server.engine.prompt_features import PromptFeatures
     from server.engine.sampling.grammar import Grammar
     from server.engine.sampling.reasoning import ReasoningState
 

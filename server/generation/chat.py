@@ -33,8 +33,7 @@ from server.generation.sequences import UsageMeter, collect, generate
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
 from server.terms.concurrency import take_turns
-from server.terms.parser_names import AUTO
-from server.terms.server_config import GenerationConfig
+from server.terms.server_config import AUTO, GenerationConfig
 from server.text.parsers.base import CallArguments, CallStart, Content, Event, PromptEnd, Reasoning
 from server.text.parsers.detection import FALLBACK, detect_tool_format
 from server.text.parsers.formats import FORCED, TOOL_FORMATS, ToolFormat

@@ -8,8 +8,7 @@ from typing import TypeVar
 
 from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.request import ChatRequest, CompletionRequest
-from server.terms.parser_names import AUTO
-from server.terms.server_config import GenerationConfig
+from server.terms.server_config import AUTO, GenerationConfig
 from server.terms.types import ReasoningMarker, ReasoningRules
 from server.text.model_files.tokenizer_files import read_json_object
 from server.text.parsers.base import PromptEnd

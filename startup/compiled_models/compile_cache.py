@@ -24,9 +24,9 @@ from startup.compiled_models.exchange import CompiledEvent, Exchange
 from startup.compiled_models.process import AddJob, FetchJob, SharingProcess, SharingReport
 from startup.compiled_models.reasons import Reason, Wanted, explain, find_change
 from startup.compiled_models.record import CompiledModel, Hardware
-from startup.port.start_state import StartState
 from startup.processes import group_signals
 from startup.reports.timeline.history import installed_versions
+from startup.session.start_state import StartState
 from startup.settings.config import CompileCacheOption, flags_with_role
 from startup.storage.caches import COMPILED, find_baked
 from startup.vllm_words.command_line import CommandLine

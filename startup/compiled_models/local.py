@@ -12,7 +12,7 @@ from typing import Final
 from base.json_depth import read_json
 from base.machine.files import write_whole
 from envs import foreign
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.registry import env
 from startup.compiled_models.record import CompiledModel, FileFacts, Hardware
 from startup.storage.caches import cache_folder

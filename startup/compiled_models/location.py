@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from base.errors import with_causes
 from base.machine.files import MODE, why_changeable
-from envs.home import expand_home
+from envs.foreign import expand_home
 from startup.compiled_models.record import ARCHIVE_SUFFIX
 from startup.files.model.model_place import is_object_address, missing_package, without_file_scheme
 from startup.storage.caches import why_not_trusted

@@ -26,7 +26,7 @@ from base.errors import EngineError, ServerError
 from base.exit_codes import ENGINE_DIED, START_FAILED
 from base.lifecycle import Lifecycle
 from envs import foreign
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.registry import env
 from server.terms.config import ModelFiles
 from server.terms.types import EngineInfo

@@ -19,8 +19,7 @@ from typing import Any, Self
 from startup.port import responder_process
 from startup.port.acceptor import SERVE
 from startup.port.listener import BACKLOG, is_listening
-from startup.port.responder_process import OpenChannel, open_plain, run_process
-from startup.port.start_state import ProbeAnswers
+from startup.port.responder_process import Answers, OpenChannel, open_plain, run_process
 from startup.processes import group_signals
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ class StartupResponder:
     """Serves `answers` on a listening socket between `start` and `hand_over`, in a separate process."""
 
     def __init__(
-        self, listener: socket.socket, answers: ProbeAnswers, prepare_channels: Callable[[], OpenChannel] = open_plain
+        self, listener: socket.socket, answers: Answers, prepare_channels: Callable[[], OpenChannel] = open_plain
     ) -> None:
         """`prepare_channels` is called in the responder's process, so that only that process imports TLS."""
         self._listener = listener

@@ -10,14 +10,13 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from base.errors import ServerError
 from startup.logs.setup import rename_process
 from startup.port.acceptor import SERVE, Acceptor
 from startup.port.listener import is_listening
 from startup.port.probe_http import Answer
-from startup.port.start_state import ProbeAnswers
 from startup.processes import death_pipe, group_signals
 
 logger = logging.getLogger(__name__)
@@ -29,6 +28,17 @@ _MAX_REQUEST_BYTES = 1 << 20
 _MAX_MESSAGE_BYTES = 1 << 20
 _MAX_CONNECTIONS = 1024
 _CHUNK_BYTES = 1 << 16
+
+
+class Answers(Protocol):
+    """What the responder answers. Those of a session are in `session/start_state.py`."""
+
+    def answer(self, path: str) -> Answer:
+        """The answer to a GET of this path. Must not block."""
+
+    def follow(self, message: bytes) -> None:
+        """Takes over what `StartupResponder.update` has sent."""
+
 
 OpenChannel = Callable[[socket.socket], socket.socket]
 """Prepares an accepted, non-blocking socket, for example for TLS. Raises OSError to reject the client."""
@@ -43,7 +53,7 @@ def run_process(
     death_pipe_fd: int,
     api_process: socket.socket,
     listener: socket.socket,
-    answers: ProbeAnswers,
+    answers: Answers,
     prepare_channels: Callable[[], OpenChannel],
 ) -> NoReturn:
     """Runs the forked process until it exits. The kernel kills this process when the API process exits."""
@@ -64,7 +74,7 @@ class _Loop:
     """The loop that accepts, reads and answers connections."""
 
     def __init__(
-        self, listener: socket.socket, api_process: socket.socket, answers: ProbeAnswers, open_channel: OpenChannel
+        self, listener: socket.socket, api_process: socket.socket, answers: Answers, open_channel: OpenChannel
     ) -> None:
         self._listener = listener
         self._api_process = api_process

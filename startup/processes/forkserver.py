@@ -16,21 +16,20 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context, popen_forkserver, popen_spawn_posix, process, spawn, util
 from multiprocessing.connection import wait
 from typing import Any, Final, NamedTuple
 
 from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
 from base.machine.gpu_driver import initialized_driver
-from base.machine.processes import is_alive
+from base.machine.processes import is_alive, stat_fields
 from envs import foreign
 from startup.hook import Name, Text
-from startup.processes import interpreter
+from startup.processes import group_signals, interpreter
 from startup.processes.death_pipe import follow_parent
 from startup.processes.forks import Forks
-from startup.processes.forkserver_watch import ended_if_it_hangs
 from startup.processes.messages import MessageError, RefusedError, agree_to_fork, receive, wait_for_agreement
 from startup.processes.new_program import (
     EXIT_FUNCTION,
@@ -70,6 +69,13 @@ _TRIAL_S: Final = 10.0
 LOST: Final = 255
 """The reported exit code of a process if its real exit code cannot be found out."""
 _start_program: Final = START_PROGRAM.get(util)
+
+_POLL_S: Final = 0.5
+_MOST_IDLE_POLLS: Final = 120
+"""The most polls in a row without progress. The limit is high, because a network disk can delay an import."""
+_MOST_STOPPED_POLLS: Final = 20
+"""The most polls in a row that find the forkserver stopped. Job control stops the polling process, too."""
+_STOPPED: Final = ("T", "t")
 
 
 class _Server(NamedTuple):
@@ -333,3 +339,44 @@ def _take_over(request: Request, connection: socket.socket, server_pid: int) -> 
         _begin(texts, fds)
     wait_for_agreement(connection)  # fails if a new program takes its place
     connection.close()
+
+
+@contextmanager
+def ended_if_it_hangs(pid: int) -> Iterator[None]:
+    """Kills the forkserver if it does nothing while this block waits for it. The error names the reason."""
+    watch = _Watch(pid)
+    group_signals.start_thread("forkserver-watch", watch.run)
+    try:
+        yield
+    except Exception as err:
+        if watch.reason:
+            raise type(err)(f"the forkserver was {watch.reason}, and was killed") from err
+        raise
+    finally:
+        watch.has_ended.set()
+
+
+class _Watch:
+    """Counts polls instead of seconds, so that the count pauses while this process is stopped as well."""
+
+    def __init__(self, pid: int) -> None:
+        self.has_ended = threading.Event()
+        self.reason = ""
+        """Why the forkserver was killed. Empty if it was not killed."""
+        self._pid = pid
+
+    def run(self) -> None:
+        last, num_polls = "", 0
+        while not self.has_ended.wait(_POLL_S):
+            try:
+                state, *fields = stat_fields(self._pid)
+            except (OSError, ValueError):
+                return
+            now = " ".join(fields[6:13])  # page faults and processor time, also of its children (proc(5))
+            num_polls = num_polls + 1 if now == last else 0
+            last = now
+            if num_polls >= (_MOST_STOPPED_POLLS if state in _STOPPED else _MOST_IDLE_POLLS):
+                self.reason = "stopped" if state in _STOPPED else f"idle for {num_polls * _POLL_S:.0f} s"
+                with suppress(OSError):
+                    os.kill(self._pid, signal.SIGKILL)
+                return

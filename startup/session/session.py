@@ -3,7 +3,11 @@
 `startup.embedded.start` and `startup.vllm.launch.start` call the session's methods in different orders.
 """
 
+import faulthandler
 import logging
+import multiprocessing
+import os
+import signal
 import socket
 import sys
 import threading
@@ -14,10 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from base.exit_codes import START_FAILED
 from envs.registry import env
 from server.terms.types import EngineInfo
 from startup import start_origin
-from startup.errors import StartupError, with_code
+from startup.errors import TIMEOUT_CAUSE, StartupError, log_with_code, with_code
 from startup.files.download.obtain import begin_download
 from startup.files.model.file_plan import Download, FilePlan
 from startup.files.model.hub_settings import is_offline
@@ -26,15 +31,13 @@ from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start
 from startup.port import listener
 from startup.port.responder import StartupResponder
 from startup.port.responder_process import OpenChannel, open_plain
-from startup.port.start_state import ProbeAnswers, StartState
 from startup.processes import group_signals
 from startup.processes.stop_signals import StopSignals
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.progress import LiveProgress
 from startup.reports.timeline.timeline import PhaseTimeline
-from startup.session.deadline import start_deadline
-from startup.session.outcome import save_failed_start, save_ready_start
 from startup.session.preflight.report import PreflightReport
+from startup.session.start_state import ProbeAnswers, StartState, save_failed_start, save_ready_start
 from startup.settings.config import PrefetchMode, PreflightMode
 from startup.storage.caches import PAGES, find_baked
 from startup.storage.run_record import RunRecord, run_recorded
@@ -325,3 +328,36 @@ def _log_origin() -> None:
         logger.info(text, warm.template_pid, warm.saved_s)
     elif start_origin.cold_reason:
         logger.debug("cold start: %s", start_origin.cold_reason)
+
+
+def start_deadline(limit_s: float, describe: Callable[[], str]) -> threading.Timer:
+    """Starts the timer of the limit. Call the timer's `cancel` once the start has finished.
+
+    The main thread may be in an import or a system call, where no exception reaches it. So the timer's thread
+    itself kills the engine process and then ends this process.
+    """
+    timer = threading.Timer(limit_s, _expire, (limit_s, describe))
+    timer.name, timer.daemon = "start-deadline", True
+    with group_signals.blocked():
+        timer.start()
+    return timer
+
+
+def _expire(limit_s: float, describe: Callable[[], str]) -> None:
+    logger.error("stacks of all threads:\n%s", _stacks())
+    message = f"the start took longer than --startup-timeout {limit_s:g} s, in phase {describe()}"
+    log_with_code(logger.error, message, TIMEOUT_CAUSE)
+    for child in multiprocessing.active_children():
+        if child.pid is not None:
+            os.kill(child.pid, signal.SIGKILL)
+    sys.stderr.flush()
+    os._exit(START_FAILED)
+
+
+def _stacks() -> str:
+    """The stacks of all threads. C code writes them, because it needs no lock that a thread may hold."""
+    # faulthandler writes only to a file with a descriptor.
+    with os.fdopen(os.memfd_create("stacks"), "w+", encoding="utf-8", errors="replace") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()

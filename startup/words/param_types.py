@@ -13,7 +13,7 @@ import click
 from base.errors import ConfigError
 from base.json_depth import JsonDepthError, read_json
 from base.json_form import json_form
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.suggestion import did_you_mean, former_form
 from envs.variable import EXPECTED_DURATION, parse_duration
 from server.terms.config import PoolerConfig

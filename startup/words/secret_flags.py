@@ -4,19 +4,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from base.machine.command_line import is_visible
 from envs.registry import unknown_variables
-from startup.settings.flag import GivenFlag
-from startup.words.table import Part, split_flags
+from startup.settings.flag import Flag, GivenFlag
+from startup.settings.serve_words import Given
+from startup.words.table import split_flags
 
 
 def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
     """Returns the words without the flags `names` and their values. Finds all spellings of the flags."""
-    kept = (given for flag, given in split_flags(words) if flag is None or flag.name not in names)
+    kept = (given for given in split_flags(words) if given.known is None or given.known.name not in names)
     return [word for given in kept for word in given.words]
 
 
 def find_values(words: Iterable[str], name: str) -> list[Sequence[str]]:
     """The values of a flag, with one entry for each occurrence of the flag in any spelling."""
-    return [given.values for flag, given in split_flags(words) if flag is not None and flag.name == name]
+    return [given.values for given in split_flags(words) if given.known is not None and given.known.name == name]
 
 
 def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
@@ -27,7 +28,8 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
     """
     kept: list[str] = []
     variables: dict[str, str] = {}
-    for flag, given in split_flags(words):
+    for given in split_flags(words):
+        flag = given.known
         if flag is not None and flag.is_secret and flag.variable is not None and len(given.values) == 1:
             variables[flag.variable.name] = given.values[0]
         else:
@@ -35,7 +37,7 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
     return kept, variables
 
 
-def word_notices(parts: Iterable[Part], given: Mapping[str, GivenFlag] | None = None) -> Iterator[str]:
+def word_notices(parts: Iterable[Given], given: Mapping[str, GivenFlag] | None = None) -> Iterator[str]:
     """Yields a line for each unknown variable with our prefix, and for each key in the words or an empty one.
 
     `given` has the flags of the embedded engine and of the router. Only they have --api-key-file.
@@ -46,13 +48,13 @@ def word_notices(parts: Iterable[Part], given: Mapping[str, GivenFlag] | None = 
         yield from _empty_key_notices(given.values())
 
 
-def secret_notices(parts: Iterable[Part], *, has_key_file: bool) -> Iterator[str]:
+def secret_notices(parts: Iterable[Given], *, has_key_file: bool) -> Iterator[str]:
     """Yields a line for each flag with a secret. `has_key_file`: whether lines may suggest --api-key-file."""
-    secrets = [
-        part for part in parts if part.flag and part.flag.help and part.flag.is_secret and any(part.given.values)
-    ]
-    for flag in dict.fromkeys(part.flag for part in secrets if part.flag):
-        values = [value for part in secrets if part.flag is flag for value in part.given.values]
+    secrets: dict[Flag, list[str]] = {}
+    for part in parts:
+        if part.known is not None and part.known.help and part.known.is_secret and any(part.values):
+            secrets.setdefault(part.known, []).extend(part.values)
+    for flag, values in secrets.items():
         state = "is visible to every user" if is_visible(values) else "was visible to every user until now"
         places = [flag.variable.name] if flag.variable is not None else []
         places += ["--api-key-file"] if has_key_file and flag.parameter == "api_key" else []

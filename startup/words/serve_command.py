@@ -16,7 +16,7 @@ from envs.variable import EnvError
 from startup.files.model.gguf import find_gguf, has_llama_server
 from startup.files.model.request import ModelRequest
 from startup.settings.config import DEFAULT_MODEL_ID, StartupConfig, VllmOptions
-from startup.settings.serve_words import OMNI, STRAY_REMEDY, ServeWords, help_topic, is_stray, repeated_words
+from startup.settings.serve_words import OMNI, STRAY_REMEDY, Given, ServeWords, help_topic, is_stray, repeated_words
 from startup.words.arguments import Arguments, reject_references
 from startup.words.engine_choice import choose_engine, vllm_options
 from startup.words.errors import InputError
@@ -25,7 +25,7 @@ from startup.words.option import FlagOption, complete_model
 from startup.words.screening import notices, reject_unsupported, show_notices
 from startup.words.secret_flags import word_notices
 from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES
-from startup.words.table import Part, reject_retired, split_flags
+from startup.words.table import reject_retired, split_flags
 
 READ: Final = "vllm_cli.read_start"
 """Key of the `ReadStart` in click's `Context.meta`."""
@@ -143,13 +143,13 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
     return CommandLine.of(start.words).request
 
 
-def _read_for_vllm(given: ServeWords, parts: Sequence[Part], *, is_quiet: bool) -> VllmOptions:
+def _read_for_vllm(given: ServeWords, parts: Sequence[Given], *, is_quiet: bool) -> VllmOptions:
     # vLLM may accept further values of all other variables.
     _raise_all(error for error in validate_all() if error.name.startswith((OWN_PREFIX, _READ_FOR_VLLM)))
     options = vllm_options(given)
     _reject_faults_of_file(options.words)
     if not is_quiet:
-        after_dashes = (split_flags(each.words[1:]) for _, each in parts if each.words[0] == "--")
+        after_dashes = (split_flags(each.words[1:]) for each in parts if each.words[0] == "--")
         show_notices(word_notices((*parts, *chain.from_iterable(after_dashes))), options.log_format)
     return options
 
@@ -211,7 +211,7 @@ def _build(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     return config(**arguments)
 
 
-def _screen(parts: Sequence[Part], given: Arguments, *, is_quiet: bool) -> str:
+def _screen(parts: Sequence[Given], given: Arguments, *, is_quiet: bool) -> str:
     """Rejects unsupported flags, and shows notices. Returns the format of log lines."""
     if given.greedy_flag and not given.positionals and MODEL.name not in given.flags:
         raise InputError(
@@ -241,24 +241,24 @@ def _reject_faults_of_file(words: Sequence[str]) -> None:
         reject_retired((f"--{name}" for name in file.settings), f"{CONFIG.name} {file.path}: ")
 
 
-def _reject_flags_of_several(launcher: ServeWords, parts: Sequence[Part]) -> None:
+def _reject_flags_of_several(launcher: ServeWords, parts: Sequence[Given]) -> None:
     """Rejects flags of a router if there is no router, and several models that are named after flags."""
     several = {flag.name for flag in GROUPS["Several models"]}
     if launcher.is_behind_router:
         several -= _OF_ONE_MODEL
     for flag in filter(several.__contains__, launcher.flags):
         raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
-    given = parts if parts and parts[0].given.flag else ()
-    others = [each.words[0] for _, each in given if not each.flag]
+    given = parts if parts and parts[0].flag else ()
+    others = [each.words[0] for each in given if not each.flag]
     models = [word for word in others if word != "--" and not is_stray(word)]
-    has_unknown = any(each.flag and flag is None for flag, each in given)  # the word after it may be its value
+    has_unknown = any(each.flag and each.known is None for each in given)  # the word after it may be its value
     if len(models) > 1 and not has_unknown:
         raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")
 
 
-def _reject_repetition(parts: Iterable[Part]) -> None:
+def _reject_repetition(parts: Iterable[Given]) -> None:
     """Rejects the words of a server's command where MODEL belongs: first, or after flags that are known."""
-    rest = dropwhile(lambda part: part.flag is not None, parts)
-    if repeated := repeated_words([word for part in rest for word in part.given.words]):
+    rest = dropwhile(lambda part: part.known is not None, parts)
+    if repeated := repeated_words([word for part in rest for word in part.words]):
         why = "the entrypoint of an image has them, too"
         raise InputError(f"the words `{' '.join(repeated)}` stand twice ({why}): leave them out.")

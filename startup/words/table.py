@@ -54,15 +54,8 @@ def reject_retired(names: Iterable[str], place: str = "") -> None:
             raise InputError(f"{place}No such option: {name}{did_you_mean(name, ())}")
 
 
-class Part(NamedTuple):
-    """A part of a command line, with its flag, or with None if it is no known flag."""
-
-    flag: Flag | None
-    given: Given
-
-
-def split_flags(words: Iterable[str]) -> Iterator[Part]:
-    """Yields the parts of a command line."""
+def split_flags(words: Iterable[str]) -> Iterator[Given]:
+    """Splits a command line by all flags of this program, and names them (`Given.known`)."""
 
     find = cache(find_known_flag)
 
@@ -71,7 +64,8 @@ def split_flags(words: Iterable[str]) -> Iterator[Part]:
         return flag.nargs if flag else None
 
     for given in split(words, num_values):
-        yield Part(find(given.flag) if given.flag else None, given)
+        given.known = find(given.flag) if given.flag else None
+        yield given
 
 
 def _complete(name: str) -> Spelling:

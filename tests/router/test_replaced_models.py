@@ -11,7 +11,7 @@ import pytest
 from router.model_entry import ServerCall
 from router.model_pool import ModelPool
 from router.scheduling.terms import Need
-from router.words import sleep_words
+from router.words import model_check
 from tests.router.http.small_router import eventually
 from tests.router.test_model_pool import by_name, entry_of, open_pool
 from tests.router.words.test_llama_words import llama_server, options_of  # noqa: F401 - a fixture
@@ -100,10 +100,10 @@ def test_a_further_check_finds_another_file_of_a_folder(llama_server, tmp_path):
 
 def test_a_further_check_finds_other_sleep_levels(monkeypatch):
     """The model is no plain text model any more, so level 2 would not restore it."""
-    monkeypatch.setattr(sleep_words, "can_sleep", lambda _: "")
-    monkeypatch.setattr(sleep_words, "deepest_level", lambda _: 2)
+    monkeypatch.setattr(model_check, "can_sleep", lambda _: "")
+    monkeypatch.setattr(model_check, "deepest_level", lambda _: 2)
     options = _vllm("--idle-sleep", "5m")
     (entry,) = options.entries.values()
     assert entry.sleep_levels == (1, 2)
-    monkeypatch.setattr(sleep_words, "deepest_level", lambda _: 1)
+    monkeypatch.setattr(model_check, "deepest_level", lambda _: 1)
     assert options.check_again(entry).sleep_levels == (1,)

@@ -12,7 +12,6 @@ import pytest
 from router.http.router_answers import RouterAnswers
 from tests.e2e.server_process import ServerProcess
 from tests.router.router_process import RouterProcess
-from tests.router.sleeping_router import _SMALL, FLAGS
 from tests.startup.vllm.fake_start import environment
 from tests.support.folders import short_folder
 
@@ -45,6 +44,9 @@ POST /api/models/unload       404      404  200     200 200     200
 GET /unload                   404      404  200     200 200     200
 """
 """`-`: the fake vLLM lacks this path of vLLM. Each order begins in the state of its column."""
+_FLAGS: Final = ["--enforce-eager", "--enable-sleep-mode", "--prefetch", "off"]
+_SMALL: Final = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+"""A KV cache of 1 GiB. Without a size, nearly all of the machine's memory would have to be free."""
 _HEAD, *_ROWS = [line.split() for line in _TABLE.strip().splitlines()]
 _KINDS: Final = _HEAD[1:]
 
@@ -52,7 +54,7 @@ _KINDS: Final = _HEAD[1:]
 def _words(kind: str, folder: Path, tiny_llama: Path) -> tuple[list[str], dict[str, str]]:
     if kind == "embedded":
         return [str(tiny_llama), "--engine", "embedded", "--served-model-name", "m"], {}
-    words = ["fake", "--engine", "vllm", "--served-model-name", "m", *FLAGS]
+    words = ["fake", "--engine", "vllm", "--served-model-name", "m", *_FLAGS]
     more = {"vllm": [], "asleep": ["--idle-sleep", "1s"]}.get(kind, ["--idle-stop", "600s"])
     quiet = [] if kind == "vllm" else ["--standby", "off"]
     return [*words, *more, *quiet], environment(folder, **_SMALL)
@@ -62,7 +64,7 @@ def _start(kind: str, folder: Path, tiny_llama: Path) -> ServerProcess:
     words, variables = _words(kind, folder, tiny_llama)
     if kind != "several":
         return ServerProcess(words, environment=variables)
-    entry = {"model": "fake", "engine": "vllm", "args": FLAGS}
+    entry = {"model": "fake", "engine": "vllm", "args": _FLAGS}
     return RouterProcess(
         folder, {"m": entry, "other": entry}, "--standby", "off", environment=environment(folder, **_SMALL)
     )

@@ -18,7 +18,7 @@ from base.json_depth import MOST_LEVELS, check_depth
 from base.security.api_keys import ApiKeys
 from base.security.cors import _ASKED_HEADERS, CorsPolicy
 from base.server_settings import NetworkConfig
-from server.apis.anthropic.blocks import BlockStream
+from server.apis.anthropic.serving import BlockStream
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
@@ -39,9 +39,9 @@ from server.text.parsers.json_text import read_json
 from server.text.parsers.output_parser import OutputParser
 from server.text.renderers.conversation import to_conversation
 from server.text.renderers.detokenizer import MAX_STOP_CHARS, UNFINISHED, DecodeWindow, PromptTail, StopScanner
-from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.text.renderers.images.fetcher import MediaFetcher
 from server.text.renderers.images.loader import decode_data_url
+from server.text.renderers.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from startup.port.probe_http import parse_probe
 from tests.server.engine.sampling.grammar_texts import build_grammar
 from tests.server.text.parsers.transcripts import FUNCTIONS
@@ -261,7 +261,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "prompt_embeds",
-        "server.text.renderers.embeds.tensor_file",
+        "server.text.renderers.tensor_file",
         _embeds,
         [*_units("A", "=", "PK\x01\x02", "PK\x03\x04"), Text("q\x00h\x00", "PK\x03\x04")],
     ),
@@ -299,7 +299,7 @@ SCANNERS: Final = [
     Scanner(
         "lark grammars", "server.engine.sampling.grammar", partial(_grammar, "grammar"), _units("start: ", '"a" ', "(")
     ),
-    Scanner("Anthropic blocks", "server.apis.anthropic.blocks", _blocks, _units("a", "[", '{"a":', " ")),
+    Scanner("Anthropic blocks", "server.apis.anthropic.serving", _blocks, _units("a", "[", '{"a":', " ")),
     Scanner("response output", "server.apis.responses.output", _response, _units(" ", "a", "\n ")),
     Scanner(
         "values",

@@ -7,7 +7,7 @@ import pytest
 
 from server.http.app import LoopTurns
 from server.http.transport.request import Request
-from server.operation.metrics.loop import INTERVAL_S, LoopHeartbeat
+from server.operation.metrics.server_metrics import INTERVAL_S, LoopHeartbeat
 
 
 async def test_a_burst_begins_a_few_at_a_time_and_in_order():

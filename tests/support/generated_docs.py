@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import click
 
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.registry import OWN_PREFIX, variables
 from envs.variable import EnvVar
 from startup.hook import Hook

@@ -23,7 +23,7 @@ from startup.words.engine_choice import choose_engine
 from startup.words.errors import InputError
 from startup.words.secret_flags import without_flags
 from startup.words.serve_command import request_of
-from vllm_cli.client.server import Server
+from vllm_cli.client.server import ServerClient
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.private_server import PrivateServer
 from vllm_cli.supervised_command import CommandEndedError
@@ -98,7 +98,7 @@ _REQUESTS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
 
 def ask(server: PrivateServer) -> str:
     """Sends one request, to the first endpoint that the model has. Returns that endpoint's path."""
-    client = Server(server.address)
+    client = ServerClient(server.address)
     refusals = []
     try:
         model = client.first_model()

@@ -17,9 +17,8 @@ from startup.words.errors import InputError
 from vllm_cli.bench.exec_stamp import stamp_words, wait_for_stamp
 from vllm_cli.bench.phases import describe_phases, divide, ends_of_spans, follow_log
 from vllm_cli.bench.probe import HealthProbe
-from vllm_cli.bench.readiness import ReadyServer, ask_spans, raise_if_rejected, wait_until_ready
+from vllm_cli.bench.readiness import CompletionRequest, ReadyServer, ask_spans, raise_if_rejected, wait_until_ready
 from vllm_cli.bench.report import Figures, Metric, Result, Side, percentiles_ms
-from vllm_cli.bench.request import CompletionRequest
 from vllm_cli.bench.standby import NO_STANDBY, BenchStandby, split_own_command
 from vllm_cli.bench.target import BenchConfig, Target, TargetSpec, TargetStartError, describe
 from vllm_cli.errors import ConnectionFailedError

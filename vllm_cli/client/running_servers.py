@@ -14,7 +14,7 @@ from base.status_page.page import DATA_PATH
 from startup.standby.status import STATUS, NoStandbyError, ask
 from startup.storage.run_record import ROUTER, STANDBY, RunRecord, read_run_records
 from startup.words.errors import InputError
-from vllm_cli.client.server import Server, amount
+from vllm_cli.client.server import ServerClient, amount
 from vllm_cli.client.server_address import ServerAddress, parse_url
 from vllm_cli.client.waiting import poll_readiness
 
@@ -181,7 +181,7 @@ def address_of(record: RunRecord) -> ServerAddress | None:
 def _read_models(address: ServerAddress) -> tuple[RouterModel, ...] | None:
     """The models of a router, in its file's order. None if it sends no list, for example without a key."""
     try:
-        answer = Server(address).request("GET", DATA_PATH, timeout_s=_ANSWER_TIMEOUT_S, max_bytes=_MAX_BODY_BYTES)
+        answer = ServerClient(address).request("GET", DATA_PATH, timeout_s=_ANSWER_TIMEOUT_S, max_bytes=_MAX_BODY_BYTES)
         data = read_json(answer.content) if answer.status == 200 else None
     except (OSError, HTTPException, ValueError):
         return None

@@ -38,9 +38,9 @@ server_options: Final = options(
 """The options that `take_server` reads."""
 
 
-def take_server(options: dict[str, Any]) -> "Server":
+def take_server(options: dict[str, Any]) -> "ServerClient":
     """Takes the options of `server_options` out of a command's parameters. Raises InputError."""
-    return Server(take_address(options), choose_key(options.pop("api_key")))
+    return ServerClient(take_address(options), choose_key(options.pop("api_key")))
 
 
 def choose_key(given: str | None) -> str | None:
@@ -66,7 +66,7 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerClient:
     """The address of a server, and a key. Each request opens a new connection."""
 
     address: ServerAddress

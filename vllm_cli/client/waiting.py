@@ -14,7 +14,7 @@ from base.machine.processes import is_alive
 from startup.logs.formatters import escape_controls
 from startup.port.probe_http import MODEL_STATE_HEADER
 from startup.reports.timeline.live_line import draw_bar
-from vllm_cli.client.server import ReceivedAnswer, Server, amount
+from vllm_cli.client.server import ReceivedAnswer, ServerClient, amount
 from vllm_cli.client.server_address import ServerAddress
 
 State = Literal["ready", "starting", "absent", "failed"]
@@ -55,7 +55,7 @@ class Readiness:
 def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Readiness:
     """Sends one GET. Returns a failure as a result, and raises no error."""
     try:
-        answer = Server(address).request("GET", path, timeout_s=timeout_s, max_bytes=_MAX_BODY_BYTES)
+        answer = ServerClient(address).request("GET", path, timeout_s=timeout_s, max_bytes=_MAX_BODY_BYTES)
     except ssl.SSLCertVerificationError as err:
         return Readiness("failed", f"its certificate is not trusted ({err.verify_message})")
     except TimeoutError:
@@ -123,7 +123,7 @@ _SAMPLE: Final = r"^{}(?:\{{[^}}\n]*\}})? (\d{{1,15}}(?:\.\d+)?)$"
 def _poll_graphs(address: ServerAddress, ready: Readiness, *, timeout_s: float) -> Readiness:
     """`ready`, unless the server still captures CUDA graphs, or does not report them yet."""
     try:
-        answer = Server(address).request("GET", "/metrics", timeout_s=timeout_s, max_bytes=_MAX_METRICS_BYTES)
+        answer = ServerClient(address).request("GET", "/metrics", timeout_s=timeout_s, max_bytes=_MAX_METRICS_BYTES)
     except (OSError, HTTPException) as err:
         return Readiness("starting", f"/metrics: {err}")
     metrics = answer.content.decode(errors="replace")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from base.wording import format_bytes
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.registry import env
 from startup.storage.caches import FIXED_PATH, OFF
 from startup.words.errors import InputError

@@ -11,7 +11,7 @@ import click
 
 from base.exit_codes import OK
 from startup.logs.formatters import escape_controls
-from vllm_cli.client.server import Piece, Server, server_options, take_server
+from vllm_cli.client.server import Piece, ServerClient, server_options, take_server
 from vllm_cli.commands.of_vllm import vllms_own
 from vllm_cli.errors import ConnectionFailedError
 
@@ -58,7 +58,7 @@ def chat(**options: Any) -> int:
     return chat_with(take_server(options), **options)
 
 
-def chat_with(server: Server, *, system_prompt: str | None, quick: str | None, **options: Any) -> int:
+def chat_with(server: ServerClient, *, system_prompt: str | None, quick: str | None, **options: Any) -> int:
     """Sends the message `quick`, or converses with the user. Returns the exit code."""
     dialogue = _Dialogue(server, options)
     beginning = [_message("system", system_prompt)] if system_prompt else []
@@ -96,7 +96,7 @@ def _message(role: str, content: str) -> Message:
 class _Dialogue:
     """Sends requests to one model on one server."""
 
-    def __init__(self, server: Server, options: dict[str, Any]) -> None:
+    def __init__(self, server: ServerClient, options: dict[str, Any]) -> None:
         """Takes the options of sampling, and `model_name`."""
         self._server = server
         self._stats = options.get("stats", False)

@@ -13,7 +13,7 @@ import click
 from base.status_page.page import DATA_PATH
 from startup.logs.formatters import escape_controls
 from vllm_cli.client.running_servers import parse_models
-from vllm_cli.client.server import Server, server_options, take_server
+from vllm_cli.client.server import ServerClient, server_options, take_server
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.terminal import SECONDS, Reporter, options, printable
@@ -110,7 +110,7 @@ def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
 
 
 def _await(
-    send: Callable[[], tuple[Ending, str]], server: Server, model: str, reporter: Reporter
+    send: Callable[[], tuple[Ending, str]], server: ServerClient, model: str, reporter: Reporter
 ) -> tuple[Ending, str]:
     """Sends the request in a thread, and shows the model's state meanwhile. Returns the outcome."""
     outcomes: list[tuple[Ending, str]] = []
@@ -125,7 +125,7 @@ def _await(
     return outcomes[0]
 
 
-def _describe_state(server: Server, model: str) -> str:
+def _describe_state(server: ServerClient, model: str) -> str:
     """The model's state, phase and number of requests. Empty if the router does not answer."""
     with suppress(ConnectionFailedError):
         for each in parse_models(server.ask("GET", DATA_PATH, timeout_s=_ANSWER_S)) or ():
@@ -135,7 +135,7 @@ def _describe_state(server: Server, model: str) -> str:
     return ""
 
 
-def _send(server: Server, verb: Verb, model: str, timeout_s: float) -> tuple[Ending, str]:
+def _send(server: ServerClient, verb: Verb, model: str, timeout_s: float) -> tuple[Ending, str]:
     """Sends the request. Returns the state that the model reached, or an error's ending and reason."""
     try:
         answer = server.ask("POST", f"/v1/models/{quote(model, safe='/:@')}/{verb}", timeout_s=timeout_s)
@@ -158,5 +158,5 @@ def _explain(error: ConnectionFailedError, address: ServerAddress) -> str:
 def _is_router(address: ServerAddress) -> bool:
     """Whether the server is a router. A server that does not answer counts as one."""
     with suppress(ConnectionFailedError):
-        return "models" in Server(address).ask("GET", DATA_PATH)
+        return "models" in ServerClient(address).ask("GET", DATA_PATH)
     return True

@@ -10,7 +10,7 @@ from startup.settings.config import DEFAULT_MODEL_ID
 from startup.words.option import ServeFlagsCommand, complete_model
 from startup.words.serve_command import parse_start
 from vllm_cli.client.running_servers import find_servers
-from vllm_cli.client.server import Server, choose_key
+from vllm_cli.client.server import ServerClient, choose_key
 from vllm_cli.client.server_address import parse_url
 from vllm_cli.commands.chat import chat, chat_with
 from vllm_cli.terminal import Reporter
@@ -40,13 +40,13 @@ def run(*, words: tuple[str, ...], **options: Any) -> int:
     parse_start(words, "vllm-cli run")  # rejects words that `serve` rejects
     model = words[0] if words else DEFAULT_MODEL_ID  # a flag is no server's model
     if len(words) < 2 and (address := _find(model)) is not None:
-        return chat_with(Server(parse_url(address), choose_key(None)), model_name=model, **options)
+        return chat_with(ServerClient(parse_url(address), choose_key(None)), model_name=model, **options)
     from vllm_cli.private_server import start_private_server  # noqa: PLC0415 - imports psutil
 
     with start_private_server(words, {}) as server:
         with closing(Reporter()) as reporter:
             server.wait_ready(math.inf, reporter)
-        return chat_with(Server(server.address), model_name=None, **options)
+        return chat_with(ServerClient(server.address), model_name=None, **options)
 
 
 def _find(model: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from server.engine.compute.attention_kernels import additive_mask
-from server.engine.features.prompt_features import PlacedRows
+from server.engine.prompt_features import PlacedRows
 from server.engine.sequence import Chunk, Sequence
 
 _CALL_COST_TOKENS = 256

@@ -17,10 +17,10 @@ from server.engine.compute.attention import PackedAttention, UnsupportedAttentio
 from server.engine.compute.batch import StepLogits, pack
 from server.engine.compute.linear import pack_linear_layers
 from server.engine.compute.traced_layers import LayerTracer, light_forward
-from server.engine.features.prompt_features import PlacedRows, embed
-from server.engine.features.vision import language_model
 from server.engine.memory.kv_cache import KVCache, LayerShape
+from server.engine.prompt_features import PlacedRows, embed
 from server.engine.sequence import Chunk
+from server.engine.vision import language_model
 
 _ATTENTION_NAME = "vllm_cli_packed"
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from server.engine.compute.batch import StepLogits
-from server.engine.features.prompt_features import PlacedRows, embed
+from server.engine.prompt_features import PlacedRows, embed
 from server.engine.sequence import Chunk
 
 logger = logging.getLogger(__name__)

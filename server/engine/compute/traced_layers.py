@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from server.engine.compute.attention import PackedAttention
-from server.engine.features.vision import language_model
+from server.engine.vision import language_model
 
 logger = logging.getLogger(__name__)
 

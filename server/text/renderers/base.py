@@ -26,8 +26,8 @@ from server.text.renderers.detokenizer import (
     StopScanner,
     decode_in_pieces,
 )
-from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.text.renderers.pools import RendererPools
+from server.text.renderers.prompt_embeds import EmbedsLimits
 from server.text.renderers.prompts import (
     ChatOptions,
     HeldBytes,

@@ -6,7 +6,7 @@ from typing import Any, Final, Protocol
 
 from base.errors import RequestError
 from server.terms.types import PromptInputs, TensorData
-from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
+from server.text.renderers.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.text.renderers.tokenizers.tokenizer import Cut, Tokenizer
 
 _PROMPTS_PER_CALL: Final = 32
@@ -17,7 +17,7 @@ class EmbedsPrompt:
     """A prompt of embeddings that the client has computed."""
 
     embeds: str
-    """A tensor file in base64 (`server.text.renderers.embeds.prompt_embeds`)."""
+    """A tensor file in base64 (`server.text.renderers.prompt_embeds`)."""
 
 
 Prompt = str | list[int] | EmbedsPrompt

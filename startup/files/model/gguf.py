@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from base.wording import list_some
-from envs.home import expand_home
+from envs.foreign import expand_home
 from startup.files.model.file_faults import file_problem, first_bytes, first_problem
 from startup.files.model.model_name import is_gguf_id
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from envs.home import expand_home
+from envs.foreign import expand_home
 from startup.files.model.hub_settings import hub_endpoints
 
 _HUB_ID: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")

@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from envs import foreign
-from envs.home import expand_home
+from envs.foreign import expand_home
 from startup.files.model.checkpoint_folder import (
     adapter_problem,
     files_below,

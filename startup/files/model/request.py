@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.registry import env
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from base.machine.memory import MemoryState, read_memory
 from base.wording import list_some
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.registry import env, undeclared_names, unknown_variables, validate_all
 from server.text.model_files.tokenizer_files import find_mistral_file, foreign_problem
 from startup.files.model.checkpoint_folder import tokenizer_problem

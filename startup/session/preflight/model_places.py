@@ -10,7 +10,7 @@ from typing import Final
 from base.machine.files import nearest_existing
 from base.machine.memory import available_bytes
 from base.wording import format_bytes, list_some
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.redaction import without_login
 from envs.registry import env
 from startup.files.download.messages import DownloadError

@@ -30,7 +30,7 @@ from server.terms.http_body.response_body import (
     unavailable_answer,
 )
 from startup.port.probe_http import LIVE_PATH, PATH, READY_PATH
-from startup.port.start_state import StartState
+from startup.session.start_state import StartState
 from startup.vllm.serving.control_socket import open_control
 from startup.vllm.serving.engine_watch import create_watchdog, watch
 from startup.vllm.serving.server_context import ServerContext

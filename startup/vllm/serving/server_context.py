@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from base.machine.file_stamps import FolderStamps
 from startup.port.responder import StartupResponder
-from startup.port.start_state import StartState
 from startup.processes.stop_signals import StopSignals
 from startup.reports.crash.output_record import OutputRecord
+from startup.session.start_state import StartState
 
 
 class ChildLink(NamedTuple):

@@ -10,24 +10,36 @@ vllm-omni (--omni) are not checked.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
-from base.server_settings import NetworkConfig
-from startup.session.preflight.all_checks import PreflightOptions, download_checks
-from startup.session.preflight.network import check_address
-from startup.session.preflight.report import CheckGroup, PreflightReport, run_checks
+from base.server_settings import NetworkConfig, TlsConfig
+from envs.foreign import expand_home
+from startup.files.model.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_problem
+from startup.files.model.file_faults import first_problem
+from startup.files.model.json_file import read_json_object
+from startup.session.preflight.all_checks import PreflightOptions, download_checks, is_importable
+from startup.session.preflight.network import check_address, check_tls
+from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, error, run_checks, warning
 from startup.session.preflight.resources import check_cache_folder
 from startup.settings.serve_words import OMNI
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_words.model_request import parse_adapter
 from startup.vllm_words.preflight.arguments import GivenStart, argument_findings, rule_findings
 from startup.vllm_words.preflight.devices import device_findings
 from startup.vllm_words.preflight.model import ModelOnDisk
 from startup.vllm_words.preflight.model_settings import setting_findings
-from startup.vllm_words.preflight.named_files import file_findings
 from startup.vllm_words.preflight.surroundings import surroundings_findings
 
 _WAY_ROUND: Final = "if vLLM would accept this start, give --preflight warn"
+
+_TEMPLATE_CHARACTERS: Final = "{}\n"
+"""If --chat-template contains one of these, its value is the template itself."""
+_LEAST_PLUGIN: Final = 4
+"""The least length of a plugin's path. vLLM ignores shorter values."""
+_NO_ADAPTER: Final = ("", "None")
+"""Values of --lora-modules that vLLM skips."""
 
 
 def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> PreflightReport:
@@ -59,3 +71,97 @@ def _groups_of_words(start: GivenStart, options: PreflightOptions) -> Iterator[C
     yield "devices", lambda: device_findings(start, model)
     yield "surroundings", lambda: surroundings_findings(start)
     yield from download_checks(model.downloads, start.value("--hf-token") or None, options)
+
+
+def file_findings(start: GivenStart) -> Iterator[Finding]:
+    """Reports all files, folders and modules that are named but missing or faulty."""
+    yield from _check_template(start)
+    yield from _check_tls(start)
+    yield from _check_plugins(start)
+    yield from _check_imports(start)
+    yield from _check_adapters(start)
+    yield from _check_log_config(start)
+    settings = start.value("--generation-config")
+    if settings and settings.startswith(("/", ".")) and not Path(settings).exists():
+        report = error if start.is_known else warning
+        yield report("files", f"--generation-config {settings}: there is no such folder")
+
+
+def _check_template(start: GivenStart) -> Iterator[Finding]:
+    template = start.value("--chat-template")
+    if not template or any(character in template for character in _TEMPLATE_CHARACTERS):
+        return
+    built_in = start.vllm.folder / "transformers_utils" / "chat_templates" / template
+    if not Path(template).exists() and not built_in.exists():
+        yield error("chat_template", f"--chat-template {template}: there is no such file")
+
+
+def _check_tls(start: GivenStart) -> Iterator[Finding]:
+    """Reports missing TLS files. Faults in their content are warnings, because vLLM reads them late.
+
+    Without a certificate or a key, vLLM reads none of these files, and a missing file is only a warning.
+    """
+    certificate, key = start.value("--ssl-certfile"), start.value("--ssl-keyfile")
+    authorities = start.value("--ssl-ca-certs")
+    given = {"--ssl-certfile": certificate, "--ssl-keyfile": key, "--ssl-ca-certs": authorities}
+    missing = [f"{flag} {name}" for flag, name in given.items() if name and not Path(name).is_file()]
+    for text in missing:
+        yield (error if certificate or key else warning)("tls", f"{text}: there is no such file")
+    if not missing and certificate:
+        config = TlsConfig(ssl_certfile=certificate, ssl_keyfile=key, ssl_ca_certs=authorities)
+        yield from (finding._replace(severity="warning") for finding in check_tls(config))
+
+
+def _check_plugins(start: GivenStart) -> Iterator[Finding]:
+    for flag in ("--tool-parser-plugin", "--reasoning-parser-plugin"):
+        name = start.value(flag)
+        if name and len(name) >= _LEAST_PLUGIN and not Path(name).is_file():
+            yield warning("plugin", f"{flag} {name}: there is no such file")
+
+
+def _check_imports(start: GivenStart) -> Iterator[Finding]:
+    """Checks that vLLM can find the packages from which it imports classes and functions by name."""
+    for flag in ("--middleware", "--logits-processors"):
+        for name in start.all_values(flag):
+            package = name.partition(":")[0].partition(".")[0]
+            if "." not in name and ":" not in name:
+                yield warning("imports", f"{flag} {name} is no import path such as package.module.name")
+            elif package.isidentifier() and not start.facts.plugins and not is_importable(package):
+                yield error("imports", f"{flag} {name}: there is no module {package}. Install it, or set PYTHONPATH")
+
+
+def _check_adapters(start: GivenStart) -> Iterator[Finding]:
+    most = start.number("--max-lora-rank", 16)
+    for text in start.all_values("--lora-modules"):
+        if text in _NO_ADAPTER:
+            continue
+        name, path = parse_adapter(text)
+        if name is None or path is None:
+            yield error("lora", f"--lora-modules {text!r} is neither NAME=PATH nor JSON with name and path")
+            continue
+        if not start.has("--enable-lora"):
+            yield error("lora", f"--lora-modules {name} needs --enable-lora")
+        yield from _check_adapter(Path(expand_home(path)), most)
+
+
+def _check_adapter(folder: Path, most: int) -> Iterator[Finding]:
+    if not folder.is_dir():
+        if folder.is_absolute() or str(folder).startswith("."):
+            yield error("lora", f"--lora-modules: there is no folder {folder}")
+        return
+    has_config = (folder / ADAPTER_CONFIG).is_file()
+    if problem := first_problem(folder / name for name in ADAPTER_WEIGHTS) if has_config else adapter_problem(folder):
+        yield error("lora", f"--lora-modules: {problem}")
+        return
+    config = read_json_object(folder / ADAPTER_CONFIG)
+    if config.problem:
+        yield error("lora", f"--lora-modules: {config.problem}")
+    elif isinstance(rank := config.content.get("r"), int) and rank > most:
+        yield error("lora", f"{folder} has rank {rank}, --max-lora-rank allows {most}: give --max-lora-rank {rank}")
+
+
+def _check_log_config(start: GivenStart) -> Iterator[Finding]:
+    """Warns about a faulty file. A faulty file is no error, because vLLM before 0.31 does not read it."""
+    name = start.value("--log-config-file")
+    if name and (problem := read_json_object(Path(name)).problem):
+        yield warning("log_config", f"--log-config-file: {problem}")

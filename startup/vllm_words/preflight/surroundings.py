@@ -15,7 +15,7 @@ from typing import Final
 from base.machine.files import nearest_existing, write_problem
 from base.wording import format_bytes
 from envs import foreign
-from envs.home import expand_home
+from envs.foreign import expand_home
 from envs.registry import env
 from envs.variable import EnvError
 from startup.files.model.json_file import JsonFile, read_json_object
@@ -28,7 +28,6 @@ from startup.session.preflight.resources import (
 )  # fmt: skip
 from startup.settings.flag import Flag
 from startup.storage.temp_folder import MAX_BYTES
-from startup.vllm_words.installed import missing_rust_frontend
 from startup.vllm_words.preflight.arguments import GivenStart
 from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value
 
@@ -65,8 +64,6 @@ def surroundings_findings(start: GivenStart) -> Iterator[Finding]:
     for finding in check_libraries():  # not every vLLM for GPUs compiles kernels for the processor
         is_error = finding.check == "environment" or start.vllm.device == "cpu"
         yield finding if is_error else finding._replace(severity="warning")
-    if (problem := missing_rust_frontend(start.vllm)) is not None:
-        yield error("rust_frontend", problem)
     yield from _check_compiler(start)
     yield from _check_shm(start)
     yield from _check_caches(start)

@@ -10,8 +10,7 @@ import pytest
 
 from router.http import request_body
 from router.http.answers import FailedRequestError
-from router.http.body_changes import json_parts
-from router.http.request_body import BodyRoom, ForwardedBody
+from router.http.request_body import BodyRoom, ForwardedBody, json_parts
 from router.model_entry import BodyChanges, ModelEntry
 from server.terms.limits import LimitsConfig
 from tests.conversations.conversation import read_lines

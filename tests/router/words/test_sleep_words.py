@@ -3,8 +3,8 @@
 import pytest
 
 from router.model_entry import ModelEntry
-from router.words import sleep_words
-from router.words.sleep_words import with_sleep_words
+from router.words import model_check
+from router.words.model_check import with_sleep_words
 
 _FLAG = "--enable-sleep-mode"
 
@@ -28,8 +28,8 @@ def _entry(*words: str, **keys: object) -> ModelEntry:
     ids=["no", "swap", "idle", "fixed", "too-deep", "own-flag", "nodes", "embedded"],
 )
 def test_a_model_that_is_to_sleep_gets_the_flag(entry, deepest, levels, adds_flag, notice, monkeypatch):
-    monkeypatch.setattr(sleep_words, "can_sleep", lambda _: "")
-    monkeypatch.setattr(sleep_words, "deepest_level", lambda _: deepest)
+    monkeypatch.setattr(model_check, "can_sleep", lambda _: "")
+    monkeypatch.setattr(model_check, "deepest_level", lambda _: deepest)
     found = with_sleep_words(entry)
     assert found.entry.sleep_levels == levels
     assert found.entry.words == (*entry.words, *((_FLAG,) if adds_flag else ()))
@@ -38,8 +38,8 @@ def test_a_model_that_is_to_sleep_gets_the_flag(entry, deepest, levels, adds_fla
 
 
 def test_where_vllm_has_no_sleep_mode_the_model_is_stopped_and_a_line_says_so(monkeypatch):
-    monkeypatch.setattr(sleep_words, "can_sleep", lambda variables: variables["WHY"])
-    monkeypatch.setattr(sleep_words, "deepest_level", lambda _: 2)
+    monkeypatch.setattr(model_check, "can_sleep", lambda variables: variables["WHY"])
+    monkeypatch.setattr(model_check, "deepest_level", lambda _: 2)
     found = with_sleep_words(_entry(on_swap="sleep", env={"WHY": "no GPU"}))
     assert (found.entry.sleep_levels, found.notice) == ((), "cannot sleep, and is stopped instead: no GPU")
     assert with_sleep_words(_entry(_FLAG, env={"WHY": "no GPU"})).entry.sleep_levels == (1, 2)

@@ -14,17 +14,17 @@ from server.engine.compute.batch import StepLogits
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
-from server.engine.features.prompt_features import FeatureBuilder
-from server.engine.features.vision import image_encoder
 from server.engine.memory.cache_manager import CacheManager
 from server.engine.memory.kv_cache import KVCache
 from server.engine.memory.prefix_cache import PrefixCache
 from server.engine.pending import PendingSequences
+from server.engine.prompt_features import FeatureBuilder
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk
 from server.engine.step_pace import StepPace
+from server.engine.vision import image_encoder
 from server.terms.types import (
     EngineOutput,
     EnginePrompt,

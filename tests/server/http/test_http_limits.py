@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from server.terms.limits import LimitsConfig
-from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
+from server.text.renderers.prompt_embeds import EmbedsLimits
 from tests.server.http.conftest import MAX_MODEL_LEN
 from tests.support.embeds_payloads import torch_payload
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from server.terms.limits import LimitsConfig
-from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.text.renderers.hf import HfRenderer
+from server.text.renderers.prompt_embeds import EmbedsLimits
 from tests.server.http.conftest import MAX_MODEL_LEN, TEXT, assert_rejected
 from tests.support.embeds_payloads import torch_payload
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from startup.processes import forkserver, forkserver_watch, interpreter, new_program
+from startup.processes import forkserver, interpreter, new_program
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _IMPORT = "tests.startup.processes.imported_with_file"
@@ -203,7 +203,7 @@ def killed() -> None:
 
 def does_not_answer() -> None:
     """The first process finds the forkserver stopped, and the second finds it killed."""
-    forkserver_watch._MOST_STOPPED_POLLS = 1  # type: ignore[misc]
+    forkserver._MOST_STOPPED_POLLS = 1  # type: ignore[misc]
     forkserver.ensure_forkserver("decimal")
     os.kill(_server_pid(), signal.SIGSTOP)
     assert [_end(sys.exit, 7), _end(sys.exit, 7)] == [7, 7]

@@ -14,7 +14,7 @@ from startup.storage.caches import CACHE, INSPECTIONS, OWN
 from tests.e2e.server_process import ServerProcess
 from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.support.cli import run_cli
-from vllm_cli.bake.mapped_pages import used_pages
+from vllm_cli.bake.bake import used_pages
 from vllm_cli.bake.start import has_own_bytecode, without_addresses
 
 ROOT = Path(__file__).parents[3]

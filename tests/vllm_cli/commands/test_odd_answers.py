@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.http_server import ScriptedServer, serving
-from vllm_cli.bench.readiness import ask_spans
-from vllm_cli.bench.request import CompletionRequest
+from vllm_cli.bench.readiness import CompletionRequest, ask_spans
 from vllm_cli.client.running_servers import _poll_state, _read_models
 from vllm_cli.client.server_address import parse_url
 from vllm_cli.client.waiting import parse_graphs

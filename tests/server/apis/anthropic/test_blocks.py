@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.apis.anthropic.blocks import BlockStream
+from server.apis.anthropic.serving import BlockStream
 
 
 def test_text_within_a_call_follows_the_call():

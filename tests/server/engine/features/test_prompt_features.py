@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from base.errors import EngineStartError
 from server.engine.build import build_core
-from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds, identify_rows
 from server.engine.phases import Phases
+from server.engine.prompt_features import FeatureBuilder, check_takes_embeds, identify_rows
 from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import PromptInputs, TensorData
 from tests.server.engine.small_engine import SmallEngine

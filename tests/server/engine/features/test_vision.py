@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.features.prompt_features import PromptFeaturesError
-from server.engine.features.vision import VisionEncoder, image_encoder
 from server.engine.model_loading import load_model
+from server.engine.prompt_features import PromptFeaturesError
+from server.engine.vision import VisionEncoder, image_encoder
 from server.terms.config import EngineConfig, ModelFiles, RendererConfig
 from server.terms.types import PromptInputs, TensorData
 from server.text.renderers.base import BaseRenderer, build_renderer

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.features.prompt_features import to_tensor
+from server.engine.prompt_features import to_tensor
 from server.operation.admission import Admission, Lease
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.limits import LimitsConfig

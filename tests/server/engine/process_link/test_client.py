@@ -14,7 +14,6 @@ import pytest
 import uvloop
 
 from base.errors import EngineDeadError, EngineError, EngineStartError
-from server.engine.features.prompt_features import to_tensor
 from server.engine.process import BlockingChannel, ChannelClosedError, attach
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import (
@@ -27,6 +26,7 @@ from server.engine.process_link.messages import (
     Step,
     ToEngine,
 )
+from server.engine.prompt_features import to_tensor
 from server.terms.types import (
     EngineOutput,
     EnginePrompt,

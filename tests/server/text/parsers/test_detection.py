@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.terms.parser_names import TOOL_FORMATS
+from server.terms.server_config import TOOL_FORMATS
 from server.text.parsers import detection
 from server.text.parsers.detection import Detected, ModelFacts, detect_reasoning_format, detect_tool_format
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from server.terms import parser_names
+from server.terms import server_config
 from server.text.parsers.base import CallArguments, CallStart, Content, Reasoning
 from server.text.parsers.formats import REASONING_FORMATS, TOOL_FORMATS
 from server.text.parsers.output_parser import OutputParser
@@ -33,8 +33,8 @@ def test_the_parts_of_a_transcript_are_the_same_for_all_cuts(transcript):
 def test_every_format_has_a_transcript():
     formats = [TOOL_FORMATS[one.tools] for one in TRANSCRIPTS if one.tools in TOOL_FORMATS]
     assert all(form in formats for form in TOOL_FORMATS.values())
-    assert TOOL_FORMATS.keys() == {*parser_names.TOOL_FORMATS}
-    assert REASONING_FORMATS.keys() == {*parser_names.REASONING_FORMATS}
+    assert TOOL_FORMATS.keys() == {*server_config.TOOL_FORMATS}
+    assert REASONING_FORMATS.keys() == {*server_config.REASONING_FORMATS}
 
 
 WITH_CALLS = [one for one in TRANSCRIPTS if one.tools in TOOL_FORMATS and one.tools != "openai" and not one.reasoning]

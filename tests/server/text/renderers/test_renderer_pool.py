@@ -18,8 +18,8 @@ from server.terms.types import TensorData
 from server.text.renderers import prompts as prompts_module
 from server.text.renderers.base import build_renderer
 from server.text.renderers.detokenizer import PromptTail
-from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.text.renderers.hf import HfRenderer
+from server.text.renderers.prompt_embeds import EmbedsLimits
 from server.text.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
 from tests.server.engine.features.tiny_vlm import save_vlm
 from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
@@ -194,7 +194,7 @@ async def test_the_loop_turns_while_images_are_decoded_and_processed(tmp_path, i
 def test_the_pool_s_threads_import_no_modules_and_no_torch(tokenizer_folders):
     code = """
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.renderers.embeds.prompt_embeds import EmbedsLimits
+from server.text.renderers.prompt_embeds import EmbedsLimits
 from server.text.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
 from server.text.renderers.base import build_renderer
 path = Path(sys.argv[1])

@@ -36,7 +36,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from startup.files.prefetch.process import start_prefetch
 from tests.support.page_cache import held
-from vllm_cli.bake.mapped_pages import used_pages
+from vllm_cli.bake.bake import used_pages
 from vllm_cli.bench.startup import evict_files
 
 def prefetch(mode):

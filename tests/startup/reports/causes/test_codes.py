@@ -82,7 +82,7 @@ def test_the_preflights_errors_have_codes_and_the_first_one_counts():
 def test_each_code_in_the_documentation_exists():
     pages = (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
     named = {code for page in pages for code in re.findall(r"VC(?:-[A-Z0-9]+)+", page.read_text())}
-    assert len(named) >= 20
+    assert named
     assert named - BY_CODE.keys() == set()
 
 

@@ -157,8 +157,13 @@ _LINES = ("x" * 50, "ERROR 09-03 11:03:37 [core.py:712] ValueError: No", "50%|##
 
 
 def _num_calls(log: str) -> int:
-    """How many functions are called to read the lines of a log. Unlike time, it is always the same."""
-    return count_calls(lambda: [*chain.from_iterable(map(read_line, read_lines(io.BytesIO(log.encode()))))])
+    """How many functions are called to read the lines of a log. The first reading of a process calls more."""
+
+    def read() -> object:
+        return [*chain.from_iterable(map(read_line, read_lines(io.BytesIO(log.encode()))))]
+
+    read()
+    return count_calls(read)
 
 
 @pytest.mark.parametrize("line", _LINES, ids=["text", "error", "bar"])

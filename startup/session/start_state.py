@@ -1,6 +1,7 @@
 """Keeps the state of one start (timeline, facts, progress), from which the responder makes its answers."""
 
 import json
+import logging
 import pickle
 import time
 from collections.abc import Mapping
@@ -8,17 +9,21 @@ from dataclasses import replace
 from typing import Any, Final
 
 from base.lifecycle import START_INFO, START_PHASES, StartInfo
+from base.machine.files import write_whole
 from base.status_page.page import DATA_PATH, read_page
+from server.terms.types import EngineInfo
 from startup import start_origin
 from startup.files.prefetch.messages import PrefetchReport
 from startup.port.probe_http import LIVE_PATH, Answer
-from startup.reports.timeline.history import StartSubject, installed_versions, read_history
+from startup.reports.timeline.history import StartRecord, StartSubject, installed_versions, read_history, record_start
 from startup.reports.timeline.progress import ProgressMeter
 from startup.reports.timeline.report import PageCacheFacts, StartFacts, StartReport, build_report
 from startup.reports.timeline.timeline import PhaseTimeline
 
 REPORT_PATH: Final = "/startupz"
 _LONGEST_REASON: Final = 200
+
+logger = logging.getLogger(__name__)
 
 
 class StartState:
@@ -217,3 +222,49 @@ def _head(name: str, documentation: str) -> tuple[str, str]:
 
 def _escaped(label: str) -> str:
     return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def save_ready_start(
+    state: StartState, address: str, *, info: EngineInfo | None = None, prefetch: PrefetchReport | None = None
+) -> None:
+    """Logs the phases, writes the report file if one was requested, and adds the start to the history.
+
+    `info` is None with vLLM. `prefetch` is None while the prefetch is still running.
+    """
+    report = state.build_report()
+    if prefetch is not None:
+        logger.info("%s", prefetch)
+    if info is not None:
+        _log_engine(info)
+    if state.facts.compiled_model is not None:
+        logger.info("compiled model: %s", state.facts.compiled_model["text"])
+    logger.info("phases of this start:\n%s", report.table())
+    logger.info("ready after %.2f s (%s): %s", report.total_s, state.info(), address)
+    _save_file(report, state.subject)
+    record_start(state.history_key, StartRecord.from_report(report))
+
+
+def save_failed_start(state: StartState) -> None:
+    """Writes the report file if one was requested. A failed start does not enter the history."""
+    _save_file(state.build_report(), state.subject)
+
+
+def _save_file(report: StartReport, subject: StartSubject) -> None:
+    """Writes the report file. If this fails, logs a warning, and the start goes on."""
+    if subject.report_file is not None:
+        try:
+            write_whole(subject.report_file, report.to_json())
+        except OSError as err:
+            logger.warning("the start-up report could not be written to %s: %s", subject.report_file, err.strerror)
+
+
+def _log_engine(info: EngineInfo) -> None:
+    model, length = f"{info.model_type} in {info.dtype} on {info.device}", info.max_model_len
+    if info.pooling is not None:
+        tasks = ", ".join(info.pooling.supported_tasks)
+        logger.info("%s: %d prompts at once of %d tokens, for %s", model, info.num_slots, length, tasks)
+        return
+    cache = f"KV cache of {info.kv_cache_tokens} tokens ({info.kv_cache_bytes / (1 << 30):.1f} GiB)"
+    logger.info(
+        "%s: %d sequences at once of %d tokens, %s, %s runner", model, info.num_slots, length, cache, info.runner
+    )

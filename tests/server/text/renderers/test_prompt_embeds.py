@@ -16,7 +16,7 @@ import torch
 
 from base.errors import RequestError
 from server.terms.types import TensorData
-from server.text.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
+from server.text.renderers.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from tests.support.embeds_payloads import saved
 
 LIMITS = EmbedsLimits(max_model_len=64, width=16, dtype="float32")

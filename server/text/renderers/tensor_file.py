@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from server.text.renderers.embeds.stored_tensor import NUMPY_TYPES, Array, StoredTensor, TensorFileError, check_shape
+from server.text.renderers.stored_tensor import NUMPY_TYPES, Array, StoredTensor, TensorFileError, check_shape
 
 _MAGIC = b"PK\x03\x04"
 _OLD_MAGIC = (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02c", b"\x80\x02}")

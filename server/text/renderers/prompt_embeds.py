@@ -12,8 +12,8 @@ import pybase64
 
 from base.errors import PromptTooLongError, RequestError
 from server.terms.types import TensorData
-from server.text.renderers.embeds.stored_tensor import NotFiniteError, StoredTensor, TensorFileError, convert_rows
-from server.text.renderers.embeds.tensor_file import read_torch_file
+from server.text.renderers.stored_tensor import NotFiniteError, StoredTensor, TensorFileError, convert_rows
+from server.text.renderers.tensor_file import read_torch_file
 
 PARAM = "prompt_embeds"
 

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from server.engine.features.prompt_features import ImageEncoder, PromptFeatures, PromptFeaturesError, to_tensor
+from server.engine.prompt_features import ImageEncoder, PromptFeatures, PromptFeaturesError, to_tensor
 from server.terms.bounded_cache import BoundedCache
 from server.terms.types import TensorData
 from server.text.model_files.model_kind import VISION_MODEL_TYPES

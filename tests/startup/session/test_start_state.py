@@ -13,9 +13,9 @@ from startup.files.prefetch.messages import PrefetchReport
 from startup.port.listener import listen
 from startup.port.probe_http import Probe, parse_probe
 from startup.port.responder import StartupResponder
-from startup.port.start_state import ProbeAnswers, StartState
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
+from startup.session.start_state import ProbeAnswers, StartState
 from tests.support.waiting import wait_until
 
 _CURL = b"GET /health HTTP/1.1\r\nHost: a:8000\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n"

@@ -1,1 +1,0 @@
-"""Prompts with images or embeddings. Read `prompt_features`, then `vision`."""
