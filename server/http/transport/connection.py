@@ -101,8 +101,6 @@ class Connection(asyncio.Protocol):
         self._is_closed = False  # whether nothing more is sent
         self._idle, self._stall, self._lingering = (Timer(self._loop) for _ in range(3))
 
-    # Called by the transport
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self._parser = self._create_parser()
@@ -156,8 +154,6 @@ class Connection(asyncio.Protocol):
         self.may_write.set()
         self._stall.stop()
 
-    # Called by the parser
-
     def on_message_begin(self) -> None:
         self._url = b""
         self._headers = []
@@ -209,8 +205,6 @@ class Connection(asyncio.Protocol):
             self.resume_reading()  # otherwise, the end of the connection might not be noticed
         self._watch.note_end()
 
-    # Called by requests
-
     def begin_response(self, request: Request) -> tuple[bytes, bytes]:
         if self._serving.is_ending:
             request.keep_alive = False
@@ -245,8 +239,6 @@ class Connection(asyncio.Protocol):
         if self._is_paused:
             self._is_paused = False
             self._transport.resume_reading()
-
-    # Called by the server
 
     def end_soon(self) -> None:
         """Ends the connection after the last request that has arrived, or now if there is none."""
@@ -316,6 +308,9 @@ class Connection(asyncio.Protocol):
 
     def _reject(self, rejection: Rejection | None) -> None:
         """Accepts no more input from the client. Sends the reason, unless a response is being sent."""
+        if rejection is None:  # nothing has arrived
+            self._close()
+            return
         self._ignores_input = True
         self._watch.disarm()
         newest, is_reading_body = self._newest, self._watch.stage is Stage.BODY
@@ -329,14 +324,10 @@ class Connection(asyncio.Protocol):
                 return
             self._running = None
             newest.disconnect()
-        elif is_reading_body:
-            rejection = None
-        if rejection is not None:
+        if newest is None or not is_reading_body or not newest.is_answered:
             logger.debug("closing a connection: %s", rejection.message)
             self.write(rejection.encode(_date()))
         self._close()
-
-    # The end of the connection
 
     def _close(self) -> None:
         """Sends the unsent bytes, then closes."""

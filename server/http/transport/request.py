@@ -48,8 +48,7 @@ class Request:
         self.num_announced = 0
         """The Content-Length of the response. 0 for a stream."""
         self.is_answered = False
-        self.is_gone = False
-        """Whether the client has disconnected before the end of the response."""
+        self.is_gone = False  # whether the client has disconnected too early
         self.path_argument = ""
         """The rest of the path, if the route has an open end."""
         self.wait_turn: Callable[[], Awaitable[None]] | None = None
@@ -61,8 +60,6 @@ class Request:
         self._has_read = False
         self._arrival: asyncio.Future[None] | None = None
         self._working: asyncio.Task[object] | None = None
-
-    # Called by the connection
 
     def add_part(self, part: bytes) -> int:
         """Adds a part of the body. Returns how many bytes have not been read."""
@@ -82,8 +79,6 @@ class Request:
         if self._working is not None:
             self._working.cancel()
             self._working = None  # a cancelled task refers to its frames, and these to this object
-
-    # Called by the application
 
     async def read(self) -> list[bytes]:
         """Returns the parts of the body that have arrived since the last call, or nothing at the end.

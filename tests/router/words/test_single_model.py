@@ -91,7 +91,7 @@ _READ_ELSEWHERE = {
     "log_config": "a part of StartupConfig.logs",
 }
 _REFUSED_BY_NAME = {"--listen-when-ready", "--models"}
-_READERS = ("router/**/*.py", "server/http/transport/*.py", "startup/logs/*.py", "base/security/*.py")
+_READERS = ("router/**/*.py", "server/http/t*/*.py", "startup/logs/*.py", "base/security/*.py", "base/access_log.py")
 
 
 @pytest.mark.parametrize("flag", SUPPORTED, ids=lambda flag: flag.name)
