@@ -18,7 +18,6 @@ from startup.imports.learned_imports import learned_imports
 if TYPE_CHECKING:
     from startup.imports.lean import LeftOut
 
-_VISION_MODULES = ("transformers", "server.text.renderers.images.vision")
 _ENGINE_MODULES = ("transformers", "transformers.generation.utils", "server.engine.build", "server.engine.process")
 
 
@@ -46,7 +45,7 @@ def import_vision() -> None:
     from startup.imports.lean import import_lean
 
     with importing():
-        import_lean(_VISION_MODULES).end()
+        import_lean(("transformers", "server.text.renderers.images.vision")).end()
 
 
 @contextmanager

@@ -32,8 +32,6 @@ Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
 _Group: TypeAlias = tuple[list[str], dict[str, list[str]]]
 """One entry of a `Structure`, in a form that JSON can hold."""
 
-_SITE_FOLDERS = ("site-packages", "dist-packages")
-
 
 @contextmanager
 def cached_scans() -> Iterator[None]:
@@ -64,7 +62,7 @@ def _replace_scan(module: ModuleType) -> None:
     """Adds the cache to transformers' module that scans the sources."""
     path = Path(module.__file__ or "")
     # The sources of an editable install, outside such a folder, change without a change of the stamps.
-    if not set(_SITE_FOLDERS) & set(path.parts):
+    if {"site-packages", "dist-packages"}.isdisjoint(path.parts):
         return
     scan = _SCAN.get(module)
     models = path.parents[1] / "models"

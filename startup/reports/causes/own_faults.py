@@ -35,8 +35,12 @@ _BEGINS: Final = (
 """Functions that call the main function of a vLLM process, or import the program that started it."""
 _PASSES_ON: Final = (("startup/vllm/patches/late_imports.py", "import_late"),)
 """Functions in `_ADDED` whose calls plain vLLM also makes."""
-_IN_PLACE: Final = (("startup/vllm/patches/port.py", "bind"),)
-"""Functions that replace a library's. Errors of the machine in them, such as a taken port, are no faults."""
+_IN_PLACE: Final = (
+    ("startup/vllm/patches/late_graphs.py", "stays_idle"),
+    ("startup/vllm/patches/late_imports.py", "prepare_and_poll"),
+    ("startup/vllm/patches/port.py", "bind"),
+)
+"""Functions that replace a library's, or wait in its place. Errors of the machine in them are no faults."""
 _EMBEDDED: Final = ("server/", "startup/embedded/")
 """Folders of the embedded engine. All code of this engine belongs to vllm-cli."""
 _INTENDED: Final = re.compile(

@@ -43,7 +43,6 @@ from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import InstalledVllm, require_vllm
 
-_LAUNCHER: Final = ("startup.vllm.launch.start",)
 _MAX_STARTED_MODELS: Final = 2
 """Tokenizers are kept for this many recently started models, and for all models that the user names."""
 
@@ -89,7 +88,7 @@ class TemplateImports:
         place_hooks("template")
         with importing_vllm(self._compiler, late_in=None):
             api_modules, engine_modules = _modules_of(self._profiles)
-            failed = import_api_server((*LATER_MODULES, *api_modules, *_LAUNCHER), is_lean=False)
+            failed = import_api_server((*LATER_MODULES, *api_modules, "startup.vllm.launch.start"), is_lean=False)
             if failed:
                 raise StartupError(f"vLLM cannot be imported: {failed}")
             import_leniently((*platform_modules(self._vllm), *engine_modules))

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import re
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
@@ -47,8 +48,8 @@ UNUSED_COMMANDS: Final = LATE_NAMES.part(Text(("vllm.entrypoints.cli.main",), r"
 _POLL: Final = Name("vllm.v1.engine.core", "EngineCoreProc._process_input_queue", ())
 _BLOCK: Final = Text((_POLL.module,), r"block = self\.process_input_queue_block\n", "process_input_queue_block")
 WHEN_IDLE: Final = LATE_NAMES.part(_POLL, _BLOCK, places={"forkserver"})
-_GRAMMARS: Final = "vllm.v1.structured_output.backend_xgrammar"
-_IDLE_S: Final = 0.5
+_IDLE_S: Final = 3.0
+"""Most first requests come sooner after readiness. They do not wait for these imports."""
 
 
 class LateImport(NamedTuple):
@@ -137,10 +138,11 @@ def _prepare_when_idle(poll: Callable[[Any], None]) -> Callable[[Any], None]:
     todo = [_prepare]
 
     def prepare_and_poll(engine: Any) -> None:
+        end_s = time.monotonic() + _IDLE_S
         while todo and engine.process_input_queue_block and engine.is_running() and not engine.has_work():
-            if stays_idle(engine.input_queue, _IDLE_S):
+            if stays_idle(engine.input_queue, end_s - time.monotonic()):
                 todo.pop()(engine)
-            else:  # such as a question whether the engine is alive
+            else:  # such as a question whether the engine is alive, or a part of the time has passed
                 engine.process_input_queue_block = False
                 poll(engine)
                 engine.process_input_queue_block = True
@@ -150,7 +152,6 @@ def _prepare_when_idle(poll: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _prepare(engine: Any) -> None:
-    """Imports the compiler of grammars here and in workers of this machine, and loads the tokenizer."""
     _import_grammars()
     parallel = engine.vllm_config.parallel_config
     if parallel.distributed_executor_backend == "mp" and getattr(parallel, "nnodes", 1) == 1:
@@ -161,7 +162,7 @@ def _prepare(engine: Any) -> None:
 
 def _import_grammars(_: Any = None) -> None:
     with suppress(Exception), importing():
-        import_later(_GRAMMARS)
+        import_later("vllm.v1.structured_output.backend_xgrammar")
 
 
 @contextmanager

@@ -52,6 +52,7 @@ _FRAMES = {
         pytest.param("main spawn process:run core", "KeyError: 'x'", False, id="in-a-process"),
         pytest.param("run core importlib frozen", "ModuleNotFoundError: No module named 'no_such'", False, id="import"),
         pytest.param("core finder core", "ImportError: cannot import name X", False, id="imported"),
+        pytest.param("core late:prepare_and_poll core", "KeyError: 'x'", False, id="idle-engine"),
         pytest.param("core late:import_late torch", "ImportError: libcudart.so.12", False, id="import-not-delayed"),
         pytest.param("core connection", "EOFError", False, id="pipe-of-vllm"),
         pytest.param("core wrapper", "startup.errors.StartupError: no", False, id="intended"),
