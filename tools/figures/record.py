@@ -67,7 +67,11 @@ class Figures:
 
     def describe_age(self, date: str) -> str:
         """The date, and the newest release if that is newer, because its code may have other figures."""
-        return f"{date}, before {self._version}" if date < self._release else date
+        return date if self.is_new(date) else f"{date}, before {self._version}"
+
+    def is_new(self, date: str) -> bool:
+        """Whether the date is not before the newest release."""
+        return date >= self._release
 
 
 class Record:

@@ -173,11 +173,19 @@ def is_of_gpu(step: str) -> bool:
 
 
 def machine_of(figures: Figures, steps: Iterable[str]) -> str:
-    """The machine that has measured the most of the steps. If several have, the one that did so last."""
-    moments: dict[str, list[str]] = {}
+    """The machine that has measured the most of the steps since the newest release, or else the most of all.
+
+    If several have, the one that did so last.
+    """
+    runs: dict[str, list[Measured]] = {}
     for run in chain.from_iterable(map(figures.runs_of, steps)):
-        moments.setdefault(run.machine, []).append(run.moment)
-    return max(moments, key=lambda letter: (len(moments[letter]), max(moments[letter])), default="")
+        runs.setdefault(run.machine, []).append(run)
+
+    def rank(letter: str) -> tuple[int, int, str]:
+        num_new = sum(figures.is_new(run.date) for run in runs[letter])
+        return num_new, len(runs[letter]), max(run.moment for run in runs[letter])
+
+    return max(runs, key=rank, default="")
 
 
 def headlines(figures: Figures, *, are_of_gpu: bool) -> list[Shown]:
