@@ -20,8 +20,8 @@ TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
     from startup.port.systemd.notify_relay import NotifyRelay
 
-_ACK_S = 0.04
-"""The limit for a standby's answer, in seconds. A running standby answers in a millisecond."""
+_ACK_S = 0.2
+"""Seconds for a standby's answer, which takes a millisecond, or up to 100 ms on a busy machine."""
 _VERDICT_S = 0.5
 """Seconds for the forked process's answer, which takes 50 ms, or 250 ms with 8 busy processes per CPU."""
 _OWN_S = 2.0

@@ -53,14 +53,14 @@ def _why_cold(
 
 
 def _wait_warm(standby: StandbyProcess, model: Path) -> None:
-    """Tries until a start is warm. On a busy machine, a template may need more than 40 ms to answer."""
+    """Tries until a start is warm. On a busy machine, a template may need more than 200 ms to answer."""
     wait_until(lambda: _why_cold(standby, model) == "warm")
 
 
 @pytest.mark.thorough
 def test_a_stopped_template_leads_to_a_cold_start(standby, tiny_llama):
     with stopped(standby.template().pid):
-        assert "does not answer in 40 ms" in _why_cold(standby, tiny_llama)
+        assert "does not answer in 200 ms" in _why_cold(standby, tiny_llama)
     _wait_warm(standby, tiny_llama)
     standby.wait_no_server()
 
@@ -74,7 +74,7 @@ def test_leftover_sockets_of_a_killed_standby(tiny_llama):
         killed.process.wait()
         wait_until(lambda: is_gone(template.pid))
         assert killed.socket_path().exists()
-        assert "refused" in _why_cold(killed, tiny_llama)
+        wait_until(lambda: "refused" in _why_cold(killed, tiny_llama))  # another template may just begin
         killed.start()
         killed.wait_ready()
         _wait_warm(killed, tiny_llama)
@@ -228,8 +228,7 @@ def test_wrong_answers_lead_to_a_cold_start(answer, standby, tiny_llama):
 def test_the_documentation_says_how_long_a_hung_standby_delays_a_start():
     text = " ".join((Path(__file__).parents[3] / "docs" / "fast-starts.md").read_text().split())
     delay = f"A standby that hangs while it forks the server delays the start by {front_process._VERDICT_S:g} s."
-    assert f"50 ms. {delay}" in text
-    assert front_process._ACK_S < 0.05
+    assert f"{front_process._ACK_S:g} s. {delay}" in text
 
 
 @pytest.mark.thorough

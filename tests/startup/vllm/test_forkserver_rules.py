@@ -21,6 +21,7 @@ def test_children_have_their_parents_current_state_and_the_forkservers_imports(f
         (forkserver,) = start.forkservers()
         before, cpus = forkserver.environ(), os.sched_getaffinity(forkserver.pid)
         words = [" ".join(process.cmdline()) for process in start.family()]
+        words = [line for line in words if "learned_imports:learn_as" not in line]  # ends at some time
         num_responders = len(start.responders())
         launched = psutil.Process(state["server"]["pid"]).environ()
     server, engine, workers = state["server"], state["engine"], state["workers"]
