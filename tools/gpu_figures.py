@@ -36,6 +36,8 @@ vllm-cli wait --port "$PORT" --pid $server --timeout 250 --graphs --json >"$0"; 
 kill $server; wait; exit $code
 """
 """A shell script. Its arguments run as a server until all graphs are captured. The file `$0` has the time."""
+_BENCH: Final = (sys.executable, "-m", "vllm_cli", "bench", "startup", "--json", "{result}")
+_SHORT: Final = "--max-model-len 2048"
 _PORT: Final = 8123
 _LOAD_FORMATS: Final = {"auto": None, "fastsafetensors": "fastsafetensors", "runai_streamer": "runai_model_streamer"}
 """How vLLM reads weights -> the package that vLLM needs for it."""
@@ -81,7 +83,7 @@ def main(output: str, minutes: float, model: str, vllm: str) -> None:
 
 
 def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
-    """What is known least comes first. vLLM comes before the embedded engine, because most users run vLLM."""
+    """Steps without earlier results come first, and vLLM comes before the embedded engine."""
     if vllm is not None:
         late = ("env", f"GPU_VLLM={vllm}", f"GPU_MODEL={model}", sys.executable, "-m", "pytest", "-q")
         file = "tests/cuda/test_late_graphs_on_gpus.py"
@@ -101,10 +103,6 @@ def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
         yield Step("vllm: requests", (*served, "--concurrency", "1,32", *sides), 360)
         yield Step("embedded: requests", (*served, "--cmd", ours), 300)
     yield Step("embedded: start", (*_BENCH, "--rounds", "3", "--cmd", ours), 120)
-
-
-_BENCH: Final = (sys.executable, "-m", "vllm_cli", "bench", "startup", "--json", "{result}")
-_SHORT: Final = "--max-model-len 2048"
 
 
 def _launcher(model: Path, vllm: Path) -> str:

@@ -31,7 +31,7 @@ _CHUNK_BYTES = 1 << 16
 
 
 class Answers(Protocol):
-    """What the responder answers. Those of a session are in `session/start_state.py`."""
+    """What the responder answers. `session/start_state.py` has the answers of a session."""
 
     def answer(self, path: str) -> Answer:
         """The answer to a GET of this path. Must not block."""

@@ -20,7 +20,7 @@ _MODEL_INSPECTION: Final = "registry.py"
 _MOST_LINES_OF_AN_END: Final = 5
 """The number of lines after an exception's first line, or a process's end, that may name the cause."""
 _MOST_LINES_BETWEEN: Final = 40
-"""A telling line is shown with an exception unless more lines than these lie between them."""
+"""The most lines between an exception and a telling line that is shown with it."""
 _LEAST_SHOWN: Final = 60
 """If this many characters of a message are shown, the message is."""
 _CRASH: Final = BY_NAME["native-crash"]

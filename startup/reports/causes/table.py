@@ -60,8 +60,8 @@ def _read_block(head: str, lines: list[str]) -> tuple[KnownCause | None, Part]:
 
 _KEYS: Final = ("?", ">", "phase", "files", "settings", "words")
 _CAUSES, PARTS, LISTS = _read()
-"""The frame that raised an exception decides on its part, then outer frames. Of two that are equally deep, it
-is the first."""
+"""The frame that raised an exception decides on its part, then outer frames. If two parts match a frame, the
+first decides."""
 KNOWN: Final = tuple(known for known in _CAUSES if known.source)
 """All causes with texts, in the order of comparison. More general causes come later."""
 OWN: Final = tuple(known for known in _CAUSES if not known.source)
