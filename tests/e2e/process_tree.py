@@ -1,6 +1,5 @@
 """Finds the processes of a running server by their roles."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -10,6 +9,7 @@ from typing import Literal, TypeVar
 import psutil
 
 from tests.e2e.server_process import ServerProcess
+from tests.support.processes import has_death_pipe
 from tests.support.waiting import wait_until
 
 Role = Literal["api", "engine", "forkserver", "resource_tracker", "responder", "prefetch"]
@@ -60,14 +60,6 @@ def for_each_process(server: ServerProcess, question: Callable[[psutil.Process],
     return answers
 
 
-def has_death_pipe(process: psutil.Process) -> bool:
-    """Whether a pipe sends a signal to the process (proc(5), `fdinfo`), so that it ends with its server."""
-    with suppress(OSError):  # the process exits
-        flags = [line.split()[1] for file in Path(f"/proc/{process.pid}/fdinfo").iterdir() for line in _flags(file)]
-        return any(int(octal, 8) & os.O_ASYNC for octal in flags)
-    return False
-
-
 def _roles(api: psutil.Process, process: psutil.Process) -> Iterator[Role]:
     words = " ".join(process.cmdline())
     if process == api:
@@ -89,10 +81,3 @@ def _has_torch(process: psutil.Process) -> bool:
     with suppress(OSError):
         return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
     return False
-
-
-def _flags(file: Path) -> list[str]:
-    try:
-        return [line for line in file.read_text().splitlines() if line.startswith("flags:")]
-    except FileNotFoundError:  # the file was closed meanwhile
-        return []

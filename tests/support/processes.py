@@ -53,6 +53,14 @@ def assert_gone(family: Iterable[psutil.Process]) -> None:
     wait_until(lambda: not running(family), GONE_S)
 
 
+def has_death_pipe(process: psutil.Process) -> bool:
+    """Whether a pipe sends a signal to the process (proc(5), `fdinfo`), so that it ends with its server."""
+    with suppress(OSError):  # the process exits
+        flags = [line.split()[1] for file in Path(f"/proc/{process.pid}/fdinfo").iterdir() for line in _flags(file)]
+        return any(int(octal, 8) & os.O_ASYNC for octal in flags)
+    return False
+
+
 def shared_memory(family: Iterable[psutil.Process]) -> set[Path]:
     """The segments of `multiprocessing.shared_memory` that these processes use."""
     found = set()
@@ -78,3 +86,10 @@ def stopped(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def _flags(file: Path) -> list[str]:
+    try:
+        return [line for line in file.read_text().splitlines() if line.startswith("flags:")]
+    except FileNotFoundError:  # the file was closed meanwhile
+        return []

@@ -13,6 +13,7 @@ import psutil
 from envs.registry import OWN_PREFIX, variables
 from tests.support.cli import CLI, run_cli
 from tests.support.ports import free_port
+from tests.support.processes import has_death_pipe
 from tests.support.program import Server
 
 FAKE = Path(__file__).with_name("fake")
@@ -143,9 +144,9 @@ class FakeStart(Server):
         return found
 
     def responders(self) -> list[psutil.Process]:
-        """The launcher's forks that answer probes instead of vLLM."""
+        """The launcher's forks that answer probes instead of vLLM. Other forks are about to execute a program."""
         words = self.root.cmdline()
-        return [process for process in self.root.children() if _words(process) == words]
+        return [each for each in self.root.children() if _words(each) == words and has_death_pipe(each)]
 
     def titles(self) -> set[str]:
         """The titles of the running processes."""
