@@ -10,7 +10,7 @@ from typing import Literal
 
 import click
 
-from envs import foreign
+from envs.environment import snapshot
 from envs.redaction import hide_in_command
 from vllm_cli.supervisor import CANNOT_RUN, start_supervisor
 
@@ -41,7 +41,7 @@ class SupervisedCommand:
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         """`environment`: variables to set in addition to those of this process."""
-        self._environment = {**foreign.snapshot(), **(environment or {})}
+        self._environment = {**snapshot(), **(environment or {})}
         self._words: Sequence[str] = ()
         self._supervisor: subprocess.Popen[bytes] | None = None
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final, NoReturn, Self
 
 from base.wording import signal_name
-from envs import foreign
+from envs import environment
 from envs.registry import env
 from startup.processes import death_pipe
 
@@ -89,7 +89,7 @@ _FILES_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
 def inherited_environment() -> dict[str, str]:
     """The environment of this process without the router's own variables."""
     own = {variable.name for variable in _OWN}
-    return {name: value for name, value in foreign.snapshot().items() if name not in own}
+    return {name: value for name, value in environment.snapshot().items() if name not in own}
 
 
 def _restore_signals(mask: set[int]) -> None:

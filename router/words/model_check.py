@@ -20,7 +20,7 @@ import click
 
 from base.errors import ConfigError
 from base.machine.memory import read_memory
-from envs import foreign
+from envs import environment
 from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
@@ -78,7 +78,7 @@ def with_sleep_words(entry: ModelEntry) -> SleepWords:
     if entry.engine != "vllm" or not (has_flag or entry.should_sleep):
         return SleepWords(replace(entry, sleep_levels=()))
     deepest = deepest_level(entry.words)
-    reason = can_sleep({**foreign.snapshot(), **entry.env}) or ("" if deepest else _NEEDS_OTHERS)
+    reason = can_sleep({**environment.snapshot(), **entry.env}) or ("" if deepest else _NEEDS_OTHERS)
     if reason and not has_flag:
         return SleepWords(replace(entry, sleep_levels=()), f"cannot sleep, and is stopped instead: {reason}")
     levels = tuple(level for level in entry.sleep_levels if level <= deepest)

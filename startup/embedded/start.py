@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from base.errors import EngineError, ServerError
 from base.exit_codes import ENGINE_DIED, START_FAILED
 from base.lifecycle import Lifecycle
-from envs import foreign
+from envs import environment
 from envs.foreign import expand_home
 from envs.registry import env
 from server.terms.config import ModelFiles
@@ -80,7 +80,7 @@ def start_embedded(config: StartupConfig) -> int:
     notice = keep_bytecode(Path(torch.origin).parent) if torch and torch.origin else None
     if start_origin.warm is None:
         with suppress(OSError):  # then the forkserver is a new program, which takes a third of a second more
-            fork_dormant(lambda: None, foreign.snapshot())
+            fork_dormant(lambda: None, environment.snapshot())
     network = config.server.network
     session = StartSession(
         _subject_of(config), timeline, is_private=network.api_key_everywhere, has_page=network.web_page

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from base.machine.gpu_driver import initialized_driver, may_have_gpu
 from base.machine.nvml import read_gpus
-from envs import foreign
+from envs import environment, foreign
 from startup.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import replaced, watch
@@ -152,7 +152,7 @@ def driver_kept_uninitialized() -> Iterator[None]:
         if capability is not None:
             stack.enter_context(replaced(_CAPABILITY, functools.partial(_answer, capability)))
             if not foreign.is_set(_CUTE_DSL_ARCH):
-                stack.enter_context(foreign.overlaid({_CUTE_DSL_ARCH: _architecture(*capability)}))
+                stack.enter_context(environment.overlaid({_CUTE_DSL_ARCH: _architecture(*capability)}))
         for name, has_gpu in _INITIALIZE.items():
             stack.enter_context(replaced(name, functools.partial(_guarded, _guard, name.path, has_gpu)))
         _open = True

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from envs import foreign
+from envs import environment
 from envs.registry import env
 
 _GPU_DEVICES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
@@ -62,7 +62,7 @@ def expects_gpu() -> bool:
     """Whether the engine will probably use a GPU: one exists, is not hidden, and torch is built for it."""
     if not has_gpu():
         return False
-    return not hides_gpus(foreign.snapshot()) and _is_torch_built_for_gpus()
+    return not hides_gpus(environment.snapshot()) and _is_torch_built_for_gpus()
 
 
 def hides_gpus(environment: Mapping[str, str]) -> bool:

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
 from base.machine.gpu_driver import initialized_driver
 from base.machine.processes import is_alive, stat_fields
-from envs import foreign
+from envs import environment
 from startup.hook import Name, Text
 from startup.processes import group_signals, interpreter
 from startup.processes.death_pipe import follow_parent
@@ -236,7 +236,7 @@ def _start_forkserver(preload_module: str) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, ExitStack() as stack:
         stack.enter_context(without_group_signals())
-        stack.enter_context(foreign.overlaid(_WITHOUT_WORKING_FOLDER))
+        stack.enter_context(environment.overlaid(_WITHOUT_WORKING_FOLDER))
         call = f"main({theirs.fileno()}, {preload_module!r}, {os.getpid()})"
         code = f"import {OWN_PACKAGES_MODULE}; from {__name__} import main; {call}"
         words = [os.fsencode(word) for word in (*spawn.get_command_line()[:-2], code)]

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Final
 
-from envs.foreign import snapshot
+from envs.environment import snapshot
 from startup.processes import death_pipe, group_signals
 
 Send = Callable[[object], None]

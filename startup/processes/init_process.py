@@ -9,7 +9,7 @@ import os
 import signal
 from contextlib import suppress
 
-from envs import foreign
+from envs import environment
 
 _FORWARDED = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT,
@@ -25,7 +25,7 @@ def become_init() -> None:
     pid = os.fork()
     if pid == 0:
         _take_terminal()
-        foreign.readdress(init_pid, os.getpid())
+        environment.readdress(init_pid, os.getpid())
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
     os._exit(_supervise(pid))

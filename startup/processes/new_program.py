@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from base.machine.command_line import replace_command_line
 from base.machine.descriptors import is_open, move_socket_up, move_up
 from base.machine.libc import load_libc
-from envs import foreign
+from envs import environment, foreign
 from startup.hook import Name
 from startup.processes import death_pipe, group_signals
 from startup.processes.messages import MessageError, RefusedError, dictionary, receive, refuse, send_request
@@ -109,7 +109,7 @@ def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str
             theirs = move_socket_up(theirs)
             close_in_child()
             replace_command_line(_COMMAND_LINE)
-            before = foreign.snapshot()
+            before = environment.snapshot()
             run_program(theirs, lambda request: _become(request, theirs, before))
     theirs.close()
     _dormant = _Dormant(pid, ours, at_import)
@@ -142,7 +142,7 @@ def _become(request: "Request", connection: socket.socket, before: Mapping[str, 
     replace_command_line(b"".join(word + b"\0" for word in request.words))
     with suppress(OSError):
         Path("/proc/self/comm").write_bytes(os.path.basename(request.words[0]))  # noqa: PTH119
-    refresh_libraries(foreign.changes(before, foreign.snapshot()))
+    refresh_libraries(environment.changes(before, environment.snapshot()))
 
 
 def start_program(words: list[bytes], fds: list[int]) -> int:
@@ -191,7 +191,7 @@ def send_program(
 ) -> None:
     """Sends a program, with this process's variables and output, to a fork that calls `run_program`."""
     open_fds = [*filter(is_open, _OUTPUT), *fds]
-    send_request(connection, words, foreign.snapshot(), open_fds, list(map(os.fsencode, texts)), fds=[*other_fds])
+    send_request(connection, words, environment.snapshot(), open_fds, list(map(os.fsencode, texts)), fds=[*other_fds])
 
 
 def run_program(connection: socket.socket, begin: Callable[[Request], None]) -> NoReturn:
@@ -208,7 +208,7 @@ def run_program(connection: socket.socket, begin: Callable[[Request], None]) -> 
             take_descriptors(request.open_fds, _OUTPUT)
             code = request.words.index(b"-c") + 1
             sys.argv[:] = map(os.fsdecode, (b"-c", *request.words[code + 1 :]))
-            foreign.replace_all(request.variables)
+            environment.replace_all(request.variables)
             begin(request)
         exec(request.words[code], {"__name__": "__main__"})  # the code comes from our parent
         exit_code = 0

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, NoReturn
 from base.machine.command_line import masked_words, replace_command_line
 from base.machine.descriptors import move_socket_up, move_up
 from base.machine.processes import process_start_ns
-from envs import foreign
+from envs.environment import readdress, replace_all, snapshot
 from startup import start_origin
 from startup.processes import death_pipe, messages
 from startup.processes.messages import RefusedError
@@ -78,7 +78,7 @@ def take_over(
     Call this before anything is read from the connection to the front process. `on_stale` is called with a
     reason if the template process must be replaced.
     """
-    at_import = foreign.snapshot()
+    at_import = snapshot()
     connection = move_socket_up(connection)
     connection.settimeout(_REQUEST_S)
     with refused_if_it_fails(connection):
@@ -88,7 +88,7 @@ def take_over(
             on_stale(change)
             raise RefusedError(f"the standby's imports are out of date: {change}")
         _become_equal(request, connection, front_pid, template.environment)
-        foreign.readdress(front_pid, os.getpid())
+        readdress(front_pid, os.getpid())
         _raise_reason(template.why_cold(sys.argv[2:]))
         pidfd = os.pidfd_open(os.getpid())
         messages.wait_for_agreement(connection, [pidfd])
@@ -132,7 +132,7 @@ def _become_equal(request: Request, connection: socket.socket, front_pid: int, e
             if number not in request.open_fds:
                 os.close(number)
         _raise_reason(process_state.take_over(front_pid))
-    changed = foreign.replace_all(environment.applied_to(request.variables))
+    changed = replace_all(environment.applied_to(request.variables))
     sys.argv[:] = map(os.fsdecode, request.words)
     sys.orig_argv[:] = orig_argv
     sys.path[:] = path

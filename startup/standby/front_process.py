@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 
-from envs import foreign
+from envs import environment, foreign
 from startup.processes import messages
 from startup.processes.messages import RefusedError
 from startup.settings.serve_words import ServeWords
@@ -121,7 +121,7 @@ def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int,
         messages.send_request(
             connection,
             [os.fsencode(word) for word in sys.argv],
-            foreign.snapshot() | variables,
+            environment.snapshot() | variables,
             open_fds,
             [os.fsencode(word) for word in sys.orig_argv],
             [os.fsencode(path) for path in sys.path],

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 from base.machine.file_stamps import MISSING, read_stamp
-from envs import foreign
+from envs.environment import changes, snapshot
 from envs.registry import env
 from startup.imports.distributions import distribution_files
 from startup.imports.torch_environment import hides_gpus
@@ -57,7 +57,7 @@ class ImportEnvironment(NamedTuple):
 
     def why_cold(self, environment: Mapping[str, str]) -> str | None:
         """Returns why a start must be cold, or None. The reason names a variable, but never its value."""
-        for name in foreign.changes(self.given, environment):
+        for name in changes(self.given, environment):
             if name in self.written:
                 return f"{name} differs, which the standby's imports have set"
             if name in _READ_LATER or name.startswith("LC_"):
@@ -91,8 +91,8 @@ def recorded_reads() -> Iterator[set[str]]:
 
 def written_since(before: Mapping[str, str]) -> dict[str, str | None]:
     """Returns the variables that have changed since `before`, with their values (None if removed)."""
-    now = foreign.snapshot()
-    return {name: now.get(name) for name in foreign.changes(before, now)}
+    now = snapshot()
+    return {name: now.get(name) for name in changes(before, now)}
 
 
 def execute_with(wanted: Mapping[str, str]) -> dict[str, str]:
@@ -104,9 +104,9 @@ def execute_with(wanted: Mapping[str, str]) -> dict[str, str]:
     marker = env.VCLI_GIVEN_VARIABLES.name
     if (before := env.VCLI_GIVEN_VARIABLES.raw) is not None:
         os.environ.pop(marker)
-        given = {**foreign.snapshot(), **json.loads(before)}
+        given = {**snapshot(), **json.loads(before)}
         return {name: value for name, value in given.items() if value is not None}
-    environment = foreign.snapshot()
+    environment = snapshot()
     changed = {name: environment.get(name) for name, value in wanted.items() if environment.get(name) != value}
     if changed:
         os.execve(sys.executable, sys.orig_argv, {**environment, **wanted, marker: json.dumps(changed)})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from base.machine.descriptors import low_numbers_taken, move_socket_up, move_up
 from base.machine.libc import HUGE_PAGE_BYTES, collapse_page
-from envs import foreign
+from envs import environment
 from startup.errors import StartupError
 from startup.files.model.checkpoint_folder import modeling_module
 from startup.files.model.file_plan import plan_files
@@ -57,7 +57,7 @@ def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLi
         imports = choose_imports(kind, models)
         given = execute_with(imports.variables)
         files = InstalledFiles()
-        before = foreign.snapshot()
+        before = environment.snapshot()
         begin_s = time.monotonic()
         with recorded_reads() as read:
             imports.run()

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from envs.foreign import overlaid
+from envs.environment import overlaid
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts
 from startup.vllm_words.installed import InstalledVllm

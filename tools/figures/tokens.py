@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import click
 
-from envs import foreign
+from envs.environment import snapshot
 from tools.figures.servers import build_config, measure_in_turns
 from vllm_cli.bench.readiness import ReadyServer
 from vllm_cli.bench.report import Metric, Result, run_and_publish
@@ -73,7 +73,7 @@ def read_result(result: Mapping[str, Any], num_requests: int) -> dict[str, Any]:
 
 async def _run(*words: str) -> None:
     """Runs the client without this project's modules. Raises ClickException with its output if it fails."""
-    environment = {name: value for name, value in foreign.snapshot().items() if name != "PYTHONPATH"}
+    environment = {name: value for name, value in snapshot().items() if name != "PYTHONPATH"}
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *words, env=environment, stdout=pipe, stderr=asyncio.subprocess.STDOUT

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
-from envs import foreign
+from envs.environment import snapshot
 from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
 from startup.imports.torch_environment import has_gpu
@@ -146,7 +146,7 @@ def bake_imports(words: Sequence[str], environment: Mapping[str, str]) -> None:
                 require_vllm(),
                 line,
                 folder=Path(folder),
-                environment={**foreign.snapshot(), **environment},
+                environment={**snapshot(), **environment},
             )
         except subprocess.CalledProcessError as err:
             lines = "\n".join(f"  {line}" for line in err.stderr.splitlines()[-_LOG_LINES:])

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from envs import foreign
+from envs.environment import snapshot
 from startup.settings.serve_words import ServeWords
 from startup.standby.sockets import template_kind_for
 from vllm_cli.bench.target import TargetStartError
@@ -66,7 +67,7 @@ class BenchStandby:
     async def _ask(self) -> dict[str, Any]:
         """The data of `standby status`. Empty while the standby does not answer."""
         words = [*self._prefix, "standby", "status", "--json"]
-        environment = {**foreign.snapshot(), **self._place}
+        environment = {**snapshot(), **self._place}
         done = await asyncio.to_thread(subprocess.run, words, capture_output=True, env=environment)
         return msgspec.json.decode(done.stdout, type=dict[str, Any]) if done.returncode == 0 else {}
 

@@ -18,6 +18,7 @@ from multiprocessing import process
 from typing import TYPE_CHECKING, Any, Final
 
 from envs import foreign
+from envs.environment import changes, overlaid, snapshot
 from envs.registry import OWN_PREFIX, env
 from startup.hook import Hook, Name, Text
 from startup.processes.death_pipe import arm
@@ -81,8 +82,8 @@ def start_forkserver(plan: "PreloadPlan", environment: Mapping[str, str], pipes:
 
     `environment` has the variables that the forkserver gets in addition to the variables of this process.
     """
-    with foreign.overlaid({**environment, env.VCLI_PRELOAD_PLAN.name: str(plan.write())}):
-        at_exec = foreign.snapshot()
+    with overlaid({**environment, env.VCLI_PRELOAD_PLAN.name: str(plan.write())}):
+        at_exec = snapshot()
         discard_dormant(name for name in (*environment, *READ_AT_EXEC) if not name.startswith(OWN_PREFIX))
         ensure_forkserver(PRELOAD_MODULE)
     redirect_spawn(at_exec, pipes)
@@ -155,7 +156,7 @@ class _ForkedPopen(ForkedPopen):
         return _pipes is None or not self.name.startswith(API_SERVER)
 
     def start_program(self, path: Any, words: Any, fds: Any) -> int:
-        with foreign.overlaid(variables_of_new_programs()):
+        with overlaid(variables_of_new_programs()):
             return super().start_program(path, words, fds)
 
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
@@ -210,7 +211,7 @@ def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
     os.close(watched)
     name, pid, thread_id, blocked, *timeouts_s = texts
     process.current_process().name = name
-    changed = foreign.changes(this_start.environment, foreign.snapshot())
+    changed = changes(this_start.environment, snapshot())
     inherit(int(thread_id), int(blocked))
     refresh_libraries(changed)
     update_openmp()

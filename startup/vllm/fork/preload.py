@@ -10,12 +10,12 @@ import threading
 import time
 from contextlib import suppress
 
-from envs import foreign
+from envs import environment
 from startup.vllm.fork.openmp_state import record_openmp
 
 gc.disable()
 _BEGIN_NS = time.monotonic_ns()
-_AT_EXEC = foreign.snapshot()
+_AT_EXEC = environment.snapshot()
 record_openmp()
 
 from pathlib import Path  # noqa: E402

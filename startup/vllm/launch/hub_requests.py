@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from base.errors import with_causes
-from envs import foreign
+from envs import environment, foreign
 from envs.registry import env
 from startup.files.download.obtain import begin_download
 from startup.files.model.file_plan import Download, FilePlan
@@ -55,7 +55,7 @@ def is_caused_by_offline(err: BaseException) -> bool:
 
 def _has_all(line: CommandLine, plan: FilePlan) -> bool:
     is_unsure = line.has(*_UNSURE_FLAGS) or any(map(foreign.text_of, _UNSURE_VARIABLES))
-    if is_unsure or any(name.startswith(_LORA_RESOLVERS) for name in foreign.snapshot()):
+    if is_unsure or any(name.startswith(_LORA_RESOLVERS) for name in environment.snapshot()):
         return False
     if plan.model.kind != "snapshot" or plan.model.folder is None or not plan.is_on_disk:
         return False

@@ -21,7 +21,7 @@ from base.lifecycle import StartInfo
 from base.machine.file_stamps import FolderStamps, read_folder
 from base.machine.processes import descendants
 from base.wording import one_line
-from envs import foreign
+from envs.environment import snapshot
 from envs.registry import env
 from envs.variable import EnvError
 from startup import start_origin
@@ -101,7 +101,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         StartupError: the port is in use.
     """
     gc.disable()
-    environment = foreign.snapshot()
+    environment = snapshot()
     use_first_endpoint()
     timeline = PhaseTimeline.from_process_start()
     configure_own_loggers("launcher", options.log_format)

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 from base.machine.nvml import read_gpus
-from envs import foreign
+from envs import environment
 from startup.hook import Hook, Name, Text
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import alters, place_variant, wraps
@@ -159,7 +159,7 @@ def graph_key(config: Any, rank: int) -> object:
         (repr(config.lora_config), repr(config.speculative_config), repr(config.cache_config.cache_dtype)),
         sorted(
             (name, value)
-            for name, value in foreign.snapshot().items()
+            for name, value in environment.snapshot().items()
             if name.startswith(_RELEVANT) and not name.endswith(_NOT_RELEVANT)
         ),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_GIVEN_UP, GRAPHS_TOTAL, START_INFO, START_PHASES, StartInfo
-from envs import foreign
+from envs import environment
 from startup.processes.state import update_prometheus
 from startup.vllm.serving.graph_progress import GraphProgress, read_progress
 
@@ -26,7 +26,7 @@ def export_start(info: StartInfo, phase_seconds: Mapping[str, float]) -> None:
     try:
         from prometheus_client import Gauge  # noqa: PLC0415 - not in each environment of this package
 
-        update_prometheus(foreign.snapshot())
+        update_prometheus(environment.snapshot())
         values = (text[:_LONGEST_LABEL] for text in info)
         phases = Gauge(*START_PHASES, ("phase",), multiprocess_mode="max")
         for phase, seconds in phase_seconds.items():
@@ -71,7 +71,7 @@ class GraphFigures:
         if not self._gauges:
             from prometheus_client import Gauge  # noqa: PLC0415 - not in each environment of this package
 
-            update_prometheus(foreign.snapshot())
+            update_prometheus(environment.snapshot())
             metrics = (GRAPHS_CAPTURED, GRAPHS_TOTAL, GRAPHS_GIVEN_UP)
             self._gauges += [Gauge(*metric, multiprocess_mode="max") for metric in metrics]
         values = (progress.captured, progress.total, progress.num_given_up)

@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from envs.foreign import snapshot
+from envs.environment import snapshot
 from startup.processes.group_signals import GROUP_SIGNALS
 from startup.processes.helper import Helper, HelperEndedError
 from tests.support.processes import disturbing

@@ -144,8 +144,8 @@ class FakeStart(Server):
         return found
 
     def responders(self) -> list[psutil.Process]:
-        """The launcher's forks that answer probes instead of vLLM. Other forks are about to execute a program."""
-        words = self.root.cmdline()
+        """The launcher's forks that answer probes instead of vLLM."""
+        words = self.root.cmdline()  # other forks, which have no death pipe, are about to execute a program
         return [each for each in self.root.children() if _words(each) == words and has_death_pipe(each)]
 
     def titles(self) -> set[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from envs.foreign import overlaid
+from envs.environment import overlaid
 from startup.vllm_words.facts import KeptFacts, VllmFacts, _build_parser
 from startup.vllm_words.installed import require_vllm
 from startup.vllm_words.json_shape import Shape

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from envs import foreign
+from envs import environment
 from envs.registry import env, variables
 from startup.files.model.hub_settings import hub_endpoints, hub_token, is_offline
 from tests.support.cli import python_output
@@ -91,7 +91,7 @@ def test_the_client_reads_the_same(case, home, answers, monkeypatch):
     for name in (*_NAMES, env.VCLI_HUB_ENDPOINTS.name):
         monkeypatch.delenv(name, raising=False)
     given = _variables(case, home)
-    with foreign.overlaid(given):
+    with environment.overlaid(given):
         found = [str(env.HF_HUB_CACHE.get()), hub_token(), *hub_endpoints(), is_offline()]
         limits = [env.HF_HUB_ETAG_TIMEOUT.get(), env.HF_HUB_DOWNLOAD_TIMEOUT.get()]
     assert [*found, *limits] == answers[case]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.foreign import overlaid
+from envs.environment import overlaid
 from startup.session.preflight.all_checks import PreflightOptions
 from startup.vllm_words.preflight.all_checks import run_preflight
 from tests.startup.session.preflight.conftest import write_safetensors
