@@ -11,7 +11,7 @@ from typing import Final
 
 from tools.figures.chart import draw_chart
 from tools.figures.record import ROOT, Figures
-from tools.figures.rows import Shown, headlines, newest
+from tools.figures.rows import ROWS, Shown, headlines, newest
 
 README: Final = ROOT / "README.md"
 TEMPLATE: Final = Path(__file__).with_name("page.md")
@@ -72,7 +72,8 @@ def _fill(figures: Figures, text: str) -> str:
 def _machines(figures: Figures) -> str:
     names = ("processor", "instructions", "cores", "memory_gib", "kernel", "note")
     columns = ("", "processor", "instructions", "cores", "GiB", "Linux", "notes")
-    rows = [[letter, *(str(machine[name]) for name in names)] for letter, machine in figures.machines.items()]
+    shown = {each.run.machine for section in ROWS for each in newest(figures, section)}
+    rows = [[letter, *(str(figures.machines[letter][name]) for name in names)] for letter in sorted(shown)]
     return draw_table(columns, rows)
 
 
