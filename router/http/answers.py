@@ -3,20 +3,19 @@
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final
-
-import msgspec
-from aiohttp import web
+from typing import Final
 
 from base.json_depth import read_json
 from router.model_pool import ModelRefused
 from server.terms.http_body.response_body import (
     OPENAI,
+    Answer,
     ErrorResponse,
     FailureFormat,
     encode_named_event,
     error_response,
     failure_format,
+    json_answer,
 )
 
 _TYPES: Final = {
@@ -24,12 +23,10 @@ _TYPES: Final = {
     403: "ForbiddenError",
     404: "NotFoundError",
     405: "Method Not Allowed",
-    408: "RequestTimeoutError",
     409: "ConflictError",
     413: "RequestEntityTooLargeError",
     415: "UnsupportedMediaTypeError",
     429: "RateLimitError",
-    431: "Request Header Fields Too Large",
     503: "ServiceUnavailableError",
 }
 _RESPONSES: Final = FailureFormat(
@@ -37,8 +34,7 @@ _RESPONSES: Final = FailureFormat(
 )
 """Streams of the Responses API have named events and no `[DONE]`. Whole answers have OpenAI's errors."""
 _MOST_SHOWN: Final = 200
-SERVER: Final = "vllm-cli"
-"""The value of the header `Server`. The value that aiohttp sets would show aiohttp's version."""
+TEXT: Final = ((b"content-type", b"text/plain; charset=utf-8"),)
 
 
 class FailedRequestError(Exception):
@@ -70,18 +66,12 @@ class FailedRequestError(Exception):
         return cls(refused.status, refused.message, param=param, headers=headers)
 
 
-def json_answer(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A response with a JSON body."""
-    return web.Response(status=status, body=msgspec.json.encode(body), headers=headers, content_type="application/json")
-
-
-def error_answer(failed: FailedRequestError, path: str) -> web.Response:
+def error_answer(failed: FailedRequestError, path: str) -> Answer:
     """The response for an error, in the format of the path's API."""
-    body = failure_format(path).to_body(failed.body)
-    answer = json_answer(body, status=failed.status, headers=failed.headers)
+    headers = tuple((name.lower().encode(), value.encode()) for name, value in failed.headers.items())
     if failed.closes:
-        answer.force_close()
-    return answer
+        headers += ((b"connection", b"close"),)
+    return json_answer(failure_format(path).to_body(failed.body), status=failed.status, headers=headers)
 
 
 def error_events(body: ErrorResponse, path: str) -> bytes:
