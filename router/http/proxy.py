@@ -26,8 +26,8 @@ from router.http.waiting import Patience, WaitingComments
 from router.http.websocket import CONNECT_S, UPGRADE, open_websocket, relay_messages
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
-from server.http.transport.request import RawHeaders
-from server.terms.http_body.response_body import Answer
+from server.http.transport.request import RawHeaders, Request
+from server.terms.http_body.response_body import Answer, Headers
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +64,18 @@ def headers_to_server(headers: RawHeaders, child: Child, keys: frozenset[bytes])
     return passed
 
 
-def headers_to_client(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
-    """A response's headers without the server's CORS headers. The router sets its own (`AddedHeaders`)."""
+def take_headers(headers: Iterable[tuple[bytes, bytes]], request: Request) -> Headers:
+    """The headers of a server's response that are passed on, in place of the router's own headers.
+
+    Only CORS headers are the router's (`AddedHeaders`).
+    """
     dropped = _HOP_BY_HOP | _FRAMING | _named_by_connection(headers)
     lower = ((name.lower(), name, value) for name, value in headers)
-    return [(name, value) for low, name, value in lower if low not in dropped and not low.startswith(_CORS)]
+    passed = [each for each in lower if each[0] not in dropped and not each[0].startswith(_CORS)]
+    names = {low for low, _, _ in passed}
+    request.has_date = b"date" in names
+    request.added_headers = [each for each in request.added_headers if each[0] == b"vary" or each[0] not in names]
+    return tuple((name, value) for _, name, value in passed)
 
 
 def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
@@ -151,7 +158,7 @@ class Proxy:
                         text = f"The model's server answers {server.status} {server.reason}."
                         raise ModelRefused(server.status if server.status >= 400 else 502, text)
                     request.record.final_status = server.status
-                    await http.begin(server.status, (*UPGRADE, *headers_to_client(server.headers)))
+                    await http.begin(server.status, (*UPGRADE, *take_headers(server.headers, http)))
                     await relay_messages(http, server, lambda: not self._pool.is_ready(entry.name), self._patience)
             except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as err:
                 raise await _ended(child, err) from err
@@ -323,7 +330,7 @@ async def _answer(call: RelayedCall, upstream: aiohttp.ClientResponse, child: Ch
         (name, prefix + value[len(own_address) - 1 :])
         if name.lower() == b"location" and value.startswith(own_address)
         else (name, value)
-        for name, value in headers_to_client(upstream.raw_headers)
+        for name, value in take_headers(upstream.raw_headers, http)
     )
     length, reason = upstream.content_length, (upstream.reason or "").encode("utf-8", "surrogateescape")
     if length is None or length > _WHOLE_BYTES or http.method == "HEAD":

@@ -20,7 +20,8 @@ _STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.en
 _CLOSE = (b"connection", b"close")
 _CHUNKED = ((b"transfer-encoding", b"chunked"),)
 _EVENT_HEADERS = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
-_WITHOUT_BODY = (HTTPStatus.SWITCHING_PROTOCOLS, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+_SWITCHING = 101
+_WITHOUT_BODY = (_SWITCHING, 204, 304)
 _MOST_COPIED = 65_536
 """Larger bodies are not copied behind the response's head."""
 
@@ -31,6 +32,12 @@ class ClientGoneError(Exception):
 
 class Request:
     """A request whose head has arrived."""
+
+    is_websocket = False
+    """Whether the client asks for a WebSocket. All its further input is the body of this request."""
+    has_date = False
+    """Whether the response's own headers have its date."""
+    _is_chunked = False
 
     def __init__(
         self, connection: "Connection", method: str, target: bytes, headers: RawHeaders, version: str = "1.1"
@@ -47,15 +54,13 @@ class Request:
         self.keep_alive = version != "1.0"
         """Whether the connection stays open after the response."""
         self.added_headers: list[tuple[bytes, bytes]] = []
-        """Headers of the response, unless it has them already."""
+        """Headers that every response to this request has."""
         self.status: int | None = None
         """The status of the response. None before it begins."""
         self.num_announced = 0
         """The Content-Length of the response. 0 for a stream."""
         self.is_answered = False
         self.is_gone = False  # whether the client has disconnected too early
-        self.is_websocket = False
-        """Whether the client asks for a WebSocket. All its further input is the body of this request."""
         self.path_argument = ""
         """The rest of the path, if the route has an open end."""
         self.wait_turn: Callable[[], Awaitable[None]] | None = None
@@ -64,7 +69,6 @@ class Request:
         self._parts: list[bytes] = []
         self._num_waiting_bytes = 0
         self._is_received = False
-        self._is_chunked = False
         self._has_read = False
         self._arrival: asyncio.Future[None] | None = None
         self._working: asyncio.Task[object] | None = None
@@ -98,8 +102,8 @@ class Request:
             return []
         if self._has_read and self.wait_turn is not None:
             await self.wait_turn()
-        elif (find_header(self.headers, b"expect") or "").lower() == "100-continue" and not self._parts:
-            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n" if self.version != "1.0" else b"")
+        elif not self._parts and (find_header(self.headers, b"expect") or "").lower() == "100-continue":
+            self._connection.write(b"" if self.version == "1.0" else b"HTTP/1.1 100 Continue\r\n\r\n")
         self._has_read = True
         self._connection.resume_reading()
         while not (self._parts or self._is_received or self.is_gone):
@@ -159,15 +163,16 @@ class Request:
 
         The headers are sent with the first event, because they contain its timing.
         """
+        is_chunked = self.version != "1.0"
         may_write, write = self._connection.may_write, self._connection.write
         async with aclosing(events):
             async for event in events:
+                data = b"%x\r\n%b\r\n" % (len(event), event) if is_chunked else event
                 if not may_write.is_set():
                     await may_write.wait()
-                head = b""
                 if self.status is None:
-                    head = self._head(200, (*_EVENT_HEADERS, *headers()))
-                write(b"%b%x\r\n%b\r\n" % (head, len(event), event) if self._is_chunked else head + event)
+                    data = self._head(200, (*_EVENT_HEADERS, *headers())) + data
+                write(data)
         if self.status is not None:
             self.end()
 
@@ -183,11 +188,10 @@ class Request:
         elif self.method != "HEAD" and status not in _WITHOUT_BODY:
             self._is_chunked = self.version != "1.0"
             framing = _CHUNKED if self._is_chunked else ()
-        common = self._connection.begin_response(self)
-        own = {name.lower() for name, _ in headers}
-        added = [each for each in (common, *self.added_headers) if each[0] not in own or each[0] == b"vary"]
-        closing = () if self.keep_alive or _CLOSE in headers or status == HTTPStatus.SWITCHING_PROTOCOLS else (_CLOSE,)
-        lines = [b"%b: %b\r\n" % field for field in (*added, *headers, *framing, *closing)]
+        date = self._connection.begin_response(self)
+        common = () if self.has_date else (date,)
+        closing = () if self.keep_alive or status == _SWITCHING or _CLOSE in headers else (_CLOSE,)
+        lines = [b"%b: %b\r\n" % field for field in (*common, *headers, *framing, *self.added_headers, *closing)]
         line = b"HTTP/1.1 %d %b\r\n" % (status, reason) if reason else _STATUS_LINES.get(status)
         return b"".join((line or b"HTTP/1.1 %d \r\n" % status, *lines, b"\r\n"))
 
