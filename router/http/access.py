@@ -49,7 +49,7 @@ class Access:
 
         refusal = self._keys.refusal(read_header)
         if refusal is not None:
-            raise FailedRequestError(401, refusal, headers={"WWW-Authenticate": "Bearer"})
+            raise FailedRequestError(401, refusal, headers=((b"www-authenticate", b"Bearer"),))
 
     def _check_site(self, request: ClientRequest) -> None:
         """Rejects requests from pages of other sites. Browsers send some of these without a preflight.

@@ -1,6 +1,5 @@
 """The router's HTTP server. It answers some requests itself, and passes all other requests to a model."""
 
-import logging
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +25,7 @@ from router.http.single_model_answers import SingleModelAnswers
 from router.http.waiting import Patience
 from router.metrics import UNKNOWN
 from router.model_entry import ModelEntry
-from router.model_pool import ModelPool, ModelRefused
+from router.model_pool import ModelPool
 from server.http.transport.added_headers import AddedHeaders, read_request_id
 from server.http.transport.connection import Serving
 from server.http.transport.connection_table import raise_file_limit
@@ -35,14 +34,12 @@ from server.http.transport.server import HttpServer
 from server.terms.http_body.response_body import Answer
 from server.terms.limits import LimitsConfig
 
-logger = logging.getLogger(__name__)
-
 _STORED: Final = f"{RESPONSES}resp_"
 """The beginning of a stored response's path. Requests for other paths below `/v1/responses/` name a model."""
 _UPSTREAM: Final = "/upstream/"
 _ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico", ".svg", ".txt", ".woff2", ".map")
-_ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
-"""The value of the header Allow: the methods that a model's server may support."""
+_ALLOWED: Final = ((b"allow", b"DELETE, GET, HEAD, PATCH, POST, PUT"),)
+"""The methods that a model's server may support."""
 _SERVER: Final = (b"server", b"vllm-cli")
 _DELIVERY_S: Final = 1.0
 """Seconds in which clients can read the last responses when the router ends."""
@@ -126,15 +123,10 @@ class _Handler:
         try:
             request.check_head()
             answer = preflight or await self._answer(request)
-        except FailedRequestError as err:
-            answer = error_answer(err, request.path)
-        except ModelRefused as refused:
-            answer = error_answer(FailedRequestError.from_refused(refused), request.path)
         except ClientGoneError:
             raise
-        except Exception:
-            logger.exception("a request failed unexpectedly")
-            answer = error_answer(FailedRequestError(500, "Internal server error"), request.path)
+        except Exception as err:  # noqa: BLE001
+            answer = error_answer(err, request.path)
         if answer is None:
             return
         if http.status is None:
@@ -152,7 +144,7 @@ class _Handler:
     async def _answer(self, request: ClientRequest) -> Answer | None:
         """Returns the router's own answer, or None once a model's response is sent."""
         if request.method == "OPTIONS":  # the router answers itself, as our servers do
-            raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": _ALLOWED})
+            raise FailedRequestError(405, "Method Not Allowed", headers=_ALLOWED)
         path, raw_path = request.path, request.raw_path
         own = self._own.find(request)
         if own is None:

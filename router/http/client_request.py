@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
-from router.http.answers import FailedRequestError
+from router.http.answers import CLOSES, FailedRequestError
 from router.metrics import RequestRecord
 from server.http.transport.request import Request, find_header
 
@@ -55,4 +55,4 @@ class ClientRequest:
         is_doubled = any(names.count(name) > 1 for name in _SINGLE)
         lacks_host = not is_old and b"host" not in names
         if is_doubled or lacks_host or (is_old and b"transfer-encoding" in names) or version not in ("1.0", "1.1"):
-            raise FailedRequestError(400, "The request is not valid HTTP/1.1.", closes=True)
+            raise FailedRequestError(400, "The request is not valid HTTP/1.1.", headers=CLOSES)

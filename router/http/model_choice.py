@@ -91,7 +91,7 @@ class ModelChoice:
     def _only(self, request: ClientRequest, path: str) -> ModelEntry:
         is_read = request.is_read
         if is_read and path in _POSTED:
-            raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": "POST"})
+            raise FailedRequestError(405, "Method Not Allowed", headers=((b"allow", b"POST"),))
         if is_read and not path.startswith(_WITHOUT_NAME):
             raise FailedRequestError(404, f"Not Found: for that of a model's server, use /upstream/NAME{path}.")
         entries = self._pool.entries

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -18,7 +18,7 @@ from yarl import URL
 
 from base.json_depth import read_json
 from router.child.child import Child
-from router.http.answers import FailedRequestError, error_events, relayed_error_events
+from router.http.answers import error_events, relayed_error_events
 from router.http.background import FollowedResponses
 from router.http.client_request import ClientRequest
 from router.http.request_body import ForwardedBody
@@ -109,14 +109,6 @@ class RelayedCall:
     """Lower-case names of headers that are not passed on, because they contain the router's keys."""
 
 
-class Fetched(NamedTuple):
-    """The answer of a model's server to a request of the router itself."""
-
-    status: int
-    content_type: str
-    body: bytes
-
-
 class Proxy:
     """Passes requests to models' servers. Used on the event loop."""
 
@@ -139,7 +131,7 @@ class Proxy:
             if not await comments.end():
                 raise
             call.request.record.final_status = refused.status
-            await http.write(error_events(FailedRequestError.from_refused(refused).body, call.path))
+            await http.write(error_events(refused, call.path))
             http.end()
         finally:
             comments.close()
@@ -168,7 +160,7 @@ class Proxy:
         answer = await self.fetch(child, path)
         return answer.body if answer is not None and answer.status == 200 else None
 
-    async def fetch(self, child: Child, path: str) -> Fetched | None:
+    async def fetch(self, child: Child, path: str) -> Answer | None:
         """A server's short answer to the router's own GET, without a lease. None if there is no answer."""
         headers = {hdrs.ACCEPT_ENCODING: "identity", **child.headers}
         try:
@@ -176,7 +168,8 @@ class Proxy:
                 asyncio.timeout(_ANSWER_S),
                 self._session_of(child).get(_target(child, path, ""), headers=headers) as answer,
             ):
-                return Fetched(answer.status, answer.headers.get(hdrs.CONTENT_TYPE, ""), await answer.read())
+                media_type = answer.headers.get(hdrs.CONTENT_TYPE) or "application/json"
+                return Answer(await answer.read(), answer.status, ((b"content-type", media_type.encode()),))
         except (TimeoutError, aiohttp.ClientError, OSError) as err:
             logger.debug("%s %s is not answered: %s", child.base_url, path, err)
             return None
@@ -423,8 +416,7 @@ class _Copy:
         logger.warning("the server of a model broke a response off: %s", err)
         self._request.record.final_status = HTTPStatus.BAD_GATEWAY
         if self._is_between_events:
-            refused = await _ended(self._child, err)
-            await self._request.http.write(error_events(FailedRequestError.from_refused(refused).body, self._call.path))
+            await self._request.http.write(error_events(await _ended(self._child, err), self._call.path))
             self._request.http.end()
 
     def close(self) -> None:

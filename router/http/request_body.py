@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from router.http.answers import FailedRequestError
+from router.http.answers import CLOSES, FailedRequestError
 from router.http.body_members import NOT_JSON, BodyFaultError, Member, Members, form_fields, json_members, parse_options
 from router.model_entry import BodyChanges
 from server.http.transport.request import Request
@@ -131,7 +131,7 @@ class ForwardedBody:
         most = self._room.limits.max_body_bytes
         if announced > most:
             message = f"The request body is larger than {most} bytes ({flag_of('max_body_bytes')})."
-            raise FailedRequestError(413, message, closes=True)
+            raise FailedRequestError(413, message, headers=CLOSES)
 
     async def read(self, request: Request) -> None:
         """Reads the whole body. Raises FailedRequestError."""

@@ -81,7 +81,8 @@ class RouterAnswers:
             return None
         is_read = request.is_read and path != _UNLOAD_ALL
         if (handler := handlers.get("GET" if is_read else request.method)) is None:
-            raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": ", ".join(handlers)})
+            allowed = ", ".join(handlers).encode()
+            raise FailedRequestError(405, "Method Not Allowed", headers=((b"allow", allowed),))
         return RouterAnswer(handler, is_read)
 
     def _find_by_prefix(self, path: str) -> Mapping[str, Handler] | None:

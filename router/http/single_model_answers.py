@@ -9,7 +9,7 @@ from base.status_page.page import DATA_PATH
 from router.child.child import Child
 from router.http.client_request import ClientRequest
 from router.http.model_choice import ModelChoice
-from router.http.proxy import Fetched, Proxy
+from router.http.proxy import Proxy
 from router.http.router_answers import RouterAnswers
 from router.model_pool import ModelPool, ModelStatus
 from server.terms.http_body.response_body import Answer, json_answer
@@ -31,7 +31,7 @@ class SingleModelAnswers(RouterAnswers):
         super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)
         ((self._name, entry),) = pool.entries.items()
         self._is_foreign = entry.foreign is not None
-        self._last: dict[str, Fetched] = {}
+        self._last: dict[str, Answer] = {}
         self._handlers["/startupz"] = {"GET": self._report_start}
         if self._is_foreign:
             del self._handlers["/models"]  # llama-server has its own
@@ -53,7 +53,7 @@ class SingleModelAnswers(RouterAnswers):
         if status.state != "ready" and status.last_start_s is not None:
             return Answer(headers=((MODEL_STATE_HEADER.encode(), status.state.encode()),))
         if (answer := await self._fetch("/health")) is not None:
-            return _as_response(answer)
+            return answer
         return self._report_unready(status)
 
     def _report_unready(self, status: ModelStatus) -> Answer:
@@ -74,15 +74,15 @@ class SingleModelAnswers(RouterAnswers):
 
     async def report_version(self, request: ClientRequest) -> Answer:
         answer = await self._find("/version")
-        return await super().report_version(request) if answer is None else _as_response(answer)
+        return answer or await super().report_version(request)
 
     async def list_models(self, request: ClientRequest) -> Answer:
         answer = None if self._is_foreign else await self._find("/v1/models")
-        return await super().list_models(request) if answer is None else _as_response(answer)
+        return answer or await super().list_models(request)
 
     async def _report_start(self, request: ClientRequest) -> Answer:
         answer = await self._find("/startupz")
-        return await self.health(request) if answer is None else _as_response(answer)
+        return answer or await self.health(request)
 
     async def status(self, request: ClientRequest) -> Answer:
         """The page's data, from the embedded engine and from each server of ours that starts itself.
@@ -95,9 +95,9 @@ class SingleModelAnswers(RouterAnswers):
         answer = await self._fetch(DATA_PATH) if has_own else None
         if answer is None or answer.status != 200:
             return json_answer({**self._list.status(), "status": state})
-        return _as_response(answer)
+        return answer
 
-    async def _find(self, path: str) -> Fetched | None:
+    async def _find(self, path: str) -> Answer | None:
         """The server's answer if its status is 200. If not, its last answer with status 200, or None.
 
         vLLM has some paths only while it starts, and their last answers are not those of a server that runs.
@@ -109,14 +109,9 @@ class SingleModelAnswers(RouterAnswers):
             self._last.pop(path, None)
         return self._last.get(path)
 
-    async def _fetch(self, path: str) -> Fetched | None:
+    async def _fetch(self, path: str) -> Answer | None:
         child = self._pool.process_of(self._name)
         return None if child is None else await self._proxy.fetch(child, path)
 
     async def _keep_answers(self, _: Child) -> None:
         await asyncio.gather(*map(self._find, _KEPT))
-
-
-def _as_response(answer: Fetched) -> Answer:
-    media_type = answer.content_type or "application/json"
-    return Answer(answer.body, answer.status, ((b"content-type", media_type.encode()),))
