@@ -53,6 +53,7 @@ class WaitingComments:
         """Stops the comments. Called when the request has ended, with or without an error."""
         if self._task is not None:
             self._task.cancel()
+            self._task = None  # its error refers to this object
 
     async def _write(self) -> bool:
         if await self._ends_soon():

@@ -219,8 +219,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._newest is not None and self._watch.stage is Stage.BODY:
             self._newest.end_body()
-        if self._waiting:
-            self.resume_reading()  # otherwise, the end of the connection might not be noticed
+        self.resume_reading()  # otherwise, the end of the connection would not be noticed
         self._watch.note_end()
 
     def begin_response(self, request: Request) -> tuple[bytes, bytes]:

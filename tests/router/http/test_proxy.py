@@ -346,8 +346,8 @@ async def test_two_responses_in_the_background_may_have_one_id(router, client, b
 # Clients that leave
 
 
-@pytest.mark.parametrize("num_events", [None, 0, 3])
-async def test_a_client_that_leaves_cancels_its_request(router, num_events):
+@pytest.mark.parametrize(("num_events", "size"), [(None, 0), (None, 200_000), (0, 0), (3, 0)])
+async def test_a_client_that_leaves_cancels_its_request(router, num_events, size):
     """The client leaves before the response's head, after the head, and in the middle of the stream."""
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
@@ -361,7 +361,7 @@ async def test_a_client_that_leaves_cancels_its_request(router, num_events):
         raise AssertionError
 
     await router.serve("m", running=hold if num_events is None else streaming(num_events, then=hold))
-    reader, writer = await router.connect(post(CHAT, body_of()))
+    reader, writer = await router.connect(post(CHAT, body_of(size=size)))
     if num_events:
         await reader.readuntil(b"data: 2")
     async with asyncio.timeout(30):
