@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 from base.machine.page_cache import ResidencyProbe, fuse_devices
 from startup.words.errors import InputError
-from vllm_cli.bench.exec_stamp import stamp_words, wait_for_stamp
 from vllm_cli.bench.phases import describe_phases, divide, ends_of_spans, follow_log
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.readiness import CompletionRequest, ReadyServer, ask_spans, raise_if_rejected, wait_until_ready
@@ -110,7 +108,7 @@ class _StartedSide:
         Then starts the standby, which imports the modules that this start has recorded. The standby's first
         fork is not measured either.
         """
-        with self._started(NO_STANDBY) as (target, _):
+        with self._started(NO_STANDBY) as target:
             target.start()
             self._server = await wait_until_ready(target, self._config)
         if "standby" in self._config.states and split_own_command(self.spec.command)[0]:
@@ -121,9 +119,9 @@ class _StartedSide:
     async def measure(self, state: str) -> dict[str, Any]:
         """Measures one start, and waits until all its processes have exited."""
         environment = self._standby.environment if self._standby and state == "standby" else NO_STANDBY
-        with HealthProbe() as probe, self._started(environment) as (target, stamp):
+        with HealthProbe() as probe, self._started(environment) as target:
             async with asyncio.timeout(self._config.ready_timeout_s):
-                return await self._time_start(target, stamp, probe)
+                return await self._time_start(target, probe)
 
     async def build_side(self) -> Side:
         """The figures of this side, once all starts are measured."""
@@ -146,34 +144,30 @@ class _StartedSide:
             self._standby.close()
 
     @contextmanager
-    def _started(self, environment: dict[str, str]) -> Iterator[tuple[Target, Path]]:
-        """Yields a server to start, and the file for the moment of its exec. Then stops the server."""
-        with TemporaryDirectory(prefix="vllm-cli-bench-") as folder:
-            stamp = Path(folder, "stamp")
-            prefix = stamp_words(stamp)
-            with closing(Target(self.spec, prefix=prefix, environment=environment)) as target:
-                try:
-                    yield target, stamp
-                except (CommandEndedError, TargetStartError) as err:
-                    text = err.message.replace(" ".join(prefix) + " ", "")
-                except TimeoutError:
-                    text = f"{self.spec.name} was not ready after {self._config.ready_timeout_s:g} s"
-                else:
-                    return
-                raise TargetStartError(text if "\n" in text else f"{text}\n{target.log_tail}".rstrip())
+    def _started(self, environment: dict[str, str]) -> Iterator[Target]:
+        """Yields a server to start. Then stops the server."""
+        with closing(Target(self.spec, environment)) as target:
+            try:
+                yield target
+            except (CommandEndedError, TargetStartError) as err:
+                text = err.message
+            except TimeoutError:
+                text = f"{self.spec.name} was not ready after {self._config.ready_timeout_s:g} s"
+            else:
+                return
+            raise TargetStartError(text if "\n" in text else f"{text}\n{target.log_tail}".rstrip())
 
-    async def _time_start(self, target: Target, stamp: Path, probe: HealthProbe) -> dict[str, Any]:
+    async def _time_start(self, target: Target, probe: HealthProbe) -> dict[str, Any]:
         target.start()
         host, _, port = target.base_url.removeprefix("http://").partition(":")
         with follow_log(target.log_path) as log:
-            exec_ns = await wait_for_stamp(stamp, target.ensure_alive)
             probe.start(target.base_url)
             listening_ns, healthy_ns = await _wait_healthy(host, int(port), target.ensure_alive)
             request = replace(self._server.request, base_url=target.base_url)
             first_token_ns = await _wait_first_token(request, target.ensure_alive)
         samples = await asyncio.to_thread(probe.finish)
         spans_end_s = await asyncio.to_thread(ask_spans, request)
-        ends_ns = log.ends_ns | {"server": healthy_ns or listening_ns}
+        exec_ns, ends_ns = target.begin_ns, log.ends_ns | {"server": healthy_ns or listening_ns}
         ends_s = ends_of_spans(spans_end_s) | {name: (end_ns - exec_ns) / 1e9 for name, end_ns in ends_ns.items()}
         first_token_s = (first_token_ns - exec_ns) / 1e9
         return {

@@ -59,20 +59,17 @@ class Target(SupervisedCommand):
     base_url: str
     """The address without `/v1`, from `start` on."""
 
-    def __init__(
-        self, spec: TargetSpec, *, prefix: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
-    ) -> None:
-        """`prefix`: words before the command's words. `environment`: additional variables."""
+    def __init__(self, spec: TargetSpec, environment: Mapping[str, str] | None = None) -> None:
+        """`environment`: additional variables."""
         super().__init__(environment)
         self.spec = spec
-        self._prefix = prefix
 
     def start(self) -> None:
         """Starts the command on a free port if it does not run. Returns before the server is ready."""
         if self._supervisor is None:
             port = find_free_port(list_server_ports())
             self.base_url = f"http://127.0.0.1:{port}"
-            self.run([*self._prefix, *_server_words(self.spec.command, port)])
+            self.run(_server_words(self.spec.command, port))
 
 
 def describe(spec: TargetSpec) -> str:

@@ -69,7 +69,7 @@ def test_a_start_that_fails_exits_with_3_and_shows_its_output(flags, words, text
     )
     assert done.returncode == 3
     assert all(text in done.stderr for text in texts)
-    assert not any(text in done.stderr for text in ("Traceback", "exec_stamp.py"))
+    assert not any(text in done.stderr for text in ("Traceback", "supervisor.py"))
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
 
 
