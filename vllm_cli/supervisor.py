@@ -5,10 +5,10 @@ after a crash or a SIGKILL of its parent (a benchmark or `bake`).
 
 The parent writes lines to the script's standard input. The first line is the command as a JSON list. It is
 not on the script's command line, which other users can read. Just before the script executes the command, it
-takes the time, in nanoseconds of the monotonic clock, which all processes share. It writes the time as a line.
-The lines `pause` and `resume` freeze and resume the server. Then the script echoes the line. The end of the
-input stops the server. The script's exit status is the server's exit status, or 128 + N after signal N. The
-server's output goes to the script's standard error.
+takes the time, in nanoseconds of the monotonic clock, which all processes share. It writes the time as a
+line. The lines `pause` and `resume` freeze and resume the server. Then the script echoes the line. The end of
+the input stops the server. The script's exit status is the server's exit status, or 128 + N after signal N.
+The server's output goes to the script's standard error.
 """
 
 import contextlib

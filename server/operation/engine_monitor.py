@@ -14,8 +14,8 @@ from server.operation.admission import RunningRequests
 from server.operation.engine_watchdog import EngineWatchdog
 from server.operation.models import Inference
 from server.terms.types import EngineInfo, EnginePrompt, PoolingParams, SamplingParams
-from server.text.renderers.base import BaseRenderer
 from server.text.renderers.prompts import TextOptions
+from server.text.renderers.renderer import Renderer
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ async def make_ready(
     return info
 
 
-async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
+async def warm_up(engine: EngineClient, renderer: Renderer) -> None:
     """Generates one token, or pools one prompt. Raises EngineStartError if the engine failed or died."""
     info = engine.info
     prompt = await renderer.pools.run(renderer.prompts.render, "Hello", TextOptions())

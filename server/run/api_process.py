@@ -21,7 +21,7 @@ from server.operation.telemetry import log_stats
 from server.run.build import RunOptions, ServerObjects
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
-from server.text.renderers.base import BaseRenderer
+from server.text.renderers.renderer import Renderer
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _YOUNG_OBJECTS = 20_000
 class ServerRun:
     """Builds a server, and runs it on an event loop."""
 
-    def __init__(self, renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> None:
+    def __init__(self, renderer: Renderer, config: ServerConfig, options: RunOptions) -> None:
         """Sets up thread switches and garbage collection in this process, and builds the HTTP application."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         gc.set_threshold(_YOUNG_OBJECTS)

@@ -24,7 +24,7 @@ from server.operation.models import ServedModels
 from server.terms.limits import LimitsConfig
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
-from server.text.renderers.base import BaseRenderer
+from server.text.renderers.renderer import Renderer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class RunOptions:
 class ServerObjects:
     """The objects that `server.run.api_process` starts, uses and closes."""
 
-    def __init__(self, renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> None:
+    def __init__(self, renderer: Renderer, config: ServerConfig, options: RunOptions) -> None:
         """Builds all objects of one server. Nothing runs yet."""
         lifecycle = options.lifecycle
         admission = Admission(options.limits)

@@ -5,8 +5,8 @@ from typing import Any
 from base.errors import PromptTooLongError, RequestError
 from server.apis.pooling.request import InputFields, PoolingFields
 from server.terms.types import EngineInfo
-from server.text.renderers.base import BaseRenderer
 from server.text.renderers.prompts import ChatOptions, check_text_length, check_token_ids, check_unicode
+from server.text.renderers.renderer import Renderer
 from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
 
 
@@ -16,7 +16,7 @@ class PromptReader:
     Every method raises RequestError for a prompt that is empty, too long or not supported by the model.
     """
 
-    def __init__(self, renderer: BaseRenderer, request: PoolingFields, info: EngineInfo) -> None:
+    def __init__(self, renderer: Renderer, request: PoolingFields, info: EngineInfo) -> None:
         """Raises RequestError if `truncate_prompt_tokens` exceeds the model's limit."""
         limit, most = request.truncate_prompt_tokens, info.max_model_len
         if limit is not None and limit > most:

@@ -9,7 +9,7 @@ from typing import Any
 from base.errors import EngineError
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import EngineOutput, EngineStats, PoolingParams
-from server.text.renderers.hf import HfRenderer
+from server.text.renderers.renderer import Renderer
 from tests.server.engine.pooling.small_pooling import SmallPooling
 from tests.server.http.conftest import LiveServer, run_app
 from tests.server.server_config import server_config
@@ -80,8 +80,8 @@ def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **opti
     engine = PooledEngine(folder, **engine_options)
     config = server_config(**({"served_model_names": (NAME,)} | options))
     files = ModelFiles(folder, folder)
-    with HfRenderer(files, RendererConfig(**({"chat_template": None, "num_workers": 1} | (renderer or {})))) as hf:
+    with Renderer(files, RendererConfig(**({"chat_template": None, "num_workers": 1} | (renderer or {})))) as hf:
         hf.warm_up()
-        hf._executor.submit(int).result()  # starts the thread, which stays until the server ends
+        hf.pools.text.submit(int).result()  # starts the thread, which stays until the server ends
         with run_app(config, hf, engine) as server:
             yield server

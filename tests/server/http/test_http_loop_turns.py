@@ -20,7 +20,7 @@ from server.engine.process_link.client import _OUTPUTS_PER_TURN
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, TensorData
-from server.text.renderers.hf import HfRenderer
+from server.text.renderers.renderer import Renderer
 from tests.server.engine.pooling.tiny_poolers import save_pooler
 from tests.server.http.conftest import MODEL, ScriptedEngine, run_app
 from tests.server.http.pooled_engine import PooledEngine
@@ -138,7 +138,7 @@ def send(model_path: Path) -> Iterator[Send]:
     engine = InstantEngine([260, 260])
     engine.info = msgspec.structs.replace(engine.info, max_model_len=MAX_LEN)
     config = server_config(served_model_names=(MODEL,), enable_auto_tool_choice=True, tool_call_parser="hermes")
-    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
+    with Renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         yield from _measure(config, renderer, engine)
 
 
@@ -178,7 +178,7 @@ def send_pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Send]:
     folder = tmp_path_factory.mktemp("bert")
     save_pooler(folder, "bert")
     template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    with HfRenderer(ModelFiles(folder, folder), RendererConfig(chat_template=template, num_workers=1)) as renderer:
+    with Renderer(ModelFiles(folder, folder), RendererConfig(chat_template=template, num_workers=1)) as renderer:
         yield from _measure(
             ServerConfig(served_model_names=(MODEL,)), renderer, InstantPooling(PooledEngine(folder).info)
         )
@@ -242,9 +242,9 @@ class InstantPooling:
         return EngineOutput(request_id, finish_reason="stop", data=vector)
 
 
-def _measure(config: ServerConfig, renderer: HfRenderer, engine: Any) -> Iterator[Send]:
+def _measure(config: ServerConfig, renderer: Renderer, engine: Any) -> Iterator[Send]:
     renderer.warm_up()
-    renderer._executor.submit(int).result()  # starts the thread, which stays until the server ends
+    renderer.pools.text.submit(int).result()  # starts the thread, which stays until the server ends
     renderer.prompts.max_model_len = engine.info.max_model_len
     loop = MeasuredLoop()
     switch_interval_s = sys.getswitchinterval()

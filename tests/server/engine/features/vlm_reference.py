@@ -12,8 +12,8 @@ from server.operation.admission import Admission, Lease
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.limits import LimitsConfig
 from server.terms.types import TensorData
-from server.text.renderers.base import BaseRenderer, build_renderer
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
+from server.text.renderers.renderer import Renderer
 from tests.server.engine.features.tiny_vlm import as_url, image, load_reference
 from tests.server.inline_executor import InlineExecutor
 
@@ -29,7 +29,7 @@ def image_messages(*urls: str) -> list[Any]:
     return [{"role": "user", "content": [{"type": "text", "text": "Look: "}, *parts]}]
 
 
-async def render_with_images(renderer: BaseRenderer, messages: list[Any], options: ChatOptions) -> RenderedPrompt:
+async def render_with_images(renderer: Renderer, messages: list[Any], options: ChatOptions) -> RenderedPrompt:
     """Renders the prompt of a request."""
     images = await renderer.load_images(messages, Lease(Admission(LimitsConfig())))
     return await renderer.pools.run(renderer.render_chat, messages, options, images)
@@ -37,7 +37,7 @@ async def render_with_images(renderer: BaseRenderer, messages: list[Any], option
 
 def expected_answer(folder: Path, messages: list[Any], num_tokens: int, *, device: str = "cpu") -> list[int]:
     """The tokens that the saved model generates for the conversation."""
-    renderer = build_renderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
+    renderer = Renderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
     prompt = asyncio.run(render_with_images(renderer, messages, ChatOptions()))
     assert prompt.inputs is not None
     return generate_answer(load_reference(folder).to(device), prompt, num_tokens)

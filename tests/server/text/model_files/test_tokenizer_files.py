@@ -4,7 +4,7 @@ import pytest
 
 from server.terms.config import ModelFiles, RendererConfig
 from server.text.model_files.tokenizer_files import TokenizerLoadError, foreign_problem
-from server.text.renderers.base import build_renderer
+from server.text.renderers.renderer import Renderer
 
 DEEPSEEK = '{"model_type": "deepseek_v32"}'
 
@@ -26,7 +26,7 @@ def test_a_tokenizer_that_only_vllm_reads_is_an_error_unless_the_operator_wants_
         (tmp_path / name).write_text(content)
     assert foreign_problem(tmp_path, "hf") is None
     with pytest.raises(TokenizerLoadError, match="--engine vllm") as raised:
-        build_renderer(ModelFiles(tmp_path, tmp_path), RendererConfig())
+        Renderer(ModelFiles(tmp_path, tmp_path), RendererConfig())
     assert named in str(raised.value)
 
 

@@ -9,9 +9,9 @@ from transformers import AutoTokenizer
 
 from base.errors import RequestError
 from server.text.model_files.tokenizer_files import TokenizerLoadError
-from server.text.renderers.hf import detect_content_format
 from server.text.renderers.prompts import ChatOptions
-from server.text.renderers.tokenizers.hf_tokenizer import HfTokenizer
+from server.text.renderers.renderer import detect_content_format
+from server.text.renderers.tokenizers.tokenizer import Tokenizer
 from tests.conversations.conversation import matches, read_lines
 from tests.server.text.renderers.conftest import KINDS
 from tests.support.tiers import thorough_but_for
@@ -135,7 +135,7 @@ def test_an_operator_who_names_one_of_the_models_templates_gets_its_content_form
 @pytest.mark.parametrize("line", [pytest.param(line, id=line["why"]) for line in LINES if "format" in line])
 def test_the_format_is_found(line, renderers):
     tokenizer = renderers["byte_level"].tokenizer
-    assert isinstance(tokenizer, HfTokenizer)
+    assert isinstance(tokenizer, Tokenizer)
     assert detect_content_format(tokenizer.loaded, line["template"]) == line["format"]
 
 

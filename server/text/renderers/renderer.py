@@ -1,15 +1,19 @@
-"""The base of all renderers, which turn text into token ids and back. Thread pools run work that blocks.
+"""Turns conversations and other prompts into token ids, and tokens back into text.
 
-This module imports no library of tokenizers.
+Conversations are written by the operator's or the model's chat template. Thread pools run work that blocks.
 """
 
 import asyncio
-from abc import ABC, abstractmethod
+import inspect
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Executor
-from functools import partial
-from importlib import import_module
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Self
+
+import jinja2
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from base.errors import RequestError
 from server.terms.bounded_cache import BoundedCache
@@ -18,7 +22,13 @@ from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import EngineInfo
 from server.text.model_files.model_kind import accepts_images
 from server.text.model_files.tokenizer_files import TokenizerLoadError, foreign_problem
-from server.text.renderers.conversation import has_few_parts
+from server.text.renderers.conversation import (
+    ContentFormat,
+    Message,
+    has_few_parts,
+    to_conversation,
+    without_developer,
+)
 from server.text.renderers.detokenizer import (
     DecodeWindow,
     IncrementalDetokenizer,
@@ -39,13 +49,23 @@ from server.text.renderers.prompts import (
     check_token_ids,
     split_prompts,
 )
+from server.text.renderers.tokenizers.loading import load_tokenizer
 from server.text.renderers.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from server.text.renderers.images.vision import VisionPart
 
+_RESERVED = {
+    "messages",
+    *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
+    *inspect.signature(render_jinja_template).parameters,
+}
+"""Names that `chat_template_kwargs` may not set."""
+_TEXT, _OTHER_FIELD = "zq-text", "zq-field"
+"""Contents of a test message. The rendered message shows the form of contents that a template expects."""
 
-class BaseRenderer(ABC):
+
+class Renderer:
     """Renders conversations. `prompts` renders all other prompts. `pools` runs work that blocks.
 
     Create a renderer on the main thread, because loading the tokenizer may import torch. Each conversation is
@@ -53,31 +73,37 @@ class BaseRenderer(ABC):
     run on the event loop.
     """
 
-    tokenizer: Tokenizer
-    """The tokenizer that `_load` sets. All threads share this object."""
     vision: "VisionPart | None" = None
     """Processes images. None if the model accepts no images."""
 
     def __init__(self, files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> None:
-        """See `build_renderer`."""
+        """`executor` replaces the renderer's pools. The caller closes `executor`.
+
+        Raises:
+            TokenizerLoadError: the tokenizer or the operator's chat template is missing or broken.
+        """
+        if problem := foreign_problem(files.tokenizer_path, config.tokenizer_mode):
+            raise TokenizerLoadError(problem)
         self.files = files
         self.config = config
         self.pools = RendererPools(config.num_workers, executor)
-        self._executor, self._mm_executor = self.pools.text, self.pools.images
-        self._takes_images = bool(config.max_images and accepts_images(files.path))
-        self._load()
+        self._mm_executor = self.pools.images
+        self._loaded = load_tokenizer(files.tokenizer_path, config.trust_remote_code)
+        if config.max_images and accepts_images(files.path):
+            from server.text.renderers.images.vision import VisionPart  # noqa: PLC0415 - most models take no images
+
+            self.vision = VisionPart(files, config, self._loaded, self._mm_executor)
+            self._loaded.chat_template = self._loaded.chat_template or self.vision.chat_template
+        self.tokenizer = Tokenizer(self._loaded)
+        """All threads share this object."""
         self.prompts = PlainPrompts(self.tokenizer)
+        if config.chat_template is not None:
+            try:
+                _compile_jinja_template(config.chat_template)  # a mistake fails the start, not every request
+            except jinja2.TemplateSyntaxError as err:
+                fault = f"line {err.lineno}: {err.message}"
+                raise TokenizerLoadError(f"--chat-template is not a Jinja template: {fault}") from err
 
-    @abstractmethod
-    def _load(self) -> None:
-        """Loads the tokenizer and, for images, the vision part. May raise TokenizerLoadError."""
-
-    def _load_vision(self, tokenizer: Any) -> "VisionPart":
-        """Loads the part for images. `tokenizer` is transformers'."""
-        kind: type[VisionPart] = import_module("server.text.renderers.images.vision").VisionPart
-        return kind(self.files, self.config, tokenizer, self._mm_executor)
-
-    @abstractmethod
     def render_messages(
         self, messages: list[dict[str, Any]], options: ChatOptions, images: ProcessedImages | None = None
     ) -> str:
@@ -86,6 +112,17 @@ class BaseRenderer(ABC):
         Raises:
             RequestError: the messages or options are invalid, or the template failed.
         """
+        template = resolve_chat_template(self._loaded, self.config.chat_template, options.tools or None)
+        wanted = self.config.chat_template_content_format
+        content_format = detect_content_format(self._loaded, template) if wanted == "auto" else wanted
+        text = safe_apply_chat_template(
+            self._loaded,
+            to_conversation(messages, content_format, self.image_token),
+            template=template,
+            options=options,
+            template_kwargs=self.config.default_chat_template_kwargs | options.chat_template_kwargs,
+        )
+        return text if images is None or self.vision is None else self.vision.expand(text, images)
 
     async def load_images(self, messages: list[dict[str, Any]], held: HeldBytes) -> ProcessedImages | None:
         """Loads the images of a conversation for `render_chat`. `held` counts the bytes of the image files.
@@ -108,7 +145,12 @@ class BaseRenderer(ABC):
         """
         if images is not None and options.truncate_prompt_tokens is not None:
             raise RequestError("truncate_prompt_tokens cannot be combined with images", param="truncate_prompt_tokens")
-        prompt = self._tokenize_chat(self.render_messages(messages, options, images), options)
+        text = self.render_messages(messages, options, images)
+        if self.vision is not None:  # as the image processors of transformers do
+            bos = self._loaded.bos_token
+            has_bos = bos is not None and text.startswith(bos)
+            options = replace(options, add_special_tokens=options.add_special_tokens or not has_bos)
+        prompt = self.prompts.tokenize(text, options, param="messages")
         return prompt if images is None or self.vision is None else self.vision.attach(prompt, images)
 
     async def render_prompts_async(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
@@ -156,12 +198,15 @@ class BaseRenderer(ABC):
     @property
     def chat_template(self) -> str | None:
         """The template for conversations without tools. None if the model has no such template."""
-        return None
+        own = self._loaded.chat_template
+        return self.config.chat_template or (own.get("default") if isinstance(own, dict) else own)
 
     @property
     def tool_template(self) -> str | None:
         """The template for conversations with tools. None if the model has no such template."""
-        return self.chat_template
+        own = self._loaded.chat_template
+        named = own.get("tool_use") if isinstance(own, dict) else None
+        return self.config.chat_template or named or self.chat_template
 
     @property
     def image_token(self) -> str | None:
@@ -192,6 +237,8 @@ class BaseRenderer(ABC):
         """Does in advance what would delay the first requests. May hold the GIL for 0.1 s."""
         if self.vision is not None:
             self.vision.warm_up()
+        if self.chat_template is not None:
+            detect_content_format(self._loaded, self.chat_template)
 
     def close(self) -> None:
         self.pools.close()
@@ -202,24 +249,82 @@ class BaseRenderer(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _tokenize_chat(self, text: str, options: ChatOptions) -> RenderedPrompt:
-        return self.prompts.tokenize(text, options, param="messages")
 
+def resolve_chat_template(
+    tokenizer: PreTrainedTokenizerBase, given: str | None, tools: list[dict[str, Any]] | None
+) -> str:
+    """Returns the template `given`, or else the tokenizer's own template for these tools.
 
-def build_renderer(files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> BaseRenderer:
-    """Builds the renderer for these files. Call this on the main thread, because it may import torch.
-
-    `executor` replaces the renderer's pools. The caller closes `executor`.
+    `given` may be the name of one of the tokenizer's own templates.
 
     Raises:
-        TokenizerLoadError: the tokenizer or the operator's chat template is missing or broken.
+        RequestError: there is no template.
     """
-    if problem := foreign_problem(files.tokenizer_path, config.tokenizer_mode):
-        raise TokenizerLoadError(problem)
-    return import_renderer()(files, config, executor=executor)
+    try:
+        template: str = tokenizer.get_chat_template(given, tools)
+    except ValueError as err:
+        raise RequestError(
+            "this model has no chat template: use /v1/completions, or start the server with --chat-template",
+            param="messages",
+        ) from err
+    return template
 
 
-def import_renderer() -> type[BaseRenderer]:
-    """Imports the renderer with its library of tokenizers."""
-    found: type[BaseRenderer] = import_module("server.text.renderers.hf").HfRenderer
-    return found
+def safe_apply_chat_template(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: list[Message],
+    *,
+    template: str,
+    options: ChatOptions,
+    template_kwargs: dict[str, Any],
+) -> str:
+    """Renders the prompt's text in Jinja's sandbox.
+
+    Raises:
+        RequestError: a template variable has a reserved name, or the template failed or rejected the
+            conversation.
+    """
+    if reserved := sorted(_RESERVED & template_kwargs.keys()):
+        raise RequestError(f"chat_template_kwargs may not set {', '.join(reserved)}", param="chat_template_kwargs")
+    if not any(quoted in template for quoted in ("'developer'", '"developer"')):
+        conversation = without_developer(conversation)
+    try:
+        text: str = tokenizer.apply_chat_template(
+            conversation,
+            tools=options.tools or None,
+            documents=options.documents,
+            chat_template=template,
+            add_generation_prompt=options.add_generation_prompt,
+            continue_final_message=options.continue_final_message,
+            tokenize=False,
+            **template_kwargs,
+        )
+    except Exception as err:  # a template may raise any kind of error
+        raise RequestError(f"the chat template failed: {_describe(err)}", param="messages") from err
+    return text
+
+
+def _describe(err: Exception) -> str:
+    """Returns the message of an error that the template raised itself. For other errors, adds the type."""
+    return str(err) if isinstance(err, jinja2.TemplateError) and str(err) else f"{type(err).__name__}: {err}"
+
+
+@lru_cache(maxsize=32)
+def detect_content_format(tokenizer: PreTrainedTokenizerBase, template: str) -> ContentFormat:
+    """Returns `openai` if the template writes the texts of a user message's parts, otherwise `string`.
+
+    vLLM looks for a loop over a message's content instead. The result is the same for models' templates.
+    """
+    part = {"type": "text", "text": _TEXT, _OTHER_FIELD: ""}
+    user: Message = {"role": "user", "content": [part]}
+    others: list[Message] = [{"role": "assistant", "content": "a"}, user]
+    for conversation in ([user], [user, *others], [{"role": "system", "content": "a"}, user]):
+        try:
+            text = safe_apply_chat_template(
+                tokenizer, conversation, template=template, options=ChatOptions(), template_kwargs={}
+            )
+        except RequestError:
+            continue
+        if _TEXT in text and _OTHER_FIELD not in text:  # a template without a loop may write the list itself
+            return "openai"
+    return "string"
