@@ -19,7 +19,7 @@ from envs import foreign
 from router.model_entry import ModelEntry
 from router.scheduling.terms import NOTHING, Need
 from server.terms.config import EngineConfig
-from server.text.model_files.model_kind import accepts_images
+from server.text.model_files import accepts_images
 from startup.files.model.checkpoint_folder import find_weight_files
 from startup.files.model.gguf import parts_of
 from startup.files.model.json_file import read_json_object

@@ -10,7 +10,7 @@ from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.request import ChatRequest, CompletionRequest
 from server.terms.server_config import AUTO, GenerationConfig
 from server.terms.types import ReasoningMarker, ReasoningRules
-from server.text.model_files.tokenizer_files import read_json_object
+from server.text.model_files import read_json_object
 from server.text.parsers.base import PromptEnd
 from server.text.parsers.detection import Detected, ModelFacts, detect_reasoning_format
 from server.text.parsers.formats import REASONING_FORMATS, ReasoningFormat

@@ -30,7 +30,7 @@ from envs.foreign import expand_home
 from envs.registry import env
 from server.terms.config import ModelFiles
 from server.terms.types import EngineInfo
-from server.text.model_files.model_kind import accepts_images
+from server.text.model_files import accepts_images
 from startup import start_origin
 from startup.embedded import engine_process
 from startup.embedded.engine_process import EngineProcess, EngineStarter, use_start_method

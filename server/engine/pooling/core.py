@@ -14,7 +14,7 @@ from server.engine.pooling.encoder import PoolingSequence, choose_batch
 from server.engine.pooling.loading import PoolingModel
 from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, TensorData
-from server.text.model_files.model_kind import ModelKind
+from server.text.model_files import ModelKind
 
 
 class PoolingCore(BaseCore):

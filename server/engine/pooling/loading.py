@@ -30,8 +30,7 @@ from server.engine.pooling.heads import ClassifierHead, EmbeddingHead, PoolingHe
 from server.engine.pooling.projection import Projection, classifier_activation, load_colbert, load_dense
 from server.terms.config import EngineConfig, ModelFiles, PoolingTask, SeqPoolingType
 from server.terms.types import PoolingInfo
-from server.text.model_files.model_kind import ModelKind
-from server.text.model_files.sentence_files import read_object, read_sentence_files
+from server.text.model_files import ModelKind, read_object, read_sentence_files
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
 """Model types whose positions begin after the padding token's id, so that fewer tokens fit."""

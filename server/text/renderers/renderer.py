@@ -20,8 +20,7 @@ from server.terms.bounded_cache import BoundedCache
 from server.terms.concurrency import run_concurrently
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import EngineInfo
-from server.text.model_files.model_kind import accepts_images
-from server.text.model_files.tokenizer_files import TokenizerLoadError, foreign_problem
+from server.text.model_files import TokenizerLoadError, accepts_images, foreign_problem
 from server.text.renderers.conversation import (
     ContentFormat,
     Message,

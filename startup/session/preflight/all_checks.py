@@ -14,7 +14,7 @@ from base.machine.memory import MemoryState, read_memory
 from base.wording import list_some
 from envs.foreign import expand_home
 from envs.registry import env, undeclared_names, unknown_variables, validate_all
-from server.text.model_files.tokenizer_files import find_mistral_file, foreign_problem
+from server.text.model_files import find_mistral_file, foreign_problem
 from startup.files.model.checkpoint_folder import tokenizer_problem
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import describe_variables, hub_endpoints, is_offline, unusable_certificates

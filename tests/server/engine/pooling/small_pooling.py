@@ -12,7 +12,7 @@ from server.engine.phases import Phases
 from server.engine.pooling.core import build_pooling_core
 from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import EngineOutput, PoolingParams
-from server.text.model_files.model_kind import read_model_kind
+from server.text.model_files import read_model_kind
 
 PROMPTS = [[2, 5, 6, 7, 8, 9, 10, 3], [2, 5, 3], [2, 11, 12, 13, 14, 3], [2, *range(5, 30), 3], [2, 5, 6, 7, 3]]
 

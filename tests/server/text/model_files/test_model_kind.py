@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from server.terms.config import EngineConfig
-from server.text.model_files.model_kind import VISION_MODEL_TYPES, ModelKind, accepts_images, read_model_kind
-from server.text.model_files.sentence_files import read_sentence_files
+from server.text.model_files import VISION_MODEL_TYPES, ModelKind, accepts_images, read_model_kind, read_sentence_files
 
 GENERATE = ModelKind("generate", "none")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.model_files.tokenizer_files import TokenizerLoadError, foreign_problem
+from server.text.model_files import TokenizerLoadError, foreign_problem
 from server.text.renderers.renderer import Renderer
 
 DEEPSEEK = '{"model_type": "deepseek_v32"}'

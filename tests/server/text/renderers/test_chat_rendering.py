@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from base.errors import RequestError
-from server.text.model_files.tokenizer_files import TokenizerLoadError
+from server.text.model_files import TokenizerLoadError
 from server.text.renderers.prompts import ChatOptions
 from server.text.renderers.renderer import detect_content_format
 from server.text.renderers.tokenizers.tokenizer import Tokenizer

@@ -19,7 +19,7 @@ from server.operation.admission import Admission
 from server.terms.bounded_cache import BoundedCache
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.limits import LimitsConfig
-from server.text.model_files.tokenizer_files import TokenizerLoadError
+from server.text.model_files import TokenizerLoadError
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from server.text.renderers.renderer import Renderer
 from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, save_vlm

@@ -16,7 +16,7 @@ from transformers.models.auto.tokenization_auto import (
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.model_files.tokenizer_files import TokenizerLoadError
+from server.text.model_files import TokenizerLoadError
 from server.text.renderers.renderer import Renderer
 from server.text.renderers.tokenizers import loading as tokenizer_loading
 from server.text.renderers.tokenizers.loading import _kept, keep_tokenizer, load_tokenizer
