@@ -15,9 +15,8 @@ import click
 
 from tools.figures.servers import build_config, measure_in_turns
 from vllm_cli.bench.probe import HealthProbe
-from vllm_cli.bench.readiness import ReadyServer
 from vllm_cli.bench.report import Metric, Result, percentiles_ms, run_and_publish
-from vllm_cli.bench.target import BenchConfig, Target
+from vllm_cli.bench.target import BenchConfig, ReadyServer, Target
 
 _METRICS: Final = (
     *(Metric(f"health_{which}_ms", f"/health {which} ms") for which in ("p50", "p99", "max")),
@@ -58,7 +57,7 @@ async def measure(config: BenchConfig, seconds: float, clients: int) -> Result:
 
 async def _measure_round(target: Target, server: ReadyServer, seconds: float, clients: int) -> dict[str, Any]:
     """Measures one round. Probes begin some time after the load, and end with the load."""
-    body = {"model": server.request.model, "messages": _MESSAGES}
+    body = {"model": server.model, "messages": _MESSAGES}
     begin_s = time.monotonic() + _WARM_UP_S
     end_s = begin_s + seconds
     num_answers = 0

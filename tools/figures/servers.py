@@ -5,9 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack, closing
 from typing import Any
 
-from vllm_cli.bench.readiness import ReadyServer, wait_until_ready
 from vllm_cli.bench.report import Figures, Side
-from vllm_cli.bench.target import BenchConfig, Target, TargetSpec, describe
+from vllm_cli.bench.target import BenchConfig, ReadyServer, Target, TargetSpec, describe, wait_until_ready
 
 MeasureRound = Callable[[Target, ReadyServer, int], Awaitable[dict[str, Any]]]
 """Measures one server in the round of this number."""
@@ -36,6 +35,6 @@ async def measure_in_turns(config: BenchConfig, conditions: Mapping[str, Measure
                     measured[condition].append(await measure(target, server, number))
                     target.send("pause")
     return [
-        Side(name=spec.name, target=describe(spec), model=server.request.model, version=server.version, rounds=measured)
+        Side(name=spec.name, target=describe(spec), model=server.model, version=server.version, rounds=measured)
         for spec, server, measured in zip(config.targets, servers, rounds, strict=True)
     ]

@@ -17,9 +17,8 @@ import click
 
 from envs.environment import snapshot
 from tools.figures.servers import build_config, measure_in_turns
-from vllm_cli.bench.readiness import ReadyServer
 from vllm_cli.bench.report import Metric, Result, run_and_publish
-from vllm_cli.bench.target import BenchConfig, Target
+from vllm_cli.bench.target import BenchConfig, ReadyServer, Target
 
 _PROMPT_TOKENS: Final = 64
 _LEAST_REQUESTS: Final = 8
@@ -51,7 +50,7 @@ class Client:
         num_requests = max(_LEAST_REQUESTS, _REQUESTS_PER_CLIENT * level)
         with tempfile.TemporaryDirectory(prefix="vllm-cli-tokens-") as folder:
             given = {
-                "--base-url": target.base_url, "--model": self.model, "--served-model-name": server.request.model,
+                "--base-url": target.base_url, "--model": self.model, "--served-model-name": server.model,
                 "--dataset-name": "random", "--random-input-len": _PROMPT_TOKENS,
                 "--random-output-len": self.max_tokens,
                 "--max-concurrency": level, "--num-prompts": num_requests, "--num-warmups": level,

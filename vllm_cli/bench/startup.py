@@ -15,11 +15,18 @@ from base.machine.page_cache import ResidencyProbe, fuse_devices
 from startup.words.errors import InputError
 from vllm_cli.bench.phases import describe_phases, divide, ends_of_spans, follow_log
 from vllm_cli.bench.probe import HealthProbe
-from vllm_cli.bench.readiness import CompletionRequest, ReadyServer, ask_spans, raise_if_rejected, wait_until_ready
 from vllm_cli.bench.report import Figures, Metric, Result, Side, percentiles_ms
 from vllm_cli.bench.standby import NO_STANDBY, BenchStandby, split_own_command
-from vllm_cli.bench.target import BenchConfig, Target, TargetSpec, TargetStartError, describe
-from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.bench.target import (
+    BenchConfig,
+    ReadyServer,
+    Target,
+    TargetSpec,
+    TargetStartError,
+    ask_until_answered,
+    describe,
+    wait_until_ready,
+)
 from vllm_cli.supervised_command import CommandEndedError
 from vllm_cli.terminal import Reporter
 
@@ -132,7 +139,7 @@ class _StartedSide:
         return Side(
             name=self.spec.name,
             target=describe(self.spec),
-            model=self._server.request.model,
+            model=self._server.model,
             version=self._server.version,
             rounds=self.rounds,
             note=note,
@@ -163,10 +170,11 @@ class _StartedSide:
         with follow_log(target.log_path) as log:
             probe.start(target.base_url)
             listening_ns, healthy_ns = await _wait_healthy(host, int(port), target.ensure_alive)
-            request = replace(self._server.request, base_url=target.base_url)
-            first_token_ns = await _wait_first_token(request, target.ensure_alive)
+            server = replace(self._server, base_url=target.base_url)
+            if (first_token_ns := await ask_until_answered(server.find_first_text, target)) is None:
+                raise TargetStartError(f"{server.base_url}{server.path} gives no text: its answer was empty")
         samples = await asyncio.to_thread(probe.finish)
-        spans_end_s = await asyncio.to_thread(ask_spans, request)
+        spans_end_s = await asyncio.to_thread(server.ask_spans)
         exec_ns, ends_ns = target.begin_ns, log.ends_ns | {"server": healthy_ns or listening_ns}
         ends_s = ends_of_spans(spans_end_s) | {name: (end_ns - exec_ns) / 1e9 for name, end_ns in ends_ns.items()}
         first_token_s = (first_token_ns - exec_ns) / 1e9
@@ -206,19 +214,6 @@ async def _wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) 
             return listening_ns, None
         ensure_alive()
         await asyncio.sleep(_HEALTH_POLL_S if listening_ns else _CONNECT_POLL_S)
-
-
-async def _wait_first_token(request: CompletionRequest, ensure_alive: Callable[[], None]) -> int:
-    """Requests a completion. Retries after 5xx or no response. Returns the moment of the first text."""
-    while True:
-        try:
-            if (first_ns := await asyncio.to_thread(request.find_first_text)) is None:
-                raise TargetStartError(f"{request.base_url}{request.path} gives no text: its answer was empty")
-            return first_ns
-        except ConnectionFailedError as error:
-            raise_if_rejected(error)
-        ensure_alive()
-        await asyncio.sleep(_HEALTH_POLL_S)
 
 
 def _find_problems(side: Side) -> Iterator[str]:
