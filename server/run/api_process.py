@@ -16,8 +16,7 @@ from base.errors import EngineStartError
 from base.machine.libc import trim_heap
 from base.server_settings import SAME_SIGNAL_S, SWITCH_INTERVAL_S
 from server.http.transport.server import BACKLOG, bound_unsent_bytes
-from server.operation.engine_monitor import make_ready
-from server.operation.telemetry import log_stats
+from server.operation.engine_monitor import log_stats, make_ready
 from server.run.build import RunOptions, ServerObjects
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
