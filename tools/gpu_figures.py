@@ -7,7 +7,6 @@ steps that need it are left out. The exit code is 1 if a step failed.
 
 import json
 import os
-import platform
 import shlex
 import signal
 import subprocess
@@ -21,10 +20,11 @@ from xml.etree import ElementTree
 
 import click
 
-from base.machine.nvml import read_gpus
-
-_PACKAGES: Final = ("vllm", "torch", "transformers", "flashinfer-python", "triton")
-_VERSIONS: Final = "from importlib.metadata import version; import sys; print(version(sys.argv[1]))"
+_DESCRIBE: Final = """
+import json
+from vllm_cli.commands.doctor import describe_machine
+print(json.dumps({name: value for name, value in describe_machine().items() if name != "environment"}))
+"""
 _TESTS_S: Final = 600.0
 _LEAST_S: Final = 30.0
 """A step is left out if the remaining time is shorter than this."""
@@ -190,23 +190,10 @@ def read_result(path: Path) -> Any:
 
 
 def describe_machine(python: str) -> Mapping[str, Any]:
-    """The GPUs, driver, processors and versions of this machine, for readers of the file."""
-    state = read_gpus()
-    versions = {name: _version_of(python, name) for name in _PACKAGES}
-    return {
-        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        "system": platform.platform(),
-        "processors": os.cpu_count(),
-        "python": platform.python_version(),
-        "driver": state.driver if state is not None else None,
-        "gpus": [{**gpu._asdict(), "processes": len(gpu.processes)} for gpu in state.gpus] if state is not None else [],
-        "versions": {name: version for name, version in versions.items() if version},
-    }
-
-
-def _version_of(python: str, package: str) -> str:
-    done = subprocess.run([python, "-c", _VERSIONS, package], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    """The date, and what `vllm-cli doctor` says of this machine and of the packages of this interpreter."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([python, "-c", _DESCRIBE], env=environment, stdout=subprocess.PIPE, check=True)
+    return {"date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), **json.loads(done.stdout)}
 
 
 if __name__ == "__main__":
