@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from server.engine.base_core import BaseCore, PromptLimits, failed
 from server.engine.compute.linear import multiply_in_float32, pack_linear_layers
 from server.engine.phases import Phases
-from server.engine.pooling.encoder import PoolingSequence, choose_batch
+from server.engine.pooling.heads import PoolingSequence, choose_batch
 from server.engine.pooling.loading import PoolingModel
 from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, TensorData

@@ -25,8 +25,7 @@ from server.engine.model_loading import (
     load_weights,
     own_max_model_len,
 )
-from server.engine.pooling.encoder import Encoder
-from server.engine.pooling.heads import ClassifierHead, EmbeddingHead, PoolingHead
+from server.engine.pooling.heads import ClassifierHead, EmbeddingHead, Encoder, PoolingHead
 from server.engine.pooling.projection import Projection, classifier_activation, load_colbert, load_dense
 from server.terms.config import EngineConfig, ModelFiles, PoolingTask, SeqPoolingType
 from server.terms.types import PoolingInfo

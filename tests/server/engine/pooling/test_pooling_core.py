@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from base.errors import EngineStartError
-from server.engine.pooling.encoder import PoolingSequence, choose_batch
+from server.engine.pooling.heads import PoolingSequence, choose_batch
 from server.terms.config import PoolerConfig
 from server.terms.types import PoolingParams
 from tests.server.engine.pooling.small_pooling import PROMPTS, SmallPooling, assert_close, hidden_states, logits, unit
