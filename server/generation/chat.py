@@ -34,10 +34,17 @@ from server.operation.admission import RequestContext
 from server.operation.models import Inference
 from server.terms.concurrency import take_turns
 from server.terms.server_config import AUTO, GenerationConfig
-from server.text.parsers.base import CallArguments, CallStart, Content, Event, PromptEnd, Reasoning
 from server.text.parsers.detection import FALLBACK, detect_tool_format
 from server.text.parsers.formats import FORCED, TOOL_FORMATS, ToolFormat
-from server.text.parsers.output_parser import OutputParser
+from server.text.parsers.output_parser import (
+    CallArguments,
+    CallStart,
+    Content,
+    Event,
+    OutputParser,
+    PromptEnd,
+    Reasoning,
+)
 from server.text.renderers.prompts import ChatOptions, ProcessedImages, RenderedPrompt
 from server.text.renderers.renderer import Renderer
 from server.text.renderers.tokenizers.tokenizer import Tokenizer

@@ -11,9 +11,9 @@ from server.generation.request import ChatRequest, CompletionRequest
 from server.terms.server_config import AUTO, GenerationConfig
 from server.terms.types import ReasoningMarker, ReasoningRules
 from server.text.model_files import read_json_object
-from server.text.parsers.base import PromptEnd
 from server.text.parsers.detection import Detected, ModelFacts, detect_reasoning_format
 from server.text.parsers.formats import REASONING_FORMATS, ReasoningFormat
+from server.text.parsers.output_parser import PromptEnd
 from server.text.renderers.prompts import RenderedPrompt
 from server.text.renderers.renderer import Renderer
 

@@ -13,8 +13,8 @@ from server.generation.reasoning import PromptReasoning, ReasoningCounter, load_
 from server.generation.request import ChatRequest
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.server_config import GenerationConfig
-from server.text.parsers.base import PromptEnd
 from server.text.parsers.formats import REASONING_FORMATS
+from server.text.parsers.output_parser import PromptEnd
 from server.text.renderers.prompts import RenderedPrompt
 from server.text.renderers.renderer import Renderer
 from tests.server.text.renderers.conftest import encode

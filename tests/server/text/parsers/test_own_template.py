@@ -9,9 +9,8 @@ from transformers.utils.chat_parsing import parse_response
 from server.generation.reasoning import load_reasoning
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.server_config import GenerationConfig
-from server.text.parsers.base import Reasoning
 from server.text.parsers.detection import ModelFacts
-from server.text.parsers.output_parser import OutputParser
+from server.text.parsers.output_parser import OutputParser, Reasoning
 from server.text.parsers.own_template import read_response_template
 from server.text.renderers.renderer import Renderer
 from tests.conversations.conversation import read_lines
