@@ -8,6 +8,7 @@ steps that need it are left out. The exit code is 1 if a step failed.
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,10 @@ _SHORT: Final = "--max-model-len 2048"
 _PORT: Final = 8123
 _LOAD_FORMATS: Final = {"auto": None, "fastsafetensors": "fastsafetensors", "runai_streamer": "runai_model_streamer"}
 """How vLLM reads weights -> the package that vLLM needs for it."""
+_SHAPE: Final = ("hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+_SHAPES: Final = {"1.5b": (2048, 8192, 24, 64), "8b": (4096, 14336, 36, 128)}
+_HEADS: Final = {"num_attention_heads": 32, "num_key_value_heads": 8}
+_DEVIATION: Final = 0.02
 
 
 class Step(NamedTuple):
@@ -69,8 +74,6 @@ def main(output: str, minutes: float, model: str, vllm: str) -> None:
     for step in steps(Path(model), Path(vllm) if has_vllm else None):
         for large in _LARGE_MODELS.values():
             if str(large) in " ".join(step.words):
-                from tools.figures.large_model import make_large_model  # imports torch
-
                 make_large_model(large, Path(model))
         entry = run_step(step, min(step.most_s, end_s - time.monotonic()))
         has_failed |= entry["exit_code"] != 0
@@ -139,6 +142,35 @@ def _swaps(model: Path, vllm: Path) -> Iterator[Step]:
     swaps = (sys.executable, "-m", "tools.gpu_stub.swaps", "--gpu", "--vllm", str(vllm), "--model", str(model))
     ways = ("--way", "by hand", "--way", "sleep", "--rounds", "3", "--json", "{result}")
     yield Step("vllm: swaps, asleep and by hand", (*swaps, *ways, "--", *_SHORT.split()), 420)
+
+
+def make_large_model(folder: Path, small: Path) -> None:
+    """Writes the model in bfloat16, with the tokenizer and other settings of `small`, unless it is there.
+
+    The folder's name is the number of parameters: `1.5b` or `8b`.
+    """
+    if folder.exists():
+        return
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder.mkdir(parents=True)
+    for file in small.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder)
+    shape = dict(zip(_SHAPE, _SHAPES[folder.name], strict=True))
+    config = {**json.loads((small / "config.json").read_text()), **_HEADS, **shape}
+    (folder / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        shapes = {name: weight.shape for name, weight in LlamaForCausalLM(LlamaConfig(**config)).named_parameters()}
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights = {
+        name: torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, _DEVIATION).cpu()
+        for name, shape in shapes.items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def run_step(step: Step, timeout_s: float, *, folder: Path | None = None) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import click
 
-from tools.figures.large_model import make_large_model
 from tools.figures.pages import write_pages
 from tools.figures.record import FOLDER, ROOT, Record
 from tools.figures.steps import Steps
-from tools.gpu_figures import run_step
+from tools.gpu_figures import make_large_model, run_step
 
 _NAMES = [step.name for step in Steps(ROOT, Path("/nowhere"))]
 
