@@ -17,7 +17,7 @@ from tests.support.program import Server
 _TOTAL_BYTES: Final = 85520809984
 """The memory of each GPU."""
 _START_S: Final = 600.0
-SAMPLES: Final = """
+_SAMPLES: Final = """
 import select, sys
 from base.machine.nvml import read_gpus
 count = peak = 0
@@ -88,7 +88,7 @@ def beside(script: str, variables: dict[str, str]) -> Iterator["subprocess.Popen
 @contextmanager
 def peak_bounded(home: Path) -> Iterator[None]:
     """Reads NVML 20 times a second during the block. Fails if more than 95 % of a GPU was ever in use."""
-    with beside(SAMPLES, gpu_variables(home)) as watcher:
+    with beside(_SAMPLES, gpu_variables(home)) as watcher:
         yield
         output, _ = watcher.communicate()
     num_samples, peak_bytes = map(int, output.split())
