@@ -1,13 +1,16 @@
 """`python -m tools.figures.tokens`: measures output tokens per second, with `vllm bench serve` as the client.
 
-All prompts are random, so no prefix cache helps. The JSON file has the format of `vllm-cli bench`.
+Several servers are measured in turns, while the others are frozen. All prompts are random, so no prefix cache
+helps. The JSON file has the format of `vllm-cli bench`.
 """
 
 import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +19,11 @@ from typing import Any, Final
 import click
 
 from envs.environment import snapshot
-from tools.figures.servers import build_config, measure_in_turns
-from vllm_cli.bench.report import Metric, Result, run_and_publish
-from vllm_cli.bench.target import BenchConfig, ReadyServer, Target
+from vllm_cli.bench.report import Figures, Metric, Result, Side, run_and_publish
+from vllm_cli.bench.target import BenchConfig, ReadyServer, Target, TargetSpec, describe, wait_until_ready
+
+MeasureRound = Callable[[Target, ReadyServer, int], Awaitable[dict[str, Any]]]
+"""Measures one server in the round of this number."""
 
 _PROMPT_TOKENS: Final = 64
 _LEAST_REQUESTS: Final = 8
@@ -97,6 +102,34 @@ async def measure(config: BenchConfig, client: Client, levels: tuple[int, ...]) 
         sides=await measure_in_turns(config, conditions),
         problems=[],
     )
+
+
+def build_config(commands: tuple[str, ...], num_rounds: int) -> BenchConfig:
+    """The servers A, B, ... that these commands start."""
+    targets = tuple(TargetSpec(name=chr(ord("A") + index), command=each) for index, each in enumerate(commands))
+    return BenchConfig(targets=targets, num_rounds=num_rounds)
+
+
+async def measure_in_turns(config: BenchConfig, conditions: Mapping[str, MeasureRound]) -> list[Side]:
+    """Starts all servers, then measures each of them in each round of each condition."""
+    with ExitStack() as stack:
+        targets = [stack.enter_context(closing(Target(spec))) for spec in config.targets]
+        servers = []
+        for target in targets:
+            target.start()
+            servers.append(await wait_until_ready(target, config))
+            target.send("pause")
+        rounds: list[defaultdict[str, list[Figures]]] = [defaultdict(list) for _ in targets]
+        for condition, measure in conditions.items():
+            for number in range(config.num_rounds):
+                for target, server, measured in zip(targets, servers, rounds, strict=True):
+                    target.send("resume")
+                    measured[condition].append(await measure(target, server, number))
+                    target.send("pause")
+    return [
+        Side(name=spec.name, target=describe(spec), model=server.model, version=server.version, rounds=measured)
+        for spec, server, measured in zip(config.targets, servers, rounds, strict=True)
+    ]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
