@@ -25,7 +25,7 @@ from startup.words.option import FlagOption, complete_model
 from startup.words.screening import notices, reject_unsupported, show_notices
 from startup.words.secret_flags import word_notices
 from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES
-from startup.words.table import reject_retired, split_flags
+from startup.words.table import reject_retired, split_flags, with_flags
 
 READ: Final = "vllm_cli.read_start"
 """Key of the `ReadStart` in click's `Context.meta`."""
@@ -84,7 +84,7 @@ def read_start(launcher: ServeWords, *, is_quiet: bool = False, may_be_llama_ser
         ClickException: `serve` rejects the words.
     """
     words = launcher.words
-    read, parts = ReadStart(tuple(words)), [*split_flags(words)]
+    read, parts = ReadStart(tuple(words)), [*with_flags(launcher.pieces)]
     _reject_repetition(parts)
     if words and not words[0].strip():
         raise InputError(f"MODEL is empty: {_EMPTY_REMEDY}.")
@@ -125,7 +125,7 @@ def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = F
     """
     given = ServeWords(words)
     if given.has_several_models:
-        _reject_repetition(split_flags(words))
+        _reject_repetition(with_flags(given.pieces))
         raise InputError(f"{name} is for one model: name one of them.")
     read = read_start(given, is_quiet=is_quiet, may_be_llama_servers=False)
     if read.start is None:

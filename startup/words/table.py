@@ -1,6 +1,6 @@
 """All flags of `serve` by name."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Final, NamedTuple
 
@@ -8,7 +8,7 @@ from envs.redaction import is_secret_flag
 from envs.replacements import REPLACEMENTS, RETIRED
 from envs.suggestion import did_you_mean, positive
 from startup.settings.flag import Flag
-from startup.settings.serve_words import Given, normalise, split
+from startup.settings.serve_words import Given, cut, normalise, with_values
 from startup.words.errors import InputError
 from startup.words.supported import SUPPORTED
 from startup.words.unsupported import IGNORED, REJECTED
@@ -56,14 +56,18 @@ def reject_retired(names: Iterable[str], place: str = "") -> None:
 
 def split_flags(words: Iterable[str]) -> Iterator[Given]:
     """Splits a command line by all flags of this program, and names them (`Given.known`)."""
+    return with_flags(cut(words))
 
+
+def with_flags(pieces: Sequence[Given]) -> Iterator[Given]:
+    """Yields the flags of a command line with their values, and names them (`Given.known`)."""
     find = cache(find_known_flag)
 
     def num_values(name: str) -> int | str | None:
         flag = find(name)
         return flag.nargs if flag else None
 
-    for given in split(words, num_values):
+    for given in with_values(pieces, num_values):
         given.known = find(given.flag) if given.flag else None
         yield given
 
