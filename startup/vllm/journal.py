@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from envs.redaction import is_secret_name
-from startup.reports.timeline.spans import API, PhaseSpan
+from startup.reports.timeline.timeline import API, PhaseSpan
 
 if TYPE_CHECKING:
     from startup.reports.crash.output_record import OutputRecord
