@@ -304,7 +304,7 @@ class Reading:
     """argparse's result for some words, and the faults that argparse would report.
 
     As vLLM's `FlexibleArgumentParser`, it completes names, counts values, and joins keys to JSON.
-    `preflight.flag_values` converts the values later.
+    `preflight.arguments` converts the values later.
     """
 
     known: Flags

@@ -28,8 +28,7 @@ from startup.session.preflight.resources import (
 )  # fmt: skip
 from startup.settings.flag import Flag
 from startup.storage.temp_folder import MAX_BYTES
-from startup.vllm_words.preflight.arguments import GivenStart
-from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value
+from startup.vllm_words.preflight.arguments import FlagValueError, GivenStart, parse_value
 
 _PACKAGES: Final = (
     ("--load-format", "runai_streamer", "runai_model_streamer", "runai-model-streamer"),
