@@ -16,8 +16,7 @@ from typing import Final
 from base.server_settings import NetworkConfig, TlsConfig
 from envs.foreign import expand_home
 from startup.files.model.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_problem
-from startup.files.model.file_faults import first_problem
-from startup.files.model.json_file import read_json_object
+from startup.files.model.file_faults import first_problem, read_json_object
 from startup.session.preflight.all_checks import PreflightOptions, download_checks, is_importable
 from startup.session.preflight.network import check_address, check_tls
 from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, error, run_checks, warning

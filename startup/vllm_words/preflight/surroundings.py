@@ -18,7 +18,7 @@ from envs import foreign
 from envs.foreign import expand_home
 from envs.registry import env
 from envs.variable import EnvError
-from startup.files.model.json_file import JsonFile, read_json_object
+from startup.files.model.file_faults import JsonFile, read_json_object
 from startup.session.preflight.report import Finding, error, warning
 from startup.session.preflight.resources import (
     SHM,
