@@ -26,7 +26,7 @@ from startup.files.model.gguf import parts_of
 from startup.imports.torch_environment import expects_gpu
 from startup.session.preflight.checkpoint import read_checkpoint
 from startup.session.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
-from startup.storage.keyed_values import parse_size
+from startup.settings.flag import parse_size
 
 _VLLM_BYTES: Final = 1700 << 20
 """vLLM's memory without weights and KV cache: 1.7 GiB, measured without GPUs."""

@@ -16,9 +16,8 @@ from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import LLAMA_ORIGINALS, ModelRequest
 from startup.hook import Text
 from startup.settings.config_file import ConfigFile
-from startup.settings.flag import Flag, GivenFlag
+from startup.settings.flag import Flag, GivenFlag, merge, nest
 from startup.settings.serve_words import OMNI, Given, is_flag_like, is_for_information, normalise, split
-from startup.storage.keyed_values import merge, nest
 from startup.vllm_words.facts import VllmFacts, read_facts
 from startup.vllm_words.flags import Flags, flags_that_change
 from startup.vllm_words.installed import InstalledVllm, find_vllm

@@ -16,9 +16,8 @@ from base.json_form import json_form
 from base.wording import list_some
 from envs.suggestion import changed_word, did_you_mean, former_form
 from startup.session.preflight.report import USAGE, Finding, error, warning
-from startup.settings.flag import NO_VALUE, Flag, GivenFlag, Shape
+from startup.settings.flag import NO_VALUE, Flag, GivenFlag, Shape, parse_size
 from startup.settings.serve_words import STRAY_REMEDY, is_stray
-from startup.storage.keyed_values import parse_size
 from startup.vllm_words.command_line import CONFIG, CommandLine
 from startup.vllm_words.facts import CONNECTORS, EXECUTOR, VllmFacts, is_named_now
 from startup.vllm_words.installed import InstalledVllm
