@@ -1,4 +1,4 @@
-"""Describes a flag of `serve`: of the launcher, of the embedded engine, or of the installed vLLM; and its keys.
+"""Describes a flag of `serve`, of the launcher, the embedded engine or the installed vLLM, and its keys.
 
 The launcher's flags come from the settings (`startup.words.supported`), vLLM's from the record of an earlier
 start (`startup.vllm_words.facts`). This module does not import click.
