@@ -10,8 +10,7 @@ from startup.settings.flag import Flag
 from startup.words.errors import InputError
 from startup.words.param_types import click_type, spell_size
 from startup.words.supported import GROUPS
-from startup.words.table import FLAGS
-from startup.words.unsupported import IGNORED, REJECTED
+from startup.words.table import FLAGS, IGNORED, REJECTED
 
 
 def write_groups(formatter: click.HelpFormatter) -> None:
