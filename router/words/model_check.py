@@ -46,7 +46,7 @@ from startup.vllm_words.preflight.all_checks import run_preflight as run_vllm_pr
 from startup.vllm_words.preflight.sleep_mode import can_sleep, deepest_level
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError
-from startup.words.secret_flags import find_values, secrets_as_variables, without_flags
+from startup.words.screening import find_values, secrets_as_variables, without_flags
 from startup.words.serve_command import choose_engine, parse_start
 from startup.words.supported import CONFIG
 from startup.words.table import split_flags

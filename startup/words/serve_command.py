@@ -20,11 +20,9 @@ from startup.settings.flag import Flag
 from startup.settings.serve_words import OMNI, STRAY_REMEDY, Given, ServeWords, help_topic, is_stray, repeated_words
 from startup.words.arguments import Arguments, reject_references
 from startup.words.errors import InputError
-from startup.words.help import describe_topic, write_groups
-from startup.words.option import FlagOption, complete_model
+from startup.words.option import FlagOption, complete_model, describe_topic, write_groups
 from startup.words.param_types import click_type
-from startup.words.screening import notices, reject_unsupported, show_notices
-from startup.words.secret_flags import word_notices
+from startup.words.screening import notices, reject_unsupported, show_notices, word_notices
 from startup.words.supported import CONFIG, ENGINE, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES
 from startup.words.table import reject_retired, split_flags, with_flags
 

@@ -1,4 +1,4 @@
-"""All flags of `serve` by name, with those that have no effect or lack their feature in the embedded engine."""
+"""All flags of `serve` by name, with those that have no effect in the embedded engine or that it refuses."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
