@@ -13,7 +13,7 @@ from base.wording import list_some
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from startup.files.model.file_plan import FilePlan, plan_files
-from startup.files.model.request import LLAMA_ORIGINALS, ModelRequest
+from startup.files.model.request import LLAMA_ORIGINALS, ModelRequest, read_adapters, read_draft
 from startup.hook import Text
 from startup.settings.config_file import ConfigFile
 from startup.settings.flag import Flag, GivenFlag, merge, nest
@@ -21,7 +21,6 @@ from startup.settings.serve_words import OMNI, Given, is_flag_like, is_for_infor
 from startup.vllm_words.facts import VllmFacts, read_facts
 from startup.vllm_words.flags import Flags, flags_that_change
 from startup.vllm_words.installed import InstalledVllm, find_vllm
-from startup.vllm_words.model_request import read_adapters, read_draft
 
 CONFIG: Final = "--config"
 _MODEL: Final = "--model"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.startup.port.notify_socket import NotifySocket
 
 from envs.registry import env
 from tests.router.router_process import RouterProcess, embedded, foreign, wait_marked
+from tests.startup.port.notify_socket import NotifySocket
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
 from tests.support.cli import CLI
 from tests.support.http_client import RawClient, ask

@@ -11,10 +11,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from tests.startup.port.notify_socket import NotifySocket
 
 from startup.port.notify_relay import NotifyRelay
 from startup.port.service_manager import ServiceManager
+from tests.startup.port.notify_socket import NotifySocket
 from tests.support.folders import short_folder
 from tests.support.waiting import wait_until
 
