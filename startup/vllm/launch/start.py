@@ -67,7 +67,6 @@ from startup.vllm.launch.plain_start import (
     report_plain_start,
     run_plainly,
 )
-from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
 from startup.vllm.patches.engine_wait import EngineWait
 from startup.vllm.patches.json_logs import set_log_format
@@ -76,7 +75,7 @@ from startup.vllm.patches.placing import place_hooks
 from startup.vllm.serving.engine_death import notice_engine_death
 from startup.vllm.serving.graph_progress import stop_capturing
 from startup.vllm.serving.server_context import ServerContext
-from startup.vllm.serving.serving_events import DRAIN, ServingEvents
+from startup.vllm.serving.serving_events import DRAIN, ServingEvents, reuse_listener
 from startup.vllm.serving.start_metrics import GraphFigures, export_start
 from startup.vllm.vllm_imports import LATER_MODULES, import_api_server, import_rest
 from startup.vllm.vllm_main import run_serve, without_click
@@ -262,7 +261,7 @@ class _VllmStart:
             if line.uds is None and line.port == 0:
                 self._chosen_port = ("--port", str(listening.getsockname()[1]))
                 self._line = line.with_last(*self._chosen_port)
-            self._session.stack.enter_context(port.reuse_listener(listening))
+            self._session.stack.enter_context(reuse_listener(listening))
         else:
             self._session.keep_run_record(_address_of(line))
 

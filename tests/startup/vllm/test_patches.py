@@ -27,11 +27,10 @@ from startup.vllm.patches import compiler, cuda_graphs
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.compiler_keys import TRITON_KEY, VECTOR_PROBES, _kept_probe
 from startup.vllm.patches.cuda_graphs import GRAPH_MEMORY
-from startup.vllm.patches.port import reuse_listener
 from startup.vllm.patches.tokenizers import KEPT_TOKENIZERS, LATE_TOKENIZER, PROCESSOR_LOOKUP, KeptTokenizers
 from startup.vllm.serving.drain import DrainedApp
 from startup.vllm.serving.health_sampler import HealthSampler
-from startup.vllm.serving.serving_events import _end_handler_first
+from startup.vllm.serving.serving_events import _end_handler_first, reuse_listener
 from startup.vllm.serving.serving_probes import ServingProbes
 from tests.startup.conftest import ToyPackages
 from tests.startup.vllm.fake_start import FAKE

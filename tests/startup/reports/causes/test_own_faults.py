@@ -80,7 +80,7 @@ def test_the_first_of_a_chain_counts():
 
 
 _SOCKET = "/usr/lib/python3.11/socket.py"
-_PORT = "startup/vllm/patches/port.py"
+_PORT = "startup/vllm/serving/serving_events.py"
 
 
 @pytest.mark.parametrize(
