@@ -18,7 +18,7 @@ from startup.standby.sockets import template_kind
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
-    from startup.port.systemd.notify_relay import NotifyRelay
+    from startup.port.notify_relay import NotifyRelay
 
 _ACK_S = 0.2
 """Seconds for a standby's answer, which takes a millisecond, or up to 100 ms on a busy machine."""
@@ -95,7 +95,7 @@ def _notify_relay() -> "NotifyRelay | None":
     address = foreign.text_of("NOTIFY_SOCKET")
     if address[:1] not in ("/", "@"):
         return None
-    from startup.port.systemd.notify_relay import NotifyRelay  # noqa: PLC0415 - slow to import for other starts
+    from startup.port.notify_relay import NotifyRelay  # noqa: PLC0415 - slow to import for other starts
 
     try:
         return NotifyRelay(address)

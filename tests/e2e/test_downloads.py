@@ -7,7 +7,7 @@ import pytest
 
 from base.status_page.page import DATA_PATH
 from tests.e2e.server_process import ServerProcess
-from tests.startup.port.systemd.notify_socket import NotifySocket
+from tests.startup.port.notify_socket import NotifySocket
 from tests.support.folders import short_folder
 from tests.support.http_client import ask
 from tests.support.hub import HubServer

@@ -14,7 +14,7 @@ import pytest
 
 from envs.registry import env
 from tests.router.router_process import RouterProcess, embedded, foreign, wait_marked
-from tests.startup.port.systemd.notify_socket import NotifySocket
+from tests.startup.port.notify_socket import NotifySocket
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
 from tests.support.cli import CLI
 from tests.support.http_client import RawClient, ask

@@ -14,7 +14,7 @@ from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.preflight.report import Finding, PreflightReport, error, warning
 from startup.session.session import ListenAddress, StartSession
-from tests.startup.port.systemd.notify_socket import NotifySocket
+from tests.startup.port.notify_socket import NotifySocket
 from tests.support.http_client import ask
 from tests.support.waiting import wait_until
 

@@ -13,7 +13,7 @@ import pytest
 from startup.vllm.patches.json_logs import set_log_format
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
-from tests.startup.port.systemd.notify_socket import NotifySocket
+from tests.startup.port.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment, rewrite, run_fake, variant, without_forks
 from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.cli import run_cli

@@ -10,8 +10,7 @@ from envs.registry import LOGGING_LEVELS, variables
 from envs.replacements import REPLACEMENTS
 from server.terms.config import DTypeName, RendererConfig
 from startup.words.supported import CONFIG_FIELDS, SUPPORTED, VARIABLES
-from startup.words.table import FLAGS, find_flag
-from startup.words.unsupported import IGNORED, REJECTED
+from startup.words.table import FLAGS, IGNORED, REJECTED, find_flag
 from tests.support.vllm_flags import VLLM_NAMES, is_own
 
 

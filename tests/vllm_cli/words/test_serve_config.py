@@ -10,8 +10,7 @@ from router.words.router_words import read_several
 from server.terms.limits import flag_of
 from startup.settings.serve_words import ServeWords
 from startup.words.arguments import Arguments
-from startup.words.engine_choice import choose_engine
-from startup.words.serve_command import read_start
+from startup.words.serve_command import choose_engine, read_start
 from startup.words.supported import GROUPS
 from startup.words.table import split_flags
 from vllm_cli.commands.serve import serve

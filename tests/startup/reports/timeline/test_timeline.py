@@ -7,8 +7,7 @@ from functools import partial
 
 from base.machine.processes import process_start_ns
 from startup.reports.timeline.report import StartFacts, build_report
-from startup.reports.timeline.spans import PhaseSpan
-from startup.reports.timeline.timeline import PhaseTimeline
+from startup.reports.timeline.timeline import PhaseSpan, PhaseTimeline
 from tests.support.cli import python_output
 
 SECOND = 1_000_000_000
