@@ -1,4 +1,4 @@
-"""A router as a process: its end, signals and access. `test_changed_models.py` changes its models file."""
+"""A router as a process: its end, signals, access, changes of its models file, and models that hang."""
 
 import shutil
 import signal
@@ -6,13 +6,18 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
+from aiohttp import web
 
 from envs.registry import env
+from router.child.server import OwnServer
 from tests.router.router_process import RouterProcess, embedded, foreign, wait_marked
 from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
@@ -21,7 +26,7 @@ from tests.support.http_client import RawClient, ask
 from tests.support.openai_client import StreamReader
 from tests.support.ports import free_port
 from tests.support.processes import GONE_S, assert_gone
-from tests.support.waiting import wait_listening, wait_until
+from tests.support.waiting import is_gone, wait_listening, wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -162,3 +167,111 @@ def _certificate(port: int) -> str:
 
 def _health(router: RouterProcess, trusted: Certificate) -> int:
     return ask(f"https://127.0.0.1:{router.port}/health", context=trusted.client_context()).status
+
+
+@pytest.mark.parametrize("number", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_no_request_fails_while_a_model_is_changed(tiny_llama, tmp_path, number):
+    """docs/figures.md has the longest time of a request."""
+    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--standby", "off") as router:
+        assert router.post("a").status == 200
+        before = router.pid("a")
+
+        def ask(_: int) -> tuple[int, float]:
+            begin_s = time.monotonic()
+            return router.post("a", timeout_s=600).status, time.monotonic() - begin_s
+
+        with ThreadPoolExecutor(16) as pool:
+            asked = []
+            for index in range(number):
+                if index == number // 10:
+                    router.write({"a": {**embedded(tiny_llama), "args": ["--max-model-len", "128"]}})
+                    router.process.send_signal(signal.SIGHUP)
+                asked.append(pool.submit(ask, index))
+                time.sleep(0.25)
+            answers = [each.result() for each in asked]
+        router.wait(lambda: router.pid("a") != before and is_gone(before))
+        print(f"longest: {max(took_s for _, took_s in answers):.2f} s")
+        assert {status for status, _ in answers} == {200}
+        assert "has failed" not in router.log
+
+
+def test_a_preloaded_model_is_started_again_when_it_is_changed_or_added(tmp_path):
+    """The model starts without a request. An unchanged model that was unloaded by hand stays stopped."""
+    same = foreign("same", preload=True)
+    with RouterProcess(tmp_path, {"a": foreign("one", preload=True), "same": same, "off": foreign("off")}) as router:
+        router.wait_state("a", "ready")
+        router.wait_state("same", "ready")
+        before = router.pid("a")
+        assert router.ask("/models/unload", {"model": "same"}).json["status"] == "stopped"
+        new = foreign("new", preload=True)
+        router.write({"a": foreign("two", preload=True), "same": same, "off": foreign("off", preload=True), "new": new})
+        for name in ("a", "off", "new"):
+            router.wait(lambda name=name: router.models().get(name, {}).get("status") == "ready")
+        assert router.pid("a") != before
+        assert router.ask("/v1/completions", {"model": "a"}).json["words"] == ["two"]
+        assert router.state("same") == "stopped"
+
+
+def _stop(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+
+
+@pytest.mark.parametrize(
+    ("hung", "answers", "why"),
+    [
+        ("engine", {500}, "a has failed: The server hangs. The engine hangs: it was silent for 4"),
+        ("server", {200, 503}, "a has failed: The server hangs. It has not answered for 4"),
+    ],
+    ids=["engine", "server"],
+)
+def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(hung, answers, why, tiny_llama, tmp_path):
+    """A request may end with 200: if the hung server has not read it, the next process gets it."""
+    models = {name: embedded(tiny_llama) for name in "ab"}
+    words = ("--max-running", "1", "--max-wait", "5", "--standby", "off")
+    statuses: list[int] = []
+    with RouterProcess(tmp_path, models, *words) as router:
+        assert router.post("a").status == 200
+        _stop(router.tree("a")[1 if hung == "engine" else 0 :])  # the API process is the first one
+        waiting = threading.Thread(target=lambda: statuses.append(router.post("a", timeout_s=600).status))
+        waiting.start()
+        router.wait(lambda: router.models()["a"]["num_running"] == 1)
+        assert router.post("b", timeout_s=600).status == 200
+        waiting.join()
+        assert set(statuses) <= answers
+        router.wait_logged(why)
+        assert "others wait for its memory" in router.log
+
+
+def test_a_server_that_recovers_goes_on_and_one_that_does_not_is_unloaded_within_seconds(tiny_llama, tmp_path):
+    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--standby", "off") as router:
+        assert router.post("a").status == 200
+        pid, family = router.pid("a"), router.tree("a")
+        _stop(family)
+        wait_until(lambda: ask(f"{router.url}/readyz?model=a").status == 503)
+        for process in family:
+            process.send_signal(signal.SIGCONT)
+        wait_until(lambda: ask(f"{router.url}/readyz?model=a").status == 200)
+        assert (router.post("a").status, router.pid("a")) == (200, pid)
+        _stop(family)
+        assert router.ask("/v1/models/a/unload", {}, timeout_s=600).status == 200
+        assert "a does not answer. It is killed after 5 s" in router.log
+
+
+@pytest.mark.parametrize(
+    "body", [b"no json", b"\xff", b"[]", b'{"status": "loading"}'], ids=["text", "bytes", "list", "other"]
+)
+async def test_an_answer_that_is_not_json_is_no_silence(body, tmp_path):
+    async def health(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=503, body=body)
+
+    runner = web.ServerRunner(web.Server(health))
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "s")).start()
+    server = OwnServer((), str(tmp_path / "s"))
+    try:
+        async with aiohttp.ClientSession(connector=server.connector, connector_owner=False) as session:
+            assert not (await server.poll(session)).hang
+    finally:
+        await server.connector.close()
+        await runner.cleanup()
