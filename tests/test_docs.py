@@ -26,6 +26,8 @@ ROOMS = [
     *sorted(ROOT.glob("server/*/README.md")),
 ]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOMS]
+OTHERS = [ROOT / "CONTRIBUTING.md", *(page for name in ("tests", "tools") for page in (ROOT / name).rglob("README.md"))]
+ALL_PAGES = [README, *PAGES, *OTHERS]
 FIRST_PAGES = ("fast-starts", "many-models", "troubleshooting")
 _MAX_CELL_CHARS = 200
 _MODULES = [
@@ -63,7 +65,7 @@ def test_lines_and_table_cells_are_short():
 
 def test_links_lead_somewhere():
     dead = []
-    for page in (README, *PAGES, ROOT / "tests" / "README.md"):
+    for page in ALL_PAGES:
         for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
             path, _, anchor = link.partition("#")
             target = page.parent / path if path else page
@@ -135,7 +137,7 @@ def test_the_specification_is_the_newest_tested_release_of_vllm():
 def test_modules_that_pages_name_exist():
     """`startup/session/session.py` means this file. `session.py` means any file whose path ends so."""
     endings = {module[place:] for module in _MODULES for place, char in enumerate(module) if char == "/"}
-    named = {(page, name) for page in (README, *PAGES) for name in re.findall(r"`([\w/]+\.py)`", page.read_text())}
+    named = {(page, name) for page in ALL_PAGES for name in re.findall(r"`([\w/]+\.py)`", page.read_text())}
     assert [(page, name) for page, name in named if f"/{name}" not in endings] == []
 
 
