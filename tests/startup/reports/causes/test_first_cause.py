@@ -1,4 +1,7 @@
-"""Finds the first failure in logs of vLLM, in the forms of all versions and of programs that carry logs."""
+"""The first failure is found in logs of vLLM, in all forms that logs have. The table of causes is complete.
+
+`log_settings.txt` has logs with other settings, versions and platforms.
+"""
 
 import json
 import logging
@@ -14,11 +17,11 @@ import pytest
 from startup.logs.formatters import TextFormatter
 from startup.logs.json_lines import JsonFormatter
 from startup.reports.causes import evidence, failures, first_cause
-from startup.reports.causes.cause import Cause
+from startup.reports.causes.cause import Cause, KnownCause
 from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import find_cause
-from startup.reports.causes.table import LISTS
-from tests.startup.reports.causes.written_logs import CORE, FOLDER, read_logs
+from startup.reports.causes.table import BY_CODE, KNOWN, LISTS, OWN, PARTS, STOPPED
+from tests.startup.reports.causes.written_logs import CORE, FOLDER, INFO, read_logs
 from tests.support.growth import count_calls, growth
 from tests.support.properties import given, st
 from tests.support.tiers import thorough_but_for
@@ -67,7 +70,7 @@ def _name(cause: Cause | None) -> str | None:
 
 @pytest.mark.parametrize("text", (FOLDER / "raised.txt").read_text().splitlines())
 def test_the_function_the_file_and_the_error_of_an_exception_tell_its_cause(text):
-    """Errors that only one known text matches are not in the file. `test_known_causes.py` has all texts."""
+    """Errors that only one known text matches are not in the file. The tests of the table have all texts."""
     name, _, raised = text.partition(": ")
     functions, _, error = raised.partition(" > ")
     frames = [f'{CORE}  File "/x/vllm/{each}.py", line 7, in {each}' for each in functions.split()]
@@ -222,3 +225,87 @@ def test_lines_of_another_rank_change_no_cause(log, step):
     mixed = [each for number, line in enumerate(log.lines) for each in ([other] * (number % step == 0) + [line])]
     found, plain = find_cause(mixed), find_cause(log.lines)
     assert _name(found) == _name(plain) if plain else found is None
+
+
+def _arguments(text: str) -> str:
+    return f"{INFO}non-default args: {{'model_tag': 'a/b', 'model': 'a/b', 'max_model_len': 4096, {text}}}"
+
+
+def _explain(setting: str, error: str, *files: str) -> tuple[Cause, str]:
+    frames = [f'  File "{file}", line 7, in f' for file in files]
+    failed = ("EngineCore failed to start.", "Traceback (most recent call last):", *frames, error)
+    cause = find_cause([f"{INFO}vLLM API server version 0.11.0", setting, *(CORE + line for line in failed)])
+    assert cause is not None
+    return cause, write_digest(cause)[-2]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [(file, name) for part in PARTS for file in part.files for name in part.settings]
+)
+def test_each_part_names_the_setting_that_turned_it_on(file, name):
+    path = f"/x/vllm/x{file}x.py" if not file.endswith(".") else f"/x/vllm/x{file}py"
+    setting = f"{name}X=1 vllm serve a/b" if name.isupper() else _arguments(f"'{name}': 'something'")
+    flag = f"{name}X" if name.isupper() else f"--{name.replace('_', '-')}"
+    _, advice = _explain(setting, "RuntimeError: odd", path)
+    assert flag in advice and "set" in advice
+    assert "it is set" not in _explain(_arguments("'seed': 1"), "RuntimeError: odd", path)[1]
+
+
+_WITH_CAUSES = [(file, part.known.name) for part in PARTS if part.known for file in part.files if "/trans" not in file]
+
+
+@pytest.mark.parametrize(
+    "root",
+    thorough_but_for(["/x/envs/vllm/lib/python3.12/site-packages/", "/usr/lib/dist-packages/", "/src/"], "/src/"),
+)
+@pytest.mark.parametrize(("file", "name"), _WITH_CAUSES)
+def test_a_library_that_a_part_of_vllm_called_failed_for_that_part(root, file, name):
+    own = f"vllm/{file.strip('/').removeprefix('vllm/')}/x.py"
+    files = [root + path for path in ("vllm/v1/engine/core.py", own, "vllm/_custom_ops.py", "torch/_ops.py")]
+    cause, _ = _explain("", "RuntimeError: m must be divisible by 4", *files)
+    assert cause.known is not None and cause.known.name == name
+
+
+def test_each_cause_has_a_public_source_or_errors_of_our_own():
+    assert [cause.name for cause in KNOWN if not re.fullmatch(r"own|[\w.-]+#\d+", cause.source)] == []
+    assert len({cause.name for cause in (*KNOWN, *OWN)}) == len(KNOWN) + len(OWN) > 130
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("cause", BY_CODE.values(), ids=lambda cause: cause.name)
+def test_title_and_advice_are_short_and_have_one_thought_a_sentence(cause):
+    assert not cause.title.endswith(".")
+    assert len(cause.title) <= 90
+    assert 5 <= len(cause.advice) <= 260
+    words = re.sub(r"`[^`]*`", "", f"{cause.title}. {cause.advice}")
+    assert not re.search("[;:] ", words)
+
+
+@pytest.mark.parametrize("cause", KNOWN, ids=lambda cause: cause.name)
+def test_each_text_is_recognised_as_its_cause(cause):
+    """No earlier cause in the table matches the text."""
+    for text in cause.texts:
+        line = text.strip("^$").replace("…", "something")
+        is_error = re.match(r"[\w.]*(Error|Exception|Interrupt|NotFound|IsEnabled|Timeout)(:|$)", line)
+        if line.startswith(" "):
+            line = f"deploy.sh: line 17: 11440{line}"
+        elif cause.where == "exception" and not is_error:
+            line = f"RuntimeError: {line}"
+        found = find_cause([line, "WorkerError: something"] if cause.where == "hint" else [line])
+        assert found.known is cause, text
+
+
+def test_a_text_can_have_gaps_and_ends():
+    cause = KnownCause("x", "x", "^Killed$ | one … two | ends so$", "x")
+    assert cause.matches("Killed")
+    assert not cause.matches("Killed by")
+    assert not cause.matches("was Killed")
+    assert cause.matches("zero one and two three")
+    assert not cause.matches("two one")
+    assert cause.matches("it ends so, then ends so")
+    assert not cause.matches("it ends so.")
+
+
+def test_stopping_is_the_last_in_the_table():
+    """If it came earlier, a shutdown with an error would count as a stop."""
+    assert KNOWN[-1] is STOPPED
