@@ -34,8 +34,7 @@ _SMALL_STEPS = ["--max-num-batched-tokens", "64", "--max-num-seqs", "8"]
 
 @pytest.fixture(scope="module")
 def client(llama_folder: Path) -> Iterator[OpenAI]:
-    arguments = [str(llama_folder), "--served-model-name", "tiny", *_SMALL_STEPS]
-    with ServerProcess(arguments) as server:
+    with ServerProcess([str(llama_folder), "--served-model-name", "tiny", *_SMALL_STEPS]) as server:
         assert f"on {DEVICE}" in server.log, server.log
         with server.openai() as openai:
             yield openai

@@ -59,8 +59,7 @@ def test_server_is_found_and_stopped_by_its_port(start_tiny_server, cold_or_warm
         assert entry["pids"][0] == server.process.pid
         assert (entry["forked_pid"] or entry["pid"]) == server.serving_process().pid
         assert before & after <= set(entry["pids"]) <= before | after
-        engine_bytes = wait_process(server, "engine").memory_full_info().pss
-        assert entry["memory_bytes"] > engine_bytes / 2
+        assert entry["memory_bytes"] > wait_process(server, "engine").memory_full_info().pss / 2
         line = next(line for line in run_cli("ps").stdout.splitlines() if line.startswith(f"{server.process.pid} "))
         assert server.url in line
         assert "smol" in line
@@ -97,8 +96,7 @@ def test_server_that_does_not_stop_in_time_is_killed(which, start_tiny_server, c
 
 def test_the_standby_is_listed_after_the_servers_and_stop_leaves_it(start_tiny_server, standby):
     with start_tiny_server(environment=standby.environment) as server:
-        entries = _entries()
-        kinds = [entry["kind"] for entry in entries]
+        kinds = [entry["kind"] for entry in _entries()]
         assert kinds == sorted(kinds)
         assert _stop_process("forked_pid", _entry(server)).returncode == 0
         assert server.process.wait(GONE_S) == 0

@@ -115,8 +115,7 @@ class RawClient:
 
     def read_head(self) -> Answer:
         """Reads status and headers of the next response. The body stays unread."""
-        head = self._take_until(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")
+        first, *lines = self._take_until(b"\r\n\r\n").decode("latin-1").split("\r\n")
         fields = (line.partition(":") for line in lines)
         return Answer(int(first.split()[1]), b"", {name.lower(): value.strip() for name, _, value in fields})
 

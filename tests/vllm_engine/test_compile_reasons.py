@@ -98,8 +98,7 @@ def test_what_plain_vllm_has_compiled_is_loaded_and_recorded(version, small_mode
     """Plain vLLM uses the same key."""
     if not PEERS[version].exists():
         pytest.skip("not installed")
-    plain = start_and_end(tmp_path, small_model, launcher="plain", version=version)
-    assert plain.code is None
+    assert start_and_end(tmp_path, small_model, launcher="plain", version=version).code is None
     (key,) = compiled_keys(tmp_path)
     told = start_and_end(tmp_path, small_model, *REQUIRE, version=version, until=lambda _: recorded(tmp_path))
     assert (told.code, told.compiled["state"]) == (None, "loaded")

@@ -87,8 +87,7 @@ async def test_every_way_to_change_a_file_is_detected(tmp_path, way):
         file.symlink_to("1")
     else:
         file.write_text("old")
-    loop = asyncio.get_running_loop()
-    report = partial(loop.call_soon_threadsafe, changed.set)
+    report = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
     watch = FileWatch([tmp_path / "other", file], report, interval_s=0.02)
     watch.start()
     try:
@@ -121,8 +120,7 @@ def test_cors_has_starlettes_answers():
         rules = {"allow_origins": origins, "allow_methods": methods, "allow_headers": headers}
         theirs = CORSMiddleware(Response(), **rules, allow_credentials=has_credentials)
         allowed = {name.replace("allow_", "allowed_"): rule for name, rule in rules.items()}
-        ours = CorsPolicy(NetworkConfig(**allowed, allow_credentials=has_credentials))
-        _compare(theirs, ours)
+        _compare(theirs, CorsPolicy(NetworkConfig(**allowed, allow_credentials=has_credentials)))
 
 
 def _compare(theirs: CORSMiddleware, ours: CorsPolicy) -> None:

@@ -67,8 +67,7 @@ async def test_each_line_gets_the_name(relay, output, text, relayed):
 
 async def test_a_line_without_an_end_is_cut_and_not_kept_whole(relay, output):
     log = await written(b"x" * 1_000_000, relay)
-    lines = output.read_bytes().splitlines()
-    assert max(map(len, lines)) <= 1 << 15
+    assert max(map(len, output.read_bytes().splitlines())) <= 1 << 15
     assert len(str(log.explain_failure())) < 1000
 
 

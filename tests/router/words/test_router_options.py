@@ -302,8 +302,7 @@ def test_links_to_one_folder_and_ids_of_the_hub_have_names_of_their_own(tiny_lla
 
 
 def test_a_program_that_many_models_lack_is_one_fault(read):
-    checked = read({f"m{n}": {"cmd": "no-program --port ${PORT}"} for n in range(16)})
-    (fault,) = checked.faults
+    (fault,) = read({f"m{n}": {"cmd": "no-program --port ${PORT}"} for n in range(16)}).faults
     assert fault.key.startswith("models.m0, models.m1, ")
     assert fault.key.endswith(" and 8 more")
     assert "'no-program' of cmd is not found" in fault.text

@@ -123,8 +123,7 @@ def test_the_first_output_reports_queue_and_prefill_times(llama, monkeypatch):
 
 
 def test_a_token_beyond_the_vocabulary_fails_only_its_request(llama):
-    engine = SmallEngine(llama)
-    bad, good = engine.complete([[5, llama.config.vocab_size], [5, 6]], max_tokens=2)
+    bad, good = SmallEngine(llama).complete([[5, llama.config.vocab_size], [5, 6]], max_tokens=2)
     assert bad.finish_reason == "error"
     assert str(llama.config.vocab_size) in (bad.error or "")
     assert len(good.token_ids) == 2

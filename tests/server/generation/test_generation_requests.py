@@ -215,8 +215,7 @@ def test_names_and_schemas_of_strict_tools_may_be_strange(accepts):
 @pytest.mark.parametrize("pattern", [5, {}, None])
 def test_a_pattern_of_names_that_is_no_text_is_left_to_the_grammars_compiler(pattern, accepts):
     names = {"type": "object", "propertyNames": {"pattern": pattern}}
-    constraint = strict_constraint({"function": {"name": "f", "parameters": names}})
-    assert constraint is not None
+    assert strict_constraint({"function": {"name": "f", "parameters": names}}) is not None
 
 
 def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, **fields: Any) -> SamplingParams:

@@ -76,8 +76,7 @@ class PooledEngine:
 def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **options: Any) -> Iterator[LiveServer]:
     """Serves the pooling model in the folder."""
     names = ("runner", "convert", "pooler", "hf_overrides")
-    engine_options = {key: options.pop(key) for key in names if key in options}
-    engine = PooledEngine(folder, **engine_options)
+    engine = PooledEngine(folder, **{key: options.pop(key) for key in names if key in options})
     config = server_config(**({"served_model_names": (NAME,)} | options))
     files = ModelFiles(folder, folder)
     with HfRenderer(files, RendererConfig(**({"chat_template": None, "num_workers": 1} | (renderer or {})))) as hf:

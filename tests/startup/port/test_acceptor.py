@@ -73,8 +73,7 @@ class _Responder:
     def leave_descriptors(self, number: int) -> None:
         """Limits the descriptors that the process may still open. The limit is the highest number."""
         used = {int(path.name) for path in Path(f"/proc/{self.process.pid}/fd").iterdir()}
-        free = (fd for fd in count() if fd not in used)
-        limit = next(islice(free, number, None))
+        limit = next(islice((fd for fd in count() if fd not in used), number, None))
         self.process.rlimit(psutil.RLIMIT_NOFILE, (limit, limit))
 
 

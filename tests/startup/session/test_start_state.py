@@ -221,8 +221,7 @@ def test_a_ready_start_is_saved_and_reported(session, manager, tmp_path, caplog)
     assert any("VLLM_WORKER_MULTIPROC_METHOD=spawn makes this start slower" in line for line in caplog.messages)
     assert caplog.messages[-1].endswith(f" s (cold): {url}")
     assert "phases of this start:" in caplog.text
-    report = json.loads((tmp_path / "report").read_text())
-    assert report["outcome"] == "ready"
+    assert json.loads((tmp_path / "report").read_text())["outcome"] == "ready"
     assert len(list((tmp_path / "vllm_cli" / "history").iterdir())) == 1
     with StartSession(session.state.subject, PhaseTimeline.from_process_start()) as second:
         listening = second.listen(ListenAddress("127.0.0.1", 0, None))

@@ -25,8 +25,7 @@ print(status, num_pages, int(huge.split()[1]) // 2048, "hg" in flags)
 
 @pytest.mark.thorough
 def test_memory_moves_and_keeps_its_content_here_and_in_forks():
-    done = run_python(SCRIPT, check=True)
-    status, num_pages, num_huge, is_marked = done.stdout.split()
+    status, num_pages, num_huge, is_marked = run_python(SCRIPT, check=True).stdout.split()
     assert status == "0"
     assert int(num_huge) >= int(num_pages) // 2  # the fork may have split some
     assert is_marked == "False"  # later memory of these ranges is as in an executed process

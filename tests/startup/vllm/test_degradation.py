@@ -122,8 +122,7 @@ _FORKED = {
 )
 def test_vllm_that_differs_or_cannot_be_forked_serves_with_one_warning(change, kind, told, folder):
     with FakeStart(folder, env=environment(folder, change(folder))) as start:
-        state = start.wait_ready().state()
-        assert start.kind_of(state["engine"]["pid"]) == kind
+        assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == kind
         assert _serves(start)
         (warning,) = start.lines_with("WARNING")
         assert told in warning

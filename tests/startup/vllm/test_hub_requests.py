@@ -151,8 +151,7 @@ def test_vllm_starts_with_the_folder_of_the_download(tmp_path):
     }
     with s3_server() as s3:
         s3.put({f"llama/{name}": content for name, content in files.items()})
-        variables = environment(tmp_path, **s3.environment)
-        with FakeStart(tmp_path, MODEL, env=variables) as start:
+        with FakeStart(tmp_path, MODEL, env=environment(tmp_path, **s3.environment)) as start:
             start.wait_ready()
             _, _, folder, *rest = start.state()["server"]["argv"]
             assert set(NAMED) <= set(rest)

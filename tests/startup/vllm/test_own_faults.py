@@ -26,8 +26,7 @@ _SPAWNS = "as a new program instead of forked"
 )
 def test_a_start_that_only_our_machinery_breaks_is_ready_with_one_line(fault, folder):
     with FakeStart(folder, env=broken_environment(folder, fault)) as start:
-        state = start.wait_ready().state()
-        assert start.kind_of(state["engine"]["pid"]) == "spawn"
+        assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "spawn"
         assert start.complete("A text") == "A text was read by worker 0"
         (warning,) = start.lines_with("WARNING")
         assert _PLAIN in warning or _SPAWNS in warning
@@ -61,8 +60,7 @@ def test_what_a_sandbox_lacks_costs_no_start(fault, folder):
 def test_the_plain_start_is_what_the_user_has_started(folder):
     given = broken_environment(folder, "patch in worker", HF_HUB_OFFLINE="0")
     with FakeStart(folder, "-tp", "2", "--log-format", "json", env=given) as start:
-        server = start.wait_ready().state()["server"]
-        assert server["pid"] == start.process.pid
+        assert start.wait_ready().state()["server"]["pid"] == start.process.pid
         assert start.root.environ() == {**given, "VCLI_PLAIN_VLLM": "1"}
         children = start.root.children()
         assert [child for child in children if child.status() == psutil.STATUS_ZOMBIE] == []

@@ -103,8 +103,7 @@ _STARTED = b'vllm_cli:start_info{start_mode="cold"} 1.0\n'
     ids=["some", "labels", "not exported yet", "exported later", "all", "eager", "plain vLLM", "no metrics"],
 )
 def test_the_wait_for_graphs_ends_with_the_last_one(serve, invoke, metrics, shown):
-    answers = [answer for text in metrics for answer in ((200, b""), (200, text))]
-    server = serve(*answers)
+    server = serve(*[answer for text in metrics for answer in ((200, b""), (200, text))])
     done = invoke("wait", server.url, "--graphs", "--interval", "0.01")
     assert done.returncode == 0
     assert server.paths == ["/health", "/metrics"] * len(metrics)

@@ -46,8 +46,7 @@ def test_a_distant_slot_gets_its_own_call():
 
 def test_neighbours_with_a_long_shared_prefix_are_a_group_that_attends_to_it_once():
     chunks = [_chunk(slot=s, computed=c) for s, c in enumerate((900, 900, 840, 1100, 850, 900))]
-    prefixes = {2: ("a", 840), 3: ("a", 800), 4: ("a", 850)}
-    groups = _pack(chunks, prefixes).decode_groups
+    groups = _pack(chunks, {2: ("a", 840), 3: ("a", 800), 4: ("a", 850)}).decode_groups
     assert [(g.rows, g.num_shared_tokens) for g in groups] == [
         (slice(0, 2), 0),
         (slice(2, 5), 800),

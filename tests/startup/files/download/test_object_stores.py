@@ -118,8 +118,7 @@ def test_a_killed_download_is_continued(put_s3, cache):
     folder = resolve_model(asked).path
     blob = (folder / "model.safetensors").resolve()
     shutil.rmtree(folder)
-    part = blob.with_name(blob.name + PART_ENDING)
-    part.write_bytes(WEIGHTS[:5_000_000])
+    blob.with_name(blob.name + PART_ENDING).write_bytes(WEIGHTS[:5_000_000])
     blob.unlink()
     with begin_download(plan_files(asked), lambda _: None) as again:
         assert read_tree(again.result()[0]) == FILES

@@ -21,8 +21,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("vllm_cli.commands.prefetch._configure_logs", lambda line: None)
 
     def call(*words: str) -> tuple[int, str, str]:
-        code = prefetch.main(list(words), standalone_mode=False)
-        return (code, *capsys.readouterr())
+        return (prefetch.main(list(words), standalone_mode=False), *capsys.readouterr())
 
     return call
 

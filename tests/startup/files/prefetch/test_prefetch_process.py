@@ -164,8 +164,7 @@ def test_libraries_of_torch_are_found_without_importing_it():
         "import sys; from startup.files.prefetch.process import plan_libraries; print(*plan_libraries());"
         "assert 'torch' not in sys.modules"
     )
-    found = [Path(word).name for word in python_output(script).split()]
-    assert "libtorch_cpu.so" in found
+    assert "libtorch_cpu.so" in [Path(word).name for word in python_output(script).split()]
     assert all(path.is_file() for path in plan_libraries())
 
 

@@ -91,8 +91,7 @@ def test_a_record_moves_with_its_folder(tmp_path, library):
 
 def test_files_that_have_changed_are_left_out(tmp_path, library):
     gone = FileRanges(str(tmp_path / "gone"), 1, ((0, 1),))
-    record = _record(tmp_path, gone, FileRanges(str(library), _MIB, ((0, _MIB),)))
-    assert read_pages(record) == []
+    assert read_pages(_record(tmp_path, gone, FileRanges(str(library), _MIB, ((0, _MIB),)))) == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[["a", 1]]', "null"])

@@ -149,8 +149,7 @@ def test_messages_of_other_processes_are_dropped():
     with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
         relay = NotifyRelay(notified.address)
         _send(relay.address, "MAINPID=1")
-        server_pid = _send(relay.address, "WATCHDOG=1")
-        relay.forward(server_pid)
+        relay.forward(_send(relay.address, "WATCHDOG=1"))
         wait_until(lambda: notified.messages)
         assert notified.messages == ["WATCHDOG=1"]
         relay.close()

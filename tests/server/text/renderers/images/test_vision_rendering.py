@@ -122,8 +122,7 @@ def test_text_without_images_has_the_processors_tokens_and_no_tensors(build, fam
 
 def test_a_template_that_expects_text_gets_the_image_token_before_the_text(build):
     template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
-    renderer = build("llava", chat_template=template)
-    prompt = _render(renderer, _message("What?", image()))
+    prompt = _render(build("llava", chat_template=template), _message("What?", image()))
     assert prompt.text == "<image>" * 16 + "\nWhat?|"
 
 
