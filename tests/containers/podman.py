@@ -1,7 +1,8 @@
 """Podman with a store of its own, images of this repository, and containers as servers.
 
 Images stay in .peers/containers for later runs. The base image is a Debian of `tools/machines.py`, which
-replaces `python:…-slim`. Builds use the host's settings of pip, and the local folders that they name.
+replaces `python:…-slim`. Builds use the host's settings of pip, and the local folders that they name. The
+stand-in for vllm/vllm-openai has this machine's interpreter. vLLM's packages are mounted: they are gigabytes.
 """
 
 import json

@@ -14,12 +14,9 @@ from transformers import AutoModel
 
 from envs.registry import START_METHODS
 from tests.cuda.conftest import DEVICE, used_mib, uses_cuda
-from tests.e2e.process_tree import wait_process
-from tests.e2e.server_process import ServerProcess
-from tests.server.engine.features.tiny_vlm import save_vlm
-from tests.server.engine.features.vlm_reference import expected_answer, image_messages, image_url
-from tests.server.engine.pooling.small_pooling import hidden_states, unit
-from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
+from tests.e2e.server_process import ServerProcess, wait_process
+from tests.server.engine.features.tiny_vlm import expected_answer, image_messages, image_url, save_vlm
+from tests.server.engine.pooling.tiny_poolers import hidden_states, save_pooler, save_sentence_files, unit
 from tests.server.engine.tiny_models import greedy_outputs
 from tests.support.cli import run_cli
 from tests.support.waiting import wait_until

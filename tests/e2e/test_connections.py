@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.process_tree import wait_process
 from tests.e2e.request_fuzzer import MODEL, RequestFuzzer, send_all
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, wait_process
 from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 from tests.support.http_client import RawClient, ask, request_bytes
 from tests.support.waiting import wait_until

@@ -8,14 +8,13 @@ import signal
 import pytest
 
 from envs.registry import START_METHODS
-from tests.e2e.process_tree import Role, find_process, wait_process
+from tests.e2e.server_process import Role, find_process, wait_process
 from tests.e2e.stop_point import API_READS_TOKENIZER, FORKSERVER_FORKS, StopPoint, stop_environment
 from tests.support.folders import short_folder
-from tests.support.openai_client import StreamReader
-from tests.support.processes import GONE_S, stopped
+from tests.support.http_client import StreamReader
 from tests.support.program import READY_S
 from tests.support.tiers import slow_but_for
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import GONE_S, is_gone, stopped, wait_until
 
 _INTERRUPT_DECODER = """
 import os, signal, sys, typing

@@ -9,13 +9,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.process_tree import wait_process
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, wait_process
 from tests.support.cli import run_cli
 from tests.support.containers import own_processes
-from tests.support.processes import GONE_S
 from tests.support.standby_process import OFF
-from tests.support.waiting import wait_until
+from tests.support.waiting import GONE_S, wait_until
 
 
 def _entries(**options: Any) -> list[dict[str, Any]]:

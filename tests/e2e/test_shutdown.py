@@ -9,13 +9,11 @@ import signal
 
 import pytest
 
-from tests.e2e.process_tree import wait_process
+from tests.e2e.server_process import wait_process
 from tests.e2e.stop_point import ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
 from tests.support.folders import short_folder
-from tests.support.http_client import RawClient, request_bytes
-from tests.support.openai_client import SOON_REFUSALS, StreamReader, count_refusals
-from tests.support.processes import GONE_S
-from tests.support.waiting import wait_until
+from tests.support.http_client import SOON_REFUSALS, RawClient, StreamReader, count_refusals, request_bytes
+from tests.support.waiting import GONE_S, wait_until
 
 _BODY = {"prompt": "Once", "max_tokens": 1}
 

@@ -11,14 +11,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from envs.registry import START_METHODS
-from tests.e2e.process_tree import count_roles
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, count_roles
 from tests.e2e.stop_point import API_READS_TOKENIZER, StopPoint
 from tests.support.cli import run_cli
-from tests.support.http_client import ask
-from tests.support.openai_client import RepeatingClients
-from tests.support.processes import GONE_S
+from tests.support.http_client import RepeatingClients, ask
 from tests.support.program import READY_S
+from tests.support.waiting import GONE_S
 
 _PROCESSES_OF_METHOD = {"spawn": ["resource_tracker"], "fork": [], "forkserver": ["forkserver", "resource_tracker"]}
 _AUDIT = """

@@ -23,11 +23,10 @@ from tests.support.cli import CLI, run_cli
 from tests.support.containers import own_processes
 from tests.support.http_client import ask
 from tests.support.ports import free_port
-from tests.support.processes import GONE_S, assert_gone
 from tests.support.program import Program
 from tests.support.standby_process import OFF, StandbyProcess
 from tests.support.tiers import slow_but_for
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import GONE_S, assert_gone, is_gone, wait_until
 
 _VARYING: Final = (
     (re.compile(r"\d\d-\d\d \d\d:\d\d:\d\d"), "TIME"),

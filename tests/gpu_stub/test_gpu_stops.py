@@ -7,8 +7,8 @@ import signal
 import pytest
 
 from tests.gpu_stub.gpu_server import EAGER, GpuServer, run_preflight
-from tests.support.openai_client import StreamReader
-from tests.support.processes import assert_gone
+from tests.support.http_client import StreamReader
+from tests.support.waiting import assert_gone
 
 _END_S = 30.0
 _HUNG_S = 20.0

@@ -27,11 +27,9 @@ from tests.startup.vllm.fake_start import environment
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
 from tests.support.cli import CLI
 from tests.support.folders import short_folder
-from tests.support.http_client import RawClient, ask
-from tests.support.openai_client import StreamReader
+from tests.support.http_client import RawClient, StreamReader, ask
 from tests.support.ports import free_port
-from tests.support.processes import GONE_S, assert_gone
-from tests.support.waiting import is_gone, wait_listening, wait_until
+from tests.support.waiting import GONE_S, assert_gone, is_gone, wait_listening, wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -282,6 +280,7 @@ async def test_an_answer_that_is_not_json_is_no_silence(body, tmp_path):
         await runner.cleanup()
 
 
+# Routes that only some servers have. A router with one model answers in each of its states as with several.
 _TABLE: Final = """
 path                          embedded vllm several one stopped asleep
 GET /                         200      404  200     200 200     200

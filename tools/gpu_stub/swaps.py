@@ -27,9 +27,8 @@ from urllib.parse import urlencode
 
 import click
 
-from tests.gpu_stub.gpu_router import SAMPLES
+from tests.gpu_stub.gpu_router import PREFIX, SAMPLES
 from tests.gpu_stub.gpu_server import gpu_variables
-from tests.gpu_stub.private_devices import PREFIX
 from tests.support.cli import python_output
 from tests.support.peer_vllm import ROOT
 from tests.support.ports import free_port

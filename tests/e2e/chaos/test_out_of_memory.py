@@ -14,8 +14,7 @@ import pytest
 
 from base.machine.cgroups import own_cgroups
 from base.wording import format_bytes
-from tests.e2e.process_tree import wait_process
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, wait_process
 from tests.support.http_client import Answer, ask
 from tests.support.waiting import wait_until
 

@@ -8,8 +8,7 @@ import signal
 
 import pytest
 
-from tests.e2e.process_tree import wait_process
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, wait_process
 from tests.e2e.stop_point import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
 from tests.support.waiting import wait_until
 

@@ -10,7 +10,7 @@ from base.errors import EngineError
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import EngineOutput, EngineStats, PoolingParams
 from server.text.renderers.hf import HfRenderer
-from tests.server.engine.pooling.small_pooling import SmallPooling
+from tests.server.engine.pooling.tiny_poolers import SmallPooling
 from tests.server.http.conftest import LiveServer, run_app
 from tests.server.server_config import server_config
 

@@ -8,8 +8,7 @@ import pytest
 
 from server.terms.config import ModelFiles, RendererConfig
 from server.text.renderers.base import BaseRenderer, build_renderer
-from tests.server.engine.features.tiny_vlm import save_vlm
-from tests.server.engine.features.vlm_reference import image_messages, image_url
+from tests.server.engine.features.tiny_vlm import image_messages, image_url, save_vlm
 
 MAX_MODEL_LEN = 512
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
-from tests.server.engine.pooling.tiny_poolers import edit_config, save_colbert, save_pooler
+from tests.server.engine.pooling.tiny_poolers import edit_config, hidden_states, logits, save_colbert, save_pooler, unit
 from tests.server.http.conftest import LiveServer, assert_rejected
 from tests.server.http.pooled_engine import NAME, serve_folder
 

@@ -15,7 +15,7 @@ from startup.compiled_models import location as module
 from startup.compiled_models.archive import read_record, unpack
 from startup.compiled_models.location import Location, LocationError, open_location
 from startup.compiled_models.record import CompiledModel
-from tests.startup.compiled_models.inputs import FILES, save_archive
+from tests.startup.compiled_models.conftest import FILES, save_archive
 from tests.support.properties import given, st
 
 NAME = "0.32.0-abc/key.zip"

@@ -23,7 +23,7 @@ from startup.compiled_models.location import open_location
 from startup.compiled_models.process import AddJob, FetchJob, SharingProcess
 from startup.compiled_models.record import CompiledModel, Hardware
 from startup.compiled_models.sharing import add, fetch
-from tests.startup.compiled_models.inputs import RECORD
+from tests.startup.compiled_models.conftest import RECORD
 from tests.support.waiting import is_gone
 
 NUM_KILLS: Final = 50

@@ -17,8 +17,7 @@ from envs.environment import snapshot
 from startup.processes.back_off import BackOff
 from startup.processes.group_signals import GROUP_SIGNALS
 from startup.processes.helper import Helper, HelperEndedError
-from tests.support.processes import disturbing
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import disturbing, is_gone, wait_until
 
 FOREVER_S: Final = 60.0
 HANG: Final = "import os, time; send(os.getpid()); time.sleep(600)"

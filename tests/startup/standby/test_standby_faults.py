@@ -18,9 +18,8 @@ from startup.standby.sockets import socket_folder
 from tests.support.cli import run_cli, run_python
 from tests.support.containers import works
 from tests.support.ports import free_port
-from tests.support.processes import stopped
 from tests.support.standby_process import StandbyProcess
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone, stopped, wait_until
 
 NOBODY: Final = 65534
 

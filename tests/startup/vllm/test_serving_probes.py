@@ -14,11 +14,9 @@ import pytest
 
 from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment
 from tests.support.folders import short_folder
-from tests.support.http_client import Answer, RawClient
-from tests.support.openai_client import RepeatingClients
+from tests.support.http_client import Answer, RawClient, RepeatingClients
 from tests.support.ports import free_port
-from tests.support.processes import stopped
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone, stopped, wait_until
 
 pytestmark = pytest.mark.thorough
 

@@ -13,9 +13,8 @@ import pytest
 from startup.vllm.patches.compiler import COMPILER
 from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment, run_fake
 from tests.startup.vllm.test_start_metrics import metrics
-from tests.support.processes import running
 from tests.support.standby_process import StandbyProcess
-from tests.support.waiting import wait_until
+from tests.support.waiting import running, wait_until
 
 pytestmark = pytest.mark.thorough
 

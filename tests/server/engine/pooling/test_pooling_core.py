@@ -11,15 +11,20 @@ from base.errors import EngineStartError
 from server.engine.pooling.encoder import PoolingSequence, choose_batch
 from server.terms.config import PoolerConfig
 from server.terms.types import PoolingParams
-from tests.server.engine.pooling.small_pooling import PROMPTS, SmallPooling, assert_close, hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (
     DECODERS,
     ENCODERS,
     MAX_LEN,
+    PROMPTS,
     VOCABULARY,
+    SmallPooling,
+    assert_close,
     edit_config,
+    hidden_states,
+    logits,
     save_pooler,
     save_sentence_files,
+    unit,
 )
 
 pytestmark = pytest.mark.thorough

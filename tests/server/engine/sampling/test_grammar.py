@@ -1,6 +1,7 @@
-"""Each kind of grammar accepts exactly the texts that it describes.
+"""Each kind of grammar accepts exactly the texts that it describes, as in vLLM's backend.
 
-Regular expressions accept the same texts as in vLLM's backend. JSON schemas stand below.
+A line of schemas.jsonl has a schema with texts that it accepts and rejects. `vllm` says what the backend of
+vLLM reads differently.
 """
 
 import json

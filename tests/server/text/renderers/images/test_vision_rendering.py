@@ -22,8 +22,7 @@ from server.terms.limits import LimitsConfig
 from server.text.model_files.tokenizer_files import TokenizerLoadError
 from server.text.renderers.base import BaseRenderer, build_renderer
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
-from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, save_vlm
-from tests.server.engine.features.vlm_reference import render_with_images
+from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, render_with_images, save_vlm
 from tests.server.inline_executor import InlineExecutor
 from tests.support.tiers import thorough_but_for
 
