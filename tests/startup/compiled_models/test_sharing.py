@@ -87,13 +87,9 @@ def shared(make_machine: Callable[[str], Machine], location: Path) -> CompiledMo
 
 def _fetch_job(location: object, record: CompiledModel, folder: Path, digest: str = "") -> FetchJob:
     return FetchJob(
-        locations=(str(location),),
-        model=record.model,
-        versions=record.versions,
-        start_id=record.start_id,
-        digest=digest,
-        found_folder=str(folder / "found"),
-    )
+        locations=(str(location),), model=record.model, versions=record.versions, start_id=record.start_id,
+        digest=digest, found_folder=str(folder / "found"),
+    )  # fmt: skip
 
 
 def _add_job(*records: CompiledModel, location: object, began_s: float = math.inf) -> AddJob:

@@ -32,16 +32,10 @@ def source(tmp_path: Path) -> Path:
     q4 = struct.pack("<ee16B", 2.0, -1.0, *(low | (15 - low) << 4 for low in range(16))) * (HIDDEN * HIDDEN // 32)
     square = _floats(HIDDEN, HIDDEN)
     layer = {
-        "attn_norm": _floats(HIDDEN),
-        "attn_q": square,
-        "attn_k": _floats(HIDDEN // 2, HIDDEN),
-        "attn_v": _floats(HIDDEN // 2, HIDDEN),
-        "attn_output": square,
-        "ffn_norm": _floats(HIDDEN),
-        "ffn_gate": square,
-        "ffn_up": square,
-        "ffn_down": GgufTensor((HIDDEN, HIDDEN), Q4_1, q4),
-    }
+        "attn_norm": _floats(HIDDEN), "attn_q": square, "attn_k": _floats(HIDDEN // 2, HIDDEN),
+        "attn_v": _floats(HIDDEN // 2, HIDDEN), "attn_output": square, "ffn_norm": _floats(HIDDEN),
+        "ffn_gate": square, "ffn_up": square, "ffn_down": GgufTensor((HIDDEN, HIDDEN), Q4_1, q4),
+    }  # fmt: skip
     return write_gguf(
         tmp_path / "model.gguf",
         {
