@@ -161,12 +161,9 @@ def _llava(parts: Parts) -> Files:
         "crop_size": {"height": _SIZE, "width": _SIZE},
     }
     processor = {
-        "processor_class": "LlavaProcessor",
-        "image_token": "<image>",
-        "patch_size": _PATCH,
-        "num_additional_image_tokens": 1,
-        "vision_feature_select_strategy": "default",
-    }
+        "processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": _PATCH,
+        "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default",
+    }  # fmt: skip
     return config, preprocessor, processor
 
 
