@@ -1,4 +1,4 @@
-"""Starts answer probes, report their phases, log and show metrics. Signals and time-outs leave no process."""
+"""Starts answer probes, report their phases, download models, log and show metrics. Nothing is left."""
 
 import json
 import socket
@@ -10,13 +10,18 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from base.status_page.page import DATA_PATH
 from envs.registry import START_METHODS
 from tests.e2e.server_process import ServerProcess, count_roles
 from tests.e2e.stop_point import API_READS_TOKENIZER, StopPoint
+from tests.startup.port.systemd.notify_socket import NotifySocket
 from tests.support.cli import run_cli
+from tests.support.folders import short_folder
 from tests.support.http_client import RepeatingClients, ask
+from tests.support.hub import HubServer
 from tests.support.program import READY_S
-from tests.support.waiting import GONE_S
+from tests.support.standby_process import StandbyProcess
+from tests.support.waiting import GONE_S, wait_until
 
 _PROCESSES_OF_METHOD = {"spawn": ["resource_tracker"], "fork": [], "forkserver": ["forkserver", "resource_tracker"]}
 _AUDIT = """
@@ -208,3 +213,52 @@ def test_a_missing_model_is_an_error_in_json(tmp_path):
     assert last["level"] == "ERROR"
     assert str(tmp_path / "no") in last["message"]
     assert last["code"] == "VC-MODEL-NOT-FOUND"
+
+
+@pytest.fixture
+def hub(tiny_llama: Path) -> Iterator[HubServer]:
+    with HubServer().serving() as hub:
+        hub.add("org/model", tiny_llama)
+        yield hub
+
+
+def settings(hub: HubServer, folder: Path) -> dict[str, str]:
+    offline = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+    return {**offline, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder), "HF_HUB_CACHE": str(folder / "hub")}
+
+
+def test_an_empty_cache_gives_a_first_token_and_the_next_start_sends_one_request(hub, tmp_path):
+    hub.link.bytes_per_s = 5_000
+    with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
+        environment = settings(hub, tmp_path) | {"NOTIFY_SOCKET": notified.address}
+        with ServerProcess(["org/model"], environment=environment, wait=False) as server:
+            wait_until(lambda: " of " in (ask(f"{server.url}/readyz").json or {}).get("detail", ""))
+            detail = ask(f"{server.url}/health").json["detail"]
+            assert detail.startswith("downloading ")
+            assert "/s" in detail
+            assert ask(f"{server.url}{DATA_PATH}").json["progress"]["detail"].startswith("downloading ")
+            wait_until(lambda: any("STATUS=" in line and ": downloading " in line for line in notified.lines))
+            hub.link.bytes_per_s = None
+            server.wait_ready()
+            assert server.complete(max_tokens=1) == 200
+            assert "downloaded " in server.log
+            assert "detail" not in ask(f"{server.url}/health").body.decode()
+    hub.reset()
+    with ServerProcess(["org/model"], environment=settings(hub, tmp_path)) as server:
+        assert server.complete(max_tokens=1) == 200
+    assert [seen.path for seen in hub.requests] == ["/api/models/org/model/revision/main"]
+
+
+def test_a_warm_start_serves_the_mended_template_after_the_next_one(hub, tiny_llama, tmp_path):
+    """The start does not wait for the hub. Once it is ready, it checks the hub and downloads the template."""
+    ref = tmp_path / "hub" / "models--org--model" / "refs" / "main"
+    files = {path.name: path.read_bytes() for path in tiny_llama.iterdir()}
+    chat = {"model": "org/model", "messages": [{"role": "user", "content": "a"}]}
+    counts = []
+    with StandbyProcess(environment=settings(hub, tmp_path)) as standby:
+        for text in ("a", "a a a", "a a a"):
+            commit = hub.add("org/model", files | {"chat_template.jinja": text.encode()}).id
+            with ServerProcess(["org/model"], environment=settings(hub, tmp_path) | standby.environment) as server:
+                counts.append(server.ask("/tokenize", chat).json["count"])
+                wait_until(lambda commit=commit: ref.read_text() == commit)
+    assert counts[0] == counts[1] < counts[2]

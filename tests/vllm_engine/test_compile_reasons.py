@@ -1,7 +1,7 @@
 """The reasons for which a start of real vLLM compiles. Each cause is provoked, and named.
 
 A start with `--compile-cache require` ends when it would compile, so most causes cost no compilation.
-`tests/startup/vllm/test_compiled_models.py` has more causes, with a vLLM that compiles nothing.
+`tests/startup/vllm/test_start_metrics.py` has more causes, with a vLLM that compiles nothing.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.support.folders import short_folder
 from tests.support.hub import HubServer
 from tests.support.peer_vllm import PYTHON, ROOT
 from tests.support.ports import free_port
+from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import VllmServer
 
 
@@ -151,3 +153,22 @@ def test_triton_s_keys_sources_and_errors_are_the_same():
     }
     assert answers["late"]["answer"] == answers["plain"]["answer"]
     assert (answers["plain"]["num_read"], answers["late"]["num_read"]) == (2, 0)
+
+
+_WARNING = re.compile(r"WARNING [\d: -]+\(\w+\) startup\..*")
+"""Matches our warning, also after a line that a library has not ended."""
+_BROKEN = Path(__file__).parents[1] / "startup" / "vllm" / "broken"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["execution", "fork", "protocol", "killed in its imports", "stopped with a request", "patch in engine"],
+)
+def test_a_start_that_only_our_machinery_breaks_is_ready_with_one_line(fault, small_model, expected_text, tmp_path):
+    variables = {"PYTHONPATH": str(_BROKEN), "BROKEN": fault}
+    with VllmServer("ours", small_model, *SMALL, folder=tmp_path, environment=variables) as server:
+        server.wait_ready()
+        assert server.generate() == expected_text
+        lines = _WARNING.findall(server.log)
+        assert len(lines) == 1, lines
+        assert server.terminate() == 0

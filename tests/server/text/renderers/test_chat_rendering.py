@@ -1,5 +1,6 @@
 """Chats and texts are rendered as by transformers. Hostile templates have no effect."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,8 @@ from transformers import AutoTokenizer
 
 from base.errors import RequestError
 from server.text.model_files.tokenizer_files import TokenizerLoadError
+from server.text.renderers import conversation
+from server.text.renderers.conversation import to_conversation, without_developer
 from server.text.renderers.hf import detect_content_format
 from server.text.renderers.prompts import ChatOptions, TextOptions
 from server.text.renderers.tokenizers.hf_tokenizer import HfTokenizer
@@ -273,3 +276,64 @@ def test_the_vocabulary_size_follows_from_the_highest_id(tokenizer_folders, tmp_
     assert len(renderer.tokenizer.loaded) < 9000
     assert renderer.tokenizer.vocab_size == 9001
     assert renderer.prompts.render([9000], TextOptions()).token_ids == [9000]
+
+
+MESSAGES = [line for _, line in read_lines(Path(__file__).with_name("messages.jsonl"))]
+
+
+def converted(message: dict[str, Any], content_format: str = "string") -> dict[str, Any]:
+    [result] = to_conversation([message], content_format)
+    return result
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in MESSAGES if "becomes" in line], ids=lambda line: str(line["message"])
+)
+def test_a_message_has_the_form_that_templates_use(line):
+    before = copy.deepcopy(line["message"])
+    assert converted(line["message"], line.get("format", "string")) == line["becomes"]
+    assert line["message"] == before
+
+
+@pytest.mark.parametrize("line", [line for line in MESSAGES if "rejected" in line], ids=lambda line: line["rejected"])
+def test_malformed_messages_are_rejected(line):
+    with pytest.raises(RequestError, match=re.escape(line["rejected"])) as raised:
+        converted(line["message"])
+    assert (raised.value.status, raised.value.param) == (400, "messages")
+
+
+def test_an_empty_list_of_messages_is_rejected():
+    with pytest.raises(RequestError, match="at least one"):
+        to_conversation([], "string")
+
+
+@pytest.mark.parametrize("arguments", [None, "", "{oops", "[1]", "3", pytest.param("[" * 100_000, id="deep")])
+def test_unusable_arguments_become_an_empty_object(arguments):
+    call = {"function": {"name": "f", "arguments": arguments}}
+    [result] = converted({"role": "assistant", "tool_calls": [call]})["tool_calls"]
+    assert result["function"]["arguments"] == {}
+
+
+def test_unusable_arguments_are_logged_once_per_process(caplog):
+    conversation._warn_of_malformed_arguments.cache_clear()
+    for _ in range(3):
+        converted({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{oops"}}] * 2})
+    [record] = caplog.records
+    assert "not a JSON object" in record.getMessage()
+
+
+_DEVELOPER = {"role": "developer", "content": "c", "tools": [{}]}
+_SYSTEM, _USER = ({"role": role, "content": text} for role, text in (("system", "a"), ("user", "b")))
+
+
+@pytest.mark.parametrize(
+    ("messages", "content_format", "expected"),
+    [
+        ([_SYSTEM, _USER, _DEVELOPER], "string", [{"role": "system", "content": "a\n\nc"}, _USER]),
+        ([_DEVELOPER], "openai", [{"role": "system", "content": [{"type": "text", "text": "c"}]}]),
+        ([_USER, _SYSTEM], "string", [_USER, _SYSTEM]),
+    ],
+    ids=["joined to the system message", "alone", "without one, system messages stay in place"],
+)
+def test_developer_messages_become_one_system_message_at_the_start(messages, content_format, expected):
+    assert without_developer(to_conversation(messages, content_format)) == expected
