@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import psutil
 
@@ -14,9 +14,6 @@ from tests.support.http_client import openai_client
 from tests.support.ports import free_port
 from tests.support.program import Server
 from tests.support.waiting import has_death_pipe, wait_until
-
-if TYPE_CHECKING:
-    from openai import OpenAI
 
 
 class ServerProcess(Server):
@@ -75,7 +72,7 @@ class ServerProcess(Server):
         answer = self.ask("/health")
         return None if answer.status in (0, 200) else answer.json.get("phase")
 
-    def openai(self) -> "OpenAI":
+    def openai(self):
         """The `openai` client for this server, as a context manager."""
         return openai_client(self.url)
 

@@ -17,8 +17,7 @@ from tests.support.waiting import GONE_S, wait_until
 
 
 def _entries(**options: Any) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = json.loads(run_cli("ps", "--json", **options).stdout)
-    return entries
+    return json.loads(run_cli("ps", "--json", **options).stdout)
 
 
 def _find(pid: int) -> dict[str, Any] | None:

@@ -40,7 +40,6 @@ def tree() -> Iterator[Tree]:
     """A process with 40 MiB of memory, and its child with 60 MiB."""
     script = _PARENT.format(size=40 * MIB, child=_CHILD.format(size=60 * MIB))
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
         process.stdout.readline()
         yield process
         process.communicate()
@@ -73,7 +72,6 @@ def test_a_measurement_has_the_whole_process_tree_once_until_it_ends(tree):
 
 def test_the_default_budget_is_what_the_machine_has():
     state = read_memory()
-    assert state is not None
     assert default_budget() == state.total_bytes
 
 

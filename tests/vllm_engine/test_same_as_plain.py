@@ -4,7 +4,7 @@ import json
 import math
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -40,10 +40,7 @@ class Recording:
     log: str = ""
 
 
-Questions = Callable[[VllmServer], dict[str, Any]]
-
-
-def record(server: VllmServer, questions: Questions, *, observed: Path, end: int) -> Recording:
+def record(server: VllmServer, questions, *, observed: Path, end: int) -> Recording:
     """Sends the requests, records the processes' settings and stops the server with a signal."""
     server.wait_ready()
     recording = Recording(answers=questions(server))
@@ -79,8 +76,7 @@ def observing(folder: Path) -> dict[str, str]:
 
 def _read(path: Path) -> dict[str, Any]:
     wait_until(path.exists, 120.0)
-    settings: dict[str, Any] = json.loads(path.read_text())
-    return settings
+    return json.loads(path.read_text())
 
 
 def first_status(server: VllmServer, path: str) -> tuple[int, Any]:

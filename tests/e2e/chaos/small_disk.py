@@ -39,7 +39,6 @@ class SmallDisk:
             )
         except FileNotFoundError:
             pytest.skip(how_to_install("unshare"))
-        assert self._keeper.stdout is not None
         if (answer := self._keeper.stdout.readline()) != "mounted\n":
             self.__exit__()
             pytest.skip(f"no file system can be mounted: {answer.strip()}")

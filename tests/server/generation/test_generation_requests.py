@@ -5,7 +5,6 @@ words of the error.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,16 +156,12 @@ def test_schema_nested_too_deeply_is_rejected(model):
         find_constraint(decode(model, structured_outputs={"json": schema}))
 
 
-Accepts = Callable[[Constraint | None, str], bool]
-
-
 @pytest.fixture(scope="module")
-def accepts(model_path: Path) -> Accepts:
+def accepts(model_path: Path):
     """A function that checks whether the engine's grammar accepts a text as complete."""
     tokenizer = LLTokenizer((model_path / "tokenizer.json").read_text(), n_vocab=49152, eos_token=2)
 
     def accepts(constraint: Constraint | None, text: str) -> bool:
-        assert constraint is not None
         matcher = LLMatcher(tokenizer, build_grammar(constraint.guided))
         return bool(matcher.consume_tokens(tokenizer.tokenize_str(text)) and matcher.is_accepting())
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -157,9 +157,6 @@ def test_another_user_gets_no_fork(standby, tiny_llama):
     _wait_warm(standby, tiny_llama)
 
 
-Answer = Callable[[socket.socket], object]
-
-
 @contextmanager
 def _without_template(standby: StandbyProcess) -> Iterator[Path]:
     """Moves the template's socket away during the block, which may use the socket's path."""
@@ -173,7 +170,7 @@ def _without_template(standby: StandbyProcess) -> Iterator[Path]:
 
 
 @contextmanager
-def _impostor(standby: StandbyProcess, answer: Answer) -> Iterator[None]:
+def _impostor(standby: StandbyProcess, answer) -> Iterator[None]:
     """Listens in place of the template. Answers one connection, and reads it to its end.
 
     Unread messages have descriptors, which would keep the client's standard output open.
@@ -194,7 +191,7 @@ def _impostor(standby: StandbyProcess, answer: Answer) -> Iterator[None]:
         serving.result()
 
 
-def _after_request(*sections: list[bytes]) -> Answer:
+def _after_request(*sections: list[bytes]):
     def answer(connection: socket.socket) -> None:
         connection.send(b"\x06")
         _, fds = messages.receive(connection)

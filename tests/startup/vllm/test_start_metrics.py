@@ -36,8 +36,7 @@ def metrics(start: FakeStart) -> tuple[dict[str, str], dict[str, float]]:
 def _noted(start: FakeStart) -> dict[str, object]:
     """The data of the start in `ps --json`."""
     (entry,) = (each for each in json.loads(run_cli("ps", "--json").stdout) if start.process.pid in each["pids"])
-    noted: dict[str, object] = entry["start"]
-    return noted
+    return entry["start"]
 
 
 def test_a_cold_start_tells_its_phases_and_why_it_has_compiled(folder, model):

@@ -24,15 +24,13 @@ from vllm_cli.bench.probe import HealthProbe, ProbeSamples
 from vllm_cli.bench.target import Target, TargetSpec
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
-Start = Callable[..., tuple[Target, list[int]]]
-
 
 def command_target(command: str) -> Target:
     return Target(TargetSpec(name="A", command=command))
 
 
 @pytest.fixture
-def running(tmp_path: Path, fake_command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Start:
+def running(tmp_path: Path, fake_command: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
     """Starts a server with a child that ignores SIGTERM. Returns the server and both process ids."""
     monkeypatch.setattr("vllm_cli.supervised_command.STOP_GRACE_S", 0.3)
 
@@ -123,7 +121,6 @@ def test_a_sigterm_while_the_server_is_started_stops_it(tmp_path):
     stop = StopPoint(tmp_path, "subprocess.Popen", "")
     words = [sys.executable, supervisor.__file__, "1"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, env={**os.environ, **stop.environment}) as process:
-        assert process.stdin is not None
         process.stdin.write(json.dumps(["sleep", "600"]).encode() + b"\n")
         process.stdin.flush()
         stopped = stop.wait_stopped()
@@ -192,7 +189,6 @@ def test_the_probe_ends_when_its_parent_is_killed():
         print(health._process.pid, flush=True)
         time.sleep(60)"""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
         child = int(parent.stdout.readline())
         assert psutil.pid_exists(child)
         os.kill(parent.pid, signal.SIGKILL)

@@ -118,7 +118,6 @@ def test_a_server_that_does_not_listen_yet_is_waited_for(serve):
     words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(port), "--host", "0.0.0.0"]
     words += ["--interval", "0.05"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
-        assert waiting.stderr is not None
         assert "connection refused" in waiting.stderr.readline()
         serve((200, b""), port=port)
         assert waiting.wait(120) == 0

@@ -157,7 +157,6 @@ class SmallPooling:
         return [tensor(output) for output in outputs]
 
     def outputs(self, prompts: list[list[int]], types: list[list[int]] | None, **params: Any) -> list[EngineOutput]:
-        assert self.info.pooling is not None
         wanted = PoolingParams(**({"task": self.info.pooling.task} | params))
         found: dict[str, EngineOutput] = {}
         for index, prompt in enumerate(prompts):
@@ -172,7 +171,6 @@ class SmallPooling:
 
 
 def tensor(output: EngineOutput) -> torch.Tensor:
-    assert output.data is not None
     return torch.from_numpy(np.frombuffer(output.data.data, np.float32).reshape(output.data.shape).copy())
 
 

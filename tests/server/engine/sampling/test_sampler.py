@@ -174,7 +174,6 @@ def test_reported_logprobs_are_of_the_raw_distribution():
     [sampled] = create_sampler(vocab_size=VOCAB).sample([sequence], logits.clone())
     raw = torch.log_softmax(logits[0], -1)
     assert sampled.token_id == order[2]
-    assert sampled.logprob is not None
     assert sampled.logprob.rank == 3
     assert sampled.logprob.logprob == pytest.approx(float(raw[order[2]]), abs=1e-6)
     assert [t for t, _ in sampled.logprob.top] == order[:3]

@@ -106,7 +106,6 @@ def test_only_the_recorded_parts_are_read(tmp_path, library):
     assert survey_files(PrefetchJob((), record)).due_bytes == 2 * _MIB
     with start_prefetch([], "on", Path(record)) as prefetch:
         report = prefetch.result(60)
-    assert report is not None
     assert (report.state, report.total_bytes) == ("done", 2 * _MIB)
     expect_read(library, 2 * _MIB)
     assert resident_bytes(library) < 6 * _MIB  # with the kernel's read-ahead
