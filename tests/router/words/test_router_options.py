@@ -172,13 +172,10 @@ def test_faults_of_the_file_and_of_all_models_are_reported_at_once(read, tiny_ll
     model = {"model": str(tiny_llama)}
     checked = read(
         {
-            "a": model | {"ttl": "x"},
-            "b": model | {"args": "--nonsense"},
-            "c": {"model": "/nowhere"},
-            "d": model | {"args": "--served-model-name e"},
-            "e": model,
+            "a": model | {"ttl": "x"}, "b": model | {"args": "--nonsense"}, "c": {"model": "/nowhere"},
+            "d": model | {"args": "--served-model-name e"}, "e": model,
         }
-    )
+    )  # fmt: skip
     assert [(fault.key, fault.check) for fault in checked.faults] == [
         ("models.a.ttl", "usage"), ("models.b", "usage"), ("models.c", "model"), ("models.e", "usage"),
     ]  # fmt: skip

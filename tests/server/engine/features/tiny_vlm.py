@@ -147,13 +147,10 @@ def _text_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 def _llava(parts: Parts) -> Files:
     vision = {"model_type": "clip_vision_model", "image_size": _SIZE, "patch_size": _PATCH, "projection_dim": 32}
     config = {
-        "text_config": {"model_type": "llama", **parts.text},
-        "vision_config": {**_VISION, **vision},
-        "image_token_index": parts.token_id("<image>"),
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "image_seq_length": (_SIZE // _PATCH) ** 2,
-    }
+        "text_config": {"model_type": "llama", **parts.text}, "vision_config": {**_VISION, **vision},
+        "image_token_index": parts.token_id("<image>"), "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default", "image_seq_length": (_SIZE // _PATCH) ** 2,
+    }  # fmt: skip
     preprocessor = {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "LlavaProcessor",
