@@ -33,11 +33,8 @@ _MOST: Final = {"max_tokens": 4, "max_completion_tokens": 4, "max_output_tokens"
 _PATHS: Final = ("/", "//", "/%00", "/%ff", "/v1/models/%2e%2e", "/metrics?x=%", "/v1/responses/a%2fb/cancel")
 _METHODS: Final = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "POST")
 _TYPES: Final = (
-    "application/json",
-    "application/json; charset=utf-16",
-    "text/plain",
-    "multipart/form-data; boundary=x",
-)
+    "application/json", "application/json; charset=utf-16", "text/plain", "multipart/form-data; boundary=x",
+)  # fmt: skip
 _DEEPEST: Final = 5
 _ANSWER_S: Final = 300.0
 _NUM_CLIENTS: Final = 8
@@ -67,8 +64,7 @@ class RequestFuzzer:
         """The request for this seed. One in ten is malformed as HTTP or JSON."""
         rng = random.Random(seed)
         path = rng.choice(list(self._bodies))
-        generator = _ValueGenerator(rng, self._schemas)
-        body = json.dumps(generator.body(self._bodies[path])).encode()
+        body = json.dumps(_ValueGenerator(rng, self._schemas).body(self._bodies[path])).encode()
         kind = rng.random()
         if kind < 0.02:
             return FuzzedRequest(rng.choice(_METHODS), rng.choice((path, *_PATHS)), body, rng.choice(_TYPES))

@@ -32,13 +32,9 @@ def entry_of(
     **keys: object,
 ) -> ModelEntry:
     foreign = ForeignCommand(
-        words=(*FOREIGN_COMMAND, "${PORT}", *words),
-        address="http://127.0.0.1:${PORT}",
-        port=None,
-        stop_words=stop_words,
-        sleep_calls=(sleep,) if sleep else (),
-        wake_calls=(wake,) if wake else (),
-    )
+        words=(*FOREIGN_COMMAND, "${PORT}", *words), address="http://127.0.0.1:${PORT}", port=None,
+        stop_words=stop_words, sleep_calls=(sleep,) if sleep else (), wake_calls=(wake,) if wake else (),
+    )  # fmt: skip
     return ModelEntry(**{"name": name, "foreign": foreign, **keys})  # type: ignore[arg-type]
 
 
@@ -68,8 +64,7 @@ async def open_pool(
 @pytest.mark.thorough
 async def test_leases_that_are_cancelled_at_any_moment_leave_nothing(pool):
     rng = random.Random(3)
-    entries = [entry_of(name) for name in "abc"]
-    pool.set_entries(by_name(*entries))
+    pool.set_entries(by_name(*[entry_of(name) for name in "abc"]))
 
     async def use(name: str) -> None:
         with suppress(ModelRefused):

@@ -143,8 +143,7 @@ def _body(text: str) -> None:
 
 
 def _embeds(text: str) -> None:
-    payload = text.encode("latin-1")
-    for embeds in (pybase64.b64encode(payload), text):
+    for embeds in (pybase64.b64encode(text.encode("latin-1")), text):
         with suppress(ServerError):
             safe_load_prompt_embeds(embeds, _EMBEDS)
 

@@ -6,14 +6,9 @@ from typing import Final
 import pytest
 
 PACKAGES: Final = {
-    "cc": "gcc",
-    "kubectl": "kubernetes-client",
-    "nsenter": "util-linux",
-    "promtool": "prometheus",
-    "systemctl": "systemd",
-    "systemd-analyze": "systemd",
-    "unshare": "util-linux",
-}
+    "cc": "gcc", "kubectl": "kubernetes-client", "nsenter": "util-linux", "promtool": "prometheus",
+    "systemctl": "systemd", "systemd-analyze": "systemd", "unshare": "util-linux",
+}  # fmt: skip
 """Program -> its Debian package, for programs whose package has another name."""
 
 

@@ -14,7 +14,7 @@ import psutil
 
 from base.server_settings import SAME_SIGNAL_S
 from tests.support.http_client import Answer, ask
-from tests.support.processes import GONE_S, end_server, running
+from tests.support.waiting import GONE_S, end_server, running
 
 READY_S: Final = 240.0
 
@@ -76,13 +76,9 @@ class Program:
             self._output.close()
         self._output = self.log_path.open("w+b") if self.log_path else tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            env=self.variables,
-            **self._options,
-        )
+            self.command, stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT,
+            env=self.variables, **self._options,
+        )  # fmt: skip
         self.root = psutil.Process(self.process.pid)
 
     @property

@@ -20,8 +20,8 @@ from urllib.parse import urlencode
 
 import click
 
+from tests.gpu_stub.gpu_router import PREFIX
 from tests.gpu_stub.gpu_server import gpu_variables
-from tests.gpu_stub.private_devices import PREFIX
 from tests.support.peer_vllm import ROOT
 from tests.support.ports import free_port
 from tests.support.program import Program, Server

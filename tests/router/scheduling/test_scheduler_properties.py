@@ -115,13 +115,10 @@ class World:
         self.rng = random.Random(seed)
         choice = self.rng.choice
         self.limits = SchedulerLimits(
-            memory_budget_bytes=choice((None, 6, 10, 20)),
-            max_running=choice((None, None, 1, 2, 3)),
-            max_wait_s=choice((1.0, 5.0)),
-            max_waiting=choice((3, 8, 50)),
-            min_stay_s=choice((0.0, 1.0, 2.0)),
+            memory_budget_bytes=choice((None, 6, 10, 20)), max_running=choice((None, None, 1, 2, 3)),
+            max_wait_s=choice((1.0, 5.0)), max_waiting=choice((3, 8, 50)), min_stay_s=choice((0.0, 1.0, 2.0)),
             memory_wait_s=choice((1.0, 10.0)),
-        )
+        )  # fmt: skip
         self.total = choice((None, 8, 12, 40))
         """The machine's memory. None means that the system does not report free memory."""
         self.total_gpu = choice((6, 9, 30))
@@ -152,16 +149,9 @@ class World:
     def step(self) -> None:
         """Makes one random event, then compares `view` with the world."""
         happenings = {
-            self._arrive: 30,
-            self._leave: 10,
-            self._pass_time: 50,
-            self._measure: 4,
-            self._load: 1,
-            self._unload: 1,
-            self._sleep: 1,
-            self._crash: self.has_faults,
-            self._reload: 2 * self.has_faults,
-        }
+            self._arrive: 30, self._leave: 10, self._pass_time: 50, self._measure: 4, self._load: 1,
+            self._unload: 1, self._sleep: 1, self._crash: self.has_faults, self._reload: 2 * self.has_faults,
+        }  # fmt: skip
         (happen,) = self.rng.choices(list(happenings), weights=list(happenings.values()))
         happen()
         self._check_view()

@@ -8,7 +8,7 @@ import gc
 import json
 import sys
 import tracemalloc
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ PARTS = [{"type": "text", "text": "a"}] * 60_000
 HELLO = [{"role": "user", "content": "Hello"}]
 IDS = [i % 49_152 for i in range(400_000)]
 WORDS = [f"word {i}" for i in range(40_000)]
-Send = Callable[[str, dict[str, Any]], int]
 
 
 def _members(count: int) -> dict[str, Any]:
@@ -133,7 +132,7 @@ POOLING_BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def send(model_path: Path) -> Iterator[Send]:
+def send(model_path: Path):
     """A function that sends a body and returns the number of lines in the loop's longest turn."""
     engine = InstantEngine([260, 260])
     engine.info = msgspec.structs.replace(engine.info, max_model_len=MAX_LEN)
@@ -142,7 +141,7 @@ def send(model_path: Path) -> Iterator[Send]:
         yield from _measure(config, renderer, engine)
 
 
-def _peak_bytes(send: Send, name: str, num_choices: int) -> int:
+def _peak_bytes(send, name: str, num_choices: int) -> int:
     path, body = BODIES[name]()
     tracemalloc.start()
     try:
@@ -156,16 +155,10 @@ def _peak_bytes(send: Send, name: str, num_choices: int) -> int:
 @pytest.mark.parametrize(
     "name",
     [
-        "chat: tools",
-        "chat: messages",
-        "chat: required call",
-        "chat: biases",
-        "chat: stop tokens",
-        "chat: stop strings",
-        "chat: choice",
-        "completion: one token over and over",
+        "chat: tools", "chat: messages", "chat: required call", "chat: biases", "chat: stop tokens",
+        "chat: stop strings", "chat: choice", "completion: one token over and over",
     ],
-)
+)  # fmt: skip
 def test_a_further_choice_keeps_nothing_that_belongs_to_the_request(send, name):
     _peak_bytes(send, name, 1)  # fills caches
     first, further = _peak_bytes(send, name, 1), _peak_bytes(send, name, 17)
@@ -173,7 +166,7 @@ def test_a_further_choice_keeps_nothing_that_belongs_to_the_request(send, name):
 
 
 @pytest.fixture(scope="module")
-def send_pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Send]:
+def send_pooled(tmp_path_factory: pytest.TempPathFactory):
     """Like `send`, for a pooling model."""
     folder = tmp_path_factory.mktemp("bert")
     save_pooler(folder, "bert")
@@ -242,7 +235,7 @@ class InstantPooling:
         return EngineOutput(request_id, finish_reason="stop", data=vector)
 
 
-def _measure(config: ServerConfig, renderer: Renderer, engine: Any) -> Iterator[Send]:
+def _measure(config: ServerConfig, renderer: Renderer, engine: Any):
     renderer.warm_up()
     renderer.pools.text.submit(int).result()  # starts the thread, which stays until the server ends
     renderer.prompts.max_model_len = engine.info.max_model_len

@@ -139,8 +139,7 @@ def test_what_is_missing_or_changed_is_named(need, reason, package):
     ids=["name", "text", "module"],
 )
 def test_texts_and_modules_are_looked_for_without_an_import(need, is_known, package, caplog):
-    hook = _hook(_of(need, package))
-    assert hook.applies is not is_known
+    assert _hook(_of(need, package)).applies is not is_known
     assert package not in sys.modules
     assert unfit() == (("planted",) if is_known else ())
 

@@ -141,8 +141,7 @@ def test_a_listed_import_is_delayed_until_a_name_is_used(late_toys):
     assert not light.is_tool(3)
     assert "heavy.part" not in sys.modules, "no instance of a class can exist before its module"
     assert light.build(1, 2) == (1, 2)
-    tool = sys.modules["heavy.part"].Tool()
-    assert light.is_tool(tool), "the stand-in for Tool was not used"
+    assert light.is_tool(sys.modules["heavy.part"].Tool()), "the stand-in for Tool was not used"
     stand_in = light.Tool
     assert not hasattr(stand_in, "missing")
     assert stand_in.size == 3

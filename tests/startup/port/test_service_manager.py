@@ -53,12 +53,9 @@ def test_each_change_of_status_is_sent_once(manager, monkeypatch):
         service.notify_failure("why\nnot")
     wait_until(lambda: len(manager.messages) == 5)
     assert manager.messages == [
-        "STATUS=load weights",
-        "STATUS=first token",
-        "READY=1\nSTATUS=ready: http://x",
-        "STOPPING=1\nSTATUS=finishing",
-        "STATUS=failed: why not",
-    ]
+        "STATUS=load weights", "STATUS=first token", "READY=1\nSTATUS=ready: http://x",
+        "STOPPING=1\nSTATUS=finishing", "STATUS=failed: why not",
+    ]  # fmt: skip
 
 
 async def test_the_watchdog_gets_a_heartbeat_from_the_event_loop(manager, monkeypatch):
@@ -149,8 +146,7 @@ def test_messages_of_other_processes_are_dropped():
     with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
         relay = NotifyRelay(notified.address)
         _send(relay.address, "MAINPID=1")
-        server_pid = _send(relay.address, "WATCHDOG=1")
-        relay.forward(server_pid)
+        relay.forward(_send(relay.address, "WATCHDOG=1"))
         wait_until(lambda: notified.messages)
         assert notified.messages == ["WATCHDOG=1"]
         relay.close()

@@ -27,21 +27,16 @@ def _interpreter() -> dict[str, str]:
     code = (
         "import json; from startup.standby import front_process; print(json.dumps(front_process.interpreter_state()))"
     )
-    interpreter: dict[str, str] = json.loads(run_python(code, check=True).stdout)
-    return interpreter
+    return json.loads(run_python(code, check=True).stdout)
 
 
 def _right_request() -> list[list[bytes]]:
     return [
         [b"vllm-cli", b"serve", b"--preflight-only"],
-        [name + b"=" + value for name, value in os.environb.items()],
-        [b"0", b"1", b"2"],
-        [sys.executable.encode(), b"-m", b"vllm_cli", b"serve"],
-        [os.fsencode(path) for path in sys.path],
-        messages.pairs(_interpreter()),
-        [b"C.UTF-8", b"strict 0", b"strict 0", b"backslashreplace 1"],
-        [b"1"],
-    ]
+        [name + b"=" + value for name, value in os.environb.items()], [b"0", b"1", b"2"],
+        [sys.executable.encode(), b"-m", b"vllm_cli", b"serve"], [os.fsencode(path) for path in sys.path],
+        messages.pairs(_interpreter()), [b"C.UTF-8", b"strict 0", b"strict 0", b"backslashreplace 1"], [b"1"],
+    ]  # fmt: skip
 
 
 def _request(rng: random.Random) -> list[list[bytes]]:

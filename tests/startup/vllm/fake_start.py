@@ -13,8 +13,8 @@ import psutil
 from envs.registry import OWN_PREFIX, variables
 from tests.support.cli import CLI, run_cli
 from tests.support.ports import free_port
-from tests.support.processes import has_death_pipe
 from tests.support.program import Server
+from tests.support.waiting import has_death_pipe
 
 FAKE = Path(__file__).with_name("fake")
 ROOT = Path(__file__).parents[3]
@@ -104,12 +104,9 @@ class FakeStart(Server):
         self.port = free_port() if port is None else port
         address = ("--host", host, "--port", str(self.port)) if host else ()
         super().__init__(
-            command(*words, *address),
-            environment(folder) if env is None else env,
-            log_path=folder / f"log-{self.port}",
-            cwd=cwd,
-            process_group=0,
-        )
+            command(*words, *address), environment(folder) if env is None else env,
+            log_path=folder / f"log-{self.port}", cwd=cwd, process_group=0,
+        )  # fmt: skip
 
     def kind_of(self, pid: int) -> str:
         """The start method by which a process was started."""

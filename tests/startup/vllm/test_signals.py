@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.startup.vllm.fake_start import FakeStart, broken_environment, command, environment, prepend, rewrite, variant
-from tests.support.http_client import RawClient, ask
-from tests.support.openai_client import SOON_REFUSALS, StreamReader, count_refusals
-from tests.support.processes import shared_memory
-from tests.support.waiting import is_gone, wait_until
+from tests.support.http_client import SOON_REFUSALS, RawClient, StreamReader, ask, count_refusals
+from tests.support.waiting import is_gone, shared_memory, wait_until
 
 pytestmark = pytest.mark.thorough
 

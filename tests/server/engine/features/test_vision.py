@@ -16,8 +16,15 @@ from server.terms.config import EngineConfig, ModelFiles, RendererConfig
 from server.terms.types import PromptInputs, TensorData
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from server.text.renderers.renderer import Renderer
-from tests.server.engine.features.tiny_vlm import FAMILIES, load_reference, save_vlm
-from tests.server.engine.features.vlm_reference import generate_answer, image_url, render_with_images, writable
+from tests.server.engine.features.tiny_vlm import (
+    FAMILIES,
+    generate_answer,
+    image_url,
+    load_reference,
+    render_with_images,
+    save_vlm,
+    writable,
+)
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.inline_executor import InlineExecutor
 

@@ -32,17 +32,11 @@ def test_a_grammar_begins_after_the_markers_token(engine, temperature):
     rules = ReasoningRules(ends=(END_MARKER,), delays_grammar=True, is_open=True, budget=7, forced_end=(END,))
     completions = [
         engine.add(
-            str(i),
-            [40 + i],
-            guided=PERSON,
-            reasoning=rules,
-            max_tokens=400,
-            logit_bias={EOS: -100.0},
-            temperature=temperature,
-            seed=i,
+            str(i), [40 + i], guided=PERSON, reasoning=rules, max_tokens=400, logit_bias={EOS: -100.0},
+            temperature=temperature, seed=i,
         )
         for i in range(3)
-    ]
+    ]  # fmt: skip
     engine.run()
     for completion in completions:
         thoughts, answer = _split(completion)
@@ -93,17 +87,9 @@ def test_the_budget_forces_the_end_and_includes_reasoning_in_the_prompt(engine, 
 def test_the_budget_overrides_all_other_restrictions(engine):
     rules = ReasoningRules(is_open=True, budget=2, forced_end=(END,), ends=(END_MARKER,))
     [completion] = engine.complete(
-        [[40]],
-        reasoning=rules,
-        max_tokens=8,
-        temperature=1.0,
-        top_k=1,
-        seed=1,
-        allowed_token_ids=(50, 51),
-        logit_bias={END: -100.0},
-        repetition_penalty=2.0,
-        logprobs=0,
-    )
+        [[40]], reasoning=rules, max_tokens=8, temperature=1.0, top_k=1, seed=1, allowed_token_ids=(50, 51),
+        logit_bias={END: -100.0}, repetition_penalty=2.0, logprobs=0,
+    )  # fmt: skip
     assert completion.token_ids[2] == END
     assert {*completion.token_ids} - {END} <= {50, 51}
     assert -60 < completion.logprobs[2].logprob < 0, "the log-probability is of the raw distribution"
@@ -180,8 +166,7 @@ def test_optional_reasoning_is_decided_by_the_first_token(engine, reasons):
     [completion] = engine.complete(
         [[40]], guided=DIGITS, reasoning=rules, max_tokens=40, logit_bias={END: 100.0 if reasons else -100.0}
     )
-    answer = bytes(completion.token_ids[-3:])
-    assert re.fullmatch(b"[0-9]{3}", answer)
+    assert re.fullmatch(b"[0-9]{3}", bytes(completion.token_ids[-3:]))
     assert len(completion.token_ids) == (1 + 3 + len(END_TEXT) + 3 if reasons else 3)
     assert completion.finish_reason == "stop"
 

@@ -85,8 +85,7 @@ def test_the_last_rows_are_kept():
 
 
 def test_numbers_in_the_model_s_dtype_are_not_copied():
-    payload = pybase64.b64encode(saved(torch.zeros(60, 16)))
-    rows = safe_load_prompt_embeds(payload, LIMITS)
+    rows = safe_load_prompt_embeds(pybase64.b64encode(saved(torch.zeros(60, 16))), LIMITS)
     assert not np.frombuffer(rows.data, np.float32).flags.owndata
     assert rows.data.readonly, "it is the decoded payload itself"
 
@@ -100,13 +99,10 @@ def test_base64_may_be_a_string_bytes_or_a_view():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty"),
-        ("A", "not valid base64"),
-        ("AAAA\nAAAA", "not valid base64"),
-        ("__--", "not valid base64"),
-        ("AAAA", "is no file of torch.save"),
+        ("", "is empty"), ("A", "not valid base64"), ("AAAA\nAAAA", "not valid base64"),
+        ("__--", "not valid base64"), ("AAAA", "is no file of torch.save"),
     ],
-)
+)  # fmt: skip
 def test_error_for_invalid_base64_or_an_unknown_file_names_the_fault(text, message):
     with pytest.raises(RequestError, match=message) as caught:
         safe_load_prompt_embeds(text, LIMITS)

@@ -20,8 +20,7 @@ from server.text.renderers.detokenizer import PromptTail
 from server.text.renderers.prompt_embeds import EmbedsLimits
 from server.text.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
 from server.text.renderers.renderer import Renderer
-from tests.server.engine.features.tiny_vlm import save_vlm
-from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
+from tests.server.engine.features.tiny_vlm import image_messages, image_url, render_with_images, save_vlm
 from tests.support.cli import python_output
 from tests.support.embeds_payloads import saved, torch_payload
 

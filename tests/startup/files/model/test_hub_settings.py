@@ -27,41 +27,20 @@ for variables in json.load(sys.stdin):
 json.dump(answers, sys.stdout)
 """
 CASES = [
-    "",
-    "HF_HOME=/a",
-    "HF_HOME=~/a HF_HUB_CACHE=/b",
-    "HF_HUB_CACHE=~/b/$PLACE",
-    "HUGGINGFACE_HUB_CACHE=/c",
-    "HUGGINGFACE_HUB_CACHE=~/c HF_HOME=/a",
-    "HUGGINGFACE_HUB_CACHE=/c HF_HUB_CACHE=/b",
-    "XDG_CACHE_HOME=/x/${PLACE}",
-    "XDG_CACHE_HOME=/x HF_HOME=$PLACE/a",
-    "TRANSFORMERS_CACHE=/t PYTORCH_TRANSFORMERS_CACHE=/p",
-    "HF_TOKEN=hf_a",
-    "HUGGING_FACE_HUB_TOKEN=hf_b",
-    "HF_TOKEN=hf_a HUGGING_FACE_HUB_TOKEN=hf_b",
-    "HF_TOKEN=\r\n HUGGING_FACE_HUB_TOKEN=hf_b",
-    "HF_TOKEN=hf_a\n",
-    "HF_TOKEN= HUGGING_FACE_HUB_TOKEN=hf_b",
-    "HF_HOME=STORED",
-    "HF_HOME=STORED HF_TOKEN=hf_a",
-    "HF_TOKEN_PATH=STORED/token",
-    "HF_TOKEN_PATH=/nowhere HF_HOME=STORED",
-    "HF_HOME=STORED HF_HUB_DISABLE_IMPLICIT_TOKEN=on",
-    "HF_TOKEN=hf_a HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
-    "HF_TOKEN=hf_a HF_HUB_DISABLE_IMPLICIT_TOKEN=0",
-    "HF_ENDPOINT=https://mirror.example/",
-    "HF_HUB_OFFLINE=1",
-    "HF_HUB_OFFLINE=y",
-    "HF_HUB_OFFLINE=Yes",
-    "TRANSFORMERS_OFFLINE=ON",
-    "HF_HUB_OFFLINE=0 TRANSFORMERS_OFFLINE=1",
-    "HF_HUB_OFFLINE= TRANSFORMERS_OFFLINE=1",
-    "HF_HUB_ETAG_TIMEOUT=60",
-    "HF_HUB_DOWNLOAD_TIMEOUT=70",
-    "HF_HUB_ETAG_TIMEOUT=3 HF_HUB_DOWNLOAD_TIMEOUT=90",
-    "HF_HUB_ETAG_TIMEOUT=0",
-]
+    "", "HF_HOME=/a", "HF_HOME=~/a HF_HUB_CACHE=/b", "HF_HUB_CACHE=~/b/$PLACE", "HUGGINGFACE_HUB_CACHE=/c",
+    "HUGGINGFACE_HUB_CACHE=~/c HF_HOME=/a", "HUGGINGFACE_HUB_CACHE=/c HF_HUB_CACHE=/b",
+    "XDG_CACHE_HOME=/x/${PLACE}", "XDG_CACHE_HOME=/x HF_HOME=$PLACE/a",
+    "TRANSFORMERS_CACHE=/t PYTORCH_TRANSFORMERS_CACHE=/p", "HF_TOKEN=hf_a", "HUGGING_FACE_HUB_TOKEN=hf_b",
+    "HF_TOKEN=hf_a HUGGING_FACE_HUB_TOKEN=hf_b", "HF_TOKEN=\r\n HUGGING_FACE_HUB_TOKEN=hf_b",
+    "HF_TOKEN=hf_a\n", "HF_TOKEN= HUGGING_FACE_HUB_TOKEN=hf_b", "HF_HOME=STORED",
+    "HF_HOME=STORED HF_TOKEN=hf_a", "HF_TOKEN_PATH=STORED/token", "HF_TOKEN_PATH=/nowhere HF_HOME=STORED",
+    "HF_HOME=STORED HF_HUB_DISABLE_IMPLICIT_TOKEN=on", "HF_TOKEN=hf_a HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
+    "HF_TOKEN=hf_a HF_HUB_DISABLE_IMPLICIT_TOKEN=0", "HF_ENDPOINT=https://mirror.example/",
+    "HF_HUB_OFFLINE=1", "HF_HUB_OFFLINE=y", "HF_HUB_OFFLINE=Yes", "TRANSFORMERS_OFFLINE=ON",
+    "HF_HUB_OFFLINE=0 TRANSFORMERS_OFFLINE=1", "HF_HUB_OFFLINE= TRANSFORMERS_OFFLINE=1",
+    "HF_HUB_ETAG_TIMEOUT=60", "HF_HUB_DOWNLOAD_TIMEOUT=70",
+    "HF_HUB_ETAG_TIMEOUT=3 HF_HUB_DOWNLOAD_TIMEOUT=90", "HF_HUB_ETAG_TIMEOUT=0",
+]  # fmt: skip
 _NAMES = {one.partition("=")[0] for case in CASES for one in case.split(" ") if one}
 
 
@@ -90,8 +69,7 @@ def answers(home: Path) -> dict[str, list[Any]]:
 def test_the_client_reads_the_same(case, home, answers, monkeypatch):
     for name in (*_NAMES, env.VCLI_HUB_ENDPOINTS.name):
         monkeypatch.delenv(name, raising=False)
-    given = _variables(case, home)
-    with environment.overlaid(given):
+    with environment.overlaid(_variables(case, home)):
         found = [str(env.HF_HUB_CACHE.get()), hub_token(), *hub_endpoints(), is_offline()]
         limits = [env.HF_HUB_ETAG_TIMEOUT.get(), env.HF_HUB_DOWNLOAD_TIMEOUT.get()]
     assert [*found, *limits] == answers[case]
@@ -99,8 +77,7 @@ def test_the_client_reads_the_same(case, home, answers, monkeypatch):
 
 def test_every_name_is_declared_or_read_by_no_library():
     declared = {variable.name for variable in variables()}
-    unread = {"TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE"}
-    assert _NAMES - declared == unread
+    assert _NAMES - declared == {"TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE"}
 
 
 def test_a_given_token_needs_no_permission(monkeypatch):

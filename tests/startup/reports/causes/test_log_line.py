@@ -111,8 +111,7 @@ def test_lines_do_not_depend_on_the_pieces(monkeypatch, chunk):
 
 def test_windows_line_ends_and_progress_bars_do_not_change_the_number_of_a_line():
     log = b"Loading\r\n10%\r20%\r30%\nTraceback (most recent call last):\r\n  x\r\nValueError: wrong\r\n"
-    cause = find_cause(read_lines(io.BytesIO(log)))
-    assert cause.line == 5
+    assert find_cause(read_lines(io.BytesIO(log))).line == 5
 
 
 def test_a_line_without_end_takes_bounded_memory():
@@ -142,17 +141,9 @@ def test_a_log_can_have_the_encodings_of_powershell(encoding, monkeypatch):
 
 
 _LINE_ENDS = {
-    "LF": "\n",
-    "CR": "\r",
-    "CRLF": "\r\n",
-    "CR CR LF": "\r\r\n",
-    "NEL": "\x85",
-    "LS": "\u2028",
-    "NUL": "\0",
-    "colours": "\x1b[0m\n",
-    "a progress bar": "\x1b[A\r",
-    "none": "",
-}
+    "LF": "\n", "CR": "\r", "CRLF": "\r\n", "CR CR LF": "\r\r\n", "NEL": "\x85", "LS": "\u2028", "NUL": "\0",
+    "colours": "\x1b[0m\n", "a progress bar": "\x1b[A\r", "none": "",
+}  # fmt: skip
 _LINES = ("x" * 50, "ERROR 09-03 11:03:37 [core.py:712] ValueError: No", "50%|####  | 1/2 [00:01]")
 
 
@@ -177,11 +168,8 @@ def test_a_line_costs_the_same_with_each_line_end(end, line):
 @pytest.mark.parametrize("end", ["LF", "CR", "CRLF", "a progress bar"])
 def test_a_cause_is_found_with_each_line_end(end):
     lines = [
-        "x" * 50_000,
-        "Traceback (most recent call last):",
-        "ValueError: max_lora_rank",
-        "",
+        "x" * 50_000, "Traceback (most recent call last):", "ValueError: max_lora_rank", "",
         "\0" * 50_000 + "Killed",
-    ]
+    ]  # fmt: skip
     cause = find_cause(read_lines(io.BytesIO("".join(line + _LINE_ENDS[end] for line in lines).encode())))
     assert cause is not None and cause.text in ("Killed", "ValueError: max_lora_rank")

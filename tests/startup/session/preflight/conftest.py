@@ -80,14 +80,9 @@ def make_config() -> Callable[..., StartupConfig]:
         ]
         model_config, engine, renderer = parts
         return StartupConfig(
-            start_method="spawn",
-            engine_ready_timeout_s=60,
-            logging_level="INFO",
-            model=model_config,
-            engine=engine,
-            renderer=renderer,
-            server=server_config(**({"port": 0} | given)),
-        )
+            start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=model_config,
+            engine=engine, renderer=renderer, server=server_config(**({"port": 0} | given)),
+        )  # fmt: skip
 
     return make
 

@@ -22,12 +22,9 @@ from server.terms.limits import LimitsConfig
 from server.text.model_files import TokenizerLoadError
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from server.text.renderers.renderer import Renderer
-from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, save_vlm
-from tests.server.engine.features.vlm_reference import render_with_images
+from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, render_with_images, save_vlm
 from tests.server.inline_executor import InlineExecutor
 from tests.support.tiers import thorough_but_for
-
-Build = Callable[..., Renderer]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +35,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture
-def build(folder_of: Callable[[str], Path]) -> Build:
+def build(folder_of: Callable[[str], Path]):
     """A function that builds renderers, without threads unless an executor is given."""
 
     def build_one(family: str = "qwen2_vl", executor: Executor | None = None, **settings: Any) -> Renderer:
@@ -62,7 +59,6 @@ def _render(renderer: Renderer, *messages: dict[str, Any], **options: Any) -> Re
 
 
 def _tensors(prompt: RenderedPrompt) -> dict[str, np.ndarray[Any, Any]]:
-    assert prompt.inputs is not None
     mm = prompt.inputs.mm or {}
     return {name: np.frombuffer(t.data, t.dtype).reshape(t.shape) for name, t in mm.items()}
 
@@ -122,8 +118,7 @@ def test_text_without_images_has_the_processors_tokens_and_no_tensors(build, fam
 
 def test_a_template_that_expects_text_gets_the_image_token_before_the_text(build):
     template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
-    renderer = build("llava", chat_template=template)
-    prompt = _render(renderer, _message("What?", image()))
+    prompt = _render(build("llava", chat_template=template), _message("What?", image()))
     assert prompt.text == "<image>" * 16 + "\nWhat?|"
 
 
@@ -172,7 +167,6 @@ def test_images_beyond_the_models_context_are_not_processed(build):
     images = [image(56, 56, seed=seed) for seed in range(20)]
     with pytest.raises(RequestError, match="first 3 of 20 images have 12 tokens"):
         _render(renderer, _message(*images))
-    assert renderer.mm_cache is not None
     assert renderer.mm_cache.num_queries == 3
 
 
@@ -181,7 +175,6 @@ async def test_a_client_that_leaves_ends_the_processing_of_its_images(build):
         renderer = build(executor=executor, limit_mm_per_prompt={"image": 20})
         images = [image(56, 56, seed=seed) for seed in range(20)]
         rendering = asyncio.create_task(render_with_images(renderer, [_message(*images)], ChatOptions()))
-        assert renderer.mm_cache is not None
         while not renderer.mm_cache.num_queries:
             await asyncio.sleep(0)
         rendering.cancel()
