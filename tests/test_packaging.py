@@ -189,19 +189,15 @@ def test_without_the_extra_serve_names_it_in_one_line(words, base):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("words", "exit_code"),
-    [
-        (["doctor", "--env"], 0),
-        (["caches"], 0),
-        (["bench", "startup", "--help"], 0),
-        (["chat", "--quick", "hi", "--url", "http://127.0.0.1:9/v1"], 1),
-        (["stop", "9"], 1),
-        (["wait", "--port", "9", "--timeout", "0.1"], 4),
-        (["prefetch", "some/model"], 3),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else None,
-)
+@pytest.mark.parametrize(("words", "exit_code"), [
+    (["doctor", "--env"], 0),
+    (["caches"], 0),
+    (["bench", "startup", "--help"], 0),
+    (["chat", "--quick", "hi", "--url", "http://127.0.0.1:9/v1"], 1),
+    (["stop", "9"], 1),
+    (["wait", "--port", "9", "--timeout", "0.1"], 4),
+    (["prefetch", "some/model"], 3),
+], ids=lambda value: value[0] if isinstance(value, list) else None)  # fmt: skip
 def test_without_the_extra_other_commands_work(words, exit_code, base):
     done = base.run(*words)
     assert done.returncode == exit_code, done.stderr
@@ -301,11 +297,9 @@ def _imported(folder: Path) -> list[str]:
     return [name for name in _NAMES if (folder / name).exists()]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [[str(Path(sys.executable).with_name("vllm-cli"))], [sys.executable, "-m", "vllm_cli"]],
-    ids=["script", "module"],
-)
+@pytest.mark.parametrize("command", [
+    [str(Path(sys.executable).with_name("vllm-cli"))], [sys.executable, "-m", "vllm_cli"],
+], ids=["script", "module"])  # fmt: skip
 def test_the_command_line_imports_none_of_a_users_modules(command, decoys):
     done = subprocess.run(
         [*command, "serve", "--help"], env={"PYTHONPATH": "."}, cwd=decoys, capture_output=True, text=True, timeout=200

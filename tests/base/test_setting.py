@@ -26,20 +26,17 @@ class Example:
         check_ranges(self)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("at_least", 0, "--at-least must be 1 or more, got 0"),
-        ("more_than", 0.0, "--more-than must be above 0, got 0.0"),
-        ("more_than", math.nan, "--more-than must be above 0, got nan"),
-        ("share", 0.0, "--share must be above 0 and at most 1, got 0.0"),
-        ("share", 1.5, "--share must be above 0 and at most 1, got 1.5"),
-        ("between", 10, "--between must be between 0 and 9, got 10"),
-        ("finite", math.inf, "--finite must be 0 or more, got inf"),
-        ("worded", 3, "--worded must be 0, 1 or 2, got 3"),
-        ("by_variable", 0, "VLLM_MAX_N_SEQUENCES must be 1 or more, got 0"),
-    ],
-)
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("at_least", 0, "--at-least must be 1 or more, got 0"),
+    ("more_than", 0.0, "--more-than must be above 0, got 0.0"),
+    ("more_than", math.nan, "--more-than must be above 0, got nan"),
+    ("share", 0.0, "--share must be above 0 and at most 1, got 0.0"),
+    ("share", 1.5, "--share must be above 0 and at most 1, got 1.5"),
+    ("between", 10, "--between must be between 0 and 9, got 10"),
+    ("finite", math.inf, "--finite must be 0 or more, got inf"),
+    ("worded", 3, "--worded must be 0, 1 or 2, got 3"),
+    ("by_variable", 0, "VLLM_MAX_N_SEQUENCES must be 1 or more, got 0"),
+])  # fmt: skip
 def test_a_value_out_of_range_is_an_error_with_range_and_value(name, value, message):
     with pytest.raises(ConfigError) as caught:
         Example(**{name: value})

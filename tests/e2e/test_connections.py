@@ -51,31 +51,24 @@ def check_server_afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
             assert client.post("/v1/completions", SHORT).read().status == 200
 
 
-@pytest.mark.parametrize(
-    ("sent", "status", "text"),
-    [
-        pytest.param(CHUNKED + b"1\r\n{\r\n0\r\nx: " + b"a" * (1 << 20), 431, "", id="a long trailer"),
-        pytest.param(CHUNKED + b"1\r\n{\r\n0\r\n" + b"x: 1\r\n" * 300, 431, "", id="many trailers"),
-        pytest.param(
-            CHUNKED + (b"1;" + b"x" * 5000 + b"\r\n{\r\n") * 200, 431, "The framing of the body's chunks", id="framing"
-        ),
-        pytest.param(UPGRADE, 400, "upgrade to websocket", id="a websocket"),
-    ],
-)
+@pytest.mark.parametrize(("sent", "status", "text"), [
+    pytest.param(CHUNKED + b"1\r\n{\r\n0\r\nx: " + b"a" * (1 << 20), 431, "", id="a long trailer"),
+    pytest.param(CHUNKED + b"1\r\n{\r\n0\r\n" + b"x: 1\r\n" * 300, 431, "", id="many trailers"),
+    pytest.param(
+        CHUNKED + (b"1;" + b"x" * 5000 + b"\r\n{\r\n") * 200, 431, "The framing of the body's chunks", id="framing"
+    ),
+    pytest.param(UPGRADE, 400, "upgrade to websocket", id="a websocket"),
+])  # fmt: skip
 def test_what_is_too_long_or_not_supported_is_rejected(server, sent, status, text):
     with RawClient(server.port) as client:
         answer = client.send(sent).read()
         assert (answer.status, text in answer.error["message"]) == (status, True)
 
 
-@pytest.mark.parametrize(
-    ("sent", "status", "text"),
-    [
-        (HEAD + b"content-length: 20000000\r\n\r\n" + b" " * 10_000_000, 408, "2 s (--http-body-timeout)"),
-        (b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{", 404, "Not Found"),
-    ],
-    ids=["burst", "rejected"],
-)
+@pytest.mark.parametrize(("sent", "status", "text"), [
+    (HEAD + b"content-length: 20000000\r\n\r\n" + b" " * 10_000_000, 408, "2 s (--http-body-timeout)"),
+    (b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{", 404, "Not Found"),
+], ids=["burst", "rejected"])  # fmt: skip
 def test_a_body_that_never_ends_does_not_keep_its_connection(impatient, sent, status, text):
     """A fast first part of a body does not extend the time-out for the rest."""
     with RawClient(impatient.port) as client:

@@ -49,15 +49,11 @@ def test_second_signal_ends_the_drain_at_once(start_server):
         assert "the server was stopped" in str(reader.finish()[-2:])
 
 
-@pytest.mark.parametrize(
-    ("point", "number", "code", "to"),
-    [
-        (FORKSERVER_IMPORTS, signal.SIGTERM, -signal.SIGTERM, "process"),
-        (ENGINE_LOADS, signal.SIGINT, 130, "group"),
-        (ENGINE_LOADS, signal.SIGQUIT, -signal.SIGQUIT, "group"),
-    ],
-    ids=["imports SIGTERM", "load SIGINT group", "load SIGQUIT group"],
-)
+@pytest.mark.parametrize(("point", "number", "code", "to"), [
+    (FORKSERVER_IMPORTS, signal.SIGTERM, -signal.SIGTERM, "process"),
+    (ENGINE_LOADS, signal.SIGINT, 130, "group"),
+    (ENGINE_LOADS, signal.SIGQUIT, -signal.SIGQUIT, "group"),
+], ids=["imports SIGTERM", "load SIGINT group", "load SIGQUIT group"])  # fmt: skip
 def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(start_tiny_server, tmp_path, point, number, code, to):
     waiting = StopPoint(tmp_path, *point)
     with (

@@ -109,17 +109,13 @@ def stopping(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         yield own
 
 
-@pytest.mark.parametrize(
-    ("stopping", "role"),
-    [
-        ("ready", "engine"),
-        ("load", "front"),
-        *(pytest.param("ready", role, marks=pytest.mark.slow) for role in ("front", "server", "forkserver")),
-        *(pytest.param("load", role, marks=pytest.mark.slow) for role in ("server", "engine", "forkserver")),
-        *(pytest.param("take-over", role, marks=pytest.mark.slow) for role in ("front", "server")),
-    ],
-    indirect=["stopping"],
-)
+@pytest.mark.parametrize(("stopping", "role"), [
+    ("ready", "engine"),
+    ("load", "front"),
+    *(pytest.param("ready", role, marks=pytest.mark.slow) for role in ("front", "server", "forkserver")),
+    *(pytest.param("load", role, marks=pytest.mark.slow) for role in ("server", "engine", "forkserver")),
+    *(pytest.param("take-over", role, marks=pytest.mark.slow) for role in ("front", "server")),
+], indirect=["stopping"])  # fmt: skip
 def test_the_start_ends_with_a_process_of_it(stopping, role, tiny_llama):
     with stopping.start(tiny_llama) as start:
         template = start.standby.template()

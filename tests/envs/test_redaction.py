@@ -16,17 +16,14 @@ from tests.support.properties import given, st
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("https://name:sesame@host:8/x", "https://********@host:8/x"),
-        ("https://name:ses@me@host/x", "https://********@host/x"),
-        ("at http://sesame@a and http://b/x@y", "at http://********@a and http://b/x@y"),
-        ("https://host/x?mail=a@b", "https://host/x?mail=a@b"),
-        ("https://host, or write to a@b", "https://host, or write to a@b"),
-        ("name@host", "name@host"),
-    ],
-)
+@pytest.mark.parametrize(("text", "shown"), [
+    ("https://name:sesame@host:8/x", "https://********@host:8/x"),
+    ("https://name:ses@me@host/x", "https://********@host/x"),
+    ("at http://sesame@a and http://b/x@y", "at http://********@a and http://b/x@y"),
+    ("https://host/x?mail=a@b", "https://host/x?mail=a@b"),
+    ("https://host, or write to a@b", "https://host, or write to a@b"),
+    ("name@host", "name@host"),
+])  # fmt: skip
 def test_a_login_before_the_host_is_masked(text, shown):
     assert without_login(text) == shown
 
@@ -58,21 +55,17 @@ def test_secrets_among_words_are_hidden_and_nothing_else_is(forms, end):
     assert secret not in hide_in_words([f"run {shlex.join(words)}"], lambda _: "*")[0]
 
 
-@pytest.mark.parametrize(
-    ("word", "shown"),
-    [
-        ('{"kv": {"access_key": "SEC\\"RET", "role": "both"}}', '{"kv": {"access_key": "*", "role": "both"}}'),
-        ('{"key": 7345, "seed": 1, "algorithm": "gumbel"}', '{"key": *, "seed": 1, "algorithm": "gumbel"}'),
-        ('{"accessToken" : "SECRET"', '{"accessToken" : "*"'),
-        ("Authorization: Bearer SECRET", "Authorization: Bearer *"),
-        ("a bearer of news", "a bearer * news"),
-        ("env A_TOKEN=SECRET vllm serve --api-key 'SECRET x' SECRET -tp 2",
-         "env A_TOKEN=* vllm serve --api-key * * -tp 2"),
-        ('sh -c "vllm serve --hf-token SECRET m"', 'sh -c "vllm serve --hf-token * m"'),
-        ("--cmd='vllm serve --api-key=SECRET \\\n m'", "--cmd='vllm serve --api-key=* \\\n m'"),
-        ("it's --hf-token SECRET", "it's --hf-token *"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("word", "shown"), [
+    ('{"kv": {"access_key": "SEC\\"RET", "role": "both"}}', '{"kv": {"access_key": "*", "role": "both"}}'),
+    ('{"key": 7345, "seed": 1, "algorithm": "gumbel"}', '{"key": *, "seed": 1, "algorithm": "gumbel"}'),
+    ('{"accessToken" : "SECRET"', '{"accessToken" : "*"'),
+    ("Authorization: Bearer SECRET", "Authorization: Bearer *"),
+    ("a bearer of news", "a bearer * news"),
+    ("env A_TOKEN=SECRET vllm serve --api-key 'SECRET x' SECRET -tp 2", "env A_TOKEN=* vllm serve --api-key * * -tp 2"),
+    ('sh -c "vllm serve --hf-token SECRET m"', 'sh -c "vllm serve --hf-token * m"'),
+    ("--cmd='vllm serve --api-key=SECRET \\\n m'", "--cmd='vllm serve --api-key=* \\\n m'"),
+    ("it's --hf-token SECRET", "it's --hf-token *"),
+])  # fmt: skip
 def test_secrets_within_one_word_are_hidden(word, shown):
     assert hide_in_words([word], lambda _: "*") == [shown]
     assert hide_in_command(word, lambda _: "*") == shown

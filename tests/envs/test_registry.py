@@ -39,20 +39,16 @@ def test_an_unset_or_empty_variable_has_its_default(monkeypatch):
 _DEV, _OFFLINE = env.VLLM_SERVER_DEV_MODE, env.HF_HUB_OFFLINE
 
 
-@pytest.mark.parametrize(
-    ("variable", "raw", "value"),
-    [
-        *((env.VLLM_WORKER_MULTIPROC_METHOD, method, method) for method in START_METHODS),
-        *((env.VLLM_LOGGING_LEVEL, level.lower(), level) for level in LOGGING_LEVELS),
-        *((_DEV, raw, True) for raw in ("1", "TRUE", "yes", "on")),
-        *((_DEV, raw, False) for raw in ("0", "False", "no", "OFF")),
-        *((_OFFLINE, raw, raw == "On") for raw in ("On", "y", "enabled", " 1")),  # as the hub's client reads it
-        (env.TRANSFORMERS_OFFLINE, "y", False),
-        (env.NO_COLOR, "0", True),
-        (env.VLLM_CACHE_ROOT, "~/somewhere", Path.home() / "somewhere"),
-    ],
-    ids=lambda value: getattr(value, "name", str(value)),
-)
+@pytest.mark.parametrize(("variable", "raw", "value"), [
+    *((env.VLLM_WORKER_MULTIPROC_METHOD, method, method) for method in START_METHODS),
+    *((env.VLLM_LOGGING_LEVEL, level.lower(), level) for level in LOGGING_LEVELS),
+    *((_DEV, raw, True) for raw in ("1", "TRUE", "yes", "on")),
+    *((_DEV, raw, False) for raw in ("0", "False", "no", "OFF")),
+    *((_OFFLINE, raw, raw == "On") for raw in ("On", "y", "enabled", " 1")),  # as the hub's client reads it
+    (env.TRANSFORMERS_OFFLINE, "y", False),
+    (env.NO_COLOR, "0", True),
+    (env.VLLM_CACHE_ROOT, "~/somewhere", Path.home() / "somewhere"),
+], ids=lambda value: getattr(value, "name", str(value)))  # fmt: skip
 def test_a_value_may_be_spelled_in_its_ways(variable, raw, value):
     with variable.override(raw):
         assert (variable.get(), variable.source) == (value, "environment")
@@ -77,18 +73,11 @@ def test_a_former_variable_for_a_limit_is_an_error(name, monkeypatch):
     assert str(error) == f"{name} must be unset and replaced by {LIMITS[name]}, got '8'"
 
 
-@pytest.mark.parametrize(
-    ("variable", "raw", "message"),
-    [
-        *((env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE, raw, "whole number, 0 or more") for raw in ("soon", "-1", "1.5")),
-        (env.VLLM_SERVER_DEV_MODE, "maybe", "one of 1, true, yes, on, 0, false"),
-        (
-            env.VLLM_WORKER_MULTIPROC_METHOD,
-            "fokserver",
-            "got 'fokserver' .did you mean 'forkserver'",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("variable", "raw", "message"), [
+    *((env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE, raw, "whole number, 0 or more") for raw in ("soon", "-1", "1.5")),
+    (env.VLLM_SERVER_DEV_MODE, "maybe", "one of 1, true, yes, on, 0, false"),
+    (env.VLLM_WORKER_MULTIPROC_METHOD, "fokserver", "got 'fokserver' .did you mean 'forkserver'"),
+])  # fmt: skip
 def test_a_value_of_the_wrong_type_is_an_error(variable, raw, message):
     with variable.override(raw), pytest.raises(EnvError, match=message):
         variable.get()

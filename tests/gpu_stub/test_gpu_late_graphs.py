@@ -53,16 +53,13 @@ def _load(server: GpuServer) -> Iterator[LoadClients]:
     assert set(clients.endings) == {"answered"}, (clients.endings, clients.losses)
 
 
-@pytest.mark.parametrize(
-    ("words", "variables", "num_graphs"),
-    [
-        pytest.param(_mode("FULL_AND_PIECEWISE"), {}, 16, id="both modes"),
-        pytest.param(_mode("PIECEWISE"), {}, 8, id="piecewise"),
-        pytest.param(_mode("FULL_DECODE_ONLY"), {}, 8, id="full for decode"),
-        pytest.param(_mode("FULL"), {}, 8, id="full"),
-        pytest.param(_mode("FULL_AND_PIECEWISE"), _OLD, 16, id="both modes, old runner"),
-    ],
-)
+@pytest.mark.parametrize(("words", "variables", "num_graphs"), [
+    pytest.param(_mode("FULL_AND_PIECEWISE"), {}, 16, id="both modes"),
+    pytest.param(_mode("PIECEWISE"), {}, 8, id="piecewise"),
+    pytest.param(_mode("FULL_DECODE_ONLY"), {}, 8, id="full for decode"),
+    pytest.param(_mode("FULL"), {}, 8, id="full"),
+    pytest.param(_mode("FULL_AND_PIECEWISE"), _OLD, 16, id="both modes, old runner"),
+])  # fmt: skip
 def test_all_graphs_that_vllm_captures_are_captured_after_readiness(home, words, variables, num_graphs):
     usages = []
     shown = {"captured": num_graphs, "total": num_graphs, "state": "complete"}
@@ -138,20 +135,17 @@ def test_a_model_that_sleeps_in_the_middle_captures_the_rest_when_it_is_awake(tm
         assert server.usage() == usage
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        pytest.param(("--cuda-graphs", "before-ready"), id="flag"),
-        pytest.param((_TP, "3"), id="several ranks"),
-        pytest.param(("--enable-sleep-mode",), id="sleep mode"),
-        pytest.param(("--dtype", "float32"), id="float32"),
-        pytest.param(("--kv-cache-memory-bytes", "2G"), id="size of the KV cache"),
-        pytest.param(("--enable-lora",), id="LoRA"),
-        pytest.param(
-            ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'), id="speculative decoding"
-        ),
-    ],
-)
+@pytest.mark.parametrize("words", [
+    pytest.param(("--cuda-graphs", "before-ready"), id="flag"),
+    pytest.param((_TP, "3"), id="several ranks"),
+    pytest.param(("--enable-sleep-mode",), id="sleep mode"),
+    pytest.param(("--dtype", "float32"), id="float32"),
+    pytest.param(("--kv-cache-memory-bytes", "2G"), id="size of the KV cache"),
+    pytest.param(("--enable-lora",), id="LoRA"),
+    pytest.param(
+        ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'), id="speculative decoding"
+    ),
+])  # fmt: skip
 def test_where_late_graphs_are_not_proven_all_are_captured_before_readiness(home, words):
     words = (*_WORDS, *_mode("FULL_AND_PIECEWISE"), *words)
     with GpuServer("ours", *words, folder=home, environment={"STUB_GPUS": "3"}) as server:

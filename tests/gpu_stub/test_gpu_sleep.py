@@ -26,17 +26,14 @@ _RELEASES = ("--tensor-parallel-size", "3", "--sleep-mode-offload-cudagraph", "-
 _LORA = ("--enable-lora", "--lora-modules", "own={folder}/adapter")
 
 
-@pytest.mark.parametrize(
-    ("words", "num_gpus", "ask", "levels"),
-    [
-        pytest.param(EAGER[1:], 1, Sleeper.generate, (1, 2), id="compiled"),
-        pytest.param((*EAGER[1:], *_RELEASES), 3, Sleeper.usage, (1, 2), id="graphs and NCCL of TP 3"),
-        pytest.param((*EAGER, "--pipeline-parallel-size", "2"), 2, Sleeper.usage, (1, 2), id="PP 2"),
-        pytest.param((*EAGER, "--data-parallel-size", "2"), 2, Sleeper.usage, (1, 2), id="DP 2"),
-        pytest.param((*EAGER, *_LORA), 1, _adapted, (1,), id="LoRA"),
-        pytest.param((*EAGER, "--runner", "pooling", "--convert", "embed"), 1, _embedding, (1,), id="pooling"),
-    ],
-)
+@pytest.mark.parametrize(("words", "num_gpus", "ask", "levels"), [
+    pytest.param(EAGER[1:], 1, Sleeper.generate, (1, 2), id="compiled"),
+    pytest.param((*EAGER[1:], *_RELEASES), 3, Sleeper.usage, (1, 2), id="graphs and NCCL of TP 3"),
+    pytest.param((*EAGER, "--pipeline-parallel-size", "2"), 2, Sleeper.usage, (1, 2), id="PP 2"),
+    pytest.param((*EAGER, "--data-parallel-size", "2"), 2, Sleeper.usage, (1, 2), id="DP 2"),
+    pytest.param((*EAGER, *_LORA), 1, _adapted, (1,), id="LoRA"),
+    pytest.param((*EAGER, "--runner", "pooling", "--convert", "embed"), 1, _embedding, (1,), id="pooling"),
+])  # fmt: skip
 def test_a_model_is_after_its_sleep_as_before(tmp_path, sockets, words, num_gpus, ask, levels):
     words = tuple(word.format(folder=tmp_path) if "{" in word else word for word in words)
     (tmp_path / "adapter").mkdir()

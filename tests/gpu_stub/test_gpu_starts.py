@@ -161,13 +161,10 @@ def test_the_kv_cache_leaves_the_rest_of_a_small_gpu(home, memory):
         assert 0 < server.used_bytes()[0] < memory * _GIB
 
 
-@pytest.mark.parametrize(
-    ("words", "memory", "told"),
-    [
-        pytest.param((), 700_000_000, "the weights take 0.251 GiB, and ", id="weights"),
-        pytest.param(("--gpu-memory-utilization", "0.01"), 80 * _GIB, "of KV cache and 0 GiB are free", id="KV cache"),
-    ],
-)
+@pytest.mark.parametrize(("words", "memory", "told"), [
+    pytest.param((), 700_000_000, "the weights take 0.251 GiB, and ", id="weights"),
+    pytest.param(("--gpu-memory-utilization", "0.01"), 80 * _GIB, "of KV cache and 0 GiB are free", id="KV cache"),
+])  # fmt: skip
 def test_a_model_without_room_is_refused(home, words, memory, told):
     with _Embedded("ours", *_LIMITS, *words, folder=home, environment={"STUB_MEMORY": str(memory)}) as server:
         assert server.process.wait(60) == 3

@@ -94,13 +94,10 @@ _UNFIT = "the GPU's driver does not fit the CUDA version of this vLLM"
 
 
 @pytest.mark.ci_vllm
-@pytest.mark.parametrize(
-    ("words", "variables", "told"),
-    [
-        pytest.param(_TP3, {"STUB_GPUS": "3"}, "", id="three GPUs"),
-        pytest.param((), {"STUB_DRIVER": "old"}, "12.4", id="driver too old"),
-    ],
-)
+@pytest.mark.parametrize(("words", "variables", "told"), [
+    pytest.param(_TP3, {"STUB_GPUS": "3"}, "", id="three GPUs"),
+    pytest.param((), {"STUB_DRIVER": "old"}, "12.4", id="driver too old"),
+])  # fmt: skip
 def test_a_start_that_fits_is_accepted_and_another_one_refused(tmp_path, words, variables, told):
     """`tests/startup/vllm_words/preflight/test_devices.py` has what else a driver reports."""
     done = run_preflight(tmp_path, *words, **variables)
@@ -117,15 +114,12 @@ def test_a_start_without_its_gpus_ends_at_once_with_one_line(tmp_path):
     assert len([line for line in server.log.splitlines() if "GPU" in line]) == 1, server.log
 
 
-@pytest.mark.parametrize(
-    ("environment", "reason", "cause"),
-    [
-        pytest.param({"STUB_GPUS": "0"}, _NO_DEVICE, "no GPU is visible", id="no GPU"),
-        pytest.param({"STUB_DRIVER": "not-loaded"}, _NO_DEVICE, "no GPU is visible", id="driver not loaded"),
-        pytest.param({"STUB_DRIVER": "old"}, _TOO_OLD, _UNFIT, id="driver too old"),
-        pytest.param({"STUB_MIG": "1", "CUDA_VISIBLE_DEVICES": _MIG}, "NVMLError_NotFound", "", id="unknown MIG"),
-    ],
-)
+@pytest.mark.parametrize(("environment", "reason", "cause"), [
+    pytest.param({"STUB_GPUS": "0"}, _NO_DEVICE, "no GPU is visible", id="no GPU"),
+    pytest.param({"STUB_DRIVER": "not-loaded"}, _NO_DEVICE, "no GPU is visible", id="driver not loaded"),
+    pytest.param({"STUB_DRIVER": "old"}, _TOO_OLD, _UNFIT, id="driver too old"),
+    pytest.param({"STUB_MIG": "1", "CUDA_VISIBLE_DEVICES": _MIG}, "NVMLError_NotFound", "", id="unknown MIG"),
+])  # fmt: skip
 def test_a_start_past_the_preflight_fails_with_the_reason_of_vllm(home, environment, reason, cause):
     warn = () if "STUB_MIG" in environment else ("--preflight", "warn")
     for launcher, words, code in (("plain", (), 1), ("ours", warn, 3)):

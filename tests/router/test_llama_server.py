@@ -87,15 +87,11 @@ def test_a_start_that_a_standby_has_forked_begins_again(tmp_path, standby):
         assert len(server.children_with(str(FOREIGN))) == 1, "the process that was started is the router"
 
 
-@pytest.mark.parametrize(
-    ("variables", "sent", "received"),
-    [
-        ({"LLAMA_API_KEY": "of-llama"}, "of-client", "Bearer of-client"),
-        ({"LLAMA_API_KEY": "of-llama,other", "VLLM_API_KEY": "of-router"}, "of-router", "Bearer of-llama"),
-        ({"VLLM_API_KEY": "of-router"}, "of-router", None),
-    ],
-    ids=["the clients' own", "the router's and llama-server's", "the router's"],
-)
+@pytest.mark.parametrize(("variables", "sent", "received"), [
+    ({"LLAMA_API_KEY": "of-llama"}, "of-client", "Bearer of-client"),
+    ({"LLAMA_API_KEY": "of-llama,other", "VLLM_API_KEY": "of-router"}, "of-router", "Bearer of-llama"),
+    ({"VLLM_API_KEY": "of-router"}, "of-router", None),
+], ids=["the clients' own", "the router's and llama-server's", "the router's"])  # fmt: skip
 def test_keys_of_the_router_and_of_llama_server(variables, sent, received, tmp_path):
     with _Llama(tmp_path, environment={**OFF, **variables}) as server:
         assert server.ask("/v1/completions", {}, key=sent).json["key"] == received
@@ -140,14 +136,11 @@ def test_real_llama_server_takes_our_settings(server):
 
 
 @needs_llama_server
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("--max-num-seqs", "3", "--max-num-batched-tokens", "256", "--seed", "1", "--no-enable-prefix-caching"),
-        ("--runner", "pooling", "--chat-template", "{{ messages[0].content }}", "--max-model-len", "256"),
-        ("--default-chat-template-kwargs", '{"enable_thinking": false}', "--max-model-len", "256"),
-    ],
-)
+@pytest.mark.parametrize("words", [
+    ("--max-num-seqs", "3", "--max-num-batched-tokens", "256", "--seed", "1", "--no-enable-prefix-caching"),
+    ("--runner", "pooling", "--chat-template", "{{ messages[0].content }}", "--max-model-len", "256"),
+    ("--default-chat-template-kwargs", '{"enable_thinking": false}', "--max-model-len", "256"),
+])  # fmt: skip
 def test_real_llama_server_knows_all_flags(words):
     with ServerProcess([str(MODEL), *words], environment=_environment(REAL.parent)) as running:
         assert running.ask("/v1/models").status == 200

@@ -94,29 +94,26 @@ def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch):
     assert "sk-one" not in repr(content)
 
 
-@pytest.mark.parametrize(
-    ("command", "engine", "words", "env"),
-    [
-        ("vllm serve a/b --port ${PORT} --max-model-len 8k", "vllm", "a/b --max-model-len 8k", {}),
-        ("vllm serve a/b --port=5 --host 0.0.0.0 -tp 2", "vllm", "a/b -tp 2", {}),
-        ("vllm-cli serve a/b --uds x.sock", "auto", "a/b", {}),
-        (f"{OURS}/vllm-cli serve a/b", "auto", "a/b", {}),
-        (f"{OURS}/python -m vllm_cli serve a/b", "auto", "a/b", {}),
-        ("env A=b C='d e' vllm serve a/b", "vllm", "a/b", {"A": "b", "C": "d e"}),
-        ("A=b exec vllm serve a/b", None, "", {}),
-        ("exec vllm serve a/b", "vllm", "a/b", {}),
-        ("/nowhere/bin/vllm serve a/b", "vllm", "a/b", {}),
-        ("python -m vllm.entrypoints.openai.api_server --model a/b --port 5", "vllm", "a/b", {}),
-        ("python -m vllm.entrypoints.openai.api_server --dtype auto --model=a/b", "vllm", "a/b --dtype auto", {}),
-        ("python3.12 -m vllm.entrypoints.cli.main serve a/b", "vllm", "a/b", {}),
-        ("vllm", None, "", {}),
-        ("python -m http.server", None, "", {}),
-        ("llama-server --port ${PORT}", None, "", {}),
-        ("docker run vllm/vllm-openai serve a/b", None, "", {}),
-        ("env -i vllm serve a/b", None, "", {}),
-        ("env", None, "", {}),
-    ],
-)
+@pytest.mark.parametrize(("command", "engine", "words", "env"), [
+    ("vllm serve a/b --port ${PORT} --max-model-len 8k", "vllm", "a/b --max-model-len 8k", {}),
+    ("vllm serve a/b --port=5 --host 0.0.0.0 -tp 2", "vllm", "a/b -tp 2", {}),
+    ("vllm-cli serve a/b --uds x.sock", "auto", "a/b", {}),
+    (f"{OURS}/vllm-cli serve a/b", "auto", "a/b", {}),
+    (f"{OURS}/python -m vllm_cli serve a/b", "auto", "a/b", {}),
+    ("env A=b C='d e' vllm serve a/b", "vllm", "a/b", {"A": "b", "C": "d e"}),
+    ("A=b exec vllm serve a/b", None, "", {}),
+    ("exec vllm serve a/b", "vllm", "a/b", {}),
+    ("/nowhere/bin/vllm serve a/b", "vllm", "a/b", {}),
+    ("python -m vllm.entrypoints.openai.api_server --model a/b --port 5", "vllm", "a/b", {}),
+    ("python -m vllm.entrypoints.openai.api_server --dtype auto --model=a/b", "vllm", "a/b --dtype auto", {}),
+    ("python3.12 -m vllm.entrypoints.cli.main serve a/b", "vllm", "a/b", {}),
+    ("vllm", None, "", {}),
+    ("python -m http.server", None, "", {}),
+    ("llama-server --port ${PORT}", None, "", {}),
+    ("docker run vllm/vllm-openai serve a/b", None, "", {}),
+    ("env -i vllm serve a/b", None, "", {}),
+    ("env", None, "", {}),
+])  # fmt: skip
 def test_a_command_of_our_engines_is_recognised(command, engine, words, env):
     found = recognise(shlex.split(command))
     if engine is None:

@@ -88,17 +88,14 @@ def test_the_size_of_a_model_is_that_of_the_weights_that_are_loaded(tmp_path):
     assert weight_bytes(file) == weight_bytes(file.parent) == 4000
 
 
-@pytest.mark.parametrize(
-    ("config", "engine", "takes_images"),
-    [
-        ({"model_type": "smolvlm", "vision_config": {}}, "embedded", True),
-        ({"model_type": "mllama", "vision_config": {}}, "embedded", False),
-        ({"model_type": "mllama", "vision_config": {}}, "vllm", True),
-        ({"model_type": "phi3_v", "img_processor": {}}, "vllm", True),
-        ({"model_type": "llama"}, "vllm", False),
-        ({}, "vllm", None),
-    ],
-)
+@pytest.mark.parametrize(("config", "engine", "takes_images"), [
+    ({"model_type": "smolvlm", "vision_config": {}}, "embedded", True),
+    ({"model_type": "mllama", "vision_config": {}}, "embedded", False),
+    ({"model_type": "mllama", "vision_config": {}}, "vllm", True),
+    ({"model_type": "phi3_v", "img_processor": {}}, "vllm", True),
+    ({"model_type": "llama"}, "vllm", False),
+    ({}, "vllm", None),
+])  # fmt: skip
 def test_the_page_knows_which_models_take_images(tmp_path, config, engine, takes_images):
     if config:
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -132,22 +129,19 @@ def test_a_changed_entry_may_be_another_model(tmp_path):
     assert meter.size_bytes("m") == 2000
 
 
-@pytest.mark.parametrize(
-    ("words", "engine", "config", "size"),
-    [
-        ("", "embedded", {"dtype": "float32"}, None),
-        ("--dtype bfloat16", "embedded", {"dtype": "float32"}, 24),
-        ("--dtype=float32", "embedded", {"dtype": "float32"}, 40),
-        ("--dtype auto", "vllm", {"dtype": "float32"}, 24),
-        ("", "vllm", {}, 24),
-        ("--dtype float", "vllm", {"torch_dtype": "float32"}, 40),
-        ("", "vllm", {"dtype": "bfloat16"}, None),
-        ("--quantization fp8", "vllm", {"dtype": "bfloat16"}, 6),
-        ("-q gptq", "vllm", {"dtype": "bfloat16", "quantization_config": {"quant_method": "gptq"}}, None),
-        ("-q None", "vllm", {"dtype": "bfloat16"}, None),
-        ("--config {folder}/settings.yaml", "vllm", {"dtype": "float32"}, 40),
-    ],
-)
+@pytest.mark.parametrize(("words", "engine", "config", "size"), [
+    ("", "embedded", {"dtype": "float32"}, None),
+    ("--dtype bfloat16", "embedded", {"dtype": "float32"}, 24),
+    ("--dtype=float32", "embedded", {"dtype": "float32"}, 40),
+    ("--dtype auto", "vllm", {"dtype": "float32"}, 24),
+    ("", "vllm", {}, 24),
+    ("--dtype float", "vllm", {"torch_dtype": "float32"}, 40),
+    ("", "vllm", {"dtype": "bfloat16"}, None),
+    ("--quantization fp8", "vllm", {"dtype": "bfloat16"}, 6),
+    ("-q gptq", "vllm", {"dtype": "bfloat16", "quantization_config": {"quant_method": "gptq"}}, None),
+    ("-q None", "vllm", {"dtype": "bfloat16"}, None),
+    ("--config {folder}/settings.yaml", "vllm", {"dtype": "float32"}, 40),
+])  # fmt: skip
 def test_weights_are_converted_while_they_are_loaded(tmp_path, words, engine, config, size):
     """The model has eight int8 elements, which are not converted, and eight float32 elements.
 
@@ -170,16 +164,13 @@ def test_an_embedded_model_needs_its_weights_and_the_program():
     assert estimate(entry(), GIB) == Need(int(1.1 * GIB) + PROGRAM_BYTES)
 
 
-@pytest.mark.parametrize(
-    ("words", "added"),
-    [
-        pytest.param(("--kv-cache-memory-bytes", "2G"), 2 * GIB, id="value"),
-        pytest.param(("--kv-cache-memory-bytes=2147483648",), 2 * GIB, id="attached"),
-        pytest.param(("--kv_cache_memory_bytes", "2G"), 2 * GIB, id="underscores"),
-        pytest.param(("--kv-cache-memory-bytes", "much"), 0, id="invalid"),
-        pytest.param(("--kv-cache-memory-bytes",), 0, id="no value"),
-    ],
-)
+@pytest.mark.parametrize(("words", "added"), [
+    pytest.param(("--kv-cache-memory-bytes", "2G"), 2 * GIB, id="value"),
+    pytest.param(("--kv-cache-memory-bytes=2147483648",), 2 * GIB, id="attached"),
+    pytest.param(("--kv_cache_memory_bytes", "2G"), 2 * GIB, id="underscores"),
+    pytest.param(("--kv-cache-memory-bytes", "much"), 0, id="invalid"),
+    pytest.param(("--kv-cache-memory-bytes",), 0, id="no value"),
+])  # fmt: skip
 def test_the_kv_cache_counts_if_its_size_is_given(words, added):
     assert estimate(entry(*words), GIB).ram_bytes - estimate(entry(), GIB).ram_bytes == added
 
@@ -193,16 +184,12 @@ def test_vllm_without_a_gpu_needs_a_share_of_the_machine_for_every_start(monkeyp
     assert meter.measured_bytes("m") == 0
 
 
-@pytest.mark.parametrize(
-    ("model", "reserved"),
-    [
-        (entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "8"}), 8 * GIB),
-        (entry("--kv-cache-memory-bytes", "2G", engine="vllm"), 2 * GIB),
-        (entry("--kv-cache-memory-bytes", "2G"), 2 * GIB),
-        (entry(), 0),
-    ],
-    ids=["variable", "flag", "embedded engine", "no size"],
-)
+@pytest.mark.parametrize(("model", "reserved"), [
+    (entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "8"}), 8 * GIB),
+    (entry("--kv-cache-memory-bytes", "2G", engine="vllm"), 2 * GIB),
+    (entry("--kv-cache-memory-bytes", "2G"), 2 * GIB),
+    (entry(), 0),
+], ids=["variable", "flag", "embedded engine", "no size"])  # fmt: skip
 def test_a_measurement_is_never_below_what_the_settings_reserve(model, reserved, tree):
     """A KV cache takes its memory later: during serving, or with requests."""
     meter = MemoryMeter(lambda name: None)
@@ -239,15 +226,11 @@ def test_vllm_on_a_cpu_with_a_size_of_its_kv_cache(monkeypatch):
     assert 4 * GIB < by_entry.ram_bytes < 7 * GIB
 
 
-@pytest.mark.parametrize(
-    ("model", "needed_gib"),
-    [
-        (entry(engine="vllm"), 92), (entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "3"}), 92),
-        (entry(), 90), (entry("-tp", "2", "--gpu-memory-utilization", "0.5"), 100),
-        (entry("-dp", "2", engine="vllm"), 184), (entry(env={"CUDA_VISIBLE_DEVICES": ""}), 0),
-    ],
-    ids=["vllm", "no size for cpus", "embedded", "two gpus", "two copies", "no gpu is seen"],
-)  # fmt: skip
+@pytest.mark.parametrize(("model", "needed_gib"), [
+    (entry(engine="vllm"), 92), (entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "3"}), 92),
+    (entry(), 90), (entry("-tp", "2", "--gpu-memory-utilization", "0.5"), 100),
+    (entry("-dp", "2", engine="vllm"), 184), (entry(env={"CUDA_VISIBLE_DEVICES": ""}), 0),
+], ids=["vllm", "no size for cpus", "embedded", "two gpus", "two copies", "no gpu is seen"])  # fmt: skip
 def test_on_gpus_a_share_of_as_many_as_the_model_takes(model, needed_gib):
     assert estimate(model, GIB, [gpu(0), gpu(1)]).gpu_bytes == needed_gib * GIB
 

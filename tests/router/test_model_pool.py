@@ -255,11 +255,9 @@ async def test_a_model_that_does_not_fall_asleep_is_stopped_instead_which_is_log
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("has_gpus", "engine", "on_swap", "num_lines"),
-    [(True, "vllm", "stop", 1), (False, "vllm", "stop", 0), (True, "embedded", "stop", 0), (True, "vllm", "sleep", 0)],
-    ids=["swap", "no GPU", "other engine", "sleeps"],
-)
+@pytest.mark.parametrize(("has_gpus", "engine", "on_swap", "num_lines"), [
+    (True, "vllm", "stop", 1), (False, "vllm", "stop", 0), (True, "embedded", "stop", 0), (True, "vllm", "sleep", 0),
+], ids=["swap", "no GPU", "other engine", "sleeps"])  # fmt: skip
 async def test_a_swap_of_two_models_of_vllm_on_a_gpu_names_sleep_once(
     pool, monkeypatch, caplog, has_gpus, engine, on_swap, num_lines
 ):

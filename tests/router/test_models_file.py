@@ -61,18 +61,14 @@ models:
     assert "OMP_NUM_THREADS" not in repr(entry)
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        ("--max-model-len 8k --chat-template 'a b'", ("--max-model-len", "8k", "--chat-template", "a b")),
-        ("[--max-num-seqs, 4]", ("--max-num-seqs", "4")),
-        ("{lora-modules: [a=/a, b=/b]}", ("--lora-modules", "a=/a", "b=/b")),
-        ("{hf-overrides: {a: [1]}}", ('--hf-overrides={"a": [1]}',)),
-        ("{no-enable-prefix-caching: false, --seed: 1, revision: null}", ("--enable-prefix-caching", "--seed=1")),
-        ("", ()),
-    ],
-    ids=["text", "list", "a list", "JSON", "negated", "nothing"],
-)
+@pytest.mark.parametrize(("args", "words"), [
+    ("--max-model-len 8k --chat-template 'a b'", ("--max-model-len", "8k", "--chat-template", "a b")),
+    ("[--max-num-seqs, 4]", ("--max-num-seqs", "4")),
+    ("{lora-modules: [a=/a, b=/b]}", ("--lora-modules", "a=/a", "b=/b")),
+    ("{hf-overrides: {a: [1]}}", ('--hf-overrides={"a": [1]}',)),
+    ("{no-enable-prefix-caching: false, --seed: 1, revision: null}", ("--enable-prefix-caching", "--seed=1")),
+    ("", ()),
+], ids=["text", "list", "a list", "JSON", "negated", "nothing"])  # fmt: skip
 def test_flags_are_a_text_a_list_or_a_mapping(read, args, words):
     assert entry_of(read, f"models: {{m: {{args: {args if args[:1] in '[{' else repr(args)}}}}}").words == ("m", *words)
 
@@ -85,16 +81,12 @@ def test_the_time_without_requests_has_a_default(read, keys, ttl_s):
     assert entry_of(read, f"models: {{m: {{{keys}}}}}", Defaults(ttl_s=30)).ttl_s == ttl_s
 
 
-@pytest.mark.parametrize(
-    ("keys", "on_swap", "idle_sleep_s", "levels"),
-    [
-        ("", "sleep", 60, (1, 2)),
-        ("on_swap: stop, idle_sleep: 0, sleep_level: 2", "stop", None, (2,)),
-        ("idle_sleep: 5m, sleep_level: 1", "sleep", 300, (1,)),
-        ("pinned: true", "sleep", None, (1, 2)),
-    ],
-    ids=["defaults", "none", "own", "pinned"],
-)
+@pytest.mark.parametrize(("keys", "on_swap", "idle_sleep_s", "levels"), [
+    ("", "sleep", 60, (1, 2)),
+    ("on_swap: stop, idle_sleep: 0, sleep_level: 2", "stop", None, (2,)),
+    ("idle_sleep: 5m, sleep_level: 1", "sleep", 300, (1,)),
+    ("pinned: true", "sleep", None, (1, 2)),
+], ids=["defaults", "none", "own", "pinned"])  # fmt: skip
 def test_sleep_has_defaults(read, keys, on_swap, idle_sleep_s, levels):
     entry = entry_of(read, f"models: {{m: {{{keys}}}}}", Defaults(idle_sleep_s=60, on_swap="sleep"))
     assert (entry.on_swap, entry.idle_sleep_s, entry.sleep_levels) == (on_swap, idle_sleep_s, levels)
@@ -201,15 +193,11 @@ def test_aliases_are_counted_as_often_as_they_are_used(read, monkeypatch):
     assert "has more than 1000 values, those of its aliases included" in faults[0]
 
 
-@pytest.mark.parametrize(
-    ("content", "fault"),
-    [
-        (b"models: {m: {model: \xff}}", "models.yaml:1: is not UTF-8: byte 0xff"),
-        (b"\xfe\xff\x00m", "is not UTF-8"),
-        (b" " * (MAX_BYTES + 1), f"has {MAX_BYTES + 1} bytes: at most {MAX_BYTES} are read"),
-    ],
-    ids=["latin", "utf-16", "large"],
-)
+@pytest.mark.parametrize(("content", "fault"), [
+    (b"models: {m: {model: \xff}}", "models.yaml:1: is not UTF-8: byte 0xff"),
+    (b"\xfe\xff\x00m", "is not UTF-8"),
+    (b" " * (MAX_BYTES + 1), f"has {MAX_BYTES + 1} bytes: at most {MAX_BYTES} are read"),
+], ids=["latin", "utf-16", "large"])  # fmt: skip
 def test_the_files_bytes_are_limited_and_utf_8(read, content, fault):
     assert fault in read(content)[1][0]
 

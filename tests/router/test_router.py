@@ -220,14 +220,10 @@ def _stop(processes: list[psutil.Process]) -> None:
         process.send_signal(signal.SIGSTOP)
 
 
-@pytest.mark.parametrize(
-    ("hung", "answers", "why"),
-    [
-        ("engine", {500}, "a has failed: The server hangs. The engine hangs: it was silent for 4"),
-        ("server", {200, 503}, "a has failed: The server hangs. It has not answered for 4"),
-    ],
-    ids=["engine", "server"],
-)
+@pytest.mark.parametrize(("hung", "answers", "why"), [
+    ("engine", {500}, "a has failed: The server hangs. The engine hangs: it was silent for 4"),
+    ("server", {200, 503}, "a has failed: The server hangs. It has not answered for 4"),
+], ids=["engine", "server"])  # fmt: skip
 def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(hung, answers, why, tiny_llama, tmp_path):
     """A request may end with 200: if the hung server has not read it, the next process gets it."""
     models = {name: embedded(tiny_llama) for name in "ab"}

@@ -233,17 +233,13 @@ MIB = 1 << 20
 REST = Held(200 * MIB, 40, 12, 3)
 
 
-@pytest.mark.parametrize(
-    ("last", "grown"),
-    [
-        (REST, []),
-        (REST._replace(memory_bytes=203 * MIB - 1), []),
-        (REST._replace(memory_bytes=204 * MIB), ["memory_bytes"]),
-        (REST._replace(files=41), ["files"]),
-        (REST._replace(threads=13, processes=4), ["threads", "processes"]),
-    ],
-    ids=["equal", "one percent", "memory", "a file", "a thread and a process"],
-)
+@pytest.mark.parametrize(("last", "grown"), [
+    (REST, []),
+    (REST._replace(memory_bytes=203 * MIB - 1), []),
+    (REST._replace(memory_bytes=204 * MIB), ["memory_bytes"]),
+    (REST._replace(files=41), ["files"]),
+    (REST._replace(threads=13, processes=4), ["threads", "processes"]),
+], ids=["equal", "one percent", "memory", "a file", "a thread and a process"])  # fmt: skip
 def test_more_than_in_every_earlier_pause_is_growth(last, grown):
     filling = Held(150 * MIB, 30, 8, 3)
     found = find_growth([filling, REST, REST._replace(memory_bytes=190 * MIB), last])

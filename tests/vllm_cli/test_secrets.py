@@ -14,14 +14,11 @@ from tests.support.waiting import wait_until
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "words",
-    [
-        "chat --api-key sesame-6 sesame-7 --url http://127.0.0.1:9",
-        "serve m --api-key sesame-6 --hf-token sesame-7 --max-model-len sesame-7",
-        "serve --api-key sesame-6 --kv-transfer-config.access_key sesame-7 --kv-transfer-config {",
-    ],
-)
+@pytest.mark.parametrize("words", [
+    "chat --api-key sesame-6 sesame-7 --url http://127.0.0.1:9",
+    "serve m --api-key sesame-6 --hf-token sesame-7 --max-model-len sesame-7",
+    "serve --api-key sesame-6 --kv-transfer-config.access_key sesame-7 --kv-transfer-config {",
+])  # fmt: skip
 def test_usage_errors_quote_no_secret(words):
     done = run_cli(*words.split())
     assert done.returncode == 2, done.stderr

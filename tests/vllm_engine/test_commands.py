@@ -39,11 +39,9 @@ def test_every_command_of_vllm_has_a_name_here_or_is_named_by_an_error():
     assert {f"bench {name}" for name in _names("bench") - OWN_BENCHMARKS} - REPLACEMENTS.keys() == set()
 
 
-@pytest.mark.parametrize(
-    "words",
-    [("launch",), ("snapshot", "nonsense"), ("bench", "latency", "--help"), ("run-batch", "-i", "/no", "-o", "/no")],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("words", [
+    ("launch",), ("snapshot", "nonsense"), ("bench", "latency", "--help"), ("run-batch", "-i", "/no", "-o", "/no"),
+], ids=" ".join)  # fmt: skip
 def test_commands_run_by_the_link(words: tuple[str, ...]):
     """`tests/startup/vllm/test_vllm_command.py` shows that `vllm-cli run-batch` is the same as the link."""
     plain, link = _run(BIN / "vllm", *words), _run(PYTHON, "-c", _LINK, *words)

@@ -54,11 +54,9 @@ def hub() -> Iterator[HubServer]:
 
 @pytest.mark.versions
 @pytest.mark.alone
-@pytest.mark.parametrize(
-    ("number", "code", "to"),
-    [(signal.SIGTERM, -signal.SIGTERM, "process"), (signal.SIGINT, 130, "group")],
-    ids=["supervisor", "terminal"],
-)
+@pytest.mark.parametrize(("number", "code", "to"), [
+    (signal.SIGTERM, -signal.SIGTERM, "process"), (signal.SIGINT, 130, "group"),
+], ids=["supervisor", "terminal"])  # fmt: skip
 @pytest.mark.parametrize("phase", _PHASES)
 def test_a_stopped_start_leaves_nothing(start_vllm, small_model, two_ranks, hub, phase, number, code, to):
     line, words, since_s = _PHASES[phase]
@@ -100,15 +98,12 @@ _DRAINED_S = 60.0
 _NUM_STOPS = 8
 
 
-@pytest.mark.parametrize(
-    ("launcher", "topology"),
-    [
-        pytest.param("ours", "one", marks=[pytest.mark.versions, pytest.mark.ci_vllm]),
-        ("ours", "two API servers"),
-        ("ours", "two engines"),
-        ("warm", "one"),
-    ],
-)
+@pytest.mark.parametrize(("launcher", "topology"), [
+    pytest.param("ours", "one", marks=[pytest.mark.versions, pytest.mark.ci_vllm]),
+    ("ours", "two API servers"),
+    ("ours", "two engines"),
+    ("warm", "one"),
+])  # fmt: skip
 def test_running_streams_finish_and_new_requests_get_503(start_vllm, launcher, topology):
     words = ("--max-num-seqs", "32", "--max-model-len", "512")
     with start_vllm(launcher, *words, *_TOPOLOGIES[topology]) as server:

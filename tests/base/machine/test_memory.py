@@ -15,19 +15,13 @@ def test_without_cgroups_the_machines_memory_is_the_limit_if_it_is_known(system,
     assert 0 < here.available_bytes <= here.total_bytes
 
 
-@pytest.mark.parametrize(
-    ("limits", "expected"),
-    [
-        (
-            {"max": 5_000_000, "current": 3_000_000, "stat": "anon 1\ninactive_file 500000\nactive_file 200000"},
-            MemoryState(2_700_000, 5_000_000, is_cgroup=True),
-        ),
-        ({"max": "max", "high": 1_000_000, "current": 400_000}, MemoryState(600_000, 1_000_000, is_cgroup=True)),
-        ({"max": "max", "high": "max", "current": 1}, MACHINE),
-        ({"max": 1_000, "current": 2_000}, MemoryState(0, 1_000, is_cgroup=True)),
-    ],
-    ids=["page cache", "high", "no limit", "full"],
-)
+@pytest.mark.parametrize(("limits", "expected"), [
+    ({"max": 5_000_000, "current": 3_000_000, "stat": "anon 1\ninactive_file 500000\nactive_file 200000"},
+     MemoryState(2_700_000, 5_000_000, is_cgroup=True)),
+    ({"max": "max", "high": 1_000_000, "current": 400_000}, MemoryState(600_000, 1_000_000, is_cgroup=True)),
+    ({"max": "max", "high": "max", "current": 1}, MACHINE),
+    ({"max": 1_000, "current": 2_000}, MemoryState(0, 1_000, is_cgroup=True)),
+], ids=["page cache", "high", "no limit", "full"])  # fmt: skip
 def test_available_is_the_cgroups_limit_minus_its_use_without_page_cache(system, limits, expected):
     system.mount("cgroup2", "rw", root="/", path="0::/box")
     system.limit("box", **limits)

@@ -86,14 +86,11 @@ def test_files_of_a_start_that_cannot_be_written_are_reported_and_no_part_is_lef
     assert not any(path.name.startswith(".") for path in files)
 
 
-@pytest.mark.parametrize(
-    ("words", "exit_code"),
-    [
-        (["serve", "/no/such/model", "--port", "0"], 3),
-        (["serve", "--port", "many"], 2),
-        (["wait", "--timeout", "x"], 2),
-    ],
-)
+@pytest.mark.parametrize(("words", "exit_code"), [
+    (["serve", "/no/such/model", "--port", "0"], 3),
+    (["serve", "--port", "many"], 2),
+    (["wait", "--timeout", "x"], 2),
+])  # fmt: skip
 def test_exit_codes_do_not_depend_on_room_for_the_message(words, exit_code):
     assert run_cli(*words, launcher=_FULL_SCREEN).returncode == exit_code
 

@@ -39,15 +39,11 @@ def test_stopped_forkserver_of_a_dead_engine_does_not_keep_the_server(start_serv
         assert f"its process {engine.pid} ended, and the forkserver does not answer" in server.log
 
 
-@pytest.mark.parametrize(
-    ("role", "place", "by", "exit_codes"),
-    [
-        ("responder", API_READS_TOKENIZER, signal.SIGTERM, (0, -signal.SIGTERM)),
-        ("forkserver", FORKSERVER_IMPORTS, signal.SIGINT, (130,)),
-        ("engine", ENGINE_LOADS, signal.SIGTERM, (0, -signal.SIGTERM)),
-    ],
-    ids=["responder", "forkserver", "engine"],
-)
+@pytest.mark.parametrize(("role", "place", "by", "exit_codes"), [
+    ("responder", API_READS_TOKENIZER, signal.SIGTERM, (0, -signal.SIGTERM)),
+    ("forkserver", FORKSERVER_IMPORTS, signal.SIGINT, (130,)),
+    ("engine", ENGINE_LOADS, signal.SIGTERM, (0, -signal.SIGTERM)),
+], ids=["responder", "forkserver", "engine"])  # fmt: skip
 def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(
     start_tiny_server, tmp_path, role, place, by, exit_codes
 ):

@@ -52,14 +52,10 @@ def _write(fd: int, text: bytes) -> None:
         file.write(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "relayed"),
-    [
-        (b"one\n\ntwo", b"[qwen] one\n[qwen] \n[qwen] two\n"),
-        (b"\r10 %\r50 %\r100 %\r\nnext\n", b"[qwen] 100 %\n[qwen] next\n"),
-    ],
-    ids=["a last line without an end", "the last state of a progress bar"],
-)
+@pytest.mark.parametrize(("text", "relayed"), [
+    (b"one\n\ntwo", b"[qwen] one\n[qwen] \n[qwen] two\n"),
+    (b"\r10 %\r50 %\r100 %\r\nnext\n", b"[qwen] 100 %\n[qwen] next\n"),
+], ids=["a last line without an end", "the last state of a progress bar"])  # fmt: skip
 async def test_each_line_gets_the_name(relay, output, text, relayed):
     await written(text, relay)
     assert output.read_bytes() == relayed
@@ -79,13 +75,10 @@ async def test_a_failure_is_explained_as_by_vllm_cli_explain(relay):
     assert told.cause == "gpu-out-of-memory"
 
 
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("slot 0: prompt: my secret prompt", ""),
-        ("torch.OutOfMemoryError: CUDA out of memory. prompt", "the GPU has not enough memory"),
-    ],
-)
+@pytest.mark.parametrize(("line", "told"), [
+    ("slot 0: prompt: my secret prompt", ""),
+    ("torch.OutOfMemoryError: CUDA out of memory. prompt", "the GPU has not enough memory"),
+])  # fmt: skip
 async def test_texts_of_requests_are_not_told(relay, line, told):
     log = await written(f"{line}\n".encode(), relay)
     assert str(log.explain_failure(has_served=True)) == told
@@ -167,18 +160,14 @@ async def test_an_order_is_one_line_each_way(tmp_path):
     assert orders == [{"do": "sleep", "level": 2}, {"do": "wake"}]
 
 
-@pytest.mark.parametrize(
-    ("answer", "kind", "text"),
-    [
-        (b'{"ok": false, "error": "out of memory"}\n', "refused", "out of memory"),
-        (b"", "error", "its server ended the connection"),
-        (b"[]\n", "error", "its server ended the connection"),
-        (b"no json\n", "error", "cannot be read"),
-        (b"x" * 5000, "error", "cannot be read"),
-        (None, "timeout", "no answer within 0 s"),
-    ],
-    ids=["refused", "end", "list", "text", "long", "silent"],
-)
+@pytest.mark.parametrize(("answer", "kind", "text"), [
+    (b'{"ok": false, "error": "out of memory"}\n', "refused", "out of memory"),
+    (b"", "error", "its server ended the connection"),
+    (b"[]\n", "error", "its server ended the connection"),
+    (b"no json\n", "error", "cannot be read"),
+    (b"x" * 5000, "error", "cannot be read"),
+    (None, "timeout", "no answer within 0 s"),
+], ids=["refused", "end", "list", "text", "long", "silent"])  # fmt: skip
 async def test_what_else_is_an_error_with_its_reason(answer, kind, text, tmp_path, monkeypatch):
     monkeypatch.setattr(server_module, "_SLEEP_S", 0.1 if answer is None else 60.0)
     async with _told(tmp_path, answer) as (server, _):

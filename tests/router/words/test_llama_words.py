@@ -82,25 +82,22 @@ def test_llama_server_downloads_nothing_in_offline_mode(llama_server, monkeypatc
     assert command_of(HUB) == ("-hf", HUB, HUB, "--offline")
 
 
-@pytest.mark.parametrize(
-    ("words", "command"),
-    [
-        ("--max-model-len 4K", "--ctx-size 4096"),
-        ("--max-model-len auto", ""),
-        ("--max-num-seqs 128", "--parallel 128 --kv-unified"),
-        ("--max-model-len 4K --max-num-seqs 2", "--ctx-size 8192 --parallel 2"),
-        ("--max-num-batched-tokens 1K", "--batch-size 1024"),
-        ("--seed 0", "--seed 0"),
-        ("--chat-template {{x}}", "--chat-template {{x}}"),
-        ("--chat-template FILE", "--chat-template-file FILE"),
-        ("--enable-prefix-caching", ""),
-        ("--no-enable-prefix-caching", "--no-cache-prompt"),
-        ("--runner pooling", "--embeddings"),
-        ("--dtype auto --load-format gguf --quantization gguf --tensor-parallel-size 1 --standby off", ""),
-        ("--enable-auto-tool-choice --no-trust-remote-code", ""),
-        ("--port 1 --http-max-connections 5 --preflight warn --log-level ERROR", ""),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("words", "command"), [
+    ("--max-model-len 4K", "--ctx-size 4096"),
+    ("--max-model-len auto", ""),
+    ("--max-num-seqs 128", "--parallel 128 --kv-unified"),
+    ("--max-model-len 4K --max-num-seqs 2", "--ctx-size 8192 --parallel 2"),
+    ("--max-num-batched-tokens 1K", "--batch-size 1024"),
+    ("--seed 0", "--seed 0"),
+    ("--chat-template {{x}}", "--chat-template {{x}}"),
+    ("--chat-template FILE", "--chat-template-file FILE"),
+    ("--enable-prefix-caching", ""),
+    ("--no-enable-prefix-caching", "--no-cache-prompt"),
+    ("--runner pooling", "--embeddings"),
+    ("--dtype auto --load-format gguf --quantization gguf --tensor-parallel-size 1 --standby off", ""),
+    ("--enable-auto-tool-choice --no-trust-remote-code", ""),
+    ("--port 1 --http-max-connections 5 --preflight warn --log-level ERROR", ""),
+])  # fmt: skip
 def test_flags_become_those_of_llama_server(words, command, model, tmp_path):
     template = tmp_path / "template.jinja"
     template.touch()

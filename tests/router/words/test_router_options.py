@@ -98,16 +98,13 @@ def test_a_models_flags_come_after_the_defaults(entry, tiny_llama):
     assert found.engine == "embedded"
 
 
-@pytest.mark.parametrize(
-    ("args", "names"),
-    [
-        ("--served-model-name own other", ("own", "other", "m", "x")),
-        ("--served_model_name=own", ("own", "m", "x")),
-        ("--served-model-name m", ("m", "x")),
-        ("--served-model-name a --served-model-name b", ("b", "m", "x")),
-        ("", ("m", "x")),
-    ],
-)
+@pytest.mark.parametrize(("args", "names"), [
+    ("--served-model-name own other", ("own", "other", "m", "x")),
+    ("--served_model_name=own", ("own", "m", "x")),
+    ("--served-model-name m", ("m", "x")),
+    ("--served-model-name a --served-model-name b", ("b", "m", "x")),
+    ("", ("m", "x")),
+])  # fmt: skip
 def test_the_served_names_are_the_users_and_those_of_the_file(entry, args, names):
     found = entry({"args": args, "aliases": ["x"]})
     assert found.words[found.words.index("--served-model-name") + 1 :] == names
@@ -333,11 +330,9 @@ def test_the_file_is_read_again_and_checked(write, tiny_llama):
     assert options.reload()["m"] == options.entries["m"]
 
 
-@pytest.mark.parametrize(
-    ("models", "code", "check"),
-    [({"m": {}}, 0, None), ({"m": {"model": "/nowhere"}}, 3, "model"), ({"m": {"args": "--nonsense"}}, 2, "usage")],
-    ids=["right", "no model", "wrong flag"],
-)
+@pytest.mark.parametrize(("models", "code", "check"), [
+    ({"m": {}}, 0, None), ({"m": {"model": "/nowhere"}}, 3, "model"), ({"m": {"args": "--nonsense"}}, 2, "usage"),
+], ids=["right", "no model", "wrong flag"])  # fmt: skip
 def test_preflight_only_reports_on_all_models(models, code, check, write, invoke, tiny_llama):
     models = {name: {"model": str(tiny_llama)} | keys for name, keys in models.items()}
     file = write(models=models | {"n": {"model": str(tiny_llama)}}, peers={})

@@ -69,11 +69,9 @@ def test_a_setting_that_the_port_would_not_have_ends_the_start(name, tmp_path):
         _vllm("--config", str(file))
 
 
-@pytest.mark.parametrize(
-    ("words", "kinds"),
-    [((), ("embedded",)), (("--standby", "off"), ()), (("--trust-remote-code",), ())],
-    ids=str,
-)
+@pytest.mark.parametrize(("words", "kinds"), [
+    ((), ("embedded",)), (("--standby", "off"), ()), (("--trust-remote-code",), ()),
+], ids=str)  # fmt: skip
 def test_a_standby_is_kept_unless_it_cannot_be_used(words, kinds, monkeypatch):
     monkeypatch.setenv("VCLI_STANDBY", "auto")
     assert _embedded("m", *words).find_template_kinds() == kinds

@@ -13,20 +13,16 @@ def _entry(*words: str, **keys: object) -> ModelEntry:
     return ModelEntry(**{"name": "m", "words": ("m", *words), "engine": "vllm", **keys})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("entry", "deepest", "levels", "adds_flag", "notice"),
-    [
-        (_entry(), 2, (), False, ""),
-        (_entry(on_swap="sleep"), 2, (1, 2), True, ""),
-        (_entry(idle_sleep_s=60.0), 1, (1,), True, ""),
-        (_entry(on_swap="sleep", sleep_levels=(2,)), 2, (2,), True, ""),
-        (_entry(on_swap="sleep", sleep_levels=(2,)), 1, (1,), True, "sleeps only at level 1"),
-        (_entry(_FLAG), 2, (1, 2), False, ""),
-        (_entry(on_swap="sleep"), 0, (), False, "cannot sleep, and is stopped instead: its engines"),
-        (_entry(on_swap="sleep", engine="embedded"), 2, (), False, ""),
-    ],
-    ids=["no", "swap", "idle", "fixed", "too-deep", "own-flag", "nodes", "embedded"],
-)
+@pytest.mark.parametrize(("entry", "deepest", "levels", "adds_flag", "notice"), [
+    (_entry(), 2, (), False, ""),
+    (_entry(on_swap="sleep"), 2, (1, 2), True, ""),
+    (_entry(idle_sleep_s=60.0), 1, (1,), True, ""),
+    (_entry(on_swap="sleep", sleep_levels=(2,)), 2, (2,), True, ""),
+    (_entry(on_swap="sleep", sleep_levels=(2,)), 1, (1,), True, "sleeps only at level 1"),
+    (_entry(_FLAG), 2, (1, 2), False, ""),
+    (_entry(on_swap="sleep"), 0, (), False, "cannot sleep, and is stopped instead: its engines"),
+    (_entry(on_swap="sleep", engine="embedded"), 2, (), False, ""),
+], ids=["no", "swap", "idle", "fixed", "too-deep", "own-flag", "nodes", "embedded"])  # fmt: skip
 def test_a_model_that_is_to_sleep_gets_the_flag(entry, deepest, levels, adds_flag, notice, monkeypatch):
     monkeypatch.setattr(model_check, "can_sleep", lambda _: "")
     monkeypatch.setattr(model_check, "deepest_level", lambda _: deepest)

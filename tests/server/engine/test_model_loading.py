@@ -96,11 +96,9 @@ def _with_weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Te
 _add_tensor = _with_weights(lambda tensors: tensors | {"model.rotary.inv_freq": torch.ones(3)})
 
 
-@pytest.mark.parametrize(
-    ("change", "num_files"),
-    [(lambda folder: _shard(folder), 4), (_shard_below, 3), (_pickle, 0), (_add_tensor, 1)],
-    ids=["sharded", "sharded in a subfolder", "pickled", "an unknown tensor"],
-)
+@pytest.mark.parametrize(("change", "num_files"), [
+    (lambda folder: _shard(folder), 4), (_shard_below, 3), (_pickle, 0), (_add_tensor, 1),
+], ids=["sharded", "sharded in a subfolder", "pickled", "an unknown tensor"])  # fmt: skip
 def test_weights_load_in_every_form(llama_copy, plain_llama, change, num_files):
     change(llama_copy)
     assert len(list(llama_copy.glob("model*.safetensors"))) >= num_files
@@ -169,20 +167,17 @@ def test_a_damaged_folder_is_reported_in_one_line(llama_copy, damage, capfd):
 ALLOWED = {"allow_long_max_model_len": True}
 
 
-@pytest.mark.parametrize(
-    ("model_type", "options", "expected"),
-    [
-        ("llama", {}, 512),
-        ("llama", {"max_model_len": 512}, 512),
-        ("llama", {"max_model_len": 7}, 7),
-        ("gpt2", {}, 1024),
-        ("mamba", {}, 2048),
-        ("llama", {"max_model_len": 600} | ALLOWED, 600),
-        ("gemma3_text", {"max_model_len": 600} | ALLOWED, 600),
-        ("llama", {"max_model_len": 513}, "^--max-model-len 513 is .* give at most 512, or set VLLM_ALLOW_LONG_MAX_"),
-        ("gpt2", {"max_model_len": 1025} | ALLOWED, "limit of 1024 tokens .* no further positions"),
-    ],
-)
+@pytest.mark.parametrize(("model_type", "options", "expected"), [
+    ("llama", {}, 512),
+    ("llama", {"max_model_len": 512}, 512),
+    ("llama", {"max_model_len": 7}, 7),
+    ("gpt2", {}, 1024),
+    ("mamba", {}, 2048),
+    ("llama", {"max_model_len": 600} | ALLOWED, 600),
+    ("gemma3_text", {"max_model_len": 600} | ALLOWED, 600),
+    ("llama", {"max_model_len": 513}, "^--max-model-len 513 is .* give at most 512, or set VLLM_ALLOW_LONG_MAX_"),
+    ("gpt2", {"max_model_len": 1025} | ALLOWED, "limit of 1024 tokens .* no further positions"),
+])  # fmt: skip
 def test_max_model_len_is_the_models_own_unless_the_user_chooses_another(model_type, options, expected, caplog):
     own = {} if model_type in ("gpt2", "mamba") else {"max_position_embeddings": 512}
     with nullcontext() if isinstance(expected, int) else pytest.raises(EngineStartError, match=expected):
@@ -197,15 +192,11 @@ def test_eos_tokens_come_from_all_files_the_tokenizers_first(plain_llama, llama_
     assert find_eos_token_ids(plain_llama, llama_copy, llama_copy) == (9, 7, 2)
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        '"model": {"added_tokens": [{"id": 8, "content": "<end>"}]}, ',
-        f'"comment": "{"ä" * 600_000}", ',
-        '"comment": "\\"added_tokens\\": [", ',
-    ],
-    ids=["nested", "late", "quoted"],
-)
+@pytest.mark.parametrize("before", [
+    '"model": {"added_tokens": [{"id": 8, "content": "<end>"}]}, ',
+    f'"comment": "{"ä" * 600_000}", ',
+    '"comment": "\\"added_tokens\\": [", ',
+], ids=["nested", "late", "quoted"])  # fmt: skip
 def test_the_tokenizers_eos_is_found_wherever_the_file_has_it(plain_llama, llama_copy, before):
     (llama_copy / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
     tokens = [{"id": n, "content": f"<{n}>"} for n in range(50)] + [{"id": 99, "content": "<end>"}]

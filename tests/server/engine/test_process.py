@@ -110,18 +110,15 @@ def _replace(model: Path) -> None:
     (model / "new").rename(model / "model.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("change", "is_safe"),
-    [
-        pytest.param(_overwrite, False, id="overwritten in place"),
-        pytest.param(lambda model: os.truncate(model / "model.safetensors", 0), False, id="truncated"),
-        pytest.param(_replace, True, id="replaced"),
-        pytest.param(lambda model: shutil.rmtree(model.resolve()), True, id="removed"),
-        pytest.param(lambda model: model.resolve().rename(model.with_name("moved")), True, id="moved"),
-        pytest.param(lambda model: model.unlink(), True, id="flipped link"),
-        pytest.param(lambda model: (model / "config.json").write_text("{}"), True, id="another file"),
-    ],
-)
+@pytest.mark.parametrize(("change", "is_safe"), [
+    pytest.param(_overwrite, False, id="overwritten in place"),
+    pytest.param(lambda model: os.truncate(model / "model.safetensors", 0), False, id="truncated"),
+    pytest.param(_replace, True, id="replaced"),
+    pytest.param(lambda model: shutil.rmtree(model.resolve()), True, id="removed"),
+    pytest.param(lambda model: model.resolve().rename(model.with_name("moved")), True, id="moved"),
+    pytest.param(lambda model: model.unlink(), True, id="flipped link"),
+    pytest.param(lambda model: (model / "config.json").write_text("{}"), True, id="another file"),
+])  # fmt: skip
 def test_weights_that_were_written_to_are_noticed(change, is_safe, tmp_path, tiny_llama):
     shutil.copytree(tiny_llama, tmp_path / "one")
     (tmp_path / "model").symlink_to("one")

@@ -54,27 +54,24 @@ def test_prompts_beside_sequences_are_limited_as_those_alone():
     assert steps.pace.max_prompt_tokens(4, [8000] * 4) == pytest.approx(1000, abs=1)
 
 
-@pytest.mark.parametrize(
-    ("taken", "limits"),
-    [
-        pytest.param([], {8: 0}, id="the first step beside prompts is measured without them"),
-        pytest.param([(0.02, 8, 0)], {9: 32, 16: 0}, id="then a few tokens are tried"),
-        pytest.param([(0.020, 8, 0), (0.020 + 32 * 0.0002, 8, 32)], {8: 100}, id="prompts double a step's time"),
-        pytest.param(
-            [*[(seconds, 4, 0) for seconds in (0.020, 0.020, 3.0)], *[(s, 4, 50) for s in (0.040, 0.040, 3.0)]],
-            {4: 50},
-            id="one slow step changes no limit",
-        ),
-        pytest.param(
-            [(0.020, 1, 0), *[(0.020 + 100 * 0.0001, 1, 100)] * 5], {1: 200}, id="the limit follows the cost of a token"
-        ),
-        pytest.param(
-            [(0.020, 1, 0), *[(0.020 + 100 * token_s, 1, 100) for token_s in [0.0001] * 5 + [0.0004] * 3]],
-            {1: 50},
-            id="also when it rises",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("taken", "limits"), [
+    pytest.param([], {8: 0}, id="the first step beside prompts is measured without them"),
+    pytest.param([(0.02, 8, 0)], {9: 32, 16: 0}, id="then a few tokens are tried"),
+    pytest.param([(0.020, 8, 0), (0.020 + 32 * 0.0002, 8, 32)], {8: 100}, id="prompts double a step's time"),
+    pytest.param(
+        [*[(seconds, 4, 0) for seconds in (0.020, 0.020, 3.0)], *[(s, 4, 50) for s in (0.040, 0.040, 3.0)]],
+        {4: 50},
+        id="one slow step changes no limit",
+    ),
+    pytest.param(
+        [(0.020, 1, 0), *[(0.020 + 100 * 0.0001, 1, 100)] * 5], {1: 200}, id="the limit follows the cost of a token"
+    ),
+    pytest.param(
+        [(0.020, 1, 0), *[(0.020 + 100 * token_s, 1, 100) for token_s in [0.0001] * 5 + [0.0004] * 3]],
+        {1: 50},
+        id="also when it rises",
+    ),
+])  # fmt: skip
 def test_the_limit_follows_from_the_steps_so_far(taken, limits):
     """`taken` has the seconds, decoding sequences and prompt tokens of each step."""
     steps = _Steps()

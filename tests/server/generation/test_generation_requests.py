@@ -104,20 +104,17 @@ def variables(**values: Any) -> dict[str, Any]:
     return {"chat_template_kwargs": values}
 
 
-@pytest.mark.parametrize(
-    ("fields", "excludes_tools", "options"),
-    [
-        ({"chat_template_kwargs": {"a": 1}}, False, variables(a=1)),
-        ({"reasoning_effort": "none"}, False, variables(reasoning_effort="none", enable_thinking=False)),
-        ({"reasoning_effort": "high"}, False, variables(reasoning_effort="high", enable_thinking=True)),
-        (BOTH, False, variables(reasoning_effort="low", enable_thinking=False)),
-        (TOOLS, False, {"tools": [SHOWN]}),
-        (TOOLS, True, {"tools": None}),
-        ({}, False, {"add_generation_prompt": True}),
-        ({"continue_final_message": True}, False, {"add_generation_prompt": False}),
-        ({"add_generation_prompt": False}, False, {"add_generation_prompt": False}),
-    ],
-)
+@pytest.mark.parametrize(("fields", "excludes_tools", "options"), [
+    ({"chat_template_kwargs": {"a": 1}}, False, variables(a=1)),
+    ({"reasoning_effort": "none"}, False, variables(reasoning_effort="none", enable_thinking=False)),
+    ({"reasoning_effort": "high"}, False, variables(reasoning_effort="high", enable_thinking=True)),
+    (BOTH, False, variables(reasoning_effort="low", enable_thinking=False)),
+    (TOOLS, False, {"tools": [SHOWN]}),
+    (TOOLS, True, {"tools": None}),
+    ({}, False, {"add_generation_prompt": True}),
+    ({"continue_final_message": True}, False, {"add_generation_prompt": False}),
+    ({"add_generation_prompt": False}, False, {"add_generation_prompt": False}),
+])  # fmt: skip
 def test_the_template_gets_the_same_options_as_in_vllm(fields, excludes_tools, options):
     config = GenerationConfig(exclude_tools_when_tool_choice_none=excludes_tools)
     found = chat_options(ChatRequest(messages=[{"role": "user", "content": "Hello"}], **fields), config)
@@ -253,20 +250,12 @@ def defaults_of(files, **options):
     return SamplingDefaults.from_config(GenerationConfig(**options), files)
 
 
-@pytest.mark.parametrize(
-    ("options", "values", "cap"),
-    [
-        ({}, {"temperature": 0.6, "top_k": 20, "top_p": 1.0, "max_new_tokens": 100}, None),
-        ({"generation_config": "vllm"}, {"temperature": 1.0, "max_new_tokens": None}, None),
-        (
-            {"override_generation_config": {"temperature": 0.1, "max_new_tokens": 7}},
-            {"temperature": 0.1, "top_k": 20},
-            7,
-        ),
-        ({"generation_config": "FOLDER"}, {"min_p": 0.2, "temperature": 1.0}, 9),
-    ],
-    ids=["the model's own", "neutral", "override", "folder"],
-)
+@pytest.mark.parametrize(("options", "values", "cap"), [
+    ({}, {"temperature": 0.6, "top_k": 20, "top_p": 1.0, "max_new_tokens": 100}, None),
+    ({"generation_config": "vllm"}, {"temperature": 1.0, "max_new_tokens": None}, None),
+    ({"override_generation_config": {"temperature": 0.1, "max_new_tokens": 7}}, {"temperature": 0.1, "top_k": 20}, 7),
+    ({"generation_config": "FOLDER"}, {"min_p": 0.2, "temperature": 1.0}, 9),
+], ids=["the model's own", "neutral", "override", "folder"])  # fmt: skip
 def test_defaults_are_the_models_or_the_operators(files, tmp_path, options, values, cap):
     (tmp_path / "generation_config.json").write_text('{"min_p": 0.2, "max_new_tokens": 9}')
     options = {name: str(tmp_path) if value == "FOLDER" else value for name, value in options.items()}
@@ -279,14 +268,11 @@ def test_model_without_a_file_is_neutral(tmp_path):
     assert defaults_of(ModelFiles(tmp_path, tmp_path)).values.temperature == 1.0
 
 
-@pytest.mark.parametrize(
-    ("options", "content", "words"),
-    [
-        ({"generation_config": "nowhere"}, "{}", "--generation-config"),
-        ({}, "{", r"generation_config\.json"),
-        ({"override_generation_config": {"temperature": -1}}, "{}", "temperature"),
-    ],
-)
+@pytest.mark.parametrize(("options", "content", "words"), [
+    ({"generation_config": "nowhere"}, "{}", "--generation-config"),
+    ({}, "{", r"generation_config\.json"),
+    ({"override_generation_config": {"temperature": -1}}, "{}", "temperature"),
+])  # fmt: skip
 def test_an_unusable_file_or_value_is_an_error(files, options, content, words):
     (files.path / "generation_config.json").write_text(content)
     with pytest.raises(ConfigError, match=words):

@@ -53,38 +53,32 @@ def config(name: str) -> GenerationConfig:
     return GenerationConfig(reasoning_parser=name)
 
 
-@pytest.mark.parametrize(
-    ("name", "prompt", "end", "num_spent"),
-    [
-        ("qwen3", "<|im_start|>user hi", PromptEnd.SILENT, 0),
-        ("qwen3", "<|im_start|><think>\nHm", PromptEnd.OPEN, 3),
-        ("qwen3", "<|im_start|><think>\n\n</think>\n\n", PromptEnd.ENDED, 0),
-        ("qwen3", "<|im_start|>A</think>B<|im_start|>", PromptEnd.SILENT, 0),
-        ("olmo3", "<|im_start|><think>", PromptEnd.OPEN, 0),
-        ("mistral", "[THINK]A[/THINK]B", PromptEnd.ENDED, 0),
-        ("seed_oss", "<seed:think>Hm", PromptEnd.OPEN, 2),
-        ("seed_oss", "<seed:think>Hm</seed:think>", PromptEnd.ENDED, 0),
-        ("seed_oss", "Hm", PromptEnd.SILENT, 0),
-        ("openai_gptoss", "<|start|>assistant", PromptEnd.SILENT, 0),
-    ],
-)
+@pytest.mark.parametrize(("name", "prompt", "end", "num_spent"), [
+    ("qwen3", "<|im_start|>user hi", PromptEnd.SILENT, 0),
+    ("qwen3", "<|im_start|><think>\nHm", PromptEnd.OPEN, 3),
+    ("qwen3", "<|im_start|><think>\n\n</think>\n\n", PromptEnd.ENDED, 0),
+    ("qwen3", "<|im_start|>A</think>B<|im_start|>", PromptEnd.SILENT, 0),
+    ("olmo3", "<|im_start|><think>", PromptEnd.OPEN, 0),
+    ("mistral", "[THINK]A[/THINK]B", PromptEnd.ENDED, 0),
+    ("seed_oss", "<seed:think>Hm", PromptEnd.OPEN, 2),
+    ("seed_oss", "<seed:think>Hm</seed:think>", PromptEnd.ENDED, 0),
+    ("seed_oss", "Hm", PromptEnd.SILENT, 0),
+    ("openai_gptoss", "<|start|>assistant", PromptEnd.SILENT, 0),
+])  # fmt: skip
 def test_the_prompts_last_marker_tells_whether_reasoning_is_open(look, name, prompt, end, num_spent):
     found = look(name, prompt, thinking_token_budget=None if name == "openai_gptoss" else 5)
     assert (found.prompt_end, found.num_spent_tokens) == (end, num_spent)
 
 
-@pytest.mark.parametrize(
-    ("name", "output", "number"),
-    [
-        ("qwen3", "<think>Hm</think>Yes", 2),
-        ("qwen3", "Hm<tool_call>{}", 2),
-        ("qwen3", "Hm</think>Yes<think>No</think>", 2),
-        ("mistral", "Yes", 0),
-        ("mistral", "[THINK]Hm", 2),
-        ("seed_oss", "<seed:think>Hm</seed:think>Yes", 2),
-        ("openai_gptoss", "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>Y", 2),
-    ],
-)
+@pytest.mark.parametrize(("name", "output", "number"), [
+    ("qwen3", "<think>Hm</think>Yes", 2),
+    ("qwen3", "Hm<tool_call>{}", 2),
+    ("qwen3", "Hm</think>Yes<think>No</think>", 2),
+    ("mistral", "Yes", 0),
+    ("mistral", "[THINK]Hm", 2),
+    ("seed_oss", "<seed:think>Hm</seed:think>Yes", 2),
+    ("openai_gptoss", "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>Y", 2),
+])  # fmt: skip
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_only_tokens_of_the_reasoning_are_counted(renderer, look, name, output, number, is_whole):
     counter = ReasoningCounter(look(name, "<|im_start|>"))

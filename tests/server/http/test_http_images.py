@@ -56,18 +56,11 @@ _CALL = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name"
 _RESULT = {"type": "tool_result", "tool_use_id": "a", "content": [_BLOCK]}
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/messages", {"messages": [{"role": "user", "content": [_BLOCK]}], "max_tokens": 100}),
-        ("/v1/messages", {"messages": [_CALL, {"role": "user", "content": [_RESULT]}], "max_tokens": 100}),
-        (
-            "/v1/responses",
-            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": image_url(0)}]}]},
-        ),
-    ],
-    ids=["message", "tool result", "response"],
-)
+@pytest.mark.parametrize(("path", "body"), [
+    ("/v1/messages", {"messages": [{"role": "user", "content": [_BLOCK]}], "max_tokens": 100}),
+    ("/v1/messages", {"messages": [_CALL, {"role": "user", "content": [_RESULT]}], "max_tokens": 100}),
+    ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": image_url(0)}]}]}),
+], ids=["message", "tool result", "response"])  # fmt: skip
 def test_an_image_of_another_api_is_that_of_a_chat(vision, path, body):
     answer = vision.post(path, {"model": "smol"} | body).json()
     vision.chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": image_url(0)}}]}])

@@ -142,15 +142,11 @@ class LoadedEngine(ScriptedEngine):
         return self.info
 
 
-@pytest.mark.parametrize(
-    ("end", "message"),
-    [
-        ({"fails_after": 0}, "the first token could not be generated: the grammar became too large"),
-        ({"dies_after": 0}, "the engine process ended unexpectedly"),
-        ({"error": "killed"}, "killed"),
-    ],
-    ids=["the token fails", "the engine dies before its token", "after it"],
-)
+@pytest.mark.parametrize(("end", "message"), [
+    ({"fails_after": 0}, "the first token could not be generated: the grammar became too large"),
+    ({"dies_after": 0}, "the engine process ended unexpectedly"),
+    ({"error": "killed"}, "killed"),
+], ids=["the token fails", "the engine dies before its token", "after it"])  # fmt: skip
 async def test_engine_without_a_first_token_is_not_ready(renderer, end, message):
     engine = LoadedEngine([5])
     vars(engine).update(end)

@@ -25,25 +25,13 @@ def error_of(response: httpx.Response, status: int) -> str:
     return str(error["message"])
 
 
-@pytest.mark.parametrize(
-    ("limit", "bodies", "further", "message"),
-    [
-        (
-            {"max_queued_requests": 3},
-            [LONG, LONG | {"n": 2}],
-            {"prompt": ["a", "b", "c"]},
-            "3 of at most 3 requests (--max-num-queued-reqs)",
-        ),
-        (
-            {"max_queued_tokens": 5},
-            [LONG | {"prompt": "one two three four five"}],
-            {},
-            "5 of at most 5 prompt tokens (--max-num-queued-tokens)",
-        ),
-        ({"max_held_bytes": 3000}, [LONG | {"user": "x" * 2000}], {"user": "x" * 2000}, "of at most 3000 bytes"),
-    ],
-    ids=["number", "tokens", "bytes"],
-)
+@pytest.mark.parametrize(("limit", "bodies", "further", "message"), [
+    ({"max_queued_requests": 3}, [LONG, LONG | {"n": 2}], {"prompt": ["a", "b", "c"]},
+     "3 of at most 3 requests (--max-num-queued-reqs)"),
+    ({"max_queued_tokens": 5}, [LONG | {"prompt": "one two three four five"}], {},
+     "5 of at most 5 prompt tokens (--max-num-queued-tokens)"),
+    ({"max_held_bytes": 3000}, [LONG | {"user": "x" * 2000}], {"user": "x" * 2000}, "of at most 3000 bytes"),
+], ids=["number", "tokens", "bytes"])  # fmt: skip
 def test_waiting_requests_are_bounded(serve, engine, wait_until, limit, bodies, further, message):
     engine.holds_after = 0
     server = serve(limits=LimitsConfig(**limit))
@@ -100,14 +88,11 @@ def test_a_request_directly_behind_another_one_finds_room(serve, engine, fields,
 
 
 @pytest.mark.parametrize("levels", [100, 190, 900])
-@pytest.mark.parametrize(
-    ("path", "field"),
-    [
-        ("/v1/chat/completions", "chat_template_kwargs"), ("/v1/chat/completions", "messages"),
-        ("/v1/chat/completions", "tools"), ("/v1/chat/completions", "response_format"),
-        ("/v1/responses", "tools"), ("/v1/messages", "tools"), ("/tokenize", "messages"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("path", "field"), [
+    ("/v1/chat/completions", "chat_template_kwargs"), ("/v1/chat/completions", "messages"),
+    ("/v1/chat/completions", "tools"), ("/v1/chat/completions", "response_format"),
+    ("/v1/responses", "tools"), ("/v1/messages", "tools"), ("/tokenize", "messages"),
+])  # fmt: skip
 def test_deeply_nested_values_are_never_a_fault_of_the_server(server, path, field, levels):
     nested: Any = {}
     for _ in range(levels):

@@ -54,15 +54,12 @@ def test_a_body_in_chunks_is_read_whole(server):
     assert response.json()["usage"]["prompt_tokens"] == 8
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"temperature": 9}, "temperature"),
-        ({"user": LARGE, "n": 0}, "n"),
-        ({"messages": [{"role": "user", "content": LARGE}, {"content": "no role"}]}, "messages"),
-        ({"messages": [{"role": "user", "content": LARGE * 10}]}, "input_text"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "param"), [
+    ({"temperature": 9}, "temperature"),
+    ({"user": LARGE, "n": 0}, "n"),
+    ({"messages": [{"role": "user", "content": LARGE}, {"content": "no role"}]}, "messages"),
+    ({"messages": [{"role": "user", "content": LARGE * 10}]}, "input_text"),
+])  # fmt: skip
 def test_an_error_in_the_pool_reaches_the_client(server, engine, pool_waits, fields, param):
     body = {"messages": [{"role": "user", "content": LARGE}]} | fields
     response = server.post("/v1/chat/completions", body)

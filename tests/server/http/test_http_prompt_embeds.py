@@ -81,21 +81,18 @@ def test_embeddings_come_before_texts(accepting, engine, encode):
     assert body["usage"]["prompt_tokens"] == 7
 
 
-@pytest.mark.parametrize(
-    ("fields", "param", "message"),
-    [
-        ({"prompt_embeds": []}, "prompt", "Either prompt or prompt_embeds must be provided"),
-        ({"prompt_embeds": [torch_payload(rows(2)), "AAAA"]}, "prompt_embeds", "is no file of torch.save"),
-        ({"prompt_embeds": torch_payload(rows(2, width=8))}, "prompt_embeds", "rows of 8 numbers"),
-        ({"prompt_embeds": torch_payload(rows(MAX_MODEL_LEN))}, "input_tokens", "maximum model length of 512"),
-        ({"prompt_embeds": torch_payload(rows(MAX_MODEL_LEN + 1))}, "input_tokens", "at least 513 input tokens"),
-        ({"prompt_embeds": [5]}, "prompt_embeds", "got `int`"),
-        ({"prompt_embeds": torch_payload(rows(2)), "echo": True}, "echo", "`prompt_embeds`"),
-        ({"prompt_embeds": torch_payload(rows(2)), "prompt_logprobs": True}, "prompt_logprobs", "not compatible"),
-        ({"prompt_embeds": [torch_payload(rows(1))] * 2049}, "prompt", "got 2049"),
-        ({"prompt_embeds": torch_payload(rows(9)), "max_tokens": 513}, "max_tokens", "max_model_len=512"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "param", "message"), [
+    ({"prompt_embeds": []}, "prompt", "Either prompt or prompt_embeds must be provided"),
+    ({"prompt_embeds": [torch_payload(rows(2)), "AAAA"]}, "prompt_embeds", "is no file of torch.save"),
+    ({"prompt_embeds": torch_payload(rows(2, width=8))}, "prompt_embeds", "rows of 8 numbers"),
+    ({"prompt_embeds": torch_payload(rows(MAX_MODEL_LEN))}, "input_tokens", "maximum model length of 512"),
+    ({"prompt_embeds": torch_payload(rows(MAX_MODEL_LEN + 1))}, "input_tokens", "at least 513 input tokens"),
+    ({"prompt_embeds": [5]}, "prompt_embeds", "got `int`"),
+    ({"prompt_embeds": torch_payload(rows(2)), "echo": True}, "echo", "`prompt_embeds`"),
+    ({"prompt_embeds": torch_payload(rows(2)), "prompt_logprobs": True}, "prompt_logprobs", "not compatible"),
+    ({"prompt_embeds": [torch_payload(rows(1))] * 2049}, "prompt", "got 2049"),
+    ({"prompt_embeds": torch_payload(rows(9)), "max_tokens": 513}, "max_tokens", "max_model_len=512"),
+])  # fmt: skip
 def test_faults_are_reported_with_their_field(accepting, engine, fields, param, message):
     assert_rejected(accepting.complete(prompt=None, **fields), param, message)
     assert not engine.requests

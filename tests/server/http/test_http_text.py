@@ -38,17 +38,10 @@ def test_a_model_with_a_format_of_its_own_needs_no_parser(serve, renderer, tmp_p
     assert choice["message"]["content"] == " Paris, the city of light."
 
 
-@pytest.mark.parametrize(
-    ("template", "reply", "line"),
-    [
-        (
-            "[TOOL_CALLS]",
-            "[TOOL_CALLS]get_time[ARGS]%s",
-            "--tool-call-parser auto: mistral, by the model's chat template",
-        ),
-        (None, '<tool_call>{"name": "get_time", "arguments": %s}</tool_call>', "so hermes is used"),
-    ],
-)
+@pytest.mark.parametrize(("template", "reply", "line"), [
+    ("[TOOL_CALLS]", "[TOOL_CALLS]get_time[ARGS]%s", "--tool-call-parser auto: mistral, by the model's chat template"),
+    (None, '<tool_call>{"name": "get_time", "arguments": %s}</tool_call>', "so hermes is used"),
+])  # fmt: skip
 def test_the_format_is_told_from_the_model_or_a_usual_one(
     serve, engine, encode, monkeypatch, caplog, template, reply, line
 ):

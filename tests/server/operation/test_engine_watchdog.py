@@ -101,11 +101,9 @@ async def test_an_engine_without_a_timeout_is_not_watched(monkeypatch):
     assert (one.now_s, one.processes.reasons) == (0, [])
 
 
-@pytest.mark.parametrize(
-    ("wants_s", "computes", "hung_s"),
-    [(0.0, False, 45.0), (100.0, False, 100.0), (0.0, True, 300.0)],
-    ids=["waits", "waits later", "long step"],
-)
+@pytest.mark.parametrize(("wants_s", "computes", "hung_s"), [
+    (0.0, False, 45.0), (100.0, False, 100.0), (0.0, True, 300.0),
+], ids=["waits", "waits later", "long step"])  # fmt: skip
 async def test_an_engine_that_computes_nothing_is_ended_sooner_while_others_wait(
     monkeypatch, tmp_path, wants_s, computes, hung_s
 ):
@@ -120,15 +118,12 @@ async def test_an_engine_that_computes_nothing_is_ended_sooner_while_others_wait
     assert one.processes.reasons[0].startswith(f"it was silent for {hung_s:.0f} s {why}: since ")
 
 
-@pytest.mark.parametrize(
-    ("computed_s", "is_on_processor", "stopped", "level", "text"),
-    [
-        pytest.param(0.0, True, [], "WARNING", "silent for 30 s, with 0 s of processor time: since ", id="silent"),
-        pytest.param(25.0, True, [], "INFO", "in one step for 30 s, with 25 s of processor time", id="a long step"),
-        pytest.param(25.0, False, [], "WARNING", "silent for 30 s", id="no sign of work on a GPU"),
-        pytest.param(25.0, True, ["A (pid 3)"], "WARNING", "silent for 30 s", id="nor of a stopped process"),
-    ],
-)
+@pytest.mark.parametrize(("computed_s", "is_on_processor", "stopped", "level", "text"), [
+    pytest.param(0.0, True, [], "WARNING", "silent for 30 s, with 0 s of processor time: since ", id="silent"),
+    pytest.param(25.0, True, [], "INFO", "in one step for 30 s, with 25 s of processor time", id="a long step"),
+    pytest.param(25.0, False, [], "WARNING", "silent for 30 s", id="no sign of work on a GPU"),
+    pytest.param(25.0, True, ["A (pid 3)"], "WARNING", "silent for 30 s", id="nor of a stopped process"),
+])  # fmt: skip
 async def test_silence_is_told_once_as_a_long_step_or_with_the_stacks(
     monkeypatch, log, computed_s, is_on_processor, stopped, level, text
 ):

@@ -153,14 +153,11 @@ def test_triton_finds_the_kernels_of_a_machine_with_other_folders(make_machine, 
     assert local.damaged_file(found) is None
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        pytest.param('{"child_paths": {"../../../x": "/etc/x"}}', ["KEY/x"], id="outside"),
-        pytest.param("[" * 100_000, None, id="deep"),
-        pytest.param("{", None, id="cut"),
-    ],
-)
+@pytest.mark.parametrize(("content", "expected"), [
+    pytest.param('{"child_paths": {"../../../x": "/etc/x"}}', ["KEY/x"], id="outside"),
+    pytest.param("[" * 100_000, None, id="deep"),
+    pytest.param("{", None, id="cut"),
+])  # fmt: skip
 def test_a_list_that_triton_has_not_written_leads_nowhere(content, expected, make_machine, tmp_path):
     machine = make_machine("first")
     group = tmp_path / "unpacked/triton/KEY/__grp__k.json"
@@ -190,16 +187,13 @@ def test_a_cache_that_cannot_be_written_to_is_one_problem(make_machine, location
     assert report.problems == ["kernels cannot be written to /dev/null/triton: Not a directory"]
 
 
-@pytest.mark.parametrize(
-    ("variable", "cache", "below"),
-    [
-        ("TRITON_HOME", "triton", ".triton/cache"),
-        ("TRITON_CACHE_DIR", "triton", ""),
-        ("FLASHINFER_WORKSPACE_BASE", "flashinfer", ".cache/flashinfer"),
-        ("HUMMING_CACHE_DIR", "humming", ""),
-        ("TILELANG_CACHE_DIR", "tilelang", ""),
-    ],
-)
+@pytest.mark.parametrize(("variable", "cache", "below"), [
+    ("TRITON_HOME", "triton", ".triton/cache"),
+    ("TRITON_CACHE_DIR", "triton", ""),
+    ("FLASHINFER_WORKSPACE_BASE", "flashinfer", ".cache/flashinfer"),
+    ("HUMMING_CACHE_DIR", "humming", ""),
+    ("TILELANG_CACHE_DIR", "tilelang", ""),
+])  # fmt: skip
 def test_kernels_are_where_the_compilers_variables_say(variable, cache, below, make_machine, monkeypatch):
     machine = make_machine("first")
     monkeypatch.delenv("TRITON_CACHE_DIR")
@@ -209,13 +203,10 @@ def test_kernels_are_where_the_compilers_variables_say(variable, cache, below, m
     assert local.caches() == {**defaults, cache: Path("/other", below)}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("vllm/vllm_cli/imports/x.code", "home/x.code", "deep_gemm/a/b/x.code", "vllm/triton/x.code"),
-        *("triton", "vllm", "vllm/torch_compile_cache", f"vllm/{local.AOT}"),
-    ],
-)
+@pytest.mark.parametrize("name", [
+    *("vllm/vllm_cli/imports/x.code", "home/x.code", "deep_gemm/a/b/x.code", "vllm/triton/x.code"),
+    *("triton", "vllm", "vllm/torch_compile_cache", f"vllm/{local.AOT}"),
+])  # fmt: skip
 def test_only_files_of_compilers_are_installed_and_none_in_the_place_of_a_folder(name, make_machine, tmp_path):
     machine = make_machine("first")
     path = tmp_path / "unpacked" / name
@@ -227,17 +218,14 @@ def test_only_files_of_compilers_are_installed_and_none_in_the_place_of_a_folder
     assert not (local.vllm_root() / local.AOT).exists()
 
 
-@pytest.mark.parametrize(
-    ("asked", "expected"),
-    [
-        pytest.param({}, {"same", "flags"}, id="flags-of-this-start"),
-        pytest.param({"start_id": "other"}, {"newest"}, id="newest"),
-        pytest.param({"digest": "flags"}, {"flags"}, id="digest"),
-        pytest.param({"digest": "unknown"}, set(), id="unknown-digest"),
-        pytest.param({"model": "org/other"}, set(), id="other-model"),
-        pytest.param({"versions": {"vllm": "0.33.0"}}, set(), id="other-version"),
-    ],
-)
+@pytest.mark.parametrize(("asked", "expected"), [
+    pytest.param({}, {"same", "flags"}, id="flags-of-this-start"),
+    pytest.param({"start_id": "other"}, {"newest"}, id="newest"),
+    pytest.param({"digest": "flags"}, {"flags"}, id="digest"),
+    pytest.param({"digest": "unknown"}, set(), id="unknown-digest"),
+    pytest.param({"model": "org/other"}, set(), id="other-model"),
+    pytest.param({"versions": {"vllm": "0.33.0"}}, set(), id="other-version"),
+])  # fmt: skip
 def test_what_is_fetched(asked, expected, make_machine, location, tmp_path):
     """The location has several compiled models, also one for another version of vLLM."""
     records = {

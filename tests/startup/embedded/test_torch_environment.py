@@ -22,14 +22,11 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return device
 
 
-@pytest.mark.parametrize(
-    ("visible", "has_device", "is_expected"),
-    [
-        *((visible, True, True) for visible in (None, "0", "GPU-1a2b")),
-        *((visible, True, False) for visible in ("", "-1")),
-        (None, False, False),
-    ],
-)
+@pytest.mark.parametrize(("visible", "has_device", "is_expected"), [
+    *((visible, True, True) for visible in (None, "0", "GPU-1a2b")),
+    *((visible, True, False) for visible in ("", "-1")),
+    (None, False, False),
+])  # fmt: skip
 def test_a_gpu_is_expected_unless_it_is_hidden_or_has_no_device(gpu, visible, has_device, is_expected, monkeypatch):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -55,14 +52,11 @@ _DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "replaced"),
-    [
-        *((name, name) for name in _DEFAULTS),
-        ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
-        ("DNNL_PRIMITIVE_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"),
-    ],
-)
+@pytest.mark.parametrize(("name", "replaced"), [
+    *((name, name) for name in _DEFAULTS),
+    ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+    ("DNNL_PRIMITIVE_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"),
+])  # fmt: skip
 def test_variables_are_set_for_children_unless_the_user_has_set_them(name, replaced, monkeypatch):
     for other in (*_DEFAULTS, "OMP_WAIT_POLICY", "DNNL_PRIMITIVE_CACHE_CAPACITY"):
         monkeypatch.delenv(other, raising=False)

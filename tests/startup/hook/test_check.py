@@ -96,51 +96,39 @@ def _imported(need: Need, package: str) -> list[str]:
     return [reason.replace(package, "PACKAGE") for reason in _hook(_of(need, package)).problems()]
 
 
-@pytest.mark.parametrize(
-    "need",
-    [
-        Name("PACKAGE"),
-        *map(_in_module, ("VALUE", "path", "Owner", "Owner.setting", "Owner.state", "call", "Data.values")),
-        CALL,
-        _in_module("call", "first", "second", "third", "fourth"),
-        _in_module("anything", "whatever"),
-        _in_module("kept", "one"),
-        _in_module("Owner.method", "first"),
-        _in_module("renamed", "argument", module="outer"),
-        Text(("PACKAGE.absent", "PACKAGE.module"), r"^VALUE = \d", "a value"),
-        Name("absent_package.module", "name"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("need", [
+    Name("PACKAGE"),
+    *map(_in_module, ("VALUE", "path", "Owner", "Owner.setting", "Owner.state", "call", "Data.values")),
+    CALL,
+    _in_module("call", "first", "second", "third", "fourth"),
+    _in_module("anything", "whatever"),
+    _in_module("kept", "one"),
+    _in_module("Owner.method", "first"),
+    _in_module("renamed", "argument", module="outer"),
+    Text(("PACKAGE.absent", "PACKAGE.module"), r"^VALUE = \d", "a value"),
+    Name("absent_package.module", "name"),
+], ids=str)  # fmt: skip
 def test_what_is_there_applies(need, package):
     assert _imported(need, package) == []
 
 
-@pytest.mark.parametrize(
-    ("need", "reason"),
-    [
-        (Name("PACKAGE.absent"), "module PACKAGE.absent is missing"),
-        (Name("PACKAGE.absent", "name"), "module PACKAGE.absent is missing"),
-        *((_in_module(path), f"PACKAGE.module has no {path}") for path in ("absent", "state", "Owner.other")),
-        (_in_module("call", "first"), "PACKAGE.module.call needs third"),
-        (_in_module("call", "first", "third", "fifth"), "PACKAGE.module.call takes no fifth"),
-        (Name("PACKAGE.module", "Owner.method", ()), "PACKAGE.module.Owner.method needs first"),
-        (
-            Text(("PACKAGE.module", "PACKAGE.other"), "absent", "a word"),
-            "PACKAGE.module or PACKAGE.other: a word is not found",
-        ),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("need", "reason"), [
+    (Name("PACKAGE.absent"), "module PACKAGE.absent is missing"),
+    (Name("PACKAGE.absent", "name"), "module PACKAGE.absent is missing"),
+    *((_in_module(path), f"PACKAGE.module has no {path}") for path in ("absent", "state", "Owner.other")),
+    (_in_module("call", "first"), "PACKAGE.module.call needs third"),
+    (_in_module("call", "first", "third", "fifth"), "PACKAGE.module.call takes no fifth"),
+    (Name("PACKAGE.module", "Owner.method", ()), "PACKAGE.module.Owner.method needs first"),
+    (Text(("PACKAGE.module", "PACKAGE.other"), "absent", "a word"),
+     "PACKAGE.module or PACKAGE.other: a word is not found"),
+], ids=str)  # fmt: skip
 def test_what_is_missing_or_changed_is_named(need, reason, package):
     assert _imported(need, package) == [reason]
 
 
-@pytest.mark.parametrize(
-    ("need", "is_known"),
-    [(CALL, False), (Text(("PACKAGE.module",), "absent", "a word"), True), (Name("PACKAGE.absent"), True)],
-    ids=["name", "text", "module"],
-)
+@pytest.mark.parametrize(("need", "is_known"), [
+    (CALL, False), (Text(("PACKAGE.module",), "absent", "a word"), True), (Name("PACKAGE.absent"), True),
+], ids=["name", "text", "module"])  # fmt: skip
 def test_texts_and_modules_are_looked_for_without_an_import(need, is_known, package, caplog):
     assert _hook(_of(need, package)).applies is not is_known
     assert package not in sys.modules

@@ -187,14 +187,11 @@ def test_a_loaded_module_is_not_replaced(late_toys):
 _ANNOTATED = "import parts\ndef new(tool: parts.Tool | None = None) -> parts.Tool | None: return parts.Tool()\n"
 
 
-@pytest.mark.parametrize(
-    ("module", "importer"),
-    [
-        ("parts", _ANNOTATED),
-        ("light.part", "from .part import Tool as new\n"),
-        ("light.part", "from light import other, part\ndef new(): return part.Tool()\n"),
-    ],
-)
+@pytest.mark.parametrize(("module", "importer"), [
+    ("parts", _ANNOTATED),
+    ("light.part", "from .part import Tool as new\n"),
+    ("light.part", "from light import other, part\ndef new(): return part.Tool()\n"),
+])  # fmt: skip
 def test_a_whole_module_can_stand_in_annotations_and_a_relative_import_is_found(module, importer, late_toys):
     late_toys.write("parts.__init__", _HEAVY)
     late_toys.write("light.part", _HEAVY)

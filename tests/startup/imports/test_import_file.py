@@ -159,18 +159,14 @@ def _install_more(path: Path, _: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda _, patch: patch.setattr(sys, "path_hooks", [lambda _: None, *sys.path_hooks]), "import hooks"),
-        (_install_more, "distributions"),
-        (lambda path, _: path.chmod(0o664), "other users can write to it .mode 0664"),
-        (lambda path, _: os.truncate(path, 0), "is incomplete"),
-        (lambda path, _: os.truncate(path, path.stat().st_size // 10), "is incomplete"),
-        (lambda path, _: os.truncate(path, path.stat().st_size - 1), "is incomplete"),
-    ],
-    ids=["path hooks", "distributions", "mode", "empty", "a tenth", "cut"],
-)
+@pytest.mark.parametrize(("change", "reason"), [
+    (lambda _, patch: patch.setattr(sys, "path_hooks", [lambda _: None, *sys.path_hooks]), "import hooks"),
+    (_install_more, "distributions"),
+    (lambda path, _: path.chmod(0o664), "other users can write to it .mode 0664"),
+    (lambda path, _: os.truncate(path, 0), "is incomplete"),
+    (lambda path, _: os.truncate(path, path.stat().st_size // 10), "is incomplete"),
+    (lambda path, _: os.truncate(path, path.stat().st_size - 1), "is incomplete"),
+], ids=["path hooks", "distributions", "mode", "empty", "a tenth", "cut"])  # fmt: skip
 def test_a_file_that_does_not_fit_is_not_used(folder, change, reason, monkeypatch):
     path = written(folder)
     change(path, monkeypatch)

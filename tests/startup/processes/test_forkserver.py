@@ -32,16 +32,13 @@ def test_processes_are_forks_that_behave_like_new_programs():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("case", "warning"),
-    [
-        ("file_numbers", "is in use by a library"),
-        ("killed", "the forkserver has exited"),
-        ("does_not_answer", "the forkserver was stopped, and was killed"),
-        ("refused", "an import has initialized a driver"),
-        *((case, "") for case in ("alone", "dormant", "untested", "untested_and_broken")),
-    ],
-)
+@pytest.mark.parametrize(("case", "warning"), [
+    ("file_numbers", "is in use by a library"),
+    ("killed", "the forkserver has exited"),
+    ("does_not_answer", "the forkserver was stopped, and was killed"),
+    ("refused", "an import has initialized a driver"),
+    *((case, "") for case in ("alone", "dormant", "untested", "untested_and_broken")),
+])  # fmt: skip
 def test_processes_are_forks_or_else_new_programs_with_one_warning(case, warning):
     """`forkserver_program.py` has the cases."""
     errors = _run(case)

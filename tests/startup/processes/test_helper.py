@@ -117,16 +117,13 @@ def test_events_of_several_threads_arrive_whole_and_in_order(start):
     ]
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        pytest.param("", "exit code 0", id="returns"),
-        pytest.param("raise ValueError('no such model')", "ValueError: no such model", id="raises"),
-        pytest.param("import os; os._exit(3)", "exit code 3", id="exits"),
-        pytest.param("import os; os.kill(os.getpid(), 9)", "killed by signal 9", id="killed"),
-        pytest.param(CLOSED_CONNECTION, "BrokenPipeError: [Errno 32] Broken pipe", id="closed-connection"),
-    ],
-)
+@pytest.mark.parametrize(("code", "expected"), [
+    pytest.param("", "exit code 0", id="returns"),
+    pytest.param("raise ValueError('no such model')", "ValueError: no such model", id="raises"),
+    pytest.param("import os; os._exit(3)", "exit code 3", id="exits"),
+    pytest.param("import os; os.kill(os.getpid(), 9)", "killed by signal 9", id="killed"),
+    pytest.param(CLOSED_CONNECTION, "BrokenPipeError: [Errno 32] Broken pipe", id="closed-connection"),
+])  # fmt: skip
 def test_how_a_helper_ended_is_known_after_its_last_event(code, expected, start):
     helper = start(f"send('event')\n{code}")
     assert helper.receive(FOREVER_S) == "event"

@@ -43,15 +43,12 @@ def _line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        ("sys.exit(0)", 0),
-        ("sys.exit(3)", 3),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 128 + signal.SIGKILL),
-        ("os.kill(os.getpid(), signal.SIGTERM)", 128 + signal.SIGTERM),
-    ],
-)
+@pytest.mark.parametrize(("code", "expected"), [
+    ("sys.exit(0)", 0),
+    ("sys.exit(3)", 3),
+    ("os.kill(os.getpid(), signal.SIGKILL)", 128 + signal.SIGKILL),
+    ("os.kill(os.getpid(), signal.SIGTERM)", 128 + signal.SIGTERM),
+])  # fmt: skip
 def test_init_exits_with_the_programs_code(code, expected):
     with _start(code) as process:
         assert process.wait(_SOON_S) == expected

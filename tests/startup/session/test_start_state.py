@@ -127,17 +127,13 @@ def test_a_private_start_answers_only_what_probes_need():
     assert answers.answer("/livez").status == 200
 
 
-@pytest.mark.parametrize(
-    ("request_bytes", "http_version"),
-    [
-        (_CURL, "1.1"),
-        (_KUBELET, "1.1"),
-        (b"GET /health HTTP/1.0\r\n\r\n", "1.0"),
-        (b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: Keep-Alive\r\n\r\n", "1.1"),
-        (b"GET /health HTTP/1.1\r\nAuthorization: Bearer k\r\n\r\n", "1.1"),
-    ],
-    ids=["curl", "kubelet", "http-1.0", "keep-alive", "with-a-key"],
-)
+@pytest.mark.parametrize(("request_bytes", "http_version"), [
+    (_CURL, "1.1"),
+    (_KUBELET, "1.1"),
+    (b"GET /health HTTP/1.0\r\n\r\n", "1.0"),
+    (b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: Keep-Alive\r\n\r\n", "1.1"),
+    (b"GET /health HTTP/1.1\r\nAuthorization: Bearer k\r\n\r\n", "1.1"),
+], ids=["curl", "kubelet", "http-1.0", "keep-alive", "with-a-key"])  # fmt: skip
 def test_a_probe_is_recognized(request_bytes, http_version):
     for path in ("/health", "/livez", "/readyz"):
         assert parse_probe(request_bytes.replace(b"/health", path.encode())) == Probe(path, http_version)

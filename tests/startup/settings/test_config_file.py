@@ -22,27 +22,24 @@ def _read(text):
     return ConfigFile.of("serve.yaml", yaml.safe_load(text))
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("${HOST}", "example"),
-        ("http://${HOST}:${PORT}/v1", "http://example:8001/v1"),
-        ("${UNSET:-default}", "default"),
-        ("${UNSET-default}", "default"),
-        ("${EMPTY:-default}", "default"),
-        ("${EMPTY-default}", ""),
-        ("${EMPTY}", ""),
-        ("${HOST:-default}", "example"),
-        ("${UNSET:-}", ""),
-        ("${UNSET:-${HOST}:${UNSET:-${PORT}}}", "example:8001"),
-        ("${HOST:?must be set}", "example"),
-        ("$${HOST}", "${HOST}"),
-        ("${UNSET:-$${HOST}}", "${HOST}"),
-        ("${TRICKY}", "${HOST} $${PORT} }"),
-        ("${UNSET:-${TRICKY}}", "${HOST} $${PORT} }"),
-        ("$HOST $$ $(HOST) ${} ${1} ${a b} ${a.b} ${HOST", "$HOST $$ $(HOST) ${} ${1} ${a b} ${a.b} ${HOST"),
-    ],
-)
+@pytest.mark.parametrize(("text", "value"), [
+    ("${HOST}", "example"),
+    ("http://${HOST}:${PORT}/v1", "http://example:8001/v1"),
+    ("${UNSET:-default}", "default"),
+    ("${UNSET-default}", "default"),
+    ("${EMPTY:-default}", "default"),
+    ("${EMPTY-default}", ""),
+    ("${EMPTY}", ""),
+    ("${HOST:-default}", "example"),
+    ("${UNSET:-}", ""),
+    ("${UNSET:-${HOST}:${UNSET:-${PORT}}}", "example:8001"),
+    ("${HOST:?must be set}", "example"),
+    ("$${HOST}", "${HOST}"),
+    ("${UNSET:-$${HOST}}", "${HOST}"),
+    ("${TRICKY}", "${HOST} $${PORT} }"),
+    ("${UNSET:-${TRICKY}}", "${HOST} $${PORT} }"),
+    ("$HOST $$ $(HOST) ${} ${1} ${a b} ${a.b} ${HOST", "$HOST $$ $(HOST) ${} ${1} ${a b} ${a.b} ${HOST"),
+])  # fmt: skip
 def test_a_reference_is_replaced_as_by_compose(text, value):
     assert _value(text) == (value, ())
 
@@ -82,16 +79,13 @@ def test_a_file_in_which_nothing_is_replaced_is_the_same(text):
     assert (_read(text).content, _read(text).is_changed) == (yaml.safe_load(text), False)
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"- a", "must be a mapping of flag names to values"),
-        (b"a: [\n# ${HOST}", "is not YAML: while parsing"),
-        (b"- &a [*a, '${HOST}']\n", "is nested too deeply"),
-        (b"\xff\xfe\x00", "is not a text file in UTF-8"),
-        (None, "cannot be read: No such file or directory"),
-    ],
-)
+@pytest.mark.parametrize(("content", "problem"), [
+    (b"- a", "must be a mapping of flag names to values"),
+    (b"a: [\n# ${HOST}", "is not YAML: while parsing"),
+    (b"- &a [*a, '${HOST}']\n", "is nested too deeply"),
+    (b"\xff\xfe\x00", "is not a text file in UTF-8"),
+    (None, "cannot be read: No such file or directory"),
+])  # fmt: skip
 def test_a_file_that_cannot_be_read_has_a_problem_and_no_settings(content, problem, tmp_path):
     path = tmp_path / "serve.yaml"
     if content is not None:

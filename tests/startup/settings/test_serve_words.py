@@ -11,15 +11,12 @@ def test_every_word_after_two_dashes_is_vllms():
     assert split.own == {}
 
 
-@pytest.mark.parametrize(
-    ("line", "pieces"),
-    [
-        ("--one -x", ["--one -x"]),
-        ("--one -- a", ["--one", "-- a"]),
-        ("--unknown a", ["--unknown", "a"]),
-        ("--one.some_key a", ["--one.some_key a"]),
-    ],
-)
+@pytest.mark.parametrize(("line", "pieces"), [
+    ("--one -x", ["--one -x"]),
+    ("--one -- a", ["--one", "-- a"]),
+    ("--unknown a", ["--unknown", "a"]),
+    ("--one.some_key a", ["--one.some_key a"]),
+])  # fmt: skip
 def test_a_flag_has_as_many_words_as_its_values(line, pieces):
     """Lines for which argparse reports an error or finds no flag."""
     assert [" ".join(given.words) for given in split(line.split(), {"--one": 1}.get)] == pieces

@@ -144,11 +144,9 @@ _DIFFERENCES = {
 """What is not taken over -> a launcher that makes this difference. A launcher that fails is skipped."""
 
 
-@pytest.mark.parametrize(
-    ("change", "launcher"),
-    [("pass", ()), (_TAKEN_OVER, ()), ("pass", after(_TAKEN_OVER))],
-    ids=["nothing", "both_directions", "settings of the template"],
-)
+@pytest.mark.parametrize(("change", "launcher"), [
+    ("pass", ()), (_TAKEN_OVER, ()), ("pass", after(_TAKEN_OVER)),
+], ids=["nothing", "both_directions", "settings of the template"])  # fmt: skip
 def test_a_fork_equals_the_executed_process_in_everything_that_proc_shows(change, launcher):
     with started(*after(change)) as executed:
         fork = forked(executed.pid, *launcher)
@@ -191,13 +189,10 @@ def test_another_root_directory_is_named(tmp_path):
     assert (fork.reason or "").startswith("the root directory differs")
 
 
-@pytest.mark.parametrize(
-    ("launcher", "reason"),
-    [
-        pytest.param(("prlimit", "--nofile=256:256"), "RLIMIT_NOFILE could not be set to", id="hard_limit"),
-        pytest.param(("choom", "-n", "300", "--"), None, id="oom_score_stays_higher"),
-    ],
-)
+@pytest.mark.parametrize(("launcher", "reason"), [
+    pytest.param(("prlimit", "--nofile=256:256"), "RLIMIT_NOFILE could not be set to", id="hard_limit"),
+    pytest.param(("choom", "-n", "300", "--"), None, id="oom_score_stays_higher"),
+])  # fmt: skip
 def test_a_setting_that_needs_privileges(launcher, reason):
     user = _user()
     _skip_without(*launcher)
@@ -206,16 +201,13 @@ def test_a_setting_that_needs_privileges(launcher, reason):
     assert (fork.reason or "").startswith(reason or "") and bool(fork.reason) == bool(reason)
 
 
-@pytest.mark.parametrize(
-    ("launcher", "reason"),
-    [
-        pytest.param(("env", "PYTHONWARNINGS=error"), "the list of Python's warning filters differs", id="warnings"),
-        pytest.param(("env", "PYTHONOPTIMIZE=1"), "the set of Python's flags differs", id="flags"),
-        pytest.param(("env", "PYTHONUTF8=0", "LC_ALL=C", "PYTHONCOERCECLOCALE=0"), "the ", id="encoding"),
-        pytest.param(("setarch", "-R"), "the personality differs", id="personality"),
-        pytest.param(("env", "LC_ALL=C.UTF-8"), None, id="locale"),
-    ],
-)
+@pytest.mark.parametrize(("launcher", "reason"), [
+    pytest.param(("env", "PYTHONWARNINGS=error"), "the list of Python's warning filters differs", id="warnings"),
+    pytest.param(("env", "PYTHONOPTIMIZE=1"), "the set of Python's flags differs", id="flags"),
+    pytest.param(("env", "PYTHONUTF8=0", "LC_ALL=C", "PYTHONCOERCECLOCALE=0"), "the ", id="encoding"),
+    pytest.param(("setarch", "-R"), "the personality differs", id="personality"),
+    pytest.param(("env", "LC_ALL=C.UTF-8"), None, id="locale"),
+])  # fmt: skip
 def test_another_interpreter_is_named(launcher, reason):
     _skip_without(*launcher)
     with started() as usual, started(*launcher) as executed:
@@ -248,20 +240,17 @@ def test_a_fork_that_must_not_move_stays_in_a_cgroup_with_the_same_limits(new_cg
     assert new_cgroup.name not in fork.shown["cgroup"]
 
 
-@pytest.mark.parametrize(
-    ("own", "theirs", "differing"),
-    [
-        pytest.param({}, {}, None, id="no_files"),
-        pytest.param({"a/memory.max": "max"}, {"b/c/memory.max": "max"}, None, id="depth"),
-        pytest.param({"a/memory.max": "900"}, {"b/c/memory.max": "900"}, None, id="same_limit"),
-        pytest.param({"a/memory.max": "900"}, {"b/memory.max": "900"}, None, id="limit_of_parent"),
-        pytest.param({"a/memory.max": "900"}, {"b/memory.max": "800"}, "memory.max", id="other_limit"),
-        pytest.param({"a/cpu.max": "50000 100000"}, {"b/c/cpu.max": "max 100000"}, "cpu.max", id="quota"),
-        pytest.param({"a/cpu.weight": "100"}, {"b/c/cpu.weight": "20"}, "cpu.weight", id="weight"),
-        pytest.param({"memory.max": "5"}, {"b/c/memory.max": "max"}, None, id="common_parent"),
-        pytest.param({"a/pids.max": "max"}, {"b/c/pids.max": "4915"}, None, id="number_of_threads"),
-    ],
-)
+@pytest.mark.parametrize(("own", "theirs", "differing"), [
+    pytest.param({}, {}, None, id="no_files"),
+    pytest.param({"a/memory.max": "max"}, {"b/c/memory.max": "max"}, None, id="depth"),
+    pytest.param({"a/memory.max": "900"}, {"b/c/memory.max": "900"}, None, id="same_limit"),
+    pytest.param({"a/memory.max": "900"}, {"b/memory.max": "900"}, None, id="limit_of_parent"),
+    pytest.param({"a/memory.max": "900"}, {"b/memory.max": "800"}, "memory.max", id="other_limit"),
+    pytest.param({"a/cpu.max": "50000 100000"}, {"b/c/cpu.max": "max 100000"}, "cpu.max", id="quota"),
+    pytest.param({"a/cpu.weight": "100"}, {"b/c/cpu.weight": "20"}, "cpu.weight", id="weight"),
+    pytest.param({"memory.max": "5"}, {"b/c/memory.max": "max"}, None, id="common_parent"),
+    pytest.param({"a/pids.max": "max"}, {"b/c/pids.max": "4915"}, None, id="number_of_threads"),
+])  # fmt: skip
 def test_limits_of_all_ancestors_count(own, theirs, differing, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b" / "c").mkdir(parents=True)

@@ -166,11 +166,9 @@ def test_a_message_that_was_sent_whole_is_not_followed_by_an_empty_send():
             theirs.recv(1)
 
 
-@pytest.mark.parametrize(
-    "sections",
-    [[], [[]], [[b""]], [[b"", b""], [b"a"]], [[b"\xff" * 1000] * 1000], [[b"x"]] * 16, [[b"x" * (4 << 20)]]],
-    ids=["none", "empty", "one-empty", "empties", "long", "most", "longer than the socket's buffer"],
-)
+@pytest.mark.parametrize("sections", [
+    [], [[]], [[b""]], [[b"", b""], [b"a"]], [[b"\xff" * 1000] * 1000], [[b"x"]] * 16, [[b"x" * (4 << 20)]],
+], ids=["none", "empty", "one-empty", "empties", "long", "most", "longer than the socket's buffer"])  # fmt: skip
 def test_a_message_arrives_as_it_was_sent(sections):
     ours, theirs = socket.socketpair()
     with theirs, ThreadPoolExecutor(1) as receiver:

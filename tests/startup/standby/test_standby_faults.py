@@ -85,16 +85,12 @@ def test_no_standby_at_all(tmp_path, standby):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "reason"),
-    [
-        (lambda folder: folder.chmod(0o755), PermissionError, "have mode 0700"),
-        (lambda folder: folder.chmod(0o701), PermissionError, "have mode 0700"),
-        pytest.param(lambda it: os.chown(it, NOBODY, NOBODY), PermissionError, "must belong to", marks=needs_root),
-        (lambda it: it.symlink_to(it.rename(it.with_name("elsewhere"))), NotADirectoryError, "Not a directory"),
-    ],
-    ids=["readable", "searchable", "user", "link"],
-)
+@pytest.mark.parametrize(("change", "error", "reason"), [
+    (lambda folder: folder.chmod(0o755), PermissionError, "have mode 0700"),
+    (lambda folder: folder.chmod(0o701), PermissionError, "have mode 0700"),
+    pytest.param(lambda it: os.chown(it, NOBODY, NOBODY), PermissionError, "must belong to", marks=needs_root),
+    (lambda it: it.symlink_to(it.rename(it.with_name("elsewhere"))), NotADirectoryError, "Not a directory"),
+], ids=["readable", "searchable", "user", "link"])  # fmt: skip
 def test_a_folder_that_others_may_change_is_not_used(change, error, reason, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     (tmp_path / "vllm-cli").mkdir(mode=0o700)
@@ -202,20 +198,17 @@ def _after_request(*sections: list[bytes]):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "answer",
-    [
-        pytest.param(lambda _: None, id="hung"),
-        pytest.param(lambda connection: connection.send(b"\x06"), id="hung-after-ack"),
-        pytest.param(lambda connection: connection.send(b"\x07"), id="wrong-byte"),
-        pytest.param(lambda connection: connection.shutdown(socket.SHUT_RDWR), id="closed"),
-        pytest.param(lambda connection: connection.send(b"\x06" + os.urandom(1000)), id="garbage"),
-        pytest.param(_after_request([b"ended", b"-9"]), id="process-killed"),
-        pytest.param(_after_request([b"refused", b"no reason"]), id="cold"),
-        pytest.param(_after_request([b"ready", b"x"]), id="no-descriptor"),
-        pytest.param(_after_request([]), id="empty"),
-    ],
-)
+@pytest.mark.parametrize("answer", [
+    pytest.param(lambda _: None, id="hung"),
+    pytest.param(lambda connection: connection.send(b"\x06"), id="hung-after-ack"),
+    pytest.param(lambda connection: connection.send(b"\x07"), id="wrong-byte"),
+    pytest.param(lambda connection: connection.shutdown(socket.SHUT_RDWR), id="closed"),
+    pytest.param(lambda connection: connection.send(b"\x06" + os.urandom(1000)), id="garbage"),
+    pytest.param(_after_request([b"ended", b"-9"]), id="process-killed"),
+    pytest.param(_after_request([b"refused", b"no reason"]), id="cold"),
+    pytest.param(_after_request([b"ready", b"x"]), id="no-descriptor"),
+    pytest.param(_after_request([]), id="empty"),
+])  # fmt: skip
 def test_wrong_answers_lead_to_a_cold_start(answer, standby, tiny_llama):
     with _impostor(standby, answer):
         assert _why_cold(standby, tiny_llama) not in ("", "warm")
@@ -257,14 +250,10 @@ def _has_template(standby: StandbyProcess) -> bool:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("launcher", "reason"),
-    [
-        (("env", "LD_PRELOAD=libm.so.6"), "LD_PRELOAD differs"),
-        (("prlimit", "--as=100000000000:"), "RLIMIT_AS"),
-    ],
-    ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "",
-)
+@pytest.mark.parametrize(("launcher", "reason"), [
+    (("env", "LD_PRELOAD=libm.so.6"), "LD_PRELOAD differs"),
+    (("prlimit", "--as=100000000000:"), "RLIMIT_AS"),
+], ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "")  # fmt: skip
 def test_what_a_fork_does_not_take_over_leads_to_a_cold_start(launcher, reason, standby, tiny_llama):
     if not works(*launcher, "true"):
         pytest.skip(f"{launcher[0]} does not work here")
@@ -281,16 +270,12 @@ def test_a_process_of_an_outer_process_namespace_is_refused():
         pass
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {}, {"VLLM_CACHE_ROOT": "~/cc"}, {"VLLM_CACHE_ROOT": "cc"},
-        {"VLLM_CACHE_ROOT": "~nobody-of-this-name/cc"}, {"VLLM_CACHE_ROOT": ""}, {"XDG_CACHE_HOME": "~/xdg"},
-        {"HOME": ""}, {"HOME": "/else/", "VLLM_CACHE_ROOT": "~"}, {"HOME": None},
-        {"HOME": None, "VLLM_CACHE_ROOT": "~/cc"},
-    ],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("variables", [
+    {}, {"VLLM_CACHE_ROOT": "~/cc"}, {"VLLM_CACHE_ROOT": "cc"},
+    {"VLLM_CACHE_ROOT": "~nobody-of-this-name/cc"}, {"VLLM_CACHE_ROOT": ""}, {"XDG_CACHE_HOME": "~/xdg"},
+    {"HOME": ""}, {"HOME": "/else/", "VLLM_CACHE_ROOT": "~"}, {"HOME": None},
+    {"HOME": None, "VLLM_CACHE_ROOT": "~/cc"},
+], ids=str)  # fmt: skip
 @pytest.mark.parametrize("has_name", [True, False], ids=["named", "nameless"])
 def test_the_folder_is_in_the_runtime_folder_or_else_in_the_cache_folder(variables, has_name, monkeypatch):
     if not has_name:  # a user id without an entry, as in containers

@@ -20,17 +20,14 @@ from tests.support.cli import run_python
 from tests.support.llamas import save_tiny_llama
 
 
-@pytest.mark.parametrize(
-    ("expression", "read"),
-    [
-        *((expression, {"NAME"}) for expression in (
-            "os.environ['NAME'] or 1", "os.environ.get('NAME')", "os.getenv('NAME')", "'NAME' in os.environ",
-            "os.environ.setdefault('NAME', '1')", "os.environb.get(b'NAME')", "os.path.expandvars('$NAME')")),
-        *((expression, set()) for expression in (
-            "dict(os.environ)", "os.environ.copy()", "list(os.environ)", "{**os.environ}",
-            "list(os.environ.items())", "1 / 0")),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("expression", "read"), [
+    *((expression, {"NAME"}) for expression in (
+        "os.environ['NAME'] or 1", "os.environ.get('NAME')", "os.getenv('NAME')", "'NAME' in os.environ",
+        "os.environ.setdefault('NAME', '1')", "os.environb.get(b'NAME')", "os.path.expandvars('$NAME')")),
+    *((expression, set()) for expression in (
+        "dict(os.environ)", "os.environ.copy()", "list(os.environ)", "{**os.environ}",
+        "list(os.environ.items())", "1 / 0")),
+])  # fmt: skip
 def test_a_read_by_name_is_recorded_but_no_listing(expression, read, monkeypatch):
     monkeypatch.setenv("NAME", "value")
     with suppress(ZeroDivisionError), recorded_reads() as names:
@@ -49,24 +46,21 @@ _NO_GPUS = f"{_GPUS} differs: it hides all GPUs, or did so at the standby's star
 _WAS_READ = "READ differs, which was read on import"
 
 
-@pytest.mark.parametrize(
-    ("given", "read", "written", "start", "reason"),
-    [
-        pytest.param("READ=1 LD_PRELOAD=a", "READ", {}, "READ=1 LD_PRELOAD=a", None, id="equal"),
-        pytest.param("OTHER=1", "READ", {}, "MORE=2", None, id="not-read"),
-        *(("READ=secret", "READ", {}, start, _WAS_READ) for start in ("READ=secret-2", "READ=", "")),
-        *((given, "READ", {}, "READ=secret", _WAS_READ) for given in ("READ=secret-2", "READ=", "")),
-        *(("", "", {}, f"{name}=1", f"{name} differs, which libraries read when they are loaded") for name in _LOADED),
-        *((given, name, {}, f"{name}=2", None) for name in _READ_AGAIN for given in ("", f"{name}=1")),
-        *((old, _GPUS, {}, new, None) for old, new in (("", f"{_GPUS}=0"), (f"{_GPUS}=0", f"{_GPUS}=1,2"))),
-        (f"{_GPUS}=0", _GPUS, {}, "", None),
-        *((old, _GPUS, {}, new, _NO_GPUS) for old, new in (("", f"{_GPUS}="), (f"{_GPUS}=0", f"{_GPUS}=-1"))),
-        (f"{_GPUS}=", _GPUS, {}, f"{_GPUS}=0", _NO_GPUS),
-        pytest.param("GIVEN=1 GONE=3", "", {"SET": "2", "GONE": None}, "OTHER=4 GONE=3", None, id="set"),
-        # The imports may have set a default, which a given value would have replaced.
-        ("", "", {"DEFAULT": "1"}, "DEFAULT=2", "DEFAULT differs, which the standby's imports have set"),
-    ],
-)
+@pytest.mark.parametrize(("given", "read", "written", "start", "reason"), [
+    pytest.param("READ=1 LD_PRELOAD=a", "READ", {}, "READ=1 LD_PRELOAD=a", None, id="equal"),
+    pytest.param("OTHER=1", "READ", {}, "MORE=2", None, id="not-read"),
+    *(("READ=secret", "READ", {}, start, _WAS_READ) for start in ("READ=secret-2", "READ=", "")),
+    *((given, "READ", {}, "READ=secret", _WAS_READ) for given in ("READ=secret-2", "READ=", "")),
+    *(("", "", {}, f"{name}=1", f"{name} differs, which libraries read when they are loaded") for name in _LOADED),
+    *((given, name, {}, f"{name}=2", None) for name in _READ_AGAIN for given in ("", f"{name}=1")),
+    *((old, _GPUS, {}, new, None) for old, new in (("", f"{_GPUS}=0"), (f"{_GPUS}=0", f"{_GPUS}=1,2"))),
+    (f"{_GPUS}=0", _GPUS, {}, "", None),
+    *((old, _GPUS, {}, new, _NO_GPUS) for old, new in (("", f"{_GPUS}="), (f"{_GPUS}=0", f"{_GPUS}=-1"))),
+    (f"{_GPUS}=", _GPUS, {}, f"{_GPUS}=0", _NO_GPUS),
+    pytest.param("GIVEN=1 GONE=3", "", {"SET": "2", "GONE": None}, "OTHER=4 GONE=3", None, id="set"),
+    # The imports may have set a default, which a given value would have replaced.
+    ("", "", {"DEFAULT": "1"}, "DEFAULT=2", "DEFAULT differs, which the standby's imports have set"),
+])  # fmt: skip
 def test_a_start_is_cold_if_the_imports_depend_on_a_variable_that_differs(given, read, written, start, reason):
     given, start = (dict(word.split("=", 1) for word in words.split()) for words in (given, start))
     assert ImportEnvironment(given, frozenset(read.split()), written).why_cold(start) == reason

@@ -92,14 +92,11 @@ def _flip(model: Path) -> None:
 
 
 @pytest.mark.parametrize("is_asleep", [True, False], ids=["asleep", "awake"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(_flip, id="flipped link"),
-        pytest.param(lambda model: shutil.rmtree(model.resolve()), id="removed"),
-        pytest.param(lambda model: (model / "model.safetensors").write_text("two"), id="written"),
-    ],
-)
+@pytest.mark.parametrize("change", [
+    pytest.param(_flip, id="flipped link"),
+    pytest.param(lambda model: shutil.rmtree(model.resolve()), id="removed"),
+    pytest.param(lambda model: (model / "model.safetensors").write_text("two"), id="written"),
+])  # fmt: skip
 def test_weights_are_not_read_again_from_files_that_have_changed(folder, is_asleep, change):
     """The router then stops the server, and the next request starts it with the new files."""
     with _served(folder) as model:
@@ -143,11 +140,9 @@ def test_a_wake_that_comes_while_the_engine_falls_asleep_turns_it_round(folder):
         assert model.complete("one") == _AWAKE
 
 
-@pytest.mark.parametrize(
-    "line",
-    [b"no JSON\n", b"[1]\n", b'{"do": "sleep", "level": 3}\n', b'{"do": "kill"}\n', b"x" * 5000 + b"\n", b"\n"],
-    ids=["text", "list", "level", "unknown", "long", "empty"],
-)
+@pytest.mark.parametrize("line", [
+    b"no JSON\n", b"[1]\n", b'{"do": "sleep", "level": 3}\n', b'{"do": "kill"}\n', b"x" * 5000 + b"\n", b"\n",
+], ids=["text", "list", "level", "unknown", "long", "empty"])  # fmt: skip
 def test_a_request_that_is_none_is_answered_with_an_error_and_a_client_may_leave(served, line):
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(served.control))

@@ -29,19 +29,16 @@ def _digest(text: str) -> list[str]:
     return lines[begin:]
 
 
-@pytest.mark.parametrize(
-    ("crash", "words", "process", "cause"),
-    [
-        ("config:ValueError", (), "APIServer (pid ", "CrashError: ValueError"),
-        ("config:SystemExit 1", (), "APIServer (pid ", "exit code 1 and no message"),
-        ("engine:cannot start", (), "EngineCore (pid ", "CrashError: cannot start"),
-        ("engine:SIGKILL", (), "EngineCore (pid ", _KILLED),
-        ("engine:exit 7", (), "EngineCore (pid ", "died unexpectedly with exit code 7"),
-        ("worker 1:no weights", ("-tp", "2"), "Worker_1 (pid ", "CrashError: no weights"),
-        ("worker 1:SIGKILL", ("-tp", "2"), "VllmWorker-1 (pid ", _KILLED),
-        ("worker 0:SIGABRT", ("-tp", "2"), "VllmWorker-0 (pid ", "crashed with SIGABRT"),
-    ],
-)
+@pytest.mark.parametrize(("crash", "words", "process", "cause"), [
+    ("config:ValueError", (), "APIServer (pid ", "CrashError: ValueError"),
+    ("config:SystemExit 1", (), "APIServer (pid ", "exit code 1 and no message"),
+    ("engine:cannot start", (), "EngineCore (pid ", "CrashError: cannot start"),
+    ("engine:SIGKILL", (), "EngineCore (pid ", _KILLED),
+    ("engine:exit 7", (), "EngineCore (pid ", "died unexpectedly with exit code 7"),
+    ("worker 1:no weights", ("-tp", "2"), "Worker_1 (pid ", "CrashError: no weights"),
+    ("worker 1:SIGKILL", ("-tp", "2"), "VllmWorker-1 (pid ", _KILLED),
+    ("worker 0:SIGABRT", ("-tp", "2"), "VllmWorker-0 (pid ", "crashed with SIGABRT"),
+])  # fmt: skip
 def test_a_failed_start_ends_with_the_first_cause(crash, words, process, cause, folder):
     env = environment(folder, **{_CRASH: crash})
     done = run_fake(folder, "--host", "127.0.0.1", "--port", str(free_port()), *words, env=env)
@@ -54,11 +51,9 @@ def test_a_failed_start_ends_with_the_first_cause(crash, words, process, cause, 
     assert Path(log.removeprefix("Log: ")).stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize(
-    ("words", "crash", "cause"),
-    [((), "request:SIGKILL", _KILLED), ((), "request:no such key", "no such key"), (("--headless",), "", _KILLED)],
-    ids=["killed", "failed", "without an API server"],
-)
+@pytest.mark.parametrize(("words", "crash", "cause"), [
+    ((), "request:SIGKILL", _KILLED), ((), "request:no such key", "no such key"), (("--headless",), "", _KILLED),
+], ids=["killed", "failed", "without an API server"])  # fmt: skip
 def test_an_engine_that_dies_later_ends_the_start_with_the_digest(words, crash, cause, folder):
     with FakeStart(folder, *words, env=environment(folder, **{_CRASH: crash})) as start:
         if words:

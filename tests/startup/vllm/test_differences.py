@@ -28,18 +28,14 @@ def _named_in(message):
     return others
 
 
-@pytest.mark.parametrize(
-    ("words", "settings", "expected"),
-    [
-        ((), {}, _ALL),
-        ((), {"listen_when_ready": True}, _ALL[1:]),
-        (("--uds", "/run/socket"), {}, _ALL[1:]),
-        (("--shutdown-timeout", "0"), {}, [_ALL[0], *_ALL[2:]]),
-        ((), {"engine_watchdog_timeout_s": 0.0}, [*_ALL[:2], _ALL[3]]),
-        ((), {"is_offline": True, "has_late_graphs": True}, [*_ALL[:3], _LATE, _OFFLINE, _ALL[3]]),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("words", "settings", "expected"), [
+    ((), {}, _ALL),
+    ((), {"listen_when_ready": True}, _ALL[1:]),
+    (("--uds", "/run/socket"), {}, _ALL[1:]),
+    (("--shutdown-timeout", "0"), {}, [_ALL[0], *_ALL[2:]]),
+    ((), {"engine_watchdog_timeout_s": 0.0}, [*_ALL[:2], _ALL[3]]),
+    ((), {"is_offline": True, "has_late_graphs": True}, [*_ALL[:3], _LATE, _OFFLINE, _ALL[3]]),
+], ids=str)  # fmt: skip
 def test_only_differences_in_force_are_named(words, settings, expected):
     assert _undone_by(*words, **settings) == expected
 

@@ -95,15 +95,12 @@ def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch
     assert "torch._inductor.lowering" not in state["engine"]["modules"]
 
 
-@pytest.mark.parametrize(
-    ("wanted", "found", "files"),
-    [
-        pytest.param("forkserver", "forkserver", {}, id="forkserver", marks=pytest.mark.smoke),
-        pytest.param("fork", "spawn", {}, id="fork-on-cpu"),  # vLLM's CPU platform requires it
-        pytest.param(None, "forkserver", _FOR_GPU, id="default-on-gpu"),
-        pytest.param("fork", "fork", _FOR_GPU, id="fork-on-gpu"),
-    ],
-)
+@pytest.mark.parametrize(("wanted", "found", "files"), [
+    pytest.param("forkserver", "forkserver", {}, id="forkserver", marks=pytest.mark.smoke),
+    pytest.param("fork", "spawn", {}, id="fork-on-cpu"),  # vLLM's CPU platform requires it
+    pytest.param(None, "forkserver", _FOR_GPU, id="default-on-gpu"),
+    pytest.param("fork", "fork", _FOR_GPU, id="fork-on-gpu"),
+])  # fmt: skip
 def test_children_are_started_with_the_configured_method(wanted, found, files, folder):
     """No child imports modules with the names of our packages, even if they are first on the path."""
     fake = variant(folder, **files)

@@ -60,16 +60,12 @@ def test_flags_that_may_need_more_leave_requests_allowed(words):
     assert is_forbidden(*words.split()) == (words == "--max-model-len 512")
 
 
-@pytest.mark.parametrize(
-    ("variables", "config", "other"),
-    [
-        ({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}, {}, ""),
-        ({"VLLM_LORA_RESOLVER_HF_REPO_LIST": "1"}, {}, ""), ({"VCLI_LEAVE_OUT": "offline hub"}, {}, ""),
-        ({}, {"auto_map": {"AutoModel": "org/code--m.M"}}, ""), ({}, {"vision_config": {}}, ""),
-        ({}, {}, "plugin"), ({}, {}, "incomplete"),
-    ],
-    ids=["runtime adapters", "adapters of the hub", "left out", "code", "parts", "plugin", "incomplete"],
-)  # fmt: skip
+@pytest.mark.parametrize(("variables", "config", "other"), [
+    ({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}, {}, ""),
+    ({"VLLM_LORA_RESOLVER_HF_REPO_LIST": "1"}, {}, ""), ({"VCLI_LEAVE_OUT": "offline hub"}, {}, ""),
+    ({}, {"auto_map": {"AutoModel": "org/code--m.M"}}, ""), ({}, {"vision_config": {}}, ""),
+    ({}, {}, "plugin"), ({}, {}, "incomplete"),
+], ids=["runtime adapters", "adapters of the hub", "left out", "code", "parts", "plugin", "incomplete"])  # fmt: skip
 def test_what_may_need_more_leaves_requests_allowed(variables, config, other, snapshot, tmp_path, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -99,19 +95,16 @@ def replaced(*words: str) -> tuple[str, ...]:
     return with_folders(line, found).words
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ((MODEL, "--port", "1"), ("/m", *NAMED, "--port", "1")),
-        (("--model", MODEL), ("/m", *NAMED)),
-        ((f"--model={MODEL}", "--port", "1"), ("/m", *NAMED, "--port", "1")),
-        ((MODEL, "--served-model-name", MODEL), ("/m", *NAMED)),
-        ((MODEL, "--tokenizer", TOKENIZER), ("/m", *NAMED, "--tokenizer", TOKENIZER, "--tokenizer", "/t")),
-        (("org/model", "--tokenizer", TOKENIZER), ("org/model", "--tokenizer", TOKENIZER, "--tokenizer", "/t")),
-        ((MODEL, "--load-format", "runai_streamer"), (MODEL, "--load-format", "runai_streamer")),
-        (("org/model", "--served-model-name", MODEL), ("org/model", *NAMED)),
-    ],
-)
+@pytest.mark.parametrize(("words", "expected"), [
+    ((MODEL, "--port", "1"), ("/m", *NAMED, "--port", "1")),
+    (("--model", MODEL), ("/m", *NAMED)),
+    ((f"--model={MODEL}", "--port", "1"), ("/m", *NAMED, "--port", "1")),
+    ((MODEL, "--served-model-name", MODEL), ("/m", *NAMED)),
+    ((MODEL, "--tokenizer", TOKENIZER), ("/m", *NAMED, "--tokenizer", TOKENIZER, "--tokenizer", "/t")),
+    (("org/model", "--tokenizer", TOKENIZER), ("org/model", "--tokenizer", TOKENIZER, "--tokenizer", "/t")),
+    ((MODEL, "--load-format", "runai_streamer"), (MODEL, "--load-format", "runai_streamer")),
+    (("org/model", "--served-model-name", MODEL), ("org/model", *NAMED)),
+])  # fmt: skip
 def test_only_words_that_name_files_are_replaced(words, expected):
     assert replaced(*words) == expected
 

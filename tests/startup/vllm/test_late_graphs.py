@@ -158,14 +158,10 @@ def test_an_idle_engine_captures_decode_graphs_and_then_the_others_smallest_firs
     assert _MARK.read(str) is None
 
 
-@pytest.mark.parametrize(
-    ("num_tokens", "first"),
-    [
-        ((1,) * 3, ("FULL", 4)), ((1,) * 8, ("FULL", 8)), ((5, 1), ("PIECEWISE", 8)), ((1,) * 9, ("FULL", 2)),
-        ((9,), ("FULL", 2)), ((40,), ("FULL", 2)),
-    ],
-    ids=["padded decode", "decode", "mixed", "decode with a graph", "mixed with a graph", "too large"],
-)  # fmt: skip
+@pytest.mark.parametrize(("num_tokens", "first"), [
+    ((1,) * 3, ("FULL", 4)), ((1,) * 8, ("FULL", 8)), ((5, 1), ("PIECEWISE", 8)), ((1,) * 9, ("FULL", 2)),
+    ((9,), ("FULL", 2)), ((40,), ("FULL", 2)),
+], ids=["padded decode", "decode", "mixed", "decode with a graph", "mixed with a graph", "too large"])  # fmt: skip
 def test_the_graph_for_the_latest_batch_comes_first(engine, ranks, num_tokens, first):
     scheduled = {str(number): tokens for number, tokens in enumerate(num_tokens)}
     output = SimpleNamespace(total_num_scheduled_tokens=sum(num_tokens), num_scheduled_tokens=scheduled)
@@ -334,24 +330,13 @@ def exported() -> Iterator[Callable[[], list[float | None]]]:
         REGISTRY.unregister(collector)
 
 
-@pytest.mark.parametrize(
-    ("last", "metrics", "shown", "message"),
-    [
-        (
-            GraphProgress(5, 5, is_late=True),
-            [10, 10, 0],
-            {"captured": 10, "total": 10, "state": "complete"},
-            "all 10 CUDA graphs are captured, ",
-        ),
-        (
-            GraphProgress(3, 5, is_late=True, num_given_up=2, reason="no memory"),
-            [8, 10, 2],
-            {"captured": 8, "total": 10, "state": "incomplete", "reason": "no memory"},
-            "only 8 of 10 CUDA graphs are captured, and batches of other sizes run without: no memory",
-        ),
-    ],
-    ids=["all", "a failure"],
-)
+@pytest.mark.parametrize(("last", "metrics", "shown", "message"), [
+    (GraphProgress(5, 5, is_late=True), [10, 10, 0], {"captured": 10, "total": 10, "state": "complete"},
+     "all 10 CUDA graphs are captured, "),
+    (GraphProgress(3, 5, is_late=True, num_given_up=2, reason="no memory"), [8, 10, 2],
+     {"captured": 8, "total": 10, "state": "incomplete", "reason": "no memory"},
+     "only 8 of 10 CUDA graphs are captured, and batches of other sizes run without: no memory"),
+], ids=["all", "a failure"])  # fmt: skip
 def test_metrics_ps_and_log_follow_all_engines(exported, monkeypatch, tmp_path, caplog, last, metrics, shown, message):
     monkeypatch.setenv("VCLI_START_FOLDER", str(tmp_path))
     caplog.set_level("INFO")

@@ -9,15 +9,12 @@ from startup.vllm.fork.openmp_state import parse_cpus
 from tests.support.cli import python_output
 
 
-@pytest.mark.parametrize(
-    ("text", "cpus"),
-    [
-        ("0", {0}), ("0 2-5", {0, 2, 3, 4, 5}), ("0,3", {0, 3}), ("{0,1}", {0, 1}),
-        ("{4},{6},{8}", {4, 6, 8}), ("granularity=fine,explicit,proclist=[0,1]", {0, 1}),
-        ("granularity=fine,explicit,proclist=[2-4,7]", {2, 3, 4, 7}), ("", set()), ("cores", set()),
-        ("compact", set()), ("granularity=fine,compact,1,0", set()), ("false", set()),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "cpus"), [
+    ("0", {0}), ("0 2-5", {0, 2, 3, 4, 5}), ("0,3", {0, 3}), ("{0,1}", {0, 1}),
+    ("{4},{6},{8}", {4, 6, 8}), ("granularity=fine,explicit,proclist=[0,1]", {0, 1}),
+    ("granularity=fine,explicit,proclist=[2-4,7]", {2, 3, 4, 7}), ("", set()), ("cores", set()),
+    ("compact", set()), ("granularity=fine,compact,1,0", set()), ("false", set()),
+])  # fmt: skip
 def test_cpus_of_an_openmp_variable_are_parsed(text, cpus):
     assert parse_cpus(text) == cpus
 

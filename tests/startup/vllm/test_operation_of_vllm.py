@@ -147,16 +147,12 @@ def test_the_error_of_an_engine_is_one_line(folder):
         assert failure["exception"].splitlines()[-1] in Path(last["digest"]["log"]).read_text()
 
 
-@pytest.mark.parametrize(
-    ("words", "variables", "version", "reason"),
-    [
-        ("--log-config-file x.json", {}, "0.32.0", "vLLM's log has a configuration of its own"),
-        ("", {"VLLM_CONFIGURE_LOGGING": "0"}, "0.32.0", "VLLM_CONFIGURE_LOGGING disables"),
-        ("--distributed-executor-backend ray", {}, "0.32.0", "Ray starts processes"),
-        ("", {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, "0.30.0", "vLLM 0.30.0 writes the process before each line"),
-    ],
-    ids=["own-file", "left-alone", "ray", "older"],
-)
+@pytest.mark.parametrize(("words", "variables", "version", "reason"), [
+    ("--log-config-file x.json", {}, "0.32.0", "vLLM's log has a configuration of its own"),
+    ("", {"VLLM_CONFIGURE_LOGGING": "0"}, "0.32.0", "VLLM_CONFIGURE_LOGGING disables"),
+    ("--distributed-executor-backend ray", {}, "0.32.0", "Ray starts processes"),
+    ("", {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, "0.30.0", "vLLM 0.30.0 writes the process before each line"),
+], ids=["own-file", "left-alone", "ray", "older"])  # fmt: skip
 def test_a_reason_explains_why_vllm_does_not_log_json(words, variables, version, reason, tmp_path, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -225,15 +221,11 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
         assert "starting for " in line
 
 
-@pytest.mark.parametrize(
-    ("words", "changes", "status", "state"),
-    [
-        (("--api-server-count", "2"), {}, "ready: http://", "ready"),
-        (("--headless",), {}, "node without an API server", "not listening"),
-        ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM was started, but its readiness is not known", "ready"),
-    ],
-    ids=["several-servers", "headless", "plain"],
-)
+@pytest.mark.parametrize(("words", "changes", "status", "state"), [
+    (("--api-server-count", "2"), {}, "ready: http://", "ready"),
+    (("--headless",), {}, "node without an API server", "not listening"),
+    ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM was started, but its readiness is not known", "ready"),
+], ids=["several-servers", "headless", "plain"])  # fmt: skip
 def test_without_an_event_loop_or_early_port_it_is_listed_and_has_no_watchdog(words, changes, status, state, folder):
     with NotifySocket() as manager, FakeStart(folder, *words, env=_environment(folder, manager, **changes)) as start:
         wait_until(lambda: "READY=1" in manager.lines or start.process.poll() is not None)
@@ -259,11 +251,9 @@ def test_a_port_in_use_is_an_error_and_the_last_status(folder):
 _WATCHED = ("--engine-watchdog-timeout", "3")
 
 
-@pytest.mark.parametrize(
-    ("title", "name", "num_servers"),
-    [("VLLM::EngineCor", "EngineCore", 2), ("VLLM::Worker_0", "VllmWorker-0", 1)],
-    ids=["engine", "worker"],
-)
+@pytest.mark.parametrize(("title", "name", "num_servers"), [
+    ("VLLM::EngineCor", "EngineCore", 2), ("VLLM::Worker_0", "VllmWorker-0", 1),
+], ids=["engine", "worker"])  # fmt: skip
 def test_a_stopped_process_ends_vllm_with_its_name(folder, title, name, num_servers):
     words = ("--api-server-count", str(num_servers)) if num_servers > 1 else ()
     with FakeStart(folder, *_WATCHED, *words) as start:
@@ -283,11 +273,9 @@ def test_a_stopped_process_ends_vllm_with_its_name(folder, title, name, num_serv
         assert "Cause: the engine hung: EngineHangError: it was silent for 3 s (--engine-watchdog" in start.log
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [("_call_utility_async", "_call_otherwise"), ("self.client_index", "self.index")],
-    ids=["no call", "another client"],
-)
+@pytest.mark.parametrize(("old", "new"), [
+    ("_call_utility_async", "_call_otherwise"), ("self.client_index", "self.index"),
+], ids=["no call", "another client"])  # fmt: skip
 def test_a_vllm_that_is_not_as_expected_has_no_watchdog_and_one_line(folder, old, new):
     with FakeStart(folder, *_WATCHED, env=environment(folder, rewrite(variant(folder), old, new))) as start:
         start.wait_ready()

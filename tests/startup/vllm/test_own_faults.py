@@ -30,15 +30,12 @@ _PLAIN = "starts again without preloading"
 _SPAWNS = "as a new program instead of forked"
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        *("execution", "fork", "protocol", "answers", "state of children", "step of the launcher"),
-        *(f"{end} with a request" for end in ("killed", "stopped")),
-        *(f"{end} in its imports" for end in ("killed", "exits", "stopped", "raises")),
-        *("crashes in its forks", "patch in engine", "patch in worker", "patch in API server"),
-    ],
-)
+@pytest.mark.parametrize("fault", [
+    *("execution", "fork", "protocol", "answers", "state of children", "step of the launcher"),
+    *(f"{end} with a request" for end in ("killed", "stopped")),
+    *(f"{end} in its imports" for end in ("killed", "exits", "stopped", "raises")),
+    *("crashes in its forks", "patch in engine", "patch in worker", "patch in API server"),
+])  # fmt: skip
 def test_a_start_that_only_our_machinery_breaks_is_ready_with_one_line(fault, folder):
     with FakeStart(folder, env=broken_environment(folder, fault)) as start:
         assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "spawn"
@@ -158,20 +155,17 @@ def _serves(start: FakeStart) -> bool:
 _RUST = "VLLM_USE_RUST_FRONTEND=1 "
 
 
-@pytest.mark.parametrize(
-    ("version", "start", "reason", "is_requested"),
-    [
-        ("0.27.1+cpu", "model", "it is older than 0.29", False),
-        ("no version", "model", "it is older than 0.29", False),
-        ("0.32.0", "model --numa-bind", "--numa-bind needs new programs for its processes", False),
-        ("0.32.0", "TORCHELASTIC_RUN_ID=1 model", "a launcher starts one process per rank (TORCHELASTIC", True),
-        ("0.32.0", "VCLI_PLAIN_VLLM=1 model", "VCLI_PLAIN_VLLM is set", True),
-        ("0.32.0", "model --omni", "vllm-omni runs this command", True),
-        ("0.30.0", f"{_RUST} model -dpm", "its Rust frontend (VLLM_USE_RUST_FRONTEND) opens the port itself", False),
-        ("0.33.0", f"{_RUST} model --headless", None, False),
-        ("0.29.0", f"{_RUST} model", None, False),
-    ],
-)
+@pytest.mark.parametrize(("version", "start", "reason", "is_requested"), [
+    ("0.27.1+cpu", "model", "it is older than 0.29", False),
+    ("no version", "model", "it is older than 0.29", False),
+    ("0.32.0", "model --numa-bind", "--numa-bind needs new programs for its processes", False),
+    ("0.32.0", "TORCHELASTIC_RUN_ID=1 model", "a launcher starts one process per rank (TORCHELASTIC", True),
+    ("0.32.0", "VCLI_PLAIN_VLLM=1 model", "VCLI_PLAIN_VLLM is set", True),
+    ("0.32.0", "model --omni", "vllm-omni runs this command", True),
+    ("0.30.0", f"{_RUST} model -dpm", "its Rust frontend (VLLM_USE_RUST_FRONTEND) opens the port itself", False),
+    ("0.33.0", f"{_RUST} model --headless", None, False),
+    ("0.29.0", f"{_RUST} model", None, False),
+])  # fmt: skip
 def test_the_reason_of_a_plain_start(version, start, reason, is_requested, folder, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(folder))
     words = shlex.split(start)
@@ -217,30 +211,20 @@ _FORKED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("change", "kind", "told"),
-    [
+@pytest.mark.parametrize(("change", "kind", "told"), [
+    (lambda folder: rewrite(variant(folder), "instrument", "mark_as_worth_timing"), "forkserver",
+     "starts without some speed-ups, since these hooks do not fit: 'spans'"),
+    (lambda folder: rewrite(variant(folder), "    sock.bind(", "    _, sock = None, sock; sock.bind("), "spawn",
+     "starts without preloading: the hook 'port' does not fit this version"),
+    *(
         (
-            lambda folder: rewrite(variant(folder), "instrument", "mark_as_worth_timing"),
-            "forkserver",
-            "starts without some speed-ups, since these hooks do not fit: 'spans'",
-        ),
-        (
-            lambda folder: rewrite(variant(folder), "    sock.bind(", "    _, sock = None, sock; sock.bind("),
+            lambda folder, text=text: without_forks(folder, "0.32.0+cpu", f"raise RuntimeError({text!r})"),
             "spawn",
-            "starts without preloading: the hook 'port' does not fit this version",
-        ),
-        *(
-            (
-                lambda folder, text=text: without_forks(folder, "0.32.0+cpu", f"raise RuntimeError({text!r})"),
-                "spawn",
-                "starts again without preloading",
-            )
-            for text in _FORKED.values()
-        ),
-    ],
-    ids=["other tracing function", "port bound otherwise", *_FORKED],
-)
+            "starts again without preloading",
+        )
+        for text in _FORKED.values()
+    ),
+], ids=["other tracing function", "port bound otherwise", *_FORKED])  # fmt: skip
 def test_vllm_that_differs_or_cannot_be_forked_serves_with_one_warning(change, kind, told, folder):
     with FakeStart(folder, env=environment(folder, change(folder))) as start:
         assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == kind

@@ -187,26 +187,21 @@ def _flip(model: Path) -> None:
     model.symlink_to("two")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(_flip, id="flipped link"),
-        pytest.param(lambda model: (model / "tokenizer.json").write_text("two"), id="written in place"),
-        pytest.param(lambda model: shutil.rmtree(model.resolve()), id="removed"),
-        pytest.param(lambda model: (model.parent / "temporary").rmdir(), id="temporary files removed"),
-    ],
-)
+@pytest.mark.parametrize("change", [
+    pytest.param(_flip, id="flipped link"),
+    pytest.param(lambda model: (model / "tokenizer.json").write_text("two"), id="written in place"),
+    pytest.param(lambda model: shutil.rmtree(model.resolve()), id="removed"),
+    pytest.param(lambda model: (model.parent / "temporary").rmdir(), id="temporary files removed"),
+])  # fmt: skip
 def test_a_tokenizer_that_is_loaded_after_a_change_of_its_folder_is_that_of_the_start(change, module, model):
     manager = module.StructuredOutputManager(_config(model))
     change(model)
     assert manager.tokenizer == "one"
 
 
-@pytest.mark.parametrize(
-    "own",
-    [{"trust_remote_code": True}, {"tokenizer_mode": "of_a_plugin"}, {"tokenizer": "org/name"}, {"large": 2**26 + 1}],
-    ids=str,
-)
+@pytest.mark.parametrize("own", [
+    {"trust_remote_code": True}, {"tokenizer_mode": "of_a_plugin"}, {"tokenizer": "org/name"}, {"large": 2**26 + 1},
+], ids=str)  # fmt: skip
 def test_a_tokenizer_that_may_need_more_than_its_known_files_is_loaded_at_once(own, module, model):
     with (model / "tokenizer.json").open("a") as file:
         file.truncate(own.pop("large", 3))
@@ -500,20 +495,12 @@ async def test_livez_and_readyz_are_answered_behind_a_root_path_also_while_it_dr
     assert [await status(path) for path in ("/livez", "/readyz", "/health")] == [200, 503, 503]
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"x": [{"api_key": "hidden-word"}], "auth": {"user": "hidden-word"}, "key": ["hidden-word"]},
-        {
-            "u": ["https://me:hidden-word@h/"],
-            "https://me:hidden-word@h/": 1,
-            "header": "Authorization: Bearer hidden-word",
-        },
-        {"a": {"b": '{"c": {"secret": "hidden-word"}}'}},
-        {"words": ["serve", "--api-key", "hidden-word", "--port", "1"]},
-    ],
-    ids=["keys", "texts", "JSON in JSON", "words"],
-)
+@pytest.mark.parametrize("value", [
+    {"x": [{"api_key": "hidden-word"}], "auth": {"user": "hidden-word"}, "key": ["hidden-word"]},
+    {"u": ["https://me:hidden-word@h/"], "https://me:hidden-word@h/": 1, "header": "Authorization: Bearer hidden-word"},
+    {"a": {"b": '{"c": {"secret": "hidden-word"}}'}},
+    {"words": ["serve", "--api-key", "hidden-word", "--port", "1"]},
+], ids=["keys", "texts", "JSON in JSON", "words"])  # fmt: skip
 def test_a_record_of_a_compiled_model_has_no_secrets_and_all_else(value):
     rest = {"i": [1, None, 2.5, "b c", ["d=e"]], "f": {"g": "--max-len 8", "h": True}, "url": "https://h/?x=1;y=2"}
     shown = _without_secrets("", value | rest)

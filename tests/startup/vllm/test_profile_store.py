@@ -45,17 +45,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("words", "is_same"),
-    [
-        ("m --enforce-eager --dtype bfloat16", True),
-        ("m --enforce_eager --dtype=bfloat16", True),
-        ("m --port 1 --enforce-eager --host=h --dtype bfloat16 --max-model-len 10", True),
-        ("--enforce-eager another/model --dtype=bfloat16 word", True),
-        *((words, False) for words in ("", "--enforce-eager", "--dtype float16 --enforce-eager", "-tp 2", "-O3")),
-        ("--tensor-parallel-size=4", False),
-    ],
-)
+@pytest.mark.parametrize(("words", "is_same"), [
+    ("m --enforce-eager --dtype bfloat16", True),
+    ("m --enforce_eager --dtype=bfloat16", True),
+    ("m --port 1 --enforce-eager --host=h --dtype bfloat16 --max-model-len 10", True),
+    ("--enforce-eager another/model --dtype=bfloat16 word", True),
+    *((words, False) for words in ("", "--enforce-eager", "--dtype float16 --enforce-eager", "-tp 2", "-O3")),
+    ("--tensor-parallel-size=4", False),
+])  # fmt: skip
 def test_a_kind_of_start_depends_on_flags_that_change_imports_however_they_are_written(words, is_same):
     assert (_key(words) == _key("--enforce-eager --dtype bfloat16")) == is_same
 
@@ -146,20 +143,16 @@ def _plan(words: str = "", vllm: InstalledVllm = _CPU, *modules: str, model: Pat
 _SERVE, _BACKEND, _WORKER = "vllm.entrypoints.cli.serve", "vllm.compilation.backends", "vllm.v1.worker.cpu_worker"
 
 
-@pytest.mark.parametrize(
-    ("words", "vllm", "known", "has", "lacks", "compiler"),
-    [
-        ("", _CPU, (), ("vllm.v1.engine.core", _WORKER, _BACKEND), (_SERVE,), "now"),
-        ("", _GPU, (), ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner"), (_WORKER,), "now"),
-        *((words, _CPU, (), (_SERVE,), (), "now")
-          for words in ("--api-server-count=2", "--api_server_count 2", "-asc 2")),
-        ("", _CPU, ("a",), ("a",), (_BACKEND,), "now"),  # the profile would have it
-        ("--enforce-eager", _CPU, (), (_WORKER,), (_BACKEND,), "deferred"),
-        ("--enforce_eager", _CPU, ("a",), ("a",), (_BACKEND,), "deferred"),
-        ("--enforce-eager", _GPU, (), (), (_BACKEND,), "deferred"),
-        ("--enforce-eager", _CPU, (COMPILER,), (), (), "now"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("words", "vllm", "known", "has", "lacks", "compiler"), [
+    ("", _CPU, (), ("vllm.v1.engine.core", _WORKER, _BACKEND), (_SERVE,), "now"),
+    ("", _GPU, (), ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner"), (_WORKER,), "now"),
+    *((words, _CPU, (), (_SERVE,), (), "now") for words in ("--api-server-count=2", "--api_server_count 2", "-asc 2")),
+    ("", _CPU, ("a",), ("a",), (_BACKEND,), "now"),  # the profile would have it
+    ("--enforce-eager", _CPU, (), (_WORKER,), (_BACKEND,), "deferred"),
+    ("--enforce_eager", _CPU, ("a",), ("a",), (_BACKEND,), "deferred"),
+    ("--enforce-eager", _GPU, (), (), (_BACKEND,), "deferred"),
+    ("--enforce-eager", _CPU, (COMPILER,), (), (), "now"),
+])  # fmt: skip
 def test_a_plan_has_what_platform_words_and_profile_need(words, vllm, known, has, lacks, compiler):
     """Without a profile, the model's class is preloaded, too."""
     plan = _plan(words, vllm, *known, model=Path("/model"))
@@ -173,22 +166,19 @@ def test_the_profiles_modules_come_in_order_and_once():
     assert len(set(modules)) == len(modules)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "recorded"),
-    [
-        ("TORCHINDUCTOR_CACHE_DIR", "/tmp/torchinductor_ann", None),
-        ("TRITON_CACHE_DIR", "/home/ann/.triton", None),
-        ("TRITON_HOME", "/home/ann", None),
-        ("TORCH_HOME", "~/torch", None),
-        ("TORCH_EXTENSIONS_DIR", "relative/folder", None),
-        ("NUMEXPR_MAX_THREADS", "2", None),
-        ("TORCHINDUCTOR_COMPILE_THREADS", "64", None),
-        ("LD_PRELOAD", "/home/ann/libmine.so", None),
-        ("LD_PRELOAD", f"/home/ann/libmine.so:{sys.prefix}/lib/libiomp5.so", f"{sys.prefix}/lib/libiomp5.so"),
-        ("PYTORCH_ALLOC_CONF", "expandable_segments:True", "expandable_segments:True"),
-        ("TORCH_GONE", "", ""),
-    ],
-)
+@pytest.mark.parametrize(("name", "value", "recorded"), [
+    ("TORCHINDUCTOR_CACHE_DIR", "/tmp/torchinductor_ann", None),
+    ("TRITON_CACHE_DIR", "/home/ann/.triton", None),
+    ("TRITON_HOME", "/home/ann", None),
+    ("TORCH_HOME", "~/torch", None),
+    ("TORCH_EXTENSIONS_DIR", "relative/folder", None),
+    ("NUMEXPR_MAX_THREADS", "2", None),
+    ("TORCHINDUCTOR_COMPILE_THREADS", "64", None),
+    ("LD_PRELOAD", "/home/ann/libmine.so", None),
+    ("LD_PRELOAD", f"/home/ann/libmine.so:{sys.prefix}/lib/libiomp5.so", f"{sys.prefix}/lib/libiomp5.so"),
+    ("PYTORCH_ALLOC_CONF", "expandable_segments:True", "expandable_segments:True"),
+    ("TORCH_GONE", "", ""),
+])  # fmt: skip
 def test_a_journal_records_only_values_that_hold_for_other_users_and_machines(name, value, recorded, tmp_path):
     Journal(tmp_path).record_environment({name: value})
     assert StartRecordings.read(tmp_path).environment.get(name) == recorded

@@ -65,14 +65,10 @@ _OF_A_SUPERVISOR = (signal.SIGTERM, -signal.SIGTERM, "process")
 _OF_A_TERMINAL = (signal.SIGINT, 130, "group")
 
 
-@pytest.mark.parametrize(
-    ("stage", "sender"),
-    [
-        *((stage, _OF_A_SUPERVISOR) for stage in _STAGES),
-        *((stage, _OF_A_TERMINAL) for stage in ("imports", "engine", "worker that has no handlers yet")),
-    ],
-    ids=lambda value: value if isinstance(value, str) else value[2],
-)
+@pytest.mark.parametrize(("stage", "sender"), [
+    *((stage, _OF_A_SUPERVISOR) for stage in _STAGES),
+    *((stage, _OF_A_TERMINAL) for stage in ("imports", "engine", "worker that has no handlers yet")),
+], ids=lambda value: value if isinstance(value, str) else value[2])  # fmt: skip
 def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(folder, stage, sender):
     number, code, to = sender
     phase, words, change, lines = _STAGES[stage]
@@ -129,11 +125,9 @@ subprocess.Popen(
 """
 
 
-@pytest.mark.parametrize(
-    ("words", "number", "code"),
-    [((), signal.SIGKILL, -9), ((), signal.SIGTERM, 0), (("--engine-fails",), None, 3)],
-    ids=["killed", "stopped", "failed"],
-)
+@pytest.mark.parametrize(("words", "number", "code"), [
+    ((), signal.SIGKILL, -9), ((), signal.SIGTERM, 0), (("--engine-fails",), None, 3),
+], ids=["killed", "stopped", "failed"])  # fmt: skip
 def test_programs_that_an_engine_has_started_end_with_the_launcher(words, number, code, folder):
     """Also programs that these programs have started end."""
     fake = prepend(variant(folder), "v1/engine/core", _STARTS_A_PROGRAM)

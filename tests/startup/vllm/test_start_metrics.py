@@ -83,11 +83,9 @@ if (start := sys.modules.get("startup.vllm.launch.start")) is not None:
 """Code for a module of the fake vLLM. With it, the work for later starts, seconds in a first one, hangs."""
 
 
-@pytest.mark.parametrize(
-    ("words", "variables"),
-    [((), {}), ((), {"VCLI_PROBE_PROCESS": "0"}), (("--api-server-count", "2"), {})],
-    ids=["responder accepts", "vLLM accepts", "children accept"],
-)
+@pytest.mark.parametrize(("words", "variables"), [
+    ((), {}), ((), {"VCLI_PROBE_PROCESS": "0"}), (("--api-server-count", "2"), {}),
+], ids=["responder accepts", "vLLM accepts", "children accept"])  # fmt: skip
 def test_all_places_tell_the_same_moment_of_readiness_in_a_first_start(folder, words, variables):
     report = folder / "report.json"
     fake = prepend(variant(folder), "entrypoints/cli/main", _NEVER_LEARNS)

@@ -34,18 +34,15 @@ def _flag(facts: VllmFacts, name: str) -> Flag:
     return next(flag for flag in facts.flags if name in (*flag.names, *flag.opposites))
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "nargs"),
-    [
-        ("--headless", "unknown", 0), ("--max-num-seqs", "int", 1), ("--host", "text", 1),
-        ("--lora-modules", "unknown", "+"), ("--api-key", "text", "+"), ("--allowed-origins", "json", 1),
-        ("--middleware", "text", 1), ("--default-chat-template-kwargs", "json", 1),
-        ("--enable-prefix-caching", "unknown", 0), ("--max-model-len", "token limit", 1),
-        ("--max-num-batched-tokens", "count", 1), ("--hf-token", "text", "?"),
-        ("--hf-overrides", "json or text", 1), ("-cc", "object", 1), ("--gpu-memory-utilization", "float", 1),
-        ("--moe-backend", "folded", 1), ("--shape", "unknown", 1),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "kind", "nargs"), [
+    ("--headless", "unknown", 0), ("--max-num-seqs", "int", 1), ("--host", "text", 1),
+    ("--lora-modules", "unknown", "+"), ("--api-key", "text", "+"), ("--allowed-origins", "json", 1),
+    ("--middleware", "text", 1), ("--default-chat-template-kwargs", "json", 1),
+    ("--enable-prefix-caching", "unknown", 0), ("--max-model-len", "token limit", 1),
+    ("--max-num-batched-tokens", "count", 1), ("--hf-token", "text", "?"),
+    ("--hf-overrides", "json or text", 1), ("-cc", "object", 1), ("--gpu-memory-utilization", "float", 1),
+    ("--moe-backend", "folded", 1), ("--shape", "unknown", 1),
+])  # fmt: skip
 def test_kind_and_number_of_values(name, kind, nargs):
     flag = _flag(FACTS, name)
     assert (flag.kind, flag.nargs) == (kind, nargs)
@@ -205,13 +202,10 @@ def test_a_vllm_that_was_not_imported_or_has_another_parser_is_not_recorded(vllm
     assert _record(vllm) == VllmFacts()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vllm.config.model", "vllm.tool_parsers", "vllm.reasoning.new_parser", "vllm.model_executor.models.registry",
-        "vllm.model_executor.layers.quantization", "transformers.models.auto.auto_mappings", "vllm.envs",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("name", [
+    "vllm.config.model", "vllm.tool_parsers", "vllm.reasoning.new_parser", "vllm.model_executor.models.registry",
+    "vllm.model_executor.layers.quantization", "transformers.models.auto.auto_mappings", "vllm.envs",
+])  # fmt: skip
 def test_a_record_is_valid_while_each_module_that_it_was_read_from_is_the_same(vllm, name, tmp_path, monkeypatch):
     """`git pull`, or a file mounted over vLLM's file, may bring other names with the same version."""
     file = tmp_path / "module.py"
@@ -225,18 +219,14 @@ def test_a_record_is_valid_while_each_module_that_it_was_read_from_is_the_same(v
     assert KeptFacts(vllm).read() == VllmFacts()
 
 
-@pytest.mark.parametrize(
-    ("days", "settings", "is_renewed"),
-    [
-        (0, {}, False),
-        (0.5, {}, False),
-        (2, {}, True),
-        (31, {}, True),
-        (0, {"is_doubted": True}, True),  # vLLM has accepted a start against the record
-        (0, {"imports_all": True}, True),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("days", "settings", "is_renewed"), [
+    (0, {}, False),
+    (0.5, {}, False),
+    (2, {}, True),
+    (31, {}, True),
+    (0, {"is_doubted": True}, True),  # vLLM has accepted a start against the record
+    (0, {"imports_all": True}, True),
+], ids=str)  # fmt: skip
 def test_an_old_or_doubted_record_is_renewed(vllm, days, settings, is_renewed, tmp_path, monkeypatch):
     _record(vllm)
     (path,) = (tmp_path / "cache" / "vllm_cli" / "vllm-facts").iterdir()

@@ -56,28 +56,24 @@ def test_words_are_read_as_argparse_reads_them(parts, begins_with_model):
 _SHAPE = shape_of(SmallConfig)
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        ({"foo": 1}, "-cc has no field 'foo'"),
-        ({"own": "x"}, "-cc has no field 'own'"),
-        ({"passes": {"fus": 1}}, "-cc has no field 'passes.fus' (did you mean 'fuse'?)"),
-        ({"made": {"fus": 1}}, "-cc has no field 'made.fus' (did you mean 'fuse'?)"),
-        ({"named": "3"}, "-cc: named '3' is not one of NONE, FULL_GRAPH, auto"),
-        ({"named": 3}, "-cc: named 3 is not one of NONE, FULL_GRAPH, auto"),
-        ({"numbered": "full"}, "-cc: numbered 'full' is not one of 0, 2"),
-        ({"attention": "flash"}, "-cc: attention 'flash' is not one of FLASH_ATTN, SDPA, auto"),
-        ({"kernel": "deepgemm"}, "-cc: kernel 'deepgemm' is not one of auto, deep_gemm (did you mean 'deep_gemm'?)"),
-        ({"mode": 4}, "-cc: mode must be 3 or less, got 4"),
-        ({"names": ["a", 1]}, "-cc: names.1 1 is not a text"),
-        ({"passes": {"sizes": [1, "x"]}}, "-cc: passes.sizes.1 'x' is not a whole number"),
-        ({"passes": {"fuse": "maybe"}}, "-cc: passes.fuse 'maybe' is not true or false"),
-        ({"passes": []}, "-cc: passes [] is not a JSON object"),
-        ({"per_kind": {"a": "x"}}, "-cc: per_kind.a 'x' is not a number"),
-        ({"max_num_seqs": None}, "-cc: max_num_seqs None is not a whole number"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("content", "problem"), [
+    ({"foo": 1}, "-cc has no field 'foo'"),
+    ({"own": "x"}, "-cc has no field 'own'"),
+    ({"passes": {"fus": 1}}, "-cc has no field 'passes.fus' (did you mean 'fuse'?)"),
+    ({"made": {"fus": 1}}, "-cc has no field 'made.fus' (did you mean 'fuse'?)"),
+    ({"named": "3"}, "-cc: named '3' is not one of NONE, FULL_GRAPH, auto"),
+    ({"named": 3}, "-cc: named 3 is not one of NONE, FULL_GRAPH, auto"),
+    ({"numbered": "full"}, "-cc: numbered 'full' is not one of 0, 2"),
+    ({"attention": "flash"}, "-cc: attention 'flash' is not one of FLASH_ATTN, SDPA, auto"),
+    ({"kernel": "deepgemm"}, "-cc: kernel 'deepgemm' is not one of auto, deep_gemm (did you mean 'deep_gemm'?)"),
+    ({"mode": 4}, "-cc: mode must be 3 or less, got 4"),
+    ({"names": ["a", 1]}, "-cc: names.1 1 is not a text"),
+    ({"passes": {"sizes": [1, "x"]}}, "-cc: passes.sizes.1 'x' is not a whole number"),
+    ({"passes": {"fuse": "maybe"}}, "-cc: passes.fuse 'maybe' is not true or false"),
+    ({"passes": []}, "-cc: passes [] is not a JSON object"),
+    ({"per_kind": {"a": "x"}}, "-cc: per_kind.a 'x' is not a number"),
+    ({"max_num_seqs": None}, "-cc: max_num_seqs None is not a whole number"),
+], ids=str)  # fmt: skip
 def test_a_value_that_the_class_rejects(content, problem):
     assert (shape_problem(_SHAPE, content, "-cc") or "").startswith(problem)
 

@@ -59,11 +59,9 @@ def test_a_later_start_uses_it_and_writes_only_to_the_cache_folder(baked, tiny_l
     assert [path.name for path in own] == [path.name for path in of_the_build]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [("model", "--no-such-flag"), ("--engine", "nonsense"), ("--max-model-len", "much"), ("--timeout", "0")],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("words", [
+    ("model", "--no-such-flag"), ("--engine", "nonsense"), ("--max-model-len", "much"), ("--timeout", "0"),
+], ids=" ".join)  # fmt: skip
 def test_wrong_words_are_exit_code_2(words, tmp_path, invoke, monkeypatch):
     monkeypatch.setenv("VCLI_ENGINE", "embedded")
     done = invoke("bake", *words, "--output", tmp_path / "baked")

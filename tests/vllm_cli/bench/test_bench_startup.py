@@ -51,15 +51,11 @@ def test_rounds_alternate_and_every_other_round_reverses_the_sides(fake_command,
     assert set(ratio["ratios"]) >= {"listening_ms", "healthy_s", "first_token_s"}
 
 
-@pytest.mark.parametrize(
-    ("flags", "words", "texts"),
-    [
-        (["--never-ready"], ["--ready-timeout", 5], ["was not ready after 5 s"]),
-        ([], ["--request-model", "huge"], ["answered 404: no model huge"]),
-        (["--crashes-if", "LOG"], [], ["exit status 1", "the fake server crashes", "fake_server.py --crashes-if"]),
-    ],
-    ids=["never ready", "no such model", "crashes in a measured start"],
-)
+@pytest.mark.parametrize(("flags", "words", "texts"), [
+    (["--never-ready"], ["--ready-timeout", 5], ["was not ready after 5 s"]),
+    ([], ["--request-model", "huge"], ["answered 404: no model huge"]),
+    (["--crashes-if", "LOG"], [], ["exit status 1", "the fake server crashes", "fake_server.py --crashes-if"]),
+], ids=["never ready", "no such model", "crashes in a measured start"])  # fmt: skip
 def test_a_start_that_fails_exits_with_3_and_shows_its_output(flags, words, texts, fake_command, invoke, tmp_path):
     log, pids = tmp_path / "log", tmp_path / "pids"
     flags = [log if flag == "LOG" else flag for flag in flags]

@@ -135,15 +135,11 @@ def test_phases_of_the_embedded_engine(invoke, tmp_path):
 METRICS = (Metric("first_token_s", "first token s"), Metric("num_refused", "probes refused", is_compared=False))
 
 
-@pytest.mark.parametrize(
-    ("values", "percent", "expected"),
-    [
-        *(([50, 10, 40, 20, 30], *each) for each in ((0, 10), (25, 20), (50, 30), (90, 46), (99, 49.6), (100, 50))),
-        ([7], 99, 7),
-        ([], 50, None),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("values", "percent", "expected"), [
+    *(([50, 10, 40, 20, 30], *each) for each in ((0, 10), (25, 20), (50, 30), (90, 46), (99, 49.6), (100, 50))),
+    ([7], 99, 7),
+    ([], 50, None),
+], ids=str)  # fmt: skip
 def test_percentiles_lie_between_neighbours(values, percent, expected):
     assert percentile(values, percent) == pytest.approx(expected)
 

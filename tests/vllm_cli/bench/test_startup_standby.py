@@ -41,18 +41,14 @@ def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, fa
     assert result["problems"] == []
 
 
-@pytest.mark.parametrize(
-    ("script", "texts"),
-    [
-        pytest.param("[ $1 = serve ] && export OMP_DYNAMIC=true", ["OMP_DYNAMIC differs"], marks=pytest.mark.slow),
-        pytest.param(
-            "[ $1 = standby ] && [ $2 = --for ] && echo no imports today && exit 3",
-            ["The standby of ", "no imports today"],
-            marks=pytest.mark.thorough,
-        ),
-    ],
-    ids=["start", "standby"],
-)
+@pytest.mark.parametrize(("script", "texts"), [
+    pytest.param("[ $1 = serve ] && export OMP_DYNAMIC=true", ["OMP_DYNAMIC differs"], marks=pytest.mark.slow),
+    pytest.param(
+        "[ $1 = standby ] && [ $2 = --for ] && echo no imports today && exit 3",
+        ["The standby of ", "no imports today"],
+        marks=pytest.mark.thorough,
+    ),
+], ids=["start", "standby"])  # fmt: skip
 def test_a_start_or_standby_that_cannot_be_warm_exits_with_3_and_the_reason(
     script, texts, own_command, invoke, tmp_path
 ):
@@ -65,21 +61,18 @@ def test_a_start_or_standby_that_cannot_be_warm_exits_with_3_and_the_reason(
     assert all(text in done.stderr for text in texts)
 
 
-@pytest.mark.parametrize(
-    ("command", "prefix", "kind"),
-    [
-        ("vllm serve DIR", [], None),
-        ("transformers serve", [], None),
-        ("vllm-cli wait serve", [], None),
-        (f"{SERVE} DIR", [*PROGRAM], None),
-        (f"A=1 {SERVE}", ["env", "A=1", *PROGRAM], None),
-        (f"nice {sys.executable} -P -m vllm_cli serve", ["nice", sys.executable, "-P", "-m", "vllm_cli"], None),
-        (f"{SERVE} --engine vllm", [*PROGRAM], "vllm-compiled"),
-        (f"{SERVE} --engine=vllm --enforce-eager", [*PROGRAM], "vllm-eager"),
-        (f"VCLI_ENGINE=vllm {SERVE}", ["env", "VCLI_ENGINE=vllm", *PROGRAM], "vllm-compiled"),
-        (f"VCLI_ENGINE=vllm {SERVE} --engine embedded", ["env", "VCLI_ENGINE=vllm", *PROGRAM], "embedded"),
-    ],
-)
+@pytest.mark.parametrize(("command", "prefix", "kind"), [
+    ("vllm serve DIR", [], None),
+    ("transformers serve", [], None),
+    ("vllm-cli wait serve", [], None),
+    (f"{SERVE} DIR", [*PROGRAM], None),
+    (f"A=1 {SERVE}", ["env", "A=1", *PROGRAM], None),
+    (f"nice {sys.executable} -P -m vllm_cli serve", ["nice", sys.executable, "-P", "-m", "vllm_cli"], None),
+    (f"{SERVE} --engine vllm", [*PROGRAM], "vllm-compiled"),
+    (f"{SERVE} --engine=vllm --enforce-eager", [*PROGRAM], "vllm-eager"),
+    (f"VCLI_ENGINE=vllm {SERVE}", ["env", "VCLI_ENGINE=vllm", *PROGRAM], "vllm-compiled"),
+    (f"VCLI_ENGINE=vllm {SERVE} --engine embedded", ["env", "VCLI_ENGINE=vllm", *PROGRAM], "embedded"),
+])  # fmt: skip
 def test_commands_of_this_program_are_recognised_with_the_template_of_their_engine(command, prefix, kind):
     """If a command names no engine, the standby chooses the template."""
     found = split_own_command(command)

@@ -82,15 +82,11 @@ def test_a_command_that_does_not_exist_is_reported():
     target.close()
 
 
-@pytest.mark.parametrize(
-    ("command", "expected"),
-    [
-        ("serve x", ["x", "--port", "PORT", "variables::"]),
-        ("serve --listen 'a b:{port}'", ["--listen", "a b:PORT", "variables::"]),
-        ("A=1 B_2=x serve", ["--port", "PORT", "variables:1:x"]),
-    ],
-    ids=["appended", "placeholder", "environment"],
-)
+@pytest.mark.parametrize(("command", "expected"), [
+    ("serve x", ["x", "--port", "PORT", "variables::"]),
+    ("serve --listen 'a b:{port}'", ["--listen", "a b:PORT", "variables::"]),
+    ("A=1 B_2=x serve", ["--port", "PORT", "variables:1:x"]),
+], ids=["appended", "placeholder", "environment"])  # fmt: skip
 def test_the_port_is_inserted_or_appended_and_variables_are_set(command, expected, tmp_path):
     words_file = tmp_path / "words"
     (tmp_path / "serve").write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" variables:$A:$B_2 > {words_file}\n")

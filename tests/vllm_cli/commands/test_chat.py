@@ -153,17 +153,13 @@ def test_no_server_is_one_line_and_exit_code_1(capfd):
     )
 
 
-@pytest.mark.parametrize(
-    ("reply", "out", "line"),
-    [
-        ((401, {"error": {"message": "Unauthorized", "code": 401}}), "", "The server answered 401: Unauthorized"),
-        ((404, {"detail": "Not Found"}), "", "The server answered 404: Not Found"),
-        ((502, b"<html>bad\ngateway</html>"), "", "The server answered 502: <html>bad gateway</html>"),
-        (_streamed({"error": {"message": "engine died"}}), "", "The server failed: engine died"),
-        (_streamed({"choices": [{"delta": {"content": "Par"}}]}, ends=False), "Par\n", "The server "),
-    ],
-    ids=["key", "path", "proxy", "in the stream", "incomplete"],
-)
+@pytest.mark.parametrize(("reply", "out", "line"), [
+    ((401, {"error": {"message": "Unauthorized", "code": 401}}), "", "The server answered 401: Unauthorized"),
+    ((404, {"detail": "Not Found"}), "", "The server answered 404: Not Found"),
+    ((502, b"<html>bad\ngateway</html>"), "", "The server answered 502: <html>bad gateway</html>"),
+    (_streamed({"error": {"message": "engine died"}}), "", "The server failed: engine died"),
+    (_streamed({"choices": [{"delta": {"content": "Par"}}]}, ends=False), "Par\n", "The server "),
+], ids=["key", "path", "proxy", "in the stream", "incomplete"])  # fmt: skip
 def test_an_error_is_one_line(fake_server, reply, out, line, capfd):
     fake_server.replies.append(reply)
     assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1

@@ -73,16 +73,13 @@ def test_tables_and_benchmarks_read_every_answer(server):
     assert parse_graphs("vllm_cli:cuda_graphs_total 1.2.3\nvllm_cli:cuda_graphs_captured " + "9" * 400) is None
 
 
-@pytest.mark.parametrize(
-    ("event", "message"),
-    [
-        ({"error": "no\x1b memory"}, "The server failed: no\\x1b memory"),
-        ({"error": {"message": "no memory"}}, "The server failed: no memory"),
-        ({"choices": {}}, "as an OpenAI server does: `choices.0.text` is in {}"),
-        ({"choices": [{"text": 5}]}, "as an OpenAI server does: `choices.0.text` is in 5"),
-        ([1], "as an OpenAI server does: `the answer` is in [1]"),
-    ],
-)
+@pytest.mark.parametrize(("event", "message"), [
+    ({"error": "no\x1b memory"}, "The server failed: no\\x1b memory"),
+    ({"error": {"message": "no memory"}}, "The server failed: no memory"),
+    ({"choices": {}}, "as an OpenAI server does: `choices.0.text` is in {}"),
+    ({"choices": [{"text": 5}]}, "as an OpenAI server does: `choices.0.text` is in 5"),
+    ([1], "as an OpenAI server does: `the answer` is in [1]"),
+])  # fmt: skip
 def test_the_error_names_what_is_wrong_in_a_stream(event, message, server, invoke):
     server.decide = lambda _: (200, b"data: " + json.dumps(event).encode() + b"\n\n")
     done = invoke(*_CHAT.split(), server.url)

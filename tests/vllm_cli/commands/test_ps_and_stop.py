@@ -32,15 +32,12 @@ def test_an_impossible_port_is_no_address_and_control_characters_in_names_of_ser
     assert row.isprintable()
 
 
-@pytest.mark.parametrize(
-    ("graphs", "shown"),
-    [
-        (GraphProgress(20, 102).to_fields(), "cold, 3.5 s, 20 of 102 CUDA graphs"),
-        (GraphProgress(102, 102).to_fields(), "cold, 3.5 s, 102 CUDA graphs"),
-        (None, "cold, 3.5 s"),
-        ("of another release", "cold, 3.5 s"),
-    ],
-)
+@pytest.mark.parametrize(("graphs", "shown"), [
+    (GraphProgress(20, 102).to_fields(), "cold, 3.5 s, 20 of 102 CUDA graphs"),
+    (GraphProgress(102, 102).to_fields(), "cold, 3.5 s, 102 CUDA graphs"),
+    (None, "cold, 3.5 s"),
+    ("of another release", "cold, 3.5 s"),
+])  # fmt: skip
 def test_cuda_graphs_are_shown(graphs, shown):
     start = {"start_mode": "cold", "ready_s": 3.5, "cuda_graphs": graphs}
     _, row = _table([replace(_SERVER, start=start)], [])

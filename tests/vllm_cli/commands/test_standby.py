@@ -51,14 +51,11 @@ def test_the_table_shows_each_template():
     ]
 
 
-@pytest.mark.parametrize(
-    ("wanted", "kinds"),
-    [
-        ("embedded", ("embedded",)),
-        ("vllm", ("vllm-eager", "vllm-compiled")),
-        ("vllm-eager,embedded,vllm-eager", ("vllm-eager", "embedded")),
-    ],
-)
+@pytest.mark.parametrize(("wanted", "kinds"), [
+    ("embedded", ("embedded",)),
+    ("vllm", ("vllm-eager", "vllm-compiled")),
+    ("vllm-eager,embedded,vllm-eager", ("vllm-eager", "embedded")),
+])  # fmt: skip
 def test_engines_are_kinds_of_templates(wanted, kinds):
     assert _parse_kinds(wanted) == kinds
 

@@ -51,14 +51,11 @@ def test_fields_filled_by_one_flag_or_by_a_variable_have_its_default():
     assert {path: variable.default for path, variable in VARIABLES.items()}.items() <= defaults.items()
 
 
-@pytest.mark.parametrize(
-    ("flag", "choices"),
-    [
-        ("--dtype", get_args(DTypeName)),
-        ("--chat-template-content-format", get_args(get_type_hints(RendererConfig)["chat_template_content_format"])),
-        ("--log-level", LOGGING_LEVELS),
-    ],
-)
+@pytest.mark.parametrize(("flag", "choices"), [
+    ("--dtype", get_args(DTypeName)),
+    ("--chat-template-content-format", get_args(get_type_hints(RendererConfig)["chat_template_content_format"])),
+    ("--log-level", LOGGING_LEVELS),
+])  # fmt: skip
 def test_choices_are_those_of_the_field(flag, choices):
     assert find_flag(flag).flag.choices == tuple(choices)
 
@@ -109,17 +106,14 @@ def test_help_may_follow_other_words_and_help_all_shows_every_flag(capsys, invok
     assert [flag.name for flag in FLAGS if flag.name.removeprefix("--") not in text] == []
 
 
-@pytest.mark.parametrize(
-    ("topic", "shown"),
-    [
-        ("max_num", ("--max-num-seqs", "--max-num-queued-reqs")),
-        *(
-            (topic, ("--max-model-len", "Most tokens of prompt and answer together"))
-            for topic in ("max_model_len", "--max-model-len", "MAX-MODEL-LEN")
-        ),
-        ("tensor-parallel-size", ("Only with --engine vllm", "-tp")),
-    ],
-)
+@pytest.mark.parametrize(("topic", "shown"), [
+    ("max_num", ("--max-num-seqs", "--max-num-queued-reqs")),
+    *(
+        (topic, ("--max-model-len", "Most tokens of prompt and answer together"))
+        for topic in ("max_model_len", "--max-model-len", "MAX-MODEL-LEN")
+    ),
+    ("tensor-parallel-size", ("Only with --engine vllm", "-tp")),
+])  # fmt: skip
 def test_help_with_a_word_shows_the_flags_that_contain_it(invoke, topic, shown):
     text = invoke("serve", f"--help={topic}").stdout
     assert [words for words in shown if words not in text] == []

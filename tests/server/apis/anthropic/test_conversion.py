@@ -74,20 +74,17 @@ def test_a_call_is_complete_with_an_object_of_arguments(arguments, is_complete):
     assert stream.is_call_complete is is_complete
 
 
-@pytest.mark.parametrize(
-    ("finish_reason", "stop_reason", "has_calls", "is_call_complete", "expected"),
-    [
-        ("stop", None, False, False, ("end_turn", None)),
-        ("stop", 7, False, False, ("end_turn", None)),
-        ("stop", "###", False, False, ("stop_sequence", "###")),
-        ("stop", "###", True, False, ("stop_sequence", "###")),
-        ("stop", "###", True, True, ("tool_use", None)),
-        ("stop", None, True, False, ("tool_use", None)),
-        ("tool_calls", None, True, True, ("tool_use", None)),
-        ("length", "###", True, True, ("max_tokens", None)),
-        ("abort", None, False, False, (None, None)),
-    ],
-)
+@pytest.mark.parametrize(("finish_reason", "stop_reason", "has_calls", "is_call_complete", "expected"), [
+    ("stop", None, False, False, ("end_turn", None)),
+    ("stop", 7, False, False, ("end_turn", None)),
+    ("stop", "###", False, False, ("stop_sequence", "###")),
+    ("stop", "###", True, False, ("stop_sequence", "###")),
+    ("stop", "###", True, True, ("tool_use", None)),
+    ("stop", None, True, False, ("tool_use", None)),
+    ("tool_calls", None, True, True, ("tool_use", None)),
+    ("length", "###", True, True, ("max_tokens", None)),
+    ("abort", None, False, False, (None, None)),
+])  # fmt: skip
 def test_why_a_message_ends(finish_reason, stop_reason, has_calls, is_call_complete, expected):
     stream = BlockStream()
     stream.has_calls, stream.is_call_complete = has_calls, is_call_complete

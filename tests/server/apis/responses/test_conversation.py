@@ -74,17 +74,14 @@ def test_functions_and_namespaces_are_shown():
     assert tools.called("desktop__look") == CalledTool("look", "desktop")
 
 
-@pytest.mark.parametrize(
-    ("choice", "expected"),
-    [
-        ("auto", None),
-        ("none", "none"),
-        ("required", "required"),
-        ({"type": "web_search"}, None),
-        ({"type": "function", "name": "weather"}, NamedToolChoice(function=NamedFunction("weather"))),
-        ({"type": "function", "name": "look"}, NamedToolChoice(function=NamedFunction("desktop__look"))),
-    ],
-)
+@pytest.mark.parametrize(("choice", "expected"), [
+    ("auto", None),
+    ("none", "none"),
+    ("required", "required"),
+    ({"type": "web_search"}, None),
+    ({"type": "function", "name": "weather"}, NamedToolChoice(function=NamedFunction("weather"))),
+    ({"type": "function", "name": "look"}, NamedToolChoice(function=NamedFunction("desktop__look"))),
+])  # fmt: skip
 def test_choice(choice, expected):
     assert read_tools([WEATHER, COMMAND, DESKTOP, SEARCH], choice).choice == expected
     assert read_tools(None).choice == "none"

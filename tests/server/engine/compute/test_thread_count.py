@@ -93,17 +93,14 @@ class Machine:
         self._stolen_s += pace.stolen * step_s
 
 
-@pytest.mark.parametrize(
-    ("load", "is_fixed", "changes"),
-    [
-        pytest.param(QUIET, False, [2], id="alone"),
-        pytest.param(BUSY_NEIGHBOUR, False, [2, 1], id="a neighbour that stays"),
-        pytest.param(BUSY_NEIGHBOUR, True, [2], id="a number that the user chose"),
-        pytest.param(QUOTA, False, [2], id="a quota of one and a half processors"),
-        pytest.param(QUOTA_WORTH_TWO, False, [2], id="such a quota, worth two threads"),
-        pytest.param(UNACCOUNTED, False, [2], id="without accounting"),
-    ],
-)
+@pytest.mark.parametrize(("load", "is_fixed", "changes"), [
+    pytest.param(QUIET, False, [2], id="alone"),
+    pytest.param(BUSY_NEIGHBOUR, False, [2, 1], id="a neighbour that stays"),
+    pytest.param(BUSY_NEIGHBOUR, True, [2], id="a number that the user chose"),
+    pytest.param(QUOTA, False, [2], id="a quota of one and a half processors"),
+    pytest.param(QUOTA_WORTH_TWO, False, [2], id="such a quota, worth two threads"),
+    pytest.param(UNACCOUNTED, False, [2], id="without accounting"),
+])  # fmt: skip
 def test_a_load_that_stays_changes_the_number_once_at_most(load, is_fixed, changes):
     machine = Machine(load)
     machine.run(machine.count(2, is_fixed=is_fixed), 600)
@@ -114,17 +111,14 @@ EIGHT_BUSY: Load = {n: Pace(0.1, 1, n - 1) for n in range(1, 9)}
 EIGHT: Load = {n: Pace(0.2 / n, n, 0, 8 - n) for n in range(1, 9)}
 
 
-@pytest.mark.parametrize(
-    ("loads", "gap_s"),
-    [
-        pytest.param([(QUIET, 10, 2), (BUSY_NEIGHBOUR, 1.5, 1)], 0, id="a neighbour takes one"),
-        pytest.param([(BUSY_NEIGHBOUR, 300, 1), (QUIET, 1, 2), (QUIET, 60, 2)], 0, id="it comes back and stays"),
-        pytest.param([(NEIGHBOUR_OF_FOUR, 5, 3), (QUIET_FOUR, 5, 4)], 0, id="one of four"),
-        pytest.param([(EIGHT_BUSY, 10, 1), (EIGHT, 10, 8)], 0, id="all come back at once"),
-        pytest.param([(STOLEN, 2, 1)], 0, id="time that the hypervisor takes counts as waiting"),
-        pytest.param([(BUSY_NEIGHBOUR, 10, 1), (QUIET, 200, 2)], 0.5, id="short bursts of requests are enough"),
-    ],
-)
+@pytest.mark.parametrize(("loads", "gap_s"), [
+    pytest.param([(QUIET, 10, 2), (BUSY_NEIGHBOUR, 1.5, 1)], 0, id="a neighbour takes one"),
+    pytest.param([(BUSY_NEIGHBOUR, 300, 1), (QUIET, 1, 2), (QUIET, 60, 2)], 0, id="it comes back and stays"),
+    pytest.param([(NEIGHBOUR_OF_FOUR, 5, 3), (QUIET_FOUR, 5, 4)], 0, id="one of four"),
+    pytest.param([(EIGHT_BUSY, 10, 1), (EIGHT, 10, 8)], 0, id="all come back at once"),
+    pytest.param([(STOLEN, 2, 1)], 0, id="time that the hypervisor takes counts as waiting"),
+    pytest.param([(BUSY_NEIGHBOUR, 10, 1), (QUIET, 200, 2)], 0.5, id="short bursts of requests are enough"),
+])  # fmt: skip
 def test_the_number_of_threads_follows_the_load(loads, gap_s):
     machine = Machine(loads[0][0])
     count = machine.count(len(machine.load))

@@ -71,11 +71,9 @@ def test_the_sequential_runner_supports_embeddings(architecture):
     assert text.token_ids == expected[0]
 
 
-@pytest.mark.parametrize(
-    ("sizes", "is_preempted"),
-    [({"max_num_batched_tokens": 16}, False), ({"kv_cache_tokens": 130, "prefix_tokens": 60}, True)],
-    ids=["in chunks", "preempted"],
-)
+@pytest.mark.parametrize(("sizes", "is_preempted"), [
+    ({"max_num_batched_tokens": 16}, False), ({"kv_cache_tokens": 130, "prefix_tokens": 60}, True),
+], ids=["in chunks", "preempted"])  # fmt: skip
 def test_rows_are_computed_in_chunks_and_again_after_a_preemption(plain_llama, llama, sizes, is_preempted):
     prompts = random_prompts(61, 30, 30)
     expected = greedy_outputs(plain_llama, prompts, 12)
@@ -134,14 +132,11 @@ def test_placeholder_ids_are_not_penalised(plain_llama, llama):
     assert text.token_ids != [0]
 
 
-@pytest.mark.parametrize(
-    ("rows", "params", "message"),
-    [
-        pytest.param(torch.zeros(3, 63), {}, r"\[3, 63\] instead of \[3, 64\]", id="width"),
-        pytest.param(torch.zeros(2, 64), {}, r"\[2, 64\] instead of \[3, 64\]", id="length"),
-        pytest.param(torch.zeros(3, 64), {"prompt_logprobs": 1}, "no tokens", id="prompt logprobs"),
-    ],
-)
+@pytest.mark.parametrize(("rows", "params", "message"), [
+    pytest.param(torch.zeros(3, 63), {}, r"\[3, 63\] instead of \[3, 64\]", id="width"),
+    pytest.param(torch.zeros(2, 64), {}, r"\[2, 64\] instead of \[3, 64\]", id="length"),
+    pytest.param(torch.zeros(3, 64), {"prompt_logprobs": 1}, "no tokens", id="prompt logprobs"),
+])  # fmt: skip
 def test_rows_of_the_wrong_shape_fail_only_their_request(llama, rows, params, message):
     engine = SmallEngine(llama)
     rejected = engine.add("bad", [0, 0, 0], as_inputs(rows), **params)

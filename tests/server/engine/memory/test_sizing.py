@@ -18,15 +18,11 @@ BYTES_PER_TOKEN = 30 * 3 * 128 * 2
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(
-    ("num_bytes", "options", "own_len", "expected"),
-    [
-        (10_000 * BYTES_PER_TOKEN + 17, {"max_num_seqs": 4}, 8192, (4, 8192, 10_000)),
-        (1 << 40, {"max_num_seqs": 2}, 100, (2, 100, 200)),
-        (8192 * BYTES_PER_TOKEN, {"max_model_len": 8192, "max_num_seqs": 128}, 8192, (128, 8192, 8192)),
-    ],
-    ids=["whole tokens", "no more than the slots hold", "exactly one sequence"],
-)
+@pytest.mark.parametrize(("num_bytes", "options", "own_len", "expected"), [
+    (10_000 * BYTES_PER_TOKEN + 17, {"max_num_seqs": 4}, 8192, (4, 8192, 10_000)),
+    (1 << 40, {"max_num_seqs": 2}, 100, (2, 100, 200)),
+    (8192 * BYTES_PER_TOKEN, {"max_model_len": 8192, "max_num_seqs": 128}, 8192, (128, 8192, 8192)),
+], ids=["whole tokens", "no more than the slots hold", "exactly one sequence"])  # fmt: skip
 def test_kv_cache_memory_bytes_sets_the_number_of_tokens(num_bytes, options, own_len, expected):
     size = _size(EngineConfig(kv_cache_memory_bytes=num_bytes, **options), max_model_len=own_len)
     assert size == CacheSize(*expected, num_bytes=expected[2] * BYTES_PER_TOKEN)

@@ -136,16 +136,12 @@ def test_dimensions_are_cut_before_normalizing(tmp_path):
     assert_close(engine.run(PROMPTS, dimensions=8), [unit(hidden_states(model, p)[0][:8]) for p in PROMPTS])
 
 
-@pytest.mark.parametrize(
-    ("settings", "activate"),
-    [
-        ({"problem_type": "regression"}, lambda row: row),
-        ({"problem_type": "multi_label_classification"}, torch.sigmoid),
-        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, lambda row: row),
-        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}, torch.tanh),
-    ],
-    ids=["regression", "multi_label", "identity", "tanh"],
-)
+@pytest.mark.parametrize(("settings", "activate"), [
+    ({"problem_type": "regression"}, lambda row: row),
+    ({"problem_type": "multi_label_classification"}, torch.sigmoid),
+    ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, lambda row: row),
+    ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}, torch.tanh),
+], ids=["regression", "multi_label", "identity", "tanh"])  # fmt: skip
 def test_config_json_sets_the_activation(tmp_path, settings, activate):  # type: ignore[no-untyped-def,type-arg]
     model = save_pooler(tmp_path, "bert", "classify", num_labels=3)
     edit_config(tmp_path, **settings)
@@ -217,14 +213,11 @@ def test_a_setting_that_does_not_fit_the_model_fails_the_start(tmp_path, head, c
         SmallPooling(tmp_path, **options)
 
 
-@pytest.mark.parametrize(
-    ("lengths", "limits", "chosen"),
-    [
-        ([5], (8, 100), [5]), ([5, 50, 6, 4], (8, 20), [4, 5, 6]), ([50, 5, 6, 49], (8, 100), [49, 50]),
-        ([200, 5], (8, 100), [200]), ([5, 5, 5, 5], (2, 100), [5, 5]),
-        ([10, 11, 9, 100], (8, 33), [9, 10, 11]), ([10, 1, 1, 1, 40], (8, 50), [1, 1, 1, 10]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("lengths", "limits", "chosen"), [
+    ([5], (8, 100), [5]), ([5, 50, 6, 4], (8, 20), [4, 5, 6]), ([50, 5, 6, 49], (8, 100), [49, 50]),
+    ([200, 5], (8, 100), [200]), ([5, 5, 5, 5], (2, 100), [5, 5]),
+    ([10, 11, 9, 100], (8, 33), [9, 10, 11]), ([10, 1, 1, 1, 40], (8, 50), [1, 1, 1, 10]),
+])  # fmt: skip
 def test_a_batch_contains_the_oldest_prompt_and_those_of_similar_length(lengths, limits, chosen):
     waiting = [PoolingSequence(str(i), [1] * n, PoolingParams(task="embed")) for i, n in enumerate(lengths)]
     batch = choose_batch(waiting, *limits)

@@ -30,11 +30,9 @@ def test_every_choice_is_accepted_exactly(choice):
     assert not _is_whole(guided, choice + "!")
 
 
-@pytest.mark.parametrize(
-    "grammar",
-    ['start: sum\nsum: NUM ("+" NUM)*\nNUM: /[0-9]+/', 'root ::= num ("+" num)*\nnum ::= [0-9]+'],
-    ids=["lark", "gbnf"],
-)
+@pytest.mark.parametrize("grammar", [
+    'start: sum\nsum: NUM ("+" NUM)*\nNUM: /[0-9]+/', 'root ::= num ("+" num)*\nnum ::= [0-9]+',
+], ids=["lark", "gbnf"])  # fmt: skip
 def test_lark_and_gbnf_grammars_are_supported(grammar):
     guided = GuidedDecoding("grammar", grammar)
     assert _is_whole(guided, "1+22+3")
@@ -42,21 +40,17 @@ def test_lark_and_gbnf_grammars_are_supported(grammar):
     assert not _is_whole(guided, "1+")
 
 
-@pytest.mark.parametrize(
-    ("guided", "message"),
-    [
-        (GuidedDecoding("json_schema", '{"type": "nonsense"}'), "nonsense"),
-        (GuidedDecoding("json_schema", '{"$ref": "#/$defs/none"}'), "none"),
-        (GuidedDecoding("json_schema", '{"type": "array", "uniqueItems": true}'), "uniqueItems"),
-        (GuidedDecoding("json_schema", "[]"), "object"),
-        (GuidedDecoding("json_schema", "{"), "line 1"),
-        (GuidedDecoding("regex", "(unclosed"), "unclosed group"),
-        (GuidedDecoding("grammar", "start: ("), "Expected token"),
-        (GuidedDecoding("grammar", 'start: unknown "a"'), "unknown"),
-        (GuidedDecoding("grammar", ""), "root"),
-    ],
-    ids=lambda value: f"{value.kind} {value.spec}" if isinstance(value, GuidedDecoding) else "",
-)
+@pytest.mark.parametrize(("guided", "message"), [
+    (GuidedDecoding("json_schema", '{"type": "nonsense"}'), "nonsense"),
+    (GuidedDecoding("json_schema", '{"$ref": "#/$defs/none"}'), "none"),
+    (GuidedDecoding("json_schema", '{"type": "array", "uniqueItems": true}'), "uniqueItems"),
+    (GuidedDecoding("json_schema", "[]"), "object"),
+    (GuidedDecoding("json_schema", "{"), "line 1"),
+    (GuidedDecoding("regex", "(unclosed"), "unclosed group"),
+    (GuidedDecoding("grammar", "start: ("), "Expected token"),
+    (GuidedDecoding("grammar", 'start: unknown "a"'), "unknown"),
+    (GuidedDecoding("grammar", ""), "root"),
+], ids=lambda value: f"{value.kind} {value.spec}" if isinstance(value, GuidedDecoding) else "")  # fmt: skip
 def test_an_invalid_grammar_is_rejected_with_its_position(guided, message):
     with pytest.raises(ValueError, match=message):
         build_grammar(guided)

@@ -37,15 +37,11 @@ def engine(tmp_path: Path) -> SmallEngine:
     return byte_engine(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("guided", "pattern"),
-    [
-        (GuidedDecoding("regex", r"[a-c]{3}-[0-9]{2}(x|yz)"), r"[a-c]{3}-[0-9]{2}(x|yz)"),
-        (GuidedDecoding("choice", json.dumps(CHOICES)), "|".join(map(re.escape, CHOICES))),
-        (GuidedDecoding("grammar", 'start: "a" ("b" | "ç") inner{2}\ninner: /[de]/ "f"'), "a(b|ç)([de]f){2}"),
-    ],
-    ids=["regex", "choice", "lark"],
-)
+@pytest.mark.parametrize(("guided", "pattern"), [
+    (GuidedDecoding("regex", r"[a-c]{3}-[0-9]{2}(x|yz)"), r"[a-c]{3}-[0-9]{2}(x|yz)"),
+    (GuidedDecoding("choice", json.dumps(CHOICES)), "|".join(map(re.escape, CHOICES))),
+    (GuidedDecoding("grammar", 'start: "a" ("b" | "ç") inner{2}\ninner: /[de]/ "f"'), "a(b|ç)([de]f){2}"),
+], ids=["regex", "choice", "lark"])  # fmt: skip
 def test_a_random_model_follows_its_grammar(engine, guided, pattern):
     completions = [engine.add(str(i), [40], temperature=2.0, seed=i, max_tokens=60, guided=guided) for i in range(30)]
     engine.run()
@@ -67,13 +63,10 @@ _MIN_TOKENS: dict[str, Any] = {"min_tokens": 10, "logit_bias": {EOS: 100.0}}
 _IGNORE_EOS: dict[str, Any] = {"ignore_eos": True, "logit_bias": {ord("!"): -100.0}}
 
 
-@pytest.mark.parametrize(
-    ("pattern", "options", "texts"),
-    [
-        *(("yes", _MIN_TOKENS, ["yes"]), ("(yes)?", _MIN_TOKENS, ["yes"]), ("", _MIN_TOKENS, [""])),
-        *((pattern, _IGNORE_EOS, ["yes", ""]) for pattern in ("yes", "(yes)?", "yes|yes!*")),
-    ],
-)
+@pytest.mark.parametrize(("pattern", "options", "texts"), [
+    *(("yes", _MIN_TOKENS, ["yes"]), ("(yes)?", _MIN_TOKENS, ["yes"]), ("", _MIN_TOKENS, [""])),
+    *((pattern, _IGNORE_EOS, ["yes", ""]) for pattern in ("yes", "(yes)?", "yes|yes!*")),
+])  # fmt: skip
 def test_a_complete_grammar_overrides_min_tokens_and_ignore_eos(engine, pattern, options, texts):
     [completion] = engine.complete([[40]], guided=GuidedDecoding("regex", pattern), max_tokens=20, **options)
     assert text_of(completion) in texts
@@ -139,14 +132,11 @@ def test_a_sentencepiece_model_is_converted_by_transformers(tmp_path):
 
 
 @USES
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(lambda folder: shutil.rmtree(folder.resolve()), id="removed"),
-        pytest.param(lambda folder: (folder.unlink(), folder.symlink_to("other")), id="flipped link"),
-        pytest.param(lambda folder: (folder / "tokenizer.json").write_text("{}"), id="written in place"),
-    ],
-)
+@pytest.mark.parametrize("change", [
+    pytest.param(lambda folder: shutil.rmtree(folder.resolve()), id="removed"),
+    pytest.param(lambda folder: (folder.unlink(), folder.symlink_to("other")), id="flipped link"),
+    pytest.param(lambda folder: (folder / "tokenizer.json").write_text("{}"), id="written in place"),
+])  # fmt: skip
 def test_a_tokenizer_file_that_changes_after_the_start_is_not_read_again(tmp_path, use, change):
     (tmp_path / "first").mkdir()
     (tmp_path / "model").symlink_to("first")
@@ -194,17 +184,13 @@ def test_an_ambiguous_grammar_is_refused_before_its_first_token():
     assert "Too many items" in str(found)
 
 
-@pytest.mark.parametrize(
-    "constraint",
-    [
-        PERSON,
-        GuidedDecoding("json_object"),
-        GuidedDecoding("regex", "[ab]+"),
-        GuidedDecoding("choice", json.dumps(CHOICES)),
-        GuidedDecoding("grammar", 'start: a\na: a b | b a | "x"\nb: a a | "x" | "y"'),
-    ],
-    ids=lambda guided: guided.kind,
-)
+@pytest.mark.parametrize("constraint", [
+    PERSON,
+    GuidedDecoding("json_object"),
+    GuidedDecoding("regex", "[ab]+"),
+    GuidedDecoding("choice", json.dumps(CHOICES)),
+    GuidedDecoding("grammar", 'start: a\na: a b | b a | "x"\nb: a a | "x" | "y"'),
+], ids=lambda guided: guided.kind)  # fmt: skip
 @pytest.mark.parametrize("slow", ["compute_bitmask", "consume_token"])
 def test_a_constraint_whose_token_takes_too_long_fails_only_its_request(engine, monkeypatch, constraint, slow):
     spent_s = iter(range(1000))

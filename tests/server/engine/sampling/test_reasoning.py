@@ -141,13 +141,10 @@ def test_a_token_may_end_the_reasoning_and_begin_the_answer():
     assert found == [None, None, (ends[0], b"\n\n"), (ends[0], b"")]
 
 
-@pytest.mark.parametrize(
-    ("marker", "symbol", "forced"),
-    [
-        pytest.param(ReasoningMarker("<other>", END, begins_answer=True), "<[257]>", (END,), id="token"),
-        pytest.param(ReasoningMarker("<call>", None, begins_answer=True), '"<call>"', tuple(b"<call>"), id="text"),
-    ],
-)
+@pytest.mark.parametrize(("marker", "symbol", "forced"), [
+    pytest.param(ReasoningMarker("<other>", END, begins_answer=True), "<[257]>", (END,), id="token"),
+    pytest.param(ReasoningMarker("<call>", None, begins_answer=True), '"<call>"', tuple(b"<call>"), id="text"),
+])  # fmt: skip
 def test_the_grammar_contains_a_marker_that_belongs_to_the_answer(engine, marker, symbol, forced):
     guided = GuidedDecoding("grammar", f"start: {symbol} /[0-9]{{3}}/")
     rules = ReasoningRules(ends=(marker,), is_open=True, delays_grammar=True, budget=4, forced_end=forced)

@@ -63,11 +63,9 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(
-    "params",
-    [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"logprobs": 20}, {"frequency_penalty": 1.0}, {"seed": 1}],
-    ids=str,
-)
+@pytest.mark.parametrize("params", [
+    {}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"logprobs": 20}, {"frequency_penalty": 1.0}, {"seed": 1},
+], ids=str)  # fmt: skip
 def test_a_step_of_many_sequences_needs_no_more_memory_than_one_of_few(params):
     largest = []
     for number in (32, 256):

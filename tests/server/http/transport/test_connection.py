@@ -81,11 +81,9 @@ def test_a_connection_is_freed_without_the_collector(certificate, how, tls):
 
 
 @needs_openssl
-@pytest.mark.parametrize(
-    "case",
-    [ClientCase(b"\0" * 1000, asyncio.StreamReader.read), ClientCase(HALF_A_HELLO)],
-    ids=["no tls", "half a hello"],
-)
+@pytest.mark.parametrize("case", [
+    ClientCase(b"\0" * 1000, asyncio.StreamReader.read), ClientCase(HALF_A_HELLO),
+], ids=["no tls", "half a hello"])  # fmt: skip
 def test_a_failed_handshake_is_freed_without_the_collector(certificate, case):
     uvloop.run(_check_freed(certificate, case, tls=False))
 

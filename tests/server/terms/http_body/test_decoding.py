@@ -49,32 +49,24 @@ def test_json_may_have_any_of_its_encodings(encoding):
     assert RequestDecoder(CompletionRequest).decode('{"prompt": "é"}'.encode(encoding)).prompt == "é"
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        f'"response_format": {{"type": "{"x" * 10_000}"}}',
-        f'"logit_bias": {{"{"x" * 10_000}": 1}}',
-        f'"n": -{"9" * 1000}',
-    ],
-    ids=["word", "key", "number"],
-)
+@pytest.mark.parametrize("fields", [
+    f'"response_format": {{"type": "{"x" * 10_000}"}}',
+    f'"logit_bias": {{"{"x" * 10_000}": 1}}',
+    f'"n": -{"9" * 1000}',
+], ids=["word", "key", "number"])  # fmt: skip
 def test_huge_value_is_truncated_in_the_message(fields):
     assert 200 < len(fail(b'{"prompt": "a", ' + fields.encode() + b"}").message) < 300
 
 
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        *((body, "not valid JSON") for body in (b"", b"{", b"nonsense", b'{\0"', b"\xff\xfe{", b"\xef\xbb\xbf\xff")),
-        (b'{"prompt": "\xff"}', "not valid JSON"),
-        (b'{"prompt": "a", "temperature": NaN}', "not valid JSON"),
-        (b'{"prompt": "a", "temperature": Infinity}', "not valid JSON"),
-        (b'{"prompt": "\\ud800"}', "not valid JSON"),
-        (b'{"prompt": "a", "temperature": 1e999}', "out of range"),
-        *((body, "must be a JSON object") for body in (b"[]", b"null", b'"text"', b"3")),
-    ],
-    ids=repr,
-)
+@pytest.mark.parametrize(("body", "message"), [
+    *((body, "not valid JSON") for body in (b"", b"{", b"nonsense", b'{\0"', b"\xff\xfe{", b"\xef\xbb\xbf\xff")),
+    (b'{"prompt": "\xff"}', "not valid JSON"),
+    (b'{"prompt": "a", "temperature": NaN}', "not valid JSON"),
+    (b'{"prompt": "a", "temperature": Infinity}', "not valid JSON"),
+    (b'{"prompt": "\\ud800"}', "not valid JSON"),
+    (b'{"prompt": "a", "temperature": 1e999}', "out of range"),
+    *((body, "must be a JSON object") for body in (b"[]", b"null", b'"text"', b"3")),
+], ids=repr)  # fmt: skip
 def test_what_is_no_json_object_is_rejected(body, message):
     assert message in fail(body).message
 
@@ -92,19 +84,14 @@ _DEFAULTS = LimitsConfig()
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("model", "body"),
-    [
-        pytest.param(DetokenizeRequest, {"tokens": [1] * (_DEFAULTS.max_json_values - 3)}, id="values, detokenize"),
-        pytest.param(CompletionRequest, {"prompt": [1] * (_DEFAULTS.max_json_values - 3)}, id="values, prompt"),
-        pytest.param(CompletionRequest, {"prompt": ["a"] * _DEFAULTS.max_prompts}, id="prompts"),
-        pytest.param(CompletionRequest, {"prompt": "a", "n": _DEFAULTS.max_queued_requests}, id="n"),
-        pytest.param(CompletionRequest, {"prompt": "a", "stop": ["x" * 16] * _DEFAULTS.max_stop_strings}, id="stop"),
-        pytest.param(
-            CompletionRequest, {"prompt": "a", "structured_outputs": {"json": _NESTED}}, id="nesting of a schema"
-        ),
-    ],
-)
+@pytest.mark.parametrize(("model", "body"), [
+    pytest.param(DetokenizeRequest, {"tokens": [1] * (_DEFAULTS.max_json_values - 3)}, id="values, detokenize"),
+    pytest.param(CompletionRequest, {"prompt": [1] * (_DEFAULTS.max_json_values - 3)}, id="values, prompt"),
+    pytest.param(CompletionRequest, {"prompt": ["a"] * _DEFAULTS.max_prompts}, id="prompts"),
+    pytest.param(CompletionRequest, {"prompt": "a", "n": _DEFAULTS.max_queued_requests}, id="n"),
+    pytest.param(CompletionRequest, {"prompt": "a", "stop": ["x" * 16] * _DEFAULTS.max_stop_strings}, id="stop"),
+    pytest.param(CompletionRequest, {"prompt": "a", "structured_outputs": {"json": _NESTED}}, id="nesting of a schema"),
+])  # fmt: skip
 def test_a_request_at_a_documented_limit_is_below_all_other_limits(model, body):
     RequestDecoder(model).decode(json.dumps(body).encode())
     assert _DEFAULTS.max_queued_requests is not None
@@ -152,30 +139,21 @@ def test_invalid_json_is_left_to_the_decoder(body):
     assert has_at_most(body, 2)
 
 
-@pytest.mark.parametrize(
-    ("model", "body", "values"),
-    [
-        (CompletionRequest, {"prompt": "a"}, {"prompts": ["a"]}),
-        (CompletionRequest, {"prompt": ["a", "b"]}, {"prompts": ["a", "b"]}),
-        (CompletionRequest, {"prompt": [1, 2]}, {"prompts": [[1, 2]]}),
-        (CompletionRequest, {"prompt": [[1], [2, 3]]}, {"prompts": [[1], [2, 3]]}),
-        (
-            CompletionRequest,
-            {"prompt": "a"} | dict.fromkeys(("n", "max_tokens", "stop", "stream", "temperature")),
-            {"num_choices": 1, "output_limit": 16, "stop_strings": ()},
-        ),
-        (CompletionRequest, {"prompt": "a", "logprobs": True, "temperature": False}, {"logprobs": 1, "temperature": 0}),
-        (CompletionRequest, {"prompt": "a", "stream": False, "echo": True}, {"stream": False, "echo": True}),
-        (CompletionRequest, {"prompt": "a", "temperature": "0.5", "n": "2"}, {"temperature": 0.5, "n": 2}),
-        (CompletionRequest, {"prompt": "a", "stream": "true", "ignore_eos": 1}, {"stream": True, "ignore_eos": True}),
-        (CompletionRequest, {"prompt": "a", "stop": ["1"]}, {"stop_strings": ("1",)}),
-        (
-            ChatRequest,
-            {"messages": [{}], "max_tokens": 5, "max_completion_tokens": 7},
-            {"output_limit": 7, "output_limit_param": "max_completion_tokens"},
-        ),
-    ],
-)
+@pytest.mark.parametrize(("model", "body", "values"), [
+    (CompletionRequest, {"prompt": "a"}, {"prompts": ["a"]}),
+    (CompletionRequest, {"prompt": ["a", "b"]}, {"prompts": ["a", "b"]}),
+    (CompletionRequest, {"prompt": [1, 2]}, {"prompts": [[1, 2]]}),
+    (CompletionRequest, {"prompt": [[1], [2, 3]]}, {"prompts": [[1], [2, 3]]}),
+    (CompletionRequest, {"prompt": "a"} | dict.fromkeys(("n", "max_tokens", "stop", "stream", "temperature")),
+     {"num_choices": 1, "output_limit": 16, "stop_strings": ()}),
+    (CompletionRequest, {"prompt": "a", "logprobs": True, "temperature": False}, {"logprobs": 1, "temperature": 0}),
+    (CompletionRequest, {"prompt": "a", "stream": False, "echo": True}, {"stream": False, "echo": True}),
+    (CompletionRequest, {"prompt": "a", "temperature": "0.5", "n": "2"}, {"temperature": 0.5, "n": 2}),
+    (CompletionRequest, {"prompt": "a", "stream": "true", "ignore_eos": 1}, {"stream": True, "ignore_eos": True}),
+    (CompletionRequest, {"prompt": "a", "stop": ["1"]}, {"stop_strings": ("1",)}),
+    (ChatRequest, {"messages": [{}], "max_tokens": 5, "max_completion_tokens": 7},
+     {"output_limit": 7, "output_limit_param": "max_completion_tokens"}),
+])  # fmt: skip
 def test_values_have_the_forms_that_vllm_accepts(model, body, values):
     request = RequestDecoder(model).decode(json.dumps(body).encode())
     assert {name: getattr(request, name) for name in values} == values
@@ -190,18 +168,15 @@ MESSAGE = {"role": "user", "content": "a"}
 MESSAGES = {"model": "a", "max_tokens": 1, "messages": [MESSAGE]}
 
 
-@pytest.mark.parametrize(
-    ("limit", "model", "body", "message"),
-    [
-        ("max_choices", CompletionRequest, {"prompt": "a", "n": 3}, "together, got 3 (VLLM_MAX_N_SEQUENCES)"),
-        ("max_choices", CompletionRequest, {"prompt": ["a"] * 2, "n": 2}, "together, got 4 (VLLM_MAX_N_SEQUENCES)"),
-        ("max_prompts", CompletionRequest, {"prompt": ["a"] * 3}, "members, got 3 (VLLM_MAX_COMPLETION_PROMPTS)"),
-        ("max_prompts", EmbeddingRequest, {"input": ["a"] * 3}, "members, got 3 (VLLM_MAX_COMPLETION_PROMPTS)"),
-        ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (VLLM_MAX_COMPLETION_PROMPTS)"),
-        ("max_stop_strings", AnthropicRequest, MESSAGES | {"stop_sequences": ["a"] * 3}, "`stop_sequences` may have"),
-        ("max_stop_strings", CompletionRequest, {"prompt": "a", "stop": ["a", "b", "c"]}, "(VLLM_MAX_STOP_STRINGS)"),
-    ],
-)
+@pytest.mark.parametrize(("limit", "model", "body", "message"), [
+    ("max_choices", CompletionRequest, {"prompt": "a", "n": 3}, "together, got 3 (VLLM_MAX_N_SEQUENCES)"),
+    ("max_choices", CompletionRequest, {"prompt": ["a"] * 2, "n": 2}, "together, got 4 (VLLM_MAX_N_SEQUENCES)"),
+    ("max_prompts", CompletionRequest, {"prompt": ["a"] * 3}, "members, got 3 (VLLM_MAX_COMPLETION_PROMPTS)"),
+    ("max_prompts", EmbeddingRequest, {"input": ["a"] * 3}, "members, got 3 (VLLM_MAX_COMPLETION_PROMPTS)"),
+    ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (VLLM_MAX_COMPLETION_PROMPTS)"),
+    ("max_stop_strings", AnthropicRequest, MESSAGES | {"stop_sequences": ["a"] * 3}, "`stop_sequences` may have"),
+    ("max_stop_strings", CompletionRequest, {"prompt": "a", "stop": ["a", "b", "c"]}, "(VLLM_MAX_STOP_STRINGS)"),
+])  # fmt: skip
 def test_a_request_above_a_limit_is_rejected(limit, model, body, message):
     encoded = msgspec.json.encode(body)
     assert RequestDecoder(model).decode(encoded) is not None

@@ -29,24 +29,21 @@ def _write_modules(folder: Path, *kinds: str, package: str = "sentence_transform
     (folder / "modules.json").write_text(json.dumps(modules))
 
 
-@pytest.mark.parametrize(
-    ("architecture", "options", "kind"),
-    [
-        *((name, {}, GENERATE) for name in ("LlamaForCausalLM", "GPT2LMHeadModel", "SomethingNew")),
-        *((name, {}, GENERATE) for name in ("Gemma3ForConditionalGeneration", "BertForMaskedLM")),
-        *((name, {}, ModelKind("pooling", "embed")) for name in ("BertModel", "Qwen2Model", "RobertaForMaskedLM")),
-        ("BertForSequenceClassification", {}, ModelKind("pooling", "classify")),
-        ("BertForTokenClassification", {}, ModelKind("pooling", "token_classify")),
-        ("HF_ColBERT", {}, ModelKind("pooling", "colbert")),
-        ("LlamaForCausalLM", {"runner": "pooling"}, ModelKind("pooling", "embed")),
-        ("LlamaForCausalLM", {"convert": "embed"}, ModelKind("pooling", "embed")),
-        ("LlamaForCausalLM", {"convert": "classify"}, ModelKind("pooling", "classify")),
-        ("LlamaForCausalLM", {"runner": "pooling", "convert": "none"}, ModelKind("pooling", "none")),
-        ("BertModel", {"runner": "generate"}, GENERATE),
-        ("BertForSequenceClassification", {"convert": "embed"}, ModelKind("pooling", "embed")),
-        ("BertForSequenceClassification", {"convert": "none"}, ModelKind("pooling", "classify")),
-    ],
-)
+@pytest.mark.parametrize(("architecture", "options", "kind"), [
+    *((name, {}, GENERATE) for name in ("LlamaForCausalLM", "GPT2LMHeadModel", "SomethingNew")),
+    *((name, {}, GENERATE) for name in ("Gemma3ForConditionalGeneration", "BertForMaskedLM")),
+    *((name, {}, ModelKind("pooling", "embed")) for name in ("BertModel", "Qwen2Model", "RobertaForMaskedLM")),
+    ("BertForSequenceClassification", {}, ModelKind("pooling", "classify")),
+    ("BertForTokenClassification", {}, ModelKind("pooling", "token_classify")),
+    ("HF_ColBERT", {}, ModelKind("pooling", "colbert")),
+    ("LlamaForCausalLM", {"runner": "pooling"}, ModelKind("pooling", "embed")),
+    ("LlamaForCausalLM", {"convert": "embed"}, ModelKind("pooling", "embed")),
+    ("LlamaForCausalLM", {"convert": "classify"}, ModelKind("pooling", "classify")),
+    ("LlamaForCausalLM", {"runner": "pooling", "convert": "none"}, ModelKind("pooling", "none")),
+    ("BertModel", {"runner": "generate"}, GENERATE),
+    ("BertForSequenceClassification", {"convert": "embed"}, ModelKind("pooling", "embed")),
+    ("BertForSequenceClassification", {"convert": "none"}, ModelKind("pooling", "classify")),
+])  # fmt: skip
 def test_the_architecture_determines_the_kind_unless_flags_override_it(tmp_path, architecture, options, kind):
     assert _kind(tmp_path, architecture, **options) == kind
 
@@ -63,18 +60,15 @@ def test_a_folder_that_cannot_be_read_raises_no_error(tmp_path):
     assert read_model_kind(tmp_path, EngineConfig()) == GENERATE
 
 
-@pytest.mark.parametrize(
-    ("config", "kind"),
-    [
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "CLS"),
-        ({"pooling_mode_mean_tokens": True}, "MEAN"),
-        ({"pooling_mode_lasttoken": True}, "LAST"),
-        ({"pooling_mode": "mean"}, "MEAN"),
-        ({"pooling_mode_max_tokens": True}, None),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, None),
-        ({}, None),
-    ],
-)
+@pytest.mark.parametrize(("config", "kind"), [
+    ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "CLS"),
+    ({"pooling_mode_mean_tokens": True}, "MEAN"),
+    ({"pooling_mode_lasttoken": True}, "LAST"),
+    ({"pooling_mode": "mean"}, "MEAN"),
+    ({"pooling_mode_max_tokens": True}, None),
+    ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, None),
+    ({}, None),
+])  # fmt: skip
 def test_the_pooling_type_is_read_from_its_module(tmp_path, config, kind):
     _write_modules(tmp_path, "Transformer", "Pooling")
     (tmp_path / "1_Pooling").mkdir()
@@ -125,18 +119,14 @@ def test_only_tested_vision_models_in_whole_folders_accept_images(tmp_path):
 DEEPSEEK = '{"model_type": "deepseek_v32"}'
 
 
-@pytest.mark.parametrize(
-    ("names", "named"),
-    [
-        (["tekken.json"], "tekken.json"),
-        (["tekken_240911.json", "consolidated.safetensors"], "tekken_240911.json"),
-        (["tokenizer.model.v3", "spiece.model"], "tokenizer.model.v3"),
-        (["mistral_instruct_tokenizer_241114.model.v7m1"], "mistral_instruct_tokenizer_241114.model.v7m1"),
-        (["tokenizer.tok.json"], "Grok-2"),
-        ([f"config.json={DEEPSEEK}", "tokenizer.json"], "DeepSeek-V3.2"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
+@pytest.mark.parametrize(("names", "named"), [
+    (["tekken.json"], "tekken.json"),
+    (["tekken_240911.json", "consolidated.safetensors"], "tekken_240911.json"),
+    (["tokenizer.model.v3", "spiece.model"], "tokenizer.model.v3"),
+    (["mistral_instruct_tokenizer_241114.model.v7m1"], "mistral_instruct_tokenizer_241114.model.v7m1"),
+    (["tokenizer.tok.json"], "Grok-2"),
+    ([f"config.json={DEEPSEEK}", "tokenizer.json"], "DeepSeek-V3.2"),
+], ids=lambda value: value[0] if isinstance(value, list) else "")  # fmt: skip
 def test_a_tokenizer_that_only_vllm_reads_is_an_error_unless_the_operator_wants_it(names, named, tmp_path):
     for name, _, content in (each.partition("=") for each in names):
         (tmp_path / name).write_text(content)
@@ -146,17 +136,13 @@ def test_a_tokenizer_that_only_vllm_reads_is_an_error_unless_the_operator_wants_
     assert named in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["tokenizer.json", "tekken.json", "consolidated.safetensors"],
-        ["tokenizer.model", "tokenizer.model.v3"],
-        ["tokenizer.json", "tokenizer.tok.json"],
-        ["spiece.model", "tekken.txt", "tokenizer.model.v3.bak"],
-        [],
-    ],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("names", [
+    ["tokenizer.json", "tekken.json", "consolidated.safetensors"],
+    ["tokenizer.model", "tokenizer.model.v3"],
+    ["tokenizer.json", "tokenizer.tok.json"],
+    ["spiece.model", "tekken.txt", "tokenizer.model.v3.bak"],
+    [],
+], ids=" ".join)  # fmt: skip
 def test_what_transformers_may_read_is_no_problem(names, tmp_path):
     for name in names:
         (tmp_path / name).touch()

@@ -23,17 +23,14 @@ def test_characters_are_written_as_they_are():
     assert write_json("\ud83d é") == '"\\ud83d \\u00e9"'
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("hermes", f'<tool_call>{{"name": "{HALF}", "arguments": {{"a": "{HALF}"}}}}</tool_call>'),
-        ("hermes", f'<tool_call>{{"name": "f", "arguments": {{"a": "{HALF}"}}}}</tool_call>'),
-        ("granite4", f'<tool_call>{{"name": "f", "arguments": "{HALF}"}}</tool_call>'),
-        ("pythonic", f'[f(a="{HALF}")]'),
-        ("qwen3_xml", f'<tool_call><function=f><parameter=b>{{"x": "{HALF}"}}</parameter></function></tool_call>'),
-        ("glm45", f'<tool_call>f<arg_key>b</arg_key><arg_value>{{"x": "{HALF}"}}</arg_value></tool_call>'),
-    ],
-)
+@pytest.mark.parametrize(("name", "text"), [
+    ("hermes", f'<tool_call>{{"name": "{HALF}", "arguments": {{"a": "{HALF}"}}}}</tool_call>'),
+    ("hermes", f'<tool_call>{{"name": "f", "arguments": {{"a": "{HALF}"}}}}</tool_call>'),
+    ("granite4", f'<tool_call>{{"name": "f", "arguments": "{HALF}"}}</tool_call>'),
+    ("pythonic", f'[f(a="{HALF}")]'),
+    ("qwen3_xml", f'<tool_call><function=f><parameter=b>{{"x": "{HALF}"}}</parameter></function></tool_call>'),
+    ("glm45", f'<tool_call>f<arg_key>b</arg_key><arg_value>{{"x": "{HALF}"}}</arg_value></tool_call>'),
+])  # fmt: skip
 def test_calls_can_be_sent(name, text):
     events = parse(name, text)
     assert "".join(part or "" for event in events for part in event).encode()
@@ -65,16 +62,13 @@ DEEP = ["[" * levels + "]" * levels for levels in (*range(194, 204), 950, 10_000
 
 
 @pytest.mark.parametrize("values", [["NaN"], ["-Infinity"], ["1e999"], DEEP], ids=lambda values: values[0][:9])
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("qwen3_xml", "<tool_call><function=f><parameter=b>%s</parameter></function></tool_call>"),
-        ("gemma4", "<|tool_call>call:f{b:%s}<tool_call|>"),
-        ("hermes", '<tool_call>{"name": "f", "arguments": {"b": %s}}</tool_call>'),
-        ("pythonic", "[f(b=%s)]"),
-        ("openai", "<|channel|>commentary to=functions.f<|message|>%s<|call|>"),
-    ],
-)
+@pytest.mark.parametrize(("name", "text"), [
+    ("qwen3_xml", "<tool_call><function=f><parameter=b>%s</parameter></function></tool_call>"),
+    ("gemma4", "<|tool_call>call:f{b:%s}<tool_call|>"),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"b": %s}}</tool_call>'),
+    ("pythonic", "[f(b=%s)]"),
+    ("openai", "<|channel|>commentary to=functions.f<|message|>%s<|call|>"),
+])  # fmt: skip
 def test_arguments_are_json(name, text, values):
     for value in values:
         events = parse(name, text % value)

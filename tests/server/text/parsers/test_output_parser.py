@@ -91,18 +91,15 @@ def test_ids_of_mistral_are_those_that_its_tokenizers_accept():
     assert start == CallStart("f", "123456789")
 
 
-@pytest.mark.parametrize(
-    ("name", "kwargs", "is_used"),
-    [
-        ("qwen3", {}, True),
-        ("qwen3", {"enable_thinking": False}, False),
-        ("deepseek_v3", {}, False),
-        ("deepseek_v3", {"thinking": True}, True),
-        ("deepseek_v3", {"enable_thinking": True, "thinking": False}, True),
-        ("holo2", {}, True),
-        ("holo2", {"thinking": False}, False),
-        ("step3p5", {"enable_thinking": False}, True),
-    ],
-)
+@pytest.mark.parametrize(("name", "kwargs", "is_used"), [
+    ("qwen3", {}, True),
+    ("qwen3", {"enable_thinking": False}, False),
+    ("deepseek_v3", {}, False),
+    ("deepseek_v3", {"thinking": True}, True),
+    ("deepseek_v3", {"enable_thinking": True, "thinking": False}, True),
+    ("holo2", {}, True),
+    ("holo2", {"thinking": False}, False),
+    ("step3p5", {"enable_thinking": False}, True),
+])  # fmt: skip
 def test_template_variables_switch_reasoning_off(name, kwargs, is_used):
     assert REASONING_FORMATS[name].is_used(kwargs) is is_used

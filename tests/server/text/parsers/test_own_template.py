@@ -37,20 +37,14 @@ def parse(template, text):
     return parts
 
 
-@pytest.mark.parametrize(
-    ("template", "text"),
-    [
-        (QWEN, f"<think>\nHm\n</think>\n\nYes.{CALL}\n{CALL}<|im_end|>"),
-        (QWEN, "Yes <think"),
-        (QWEN, "<think>Hm"),
-        (
-            GEMMA,
-            '<|channel>thought\nHm<channel|>Yes<|tool_call>call:search{query:<|"|>{é<|"|>,tags:[]}<tool_call|><turn|>',
-        ),
-        (XML, f"Hm</think><answer>Yes</answer>{XML_CALL}\n</function>\n</tool_call>"),
-        (LISTED, '[C][{"name": "now", "arguments": {}}, {"name": "f", "arguments": {"a": 1}}]'),
-    ],
-)
+@pytest.mark.parametrize(("template", "text"), [
+    (QWEN, f"<think>\nHm\n</think>\n\nYes.{CALL}\n{CALL}<|im_end|>"),
+    (QWEN, "Yes <think"),
+    (QWEN, "<think>Hm"),
+    (GEMMA, '<|channel>thought\nHm<channel|>Yes<|tool_call>call:search{query:<|"|>{é<|"|>,tags:[]}<tool_call|><turn|>'),
+    (XML, f"Hm</think><answer>Yes</answer>{XML_CALL}\n</function>\n</tool_call>"),
+    (LISTED, '[C][{"name": "now", "arguments": {}}, {"name": "f", "arguments": {"a": 1}}]'),
+])  # fmt: skip
 def test_results_are_transformers(template, text):
     tools = [{"name": name, "parameters": parameters} for name, parameters in FUNCTIONS.items()]
     prefix = "<a>" if template is XML else ""

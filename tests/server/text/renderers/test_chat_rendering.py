@@ -325,14 +325,10 @@ _DEVELOPER = {"role": "developer", "content": "c", "tools": [{}]}
 _SYSTEM, _USER = ({"role": role, "content": text} for role, text in (("system", "a"), ("user", "b")))
 
 
-@pytest.mark.parametrize(
-    ("messages", "content_format", "expected"),
-    [
-        ([_SYSTEM, _USER, _DEVELOPER], "string", [{"role": "system", "content": "a\n\nc"}, _USER]),
-        ([_DEVELOPER], "openai", [{"role": "system", "content": [{"type": "text", "text": "c"}]}]),
-        ([_USER, _SYSTEM], "string", [_USER, _SYSTEM]),
-    ],
-    ids=["joined to the system message", "alone", "without one, system messages stay in place"],
-)
+@pytest.mark.parametrize(("messages", "content_format", "expected"), [
+    ([_SYSTEM, _USER, _DEVELOPER], "string", [{"role": "system", "content": "a\n\nc"}, _USER]),
+    ([_DEVELOPER], "openai", [{"role": "system", "content": [{"type": "text", "text": "c"}]}]),
+    ([_USER, _SYSTEM], "string", [_USER, _SYSTEM]),
+], ids=["joined to the system message", "alone", "without one, system messages stay in place"])  # fmt: skip
 def test_developer_messages_become_one_system_message_at_the_start(messages, content_format, expected):
     assert without_developer(to_conversation(messages, content_format)) == expected

@@ -140,16 +140,13 @@ def scan(scanner: StopScanner, pieces: list[str]) -> tuple[list[str], str | None
     return [*shown, scanner.release()], None
 
 
-@pytest.mark.parametrize(
-    ("stops", "pieces", "shown", "found"),
-    [
-        pytest.param(["STOP"], ["go S", "T", "OP on"], ["go ", "", ""], "STOP", id="across pieces"),
-        pytest.param(["STOP"], ["a ST", "EP"], ["a ", "STEP", ""], None, id="held back while it may begin"),
-        pytest.param(["aab"], ["aa", "ab"], ["", "a"], "aab", id="a prefix within a prefix"),
-        pytest.param(["cd", "abcd"], ["xabcd"], ["xab"], "cd", id="the first complete one wins, nested"),
-        pytest.param(["bcx", "abcy"], ["1abc", "x"], ["1", "a"], "bcx", id="held back from the earliest"),
-    ],
-)
+@pytest.mark.parametrize(("stops", "pieces", "shown", "found"), [
+    pytest.param(["STOP"], ["go S", "T", "OP on"], ["go ", "", ""], "STOP", id="across pieces"),
+    pytest.param(["STOP"], ["a ST", "EP"], ["a ", "STEP", ""], None, id="held back while it may begin"),
+    pytest.param(["aab"], ["aa", "ab"], ["", "a"], "aab", id="a prefix within a prefix"),
+    pytest.param(["cd", "abcd"], ["xabcd"], ["xab"], "cd", id="the first complete one wins, nested"),
+    pytest.param(["bcx", "abcy"], ["1abc", "x"], ["1", "a"], "bcx", id="held back from the earliest"),
+])  # fmt: skip
 def test_text_is_held_back_while_it_may_begin_a_stop_string(stops, pieces, shown, found):
     assert scan(StopScanner(stops), pieces) == (shown, found)
 

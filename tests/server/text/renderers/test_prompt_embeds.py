@@ -59,18 +59,15 @@ def test_rounding_to_bfloat16_equals_torch_s_for_every_kind_of_number():
     assert torch.equal(load(saved(rows), EmbedsLimits(1 << 20, 16, "bfloat16")), rows.bfloat16())
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        pytest.param(torch.randn(16, 9).t(), id="transposed"),
-        pytest.param(torch.randn(40, 16)[7:20:3], id="slice"),
-        pytest.param(torch.randn(1, 16).expand(9, 16), id="expanded"),
-        pytest.param(torch.randn(9, 48)[:, ::3], id="columns"),
-        pytest.param(torch.randn(1, 9, 16), id="batch of one"),
-        pytest.param(torch.nn.Parameter(torch.randn(9, 16)), id="parameter"),
-        pytest.param(torch.randn(9, 16, requires_grad=True), id="requires grad"),
-    ],
-)
+@pytest.mark.parametrize("rows", [
+    pytest.param(torch.randn(16, 9).t(), id="transposed"),
+    pytest.param(torch.randn(40, 16)[7:20:3], id="slice"),
+    pytest.param(torch.randn(1, 16).expand(9, 16), id="expanded"),
+    pytest.param(torch.randn(9, 48)[:, ::3], id="columns"),
+    pytest.param(torch.randn(1, 9, 16), id="batch of one"),
+    pytest.param(torch.nn.Parameter(torch.randn(9, 16)), id="parameter"),
+    pytest.param(torch.randn(9, 16, requires_grad=True), id="requires grad"),
+])  # fmt: skip
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_tensors_of_any_memory_layout_are_read(rows, protocol):
     expected = rows.detach().reshape(-1, 16).float()
@@ -96,13 +93,10 @@ def test_base64_may_be_a_string_bytes_or_a_view():
         assert torch.equal(to_torch(safe_load_prompt_embeds(embeds, LIMITS)), NORMAL)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "is empty"), ("A", "not valid base64"), ("AAAA\nAAAA", "not valid base64"),
-        ("__--", "not valid base64"), ("AAAA", "is no file of torch.save"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "is empty"), ("A", "not valid base64"), ("AAAA\nAAAA", "not valid base64"),
+    ("__--", "not valid base64"), ("AAAA", "is no file of torch.save"),
+])  # fmt: skip
 def test_error_for_invalid_base64_or_an_unknown_file_names_the_fault(text, message):
     with pytest.raises(RequestError, match=message) as caught:
         safe_load_prompt_embeds(text, LIMITS)
@@ -115,23 +109,20 @@ def test_too_much_base64_is_rejected_before_decoding(monkeypatch):
         safe_load_prompt_embeds("A" * (LIMITS.max_base64_chars + 1), LIMITS)
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        pytest.param(torch.zeros(5, 15), "rows of 15 numbers, but the model's hidden size is 16", id="width"),
-        pytest.param(torch.zeros(16), "must be a 2D tensor", id="rank 1"),
-        pytest.param(torch.zeros(2, 5, 16), r"got shape [2, 5, 16]", id="rank 3"),
-        pytest.param(torch.zeros(()), "must be a 2D tensor", id="rank 0"),
-        pytest.param(torch.zeros(0, 16), "has no rows", id="no rows"),
-        pytest.param(torch.zeros(5, 16, dtype=torch.int64), "torch.LongStorage", id="int64"),
-        pytest.param(torch.zeros(5, 16, dtype=torch.bool), "BoolStorage", id="bool"),
-        pytest.param(torch.zeros(5, 16, dtype=torch.float8_e4m3fn), "plain tensor", id="float8"),
-        pytest.param(torch.full((5, 16), float("nan")), "NaN or infinity in row 0", id="nan"),
-        pytest.param(torch.tensor([[0.0] * 16, [0.0] * 15 + [float("-inf")]]), "in row 1", id="infinity"),
-        pytest.param([NORMAL], "plain tensor", id="list"),
-        pytest.param({"prompt_embeds": NORMAL}, "plain tensor", id="dict"),
-    ],
-)
+@pytest.mark.parametrize(("rows", "message"), [
+    pytest.param(torch.zeros(5, 15), "rows of 15 numbers, but the model's hidden size is 16", id="width"),
+    pytest.param(torch.zeros(16), "must be a 2D tensor", id="rank 1"),
+    pytest.param(torch.zeros(2, 5, 16), r"got shape [2, 5, 16]", id="rank 3"),
+    pytest.param(torch.zeros(()), "must be a 2D tensor", id="rank 0"),
+    pytest.param(torch.zeros(0, 16), "has no rows", id="no rows"),
+    pytest.param(torch.zeros(5, 16, dtype=torch.int64), "torch.LongStorage", id="int64"),
+    pytest.param(torch.zeros(5, 16, dtype=torch.bool), "BoolStorage", id="bool"),
+    pytest.param(torch.zeros(5, 16, dtype=torch.float8_e4m3fn), "plain tensor", id="float8"),
+    pytest.param(torch.full((5, 16), float("nan")), "NaN or infinity in row 0", id="nan"),
+    pytest.param(torch.tensor([[0.0] * 16, [0.0] * 15 + [float("-inf")]]), "in row 1", id="infinity"),
+    pytest.param([NORMAL], "plain tensor", id="list"),
+    pytest.param({"prompt_embeds": NORMAL}, "plain tensor", id="dict"),
+])  # fmt: skip
 def test_error_for_a_tensor_that_does_not_fit_names_the_fault(rows, message):
     assert message in rejection(saved(rows))
 
@@ -189,24 +180,21 @@ def test_code_in_a_pickle_does_not_run(tmp_path, monkeypatch, protocol):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(b"", id="empty"),
-        pytest.param(b"\x80\x02K\x01r\xff\xff\xff\xff.", id="memory far away"),
-        pytest.param(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fabc", id="very long text"),
-        pytest.param(b"\x80\x02K\x01" + b"\x85" * 5000 + b".", id="deep"),
-        pytest.param(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", id="no arguments"),
-        pytest.param(
-            b"\x80\x02" + b"ctorch._utils\n_rebuild_parameter\nq\x00" + b"h\x00" * 3000 + b")" + b"\x85R" * 3000 + b".",
-            id="nested",
-        ),
-        pytest.param(b"\x80\x02" + b"(" * 16_000 + b"t" * 16_000, id="too long"),
-        pytest.param(b"\x80\x02\x8b\xff\xff\xff\x7f.", id="huge number"),
-        pytest.param(b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.", id="huge array"),
-        pytest.param(b"\x80\x02})" + b"q\x00h\x00\x86" * 64 + b"K\x01s.", id="key of endless hash"),
-    ],
-)
+@pytest.mark.parametrize("content", [
+    pytest.param(b"", id="empty"),
+    pytest.param(b"\x80\x02K\x01r\xff\xff\xff\xff.", id="memory far away"),
+    pytest.param(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fabc", id="very long text"),
+    pytest.param(b"\x80\x02K\x01" + b"\x85" * 5000 + b".", id="deep"),
+    pytest.param(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", id="no arguments"),
+    pytest.param(
+        b"\x80\x02" + b"ctorch._utils\n_rebuild_parameter\nq\x00" + b"h\x00" * 3000 + b")" + b"\x85R" * 3000 + b".",
+        id="nested",
+    ),
+    pytest.param(b"\x80\x02" + b"(" * 16_000 + b"t" * 16_000, id="too long"),
+    pytest.param(b"\x80\x02\x8b\xff\xff\xff\x7f.", id="huge number"),
+    pytest.param(b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.", id="huge array"),
+    pytest.param(b"\x80\x02})" + b"q\x00h\x00\x86" * 64 + b"K\x01s.", id="key of endless hash"),
+])  # fmt: skip
 def test_broken_pickles_are_rejected(content):
     tracemalloc.start()
     try:
@@ -234,19 +222,16 @@ def test_only_the_key_of_the_files_storage_is_accepted():
         assert "missing" in rejection(with_pickle(tensor_pickle(0, (5, 16), (16, 1), key)))
 
 
-@pytest.mark.parametrize(
-    ("offset", "size", "stride"),
-    [
-        pytest.param(1, (5, 16), (16, 1), id="offset"),
-        pytest.param(0, (5, 16), (17, 1), id="stride"),
-        pytest.param(79, (5, 16), (-16, 1), id="negative stride"),
-        pytest.param(-1, (5, 16), (16, 1), id="negative offset"),
-        pytest.param(2**62, (5, 16), (2**62, 1), id="huge numbers"),
-        pytest.param(0, (2**40, 2**40), (0, 0), id="larger than memory"),
-        pytest.param(0, (1, 16), (10**30, 1), id="a stride that is not used"),
-        pytest.param(0, (2**70, 16), (0, 0), id="more than an address"),
-    ],
-)
+@pytest.mark.parametrize(("offset", "size", "stride"), [
+    pytest.param(1, (5, 16), (16, 1), id="offset"),
+    pytest.param(0, (5, 16), (17, 1), id="stride"),
+    pytest.param(79, (5, 16), (-16, 1), id="negative stride"),
+    pytest.param(-1, (5, 16), (16, 1), id="negative offset"),
+    pytest.param(2**62, (5, 16), (2**62, 1), id="huge numbers"),
+    pytest.param(0, (2**40, 2**40), (0, 0), id="larger than memory"),
+    pytest.param(0, (1, 16), (10**30, 1), id="a stride that is not used"),
+    pytest.param(0, (2**70, 16), (0, 0), id="more than an address"),
+])  # fmt: skip
 def test_a_tensor_cannot_reach_outside_its_storage(offset, size, stride):
     rejection(with_pickle(tensor_pickle(offset, size, stride)))
 

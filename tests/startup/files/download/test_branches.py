@@ -55,15 +55,11 @@ def test_what_has_changed_is_downloaded_and_served(hub_server, cache, caplog):
     assert len(hub_server.requests) == 1
 
 
-@pytest.mark.parametrize(
-    "request_of_others",
-    [
-        ModelRequest(model="org/model", revision="v2"),
-        ModelRequest(model="FOLDER", tokenizer="org/model"),
-        ModelRequest(model="FOLDER", engine="vllm", adapters=("org/adapter",)),
-    ],
-    ids=["tag", "tokenizer", "adapter"],
-)
+@pytest.mark.parametrize("request_of_others", [
+    ModelRequest(model="org/model", revision="v2"),
+    ModelRequest(model="FOLDER", tokenizer="org/model"),
+    ModelRequest(model="FOLDER", engine="vllm", adapters=("org/adapter",)),
+], ids=["tag", "tokenizer", "adapter"])  # fmt: skip
 def test_tags_tokenizers_and_adapters_move_too(request_of_others, hub_server, cache, tmp_path):
     folder = write_model(tmp_path / "folder")
     request = replace(request_of_others, model=request_of_others.model.replace("FOLDER", str(folder)))

@@ -35,21 +35,14 @@ def test_a_relative_folder_becomes_absolute_and_its_tokenizer_may_be_in_another_
     assert (files.path, files.tokenizer_path) == (folder, tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("name", "files", "expected"),
-    [
-        ("{}/missing", {}, "{}/missing is neither a folder nor a name on the Hugging Face hub"),
-        ("{}/model.bin", {"model.bin": b""}, "{}/model.bin is a file: give the folder that holds config.json"),
-        ("{}", MODEL | {"config.json": b"{oops}"}, "{}/config.json is not JSON: Expecting property name"),
-        ("{}", {**MODEL, "tokenizer.json": None}, "{} has no tokenizer. Name one with --tokenizer"),
-        (
-            "{}",
-            {"adapter_config.json": b"{}", "adapter_model.safetensors": b""},
-            "{} is an adapter: give its base model, and --enable-lora --lora-modules NAME={}",
-        ),
-    ],
-    ids=["missing", "file", "config", "tokenizer", "adapter"],
-)
+@pytest.mark.parametrize(("name", "files", "expected"), [
+    ("{}/missing", {}, "{}/missing is neither a folder nor a name on the Hugging Face hub"),
+    ("{}/model.bin", {"model.bin": b""}, "{}/model.bin is a file: give the folder that holds config.json"),
+    ("{}", MODEL | {"config.json": b"{oops}"}, "{}/config.json is not JSON: Expecting property name"),
+    ("{}", {**MODEL, "tokenizer.json": None}, "{} has no tokenizer. Name one with --tokenizer"),
+    ("{}", {"adapter_config.json": b"{}", "adapter_model.safetensors": b""},
+     "{} is an adapter: give its base model, and --enable-lora --lora-modules NAME={}"),
+], ids=["missing", "file", "config", "tokenizer", "adapter"])  # fmt: skip
 def test_what_is_no_model_is_reported_in_one_line(name, files, expected, tmp_path):
     """tests/startup/session/preflight/test_preflight_checkpoint.py has all faults of a folder."""
     for file, content in files.items():

@@ -37,22 +37,19 @@ def chosen(folder: Path) -> list[str]:
     return wanted.choose_weights(listing.names, listing.weight_map_of(wanted))
 
 
-@pytest.mark.parametrize(
-    ("names", "index", "present", "missing"),
-    [
-        (["model.safetensors", "pytorch_model.bin", "model.fp16.safetensors"], [], ["model.safetensors"], []),
-        (["pytorch_model.bin", "training_args.bin", "tf_model.h5"], [], ["pytorch_model.bin"], []),
-        (["consolidated.safetensors", "model.safetensors"], [], ["model.safetensors"], []),
-        (["weights.safetensors", "pytorch_model.bin"], [], ["pytorch_model.bin"], []),
-        (["b.safetensors", "a.safetensors", "notes.bin"], [], ["a.safetensors", "b.safetensors"], []),
-        (["training_args.bin", "notes.txt", "tf_model.h5"], [], [], []),
-        ([THREE, ONE, TWO, "consolidated.safetensors"], [THREE, ONE, TWO], [ONE, TWO, THREE], []),
-        ([ONE, "model-00001-of-00001.safetensors"], [ONE], [ONE], []),
-        ([TWO], [ONE, TWO], [TWO], [ONE]),
-        (OF_TORCH[1:2], [], OF_TORCH[1:2], [OF_TORCH[0], OF_TORCH[2]]),
-        (["model-1-of-99999999999.safetensors"], [], ["model-1-of-99999999999.safetensors"], []),
-    ],
-)
+@pytest.mark.parametrize(("names", "index", "present", "missing"), [
+    (["model.safetensors", "pytorch_model.bin", "model.fp16.safetensors"], [], ["model.safetensors"], []),
+    (["pytorch_model.bin", "training_args.bin", "tf_model.h5"], [], ["pytorch_model.bin"], []),
+    (["consolidated.safetensors", "model.safetensors"], [], ["model.safetensors"], []),
+    (["weights.safetensors", "pytorch_model.bin"], [], ["pytorch_model.bin"], []),
+    (["b.safetensors", "a.safetensors", "notes.bin"], [], ["a.safetensors", "b.safetensors"], []),
+    (["training_args.bin", "notes.txt", "tf_model.h5"], [], [], []),
+    ([THREE, ONE, TWO, "consolidated.safetensors"], [THREE, ONE, TWO], [ONE, TWO, THREE], []),
+    ([ONE, "model-00001-of-00001.safetensors"], [ONE], [ONE], []),
+    ([TWO], [ONE, TWO], [TWO], [ONE]),
+    (OF_TORCH[1:2], [], OF_TORCH[1:2], [OF_TORCH[0], OF_TORCH[2]]),
+    (["model-1-of-99999999999.safetensors"], [], ["model-1-of-99999999999.safetensors"], []),
+])  # fmt: skip
 def test_the_weights_of_one_format_are_chosen_as_by_transformers(names, index, present, missing, tmp_path):
     """The names of shards without an index say how many there are, unless the number is absurd."""
     make(tmp_path, names, index)

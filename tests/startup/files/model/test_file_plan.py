@@ -68,24 +68,21 @@ def test_vllm_reads_only_the_files_of_the_index(tmp_path):
     assert weights_of(tmp_path, load_format="runai_streamer") == ["extra.safetensors", *SHARDS, "model.safetensors"]
 
 
-@pytest.mark.parametrize(
-    ("load_format", "expected", "is_cached"),
-    [
-        ("auto", ["consolidated.safetensors"], True),
-        ("ipc_cache", ["consolidated.safetensors"], False),
-        ("mistral", ["consolidated.safetensors"], True),
-        ("hf", SHARDS, True),
-        ("safetensors", SHARDS, True),
-        ("fastsafetensors", SHARDS, False),
-        ("instanttensor", SHARDS, False),
-        ("runai_streamer_sharded", ["consolidated.safetensors", *SHARDS], False),
-        ("pt", ["model.pt"], True),
-        ("npcache", ["pytorch_model.bin"], True),
-        ("sharded_state", ["consolidated.safetensors", *SHARDS], True),
-        ("dummy", [], False),
-        ("tensorizer", [], False),
-    ],
-)
+@pytest.mark.parametrize(("load_format", "expected", "is_cached"), [
+    ("auto", ["consolidated.safetensors"], True),
+    ("ipc_cache", ["consolidated.safetensors"], False),
+    ("mistral", ["consolidated.safetensors"], True),
+    ("hf", SHARDS, True),
+    ("safetensors", SHARDS, True),
+    ("fastsafetensors", SHARDS, False),
+    ("instanttensor", SHARDS, False),
+    ("runai_streamer_sharded", ["consolidated.safetensors", *SHARDS], False),
+    ("pt", ["model.pt"], True),
+    ("npcache", ["pytorch_model.bin"], True),
+    ("sharded_state", ["consolidated.safetensors", *SHARDS], True),
+    ("dummy", [], False),
+    ("tensorizer", [], False),
+])  # fmt: skip
 def test_a_load_format_reads_its_own_files_maybe_through_the_page_cache(tmp_path, load_format, expected, is_cached):
     names = ("consolidated.safetensors", "model.pt", "pytorch_model.bin", "training_args.bin", "optimizer.pt")
     make(tmp_path, *names, *SHARDS, weight_map=dict(zip("abc", SHARDS, strict=True)))
@@ -102,17 +99,14 @@ def test_files_in_memory_are_not_prefetched(model, monkeypatch):
     assert read(plan) != []
 
 
-@pytest.mark.parametrize(
-    ("load_format", "names", "expected"),
-    [
-        ("auto", [*SHARDS, "model.safetensors.index.json", "x.safetensors", "a.bin"], SHARDS),
-        ("auto", ["pytorch_model.bin", "optimizer.bin", "model.pt"], ["pytorch_model.bin"]),
-        ("auto", ["consolidated.safetensors", *SHARDS], ["consolidated.safetensors"]),
-        ("hf", ["consolidated.safetensors", *SHARDS, "model.safetensors.index.json"], SHARDS),
-        ("auto", ["original/consolidated.00.pth", "model.safetensors", "onnx/model.onnx"], ["model.safetensors"]),
-        ("dummy", ["model.safetensors"], []),
-    ],
-)
+@pytest.mark.parametrize(("load_format", "names", "expected"), [
+    ("auto", [*SHARDS, "model.safetensors.index.json", "x.safetensors", "a.bin"], SHARDS),
+    ("auto", ["pytorch_model.bin", "optimizer.bin", "model.pt"], ["pytorch_model.bin"]),
+    ("auto", ["consolidated.safetensors", *SHARDS], ["consolidated.safetensors"]),
+    ("hf", ["consolidated.safetensors", *SHARDS, "model.safetensors.index.json"], SHARDS),
+    ("auto", ["original/consolidated.00.pth", "model.safetensors", "onnx/model.onnx"], ["model.safetensors"]),
+    ("dummy", ["model.safetensors"], []),
+])  # fmt: skip
 def test_the_files_to_download_are_chosen_by_the_listing(load_format, names, expected, cache):
     (download,) = plan_files(ModelRequest(model="org/model", engine="vllm", load_format=load_format)).downloads
     chosen = download.wanted.choose([*names, "config.json", "README.md", "LICENSE.txt"])
@@ -189,15 +183,12 @@ def test_each_place_has_its_own_files(cache, tmp_path, model):
     assert read(plan)[-2:] == ["model.safetensors", "adapter_model.safetensors"]
 
 
-@pytest.mark.parametrize(
-    ("name", "variable", "value"),
-    [
-        ("org/model:Q4_K_M", "HF_HOME", "/hf"),
-        ("org/model/model-Q4_K_M.gguf", "HF_HOME", "/hf"),
-        ("org/model", "VLLM_USE_MODELSCOPE", "True"),
-        ("org/model", "VLLM_MODEL_REDIRECT_PATH", "/table"),
-    ],
-)
+@pytest.mark.parametrize(("name", "variable", "value"), [
+    ("org/model:Q4_K_M", "HF_HOME", "/hf"),
+    ("org/model/model-Q4_K_M.gguf", "HF_HOME", "/hf"),
+    ("org/model", "VLLM_USE_MODELSCOPE", "True"),
+    ("org/model", "VLLM_MODEL_REDIRECT_PATH", "/table"),
+])  # fmt: skip
 def test_what_only_vllm_finds_is_left_to_it(name, variable, value, monkeypatch):
     monkeypatch.setenv(variable, value)
     plan = plan_files(ModelRequest(model=name, engine="vllm"))

@@ -36,14 +36,11 @@ def _find(place: Path) -> GgufModel:
     return found
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(f"unsloth/Qwen3-0.6B-GGUF:{part}" for part in _PARTS),
-        *("team_1/m.x_GGUF:i1-Q4_K_M", "Team/plain:Q4_K_M", "t/MODEL.gguf:Q8_0"),
-        *("ggml-org/gemma-3-4b-it-GGUF", "team/m.gguf", "team/m-gguf"),
-    ],
-)
+@pytest.mark.parametrize("name", [
+    *(f"unsloth/Qwen3-0.6B-GGUF:{part}" for part in _PARTS),
+    *("team_1/m.x_GGUF:i1-Q4_K_M", "Team/plain:Q4_K_M", "t/MODEL.gguf:Q8_0"),
+    *("ggml-org/gemma-3-4b-it-GGUF", "team/m.gguf", "team/m-gguf"),
+])  # fmt: skip
 def test_a_name_on_the_hub_has_gguf_or_any_part_of_a_file_s_name(name):
     assert _find(Path(name)).words == ("-hf", name)
 
@@ -67,16 +64,13 @@ def test_the_header_decides_which_file_is_the_model(other, place, tmp_path):
     assert _find(tmp_path).words == ("-m", str(model))
 
 
-@pytest.mark.parametrize(
-    ("names", "chosen"),
-    [
-        (["b-BF16.gguf", "b-Q4_K_M.gguf", "b-Q8_0.gguf"], "b-Q4_K_M.gguf"),
-        (["b-BF16.gguf", "b-q8_0.gguf"], "b-q8_0.gguf"),
-        (["z.gguf", "y.gguf"], "y.gguf"),
-        (["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "c.gguf"], "b-00001-of-00002.gguf"),
-        (["a.gguf"], "a.gguf"),
-    ],
-)
+@pytest.mark.parametrize(("names", "chosen"), [
+    (["b-BF16.gguf", "b-Q4_K_M.gguf", "b-Q8_0.gguf"], "b-Q4_K_M.gguf"),
+    (["b-BF16.gguf", "b-q8_0.gguf"], "b-q8_0.gguf"),
+    (["z.gguf", "y.gguf"], "y.gguf"),
+    (["b-00001-of-00002.gguf", "b-00002-of-00002.gguf", "c.gguf"], "b-00001-of-00002.gguf"),
+    (["a.gguf"], "a.gguf"),
+])  # fmt: skip
 def test_of_several_models_one_is_served_and_the_others_are_named(names, chosen, tmp_path):
     for name in names:
         write_model(tmp_path / name)

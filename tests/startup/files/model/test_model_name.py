@@ -7,79 +7,67 @@ from startup.files.model.model_name import is_hub_id, other_form
 HUB = "https://huggingface.co/org/name"
 
 
-@pytest.mark.parametrize(
-    ("name", "instead"),
-    [
-        ("hf.co/user/repo:Q4_K_M", "user/repo:Q4_K_M"),
-        ("huggingface.co/user/repo:UD-Q4_K_XL", "user/repo:UD-Q4_K_XL"),
-        (HUB, "org/name"),
-        (f"{HUB}/", "org/name"),
-        (f"{HUB}.git", "org/name"),
-        ("HTTPS://www.HuggingFace.co/Org/Name_1.5", "Org/Name_1.5"),
-        ("https://hf-mirror.com/org/name", "org/name"),
-        ("http://mirror:8080/org/name", "org/name"),
-        ("https://huggingface.co/gpt2", "gpt2"),
-        (f"{HUB}/tree/main", "org/name"),
-        (f"{HUB}/tree/v2", "org/name --revision v2"),
-        (f"{HUB}/tree/refs%2Fpr%2F3", "org/name --revision refs/pr/3"),
-        (f"{HUB}/blob/main/config.json", "org/name"),
-        (f"{HUB}/resolve/v2/model.safetensors?download=true", "org/name --revision v2"),
-        (f"{HUB}/blob/main/Model-Q4_K_M.gguf", "org/name:Q4_K_M"),
-        (f"{HUB}/resolve/main/sub/M-UD-Q4_K_XL-00001-of-00003.gguf?download=true", "org/name:UD-Q4_K_XL"),
-        ("hf://org/name", "org/name"),
-        ("hf:org/name:Q8_0", "org/name:Q8_0"),
-        ("org/name/tree/main", "org/name"),
-        ("org/name@main", "org/name"),
-        ("org/name@v1.0", "org/name --revision v1.0"),
-        ("org/name:v1.0", "org/name --revision v1.0"),
-        ("org/name:main", "org/name"),
-        ("org/name:refs/pr/1", "org/name --revision refs/pr/1"),
-        (f"org/name:{'0a' * 20}", f"org/name --revision {'0a' * 20}"),
-        ("org/name/", "org/name"),
-        ("'org/name'", "org/name"),
-        (' "org/name" ', "org/name"),
-        ("org\\name", "org/name"),
-    ],
-)
+@pytest.mark.parametrize(("name", "instead"), [
+    ("hf.co/user/repo:Q4_K_M", "user/repo:Q4_K_M"),
+    ("huggingface.co/user/repo:UD-Q4_K_XL", "user/repo:UD-Q4_K_XL"),
+    (HUB, "org/name"),
+    (f"{HUB}/", "org/name"),
+    (f"{HUB}.git", "org/name"),
+    ("HTTPS://www.HuggingFace.co/Org/Name_1.5", "Org/Name_1.5"),
+    ("https://hf-mirror.com/org/name", "org/name"),
+    ("http://mirror:8080/org/name", "org/name"),
+    ("https://huggingface.co/gpt2", "gpt2"),
+    (f"{HUB}/tree/main", "org/name"),
+    (f"{HUB}/tree/v2", "org/name --revision v2"),
+    (f"{HUB}/tree/refs%2Fpr%2F3", "org/name --revision refs/pr/3"),
+    (f"{HUB}/blob/main/config.json", "org/name"),
+    (f"{HUB}/resolve/v2/model.safetensors?download=true", "org/name --revision v2"),
+    (f"{HUB}/blob/main/Model-Q4_K_M.gguf", "org/name:Q4_K_M"),
+    (f"{HUB}/resolve/main/sub/M-UD-Q4_K_XL-00001-of-00003.gguf?download=true", "org/name:UD-Q4_K_XL"),
+    ("hf://org/name", "org/name"),
+    ("hf:org/name:Q8_0", "org/name:Q8_0"),
+    ("org/name/tree/main", "org/name"),
+    ("org/name@main", "org/name"),
+    ("org/name@v1.0", "org/name --revision v1.0"),
+    ("org/name:v1.0", "org/name --revision v1.0"),
+    ("org/name:main", "org/name"),
+    ("org/name:refs/pr/1", "org/name --revision refs/pr/1"),
+    (f"org/name:{'0a' * 20}", f"org/name --revision {'0a' * 20}"),
+    ("org/name/", "org/name"),
+    ("'org/name'", "org/name"),
+    (' "org/name" ', "org/name"),
+    ("org\\name", "org/name"),
+])  # fmt: skip
 def test_the_words_to_write_instead(name, instead, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://mirror:8080")
     assert other_form(name).endswith(f": write {instead}")
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("ollama://llama3", "a name of Ollama"),
-        ("ollama.com/library/llama3", "a name of Ollama"),
-        ("https://ollama.com/library/llama3:8b", "a name of Ollama"),
-        ("llama3:latest", "a name of Ollama"),
-        ("library/llama3:8b", "a name of Ollama"),
-        ("docker.io/ai/smollm2", "llama-server -dr ai/smollm2 "),
-        ("docker://ai/smollm2:135M-Q4_0", "llama-server -dr ai/smollm2:135M-Q4_0 "),
-        ("https://hub.docker.com/r/ai/smollm2", "llama-server -dr ai/smollm2 "),
-        ("modelscope://org/name", "VLLM_USE_MODELSCOPE=1, and write org/name --engine vllm"),
-        (
-            "https://www.modelscope.cn/models/org/name/summary",
-            "VLLM_USE_MODELSCOPE=1, and write org/name --engine vllm",
-        ),
-        ("https://github.com/org/name", "download the model"),
-        ("https://huggingface.co/datasets/org/name", "OWNER/MODEL"),
-        ("C:\\models\\x", "/mnt/c/models/x"),
-        ("D:/models/x", "/mnt/d/models/x"),
-    ],
-)
+@pytest.mark.parametrize(("name", "text"), [
+    ("ollama://llama3", "a name of Ollama"),
+    ("ollama.com/library/llama3", "a name of Ollama"),
+    ("https://ollama.com/library/llama3:8b", "a name of Ollama"),
+    ("llama3:latest", "a name of Ollama"),
+    ("library/llama3:8b", "a name of Ollama"),
+    ("docker.io/ai/smollm2", "llama-server -dr ai/smollm2 "),
+    ("docker://ai/smollm2:135M-Q4_0", "llama-server -dr ai/smollm2:135M-Q4_0 "),
+    ("https://hub.docker.com/r/ai/smollm2", "llama-server -dr ai/smollm2 "),
+    ("modelscope://org/name", "VLLM_USE_MODELSCOPE=1, and write org/name --engine vllm"),
+    ("https://www.modelscope.cn/models/org/name/summary", "VLLM_USE_MODELSCOPE=1, and write org/name --engine vllm"),
+    ("https://github.com/org/name", "download the model"),
+    ("https://huggingface.co/datasets/org/name", "OWNER/MODEL"),
+    ("C:\\models\\x", "/mnt/c/models/x"),
+    ("D:/models/x", "/mnt/d/models/x"),
+])  # fmt: skip
 def test_what_is_no_name_of_the_hub(name, text):
     assert text in (other_form(name) or "")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("org/name", "gpt2", "_org/Name_1.5-x", "team/M-GGUF:Q4_K_M", "team/M-GGUF:UD-Q4_K_XL", "team/M-GGUF:v1.0"),
-        *("s3://bucket/model", "gs://bucket/model", "az://account/model", "/models/x", "/models/x@1/y"),
-        *("~/model", "file:///models/x", "runai://x", "", "org/name:Q4_K_M", "models/old/raw", "./a/tree/main/x"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("name", [
+    *("org/name", "gpt2", "_org/Name_1.5-x", "team/M-GGUF:Q4_K_M", "team/M-GGUF:UD-Q4_K_XL", "team/M-GGUF:v1.0"),
+    *("s3://bucket/model", "gs://bucket/model", "az://account/model", "/models/x", "/models/x@1/y"),
+    *("~/model", "file:///models/x", "runai://x", "", "org/name:Q4_K_M", "models/old/raw", "./a/tree/main/x"),
+])  # fmt: skip
 def test_other_names_are_left_alone(name):
     assert other_form(name) is None
 

@@ -39,25 +39,22 @@ OFF = 0
 HUGE = Survey(1, 1 << 60, 0, 0, (Block("f", 0, 1 << 60, 1 << 60),), ())
 
 
-@pytest.mark.parametrize(
-    ("found", "room_mb", "is_forced", "due_mb", "reason"),
-    [
-        pytest.param(survey(missing_mb=500), 500, False, 500, "None", id="all fits"),
-        pytest.param(survey(missing_mb=500, resident_mb=200), 500, False, 300, "300 MB of 500 MB fit", id="resident"),
-        pytest.param(survey(missing_mb=500), 200, False, OFF, "200 MB of 500 MB fit", id="less than half"),
-        pytest.param(survey(missing_mb=500), 200, True, 200, "200 MB of 500 MB fit", id="less than half, on"),
-        pytest.param(survey(missing_mb=500), -100, False, OFF, "0 MB of 500 MB fit", id="no room"),
-        pytest.param(survey(missing_mb=500), -100, True, OFF, "0 MB of 500 MB fit", id="no room, on"),
-        pytest.param(
-            survey(missing_mb=10, resident_mb=9990), 19_000, False, OFF, "99.9% of the bytes are resident", id="1 %"
-        ),
-        pytest.param(survey(missing_mb=10, resident_mb=9990), 19_000, True, 10, "None", id="1 %, on"),
-        pytest.param(
-            Survey(0, 0, 0, 0, (), ("f: gone",)), None, False, OFF, "none of the files can be read", id="unreadable"
-        ),
-        pytest.param(HUGE, None, False, OFF, "fit", id="this machine's memory"),
-    ],
-)
+@pytest.mark.parametrize(("found", "room_mb", "is_forced", "due_mb", "reason"), [
+    pytest.param(survey(missing_mb=500), 500, False, 500, "None", id="all fits"),
+    pytest.param(survey(missing_mb=500, resident_mb=200), 500, False, 300, "300 MB of 500 MB fit", id="resident"),
+    pytest.param(survey(missing_mb=500), 200, False, OFF, "200 MB of 500 MB fit", id="less than half"),
+    pytest.param(survey(missing_mb=500), 200, True, 200, "200 MB of 500 MB fit", id="less than half, on"),
+    pytest.param(survey(missing_mb=500), -100, False, OFF, "0 MB of 500 MB fit", id="no room"),
+    pytest.param(survey(missing_mb=500), -100, True, OFF, "0 MB of 500 MB fit", id="no room, on"),
+    pytest.param(
+        survey(missing_mb=10, resident_mb=9990), 19_000, False, OFF, "99.9% of the bytes are resident", id="1 %"
+    ),
+    pytest.param(survey(missing_mb=10, resident_mb=9990), 19_000, True, 10, "None", id="1 %, on"),
+    pytest.param(
+        Survey(0, 0, 0, 0, (), ("f: gone",)), None, False, OFF, "none of the files can be read", id="unreadable"
+    ),
+    pytest.param(HUGE, None, False, OFF, "fit", id="this machine's memory"),
+])  # fmt: skip
 def test_missing_pages_that_fit_are_read_if_that_helps(found, room_mb, is_forced, due_mb, reason):
     wanted = decide(found, job(room_mb=room_mb, is_forced=is_forced))
     assert reason in str(wanted.reason)

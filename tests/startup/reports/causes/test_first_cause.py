@@ -203,19 +203,16 @@ def test_all_lines_of_an_excerpt_are_read_and_of_a_long_log_those_that_look_like
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize(
-    "line",
-    [
-        pytest.param('(APIServer pid=1) INFO:     127.0.0.1:4 - "POST /v1/completions HTTP/1.1" 200 OK', id="requests"),
-        pytest.param(CORE + "ValueError: x", id="exceptions"),
-        pytest.param(CORE + "Traceback (most recent call last):", id="tracebacks"),
-        pytest.param('  File "/x/y.py", line 7, in f', id="frames"),
-        pytest.param("Killed", id="ends"),
-        pytest.param("During handling of the above exception, another exception occurred:", id="links"),
-        pytest.param("(APIServer pid=1) INFO 09-03 11:03:00 [x.py:1] vLLM API server version 0.32.0", id="runs"),
-        pytest.param('{"log": "error"}', id="json"),
-    ],
-)
+@pytest.mark.parametrize("line", [
+    pytest.param('(APIServer pid=1) INFO:     127.0.0.1:4 - "POST /v1/completions HTTP/1.1" 200 OK', id="requests"),
+    pytest.param(CORE + "ValueError: x", id="exceptions"),
+    pytest.param(CORE + "Traceback (most recent call last):", id="tracebacks"),
+    pytest.param('  File "/x/y.py", line 7, in f', id="frames"),
+    pytest.param("Killed", id="ends"),
+    pytest.param("During handling of the above exception, another exception occurred:", id="links"),
+    pytest.param("(APIServer pid=1) INFO 09-03 11:03:00 [x.py:1] vLLM API server version 0.32.0", id="runs"),
+    pytest.param('{"log": "error"}', id="json"),
+])  # fmt: skip
 def test_the_cost_is_linear_in_the_number_of_lines(line, monkeypatch):
     """Each line is compared with all known causes once, so that other costs are seen."""
     monkeypatch.setattr(evidence, "known_in", cache(evidence.known_in))

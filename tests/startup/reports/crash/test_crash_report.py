@@ -194,18 +194,14 @@ _SHORT_CHAIN = """\
 """
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        (_CHAIN, _SHORT_CHAIN),
-        (_TRACEBACK, "ValueError: no weights\n"),
-        (f"Process x:\n{_TRACEBACK}", "ValueError: no weights\n"),
-        (f"It failed.\n{_TRACEBACK}", "It failed.\nValueError: no weights\n"),
-        ("Traceback (most recent call last):\n  File 'x.py'\nOwnError\n", "OwnError\n"),
-        ("loading\n", "loading\n"),
-    ],
-    ids=["chain", "one", "of-a-process", "with-a-line", "without-a-message", "none"],
-)
+@pytest.mark.parametrize(("text", "shown"), [
+    (_CHAIN, _SHORT_CHAIN),
+    (_TRACEBACK, "ValueError: no weights\n"),
+    (f"Process x:\n{_TRACEBACK}", "ValueError: no weights\n"),
+    (f"It failed.\n{_TRACEBACK}", "It failed.\nValueError: no weights\n"),
+    ("Traceback (most recent call last):\n  File 'x.py'\nOwnError\n", "OwnError\n"),
+    ("loading\n", "loading\n"),
+], ids=["chain", "one", "of-a-process", "with-a-line", "without-a-message", "none"])  # fmt: skip
 def test_a_terminal_gets_the_last_exception_of_a_traceback(tmp_path, text, shown):
     record = OutputRecord(tmp_path)
     assert record.add_output(text, lambda: True) == text
@@ -249,15 +245,12 @@ def _describe(folder: Path, code: int, state: str = "", *, parent_pid: int = 0) 
     return record.file.read_text()
 
 
-@pytest.mark.parametrize(
-    ("code", "name"),
-    [
-        (-signal.SIGSEGV, "native-crash"),
-        (-signal.SIGILL, "illegal-instruction"),
-        (-signal.SIGKILL, "killed-from-outside"),
-        (3, "process-vanished"),
-    ],
-)
+@pytest.mark.parametrize(("code", "name"), [
+    (-signal.SIGSEGV, "native-crash"),
+    (-signal.SIGILL, "illegal-instruction"),
+    (-signal.SIGKILL, "killed-from-outside"),
+    (3, "process-vanished"),
+])  # fmt: skip
 def test_the_cause_is_found_in_the_lines(code, name, tmp_path):
     """The stack of the thread with the signal is a traceback."""
     text = _describe(tmp_path, code, _STACK)

@@ -105,19 +105,10 @@ def test_stopped_processes_are_named_and_others_show_their_stacks(record):
     assert "sleep" not in "".join(told)
 
 
-@pytest.mark.parametrize(
-    ("works", "stopped", "blamed", "place"),
-    [
-        ({"EngineCore": dequeue, "VllmWorker_0": dequeue}, 1, "VllmWorker_0", "dequeue"),
-        (
-            {"EngineCore": dequeue, "VllmWorker_0": dequeue, "VllmWorker_1": dead_lock},
-            None,
-            "VllmWorker_1",
-            "dead_lock",
-        ),
-    ],
-    ids=["stopped worker", "dead lock"],
-)
+@pytest.mark.parametrize(("works", "stopped", "blamed", "place"), [
+    ({"EngineCore": dequeue, "VllmWorker_0": dequeue}, 1, "VllmWorker_0", "dequeue"),
+    ({"EngineCore": dequeue, "VllmWorker_0": dequeue, "VllmWorker_1": dead_lock}, None, "VllmWorker_1", "dead_lock"),
+], ids=["stopped worker", "dead lock"])  # fmt: skip
 def test_the_digest_names_the_process_that_hangs_and_its_place(record, works, stopped, blamed, place):
     with _running(record.folder, **works) as running:
         if stopped is not None:

@@ -55,14 +55,11 @@ def test_without_history_only_the_phase_is_known():
     assert current.to_dict() == {"phase": "import_server", "progress": None, "elapsed_s": 0.5, "eta_s": None}
 
 
-@pytest.mark.parametrize(
-    ("elapsed_s", "phase", "since_s", "eta_s"),
-    [
-        pytest.param(0.3, "import_server", 0.2, 0.2 + 1.2, id="rest of the phase and the usual time after it"),
-        pytest.param(8.0, "import_server", 0.2, 1.2, id="a phase that exceeds its usual time"),
-        pytest.param(0.7, "never_seen", 0.7, 1.0, id="an unknown phase: by the total"),
-    ],
-)
+@pytest.mark.parametrize(("elapsed_s", "phase", "since_s", "eta_s"), [
+    pytest.param(0.3, "import_server", 0.2, 0.2 + 1.2, id="rest of the phase and the usual time after it"),
+    pytest.param(8.0, "import_server", 0.2, 1.2, id="a phase that exceeds its usual time"),
+    pytest.param(0.7, "never_seen", 0.7, 1.0, id="an unknown phase: by the total"),
+])  # fmt: skip
 def test_the_time_left_comes_from_earlier_starts(elapsed_s, phase, since_s, eta_s, clock):
     timeline = timeline_at(elapsed_s)
     with clock.span(timeline, phase, since_s=since_s):

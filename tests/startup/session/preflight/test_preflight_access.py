@@ -34,17 +34,11 @@ def test_certificate_and_key_may_be_in_one_file(preflight, pair, tmp_path):
     assert tls(preflight, pair, ssl_certfile=both, ssl_keyfile=None) == []
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ({"ssl_keyfile": "other.key"}, "error: --ssl-keyfile other.key is not the key of --ssl-certfile "),
-        ({"ssl_ciphers": "ROT13"}, "error: --ssl-ciphers 'ROT13' names no cipher that OpenSSL supports"),
-        (
-            {"ssl_ca_certs": "other.crt"},
-            "warning: --ssl-ca-certs has no effect as long as --ssl-cert-reqs is 0: set",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("given", "told"), [
+    ({"ssl_keyfile": "other.key"}, "error: --ssl-keyfile other.key is not the key of --ssl-certfile "),
+    ({"ssl_ciphers": "ROT13"}, "error: --ssl-ciphers 'ROT13' names no cipher that OpenSSL supports"),
+    ({"ssl_ca_certs": "other.crt"}, "warning: --ssl-ca-certs has no effect as long as --ssl-cert-reqs is 0: set"),
+])  # fmt: skip
 def test_what_a_certificate_does_not_fit_is_one_finding(preflight, pair, tmp_path, monkeypatch, given, told):
     monkeypatch.chdir(tmp_path)
     make_certificate(tmp_path, "other")
@@ -75,15 +69,12 @@ def test_all_missing_tls_files_are_reported(preflight, tmp_path):
     assert [finding.split()[1] for finding in missing] == ["--ssl-keyfile", "--ssl-certfile"]
 
 
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        ({"ssl_keyfile": "key"}, "--ssl-keyfile"),
-        ({"ssl_ca_certs": "certificate", "ssl_cert_reqs": 2}, "--ssl-ca-certs"),
-        ({"ssl_ciphers": "HIGH"}, "--ssl-ciphers HIGH"),
-        ({"enable_ssl_refresh": True}, "--enable-ssl-refresh"),
-    ],
-)
+@pytest.mark.parametrize(("given", "named"), [
+    ({"ssl_keyfile": "key"}, "--ssl-keyfile"),
+    ({"ssl_ca_certs": "certificate", "ssl_cert_reqs": 2}, "--ssl-ca-certs"),
+    ({"ssl_ciphers": "HIGH"}, "--ssl-ciphers HIGH"),
+    ({"enable_ssl_refresh": True}, "--enable-ssl-refresh"),
+])  # fmt: skip
 def test_tls_settings_without_a_certificate_are_errors(preflight, pair, given, named):
     given = {name: getattr(pair, value) if value in pair._fields else value for name, value in given.items()}
     [finding] = findings(preflight, "tls", **given)

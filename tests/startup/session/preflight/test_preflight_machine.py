@@ -21,16 +21,12 @@ def found(report: PreflightReport, check: str, severity: str = "error") -> list[
     return [f.message for f in report.findings if (f.check, f.severity) == (check, severity)]
 
 
-@pytest.mark.parametrize(
-    ("variables", "severity", "told"),
-    [
-        ({"VLLM_WORKER_MULTIPROC_METHOD": "forksever"}, "error", ["'forksever' … did you mean 'forkserver'?"]),
-        ({"VLLM_LOGGING_LEVEL": "X", "VLLM_SERVER_DEV_MODE": "X"}, "error", ["VLLM_LOGGING", "VLLM_SERVER_DEV_MODE"]),
-        ({"VCLI_NO_SUCH_THING": "1"}, "warning", ["VCLI_NO_SUCH_THING"]),
-        ({"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}, "info", ["does not read VLLM_ATTENTION_BACKEND:"]),
-    ],
-    ids=["one", "all wrong ones at once", "misspelt", "of vLLM"],
-)
+@pytest.mark.parametrize(("variables", "severity", "told"), [
+    ({"VLLM_WORKER_MULTIPROC_METHOD": "forksever"}, "error", ["'forksever' … did you mean 'forkserver'?"]),
+    ({"VLLM_LOGGING_LEVEL": "X", "VLLM_SERVER_DEV_MODE": "X"}, "error", ["VLLM_LOGGING", "VLLM_SERVER_DEV_MODE"]),
+    ({"VCLI_NO_SUCH_THING": "1"}, "warning", ["VCLI_NO_SUCH_THING"]),
+    ({"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}, "info", ["does not read VLLM_ATTENTION_BACKEND:"]),
+], ids=["one", "all wrong ones at once", "misspelt", "of vLLM"])  # fmt: skip
 def test_variables_are_examined_once(variables, severity, told, preflight, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -42,15 +38,11 @@ def test_variables_are_examined_once(variables, severity, told, preflight, monke
         assert [text for text in texts.split(" … ") if text not in message] == [], message
 
 
-@pytest.mark.parametrize(
-    ("place", "told"),
-    [
-        ("{}/new/folder", None),
-        ("{}/file/folder", "nothing is cached between starts: {}/file/folder/vllm_cli cannot be written to (Not a dir"),
-        ("/proc/folder", "nothing is cached between starts: /proc/folder/vllm_cli cannot be written to"),
-    ],
-    ids=["new", "in a file", "writable by its mode, for root"],
-)
+@pytest.mark.parametrize(("place", "told"), [
+    ("{}/new/folder", None),
+    ("{}/file/folder", "nothing is cached between starts: {}/file/folder/vllm_cli cannot be written to (Not a dir"),
+    ("/proc/folder", "nothing is cached between starts: /proc/folder/vllm_cli cannot be written to"),
+], ids=["new", "in a file", "writable by its mode, for root"])  # fmt: skip
 def test_a_cache_folder_that_cannot_be_written_to_is_a_warning(place, told, preflight, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("VLLM_CACHE_ROOT", place.format(tmp_path))
@@ -149,11 +141,9 @@ def test_a_unix_socket_that_was_left_behind_is_information_and_a_free_path_is_no
     assert "left behind" in message
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [("file", "is not a socket"), ("x/s", "there is no folder"), ("s" * 108, "at most 107 are possible")],
-    ids=["file", "no folder", "long"],
-)
+@pytest.mark.parametrize(("name", "told"), [
+    ("file", "is not a socket"), ("x/s", "there is no folder"), ("s" * 108, "at most 107 are possible"),
+], ids=["file", "no folder", "long"])  # fmt: skip
 def test_unusable_socket_paths_are_errors(name, told, tmp_path, preflight):
     (tmp_path / "file").touch()
     (message,) = found(preflight("/nowhere", uds=str(tmp_path / name)), "uds")

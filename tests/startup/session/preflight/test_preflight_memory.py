@@ -60,15 +60,11 @@ def test_with_a_gpu_the_machines_memory_is_not_checked(model_path, preflight, mo
     assert preflight(model_path, memory=_MEMORY["little"]).findings == ()
 
 
-@pytest.mark.parametrize(
-    ("memory", "size", "most"),
-    [
-        (_MEMORY["roomy"], None, 8192),
-        (_FOR_1000_TOKENS, None, 1000),
-        (_MEMORY["roomy"], 700 * KV_BYTES, 700),
-    ],
-    ids=["model", "memory", "cache_size"],
-)
+@pytest.mark.parametrize(("memory", "size", "most"), [
+    (_MEMORY["roomy"], None, 8192),
+    (_FOR_1000_TOKENS, None, 1000),
+    (_MEMORY["roomy"], 700 * KV_BYTES, 700),
+], ids=["model", "memory", "cache_size"])  # fmt: skip
 def test_a_length_beyond_every_limit_is_one_error_with_the_lowest(memory, size, most, model_path, preflight):
     report = preflight(model_path, max_model_len=1_000_000_000, memory=memory, kv_cache_memory_bytes=size)
     (finding,) = report.errors

@@ -171,16 +171,12 @@ def test_an_available_model_is_told(hub, check):
     assert hub.tokens["hub"] == {"Bearer secret"}
 
 
-@pytest.mark.parametrize(
-    ("fault", "token", "severity", "expected"),
-    [
-        (Fault("status", status=403, code="GatedRepo", path="*/resolve/*"), "t", "error", "is gated: ask for access"),
-        (Fault("status", status=401, code="RepoNotFound"), None, "error", "{url}/team/model does not exist: correct"),
-        (Fault("status", status=404, code="RevisionNotFound"), None, "error", "team/model has no revision 'main'"),
-        (Fault("status", status=503), None, "warning", "the hub at {url} answers 503 for team/model"),
-    ],
-    ids=["gated", "unknown", "revision", "may pass"],
-)
+@pytest.mark.parametrize(("fault", "token", "severity", "expected"), [
+    (Fault("status", status=403, code="GatedRepo", path="*/resolve/*"), "t", "error", "is gated: ask for access"),
+    (Fault("status", status=401, code="RepoNotFound"), None, "error", "{url}/team/model does not exist: correct"),
+    (Fault("status", status=404, code="RevisionNotFound"), None, "error", "team/model has no revision 'main'"),
+    (Fault("status", status=503), None, "warning", "the hub at {url} answers 503 for team/model"),
+], ids=["gated", "unknown", "revision", "may pass"])  # fmt: skip
 def test_a_refusal_is_told_with_the_fix(hub, check, fault, token, severity, expected):
     hub.faults.add(fault)
     finding = hub_finding(check("team/model", hf_token=token))

@@ -59,17 +59,13 @@ def test_baked_bytecode_is_read_and_nothing_is_written(baked, monkeypatch):
     assert os.environ["PYTHONDONTWRITEBYTECODE"] == "1"
 
 
-@pytest.mark.parametrize(
-    ("named", "fixed", "is_found", "problem"),
-    [
-        ("{baked}", "/nonexistent", True, None),
-        (None, "{baked}", True, None),
-        ("off", "{baked}", False, None),
-        ("", "/nonexistent", False, None),
-        ("{baked}/..", "{baked}", False, "was not written by `vllm-cli bake`"),
-    ],
-    ids=["named", "fixed path", "off", "none", "not baked"],
-)
+@pytest.mark.parametrize(("named", "fixed", "is_found", "problem"), [
+    ("{baked}", "/nonexistent", True, None),
+    (None, "{baked}", True, None),
+    ("off", "{baked}", False, None),
+    ("", "/nonexistent", False, None),
+    ("{baked}/..", "{baked}", False, "was not written by `vllm-cli bake`"),
+], ids=["named", "fixed path", "off", "none", "not baked"])  # fmt: skip
 def test_the_named_folder_or_else_the_fixed_path_is_used(named, fixed, is_found, problem, baked, monkeypatch):
     monkeypatch.delenv("VCLI_BAKED")
     if named is not None:

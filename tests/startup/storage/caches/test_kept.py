@@ -100,15 +100,11 @@ def test_a_value_that_is_taken_is_gone_until_it_is_written_again(baked, cache, m
     assert _KEPT.take(str) == "own"
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        b"", b"\xff\xfe{}", b"[1]", b'{"stamps":"x"}', b'{"stamps":"%s","files":{"/":1},"value":{}}',
-        b'{"stamps":"%s","files":{},"value":7}', b'{"stamps":"%s","files":{},"val', b"[" * 200_000,
-        b'"%s"' % (b"x" * (17 << 20)),
-    ],
-    ids=range(9),
-)  # fmt: skip
+@pytest.mark.parametrize("damage", [
+    b"", b"\xff\xfe{}", b"[1]", b'{"stamps":"x"}', b'{"stamps":"%s","files":{"/":1},"value":{}}',
+    b'{"stamps":"%s","files":{},"value":7}', b'{"stamps":"%s","files":{},"val', b"[" * 200_000,
+    b'"%s"' % (b"x" * (17 << 20)),
+], ids=range(9))  # fmt: skip
 def test_a_damaged_file_counts_as_missing_and_is_replaced(cache, damage, caplog):
     _KEPT.write({})
     stamps = json.loads(_KEPT.path.read_bytes())["stamps"].encode()

@@ -17,15 +17,12 @@ def _read(facts: VllmFacts, *words: str) -> dict[str, tuple[str, ...]]:
     return {flag.option: flag.values for flag in line.flags}
 
 
-@pytest.mark.parametrize(
-    ("words", "content"),
-    [
-        ("-cc.a 1", {"a": 1}),
-        ("-cc.a.b=x -cc.c true", {"a": {"b": "x"}, "c": True}),
-        ("-cc.a+ x,y -cc.a+ z", {"a": ["x", "y", "z"]}),
-        ("-cc.some_size 8k", {"some_size": 8000}),
-    ],
-)
+@pytest.mark.parametrize(("words", "content"), [
+    ("-cc.a 1", {"a": 1}),
+    ("-cc.a.b=x -cc.c true", {"a": {"b": "x"}, "c": True}),
+    ("-cc.a+ x,y -cc.a+ z", {"a": ["x", "y", "z"]}),
+    ("-cc.some_size 8k", {"some_size": 8000}),
+])  # fmt: skip
 def test_keys_become_an_object_at_the_end(facts, words, content):
     given = _read(facts, "m", *words.split(), "--port", "1")
     assert list(given) == ["--port", "-cc"]
@@ -53,26 +50,23 @@ def test_values_of_all_places(start):
     assert (checked.all_values("--middleware"), checked.value("--middleware")) == (["a.b", "c.d"], "c.d")
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        ("--dtype", "half", "half"),
-        ("--port", "08", 8),
-        ("--max-model-len", "auto", -1),
-        ("--max-model-len", "8K", 8192),
-        ("--kv-cache-memory-bytes", "None", None),
-        ("--host", "", None),
-        ("--gpu-memory-utilization", "1e-1", 0.1),
-        ("--allowed-origins", '["*"]', ["*"]),
-        ("--hf-overrides", "module.function", "module.function"),
-        ("--hf-overrides", '{"a": 1}', {"a": 1}),
-        ("-cc", '{"changed": 8k, "path": "8k"}', {"changed": 8000, "path": "8k"}),
-        ("--moe-backend", "Deep-GEMM", "deep_gemm"),
-        ("--max-lora-rank", "16", 16),
-        ("--shape", "a,b", "a,b"),
-        ("--mm-processor-device", "cuda", "cuda"),
-    ],
-)
+@pytest.mark.parametrize(("name", "text", "value"), [
+    ("--dtype", "half", "half"),
+    ("--port", "08", 8),
+    ("--max-model-len", "auto", -1),
+    ("--max-model-len", "8K", 8192),
+    ("--kv-cache-memory-bytes", "None", None),
+    ("--host", "", None),
+    ("--gpu-memory-utilization", "1e-1", 0.1),
+    ("--allowed-origins", '["*"]', ["*"]),
+    ("--hf-overrides", "module.function", "module.function"),
+    ("--hf-overrides", '{"a": 1}', {"a": 1}),
+    ("-cc", '{"changed": 8k, "path": "8k"}', {"changed": 8000, "path": "8k"}),
+    ("--moe-backend", "Deep-GEMM", "deep_gemm"),
+    ("--max-lora-rank", "16", 16),
+    ("--shape", "a,b", "a,b"),
+    ("--mm-processor-device", "cuda", "cuda"),
+])  # fmt: skip
 def test_values(facts, name, text, value):
     assert parse_value(next(flag for flag in facts.flags if name in flag.names), text) == value
 

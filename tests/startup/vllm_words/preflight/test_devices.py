@@ -121,17 +121,14 @@ def test_no_driver(start, set_gpus, monkeypatch):
 
 
 @needs_tool("cc")
-@pytest.mark.parametrize(
-    ("words", "space", "is_cgroup", "severity"),
-    [
-        ("", "", False, None),
-        (f"--kv-cache-memory-bytes {4 * GIB}", "", False, None),
-        (f"--kv-cache-memory-bytes {12 * GIB}", "", False, "warning"),
-        (f"--kv-cache-memory-bytes {100 * GIB}", "", False, "error"),
-        (f"--kv-cache-memory-bytes {100 * GIB}", "", True, "warning"),
-        ("--kv-cache-memory-bytes 1", "40", False, "error"),
-    ],
-)
+@pytest.mark.parametrize(("words", "space", "is_cgroup", "severity"), [
+    ("", "", False, None),
+    (f"--kv-cache-memory-bytes {4 * GIB}", "", False, None),
+    (f"--kv-cache-memory-bytes {12 * GIB}", "", False, "warning"),
+    (f"--kv-cache-memory-bytes {100 * GIB}", "", False, "error"),
+    (f"--kv-cache-memory-bytes {100 * GIB}", "", True, "warning"),
+    ("--kv-cache-memory-bytes 1", "40", False, "error"),
+])  # fmt: skip
 def test_memory_of_a_cpu(start, monkeypatch, words, space, is_cgroup, severity):
     monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB, is_cgroup=is_cgroup))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", space)
@@ -141,19 +138,16 @@ def test_memory_of_a_cpu(start, monkeypatch, words, space, is_cgroup, severity):
 
 
 @needs_tool("cc")
-@pytest.mark.parametrize(
-    ("device", "words", "is_told"),
-    [
-        *((device, "--enable-sleep-mode", device == "cpu") for device in ("cpu", "cuda", "rocm", "xpu", "other")),
-        ("cpu", "--no-enable-sleep-mode", False),
-        ("cpu", "--enable-eplb", True),
-        ("cpu", "--enable-cumem-allocator", True),
-        ("rocm", "--enable-mamba-cache-stochastic-rounding", True),
-        ("cuda", "--enable-mamba-cache-stochastic-rounding", False),
-        ("rocm", "--kda-prefill-backend flashkda", True),
-        ("cuda", "--kda-prefill-backend fused", True),
-    ],
-)
+@pytest.mark.parametrize(("device", "words", "is_told"), [
+    *((device, "--enable-sleep-mode", device == "cpu") for device in ("cpu", "cuda", "rocm", "xpu", "other")),
+    ("cpu", "--no-enable-sleep-mode", False),
+    ("cpu", "--enable-eplb", True),
+    ("cpu", "--enable-cumem-allocator", True),
+    ("rocm", "--enable-mamba-cache-stochastic-rounding", True),
+    ("cuda", "--enable-mamba-cache-stochastic-rounding", False),
+    ("rocm", "--kda-prefill-backend flashkda", True),
+    ("cuda", "--kda-prefill-backend fused", True),
+])  # fmt: skip
 def test_what_the_configuration_refuses_on_this_device(start, set_gpus, monkeypatch, device, words, is_told):
     """A plugin may accept it."""
     set_gpus(*ONE)

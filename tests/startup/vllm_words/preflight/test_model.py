@@ -161,17 +161,11 @@ def test_shards_of_the_index(start, folder):
     assert "lacks 1 of 2 shards" in message
 
 
-@pytest.mark.parametrize(
-    ("names", "text"),
-    [
-        (["consolidated.safetensors"], "weights are read from consolidated.safetensors, not from model.safetensors"),
-        (
-            ["consolidated.safetensors", "params.json"],
-            "the configuration is read from params.json, not from config.json",
-        ),
-        (["params.json"], "the configuration is read from config.json, not from params.json"),
-    ],
-)
+@pytest.mark.parametrize(("names", "text"), [
+    (["consolidated.safetensors"], "weights are read from consolidated.safetensors, not from model.safetensors"),
+    (["consolidated.safetensors", "params.json"], "the configuration is read from params.json, not from config.json"),
+    (["params.json"], "the configuration is read from config.json, not from params.json"),
+])  # fmt: skip
 def test_the_choice_among_several_formats_is_told(start, folder, names, text):
     for name in names:
         (folder / name).touch()

@@ -60,11 +60,9 @@ def test_the_preflight_alone_reports_all(serve, tmp_path):
     assert checks == {"chat_template", "config"}
 
 
-@pytest.mark.parametrize(
-    ("words", "variables", "is_told"),
-    [(("--preflight", "off"), {}, False), ((), {"VCLI_PREFLIGHT": "warn"}, True)],
-    ids=["off by flag", "warning by variable"],
-)
+@pytest.mark.parametrize(("words", "variables", "is_told"), [
+    (("--preflight", "off"), {}, False), ((), {"VCLI_PREFLIGHT": "warn"}, True),
+], ids=["off by flag", "warning by variable"])  # fmt: skip
 def test_a_start_may_go_on(serve, tmp_path, words, variables, is_told):
     """The start continues after the preflight, and fails later."""
     done = serve(str(tmp_path), *words, "--chat-template", "no.jinja", "--raises", "ValueError", **variables)

@@ -68,21 +68,18 @@ def test_hosts_are_compared_as_the_network_does():
     assert _fetcher("Example.COM.", "[::1]")._domains == {"example.com", "::1"}
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://evil.com/a.png",
-        "http://example.com.evil.com/",
-        "http://sub.example.com/",
-        "http://example.com@evil.com/",
-        "http://evil.com#@example.com/",
-        "http://127.0.0.1/",
-        "http://[::1]/",
-        "http://2130706433/",
-        "http://example.com%2eevil.com/",
-        "http://example。com.evil.com/",
-    ],
-)
+@pytest.mark.parametrize("url", [
+    "http://evil.com/a.png",
+    "http://example.com.evil.com/",
+    "http://sub.example.com/",
+    "http://example.com@evil.com/",
+    "http://evil.com#@example.com/",
+    "http://127.0.0.1/",
+    "http://[::1]/",
+    "http://2130706433/",
+    "http://example.com%2eevil.com/",
+    "http://example。com.evil.com/",
+])  # fmt: skip
 async def test_other_hosts_are_rejected(url):
     with pytest.raises(MediaError, match="not among --allowed-media-domains"):
         await _fetcher("example.com").fetch(url)
@@ -192,18 +189,15 @@ async def test_a_redirect_is_followed_to_an_allowed_host(serve):
     assert await _fetcher("127.0.0.1").fetch(await serve(handler) + "/a") == b"there"
 
 
-@pytest.mark.parametrize(
-    ("target", "message", "settings"),
-    [
-        ("http://evil.com/", "not among --allowed-media-domains", {}),
-        ("http://169.254.169.254/latest/meta-data", "not among --allowed-media-domains", {}),
-        ("//localhost/", "must be http or https with a host", {}),
-        ("file:///etc/passwd", "neither http nor https", {}),
-        ("", "redirects without a Location", {}),
-        ("/a", "redirects more than 5 times", {}),
-        ("/b", "VLLM_MEDIA_URL_ALLOW_REDIRECTS", {"media_url_allow_redirects": False}),
-    ],
-)
+@pytest.mark.parametrize(("target", "message", "settings"), [
+    ("http://evil.com/", "not among --allowed-media-domains", {}),
+    ("http://169.254.169.254/latest/meta-data", "not among --allowed-media-domains", {}),
+    ("//localhost/", "must be http or https with a host", {}),
+    ("file:///etc/passwd", "neither http nor https", {}),
+    ("", "redirects without a Location", {}),
+    ("/a", "redirects more than 5 times", {}),
+    ("/b", "VLLM_MEDIA_URL_ALLOW_REDIRECTS", {"media_url_allow_redirects": False}),
+])  # fmt: skip
 async def test_a_redirect_to_another_host_or_that_is_not_allowed_is_rejected(serve, target, message, settings):
     url = await serve(_answers(status=307, headers={"Location": target} if target else {}))
     with pytest.raises(MediaError, match=message):
@@ -223,14 +217,10 @@ async def test_a_response_with_a_too_large_content_length_is_not_read(serve):
         await _fetcher("127.0.0.1", max_media_mb=1).fetch(url)
 
 
-@pytest.mark.parametrize(
-    ("num_bytes", "pause_s", "bounds", "message"),
-    [
-        (1, 0.05, {"image_fetch_timeout_s": 1}, "within 1 s"),
-        (65536, 0, {"max_media_mb": 1}, "larger than 1048576 bytes"),
-    ],
-    ids=["slow", "large"],
-)
+@pytest.mark.parametrize(("num_bytes", "pause_s", "bounds", "message"), [
+    (1, 0.05, {"image_fetch_timeout_s": 1}, "within 1 s"),
+    (65536, 0, {"max_media_mb": 1}, "larger than 1048576 bytes"),
+], ids=["slow", "large"])  # fmt: skip
 async def test_an_endless_response_is_cut_off_after_a_time_or_size(serve, num_bytes, pause_s, bounds, message):
     """The time-out applies to the whole response, even if the server sends data often."""
     sent = 0

@@ -24,18 +24,15 @@ def test_a_data_url_of_any_media_type_is_decoded_to_its_bytes(header, num_bytes)
     assert decode_data_url(f"{header},{base64.b64encode(data).decode()}", max_bytes=_LARGE) == data
 
 
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("data:image/png;base64", "no comma"),
-        ("data:image/png,hello", "must be base64"),
-        ("data:;base64,aGk", "not valid base64"),
-        ("data:;base64,aGk=\n", "not valid base64"),
-        ("data:;base64,a-_=", "not valid base64"),
-        ("data:;base64,äääa", "not valid base64"),
-        ("data:;base64," + "aGk=" + "A" * (1 << 19), "not valid base64"),
-    ],
-)
+@pytest.mark.parametrize(("url", "message"), [
+    ("data:image/png;base64", "no comma"),
+    ("data:image/png,hello", "must be base64"),
+    ("data:;base64,aGk", "not valid base64"),
+    ("data:;base64,aGk=\n", "not valid base64"),
+    ("data:;base64,a-_=", "not valid base64"),
+    ("data:;base64,äääa", "not valid base64"),
+    ("data:;base64," + "aGk=" + "A" * (1 << 19), "not valid base64"),
+])  # fmt: skip
 def test_a_malformed_data_url_is_rejected(url, message):
     with pytest.raises(MediaError, match=message):
         decode_data_url(url, max_bytes=_LARGE)
@@ -71,21 +68,18 @@ def test_files_below_the_folder_are_read(folder):
     assert _read(f"file://{folder}/link.png", folder) == b"other"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "{folder}/../secret.png",
-        "{folder}/%2e%2e/secret.png",
-        "{folder}/sub/../../secret.png",
-        "{folder}2/x.png",
-        "/etc/passwd",
-        "{folder}/nothing.png",
-        "{folder}",
-        "{folder}/x%00.png",
-        "",
-        *(f"{{folder}}/{link}" for link in ("secret", "passwd", "above/secret.png", "cycle")),
-    ],
-)
+@pytest.mark.parametrize("path", [
+    "{folder}/../secret.png",
+    "{folder}/%2e%2e/secret.png",
+    "{folder}/sub/../../secret.png",
+    "{folder}2/x.png",
+    "/etc/passwd",
+    "{folder}/nothing.png",
+    "{folder}",
+    "{folder}/x%00.png",
+    "",
+    *(f"{{folder}}/{link}" for link in ("secret", "passwd", "above/secret.png", "cycle")),
+])  # fmt: skip
 def test_files_outside_the_folder_and_missing_files_get_the_same_error(folder, path):
     links = {"secret": folder.parent / "secret.png", "passwd": "/etc/passwd", "above": folder.parent, "cycle": "cycle"}
     for name, target in links.items():
@@ -160,13 +154,10 @@ def test_the_first_frame_of_an_animation_is_used():
     assert _decode(data).getpixel((0, 0)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\x89PNG\r\n\x1a\n",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("data", [
+    b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\x89PNG\r\n\x1a\n",
+])  # fmt: skip
 def test_files_that_are_not_images_are_rejected(data):
     with pytest.raises(MediaError, match="not an image in a known format"):
         _decode(data)

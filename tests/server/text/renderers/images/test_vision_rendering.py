@@ -134,19 +134,16 @@ def test_every_form_of_an_image_part_is_accepted_and_allowed_local_files_are_rea
     assert renderer.mm_cache.num_hits == 1
 
 
-@pytest.mark.parametrize(
-    ("part", "message"),
-    [
-        ({"type": "image_url"}, r"messages\[0\].content\[0\] needs an image_url"),
-        ({"type": "image_url", "image_url": {"url": 3}}, "needs an image_url"),
-        ({"type": "image_url", "image_url": {"url": "data:;base64,aGk="}}, r"messages\[0\].content\[0\]: not an image"),
-        ({"type": "image_url", "image_url": {"url": "data:;base64,?"}}, r"content\[0\]: the data URL is not valid"),
-        ({"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}, "--allowed-media-domains"),
-        ({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, "--allowed-local-media-path"),
-        ({"type": "video_url", "video_url": {"url": "x"}}, "text and images only"),
-        ({"type": "text", "text": "<|image_pad|>"}, "no text may contain"),
-    ],
-)
+@pytest.mark.parametrize(("part", "message"), [
+    ({"type": "image_url"}, r"messages\[0\].content\[0\] needs an image_url"),
+    ({"type": "image_url", "image_url": {"url": 3}}, "needs an image_url"),
+    ({"type": "image_url", "image_url": {"url": "data:;base64,aGk="}}, r"messages\[0\].content\[0\]: not an image"),
+    ({"type": "image_url", "image_url": {"url": "data:;base64,?"}}, r"content\[0\]: the data URL is not valid"),
+    ({"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}, "--allowed-media-domains"),
+    ({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, "--allowed-local-media-path"),
+    ({"type": "video_url", "video_url": {"url": "x"}}, "text and images only"),
+    ({"type": "text", "text": "<|image_pad|>"}, "no text may contain"),
+])  # fmt: skip
 def test_error_for_an_invalid_part_names_the_fault(build, part, message):
     content = [part] if part["type"] != "text" else [part, _image_part(image())]
     with pytest.raises(RequestError, match=message) as caught:
@@ -201,16 +198,12 @@ def test_images_that_are_processed_together_are_limited_together(build):
     assert _tensors(_render(build("llava_next", max_image_pixels=15_000), _message(*images)))
 
 
-@pytest.mark.parametrize(
-    ("settings", "size", "options", "message"),
-    [
-        ({"max_image_pixels": 3000}, (56, 56), {}, r"messages\[0\].content\[0\]: the image has 56x56 pixels"),
-        ({}, (2000, 4), {}, "aspect ratio"),
-        ({}, (56, 56), {"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
-        ({"mm_processor_kwargs": {"size": "large"}}, (56, 56), {}, "image processor failed"),
-    ],
-    ids=["pixels", "proportions", "truncation", "the operator's settings"],
-)
+@pytest.mark.parametrize(("settings", "size", "options", "message"), [
+    ({"max_image_pixels": 3000}, (56, 56), {}, r"messages\[0\].content\[0\]: the image has 56x56 pixels"),
+    ({}, (2000, 4), {}, "aspect ratio"),
+    ({}, (56, 56), {"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+    ({"mm_processor_kwargs": {"size": "large"}}, (56, 56), {}, "image processor failed"),
+], ids=["pixels", "proportions", "truncation", "the operator's settings"])  # fmt: skip
 def test_an_image_that_cannot_be_processed_is_a_request_error(build, settings, size, options, message):
     with pytest.raises(RequestError, match=message):
         _render(build(**settings), _message(Image.new("RGB", size)), **options)

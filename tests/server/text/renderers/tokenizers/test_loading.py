@@ -73,22 +73,16 @@ def test_the_chosen_class_equals_auto_tokenizer_s(model_type, tokenizer_folders,
         assert_same_tokenizer(path)
 
 
-@pytest.mark.parametrize(
-    ("kind", "model_types", "class_names"),
-    [
-        ("byte_level", tokenizer_loading._VERSION_DEPENDENT, ["LlamaTokenizerFast"]),
-        ("byte_level", [None], [None, "PreTrainedTokenizerFast", "Qwen2TokenizerFast"]),
-        ("llama", ["llama"], ["LlamaTokenizerFast"]),
-        ("llama", ["gemma2"], ["GemmaTokenizer"]),
-        ("llama", ["mistral"], ["LlamaTokenizer"]),
-        ("unigram", UNIGRAM_TYPES, [None, "XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "TokenizersBackend"]),
-        (
-            "wordpiece",
-            ["bert", "distilbert", "modernbert"],
-            [None, "BertTokenizer", "BertTokenizerFast", "TokenizersBackend"],
-        ),
-    ],
-)
+@pytest.mark.parametrize(("kind", "model_types", "class_names"), [
+    ("byte_level", tokenizer_loading._VERSION_DEPENDENT, ["LlamaTokenizerFast"]),
+    ("byte_level", [None], [None, "PreTrainedTokenizerFast", "Qwen2TokenizerFast"]),
+    ("llama", ["llama"], ["LlamaTokenizerFast"]),
+    ("llama", ["gemma2"], ["GemmaTokenizer"]),
+    ("llama", ["mistral"], ["LlamaTokenizer"]),
+    ("unigram", UNIGRAM_TYPES, [None, "XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "TokenizersBackend"]),
+    ("wordpiece", ["bert", "distilbert", "modernbert"],
+     [None, "BertTokenizer", "BertTokenizerFast", "TokenizersBackend"]),
+])  # fmt: skip
 def test_checkpoints_of_other_kinds_load_as_with_auto_tokenizer(
     kind, model_types, class_names, tokenizer_folders, tmp_path
 ):
