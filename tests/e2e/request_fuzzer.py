@@ -33,8 +33,11 @@ _MOST: Final = {"max_tokens": 4, "max_completion_tokens": 4, "max_output_tokens"
 _PATHS: Final = ("/", "//", "/%00", "/%ff", "/v1/models/%2e%2e", "/metrics?x=%", "/v1/responses/a%2fb/cancel")
 _METHODS: Final = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "POST")
 _TYPES: Final = (
-    "application/json", "application/json; charset=utf-16", "text/plain", "multipart/form-data; boundary=x",
-)  # fmt: skip
+    "application/json",
+    "application/json; charset=utf-16",
+    "text/plain",
+    "multipart/form-data; boundary=x",
+)
 _DEEPEST: Final = 5
 _ANSWER_S: Final = 300.0
 _NUM_CLIENTS: Final = 8

@@ -67,9 +67,12 @@ def _describe(role: str) -> dict[str, Any]:
         import numpy
 
         described["torch"] = [
-            torch.get_num_threads(), torch.get_num_interop_threads(), str(torch.get_default_dtype()),
-            torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
-        ]  # fmt: skip
+            torch.get_num_threads(),
+            torch.get_num_interop_threads(),
+            str(torch.get_default_dtype()),
+            torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+        ]
         described["random"] = [random.random(), torch.initial_seed(), float(torch.rand(1)), numpy.random.rand()]
     return described
 

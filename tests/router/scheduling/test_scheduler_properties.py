@@ -115,10 +115,13 @@ class World:
         self.rng = random.Random(seed)
         choice = self.rng.choice
         self.limits = SchedulerLimits(
-            memory_budget_bytes=choice((None, 6, 10, 20)), max_running=choice((None, None, 1, 2, 3)),
-            max_wait_s=choice((1.0, 5.0)), max_waiting=choice((3, 8, 50)), min_stay_s=choice((0.0, 1.0, 2.0)),
+            memory_budget_bytes=choice((None, 6, 10, 20)),
+            max_running=choice((None, None, 1, 2, 3)),
+            max_wait_s=choice((1.0, 5.0)),
+            max_waiting=choice((3, 8, 50)),
+            min_stay_s=choice((0.0, 1.0, 2.0)),
             memory_wait_s=choice((1.0, 10.0)),
-        )  # fmt: skip
+        )
         self.total = choice((None, 8, 12, 40))
         """The machine's memory. None means that the system does not report free memory."""
         self.total_gpu = choice((6, 9, 30))

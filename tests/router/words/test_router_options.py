@@ -150,9 +150,12 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 _CHECKS = {
-    "no model": "model", "too long": "max_model_len", "program": "program", "vllm": "engine",
+    "no model": "model",
+    "too long": "max_model_len",
+    "program": "program",
+    "vllm": "engine",
     "no Python": "engine",
-}  # fmt: skip
+}
 """Fault -> the check that finds it, unless it is `usage`."""
 _QUICK = ("unknown flag", "too long", "no model", "key", "program", "no Python")
 

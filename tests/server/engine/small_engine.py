@@ -122,10 +122,13 @@ class SmallEngine:
             pending=PendingSequences(self.scheduler, limits=limits, guided=self.guided, features=self.features),
             scheduler=self.scheduler,
             sampler=Sampler(
-                eos_token_ids=eos_token_ids, max_model_len=limits.max_model_len, seed=0, device=model.device,
+                eos_token_ids=eos_token_ids,
+                max_model_len=limits.max_model_len,
+                seed=0,
+                device=model.device,
                 guided=self.guided,
             ),
-        )  # fmt: skip
+        )
         self.completions: dict[str, Completion] = {}
         self.steps: list[dict[str, int]] = []
         """For each step: request id -> number of computed tokens, in the step's order."""

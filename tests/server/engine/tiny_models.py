@@ -9,9 +9,12 @@ from server.engine.compute.linear import pack_linear_layers
 
 VOCAB = 128
 _COMMON: dict[str, object] = {
-    "vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "vocab_size": VOCAB,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
     "tie_word_embeddings": False,
-}  # fmt: skip
+}
 _LLAMA_LIKE: dict[str, object] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 512,

@@ -53,9 +53,12 @@ def test_each_change_of_status_is_sent_once(manager, monkeypatch):
         service.notify_failure("why\nnot")
     wait_until(lambda: len(manager.messages) == 5)
     assert manager.messages == [
-        "STATUS=load weights", "STATUS=first token", "READY=1\nSTATUS=ready: http://x",
-        "STOPPING=1\nSTATUS=finishing", "STATUS=failed: why not",
-    ]  # fmt: skip
+        "STATUS=load weights",
+        "STATUS=first token",
+        "READY=1\nSTATUS=ready: http://x",
+        "STOPPING=1\nSTATUS=finishing",
+        "STATUS=failed: why not",
+    ]
 
 
 async def test_the_watchdog_gets_a_heartbeat_from_the_event_loop(manager, monkeypatch):

@@ -186,9 +186,12 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[NotifySocket]:
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StartSession:
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     subject = StartSubject(
-        model="smol", start_method="spawn", packages=(), history_key=lambda versions: "key",
+        model="smol",
+        start_method="spawn",
+        packages=(),
+        history_key=lambda versions: "key",
         report_file=tmp_path / "report",
-    )  # fmt: skip
+    )
     return StartSession(subject, PhaseTimeline.from_process_start())
 
 

@@ -104,9 +104,12 @@ class FakeStart(Server):
         self.port = free_port() if port is None else port
         address = ("--host", host, "--port", str(self.port)) if host else ()
         super().__init__(
-            command(*words, *address), environment(folder) if env is None else env,
-            log_path=folder / f"log-{self.port}", cwd=cwd, process_group=0,
-        )  # fmt: skip
+            command(*words, *address),
+            environment(folder) if env is None else env,
+            log_path=folder / f"log-{self.port}",
+            cwd=cwd,
+            process_group=0,
+        )
 
     def kind_of(self, pid: int) -> str:
         """The start method by which a process was started."""

@@ -29,8 +29,11 @@ def test_a_much_longer_neighbour_gets_its_own_call():
     batch = _pack([_chunk(slot=s, computed=c) for s, c in enumerate((10, 12, 3000, 11, 3001))])
     groups = batch.decode_groups
     assert [(g.first_slot, g.last_slot, g.length) for g in groups] == [
-        (0, 2, 13), (2, 3, 3001), (3, 4, 12), (4, 5, 3002),
-    ]  # fmt: skip
+        (0, 2, 13),
+        (2, 3, 3001),
+        (3, 4, 12),
+        (4, 5, 3002),
+    ]
     assert [g.rows for g in groups] == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5)]
 
 

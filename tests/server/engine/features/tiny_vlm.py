@@ -158,9 +158,12 @@ def _llava(parts: Parts) -> Files:
         "crop_size": {"height": _SIZE, "width": _SIZE},
     }
     processor = {
-        "processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": _PATCH,
-        "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default",
-    }  # fmt: skip
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": _PATCH,
+        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": "default",
+    }
     return config, preprocessor, processor
 
 

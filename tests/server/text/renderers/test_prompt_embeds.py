@@ -99,10 +99,13 @@ def test_base64_may_be_a_string_bytes_or_a_view():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty"), ("A", "not valid base64"), ("AAAA\nAAAA", "not valid base64"),
-        ("__--", "not valid base64"), ("AAAA", "is no file of torch.save"),
+        ("", "is empty"),
+        ("A", "not valid base64"),
+        ("AAAA\nAAAA", "not valid base64"),
+        ("__--", "not valid base64"),
+        ("AAAA", "is no file of torch.save"),
     ],
-)  # fmt: skip
+)
 def test_error_for_invalid_base64_or_an_unknown_file_names_the_fault(text, message):
     with pytest.raises(RequestError, match=message) as caught:
         safe_load_prompt_embeds(text, LIMITS)

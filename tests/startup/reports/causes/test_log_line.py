@@ -168,8 +168,11 @@ def test_a_line_costs_the_same_with_each_line_end(end, line):
 @pytest.mark.parametrize("end", ["LF", "CR", "CRLF", "a progress bar"])
 def test_a_cause_is_found_with_each_line_end(end):
     lines = [
-        "x" * 50_000, "Traceback (most recent call last):", "ValueError: max_lora_rank", "",
+        "x" * 50_000,
+        "Traceback (most recent call last):",
+        "ValueError: max_lora_rank",
+        "",
         "\0" * 50_000 + "Killed",
-    ]  # fmt: skip
+    ]
     cause = find_cause(read_lines(io.BytesIO("".join(line + _LINE_ENDS[end] for line in lines).encode())))
     assert cause is not None and cause.text in ("Killed", "ValueError: max_lora_rank")
