@@ -9,11 +9,15 @@ from base.lifecycle import TRANSITIONS, IllegalTransitionError, Lifecycle, State
 STATES: tuple[State, ...] = ("starting", "ready", "draining", "dead")
 
 LEGAL = [
-    ("starting", "engine_ready", "ready"), ("starting", "drain", "draining"),
-    ("starting", "engine_ended", "dead"), ("ready", "engine_ended", "dead"), ("ready", "drain", "draining"),
-    ("draining", "engine_ready", "draining"), ("draining", "engine_ended", "dead"),
+    ("starting", "engine_ready", "ready"),
+    ("starting", "drain", "draining"),
+    ("starting", "engine_ended", "dead"),
+    ("ready", "engine_ended", "dead"),
+    ("ready", "drain", "draining"),
+    ("draining", "engine_ready", "draining"),
+    ("draining", "engine_ended", "dead"),
     ("dead", "engine_ended", "dead"),
-]  # fmt: skip
+]
 """State, event, next state."""
 
 EVENTS = ("engine_ready", "engine_ended", "drain")

@@ -34,10 +34,14 @@ MARK = f"s3same{uuid4().hex}"
 KEYS = [f"{MARK}-1", f"{MARK}-2"]
 SECRETS = ["--api-key", *KEYS, f"--hf-token={MARK}-3"]
 VARIABLES = {
-    "HF_TOKEN": f"{MARK}-4", "HUGGING_FACE_HUB_TOKEN": f"{MARK}-5", "OPENAI_API_KEY": KEYS[0],
-    "AWS_SECRET_ACCESS_KEY": f"{MARK}-6", "OTEL_EXPORTER_OTLP_HEADERS": f"authorization={MARK}-7",
-    "HF_ENDPOINT": f"http://{MARK}:{MARK}@127.0.0.1:9", "HTTPS_PROXY": f"http://{MARK}:{MARK}@127.0.0.1:9",
-}  # fmt: skip
+    "HF_TOKEN": f"{MARK}-4",
+    "HUGGING_FACE_HUB_TOKEN": f"{MARK}-5",
+    "OPENAI_API_KEY": KEYS[0],
+    "AWS_SECRET_ACCESS_KEY": f"{MARK}-6",
+    "OTEL_EXPORTER_OTLP_HEADERS": f"authorization={MARK}-7",
+    "HF_ENDPOINT": f"http://{MARK}:{MARK}@127.0.0.1:9",
+    "HTTPS_PROXY": f"http://{MARK}:{MARK}@127.0.0.1:9",
+}
 SERVE = shlex.join([*CLI, "serve"])
 BENCH = "--json out.json --rounds 1"
 EMBEDDED = "--engine embedded --max-model-len 256"
@@ -197,10 +201,14 @@ def server(sandbox: _Sandbox, watch: SecretWatch, tiny_llama: Path) -> Iterator[
 def test_a_command_shows_no_secret(name, sandbox, watch, server, tiny_llama):
     measured = [str(tiny_llama), *EMBEDDED.split(), *SECRETS]
     values = {
-        "MODEL": [str(tiny_llama)], "URL": [server.url],
-        "LOGIN": [server.url.replace("//", f"//{MARK}:{MARK}@")], "SECRETS": SECRETS, "KEY": KEYS[:1],
-        "WRONG": [f"{MARK}-wrong"], "SERVE": [f"{SERVE} {shlex.join(measured)}"],
-    }  # fmt: skip
+        "MODEL": [str(tiny_llama)],
+        "URL": [server.url],
+        "LOGIN": [server.url.replace("//", f"//{MARK}:{MARK}@")],
+        "SECRETS": SECRETS,
+        "KEY": KEYS[:1],
+        "WRONG": [f"{MARK}-wrong"],
+        "SERVE": [f"{SERVE} {shlex.join(measured)}"],
+    }
     watch.allow(measured)
     for run in RUNS[name]:
         words = [*name.split(), *(word for part in run.split() for word in values.get(part, [part]))]

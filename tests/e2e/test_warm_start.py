@@ -94,14 +94,18 @@ def test_cold_starts_are_not_compared_with_warm_ones(tiny_llama, standby, tmp_pa
     "words",
     slow_but_for(
         [
-            "--preflight-only --json", "--max-model-len 1000000", "--startup-timeout 0.001", "--nonsense",
-            "--engine vllm", "--port TAKEN",
+            "--preflight-only --json",
+            "--max-model-len 1000000",
+            "--startup-timeout 0.001",
+            "--nonsense",
+            "--engine vllm",
+            "--port TAKEN",
         ],
         "--preflight-only --json",
         "--startup-timeout 0.001",
         "--port TAKEN",
     ),
-)  # fmt: skip
+)
 def test_a_start_that_ends_by_itself_ends_as_a_cold_one(words, tiny_llama, standby):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         given = words.replace("TAKEN", str(taken.getsockname()[1])).split()

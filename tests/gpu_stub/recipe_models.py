@@ -16,10 +16,17 @@ from tests.support.llamas import TOKENIZER_FILES
 _VOCAB: Final = 49152
 """The vocabulary size of SmolLM2."""
 _SHAPE: Final[dict[str, Any]] = {
-    "vocab_size": _VOCAB + 16, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 8192,
-    "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": _VOCAB + 16,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 """Sizes that the kernels of all formats accept."""
 _GROUP: Final = 128
 """How many weights share a scale."""
@@ -81,9 +88,14 @@ def save_llava(folder: Path) -> None:
 
     tokenizer = _save_tokenizer(folder, "<image>")
     vision = CLIPVisionConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=56,
-        patch_size=14, projection_dim=64,
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        projection_dim=64,
+    )
     config = {
         "vision_config": vision,
         "text_config": LlamaConfig(**_SHAPE),
@@ -92,9 +104,13 @@ def save_llava(folder: Path) -> None:
     _save(folder, "llava", "LlavaForConditionalGeneration", config)
     size = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
     LlavaProcessor(
-        CLIPImageProcessorPil(**size), tokenizer, patch_size=14, vision_feature_select_strategy="default",
-        chat_template=tokenizer.chat_template, num_additional_image_tokens=1,
-    ).save_pretrained(folder)  # fmt: skip
+        CLIPImageProcessorPil(**size),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        chat_template=tokenizer.chat_template,
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
 
 
 def save_embedder(folder: Path) -> None:

@@ -32,9 +32,13 @@ def entry_of(
     **keys: object,
 ) -> ModelEntry:
     foreign = ForeignCommand(
-        words=(*FOREIGN_COMMAND, "${PORT}", *words), address="http://127.0.0.1:${PORT}", port=None,
-        stop_words=stop_words, sleep_calls=(sleep,) if sleep else (), wake_calls=(wake,) if wake else (),
-    )  # fmt: skip
+        words=(*FOREIGN_COMMAND, "${PORT}", *words),
+        address="http://127.0.0.1:${PORT}",
+        port=None,
+        stop_words=stop_words,
+        sleep_calls=(sleep,) if sleep else (),
+        wake_calls=(wake,) if wake else (),
+    )
     return ModelEntry(**{"name": name, "foreign": foreign, **keys})  # type: ignore[arg-type]
 
 

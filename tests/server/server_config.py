@@ -7,9 +7,18 @@ from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
 
 INFO: Final = EngineInfo(
-    model_type="llama", dtype="bfloat16", device="cpu", max_model_len=512, vocab_size=49152, num_slots=8,
-    kv_cache_tokens=4096, kv_cache_bytes=1 << 20, runner="packed", eos_token_ids=(2,), spans=[],
-)  # fmt: skip
+    model_type="llama",
+    dtype="bfloat16",
+    device="cpu",
+    max_model_len=512,
+    vocab_size=49152,
+    num_slots=8,
+    kv_cache_tokens=4096,
+    kv_cache_bytes=1 << 20,
+    runner="packed",
+    eos_token_ids=(2,),
+    spans=[],
+)
 
 
 def server_config(**given: Any) -> ServerConfig:

@@ -139,9 +139,14 @@ class MixedLoad:
         self.faults: list[str] = []
         self._is_over = threading.Event()
         actors = (
-            self._fuzz, self._misbehave, self._misbehave, self._read_slowly, self._pipeline, self._probe,
+            self._fuzz,
+            self._misbehave,
+            self._misbehave,
+            self._read_slowly,
+            self._pipeline,
+            self._probe,
             self._burst,
-        )  # fmt: skip
+        )
         self._threads = [threading.Thread(target=self._repeat, args=(actor,), name=actor.__name__) for actor in actors]
 
     def __enter__(self) -> Self:

@@ -51,12 +51,16 @@ _WORDS = "MemoryError: can't start new thread: [Errno 28] No space left on devic
 @pytest.mark.parametrize(
     ("fails", "is_expected"),
     [
-        (_listen_twice, True), (_open_too_many_files, True), (_start_thread, True),
-        (_import_on_full_disk, True), (lambda: bytearray(1 << 62), True),
+        (_listen_twice, True),
+        (_open_too_many_files, True),
+        (_start_thread, True),
+        (_import_on_full_disk, True),
+        (lambda: bytearray(1 << 62), True),
         (lambda: _raise(PermissionError(errno.EACCES, "")), True),
-        (lambda: Path("/missing").read_bytes(), False), (lambda: _raise(RuntimeError(_WORDS)), False),
+        (lambda: Path("/missing").read_bytes(), False),
+        (lambda: _raise(RuntimeError(_WORDS)), False),
     ],
-)  # fmt: skip
+)
 def test_what_the_machine_refuses_is_known_by_the_kind_of_the_error(fails, is_expected):
     with pytest.raises(Exception) as caught:
         fails()

@@ -6,9 +6,14 @@ from typing import Final
 import pytest
 
 PACKAGES: Final = {
-    "cc": "gcc", "kubectl": "kubernetes-client", "nsenter": "util-linux", "promtool": "prometheus",
-    "systemctl": "systemd", "systemd-analyze": "systemd", "unshare": "util-linux",
-}  # fmt: skip
+    "cc": "gcc",
+    "kubectl": "kubernetes-client",
+    "nsenter": "util-linux",
+    "promtool": "prometheus",
+    "systemctl": "systemd",
+    "systemd-analyze": "systemd",
+    "unshare": "util-linux",
+}
 """Program -> its Debian package, for programs whose package has another name."""
 
 

@@ -24,10 +24,17 @@ _CHAT_TEMPLATE: Final = (
 def save_tiny_llama(folder: Path) -> Path:
     """Writes a model of a few kilobytes with a byte tokenizer and a chat template."""
     _save(
-        folder, vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=4096, bos_token_id=EOS,
+        folder,
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=4096,
+        bos_token_id=EOS,
         eos_token_id=EOS,
-    )  # fmt: skip
+    )
     save_byte_tokenizer(folder)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "chat_template": _CHAT_TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -40,9 +47,16 @@ def save_small_llama(folder: Path, tokenizer: Path) -> Path:
     The model's logits are so far apart that rounding changes no greedy token.
     """
     _save(
-        folder, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=512, initializer_range=0.4,
-    )  # fmt: skip
+        folder,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        initializer_range=0.4,
+    )
     return _copy_tokenizer(tokenizer, folder)
 
 
@@ -51,10 +65,17 @@ def save_billion_llama(folder: Path, tokenizer: Path) -> Path:
     import torch
 
     _save(
-        folder, device="cuda" if torch.cuda.is_available() else "cpu", hidden_size=2048,
-        intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
-        max_position_embeddings=8192, tie_word_embeddings=True, dtype="bfloat16",
-    )  # fmt: skip
+        folder,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
     return _copy_tokenizer(tokenizer, folder)
 
 

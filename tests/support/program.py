@@ -76,9 +76,13 @@ class Program:
             self._output.close()
         self._output = self.log_path.open("w+b") if self.log_path else tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT,
-            env=self.variables, **self._options,
-        )  # fmt: skip
+            self.command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            env=self.variables,
+            **self._options,
+        )
         self.root = psutil.Process(self.process.pid)
 
     @property

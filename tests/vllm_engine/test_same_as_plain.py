@@ -93,9 +93,13 @@ def first_status(server: VllmServer, path: str) -> tuple[int, Any]:
 
 
 PROMPTS = (
-    "The capital of France is", "def fibonacci(n):", "Once upon a time, in a land far away,",
-    "1, 1, 2, 3, 5, 8,", "Die Hauptstadt von Deutschland", "\n\n\t ¿Qué 🙂?",
-)  # fmt: skip
+    "The capital of France is",
+    "def fibonacci(n):",
+    "Once upon a time, in a land far away,",
+    "1, 1, 2, 3, 5, 8,",
+    "Die Hauptstadt von Deutschland",
+    "\n\n\t ¿Qué 🙂?",
+)
 CHATS = (
     [{"role": "user", "content": "What is the capital of Italy?"}],
     [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "2 + 2?"}],
@@ -106,9 +110,14 @@ CHATS = (
     ],
 )
 _OF_EACH_START = (
-    "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME", "VLLM_DIST_IDENT", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
-    "PYTEST_CURRENT_TEST", "VCLI_STANDBY", "XDG_RUNTIME_DIR", "VCLI_START_FOLDER",
-)  # fmt: skip
+    "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME",
+    "VLLM_DIST_IDENT",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+    "PYTEST_CURRENT_TEST",
+    "VCLI_STANDBY",
+    "XDG_RUNTIME_DIR",
+    "VCLI_START_FOLDER",
+)
 """Variables that differ in each start: random names, an address, the standby."""
 _COMPARED_ELSEWHERE = ("environment", "streams")
 _TIMED_LINES = ("loggers.py", "shm_broadcast.py")

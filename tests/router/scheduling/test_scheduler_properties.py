@@ -152,9 +152,16 @@ class World:
     def step(self) -> None:
         """Makes one random event, then compares `view` with the world."""
         happenings = {
-            self._arrive: 30, self._leave: 10, self._pass_time: 50, self._measure: 4, self._load: 1,
-            self._unload: 1, self._sleep: 1, self._crash: self.has_faults, self._reload: 2 * self.has_faults,
-        }  # fmt: skip
+            self._arrive: 30,
+            self._leave: 10,
+            self._pass_time: 50,
+            self._measure: 4,
+            self._load: 1,
+            self._unload: 1,
+            self._sleep: 1,
+            self._crash: self.has_faults,
+            self._reload: 2 * self.has_faults,
+        }
         (happen,) = self.rng.choices(list(happenings), weights=list(happenings.values()))
         happen()
         self._check_view()

@@ -170,9 +170,13 @@ def test_random_requests_and_aborts_on_little_memory(plain_llama, llama, prefix_
     prompts += [p[:40] + q[:20] for p, q in zip(prompts[:4], prompts[4:8], strict=True)]
     known = list(zip(prompts, greedy_outputs(plain_llama, prompts, 36), strict=True))
     engine = SmallEngine(
-        llama, num_slots=8, max_model_len=160, kv_cache_tokens=400, max_num_batched_tokens=48,
+        llama,
+        num_slots=8,
+        max_model_len=160,
+        kv_cache_tokens=400,
+        max_num_batched_tokens=48,
         prefix_tokens=prefix_tokens,
-    )  # fmt: skip
+    )
     assert _run_random_load(engine, known, rng, 60) > 30
     assert engine.stats.num_preemptions > 2
     engine.assert_nothing_leaked()

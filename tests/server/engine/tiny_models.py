@@ -16,9 +16,13 @@ _COMMON: dict[str, object] = {
     "tie_word_embeddings": False,
 }
 _LLAMA_LIKE: dict[str, object] = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512,
-}  # fmt: skip
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
 _GEMMA = {**_LLAMA_LIKE, "head_dim": 16}
 
 PACKED: dict[str, dict[str, object]] = {
@@ -42,31 +46,47 @@ PACKED: dict[str, dict[str, object]] = {
     "mixtral": {**_LLAMA_LIKE, "num_local_experts": 4, "num_experts_per_tok": 2},
     "cohere2": {**_LLAMA_LIKE, "sliding_window": 24},
     "opt": {
-        "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 512, "word_embed_proj_dim": 64,
+        "hidden_size": 64,
+        "ffn_dim": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "word_embed_proj_dim": 64,
     },
     "deepseek_v3": {
-        **_LLAMA_LIKE, "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 24, "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 16, "v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 2,
-        "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32,
+        **_LLAMA_LIKE,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 32,
+        "kv_lora_rank": 24,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 12,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 32,
         "first_k_dense_replace": 1,
     },
-}  # fmt: skip
+}
 """Architecture of the packed runner -> options of its configuration."""
 
 SEQUENTIAL: dict[str, dict[str, object]] = {
     "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8},
     "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4},
     "falcon_h1": {
-        **_LLAMA_LIKE, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
+        **_LLAMA_LIKE,
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
         "mamba_chunk_size": 16,
     },
-    "bamba": {
-        **_LLAMA_LIKE, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_chunk_size": 16,
-    },
+    "bamba": {**_LLAMA_LIKE, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_chunk_size": 16},
     "recurrent_gemma": {**_GEMMA, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 24},
     "rwkv": {"hidden_size": 64, "num_hidden_layers": 2, "attention_hidden_size": 64},
-}  # fmt: skip
+}
 """Architecture of the sequential runner -> its options. These have other state or their own attention."""
 
 
@@ -104,9 +124,13 @@ def greedy_outputs(model: PreTrainedModel, prompts: list[list[int]], num_tokens:
     for prompt in prompts:
         ids = torch.tensor([prompt], device=model.device)
         output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False,
-            eos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
         outputs.append(output[0].tolist()[len(prompt) :])
     return outputs
 

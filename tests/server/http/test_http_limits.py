@@ -103,11 +103,15 @@ def test_a_request_directly_behind_another_one_finds_room(serve, engine, fields,
 @pytest.mark.parametrize(
     ("path", "field"),
     [
-        ("/v1/chat/completions", "chat_template_kwargs"), ("/v1/chat/completions", "messages"),
-        ("/v1/chat/completions", "tools"), ("/v1/chat/completions", "response_format"),
-        ("/v1/responses", "tools"), ("/v1/messages", "tools"), ("/tokenize", "messages"),
+        ("/v1/chat/completions", "chat_template_kwargs"),
+        ("/v1/chat/completions", "messages"),
+        ("/v1/chat/completions", "tools"),
+        ("/v1/chat/completions", "response_format"),
+        ("/v1/responses", "tools"),
+        ("/v1/messages", "tools"),
+        ("/tokenize", "messages"),
     ],
-)  # fmt: skip
+)
 def test_deeply_nested_values_are_never_a_fault_of_the_server(server, path, field, levels):
     nested: Any = {}
     for _ in range(levels):

@@ -155,10 +155,16 @@ def _peak_bytes(send, name: str, num_choices: int) -> int:
 @pytest.mark.parametrize(
     "name",
     [
-        "chat: tools", "chat: messages", "chat: required call", "chat: biases", "chat: stop tokens",
-        "chat: stop strings", "chat: choice", "completion: one token over and over",
+        "chat: tools",
+        "chat: messages",
+        "chat: required call",
+        "chat: biases",
+        "chat: stop tokens",
+        "chat: stop strings",
+        "chat: choice",
+        "completion: one token over and over",
     ],
-)  # fmt: skip
+)
 def test_a_further_choice_keeps_nothing_that_belongs_to_the_request(send, name):
     _peak_bytes(send, name, 1)  # fills caches
     first, further = _peak_bytes(send, name, 1), _peak_bytes(send, name, 17)

@@ -79,11 +79,18 @@ def gs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 RECORD: Final = CompiledModel(
-    key="ab" * 32, model="org/model", start_id="start", digest="late", early_digest="early",
-    factors={"env": {"VLLM_USE_V1": True}}, versions={"vllm": "0.32.0"},
-    hardware=Hardware("x86_64", ("avx2",), ()), ranks=("rank_0_0",), compile_s=30.0,
+    key="ab" * 32,
+    model="org/model",
+    start_id="start",
+    digest="late",
+    early_digest="early",
+    factors={"env": {"VLLM_USE_V1": True}},
+    versions={"vllm": "0.32.0"},
+    hardware=Hardware("x86_64", ("avx2",), ()),
+    ranks=("rank_0_0",),
+    compile_s=30.0,
     created_at="2026-11-23T22:00:00Z",
-)  # fmt: skip
+)
 FILES: Final = {
     "vllm/a/graph.py": b"graph" * 5000,
     "vllm/a/empty": b"",

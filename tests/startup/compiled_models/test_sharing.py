@@ -87,9 +87,13 @@ def shared(make_machine: Callable[[str], Machine], location: Path) -> CompiledMo
 
 def _fetch_job(location: object, record: CompiledModel, folder: Path, digest: str = "") -> FetchJob:
     return FetchJob(
-        locations=(str(location),), model=record.model, versions=record.versions, start_id=record.start_id,
-        digest=digest, found_folder=str(folder / "found"),
-    )  # fmt: skip
+        locations=(str(location),),
+        model=record.model,
+        versions=record.versions,
+        start_id=record.start_id,
+        digest=digest,
+        found_folder=str(folder / "found"),
+    )
 
 
 def _add_job(*records: CompiledModel, location: object, began_s: float = math.inf) -> AddJob:

@@ -7,9 +7,13 @@ from pathlib import Path
 from startup.imports.heavy import import_engine
 
 HEAVY = (
-    "accelerate", "sympy", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor",
+    "accelerate",
+    "sympy",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
     "transformers.modeling_gguf_pytorch_utils",
-)  # fmt: skip
+)
 
 
 def main() -> None:

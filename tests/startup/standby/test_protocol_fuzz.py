@@ -33,10 +33,14 @@ def _interpreter() -> dict[str, str]:
 def _right_request() -> list[list[bytes]]:
     return [
         [b"vllm-cli", b"serve", b"--preflight-only"],
-        [name + b"=" + value for name, value in os.environb.items()], [b"0", b"1", b"2"],
-        [sys.executable.encode(), b"-m", b"vllm_cli", b"serve"], [os.fsencode(path) for path in sys.path],
-        messages.pairs(_interpreter()), [b"C.UTF-8", b"strict 0", b"strict 0", b"backslashreplace 1"], [b"1"],
-    ]  # fmt: skip
+        [name + b"=" + value for name, value in os.environb.items()],
+        [b"0", b"1", b"2"],
+        [sys.executable.encode(), b"-m", b"vllm_cli", b"serve"],
+        [os.fsencode(path) for path in sys.path],
+        messages.pairs(_interpreter()),
+        [b"C.UTF-8", b"strict 0", b"strict 0", b"backslashreplace 1"],
+        [b"1"],
+    ]
 
 
 def _request(rng: random.Random) -> list[list[bytes]]:

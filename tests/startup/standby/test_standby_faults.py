@@ -284,13 +284,19 @@ def test_a_process_of_an_outer_process_namespace_is_refused():
 @pytest.mark.parametrize(
     "variables",
     [
-        {}, {"VLLM_CACHE_ROOT": "~/cc"}, {"VLLM_CACHE_ROOT": "cc"},
-        {"VLLM_CACHE_ROOT": "~nobody-of-this-name/cc"}, {"VLLM_CACHE_ROOT": ""}, {"XDG_CACHE_HOME": "~/xdg"},
-        {"HOME": ""}, {"HOME": "/else/", "VLLM_CACHE_ROOT": "~"}, {"HOME": None},
+        {},
+        {"VLLM_CACHE_ROOT": "~/cc"},
+        {"VLLM_CACHE_ROOT": "cc"},
+        {"VLLM_CACHE_ROOT": "~nobody-of-this-name/cc"},
+        {"VLLM_CACHE_ROOT": ""},
+        {"XDG_CACHE_HOME": "~/xdg"},
+        {"HOME": ""},
+        {"HOME": "/else/", "VLLM_CACHE_ROOT": "~"},
+        {"HOME": None},
         {"HOME": None, "VLLM_CACHE_ROOT": "~/cc"},
     ],
     ids=str,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("has_name", [True, False], ids=["named", "nameless"])
 def test_the_folder_is_in_the_runtime_folder_or_else_in_the_cache_folder(variables, has_name, monkeypatch):
     if not has_name:  # a user id without an entry, as in containers

@@ -160,11 +160,15 @@ def test_an_idle_engine_captures_decode_graphs_and_then_the_others_smallest_firs
 @pytest.mark.parametrize(
     ("num_tokens", "first"),
     [
-        ((1,) * 3, ("FULL", 4)), ((1,) * 8, ("FULL", 8)), ((5, 1), ("PIECEWISE", 8)), ((1,) * 9, ("FULL", 2)),
-        ((9,), ("FULL", 2)), ((40,), ("FULL", 2)),
+        ((1,) * 3, ("FULL", 4)),
+        ((1,) * 8, ("FULL", 8)),
+        ((5, 1), ("PIECEWISE", 8)),
+        ((1,) * 9, ("FULL", 2)),
+        ((9,), ("FULL", 2)),
+        ((40,), ("FULL", 2)),
     ],
     ids=["padded decode", "decode", "mixed", "decode with a graph", "mixed with a graph", "too large"],
-)  # fmt: skip
+)
 def test_the_graph_for_the_latest_batch_comes_first(engine, ranks, num_tokens, first):
     scheduled = {str(number): tokens for number, tokens in enumerate(num_tokens)}
     output = SimpleNamespace(total_num_scheduled_tokens=sum(num_tokens), num_scheduled_tokens=scheduled)

@@ -12,12 +12,20 @@ from tests.support.cli import python_output
 @pytest.mark.parametrize(
     ("text", "cpus"),
     [
-        ("0", {0}), ("0 2-5", {0, 2, 3, 4, 5}), ("0,3", {0, 3}), ("{0,1}", {0, 1}),
-        ("{4},{6},{8}", {4, 6, 8}), ("granularity=fine,explicit,proclist=[0,1]", {0, 1}),
-        ("granularity=fine,explicit,proclist=[2-4,7]", {2, 3, 4, 7}), ("", set()), ("cores", set()),
-        ("compact", set()), ("granularity=fine,compact,1,0", set()), ("false", set()),
+        ("0", {0}),
+        ("0 2-5", {0, 2, 3, 4, 5}),
+        ("0,3", {0, 3}),
+        ("{0,1}", {0, 1}),
+        ("{4},{6},{8}", {4, 6, 8}),
+        ("granularity=fine,explicit,proclist=[0,1]", {0, 1}),
+        ("granularity=fine,explicit,proclist=[2-4,7]", {2, 3, 4, 7}),
+        ("", set()),
+        ("cores", set()),
+        ("compact", set()),
+        ("granularity=fine,compact,1,0", set()),
+        ("false", set()),
     ],
-)  # fmt: skip
+)
 def test_cpus_of_an_openmp_variable_are_parsed(text, cpus):
     assert parse_cpus(text) == cpus
 
@@ -39,10 +47,14 @@ for changed in (*json.loads(sys.argv[1]), None):
     assert os.waitpid(pid, 0)[1] == 0
 """
 _VARIABLES: list[dict[str, str]] = [
-    {}, {"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "1,2"}, {"OMP_NUM_THREADS": "1000"},
-    {"OMP_NUM_THREADS": "5", "MKL_DYNAMIC": "false"}, {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2"},
+    {},
+    {"OMP_NUM_THREADS": "1"},
+    {"OMP_NUM_THREADS": "1,2"},
+    {"OMP_NUM_THREADS": "1000"},
+    {"OMP_NUM_THREADS": "5", "MKL_DYNAMIC": "false"},
+    {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2"},
     {"OMP_NUM_THREADS": "x"},
-]  # fmt: skip
+]
 
 
 @pytest.mark.slow

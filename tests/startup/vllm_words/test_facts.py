@@ -37,15 +37,25 @@ def _flag(facts: VllmFacts, name: str) -> Flag:
 @pytest.mark.parametrize(
     ("name", "kind", "nargs"),
     [
-        ("--headless", "unknown", 0), ("--max-num-seqs", "int", 1), ("--host", "text", 1),
-        ("--lora-modules", "unknown", "+"), ("--api-key", "text", "+"), ("--allowed-origins", "json", 1),
-        ("--middleware", "text", 1), ("--default-chat-template-kwargs", "json", 1),
-        ("--enable-prefix-caching", "unknown", 0), ("--max-model-len", "token limit", 1),
-        ("--max-num-batched-tokens", "count", 1), ("--hf-token", "text", "?"),
-        ("--hf-overrides", "json or text", 1), ("-cc", "object", 1), ("--gpu-memory-utilization", "float", 1),
-        ("--moe-backend", "folded", 1), ("--shape", "unknown", 1),
+        ("--headless", "unknown", 0),
+        ("--max-num-seqs", "int", 1),
+        ("--host", "text", 1),
+        ("--lora-modules", "unknown", "+"),
+        ("--api-key", "text", "+"),
+        ("--allowed-origins", "json", 1),
+        ("--middleware", "text", 1),
+        ("--default-chat-template-kwargs", "json", 1),
+        ("--enable-prefix-caching", "unknown", 0),
+        ("--max-model-len", "token limit", 1),
+        ("--max-num-batched-tokens", "count", 1),
+        ("--hf-token", "text", "?"),
+        ("--hf-overrides", "json or text", 1),
+        ("-cc", "object", 1),
+        ("--gpu-memory-utilization", "float", 1),
+        ("--moe-backend", "folded", 1),
+        ("--shape", "unknown", 1),
     ],
-)  # fmt: skip
+)
 def test_kind_and_number_of_values(name, kind, nargs):
     flag = _flag(FACTS, name)
     assert (flag.kind, flag.nargs) == (kind, nargs)

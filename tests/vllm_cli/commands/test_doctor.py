@@ -92,10 +92,15 @@ def test_env_shows_every_variable_with_its_source(monkeypatch, capsys):
     assert list(rows) == [variable.name for variable in variables() if not variable.is_internal]
     assert (rows["VLLM_LOGGING_LEVEL"]["value"], rows["VLLM_LOGGING_LEVEL"]["source"]) == ("DEBUG", "environment")
     assert rows["VLLM_WORKER_MULTIPROC_METHOD"] == {
-        "name": "VLLM_WORKER_MULTIPROC_METHOD", "type": "choice", "choices": ["spawn", "fork", "forkserver"],
-        "default": "forkserver", "value": "forkserver", "source": "default",
-        "description": "How the engine process is started.", "error": None,
-    }  # fmt: skip
+        "name": "VLLM_WORKER_MULTIPROC_METHOD",
+        "type": "choice",
+        "choices": ["spawn", "fork", "forkserver"],
+        "default": "forkserver",
+        "value": "forkserver",
+        "source": "default",
+        "description": "How the engine process is started.",
+        "error": None,
+    }
 
 
 def test_env_shows_an_internal_variable_only_where_it_is_set(monkeypatch, capsys):

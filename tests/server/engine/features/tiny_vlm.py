@@ -130,9 +130,13 @@ def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
             single=f"{family.bos_token} $A", special_tokens=[(family.bos_token, vocab[family.bos_token])]
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        bos_token=family.bos_token, model_max_length=MAX_TOKENS, extra_special_tokens=family.named_tokens,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        bos_token=family.bos_token,
+        model_max_length=MAX_TOKENS,
+        extra_special_tokens=family.named_tokens,
+    )
 
 
 def _text_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -227,9 +231,13 @@ def _qwen2_vl(parts: Parts) -> Files:
         "vision_end_token_id": parts.token_id("<|vision_end|>"),
     }
     preprocessor = {
-        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor",
-        "min_pixels": 4 * (2 * _PATCH) ** 2, "max_pixels": 4 * _SIZE**2, **_QWEN_PATCHES, "merge_size": 2,
-    }  # fmt: skip
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2VLProcessor",
+        "min_pixels": 4 * (2 * _PATCH) ** 2,
+        "max_pixels": 4 * _SIZE**2,
+        **_QWEN_PATCHES,
+        "merge_size": 2,
+    }
     return config, preprocessor, {}
 
 

@@ -220,11 +220,15 @@ def test_a_setting_that_does_not_fit_the_model_fails_the_start(tmp_path, head, c
 @pytest.mark.parametrize(
     ("lengths", "limits", "chosen"),
     [
-        ([5], (8, 100), [5]), ([5, 50, 6, 4], (8, 20), [4, 5, 6]), ([50, 5, 6, 49], (8, 100), [49, 50]),
-        ([200, 5], (8, 100), [200]), ([5, 5, 5, 5], (2, 100), [5, 5]),
-        ([10, 11, 9, 100], (8, 33), [9, 10, 11]), ([10, 1, 1, 1, 40], (8, 50), [1, 1, 1, 10]),
+        ([5], (8, 100), [5]),
+        ([5, 50, 6, 4], (8, 20), [4, 5, 6]),
+        ([50, 5, 6, 49], (8, 100), [49, 50]),
+        ([200, 5], (8, 100), [200]),
+        ([5, 5, 5, 5], (2, 100), [5, 5]),
+        ([10, 11, 9, 100], (8, 33), [9, 10, 11]),
+        ([10, 1, 1, 1, 40], (8, 50), [1, 1, 1, 10]),
     ],
-)  # fmt: skip
+)
 def test_a_batch_contains_the_oldest_prompt_and_those_of_similar_length(lengths, limits, chosen):
     waiting = [PoolingSequence(str(i), [1] * n, PoolingParams(task="embed")) for i, n in enumerate(lengths)]
     batch = choose_batch(waiting, *limits)

@@ -47,12 +47,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "xlm-roberta": _ROBERTA,
     "distilbert": {**_COMMON, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
     "modernbert": {
-        **_ENCODER, "cls_token_id": 2, "sep_token_id": 3, "local_attention": 8,
-        "global_attn_every_n_layers": 2, "initializer_cutoff_factor": 2.0,
+        **_ENCODER,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+        "local_attention": 8,
+        "global_attn_every_n_layers": 2,
+        "initializer_cutoff_factor": 2.0,
     },
     "llama": _DECODER,
     "qwen3": {**_DECODER, "head_dim": 8},
-}  # fmt: skip
+}
 ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert")
 DECODERS = ("llama", "qwen3")
 

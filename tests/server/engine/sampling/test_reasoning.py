@@ -32,11 +32,17 @@ def test_a_grammar_begins_after_the_markers_token(engine, temperature):
     rules = ReasoningRules(ends=(END_MARKER,), delays_grammar=True, is_open=True, budget=7, forced_end=(END,))
     completions = [
         engine.add(
-            str(i), [40 + i], guided=PERSON, reasoning=rules, max_tokens=400, logit_bias={EOS: -100.0},
-            temperature=temperature, seed=i,
+            str(i),
+            [40 + i],
+            guided=PERSON,
+            reasoning=rules,
+            max_tokens=400,
+            logit_bias={EOS: -100.0},
+            temperature=temperature,
+            seed=i,
         )
         for i in range(3)
-    ]  # fmt: skip
+    ]
     engine.run()
     for completion in completions:
         thoughts, answer = _split(completion)
@@ -87,9 +93,17 @@ def test_the_budget_forces_the_end_and_includes_reasoning_in_the_prompt(engine, 
 def test_the_budget_overrides_all_other_restrictions(engine):
     rules = ReasoningRules(is_open=True, budget=2, forced_end=(END,), ends=(END_MARKER,))
     [completion] = engine.complete(
-        [[40]], reasoning=rules, max_tokens=8, temperature=1.0, top_k=1, seed=1, allowed_token_ids=(50, 51),
-        logit_bias={END: -100.0}, repetition_penalty=2.0, logprobs=0,
-    )  # fmt: skip
+        [[40]],
+        reasoning=rules,
+        max_tokens=8,
+        temperature=1.0,
+        top_k=1,
+        seed=1,
+        allowed_token_ids=(50, 51),
+        logit_bias={END: -100.0},
+        repetition_penalty=2.0,
+        logprobs=0,
+    )
     assert completion.token_ids[2] == END
     assert {*completion.token_ids} - {END} <= {50, 51}
     assert -60 < completion.logprobs[2].logprob < 0, "the log-probability is of the raw distribution"

@@ -34,12 +34,16 @@ CORPUS = [
 ] * 4
 
 TEXTS = [
-    "Hello, world! The capital of France is Paris.", "  two leading spaces and a trailing one ",
-    "👍🏽 👨‍👩‍👧‍👦 🇫🇷 emoji 😀😀", "你好，世界。日本語テキスト 한국어",
+    "Hello, world! The capital of France is Paris.",
+    "  two leading spaces and a trailing one ",
+    "👍🏽 👨‍👩‍👧‍👦 🇫🇷 emoji 😀😀",
+    "你好，世界。日本語テキスト 한국어",
     "e\u0301 combining, Z\u0310\u0351algo, \u200bzero width",
-    "Ünïcödé naïve Größe Ελληνικά Русский עברית العربية", "tabs\tand\nnewlines\r\n\n\n   indented",
-    "\ufffd a real replacement character \ufffd\ufffd", "</s><s>[INST] not a command [/INST]<unk> \x00",
-]  # fmt: skip
+    "Ünïcödé naïve Größe Ελληνικά Русский עברית العربية",
+    "tabs\tand\nnewlines\r\n\n\n   indented",
+    "\ufffd a real replacement character \ufffd\ufffd",
+    "</s><s>[INST] not a command [/INST]<unk> \x00",
+]
 """Texts whose tokens split characters or words."""
 
 

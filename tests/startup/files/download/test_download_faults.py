@@ -162,11 +162,15 @@ def test_the_token_goes_to_the_hub_only(downloads):
 def test_only_the_shards_of_the_index_are_fetched(downloads):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "sub/b.safetensors"}}
     files = {
-        "config.json": b"{}", "tokenizer.json": b"{}",
+        "config.json": b"{}",
+        "tokenizer.json": b"{}",
         "model.safetensors.index.json": json.dumps(index).encode(),
-        "model-00001-of-00002.safetensors": b"1" * MIB, "sub/b.safetensors": b"2" * MIB,
-        "other/c.safetensors": b"c", "consolidated.safetensors": b"3" * MIB, "onnx/model.onnx": b"x",
-    }  # fmt: skip
+        "model-00001-of-00002.safetensors": b"1" * MIB,
+        "sub/b.safetensors": b"2" * MIB,
+        "other/c.safetensors": b"c",
+        "consolidated.safetensors": b"3" * MIB,
+        "onnx/model.onnx": b"x",
+    }
     downloads.hub.add("org/model", files)
     content = downloads.content(downloads.run())
     assert sorted(content) == sorted(

@@ -166,10 +166,16 @@ def test_a_snapshot_whose_download_is_not_finished_is_incomplete(cache):
 
 def test_each_place_has_its_own_files(cache, tmp_path, model):
     request = ModelRequest(
-        engine="vllm", model=str(model), tokenizer="org/words", tokenizer_revision="v1",
-        hf_config_path="org/config", generation_config="org/generation", hf_token="secret",
-        draft=DraftModel("org/draft", "v2"), adapters=("org/adapter", str(tmp_path / "b")),
-    )  # fmt: skip
+        engine="vllm",
+        model=str(model),
+        tokenizer="org/words",
+        tokenizer_revision="v1",
+        hf_config_path="org/config",
+        generation_config="org/generation",
+        hf_token="secret",
+        draft=DraftModel("org/draft", "v2"),
+        adapters=("org/adapter", str(tmp_path / "b")),
+    )
     make(tmp_path / "b", "adapter_config.json", "adapter_model.safetensors", "README.md", "adapter_model.bin")
     plan = plan_files(request)
     assert [(d.repo_id, d.revision, d.wanted.role) for d in plan.downloads] == [

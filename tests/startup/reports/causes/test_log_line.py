@@ -141,9 +141,17 @@ def test_a_log_can_have_the_encodings_of_powershell(encoding, monkeypatch):
 
 
 _LINE_ENDS = {
-    "LF": "\n", "CR": "\r", "CRLF": "\r\n", "CR CR LF": "\r\r\n", "NEL": "\x85", "LS": "\u2028", "NUL": "\0",
-    "colours": "\x1b[0m\n", "a progress bar": "\x1b[A\r", "none": "",
-}  # fmt: skip
+    "LF": "\n",
+    "CR": "\r",
+    "CRLF": "\r\n",
+    "CR CR LF": "\r\r\n",
+    "NEL": "\x85",
+    "LS": "\u2028",
+    "NUL": "\0",
+    "colours": "\x1b[0m\n",
+    "a progress bar": "\x1b[A\r",
+    "none": "",
+}
 _LINES = ("x" * 50, "ERROR 09-03 11:03:37 [core.py:712] ValueError: No", "50%|####  | 1/2 [00:01]")
 
 

@@ -42,10 +42,14 @@ def earlier_starts() -> EarlierStarts:
 
 def config_of(model: str | None = "some/model", **engine: object) -> StartupConfig:
     return StartupConfig(
-        start_method="spawn", engine_ready_timeout_s=1, logging_level="INFO",
-        model=ModelConfig(model=model, hf_token="secret"), engine=EngineConfig(**engine),
-        renderer=RendererConfig(), server=ServerConfig(served_model_names=("m",)),
-    )  # fmt: skip
+        start_method="spawn",
+        engine_ready_timeout_s=1,
+        logging_level="INFO",
+        model=ModelConfig(model=model, hf_token="secret"),
+        engine=EngineConfig(**engine),
+        renderer=RendererConfig(),
+        server=ServerConfig(served_model_names=("m",)),
+    )
 
 
 def test_medians_come_from_the_starts_with_the_same_key():

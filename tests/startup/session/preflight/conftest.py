@@ -80,9 +80,14 @@ def make_config() -> Callable[..., StartupConfig]:
         ]
         model_config, engine, renderer = parts
         return StartupConfig(
-            start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=model_config,
-            engine=engine, renderer=renderer, server=server_config(**({"port": 0} | given)),
-        )  # fmt: skip
+            start_method="spawn",
+            engine_ready_timeout_s=60,
+            logging_level="INFO",
+            model=model_config,
+            engine=engine,
+            renderer=renderer,
+            server=server_config(**({"port": 0} | given)),
+        )
 
     return make
 

@@ -66,14 +66,23 @@ def _model(folder: Path, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("words", "level"),
     [
-        ("--tensor-parallel-size 2 --max-model-len 2048", 2), ("--load-format safetensors", 2),
-        ("--load-format dummy", 1), ("--load-format runai_streamer", 1), ("--quantization fp8", 1),
-        ("-q fp8", 1), ("--enable-lora", 1), ("--no-enable-lora", 2),
-        ('--speculative-config {"method":"ngram"}', 1), ("--runner pooling", 1), ("--hf-overrides {}", 1),
-        ("--kv-cache-dtype fp8", 1), ("--kv-transfer-config {}", 0),
-        ("--kv-transfer-config {} --enable-sleep-mode", 2), ("--nnodes 2 --node-rank 0", 0),
+        ("--tensor-parallel-size 2 --max-model-len 2048", 2),
+        ("--load-format safetensors", 2),
+        ("--load-format dummy", 1),
+        ("--load-format runai_streamer", 1),
+        ("--quantization fp8", 1),
+        ("-q fp8", 1),
+        ("--enable-lora", 1),
+        ("--no-enable-lora", 2),
+        ('--speculative-config {"method":"ngram"}', 1),
+        ("--runner pooling", 1),
+        ("--hf-overrides {}", 1),
+        ("--kv-cache-dtype fp8", 1),
+        ("--kv-transfer-config {}", 0),
+        ("--kv-transfer-config {} --enable-sleep-mode", 2),
+        ("--nnodes 2 --node-rank 0", 0),
     ],
-)  # fmt: skip
+)
 def test_words_decide_how_deep_a_model_sleeps(vllm, tmp_path, words, level):
     assert deepest_level([_model(tmp_path), *words.split()]) == level
 
@@ -81,14 +90,18 @@ def test_words_decide_how_deep_a_model_sleeps(vllm, tmp_path, words, level):
 @pytest.mark.parametrize(
     ("changes", "level"),
     [
-        ({}, 2), ({"quantization_config": None}, 2),
-        ({"architectures": ["LlamaForSequenceClassification"]}, 1), ({"architectures": []}, 1),
-        ({"architectures": None}, 1), ({"quantization_config": {"quant_method": "fp8"}}, 1),
-        ({"model_type": "bloom"}, 1), ({"model_type": "qwen3_moe"}, 1),
+        ({}, 2),
+        ({"quantization_config": None}, 2),
+        ({"architectures": ["LlamaForSequenceClassification"]}, 1),
+        ({"architectures": []}, 1),
+        ({"architectures": None}, 1),
+        ({"quantization_config": {"quant_method": "fp8"}}, 1),
+        ({"model_type": "bloom"}, 1),
+        ({"model_type": "qwen3_moe"}, 1),
         ({"auto_map": {"AutoModel": "own.Model"}}, 1),
     ],
     ids=["plain", "off", "classifier", "none", "null", "quantized", "alibi", "experts", "own-code"],
-)  # fmt: skip
+)
 def test_a_model_that_reloading_may_not_restore_keeps_its_weights(vllm, tmp_path, changes, level):
     assert deepest_level([_model(tmp_path, **changes)]) == level
 

@@ -27,9 +27,13 @@ UNIGRAM_TYPES = {"xlm-roberta"}
 _CLASSES = {**tokenizer_loading._DEFAULT_CLASS, **tokenizer_loading._FIXED_CLASS}
 MODEL_TYPES = sorted(name for name, chosen in _CLASSES.items() if chosen is not None and name not in UNIGRAM_TYPES)
 NAMED = [
-    None, "TokenizersBackend", "PreTrainedTokenizerFast", "Qwen2TokenizerFast", "GPT2Tokenizer",
+    None,
+    "TokenizersBackend",
+    "PreTrainedTokenizerFast",
+    "Qwen2TokenizerFast",
+    "GPT2Tokenizer",
     "GPTNeoXTokenizer",
-]  # fmt: skip
+]
 TEXT = "  The quick\n\nbrown fox: 'jumps' over 12345 dogs, 你好 😀 Größe </s>"
 
 
