@@ -111,7 +111,7 @@ class ServerMetrics:
             registry=registry,
         )
         for name, pool in renderer.pools.owned.items():
-            pool.subscribe_waits(waits.labels(name).observe)
+            pool.on_wait = waits.labels(name).observe
 
     def read_silence_from(self, read: Callable[[], float]) -> None:
         """Sets the function that returns how many seconds the engine has been silent."""

@@ -39,7 +39,7 @@ async def test_waiting_times_are_reported(tiny_llama, monkeypatch):
     with Renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer:
         pool = renderer.pools.owned["text"]
         waits: list[float] = []
-        pool.subscribe_waits(waits.append)
+        pool.on_wait = waits.append
         release = threading.Event()
         busy = asyncio.ensure_future(renderer.pools.run(release.wait, 60))
         waiting = asyncio.ensure_future(renderer.pools.run(int))
