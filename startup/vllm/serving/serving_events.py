@@ -22,12 +22,8 @@ from startup.vllm.serving.server_context import ChildLink, ServerContext
 if TYPE_CHECKING:
     from startup.vllm.serving.serving_probes import ServingProbes
 
-_LAUNCHER: Final = (
-    "vllm.entrypoints.launchers.launcher",
-    "vllm.entrypoints.openai.api_server",
-    "vllm.entrypoints.launcher",
-)
-"""The modules in which vLLM binds its port and serves. vLLM 0.29 and later have the first module."""
+_LAUNCHER: Final = "vllm.entrypoints.launchers.launcher"
+"""The module in which vLLM binds its port and serves."""
 
 _STARTUP: Final = Name("uvicorn.server", "Server.startup", ("sockets",))
 _SHUTDOWN: Final = Name("uvicorn.server", "Server.shutdown")
@@ -76,7 +72,7 @@ DRAIN: Final = Hook(
     ),
     places={"api", "forkserver"},
 )
-_FIND_PORT_USER: Final = Name(_LAUNCHER[0], "find_process_using_port", ("port",))
+_FIND_PORT_USER: Final = Name(_LAUNCHER, "find_process_using_port", ("port",))
 PORT_USER: Final = DRAIN.part(_FIND_PORT_USER)
 
 _CORE_CLIENT: Final = "vllm.v1.engine.core_client"
@@ -92,7 +88,7 @@ WATCHDOG: Final = Hook(
         Name(_CORE_CLIENT, "AsyncMPClient.utility_results"),
         Name(_CORE_CLIENT, "BackgroundResources.engine_dead"),
         Name(_CORE_CLIENT, "BackgroundResources.output_queue_task"),
-        Text(("vllm.v1.engine.core",), r"def is_sleeping\(self\)", "EngineCore.is_sleeping"),
+        Text("vllm.v1.engine.core", r"def is_sleeping\(self\)", "EngineCore.is_sleeping"),
     ),
 )
 

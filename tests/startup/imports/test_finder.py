@@ -49,7 +49,7 @@ def test_a_hook_follows_a_shim_to_its_module(imported, toys):
     toys.write("shimmed.new.launcher", "def serve(port):\n    return port\n")
     toys.write("shimmed.old.launcher", _MOVED)
     name = Name("shimmed.old.launcher", "serve", ("port",))
-    text = Text(("shimmed.old.launcher",), r"def serve\(", "serve()")
+    text = Text("shimmed.old.launcher", r"def serve\(", "serve()")
     hook = Hook("planted", does="something", without="nothing", gain="much", needs=(name, text))
     assert (name.loaded, hook.applies) == (None, True)
     wrap_after_import(name, lambda serve: lambda port: serve(port) + 1, hook)

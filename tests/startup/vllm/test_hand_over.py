@@ -97,5 +97,5 @@ def test_several_api_servers_share_the_port_and_the_forkserver(folder, model):
         for server in (one, other):
             assert server["ppid"] == forkserver.pid
             assert server["parent"] == start.process.pid
-            assert server["imported_in"]["vllm.entrypoints.launcher"] == forkserver.pid
+            assert server["imported_in"]["vllm.entrypoints.launchers.launcher"] == forkserver.pid
         assert start.terminate() == 0

@@ -230,7 +230,7 @@ def other_function(model_config):
 def test_a_function_that_reads_an_unknown_attribute_gets_no_small_object(attribute, fits, toys):
     (text,) = (need for need in KEPT_TOKENIZERS.needs if isinstance(need, Text))
     toys.write("toy_tokenizers.registry", _REGISTRY.format(attribute))
-    assert replace(text, modules=("toy_tokenizers.registry",)).is_found() == fits
+    assert replace(text, module="toy_tokenizers.registry").is_found() == fits
 
 
 def test_a_model_whose_files_have_changed_since_its_tokenizer_was_kept_is_named(toys, tmp_path):

@@ -52,8 +52,8 @@ def test_a_signal_right_after_the_first_answer_is_the_servers(folder):
 
 
 _STAGES = {
-    "imports": _importing("entrypoints/launcher", _WAITS, "import vllm"),
-    "imports that catch every error": _importing("entrypoints/launcher", _CATCHES, "import vllm"),
+    "imports": _importing("entrypoints/launchers/launcher", _WAITS, "import vllm"),
+    "imports that catch every error": _importing("entrypoints/launchers/launcher", _CATCHES, "import vllm"),
     "engine": _Stage("asyncmpclient init of APIServer"),
     "engine that hangs": _Stage("asyncmpclient init of APIServer", change=_hang),
     "several API servers": _Stage("vllm", ("--gate", "closed", "--api-server-count", "2")),
