@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from startup.session.preflight.report import PreflightReport
-from startup.session.preflight.resources import check_libraries
-from tests.support.cli import run_cli, run_python
+from tests.support.cli import run_cli
 from tests.support.ports import free_port
 
 
@@ -167,32 +166,6 @@ def test_a_folder_of_metrics_that_cannot_be_used_is_one_line(preflight, monkeypa
         messages = [each for each in found(preflight("/nowhere"), "environment") if name in each]
         assert bool(messages) == is_wrong
         assert all(f"{name}={folder} cannot be written to" in each for each in messages)
-
-
-TORCH_LOGS = pytest.mark.parametrize(
-    ("setting", "unknown"),
-    [
-        ("foo", "foo"),
-        ("+dynamo, nosuch.module", "nosuch.module"),
-        ("-aot,all,graph_breaks", None),
-        ("+json.tool", None),
-    ],
-)
-
-
-@TORCH_LOGS
-def test_a_name_that_torch_refuses_to_log_is_one_line(monkeypatch, setting, unknown):
-    monkeypatch.setenv("TORCH_LOGS", setting)
-    messages = [finding.message for finding in check_libraries()]
-    assert [message.split(":")[0] for message in messages] == ["TORCH_LOGS"] * (unknown is not None)
-    assert all(repr(unknown) in message for message in messages)
-
-
-@pytest.mark.thorough
-@TORCH_LOGS
-def test_torch_refuses_the_same_names(monkeypatch, setting, unknown):
-    monkeypatch.setenv("TORCH_LOGS", setting)
-    assert (run_python("import torch").returncode != 0) == (unknown is not None)
 
 
 _FORBID = """
