@@ -73,10 +73,9 @@ from startup.vllm.patches.json_logs import set_log_format
 from startup.vllm.patches.late_renderer import create_renderer_in
 from startup.vllm.patches.placing import place_hooks
 from startup.vllm.serving.engine_death import notice_engine_death
-from startup.vllm.serving.graph_progress import stop_capturing
 from startup.vllm.serving.server_context import ServerContext
 from startup.vllm.serving.serving_events import DRAIN, ServingEvents, reuse_listener
-from startup.vllm.serving.start_metrics import GraphFigures, export_start
+from startup.vllm.serving.start_metrics import GraphFigures, export_start, stop_capturing
 from startup.vllm.vllm_imports import LATER_MODULES, import_api_server, import_rest
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine

@@ -40,7 +40,7 @@ from startup.processes.group_signals import start_thread
 from startup.storage.caches import Kept, of_type
 from startup.vllm.patches import cuda_graphs
 from startup.vllm.patches.early_graphs import ENVS, ESTIMATE, PLATFORM, why_config, why_runner
-from startup.vllm.serving.graph_progress import GraphProgress, is_stopped
+from startup.vllm.serving.start_metrics import GraphProgress, is_stopped
 
 logger = logging.getLogger(__name__)
 

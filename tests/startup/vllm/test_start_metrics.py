@@ -6,7 +6,7 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from startup.vllm.serving.graph_progress import GraphProgress
+from startup.vllm.serving.start_metrics import GraphProgress
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 from tests.support.cli import run_cli
 from tests.support.waiting import wait_until
@@ -111,7 +111,7 @@ def test_a_plain_start_tells_why(folder):
 
 
 _CAPTURES = """
-from startup.vllm.serving.graph_progress import GraphProgress
+from startup.vllm.serving.start_metrics import GraphProgress
 GraphProgress(1, 5, is_late=True).write(0)
 """
 
