@@ -42,7 +42,7 @@ from startup.settings.serve_words import ServeWords, is_flag_like
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import require_vllm
 from startup.vllm_words.preflight.all_checks import run_preflight as run_vllm_preflight
-from startup.vllm_words.preflight.sleep_mode import can_sleep, deepest_level
+from startup.vllm_words.preflight.devices import can_sleep, deepest_level
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError
 from startup.words.screening import find_values, secrets_as_variables, without_flags
