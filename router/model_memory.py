@@ -19,14 +19,14 @@ from envs import foreign
 from router.model_entry import ModelEntry
 from router.scheduling.terms import NOTHING, Need
 from server.terms.config import EngineConfig
-from server.text.model_files.model_kind import accepts_images
+from server.text.model_files import accepts_images
 from startup.files.model.checkpoint_folder import find_weight_files
+from startup.files.model.file_faults import read_json_object
 from startup.files.model.gguf import parts_of
-from startup.files.model.json_file import read_json_object
 from startup.imports.torch_environment import expects_gpu
 from startup.session.preflight.checkpoint import read_checkpoint
 from startup.session.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
-from startup.storage.keyed_values import parse_size
+from startup.settings.flag import parse_size
 
 _VLLM_BYTES: Final = 1700 << 20
 """vLLM's memory without weights and KV cache: 1.7 GiB, measured without GPUs."""

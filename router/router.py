@@ -39,7 +39,7 @@ from router.standbys import Standbys
 from startup.errors import StartupError
 from startup.logs.setup import configure_logging
 from startup.port import listener
-from startup.port.systemd.service_manager import ServiceManager, take_socket
+from startup.port.service_manager import ServiceManager, take_socket
 from startup.processes.quick_end import end_like
 from startup.settings.config import StartupConfig
 from startup.storage.run_record import ROUTER, RunRecord, run_recorded

@@ -62,10 +62,6 @@ class Name:
         setattr(Name(self.module, owner).get(module) if owner else module, name, value)
 
     @property
-    def modules(self) -> tuple[str, ...]:
-        return (self.module,)
-
-    @property
     def loaded(self) -> ModuleType | None:
         return sys.modules.get(place_of(self.module))
 
@@ -109,19 +105,19 @@ class Name:
 class Text:
     """A pattern in a module's source. If the source contains it, the module works as the hook expects."""
 
-    modules: tuple[str, ...]
-    """The modules to search. In each supported version of vLLM, one of them contains the pattern."""
+    module: str
     pattern: str
     """A regular expression. `.` matches line breaks too."""
     meaning: str
 
     def __str__(self) -> str:
-        return f"{self.modules[0]}: {self.meaning}"
+        return f"{self.module}: {self.meaning}"
 
     def is_found(self) -> bool:
-        """Whether the source of one of the modules contains the pattern. Imports no module."""
-        texts = (path.read_text(encoding="utf-8", errors="replace") for path in map(_source, self.modules) if path)
-        return any(re.search(self.pattern, text, re.DOTALL | re.MULTILINE) for text in texts)
+        """Whether the source of the module contains the pattern. Imports no module."""
+        path = _source(self.module)
+        text = path.read_text(encoding="utf-8", errors="replace") if path else ""
+        return re.search(self.pattern, text, re.DOTALL | re.MULTILINE) is not None
 
 
 Need: TypeAlias = Name | Text
@@ -202,16 +198,16 @@ class Hook:
     def problems(self) -> Iterator[str]:
         """Yields a text for each unmet need. A need that was met in an earlier call is not checked again."""
         for need in self.needs:
-            if need not in _met and _is_package(need.modules[0]):
+            if need not in _met and _is_package(need.module):
                 found = list(_problems(need))
                 yield from found
-                if not found and (isinstance(need, Text) or place_of(need.modules[0]) in sys.modules):
+                if not found and (isinstance(need, Text) or place_of(need.module) in sys.modules):
                     _met.add(need)
 
     @property
     def absent_packages(self) -> list[str]:
         """Packages that the hook changes or uses, but that are not installed."""
-        return sorted({_root(need.modules[0]) for need in self.needs if not _is_package(need.modules[0])})
+        return sorted({_root(need.module) for need in self.needs if not _is_package(need.module)})
 
 
 def hooks_of(*modules: ModuleType) -> Iterator[Hook]:
@@ -272,12 +268,12 @@ UNFIT: Final = (
 
 
 def _problems(need: Need) -> Iterator[str]:
-    if not any(map(_source, need.modules)):
-        yield f"module {' or '.join(need.modules)} is missing"
+    if _source(need.module) is None:
+        yield f"module {need.module} is missing"
     elif isinstance(need, Text):
         if not need.is_found():
-            yield f"{' or '.join(need.modules)}: {need.meaning} is not found"
-    elif (module := sys.modules.get(place_of(need.modules[0]))) is not None and not _is_being_imported(module):
+            yield f"{need.module}: {need.meaning} is not found"
+    elif (module := sys.modules.get(place_of(need.module))) is not None and not _is_being_imported(module):
         yield from need.problems(module)
 
 

@@ -20,7 +20,7 @@ OWN_JSON: Final = {
     "server/engine/sampling/grammar.py": "choices, which server/generation has encoded",
     "server/engine/sampling/json_schema.py": "schemas, which server/generation has read and encoded",
     "server/text/renderers/tokenizers/loading.py": "the members of tokenizer.json that a tokenizer has read",
-    "server/text/renderers/tokenizers/hf_tokenizer.py": "the state of a decoder",
+    "server/text/renderers/tokenizers/tokenizer.py": "the state of a decoder",
     "startup/storage/caches.py": "files that only this user can write",
     "startup/imports/learned_imports.py": "notes of this user's processes",
     "startup/compiled_models/exchange.py": "files of this start",

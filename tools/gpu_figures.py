@@ -7,8 +7,8 @@ steps that need it are left out. The exit code is 1 if a step failed.
 
 import json
 import os
-import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +21,11 @@ from xml.etree import ElementTree
 
 import click
 
-from base.machine.nvml import read_gpus
-
-_PACKAGES: Final = ("vllm", "torch", "transformers", "flashinfer-python", "triton")
-_VERSIONS: Final = "from importlib.metadata import version; import sys; print(version(sys.argv[1]))"
+_DESCRIBE: Final = """
+import json
+from vllm_cli.commands.doctor import describe_machine
+print(json.dumps({name: value for name, value in describe_machine().items() if name != "environment"}))
+"""
 _TESTS_S: Final = 600.0
 _LEAST_S: Final = 30.0
 """A step is left out if the remaining time is shorter than this."""
@@ -41,6 +42,10 @@ _SHORT: Final = "--max-model-len 2048"
 _PORT: Final = 8123
 _LOAD_FORMATS: Final = {"auto": None, "fastsafetensors": "fastsafetensors", "runai_streamer": "runai_model_streamer"}
 """How vLLM reads weights -> the package that vLLM needs for it."""
+_SHAPE: Final = ("hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+_SHAPES: Final = {"1.5b": (2048, 8192, 24, 64), "8b": (4096, 14336, 36, 128)}
+_HEADS: Final = {"num_attention_heads": 32, "num_key_value_heads": 8}
+_DEVIATION: Final = 0.02
 
 
 class Step(NamedTuple):
@@ -69,8 +74,6 @@ def main(output: str, minutes: float, model: str, vllm: str) -> None:
     for step in steps(Path(model), Path(vllm) if has_vllm else None):
         for large in _LARGE_MODELS.values():
             if str(large) in " ".join(step.words):
-                from tools.figures.large_model import make_large_model  # imports torch
-
                 make_large_model(large, Path(model))
         entry = run_step(step, min(step.most_s, end_s - time.monotonic()))
         has_failed |= entry["exit_code"] != 0
@@ -141,6 +144,35 @@ def _swaps(model: Path, vllm: Path) -> Iterator[Step]:
     yield Step("vllm: swaps, asleep and by hand", (*swaps, *ways, "--", *_SHORT.split()), 420)
 
 
+def make_large_model(folder: Path, small: Path) -> None:
+    """Writes the model in bfloat16, with the tokenizer and other settings of `small`, unless it is there.
+
+    The folder's name is the number of parameters: `1.5b` or `8b`.
+    """
+    if folder.exists():
+        return
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder.mkdir(parents=True)
+    for file in small.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder)
+    shape = dict(zip(_SHAPE, _SHAPES[folder.name], strict=True))
+    config = {**json.loads((small / "config.json").read_text()), **_HEADS, **shape}
+    (folder / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        shapes = {name: weight.shape for name, weight in LlamaForCausalLM(LlamaConfig(**config)).named_parameters()}
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights = {
+        name: torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0, _DEVIATION).cpu()
+        for name, shape in shapes.items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def run_step(step: Step, timeout_s: float, *, folder: Path | None = None) -> dict[str, Any]:
     """Runs a step in this folder and in a new session. Ends all its processes. Returns the step's entry."""
     if timeout_s < _LEAST_S:
@@ -190,23 +222,10 @@ def read_result(path: Path) -> Any:
 
 
 def describe_machine(python: str) -> Mapping[str, Any]:
-    """The GPUs, driver, processors and versions of this machine, for readers of the file."""
-    state = read_gpus()
-    versions = {name: _version_of(python, name) for name in _PACKAGES}
-    return {
-        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        "system": platform.platform(),
-        "processors": os.cpu_count(),
-        "python": platform.python_version(),
-        "driver": state.driver if state is not None else None,
-        "gpus": [{**gpu._asdict(), "processes": len(gpu.processes)} for gpu in state.gpus] if state is not None else [],
-        "versions": {name: version for name, version in versions.items() if version},
-    }
-
-
-def _version_of(python: str, package: str) -> str:
-    done = subprocess.run([python, "-c", _VERSIONS, package], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    """The date, and what `vllm-cli doctor` says of this machine and of the packages of this interpreter."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([python, "-c", _DESCRIBE], env=environment, stdout=subprocess.PIPE, check=True)
+    return {"date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), **json.loads(done.stdout)}
 
 
 if __name__ == "__main__":

@@ -49,9 +49,8 @@ def main(words: list[str]) -> int:
         except UnknownSettingError as err:
             print(f"Installing with pip: uv has no setting for {err}.", flush=True)
         else:
-            variables = link_mode(uv) | variables | dict(os.environ)
             command = [uv, "pip", "install", "--python", sys.executable, *constraints, *words]
-            if subprocess.run(command, env=variables).returncode == 0:
+            if subprocess.run(command, env=variables | dict(os.environ)).returncode == 0:
                 return 0
             print("uv has failed; installing with pip.", file=sys.stderr, flush=True)
     return subprocess.run([*PIP, "install", *(word for word in words if word != _COMPILE)]).returncode
@@ -100,13 +99,6 @@ def translate(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     if "extra-index-url" in settings:  # like pip, take the best version of all indexes
         variables["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     return variables, constraints
-
-
-def link_mode(uv: str) -> dict[str, str]:
-    """Variables that make uv copy files if its cache is on another file system, where links would fail."""
-    cache = Path(subprocess.run([uv, "cache", "dir"], capture_output=True, text=True).stdout.strip())
-    existing = next(path for path in (cache, *cache.absolute().parents) if path.exists())
-    return {} if existing.stat().st_dev == Path(sys.prefix).stat().st_dev else {"UV_LINK_MODE": "copy"}
 
 
 if __name__ == "__main__":

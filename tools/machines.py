@@ -1,10 +1,7 @@
 """Fresh Debian machines with Debian's own Python and an ordinary user.
 
     python3 -m tools.machines check [--if-possible] [NAME...]   what `make test-machines` runs; see `check`
-    python3 -m tools.machines make NAME                         a fresh machine: bookworm, trixie, or forky
-    python3 -m tools.machines put NAME [FOLDER]                 clones a repository into the user's home
-    python3 -m tools.machines run NAME [--root] COMMAND         a command of a shell, in the home folder
-    python3 -m tools.machines remove NAME
+    python3 -m tools.machines run NAME [--root] COMMAND         a command of a shell, in its home folder
 
 A machine is a folder below /var/tmp/vllm-cli-machines. Its processes have this folder as their root, and have
 their own process ids. They see the host's /dev, /sys and network, and the host's variables of pip and uv.
@@ -73,15 +70,21 @@ class MachineError(Exception):
 
 
 def make(name: str) -> None:
-    """Makes a fresh machine from its image of this week. Removes an older machine with this name."""
+    """Makes a fresh machine from its image. Removes an older machine with this name."""
+    image = make_image(name)
+    remove(name)
+    _call("cp", "--archive", "--reflink=auto", image, FOLDER / name)
+
+
+def make_image(name: str) -> Path:
+    """The folder with this week's image of a machine. The tests of containers use it, too."""
     image = FOLDER / f"{name}.image"
     done = image / "complete"
     if not done.exists() or time.time() - done.stat().st_mtime > _KEPT_S:
         remove(image.name)
         _fill(image, name)
         done.touch()
-    remove(name)
-    _call("cp", "--archive", "--reflink=auto", image, FOLDER / name)
+    return image
 
 
 def _fill(image: Path, suite: str) -> None:
@@ -108,11 +111,11 @@ def _mirror() -> str:
     return found[0] if found else "http://deb.debian.org/debian"
 
 
-def put(name: str, folder: Path = ROOT) -> None:
-    """Clones the committed state of a repository into the home folder, as `repository`."""
+def put(name: str) -> None:
+    """Clones the committed state of this repository into the home folder, as `repository`."""
     target = _existing(name) / "home/user/repository"
     shutil.rmtree(target, ignore_errors=True)
-    _call("git", "-c", "safe.directory=*", "clone", "--quiet", "--no-hardlinks", folder, target)
+    _call("git", "-c", "safe.directory=*", "clone", "--quiet", "--no-hardlinks", ROOT, target)
     _call("chroot", FOLDER / name, "chown", "-R", "user:user", "/home/user/repository")
 
 
@@ -224,7 +227,7 @@ def _complete(port: int) -> str:
 
 def _existing(name: str) -> Path:
     if not (FOLDER / name).is_dir():
-        raise MachineError(f"there is no machine {name}: python3 -m tools.machines make {name}")
+        raise MachineError(f"there is no machine {name}: python3 -m tools.machines check {name}")
     return FOLDER / name
 
 
@@ -254,7 +257,7 @@ def _why_impossible() -> str | None:
 def main() -> int:
     """Returns the exit code. It is 1 if a command has failed, and 2 if machines are impossible here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("check", "make", "put", "run", "remove"))
+    parser.add_argument("command", choices=("check", "run"))
     parser.add_argument("--if-possible", action="store_true", help="exit code 0 where machines are not possible")
     parser.add_argument("--root", action="store_true", help="run as root")
     parser.add_argument("words", nargs="*")
@@ -266,14 +269,8 @@ def main() -> int:
         match options.command, options.words:
             case "check", names if set(names) <= set(_CHECKED):
                 return max(map(_is_failed, names or _CHECKED))
-            case "make", [name] if name in _NAMES:
-                make(name)
-            case "put", [name, *folder]:
-                put(name, *map(Path, folder))
             case "run", [name, *text]:
                 return run(name, " ".join(text), user="root" if options.root else "user")
-            case "remove", [name] if name in _NAMES:
-                remove(name)
             case _:
                 parser.error(f"NAME must be one of {', '.join(_CHECKED)}")
     except MachineError as err:

@@ -29,7 +29,7 @@ def test_each_step_has_an_entry_with_its_result(monkeypatch, tmp_path):
         ("fails", 3, None),
     ]
     assert "no step with vLLM" in written["left_out"]
-    assert written["machine"]["versions"]["torch"]
+    assert written["machine"]["packages"]["torch"]
 
 
 def test_a_step_that_takes_too_long_is_ended_with_its_processes(monkeypatch, tmp_path):

@@ -50,7 +50,7 @@ def main() -> int:
     return _run(given)
 
 
-def _run(given: ServeWords | None = None) -> int:
+def _run(given: ServeWords | None) -> int:
     from base.exit_codes import INTERRUPTED
     from vllm_cli.main import main as run_command
 
@@ -79,7 +79,7 @@ def _run_template(kind: str, standby_fd: str, *models: str) -> int:
 
     configure_logging(log_options_of_environment(), role="template")
     link = wait_for_start(kind, models, int(standby_fd))
-    exit_code = _run()
+    exit_code = _run(link.given)
     link.report_exit(exit_code)
     return end_without_finalizing(exit_code)  # a forked server has all modules of its engine
 

@@ -38,6 +38,8 @@ class SupervisedCommand:
 
     log_path: Path
     """The file with the output, from `run` until `close`."""
+    begin_ns: int
+    """When `run` has executed the command, on the monotonic clock. 0 if the command cannot be executed."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         """`environment`: variables to set in addition to those of this process."""
@@ -46,12 +48,15 @@ class SupervisedCommand:
         self._supervisor: subprocess.Popen[bytes] | None = None
 
     def run(self, words: Sequence[str]) -> None:
+        """Returns when the command has been executed."""
         self._words = words
         with tempfile.NamedTemporaryFile(prefix="vllm-cli-", suffix=".log", delete=False) as log:
             self.log_path = Path(log.name)
             self._supervisor = start_supervisor(
                 words, grace_s=STOP_GRACE_S, stdout=subprocess.PIPE, stderr=log.file, env=self._environment
             )
+        assert self._supervisor.stdout is not None
+        self.begin_ns = int(self._supervisor.stdout.readline() or 0)
 
     def close(self) -> None:
         """Stops the command and waits until it and all its descendants have exited."""

@@ -4,10 +4,11 @@ This module runs as a script (`python -I supervisor.py GRACE_S`), because only a
 after a crash or a SIGKILL of its parent (a benchmark or `bake`).
 
 The parent writes lines to the script's standard input. The first line is the command as a JSON list. It is
-not on the script's command line, which other users can read. The lines `pause` and `resume` freeze and resume
-the server. Then the script echoes the line. The end of the input stops the server. The script's exit status
-is the server's exit status, or 128 + N after signal N. The server's output goes to the script's standard
-error.
+not on the script's command line, which other users can read. Just before the script executes the command, it
+takes the time, in nanoseconds of the monotonic clock, which all processes share. It writes the time as a
+line. The lines `pause` and `resume` freeze and resume the server. Then the script echoes the line. The end of
+the input stops the server. The script's exit status is the server's exit status, or 128 + N after signal N.
+The server's output goes to the script's standard error.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +49,9 @@ class Supervisor:
         self._grace_s = grace_s
         self._is_stop_requested = False
         signal.signal(signal.SIGTERM, self._record_signal)  # before there is a server that could be left behind
+        begin_ns = time.monotonic_ns()
         self._server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
+        os.write(sys.stdout.fileno(), f"{begin_ns}\n".encode())
 
     def watch(self) -> int:
         """Executes commands from standard input until the input or the server ends. Stops all processes."""

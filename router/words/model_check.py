@@ -33,7 +33,7 @@ from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.gguf import find_gguf, has_llama_server
-from startup.files.model.request import ModelRequest
+from startup.files.model.request import ModelRequest, parse_adapter
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import USAGE, Finding, PreflightReport
@@ -41,14 +41,12 @@ from startup.settings.config import StartupConfig, VllmOptions, flags_with_role
 from startup.settings.serve_words import ServeWords, is_flag_like
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import require_vllm
-from startup.vllm_words.model_request import parse_adapter
 from startup.vllm_words.preflight.all_checks import run_preflight as run_vllm_preflight
-from startup.vllm_words.preflight.sleep_mode import can_sleep, deepest_level
+from startup.vllm_words.preflight.devices import can_sleep, deepest_level
 from startup.words.arguments import Arguments
-from startup.words.engine_choice import choose_engine
 from startup.words.errors import InputError
-from startup.words.secret_flags import find_values, secrets_as_variables, without_flags
-from startup.words.serve_command import parse_start
+from startup.words.screening import find_values, secrets_as_variables, without_flags
+from startup.words.serve_command import choose_engine, parse_start
 from startup.words.supported import CONFIG
 from startup.words.table import split_flags
 

@@ -11,8 +11,7 @@ from startup.settings.serve_words import is_flag_like
 from startup.vllm_words.flags import flags_that_change
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError
-from startup.words.screening import show_notices
-from startup.words.secret_flags import find_values, word_notices
+from startup.words.screening import find_values, show_notices, word_notices
 from startup.words.serve_command import config_of
 from startup.words.table import split_flags
 

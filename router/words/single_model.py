@@ -13,8 +13,7 @@ from startup.settings.serve_words import Given
 from startup.vllm_words.command_line import CommandLine
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError
-from startup.words.screening import show_notices
-from startup.words.secret_flags import secrets_as_variables
+from startup.words.screening import secrets_as_variables, show_notices
 from startup.words.serve_command import config_of
 from startup.words.table import find_known_flag, split_flags
 

@@ -16,8 +16,8 @@ from server.terms.http_body.request_body import (
     check_unsupported,
     opens_message,
 )
-from server.text.renderers.base import BaseRenderer
 from server.text.renderers.prompts import ChatOptions, ProcessedImages, TextOptions
+from server.text.renderers.renderer import Renderer
 
 
 class TokenizeRequest(RequestBody, kw_only=True):
@@ -53,7 +53,7 @@ class DetokenizeRequest(RequestBody, kw_only=True):
 class TokenizationServing:
     """Serves /tokenize and /detokenize. Every method runs on the event loop."""
 
-    def __init__(self, models: ServedModels, renderer: BaseRenderer, engine: EngineClient) -> None:
+    def __init__(self, models: ServedModels, renderer: Renderer, engine: EngineClient) -> None:
         self._models = models
         self._renderer = renderer
         self._engine = engine

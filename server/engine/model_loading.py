@@ -23,8 +23,7 @@ from transformers.utils import logging as transformers_logging
 from base.errors import EngineMemoryError, EngineStartError
 from base.wording import one_line
 from server.terms.config import EngineConfig
-from server.text.model_files.model_kind import VISION_MODEL_TYPES
-from server.text.model_files.sentence_files import read_object
+from server.text.model_files import VISION_MODEL_TYPES, read_object
 
 logger = logging.getLogger(__name__)
 

@@ -49,7 +49,7 @@ from server.engine.process_link.messages import (
 )
 from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import EngineInfo, EngineOutput, EnginePrompt
-from server.text.model_files.model_kind import read_model_kind
+from server.text.model_files import read_model_kind
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from server.engine.prompt_features import ImageEncoder, PromptFeatures, PromptFeaturesError, to_tensor
 from server.terms.bounded_cache import BoundedCache
 from server.terms.types import TensorData
-from server.text.model_files.model_kind import VISION_MODEL_TYPES
+from server.text.model_files import VISION_MODEL_TYPES
 
 logger = logging.getLogger(__name__)
 

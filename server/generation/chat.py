@@ -34,12 +34,19 @@ from server.operation.admission import RequestContext
 from server.operation.models import Inference
 from server.terms.concurrency import take_turns
 from server.terms.server_config import AUTO, GenerationConfig
-from server.text.parsers.base import CallArguments, CallStart, Content, Event, PromptEnd, Reasoning
 from server.text.parsers.detection import FALLBACK, detect_tool_format
 from server.text.parsers.formats import FORCED, TOOL_FORMATS, ToolFormat
-from server.text.parsers.output_parser import OutputParser
-from server.text.renderers.base import BaseRenderer
+from server.text.parsers.output_parser import (
+    CallArguments,
+    CallStart,
+    Content,
+    Event,
+    OutputParser,
+    PromptEnd,
+    Reasoning,
+)
 from server.text.renderers.prompts import ChatOptions, ProcessedImages, RenderedPrompt
+from server.text.renderers.renderer import Renderer
 from server.text.renderers.tokenizers.tokenizer import Tokenizer
 
 ChatFinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
@@ -195,7 +202,7 @@ def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:
 class OutputParsing:
     """Creates the parsers that the server's flags name. A server has one such object."""
 
-    def __init__(self, config: GenerationConfig, renderer: BaseRenderer, reasoning: ModelReasoning | None) -> None:
+    def __init__(self, config: GenerationConfig, renderer: Renderer, reasoning: ModelReasoning | None) -> None:
         self._reasoning = reasoning
         self._tools: ToolFormat | None = None
         self._trigger_id: int | None = None
@@ -254,7 +261,7 @@ class OutputParsing:
         return self._tools if request.tools and request.tool_choice in ("auto", None) else None
 
 
-def _detect_tools(renderer: BaseRenderer) -> ToolFormat:
+def _detect_tools(renderer: Renderer) -> ToolFormat:
     facts = read_model_facts(renderer)
     found = choose_detected(
         "--tool-call-parser", facts.own_formats()[0], detect_tool_format(facts), TOOL_FORMATS, f"{FALLBACK} is used"

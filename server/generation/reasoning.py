@@ -10,12 +10,12 @@ from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.request import ChatRequest, CompletionRequest
 from server.terms.server_config import AUTO, GenerationConfig
 from server.terms.types import ReasoningMarker, ReasoningRules
-from server.text.model_files.tokenizer_files import read_json_object
-from server.text.parsers.base import PromptEnd
+from server.text.model_files import read_json_object
 from server.text.parsers.detection import Detected, ModelFacts, detect_reasoning_format
 from server.text.parsers.formats import REASONING_FORMATS, ReasoningFormat
-from server.text.renderers.base import BaseRenderer
+from server.text.parsers.output_parser import PromptEnd
 from server.text.renderers.prompts import RenderedPrompt
+from server.text.renderers.renderer import Renderer
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
 """How much of a prompt's end is searched for markers that consist of ordinary tokens."""
 
 
-def load_reasoning(config: GenerationConfig, renderer: BaseRenderer) -> "ModelReasoning | None":
+def load_reasoning(config: GenerationConfig, renderer: Renderer) -> "ModelReasoning | None":
     """Loads the format of `--reasoning-parser`. None without this flag, or if `auto` finds no format."""
     name = config.reasoning_parser
     if name == AUTO:
@@ -48,7 +48,7 @@ def load_reasoning(config: GenerationConfig, renderer: BaseRenderer) -> "ModelRe
 class ModelReasoning:
     """The format of the server's model, with the format's markers as tokens."""
 
-    def __init__(self, format: ReasoningFormat, config: GenerationConfig, renderer: BaseRenderer) -> None:
+    def __init__(self, format: ReasoningFormat, config: GenerationConfig, renderer: Renderer) -> None:
         self._format = format
         self._budget_start: str = config.reasoning_config.get("reasoning_start_str", "")
         self._forced_end: str = config.reasoning_config.get("reasoning_end_str", "")
@@ -196,7 +196,7 @@ class PromptReasoning:
     prompt_end: PromptEnd
     num_spent_tokens: int
     """The number of tokens of open reasoning at the end of the prompt."""
-    renderer: BaseRenderer
+    renderer: Renderer
 
     def rules(self, request: CompletionRequest | ChatRequest, *, has_grammar: bool) -> ReasoningRules | None:
         """Returns the rules for the engine. None if the engine needs no rules for this request."""
@@ -254,7 +254,7 @@ class ReasoningCounter:
             self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)
 
 
-def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
+def read_model_facts(renderer: Renderer) -> ModelFacts:
     """Reads the properties by which the formats of the renderer's model are detected."""
     return ModelFacts(
         template=renderer.tool_template,
@@ -266,6 +266,6 @@ def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
     )
 
 
-def read_model_type(renderer: BaseRenderer) -> str | None:
+def read_model_type(renderer: Renderer) -> str | None:
     """Returns the model type in config.json, such as `llama`."""
     return read_json_object(renderer.files.path / "config.json").get("model_type")

@@ -1,21 +1,24 @@
-"""Makes the engine ready for requests, and detects when the engine ends or hangs."""
+"""Makes the engine ready for requests, logs its figures, and detects when the engine ends or hangs."""
 
 import asyncio
 import logging
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from time import monotonic
 from typing import Protocol
 
 from base.errors import EngineDeadError, EngineError, EngineStartError
 from base.lifecycle import Lifecycle
+from base.server_settings import LoggingConfig
 from server.engine.process_link.client import EngineClient
 from server.operation.admission import RunningRequests
 from server.operation.engine_watchdog import EngineWatchdog
+from server.operation.metrics.server_metrics import ServerMetrics
 from server.operation.models import Inference
 from server.terms.types import EngineInfo, EnginePrompt, PoolingParams, SamplingParams
-from server.text.renderers.base import BaseRenderer
 from server.text.renderers.prompts import TextOptions
+from server.text.renderers.renderer import Renderer
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ async def make_ready(
     return info
 
 
-async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
+async def warm_up(engine: EngineClient, renderer: Renderer) -> None:
     """Generates one token, or pools one prompt. Raises EngineStartError if the engine failed or died."""
     info = engine.info
     prompt = await renderer.pools.run(renderer.prompts.render, "Hello", TextOptions())
@@ -155,3 +158,35 @@ class EngineMonitor:
                 return end
             await asyncio.sleep(_POLL_S)
         return reason
+
+
+async def log_stats(config: LoggingConfig, engine: EngineClient, metrics: ServerMetrics) -> None:
+    """Logs a line of figures with vLLM's text, every ten seconds by default. Logs at DEBUG on an idle server.
+
+    Needs a ready engine. Runs until it is cancelled, or returns at once if the line is disabled.
+    """
+    if config.disable_log_stats:
+        return
+    counts = metrics.engine
+    last_s, was_idle = monotonic(), True
+    num_prompt_tokens, num_generation_tokens = counts.num_computed_prompt_tokens, counts.num_generation_tokens
+    while True:
+        await asyncio.sleep(config.log_stats_interval_s)
+        stats, now_s = engine.stats, monotonic()
+        prompt = counts.num_computed_prompt_tokens - num_prompt_tokens
+        generation = counts.num_generation_tokens - num_generation_tokens
+        is_idle = not (prompt or generation or stats.num_running or stats.num_waiting)
+        logger.log(
+            logging.DEBUG if is_idle and was_idle else logging.INFO,
+            "Engine 000: Avg prompt throughput: %.1f tokens/s, Avg generation throughput: %.1f tokens/s, "
+            "Running: %d reqs, Waiting: %d reqs, KV cache usage: %.1f%%, Prefix cache hit rate: %.1f%%",
+            prompt / (now_s - last_s),
+            generation / (now_s - last_s),
+            stats.num_running,
+            stats.num_waiting,
+            100 * stats.kv_cache_usage,
+            100 * stats.prefix_cache_hits / max(stats.prefix_cache_queries, 1),
+        )
+        last_s, was_idle = now_s, is_idle
+        num_prompt_tokens += prompt
+        num_generation_tokens += generation

@@ -9,7 +9,7 @@ from base.errors import RequestError, UnsupportedApiError
 from server.engine.process_link.client import EngineClient
 from server.operation.metrics.server_metrics import ServerMetrics
 from server.terms.server_config import ServerConfig
-from server.text.renderers.base import BaseRenderer
+from server.text.renderers.renderer import Renderer
 
 
 class ServedModels:
@@ -77,6 +77,6 @@ class Inference:
 
     config: ServerConfig
     models: ServedModels
-    renderer: BaseRenderer
+    renderer: Renderer
     engine: EngineClient
     metrics: ServerMetrics

@@ -55,9 +55,9 @@ COMPILED_MODELS: Final = Hook(
         _LOAD,
         _COMPILE,
         _INIT_DEVICE,
-        Text(("vllm.compilation.caching",), r"hash_factors\(envs\.compile_factors\(\)\)", "the environment's hash"),
-        Text(("vllm.compilation.caching",), r"vllm_config\.compute_hash\(\)", "the configuration's hash"),
-        Text((_DECORATORS,), r"self\._aot_compilation_path = aot_compilation_path", "the path of a compiled model"),
+        Text("vllm.compilation.caching", r"hash_factors\(envs\.compile_factors\(\)\)", "the environment's hash"),
+        Text("vllm.compilation.caching", r"vllm_config\.compute_hash\(\)", "the configuration's hash"),
+        Text(_DECORATORS, r"self\._aot_compilation_path = aot_compilation_path", "the path of a compiled model"),
     ),
     places={"forkserver", "template"},
 )

@@ -30,7 +30,7 @@ from envs.foreign import expand_home
 from envs.registry import env
 from server.terms.config import ModelFiles
 from server.terms.types import EngineInfo
-from server.text.model_files.model_kind import accepts_images
+from server.text.model_files import accepts_images
 from startup import start_origin
 from startup.embedded import engine_process
 from startup.embedded.engine_process import EngineProcess, EngineStarter, use_start_method
@@ -59,7 +59,7 @@ from startup.storage.temp_folder import ensure_temp_folder
 
 if TYPE_CHECKING:
     from server.run.api_process import ServerRun
-    from server.text.renderers.base import BaseRenderer
+    from server.text.renderers.renderer import Renderer
     from startup.files.download.process import DownloadHandle
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class _EmbeddedStart:
             process = engine.wait_started()
         return self._build_server(listening, renderer, process)
 
-    def _prepare_cold(self, context: BaseContext, plan: FilePlan) -> "tuple[BaseRenderer, EngineStarter]":
+    def _prepare_cold(self, context: BaseContext, plan: FilePlan) -> "tuple[Renderer, EngineStarter]":
         """Prepares a cold start during the forkserver's imports. Requests the engine after the preflight."""
         self._session.prefetch(plan.prefetched, self._config.prefetch)
         self._check(plan)
@@ -162,7 +162,7 @@ class _EmbeddedStart:
         with learned_imports():
             return self._prepare_renderer(files), engine
 
-    def _prepare_warm(self, context: BaseContext, plan: FilePlan) -> "tuple[BaseRenderer, EngineStarter]":
+    def _prepare_warm(self, context: BaseContext, plan: FilePlan) -> "tuple[Renderer, EngineStarter]":
         """Prepares a warm start. All modules are imported, so the engine starts before the other steps."""
         files = plan.files
         assert files is not None
@@ -245,17 +245,17 @@ class _EmbeddedStart:
         self._engine = engine
         return engine
 
-    def _prepare_renderer(self, files: ModelFiles) -> "BaseRenderer":
+    def _prepare_renderer(self, files: ModelFiles) -> "Renderer":
         """Imports the HTTP server, loads the tokenizer, and runs the tokenizer once."""
         if self._download is None:
             self._import_server()
         if self._config.renderer.max_images and accepts_images(files.path):
             with self._span("import_vision"):
                 import_vision()
-        from server.text.renderers.base import build_renderer
+        from server.text.renderers.renderer import Renderer
 
         with self._span("load_tokenizer"):
-            renderer = self._session.stack.enter_context(build_renderer(files, self._config.renderer))
+            renderer = self._session.stack.enter_context(Renderer(files, self._config.renderer))
         with self._span("warm_up_renderer"):
             renderer.warm_up()
         return renderer
@@ -263,15 +263,11 @@ class _EmbeddedStart:
     def _import_server(self) -> None:
         with self._span("import_server"):
             import server.run.api_process  # noqa: F401 - used by the steps that follow
-            from server.text.renderers.base import import_renderer
-
-            import_renderer()
         end_stand_ins()
 
-    def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineProcess) -> "ServerRun":
+    def _build_server(self, listening: socket, renderer: "Renderer", engine: EngineProcess) -> "ServerRun":
         """Builds the HTTP server, which takes the port from the responder and waits for the engine."""
-        from server.run.api_process import ServerRun
-        from server.run.build import RunOptions
+        from server.run.api_process import RunOptions, ServerRun
         from startup.reports.crash.engine_processes import RecordedProcesses  # noqa: PLC0415 - imports asyncio
 
         assert self._record is not None

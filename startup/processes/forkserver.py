@@ -49,7 +49,7 @@ _UNPICKLES: Final = "--multiprocessing-fork"
 NEEDS: Final = (
     START_PROGRAM,
     EXIT_FUNCTION,
-    Text(("multiprocessing.spawn",), rf"'-c', prog, '{_UNPICKLES}'\]", "the words of a new program"),
+    Text("multiprocessing.spawn", rf"'-c', prog, '{_UNPICKLES}'\]", "the words of a new program"),
     Name("multiprocessing.popen_spawn_posix", "Popen"),
     Name("multiprocessing.popen_forkserver", "Popen"),
     Name("multiprocessing.popen_fork", "Popen.poll", ("flag",)),

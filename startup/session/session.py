@@ -45,7 +45,7 @@ from startup.storage.temp_folder import own_folder
 
 if TYPE_CHECKING:
     from startup.files.download.process import DownloadHandle
-    from startup.port.systemd.service_manager import ServiceManager
+    from startup.port.service_manager import ServiceManager
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class StartSession:
         if (problem := find_baked().problem) is not None:
             logger.warning("%s", problem)
         if env.NOTIFY_SOCKET.get() is not None:
-            from startup.port.systemd.service_manager import ServiceManager
+            from startup.port.service_manager import ServiceManager
 
             self._manager = self.stack.enter_context(closing(ServiceManager.from_environment()))
         self.timeline.on_change = self._publish
@@ -143,7 +143,7 @@ class StartSession:
         with self.timeline.span("listen"):
             passed = None
             if accepts_activation and env.LISTEN_PID.get() is not None:
-                from startup.port.systemd.service_manager import take_socket
+                from startup.port.service_manager import take_socket
 
                 passed = take_socket()
             bound = passed or listener.listen(

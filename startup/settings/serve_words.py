@@ -78,24 +78,31 @@ class Given:
 
 
 def split(words: "Iterable[str]", num_values: "NumValues" = lambda _: None) -> "Iterator[Given]":
-    """Splits a command line as argparse does.
+    """Splits a command line as argparse does (`with_values`)."""
+    return with_values(cut(words), num_values)
+
+
+def cut(words: "Iterable[str]") -> list[Given]:
+    """Finds the flags of a command line. Each word stands alone until `with_values`, apart from `--`."""
+    words = list(words)
+    end = words.index("--") if "--" in words else len(words)
+    pieces = [Given((word,), *_name(word)) for word in words[:end]]
+    return [*pieces, Given(words[end:])] if words[end:] else pieces
+
+
+def with_values(pieces: "Sequence[Given]", num_values: "NumValues") -> "Iterator[Given]":
+    """Yields the flags with their values, and all other words.
 
     `num_values` returns the number of a flag's values, like argparse's `nargs`: 0, 1, `?` or `+`. It returns
     None for an unknown flag, which gets no values. A required value may begin with a dash if it is not a
     known flag.
     """
-    words = list(words)
     begin = 0
-    while begin < len(words):
-        word = words[begin]
-        if word == "--":
-            yield Given(words[begin:])
-            return
-        end = begin + 1
-        flag, keys = _name(word)
-        if flag and _attached_value(word) is None:
-            end += _count_values(words, end, num_values(flag), num_values)
-        yield Given(words[begin:end], flag, keys)
+    while begin < len(pieces):
+        piece, end = pieces[begin], begin + 1
+        if piece.flag and _attached_value(piece.words[0]) is None:
+            end += _count_values(pieces, end, num_values(piece.flag), num_values)
+        yield Given([each.words[0] for each in pieces[begin:end]], piece.flag, piece.keys) if end > begin + 1 else piece
         begin = end
 
 
@@ -143,6 +150,8 @@ class ServeWords:
 
     def __init__(self, words: "Sequence[str]") -> None:
         self.words = words
+        self.pieces = cut(words)
+        """The words, for readers that know further flags (`with_values`)."""
         self.flags: list[str] = []
         """The names of all flags in order, as far as they can be recognized without vLLM's."""
         self.own: dict[str, str] = {}
@@ -151,7 +160,7 @@ class ServeWords:
         """All other words, unchanged and in order, without the first `--`."""
         self.incomplete: str | None = None
         """A flag of the launcher that lacks its value. None if no flag lacks its value."""
-        for given in split(words, LAUNCHER_FLAGS.get):
+        for given in with_values(self.pieces, LAUNCHER_FLAGS.get):
             if given.flag:
                 self.flags.append(given.flag)
             if given.words[0] == "--":
@@ -239,13 +248,13 @@ def _count_command_words(words: "Sequence[str]") -> int:
     return num + (list(words[num : num + 1]) == ["serve"])
 
 
-def _count_values(words: "Sequence[str]", begin: int, wanted: int | str | None, num_values: "NumValues") -> int:
-    if not wanted or begin == len(words):
+def _count_values(pieces: "Sequence[Given]", begin: int, wanted: int | str | None, num_values: "NumValues") -> int:
+    if not wanted or begin == len(pieces):
         return 0
-    first = words[begin]
-    if is_flag_like(first) and (wanted == "?" or first == "--" or num_values(_name(first)[0]) is not None):
+    first = pieces[begin]
+    if first.words[0] == "--" or (first.flag and (wanted == "?" or num_values(first.flag) is not None)):
         return 0
     end = begin + 1
-    while wanted == "+" and end < len(words) and not is_flag_like(words[end]):
+    while wanted == "+" and end < len(pieces) and not is_flag_like(pieces[end].words[0]):
         end += 1
     return end - begin

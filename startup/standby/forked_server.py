@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple, NoReturn
 
@@ -25,6 +25,7 @@ from startup.processes import death_pipe, messages
 from startup.processes.messages import RefusedError
 from startup.processes.new_program import Request, fork_dormant, refused_if_it_fails
 from startup.processes.state import STANDARD, refresh_libraries, take_descriptors
+from startup.settings.serve_words import ServeWords
 from startup.standby import process_state
 from startup.standby.front_process import interpreter_state
 from startup.standby.import_state import ImportEnvironment, InstalledFiles
@@ -41,7 +42,7 @@ class TemplateFacts(NamedTuple):
 
     pid: int
     environment: ImportEnvironment
-    why_cold: Callable[[Sequence[str]], str | None]
+    why_cold: Callable[[ServeWords], str | None]
     """Returns why a server with these words after `serve` cannot use the imports, or None."""
     files: InstalledFiles
     import_s: float
@@ -50,8 +51,10 @@ class TemplateFacts(NamedTuple):
 class FrontLink:
     """The server's connection to the front process."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, given: ServeWords) -> None:
         self._connection = connection
+        self.given = given
+        """The words after `serve`."""
 
     def close(self) -> None:
         self._connection.close()
@@ -89,7 +92,8 @@ def take_over(
             raise RefusedError(f"the standby's imports are out of date: {change}")
         _become_equal(request, connection, front_pid, template.environment)
         readdress(front_pid, os.getpid())
-        _raise_reason(template.why_cold(sys.argv[2:]))
+        given = ServeWords(sys.argv[2:])
+        _raise_reason(template.why_cold(given))
         pidfd = os.pidfd_open(os.getpid())
         messages.wait_for_agreement(connection, [pidfd])
         os.close(pidfd)
@@ -104,7 +108,7 @@ def take_over(
     )
     death_pipe.arm(request.fds[0])
     os.close(request.fds[0])
-    link = FrontLink(connection)
+    link = FrontLink(connection, given)
     start_origin.start_again = link.start_again
     fork_dormant(link.close, at_import)
     return link

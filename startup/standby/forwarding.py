@@ -17,7 +17,7 @@ from startup.processes.quick_end import end_like
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
-    from startup.port.systemd.notify_relay import NotifyRelay
+    from startup.port.notify_relay import NotifyRelay
 
 _TO_MAIN = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,

@@ -18,14 +18,17 @@ from startup.standby.sockets import template_kind
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
-    from startup.port.systemd.notify_relay import NotifyRelay
+    from startup.port.notify_relay import NotifyRelay
 
 _ACK_S = 0.2
 """Seconds for a standby's answer, which takes a millisecond, or up to 100 ms on a busy machine."""
 _VERDICT_S = 0.5
 """Seconds for the forked process's answer, which takes 50 ms, or 250 ms with 8 busy processes per CPU."""
 _OWN_S = 2.0
-"""Seconds that the start of a router's model waits for the router's own standby, instead of `_ACK_S`."""
+"""Seconds that the start of a router's model waits for the router's own standby, instead of `_ACK_S`.
+
+With 16 busy processes per CPU, a standby's answer took up to 0.22 s.
+"""
 _REQUIRED_S = 10.0
 """Seconds that the front process waits with `--standby require`, instead of `_ACK_S`."""
 
@@ -95,7 +98,7 @@ def _notify_relay() -> "NotifyRelay | None":
     address = foreign.text_of("NOTIFY_SOCKET")
     if address[:1] not in ("/", "@"):
         return None
-    from startup.port.systemd.notify_relay import NotifyRelay  # noqa: PLC0415 - slow to import for other starts
+    from startup.port.notify_relay import NotifyRelay  # noqa: PLC0415 - slow to import for other starts
 
     try:
         return NotifyRelay(address)

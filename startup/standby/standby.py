@@ -86,7 +86,7 @@ class _Standby:
             stack.callback(template.close)
 
     def run(self) -> int:
-        from startup.port.systemd.service_manager import ServiceManager
+        from startup.port.service_manager import ServiceManager
 
         self._selector.register(self._control, selectors.EVENT_READ)
         signals_fd = self._watch_signals()

@@ -26,6 +26,7 @@ from startup.imports.heavy import import_engine
 from startup.imports.torch_environment import set_torch_variables
 from startup.processes import death_pipe
 from startup.processes.forks import Forks
+from startup.settings.serve_words import ServeWords
 from startup.standby import sockets
 from startup.standby.forked_server import FrontLink, TemplateFacts, take_over
 from startup.standby.import_state import ImportEnvironment, InstalledFiles, execute_with, recorded_reads, written_since
@@ -211,8 +212,7 @@ _EMBEDDED: Final = (
     "startup.embedded.engine_process",
     "startup.session.preflight.all_checks",
     "server.run.api_process",
-    "server.text.renderers.base",
-    "server.text.renderers.hf",
+    "server.text.renderers.renderer",
     "server.text.renderers.images.vision",
     "server.engine.pooling.core",
     "startup.port.tls_channel",
@@ -258,7 +258,7 @@ class EmbeddedImports:
                     importlib.import_module(model_class)
                 importlib.import_module("server.text.renderers.tokenizers.loading").keep_tokenizer(files.tokenizer_path)
 
-    def why_cold(self, words: Sequence[str]) -> str | None:
+    def why_cold(self, given: ServeWords) -> str | None:
         return None
 
     def why_renew(self) -> str | None:

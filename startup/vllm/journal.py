@@ -1,18 +1,22 @@
 """Records phases and modules of a vLLM start. Each process writes a file, which the launcher reads later."""
 
+import functools
+import inspect
 import json
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from envs.redaction import is_secret_name
-from startup.reports.timeline.spans import API, PhaseSpan
+from startup.hook import Hook, Name
+from startup.imports.finder import wraps
+from startup.reports.timeline.timeline import API, PhaseSpan
 
 if TYPE_CHECKING:
     from startup.reports.crash.output_record import OutputRecord
@@ -159,3 +163,46 @@ def _is_importable(name: str) -> bool:
     if spec is None or spec.name != name or not spec.has_location or name.startswith(_EXCLUDED):
         return False
     return any(folder and str(spec.origin).startswith(folder) for folder in sys.path)
+
+
+_INSTRUMENT: Final = Name("vllm.tracing", "instrument", ("obj", "span_name"))
+SPANS: Final = Hook(
+    "spans",
+    does="times the functions that vLLM marks with `@instrument`",
+    without="reports lack the phases inside vLLM",
+    promise="reports and `explain` name vLLM's phases",
+    needs=(_INSTRUMENT,),
+    places={"api", "forkserver", "template"},
+)
+
+
+@wraps(SPANS, _INSTRUMENT)
+def _with_timing(instrument: Callable[..., Any]) -> Callable[..., Any]:
+    def instrument_and_time(obj: Callable[..., Any] | None = None, **options: Any) -> Any:
+        if obj is None:
+            return functools.partial(instrument_and_time, **options)
+        instrumented = instrument(obj, **options)
+        if inspect.iscoroutinefunction(obj):  # some run as long as the server
+            return instrumented
+        return _timed(instrumented, _phase_name(options.get("span_name") or obj.__name__))
+
+    return instrument_and_time
+
+
+def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function, wrapped so that it records its time as a span, until the journal is closed."""
+
+    @functools.wraps(function)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        journal, record = this_start.journal, this_start.record
+        if journal is None or not journal.is_open:
+            return function(*args, **kwargs)
+        with journal.span(name), record.phase(name) if record else nullcontext():
+            return function(*args, **kwargs)
+
+    return timed
+
+
+def _phase_name(span_name: str) -> str:
+    """The phase's name: `Loading (GPU)` becomes `loading_gpu`."""
+    return "_".join("".join(c if c.isalnum() else " " for c in span_name.lower()).split())

@@ -13,16 +13,13 @@ from base.wording import list_some
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from startup.files.model.file_plan import FilePlan, plan_files
-from startup.files.model.request import LLAMA_ORIGINALS, ModelRequest
-from startup.hook import Text
+from startup.files.model.request import LLAMA_ORIGINALS, ModelRequest, read_adapters, read_draft
 from startup.settings.config_file import ConfigFile
-from startup.settings.flag import Flag, GivenFlag
-from startup.settings.serve_words import OMNI, Given, is_flag_like, is_for_information, normalise, split
-from startup.storage.keyed_values import merge, nest
+from startup.settings.flag import Flag, GivenFlag, merge, nest
+from startup.settings.serve_words import OMNI, Given, is_flag_like, is_for_information, split
 from startup.vllm_words.facts import VllmFacts, read_facts
 from startup.vllm_words.flags import Flags, flags_that_change
 from startup.vllm_words.installed import InstalledVllm, find_vllm
-from startup.vllm_words.model_request import read_adapters, read_draft
 
 CONFIG: Final = "--config"
 _MODEL: Final = "--model"
@@ -32,13 +29,6 @@ _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _LEVEL: Final = "--optimization-level"
 _DEFAULT_PORT: Final = "8000"
 _YAML: Final = ("yaml", "yml")
-
-_LOG_FILE: Final = "--log-config-file"
-_LOG_SETTING: Final = "--logging-config.pylogging_config_file"
-_PARSERS: Final = ("vllm.engine.arg_utils", "vllm.entrypoints.launchers.cli_args")
-_TAKES_LOG_FILE: Final = Text(_PARSERS, r"^    log_config_file:", "--log-config-file")
-_TAKES_LOG_SETTING: Final = Text(("vllm.config.logging",), r"^    pylogging_config_file:", "--logging-config")
-
 _MAX_MATCHES: Final = 5
 
 
@@ -69,10 +59,10 @@ class CommandLine:
         if facts is None:
             facts = read_facts(vllm) if vllm else VllmFacts()
         reading = Reading(Flags(facts.flags))
-        parts = list(_split(map(_with_present_name, words), reading.known))
+        parts = list(_split(words, reading.known))
         model_word = _take_model(parts, reading.known, vllm)
         configs = [part for part in parts if part.words[0] == CONFIG and len(part.words) > 1]
-        config = _read_config(configs[0].words[1]) if configs else None
+        config = ConfigFile.read(configs[0].words[1]) if configs else None
         if config is not None:
             for name, value in config.settings.items():
                 reading.add_setting(name, value, config.place(name))
@@ -241,18 +231,10 @@ class CommandLine:
         return replace(self, _parts=parts, flags=(*self.flags, GivenFlag(Flag((name,), "unknown"), (value,), name)))
 
 
-def _split(words: Iterator[str], known: Flags) -> Iterator[Given]:
+def _split(words: Iterable[str], known: Flags) -> Iterator[Given]:
     """Splits the words into flags with their values. Each word after `--` is a part of its own."""
     for part in split(words, known.num_values):
         yield from map(Given, ([word] for word in part.words)) if part.words[0] == "--" else (part,)
-
-
-def _with_present_name(word: str) -> str:
-    """Replaces `--log-config-file` by the setting that this vLLM has instead. Keeps any other word."""
-    name, is_attached, value = word.partition("=")
-    if normalise(name) != _LOG_FILE or _TAKES_LOG_FILE.is_found() or not _TAKES_LOG_SETTING.is_found():
-        return word
-    return f"{_LOG_SETTING}{is_attached}{value}"
 
 
 def _take_model(parts: list[Given], known: Flags, vllm: InstalledVllm | None) -> str | None:
@@ -266,16 +248,6 @@ def _take_model(parts: list[Given], known: Flags, vllm: InstalledVllm | None) ->
     if place is None or (place > 0 and (is_named_by_flag or not is_sure)):
         return None
     return parts.pop(place).words[0]
-
-
-def _read_config(path: str) -> ConfigFile:
-    """Reads the file. Its settings get the names that the installed vLLM has for them."""
-    file = ConfigFile.read(path)
-    names = {name: _with_present_name(f"--{name}").removeprefix("--") for name in file.settings}
-    if all(name == present for name, present in names.items()):
-        return file
-    content = {names[name]: value for name, value in file.settings.items()}
-    return file._replace(content=content, is_changed=True)
 
 
 def _problems(parts: Sequence[Given], model_word: str | None, config: ConfigFile | None) -> Iterator[str]:
@@ -304,7 +276,7 @@ class Reading:
     """argparse's result for some words, and the faults that argparse would report.
 
     As vLLM's `FlexibleArgumentParser`, it completes names, counts values, and joins keys to JSON.
-    `preflight.flag_values` converts the values later.
+    `preflight.arguments` converts the values later.
     """
 
     known: Flags

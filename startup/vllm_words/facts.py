@@ -325,7 +325,7 @@ def default_utilization(facts: VllmFacts | None = None) -> float:
 def is_named_now(registry: str, name: str) -> bool:
     """Whether a registry's source contains a name now. The source may be newer than the recorded registry."""
     pattern = rf"[\"']{re.escape(name)}[\"']|^ +{re.escape(name)} = "
-    return Text((_REGISTRIES[registry].module,), pattern, "a registered name").is_found()
+    return Text(_REGISTRIES[registry].module, pattern, "a registered name").is_found()
 
 
 def read_plugins() -> dict[str, tuple[Plugin, ...]]:

@@ -11,9 +11,8 @@ from typing import Any, Final
 from base.json_depth import read_json
 from envs.redaction import hide_in_words
 from startup.settings.config_file import ConfigFile
-from startup.settings.flag import Flag, GivenFlag
+from startup.settings.flag import Flag, GivenFlag, merge, nest
 from startup.settings.serve_words import Given, split
-from startup.storage.keyed_values import merge, nest
 from startup.words.errors import InputError
 from startup.words.supported import CONFIG
 from startup.words.table import find_flag

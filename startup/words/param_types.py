@@ -18,8 +18,7 @@ from envs.suggestion import did_you_mean, former_form
 from envs.variable import EXPECTED_DURATION, parse_duration
 from server.terms.config import PoolerConfig
 from startup.settings.config import CompileCacheOption
-from startup.settings.flag import Flag, ValueKind
-from startup.storage.keyed_values import parse_size
+from startup.settings.flag import Flag, ValueKind, parse_size
 
 
 class Parsed(click.ParamType):

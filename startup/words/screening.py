@@ -1,14 +1,20 @@
-"""Screens flags that have no effect in the embedded engine. Shows notices or raises errors for them."""
+"""Screens flags: those without effect in the embedded engine, and secrets. Shows notices or raises errors.
 
-from collections.abc import Iterable, Iterator
+Recommends safer places for keys and tokens, and keeps them out of files and children's command lines.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import click
 
+from base.machine.command_line import is_visible
 from envs.redaction import hide_in_words
+from envs.registry import unknown_variables
 from startup.imports.torch_environment import has_gpu
 from startup.settings.flag import NO_VALUE, Flag, GivenFlag
+from startup.settings.serve_words import Given
 from startup.words.errors import InputError
-from startup.words.table import IGNORE_REASONS, REJECTED_FEATURES
+from startup.words.table import IGNORE_REASONS, REJECTED_FEATURES, split_flags
 
 
 def reject_unsupported(given_flags: Iterable[GivenFlag]) -> None:
@@ -58,3 +64,65 @@ def show_notices(notices: Iterable[str], log_format: str) -> None:
 
             line = format_warning(notice)
         click.echo(line, err=True)
+
+
+def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
+    """Returns the words without the flags `names` and their values. Finds all spellings of the flags."""
+    kept = (given for given in split_flags(words) if given.known is None or given.known.name not in names)
+    return [word for given in kept for word in given.words]
+
+
+def find_values(words: Iterable[str], name: str) -> list[Sequence[str]]:
+    """The values of a flag, with one entry for each occurrence of the flag in any spelling."""
+    return [given.values for given in split_flags(words) if given.known is not None and given.known.name == name]
+
+
+def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Moves secrets from the words to variables. Returns the other words, and the variables for a child.
+
+    Every user can see a child's command line until the child has masked it. Several keys of one flag stay in
+    the words, because the variable cannot hold them.
+    """
+    kept: list[str] = []
+    variables: dict[str, str] = {}
+    for given in split_flags(words):
+        flag = given.known
+        if flag is not None and flag.is_secret and flag.variable is not None and len(given.values) == 1:
+            variables[flag.variable.name] = given.values[0]
+        else:
+            kept += given.words
+    return kept, variables
+
+
+def word_notices(parts: Iterable[Given], given: Mapping[str, GivenFlag] | None = None) -> Iterator[str]:
+    """Yields a line for each unknown variable with our prefix, and for each key in the words or an empty one.
+
+    `given` has the flags of the embedded engine and of the router. Only they have --api-key-file.
+    """
+    yield from (f"{unknown}." for unknown in unknown_variables())
+    yield from secret_notices(parts, has_key_file=given is not None)
+    if given is not None:
+        yield from _empty_key_notices(given.values())
+
+
+def secret_notices(parts: Iterable[Given], *, has_key_file: bool) -> Iterator[str]:
+    """Yields a line for each flag with a secret. `has_key_file`: whether lines may suggest --api-key-file."""
+    secrets: dict[Flag, list[str]] = {}
+    for part in parts:
+        if part.known is not None and part.known.help and part.known.is_secret and any(part.values):
+            secrets.setdefault(part.known, []).extend(part.values)
+    for flag, values in secrets.items():
+        state = "is visible to every user" if is_visible(values) else "was visible to every user until now"
+        places = [flag.variable.name] if flag.variable is not None else []
+        places += ["--api-key-file"] if has_key_file and flag.parameter == "api_key" else []
+        yield f"{flag.name} on the command line {state}, and shells record it: prefer {' or '.join(places)}."
+
+
+def _empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
+    """Yields a line if --api-key is empty, because requests then need no key. A variable may be unset.
+
+    Yields no line if --api-key-file is empty, too. Programs that need a server without keys give both flags.
+    """
+    empty = {given.flag.name for given in given_flags if not any(given.values)}
+    if "--api-key" in empty and "--api-key-file" not in empty:
+        yield "--api-key is empty: requests need no key, unless a file or the variable contains one."

@@ -1,6 +1,6 @@
 """The click command of `serve`, which parses words by vLLM's rules and checks all settings."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from itertools import chain, dropwhile
@@ -10,22 +10,21 @@ import click
 
 from base.errors import ConfigError
 from base.setting import is_section
-from envs.registry import OWN_PREFIX, env, validate_all
-from envs.suggestion import changed_word
+from envs.registry import ENGINES, OWN_PREFIX, env, validate_all
+from envs.suggestion import changed_word, did_you_mean
 from envs.variable import EnvError
-from startup.files.model.gguf import find_gguf, has_llama_server
+from startup.files.model.gguf import find_gguf, has_llama_server, is_read_by_vllm
 from startup.files.model.request import ModelRequest
 from startup.settings.config import DEFAULT_MODEL_ID, StartupConfig, VllmOptions
+from startup.settings.flag import Flag
 from startup.settings.serve_words import OMNI, STRAY_REMEDY, Given, ServeWords, help_topic, is_stray, repeated_words
 from startup.words.arguments import Arguments, reject_references
-from startup.words.engine_choice import choose_engine, vllm_options
 from startup.words.errors import InputError
-from startup.words.help import describe_topic, write_groups
-from startup.words.option import FlagOption, complete_model
-from startup.words.screening import notices, reject_unsupported, show_notices
-from startup.words.secret_flags import word_notices
-from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES
-from startup.words.table import reject_retired, split_flags
+from startup.words.option import FlagOption, complete_model, describe_topic, write_groups
+from startup.words.param_types import click_type
+from startup.words.screening import notices, reject_unsupported, show_notices, word_notices
+from startup.words.supported import CONFIG, ENGINE, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES
+from startup.words.table import reject_retired, split_flags, with_flags
 
 READ: Final = "vllm_cli.read_start"
 """Key of the `ReadStart` in click's `Context.meta`."""
@@ -84,7 +83,7 @@ def read_start(launcher: ServeWords, *, is_quiet: bool = False, may_be_llama_ser
         ClickException: `serve` rejects the words.
     """
     words = launcher.words
-    read, parts = ReadStart(tuple(words)), [*split_flags(words)]
+    read, parts = ReadStart(tuple(words)), [*with_flags(launcher.pieces)]
     _reject_repetition(parts)
     if words and not words[0].strip():
         raise InputError(f"MODEL is empty: {_EMPTY_REMEDY}.")
@@ -125,7 +124,7 @@ def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = F
     """
     given = ServeWords(words)
     if given.has_several_models:
-        _reject_repetition(split_flags(words))
+        _reject_repetition(with_flags(given.pieces))
         raise InputError(f"{name} is for one model: name one of them.")
     read = read_start(given, is_quiet=is_quiet, may_be_llama_servers=False)
     if read.start is None:
@@ -262,3 +261,42 @@ def _reject_repetition(parts: Iterable[Given]) -> None:
     if repeated := repeated_words([word for part in rest for word in part.words]):
         why = "the entrypoint of an image has them, too"
         raise InputError(f"the words `{' '.join(repeated)}` stand twice ({why}): leave them out.")
+
+
+_FLAGS: Final = (*GROUPS["Start"], LOG_FORMAT)
+
+
+def choose_engine(given: ServeWords, *, is_gguf: bool = False) -> str:
+    """Returns `embedded` or `vllm`. Raises InputError if another engine is named, or if a value is missing.
+
+    With `is_gguf`, llama-server can serve the model. `auto` then stands for vLLM only if vLLM can read it.
+    """
+    if given.incomplete is not None:
+        raise InputError(f"Option {given.incomplete!r} requires an argument.")
+    wanted = given.own.get(ENGINE.name) or env.VCLI_ENGINE.get()
+    if wanted not in ENGINES:
+        raise InputError(f"--engine {wanted!r} is not one of {', '.join(ENGINES)}{did_you_mean(wanted, ENGINES)}.")
+    if is_gguf and wanted not in ("embedded", "vllm") and not is_read_by_vllm():
+        return "embedded"
+    return given.engine(wanted)
+
+
+def vllm_options(given: ServeWords) -> VllmOptions:
+    """Returns the settings of a start of vLLM. Raises InputError for an invalid value of a launcher flag."""
+    values = {path: value for flag in _FLAGS for path in flag.fields for value in _values(flag, given.own)}
+    return VllmOptions(words=tuple(given.engine_words), start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
+
+
+def _values(flag: Flag, own: Mapping[str, str]) -> Iterator[Any]:
+    """Yields the converted value of a flag or else of its variable. Yields nothing if there is none."""
+    value: Any = own.get(flag.name)
+    if not value and flag.variable is not None and flag.is_set:
+        value = flag.variable.get()
+    if flag.nargs == 0:
+        value = bool(value)
+    if value is None:
+        return
+    try:
+        yield value if (kind := click_type(flag)) is None else kind.convert(value, None, None)
+    except click.BadParameter as err:
+        raise InputError(f"{flag.name}: {err.message}") from err

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.podman import STORE, build, build_base, podman, variables
-from tests.containers.vllm_image import WITH_VLLM_CLI, build_vllm_images
+from tests.containers.podman import STORE, WITH_VLLM_CLI, build, build_base, build_vllm_images, podman, variables
 from tests.support.debian_tools import PACKAGES
 from tests.support.peer_vllm import PYTHON
 

@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.containers.podman import PROMPT, podman
-from tests.containers.vllm_image import PACKAGES, packages_of
+from tests.containers.podman import PACKAGES, PROMPT, packages_of, podman
 from tests.deploy.manifests import pod_of, render
 from tests.deploy.shipped import PODS_OF_EMBEDDED, PODS_OF_VLLM, SECRETS
 from tests.support.http_client import Answer, ask

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.podman import Container
-from tests.containers.vllm_image import STAND_IN, mount_of
+from tests.containers.podman import STAND_IN, Container, mount_of
 from tests.gpu_stub.gpu_server import PYTHON as CUDA_PYTHON
 from tests.gpu_stub.gpu_server import STUB, gpu_environment
 from tests.support.peer_vllm import PYTHON

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support.cli import run_cli
-from tests.support.openai_client import LoadClients
+from tests.support.http_client import LoadClients
 from tests.support.peer_vllm import ROOT
 from tests.vllm_engine.vllm_server import VllmServer
 

@@ -40,8 +40,7 @@ def _service(path: Path = SERVICE) -> configparser.SectionProxy:
 
 
 def test_the_image_contains_every_package_and_nothing_else():
-    build = read_stages()[0]
-    sources = [word for copy in build if copy.name == "COPY" for word in copy.words[:-1]]
+    sources = [word for copy in read_stages()[0] if copy.name == "COPY" for word in copy.words[:-1]]
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", *packages} <= set(sources)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()

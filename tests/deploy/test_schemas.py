@@ -66,8 +66,7 @@ def test_resources_of_other_projects_fit_their_definitions(of_page):
 
 
 def test_a_kustomization_changes_image_model_sizes_and_models(of_page):
-    pod = of_page["Deployment"]["spec"]["template"]["spec"]
-    [container] = pod["containers"]
+    [container] = of_page["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "your-registry/vllm-with-vllm-cli:1"
     assert container["args"][0] == "Qwen/Qwen3-8B"
     assert container["resources"]["limits"] == {"memory": "128Gi", "nvidia.com/gpu": "1"}

@@ -67,8 +67,7 @@ class RequestFuzzer:
         """The request for this seed. One in ten is malformed as HTTP or JSON."""
         rng = random.Random(seed)
         path = rng.choice(list(self._bodies))
-        generator = _ValueGenerator(rng, self._schemas)
-        body = json.dumps(generator.body(self._bodies[path])).encode()
+        body = json.dumps(_ValueGenerator(rng, self._schemas).body(self._bodies[path])).encode()
         kind = rng.random()
         if kind < 0.02:
             return FuzzedRequest(rng.choice(_METHODS), rng.choice((path, *_PATHS)), body, rng.choice(_TYPES))

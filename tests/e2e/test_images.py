@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.server_process import ServerProcess
-from tests.server.engine.features.tiny_vlm import save_vlm
-from tests.server.engine.features.vlm_reference import expected_answer, image_messages, image_url
+from tests.server.engine.features.tiny_vlm import expected_answer, image_messages, image_url, save_vlm
 from tests.support.tiers import slow_but_for
 
 _NUM_TOKENS = 12

@@ -1,7 +1,11 @@
-"""A router with one model: --idle-stop stops it without requests, --restart restarts it after a failure."""
+"""A router with one model: --idle-stop, --restart, and a socket of a service manager."""
 
 import json
+import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -150,3 +154,31 @@ def test_a_signal_while_the_model_has_failed_is_no_success(flag, tiny_llama):
             server.kill_child()
         server.wait(lambda: ask(f"{server.url}/status.json").json["status"] == "failed")
         assert server.terminate() == 1
+
+
+_EXEC = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.executable, [sys.executable, "-m", "vllm_cli", "serve", *sys.argv[2:]])
+"""
+
+
+def test_a_router_keeps_the_socket_of_its_service(tiny_llama):
+    """The model's server never has the variables of the service manager. The socket outlives this server."""
+    words = ("--port", "1", "--max-model-len", "256", "--idle-stop", "1s", "--standby", "off")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _EXEC, str(listener.fileno()), str(tiny_llama), *words],
+            env=os.environ | {"LISTEN_FDS": "1"},
+            pass_fds=[listener.fileno()],
+        )
+        url = "http://{}:{}".format(*listener.getsockname())
+    try:
+        wait_until(lambda: ask(f"{url}/health").headers.get("model-state") == "stopped", timeout_s=240)
+        assert ask(f"{url}/v1/completions", {"prompt": "a", "max_tokens": 2}).status == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        process.wait()

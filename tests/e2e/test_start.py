@@ -1,21 +1,27 @@
-"""Real starts answer probes and report their phases. Signals and time-outs leave no process."""
+"""Starts answer probes, report their phases, download models, log and show metrics. Nothing is left."""
 
 import json
 import socket
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from base.status_page.page import DATA_PATH
 from envs.registry import START_METHODS
-from tests.e2e.process_tree import count_roles
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, count_roles
 from tests.e2e.stop_point import API_READS_TOKENIZER, StopPoint
+from tests.startup.port.notify_socket import NotifySocket
 from tests.support.cli import run_cli
-from tests.support.http_client import ask
-from tests.support.openai_client import RepeatingClients
-from tests.support.processes import GONE_S
+from tests.support.folders import short_folder
+from tests.support.http_client import RepeatingClients, ask
+from tests.support.hub import HubServer
 from tests.support.program import READY_S
+from tests.support.standby_process import StandbyProcess
+from tests.support.waiting import GONE_S, wait_until
 
 _PROCESSES_OF_METHOD = {"spawn": ["resource_tracker"], "fork": [], "forkserver": ["forkserver", "resource_tracker"]}
 _AUDIT = """
@@ -135,3 +141,124 @@ def _audit_environment(folder: Path, threads: str) -> dict[str, str]:
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(_AUDIT)
     return {"PYTHONPATH": str(site), "IMPORT_AUDIT": str(folder / "audit"), "AUDITED_THREADS": threads}
+
+
+PROMPT = "Foxes, hens and 3 other animals lived by the river. " * 5
+FLAGS = ("--log-format", "json", "--enable-log-requests", "--disable-access-log-for-endpoints", "/health, /metrics")
+
+
+@pytest.fixture(scope="module")
+def server(model_path: Path) -> Iterator[ServerProcess]:
+    """A server that logs JSON, and its statistics five times a second."""
+    words = [str(model_path), "--served-model-name", "smol", "--max-model-len", "1024", *FLAGS]
+    with ServerProcess(words, environment={"VLLM_LOG_STATS_INTERVAL": "0.2"}) as server:
+        yield server
+
+
+def records(log: str) -> list[dict[str, Any]]:
+    """All complete lines of the log."""
+    return [json.loads(line) for line in log[: log.rfind("\n") + 1].splitlines()]
+
+
+def complete(server: ServerProcess, **options: Any) -> Any:
+    with server.openai() as client:
+        return client.completions.create(model="smol", prompt=PROMPT, seed=1, **options)
+
+
+def samples(server: ServerProcess) -> Counter[str]:
+    """Name and source of each metric of the model -> its value."""
+    families = text_string_to_metric_families(server.ask("/metrics").body.decode())
+    found = [s for family in families for s in family.samples if s.labels.get("model_name") == "smol"]
+    return Counter({f"{s.name} {s.labels.get('source', '')}".strip(): s.value for s in found})
+
+
+def test_every_log_line_is_json_with_the_process_s_role(server):
+    server.wait_logged("ready after")
+    lines = records(server.log)
+    assert all({"time", "level", "logger", "message", "phase", "pid", "role"} <= line.keys() for line in lines)
+    assert {line["role"] for line in lines} <= {"api", "engine", "forkserver", "responder"}
+    (ready,) = [line for line in lines if line["message"].startswith("ready after")]
+    assert (ready["role"], ready["pid"], ready["phase"]) == ("api", server.process.pid, "serving")
+    assert ready["time"].endswith("Z")
+
+
+def test_metrics_count_what_the_engine_has_computed(server):
+    """`server/http/test_http_metrics.py` has all metrics of a request, with a scripted engine."""
+    before = samples(server)
+    usage = complete(server, n=2, max_tokens=7, extra_body={"ignore_eos": True, "cache_salt": "mine"}).usage
+    assert (usage.completion_tokens, usage.prompt_tokens > 3) == (14, True)
+    increase = samples(server)
+    increase.subtract(before)
+    prompt = 2 * usage.prompt_tokens
+    shared = (usage.prompt_tokens - 1) // 16 * 16  # whole blocks, of the first choice's prompt
+    expected = {
+        "prompt_tokens_total": prompt,
+        "generation_tokens_total": 14,
+        "prompt_tokens_by_source_total local_compute": prompt - shared,
+        "prompt_tokens_by_source_total local_cache_hit": shared,
+        "prefix_cache_hits_total": shared,
+        "prompt_tokens_cached_total": shared,
+        "prefix_cache_queries_total": prompt,
+        "request_prefill_kv_computed_tokens_sum": prompt - shared,
+        "iteration_tokens_total_sum": prompt - shared + 12,  # no sequence computes its last token
+        "num_preemptions_total": 0,
+    }
+    assert {name: increase[f"vllm:{name}"] for name in expected} == expected
+
+
+def test_a_missing_model_is_an_error_in_json(tmp_path):
+    run = run_cli("serve", tmp_path / "no", "--port", "0", "--log-format", "json")
+    assert run.returncode == 3
+    last = records(run.stderr)[-1]
+    assert last["level"] == "ERROR"
+    assert str(tmp_path / "no") in last["message"]
+    assert last["code"] == "VC-MODEL-NOT-FOUND"
+
+
+@pytest.fixture
+def hub(tiny_llama: Path) -> Iterator[HubServer]:
+    with HubServer().serving() as hub:
+        hub.add("org/model", tiny_llama)
+        yield hub
+
+
+def settings(hub: HubServer, folder: Path) -> dict[str, str]:
+    offline = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+    return {**offline, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder), "HF_HUB_CACHE": str(folder / "hub")}
+
+
+def test_an_empty_cache_gives_a_first_token_and_the_next_start_sends_one_request(hub, tmp_path):
+    hub.link.bytes_per_s = 5_000
+    with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
+        environment = settings(hub, tmp_path) | {"NOTIFY_SOCKET": notified.address}
+        with ServerProcess(["org/model"], environment=environment, wait=False) as server:
+            wait_until(lambda: " of " in (ask(f"{server.url}/readyz").json or {}).get("detail", ""))
+            detail = ask(f"{server.url}/health").json["detail"]
+            assert detail.startswith("downloading ")
+            assert "/s" in detail
+            assert ask(f"{server.url}{DATA_PATH}").json["progress"]["detail"].startswith("downloading ")
+            wait_until(lambda: any("STATUS=" in line and ": downloading " in line for line in notified.lines))
+            hub.link.bytes_per_s = None
+            server.wait_ready()
+            assert server.complete(max_tokens=1) == 200
+            assert "downloaded " in server.log
+            assert "detail" not in ask(f"{server.url}/health").body.decode()
+    hub.reset()
+    with ServerProcess(["org/model"], environment=settings(hub, tmp_path)) as server:
+        assert server.complete(max_tokens=1) == 200
+    assert [seen.path for seen in hub.requests] == ["/api/models/org/model/revision/main"]
+
+
+def test_a_warm_start_serves_the_mended_template_after_the_next_one(hub, tiny_llama, tmp_path):
+    """The start does not wait for the hub. Once it is ready, it checks the hub and downloads the template."""
+    ref = tmp_path / "hub" / "models--org--model" / "refs" / "main"
+    files = {path.name: path.read_bytes() for path in tiny_llama.iterdir()}
+    chat = {"model": "org/model", "messages": [{"role": "user", "content": "a"}]}
+    counts = []
+    with StandbyProcess(environment=settings(hub, tmp_path)) as standby:
+        for text in ("a", "a a a", "a a a"):
+            commit = hub.add("org/model", files | {"chat_template.jinja": text.encode()}).id
+            with ServerProcess(["org/model"], environment=settings(hub, tmp_path) | standby.environment) as server:
+                counts.append(server.ask("/tokenize", chat).json["count"])
+                wait_until(lambda commit=commit: ref.read_text() == commit)
+    assert counts[0] == counts[1] < counts[2]

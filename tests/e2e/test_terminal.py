@@ -14,11 +14,10 @@ import pytest
 
 from tests.support.http_client import ask
 from tests.support.ports import free_port
-from tests.support.processes import GONE_S
 from tests.support.standby_process import StandbyProcess
 from tests.support.terminal import INTERRUPT, QUIT, SUSPEND, Shell, serve_command
 from tests.support.tiers import slow_but_for
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import GONE_S, is_gone, wait_until
 from vllm_cli.client.running_servers import RunningServer, find_servers
 
 _READY = "ready after"

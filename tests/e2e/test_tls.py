@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.process_tree import for_each_process
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, for_each_process
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
 from tests.support.http_client import Answer, RawClient, request_bytes
 from tests.support.standby_process import OFF

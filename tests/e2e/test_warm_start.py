@@ -1,11 +1,16 @@
-"""Warm starts have the same commands, outputs and ends as cold starts."""
+"""Warm starts have the commands, outputs and ends of cold ones, also in containers and after upgrades."""
 
 import json
+import os
 import random
 import re
+import shutil
 import signal
 import socket
-from collections.abc import Mapping
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,12 +19,14 @@ import psutil
 import pytest
 
 from tests.e2e.server_process import ServerProcess
-from tests.support.cli import run_cli
+from tests.support.cli import CLI, run_cli
+from tests.support.containers import own_processes
 from tests.support.http_client import ask
 from tests.support.ports import free_port
+from tests.support.program import Program
 from tests.support.standby_process import OFF, StandbyProcess
 from tests.support.tiers import slow_but_for
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import GONE_S, assert_gone, is_gone, wait_until
 
 _VARYING: Final = (
     (re.compile(r"\d\d-\d\d \d\d:\d\d:\d\d"), "TIME"),
@@ -146,3 +153,147 @@ def test_concurrent_starts_all_answer(tiny_llama, standby):
         for server in servers:
             server.process.terminate()
     standby.wait_no_server()
+
+
+def _start(standby: StandbyProcess, model: Path, environment: dict[str, str], mode: str = "require") -> tuple[int, str]:
+    environment = {**standby.environment, **environment, "VCLI_STANDBY": mode}
+    words = ("serve", model, "--preflight-only", "--port", free_port())
+    done = run_cli(*words, environment=environment, cwd=standby.runtime_folder)
+    return done.returncode, done.stderr
+
+
+def _install(folder: Path, version: str) -> None:
+    """Installs a distribution of one module, which records which process has imported which version."""
+    for old in folder.glob("tiny_thing-*.dist-info"):
+        shutil.rmtree(old)
+    module = f"import os\nopen({str(folder)!r} + '/imported', 'a').write(f'{{os.getpid()}} {version}\\n')\n"
+    (folder / "tiny_thing.py.new").write_text(module)
+    (folder / "tiny_thing.py.new").rename(folder / "tiny_thing.py")
+    info = folder / f"tiny_thing-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tiny-thing\nVersion: {version}\n")
+
+
+def test_an_upgraded_package_is_imported_again(tiny_llama, tmp_path):
+    _install(tmp_path, "1.0")
+    (tmp_path / "sitecustomize.py").write_text("import tiny_thing\n")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with StandbyProcess(environment=environment) as standby:
+        template = standby.template()
+        assert _start(standby, tiny_llama, environment)[0] == 0
+        _install(tmp_path, "2.0")
+        code, error = _start(standby, tiny_llama, environment)
+        assert code == 3
+        assert "out of date" in error
+        assert "tiny_thing" in error
+        wait_until(lambda: standby.status()["templates"][0]["pid"] not in (None, template.pid))
+        standby.wait_ready()
+        new_pid = standby.template().pid
+        assert _start(standby, tiny_llama, environment)[0] == 0
+        assert f"{new_pid} 2.0" in (tmp_path / "imported").read_text().splitlines()
+        _install(tmp_path, "3.0")
+
+        def is_found_out_of_date() -> bool:
+            """A start asks nothing of a template that, on a busy machine, does not answer in 40 ms."""
+            assert _start(standby, tiny_llama, environment, "auto") == (0, ""), "a cold start"
+            return standby.status()["templates"][0]["pid"] not in (None, new_pid)
+
+        wait_until(is_found_out_of_date)
+
+
+@pytest.mark.parametrize(
+    "is_detached", [pytest.param(False, marks=pytest.mark.slow), True], ids=["foreground", "detached"]
+)
+def test_a_standby_started_in_a_source_tree_runs_the_installed_program(is_detached, tiny_llama, tmp_path):
+    """The standby's template processes start with `python -m`, which prefers the source tree."""
+    (tmp_path / "vllm_cli").mkdir()
+    (tmp_path / "vllm_cli" / "__init__.py").write_text("raise RuntimeError('the tree was imported')")
+    (tmp_path / "model").symlink_to(tiny_llama)
+    script = Path(sys.executable).with_name("vllm-cli")
+    if not script.exists():
+        pytest.skip("the console script is not installed")
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "VCLI_STANDBY": "require"}
+    words = [str(script), "standby", "--for", "embedded", "--model", "model"]
+    start = [str(script), "serve", str(tiny_llama), "--preflight-only", "--port", str(free_port())]
+
+    def is_warm() -> bool:
+        return subprocess.run(start, env=environment, capture_output=True, timeout=120, cwd="/").returncode == 0
+
+    with subprocess.Popen([*words, *(["--detach"] if is_detached else [])], env=environment, cwd=tmp_path) as process:
+        try:
+            wait_until(is_warm)
+        finally:
+            subprocess.run([str(script), "standby", "stop"], env=environment, capture_output=True, timeout=60)
+            assert process.wait(60) == 0
+
+
+class _Container:
+    """Namespaces with a standby as process 1."""
+
+    def __init__(self, program: Program, variables: dict[str, str]) -> None:
+        self.program = program
+        self.variables = variables
+        self._init = program.root.children()[0]
+
+    @property
+    def exec(self) -> tuple[str, ...]:
+        """A launcher that runs a command in the container, as `docker exec` does."""
+        return ("nsenter", "--target", str(self._init.pid), "--user", "--mount", "--pid", "--preserve-credentials")
+
+    def cli(self, *words: str) -> str:
+        """The output of `docker exec CONTAINER vllm-cli ...`."""
+        return run_cli(*words, launcher=self.exec, environment=self.variables).stdout
+
+    def listed(self) -> dict[str, tuple[int | None, str]]:
+        """Kind -> port and state in `vllm-cli ps` in the container."""
+        return {entry["kind"]: (entry["port"], entry["state"]) for entry in json.loads(self.cli("ps", "--json"))}
+
+    def is_ready(self) -> bool:
+        return '"ready"' in self.cli("standby", "status", "--json")
+
+    def stop(self) -> int:
+        """Stops the container as `docker stop` does."""
+        self._init.send_signal(signal.SIGTERM)
+        return self.program.process.wait(GONE_S)
+
+
+@pytest.fixture
+def container() -> Iterator[_Container]:
+    launcher = own_processes()
+    if launcher is None or shutil.which("nsenter") is None:
+        pytest.skip("process namespaces cannot be created")
+    with tempfile.TemporaryDirectory(prefix="vs-", dir="/tmp") as path:
+        variables = {"XDG_RUNTIME_DIR": path, "VCLI_STANDBY": "require"}
+        with Program([*launcher, *CLI, "standby", "--for", "embedded"], os.environ | variables) as program:
+            program.wait(lambda: list(Path(path).glob("vllm-cli/*-embedded.sock")))
+            started = _Container(program, variables)
+            program.wait(started.is_ready)
+            yield started
+            if program.process.poll() is None:
+                started.stop()
+
+
+def test_servers_that_are_started_in_the_container_are_warm_and_end_alone_and_with_it(container, tiny_llama):
+    """One server is stopped. The second server's `serve` is killed. The last ends with the container."""
+    with ServerProcess([str(tiny_llama)], launcher=container.exec, environment=container.variables) as server:
+        assert "warm start: forked from the standby's process" in server.log
+        expected = {"server": (server.port, "ready"), "standby": (None, "ready")}
+        wait_until(lambda: container.listed() == expected)  # on a busy machine, probes may time out
+        assert container.cli("stop").endswith("has stopped\n")
+        assert server.process.wait(GONE_S) == 0
+    assert container.is_ready()
+
+    with ServerProcess([str(tiny_llama)], launcher=container.exec, environment=container.variables) as server:
+        forked = container.program.root.children(recursive=True)
+        (front,) = psutil.Process(server.process.pid).children()
+        front.kill()
+        server.process.wait(GONE_S)
+        wait_until(lambda: len(container.program.root.children(recursive=True)) == 3)
+        assert len(forked) > 3
+    assert container.is_ready()
+
+    with ServerProcess([str(tiny_llama)], launcher=container.exec, environment=container.variables) as server:
+        family = container.program.root.children(recursive=True)
+        assert container.stop() == 0
+        assert_gone(family)
+        server.process.wait(GONE_S)

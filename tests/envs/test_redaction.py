@@ -100,8 +100,7 @@ def test_masks_of_the_same_length_keep_the_length_of_every_word():
 
 
 def test_every_secret_flag_and_variable_is_recognised_and_no_other():
-    flags = {flag.name for flag in FLAGS if flag.is_secret}
-    assert flags == {"--api-key", "--hf-token"}
+    assert {flag.name for flag in FLAGS if flag.is_secret} == {"--api-key", "--hf-token"}
     names = {variable.name for variable in variables() if variable.is_secret}
     assert names == {"VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY"}
 

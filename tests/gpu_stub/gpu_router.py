@@ -1,14 +1,16 @@
 """Runs a router on the stand-in for the GPU, and other programs on the same GPUs."""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, gpu_variables
-from tests.gpu_stub.private_devices import PREFIX
 from tests.support.http_client import Answer
 from tests.support.peer_vllm import ROOT
 from tests.support.ports import free_port
@@ -17,7 +19,7 @@ from tests.support.program import Server
 _TOTAL_BYTES: Final = 85520809984
 """The memory of each GPU."""
 _START_S: Final = 600.0
-SAMPLES: Final = """
+_SAMPLES: Final = """
 import select, sys
 from base.machine.nvml import read_gpus
 count = peak = 0
@@ -88,9 +90,30 @@ def beside(script: str, variables: dict[str, str]) -> Iterator["subprocess.Popen
 @contextmanager
 def peak_bounded(home: Path) -> Iterator[None]:
     """Reads NVML 20 times a second during the block. Fails if more than 95 % of a GPU was ever in use."""
-    with beside(SAMPLES, gpu_variables(home)) as watcher:
+    with beside(_SAMPLES, gpu_variables(home)) as watcher:
         yield
         output, _ = watcher.communicate()
     num_samples, peak_bytes = map(int, output.split())
     assert num_samples > 0
     assert 0.5 * _TOTAL_BYTES < peak_bytes < 0.95 * _TOTAL_BYTES
+
+
+_SCRIPT: Final = """set -e
+new=$(mktemp -d); old=$(mktemp -d)
+mount --make-rprivate /
+mount --rbind /dev $old
+mount -t tmpfs none $new
+for name in $(ls -A $old); do
+  if [ -h $old/$name ]; then cp -P $old/$name $new/$name; continue; fi
+  if [ -d $old/$name ]; then mkdir $new/$name; else touch $new/$name; fi
+  mount --rbind $old/$name $new/$name
+done
+touch $new/nvidiactl $new/nvidia0
+mount --rbind $new /dev
+umount -l $new $old
+rmdir $new $old
+exec "$@"
+"""
+PREFIX: Final = ("unshare", "--mount", "sh", "-c", _SCRIPT, "sh")
+"""A launcher that executes the words after it with this /dev."""
+needs_root: Final = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount namespace")

@@ -50,8 +50,7 @@ def used_bytes(variables: dict[str, str]) -> list[int]:
     """The used memory of each device that NVML reports to a process with these variables."""
     script = "from base.machine.nvml import read_gpus; gpus = read_gpus().gpus; "
     script += "print([gpu.total_bytes - gpu.free_bytes for gpu in gpus])"
-    found: list[int] = json.loads(python_output(script, env=variables, cwd=ROOT))
-    return found
+    return json.loads(python_output(script, env=variables, cwd=ROOT))
 
 
 def run_preflight(home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:

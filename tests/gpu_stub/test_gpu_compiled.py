@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu_stub.gpu_router import PREFIX, needs_root
 from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, GpuServer, gpu_variables
-from tests.gpu_stub.private_devices import PREFIX, needs_root
 
 _WORDS = EAGER[1:]
 _KERNELS = "*.cubin"

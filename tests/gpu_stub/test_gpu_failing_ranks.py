@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -31,8 +31,6 @@ _END_S: Final = 240.0
 _EARLY: Final = "CUDA graphs are captured before vLLM is ready: in an earlier start, "
 _GPUS: Final = {"STUB_GPUS": "2"}
 
-Start = Callable[..., GpuServer]
-
 
 @pytest.fixture(scope="module")
 def template(home: Path) -> Iterator[StandbyProcess]:
@@ -49,7 +47,7 @@ def faults(home: Path) -> Path:
 
 
 @pytest.fixture
-def start(home: Path, template: StandbyProcess, faults: Path) -> Iterator[Start]:
+def start(home: Path, template: StandbyProcess, faults: Path):
     """Starts a model that two ranks can share. No start before the first one has failed."""
     environment = {**_GPUS, "STUB_FAIL": str(faults), "VLLM_SKIP_P2P_CHECK": "1", **template.environment}
     shutil.rmtree(home / "cache" / "vllm_cli" / "graph-memory", ignore_errors=True)

@@ -14,7 +14,7 @@ import pytest
 from tests.gpu_stub.gpu_server import EAGER, GpuServer
 from tests.gpu_stub.sleeper import Sleeper
 from tests.support.cli import run_cli
-from tests.support.openai_client import LoadClients, StreamReader
+from tests.support.http_client import LoadClients, StreamReader
 
 _WORDS = EAGER[1:]
 _LATER = (*_WORDS, "--cuda-graphs", "after-ready")

@@ -17,8 +17,6 @@ _TOOL: Final = {
     "function": {"name": "look", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
 }
 
-Ask = Callable[[GpuServer], Any]
-
 
 def _chat(server: GpuServer) -> Any:
     messages = [{"role": "user", "content": server.PROMPT}]
@@ -40,7 +38,7 @@ class Recipe:
     """`@name` stands for the folder of a model."""
     model: str = ""
     """The model's name. Empty for SmolLM2-135M."""
-    ask: Ask = GpuServer.generate
+    ask: Callable[[GpuServer], Any] = GpuServer.generate
     variables: Mapping[str, str] = field(default_factory=dict)
     refusal: str = ""
     """The error with which `vllm serve` ends. Empty if it starts."""
@@ -116,11 +114,9 @@ _REFUSED: Final = [
     ),
 ]
 
-Start = Callable[..., GpuServer]
-
 
 @pytest.fixture(scope="module")
-def start(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+def start(home: Path, tmp_path_factory: pytest.TempPathFactory):
     """Starts a recipe. All recipes share the caches of kernels. Each recipe has its own profiles."""
     from tests.gpu_stub.recipe_models import WRITERS
 

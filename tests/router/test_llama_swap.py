@@ -86,10 +86,8 @@ def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch):
     assert (gpt.env, gpt.aliases, gpt.excludes) == (
         {"CUDA_VISIBLE_DEVICES": "0,1"}, ("gpt-4o-mini",), frozenset({"docker"}),
     )  # fmt: skip
-    assert docker.foreign is not None
     assert docker.foreign.stop_words == ("docker", "stop", "docker", "--pid", "${PID}")
     assert (docker.ttl_s, docker.unlisted, docker.preload) == (None, True, False)
-    assert fixed.foreign is not None
     assert (fixed.foreign.port, fixed.foreign.check_endpoint, fixed.ttl_s) == (8999, "none", 300)
     assert fixed.excludes == {"gpt", "docker"}
     assert (content.api_keys, content.log_level) == (("sk-one", "sk-two"), "WARNING")
@@ -124,7 +122,6 @@ def test_a_command_of_our_engines_is_recognised(command, engine, words, env):
     if engine is None:
         assert found is None
     else:
-        assert found is not None
         assert (found.engine, found.words, found.env) == (engine, words.split(), env)
 
 

@@ -6,15 +6,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 import psutil
 import pytest
 
 from base.machine.memory import MemoryState, read_memory
 from base.machine.nvml import Gpu, GpuProcess
+from router.memory_watch import MemoryWatch
 from router.model_entry import ForeignCommand, ModelEntry
 from router.model_memory import MemoryMeter, converted_bytes, default_budget, estimate, weight_bytes
-from router.scheduling.terms import Need
+from router.scheduling.scheduler import ModelScheduler
+from router.scheduling.terms import ModelRules, Need, SchedulerLimits
 from startup.session.preflight.memory_fit import PROGRAM_BYTES
 from tests.startup.session.preflight.conftest import write_safetensors
 
@@ -37,7 +40,6 @@ def tree() -> Iterator[Tree]:
     """A process with 40 MiB of memory, and its child with 60 MiB."""
     script = _PARENT.format(size=40 * MIB, child=_CHILD.format(size=60 * MIB))
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
         process.stdout.readline()
         yield process
         process.communicate()
@@ -70,7 +72,6 @@ def test_a_measurement_has_the_whole_process_tree_once_until_it_ends(tree):
 
 def test_the_default_budget_is_what_the_machine_has():
     state = read_memory()
-    assert state is not None
     assert default_budget() == state.total_bytes
 
 
@@ -241,15 +242,12 @@ def test_vllm_on_a_cpu_with_a_size_of_its_kv_cache(monkeypatch):
 @pytest.mark.parametrize(
     ("model", "needed_gib"),
     [
-        (entry(engine="vllm"), 92),
-        (entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "3"}), 92),
-        (entry(), 90),
-        (entry("-tp", "2", "--gpu-memory-utilization", "0.5"), 100),
-        (entry("-dp", "2", engine="vllm"), 184),
-        (entry(env={"CUDA_VISIBLE_DEVICES": ""}), 0),
+        (entry(engine="vllm"), 92), (entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "3"}), 92),
+        (entry(), 90), (entry("-tp", "2", "--gpu-memory-utilization", "0.5"), 100),
+        (entry("-dp", "2", engine="vllm"), 184), (entry(env={"CUDA_VISIBLE_DEVICES": ""}), 0),
     ],
     ids=["vllm", "no size for cpus", "embedded", "two gpus", "two copies", "no gpu is seen"],
-)
+)  # fmt: skip
 def test_on_gpus_a_share_of_as_many_as_the_model_takes(model, needed_gib):
     assert estimate(model, GIB, [gpu(0), gpu(1)]).gpu_bytes == needed_gib * GIB
 
@@ -305,3 +303,56 @@ def test_asleep_a_model_needs_its_weights_at_level_1_and_a_part_of_each_gpu(monk
     here = meter.measure("m", [os.getpid()], 2)
     assert here.gpu_bytes == 2 * GIB, "the driver does not tell: the estimate"
     assert meter.asleep_needs_of(replace(model, sleep_levels=())) == {}
+
+
+_ESTIMATE = Need(10 * GIB)
+
+
+class _Meter:
+    """A meter that returns these sizes one after the other."""
+
+    def __init__(self, *sizes_gib: float) -> None:
+        self.sizes = list(sizes_gib)
+
+    def measure(self, name: str, pids: object, level: int) -> Need:
+        return Need(int(self.sizes.pop(0) * GIB))
+
+    def forget(self, name: str) -> None:
+        """Does nothing, because nothing is kept."""
+
+
+class _Watched:
+    """A ready model, measured at the times that the test gives."""
+
+    def __init__(self, *sizes_gib: float) -> None:
+        self.meter = _Meter(*sizes_gib)
+        self.scheduler = ModelScheduler(SchedulerLimits())
+        self.scheduler.set_models({"m": ModelRules(need=_ESTIMATE)}, 0.0)
+        self.watch = MemoryWatch(cast("MemoryMeter", self.meter), self.scheduler, lambda actions: None)
+        self.scheduler.arrive(1, "m", 0.0)
+        self.scheduler.became_ready(1, 1.0)
+        self.watch.follow(1, "m", [1])
+
+    async def need_at(self, now: float) -> float:
+        """The model's need in GiB, after all measurements that are due."""
+        await self.watch._measure_due(now)
+        return self.scheduler.view()["m"].need.ram_bytes / GIB
+
+
+async def test_a_model_needs_its_estimate_until_two_measurements_agree():
+    """vLLM on a CPU takes the memory of its KV cache only while it serves."""
+    watched = _Watched(4, 6, 9.5, 9.5)
+    assert [await watched.need_at(now) for now in (1, 5, 11, 21, 31)] == [10, 10, 10, 10, 9.5]
+    assert watched.meter.sizes == []
+
+
+async def test_a_measurement_above_the_estimate_counts_at_once():
+    watched = _Watched(8, 12, 14, 14)
+    assert [await watched.need_at(now) for now in (1, 11, 21, 31)] == [10, 12, 14, 14]
+
+
+async def test_a_model_that_takes_no_more_is_measured_if_it_is_used():
+    watched = _Watched(4, 4, 5)
+    assert [await watched.need_at(now) for now in (1, 11, 200)] == [10, 4, 4]
+    watched.watch.note_use("m")
+    assert [await watched.need_at(now) for now in (260, 261)] == [5, 5]

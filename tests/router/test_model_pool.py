@@ -68,8 +68,7 @@ async def open_pool(
 @pytest.mark.thorough
 async def test_leases_that_are_cancelled_at_any_moment_leave_nothing(pool):
     rng = random.Random(3)
-    entries = [entry_of(name) for name in "abc"]
-    pool.set_entries(by_name(*entries))
+    pool.set_entries(by_name(*[entry_of(name) for name in "abc"]))
 
     async def use(name: str) -> None:
         with suppress(ModelRefused):

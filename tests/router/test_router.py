@@ -1,4 +1,4 @@
-"""A router as a process: its end, signals and access. `test_changed_models.py` changes its models file."""
+"""A router as a process: its end, signals, access, routes, a changed models file, and models that hang."""
 
 import shutil
 import signal
@@ -6,22 +6,30 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
+import aiohttp
 import psutil
 import pytest
+from aiohttp import web
 
 from envs.registry import env
+from router.child.server import OwnServer
+from router.http.router_answers import RouterAnswers
+from tests.e2e.server_process import ServerProcess
 from tests.router.router_process import RouterProcess, embedded, foreign, wait_marked
-from tests.startup.port.systemd.notify_socket import NotifySocket
+from tests.startup.port.notify_socket import NotifySocket
+from tests.startup.vllm.fake_start import environment
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
 from tests.support.cli import CLI
-from tests.support.http_client import RawClient, ask
-from tests.support.openai_client import StreamReader
+from tests.support.folders import short_folder
+from tests.support.http_client import RawClient, StreamReader, ask
 from tests.support.ports import free_port
-from tests.support.processes import GONE_S, assert_gone
-from tests.support.waiting import wait_listening, wait_until
+from tests.support.waiting import GONE_S, assert_gone, is_gone, wait_listening, wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -162,3 +170,201 @@ def _certificate(port: int) -> str:
 
 def _health(router: RouterProcess, trusted: Certificate) -> int:
     return ask(f"https://127.0.0.1:{router.port}/health", context=trusted.client_context()).status
+
+
+@pytest.mark.parametrize("number", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_no_request_fails_while_a_model_is_changed(tiny_llama, tmp_path, number):
+    """docs/figures.md has the longest time of a request."""
+    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--standby", "off") as router:
+        assert router.post("a").status == 200
+        before = router.pid("a")
+
+        def ask(_: int) -> tuple[int, float]:
+            begin_s = time.monotonic()
+            return router.post("a", timeout_s=600).status, time.monotonic() - begin_s
+
+        with ThreadPoolExecutor(16) as pool:
+            asked = []
+            for index in range(number):
+                if index == number // 10:
+                    router.write({"a": {**embedded(tiny_llama), "args": ["--max-model-len", "128"]}})
+                    router.process.send_signal(signal.SIGHUP)
+                asked.append(pool.submit(ask, index))
+                time.sleep(0.25)
+            answers = [each.result() for each in asked]
+        router.wait(lambda: router.pid("a") != before and is_gone(before))
+        print(f"longest: {max(took_s for _, took_s in answers):.2f} s")
+        assert {status for status, _ in answers} == {200}
+        assert "has failed" not in router.log
+
+
+def test_a_preloaded_model_is_started_again_when_it_is_changed_or_added(tmp_path):
+    """The model starts without a request. An unchanged model that was unloaded by hand stays stopped."""
+    same = foreign("same", preload=True)
+    with RouterProcess(tmp_path, {"a": foreign("one", preload=True), "same": same, "off": foreign("off")}) as router:
+        router.wait_state("a", "ready")
+        router.wait_state("same", "ready")
+        before = router.pid("a")
+        assert router.ask("/models/unload", {"model": "same"}).json["status"] == "stopped"
+        new = foreign("new", preload=True)
+        router.write({"a": foreign("two", preload=True), "same": same, "off": foreign("off", preload=True), "new": new})
+        for name in ("a", "off", "new"):
+            router.wait(lambda name=name: router.models().get(name, {}).get("status") == "ready")
+        assert router.pid("a") != before
+        assert router.ask("/v1/completions", {"model": "a"}).json["words"] == ["two"]
+        assert router.state("same") == "stopped"
+
+
+def _stop(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+
+
+@pytest.mark.parametrize(
+    ("hung", "answers", "why"),
+    [
+        ("engine", {500}, "a has failed: The server hangs. The engine hangs: it was silent for 4"),
+        ("server", {200, 503}, "a has failed: The server hangs. It has not answered for 4"),
+    ],
+    ids=["engine", "server"],
+)
+def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(hung, answers, why, tiny_llama, tmp_path):
+    """A request may end with 200: if the hung server has not read it, the next process gets it."""
+    models = {name: embedded(tiny_llama) for name in "ab"}
+    words = ("--max-running", "1", "--max-wait", "5", "--standby", "off")
+    statuses: list[int] = []
+    with RouterProcess(tmp_path, models, *words) as router:
+        assert router.post("a").status == 200
+        _stop(router.tree("a")[1 if hung == "engine" else 0 :])  # the API process is the first one
+        waiting = threading.Thread(target=lambda: statuses.append(router.post("a", timeout_s=600).status))
+        waiting.start()
+        router.wait(lambda: router.models()["a"]["num_running"] == 1)
+        assert router.post("b", timeout_s=600).status == 200
+        waiting.join()
+        assert set(statuses) <= answers
+        router.wait_logged(why)
+        assert "others wait for its memory" in router.log
+
+
+def test_a_server_that_recovers_goes_on_and_one_that_does_not_is_unloaded_within_seconds(tiny_llama, tmp_path):
+    with RouterProcess(tmp_path, {"a": embedded(tiny_llama)}, "--standby", "off") as router:
+        assert router.post("a").status == 200
+        pid, family = router.pid("a"), router.tree("a")
+        _stop(family)
+        wait_until(lambda: ask(f"{router.url}/readyz?model=a").status == 503)
+        for process in family:
+            process.send_signal(signal.SIGCONT)
+        wait_until(lambda: ask(f"{router.url}/readyz?model=a").status == 200)
+        assert (router.post("a").status, router.pid("a")) == (200, pid)
+        _stop(family)
+        assert router.ask("/v1/models/a/unload", {}, timeout_s=600).status == 200
+        assert "a does not answer. It is killed after 5 s" in router.log
+
+
+@pytest.mark.parametrize(
+    "body", [b"no json", b"\xff", b"[]", b'{"status": "loading"}'], ids=["text", "bytes", "list", "other"]
+)
+async def test_an_answer_that_is_not_json_is_no_silence(body, tmp_path):
+    async def health(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=503, body=body)
+
+    runner = web.ServerRunner(web.Server(health))
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "s")).start()
+    server = OwnServer((), str(tmp_path / "s"))
+    try:
+        async with aiohttp.ClientSession(connector=server.connector, connector_owner=False) as session:
+            assert not (await server.poll(session)).hang
+    finally:
+        await server.connector.close()
+        await runner.cleanup()
+
+
+# Routes that only some servers have. A router with one model answers in each of its states as with several.
+_TABLE: Final = """
+path                          embedded vllm several one stopped asleep
+GET /                         200      404  200     200 200     200
+GET /status.json              200      200  200     200 200     200
+GET /health                   200      200  200     200 200     200
+GET /readyz                   200      200  200     200 200     200
+GET /readyz?model             200      200  200     200 503     200
+GET /livez                    200      200  200     200 200     200
+GET /startupz                 200      200  200     200 200     200
+GET /metrics                  200      200  200     200 200     200
+GET /v1/models                200      200  200     200 200     200
+GET /v1/models/m              200      -    200     200 200     200
+GET /ping                     200      -    200     200 200     200
+GET /version                  200      -    200     200 200     200
+GET /load                     200      -    200     200 200     200
+GET /models                   404      404  200     200 200     200
+GET /running                  404      404  200     200 200     200
+GET /models/load              404      404  404     405 405     405
+POST /v1/models/m/sleep       405      404  200     200 409     200
+POST /v1/models/m/load        405      404  200     200 200     200
+POST /v1/models/m/unload      405      404  200     200 200     200
+POST /models/load             404      404  200     200 200     200
+POST /models/unload           404      404  200     200 200     200
+POST /api/models/unload       404      404  200     200 200     200
+GET /unload                   404      404  200     200 200     200
+"""
+"""`-`: the fake vLLM lacks this path of vLLM. Each order begins in the state of its column."""
+_FLAGS: Final = ["--enforce-eager", "--enable-sleep-mode", "--prefetch", "off"]
+_SMALL: Final = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+"""A KV cache of 1 GiB. Without a size, nearly all of the machine's memory would have to be free."""
+_HEAD, *_ROWS = [line.split() for line in _TABLE.strip().splitlines()]
+_KINDS: Final = _HEAD[1:]
+
+
+def _words(kind: str, folder: Path, tiny_llama: Path) -> tuple[list[str], dict[str, str]]:
+    if kind == "embedded":
+        return [str(tiny_llama), "--engine", "embedded", "--served-model-name", "m"], {}
+    words = ["fake", "--engine", "vllm", "--served-model-name", "m", *_FLAGS]
+    more = {"vllm": [], "asleep": ["--idle-sleep", "1s"]}.get(kind, ["--idle-stop", "600s"])
+    quiet = [] if kind == "vllm" else ["--standby", "off"]
+    return [*words, *more, *quiet], environment(folder, **_SMALL)
+
+
+def _start(kind: str, folder: Path, tiny_llama: Path) -> ServerProcess:
+    words, variables = _words(kind, folder, tiny_llama)
+    if kind != "several":
+        return ServerProcess(words, environment=variables)
+    entry = {"model": "fake", "engine": "vllm", "args": _FLAGS}
+    return RouterProcess(
+        folder, {"m": entry, "other": entry}, "--standby", "off", environment=environment(folder, **_SMALL)
+    )
+
+
+def _bring(server: ServerProcess, kind: str) -> None:
+    """Brings the model into the state of the kind."""
+    if kind in ("several", "one"):
+        assert server.ask("/v1/models/m/load", {}).status == 200
+    elif kind == "stopped":
+        assert server.ask("/v1/models/m/unload", {}).status == 200
+    elif kind == "asleep":
+        assert server.ask("/v1/models/m/load", {}).status == 200
+        server.wait(lambda: server.ask("/health").headers.get("model-state") == "asleep")
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_each_route_of_each_kind_of_server(tiny_llama, kind):
+    with short_folder() as folder, _start(kind, folder, tiny_llama) as server:
+        if kind == "stopped":  # the first start, which the router itself begins, would begin again after an unload
+            assert server.ask("/v1/models/m/load", {}).status == 200
+        found: dict[str, str] = {}
+        for method, path, *_ in _ROWS:
+            if method == "POST" or path in ("/", "/unload"):
+                _bring(server, kind)
+            answer = server.ask(path, {"model": "m"} if method == "POST" else None)
+            found[f"{method} {path}"] = str(answer.status)
+        expected = {f"{method} {path}": values[_KINDS.index(kind)] for method, path, *values in _ROWS}
+        assert {path: status for path, status in found.items() if expected[path] != "-"} == {
+            path: status for path, status in expected.items() if status != "-"
+        }
+        server.terminate()
+
+
+def test_the_table_has_each_route_of_the_routers():
+    named = {path.removesuffix("?model") for _, path, *_ in _ROWS}
+    source = Path(RouterAnswers.__init__.__code__.co_filename).read_text()
+    quoted = {line.split('"')[1] for line in source.splitlines() if line.strip().startswith('"/') and '": {"' in line}
+    assert quoted <= named

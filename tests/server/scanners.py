@@ -33,11 +33,10 @@ from server.http.transport.request import find_header
 from server.terms.config import RendererConfig
 from server.terms.http_body.request_body import RequestDecoder, check_num_values
 from server.terms.types import GuidedDecoding, ReasoningMarker
-from server.text.parsers.base import Content
 from server.text.parsers.call_text import text_to_value
 from server.text.parsers.formats import TOOL_FORMATS
 from server.text.parsers.json_text import read_json
-from server.text.parsers.output_parser import OutputParser
+from server.text.parsers.output_parser import Content, OutputParser
 from server.text.renderers.conversation import to_conversation
 from server.text.renderers.detokenizer import MAX_STOP_CHARS, UNFINISHED, DecodeWindow, PromptTail, StopScanner
 from server.text.renderers.images.fetcher import MediaFetcher
@@ -145,8 +144,7 @@ def _body(text: str) -> None:
 
 
 def _embeds(text: str) -> None:
-    payload = text.encode("latin-1")
-    for embeds in (pybase64.b64encode(payload), text):
+    for embeds in (pybase64.b64encode(text.encode("latin-1")), text):
         with suppress(ServerError):
             safe_load_prompt_embeds(embeds, _EMBEDS)
 

@@ -15,7 +15,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 MEASURED_ELSEWHERE: Final = {
     "server.text.parsers.own_template": "regular expressions and texts of the model's template",
-    "server.text.renderers.hf": "templates of the model",
+    "server.text.renderers.renderer": "templates of the model",
 }
 
 OTHER_TEXT: Final = {
@@ -28,7 +28,7 @@ OTHER_TEXT: Final = {
     "base.wording": "messages of errors",
     "server.text.model_files": "files of the model",
     "server.text.renderers.images.processor": "look-ups by an image's digest; names in the model's files",
-    "server.text.renderers.tokenizers.hf_tokenizer": "pieces of the vocabulary",
+    "server.text.renderers.tokenizers.tokenizer": "pieces of the vocabulary",
     "server.text.renderers.tokenizers.loading": "files of the model",
     "server.text.renderers.images.vision": "one split at the model's image token",
     "server.http.routes.info": "files of the kernel",

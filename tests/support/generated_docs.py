@@ -24,9 +24,9 @@ from startup.settings.flag import Flag
 from startup.vllm.launch.hooks import PARTS
 from startup.vllm.patches.early_graphs import OF_CONFIG, OF_RUNNER, UNPROVEN
 from startup.vllm_words.installed import NEWEST_TESTED
-from startup.words.help import spell, spell_default
+from startup.words.option import spell, spell_default
 from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT
-from startup.words.unsupported import IGNORED, REJECTED
+from startup.words.table import IGNORED, REJECTED
 from vllm_cli.commands.of_vllm import VllmCommand
 from vllm_cli.main import COMMANDS, CommandEntry, cli, load_command
 

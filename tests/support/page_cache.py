@@ -92,5 +92,4 @@ def counting_bytes_read() -> Iterator[BytesRead]:
 
 
 def _read_so_far() -> int:
-    counts = dict(line.split(": ") for line in _IO.read_text().splitlines())
-    return int(counts["rchar"])
+    return int(dict(line.split(": ") for line in _IO.read_text().splitlines())["rchar"])

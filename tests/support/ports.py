@@ -38,8 +38,7 @@ def free_port() -> int:
             _left.extend(random.sample(share, len(share)))
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", _left.pop()))
-            port: int = probe.getsockname()[1]
-            return port
+            return probe.getsockname()[1]
 
 
 def _server_ports() -> Sequence[int]:

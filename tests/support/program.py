@@ -14,7 +14,7 @@ import psutil
 
 from base.server_settings import SAME_SIGNAL_S
 from tests.support.http_client import Answer, ask
-from tests.support.processes import GONE_S, end_server, running
+from tests.support.waiting import GONE_S, end_server, running
 
 READY_S: Final = 240.0
 

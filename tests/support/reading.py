@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from startup.settings.flag import GivenFlag
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts
-from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value
+from startup.vllm_words.preflight.arguments import FlagValueError, parse_value
 
 _NOT_CONVERTED: Final = ("unknown", "object")
 """Kinds of values that the launcher does not convert as vLLM does."""

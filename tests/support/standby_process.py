@@ -69,8 +69,7 @@ class StandbyProcess(Program):
             connection.settimeout(60)
             connection.connect(str(self.socket_path("standby")))
             connection.send(b"status")
-            answer: dict[str, Any] = json.loads(connection.recv(1 << 18))
-            return answer
+            return json.loads(connection.recv(1 << 18))
 
     def template(self, kind: str = "embedded") -> psutil.Process:
         (pid,) = [template["pid"] for template in self.status()["templates"] if template["kind"] == kind]

@@ -16,7 +16,7 @@ from typing import Final, Self
 import psutil
 
 from tests.support.cli import CLI
-from tests.support.processes import end_server
+from tests.support.waiting import end_server
 
 _TIMEOUT_S: Final = 240.0
 _ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")

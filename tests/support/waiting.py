@@ -1,8 +1,13 @@
-"""Waits for the effects of processes and threads."""
+"""Waits for the effects of processes and threads. Ends servers, suspends a process, and reads its signals."""
 
+import os
+import signal
 import socket
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -31,3 +36,86 @@ def wait_listening(port: int) -> None:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     wait_until(is_listening)
+
+
+GONE_S = 60.0
+
+
+def end_server(
+    process: "subprocess.Popen[bytes]", family: Iterable[psutil.Process], *, left_s: float = GONE_S
+) -> list[psutil.Process]:
+    """Terminates the process, or kills it after a time-out. Returns the other processes that it had to kill.
+
+    Args:
+        process: the server's main process, which may have exited.
+        family: the process tree as it was while the server ran.
+        left_s: how long the other processes may run after the main process has exited.
+    """
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(GONE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    family = [*family]
+    deadline = time.monotonic() + left_s
+    while (left := running(family)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for other in left:
+        with suppress(psutil.NoSuchProcess):
+            other.kill()
+    return left
+
+
+def running(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """The processes that have not exited."""
+    return [process for process in processes if process.is_running() and not is_gone(process.pid)]
+
+
+def assert_gone(family: Iterable[psutil.Process]) -> None:
+    """Waits until the processes have ended."""
+    family = [*family]
+    wait_until(lambda: not running(family), GONE_S)
+
+
+def has_death_pipe(process: psutil.Process) -> bool:
+    """Whether a pipe sends a signal to the process (proc(5), `fdinfo`), so that it ends with its server."""
+    with suppress(OSError):  # the process exits
+        flags = [line.split()[1] for file in Path(f"/proc/{process.pid}/fdinfo").iterdir() for line in _flags(file)]
+        return any(int(octal, 8) & os.O_ASYNC for octal in flags)
+    return False
+
+
+def shared_memory(family: Iterable[psutil.Process]) -> set[Path]:
+    """The segments of `multiprocessing.shared_memory` that these processes use."""
+    found = set()
+    for process in family:
+        with suppress(OSError):  # it has ended since
+            lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+            found |= {Path(name) for line in lines if (name := line.split()[-1]).startswith("/dev/shm/psm_")}
+    return found
+
+
+def disturbing(status: str, signals: Iterable[signal.Signals]) -> set[signal.Signals]:
+    """The signals that the process neither blocks nor ignores, from its `/proc/PID/status` (proc(5))."""
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    quiet = int(fields["SigBlk"], 16) | int(fields["SigIgn"], 16)
+    return {number for number in signals if not quiet >> (number - 1) & 1}
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Stops the process by a signal, and resumes it after the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _flags(file: Path) -> list[str]:
+    try:
+        return [line for line in file.read_text().splitlines() if line.startswith("flags:")]
+    except FileNotFoundError:  # the file was closed meanwhile
+        return []

@@ -28,8 +28,7 @@ def parse() -> Callable[..., StartupConfig]:
 
     def parse_words(*words: str) -> StartupConfig:
         with serve.make_context("serve", list(words)) as ctx:
-            config: StartupConfig = ctx.meta[READ].start
-            return config
+            return ctx.meta[READ].start
 
     return parse_words
 

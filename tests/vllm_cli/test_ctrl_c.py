@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,11 +32,9 @@ if point == 0:
     atexit.register(lambda: print(count, file=sys.stderr))
 """
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
 
 @pytest.fixture
-def run_to(tmp_path: Path) -> Run:
+def run_to(tmp_path: Path):
     """A function that runs a command with a SIGINT at this event. 0: no SIGINT, and events are counted."""
     (tmp_path / "sitecustomize.py").write_text(_HOOK)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from envs.redaction import hide_in_words
-from startup.words.secret_flags import secret_notices, secrets_as_variables
+from startup.words.screening import secret_notices, secrets_as_variables
 from startup.words.table import split_flags
 from tests.support.cli import CLI, run_cli
 from tests.support.waiting import wait_until

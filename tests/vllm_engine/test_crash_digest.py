@@ -75,5 +75,4 @@ def _provoke(crash: Crash, folders: StartFolders, plugins: Path, small_model: Pa
                 lambda: server.ask("/health", timeout_s=5).status == 200 or server.process.poll() is not None, _END_S
             )
             server.ask("/v1/completions", {"prompt": "A", "max_tokens": 4}, timeout_s=60)  # fails with the engine
-        code = server.process.wait(_END_S)
-        return _End(code, server.log.splitlines())
+        return _End(server.process.wait(_END_S), server.log.splitlines())

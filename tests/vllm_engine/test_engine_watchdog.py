@@ -11,8 +11,7 @@ from typing import Final
 
 import pytest
 
-from tests.support.http_client import ask
-from tests.support.openai_client import StreamReader
+from tests.support.http_client import StreamReader, ask
 from tests.support.waiting import is_gone, wait_until
 
 pytestmark = [pytest.mark.alone, pytest.mark.versions]

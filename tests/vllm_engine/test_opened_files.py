@@ -89,10 +89,8 @@ def test_vllm_opens_the_planned_files(write, formats, tmp_path, workplace, monke
     for name, value in layout.environment.items():
         monkeypatch.setenv(name, value)
     plan = CommandLine.of(layout.words).file_plan
-    assert plan is not None
     planned = {path.resolve() for path in plan.read_order}
-    opened = _opened_by_vllm(layout, tmp_path, workplace)
-    assert opened == planned
+    assert _opened_by_vllm(layout, tmp_path, workplace) == planned
     assert all(download.is_update for download in plan.downloads)
 
 

@@ -1,22 +1,26 @@
-"""Starts of real vLLM: each start method, logs as JSON, a download, shipped pods, vLLM's installation."""
+"""Starts of real vLLM: start methods, JSON logs, a download, pods, and what is read or imported late."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from startup.logs.setup import PACKAGES
 from tests.deploy.container_root import ContainerRoot
 from tests.deploy.shipped import PODS_OF_VLLM, pod_start
+from tests.gpu_stub import gpu_server
 from tests.support.folders import short_folder
 from tests.support.hub import HubServer
 from tests.support.peer_vllm import PYTHON, ROOT
 from tests.support.ports import free_port
+from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import VllmServer
 
 
@@ -116,3 +120,55 @@ def _environment_on_top_of_vllm(folder: Path) -> Path:
 def _freeze(python: Path) -> set[str]:
     done = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True, timeout=280)
     return set(done.stdout.splitlines())
+
+
+_HERE = Path(__file__).parent
+_OF_CUDA = pytest.mark.skipif(not gpu_server.PYTHON.exists(), reason="the CUDA build is not installed: make gpu-env")
+
+
+def _run(python: Path, *words: object, environment: Mapping[str, str]) -> str:
+    variables = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([python, *words], capture_output=True, text=True, check=True, env=variables).stdout
+
+
+@pytest.mark.parametrize("python", [PYTHON, pytest.param(gpu_server.PYTHON, marks=_OF_CUDA)], ids=["cpu", "cuda"])
+def test_torch_gets_the_operators_of_plain_vllm(python, tmp_path):
+    environment = gpu_server.gpu_environment(tmp_path) if python != PYTHON else {}
+    answers: dict[str, Any] = {}
+    for mode in ("plain", "ours"):
+        words = (_HERE / "import_operators.py", mode, tmp_path / mode, tmp_path / "plain")
+        _run(python, *words[: 3 if mode == "plain" else 4], environment=environment)
+        answers[mode] = json.loads((tmp_path / mode).read_text())
+    first, num_modules = answers["ours"]["first"]
+    assert set(first) <= set(answers["plain"]["operators"]), "no operator is another one than in plain vLLM"
+    assert answers["ours"]["operators"] == answers["plain"]["operators"], "late modules add theirs when they are used"
+    assert num_modules < len(answers["plain"]["modules"])
+    assert (answers["ours"]["names"], answers["ours"]["late"]) == (answers["plain"]["names"], [])
+
+
+def test_triton_s_keys_sources_and_errors_are_the_same():
+    answers = {
+        mode: json.loads(_run(PYTHON, _HERE / "triton_kernels.py", mode, environment={}).splitlines()[-1])
+        for mode in ("plain", "late")
+    }
+    assert answers["late"]["answer"] == answers["plain"]["answer"]
+    assert (answers["plain"]["num_read"], answers["late"]["num_read"]) == (2, 0)
+
+
+_WARNING = re.compile(r"WARNING [\d: -]+\(\w+\) startup\..*")
+"""Matches our warning, also after a line that a library has not ended."""
+_BROKEN = Path(__file__).parents[1] / "startup" / "vllm" / "broken"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["execution", "fork", "protocol", "killed in its imports", "stopped with a request", "patch in engine"],
+)
+def test_a_start_that_only_our_machinery_breaks_is_ready_with_one_line(fault, small_model, expected_text, tmp_path):
+    variables = {"PYTHONPATH": str(_BROKEN), "BROKEN": fault}
+    with VllmServer("ours", small_model, *SMALL, folder=tmp_path, environment=variables) as server:
+        server.wait_ready()
+        assert server.generate() == expected_text
+        lines = _WARNING.findall(server.log)
+        assert len(lines) == 1, lines
+        assert server.terminate() == 0

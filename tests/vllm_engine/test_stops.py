@@ -11,11 +11,9 @@ import psutil
 import pytest
 
 from tests.support.folders import short_folder
-from tests.support.http_client import ask
+from tests.support.http_client import StreamReader, ask
 from tests.support.hub import HubServer
-from tests.support.openai_client import StreamReader
-from tests.support.processes import GONE_S, assert_gone, shared_memory
-from tests.support.waiting import wait_until
+from tests.support.waiting import GONE_S, assert_gone, shared_memory, wait_until
 from tests.vllm_engine.conftest import PEER_MODEL
 from tests.vllm_engine.vllm_server import VllmServer
 

@@ -11,8 +11,7 @@ from envs.environment import overlaid
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts
 from startup.vllm_words.installed import InstalledVllm
-from startup.vllm_words.preflight.arguments import GivenStart
-from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value
+from startup.vllm_words.preflight.arguments import FlagValueError, GivenStart, parse_value
 from startup.vllm_words.preflight.surroundings import surroundings_findings
 from startup.words.table import FLAGS
 from tests.support.peer_vllm import ask_vllm

@@ -5,7 +5,6 @@ file of this machine. An interrupted run can be continued with `--only NAME` or 
 figures in README, docs/figures.md and docs/start.svg are written from all JSON files.
 """
 
-import shutil
 import signal
 import sys
 import tempfile
@@ -14,11 +13,10 @@ from pathlib import Path
 
 import click
 
-from tools.figures.large_model import make_large_model
 from tools.figures.pages import write_pages
-from tools.figures.record import FOLDER, ROOT, Record
+from tools.figures.record import ROOT, Record
 from tools.figures.steps import Steps
-from tools.gpu_figures import run_step
+from tools.gpu_figures import make_large_model, run_step
 
 _NAMES = [step.name for step in Steps(ROOT, Path("/nowhere"))]
 
@@ -28,29 +26,24 @@ _NAMES = [step.name for step in Steps(ROOT, Path("/nowhere"))]
 @click.option("--missing", "is_missing", is_flag=True, help="Run only steps that have not passed today.")
 @click.option("--minutes", default=100.0, help="Steps that do not fit in this time are left out.")
 @click.option("--write", "is_write", is_flag=True, help="Only write the pages.")
-@click.option("--trial", type=click.Path(file_okay=False, path_type=Path), help="A round of each step, into a folder.")
-def main(names: tuple[str, ...], is_missing: bool, minutes: float, is_write: bool, trial: Path | None) -> None:
+def main(names: tuple[str, ...], is_missing: bool, minutes: float, is_write: bool) -> None:
     """Run all steps, then write the pages."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the step that runs
-    failed = [] if is_write else run_steps(names, is_missing, minutes, trial)
-    if trial is None:
-        write_pages()
+    failed = [] if is_write else run_steps(names, is_missing, minutes)
+    write_pages()
     if failed:
         click.echo(f"failed: {'; '.join(failed)}", err=True)
         sys.exit(1)
 
 
-def run_steps(names: tuple[str, ...], is_missing: bool, minutes: float, trial: Path | None) -> list[str]:
+def run_steps(names: tuple[str, ...], is_missing: bool, minutes: float) -> list[str]:
     """Returns the names of the steps that did not pass."""
     end_s = time.monotonic() + minutes * 60
     failed = []
-    if trial is not None:
-        trial.mkdir(exist_ok=True)
-        shutil.copy(FOLDER / "machines.json", trial)
-    record = Record(trial or FOLDER)
+    record = Record()
     with tempfile.TemporaryDirectory(prefix="vllm-cli-figures-") as folder:
         work = Path(folder)
-        steps = Steps(ROOT, work, rounds=1 if trial else None)
+        steps = Steps(ROOT, work)
         for step in steps:
             if (names and step.name not in names) or (is_missing and record.has_passed(step.name)):
                 continue

@@ -13,18 +13,18 @@ from typing import Any, Final
 import aiohttp
 import click
 
-from tools.figures.servers import build_config, measure_in_turns
+from tools.figures.tokens import build_config, measure_in_turns
 from vllm_cli.bench.probe import HealthProbe
-from vllm_cli.bench.readiness import ReadyServer
 from vllm_cli.bench.report import Metric, Result, percentiles_ms, run_and_publish
-from vllm_cli.bench.target import BenchConfig, Target
+from vllm_cli.bench.target import BenchConfig, ReadyServer, Target
 
 _METRICS: Final = (
     *(Metric(f"health_{which}_ms", f"/health {which} ms") for which in ("p50", "p99", "max")),
     Metric("requests_per_s", "requests/s"),
 )
 _WARM_UP_S: Final = 2.0
-_CONDITION: Final = "300 renders"
+_ROUND_S: Final = 10.0
+_CLIENTS: Final = 300
 _TEXT: Final = "The river keeps the road. " * 8
 _MESSAGES: Final = [{"role": "user", "content": _TEXT}, {"role": "assistant", "content": _TEXT}] * 30
 
@@ -32,35 +32,29 @@ _MESSAGES: Final = [{"role": "user", "content": _TEXT}, {"role": "assistant", "c
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--cmd", "commands", multiple=True, required=True, help="Command that starts a server to measure.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds of each server.")
-@click.option("--seconds", default=10.0, show_default=True, help="Length of a round.")
-@click.option("--clients", default=300, show_default=True, help="Requests in flight.")
 @click.option("--json", "output", type=click.Path(path_type=Path), required=True, help="File for the result.")
-def main(commands: tuple[str, ...], rounds: int, seconds: float, clients: int, output: Path) -> None:
+def main(commands: tuple[str, ...], rounds: int, output: Path) -> None:
     """Measure all servers."""
-    sys.exit(run_and_publish(measure(build_config(commands, rounds), seconds, clients), output))
+    sys.exit(run_and_publish(lambda: measure(build_config(commands, rounds)), output))
 
 
-async def measure(config: BenchConfig, seconds: float, clients: int) -> Result:
+def measure(config: BenchConfig) -> Result:
     """Measures all servers."""
-
-    async def measure_round(target: Target, server: ReadyServer, _: int) -> dict[str, Any]:
-        return await _measure_round(target, server, seconds, clients)
-
     return Result(
         benchmark="renders",
         metrics=_METRICS,
-        settings={**config.settings, "seconds": seconds, "clients": clients},
-        description=[f"/tokenize of {len(_MESSAGES)} messages, {clients} clients"],
-        sides=await measure_in_turns(config, {_CONDITION: measure_round}),
+        settings={**config.settings, "seconds": _ROUND_S, "clients": _CLIENTS},
+        description=[f"/tokenize of {len(_MESSAGES)} messages, {_CLIENTS} clients"],
+        sides=measure_in_turns(config, {f"{_CLIENTS} renders": lambda *given: asyncio.run(_measure_round(*given))}),
         problems=[],
     )
 
 
-async def _measure_round(target: Target, server: ReadyServer, seconds: float, clients: int) -> dict[str, Any]:
+async def _measure_round(target: Target, server: ReadyServer, _: int) -> dict[str, Any]:
     """Measures one round. Probes begin some time after the load, and end with the load."""
-    body = {"model": server.request.model, "messages": _MESSAGES}
+    body = {"model": server.model, "messages": _MESSAGES}
     begin_s = time.monotonic() + _WARM_UP_S
-    end_s = begin_s + seconds
+    end_s = begin_s + _ROUND_S
     num_answers = 0
 
     async def ask() -> None:
@@ -75,7 +69,7 @@ async def _measure_round(target: Target, server: ReadyServer, seconds: float, cl
     unlimited = aiohttp.TCPConnector(limit=0)
     with HealthProbe() as probe:
         async with aiohttp.ClientSession(connector=unlimited) as session, asyncio.TaskGroup() as group:
-            for _ in range(clients):
+            for _ in range(_CLIENTS):
                 group.create_task(ask())
             await asyncio.sleep(_WARM_UP_S)
             await asyncio.to_thread(probe.start, target.base_url)
@@ -83,7 +77,7 @@ async def _measure_round(target: Target, server: ReadyServer, seconds: float, cl
     return {
         **percentiles_ms("health", samples.latencies_ns, 50, 99, 100),
         "num_probes": len(samples.latencies_ns),
-        "requests_per_s": num_answers / seconds,
+        "requests_per_s": num_answers / _ROUND_S,
     }
 
 

@@ -19,14 +19,13 @@ _EMPTY_CACHE: Final = 'export VLLM_CACHE_ROOT=$(mktemp -d -p "$0"); exec "$@"'
 class Steps:
     """All steps. Their commands name files in the project, and in a folder for caches and models."""
 
-    def __init__(self, root: Path, work: Path, *, rounds: int | None = None) -> None:
+    def __init__(self, root: Path, work: Path) -> None:
         """
         Args:
             root: folder of the project.
             work: folder of caches and of the large model.
-            rounds: number of rounds of every step, for a trial. None: each step has its own number.
         """
-        self._root, self._work, self._rounds = root, work, rounds
+        self._root, self._work = root, work
         self._tool = ("env", f"PYTHONPATH={root}", sys.executable, "-m")
         self._own = shlex.join((*self._tool, "vllm_cli"))
         self._model = f"{root}/.peers/model"
@@ -76,7 +75,7 @@ class Steps:
 
     def _renders(self) -> Step:
         sides = (self._launcher("eager-ours") + _EAGER, self._embedded("embedded"), self._vllm("eager-plain") + _EAGER)
-        words = ("tools.figures.renders", "--json", "{result}", "--rounds", self._num(3))
+        words = ("tools.figures.renders", "--json", "{result}", "--rounds", "3")
         commands = (word for side in sides for word in ("--cmd", side))
         return Step("health beside renders", (*self._tool, *words, *commands), 500)
 
@@ -90,7 +89,7 @@ class Steps:
 
     def _stand_in_starts(self) -> Iterator[Step]:
         """Yields steps that measure starts on a stand-in for a GPU. The stand-in runs no kernel."""
-        words = (*self._tool, "tools.gpu_stub.starts", "--json", "{result}", "--rounds", self._num(2), "--case")
+        words = (*self._tool, "tools.gpu_stub.starts", "--json", "{result}", "--rounds", "2", "--case")
         for kind in ("compiled", "eager"):
             yield Step(f"stand-in, start, {kind}", (*words, f"{kind}, later"), 900)
 
@@ -104,7 +103,7 @@ class Steps:
         """A step that measures starts. `is_empty`: whether each start has an empty folder of caches."""
         if is_empty:
             ours, peer = self._with_empty_cache(ours), self._with_empty_cache(peer)
-        bench = (*shlex.split(self._own), "bench", "startup", "--json", "{result}", "--rounds", self._num(rounds))
+        bench = (*shlex.split(self._own), "bench", "startup", "--json", "{result}", "--rounds", str(rounds))
         return Step(name, (*bench, "--cmd", ours, "--vs", peer, *words), most_s)
 
     def _after_use(self, command: str, step: Step) -> Step:
@@ -116,16 +115,13 @@ class Steps:
 
     def _served(self, name: str, rounds: int, sides: tuple[str, ...], *words: str, most_s: float) -> Step:
         commands = (word for side in sides for word in ("--cmd", side))
-        client = (*self._client(), "--json", "{result}", "--rounds", self._num(rounds))
+        client = (*self._client(), "--json", "{result}", "--rounds", str(rounds))
         return Step(name, (*client, *commands, *words), most_s)
 
     def _client(self) -> tuple[str, ...]:
         """The words of the tool that sends requests with vLLM's client."""
         vllm = f"{self._root}/.peers/vllm/bin/vllm"
         return (*self._tool, "tools.figures.tokens", "--vllm", vllm, "--model", self._model)
-
-    def _num(self, rounds: int) -> str:
-        return str(self._rounds or rounds)
 
     def _launcher(self, cache: str = "", *, model: str | None = None) -> str:
         """The command of our launcher, in the Python environment of vLLM."""

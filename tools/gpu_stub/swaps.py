@@ -3,7 +3,7 @@
 The way `sleep` is `vllm-cli serve` with `on_swap: sleep`. The way `stop` is the same with `on_swap: stop`.
 The way `by hand` runs two servers of `vllm serve --enable-sleep-mode` and calls their development endpoints.
 The time of a swap begins with a request for the model that sleeps or is stopped, and ends with its first
-token. Then requests are sent in turns and at random, while NVML is read twenty times a second.
+token.
 
 On the stand-in **no kernel runs**. `--gpu` uses the machine's own GPU. The JSON file has all rounds.
 """
@@ -11,26 +11,17 @@ On the stand-in **no kernel runs**. `--gpu` uses the machine's own GPU. The JSON
 import http.client
 import json
 import os
-import random
 import statistics
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlencode
 
 import click
 
-from tests.gpu_stub.gpu_router import SAMPLES
+from tests.gpu_stub.gpu_router import PREFIX
 from tests.gpu_stub.gpu_server import gpu_variables
-from tests.gpu_stub.private_devices import PREFIX
-from tests.support.cli import python_output
 from tests.support.peer_vllm import ROOT
 from tests.support.ports import free_port
 from tests.support.program import Program, Server
@@ -38,15 +29,8 @@ from tools.gpu_figures import describe_machine
 
 _NAMES: Final = ("a", "b")
 _START_S: Final = 1200.0
-_SEED: Final = 60
 _STAYS_S: Final = 4.0
 """The pause before a timed swap. A router keeps a model for at least its scheduler's `min_stay_s`."""
-_HELD: Final = """
-import json
-from base.machine.nvml import read_gpus
-[gpu, *_] = read_gpus().gpus
-print(json.dumps([gpu.total_bytes, *(process.used_bytes for process in gpu.processes)]))
-"""
 
 
 class Machine(NamedTuple):
@@ -66,23 +50,6 @@ class Machine(NamedTuple):
         variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} if is_real else gpu_variables(home)
         words = (str(Path(model).absolute()), "--gpu-memory-utilization", "0.9", *words)
         return cls((vllm / "python").absolute(), variables, () if is_real else PREFIX, words)
-
-    def held(self) -> list[int]:
-        """The GPU's memory in bytes, then the bytes that each process uses."""
-        held: list[int] = json.loads(python_output(_HELD, env=self.variables, cwd=ROOT))
-        return held
-
-    @contextmanager
-    def sampled(self, result: dict[str, Any]) -> Iterator[None]:
-        """Measures the use of the GPU's memory during the block. Adds the highest use to `result`."""
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        command = [self.python, "-c", SAMPLES]
-        with subprocess.Popen(command, env=self.variables, cwd=ROOT, **pipes) as process:  # type: ignore[call-overload]
-            try:
-                yield
-            finally:
-                output, _ = process.communicate("")
-        result["samples"], result["peak_bytes"] = map(int, output.split())
 
 
 class _Router(Server):
@@ -182,8 +149,6 @@ def _ask(port: int, path: str, body: object) -> int:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--json", "output", default="build/gpu-swaps.json", show_default=True, help="File for the result.")
 @click.option("--rounds", default=5, show_default=True, help="Timed swaps of each model.")
-@click.option("--requests", default=200, show_default=True, help="In turns, and then at random with 8 clients.")
-@click.option("--level", "levels", multiple=True, type=click.IntRange(1, 2), help="Only this level of sleep.")
 @click.option("--way", "ways", multiple=True, type=click.Choice(["by hand", "sleep", "stop"]), help="Only this way.")
 @click.option("--gpu", "is_real", is_flag=True, help="Use the machine's own GPU.")
 @click.option("--vllm", default=".peers/cuda/bin", show_default=True, help="Folder with vLLM's Python and `vllm`.")
@@ -192,8 +157,6 @@ def _ask(port: int, path: str, body: object) -> int:
 def main(
     output: str,
     rounds: int,
-    requests: int,
-    levels: tuple[int, ...],
     ways: tuple[str, ...],
     is_real: bool,
     vllm: str,
@@ -204,10 +167,10 @@ def main(
     result: dict[str, Any] = {"no kernel runs": not is_real, "words": words, "ways": {}}
     result["machine"] = describe_machine(str(Path(vllm) / "python"))
     for way in ways or ("by hand", "sleep", "stop"):
-        for level in (None,) if way == "stop" else levels or (1, 2):
+        for level in (None,) if way == "stop" else (1, 2):
             with tempfile.TemporaryDirectory() as folder:
                 machine = Machine.of(Path(folder), Path(vllm), model, words, is_real=is_real)
-                entry = measure(machine, Path(folder), way, level, rounds, 0 if way == "stop" else requests)
+                entry = measure(machine, Path(folder), way, level, rounds)
             result["ways"][way if level is None else f"{way}, level {level}"] = entry
             Path(output).parent.mkdir(parents=True, exist_ok=True)
             Path(output).write_text(json.dumps(result, indent=1) + "\n")
@@ -215,42 +178,19 @@ def main(
             click.echo(f"{way}, level {level}: median {statistics.median(entry['swaps_s']):.2f} s ({swaps})", err=True)
 
 
-def measure(
-    machine: Machine, folder: Path, way: str, level: int | None, rounds: int, num_requests: int
-) -> dict[str, Any]:
-    """Measures one way. Times swaps one by one, then all requests."""
-    result: dict[str, Any] = {"swaps_s": []}
+def measure(machine: Machine, folder: Path, way: str, level: int | None, rounds: int) -> dict[str, list[float]]:
+    """Measures one way."""
+    swaps_s = []
     side = _ByHand(machine, folder, level or 1) if way == "by hand" else _Router(machine, folder, way, level)
-    with side, machine.sampled(result):
+    with side:
         for name, other in (("a", "b"), ("b", "a")):  # afterwards each model has started and been swapped once
             assert side.swap(name, other) == 200, side.log[-8000:]
-        for name, other in islice(cycle((("a", "b"), ("b", "a"))), 2 * rounds):
+        for name, other in (("a", "b"), ("b", "a")) * rounds:
             time.sleep(_STAYS_S)
             begin_s = time.perf_counter()
             assert side.swap(name, other) == 200, side.log[-8000:]
-            result["swaps_s"].append(round(time.perf_counter() - begin_s, 3))
-        result["total_bytes"], *held = machine.held()
-        result["asleep_bytes"] = min(held, default=None) if len(held) > 1 else None
-        if way != "by hand":
-            result |= _load(side.port, num_requests)
-    return result
-
-
-def _load(port: int, num_requests: int) -> dict[str, Any]:
-    """Sends requests in turns, and at random by 8 clients. Returns how many failed and how long they took."""
-    result: dict[str, Any] = {}
-    chooses = random.Random(_SEED)
-    at_random = [chooses.choice(_NAMES) for _ in range(num_requests)]
-    for kind, names, num_clients in (("turns", [*islice(cycle(_NAMES), num_requests)], 1), ("random", at_random, 8)):
-        begin_s = time.perf_counter()
-        with ThreadPoolExecutor(num_clients) as pool:
-            statuses = list(pool.map(partial(_ask_first_token, port), names))
-        result[kind] = {
-            "requests": len(names),
-            "lost": sum(status != 200 for status in statuses),
-            "seconds": round(time.perf_counter() - begin_s, 1),
-        }
-    return result
+            swaps_s.append(round(time.perf_counter() - begin_s, 3))
+    return {"swaps_s": swaps_s}
 
 
 if __name__ == "__main__":

@@ -19,14 +19,16 @@ from typing import Any, Final
 import click
 
 _RECORDER: Final = Path(__file__).parent / "recorder"
+_DEPTH: Final = 2
+"""How many parts of a module's name make a row."""
+_LEAST_MS: Final = 50.0
+"""Rows with less unused time are left out."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("command")
 @click.argument("until")
-@click.option("--depth", default=2, show_default=True, help="Parts of a module's name that make a row.")
-@click.option("--min-ms", default=50.0, show_default=True, help="Rows with less unused time are left out.")
-def main(command: str, until: str, depth: int, min_ms: float) -> None:
+def main(command: str, until: str) -> None:
     """Record COMMAND until UNTIL has ended."""
     with tempfile.TemporaryDirectory() as folder:
         path = ":".join(filter(None, (str(_RECORDER), os.environ.get("PYTHONPATH"))))
@@ -36,11 +38,11 @@ def main(command: str, until: str, depth: int, min_ms: float) -> None:
             process.terminate()
         records = [json.loads(file.read_text()) for file in Path(folder).glob("*.json")]
     for record in sorted(records, key=lambda record: -len(record["modules"])):
-        _print(record, depth, min_ms)
+        _print(record)
     sys.exit(code)
 
 
-def _print(record: dict[str, Any], depth: int, min_ms: float) -> None:
+def _print(record: dict[str, Any]) -> None:
     """Prints the packages that this process or its parent has imported and this process has not used."""
     modules, used = record["modules"], set(record["used"])
     num_own = sum("inherited" not in module for module in modules.values())
@@ -49,10 +51,10 @@ def _print(record: dict[str, Any], depth: int, min_ms: float) -> None:
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for name, module in modules.items():
         if module["file"] not in used:
-            rows[".".join(name.split(".")[:depth])].append(module)
+            rows[".".join(name.split(".")[:_DEPTH])].append(module)
     click.echo("| never used | ms | modules | first imported by |\n|---|---|---|---|")
     for name, found in sorted(rows.items(), key=lambda row: -sum(module["ms"] for module in row[1])):
-        if (spent := sum(module["ms"] for module in found)) >= min_ms:
+        if (spent := sum(module["ms"] for module in found)) >= _LEAST_MS:
             click.echo(f"| {name} | {spent:.0f} | {len(found)} | {found[0]['by']} |")
 
 

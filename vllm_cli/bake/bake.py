@@ -23,7 +23,7 @@ from startup.hook import uses
 from startup.reports.timeline.history import installed_versions
 from startup.storage.caches import BYTECODE, CACHE, COMPILED, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX
 from startup.words.errors import InputError
-from startup.words.secret_flags import secrets_as_variables
+from startup.words.screening import secrets_as_variables
 from vllm_cli.bake.start import (
     Subject,
     ask,

@@ -15,8 +15,8 @@ from server.operation.admission import RequestContext
 from server.operation.models import Inference
 from server.terms.http_body.request_body import field_names
 from server.terms.http_body.response_body import ANTHROPIC, encode_named_event, end_stream
-from server.text.parsers.base import Content, Reasoning
 from server.text.parsers.json_text import read_json
+from server.text.parsers.output_parser import Content, Reasoning
 from server.text.renderers.prompts import ChatOptions
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
 from server.terms.concurrency import take_turns
 from server.terms.http_body.response_body import encode_event, end_stream
-from server.text.parsers.base import Content, Reasoning
+from server.text.parsers.output_parser import Content, Reasoning
 
 
 async def create_chat_completion(

@@ -6,8 +6,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from base.errors import RequestError
-from server.apis.pooling.request import Dimensions, InputFields, VectorFields
-from server.apis.pooling.serving import PoolingServeContext, PoolingServingBase, tensor_of, values_of
+from server.apis.pooling.serving import (
+    Dimensions,
+    InputFields,
+    PoolingServeContext,
+    PoolingServingBase,
+    VectorFields,
+    tensor_of,
+    values_of,
+)
 from server.terms.types import EngineOutput, PoolingInfo, PoolingParams
 from server.text.renderers.tokenizers.tokenizer import Encoded
 

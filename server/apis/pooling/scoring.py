@@ -12,9 +12,7 @@ from typing import Annotated, Any, TypeVar
 from msgspec import Meta
 
 from base.errors import RequestError
-from server.apis.pooling.prompts import PromptReader
-from server.apis.pooling.request import PoolingFields
-from server.apis.pooling.serving import PoolingServeContext, PoolingServingBase, values_of
+from server.apis.pooling.serving import PoolingFields, PoolingServeContext, PoolingServingBase, PromptReader, values_of
 from server.terms.http_body.request_body import Counted
 from server.terms.types import EngineOutput, PoolingInfo
 from server.text.renderers.tokenizers.tokenizer import Encoded

@@ -7,7 +7,7 @@ from uuid import uuid4
 from server.apis.responses.tools import ResponseTools
 from server.generation.chat import Part, ToolCallPart
 from server.generation.logprobs import ChatLogprob
-from server.text.parsers.base import Content, Reasoning
+from server.text.parsers.output_parser import Content, Reasoning
 
 OutputItem = dict[str, Any]
 ResponseEvent = dict[str, Any]

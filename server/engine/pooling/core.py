@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from server.engine.base_core import BaseCore, PromptLimits, failed
 from server.engine.compute.linear import multiply_in_float32, pack_linear_layers
 from server.engine.phases import Phases
-from server.engine.pooling.encoder import PoolingSequence, choose_batch
+from server.engine.pooling.heads import PoolingSequence, choose_batch
 from server.engine.pooling.loading import PoolingModel
 from server.terms.config import EngineConfig, ModelFiles
 from server.terms.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, TensorData
-from server.text.model_files.model_kind import ModelKind
+from server.text.model_files import ModelKind
 
 
 class PoolingCore(BaseCore):

@@ -25,13 +25,11 @@ from server.engine.model_loading import (
     load_weights,
     own_max_model_len,
 )
-from server.engine.pooling.encoder import Encoder
-from server.engine.pooling.heads import ClassifierHead, EmbeddingHead, PoolingHead
+from server.engine.pooling.heads import ClassifierHead, EmbeddingHead, Encoder, PoolingHead
 from server.engine.pooling.projection import Projection, classifier_activation, load_colbert, load_dense
 from server.terms.config import EngineConfig, ModelFiles, PoolingTask, SeqPoolingType
 from server.terms.types import PoolingInfo
-from server.text.model_files.model_kind import ModelKind
-from server.text.model_files.sentence_files import read_object, read_sentence_files
+from server.text.model_files import ModelKind, read_object, read_sentence_files
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
 """Model types whose positions begin after the padding token's id, so that fewer tokens fit."""
@@ -156,8 +154,6 @@ class PoolingModel:
         )
 
     def _load(self, auto_class: Any, **options: Any) -> Encoder:
-        if hasattr(self._model_config, "reference_compile"):
-            self._model_config.reference_compile = False
         return Encoder(load_weights(auto_class, self._path, self._config, self._model_config, **options))
 
     def _find_sequence_type(self) -> SeqPoolingType:

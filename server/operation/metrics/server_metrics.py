@@ -35,7 +35,7 @@ from server.operation.metrics.collectors import (
     start_families,
 )
 from server.terms.types import EngineInfo, EngineStats, FinishReason
-from server.text.renderers.base import BaseRenderer
+from server.text.renderers.renderer import Renderer
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 """The media type of Prometheus's text format."""
@@ -68,7 +68,7 @@ class ServerMetrics:
         self,
         model_name: str,
         start: StartView,
-        renderer: BaseRenderer,
+        renderer: Renderer,
         lifecycle: Lifecycle,
         num_rejected: Mapping[str, int],
     ) -> None:
@@ -111,7 +111,7 @@ class ServerMetrics:
             registry=registry,
         )
         for name, pool in renderer.pools.owned.items():
-            pool.subscribe_waits(waits.labels(name).observe)
+            pool.on_wait = waits.labels(name).observe
 
     def read_silence_from(self, read: Callable[[], float]) -> None:
         """Sets the function that returns how many seconds the engine has been silent."""

@@ -8,18 +8,59 @@ error.
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
+from enum import Enum
 from functools import cache
 from secrets import choice
 from string import ascii_letters, digits
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import regex
 
-from server.text.parsers.base import CallArguments, CallStart, Content, Event, PromptEnd, Reasoning
 from server.text.parsers.call_text import Call, Found, Functions, Schema
 from server.text.parsers.formats import ReasoningFormat, ToolFormat, any_of
 from server.text.parsers.json_text import is_unicode, read_json
+
+
+class Reasoning(NamedTuple):
+    """Text of the model's reasoning."""
+
+    text: str
+
+
+class Content(NamedTuple):
+    """Text for the user."""
+
+    text: str
+
+
+class CallStart(NamedTuple):
+    """A tool call begins."""
+
+    name: str
+    id: str | None = None
+    """The call's id. None if the format has no ids. The server then creates an id."""
+
+
+class CallArguments(NamedTuple):
+    """JSON text that continues the arguments of the latest call."""
+
+    text: str
+
+
+Event = Reasoning | Content | CallStart | CallArguments
+
+
+class PromptEnd(Enum):
+    """Where a prompt ends: within or after reasoning. The parser reads the output accordingly."""
+
+    OPEN = "open"
+    """The prompt ends within reasoning."""
+    ENDED = "ended"
+    """The prompt ends after reasoning, so the output is the answer."""
+    SILENT = "silent"
+    """The prompt has no marker of reasoning, so `is_open_at_start` decides how the output begins."""
+
 
 Result = TypeVar("Result")
 Waiting = Generator[None, None, Result]

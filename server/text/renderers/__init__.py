@@ -1,5 +1,5 @@
 """Turns text into token ids and back.
 
-`base.py` has the base class, and `hf.py` has the renderer. `tokenizers` loads and
-runs Hugging Face's tokenizers. `images` and `embeds` load the images and embeddings of prompts.
+Begin with `renderer.py`. `tokenizers` loads and runs Hugging Face's tokenizers. `images` loads the images of
+prompts.
 """

@@ -12,9 +12,8 @@ from typing import Any, Final, NamedTuple
 
 from base.json_depth import read_json
 from base.wording import list_some
-from startup.files.model.file_faults import first_problem, places_near
+from startup.files.model.file_faults import first_problem, places_near, read_json_object
 from startup.files.model.gguf import NUMBERED, advice_for, gguf_problem, model_in, shard_names
-from startup.files.model.json_file import read_json_object
 
 _CHOICES: Final = (
     ("model.safetensors", None),

@@ -38,7 +38,7 @@ _PASSES_ON: Final = (("startup/vllm/patches/late_imports.py", "import_late"),)
 _IN_PLACE: Final = (
     ("startup/vllm/patches/late_graphs.py", "stays_idle"),
     ("startup/vllm/patches/late_imports.py", "prepare_and_poll"),
-    ("startup/vllm/patches/port.py", "bind"),
+    ("startup/vllm/serving/serving_events.py", "bind"),
 )
 """Functions that replace a library's, or wait in its place. Errors of the machine in them are no faults."""
 _EMBEDDED: Final = ("server/", "startup/embedded/")

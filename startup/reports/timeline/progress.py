@@ -13,8 +13,7 @@ from typing import Any, Final, Self
 
 from startup.reports.timeline.history import EarlierStarts
 from startup.reports.timeline.live_line import LiveLine, draw_bar
-from startup.reports.timeline.spans import PhaseSpan
-from startup.reports.timeline.timeline import PhaseTimeline
+from startup.reports.timeline.timeline import PhaseSpan, PhaseTimeline
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from startup.reports.timeline.spans import PhaseTotal, Stretch, sum_phases
-from startup.reports.timeline.timeline import PhaseTimeline
+from startup.reports.timeline.timeline import PhaseTimeline, PhaseTotal, Stretch, sum_phases
 
 SCHEMA: Final = "vllm-cli/startup-report"
 SCHEMA_VERSION: Final = 2

@@ -14,11 +14,11 @@ from base.machine.memory import MemoryState, read_memory
 from base.wording import list_some
 from envs.foreign import expand_home
 from envs.registry import env, undeclared_names, unknown_variables, validate_all
-from server.text.model_files.tokenizer_files import find_mistral_file, foreign_problem
+from server.text.model_files import find_mistral_file, foreign_problem
 from startup.files.model.checkpoint_folder import tokenizer_problem
+from startup.files.model.file_faults import read_json_object
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import describe_variables, hub_endpoints, is_offline, unusable_certificates
-from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import FolderListing, ModelPlace
 from startup.files.model.request import ModelRequest
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings

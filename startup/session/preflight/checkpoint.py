@@ -9,8 +9,15 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from base.json_depth import read_json
 from base.wording import list_some
 from startup.files.model.checkpoint_folder import WeightFiles, find_weight_files, folder_problems, is_numbered
-from startup.files.model.file_faults import UNREADABLE, file_problem, first_bytes, lfs_problem
-from startup.files.model.json_file import JsonFile, json_problem, read_json_object
+from startup.files.model.file_faults import (
+    UNREADABLE,
+    JsonFile,
+    file_problem,
+    first_bytes,
+    json_problem,
+    lfs_problem,
+    read_json_object,
+)
 from startup.session.preflight.report import Finding, error, warning
 
 _JSON_FILES: Final = (

@@ -10,7 +10,7 @@ from base.machine.memory import MemoryState
 from base.wording import format_bytes
 from envs.registry import env
 from server.terms.config import EngineConfig
-from server.text.model_files.model_kind import read_model_kind
+from server.text.model_files import read_model_kind
 from startup.imports.torch_environment import expects_gpu
 from startup.session.preflight.checkpoint import LENGTH_KEYS, Checkpoint
 from startup.session.preflight.report import Finding, error, info, warning

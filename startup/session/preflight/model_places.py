@@ -14,8 +14,8 @@ from envs.foreign import expand_home
 from envs.redaction import without_login
 from envs.registry import env
 from startup.files.download.messages import DownloadError
+from startup.files.model.file_faults import read_json_object
 from startup.files.model.hub_settings import hub_endpoints
-from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import FolderListing, ModelPlace, absence_problem, find_snapshot, missing_package
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.report import CHOICE, Finding, error, info, warning

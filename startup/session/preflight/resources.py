@@ -2,11 +2,9 @@
 
 import mmap
 import os
-import re
 import resource
 import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +24,6 @@ _MIN_NUM_FILES: Final = 96
 _GOOD_NUM_FILES: Final = 1024
 _MIN_SHM_BYTES: Final = 16 << 20
 """Minimum of shared memory. It is enough for multiprocessing's semaphores and OpenMP's registrations."""
-_REGISTERED_LOG: Final = re.compile(r'register_(?:log|artifact)\(\s*"(\w+)"')
 
 
 def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
@@ -52,8 +49,6 @@ def check_libraries() -> Iterator[Finding]:
         folder = foreign.text_of(name)
         if foreign.is_set(name) and (problem := write_problem(folder or ".")):
             yield error("environment", f"{name}={folder} cannot be written to ({problem}): create it, or unset {name}")
-    if (unknown := _unknown_torch_log()) is not None:
-        yield error("environment", f"TORCH_LOGS: torch has no log or module {unknown!r}. Correct it, or unset it")
     try:
         mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
     except OSError as err:
@@ -62,26 +57,6 @@ def check_libraries() -> Iterator[Finding]:
             f"no memory may be writable and executable ({err.strerror}), as torch's kernels need: leave "
             "MemoryDenyWriteExecute= out of the unit (PR_GET_MDWE shows it), or allow execmem in SELinux",
         )
-
-
-def _unknown_torch_log() -> str | None:
-    """The first name in TORCH_LOGS that `import torch` rejects. None if torch accepts all names.
-
-    torch accepts modules, and names that are registered in one of its files. Without this file, returns None.
-    """
-    spec = find_spec("torch") if foreign.is_set("TORCH_LOGS") else None
-    if spec is None or spec.origin is None:
-        return None
-    file = Path(spec.origin).parent / "_logging" / "_registrations.py"
-    registered = _REGISTERED_LOG.findall(file.read_text()) if file.is_file() else []
-    if not registered:
-        return None
-    for setting in foreign.text_of("TORCH_LOGS").split(","):
-        name = setting.strip().lstrip("+-")
-        is_known = name in ("", "all", "help", *registered)
-        if not is_known and find_spec(name.partition(".")[0]) is None:
-            return name
-    return None
 
 
 def check_num_files() -> Iterator[Finding]:

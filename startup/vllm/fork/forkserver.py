@@ -44,9 +44,9 @@ FORKS: Final = Hook(
     gain="0.16 (0.15–0.18) of `vllm serve`, with all hooks",
     needs=(
         *NEEDS,
-        Text(("vllm.utils.system_utils",), r"def get_mp_context\(.*?multiprocessing\.get_context\(", "get_mp_context"),
-        Text(("vllm.envs",), r'"VLLM_WORKER_MULTIPROC_METHOD"', "VLLM_WORKER_MULTIPROC_METHOD"),
-        Text(("vllm.v1.engine.utils",), r"get_mp_context\(\)", "a start of engines with get_mp_context"),
+        Text("vllm.utils.system_utils", r"def get_mp_context\(.*?multiprocessing\.get_context\(", "get_mp_context"),
+        Text("vllm.envs", r'"VLLM_WORKER_MULTIPROC_METHOD"', "VLLM_WORKER_MULTIPROC_METHOD"),
+        Text("vllm.v1.engine.utils", r"get_mp_context\(\)", "a start of engines with get_mp_context"),
         Name("multiprocessing.popen_fork", "Popen._send_signal", ("sig",)),
     ),
     is_essential=True,
@@ -59,8 +59,8 @@ CHILD_VARIABLES: Final = Hook(
     without="workers on CPU are slower, or are not forked",
     promise="workers on CPU are as fast as vLLM's: 1.01 (0.98–1.02)",
     needs=(
-        Text((_CPU,), r'os\.environ\["LD_PRELOAD"\]', "LD_PRELOAD"),
-        Text((_CPU,), r'os\.environ\["TORCHINDUCTOR_COMPILE_THREADS"\]', "TORCHINDUCTOR_COMPILE_THREADS"),
+        Text(_CPU, r'os\.environ\["LD_PRELOAD"\]', "LD_PRELOAD"),
+        Text(_CPU, r'os\.environ\["TORCHINDUCTOR_COMPILE_THREADS"\]', "TORCHINDUCTOR_COMPILE_THREADS"),
     ),
 )
 

@@ -56,7 +56,7 @@ PROFILE: Final = Hook(
     does="imports, in the forkserver, a fixed list and what engines and workers imported in earlier starts",
     without="engines and workers import these modules themselves",
     promise="model and plugins are imported once",
-    needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
+    needs=(Text("vllm.v1.utils", r'f"ApiServer_', "ApiServer_"),),
 )
 
 _GPU_MODULES: Final = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner")

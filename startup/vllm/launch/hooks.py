@@ -105,7 +105,7 @@ def report_hooks(vllm: InstalledVllm) -> HookReport:
 
 
 def _imported(hook: Hook) -> Iterator[str]:
-    return (need.modules[0] for need in hook.needs if not isinstance(need, Text))
+    return (need.module for need in hook.needs if not isinstance(need, Text))
 
 
 def _check(name: str, vllm: InstalledVllm, failed: Mapping[str, FailedImport]) -> HookFinding:

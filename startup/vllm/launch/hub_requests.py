@@ -15,8 +15,8 @@ from base.errors import with_causes
 from envs import environment, foreign
 from envs.registry import env
 from startup.files.download.obtain import begin_download
+from startup.files.model.file_faults import read_json_object
 from startup.files.model.file_plan import Download, FilePlan
-from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import without_file_scheme
 from startup.hook import uses
 from startup.processes.state import forbid_hub_requests

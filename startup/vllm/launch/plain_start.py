@@ -16,7 +16,7 @@ from envs import foreign
 from envs.registry import env
 from startup import start_origin
 from startup.errors import log_with_code
-from startup.port.systemd.service_manager import ServiceManager
+from startup.port.service_manager import ServiceManager
 from startup.processes import group_signals, interpreter
 from startup.settings.serve_words import OMNI
 from startup.vllm.fork.preload_profile import StartKind, forget_failure, plain_state

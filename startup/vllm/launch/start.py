@@ -67,17 +67,15 @@ from startup.vllm.launch.plain_start import (
     report_plain_start,
     run_plainly,
 )
-from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
 from startup.vllm.patches.engine_wait import EngineWait
 from startup.vllm.patches.json_logs import set_log_format
 from startup.vllm.patches.late_renderer import create_renderer_in
 from startup.vllm.patches.placing import place_hooks
 from startup.vllm.serving.engine_death import notice_engine_death
-from startup.vllm.serving.graph_progress import stop_capturing
 from startup.vllm.serving.server_context import ServerContext
-from startup.vllm.serving.serving_events import DRAIN, ServingEvents
-from startup.vllm.serving.start_metrics import GraphFigures, export_start
+from startup.vllm.serving.serving_events import DRAIN, ServingEvents, reuse_listener
+from startup.vllm.serving.start_metrics import GraphFigures, export_start, stop_capturing
 from startup.vllm.vllm_imports import LATER_MODULES, import_api_server, import_rest
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine
@@ -262,7 +260,7 @@ class _VllmStart:
             if line.uds is None and line.port == 0:
                 self._chosen_port = ("--port", str(listening.getsockname()[1]))
                 self._line = line.with_last(*self._chosen_port)
-            self._session.stack.enter_context(port.reuse_listener(listening))
+            self._session.stack.enter_context(reuse_listener(listening))
         else:
             self._session.keep_run_record(_address_of(line))
 

@@ -101,7 +101,7 @@ class TemplateImports:
         if was_enabled:
             gc.enable()
 
-    def why_cold(self, words: Sequence[str]) -> str | None:
+    def why_cold(self, given: ServeWords) -> str | None:
         """Why a server with these words after `serve` cannot use the template. None if it can use it.
 
         Called in each fork.
@@ -109,7 +109,7 @@ class TemplateImports:
         if (changed := self._tokenizers.changed()) is not None:
             return f"the standby's imports are out of date: {changed} has changed"
         try:
-            return self._why_cold(CommandLine.of(ServeWords(words).engine_words))
+            return self._why_cold(CommandLine.of(given.engine_words))
         except Exception as err:  # noqa: BLE001 - a cold start reports invalid words and variables
             return f"the settings are not understood: {err}"
 

@@ -57,8 +57,8 @@ AOT_LOADING: Final = Hook(
     without="vLLM for CPU compiles the model in every start",
     promise="later starts load the compiled model",
     needs=(
-        Text((_DECORATORS,), r"torch\.compiler\.load_compiled_function\(", "torch.compiler.load_compiled_function()"),
-        Text((_DECORATORS,), r"\._artifacts\.compiled_fn\.finalize_loading\(", "finalize_loading()"),
+        Text(_DECORATORS, r"torch\.compiler\.load_compiled_function\(", "torch.compiler.load_compiled_function()"),
+        Text(_DECORATORS, r"\._artifacts\.compiled_fn\.finalize_loading\(", "finalize_loading()"),
     ),
     places={"forkserver"},
 )

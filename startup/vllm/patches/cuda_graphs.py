@@ -44,7 +44,7 @@ GRAPH_MEMORY: Final = Hook(
 _FREEZE: Final = Name("vllm.utils.gc_utils", "freeze_gc_for_cudagraph_capture", ())
 FROZEN_HEAP: Final = GRAPH_MEMORY.part(
     _FREEZE,
-    Text((_FREEZE.module,), r"gc\.unfreeze\(\)\n +gc\.collect\(\)", "gc.unfreeze() after a capture"),
+    Text(_FREEZE.module, r"gc\.unfreeze\(\)\n +gc\.collect\(\)", "gc.unfreeze() after a capture"),
     since=(0, 32),
 )
 

@@ -33,11 +33,11 @@ JSON_LOGS: Final = Hook(
     does="configures vLLM's log, and puts the names of processes into its records",
     without="only the launcher's lines are JSON, or have multiprocessing's names",
     promise="`--log-format json` applies to every line",
-    needs=(Text(("vllm.logger",), r"envs\.VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_CONFIG_PATH"),),
+    needs=(Text("vllm.logger", r"envs\.VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_CONFIG_PATH"),),
 )
 STREAM_PREFIXES: Final = JSON_LOGS.part(_DECORATE_LOGS, until=(0, 30), places={"api", "forkserver", "template"})
 PROCESS_NAMES: Final = JSON_LOGS.part(
-    Text(("vllm.logger",), r"record\.vllm_process_name\b", "vllm_process_name"), since=(0, 31)
+    Text("vllm.logger", r"record\.vllm_process_name\b", "vllm_process_name"), since=(0, 31)
 )
 
 _LAYOUT: Final = "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"

@@ -40,7 +40,7 @@ from startup.processes.group_signals import start_thread
 from startup.storage.caches import Kept, of_type
 from startup.vllm.patches import cuda_graphs
 from startup.vllm.patches.early_graphs import ENVS, ESTIMATE, PLATFORM, why_config, why_runner
-from startup.vllm.serving.graph_progress import GraphProgress, is_stopped
+from startup.vllm.serving.start_metrics import GraphProgress, is_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ LATE_GRAPHS: Final = Hook(
         *(Name(_MANAGER, f"CudaGraphManager.{name}") for name in ("_capture_descs", "_candidates")),
         *(Name(_DISPATCHER, f"CudagraphDispatcher.{name}") for name in ("cudagraph_keys", "get_capture_descs")),
         *(Name(_CORE, f"EngineCoreProc.{name}") for name in _OF_LOOP),
-        Text((_CORE,), r"block = self\.process_input_queue_block\n", "process_input_queue_block"),
-        Text((_WORKSPACE,), r"self\._current_workspaces\[workspace_id\] = None", "growth of the workspace"),
+        Text(_CORE, r"block = self\.process_input_queue_block\n", "process_input_queue_block"),
+        Text(_WORKSPACE, r"self\._current_workspaces\[workspace_id\] = None", "growth of the workspace"),
     ),
     since=(0, 33),
     places={"forkserver", "template"},

@@ -30,23 +30,21 @@ LATE_NAMES: Final = Hook(
     without="processes import what few requests use",
     gain="0.89 (0.86–0.99) of a cold start; subcommands 0.82 (0.79–0.94)",
     needs=(
-        Text(("vllm.connections",), r"^import aiohttp\b", "import aiohttp"),
-        Text(
-            ("vllm.v1.structured_output",), r"^from vllm\.v1\.structured_output\.backend_xgrammar import", "an import"
-        ),
+        Text("vllm.connections", r"^import aiohttp\b", "import aiohttp"),
+        Text("vllm.v1.structured_output", r"^from vllm\.v1\.structured_output\.backend_xgrammar import", "an import"),
     ),
 )
 FLASHINFER: Final = LATE_NAMES.part(
-    Text(("flashinfer._build_meta",), r'^__version__ = "0\.7\.2', "version 0.7.2"), since=(0, 33)
+    Text("flashinfer._build_meta", r'^__version__ = "0\.7\.2', "version 0.7.2"), since=(0, 33)
 )
 _WARM_ROUTER: Final = Name("vllm.model_executor.warmup.kernel_warmup", "_warmup_ll_bf16_router_gemm", ("model",))
 _ROUTER_SHAPES: Final = Name(_WARM_ROUTER.module, "_ll_bf16_router_shapes_from_model", ("model",))
 ROUTERS: Final = LATE_NAMES.part(_WARM_ROUTER, _ROUTER_SHAPES, since=(0, 33), places={"forkserver", "template"})
-UNUSED_COMMANDS: Final = LATE_NAMES.part(Text(("vllm.entrypoints.cli.main",), r"\.cmd_init\(", "cmd_init()"))
+UNUSED_COMMANDS: Final = LATE_NAMES.part(Text("vllm.entrypoints.cli.main", r"\.cmd_init\(", "cmd_init()"))
 
 
 _POLL: Final = Name("vllm.v1.engine.core", "EngineCoreProc._process_input_queue", ())
-_BLOCK: Final = Text((_POLL.module,), r"block = self\.process_input_queue_block\n", "process_input_queue_block")
+_BLOCK: Final = Text(_POLL.module, r"block = self\.process_input_queue_block\n", "process_input_queue_block")
 WHEN_IDLE: Final = LATE_NAMES.part(_POLL, _BLOCK, places={"forkserver"})
 _IDLE_S: Final = 3.0
 """Most first requests come sooner after readiness. They do not wait for these imports."""

@@ -5,6 +5,7 @@ from typing import Final
 from startup.compiled_models import vllm_hooks
 from startup.hook import Hook, Process, hooks_of
 from startup.imports.finder import place
+from startup.vllm import journal
 from startup.vllm.patches import (
     compiler,
     compiler_keys,
@@ -15,7 +16,6 @@ from startup.vllm.patches import (
     late_imports,
     model_registry,
     process_titles,
-    spans,
     temp_files,
     tokenizers,
     triton_sources,
@@ -24,7 +24,7 @@ from startup.vllm.serving import serving_events
 
 PLACED_IN: Final = (
     serving_events, tokenizers, compiler_keys, compiler, triton_sources, vllm_hooks, model_registry, kv_cache,
-    cuda_graphs, late_graphs, late_imports, json_logs, spans, temp_files, process_titles,
+    cuda_graphs, late_graphs, late_imports, json_logs, journal, temp_files, process_titles,
 )  # fmt: skip
 """The modules with these hooks, in the order of the documentation and of the changes."""
 

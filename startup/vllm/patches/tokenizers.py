@@ -32,7 +32,7 @@ _READ: Final = (
 )  # fmt: skip
 """The attributes of `model_config` that any supported release of vLLM reads to load a tokenizer."""
 _READS_NO_OTHER: Final = Text(
-    (_CACHED_TOKENIZER.module,),
+    _CACHED_TOKENIZER.module,
     rf"^def {_CACHED_TOKENIZER.path}\((?:(?!^def |model_config\.(?!(?:{'|'.join(_READ)})\b)).)*(?:^def |\Z)",
     f"{_CACHED_TOKENIZER.path} reads of model_config only {', '.join(_READ)}",
 )
@@ -64,7 +64,7 @@ PROCESSOR_LOOKUP: Final = Hook(
 LATE_TOKENIZER: Final = PROCESSOR_LOOKUP.part(
     _OUTPUT_TOKENIZER,
     _OUTPUT_MANAGER,
-    Text((_OUTPUT,), r"self\.tokenizer = cached_tokenizer_from_config\(", "its assignment to self.tokenizer"),
+    Text(_OUTPUT, r"self\.tokenizer = cached_tokenizer_from_config\(", "its assignment to self.tokenizer"),
     since=(0, 30),
     places={"forkserver"},
 )

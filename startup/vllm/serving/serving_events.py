@@ -1,4 +1,4 @@
-"""Notifies the launcher when vLLM's HTTP server is about to accept, accepts, and is about to stop.
+"""Gives vLLM the launcher's socket, and notifies the launcher when vLLM's server accepts and soon stops.
 
 A single API server runs in the launcher's own process. Several API servers run in children, which notify the
 launcher through a pipe.
@@ -8,8 +8,8 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from startup.hook import Hook, Name, Text
@@ -22,12 +22,8 @@ from startup.vllm.serving.server_context import ChildLink, ServerContext
 if TYPE_CHECKING:
     from startup.vllm.serving.serving_probes import ServingProbes
 
-_LAUNCHER: Final = (
-    "vllm.entrypoints.launchers.launcher",
-    "vllm.entrypoints.openai.api_server",
-    "vllm.entrypoints.launcher",
-)
-"""The modules in which vLLM binds its port and serves. vLLM 0.29 and later have the first module."""
+_LAUNCHER: Final = "vllm.entrypoints.launchers.launcher"
+"""The module in which vLLM binds its port and serves."""
 
 _STARTUP: Final = Name("uvicorn.server", "Server.startup", ("sockets",))
 _SHUTDOWN: Final = Name("uvicorn.server", "Server.shutdown")
@@ -76,7 +72,7 @@ DRAIN: Final = Hook(
     ),
     places={"api", "forkserver"},
 )
-_FIND_PORT_USER: Final = Name(_LAUNCHER[0], "find_process_using_port", ("port",))
+_FIND_PORT_USER: Final = Name(_LAUNCHER, "find_process_using_port", ("port",))
 PORT_USER: Final = DRAIN.part(_FIND_PORT_USER)
 
 _CORE_CLIENT: Final = "vllm.v1.engine.core_client"
@@ -92,7 +88,7 @@ WATCHDOG: Final = Hook(
         Name(_CORE_CLIENT, "AsyncMPClient.utility_results"),
         Name(_CORE_CLIENT, "BackgroundResources.engine_dead"),
         Name(_CORE_CLIENT, "BackgroundResources.output_queue_task"),
-        Text(("vllm.v1.engine.core",), r"def is_sleeping\(self\)", "EngineCore.is_sleeping"),
+        Text("vllm.v1.engine.core", r"def is_sleeping\(self\)", "EngineCore.is_sleeping"),
     ),
 )
 
@@ -270,3 +266,43 @@ def _once(function: Callable[[], None]) -> Callable[[], None]:
             function()
 
     return call
+
+
+@contextmanager
+def reuse_listener(listener: socket.socket) -> Iterator[None]:
+    """Inside this context, a socket that is bound to the listener's address duplicates the listener.
+
+    vLLM binds its socket itself, in several places, and passes the socket to its API servers.
+    """
+    address = listener.getsockname()
+    original_bind = socket.socket.bind
+
+    def bind(self: socket.socket, wanted: Any) -> None:
+        is_same_kind = (self.family, self.type) == (listener.family, listener.type)
+        if is_same_kind and _is_at(wanted, address, self.family):
+            os.dup2(listener.fileno(), self.fileno(), inheritable=False)
+        else:
+            original_bind(self, wanted)
+
+    socket.socket.bind = bind  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        socket.socket.bind = original_bind  # type: ignore[method-assign]
+
+
+def _is_at(wanted: Any, address: Any, family: int) -> bool:
+    if family == socket.AF_UNIX:
+        return bool(wanted == address)
+    any_host = "::" if family == socket.AF_INET6 else "0.0.0.0"
+    host, port = wanted[:2]
+    return bool(port == address[1] and address[0] in (host or any_host, *_addresses(host, family)))
+
+
+def _addresses(host: str, family: int) -> list[str]:
+    """The first address of a host name. Empty for an unknown name, which the original `bind` rejects."""
+    try:
+        found = socket.getaddrinfo(host or None, None, family, socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return [str(address[0]) for *_, address in found[:1]]

@@ -16,8 +16,8 @@ from typing import Final
 from base.server_settings import NetworkConfig, TlsConfig
 from envs.foreign import expand_home
 from startup.files.model.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_problem
-from startup.files.model.file_faults import first_problem
-from startup.files.model.json_file import read_json_object
+from startup.files.model.file_faults import first_problem, read_json_object
+from startup.files.model.request import parse_adapter
 from startup.session.preflight.all_checks import PreflightOptions, download_checks, is_importable
 from startup.session.preflight.network import check_address, check_tls
 from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, error, run_checks, warning
@@ -25,7 +25,6 @@ from startup.session.preflight.resources import check_cache_folder
 from startup.settings.serve_words import OMNI
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
-from startup.vllm_words.model_request import parse_adapter
 from startup.vllm_words.preflight.arguments import GivenStart, argument_findings, rule_findings
 from startup.vllm_words.preflight.devices import device_findings
 from startup.vllm_words.preflight.model import ModelOnDisk

@@ -14,10 +14,9 @@ from typing import Any, Final
 from base.wording import list_some
 from envs.suggestion import did_you_mean
 from startup.files.model.checkpoint_folder import folder_problems, no_config_problem
-from startup.files.model.file_faults import first_problem
+from startup.files.model.file_faults import first_problem, read_json_object
 from startup.files.model.gguf import LLAMA_SERVER, VLLM_PLUGIN, find_gguf, gguf_problem
 from startup.files.model.hub_settings import is_offline
-from startup.files.model.json_file import read_json_object
 from startup.files.model.model_place import FolderListing, ModelPlace, may_be_renamed
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings

@@ -18,7 +18,7 @@ from envs import foreign
 from envs.foreign import expand_home
 from envs.registry import env
 from envs.variable import EnvError
-from startup.files.model.json_file import JsonFile, read_json_object
+from startup.files.model.file_faults import JsonFile, read_json_object
 from startup.session.preflight.report import Finding, error, warning
 from startup.session.preflight.resources import (
     SHM,
@@ -28,8 +28,7 @@ from startup.session.preflight.resources import (
 )  # fmt: skip
 from startup.settings.flag import Flag
 from startup.storage.temp_folder import MAX_BYTES
-from startup.vllm_words.preflight.arguments import GivenStart
-from startup.vllm_words.preflight.flag_values import FlagValueError, parse_value
+from startup.vllm_words.preflight.arguments import FlagValueError, GivenStart, parse_value
 
 _PACKAGES: Final = (
     ("--load-format", "runai_streamer", "runai_model_streamer", "runai-model-streamer"),

@@ -1,16 +1,22 @@
-"""API keys from a file, and the detection of changed files."""
+"""API keys from a file, and the detection of changed files. Answers to preflight requests are Starlette's."""
 
 import asyncio
+import itertools
 import logging
 import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 
 from base.security import credentials
 from base.security.api_keys import ApiKeys, KeyFileError
+from base.security.cors import CorsPolicy
 from base.security.credentials import FileWatch
+from base.server_settings import NetworkConfig
 
 
 @pytest.fixture
@@ -81,8 +87,7 @@ async def test_every_way_to_change_a_file_is_detected(tmp_path, way):
         file.symlink_to("1")
     else:
         file.write_text("old")
-    loop = asyncio.get_running_loop()
-    report = partial(loop.call_soon_threadsafe, changed.set)
+    report = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
     watch = FileWatch([tmp_path / "other", file], report, interval_s=0.02)
     watch.start()
     try:
@@ -103,3 +108,32 @@ async def test_every_way_to_change_a_file_is_detected(tmp_path, way):
         await asyncio.wait_for(changed.wait(), TIMEOUT_S)
     finally:
         watch.close()
+
+
+def test_cors_has_starlettes_answers():
+    for origins, headers, methods, has_credentials in itertools.product(
+        (("*",), ("https://a.example", "https://b.example")),
+        (("*",), ("X-Own",), ()),
+        (("*",), ("POST",)),
+        (False, True),
+    ):
+        rules = {"allow_origins": origins, "allow_methods": methods, "allow_headers": headers}
+        theirs = CORSMiddleware(Response(), **rules, allow_credentials=has_credentials)
+        allowed = {name.replace("allow_", "allowed_"): rule for name, rule in rules.items()}
+        _compare(theirs, CorsPolicy(NetworkConfig(**allowed, allow_credentials=has_credentials)))
+
+
+def _compare(theirs: CORSMiddleware, ours: CorsPolicy) -> None:
+    for origin, method, asked, more in itertools.product(
+        ("https://a.example", "https://c.example", "null"),
+        ("POST", "GET", "QUERY", "post"),
+        (None, "", "x-own", "x-own, Content-Type", "x-other"),
+        ({}, {"Access-Control-Request-Private-Network": "true"}),
+    ):
+        sent = {"Origin": origin, "Access-Control-Request-Method": method, **more}
+        sent |= {} if asked is None else {"Access-Control-Request-Headers": asked}
+        expected = theirs.preflight_response(Headers(sent))
+        answer = ours.answer_preflight({name.lower(): value for name, value in sent.items()})
+        assert (answer.status, answer.text) == (expected.status_code, expected.body.decode()), sent
+        expected_headers = {name: value for name, value in expected.headers.items() if not name.startswith("content-")}
+        assert answer.headers == expected_headers, sent

@@ -3,7 +3,6 @@
 import shutil
 import socket
 import ssl
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -15,12 +14,9 @@ from tests.support.certificates import make_certificate, needs_openssl
 
 pytestmark = needs_openssl
 
-Connect = Callable[[ssl.SSLContext, ssl.SSLSession | None], ssl.SSLSession | None]
-"""Opens and closes a connection. Returns its session for resumption, or raises SSLError."""
-
 
 @contextmanager
-def _serving(tls: RenewableTls) -> Iterator[Connect]:
+def _serving(tls: RenewableTls):
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         serving = pool.submit(_serve, listener, tls)
 

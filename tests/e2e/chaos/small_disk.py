@@ -31,15 +31,11 @@ class SmallDisk:
         own_user = () if os.geteuid() == 0 else ("--map-root-user",)
         try:
             self._keeper = subprocess.Popen(
-                ["unshare", *own_user, "--mount", "sh", "-c", script],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+                ["unshare", *own_user, "--mount", "sh", "-c", script], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
         except FileNotFoundError:
             pytest.skip(how_to_install("unshare"))
-        assert self._keeper.stdout is not None
         if (answer := self._keeper.stdout.readline()) != "mounted\n":
             self.__exit__()
             pytest.skip(f"no file system can be mounted: {answer.strip()}")

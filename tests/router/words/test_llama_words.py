@@ -45,7 +45,6 @@ def command_of(*words: object) -> Sequence[str]:
     options = options_of(*words)
     (entry,) = options.entries.values()
     assert (options.only, entry.preload, entry.words, entry.engine) == (entry.name, True, (), "other")
-    assert entry.foreign is not None
     begin = ("--host", "127.0.0.1", "--port", "${PORT}", "--metrics", "--jinja", "--alias")
     assert entry.foreign.words[0] == "llama-server"
     assert entry.foreign.words[3:10] == begin
@@ -73,7 +72,6 @@ def test_a_config_file_is_read_once(model):
     options = options_of("--config", f"/dev/fd/{read_fd}", "--seed", "4")
     os.close(read_fd)
     foreign = options.entries["qwen.gguf"].foreign
-    assert foreign is not None
     assert foreign.words[1:3] == ("-m", str(model))
     assert foreign.words[11:] == ("--ctx-size", "2048", "--seed", "4")
     assert options.config.server.network.port == 7
@@ -125,7 +123,6 @@ def test_the_port_s_flags_and_names_are_the_router_s(model):
     entry = options.entries["a"]
     assert (entry.aliases, entry.ttl_s, entry.restart_limit) == (("b",), 300, 2)
     assert dict(entry.env) == {"HF_TOKEN": "secret"}
-    assert entry.foreign is not None
     assert entry.foreign.words[-2:] == ("--alias", "a")
     assert "secret" not in entry.foreign.words
 
@@ -161,13 +158,11 @@ def test_preflight_only_reports_the_model(model, invoke):
 def test_beside_other_models_it_is_started_by_a_request(model, tiny_llama, tmp_path):
     entries = options_of(model, tiny_llama, "--max-model-len", "256", "--seed=1").entries
     gguf, other = entries["qwen.gguf"], entries[tiny_llama.name]
-    assert gguf.foreign is not None
     assert gguf.foreign.words[11:] == ("--ctx-size", "256", "--seed", "1")
     assert (gguf.preload, other.engine, other.foreign) == (False, "embedded", None)
     file = tmp_path / "models.yaml"
     file.write_text(json.dumps({"models": {"q": {"model": str(model), "args": "--max-num-seqs 2"}}}))
     entry = options_of("--models", file).entries["q"]
-    assert entry.foreign is not None
     assert entry.foreign.words[10:] == ("q", "--parallel", "2", "--kv-unified")
 
 

@@ -175,13 +175,10 @@ def test_faults_of_the_file_and_of_all_models_are_reported_at_once(read, tiny_ll
     model = {"model": str(tiny_llama)}
     checked = read(
         {
-            "a": model | {"ttl": "x"},
-            "b": model | {"args": "--nonsense"},
-            "c": {"model": "/nowhere"},
-            "d": model | {"args": "--served-model-name e"},
-            "e": model,
+            "a": model | {"ttl": "x"}, "b": model | {"args": "--nonsense"}, "c": {"model": "/nowhere"},
+            "d": model | {"args": "--served-model-name e"}, "e": model,
         }
-    )
+    )  # fmt: skip
     assert [(fault.key, fault.check) for fault in checked.faults] == [
         ("models.a.ttl", "usage"), ("models.b", "usage"), ("models.c", "model"), ("models.e", "usage"),
     ]  # fmt: skip
@@ -302,8 +299,7 @@ def test_links_to_one_folder_and_ids_of_the_hub_have_names_of_their_own(tiny_lla
 
 
 def test_a_program_that_many_models_lack_is_one_fault(read):
-    checked = read({f"m{n}": {"cmd": "no-program --port ${PORT}"} for n in range(16)})
-    (fault,) = checked.faults
+    (fault,) = read({f"m{n}": {"cmd": "no-program --port ${PORT}"} for n in range(16)}).faults
     assert fault.key.startswith("models.m0, models.m1, ")
     assert fault.key.endswith(" and 8 more")
     assert "'no-program' of cmd is not found" in fault.text

@@ -10,9 +10,8 @@ from router.router import RouterOptions
 from router.words.single_model import embedded_router, vllm_router
 from startup.settings.config import StartupConfig, flags_with_role
 from startup.settings.serve_words import ServeWords
-from startup.words.engine_choice import vllm_options
 from startup.words.errors import InputError
-from startup.words.serve_command import read_start
+from startup.words.serve_command import read_start, vllm_options
 from startup.words.supported import SUPPORTED
 from tests.support.peer_vllm import ROOT
 from tests.support.vllm_flags import VLLM_NAMES

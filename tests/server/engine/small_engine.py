@@ -4,7 +4,7 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 from transformers import PreTrainedModel
@@ -36,9 +36,6 @@ from server.terms.types import (
     TokenLogprob,
 )
 from tests.server.inline_executor import InlineExecutor
-
-if TYPE_CHECKING:
-    from server.engine.sequence import Sequence
 
 _MAX_STEPS = 20_000
 
@@ -135,7 +132,7 @@ class SmallEngine:
         self.completions: dict[str, Completion] = {}
         self.steps: list[dict[str, int]] = []
         """For each step: request id -> number of computed tokens, in the step's order."""
-        self._computed: WeakSet[Sequence] = WeakSet()
+        self._computed = WeakSet()
         self._record_steps()
 
     @property

@@ -69,11 +69,9 @@ def test_logprobs_of_prompt_and_output_equal_the_models(plain_llama, llama, budg
     engine = SmallEngine(llama, max_num_batched_tokens=budget)
     [completion] = engine.complete([prompt], prompt_logprobs=2, logprobs=1, max_tokens=10)
     raw = _logprobs(plain_llama, prompt + completion.token_ids)
-    assert completion.prompt_logprobs is not None
     assert len(completion.prompt_logprobs) == 70
     assert completion.prompt_logprobs[0] is None
     for position, found in enumerate(completion.prompt_logprobs[1:]):
-        assert found is not None
         assert found.token_id == prompt[position + 1]
         assert found.logprob == pytest.approx(float(raw[position, found.token_id]), abs=1e-4)
         assert [t for t, _ in found.top] == raw[position].topk(2).indices.tolist()
@@ -104,8 +102,7 @@ def test_stats_count_requests_tokens_and_the_cache_exactly(llama):
 
 @torch.inference_mode()
 def _logprobs(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
-    logprobs: torch.Tensor = model(input_ids=torch.tensor([token_ids])).logits[0].log_softmax(-1)
-    return logprobs
+    return model(input_ids=torch.tensor([token_ids])).logits[0].log_softmax(-1)
 
 
 def test_the_first_output_reports_queue_and_prefill_times(llama, monkeypatch):
@@ -123,8 +120,7 @@ def test_the_first_output_reports_queue_and_prefill_times(llama, monkeypatch):
 
 
 def test_a_token_beyond_the_vocabulary_fails_only_its_request(llama):
-    engine = SmallEngine(llama)
-    bad, good = engine.complete([[5, llama.config.vocab_size], [5, 6]], max_tokens=2)
+    bad, good = SmallEngine(llama).complete([[5, llama.config.vocab_size], [5, 6]], max_tokens=2)
     assert bad.finish_reason == "error"
     assert str(llama.config.vocab_size) in (bad.error or "")
     assert len(good.token_ids) == 2

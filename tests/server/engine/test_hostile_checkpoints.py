@@ -19,7 +19,7 @@ from server.engine.model_loading import load_config, load_model
 from server.engine.pooling import projection
 from server.engine.sampling.guided import read_vocabulary
 from server.terms.config import EngineConfig
-from server.text.model_files.tokenizer_files import TokenizerLoadError
+from server.text.model_files import TokenizerLoadError
 from server.text.renderers.images.processor import load_processor
 from server.text.renderers.tokenizers.loading import load_tokenizer
 

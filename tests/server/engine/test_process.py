@@ -65,8 +65,7 @@ class Engine:
         self._connection.sendall(following)
 
     def receive(self) -> FromEngine:
-        message: FromEngine = msgspec.msgpack.decode(self._channel.receive(), type=FromEngine)
-        return message
+        return msgspec.msgpack.decode(self._channel.receive(), type=FromEngine)
 
 
 @pytest.fixture

@@ -185,7 +185,6 @@ def test_random_requests_and_aborts_on_little_memory(plain_llama, llama, prefix_
         assert engine.prefixes.num_tokens <= prefix_tokens
     engine.cache.forget_prefixes()
     kv_cache = engine.cache._kv_cache
-    assert kv_cache is not None
     assert os.fstat(kv_cache.slots.memory._file).st_blocks == 0
 
 

@@ -13,10 +13,10 @@ from server.generation.reasoning import PromptReasoning, ReasoningCounter, load_
 from server.generation.request import ChatRequest
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.server_config import GenerationConfig
-from server.text.parsers.base import PromptEnd
 from server.text.parsers.formats import REASONING_FORMATS
-from server.text.renderers.hf import HfRenderer
+from server.text.parsers.output_parser import PromptEnd
 from server.text.renderers.prompts import RenderedPrompt
+from server.text.renderers.renderer import Renderer
 from tests.server.text.renderers.conftest import encode
 from tests.support.llamas import save_tiny_llama
 
@@ -26,19 +26,19 @@ SPECIAL = ("[THINK]", "[/THINK]", "<|channel|>")
 
 
 @pytest.fixture(scope="module")
-def renderer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HfRenderer]:
+def renderer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Renderer]:
     folder = save_tiny_llama(tmp_path_factory.mktemp("model"))
     file = str(folder / "tokenizer.json")
     tokenizer = Tokenizer.from_file(file)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in PLAIN])
     tokenizer.add_special_tokens([AddedToken(text) for text in SPECIAL])
     tokenizer.save(file)
-    with HfRenderer(ModelFiles(folder, folder), RendererConfig()) as renderer:
+    with Renderer(ModelFiles(folder, folder), RendererConfig()) as renderer:
         yield renderer
 
 
 @pytest.fixture
-def look(renderer: HfRenderer) -> Any:
+def look(renderer: Renderer) -> Any:
     """A function that returns the reasoning state of the outputs of a prompt."""
 
     def look(name: str, prompt: str, *, has_grammar: bool = False, **fields: Any) -> PromptReasoning | None:

@@ -37,7 +37,7 @@ from server.terms.types import (
     SamplingParams,
     TokenLogprob,
 )
-from server.text.renderers.hf import HfRenderer
+from server.text.renderers.renderer import Renderer
 from tests.server.engine.sampling.grammar_texts import build_grammar
 from tests.server.server_config import INFO, server_config
 from tests.support.http_client import RawClient
@@ -259,22 +259,22 @@ def assert_rejected(response: httpx.Response, param: str | None, words: str = ""
 
 
 @pytest.fixture(scope="session")
-def renderer(model_path: Any) -> Iterator[HfRenderer]:
-    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
+def renderer(model_path: Any) -> Iterator[Renderer]:
+    with Renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         renderer.warm_up()
-        renderer._executor.submit(int).result()  # starts the thread, which stays until the session ends
+        renderer.pools.text.submit(int).result()  # starts the thread, which stays until the session ends
         renderer.prompts.max_model_len = MAX_MODEL_LEN
         yield renderer
 
 
 @pytest.fixture
-def use_template(renderer: HfRenderer, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def use_template(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """A function that sets the renderer's chat template for one test."""
     return lambda template: monkeypatch.setattr(renderer, "config", replace(renderer.config, chat_template=template))
 
 
 @pytest.fixture(scope="session")
-def encode(renderer: HfRenderer) -> Callable[[str], list[int]]:
+def encode(renderer: Renderer) -> Callable[[str], list[int]]:
     """A function that returns a text's token ids, without special tokens."""
     return lambda text: renderer.tokenizer.encode(text, add_special_tokens=False)
 
@@ -314,9 +314,9 @@ class FinishedStart:
 
 
 @pytest.fixture(scope="session")
-def _start(renderer: HfRenderer, _shared_engine: ScriptedEngine) -> Callable[..., Any]:
+def _start(renderer: Renderer, _shared_engine: ScriptedEngine) -> Callable[..., Any]:
     def start(
-        renderer: HfRenderer = renderer,
+        renderer: Renderer = renderer,
         limits: LimitsConfig | None = None,
         lifecycle: Lifecycle | None = None,
         **options: Any,
@@ -362,7 +362,7 @@ def ready_lifecycle() -> Lifecycle:
 @contextmanager
 def run_app(
     config: ServerConfig,
-    renderer: HfRenderer,
+    renderer: Renderer,
     engine: Any,
     *,
     limits: LimitsConfig | None = None,

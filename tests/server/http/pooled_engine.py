@@ -9,8 +9,8 @@ from typing import Any
 from base.errors import EngineError
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import EngineOutput, EngineStats, PoolingParams
-from server.text.renderers.hf import HfRenderer
-from tests.server.engine.pooling.small_pooling import SmallPooling
+from server.text.renderers.renderer import Renderer
+from tests.server.engine.pooling.tiny_poolers import SmallPooling
 from tests.server.http.conftest import LiveServer, run_app
 from tests.server.server_config import server_config
 
@@ -76,12 +76,11 @@ class PooledEngine:
 def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **options: Any) -> Iterator[LiveServer]:
     """Serves the pooling model in the folder."""
     names = ("runner", "convert", "pooler", "hf_overrides")
-    engine_options = {key: options.pop(key) for key in names if key in options}
-    engine = PooledEngine(folder, **engine_options)
+    engine = PooledEngine(folder, **{key: options.pop(key) for key in names if key in options})
     config = server_config(**({"served_model_names": (NAME,)} | options))
     files = ModelFiles(folder, folder)
-    with HfRenderer(files, RendererConfig(**({"chat_template": None, "num_workers": 1} | (renderer or {})))) as hf:
+    with Renderer(files, RendererConfig(**({"chat_template": None, "num_workers": 1} | (renderer or {})))) as hf:
         hf.warm_up()
-        hf._executor.submit(int).result()  # starts the thread, which stays until the server ends
+        hf.pools.text.submit(int).result()  # starts the thread, which stays until the server ends
         with run_app(config, hf, engine) as server:
             yield server

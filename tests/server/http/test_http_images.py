@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.renderers.base import BaseRenderer, build_renderer
-from tests.server.engine.features.tiny_vlm import save_vlm
-from tests.server.engine.features.vlm_reference import image_messages, image_url
+from server.text.renderers.renderer import Renderer
+from tests.server.engine.features.tiny_vlm import image_messages, image_url, save_vlm
 
 MAX_MODEL_LEN = 512
 
@@ -20,17 +19,17 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vision_renderer(vlm: Path) -> Iterator[BaseRenderer]:
+def vision_renderer(vlm: Path) -> Iterator[Renderer]:
     config = RendererConfig(limit_mm_per_prompt={"image": 3}, num_workers=1)
-    with build_renderer(ModelFiles(vlm, vlm), config) as renderer:
+    with Renderer(ModelFiles(vlm, vlm), config) as renderer:
         renderer.prompts.max_model_len = MAX_MODEL_LEN
         renderer.warm_up()
-        renderer._executor.submit(int).result()  # starts the thread, which stays until the server ends
+        renderer.pools.text.submit(int).result()  # starts the thread, which stays until the server ends
         yield renderer
 
 
 @pytest.fixture
-def vision(serve: Callable[..., Any], vision_renderer: BaseRenderer, engine: Any) -> Any:
+def vision(serve: Callable[..., Any], vision_renderer: Renderer, engine: Any) -> Any:
     """A server of a vision model with a scripted engine."""
     engine.reset(vision_renderer.tokenizer.encode("a cat", add_special_tokens=False))
     return serve(renderer=vision_renderer)
@@ -44,7 +43,6 @@ def test_an_image_reaches_the_engine_with_its_tokens(vision):
     (inputs,) = vision.engine.inputs.values()
     assert set(inputs.mm) == {"pixel_values", "image_grid_thw", "mm_token_type_ids"}
     assert inputs.mm["mm_token_type_ids"].shape == (1, len(token_ids))
-    assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(token_ids)
     found = vision.post("/tokenize", {"messages": image_messages(image_url(0))}).json()
     assert (found["tokens"], found["count"]) == (token_ids, len(token_ids))

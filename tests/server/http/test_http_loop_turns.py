@@ -8,7 +8,7 @@ import gc
 import json
 import sys
 import tracemalloc
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from server.engine.process_link.client import _OUTPUTS_PER_TURN
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, TensorData
-from server.text.renderers.hf import HfRenderer
+from server.text.renderers.renderer import Renderer
 from tests.server.engine.pooling.tiny_poolers import save_pooler
 from tests.server.http.conftest import MODEL, ScriptedEngine, run_app
 from tests.server.http.pooled_engine import PooledEngine
@@ -34,7 +34,6 @@ PARTS = [{"type": "text", "text": "a"}] * 60_000
 HELLO = [{"role": "user", "content": "Hello"}]
 IDS = [i % 49_152 for i in range(400_000)]
 WORDS = [f"word {i}" for i in range(40_000)]
-Send = Callable[[str, dict[str, Any]], int]
 
 
 def _members(count: int) -> dict[str, Any]:
@@ -133,16 +132,16 @@ POOLING_BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def send(model_path: Path) -> Iterator[Send]:
+def send(model_path: Path):
     """A function that sends a body and returns the number of lines in the loop's longest turn."""
     engine = InstantEngine([260, 260])
     engine.info = msgspec.structs.replace(engine.info, max_model_len=MAX_LEN)
     config = server_config(served_model_names=(MODEL,), enable_auto_tool_choice=True, tool_call_parser="hermes")
-    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
+    with Renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         yield from _measure(config, renderer, engine)
 
 
-def _peak_bytes(send: Send, name: str, num_choices: int) -> int:
+def _peak_bytes(send, name: str, num_choices: int) -> int:
     path, body = BODIES[name]()
     tracemalloc.start()
     try:
@@ -173,12 +172,12 @@ def test_a_further_choice_keeps_nothing_that_belongs_to_the_request(send, name):
 
 
 @pytest.fixture(scope="module")
-def send_pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Send]:
+def send_pooled(tmp_path_factory: pytest.TempPathFactory):
     """Like `send`, for a pooling model."""
     folder = tmp_path_factory.mktemp("bert")
     save_pooler(folder, "bert")
     template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    with HfRenderer(ModelFiles(folder, folder), RendererConfig(chat_template=template, num_workers=1)) as renderer:
+    with Renderer(ModelFiles(folder, folder), RendererConfig(chat_template=template, num_workers=1)) as renderer:
         yield from _measure(
             ServerConfig(served_model_names=(MODEL,)), renderer, InstantPooling(PooledEngine(folder).info)
         )
@@ -242,9 +241,9 @@ class InstantPooling:
         return EngineOutput(request_id, finish_reason="stop", data=vector)
 
 
-def _measure(config: ServerConfig, renderer: HfRenderer, engine: Any) -> Iterator[Send]:
+def _measure(config: ServerConfig, renderer: Renderer, engine: Any):
     renderer.warm_up()
-    renderer._executor.submit(int).result()  # starts the thread, which stays until the server ends
+    renderer.pools.text.submit(int).result()  # starts the thread, which stays until the server ends
     renderer.prompts.max_model_len = engine.info.max_model_len
     loop = MeasuredLoop()
     switch_interval_s = sys.getswitchinterval()

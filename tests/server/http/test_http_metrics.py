@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from base.server_settings import LoggingConfig
-from server.operation.telemetry import log_stats
+from server.operation.engine_monitor import log_stats
 from server.terms.limits import LimitsConfig
 from server.terms.types import EngineStats
 
@@ -181,7 +181,7 @@ def test_rendering_and_waiting_are_metrics(own):
 
 
 async def test_figures_are_logged_until_the_server_is_idle(serve, caplog):
-    caplog.set_level(logging.DEBUG, logger="server.operation.telemetry")
+    caplog.set_level(logging.DEBUG, logger="server.operation.engine_monitor")
     parts = serve().parts
     config = LoggingConfig(log_stats_interval_s=0.01)
     logging_stats = asyncio.create_task(log_stats(config, parts.engine, parts.metrics))
@@ -192,7 +192,7 @@ async def test_figures_are_logged_until_the_server_is_idle(serve, caplog):
     async with asyncio.timeout(60):
         while len(logged) < 3:
             await asyncio.sleep(0.005)
-            logged = [record for record in caplog.records if record.name == "server.operation.telemetry"]
+            logged = [record for record in caplog.records if record.name == "server.operation.engine_monitor"]
     logging_stats.cancel()
     first, second, third, *_ = logged
     prompt, generation, *_ = first.args

@@ -1,6 +1,6 @@
 """The pooling endpoints over HTTP, with real routes, renderer and pooling core, and with tiny models."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
-from tests.server.engine.pooling.tiny_poolers import edit_config, save_colbert, save_pooler
+from tests.server.engine.pooling.tiny_poolers import edit_config, hidden_states, logits, save_colbert, save_pooler, unit
 from tests.server.http.conftest import LiveServer, assert_rejected
 from tests.server.http.pooled_engine import NAME, serve_folder
 
@@ -18,11 +17,9 @@ pytestmark = pytest.mark.thorough
 
 TEXTS = ["hello world", "the capital of france is paris", "the weather is sunny today and the cat sat on the mat", "a"]
 
-Serve = Callable[..., LiveServer]
-
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
+def serve():
     """A function that starts a server for one test, with the model in a folder."""
     with ExitStack() as stack:
         yield lambda folder, **options: stack.enter_context(serve_folder(folder, **options))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from server.terms.limits import LimitsConfig
-from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompt_embeds import EmbedsLimits
+from server.text.renderers.renderer import Renderer
 from tests.server.http.conftest import MAX_MODEL_LEN, TEXT, assert_rejected
 from tests.support.embeds_payloads import torch_payload
 
@@ -19,7 +19,7 @@ def rows(num_rows: int, seed: int = 0, width: int = WIDTH) -> torch.Tensor:
 
 
 @pytest.fixture
-def accepting(server, renderer: HfRenderer) -> Iterator[object]:
+def accepting(server, renderer: Renderer) -> Iterator[object]:
     """A server with --enable-prompt-embeds, for a bfloat16 model of 16 numbers per token."""
     renderer.prompts.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16")
     try:

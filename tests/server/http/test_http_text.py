@@ -7,7 +7,7 @@ import pytest
 
 from server.terms.config import ModelFiles
 from server.terms.types import EngineOutput
-from server.text.renderers.hf import HfRenderer
+from server.text.renderers.renderer import Renderer
 from tests.server.generation.conftest import TIME
 from tests.server.http.conftest import MESSAGES, MODEL
 
@@ -54,7 +54,7 @@ def test_the_format_is_told_from_the_model_or_a_usual_one(
 ):
     engine.reply = encode(reply % '{"zone": "UTC"}')
     if template is not None:
-        monkeypatch.setattr(HfRenderer, "tool_template", template)
+        monkeypatch.setattr(Renderer, "tool_template", template)
     with caplog.at_level("INFO"):
         server = serve(enable_auto_tool_choice=True, tool_call_parser="auto")
     assert line in caplog.text

@@ -3,7 +3,6 @@
 import logging
 import time
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,9 +10,6 @@ from base.server_settings import waiting_mark
 from envs.registry import env
 from server.operation import engine_watchdog
 from server.operation.engine_watchdog import EngineWatchdog
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class FakeProcesses:
@@ -53,7 +49,7 @@ class Watched:
         self.now_s = 0.0
         self.silent_from_s = 0.0
         self.silent_until_s = 1e9
-        self.at: list[tuple[float, Callable[[], None]]] = []
+        self.at = []
         """Moments, and the functions that are called then."""
         self.num_running = 0
         self.processes = FakeProcesses()

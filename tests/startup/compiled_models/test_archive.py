@@ -12,7 +12,7 @@ import pytest
 
 from startup.compiled_models.archive import MANIFEST, ArchiveError, read_record, unpack, write_archive
 from startup.compiled_models.record import FileFacts
-from tests.startup.compiled_models.inputs import FILES, RECORD, archive, deflated, facts, save_archive, zipped
+from tests.startup.compiled_models.conftest import FILES, RECORD, archive, deflated, facts, save_archive, zipped
 from tests.support.growth import count_calls
 
 GiB = 1 << 30

@@ -15,7 +15,7 @@ from startup.compiled_models import location as module
 from startup.compiled_models.archive import read_record, unpack
 from startup.compiled_models.location import Location, LocationError, open_location
 from startup.compiled_models.record import CompiledModel
-from tests.startup.compiled_models.inputs import FILES, save_archive
+from tests.startup.compiled_models.conftest import FILES, save_archive
 from tests.support.properties import given, st
 
 NAME = "0.32.0-abc/key.zip"
@@ -174,8 +174,7 @@ def test_links_and_pipes_are_not_opened(shared, tmp_path):
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
 def test_without_links_the_first_writer_wins_too(number, tmp_path, record, monkeypatch):
     monkeypatch.setattr(Path, "hardlink_to", Mock(side_effect=OSError(number, os.strerror(number))))
-    location = open_location(str(tmp_path / "shared"))
-    assert location.add(NAME, tmp_path / "a.zip")
+    assert open_location(str(tmp_path / "shared")).add(NAME, tmp_path / "a.zip")
     assert not module._link(tmp_path / "a.zip", tmp_path / "shared" / NAME)  # another has added it meanwhile
     assert os.listdir(tmp_path / "shared" / "0.32.0-abc") == ["key.zip"]  # noqa: PTH208
 

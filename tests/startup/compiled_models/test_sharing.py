@@ -23,7 +23,7 @@ from startup.compiled_models.location import open_location
 from startup.compiled_models.process import AddJob, FetchJob, SharingProcess
 from startup.compiled_models.record import CompiledModel, Hardware
 from startup.compiled_models.sharing import add, fetch
-from tests.startup.compiled_models.inputs import RECORD
+from tests.startup.compiled_models.conftest import RECORD
 from tests.support.waiting import is_gone
 
 NUM_KILLS: Final = 50
@@ -255,8 +255,7 @@ def test_what_is_fetched(asked, expected, make_machine, location, tmp_path):
         first.compile(record, 100)
     assert add(_add_job(*records.values(), location=location)).num_models == len(records)
     make_machine("second")
-    report = fetch(replace(_fetch_job(location, records["same"], tmp_path), **asked))
-    assert not report.problems
+    assert not fetch(replace(_fetch_job(location, records["same"], tmp_path), **asked)).problems
     assert {name for name, record in records.items() if local.is_installed(record)} == expected
 
 

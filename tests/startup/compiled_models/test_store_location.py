@@ -13,7 +13,7 @@ from startup.compiled_models import location as module
 from startup.compiled_models.archive import read_record
 from startup.compiled_models.location import LocationError, open_location
 from startup.files.download import object_store
-from tests.startup.compiled_models.inputs import save_archive
+from tests.startup.compiled_models.conftest import save_archive
 from tests.startup.compiled_models.test_location import NAME, problem
 from tests.support.s3_server import SECRET
 

@@ -17,7 +17,7 @@ from startup.logs.options import LogOptions
 from startup.processes.group_signals import GROUP_SIGNALS
 from startup.reports.crash.output_record import OutputRecord
 from tests.support.cli import python_output
-from tests.support.processes import disturbing
+from tests.support.waiting import disturbing
 
 
 def _run(model: Path, method: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -49,7 +49,7 @@ def test_a_hook_follows_a_shim_to_its_module(imported, toys):
     toys.write("shimmed.new.launcher", "def serve(port):\n    return port\n")
     toys.write("shimmed.old.launcher", _MOVED)
     name = Name("shimmed.old.launcher", "serve", ("port",))
-    text = Text(("shimmed.old.launcher",), r"def serve\(", "serve()")
+    text = Text("shimmed.old.launcher", r"def serve\(", "serve()")
     hook = Hook("planted", does="something", without="nothing", gain="much", needs=(name, text))
     assert (name.loaded, hook.applies) == (None, True)
     wrap_after_import(name, lambda serve: lambda port: serve(port) + 1, hook)
@@ -141,8 +141,7 @@ def test_a_listed_import_is_delayed_until_a_name_is_used(late_toys):
     assert not light.is_tool(3)
     assert "heavy.part" not in sys.modules, "no instance of a class can exist before its module"
     assert light.build(1, 2) == (1, 2)
-    tool = sys.modules["heavy.part"].Tool()
-    assert light.is_tool(tool), "the stand-in for Tool was not used"
+    assert light.is_tool(sys.modules["heavy.part"].Tool()), "the stand-in for Tool was not used"
     stand_in = light.Tool
     assert not hasattr(stand_in, "missing")
     assert stand_in.size == 3

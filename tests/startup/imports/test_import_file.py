@@ -258,8 +258,7 @@ def test_a_folder_that_cannot_be_written_keeps_the_old_file(folder, monkeypatch)
 
 def test_a_source_that_was_changed_just_now_is_left_out(folder):
     put(folder / "lone.py", "VALUE = 'new'\n", age_s=-3600)  # still new if this machine is slow
-    path = written(folder)
-    file = ImportFile(str(path))
+    file = ImportFile(str(written(folder)))
     file.close()
     assert "lone" not in file.index.modules
 

@@ -1,4 +1,4 @@
-"""The responder accepts connections while the server's event loop does not run, with few descriptors."""
+"""The port listens before anything slow happens. The responder accepts while the event loop does not run."""
 
 import fcntl
 import os
@@ -15,11 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from startup.errors import PortInUseError, StartupError
 from startup.port import acceptor
 from startup.port.acceptor import ACCEPTING, BEAT, TURN_S, AnsweredProbe, Heartbeat
+from startup.port.listener import describe, listen
 from startup.port.responder import StartupResponder
 from tests.startup.port.conftest import Answers
 from tests.support.cli import run_python
+from tests.support.ports import free_port, needs_ipv6
 from tests.support.waiting import wait_until
 
 _PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -73,8 +76,7 @@ class _Responder:
     def leave_descriptors(self, number: int) -> None:
         """Limits the descriptors that the process may still open. The limit is the highest number."""
         used = {int(path.name) for path in Path(f"/proc/{self.process.pid}/fd").iterdir()}
-        free = (fd for fd in count() if fd not in used)
-        limit = next(islice(free, number, None))
+        limit = next(islice((fd for fd in count() if fd not in used), number, None))
         self.process.rlimit(psutil.RLIMIT_NOFILE, (limit, limit))
 
 
@@ -182,3 +184,61 @@ def test_a_process_that_needs_little_has_priority_again_if_it_is_wanted():
         pytest.skip("needs CAP_SYS_NICE")
     policies = [os.SCHED_FIFO, os.SCHED_OTHER, os.SCHED_FIFO]
     assert _policies(is_wanted=True) == str([policy | os.SCHED_RESET_ON_FORK for policy in policies])
+
+
+def test_second_server_on_the_port_fails_with_its_address():
+    with listen(host="127.0.0.1", port=0, uds=None) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(PortInUseError, match=rf"127\.0\.0\.1:{port} is in use"):
+            listen(host="127.0.0.1", port=port, uds=None)
+
+
+def test_port_of_a_server_that_has_just_exited_is_free_again():
+    port = free_port()  # not handed out to another test meanwhile
+    with listen(host="127.0.0.1", port=port, uds=None) as first:
+        client = socket.create_connection(first.getsockname())
+        first.accept()[0].close()
+    client.close()
+    listen(host="127.0.0.1", port=port, uds=None).close()
+
+
+@pytest.mark.parametrize(("host", "port"), [("no.such.host.invalid", 0), ("127.0.0.1", 99999)])
+def test_an_address_that_does_not_exist_is_a_startup_error_with_the_address(host, port):
+    with pytest.raises(StartupError, match=f"{host}:{port}"):
+        listen(host=host, port=port, uds=None)
+
+
+def test_a_unix_socket_left_behind_is_replaced_and_that_of_a_running_server_is_not(tmp_path):
+    path = tmp_path / "server.sock"
+    listen(host=None, port=0, uds=str(path)).close()
+    assert path.exists()
+    with listen(host=None, port=0, uds=str(path)) as listener, pytest.raises(PortInUseError, match="server.sock"):
+        assert describe(listener) == f"unix:{path}"
+        listen(host=None, port=0, uds=str(path))
+
+
+def test_unix_socket_of_a_server_with_a_full_queue_is_not_replaced(tmp_path):
+    path = tmp_path / "server.sock"
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
+        busy.bind(str(path))
+        busy.listen(0)
+        client.connect(str(path))
+        with pytest.raises(PortInUseError, match="server.sock"):
+            listen(host=None, port=0, uds=str(path))
+
+
+def test_file_that_is_not_a_socket_is_not_removed(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("keep me")
+    with pytest.raises(StartupError):
+        listen(host=None, port=0, uds=str(path))
+    assert path.read_text() == "keep me"
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("127.0.0.1", "http://127.0.0.1:"), pytest.param("::1", "http://[::1]:", marks=needs_ipv6)],
+)
+def test_address_is_shown_as_a_url(host, shown):
+    with listen(host=host, port=0, uds=None) as listener:
+        assert describe(listener).startswith(shown)

@@ -30,8 +30,7 @@ def _start(target: Any, *args: Any) -> Any:
 def _end(target: Any, *args: Any) -> int | None:
     process = _start(target, *args)
     process.join(60)
-    code: int | None = process.exitcode
-    return code
+    return process.exitcode
 
 
 def _server_pid() -> int:

@@ -1,4 +1,4 @@
-"""A helper process gets its job and sends events. It ends by itself, by a kill, or with the launcher."""
+"""A helper gets a job, sends events, ends by itself or by a kill. A death pipe ends it with the parent."""
 
 import itertools
 import os
@@ -7,17 +7,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from envs.environment import snapshot
+from startup.processes.back_off import BackOff
 from startup.processes.group_signals import GROUP_SIGNALS
 from startup.processes.helper import Helper, HelperEndedError
-from tests.support.processes import disturbing
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import disturbing, is_gone, wait_until
 
 FOREVER_S: Final = 60.0
 HANG: Final = "import os, time; send(os.getpid()); time.sleep(600)"
@@ -201,3 +201,79 @@ def test_an_idle_helper_leaves_the_processors_to_others(is_idle, expected, start
     policy, niceness = expected
     helper = start("import os; send((os.sched_getscheduler(0), os.nice(0)))", is_idle=is_idle)
     assert helper.receive(FOREVER_S) == (policy, max(niceness, os.nice(0)))
+
+
+_SOON_S = 60
+
+_STUCK = "import ctypes; os.write(1, b'stuck\\n'); ctypes.PyDLL(None).sleep(600)"
+"""Code that holds the interpreter's lock inside C, so that no handler and no Python thread runs."""
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """The read end and the write end of a pipe. Tests may close the write end."""
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        try:
+            os.close(fd)
+        except OSError:
+            continue
+
+
+@contextmanager
+def _start(code: str, *fds: int) -> Iterator[subprocess.Popen[str]]:
+    script = f"import os, signal; from startup.processes import death_pipe\n{code}"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=fds) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    return process.stdout.readline().strip()
+
+
+def test_a_process_stuck_in_c_ends_when_the_write_end_is_closed(pipe):
+    with _start(f"death_pipe.arm({pipe[0]})\n{_STUCK}", pipe[0]) as process:
+        assert _line(process) == "stuck"
+        assert process.poll() is None
+        os.close(pipe[1])
+        assert process.wait(_SOON_S) == -signal.SIGKILL
+
+
+def test_a_process_of_another_parent_ends_too(pipe):
+    forks = "if os.fork():\n    os.wait()\n    print('child has ended', flush=True)\n    os._exit(0)\n"
+    with _start(f"{forks}death_pipe.arm({pipe[0]})\n{_STUCK}", pipe[0]) as process:
+        assert _line(process) == "stuck"
+        os.close(pipe[1])
+        assert _line(process) == "child has ended"
+        assert process.wait(_SOON_S) == 0
+
+
+@pytest.mark.parametrize("call", ["arm({})", "follow_parent(os.getpid())"], ids=["pipe", "parent"])
+def test_a_process_whose_parent_has_exited_before_ends_at_once(call, pipe):
+    os.close(pipe[1])
+    with _start(f"death_pipe.{call.format(pipe[0])}\nprint('still running')", pipe[0]) as process:
+        assert process.communicate(timeout=_SOON_S)[0] == ""
+        assert process.returncode == -signal.SIGKILL
+
+
+def test_a_process_ends_with_the_one_that_forked_it():
+    code = (
+        f"parent = os.getpid()\nif os.fork() == 0:\n    death_pipe.follow_parent(parent)\n    {_STUCK}\nsignal.pause()"
+    )
+    with _start(code) as process:
+        assert _line(process) == "stuck"
+        process.kill()
+        assert _line(process) == ""  # no process holds standard output any more
+
+
+def test_what_fails_again_pauses_for_longer_and_what_has_worked_goes_on_at_once():
+    back_off = BackOff()
+    assert [back_off.take_s() for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert [back_off.take_s(10.0), back_off.take_s(9.9), back_off.take_s(0.1)] == [0, 1, 2]
+    assert back_off.num_failures == 3, "in a row"
+    assert BackOff().take_s(0.1) == 0, "the first failure of what has worked"

@@ -1,4 +1,4 @@
-"""Process 1 of a container reaps orphans, forwards signals, and exits quickly with the program's code."""
+"""Process 1 of a container reaps orphans and forwards signals. Untested builds of Python are reported."""
 
 import signal
 import subprocess
@@ -10,6 +10,12 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 
+from startup.embedded.installed import require_embedded_engine
+from startup.errors import CommandLineError
+from startup.processes import interpreter
+from startup.vllm.launch.plain_start import plain_start_reason
+from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.installed import InstalledVllm
 from tests.support.waiting import wait_until
 
 _SOON_S = 60
@@ -113,3 +119,16 @@ def test_exit_functions_run_and_objects_are_not_freed():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (7, "")
     assert done.stdout == "exit function\nafterwardsthread\n"
+
+
+def test_the_free_threaded_build_is_refused_by_name_and_starts_vllm_plain(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "abiflags", "t")
+    with pytest.raises(CommandLineError, match=r"Python 3\.\S+ \(free-threaded\) is not supported: use the build"):
+        require_embedded_engine()
+    reason = plain_start_reason(InstalledVllm("0.32.0", tmp_path), CommandLine.of(["model"]))
+    assert "(free-threaded) is not supported" in reason.text
+
+
+def test_this_python_is_tested():
+    assert interpreter.is_tested()
+    assert not interpreter.is_free_threaded()

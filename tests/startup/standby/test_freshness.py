@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """The interpreter of a virtual environment with one package. `e2e/test_warm_upgrade.py` upgrades one."""
+    """The interpreter of a virtual environment with one package. `e2e/test_warm_start.py` upgrades one."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     package = site_of(python) / "smallpack-1.0.dist-info"

@@ -27,8 +27,7 @@ def _interpreter() -> dict[str, str]:
     code = (
         "import json; from startup.standby import front_process; print(json.dumps(front_process.interpreter_state()))"
     )
-    interpreter: dict[str, str] = json.loads(run_python(code, check=True).stdout)
-    return interpreter
+    return json.loads(run_python(code, check=True).stdout)
 
 
 def _right_request() -> list[list[bytes]]:

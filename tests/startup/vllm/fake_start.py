@@ -13,8 +13,8 @@ import psutil
 from envs.registry import OWN_PREFIX, variables
 from tests.support.cli import CLI, run_cli
 from tests.support.ports import free_port
-from tests.support.processes import has_death_pipe
 from tests.support.program import Server
+from tests.support.waiting import has_death_pipe
 
 FAKE = Path(__file__).with_name("fake")
 ROOT = Path(__file__).parents[3]

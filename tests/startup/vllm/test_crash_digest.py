@@ -12,9 +12,8 @@ import pytest
 
 from tests.startup.vllm.fake_start import ROOT, FakeStart, command, environment, rewrite, run_fake, variant
 from tests.support.ports import free_port
-from tests.support.processes import stopped
 from tests.support.terminal import read_terminal
-from tests.support.waiting import is_gone, wait_until
+from tests.support.waiting import is_gone, stopped, wait_until
 
 pytestmark = pytest.mark.thorough
 

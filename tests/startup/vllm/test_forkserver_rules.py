@@ -83,8 +83,7 @@ def test_setproctitle_is_called_before_an_import_can_move_the_first_variable(fol
 def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch(folder):
     cpus = sorted(os.sched_getaffinity(0))
     env = environment(folder, FAKE_VLLM_TORCH="1")
-    words = ("--tensor-parallel-size", "2", "--enforce-eager")
-    with FakeStart(folder, *words, env=env) as start:
+    with FakeStart(folder, "--tensor-parallel-size", "2", "--enforce-eager", env=env) as start:
         state = start.wait_ready().state()
         (forkserver,) = start.forkservers()
     for rank, worker in enumerate(state["workers"]):
@@ -125,7 +124,6 @@ def test_children_are_started_with_the_configured_method(wanted, found, files, f
 
 def test_a_variable_that_only_a_new_program_can_apply_starts_one(folder):
     with FakeStart(folder, env=environment(folder, unforkable(folder))) as start:
-        state = start.wait_ready().state()
-        assert start.kind_of(state["engine"]["pid"]) == "spawn"
+        assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "spawn"
         (warning,) = start.lines_with("WARNING")
         assert "EngineCore is started as a new program instead of forked: PYTHONHASHSEED is '7'" in warning

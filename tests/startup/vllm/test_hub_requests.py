@@ -64,15 +64,12 @@ def test_flags_that_may_need_more_leave_requests_allowed(words):
     ("variables", "config", "other"),
     [
         ({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}, {}, ""),
-        ({"VLLM_LORA_RESOLVER_HF_REPO_LIST": "1"}, {}, ""),
-        ({"VCLI_LEAVE_OUT": "offline hub"}, {}, ""),
-        ({}, {"auto_map": {"AutoModel": "org/code--m.M"}}, ""),
-        ({}, {"vision_config": {}}, ""),
-        ({}, {}, "plugin"),
-        ({}, {}, "incomplete"),
+        ({"VLLM_LORA_RESOLVER_HF_REPO_LIST": "1"}, {}, ""), ({"VCLI_LEAVE_OUT": "offline hub"}, {}, ""),
+        ({}, {"auto_map": {"AutoModel": "org/code--m.M"}}, ""), ({}, {"vision_config": {}}, ""),
+        ({}, {}, "plugin"), ({}, {}, "incomplete"),
     ],
     ids=["runtime adapters", "adapters of the hub", "left out", "code", "parts", "plugin", "incomplete"],
-)
+)  # fmt: skip
 def test_what_may_need_more_leaves_requests_allowed(variables, config, other, snapshot, tmp_path, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -151,8 +148,7 @@ def test_vllm_starts_with_the_folder_of_the_download(tmp_path):
     }
     with s3_server() as s3:
         s3.put({f"llama/{name}": content for name, content in files.items()})
-        variables = environment(tmp_path, **s3.environment)
-        with FakeStart(tmp_path, MODEL, env=variables) as start:
+        with FakeStart(tmp_path, MODEL, env=environment(tmp_path, **s3.environment)) as start:
             start.wait_ready()
             _, _, folder, *rest = start.state()["server"]["argv"]
             assert set(NAMED) <= set(rest)

@@ -67,15 +67,13 @@ def test_what_vllm_writes_while_pages_are_populated_stays(module):
 
 def test_if_memory_is_scarce_all_pages_are_there_before_vllm_goes_on(module, monkeypatch):
     monkeypatch.setattr(kv_cache, "available_bytes", lambda: 2 * NUM_BYTES - 8192)
-    cache = module.allocate_kv_cache(NUM_BYTES, "cpu")
-    assert num_resident(cache) == -(-NUM_BYTES // PAGE)
+    assert num_resident(module.allocate_kv_cache(NUM_BYTES, "cpu")) == -(-NUM_BYTES // PAGE)
     assert not any(thread.name == "kv-cache-pages" for thread in threading.enumerate())
 
 
 def test_a_kernel_that_cannot_populate_pages_leaves_the_cache_to_torch(module, monkeypatch):
     monkeypatch.setattr(kv_cache, "populate_pages", Mock(side_effect=OSError(22, "Invalid argument")))
-    cache = module.allocate_kv_cache(NUM_BYTES, "cpu")
-    assert not cache.any()
+    assert not module.allocate_kv_cache(NUM_BYTES, "cpu").any()
 
 
 def test_a_cache_that_is_too_large_fails_as_without_the_hook(module):

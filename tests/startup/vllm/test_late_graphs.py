@@ -17,8 +17,7 @@ from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_GIVEN_UP, GRAPHS_TOTAL
 from startup.storage.caches import Kept
 from startup.vllm.patches import late_graphs
 from startup.vllm.patches.late_graphs import _KeptMemory, _Pace, _Worker
-from startup.vllm.serving.graph_progress import GraphProgress, read_progress, stop_capturing
-from startup.vllm.serving.start_metrics import GraphFigures
+from startup.vllm.serving.start_metrics import GraphFigures, GraphProgress, read_progress, stop_capturing
 from tests.support.cli import run_python
 
 

@@ -13,12 +13,11 @@ import pytest
 from startup.vllm.patches.json_logs import set_log_format
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import InstalledVllm
-from tests.startup.port.systemd.notify_socket import NotifySocket
+from tests.startup.port.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment, rewrite, run_fake, variant, without_forks
 from tests.support.certificates import make_certificate, needs_openssl
 from tests.support.cli import run_cli
-from tests.support.http_client import ask
-from tests.support.openai_client import StreamReader
+from tests.support.http_client import StreamReader, ask
 from tests.support.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough

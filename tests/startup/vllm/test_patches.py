@@ -27,11 +27,10 @@ from startup.vllm.patches import compiler, cuda_graphs
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.compiler_keys import TRITON_KEY, VECTOR_PROBES, _kept_probe
 from startup.vllm.patches.cuda_graphs import GRAPH_MEMORY
-from startup.vllm.patches.port import reuse_listener
 from startup.vllm.patches.tokenizers import KEPT_TOKENIZERS, LATE_TOKENIZER, PROCESSOR_LOOKUP, KeptTokenizers
 from startup.vllm.serving.drain import DrainedApp
 from startup.vllm.serving.health_sampler import HealthSampler
-from startup.vllm.serving.serving_events import _end_handler_first
+from startup.vllm.serving.serving_events import _end_handler_first, reuse_listener
 from startup.vllm.serving.serving_probes import ServingProbes
 from tests.startup.conftest import ToyPackages
 from tests.startup.vllm.fake_start import FAKE
@@ -231,7 +230,7 @@ def other_function(model_config):
 def test_a_function_that_reads_an_unknown_attribute_gets_no_small_object(attribute, fits, toys):
     (text,) = (need for need in KEPT_TOKENIZERS.needs if isinstance(need, Text))
     toys.write("toy_tokenizers.registry", _REGISTRY.format(attribute))
-    assert replace(text, modules=("toy_tokenizers.registry",)).is_found() == fits
+    assert replace(text, module="toy_tokenizers.registry").is_found() == fits
 
 
 def test_a_model_whose_files_have_changed_since_its_tokenizer_was_kept_is_named(toys, tmp_path):

@@ -190,8 +190,7 @@ def test_the_profiles_modules_come_in_order_and_once():
     ],
 )
 def test_a_journal_records_only_values_that_hold_for_other_users_and_machines(name, value, recorded, tmp_path):
-    journal = Journal(tmp_path)
-    journal.record_environment({name: value})
+    Journal(tmp_path).record_environment({name: value})
     assert StartRecordings.read(tmp_path).environment.get(name) == recorded
 
 

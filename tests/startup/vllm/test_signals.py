@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.startup.vllm.fake_start import FakeStart, broken_environment, command, environment, prepend, rewrite, variant
-from tests.support.http_client import RawClient, ask
-from tests.support.openai_client import SOON_REFUSALS, StreamReader, count_refusals
-from tests.support.processes import shared_memory
-from tests.support.waiting import is_gone, wait_until
+from tests.support.http_client import SOON_REFUSALS, RawClient, StreamReader, ask, count_refusals
+from tests.support.waiting import is_gone, shared_memory, wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -52,8 +50,8 @@ def test_a_signal_right_after_the_first_answer_is_the_servers(folder):
 
 
 _STAGES = {
-    "imports": _importing("entrypoints/launcher", _WAITS, "import vllm"),
-    "imports that catch every error": _importing("entrypoints/launcher", _CATCHES, "import vllm"),
+    "imports": _importing("entrypoints/launchers/launcher", _WAITS, "import vllm"),
+    "imports that catch every error": _importing("entrypoints/launchers/launcher", _CATCHES, "import vllm"),
     "engine": _Stage("asyncmpclient init of APIServer"),
     "engine that hangs": _Stage("asyncmpclient init of APIServer", change=_hang),
     "several API servers": _Stage("vllm", ("--gate", "closed", "--api-server-count", "2")),

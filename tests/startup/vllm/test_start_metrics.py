@@ -1,14 +1,17 @@
-"""vLLM's metrics, `ps` and the line about readiness show how vLLM was started."""
+"""Metrics, `ps`, reports and the log tell how vLLM was started, and if and why its model was compiled."""
 
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from startup.vllm.serving.graph_progress import GraphProgress
-from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
+from startup.vllm.serving.start_metrics import GraphProgress
+from tests.startup.vllm.fake_start import FakeStart, environment, prepend, run_fake, variant
 from tests.support.cli import run_cli
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -33,8 +36,7 @@ def metrics(start: FakeStart) -> tuple[dict[str, str], dict[str, float]]:
 def _noted(start: FakeStart) -> dict[str, object]:
     """The data of the start in `ps --json`."""
     (entry,) = (each for each in json.loads(run_cli("ps", "--json").stdout) if start.process.pid in each["pids"])
-    noted: dict[str, object] = entry["start"]
-    return noted
+    return entry["start"]
 
 
 def test_a_cold_start_tells_its_phases_and_why_it_has_compiled(folder, model):
@@ -111,7 +113,7 @@ def test_a_plain_start_tells_why(folder):
 
 
 _CAPTURES = """
-from startup.vllm.serving.graph_progress import GraphProgress
+from startup.vllm.serving.start_metrics import GraphProgress
 GraphProgress(1, 5, is_late=True).write(0)
 """
 
@@ -137,3 +139,112 @@ def test_reports_ps_and_metrics_show_cuda_graphs_until_all_are_captured_and_afte
         GraphProgress(5, 5, is_late=True).write(0)
         start.wait(lambda: shows(5, "complete"))
         assert start.ask("/status.json").json["status"] == "ready"
+
+
+class Starts:
+    """Starts of one model. Each start reports whether it has loaded or compiled the model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = folder / "model"
+        self.model.mkdir()
+        (self.model / "config.json").write_text('{"architectures": ["FakeForCausalLM"], "hidden_size": 8}')
+        self.log = ""
+
+    def run(
+        self, *words: object, cache: str = "cache", logged: str = "ready after", **variables: str
+    ) -> dict[str, Any]:
+        """Runs a start until its compiled model is recorded and the text is logged. Returns its report."""
+        report = self.folder / "report.json"
+        report.unlink(missing_ok=True)
+        given = (str(self.model), "--startup-report", str(report), *map(str, words))
+        with FakeStart(self.folder, *given, env=self._environment(cache, variables)) as start:
+            start.wait_ready()
+            start.wait_logged(logged)
+            start.wait(report.exists)
+            told: dict[str, Any] = json.loads(report.read_text())["compiled_model"]
+            if told["state"] == "compiled":
+                start.wait(lambda: len(self.records(cache)) == len(self.entries(cache)))
+            self.log = start.log
+        assert f"compiled model: {told['text']}" in self.log
+        return told
+
+    def fail(self, *words: object, **variables: str) -> str:
+        """Runs a start that fails. Returns its standard error."""
+        given = (str(self.model), "--port", str(free_port()), *map(str, words))
+        done = run_fake(self.folder, *given, env=self._environment("cache", variables))
+        assert done.returncode == 3, done.stderr
+        return done.stderr
+
+    def entries(self, cache: str = "cache") -> list[Path]:
+        return list((self.folder / cache / "torch_compile_cache" / "torch_aot_compile").glob("*/rank_0_0/model"))
+
+    def records(self, cache: str = "cache") -> list[Path]:
+        return list((self.folder / cache / "vllm_cli" / "compiled").glob("*.json"))
+
+    def _environment(self, cache: str, variables: dict[str, str]) -> dict[str, str]:
+        return environment(self.folder, FAKE_VLLM_COMPILES="1", VLLM_CACHE_ROOT=str(self.folder / cache), **variables)
+
+
+@pytest.fixture
+def starts(folder: Path) -> Starts:
+    return Starts(folder)
+
+
+def test_a_damaged_file_is_compiled_again(starts):
+    starts.run()
+    (entry,) = starts.entries()
+    entry.write_bytes(b"damaged")
+    assert "vLLM could not load the compiled model: " in starts.run()["reason"]
+    assert starts.run()["state"] == "loaded"
+
+
+def test_other_hardware_does_not_load_what_is_here(starts):
+    """Nor does it remove compiled models of this hardware, because both machines may share a home folder."""
+    starts.run()
+    (entry,), (record,) = starts.entries(), starts.records()
+    first = record.parent / "hardware"
+    name = first.read_text()
+    record.write_text(record.read_text().replace('"machine": "', '"machine": "other-'))
+    first.write_text("other")
+    change = starts.run()["difference"]
+    assert (change["kind"], change["name"], change["before"][:6]) == ("hardware", "machine", "other-")
+    assert starts.run()["state"] == "loaded"
+    assert {*starts.entries()} > {entry}
+    first.write_text(name)
+    record.write_text(record.read_text().replace('"machine": "other-', '"machine": "'))
+    assert starts.run()["state"] == "loaded"
+    assert len(starts.entries()) == len(starts.records()) == 2
+
+
+@pytest.mark.parametrize("place", ["/nowhere/at/all", "/dev/null", "s4://bucket"])
+def test_a_location_that_cannot_be_used_is_a_warning(place, starts):
+    assert starts.run("--compile-cache", place)["state"] == "compiled"
+    assert f"{place}" in next(line for line in starts.log.splitlines() if "compiled models: " in line)
+
+
+def test_a_model_that_fails_twice_after_it_was_loaded_is_compiled_again(starts):
+    """The failing model is not fetched from a location again. The new compiled model replaces its archive."""
+    place = ("--compile-cache", starts.folder / "shared")
+    starts.run(*place, logged="compiled models: added 1")
+    (record,) = starts.records()
+    created_at = json.loads(record.read_text())["created_at"]
+    for _ in range(2):
+        assert "out of luck" in starts.fail(*place, FAKE_VLLM_CRASH="compiled model:out of luck")
+    assert "out of memory" in starts.fail(*place, FAKE_VLLM_CRASH="worker 0:out of memory")
+    again = starts.run(*place, logged="compiled models: added 1")
+    assert again["state"] == "compiled"
+    assert "2 starts have failed after they had loaded" in again["reason"], starts.log
+    assert "fetched" not in starts.log
+    assert json.loads(record.read_text())["compile_s"] > 0
+    assert len(list(place[1].glob("*/*.zip"))) == 1
+    assert starts.run(*place, cache="second")["state"] == "loaded"
+    (fetched,) = starts.records("second")
+    assert json.loads(fetched.read_text())["created_at"] > created_at
+
+
+def test_failures_after_the_compiled_model_was_used_are_not_its_fault(starts):
+    starts.run()
+    for _ in range(3):
+        assert "no memory" in starts.fail(FAKE_VLLM_CRASH="cache blocks:no memory")
+    assert starts.run()["state"] == "loaded"

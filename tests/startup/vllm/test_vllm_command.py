@@ -15,8 +15,7 @@ from startup.processes.group_signals import GROUP_SIGNALS
 from tests.startup.vllm.fake_start import CHECKED, ROOT, FakeStart, environment, rewrite, run_fake, variant
 from tests.support.cli import run_cli
 from tests.support.ports import free_port
-from tests.support.processes import disturbing
-from tests.support.waiting import wait_until
+from tests.support.waiting import disturbing, wait_until
 
 pytestmark = pytest.mark.thorough
 

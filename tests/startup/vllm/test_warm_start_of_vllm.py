@@ -13,9 +13,8 @@ import pytest
 from startup.vllm.patches.compiler import COMPILER
 from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment, run_fake
 from tests.startup.vllm.test_start_metrics import metrics
-from tests.support.processes import running
 from tests.support.standby_process import StandbyProcess
-from tests.support.waiting import wait_until
+from tests.support.waiting import running, wait_until
 
 pytestmark = pytest.mark.thorough
 
@@ -102,8 +101,7 @@ def test_a_killed_process_leaves_no_process_of_the_start(victim, standby, folder
 def test_without_a_forkserver_no_process_waits_for_one(standby, folder):
     changes = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VCLI_PROBE_PROCESS": "0"}
     with WarmStart(standby, folder, "--enforce-eager", **changes) as start:
-        state = start.wait_ready().state()
-        assert start.kind_of(state["engine"]["pid"]) == "spawn"
+        assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "spawn"
         words = start.servers[0].cmdline()  # a fork that is about to execute a program has them for a moment
         wait_until(lambda: words not in [process.cmdline() for process in start.servers[0].children()])
 

@@ -49,34 +49,6 @@ def test_the_port_that_the_system_has_chosen_is_the_last_one_given(words):
     assert (line.port, CommandLine.of(line.words).port) == (41000, 41000)
 
 
-_PARSER = "class EngineArgs:\n    log_config_file: str | None = None\n"
-_SETTING = "class LoggingConfig:\n    pylogging_config_file: str | None = None\n"
-
-
-@pytest.mark.parametrize(
-    ("parser", "settings", "expected"),
-    [
-        (_PARSER, _SETTING, "m --log-config-file a.json --port 1"),
-        (_PARSER, "", "m --log-config-file a.json --port 1"),
-        ("", "", "m --log-config-file a.json --port 1"),
-        ("", _SETTING, "m --logging-config.pylogging_config_file a.json --port 1"),
-    ],
-    ids=["both", "flag", "neither", "setting"],
-)
-def test_the_file_of_the_log_becomes_the_setting_of_a_parser_without_it(parser, settings, expected, toys, tmp_path):
-    toys.write("vllm.engine.arg_utils", parser)
-    toys.write("vllm.config.logging", settings)
-    assert _line("m --log-config-file a.json --port 1").words == tuple(expected.split())
-    joined = expected.replace(" a.json", "=a.json")
-    assert _line("m --log_config_file=a.json --port 1".replace("_", "-")).words == tuple(joined.split())
-    path = tmp_path / "serve.yaml"
-    path.write_text("port: 1\nlog-config-file: a.json\n")
-    with ExitStack() as stack:
-        (_, given) = words_with_copy(CommandLine.of(["--config", str(path)]), stack)
-        text = Path(given).read_text()
-    assert text == ("port: 1\n" + expected.split()[1].removeprefix("--") + ": a.json\n")
-
-
 def test_vllm_gets_another_file_if_variables_are_replaced(tmp_path, monkeypatch):
     """The other file has the values, and is only in memory. The launcher itself also reads the values."""
     monkeypatch.setenv("WHERE", "org")
@@ -150,15 +122,12 @@ def test_vllm_never_gets_a_reference_for_a_key(content, is_set, broken, reason, 
 @pytest.mark.parametrize(
     ("version", "build", "is_tested"),
     [
-        ("0.29.0+cpu", None, True),
-        ("0.34.0+cpu", None, False),
-        ("0.33.0", TorchBuild((13, 0)), True),
-        ("0.32.0", TorchBuild((13, 0)), True),
-        ("0.31.0", TorchBuild((12, 8)), False),
+        ("0.29.0+cpu", None, True), ("0.34.0+cpu", None, False), ("0.33.0", TorchBuild((13, 0)), True),
+        ("0.32.0", TorchBuild((13, 0)), True), ("0.31.0", TorchBuild((12, 8)), False),
         ("0.33.0+rocm700", TorchBuild(None, hip="7.0"), False),
         ("0.33.0+xpu", TorchBuild(None, xpu="20250101"), False),
     ],
-)
+)  # fmt: skip
 def test_starts_are_tested_for_pairs_of_release_and_device(version, build, is_tested, monkeypatch, tmp_path):
     monkeypatch.setattr(installed, "read_torch_build", lambda: build)
     assert InstalledVllm(version, tmp_path).is_start_tested == is_tested

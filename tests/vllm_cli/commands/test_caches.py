@@ -129,8 +129,7 @@ def test_further_folders_of_a_compiled_model_go_with_the_last_one_that_uses_them
     name = f"vllm/{backbone.relative_to(cache)}"
     for key, days in (("a", 2), ("b", 1)):
         _compile(key, days=days, files={name: FileFacts(KIB, "")})
-    done = invoke("caches", "prune", "--keep", "2KiB")
-    assert "org/a " in done.stdout
+    assert "org/a " in invoke("caches", "prune", "--keep", "2KiB").stdout
     assert backbone.exists()
     invoke("caches", "prune", "--keep", "1KiB")
     assert list((cache / "torch_compile_cache").iterdir()) == [cache / "torch_compile_cache" / "torch_aot_compile"]

@@ -49,8 +49,7 @@ def test_a_file_or_standard_input_is_explained_in_four_lines_or_as_json(log):
 
 
 def test_a_code_is_explained_without_a_log():
-    text = _run("vc-port-in-use").stdout
-    assert re.fullmatch(r"Cause: .+\nDo: .+\nCode: VC-PORT-IN-USE\n", text)
+    assert re.fullmatch(r"Cause: .+\nDo: .+\nCode: VC-PORT-IN-USE\n", _run("vc-port-in-use").stdout)
     assert json.loads(_run("VC-PORT-IN-USE", "--json").stdout)["cause"] == "port-in-use"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.http_server import ScriptedServer, serving
-from vllm_cli.bench.readiness import CompletionRequest, ask_spans
+from vllm_cli.bench.target import ReadyServer
 from vllm_cli.client.running_servers import _poll_state, _read_models
 from vllm_cli.client.server_address import parse_url
 from vllm_cli.client.waiting import parse_graphs
@@ -69,7 +69,7 @@ def test_tables_and_benchmarks_read_every_answer(server):
         server.decide = lambda _, answer=answer: answer
         str(_poll_state(address)), _read_models(address), parse_graphs(answer[1].decode(errors="replace"))
         with suppress(ConnectionFailedError):
-            ask_spans(CompletionRequest(base_url=server.url, **_BENCH))
+            ReadyServer(base_url=server.url, **_BENCH).ask_spans()
     assert parse_graphs("vllm_cli:cuda_graphs_total 1.2.3\nvllm_cli:cuda_graphs_captured " + "9" * 400) is None
 
 

@@ -11,7 +11,7 @@ from math import inf
 import pytest
 
 from startup.storage.run_record import RunRecord
-from startup.vllm.serving.graph_progress import GraphProgress
+from startup.vllm.serving.start_metrics import GraphProgress
 from startup.words.errors import InputError
 from vllm_cli.client.running_servers import RunningServer, address_of, describe, parse_models
 from vllm_cli.commands import stop

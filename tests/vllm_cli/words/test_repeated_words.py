@@ -44,8 +44,7 @@ def test_a_program_before_its_command_is_named(again, command, invoke):
 def test_no_model_of_a_file_has_the_name_of_the_program(invoke, tmp_path):
     file = tmp_path / "models.yaml"
     file.write_text("models:\n  m: {model: vllm}\n")
-    done = invoke("serve", "--models", file)
-    assert "models.m: the words `vllm` stand twice" in done.stderr
+    assert "models.m: the words `vllm` stand twice" in invoke("serve", "--models", file).stderr
 
 
 @pytest.mark.parametrize("words", ["org/vllm", "serve/vllm", "org/serve", "vllm.gguf", "servers", "vllm-clip"])

@@ -22,7 +22,7 @@ from base.wording import one_line
 from server.terms.bounded_cache import BoundedCache
 from server.terms.config import RendererConfig
 from server.terms.types import TensorData
-from server.text.model_files.tokenizer_files import TokenizerLoadError, read_json_object
+from server.text.model_files import TokenizerLoadError, read_json_object
 from server.text.renderers.images.fetcher import MediaError
 from server.text.renderers.prompts import ProcessedImages
 
@@ -222,8 +222,6 @@ def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorM
     """
     try:
         kind = _processor_class(path)
-        if not hasattr(kind, "replace_image_token"):
-            raise TokenizerLoadError(f"transformers {transformers.__version__} is too old")
         settings, _ = kind.get_processor_dict(path, local_files_only=True)
         parts = {
             "tokenizer": tokenizer,

@@ -17,7 +17,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from base.machine.file_stamps import FolderStamps, read_folder
 from base.wording import one_line
-from server.text.model_files.tokenizer_files import TokenizerLoadError, read_json_object
+from server.text.model_files import TokenizerLoadError, read_json_object
 
 _LEGACY_FILES = ("special_tokens_map.json", "added_tokens.json")
 """If a folder has one of these files, transformers merges added tokens from several files."""

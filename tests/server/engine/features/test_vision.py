@@ -14,10 +14,17 @@ from server.engine.prompt_features import PromptFeaturesError
 from server.engine.vision import VisionEncoder, image_encoder
 from server.terms.config import EngineConfig, ModelFiles, RendererConfig
 from server.terms.types import PromptInputs, TensorData
-from server.text.renderers.base import BaseRenderer, build_renderer
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
-from tests.server.engine.features.tiny_vlm import FAMILIES, load_reference, save_vlm
-from tests.server.engine.features.vlm_reference import generate_answer, image_url, render_with_images, writable
+from server.text.renderers.renderer import Renderer
+from tests.server.engine.features.tiny_vlm import (
+    FAMILIES,
+    generate_answer,
+    image_url,
+    load_reference,
+    render_with_images,
+    save_vlm,
+    writable,
+)
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.inline_executor import InlineExecutor
 
@@ -30,7 +37,7 @@ _NUM_TOKENS = 6
 class VisionCase:
     """A model of one family, its renderer and the plain model as a reference."""
 
-    renderer: BaseRenderer
+    renderer: Renderer
     path: Path
     reference: PreTrainedModel
 
@@ -62,7 +69,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> VisionCase:
 
 def _case(tmp_path_factory: pytest.TempPathFactory, family: str) -> VisionCase:
     path = save_vlm(tmp_path_factory.mktemp("vlm"), family)
-    renderer = build_renderer(ModelFiles(path, path), RendererConfig(), executor=InlineExecutor())
+    renderer = Renderer(ModelFiles(path, path), RendererConfig(), executor=InlineExecutor())
     return VisionCase(renderer, path, load_reference(path))
 
 

@@ -100,8 +100,7 @@ def test_sequences_that_share_a_long_prefix_hold_and_read_it_once(plain_llama, l
     engine.run()
     assert [c.token_ids for c in choices] == greedy_outputs(plain_llama, prompts, 8)
     assert held == [576 + sum(len(p) + 1 - 576 for p in prompts)]
-    num_rows = 5 * 2
-    assert (num_rows, 576) in shared_parts
+    assert (5 * 2, 576) in shared_parts
 
 
 def test_prompt_logprobs_compute_every_prompt_token(llama):

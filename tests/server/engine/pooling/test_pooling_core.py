@@ -1,30 +1,31 @@
 """Batched pooling gives the results of plain transformers for each prompt alone."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from base.errors import EngineStartError
-from server.engine.pooling.encoder import PoolingSequence, choose_batch
+from server.engine.pooling.heads import PoolingSequence, choose_batch
 from server.terms.config import PoolerConfig
 from server.terms.types import PoolingParams
-from tests.server.engine.pooling.small_pooling import PROMPTS, SmallPooling, assert_close, hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (
     DECODERS,
     ENCODERS,
     MAX_LEN,
+    PROMPTS,
     VOCABULARY,
+    SmallPooling,
+    assert_close,
     edit_config,
+    hidden_states,
+    logits,
     save_pooler,
     save_sentence_files,
+    unit,
 )
 
 pytestmark = pytest.mark.thorough
-
-Expected = Callable[[PreTrainedModel, list[int]], torch.Tensor]
 
 
 def _pooler(kind: Any) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def _softmax(rows: torch.Tensor) -> torch.Tensor:
 
 NO_ACTIVATION = {"use_activation": False}
 LABELS = {"num_labels": 3}
-CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], Expected]] = {
+CASES = {
     # kind, head, options of the model, of the engine and of the request, and what transformers computes
     **{f"{kind} embeds": (kind, "embed", {}, {}, {}, lambda m, p: unit(hidden_states(m, p)[0])) for kind in ENCODERS},
     **{f"{kind} embeds": (kind, "embed", {}, {}, {}, lambda m, p: unit(hidden_states(m, p)[-1])) for kind in DECODERS},
@@ -70,7 +71,6 @@ def test_a_batch_gives_the_results_of_transformers_for_each_prompt_alone(tmp_pat
     engine = SmallPooling(tmp_path, **of_engine)
     assert_close(engine.run(PROMPTS, **of_request), [expected(model, prompt) for prompt in PROMPTS])
     assert len(engine.batches) == 1
-    assert engine.info.pooling is not None
     assert engine.info.pooling.num_labels == options.get("num_labels", 0)
 
 
@@ -113,7 +113,6 @@ def test_a_dense_layer_runs_between_pooling_and_normalizing(tmp_path):
         for p in PROMPTS
     ]
     assert_close(engine.run(PROMPTS), expected)
-    assert engine.info.pooling is not None
     assert engine.info.pooling.embedding_size == 8
 
 
@@ -132,7 +131,6 @@ def test_dimensions_are_cut_before_normalizing(tmp_path):
     model = save_pooler(tmp_path, "bert")
     edit_config(tmp_path, matryoshka_dimensions=[8, 16])
     engine = SmallPooling(tmp_path)
-    assert engine.info.pooling is not None
     assert engine.info.pooling.is_matryoshka
     assert engine.info.pooling.matryoshka_dimensions == (8, 16)
     assert_close(engine.run(PROMPTS, dimensions=8), [unit(hidden_states(model, p)[0][:8]) for p in PROMPTS])
@@ -168,7 +166,6 @@ def test_a_language_model_classifies_by_two_words(tmp_path):
     no, yes = VOCABULARY.index("no"), VOCABULARY.index("yes")
     expected = [logits(model, prompt)[-1][[no, yes]].softmax(-1)[1:] for prompt in PROMPTS]
     assert_close(engine.run(PROMPTS), expected)
-    assert engine.info.pooling is not None
     assert engine.info.pooling.num_labels == 1
     assert not engine.info.pooling.uses_sep_token
 

@@ -7,7 +7,7 @@ import asyncio
 import queue
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -43,8 +43,6 @@ pytestmark = pytest.mark.thorough
 
 PARAMS = SamplingParams(max_tokens=1)
 POOLING = PoolingParams(task="embed", dimensions=2)
-
-Sockets = tuple[socket.socket, socket.socket]
 
 
 def tensor(num_bytes: int, start: int = 0) -> TensorData:
@@ -112,7 +110,7 @@ async def end(client: EngineClient, engine: FakeEngine) -> None:
 
 
 @pytest.fixture
-def sockets() -> Iterator[Sockets]:
+def sockets():
     """A socket pair with small send buffers, so that large sends wait on any machine."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -122,12 +120,12 @@ def sockets() -> Iterator[Sockets]:
 
 
 @pytest.fixture
-def engine(sockets: Sockets) -> FakeEngine:
+def engine(sockets) -> FakeEngine:
     return FakeEngine(sockets[1])
 
 
 @pytest.fixture
-async def client(sockets: Sockets, engine: FakeEngine) -> AsyncIterator[EngineClient]:
+async def client(sockets, engine: FakeEngine) -> AsyncIterator[EngineClient]:
     client = EngineClient(sockets[0])
     await client.start()
     yield client
@@ -148,7 +146,6 @@ async def test_tensors_arrive_unchanged_and_aligned(client, engine):
     assert await tokens_of(client, "b") == [7]
     await end(client, engine)
     found, other = (engine.requests[name].prompts[0].inputs for name in "ab")
-    assert found is not None
     assert found.embeds is not None
     assert found.mm is not None
     assert other is None
@@ -275,7 +272,6 @@ async def test_a_prompt_is_sent_and_its_vector_is_returned_or_its_error_is_raise
     engine.answer(EngineOutput(request_id="b", finish_reason="error", error="too long"))
     output = await pooling
     assert output.queue_s == 0.5
-    assert output.data is not None
     assert (output.data.shape, bytes(output.data.data)) == ((2,), b"12345678")
     with pytest.raises(EngineError, match="too long"):
         await refused

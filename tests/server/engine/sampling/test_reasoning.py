@@ -180,8 +180,7 @@ def test_optional_reasoning_is_decided_by_the_first_token(engine, reasons):
     [completion] = engine.complete(
         [[40]], guided=DIGITS, reasoning=rules, max_tokens=40, logit_bias={END: 100.0 if reasons else -100.0}
     )
-    answer = bytes(completion.token_ids[-3:])
-    assert re.fullmatch(b"[0-9]{3}", answer)
+    assert re.fullmatch(b"[0-9]{3}", bytes(completion.token_ids[-3:]))
     assert len(completion.token_ids) == (1 + 3 + len(END_TEXT) + 3 if reasons else 3)
     assert completion.finish_reason == "stop"
 

@@ -174,7 +174,6 @@ def test_reported_logprobs_are_of_the_raw_distribution():
     [sampled] = create_sampler(vocab_size=VOCAB).sample([sequence], logits.clone())
     raw = torch.log_softmax(logits[0], -1)
     assert sampled.token_id == order[2]
-    assert sampled.logprob is not None
     assert sampled.logprob.rank == 3
     assert sampled.logprob.logprob == pytest.approx(float(raw[order[2]]), abs=1e-6)
     assert [t for t, _ in sampled.logprob.top] == order[:3]
@@ -282,7 +281,6 @@ def test_every_row_reports_its_own_distribution(num_rows):
 
 
 def test_impossible_tokens_have_a_finite_logprob_and_equally_likely_ones_share_a_rank():
-    logits = torch.tensor([[0.0, float("-inf"), 0.0]] * 2)
-    impossible, likely = describe(logits, [1, 2], [3, 0])
+    impossible, likely = describe(torch.tensor([[0.0, float("-inf"), 0.0]] * 2), [1, 2], [3, 0])
     assert (impossible.logprob, impossible.rank, impossible.top[2]) == (-9999.0, 3, (1, -9999.0))
     assert likely.rank == 1

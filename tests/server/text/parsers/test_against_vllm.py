@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pytest
 
-from server.text.parsers.base import CallArguments, CallStart, Content, PromptEnd, Reasoning
 from server.text.parsers.formats import REASONING_FORMATS
+from server.text.parsers.output_parser import CallArguments, CallStart, Content, PromptEnd, Reasoning
 from tests.server.text.parsers.transcripts import FUNCTIONS, TRANSCRIPTS, Part, Transcript, read_parts
 from tests.support.peer_vllm import ask_vllm, needs_vllm
 

@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from server.text.parsers import output_parser
-from server.text.parsers.base import PromptEnd
 from server.text.parsers.formats import REASONING_FORMATS, TOOL_FORMATS
-from server.text.parsers.output_parser import IncomingText, OutputParser
+from server.text.parsers.output_parser import IncomingText, OutputParser, PromptEnd
 from tests.server.text.parsers.transcripts import FUNCTIONS, TRANSCRIPTS
 from tests.support.tiers import thorough_but_for
 

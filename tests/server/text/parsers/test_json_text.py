@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from server.text.parsers.base import CallArguments
 from server.text.parsers.formats import TOOL_FORMATS
 from server.text.parsers.json_text import read_json, write_json
-from server.text.parsers.output_parser import OutputParser
+from server.text.parsers.output_parser import CallArguments, OutputParser
 
 HALF = "\\ud83d"
 FUNCTIONS = {"f": {"properties": {"a": {"type": "string"}, "b": {"type": "object"}}}}

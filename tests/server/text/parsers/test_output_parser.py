@@ -7,9 +7,8 @@ from itertools import pairwise
 import pytest
 
 from server.terms import server_config
-from server.text.parsers.base import CallArguments, CallStart, Content, Reasoning
 from server.text.parsers.formats import REASONING_FORMATS, TOOL_FORMATS
-from server.text.parsers.output_parser import OutputParser
+from server.text.parsers.output_parser import CallArguments, CallStart, Content, OutputParser, Reasoning
 from tests.server.text.parsers.transcripts import FUNCTIONS, TRANSCRIPTS, Transcript
 from tests.support.properties import given, pieces, st
 

@@ -9,11 +9,10 @@ from transformers.utils.chat_parsing import parse_response
 from server.generation.reasoning import load_reasoning
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.server_config import GenerationConfig
-from server.text.parsers.base import Reasoning
 from server.text.parsers.detection import ModelFacts
-from server.text.parsers.output_parser import OutputParser
+from server.text.parsers.output_parser import OutputParser, Reasoning
 from server.text.parsers.own_template import read_response_template
-from server.text.renderers.hf import HfRenderer
+from server.text.renderers.renderer import Renderer
 from tests.conversations.conversation import read_lines
 from tests.server.text.parsers.test_output_parser import all_cuts
 from tests.server.text.parsers.transcripts import FUNCTIONS, read_parts
@@ -88,7 +87,7 @@ def test_auto_prefers_the_template_and_ignores_a_malformed_one(tmp_path, caplog)
     empty = QWEN | {"fields": QWEN["fields"] | {"content": {"close_pattern": "x*"}}}
     for template in (QWEN, {"fields": []}, empty):
         config.write_text(json.dumps(json.loads(config.read_text()) | {"response_template": template}))
-        with HfRenderer(ModelFiles(folder, folder), RendererConfig()) as renderer, caplog.at_level("INFO"):
+        with Renderer(ModelFiles(folder, folder), RendererConfig()) as renderer, caplog.at_level("INFO"):
             found = load_reasoning(GenerationConfig(reasoning_parser="auto"), renderer)
         assert (found is not None) == (template is QWEN)
     assert "the model's own response_template" in caplog.text

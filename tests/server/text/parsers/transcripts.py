@@ -3,10 +3,17 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from server.text.parsers.base import CallArguments, CallStart, Content, Event, PromptEnd, Reasoning
 from server.text.parsers.formats import FORCED, REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat
 from server.text.parsers.json_text import read_json
-from server.text.parsers.output_parser import OutputParser
+from server.text.parsers.output_parser import (
+    CallArguments,
+    CallStart,
+    Content,
+    Event,
+    OutputParser,
+    PromptEnd,
+    Reasoning,
+)
 
 
 def _parameters(**properties: str) -> dict[str, Any]:

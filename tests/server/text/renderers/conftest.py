@@ -12,9 +12,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.renderers.base import BaseRenderer
 from server.text.renderers.detokenizer import IncrementalDetokenizer
-from server.text.renderers.hf import HfRenderer
+from server.text.renderers.renderer import Renderer
 from tests.server.inline_executor import InlineExecutor
 
 KINDS = ("real", "byte_level", "llama", "unigram", "wordpiece")
@@ -63,33 +62,33 @@ def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory, model_path: Path
 
 
 @pytest.fixture(scope="session")
-def renderers(tokenizer_folders: dict[str, Path], inline_executor: InlineExecutor) -> dict[str, HfRenderer]:
+def renderers(tokenizer_folders: dict[str, Path], inline_executor: InlineExecutor) -> dict[str, Renderer]:
     """Kind -> renderer with the default settings."""
     return {
-        kind: HfRenderer(ModelFiles(path, path), RendererConfig(), executor=inline_executor)
+        kind: Renderer(ModelFiles(path, path), RendererConfig(), executor=inline_executor)
         for kind, path in tokenizer_folders.items()
     }
 
 
 @pytest.fixture(params=KINDS)
-def renderer(request: pytest.FixtureRequest, renderers: dict[str, HfRenderer]) -> HfRenderer:
+def renderer(request: pytest.FixtureRequest, renderers: dict[str, Renderer]) -> Renderer:
     """The renderer of each kind."""
     return renderers[request.param]
 
 
 @pytest.fixture
-def build_inline(inline_executor: InlineExecutor) -> Iterator[Callable[..., HfRenderer]]:
+def build_inline(inline_executor: InlineExecutor) -> Iterator[Callable[..., Renderer]]:
     """A function that builds a renderer for a folder with these settings."""
     with ExitStack() as stack:
 
-        def build(path: Path, **settings: Any) -> HfRenderer:
-            renderer = HfRenderer(ModelFiles(path, path), RendererConfig(**settings), executor=inline_executor)
+        def build(path: Path, **settings: Any) -> Renderer:
+            renderer = Renderer(ModelFiles(path, path), RendererConfig(**settings), executor=inline_executor)
             return stack.enter_context(renderer)
 
         yield build
 
 
-def encode(renderer: BaseRenderer, text: str) -> list[int]:
+def encode(renderer: Renderer, text: str) -> list[int]:
     return renderer.tokenizer.encode(text, add_special_tokens=False)
 
 

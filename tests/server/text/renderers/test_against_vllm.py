@@ -9,8 +9,8 @@ import pytest
 
 from base.errors import RequestError
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompts import ChatOptions
+from server.text.renderers.renderer import Renderer
 from tests.conversations.conversation import read_lines
 from tests.support.peer_vllm import ask_vllm, needs_vllm
 
@@ -115,7 +115,7 @@ NUM_CASES = 500
 TEMPLATES = {line["name"]: line["template"] for _, line in read_lines(Path(__file__).with_name("vllm_templates.jsonl"))}
 
 
-def compare(cases: list[dict[str, Any]], renderers: dict[str | None, HfRenderer], folder: Path, work: Path) -> None:
+def compare(cases: list[dict[str, Any]], renderers: dict[str | None, Renderer], folder: Path, work: Path) -> None:
     """Renders each case with the renderer for its template, and compares with vLLM."""
     num_equal = num_rejected = 0
     for case, answer in zip(cases, ask_vllm(SCRIPT, cases, work, folder), strict=True):
@@ -140,8 +140,8 @@ def test_prompts_of_templates_are_the_same(tmp_path, model_path, inline_executor
             if name != "parts" or all(message["role"] != "developer" for message in case["messages"]):
                 cases.append(case)  # vLLM passes text to a template that loops over parts, which then finds none
     files = ModelFiles(model_path, model_path)
-    renderers: dict[str | None, HfRenderer] = {
-        template: HfRenderer(files, RendererConfig(chat_template=template), executor=inline_executor)
+    renderers: dict[str | None, Renderer] = {
+        template: Renderer(files, RendererConfig(chat_template=template), executor=inline_executor)
         for template in TEMPLATES.values()
     }
     compare(cases, renderers, model_path, tmp_path)

@@ -7,12 +7,12 @@ import pytest
 
 from server.text.renderers import detokenizer
 from server.text.renderers.detokenizer import MAX_HELD_TOKENS, DecodeWindow, PromptTail, StopScanner, decode_in_pieces
-from server.text.renderers.hf import HfRenderer
+from server.text.renderers.renderer import Renderer
 from tests.server.text.renderers.conftest import TEXTS, encode, feed
 from tests.support.properties import given, pieces, st
 
 
-def full_decode(renderer: HfRenderer, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+def full_decode(renderer: Renderer, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
     return renderer.tokenizer.loop_decoder(skip_special_tokens=skip_special_tokens)(token_ids)
 
 
@@ -107,7 +107,7 @@ def test_a_space_is_kept_after_many_skipped_tokens(renderer):
     assert feed(renderer.create_detokenizer(), token_ids) == "the of"
 
 
-def random_tokens(renderer: HfRenderer, rng: random.Random, *, length: int) -> list[int]:
+def random_tokens(renderer: Renderer, rng: random.Random, *, length: int) -> list[int]:
     """Random tokens. Tokens of characters with many bytes and special tokens are more frequent.
 
     With ByteFallback, which replaces complete characters if invalid bytes follow them, all bytes form whole

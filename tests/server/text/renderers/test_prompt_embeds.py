@@ -85,8 +85,7 @@ def test_the_last_rows_are_kept():
 
 
 def test_numbers_in_the_model_s_dtype_are_not_copied():
-    payload = pybase64.b64encode(saved(torch.zeros(60, 16)))
-    rows = safe_load_prompt_embeds(payload, LIMITS)
+    rows = safe_load_prompt_embeds(pybase64.b64encode(saved(torch.zeros(60, 16))), LIMITS)
     assert not np.frombuffer(rows.data, np.float32).flags.owndata
     assert rows.data.readonly, "it is the decoded payload itself"
 

@@ -16,13 +16,11 @@ from base.machine.processors import usable_count
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.types import TensorData
 from server.text.renderers import prompts as prompts_module
-from server.text.renderers.base import build_renderer
 from server.text.renderers.detokenizer import PromptTail
-from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompt_embeds import EmbedsLimits
 from server.text.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
-from tests.server.engine.features.tiny_vlm import save_vlm
-from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
+from server.text.renderers.renderer import Renderer
+from tests.server.engine.features.tiny_vlm import image_messages, image_url, render_with_images, save_vlm
 from tests.support.cli import python_output
 from tests.support.embeds_payloads import saved, torch_payload
 
@@ -31,17 +29,17 @@ async def test_the_pools_threads_give_way_to_the_event_loop(tiny_llama):
     def niceness() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
+    with Renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
         assert await renderer.pools.run(niceness) == min(niceness() + 4, 19)
 
 
 async def test_waiting_times_are_reported(tiny_llama, monkeypatch):
     now_s = 0.0
     monkeypatch.setattr("server.text.renderers.pools.perf_counter", lambda: now_s)
-    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer:
+    with Renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer:
         pool = renderer.pools.owned["text"]
         waits: list[float] = []
-        pool.subscribe_waits(waits.append)
+        pool.on_wait = waits.append
         release = threading.Event()
         busy = asyncio.ensure_future(renderer.pools.run(release.wait, 60))
         waiting = asyncio.ensure_future(renderer.pools.run(int))
@@ -64,15 +62,9 @@ def text_of(i: int) -> str:
 
 
 @pytest.mark.thorough
-def test_the_base_of_renderers_imports_no_tokenizer():
-    libraries = {"transformers", "tokenizers"}
-    assert run_watched(f"import server.text.renderers.base; print({libraries} & set(sys.modules))") == "set()\n"
-
-
-@pytest.mark.thorough
 def test_many_clients_share_four_threads(model_path):
     """If the tokenizer itself truncated texts, this would fail with "Already borrowed"."""
-    with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=4)) as renderer:
+    with Renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=4)) as renderer:
         renderer.warm_up()
         plain = TextOptions(add_special_tokens=False)
         options = ChatOptions()
@@ -125,7 +117,7 @@ async def test_prompts_of_a_request_are_rendered_at_once_and_never_on_the_loop(t
         return TensorData("float32", (1, 1), memoryview(bytes(4)))
 
     monkeypatch.setattr(prompts_module, "safe_load_prompt_embeds", load)
-    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
+    with Renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
         renderer.prompts.embeds_limits = LARGE_EMBEDS
         prompts = [EmbedsPrompt("a"), EmbedsPrompt("b")]
         assert len(await renderer.render_prompts_async(prompts, TextOptions())) == 2
@@ -133,7 +125,7 @@ async def test_prompts_of_a_request_are_rendered_at_once_and_never_on_the_loop(t
 
 
 async def test_the_first_fault_of_many_prompts_is_raised(tiny_llama):
-    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
+    with Renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
         texts = [text_of(i) for i in range(100)]
         rendered = await renderer.render_prompts_async(texts, TextOptions())
         assert [prompt.text for prompt in rendered] == texts
@@ -166,7 +158,7 @@ async def test_the_loop_turns_while_embeddings_are_loaded(tokenizer_folders, inl
     files = ModelFiles(folder, folder)
     turns = []
     for executor in (None, inline_executor):
-        with HfRenderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
+        with Renderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
             renderer.prompts.embeds_limits = LARGE_EMBEDS
             rendering = asyncio.ensure_future(renderer.render_prompts_async(large_prompts, TextOptions()))
             turns.append(await count_turns(rendering, every_s=0))
@@ -183,7 +175,7 @@ async def test_the_loop_turns_while_images_are_decoded_and_processed(tmp_path, i
     large = image_messages(*(image_url(seed, 2000, 2000, "JPEG") for seed in range(2)))
     turns = []
     for executor in (None, inline_executor):
-        with build_renderer(ModelFiles(path, path), RendererConfig(), executor=executor) as renderer:
+        with Renderer(ModelFiles(path, path), RendererConfig(), executor=executor) as renderer:
             renderer.warm_up()
             turns.append(await count_turns(render_with_images(renderer, large, ChatOptions())))
     assert turns[0] > 5 * FREE_TURNS
@@ -196,7 +188,7 @@ def test_the_pool_s_threads_import_no_modules_and_no_torch(tokenizer_folders):
 from server.terms.config import ModelFiles, RendererConfig
 from server.text.renderers.prompt_embeds import EmbedsLimits
 from server.text.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
-from server.text.renderers.base import build_renderer
+from server.text.renderers.renderer import Renderer
 path = Path(sys.argv[1])
 tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}
 prompts = [EmbedsPrompt(text) for text in sys.argv[2:]]
@@ -206,7 +198,7 @@ async def main(renderer):
     await run(renderer.prompts.render, 'hi' * 1000, TextOptions(truncate_prompt_tokens=5))
     await run(renderer.detokenize, [1, 2, 3])
     return await run(renderer.prompts.render_all, prompts, TextOptions())
-with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
+with Renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
     renderer.warm_up()
     renderer.prompts.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')
     rendered = asyncio.run(main(renderer))
@@ -222,14 +214,14 @@ def test_threads_that_load_images_import_no_modules_after_a_lean_start(tmp_path)
     """Loads as a launcher does, where only the main thread imports. Then renders images of every format."""
     code = """
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.renderers.base import build_renderer
+from server.text.renderers.renderer import Renderer
 from server.terms.limits import LimitsConfig
 from server.operation.admission import Admission, Lease
 from server.text.renderers.prompts import ChatOptions
 from startup.imports.heavy import import_vision
 import_vision()
 path = Path(sys.argv[1])
-with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
+with Renderer(ModelFiles(path, path), RendererConfig()) as renderer:
     renderer.warm_up()
     parts = [{"type": "image_url", "image_url": url} for url in sys.argv[2:]]
     messages = [{"role": "user", "content": parts}]

@@ -63,8 +63,7 @@ def test_a_failed_fetch_is_repeated(downloads, monkeypatch):
 def test_a_hub_that_answers_429_is_asked_again_after_the_time_that_it_demands(downloads, path):
     downloads.hub.faults.add(Fault("status", status=429, retry_after=1, path=path))
     assert downloads.content(downloads.run()) == MODEL
-    statuses = [seen.status for seen in downloads.hub.requests]
-    assert statuses.count(429) == 1
+    assert [seen.status for seen in downloads.hub.requests].count(429) == 1
     assert "api" not in path or any(", waiting 1 s" in note for note in downloads.notes)
 
 
@@ -93,8 +92,7 @@ def test_the_next_mirror_is_tried(downloads):
     with HubServer().serving() as mirror:
         mirror.add("org/model", MODEL)
         downloads.hub.faults.add(Fault("status", status=403, times=None, path="*/resolve/*"))
-        report = downloads.run(endpoints=(downloads.hub.url, mirror.url))
-        assert downloads.content(report) == MODEL
+        assert downloads.content(downloads.run(endpoints=(downloads.hub.url, mirror.url))) == MODEL
         assert sorted(mirror.downloads) == sorted(f"org/model/{name}" for name in MODEL)
         refused = downloads.run("org/nothing", endpoints=("http://127.0.0.1:1", mirror.url))
         assert refused.failure == "refused"

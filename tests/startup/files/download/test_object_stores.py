@@ -5,7 +5,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,9 +27,6 @@ FILES = {
 }
 OTHERS = {"README.md": b"#", "pytorch_model.bin": b"x"}
 
-Put = Callable[[dict[str, bytes]], None]
-"""Writes objects into the bucket `models`."""
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -40,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def put_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Put]:
+def put_s3(monkeypatch: pytest.MonkeyPatch):
     with s3_server() as s3:
         for name, value in s3.environment.items():
             monkeypatch.setenv(name, value)
@@ -48,7 +44,7 @@ def put_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Put]:
 
 
 @pytest.fixture
-def put_gs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Put]:
+def put_gs(monkeypatch: pytest.MonkeyPatch):
     from gcp_storage_emulator.server import create_server
 
     server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="models")
@@ -74,7 +70,7 @@ def read_tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def put_model(put: Put) -> None:
+def put_model(put) -> None:
     objects = {f"team/llama/{name}": body for name, body in (FILES | OTHERS).items()}
     put(objects | {"team/llama-2/config.json": b"other"})
 
@@ -118,8 +114,7 @@ def test_a_killed_download_is_continued(put_s3, cache):
     folder = resolve_model(asked).path
     blob = (folder / "model.safetensors").resolve()
     shutil.rmtree(folder)
-    part = blob.with_name(blob.name + PART_ENDING)
-    part.write_bytes(WEIGHTS[:5_000_000])
+    blob.with_name(blob.name + PART_ENDING).write_bytes(WEIGHTS[:5_000_000])
     blob.unlink()
     with begin_download(plan_files(asked), lambda _: None) as again:
         assert read_tree(again.result()[0]) == FILES

@@ -4,7 +4,6 @@ tests/e2e/chaos/test_full_disk.py tests its exit code for a full disk.
 """
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,22 +11,18 @@ import pytest
 from tests.startup.files.download.conftest import MODEL
 from vllm_cli.commands.prefetch import prefetch
 
-Run = Callable[..., tuple[int, str, str]]
-"""Runs `prefetch`. Returns exit code, standard output and standard error."""
-
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("vllm_cli.commands.prefetch._configure_logs", lambda line: None)
 
     def call(*words: str) -> tuple[int, str, str]:
-        code = prefetch.main(list(words), standalone_mode=False)
-        return (code, *capsys.readouterr())
+        return (prefetch.main(list(words), standalone_mode=False), *capsys.readouterr())
 
     return call
 
 
-def report(run: Run, *words: str) -> tuple[int, dict[str, Any]]:
+def report(run, *words: str) -> tuple[int, dict[str, Any]]:
     code, out, _ = run(*words, "--download-only", "--json")
     return code, json.loads(out)
 

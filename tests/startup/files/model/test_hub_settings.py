@@ -90,8 +90,7 @@ def answers(home: Path) -> dict[str, list[Any]]:
 def test_the_client_reads_the_same(case, home, answers, monkeypatch):
     for name in (*_NAMES, env.VCLI_HUB_ENDPOINTS.name):
         monkeypatch.delenv(name, raising=False)
-    given = _variables(case, home)
-    with environment.overlaid(given):
+    with environment.overlaid(_variables(case, home)):
         found = [str(env.HF_HUB_CACHE.get()), hub_token(), *hub_endpoints(), is_offline()]
         limits = [env.HF_HUB_ETAG_TIMEOUT.get(), env.HF_HUB_DOWNLOAD_TIMEOUT.get()]
     assert [*found, *limits] == answers[case]
@@ -99,8 +98,7 @@ def test_the_client_reads_the_same(case, home, answers, monkeypatch):
 
 def test_every_name_is_declared_or_read_by_no_library():
     declared = {variable.name for variable in variables()}
-    unread = {"TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE"}
-    assert _NAMES - declared == unread
+    assert _NAMES - declared == {"TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE"}
 
 
 def test_a_given_token_needs_no_permission(monkeypatch):

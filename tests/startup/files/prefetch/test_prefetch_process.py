@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
 from startup.files.prefetch import worker
-from startup.files.prefetch.messages import PrefetchJob, PrefetchReport
+from startup.files.prefetch.messages import PrefetchJob, PrefetchProgress, PrefetchReport
 from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
-from tests.support.cli import python_output
+from tests.support.cli import python_output, run_python
 from tests.support.page_cache import evict, expect_read, held, never_cached, resident_bytes
+from vllm_cli.commands import prefetch as command
 
 MIB = 1 << 20
 PLENTY = 1 << 50
@@ -162,6 +164,38 @@ def test_libraries_of_torch_are_found_without_importing_it():
         "import sys; from startup.files.prefetch.process import plan_libraries; print(*plan_libraries());"
         "assert 'torch' not in sys.modules"
     )
-    found = [Path(word).name for word in python_output(script).split()]
-    assert "libtorch_cpu.so" in found
+    assert "libtorch_cpu.so" in [Path(word).name for word in python_output(script).split()]
     assert all(path.is_file() for path in plan_libraries())
+
+
+RUN = "import sys; from vllm_cli.commands.prefetch import prefetch; sys.exit(prefetch(standalone_mode=False))"
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    return run_python(RUN, *words)
+
+
+@pytest.mark.alone
+def test_the_model_is_resident_after_the_command_and_the_report_says_what_was_read(tmp_path, make_file):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    weights = make_file("model.safetensors", 4)
+    evict(weights)
+    result = run(tmp_path, "--threads", "2")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("prefetch done: 0.00 GB in 3 files, 0% resident before, 0.00 GB read in")
+    expect_read(weights)
+    evict(weights)
+    report = json.loads(run(tmp_path, "--json").stdout)
+    assert (report["state"], report["read_bytes"]) == ("done", 4 * MIB)
+    assert report["resident_share"] < 0.01
+    assert report["gb_per_s"] > 0
+    with held(weights):
+        again = json.loads(run(tmp_path, "--json").stdout)
+    assert (again["state"], again["resident_share"]) == ("off", 1.0)
+
+
+def test_progress_is_printed_as_lines_without_a_terminal(capsys):
+    handle = Mock(result=lambda: PrefetchReport("done"), progress=lambda: [PrefetchProgress(10**9, 4 * 10**9, 5.0)])
+    command._follow(handle, command.Reporter(interval_s=0.0))
+    assert capsys.readouterr().err == "prefetch [#####---------------]  25% 1.00 of 4.00 GB, 0.20 GB/s, 15 s left\n"

@@ -91,8 +91,7 @@ def test_a_record_moves_with_its_folder(tmp_path, library):
 
 def test_files_that_have_changed_are_left_out(tmp_path, library):
     gone = FileRanges(str(tmp_path / "gone"), 1, ((0, 1),))
-    record = _record(tmp_path, gone, FileRanges(str(library), _MIB, ((0, _MIB),)))
-    assert read_pages(record) == []
+    assert read_pages(_record(tmp_path, gone, FileRanges(str(library), _MIB, ((0, _MIB),)))) == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[["a", 1]]', "null"])
@@ -107,7 +106,6 @@ def test_only_the_recorded_parts_are_read(tmp_path, library):
     assert survey_files(PrefetchJob((), record)).due_bytes == 2 * _MIB
     with start_prefetch([], "on", Path(record)) as prefetch:
         report = prefetch.result(60)
-    assert report is not None
     assert (report.state, report.total_bytes) == ("done", 2 * _MIB)
     expect_read(library, 2 * _MIB)
     assert resident_bytes(library) < 6 * _MIB  # with the kernel's read-ahead

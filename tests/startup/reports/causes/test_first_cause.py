@@ -1,4 +1,14 @@
-"""Finds the first failure in logs of vLLM, in the forms of all versions and of programs that carry logs."""
+"""The first failure is found in logs of vLLM, in all forms that logs have. The table of causes is complete.
+
+`logs.txt` and `log_settings.txt` (other settings, versions, platforms) write logs in short forms:
+a title or an empty line begins a log. After `| ` comes a line of the log. `[CORE]` and the other names of
+`_LABELS` stand for a process's label. `@ load_model f > KeyError: 'x'` is a traceback of these functions,
+`@ vllm/x.py > …` one of these files. If the line ends with `>`, the traceback is cut before its exception.
+`[FAILED]` stands before such a traceback of an engine that has failed to start, `[ARGS]` before arguments.
+After `=>` come the expected cause, its line, process and phase, or `nothing`. Indented lines are the
+cause's text, or lines of the digest, where `…` stands for any text. Each row `- A => B` makes a log of its
+own: A and B replace `<>`.
+"""
 
 import json
 import logging
@@ -7,6 +17,8 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -14,14 +26,78 @@ import pytest
 from startup.logs.formatters import TextFormatter
 from startup.logs.json_lines import JsonFormatter
 from startup.reports.causes import evidence, failures, first_cause
-from startup.reports.causes.cause import Cause
+from startup.reports.causes.cause import Cause, KnownCause
 from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import find_cause
-from startup.reports.causes.table import LISTS
-from tests.startup.reports.causes.written_logs import CORE, FOLDER, read_logs
+from startup.reports.causes.table import BY_CODE, KNOWN, LISTS, OWN, PARTS, STOPPED
 from tests.support.growth import count_calls, growth
 from tests.support.properties import given, st
 from tests.support.tiers import thorough_but_for
+
+FOLDER: Final = Path(__file__).parent
+CORE: Final = "(EngineCore_DP0 pid=40) ERROR 09-03 11:03:37 [core.py:712] "
+INFO: Final = "(APIServer pid=1) INFO 09-03 11:03:00 [utils.py:253] "
+_LABELS: Final = {
+    "[CORE]": CORE,
+    "[INFO]": INFO,
+    "[API]": "(APIServer pid=1) ",
+    "[WORKER]": "(Worker_TP1 pid=52) ERROR 09-03 11:03:36 [multiproc_executor.py:597] ",
+    "[VERSION]": "(APIServer pid=1) INFO 09-03 11:03:00 [api_server.py:1351] vLLM API server version 0.32.0",
+    "[V11]": f"{INFO}vLLM API server version 0.11.0",
+    "[READY]": "(APIServer pid=1) INFO:     Application startup complete.",
+}
+
+
+class WrittenLog(NamedTuple):
+    """A log, and what is expected of its cause."""
+
+    place: str
+    lines: list[str]
+    found: str
+    """The cause's name, line, process and phase, or `nothing`."""
+    shown: list[str]
+    """Patterns of the cause's text, and of lines of the digest."""
+
+
+def read_logs(name: str) -> Iterator[WrittenLog]:
+    title = ""
+    for block in re.split(r"\n\n|\n(?=# )", (FOLDER / name).read_text().strip()):
+        lines = block.splitlines()
+        if lines[0].startswith("# "):
+            title = lines.pop(0)[2:]
+        for row in [line[2:] for line in lines if line.startswith("- ")] or [""]:
+            values = iter(row.split(" => "))
+            filled = [re.sub("<>", lambda _: next(values), line) for line in lines if not line.startswith("- ")]  # noqa: B023
+            yield WrittenLog(
+                f"{name}: {title}: {row}",
+                [each for line in filled if line[0] == "|" for each in _expand(line[2:])],
+                next(line[3:] for line in filled if line.startswith("=>")),
+                [re.escape(line.strip()).replace("…", ".*") for line in filled if line.startswith("  ")],
+            )
+
+
+def _expand(line: str) -> list[str]:
+    """The lines of the log for which the written line stands."""
+    if line.startswith("[FAILED]"):
+        return [f"{CORE}EngineCore failed to start.", *_expand(f"[CORE]@ {line.removeprefix('[FAILED]')}")]
+    if line.startswith("[ARGS]"):
+        first = "'model_tag': 'a/b', 'model': 'a/b', 'max_model_len': 4096"
+        return [f"{INFO}non-default args: {{{first}, {line.removeprefix('[ARGS]')}}}"]
+    name, text = next(((name, line[len(name) :]) for name in _LABELS if line.startswith(name)), ("", line))
+    label, found, raised = text.rpartition("@ ") if " >" in text else ("", "", text)
+    prefix = _LABELS.get(name, "") + label
+    if not found:
+        return [_LABELS.get(name, "") + text]
+    functions, _, error = raised.partition(" >")
+    frames = [line for function in functions.split() for line in _frame(function)]
+    return [prefix + line for line in ("Traceback (most recent call last):", *frames, *([error[1:]] if error else []))]
+
+
+def _frame(function: str) -> list[str]:
+    if "." in function:
+        return [f'  File "/x/dist-packages/{function}", line 7, in f']
+    return [f'  File "/x/vllm/{function}.py", line 7, in {function}', "    call()"]
+
 
 _SENTENCE = "The NVIDIA driver on your system is too old (found version 12080)"
 
@@ -67,7 +143,7 @@ def _name(cause: Cause | None) -> str | None:
 
 @pytest.mark.parametrize("text", (FOLDER / "raised.txt").read_text().splitlines())
 def test_the_function_the_file_and_the_error_of_an_exception_tell_its_cause(text):
-    """Errors that only one known text matches are not in the file. `test_known_causes.py` has all texts."""
+    """Errors that only one known text matches are not in the file. The tests of the table have all texts."""
     name, _, raised = text.partition(": ")
     functions, _, error = raised.partition(" > ")
     frames = [f'{CORE}  File "/x/vllm/{each}.py", line 7, in {each}' for each in functions.split()]
@@ -222,3 +298,86 @@ def test_lines_of_another_rank_change_no_cause(log, step):
     mixed = [each for number, line in enumerate(log.lines) for each in ([other] * (number % step == 0) + [line])]
     found, plain = find_cause(mixed), find_cause(log.lines)
     assert _name(found) == _name(plain) if plain else found is None
+
+
+def _arguments(text: str) -> str:
+    return f"{INFO}non-default args: {{'model_tag': 'a/b', 'model': 'a/b', 'max_model_len': 4096, {text}}}"
+
+
+def _explain(setting: str, error: str, *files: str) -> tuple[Cause, str]:
+    frames = [f'  File "{file}", line 7, in f' for file in files]
+    failed = ("EngineCore failed to start.", "Traceback (most recent call last):", *frames, error)
+    cause = find_cause([f"{INFO}vLLM API server version 0.11.0", setting, *(CORE + line for line in failed)])
+    assert cause is not None
+    return cause, write_digest(cause)[-2]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [(file, name) for part in PARTS for file in part.files for name in part.settings]
+)
+def test_each_part_names_the_setting_that_turned_it_on(file, name):
+    path = f"/x/vllm/x{file}x.py" if not file.endswith(".") else f"/x/vllm/x{file}py"
+    setting = f"{name}X=1 vllm serve a/b" if name.isupper() else _arguments(f"'{name}': 'something'")
+    flag = f"{name}X" if name.isupper() else f"--{name.replace('_', '-')}"
+    _, advice = _explain(setting, "RuntimeError: odd", path)
+    assert flag in advice and "set" in advice
+    assert "it is set" not in _explain(_arguments("'seed': 1"), "RuntimeError: odd", path)[1]
+
+
+_WITH_CAUSES = [(file, part.known.name) for part in PARTS if part.known for file in part.files if "/trans" not in file]
+
+
+@pytest.mark.parametrize(
+    "root",
+    thorough_but_for(["/x/envs/vllm/lib/python3.12/site-packages/", "/usr/lib/dist-packages/", "/src/"], "/src/"),
+)
+@pytest.mark.parametrize(("file", "name"), _WITH_CAUSES)
+def test_a_library_that_a_part_of_vllm_called_failed_for_that_part(root, file, name):
+    own = f"vllm/{file.strip('/').removeprefix('vllm/')}/x.py"
+    files = [root + path for path in ("vllm/v1/engine/core.py", own, "vllm/_custom_ops.py", "torch/_ops.py")]
+    cause, _ = _explain("", "RuntimeError: m must be divisible by 4", *files)
+    assert cause.known is not None and cause.known.name == name
+
+
+def test_each_cause_has_a_public_source_or_errors_of_our_own():
+    assert [cause.name for cause in KNOWN if not re.fullmatch(r"own|[\w.-]+#\d+", cause.source)] == []
+    assert len({cause.name for cause in (*KNOWN, *OWN)}) == len(KNOWN) + len(OWN) > 130
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("cause", BY_CODE.values(), ids=lambda cause: cause.name)
+def test_title_and_advice_are_short_and_have_one_thought_a_sentence(cause):
+    assert not cause.title.endswith(".")
+    assert len(cause.title) <= 90
+    assert 5 <= len(cause.advice) <= 260
+    assert not re.search("[;:] ", re.sub(r"`[^`]*`", "", f"{cause.title}. {cause.advice}"))
+
+
+@pytest.mark.parametrize("cause", KNOWN, ids=lambda cause: cause.name)
+def test_each_text_is_recognised_as_its_cause(cause):
+    """No earlier cause in the table matches the text."""
+    for text in cause.texts:
+        line = text.strip("^$").replace("…", "something")
+        is_error = re.match(r"[\w.]*(Error|Exception|Interrupt|NotFound|IsEnabled|Timeout)(:|$)", line)
+        if line.startswith(" "):
+            line = f"deploy.sh: line 17: 11440{line}"
+        elif cause.where == "exception" and not is_error:
+            line = f"RuntimeError: {line}"
+        found = find_cause([line, "WorkerError: something"] if cause.where == "hint" else [line])
+        assert found.known is cause, text
+
+
+def test_a_text_can_have_gaps_and_ends():
+    cause = KnownCause("x", "x", "^Killed$ | one … two | ends so$", "x")
+    assert cause.matches("Killed")
+    assert not cause.matches("Killed by")
+    assert not cause.matches("was Killed")
+    assert cause.matches("zero one and two three")
+    assert not cause.matches("two one")
+    assert cause.matches("it ends so, then ends so")
+    assert not cause.matches("it ends so.")
+
+
+def test_stopping_is_the_last_in_the_table():
+    """If it came earlier, a shutdown with an error would count as a stop."""
+    assert KNOWN[-1] is STOPPED

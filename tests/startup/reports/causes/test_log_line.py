@@ -111,8 +111,7 @@ def test_lines_do_not_depend_on_the_pieces(monkeypatch, chunk):
 
 def test_windows_line_ends_and_progress_bars_do_not_change_the_number_of_a_line():
     log = b"Loading\r\n10%\r20%\r30%\nTraceback (most recent call last):\r\n  x\r\nValueError: wrong\r\n"
-    cause = find_cause(read_lines(io.BytesIO(log)))
-    assert cause.line == 5
+    assert find_cause(read_lines(io.BytesIO(log))).line == 5
 
 
 def test_a_line_without_end_takes_bounded_memory():

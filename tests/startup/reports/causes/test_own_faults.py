@@ -22,7 +22,7 @@ _FRAMES = {
     "child": f"{_ROOT}/startup/vllm/fork/recorded_ends.py",
     "begin": f"{_ROOT}/startup/vllm/fork/openmp_state.py",
     "main": f"{_ROOT}/startup/processes/forkserver.py",
-    "wrapper": f"{_ROOT}/startup/vllm/patches/spans.py",
+    "wrapper": f"{_ROOT}/startup/vllm/journal.py",
     "finder": f"{_ROOT}/startup/imports/finder.py",
     "wheel": f"{_SITE}/vllm_cli/packages/startup/vllm/patches/engine_wait.py",
     "late": f"{_SITE}/vllm_cli/packages/startup/vllm/patches/late_imports.py",
@@ -80,7 +80,7 @@ def test_the_first_of_a_chain_counts():
 
 
 _SOCKET = "/usr/lib/python3.11/socket.py"
-_PORT = "startup/vllm/patches/port.py"
+_PORT = "startup/vllm/serving/serving_events.py"
 
 
 @pytest.mark.parametrize(

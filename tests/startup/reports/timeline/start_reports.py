@@ -1,8 +1,7 @@
 """Builds reports of starts with known times, for tests."""
 
 from startup.reports.timeline.report import PageCacheFacts, StartFacts, StartReport, build_report
-from startup.reports.timeline.spans import PhaseSpan
-from startup.reports.timeline.timeline import PhaseTimeline
+from startup.reports.timeline.timeline import PhaseSpan, PhaseTimeline
 
 NS = 1_000_000_000
 

@@ -1,16 +1,12 @@
 """API keys and TLS files are checked in the way in which the server uses them."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from startup.session.preflight.report import PreflightReport
 from tests.support.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
-
-Preflight = Callable[..., PreflightReport]
 
 pytestmark = needs_openssl
 
@@ -20,13 +16,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return make_certificate(tmp_path_factory.mktemp("tls"), "good")
 
 
-def findings(preflight: Preflight, check: str, **given: Any) -> list[str]:
+def findings(preflight, check: str, **given: Any) -> list[str]:
     """Severity and message of one check's findings."""
     report = preflight("/nowhere", **{name: str(v) if isinstance(v, Path) else v for name, v in given.items()})
     return [f"{f.severity}: {f.message}" for f in report.findings if f.check == check]
 
 
-def tls(preflight: Preflight, pair: Certificate, **given: Any) -> list[str]:
+def tls(preflight, pair: Certificate, **given: Any) -> list[str]:
     return findings(preflight, "tls", **{"ssl_certfile": pair.certificate, "ssl_keyfile": pair.key} | given)
 
 

@@ -25,10 +25,7 @@ def test_a_complete_folder_has_no_findings(folder, preflight):
     assert {f.severity for f in preflight(folder.path).findings} == {"info"}
 
 
-Damage = Callable[[ModelFolder], object]
-
-
-def _truncated(number: int, size: int) -> Damage:
+def _truncated(number: int, size: int):
     """Truncates a shard. A negative size counts from the end."""
 
     def damage(folder: ModelFolder) -> None:
@@ -38,11 +35,11 @@ def _truncated(number: int, size: int) -> Damage:
     return damage
 
 
-def _written(name: str, content: bytes) -> Damage:
+def _written(name: str, content: bytes):
     return lambda folder: (folder.path / name).write_bytes(content)
 
 
-def _with_header(change: Callable[[bytes], bytes]) -> Damage:
+def _with_header(change: Callable[[bytes], bytes]):
     """Changes the header of the first shard."""
 
     def damage(folder: ModelFolder) -> None:
@@ -54,11 +51,11 @@ def _with_header(change: Callable[[bytes], bytes]) -> Damage:
     return damage
 
 
-def _with_tensor(entry: object) -> Damage:
+def _with_tensor(entry: object):
     return _with_header(lambda _: json.dumps({"layer0.a": entry}).encode())
 
 
-def _with_torch_file(content: bytes) -> Damage:
+def _with_torch_file(content: bytes):
     def damage(folder: ModelFolder) -> None:
         remove_safetensors(folder)
         (folder.path / "pytorch_model.bin").write_bytes(content)
@@ -80,7 +77,7 @@ def remove_safetensors(folder: ModelFolder) -> None:
 
 _FIRST, _SECOND, _THIRD = (f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
 _BROKEN: Final = b'{\n  "a": 1,\n  "b": }'
-FAULTS: Final[list[tuple[Damage, str, str]]] = [
+FAULTS = [
     (_truncated(1, -100), "weights", f"{_SECOND} … calls for {{size}} bytes, the file has {{cut}}"),
     (_truncated(0, 40), "weights", "is truncated: the header alone needs"),
     (

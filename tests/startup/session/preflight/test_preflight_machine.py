@@ -1,4 +1,4 @@
-"""Variables, limits, shared memory and the address of a start are checked. No socket is left behind."""
+"""Variables, limits, shared memory, address and process names of a start. No socket is left behind."""
 
 import json
 import socket
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from startup.session.preflight.network import describe_process
 from startup.session.preflight.report import PreflightReport
-from startup.session.preflight.resources import check_libraries
-from tests.support.cli import run_cli, run_python
+from tests.support.cli import run_cli
 from tests.support.ports import free_port
 
 
@@ -169,32 +169,6 @@ def test_a_folder_of_metrics_that_cannot_be_used_is_one_line(preflight, monkeypa
         assert all(f"{name}={folder} cannot be written to" in each for each in messages)
 
 
-TORCH_LOGS = pytest.mark.parametrize(
-    ("setting", "unknown"),
-    [
-        ("foo", "foo"),
-        ("+dynamo, nosuch.module", "nosuch.module"),
-        ("-aot,all,graph_breaks", None),
-        ("+json.tool", None),
-    ],
-)
-
-
-@TORCH_LOGS
-def test_a_name_that_torch_refuses_to_log_is_one_line(monkeypatch, setting, unknown):
-    monkeypatch.setenv("TORCH_LOGS", setting)
-    messages = [finding.message for finding in check_libraries()]
-    assert [message.split(":")[0] for message in messages] == ["TORCH_LOGS"] * (unknown is not None)
-    assert all(repr(unknown) in message for message in messages)
-
-
-@pytest.mark.thorough
-@TORCH_LOGS
-def test_torch_refuses_the_same_names(monkeypatch, setting, unknown):
-    monkeypatch.setenv("TORCH_LOGS", setting)
-    assert (run_python("import torch").returncode != 0) == (unknown is not None)
-
-
 _FORBID = """
 import ctypes, json, sys
 from startup.session.preflight.resources import check_libraries
@@ -210,3 +184,39 @@ def test_memory_that_may_not_be_executable_is_told_with_the_setting():
     if done.returncode == 77:
         pytest.skip("the kernel has no PR_SET_MDWE")
     assert "MemoryDenyWriteExecute=" in done.stdout, done.stderr
+
+
+_RENAMES = """
+import sys
+from base.machine.command_line import replace_command_line
+replace_command_line(bytes.fromhex(sys.argv[1]))
+print("renamed", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command_line", "shown"),
+    [
+        (b"VLLM::EngineCore" + 200 * b" ", "(VLLM::EngineCore)"),
+        (b"VLLM::EngineCore" + 200 * b"\0", "(VLLM::EngineCore)"),
+        (b"VLLM::EngineCore" + 100 * b" \0", "(VLLM::EngineCore)"),
+        (b"nginx: master\nprocess\ttwo\0", "(nginx: master process two)"),
+        (b"a\x1b[31m\x07b\r\0", r"(a\x1b[31m\x07b)"),
+        (b"a\xff\xe2\x80\xaeb\0", r"(a\udcff\u202eb)"),
+        (b"vllm\0serve\0--api-key\0sk-1\0m\0", "(vllm serve --api-key ********"),
+        (b"vllm serve --api-key sk-1 -tp 1    ", "(vllm serve --api-key ******** -tp 1)"),
+        (b"vllm serve --hf-token=sk-1\0\0\0\0", "(vllm serve --hf-token=********)"),
+        (b"x" * 4000 + b"\0", f"({'x' * 119}…)"),
+        (b"", "(python"),
+    ],
+    ids=[*("blanks", "NULs", "both", "lines", "ESC", "bytes", "secret", "title", "one word", "long", "none")],
+)
+def test_a_process_is_named_in_one_short_line(command_line, shown):
+    command = [sys.executable, "-c", _RENAMES, command_line.hex()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"renamed\n"
+        found = describe_process(process.pid)
+    assert found.startswith(f"pid {process.pid} {shown}")
+    assert "sk-1" not in found
+    assert found.isprintable()

@@ -1,7 +1,6 @@
 """A model is in a folder, a snapshot, a download or nowhere. `preflight` asks the hub, a start does not."""
 
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -17,8 +16,6 @@ from startup.files.model.request import ModelRequest
 from startup.session.preflight.report import Finding, PreflightReport
 from startup.settings.config import StartupConfig
 from tests.support.hub import Fault, HubServer
-
-Preflight = Callable[..., PreflightReport]
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -149,7 +146,7 @@ def hub(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def check(preflight: Preflight) -> Preflight:
+def check(preflight):
     """Runs all checks as for a check without a start."""
     return partial(preflight, asks_hub=True)
 

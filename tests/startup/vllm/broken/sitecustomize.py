@@ -95,7 +95,7 @@ def _without_phases(*known, in_forks=True, kind=KeyError):
         spans.this_start = type("Start", (), {"journal": property(lambda _: start.journal), "record": record})()
 
     if in_forks == _IS_FORKSERVER:
-        _after_import("startup.vllm.patches.spans", change)
+        _after_import("startup.vllm.journal", change)
 
 
 def _without_system_calls():

@@ -6,8 +6,7 @@ import pytest
 
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts
-from startup.vllm_words.preflight.arguments import argument_findings
-from startup.vllm_words.preflight.flag_values import parse_value
+from startup.vllm_words.preflight.arguments import argument_findings, parse_value
 
 
 def _read(facts: VllmFacts, *words: str) -> dict[str, tuple[str, ...]]:

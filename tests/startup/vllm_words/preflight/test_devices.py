@@ -1,10 +1,11 @@
-"""The devices that vLLM needs. A fake libnvidia-ml.so replaces the driver's library."""
+"""The devices, programs and files that a start needs. A fake libnvidia-ml.so replaces the driver's."""
 
 import os
 import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,13 +15,12 @@ from base.machine.nvml import read_gpus
 from startup.session.preflight.report import Finding
 from startup.vllm_words import installed
 from startup.vllm_words.installed import InstalledVllm, TorchBuild
-from startup.vllm_words.preflight import devices
+from startup.vllm_words.preflight import devices, surroundings
 from startup.vllm_words.preflight.devices import device_findings
 from startup.vllm_words.preflight.model import ModelOnDisk
+from startup.vllm_words.preflight.surroundings import surroundings_findings
 from tests.startup.vllm_words.preflight.conftest import CheckStart
 from tests.support.debian_tools import needs_tool
-
-pytestmark = needs_tool("cc")  # compiles a false libnvidia-ml.so
 
 GIB = 1 << 30
 H200 = f"gpu H200 GPU-{{}} {140 * GIB} {{}}"
@@ -58,6 +58,7 @@ def _findings(start: CheckStart, *words: str, **options: object) -> list[Finding
     return list(device_findings(checked, ModelOnDisk(checked)))
 
 
+@needs_tool("cc")
 def test_what_the_driver_reports(set_gpus):
     set_gpus(H200.format(0, 100 * GIB), H200.format(1, GIB), f"process 1 {os.getpid()} {139 * GIB}")
     state = read_gpus()
@@ -72,6 +73,7 @@ _HELD = r"^GPU 0 \(H200\) has 20.0 GiB of 140.0 GiB free, .*\bpid PID \(.* holds
 _OLD = "the driver 470.1 supports CUDA 11.4, and torch is built for CUDA 12.8"
 
 
+@needs_tool("cc")
 @pytest.mark.parametrize(
     ("lines", "words", "variables", "severity", "told"),
     [
@@ -111,12 +113,14 @@ def test_gpus_that_a_start_needs(start, set_gpus, monkeypatch, lines, words, var
     assert re.search(told.replace("PID", str(os.getpid())), "".join(finding.message for finding in found))
 
 
+@needs_tool("cc")
 def test_no_driver(start, set_gpus, monkeypatch):
     monkeypatch.setattr(nvml, "_LIBRARIES", ("libno-such.so",))
     (finding,) = _findings(start)
     assert (finding.severity, "there is no NVIDIA driver here" in finding.message) == ("error", True)
 
 
+@needs_tool("cc")
 @pytest.mark.parametrize(
     ("words", "space", "is_cgroup", "severity"),
     [
@@ -136,6 +140,7 @@ def test_memory_of_a_cpu(start, monkeypatch, words, space, is_cgroup, severity):
     assert not space or "VLLM_CPU_KVCACHE_SPACE=40 asks for 40.0 GiB" in found[0].message
 
 
+@needs_tool("cc")
 @pytest.mark.parametrize(
     ("device", "words", "is_told"),
     [
@@ -156,3 +161,59 @@ def test_what_the_configuration_refuses_on_this_device(start, set_gpus, monkeypa
     found = [each for each in _findings(start, *words.split()) if each.check == "device"]
     assert [(each.severity, words in each.message) for each in found] == [("error", True)] * is_told
     assert [each for each in _findings(start, *words.split(), has_plugin=True) if each.check == "device"] == []
+
+
+def _found(start: CheckStart, *words: str, version: str = "0.32.0+cpu") -> list[tuple[str, str]]:
+    found = surroundings_findings(start("m", *words, version=version))
+    return [(finding.check, finding.severity) for finding in found if finding.check not in ("shm", "nofile")]
+
+
+@pytest.fixture
+def has_programs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function after which only these programs are installed."""
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+
+    def set_programs(*names: str) -> None:
+        monkeypatch.setattr(surroundings.shutil, "which", lambda name: name if name in names else None)
+
+    return set_programs
+
+
+def test_a_compiler_for_a_cpu(start, has_programs):
+    has_programs("g++")
+    assert _found(start) == []
+    has_programs()
+    assert _found(start) == [("compiler", "warning")]
+    assert _found(start, "-O0") == []
+
+
+def test_a_compiler_for_a_gpu(start, has_programs, monkeypatch, tmp_path):
+    monkeypatch.setattr(installed, "read_torch_build", lambda: TorchBuild((13, 0)))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    has_programs()
+    assert _found(start, version="0.32.0") == [("compiler", "warning")]
+    has_programs("gcc")
+    monkeypatch.setattr(surroundings.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert _found(start, version="0.32.0") == [("compiler", "warning")]
+    (tmp_path / "Python.h").touch()
+    assert _found(start, version="0.32.0") == []
+
+
+@pytest.mark.parametrize(
+    ("ranks", "version", "told"), [(2, "0.32.0", ["2.0 GiB"]), (1, "0.32.0+cpu", ["160.0 MiB"]), (1, "0.32.0", [])]
+)
+def test_ranks_need_shared_memory(start, monkeypatch, ranks, version, told):
+    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda _: SimpleNamespace(free=64 << 20))
+    findings = surroundings_findings(start("m", "-tp", str(ranks), version=version))
+    texts = [finding.message for finding in findings if finding.check == "shm"]
+    assert [text.split(": ")[0] for text in texts] == [
+        f"/dev/shm has 64.0 MiB free, this start may need {need}" for need in told
+    ]
+
+
+def test_a_long_text_is_no_path_that_cannot_be_looked_up(start, monkeypatch):
+    monkeypatch.setenv("VLLM_QUANT", f'{{"a": "{"x" * 5000}"}}')
+    assert ("environment", "error") not in _found(start)
+    monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", f'{{"version": 1, "a": "{"x" * 5000}"}}')
+    assert ("environment", "error") in _found(start)

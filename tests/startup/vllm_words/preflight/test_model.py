@@ -29,8 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _findings(start: CheckStart, *words: object, **options: Any) -> list[Finding]:
-    checked = start(*map(str, words), **options)
-    return list(ModelOnDisk(checked).findings())
+    return list(ModelOnDisk(start(*map(str, words), **options)).findings())
 
 
 def _errors(start: CheckStart, *words: object, **options: Any) -> list[str]:

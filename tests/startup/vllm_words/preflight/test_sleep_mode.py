@@ -9,8 +9,8 @@ import pytest
 from startup.vllm_words import facts, installed
 from startup.vllm_words.facts import Plugin
 from startup.vllm_words.installed import InstalledVllm, TorchBuild
-from startup.vllm_words.preflight import sleep_mode
-from startup.vllm_words.preflight.sleep_mode import can_sleep, deepest_level
+from startup.vllm_words.preflight import devices
+from startup.vllm_words.preflight.devices import can_sleep, deepest_level
 
 _CUDA = TorchBuild((13, 0))
 
@@ -19,7 +19,7 @@ _CUDA = TorchBuild((13, 0))
 def vllm(package: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
     """A fake installed vLLM, which is built for CUDA."""
     found = InstalledVllm("0.33.0", package)
-    monkeypatch.setattr(sleep_mode, "find_vllm", lambda: found)
+    monkeypatch.setattr(devices, "find_vllm", lambda: found)
     monkeypatch.setattr(installed, "read_torch_build", lambda: _CUDA)
     return found
 
@@ -39,7 +39,7 @@ def vllm(package: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
     ids=["cuda", "rocm", "xpu", "cpu", "unknown", "variable", "rust", "not-rust"],
 )
 def test_a_platform_has_the_sleep_mode_or_not(version, build, variables, reason, package, monkeypatch):
-    monkeypatch.setattr(sleep_mode, "find_vllm", lambda: InstalledVllm(version, package))
+    monkeypatch.setattr(devices, "find_vllm", lambda: InstalledVllm(version, package))
     monkeypatch.setattr(installed, "read_torch_build", lambda: build)
     found = can_sleep(variables)
     assert reason in found
@@ -53,7 +53,7 @@ def test_a_platform_of_a_plugin_is_not_known(vllm, monkeypatch):
 
 
 def test_without_vllm_nothing_sleeps(monkeypatch):
-    monkeypatch.setattr(sleep_mode, "find_vllm", lambda: None)
+    monkeypatch.setattr(devices, "find_vllm", lambda: None)
     assert can_sleep({}) == "vLLM is not installed"
 
 

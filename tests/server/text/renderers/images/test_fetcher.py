@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,11 +12,10 @@ from server.terms.config import RendererConfig
 from server.text.renderers.images.fetcher import MediaError, MediaFetcher, PublicResolver, TakeRoom, check_public
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Serve = Callable[[Handler], Awaitable[str]]
 
 
 @pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
+async def serve():
     """A function that starts a server on 127.0.0.1, which answers all requests with a handler."""
     runners = []
 
@@ -28,7 +27,6 @@ async def serve() -> AsyncIterator[Serve]:
         runners.append(runner)
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        assert site._server is not None
         return f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
 
     yield start
@@ -267,7 +265,6 @@ async def test_an_aborted_connection_is_an_error(serve):
         response = web.StreamResponse(headers={"Content-Length": "100"})
         await response.prepare(request)
         await response.write(b"half")
-        assert request.transport is not None
         request.transport.abort()
         return response
 

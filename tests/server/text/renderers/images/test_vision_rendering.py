@@ -19,15 +19,12 @@ from server.operation.admission import Admission
 from server.terms.bounded_cache import BoundedCache
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.limits import LimitsConfig
-from server.text.model_files.tokenizer_files import TokenizerLoadError
-from server.text.renderers.base import BaseRenderer, build_renderer
+from server.text.model_files import TokenizerLoadError
 from server.text.renderers.prompts import ChatOptions, RenderedPrompt
-from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, save_vlm
-from tests.server.engine.features.vlm_reference import render_with_images
+from server.text.renderers.renderer import Renderer
+from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, render_with_images, save_vlm
 from tests.server.inline_executor import InlineExecutor
 from tests.support.tiers import thorough_but_for
-
-Build = Callable[..., BaseRenderer]
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +35,12 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture
-def build(folder_of: Callable[[str], Path]) -> Build:
+def build(folder_of: Callable[[str], Path]):
     """A function that builds renderers, without threads unless an executor is given."""
 
-    def build_one(family: str = "qwen2_vl", executor: Executor | None = None, **settings: Any) -> BaseRenderer:
+    def build_one(family: str = "qwen2_vl", executor: Executor | None = None, **settings: Any) -> Renderer:
         path = folder_of(family)
-        return build_renderer(ModelFiles(path, path), RendererConfig(**settings), executor=executor or InlineExecutor())
+        return Renderer(ModelFiles(path, path), RendererConfig(**settings), executor=executor or InlineExecutor())
 
     return build_one
 
@@ -57,12 +54,11 @@ def _message(*parts: str | Image.Image) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def _render(renderer: BaseRenderer, *messages: dict[str, Any], **options: Any) -> RenderedPrompt:
+def _render(renderer: Renderer, *messages: dict[str, Any], **options: Any) -> RenderedPrompt:
     return asyncio.run(render_with_images(renderer, list(messages), ChatOptions(**options)))
 
 
 def _tensors(prompt: RenderedPrompt) -> dict[str, np.ndarray[Any, Any]]:
-    assert prompt.inputs is not None
     mm = prompt.inputs.mm or {}
     return {name: np.frombuffer(t.data, t.dtype).reshape(t.shape) for name, t in mm.items()}
 
@@ -122,8 +118,7 @@ def test_text_without_images_has_the_processors_tokens_and_no_tensors(build, fam
 
 def test_a_template_that_expects_text_gets_the_image_token_before_the_text(build):
     template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
-    renderer = build("llava", chat_template=template)
-    prompt = _render(renderer, _message("What?", image()))
+    prompt = _render(build("llava", chat_template=template), _message("What?", image()))
     assert prompt.text == "<image>" * 16 + "\nWhat?|"
 
 
@@ -172,7 +167,6 @@ def test_images_beyond_the_models_context_are_not_processed(build):
     images = [image(56, 56, seed=seed) for seed in range(20)]
     with pytest.raises(RequestError, match="first 3 of 20 images have 12 tokens"):
         _render(renderer, _message(*images))
-    assert renderer.mm_cache is not None
     assert renderer.mm_cache.num_queries == 3
 
 
@@ -181,7 +175,6 @@ async def test_a_client_that_leaves_ends_the_processing_of_its_images(build):
         renderer = build(executor=executor, limit_mm_per_prompt={"image": 20})
         images = [image(56, 56, seed=seed) for seed in range(20)]
         rendering = asyncio.create_task(render_with_images(renderer, [_message(*images)], ChatOptions()))
-        assert renderer.mm_cache is not None
         while not renderer.mm_cache.num_queries:
             await asyncio.sleep(0)
         rendering.cancel()
@@ -250,7 +243,7 @@ def test_the_least_recently_used_image_is_evicted_first():
 
 async def test_the_cache_is_cleared_in_the_thread_that_processes_images(folder_of):
     path = folder_of("qwen2_vl")
-    with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
+    with Renderer(ModelFiles(path, path), RendererConfig()) as renderer:
         await render_with_images(renderer, [_message(image())], ChatOptions())
         assert len(renderer.mm_cache) == 1
         release, begun = threading.Event(), threading.Event()
@@ -286,7 +279,7 @@ def test_processors_are_loaded_from_every_file_format_on_the_hub(build, folder_o
             own = plain.vision._images._processor.image_processor.to_dict()
             nested = {"processor_class": "Qwen2VLProcessor", "image_processor": own}
             (folder / "processor_config.json").write_text(json.dumps(nested))
-        renderer = build_renderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
+        renderer = Renderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
         found = _render(renderer, _message("Look: ", image(100, 60)))
         assert found.token_ids == wanted.token_ids
         assert np.array_equal(_tensors(found)["pixel_values"], _tensors(wanted)["pixel_values"])
@@ -294,11 +287,11 @@ def test_processors_are_loaded_from_every_file_format_on_the_hub(build, folder_o
 
 def test_without_images_the_plain_renderer_is_used(folder_of):
     path = folder_of("qwen2_vl")
-    with build_renderer(ModelFiles(path, path), RendererConfig(limit_mm_per_prompt={"image": 0})) as renderer:
+    with Renderer(ModelFiles(path, path), RendererConfig(limit_mm_per_prompt={"image": 0})) as renderer:
         assert renderer.vision is None
         with pytest.raises(RequestError, match="served for text only"):
             renderer.render_chat([_message(image())], ChatOptions())
-    with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
+    with Renderer(ModelFiles(path, path), RendererConfig()) as renderer:
         assert renderer.vision is not None
 
 
@@ -307,4 +300,4 @@ def test_a_missing_processor_fails_the_start(folder_of, tmp_path):
         if not file.name.startswith("preprocessor"):
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(TokenizerLoadError, match="cannot load the image processor"):
-        build_renderer(ModelFiles(tmp_path, tmp_path), RendererConfig())
+        Renderer(ModelFiles(tmp_path, tmp_path), RendererConfig())

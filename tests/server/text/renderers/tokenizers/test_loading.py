@@ -16,8 +16,8 @@ from transformers.models.auto.tokenization_auto import (
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.model_files.tokenizer_files import TokenizerLoadError
-from server.text.renderers.base import build_renderer
+from server.text.model_files import TokenizerLoadError
+from server.text.renderers.renderer import Renderer
 from server.text.renderers.tokenizers import loading as tokenizer_loading
 from server.text.renderers.tokenizers.loading import _kept, keep_tokenizer, load_tokenizer
 from tests.support.cli import python_output
@@ -139,7 +139,7 @@ def test_a_corrupt_file_is_one_clear_line(name, content, tokenizer_folders, tmp_
     path = checkpoint(tokenizer_folders["byte_level"], tmp_path, {"model_type": "llama"})
     (path / name).write_text(content)
     with pytest.raises(TokenizerLoadError) as raised:
-        build_renderer(ModelFiles(path, path), RendererConfig())
+        Renderer(ModelFiles(path, path), RendererConfig())
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -166,7 +166,7 @@ _KEEP_AND_FORK = """
 import json, os, sys
 from pathlib import Path
 from server.terms.config import ModelFiles, RendererConfig
-from server.text.renderers.base import build_renderer
+from server.text.renderers.renderer import Renderer
 from server.text.renderers.tokenizers.loading import keep_tokenizer
 from server.text.renderers.prompts import TextOptions
 
@@ -179,7 +179,7 @@ keep_tokenizer(files.path)
 after = count()
 pid = os.fork()
 if pid == 0:
-    with build_renderer(files, RendererConfig()) as renderer:
+    with Renderer(files, RendererConfig()) as renderer:
         renderer.warm_up()
         print(json.dumps([before, after, renderer.prompts.render("Hello", TextOptions()).token_ids]), flush=True)
     os._exit(0)
@@ -229,5 +229,5 @@ def test_it_is_not_used_after_a_change_of_its_folder(folder, change):
 def test_a_fork_uses_it_and_keeping_starts_no_thread(folder):
     before, after, token_ids = json.loads(python_output(_KEEP_AND_FORK, folder))
     assert after == before
-    with build_renderer(ModelFiles(folder, folder), RendererConfig()) as renderer:
+    with Renderer(ModelFiles(folder, folder), RendererConfig()) as renderer:
         assert token_ids == renderer.tokenizer.encode("Hello", add_special_tokens=True)

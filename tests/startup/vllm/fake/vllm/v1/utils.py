@@ -4,7 +4,7 @@ import multiprocessing
 import socket
 
 from vllm.config import EngineConfig
-from vllm.entrypoints.launcher import run_api_server
+from vllm.entrypoints.launchers.launcher import run_api_server
 
 
 class APIServerProcessManager:

@@ -10,7 +10,7 @@ from typing import Any
 
 import uvloop
 from vllm.config import create_engine_config
-from vllm.entrypoints.launcher import run_server, setup_server
+from vllm.entrypoints.launchers.launcher import run_server, setup_server
 from vllm.utils.argparse_utils import FlexibleArgumentParser, human_readable_int, optional_type
 from vllm.v1.engine import async_llm  # noqa: F401
 from vllm.v1.engine.utils import launch_engine

@@ -2,7 +2,7 @@
 
 from xml.etree import ElementTree
 
-from tools.phase_chart import Bar, Group, draw_phases
+from tools.figures.chart import Bar, Group, draw_phases
 
 _RECT = "{http://www.w3.org/2000/svg}rect"
 _TEXT = "{http://www.w3.org/2000/svg}text"

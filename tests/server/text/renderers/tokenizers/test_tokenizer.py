@@ -10,10 +10,10 @@ import pytest
 from tokenizers import processors
 
 from base.errors import RequestError
-from server.text.renderers.hf import HfRenderer
 from server.text.renderers.prompts import ChatOptions, TextOptions
-from server.text.renderers.tokenizers.hf_tokenizer import _NUM_CACHED, Cut, HfTokenizer
+from server.text.renderers.renderer import Renderer
 from server.text.renderers.tokenizers.loading import load_tokenizer
+from server.text.renderers.tokenizers.tokenizer import _NUM_CACHED, Cut, Tokenizer
 from tests.server.text.renderers.conftest import KINDS, encode, feed
 
 TEXTS = ["the quick brown fox", "a dog", "x", None]
@@ -30,7 +30,7 @@ def test_one_text_or_two_are_cut_as_by_transformers(kind, side, tokenizer_folder
             single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
         )
         loaded.backend_tokenizer.post_processor = reference.backend_tokenizer.post_processor = template
-    tokenizer = HfTokenizer(loaded)
+    tokenizer = Tokenizer(loaded)
     for text, pair, limit in product(TEXTS[:3], TEXTS, range(3, 15)):
         expected = reference(text, pair, truncation=True, max_length=limit)
         found = tokenizer.encode_pair(text, pair, cut=Cut(limit, side))
@@ -87,7 +87,7 @@ TEXT = "Größe 你好 😀 x"
 
 
 @pytest.fixture
-def slow_renderer(tmp_path: Path, build_inline: Callable[..., HfRenderer]) -> HfRenderer:
+def slow_renderer(tmp_path: Path, build_inline: Callable[..., Renderer]) -> Renderer:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     return build_inline(tmp_path, chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")

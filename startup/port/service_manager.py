@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from envs.registry import env
 from startup.errors import StartupError
-from startup.port.systemd.notify_relay import socket_address
+from startup.port.notify_relay import socket_address
 
 logger = logging.getLogger(__name__)
 

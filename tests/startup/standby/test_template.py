@@ -1,15 +1,23 @@
-"""Variables that a template's imports have read or set make a start cold if they differ."""
+"""What a template and a front process import, the variables of these imports, and the template's memory."""
 
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from startup.files.prefetch.messages import PrefetchReport
+from startup.files.prefetch.process import PrefetchHandle
 from startup.settings.serve_words import ServeWords
+from startup.standby import standby, template
 from startup.standby.import_state import ImportEnvironment, recorded_reads, written_since
 from startup.standby.sockets import VLLM_EAGER, template_kind
+from startup.standby.standby import _ModelPages
 from tests.support.cli import run_python
+from tests.support.llamas import save_tiny_llama
 
 
 @pytest.mark.parametrize(
@@ -93,3 +101,69 @@ def test_real_imports_are_recorded():
 def test_commands_that_do_not_start_vllm_need_no_template(word):
     assert template_kind(ServeWords(["--engine", "vllm", "--enforce-eager", word])) is None
     assert template_kind(ServeWords(["--engine", "vllm", "--enforce-eager"])) == VLLM_EAGER
+
+
+_ROOT = Path(__file__).parents[3]
+_LIST = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from vllm_cli import own_packages
+from base.machine import command_line
+from startup.standby import forwarding, front_process
+print(*sorted(sys.modules))
+"""
+
+
+def test_a_warm_start_imports_neither_click_nor_typing():
+    listed = subprocess.run([sys.executable, "-I", "-S", "-c", _LIST, _ROOT], stdout=subprocess.PIPE, check=True)
+    loaded = set(listed.stdout.decode().split())
+    assert loaded > {"startup.settings.serve_words", "startup.processes.messages", "startup.standby.sockets"}
+    assert loaded & {"click", "typing", "dataclasses", "logging", "pathlib", "re", "subprocess"} == set()
+
+
+SCRIPT = """
+import os, sys
+from startup.standby.template import collapse_memory
+
+blocks = [bytes([n % 251]) * 500_000 for n in range(100)]
+num_pages = collapse_memory()
+pid = os.fork()
+if pid == 0:
+    blocks[0] = b"x" * 500_000
+    os._exit(not all(block == bytes([n % 251]) * 500_000 for n, block in enumerate(blocks) if n))
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+assert all(block == bytes([n % 251]) * 500_000 for n, block in enumerate(blocks))
+huge = next(line for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages"))
+flags = {flag for line in open("/proc/self/smaps") if line.startswith("VmFlags") for flag in line.split()[1:]}
+print(status, num_pages, int(huge.split()[1]) // 2048, "hg" in flags)
+"""
+
+
+@pytest.mark.thorough
+def test_memory_moves_and_keeps_its_content_here_and_in_forks():
+    status, num_pages, num_huge, is_marked = run_python(SCRIPT, check=True).stdout.split()
+    assert status == "0"
+    assert int(num_huge) >= int(num_pages) // 2  # the fork may have split some
+    assert is_marked == "False"  # later memory of these ranges is as in an executed process
+    if int(num_pages) == 0:
+        pytest.skip("this kernel has no MADV_COLLAPSE, or huge pages are switched off")
+
+
+@pytest.mark.parametrize("setting", ["always madvise [never]\n", None])
+def test_the_administrators_setting_is_obeyed(tmp_path, setting, monkeypatch):
+    path = tmp_path / "enabled"
+    if setting is not None:
+        path.write_text(setting)
+    monkeypatch.setattr(template, "_HUGE_PAGES", path)
+    assert template.collapse_memory() == 0
+
+
+@pytest.mark.parametrize(("unknown_bytes", "num_prefetches"), [(0, 3), (1000, 1)])
+def test_weights_are_read_again_if_it_is_known_what_is_missing(unknown_bytes, num_prefetches, tmp_path, monkeypatch):
+    start = Mock(return_value=PrefetchHandle(None, PrefetchReport("done", unknown_bytes=unknown_bytes)))
+    monkeypatch.setattr(standby, "start_prefetch", start)
+    monkeypatch.setattr(standby, "_PAGES_CHECK_S", 0.0)
+    with _ModelPages((str(save_tiny_llama(tmp_path)),)) as pages:
+        for _ in range(3):
+            pages.keep()
+    assert [call.args[0][-1].name for call in start.call_args_list] == ["model.safetensors"] * num_prefetches

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from startup.port.systemd.notify_relay import NotifyRelay
-from startup.port.systemd.service_manager import ServiceManager
-from tests.startup.port.systemd.notify_socket import NotifySocket
+from startup.port.notify_relay import NotifyRelay
+from startup.port.service_manager import ServiceManager
+from tests.startup.port.notify_socket import NotifySocket
 from tests.support.folders import short_folder
 from tests.support.waiting import wait_until
 
@@ -26,7 +26,7 @@ for number, fd in enumerate(os.dup(fd) for fd in given):
 for number in range(len(given)):
     os.dup2(10 + number, 3 + number)
 os.environ["LISTEN_PID"] = os.environ["LISTEN_PID"].replace("own", str(os.getpid()))
-from startup.port.systemd.service_manager import take_socket
+from startup.port.service_manager import take_socket
 taken = take_socket()
 print(json.dumps({
     "fd": taken.fileno() if taken else None,
@@ -149,8 +149,7 @@ def test_messages_of_other_processes_are_dropped():
     with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
         relay = NotifyRelay(notified.address)
         _send(relay.address, "MAINPID=1")
-        server_pid = _send(relay.address, "WATCHDOG=1")
-        relay.forward(server_pid)
+        relay.forward(_send(relay.address, "WATCHDOG=1"))
         wait_until(lambda: notified.messages)
         assert notified.messages == ["WATCHDOG=1"]
         relay.close()

@@ -1,1 +1,0 @@
-"""Notifies a service manager, and takes sockets that the manager has opened."""
