@@ -36,6 +36,7 @@ from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
 from router.scheduling.terms import SchedulerLimits
 from router.standbys import Standbys
+from server.http.transport.server import HttpServer
 from startup.errors import StartupError
 from startup.logs.setup import configure_logging
 from startup.port import listener
@@ -156,12 +157,13 @@ class _Router:
         self._handle_signals()
         preloaded = await self._follow(self._options.entries)
         async with AsyncExitStack() as stack:
-            await self._listen(stack)
+            http = await self._listen(stack)
             self._pool.begin(self._standbys.memory_bytes)
             starting = asyncio.create_task(self._become_ready(preloaded), name="preload")
             tending = asyncio.create_task(self._tend_regularly(), name="tend")
             await self._stopped.wait()
             self._manager.notify_stopping("stopping")
+            http.announce_close()
             await self._pool.drain()
             if self._exit_code == OK and self._options.only is not None and self._pool.has_failed(self._options.only):
                 self._exit_code = ENGINE_DIED
@@ -171,11 +173,12 @@ class _Router:
             for task in (tending, starting):
                 task.cancel()
             await asyncio.gather(tending, starting, return_exceptions=True)
+            http.is_forced = self._killed.is_set()
         self._manager.close()
         self._relay.close()
         return self._exit_code
 
-    async def _listen(self, stack: AsyncExitStack) -> None:
+    async def _listen(self, stack: AsyncExitStack) -> HttpServer:
         options, is_default = self._options, env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.raw is None
         server = options.config.server
         app_options = AppOptions(
@@ -203,6 +206,7 @@ class _Router:
             watch.start()
             stack.callback(watch.close)
         logger.info("%s on %s", options.only or f"{len(options.entries)} models", self._address)
+        return http
 
     def _place(self, entry: ModelEntry, number: int) -> ChildPlace:
         return ChildPlace(

@@ -100,7 +100,9 @@ def test_the_port_stays_open_for_the_drain_grace_also_without_a_process(tmp_path
         family = router.tree("a")
         router.process.send_signal(signal.SIGTERM)
         assert_gone(family)
-        assert (router.ask("/health").status, router.post("a").status) == (503, 503)
+        with RawClient(router.port) as client:
+            health = client.get("/health").read()
+        assert (health.status, health.headers["connection"], router.post("a").status) == (503, "close", 503)
         assert router.process.poll() is None
         wait_until(lambda: "stopping at once" in router.log or router.process.send_signal(signal.SIGTERM))
         assert router.process.wait(GONE_S) == -signal.SIGTERM
