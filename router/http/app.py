@@ -8,9 +8,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from base.access_log import open_access_log
-from base.http_buckets import CLIENT_GONE
-from base.request_ids import REQUEST_ID
-from base.request_paths import without_final_slash
+from base.http_requests import CLIENT_GONE, REQUEST_ID, without_final_slash
 from base.security.api_keys import ApiKeys
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.http.access import Access

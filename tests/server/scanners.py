@@ -216,7 +216,7 @@ SCANNERS: Final = [
     Scanner("access log", "base.access_log", _log_access, _units("?key", "key", "&key", "=", "key=", "&", "?")),
     Scanner(
         "headers",
-        "base.request_ids server.http.routes.endpoint base.security.cors base.security.api_keys",
+        "base.http_requests server.http.routes.endpoint base.security.cors base.security.api_keys",
         _headers,
         [*_units("a", " ", ",", ";"), Text(" ", "Bearer"), Text("=", "a;")],
     ),
