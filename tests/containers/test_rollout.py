@@ -16,8 +16,8 @@ import pytest
 
 from tests.containers.podman import STAND_IN, Container, mount_of, podman
 from tests.deploy.manifests import pod_of
-from tests.support.debian_tools import require_tool
 from tests.support.http_client import RawClient, judge
+from tests.support.marks import require_tool
 from tests.support.peer_vllm import PYTHON
 from tests.support.ports import free_port
 from tests.support.program import Program

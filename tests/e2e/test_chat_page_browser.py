@@ -11,8 +11,8 @@ import pytest
 
 from tests.e2e.server_process import ServerProcess
 from tests.support.browser import Browser, PageServer, needs_browser
-from tests.support.debian_tools import require_tool
 from tests.support.http_server import Request, serving
+from tests.support.marks import require_tool
 
 pytestmark = [pytest.mark.slow, needs_browser]
 _AXE = "axe-core@4.14.1"

@@ -19,7 +19,7 @@ from router.scheduling.terms import SchedulerLimits
 from tests.router.conftest import open_places
 from tests.router.http.small_router import eventually, metric_values
 from tests.router.router_process import FOREIGN_COMMAND
-from tests.support.tiers import thorough_but_for
+from tests.support.marks import thorough_but_for
 from tests.support.waiting import is_gone, wait_until
 
 

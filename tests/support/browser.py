@@ -13,8 +13,8 @@ from typing import Any, Final, Self
 import aiohttp
 
 from base.status_page.page import DATA_PATH, read_page
-from tests.support.debian_tools import needs_tool
 from tests.support.http_server import Request, ScriptedServer
+from tests.support.marks import needs_tool
 
 _PATIENT_S: Final = 120.0
 _EXECUTABLE: Final = shutil.which("chromium")

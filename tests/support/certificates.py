@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.debian_tools import needs_tool
+from tests.support.marks import needs_tool
 
 needs_openssl = needs_tool("openssl")
 

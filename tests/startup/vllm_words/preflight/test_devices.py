@@ -20,7 +20,7 @@ from startup.vllm_words.preflight.devices import device_findings
 from startup.vllm_words.preflight.model import ModelOnDisk
 from startup.vllm_words.preflight.surroundings import surroundings_findings
 from tests.startup.vllm_words.preflight.conftest import CheckStart
-from tests.support.debian_tools import needs_tool
+from tests.support.marks import needs_tool
 
 GIB = 1 << 30
 H200 = f"gpu H200 GPU-{{}} {140 * GIB} {{}}"
