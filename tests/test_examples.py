@@ -34,7 +34,6 @@ _PROGRAM = "vllm-cli"
 _ROOT = Path(__file__).parents[1]
 _END_JOBS = "trap 'jobs -p | xargs -r kill' EXIT"
 """Kills background jobs, so that a failing command leaves no server behind, which would keep pipes open."""
-_LIMIT_S = 300
 
 
 def commands(page: str) -> Iterator[list[str]]:
@@ -144,7 +143,7 @@ def test_the_commands_for_newcomers_work(is_warm, tmp_path):
         start_new_session=True,
     )  # fmt: skip
     try:
-        answers, log = shell.communicate(timeout=_LIMIT_S)
+        answers, log = shell.communicate(timeout=300)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGTERM)

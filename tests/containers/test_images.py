@@ -184,7 +184,6 @@ def test_the_cuda_build_serves_for_any_user_on_a_read_only_root(vllm_image, moun
         server.assert_stops()
 
 
-_OF_PODMAN = ("ConfigMap", "PersistentVolumeClaim")
 _ON_ONE_NODE = [*PODS_OF_EMBEDDED, *(name for name in PODS_OF_VLLM if "two-nodes" not in name)]
 _TRACED = '--compilation-config={"mode": 2, "backend": "eager"}'
 """vLLM for CPUs makes the buffers between pipeline stages in a trial run. --enforce-eager leaves it out."""
@@ -192,8 +191,6 @@ _ADDRESSES = {"leader": "10.88.100.1", "worker": "10.88.100.2"}  # in podman's n
 
 
 class _Pod:
-    """A running pod with one container."""
-
     def __init__(self, container: str, port: int) -> None:
         self._container = container
         self._url = f"http://127.0.0.1:{port}"
@@ -238,7 +235,7 @@ def _documents(name: str, model: Path, port: int, mode: str = "--enforce-eager")
     for number, (path, folder) in enumerate(folders.items()):
         container["volumeMounts"].append({"name": f"folder-{number}", "mountPath": path})
         spec["volumes"].append({"name": f"folder-{number}", "hostPath": {"path": str(folder), "type": "Directory"}})
-    for kind in _OF_PODMAN:
+    for kind in ("ConfigMap", "PersistentVolumeClaim"):
         if document := rendered.get(kind):
             for file, text in document.get("data", {}).items():
                 document["data"][file] = re.sub(r"(model: )\S+", r"\1/models", text)

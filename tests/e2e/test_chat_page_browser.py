@@ -53,7 +53,6 @@ _NUM_MESSAGES = "$('talk').children.length"
 
 
 async def _attach(browser: Browser, field: str, name: str, content: bytes) -> None:
-    """Chooses a file for the field."""
     await browser.evaluate(
         f"{{ const data = new DataTransfer(), file = new File([new Uint8Array({list(content)})], '{name}', {{ type: "
         f"'{'image/png' if name.endswith('png') else ''}' }}); data.items.add(file); $('{field}').files = data.files; "
@@ -192,7 +191,6 @@ async def test_markup_of_a_model_stays_text(written, browser):
 
 
 def _button(name: str, number: int) -> str:
-    """The visible button of this name at a message."""
     return f"[...document.querySelectorAll('.message')].at({number}).querySelector('.{name}')"
 
 

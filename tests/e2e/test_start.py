@@ -157,7 +157,6 @@ def server(model_path: Path) -> Iterator[ServerProcess]:
 
 
 def records(log: str) -> list[dict[str, Any]]:
-    """All complete lines of the log."""
     return [json.loads(line) for line in log[: log.rfind("\n") + 1].splitlines()]
 
 

@@ -140,9 +140,6 @@ def test_starts_of_all_sessions_are_warm(unit, cgroup, tiny_llama):
     assert unit.num_starts() == len(_SESSIONS) + 1
 
 
-_READY = "ready after"
-
-
 class _Job:
     """The server that a shell starts."""
 
@@ -151,14 +148,13 @@ class _Job:
         self.command = serve_command(str(model), "--served-model-name", "smol", "--port", str(self.port))
 
     def find(self) -> RunningServer:
-        """The running server of this job."""
         (server,) = [s for s in find_servers(with_state=False) if s.port == self.port]
         return server
 
     def start(self, shell: Shell, before: str = "", after: str = "") -> RunningServer:
         """Types the command between other words, and waits until the server is ready."""
         shell.type(f"{before}{self.command}{after}\n")
-        shell.wait_for(_READY)
+        shell.wait_for("ready after")
         server = self.find()
         shell.watch(list(server.pids))
         return server

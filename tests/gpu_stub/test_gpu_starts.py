@@ -41,11 +41,10 @@ def test_cold_and_warm_starts_in_a_home_answer_alike(tmp_path, words):
 
 
 _TP, _PP, _DP = "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"
-_TP_WORKERS = ["Worker_TP0", "Worker_TP1", "Worker_TP2"]
 _RAY = ROOT / ".peers" / "ray"
 _NEEDS_RAY = pytest.mark.skipif(not _RAY.exists(), reason="Ray is not installed in .peers/ray")
 _RANKS = [
-    pytest.param((_TP, "3"), _TP_WORKERS, id="TP 3", marks=pytest.mark.ci_vllm),
+    pytest.param((_TP, "3"), ["Worker_TP0", "Worker_TP1", "Worker_TP2"], id="TP 3", marks=pytest.mark.ci_vllm),
     pytest.param((_PP, "2"), ["Worker_PP0", "Worker_PP1"], id="PP 2"),
     pytest.param((_DP, "2"), ["Worker", "Worker"], id="DP 2"),
     pytest.param((_TP, "3", "--distributed-executor-backend", "ray"), None, id="TP 3 of Ray", marks=_NEEDS_RAY),

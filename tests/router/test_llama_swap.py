@@ -235,7 +235,6 @@ def _servers(*names: str, **keys: str) -> str:
 
 
 def _excludes(content: ModelsFile) -> str:
-    """The excluded models of each model in order."""
     return " ".join("".join(sorted(entry.excludes)) or "-" for entry in content.entries.values())
 
 

@@ -19,7 +19,6 @@ PACKAGES: Final = {
 
 
 def needs_tool(program: str) -> pytest.MarkDecorator:
-    """Marks tests that run this program."""
     return pytest.mark.skipif(shutil.which(program) is None, reason=how_to_install(program))
 
 

@@ -93,11 +93,9 @@ def _wait_logged(server: VllmServer, line: str) -> None:
     wait_until(lambda: line in server.log or server.process.poll() is not None, _READY_S)
 
 
-_NUM_STREAMS = 20
 _NUM_TOKENS = 500
 _TOPOLOGIES = {"one": (), "two API servers": ("--api-server-count", "2"), "two engines": ("--data-parallel-size", "2")}
 _DRAINED_S = 60.0
-_NUM_STOPS = 8
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,7 @@ def test_running_streams_finish_and_new_requests_get_503(start_vllm, launcher, t
     with start_vllm(launcher, *words, *_TOPOLOGIES[topology]) as server:
         server.wait_ready()
         engines = server.titled("EngineCore")
-        streams = [StreamReader(server.url, _NUM_TOKENS) for _ in range(_NUM_STREAMS)]
+        streams = [StreamReader(server.url, _NUM_TOKENS) for _ in range(20)]
         for engine in engines:
             engine.suspend()  # so that streams still run when the signal comes
         family = server.family()
@@ -139,7 +137,7 @@ def test_running_streams_finish_and_new_requests_get_503(start_vllm, launcher, t
 
 def test_a_stop_logs_no_error(start_vllm):
     """Plain vLLM logs a traceback in half of the stops, by a race of threads. So there are several stops."""
-    for _ in range(_NUM_STOPS):
+    for _ in range(8):
         with start_vllm("ours") as server:
             server.wait_ready()
             server.generate()

@@ -149,7 +149,6 @@ def test_the_table_of_flags_has_all_of_vllms_and_the_same_switches(facts):
     assert {flag.name for flag in facts.flags if flag.opposites} - switches == set()
 
 
-OWN_BENCHMARKS: Final = {"serve", "startup"}
 _LINK: Final = "import sys; sys.argv[0] = 'vllm'; from vllm_cli.__main__ import main; sys.exit(main())"
 _LINE: Final = r"^(\(\S+ pid=\d+\) )?(INFO|WARNING|ERROR|DEBUG) \S+ \S+ .*\n"
 """Matches log lines. They have a time and a process id, and depend on earlier imports."""
@@ -172,7 +171,7 @@ def _names(*words: str) -> set[str]:
 
 def test_every_command_of_vllm_has_a_name_here_or_is_named_by_an_error():
     assert _names() - {entry.name for entry in COMMANDS} - REPLACEMENTS.keys() == set()
-    assert {f"bench {name}" for name in _names("bench") - OWN_BENCHMARKS} - REPLACEMENTS.keys() == set()
+    assert {f"bench {name}" for name in _names("bench") - {"serve", "startup"}} - REPLACEMENTS.keys() == set()
 
 
 @pytest.mark.parametrize(

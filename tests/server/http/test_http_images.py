@@ -35,7 +35,6 @@ def vision_renderer(vlm: Path) -> Iterator[Renderer]:
 
 @pytest.fixture
 def vision(serve: Callable[..., Any], vision_renderer: Renderer, engine: Any) -> Any:
-    """A server of a vision model with a scripted engine."""
     engine.reset(vision_renderer.tokenizer.encode("a cat", add_special_tokens=False))
     return serve(renderer=vision_renderer)
 
