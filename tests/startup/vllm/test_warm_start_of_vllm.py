@@ -166,16 +166,18 @@ def test_a_router_forks_the_server_of_a_restart_once_no_process_of_the_dead_one_
     env = environment(folder, XDG_RUNTIME_DIR=str(folder), **CHECKED)
     with FakeStart(folder, *words, env=env) as start:
         start.wait_ready().wait(lambda: list(folder.glob("vcli-*/standby-*/*-vllm-eager.sock")))
-        ((template,),) = [each.children() for each in start.children_with("standby") if each.children()]
         before = _processes(start)
-        assert template.pid not in before.values(), "the first start is cold"
+        # The template, and perhaps a helper for a while.
+        forked = {child.pid for standby in start.children_with("standby") for child in standby.children()}
+        assert not forked & {*before.values()}, "the first start is cold"
         for num_restarts in (1, 2):  # the second one restarts a server that was forked
             dead = [psutil.Process(pid) for pid in before]
             dead[["server", "engine"].index(victim)].kill()
             start.wait(lambda count=num_restarts: start.log.count("warm start: forked from") == count)
             assert not running(dead)
             before = _processes(start)
-            assert set(before.values()) == {template.pid}, "nobody imports vLLM again"
+            (template,) = set(before.values())
+            assert template in forked, "nobody imports vLLM again"
 
 
 def _processes(start: FakeStart) -> dict[int, int]:
