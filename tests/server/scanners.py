@@ -196,7 +196,7 @@ def _response(text: str) -> None:
 
 
 def _call(name: str, text: str) -> None:
-    """Parses a text as a whole and in pieces. `test_costs.py` counts what is read before a call ends."""
+    """Parses a text whole and in pieces. `test_output_parser.py` counts what is read before a call ends."""
     for size in (TOKEN, len(text)):
         parser = OutputParser(FUNCTIONS, tools=TOOL_FORMATS[name])
         _in_pieces(text, parser.feed, size)

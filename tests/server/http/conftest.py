@@ -353,7 +353,6 @@ def serve(_start: Callable[..., Any], engine: ScriptedEngine) -> Iterator[Callab
 
 
 def ready_lifecycle() -> Lifecycle:
-    """The lifecycle of a server whose engine is ready."""
     lifecycle = Lifecycle()
     lifecycle.engine_ready()
     return lifecycle

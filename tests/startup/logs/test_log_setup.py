@@ -99,12 +99,10 @@ def test_an_error_in_the_program_is_still_shown(disk, handler, capsys):
     assert disk.getvalue() == ""
 
 
-HANDLERS = {"out": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stdout"}}
-FORMATTERS_OF_VLLM = {"short": {"class": "vllm.logging_utils.NewLineFormatter", "format": "%(name)s|%(message)s"}}
 VLLM_FILE: dict[str, Any] = {
     "version": 1,
-    "formatters": FORMATTERS_OF_VLLM,
-    "handlers": HANDLERS,
+    "formatters": {"short": {"class": "vllm.logging_utils.NewLineFormatter", "format": "%(name)s|%(message)s"}},
+    "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stdout"}},
     "loggers": {"vllm": {"handlers": ["out"], "level": "DEBUG", "propagate": False}},
 }
 
