@@ -14,6 +14,7 @@ import pybase64
 
 from base.access_log import QueryMask
 from base.errors import ServerError
+from base.http_requests import query_value
 from base.json_depth import MOST_LEVELS, check_depth
 from base.security.api_keys import ApiKeys
 from base.security.cors import _ASKED_HEADERS, CorsPolicy
@@ -213,6 +214,9 @@ _PARSER: Final = "server.text.parsers.output_parser server.text.parsers.call_tex
 _BRACKETS: Final = ("[", "{", '{"a":', "[[],", '"', '\\"', "\\", ",", '"",', '{"":0},', "0,")
 
 SCANNERS: Final = [
+    Scanner(
+        "query", "base.http_requests", lambda text: query_value(text, "model"), _units("a&", "model=&", "model", "%")
+    ),
     Scanner("access log", "base.access_log", _log_access, _units("?key", "key", "&key", "=", "key=", "&", "?")),
     Scanner(
         "headers",
