@@ -19,8 +19,8 @@ from startup.words.arguments import Arguments
 from startup.words.table import split_flags
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import python_output
-from tests.support.debian_tools import require_tool
 from tests.support.generated_docs import walk_commands
+from tests.support.marks import require_tool
 from tests.support.ports import free_port
 from tests.test_docs import PAGES, README
 from vllm_cli.commands.of_vllm import VllmCommand
@@ -34,7 +34,6 @@ _PROGRAM = "vllm-cli"
 _ROOT = Path(__file__).parents[1]
 _END_JOBS = "trap 'jobs -p | xargs -r kill' EXIT"
 """Kills background jobs, so that a failing command leaves no server behind, which would keep pipes open."""
-_LIMIT_S = 300
 
 
 def commands(page: str) -> Iterator[list[str]]:
@@ -144,7 +143,7 @@ def test_the_commands_for_newcomers_work(is_warm, tmp_path):
         start_new_session=True,
     )  # fmt: skip
     try:
-        answers, log = shell.communicate(timeout=_LIMIT_S)
+        answers, log = shell.communicate(timeout=300)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGTERM)

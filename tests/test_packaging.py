@@ -25,7 +25,6 @@ from tests.support.ports import free_port
 from tests.support.program import Server
 
 ROOT = Path(__file__).parents[1]
-_EXTRA = "pip install '.[embedded]'"
 _NAMES = ("server", "startup", "router", "envs")
 _INSIDE = ("base", "envs", "router", "server", "startup")
 _SOURCES = ("LICENSE", "README.md", "pyproject.toml", "setup.py", "vllm_cli", *_INSIDE)
@@ -184,7 +183,7 @@ def test_without_the_extra_serve_names_it_in_one_line(words, base):
     assert (done.returncode, done.stdout) == (3, "")
     line, code = done.stderr.splitlines()
     assert line.startswith("Error: the embedded engine is not installed (torch, ")
-    assert _EXTRA in line
+    assert "pip install '.[embedded]'" in line
     assert code.startswith("Code: VC-")
 
 

@@ -5,12 +5,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
-from urllib.parse import unquote
 
 from base.access_log import open_access_log
-from base.http_buckets import CLIENT_GONE
-from base.request_ids import REQUEST_ID
-from base.request_paths import without_final_slash
+from base.http_requests import CLIENT_GONE, REQUEST_ID, decode, without_final_slash
 from base.security.api_keys import ApiKeys
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.http.access import Access
@@ -216,7 +213,7 @@ class _Handler:
             child = self._pool.child_of(name)
             if child is not None and await self._proxy.ask(child, RESPONSES + response_id) is not None:
                 return entry
-        raise FailedRequestError(404, f"Response with id '{shown(unquote(response_id))}' not found.")
+        raise FailedRequestError(404, f"Response with id '{shown(decode(response_id))}' not found.")
 
 
 async def _read(request: ClientRequest, body: ForwardedBody, media_type: str) -> RequestedModel:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
-from urllib.parse import parse_qsl, unquote
 
+from base.http_requests import decode, query_value
 from router.http.answers import CLOSES, FailedRequestError
 from router.metrics import RequestRecord
 from server.http.transport.request import Request, find_header
@@ -28,7 +28,7 @@ class ClientRequest:
 
     @cached_property
     def path(self) -> str:
-        return unquote(self.raw_path) if "%" in self.raw_path else self.raw_path
+        return decode(self.raw_path)
 
     @property
     def is_read(self) -> bool:
@@ -44,9 +44,8 @@ class ClientRequest:
         return find_header(self.http.headers, name)
 
     def query_value(self, name: str) -> str | None:
-        """The first value of a parameter of the query."""
-        pairs = parse_qsl(self.http.query, keep_blank_values=True)
-        return next((value for key, value in pairs if key == name), None)
+        """The value of a parameter of the query."""
+        return query_value(self.http.query, name)
 
     def check_head(self) -> None:
         """Raises FailedRequestError if the head has a fault that the server's parser accepts."""

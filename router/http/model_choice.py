@@ -1,8 +1,8 @@
 """Finds the model of a request by the name in the body or query, by the path, or as the only model."""
 
 from typing import Final, NamedTuple
-from urllib.parse import unquote
 
+from base.http_requests import decode
 from base.wording import list_some
 from router.http.answers import FailedRequestError, shown
 from router.http.client_request import ClientRequest
@@ -59,9 +59,9 @@ class ModelChoice:
         """The model whose name begins the path after /upstream/. The name may contain slashes."""
         segments = raw_rest.split("/")
         for number in range(min(len(segments), _MOST_SEGMENTS), 0, -1):  # tries `org/name` before `org`
-            if (entry := self._pool.resolve(unquote("/".join(segments[:number])))) is not None:
+            if (entry := self._pool.resolve(decode("/".join(segments[:number])))) is not None:
                 return Upstream(entry, "/" + "/".join(segments[number:]))
-        raise self._not_found(unquote(segments[0]))
+        raise self._not_found(decode(segments[0]))
 
     def by_query(self, request: ClientRequest, path: str) -> ModelEntry:
         """The model that the query names. If it names none, the router's only model."""
@@ -80,7 +80,7 @@ class ModelChoice:
 
     def check_path(self, path: str, entry: ModelEntry) -> None:
         """Raises FailedRequestError if no engine has this path. A running model's server gets every path."""
-        path = unquote(path)
+        path = decode(path)
         if path in SERVED or path.startswith(_SERVED_BELOW) or self._pool.is_ready(entry.name):
             return
         text = (

@@ -14,6 +14,8 @@ from server.http.transport.request import RawHeaders, Request
 CONNECT_S: Final = 10.0
 UPGRADE: Final = ((b"connection", b"Upgrade"), (b"upgrade", b"websocket"))
 _PIECE_BYTES: Final = 64 << 10
+_TURN_BYTES: Final = 4 << 10
+"""What one turn of the event loop follows. Each two bytes may be a frame."""
 _CLOSE: Final = 8
 """The code of a close frame. Codes of messages are smaller, those of PING and PONG larger."""
 _OK, _GOING_AWAY, _SERVICE_RESTART = 1000, 1001, 1012
@@ -76,8 +78,8 @@ async def relay_messages(
         await writer.drain()
         writer.write(data)
 
-    to_server = _Direction(read_client, write_server, is_masked=True)
-    to_client = _Direction(lambda: server.reader.read(_PIECE_BYTES), client.write, is_masked=False)
+    to_server = Direction(read_client, write_server, is_masked=True)
+    to_client = Direction(lambda: server.reader.read(_PIECE_BYTES), client.write, is_masked=False)
     tasks = {asyncio.create_task(each.run(note_content)) for each in (to_server, to_client)}
     try:
         while not (await asyncio.wait(tasks, timeout=patience.stall_s / 3, return_when=asyncio.FIRST_COMPLETED))[0]:
@@ -104,7 +106,7 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Direction:
+class Direction:
     """One direction of a WebSocket."""
 
     def __init__(
@@ -133,10 +135,13 @@ class _Direction:
         """Passes frames on until the source's close frame. Sends one if the source ends without."""
         with suppress(OSError):
             while not self._has_ended and (data := await self._read()):
-                if not self._is_closed:
-                    await self._write(data)
-                if self._follow(data):
-                    note_content()
+                for begin in range(0, len(data), _TURN_BYTES):
+                    part = data[begin : begin + _TURN_BYTES]
+                    if not self._is_closed:
+                        await self._write(part)
+                    if self._follow(part):
+                        note_content()
+                    await asyncio.sleep(0)
         self._is_closed |= self._has_ended
         await self.close(_GOING_AWAY, _OTHER_ENDED)
 

@@ -5,8 +5,7 @@ from collections import deque
 from http import HTTPStatus
 from time import perf_counter
 
-from base.http_buckets import CLIENT_GONE
-from base.request_paths import without_final_slash
+from base.http_requests import CLIENT_GONE, without_final_slash
 from base.security.api_keys import OPEN_PATHS, READINESS_PATHS, STATUS_PATHS, find_open_paths
 from server.http.routes.endpoint import AppParts, Route
 from server.http.routes.info import health_answer

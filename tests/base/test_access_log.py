@@ -1,5 +1,3 @@
-"""The access log: paths that are not logged, and secrets that are masked."""
-
 import logging
 from collections.abc import Iterator
 

@@ -1,5 +1,3 @@
-"""The lifecycle's states, transitions and subscribers."""
-
 from itertools import product
 
 import pytest

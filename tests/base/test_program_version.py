@@ -1,5 +1,3 @@
-"""The version that servers show."""
-
 import subprocess
 import sys
 

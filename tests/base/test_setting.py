@@ -1,5 +1,3 @@
-"""Fields declared as settings: defaults, ranges and the errors that name them."""
-
 import math
 from dataclasses import dataclass, fields
 from typing import Any

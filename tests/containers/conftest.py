@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.podman import STORE, WITH_VLLM_CLI, build, build_base, build_vllm_images, podman, variables
-from tests.support.debian_tools import PACKAGES
+from tests.support.marks import PACKAGES
 from tests.support.peer_vllm import PYTHON
 
 _PROGRAMS = ("podman", "runc", "catatonit", "debootstrap", "kubectl", "haproxy", "podman-compose")

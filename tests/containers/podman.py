@@ -24,7 +24,6 @@ from tools.install import read_pip_settings
 
 ROOT: Final = Path(__file__).parents[2]
 STORE: Final = ROOT / ".peers" / "containers"
-_SUITE: Final = "bookworm"
 _PYTHON: Final = "3.11"
 """The Python of this Debian."""
 _CONTAINERS_CONF: Final = """[containers]
@@ -83,7 +82,7 @@ def build_base() -> None:
     """Builds the image that replaces `python:…-slim`, unless it exists."""
     name = f"localhost/python:{_PYTHON}-slim"
     if podman("image", "exists", name, check=False).returncode:
-        folder = machines.make_image(_SUITE)
+        folder = machines.make_image("bookworm")
         with subprocess.Popen(["tar", "-C", folder, "--exclude=./dev/*", "-c", "."], stdout=subprocess.PIPE) as tar:
             podman("import", "-", "localhost/debian", stdin=tar.stdout)
         build(name, file=_BASE, context=STORE / "empty")
@@ -163,7 +162,6 @@ def packages_of(python: Path) -> Path:
 
 
 def mount_of(python: Path) -> str:
-    """The option that mounts these packages."""
     return f"--volume={packages_of(python)}:{PACKAGES}:ro"
 
 

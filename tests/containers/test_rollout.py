@@ -16,8 +16,8 @@ import pytest
 
 from tests.containers.podman import STAND_IN, Container, mount_of, podman
 from tests.deploy.manifests import pod_of
-from tests.support.debian_tools import require_tool
 from tests.support.http_client import RawClient, judge
+from tests.support.marks import require_tool
 from tests.support.peer_vllm import PYTHON
 from tests.support.ports import free_port
 from tests.support.program import Program
@@ -106,7 +106,6 @@ class Load:
             self.send(12 if number % 50 else 800, is_stream=number % 2 == 0)
 
     def send(self, num_tokens: int, *, is_stream: bool = True) -> None:
-        """Sends a request in a thread."""
         self._pool.submit(self._send, num_tokens, is_stream)
 
     def _send(self, num_tokens: int, is_stream: bool) -> None:
@@ -205,7 +204,6 @@ class Deployment:
         self._free.append(replica.port)
 
     def replace_all(self) -> None:
-        """Replaces each replica."""
         for _ in self._balancer.ports[1:]:
             self.add()
             self.retire()

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from tests.support.debian_tools import require_tool
+from tests.support.marks import require_tool
 
 KUBERNETES: Final = Path(__file__).parents[2] / "deploy" / "kubernetes"
 COMPONENTS: Final = {path.name for path in (KUBERNETES / "components").iterdir()}

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from tests.deploy.shipped import DEPLOY, ROOT, SECRETS
-from tests.support.debian_tools import require_tool
 from tests.support.folders import short_folder
+from tests.support.marks import require_tool
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.thorough

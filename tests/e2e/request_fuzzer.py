@@ -38,14 +38,11 @@ _TYPES: Final = (
     "text/plain",
     "multipart/form-data; boundary=x",
 )
-_DEEPEST: Final = 5
 _ANSWER_S: Final = 300.0
 _NUM_CLIENTS: Final = 8
 
 
 class FuzzedRequest(NamedTuple):
-    """A generated request."""
-
     method: str
     path: str
     body: bytes
@@ -111,7 +108,7 @@ class _ValueGenerator:
             schema = self._schemas[schema["$ref"].rpartition("/")[2]]
         if "anyOf" in schema:
             return self.value(rng.choice(schema["anyOf"]), depth)
-        if depth > _DEEPEST or rng.random() < self._junk_share:
+        if depth > 5 or rng.random() < self._junk_share:
             return rng.choice(_JUNK)
         if "enum" in schema:
             return rng.choice(schema["enum"])
@@ -153,8 +150,6 @@ class _ValueGenerator:
 
 
 class FuzzCounts(NamedTuple):
-    """The responses of a run."""
-
     by_status: Counter[int]
     failures: list[str]
     """A text with seed, request and response for each unexpected outcome."""

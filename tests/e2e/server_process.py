@@ -126,7 +126,6 @@ def count_roles(server: ServerProcess) -> Counter[Role]:
 
 
 def wait_process(server: ServerProcess, role: Role) -> psutil.Process:
-    """Waits for the process of the role."""
     found: list[psutil.Process] = []
 
     def is_found() -> bool:

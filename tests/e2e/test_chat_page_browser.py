@@ -11,8 +11,8 @@ import pytest
 
 from tests.e2e.server_process import ServerProcess
 from tests.support.browser import Browser, PageServer, needs_browser
-from tests.support.debian_tools import require_tool
 from tests.support.http_server import Request, serving
+from tests.support.marks import require_tool
 
 pytestmark = [pytest.mark.slow, needs_browser]
 _AXE = "axe-core@4.14.1"
@@ -53,7 +53,6 @@ _NUM_MESSAGES = "$('talk').children.length"
 
 
 async def _attach(browser: Browser, field: str, name: str, content: bytes) -> None:
-    """Chooses a file for the field."""
     await browser.evaluate(
         f"{{ const data = new DataTransfer(), file = new File([new Uint8Array({list(content)})], '{name}', {{ type: "
         f"'{'image/png' if name.endswith('png') else ''}' }}); data.items.add(file); $('{field}').files = data.files; "
@@ -192,7 +191,6 @@ async def test_markup_of_a_model_stays_text(written, browser):
 
 
 def _button(name: str, number: int) -> str:
-    """The visible button of this name at a message."""
     return f"[...document.querySelectorAll('.message')].at({number}).querySelector('.{name}')"
 
 

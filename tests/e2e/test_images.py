@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.server_process import ServerProcess
 from tests.server.engine.features.tiny_vlm import expected_answer, image_messages, image_url, save_vlm
-from tests.support.tiers import slow_but_for
+from tests.support.marks import slow_but_for
 
 _NUM_TOKENS = 12
 _EXACT: dict[str, Any] = {

@@ -21,8 +21,8 @@ from tests.e2e.stop_point import (
 )
 from tests.support.folders import short_folder
 from tests.support.http_client import SOON_REFUSALS, RawClient, StreamReader, count_refusals, request_bytes
+from tests.support.marks import slow_but_for
 from tests.support.program import READY_S
-from tests.support.tiers import slow_but_for
 from tests.support.waiting import GONE_S, is_gone, stopped, wait_until
 
 _BODY = {"prompt": "Once", "max_tokens": 1}

@@ -16,9 +16,9 @@ from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import ENGINE_LOADS, StopPoint
 from tests.support.cli import run_cli
 from tests.support.http_client import ask
+from tests.support.marks import slow_but_for
 from tests.support.ports import free_port
 from tests.support.standby_process import StandbyProcess
-from tests.support.tiers import slow_but_for
 from tests.support.waiting import is_gone, wait_until
 
 FORK_TAKES_OVER: Final = ("os.chdir", "", None)

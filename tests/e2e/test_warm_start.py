@@ -22,10 +22,10 @@ from tests.e2e.server_process import ServerProcess
 from tests.support.cli import CLI, run_cli
 from tests.support.containers import own_processes
 from tests.support.http_client import ask
+from tests.support.marks import slow_but_for
 from tests.support.ports import free_port
 from tests.support.program import Program
 from tests.support.standby_process import OFF, StandbyProcess
-from tests.support.tiers import slow_but_for
 from tests.support.waiting import GONE_S, assert_gone, is_gone, wait_until
 
 _VARYING: Final = (

@@ -1,13 +1,22 @@
-"""Every start in a home becomes ready and answers. Only processes that compute initialize CUDA."""
+"""Every start in a home answers, an empty home loads what is shared, and few processes initialize CUDA."""
 
+import os
 import re
 import signal
+import subprocess
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from tests.gpu_stub.gpu_server import EAGER, UUID, GpuServer
+from tests.gpu_stub.gpu_router import PREFIX, needs_root
+from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, UUID, GpuServer, gpu_variables
+from tests.gpu_stub.recipe_models import save_adapter
+from tests.gpu_stub.sleeper import Sleeper
 from tests.support.peer_vllm import ROOT
 from tests.support.ports import free_port
 from tests.vllm_engine.plugin import write_entry_point
@@ -36,11 +45,10 @@ def test_cold_and_warm_starts_in_a_home_answer_alike(tmp_path, words):
 
 
 _TP, _PP, _DP = "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size"
-_TP_WORKERS = ["Worker_TP0", "Worker_TP1", "Worker_TP2"]
 _RAY = ROOT / ".peers" / "ray"
 _NEEDS_RAY = pytest.mark.skipif(not _RAY.exists(), reason="Ray is not installed in .peers/ray")
 _RANKS = [
-    pytest.param((_TP, "3"), _TP_WORKERS, id="TP 3", marks=pytest.mark.ci_vllm),
+    pytest.param((_TP, "3"), ["Worker_TP0", "Worker_TP1", "Worker_TP2"], id="TP 3", marks=pytest.mark.ci_vllm),
     pytest.param((_PP, "2"), ["Worker_PP0", "Worker_PP1"], id="PP 2"),
     pytest.param((_DP, "2"), ["Worker", "Worker"], id="DP 2"),
     pytest.param((_TP, "3", "--distributed-executor-backend", "ray"), None, id="TP 3 of Ray", marks=_NEEDS_RAY),
@@ -174,3 +182,106 @@ def test_a_model_without_room_is_refused(home, words, memory, told):
     (cause,) = (line for line in server.log.splitlines() if line.startswith("Cause: "))
     assert told in cause
     assert "Traceback" not in server.log
+
+
+_WORDS = EAGER[1:]
+_KERNELS = "*.cubin"
+
+
+_OTHER_GPU = {"STUB_NAME": "NVIDIA A100-SXM4-80GB"}
+
+
+@pytest.fixture(scope="module")
+def location(tmp_path_factory):
+    """A location to which a first start on each of two kinds of GPU has written its compiled models."""
+    location = tmp_path_factory.mktemp("location")
+    for number, environment in enumerate(({}, _OTHER_GPU), 1):
+        home = tmp_path_factory.mktemp("first")
+        words = (*_WORDS, "--compile-cache", str(location))
+        with GpuServer("ours", *words, folder=home, environment=environment) as server:
+            server.wait_ready()
+            server.wait(lambda expected=number: len([*location.glob("*/*.zip")]) == expected)
+            assert server.terminate(signal.SIGTERM) == 0
+        assert list(home.rglob(_KERNELS))
+    return location
+
+
+@pytest.fixture(scope="module")
+def baked(tmp_path_factory):
+    """The folder that `bake` has written. `bake` needs the devices of a GPU to start a model."""
+    home, folder = tmp_path_factory.mktemp("image"), tmp_path_factory.mktemp("baked") / "baked"
+    command = [*PREFIX, PYTHON, "-m", "vllm_cli", "bake", MODEL, "--engine", "vllm", *_WORDS, "--output", folder]
+    done = subprocess.run(command, env=gpu_variables(home), cwd=home, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("environment", [{}, _OTHER_GPU], ids=["first kind", "other kind"])
+def test_an_empty_home_loads_what_its_kind_of_gpu_has_shared(location, tmp_path, environment):
+    _assert_loads(tmp_path, "--compile-cache", str(location), environment=environment)
+
+
+@needs_root
+def test_an_empty_home_loads_what_the_image_has(baked, tmp_path):
+    _assert_loads(tmp_path, environment={"VCLI_BAKED": os.fspath(baked)})
+
+
+def _assert_loads(home: Path, *words: str, environment: dict[str, str] | None = None) -> None:
+    began_s = time.time()
+    with GpuServer("ours", *_WORDS, *words, folder=home, environment=environment) as server:
+        assert server.wait_ready().generate()
+        server.wait_logged("compiled model: loaded")
+        assert server.terminate(signal.SIGTERM) == 0
+    assert [path for path in home.rglob(_KERNELS) if path.stat().st_mtime >= began_s] == []
+
+
+_AWAKE_BYTES = 60 << 30
+_ASLEEP_BYTES = 2 << 30
+
+
+def _adapted(server: Sleeper) -> Any:
+    return server.generate(), server.generate(model="own")
+
+
+def _embedding(server: Sleeper) -> Any:
+    return server.post("/v1/embeddings", input=[server.PROMPT])["data"]
+
+
+_RELEASES = ("--tensor-parallel-size", "3", "--sleep-mode-offload-cudagraph", "--enable-nccl-comm-suspend")
+_LORA = ("--enable-lora", "--lora-modules", "own={folder}/adapter")
+
+
+@pytest.mark.parametrize(
+    ("words", "num_gpus", "ask", "levels"),
+    [
+        pytest.param(EAGER[1:], 1, Sleeper.generate, (1, 2), id="compiled"),
+        pytest.param((*EAGER[1:], *_RELEASES), 3, Sleeper.usage, (1, 2), id="graphs and NCCL of TP 3"),
+        pytest.param((*EAGER, "--pipeline-parallel-size", "2"), 2, Sleeper.usage, (1, 2), id="PP 2"),
+        pytest.param((*EAGER, "--data-parallel-size", "2"), 2, Sleeper.usage, (1, 2), id="DP 2"),
+        pytest.param((*EAGER, *_LORA), 1, _adapted, (1,), id="LoRA"),
+        pytest.param((*EAGER, "--runner", "pooling", "--convert", "embed"), 1, _embedding, (1,), id="pooling"),
+    ],
+)
+def test_a_model_is_after_its_sleep_as_before(tmp_path, sockets, words, num_gpus, ask, levels):
+    words = tuple(word.format(folder=tmp_path) if "{" in word else word for word in words)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(tmp_path / "adapter")
+    with Sleeper(*words, folder=tmp_path, socket_folder=sockets, num_gpus=num_gpus) as server:
+        _assert_unchanged(server.wait_ready(), ask, levels)
+        server.sleep(levels[0])
+        assert server.terminate(signal.SIGTERM) == 0
+    assert "EngineHangError" not in server.log
+    assert "ERROR" not in server.log
+
+
+def _assert_unchanged(server: Sleeper, ask: Callable[[Sleeper], Any], levels: tuple[int, ...]) -> None:
+    expected, weights = ask(server), server.weights()
+    for level in levels * 2:
+        awake = server.used_bytes()
+        server.sleep(level)
+        assert max(server.used_bytes()) < _ASLEEP_BYTES
+        assert server.health() == 200
+        server.wake()
+        assert min(server.used_bytes()) > min(min(awake), _AWAKE_BYTES) - _ASLEEP_BYTES
+        assert server.weights() == weights
+        assert ask(server) == expected

@@ -80,11 +80,9 @@ class RouterProcess(ServerProcess):
         return {model["id"]: model for model in self.ask("/status.json").json["models"]}
 
     def state(self, model: str) -> str:
-        """The model's state."""
         return self.models()[model]["status"]
 
     def wait_state(self, model: str, *states: str) -> None:
-        """Waits until the model is in one of these states."""
         wait_until(lambda: self.state(model) in states)
 
     def pid(self, model: str) -> int:
@@ -94,6 +92,5 @@ class RouterProcess(ServerProcess):
         return pid
 
     def tree(self, model: str) -> list[psutil.Process]:
-        """All processes of a running model."""
         process = psutil.Process(self.pid(model))
         return [process, *process.children(recursive=True)]

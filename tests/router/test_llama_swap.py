@@ -15,7 +15,7 @@ from router.models_file.commands import recognise
 from router.models_file.macros import MacroError, expand
 from router.models_file.schema import load_schema
 from startup.settings.serve_words import vllm_file
-from tests.support.tiers import thorough_but_for
+from tests.support.marks import thorough_but_for
 
 OURS = Path(sys.executable).parent
 
@@ -235,7 +235,6 @@ def _servers(*names: str, **keys: str) -> str:
 
 
 def _excludes(content: ModelsFile) -> str:
-    """The excluded models of each model in order."""
     return " ".join("".join(sorted(entry.excludes)) or "-" for entry in content.entries.values())
 
 

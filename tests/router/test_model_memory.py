@@ -305,9 +305,6 @@ def test_asleep_a_model_needs_its_weights_at_level_1_and_a_part_of_each_gpu(monk
     assert meter.asleep_needs_of(replace(model, sleep_levels=())) == {}
 
 
-_ESTIMATE = Need(10 * GIB)
-
-
 class _Meter:
     """A meter that returns these sizes one after the other."""
 
@@ -327,7 +324,7 @@ class _Watched:
     def __init__(self, *sizes_gib: float) -> None:
         self.meter = _Meter(*sizes_gib)
         self.scheduler = ModelScheduler(SchedulerLimits())
-        self.scheduler.set_models({"m": ModelRules(need=_ESTIMATE)}, 0.0)
+        self.scheduler.set_models({"m": ModelRules(need=Need(10 * GIB))}, 0.0)
         self.watch = MemoryWatch(cast("MemoryMeter", self.meter), self.scheduler, lambda actions: None)
         self.scheduler.arrive(1, "m", 0.0)
         self.scheduler.became_ready(1, 1.0)

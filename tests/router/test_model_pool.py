@@ -19,7 +19,7 @@ from router.scheduling.terms import SchedulerLimits
 from tests.router.conftest import open_places
 from tests.router.http.small_router import eventually, metric_values
 from tests.router.router_process import FOREIGN_COMMAND
-from tests.support.tiers import thorough_but_for
+from tests.support.marks import thorough_but_for
 from tests.support.waiting import is_gone, wait_until
 
 
@@ -56,7 +56,6 @@ async def pool(tmp_path: Path) -> AsyncIterator[ModelPool]:
 async def open_pool(
     tmp_path: Path, *, only: str | None = None, find_model: Callable[[str], str | None] = lambda _: None
 ) -> AsyncIterator[ModelPool]:
-    """A pool with room for two models."""
     limits = SchedulerLimits(max_running=2, max_waiting=30, max_wait_s=0.1, min_stay_s=0.0)
     with open_places(tmp_path / "output") as place:
         pool = ModelPool(limits, MemoryMeter(find_model), place, only=only)
@@ -192,7 +191,6 @@ async def test_a_command_is_stopped_when_its_last_lease_has_ended(pool, stop):
 
 
 async def _stop(pool: ModelPool, how: str) -> None:
-    """Stops the model `a` in this way."""
     if how == "for another":
         async with pool.lease("b"):
             pass

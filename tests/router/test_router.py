@@ -337,7 +337,6 @@ def _start(kind: str, folder: Path, tiny_llama: Path) -> ServerProcess:
 
 
 def _bring(server: ServerProcess, kind: str) -> None:
-    """Brings the model into the state of the kind."""
     if kind in ("several", "one"):
         assert server.ask("/v1/models/m/load", {}).status == 200
     elif kind == "stopped":

@@ -14,6 +14,7 @@ import pybase64
 
 from base.access_log import QueryMask
 from base.errors import ServerError
+from base.http_requests import query_value
 from base.json_depth import MOST_LEVELS, check_depth
 from base.security.api_keys import ApiKeys
 from base.security.cors import _ASKED_HEADERS, CorsPolicy
@@ -196,7 +197,7 @@ def _response(text: str) -> None:
 
 
 def _call(name: str, text: str) -> None:
-    """Parses a text as a whole and in pieces. `test_costs.py` counts what is read before a call ends."""
+    """Parses a text whole and in pieces. `test_output_parser.py` counts what is read before a call ends."""
     for size in (TOKEN, len(text)):
         parser = OutputParser(FUNCTIONS, tools=TOOL_FORMATS[name])
         _in_pieces(text, parser.feed, size)
@@ -213,10 +214,13 @@ _PARSER: Final = "server.text.parsers.output_parser server.text.parsers.call_tex
 _BRACKETS: Final = ("[", "{", '{"a":', "[[],", '"', '\\"', "\\", ",", '"",', '{"":0},', "0,")
 
 SCANNERS: Final = [
+    Scanner(
+        "query", "base.http_requests", lambda text: query_value(text, "model"), _units("a&", "model=&", "model", "%")
+    ),
     Scanner("access log", "base.access_log", _log_access, _units("?key", "key", "&key", "=", "key=", "&", "?")),
     Scanner(
         "headers",
-        "base.request_ids server.http.routes.endpoint base.security.cors base.security.api_keys",
+        "base.http_requests server.http.routes.endpoint base.security.cors base.security.api_keys",
         _headers,
         [*_units("a", " ", ",", ";"), Text(" ", "Bearer"), Text("=", "a;")],
     ),

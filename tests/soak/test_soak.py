@@ -110,8 +110,6 @@ def test_nothing_grows_under_mixed_load_and_nothing_is_lost(model_path, pytestco
         assert server.health() == 200
 
 
-_NUM_STEADY: Final = 4
-_BURST: Final = 64
 _LONGEST_STAY_S: Final = 3.0
 _SHED: Final = (429, 503, 504)
 _STREAM: Final = {"prompt": "Once", "max_tokens": 48, "n": 2, "logprobs": 5, "stream": True, "ignore_eos": True}
@@ -133,7 +131,7 @@ class MixedLoad:
         self._url = server.url
         self._rng = random.Random(seed)
         self._fuzzer = RequestFuzzer(ask(f"{server.url}/openapi.json").json, *paths)
-        self._steady = LoadClients(server.port, num_clients=_NUM_STEADY)
+        self._steady = LoadClients(server.port, num_clients=4)
         self.counts: Counter[str] = Counter()
         """Action of clients -> how often it was done."""
         self.faults: list[str] = []
@@ -210,7 +208,7 @@ class MixedLoad:
 
     def _burst(self) -> None:
         """Sends more requests at once than the queue takes. The others are refused, and none is lost."""
-        clients = [RawClient(self._port) for _ in range(_BURST)]
+        clients = [RawClient(self._port) for _ in range(64)]
         try:
             for client in clients:
                 client.post("/v1/completions", _SHORT)

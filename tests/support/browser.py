@@ -13,8 +13,8 @@ from typing import Any, Final, Self
 import aiohttp
 
 from base.status_page.page import DATA_PATH, read_page
-from tests.support.debian_tools import needs_tool
 from tests.support.http_server import Request, ScriptedServer
+from tests.support.marks import needs_tool
 
 _PATIENT_S: Final = 120.0
 _EXECUTABLE: Final = shutil.which("chromium")
@@ -27,8 +27,6 @@ needs_browser = needs_tool("chromium")
 
 
 class Tab:
-    """One tab of a browser."""
-
     def __init__(self) -> None:
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
@@ -101,12 +99,10 @@ class Tab:
     # --- The chat of the page ---
 
     async def open_chat(self, url: str) -> None:
-        """Opens the page, and waits for its chat."""
         await self.open(url)
         await self.wait_for("!document.querySelector('#chat').hidden")
 
     async def fill(self, name: str, value: str) -> None:
-        """Types the value of a setting."""
         await self.evaluate(f"$('{name}').value = {json.dumps(value)}; $('{name}').dispatchEvent(new Event('input'))")
 
     async def send(self, text: str) -> None:

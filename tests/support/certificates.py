@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.debian_tools import needs_tool
+from tests.support.marks import needs_tool
 
 needs_openssl = needs_tool("openssl")
 
@@ -49,7 +49,6 @@ def make_certificate(
 
 
 def encrypt_key(key: Path, *, traditional: bool = False) -> None:
-    """Encrypts the key file with a password."""
     kind = ["ec", "-aes256"] if traditional else ["pkcs8", "-topk8"]
     _openssl(*kind, "-in", str(key), "-out", f"{key}.new", "-passout", "pass:sesame")
     Path(f"{key}.new").replace(key)

@@ -40,7 +40,6 @@ _FIRST_BY_HAND: Final = "\n## Open changes of vLLM that will break a hook\n"
 """The heading in docs/dev/vllm-hooks.md from which on `make docs` leaves the page as it is."""
 _COMMANDS: Final = ("Command", "Meaning")
 _OPTIONS: Final = ("Option (default)", "Meaning")
-_OPTIONS_BY_COMMAND: Final = ("Command", *_OPTIONS)
 _MANY: Final = 2
 """An option that at least this many commands have is described only once."""
 _ALL_RELEASES: Final = "all"
@@ -201,7 +200,6 @@ def _is_small(command: click.Command) -> bool:
 
 
 def _shared_rows(commands: Iterable[click.Command]) -> list[tuple[str, ...]]:
-    """The rows of options that several of these commands have."""
     single = (command for command in commands if not isinstance(command, click.Group))
     counts = Counter(row for command in single for row in _option_rows(command))
     return [row for row, count in counts.items() if count >= _MANY]
@@ -244,7 +242,7 @@ def _command_tables(commands: Mapping[str, click.Command]) -> Iterator[str]:
     yield from (*_table(_COMMANDS, helps), "")
     if of_vllm := [f"`{name}`" for name in commands if name not in own]:
         yield from (*_paragraph(f"vLLM's commands, which need vLLM: {', '.join(of_vllm)}."), "")
-    yield from _table(_OPTIONS_BY_COMMAND, ((", ".join(names), *row) for row, names in owners.items()))
+    yield from _table(("Command", *_OPTIONS), ((", ".join(names), *row) for row, names in owners.items()))
 
 
 def _usage(name: str, command: click.Command) -> str:

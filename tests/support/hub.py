@@ -64,8 +64,6 @@ class HubFile(NamedTuple):
 
 
 class HubCommit:
-    """The files of one commit."""
-
     def __init__(self, files: Mapping[str, bytes] | Path, commit: str | None = None) -> None:
         """`files` may be a folder. Its links are followed, because snapshots in a hub's cache have links."""
         if isinstance(files, Path):

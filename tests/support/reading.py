@@ -25,7 +25,6 @@ class Reading(NamedTuple):
 
 
 def read_both(words: Sequence[str], facts: VllmFacts, parse: Callable[[Sequence[str]], Namespace]) -> Reading:
-    """Reads the words with the launcher and with vLLM's parser."""
     line = CommandLine.of(words, facts)
     faults = [*line.problems, *(name for name, _ in line.unknown), *line.unexpected]
     values: dict[str, Any] = {}

@@ -1,5 +1,3 @@
-"""`growth` finds costs that grow faster than the input."""
-
 from time import thread_time_ns
 
 import pytest

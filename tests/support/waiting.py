@@ -69,12 +69,10 @@ def end_server(
 
 
 def running(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """The processes that have not exited."""
     return [process for process in processes if process.is_running() and not is_gone(process.pid)]
 
 
 def assert_gone(family: Iterable[psutil.Process]) -> None:
-    """Waits until the processes have ended."""
     family = [*family]
     wait_until(lambda: not running(family), GONE_S)
 

@@ -1,7 +1,9 @@
-"""The console script: its imports, its exit codes, and the order in which it finds modules."""
+"""The console script: its imports, exit codes, Ctrl-C, and the order in which it finds modules."""
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from tests.support.cli import run_cli, run_python
 from tests.support.generated_docs import walk_commands
-from tests.support.tiers import thorough_but_for
+from tests.support.marks import thorough_but_for
 from vllm_cli.main import COMMANDS, FIRST_COMMANDS, cli, load_command, main
 from vllm_cli.version import VERSION
 
@@ -254,3 +256,60 @@ def test_an_error_that_nobody_has_caught_ends_a_start_with_a_code(given):
 def test_a_closed_pipe_causes_no_traceback():
     done = run_cli("doctor", "--env", launcher=("sh", "-c", '"$@" | true', "sh"))
     assert "Traceback" not in done.stderr
+
+
+_HOOK = """
+import atexit, os, signal, sys
+
+pid, point, count = os.getpid(), int(os.environ.pop("POINT")), None
+
+def hook(event, args):
+    global count
+    if os.getpid() != pid:
+        return
+    if count is not None:
+        count += 1
+        if count == point:
+            os.kill(pid, signal.SIGINT)
+    elif event == "exec" and getattr(args[0], "co_filename", "").endswith("vllm_cli/__main__.py"):
+        count = 0
+
+sys.addaudithook(hook)
+if point == 0:
+    atexit.register(lambda: print(count, file=sys.stderr))
+"""
+
+
+@pytest.fixture
+def run_to(tmp_path: Path):
+    """A function that runs a command with a SIGINT at this event. 0: no SIGINT, and events are counted."""
+    (tmp_path / "sitecustomize.py").write_text(_HOOK)
+
+    def run(point: int, *words: str) -> "subprocess.CompletedProcess[str]":
+        command = [str(Path(sys.executable).with_name("vllm-cli")), *words]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "POINT": str(point)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def _assert_interrupted(done: "subprocess.CompletedProcess[str]") -> None:
+    assert done.returncode in (130, -signal.SIGINT), done
+    assert "Traceback" not in done.stderr
+    assert "ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("point", [1, 3, 9, 27])
+def test_at_the_beginning(point, run_to):
+    _assert_interrupted(run_to(point, "--version"))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("words", [("doctor", "--env"), ("serve", "MODEL", "--preflight-only")], ids=" ".join)
+def test_at_any_point(words, run_to, tiny_llama):
+    words = tuple(word.replace("MODEL", str(tiny_llama)) for word in words)
+    whole = run_to(0, *words)
+    assert whole.returncode == 0, whole.stderr
+    num_events = int(whole.stderr.splitlines()[-1])
+    for point in range(1, num_events * 9 // 10, num_events // 12):  # their number varies
+        _assert_interrupted(run_to(point, *words))

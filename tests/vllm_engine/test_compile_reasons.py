@@ -20,7 +20,6 @@ from tests.vllm_engine.vllm_server import VllmServer
 FLAGS: Final = ("--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
 AOT: Final = "cache/torch_compile_cache/torch_aot_compile"
 """The path of compiled models below the folder of a start."""
-RECORDS: Final = "cache/vllm_cli/compiled"
 PEERS: Final = {
     "0.32": ROOT / ".peers/vllm",
     **{version: ROOT / f".peers/vllm-{version}.0" for version in ("0.29", "0.30", "0.31", "0.33")},
@@ -30,8 +29,6 @@ PEERS: Final = {
 
 @dataclass(frozen=True)
 class Told:
-    """The report of a start."""
-
     code: int | None
     """The exit code. None if the start became ready and answered, so that the test has ended it."""
     log: str
@@ -39,7 +36,6 @@ class Told:
     """`compiled_model` in the report. Empty for a plain start."""
 
     def warnings(self, text: str) -> list[str]:
-        """The launcher's warnings with this text."""
         return [line for line in self.log.splitlines() if "WARNING" in line and "(launcher)" in line and text in line]
 
 
@@ -72,8 +68,7 @@ def start_and_end(
 
 
 def recorded(folder: Path) -> list[Path]:
-    """The records of compiled models."""
-    return sorted((folder / RECORDS).glob("*.json"))
+    return sorted((folder / "cache/vllm_cli/compiled").glob("*.json"))
 
 
 def compiled_keys(folder: Path) -> set[str]:

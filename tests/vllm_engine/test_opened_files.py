@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from startup.vllm_words.command_line import CommandLine
-from tests.support.debian_tools import needs_tool
+from tests.support.marks import needs_tool
 from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import VllmServer
 

@@ -119,7 +119,6 @@ _OF_EACH_START = (
     "VCLI_START_FOLDER",
 )
 """Variables that differ in each start: random names, an address, the standby."""
-_COMPARED_ELSEWHERE = ("environment", "streams")
 _TIMED_LINES = ("loggers.py", "shm_broadcast.py")
 """Source files of log lines that depend on timing."""
 _IMPORT_LINES = ("indexer_topk.py",)
@@ -238,7 +237,7 @@ def _untimed(recording: Recording) -> set[tuple[str, str, str]]:
 def test_settings_are_equal_in_each_process(plain, ours, process):
     ours, plain = ours.settings[process], plain.settings[process]
     assert ours.keys() == plain.keys()
-    assert [name for name in ours if name not in _COMPARED_ELSEWHERE and ours[name] != plain[name]] == []
+    assert [name for name in ours if name not in ("environment", "streams") and ours[name] != plain[name]] == []
 
 
 @pytest.mark.parametrize("process", ["MainProcess", "EngineCore", "VllmWorker-0"])

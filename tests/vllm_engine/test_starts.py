@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from startup.logs.setup import PACKAGES
+from tests.conversations.conversation import Turn, conversations, differences
 from tests.deploy.container_root import ContainerRoot
 from tests.deploy.shipped import PODS_OF_VLLM, pod_start
 from tests.gpu_stub import gpu_server
@@ -20,7 +21,7 @@ from tests.support.folders import short_folder
 from tests.support.hub import HubServer
 from tests.support.peer_vllm import PYTHON, ROOT
 from tests.support.ports import free_port
-from tests.vllm_engine.conftest import SMALL
+from tests.vllm_engine.conftest import SMALL, StartVllm
 from tests.vllm_engine.vllm_server import VllmServer
 
 
@@ -172,3 +173,31 @@ def test_a_start_that_only_our_machinery_breaks_is_ready_with_one_line(fault, sm
         lines = _WARNING.findall(server.log)
         assert len(lines) == 1, lines
         assert server.terminate() == 0
+
+
+MARKED = [turn for one in conversations() for turn in one.turns if turn.line.get("vllm")]
+
+
+@pytest.fixture(scope="module")
+def server(start_vllm: StartVllm) -> Iterator[VllmServer]:
+    with start_vllm("ours", "--max-model-len", "512") as server:
+        server.wait_ready()
+        yield server
+
+
+@pytest.mark.parametrize("turn", [pytest.param(turn, id=turn.place) for turn in MARKED])
+def test_vllm_answers_as_recorded(server: VllmServer, turn: Turn) -> None:
+    answer = server.ask(turn.path, None if turn.body is None else {"model": "model"} | turn.body)
+    body = _content(answer.body)
+    problems = [
+        *differences("status", answer.status, {"": turn.line.get("status", 200)}),
+        *differences("answer", body, turn.line.get("answer", {})),
+    ]
+    assert problems == [], body
+
+
+def _content(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode()

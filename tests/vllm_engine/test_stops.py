@@ -1,4 +1,4 @@
-"""After a signal to real vLLM, a start ends with all processes. In a drain, new requests get a 503."""
+"""After a signal or a kill, all processes of real vLLM end. In a drain, requests get a 503."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ import pytest
 from tests.support.folders import short_folder
 from tests.support.http_client import StreamReader, ask
 from tests.support.hub import HubServer
-from tests.support.waiting import GONE_S, assert_gone, shared_memory, wait_until
+from tests.support.waiting import GONE_S, assert_gone, is_gone, shared_memory, wait_until
 from tests.vllm_engine.conftest import PEER_MODEL
-from tests.vllm_engine.vllm_server import VllmServer
+from tests.vllm_engine.vllm_server import VllmServer, title_of
 
 _READY_S = 600.0
 _BYTES_PER_S = 10e6
@@ -93,11 +93,9 @@ def _wait_logged(server: VllmServer, line: str) -> None:
     wait_until(lambda: line in server.log or server.process.poll() is not None, _READY_S)
 
 
-_NUM_STREAMS = 20
 _NUM_TOKENS = 500
 _TOPOLOGIES = {"one": (), "two API servers": ("--api-server-count", "2"), "two engines": ("--data-parallel-size", "2")}
 _DRAINED_S = 60.0
-_NUM_STOPS = 8
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,7 @@ def test_running_streams_finish_and_new_requests_get_503(start_vllm, launcher, t
     with start_vllm(launcher, *words, *_TOPOLOGIES[topology]) as server:
         server.wait_ready()
         engines = server.titled("EngineCore")
-        streams = [StreamReader(server.url, _NUM_TOKENS) for _ in range(_NUM_STREAMS)]
+        streams = [StreamReader(server.url, _NUM_TOKENS) for _ in range(20)]
         for engine in engines:
             engine.suspend()  # so that streams still run when the signal comes
         family = server.family()
@@ -139,10 +137,67 @@ def test_running_streams_finish_and_new_requests_get_503(start_vllm, launcher, t
 
 def test_a_stop_logs_no_error(start_vllm):
     """Plain vLLM logs a traceback in half of the stops, by a race of threads. So there are several stops."""
-    for _ in range(_NUM_STOPS):
+    for _ in range(8):
         with start_vllm("ours") as server:
             server.wait_ready()
             server.generate()
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(_DRAINED_S) == 0
         assert [line for line in server.log.splitlines() if "ERROR" in line or "Traceback" in line] == []
+
+
+_ENDED_S = 120.0
+
+
+def _helpers(server: VllmServer, name: str) -> list[psutil.Process]:
+    return [process for process in server.family() if f"{name} import main" in title_of(process)]
+
+
+def _is_forked(process: psutil.Process, server: VllmServer) -> bool:
+    [forkserver] = _helpers(server, "forkserver")
+    return process.ppid() == forkserver.pid
+
+
+@pytest.mark.versions
+def test_tensor_parallel_ranks_end_with_a_killed_launcher(start_vllm, two_ranks, expected_text):
+    with start_vllm("ours", "--tensor-parallel-size", "2", environment=two_ranks) as server:
+        assert server.wait_ready().generate() == expected_text
+        workers = server.titled("Worker")
+        assert [title_of(worker) for worker in workers] == ["Worker_TP0", "Worker_TP1"]
+        assert all(_is_forked(process, server) for process in (*workers, *server.titled("EngineCore")))
+        family = server.family()
+        assert _helpers(server, "resource_tracker")
+        server.process.kill()
+        server.process.wait()
+        wait_until(lambda: all(is_gone(process.pid) for process in family), _ENDED_S)
+
+
+@pytest.mark.versions
+@pytest.mark.ci_vllm
+def test_a_killed_worker_stops_the_server_as_in_vllm(start_vllm, two_ranks):
+    with start_vllm("ours", "--tensor-parallel-size", "2", environment=two_ranks) as server:
+        server.wait_ready()
+        server.titled("Worker_TP1")[0].kill()
+        server.process.wait(_ENDED_S)
+        assert "Worker proc VllmWorker-1 died unexpectedly (exit code: -9)" in server.log
+
+
+@pytest.mark.ci_vllm
+def test_a_dead_engine_is_503_at_once(start_vllm):
+    """A probe waits for 1.5 s, far below the five seconds for which vLLM's loop does not run."""
+    with start_vllm("ours", environment={"VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1"}) as server:
+        server.wait_ready()
+        (engine,) = server.titled("EngineCore")
+        engine.kill()
+        wait_until(lambda: ask(f"{server.url}/health", timeout_s=1.5).status == 503)
+        assert server.process.poll() is None
+
+
+def test_two_api_servers_share_port_and_engine(start_vllm, expected_text):
+    with start_vllm("ours", "--api-server-count", "2") as server:
+        server.wait_ready()
+        apis = server.titled("APIServer")
+        assert [title_of(api) for api in apis] == ["APIServer_0", "APIServer_1"]
+        assert all(_is_forked(process, server) for process in (*apis, *server.titled("EngineCore")))
+        assert {server.generate() for _ in range(8)} == {expected_text}
+        assert server.terminate(signal.SIGTERM) == 0

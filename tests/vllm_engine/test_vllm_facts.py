@@ -1,6 +1,8 @@
-"""The recorded facts agree with vLLM, and words are read as vLLM reads them."""
+"""The recorded facts agree with vLLM, words are read as vLLM reads them, and the same commands run."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,17 +10,19 @@ import msgspec
 import pytest
 
 from envs.environment import overlaid
+from envs.replacements import REPLACEMENTS
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.preflight.arguments import FlagValueError, GivenStart, parse_value
 from startup.vllm_words.preflight.surroundings import surroundings_findings
 from startup.words.table import FLAGS
-from tests.support.peer_vllm import ask_vllm
+from tests.support.peer_vllm import BIN, PYTHON, ROOT, ask_vllm
 from tests.support.reading import Reading
 from tests.support.vllm_flags import VLLM_NAMES
 from tests.vllm_engine.preflight.start_folders import StartFolders
 from tests.vllm_engine.preflight.written_starts import written_starts
+from vllm_cli.main import COMMANDS
 
 pytestmark = pytest.mark.versions
 
@@ -56,7 +60,7 @@ def _read(lines: list[list[str]], folder: Path) -> list[Reading]:
 
 
 def test_words_of_starts_are_read_as_vllm_reads_them(tmp_path):
-    """`tests/startup/vllm_words/test_grammar.py` has words of any form."""
+    """`tests/startup/vllm_words/test_vllm_command_line.py` has words of any form."""
     folders = StartFolders(tmp_path)
     lines = [[folders.fill(word) for word in start.words] for start in written_starts() if start.words]
     readings = _read(lines, tmp_path)
@@ -143,3 +147,40 @@ def test_the_table_of_flags_has_all_of_vllms_and_the_same_switches(facts):
     assert names - VLLM_NAMES == set()
     switches = {flag.name for flag in FLAGS if flag.nargs == 0}
     assert {flag.name for flag in facts.flags if flag.opposites} - switches == set()
+
+
+_LINK: Final = "import sys; sys.argv[0] = 'vllm'; from vllm_cli.__main__ import main; sys.exit(main())"
+_LINE: Final = r"^(\(\S+ pid=\d+\) )?(INFO|WARNING|ERROR|DEBUG) \S+ \S+ .*\n"
+"""Matches log lines. They have a time and a process id, and depend on earlier imports."""
+
+
+def _run(*command: object) -> tuple[int, str, str]:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "COLUMNS": "110"}
+    done = subprocess.run([*map(str, command)], env=variables, capture_output=True, text=True, timeout=600, cwd=ROOT)
+    return done.returncode, re.sub(_LINE, "", done.stdout, flags=re.M), re.sub(_LINE, "", done.stderr, flags=re.M)
+
+
+def _names(*words: str) -> set[str]:
+    """The commands that vLLM's own help lists."""
+    code, out, _ = _run(BIN / "vllm", *words, "--help")
+    assert code == 0
+    found = re.search(r"\{([a-z,-]+)\}", out)
+    assert found is not None, out
+    return set(found[1].split(","))
+
+
+def test_every_command_of_vllm_has_a_name_here_or_is_named_by_an_error():
+    assert _names() - {entry.name for entry in COMMANDS} - REPLACEMENTS.keys() == set()
+    assert {f"bench {name}" for name in _names("bench") - {"serve", "startup"}} - REPLACEMENTS.keys() == set()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("launch",), ("snapshot", "nonsense"), ("bench", "latency", "--help"), ("run-batch", "-i", "/no", "-o", "/no")],
+    ids=" ".join,
+)
+def test_commands_run_by_the_link(words: tuple[str, ...]):
+    """`tests/startup/vllm/test_vllm_command.py` shows that `vllm-cli run-batch` is the same as the link."""
+    plain, link = _run(BIN / "vllm", *words), _run(PYTHON, "-c", _LINK, *words)
+    assert link[:2] == plain[:2]
+    assert link[2].splitlines()[-1:] == plain[2].splitlines()[-1:]

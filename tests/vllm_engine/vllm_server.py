@@ -111,7 +111,6 @@ class VllmServer(Server):
         return [process for template in templates for process in template.children()]
 
     def main_process(self) -> psutil.Process:
-        """vLLM's main process."""
         (process,) = self._warm_servers() or [self.root]
         return process
 

@@ -9,8 +9,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from base.errors import RequestError
+from base.http_requests import REQUEST_ID
 from base.lifecycle import Lifecycle, StartView
-from base.request_ids import REQUEST_ID
 from base.security.api_keys import ApiKeys
 from server.http.transport.added_headers import read_request_id
 from server.http.transport.request import ClientGoneError, RawHeaders, Request, find_header

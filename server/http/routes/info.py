@@ -5,11 +5,11 @@ import os
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, TypeVar
-from urllib.parse import parse_qs
 
 import msgspec
 
 from base.errors import RequestError
+from base.http_requests import query_value
 from base.machine.processes import descendants, pss_bytes
 from base.status_page.page import read_page
 from server.http.routes.endpoint import AppParts
@@ -138,7 +138,9 @@ class InfoEndpoints:
 
 def _read_boolean(request: Request, name: str) -> bool:
     """Returns a boolean parameter of the query, false by default. Raises RequestError."""
-    given = parse_qs(request.query, keep_blank_values=True).get(name, ["false"])[-1]
+    given = query_value(request.query, name)
+    if given is None:
+        return False
     if (value := _BOOLEANS.get(given.lower())) is None:
         shown = repr(given[:_MAX_SHOWN])
         raise RequestError(f"Invalid value for `{name}`: expected true or false, got {shown}.", param=name)

@@ -2,7 +2,7 @@
 
 from uuid import uuid4
 
-from base.request_ids import is_valid
+from base.http_requests import is_valid_id
 from base.security.cors import CorsPolicy
 from base.server_settings import NetworkConfig
 from server.http.transport.request import RawHeaders, Request, find_header
@@ -33,7 +33,7 @@ class AddedHeaders:
 def read_request_id(headers: RawHeaders) -> str | None:
     """Returns the client's X-Request-Id, or None if it is missing or unfit for logs, headers and bodies."""
     given = find_header(headers, b"x-request-id")
-    return given if given is not None and is_valid(given) else None
+    return given if given is not None and is_valid_id(given) else None
 
 
 def _set_request_id(request: Request) -> None:

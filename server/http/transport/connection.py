@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from math import inf
 from typing import Any
-from urllib.parse import quote
 
 import httptools
 
 from base.access_log import ACCESS_LINE
+from base.http_requests import encode
 from base.security.api_keys import PROBE_PATHS
 from server.http.transport.connection_table import ConnectionTable, raise_file_limit
 from server.http.transport.read_watch import (
@@ -229,7 +229,7 @@ class Connection(asyncio.Protocol):
         if access_log is not None and access_log.isEnabledFor(logging.INFO):
             peer = self._transport.get_extra_info("peername")
             client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
-            path = quote(request.path) + (f"?{request.query}" if request.query else "")
+            path = encode(request.path) + (f"?{request.query}" if request.query else "")
             access_log.info(ACCESS_LINE, client, request.method, path, request.version, request.status)
         return _date()
 

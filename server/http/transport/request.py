@@ -5,10 +5,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 import httptools
 
+from base.http_requests import decode
 from server.terms.http_body.response_body import EVENTS_TYPE, Answer, Headers
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Request:
         self.method = method
         self.raw_path = path
         """The path as the client has spelled it."""
-        self.path = unquote(path) if "%" in path else path
+        self.path = decode(path)
         self.query = (target_url.query or b"").decode("ascii")
         self.headers = headers
         self.version = version

@@ -21,7 +21,6 @@ class RendererPool(ThreadPoolExecutor):
 
     def __init__(self, num_workers: int, *, name: str) -> None:
         super().__init__(num_workers, thread_name_prefix=name, initializer=_give_way)
-        self.num_workers = num_workers
         self.on_wait: Callable[[float], None] = lambda _: None
         """Threads call this with the time, in seconds, that their work item has waited."""
 

@@ -7,7 +7,7 @@ from typing import Self
 
 import pytest
 
-from tests.support.debian_tools import how_to_install
+from tests.support.marks import how_to_install
 
 _ENTER = "mount -t tmpfs -o size={size},nr_inodes={num_inodes} none {folder} && echo mounted && exec cat"
 """Keeps the namespace until its standard input ends, at the latest when this process ends."""

@@ -149,7 +149,6 @@ _GONE_S = 120.0
 _ANSWER_S = 200.0
 _NUM_CLIENTS = 24
 _REST_S = 1.0
-_MARGIN_BYTES = 24 << 20
 _PROMPT = " once" * 900
 
 
@@ -198,7 +197,6 @@ class MemoryGroup:
         return int((self._folder / _USAGES[self._version]).read_text())
 
     def set_limit(self, num_bytes: int | None) -> None:
-        """Sets the limit. None removes the limit."""
         (self._folder / _LIMITS[self._version]).write_text(str(num_bytes) if num_bytes else _NONE[self._version])
 
 
@@ -222,7 +220,7 @@ def test_server_whose_engine_the_kernel_kills_exits_with_the_reason(model_path):
         ServerProcess([str(model_path)], launcher=group.launcher) as server,
     ):
         server.family()
-        limit_bytes = (group.num_used_bytes + _MARGIN_BYTES) & -4096
+        limit_bytes = (group.num_used_bytes + (24 << 20)) & -4096
         group.set_limit(limit_bytes)
         answers = _ask_all(server.url)
         assert server.process.wait(_GONE_S) == 1

@@ -30,8 +30,6 @@ from tests.router.conftest import open_places
 from tests.router.router_process import FOREIGN_COMMAND, wait_marked
 from tests.support.waiting import is_gone, wait_until
 
-_ROUNDS = 10
-
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
@@ -54,8 +52,6 @@ def entry_of(*words: str, start_timeout_s: float | None = None, **keys: Any) -> 
 
 
 class Running:
-    """A child that is ready."""
-
     def __init__(self, child: Child, life: "asyncio.Task[str | None]") -> None:
         self.child = child
         self.life = life
@@ -310,7 +306,7 @@ def sleep() -> NoReturn:
 
 @pytest.mark.thorough
 def test_a_signal_to_a_new_process_ends_it_and_is_not_taken_for_one_of_its_parent(told):
-    for _ in range(_ROUNDS):
+    for _ in range(10):
         process = ChildProcess.fork(sleep)
         assert os.getpgid(process.pid) == process.pid
         process.signal(signal.SIGTERM)

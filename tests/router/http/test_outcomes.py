@@ -21,7 +21,7 @@ from startup.processes import back_off
 from tests.router.http.small_router import SmallRouter, eventually
 from tests.router.test_model_pool import by_name, entry_of, open_pool
 from tests.support.http_client import Answer
-from tests.support.tiers import thorough_but_for
+from tests.support.marks import thorough_but_for
 from vllm_cli.client.running_servers import parse_models
 
 Ask = Callable[..., Awaitable[Answer]]

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from router.http.model_choice import STREAM_PATHS
 from router.http.waiting import Patience
+from router.http.websocket import Direction
 from router.model_pool import ModelRefused
 from server.terms.limits import LimitsConfig
 from tests.conversations.conversation import read_stream
@@ -688,6 +689,27 @@ async def test_a_silent_websocket_is_closed_once_others_need_the_model(router, c
             assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.SERVICE_RESTART)
         await eventually(lambda: router.pool.num_leases == 0)
         transport.abort()
+
+
+@pytest.mark.parametrize("frame", [b"\x82\x80\0\0\0\0", b"\x82\0"], ids=["masked", "plain"])
+async def test_many_frames_in_one_piece_do_not_hold_the_event_loop(frame):
+    """A client may send empty frames only. A turn follows 4 KiB of them."""
+    sent, passed = frame * (192_000 // len(frame)), bytearray()
+    pieces = [sent, b""]
+
+    async def read() -> bytes:
+        return pieces.pop(0)
+
+    async def write(data: bytes) -> None:
+        passed.extend(data)
+
+    task = asyncio.create_task(Direction(read, write, is_masked=True).run(lambda: None))
+    num_turns = 0
+    while not task.done():
+        await asyncio.sleep(0)
+        num_turns += 1
+    assert num_turns > 192_000 // 4096
+    assert passed.startswith(sent)
 
 
 @pytest.mark.parametrize(("status", "passed"), [(403, 403), (200, 502)])

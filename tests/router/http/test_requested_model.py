@@ -13,7 +13,7 @@ from router.http.body_members import json_members
 from router.http.request_body import BodyRoom, ForwardedBody, RequestedModel, boundary_of, find_in_form, find_in_json
 from server.terms.limits import LimitsConfig
 from tests.support.growth import count_calls
-from tests.support.tiers import thorough_but_for
+from tests.support.marks import thorough_but_for
 
 MOST_AT_ONCE = 32 << 10
 """The most bytes of a body that a call may read, whatever the body's length. Other threads wait meanwhile."""

@@ -18,7 +18,6 @@ HUB = "team/Model-GGUF:Q4_K_M"
 
 @pytest.fixture
 def llama_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fake program `llama-server` on PATH."""
     program = tmp_path / "bin" / "llama-server"
     program.parent.mkdir()
     program.touch(mode=0o755)
@@ -195,7 +194,6 @@ def test_beside_a_vllm_that_reads_no_gguf_auto_is_llama_server(form, model, tmp_
 
 
 def _engine_of(*words: str) -> str:
-    """The engine that serves the only model."""
     read = read_start(ServeWords(words))
     if read.start is not None:
         return "vllm"

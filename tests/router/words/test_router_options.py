@@ -18,7 +18,7 @@ from startup.words.errors import InputError
 from startup.words.serve_command import read_start
 from tests.router.words.test_llama_words import options_of
 from tests.startup.vllm.fake_start import FAKE
-from tests.support.tiers import thorough_but_for
+from tests.support.marks import thorough_but_for
 
 COMMON = ("--engine", "embedded")
 

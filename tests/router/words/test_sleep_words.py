@@ -1,5 +1,3 @@
-"""Which models get vLLM's sleep mode, and the levels at which they sleep."""
-
 import pytest
 
 from router.model_entry import ModelEntry

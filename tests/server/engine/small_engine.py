@@ -42,8 +42,6 @@ _MAX_STEPS = 20_000
 
 @dataclass
 class Completion:
-    """All outputs of a request."""
-
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None

@@ -23,7 +23,6 @@ def reference_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list
 
 
 def packed_runner(model: PreTrainedModel, *, num_slots: int, slot_len: int) -> PackedRunner:
-    """A runner with its own cache."""
     runner = PackedRunner(model)
     cache = KVCache(runner.probe(), num_slots=num_slots, slot_len=slot_len, dtype=model.dtype, device=model.device)
     for slot in range(num_slots):

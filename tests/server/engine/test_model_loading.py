@@ -25,7 +25,7 @@ from server.engine.model_loading import (
 from server.terms.config import EngineConfig
 from startup.files.model.checkpoint_folder import model_problem
 from tests.server.engine.tiny_models import PACKED, build_model
-from tests.support.tiers import thorough_but_for
+from tests.support.marks import thorough_but_for
 
 WEIGHTS = "model.safetensors"
 

@@ -74,7 +74,6 @@ class PooledEngine:
 
 @contextmanager
 def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **options: Any) -> Iterator[LiveServer]:
-    """Serves the pooling model in the folder."""
     names = ("runner", "convert", "pooler", "hf_overrides")
     engine = PooledEngine(folder, **{key: options.pop(key) for key in names if key in options})
     config = server_config(**({"served_model_names": (NAME,)} | options))

@@ -251,10 +251,10 @@ def _measure(config: ServerConfig, renderer: Renderer, engine: Any):
     gc.freeze()
     with run_app(config, renderer, engine, loop_factory=lambda: loop) as server:
 
-        def send(path: str, body: dict[str, Any]) -> float:
+        def send(path: str, body: dict[str, Any], status: int = 200) -> float:
             loop.forget()
             response = server.post(path, {"model": MODEL, "max_tokens": 2, **body})
-            assert response.status_code == 200, response.text[:300]
+            assert response.status_code == status, response.text[:300]
             return loop.longest_turn
 
         yield send
@@ -266,6 +266,11 @@ def _measure(config: ServerConfig, renderer: Renderer, engine: Any):
 @pytest.mark.parametrize("name", BODIES)
 def test_no_turn_of_the_loop_is_long(send, name):
     assert 0 < send(*BODIES[name]()) < MOST_LINES
+
+
+@pytest.mark.thorough
+def test_no_turn_of_the_loop_is_long_for_a_long_path(send):
+    assert 0 < send("/" + "%41" * 20_000, {}, status=404) < MOST_LINES
 
 
 @pytest.mark.thorough

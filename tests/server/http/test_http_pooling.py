@@ -39,7 +39,6 @@ def bert(bert_folder: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def embedder(bert_folder: Path, bert: PreTrainedModel) -> Iterator[LiveServer]:
-    """An embedding server with Matryoshka dimensions 8 and 16."""
     with serve_folder(bert_folder) as server:
         yield server
 

@@ -1,5 +1,3 @@
-"""Settings that the configuration of the HTTP server rejects."""
-
 import pytest
 
 from base.errors import ConfigError

@@ -99,7 +99,6 @@ FILES: Final = {
 
 
 def save_archive(path: Path, files: Mapping[str, bytes] = FILES) -> CompiledModel:
-    """Writes an archive with these files."""
     folder = path.with_suffix(".files")
     sources = {name: folder / name for name in files}
     for name, source in sources.items():

@@ -101,7 +101,6 @@ def _add_job(*records: CompiledModel, location: object, began_s: float = math.in
 
 
 def _archives(location: Path) -> list[Path]:
-    """The archives of a location. Checks that each archive is complete."""
     found = sorted(location.glob("*/*.zip"))
     for path in found:
         with tempfile.TemporaryDirectory() as scratch, path.open("rb") as file:

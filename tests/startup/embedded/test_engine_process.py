@@ -1,7 +1,8 @@
-"""The engine process and its start: the start method, a start in a thread, and the running process."""
+"""The engine process: its start method, its start in a thread, its end, and its variables of torch."""
 
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from envs.registry import START_METHODS
 from server.terms.config import EngineConfig, ModelFiles
 from startup.embedded.engine_process import EngineStarter
 from startup.files.model.checkpoint_folder import modeling_module
+from startup.imports import torch_environment
+from startup.imports.torch_environment import expects_gpu, set_torch_variables
 from startup.logs.options import LogOptions
 from startup.processes.group_signals import GROUP_SIGNALS
 from startup.reports.crash.output_record import OutputRecord
@@ -83,3 +86,86 @@ def test_method_is_in_force_afterwards_even_if_a_library_has_set_another_one(bef
         "print(multiprocessing.get_start_method(), context.get_start_method())\n"
     )
     assert out.split() == [method, method]
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fake device file, and a fake torch that is built for GPUs."""
+    device = tmp_path / "device"
+    device.touch()
+    monkeypatch.setattr(torch_environment, "_GPU_DEVICES", (device,))
+    monkeypatch.setattr(torch_environment, "_is_torch_built_for_gpus", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return device
+
+
+@pytest.mark.parametrize(
+    ("visible", "has_device", "is_expected"),
+    [
+        *((visible, True, True) for visible in (None, "0", "GPU-1a2b")),
+        *((visible, True, False) for visible in ("", "-1")),
+        (None, False, False),
+    ],
+)
+def test_a_gpu_is_expected_unless_it_is_hidden_or_has_no_device(gpu, visible, has_device, is_expected, monkeypatch):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if not has_device:
+        gpu.unlink()
+    assert expects_gpu() is is_expected
+
+
+def test_no_gpu_is_expected_of_a_torch_without_cuda(gpu, monkeypatch):
+    import torch
+
+    monkeypatch.undo()
+    monkeypatch.setattr(torch_environment, "_GPU_DEVICES", (gpu,))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert expects_gpu() is (torch.version.cuda is not None)
+
+
+_DEFAULTS = {
+    "GOMP_SPINCOUNT": "10000",
+    "LRU_CACHE_CAPACITY": "128",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "replaced"),
+    [
+        *((name, name) for name in _DEFAULTS),
+        ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+        ("DNNL_PRIMITIVE_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"),
+    ],
+)
+def test_variables_are_set_for_children_unless_the_user_has_set_them(name, replaced, monkeypatch):
+    for other in (*_DEFAULTS, "OMP_WAIT_POLICY", "DNNL_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "5")
+    set_torch_variables()
+    now = {name: os.environ.get(name) for name in _DEFAULTS}
+    assert now == _DEFAULTS | {replaced: "5" if name == replaced else None}
+
+
+def test_the_forkservers_imports_do_not_initialise_cuda(tmp_path):
+    import torch
+
+    if torch.version.cuda is None:
+        pytest.skip("this torch is built without CUDA")
+    if any(device.exists() for device in torch_environment._GPU_DEVICES):
+        pytest.skip("cuBLAS has loaded the driver already; tests/cuda has a test for machines with a GPU")
+    lean = "from startup.imports.heavy import import_engine; import_engine()"
+    assert not _initialises_cuda(lean, tmp_path / "lean")
+    assert _initialises_cuda("import torch; torch.cuda.is_available()", tmp_path / "available")
+
+
+def _initialises_cuda(code: str, log: Path) -> bool:
+    """Whether the code makes CUDA's runtime load the driver, by the log of the dynamic loader."""
+    environment = {**os.environ, "LD_DEBUG": "files", "LD_DEBUG_OUTPUT": str(log), "PYTHONPATH": str(Path.cwd())}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=240)
+    texts = [path.read_text(errors="replace") for path in log.parent.glob(f"{log.name}.*")]
+    lines = [line for text in texts for line in text.splitlines()]
+    assert lines, "the loader has logged nothing"
+    return any("file=libcuda.so.1 [0];  dynamically loaded by" in line and "libcudart" in line for line in lines)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.debian_tools import needs_tool
+from tests.support.marks import needs_tool
 
 pytestmark = [pytest.mark.thorough, needs_tool("cc")]  # compiles false libraries of a driver
 

@@ -99,12 +99,10 @@ def test_an_error_in_the_program_is_still_shown(disk, handler, capsys):
     assert disk.getvalue() == ""
 
 
-HANDLERS = {"out": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stdout"}}
-FORMATTERS_OF_VLLM = {"short": {"class": "vllm.logging_utils.NewLineFormatter", "format": "%(name)s|%(message)s"}}
 VLLM_FILE: dict[str, Any] = {
     "version": 1,
-    "formatters": FORMATTERS_OF_VLLM,
-    "handlers": HANDLERS,
+    "formatters": {"short": {"class": "vllm.logging_utils.NewLineFormatter", "format": "%(name)s|%(message)s"}},
+    "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stdout"}},
     "loggers": {"vllm": {"handlers": ["out"], "level": "DEBUG", "propagate": False}},
 }
 
@@ -220,7 +218,7 @@ def test_lines_of_a_request_have_its_id():
     line, other = lines_of(
         """
 import asyncio
-from base.request_ids import REQUEST_ID
+from base.http_requests import REQUEST_ID
 async def serve(name):
     REQUEST_ID.set(name)
     await asyncio.create_task(work())

@@ -1,4 +1,4 @@
-"""Uses a forkserver as a launcher does. `test_forkserver.py` runs this program."""
+"""Uses a forkserver as a launcher does. `test_init_process.py` runs this program."""
 
 import atexit
 import multiprocessing

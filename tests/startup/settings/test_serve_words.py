@@ -1,5 +1,3 @@
-"""The words of `serve` are split between launcher and engine."""
-
 import pytest
 
 from startup.settings.serve_words import ServeWords, help_topic, is_for_information, split

@@ -119,7 +119,6 @@ class FakeStart(Server):
         return "forkserver" if _is_forkserver(process) else "fork"
 
     def lines_with(self, *words: str) -> list[str]:
-        """The lines of the log that contain one of these words."""
         return [line for line in self.log.splitlines() if any(word in line for word in words)]
 
     def state(self) -> dict[str, Any]:
@@ -149,7 +148,6 @@ class FakeStart(Server):
         return [each for each in self.root.children() if _words(each) == words and has_death_pipe(each)]
 
     def titles(self) -> set[str]:
-        """The titles of the running processes."""
         return {_name(process) for process in self.family()}
 
     def named(self, title: str) -> psutil.Process:

@@ -28,8 +28,6 @@ class Backend(Enum):
 
 @dataclass(config=ConfigDict(extra="forbid"))
 class PassConfig:
-    """A configuration in another."""
-
     fuse: bool = True
     sizes: list[int | Literal["auto"]] | None = None
 

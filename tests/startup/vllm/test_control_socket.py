@@ -160,7 +160,6 @@ def test_a_request_that_is_none_is_answered_with_an_error_and_a_client_may_leave
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Model]:
-    """A server for all tests that do not change it."""
     with _served(tmp_path_factory.mktemp("s")) as model:
         yield model
 

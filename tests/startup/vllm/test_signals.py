@@ -61,14 +61,13 @@ _STAGES = {
 }
 
 
-_OF_A_SUPERVISOR = (signal.SIGTERM, -signal.SIGTERM, "process")
 _OF_A_TERMINAL = (signal.SIGINT, 130, "group")
 
 
 @pytest.mark.parametrize(
     ("stage", "sender"),
     [
-        *((stage, _OF_A_SUPERVISOR) for stage in _STAGES),
+        *((stage, (signal.SIGTERM, -signal.SIGTERM, "process")) for stage in _STAGES),
         *((stage, _OF_A_TERMINAL) for stage in ("imports", "engine", "worker that has no handlers yet")),
     ],
     ids=lambda value: value if isinstance(value, str) else value[2],

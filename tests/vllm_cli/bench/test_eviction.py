@@ -1,5 +1,3 @@
-"""Files are evicted from the page cache. The result shows how much stays."""
-
 import mmap
 
 import pytest

@@ -25,8 +25,6 @@ _KILLED: Final = "SIGKILL, not by the kernel's OOM killer"
 
 @dataclass(frozen=True, kw_only=True)
 class Crash:
-    """A crash of vLLM."""
-
     process: str
     """The process's name in the first line of the digest."""
     phase: str = ""

@@ -29,7 +29,6 @@ from tests.vllm_engine.preflight.vllm_parser import parse
 _ABSENT = ("torchvision", "torchaudio", "terratorch")
 """Packages that some models import, and that this environment of vLLM for CPU does not have."""
 _TLS = ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers")
-_MAX_S = 400
 _VALIDATORS = (
     "vllm.entrypoints.common.cli_args", "vllm.entrypoints.launchers.launcher", "vllm.entrypoints.openai.api_server",
 )  # fmt: skip
@@ -81,7 +80,7 @@ def _in_process(start: dict[str, Any], answer: str) -> dict[str, str]:
 def _in_fork(start: dict[str, Any]) -> dict[str, str]:
     reading, writing = os.pipe()
     if not (pid := os.fork()):
-        signal.alarm(_MAX_S)
+        signal.alarm(400)
         os.close(reading)
         with os.fdopen(writing, "w") as file:
             file.write(json.dumps(_try(start["words"], start["variables"])))

@@ -31,7 +31,6 @@ QUOTA: Load = {1: Pace(0.248, 1.0, 0.0, 0.99), 2: Pace(0.262, 1.50, 0.23, 0.48)}
 QUOTA_WORTH_TWO: Load = {1: Pace(0.048, 1.0, 0.0, 0.99), 2: Pace(0.036, 1.50, 0.23, 0.48)}
 BESIDE_ITS_CLIENTS: Load = {1: Pace(0.027, 1.0, 0.0, 0.7), 2: Pace(0.022, 1.3, 0.65, 0.05)}
 STOLEN: Load = {1: Pace(0.04, 0.98, 0.02, stolen=0.2), 2: Pace(0.09, 0.9, 0.0, stolen=1.0)}
-UNACCOUNTED: Load = {1: Pace(0.037, 0.0), 2: Pace(0.094, 0.0)}
 QUIET_FOUR: Load = {1: Pace(0.08, 1.0, 0.0, 3.0), 2: Pace(0.045, 1.9, 0.0, 2.0), 3: Pace(0.032, 2.8, 0.0, 1.0)} | {
     4: Pace(0.025, 3.6, 0.1)
 }
@@ -101,7 +100,7 @@ class Machine:
         pytest.param(BUSY_NEIGHBOUR, True, [2], id="a number that the user chose"),
         pytest.param(QUOTA, False, [2], id="a quota of one and a half processors"),
         pytest.param(QUOTA_WORTH_TWO, False, [2], id="such a quota, worth two threads"),
-        pytest.param(UNACCOUNTED, False, [2], id="without accounting"),
+        pytest.param({1: Pace(0.037, 0.0), 2: Pace(0.094, 0.0)}, False, [2], id="without accounting"),
     ],
 )
 def test_a_load_that_stays_changes_the_number_once_at_most(load, is_fixed, changes):

@@ -95,7 +95,6 @@ def save_vlm(path: Path, family: str) -> Path:
 
 
 def load_reference(path: Path) -> PreTrainedModel:
-    """Loads the plain model in float32."""
     return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
 
 
@@ -106,7 +105,6 @@ def image(width: int = 56, height: int = 56, *, seed: int = 0) -> Image.Image:
 
 
 def as_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
-    """The bytes of the image's file."""
     buffer = BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
@@ -285,13 +283,11 @@ def image_url(seed: int, width: int = 60, height: int = 60, kind: str = "PNG") -
 
 
 def image_messages(*urls: str) -> list[Any]:
-    """A conversation of one message, with a text and the images."""
     parts = [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}} for url in urls]
     return [{"role": "user", "content": [{"type": "text", "text": "Look: "}, *parts]}]
 
 
 async def render_with_images(renderer: Renderer, messages: list[Any], options: ChatOptions) -> RenderedPrompt:
-    """Renders the prompt of a request."""
     images = await renderer.load_images(messages, Lease(Admission(LimitsConfig())))
     return await renderer.pools.run(renderer.render_chat, messages, options, images)
 

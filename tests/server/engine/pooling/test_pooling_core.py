@@ -36,7 +36,6 @@ def _softmax(rows: torch.Tensor) -> torch.Tensor:
     return rows.detach().softmax(-1)
 
 
-NO_ACTIVATION = {"use_activation": False}
 LABELS = {"num_labels": 3}
 CASES = {
     # kind, head, options of the model, of the engine and of the request, and what transformers computes
@@ -54,7 +53,7 @@ CASES = {
         for kind in ("bert", "roberta", "distilbert", "modernbert")
     },
     "one label": ("roberta", "classify", {"num_labels": 1}, {}, {}, lambda m, p: logits(m, p).sigmoid()),
-    "without activation": ("bert", "classify", LABELS, {}, NO_ACTIVATION, logits),
+    "without activation": ("bert", "classify", LABELS, {}, {"use_activation": False}, logits),
     "tokens are classified": ("bert", "token_classify", LABELS, {}, {}, lambda m, p: _softmax(logits(m, p))),
     "tokens are embedded": ("bert", "embed", {}, {}, {"task": "token_embed"}, lambda m, p: unit(hidden_states(m, p))),
     "the operator's task": (

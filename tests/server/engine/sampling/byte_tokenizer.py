@@ -22,6 +22,5 @@ def build_byte_tokenizer() -> Tokenizer:
 
 
 def save_byte_tokenizer(folder: Path) -> Path:
-    """Writes tokenizer.json into the folder."""
     build_byte_tokenizer().save(str(folder / "tokenizer.json"))
     return folder

@@ -33,7 +33,6 @@ def create_sampler(*, vocab_size: int, seed: int = 0) -> Sampler:
 def create_sequence(
     prompt: list[int], output: list[int] | None = None, *, request_id: str = "a", **params: Any
 ) -> Sequence:
-    """A sequence with `output` already generated."""
     sequence = Sequence(request_id, prompt, SamplingParams(**({"max_tokens": 1000} | params)))
     sequence.token_ids += output or []
     return sequence
@@ -47,7 +46,6 @@ def processed_logits(sequence: Sequence, logits: torch.Tensor) -> torch.Tensor:
 
 
 def random_logits(*shape: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
-    """Normally distributed logits."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 

@@ -49,14 +49,12 @@ class Served:
                 writer.close()
 
     async def wait_connections(self, num_connections: int) -> None:
-        """Waits until the server has this many connections."""
         async with asyncio.timeout(TIMEOUT_S):
             while len(self.server.serving.connections) != num_connections:
                 await asyncio.sleep(0.01)
 
 
 async def answer_ok(request: Request) -> None:
-    """Answers a request with `ok`."""
     await request.send(Answer(b"ok"))
 
 

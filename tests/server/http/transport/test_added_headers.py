@@ -1,5 +1,3 @@
-"""A client's X-Request-Id is used only if it fits headers and logs."""
-
 import pytest
 
 from server.http.transport.added_headers import read_request_id

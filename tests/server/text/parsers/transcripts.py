@@ -49,7 +49,6 @@ class Transcript(NamedTuple):
         )
 
     def parse(self, pieces: Iterable[str]) -> list[Part]:
-        """Parses the text in these pieces."""
         parser = self.create_parser()
         return read_parts([*(event for piece in pieces for event in parser.feed(piece)), *parser.finish()])
 
@@ -82,12 +81,11 @@ def _decoded(arguments: str) -> Any:
         return arguments
 
 
-NESTED: Final = {"a": 'x"}] <', "b": [1, {"c": "é🎉"}]}
 _NESTED: Final = '{"a": "x\\"}] <", "b": [1, {"c": "é🎉"}]}'
 _F: Final = f'{{"name": "f", "arguments": {_NESTED}}}'
 _F_PARAMETERS: Final = f'{{"name": "f", "parameters": {_NESTED}}}'
 _G: Final = '{"arguments": {}, "name": "g"}'
-F: Final = ("f", NESTED)
+F: Final = ("f", {"a": 'x"}] <', "b": [1, {"c": "é🎉"}]})
 G: Final = ("g", {})
 _BEGIN, _END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
 _ALL_BEGIN, _ALL_END, _SEP = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>"

@@ -97,7 +97,6 @@ def feed(detokenizer: IncrementalDetokenizer, token_ids: list[int]) -> str:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path, **settings: Any) -> Path:
-    """Saves the files of the tokenizer as in a checkpoint."""
     path.mkdir(parents=True)
     tokenizer.save(str(path / "tokenizer.json"))
     named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "chat_template": CHATML}

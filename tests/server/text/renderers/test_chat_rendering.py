@@ -18,7 +18,7 @@ from server.text.renderers.renderer import detect_content_format
 from server.text.renderers.tokenizers.tokenizer import Tokenizer
 from tests.conversations.conversation import matches, read_lines
 from tests.server.text.renderers.conftest import KINDS, TEXTS
-from tests.support.tiers import thorough_but_for
+from tests.support.marks import thorough_but_for
 
 USER = {"role": "user", "content": "What is the capital of France?"}
 

@@ -198,7 +198,7 @@ async def main(renderer):
     await run(renderer.prompts.render, 'hi' * 1000, TextOptions(truncate_prompt_tokens=5))
     await run(renderer.detokenize, [1, 2, 3])
     return await run(renderer.prompts.render_all, prompts, TextOptions())
-with Renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
+with Renderer(ModelFiles(path, path), RendererConfig()) as renderer:
     renderer.warm_up()
     renderer.prompts.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')
     rendered = asyncio.run(main(renderer))

@@ -99,7 +99,6 @@ def test_the_next_mirror_is_tried(downloads):
         assert f"{mirror.url}/org/nothing does not exist" in refused.reason
 
 
-_STALL = Fault("stall", path="*.safetensors", after=600_000)
 _BUSY = Fault("status", status=503, times=None, path="api/*")
 _NOWHERE = "http://me:secret@127.0.0.1:1"
 
@@ -118,7 +117,7 @@ _FAILURES = {
     "busy": ("unreachable", {"fault": _BUSY}, {}, "the hub at HUB answers 503 for org/model: try again later, or"),
     "stall": (
         "unreachable",
-        {"fault": _STALL},
+        {"fault": Fault("stall", path="*.safetensors", after=600_000)},
         {"stall_s": 1.0},
         "no data of org/model has arrived for 1 s: try again",
     ),

@@ -12,8 +12,7 @@ import pytest
 from base.machine.page_cache import memory_devices
 from tests.support.cli import run_python
 from tests.support.containers import as_user, own_mounts
-from tests.support.debian_tools import require_tool
-from tests.support.tiers import thorough_but_for
+from tests.support.marks import require_tool, thorough_but_for
 
 SIZE: Final = 3 << 20
 _OVERLAY: Final = "mount -t overlay overlay -o lowerdir=low,upperdir=upper,workdir=work mnt"

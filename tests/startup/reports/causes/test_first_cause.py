@@ -31,8 +31,8 @@ from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import find_cause
 from startup.reports.causes.table import BY_CODE, KNOWN, LISTS, OWN, PARTS, STOPPED
 from tests.support.growth import count_calls, growth
+from tests.support.marks import thorough_but_for
 from tests.support.properties import given, st
-from tests.support.tiers import thorough_but_for
 
 FOLDER: Final = Path(__file__).parent
 CORE: Final = "(EngineCore_DP0 pid=40) ERROR 09-03 11:03:37 [core.py:712] "

@@ -18,7 +18,6 @@ from tests.server.server_config import server_config
 
 GIB = 1 << 30
 ROOMY = MemoryState(64 * GIB, 64 * GIB)
-SMALL_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
 
 Tensors = dict[str, tuple[str, list[int], int]]
 """Name of a tensor -> its type, shape and number of bytes."""
@@ -62,7 +61,7 @@ class ModelFolder:
 def folder(tmp_path: Path, model_path: Path) -> ModelFolder:
     path = tmp_path / "model"
     path.mkdir()
-    for name in SMALL_FILES:
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"):
         copyfile(model_path / name, path / name)
     (path / "tokenizer.json").write_text("{}")
     return ModelFolder(path)

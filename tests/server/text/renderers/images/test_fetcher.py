@@ -45,22 +45,17 @@ def _fetcher(*domains: str, **bounds: Any) -> _Fetcher:
 
 
 def _answers(**response: Any) -> Handler:
-    """A handler that answers each request with this response."""
-
     async def handler(request: web.Request) -> web.Response:
         return web.Response(**response)
 
     return handler
 
 
-_IMAGE = _answers(body=b"image", content_type="text/html")
-
-
 @pytest.mark.parametrize(
     ("allowed", "host"), [("127.0.0.1", "127.0.0.1"), ("localhost", "LOCALHOST"), ("LocalHost.", "localhost")]
 )
 async def test_images_are_fetched_from_a_host_that_the_operator_allows(serve, allowed, host):
-    url = await serve(_IMAGE)
+    url = await serve(_answers(body=b"image", content_type="text/html"))
     assert await _fetcher(allowed).fetch(url.replace("127.0.0.1", host)) == b"image"
 
 

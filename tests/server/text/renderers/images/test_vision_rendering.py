@@ -24,7 +24,7 @@ from server.text.renderers.prompts import ChatOptions, RenderedPrompt
 from server.text.renderers.renderer import Renderer
 from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, as_url, image, render_with_images, save_vlm
 from tests.server.inline_executor import InlineExecutor
-from tests.support.tiers import thorough_but_for
+from tests.support.marks import thorough_but_for
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from server.text.renderers.renderer import Renderer
 from server.text.renderers.tokenizers import loading as tokenizer_loading
 from server.text.renderers.tokenizers.loading import _kept, keep_tokenizer, load_tokenizer
 from tests.support.cli import python_output
-from tests.support.tiers import thorough_but_for
+from tests.support.marks import thorough_but_for
 
 UNIGRAM_TYPES = {"xlm-roberta"}
 _CLASSES = {**tokenizer_loading._DEFAULT_CLASS, **tokenizer_loading._FIXED_CLASS}
