@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
-from base.http_buckets import CLIENT_GONE, HTTP_BUCKETS
+from base.http_requests import CLIENT_GONE, HTTP_BUCKETS
 from base.lifecycle import StartInfo
 
 UNKNOWN: Final = "unknown"

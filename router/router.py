@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Final
 
 import uvloop
-from aiohttp import web
 
 from base.errors import ServerError
 from base.exit_codes import ENGINE_DIED, OK, START_FAILED, USAGE
@@ -31,13 +30,12 @@ from envs.registry import env
 from router.child.child import ChildPlace
 from router.child.log import LogRelay
 from router.child.place import ChildPlaces, guarded
-from router.http.app import AppOptions, create_runner
+from router.http.app import AppOptions, create_server
 from router.model_entry import ModelEntry, ModelsFileError
 from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
 from router.scheduling.terms import SchedulerLimits
 from router.standbys import Standbys
-from server.http.transport.connection_table import raise_file_limit
 from startup.errors import StartupError
 from startup.logs.setup import configure_logging
 from startup.port import listener
@@ -96,7 +94,6 @@ def run_router(options: RouterOptions) -> int:
     configure_logging(config.logs, role="router")
     ensure_temp_folder()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    raise_file_limit(2 * config.limits.max_connections)  # connections of clients and to models' servers
     network, tls = config.server.network, config.server.tls
     with ExitStack() as stack:
         folder = stack.enter_context(own_folder())
@@ -193,11 +190,11 @@ class _Router:
             adds_request_ids=server.enable_request_id_headers,
             model_has_keys=options.model_has_keys,
         )
-        runner = create_runner(self._pool, app_options)
+        http = create_server(self._pool, app_options)
         self._pool.keeps_imports = lambda entry: bool(self._standbys.variables_for(entry))
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, self._listener, backlog=listener.BACKLOG).start()
+        serving = asyncio.create_task(http.serve(self._listener), name="http")
+        stack.push_async_callback(asyncio.gather, serving)
+        stack.callback(http.stop.set)
         self._credentials.start()
         stack.callback(self._credentials.close)
         if options.path is not None:

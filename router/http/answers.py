@@ -1,22 +1,21 @@
 """The router's own answers: JSON, and errors in the format of the API that was called."""
 
 import math
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
-import msgspec
-from aiohttp import web
-
+from base.errors import RequestError
 from base.json_depth import read_json
 from router.model_pool import ModelRefused
 from server.terms.http_body.response_body import (
     OPENAI,
-    ErrorResponse,
+    Answer,
     FailureFormat,
+    Headers,
+    describe_failure,
     encode_named_event,
-    error_response,
     failure_format,
+    json_answer,
 )
 
 _TYPES: Final = {
@@ -24,12 +23,10 @@ _TYPES: Final = {
     403: "ForbiddenError",
     404: "NotFoundError",
     405: "Method Not Allowed",
-    408: "RequestTimeoutError",
     409: "ConflictError",
     413: "RequestEntityTooLargeError",
     415: "UnsupportedMediaTypeError",
     429: "RateLimitError",
-    431: "Request Header Fields Too Large",
     503: "ServiceUnavailableError",
 }
 _RESPONSES: Final = FailureFormat(
@@ -37,57 +34,32 @@ _RESPONSES: Final = FailureFormat(
 )
 """Streams of the Responses API have named events and no `[DONE]`. Whole answers have OpenAI's errors."""
 _MOST_SHOWN: Final = 200
-SERVER: Final = "vllm-cli"
-"""The value of the header `Server`. The value that aiohttp sets would show aiohttp's version."""
+TEXT: Final = ((b"content-type", b"text/plain; charset=utf-8"),)
+CLOSES: Final = ((b"connection", b"close"),)
+"""The header of an answer with which the connection ends."""
 
 
-class FailedRequestError(Exception):
+class FailedRequestError(RequestError):
     """Is raised for a request that the router answers with an error."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        closes: bool = False,
-    ) -> None:
-        """`closes`: whether the router closes the connection after the answer."""
-        super().__init__(message)
+    def __init__(self, status: int, message: str, *, param: str | None = None, headers: Headers = ()) -> None:
         kind = _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
-        self.status = status
-        self.closes = closes
-        self.body = error_response(message, type=kind, code=status, param=param)
-        self.headers = dict(headers or {})
-
-    @classmethod
-    def from_refused(cls, refused: ModelRefused) -> "FailedRequestError":
-        """The error for a request that the model pool has refused."""
-        after_s = refused.retry_after_s
-        headers = None if after_s is None else {"Retry-After": str(max(1, math.ceil(after_s)))}
-        param = "model" if refused.status == 404 else None
-        return cls(refused.status, refused.message, param=param, headers=headers)
+        super().__init__(message, param=param, status=status, type=kind)
+        self.headers = headers
 
 
-def json_answer(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A response with a JSON body."""
-    return web.Response(status=status, body=msgspec.json.encode(body), headers=headers, content_type="application/json")
+def error_answer(error: Exception, path: str) -> Answer:
+    """The response for an error, in the format of the path's API. Logs an unexpected error."""
+    failed = _as_failed(error)
+    body = describe_failure(failed)
+    headers = failed.headers if isinstance(failed, FailedRequestError) else ()
+    return json_answer(failure_format(path).to_body(body), status=body.error.code, headers=headers)
 
 
-def error_answer(failed: FailedRequestError, path: str) -> web.Response:
-    """The response for an error, in the format of the path's API."""
-    body = failure_format(path).to_body(failed.body)
-    answer = json_answer(body, status=failed.status, headers=failed.headers)
-    if failed.closes:
-        answer.force_close()
-    return answer
-
-
-def error_events(body: ErrorResponse, path: str) -> bytes:
+def error_events(error: Exception, path: str) -> bytes:
     """The events with which a stream that has begun ends after an error."""
     failures = _format_of_stream(path)
-    return failures.encode_event(failures.to_body(body)) + failures.end
+    return failures.event(_as_failed(error)) + failures.end
 
 
 def relayed_error_events(status: int, body: bytes, path: str) -> bytes:
@@ -99,7 +71,17 @@ def relayed_error_events(status: int, body: bytes, path: str) -> bytes:
                 event = found if failures is OPENAI else {**found, "type": "error"}
                 return failures.encode_event(event) + failures.end
     text = body[:_MOST_SHOWN].decode("utf-8", "replace")
-    return error_events(FailedRequestError(status, f"The model's server answered {status}: {text}").body, path)
+    return error_events(FailedRequestError(status, f"The model's server answered {status}: {text}"), path)
+
+
+def _as_failed(error: Exception) -> Exception:
+    if not isinstance(error, ModelRefused):
+        return error
+    after_s = error.retry_after_s
+    headers = () if after_s is None else ((b"retry-after", b"%d" % max(1, math.ceil(after_s))),)
+    return FailedRequestError(
+        error.status, error.message, param="model" if error.status == 404 else None, headers=headers
+    )
 
 
 def _format_of_stream(path: str) -> FailureFormat:

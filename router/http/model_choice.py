@@ -3,10 +3,9 @@
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
-from aiohttp import hdrs, web
-
 from base.wording import list_some
 from router.http.answers import FailedRequestError, shown
+from router.http.client_request import ClientRequest
 from router.http.request_body import RequestedModel
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool
@@ -64,18 +63,18 @@ class ModelChoice:
                 return Upstream(entry, "/" + "/".join(segments[number:]))
         raise self._not_found(unquote(segments[0]))
 
-    def by_query(self, request: web.Request, path: str) -> ModelEntry:
+    def by_query(self, request: ClientRequest, path: str) -> ModelEntry:
         """The model that the query names. If it names none, the router's only model."""
-        requested = request.query.get("model")
+        requested = request.query_value("model")
         return self.by_name(requested) if requested else self._only(request, path)
 
-    def by_body(self, request: web.Request, path: str, requested: RequestedModel) -> ModelEntry:
+    def by_body(self, request: ClientRequest, path: str, requested: RequestedModel) -> ModelEntry:
         """The model that the body names, or else the query. If neither names one, the router's only model."""
         if requested.is_other_type:
             raise FailedRequestError(400, "Invalid value for `model`: expected `str`.", param="model")
         if requested.name:  # an empty name counts as missing, as in vLLM
             return self.by_name(requested.name)
-        if requested.fault and len(self._pool.entries) > 1 and not request.query.get("model"):
+        if requested.fault and len(self._pool.entries) > 1 and not request.query_value("model"):
             raise FailedRequestError(400, f"The request body {requested.fault}.")
         return self.by_query(request, path)
 
@@ -89,10 +88,10 @@ class ModelChoice:
         )
         raise FailedRequestError(404, text)
 
-    def _only(self, request: web.Request, path: str) -> ModelEntry:
-        is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
+    def _only(self, request: ClientRequest, path: str) -> ModelEntry:
+        is_read = request.is_read
         if is_read and path in _POSTED:
-            raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": "POST"})
+            raise FailedRequestError(405, "Method Not Allowed", headers=((b"allow", b"POST"),))
         if is_read and not path.startswith(_WITHOUT_NAME):
             raise FailedRequestError(404, f"Not Found: for that of a model's server, use /upstream/NAME{path}.")
         entries = self._pool.entries
@@ -100,7 +99,7 @@ class ModelChoice:
             return next(iter(entries.values()))
         if path not in _POSTED and path not in _WITHOUT_NAME:
             raise FailedRequestError(404, "Not Found: a path that the router does not know needs `model`.")
-        where = "the query" if is_read else "the request" if request.body_exists else "the body, which is empty"
+        where = "the query" if is_read else "the request" if request.has_body else "the body, which is empty"
         raise FailedRequestError(400, f"Missing required field `model` in {where}. {self._offer()}.", param="model")
 
     def _not_found(self, requested: str) -> FailedRequestError:

@@ -3,61 +3,48 @@
 import asyncio
 import logging
 import re
-import socket
-import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import aiohttp
-from aiohttp import hdrs, web
-from multidict import CIMultiDict, CIMultiDictProxy
+from aiohttp import hdrs
+from multidict import CIMultiDict
 from yarl import URL
 
 from base.json_depth import read_json
 from router.child.child import Child
-from router.http.answers import FailedRequestError, error_events, relayed_error_events
+from router.http.answers import error_events, relayed_error_events
 from router.http.background import FollowedResponses
-from router.http.connection import ClientRequest
+from router.http.client_request import ClientRequest
 from router.http.request_body import ForwardedBody
 from router.http.waiting import Patience, WaitingComments
+from router.http.websocket import CONNECT_S, UPGRADE, open_websocket, relay_messages
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
+from server.http.transport.request import RawHeaders, Request
+from server.terms.http_body.response_body import Answer, Headers
 
 logger = logging.getLogger(__name__)
 
-_HOP_BY_HOP: Final = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
+_HOP_BY_HOP: Final = frozenset((
+    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
+    b"transfer-encoding", b"upgrade",
+))  # fmt: skip
 """Headers that concern a single connection (RFC 9110) and are not passed on."""
-_NOT_REQUESTED: Final = _HOP_BY_HOP | {"host", "expect"}
-_HANDSHAKE: Final = "sec-websocket-"
-"""The beginning of the headers that aiohttp's client adds to a handshake itself."""
-_OF_BODY: Final = frozenset({"content-length", "content-type", "content-encoding"})
-"""Headers of a body, which a handshake does not have."""
-_CORS: Final = "access-control-"
+_NOT_REQUESTED: Final = _HOP_BY_HOP | {b"host", b"expect"}
+_FRAMING: Final = frozenset((b"content-length",))
+_CORS: Final = b"access-control-"
 _SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
 """Headers that aiohttp's client adds to a request unless they are skipped."""
 _BEGIN_BYTES: Final = 4096
 _WHOLE_BYTES: Final = 64 << 10
 """The longest body, by its announced length, that is written together with the head."""
 _MOST_ERROR_BYTES: Final = 1 << 20
-_MOST_MESSAGE_BYTES: Final = 64 << 20
-"""The most bytes of a message of a WebSocket."""
 _ANSWER_S: Final = 2.0
 """Seconds that a server has to answer a request of the router itself."""
 _MOST_TRIES: Final = 3
@@ -65,38 +52,44 @@ _MOST_TRIES: Final = 3
 _RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
 _ENDS_OF_EVENT: Final = (b"\n\n", b"\r\n\r\n")
 _MOST_HEADER_BYTES: Final = 64 << 10
-_NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=10.0)
-_WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+_NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=CONNECT_S)
 
 
-def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """A request's headers, in lower case. aiohttp's client drops headers that differ only in case."""
-    dropped = _NOT_REQUESTED | dropped | _named_by_connection(headers)
-    names = ((name.lower(), _in_utf8(value)) for name, value in headers.items())
-    return CIMultiDict((name, value) for name, value in names if name not in dropped)
+def headers_to_server(headers: RawHeaders, child: Child, keys: frozenset[bytes]) -> RawHeaders:
+    """The headers that are passed on. Headers that may contain the router's key become the server's key."""
+    dropped = _NOT_REQUESTED | keys | _named_by_connection(headers)
+    passed = [each for each in headers if each[0] not in dropped]
+    if keys:
+        passed += [(name.lower().encode(), value.encode()) for name, value in child.headers.items()]
+    return passed
 
 
-def headers_to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """A response's headers without the server's CORS headers. The router sets its own (`access.py`)."""
-    dropped = _HOP_BY_HOP | _named_by_connection(headers)
-    names = ((name, name.lower(), _in_utf8(value)) for name, value in headers.items())
-    return CIMultiDict((name, value) for name, low, value in names if low not in dropped and not low.startswith(_CORS))
+def take_headers(headers: Iterable[tuple[bytes, bytes]], request: Request) -> Headers:
+    """The headers of a server's response that are passed on, in place of the router's own headers.
+
+    Only CORS headers are the router's (`AddedHeaders`).
+    """
+    dropped = _HOP_BY_HOP | _FRAMING | _named_by_connection(headers)
+    lower = ((name.lower(), name, value) for name, value in headers)
+    passed = [each for each in lower if each[0] not in dropped and not each[0].startswith(_CORS)]
+    names = {low for low, _, _ in passed}
+    request.has_date = b"date" in names
+    request.added_headers = [each for each in request.added_headers if each[0] == b"vary" or each[0] not in names]
+    return tuple((name, value) for _, name, value in passed)
 
 
-def _in_utf8(value: str) -> str:
+def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """The headers that the header Connection names, which concern only this connection."""
+    named = (value for name, value in headers if name.lower() == b"connection")
+    return frozenset(name.strip().lower() for value in named for name in value.split(b","))
+
+
+def _text(value: bytes) -> str:
     """Decodes bytes that are not UTF-8 as Latin-1. aiohttp's client could not send them otherwise."""
     try:
-        value.encode()
-    except UnicodeEncodeError:
-        return value.encode("utf-8", "surrogateescape").decode("latin-1")
-    return value
-
-
-def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
-    """The headers that the header Connection names, which concern only this connection."""
-    if hdrs.CONNECTION not in headers:
-        return frozenset()
-    return frozenset(name.strip().lower() for name in ",".join(headers.getall(hdrs.CONNECTION)).split(","))
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,16 +105,8 @@ class RelayedCall:
     """Whether comments may be sent while the request waits. The response must be a stream of events."""
     is_background: bool
     """Whether the request is for a background response, which the model continues without the client."""
-    dropped: frozenset[str]
+    dropped: frozenset[bytes]
     """Lower-case names of headers that are not passed on, because they contain the router's keys."""
-
-
-class Fetched(NamedTuple):
-    """The answer of a model's server to a request of the router itself."""
-
-    status: int
-    content_type: str
-    body: bytes
 
 
 class Proxy:
@@ -133,72 +118,49 @@ class Proxy:
         self._patience = patience
         self._sessions: WeakKeyDictionary[Child, aiohttp.ClientSession] = WeakKeyDictionary()
 
-    async def relay(self, call: RelayedCall) -> web.StreamResponse:
-        """Passes the request on, and returns the response once it is sent. Raises ModelRefused before it."""
+    async def relay(self, call: RelayedCall) -> None:
+        """Passes the request on, and sends the response. Raises ModelRefused before it."""
         call.request.record.model = call.entry.name
-        comments = WaitingComments(call.request, lambda: self._pool.progress(call.entry.name), self._patience.comment_s)
+        http = call.request.http
+        comments = WaitingComments(http, lambda: self._pool.progress(call.entry.name), self._patience.comment_s)
         if call.may_wait_visibly and not self._pool.is_ready(call.entry.name):
             comments.start()
         try:
-            return await self._relay(call, comments)
+            await self._relay(call, comments)
         except ModelRefused as refused:
-            response = await comments.end()
-            if response is None:
+            if not await comments.end():
                 raise
             call.request.record.final_status = refused.status
-            events = error_events(FailedRequestError.from_refused(refused).body, call.path)
-            await response.write(events)
-            await response.write_eof()
-            return response
+            await http.write(error_events(refused, call.path))
+            http.end()
         finally:
             comments.close()
 
     async def relay_websocket(
-        self, request: ClientRequest, entry: ModelEntry, path: str, dropped: frozenset[str]
-    ) -> web.StreamResponse:
-        """Passes messages on in both directions, until one side closes its WebSocket."""
+        self, request: ClientRequest, entry: ModelEntry, path: str, dropped: frozenset[bytes]
+    ) -> None:
+        """Passes messages on in both directions, until both sides have closed their WebSocket."""
         request.record.model = entry.name
-        own = frozenset(name.lower() for name in request.headers if name.lower().startswith(_HANDSHAKE))
-        protocols = [name.strip() for name in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
+        http = request.http
         async with self._pool.lease(entry.name) as child:
+            passed = headers_to_server(http.headers, child, dropped)
             try:
-                upstream = await self._session_of(child).ws_connect(
-                    _target(child, path, request.rel_url.raw_query_string),
-                    headers=headers_to_server(request.headers, dropped | own | _OF_BODY),
-                    protocols=[name for name in protocols if name],
-                    autoclose=False,
-                    autoping=False,
-                    max_msg_size=_MOST_MESSAGE_BYTES,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=self._patience.close_s),
-                )
-            except aiohttp.WSServerHandshakeError as err:
-                status = 502 if err.status == HTTPStatus.OK else err.status
-                raise ModelRefused(status, f"The model's server answers {err.status} {err.message}.") from err
-            except aiohttp.ClientError as err:
+                async with open_websocket(child.connector, _target(child, path, http.query), passed) as server:
+                    if server.status != HTTPStatus.SWITCHING_PROTOCOLS:
+                        text = f"The model's server answers {server.status} {server.reason}."
+                        raise ModelRefused(server.status if server.status >= 400 else 502, text)
+                    request.record.final_status = server.status
+                    await http.begin(server.status, (*UPGRADE, *take_headers(server.headers, http)))
+                    await relay_messages(http, server, lambda: not self._pool.is_ready(entry.name), self._patience)
+            except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as err:
                 raise await _ended(child, err) from err
-            async with upstream:
-                downstream = web.WebSocketResponse(
-                    protocols=[upstream.protocol] if upstream.protocol else [],
-                    autoclose=False,
-                    autoping=False,
-                    compress=False,
-                    max_msg_size=_MOST_MESSAGE_BYTES,
-                )
-                await downstream.prepare(request)
-                request.record.final_status = HTTPStatus.SWITCHING_PROTOCOLS
-                is_closed = await relay_messages(
-                    downstream, upstream, lambda: not self._pool.is_ready(entry.name), self._patience
-                )
-                if not is_closed and request.transport is not None:
-                    request.transport.abort()
-            return downstream
 
     async def ask(self, child: Child, path: str) -> bytes | None:
         """The body of a server's short answer to the router's own GET. None if the status is not 200."""
         answer = await self.fetch(child, path)
         return answer.body if answer is not None and answer.status == 200 else None
 
-    async def fetch(self, child: Child, path: str) -> Fetched | None:
+    async def fetch(self, child: Child, path: str) -> Answer | None:
         """A server's short answer to the router's own GET, without a lease. None if there is no answer."""
         headers = {hdrs.ACCEPT_ENCODING: "identity", **child.headers}
         try:
@@ -206,23 +168,25 @@ class Proxy:
                 asyncio.timeout(_ANSWER_S),
                 self._session_of(child).get(_target(child, path, ""), headers=headers) as answer,
             ):
-                return Fetched(answer.status, answer.headers.get(hdrs.CONTENT_TYPE, ""), await answer.read())
+                media_type = answer.headers.get(hdrs.CONTENT_TYPE) or "application/json"
+                return Answer(await answer.read(), answer.status, ((b"content-type", media_type.encode()),))
         except (TimeoutError, aiohttp.ClientError, OSError) as err:
             logger.debug("%s %s is not answered: %s", child.base_url, path, err)
             return None
 
-    async def _relay(self, call: RelayedCall, comments: WaitingComments) -> web.StreamResponse:
+    async def _relay(self, call: RelayedCall, comments: WaitingComments) -> None:
         """Sends the request, and repeats it if the server has closed the connection without reading it."""
         reason = ""
         for _ in range(_MOST_TRIES):
             try:
-                return await self._send(call, comments)
+                await self._send(call, comments)
+                return
             except _NotSentError as err:
                 reason = str(err)
                 logger.info("%s is requested again: %s", call.entry.name, reason)
         raise ModelRefused(503, f"The server of `{call.entry.name}` accepts no connections: {reason}", 1.0)
 
-    async def _send(self, call: RelayedCall, comments: WaitingComments) -> web.StreamResponse:
+    async def _send(self, call: RelayedCall, comments: WaitingComments) -> None:
         """Sends the request once. The lease lasts until the response is complete, even in the background."""
         made = self.background.find(call.path)
         async with AsyncExitStack() as lease:
@@ -232,21 +196,17 @@ class Proxy:
             else:
                 child = await lease.enter_async_context(self._pool.lease(call.entry.name))
                 made, is_last_use = None, False
-            begun = await comments.end()
-            upstream = await self._request(call, child, has_begun=begun is not None)
+            has_begun = await comments.end()
+            upstream = await self._request(call, child, has_begun=has_begun)
             is_read = False
             with closing(_Copy(upstream, child, call, self._pool, self._patience.stall_s)) as copy:
                 try:
                     with _closing(upstream):
-                        if begun is not None:
-                            response = await _continue(begun, upstream, call, copy)
-                        else:
-                            response = await _answer(call, upstream, child, copy)
+                        await (_continue if has_begun else _answer)(call, upstream, child, copy)
                         is_whole = upstream.status == 200 and upstream.content.is_eof()
                         is_read = is_whole and (is_last_use or upstream.content_type == "text/event-stream")
                     if made is not None:
                         made.is_read |= is_read
-                    return response
                 finally:  # also if the client has left, because the model continues
                     if call.is_background and (response_id := copy.response_id) is not None:
                         self.background.keep(response_id, call.entry, child, lease.pop_all(), is_read=is_read)
@@ -261,9 +221,8 @@ class Proxy:
             _NotSentError: the server has not read the whole request, so the request may be sent again.
             ModelRefused: the server has ended.
         """
-        headers = headers_to_server(call.request.headers, call.dropped)
-        if call.dropped:  # the client has sent a key of the router, not of the model's server
-            headers.update(child.headers)
+        passed = headers_to_server(call.request.http.headers, child, call.dropped)
+        headers = CIMultiDict((name.decode("ascii"), _text(value)) for name, value in passed)
         if has_begun:
             headers.popall(hdrs.ACCEPT_ENCODING, None)
         data = call.body.data()
@@ -273,7 +232,7 @@ class Proxy:
         try:
             answer = await self._session_of(child).request(
                 call.request.method,
-                _target(child, call.path, call.request.rel_url.raw_query_string),
+                _target(child, call.path, call.request.http.query),
                 headers=headers,
                 data=data,
                 allow_redirects=False,
@@ -355,43 +314,42 @@ def _closing(upstream: aiohttp.ClientResponse) -> Iterator[None]:
             upstream.close()
 
 
-async def _answer(
-    call: RelayedCall, upstream: aiohttp.ClientResponse, child: Child, copy: "_Copy"
-) -> web.StreamResponse:
+async def _answer(call: RelayedCall, upstream: aiohttp.ClientResponse, child: Child, copy: "_Copy") -> None:
     """Sends the response to the client while it arrives from the server."""
-    request, headers = call.request, headers_to_client(upstream.headers)
-    if (target := headers.get(hdrs.LOCATION, "")).startswith(f"{child.base_url}/"):
-        prefix = request.rel_url.raw_path.rpartition(call.path)[0]  # such as /upstream/NAME
-        headers[hdrs.LOCATION] = prefix + target.removeprefix(child.base_url)
-    length = upstream.content_length
-    if length is not None and length <= _WHOLE_BYTES and request.method != hdrs.METH_HEAD:
-        try:
-            body = await upstream.read()
-        except aiohttp.ClientError as err:
-            raise await _ended(child, err) from err
-        copy.keep(body)
-        return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=body)
-    response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
-    await response.prepare(request)
-    await copy.run(response)
-    return response
+    http = call.request.http
+    prefix = http.raw_path.rpartition(call.path)[0].encode()  # such as /upstream/NAME
+    own_address = f"{child.base_url}/".encode()
+    headers = tuple(
+        (name, prefix + value[len(own_address) - 1 :])
+        if name.lower() == b"location" and value.startswith(own_address)
+        else (name, value)
+        for name, value in take_headers(upstream.raw_headers, http)
+    )
+    length, reason = upstream.content_length, (upstream.reason or "").encode("utf-8", "surrogateescape")
+    if length is None or length > _WHOLE_BYTES or http.method == "HEAD":
+        await http.begin(upstream.status, headers, num_bytes=length, reason=reason)
+        await copy.run()
+        return
+    try:
+        body = await upstream.read()
+    except aiohttp.ClientError as err:
+        raise await _ended(child, err) from err
+    copy.keep(body)
+    await http.send(Answer(body, upstream.status, headers), reason)
 
 
-async def _continue(
-    begun: web.StreamResponse, upstream: aiohttp.ClientResponse, call: RelayedCall, copy: "_Copy"
-) -> web.StreamResponse:
+async def _continue(call: RelayedCall, upstream: aiohttp.ClientResponse, child: Child, copy: "_Copy") -> None:
     """Sends the body after the comments. A body that is not a stream of events becomes an error event."""
     if upstream.status == 200 and upstream.content_type == "text/event-stream":
-        await copy.run(begun)
-        return begun
+        await copy.run()
+        return
     call.request.record.final_status = upstream.status if upstream.status >= 400 else HTTPStatus.BAD_GATEWAY
     body = bytearray()
     with suppress(aiohttp.ClientError):
         while len(body) < _MOST_ERROR_BYTES and (part := await upstream.content.readany()):
             body += part
-    await begun.write(relayed_error_events(upstream.status, bytes(body), call.path))
-    await begun.write_eof()
-    return begun
+    await call.request.http.write(relayed_error_events(upstream.status, bytes(body), call.path))
+    call.request.http.end()
 
 
 def _status_of(body: bytes) -> str:
@@ -434,18 +392,18 @@ class _Copy:
             self._request.record.first_byte_s = perf_counter()
         self.begin += part[:_BEGIN_BYTES]
 
-    async def run(self, response: web.StreamResponse) -> None:
+    async def run(self) -> None:
         """Copies the body. If the server breaks off, a stream gets an error event, another body is cut."""
-        is_stream = self._is_between_events
-        read, write, time = self._upstream.content.readany, response.write, self._loop.time
+        is_stream, http = self._is_between_events, self._request.http
+        read, write, time = self._upstream.content.readany, http.write, self._loop.time
         while True:
             try:
                 part = await read()
             except aiohttp.ClientError as err:
-                await self._end_broken(response, err)
+                await self._end_broken(err)
                 return
             if not part:
-                await response.write_eof()
+                http.end()
                 return
             if len(self.begin) < _BEGIN_BYTES:
                 self.keep(part)
@@ -454,15 +412,12 @@ class _Copy:
             self._writing_since_s = None
             self._is_between_events = is_stream and part.endswith(_ENDS_OF_EVENT)
 
-    async def _end_broken(self, response: web.StreamResponse, err: Exception) -> None:
+    async def _end_broken(self, err: Exception) -> None:
         logger.warning("the server of a model broke a response off: %s", err)
         self._request.record.final_status = HTTPStatus.BAD_GATEWAY
-        if not self._is_between_events:
-            _break_off(self._request)
-            return
-        refused = await _ended(self._child, err)
-        await response.write(error_events(FailedRequestError.from_refused(refused).body, self._call.path))
-        await response.write_eof()
+        if self._is_between_events:
+            await self._request.http.write(error_events(await _ended(self._child, err), self._call.path))
+            self._request.http.end()
 
     def close(self) -> None:
         """Stops the timer. Called when the copy has ended."""
@@ -473,23 +428,10 @@ class _Copy:
         since_s = self._writing_since_s
         is_stalled = since_s is not None and self._loop.time() - since_s >= self._stall_s
         is_room_wanted = not self._pool.is_ready(self._call.entry.name)
-        if is_stalled and is_room_wanted and self._request.transport is not None:
+        if is_stalled and is_room_wanted:
             logger.info("a client that does not read is disconnected: other models wait for the memory of its model")
-            self._request.transport.abort()
+            self._request.http.abort()
         self._timer = self._loop.call_later(self._stall_s / 3, self._check)
-
-
-def _break_off(request: web.Request) -> None:
-    """Closes the client's connection so that the client can detect the incomplete response."""
-    transport = request.transport
-    if transport is None:
-        return
-    if request.version >= aiohttp.HttpVersion11:
-        transport.close()  # sends what was written; the body's end is missing
-        return
-    # A normal end of the connection would look like the end of the body. A reset does not.
-    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
 
 
 async def _ended(child: Child, err: Exception) -> ModelRefused:
@@ -506,66 +448,3 @@ def _target(child: Child, path: str, query: str) -> URL:
     return URL.build(
         scheme=base.scheme, authority=base.raw_authority, path=prefix + path, query_string=query, encoded=True
     )
-
-
-async def relay_messages(
-    client: web.WebSocketResponse,
-    server: aiohttp.ClientWebSocketResponse,
-    is_room_wanted: Callable[[], bool],
-    patience: Patience,
-) -> bool:
-    """Passes messages on until one side closes its WebSocket. Then closes the WebSocket of the other side.
-
-    If both sides are silent while other models wait (`is_room_wanted`), the router closes both WebSockets.
-    Returns whether both have closed in time.
-    """
-    time = asyncio.get_running_loop().time
-    last_s = time()
-
-    def note_content() -> None:
-        nonlocal last_s
-        last_s = time()
-
-    pumps = (_pump(client, server, note_content), _pump(server, client, note_content))
-    tasks = {asyncio.create_task(pump) for pump in pumps}
-    code, reason = aiohttp.WSCloseCode.OK, b""
-    try:
-        while not (await asyncio.wait(tasks, timeout=patience.stall_s / 3, return_when=asyncio.FIRST_COMPLETED))[0]:
-            if time() - last_s >= patience.stall_s and is_room_wanted():
-                code, reason = aiohttp.WSCloseCode.SERVICE_RESTART, b"Others wait for this model's memory"
-                break
-    finally:
-        await _cancel(tasks)
-    ends = {asyncio.create_task(client.close(code=code, message=reason)), asyncio.create_task(server.close())}
-    try:
-        return not (await asyncio.wait(ends, timeout=patience.close_s))[1]
-    finally:
-        await _cancel(ends)
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _pump(source: _WebSocket, drain: _WebSocket, note_content: Callable[[], None]) -> None:
-    """Passes messages on in one direction, including the close message."""
-    while True:
-        message = await source.receive()
-        match message.type:
-            case aiohttp.WSMsgType.TEXT:
-                note_content()
-                await drain.send_str(message.data)
-            case aiohttp.WSMsgType.BINARY:
-                note_content()
-                await drain.send_bytes(message.data)
-            case aiohttp.WSMsgType.PING | aiohttp.WSMsgType.PONG:
-                await drain.send_frame(message.data, message.type)
-            case aiohttp.WSMsgType.CLOSE:
-                text = message.extra or ""
-                await drain.close(code=message.data or aiohttp.WSCloseCode.OK, message=text.encode())
-                return
-            case _:
-                await drain.close(code=aiohttp.WSCloseCode.GOING_AWAY, message=b"The other side has ended")
-                return

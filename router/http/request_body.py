@@ -12,11 +12,11 @@ from mmap import ACCESS_READ, mmap
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
-from aiohttp import StreamReader
 
-from router.http.answers import FailedRequestError
+from router.http.answers import CLOSES, FailedRequestError
 from router.http.body_members import NOT_JSON, BodyFaultError, Member, Members, form_fields, json_members, parse_options
 from router.model_entry import BodyChanges
+from server.http.transport.request import Request
 from server.terms.limits import LimitsConfig, flag_of
 
 LONGEST_NAME: Final = 4096
@@ -130,29 +130,14 @@ class ForwardedBody:
         """Raises FailedRequestError if the length in the request's head is above the limit."""
         most = self._room.limits.max_body_bytes
         if announced > most:
-            raise FailedRequestError(
-                413, f"The request body is larger than {most} bytes ({flag_of('max_body_bytes')})."
-            )
+            message = f"The request body is larger than {most} bytes ({flag_of('max_body_bytes')})."
+            raise FailedRequestError(413, message, headers=CLOSES)
 
-    async def read(self, content: StreamReader) -> None:
+    async def read(self, request: Request) -> None:
         """Reads the whole body. Raises FailedRequestError."""
-        limits, loop = self._room.limits, asyncio.get_running_loop()
-        left_s = limits.body_timeout_s
         try:
-            while True:
-                begin_s = loop.time()
-                async with asyncio.timeout(left_s):
-                    part = await content.readany()
-                if not part:
-                    return
-                left_s -= loop.time() - begin_s  # time of the disk does not count as the client's
-                left_s = min(left_s + len(part) / limits.min_body_rate, limits.body_timeout_s)
-                await self._keep(part)
-        except TimeoutError:
-            message = f"The body arrives too slowly ({flag_of('body_timeout_s')})."
-            raise FailedRequestError(408, message) from None
-        except ConnectionError:
-            raise
+            while parts := await request.read():
+                await self._keep(b"".join(parts))
         except OSError as err:
             raise _not_kept(err) from err
 

@@ -5,16 +5,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from aiohttp import hdrs, web
-
 from base.status_page.page import DATA_PATH, read_page
-from router.http.answers import FailedRequestError, json_answer, shown
+from router.http.answers import TEXT, FailedRequestError, shown
+from router.http.client_request import ClientRequest
 from router.http.model_choice import ModelChoice
 from router.http.model_list import PoolListing
 from router.http.proxy import Proxy
 from router.model_pool import ModelPool
+from server.terms.http_body.response_body import Answer, json_answer
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[ClientRequest], Awaitable[Answer]]
 
 _MODELS: Final = "/v1/models/"
 _UNLOAD: Final = "/api/models/unload/"
@@ -58,7 +58,7 @@ class RouterAnswers:
             "/": {"GET": self._page},
             DATA_PATH: {"GET": self.status},
         }
-        self.changes: Mapping[str, Callable[[str, web.Request], Awaitable[web.StreamResponse]]] = {
+        self.changes: Mapping[str, Callable[[str, ClientRequest], Awaitable[Answer]]] = {
             "/models/load": partial(self._change, "load"),
             "/models/unload": partial(self._change, "unload"),
         }
@@ -73,14 +73,16 @@ class RouterAnswers:
         """Turns the page off, also that of the only model's server."""
         self._handlers["/"] = {"GET": self._refuse_page}
 
-    def find(self, method: str, path: str) -> RouterAnswer | None:
+    def find(self, request: ClientRequest) -> RouterAnswer | None:
         """The router's own answer. None if a model must answer. A wrong method raises FailedRequestError."""
+        path = request.path
         handlers = self._handlers.get(path) or self._find_by_prefix(path)
         if handlers is None:
             return None
-        is_read = method in (hdrs.METH_GET, hdrs.METH_HEAD) and path != _UNLOAD_ALL
-        if (handler := handlers.get(hdrs.METH_GET if is_read else method)) is None:
-            raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": ", ".join(handlers)})
+        is_read = request.is_read and path != _UNLOAD_ALL
+        if (handler := handlers.get("GET" if is_read else request.method)) is None:
+            allowed = ", ".join(handlers).encode()
+            raise FailedRequestError(405, "Method Not Allowed", headers=((b"allow", allowed),))
         return RouterAnswer(handler, is_read)
 
     def _find_by_prefix(self, path: str) -> Mapping[str, Handler] | None:
@@ -96,63 +98,62 @@ class RouterAnswers:
             handlers["POST"] = partial(self._change, verb, name)
         return handlers
 
-    async def health(self, request: web.Request) -> web.StreamResponse:
+    async def health(self, request: ClientRequest) -> Answer:
         if not self._pool.is_draining:
             has_commands = any(entry.foreign for entry in self._pool.entries.values())
-            return web.Response(text="OK" if has_commands else None)  # llama-swap's body
+            return Answer(b"OK", headers=TEXT) if has_commands else Answer()  # llama-swap's body
         error = {"code": 503, "message": "The server is draining.", "type": "unavailable_error"}
-        return json_answer({"error": error, "status": "draining"}, status=503, headers={"Retry-After": "1"})
+        return json_answer({"error": error, "status": "draining"}, status=503, headers=((b"retry-after", b"1"),))
 
-    async def _livez(self, request: web.Request) -> web.StreamResponse:
-        return web.Response()
+    async def _livez(self, request: ClientRequest) -> Answer:
+        return Answer()
 
-    async def readyz(self, request: web.Request) -> web.StreamResponse:
-        requested = request.query.get("model")
+    async def readyz(self, request: ClientRequest) -> Answer:
+        requested = request.query_value("model")
         if not requested or self._pool.is_draining:
             return await self.health(request)
         if (entry := self._pool.resolve(requested)) is None:  # needs no key, so it names no other models
             raise FailedRequestError(404, f"The model `{shown(requested)}` does not exist.", param="model")
         return self._report_readiness(entry.name)
 
-    def _report_readiness(self, name: str) -> web.StreamResponse:
+    def _report_readiness(self, name: str) -> Answer:
         problem = self._list.readiness(name)
         return json_answer({"status": "ready"} if problem is None else problem, status=503 if problem else 200)
 
-    async def metrics(self, request: web.Request) -> web.StreamResponse:
-        exposition = self._list.metrics(request.headers.get(hdrs.ACCEPT))
-        headers = {"Content-Type": exposition.content_type}
-        return web.Response(body=exposition.body, headers=headers)
+    async def metrics(self, request: ClientRequest) -> Answer:
+        exposition = self._list.metrics(request.header(b"accept"))
+        return Answer(exposition.body, headers=((b"content-type", exposition.content_type.encode()),))
 
-    async def report_version(self, request: web.Request) -> web.StreamResponse:
+    async def report_version(self, request: ClientRequest) -> Answer:
         return json_answer({"version": self._version})
 
-    async def _report_load(self, request: web.Request) -> web.StreamResponse:
+    async def _report_load(self, request: ClientRequest) -> Answer:
         return json_answer({"server_load": sum(status.num_running for status in self._pool.view())})
 
-    async def list_models(self, request: web.Request) -> web.StreamResponse:
+    async def list_models(self, request: ClientRequest) -> Answer:
         await self._list.learn_lengths(self._proxy.ask)
         return json_answer(self._list.models())
 
-    async def _show_model(self, name: str, request: web.Request) -> web.StreamResponse:
+    async def _show_model(self, name: str, request: ClientRequest) -> Answer:
         entry = self._choice.by_name(name)
         await self._list.learn_lengths(self._proxy.ask)
         return json_answer(self._list.model(entry, name))
 
-    async def _list_running(self, request: web.Request) -> web.StreamResponse:
+    async def _list_running(self, request: ClientRequest) -> Answer:
         return json_answer(self._list.running())
 
-    async def _page(self, request: web.Request) -> web.StreamResponse:
+    async def _page(self, request: ClientRequest) -> Answer:
         page = read_page()
-        headers = {"Content-Type": "text/html; charset=utf-8", **dict(page.headers)}
-        return web.Response(body=page.body, headers=headers)
+        headers = ((name.lower().encode(), value.encode()) for name, value in page.headers)
+        return Answer(page.body, headers=((b"content-type", b"text/html; charset=utf-8"), *headers))
 
-    async def _refuse_page(self, request: web.Request) -> web.StreamResponse:
+    async def _refuse_page(self, request: ClientRequest) -> Answer:
         raise FailedRequestError(404, "Not Found")
 
-    async def status(self, request: web.Request) -> web.StreamResponse:
+    async def status(self, request: ClientRequest) -> Answer:
         return json_answer(self._list.status())
 
-    async def _change(self, verb: str, name: str, request: web.Request) -> web.StreamResponse:
+    async def _change(self, verb: str, name: str, request: ClientRequest) -> Answer:
         """Loads the model, puts it to sleep or unloads it. The member `success` is llama-server's."""
         entry = self._choice.by_name(name)
         change = {"load": self._pool.load, "sleep": self._pool.sleep, "unload": self._pool.unload}[verb]
@@ -162,7 +163,7 @@ class RouterAnswers:
             answer["start_s"] = next(starts, None)  # None if the model was removed meanwhile
         return json_answer(answer)
 
-    async def _unload_all(self, request: web.Request) -> web.StreamResponse:
+    async def _unload_all(self, request: ClientRequest) -> Answer:
         """Unloads all models. The answer is the text OK, as from llama-swap."""
         await asyncio.gather(*map(self._pool.unload, self._pool.entries))
-        return web.Response(text="OK")
+        return Answer(b"OK", headers=TEXT)

@@ -5,15 +5,14 @@ import math
 from functools import partial
 from typing import Final
 
-from aiohttp import hdrs, web
-
 from base.status_page.page import DATA_PATH
 from router.child.child import Child
-from router.http.answers import json_answer
+from router.http.client_request import ClientRequest
 from router.http.model_choice import ModelChoice
-from router.http.proxy import Fetched, Proxy
+from router.http.proxy import Proxy
 from router.http.router_answers import RouterAnswers
 from router.model_pool import ModelPool, ModelStatus
+from server.terms.http_body.response_body import Answer, json_answer
 from startup.port.probe_http import MODEL_STATE_HEADER
 
 _KEPT: Final = ("/metrics", "/startupz", "/v1/models", "/version")
@@ -32,7 +31,7 @@ class SingleModelAnswers(RouterAnswers):
         super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)
         ((self._name, entry),) = pool.entries.items()
         self._is_foreign = entry.foreign is not None
-        self._last: dict[str, Fetched] = {}
+        self._last: dict[str, Answer] = {}
         self._handlers["/startupz"] = {"GET": self._report_start}
         if self._is_foreign:
             del self._handlers["/models"]  # llama-server has its own
@@ -40,7 +39,7 @@ class SingleModelAnswers(RouterAnswers):
             self._handlers[path] = {"POST": partial(self._change, verb, self._name)}
         pool.before_stop = self._keep_answers
 
-    async def health(self, request: web.Request) -> web.StreamResponse:
+    async def health(self, request: ClientRequest) -> Answer:
         """Answers 200 if the model runs, or if it has run before and a request can start it now.
 
         After a failure, a request cannot start the model during the pause. With --restart, the answer is 503
@@ -52,39 +51,40 @@ class SingleModelAnswers(RouterAnswers):
         if status.outcome.has_failed and (status.entry.restart_limit is not None or status.retry_after_s):
             return self._report_unready(status)
         if status.state != "ready" and status.last_start_s is not None:
-            return web.Response(headers={MODEL_STATE_HEADER: status.state})
+            return Answer(headers=((MODEL_STATE_HEADER.encode(), status.state.encode()),))
         if (answer := await self._fetch("/health")) is not None:
-            return _as_response(answer)
+            return answer
         return self._report_unready(status)
 
-    def _report_unready(self, status: ModelStatus) -> web.StreamResponse:
-        after_s = str(max(1, math.ceil(status.retry_after_s or 0)))
-        return json_answer(self._list.readiness(self._name) or _SILENT, status=503, headers={"Retry-After": after_s})
+    def _report_unready(self, status: ModelStatus) -> Answer:
+        after_s = b"%d" % max(1, math.ceil(status.retry_after_s or 0))
+        body = self._list.readiness(self._name) or _SILENT
+        return json_answer(body, status=503, headers=((b"retry-after", after_s),))
 
-    async def readyz(self, request: web.Request) -> web.StreamResponse:
+    async def readyz(self, request: ClientRequest) -> Answer:
         """Reports whether the router is ready. With `?model`, reports whether the model is ready."""
-        if request.query.get("model") == "":
+        if request.query_value("model") == "":
             return self._report_readiness(self._name)
         return await super().readyz(request)
 
-    async def metrics(self, request: web.Request) -> web.StreamResponse:
+    async def metrics(self, request: ClientRequest) -> Answer:
         own, answer = self._list.metrics(None), await self._find("/metrics")
         body = own.body if answer is None else own.body + answer.body
-        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: own.content_type})
+        return Answer(body, headers=((b"content-type", own.content_type.encode()),))
 
-    async def report_version(self, request: web.Request) -> web.StreamResponse:
+    async def report_version(self, request: ClientRequest) -> Answer:
         answer = await self._find("/version")
-        return await super().report_version(request) if answer is None else _as_response(answer)
+        return answer or await super().report_version(request)
 
-    async def list_models(self, request: web.Request) -> web.StreamResponse:
+    async def list_models(self, request: ClientRequest) -> Answer:
         answer = None if self._is_foreign else await self._find("/v1/models")
-        return await super().list_models(request) if answer is None else _as_response(answer)
+        return answer or await super().list_models(request)
 
-    async def _report_start(self, request: web.Request) -> web.StreamResponse:
+    async def _report_start(self, request: ClientRequest) -> Answer:
         answer = await self._find("/startupz")
-        return await self.health(request) if answer is None else _as_response(answer)
+        return answer or await self.health(request)
 
-    async def status(self, request: web.Request) -> web.StreamResponse:
+    async def status(self, request: ClientRequest) -> Answer:
         """The page's data, from the embedded engine and from each server of ours that starts itself.
 
         A vLLM that serves has no live figures. The router's own data let the page show its chat.
@@ -95,9 +95,9 @@ class SingleModelAnswers(RouterAnswers):
         answer = await self._fetch(DATA_PATH) if has_own else None
         if answer is None or answer.status != 200:
             return json_answer({**self._list.status(), "status": state})
-        return _as_response(answer)
+        return answer
 
-    async def _find(self, path: str) -> Fetched | None:
+    async def _find(self, path: str) -> Answer | None:
         """The server's answer if its status is 200. If not, its last answer with status 200, or None.
 
         vLLM has some paths only while it starts, and their last answers are not those of a server that runs.
@@ -109,14 +109,9 @@ class SingleModelAnswers(RouterAnswers):
             self._last.pop(path, None)
         return self._last.get(path)
 
-    async def _fetch(self, path: str) -> Fetched | None:
+    async def _fetch(self, path: str) -> Answer | None:
         child = self._pool.process_of(self._name)
         return None if child is None else await self._proxy.fetch(child, path)
 
     async def _keep_answers(self, _: Child) -> None:
         await asyncio.gather(*map(self._find, _KEPT))
-
-
-def _as_response(answer: Fetched) -> web.Response:
-    headers = {hdrs.CONTENT_TYPE: answer.content_type or "application/json"}
-    return web.Response(status=answer.status, body=answer.body, headers=headers)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from aiohttp import web
+from server.http.transport.request import Request
+from server.terms.http_body.response_body import EVENTS_TYPE
 
 
 class Patience(NamedTuple):
@@ -26,51 +27,43 @@ class Patience(NamedTuple):
     """How long a complete background response keeps its process if no client reads the response."""
 
 
-_HEADERS: Final = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}
+_HEADERS: Final = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
 class WaitingComments:
     """Begins the response after one interval, and sends a comment after each further interval."""
 
-    def __init__(self, request: web.Request, progress: Callable[[], str], interval_s: float) -> None:
+    def __init__(self, request: Request, progress: Callable[[], str], interval_s: float) -> None:
         """`progress` describes what the request waits for."""
         self._request = request
         self._progress = progress
         self._interval_s = interval_s
-        self._task: asyncio.Task[web.StreamResponse | None] | None = None
+        self._task: asyncio.Task[bool] | None = None
         self._ended = asyncio.Event()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._write(), name="comments while a request waits")
 
-    async def end(self) -> web.StreamResponse | None:
-        """Ends the comments, because the wait is over. Returns the response if it has begun."""
+    async def end(self) -> bool:
+        """Ends the comments, because the wait is over. Returns whether the response has begun."""
         self._ended.set()
-        return None if self._task is None else await self._task
+        return self._task is not None and await self._task
 
     def close(self) -> None:
         """Stops the comments. Called when the request has ended, with or without an error."""
-        if self._task is None:
-            return
-        if not self._task.done():
+        if self._task is not None:
             self._task.cancel()
-        elif not self._task.cancelled():
-            self._task.exception()  # retrieves the client's disconnect, which the request's task sees too
+            self._task = None  # its error refers to this object
 
-    async def _write(self) -> web.StreamResponse | None:
+    async def _write(self) -> bool:
         if await self._ends_soon():
-            return None
-        response = web.StreamResponse(headers=_HEADERS)
-        await response.prepare(self._request)
+            return False
+        await self._request.begin(200, _HEADERS)
         while True:
             text = " ".join(self._progress().split())
-            await response.write(f": {text}\n".encode())
+            await self._request.write(f": {text}\n".encode())
             if await self._ends_soon():
-                return response
+                return True
 
     async def _ends_soon(self) -> bool:
         """Waits for the call of `end`, at most until the next comment is due."""

@@ -110,7 +110,6 @@ def build_core(
         kv_cache_tokens=size.num_tokens,
         kv_cache_bytes=size.num_bytes,
         runner=runner.name,
-        eos_token_ids=eos_token_ids,
         spans=phases.spans,
         embeds_width=embeds_width(model) if config.enable_prompt_embeds else None,
         has_prefix_cache=cache.has_prefixes,

@@ -11,8 +11,8 @@ from uuid import uuid4
 import msgspec
 
 from base.errors import ConfigError, PromptTooLongError, RequestError
+from base.http_requests import REQUEST_ID
 from base.json_depth import read_json
-from base.request_ids import REQUEST_ID
 from envs.redaction import MASK
 from server.generation.guided import Constraint, find_constraint
 from server.generation.reasoning import ModelReasoning, PromptReasoning

@@ -4,15 +4,13 @@ import asyncio
 from collections import deque
 from http import HTTPStatus
 from time import perf_counter
-from uuid import uuid4
 
-from base.http_buckets import CLIENT_GONE
-from base.request_paths import without_final_slash
+from base.http_requests import CLIENT_GONE, without_final_slash
 from base.security.api_keys import OPEN_PATHS, READINESS_PATHS, STATUS_PATHS, find_open_paths
-from base.security.cors import CorsPolicy
-from server.http.routes.endpoint import AppParts, Route, read_request_id
+from server.http.routes.endpoint import AppParts, Route
 from server.http.routes.info import health_answer
 from server.http.routes.table import build_routes
+from server.http.transport.added_headers import AddedHeaders
 from server.http.transport.request import Request, find_header
 from server.operation.admission import UnavailableError
 from server.terms.http_body.response_body import (
@@ -47,7 +45,7 @@ class ServerApp:
         self._adds_request_ids = parts.config.enable_request_id_headers
         self._root_path = network.root_path.rstrip("/")
         """The path prefix of this server behind a proxy."""
-        self._cors = CorsPolicy(network)
+        self._headers = AddedHeaders(network, adds_request_ids=self._adds_request_ids)
         self._api_keys = parts.api_keys
         self._open_paths = find_open_paths(is_key_everywhere=network.api_key_everywhere)
         self._routes = {route.path: route for route in build_routes(parts)}
@@ -97,14 +95,8 @@ class ServerApp:
 
     def _answer_early(self, request: Request, path: str, route: Route | None) -> Answer | None:
         """The answer to a request that reaches no route. Adds headers to the response of any request."""
-        if self._adds_request_ids:
-            self._set_request_id(request)
-        if self._cors.is_on:
-            sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
-            if self._cors.is_preflight(request.method, sent):
-                status, text, headers = self._cors.answer_preflight(sent)
-                return Answer(text.encode(), status, _encode({"content-type": "text/plain; charset=utf-8", **headers}))
-            request.added_headers += _encode({**self._cors.headers_for(sent.get("origin")), "vary": "Origin"})
+        if (preflight := self._headers.add_to(request)) is not None:
+            return preflight
         if (refusal := self._refusal(request, path)) is not None:
             return _failure(401, refusal, path, headers=_BEARER)
         if route is None:
@@ -115,15 +107,6 @@ class ServerApp:
             allowed = ", ".join(route.methods).encode()
             return _failure(405, HTTPStatus(405).phrase, path, headers=((b"allow", allowed),))
         return None
-
-    @staticmethod
-    def _set_request_id(request: Request) -> None:
-        """Adds the request's X-Request-Id to the response. A request without a valid id gets a new one."""
-        request_id = read_request_id(request.headers)
-        if request_id is None:
-            request_id = uuid4().hex
-            request.headers.insert(0, (b"x-request-id", request_id.encode()))
-        request.added_headers.append((b"x-request-id", request_id.encode("latin-1")))
 
     def _refusal(self, request: Request, path: str) -> str | None:
         """Why the request needs another API key, or None."""
@@ -178,7 +161,3 @@ class LoopTurns:
 def _failure(status: int, message: str, path: str, *, headers: Headers = ()) -> Answer:
     body = error_response(message, type=HTTPStatus(status).phrase, code=status)
     return json_answer(failure_format(path).to_body(body), status=status, headers=headers)
-
-
-def _encode(headers: dict[str, str]) -> Headers:
-    return tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items())

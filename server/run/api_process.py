@@ -7,17 +7,33 @@ import signal
 import socket
 import sys
 import time
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 
 import uvloop
 
 from base import exit_codes
+from base.access_log import open_access_log
 from base.errors import EngineStartError
+from base.lifecycle import Lifecycle, StartView
 from base.machine.libc import trim_heap
+from base.program_version import program_version
+from base.security.api_keys import ApiKeys
+from base.security.credentials import Credentials
 from base.server_settings import SAME_SIGNAL_S, SWITCH_INTERVAL_S
-from server.http.transport.server import BACKLOG, bound_unsent_bytes
-from server.operation.engine_monitor import log_stats, make_ready
-from server.run.build import RunOptions, ServerObjects
+from server.engine.process_link.client import EngineClient
+from server.http.app import ServerApp
+from server.http.routes.endpoint import AppParts
+from server.http.transport.connection import Serving
+from server.http.transport.server import BACKLOG, HttpServer, bound_unsent_bytes
+from server.operation.admission import Admission
+from server.operation.drain import ERROR_DELIVERY_S, Drain
+from server.operation.engine_monitor import EngineHandle, EngineMonitor, PingedEngine, log_stats, make_ready
+from server.operation.engine_watchdog import EngineProcesses, EngineWatchdog
+from server.operation.metrics.server_metrics import ServerMetrics
+from server.operation.models import ServedModels
+from server.terms.limits import LimitsConfig
 from server.terms.server_config import ServerConfig
 from server.terms.types import EngineInfo
 from server.text.renderers.renderer import Renderer
@@ -32,8 +48,32 @@ _YOUNG_OBJECTS = 20_000
 300 clients cause full collections. Each blocks the loop for 7 ms."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The objects and settings that the launcher passes to the server."""
+
+    listener: socket.socket
+    """A bound socket. If it does not listen yet, the server starts that when the server is ready."""
+    limits: LimitsConfig
+    engine: EngineHandle
+    """The engine's process, with the interface for the server."""
+    engine_processes: EngineProcesses
+    """The engine's process, with the interface for the watchdog."""
+    engine_watchdog_timeout_s: float
+    engine_ready_timeout_s: float
+    lifecycle: Lifecycle
+    """The state of the server, which is `starting` at first. The launcher may subscribe to changes."""
+    start: StartView
+    span: Callable[..., AbstractContextManager[None]]
+    """Returns a `with` block that records a phase of the start."""
+    on_serving: Callable[[], None]
+    """Called once, when the server is about to accept connections on `listener`."""
+    on_ready: Callable[[EngineInfo], None]
+    """Called once, when the first real token has been generated."""
+
+
 class ServerRun:
-    """Builds a server, and runs it on an event loop."""
+    """Creates the objects of a server, which get what they use as arguments, and runs them on the loop."""
 
     def __init__(self, renderer: Renderer, config: ServerConfig, options: RunOptions) -> None:
         """Sets up thread switches and garbage collection in this process, and builds the HTTP application."""
@@ -50,7 +90,41 @@ class ServerRun:
         if options.listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             self._may_accept.set()
         with options.span("build_app"):
-            self._server = ServerObjects(renderer, config, options)
+            self._build(renderer, config)
+
+    def _build(self, renderer: Renderer, config: ServerConfig) -> None:
+        """Creates all objects. Nothing runs yet."""
+        options, lifecycle = self._options, self._lifecycle
+        admission = Admission(options.limits)
+        engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
+        names = config.served_model_names
+        self._parts = parts = AppParts(
+            config=config,
+            models=ServedModels(names, engine, root=config.model),
+            renderer=renderer,
+            engine=engine,
+            metrics=ServerMetrics(names[0], options.start, renderer, lifecycle, admission.num_rejected),
+            lifecycle=lifecycle,
+            start=options.start,
+            admission=admission,
+            api_keys=ApiKeys.from_config(config.network),
+            version=program_version(),
+        )
+        self._credentials = Credentials(config.network, config.tls, parts.api_keys)
+        serving = Serving(
+            handle=ServerApp(parts),
+            limits=options.limits,
+            tls=self._credentials.tls_context,
+            keep_alive_s=config.timeout_keep_alive_s,
+            delivery_s=ERROR_DELIVERY_S,
+            access_log=open_access_log(config.logging),
+        )
+        self._http = HttpServer(serving)
+        pinged, timeout_s = PingedEngine(engine, lifecycle, parts.running), options.engine_watchdog_timeout_s
+        watchdog = EngineWatchdog(pinged, options.engine_processes, pinged, timeout_s=timeout_s)
+        parts.metrics.read_silence_from(lambda: watchdog.silence_s)
+        self._monitor = EngineMonitor(engine, options.engine, lifecycle, watchdog)
+        self._drain = Drain(lifecycle, parts.running, engine.fail_running, config.lifecycle, self._http.announce_close)
 
     def run(self) -> int:
         """Serves until a signal or the engine's end. Returns the exit code.
@@ -62,7 +136,6 @@ class ServerRun:
             return int(uvloop.run(main))
 
     async def _main(self) -> int:
-        server = self._server
         await self._open()
         serving = asyncio.create_task(self._serve(), name="http")
         engine = asyncio.create_task(self._follow_engine(), name="engine")
@@ -71,18 +144,18 @@ class ServerRun:
         await asyncio.wait([stopping, serving, engine], return_when=asyncio.FIRST_COMPLETED)
         was_stopped = not engine.done()
         if was_stopped:
-            await server.drain.run()
-            server.monitor.poll()
-            if server.parts.engine.dead.is_set() or self._lifecycle.state == "dead":
+            await self._drain.run()
+            self._monitor.poll()
+            if self._parts.engine.dead.is_set() or self._lifecycle.state == "dead":
                 await asyncio.wait([engine], timeout=_REASON_S)
         if engine.done() and engine.exception() is None:
             logger.error("the engine died: %s", self._lifecycle.reason)
             if not was_stopped:
-                await server.drain.run_dead()
+                await self._drain.run_dead()
         exit_code = exit_codes.ENGINE_DIED if self._lifecycle.state == "dead" else exit_codes.OK
         for task in (engine, stopping, trimming):
             task.cancel()
-        server.http.stop.set()
+        self._http.stop.set()
         self._may_accept.set()
         ends = await asyncio.gather(engine, serving, stopping, trimming, return_exceptions=True)
         await self._close()
@@ -93,23 +166,23 @@ class ServerRun:
         return exit_code
 
     async def _open(self) -> None:
-        await self._server.parts.engine.start()
-        self._server.parts.metrics.heartbeat.start(self._server.monitor.poll)
-        self._server.credentials.start()
+        await self._parts.engine.start()
+        self._parts.metrics.heartbeat.start(self._monitor.poll)
+        self._credentials.start()
         bound_unsent_bytes(self._options.listener, self._options.limits.send_buffer_bytes)
 
     async def _serve(self) -> None:
         """Accepts connections as soon as the socket listens, which may be immediately."""
         await self._may_accept.wait()
-        if self._server.http.stop.is_set():
+        if self._http.stop.is_set():
             return
         self._options.on_serving()
-        await self._server.http.serve(self._options.listener)
+        await self._http.serve(self._options.listener)
 
     async def _close(self) -> None:
-        self._server.parts.metrics.heartbeat.close()
-        self._server.credentials.close()
-        await self._server.parts.engine.close()
+        self._parts.metrics.heartbeat.close()
+        self._credentials.close()
+        await self._parts.engine.close()
 
     async def _follow_engine(self) -> None:
         """Makes the server ready. Returns once the engine has ended.
@@ -117,7 +190,7 @@ class ServerRun:
         Raises:
             EngineStartError: the engine did not become ready.
         """
-        lifecycle, monitor, parts = self._lifecycle, self._server.monitor, self._server.parts
+        lifecycle, monitor, parts = self._lifecycle, self._monitor, self._parts
         try:
             info = await make_ready(parts, self._options.span, timeout_s=self._options.engine_ready_timeout_s)
             if lifecycle.state == "dead":  # the engine's process is ending, although it sent the token
@@ -162,8 +235,8 @@ class ServerRun:
         """Drains the server. A second signal ends the server without waiting for requests."""
         now = time.monotonic()
         if self._is_stopped.is_set() and now - self._stopped_s >= SAME_SIGNAL_S:
-            self._server.http.is_forced = True
-            self._server.drain.stop_waiting()
+            self._http.is_forced = True
+            self._drain.stop_waiting()
         if not self._is_stopped.is_set():
             self._stopped_s = now
         self._is_stopped.set()

@@ -143,7 +143,13 @@ class EngineConfig:
     seed: int = setting(0, "--seed", "Seed of all random numbers.", group="Model")
     num_threads: int | None = from_variable(env.OMP_NUM_THREADS)
     """The threads of the forward pass. None means one per processor that other processes leave free."""
-    enable_prompt_embeds: bool = setting(False, filled_by="--enable-prompt-embeds")
+    enable_prompt_embeds: bool = setting(
+        False,
+        "--enable-prompt-embeds",
+        "Accept a prompt's embeddings in completions (`prompt_embeds`).",
+        group="Requests and answers",
+        after="--default-chat-template-kwargs",
+    )
     """If True, a model that cannot take embeddings as prompts fails at the start."""
 
     def __post_init__(self) -> None:
@@ -186,11 +192,6 @@ class RendererConfig:
         {}, "--default-chat-template-kwargs", "Template variables that a request may override."
     )
     trust_remote_code: bool = setting(False, filled_by="--trust-remote-code")
-    enable_prompt_embeds: bool = setting(
-        False,
-        "--enable-prompt-embeds",
-        "Accept a prompt's embeddings in completions (`prompt_embeds`).",
-    )
     limit_mm_per_prompt: dict[str, Any] = setting(
         {},
         "--limit-mm-per-prompt",

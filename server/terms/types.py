@@ -261,7 +261,6 @@ class EngineInfo(msgspec.Struct, frozen=True):
     kv_cache_tokens: int = 0
     """The number of tokens that fit into the KV cache."""
     kv_cache_bytes: int = 0
-    eos_token_ids: tuple[int, ...] = ()
     embeds_width: int | None = None
     """The width of prompt embeddings. None if prompts must be token ids."""
     has_prefix_cache: bool = False

@@ -7,8 +7,8 @@ from startup.errors import CommandLineError, StartupError
 from startup.processes import interpreter
 
 MODULES: Final = (
-    "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "numpy", "httptools", "pybase64",
-    "llguidance", "jinja2", "regex",
+    "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "numpy", "pybase64", "llguidance",
+    "jinja2", "regex",
 )  # fmt: skip
 """Top-level modules of the extra `embedded` (pyproject.toml) that most models need."""
 

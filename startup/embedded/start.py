@@ -267,8 +267,7 @@ class _EmbeddedStart:
 
     def _build_server(self, listening: socket, renderer: "Renderer", engine: EngineProcess) -> "ServerRun":
         """Builds the HTTP server, which takes the port from the responder and waits for the engine."""
-        from server.run.api_process import ServerRun
-        from server.run.build import RunOptions
+        from server.run.api_process import RunOptions, ServerRun
         from startup.reports.crash.engine_processes import RecordedProcesses  # noqa: PLC0415 - imports asyncio
 
         assert self._record is not None

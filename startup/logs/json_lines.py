@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, TextIO
 
 from base.access_log import ACCESS_LOGGER
-from base.request_ids import REQUEST_ID
+from base.http_requests import REQUEST_ID
 from startup.logs.formatters import CONTROL_CHARACTERS, RoleFormatter
 
 _ACCESS_FIELDS: Final = ("client", "method", "path", "http_version", "status")

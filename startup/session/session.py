@@ -37,7 +37,7 @@ from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.progress import LiveProgress
 from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.preflight.report import PreflightReport
-from startup.session.start_state import ProbeAnswers, StartState, save_failed_start, save_ready_start
+from startup.session.start_state import ProbeAnswers, StartState, save_ready_start, save_report
 from startup.settings.config import PrefetchMode, PreflightMode
 from startup.storage.caches import PAGES, find_baked
 from startup.storage.run_record import RunRecord, run_recorded
@@ -313,7 +313,7 @@ class StartSession:
         reason = str(err)
         if not self._is_ready:
             self.state.fail(reason)
-            save_failed_start(self.state)
+            save_report(self.state.build_report(), self.state.subject)
         from startup.reports.crash.crash_report import write_termination_message  # noqa: PLC0415 - only after a failure
 
         write_termination_message(with_code(reason, err.cause))

@@ -240,17 +240,12 @@ def save_ready_start(
         logger.info("compiled model: %s", state.facts.compiled_model["text"])
     logger.info("phases of this start:\n%s", report.table())
     logger.info("ready after %.2f s (%s): %s", report.total_s, state.info(), address)
-    _save_file(report, state.subject)
+    save_report(report, state.subject)
     record_start(state.history_key, StartRecord.from_report(report))
 
 
-def save_failed_start(state: StartState) -> None:
-    """Writes the report file if one was requested. A failed start does not enter the history."""
-    _save_file(state.build_report(), state.subject)
-
-
-def _save_file(report: StartReport, subject: StartSubject) -> None:
-    """Writes the report file. If this fails, logs a warning, and the start goes on."""
+def save_report(report: StartReport, subject: StartSubject) -> None:
+    """Writes the report file if one was requested. If this fails, logs a warning, and the start goes on."""
     if subject.report_file is not None:
         try:
             write_whole(subject.report_file, report.to_json())

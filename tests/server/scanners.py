@@ -27,7 +27,8 @@ from server.engine.sampling.json_schema import prepare_schema, translate_regex
 from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.guided import find_constraint
 from server.generation.request import ChatRequest, CompletionRequest, StructuredOutputs
-from server.http.routes.endpoint import read_announced_bytes, read_request_id
+from server.http.routes.endpoint import read_announced_bytes
+from server.http.transport.added_headers import read_request_id
 from server.http.transport.request import find_header
 from server.terms.config import RendererConfig
 from server.terms.http_body.request_body import RequestDecoder, check_num_values
@@ -215,7 +216,7 @@ SCANNERS: Final = [
     Scanner("access log", "base.access_log", _log_access, _units("?key", "key", "&key", "=", "key=", "&", "?")),
     Scanner(
         "headers",
-        "base.request_ids server.http.routes.endpoint base.security.cors base.security.api_keys",
+        "base.http_requests server.http.routes.endpoint base.security.cors base.security.api_keys",
         _headers,
         [*_units("a", " ", ",", ";"), Text(" ", "Bearer"), Text("=", "a;")],
     ),

@@ -16,7 +16,6 @@ INFO: Final = EngineInfo(
     kv_cache_tokens=4096,
     kv_cache_bytes=1 << 20,
     runner="packed",
-    eos_token_ids=(2,),
     spans=[],
 )
 

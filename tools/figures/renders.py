@@ -35,17 +35,17 @@ _MESSAGES: Final = [{"role": "user", "content": _TEXT}, {"role": "assistant", "c
 @click.option("--json", "output", type=click.Path(path_type=Path), required=True, help="File for the result.")
 def main(commands: tuple[str, ...], rounds: int, output: Path) -> None:
     """Measure all servers."""
-    sys.exit(run_and_publish(measure(build_config(commands, rounds)), output))
+    sys.exit(run_and_publish(lambda: measure(build_config(commands, rounds)), output))
 
 
-async def measure(config: BenchConfig) -> Result:
+def measure(config: BenchConfig) -> Result:
     """Measures all servers."""
     return Result(
         benchmark="renders",
         metrics=_METRICS,
         settings={**config.settings, "seconds": _ROUND_S, "clients": _CLIENTS},
         description=[f"/tokenize of {len(_MESSAGES)} messages, {_CLIENTS} clients"],
-        sides=await measure_in_turns(config, {f"{_CLIENTS} renders": _measure_round}),
+        sides=measure_in_turns(config, {f"{_CLIENTS} renders": lambda *given: asyncio.run(_measure_round(*given))}),
         problems=[],
     )
 

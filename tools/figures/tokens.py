@@ -4,12 +4,12 @@ Several servers are measured in turns, while the others are frozen. All prompts 
 helps. The JSON file has the format of `vllm-cli bench`.
 """
 
-import asyncio
 import json
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from envs.environment import snapshot
 from vllm_cli.bench.report import Figures, Metric, Result, Side, run_and_publish
 from vllm_cli.bench.target import BenchConfig, ReadyServer, Target, TargetSpec, describe, wait_until_ready
 
-MeasureRound = Callable[[Target, ReadyServer, int], Awaitable[dict[str, Any]]]
+MeasureRound = Callable[[Target, ReadyServer, int], dict[str, Any]]
 """Measures one server in the round of this number."""
 
 _PROMPT_TOKENS: Final = 64
@@ -50,7 +50,7 @@ class Client:
     """The folder of the model, for its tokenizer."""
     max_tokens: int
 
-    async def measure(self, level: int, target: Target, server: ReadyServer, number: int) -> dict[str, Any]:
+    def measure(self, level: int, target: Target, server: ReadyServer, number: int) -> dict[str, Any]:
         """Measures one round with `level` requests in flight. In a round, all sides get the same prompts."""
         num_requests = max(_LEAST_REQUESTS, _REQUESTS_PER_CLIENT * level)
         with tempfile.TemporaryDirectory(prefix="vllm-cli-tokens-") as folder:
@@ -63,7 +63,7 @@ class Client:
                 "--result-dir": folder, "--result-filename": "result.json",
             }  # fmt: skip
             words = [str(word) for pair in given.items() for word in pair]
-            await _run(self.vllm, "bench", "serve", "--ignore-eos", "--disable-tqdm", "--save-result", *words)
+            _run(self.vllm, "bench", "serve", "--ignore-eos", "--disable-tqdm", "--save-result", *words)
             result = json.loads(Path(folder, "result.json").read_text())
         return read_result(result, num_requests)
 
@@ -75,23 +75,15 @@ def read_result(result: Mapping[str, Any], num_requests: int) -> dict[str, Any]:
     return {name: result[field] for name, field in FIELDS.items()}
 
 
-async def _run(*words: str) -> None:
+def _run(*words: str) -> None:
     """Runs the client without this project's modules. Raises ClickException with its output if it fails."""
     environment = {name: value for name, value in snapshot().items() if name != "PYTHONPATH"}
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *words, env=environment, stdout=pipe, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-    if process.returncode:
-        raise click.ClickException(f"{words[0]} has failed:\n{output.decode(errors='replace')[-2000:]}")
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise click.ClickException(f"{words[0]} has failed:\n{done.stdout.decode(errors='replace')[-2000:]}")
 
 
-async def measure(config: BenchConfig, client: Client, levels: tuple[int, ...]) -> Result:
+def measure(config: BenchConfig, client: Client, levels: tuple[int, ...]) -> Result:
     """Measures all servers at all levels."""
     conditions = {f"{level} at once": partial(client.measure, level) for level in levels}
     return Result(
@@ -99,7 +91,7 @@ async def measure(config: BenchConfig, client: Client, levels: tuple[int, ...]) 
         metrics=_METRICS,
         settings={**config.settings, "prompt_tokens": _PROMPT_TOKENS, "max_tokens": client.max_tokens},
         description=[f"`vllm bench serve`, prompts of {_PROMPT_TOKENS} tokens, {client.max_tokens} new tokens"],
-        sides=await measure_in_turns(config, conditions),
+        sides=measure_in_turns(config, conditions),
         problems=[],
     )
 
@@ -110,21 +102,21 @@ def build_config(commands: tuple[str, ...], num_rounds: int) -> BenchConfig:
     return BenchConfig(targets=targets, num_rounds=num_rounds)
 
 
-async def measure_in_turns(config: BenchConfig, conditions: Mapping[str, MeasureRound]) -> list[Side]:
+def measure_in_turns(config: BenchConfig, conditions: Mapping[str, MeasureRound]) -> list[Side]:
     """Starts all servers, then measures each of them in each round of each condition."""
     with ExitStack() as stack:
         targets = [stack.enter_context(closing(Target(spec))) for spec in config.targets]
         servers = []
         for target in targets:
             target.start()
-            servers.append(await wait_until_ready(target, config))
+            servers.append(wait_until_ready(target, config))
             target.send("pause")
         rounds: list[defaultdict[str, list[Figures]]] = [defaultdict(list) for _ in targets]
         for condition, measure in conditions.items():
             for number in range(config.num_rounds):
                 for target, server, measured in zip(targets, servers, rounds, strict=True):
                     target.send("resume")
-                    measured[condition].append(await measure(target, server, number))
+                    measured[condition].append(measure(target, server, number))
                     target.send("pause")
     return [
         Side(name=spec.name, target=describe(spec), model=server.model, version=server.version, rounds=measured)
@@ -145,8 +137,8 @@ def main(
 ) -> None:
     """Measure all servers."""
     numbers = tuple(map(int, levels.split(",")))
-    client = Client(vllm, model, max_tokens)
-    sys.exit(run_and_publish(measure(build_config(commands, rounds), client, numbers), output))
+    config, client = build_config(commands, rounds), Client(vllm, model, max_tokens)
+    sys.exit(run_and_publish(lambda: measure(config, client, numbers), output))
 
 
 if __name__ == "__main__":

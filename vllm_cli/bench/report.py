@@ -1,11 +1,10 @@
 """The result of a benchmark: figures over all rounds and their ratios, as text, JSON and exit code."""
 
-import asyncio
 import os
 import platform
 import signal
 import sys
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,19 +79,17 @@ class Result:
         return [compare_rounds(self.metrics, first, other) for other in others]
 
 
-def run_and_publish(work: Coroutine[Any, Any, Result], json_path: Path | None) -> int:
-    """Measures, then writes report and JSON. The exit code is 0, or 143 after SIGTERM.
+def run_and_publish(measure: Callable[[], Result], json_path: Path | None) -> int:
+    """Measures, then writes report and JSON. Returns the exit code.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C has cancelled the work, which has cleaned up.
+        SystemExit: SIGTERM has ended the measurement, which has cleaned up, with exit code 143.
     """
-    import uvloop  # noqa: PLC0415 - the report needs none
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            result = runner.run(_until_sigterm(work))
-        except asyncio.CancelledError:
-            return 128 + signal.SIGTERM
+    former = signal.signal(signal.SIGTERM, _end)
+    try:
+        result = measure()
+    finally:
+        signal.signal(signal.SIGTERM, former)
     is_piped = json_path == Path("-")
     _write_report(result, sys.stderr if is_piped else sys.stdout)
     if json_path is not None:
@@ -101,20 +98,10 @@ def run_and_publish(work: Coroutine[Any, Any, Result], json_path: Path | None) -
     return 0
 
 
-async def _until_sigterm(work: Coroutine[Any, Any, Result]) -> Result:
-    """Does the work. SIGTERM cancels it, as Ctrl-C does. A second one ends this process at once."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-
-    def cancel() -> None:
-        loop.remove_signal_handler(signal.SIGTERM)
-        task.cancel()
-
-    loop.add_signal_handler(signal.SIGTERM, cancel)
-    try:
-        return await work
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+def _end(number: int, _: object) -> None:
+    """Handles SIGTERM. A second one ends this process at once."""
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
 
 
 def encode_result(result: Result) -> str:

@@ -1,9 +1,9 @@
 """The standby for `bench startup --state standby`: imports modules, and forks the servers to measure."""
 
-import asyncio
 import shlex
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,24 +35,25 @@ class BenchStandby:
         self.environment: Final = {**self._place, "VCLI_STANDBY": "require"}
         """Variables with which a start fails unless the standby forks the server."""
 
-    async def start(self, timeout_s: float) -> None:
+    def start(self, timeout_s: float) -> None:
         """Returns once the imports are done. Raises TargetStartError if they fail or take too long."""
         self._process.run([*self._prefix, "standby", *self._words])
+        end_s = time.monotonic() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
-                while (states := {each["state"] for each in (await self._ask()).get("templates", [])}) != {"ready"}:
-                    self._process.ensure_alive()
-                    if not states <= {"ready", "importing"}:
-                        raise CommandEndedError("Its imports have failed.")
-                    await asyncio.sleep(_POLL_S)
-        except (CommandEndedError, TimeoutError) as err:
-            reason = err.message if isinstance(err, CommandEndedError) else f"It was not ready after {timeout_s:g} s."
-            text = reason if "\n" in reason else f"{reason}\n{self._process.log_tail}".rstrip()
+            while (states := {each["state"] for each in self._ask().get("templates", [])}) != {"ready"}:
+                self._process.ensure_alive()
+                if not states <= {"ready", "importing"}:
+                    raise CommandEndedError("Its imports have failed.")
+                if time.monotonic() > end_s:
+                    raise CommandEndedError(f"It was not ready after {timeout_s:g} s.")
+                time.sleep(_POLL_S)
+        except CommandEndedError as err:
+            text = err.message if "\n" in err.message else f"{err.message}\n{self._process.log_tail}".rstrip()
             raise TargetStartError(f"The standby of {shlex.join(self._prefix)}: {text}") from err
 
-    async def measure(self) -> dict[str, Any]:
+    def measure(self) -> dict[str, Any]:
         """The memory (PSS) while no server runs, the time of the imports, and the number of forks."""
-        status = await self._ask()
+        status = self._ask()
         templates = status.get("templates", [])
         return {
             "memory_bytes": status.get("memory_bytes", 0),
@@ -64,11 +65,10 @@ class BenchStandby:
         self._process.close()
         self._folder.cleanup()
 
-    async def _ask(self) -> dict[str, Any]:
+    def _ask(self) -> dict[str, Any]:
         """The data of `standby status`. Empty while the standby does not answer."""
         words = [*self._prefix, "standby", "status", "--json"]
-        environment = {**snapshot(), **self._place}
-        done = await asyncio.to_thread(subprocess.run, words, capture_output=True, env=environment)
+        done = subprocess.run(words, capture_output=True, env={**snapshot(), **self._place})
         return msgspec.json.decode(done.stdout, type=dict[str, Any]) if done.returncode == 0 else {}
 
 

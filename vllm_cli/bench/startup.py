@@ -1,6 +1,5 @@
 """`bench startup` starts servers in turn from each state of the caches, and times exec to the first token."""
 
-import asyncio
 import os
 import socket
 import time
@@ -25,6 +24,7 @@ from vllm_cli.bench.target import (
     TargetStartError,
     ask_until_answered,
     describe,
+    time_limit,
     wait_until_ready,
 )
 from vllm_cli.supervised_command import CommandEndedError
@@ -66,7 +66,7 @@ class StartupBenchConfig(BenchConfig):
     shows_phases: bool = False
 
 
-async def measure_startup(config: StartupBenchConfig) -> Result:
+def measure_startup(config: StartupBenchConfig) -> Result:
     """Starts all sides in each round. Every other round is in reverse, so that the order favours no side."""
     evicted = list_files(config.evict_paths)
     with ExitStack() as stack:
@@ -74,19 +74,19 @@ async def measure_startup(config: StartupBenchConfig) -> Result:
         sides = [stack.enter_context(closing(_StartedSide(spec, config))) for spec in config.targets]
         for side in sides:
             reporter.note(f"{side.spec.name}: one start that does not count: {describe(side.spec)}")
-            await side.prepare()
+            side.prepare()
         for number in range(config.num_rounds):
             for state in config.states:
                 for side in sides[:: -1 if number % 2 else 1]:
                     text = f"{side.spec.name}: from {state}, round {number + 1} of {config.num_rounds}"
                     reporter.update(text, text)
-                    await asyncio.sleep(config.pause_s)
+                    time.sleep(config.pause_s)
                     residency = evict_files(evicted) if state == "cold-pages" else None
-                    figures = await side.measure(state)
+                    figures = side.measure(state)
                     if residency is not None:
                         figures |= residency.figures
                     side.rounds[f"from {state}"].append(figures)
-        measured = [await side.build_side() for side in sides]
+        measured = [side.build_side() for side in sides]
     return Result(
         benchmark="startup",
         metrics=STARTUP_METRICS,
@@ -109,7 +109,7 @@ class _StartedSide:
         self._server: ReadyServer
         """Model, version and request format, as `prepare` has found them."""
 
-    async def prepare(self) -> None:
+    def prepare(self) -> None:
         """Starts the server without measuring, to check the command, warm caches and find the request format.
 
         Then starts the standby, which imports the modules that this start has recorded. The standby's first
@@ -117,24 +117,23 @@ class _StartedSide:
         """
         with self._started(NO_STANDBY) as target:
             target.start()
-            self._server = await wait_until_ready(target, self._config)
+            self._server = wait_until_ready(target, self._config)
         if "standby" in self._config.states and split_own_command(self.spec.command)[0]:
             self._standby = BenchStandby(self.spec.command, self._config.standby_model)
-            await self._standby.start(self._config.ready_timeout_s)
-            await self.measure("standby")
+            self._standby.start(self._config.ready_timeout_s)
+            self.measure("standby")
 
-    async def measure(self, state: str) -> dict[str, Any]:
+    def measure(self, state: str) -> dict[str, Any]:
         """Measures one start, and waits until all its processes have exited."""
         environment = self._standby.environment if self._standby and state == "standby" else NO_STANDBY
-        with HealthProbe() as probe, self._started(environment) as target:
-            async with asyncio.timeout(self._config.ready_timeout_s):
-                return await self._time_start(target, probe)
+        with HealthProbe() as probe, self._started(environment) as target, time_limit(target, self._config):
+            return self._time_start(target, probe)
 
-    async def build_side(self) -> Side:
+    def build_side(self) -> Side:
         """The figures of this side, once all starts are measured."""
         facts, note = {}, ""
         if self._standby is not None:
-            facts["standby"] = standby = await self._standby.measure()
+            facts["standby"] = standby = self._standby.measure()
             note = f"; standby: {standby['memory_bytes'] / 1e6:.0f} MB (PSS), imports {standby['import_s']:.1f} s"
         return Side(
             name=self.spec.name,
@@ -157,24 +156,20 @@ class _StartedSide:
             try:
                 yield target
             except (CommandEndedError, TargetStartError) as err:
-                text = err.message
-            except TimeoutError:
-                text = f"{self.spec.name} was not ready after {self._config.ready_timeout_s:g} s"
-            else:
-                return
-            raise TargetStartError(text if "\n" in text else f"{text}\n{target.log_tail}".rstrip())
+                text = err.message if "\n" in err.message else f"{err.message}\n{target.log_tail}".rstrip()
+                raise TargetStartError(text) from None
 
-    async def _time_start(self, target: Target, probe: HealthProbe) -> dict[str, Any]:
+    def _time_start(self, target: Target, probe: HealthProbe) -> dict[str, Any]:
         target.start()
         host, _, port = target.base_url.removeprefix("http://").partition(":")
         with follow_log(target.log_path) as log:
             probe.start(target.base_url)
-            listening_ns, healthy_ns = await _wait_healthy(host, int(port), target.ensure_alive)
+            listening_ns, healthy_ns = _wait_healthy(host, int(port), target.ensure_alive)
             server = replace(self._server, base_url=target.base_url)
-            if (first_token_ns := await ask_until_answered(server.find_first_text, target)) is None:
+            if (first_token_ns := ask_until_answered(server.find_first_text, target)) is None:
                 raise TargetStartError(f"{server.base_url}{server.path} gives no text: its answer was empty")
-        samples = await asyncio.to_thread(probe.finish)
-        spans_end_s = await asyncio.to_thread(server.ask_spans)
+        samples = probe.finish()
+        spans_end_s = server.ask_spans()
         exec_ns, ends_ns = target.begin_ns, log.ends_ns | {"server": healthy_ns or listening_ns}
         ends_s = ends_of_spans(spans_end_s) | {name: (end_ns - exec_ns) / 1e9 for name, end_ns in ends_ns.items()}
         first_token_s = (first_token_ns - exec_ns) / 1e9
@@ -191,29 +186,25 @@ class _StartedSide:
         }
 
 
-async def _wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) -> tuple[int, int | None]:
+def _wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) -> tuple[int, int | None]:
     """The moments of the first accepted connection and of the first 200 from `/health`.
 
     The second is None if the server has no such route. Uses plain sockets, because polls compete with the
-    start for cores, and asyncio streams would take five times the CPU time.
+    start for cores.
     """
-    loop = asyncio.get_running_loop()
     request = f"GET /health HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
     listening_ns, received = 0, b""
     while True:
-        with socket.socket() as client, suppress(OSError, TimeoutError):
-            client.setblocking(False)
-            await loop.sock_connect(client, (host, port))
+        with suppress(OSError), socket.create_connection((host, port), _ANSWER_S) as client:
             listening_ns = listening_ns or time.monotonic_ns()
-            async with asyncio.timeout(_ANSWER_S):
-                await loop.sock_sendall(client, request)
-                received = await loop.sock_recv(client, 1 << 16)
+            client.sendall(request)
+            received = client.recv(1 << 16)
         if received.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")):
             return listening_ns, time.monotonic_ns()
         if received.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")):
             return listening_ns, None
         ensure_alive()
-        await asyncio.sleep(_HEALTH_POLL_S if listening_ns else _CONNECT_POLL_S)
+        time.sleep(_HEALTH_POLL_S if listening_ns else _CONNECT_POLL_S)
 
 
 def _find_problems(side: Side) -> Iterator[str]:

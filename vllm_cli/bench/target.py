@@ -1,13 +1,13 @@
 """Measured servers: a benchmark starts them, waits for their completions, freezes and stops them."""
 
-import asyncio
 import re
 import shlex
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from time import monotonic_ns
 from typing import Any, Final, TypeVar
 
 import click
@@ -127,7 +127,7 @@ class ReadyServer:
             with closing(self._client.stream(self.path, self._body())) as pieces:
                 for piece in pieces:
                     if first_ns is None and piece.text:
-                        first_ns = monotonic_ns()
+                        first_ns = time.monotonic_ns()
         except ConnectionFailedError:
             if first_ns is None:
                 raise
@@ -153,27 +153,42 @@ class ReadyServer:
         return {"model": self.model, "max_tokens": _MAX_TOKENS, "temperature": 0, **content}
 
 
-async def wait_until_ready(target: Target, config: BenchConfig) -> ReadyServer:
-    """Requests a short completion until the server answers it, or raises TimeoutError."""
-    async with asyncio.timeout(config.ready_timeout_s):
-        return await ask_until_answered(partial(_find_server, target, config), target)
+def wait_until_ready(target: Target, config: BenchConfig) -> ReadyServer:
+    """Requests a short completion until the server answers it. Otherwise raises TargetStartError."""
+    with time_limit(target, config):
+        return ask_until_answered(partial(_find_server, target, config), target)
 
 
-async def ask_until_answered(ask: Callable[[], T], target: Target) -> T:
-    """Calls a function in a thread. Calls it again after 5xx or no response, while the server runs.
+@contextmanager
+def time_limit(target: Target, config: BenchConfig) -> Iterator[None]:
+    """Raises TargetStartError within the block after `ready_timeout_s`, even during a request."""
+
+    def end(*_: object) -> None:
+        raise TargetStartError(f"{target.spec.name} was not ready after {config.ready_timeout_s:g} s")
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, config.ready_timeout_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def ask_until_answered(ask: Callable[[], T], target: Target) -> T:
+    """Calls a function. Calls it again after 5xx or no response, while the server runs.
 
     Raises:
         TargetStartError: the server rejects the request, so that a retry is useless.
     """
     while True:
         try:
-            return await asyncio.to_thread(ask)
+            return ask()
         except ConnectionFailedError as error:
             if error.status is not None and error.status < 500:
                 text = f"{error.message} (--request-model and --api-key change the request)"
                 raise TargetStartError(text) from error
         target.ensure_alive()
-        await asyncio.sleep(_POLL_S)
+        time.sleep(_POLL_S)
 
 
 def _find_server(target: Target, config: BenchConfig) -> ReadyServer:

@@ -139,7 +139,8 @@ def startup(**options: Any) -> int:
     from vllm_cli.bench.report import run_and_publish
     from vllm_cli.bench.startup import StartupBenchConfig, measure_startup
 
-    return run_and_publish(measure_startup(StartupBenchConfig(targets=targets, **options)), json_path)
+    config = StartupBenchConfig(targets=targets, **options)
+    return run_and_publish(lambda: measure_startup(config), json_path)
 
 
 def _build_targets(commands: list[str], model: str | None, other_model: str | None) -> "tuple[TargetSpec, ...]":

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from base.errors import EngineError, PromptTooLongError, RequestError, UnsupportedApiError
-from base.request_ids import REQUEST_ID
+from base.http_requests import REQUEST_ID
 from server.generation.sequences import SequenceRecorder, Usage
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time

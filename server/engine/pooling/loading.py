@@ -154,8 +154,6 @@ class PoolingModel:
         )
 
     def _load(self, auto_class: Any, **options: Any) -> Encoder:
-        if hasattr(self._model_config, "reference_compile"):
-            self._model_config.reference_compile = False
         return Encoder(load_weights(auto_class, self._path, self._config, self._model_config, **options))
 
     def _find_sequence_type(self) -> SeqPoolingType:

@@ -9,9 +9,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from base.errors import RequestError
+from base.http_requests import REQUEST_ID
 from base.lifecycle import Lifecycle, StartView
-from base.request_ids import REQUEST_ID, is_valid
 from base.security.api_keys import ApiKeys
+from server.http.transport.added_headers import read_request_id
 from server.http.transport.request import ClientGoneError, RawHeaders, Request, find_header
 from server.operation.admission import Admission, Availability, Lease, RequestContext, RunningRequests
 from server.operation.models import Inference
@@ -204,9 +205,3 @@ async def read_body(request: Request, lease: Lease, *, announced_bytes: int, max
 def _too_large(max_bytes: int, announced: str = "") -> RequestError:
     message = f"The request body is larger than {max_bytes} bytes{announced} ({flag_of('max_body_bytes')})."
     return RequestError(message, status=413, type="RequestEntityTooLargeError")
-
-
-def read_request_id(headers: RawHeaders) -> str | None:
-    """Returns the client's X-Request-Id, or None if it is missing or unfit for logs, headers and bodies."""
-    given = find_header(headers, b"x-request-id")
-    return given if given is not None and is_valid(given) else None

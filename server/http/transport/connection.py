@@ -5,7 +5,9 @@ The same limits apply to probes, except that the limit of connections does not r
 
 import asyncio
 import logging
+import socket
 import ssl
+import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import Context
@@ -40,6 +42,7 @@ _MOST_WAITING_BYTES = 65_536
 """The most bytes of a body that wait to be read, before the connection stops reading from the client."""
 _LINGER_S = 5.0
 """How many seconds a connection stays open while the client still sends, or has not ended TLS."""
+_OF_BODY = (b"content-length", b"transfer-encoding")
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 _TOO_MANY_PIPELINED = Rejection(400, f"More than {_MAX_PIPELINED} requests wait on this connection.")
 """Only the log shows this error, because the connection ends after the responses to the waiting requests.
@@ -62,6 +65,8 @@ class Serving:
     delivery_s: float = inf
     """The longest time that running requests have when the server ends."""
     access_log: logging.Logger | None = None
+    takes_websockets: bool = False
+    """Whether `handle` gets requests for a WebSocket."""
     is_ending: bool = False
     """Whether each further response closes its connection."""
     connections: set[Any] = field(default_factory=set)
@@ -93,6 +98,7 @@ class Connection(asyncio.Protocol):
         self._headers: RawHeaders = []
         self._newest: Request | None = None  # the last request whose head has arrived
         self._running: Request | None = None
+        self._upgraded: Request | None = None  # which all further input belongs to
         self._waiting: deque[Request] = deque()
         self._num_piece_bytes = 0  # of the piece that the parser is reading
         self._num_dropped_bytes = self._num_trailers = 0
@@ -114,7 +120,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closed = self._ignores_input = True
-        self._newest = None
+        self._newest = self._upgraded = None
         del self._parser  # it refers to this object
         self._serving.connections.discard(self)
         self._serving.table.discard(self)
@@ -131,13 +137,22 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._ignores_input:
             return
+        if self._upgraded is not None:
+            self._keep(self._upgraded, data)
+            return
         self._idle.stop()
         stage_before = self._watch.stage
         self._num_piece_bytes = len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as err:
-            self._parse_without_upgrade(data[err.args[0] :])
+            rest = data[err.args[0] :]
+            if self._upgraded is None:
+                self._parse_without_upgrade(rest)
+                return
+            self._watch.disarm()
+            if rest:
+                self._keep(self._upgraded, rest)
         except httptools.HttpParserError as err:
             cause = err.__context__
             self._reject(cause.args[0] if isinstance(cause, RejectedError) else _MALFORMED)
@@ -174,13 +189,17 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if (rejection := self._find_head_error()) is not None:
             raise RejectedError(rejection)
-        if (parser := self._parser).should_upgrade():
+        parser = self._parser
+        if (is_upgrade := parser.should_upgrade()) and not self._is_for_websocket:
             return
         method, version = parser.get_method().decode("ascii"), parser.get_http_version()
         self._newest = request = Request(self, method, self._url, self._headers, version)
-        request.keep_alive &= parser.should_keep_alive()
+        request.keep_alive &= parser.should_keep_alive() and not is_upgrade
         self.has_begun = True
-        self._watch.note_body()
+        if is_upgrade:
+            self._upgraded, request.is_websocket = request, True
+        else:
+            self._watch.note_body()
         if self._running is None:
             self._start(request)
         else:
@@ -194,15 +213,13 @@ class Connection(asyncio.Protocol):
             self._num_dropped_bytes += len(body)
             if self._num_dropped_bytes > self._limits.max_body_bytes:
                 self._close()
-        elif request.add_part(body) > _MOST_WAITING_BYTES and not self._is_paused:
-            self._is_paused = True
-            self._transport.pause_reading()
+        else:
+            self._keep(request, body)
 
     def on_message_complete(self) -> None:
         if self._newest is not None and self._watch.stage is Stage.BODY:
             self._newest.end_body()
-        if self._waiting:
-            self.resume_reading()  # otherwise, the end of the connection might not be noticed
+        self.resume_reading()  # otherwise, the end of the connection would not be noticed
         self._watch.note_end()
 
     def begin_response(self, request: Request) -> tuple[bytes, bytes]:
@@ -235,6 +252,10 @@ class Connection(asyncio.Protocol):
             self._idle.start(self._serving.keep_alive_s, self._close)
         self._serving.table.note_idle(self)
 
+    def abort(self) -> None:
+        self._ignores_input = True
+        self._transport.abort()
+
     def resume_reading(self) -> None:
         if self._is_paused:
             self._is_paused = False
@@ -252,8 +273,7 @@ class Connection(asyncio.Protocol):
         """Closes this connection without a running request. Returns False while bytes are unsent."""
         if self._num_unsent_bytes:
             return False
-        self._ignores_input = True
-        self._transport.abort()
+        self.abort()
         return True
 
     def _create_parser(self) -> httptools.HttpRequestParser:
@@ -276,7 +296,26 @@ class Connection(asyncio.Protocol):
         finally:
             if request is self._running:  # no response, or a part of one
                 self._running = None
-                self._close()
+                if request.version == "1.0" and request.status is not None:
+                    self._reset()
+                else:
+                    self._close()
+
+    def _reset(self) -> None:
+        """Resets the connection, because a usual end would look like the end of the response."""
+        client = self._transport.get_extra_info("socket")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()
+
+    def _keep(self, request: Request, body: bytes) -> None:
+        if request.add_part(body) > _MOST_WAITING_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    @property
+    def _is_for_websocket(self) -> bool:
+        is_get = self._parser.get_method() == b"GET" and self._serving.takes_websockets
+        return is_get and (find_header(self._headers, b"upgrade") or "").lower() == "websocket"
 
     def _parse_without_upgrade(self, rest: bytes) -> None:
         """Parses the request again without its upgrade headers, which make the body another protocol's."""
@@ -296,9 +335,12 @@ class Connection(asyncio.Protocol):
                 return _ENCODED
         if self._parser.should_upgrade():
             is_connect = self._parser.get_method() == b"CONNECT"
-            if is_connect or (find_header(self._headers, b"upgrade") or "").lower() == "websocket":
+            is_websocket = (find_header(self._headers, b"upgrade") or "").lower() == "websocket"
+            if is_connect or (is_websocket and not self._serving.takes_websockets):
                 wanted = "CONNECT" if is_connect else "an upgrade to websocket"
                 return Rejection(400, f"The request asks for {wanted}: this server speaks HTTP/1.1 only.")
+            if self._is_for_websocket and any(name in _OF_BODY and value != b"0" for name, value in self._headers):
+                return Rejection(400, "The request has a body and an Upgrade: send it without one.")
         if len(self._waiting) >= _MAX_PIPELINED:
             return _TOO_MANY_PIPELINED
         if not self._has_room and self._url.partition(b"?")[0].decode("latin-1") not in PROBE_PATHS:
@@ -374,8 +416,7 @@ class Connection(asyncio.Protocol):
     def _abort_stalled(self) -> None:
         limit, flag = self._limits.send_timeout_s, flag_of("send_timeout_s")
         logger.info("a client has read nothing for %g s (%s): cancelling its request", limit, flag)
-        self._ignores_input = True
-        self._transport.abort()
+        self.abort()
 
 
 def _date() -> tuple[bytes, bytes]:

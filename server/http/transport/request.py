@@ -18,6 +18,10 @@ RawHeaders = list[tuple[bytes, bytes]]
 """Headers as the client sent them, with names in lower case."""
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _CLOSE = (b"connection", b"close")
+_CHUNKED = ((b"transfer-encoding", b"chunked"),)
+_EVENT_HEADERS = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
+_SWITCHING = 101
+_WITHOUT_BODY = (_SWITCHING, 204, 304)
 _MOST_COPIED = 65_536
 """Larger bodies are not copied behind the response's head."""
 
@@ -29,12 +33,20 @@ class ClientGoneError(Exception):
 class Request:
     """A request whose head has arrived."""
 
+    is_websocket = False
+    """Whether the client asks for a WebSocket. All its further input is the body of this request."""
+    has_date = False
+    """Whether the response's own headers have its date."""
+    _is_chunked = False
+
     def __init__(
         self, connection: "Connection", method: str, target: bytes, headers: RawHeaders, version: str = "1.1"
     ) -> None:
         target_url = httptools.parse_url(target)
         path = (target_url.path or b"/").decode("ascii")
         self.method = method
+        self.raw_path = path
+        """The path as the client has spelled it."""
         self.path = unquote(path) if "%" in path else path
         self.query = (target_url.query or b"").decode("ascii")
         self.headers = headers
@@ -91,7 +103,7 @@ class Request:
         if self._has_read and self.wait_turn is not None:
             await self.wait_turn()
         elif not self._parts and (find_header(self.headers, b"expect") or "").lower() == "100-continue":
-            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._connection.write(b"" if self.version == "1.0" else b"HTTP/1.1 100 Continue\r\n\r\n")
         self._has_read = True
         self._connection.resume_reading()
         while not (self._parts or self._is_received or self.is_gone):
@@ -108,19 +120,43 @@ class Request:
             raise ClientGoneError
         self._working = asyncio.current_task()
 
-    async def send(self, answer: Answer) -> None:
-        """Sends a whole response."""
+    async def send(self, answer: Answer, reason: bytes = b"") -> None:
+        """Sends a whole response. `reason` replaces the status's own phrase."""
         await self._connection.may_write.wait()
         if self.is_gone:
             return
-        self.num_announced = len(answer.body)
-        head = self._head(answer.status, (*answer.headers, (b"content-length", b"%d" % len(answer.body))))
+        head = self._head(answer.status, answer.headers, len(answer.body), reason)
         if self.method == "HEAD" or len(answer.body) > _MOST_COPIED:
             self._connection.write(head)
             head = b""
         if self.method != "HEAD":
             self._connection.write(head + answer.body)
-        self._end()
+        self.end()
+
+    async def begin(self, status: int, headers: Headers, *, num_bytes: int | None = None, reason: bytes = b"") -> None:
+        """Sends the head of a response. `write` sends its body, and `end` ends it.
+
+        If the handler returns without `end`, the client can see that the response is incomplete.
+        """
+        await self._connection.may_write.wait()
+        self._connection.write(self._head(status, headers, num_bytes, reason))
+
+    async def write(self, data: bytes) -> None:
+        """Sends a part of the body, once the client has read enough of what was sent before."""
+        if not self._connection.may_write.is_set():
+            await self._connection.may_write.wait()
+        self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
+
+    def end(self) -> None:
+        """Ends the response."""
+        if self._is_chunked:
+            self._connection.write(b"0\r\n\r\n")
+        self.is_answered = True
+        self._connection.end_response(self)
+
+    def abort(self) -> None:
+        """Closes the client's connection immediately."""
+        self._connection.abort()
 
     async def stream(self, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers] = tuple) -> None:
         """Sends a stream of server-sent events. Closes the generator if sending ends early.
@@ -135,26 +171,29 @@ class Request:
                 if not may_write.is_set():
                     await may_write.wait()
                 if self.status is None:
-                    fixed = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
-                    framing = ((b"transfer-encoding", b"chunked"),) if is_chunked else ()
-                    data = self._head(200, (*fixed, *headers(), *framing)) + data
+                    data = self._head(200, (*_EVENT_HEADERS, *headers())) + data
                 write(data)
         if self.status is not None:
-            write(b"0\r\n\r\n" if is_chunked else b"")
-            self._end()
+            self.end()
 
-    def _head(self, status: int, headers: Headers) -> bytes:
+    def _head(self, status: int, headers: Headers, num_bytes: int | None = None, reason: bytes = b"") -> bytes:
+        """The head of a response with a body of `num_bytes`, or with an unknown length."""
         self.status = status
         if _CLOSE in headers:
             self.keep_alive = False
-        common = self._connection.begin_response(self)
-        closing = () if self.keep_alive or _CLOSE in headers else (_CLOSE,)
-        lines = [b"%b: %b\r\n" % field for field in (common, *headers, *self.added_headers, *closing)]
-        return b"".join((_STATUS_LINES[status], *lines, b"\r\n"))
-
-    def _end(self) -> None:
-        self.is_answered = True
-        self._connection.end_response(self)
+        framing: Headers = ()
+        if num_bytes is not None:
+            self.num_announced = num_bytes
+            framing = ((b"content-length", b"%d" % num_bytes),)
+        elif self.method != "HEAD" and status not in _WITHOUT_BODY:
+            self._is_chunked = self.version != "1.0"
+            framing = _CHUNKED if self._is_chunked else ()
+        date = self._connection.begin_response(self)
+        common = () if self.has_date else (date,)
+        closing = () if self.keep_alive or status == _SWITCHING or _CLOSE in headers else (_CLOSE,)
+        lines = [b"%b: %b\r\n" % field for field in (*common, *headers, *framing, *self.added_headers, *closing)]
+        line = b"HTTP/1.1 %d %b\r\n" % (status, reason) if reason else _STATUS_LINES.get(status)
+        return b"".join((line or b"HTTP/1.1 %d \r\n" % status, *lines, b"\r\n"))
 
     def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():

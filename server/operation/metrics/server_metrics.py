@@ -21,7 +21,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from base.http_buckets import HTTP_BUCKETS
+from base.http_requests import HTTP_BUCKETS
 from base.lifecycle import Lifecycle, StartView
 from server.operation.engine_watchdog import SILENCE_METRIC
 from server.operation.metrics.collectors import (
@@ -111,7 +111,7 @@ class ServerMetrics:
             registry=registry,
         )
         for name, pool in renderer.pools.owned.items():
-            pool.subscribe_waits(waits.labels(name).observe)
+            pool.on_wait = waits.labels(name).observe
 
     def read_silence_from(self, read: Callable[[], float]) -> None:
         """Sets the function that returns how many seconds the engine has been silent."""

@@ -21,23 +21,19 @@ class RendererPool(ThreadPoolExecutor):
 
     def __init__(self, num_workers: int, *, name: str) -> None:
         super().__init__(num_workers, thread_name_prefix=name, initializer=_give_way)
-        self.num_workers = num_workers
-        self._on_wait: Callable[[float], None] = lambda _: None
+        self.on_wait: Callable[[float], None] = lambda _: None
+        """Threads call this with the time, in seconds, that their work item has waited."""
 
     @property
     def num_waiting(self) -> int:
         """The number of work items that no thread has taken yet."""
         return self._work_queue.qsize()
 
-    def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
-        """Sets the function that threads call with the time, in seconds, that their work item has waited."""
-        self._on_wait = on_wait
-
     def submit(self, fn: Callable[P, Result], /, *args: P.args, **kwargs: P.kwargs) -> "Future[Result]":
         submitted_s = perf_counter()
 
         def run() -> Result:
-            self._on_wait(perf_counter() - submitted_s)
+            self.on_wait(perf_counter() - submitted_s)
             return fn(*args, **kwargs)
 
         return super().submit(run)

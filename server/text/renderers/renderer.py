@@ -217,14 +217,10 @@ class Renderer:
         """The cache of processed images. None if the model accepts no images."""
         return None if self.vision is None else self.vision.cache
 
-    def clear_mm_cache(self) -> None:
-        """Drops all processed images. Runs in the image thread, the only thread that uses the cache."""
-        if self.mm_cache is not None:
-            self.mm_cache.clear()
-
     async def clear_mm_cache_async(self) -> None:
-        """Drops all processed images. Waits until the image thread has finished its current image."""
-        await asyncio.get_running_loop().run_in_executor(self._mm_executor, self.clear_mm_cache)
+        """Drops all processed images, in the image thread, the only thread that uses the cache."""
+        if self.mm_cache is not None:
+            await asyncio.get_running_loop().run_in_executor(self._mm_executor, self.mm_cache.clear)
 
     def configure(self, info: EngineInfo) -> None:
         """Sets the limits that the engine reports after it has loaded the model."""

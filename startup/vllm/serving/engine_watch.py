@@ -22,7 +22,7 @@ def create_watchdog(client: Any, context: ServerContext, server: WatchedServer) 
     """The watchdog for the engines of `client`, vLLM's AsyncLLM. None if they are not watched."""
     record, timeout_s = context.record, context.watchdog_timeout_s
     core: Any = getattr(client, "engine_core", None)
-    if not timeout_s or record is None or not hasattr(core, "core_engines"):
+    if not timeout_s or not hasattr(core, "core_engines"):
         return None
     try:
         if getattr(client.vllm_config.parallel_config, "enable_fault_tolerance", False):

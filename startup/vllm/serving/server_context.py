@@ -23,7 +23,7 @@ class ChildLink(NamedTuple):
 class ServerContext(NamedTuple):
     """The launcher's objects and settings for the server. A child process gets only the first two of them."""
 
-    record: OutputRecord | None
+    record: OutputRecord
     """The record of the engine's processes."""
     watchdog_timeout_s: float
     """Seconds after which a silent engine is ended. 0 if engines are not watched."""

@@ -153,7 +153,7 @@ class ServingEvents:
                 release_port()
 
 
-def report_serving(pipes: ChildLink, record: OutputRecord | None) -> None:
+def report_serving(pipes: ChildLink, record: OutputRecord) -> None:
     """Makes a child that runs uvicorn notify the launcher, and wait for the port, before uvicorn accepts."""
 
     def send(event: bytes) -> None:

@@ -1,6 +1,7 @@
 """Runs the real application on real sockets, in front of models' servers that a test writes."""
 
 import asyncio
+import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from aiohttp import web
 from base.security.api_keys import ApiKeys
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.child.child import ChildProgress
-from router.http.app import AppOptions, create_runner
+from router.http.app import AppOptions, create_server
 from router.metrics import RouterMetrics
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused, ModelStatus
@@ -197,12 +198,12 @@ class SmallRouter:
         self.pool = SmallPool([*entries, *(ModelEntry(name=name) for name in names)])
         of_app = {**_OPTIONS} | {name: options.pop(name) for name in AppOptions.__dataclass_fields__ if name in options}
         app_options = AppOptions(network=NetworkConfig(**options), api_keys=ApiKeys(tuple(keys)), **of_app)
-        runner = create_runner(pool or self.pool, app_options)  # type: ignore[arg-type]
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.port = runner.addresses[0][1]
+        server = create_server(pool or self.pool, app_options)  # type: ignore[arg-type]
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        serving = asyncio.create_task(server.serve(listener))
+        self._stack.push_async_callback(asyncio.gather, serving)
+        self._stack.callback(server.stop.set)
         if running is not None:
             await self.start_model(names[0], running)
 

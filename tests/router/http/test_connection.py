@@ -1,29 +1,31 @@
-"""The router limits incomplete requests as the embedded engine's server does. Clients send raw HTTP."""
+"""Connections of the router's clients, which send raw HTTP."""
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
-import uvloop
 
-from base.security.tls import create_tls_context
-from base.server_settings import TlsConfig
 from server.terms.limits import LimitsConfig
-from tests.router.http.small_router import SmallRouter, eventually, post
-from tests.router.http.test_proxy import CHAT, Endless, body_of, echo
-from tests.support.certificates import make_certificate, needs_openssl
+from tests.router.http.small_router import eventually, post
+from tests.router.http.test_proxy import CHAT, body_of, echo
 
 GET = b"GET /health HTTP/1.1\r\nHost: h\r\n"
 
 
 @pytest.mark.parametrize(
-    "head", ["GET /health HTTP/1.1", "GET /health HTTP/1.1\r\nHost: h\r\nHost: g", "GET /health HTTP/2.0\r\nHost: h"]
+    ("version", "headers"),
+    [
+        ("1.1", ""),
+        ("1.1", "Host: h\r\nHost: g\r\n"),
+        ("1.1", "Host: h\r\nContent-Type: a\r\nContent-Type: b\r\n"),
+        ("1.0", "Transfer-Encoding: chunked\r\n"),
+        ("2.0", "Host: h\r\n"),
+    ],
 )
-async def test_a_request_needs_one_host_and_http_1(router, head):
+async def test_a_request_needs_one_host_one_type_and_http_1(router, version, headers):
     await router.serve("m", "n")
-    reader, _ = await router.connect(f"{head}\r\n\r\n".encode())
-    assert (await reader.read()).startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+    reader, _ = await router.connect(f"POST /health HTTP/{version}\r\n{headers}\r\n".encode())
+    assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
 
 
 async def test_a_request_and_its_answer_may_take_longer_than_a_head(router):
@@ -58,34 +60,6 @@ async def test_requests_that_are_being_answered_keep_their_connections(router):
     assert b" 200 " in await probing.readuntil(b"\r\n\r\n")
     await router.start_model("m", echo)
     assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
-
-
-@needs_openssl
-def test_a_tls_handshake_counts_as_a_connection(tmp_path):
-    files = make_certificate(tmp_path, "a")
-    config = TlsConfig(ssl_certfile=str(files.certificate), ssl_keyfile=str(files.key))
-
-    async def run() -> None:
-        async with AsyncExitStack() as stack:
-            router = SmallRouter(tmp_path, stack)
-            limits = LimitsConfig(max_connections=2, header_timeout_s=60)
-            await router.serve("m", tls_context=lambda: create_tls_context(config), limits=limits)
-            halves = [await router.connect() for _ in range(4)]
-            with suppress(ConnectionError):
-                assert await halves[0][0].read() == b""
-            reader, writer = await router.connect(ssl=files.client_context(), server_hostname="localhost")
-            writer.write(GET + b"\r\n")
-            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as in the router
-        runner.run(run())
-
-
-async def test_a_client_that_does_not_read_is_disconnected(router):
-    await router.serve("m", running=Endless(), limits=LimitsConfig(send_timeout_s=0.2))
-    await router.connect(post(CHAT, body_of()), limit=1)
-    await eventually(lambda: router.pool.num_leases == 1)
-    await eventually(lambda: router.pool.num_leases == 0)
 
 
 async def test_headers_that_are_not_utf_8_arrive(router):

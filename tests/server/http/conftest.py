@@ -44,7 +44,7 @@ from tests.support.http_client import RawClient
 from tests.support.waiting import wait_until as poll
 
 MODEL = "smol"
-[EOS] = INFO.eos_token_ids
+EOS = 2
 MAX_MODEL_LEN = INFO.max_model_len
 PROMPT = "The capital of France is"
 MESSAGES = [{"role": "user", "content": "Hello"}]

@@ -14,9 +14,9 @@ LARGE = "The quick brown fox jumps over the lazy dog. " * 2000
 def pool_waits(renderer):
     """The waiting time of each work item that a thread of the pool has begun."""
     waits: list[float] = []
-    renderer.pools.owned["text"].subscribe_waits(waits.append)
+    renderer.pools.owned["text"].on_wait = waits.append
     yield waits
-    renderer.pools.owned["text"].subscribe_waits(lambda _: None)
+    renderer.pools.owned["text"].on_wait = lambda _: None
 
 
 @pytest.fixture

@@ -218,7 +218,7 @@ def test_lines_of_a_request_have_its_id():
     line, other = lines_of(
         """
 import asyncio
-from base.request_ids import REQUEST_ID
+from base.http_requests import REQUEST_ID
 async def serve(name):
     REQUEST_ID.set(name)
     await asyncio.create_task(work())

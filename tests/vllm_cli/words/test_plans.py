@@ -228,7 +228,7 @@ def test_every_declared_flag_is_derived_once_and_every_field_can_be_set():
 def test_fields_filled_by_one_flag_or_by_a_variable_have_its_default():
     defaults = {path: field.default for path, field, *_ in CONFIG_FIELDS}
     shared = {flag.name: {defaults[path] for path in flag.fields} for flag in SUPPORTED if len(flag.fields) > 1}
-    assert shared == {"--model": {None}, "--trust-remote-code": {False}, "--enable-prompt-embeds": {False}}
+    assert shared == {"--model": {None}, "--trust-remote-code": {False}}
     defaults = {path: field.default for path, field, *_ in CONFIG_FIELDS if field.default is not MISSING}
     assert {path: variable.default for path, variable in VARIABLES.items()}.items() <= defaults.items()
 

@@ -222,8 +222,6 @@ def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorM
     """
     try:
         kind = _processor_class(path)
-        if not hasattr(kind, "replace_image_token"):
-            raise TokenizerLoadError(f"transformers {transformers.__version__} is too old")
         settings, _ = kind.get_processor_dict(path, local_files_only=True)
         parts = {
             "tokenizer": tokenizer,

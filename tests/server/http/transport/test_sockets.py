@@ -81,6 +81,20 @@ def test_a_request_sent_with_the_end_of_the_handshake_is_answered(certificate):
     uvloop.run(run())
 
 
+@needs_openssl
+def test_a_handshake_counts_as_a_connection(certificate):
+    async def run() -> None:
+        async with serve(LimitsConfig(max_connections=2, header_timeout_s=600), certificate) as served:
+            halves = [await served.connect(tls=False) for _ in range(4)]
+            with suppress(ConnectionError):
+                assert await halves[0][0].read() == b""
+            assert await served.exchange(HEAD + b"connection: close\r\n\r\n", tls=True)
+            for _, writer in halves:
+                writer.close()
+
+    uvloop.run(run())
+
+
 NUM_CLIENTS = 20
 
 

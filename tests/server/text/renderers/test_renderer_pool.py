@@ -39,7 +39,7 @@ async def test_waiting_times_are_reported(tiny_llama, monkeypatch):
     with Renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer:
         pool = renderer.pools.owned["text"]
         waits: list[float] = []
-        pool.subscribe_waits(waits.append)
+        pool.on_wait = waits.append
         release = threading.Event()
         busy = asyncio.ensure_future(renderer.pools.run(release.wait, 60))
         waiting = asyncio.ensure_future(renderer.pools.run(int))
@@ -198,7 +198,7 @@ async def main(renderer):
     await run(renderer.prompts.render, 'hi' * 1000, TextOptions(truncate_prompt_tokens=5))
     await run(renderer.detokenize, [1, 2, 3])
     return await run(renderer.prompts.render_all, prompts, TextOptions())
-with Renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
+with Renderer(ModelFiles(path, path), RendererConfig()) as renderer:
     renderer.warm_up()
     renderer.prompts.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')
     rendered = asyncio.run(main(renderer))

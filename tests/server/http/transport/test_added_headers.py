@@ -1,6 +1,6 @@
 import pytest
 
-from server.http.routes.endpoint import read_request_id
+from server.http.transport.added_headers import read_request_id
 
 
 def read(given: str) -> str | None:
