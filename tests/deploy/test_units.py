@@ -138,7 +138,8 @@ class Systemd:
         """The process id of a service's main process, in this process's namespace."""
         inner = self.show(unit, "MainPID")
         processes = psutil.Process(self._unshare.pid).children(recursive=True)
-        [pid] = [process.pid for process in processes if _innermost_pid(process.pid) == inner]
+        statuses = {process.pid: Path(f"/proc/{process.pid}/status").read_text() for process in processes}
+        [pid] = [pid for pid, text in statuses.items() if re.search(rf"^NSpid:.*\s{inner}$", text, re.M)]
         return pid
 
 
@@ -153,11 +154,6 @@ def _own_cgroup() -> Path:
     cgroup = parents[0] / f"vllm-cli-test-{os.getpid()}"
     cgroup.mkdir()
     return cgroup
-
-
-def _innermost_pid(pid: int) -> str:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(line for line in lines if line.startswith("NSpid:")).split()[-1]
 
 
 _UNITS = {path.name: path.read_text() for path in (DEPLOY / "systemd").iterdir()}

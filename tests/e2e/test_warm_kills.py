@@ -147,7 +147,8 @@ def test_a_server_outlives_what_it_was_forked_from(phase, tiny_llama, tmp_path):
                 family = [psutil.Process(start.front.pid), start.server, *start.server.children(recursive=True)]
                 start.victim(role).kill()
                 start.resume()
-                wait_until(lambda start=start: _is_healthy(start.port) or start.front.poll() is not None)
+                url = f"http://127.0.0.1:{start.port}/health"
+                wait_until(lambda url=url, front=start.front: ask(url).status == 200 or front.poll() is not None)
                 assert start.front.poll() is None
                 family += start.server.children(recursive=True)
                 if role == "template":
@@ -159,10 +160,6 @@ def test_a_server_outlives_what_it_was_forked_from(phase, tiny_llama, tmp_path):
                 assert start.front.wait(60) == 0
                 wait_until(lambda family=family: all(is_gone(process.pid) for process in family))
         wait_until(lambda: is_gone(template.pid))
-
-
-def _is_healthy(port: int) -> bool:
-    return ask(f"http://127.0.0.1:{port}/health").status == 200
 
 
 def _assert_next_start_is_warm(environment: Mapping[str, str], model: Path) -> None:

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -267,21 +266,17 @@ def test_a_model_is_after_its_sleep_as_before(tmp_path, sockets, words, num_gpus
     (tmp_path / "adapter").mkdir()
     save_adapter(tmp_path / "adapter")
     with Sleeper(*words, folder=tmp_path, socket_folder=sockets, num_gpus=num_gpus) as server:
-        _assert_unchanged(server.wait_ready(), ask, levels)
+        expected, weights = ask(server.wait_ready()), server.weights()
+        for level in levels * 2:
+            awake = server.used_bytes()
+            server.sleep(level)
+            assert max(server.used_bytes()) < _ASLEEP_BYTES
+            assert server.health() == 200
+            server.wake()
+            assert min(server.used_bytes()) > min(min(awake), _AWAKE_BYTES) - _ASLEEP_BYTES
+            assert server.weights() == weights
+            assert ask(server) == expected
         server.sleep(levels[0])
         assert server.terminate(signal.SIGTERM) == 0
     assert "EngineHangError" not in server.log
     assert "ERROR" not in server.log
-
-
-def _assert_unchanged(server: Sleeper, ask: Callable[[Sleeper], Any], levels: tuple[int, ...]) -> None:
-    expected, weights = ask(server), server.weights()
-    for level in levels * 2:
-        awake = server.used_bytes()
-        server.sleep(level)
-        assert max(server.used_bytes()) < _ASLEEP_BYTES
-        assert server.health() == 200
-        server.wake()
-        assert min(server.used_bytes()) > min(min(awake), _AWAKE_BYTES) - _ASLEEP_BYTES
-        assert server.weights() == weights
-        assert ask(server) == expected

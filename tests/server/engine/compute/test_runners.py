@@ -197,16 +197,12 @@ def test_a_graph_has_the_bits_of_its_layer_in_bfloat16(llama):
 
 def test_layers_whose_values_decide_in_python_keep_their_forward(llama):
     for layer in llama.model.layers[1:]:
-        layer.mlp.register_forward_pre_hook(_double_if_positive)
+        layer.mlp.register_forward_pre_hook(lambda _, args: args[0] * 2 if args[0].mean() > 0 else args[0])
     wanted = greedy_outputs(llama, PROMPTS, 12)
     engine = SmallEngine(llama)
     finish_idle_work(engine)
     assert count_traced(llama) == (1, 2)
     assert [engine.generate([p], max_tokens=12)[0] for p in PROMPTS] == wanted
-
-
-def _double_if_positive(module: torch.nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:
-    return args[0] * 2 if args[0].mean() > 0 else args[0]
 
 
 def _logprobs(engine: SmallEngine) -> list[list[float]]:
