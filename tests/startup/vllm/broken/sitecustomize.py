@@ -88,11 +88,14 @@ def _without_phases(*known, in_forks=True, kind=KeyError):
     """Our wrapper of vLLM's functions raises an error except for these names, in forks or the API server."""
     scope = {"known": known, "kind": kind, "nullcontext": nullcontext}
     exec(_PHASE, scope)
-    record = SimpleNamespace(phase=scope["phase"])
 
-    def change(spans):
-        start = spans.this_start
-        spans.this_start = type("Start", (), {"journal": property(lambda _: start.journal), "record": record})()
+    def change(journal):
+        def set_attribute(start, name, value):
+            if name == "record" and value is not None:
+                value.phase = scope["phase"]
+            object.__setattr__(start, name, value)
+
+        type(journal.this_start).__setattr__ = set_attribute
 
     if in_forks == _IS_FORKSERVER:
         _after_import("startup.vllm.journal", change)
