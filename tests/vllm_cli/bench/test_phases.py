@@ -129,7 +129,7 @@ def test_phases_of_the_embedded_engine(invoke, tmp_path):
     (figures,) = json.loads(done.stdout)["sides"][0]["conditions"][0]["rounds"]
     assert set(PHASES) - set(figures["phases_s"]) <= {"workers", "CUDA graphs"}
     assert sum(figures["phases_s"].values()) == pytest.approx(figures["first_token_s"])
-    assert figures["phases_s"]["imports"] > figures["phases_s"]["weights"] > 0
+    assert figures["phases_s"]["imports"] > 0  # a later phase may end before the one before it, and has 0 s then
     assert "1 imports" in done.stderr
 
 
