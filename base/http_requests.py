@@ -18,6 +18,7 @@ HTTP_BUCKETS: Final = (
 )  # fmt: skip
 """Bounds in seconds, as in vLLM's `http_request_duration_highr_seconds`."""
 _MOST_DECODED: Final = 4096
+"""Characters of the longest text that is decoded. No name or path of the APIs is longer."""
 CLIENT_GONE: Final = 499
 """The status that is counted if the client leaves before its response is complete."""
 
@@ -34,15 +35,12 @@ def without_final_slash(path: str, known: Container[str]) -> str:
 
 
 def decode(text: str) -> str:
-    """Decodes percent signs. Leaves a text of more than 4096 characters, which is no name, as it is.
-
-    64 KiB of percent signs would hold the event loop for 20 ms.
-    """
+    """Decodes percent signs, unless the text is longer: 64 KiB of them hold the event loop for 20 ms."""
     return unquote(text) if "%" in text and len(text) <= _MOST_DECODED else text
 
 
 def encode(path: str) -> str:
-    """Encodes a path that `decode` has returned for the log."""
+    """The path as the log shows it. `path` is what `decode` has returned."""
     return quote(path) if len(path) <= _MOST_DECODED else path
 
 

@@ -77,11 +77,14 @@ def relayed_error_events(status: int, body: bytes, path: str) -> bytes:
 def _as_failed(error: Exception) -> Exception:
     if not isinstance(error, ModelRefused):
         return error
-    after_s = error.retry_after_s
-    headers = () if after_s is None else ((b"retry-after", b"%d" % max(1, math.ceil(after_s))),)
-    return FailedRequestError(
-        error.status, error.message, param="model" if error.status == 404 else None, headers=headers
-    )
+    headers = () if error.retry_after_s is None else retry_after(error.retry_after_s)
+    param = "model" if error.status == 404 else None
+    return FailedRequestError(error.status, error.message, param=param, headers=headers)
+
+
+def retry_after(seconds: float) -> Headers:
+    """The header `Retry-After`, in whole seconds, at least one."""
+    return ((b"retry-after", b"%d" % max(1, math.ceil(seconds))),)
 
 
 def _format_of_stream(path: str) -> FailureFormat:

@@ -7,10 +7,10 @@ from typing import Final
 from base.http_requests import decode, query_value
 from router.http.answers import CLOSES, FailedRequestError
 from router.metrics import RequestRecord
-from server.http.transport.request import Request, find_header
+from server.http.transport.request import Request, announces_body, find_header
 
 _SINGLE: Final = (b"host", b"content-type", b"transfer-encoding")
-"""Headers that may occur only once. Of two, a model's server could read the other one."""
+"""Headers that may occur only once. A model's server could read another one than the router."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class ClientRequest:
 
     @property
     def is_read(self) -> bool:
-        """Whether the method is one that changes nothing."""
+        """Whether the request only reads, by its method."""
         return self.method in ("GET", "HEAD")
 
     @property
     def has_body(self) -> bool:
-        return self.header(b"content-length") not in (None, "0") or self.header(b"transfer-encoding") is not None
+        return announces_body(self.http.headers)
 
     def header(self, name: bytes) -> str | None:
         """The value of a header. `name` is in lower case."""

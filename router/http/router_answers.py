@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from base.status_page.page import DATA_PATH, read_page
-from router.http.answers import TEXT, FailedRequestError, shown
+from router.http.answers import TEXT, FailedRequestError, retry_after, shown
 from router.http.client_request import ClientRequest
 from router.http.model_choice import ModelChoice
 from router.http.model_list import PoolListing
@@ -103,7 +103,7 @@ class RouterAnswers:
             has_commands = any(entry.foreign for entry in self._pool.entries.values())
             return Answer(b"OK", headers=TEXT) if has_commands else Answer()  # llama-swap's body
         error = {"code": 503, "message": "The server is draining.", "type": "unavailable_error"}
-        return json_answer({"error": error, "status": "draining"}, status=503, headers=((b"retry-after", b"1"),))
+        return json_answer({"error": error, "status": "draining"}, status=503, headers=retry_after(1))
 
     async def _livez(self, request: ClientRequest) -> Answer:
         return Answer()

@@ -1,12 +1,12 @@
 """Answers requests to a router with one model (`serve MODEL --idle-stop`), also while it is stopped."""
 
 import asyncio
-import math
 from functools import partial
 from typing import Final
 
 from base.status_page.page import DATA_PATH
 from router.child.child import Child
+from router.http.answers import retry_after
 from router.http.client_request import ClientRequest
 from router.http.model_choice import ModelChoice
 from router.http.proxy import Proxy
@@ -57,9 +57,8 @@ class SingleModelAnswers(RouterAnswers):
         return self._report_unready(status)
 
     def _report_unready(self, status: ModelStatus) -> Answer:
-        after_s = b"%d" % max(1, math.ceil(status.retry_after_s or 0))
         body = self._list.readiness(self._name) or _SILENT
-        return json_answer(body, status=503, headers=((b"retry-after", after_s),))
+        return json_answer(body, status=503, headers=retry_after(status.retry_after_s or 0))
 
     async def readyz(self, request: ClientRequest) -> Answer:
         """Reports whether the router is ready. With `?model`, reports whether the model is ready."""

@@ -1,4 +1,4 @@
-"""All flags of `serve` by name, with those that have no effect in the embedded engine or that it refuses."""
+"""All flags of `serve` by name, also those without effect in the embedded engine, and those it refuses."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache

@@ -192,7 +192,7 @@ def ask_until_answered(ask: Callable[[], T], target: Target) -> T:
 
 
 def _find_server(target: Target, config: BenchConfig) -> ReadyServer:
-    """Requests a completion, with the target's model or the first one that the server lists."""
+    """Requests a completion. Without a model in the target, the server's first model answers."""
     model = target.spec.model or ServerClient(parse_url(target.base_url), config.api_key).first_model()
     server = ReadyServer(base_url=target.base_url, path=config.path, model=model, api_key=config.api_key)
     server.find_first_text()

@@ -34,6 +34,7 @@ from server.text.renderers.prompts import ChatOptions, check_text_length, check_
 from server.text.renderers.renderer import Renderer
 from server.text.renderers.tokenizers.tokenizer import Cut, Encoded
 
+logger = logging.getLogger(__name__)
 EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
 Dimensions = Annotated[int, Meta(ge=1)]
 AnyTokenId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -189,8 +190,6 @@ class PromptReader:
             raise RequestError(f"`{param}` has no tokens", param=param)
         return prompt
 
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=PoolingFields)
 

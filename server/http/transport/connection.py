@@ -31,7 +31,7 @@ from server.http.transport.read_watch import (
     head_too_large,
     too_many_headers,
 )
-from server.http.transport.request import RawHeaders, Request, find_header
+from server.http.transport.request import RawHeaders, Request, announces_body, find_header
 from server.terms.limits import LimitsConfig, flag_of
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ _MOST_WAITING_BYTES = 65_536
 """The most bytes of a body that wait to be read, before the connection stops reading from the client."""
 _LINGER_S = 5.0
 """How many seconds a connection stays open while the client still sends, or has not ended TLS."""
-_OF_BODY = (b"content-length", b"transfer-encoding")
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 _TOO_MANY_PIPELINED = Rejection(400, f"More than {_MAX_PIPELINED} requests wait on this connection.")
 """Only the log shows this error, because the connection ends after the responses to the waiting requests.
@@ -314,8 +313,12 @@ class Connection(asyncio.Protocol):
 
     @property
     def _is_for_websocket(self) -> bool:
-        is_get = self._parser.get_method() == b"GET" and self._serving.takes_websockets
-        return is_get and (find_header(self._headers, b"upgrade") or "").lower() == "websocket"
+        is_get = self._parser.get_method() == b"GET"
+        return is_get and self._serving.takes_websockets and self._names_websocket
+
+    @property
+    def _names_websocket(self) -> bool:
+        return (find_header(self._headers, b"upgrade") or "").lower() == "websocket"
 
     def _parse_without_upgrade(self, rest: bytes) -> None:
         """Parses the request again without its upgrade headers, which make the body another protocol's."""
@@ -335,11 +338,10 @@ class Connection(asyncio.Protocol):
                 return _ENCODED
         if self._parser.should_upgrade():
             is_connect = self._parser.get_method() == b"CONNECT"
-            is_websocket = (find_header(self._headers, b"upgrade") or "").lower() == "websocket"
-            if is_connect or (is_websocket and not self._serving.takes_websockets):
+            if is_connect or (self._names_websocket and not self._serving.takes_websockets):
                 wanted = "CONNECT" if is_connect else "an upgrade to websocket"
                 return Rejection(400, f"The request asks for {wanted}: this server speaks HTTP/1.1 only.")
-            if self._is_for_websocket and any(name in _OF_BODY and value != b"0" for name, value in self._headers):
+            if self._is_for_websocket and announces_body(self._headers):
                 return Rejection(400, "The request has a body and an Upgrade: send it without one.")
         if len(self._waiting) >= _MAX_PIPELINED:
             return _TOO_MANY_PIPELINED

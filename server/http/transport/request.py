@@ -18,6 +18,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 """Headers as the client sent them, with names in lower case."""
 _STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _CLOSE = (b"connection", b"close")
+_OF_BODY = (b"content-length", b"transfer-encoding")
 _CHUNKED = ((b"transfer-encoding", b"chunked"),)
 _EVENT_HEADERS = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
 _SWITCHING = 101
@@ -145,7 +146,7 @@ class Request:
         """Sends a part of the body, once the client has read enough of what was sent before."""
         if not self._connection.may_write.is_set():
             await self._connection.may_write.wait()
-        self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
+        self._connection.write(self._framed(data))
 
     def end(self) -> None:
         """Ends the response."""
@@ -163,16 +164,13 @@ class Request:
 
         The headers are sent with the first event, because they contain its timing.
         """
-        is_chunked = self.version != "1.0"
         may_write, write = self._connection.may_write, self._connection.write
         async with aclosing(events):
             async for event in events:
-                data = b"%x\r\n%b\r\n" % (len(event), event) if is_chunked else event
                 if not may_write.is_set():
                     await may_write.wait()
-                if self.status is None:
-                    data = self._head(200, (*_EVENT_HEADERS, *headers())) + data
-                write(data)
+                head = self._head(200, (*_EVENT_HEADERS, *headers())) if self.status is None else b""
+                write(head + self._framed(event))
         if self.status is not None:
             self.end()
 
@@ -195,9 +193,17 @@ class Request:
         line = b"HTTP/1.1 %d %b\r\n" % (status, reason) if reason else _STATUS_LINES.get(status)
         return b"".join((line or b"HTTP/1.1 %d \r\n" % status, *lines, b"\r\n"))
 
+    def _framed(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data
+
     def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
+
+
+def announces_body(headers: RawHeaders) -> bool:
+    """Whether a request with these headers has a body that is not empty."""
+    return any(name in _OF_BODY and value != b"0" for name, value in headers)
 
 
 def find_header(headers: RawHeaders, name: bytes) -> str | None:

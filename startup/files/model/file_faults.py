@@ -25,6 +25,9 @@ UNREADABLE: Final = "cannot be read: {}: give this user the right to read it"
 _MOST_LEVELS: Final = 3
 _MOST_SEARCHED: Final = 2000
 """How many levels, and how many files and folders, are searched for a model."""
+_MAX_PARSED_BYTES: Final = 16_000_000
+"""The largest file that is parsed, at 7 ms per MB. Only both ends of a larger file are checked."""
+_PIECE_BYTES: Final = 1 << 16
 
 
 def file_problem(path: Path) -> str | None:
@@ -87,15 +90,6 @@ def first_bytes(path: Path, num_bytes: int = _READ_BYTES) -> bytes:
     with suppress(OSError), path.open("rb") as opened:
         return opened.read(num_bytes)
     return b""
-
-
-_MAX_PARSED_BYTES: Final = 16_000_000
-"""The largest file that is parsed, in bytes. Parsing takes about 7 ms per MB.
-
-Only the first and the last character of a larger file are checked.
-"""
-
-_PIECE_BYTES: Final = 1 << 16
 
 
 class JsonFile(NamedTuple):

@@ -22,6 +22,8 @@ EngineName = Literal["embedded", "vllm"]
 
 LLAMA_ORIGINALS = "original/**/*"
 """vLLM's default for --ignore-patterns."""
+_NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "custom_class")
+"""Values of `model` and `method` in --speculative-config with which vLLM reads no draft model."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,6 @@ class ModelRequest:
         if self.tokenizer_revision is not None or self.engine == "vllm":
             return self.tokenizer_revision or self.revision
         return self.revision if self.tokenizer in (None, self.model) else None
-
-
-_NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "custom_class")
-"""Values of `model` and `method` in --speculative-config with which vLLM reads no draft model."""
 
 
 def parse_adapter(text: str) -> tuple[str | None, str | None]:
