@@ -6,7 +6,7 @@
 #   make test-slow                         tests that need vLLM, a browser or minutes
 #   make figures [ARGS="--missing"]        every headline benchmark, alone on the machine; writes the pages
 #   make test-gpu                          on a GPU: its tests and all figures, as one JSON file, in 25 minutes
-#   make size [ARGS=--lower]               size of the project against the limits in tools/size.txt
+#   make size                              tokens of code in each room, against the ceiling in tools/size.txt
 #   make lint | format                     the linters; corrects order of imports and layout
 #   make bench [ARGS="..."]                times starts of the default model with `vllm-cli bench startup`
 #   make docs                              writes docs/{cli,flags}.md, docs/dev/vllm-hooks.md, and the names of our flags
@@ -174,7 +174,7 @@ format: $(INSTALLED_DEV)
 	$(BIN)/ruff format .
 
 size: $(INSTALLED_DEV)
-	@$(BIN)/python -m tools.size $(ARGS)
+	@$(BIN)/python -m tools.size
 
 release-notes:
 	@sed -n "/^## \[$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' vllm_cli/version.py)\]/,/^## \[/{/^## \[/!p}" CHANGELOG.md

@@ -1,4 +1,4 @@
-"""`make size` fails above its limits, and no commit may raise a limit."""
+"""`make size` fails above its ceiling, which a commit may raise if its message says why."""
 
 import os
 import subprocess
@@ -10,68 +10,74 @@ from click.testing import CliRunner, Result
 from tools import size
 
 _FILES = {
-    "envs/a.py": "1\n2\n",
-    "startup/port/b.py": "3\n",
-    "tests/c.py": "4\n",
-    "docs/d.md": "five words\nin two lines",
-    "base/e.css": "6\n7\n8\n",
+    "envs/a.py": '"""A docstring."""\n\n# A comment.\nX = 1\nY = "two"\n',
+    "startup/port/b.py": "def f():\n    '''Another.'''\n    return (\n        1\n    )\n",
+    "tools/c.py": "Z = 3\n",
+    "tests/d.py": "V = 4\n",
+    "docs/e.md": "five words\nin two lines",
+    "base/f.css": "6\n7\n8\n",
+    "router/g.yaml": "two: words\n",
 }
+_TOKENS = 6 + 9
+"""Those of `envs` and `startup`."""
 _NAMES = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
-_REACHED = "python 3\nother-languages 3\nlines-of-tests 1\nwords-of-docs 5\n"
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs `make size` in a repository with one file of each kind. A message commits the limits first."""
+    """Runs `make size` in a repository with one file of each kind. A message commits the ceiling first."""
     for path, text in {**_FILES, "tools/size.txt": ""}.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
     _git(tmp_path, "init", "-q")
-    _git(tmp_path, "add", "envs", "startup", "tests", "docs", "base")
-    (tmp_path / "envs" / "untracked.py").write_text("9\n")
-    limits = tmp_path / "tools" / "size.txt"
-    monkeypatch.setattr(size, "LIMITS", limits)
+    _git(tmp_path, "add", *_FILES)
+    (tmp_path / "envs" / "untracked.py").write_text("W = 9\n")
+    ceiling = tmp_path / "tools" / "size.txt"
+    monkeypatch.setattr(size, "CEILING", ceiling)
 
-    def run(text: str, *words: str, message: str = "") -> tuple[Result, str]:
-        limits.write_text(text)
+    def run(text: str, *, message: str = "") -> Result:
+        ceiling.write_text(text)
         if message:
             _git(tmp_path, "add", "tools")
             _git(tmp_path, "commit", "-q", "-m", message)
-        return CliRunner().invoke(size.main, words), limits.read_text()
+        return CliRunner().invoke(size.main)
 
     return run
 
 
-def _git(folder: Path, *words: str) -> None:
-    subprocess.run(["git", *words], cwd=folder, check=True, env={**os.environ, **dict.fromkeys(_NAMES, "a@b")})
+def _git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=folder, check=True, env={**os.environ, **dict.fromkeys(_NAMES, "a@b")})
 
 
-def test_what_is_within_the_limits_passes(run):
-    done, _ = run(_REACHED)
+def test_tokens_are_counted_without_docstrings_comments_and_layout(run):
+    done = run(f"tokens {_TOKENS}\n")
     assert done.exit_code == 0, done.output
-    assert "startup/port  1" in done.output
+    assert f"product: {_TOKENS} tokens of {_TOKENS}, 2.50 a line" in done.output
 
 
-@pytest.mark.parametrize("kind", ["python", "other-languages", "lines-of-tests", "words-of-docs"])
-def test_each_kind_has_a_limit(run, kind):
-    limits = size.read_limits(_REACHED)
-    done, _ = run("".join(f"{name} {most - (name == kind)}\n" for name, most in limits.items()))
+def test_one_token_above_the_ceiling_fails(run):
+    done = run(f"tokens {_TOKENS - 1}\n")
     assert done.exit_code == 1
-    assert f"too large: {kind} has {limits[kind]}, at most {limits[kind] - 1}." in done.output
+    assert f"The product has {_TOKENS} tokens, at most {_TOKENS - 1}." in done.output
 
 
-def test_limits_are_only_lowered(run):
-    done, written = run("python 9\nother-languages 9\nlines-of-tests 0\nwords-of-docs 9\n", "--lower")
+def test_tools_tests_docs_and_data_are_printed_and_have_no_limit(run):
+    output = run(f"tokens {_TOKENS}\n").output
+    lines = "tools: 3 tokens", "tests: 3 tokens", "words of docs: 5", "words of data: 2", "lines in other languages: 3"
+    for line in lines:
+        assert line in output
+
+
+def test_a_commit_that_raises_the_ceiling_says_why(run):
+    run("python 3\nother-languages 9\n", message="limits of another form")
+    assert run(f"tokens {_TOKENS}\n", message="first").exit_code == 0
+    assert run("tokens 99\n", message="raised\n\nThe kernels are compiled beside the imports now.").exit_code == 0
+    done = run("tokens 100\n", message="raised without a reason")
     assert done.exit_code == 1
-    assert written == _REACHED.replace("lines-of-tests 1", "lines-of-tests 0")
+    assert "raises the ceiling from 99 to 100, and its message does not say why." in done.output
 
 
-def test_a_raised_limit_is_found_in_the_working_tree_and_in_each_commit(run):
-    run("room lines code files\nenvs 3 3 3\n", message="a table of another form")
-    assert run(_REACHED, message="first")[0].exit_code == 0
-    raised = _REACHED.replace("python 3", "python 4")
-    done, _ = run(raised)
-    assert (done.exit_code, "The working tree raises the limit of python from 3 to 4." in done.output) == (1, True)
-    run(raised, message="raised")
-    done, _ = run(_REACHED, message="lowered again")
-    assert (done.exit_code, "raises the limit of python from 3 to 4." in done.output) == (1, True)
+def test_a_ceiling_of_another_form_is_an_error(run):
+    done = run("python 3\n")
+    assert done.exit_code == 1
+    assert "must be one line of the form: tokens 460000" in done.output
