@@ -40,17 +40,9 @@ _sights: dict[tuple[int, Method], tuple[bool, bool]] = {}
 
 def memory_devices() -> set[int]:
     """Device numbers (see stat(2)) of file systems whose files are always in memory. Empty if unknown."""
-    return _devices(lambda kind: kind in ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs"))
-
-
-def fuse_devices() -> set[int]:
-    """Device numbers of FUSE file systems. The processes behind them may keep files in memory."""
-    return _devices(lambda kind: kind.partition(".")[0] == "fuse")
-
-
-def _devices(is_wanted: Callable[[str], bool]) -> set[int]:
-    fields = [mount for mount, (kind, *_) in mount_fields() if is_wanted(kind)]
-    return {os.makedev(*map(int, mount[2].split(":"))) for mount in fields}
+    kinds = ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")
+    numbers = [mount[2].split(":") for mount, (kind, *_) in mount_fields() if kind in kinds]
+    return {os.makedev(int(major), int(minor)) for major, minor in numbers}
 
 
 class ResidencyProbe(AbstractContextManager["ResidencyProbe"]):

@@ -138,7 +138,6 @@ def test_a_command_of_vllm_without_vllm_is_one_sentence_and_exit_code_2(path, in
         (f"wait --ssl-certfile {__file__}", "is not a certificate"),
         ("bench startup --cmd 'y", "--cmd"),
         ("bench startup --state lukewarm", "lukewarm"),
-        ("bench startup --cmd x --evict no-such-file", "no-such-file"),
         ("bench startup --cmd x --json no-such-folder/x.json", "is not a file in an existing folder"),
         *((f"standby {words}", words.split()[0]) for words in ("--for nonsense", "--for embedded,", "nonsense")),
         *((f"standby {words}", words.split()[0]) for words in ("--for embedded,tgi", "--idle-exit 0")),

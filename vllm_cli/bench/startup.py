@@ -1,17 +1,13 @@
 """`bench startup` starts servers in turn from each state of the caches, and times exec to the first token."""
 
-import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from base.machine.page_cache import ResidencyProbe, fuse_devices
-from startup.words.errors import InputError
 from vllm_cli.bench.phases import describe_phases, divide, ends_of_spans, follow_log
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.report import Figures, Metric, Result, Side, percentiles_ms
@@ -40,14 +36,7 @@ STARTUP_METRICS: Final = (
     *(Metric(f"probe_{which}_ms", f"probe {which} ms") for which in ("p50", "p99", "max")),
     Metric("num_refused", "probes refused", is_compared=False),
     Metric("num_lost", "probes lost later", is_compared=False),
-    Metric("resident_share", "evicted, still in memory", is_compared=False),
 )
-_COLD_ENOUGH: Final = 0.01
-"""If more than this share of the evicted files is still in memory, the page cache was not cold."""
-_UNSURE: Final = {
-    "unknown_bytes": "this system does not show which of their pages are in memory",
-    "fuse_bytes": "the process that serves their file system may have them in memory",
-}
 _FORK_SPAN: Final = "fork_from_standby"
 """A span of /startupz that only a warm start has."""
 
@@ -57,9 +46,7 @@ class StartupBenchConfig(BenchConfig):
     """The commands to start, and the states of the caches before a start."""
 
     states: tuple[str, ...]
-    """`warm`: caches stay. `cold-pages`: files are evicted. `standby`: as `warm`, forked by a standby."""
-    evict_paths: tuple[Path, ...] = ()
-    """Files and folders that are evicted from the page cache for `cold-pages`."""
+    """`warm`: caches stay. `standby`: as `warm`, forked by a standby."""
     standby_model: str | None = None
     pause_s: float = 1.0
     """Seconds between the end of one server and the start of the next server."""
@@ -68,7 +55,6 @@ class StartupBenchConfig(BenchConfig):
 
 def measure_startup(config: StartupBenchConfig) -> Result:
     """Starts all sides in each round. Every other round is in reverse, so that the order favours no side."""
-    evicted = list_files(config.evict_paths)
     with ExitStack() as stack:
         reporter = stack.enter_context(closing(Reporter()))
         sides = [stack.enter_context(closing(_StartedSide(spec, config))) for spec in config.targets]
@@ -81,11 +67,7 @@ def measure_startup(config: StartupBenchConfig) -> Result:
                     text = f"{side.spec.name}: from {state}, round {number + 1} of {config.num_rounds}"
                     reporter.update(text, text)
                     time.sleep(config.pause_s)
-                    residency = evict_files(evicted) if state == "cold-pages" else None
-                    figures = side.measure(state)
-                    if residency is not None:
-                        figures |= residency.figures
-                    side.rounds[f"from {state}"].append(figures)
+                    side.rounds[f"from {state}"].append(side.measure(state))
         measured = [side.build_side() for side in sides]
     return Result(
         benchmark="startup",
@@ -208,78 +190,11 @@ def _wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) -> tup
 
 
 def _find_problems(side: Side) -> Iterator[str]:
-    """Yields problems: caches that were not cold, and starts that were unexpectedly warm or cold."""
+    """Yields problems: starts that were unexpectedly warm or cold."""
     for condition, rounds in side.rounds.items():
         where = f"{side.name}, {condition}"
-        if (stayed := max(figures.get("resident_share") or 0 for figures in rounds)) > _COLD_ENOUGH:
-            yield f"{where}: {stayed:.1%} of what was evicted stayed in memory. Does a process map it?"
-        for name, why in _UNSURE.items():
-            if num_bytes := max(figures.get(name, 0) for figures in rounds):
-                yield f"{where}: {num_bytes / 1e6:.0f} MB may not have been cold: {why}"
         known = [spans for figures in rounds if (spans := figures["spans_end_s"])]  # other servers report none
         num_warm = sum(any(name.endswith(_FORK_SPAN) for name in spans) for spans in known)
         wanted = len(known) if "standby" in side.facts and condition == "from standby" else 0
         if num_warm != wanted:
             yield f"{where}: {num_warm} of {len(known)} servers were forked from a standby, not {wanted}"
-
-
-class Residency(NamedTuple):
-    """How much of a set of files is in memory."""
-
-    total_bytes: int
-    resident_bytes: int
-    unknown_bytes: int = 0
-    """Bytes whose residency cannot be measured."""
-    fuse_bytes: int = 0
-    """Bytes on FUSE. The process that serves FUSE may keep them in its own memory, which is not evicted."""
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        return {
-            "evicted_bytes": self.total_bytes,
-            "resident_share": None if self.unknown_bytes else self.resident_bytes / max(self.total_bytes, 1),
-            "unknown_bytes": self.unknown_bytes,
-            "fuse_bytes": self.fuse_bytes,
-        }
-
-
-def list_files(paths: Iterable[Path]) -> list[Path]:
-    """The given files and all files in the given folders, each once, with links resolved."""
-    files = (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
-    return list(dict.fromkeys(real for file in files if (real := file.resolve()).is_file()))
-
-
-def evict_files(files: Sequence[Path]) -> Residency:
-    """Writes back the files' changed pages and drops all pages. Measures how much stayed in memory.
-
-    Pages that another process has mapped stay in memory, and so do files on tmpfs. Raises InputError if a
-    file cannot be opened.
-    """
-    try:
-        _drop(files)
-        if measure_residency(files).resident_bytes:
-            os.sync()  # fsync(2) on an overlay does not write back its lower layers
-            _drop(files)
-        return measure_residency(files)
-    except OSError as err:
-        raise InputError(f"The page cache cannot be emptied of {err.filename or 'the files'}: {err.strerror}") from err
-
-
-def measure_residency(files: Iterable[Path]) -> Residency:
-    """Measures how much of the files is in memory, without reading them."""
-    total_bytes = resident_bytes = unknown_bytes = fuse_bytes = 0
-    devices = fuse_devices()
-    for file in files:
-        with ResidencyProbe(str(file)) as probe:
-            state = file.stat()
-            total_bytes += state.st_size
-            resident_bytes += probe.resident_bytes()
-            unknown_bytes += 0 if probe.method else state.st_size
-            fuse_bytes += state.st_size if state.st_dev in devices else 0
-    return Residency(total_bytes, resident_bytes, unknown_bytes, fuse_bytes)
-
-
-def _drop(files: Iterable[Path]) -> None:
-    for file in files:
-        with file.open("rb", buffering=0) as opened:
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

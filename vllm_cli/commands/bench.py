@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from envs.registry import env
-from startup.files.download.obtain import resolve_model
-from startup.files.model.request import ModelRequest
 from vllm_cli.commands.of_vllm import VllmCommand, vllms_own
 from vllm_cli.errors import CommandGroup
 from vllm_cli.terminal import SECONDS, Seconds
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from vllm_cli.bench.target import TargetSpec
 
 _COUNT: Final = click.IntRange(1)
-_STATES: Final = ("warm", "cold-pages", "standby")
+_STATES: Final = ("warm", "standby")
 
 
 @click.group("bench", cls=CommandGroup)
@@ -56,10 +54,7 @@ def file(value: str) -> Path:
     "startup", epilog=vllms_own("bench startup"), context_settings={"max_content_width": 110, "show_default": True}
 )
 @click.option("--cmd", "command", type=command, show_default="vllm-cli serve", help="Command that starts a server.")
-@click.option(
-    "--model",
-    help="Folder or hub id of the model that the default command serves. For cold-pages, its files are evicted.",
-)
+@click.option("--model", help="Folder or hub id of the model that the default command serves.")
 @click.option("--request-model", show_default="the first that the server lists", help="Model to request.")
 @click.option("--vs-request-model", show_default="--request-model", help="Model to request from the other servers.")
 @click.option("--rounds", "num_rounds", type=_COUNT, default=5, help="Measured starts of each server and state.")
@@ -69,17 +64,9 @@ def file(value: str) -> Path:
     multiple=True,
     type=click.Choice(_STATES),
     default=("warm",),
-    help="State before each start: warm caches, an evicted page cache, or a running standby.",
+    help="State before each start: warm caches, or a running standby.",
 )
 @click.option("--standby-model", metavar="MODEL", help="The standby's --model.")
-@click.option(
-    "--evict",
-    "evict_paths",
-    multiple=True,
-    type=click.Path(exists=True, path_type=Path),
-    show_default="the models' files",
-    help="File or folder to evict from the page cache, for cold-pages.",
-)
 @click.option("--pause", "pause_s", type=Seconds(0), default=1, help="Pause between two starts.")
 @click.option("--phases", "shows_phases", is_flag=True, help="Show the phases as bars and in a table.")
 @click.option(*("--vs", "other_commands"), multiple=True, type=command, help="Command of a server to compare with.")
@@ -114,16 +101,15 @@ def startup(**options: Any) -> int:
     {port} in the command, or is appended as --port. The first start of each server is not measured. Then each
     round starts all servers. Every other round has the opposite order.
 
-    With the state warm, all caches stay. With cold-pages, the model's files are evicted from the page cache,
-    and the report shows how much stayed. With standby, caches stay, and a `vllm-cli standby` runs from the
-    first start to the end, with the command's variables and Python environment. If a server cannot be forked
-    from the standby, the run ends with exit code 3. Commands of other programs start as with warm.
+    All caches stay. With the state standby, a `vllm-cli standby` runs from the first start to the end, with
+    the command's variables and Python environment. If a server cannot be forked from the standby, the run
+    ends with exit code 3. Commands of other programs start as with warm.
 
     \b
     Examples:
       vllm-cli bench startup
       vllm-cli bench startup --model DIR --vs "vllm serve DIR --enforce-eager" --rounds 7
-      vllm-cli bench startup --model DIR --state warm --state cold-pages --state standby
+      vllm-cli bench startup --model DIR --state warm --state standby
 
     Exit codes: 0 fine; 2 usage; 3 a command did not become ready.
     """
@@ -133,8 +119,6 @@ def startup(**options: Any) -> int:
     options["api_key"] = options["api_key"] or env.OPENAI_API_KEY.get()
     json_path = options.pop("json_path")
     options["states"] = tuple(dict.fromkeys(options["states"]))
-    if "cold-pages" in options["states"] and not options["evict_paths"]:
-        options["evict_paths"] = tuple(_find_models(model, targets))
 
     from vllm_cli.bench.report import run_and_publish
     from vllm_cli.bench.startup import StartupBenchConfig, measure_startup
@@ -158,10 +142,3 @@ def _own_command(model: str | None) -> str:
     script = Path(sys.executable).with_name("vllm-cli")
     words = [str(script)] if script.exists() else [sys.executable, "-m", "vllm_cli"]
     return shlex.join([*words, "serve", *([model] if model else [])])
-
-
-def _find_models(model: str | None, targets: "tuple[TargetSpec, ...]") -> list[Path]:
-    """The model folders that the commands name, and the folder of `model`. Raises ModelNotFoundError."""
-    words = [Path(word) for target in targets for word in shlex.split(target.command)]
-    named = [path for path in words if (path / "config.json").is_file()]
-    return named if named and model is None else [*named, resolve_model(ModelRequest(model=model)).path]

@@ -84,21 +84,3 @@ def test_an_interrupted_run_leaves_no_process(number, fake_command, tmp_path):
         assert "Traceback" not in bench.stderr.read()
     assert code == (-number if number == signal.SIGKILL else 128 + number)
     wait_until(lambda: all(is_gone(int(pid)) for pid in pids.read_text().split()))
-
-
-@pytest.mark.parametrize("is_named", [True, False], ids=["--evict", "the model"])
-def test_a_cold_page_cache_is_verified_and_reported(is_named, fake_command, invoke, tmp_path):
-    (tmp_path / "weights").write_bytes(bytes(3_000_000))
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(bytes(998))
-    command = f"{fake_command()} --log-name {model}"
-    states = ("--state", "warm", "--state", "cold-pages", *(("--evict", tmp_path / "weights") if is_named else ()))
-    done = invoke("bench", "startup", "--cmd", command, *QUICK, *states, "--json", "-")
-    assert done.returncode == 0, done.stderr
-    warm, cold = rounds_of(done.stdout), rounds_of(done.stdout, state=1)
-    assert not any("evicted_bytes" in figures for figures in warm)
-    assert {figures["evicted_bytes"] for figures in cold} == {3_000_000 if is_named else 1000}
-    is_reported = "of what was evicted stayed in memory" in done.stderr
-    assert is_reported == any(figures["resident_share"] > 0.01 for figures in cold)
