@@ -57,6 +57,7 @@ TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(BIN)/python -m tools.install -c constraints.txt
+STEP := $(PYTHON) -m tools.step
 
 # What is done is stamped, so that a second run does nothing. The stamps go with .venv.
 CREATED := $(VENV)/.created
@@ -231,24 +232,21 @@ $(CREATED):
 	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "$(PYTHON) cannot make virtual environments; on Debian: sudo apt install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(STEP) "Creating $(VENV)" $(PYTHON) -m venv $(VENV)
 	@touch $@
 
 # Nothing is compiled here: it takes 25 seconds of processor time for 10,000 modules, of which a start imports a quarter.
-# With PYTHONDONTWRITEBYTECODE no start would compile them, so it is done here.
 $(INSTALLED): pyproject.toml setup.py constraints.txt vllm_cli/version.py | $(CREATED)
-	@echo "Installing vllm-cli into $(VENV): up to some minutes the first time, most of them for PyTorch."
-	$(INSTALL) $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode) -e '.[embedded]'
-	$(if $(PYTHONDONTWRITEBYTECODE),$(BIN)/python -m compileall -q base envs router server startup vllm_cli)
+	@$(STEP) "Installing vllm-cli into $(VENV), up to some minutes for PyTorch" $(INSTALL) -e '.[embedded]'
 	@touch $@
 
 # The tests start hundreds of processes, also at once.
 $(INSTALLED_DEV): pyproject.toml setup.py constraints.txt vllm_cli/version.py | $(INSTALLED)
-	$(INSTALL) --compile-bytecode -e '.[embedded,dev]'
+	@$(STEP) "Installing what tests and linters need" $(INSTALL) --compile-bytecode -e '.[embedded,dev]'
 	@touch $@
 
 # While the model is prepared, a second process imports what the first start imports. So Python compiles it now.
 $(DEFAULT_MODEL): | $(INSTALLED)
-	$(BIN)/python -c 'from startup.imports.heavy import import_engine; import_engine()' & \
-	  $(BIN)/vllm-cli prefetch --engine embedded --download-only; code=$$?; wait; exit $$code
+	@$(STEP) "Preparing the default model" sh -c "$(BIN)/python -c 'from startup.imports.heavy import import_engine; import_engine()' & \
+	  $(BIN)/vllm-cli prefetch --engine embedded --download-only; code=\$$?; wait; exit \$$code"
 	@touch $@
