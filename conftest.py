@@ -26,13 +26,17 @@ _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
 _SHARED_PROCESSES = ("resource_tracker", "forkserver")
 
 
-def pytest_configure() -> None:
-    """Makes starts cold unless a test uses a standby, writes bytecode, and restores signals.
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuses missing paths, makes starts cold, writes bytecode, and restores signals.
 
-    Bytecode is written even if PYTHONDONTWRITEBYTECODE is set. Otherwise every worker would compile all tests
-    in every run. A shell disables Ctrl-C for background commands and the processes that they start. This
-    function enables Ctrl-C again, and the other signals that a shell or `nohup` disables.
+    A test that wants a warm start starts a standby itself. Bytecode is written even if
+    PYTHONDONTWRITEBYTECODE is set. Otherwise every worker would compile all tests in every run. A shell
+    disables Ctrl-C for background commands and the processes that they start. This function enables Ctrl-C
+    again, and the other signals that a shell or `nohup` disables.
     """
+    for path in (argument.partition("::")[0] for argument in config.args):
+        if not (config.invocation_params.dir / path).exists():  # xdist would only say that no test ran
+            raise pytest.UsageError(f"{path} does not exist. ARGS takes pytest's arguments, such as a test's file.")
     os.environ.update(OFF)
     sys.dont_write_bytecode = False
     for number in (signal.SIGQUIT, signal.SIGHUP):
