@@ -59,7 +59,7 @@
       card("Output tokens/s", rate("generation_tokens"), `${live.generation_tokens.toLocaleString("en")} in all`),
       card("Prompt tokens/s", rate("prompt_tokens"), `${live.prompt_tokens.toLocaleString("en")} computed in all`),
       card("KV cache", `${round(100 * live.kv_cache_usage)} %`, hits),
-      card("Event loop delay", ms(live.loop_lag_p99_s), `p99; p50 ${round(live.loop_lag_p50_s * 1000)}, max ${ms(live.loop_lag_max_s)}`),
+      ...(live.loop_lag_p99_s == null ? [] : [card("Event loop delay", ms(live.loop_lag_p99_s), `p99; p50 ${round(live.loop_lag_p50_s * 1000)}, max ${ms(live.loop_lag_max_s)}`)]),
       card("Memory", bytes(live.memory_bytes), "of all processes"),
     );
     earlier = live;
@@ -131,7 +131,7 @@
     fillButtons([...row.querySelectorAll("button")], model, needsKey);
   }
 
-  // The chat is shown once a server answers that has it: a server of vLLM alone has no page after its start.
+  // The chat is shown once a server answers, with the models of a router or with live figures.
   function showChat(status) {
     const models = status.models ?? (status.live ? [{ id: status.model, takes_images: status.modalities?.includes("image") }] : null);
     if (models === null || !models.length) return;

@@ -114,7 +114,19 @@ class StartState:
         """The report, or the data of the status page. None for other paths."""
         if path == REPORT_PATH:
             return self.report()
-        return _format_status(self) if path == DATA_PATH else None
+        return json.dumps(self.status()).encode() if path == DATA_PATH else None
+
+    def status(self) -> dict[str, Any]:
+        """The data of the status page. It has the members of the HTTP server's data. `live` is null."""
+        return {
+            "status": "draining" if self.phase == "draining" else self.facts.outcome,
+            "model": self.facts.model,
+            "version": self.facts.versions.get("vllm-cli-server"),
+            "error": self.facts.error,
+            "progress": self.progress(),
+            "start": json.loads(self.report()),
+            "live": None,
+        }
 
     def elapsed_s(self) -> float:
         return self._timeline.elapsed_s
@@ -185,20 +197,6 @@ class ProbeAnswers:
             return Answer(200, _format_metrics(self._state).encode(), "text/plain; version=0.0.4; charset=utf-8")
         body = self._state.json_of(path)
         return None if body is None else Answer(200, body)
-
-
-def _format_status(state: StartState) -> bytes:
-    """The data of the status page. It has the same members as the HTTP server's data, but `live` is null."""
-    status = {
-        "status": "draining" if state.phase == "draining" else state.facts.outcome,
-        "model": state.facts.model,
-        "version": state.facts.versions.get("vllm-cli-server"),
-        "error": state.facts.error,
-        "progress": state.progress(),
-        "start": json.loads(state.report()),
-        "live": None,
-    }
-    return json.dumps(status).encode()
 
 
 def _format_metrics(state: StartState) -> str:

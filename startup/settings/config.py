@@ -300,3 +300,5 @@ class VllmOptions(StartOptions):
     words: tuple[str, ...]
     start_method: str = "forkserver"
     """With `forkserver`, our forkserver forks the processes that vLLM would spawn."""
+    web_page: bool = True
+    """Whether `/` is a page with a chat and the model's state (`NetworkConfig.web_page`)."""

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     NumValues = Callable[[str], int | str | None]
 
 LAUNCHER_FLAGS = {
-    "--engine": 1, "--preflight-only": 0, "--json": 0, "--standby": 1, "--idle-stop": 1, "--idle-sleep": 1,
-    "--restart": 1, "--preflight": 1, "--listen-when-ready": 0, "--startup-timeout": 1,
+    "--engine": 1, "--preflight-only": 0, "--no-preflight-only": 0, "--json": 0, "--no-json": 0,
+    "--standby": 1, "--idle-stop": 1, "--idle-sleep": 1, "--restart": 1, "--preflight": 1,
+    "--listen-when-ready": 0, "--no-listen-when-ready": 0, "--startup-timeout": 1,
     "--engine-watchdog-timeout": 1, "--cuda-graphs": 1, "--download-timeout": 1, "--compile-cache": 1,
     "--startup-report": 1, "--prefetch": 1, "--models": 1, "--memory-budget": 1, "--max-running": 1,
-    "--on-swap": 1, "--max-wait": 1, "--max-waiting": 1, "--log-format": 1,
+    "--on-swap": 1, "--max-wait": 1, "--max-waiting": 1, "--log-format": 1, "--web-page": 0,
+    "--no-web-page": 0,
 }  # fmt: skip
 """The launcher's flags, with the number of their values. If vLLM is the engine, all other words go to vLLM.
 
@@ -47,6 +49,8 @@ _ENGINES = ("embedded", "vllm")
 _PROGRAMS = ("vllm", "vllm-cli")
 _MODULES = ("vllm_cli", "vllm.entrypoints.")
 _SHELLS = ("sh", "bash", "dash", "ash")
+_OFF = "--no-"
+"""How the name of a switch begins that is turned off."""
 _LEVEL = "-O"
 _EAGER = ("--enforce-eager", "-O0", "-O.mode=0")
 
@@ -155,7 +159,7 @@ class ServeWords:
         self.flags: list[str] = []
         """The names of all flags in order, as far as they can be recognized without vLLM's."""
         self.own: dict[str, str] = {}
-        """The launcher's flags, each with its last value. The value of a switch is `true`."""
+        """The launcher's flags, each with its last value. The value of a switch is `true` or empty."""
         self.engine_words: list[str] = []
         """All other words, unchanged and in order, without the first `--`."""
         self.incomplete: str | None = None
@@ -167,6 +171,8 @@ class ServeWords:
                 self.engine_words += given.words[1:]
             elif given.flag not in LAUNCHER_FLAGS:
                 self.engine_words += given.words
+            elif given.flag.startswith(_OFF):
+                self.own[given.flag.replace(_OFF, "--", 1)] = ""
             elif not LAUNCHER_FLAGS[given.flag]:
                 self.own[given.flag] = "true"
             elif given.values:

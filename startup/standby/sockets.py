@@ -121,7 +121,7 @@ def template_kind(given: ServeWords) -> str | None:
         return None
     kind = template_kind_for(given.engine(), given)
     # With vLLM, this imports nothing; what vLLM's libraries print at the end of a process is not its output.
-    return None if kind != EMBEDDED and "--preflight-only" in given.own else kind
+    return None if kind != EMBEDDED and given.own.get("--preflight-only") else kind
 
 
 def template_kind_for(engine: str, given: ServeWords) -> str:

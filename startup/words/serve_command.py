@@ -23,7 +23,7 @@ from startup.words.errors import InputError
 from startup.words.option import FlagOption, complete_model, describe_topic, write_groups
 from startup.words.param_types import click_type
 from startup.words.screening import notices, reject_unsupported, show_notices, word_notices
-from startup.words.supported import CONFIG, ENGINE, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES
+from startup.words.supported import CONFIG, ENGINE, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES, WEB_PAGE
 from startup.words.table import reject_retired, split_flags, with_flags
 
 READ: Final = "vllm_cli.read_start"
@@ -263,7 +263,7 @@ def _reject_repetition(parts: Iterable[Given]) -> None:
         raise InputError(f"the words `{' '.join(repeated)}` stand twice ({why}): leave them out.")
 
 
-_FLAGS: Final = (*GROUPS["Start"], LOG_FORMAT)
+_FLAGS: Final = (*GROUPS["Start"], LOG_FORMAT, WEB_PAGE)
 
 
 def choose_engine(given: ServeWords, *, is_gguf: bool = False) -> str:
@@ -283,19 +283,21 @@ def choose_engine(given: ServeWords, *, is_gguf: bool = False) -> str:
 
 def vllm_options(given: ServeWords) -> VllmOptions:
     """Returns the settings of a start of vLLM. Raises InputError for an invalid value of a launcher flag."""
-    values = {path: value for flag in _FLAGS for path in flag.fields for value in _values(flag, given.own)}
+    fields = {path.rpartition(".")[2]: flag for flag in _FLAGS for path in flag.fields}
+    values = {field: value for field, flag in fields.items() for value in _values(flag, given.own)}
     return VllmOptions(words=tuple(given.engine_words), start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
 
 
 def _values(flag: Flag, own: Mapping[str, str]) -> Iterator[Any]:
     """Yields the converted value of a flag or else of its variable. Yields nothing if there is none."""
     value: Any = own.get(flag.name)
-    if not value and flag.variable is not None and flag.is_set:
+    is_given = value is not None if flag.nargs == 0 else bool(value)
+    if not is_given and flag.variable is not None and flag.is_set:
         value = flag.variable.get()
-    if flag.nargs == 0:
-        value = bool(value)
     if value is None:
         return
+    if flag.nargs == 0:
+        value = bool(value)
     try:
         yield value if (kind := click_type(flag)) is None else kind.convert(value, None, None)
     except click.BadParameter as err:

@@ -121,4 +121,5 @@ GROUPS["Start"] = (ENGINE, CONFIG, *GROUPS["Start"])  # these two are read befor
 SUPPORTED: Final = tuple(flag for group in GROUPS.values() for flag in group)
 
 LOG_FORMAT: Final = next(flag for flag in SUPPORTED if flag.name == "--log-format")
+WEB_PAGE: Final = next(flag for flag in SUPPORTED if flag.name == "--web-page")
 MODEL: Final = next(flag for flag in SUPPORTED if flag.name == "--model")

@@ -25,7 +25,7 @@ from startup.vllm.launch.hooks import PARTS
 from startup.vllm.patches.early_graphs import OF_CONFIG, OF_RUNNER, UNPROVEN
 from startup.vllm_words.installed import NEWEST_TESTED
 from startup.words.option import spell, spell_default
-from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT
+from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, WEB_PAGE
 from startup.words.table import IGNORED, REJECTED
 from vllm_cli.commands.of_vllm import VllmCommand
 from vllm_cli.main import COMMANDS, CommandEntry, cli, load_command
@@ -169,8 +169,9 @@ def build_hooks_page() -> str:
 
 def build_launcher_flags() -> str:
     """The text of startup/settings/serve_words.py, with the launcher's flags from the settings."""
-    flags = (flag for flag in (*GROUPS["Start"], *GROUPS["Several models"], LOG_FORMAT) if flag is not CONFIG)
-    rows = _wrap("    " + " ".join(f'"{flag.name}":\xa0{flag.nargs},' for flag in flags), "    ")
+    flags = (*GROUPS["Start"], *GROUPS["Several models"], LOG_FORMAT, WEB_PAGE)
+    names = [(name, flag.nargs) for flag in flags if flag is not CONFIG for name in flag.options]
+    rows = _wrap("    " + " ".join(f'"{name}":\xa0{nargs},' for name, nargs in names), "    ")
     head, begin, rest = (DOCS / _SERVE_WORDS).read_text(encoding="utf-8").partition("\nLAUNCHER_FLAGS = {\n")
     return head + begin + "\n".join(rows).replace("\xa0", " ") + rest[rest.index("\n}") :]
 

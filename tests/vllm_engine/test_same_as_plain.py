@@ -172,6 +172,7 @@ def _ask(server: VllmServer) -> dict[str, Any]:
         "openapi": server.get("/openapi.json"),
         "tokens": server.post("/tokenize", prompt=PROMPTS[5]),
         "models": [(model["id"], model["max_model_len"], model["root"]) for model in server.get("/v1/models")["data"]],
+        "page": server.status("/"),
         "statuses": {path: server.status(path) for path in ("/health", "/ping", "/version", "/load", "/nothing")},
     }
 
@@ -205,6 +206,10 @@ def _assert_same(one: Any, other: Any) -> None:
 def test_answers_are_equal(plain, ours, what):
     assert plain.answers[what]
     assert ours.answers[what] == plain.answers[what]
+
+
+def test_the_path_of_the_page_is_free_in_vllm(plain, ours):
+    assert (plain.answers["page"], ours.answers["page"]) == (404, 200)
 
 
 def test_metrics_have_the_same_names_types_and_labels(plain, ours):

@@ -27,6 +27,7 @@ def describe_differences(
         (answers_early, "port answers during the start [--listen-when-ready]"),
         (drains, f"SIGTERM drains for {SHUTDOWN_TIMEOUT_S:g} s [--shutdown-timeout 0]"),
         (is_watched, f"engine silent for {timeout_s:g} s is killed [--engine-watchdog-timeout 0]"),
+        (options.web_page and line.listens, "/ is a page with a chat [--no-web-page]"),
         (has_late_graphs, "CUDA graphs are captured after readiness [--cuda-graphs before-ready]"),
         (is_offline, 'no requests to the hub [VCLI_LEAVE_OUT="offline hub"]'),
         (True, "failures exit with 3 or 1 [VCLI_PLAIN_VLLM=1]"),

@@ -162,7 +162,7 @@ class _VllmStart:
         self._profile = load_profile(kind_of(vllm, line))
         self._facts = KeptFacts(vllm)
         self._report: PreflightReport | None = None
-        self._session = StartSession(self._subject(), timeline)
+        self._session = StartSession(self._subject(), timeline, has_page=options.web_page)
         self._span = timeline.span
         self._journal: Journal
         self._record: OutputRecord
@@ -228,6 +228,7 @@ class _VllmStart:
                 note_engine_death=self._crash_digest.note_engine_death,
                 model_files=self._model_files,
                 state=session.state,
+                has_page=self._options.web_page,
                 on_accepting=self._end_start,
             ),
         )

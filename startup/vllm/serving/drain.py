@@ -35,6 +35,7 @@ from startup.vllm.serving.control_socket import open_control
 from startup.vllm.serving.engine_watch import create_watchdog, watch
 from startup.vllm.serving.server_context import ServerContext
 from startup.vllm.serving.serving_probes import ServingProbes
+from startup.vllm.serving.web_page import WebPage
 
 if TYPE_CHECKING:
     from server.operation.engine_watchdog import EngineWatchdog
@@ -73,7 +74,8 @@ def drain_before_shutdown(
     state = getattr(server.config.app, "state", None)
     client = getattr(state, "engine_client", None)
     if client is not None:
-        app = server.config.loaded_app = DrainedApp(server.config.loaded_app, context.state)
+        page = WebPage(context.state, server.config.app, client) if context.state and context.has_page else None
+        app = server.config.loaded_app = DrainedApp(server.config.loaded_app, context.state, page)
         is_one_of_many = getattr(server, "peer_loads", None) is not None
         close_port = partial(_close_port, server, () if is_one_of_many else listeners or (), probes)
         timeout_s = float(client.vllm_config.shutdown_timeout)
@@ -117,10 +119,11 @@ class DrainedApp:
     """Wraps an ASGI application, counts its running requests, and rejects new requests during a drain.
 
     If no responder process answers probes, this application answers `/livez`, and `/readyz` like `/health`.
-    With `start`, it answers `/startupz` and `/status.json`. Several API servers have no `start`.
+    With `start`, it answers `/startupz` and `/status.json`, with `page` also `/`. Several API servers have
+    neither.
     """
 
-    def __init__(self, app: ASGIApp, start: StartState | None = None) -> None:
+    def __init__(self, app: ASGIApp, start: StartState | None = None, page: WebPage | None = None) -> None:
         self.lifecycle = Lifecycle()
         self.lifecycle.engine_ready()
         self.running = RunningRequests()
@@ -128,6 +131,7 @@ class DrainedApp:
         """Watches the application's engine. None if no engine is watched."""
         self._app = app
         self._start = start
+        self._page = page
         self._failure: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,6 +139,11 @@ class DrainedApp:
         if path == LIVE_PATH:
             await Response()(scope, receive, send)
             return
+        if self._page is not None and path:
+            page = await self._page.answer(scope["method"], path)
+            if page is not None:
+                await page(scope, receive, send)
+                return
         if self._start is not None and (body := self._start.json_of(path)) is not None:
             await Response(body, media_type="application/json")(scope, receive, send)
             return

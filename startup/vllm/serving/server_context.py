@@ -39,6 +39,8 @@ class ServerContext(NamedTuple):
     """Whether vLLM has the calls that put its engines to sleep and wake them up."""
     state: StartState | None = None
     """The start, whose report and status are answered while vLLM serves, too."""
+    has_page: bool = False
+    """Whether `/` is a page with chat and status."""
     on_accepting: Callable[[], None] = lambda: None
     """Called before the responder accepts for vLLM. If vLLM itself accepts, `on_serving` is called."""
     note_engine_death: Callable[[], None] | None = None

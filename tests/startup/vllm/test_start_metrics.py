@@ -102,6 +102,24 @@ def test_all_places_tell_the_same_moment_of_readiness_in_a_first_start(folder, w
         assert json.loads(report.read_text())["total_s"] == pytest.approx(noted, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("words", "has_page"),
+    [((), True), (("--no-web-page",), False), (("--no-web-page", "--web-page"), True)],
+    ids=["default", "no page", "the last flag counts"],
+)
+def test_the_page_stays_while_vllm_serves(folder, words, has_page):
+    with FakeStart(folder, *words, env=environment(folder)) as start:
+        start.wait_ready()
+        page, status = start.ask("/"), start.ask("/status.json").json
+        assert (page.status, b"<title>vllm-cli" in page.body) == ((200, True) if has_page else (404, False))
+        if has_page:
+            assert "script-src 'sha256-" in page.headers["content-security-policy"]
+            assert (status["status"], status["needs_key"], status["modalities"]) == ("ready", False, ["text"])
+            assert status["live"]["memory_bytes"] > 0
+            assert start.ask("/", {}).status in (404, 405), "a POST is vLLM's"
+        assert ("/ is a page with a chat [--no-web-page]" in start.log) == has_page
+
+
 def test_a_plain_start_tells_why(folder):
     with FakeStart(folder, env=environment(folder, VCLI_PLAIN_VLLM="1")) as start:
         start.wait_ready()
