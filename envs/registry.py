@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from envs.foreign import expand_home
-from envs.replacements import LIMITS, REPLACEMENTS
+from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from envs.variable import (
     EnvError,
@@ -166,9 +166,8 @@ def variables() -> Iterator[EnvVar[Any]]:
 
 
 def validate_all() -> list[EnvError]:
-    """An error for each declared variable with a wrong value, and for each former variable that counts."""
-    former = ((name, os.environ.get(name), flag) for name, flag in LIMITS.items())
-    errors = [EnvError(name, value, f"unset and replaced by {flag}") for name, value, flag in former if value]
+    """An error for each declared variable with a wrong value."""
+    errors: list[EnvError] = []
     for variable in variables():
         try:
             variable.get()

@@ -24,7 +24,7 @@ from startup.words.option import FlagOption, complete_model, describe_topic, wri
 from startup.words.param_types import click_type
 from startup.words.screening import notices, reject_unsupported, show_notices, word_notices
 from startup.words.supported import CONFIG, ENGINE, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES, WEB_PAGE
-from startup.words.table import reject_retired, split_flags, with_flags
+from startup.words.table import split_flags, with_flags
 
 READ: Final = "vllm_cli.read_start"
 """Key of the `ReadStart` in click's `Context.meta`."""
@@ -87,7 +87,6 @@ def read_start(launcher: ServeWords, *, is_quiet: bool = False, may_be_llama_ser
     _reject_repetition(parts)
     if words and not words[0].strip():
         raise InputError(f"MODEL is empty: {_EMPTY_REMEDY}.")
-    reject_retired(launcher.flags)
     given = model = None
     is_router = launcher.has_several_models
     if not is_router:
@@ -230,14 +229,13 @@ def _raise_all(errors: Iterable[EnvError]) -> None:
 
 
 def _reject_faults_of_file(words: Sequence[str]) -> None:
-    """Rejects former flags in a `--config` file, and references that vLLM would read as plain text."""
+    """Rejects references in a `--config` file, which vLLM would read as plain text."""
     if CONFIG.name not in words:
         return
     from startup.vllm_words.command_line import CommandLine
 
     if (file := CommandLine.of(words).config) is not None:
         reject_references(file.refused, f"{CONFIG.name}: ")
-        reject_retired((f"--{name}" for name in file.settings), f"{CONFIG.name} {file.path}: ")
 
 
 def _reject_flags_of_several(launcher: ServeWords, parts: Sequence[Given]) -> None:

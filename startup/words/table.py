@@ -5,8 +5,8 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from envs.redaction import is_secret_flag
-from envs.replacements import REPLACEMENTS, RETIRED
-from envs.suggestion import did_you_mean, positive
+from envs.replacements import REPLACEMENTS
+from envs.suggestion import did_you_mean
 from startup.settings.flag import Flag, opposites_of
 from startup.settings.serve_words import Given, cut, normalise, with_values
 from startup.words.errors import InputError
@@ -188,13 +188,6 @@ def find_known_flag(name: str) -> Flag | None:
         return find_flag(name).flag
     except InputError:  # the abbreviation may be ambiguous only here, not among vLLM's flags
         return next((f for f in SUPPORTED if f.is_secret and is_secret_flag(name) and f.name.startswith(name)), None)
-
-
-def reject_retired(names: Iterable[str], place: str = "") -> None:
-    """Raises an InputError that names the replacement of a former flag of this program."""
-    for name in map(normalise, names):
-        if positive(name) in RETIRED:
-            raise InputError(f"{place}No such option: {name}{did_you_mean(name, ())}")
 
 
 def split_flags(words: Iterable[str]) -> Iterator[Given]:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.registry import LOGGING_LEVELS, START_METHODS, Environment, env, unknown_variables, validate_all, variables
-from envs.replacements import LIMITS
+from envs.registry import LOGGING_LEVELS, START_METHODS, Environment, env, unknown_variables, variables
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError, parse_duration
 from startup.logs.setup import PACKAGES
@@ -59,22 +58,13 @@ def test_a_value_may_be_spelled_in_its_ways(variable, raw, value):
 
 
 def test_a_former_variable_names_what_replaces_it_and_an_unknown_one_a_similar_name(monkeypatch):
-    monkeypatch.setenv("VCLI_IDLE_WARM", "off")
     monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "FLASHINFER")
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
     monkeypatch.setenv("VCLI_LOGGING_LEVEL", "DEBUG")
     assert unknown_variables() == [
-        "VCLI_IDLE_WARM is not a variable of vllm-cli (removed: give --standby off)",
         "VCLI_LOGGING_LEVEL is not a variable of vllm-cli (did you mean 'VLLM_LOGGING_LEVEL'?)",
         "VLLM_ATTENTION_BACKEND is not a variable of vLLM (removed: give --attention-backend)",
     ]
-
-
-@pytest.mark.parametrize("name", LIMITS)
-def test_a_former_variable_for_a_limit_is_an_error(name, monkeypatch):
-    monkeypatch.setenv(name, "8")
-    (error,) = validate_all()
-    assert str(error) == f"{name} must be unset and replaced by {LIMITS[name]}, got '8'"
 
 
 @pytest.mark.parametrize(
