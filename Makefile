@@ -200,7 +200,7 @@ release: $(INSTALLED_DEV)
 	cd $(SOURCES)/user && bin/vllm-cli bench startup --rounds 1 --cmd "bin/vllm-cli serve --engine embedded"
 
 docs: $(INSTALLED_DEV)
-	$(BIN)/python -m tests.support.generated_docs
+	$(BIN)/python -m tools.generated_docs
 
 pictures: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(BIN)/python -m tools.page_pictures

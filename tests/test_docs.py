@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from base.security.api_keys import OPEN_PATHS, STATUS_PATHS
 from startup.logs.setup import PACKAGES
 from startup.vllm_words.installed import NEWEST_TESTED
-from tests.support.generated_docs import DOCS, MAX_CHARS, walk_commands
-from tests.support.generated_docs import PAGES as GENERATED
 from tools.figures.pages import BEGIN, END, SHOWS_FIGURES, TEMPLATE
 from tools.figures.record import Figures
+from tools.generated_docs import DOCS, MAX_CHARS, walk_commands
+from tools.generated_docs import PAGES as GENERATED
 from vllm_cli.commands.of_vllm import VllmCommand
 
 ROOT = Path(__file__).parents[1]

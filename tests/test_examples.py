@@ -19,10 +19,10 @@ from startup.words.arguments import Arguments
 from startup.words.table import split_flags
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import python_output
-from tests.support.generated_docs import walk_commands
 from tests.support.marks import require_tool
 from tests.support.ports import free_port
 from tests.test_docs import PAGES, README
+from tools.generated_docs import walk_commands
 from vllm_cli.commands.of_vllm import VllmCommand
 from vllm_cli.main import cli
 

@@ -4,7 +4,7 @@ import asyncio
 
 from tests.e2e.server_process import ServerProcess
 from tests.support.browser import Browser
-from tests.support.generated_docs import DOCS
+from tools.generated_docs import DOCS
 
 
 async def _take(url: str) -> None:

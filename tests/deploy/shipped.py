@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 import yaml
 
 from tests.deploy.manifests import POD_NAMES, pod_of, render
-from tests.support.generated_docs import walk_commands
 from tests.test_docs import PAGES, README
+from tools.generated_docs import walk_commands
 
 ROOT = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"

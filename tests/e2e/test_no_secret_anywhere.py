@@ -21,10 +21,10 @@ from tests.startup.vllm.fake_start import FakeStart
 from tests.startup.vllm.fake_start import environment as fake_environment
 from tests.support.cli import CLI, run_cli
 from tests.support.folders import short_folder
-from tests.support.generated_docs import walk_commands
 from tests.support.http_client import ask
 from tests.support.standby_process import StandbyProcess
 from tests.support.waiting import wait_until
+from tools.generated_docs import walk_commands
 from vllm_cli.commands.of_vllm import VllmCommand
 from vllm_cli.main import COMMANDS
 

@@ -11,8 +11,8 @@ import click
 import pytest
 
 from tests.support.cli import run_cli, run_python
-from tests.support.generated_docs import walk_commands
 from tests.support.marks import thorough_but_for
+from tools.generated_docs import walk_commands
 from vllm_cli.main import COMMANDS, FIRST_COMMANDS, cli, load_command, main
 from vllm_cli.version import VERSION
 

@@ -10,10 +10,15 @@ from startup.vllm.launch.differences import describe_differences
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts
 from tests.startup.vllm.fake_start import FakeStart
-from tests.support.generated_docs import DOCS
+from tools.generated_docs import DOCS
 
-_ALL = ["--listen-when-ready", "--shutdown-timeout 0", "--engine-watchdog-timeout 0", "VCLI_PLAIN_VLLM=1"]
-_LATE, _OFFLINE = "--cuda-graphs before-ready", 'VCLI_LEAVE_OUT="offline hub"'
+_PORT, _DRAIN, _WATCHDOG, _PAGE = (
+    "--listen-when-ready",
+    "--shutdown-timeout 0",
+    "--engine-watchdog-timeout 0",
+    "--no-web-page",
+)
+_LATE, _OFFLINE, _CODES = "--cuda-graphs before-ready", 'VCLI_LEAVE_OUT="offline hub"', "VCLI_PLAIN_VLLM=1"
 
 
 def _undone_by(*words, is_offline=False, has_late_graphs=False, **options):
@@ -31,12 +36,17 @@ def _named_in(message):
 @pytest.mark.parametrize(
     ("words", "settings", "expected"),
     [
-        ((), {}, _ALL),
-        ((), {"listen_when_ready": True}, _ALL[1:]),
-        (("--uds", "/run/socket"), {}, _ALL[1:]),
-        (("--shutdown-timeout", "0"), {}, [_ALL[0], *_ALL[2:]]),
-        ((), {"engine_watchdog_timeout_s": 0.0}, [*_ALL[:2], _ALL[3]]),
-        ((), {"is_offline": True, "has_late_graphs": True}, [*_ALL[:3], _LATE, _OFFLINE, _ALL[3]]),
+        ((), {}, [_PORT, _DRAIN, _WATCHDOG, _PAGE, _CODES]),
+        ((), {"listen_when_ready": True}, [_DRAIN, _WATCHDOG, _PAGE, _CODES]),
+        (("--uds", "/run/socket"), {}, [_DRAIN, _WATCHDOG, _PAGE, _CODES]),
+        (("--shutdown-timeout", "0"), {}, [_PORT, _WATCHDOG, _PAGE, _CODES]),
+        ((), {"engine_watchdog_timeout_s": 0.0}, [_PORT, _DRAIN, _PAGE, _CODES]),
+        ((), {"web_page": False}, [_PORT, _DRAIN, _WATCHDOG, _CODES]),
+        (
+            (),
+            {"is_offline": True, "has_late_graphs": True},
+            [_PORT, _DRAIN, _WATCHDOG, _PAGE, _LATE, _OFFLINE, _CODES],
+        ),
     ],
     ids=str,
 )
@@ -58,4 +68,4 @@ def test_a_start_logs_one_line_with_the_differences(folder):
         [line] = start.lines_with("differs from vllm serve")
     record = json.loads(line)
     assert (record["level"], record["role"]) == ("INFO", "launcher")
-    assert _named_in(record["message"]) == _ALL[1:]
+    assert _named_in(record["message"]) == [_DRAIN, _WATCHDOG, _PAGE, _CODES]
