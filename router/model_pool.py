@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from base.exit_codes import ENGINE_DIED, START_FAILED, USAGE
 from base.lifecycle import StartInfo
@@ -22,7 +22,7 @@ from router.memory_watch import MemoryWatch
 from router.metrics import RouterMetrics
 from router.model_entry import ModelEntry, ModelPolicy
 from router.model_memory import MemoryMeter
-from router.model_processes import BeforeStop, ModelProcesses, ProcessEvents
+from router.model_processes import ModelProcesses, ProcessEvents
 from router.scheduling.scheduler import ModelScheduler
 from router.scheduling.terms import (
     NOTHING,
@@ -83,36 +83,44 @@ class ModelStatus(ModelView):
     sleep: SleepFigures = field(default_factory=SleepFigures)
 
 
+class PoolOwner(Protocol):
+    """What a pool asks of its router. All methods but `check_again` are called on the event loop."""
+
+    def place(self, entry: ModelEntry, number: int) -> ChildPlace:
+        """Returns the socket, environment and log of a new process. `number` is that of its generation."""
+        ...
+
+    def keeps_imports(self, entry: ModelEntry) -> bool:
+        """Whether a standby makes the model's next start as fast as waking the model."""
+        ...
+
+    def check_again(self, entry: ModelEntry) -> ModelEntry:
+        """Returns the new entry of a model whose files were replaced. Called on a thread."""
+        ...
+
+    async def before_stop(self, child: Child) -> None:
+        """Awaited before a ready process without requests is stopped."""
+        ...
+
+    def give_up(self, model: str) -> None:
+        """Called when a model has failed too often (`ModelEntry.restart_limit`)."""
+        ...
+
+
 class ModelPool:
     """Owns the scheduler and the models' processes. All methods run on the event loop of the main thread."""
 
     def __init__(
-        self,
-        limits: SchedulerLimits,
-        meter: MemoryMeter,
-        place: Callable[[ModelEntry, int], ChildPlace],
-        *,
-        only: str | None = None,
+        self, limits: SchedulerLimits, meter: MemoryMeter, owner: PoolOwner, *, only: str | None = None
     ) -> None:
-        """
-        Args:
-            place: returns the socket, environment and log of a new process, from its entry and generation.
-            only: the name of the router's only model, whose memory is not limited. None for several models.
-        """
+        """`only` is the name of the router's only model, whose memory is not limited."""
         self.entries: Mapping[str, ModelEntry] = {}
         self.metrics = RouterMetrics()
         self.is_draining = False
-        self.before_stop: BeforeStop | None = None
-        self.on_give_up: Callable[[str], None] = lambda _: None
-        """A callback that gets the name of a model that has failed too often (`ModelEntry.restart_limit`)."""
-        self.check_again: Callable[[ModelEntry], ModelEntry] = lambda entry: entry
-        """Returns the new entry of a model whose files were replaced. Called on a thread."""
-        self.keeps_imports: Callable[[ModelEntry], bool] = lambda _: False
-        """Returns whether a standby makes the model's next start as fast as waking the model."""
+        self._owner = owner
         self._only = only
         self._limits = limits
         self._meter = meter
-        self._place = place
         self._scheduler = ModelScheduler(limits, meter.free if only is None else lambda: None)
         self._names: dict[str, ModelEntry] = {}
         self._renewals: set[asyncio.Task[None]] = set()
@@ -197,7 +205,7 @@ class ModelPool:
             return
         if not await asyncio.to_thread(self._meter.forget_replaced, entry):
             return
-        renewed = await asyncio.to_thread(self.check_again, entry)
+        renewed = await asyncio.to_thread(self._owner.check_again, entry)
         await asyncio.to_thread(self.read_sizes, {name: renewed})
         if self.entries.get(name) is entry:
             self.entries = {**self.entries, name: renewed}
@@ -327,7 +335,7 @@ class ModelPool:
 
     def _can_sleep(self, entry: ModelEntry) -> bool:
         """Whether sleep is more than a stop. With the embedded engine, a standby keeps the imports."""
-        is_kept = entry.should_sleep and self.keeps_imports(entry)
+        is_kept = entry.should_sleep and self._owner.keeps_imports(entry)
         return is_kept if entry.engine == "embedded" else bool(entry.sleep_levels)
 
     def router_status(self) -> dict[str, Any]:
@@ -384,7 +392,7 @@ class ModelPool:
                 case Wake(number):
                     self._order(number, 0)
                 case GiveUp(model):
-                    self.on_give_up(model)
+                    self._owner.give_up(model)
                 case Admit(ticket, number):
                     self._answer(ticket, self._processes[number])
                 case Refuse(ticket, kind, reason, retry_after_s):
@@ -393,16 +401,15 @@ class ModelPool:
 
     def _start(self, number: int, name: str) -> None:
         entry = self.entries[name]
+        generation = self._scheduler.generations[number]
         try:
-            child = Child(entry, self._place(entry, number))
+            child = Child(entry, self._owner.place(entry, number), lambda: generation.is_end_awaited)
         except OSError as err:
             code, reason = code_of(NOT_STARTED_CAUSE), f"It cannot be started: {err}. {code_line(NOT_STARTED_CAUSE)}"
             self.metrics.note_start(name, "failed", StartInfo("", code))
             asyncio.get_running_loop().call_soon(self._note_end, number, name, reason, code)
             return
-        generation = self._scheduler.generations[number]
-        child.is_end_awaited = lambda: generation.is_end_awaited
-        self._processes.start(number, child, self.before_stop)
+        self._processes.start(number, child, self._owner.before_stop)
 
     def _order(self, number: int, level: int) -> None:
         """Puts a process to sleep at `level`, or wakes it if `level` is 0."""

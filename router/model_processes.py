@@ -72,7 +72,7 @@ class ModelProcesses:
     def number_of(self, child: Child) -> int | None:
         return next((number for number, life in self._lives.items() if life.child is child), None)
 
-    def start(self, number: int, child: Child, before_stop: BeforeStop | None) -> None:
+    def start(self, number: int, child: Child, before_stop: BeforeStop) -> None:
         """Starts a process as the generation of this number, and follows it until it ends."""
         task = asyncio.create_task(self._follow(number, child, before_stop), name=f"model {child.entry.name}")
         self._lives[number] = _Life(child, task)
@@ -87,7 +87,7 @@ class ModelProcesses:
         while self._lives:
             await asyncio.wait({life.task for life in self._lives.values()})
 
-    async def _follow(self, number: int, child: Child, before_stop: BeforeStop | None) -> None:
+    async def _follow(self, number: int, child: Child, before_stop: BeforeStop) -> None:
         begin_s, name = time.monotonic(), child.entry.name
         record: dict[str, Any] = {"model": name, "begin_s": time.time(), "took_s": None, "outcome": "starting"}
         self.starts.append(record)

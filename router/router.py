@@ -27,10 +27,10 @@ from base.security.api_keys import ApiKeys
 from base.security.credentials import Credentials, FileWatch
 from base.server_settings import SAME_SIGNAL_S, SWITCH_INTERVAL_S
 from envs.registry import env
-from router.child.child import ChildPlace
+from router.child.child import Child, ChildPlace
 from router.child.log import LogRelay
 from router.child.place import ChildPlaces, guarded
-from router.http.app import AppOptions, create_server
+from router.http.app import AppOptions, RouterHttp, create_http
 from router.model_entry import ModelEntry, ModelsFileError
 from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
@@ -136,9 +136,8 @@ class _Router:
         self._places = places
         self._standbys = standbys
         self._relay = LogRelay(options.config.log_format, has_names=options.only is None)
-        self._pool = ModelPool(limits, MemoryMeter(options.find_model), self._place, only=options.only)
-        self._pool.on_give_up = self._end_without
-        self._pool.check_again = options.check_again
+        self._pool = ModelPool(limits, MemoryMeter(options.find_model), self, only=options.only)
+        self._http: RouterHttp
         self._manager = ServiceManager.from_environment()
         self._stopped = asyncio.Event()
         self._killed = asyncio.Event()
@@ -193,8 +192,8 @@ class _Router:
             adds_request_ids=server.enable_request_id_headers,
             model_has_keys=options.model_has_keys,
         )
-        http = create_server(self._pool, app_options)
-        self._pool.keeps_imports = lambda entry: bool(self._standbys.variables_for(entry))
+        self._http = create_http(self._pool, app_options)
+        http = self._http.server
         serving = asyncio.create_task(http.serve(self._listener), name="http")
         stack.push_async_callback(asyncio.gather, serving)
         stack.callback(http.stop.set)
@@ -208,12 +207,21 @@ class _Router:
         logger.info("%s on %s", options.only or f"{len(options.entries)} models", self._address)
         return http
 
-    def _place(self, entry: ModelEntry, number: int) -> ChildPlace:
+    def place(self, entry: ModelEntry, number: int) -> ChildPlace:
         return ChildPlace(
             socket_path=self._places.socket_path(number),
             environment=self._places.environment(number, self._standbys.variables_for(entry)),
             relay=self._relay,
         )
+
+    def keeps_imports(self, entry: ModelEntry) -> bool:
+        return bool(self._standbys.variables_for(entry))
+
+    def check_again(self, entry: ModelEntry) -> ModelEntry:
+        return self._options.check_again(entry)
+
+    async def before_stop(self, child: Child) -> None:
+        await self._http.keep_answers()
 
     async def _become_ready(self, preloaded: list[str]) -> None:
         """Starts the standbys and reports the router as ready once the models `preloaded` have started."""
@@ -230,17 +238,17 @@ class _Router:
             if name != self._options.only:
                 logger.warning("%s was not loaded: %s", name, err.message)
             else:
-                self._end_without(name)
+                self.give_up(name)
 
-    def _end_without(self, name: str) -> None:
+    def give_up(self, model: str) -> None:
         if self._stopped.is_set():
             return
         (status,) = self._pool.view()
         self._manager.notify_failure(status.reason)
-        self._exit_code = self._pool.exit_code(name)
+        self._exit_code = self._pool.exit_code(model)
         limit, has_run = status.entry.restart_limit, status.last_start_s is not None
         if limit is not None and (has_run or self._exit_code not in (USAGE, START_FAILED)):
-            logger.error("%s is not started again after %d failures in a row (--restart)", name, limit)
+            logger.error("%s is not started again after %d failures in a row (--restart)", model, limit)
             self._exit_code = ENGINE_DIED
         self._stopped.set()
 

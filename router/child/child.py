@@ -56,8 +56,16 @@ class ChildPlace(NamedTuple):
 class Child:
     """Runs one process of a model with its descendants. Used on the event loop of the main thread."""
 
-    def __init__(self, entry: ModelEntry, place: ChildPlace) -> None:
-        """Raises OSError if no port is free."""
+    def __init__(
+        self, entry: ModelEntry, place: ChildPlace, is_end_awaited: Callable[[], bool] = lambda: False
+    ) -> None:
+        """
+        Args:
+            is_end_awaited: whether the process is to end or to release its memory once it has no requests.
+
+        Raises:
+            OSError: no port is free.
+        """
         self.entry = entry
         self.progress = ChildProgress("starting")
         self.has_served = False
@@ -83,8 +91,7 @@ class Child:
         self._listener_pid = 0
         self._wants_stop = asyncio.Event()
         self._is_killed = False
-        self.is_end_awaited: Callable[[], bool] = lambda: False
-        """Returns whether the process is to end or to release its memory once it has no requests."""
+        self._is_end_awaited = is_end_awaited
         self._failure = ""
         """Why the server could not carry out an order. Empty if no order has failed."""
         self._silent_s = 0.0
@@ -225,7 +232,7 @@ class Child:
         loop, mark = asyncio.get_running_loop(), waiting_mark(self.place.socket_path)
         async with self._session() as session:
             while True:
-                begin_s, is_awaited = loop.time(), self.is_end_awaited()
+                begin_s, is_awaited = loop.time(), self._is_end_awaited()
                 with suppress(OSError):  # for example a full disk
                     if is_awaited:
                         mark.touch()

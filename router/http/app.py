@@ -1,10 +1,10 @@
 """The router's HTTP server. It answers some requests itself, and passes all other requests to a model."""
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from base.access_log import open_access_log
 from base.http_requests import CLIENT_GONE, REQUEST_ID, decode, without_final_slash
@@ -63,13 +63,22 @@ class AppOptions:
     patience: Patience = Patience()
 
 
-def create_server(pool: ModelPool, options: AppOptions) -> HttpServer:
+class RouterHttp(NamedTuple):
+    """The router's HTTP server, and what it wants to do before a model stops."""
+
+    server: HttpServer
+    keep_answers: Callable[[], Awaitable[None]]
+    """Keeps answers of the model's server, which are given while it is stopped."""
+
+
+def create_http(pool: ModelPool, options: AppOptions) -> RouterHttp:
     """Creates the application and its server. Clients get at most half of the file descriptors."""
     limits = options.limits
     num_connections = raise_file_limit(2 * limits.max_connections) // 2  # models' servers and starts need the rest
-    return HttpServer(
+    handler = _Handler(pool, options)
+    server = HttpServer(
         Serving(
-            handle=_Handler(pool, options).handle,
+            handle=handler.handle,
             limits=replace(limits, max_connections=max(1, min(limits.max_connections, num_connections))),
             tls=options.tls_context,
             keep_alive_s=options.keep_alive_s,
@@ -78,6 +87,7 @@ def create_server(pool: ModelPool, options: AppOptions) -> HttpServer:
             takes_websockets=True,
         )
     )
+    return RouterHttp(server, handler.keep_answers)
 
 
 class _Handler:
@@ -100,6 +110,7 @@ class _Handler:
         self._paths = SERVED | self._own.paths
         if not network.web_page:
             self._own.close_page()
+        self.keep_answers = self._own.keep_answers
 
     async def handle(self, http: Request) -> None:
         request, status = ClientRequest(http, self._raw_path(http.raw_path)), CLIENT_GONE

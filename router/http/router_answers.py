@@ -69,6 +69,9 @@ class RouterAnswers:
         """The paths with an answer, but not the one that unloads all: with a slash, it lacks a name."""
         return {*self._handlers, *self.changes} - {_UNLOAD.rstrip("/")}
 
+    async def keep_answers(self) -> None:
+        """Called before a model's process stops. A router of several models answers nothing for it."""
+
     def close_page(self) -> None:
         """Turns the page off, also that of the only model's server."""
         self._handlers["/"] = {"GET": self._refuse_page}

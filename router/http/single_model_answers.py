@@ -5,7 +5,6 @@ from functools import partial
 from typing import Final
 
 from base.status_page.page import DATA_PATH
-from router.child.child import Child
 from router.http.answers import retry_after
 from router.http.client_request import ClientRequest
 from router.http.model_choice import ModelChoice
@@ -37,7 +36,6 @@ class SingleModelAnswers(RouterAnswers):
             del self._handlers["/models"]  # llama-server has its own
         for path, verb in (("/models/load", "load"), ("/models/unload", "unload")):
             self._handlers[path] = {"POST": partial(self._change, verb, self._name)}
-        pool.before_stop = self._keep_answers
 
     async def health(self, request: ClientRequest) -> Answer:
         """Answers 200 if the model runs, or if it has run before and a request can start it now.
@@ -112,5 +110,6 @@ class SingleModelAnswers(RouterAnswers):
         child = self._pool.process_of(self._name)
         return None if child is None else await self._proxy.fetch(child, path)
 
-    async def _keep_answers(self, _: Child) -> None:
+    async def keep_answers(self) -> None:
+        """Keeps the last answers of the model's server, which are repeated while it is stopped."""
         await asyncio.gather(*map(self._find, _KEPT))

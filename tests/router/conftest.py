@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from router.child.child import ChildPlace
+from router.child.child import Child, ChildPlace
 from router.child.log import LogRelay
 from router.child.place import ChildPlaces
 from router.model_entry import ModelEntry, ModelsFile
@@ -38,3 +38,26 @@ def open_places(output: Path) -> Iterator[Callable[[ModelEntry | None, int], Chi
     with own_folder() as folder, output.open("ab") as file, closing(LogRelay("text", file.fileno())) as relay:
         places = ChildPlaces(folder, LogOptions(level="INFO"))
         yield lambda _, number: ChildPlace(places.socket_path(number), places.environment(number, {}), relay)
+
+
+class SmallOwner:
+    """Replaces the router. A test sets what it answers to the pool."""
+
+    def __init__(self) -> None:
+        self.place: Callable[[ModelEntry, int], ChildPlace]
+        self.has_standby = False
+        self.check_again: Callable[[ModelEntry], ModelEntry] = lambda entry: entry
+
+    def keeps_imports(self, entry: ModelEntry) -> bool:
+        return self.has_standby
+
+    async def before_stop(self, child: Child) -> None:
+        pass
+
+    def give_up(self, model: str) -> None:
+        pass
+
+
+@pytest.fixture
+def owner() -> SmallOwner:
+    return SmallOwner()

@@ -16,7 +16,7 @@ from router.model_entry import ForeignCommand, ModelEntry, ServerCall
 from router.model_memory import MemoryMeter
 from router.model_pool import ModelPool, ModelRefused
 from router.scheduling.terms import SchedulerLimits
-from tests.router.conftest import open_places
+from tests.router.conftest import SmallOwner, open_places
 from tests.router.http.small_router import eventually, metric_values
 from tests.router.router_process import FOREIGN_COMMAND
 from tests.support.marks import thorough_but_for
@@ -47,18 +47,23 @@ def by_name(*entries: ModelEntry) -> dict[str, ModelEntry]:
 
 
 @pytest.fixture
-async def pool(tmp_path: Path) -> AsyncIterator[ModelPool]:
-    async with open_pool(tmp_path) as pool:
+async def pool(tmp_path: Path, owner: SmallOwner) -> AsyncIterator[ModelPool]:
+    async with open_pool(tmp_path, owner) as pool:
         yield pool
 
 
 @asynccontextmanager
 async def open_pool(
-    tmp_path: Path, *, only: str | None = None, find_model: Callable[[str], str | None] = lambda _: None
+    tmp_path: Path,
+    owner: SmallOwner | None = None,
+    *,
+    only: str | None = None,
+    find_model: Callable[[str], str | None] = lambda _: None,
 ) -> AsyncIterator[ModelPool]:
     limits = SchedulerLimits(max_running=2, max_waiting=30, max_wait_s=0.1, min_stay_s=0.0)
-    with open_places(tmp_path / "output") as place:
-        pool = ModelPool(limits, MemoryMeter(find_model), place, only=only)
+    owner = owner or SmallOwner()
+    with open_places(tmp_path / "output") as owner.place:
+        pool = ModelPool(limits, MemoryMeter(find_model), owner, only=only)
         pool.begin(lambda: 0)
         yield pool
         await pool.drain()
@@ -284,15 +289,13 @@ async def test_a_model_without_calls_for_its_sleep_cannot_sleep(pool):
 
 
 @pytest.mark.thorough
-async def test_what_the_embedded_engine_leaves_in_a_standby_is_shown_as_asleep(pool):
-    kept = False
-    pool.keeps_imports = lambda _: kept
+async def test_what_the_embedded_engine_leaves_in_a_standby_is_shown_as_asleep(pool, owner):
     pool.set_entries(by_name(entry_of("a", engine="embedded", on_swap="sleep"), entry_of("b", engine="embedded")))
-    kept = True
+    owner.has_standby = True
     assert _states(pool) == {"a": "stopped", "b": "stopped"}, "never started"
     for name in "ab":
         await _use(pool, name)
         await pool.sleep(name)
     assert _states(pool) == {"a": "asleep", "b": "stopped"}
-    kept = False
+    owner.has_standby = False
     assert _states(pool) == {"a": "stopped", "b": "stopped"}

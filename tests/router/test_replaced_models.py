@@ -12,6 +12,7 @@ from router.model_entry import ServerCall
 from router.model_pool import ModelPool
 from router.scheduling.terms import Need
 from router.words import model_check
+from tests.router.conftest import SmallOwner
 from tests.router.http.small_router import eventually
 from tests.router.test_model_pool import by_name, entry_of, open_pool
 from tests.router.words.test_llama_words import llama_server, options_of  # noqa: F401 - a fixture
@@ -38,8 +39,9 @@ async def test_each_fact_is_known_anew(tmp_path, change):
     link = tmp_path / "link"
     link.symlink_to(folder)
     entry = entry_of("a", "sleeps", str(link / "m.gguf"), sleep=ServerCall("POST", "/s"), wake=ServerCall("POST", "/w"))
-    async with open_pool(tmp_path, find_model=lambda _: str(link / "m.gguf")) as pool:
-        pool.check_again = lambda entry: replace(entry, pinned=True)
+    owner = SmallOwner()
+    owner.check_again = lambda entry: replace(entry, pinned=True)
+    async with open_pool(tmp_path, owner, find_model=lambda _: str(link / "m.gguf")) as pool:
         pool.set_entries(by_name(entry))
         await pool.load("a")
         number = pool._scheduler.models["a"].current.number  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ from aiohttp import web
 from base.security.api_keys import ApiKeys
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.child.child import ChildProgress
-from router.http.app import AppOptions, create_server
+from router.http.app import AppOptions, RouterHttp, create_http
 from router.metrics import RouterMetrics
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused, ModelStatus
@@ -66,7 +66,6 @@ class SmallPool:
         self.is_draining = False
         self.is_claimed = False
         """Whether other requests wait for the room of all models, so that no model admits a request."""
-        self.before_stop: Callable[[SmallChild], Awaitable[None]] | None = None
         self.starts: deque[dict[str, Any]] = deque()
         self.metrics = RouterMetrics()
         self.num_leases = 0
@@ -176,6 +175,7 @@ class SmallRouter:
         self._folder = folder
         self._stack = stack
         self.pool: SmallPool
+        self.http: RouterHttp
         self.port = 0
 
     @property
@@ -198,7 +198,8 @@ class SmallRouter:
         self.pool = SmallPool([*entries, *(ModelEntry(name=name) for name in names)])
         of_app = {**_OPTIONS} | {name: options.pop(name) for name in AppOptions.__dataclass_fields__ if name in options}
         app_options = AppOptions(network=NetworkConfig(**options), api_keys=ApiKeys(tuple(keys)), **of_app)
-        server = create_server(pool or self.pool, app_options)  # type: ignore[arg-type]
+        self.http = create_http(pool or self.pool, app_options)  # type: ignore[arg-type]
+        server = self.http.server
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         serving = asyncio.create_task(server.serve(listener))

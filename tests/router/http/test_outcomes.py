@@ -18,6 +18,7 @@ from router.model_entry import ModelEntry, ServerCall
 from router.model_pool import ModelPool, ModelRefused, ModelStatus
 from router.scheduling.terms import State
 from startup.processes import back_off
+from tests.router.conftest import SmallOwner
 from tests.router.http.small_router import SmallRouter, eventually
 from tests.router.test_model_pool import by_name, entry_of, open_pool
 from tests.support.http_client import Answer
@@ -47,10 +48,10 @@ ENDS: Final = [
 
 
 @pytest.fixture
-async def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelPool]:
+async def pool(tmp_path: Path, owner: SmallOwner, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ModelPool]:
     """A pool whose model starts again soon after a failure."""
     monkeypatch.setattr(back_off, "_FIRST_S", 0.05)
-    async with open_pool(tmp_path, only="a") as pool:
+    async with open_pool(tmp_path, owner, only="a") as pool:
         yield pool
 
 
@@ -233,12 +234,12 @@ async def test_a_sleep_that_a_request_cancels_is_a_409(pool, router, ask):
     assert "a request came before it fell asleep" in answer.error["message"]
 
 
-async def test_a_model_that_the_embedded_engine_stops_is_not_called_asleep(pool):
+async def test_a_model_that_the_embedded_engine_stops_is_not_called_asleep(pool, owner):
     pool.set_entries(by_name(entry_of("a", engine="embedded", on_swap="sleep")))
     await pool.load("a")
     assert not _status(pool).can_sleep
     assert await pool.sleep("a") == "stopped"
-    pool.keeps_imports = lambda _: True
+    owner.has_standby = True
     assert _status(pool).can_sleep
 
 
