@@ -32,7 +32,9 @@ COPY router router
 COPY server server
 COPY startup startup
 COPY vllm_cli vllm_cli
-RUN /opt/vllm-cli/bin/pip install --no-compile --no-deps .
+# The build's setuptools also has the version of constraints.txt, with old and new releases of pip.
+RUN PIP_CONSTRAINT=/src/constraints.txt PIP_BUILD_CONSTRAINT=/src/constraints.txt \
+    /opt/vllm-cli/bin/pip install --no-compile --no-deps .
 
 # Nobody can write .pyc files later; nor does anybody look whether the sources have changed, which saves file accesses.
 # Some packages bring sources for other versions of Python, which cannot be compiled.

@@ -186,7 +186,7 @@ SOURCES := build/release
 # Two runs on one commit give equal files. The installed wheel then serves the default model.
 release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
 release: $(INSTALLED_DEV)
-	@test -x $(RELEASE)/cyclonedx-py || { $(BIN)/python -m venv $(VENV)/release && $(RELEASE)/pip install --quiet cyclonedx-bom; }
+	@test -x $(RELEASE)/cyclonedx-py || { $(BIN)/python -m venv $(VENV)/release && $(RELEASE)/pip install --quiet -c constraints.txt cyclonedx-bom; }
 	rm -rf $(SOURCES) dist && mkdir -p $(SOURCES)/sdist dist
 	umask 022 && git archive HEAD | tar -x --no-same-permissions -C $(SOURCES)
 	$(PIP) wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir dist $(SOURCES)
@@ -210,7 +210,7 @@ AUDIT := $(VENV)/audit/bin
 ACCEPTED := PYSEC-2026-2132 CVE-2025-3000
 
 audit: $(INSTALLED_DEV)
-	@test -x $(AUDIT)/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && $(AUDIT)/pip install --quiet pip-audit; }
+	@test -x $(AUDIT)/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && $(AUDIT)/pip install --quiet -c constraints.txt pip-audit; }
 	$(PIP) freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' >$(VENV)/audit/installed
 	$(AUDIT)/pip-audit -r $(VENV)/audit/installed --no-deps --disable-pip $(ACCEPTED:%=--ignore-vuln %)
 

@@ -16,7 +16,7 @@ _HEADER: Final = """\
 # Written by `make lock`: all that `make` installs, with Python 3.11 to 3.14, in the versions that the tests and the
 # figures were made with. pyproject.toml keeps ranges, for those who install the package beside others.
 """
-_TOOLS: Final = "uv\n"
+_TOOLS: Final = "uv\ncyclonedx-bom\npip-audit\n"
 """Packages that `make` installs besides the project and its extras."""
 _OPTIONS: Final = ("--quiet", "--universal", "--python-version=3.11", "--all-extras", "--no-header", "--no-annotate")
 _OF_THIS_MACHINE: Final = ("find-links", "constraint", "extra-index-url")
