@@ -18,7 +18,21 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH
 
 
 def main() -> int:
-    """Runs the command. As process 1 of a container, acts as init and runs the command in a child."""
+    """Runs the program that the command line names. As process 1 of a container, runs it in a child."""
+    _prepare_process()
+    command, words = sys.argv[1:2], sys.argv[2:]
+    if is_called_as_vllm():
+        if command != ["serve"]:
+            return _run_vllms_command()
+        use_vllm_engine()
+    if command == ["serve"]:
+        return _serve(ServeWords(words))
+    if command == ["standby-template"] and len(words) > 1:  # started only by a standby
+        return _run_template(words)
+    return _run_command()
+
+
+def _prepare_process() -> None:
     from base.machine.command_line import mask_command_line
 
     mask_command_line()
@@ -26,31 +40,47 @@ def main() -> int:
         from startup.processes.init_process import become_init
 
         become_init()
-    if is_called_as_vllm():
-        if sys.argv[1:2] != ["serve"]:
-            from startup.vllm.vllm_main import run_other_command
-
-            _raise_at_sigint()
-            return run_other_command()
-        use_vllm_engine()
-    given = ServeWords(sys.argv[2:]) if sys.argv[1:2] == ["serve"] else None
-    if given is not None:
-        from startup.standby.front_process import serve_warm
-
-        if (exit_code := serve_warm(given)) is not None:
-            return exit_code
-        if sys.dont_write_bytecode:
-            from pathlib import Path
-
-            from startup.storage.caches import use_kept_bytecode
-
-            use_kept_bytecode(Path(_ROOT, "vllm_cli"))
-    if sys.argv[1:2] == ["standby-template"] and len(sys.argv) > 3:  # started only by a standby
-        return _run_template(*sys.argv[2:])
-    return _run(given)
 
 
-def _run(given: ServeWords | None) -> int:
+def _run_vllms_command() -> int:
+    """Runs a command of the installed vLLM, under whose name this program was called."""
+    from startup.vllm.vllm_main import run_other_command
+
+    _raise_at_sigint()
+    return run_other_command()
+
+
+def _serve(given: ServeWords) -> int:
+    """Asks a standby to fork the server. Without a standby, starts the server in this process."""
+    from startup.standby.front_process import serve_warm
+
+    if (exit_code := serve_warm(given)) is not None:
+        return exit_code
+    if sys.dont_write_bytecode:
+        from pathlib import Path
+
+        from startup.storage.caches import use_kept_bytecode
+
+        use_kept_bytecode(Path(_ROOT, "vllm_cli"))
+    return _run_command(given)
+
+
+def _run_template(words: list[str]) -> int:
+    """Runs a template process, which imports modules, then forks servers. Returns only in these servers."""
+    from base.machine.descriptors import low_numbers_taken
+
+    with low_numbers_taken():
+        from startup.processes.quick_end import end_without_finalizing
+        from vllm_cli.template_process import become_server
+
+    link = become_server(*words)
+    exit_code = _run_command(link.given)
+    link.report_exit(exit_code)
+    return end_without_finalizing(exit_code)  # a forked server has all modules of its engine
+
+
+def _run_command(given: ServeWords | None = None) -> int:
+    """Runs a click command. `given` are the words after `serve`, if that is the command."""
     from base.exit_codes import INTERRUPTED
     from vllm_cli.main import main as run_command
 
@@ -65,23 +95,6 @@ def _run(given: ServeWords | None) -> int:
     finally:
         if callable(signal.getsignal(signal.SIGINT)):  # the interpreter's end would print a traceback
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _run_template(kind: str, standby_fd: str, *models: str) -> int:
-    """Runs a template process: imports modules, then forks servers. Returns only in the forked servers."""
-    from base.machine.descriptors import low_numbers_taken
-
-    with low_numbers_taken():  # keeps these numbers free: front processes have files there
-        import vllm_cli.commands.serve  # noqa: F401 - what every server imports
-        from startup.logs.setup import configure_logging, log_options_of_environment
-        from startup.processes.quick_end import end_without_finalizing
-        from startup.standby.template import wait_for_start
-
-    configure_logging(log_options_of_environment(), role="template")
-    link = wait_for_start(kind, models, int(standby_fd))
-    exit_code = _run(link.given)
-    link.report_exit(exit_code)
-    return end_without_finalizing(exit_code)  # a forked server has all modules of its engine
 
 
 def _raise_at_sigint() -> None:

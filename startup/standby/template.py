@@ -28,7 +28,8 @@ from startup.processes import death_pipe
 from startup.processes.forks import Forks
 from startup.settings.serve_words import ServeWords
 from startup.standby import sockets
-from startup.standby.forked_server import FrontLink, TemplateFacts, take_over
+from startup.standby.forked_server import FrontLink as FrontLink  # the type of what `wait_for_start` returns
+from startup.standby.forked_server import TemplateFacts, take_over
 from startup.standby.import_state import ImportEnvironment, InstalledFiles, execute_with, recorded_reads, written_since
 from startup.standby.sockets import EMBEDDED, VLLM_EAGER, peer_of
 
