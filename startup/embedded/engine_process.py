@@ -28,7 +28,7 @@ from startup.logs.setup import configure_logging
 from startup.processes import death_pipe, forkserver, group_signals
 from startup.processes.forkserver import ForkError
 from startup.processes.new_program import without_group_signals, without_main_module
-from startup.reports.crash.output_record import OutputRecord, ProcessEnds
+from startup.reports.crash.output_record import IN_MAPPED_FILE, OutputRecord, ProcessEnds
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class EngineProcess:
         if code is None or code >= 0:
             return None
         hint = self._oom_watch.describe_kill() if -code == signal.SIGKILL else ""
+        hint = IN_MAPPED_FILE if -code == signal.SIGBUS else hint
         return f"its process {self.pid} was killed by {signal_name(-code)}{hint}"
 
     def close(self) -> None:

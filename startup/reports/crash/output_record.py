@@ -258,6 +258,13 @@ def labelled(lines: Iterable[str], name: str, pid: int | None = None) -> str:
     return "".join(f"({name} pid={os.getpid() if pid is None else pid}) {line}\n" for line in lines)
 
 
+IN_MAPPED_FILE: Final = ", in a mapped file"
+"""Comes after SIGBUS in a message about an end, because a file such as the weights became shorter."""
+_SHARED_MEMORY: Final = "/dev/shm"
+_FULL_BELOW: Final = 100
+"""Shared memory counts as full if less than one of so many parts of it is free."""
+
+
 class ProcessEnds:
     """Records how other processes end. It must be created before them, in the process that reaps them."""
 
@@ -276,6 +283,9 @@ class ProcessEnds:
     def _describe(self, code: int, state: ProcessState) -> Iterator[str]:
         number = -code
         threads = f"; {WITH_THREADS}" if self._are_forks and _num_threads() > 1 else ""
+        crashed = (
+            f"the process crashed with {_describe_signal(number)} (exit code: {code}){threads}" if code < 0 else ""
+        )
         if state.phase:
             yield _log_line("INFO", f"{LAST_PHASE}{state.phase}")
         if number in _POLITE:
@@ -288,11 +298,22 @@ class ProcessEnds:
             yield f"Process {state.name}:"
             yield "Traceback (most recent call last):"
             yield from frames
-            yield f"FatalSignal: the process crashed with {signal_name(number)} (exit code: {code}){threads}"
+            yield f"FatalSignal: {crashed}"
         elif number > 0:
-            yield _log_line("ERROR", f"the process crashed with {signal_name(number)} (exit code: {code}){threads}")
+            yield _log_line("ERROR", crashed)
         else:
             yield _log_line("ERROR", f"the process died unexpectedly with exit code {code}")
+
+
+def _describe_signal(number: int) -> str:
+    """The signal's name. For SIGBUS, also whether shared memory or another mapped file had no page."""
+    if number != signal.SIGBUS:
+        return signal_name(number)
+    with suppress(OSError):
+        shared = os.statvfs(_SHARED_MEMORY)
+        if shared.f_bavail * _FULL_BELOW < shared.f_blocks:
+            return f"{signal_name(number)}, with no room in {_SHARED_MEMORY}"
+    return f"{signal_name(number)}{IN_MAPPED_FILE}"
 
 
 def _is_ending(pid: int) -> bool:
