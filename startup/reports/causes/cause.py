@@ -1,7 +1,10 @@
 """A known cause with its texts, and the cause of one failure, or a line of a log that may show it."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from typing import Final, Literal, NamedTuple
 
 from startup.errors import code_of
@@ -9,30 +12,99 @@ from startup.errors import code_of
 LLAMA_CPP_NAME: Final = "llama.cpp"
 ANYTHING: Final = "…"
 """Stands for any characters in a text. A leading `^` matches the start of a line, and a final `$` the end."""
-Pattern = tuple[tuple[str, ...], str]
-"""A text's parts between `ANYTHING`, and its marks `^` and `$` in one string."""
 
 Where = Literal["exception", "hint", "end", "wait"]
 _WHERE: Final[tuple[Where, ...]] = ("hint", "end", "wait")
+_RANGE: Final = re.compile(r"(<|>=)(\d[\w.]*)")
+_PART_OF_VERSION: Final = re.compile(r"\d+")
 
 
-@dataclass(frozen=True)
+class Pattern(NamedTuple):
+    """A text that a line may contain."""
+
+    parts: tuple[str, ...]
+    """The text's parts between `ANYTHING`."""
+    longest: str
+    """The longest part. A line without it need not be compared."""
+    is_at_start: bool
+    is_at_end: bool
+
+    @classmethod
+    def from_text(cls, text: str) -> "Pattern":
+        parts = tuple(text.strip("^$").split(ANYTHING))
+        return cls(parts, max(parts, key=len), text.startswith("^"), text.endswith("$"))
+
+    def matches(self, text: str) -> bool:
+        """Whether `text` has the parts one after the other. The first one begins no word in its middle.
+
+        The time is linear in the length of the text.
+        """
+        if self.is_at_start and not text.startswith(self.parts[0]):
+            return False
+        start = find_word(text, self.parts[0])
+        for part in self.parts[1:]:
+            if start < 0:
+                return False
+            start = text.find(part, start)
+            start = start + len(part) if start >= 0 else start
+        return start >= 0 and (not self.is_at_end or self._ends(text))
+
+    def _ends(self, text: str) -> bool:
+        """Whether the text ends with the last part. The other parts are known to come before its end."""
+        before = text.find(self.parts[0]) + sum(map(len, self.parts[:-1]))
+        return text.endswith(self.parts[-1]) and len(text) - len(self.parts[-1]) >= before
+
+
+def find_word(text: str, word: str, *, is_whole: bool = False) -> int:
+    """The end of the first place where `word` does not begin inside of another word, or -1.
+
+    If `is_whole`, it does not end inside of another word either. Signs, blanks and `_` may stand anywhere.
+    """
+    start = text.find(word)
+    while start >= 0:
+        end = start + len(word)
+        is_inside = start > 0 and text[start - 1].isalpha() and word[:1].isalpha()
+        goes_on = is_whole and text[end : end + 1].isalpha() and word[-1:].isalpha()
+        if not is_inside and not goes_on:
+            return end
+        start = text.find(word, start + 1)
+    return -1
+
+
+class Step(NamedTuple):
+    """Advice for logs in which one of the words occurs. Without words, for all logs."""
+
+    words: tuple[str, ...]
+    do: str
+
+
+@dataclass(frozen=True, eq=False)
 class KnownCause:
     """A cause that is recognized by texts in the output of programs."""
 
     name: str
     """The name in `vllm-cli explain --json` and `--list`."""
-    title: str
+    title: str = ""
     """A clause that says what is wrong, without a final period."""
-    text: str
-    """Texts by which the cause is recognized, with ` | ` between them. Empty if nothing searches for it."""
-    advice: str
+    texts: tuple[str, ...] = ()
+    """Texts by which the cause is recognized. Empty if nothing searches for it, or `raised_in` is enough."""
+    advice: str = ""
     tags: frozenset[str] = frozenset()
     """Further facts, which the table explains."""
     phase: str = ""
     """The phase of the start in which the cause occurs. Empty if it varies. It is then read from the log."""
     source: str = ""
     """A public thread with this cause, such as `vllm#2248`, or `own` for an error of vllm-cli."""
+    raised_in: tuple[str, ...] = ()
+    """Parts of `FILE FUNCTION()`, one of which raised the exception. Empty: raised anywhere."""
+    not_raised_in: tuple[str, ...] = ()
+    not_on: tuple[str, ...] = ()
+    """Platforms where the texts mean something else."""
+    if_set: tuple[str, ...] = ()
+    """Settings, one of which the log must show."""
+    when: Mapping[str, str] = field(default_factory=dict)
+    """Package -> range of versions, such as `>=0.9,<0.12`. A version that the log does not tell counts."""
+    steps: tuple[Step, ...] = ()
 
     @property
     def where(self) -> Where:
@@ -48,9 +120,10 @@ class KnownCause:
         """Whether a hint, or another exception of the chain, is more informative than this cause."""
         return "general" in self.tags
 
-    @cached_property
-    def texts(self) -> tuple[str, ...]:
-        return tuple(filter(None, self.text.split(" | ")))
+    @property
+    def is_of_place(self) -> bool:
+        """Whether the place of an exception is enough to show this cause, whatever its text."""
+        return bool(self.raised_in) and not self.texts
 
     @property
     def code(self) -> str:
@@ -59,33 +132,34 @@ class KnownCause:
 
     def matches(self, text: str) -> bool:
         """Whether `text` contains one of the texts. The time is linear in its length."""
-        return any(pattern[0][0] in text and self.has(text, pattern) for pattern in self.patterns)
+        for pattern in self.patterns:  # noqa: SIM110 - a generator costs more than these comparisons
+            if pattern.longest in text and pattern.matches(text):
+                return True
+        return False
 
     @cached_property
     def patterns(self) -> tuple[Pattern, ...]:
-        return tuple(
-            (
-                tuple(text.strip("^$").split(ANYTHING)),
-                ("^" if text[0] == "^" else "") + ("$" if text[-1] == "$" else ""),
-            )
-            for text in self.texts
-        )
+        return tuple(map(Pattern.from_text, self.texts))
 
-    @staticmethod
-    def has(text: str, pattern: Pattern) -> bool:
-        """Whether `text` contains the parts of the pattern one after the other, at its marks `^` and `$`."""
-        parts, ends = pattern
-        if "^" in ends and not text.startswith(parts[0]):
-            return False
-        start = 0
-        for part in parts[:-1]:
-            at = text.find(part, start)
-            if at < 0:
-                return False
-            start = at + len(part)
-        if "$" in ends:
-            return text.endswith(parts[-1]) and len(text) - len(parts[-1]) >= start
-        return text.find(parts[-1], start) >= 0
+    def fits_place(self, spots: Sequence[str]) -> bool:
+        """Whether code in one of these places, written as in `raised_in`, may raise this. True if unknown."""
+        if not spots:
+            return "placed" not in self.tags
+        is_excluded = any(part in spot for part in self.not_raised_in for spot in spots)
+        is_named = any(part in spot for part in self.raised_in for spot in spots)
+        return not is_excluded and (is_named or not self.raised_in)
+
+
+def is_in_range(version: str, versions: str) -> bool:
+    """Whether the version is in a range such as `>=0.9,<0.12`. An unknown version, which is empty, is."""
+    return not version or all(
+        (_compare(version, limit) < 0) == (sign == "<") for sign, limit in _RANGE.findall(versions)
+    )
+
+
+def _compare(first: str, second: str) -> int:
+    pairs = zip_longest(*(map(int, _PART_OF_VERSION.findall(each)[:3]) for each in (first, second)), fillvalue=0)
+    return next((one - other for one, other in pairs if one != other), 0)
 
 
 class Cause(NamedTuple):
@@ -110,8 +184,12 @@ class Cause(NamedTuple):
     """Whether an installed module raised an exception while it was imported."""
     origin: str = ""
     """The package whose code raised the exception, or `LLAMA_CPP_NAME`. Empty if unknown."""
+    place: str = ""
+    """The file and function that raised the exception, below wrappers. Empty if unknown."""
     given: frozenset[str] = frozenset()
     """The settings of this log as advice would write them, such as `--x`, `--x y` and `X=y`."""
+    is_set: frozenset[str] | None = None
+    """Names of the settings that this log shows. None if it shows none, for example because it is cut."""
     settings: tuple[str, ...] = ()
     """Flags and variables that this log sets, and without which the failure may not occur."""
     first_step: str = ""
@@ -141,3 +219,16 @@ class Cause(NamedTuple):
     def is_weak(self) -> bool:
         """Whether another line may say more: the cause is unknown, general, or follows from many others."""
         return self.known is None or self.known.is_general or "weak" in self.known.tags
+
+    @property
+    def is_unplaced(self) -> bool:
+        """Whether this cause depends on the place of the exception, which the log does not tell."""
+        return self.known is not None and bool(self.known.raised_in) and not self.place
+
+    @property
+    def certainty(self) -> Literal["proven", "possible"] | None:
+        """How far the log shows the cause. None if it is unknown."""
+        if self.known is None:
+            return None
+        is_open = self.is_weak or self.is_mention or self.is_waiting or self.is_unplaced
+        return "possible" if is_open and not self.is_stop else "proven"

@@ -6,15 +6,19 @@ from typing import Any, Final
 from envs.redaction import hide_in_command
 from startup.errors import UNKNOWN_CAUSE, code_line
 from startup.logs.formatters import escape_controls
-from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause, KnownCause
+from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause, KnownCause, is_in_range
 from startup.reports.causes.log_settings import names_in
-from startup.reports.causes.table import BY_NAME, LISTS, SETTING_REFUSED, rows_of
+from startup.reports.causes.table import BY_NAME, ERROR_IN_CODE, LISTS, SETTING_REFUSED, SETTINGS
 
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
 _SENTENCE: Final = re.compile(r"(?<=\.) (?=[A-Z`])")
 _GIVEN: Final = re.compile(r"--[a-z][\w-]+(?: (?:\d+|[a-z]+_\w+|[A-Z]\w+))?|\b[A-Z][A-Z0-9]*_[A-Z0-9_]+=[\w.:-]*\w")
 """Matches a setting in advice, with its value."""
-_PLATFORMS: Final = [KnownCause(name, "", texts, "") for name, texts in rows_of("platforms")]
+_PLATFORMS: Final = [KnownCause(name, texts=tuple(texts)) for name, texts in LISTS["platforms"].items()]
+POSSIBLY: Final = "possibly "
+"""Comes before a cause that depends on the place of the exception, which the log does not tell."""
+_LEFT_OUT: Final = re.compile(r"(Leave out|Start without) ((?:(?:--|VLLM_)[\w-]+(?:, | and | or |,? then )?)+)")
+"""Matches advice to leave out settings, and their names."""
 _PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
 """Origin of an unknown error -> the program whose issues may explain it. Other origins are packages."""
 _OF_LLAMA_CPP: Final = ("llama-", "gguf-quantization")
@@ -25,7 +29,8 @@ _LLAMA_CPP_ADVICE: Final = (
     "-c, no -fa, and a newer driver."
 )
 """Advice that replaces advice with vLLM's flags if llama.cpp has failed."""
-_ROLES: Final = {"": "The server", **dict(rows_of("names of roles"))}
+_MOST_SETTINGS: Final = 6
+_ROLES: Final[dict[str, str]] = {"": "The server", **LISTS["names of roles"]}
 """Role of a process of vLLM or the embedded engine -> its name in the digest. llama.cpp has no roles."""
 
 
@@ -43,7 +48,8 @@ def write_digest(cause: Cause) -> list[str]:
         advice = _for_this_log(advice, cause)
         lines = [f"{first}.", f"Cause: {_text(cause)}", *([f"Do: {advice}"] if cause.line else [])]
     else:
-        lines = [f"{first}.", f"Cause: {cause.known.title}: {_text(cause)}", f"Do: {_advice(cause)}"]
+        possibly = POSSIBLY if cause.is_unplaced else ""
+        lines = [f"{first}.", f"Cause: {possibly}{cause.known.title}: {_text(cause)}", f"Do: {_advice(cause)}"]
     return [*lines, code_line(cause.known.name if cause.known else UNKNOWN_CAUSE)]
 
 
@@ -56,6 +62,8 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
         "code": (known or BY_NAME[UNKNOWN_CAUSE]).code,
         "cause": known.name if known else None,
         "title": known.title if known else None,
+        "certainty": cause.certainty,
+        "place": shown(cause.place) or None,
         "text": _text(cause),
         "line": cause.line,
         "advice": _advice(cause) or None,
@@ -71,6 +79,8 @@ def _advice(cause: Cause) -> str:
     advice = cause.known.advice if cause.known else ""
     if cause.known is SETTING_REFUSED and not cause.first_step and (named := names_in(shown(cause.text))):
         advice = f"Change {', '.join(named[:3])} as the message says, or try a newer vLLM."
+    if cause.known is ERROR_IN_CODE and (names := _settings_of(cause)):
+        advice = f"{advice} This start sets {', '.join(names)}."
     is_of_llama_cpp = (
         cause.known is not None and cause.known.name.startswith(_OF_LLAMA_CPP)
     ) or LLAMA_CPP_NAME in advice
@@ -79,17 +89,27 @@ def _advice(cause: Cause) -> str:
     return _for_this_log(advice, cause)
 
 
+def _settings_of(cause: Cause) -> list[str]:
+    """The settings of this log that may matter for an error in vLLM's code."""
+    names = sorted((cause.is_set or frozenset()) - set(LISTS["settings without effect"]) - {*cause.settings})
+    return names[:_MOST_SETTINGS]
+
+
 def _for_this_log(advice: str, cause: Cause) -> str:
     """Advice with this log's settings and the names of its platform."""
-    advice = " ".join(each for each in _SENTENCE.split(advice) if not _is_given(each, cause.given)) or advice
+    sentences = (_for_these_settings(each, cause) for each in _SENTENCE.split(advice))
+    advice = " ".join(each for each in sentences if each and not _is_given(each, cause.given)) or advice
     for name in filter(lambda each: each[0] == "-", cause.settings):
         advice = advice.replace(name, f"{name} (it is set)", 1)
     is_set = re.compile(r"Leave out .*\(it is set\)")
     advice = " ".join(sorted(_SENTENCE.split(advice), key=lambda each: not is_set.match(each)))
     others = [name for name in cause.settings if f"{name} (" not in advice]
+    others = [name for name in others if name not in cause.first_step]
     left_out = f"Leave out {' or '.join(others)} (set in this log)." if others else ""
-    step = "" if _is_given(cause.first_step, cause.given) else shown(cause.first_step)
-    steps = (left_out, step) if left_out and others[0].isupper() else (step, left_out)
+    step = shown(_for_these_settings(cause.first_step, cause))
+    step = "" if _is_given(step, cause.given) else step
+    is_named = bool(others) and (others[0].isupper() or others[0] in names_in(cause.text))
+    steps = (left_out, step) if is_named else (step, left_out)
     advice = " ".join(filter(None, (*steps, advice)))
     if cause.version:
         advice = advice.replace("a newer vLLM", f"a vLLM newer than {cause.version}")
@@ -97,6 +117,26 @@ def _for_this_log(advice: str, cause: Cause) -> str:
     for of_cuda, counterpart in zip(LISTS["cuda"], LISTS.get(platform, LISTS["cuda"]), strict=True):
         advice = advice.replace(of_cuda, counterpart)
     return advice
+
+
+def _for_these_settings(sentence: str, cause: Cause) -> str:
+    """A sentence of advice with the settings of this vLLM, without advice to leave out what is not set.
+
+    Empty if nothing is left of it.
+    """
+    for name, (versions, instead) in SETTINGS.items():
+        if name in sentence and cause.version and not is_in_range(cause.version, versions):
+            if not instead:
+                return ""
+            sentence = sentence.replace(f"{name} ", f"{instead}=" if instead.isupper() else f"{instead} ")
+            sentence = sentence.replace(name, instead)
+    if cause.is_set is None or not (found := _LEFT_OUT.search(sentence)):
+        return sentence
+    named = re.findall(r"(?:--|VLLM_)[\w-]+", found[2])
+    left = [name for name in named if name in cause.is_set]
+    if not left:
+        return ""
+    return sentence if left == named else f"{found[1]} {' and '.join(left)}."
 
 
 def _is_given(sentence: str, given: frozenset[str]) -> bool:

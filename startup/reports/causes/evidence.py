@@ -6,18 +6,26 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from startup.errors import CODE_LINE
-from startup.reports.causes.cause import Cause, KnownCause
+from startup.reports.causes.cause import Cause, KnownCause, is_in_range
 from startup.reports.causes.failures import HARMLESS_LEVELS, FailureReader, is_place_of_requests
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.log_settings import LogSettings
 from startup.reports.causes.phase import FATAL_ERROR, KV_CACHE_SIZE, SERVING, phase_of_message
-from startup.reports.causes.table import BY_CODE, ERROR_IN_CODE, LISTS, NOT_IN_LOG, known_in, rows_of
+from startup.reports.causes.table import BY_CODE, BY_NAME, ERROR_IN_CODE, LISTS, NOT_IN_LOG, known_in
 
 Kind = Literal["end", "hint", "error", "mention"]
 """How a line shows a cause: it reports a process's end, explains an exception, or is an error message. A
 mention is a line of any form. It counts only if a pasted excerpt has nothing better."""
-_FACTS: Final = [KnownCause(fact, "", texts, "") for fact, texts in rows_of("facts")]
+_FACTS: Final = [KnownCause(fact, texts=tuple(texts)) for fact, texts in LISTS["facts"].items()]
 _VERSION: Final = re.compile(r"(?:server version v?|LLM engine \(v|█  version )(\d[\w.]{1,20})")
+_OTHER_VERSION: Final = re.compile(
+    r"(?:\[(?:pip3?|conda)\] |^)(torch|transformers|triton|numpy)(?:==| +)(\d[\w.]{1,20})"
+    r"|(PyTorch version|Driver Version|vLLM Version) *: *(\d[\w.]{1,20})"
+)
+"""Matches lines of `pip list`, `nvidia-smi` and of the report on the environment that issues contain."""
+_PACKAGES: Final = {"PyTorch version": "torch", "Driver Version": "driver", "vLLM Version": "vllm"}
+_BROKEN_IMPORT: Final = re.compile(r"ailed to import from vllm\.\S{1,60} with (ImportError\(.{1,600}\))")
+"""Matches the warning about a library of vLLM that cannot be loaded. Operators are missing later."""
 _PLATFORM: Final = re.compile(r"(?:detected platform |Platform plugin |/torch/(?=xpu/))(\w+)")
 _BACKEND: Final = re.compile(r"\bdistributed_init_method=\S{1,200} backend=(\w{2,20})")
 _CRASH_FRAME: Final = re.compile(r' {0,4}File "([^"]{1,400})", line \d{1,8} in ')
@@ -33,12 +41,12 @@ _COMPLAINT: Final = re.compile(
 )
 """Matches an error message of any program."""
 _QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
-_TELLING: Final = KnownCause("", "", " | ".join(LISTS["telling"]), "")
+_TELLING: Final = KnownCause("", texts=tuple(LISTS["telling"]))
 """Matches a line that may say why a later, less specific error occurred."""
-_HARMLESS: Final = KnownCause("", "", " | ".join(LISTS["harmless"]), "")
+_HARMLESS: Final = KnownCause("", texts=tuple(LISTS["harmless"]))
 _OWN_ERROR: Final = "Error: "
 """The beginning of the last line of `vllm-cli` after a failed start, and of a digest."""
-_OWN_CAUSE: Final = "Cause: "
+_OWN_CAUSE: Final = re.compile("Cause: (?:possibly )?")
 
 
 @dataclass
@@ -58,10 +66,12 @@ class Evidence:
     """A line that reports that a process still waits. None once a process has gone on."""
     settings: LogSettings = field(default_factory=LogSettings)
     facts: set[str] = field(default_factory=set)
-    version: str = ""
-    """The version of vLLM, such as `0.11.0`. Empty if it is unknown, like the next two."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Package -> version, such as `0.11.0`, as far as the log tells it. `driver` is NVIDIA's."""
+    broken_import: Cause | None = None
+    """A warning about a library of vLLM that cannot be loaded."""
     platform: str = ""
-    """The kind of device, such as `rocm`."""
+    """The kind of device, such as `rocm`. Empty if it is unknown, like the next one."""
     backend: str = ""
     """The library that connects the processes, such as `nccl`."""
     stack: list[str] = field(default_factory=list)
@@ -75,6 +85,8 @@ class Evidence:
 
     def read(self, line: LogLine, number: int, *, is_excerpt: bool) -> None:
         """Takes the line with this number. `is_excerpt`: whether the log may be only an excerpt."""
+        if found := _BROKEN_IMPORT.search(line.text):
+            self._note_broken_import(line, found[1], number)
         if _HARMLESS.matches(line.text):
             return
         if not line.text.strip():
@@ -87,10 +99,18 @@ class Evidence:
         phase = self._follow_phase(line)
         self._note_facts(line)
         self.exceptions.read(line, number, phase, self.told)
-        if not _CODE.match(line.text):
-            known = known_in(line.text)
+        if not _CODE.match(line.text) and not self.exceptions.is_in_ignored:
+            has_place = self.exceptions.has_place  # the frames decide on causes of a place
+            known = [each for each in known_in(line.text) if self.allows(each) and not (each.raised_in and has_place)]
+            known = [each for each in known if each.fits_place(())]
             sign = Cause(line.process, phase, line.text, known[0] if known else None, number, self.told)
             self._add(sign, line, known, is_excerpt=is_excerpt)
+
+    def allows(self, known: KnownCause) -> bool:
+        """Whether the platform, the versions and the settings of this log allow the cause."""
+        is_here = self.platform not in known.not_on or not self.platform
+        is_now = all(is_in_range(self.versions.get(name, ""), versions) for name, versions in known.when.items())
+        return is_here and is_now and (not known.if_set or any(map(self.settings.value, known.if_set)))
 
     def of_kind(self, kind: Kind) -> list[Cause]:
         """The first lines of this kind for each cause, in the order of the log."""
@@ -111,11 +131,20 @@ class Evidence:
         text = line.text
         self.facts.update(fact.name for fact in _FACTS if fact.matches(text))
         self.settings.read(line)
-        self.version = found[1] if (found := _VERSION.search(text)) else self.version
+        if found := _VERSION.search(text):
+            self.versions["vllm"] = found[1]
+        elif found := _OTHER_VERSION.search(text):
+            self.versions[found[1] or _PACKAGES[found[3]]] = found[2] or found[4]
         self.platform = found[1] if (found := _PLATFORM.search(text)) else self.platform
         self.backend = found[1] if (found := _BACKEND.search(text)) else self.backend
         if len(self.stack) < _MOST_FRAMES and (found := _CRASH_FRAME.match(text)):
             self.stack.append(found[1])
+
+    def _note_broken_import(self, line: LogLine, error: str, number: int) -> None:
+        if ".so" in error or "undefined symbol" in error:
+            known = next((each for each in known_in(error) if self.allows(each) and not each.is_general), None)
+            cause = Cause(line.process, "", error, known or BY_NAME["library-missing"], number)
+            self.broken_import = self.broken_import or cause
 
     def _add(self, sign: Cause, line: LogLine, known: list[KnownCause], *, is_excerpt: bool) -> None:
         of = {where: next((each for each in known if each.where == where), None) for where in ("wait", "hint", "end")}
@@ -154,8 +183,8 @@ class Evidence:
     def _find_own_error(self, line: LogLine, known: list[KnownCause], sign: Cause) -> None:
         if not line.level and line.text.startswith(_OWN_ERROR):
             self.own_error = sign
-        elif self.own_error and known and line.text.startswith(_OWN_CAUSE):
-            text = line.text.removeprefix(_OWN_CAUSE).removeprefix(f"{known[0].title}: ")
+        elif self.own_error and known and (begin := _OWN_CAUSE.match(line.text)):
+            text = line.text[begin.end() :].removeprefix(f"{known[0].title}: ")
             self.own_error = sign._replace(text=text)
         elif self.own_error and (coded := BY_CODE.get(line.text.removeprefix(CODE_LINE))) and not coded.is_general:
             self.own_error = self.own_error._replace(known=coded)

@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 from startup.reports.causes.cause import Cause
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.own_faults import TracebackOrigin
-from startup.reports.causes.table import LISTS, rows_of
+from startup.reports.causes.table import LISTS, in_texts
 
 _MOST_PROCESSES: Final = 512
 _MOST_IN_CHAIN: Final = 8
@@ -36,7 +36,8 @@ _RAISING: Final = re.compile(r"(?:assert|raise (\w{1,80}))\b\(?(.{0,400})")
 _ANY_NAME: Final = re.compile(r"(?!File$)[A-Za-z_][\w.]{0,160}(?=: |:?$)")
 _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
-    r"(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)(?=: |:?$)"
+    r"(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound|Unsupported)(?=: |:?$)"
+    r"|[a-z_]\w{0,80}(?:\.[a-z_]\w{0,80}){1,8}\.[A-Z][a-z]\w{1,80}(?=: |:?$)"
 )
 """Matches the name of an exception, even without a traceback. `Error: ` begins messages of other programs."""
 
@@ -46,13 +47,24 @@ _REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_util
 HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
 _QUOTES: Final = "raised:"
 """The ending of a message's first line, if torch's compiler quotes an exception below."""
-_ROLES: Final = [(role, tuple(names.split(" | "))) for role, names in rows_of("roles")]
+_ROLES: Final = [(role, tuple(names)) for role, names in LISTS["roles"].items()]
 """Role of a process -> beginnings of its label, and files that log its lines."""
 
 
 def is_place_of_requests(place: str) -> bool:
     """Whether this source file logs errors that concern only one request of a client."""
     return bool(_REQUEST_PLACES.fullmatch(place))
+
+
+def is_wrapper(file: str) -> bool:
+    """Whether functions of this file only call others, so that its frames do not say what failed."""
+    return in_texts("wrappers", file)
+
+
+def is_of_vllm(file: str) -> bool:
+    """Whether this file belongs to vLLM, installed or as source code."""
+    path = f"/{file.rpartition('-packages/')[2]}"
+    return "/vllm/" in path and "/lib/python3" not in path
 
 
 def package_of(file: str) -> str:
@@ -74,15 +86,40 @@ class Raised(NamedTuple):
     files: tuple[str, ...] = ()
     """The files of its traceback, outermost first."""
 
+    functions: tuple[str, ...] = ()
+    """The functions of its traceback, outermost first."""
+
     @property
     def place(self) -> str:
         """The function and file that raised this exception, written as in `KnownCause.texts`."""
         return f" in {self.function}() of {''.join(self.files[-1:])}" if self.function else ""
 
     @property
+    def spots(self) -> tuple[str, ...]:
+        """The innermost frame that is no wrapper, and that of vLLM, written as in `KnownCause.raised_in`."""
+        frames = [
+            (file, f"{file} {function}()")
+            for file, function in zip(reversed(self.files), reversed(self.functions), strict=False)
+            if not is_wrapper(file)
+        ]
+        of_vllm = next((spot for file, spot in frames if is_of_vllm(file)), "")
+        return tuple(dict.fromkeys(filter(None, (frames[0][1] if frames else "", of_vllm))))
+
+    @property
+    def spot(self) -> str:
+        """The innermost frame that is no wrapper. Empty if unknown."""
+        return next(iter(self.spots), "")
+
+    @property
+    def is_of_vllm(self) -> bool | None:
+        """Whether code of vLLM raised this exception, apart from wrappers. None if unknown."""
+        spot = self.spot
+        return is_of_vllm(spot.rpartition(" ")[0]) if spot else None
+
+    @property
     def package(self) -> str:
-        """The installed package whose code raised this exception. Empty if unknown."""
-        return package_of("".join(self.files[-1:]))
+        """The installed package whose code raised this exception, apart from wrappers. Empty if unknown."""
+        return package_of(self.spot.rpartition(" ")[0] or "".join(self.files[-1:]))
 
 
 @dataclass
@@ -172,8 +209,12 @@ class FailureReader:
         """The first exception that only reports another one. None if there is none."""
         self.cut: Failure | None = None
         """The first traceback of the start that breaks off before its exception. None if there is none."""
-        self._ignored: _Key | None = None
-        """The key of the last line if Python ignores the exception that follows."""
+        self._ignored: set[_Key] = set()
+        """Keys whose last line says that Python ignores the exception that follows."""
+        self.is_in_ignored = False
+        """Whether the last line belongs to an exception that Python only reports."""
+        self.has_place = False
+        """Whether the last line belongs to an exception whose frames the log shows."""
         self._told: Cause | None = None
         self._wrapped: _Key | None = None
         """The key of the last line if it is an exception that may continue in lines without a label."""
@@ -208,7 +249,7 @@ class FailureReader:
             if reading is None or reading.state != "linked":
                 self._end(key)
                 reading = self._open(line, number, phase)
-                reading.is_ignored = self._ignored == key
+                reading.is_ignored = key in self._ignored
             reading.state, reading.lines, reading.origin = "frames", 0, TracebackOrigin()
             reading.function, reading.files = "", []
             reading.indent = len(text) - len(text.lstrip())
@@ -218,7 +259,11 @@ class FailureReader:
             self._read_frame(reading, _outdent(line, reading.indent), number)
         else:
             self._read_message(reading, _outdent(line, reading.indent), number, phase)
-        self._ignored = key if text.startswith(_IGNORED) else None
+        is_announced = text.startswith(_IGNORED) and len(self._ignored) < _MOST_PROCESSES
+        (self._ignored.add if is_announced else self._ignored.discard)(key)
+        reading = self._readings.get(key)
+        self.is_in_ignored = is_announced or (reading is not None and reading.is_ignored)
+        self.has_place = reading is not None and bool(reading.files)
 
     def _open(self, line: LogLine, number: int, phase: str) -> Failure:
         if len(self._readings) >= _MOST_PROCESSES:
@@ -254,10 +299,14 @@ class FailureReader:
         """Begins an exception that has no traceback, or whose traceback's first lines are cut off."""
         if line.level in HARMLESS_LEVELS:
             return
+        is_ignored = (line.process, line.place) in self._ignored
         if _ERROR_NAME.match(line.text):
-            self._add(self._open(line, number, phase), line.text, number)
+            reading = self._open(line, number, phase)
+            reading.is_ignored = is_ignored
+            self._add(reading, line.text, number)
         elif _FRAME.match(line.text):
             reading = self._open(line, number, phase)
+            reading.is_ignored = is_ignored
             reading.state = "frames"
             self._read_frame(reading, line, number)
 
@@ -307,7 +356,8 @@ class FailureReader:
             reading.raised.pop()
         text = text.strip()
         files = tuple(reading.files)
-        raised = Raised(text[:_LONGEST_TEXT], reading.is_direct, reading.function, reading.source, files)
+        functions = tuple(reading.functions[len(reading.functions) - len(files) :])
+        raised = Raised(text[:_LONGEST_TEXT], reading.is_direct, reading.function, reading.source, files, functions)
         reading.raised.append(raised)
         reading.is_of_library_import |= reading.function == "<module>" and raised.package != ""
         if reading.own_fault is None and reading.origin.is_own(text):

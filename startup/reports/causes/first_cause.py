@@ -7,7 +7,7 @@ from typing import Final
 from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause
 from startup.reports.causes.evidence import Evidence, special
 from startup.reports.causes.failures import Failure
-from startup.reports.causes.log_line import LogLine, read_line
+from startup.reports.causes.log_line import LineReader, LogLine
 from startup.reports.causes.phase import BANNER, OLD_BANNER, phase_of_functions
 from startup.reports.causes.recognition import EARLIER, INNER, describe, describe_line, first_step_of, shorten
 from startup.reports.causes.table import BY_NAME, NOT_IN_LOG, STOPPED
@@ -47,6 +47,7 @@ class CauseFinder:
         """The number of texts that were read. Each state of a progress bar is a text."""
         self._is_next_new = True
         """Whether the next text begins a line of the file. If not, it continues a progress bar."""
+        self._lines = LineReader()
         self._run = Evidence()
         self._before: Cause | None = None
         """The cause that ended the previous run. None if the log shows no failure of that run."""
@@ -56,7 +57,7 @@ class CauseFinder:
         self._number += self._is_next_new
         self._num_texts += 1
         self._is_next_new = not raw.endswith("\r")
-        for line in read_line(raw):
+        for line in self._lines.read(raw, self._number):
             self._read(line)
 
     def cause(self) -> Cause | None:
@@ -65,7 +66,8 @@ class CauseFinder:
         if found:
             origin = found.origin or (LLAMA_CPP_NAME if "llama.cpp" in self._run.facts else "")
             given, platform = self._run.settings.given(), self._run.platform
-            found = found._replace(origin=origin, version=self._run.version, platform=platform, given=given)
+            is_set, version = self._run.settings.names(), self._run.versions.get("vllm", "")
+            found = found._replace(origin=origin, version=version, platform=platform, given=given, is_set=is_set)
         return found if found or "ready" in self._run.facts else self._before
 
     def _read(self, line: LogLine) -> None:

@@ -45,7 +45,15 @@ _GLOG: Final = re.compile(r"\[?([WEF])\d{3,4} \d\d:\d\d:\d\d\.\d{1,9} (?:\d{1,10
 """Matches prefixes of C++ code, for example of torch: `[E716 19:47:26.324586583 Pool.cpp:523] `."""
 _GLOG_LEVELS: Final = {"W": "WARNING", "E": "ERROR", "F": "CRITICAL"}
 _PLACE: Final = re.compile(r"\[?([\w./-]{1,80}\.py):\d{1,6}\] ?")
+_CSV: Final = re.compile(r'"?(?:\d{13}|\d{4}-\d\d-\d\d[T ][\d:.]{8,18}Z?)"?,(?!\d{3}\b)("?)(.*)')
+"""Matches a row of a table of CloudWatch, as SageMaker's logs are exported: a time and a message."""
+_LINE_NUMBER: Final = re.compile(r" {0,7}(\d{1,7})(?:[:|] ?|\t|  ?)")
+_MARGIN: Final = re.compile(r'\s{3,16}(?=  File "|(?!File ")\S)')
 _PREFIXES: Final = (
+    re.compile(r"(?:DEFAULT|DEBUG|INFO|WARNING|ERROR|CRITICAL) (?=\d{4}-\d\d-\d\dT)"),
+    re.compile(r"(?:- )?(?:[\w.]{1,60} - )?(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) - "),
+    re.compile(r"[a-z\d]{10,20}\[(?:debug|info|warn|warning|error)\]"),
+    re.compile(r"\[1,[\w:,-]{1,60}\]<std(?:err|out)>:"),
     re.compile(r"\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]? ?"),
     re.compile(r"(?:stdout|stderr) [FP] ?"),
     re.compile(r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d [\w.-]{1,80} [\w.@/-]{1,80}(?:\[\d{1,10}\])?: ?"),
@@ -60,13 +68,15 @@ _PREFIXES: Final = (
     re.compile(r"[a-z\d][a-z\d.-]{0,200}-(?:\d{1,4}|[bcdfghjklmnpqrstvwxz2456789]{5}) [a-z\d][a-z\d-]{0,62} "),
     re.compile(r"(?:vLLM )?(?:STDOUT|STDERR|stdout|stderr)(?: \||:) ?"),
 )
-"""The first patterns match ISO times and the prefixes of containerd, journald, syslog, plain times, notebooks
-and Docker compose. The others match brackets such as `[rank0]:` and `[pod/name/container]`, log formats with
-bars, frames of terminals, quotations, Ray, stern, and supervisors."""
+"""The first patterns match prefixes of Google's log explorer, of Python's logging, RunPod and MPI. Then come
+ISO times and the prefixes of containerd, journald, syslog, plain times, notebooks and Docker compose. The
+others match brackets such as `[rank0]:` and `[pod/name/container]`, log formats with bars, frames of
+terminals, quotations, Ray, stern, and supervisors."""
 _PYTHON: Final = ("Traceback (most recent call last):", '  File "')
 
 _JSON_MESSAGES: Final = ("log", "message", "msg", "MESSAGE", "textPayload", "event", "line")
 _JSON_TRACES: Final = ("exception", "exc_info", "stack_trace", "traceback", "stack")
+_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _JSON_LEVELS: Final = ("level", "levelname", "severity")
 
 
@@ -82,15 +92,43 @@ class LogLine(NamedTuple):
     text: str
 
 
+class LineReader:
+    """Parses the lines of one log, which may all be indented or numbered."""
+
+    def __init__(self) -> None:
+        self._margin: str | None = None
+        """The blanks before each line so far. None before the first line."""
+        self._offset = 0
+        """The difference between the last number at the beginning of a line and the line's own number."""
+
+    def read(self, raw: str, number: int) -> Iterator[LogLine]:
+        """Parses the line with this number, as `read_line` does."""
+        found = _LINE_NUMBER.match(raw)
+        offset, self._offset = self._offset, int(found[1]) - number if found else self._offset
+        if found and offset == self._offset:
+            raw = raw[found.end() :]
+        if raw.strip():
+            if self._margin is None:
+                self._margin = found[0] if (found := _MARGIN.match(raw)) else ""
+            self._margin = self._margin if raw.startswith(self._margin) else ""
+        return read_line(raw.removeprefix(self._margin or ""))
+
+
 def read_line(raw: str) -> Iterator[LogLine]:
     """Parses a line. Yields several lines for a JSON record with a traceback, or if line breaks were lost."""
     raw = raw[:LONGEST_LINE].rstrip("\r\n")
+    if raw[:1].isdigit() or raw[:1] == '"':
+        raw = _CSV.sub(_message_of_row, raw, count=1) if _CSV.match(raw) else raw
     if "[" in raw:
         raw = _COLOUR.sub("", raw)
     if raw.startswith("{"):
         yield from _read_json(raw)
         return
     yield from _read_text(raw)
+
+
+def _message_of_row(row: re.Match[str]) -> str:
+    return row[2].removesuffix('"').replace('""', '"') if row[1] else row[2]
 
 
 def _read_text(raw: str) -> Iterator[LogLine]:
@@ -153,7 +191,10 @@ def _read_json(raw: str) -> Iterator[LogLine]:
     if not isinstance(record, dict):
         yield LogLine("", "", "", raw)
         return
+    inner = record.get("jsonPayload")
+    record = {**record, **inner} if isinstance(inner, dict) else record
     process, level = _process_of(record), _first_text(record, _JSON_LEVELS).upper()
+    level = level if level in _LEVELS else ""
     left = _MOST_JSON_LINES
     for text in (_first_text(record, _JSON_MESSAGES), _first_text(record, _JSON_TRACES)):
         for line in text.splitlines()[:left]:

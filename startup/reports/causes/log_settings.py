@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from itertools import chain
 from typing import Final
 
 from startup.reports.causes.cause import KnownCause
@@ -22,9 +21,11 @@ _COMMAND: Final = re.compile(
 )
 """Matches a command, also one after a prompt or variables, and a line of its flags. Sentences are neither."""
 _ARGUMENT: Final = re.compile(r"\b([a-z][a-z0-9_]{2,60})'?(?:: |=)('[^']{0,80}'|\[\]|\{\}|[^\s,(){}']{1,80})?")
+_INNER_VALUES: Final = re.compile(r"\{[^{}]{1,2000}\}|(?<=\w)\([^()]{1,2000}\)|\[[^\[\]]{1,2000}\]")
+_DEEPEST_VALUE: Final = 4
 _FLAG: Final = re.compile(r"(?<!\S)--([a-z][a-z0-9-]{2,60})(?:[= ]([^\s-]\S{0,80}))?")
 _VARIABLE: Final = re.compile(
-    r"\b((?:VLLM|(?:PY)?TORCH\w{0,20}|TRITON|N?CCL|AITER|FLASHINFER|HSA|HIP|ROCM|GLOO|UCX)_[A-Z0-9_]{2,60})="
+    r"\b((?:VLLM|(?:PY)?TORCH\w{0,20}|HF|TRANSFORMERS|TRITON|N?CCL|AITER|FLASHINFER|HSA|HIP|ROCM|GLOO|UCX)_[A-Z0-9_]{2,60})="
     r"[\"']?([\w.:-]{1,80})"
 )
 _TURNED: Final = re.compile(
@@ -36,20 +37,20 @@ _SETTINGS: Final = "|".join(
     sorted({name for part in PARTS for name in part.settings if "_" in name and not name.isupper()})
 )
 _NAMES: Final = re.compile(
-    r"(--[a-z][\w-]{1,60}|\b(?:VLLM|NCCL|HF|CUDA|PYTORCH|TORCH)_[A-Z0-9_]{2,60})"
+    r"(--[a-z][\w-]{1,60}|\b(?!VLLM_COMPILE\b)(?:VLLM|NCCL|HF|CUDA|PYTORCH|TORCH)_[A-Z0-9_]{2,60})"
     rf"|\b({_SETTINGS}|max_(?:num|model)_\w{{2,40}}|\w{{2,20}}_parallel_size|gpu_memory_utilization|cudagraph_mode)\b"
 )
 _CHOICES: Final = ("mode", "format", "backend", "parser", "dtype", "quantization", "runner", "task", "executor")
 """Endings of the names of arguments whose values an exception may name instead of them."""
 _WRAPPERS: Final = ("/_custom_ops.py", "/_aiter_ops.py", "/custom_op.py", "/vllm/utils.py")
 """Files of vLLM that call kernels for all its parts."""
-_WANTS: Final = re.compile(r"\b(?:requires?|needs?|must|without|only|enable)\b")
+_WANTS: Final = re.compile(r"\b(?:requires?|needs?|must|should|without|only|enable|please|used with)\b")
 """Matches words after which a message names what it wants, not what it refuses."""
+_WANTED: Final = re.compile(r".{0,30}\b(?:must|should|needs|required|has to)\b")
+"""Matches what follows a setting that a message wants."""
 _UNSET: Final = ("", "0", "none", "false", "auto", "[]", "{}")
 _MOST_SETTINGS: Final = 300
 _MOST_NAMED: Final = 2
-_NUM_OPTIONAL: Final = 5
-"""The number of parts at the beginning of `PARTS` without which vLLM often serves the same model."""
 
 
 class LogSettings:
@@ -65,8 +66,8 @@ class LogSettings:
             found = [each for each in _ARGUMENT.findall(text) if each[0] in _CHOSEN and each[1] != "None"]
         elif line.level not in ("", "INFO"):
             return
-        elif any(part in text for part in _ARGUMENTS):
-            found = _ARGUMENT.findall(text)
+        elif begin := next((part for part in _ARGUMENTS if part in text), ""):
+            found = _ARGUMENT.findall(_without_inner_values(text.partition(begin)[2].removeprefix("{")))
         elif not line.level and ("--" in text or "=" in text) and _COMMAND.match(text):
             found = [(name.replace("-", "_"), value or "true") for name, value in _FLAG.findall(text)]
             found += _VARIABLE.findall(text)
@@ -85,26 +86,29 @@ class LogSettings:
         """The value of a setting. Empty if it is unknown."""
         return self._values.get(name, "")
 
+    def has_value(self, word: str) -> bool:
+        """Whether the log gives this value to a setting."""
+        return word in self._values.values()
+
     def part_of(self, files: Sequence[str]) -> Part | None:
         """The part of vLLM with the innermost of the files that belongs to a part which is turned on."""
         parts = (part for file in reversed(files) for part in parts_of(file))
         return next((part for part in parts if any(self._set(name) for name in part.settings)), None)
 
-    def blamed(self, files: Sequence[str], text: str, shown: Part | None, *, is_unclear: bool) -> list[str]:
+    def blamed(self, files: Sequence[str], text: str, shown: Part | None, message: str) -> list[str]:
         """The set flags and variables that a failure may depend on, the likeliest first.
 
         Args:
             files: the files of the traceback, outermost first.
             text: the exception and the line that raised it. They may name a setting.
             shown: the part that they name.
-            is_unclear: whether nothing else says what failed. Then an optional part may have.
+            message: the exception's message, which may name a setting's value, or ask for a setting.
         """
-        words = text.lower().replace("-", "_").replace(" ", "_")
-        named = (name for name, value in self._values.items() if _is_named(name, value.lower(), words))
+        words, told = _as_one_word(text), _as_one_word(message)
+        named = (name for name, value in self._values.items() if _is_named(name, value.lower(), words, told))
         below = (name for file in reversed(files) for part in parts_of(file) for name in part.settings)
-        all_parts = chain.from_iterable(part.settings for part in PARTS[:_NUM_OPTIONAL] if is_unclear)
-        names = (*named, *(shown.settings if shown else ()), *below, *all_parts)
-        found = dict.fromkeys(each for name in names for each in self._set(name))
+        names = (*named, *(shown.settings if shown else ()), *below)
+        found = dict.fromkeys(each for name in names for each in self._set(name) if not _asks_for(message, each))
         return [shown_setting(name) for name in [*found][:_MOST_NAMED]]
 
     def switches(self, words: str, *, is_of_kernel: bool) -> list[str]:
@@ -116,6 +120,12 @@ class LogSettings:
         turned = {name: _TURNED.findall(name.lower()) for name in names}
         told = [name for name in names if turned[name] and all(each in words.lower() for each in turned[name])]
         return told or [name for name in names if is_of_kernel and _OF_KERNELS.search(name)]
+
+    def names(self) -> frozenset[str] | None:
+        """The settings that this log turns on, as flags and variables. None if it shows no settings."""
+        if self.is_empty:
+            return None
+        return frozenset(shown_setting(name) for name in self._values if self._set(name))
 
     def given(self) -> frozenset[str]:
         """The settings as advice would write them."""
@@ -129,16 +139,34 @@ class LogSettings:
         return [each for each in names if self._values.get(each, "").lower().rpartition(".")[2] not in _UNSET]
 
 
+def _without_inner_values(text: str) -> str:
+    """A line of arguments without the members of their values, which may have the names of arguments."""
+    for _ in range(_DEEPEST_VALUE):
+        text = _INNER_VALUES.sub("", text)
+    return text
+
+
 def names_in(text: str) -> list[str]:
     """The flags, variables of vLLM and arguments that a message names, as flags and variables."""
     found = dict.fromkeys(each[0] or each[1].replace("_", "-") for each in _NAMES.findall(text))
     return [name if name[0] == "-" or name.isupper() else f"--{name}" for name in found]
 
 
-def _is_named(name: str, value: str, words: str) -> bool:
-    """Whether an exception's text names the setting, or its value if that is one of few choices."""
+def _as_one_word(text: str) -> str:
+    return text.lower().replace("-", "_").replace(" ", "_")
+
+
+def _is_named(name: str, value: str, words: str, message: str) -> bool:
+    """Whether an exception's text names the setting, or its message names its value, one of few choices."""
     is_word = "_" in name and name in words and not value[:1].isdigit() and name != "trust_remote_code"
-    return is_word or (name.endswith(_CHOICES) and len(value) > 2 and value in words)
+    return is_word or (name.endswith(_CHOICES) and len(value) > 2 and value in message)
+
+
+def _asks_for(message: str, name: str) -> bool:
+    """Whether a message says that the setting is needed."""
+    words = message.lower().replace("-", "_").replace("__", "")
+    before, found, after = words.partition(name.lower())
+    return bool(found) and bool(_WANTS.search(before[-60:]) or _WANTED.match(after))
 
 
 def part_shown(files: Sequence[str], text: str, *, is_unclear: bool) -> Part | None:

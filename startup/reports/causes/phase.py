@@ -41,6 +41,6 @@ def phase_of_functions(functions: Iterable[str]) -> str:
 @cache
 def _phases(name: str) -> dict[str, str]:
     """Each text of this list -> its phase."""
-    from startup.reports.causes.table import rows_of  # noqa: PLC0415 - not read in each start
+    from startup.reports.causes.table import LISTS  # noqa: PLC0415 - not read in each start
 
-    return {text: f"while it {phase}" for texts, phase in rows_of(name) for text in texts.split(" | ")}
+    return {text: f"while it {phase}" for phase, texts in LISTS[name].items() for text in texts}

@@ -1,15 +1,15 @@
 """Recognizes the known cause of an exception or a line, and the first step of the advice for this log."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Final
 
 from envs.suggestion import did_you_mean
-from startup.reports.causes.cause import Cause, KnownCause
+from startup.reports.causes.cause import Cause, KnownCause, Step, find_word
 from startup.reports.causes.evidence import Evidence
-from startup.reports.causes.failures import Failure, Raised, package_of
-from startup.reports.causes.log_settings import names_in, part_called, part_shown, shown_setting
+from startup.reports.causes.failures import Failure, Raised, is_wrapper, package_of
+from startup.reports.causes.log_settings import names_in, part_called, part_shown
 from startup.reports.causes.phase import KV_CACHE, SERVING, phase_of_functions
 from startup.reports.causes.table import (
     BY_NAME,
@@ -19,7 +19,7 @@ from startup.reports.causes.table import (
     LISTS,
     OWN_FAULT,
     SETTING_REFUSED,
-    rows_of,
+    STEPS,
 )
 
 OF_WORKER: Final = "Worker failed with error"
@@ -34,21 +34,14 @@ _LONGEST_QUOTE: Final = 1_000
 _VERSIONS: Final = BY_NAME["versions-do-not-fit"]
 _CALL: Final = re.compile(r"TypeError: (?!\w*(?:Config|Processor|Tokenizer))")
 """Matches a refused call, unless one of classes that transformers may have."""
-_OTHER_PLATFORMS: Final = ("rocm", "xpu", "cpu", "ascend", "npu", "tpu", "hpu")
 INNER: Final = ("worker", "engine core")
 EARLIER: Final = "an earlier run"
 """The engine of an earlier run, which still serves."""
+_OF_MISSING_LIBRARIES: Final = ("libraries-do-not-fit", "operator-not-in-build", "vllm-not-built")
+"""Causes that follow from a library of vLLM that was not loaded, about which a warning before tells more."""
 _OF_EXCEPTIONS: Final = tuple(
     known for known in KNOWN if known is not ERROR_IN_CODE and not (known.is_general and known.where == "wait")
 )
-
-_STEPS: Final = [
-    (name.split()[1:], [(words.replace("…", "").split(" | "), step) for words, step in rows_of(name)])
-    for name in LISTS
-    if name.startswith("steps ")
-]
-"""Conditions, and rows of words and a step. All conditions must hold. The text must have one of the words. If
-`place` is a condition, a file's path may have the word instead."""
 
 _WHOLE: Final = re.compile(r"(\d{1,9})\)? (?:must be|is not) divisible by (?:[a-z_ ]{0,60}\(?)(\d{1,6})")
 """Matches a number that the tensor parallel size must divide, such as that of heads, and this size."""
@@ -85,9 +78,11 @@ def describe(failure: Failure, run: Evidence) -> Cause:
         raised, known = Raised(hint.text), hint.known
     if known and known.phase == KV_CACHE and _is_beside(failure.process, run.engine):
         known = BY_NAME["kv-cache-beside-another"]
-    phase, text = _phase_of(failure, known), quote(raised, known)
-    is_of_import = failure.is_of_library_import
-    cause = Cause(process, phase, text, known, failure.line, is_of_library_import=is_of_import, origin=raised.package)
+    if known and known.name in _OF_MISSING_LIBRARIES and run.broken_import is not None:
+        broken = run.broken_import._replace(process=process, phase=failure.phase)
+        return _with_context(broken, run, (), broken.text)
+    cause = Cause(process, _phase_of(failure, known), quote(raised, known), known, failure.line)
+    cause = cause._replace(is_of_library_import=failure.is_of_library_import, origin=raised.package, place=raised.spot)
     words = f"{raised.text}\n{raised.place} {raised.source}"
     return _with_context(cause, run, raised.files or failure.raised[-1].files, words)
 
@@ -116,7 +111,7 @@ def _recognize(failure: Failure, run: Evidence) -> tuple[Raised, KnownCause | No
     chain = [each for raised in failure.informative() for each in _inner_first(raised)]
     for is_general in (False, True):
         for raised in chain:
-            if known := _known(raised, run.platform, is_general=is_general):
+            if known := _known(raised, run, is_general=is_general):
                 part = part_called(raised.files)
                 of_part = known in FAILED_PARTS or known.name == "configuration-refused"
                 if of_part and not known.matches(raised.text):  # only the place shows the part
@@ -148,24 +143,28 @@ def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str)
     part = part_shown(files, words, is_unclear=is_unclear)
     if part and (run.settings.is_empty or part.settings[0].isupper()):
         known = part.known if part.known and is_unclear else known
-        flag = shown_setting(part.settings[0])
-        is_told = (known is not None and known is part.known) or flag in cause.text
-        step = step or ("" if is_told else f"Set {flag}=0." if flag.isupper() else f"Leave out {flag} if it is set.")
+        variable = part.settings[0] if part.settings[0].isupper() else ""
+        step = step or (f"Set {variable}=0." if variable and variable not in cause.text else "")
     is_unclear = known in (None, ERROR_IN_CODE)
-    settings = dict.fromkeys((*switches, *run.settings.blamed(files, words, part, is_unclear=is_unclear)))
+    settings = dict.fromkeys((*switches, *run.settings.blamed(files, words, part, message=cause.text)))
+    if known is SETTING_REFUSED and settings and not instruction_in(shown):
+        step = ""  # what is set and refused says more than the place
     return cause._replace(known=known, settings=tuple([*settings][:2]), first_step=step)
 
 
-def _known(raised: Raised, platform: str, *, is_general: bool) -> KnownCause | None:
+def _known(raised: Raised, run: Evidence, *, is_general: bool) -> KnownCause | None:
     """The known cause whose texts match the exception's text, alone or with the place that raised it."""
-    others = {"of-cuda"} if platform in _OTHER_PLATFORMS else set()
-    causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general and not known.tags & others]
+    causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general and run.allows(known)]
+    causes = [known for known in causes if known.fits_place(raised.spots)]
+    if not raised.spots:  # what depends on the place is only possible
+        causes.sort(key=lambda known: bool(known.raised_in))
     begin, end, rest = raised.text.partition("\n")
     for text in dict.fromkeys((f"{begin}{raised.place} {raised.source}{end}{rest}", raised.text)):
         first, flat = text.partition("\n")[0], text.replace("\n", " ")
         joined = text.replace("\n", "")  # if a terminal has wrapped the line
         for known in causes:  # if `where` is "end", the text's first line must match
-            if known.matches(first) if known.where == "end" else known.matches(flat) or known.matches(joined):
+            shown = (first,) if known.where == "end" else (flat, joined)
+            if any(map(known.matches, shown)) or (known.is_of_place and raised.spots):
                 return known
     return None
 
@@ -175,10 +174,10 @@ def _last_resort(raised: Raised, failure: Failure, part: KnownCause | None) -> K
     text = raised.text
     if _is_import_of_another(raised, failure.functions[-1 - len(raised.files) :]):
         return _VERSIONS
-    if _is_refusal(text):
+    if raised.is_of_vllm is not False and _is_refusal(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase
-    is_of_code = OF_WORKER in text or phase == SERVING or ERROR_IN_CODE.matches(text)
+    is_of_code = raised.is_of_vllm or OF_WORKER in text or phase == SERVING or ERROR_IN_CODE.matches(text)
     return part or (ERROR_IN_CODE if is_of_code else None)
 
 
@@ -193,7 +192,7 @@ def _is_refusal(text: str) -> bool:
     name, words = text.partition(":")[0], text.lower()
     is_told = instruction_in(text) and (names_in(text) or name in LISTS["checks"])
     refusals = LISTS["refusals by assertions" if name == "AssertionError" else "refusals"]
-    is_refused = any(each in words for each in refusals) and not text.startswith(LISTS["faults of code"])
+    is_refused = any(each in words for each in refusals) and not text.startswith(tuple(LISTS["faults of code"]))
     return bool(is_told or is_refused or (name == "ValueError" and names_in(text)))
 
 
@@ -222,7 +221,7 @@ def quote(raised: Raised, known: KnownCause | None) -> str:
 
 def _is_of_message(line: str) -> bool:
     """Whether a line of an exception's text belongs to its message, not to what programs write after it."""
-    return bool(line) and not line.startswith(LISTS["after messages"]) and not _OTHER.match(line)
+    return bool(line) and not line.startswith(tuple(LISTS["after messages"])) and not _OTHER.match(line)
 
 
 def shorten(text: str) -> str:
@@ -242,15 +241,26 @@ def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], pha
     if step := instruction_in(text):
         return step
     held = {"place", name, *tags, *run.facts, run.platform, run.backend, *phase.split()}
-    for conditions, rows in _STEPS:
-        if all(held.intersection(each.split("|")) for each in conditions):
-            places = (text, text.lower(), *reversed(files)) if "place" in conditions else (text,)
-            found = (step for place in places for words, step in rows if any(word in place for word in words))
-            if (step := next(found, "")) and not (known and step.strip(".").removeprefix("Set ") in known.advice):
-                return step
+    lists = [(known.steps if known else (), [text]), *_steps_for(held, text, files)]
+    found = (step.do for steps, places in lists for place in places for step in steps if _names(place, step.words))
+    for step in found:
+        if not (known and step.strip(".").removeprefix("Set ") in known.advice):
+            return step
     if name == "versions-do-not-fit":
         return _both_packages(text, files)
-    return _similar_word(text) if name in _OF_WORDS else ""
+    return _similar_word(text, run) if name in _OF_WORDS else ""
+
+
+def _steps_for(held: set[str], text: str, files: Sequence[str]) -> Iterator[tuple[Sequence[Step], list[str]]]:
+    """The steps whose conditions hold, and the texts that must have one of their words."""
+    for each in STEPS:
+        if all(held & conditions for conditions in each.of):
+            is_of_place = any("place" in conditions for conditions in each.of)
+            yield each.steps, [text, text.lower(), *(reversed(files) if is_of_place else ())]
+
+
+def _names(text: str, words: Sequence[str]) -> bool:
+    return not words or any(find_word(text, word, is_whole=True) >= 0 for word in words)
 
 
 def instruction_in(text: str) -> str:
@@ -258,27 +268,31 @@ def instruction_in(text: str) -> str:
     for sentence in _SENTENCE.split(text[:2_000]):
         words = sentence.lower().removeprefix("you can ")
         is_told = words.partition(" ")[0] in LISTS["instructions"]
-        if is_told and not any(each in words for each in LISTS["instructions without a remedy"]):
+        is_whole = not sentence.rstrip(" .").endswith(":")
+        if is_told and is_whole and not any(each in words for each in LISTS["instructions without a remedy"]):
             told = " ".join(sentence.strip(" .)").split())[:_LONGEST_STEP]
             return f"{told[0].upper()}{told[1:]}."
     return ""
 
 
 def _both_packages(text: str, files: Sequence[str]) -> str:
-    """Names two packages: one lacks what the other needs."""
-    packages = [package.removesuffix(".py") for file in files if (package := package_of(file))]
+    """Names two packages that do not fit. The message may say which one lacks what the other needs."""
+    inner = [file for file in files if not is_wrapper(file)]
+    packages = [package.removesuffix(".py") for file in inner if (package := package_of(file))]
     named = _NAMED.search(text)
     package = named[1] if named else "".join(packages[-1:])
-    if caller := next((each for each in reversed(packages) if each != package), ""):
+    caller = next((each for each in reversed(packages) if each != package), "")
+    if caller and named:
         return f"{caller} does not fit the installed {package}, so install the {package} that it requires."
-    step = "Another package needs another {0}, so install the {0} that it requires, or its release for this {0}."
-    return step.format(package) if package else ""
+    both = " and ".join(sorted(filter(None, (package, caller))))
+    return f"Install releases of {both} that belong together." if caller else ""
 
 
-def _similar_word(text: str) -> str:
-    """If the message rejects a word, names the most similar word of the message, or a flag."""
+def _similar_word(text: str, run: Evidence) -> str:
+    """Names the most similar word of the message, or a flag, if it rejects a word of the command line."""
     found = _UNKNOWN.search(text)
-    if found is None:
+    is_of_user = found is not None and (found[1][0] == "-" or "choice" in text or run.settings.has_value(found[1]))
+    if found is None or not is_of_user:
         return ""
     suggestion = did_you_mean(found[1], (word for word in _WORD.findall(text) if word != found[1]))
     return f"Correct {found[1]}{suggestion}." if suggestion else ""

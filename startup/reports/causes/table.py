@@ -1,18 +1,25 @@
-"""The table of known causes and of vLLM's parts, which `known_causes.txt` has in the order of comparison."""
+"""The table of known causes and of vLLM's parts, which `known_causes.yaml` has in the order of comparison."""
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from startup.reports.causes.cause import KnownCause, Pattern
+from startup.reports.causes.cause import KnownCause, Pattern, Step
 
-_HEAD: Final = re.compile(r"(\S+)(?: \((own|[\w.-]+#\d+)\))?((?:,? [a-z-]+)*)")
 _WORD: Final = re.compile(r"\w+")
-_Text = tuple[int, KnownCause, Pattern]
-"""A text's place in the order of comparison, its cause and its pattern."""
+
+
+class _Text(NamedTuple):
+    """A text by which a cause is recognized."""
+
+    number: int
+    """Its place in the order of comparison."""
+    known: KnownCause
+    pattern: Pattern
 
 
 class Part(NamedTuple):
@@ -31,40 +38,123 @@ class Part(NamedTuple):
         return max((file.rfind(each) for each in self.files), default=-1)
 
 
-def _read() -> tuple[list[KnownCause], list[Part], dict[str, tuple[str, ...]]]:
-    causes, parts, lists = [], [], {}
-    text = Path(__file__).with_name("known_causes.txt").read_text(encoding="utf-8")
-    for block in text.rstrip("\n").split("\n\n"):
-        head, *lines = block.split("\n")
-        if head.startswith("* "):
-            lists[head[2:]] = tuple(lines)
-        elif not head.startswith("#"):
-            known, part = _read_block(head, lines)
-            causes += [known] if known else []
-            known = known or next((each for each in causes if each.name == head[2:]), None)
-            parts += [part._replace(known=known)] if part.settings else []
-    return causes, parts, lists
+class Steps(NamedTuple):
+    """First steps for the logs that have one of each group of conditions, and a step's word."""
+
+    of: tuple[frozenset[str], ...]
+    steps: tuple[Step, ...]
 
 
-def _read_block(head: str, lines: list[str]) -> tuple[KnownCause | None, Part]:
-    named = {key: [line[len(key) + 1 :] for line in lines if line.startswith(f"{key} ")] for key in _KEYS}
-    files, settings, words = (tuple(", ".join(named[key]).split(", ")) if named[key] else () for key in _KEYS[3:])
-    known = None
-    if head[0] != "-" and (found := _HEAD.fullmatch(head)):
-        texts = " | ".join([*(f"() of …{file}" for file in files), *named["?"]])
-        tags = frozenset(found[3].replace(",", "").split())
-        phase = " ".join(named["phase"])
-        known = KnownCause(found[1], lines[0], texts, " ".join(named[">"]), tags, phase=phase, source=found[2] or "")
-    return known, Part(files, settings, words)
+class SettingHistory(NamedTuple):
+    """The releases of vLLM that have a setting."""
+
+    versions: str
+    """A range, such as `>=0.12`."""
+    instead: str
+    """The setting of the other releases. Empty if they have none."""
 
 
-_KEYS: Final = ("?", ">", "phase", "files", "settings", "words")
-_CAUSES, PARTS, LISTS = _read()
+class Table(NamedTuple):
+    """The content of the file."""
+
+    causes: tuple[KnownCause, ...]
+    parts: tuple[Part, ...]
+    steps: tuple[Steps, ...]
+    settings: dict[str, SettingHistory]
+    texts: dict[str, Any]
+
+
+_LISTS: Final = ("texts", "raised_in", "not_raised_in", "not_on", "if_set")
+_FORMS: Final[dict[str, dict[str, type]]] = {
+    "cause": {
+        **dict.fromkeys(("name", "source", "title", "phase", "advice"), str),
+        **dict.fromkeys(("tags", "steps", *_LISTS), list),
+        "when": dict,
+    },
+    "part": {"cause": str, "blames": str, "files": list, "settings": list, "words": list},
+    "steps": {"of": list, "steps": list},
+    "step": {"if": list, "do": str},
+    "setting": {"versions": str, "instead": str},
+}
+"""The members that each kind of mapping may have, and their types."""
+_WHERE: Final = ("hint", "end", "wait")
+_TRAITS: Final = ("placed", "general", "weak", "part", "settings", "unexplained", "told", "quoted")
+_GROUPS: Final = ("memory", "kernel", "kill", "nccl", "ascend")
+TAGS: Final = frozenset((*_WHERE, *_TRAITS, *_GROUPS))
+
+
+def read_table(text: str) -> Table:
+    """Reads the text of the file.
+
+    Raises:
+        ValueError: it has another form than `_FORMS`. The message names the entry.
+    """
+    import yaml  # only after a failure, and in `explain`
+
+    data = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    causes: dict[str, KnownCause] = {}
+    parts: list[Part] = []
+    files = {entry["cause"]: entry["files"] for entry in data["parts"] if "cause" in entry}
+    for entry in data["causes"]:
+        known = _read_cause(entry, files.get(entry["name"], []))
+        if known.name in causes:
+            raise ValueError(f"known_causes.yaml: {known.name} occurs twice")
+        causes[known.name] = known
+    for entry in data["parts"]:
+        _check("part", entry)
+        named = entry.get("cause") or entry.get("blames")
+        files_of_part, settings_of_part, words = (tuple(entry.get(name, ())) for name in ("files", "settings", "words"))
+        parts.append(Part(files_of_part, settings_of_part, words, causes[named] if named else None))
+    steps = [_check("steps", entry) for entry in data["steps"]]
+    settings = {name: _check("setting", entry) for name, entry in data["settings"].items()}
+    return Table(
+        tuple(causes.values()),
+        tuple(parts),
+        tuple(Steps(tuple(map(frozenset, each["of"])), _read_steps(each["steps"])) for each in steps),
+        {name: SettingHistory(each["versions"], each.get("instead", "")) for name, each in settings.items()},
+        data["texts"],
+    )
+
+
+def _read_cause(entry: Any, files: list[str]) -> KnownCause:
+    """Reads a cause. An exception that was raised in one of the files of its part also shows it."""
+    _check("cause", entry)
+    fields: dict[str, Any] = {name: value for name, value in entry.items() if name not in ("steps", "tags", *_LISTS)}
+    if not fields.keys() >= {"name", "title", "advice"} or not TAGS.issuperset(entry.get("tags", ())):
+        raise ValueError(f"known_causes.yaml: {entry} needs name, title, advice, and may have the tags {sorted(TAGS)}")
+    fields.update({name: tuple(entry[name]) for name in _LISTS if name in entry})
+    fields["texts"] = (*(f"() of …{file}" for file in files), *fields.get("texts", ()))
+    fields["tags"] = frozenset(entry.get("tags", ()))
+    return KnownCause(**fields, steps=_read_steps(entry.get("steps", ())))
+
+
+def _read_steps(entries: Any) -> tuple[Step, ...]:
+    return tuple(Step(tuple(entry.get("if", ())), entry["do"]) for entry in entries if _check("step", entry))
+
+
+def _check(kind: str, entry: Any) -> Any:
+    """Returns the entry. Raises ValueError if a member is unknown, or of another type."""
+    form = _FORMS[kind]
+    if not isinstance(entry, dict) or not all(isinstance(entry[name], form.get(name, ())) for name in entry):
+        raise ValueError(f"known_causes.yaml: {entry} is no {kind} with only {', '.join(form)}")
+    texts = chain.from_iterable(value for value in entry.values() if isinstance(value, list))
+    if not all(isinstance(each, str | list | dict) for each in texts):
+        raise ValueError(f"known_causes.yaml: a value in {entry} needs quotes")
+    return entry
+
+
+_TABLE: Final = read_table(Path(__file__).with_name("known_causes.yaml").read_text(encoding="utf-8"))
+PARTS: Final = _TABLE.parts
 """The frame that raised an exception decides on its part, then outer frames. If two parts match a frame, the
 first decides."""
-KNOWN: Final = tuple(known for known in _CAUSES if known.source)
+STEPS: Final = _TABLE.steps
+SETTINGS: Final = _TABLE.settings
+"""Setting -> the releases of vLLM that have it. Other settings of advice are in all releases."""
+LISTS: Final = _TABLE.texts
+"""Name -> texts, or name -> value -> texts."""
+KNOWN: Final = tuple(known for known in _TABLE.causes if known.source)
 """All causes with texts, in the order of comparison. More general causes come later."""
-OWN: Final = tuple(known for known in _CAUSES if not known.source)
+OWN: Final = tuple(known for known in _TABLE.causes if not known.source)
 """The causes that are named in `StartupError.cause`. They are not searched for in logs."""
 BY_NAME: Final = {known.name: known for known in (*OWN, *KNOWN)}
 BY_CODE: Final = {known.code: known for known in BY_NAME.values()}
@@ -76,16 +166,16 @@ FAILED_PARTS: Final = tuple(part.known for part in PARTS if part.known)
 SETTING_REFUSED: Final = BY_NAME["setting-refused"]
 """Used for an exception that recommends or refuses a setting, which the digest names. It has no texts."""
 ERROR_IN_CODE: Final = BY_NAME["error-in-code"]
-"""Used for an exception that matches no other cause."""
+"""Used for an exception out of vLLM's files that matches no other cause."""
 NOT_IN_LOG: Final = BY_NAME["cause-not-in-log"]
 """Used if no other cause is found."""
 STOPPED: Final = BY_NAME["stopped"]
 """Counts only if nothing failed before the signal. Therefore the text alone does not show this cause."""
 
 
-def rows_of(name: str) -> list[tuple[str, str]]:
-    """The rows `A => B` of a list, as pairs."""
-    return [(row.partition(" => ")[0], row.partition(" => ")[2]) for row in LISTS[name]]
+def in_texts(name: str, text: str) -> bool:
+    """Whether a text of this list is in `text`, perhaps inside of a word."""
+    return any(each in text for each in LISTS[name])
 
 
 def parts_of(file: str) -> list[Part]:
@@ -99,15 +189,20 @@ def _index() -> tuple[dict[str, list[_Text]], list[_Text]]:
     by_word: dict[str, list[_Text]] = {}
     others: list[_Text] = []
     for number, (known, pattern) in enumerate((each, pattern) for each in KNOWN for pattern in each.patterns):
-        found = ((part, each) for part in pattern[0] for each in _WORD.finditer(part))
-        words = [each[0] for part, each in found if each.start() > 0 and each.end() < len(part)]
-        (by_word.setdefault(max(words, key=len), []) if words else others).append((number, known, pattern))
+        words = [word for part in pattern.parts for word in _whole_words(part)]
+        text = _Text(number, known, pattern)
+        (by_word.setdefault(max(words, key=len), []) if words else others).append(text)
     return by_word, others
+
+
+def _whole_words(part: str) -> Iterator[str]:
+    """The words that stay words in any text with this part."""
+    return (each[0] for each in _WORD.finditer(part) if each.start() > 0 and each.end() < len(part))
 
 
 def known_in(text: str) -> list[KnownCause]:
     """The causes that have a text in this line, in the order of comparison."""
     by_word, others = _index()
     texts = chain(others, *(by_word[word] for word in by_word.keys() & _WORD.findall(text)))
-    found = [each for each in texts if each[2][0][0] in text and each[1].has(text, each[2])]
-    return [*dict.fromkeys(known for _, known, _ in sorted(found, key=itemgetter(0)))] if found else []
+    found = [each for each in texts if each.pattern.longest in text and each.pattern.matches(text)]
+    return [*dict.fromkeys(each.known for each in sorted(found, key=itemgetter(0)))] if found else []

@@ -23,7 +23,7 @@ from startup.reports.causes.cause import Cause
 from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import find_cause
 from startup.reports.causes.log_line import read_lines
-from startup.reports.causes.table import KNOWN, STOPPED
+from startup.reports.causes.table import STOPPED, known_in
 from startup.reports.crash.output_record import OutputRecord
 from startup.storage.caches import cache_folder
 
@@ -108,7 +108,7 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
         found, message = None, f"[Errno {ENOSPC}] {os.strerror(ENOSPC)}: '{record.folder}'"
     if found is not None and not was_stopped(found) and found.text != message:
         return found._replace(phase=found.phase or phase)
-    known = next((known for known in KNOWN if known.matches(message)), None)
+    known = next((known for known in known_in(message) if not known.raised_in and not known.if_set), None)
     return Cause(process, phase, message, known, 0 if has_advice else 1)
 
 

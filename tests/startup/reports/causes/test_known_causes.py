@@ -1,0 +1,101 @@
+"""The table of known causes has its form, public sources, logs that show its causes, and settings of vLLM."""
+
+import re
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+import pytest
+import yaml
+
+from startup.reports.causes import table
+from startup.reports.causes.cause import is_in_range
+from startup.reports.causes.table import KNOWN, OWN, SETTINGS, STEPS, read_table
+from startup.words.table import FLAGS
+from tests.support.peer_vllm import ENVIRONMENT, needs_vllm
+from tests.support.vllm_flags import VLLM_NAMES, is_own
+
+FOLDER: Final = Path(__file__).parent
+_FILE: Final = Path(table.__file__).with_name("known_causes.yaml").read_text()
+_OLDEST_ISSUE: Final = 10_800
+"""About the number of the issues of vLLM that are two years old."""
+_OF_OTHER_PROGRAMS: Final = {
+    *("--cap-add", "--cpuset-cpus", "--device", "--gpus", "--group-add", "--ipc", "--pids-limit", "--security-opt"),
+    *("--shm-size", "--ulimit", "--force", "--force-reinstall", "--no-build-isolation", "--previous", "--output"),
+    *("--torch-backend", "--update", "--n-cpu-moe", "--help", "--hooks", "--plain-starts", "--flag"),
+}
+"""Flags in advice for docker, pip, kubectl, nvidia-ctk, wsl, llama-server and other commands of vllm-cli."""
+
+
+def _advice() -> list[str]:
+    known = (text for each in (*KNOWN, *OWN) for text in (each.title, each.advice, *(step.do for step in each.steps)))
+    return [*known, *(step.do for each in STEPS for step in each.steps)]
+
+
+def test_the_form_is_read():
+    entry = {"name": "x", "title": "t", "advice": "a", "source": "vllm#1", "texts": ["one", "two…"], "tags": ["end"]}
+    known = read_table(_with_cause(entry)).causes[0]
+    assert (known.name, known.texts, known.where, known.advice) == ("x", ("one", "two…"), "end", "a")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"texts": "one"}, id="a text for a list"),
+        pytest.param({"texts": [True]}, id="a text without quotes"),
+        pytest.param({"txets": ["one"]}, id="an unknown member"),
+        pytest.param({"tags": ["ends"]}, id="an unknown tag"),
+        pytest.param({"advice": ["a"]}, id="a list for a text"),
+        pytest.param({"steps": [{"then": "x"}]}, id="a step of another form"),
+        pytest.param({"name": "vllm-cli"}, id="a name that occurs twice"),
+    ],
+)
+def test_another_form_is_an_error_that_names_the_entry(change):
+    entry = {"name": "x", "title": "t", "advice": "a", "source": "vllm#1", "texts": ["one"]} | change
+    with pytest.raises(ValueError, match=r"known_causes\.yaml: .*" + str(entry["name"])):
+        read_table(_with_cause(entry))
+
+
+def _with_cause(entry: dict[str, object]) -> str:
+    data = yaml.safe_load(_FILE)
+    data["causes"].insert(0, entry)
+    return yaml.safe_dump(data)
+
+
+def test_each_cause_is_shown_by_a_log_of_the_tests_or_a_young_issue():
+    files = ("logs.txt", "log_settings.txt", "wrong_remedies.txt", "raised.txt")
+    shown = set(chain.from_iterable(re.findall(r"[a-z][a-z0-9-]+", (FOLDER / name).read_text()) for name in files))
+    numbers = {each.name: int(each.source[5:]) for each in KNOWN if each.source.startswith("vllm#")}
+    old = [each for each in KNOWN if each.source != "own" and numbers.get(each.name, 0) < _OLDEST_ISSUE]
+    assert [each.name for each in old if each.name not in shown] == []
+
+
+def test_each_flag_in_advice_is_one_of_the_tested_releases():
+    own = {name for flag in FLAGS if is_own(flag) for name in flag.options}
+    named = {name for text in _advice() for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
+    assert named - VLLM_NAMES - own - _OF_OTHER_PROGRAMS == set()
+    assert {name for name in SETTINGS if name.startswith("--")} - VLLM_NAMES == set()
+
+
+@needs_vllm
+def test_each_variable_in_advice_is_one_of_vllm():
+    (file,) = ENVIRONMENT.glob("lib/python3*/site-packages/vllm/envs.py")
+    declared = set(re.findall(r"\bVLLM_[A-Z0-9_]+", file.read_text()))
+    named = {name for text in _advice() for name in re.findall(r"\bVLLM_[A-Z0-9_]+\b", text)}
+    assert named - declared == set()
+
+
+@pytest.mark.parametrize(
+    ("version", "versions", "is_in"),
+    [
+        ("0.11.0", "<0.12", True),
+        ("0.12.0", "<0.12", False),
+        ("0.12.0rc1", ">=0.12", True),
+        ("0.9.2", ">=0.10", False),
+        ("5.1", ">=5,<5.15", True),
+        ("5.15.1", ">=5,<5.15", False),
+        ("", "<1", True),
+    ],
+)
+def test_a_version_is_in_a_range(version, versions, is_in):
+    assert is_in_range(version, versions) == is_in
