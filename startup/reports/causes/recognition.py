@@ -8,7 +8,7 @@ from typing import Final
 from envs.suggestion import did_you_mean
 from startup.reports.causes.cause import Cause, KnownCause, Step, find_word
 from startup.reports.causes.evidence import Evidence
-from startup.reports.causes.failures import Failure, Raised, is_wrapper, package_of
+from startup.reports.causes.failures import Failure, Raised, is_of_vllm, is_wrapper, package_of
 from startup.reports.causes.log_settings import names_in, part_called, part_shown
 from startup.reports.causes.phase import KV_CACHE, SERVING, phase_of_functions
 from startup.reports.causes.table import (
@@ -177,7 +177,9 @@ def _last_resort(raised: Raised, failure: Failure, part: KnownCause | None) -> K
     if raised.is_of_vllm is not False and _is_refusal(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase
-    is_of_code = raised.is_of_vllm or OF_WORKER in text or phase == SERVING or ERROR_IN_CODE.matches(text)
+    is_below_vllm = not raised.spots or any(is_of_vllm(spot) for spot in raised.spots)
+    is_of_code = OF_WORKER in text or phase == SERVING or ERROR_IN_CODE.matches(text)
+    is_of_code = raised.is_of_vllm or (is_below_vllm and is_of_code)
     return part or (ERROR_IN_CODE if is_of_code else None)
 
 
