@@ -20,6 +20,7 @@ import uvloop
 from server.http.transport.connection import Serving
 from server.http.transport.request import ClientGoneError, Request
 from server.http.transport.server import HttpServer
+from server.terms.held_bytes import HeldBytes
 from server.terms.http_body.response_body import Answer
 from server.terms.limits import LimitsConfig
 
@@ -109,7 +110,7 @@ async def _serve_own(listener: socket.socket) -> None:
         else:
             await request.send(Answer(b"not found", 404))
 
-    serving = Serving(handle=answer, limits=LimitsConfig())
+    serving = Serving(handle=answer, limits=LimitsConfig(), held=HeldBytes())
     answers = OwnAnswers(serving.connections)
     await HttpServer(serving).serve(listener)
 
