@@ -28,8 +28,8 @@ from server.http.transport.connection import Serving
 from server.http.transport.connection_table import raise_file_limit
 from server.http.transport.request import ClientGoneError, Request
 from server.http.transport.server import HttpServer
-from server.terms.http_body.response_body import Answer
 from server.terms.held_bytes import HeldBytes
+from server.terms.http_body.response_body import Answer
 from server.terms.limits import LimitsConfig
 
 _STORED: Final = f"{RESPONSES}resp_"

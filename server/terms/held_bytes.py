@@ -32,5 +32,5 @@ class HeldBytes:
         self.num_waiting += num_bytes
 
     def is_waiting_full(self, num_own: int) -> bool:
-        """Whether a connection with `num_own` waiting bytes must drop them, because others hold bytes, too."""
+        """Whether a connection must drop its `num_own` waiting bytes. The only such connection need not."""
         return 0 < num_own < self.num_waiting and self.num_waiting > self.most

@@ -39,8 +39,13 @@ from server.terms.limits import LimitsConfig, flag_of
 logger = logging.getLogger(__name__)
 
 _MOST_WAITING_BYTES = 65_536
-"""The most bytes that wait to be parsed, or parsed bytes of a body that wait to be read by the handler, before the
-connection stops reading from the client."""
+"""The most bytes of a body that wait to be read, before the connection stops reading from the client."""
+_MOST_BACKLOG_BYTES = 16_384
+"""The most bytes that wait to be parsed, before the connection stops reading from the client."""
+_WORTH_READING_BYTES = 16_384
+"""The bytes of a body for which the handler is woken before all input is parsed."""
+_MOST_INPUT_BYTES = 65_536
+"""The most bytes that are read from a client at once."""
 _LINGER_S = 5.0
 """How many seconds a connection stays open while the client still sends, or has not ended TLS."""
 _SLICES_AT_ONCE = 4
@@ -74,12 +79,14 @@ class Serving:
     """All connections, also those whose TLS handshake is not complete."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     turns: InputTurns = field(default_factory=InputTurns)
+    input_buffer: bytearray = field(default_factory=lambda: bytearray(_MOST_INPUT_BYTES), repr=False)
+    """The input of the connection that is read at the moment."""
 
     def __post_init__(self) -> None:
         self.table = ConnectionTable(raise_file_limit(self.limits.max_connections))
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """Reads the requests of one client, and sends the responses in their order. Runs on the event loop."""
 
     def __init__(self, serving: Serving, carrier: asyncio.Transport | None = None) -> None:
@@ -142,14 +149,17 @@ class Connection(asyncio.Protocol):
             self._running = None
         self.may_write.set()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._serving.input_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._ignores_input:
             return
         if self._upgraded is not None:
-            self._upgraded.add_part(data)
+            self._upgraded.add_part(bytes(memoryview(self._serving.input_buffer)[:nbytes]))
         else:
-            self._parse_new(data)
-        self._has_read_much = len(data) > _MOST_WAITING_BYTES
+            self._parse_new(nbytes)
+            self._has_read_much = nbytes == _MOST_INPUT_BYTES and self._num_body_bytes_left is None
         self._go_on()
 
     def pause_writing(self) -> None:
@@ -206,6 +216,7 @@ class Connection(asyncio.Protocol):
                 request.keep_alive = False
                 if request.is_answered:
                     self._close()
+        self._num_body_bytes_left = None
         self._watch.note_end()
 
     def begin_response(self, request: Request) -> tuple[bytes, bytes]:
@@ -258,7 +269,7 @@ class Connection(asyncio.Protocol):
         self._finish(is_client_sending=False)
 
     def evict(self) -> bool:
-        """Closes this connection without a running request. Returns False while bytes are unsent or not parsed."""
+        """Closes this connection, which has no running request. Returns False if bytes are unsent or unparsed."""
         if self._num_unsent_bytes or self._backlog:
             return False
         self.abort()
@@ -298,7 +309,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def _is_blocked(self) -> bool:
-        """Whether input must wait: a request waits behind the running one, or the handler has to read the body."""
+        """Whether input waits for the handlers: for the end of a request, or for reading a body."""
         return (bool(self._waiting) and self._watch.stage is not Stage.BODY) or self._is_body_unread
 
     @property
@@ -308,25 +319,31 @@ class Connection(asyncio.Protocol):
             reading = self._newest
         return reading is not None and not reading.is_answered and reading.num_unread_bytes > _MOST_WAITING_BYTES
 
-    def _end_of_slice(self, data: bytes | bytearray) -> int:
+    def _end_of_slice(self, data: bytearray, begin: int, end: int) -> int:
         if self._watch.stage is Stage.BODY:
-            return end_of_body_slice(data, self._num_body_bytes_left)
-        return end_of_head_slice(data)
+            return end_of_body_slice(data, begin, end, self._num_body_bytes_left)
+        return end_of_head_slice(data, begin, end)
 
-    def _parse_new(self, data: bytes) -> None:
+    def _parse_new(self, num_bytes: int) -> None:
         """Parses the first slices of new input. The rest waits."""
-        for _ in range(_SLICES_AT_ONCE):
-            if self._backlog or self._is_blocked:
-                break
-            end = self._end_of_slice(data)
-            self._parse(data[:end])
-            data = data[end:]
-            if self._ignores_input or not data:
-                return
+        data, begin = self._serving.input_buffer, 0
+        with memoryview(data) as view:
+            for _ in range(_SLICES_AT_ONCE):
+                if self._backlog or self._is_blocked or self._upgraded is not None:
+                    break
+                end = self._end_of_slice(data, begin, num_bytes)
+                with view[begin:end] as piece:
+                    self._parse(piece)
+                begin = end
+                if self._ignores_input or begin == num_bytes:
+                    return
+            self._add_backlog(view[begin:num_bytes])
+
+    def _add_backlog(self, data: bytes | memoryview) -> None:
         if self._upgraded is None:
             self._backlog += data
         else:
-            self._upgraded.add_part(data)
+            self._upgraded.add_part(bytes(data))
 
     def _parse_next(self) -> int:
         """Parses a slice of the backlog. Called by the server's `InputTurns`. Returns the cost."""
@@ -335,14 +352,15 @@ class Connection(asyncio.Protocol):
             return 0
         cost = BODY_COST if self._watch.stage is Stage.BODY else HEAD_COST
         if self._backlog and not self._is_blocked:
-            end = self._end_of_slice(self._backlog)
-            data = bytes(memoryview(self._backlog)[:end])
+            end = self._end_of_slice(self._backlog, 0, len(self._backlog))
+            with memoryview(self._backlog) as view:
+                data = bytes(view[:end])
             del self._backlog[:end]
             self._parse(data)
         self._go_on()
         return cost
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         """Parses a slice of input."""
         self._idle.stop()
         stage_before = self._watch.stage
@@ -351,7 +369,7 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
             self._take_body()
         except httptools.HttpParserUpgrade as err:
-            self._take_upgrade(data[err.args[0] :])
+            self._take_upgrade(bytes(data[err.args[0] :]))
         except httptools.HttpParserError as err:
             cause = err.__context__
             self._reject(cause.args[0] if isinstance(cause, RejectedError) else _MALFORMED)
@@ -381,8 +399,8 @@ class Connection(asyncio.Protocol):
     def _go_on(self) -> None:
         """Lets the backlog be parsed. Reads from the client as long as little input waits.
 
-        A connection with a complete request behind the running one is still read, because otherwise the end of
-        the connection would not be noticed.
+        A connection with a complete request behind the running one is still read, because otherwise the end
+        of the connection would not be noticed.
         """
         if self._ignores_input:
             return
@@ -392,13 +410,16 @@ class Connection(asyncio.Protocol):
             self._is_queued = True
             self._serving.turns.add(self._parse_next)
         is_behind = bool(self._waiting) and (self._backlog or self._watch.stage is not Stage.IDLE)
-        is_much = self._has_read_much or len(self._backlog) > _MOST_WAITING_BYTES
+        is_much = self._has_read_much or len(self._backlog) > _MOST_BACKLOG_BYTES
         if is_behind or is_much or self._is_body_unread:
             if not self._is_paused:
                 self._is_paused = True
                 self._transport.pause_reading()
         elif not self._backlog:
             self._resume_reading()
+        request = self._upgraded or self._newest
+        if request is not None and (not self._is_queued or request.num_unread_bytes >= _WORTH_READING_BYTES):
+            request.wake()
 
     def _resume_reading(self) -> None:
         if self._is_paused:
@@ -445,7 +466,7 @@ class Connection(asyncio.Protocol):
         """Takes the input behind the head of a request with an Upgrade."""
         if self._upgraded is not None:
             self._watch.disarm()
-            self._upgraded.add_part(rest + self._backlog)
+            self._upgraded.add_part(rest + bytes(self._backlog))
             self._backlog.clear()
             return
         self._backlog[:0] = rest

@@ -1,7 +1,7 @@
 """Divides what clients send into slices, and spreads their parsing over the turns of the event loop.
 
 The parser calls Python for each header and chunk, and cannot be stopped within its input. A turn of the loop
-may bring eight MiB, in which there may be a million chunks.
+may bring megabytes, in which there may be a million chunks.
 """
 
 import asyncio
@@ -14,8 +14,7 @@ _COST_PER_TURN = 128
 HEAD_COST, BODY_COST = 4, 1
 """The work of parsing a slice, in units of about 10 µs."""
 MOST_LINES = 64
-"""The most lines in a slice of a chunked body. Each chunk, and each header of what follows it, has a line's end."""
-_MOST_BYTES = 1 << 18
+"""The most lines in a slice of a chunked body. Each chunk has a line, and each header of what follows it."""
 _FIRST_BYTES = 128
 """The number of bytes whose lines are counted first. They have at most 64 callbacks of the parser."""
 _END_OF_HEAD = b"\r\n\r\n"
@@ -23,7 +22,7 @@ _EMPTY_LINES = re.compile(rb"[\r\n]*")
 
 
 class InputTurns:
-    """The connections of a server whose input waits to be parsed. Each parses a slice, then the next one does."""
+    """The connections of a server whose input waits to be parsed. They take turns, slice by slice."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], int]] = deque()
@@ -49,32 +48,30 @@ class InputTurns:
             self._schedule()
 
 
-def end_of_head_slice(data: bytes | bytearray) -> int:
-    """Returns the length of a slice of data in which a request begins or its headers continue.
+def end_of_head_slice(data: bytearray, begin: int, end: int) -> int:
+    """Returns where a slice of data ends, in which a request begins or its headers continue.
 
     The slice has the end of at most one head, or of two if the data begins with the last bytes of the first.
     """
-    begin = _EMPTY_LINES.match(data).end()  # type: ignore[union-attr]
-    found = data.find(_END_OF_HEAD, begin)
-    end = len(data) if found < 0 else found + len(_END_OF_HEAD)
-    return min(end, _MOST_BYTES)
+    first_line = _EMPTY_LINES.match(data, begin, end).end()  # type: ignore[union-attr]
+    found = data.find(_END_OF_HEAD, first_line, end)
+    return end if found < 0 else found + len(_END_OF_HEAD)
 
 
-def end_of_body_slice(data: bytes | bytearray, num_left: int | None) -> int:
-    """Returns the length of a slice of data in which a body continues.
+def end_of_body_slice(data: bytearray, begin: int, end: int, num_left: int | None) -> int:
+    """Returns where a slice of data ends, in which a body continues.
 
     Args:
         num_left: the bytes of the body that have not come. None for a chunked body.
     """
-    most = min(len(data), _MOST_BYTES)
     if num_left is not None:
-        return min(num_left, most)
-    end = min(_FIRST_BYTES, most)
-    num_lines = data.count(b"\n", 0, end)
-    while end < most:
-        further = min(2 * end, most)
-        num_lines += data.count(b"\n", end, further)
-        if num_lines > MOST_LINES:
+        return min(begin + num_left, end)
+    num_bytes, num_lines, last = _FIRST_BYTES, 0, begin
+    while last < end:
+        further = min(begin + num_bytes, end)
+        num_lines += data.count(b"\n", last, further)
+        if num_lines > MOST_LINES and last > begin:
             break
-        end = further
-    return end
+        last = further
+        num_bytes *= 2
+    return last

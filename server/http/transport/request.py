@@ -77,7 +77,7 @@ class Request:
         self._working: asyncio.Task[object] | None = None
 
     def add_part(self, part: bytes) -> None:
-        """Adds a part of the body. Small parts are joined, because an object takes more memory than they do."""
+        """Adds a part of the body; `wake` must follow. Small parts are joined, because objects take memory."""
         if not part:
             return
         last = self._parts[-1] if self._parts else b""
@@ -88,20 +88,24 @@ class Request:
         else:
             self._parts.append(bytearray(part))
         self.num_unread_bytes += len(part)
-        self._wake()
 
     def drop_body(self) -> None:
         """Drops what has not been read, because the request is answered."""
         self._parts, self.num_unread_bytes = [], 0
 
+    def wake(self) -> None:
+        """Lets `read` return what has arrived."""
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
     def end_body(self) -> None:
         self._is_received = True
-        self._wake()
+        self.wake()
 
     def disconnect(self) -> None:
         """Ends the request, because the client is gone."""
         self.is_gone = True
-        self._wake()
+        self.wake()
         if self._working is not None:
             self._working.cancel()
             self._working = None  # a cancelled task refers to its frames, and these to this object
@@ -209,10 +213,6 @@ class Request:
 
     def _framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data
-
-    def _wake(self) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
 
 
 def announces_body(headers: RawHeaders) -> bool:
