@@ -67,7 +67,7 @@ class Admission:
             queued = f"{self.num_queued_tokens} of at most {limits.max_queued_tokens} prompt tokens"
             raise self._reject("max_num_queued_tokens", f"{queued} ({flag_of('max_queued_tokens')})")
         num_held, most_held = self.num_held_bytes, self.held.most
-        if num_bytes and num_held > own_bytes and num_held + num_bytes > most_held:
+        if num_bytes and self.held.num_admitted > own_bytes and num_held + num_bytes > most_held:
             held = f"{num_held} of at most {most_held} bytes in requests"
             raise self._reject(
                 "max_held_bytes", f"{held}, and this request adds {num_bytes} ({flag_of('max_held_bytes')})"

@@ -42,6 +42,8 @@ _MOST_WAITING_BYTES = 65_536
 """The most bytes of a body that wait to be read, before the connection stops reading from the client."""
 _MOST_BACKLOG_BYTES = 16_384
 """The most bytes that wait to be parsed, before the connection stops reading from the client."""
+_MOST_BEHIND_BYTES = 4096
+"""The most bytes behind a running request, before the connection stops reading from the client."""
 _WORTH_READING_BYTES = 16_384
 """The bytes of a body for which the handler is woken before all input is parsed."""
 _MOST_INPUT_BYTES = 65_536
@@ -137,6 +139,8 @@ class Connection(asyncio.BufferedProtocol):
         self._is_closed = self._ignores_input = True
         self._newest = self._upgraded = None
         del self._parser  # it refers to this object
+        if self._carrier is not None:  # uvloop's TLS keeps the methods of its last protocol
+            self._transport.set_protocol(asyncio.BufferedProtocol())
         self._serving.connections.discard(self)
         self._serving.table.discard(self)
         self._watch.close()
@@ -269,7 +273,7 @@ class Connection(asyncio.BufferedProtocol):
         self._finish(is_client_sending=False)
 
     def evict(self) -> bool:
-        """Closes this connection, which has no running request. Returns False if bytes are unsent or unparsed."""
+        """Closes this connection without a running request. Returns False if bytes are unsent or unparsed."""
         if self._num_unsent_bytes or self._backlog:
             return False
         self.abort()
@@ -399,8 +403,8 @@ class Connection(asyncio.BufferedProtocol):
     def _go_on(self) -> None:
         """Lets the backlog be parsed. Reads from the client as long as little input waits.
 
-        A connection with a complete request behind the running one is still read, because otherwise the end
-        of the connection would not be noticed.
+        With small requests behind the running one, the connection is still read, because otherwise its end
+        would not be noticed.
         """
         if self._ignores_input:
             return
@@ -409,13 +413,13 @@ class Connection(asyncio.BufferedProtocol):
         if is_more and not self._is_queued:
             self._is_queued = True
             self._serving.turns.add(self._parse_next)
-        is_behind = bool(self._waiting) and (self._backlog or self._watch.stage is not Stage.IDLE)
-        is_much = self._has_read_much or len(self._backlog) > _MOST_BACKLOG_BYTES
-        if is_behind or is_much or self._is_body_unread:
+        most = _MOST_BEHIND_BYTES if self._waiting else _MOST_BACKLOG_BYTES
+        is_much = self._has_read_much or self._num_behind_bytes > most
+        if is_much or self._is_body_unread:
             if not self._is_paused:
                 self._is_paused = True
                 self._transport.pause_reading()
-        elif not self._backlog:
+        elif not self._backlog or self._is_blocked:
             self._resume_reading()
         request = self._upgraded or self._newest
         if request is not None and (not self._is_queued or request.num_unread_bytes >= _WORTH_READING_BYTES):
@@ -433,9 +437,7 @@ class Connection(asyncio.BufferedProtocol):
         """
         if not self._waiting and not self._num_counted_bytes:
             return
-        num_bytes = 0
-        if self._waiting:
-            num_bytes = len(self._backlog) + sum(request.num_unread_bytes for request in self._waiting)
+        num_bytes = self._num_behind_bytes if self._waiting else 0
         held = self._serving.held
         held.count_waiting(num_bytes - self._num_counted_bytes)
         self._num_counted_bytes = num_bytes
@@ -445,6 +447,11 @@ class Connection(asyncio.BufferedProtocol):
             self._ignores_input = True
             self._drop_waiting()
             self._resume_reading()
+
+    @property
+    def _num_behind_bytes(self) -> int:
+        """The bytes that wait to be parsed, or that belong to requests behind the running one."""
+        return len(self._backlog) + sum(request.num_unread_bytes for request in self._waiting)
 
     def _drop_waiting(self) -> None:
         """Drops the input that has not reached a handler."""

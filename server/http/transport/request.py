@@ -77,7 +77,7 @@ class Request:
         self._working: asyncio.Task[object] | None = None
 
     def add_part(self, part: bytes) -> None:
-        """Adds a part of the body; `wake` must follow. Small parts are joined, because objects take memory."""
+        """Adds a part of the body; `wake` must follow. Small parts are joined, as objects take memory."""
         if not part:
             return
         last = self._parts[-1] if self._parts else b""
