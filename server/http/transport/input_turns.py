@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 
-_COST_PER_TURN = 128
+_COST_PER_TURN = 64
 """The most work of all connections together in a turn, besides the first slices of each input."""
 HEAD_COST, BODY_COST = 4, 1
 """The work of parsing a slice, in units of about 10 µs."""
