@@ -22,7 +22,14 @@ from base.access_log import ACCESS_LINE
 from base.http_requests import encode
 from base.security.api_keys import PROBE_PATHS
 from server.http.transport.connection_table import ConnectionTable, raise_file_limit
-from server.http.transport.input_turns import BODY_COST, HEAD_COST, InputTurns, end_of_body_slice, end_of_head_slice
+from server.http.transport.input_turns import (
+    BODY_COST,
+    HEAD_COST,
+    MOST_LINES,
+    InputTurns,
+    end_of_body_slice,
+    end_of_head_slice,
+)
 from server.http.transport.read_watch import (
     ReadWatch,
     RejectedError,
@@ -46,8 +53,8 @@ _MOST_BEHIND_BYTES = 4096
 """The most bytes behind a running request, before the connection stops reading from the client."""
 _WORTH_READING_BYTES = 16_384
 """The bytes of a body for which the handler is woken before all input is parsed."""
-_MOST_INPUT_BYTES = 65_536
-"""The most bytes that are read from a client at once."""
+_MOST_INPUT_BYTES, _MOST_BODY_INPUT_BYTES = 65_536, 262_144
+"""The most bytes that are read from a client at once. The second number is for the rest of a body."""
 _LINGER_S = 5.0
 """How many seconds a connection stays open while the client still sends, or has not ended TLS."""
 _SLICES_AT_ONCE = 4
@@ -81,10 +88,12 @@ class Serving:
     """All connections, also those whose TLS handshake is not complete."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     turns: InputTurns = field(default_factory=InputTurns)
-    input_buffer: bytearray = field(default_factory=lambda: bytearray(_MOST_INPUT_BYTES), repr=False)
+    input_buffer: bytearray = field(default_factory=lambda: bytearray(_MOST_BODY_INPUT_BYTES), repr=False)
     """The input of the connection that is read at the moment."""
 
     def __post_init__(self) -> None:
+        self.input_view = memoryview(self.input_buffer)
+        self.short_input_view = self.input_view[:_MOST_INPUT_BYTES]
         self.table = ConnectionTable(raise_file_limit(self.limits.max_connections))
 
 
@@ -153,17 +162,23 @@ class Connection(asyncio.BufferedProtocol):
             self._running = None
         self.may_write.set()
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._serving.input_buffer
+    def get_buffer(self, sizehint: int) -> memoryview:
+        num_left = self._num_body_bytes_left
+        if num_left is not None and num_left > _MOST_INPUT_BYTES:
+            return self._serving.input_view
+        return self._serving.short_input_view
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._ignores_input:
             return
+        serving = self._serving
         if self._upgraded is not None:
-            self._upgraded.add_part(bytes(memoryview(self._serving.input_buffer)[:nbytes]))
-        else:
+            self._upgraded.add_part(bytes(serving.input_view[:nbytes]))
+        elif serving.input_buffer.count(b"\n", 0, nbytes) > MOST_LINES or self._backlog or self._is_blocked:
             self._parse_new(nbytes)
-            self._has_read_much = nbytes == _MOST_INPUT_BYTES and self._num_body_bytes_left is None
+            self._has_read_much = nbytes >= _MOST_INPUT_BYTES
+        else:
+            self._parse(serving.input_view[:nbytes])
         self._go_on()
 
     def pause_writing(self) -> None:
@@ -205,14 +220,16 @@ class Connection(asyncio.BufferedProtocol):
             self._upgraded, request.is_websocket = request, True
         else:
             self._watch.note_body()
-            self._num_body_bytes_left = _announced_length(self._headers)
+            announced = find_header(self._headers, b"content-length")
+            self._num_body_bytes_left = None if announced is None else int(announced)
         if self._running is None:
             self._start(request)
         else:
             self._waiting.append(request)
 
     def on_message_complete(self) -> None:
-        self._take_body()
+        if self._body_parts:
+            self._take_body()
         request = self._newest
         if request is not None and self._watch.stage is Stage.BODY:
             request.end_body()
@@ -249,7 +266,7 @@ class Connection(asyncio.BufferedProtocol):
         elif not self._is_closed:
             if self._waiting:
                 self._start(self._waiting.popleft())
-                self._go_on()
+                self._direct_input()
                 return
             self._idle.start(self._serving.keep_alive_s, self._close)
             self._go_on()
@@ -330,24 +347,19 @@ class Connection(asyncio.BufferedProtocol):
 
     def _parse_new(self, num_bytes: int) -> None:
         """Parses the first slices of new input. The rest waits."""
-        data, begin = self._serving.input_buffer, 0
-        with memoryview(data) as view:
-            for _ in range(_SLICES_AT_ONCE):
-                if self._backlog or self._is_blocked or self._upgraded is not None:
-                    break
-                end = self._end_of_slice(data, begin, num_bytes)
-                with view[begin:end] as piece:
-                    self._parse(piece)
-                begin = end
-                if self._ignores_input or begin == num_bytes:
-                    return
-            self._add_backlog(view[begin:num_bytes])
-
-    def _add_backlog(self, data: bytes | memoryview) -> None:
+        data, view, begin = self._serving.input_buffer, self._serving.input_view, 0
+        for _ in range(_SLICES_AT_ONCE):
+            if self._backlog or self._is_blocked or self._upgraded is not None:
+                break
+            end = self._end_of_slice(data, begin, num_bytes)
+            self._parse(view[begin:end])
+            begin = end
+            if self._ignores_input or begin == num_bytes:
+                return
         if self._upgraded is None:
-            self._backlog += data
+            self._backlog += view[begin:num_bytes]
         else:
-            self._upgraded.add_part(bytes(data))
+            self._upgraded.add_part(bytes(view[begin:num_bytes]))
 
     def _parse_next(self) -> int:
         """Parses a slice of the backlog. Called by the server's `InputTurns`. Returns the cost."""
@@ -371,7 +383,8 @@ class Connection(asyncio.BufferedProtocol):
         self._num_slice_bytes = len(data)
         try:
             self._parser.feed_data(data)
-            self._take_body()
+            if self._body_parts:
+                self._take_body()
         except httptools.HttpParserUpgrade as err:
             self._take_upgrade(bytes(data[err.args[0] :]))
         except httptools.HttpParserError as err:
@@ -384,8 +397,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take_body(self) -> None:
         """Passes on what the parser has found of the newest request's body. A chunk may be a single byte."""
-        if not self._body_parts:
-            return
         body = self._body_parts[0] if len(self._body_parts) == 1 else b"".join(self._body_parts)
         self._body_parts.clear()
         request = self._newest
@@ -401,13 +412,22 @@ class Connection(asyncio.BufferedProtocol):
             self._close()
 
     def _go_on(self) -> None:
+        """Called when input has arrived, or may be parsed or read."""
+        if self._ignores_input:
+            return
+        request = self._upgraded or self._newest
+        num_unread = 0 if request is None else request.num_unread_bytes
+        if self._backlog or self._waiting or self._is_paused or self._has_read_much or num_unread > _MOST_WAITING_BYTES:
+            self._direct_input()
+        if request is not None and num_unread and (not self._is_queued or num_unread >= _WORTH_READING_BYTES):
+            request.wake()
+
+    def _direct_input(self) -> None:
         """Lets the backlog be parsed. Reads from the client as long as little input waits.
 
         With small requests behind the running one, the connection is still read, because otherwise its end
         would not be noticed.
         """
-        if self._ignores_input:
-            return
         self._count_waiting()
         is_more = self._has_read_much or (self._backlog and not self._is_blocked)
         if is_more and not self._is_queued:
@@ -421,9 +441,6 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
         elif not self._backlog or self._is_blocked:
             self._resume_reading()
-        request = self._upgraded or self._newest
-        if request is not None and (not self._is_queued or request.num_unread_bytes >= _WORTH_READING_BYTES):
-            request.wake()
 
     def _resume_reading(self) -> None:
         if self._is_paused:
@@ -587,9 +604,3 @@ class Connection(asyncio.BufferedProtocol):
 
 def _date() -> tuple[bytes, bytes]:
     return b"date", formatdate(usegmt=True).encode()
-
-
-def _announced_length(headers: RawHeaders) -> int | None:
-    """The Content-Length, which the parser has checked. None if the body is chunked."""
-    is_chunked = find_header(headers, b"transfer-encoding") is not None
-    return None if is_chunked else int(find_header(headers, b"content-length") or 0)

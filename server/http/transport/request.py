@@ -80,8 +80,8 @@ class Request:
         """Adds a part of the body; `wake` must follow. Small parts are joined, as objects take memory."""
         if not part:
             return
-        last = self._parts[-1] if self._parts else b""
-        if len(part) >= _SMALL_PART_BYTES:
+        last = self._parts[-1] if self._parts else None
+        if last is None or len(part) >= _SMALL_PART_BYTES:
             self._parts.append(part)
         elif isinstance(last, bytearray):
             last += part
