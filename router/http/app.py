@@ -28,6 +28,7 @@ from server.http.transport.connection import Serving
 from server.http.transport.connection_table import raise_file_limit
 from server.http.transport.request import ClientGoneError, Request
 from server.http.transport.server import HttpServer
+from server.terms.held_bytes import HeldBytes
 from server.terms.http_body.response_body import Answer
 from server.terms.limits import LimitsConfig
 
@@ -73,12 +74,13 @@ class RouterHttp(NamedTuple):
 
 def create_http(pool: ModelPool, options: AppOptions) -> RouterHttp:
     """Creates the application and its server. Clients get at most half of the file descriptors."""
-    limits = options.limits
+    limits, held = options.limits, HeldBytes(options.limits.max_held_bytes)
     num_connections = raise_file_limit(2 * limits.max_connections) // 2  # models' servers and starts need the rest
-    handler = _Handler(pool, options)
+    handler = _Handler(pool, options, held)
     server = HttpServer(
         Serving(
             handle=handler.handle,
+            held=held,
             limits=replace(limits, max_connections=max(1, min(limits.max_connections, num_connections))),
             tls=options.tls_context,
             keep_alive_s=options.keep_alive_s,
@@ -93,7 +95,7 @@ def create_http(pool: ModelPool, options: AppOptions) -> RouterHttp:
 class _Handler:
     """Answers every request. Used on the event loop."""
 
-    def __init__(self, pool: ModelPool, options: AppOptions) -> None:
+    def __init__(self, pool: ModelPool, options: AppOptions, held: HeldBytes) -> None:
         network = options.network
         self._headers = AddedHeaders(network, adds_request_ids=options.adds_request_ids)
         self._pool = pool
@@ -102,7 +104,7 @@ class _Handler:
         self._dropped = frozenset() if options.model_has_keys else self._access.key_headers
         self._choice = ModelChoice(pool)
         self._proxy = Proxy(pool, options.patience)
-        self._bodies = BodyRoom(options.limits)
+        self._bodies = BodyRoom(options.limits, held)
         self._has_single_model = options.has_single_model
         create_own = SingleModelAnswers if options.has_single_model else RouterAnswers
         needs_key = self._access.needs_key

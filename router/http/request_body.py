@@ -17,6 +17,7 @@ from router.http.answers import CLOSES, FailedRequestError
 from router.http.body_members import NOT_JSON, BodyFaultError, Member, Members, form_fields, json_members, parse_options
 from router.model_entry import BodyChanges
 from server.http.transport.request import Request
+from server.terms.held_bytes import HeldBytes
 from server.terms.limits import LimitsConfig, flag_of
 
 LONGEST_NAME: Final = 4096
@@ -107,9 +108,10 @@ _LOOSE_BYTES: Final = 256 << 10
 class BodyRoom:
     """The limits for the memory and threads of all bodies together."""
 
-    def __init__(self, limits: LimitsConfig) -> None:
+    def __init__(self, limits: LimitsConfig, held: HeldBytes | None = None) -> None:
+        """`held` counts the bodies together with the requests that wait on connections."""
         self.limits = limits
-        self.num_bytes = 0
+        self.held = held or HeldBytes(limits.max_held_bytes)
         self.searching = {is_in_memory: asyncio.Semaphore(2) for is_in_memory in (True, False)}
         """At most two threads search bodies in memory, and two more in files. More would delay the loop."""
 
@@ -143,10 +145,11 @@ class ForwardedBody:
 
     async def _keep(self, part: bytes) -> None:
         self.num_bytes += len(part)
-        self._room.num_bytes += len(part)
+        self._room.held.num_admitted += len(part)
         self.check_length(self.num_bytes)
         most = self._room.limits.max_held_bytes
-        if most is not None and self._room.num_bytes > most:
+        held = self._room.held
+        if most is not None and held.num_admitted + held.num_waiting > most:
             text = f"The bodies of other requests take all room ({flag_of('max_held_bytes')}): try it again later."
             raise FailedRequestError(503, text)
         if self._is_in_memory:
@@ -184,7 +187,7 @@ class ForwardedBody:
             raise _not_kept(err) from err
 
     def close(self) -> None:
-        self._room.num_bytes -= self.num_bytes
+        self._room.held.num_admitted -= self.num_bytes
         self.num_bytes = 0
         self._file.close()
 
@@ -235,7 +238,7 @@ class ForwardedBody:
                 changed.write(self._file.read(min(part.stop - at, _READ_BACK_BYTES)))
         self._file.close()
         self._file = changed
-        self._room.num_bytes += changed.tell() - self.num_bytes
+        self._room.held.num_admitted += changed.tell() - self.num_bytes
         self.num_bytes = changed.tell()
 
     async def _stream(self) -> AsyncIterator[bytes]:

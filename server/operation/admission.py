@@ -9,19 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import inf
 from typing import Any
 
 from base.errors import OverloadedError, RequestError, ServerError
 from base.lifecycle import Lifecycle, StartView
-from base.machine.memory import available_bytes
+from server.terms.held_bytes import HeldBytes
 from server.terms.http_body.response_body import UnavailableInfo, UnavailableResponse
 from server.terms.limits import LimitsConfig, flag_of
-
-_MEMORY_SHARE = 8
-"""By default, requests may hold an eighth of the free memory."""
-_LEAST_HELD_BYTES = 256 << 20
 
 
 class Admission:
@@ -33,8 +28,8 @@ class Admission:
         """Sequences that wait or run. A request counts as one sequence until its body is decoded."""
         self.num_queued_tokens = 0
         """Prompt tokens of sequences that have no first token yet."""
-        self.num_held_bytes = 0
-        """Bytes of received and announced bodies, and of tensors in prompts."""
+        self.held = HeldBytes(limits.max_held_bytes)
+        """The bytes of all requests. The connections count requests here that have not begun."""
         self.num_rejected: dict[str, int] = {}
         """Name of a limit -> the number of requests that it has rejected."""
 
@@ -71,17 +66,17 @@ class Admission:
         if limits.max_queued_tokens is not None and self.num_queued_tokens >= limits.max_queued_tokens:
             queued = f"{self.num_queued_tokens} of at most {limits.max_queued_tokens} prompt tokens"
             raise self._reject("max_num_queued_tokens", f"{queued} ({flag_of('max_queued_tokens')})")
-        if num_bytes and self.num_held_bytes > own_bytes and self.num_held_bytes + num_bytes > self.max_held_bytes:
-            held = f"{self.num_held_bytes} of at most {self.max_held_bytes} bytes in requests"
+        num_held, most_held = self.num_held_bytes, self.held.most
+        if num_bytes and self.held.num_admitted > own_bytes and num_held + num_bytes > most_held:
+            held = f"{num_held} of at most {most_held} bytes in requests"
             raise self._reject(
                 "max_held_bytes", f"{held}, and this request adds {num_bytes} ({flag_of('max_held_bytes')})"
             )
 
-    @cached_property
-    def max_held_bytes(self) -> int:
-        """The limit of held bytes. The default is computed at the first request, with the model loaded."""
-        given = self.limits.max_held_bytes
-        return max(_LEAST_HELD_BYTES, available_bytes() // _MEMORY_SHARE) if given is None else given
+    @property
+    def num_held_bytes(self) -> int:
+        """Bytes of received and announced bodies, and of tensors in prompts."""
+        return self.held.num_admitted + self.held.num_waiting
 
     def _reject(self, reason: str, what: str) -> OverloadedError:
         self.num_rejected[reason] = self.num_rejected.get(reason, 0) + 1
@@ -100,12 +95,12 @@ class Lease:
     def add_bytes(self, num_bytes: int) -> None:
         """Adds bytes that the request holds. Raises OverloadedError if they exceed the limit."""
         self._admission.check_room(num_bytes=num_bytes, own=self)
-        self._admission.num_held_bytes += num_bytes
+        self._admission.held.num_admitted += num_bytes
         self.num_bytes += num_bytes
 
     def remove_bytes(self, num_bytes: int) -> None:
         """Subtracts bytes that the request no longer holds."""
-        self._admission.num_held_bytes -= num_bytes
+        self._admission.held.num_admitted -= num_bytes
         self.num_bytes -= num_bytes
 
     def widen(self, num_sequences: int) -> None:

@@ -114,6 +114,7 @@ class ServerRun:
         serving = Serving(
             handle=ServerApp(parts),
             limits=options.limits,
+            held=admission.held,
             tls=self._credentials.tls_context,
             keep_alive_s=config.timeout_keep_alive_s,
             delivery_s=ERROR_DELIVERY_S,

@@ -12,6 +12,7 @@ may be among them, and are passed on later.
 
 import errno
 import json
+import logging
 import os
 import resource
 import selectors
@@ -24,6 +25,8 @@ from typing import Final, NamedTuple, Protocol, Self
 
 from startup.hook import uses
 from startup.port.probe_http import LIVE_PATH, MAX_HEAD_BYTES, Answer, Probe, parse_probe
+
+logger = logging.getLogger(__name__)
 
 _SHARE_PERIOD_S: Final = 1.0
 _MAX_SHARE: Final = 0.2
@@ -165,7 +168,12 @@ class Acceptor:
         except OSError:
             received = b""
         self._stop_waiting(connection)
-        if received and not self._answer(connection, parse_probe(received)):
+        try:
+            is_for_vllm = bool(received) and not self._answer(connection, parse_probe(received))
+        except Exception:  # an error of one connection must not end the process
+            logger.exception("a connection is passed on unread")
+            is_for_vllm = True
+        if is_for_vllm:
             self._pass_on(connection)
         else:
             connection.close()

@@ -5,6 +5,7 @@ So a slow client does not delay other clients. Once vLLM serves, `startup.port.a
 
 import logging
 import os
+import re
 import resource
 import selectors
 import socket
@@ -24,7 +25,10 @@ logger = logging.getLogger(__name__)
 CONNECTION_S = 10.0
 """Seconds after which a connection is closed, even if it has not been answered."""
 
-_MAX_REQUEST_BYTES = 1 << 20
+_MAX_HEAD_BYTES = 1 << 16
+_MAX_BODY_BYTES = 1 << 20
+_END_OF_HEAD = b"\r\n\r\n"
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length[ \t]*:[ \t]*([0-9]{1,18})[ \t]*\r", re.IGNORECASE)
 _MAX_MESSAGE_BYTES = 1 << 20
 _MAX_CONNECTIONS = 1024
 _CHUNK_BYTES = 1 << 16
@@ -135,6 +139,10 @@ class _Loop:
         except OSError:
             client.close()
             return []
+        except Exception:  # an error of one connection must not end the process
+            logger.exception("a connection is closed")
+            client.close()
+            return []
         return [ProbeConnection(channel, self._selector, self._answers.answer)]
 
 
@@ -150,7 +158,10 @@ class ProbeConnection:
         self._client = client
         self._selector = selector
         self._answer = answer
-        self._received = b""
+        self._head = bytearray()
+        self._num_body_bytes = 0
+        """The bytes of the body that have not come, once the head is complete."""
+        self._has_head = False
         self._to_send: bytes | None = None
         self._deadline = time.monotonic() + CONNECTION_S
         self._is_closed = False
@@ -169,6 +180,9 @@ class ProbeConnection:
             return
         except OSError:
             self.close()
+        except Exception:  # an error of one connection must not end the process
+            logger.exception("a connection is closed")
+            self.close()
 
     def is_done_by(self, now: float) -> bool:
         """Whether the connection is closed. Closes the connection if its deadline has passed."""
@@ -184,13 +198,33 @@ class ProbeConnection:
 
     def _read_request(self) -> None:
         data = self._client.recv(_CHUNK_BYTES)
-        self._received += data
         if not data:
             self.close()
-        elif _is_complete(self._received):
-            self._to_send = self._answer(_path(self._received)).encode()
+        elif self._has_whole_request(data):
+            self._to_send = self._answer(_path(self._head)).encode()
             self._selector.modify(self._client, selectors.EVENT_WRITE, self)
             self._send()
+
+    def _has_whole_request(self, data: bytes) -> bool:
+        """Takes more bytes. Returns whether the head and the announced body have arrived.
+
+        A request whose head or body is too long counts as complete. Each byte is searched once.
+        """
+        if self._has_head:
+            self._num_body_bytes -= len(data)
+            return self._num_body_bytes <= 0
+        searched_from = max(0, len(self._head) - len(_END_OF_HEAD) + 1)
+        self._head += data
+        end = self._head.find(_END_OF_HEAD, searched_from)
+        if end < 0:
+            return len(self._head) > _MAX_HEAD_BYTES
+        self._has_head = True
+        num_received = len(self._head) - end - len(_END_OF_HEAD)
+        announced = _CONTENT_LENGTH.search(self._head, 0, end + len(_END_OF_HEAD))
+        length = 0 if announced is None else int(announced[1])
+        self._num_body_bytes = min(length, _MAX_BODY_BYTES) - num_received
+        del self._head[end:]
+        return self._num_body_bytes <= 0
 
     def _send(self) -> None:
         assert self._to_send is not None
@@ -200,24 +234,8 @@ class ProbeConnection:
             self._selector.modify(self._client, selectors.EVENT_READ, self)
 
 
-def _is_complete(request: bytes) -> bool:
-    """Whether the head and the announced body have arrived. A request that is too long counts as complete."""
-    head, separator, body = request.partition(b"\r\n\r\n")
-    if not separator:
-        return len(request) > _MAX_REQUEST_BYTES
-    return len(request) > _MAX_REQUEST_BYTES or len(body) >= _content_length(head)
-
-
-def _content_length(head: bytes) -> int:
-    for line in head.split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-length" and value.strip().isdigit():
-            return int(value)
-    return 0
-
-
-def _path(request: bytes) -> str:
+def _path(head: bytes | bytearray) -> str:
     """The path without query and final slashes."""
-    words = request.split(b"\r\n", 1)[0].split(b" ")
+    words = head.partition(b"\r\n")[0].split(b" ", 2)
     path = words[1].partition(b"?")[0].decode("latin-1") if len(words) > 1 else ""
     return path.rstrip("/") or "/"

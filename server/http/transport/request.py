@@ -23,6 +23,7 @@ _CHUNKED = ((b"transfer-encoding", b"chunked"),)
 _EVENT_HEADERS = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
 _SWITCHING = 101
 _WITHOUT_BODY = (_SWITCHING, 204, 304)
+_SMALL_PART_BYTES = 1024
 _MOST_COPIED = 65_536
 """Larger bodies are not copied behind the response's head."""
 
@@ -67,28 +68,44 @@ class Request:
         self.wait_turn: Callable[[], Awaitable[None]] | None = None
         """Called before each further piece of the body is read."""
         self._connection = connection
-        self._parts: list[bytes] = []
-        self._num_waiting_bytes = 0
+        self._parts: list[bytes | bytearray] = []
+        self.num_unread_bytes = 0
+        """The bytes of the body that have arrived, and that `read` has not returned."""
         self._is_received = False
         self._has_read = False
         self._arrival: asyncio.Future[None] | None = None
         self._working: asyncio.Task[object] | None = None
 
-    def add_part(self, part: bytes) -> int:
-        """Adds a part of the body. Returns how many bytes have not been read."""
-        self._parts.append(part)
-        self._num_waiting_bytes += len(part)
-        self._wake()
-        return self._num_waiting_bytes
+    def add_part(self, part: bytes) -> None:
+        """Adds a part of the body; `wake` must follow. Small parts are joined, as objects take memory."""
+        if not part:
+            return
+        last = self._parts[-1] if self._parts else None
+        if last is None or len(part) >= _SMALL_PART_BYTES:
+            self._parts.append(part)
+        elif isinstance(last, bytearray):
+            last += part
+        else:
+            self._parts.append(bytearray(part))
+        self.num_unread_bytes += len(part)
+
+    def drop_body(self) -> None:
+        """Drops what has not been read, because the request is answered."""
+        self._parts, self.num_unread_bytes = [], 0
+
+    def wake(self) -> None:
+        """Lets `read` return what has arrived."""
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
     def end_body(self) -> None:
         self._is_received = True
-        self._wake()
+        self.wake()
 
     def disconnect(self) -> None:
         """Ends the request, because the client is gone."""
         self.is_gone = True
-        self._wake()
+        self.wake()
         if self._working is not None:
             self._working.cancel()
             self._working = None  # a cancelled task refers to its frames, and these to this object
@@ -106,13 +123,14 @@ class Request:
         elif not self._parts and (find_header(self.headers, b"expect") or "").lower() == "100-continue":
             self._connection.write(b"" if self.version == "1.0" else b"HTTP/1.1 100 Continue\r\n\r\n")
         self._has_read = True
-        self._connection.resume_reading()
         while not (self._parts or self._is_received or self.is_gone):
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
         if self.is_gone:
             raise ClientGoneError
-        parts, self._parts, self._num_waiting_bytes = self._parts, [], 0
+        parts = [bytes(part) for part in self._parts]  # copies no bytes object
+        self.drop_body()
+        self._connection.go_on()
         return parts
 
     def cancel_if_gone(self) -> None:
@@ -195,10 +213,6 @@ class Request:
 
     def _framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data
-
-    def _wake(self) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
 
 
 def announces_body(headers: RawHeaders) -> bool:

@@ -63,7 +63,7 @@ class HttpServer:
             await asyncio.sleep(_POLL_S)
         return True
 
-    def _create_connection(self) -> asyncio.Protocol:
+    def _create_connection(self) -> asyncio.BaseProtocol:
         serving = self.serving
         if serving.tls is None:
             return Connection(serving)

@@ -26,7 +26,7 @@ class TlsHandshake(asyncio.Protocol):
         limits: LimitsConfig,
         table: ConnectionTable,
         connections: set[Any],
-        create_connection: Callable[[asyncio.Transport], asyncio.Protocol],
+        create_connection: Callable[[asyncio.Transport], asyncio.BaseProtocol],
     ) -> None:
         """`connections` is the server's set. `create_connection` takes the transport below TLS."""
         self._context = context

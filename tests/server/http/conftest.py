@@ -387,7 +387,9 @@ def run_app(
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does so only if the protocol is named
     # No idle connection is closed, because the client might use it at the same moment.
-    serving = Serving(handle=ServerApp(parts), limits=parts.admission.limits, keep_alive_s=600)
+    serving = Serving(
+        handle=ServerApp(parts), limits=parts.admission.limits, held=parts.admission.held, keep_alive_s=600
+    )
     http_server = HttpServer(serving)
     runner = asyncio.Runner(loop_factory=loop_factory)
     started = threading.Event()

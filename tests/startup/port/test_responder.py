@@ -1,6 +1,7 @@
 """The responder is a process that answers on the listening socket until the server accepts, also with TLS."""
 
 import os
+import selectors
 import signal
 import socket
 import ssl
@@ -9,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Final
 
 import psutil
 import pytest
@@ -16,13 +18,15 @@ import pytest
 from base.server_settings import TlsConfig
 from startup.port import responder as responder_module
 from startup.port import responder_process
+from startup.port.probe_http import Answer
 from startup.port.responder import StartupResponder
-from startup.port.responder_process import OpenChannel
+from startup.port.responder_process import OpenChannel, ProbeConnection
 from startup.port.tls_channel import open_tls
 from startup.processes import group_signals
 from tests.startup.port.conftest import Answers
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
-from tests.support.http_client import ask
+from tests.support.growth import growth
+from tests.support.http_client import RawClient, ask
 from tests.support.ports import free_port
 from tests.support.waiting import is_gone, wait_until
 
@@ -145,6 +149,73 @@ def test_a_signal_right_after_the_fork_does_not_end_the_responder(listener, monk
 
 TEXT = "x" * 200_000
 BODY = TEXT.encode()
+
+
+class FailingAnswers(Answers):
+    """Fails to answer one path."""
+
+    def answer(self, path: str) -> Answer:
+        if path == "/fails":
+            raise ValueError("an error of the answers")
+        return super().answer(path)
+
+
+_LINE: Final = b"POST /v1/completions HTTP/1.1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_answered"),
+    [
+        pytest.param(_LINE + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", True, id="a length of 5,000 digits"),
+        pytest.param(_LINE + b"Content-Length: " + b"0" * 5000 + b"1\r\n\r\n", True, id="zeros before a length"),
+        pytest.param(_LINE + b"Content-Length: -1\r\n\r\n", True, id="a negative length"),
+        pytest.param(_LINE + "Content-Length: ²\r\n\r\n".encode("latin-1"), True, id="a digit that int() refuses"),
+        pytest.param(_LINE + b"a:b\r\n" * 20_000, True, id="a head without an end"),
+        pytest.param(b"\xff\0" * 100 + b"\r\n\r\n", True, id="no HTTP"),
+        pytest.param(b"GET " + b"/" * 60_000 + b" HTTP/1.1\r\n\r\n", True, id="a path of slashes"),
+        pytest.param(b"GET /fails HTTP/1.1\r\n\r\n", False, id="an error of the answers"),
+    ],
+)
+def test_an_error_of_one_connection_costs_that_connection_only(listener, new_process, sent, is_answered):
+    with StartupResponder(listener, FailingAnswers(BODY)):
+        process = new_process()
+        with RawClient(listener.getsockname()) as client, suppress(ConnectionError):
+            assert client.send(sent).read_to_end().startswith(b"HTTP/1.1 503") is is_answered
+        assert _get(listener.getsockname(), "/livez") == (200, b"")
+        assert process.is_running()
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 3, 4, 1000])
+@pytest.mark.parametrize("body", [b"", b"b" * 50], ids=["no body", "a body"])
+def test_a_request_in_pieces_is_complete_with_its_last_byte(piece_bytes, body):
+    request = _LINE + b"Host: x\r\nCONTENT-length :%d \r\n\r\n" % len(body) + body
+    ours, theirs = socket.socketpair()
+    with theirs, selectors.DefaultSelector() as selector:
+        connection = ProbeConnection(ours, selector, Answers(BODY).answer)
+        pieces = [request[begin : begin + piece_bytes] for begin in range(0, len(request), piece_bytes)]
+        found = [connection._has_whole_request(piece) for piece in pieces]
+        connection.close()
+    assert found == [False] * (len(pieces) - 1) + [True]
+
+
+@pytest.mark.alone
+def test_the_cost_of_a_head_is_linear_in_its_bytes(monkeypatch):
+    monkeypatch.setattr(responder_process, "_MAX_HEAD_BYTES", 1 << 30)
+    ours, theirs = socket.socketpair()
+    with theirs, selectors.DefaultSelector() as selector:
+
+        def prepare(size: int) -> Callable[[], object]:
+            def read() -> None:
+                selector.get_map() and selector.unregister(ours)
+                connection = ProbeConnection(ours, selector, Answers(BODY).answer)
+                for _ in range(size):
+                    connection._has_whole_request(b"a:b\r\n")
+
+            return read
+
+        found = growth(prepare)
+        ours.close()
+    assert found is None, found
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from typing import Any
 from server.http.transport.connection import Serving
 from server.http.transport.request import Request
 from server.http.transport.server import HttpServer
+from server.terms.held_bytes import HeldBytes
 from server.terms.http_body.response_body import Answer
 from server.terms.limits import LimitsConfig
 from tests.support.certificates import Certificate
@@ -70,7 +71,9 @@ async def serve(
     if certificate is not None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(certificate.certificate, certificate.key)
-    server = HttpServer(Serving(handle=handle, limits=limits, tls=None if tls is None else lambda: tls, **settings))
+    held = HeldBytes(limits.max_held_bytes)
+    create_tls = None if tls is None else lambda: tls
+    server = HttpServer(Serving(handle=handle, limits=limits, held=held, tls=create_tls, **settings))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         task = asyncio.create_task(server.serve(listener))

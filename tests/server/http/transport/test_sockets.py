@@ -12,6 +12,7 @@ import uvloop
 from server.http.transport.connection import Serving
 from server.http.transport.request import Request
 from server.http.transport.server import HttpServer
+from server.terms.held_bytes import HeldBytes
 from server.terms.limits import LimitsConfig
 from tests.server.http.transport.served import HALF_A_HELLO, TIMEOUT_S, serve
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
@@ -125,6 +126,6 @@ def test_handshakes_of_unaccepted_clients_do_not_delay_the_shutdown(certificate,
 
 
 async def _end(context: ssl.SSLContext, listener: socket.socket) -> None:
-    server = HttpServer(Serving(handle=nothing, limits=PATIENT, tls=lambda: context, delivery_s=600))
+    server = HttpServer(Serving(handle=nothing, limits=PATIENT, held=HeldBytes(), tls=lambda: context, delivery_s=600))
     await asyncio.wait_for(server.end(listener), TIMEOUT_S)
     assert not server.serving.connections
