@@ -99,7 +99,7 @@ class HubClient:
             files = {file.name: file for file in map(_describe, info.siblings or ())}
         if new_name.lower() != repo_id.lower():
             logger.warning("%s is named %s now: use the new name, the old one may stop working", repo_id, new_name)
-        return Listing(info.sha, keep_safe(repo_id, files), endpoint)
+        return Listing(str(info.sha), keep_safe(repo_id, files), endpoint)
 
     def fetch(self, repository: CachedRepository, listing: Listing, names: Sequence[str], endpoint: str) -> None:
         """Downloads the files into the snapshot of the listing's commit. Skips files that are there.
