@@ -83,7 +83,7 @@ def _lock(note: Path) -> int | None:
 def _has_no_owner(note: Path) -> bool:
     """Whether no process holds the lock. On a file system without locks, no process seems to hold it."""
     try:
-        fd = os.open(note, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(note, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)  # NFS locks only what may be written
     except OSError:
         return False  # removed meanwhile
     try:
