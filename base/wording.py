@@ -32,3 +32,13 @@ def list_some(items: Sequence[str], most: int = 8) -> str:
 def one_line(err: BaseException) -> str:
     """The error's message without line breaks, or its type if it has no message."""
     return " ".join(str(err).split()) or type(err).__name__
+
+
+def foreign_line(text: str | BaseException, most: int = 300) -> str:
+    """The words of another program, on one line of at most so many characters.
+
+    Characters that change a terminal are left out. An error without a message is named by its type.
+    """
+    line = one_line(text) if isinstance(text, BaseException) else " ".join(text.split())
+    shown = "".join(filter(str.isprintable, line))
+    return shown if len(shown) <= most else f"{shown[:most]}…"

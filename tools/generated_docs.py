@@ -153,12 +153,14 @@ def build_hooks_page() -> str:
         reasons.setdefault(feature.why, []).append(feature.name)
     sections += [*(line for why, names in reasons.items() for line in _item(why, names)), ""]
     sections += _wrap(
-        "With these features, no GPU has shown late graphs. `auto` captures all graphs before readiness, and "
-        "`--cuda-graphs after-ready` captures late. The tests are in tests/cuda/test_late_graphs_on_gpus.py, and "
-        "`make test-gpu` runs them first.",
+        "`--cuda-graphs auto` captures late only what a stored run of the present code has shown, on the same kind of "
+        "GPU and release of vLLM, cold and warm: first `what auto captures late` (one rank, a dense model in bfloat16 "
+        "or float16, FLASH_ATTN), then each of these features. `make test-gpu` makes these runs, by "
+        "tests/cuda/test_late_graphs_on_gpus.py, and stores them for `graph_proof.py`. `--cuda-graphs after-ready` "
+        "needs no run.",
         indent="",
     ) + [""]
-    sections += [*_table(("Feature", "Test and GPU that lift the exclusion"), (each[:2] for each in UNPROVEN)), ""]
+    sections += [*_table(("Feature", "Run that lifts the exclusion", "GPU"), (each[:3] for each in UNPROVEN)), ""]
     generated = _page("Hooks in vLLM and its libraries", introduction, sections, _NOTE_ON_HOOKS)
     _, heading, by_hand = (DOCS / "dev/vllm-hooks.md").read_text(encoding="utf-8").partition(_FIRST_BY_HAND)
     rows = re.findall(r"^\| (.+?) \| \[\d", by_hand, re.M)

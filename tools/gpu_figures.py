@@ -21,6 +21,8 @@ from xml.etree import ElementTree
 
 import click
 
+from startup.vllm.patches.graph_proof import RESULT, GpuRun, write_proof
+
 _DESCRIBE: Final = """
 import json
 from vllm_cli.commands.doctor import describe_machine
@@ -46,6 +48,8 @@ _SHAPE: Final = ("hidden_size", "intermediate_size", "num_hidden_layers", "head_
 _SHAPES: Final = {"1.5b": (2048, 8192, 24, 64), "8b": (4096, 14336, 36, 128)}
 _HEADS: Final = {"num_attention_heads": 32, "num_key_value_heads": 8}
 _DEVIATION: Final = 0.02
+_LATE_GRAPHS: Final = "late_graphs"
+"""The beginning of the properties with which tests report what a GPU has shown of late CUDA graphs."""
 
 
 class Step(NamedTuple):
@@ -62,7 +66,8 @@ class Step(NamedTuple):
 @click.option("--minutes", default=25.0, show_default=True, help="Steps that do not fit in this time are left out.")
 @click.option("--model", default=".peers/model", show_default=True, help="Folder of the model that is served.")
 @click.option("--vllm", default=".peers/cuda/bin", show_default=True, help="Folder with vLLM's Python and `vllm`.")
-def main(output: str, minutes: float, model: str, vllm: str) -> None:
+@click.option("--proof", default=str(RESULT), help="File for what `--cuda-graphs auto` may capture late.")
+def main(output: str, minutes: float, model: str, vllm: str, proof: str) -> None:
     """Run all steps."""
     end_s = time.monotonic() + minutes * 60
     python = Path(vllm) / "python"
@@ -71,11 +76,15 @@ def main(output: str, minutes: float, model: str, vllm: str) -> None:
     if not has_vllm:
         result["left_out"] = f"{python} is missing: no step with vLLM"
     has_failed = False
+    runs: set[GpuRun] = set()
     for step in steps(Path(model), Path(vllm) if has_vllm else None):
         for large in _LARGE_MODELS.values():
             if str(large) in " ".join(step.words):
                 make_large_model(large, Path(model))
         entry = run_step(step, min(step.most_s, end_s - time.monotonic()))
+        if shown := (entry.get("result") or {}).get(_LATE_GRAPHS):
+            runs.update(GpuRun(**run) for run in shown)
+            write_proof(runs, result["machine"], Path(proof))  # which `--cuda-graphs auto` follows
         has_failed |= entry["exit_code"] != 0
         result["steps"].append(entry)
         click.echo(f"{step.name}: {entry['outcome']} in {entry['seconds']:.0f} s", err=True)
@@ -90,7 +99,10 @@ def steps(model: Path, vllm: Path | None) -> Iterator[Step]:
     if vllm is not None:
         late = ("env", f"GPU_VLLM={vllm}", f"GPU_MODEL={model}", sys.executable, "-m", "pytest", "-q")
         file = "tests/cuda/test_late_graphs_on_gpus.py"
-        yield Step("late CUDA graphs, two GPUs first", (*late, file, "--junitxml={result}"), _TESTS_S)
+        report = "--junitxml={result}"
+        yield Step("late CUDA graphs, the default", (*late, f"{file}::test_the_default", report), _TESTS_S)
+        others = (*late, file, "--deselect", f"{file}::test_the_default", report)
+        yield Step("late CUDA graphs, features", others, _TESTS_S)
         for size, large in _LARGE_MODELS.items():
             yield from _starts(f"vllm, {size}", large, vllm, rounds=1)
         yield from _swaps(model, vllm)
@@ -218,7 +230,11 @@ def read_result(path: Path) -> Any:
     bad = [
         case for case in suite.iter("testcase") if case.find("failure") is not None or case.find("error") is not None
     ]
-    return {**counts, "failed": [f"{case.get('classname')}::{case.get('name')}" for case in bad]}
+    failed = [f"{case.get('classname')}::{case.get('name')}" for case in bad]
+    good = [case for case in suite.iter("testcase") if case not in bad]
+    noted = [each for case in good for each in case.iter("property")]
+    runs = [json.loads(each.get("value", "")) for each in noted if each.get("name", "").startswith(_LATE_GRAPHS)]
+    return {**counts, "failed": failed, **({_LATE_GRAPHS: runs} if runs else {})}
 
 
 def describe_machine(python: str) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from html import escape
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -52,6 +53,21 @@ def test_the_counts_of_pytest_are_read(tmp_path):
         "</testsuite></testsuites>"
     )
     assert read_result(report) == {"tests": 2, "failures": 1, "errors": 0, "skipped": 0, "failed": ["a::b"]}
+
+
+def test_what_a_gpu_has_shown_is_stored_for_auto(monkeypatch, tmp_path):
+    run = {"feature": "f", "state": "cold", "backend": "FLASH_ATTN", "capability": "9.0", "vllm": "0.33.0"}
+    shown = f'<properties><property name="late_graphs-cold" value="{escape(json.dumps(run))}"/></properties>'
+    report = (
+        '<testsuites><testsuite tests="2"><testcase name="a">{}</testcase><testcase name="b">{}<failure/></testcase>'
+    )
+    content = report.format(shown, shown.replace("&quot;f", "&quot;g")) + "</testsuite></testsuites>"
+    writes = f"import sys; open(sys.argv[1], 'w').write({content!r})"
+    monkeypatch.setattr(gpu_figures, "steps", lambda *_: [Step("shows", _python(writes), 60)])
+    proof = tmp_path / "proof.json"
+    words = ["--json", str(tmp_path / "figures.json"), "--vllm", str(tmp_path), "--proof", str(proof)]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    assert json.loads(proof.read_text())["runs"] == [run]
 
 
 def test_load_formats_are_timed_if_their_package_is_installed(tmp_path):

@@ -6,6 +6,7 @@ const chat = (() => {
   const lengths = new Map(); // context lengths of models, in tokens
   let talk = talks.create(), stream = null, isWaiting = false, takesImages = true, refresh = null;
   let pending = []; // what the next message attaches: an image as its address, a text file with name and text
+  let isLeaving = false; // whether the browser ends requests because it leaves the page or loads it again
   let edited = null; // the message that the next one replaces, with what the field had before
 
   const say = (text) => { $("notice").textContent = text; };
@@ -13,6 +14,7 @@ const chat = (() => {
   function keep(own = talk) {
     const fault = talks.keep(own);
     if (fault) say(fault);
+    if (own === talk) sessionStorage.setItem("vllm-cli talk", talk.id);
   }
 
   function open(found) {
@@ -187,7 +189,7 @@ const chat = (() => {
       if (usage) message.used = usage.prompt_tokens + usage.completion_tokens;
       if (message.finish === "length") message.note += ", stopped at the token limit";
     } catch (err) {
-      const isStopped = control.signal.aborted;
+      const isStopped = control.signal.aborted || (isLeaving && err instanceof TypeError);
       message.note = isStopped ? "stopped" : err instanceof TypeError ? "The server does not answer, or has closed the connection." : err.message;
       message.isFault = !isStopped;
     }
@@ -342,6 +344,7 @@ const chat = (() => {
       if (event.key !== "Escape" || $("talks").open) return;
       if (edited) endEdit(); else stream?.abort();
     });
+    addEventListener("beforeunload", () => { isLeaving = true; setTimeout(() => { isLeaving = false; }, 5000); });
     for (const event of ["pagehide", "visibilitychange"]) addEventListener(event, keepDraft);
     addEventListener("storage", (event) => {
       if (event.key === talks.KEPT + talk.id && event.newValue && !stream && !edited) open(talks.read(talk.id) ?? talk); // another tab has gone on with it

@@ -9,6 +9,7 @@ const drawMarkdown = (() => {
     /\b(?:as|async|await|break|case|catch|class|const|continue|def|do|done|elif|else|enum|except|export|extends|fi|finally|fn|for|from|func|function|if|impl|import|in|interface|lambda|let|match|new|not|package|pub|raise|return|self|static|struct|switch|then|this|throw|try|type|use|var|void|while|with|yield|[Ff]alse|[Tt]rue|None|null)\b/,
     /(?:\\.)+/, // so the quote after a backslash begins no string, and no line is searched twice for a string's end
   ].map(({ source }) => `(${source})`).join("|");
+  const MARKS = /[*_~`[<>\\!@]/g, STEPS = 20, LEAST_STEPS = 100_000, DEEPEST = 20;
   const TAGS = { strong: "strong", em: "em", del: "del", blockquote: "blockquote", paragraph: "p" };
 
   // \(…\), \[…\], $$…$$ or $…$. A formula has no opening bracket of its own kind within, so the search is linear.
@@ -66,9 +67,37 @@ const drawMarkdown = (() => {
     return element("table", {}, element("thead", {}, line(header, "th")), element("tbody", {}, ...rows.map((row) => line(row, "td"))));
   }
 
+  // `marked` searches the rest of a paragraph for the end of each mark, and reads a quote or list again for each one
+  // around it. What would take too long for the length of the whole text is shown as the text that it is.
+  class Lexer extends marked.Lexer {
+    left = 0;
+    depth = 0;
+
+    lex(text) {
+      this.left = LEAST_STEPS + STEPS * text.length;
+      return super.lex(text);
+    }
+
+    inlineTokens(text, tokens = []) {
+      this.left -= text.length * (text.match(MARKS)?.length ?? 0);
+      return this.left < 0 ? this.addText(text, tokens) : super.inlineTokens(text, tokens);
+    }
+
+    blockTokens(text, tokens = [], ...others) {
+      if (this.depth >= DEEPEST) return this.addText(text, tokens);
+      this.depth += 1;
+      try { return super.blockTokens(text, tokens, ...others); } finally { this.depth -= 1; }
+    }
+
+    addText(text, tokens) {
+      tokens.push({ type: "text", raw: text, text });
+      return tokens;
+    }
+  }
+
   // Formulas are shown as written: while `marked` divides the text, a private character and a number stand for each.
   function divide(text) {
-    const formulas = [], tokens = marked.lexer(text.replace(FORMULA, (formula) => `\uE000${formulas.push(formula) - 1}\uE001`));
+    const formulas = [], tokens = new Lexer().lex(text.replace(FORMULA, (formula) => `\uE000${formulas.push(formula) - 1}\uE001`));
     const restore = (part) => part.replace(/\uE000(\d+)\uE001/g, (_, at) => formulas[at]);
     if (formulas.length) marked.walkTokens(tokens, (token) => { for (const name of ["raw", "text", "href", "lang"]) if (token[name]) token[name] = restore(token[name]); });
     return tokens;

@@ -7,6 +7,9 @@ const talks = (() => {
     ["max-tokens", "maxTokens", "max_tokens", Number], ["seed", "seed", "seed", Number], ["stop-at", "stop", "stop", lines],
   ];
   const NAMES = SETTINGS.map(([, name]) => name);
+  // An image at another address would be fetched by the server, or by the browser, for whoever has written the file.
+  const isImage = (value) => isText(value) && /^data:image\/[\w.+-]+;base64,/i.test(value);
+  const seen = new WeakMap(); // conversation -> what the storage had when this tab last read or wrote it
   const isText = (value) => typeof value === "string";
   const list = (value, isFit) => Array.isArray(value) ? value.filter(isFit) : [];
   let page = null; // the chat: `current` returns the conversation that it shows, `open` shows another
@@ -24,7 +27,7 @@ const talks = (() => {
     const isMessage = (each) => ["user", "assistant"].includes(each?.role) && isText(each.text);
     made.messages = list(found.messages, isMessage).map((each) => ({
       ...each,
-      images: list(each.images, isText),
+      images: list(each.images, isImage),
       files: list(each.files, (file) => isText(file?.name) && isText(file.text)),
       note: each.note === "…" ? "stopped" : each.note, // the page was closed during the answer
     }));
@@ -32,15 +35,26 @@ const talks = (() => {
   }
 
   function read(id) {
-    try { return parse(JSON.parse(localStorage.getItem(KEPT + id))); } catch { return null; }
+    try {
+      const stored = localStorage.getItem(KEPT + id), talk = parse(JSON.parse(stored));
+      if (talk) seen.set(talk, stored);
+      return talk;
+    } catch { return null; }
   }
 
-  // Returns a sentence if the browser's few megabytes are full, so that something is not kept.
+  // Returns a sentence if the browser's few megabytes are full, so that something is not kept, or if another tab has
+  // gone on with the conversation, which then gets an id of its own.
   function keep(talk) {
     if (!talk.messages.length) return "";
-    const store = (messages) => localStorage.setItem(KEPT + talk.id, JSON.stringify({ ...talk, messages }));
+    const found = localStorage.getItem(KEPT + talk.id), isOthers = found !== null && found !== seen.get(talk);
+    if (isOthers) talk.id = create().id;
+    const store = (messages) => {
+      const text = JSON.stringify({ ...talk, messages });
+      localStorage.setItem(KEPT + talk.id, text);
+      seen.set(talk, text);
+    };
     const isFull = "The browser's storage is full: this chat is kept", hint = "Export it, or delete others.";
-    try { store(talk.messages); return ""; } catch { /* full */ }
+    try { store(talk.messages); return isOthers ? "Another tab has gone on with this chat: this tab's is now a chat of its own." : ""; } catch { /* full */ }
     try { store(talk.messages.map((message) => ({ ...message, images: [] }))); return `${isFull} without its images. ${hint}`; } catch { /* full */ }
     return `${isFull} only until this page is closed or loaded again. ${hint}`;
   }

@@ -1,6 +1,7 @@
 """The servers that a child can run: our own server on a UNIX socket, or a user's command on a port."""
 
 import asyncio
+import base64
 import json
 import math
 import os
@@ -14,10 +15,12 @@ from typing import Any, Final, Literal, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from base.json_depth import read_json
 from base.machine.server_ports import find_free_port, list_server_ports
 from base.server_settings import SHUTDOWN_TIMEOUT_S, control_socket
+from router.child.connections import ForeignConnections, UnixConnections
 from router.child.process import execute_serve
 from router.model_entry import PORT, ForeignCommand, ServerCall, ServerTimes
 from startup.errors import NOT_STARTED_CAUSE, with_code
@@ -29,8 +32,8 @@ STOP_S: Final = SHUTDOWN_TIMEOUT_S
 ERRORS_S: Final = 5.0
 """Seconds that our server may take to end, in addition to the time for running requests."""
 _USUAL_TIMES: Final = ServerTimes()
-_KEEP_ALIVE_S: Final = 2.0
-"""Seconds after which the router closes an idle connection. uvicorn would close it after 5 s."""
+LOGIN: Final = "Basic "
+"""The beginning of the header Authorization for a user's login. A client's own header does not replace it."""
 _NO_ENDPOINT: Final = "none"
 _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 _SLEEP_S: Final = 60.0
@@ -85,7 +88,7 @@ class OwnServer:
     def __init__(self, words: Sequence[str], socket_path: str, times: ServerTimes = _USUAL_TIMES) -> None:
         self.words = words
         self.base_url = "http://localhost"
-        self.connector = aiohttp.UnixConnector(socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+        self.connector = UnixConnections(socket_path)
         self._socket_path = socket_path
         self.longest_silence_s = times.silence_s or math.inf
         """Seconds without an answer after which the server counts as hung (--engine-watchdog-timeout)."""
@@ -165,12 +168,16 @@ class ForeignServer:
         """Chooses a port if the command names none. Raises OSError."""
         self._command = _with_port(command)
         self.words: Sequence[str] = self._command.words
-        self.base_url = self._command.address
-        self.connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+        address = URL(self._command.address, encoded=True)
+        self.base_url = str(address.with_user(None))
+        self.connector = ForeignConnections(self.base_url)
         is_llama_server = Path(next(iter(command.words), "")).name == LLAMA_SERVER
         key = environment.get(KEY_VARIABLE, "").partition(",")[0] if is_llama_server else ""
         self.headers: Mapping[str, str] = {"authorization": f"Bearer {key}"} if key else {}
-        """The headers of the router's own requests, with the API key of llama-server if it has one."""
+        """The headers of the router's own requests: llama-server's API key, or the login in the address."""
+        if address.user:
+            login = f"{address.user}:{address.password or ''}".encode()
+            self.headers = {"authorization": f"{LOGIN}{base64.b64encode(login).decode()}"}
 
     async def find_obstacle(self) -> str | None:
         """Describes another process that listens on the command's port. None if no process does."""
@@ -189,7 +196,8 @@ class ForeignServer:
         async with session.get(f"{self.base_url}{self._command.check_endpoint}") as answer:
             await _read_short(answer)
             is_ready = answer.status == _OK
-            phase = f"{self._command.check_endpoint} (checkEndpoint) answers {answer.status}"
+            path = self._command.check_endpoint.partition("?")[0]  # a query may contain a secret
+            phase = f"{path} (checkEndpoint) answers {answer.status}"
             return ChildReadiness(is_ready, None if is_ready else ChildProgress(phase))
 
     def find_listener(self) -> int:

@@ -30,6 +30,10 @@ class Access:
     def needs_key(self) -> bool:
         return bool(len(self._keys))
 
+    def is_valid_in(self, request: ClientRequest) -> bool:
+        """Whether a request at an open path has a valid key, or the router has no keys."""
+        return not self.needs_key or self._refusal(request) is None
+
     def check(self, request: ClientRequest, own: RouterAnswer | None) -> None:
         """Raises FailedRequestError for a request that is not allowed. `own`: the router's own answer.
 
@@ -43,13 +47,15 @@ class Access:
             self._check_site(request)
 
     def _check_key(self, request: ClientRequest) -> None:
+        if (refusal := self._refusal(request)) is not None:
+            raise FailedRequestError(401, refusal, headers=((b"www-authenticate", b"Bearer"),))
+
+    def _refusal(self, request: ClientRequest) -> str | None:
         def read_header(name: str) -> bytes:
             value = (request.header(name.encode()) or "").encode("latin-1")
             return _bearer_of(value) if value[:6].lower() == b"basic " else value
 
-        refusal = self._keys.refusal(read_header)
-        if refusal is not None:
-            raise FailedRequestError(401, refusal, headers=((b"www-authenticate", b"Bearer"),))
+        return self._keys.refusal(read_header)
 
     def _check_site(self, request: ClientRequest) -> None:
         """Rejects requests from pages of other sites. Browsers send some of these without a preflight.

@@ -11,6 +11,7 @@ from base.http_requests import CLIENT_GONE, REQUEST_ID, decode, without_final_sl
 from base.security.api_keys import ApiKeys
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.http.access import Access
+from router.http.answer_check import leads_up
 from router.http.answers import FailedRequestError, error_answer, shown
 from router.http.background import RESPONSES
 from router.http.client_request import ClientRequest
@@ -107,8 +108,7 @@ class _Handler:
         self._bodies = BodyRoom(options.limits, held)
         self._has_single_model = options.has_single_model
         create_own = SingleModelAnswers if options.has_single_model else RouterAnswers
-        needs_key = self._access.needs_key
-        self._own = create_own(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
+        self._own = create_own(pool, self._proxy, self._choice, self._access, version=options.version)
         self._paths = SERVED | self._own.paths
         if not network.web_page:
             self._own.close_page()
@@ -183,6 +183,8 @@ class _Handler:
 
     async def _relay(self, request: ClientRequest, path: str, entry: ModelEntry | None) -> Answer | None:
         """Passes the request to the model `entry`, or if it is None, to the model that the request names."""
+        if leads_up(path):
+            raise FailedRequestError(400, "The path has a part `.` or `..`: write it without.")
         if request.http.is_websocket:
             if entry is None:
                 entry = self._choice.by_query(request, path)

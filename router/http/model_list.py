@@ -78,14 +78,18 @@ class PoolListing:
         running = [status for status in self._pool.view() if status.state in _RUNNING]
         return {"running": [_llama_swap(status, self._pool.process_of(status.entry.name)) for status in running]}
 
-    def readiness(self, name: str) -> dict[str, Any] | None:
-        """Why the model is not ready, and the progress of its start. None if the model is ready or sleeps."""
+    def readiness(self, name: str, *, has_key: bool) -> dict[str, Any] | None:
+        """Why the model is not ready, and the progress of its start. None if the model is ready or sleeps.
+
+        Without `has_key`, the reason of a failure is left out: it may quote output of the process.
+        """
         status = self.status_of(name)
         child = self._pool.process_of(name)
         fault = child.fault if child is not None else ""
         if status.state in ("ready", *_SLEEPING) and not fault:
             return None
-        message = fault or status.reason or f"The model is {status.state}"
+        reason = status.reason if has_key else ""
+        message = fault or reason or f"The model is {status.state}"
         body: dict[str, Any] = {
             "error": {"code": 503, "message": message, "type": "unavailable_error"},
             "status": "silent" if fault else status.state,
@@ -94,15 +98,18 @@ class PoolListing:
             body |= {"phase": progress.phase, "progress": progress.fraction, "eta_s": progress.remaining_s}
         return body
 
-    def status(self) -> dict[str, Any]:
+    def status(self, *, has_key: bool) -> dict[str, Any]:
+        """The data of the status page. Without `has_key`, no reasons of failures, and no unlisted models."""
         now = time.time()
+        shown = [status for status in self._pool.view() if has_key or not status.entry.unlisted]
+        names = {status.entry.name for status in shown}
         return {
             "status": "draining" if self._pool.is_draining else "ready",
             "version": self._version,
             "time_s": now,
             "router": {**self._pool.router_status(), "needs_key": self._needs_key},
-            "models": [_page_row(status, now) for status in self._pool.view()],
-            "starts": list(self._pool.starts),
+            "models": [_page_row(status, now, has_key=has_key) for status in shown],
+            "starts": [start for start in self._pool.starts if has_key or start["model"] in names],
         }
 
     def metrics(self, accept: str | None) -> Exposition:
@@ -199,7 +206,7 @@ def _llama_swap(status: ModelStatus, child: Child | None) -> dict[str, Any]:
     }
 
 
-def _page_row(status: ModelStatus, now: float) -> dict[str, Any]:
+def _page_row(status: ModelStatus, now: float, *, has_key: bool) -> dict[str, Any]:
     entry, progress = status.entry, status.progress
     return {
         "id": entry.name,
@@ -218,7 +225,7 @@ def _page_row(status: ModelStatus, now: float) -> dict[str, Any]:
         "last_wake_s": status.sleep.last_s.get("wake"),
         "can_sleep": status.can_sleep,
         "takes_images": status.takes_images,
-        "reason": status.reason or None,
+        "reason": (status.reason or None) if has_key else None,
         "pinned": entry.pinned,
         "pid": status.pid,
         "progress": progress and progress._asdict(),

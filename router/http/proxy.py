@@ -18,7 +18,9 @@ from yarl import URL
 
 from base.json_depth import read_json
 from router.child.child import Child
-from router.http.answers import error_events, relayed_error_events
+from router.child.server import LOGIN
+from router.http.answer_check import answer_fault, below, own_reason
+from router.http.answers import FailedRequestError, error_events, relayed_error_events
 from router.http.background import FollowedResponses
 from router.http.client_request import ClientRequest
 from router.http.request_body import ForwardedBody
@@ -49,6 +51,7 @@ _ANSWER_S: Final = 2.0
 """Seconds that a server has to answer a request of the router itself."""
 _MOST_TRIES: Final = 3
 """The most tries of a request. A reused connection may be closed, and the process may have ended."""
+_IDEMPOTENT: Final = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE")
 _RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
 _ENDS_OF_EVENT: Final = (b"\n\n", b"\r\n\r\n")
 _MOST_HEADER_BYTES: Final = 64 << 10
@@ -56,10 +59,15 @@ _NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=Non
 
 
 def headers_to_server(headers: RawHeaders, child: Child, keys: frozenset[bytes]) -> RawHeaders:
-    """The headers that are passed on. Headers that may contain the router's key become the server's key."""
-    dropped = _NOT_REQUESTED | keys | _named_by_connection(headers)
+    """The headers that are passed on. Headers that may contain the router's key become the server's key.
+
+    If the server's address contains a login, so does the client's own.
+    """
+    has_login = child.headers.get("authorization", "").startswith(LOGIN)
+    replaced = keys | {b"authorization"} if has_login else keys
+    dropped = _NOT_REQUESTED | replaced | _named_by_connection(headers)
     passed = [each for each in headers if each[0] not in dropped]
-    if keys:
+    if replaced:
         passed += [(name.lower().encode(), value.encode()) for name, value in child.headers.items()]
     return passed
 
@@ -146,6 +154,8 @@ class Proxy:
             passed = headers_to_server(http.headers, child, dropped)
             try:
                 async with open_websocket(child.connector, _target(child, path, http.query), passed) as server:
+                    if fault := answer_fault(server.status, server.headers, is_handshake=True):
+                        raise _faulty(fault)
                     if server.status != HTTPStatus.SWITCHING_PROTOCOLS:
                         text = f"The model's server answers {server.status} {server.reason}."
                         raise ModelRefused(server.status if server.status >= 400 else 502, text)
@@ -218,8 +228,8 @@ class Proxy:
             has_begun: whether the response to the client has begun. Then the body must not be compressed.
 
         Raises:
-            _NotSentError: the server has not read the whole request, so the request may be sent again.
-            ModelRefused: the server has ended.
+            _NotSentError: the request may be sent again.
+            ModelRefused: the server has ended, or its answer is not valid.
         """
         passed = headers_to_server(call.request.http.headers, child, call.dropped)
         headers = CIMultiDict((name.decode("ascii"), _text(value)) for name, value in passed)
@@ -242,17 +252,19 @@ class Proxy:
             if is_refused and (reason := await self._find_end(child)):
                 answer.close()
                 raise _NotSentError(reason)
+            if fault := answer_fault(answer.status, answer.raw_headers):
+                _abort(answer)
+                raise _faulty(fault)
             return answer
         except aiohttp.ClientConnectorError as err:
             await child.end_reason()
             raise _NotSentError(str(err)) from err
         except (aiohttp.ClientError, ConnectionError) as err:
-            # A reused connection may have been closed: after a reset, the request was not read completely.
-            # Over TCP, an end can also be that of a server that has crashed.
-            is_end = isinstance(err, aiohttp.ServerDisconnectedError)
-            if reuses and (isinstance(err, OSError) or (is_end and not await child.end_reason())):
+            if reuses and await _may_repeat(call.request.method, child, err):
                 raise _NotSentError(str(err)) from err
             raise await _ended(child, err) from err
+        except ValueError as err:  # aiohttp's client cannot send it
+            raise FailedRequestError(400, f"The request cannot be passed on: {err}.") from err
 
     async def _goes_on(self, child: Child, path: str) -> bool:
         """Whether the server is still generating a stored response. True if the server does not answer."""
@@ -285,7 +297,24 @@ class Proxy:
 
 
 class _NotSentError(Exception):
-    """The model's server has not read the whole request, so the request can be sent again."""
+    """The request may be sent again: it was not read completely, or it has the same effect twice."""
+
+
+async def _may_repeat(method: str, child: Child, err: Exception) -> bool:
+    """Whether a request that has failed on a reused connection may be sent again (RFC 9110, 9.2.2).
+
+    After a reset on a UNIX socket, the server has left bytes of the request unread. An end, or a reset over
+    TCP, may also come from a server that has read the request.
+    """
+    is_reset = isinstance(err, OSError)
+    if is_reset and isinstance(child.connector, aiohttp.UnixConnector):
+        return True
+    is_end = isinstance(err, aiohttp.ServerDisconnectedError)
+    return method in _IDEMPOTENT and (is_reset or (is_end and not await child.end_reason()))
+
+
+def _faulty(fault: str) -> ModelRefused:
+    return ModelRefused(HTTPStatus.BAD_GATEWAY, f"The answer of the model's server is not valid HTTP: {fault}.")
 
 
 def _noting_reuse() -> aiohttp.TraceConfig:
@@ -309,9 +338,14 @@ def _closing(upstream: aiohttp.ClientResponse) -> Iterator[None]:
         if upstream.content.is_eof():
             upstream.release()
         else:
-            if (connection := upstream.connection) is not None and connection.transport is not None:
-                connection.transport.abort()  # does not wait until the server has read what was written
-            upstream.close()
+            _abort(upstream)
+
+
+def _abort(upstream: aiohttp.ClientResponse) -> None:
+    """Closes the connection, without waiting until the server has read what was written."""
+    if (connection := upstream.connection) is not None and connection.transport is not None:
+        connection.transport.abort()
+    upstream.close()
 
 
 async def _answer(call: RelayedCall, upstream: aiohttp.ClientResponse, child: Child, copy: "_Copy") -> None:
@@ -320,12 +354,10 @@ async def _answer(call: RelayedCall, upstream: aiohttp.ClientResponse, child: Ch
     prefix = http.raw_path.rpartition(call.path)[0].encode()  # such as /upstream/NAME
     own_address = f"{child.base_url}/".encode()
     headers = tuple(
-        (name, prefix + value[len(own_address) - 1 :])
-        if name.lower() == b"location" and value.startswith(own_address)
-        else (name, value)
+        (name, below(prefix, own_address, value) if name.lower() == b"location" else value)
         for name, value in take_headers(upstream.raw_headers, http)
     )
-    length, reason = upstream.content_length, (upstream.reason or "").encode("utf-8", "surrogateescape")
+    length, reason = upstream.content_length, own_reason((upstream.reason or "").encode("utf-8", "surrogateescape"))
     if length is None or length > _WHOLE_BYTES or http.method == "HEAD":
         await http.begin(upstream.status, headers, num_bytes=length, reason=reason)
         await copy.run()

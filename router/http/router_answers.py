@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from base.status_page.page import DATA_PATH, read_page
 from router.http.answers import TEXT, FailedRequestError, retry_after, shown
@@ -31,16 +31,26 @@ class RouterAnswer(NamedTuple):
     """Whether the request changes nothing, so that it neither starts nor stops a model."""
 
 
+class KeyCheck(Protocol):
+    """Says which requests get all facts. Paths that need no key show others only names, phases and counts."""
+
+    @property
+    def needs_key(self) -> bool: ...
+
+    def is_valid_in(self, request: ClientRequest) -> bool: ...
+
+
 class RouterAnswers:
     """The router's own answers. Used on the event loop. Only `load` starts a model."""
 
-    def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
+    def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, keys: KeyCheck, *, version: str) -> None:
         """`proxy` requests facts from models' servers that only these servers have."""
+        self._keys = keys
         self._pool = pool
         self._proxy = proxy
         self._choice = choice
         self._version = version
-        self._list = PoolListing(pool, version=version, needs_key=needs_key)
+        self._list = PoolListing(pool, version=version, needs_key=keys.needs_key)
         self._handlers: dict[str, Mapping[str, Handler]] = {
             "/health": {"GET": self.health},
             "/ping": {"GET": self.health, "POST": self.health},
@@ -115,12 +125,14 @@ class RouterAnswers:
         requested = request.query_value("model")
         if not requested or self._pool.is_draining:
             return await self.health(request)
-        if (entry := self._pool.resolve(requested)) is None:  # needs no key, so it names no other models
+        entry = self._pool.resolve(requested)
+        is_hidden = entry is not None and entry.unlisted and not self._keys.is_valid_in(request)
+        if entry is None or is_hidden:  # needs no key, so it names no other models
             raise FailedRequestError(404, f"The model `{shown(requested)}` does not exist.", param="model")
-        return self._report_readiness(entry.name)
+        return self._report_readiness(entry.name, request)
 
-    def _report_readiness(self, name: str) -> Answer:
-        problem = self._list.readiness(name)
+    def _report_readiness(self, name: str, request: ClientRequest) -> Answer:
+        problem = self._list.readiness(name, has_key=self._keys.is_valid_in(request))
         return json_answer({"status": "ready"} if problem is None else problem, status=503 if problem else 200)
 
     async def metrics(self, request: ClientRequest) -> Answer:
@@ -154,7 +166,7 @@ class RouterAnswers:
         raise FailedRequestError(404, "Not Found")
 
     async def status(self, request: ClientRequest) -> Answer:
-        return json_answer(self._list.status())
+        return json_answer(self._list.status(has_key=self._keys.is_valid_in(request)))
 
     async def _change(self, verb: str, name: str, request: ClientRequest) -> Answer:
         """Loads the model, puts it to sleep or unloads it. The member `success` is llama-server's."""

@@ -9,7 +9,7 @@ from router.http.answers import retry_after
 from router.http.client_request import ClientRequest
 from router.http.model_choice import ModelChoice
 from router.http.proxy import Proxy
-from router.http.router_answers import RouterAnswers
+from router.http.router_answers import KeyCheck, RouterAnswers
 from router.model_pool import ModelPool, ModelStatus
 from server.terms.http_body.response_body import Answer, json_answer
 from startup.port.probe_http import MODEL_STATE_HEADER
@@ -26,8 +26,8 @@ _SILENT: Final = {
 class SingleModelAnswers(RouterAnswers):
     """The answers of a router with one model. Only `load` starts it. No answer counts as a request to it."""
 
-    def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
-        super().__init__(pool, proxy, choice, version=version, needs_key=needs_key)
+    def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, keys: KeyCheck, *, version: str) -> None:
+        super().__init__(pool, proxy, choice, keys, version=version)
         ((self._name, entry),) = pool.entries.items()
         self._is_foreign = entry.foreign is not None
         self._last: dict[str, Answer] = {}
@@ -47,21 +47,21 @@ class SingleModelAnswers(RouterAnswers):
         if self._pool.is_draining:
             return await super().health(request)
         if status.outcome.has_failed and (status.entry.restart_limit is not None or status.retry_after_s):
-            return self._report_unready(status)
+            return self._report_unready(status, request)
         if status.state != "ready" and status.last_start_s is not None:
             return Answer(headers=((MODEL_STATE_HEADER.encode(), status.state.encode()),))
         if (answer := await self._fetch("/health")) is not None:
             return answer
-        return self._report_unready(status)
+        return self._report_unready(status, request)
 
-    def _report_unready(self, status: ModelStatus) -> Answer:
-        body = self._list.readiness(self._name) or _SILENT
+    def _report_unready(self, status: ModelStatus, request: ClientRequest) -> Answer:
+        body = self._list.readiness(self._name, has_key=self._keys.is_valid_in(request)) or _SILENT
         return json_answer(body, status=503, headers=retry_after(status.retry_after_s or 0))
 
     async def readyz(self, request: ClientRequest) -> Answer:
         """Reports whether the router is ready. With `?model`, reports whether the model is ready."""
         if request.query_value("model") == "":
-            return self._report_readiness(self._name)
+            return self._report_readiness(self._name, request)
         return await super().readyz(request)
 
     async def metrics(self, request: ClientRequest) -> Answer:
@@ -91,7 +91,7 @@ class SingleModelAnswers(RouterAnswers):
         has_own = not self._is_foreign and (state == "starting" or shown.entry.engine == "embedded")
         answer = await self._fetch(DATA_PATH) if has_own else None
         if answer is None or answer.status != 200:
-            return json_answer({**self._list.status(), "status": state})
+            return json_answer({**self._list.status(has_key=self._keys.is_valid_in(request)), "status": state})
         return answer
 
     async def _find(self, path: str) -> Answer | None:

@@ -49,7 +49,10 @@ async def open_websocket(
         lines = [f"GET {target.raw_path_qs} HTTP/1.1".encode(), *(b"%b: %b" % field for field in fields), b"", b""]
         writer.write(b"\r\n".join(lines))
         line, *answered = (await reader.readuntil(b"\r\n\r\n")).strip().split(b"\r\n")
-        status, _, reason = line.partition(b" ")[2].partition(b" ")
+        version, _, rest = line.partition(b" ")
+        status, _, reason = rest.partition(b" ")
+        if not version.startswith(b"HTTP/1.") or not status.isdigit():
+            raise ValueError("its answer to the handshake is not HTTP/1.1")
         pairs = [field.partition(b":") for field in answered]
         yield ModelSocket(
             reader, writer, int(status), reason.decode("latin-1"), [(name, value.strip()) for name, _, value in pairs]

@@ -5,7 +5,8 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,6 +23,12 @@ SLEEP_KEYS: Final = ("sleep", "wake", "sleepEndpoints", "wakeEndpoints")
 """Keys for the requests that put a command's server to sleep and wake it. The last two are llmsnap's."""
 
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+_BUILTINS: Final = (".", "alias", "cd", "eval", "export", "pushd", "set", "source", "ulimit", "umask", "unset")
+_OPERATOR: Final = re.compile(r"\|\|?|&&?|[^'\"\\]*;|\d*(>>?|<)(&\d|&-)?|\d*(>>?|<)[^<>=&(]+|&>>?.*|\(|\)|\{|\}")
+"""A word without quotes that a shell does not pass to a program."""
+_REPLACED: Final = re.compile(r"^~(/|$)|^[^']*(\$[A-Za-z_(]|`)")
+"""A word that a shell would pass to a program with another text."""
+_SHELL: Final = "cmd: sh -c 'exec …'"
 _API_SERVER: Final = "vllm.entrypoints.openai.api_server"
 _ENGINES: Final = {"vllm": "vllm", "vllm-cli": "auto", _API_SERVER: "vllm", "vllm.entrypoints.cli.main": "vllm"}
 _PYTHON: Final = re.compile(r"python(3(\.\d+)?)?")
@@ -40,13 +47,42 @@ class RecognisedCommand(NamedTuple):
 def read_command(text: str, path: KeyPath, findings: Findings) -> list[str] | None:
     """The words of a command in the file. A line may end in a backslash, or begin with # as a comment.
 
-    If a quote is not closed, reports a fault and returns None.
+    If a quote is not closed, or if only a shell could execute the command, reports a fault and returns None.
     """
+    line = " ".join(line.removesuffix("\\") for line in without_comments(text).splitlines())
     try:
-        return shlex.split(" ".join(line.removesuffix("\\") for line in without_comments(text).splitlines()))
+        words = shlex.split(line)
     except ValueError as err:
         findings.fault(path, f"must be a command, got {show(text)}: {err}".rstrip("."))
         return None
+    if fault := shell_fault(line, words):
+        findings.fault(path, fault)
+        return None
+    if (left := next(filter(_REPLACED.search, _unquoted(line)), None)) is not None:
+        findings.notice(path, f"{show(left)} reaches the program as it is, because no shell replaces it")
+    return words
+
+
+def shell_fault(line: str, words: Sequence[str]) -> str | None:
+    """What in a command only a shell would understand, and what to write. None if there is nothing."""
+    program = next((word for word in words if not _ASSIGNMENT.match(word)), "")
+    if program.startswith("~"):
+        return f"{show(program)}: only a shell replaces ~. Write the whole path, or {_SHELL}"
+    if program in _BUILTINS or (program == "exec" and recognise(words) is None):
+        return f"{show(program)} is a command of a shell: leave it out, or {_SHELL}"
+    operator = next(filter(_OPERATOR.fullmatch, _unquoted(line)), None)
+    if operator is not None:
+        return f"has {show(operator)}, which only a shell understands: write {_SHELL}"
+    if words and program != words[0] and recognise(words) is None:
+        return f"begins with {show(words[0])}, which only a shell understands: use `env`, or write {_SHELL}"
+    return None
+
+
+def _unquoted(line: str) -> list[str]:
+    """The words of a line, with their quotes if they have any."""
+    with suppress(ValueError):  # which sees a quote within a word otherwise
+        return shlex.split(line, posix=False)
+    return []
 
 
 def without_comments(text: str) -> str:

@@ -252,7 +252,7 @@ class _Reader:
                 merged += _mappings_of(child, key_line)
                 continue
             if key.value in read.value:
-                text = f"is given twice, first in line {read.key_lines[key.value]}: remove one of them"
+                text = f"is given twice, first in line {read.key_lines[key.value]}: {_remedy(read, key.value, path)}"
                 place = spell_path((*path, key.value))
                 self._findings.faults.append(Fault(text, key_line, place, self._findings.file))
             read.value[key.value] = child
@@ -263,6 +263,17 @@ class _Reader:
                     read.value[name] = child
                     read.key_lines[name] = other.key_lines[name]
         return read
+
+
+def _remedy(read: Node, key: str, path: KeyPath) -> str:
+    """What to do about a repeated key. In a model, an empty key in between may be a model's name."""
+    names = [*read.value] if len(path) == 2 and path[0] == "models" else [key]
+    between = names[names.index(key) + 1 :]
+    empty = next((name for name in reversed(between) if read.value[name].value is None), None)
+    if empty is None:
+        return "remove one of them"
+    line = read.key_lines[empty]
+    return f"if {show(empty)} in line {line} is a model, indent it like the other models, or else remove one of them"
 
 
 def _mappings_of(node: Node, line: int) -> Sequence[Node]:

@@ -17,10 +17,19 @@ _TYPES: Final = {
     "object": "a mapping", "array": "a list", "string": "a text", "boolean": "true or false", "null": "nothing",
     "integer": "a whole number", "number": "a number",
 }  # fmt: skip
+_WHAT_RUNS: Final = ("cmd", "proxy", "model")
+"""The keys of which each model has one, unless its name is that of its repository."""
 _SLIP: Final = 0.85
 """The least similarity of two keys of which one is a slip."""
 _LIKELY: Final = {
+    "address": "`proxy`",
+    "arguments": "`args`",
     "bind": "--host and --port",
+    "command": "`cmd`",
+    "commandLine": "`cmd`",
+    "endpoint": "`proxy`",
+    "environment": "`env`",
+    "exec": "`cmd`",
     "healthCheckTimeout": "`start_timeout`",
     "health_check_timeout": "`start_timeout` of a model, `healthCheckTimeout` of all",
     "host": "--host",
@@ -38,6 +47,7 @@ _LIKELY: Final = {
     "ttl": "`globalTTL`",
     "unload": "`ttl` of a model, `globalTTL` of all",
     "unloadAfter": "`ttl` of a model, `globalTTL` of all",
+    "url": "`proxy`",
 }
 """A wrong name that users may write -> the hint about the right name."""
 
@@ -76,15 +86,30 @@ def _report_unknown(err: Any, path: KeyPath, findings: Findings) -> None:
     for key in err.instance:
         if key in known or key.startswith("x-") or (not path and key in findings.anchored):
             continue
+        if _is_model(err.instance[key]):
+            where = "below `models`, beside the other models" if path else "below `models`"
+            findings.fault((*path, key), f"looks like a model in the wrong place: indent it {where}")
+            continue
         similar = [name for name in known if not findings.is_lenient or _is_slip(key, name)]
         hint = f": see {_LIKELY[key]}" if key in _LIKELY else did_you_mean(key, similar)
-        if findings.is_lenient:
+        if findings.is_lenient and not _says_what_runs(key, err.instance):
             findings.notice(
                 (*path, key), f"is not known here, and has no effect{hint or '; there is no key for it here'}"
             )
         else:
             hint = hint or f"; known are {', '.join(known)}"
             findings.fault((*path, key), f"is not known here{hint}")
+
+
+def _is_model(value: Any) -> bool:
+    """Whether the value of an unknown key has keys that only models have."""
+    return isinstance(value, dict) and any(isinstance(value.get(key), str) for key in _WHAT_RUNS)
+
+
+def _says_what_runs(key: str, keys: Mapping[str, Any]) -> bool:
+    """Whether another word for `cmd`, `proxy` or `model` is all that says what runs, so that it matters."""
+    meant = _LIKELY.get(key, "").strip("`")
+    return meant in _WHAT_RUNS and not any(keys.get(each) for each in _WHAT_RUNS)
 
 
 def _is_slip(given: str, name: str) -> bool:
@@ -109,7 +134,9 @@ def _describe(err: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     elif expected is not None and err.validator in ("not", "if", "allOf"):
         yield path, expected
     else:
-        yield path, f"{expected or _expectation(err)}, got {_shown(value, path)}"
+        is_outside = len(path) == 2 and path[0] == "models" and path[1] in _WHAT_RUNS
+        hint = ": is it a key of the model above? Indent it below the model's name" if is_outside else ""
+        yield path, f"{expected or _expectation(err)}, got {_shown(value, path)}{hint}"
 
 
 def _expectation(err: Any) -> str:

@@ -4,13 +4,17 @@ Each test compares a server that captures late, under load, with one that captur
 `GPU_VLLM` names the folder of vLLM's programs, as `make test-gpu` sets it.
 """
 
+import json
 import os
+import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from startup.vllm.patches.graph_proof import BASE, STATES, GpuRun, without_build
 from tests.support.cli import run_cli
 from tests.support.http_client import LoadClients
 from tests.support.peer_vllm import ROOT
@@ -23,6 +27,8 @@ pytestmark = [
     pytest.mark.skipif(not _VLLM, reason="GPU_VLLM names no folder with vLLM's programs"),
 ]
 _WORDS = ("--max-model-len", "2048", "--gpu-memory-utilization", "0.5")
+PROPERTY = "late_graphs"
+"""What tools/gpu_figures.py looks for in the report of this file."""
 _SIZES = (*range(1, 17), 20, 32, 40)
 
 
@@ -39,22 +45,42 @@ def _texts(server: _Server, size: int) -> list[str]:
         return [str(answer["choices"][0]["text"]) for answer in answers]
 
 
-def _compare(folder: Path, *words: str, model: Path, environment: dict[str, str] | None = None) -> None:
-    """Texts during the captures equal those with all graphs, and in the end no more memory is taken."""
-    found = {}
-    for when in ("before-ready", "after-ready"):
-        flags = (*_WORDS, "--cuda-graphs", when, *words)
-        with _Server("ours", model, *flags, folder=folder, environment=environment) as server:
-            server.wait_ready()
-            texts = [_texts(server, size) for size in _SIZES]
-            with LoadClients(server.port, num_clients=4) as clients:
-                assert run_cli("wait", "--graphs", server.url).returncode == 0
-            assert set(clients.endings) == {"answered"}, clients.losses
-            is_late = "CUDA graphs are captured after readiness" in server.log
-            assert is_late == (when == "after-ready")
-            found[when] = texts, torch.cuda.mem_get_info()[0]
-    assert found["after-ready"][0] == found["before-ready"][0]
-    assert found["after-ready"][1] >= found["before-ready"][1] - (64 << 20)
+@pytest.fixture
+def compare(tmp_path, model, record_property):
+    """Compares texts of servers that capture late, cold and warm, with those of one that captures before."""
+
+    def run(feature: str, *words: str, model: Path = model, environment: dict[str, str] | None = None) -> None:
+        found = {}
+        for state, launcher, when in _STARTS:
+            flags = (*_WORDS, "--cuda-graphs", when, *words)
+            with _Server(launcher, model, *flags, folder=tmp_path, environment=environment) as server:
+                server.wait_ready()
+                texts = [_texts(server, size) for size in _SIZES]
+                with LoadClients(server.port, num_clients=4) as clients:
+                    assert run_cli("wait", "--graphs", server.url).returncode == 0
+                assert set(clients.endings) == {"answered"}, clients.losses
+                is_late = "CUDA graphs are captured after readiness" in server.log
+                assert is_late == (when == "after-ready")
+                found[state] = texts, torch.cuda.mem_get_info()[0]
+                backend = re.search(r"Using (\w+) attention backend", server.log)
+        for state in STATES:
+            assert found[state][0] == found["before"][0]
+            assert found[state][1] >= found["before"][1] - (64 << 20)
+            capability = "{}.{}".format(*torch.cuda.get_device_capability())
+            name, vllm = backend[1] if backend else "", without_build(_vllm_version())
+            shown = GpuRun(feature, state, name, capability, vllm)
+            record_property(f"{PROPERTY}-{state}", json.dumps(shown._asdict()))
+
+    return run
+
+
+_STARTS = (("cold", "ours", "after-ready"), ("before", "ours", "before-ready"), ("warm", "warm", "after-ready"))
+"""The name of a start, its launcher, and when it captures. The first one has empty caches."""
+
+
+def _vllm_version() -> str:
+    code = "import importlib.metadata as m; print(m.version('vllm'))"
+    return subprocess.check_output([_Server.python, "-c", code], text=True).strip()
 
 
 @pytest.fixture
@@ -62,15 +88,12 @@ def model() -> Path:
     return Path(os.environ.get("GPU_MODEL", ROOT / ".peers" / "model"))
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("words", [("--tensor-parallel-size", "2"), ("--pipeline-parallel-size", "2")])
-@pytest.mark.parametrize("more", [(), ("--disable-custom-all-reduce",)], ids=["custom all-reduce", "NCCL"])
-def test_several_ranks(tmp_path, model, words, more):
-    _compare(tmp_path, *words, *more, model=model)
+def test_the_default(compare):
+    """The first step of `make test-gpu`. Without it, `auto` captures nothing late."""
+    compare(BASE)
 
 
-_FEATURES = {
-    "what auto captures late": ((), {}),
+FEATURES = {
     "FlashInfer": (("--attention-backend", "FLASHINFER"), {}),
     "Triton": (("--attention-backend", "TRITON_ATTN"), {}),
     "sleep in the middle": (("--enable-sleep-mode",), {"VLLM_SERVER_DEV_MODE": "1"}),
@@ -80,12 +103,28 @@ _FEATURES = {
 }
 
 
-@pytest.mark.parametrize(("words", "environment"), _FEATURES.values(), ids=_FEATURES)
-def test_a_feature(tmp_path, model, words, environment):
-    _compare(tmp_path, *words, model=model, environment=environment)
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_feature(compare, feature):
+    words, environment = FEATURES[feature]
+    compare(feature, *words, environment=environment)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_several_ranks(compare):
+    compare("several ranks", "--tensor-parallel-size", "2")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(
+    "words",
+    [("--tensor-parallel-size", "2", "--disable-custom-all-reduce"), ("--pipeline-parallel-size", "2")],
+    ids=["NCCL", "pipeline"],
+)
+def test_several_ranks_in_other_ways(compare, words):
+    compare("several ranks in another way", *words)
 
 
 @pytest.mark.skipif("GPU_MOE_MODEL" not in os.environ, reason="GPU_MOE_MODEL names no mixture of experts")
-def test_a_mixture_of_experts(tmp_path):
+def test_a_mixture_of_experts(compare, tmp_path):
     environment = {"TRITON_CACHE_DIR": str(tmp_path / "triton")}
-    _compare(tmp_path, model=Path(os.environ["GPU_MOE_MODEL"]), environment=environment)
+    compare("a mixture of experts", model=Path(os.environ["GPU_MOE_MODEL"]), environment=environment)

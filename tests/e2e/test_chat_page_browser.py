@@ -248,6 +248,94 @@ async def test_an_answer_that_a_user_leaves_keeps_its_text_and_the_draft_stays(w
     await browser.click("#list-talks")
     await browser.click(".title")
     assert await browser.evaluate(f"{_LAST}.querySelector('.text').innerText.trim()") == "half"
+    assert await browser.evaluate(f"{_LAST}.querySelector('.under small').textContent") == "stopped"
+    assert not await browser.evaluate(f"{_LAST}.querySelector('.failed') !== null")
+
+
+async def test_images_of_a_file_are_only_those_that_it_contains(written, browser):
+    """Otherwise the server, or the browser, would request any address that a file names."""
+    pixel = "data:image/png;base64,iVBORw0KGgo="
+    others = [
+        "http://127.0.0.1:9/x.png",
+        "//h/x",
+        "file:///etc/passwd",
+        "data:text/html,x",
+        "blob:x",
+        "javascript:1",
+        "",
+    ]
+    images = [*others, f" {pixel}", pixel, 5, None]
+    said = [{"role": "user", "text": "look", "images": images}, {"role": "assistant", "text": "seen", "finish": "stop"}]
+    kept = {"id": "1-2", "messages": said}
+    await _attach(browser, "import-talks", "all.json", json.dumps([kept]).encode())
+    await browser.wait_for("$('talks-notice').textContent === '1 of 1 chats were new.'")
+    await browser.click("#list-talks")
+    await browser.click(".title")
+    assert json.loads(
+        await browser.evaluate("JSON.stringify([...document.querySelectorAll('img')].map(i => i.src))")
+    ) == [pixel]
+    written.deltas = [{"content": "yes"}]
+    await browser.ask("again?")
+    assert [part["type"] for part in written.posts[-1].json["messages"][0]["content"]] == ["image_url", "text"]
+
+
+async def test_two_tabs_with_one_conversation_lose_no_message(written, browser):
+    written.deltas = [{"content": "yes"}]
+    await browser.ask("one")
+    other = await browser.open_tab()
+    await other.open_chat(written.url)
+    await other.click("#list-talks")
+    await other.click(".title")
+    written.refusal = _never_end
+    await browser.send("two")
+    await browser.wait_for(f"{_LAST}?.querySelector('.text').innerText.trim() === 'half'")
+    written.refusal = None
+    await other.ask("three")
+    await browser.click("#stop")
+    await browser.wait_for("$('stop').hidden")
+    assert "Another tab has gone on with this chat" in await browser.evaluate("$('notice').textContent")
+    stored = "JSON.stringify(Object.entries(localStorage).filter(([name]) => name.startsWith('vllm-cli chat ')))"
+    text = await browser.evaluate(stored)
+    assert all(text.count(f'\\"text\\":\\"{said}\\"') >= 1 for said in ("two", "half", "three", "yes")), text
+    await browser.evaluate("location.reload()")
+    await browser.wait_for(f"{_NUM_MESSAGES} === 4")
+
+
+_PATTERNS = [
+    "a_",
+    "_*a",
+    "*_a",
+    "a~_",
+    "[*a",
+    "__a",
+    "x*y*_z_",
+    "> ",
+    ">",
+    "1. ",
+    "- ",
+    "~a",
+    "`a",
+    "<a ",
+    "![",
+    "](",
+    "\\",
+]
+
+
+@pytest.mark.parametrize("pattern", _PATTERNS)
+async def test_markdown_of_a_model_is_divided_in_linear_time(browser, pattern):
+    """Compares the least times of several rounds. What grows with the square takes 16 times as long."""
+    code = f"""(() => {{
+        const cost = (size) => Math.min(...[1, 2, 3].map(() => {{
+            const text = {json.dumps(pattern)}.repeat(size), begin = performance.now();
+            drawMarkdown(text);
+            return performance.now() - begin;
+        }}));
+        cost(2000);
+        return JSON.stringify([cost(8000), cost(32000)]);
+    }})()"""
+    short, long = json.loads(await browser.evaluate(code))
+    assert long <= max(10 * short, 50), (short, long)
 
 
 async def test_kept_conversations_are_found_renamed_deleted_exported_and_imported(written, browser):

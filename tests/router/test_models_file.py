@@ -169,6 +169,22 @@ FAULTS = {
     "models: {m: {pinned: true, idle_sleep: 5m}}": "m.idle_sleep: must be left out, as `pinned: true` keeps the model",
     "models: {m: {cmd: 's ${PORT}', sleep: [{path: /a}]}}": "m.sleep: needs `wake` beside it: name the calls for both",
     "models: {m: {cmd: 's ${PORT}', wake: [{method: POST}], sleep: [{path: /a}]}}": "m.wake[0]: must have the key path",
+    # what a shell, another program or a wrong indentation would need
+    "models: {m: {cmd: 'A=1 prog ${PORT}'}}": "m.cmd: begins with 'A=1', which only a shell understands: use `env`",
+    "models: {m: {cmd: 'cd /x && prog ${PORT}'}}": "m.cmd: 'cd' is a command of a shell: leave it out, or cmd: sh -c",
+    "models: {m: {cmd: 'exec prog ${PORT}'}}": "m.cmd: 'exec' is a command of a shell",
+    "models: {m: {cmd: '~/bin/prog ${PORT}'}}": "m.cmd: '~/bin/prog': only a shell replaces ~. Write the whole path",
+    "models: {m: {cmd: 'prog ${PORT} > file'}}": "m.cmd: has '>', which only a shell understands: write cmd: sh -c",
+    "models: {m: {cmd: 'vllm serve x 2>&1'}}": "m.cmd: has '2>&1', which only a shell understands",
+    "models: {m: {cmd: 'prog ${PORT} | tee x'}}": "m.cmd: has '|', which only a shell understands",
+    "models: {m: {cmd: 'prog; prog ${PORT}'}}": "m.cmd: has 'prog;', which only a shell understands",
+    "models: {m: {command: prog}}": "m.command: is not known here: see `cmd`",
+    "models: {a: {cmd: 's ${PORT}'}, m: {command: prog}}": "m.command: is not known here: see `cmd`",
+    "models: {m: {url: 'http://h'}}": "m.url: is not known here: see `proxy`",
+    "models:\n  a:\n    model: x\n    b:\n      model: y": "4: models.a.b: looks like a model in the wrong place: i",
+    "models:\n  a:\nb:\n  model: y": "3: b: looks like a model in the wrong place: indent it below `models`",
+    "models:\n  a:\n    model: x\n    ttl:\n    model: y": "5: models.a.model: is given twice, first in line 3: if",
+    "models:\n  a:\n  model: y": "3: models.model: must be a mapping, got 'y': is it a key of the model above? In",
     # what is no YAML
     "": "models.yaml: is empty: name the models under `models:`",
     "models: {a: ]": "models.yaml:1: is not YAML: ",
@@ -308,3 +324,24 @@ def test_any_change_of_a_file_is_a_fault_or_accepted(begin, num_removed, new):
         content, faults = read_models_file(Path(file.name), NO_DEFAULTS)
     assert isinstance(content, ModelsFile)
     assert all(map(str, faults))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prog --port ${PORT} --text '>' --other \"a && b\" 'x;' --json '{\"a\": [1]}'",
+        "sh -c 'cd /x && exec prog ${PORT} > file'",
+        "env A=1 prog ${PORT}",
+        "prog ${PORT} --reverse-prompt <|im_end|> --set a=~/b c=>d",
+    ],
+)
+def test_a_command_that_needs_no_shell_is_taken_as_it_is(read, command):
+    content, faults = read(f"models: {{m: {{cmd: {json.dumps(command)}}}}}")
+    assert (faults, content.notices) == ([], ())
+
+
+@pytest.mark.parametrize("word", ["~/x", "$HOME/x", "`x`", '"$X"'])
+def test_a_word_that_only_a_shell_replaces_is_named(read, word):
+    content, faults = read(f"models: {{m: {{cmd: {json.dumps(f'prog ${{PORT}} {word}')}}}}}")
+    assert faults == []
+    assert "reaches the program as it is, because no shell replaces it" in str(content.notices[0])

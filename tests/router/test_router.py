@@ -285,7 +285,7 @@ async def test_an_answer_that_is_not_json_is_no_silence(body, tmp_path):
 # Routes that only some servers have. A router with one model answers in each of its states as with several.
 _TABLE: Final = """
 path                          embedded vllm several one stopped asleep
-GET /                         200      404  200     200 200     200
+GET /                         200      200  200     200 200     200
 GET /status.json              200      200  200     200 200     200
 GET /health                   200      200  200     200 200     200
 GET /readyz                   200      200  200     200 200     200

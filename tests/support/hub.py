@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -167,6 +167,14 @@ class Link:
         return num_bytes
 
 
+class Lie(NamedTuple):
+    """An answer that a hostile hub gives. Headers with empty values are left out."""
+
+    status: int
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+
+
 @dataclass
 class SeenRequest:
     """One request, and the status of its answer."""
@@ -211,6 +219,8 @@ class HubServer:
         """Headers that replace those of answers with files. Empty values leave headers out."""
         self.body: bytes | None = None
         """What answers contain instead of any file."""
+        self.lies: Callable[[SeenRequest], Lie | None] = lambda _: None
+        """An answer of this function replaces the hub's own answer to the request."""
         self.may_answer = threading.Event()
         """While this event is cleared, no request is answered."""
         self.may_answer.set()
@@ -343,7 +353,9 @@ class _Handler(QuietHandler):
             if fault := hub.faults.take(self.command, url.path.strip("/")):
                 after = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
                 raise _Refusal(fault.status, fault.code, **after)
-            if self.server.role == "cdn":
+            if lie := hub.lies(self._seen):
+                self._answer(lie.status, lie.body, lie.headers)
+            elif self.server.role == "cdn":
                 self._send_content(url.path)
             elif url.path.startswith("/api/models/"):
                 self._describe(url.path.removeprefix("/api/models/"), has_blobs="blobs" in parse_qs(url.query))

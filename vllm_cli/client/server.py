@@ -92,7 +92,7 @@ class ServerClient:
         """Sends a request without a body. Returns the answer's JSON. A timeout of None means no limit."""
         with explain_failures(self.address):
             answer = self.request(method, path, timeout_s=timeout_s)
-        _raise_for_status(answer.status, answer.reason, answer.content)
+        self._raise_for_status(answer.status, answer.reason, answer.content)
         return _decode(answer.content)
 
     def first_model(self) -> str:
@@ -107,8 +107,19 @@ class ServerClient:
         streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
         with explain_failures(self.address), self._open("POST", path, streamed) as response:
             if response.status >= 400:
-                _raise_for_status(response.status, response.reason, response.read(_MAX_ANSWER_BYTES))
+                self._raise_for_status(response.status, response.reason, response.read(_MAX_ANSWER_BYTES))
             yield from map(_read_piece, _read_events(response))
+
+    def _raise_for_status(self, status: int, reason: str, content: bytes) -> None:
+        if status < 400:
+            return
+        body: Any = content.decode(errors="replace")
+        with suppress(ValueError):
+            body = read_json(content)
+        text = f"The server answered {status}: {_describe_error(body) or reason}"
+        if status == 404 and self.address.path:
+            text += f" The address has the path {escape_controls(self.address.path)}: leave it out if it is wrong."
+        raise ConnectionFailedError(text, status)
 
     @contextmanager
     def _open(
@@ -166,14 +177,6 @@ def amount(value: Any, most: float = float_info.max) -> float | None:
     """The value, limited to `most`, if it is a number of at least 0. None for other values."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(min(value, most)) if is_number and 0 <= value < math.inf else None
-
-
-def _raise_for_status(status: int, reason: str, content: bytes) -> None:
-    if status >= 400:
-        body: Any = content.decode(errors="replace")
-        with suppress(ValueError):
-            body = read_json(content)
-        raise ConnectionFailedError(f"The server answered {status}: {_describe_error(body) or reason}", status)
 
 
 def _read_events(response: HTTPResponse) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Reads the address of a server from a URL or from the address flags of `serve`."""
 
 import os
+import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from vllm_cli.terminal import options
 _CERTIFICATE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}
 """An address that stands for all addresses of a host -> an address to which clients can connect."""
+_ENDPOINT: Final = re.compile("((/v1)?/(chat/completions|completions|responses|messages|embeddings|models)|/v1)$")
+"""The end of an address that was copied from a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class ServerAddress:
 
 
 def parse_url(url: str, tls: ssl.SSLContext | None = None) -> ServerAddress:
-    """The address in `http://host:port`, `https://…`, `unix:/path` or `host:port`, without a final `/v1`.
+    """The address in `http://host:port`, `https://…`, `unix:/path` or `host:port`, without the API's path.
 
     Raises:
         InputError: the URL has none of these forms.
@@ -68,7 +71,7 @@ def parse_url(url: str, tls: ssl.SSLContext | None = None) -> ServerAddress:
     return ServerAddress(
         host=reachable_host(parts.hostname),
         port=port or (443 if is_tls else 80),
-        path=parts.path.rstrip("/").removesuffix("/v1"),
+        path=_ENDPOINT.sub("", parts.path.rstrip("/")),
         tls=(tls or ssl.create_default_context()) if is_tls else None,
     )
 

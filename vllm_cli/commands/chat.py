@@ -24,6 +24,7 @@ _NO_RESPONSE: Final = 1
 _SLASH_WORD: Final = re.compile(r"/[\w?]*")  # no path such as /etc/hosts
 _EXITS: Final = ("/exit", "/bye")
 _HELP: Final = "/help"
+_PROMPT: Final = "> "
 
 Message = dict[str, str]
 
@@ -170,18 +171,23 @@ class _Answer:
 
 
 def _input_lines(greeting: str) -> Iterator[str]:
-    """Yields the user's non-empty lines until /exit or the end of the input. /help repeats the greeting."""
-    is_terminal = sys.stdin.isatty()
+    """Yields the user's non-empty lines until /exit or the end of the input. /help repeats the greeting.
+
+    What is written for the user goes to standard error, unless standard output is the terminal.
+    """
+    is_terminal, is_redirected = sys.stdin.isatty(), not sys.stdout.isatty()
     if is_terminal:
-        click.echo(greeting)
+        click.echo(greeting, err=True)
     while True:
         try:
-            line = input("> " if is_terminal else "").strip()
+            if is_terminal and is_redirected:
+                click.echo(_PROMPT, nl=False, err=True)
+            line = input("" if is_redirected or not is_terminal else _PROMPT).strip()
         except EOFError:
             return
         if line in _EXITS:
             return
         if line == _HELP:
-            click.echo(greeting)
+            click.echo(greeting, err=is_terminal)
         elif line:
             yield line

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from base.json_depth import read_json
 from startup.processes.helper import Send
 
-_MOST_BYTES: Final = 1 << 26
-"""The longest response of the hub, in bytes. It lists all files, with a few hundred bytes for each file."""
+MOST_LISTING_BYTES: Final = 1 << 25
+"""The longest listing of a hub, in bytes: 100,000 files, each with about 300 bytes."""
 
 
 class Question(NamedTuple):
@@ -80,7 +80,7 @@ def _ask(url: str, token: str | None, timeout_s: float) -> str | None:
         request.add_unredirected_header("Authorization", f"Bearer {token}")  # not sent to another host
     try:
         with urlopen(request, timeout=timeout_s) as answer:
-            return str(read_json(answer.read(_MOST_BYTES))["sha"])
+            return str(read_json(answer.read(MOST_LISTING_BYTES))["sha"])
     except HTTPError as err:
         from startup.files.model.hub_settings import is_worth_a_retry  # noqa: PLC0415
 

@@ -5,15 +5,18 @@ This module runs in the download helper. A preflight that asks the hub uses it, 
 
 import logging
 import ssl
+import string
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from glob import escape
-from typing import Any, BinaryIO, Final, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from base.errors import with_causes
-from base.machine.files import is_safe_name
-from base.wording import one_line
+from base.wording import foreign_line
 from envs.registry import env
+from startup.files.download.hub_answers import guarded, own_reason, use_checked_client
 from startup.files.download.messages import DownloadError
 from startup.files.download.repository import CachedRepository, HubFile, Listing, keep_safe
 from startup.files.model import hub_settings
@@ -28,8 +31,11 @@ _NUM_ROUNDS: Final = 5
 """How often all addresses are tried. Only a temporary failure causes a further round."""
 _LONGEST_WAIT_S: Final = 120.0
 """The longest wait in seconds that a header Retry-After or RateLimit can cause."""
+_NUM_THREADS: Final = 8
 _CHUNK_BYTES: Final = 1 << 20
 """How many bytes the client writes to disk at once. Its default, 10 MB, is too coarse to show progress."""
+_HASH_CHARACTERS: Final = frozenset(string.ascii_letters + string.digits)
+_LONGEST_HASH: Final = 64
 _GIVE_TOKEN: Final = "give a token by --hf-token or HF_TOKEN"
 
 
@@ -72,6 +78,7 @@ class HubClient:
         library.disable_progress_bars()
         huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = _CHUNK_BYTES
         try:
+            use_checked_client()
             library.get_session()
             is_anonymous = env.HF_HUB_DISABLE_IMPLICIT_TOKEN.get()
             self._token = token or (None if is_anonymous else library.get_token())
@@ -88,26 +95,32 @@ class HubClient:
             )
             if not is_commit(str(info.sha)):
                 raise ValueError(f"{info.sha!r} is not a commit")
-        if info.id.lower() != repo_id.lower():
-            logger.warning("%s is named %s now: use the new name, the old one may stop working", repo_id, info.id)
-        files = {file.rfilename: _describe(file) for file in info.siblings or ()}
+            new_name = foreign_line(str(info.id))
+            files = {file.name: file for file in map(_describe, info.siblings or ())}
+        if new_name.lower() != repo_id.lower():
+            logger.warning("%s is named %s now: use the new name, the old one may stop working", repo_id, new_name)
         return Listing(str(info.sha), keep_safe(repo_id, files), endpoint)
 
     def fetch(self, repository: CachedRepository, listing: Listing, names: Sequence[str], endpoint: str) -> None:
-        """Downloads the files into the snapshot of the listing's commit. Skips files that are there."""
-        from huggingface_hub import snapshot_download
+        """Downloads the files into the snapshot of the listing's commit. Skips files that are there.
 
+        The client's `snapshot_download` would list the files a second time, and keep that list in the cache.
+        """
+        from huggingface_hub import hf_hub_download
+
+        fetch_one = partial(
+            hf_hub_download,
+            repository.repo_id,
+            revision=listing.commit,
+            cache_dir=repository.cache_dir,
+            endpoint=endpoint,
+            token=self._token or False,
+            library_name="vllm-cli",
+        )
         repository.remove_leftovers()
-        with self._explained(repository.repo_id, listing.commit, endpoint), guarded(listing):
-            snapshot_download(
-                repository.repo_id,
-                revision=listing.commit,
-                cache_dir=repository.cache_dir,
-                allow_patterns=list(map(escape, names)),
-                endpoint=endpoint,
-                token=self._token or False,
-                library_name="vllm-cli",
-            )
+        pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="download")
+        with self._explained(repository.repo_id, listing.commit, endpoint), guarded(listing), pool:
+            deque(pool.map(fetch_one, names), maxlen=0)
 
     def check_access(self, repo_id: str, listing: Listing, name: str) -> None:
         """Raises DownloadError if the hub refuses a file, as it does for a gated model."""
@@ -135,18 +148,21 @@ class HubClient:
                 return DownloadError("refused", reason)
         for cause in causes:
             if type(cause).__module__.startswith("httpx"):
-                reason = f"{one_line(cause)}{_with_variables(endpoint, cause)}"
+                reason = f"{foreign_line(cause)}{_with_variables(endpoint, cause)}"
                 unreachable = f"{repo_id} is not cached, and the hub at {endpoint} cannot be reached ({reason})"
                 return DownloadError("unreachable", unreachable)
         if isinstance(err, OSError) and err.errno is not None:
             raise err
-        return DownloadError("wrong", f"{repo_id} cannot be downloaded from {endpoint} ({one_line(err)})", 0.0)
+        return DownloadError("wrong", f"{repo_id} cannot be downloaded from {endpoint} ({foreign_line(err)})", 0.0)
 
     def _refusal(self, response: Any, name: str, revision: str | None, endpoint: str) -> str:
         """Explains an error response in one line."""
         status, code, page = response.status_code, response.headers.get("X-Error-Code", ""), f"{endpoint}/{name}"
-        if code == "GatedRepo" or (status == 403 and not code):
+        reason = own_reason(response)
+        if code == "GatedRepo":
             return f"{name} is gated: ask for access at {page}" + ("" if self._token else f", then {_GIVE_TOKEN}")
+        if status == 403:
+            return self._forbidden(name, endpoint, reason)
         if code == "RevisionNotFound":
             return f"{name} has no revision {revision or 'main'!r}: correct --revision"
         if status == 401 and self._token and code != "RepoNotFound":
@@ -157,19 +173,31 @@ class HubClient:
         if status in (401, 404):
             private = "the token may not see it" if self._token else _GIVE_TOKEN
             return f"{page} does not exist: correct the name. If it is private, {private}"
-        return f"the hub at {endpoint} answers {status} for {name}: try again later, or give a local folder"
+        said = f" ({reason})" if reason else ""
+        return f"the hub at {endpoint} answers {status} for {name}{said}: try again later, or give a local folder"
+
+    def _forbidden(self, name: str, endpoint: str, reason: str) -> str:
+        """Explains a 403 that does not come from a gate: a token without the right, a disabled repository."""
+        said = reason or "403, without a reason"
+        advice = "give a token with the right to read it" if self._token else _GIVE_TOKEN
+        if "disabled" in reason.lower():
+            advice = "nobody can download it"
+        return f"the hub at {endpoint} refuses {name} ({said}): {advice}, or give another repository or mirror"
 
 
 def _describe(sibling: Any) -> HubFile:
     oid = str(sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id)
-    return HubFile(sibling.rfilename, sibling.size, oid if oid.isalnum() else "")  # it becomes a file's name
+    is_hash = len(oid) <= _LONGEST_HASH and _HASH_CHARACTERS.issuperset(oid)  # it becomes a file's name
+    size = sibling.size if type(sibling.size) is int and sibling.size >= 0 else None
+    return HubFile(str(sibling.rfilename), size, oid if is_hash else "")
 
 
 def _asked_seconds(headers: Mapping[str, str]) -> float:
     """The wait that Retry-After or RateLimit (`"api";r=0;t=55`) demands. 0 if they demand none."""
     limit = headers.get("RateLimit", "").replace(" ", "").partition(";t=")[2].partition(";")[0]
     asked = headers.get("Retry-After", "").strip() or limit
-    return min(float(asked), _LONGEST_WAIT_S) if asked.isdigit() else 0.0  # a date is ignored, because clocks differ
+    is_number = asked.isdecimal() and asked.isascii()  # a date is ignored, because clocks differ
+    return min(float(asked), _LONGEST_WAIT_S) if is_number else 0.0
 
 
 def _impossible(err: Exception) -> DownloadError:
@@ -179,7 +207,7 @@ def _impossible(err: Exception) -> DownloadError:
         names = [name for name, _ in hub_settings.unusable_certificates()] or [env.HF_TOKEN_PATH.name]
     given = hub_settings.describe_variables(names)
     remedy = f": correct or unset {given}" if given else ""
-    return DownloadError("settings", f"no request to the hub is possible ({one_line(err)}){remedy}")
+    return DownloadError("settings", f"no request to the hub is possible ({foreign_line(err)}){remedy}")
 
 
 def _with_variables(endpoint: str, err: BaseException) -> str:
@@ -188,61 +216,3 @@ def _with_variables(endpoint: str, err: BaseException) -> str:
     names = hub_settings.CERTIFICATES if is_certificate else hub_settings.proxies_of(endpoint)
     given = hub_settings.describe_variables((*names, env.HF_ENDPOINT.name))
     return f"; {given}" if given else ""
-
-
-@contextmanager
-def guarded(listing: Listing) -> Iterator[None]:
-    """In the block, the client raises ValueError for a file that does not come as listed.
-
-    The client itself names contents by the hash in the answer, and writes all bytes that arrive.
-    """
-    from huggingface_hub import file_download
-
-    client: Any = file_download
-    describe, fetch = client._get_metadata_or_catch_error, client.http_get
-
-    def describe_checked(**options: Any) -> tuple[Any, ...]:
-        url, oid, commit, size, *rest = describe(**options)
-        if oid is not None:
-            size = _check(listing, options["filename"], oid, commit, size)
-        return url, oid, commit, size, *rest
-
-    def fetch_checked(url: str, temp_file: Any, *, expected_size: int | None = None, **options: Any) -> None:
-        """Called again, with the limited file, if the client continues after an interruption."""
-        if expected_size is not None and not isinstance(temp_file, _Limited):
-            temp_file = _Limited(temp_file, expected_size)
-        fetch(url, temp_file, expected_size=expected_size, **options)
-
-    client._get_metadata_or_catch_error, client.http_get = describe_checked, fetch_checked
-    try:
-        yield
-    finally:
-        client._get_metadata_or_catch_error, client.http_get = describe, fetch
-
-
-def _check(listing: Listing, name: str, oid: str, commit: str, size: int | None) -> int | None:
-    """Returns the file's size. Raises ValueError."""
-    listed = listing.files[name].size
-    if "/" in oid or not is_safe_name(oid):
-        raise ValueError(f"{name} has the hash {oid[:80]!r}, which cannot be the name of its content")
-    if commit != listing.commit:
-        raise ValueError(f"{name} is of the commit {commit[:80]!r} instead of {listing.commit}")
-    if listed is not None and size not in (None, listed):
-        raise ValueError(f"{name} has {size} bytes, but {listed} are listed")
-    return listed if size is None else size
-
-
-class _Limited:
-    """A file for at most so many bytes."""
-
-    def __init__(self, file: BinaryIO, most_bytes: int) -> None:
-        self._file = file
-        self._most_bytes = most_bytes
-
-    def write(self, chunk: bytes) -> int:
-        if self._file.tell() + len(chunk) > self._most_bytes:
-            raise ValueError(f"more than the {self._most_bytes} bytes of the file arrive")
-        return self._file.write(chunk)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)

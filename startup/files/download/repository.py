@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from base.machine.files import is_safe_name, write_whole
 from base.wording import format_bytes
 from startup.files.download.messages import DownloadError
-from startup.files.model.model_place import is_object_address, repository_name, unfinished_marker
+from startup.files.model.model_place import cached_commit, is_object_address, repository_name, unfinished_marker
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +92,7 @@ class CachedRepository:
         """Whether no download into the snapshot is unfinished, and the revision's commit is recorded."""
         if unfinished_marker(self.snapshot(commit)).exists():
             return False
-        try:
-            return revision == commit or self._ref(revision).read_text(encoding="ascii").strip() == commit
-        except (OSError, UnicodeDecodeError):
-            return False
+        return cached_commit(self.folder, revision) == commit
 
     def content_sizes(self) -> dict[str, int]:
         """Name of each content on disk -> its size in bytes, or the size of its largest incomplete copy."""
@@ -159,6 +156,9 @@ class CachedRepository:
             content.unlink(missing_ok=True)
 
     def _ref(self, revision: str) -> Path:
+        if not is_safe_name(revision):
+            shown = revision[:_MOST_SHOWN]
+            raise DownloadError("wrong", f"{shown!r} is no name of a branch or tag: correct --revision")
         return self.folder / "refs" / revision
 
 

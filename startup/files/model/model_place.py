@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
+from base.machine.files import is_safe_name
 from envs import foreign
 from envs.foreign import expand_home
 from startup.files.model.checkpoint_folder import (
@@ -232,11 +233,23 @@ def is_commit(revision: str) -> bool:
 def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Path | None:
     """The folder of a cached revision, in which files may be missing. None if it was never downloaded."""
     folder = cache_dir / repository_name(model_id)
-    commit = revision = revision or _DEFAULT_REVISION
-    with suppress(OSError):
-        commit = (folder / "refs" / revision).read_text(encoding="ascii").strip()
+    commit = cached_commit(folder, revision or _DEFAULT_REVISION)
+    if commit is None:
+        return None
     snapshot = folder / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
+
+
+def cached_commit(folder: Path, revision: str) -> str | None:
+    """The commit that the cache has recorded for a revision. None if its text cannot be a folder's name.
+
+    A commit is its own name: a file in `refs` that is named like it may come from a faulty client or hub.
+    """
+    commit = revision
+    if not is_commit(revision) and is_safe_name(revision):
+        with suppress(OSError, UnicodeDecodeError), (folder / "refs" / revision).open(encoding="ascii") as ref:
+            commit = ref.read(_LONGEST_NAME).strip()
+    return commit if "/" not in commit and is_safe_name(commit) else None
 
 
 def repository_name(name: str) -> str:

@@ -1,17 +1,20 @@
 """Lists the features with which vLLM captures all CUDA graphs before it is ready (docs/dev/vllm-hooks.md).
 
-No GPU has shown late graphs with the features of `UNPROVEN`. `--cuda-graphs after-ready` asks for them.
+`--cuda-graphs auto` captures late only what a stored run on a GPU has shown, and `after-ready` whatever
+`OF_CONFIG` and `OF_RUNNER` allow.
 
 All ranks must come to the same result, or some would wait for others. So no feature depends on free memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from envs.registry import env
 from startup.hook import Name
 from startup.vllm.patches.cuda_graphs import FROZEN_HEAP
+from startup.vllm.patches.graph_proof import BASE, read_proof
+from startup.vllm_words.installed import find_vllm
 
 ENVS: Final = Name("vllm.envs", "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")
 PLATFORM: Final = Name("vllm.platforms", "current_platform")
@@ -21,8 +24,6 @@ _BACKENDS: Final = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN")
 _UNTRIED: Final = "not tried"
 _NO_ROOM: Final = "no room for the graphs is taken off before the KV cache is sized"
 _STATE: Final = "a capture runs batches, whose effect on this state is not proven"
-_PROVEN_ON: Final = (9, 0)
-"""The compute capability of the GPUs that have shown late graphs."""
 _HALF: Final = ("torch.bfloat16", "torch.float16")
 
 
@@ -31,6 +32,17 @@ class Feature(NamedTuple):
 
     name: str
     why: str
+    applies: Callable[[Any], object]
+
+
+class Unproven(NamedTuple):
+    """A feature that excludes late graphs from `auto` until a run on a GPU is stored (`graph_proof`)."""
+
+    name: str
+    run: str
+    """The feature in the stored run, and in tests/cuda/test_late_graphs_on_gpus.py."""
+    needs: str
+    """The GPUs that the run needs."""
     applies: Callable[[Any], object]
 
 
@@ -111,26 +123,22 @@ OF_RUNNER: Final = (
             _wraps_each_size),
 )  # fmt: skip
 UNPROVEN: Final = (
-    Feature("several ranks", "test_several_ranks, two GPUs",
-            lambda runner: runner.vllm_config.parallel_config.world_size > 1),
-    Feature("MoE models", "test_a_mixture_of_experts, any GPU, empty Triton cache",
-            lambda runner: runner.vllm_config.model_config.is_moe),
-    Feature("quantized weights or KV caches, or other types than bfloat16 and float16",
-            "test_quantized_weights, any GPU with FP8",
-            lambda runner: _is_quantized(runner.vllm_config)),
-    Feature("attention backends except FLASH_ATTN", "test_attention_backends, SM 9.0 and SM 10.0",
-            lambda runner: {group.backend.get_name() for groups in runner.attn_groups for group in groups}
-            != {"FLASH_ATTN"}),
-    Feature("the older model runner", "test_the_older_runner, any GPU",
-            lambda runner: not hasattr(runner, "cudagraph_manager")),
-    Feature("sleep mode", "test_sleep_in_the_middle, any GPU",
-            lambda runner: runner.vllm_config.model_config.enable_sleep_mode),
-    Feature("batch-invariant mode", "test_batch_invariance, SM 9.0",
-            lambda _: ENVS.loaded.VLLM_BATCH_INVARIANT),  # type: ignore[union-attr]
-    Feature("GPUs except of compute capability 9.0", "all of these tests, on such a GPU",
-            lambda _: PLATFORM.get().get_device_capability() != _PROVEN_ON),
+    Unproven("several ranks", "several ranks", "two GPUs",
+             lambda runner: runner.vllm_config.parallel_config.world_size > 1),
+    Unproven("MoE models", "a mixture of experts", "any GPU, empty Triton cache",
+             lambda runner: runner.vllm_config.model_config.is_moe),
+    Unproven("quantized weights or KV caches, or other types than bfloat16 and float16", "quantized weights",
+             "any GPU with FP8", lambda runner: _is_quantized(runner.vllm_config)),
+    Unproven("attention backend FLASHINFER", "FlashInfer", "SM 10.0",
+             lambda runner: _has_backend(runner, "FLASHINFER")),
+    Unproven("attention backend TRITON_ATTN", "Triton", "any GPU", lambda runner: _has_backend(runner, "TRITON_ATTN")),
+    Unproven("the older model runner", "the older runner", "any GPU",
+             lambda runner: not hasattr(runner, "cudagraph_manager")),
+    Unproven("sleep mode", "sleep in the middle", "any GPU",
+             lambda runner: runner.vllm_config.model_config.enable_sleep_mode),
+    Unproven("batch-invariant mode", "batch invariance", "SM 9.0",
+             lambda _: ENVS.loaded.VLLM_BATCH_INVARIANT),  # type: ignore[union-attr]
 )  # fmt: skip
-"""`why` is the test of tests/cuda/test_late_graphs_on_gpus.py that lifts the exclusion, and its GPUs."""
 
 
 def why_config(config: Any) -> str | None:
@@ -140,8 +148,19 @@ def why_config(config: Any) -> str | None:
 
 def why_runner(runner: Any) -> str | None:
     """The feature of this model runner that excludes late graphs. None if there is none."""
-    unproven = UNPROVEN if env.VCLI_CUDA_GRAPHS.get() == "auto" else ()
-    return why_config(runner.vllm_config) or _first((*OF_RUNNER, *unproven), runner)
+    excluded = why_config(runner.vllm_config) or _first(OF_RUNNER, runner)
+    if excluded is not None or env.VCLI_CUDA_GRAPHS.get() != "auto":
+        return excluded
+    device = PLATFORM.get().get_device_capability()
+    vllm = find_vllm()
+    proof = read_proof(f"{device[0]}.{device[1]}" if device else "", vllm.version if vllm else "")
+    if not proof.shows(BASE):
+        return "no run of this code on such a GPU is stored"
+    return _first(tuple(feature for feature in UNPROVEN if not proof.shows(feature.run)), runner)
+
+
+def _has_backend(runner: Any, name: str) -> bool:
+    return any(group.backend.get_name() == name for groups in runner.attn_groups for group in groups)
 
 
 def _is_quantized(config: Any) -> bool:
@@ -150,7 +169,7 @@ def _is_quantized(config: Any) -> bool:
     return bool(model.quantization) or str(model.dtype) not in _HALF or not is_kv_cache_plain
 
 
-def _first(features: tuple[Feature, ...], owner: Any) -> str | None:
+def _first(features: Sequence[Feature | Unproven], owner: Any) -> str | None:
     try:
         return next((feature.name for feature in features if feature.applies(owner)), None)
     except AttributeError as err:  # another version of vLLM

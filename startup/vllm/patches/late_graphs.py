@@ -17,8 +17,8 @@ memory, and none captures if one has too little; all capture; all use the graph.
   with the features that `early_graphs` lists, graphs are captured before vLLM is ready.
 - If the only rank runs out of memory in a capture, the engine keeps the graphs that it has, and captures no
   more. After any other failure, the engine ends, because the error may stay, and ranks may differ.
-- Until the last capture, a file says that captures have failed (`find_mark`). An engine that dies leaves it.
-  Later starts with the same settings then capture all graphs before vLLM is ready.
+- If a capture fails, or if the engine dies in one, starts with the same settings capture all graphs before
+  vLLM is ready for a week (`capture_mark`).
 - vLLM locks its workspace after each call, because graphs contain its address. Here, it is unlocked until the
   last capture. If it grows, the older memory stays allocated for the graphs that contain its address.
 """
@@ -29,7 +29,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from envs.registry import env
@@ -37,8 +37,9 @@ from startup.hook import Hook, Name, Text
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import replaced, wraps
 from startup.processes.group_signals import start_thread
-from startup.storage.caches import Kept, of_type
+from startup.storage.caches import Kept
 from startup.vllm.patches import cuda_graphs
+from startup.vllm.patches.capture_mark import REMEMBERED_S, CaptureMark
 from startup.vllm.patches.early_graphs import ENVS, ESTIMATE, PLATFORM, why_config, why_runner
 from startup.vllm.serving.start_metrics import GraphProgress, is_stopped
 
@@ -95,7 +96,6 @@ _REPLY_S: Final = 5.0
 """A rank that has failed ends after this time, because others may wait for it."""
 _MEMORY_ALLOCATION: Final = 2
 """CUDA's number of the error for exhausted memory."""
-_REMEMBERED_S: Final = 7 * 86400.0
 
 Graph: TypeAlias = tuple[Any, Any]
 """vLLM's mode (PIECEWISE or FULL), and the descriptor of the batches that can use the graph."""
@@ -186,7 +186,7 @@ class _Worker:
         self._limit_bytes = max(self._bytes, cuda_graphs.keep_known() or estimate)
         return self._limit_bytes
 
-    def begin(self) -> Kept | None:
+    def begin(self) -> CaptureMark | None:
         """The mark of this engine, which EngineCore writes."""
         return self._mark
 
@@ -311,16 +311,17 @@ def _capture_largest(capture: Callable[..., int]) -> Callable[..., int]:
     return capture_largest
 
 
-def find_mark(config: Any) -> Kept:
-    """The file, on all ranks, which says that late captures with this configuration have failed."""
-    return Kept(cuda_graphs.FOLDER, ("late", cuda_graphs.graph_key(config, 0)), distribution_stamps(), _REMEMBERED_S)
+def find_mark(config: Any) -> CaptureMark:
+    """The mark, on all ranks, which says that late captures with this configuration have failed."""
+    key = ("late", cuda_graphs.graph_key(config, 0))
+    return CaptureMark(Kept(cuda_graphs.FOLDER, key, distribution_stamps(), REMEMBERED_S))
 
 
 def _why_early(runner: Any, num_graphs: int) -> str:
     """Why all ranks capture their graphs before vLLM is ready. Empty if they capture them late."""
     config, failure = runner.vllm_config, None
     if (reason := why_config(config)) is None:
-        failure = find_mark(config).read(of_type(str), is_own=True)
+        failure = find_mark(config).failure()
         own = f"in an earlier start, {failure}" if failure else why_runner(runner)
         own = own or ("there are few" if num_graphs < _FEWEST else "")
         reason = _agree(own, config.parallel_config.world_size)
@@ -404,8 +405,8 @@ def _paced(run: Callable[[Any], None]) -> Callable[[Any], None]:
             pace.begin()
         try:
             run(engine)
-        except SystemExit:
-            pace.leave()
+        except Exception as err:
+            pace.note_end(err)
             raise
 
     return run_paced
@@ -428,7 +429,7 @@ class _Pace:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._mark: Kept | None = None
+        self._mark: CaptureMark | None = None
         self._progress = GraphProgress(0, 0)
         self._took_s = 0.0
         """The duration of the latest capture."""
@@ -452,7 +453,6 @@ class _Pace:
         if None in marks:
             self._give_up("not all ranks capture graphs after readiness")
             return
-        self._mark.write("the engine ended before all of them were captured")
         engine, executor = self._engine, self._engine.model_executor
         poll, handle, execute = engine._process_input_queue, engine._handle_client_request, executor.execute_model
 
@@ -471,10 +471,10 @@ class _Pace:
         engine._process_input_queue, engine._handle_client_request = poll_and_capture, handle_and_return
         executor.execute_model = execute_and_note
 
-    def leave(self) -> None:
-        """Called when a signal ends the engine. No failure is remembered."""
-        if self._mark is not None and self._progress.is_pending:
-            self._mark.remove()
+    def note_end(self, err: Exception) -> None:
+        """Called when an error ends the engine. Before the last capture, captures may have caused it."""
+        if self._progress.is_pending and not isinstance(err, LateCaptureError):
+            self._remember(f"the engine ended before all of them were captured, {_describe(err)}")
 
     def _note_batch(self, output: Any) -> None:
         num_tokens = output.total_num_scheduled_tokens
@@ -507,8 +507,9 @@ class _Pace:
             if shortage := next(filter(None, self._call("find_shortage")), ""):
                 self._wait_for_memory(shortage)
                 return True
-            self._call("capture_next", list(dict.fromkeys(self._batches)))
-            self._call("use_captured")
+            with self._mark.capturing() if self._mark is not None else nullcontext():
+                self._call("capture_next", list(dict.fromkeys(self._batches)))
+                self._call("use_captured")
         except _OutOfMemoryError as err:
             self._give_up(str(err))
         else:
@@ -540,11 +541,11 @@ class _Pace:
         if progress.num_given_up:
             self._remember(progress.reason)
         elif not progress.is_pending and self._mark is not None:
-            self._mark.remove()
+            self._mark.forget()
 
     def _remember(self, failure: str) -> None:
         if self._mark is not None:
-            self._mark.write(f"a capture after readiness failed ({failure})")
+            self._mark.remember(f"a capture after readiness failed ({failure})")
 
     def _call(self, method: str, *words: Any) -> list[Any]:
         """Calls a method on all ranks, and returns their replies. Raises an error if one of them fails."""

@@ -15,6 +15,7 @@ from aiohttp import web
 from base.security.api_keys import ApiKeys
 from base.server_settings import LoggingConfig, NetworkConfig
 from router.child.child import ChildProgress
+from router.child.connections import ForeignConnections, UnixConnections
 from router.http.app import AppOptions, RouterHttp, create_http
 from router.metrics import RouterMetrics
 from router.model_entry import ModelEntry
@@ -42,10 +43,8 @@ class SmallChild:
 
     def __init__(self, socket_path: Path | None = None, base_url: str = "http://localhost") -> None:
         self.base_url = base_url
-        self.connector = (
-            aiohttp.UnixConnector(str(socket_path), limit=0, keepalive_timeout=_IDLE_S)
-            if socket_path
-            else aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S)
+        self.connector: aiohttp.BaseConnector = (
+            UnixConnections(str(socket_path), _IDLE_S) if socket_path else ForeignConnections(base_url)
         )
         self.reason = ""
 
@@ -66,6 +65,8 @@ class SmallPool:
         self.is_draining = False
         self.is_claimed = False
         """Whether other requests wait for the room of all models, so that no model admits a request."""
+        self.outcome = Outcome()
+        """How the last process of each model has ended."""
         self.starts: deque[dict[str, Any]] = deque()
         self.metrics = RouterMetrics()
         self.num_leases = 0
@@ -151,7 +152,7 @@ class SmallPool:
                 can_sleep=False,
                 since_s=0.0,
                 need=NOTHING,
-                outcome=Outcome(),
+                outcome=self.outcome,
                 retry_at_s=None,
                 num_running=self.num_leases,
                 num_waiting=self.num_waiting,
@@ -172,7 +173,7 @@ class SmallRouter:
     """A router that listens on a TCP port."""
 
     def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
-        self._folder = folder
+        self.folder = folder
         self._stack = stack
         self.pool: SmallPool
         self.http: RouterHttp
@@ -236,7 +237,7 @@ class SmallRouter:
 
     def create_child(self) -> SmallChild:
         """Creates a child. Its connections close after its server, because aiohttp waits for unread bytes."""
-        child = SmallChild(self._folder / f"{time.monotonic_ns()}.sock")
+        child = SmallChild(self.folder / f"{time.monotonic_ns()}.sock")
         self._stack.push_async_callback(child.close)
         return child
 

@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_GIVEN_UP, GRAPHS_TOTAL
 from startup.storage.caches import Kept
 from startup.vllm.patches import late_graphs
+from startup.vllm.patches.capture_mark import CaptureMark
 from startup.vllm.patches.late_graphs import _KeptMemory, _Pace, _Worker
 from startup.vllm.serving.start_metrics import GraphFigures, GraphProgress, read_progress, stop_capturing
 from tests.support.cli import run_python
@@ -116,8 +117,7 @@ def ranks(monkeypatch, tmp_path) -> _Ranks:
     return ranks
 
 
-_MARK = Kept("graph-memory", "test")
-_DIED = "the engine ended before all of them were captured"
+_MARK = CaptureMark(Kept("graph-memory", "test"))
 
 
 def _worker(num_ranks: int) -> _Worker:
@@ -146,15 +146,13 @@ def _capture_all(engine: _Engine) -> None:
 
 
 def test_an_idle_engine_captures_decode_graphs_and_then_the_others_smallest_first(engine, ranks, tmp_path):
-    assert _MARK.read(str) == _DIED
     while not engine.process_input_queue_block or len(ranks.captured) < 12:
         engine._process_input_queue()
-    assert _MARK.read(str) is None
     expected = [*(("FULL", size) for size in (2, 4, 8)), *(("PIECEWISE", size) for size in (2, 4, 8))]
     assert ranks.captured[::2] == ranks.captured[1::2] == expected, "both ranks capture the same"
     assert read_progress(tmp_path)[:2] == (8, 8)
     assert "_process_input_queue" not in vars(engine), "vLLM's own method is back"
-    assert _MARK.read(str) is None
+    assert _MARK.failure() is None
 
 
 @pytest.mark.parametrize(
@@ -254,7 +252,7 @@ def test_a_single_rank_without_memory_in_a_capture_keeps_its_graphs(ranks, tmp_p
     engine._process_input_queue()
     assert read_progress(tmp_path) == (3, 8, True, 5, "MemoryError: out of memory")
     assert "_process_input_queue" not in vars(engine), "vLLM's own method is back"
-    assert _MARK.read(str) == "a capture after readiness failed (MemoryError: out of memory)"
+    assert _MARK.failure() == "a capture after readiness failed (MemoryError: out of memory)"
 
 
 _HANGING = """
@@ -281,12 +279,12 @@ def test_an_engine_that_dies_before_its_last_capture_is_remembered(ranks, monkey
 
     def run(engine: Any) -> None:
         engine._process_input_queue()
-        assert _MARK.read(str) == _DIED
-        raise SystemExit if is_told_to_end else ValueError
+        raise SystemExit if is_told_to_end else ValueError("no kernel")
 
     with pytest.raises((SystemExit, ValueError)):
         late_graphs._paced(run)(_engine(num_ranks=2))
-    assert _MARK.read(str) == (None if is_told_to_end else _DIED)
+    failure = _MARK.failure()
+    assert failure is None if is_told_to_end else "before all of them were captured, ValueError: no kernel" in failure
 
 
 @pytest.mark.parametrize("late_ranks", [(0,), (1,), ()])

@@ -293,3 +293,32 @@ def test_another_kind_of_answer_is_named(server, invoke):
     server.decide = lambda _: (200, b"<html>", {"Content-Type": "text/html"})
     assert "No stream, but text/html, came" in invoke(*_CHAT.split(), server.url).stderr
     assert "its answer is no JSON (<html>)" in invoke("chat", "-q", "hi", "--url", server.url).stderr
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions", "/v1/", "/v1", "/v1/models", "/", ""])
+def test_an_address_that_was_copied_from_a_request_is_the_servers(path):
+    assert parse_url(f"http://h:1{path}").path == ""
+    assert parse_url(f"http://h:1/proxy{path}").path == "/proxy"
+
+
+def test_a_wrong_path_in_the_address_is_named(server, invoke):
+    server.decide = lambda _: (404, b"{}")
+    done = invoke(*_CHAT.split(), f"{server.url}/v1/chats")
+    assert "The address has the path /v1/chats: leave it out if it is wrong." in done.stderr
+
+
+def test_on_a_terminal_a_file_gets_the_answers_alone(fake_server, tmp_path):
+    fake_server.queue_chat("Hello")
+    terminal, child_side = pty.openpty()
+    with (tmp_path / "out").open("wb") as out:
+        words = [*CLI, "chat", "--url", fake_server.url]
+        chat = subprocess.Popen(words, stdin=child_side, stdout=out, stderr=child_side)
+        os.close(child_side)
+        read_until(terminal, b"Chatting with fake-model.")
+        read_until(terminal, b"> ")
+        os.write(terminal, b"hi\n")
+        read_until(terminal, b"> ")
+        os.write(terminal, b"/exit\n")
+        assert chat.wait(60) == 0
+    os.close(terminal)
+    assert (tmp_path / "out").read_bytes() == b"Hello\n"

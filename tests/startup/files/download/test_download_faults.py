@@ -14,7 +14,7 @@ from startup.files.model.file_plan import plan_files
 from startup.files.model.model_place import unfinished_marker
 from startup.files.model.request import ModelRequest
 from tests.startup.files.download.downloads import MODEL
-from tests.support.hub import Fault, HubServer
+from tests.support.hub import Fault, HubServer, Lie
 
 pytestmark = pytest.mark.thorough
 
@@ -196,3 +196,27 @@ def test_progress_has_bytes_rate_and_time_left(downloads):
     downloads.run()
     texts = list(map(str, downloads.progress))
     assert any(" of 1.0 MiB, " in text and "/s, about " in text for text in texts), texts
+
+
+_FORBIDDEN = {
+    "in a header": ({"X-Error-Message": "The token lacks\tthe scope"}, b"", "The token lacks the scope"),
+    "in a body": ({}, b'{"error": "blocked by policy 7"}', "blocked by policy 7"),
+    "disabled": ({"X-Error-Message": "This repository is disabled."}, b"", "disabled.): nobody can download it"),
+    "a mirror's page": ({}, b"<html>no</html>", "(403, without a reason)"),
+    "a deep body": ({}, b'{"error": ' + b"[" * 9000, "(403, without a reason)"),
+    "a body of another form": ({}, b'{"error": [1]}', "(403, without a reason)"),
+}
+
+
+@pytest.mark.parametrize("path", ["/api/", "/resolve/"])
+@pytest.mark.parametrize("name", _FORBIDDEN)
+def test_a_refusal_without_a_gate_has_the_hubs_own_reason(name, path, downloads):
+    headers, body, told = _FORBIDDEN[name]
+    downloads.hub.lies = lambda seen: (
+        Lie(403, headers, b"" if seen.method == "HEAD" else body) if path in seen.path else None
+    )
+    report = downloads.run(token="hf_x")
+    assert report.failure == "refused"
+    assert "gated" not in report.reason
+    assert (told if path == "/api/" or headers else "(403, without a reason)") in report.reason
+    assert report.reason.isprintable()
