@@ -163,8 +163,6 @@ def _run(args: Sequence[str] | None, serve_words: ServeWords | None) -> int:
         return _fail_start(err)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
-        return 1
     except Exception as err:
         if (exit_code := _exit_code_of(err)) is not None:
             return exit_code
