@@ -121,7 +121,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         if report.errors:
             KeptFacts(vllm).forget()
     line = fetch_before_start(line, options.download_timeout_s)
-    report_plain_start(options.log_format)
+    report_plain_start(options.log_format, line)
     if options.compile_cache is not None and options.compile_cache.is_required:
         forbid_compiling()
     if options.compile_cache is not None and options.compile_cache.location is not None:
