@@ -76,7 +76,7 @@ def _request_of(vllm: InstalledVllm, line: CommandLine) -> str | None:
     """How the user or another launcher has requested a plain start. None if nobody has."""
     if env.VCLI_PLAIN_VLLM.get():
         state = plain_state(kind_of(vllm, line))  # then this program may have set the variable
-        return str(state or f"{env.VCLI_PLAIN_VLLM.name} is set")
+        return str(state or f"{env.VCLI_PLAIN_VLLM.name} is 1, set by the user or by the start before this one")
     if line.is_for_help:
         return "only help is requested"
     if OMNI in line.words:

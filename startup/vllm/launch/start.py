@@ -44,6 +44,7 @@ from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.preflight.all_checks import PreflightOptions
 from startup.session.preflight.report import PreflightReport
 from startup.session.session import ListenAddress, StartSession
+from startup.session.task_room import check_task_room
 from startup.settings.config import VllmOptions
 from startup.storage.caches import add_baked_inspections, keep_bytecode, use_baked_bytecode
 from startup.storage.run_record import RunRecord, run_recorded
@@ -109,6 +110,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
             import_api_server()
         gc.enable()
         return without_click(lambda: run_serve(line))
+    check_task_room("vllm")
     ensure_temp_folder()
     reason = plain_start_reason(vllm, line)
     if reason is None:
