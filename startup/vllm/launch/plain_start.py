@@ -34,6 +34,8 @@ _RANK_LAUNCHERS: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
 """Variables that torchrun and mpirun set. These launchers start one process for each rank."""
 _NUMA: Final = ("--numa-bind",)
 """With these flags, vLLM binds processes to NUMA nodes by replacing the program that `spawn` runs."""
+SET_BY_START: Final = "on"
+"""The value of VCLI_PLAIN_VLLM with which a start that failed starts again. Users write 1."""
 END_S: Final = 10.0
 """Seconds in which the processes of a failed start must end and, on a GPU, free its memory."""
 _POLL_S: Final = 0.005
@@ -76,7 +78,9 @@ def _request_of(vllm: InstalledVllm, line: CommandLine) -> str | None:
     """How the user or another launcher has requested a plain start. None if nobody has."""
     if env.VCLI_PLAIN_VLLM.get():
         state = plain_state(kind_of(vllm, line))  # then this program may have set the variable
-        return str(state or f"{env.VCLI_PLAIN_VLLM.name} is 1, set by the user or by the start before this one")
+        is_again = env.VCLI_PLAIN_VLLM.raw == SET_BY_START
+        how = f"is {SET_BY_START}, as after a failure of preloading" if is_again else "is set"
+        return str(state or f"{env.VCLI_PLAIN_VLLM.name} {how}")
     if line.is_for_help:
         return "only help is requested"
     if OMNI in line.words:

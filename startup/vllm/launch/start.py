@@ -60,6 +60,7 @@ from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests
 from startup.vllm.launch.plain_start import (
     END_S,
     PLAIN_START,
+    SET_BY_START,
     end_children,
     exec_again,
     kind_of,
@@ -491,7 +492,7 @@ class _VllmStart:
         end = f"; {state.end}" if state else ""
         text = f"preloading failed ({failure}{where}): vLLM {self._vllm.version} starts again without preloading{end}"
         log_with_code(logger.warning, text, PLAIN_START)
-        self._start_anew(env.VCLI_PLAIN_VLLM.name, "1")
+        self._start_anew(env.VCLI_PLAIN_VLLM.name, SET_BY_START)
 
     def _start_anew(self, variable: str, value: str) -> NoReturn:
         """Ends all other processes of this start, and replaces this process by a new start."""
