@@ -31,7 +31,8 @@ def keep_standard_streams() -> None:
             raw.lost = None
             raw.write = _surviving(raw, raw.write, raises=stream is sys.stdout)
         if stream.errors == "strict" or stream.encoding != "utf-8":
-            stream.reconfigure(errors="backslashreplace")  # else a character that the stream lacks is an error
+            # Otherwise a character that the stream lacks would be an error.
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def take_lost(stream: TextIO) -> OSError | None:

@@ -8,6 +8,7 @@ import pytest
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import run_cli
 from tests.support.marks import thorough_but_for
+from tests.support.standby_process import StandbyProcess
 
 
 def unread(*numbers: int) -> tuple[str, ...]:
@@ -54,3 +55,12 @@ def test_a_server_serves_and_stops_whatever_its_streams_are(launcher, tiny_llama
     with ServerProcess([str(tiny_llama)], launcher=LAUNCHERS[launcher]) as server:
         assert server.complete(max_tokens=4) == 200
         assert server.terminate() == 0
+
+
+@pytest.mark.thorough
+def test_a_warm_start_works_without_streams(tiny_llama):
+    with StandbyProcess() as standby:
+        launcher, variables = LAUNCHERS["all closed"], standby.environment
+        with ServerProcess([str(tiny_llama)], launcher=launcher, environment=variables) as server:
+            assert server.complete(max_tokens=4) == 200
+            assert server.terminate() == 0
