@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from base.security.api_keys import OPEN_PATHS, STATUS_PATHS
+from base.server_settings import LifecycleConfig
 from startup.logs.setup import PACKAGES
 from startup.vllm_words.installed import NEWEST_TESTED
 from tools.figures.pages import BEGIN, END, SHOWS_FIGURES, TEMPLATE
@@ -131,6 +132,30 @@ def test_the_specification_is_the_newest_tested_release_of_vllm():
     for page in ("README.md", "CONTRIBUTING.md", "docs/api.md", "docs/flags.md"):
         named = re.findall(r"(?:vLLM|`vllm serve`) (\d+\.\d+)", (ROOT / page).read_text())
         assert set(named) == {".".join(map(str, NEWEST_TESTED))}, page
+
+
+def test_the_columns_of_the_page_about_memory_add_up():
+    page = (ROOT / "docs" / "fleet.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    names = [name for name, *_ in rows]
+    begin, end = names.index("launcher, later the API server"), names.index("all")
+    for column in (1, 2, 3):
+        *parts, total = [int(row[column].partition(" ")[0]) for row in rows[begin : end + 1]]
+        assert sum(parts) == total, column
+
+
+def test_the_page_of_operations_has_the_times_to_stop_of_the_product_and_the_manifests():
+    page = (ROOT / "docs" / "operations.md").read_text()
+    drain_s = LifecycleConfig().shutdown_timeout_s
+    assert f"`--shutdown-timeout` seconds (default: {drain_s:g})" in page
+    assert f"plus 5 s, {drain_s + 5:g} s by default" in page
+    manifests = ROOT / "deploy" / "kubernetes"
+    periods = [
+        re.findall(r"terminationGracePeriodSeconds: (\d+)", path.read_text())
+        for path in (manifests / "embedded" / "server.yaml", manifests / "vllm" / "server.yaml")
+    ]
+    [[embedded], [vllm]] = periods
+    assert f"`terminationGracePeriodSeconds: {embedded}`; {vllm} in our manifest for vLLM" in page
 
 
 def test_modules_that_pages_name_exist():

@@ -34,7 +34,9 @@ def main() -> int:
 
 def _prepare_process() -> None:
     from base.machine.command_line import mask_command_line
+    from base.machine.standard_streams import keep_standard_streams
 
+    keep_standard_streams()
     mask_command_line()
     if os.getpid() == 1:
         from startup.processes.init_process import become_init

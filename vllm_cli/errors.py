@@ -20,6 +20,16 @@ class ConnectionFailedError(click.ClickException):
         self.status = status
 
 
+class NotUtf8Error(click.UsageError):
+    """A text for a server has bytes that are not UTF-8, for example of a file in Latin-1. Exit code 2."""
+
+    def __init__(self, before: str, wrong: bytes) -> None:
+        """`before` is the end of the text before the bytes `wrong`."""
+        shown = "".join(f"\\x{byte:02x}" for byte in wrong)
+        place = f"follow {before!r}" if before else "begin it"
+        super().__init__(f"The text is not UTF-8: the bytes {shown} {place}. Convert it, for example with `iconv`.")
+
+
 class CommandGroup(click.Group):
     """A group that answers an unknown command with a usage error and a suggestion."""
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
@@ -28,6 +28,11 @@ from startup.settings.serve_words import ServeWords, vllm_file
 from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
 
+if TYPE_CHECKING:
+    from startup.reports.causes.cause import KnownCause
+
+_OF_THIS_PROGRAM: Final = "own"
+"""The source of a known cause that is an error of this program."""
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -163,15 +168,18 @@ def _run(args: Sequence[str] | None, serve_words: ServeWords | None) -> int:
         return _fail_start(err)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
-        return 1
-    except Exception as err:
+    except SystemExit:
+        raise
+    except BaseException as err:  # a panic of Rust is no Exception
         if (exit_code := _exit_code_of(err)) is not None:
             return exit_code
-        if not is_start or (cause := _cause_of_uncaught(err, words)) is None:
+        if not is_start or (known := _cause_of_uncaught(err, words)) is None:
             raise
+        shown = f"{type(err).__name__}: {err}"
+        if not known.is_general and known.source != _OF_THIS_PROGRAM:
+            return _fail(f"{known.title}: {shown}. {known.advice}", START_FAILED, known.name)
         sys.excepthook(type(err), err, err.__traceback__)
-        return _fail(f"{type(err).__name__}: {err}", 1, cause)
+        return _fail(shown, 1, known.name)
     return result if isinstance(result, int) else 0
 
 
@@ -200,7 +208,7 @@ def _show(err: click.ClickException, *, is_of_start: bool) -> int:
     return err.exit_code
 
 
-def _exit_code_of(err: Exception) -> int | None:
+def _exit_code_of(err: BaseException) -> int | None:
     """The exit code for Ctrl-C during an import, a missing package or a full disk. None for other errors."""
     if _is_interruption(err):
         return INTERRUPTED
@@ -212,8 +220,8 @@ def _exit_code_of(err: Exception) -> int | None:
     return None
 
 
-def _cause_of_uncaught(err: Exception, words: Sequence[str]) -> str | None:
-    """The name of the cause of an uncaught error during a start. None for an error of vLLM itself."""
+def _cause_of_uncaught(err: BaseException, words: Sequence[str]) -> "KnownCause | None":
+    """The cause of an uncaught error during a start. None for an error of vLLM itself."""
     from traceback import format_exception  # noqa: PLC0415 - only after a failure
 
     from startup.reports.causes.first_cause import find_cause  # noqa: PLC0415 - only after a failure
@@ -223,7 +231,7 @@ def _cause_of_uncaught(err: Exception, words: Sequence[str]) -> str | None:
     known = found.known if found is not None else None
     if ServeWords(words).engine() == "vllm" and known is not OWN_FAULT:
         return None
-    return OWN_FAULT.name if known is None or known.is_general else known.name
+    return OWN_FAULT if known is None or known.is_general else known
 
 
 def _is_interruption(err: BaseException | None) -> bool:

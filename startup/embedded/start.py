@@ -53,6 +53,7 @@ from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.preflight.report import PreflightReport
 from startup.session.session import ListenAddress, StartSession
+from startup.session.task_room import check_task_room
 from startup.settings.config import StartupConfig
 from startup.storage.caches import digest, keep_bytecode, use_baked_bytecode
 from startup.storage.temp_folder import ensure_temp_folder
@@ -73,6 +74,7 @@ def start_embedded(config: StartupConfig) -> int:
     Raises:
         StartupError: the server cannot start. No process, socket or file of this start is left.
     """
+    check_task_room("embedded")
     use_first_endpoint()
     timeline = PhaseTimeline.from_process_start()
     use_baked_bytecode()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, TextIO, cast
 
 from base.errors import ConfigError
+from base.machine.standard_streams import take_lost
 from envs.registry import env
 from startup.logs.formatters import RoleFormatter, TextFormatter
 from startup.logs.options import LogFormat, LogOptions
@@ -110,15 +111,20 @@ class SteadyHandler(logging.StreamHandler[TextIO]):
         if self._num_dropped:
             self._log_dropped(record)
         super().emit(record)
+        if (lost := take_lost(self.stream)) is not None:
+            self._drop(lost)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
         """Counts failures of the stream. Prints any other exception, which is an error in the program."""
         err = sys.exc_info()[1]
         if isinstance(err, OSError):
-            self._num_dropped += 1
-            self._reason = err.strerror or str(err)
+            self._drop(err)
         else:
             super().handleError(record)
+
+    def _drop(self, err: OSError) -> None:
+        self._num_dropped += 1
+        self._reason = err.strerror or str(err)
 
     def _log_dropped(self, record: logging.LogRecord) -> None:
         num_dropped, self._num_dropped = self._num_dropped, 0
@@ -126,7 +132,7 @@ class SteadyHandler(logging.StreamHandler[TextIO]):
         args = (num_dropped, self._reason)
         note = logging.LogRecord(__name__, logging.WARNING, record.pathname, 0, message, args, None)
         super().emit(note)
-        if self._num_dropped:  # still failing: the note itself does not count
+        if take_lost(self.stream) is not None or self._num_dropped:  # still failing: the note itself does not count
             self._num_dropped = num_dropped
 
 

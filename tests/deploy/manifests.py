@@ -23,6 +23,8 @@ VARIANTS: Final[dict[str, tuple[str, ...]]] = {
     "embedded-kserve": ("embedded", "kserve"),
     "vllm": ("vllm",),
     "vllm-claim": ("vllm", "cache", *_OF_EVERY_FLEET),
+    "vllm-compiled": ("vllm", "compile-cache"),
+    "vllm-canary": ("vllm", "canary"),
     "vllm-two-nodes": ("vllm", "two-nodes", *_OF_EVERY_FLEET),
     "vllm-kserve": ("vllm", "kserve"),
 }

@@ -66,9 +66,34 @@ def test_a_pod_runs_as_an_unprivileged_user_on_a_read_only_root(name):
     both = spec.get("securityContext", {}) | own
     assert (both["runAsNonRoot"], both["runAsUser"]) == (True, 10001)
     assert both["seccompProfile"] == {"type": "RuntimeDefault"}
-    if not name.endswith("kserve"):  # whose runtimes have no settings of the pod
+    if name.endswith("compiled"):
+        assert_own_volumes(spec)
+    elif not name.endswith("kserve"):  # whose runtimes have no settings of the pod
         assert both["fsGroupChangePolicy"] == "OnRootMismatch"  # else all files are made writable
         assert (spec["automountServiceAccountToken"], spec["enableServiceLinks"]) == (False, False)
+
+
+def assert_own_volumes(spec):
+    """A start uses no compile cache to which a group can write, so an init container sets its owner."""
+    settings, [init] = spec["securityContext"], spec["initContainers"]
+    assert "fsGroup" not in settings
+    owner = f"{settings['runAsUser']}:{settings['runAsGroup']}"
+    mounts = {mount["mountPath"]: mount["name"] for mount in init["volumeMounts"]}
+    own = {mount["mountPath"]: mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
+    assert mounts.items() <= own.items()
+    assert f"chown {owner} {' '.join(mounts)}" in init["command"][-1]
+    assert init["securityContext"]["runAsUser"] == 0
+    assert init["securityContext"]["runAsNonRoot"] is False  # the pod's setting would forbid it
+
+
+def test_a_canary_is_a_deployment_of_its_own_behind_the_same_service():
+    base, canary = render("vllm"), render("vllm-canary")
+    assert set(canary) == {"Deployment"}
+    assert canary["Deployment"]["metadata"]["name"] != base["Deployment"]["metadata"]["name"]
+    spec = canary["Deployment"]["spec"]
+    assert spec["replicas"] == 1
+    assert base["Service"]["spec"]["selector"].items() <= spec["template"]["metadata"]["labels"].items()
+    assert spec["selector"]["matchLabels"] != base["Deployment"]["spec"]["selector"]["matchLabels"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

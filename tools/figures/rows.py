@@ -19,6 +19,7 @@ _TOKENS: Final = tuple((f"{level} at once", "output_tokens_per_s") for level in 
 _HEALTH: Final = tuple(("300 renders", f"health_{which}_ms") for which in ("p50", "p99", "max"))
 _BY_HAND: Final = "vLLM's endpoints, called by hand"
 _RENDERS: Final = "health beside renders"
+_ORDINARY: Final = "health beside renders, ordinary priority"
 _WAYS: Final = ("sleep", "by hand", "stop")
 _LEVELS: Final = ("level 1", "level 2")
 """Levels of vLLM's sleep. A swap that stops a model has no level, and is compared with both levels."""
@@ -62,7 +63,7 @@ class Row:
         return (
             _describe(ours, shorten, self.unit),
             _describe(theirs, shorten, self.unit),
-            _describe(ratios, "{:.2f}".format),
+            "; ".join(_describe([each], "{:.2f}".format) for each in ratios),
             " and ".join(str(number) for number in dict.fromkeys((len(ours[0]), len(theirs[0])))),
         )
 
@@ -145,7 +146,8 @@ ROWS: Final = {
         Row("tok/s at 8; 32, vLLM engine", _DEFAULT, "tokens, vLLM engine", _TOKENS[1:], ""),
     ),
     "/health while a server is busy": (
-        Row("`/health` p50; p99; max, vLLM engine", _EAGER, _RENDERS, _HEALTH, " ms", theirs=2),
+        Row("`/health` p50; p99; max, vLLM engine, as root (SCHED_FIFO)", _EAGER, _RENDERS, _HEALTH, " ms", theirs=2),
+        Row("`/health` p50; p99; max, vLLM engine, without SCHED_FIFO", _EAGER, _ORDINARY, _HEALTH, " ms"),
         Row("`/health` p50; p99; max, embedded engine", _EAGER, _RENDERS, _HEALTH, " ms", ours=1, theirs=2),
     ),
 }

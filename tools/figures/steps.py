@@ -36,7 +36,7 @@ class Steps:
         yield from self._starts()
         yield from self._embedded_starts()
         yield self._tokens()
-        yield self._renders()
+        yield from self._renders()
         yield from self._large_model()
         yield from self._stand_in_starts()
         yield from self._further_tokens()
@@ -73,11 +73,16 @@ class Steps:
         step = self._served("tokens beside a busy process", 3, sides, "--max-tokens", "32", most_s=900)
         yield Step(step.name, ("sh", "-c", _SPIN, "sh", *step.words), step.most_s)
 
-    def _renders(self) -> Step:
-        sides = (self._launcher("eager-ours") + _EAGER, self._embedded("embedded"), self._vllm("eager-plain") + _EAGER)
-        words = ("tools.figures.renders", "--json", "{result}", "--rounds", "3")
-        commands = (word for side in sides for word in ("--cmd", side))
-        return Step("health beside renders", (*self._tool, *words, *commands), 500)
+    def _renders(self) -> Iterator[Step]:
+        ours, plain = self._launcher("eager-ours") + _EAGER, self._vllm("eager-plain") + _EAGER
+        words = (*self._tool, "tools.figures.renders", "--json", "{result}", "--rounds", "3")
+        ordinary = f"env VCLI_LEAVE_OUT='real-time probes' {ours}"
+        for name, sides in (
+            ("health beside renders", (ours, self._embedded("embedded"), plain)),
+            ("health beside renders, ordinary priority", (ordinary, plain)),
+        ):
+            commands = (word for side in sides for word in ("--cmd", side))
+            yield Step(name, (*words, *commands), 500)
 
     def _large_model(self) -> Iterator[Step]:
         model = str(self.large_model)

@@ -15,12 +15,14 @@ from base.json_depth import read_json
 from envs.registry import env
 from startup.logs.formatters import escape_controls
 from vllm_cli.client.server_address import ServerAddress, address_options, take_address
-from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.errors import ConnectionFailedError, NotUtf8Error
 from vllm_cli.terminal import options
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _LONGEST_MESSAGE: Final = 400
 _LONGEST_SHOWN: Final = 80
+_NUM_SHOWN_BEFORE: Final = 20
+"""How many characters before a wrong byte an error shows."""
 _END: Final = b"[DONE]"
 """The data of a stream's last event."""
 _MAX_ANSWER_BYTES: Final = 64 << 20
@@ -127,9 +129,9 @@ class ServerClient:
     ) -> Iterator[HTTPResponse]:
         """Sends a request and yields the answer with its body unread. The timeout is for each operation."""
         content = None if body is None else json.dumps(body)
-        headers = {"Content-Type": "application/json", "Connection": "close"}
+        headers: dict[str, str | bytes] = {"Content-Type": "application/json", "Connection": "close"}
         if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
+            headers["Authorization"] = f"Bearer {self.api_key}".encode("utf-8", "surrogateescape")
         with closing(self.address.connect(min(timeout_s or math.inf, _CONNECT_TIMEOUT_S))) as connection:
             connection.connect()
             connection.sock.settimeout(timeout_s)
@@ -177,6 +179,22 @@ def amount(value: Any, most: float = float_info.max) -> float | None:
     """The value, limited to `most`, if it is a number of at least 0. None for other values."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(min(value, most)) if is_number and 0 <= value < math.inf else None
+
+
+def utf8_text(text: str) -> str:
+    """Returns a text of the arguments or of standard input for a request, whatever the locale's encoding is.
+
+    Python keeps bytes that the locale cannot decode as halves of surrogate pairs. UTF-8 becomes text again.
+
+    Raises:
+        NotUtf8Error: the bytes are not UTF-8, so no request can have them.
+    """
+    data = text.encode("utf-8", "surrogateescape")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as err:
+        before, wrong = data[: err.start].decode(), data[err.start : err.end]
+        raise NotUtf8Error(_on_one_line(before[-_NUM_SHOWN_BEFORE:]), wrong) from err
 
 
 def _read_events(response: HTTPResponse) -> Iterator[dict[str, Any]]:

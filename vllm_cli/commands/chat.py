@@ -10,10 +10,11 @@ from typing import Any, Final
 import click
 
 from base.exit_codes import OK
+from base.machine.standard_streams import is_read
 from startup.logs.formatters import escape_controls
-from vllm_cli.client.server import Piece, ServerClient, server_options, take_server
+from vllm_cli.client.server import Piece, ServerClient, server_options, take_server, utf8_text
 from vllm_cli.commands.of_vllm import vllms_own
-from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.errors import ConnectionFailedError, NotUtf8Error
 
 with suppress(ImportError):  # some Pythons are built without readline; then input cannot be edited
     import readline  # noqa: F401
@@ -61,12 +62,14 @@ def chat(**options: Any) -> int:
 
 def chat_with(server: ServerClient, *, system_prompt: str | None, quick: str | None, **options: Any) -> int:
     """Sends the message `quick`, or converses with the user. Returns the exit code."""
+    messages = [_message("system", system_prompt)] if system_prompt else []
+    if quick is not None:
+        messages.append(_message("user", quick))
     dialogue = _Dialogue(server, options)
-    beginning = [_message("system", system_prompt)] if system_prompt else []
     if quick is None:
-        _converse(dialogue, beginning)
+        _converse(dialogue, messages)
     else:
-        dialogue.ask([*beginning, _message("user", quick)], _Answer())
+        dialogue.ask(messages, _Answer())
     return dialogue.exit_code
 
 
@@ -84,14 +87,13 @@ def _converse(dialogue: "_Dialogue", beginning: list[Message]) -> None:
             known = ", ".join((_CLEAR, *_EXITS, _HELP))
             click.echo(f"Error: The message was not sent: the chat's words are {known}, not {word}.", err=True)
         else:
-            question = _message("user", line)
-            answer = dialogue.ask_interruptibly([*history, question])
+            answer = dialogue.ask_interruptibly(history, line)
             if answer and answer.text:
-                history += [question, _message("assistant", answer.text)]
+                history += [_message("user", line), _message("assistant", answer.text)]
 
 
 def _message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
+    return {"role": role, "content": utf8_text(content)}
 
 
 class _Dialogue:
@@ -103,7 +105,7 @@ class _Dialogue:
         self._stats = options.get("stats", False)
         wanted = {name: options.get(name) for name in ("temperature", "max_tokens")}
         self._parameters = {name: value for name, value in wanted.items() if value is not None}
-        self.model = options["model_name"] or self._server.first_model()
+        self.model = utf8_text(options["model_name"] or "") or self._server.first_model()
         self.has_failed = False
 
     @property
@@ -118,14 +120,14 @@ class _Dialogue:
         if self._stats:
             click.echo(answer.stats(), err=True)
 
-    def ask_interruptibly(self, messages: list[Message]) -> "_Answer | None":
+    def ask_interruptibly(self, history: list[Message], line: str) -> "_Answer | None":
         """Like `ask`, but Ctrl-C ends only the answer. If the request fails, prints why and returns None."""
         answer = _Answer()
         try:
-            self.ask(messages, answer)
+            self.ask([*history, _message("user", line)], answer)
         except KeyboardInterrupt:
             click.echo("(stopped)", err=True)
-        except ConnectionFailedError as err:
+        except (ConnectionFailedError, NotUtf8Error) as err:
             self.has_failed = True
             err.show()
             return None
@@ -176,9 +178,11 @@ def _input_lines(greeting: str) -> Iterator[str]:
     What is written for the user goes to standard error, unless standard output is the terminal.
     """
     is_terminal, is_redirected = sys.stdin.isatty(), not sys.stdout.isatty()
+    if sys.stdin.errors == "strict":  # a line that is not UTF-8 is told, and not sent
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     if is_terminal:
         click.echo(greeting, err=True)
-    while True:
+    while is_read(sys.stdout):
         try:
             if is_terminal and is_redirected:
                 click.echo(_PROMPT, nl=False, err=True)

@@ -13,7 +13,7 @@ import click
 from base.status_page.page import DATA_PATH
 from startup.logs.formatters import escape_controls
 from vllm_cli.client.running_servers import parse_models
-from vllm_cli.client.server import ServerClient, server_options, take_server
+from vllm_cli.client.server import ServerClient, server_options, take_server, utf8_text
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.terminal import SECONDS, Reporter, options, printable
@@ -94,6 +94,7 @@ def unload(*, model: str, **options: Any) -> int:
 
 def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
     server = take_server(options)
+    model = utf8_text(model)
     begin_s = time.monotonic()
     with closing(Reporter(is_quiet=options["is_quiet"], interval_s=_HEARTBEAT_S)) as reporter:
         ending, reason = _await(lambda: _send(server, verb, model, options["timeout_s"]), server, model, reporter)

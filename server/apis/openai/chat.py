@@ -129,7 +129,9 @@ class ChatBodies:
         }
 
     async def _show_logprobs(self, delta: ChoiceDelta) -> dict[str, Any] | None:
-        return {"content": await self._logprobs.chat(delta.sequence.logprobs or ())} if self._shows_logprobs else None
+        if not self._shows_logprobs:
+            return None
+        return {"content": await self._logprobs.chat(delta.choice, delta.sequence.logprobs or ())}
 
     def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
         chunk = {

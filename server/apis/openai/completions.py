@@ -85,7 +85,6 @@ class CompletionBodies:
         self._echoes = echoes
         self._created = unix_time()
         self._has_begun = [False] * generation.num_choices
-        self._text_offsets = [0] * generation.num_choices
         self._logprobs = LogprobFormatter(inference, request)
         self._meter = UsageMeter(generation, inference.config.generation, counts_output=not request.is_echo_only)
 
@@ -154,15 +153,11 @@ class CompletionBodies:
         return fields
 
     async def _take_logprobs(self, delta: SequenceDelta, *, is_echo: bool) -> CompletionLogprobs | None:
-        """Returns a delta's log-probabilities. Advances the text offset for the next delta."""
+        """Returns a delta's log-probabilities."""
         if self._request.logprobs is None:
             return None
         echoed = zip(self._prompt_token_ids(delta), delta.prompt_logprobs or (), strict=True) if is_echo else ()
-        entries = [*echoed, *((entry.token_id, entry) for entry in delta.logprobs or ())]
-        offset = self._text_offsets[delta.choice]
-        body = await self._logprobs.completion(entries, text_offset=offset)
-        self._text_offsets[delta.choice] = offset + sum(map(len, body.tokens))
-        return body
+        return await self._logprobs.completion(delta.choice, delta.logprobs or (), echoed)
 
     def _prompt_token_ids(self, delta: SequenceDelta) -> list[int]:
         return self.generation.prompt_of(delta.choice).token_ids

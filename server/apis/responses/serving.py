@@ -86,7 +86,7 @@ class ResponseRun:
     async def _show_logprobs(self, delta: ChoiceDelta) -> list[ChatLogprob]:
         if self.request.num_logprobs is None or self.chat.hides_tokens:
             return []
-        return await self._logprobs.chat(delta.sequence.logprobs or ())
+        return await self._logprobs.chat(delta.choice, delta.sequence.logprobs or ())
 
     def _finish(self, *, is_incomplete: bool) -> None:
         output = self._writer.items

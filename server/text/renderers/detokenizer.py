@@ -1,9 +1,8 @@
 """Turns the tokens of one output into text as they arrive. Releases whole characters, up to a stop string.
 
 `DecodeWindow` works with any `decode`, and takes 2 us per token. `tokenizers.decoders.DecodeStream` is not
-used, because it cannot release held-back text at the end of an output, decodes the whole prompt first, and
-exists only for fast tokenizers. It also raises an error if later tokens change text that was already decoded,
-such as broken UTF-8 in byte-fallback vocabularies.
+used, because it decodes the whole prompt first, and exists only for fast tokenizers. It also raises an error
+if later tokens change text that was already decoded, such as broken UTF-8 in byte-fallback vocabularies.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +16,9 @@ UNFINISHED = "\ufffd"
 
 MAX_HELD_TOKENS = 64
 """The most tokens that are held back. A character has at most four bytes, so more would not complete it."""
+
+CHARACTER_CONTEXT = 4
+"""How many tokens before a token may have begun its character."""
 
 _CONTEXT_TOKENS = 6
 """How many tokens of the prompt are decoded with the first output tokens. Leading spaces depend on them."""
@@ -135,9 +137,11 @@ class IncrementalDetokenizer:
         return TextDelta("".join(pieces), stop)
 
     def finish(self) -> str:
-        """Returns the text that is still held back. Called last, unless a stop string ended the output."""
-        held = self._scanner.release() if self._scanner else ""
-        return held + self._stream.flush()
+        """Returns the text that was held back for stop strings. Called last, unless one ended the output.
+
+        As in vLLM, the tokens of an incomplete character at the end of an output have no text.
+        """
+        return self._scanner.release() if self._scanner else ""
 
 
 class PromptTail:
@@ -182,12 +186,6 @@ class DecodeWindow:
         self._shown = self._decode(self._context)
         return new
 
-    def flush(self) -> str:
-        """Returns the text of the pending tokens. An incomplete character becomes U+FFFD."""
-        new = self._unseen(self._decode(self._context + self._pending)) if self._pending else ""
-        self._pending = []
-        return new
-
     def _unseen(self, text: str) -> str:
         if text.startswith(self._shown):
             return text[len(self._shown) :]
@@ -195,6 +193,26 @@ class DecodeWindow:
         if not self._shown[len(common) :].strip(UNFINISHED):
             return text[len(common) :]  # completes a character that the prompt has begun
         return self._decode(self._pending)
+
+
+def complete_character(decode: Decode, token_id: int, before: Sequence[int]) -> str:
+    """Returns the text of a token whose bytes end within a character, as in vLLM's log-probabilities.
+
+    The token that completes a character has the whole character. The tokens before it have no text.
+
+    Args:
+        before: the tokens before this one. At most `CHARACTER_CONTEXT` of them are used.
+    """
+    for size in range(1, min(len(before), CHARACTER_CONTEXT) + 1):
+        context = list(before[-size:])
+        text = decode([*context, token_id])
+        if text.endswith(UNFINISHED):
+            continue
+        while context and decode(context[-1:]).endswith(UNFINISHED):
+            context.pop()
+        shown = decode(context) if context else ""
+        return text[len(commonprefix([shown, text])) :]
+    return ""
 
 
 def _tail(decode: Decode, token_ids: Sequence[int]) -> list[int]:

@@ -29,10 +29,12 @@ from server.text.renderers.conversation import (
     without_developer,
 )
 from server.text.renderers.detokenizer import (
+    UNFINISHED,
     DecodeWindow,
     IncrementalDetokenizer,
     PromptTail,
     StopScanner,
+    complete_character,
     decode_in_pieces,
 )
 from server.text.renderers.pools import RendererPools
@@ -176,9 +178,16 @@ class Renderer:
         decode = partial(self.tokenizer.decode, skip_special_tokens=skip_special_tokens)
         return decode_in_pieces(decode, token_ids)
 
-    def token_text(self, token_id: int) -> str:
-        """Returns the text of one token, for log-probabilities. An incomplete character becomes U+FFFD."""
-        return self.tokenizer.token_bytes(token_id).decode(errors="replace")
+    def token_text(self, token_id: int, before: Sequence[int] | None = None) -> str:
+        """Returns the text of one token, for log-probabilities.
+
+        An incomplete character at the token's end becomes U+FFFD. With the tokens `before` it, the text is
+        empty instead, and the token that completes the character has the whole character.
+        """
+        text = self.tokenizer.token_bytes(token_id).decode(errors="replace")
+        if before is None or not text.endswith(UNFINISHED):
+            return text
+        return complete_character(self.tokenizer.loop_decoder(skip_special_tokens=False), token_id, before)
 
     def create_detokenizer(
         self,

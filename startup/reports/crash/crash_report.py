@@ -24,15 +24,13 @@ from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import find_cause
 from startup.reports.causes.log_line import read_lines
 from startup.reports.causes.table import STOPPED, known_in
-from startup.reports.crash.output_record import OutputRecord
+from startup.reports.crash.output_record import KEPT_BYTES, LEFT_OUT, OutputRecord
 from startup.storage.caches import cache_folder
 
 logger = logging.getLogger(__name__)
 
 _FOLDER: Final = "failed"
 _MOST_LOGS: Final = 10
-_MOST_CHARS: Final = 1 << 20
-"""The most characters that are kept of the beginning of a log, and of its end."""
 _MOST_TERMINATION_BYTES: Final = 4096
 """The most bytes of the file that Kubernetes shows (terminationMessagePath)."""
 
@@ -42,8 +40,8 @@ def keep_log(record: OutputRecord) -> Path | None:
     text = ""
     with suppress(OSError):
         text = record.file.read_bytes().decode("utf-8", "replace")
-    if len(text) > 2 * _MOST_CHARS:
-        text = f"{text[:_MOST_CHARS]}\n… the middle of the log is left out …\n{text[-_MOST_CHARS:]}"
+    if len(text) > 2 * KEPT_BYTES:
+        text = f"{text[:KEPT_BYTES]}\n{LEFT_OUT}{text[-KEPT_BYTES:]}"
     # Keeps only the last state of a progress bar, so that lines count as in `read_lines`.
     lines = (escape_controls(hide_in_command(line.rstrip("\r").rpartition("\r")[2])) for line in text.split("\n"))
     folder = cache_folder() / _FOLDER
@@ -67,7 +65,7 @@ def name_log(record: OutputRecord) -> None:
         logger.warning("tracebacks above are shortened. Complete log: %s", log)
         return
     with suppress(OSError):
-        sys.stderr.write(record.file.read_bytes()[-_MOST_CHARS:].decode("utf-8", "replace"))
+        sys.stderr.write(record.file.read_bytes()[-KEPT_BYTES:].decode("utf-8", "replace"))
 
 
 def write_termination_message(text: str) -> None:

@@ -6,6 +6,7 @@ Python.
 """
 
 import faulthandler
+import fcntl
 import os
 import re
 import signal
@@ -31,6 +32,10 @@ _SHORTENED: Final = "shortened"
 """The file that exists while terminals get short tracebacks. Each short traceback adds a byte to it."""
 _MOST_MESSAGE_LINES: Final = 2
 _MOST_BYTES: Final = 8 << 20
+"""The size above which the middle of the file is removed."""
+KEPT_BYTES: Final = 1 << 20
+"""How many bytes of the beginning of the output are always kept, and of its end."""
+LEFT_OUT: Final = "… the middle of the log is left out …\n"
 _PHASE: Final = "Phase: "
 _OF_MACHINE: Final = "Error of the machine"
 """A line in the file of a process's facts: `is_of_machine` was true for an error."""
@@ -134,17 +139,35 @@ class OutputRecord:
                 os.write(self._state_fd, f"{line}\n".encode())
 
     def append(self, text: str) -> bool:
-        """Appends text to the file, which is emptied first if it is too long. Returns False on a failure."""
+        """Appends text to the file, whose middle is removed first if it is too long. False on a failure."""
         if self._fd is None:
             return False
         with suppress(OSError):
             if os.fstat(self._fd).st_size > _MOST_BYTES:
-                os.ftruncate(self._fd, 0)
+                self._remove_middle()
             data = text.encode("utf-8", "backslashreplace")
             if os.write(self._fd, data) == len(data):
                 return True
         self.is_cut_off = True
         return False
+
+    def _remove_middle(self) -> None:
+        """Keeps the first and the last part of the file. Other processes may append to it meanwhile."""
+        with suppress(OSError), self.file.open("r+b", buffering=0) as file:
+            fd = file.fileno()
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while another process does the same
+            size = os.fstat(fd).st_size
+            if size <= _MOST_BYTES:
+                return
+            head = os.pread(fd, KEPT_BYTES, 0)
+            end = head.rfind(b"\n") + 1 or len(head)
+            source = size - KEPT_BYTES
+            source += os.pread(fd, KEPT_BYTES, source).find(b"\n") + 1
+            end += os.pwrite(fd, LEFT_OUT.encode(), end)
+            while piece := os.pread(fd, KEPT_BYTES, source):
+                source += len(piece)
+                end += os.pwrite(fd, piece, end)
+            os.ftruncate(fd, end)
 
     def add_output(self, text: str, is_terminal: Callable[[], bool] = bool) -> str:
         """Adds output of this process. Returns the text to show, which may have a shortened traceback."""

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,9 +34,15 @@ _RANK_LAUNCHERS: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
 """Variables that torchrun and mpirun set. These launchers start one process for each rank."""
 _NUMA: Final = ("--numa-bind",)
 """With these flags, vLLM binds processes to NUMA nodes by replacing the program that `spawn` runs."""
+SET_BY_START: Final = "on"
+"""The value of VCLI_PLAIN_VLLM with which a start that failed starts again. Users write 1."""
 END_S: Final = 10.0
 """Seconds in which the processes of a failed start must end and, on a GPU, free its memory."""
 _POLL_S: Final = 0.005
+_LISTEN_POLL_S: Final = 0.1
+_CONNECT_S: Final = 5.0
+_ANY: Final = "0.0.0.0"
+_LOOPBACK: Final = {_ANY: "127.0.0.1", "::": "::1"}
 _NO_FAULTS: Final = (0, None, INTERRUPTED, 128 + signal.SIGTERM)
 """Exit codes of a server that was stopped."""
 
@@ -71,7 +78,9 @@ def _request_of(vllm: InstalledVllm, line: CommandLine) -> str | None:
     """How the user or another launcher has requested a plain start. None if nobody has."""
     if env.VCLI_PLAIN_VLLM.get():
         state = plain_state(kind_of(vllm, line))  # then this program may have set the variable
-        return str(state or f"{env.VCLI_PLAIN_VLLM.name} is set")
+        is_again = env.VCLI_PLAIN_VLLM.raw == SET_BY_START
+        how = f"is {SET_BY_START}, as after a failure of preloading" if is_again else "is set"
+        return str(state or f"{env.VCLI_PLAIN_VLLM.name} {how}")
     if line.is_for_help:
         return "only help is requested"
     if OMNI in line.words:
@@ -95,13 +104,42 @@ def log_reason(vllm: InstalledVllm, reason: PlainReason) -> None:
         log_with_code(logger.warning, text, PLAIN_START)
 
 
-def report_plain_start(log_format: str) -> None:
-    """Reports readiness at once, because vLLM itself does not. Warns if vLLM cannot use `log_format`."""
+def report_plain_start(log_format: str, line: CommandLine) -> None:
+    """Reports readiness to the service manager, as vLLM does not. Warns if vLLM cannot use `log_format`."""
     if log_format != "text":
         reason = "vLLM starts without preloading"
         logger.warning("--log-format %s applies only to vllm-cli's own lines: %s", log_format, reason)
-    with closing(ServiceManager.from_environment()) as manager:
-        manager.notify_ready("vLLM was started, but its readiness is not known")
+    if env.NOTIFY_SOCKET.get() is None:
+        return
+    manager = ServiceManager.from_environment()
+    if line.uds is None and not (line.listens and line.port):
+        with closing(manager):
+            manager.notify_ready("vLLM was started, but its readiness is not known")
+        return
+    # Only messages of the main process count, so a process of its own cannot send it.
+    group_signals.start_thread("notify-ready", lambda: _notify_when_listening(manager, line))
+
+
+def _notify_when_listening(manager: ServiceManager, line: CommandLine) -> None:
+    """Reports readiness once vLLM listens. It binds its port early, but listens only when it can answer."""
+    with closing(manager):
+        while not _listens(line):
+            time.sleep(_LISTEN_POLL_S)
+        manager.notify_ready("vLLM accepts connections")
+
+
+def _listens(line: CommandLine) -> bool:
+    host = line.host or _ANY
+    is_v6 = ":" in host
+    family = socket.AF_INET6 if is_v6 else socket.AF_INET
+    address: str | tuple[str, int | None] = (_LOOPBACK.get(host, host), line.port)
+    if line.uds is not None:
+        family, address = socket.AF_UNIX, line.uds
+    with socket.socket(family) as connection, suppress(OSError):
+        connection.settimeout(_CONNECT_S)
+        connection.connect(address)
+        return line.uds is not None or connection.getsockname() != connection.getpeername()
+    return False
 
 
 def run_plainly(kind: StartKind, line: CommandLine) -> int:

@@ -44,6 +44,7 @@ from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.preflight.all_checks import PreflightOptions
 from startup.session.preflight.report import PreflightReport
 from startup.session.session import ListenAddress, StartSession
+from startup.session.task_room import check_task_room
 from startup.settings.config import VllmOptions
 from startup.storage.caches import add_baked_inspections, keep_bytecode, use_baked_bytecode
 from startup.storage.run_record import RunRecord, run_recorded
@@ -59,6 +60,7 @@ from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests
 from startup.vllm.launch.plain_start import (
     END_S,
     PLAIN_START,
+    SET_BY_START,
     end_children,
     exec_again,
     kind_of,
@@ -109,6 +111,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
             import_api_server()
         gc.enable()
         return without_click(lambda: run_serve(line))
+    check_task_room("vllm")
     ensure_temp_folder()
     reason = plain_start_reason(vllm, line)
     if reason is None:
@@ -121,7 +124,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         if report.errors:
             KeptFacts(vllm).forget()
     line = fetch_before_start(line, options.download_timeout_s)
-    report_plain_start(options.log_format)
+    report_plain_start(options.log_format, line)
     if options.compile_cache is not None and options.compile_cache.is_required:
         forbid_compiling()
     if options.compile_cache is not None and options.compile_cache.location is not None:
@@ -489,7 +492,7 @@ class _VllmStart:
         end = f"; {state.end}" if state else ""
         text = f"preloading failed ({failure}{where}): vLLM {self._vllm.version} starts again without preloading{end}"
         log_with_code(logger.warning, text, PLAIN_START)
-        self._start_anew(env.VCLI_PLAIN_VLLM.name, "1")
+        self._start_anew(env.VCLI_PLAIN_VLLM.name, SET_BY_START)
 
     def _start_anew(self, variable: str, value: str) -> NoReturn:
         """Ends all other processes of this start, and replaces this process by a new start."""

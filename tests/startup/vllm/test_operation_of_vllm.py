@@ -230,9 +230,10 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
     [
         (("--api-server-count", "2"), {}, "ready: http://", "ready"),
         (("--headless",), {}, "node without an API server", "not listening"),
-        ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM was started, but its readiness is not known", "ready"),
+        ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM accepts connections", "ready"),
+        (("--api-server-count", "2"), {"VCLI_PLAIN_VLLM": "1"}, "vLLM accepts connections", "ready"),
     ],
-    ids=["several-servers", "headless", "plain"],
+    ids=["several-servers", "headless", "plain", "several servers, plain"],
 )
 def test_without_an_event_loop_or_early_port_it_is_listed_and_has_no_watchdog(words, changes, status, state, folder):
     with NotifySocket() as manager, FakeStart(folder, *words, env=_environment(folder, manager, **changes)) as start:
@@ -244,6 +245,20 @@ def test_without_an_event_loop_or_early_port_it_is_listed_and_has_no_watchdog(wo
         assert (entry["port"], entry["engine"]) == (None if "--headless" in words else start.port, "vllm")
         start.family()
         assert "WATCHDOG=1" not in manager.lines
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", None], ids=["any", "one", "uds"])
+def test_a_plain_start_is_ready_when_vllm_answers(host, folder):
+    gate = folder / "gate"
+    words = [] if host else ["--uds", f"{folder}/socket"]
+    with NotifySocket() as manager:
+        variables = _environment(folder, manager, VCLI_PLAIN_VLLM="1")
+        with FakeStart(folder, *words, "--gate", str(gate), host=host, env=variables) as start:
+            start.wait_logged("EngineCore waits at its gate")
+            assert "READY=1" not in manager.lines
+            gate.touch()
+            wait_until(lambda: "READY=1" in manager.lines or start.process.poll() is not None)
+            assert manager.senders == {start.process.pid}
 
 
 def test_a_port_in_use_is_an_error_and_the_last_status(folder):

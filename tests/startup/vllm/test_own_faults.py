@@ -75,7 +75,7 @@ def test_the_plain_start_is_what_the_user_has_started(folder):
     given = broken_environment(folder, "patch in worker", HF_HUB_OFFLINE="0")
     with FakeStart(folder, "-tp", "2", "--log-format", "json", env=given) as start:
         assert start.wait_ready().state()["server"]["pid"] == start.process.pid
-        assert start.root.environ() == {**given, "VCLI_PLAIN_VLLM": "1"}
+        assert start.root.environ() == {**given, "VCLI_PLAIN_VLLM": "on"}
         wait_until(lambda: not any(is_gone(child.pid) for child in start.root.children()))  # no zombie stays
         assert start.responders() == start.forkservers() == []
 
@@ -163,7 +163,12 @@ _RUST = "VLLM_USE_RUST_FRONTEND=1 "
         ("no version", "model", "it is older than 0.29", False),
         ("0.32.0", "model --numa-bind", "--numa-bind needs new programs for its processes", False),
         ("0.32.0", "TORCHELASTIC_RUN_ID=1 model", "a launcher starts one process per rank (TORCHELASTIC", True),
-        ("0.32.0", "VCLI_PLAIN_VLLM=1 model", "VCLI_PLAIN_VLLM is set", True),
+        (
+            "0.32.0",
+            "VCLI_PLAIN_VLLM=1 model",
+            "VCLI_PLAIN_VLLM is set",
+            True,
+        ),
         ("0.32.0", "model --omni", "vllm-omni runs this command", True),
         ("0.30.0", f"{_RUST} model -dpm", "its Rust frontend (VLLM_USE_RUST_FRONTEND) opens the port itself", False),
         ("0.33.0", f"{_RUST} model --headless", None, False),

@@ -84,6 +84,52 @@ def fake_server() -> Iterator[ChatServer]:
         yield server
 
 
+_LATIN_1 = b"caf\xe9"
+_ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("locale", [{}, _ASCII], ids=["UTF-8", "ASCII"])
+@pytest.mark.parametrize(
+    ("words", "exit_code"),
+    [
+        pytest.param(["--quick", "café 🦊"], 0, id="quick"),
+        pytest.param(["--system-prompt", "café 🦊", "--quick", "x"], 0, id="system prompt"),
+        pytest.param(["--quick", _LATIN_1], 2, id="quick, not UTF-8"),
+        pytest.param(["--system-prompt", _LATIN_1, "--quick", "x"], 2, id="system prompt, not UTF-8"),
+        pytest.param(["--model-name", _LATIN_1, "--quick", "x"], 2, id="model, not UTF-8"),
+    ],
+)
+def test_arguments_reach_the_server_as_given_or_are_told(fake_server, words, exit_code, locale):
+    fake_server.queue_chat("é")
+    command = [*CLI, "chat", "--url", fake_server.url, *words]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **locale}, check=False)
+    assert done.returncode == exit_code
+    if exit_code:
+        assert b"Error: The text is not UTF-8: the bytes \\xe9 follow 'caf'." in done.stderr
+        assert not fake_server.posts
+    else:
+        assert "café 🦊" in [message["content"] for message in fake_server.posts[0]["messages"]]
+
+
+@pytest.mark.parametrize("locale", [{}, _ASCII], ids=["UTF-8", "ASCII"])
+def test_a_line_that_is_not_utf8_is_told_and_the_next_one_is_sent(fake_server, locale):
+    fake_server.queue_chat("ok")
+    command = [*CLI, "chat", "--url", fake_server.url]
+    given = _LATIN_1 + b"\n" + "café\n".encode()
+    done = subprocess.run(command, input=given, capture_output=True, env={**os.environ, **locale}, check=False)
+    assert (done.returncode, done.stdout) == (1, b"ok\n")
+    assert b"the bytes \\xe9 follow 'caf'" in done.stderr
+    assert [post["messages"][0]["content"] for post in fake_server.posts] == ["café"]
+
+
+def test_a_chat_whose_answers_nobody_reads_ends(fake_server):
+    fake_server.queue_chat("a")
+    command = " ".join([*CLI, "chat", "--url", fake_server.url])
+    done = subprocess.run(["bash", "-c", f"yes | {command} | true; exit ${{PIPESTATUS[1]}}"], check=False, timeout=100)
+    assert done.returncode == 0
+    assert len(fake_server.posts) <= 1
+
+
 def test_quick_prints_the_answer_while_it_streams(fake_server, capfd):
     fake_server.queue_chat("Par", "is", ".")
     words = ["chat", "--url", f"{fake_server.url}/v1", "--system", "Be brief.", "--model-name", "mine"]

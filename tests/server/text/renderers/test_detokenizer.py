@@ -24,7 +24,7 @@ def test_random_tokens_give_the_full_decode(renderer, has_prompt, skip):
         if has_prompt:
             prompt = encode(renderer, rng.choice(TEXTS[:4]) * rng.randint(1, 3))
             prompt += [renderer.tokenizer.eos_token_id or 0] * rng.randint(0, 9)
-        output = random_tokens(renderer, rng, length=40)
+        output = random_tokens(renderer, rng, length=40) + encode(renderer, "the")  # ends with a whole character
         before, whole = (full_decode(renderer, ids, skip_special_tokens=skip) for ids in (prompt, prompt + output))
         assert whole.startswith(before)
         options = {"prompt": PromptTail(prompt)} if has_prompt else {}
@@ -99,6 +99,7 @@ def test_endless_broken_bytes_and_skipped_tokens_are_released(renderers):
         pieces += [detokenizer.append([broken]).text, detokenizer.append([renderer.tokenizer.eos_token_id or 0]).text]
         assert len(detokenizer._stream._pending) < MAX_HELD_TOKENS
     assert "".join(pieces) + detokenizer.finish() == "\ufffd" * 10 * MAX_HELD_TOKENS
+    assert detokenizer.append([broken, broken]).text + detokenizer.finish() == ""
 
 
 def test_a_space_is_kept_after_many_skipped_tokens(renderer):

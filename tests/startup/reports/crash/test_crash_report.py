@@ -51,7 +51,7 @@ def test_the_lines_of_the_kept_log_have_the_numbers_of_the_digest(record):
 
 
 def test_few_logs_of_bounded_size_are_kept(record, monkeypatch):
-    monkeypatch.setattr(crash_report, "_MOST_CHARS", 100)
+    monkeypatch.setattr(crash_report, "KEPT_BYTES", 100)
     record.append("first\n" + "x" * 1000 + "\nlast\n")
     path = keep_log(record)
     text = path.read_text()
@@ -145,12 +145,19 @@ def test_an_exception_that_was_logged_is_not_shown_again(record, capsys):
     assert shown.endswith(") ValueError: another\n")
 
 
-def test_a_record_that_is_too_long_begins_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(output_record, "_MOST_BYTES", 10)
-    record = OutputRecord(tmp_path)
-    for number in range(5):
-        record.append(f"line {number}\n")
-    assert record.file.read_text() == "line 4\n"
+def test_a_record_that_is_too_long_keeps_its_beginning_and_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(output_record, "_MOST_BYTES", 100_000)
+    monkeypatch.setattr(output_record, "KEPT_BYTES", 1000)
+    lines = [f"line {number:06}\n" for number in range(30_000)]
+    writers = [OutputRecord(tmp_path) for _ in range(3)]  # as of three processes
+    for number, line in enumerate(lines):
+        assert writers[number % 3].append(line)
+    kept = writers[0].file.read_text()
+    first, *_, last = kept.split(output_record.LEFT_OUT)
+    assert first == "".join(lines)[:1000].rpartition("\n")[0] + "\n"
+    assert last == "".join(lines)[-len(last) :]
+    assert 900 < len(last) < 100_000
+    assert kept.count(output_record.LEFT_OUT) == 1
 
 
 def test_a_full_disk_or_a_missing_folder_does_not_matter(tmp_path):
