@@ -49,6 +49,7 @@ from startup.storage.caches import add_baked_inspections, keep_bytecode, use_bak
 from startup.storage.run_record import RunRecord, run_recorded
 from startup.storage.temp_folder import ensure_temp_folder
 from startup.vllm.fork.forkserver import forkserver_environment, start_forkserver
+from startup.vllm.fork.kernel_processes import KernelProcesses, kernel_use
 from startup.vllm.fork.preload_profile import disable_preloading, forget_failure, load_profile, plan_preload
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.journal import Journal, StartRecordings, this_start
@@ -171,6 +172,7 @@ class _VllmStart:
         self._download: DownloadHandle | None = None
         self._model_files: FolderStamps = {}
         self._graphs: GraphFigures
+        self._kernels = KernelProcesses(kernel_use(vllm, line, self._profile.kind))
         self._is_offline = False
         self._is_ready = False
         self._chosen_port: tuple[str, ...] = ()
@@ -211,6 +213,8 @@ class _VllmStart:
             return self._crash_digest.run(self._run_vllm, has_api_server=not self._is_headless)
         finally:
             session.notify_stopping("vLLM has exited")
+            if self._is_ready:  # first requests need kernels, too
+                self._kernels.learn(StartRecordings.read(self._journal.folder))
 
     def _prepare_vllm(self, session: StartSession) -> None:
         """Takes the last steps before vLLM itself starts, from the log format to the watch for its events."""
@@ -336,6 +340,8 @@ class _VllmStart:
     def _start_forkserver(self, events: ServingEvents) -> None:
         with self._span("start_forkserver"):
             plan = plan_preload(self._journal.folder, self._vllm, self._line, self._profile, self._model)
+            if not self._vllm.is_for_cpu and self._kernels.allow(self._journal.folder):
+                plan = replace(plan, kernels=self._kernels.use)
             environment = forkserver_environment(self._vllm, self._profile)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
@@ -393,6 +399,7 @@ class _VllmStart:
         state = self._session.state
         if self._session.timeline.end_ns is not None:
             return
+        self._kernels.end()
         try:
             self._session.timeline.add_spans(StartRecordings.read(self._journal.folder).spans)
             self._compile_cache.describe(state)
@@ -449,6 +456,8 @@ class _VllmStart:
         recordings = StartRecordings.read(self._journal.folder)
         if names := recordings.unfit.difference(unfit()):
             log_unfit(sorted(names))
+        if kernels := self._kernels.learn(recordings):
+            self._session.note({"kernels": kernels})
         profile = self._profile.updated_with(recordings, is_warm=start_origin.warm is not None)
         replace(profile, model=str(self._model) if self._model is not None else profile.model).save()
         if start_origin.warm is None:  # otherwise the template has imported

@@ -1,0 +1,167 @@
+"""Compiles kernels beside the start of the engine, in processes that end when the server is ready.
+
+The forkserver forks the first of these processes once it has imported vLLM, so they import nothing. They take
+the processors that the engine leaves idle. The launcher ends them, and they end with the forkserver.
+"""
+
+import logging
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from base.machine.command_line import replace_command_line
+from base.machine.processors import usable_count
+from startup.imports.gpu_guard import common_capability
+from startup.kernels.compiling import CompileJob, is_cached, run_job
+from startup.kernels.kernel import Kernel, unique
+from startup.kernels.kernel_lists import KernelUse, kernels_for, read_keys, read_traits, save_kernels, save_keys
+from startup.processes import death_pipe
+from startup.processes.forks import adopt
+from startup.storage.caches import of_type
+from startup.vllm.journal import StartRecordings, this_start
+from startup.vllm.patches.early_kernels import EARLY_KERNELS, claims_folder, shared_folder
+
+if TYPE_CHECKING:
+    from startup.vllm.fork.preload_profile import StartKind
+    from startup.vllm_words.command_line import CommandLine
+    from startup.vllm_words.installed import InstalledVllm
+
+logger = logging.getLogger(__name__)
+
+_MOST_PROCESSES: Final = 8
+"""With more, the slowest kernel alone decides how long all take."""
+_TITLE: Final = b"vllm-cli compiles kernels\0"
+_END: Final = "kernels-end"
+"""The pipe by whose first byte the kernel of the system ends the processes."""
+
+
+def kernel_use(vllm: "InstalledVllm", line: "CommandLine", kind: "StartKind") -> KernelUse:
+    """What a start is, as far as its kernels depend on it."""
+    traits = read_traits(line.model_folder, line.value("--dtype"))
+    return KernelUse(vllm.version, vllm.release, kind.key, kind.flags, traits.vocab_size, traits.dtype)
+
+
+class KernelProcesses:
+    """The launcher's handle of the processes that compile kernels in one start."""
+
+    def __init__(self, use: KernelUse) -> None:
+        self.use = use
+        self._pipe: Path | None = None
+        self._fd: int | None = None
+
+    def allow(self, folder: Path) -> bool:
+        """Lets the forkserver of this start compile kernels. `folder` is that of the start."""
+        self._pipe = folder / _END
+        try:
+            os.mkfifo(self._pipe, 0o600)
+            self._fd = os.open(self._pipe, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as err:
+            logger.debug("kernels are not compiled beside the engine: %s", err)
+        return self._fd is not None
+
+    def end(self) -> None:
+        """Ends all processes that compile kernels. No further process begins."""
+        if self._fd is None or self._pipe is None:
+            return
+        with suppress(OSError):
+            self._pipe.unlink()
+            os.write(self._fd, b"\0")
+            os.close(self._fd)
+        self._fd = None
+
+    def learn(self, recordings: StartRecordings) -> dict[str, Any]:
+        """Keeps which kernels the start has used. Returns a summary, which is empty if there were none."""
+        used = recordings.kernels
+        kernels = list(unique(map(_read, used)))
+        if not kernels:
+            return {}
+        save_kernels(self.use, kernels)
+        if (capability := common_capability()) is not None:
+            save_keys(capability, recordings.kernel_keys)
+        return {
+            "used": len(kernels),
+            "compiled_by_engine": sum(fields.get("compile_s", 0.0) > 0 for fields in used),
+            "waited_s": round(sum(fields.get("waited_s", 0.0) for fields in used), 3),
+        }
+
+
+def _read(fields: dict[str, Any]) -> Kernel | None:
+    """The kernel that a process has recorded. None if it did not write the whole record."""
+    try:
+        return of_type(Kernel)(fields)
+    except ValueError:
+        return None
+
+
+def begin_compiling(use: KernelUse | None) -> None:
+    """Forks the processes that compile the kernels of this start that Triton's cache lacks.
+
+    Called in the forkserver after its imports. Never raises an exception.
+    """
+    try:
+        job = _plan(use) if use is not None and EARLY_KERNELS.applies else None
+        if job is None:
+            return
+        forkserver_pid = os.getpid()
+        pid = os.fork()
+    except Exception as err:  # noqa: BLE001 - the engine compiles the kernels
+        logger.warning("kernels are not compiled beside the engine: %s", err)
+        return
+    if pid:
+        adopt(pid)
+        return
+    try:
+        _run(job, forkserver_pid)
+    finally:
+        os._exit(0)
+
+
+def _plan(use: KernelUse) -> CompileJob | None:
+    """What is to be compiled. None if nothing is, or if no processor is left for it."""
+    capability, folder, claims = common_capability(), shared_folder(), claims_folder()
+    num_processes = min(usable_count() - 1, _MOST_PROCESSES)
+    if capability is None or folder is None or claims is None or num_processes < 1:
+        return None
+    keys = read_keys(capability)
+    missing = [
+        kernel
+        for kernel in kernels_for(use)
+        if (key := keys.get(kernel.id)) is None or not is_cached(folder, key, kernel.function.rpartition(".")[2])
+    ]
+    if not missing:
+        return None
+    return CompileJob(
+        kernels=tuple(missing),
+        capability=capability,
+        folder=folder,
+        num_processes=num_processes,
+        claims_folder=str(claims),
+    )
+
+
+def _run(job: CompileJob, forkserver_pid: int) -> None:
+    """The program of the first process."""
+    pid = os.getpid()
+    _end_with(forkserver_pid)
+    replace_command_line(_TITLE)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    report = run_job(job, in_fork=lambda: _end_with(pid))
+    if this_start.journal is not None:
+        this_start.journal.write(kernel_keys=report.keys)
+    for problem in report.problems.values():
+        logger.debug("a kernel was not compiled beside the engine: %s", problem)
+
+
+def _end_with(parent_pid: int) -> None:
+    """Makes this process end with its parent, and as soon as the launcher says so."""
+    death_pipe.follow_parent(parent_pid)
+    assert this_start.journal is not None
+    pipe = this_start.journal.folder / _END
+    try:
+        death_pipe.arm(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        os._exit(0)
+    if not pipe.exists():  # the launcher has written before this process could notice
+        os._exit(0)
