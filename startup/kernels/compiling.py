@@ -37,7 +37,8 @@ _CACHE_DIR: Final = "TRITON_CACHE_DIR"
 _WARP_SIZE: Final = 32
 _LONGEST_NAME: Final = 150
 """Triton cuts the name of a kernel's files to as many characters."""
-_NICE: Final = 10
+_NICE: Final = 2
+"""More would make an engine that waits for a kernel wait longer on a busy machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,7 @@ def run_job(job: CompileJob, in_fork: Callable[[], None] = lambda: None) -> Comp
         target = target_of(job.capability)
         num_forks = min(job.num_processes, len(tasks)) - 1
         pids = [_fork(tasks, claims, target, in_fork) for _ in range(num_forks)]
+        _build_driver()
         _compile_unclaimed(tasks, claims, target)
         for pid in pids:
             with suppress(ChildProcessError):
@@ -184,6 +186,23 @@ def _missing(job: CompileJob, report: CompileReport) -> list[_Task]:
         else:
             tasks.setdefault(key, _Task(kernel, key, source))
     return list(tasks.values())
+
+
+def _build_driver() -> None:
+    """Compiles the C library with which Triton launches kernels (0.8 s), unless the cache has it."""
+    import triton.backends.nvidia.driver as driver  # noqa: PLC0415 - as above
+    from triton.runtime import build  # noqa: PLC0415 - as above
+
+    try:
+        build.compile_so_from_file(
+            src_path=os.path.join(driver.dirname, "driver.c"),  # noqa: PTH118 - the key contains no path
+            name="cuda_utils",
+            library_dirs=driver.library_dirs(),
+            include_dirs=driver.include_dirs,
+            libraries=driver.libraries,
+        )
+    except Exception as err:  # noqa: BLE001 - another version of Triton, or no compiler: the engine reports it
+        logger.debug("Triton's library for launches was not compiled beside the engine: %r", err)
 
 
 def _fork(tasks: Sequence[_Task], claims: Claims, target: Any, in_fork: Callable[[], None]) -> int:

@@ -73,7 +73,7 @@ class KernelProcesses:
 
     def learn(self, recordings: StartRecordings) -> dict[str, Any]:
         """Keeps which kernels the start has used. Returns a summary, which is empty if there were none."""
-        used = recordings.kernels
+        used = sorted(recordings.kernels, key=lambda fields: -fields.get("compile_s", 0.0))
         kernels = list(unique(map(_read, used)))
         if not kernels:
             return {}
