@@ -70,10 +70,10 @@ def read_traits(model: Path | None, dtype: str | None) -> ModelTraits:
 
 
 def kernels_for(use: KernelUse) -> tuple[Kernel, ...]:
-    """The kernels that the start probably needs, the slowest to compile first.
+    """The kernels that the start probably needs, in the order in which to compile them.
 
-    These are the kernels of the last start of its kind. For a new kind, they are those of the release's list
-    and of the last start with the same flags.
+    These are the kernels of the last start of its kind, the slowest first. For a new kind, they are those of
+    the last start with the same flags, and then those of the release's list.
     """
     own = _kept(use).read(of_type(_KernelList))
     found = own.kernels if own is not None else (*_others(use), *shipped_kernels(use.release))

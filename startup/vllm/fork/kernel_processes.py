@@ -71,20 +71,29 @@ class KernelProcesses:
             os.close(self._fd)
         self._fd = None
 
-    def learn(self, recordings: StartRecordings) -> dict[str, Any]:
-        """Keeps which kernels the start has used. Returns a summary, which is empty if there were none."""
-        used = sorted(recordings.kernels, key=lambda fields: -fields.get("compile_s", 0.0))
-        kernels = list(unique(map(_read, used)))
-        if not kernels:
-            return {}
-        save_kernels(self.use, kernels)
-        if (capability := common_capability()) is not None:
+    def learn(self, recordings: StartRecordings) -> None:
+        """Keeps which kernels the start has used, and where they are in Triton's cache."""
+        if kernels := _used_kernels(recordings):
+            save_kernels(self.use, kernels)
+        if (capability := common_capability()) is not None and recordings.kernel_keys:
             save_keys(capability, recordings.kernel_keys)
-        return {
-            "used": len(kernels),
-            "compiled_by_engine": sum(fields.get("compile_s", 0.0) > 0 for fields in used),
-            "waited_s": round(sum(fields.get("waited_s", 0.0) for fields in used), 3),
-        }
+
+
+def summarize(recordings: StartRecordings) -> dict[str, Any] | None:
+    """Figures about the kernels of a start so far. None if none are known."""
+    if not (kernels := _used_kernels(recordings)):
+        return None
+    return {
+        "used": len(kernels),
+        "compiled_by_engine": sum(kernel.compile_s > 0 for kernel in kernels),
+        "waited_s": round(sum(fields.get("waited_s", 0.0) for fields in recordings.kernels), 3),
+    }
+
+
+def _used_kernels(recordings: StartRecordings) -> list[Kernel]:
+    """Each kernel that engines and workers have used, with the longest of their times for its compilation."""
+    found = filter(None, map(_read, recordings.kernels))
+    return list(unique(sorted(found, key=lambda kernel: -kernel.compile_s)))
 
 
 def _read(fields: dict[str, Any]) -> Kernel | None:

@@ -49,7 +49,7 @@ from startup.storage.caches import add_baked_inspections, keep_bytecode, use_bak
 from startup.storage.run_record import RunRecord, run_recorded
 from startup.storage.temp_folder import ensure_temp_folder
 from startup.vllm.fork.forkserver import forkserver_environment, start_forkserver
-from startup.vllm.fork.kernel_processes import KernelProcesses, kernel_use
+from startup.vllm.fork.kernel_processes import KernelProcesses, kernel_use, summarize
 from startup.vllm.fork.preload_profile import disable_preloading, forget_failure, load_profile, plan_preload
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.journal import Journal, StartRecordings, this_start
@@ -401,7 +401,10 @@ class _VllmStart:
             return
         self._kernels.end()
         try:
-            self._session.timeline.add_spans(StartRecordings.read(self._journal.folder).spans)
+            recordings = StartRecordings.read(self._journal.folder)
+            self._session.timeline.add_spans(recordings.spans)
+            if (kernels := summarize(recordings)) is not None:
+                state.set_kernels(kernels)
             self._compile_cache.describe(state)
             self._session.end()
             export_start(state.info(), state.phase_seconds())
@@ -456,8 +459,7 @@ class _VllmStart:
         recordings = StartRecordings.read(self._journal.folder)
         if names := recordings.unfit.difference(unfit()):
             log_unfit(sorted(names))
-        if kernels := self._kernels.learn(recordings):
-            self._session.note({"kernels": kernels})
+        self._kernels.learn(recordings)
         profile = self._profile.updated_with(recordings, is_warm=start_origin.warm is not None)
         replace(profile, model=str(self._model) if self._model is not None else profile.model).save()
         if start_origin.warm is None:  # otherwise the template has imported
