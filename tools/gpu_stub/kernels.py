@@ -1,4 +1,4 @@
-"""`make kernels`: writes the list of Triton's kernels that a release of vLLM needs, as starts record it.
+"""Writes the list of Triton's kernels that a release of vLLM needs, as starts record it.
 
 An eager and a compiling start run on the stand-in for a GPU, with the caches of an empty home. The kernels
 of eager starts come first in the list, because every start needs them.

@@ -58,7 +58,7 @@ class StartFacts:
     cuda_graphs: Mapping[str, Any] | None = None
     """How many CUDA graphs vLLM has captured, and whether the capture goes on. None if there are none."""
     kernels: Mapping[str, Any] | None = None
-    """How many of Triton's kernels the start has used, and how many its engine has compiled. None if unknown."""
+    """How many of Triton's kernels were used, and how many the engine has compiled. None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,8 +92,9 @@ def summarize(recordings: StartRecordings) -> dict[str, Any] | None:
 
 def _used_kernels(recordings: StartRecordings) -> list[Kernel]:
     """Each kernel that engines and workers have used, with the longest of their times for its compilation."""
-    found = filter(None, map(_read, recordings.kernels))
-    return list(unique(sorted(found, key=lambda kernel: -kernel.compile_s)))
+    found = [kernel for kernel in map(_read, recordings.kernels) if kernel is not None]
+    slowest_first: list[Kernel] = sorted(found, key=lambda kernel: -kernel.compile_s)
+    return list(unique(slowest_first))
 
 
 def _read(fields: dict[str, Any]) -> Kernel | None:

@@ -63,8 +63,8 @@ def shared_folder() -> str | None:
     variables = this_start.environment
     if any(map(foreign.text_of, _OTHER_CACHES)) or not variables:
         return None
-    home = variables.get("TRITON_HOME") or str(Path("~/").expanduser())
-    return variables.get(_CACHE_DIR) or str(Path(home) / ".triton" / "cache")
+    home = variables.get("TRITON_HOME") or foreign.expand_home("~/")
+    return variables.get(_CACHE_DIR) or str(Path(home, ".triton", "cache"))
 
 
 def claims_folder() -> Path | None:
