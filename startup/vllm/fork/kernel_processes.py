@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from base.machine.command_line import replace_command_line
+from base.machine.memory import available_bytes
 from base.machine.processors import usable_count
 from startup.imports.gpu_guard import common_capability
 from startup.kernels.compiling import CompileJob, is_cached, run_job
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _MOST_PROCESSES: Final = 8
 """With more, the slowest kernel alone decides how long all take."""
+_PROCESS_BYTES: Final = 1 << 30
+"""A process takes 0.15 GiB. The rest is for the model, whose size is not known here."""
 _TITLE: Final = b"vllm-cli compiles kernels\0"
 _END: Final = "kernels-end"
 """The pipe by whose first byte the kernel of the system ends the processes."""
@@ -131,7 +134,7 @@ def begin_compiling(use: KernelUse | None) -> None:
 def _plan(use: KernelUse) -> CompileJob | None:
     """What is to be compiled. None if nothing is, or if no processor is left for it."""
     capability, folder, claims = common_capability(), shared_folder(), claims_folder()
-    num_processes = min(usable_count() - 1, _MOST_PROCESSES)
+    num_processes = _num_processes()
     if capability is None or folder is None or claims is None or num_processes < 1:
         return None
     keys = read_keys(capability)
@@ -149,6 +152,13 @@ def _plan(use: KernelUse) -> CompileJob | None:
         num_processes=num_processes,
         claims_folder=str(claims),
     )
+
+
+def _num_processes() -> int:
+    """How many processes may compile: the engine keeps a processor, and memory for the model."""
+    free_bytes = available_bytes()
+    num_by_memory = free_bytes // _PROCESS_BYTES if free_bytes else _MOST_PROCESSES
+    return min(usable_count() - 1, num_by_memory, _MOST_PROCESSES)
 
 
 def _run(job: CompileJob, forkserver_pid: int) -> None:

@@ -8,6 +8,7 @@ vLLM sets Triton's cache to the folder of the compiled model. The kernels of vLL
 model, so they stay in Triton's first cache, where starts of other models find them.
 """
 
+import functools
 import os
 import threading
 import time
@@ -59,12 +60,23 @@ _compiling: Final = threading.local()
 
 
 def shared_folder() -> str | None:
-    """Triton's cache of this start, before vLLM sets another one. None if kernels cannot be shared."""
+    """Triton's cache of this start, before vLLM sets another one. None if kernels cannot be kept there."""
     variables = this_start.environment
     if any(map(foreign.text_of, _OTHER_CACHES)) or not variables:
         return None
     home = variables.get("TRITON_HOME") or foreign.expand_home("~/")
-    return variables.get(_CACHE_DIR) or str(Path(home, ".triton", "cache"))
+    folder = variables.get(_CACHE_DIR) or str(Path(home, ".triton", "cache"))
+    return folder if _can_write(folder) else None
+
+
+@functools.cache
+def _can_write(folder: str) -> bool:
+    """Whether this process can keep files in the folder, which is created if it does not exist."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def claims_folder() -> Path | None:

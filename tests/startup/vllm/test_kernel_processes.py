@@ -31,6 +31,7 @@ def start_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(this_start, "environment", {"TRITON_CACHE_DIR": str(tmp_path / "triton")})
     monkeypatch.setattr(kernel_processes, "common_capability", lambda: _CAPABILITY)
     monkeypatch.setattr(kernel_processes, "usable_count", lambda: 3)
+    monkeypatch.setattr(kernel_processes, "available_bytes", lambda: 64 << 30)
     monkeypatch.setattr(Hook, "applies", property(lambda hook: True))
     save_kernels(_USE, [_KERNEL])
     return folder
@@ -86,7 +87,14 @@ def _have_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel.touch()
 
 
+def _cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(this_start, "environment", {"TRITON_CACHE_DIR": str(tmp_path / "file" / "triton")})
+
+
 _REASONS = [
+    pytest.param(_cannot_write, id="no folder"),
+    pytest.param(lambda _, patch: patch.setattr(kernel_processes, "available_bytes", lambda: 1 << 29), id="no memory"),
     pytest.param(_have_all, id="all are in the cache"),
     pytest.param(lambda _, patch: patch.setattr(kernel_processes, "usable_count", lambda: 1), id="one processor"),
     pytest.param(lambda _, patch: patch.setattr(kernel_processes, "common_capability", lambda: None), id="no GPU"),
