@@ -85,27 +85,33 @@ def claims_folder() -> Path | None:
 
 
 class _Use(NamedTuple):
-    """A kernel that this process is about to load or compile."""
+    """A kernel that this process is about to load or compile, and that other processes can compile, too."""
 
     kernel: Kernel
     key: str
     name: str
+    folder: str
+    """Triton's cache for the kernel."""
+    claims: Claims
+
+    @property
+    def is_cached(self) -> bool:
+        return is_cached(self.folder, self.key, self.name)
 
 
 @wraps(EARLY_KERNELS, COMPILE)
 def _compile_once(compile_now: Callable[..., Any]) -> Callable[..., Any]:
     def compile_or_wait(src: Any, target: Any = None, options: Any = None, *args: Any, **kwargs: Any) -> Any:
-        folder, claims = shared_folder(), claims_folder()
-        use = _examine(src, target, options) if folder is not None and claims is not None else None
-        if use is None or folder is None or claims is None or not _is_kept_in(folder, use):
+        use = _examine(src, target, options)
+        if use is None:
             return compile_now(src, target, options, *args, **kwargs)
-        _compiling.folder = folder
+        _compiling.folder = use.folder
         try:
-            if is_cached(folder, use.key, use.name):
+            if use.is_cached:
                 _record(use)
                 return compile_now(src, target, options, *args, **kwargs)
-            with Claims(claims).claimed(use.key) as waited_s:
-                is_compiled = is_cached(folder, use.key, use.name)
+            with use.claims.claimed(use.key) as waited_s:
+                is_compiled = use.is_cached
                 begin_s = time.monotonic()
                 compiled = compile_now(src, target, options, *args, **kwargs)
             _record(use, compile_s=0.0 if is_compiled else time.monotonic() - begin_s, waited_s=waited_s)
@@ -134,20 +140,26 @@ def _keep_in_shared_folder(get: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _examine(source: Any, target: Any, options: Mapping[str, Any] | None) -> _Use | None:
-    """The kernel. None if no other process can compile it: it is generated, or Triton has changed."""
+    """The kernel. None if it is none of vLLM's, is kept elsewhere, or if Triton has changed."""
+    folder, claims = shared_folder(), claims_folder()
+    if folder is None or claims is None or target is None:
+        return None
     try:
-        if target is None or not is_importable(source.fn.module):
+        if not is_importable(source.fn.module):
             return None
         kernel = describe(source, options or {}, default_options(target))
-        return None if kernel is None else _Use(kernel, key_of(source, target, options), source.name)
+        if kernel is None:
+            return None
+        use = _Use(kernel, key_of(source, target, options), source.name, folder, Claims(claims))
+        return use if _is_kept_there(use) else None
     except Exception:  # noqa: BLE001 - Triton then does everything itself
         return None
 
 
-def _is_kept_in(folder: str, use: _Use) -> bool:
-    """Whether the kernel belongs into this folder. One that only vLLM's present folder has stays there."""
+def _is_kept_there(use: _Use) -> bool:
+    """Whether the kernel belongs into the folder. One that only vLLM's present folder has stays in that."""
     current = foreign.text_of(_CACHE_DIR)
-    if not current or current == folder or is_cached(folder, use.key, use.name):
+    if not current or current == use.folder or use.is_cached:
         return True
     return SHARED_KERNELS.applies and not is_cached(current, use.key, use.name)
 
