@@ -26,6 +26,7 @@ _VOCABULARY: Final = "vocab_size"
 _OF_VOCABULARY: Final = "vocab"
 """A part of the names of parameters whose value is the size of the model's vocabulary."""
 _POINTER_TO_MODEL: Final = "*model"
+_USUAL_POINTER: Final = "*bf16"
 _DIVISIBLE: Final = 16
 """Triton compiles a kernel of its own for integers that this number divides."""
 _DTYPES: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -93,13 +94,15 @@ class Kernel:
         return replace(self, signature=signature, constants=tuple(constants), attributes=tuple(attributes))
 
     def for_model(self, traits: ModelTraits) -> "Kernel | None":
-        """Returns the kernel with this model's values. None if such a value is not known."""
-        signature = {
-            name: traits.pointer if kind == _POINTER_TO_MODEL else kind for name, kind in self.signature.items()
-        }
+        """Returns the kernel with this model's values. None if it needs a value that is not known.
+
+        For an unknown model, the type is that of most models, and 16 divides the size of the vocabulary.
+        """
+        pointer = traits.pointer if traits.dtype else _USUAL_POINTER
+        signature = {name: pointer if kind == _POINTER_TO_MODEL else kind for name, kind in self.signature.items()}
         placeholder = {_MODEL: _VOCABULARY}
-        of_vocabulary = [value for _, value in (*self.constants, *self.attributes) if value == placeholder]
-        if "" in signature.values() or (of_vocabulary and traits.vocab_size is None):
+        needs_size = any(value == placeholder for _, value in self.constants)
+        if "" in signature.values() or (needs_size and traits.vocab_size is None):
             return None
         size = traits.vocab_size or 0
         assumed = [["tt.divisibility", _DIVISIBLE]] if size % _DIVISIBLE == 0 else []

@@ -4,14 +4,18 @@ The forkserver forks the first of these processes once it has imported vLLM, so 
 the processors that the engine leaves idle. The launcher ends them, and they end with the forkserver.
 """
 
+import json
 import logging
 import os
 import signal
+import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from base.machine.command_line import replace_command_line
+from base.machine.files import write_whole
 from base.machine.memory import available_bytes
 from base.machine.processors import usable_count
 from startup.imports.gpu_guard import common_capability
@@ -36,6 +40,8 @@ _MOST_PROCESSES: Final = 8
 _PROCESS_BYTES: Final = 1 << 30
 """A process takes 0.15 GiB. The rest is for the model, whose size is not known here."""
 _TITLE: Final = b"vllm-cli compiles kernels\0"
+_MODEL: Final = "kernels-model.json"
+_POLLED_EVERY_S: Final = 0.1
 _END: Final = "kernels-end"
 """The pipe by whose first byte the kernel of the system ends the processes."""
 
@@ -49,37 +55,38 @@ def kernel_use(vllm: "InstalledVllm", line: "CommandLine", kind: "StartKind") ->
 class KernelProcesses:
     """The launcher's handle of the processes that compile kernels in one start."""
 
-    def __init__(self, use: KernelUse) -> None:
-        self.use = use
-        self._pipe: Path | None = None
-        self._fd: int | None = None
+    def __init__(self, folder: Path) -> None:
+        """Lets the forkserver of the start with this folder compile kernels.
 
-    def allow(self, folder: Path) -> bool:
-        """Lets the forkserver of this start compile kernels. `folder` is that of the start."""
-        self._pipe = folder / _END
-        try:
-            os.mkfifo(self._pipe, 0o600)
-            self._fd = os.open(self._pipe, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as err:
-            logger.debug("kernels are not compiled beside the engine: %s", err)
-        return self._fd is not None
+        Raises:
+            OSError: the folder cannot have a pipe, so no process will begin.
+        """
+        self._folder = folder
+        os.mkfifo(folder / _END, 0o600)
+        self._fd: int | None = os.open(folder / _END, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def tell(self, use: KernelUse) -> None:
+        """Tells the processes what is known of the model once its files are there."""
+        with suppress(OSError):
+            write_whole(self._folder / _MODEL, json.dumps(asdict(use)))
 
     def end(self) -> None:
         """Ends all processes that compile kernels. No further process begins."""
-        if self._fd is None or self._pipe is None:
+        if self._fd is None:
             return
         with suppress(OSError):
-            self._pipe.unlink()
+            (self._folder / _END).unlink()
             os.write(self._fd, b"\0")
             os.close(self._fd)
         self._fd = None
 
-    def learn(self, recordings: StartRecordings) -> None:
-        """Keeps which kernels the start has used, and where they are in Triton's cache."""
-        if kernels := _used_kernels(recordings):
-            save_kernels(self.use, kernels)
-        if (capability := common_capability()) is not None and recordings.kernel_keys:
-            save_keys(capability, recordings.kernel_keys)
+
+def learn_kernels(use: KernelUse, recordings: StartRecordings) -> None:
+    """Keeps which kernels the start has used, and where they are in Triton's cache."""
+    if kernels := _used_kernels(recordings):
+        save_kernels(use, kernels)
+    if (capability := common_capability()) is not None and recordings.kernel_keys:
+        save_keys(capability, recordings.kernel_keys)
 
 
 def summarize(recordings: StartRecordings) -> dict[str, Any] | None:
@@ -115,7 +122,7 @@ def begin_compiling(use: KernelUse | None) -> None:
     """
     try:
         job = _plan(use) if use is not None and EARLY_KERNELS.applies else None
-        if job is None:
+        if use is None or job is None:
             return
         forkserver_pid = os.getpid()
         pid = os.fork()
@@ -126,7 +133,7 @@ def begin_compiling(use: KernelUse | None) -> None:
         adopt(pid)
         return
     try:
-        _run(job, forkserver_pid)
+        _run(use, job, forkserver_pid)
     finally:
         os._exit(0)
 
@@ -161,17 +168,33 @@ def _num_processes() -> int:
     return min(usable_count() - 1, num_by_memory, _MOST_PROCESSES)
 
 
-def _run(job: CompileJob, forkserver_pid: int) -> None:
+def _run(use: KernelUse, job: CompileJob, forkserver_pid: int) -> None:
     """The program of the first process."""
+    assert this_start.journal is not None
     pid = os.getpid()
     _end_with(forkserver_pid)
     replace_command_line(_TITLE)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _compile(job, pid)
+    if use.vocab_size is None:  # the model is being downloaded
+        told = _wait_for(this_start.journal.folder / _MODEL)
+        if (rest := _plan(told)) is not None:
+            _compile(rest, pid)
+
+
+def _compile(job: CompileJob, pid: int) -> None:
+    assert this_start.journal is not None
     report = run_job(job, in_fork=lambda: _end_with(pid))
-    if this_start.journal is not None:
-        this_start.journal.write(kernel_keys=report.keys)
+    this_start.journal.write(kernel_keys=report.keys)
     for problem in report.problems.values():
         logger.debug("a kernel was not compiled beside the engine: %s", problem)
+
+
+def _wait_for(file: Path) -> KernelUse:
+    """Waits until the launcher has written the file. The launcher ends this process if it never does."""
+    while not file.exists():
+        time.sleep(_POLLED_EVERY_S)
+    return of_type(KernelUse)(json.loads(file.read_bytes()))
 
 
 def _end_with(parent_pid: int) -> None:

@@ -59,7 +59,7 @@ _MODELS = [
     pytest.param(ModelTraits(64000, "float32"), _kernel(vocab_size=64000, pointer="*fp32"), id="float32"),
     pytest.param(ModelTraits(32000, "bfloat16"), _kernel(), id="same"),
     pytest.param(ModelTraits(None, "bfloat16"), None, id="unknown vocabulary"),
-    pytest.param(ModelTraits(32000, None), None, id="unknown type"),
+    pytest.param(ModelTraits(64000, None), _kernel(vocab_size=64000), id="unknown type"),
     pytest.param(ModelTraits(32000, "float8"), None, id="another type"),
 ]
 
@@ -68,6 +68,11 @@ _MODELS = [
 def test_a_kernel_of_one_model_becomes_the_kernel_of_another(traits, expected):
     general = _kernel().for_any_model(_LLAMA.traits)
     assert general.for_model(traits) == expected
+
+
+def test_a_kernel_without_the_size_as_a_constant_is_compiled_for_an_unknown_model():
+    kernel = replace(_kernel(), constants=())
+    assert kernel.for_any_model(_LLAMA.traits).for_model(ModelTraits()) == kernel
 
 
 def test_without_traits_a_kernel_stays_as_it_is():

@@ -11,7 +11,7 @@ from startup.hook import Hook
 from startup.kernels.kernel import Kernel
 from startup.kernels.kernel_lists import KernelUse, kernels_for, read_keys, save_kernels, save_keys
 from startup.vllm.fork import kernel_processes
-from startup.vllm.fork.kernel_processes import KernelProcesses, begin_compiling, summarize
+from startup.vllm.fork.kernel_processes import KernelProcesses, begin_compiling, learn_kernels, summarize
 from startup.vllm.journal import Journal, StartRecordings, this_start
 from startup.vllm.patches import early_kernels
 
@@ -52,8 +52,7 @@ def _forked(parent_pid: int) -> int:
 
 
 def test_the_launcher_ends_all_processes(start_folder):
-    processes = KernelProcesses(_USE)
-    assert processes.allow(start_folder)
+    processes = KernelProcesses(start_folder)
     pids = [_forked(os.getpid()) for _ in range(2)]
     processes.end()
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [-signal.SIGKILL] * 2
@@ -63,14 +62,19 @@ def test_the_launcher_ends_all_processes(start_folder):
 
 
 def test_no_process_begins_if_its_parent_has_ended(start_folder):
-    KernelProcesses(_USE).allow(start_folder)
+    KernelProcesses(start_folder)
     pid = _forked(os.getpid() + 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
-def test_without_a_pipe_nothing_is_compiled(start_folder):
-    assert not KernelProcesses(_USE).allow(start_folder / "missing")
-    KernelProcesses(_USE).end()
+def test_without_a_pipe_nothing_is_compiled():
+    pid = _forked(os.getpid())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_processes_learn_of_a_model_that_was_downloaded(start_folder):
+    KernelProcesses(start_folder).tell(_USE)
+    assert kernel_processes._wait_for(start_folder / "kernels-model.json") == _USE
 
 
 def test_the_first_process_gets_the_missing_kernels(start_folder, tmp_path):
@@ -134,12 +138,12 @@ def test_a_start_keeps_what_its_processes_have_used(start_folder):
     journal.write(kernel_keys={"compiled": "BESIDE"})
     recordings = StartRecordings.read(start_folder)
     assert summarize(recordings) == {"used": 1, "compiled_by_engine": 1, "waited_s": 1.5}
-    KernelProcesses(_USE).learn(recordings)
+    learn_kernels(_USE, recordings)
     assert [(kernel, kernel.compile_s) for kernel in kernels_for(_USE)] == [(used, 2.0)]
     assert read_keys(_CAPABILITY) == {used.id: "NEW", "damaged": "DAMAGED", "compiled": "BESIDE"}
 
 
 def test_a_start_without_kernels_keeps_the_list():
-    KernelProcesses(_USE).learn(StartRecordings())
+    learn_kernels(_USE, StartRecordings())
     assert summarize(StartRecordings()) is None
     assert kernels_for(_USE) == (_KERNEL,)
