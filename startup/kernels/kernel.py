@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import ceil
 from typing import Any, Final, NamedTuple
 
 from startup.hook import Name
@@ -23,10 +24,23 @@ _PLAIN: Final = (type(None), bool, int, float, str)
 _CONSTANT: Final = "constexpr"
 _MODEL: Final = "model"
 _VOCABULARY: Final = "vocab_size"
-_OF_VOCABULARY: Final = "vocab"
-"""A part of the names of parameters whose value is the size of the model's vocabulary."""
+_PER: Final = "per"
+_DIVISORS: Final = {
+    "vocab": 1,
+    "logits_stride": 1,
+    "bin_counts_stride": 1,
+    "bin_mask_stride": 32,
+    "local_argmax_stride": 1024,
+    "local_max_stride": 1024,
+}
+"""Parts of the names of parameters of vLLM's sampler: by what the vocabulary's size is divided in them.
+
+A bit of a mask stands for a token, and a block has 1024 of them. Whether 16 divides the value decides which
+kernel is compiled.
+"""
 _POINTER_TO_MODEL: Final = "*model"
 _USUAL_POINTER: Final = "*bf16"
+_USUAL_SIZE: Final = 151936
 _DIVISIBLE: Final = 16
 """Triton compiles a kernel of its own for integers that this number divides."""
 _DTYPES: Final = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -76,42 +90,61 @@ class Kernel:
         """Returns the kernel with placeholders instead of values that this model determines."""
         names = list(self.signature)
 
-        def is_vocabulary(path: tuple[int, ...]) -> bool:
-            return traits.vocab_size is not None and len(path) == 1 and _OF_VOCABULARY in names[path[0]].lower()
+        def generalize_constant(path: tuple[int, ...], value: Any) -> Any:
+            is_size = len(path) == 1 and self._divisor(names[path[0]]) == 1 and value == traits.vocab_size
+            return {_MODEL: _VOCABULARY} if is_size and value is not None else value
 
-        constants = (
-            (path, {_MODEL: _VOCABULARY} if is_vocabulary(path) and value == traits.vocab_size else value)
-            for path, value in self.constants
-        )
-        attributes = (
-            (path, {_MODEL: _VOCABULARY} if is_vocabulary(path) and self._is_integer(names[path[0]]) else value)
-            for path, value in self.attributes
-        )
+        def generalize_assumption(path: tuple[int, ...], value: Any) -> Any:
+            divisor = self._divisor(names[path[0]]) if len(path) == 1 else None
+            is_integer = str(self.signature[names[path[0]]]).startswith("i")
+            if divisor is None or not is_integer or traits.vocab_size is None:
+                return value
+            return {_MODEL: _VOCABULARY, _PER: divisor}
+
         pointer = traits.pointer if traits.dtype != "float32" else ""
         signature = {
             name: _POINTER_TO_MODEL if pointer and kind == pointer else kind for name, kind in self.signature.items()
         }
-        return replace(self, signature=signature, constants=tuple(constants), attributes=tuple(attributes))
+        return replace(
+            self,
+            signature=signature,
+            constants=tuple((path, generalize_constant(path, value)) for path, value in self.constants),
+            attributes=tuple((path, generalize_assumption(path, value)) for path, value in self.attributes),
+        )
 
     def for_model(self, traits: ModelTraits) -> "Kernel | None":
         """Returns the kernel with this model's values. None if it needs a value that is not known.
 
-        For an unknown model, the type is that of most models, and 16 divides the size of the vocabulary.
+        For an unknown model, the values are those of most models.
         """
         pointer = traits.pointer if traits.dtype else _USUAL_POINTER
         signature = {name: pointer if kind == _POINTER_TO_MODEL else kind for name, kind in self.signature.items()}
-        placeholder = {_MODEL: _VOCABULARY}
-        needs_size = any(value == placeholder for _, value in self.constants)
+        needs_size = any(_is_placeholder(value) for _, value in self.constants)
         if "" in signature.values() or (needs_size and traits.vocab_size is None):
             return None
-        size = traits.vocab_size or 0
-        assumed = [["tt.divisibility", _DIVISIBLE]] if size % _DIVISIBLE == 0 else []
-        constants = ((path, size if value == placeholder else value) for path, value in self.constants)
-        attributes = ((path, assumed if value == placeholder else value) for path, value in self.attributes)
+        size = traits.vocab_size or _USUAL_SIZE
+        constants = ((path, size if _is_placeholder(value) else value) for path, value in self.constants)
+        attributes = (
+            (path, _assumed(ceil(size / value.get(_PER, 1))) if _is_placeholder(value) else value)
+            for path, value in self.attributes
+        )
         return replace(self, signature=signature, constants=tuple(constants), attributes=tuple(attributes))
 
-    def _is_integer(self, parameter: str) -> bool:
-        return str(self.signature[parameter]).startswith("i")
+    def _divisor(self, parameter: str) -> int | None:
+        """By what the size of the vocabulary is divided in this parameter. None if it is another value."""
+        name = parameter.lower()
+        found = next((divisor for part, divisor in _DIVISORS.items() if part in name), None)
+        is_padded = "stride" in name and self.signature.get("logits_ptr") in (_POINTER_TO_MODEL, "*bf16", "*fp16")
+        return None if found == 1 and is_padded else found
+
+
+def _is_placeholder(value: Any) -> bool:
+    return isinstance(value, dict) and _MODEL in value
+
+
+def _assumed(value: int) -> list[list[Any]]:
+    """What Triton assumes of an integer."""
+    return [["tt.divisibility", _DIVISIBLE]] if value % _DIVISIBLE == 0 else []
 
 
 class UnknownKernelError(Exception):

@@ -1,5 +1,6 @@
 """Kernels that are compiled beside the engine are plain vLLM's. No start compiles again what another has."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from startup.kernels.kernel import Kernel
+from startup.kernels.kernel_lists import read_traits, shipped_kernels
+from startup.storage.caches import of_type
 from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, GpuServer
 from tests.gpu_stub.recipe_models import save_llama
 from tests.support.peer_vllm import ROOT
@@ -77,6 +81,19 @@ def test_a_second_model_finds_the_kernels_of_the_first(tmp_path, words):
     assert reported["used"] > 0
     assert reported["compiled_by_engine"] == 0
     assert _kernels(tmp_path / "home").keys() == before.keys()
+
+
+def test_the_list_fits_a_model_with_another_vocabulary_and_type(tmp_path):
+    """16 divides neither the size of the vocabulary, nor that of its masks, nor its number of blocks."""
+    model, home = tmp_path / "llama", tmp_path / "home"
+    model.mkdir()
+    save_llama(model, 49157)
+    _start("ours", home, (*EAGER, "--dtype", "float16"), model)
+    (file,) = (home / "cache" / "vllm_cli" / "kernels").glob("*.json")
+    traits = read_traits(model, "float16")
+    used = of_type(list[Kernel])(json.loads(file.read_bytes())["value"]["kernels"])
+    known = {kernel.for_model(traits) for kernel in shipped_kernels((0, 33))}
+    assert {kernel.for_model(traits) for kernel in used} <= known
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,26 @@ _UNLISTED = (0, 28)
 
 
 def _kernel(name: str = "_top_k", *, vocab_size: Any = 32000, pointer: str = "*bf16", compile_s: float = 0.0) -> Kernel:
-    """A kernel for a model with this size of the vocabulary: as a constant and as an argument."""
+    """A kernel for a model with this vocabulary's size: as a constant, an argument, a mask and blocks."""
+    sizes = (vocab_size, ceil(vocab_size / 32), ceil(vocab_size / 1024))
     return Kernel(
         module="vllm.sampler",
         function=name,
-        signature={"logits_ptr": pointer, "VOCAB_SIZE": "constexpr", "vocab_size": "i32", "n": "i32"},
+        signature={
+            "logits_ptr": pointer,
+            "VOCAB_SIZE": "constexpr",
+            "vocab_size": "i32",
+            "bin_mask_stride": "i32",
+            "local_max_stride": "i32",
+            "n": "i32",
+        },
         constants=(((1,), vocab_size),),
-        attributes=(((0,), _DIVISIBLE), ((1,), []), ((2,), _DIVISIBLE if vocab_size % 16 == 0 else []), ((3,), [])),
+        attributes=(
+            ((0,), _DIVISIBLE),
+            ((1,), []),
+            *(((number,), _DIVISIBLE if size % 16 == 0 else []) for number, size in enumerate(sizes, 2)),
+            ((5,), _DIVISIBLE),
+        ),
         options={"num_warps": 8},
         compile_s=compile_s,
     )
@@ -57,6 +71,9 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 _MODELS = [
     pytest.param(ModelTraits(151937, "float16"), _kernel(vocab_size=151937, pointer="*fp16"), id="odd vocabulary"),
     pytest.param(ModelTraits(64000, "float32"), _kernel(vocab_size=64000, pointer="*fp32"), id="float32"),
+    pytest.param(ModelTraits(151936, "bfloat16"), _kernel(vocab_size=151936), id="Qwen 3"),
+    pytest.param(ModelTraits(152064, "bfloat16"), _kernel(vocab_size=152064), id="Qwen 2.5"),
+    pytest.param(ModelTraits(262144, "bfloat16"), _kernel(vocab_size=262144), id="Gemma 3"),
     pytest.param(ModelTraits(32000, "bfloat16"), _kernel(), id="same"),
     pytest.param(ModelTraits(None, "bfloat16"), None, id="unknown vocabulary"),
     pytest.param(ModelTraits(64000, None), _kernel(vocab_size=64000), id="unknown type"),
@@ -71,7 +88,7 @@ def test_a_kernel_of_one_model_becomes_the_kernel_of_another(traits, expected):
 
 
 def test_a_kernel_without_the_size_as_a_constant_is_compiled_for_an_unknown_model():
-    kernel = replace(_kernel(), constants=())
+    kernel = replace(_kernel(vocab_size=151936), constants=())
     assert kernel.for_any_model(_LLAMA.traits).for_model(ModelTraits()) == kernel
 
 
