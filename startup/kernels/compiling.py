@@ -11,8 +11,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -37,6 +37,7 @@ _CACHE_DIR: Final = "TRITON_CACHE_DIR"
 _WARP_SIZE: Final = 32
 _LONGEST_NAME: Final = 150
 """Triton cuts the name of a kernel's files to as many characters."""
+_OUTPUT: Final = (1, 2)
 _NICE: Final = 2
 """More would make an engine that waits for a kernel wait longer on a busy machine."""
 
@@ -118,8 +119,8 @@ def run_job(job: CompileJob, in_fork: Callable[[], None] = lambda: None) -> Comp
         os.nice(_NICE)
     report = CompileReport()
     tasks = _missing(job, report)
-    with tempfile.TemporaryDirectory() as own_folder:
-        claims = Claims(Path(job.claims_folder or own_folder))
+    with nullcontext(job.claims_folder) if job.claims_folder else tempfile.TemporaryDirectory() as folder:
+        claims = Claims(Path(folder))
         target = target_of(job.capability)
         num_forks = min(job.num_processes, len(tasks)) - 1
         pids = [_fork(tasks, claims, target, in_fork) for _ in range(num_forks)]
@@ -224,7 +225,23 @@ def _compile_unclaimed(tasks: Iterable[_Task], claims: Claims, target: Any) -> N
             if not is_claimed:
                 continue
             try:
-                compile_now(task.source, target=target, options=options_of(task.kernel))
+                with _silent():
+                    compile_now(task.source, target=target, options=options_of(task.kernel))
             except Exception as err:  # noqa: BLE001 - the engine compiles it, and gets the error if it is one
                 claims.note_problem(task.key, repr(err))
-                logger.debug("%s was not compiled beside the engine: %r", task.kernel.function, err)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Drops what Triton and its programs print. Errors are exceptions as well, and the start goes on."""
+    kept = [os.dup(fd) for fd in _OUTPUT]
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for fd in _OUTPUT:
+            os.dup2(null, fd)
+        yield
+    finally:
+        for fd, original in zip(_OUTPUT, kept, strict=True):
+            os.dup2(original, fd)
+        for fd in (null, *kept):
+            os.close(fd)

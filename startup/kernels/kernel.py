@@ -88,28 +88,21 @@ class Kernel:
 
     def for_any_model(self, traits: ModelTraits) -> "Kernel":
         """Returns the kernel with placeholders instead of values that this model determines."""
-        names = list(self.signature)
-
-        def generalize_constant(path: tuple[int, ...], value: Any) -> Any:
-            is_size = len(path) == 1 and self._divisor(names[path[0]]) == 1 and value == traits.vocab_size
-            return {_MODEL: _VOCABULARY} if is_size and value is not None else value
-
-        def generalize_assumption(path: tuple[int, ...], value: Any) -> Any:
-            divisor = self._divisor(names[path[0]]) if len(path) == 1 else None
-            is_integer = str(self.signature[names[path[0]]]).startswith("i")
-            if divisor is None or not is_integer or traits.vocab_size is None:
-                return value
-            return {_MODEL: _VOCABULARY, _PER: divisor}
-
-        pointer = traits.pointer if traits.dtype != "float32" else ""
-        signature = {
-            name: _POINTER_TO_MODEL if pointer and kind == pointer else kind for name, kind in self.signature.items()
-        }
+        constants, attributes = dict(self.constants), dict(self.attributes)
+        if traits.vocab_size is not None:
+            for number, name in enumerate(self.signature):
+                path, divisor = (number,), self._divisor(name)
+                if divisor == 1 and constants.get(path) == traits.vocab_size:
+                    constants[path] = {_MODEL: _VOCABULARY}
+                if divisor is not None and path in attributes and str(self.signature[name]).startswith("i"):
+                    attributes[path] = {_MODEL: _VOCABULARY, _PER: divisor}
+        signature = dict(self.signature)
+        if traits.pointer and traits.dtype != "float32":  # kernels use this type for all models
+            signature = {
+                name: _POINTER_TO_MODEL if kind == traits.pointer else kind for name, kind in signature.items()
+            }
         return replace(
-            self,
-            signature=signature,
-            constants=tuple((path, generalize_constant(path, value)) for path, value in self.constants),
-            attributes=tuple((path, generalize_assumption(path, value)) for path, value in self.attributes),
+            self, signature=signature, constants=tuple(constants.items()), attributes=tuple(attributes.items())
         )
 
     def for_model(self, traits: ModelTraits) -> "Kernel | None":

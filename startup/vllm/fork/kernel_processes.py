@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -42,6 +43,7 @@ _PROCESS_BYTES: Final = 1 << 30
 _TITLE: Final = b"vllm-cli compiles kernels\0"
 _MODEL: Final = "kernels-model.json"
 _POLLED_EVERY_S: Final = 0.1
+_FAILED: Final = "kernels are not compiled beside the engine: %s"
 _END: Final = "kernels-end"
 """The pipe by whose first byte the kernel of the system ends the processes."""
 
@@ -127,13 +129,15 @@ def begin_compiling(use: KernelUse | None) -> None:
         forkserver_pid = os.getpid()
         pid = os.fork()
     except Exception as err:  # noqa: BLE001 - the engine compiles the kernels
-        logger.warning("kernels are not compiled beside the engine: %s", err)
+        logger.warning(_FAILED, err)
         return
     if pid:
         adopt(pid)
         return
     try:
         _run(use, job, forkserver_pid)
+    except Exception as err:  # noqa: BLE001 - as above
+        logger.warning(_FAILED, err)
     finally:
         os._exit(0)
 
@@ -174,6 +178,7 @@ def _run(use: KernelUse, job: CompileJob, forkserver_pid: int) -> None:
     pid = os.getpid()
     _end_with(forkserver_pid)
     replace_command_line(_TITLE)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(this_start.journal.folder)  # is removed, however this ends
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _compile(job, pid)
     if use.vocab_size is None:  # the model is being downloaded
@@ -186,8 +191,6 @@ def _compile(job: CompileJob, pid: int) -> None:
     assert this_start.journal is not None
     report = run_job(job, in_fork=lambda: _end_with(pid))
     this_start.journal.write(kernel_keys=report.keys)
-    for problem in report.problems.values():
-        logger.debug("a kernel was not compiled beside the engine: %s", problem)
 
 
 def _wait_for(file: Path) -> KernelUse:
