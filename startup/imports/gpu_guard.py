@@ -148,7 +148,7 @@ def driver_kept_uninitialized() -> Iterator[None]:
         return
     _guard = _guard or GpuGuard()
     with ExitStack() as stack:
-        capability = _common_capability()
+        capability = common_capability()
         if capability is not None:
             stack.enter_context(replaced(_CAPABILITY, functools.partial(_answer, capability)))
             if not foreign.is_set(_CUTE_DSL_ARCH):
@@ -207,7 +207,7 @@ def _capabilities() -> tuple[tuple[int, int] | None, ...]:
     return tuple(gpu.capability for gpu in state.gpus) if state is not None else ()
 
 
-def _common_capability() -> tuple[int, int] | None:
+def common_capability() -> tuple[int, int] | None:
     """The compute capability of all GPUs. None if it differs, since CUDA may then number them differently."""
     found = set(_capabilities())
     return found.pop() if len(found) == 1 else None

@@ -6,9 +6,17 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from base.machine.descriptors import move_up
 from startup.processes.messages import ENDED, encode
+
+_adopted: Final[set[int]] = set()
+
+
+def adopt(pid: int) -> None:
+    """Makes `Forks` also wait for a process that was forked otherwise, so that it leaves no zombie."""
+    _adopted.add(pid)
 
 
 class Forks:
@@ -62,6 +70,11 @@ class Forks:
     def _reap(self) -> list[int]:
         with suppress(BlockingIOError):
             os.read(self._fds[0], 4096)
+        for pid in list(_adopted):
+            with suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                    continue
+            _adopted.discard(pid)
         found = []
         for pid in list(self.connections):
             ended, status = os.waitpid(pid, os.WNOHANG)

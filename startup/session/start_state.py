@@ -74,6 +74,10 @@ class StartState:
         """Sets how many CUDA graphs vLLM has captured. Called on one thread, also after `finish`."""
         self.facts = replace(self.facts, cuda_graphs=fields)
 
+    def set_kernels(self, fields: Mapping[str, Any]) -> None:
+        """Sets how many kernels of Triton the start has used, and how many its engine has compiled."""
+        self.facts = replace(self.facts, kernels=fields)
+
     def finish(self, prefetch: PrefetchReport | None) -> None:
         """Called when the start has succeeded and the server is ready."""
         self._timeline.finish()

@@ -63,7 +63,7 @@ class Journal:
         new = [name for name in list(sys.modules) if name not in self._known_modules]
         if new and self.is_open:
             self._known_modules.update(new)
-            names = [name for name in new if _is_importable(name)]
+            names = [name for name in new if is_importable(name)]
             if names:
                 self.write(process=multiprocessing.current_process().name, modules=names)
 
@@ -124,6 +124,10 @@ class StartRecordings:
     """Modules that the forkserver could not preload, with the error, unless the machine refused something."""
     unfit: set[str] = field(default_factory=set)
     """Names of hooks that the forkserver has left out."""
+    kernels: list[dict[str, Any]] = field(default_factory=list)
+    """The kernels of Triton that engines and workers have loaded or compiled, as `Kernel` with times."""
+    kernel_keys: dict[str, str] = field(default_factory=dict)
+    """Id of a kernel -> its folder in Triton's cache."""
     num_threads: int = 1
     """How many threads the forkserver had when it could begin to fork."""
 
@@ -148,6 +152,10 @@ class StartRecordings:
         self.environment.update(line.get("environment", {}))
         self.failed.update(line.get("failed", {}))
         self.unfit.update(line.get("unfit", ()))
+        if "kernel" in line:
+            self.kernels.append(line["kernel"])
+            self.kernel_keys[line["kernel"]["id"]] = line["key"]
+        self.kernel_keys.update(line.get("kernel_keys", {}))
         self.num_threads = max(self.num_threads, line.get("num_threads", 1))
 
 
@@ -157,7 +165,7 @@ def _portable(value: str) -> str:
     return ":".join(part for part in parts if "/" not in part or part.startswith(f"{sys.prefix}/"))
 
 
-def _is_importable(name: str) -> bool:
+def is_importable(name: str) -> bool:
     """Whether another process can import the module by this name, because its file lies on `sys.path`."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if spec is None or spec.name != name or not spec.has_location or name.startswith(_EXCLUDED):

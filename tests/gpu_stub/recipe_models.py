@@ -47,9 +47,9 @@ def save_adapter(folder: Path) -> None:
     _write(folder / "adapter_config.json", adapter | {"target_modules": ["q_proj", "v_proj"]})
 
 
-def save_llama(folder: Path) -> None:
-    """Writes a Llama with the vocabulary size of SmolLM2, so that it can draft tokens for SmolLM2."""
-    _save(folder, "llama", "LlamaForCausalLM", _SHAPE | {"vocab_size": _VOCAB})
+def save_llama(folder: Path, vocab_size: int = _VOCAB) -> None:
+    """Writes a Llama, by default with the vocabulary size of SmolLM2, so that it can draft tokens for it."""
+    _save(folder, "llama", "LlamaForCausalLM", _SHAPE | {"vocab_size": vocab_size})
     _copy_tokenizer(folder)
 
 

@@ -27,6 +27,7 @@ _OTHERS: Final = {
     "preload profiles": ("preload/*", "left-to-forks/*"),
     _PLAIN: ("plain/*",),
     "measurements for GPUs": ("graph-memory/*", "triton-key/*"),
+    "names of kernels": ("kernels/*", "kernel-keys/*"),
     "import file": ("imports/*",),
     "start history": ("history/*", "history.*"),
     "flags of vLLM": ("vllm-facts/*", "hooks/*"),

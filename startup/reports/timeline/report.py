@@ -14,7 +14,17 @@ SCHEMA_VERSION: Final = 2
 _BAR_WIDTH: Final = 24
 _MIN_SHARE: Final = 0.01
 """The table shows phases from this share of the total time on."""
-_FACTS: Final = ("outcome", "error", "model", "start_method", "versions", "page_cache", "compiled_model", "cuda_graphs")
+_FACTS: Final = (
+    "outcome",
+    "error",
+    "model",
+    "start_method",
+    "versions",
+    "page_cache",
+    "compiled_model",
+    "cuda_graphs",
+    "kernels",
+)
 _HEADER: Final = "     at s   took s  share  process     phase"
 
 Outcome = Literal["starting", "ready", "failed"]
@@ -47,6 +57,8 @@ class StartFacts:
     """Whether vLLM loads or compiles its model, and why. None if unknown."""
     cuda_graphs: Mapping[str, Any] | None = None
     """How many CUDA graphs vLLM has captured, and whether the capture goes on. None if there are none."""
+    kernels: Mapping[str, Any] | None = None
+    """How many of Triton's kernels were used, and how many the engine has compiled. None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

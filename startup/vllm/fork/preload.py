@@ -31,6 +31,7 @@ from startup.processes import group_signals  # noqa: E402
 from startup.processes.forkserver import refuse_forks  # noqa: E402
 from startup.reports.crash.output_record import OutputRecord  # noqa: E402
 from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
+from startup.vllm.fork.kernel_processes import begin_compiling  # noqa: E402
 from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal, this_start  # noqa: E402
 from startup.vllm.patches.model_registry import model_modules  # noqa: E402
@@ -57,6 +58,7 @@ def _preload(plan: PreloadPlan) -> None:
     gc.freeze()
     gc.enable()
     redirect_spawn(_AT_EXEC)
+    begin_compiling(plan.kernels)
     failures = {name: failure.text for name, failure in failed.items() if not failure.is_of_machine}
     journal.write(failed=failures, num_threads=threading.active_count(), unfit=unfit())
     journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from base.json_depth import read_json
 from envs.redaction import hide_in_words
 from startup.hook import Hook, Name, Release, Text
+from startup.kernels.kernel_lists import KernelUse
 from startup.reports.timeline.history import installed_versions
 from startup.storage.caches import Kept, digest, of_type, read_all
 from startup.vllm.journal import API_SERVER, StartRecordings
@@ -245,6 +246,8 @@ class PreloadPlan:
     """The folder of a model whose class is imported, too. None if the profile has the class's modules."""
     compiler: CompilerTime
     release: Release
+    kernels: KernelUse | None = None
+    """The start, for the choice of the kernels that are compiled beside it. None: none are."""
 
     def write(self) -> Path:
         """Writes the plan into its folder. Returns the file."""
@@ -255,7 +258,9 @@ class PreloadPlan:
     @classmethod
     def read(cls, path: Path) -> "PreloadPlan":
         content = json.loads(path.read_bytes())
-        return cls(**{**content, "modules": tuple(content["modules"]), "release": tuple(content["release"])})
+        kernels = of_type(KernelUse)(content["kernels"]) if content["kernels"] is not None else None
+        changed = {"modules": tuple(content["modules"]), "release": tuple(content["release"]), "kernels": kernels}
+        return cls(**{**content, **changed})
 
 
 def plan_preload(

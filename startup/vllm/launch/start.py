@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -32,6 +33,7 @@ from startup.files.model.file_plan import plan_files
 from startup.files.model.hub_settings import use_first_endpoint
 from startup.hook import UnfitHookError, log_unfit, names_without, unfit, uses
 from startup.imports.learned_imports import learn_beside
+from startup.kernels.kernel_lists import KernelUse
 from startup.logs.setup import configure_own_loggers
 from startup.port.listener import describe_port
 from startup.processes import group_signals
@@ -50,6 +52,7 @@ from startup.storage.caches import add_baked_inspections, keep_bytecode, use_bak
 from startup.storage.run_record import RunRecord, run_recorded
 from startup.storage.temp_folder import ensure_temp_folder
 from startup.vllm.fork.forkserver import forkserver_environment, start_forkserver
+from startup.vllm.fork.kernel_processes import KernelProcesses, kernel_use, learn_kernels, summarize
 from startup.vllm.fork.preload_profile import disable_preloading, forget_failure, load_profile, plan_preload
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.journal import Journal, StartRecordings, this_start
@@ -174,6 +177,7 @@ class _VllmStart:
         self._download: DownloadHandle | None = None
         self._model_files: FolderStamps = {}
         self._graphs: GraphFigures
+        self._kernels: KernelProcesses | None = None
         self._is_offline = False
         self._is_ready = False
         self._chosen_port: tuple[str, ...] = ()
@@ -214,6 +218,8 @@ class _VllmStart:
             return self._crash_digest.run(self._run_vllm, has_api_server=not self._is_headless)
         finally:
             session.notify_stopping("vLLM has exited")
+            if self._is_ready:  # first requests need kernels, too
+                learn_kernels(self._kernel_use(), StartRecordings.read(self._journal.folder))
 
     def _prepare_vllm(self, session: StartSession) -> None:
         """Takes the last steps before vLLM itself starts, from the log format to the watch for its events."""
@@ -291,6 +297,8 @@ class _VllmStart:
                 return
         self._line = with_folders(self._line, dict(zip(self._download.downloads, folders, strict=True)))
         self._is_offline = self._is_offline or forbid_requests(self._line, plan_files(self._line.request))
+        if self._kernels is not None:
+            self._kernels.tell(self._kernel_use())
 
     def _end_if_refused(self) -> None:
         """Raises the download's failure if there is one, unless vLLM itself may find the model."""
@@ -340,6 +348,10 @@ class _VllmStart:
     def _start_forkserver(self, events: ServingEvents) -> None:
         with self._span("start_forkserver"):
             plan = plan_preload(self._journal.folder, self._vllm, self._line, self._profile, self._model)
+            if not self._vllm.is_for_cpu:
+                with suppress(OSError):
+                    self._kernels = KernelProcesses(self._journal.folder)
+                    plan = replace(plan, kernels=self._kernel_use())
             environment = forkserver_environment(self._vllm, self._profile)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
@@ -347,6 +359,9 @@ class _VllmStart:
             except OSError as err:
                 logger.warning("the forkserver cannot be started (%s): vLLM spawns its processes", err)
             os.environ[env.VLLM_WORKER_MULTIPROC_METHOD.name] = "spawn"
+
+    def _kernel_use(self) -> KernelUse:
+        return kernel_use(self._vllm, self._line, self._profile.kind)
 
     def _run_preflight(self) -> PreflightReport:
         self._report = run_preflight(self._vllm, self._line, PreflightOptions(is_listening=True))
@@ -397,8 +412,13 @@ class _VllmStart:
         state = self._session.state
         if self._session.timeline.end_ns is not None:
             return
+        if self._kernels is not None:
+            self._kernels.end()
         try:
-            self._session.timeline.add_spans(StartRecordings.read(self._journal.folder).spans)
+            recordings = StartRecordings.read(self._journal.folder)
+            self._session.timeline.add_spans(recordings.spans)
+            if (kernels := summarize(recordings)) is not None:
+                state.set_kernels(kernels)
             self._compile_cache.describe(state)
             self._session.end()
             export_start(state.info(), state.phase_seconds())
@@ -453,6 +473,7 @@ class _VllmStart:
         recordings = StartRecordings.read(self._journal.folder)
         if names := recordings.unfit.difference(unfit()):
             log_unfit(sorted(names))
+        learn_kernels(self._kernel_use(), recordings)
         profile = self._profile.updated_with(recordings, is_warm=start_origin.warm is not None)
         replace(profile, model=str(self._model) if self._model is not None else profile.model).save()
         if start_origin.warm is None:  # otherwise the template has imported

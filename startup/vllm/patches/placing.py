@@ -10,6 +10,7 @@ from startup.vllm.patches import (
     compiler,
     compiler_keys,
     cuda_graphs,
+    early_kernels,
     json_logs,
     kv_cache,
     late_graphs,
@@ -23,8 +24,8 @@ from startup.vllm.patches import (
 from startup.vllm.serving import serving_events
 
 PLACED_IN: Final = (
-    serving_events, tokenizers, compiler_keys, compiler, triton_sources, vllm_hooks, model_registry, kv_cache,
-    cuda_graphs, late_graphs, late_imports, json_logs, journal, temp_files, process_titles,
+    serving_events, tokenizers, compiler_keys, compiler, triton_sources, early_kernels, vllm_hooks, model_registry,
+    kv_cache, cuda_graphs, late_graphs, late_imports, json_logs, journal, temp_files, process_titles,
 )  # fmt: skip
 """The modules with these hooks, in the order of the documentation and of the changes."""
 

@@ -1,0 +1,113 @@
+"""Kernels that are compiled beside the engine are plain vLLM's. No start compiles again what another has."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from startup.kernels.kernel import Kernel
+from startup.kernels.kernel_lists import read_traits, shipped_kernels
+from startup.storage.caches import of_type
+from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, GpuServer
+from tests.gpu_stub.recipe_models import save_llama
+from tests.support.peer_vllm import ROOT
+
+_COMPILED = EAGER[1:]
+_TITLE = "vllm-cli compiles kernels"
+_OF_INDUCTOR = "triton_"
+"""The beginning of the names of kernels that torch generates for one model."""
+_COMPILE = """
+import sys
+from pathlib import Path
+from startup.kernels.compiling import CompileJob, compile_in_new_program
+from startup.kernels.kernel_lists import read_traits, shipped_kernels
+traits = read_traits(Path(sys.argv[1]), None)
+kernels = tuple(kernel.for_model(traits) for kernel in shipped_kernels((0, 33)))
+report = compile_in_new_program(CompileJob(kernels=kernels, capability=(9, 0), folder=sys.argv[2], num_processes=2))
+assert report.num_compiled == len(kernels), report.problems
+"""
+
+
+def _kernels(folder: Path) -> dict[str, dict[str, bytes]]:
+    """Key -> files of each kernel of vLLM's modules in the Triton caches below a folder.
+
+    The list of a kernel's files is left out, because it has their paths.
+    """
+    found = {}
+    for group in folder.rglob("__grp__*.json"):
+        if not group.name.startswith(f"__grp__{_OF_INDUCTOR}"):
+            files = [path for path in group.parent.iterdir() if path != group]
+            found[group.parent.name] = {path.name: path.read_bytes() for path in files}
+    return found
+
+
+def _start(launcher: str, home: Path, words: tuple[str, ...], model: Path = MODEL) -> dict[str, int]:
+    """Starts a server and asks it once. Returns what it reports about kernels."""
+    home.mkdir(exist_ok=True)
+    with GpuServer(launcher, *words, folder=home, model=model) as server:
+        server.wait_ready().generate()
+        assert not server.titled(_TITLE), "it has outlived the start"
+        reported = {} if launcher == "plain" else server.get("/startupz")["kernels"]
+        server.terminate(signal.SIGTERM)
+    assert "kernels are not compiled beside" not in server.log
+    return dict(reported)
+
+
+@pytest.mark.parametrize("words", [pytest.param(EAGER, id="eager"), pytest.param(_COMPILED, id="compiled")])
+def test_kernels_are_those_of_plain_vllm_and_of_a_machine_without_a_gpu(tmp_path, words):
+    _start("plain", tmp_path / "plain", words)
+    plain = _kernels(tmp_path / "plain")
+    reported = _start("ours", tmp_path / "ours", words)
+    ours = _kernels(tmp_path / "ours")
+    assert len(plain) >= reported["used"] > 0
+    assert {key: ours.get(key) for key in plain} == plain
+    run = [PYTHON, "-c", _COMPILE, MODEL, tmp_path / "beside"]
+    subprocess.run(run, cwd=ROOT, check=True, env={**os.environ, "HOME": str(tmp_path)}, timeout=600)
+    beside = _kernels(tmp_path / "beside")
+    assert {key: beside.get(key) for key in plain} == plain, "the list lacks a kernel, or compiles it differently"
+
+
+@pytest.mark.parametrize("words", [pytest.param(EAGER, id="eager"), pytest.param(_COMPILED, id="compiled")])
+def test_a_second_model_finds_the_kernels_of_the_first(tmp_path, words):
+    model = tmp_path / "llama"
+    model.mkdir()
+    save_llama(model)
+    _start("ours", tmp_path / "home", words)
+    before = _kernels(tmp_path / "home")
+    reported = _start("ours", tmp_path / "home", words, model)
+    assert reported["used"] > 0
+    assert reported["compiled_by_engine"] == 0
+    assert _kernels(tmp_path / "home").keys() == before.keys()
+
+
+def test_the_list_fits_a_model_with_another_vocabulary_and_type(tmp_path):
+    """16 divides neither the size of the vocabulary, nor that of its masks, nor its number of blocks."""
+    model, home = tmp_path / "llama", tmp_path / "home"
+    model.mkdir()
+    save_llama(model, 49157)
+    _start("ours", home, (*EAGER, "--dtype", "float16"), model)
+    (file,) = (home / "cache" / "vllm_cli" / "kernels").glob("*.json")
+    traits = read_traits(model, "float16")
+    used = of_type(list[Kernel])(json.loads(file.read_bytes())["value"]["kernels"])
+    known = {kernel.for_model(traits) for kernel in shipped_kernels((0, 33))}
+    assert {kernel.for_model(traits) for kernel in used} <= known
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_start_that_ends_while_kernels_are_compiled(tmp_path, number):
+    with GpuServer("ours", *EAGER, folder=tmp_path) as server:
+        server.wait(lambda: server.titled(_TITLE))
+        server.terminate(number)
+
+
+def test_on_one_processor_the_engine_compiles_its_kernels(tmp_path):
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(processors)})
+    try:
+        reported = _start("ours", tmp_path, EAGER)
+    finally:
+        os.sched_setaffinity(0, processors)
+    assert reported["compiled_by_engine"] == reported["used"] > 0

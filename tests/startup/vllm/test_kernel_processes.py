@@ -1,0 +1,149 @@
+"""Kernels are compiled beside the engine only where that helps, by processes that end with the start."""
+
+import os
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from startup.hook import Hook
+from startup.kernels.kernel import Kernel
+from startup.kernels.kernel_lists import KernelUse, kernels_for, read_keys, save_kernels, save_keys
+from startup.vllm.fork import kernel_processes
+from startup.vllm.fork.kernel_processes import KernelProcesses, begin_compiling, learn_kernels, summarize
+from startup.vllm.journal import Journal, StartRecordings, this_start
+from startup.vllm.patches import early_kernels
+
+_USE = KernelUse("0.33.0", (0, 28), "kind", (), 32000, "bfloat16")
+"""Of a release for which this package has no list."""
+_KERNEL = Kernel("vllm.sampler", "_top_k", {"n": "i32"}, (), (((0,), []),), {})
+_CAPABILITY = (9, 0)
+
+
+@pytest.fixture(autouse=True)
+def start_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a start on a machine with a GPU and three processors, whose kernels are not compiled."""
+    folder = tmp_path / "start"
+    folder.mkdir()
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.setattr(this_start, "journal", Journal(folder))
+    monkeypatch.setattr(this_start, "environment", {"TRITON_CACHE_DIR": str(tmp_path / "triton")})
+    monkeypatch.setattr(kernel_processes, "common_capability", lambda: _CAPABILITY)
+    monkeypatch.setattr(kernel_processes, "usable_count", lambda: 3)
+    monkeypatch.setattr(kernel_processes, "available_bytes", lambda: 64 << 30)
+    monkeypatch.setattr(Hook, "applies", property(lambda hook: True))
+    save_kernels(_USE, [_KERNEL])
+    return folder
+
+
+def _forked(parent_pid: int) -> int:
+    """A process that compiles kernels, and has begun."""
+    begun, ready = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        kernel_processes._end_with(parent_pid)
+        os.write(ready, b"1")
+        signal.pause()
+    os.close(ready)
+    os.read(begun, 1)
+    os.close(begun)
+    return pid
+
+
+def test_the_launcher_ends_all_processes(start_folder):
+    processes = KernelProcesses(start_folder)
+    pids = [_forked(os.getpid()) for _ in range(2)]
+    processes.end()
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [-signal.SIGKILL] * 2
+    late = _forked(os.getpid())
+    assert os.waitstatus_to_exitcode(os.waitpid(late, 0)[1]) == 0, "it has begun after the end"
+    processes.end()
+
+
+def test_no_process_begins_if_its_parent_has_ended(start_folder):
+    KernelProcesses(start_folder)
+    pid = _forked(os.getpid() + 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_without_a_pipe_nothing_is_compiled():
+    pid = _forked(os.getpid())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_processes_learn_of_a_model_that_was_downloaded(start_folder):
+    KernelProcesses(start_folder).tell(_USE)
+    assert kernel_processes._wait_for(start_folder / "kernels-model.json") == _USE
+
+
+def test_the_first_process_gets_the_missing_kernels(start_folder, tmp_path):
+    job = kernel_processes._plan(_USE)
+    assert job is not None
+    assert (job.kernels, job.capability, job.num_processes) == ((_KERNEL,), _CAPABILITY, 2)
+    assert (job.folder, job.claims_folder) == (str(tmp_path / "triton"), str(start_folder / "kernels"))
+
+
+def _have_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_keys(_CAPABILITY, {_KERNEL.id: "KEY"})
+    kernel = tmp_path / "triton" / "KEY" / "__grp___top_k.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.touch()
+
+
+def _cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(this_start, "environment", {"TRITON_CACHE_DIR": str(tmp_path / "file" / "triton")})
+
+
+_REASONS = [
+    pytest.param(_cannot_write, id="no folder"),
+    pytest.param(lambda _, patch: patch.setattr(kernel_processes, "available_bytes", lambda: 1 << 29), id="no memory"),
+    pytest.param(_have_all, id="all are in the cache"),
+    pytest.param(lambda _, patch: patch.setattr(kernel_processes, "usable_count", lambda: 1), id="one processor"),
+    pytest.param(lambda _, patch: patch.setattr(kernel_processes, "common_capability", lambda: None), id="no GPU"),
+    pytest.param(lambda _, patch: patch.setattr(Hook, "applies", property(lambda hook: False)), id="left out"),
+    *(
+        pytest.param(lambda _, patch, name=name: patch.setenv(name, "1"), id=name)
+        for name in early_kernels._OTHER_CACHES
+    ),
+]
+
+
+@pytest.mark.parametrize("prepare", _REASONS)
+def test_no_process_is_forked_in_vain(tmp_path, monkeypatch, prepare):
+    prepare(tmp_path, monkeypatch)
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("it was forked"))
+    begin_compiling(_USE)
+    begin_compiling(None)
+
+
+def test_a_failure_is_one_line_in_the_log(monkeypatch, caplog):
+    def refuse() -> int:
+        raise OSError("no memory")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    begin_compiling(_USE)
+    assert [record.getMessage() for record in caplog.records] == [
+        "kernels are not compiled beside the engine: no memory"
+    ]
+
+
+def test_a_start_keeps_what_its_processes_have_used(start_folder):
+    used = replace(_KERNEL, function="_new")
+    journal = Journal(start_folder)
+    for times in ({"compile_s": 0.0, "waited_s": 1.5}, {"compile_s": 2.0, "waited_s": 0.0}):
+        journal.write(kernel={**asdict(used), "id": used.id, **times}, key="NEW")
+    journal.write(kernel={"id": "damaged", "module": 1}, key="DAMAGED")
+    journal.write(kernel_keys={"compiled": "BESIDE"})
+    recordings = StartRecordings.read(start_folder)
+    assert summarize(recordings) == {"used": 1, "compiled_by_engine": 1, "waited_s": 1.5}
+    learn_kernels(_USE, recordings)
+    assert [(kernel, kernel.compile_s) for kernel in kernels_for(_USE)] == [(used, 2.0)]
+    assert read_keys(_CAPABILITY) == {used.id: "NEW", "damaged": "DAMAGED", "compiled": "BESIDE"}
+
+
+def test_a_start_without_kernels_keeps_the_list():
+    learn_kernels(_USE, StartRecordings())
+    assert summarize(StartRecordings()) is None
+    assert kernels_for(_USE) == (_KERNEL,)
