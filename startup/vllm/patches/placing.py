@@ -19,12 +19,13 @@ from startup.vllm.patches import (
     temp_files,
     tokenizers,
     triton_sources,
+    warm_ups,
 )
 from startup.vllm.serving import serving_events
 
 PLACED_IN: Final = (
     serving_events, tokenizers, compiler_keys, compiler, triton_sources, vllm_hooks, model_registry, kv_cache,
-    cuda_graphs, late_graphs, late_imports, json_logs, journal, temp_files, process_titles,
+    cuda_graphs, late_graphs, late_imports, warm_ups, json_logs, journal, temp_files, process_titles,
 )  # fmt: skip
 """The modules with these hooks, in the order of the documentation and of the changes."""
 

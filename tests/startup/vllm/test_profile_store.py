@@ -153,7 +153,7 @@ _SERVE, _BACKEND, _WORKER = "vllm.entrypoints.cli.serve", "vllm.compilation.back
         ("", _GPU, (), ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner"), (_WORKER,), "now"),
         *((words, _CPU, (), (_SERVE,), (), "now")
           for words in ("--api-server-count=2", "--api_server_count 2", "-asc 2")),
-        ("", _CPU, ("a",), ("a",), (_BACKEND,), "now"),  # the profile would have it
+        ("", _CPU, ("a",), ("a", _BACKEND), (), "now"),
         ("--enforce-eager", _CPU, (), (_WORKER,), (_BACKEND,), "deferred"),
         ("--enforce_eager", _CPU, ("a",), ("a",), (_BACKEND,), "deferred"),
         ("--enforce-eager", _GPU, (), (), (_BACKEND,), "deferred"),
