@@ -112,12 +112,21 @@ class PreloadProfile:
     is_complete: bool = True
     """Whether the lists have all modules. A warm start records only modules new to its template process."""
 
-    def updated_with(self, recordings: StartRecordings, *, is_warm: bool = False) -> "PreloadProfile":
-        """Returns the profile with the recordings of one more start. New modules follow the known modules."""
+    def updated_with(
+        self, recordings: StartRecordings, *, is_warm: bool = False, has_compiled: bool = False
+    ) -> "PreloadProfile":
+        """Returns the profile with the recordings of one more start. New modules follow the known modules.
+
+        If the start `has_compiled` its model, its engines have also imported what later starts, which load the
+        compiled model, do not need. So their modules are not added.
+        """
         engine = list(self.engine_modules)
         api = list(self.api_modules)
         for process, names in recordings.modules.items():
-            (api if process.startswith(_API_PROCESSES) else engine).extend(names)
+            if process.startswith(_API_PROCESSES):
+                api.extend(names)
+            elif not has_compiled:
+                engine.extend(names)
         failed = {**self.failed, **recordings.failed}
         variables = {n: v for n, v in recordings.environment.items() if v}
         return replace(
@@ -271,7 +280,7 @@ def platform_modules(vllm: InstalledVllm, *, is_eager: bool) -> tuple[str, ...]:
     if vllm.is_for_cpu:
         return (*_ENGINE_MODULES, "vllm.v1.worker.cpu_worker", *_shipped_modules("cpu", vllm.release, is_eager))
     former = _FORMER_GPU_MODULES if vllm.release <= (0, 32) else ()
-    return (*_ENGINE_MODULES, *former, *_shipped_modules("cuda", vllm.release, is_eager))
+    return (*_ENGINE_MODULES, *former, *_shipped_modules("gpu", vllm.release, is_eager))
 
 
 def _shipped_modules(platform: str, release: Release, is_eager: bool) -> list[str]:

@@ -88,6 +88,14 @@ def test_new_modules_come_after_the_known_ones():
     assert "b" not in after.updated_with(StartRecordings(modules={"EngineCore": ["b"]})).engine_modules
 
 
+def test_modules_of_engines_that_have_compiled_are_not_preloaded_in_later_starts():
+    profile = PreloadProfile(StartKind.of(_VLLM, (), None), engine_modules=("a",))
+    recordings = StartRecordings(modules={"EngineCore": ["b"], "MainProcess": ["x"]})
+    after = profile.updated_with(recordings, has_compiled=True)
+    assert (after.engine_modules, after.api_modules, after.num_starts) == (("a",), ("x",), 1)
+    assert after.updated_with(recordings).engine_modules == ("a", "b")
+
+
 def test_a_saved_profile_is_loaded_unchanged():
     kind = StartKind.of(_VLLM, ("-tp", "2"), None)
     profile = PreloadProfile(
