@@ -1,7 +1,7 @@
 """Keeps preload profiles: the modules and variables that vLLM's processes used in earlier starts.
 
-The forkserver imports these modules in later starts of the same kind (`StartKind`). The first start of a kind
-preloads a fixed list (`plan_preload`).
+The forkserver imports these modules in later starts of the same kind (`StartKind`), after those of a shipped
+list, which each start imports (`platform_modules`).
 """
 
 import json
@@ -53,7 +53,7 @@ PRELOADING: Final = Hook(
 
 PROFILE: Final = Hook(
     "preload profile",
-    does="imports, in the forkserver, a fixed list and what engines and workers imported in earlier starts",
+    does="imports, in the forkserver, a shipped list and what engines and workers imported in earlier starts",
     without="engines and workers import these modules themselves",
     promise="model and plugins are imported once",
     needs=(Text("vllm.v1.utils", r'f"ApiServer_', "ApiServer_"),),
