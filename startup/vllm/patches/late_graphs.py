@@ -18,7 +18,8 @@ memory, and none captures if one has too little; all capture; all use the graph.
 - If the only rank runs out of memory in a capture, the engine keeps the graphs that it has, and captures no
   more. After any other failure, the engine ends, because the error may stay, and ranks may differ.
 - Until the last capture, a file says that captures have failed (`find_mark`). An engine that dies leaves it.
-  Later starts with the same settings then capture all graphs before vLLM is ready.
+  Later starts with the same settings then capture all graphs before vLLM is ready. A server that stops on
+  purpose removes it.
 - vLLM locks its workspace after each call, because graphs contain its address. Here, it is unlocked until the
   last capture. If it grows, the older memory stays allocated for the graphs that contain its address.
 """
@@ -41,7 +42,7 @@ from startup.storage.caches import Kept, of_type
 from startup.vllm.patches import cuda_graphs
 from startup.vllm.patches.early_graphs import ENVS, ESTIMATE, PLATFORM, why_config, why_runner
 from startup.vllm.patches.ranks import WORLD, first_of_all_ranks
-from startup.vllm.serving.start_metrics import GraphProgress, is_stopped
+from startup.vllm.serving.start_metrics import GraphProgress, is_stopped, name_mark
 
 logger = logging.getLogger(__name__)
 
@@ -443,6 +444,7 @@ class _Pace:
             self._give_up("not all ranks capture graphs after readiness")
             return
         self._mark.write("the engine ended before all of them were captured")
+        name_mark(self._number, self._mark.path)
         engine, executor = self._engine, self._engine.model_executor
         poll, handle, execute = engine._process_input_queue, engine._handle_client_request, executor.execute_model
 
@@ -534,7 +536,12 @@ class _Pace:
 
     def _remember(self, failure: str) -> None:
         if self._mark is not None:
+            name_mark(self._number, None)
             self._mark.write(f"a capture after readiness failed ({failure})")
+
+    @property
+    def _number(self) -> int:
+        return int(self._engine.vllm_config.parallel_config.data_parallel_index)
 
     def _call(self, method: str, *words: Any) -> list[Any]:
         """Calls a method on all ranks, and returns their replies. Raises an error if one of them fails."""

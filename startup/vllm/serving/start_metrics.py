@@ -18,6 +18,8 @@ from startup.processes.state import update_prometheus
 _NAME: Final = "cuda-graphs-{}.json"
 _STOPPING: Final = "cuda-graphs.stop"
 """The file that exists once the server drains."""
+_MARK: Final = "cuda-graphs-{}.mark"
+"""The file with the path of an engine's mark, which says to later starts that the engine ended in a capture."""
 
 
 class GraphProgress(NamedTuple):
@@ -64,6 +66,25 @@ def stop_capturing(folder: Path) -> None:
     """Makes the engines of this start capture no more graphs."""
     with suppress(OSError):
         (folder / _STOPPING).touch(mode=0o600)
+
+
+def name_mark(engine: int, mark: Path | None) -> None:
+    """Names the mark of the engine with this number, for `remove_marks`. None: the mark stays."""
+    folder = env.VCLI_START_FOLDER.get()
+    if folder is not None:
+        path = Path(folder) / _MARK.format(engine)
+        with suppress(OSError):
+            if mark is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_whole(path, str(mark))
+
+
+def remove_marks(folder: Path) -> None:
+    """Removes the marks of engines that end on purpose. They are killed before they can remove them."""
+    for path in folder.glob(_MARK.format("*")):
+        with suppress(OSError):
+            Path(path.read_text()).unlink(missing_ok=True)
 
 
 def is_stopped() -> bool:

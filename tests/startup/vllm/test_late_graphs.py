@@ -17,7 +17,13 @@ from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_GIVEN_UP, GRAPHS_TOTAL
 from startup.storage.caches import Kept
 from startup.vllm.patches import late_graphs
 from startup.vllm.patches.late_graphs import _KeptMemory, _Pace, _Worker
-from startup.vllm.serving.start_metrics import GraphFigures, GraphProgress, read_progress, stop_capturing
+from startup.vllm.serving.start_metrics import (
+    GraphFigures,
+    GraphProgress,
+    read_progress,
+    remove_marks,
+    stop_capturing,
+)
 from tests.support.cli import run_python
 
 
@@ -287,6 +293,21 @@ def test_an_engine_that_dies_before_its_last_capture_is_remembered(ranks, monkey
     with pytest.raises((SystemExit, ValueError)):
         late_graphs._paced(run)(_engine(num_ranks=2))
     assert _MARK.read(str) == (None if is_told_to_end else _DIED)
+
+
+def test_a_server_that_stops_on_purpose_before_the_last_capture_leaves_no_mark(engine, tmp_path):
+    assert _MARK.read(str) == _DIED
+    remove_marks(tmp_path)
+    assert _MARK.read(str) is None
+
+
+def test_a_failed_capture_is_remembered_although_the_server_stops_on_purpose_later(ranks, tmp_path):
+    ranks.barrier = threading.Barrier(1)
+    engine = _start(num_ranks=1)
+    ranks.errors[engine.model_executor._workers[0]] = MemoryError("out of memory")
+    engine._process_input_queue()
+    remove_marks(tmp_path)
+    assert str(_MARK.read(str)).startswith("a capture after readiness failed")
 
 
 @pytest.mark.parametrize("late_ranks", [(0,), (1,), ()])
