@@ -11,6 +11,7 @@ from startup.vllm.patches import (
     compiler_keys,
     cuda_graphs,
     json_logs,
+    kernel_overrides,
     kv_cache,
     late_graphs,
     late_imports,
@@ -25,7 +26,8 @@ from startup.vllm.serving import serving_events
 
 PLACED_IN: Final = (
     serving_events, tokenizers, compiler_keys, compiler, triton_sources, vllm_hooks, model_registry, kv_cache,
-    cuda_graphs, late_graphs, late_imports, warm_ups, json_logs, journal, temp_files, process_titles,
+    cuda_graphs, late_graphs, late_imports, warm_ups, kernel_overrides, json_logs,
+    journal, temp_files, process_titles,
 )  # fmt: skip
 """The modules with these hooks, in the order of the documentation and of the changes."""
 

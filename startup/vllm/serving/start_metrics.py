@@ -19,7 +19,7 @@ _NAME: Final = "cuda-graphs-{}.json"
 _STOPPING: Final = "cuda-graphs.stop"
 """The file that exists once the server drains."""
 _MARK: Final = "cuda-graphs-{}.mark"
-"""The file with the path of an engine's mark, which says to later starts that the engine ended in a capture."""
+"""The file with the path of an engine's mark, which tells later starts that the engine ended in a capture."""
 
 
 class GraphProgress(NamedTuple):

@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 
 from startup.imports.finder import place
 from startup.vllm.patches import late_imports, ranks
+from startup.vllm.patches.kernel_overrides import KERNEL_OVERRIDES
 from startup.vllm.patches.warm_ups import AUTOTUNER, INDUCTOR, STEP5, WARM_UPS
 from tests.startup.conftest import ToyPackages
 from tests.support.cli import run_python
@@ -206,6 +207,32 @@ def test_inductor_is_prepared_once_the_engine_is_idle(backend, worker):
 def test_inductor_is_prepared_at_once_where_no_idle_work_is_done(backend, num_nodes, check, worker, monkeypatch):
     monkeypatch.setattr(sys.modules["vllm.envs"], "VLLM_GPU_SYNC_CHECK", check)
     assert _warm_up(worker, backend, num_nodes) == ["cuda:0"]
+
+
+_DISPATCHER = """
+import sys
+
+def _rebind_kernels(overrides):
+    for module in list(sys.modules.values()):
+        for name, value in list(vars(module).items()):
+            if value is overrides[0]:
+                setattr(module, name, overrides[1])
+"""
+
+
+def test_references_to_a_replaced_kernel_are_found_in_vllm_and_in_plugins_but_not_searched_in_torch(toys):
+    toys.write("vllm.triton_utils.dispatcher", _DISPATCHER)
+    toys.fit(KERNEL_OVERRIDES)
+    place(KERNEL_OVERRIDES)
+    holders = ("vllm.v1.worker.block_table", "a_plugin.kernels", "torch.a_part")
+    kernel = object()
+    for name in holders:
+        toys.write(name) if not name.startswith("torch") else sys.modules.setdefault(name, ModuleType(name))
+        importlib.import_module(name).kernel = kernel  # type: ignore[attr-defined]
+    dispatcher: Any = importlib.import_module("vllm.triton_utils.dispatcher")
+    dispatcher._rebind_kernels((kernel, "override"))
+    found = [sys.modules[name].kernel for name in holders]  # type: ignore[attr-defined]
+    assert (found, dispatcher.sys) == (["override", "override", kernel], sys)
 
 
 _RANK = """
