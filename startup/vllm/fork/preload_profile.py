@@ -117,8 +117,8 @@ class PreloadProfile:
     ) -> "PreloadProfile":
         """Returns the profile with the recordings of one more start. New modules follow the known modules.
 
-        If the start `has_compiled` its model, its engines have also imported what later starts, which load it,
-        do not need. So their modules are not added.
+        If the start `has_compiled` its model, its engines have also imported what later starts, which load
+        it, do not need. So their modules are not added.
         """
         engine = list(self.engine_modules)
         api = list(self.api_modules)
