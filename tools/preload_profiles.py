@@ -3,7 +3,8 @@
     HOME=/tmp/home .peers/cuda/bin/python -m tools.preload_profiles
 
 Run it with vLLM's interpreter, after a start that compiled nothing: `--enforce-eager` for the list `eager`,
-or a second start without flags for the list `compiled`. Prints only modules that no other one imports.
+or a second start without flags for the list `compiled`. Prints only vLLM's modules, and of these only those
+that no other one imports.
 """
 
 import json
@@ -34,7 +35,7 @@ def _missing(vllm: InstalledVllm, profile: PreloadProfile) -> list[str]:
     with importing_vllm("deferred" if eager else "now", late_in="forkserver"):
         import_leniently(platform_modules(vllm, is_eager=eager))
         for name in profile.engine_modules:
-            if name not in sys.modules and not name.startswith(_OF_MODELS):
+            if name not in sys.modules and name.startswith("vllm.") and not name.startswith(_OF_MODELS):
                 import_leniently([name])
                 missing.append(name)
     return missing
