@@ -129,6 +129,9 @@ def test_a_drain_ends_the_capture_and_finishes_the_requests(home):
             assert server.process.wait(60) == 0
     assert set(clients.endings) <= {"answered", "rejected", "not accepted"}, clients.losses
     assert "CUDA graphs are captured," not in server.log
+    kept = [path.read_text() for path in home.rglob("graph-memory/*.json")]
+    assert kept, "the next start does not measure the graphs"
+    assert not any("engine ended" in text for text in kept), "it captures after readiness, too"
 
 
 def test_a_model_that_sleeps_in_the_middle_captures_the_rest_when_it_is_awake(tmp_path, sockets):

@@ -1,7 +1,8 @@
 """Imports what an engine's start imports, and writes torch's operators as JSON.
 
-import_operators.py plain FILE         as plain vLLM does
-import_operators.py ours FILE PLAIN    as the forkserver does, then what else the answer PLAIN has imported
+import_operators.py plain FILE         as plain vLLM does in starts that compile
+import_operators.py eager FILE PLAIN   as the forkserver does, then what else the answer PLAIN has imported
+import_operators.py compiled FILE PLAIN    the same in starts that compile
 """
 
 import importlib
@@ -23,24 +24,25 @@ from startup.vllm.vllm_imports import import_leniently
 from startup.vllm_words.installed import require_vllm
 
 _USED_OF_FLASHINFER = ("flashinfer.autotuner", "flashinfer.fused_moe.utils")
-_LATE = ("flashinfer", "flashinfer.fused_moe", "torchvision")
+_LATE = ("flashinfer", "flashinfer.comm", "flashinfer.fused_moe", "torchvision")
 _NOT_NEEDED = ("cutlass", "flashinfer.decode", "torchvision.models", "torch.distributed.checkpoint")
 
 
 def main(mode: str, file: str, plain: str = "") -> None:
     vllm = require_vllm()
     answer: dict[str, Any] = {}
-    if mode == "ours":
+    if mode != "plain":
+        is_eager = mode == "eager"
         place_only_for(vllm.release)
         find_unfit_silently()
         place_hooks("forkserver")
-        with late_imports(in_engine=True), compiler_imported("deferred"):
-            import_leniently((*platform_modules(vllm), *_USED_OF_FLASHINFER))
+        with late_imports(in_engine=True), compiler_imported("deferred" if is_eager else "now"):
+            import_leniently((*platform_modules(vllm, is_eager=is_eager), *_USED_OF_FLASHINFER))
         answer["first"] = list(map(str, torch._C._jit_get_all_schemas())), len(sys.modules)
         answer["late"] = [name for name in _NOT_NEEDED if name in sys.modules]
         missing = [name for name in json.loads(Path(plain).read_text())["modules"] if name not in sys.modules]
     else:
-        missing = list(platform_modules(vllm))
+        missing = list(platform_modules(vllm, is_eager=False))
     for name in missing:
         with suppress(Exception):  # a module that needs a GPU or a missing package
             importlib.import_module(name)

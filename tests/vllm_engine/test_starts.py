@@ -136,15 +136,17 @@ def _run(python: Path, *words: object, environment: Mapping[str, str]) -> str:
 def test_torch_gets_the_operators_of_plain_vllm(python, tmp_path):
     environment = gpu_server.gpu_environment(tmp_path) if python != PYTHON else {}
     answers: dict[str, Any] = {}
-    for mode in ("plain", "ours"):
+    for mode in ("plain", "eager", "compiled"):
         words = (_HERE / "import_operators.py", mode, tmp_path / mode, tmp_path / "plain")
         _run(python, *words[: 3 if mode == "plain" else 4], environment=environment)
         answers[mode] = json.loads((tmp_path / mode).read_text())
-    first, num_modules = answers["ours"]["first"]
-    assert set(first) <= set(answers["plain"]["operators"]), "no operator is another one than in plain vLLM"
-    assert answers["ours"]["operators"] == answers["plain"]["operators"], "late modules add theirs when they are used"
-    assert num_modules < len(answers["plain"]["modules"])
-    assert (answers["ours"]["names"], answers["ours"]["late"]) == (answers["plain"]["names"], [])
+    plain = answers.pop("plain")
+    for ours in answers.values():
+        first, num_modules = ours["first"]
+        assert set(first) <= set(plain["operators"]), "no operator is another one than in plain vLLM"
+        assert ours["operators"] == plain["operators"], "late modules add theirs when they are used"
+        assert num_modules < len(plain["modules"])
+        assert (ours["names"], ours["late"]) == (plain["names"], [])
 
 
 def test_triton_s_keys_sources_and_errors_are_the_same():

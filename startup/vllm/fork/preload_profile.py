@@ -1,7 +1,7 @@
 """Keeps preload profiles: the modules and variables that vLLM's processes used in earlier starts.
 
-The forkserver imports these modules in later starts of the same kind (`StartKind`). The first start of a kind
-preloads a fixed list (`plan_preload`).
+The forkserver imports these modules in later starts of the same kind (`StartKind`), after those of a shipped
+list, which each start imports (`platform_modules`).
 """
 
 import json
@@ -31,7 +31,7 @@ from startup.vllm_words.installed import InstalledVllm
 if TYPE_CHECKING:
     from startup.vllm_words.command_line import CommandLine
 
-_FORMAT: Final = 9
+_FORMAT: Final = 10
 _FOLDER: Final = "preload"
 PLAIN: Final = "plain"
 """The cache's folder for instances of `PlainState`."""
@@ -54,27 +54,18 @@ PRELOADING: Final = Hook(
 
 PROFILE: Final = Hook(
     "preload profile",
-    does="imports, in the forkserver, a fixed list and what engines and workers imported in earlier starts",
+    does="imports, in the forkserver, a shipped list and what engines and workers imported in earlier starts",
     without="engines and workers import these modules themselves",
     promise="model and plugins are imported once",
     needs=(Text("vllm.v1.utils", r'f"ApiServer_', "ApiServer_"),),
 )
 
-_GPU_MODULES: Final = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner")
-_IMPORTED_LATER_ON_GPUS: Final = (
-    "vllm.distributed.elastic_ep.elastic_execute",
-    "vllm.v1.attention.backends.flash_attn",
-    "vllm.v1.attention.backends.flashinfer",
-    "vllm.v1.attention.backends.flex_attention",
-    "vllm.v1.attention.backends.turboquant_attn",
-    "vllm.model_executor.layers.quantization.online.base",
-    "vllm.v1.worker.gpu.model_states.default",
-    "vllm.model_executor.warmup.minimax_m3_msa_warmup",
-    "vllm.model_executor.warmup.step5_dsa_warmup",
-    "vllm.v1.core.sched.async_scheduler",
-)
-"""Every engine of vLLM 0.33 imports these modules after `_GPU_MODULES`. Other releases may lack some."""
-_FIRST_COMPILING_MODULES: Final = ("vllm.compilation.backends", "vllm.compilation.piecewise_backend")
+_SHIPPED: Final = Path(__file__).with_name("shipped_profiles.json")
+"""Which modules engines import in starts without special flags, by platform and release of vLLM.
+
+`eager` has modules of every start, `compiled` further ones of starts that compile. A module that a release
+lacks is skipped. `tools/preload_profiles.py` makes the lists from starts. Models are not in them.
+"""
 _FORMER_GPU_MODULES: Final = ("vllm.v1.worker.gpu_model_runner",)
 """Model Runner V1, the default until vLLM 0.32. vLLM uses V1 if V2 lacks a feature, and will remove V1."""
 
@@ -122,12 +113,21 @@ class PreloadProfile:
     is_complete: bool = True
     """Whether the lists have all modules. A warm start records only modules new to its template process."""
 
-    def updated_with(self, recordings: StartRecordings, *, is_warm: bool = False) -> "PreloadProfile":
-        """Returns the profile with the recordings of one more start. New modules follow the known modules."""
+    def updated_with(
+        self, recordings: StartRecordings, *, is_warm: bool = False, has_compiled: bool = False
+    ) -> "PreloadProfile":
+        """Returns the profile with the recordings of one more start. New modules follow the known modules.
+
+        If the start `has_compiled` its model, its engines have also imported what later starts, which load
+        it, do not need. So their modules are not added.
+        """
         engine = list(self.engine_modules)
         api = list(self.api_modules)
         for process, names in recordings.modules.items():
-            (api if process.startswith(_API_PROCESSES) else engine).extend(names)
+            if process.startswith(_API_PROCESSES):
+                api.extend(names)
+            elif not has_compiled:
+                engine.extend(names)
         failed = {**self.failed, **recordings.failed}
         variables = {n: v for n, v in recordings.environment.items() if v}
         return replace(
@@ -267,25 +267,37 @@ def plan_preload(
     folder: Path, vllm: InstalledVllm, line: "CommandLine", profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
     """Plans the platform's modules, then the profile's. Adds the model's class to an incomplete profile."""
-    roots = (*platform_modules(vllm), *(API_MODULES[1:2] if line.has(*flags_that_change("API servers")) else ()))
+    is_eager = line.is_eager
+    servers = API_MODULES[1:2] if line.has(*flags_that_change("API servers")) else ()
     known = profile.engine_modules if PROFILE.applies else ()
     is_known = bool(known) and profile.is_complete
-    compiling = () if is_known or line.is_eager else _FIRST_COMPILING_MODULES
     return PreloadPlan(
         folder=str(folder),
-        modules=tuple(dict.fromkeys((*roots, *compiling, *known))),
+        modules=tuple(dict.fromkeys((*platform_modules(vllm, is_eager=is_eager), *servers, *known))),
         model=None if is_known or model is None else str(model),
-        compiler=compiler_time(known, is_eager=line.is_eager),
+        compiler=compiler_time(known, is_eager=is_eager),
         release=vllm.release,
     )
 
 
-def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
-    """The modules of engine and worker that every start on this platform imports."""
+def platform_modules(vllm: InstalledVllm, *, is_eager: bool) -> tuple[str, ...]:
+    """The modules that engine and worker of such a start import on this platform, whatever the model."""
     if vllm.is_for_cpu:
-        return (*_ENGINE_MODULES, "vllm.v1.worker.cpu_worker")
+        return (*_ENGINE_MODULES, "vllm.v1.worker.cpu_worker", *_shipped_modules("cpu", vllm.release, is_eager))
     former = _FORMER_GPU_MODULES if vllm.release <= (0, 32) else ()
-    return (*_ENGINE_MODULES, *_GPU_MODULES, *former, *_IMPORTED_LATER_ON_GPUS)
+    return (*_ENGINE_MODULES, *former, *_shipped_modules("gpu", vllm.release, is_eager))
+
+
+def _shipped_modules(platform: str, release: Release, is_eager: bool) -> list[str]:
+    """The shipped list of the newest release up to this one, else of the oldest one."""
+    by_release = {
+        (int(major), int(minor)): modules
+        for name, modules in json.loads(_SHIPPED.read_bytes())[platform].items()
+        for major, minor in [name.split(".")]
+    }
+    found = max((each for each in by_release if each <= release), default=min(by_release))
+    modules = by_release[found]
+    return [*modules["eager"]] if is_eager else [*modules["eager"], *modules["compiled"]]
 
 
 def compiler_time(known: Sequence[str], *, is_eager: bool) -> CompilerTime:

@@ -474,7 +474,10 @@ class _VllmStart:
         if names := recordings.unfit.difference(unfit()):
             log_unfit(sorted(names))
         learn_kernels(self._kernel_use(), recordings)
-        profile = self._profile.updated_with(recordings, is_warm=start_origin.warm is not None)
+        has_compiled = self._session.state.info().compile == "compiled"
+        profile = self._profile.updated_with(
+            recordings, is_warm=start_origin.warm is not None, has_compiled=has_compiled
+        )
         replace(profile, model=str(self._model) if self._model is not None else profile.model).save()
         if start_origin.warm is None:  # otherwise the template has imported
             learn_beside(name for names in recordings.modules.values() for name in names)

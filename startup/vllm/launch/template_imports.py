@@ -91,7 +91,7 @@ class TemplateImports:
             failed = import_api_server((*LATER_MODULES, *api_modules, "startup.vllm.launch.start"), is_lean=False)
             if failed:
                 raise StartupError(f"vLLM cannot be imported: {failed}")
-            import_leniently((*platform_modules(self._vllm), *engine_modules))
+            import_leniently((*platform_modules(self._vllm, is_eager=self._is_eager), *engine_modules))
             models = self._folders(self._profiles)
             for model in models:
                 import_leniently(model_modules(model))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from startup.storage.caches import Kept, of_type
+from startup.vllm.serving.start_metrics import named_capture
 
 REMEMBERED_S: Final = 7 * 86400.0
 DIED: Final = "the engine ended in the capture of a graph"
@@ -42,7 +43,8 @@ class CaptureMark:
         note = self.kept.path.with_suffix(f".{os.urandom(8).hex()}{_ENDING}")
         fd = _lock(note)
         try:
-            yield
+            with named_capture(note):
+                yield
         finally:
             if fd is not None:
                 with suppress(OSError):

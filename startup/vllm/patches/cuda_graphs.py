@@ -3,9 +3,10 @@
 vLLM captures the graphs once to measure their memory, subtracts it from the memory for the KV cache, and
 captures them again. The measurement takes about half as long as the capture. The measured memory depends on
 model, settings, GPU and driver. If these are the same as in an earlier start, the start skips the measurement
-and uses the earlier result, which it removes until the capture has succeeded. It then compares the memory
-that the graphs take with the memory in the earlier start. If the two differ, or if the start has failed in
-between, the next start measures again.
+and uses the earlier result, if each rank has one. It removes the result until the graphs that it needs before
+readiness are captured. Then, and once all are captured, it compares the memory that the graphs take with the
+memory in the earlier start. If the two differ, or if the start has failed in between, the next start measures
+again.
 
 The forkserver has frozen its objects, so that a garbage collection in a fork visits none of them. vLLM
 freezes the heap before each capture and unfreezes all objects afterwards. Each collection would then visit a
@@ -24,6 +25,7 @@ from startup.hook import Hook, Name, Text
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import alters, place_variant, wraps
 from startup.storage.caches import Kept
+from startup.vllm.patches.ranks import WORLD, first_of_all_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ GRAPH_MEMORY: Final = Hook(
     does="remembers how much memory CUDA graphs need; excludes older objects from garbage collection",
     without="each start captures most graphs twice, to measure them",
     gain="0.77 (0.65–0.77) of a compiled start, on a stand-in for the GPU",
-    needs=(_MEASURE, _CAPTURE, _FINGERPRINT),
+    needs=(_MEASURE, _CAPTURE, _FINGERPRINT, WORLD),
     since=(0, 33),
     places={"forkserver", "template"},
 )
@@ -64,8 +66,15 @@ class _Memory(NamedTuple):
     """Measurements of one start, in bytes."""
 
     estimate: int
+    """What vLLM has measured before it sized the KV cache."""
     captured: int
-    """The memory that the captured graphs have taken."""
+    """The memory that all captured graphs have taken. 0 if the server ended before the last capture."""
+    first: int = 0
+    """The memory that the graphs captured before readiness have taken. 0 if all were captured then."""
+
+    @classmethod
+    def from_fields(cls, content: Any) -> "_Memory":
+        return cls(int(content["estimate"]), int(content["captured"]), int(content.get("first", 0)))
 
 
 class _State:
@@ -90,7 +99,9 @@ def _measured_once(measure: Callable[..., int]) -> Callable[..., int]:
         config = runner.vllm_config
         key = graph_key(config, config.parallel_config.rank)
         _State.kept = Kept(FOLDER, key, distribution_stamps(), _LASTS_S)
-        _State.known = _State.kept.take(lambda content: _Memory(int(content["estimate"]), int(content["captured"])))
+        _State.known = _State.kept.take(_Memory.from_fields)
+        if first_of_all_ranks("" if _State.known is not None else "the memory is unknown"):
+            _State.known = None
         if _State.known is not None:
             logger.debug("CUDA graphs need %d bytes, as in an earlier start", _State.known.estimate)
             return _State.known.estimate
@@ -116,27 +127,37 @@ def compare_later() -> None:
     _State.is_late = True
 
 
-def keep_known() -> int:
-    """Keeps an earlier start's measurements, because the server may end before all graphs are captured.
+def compare_first(captured: int) -> int:
+    """Keeps the measurements for later starts once the largest graphs are captured, unless these differ.
 
-    Returns the memory that all graphs took in that start. 0 if there was none.
+    The server may end before all graphs are captured. Returns the memory that all graphs took in an earlier
+    start. 0 if it is not known.
     """
-    if _State.kept is None or _State.known is None:
+    if _State.kept is None:
         return 0
+    known = _State.known or _Memory(_State.estimate, 0)
+    if known.first and not _is_similar(captured, known.first):
+        forget()
+        return 0
+    _State.known = known._replace(first=captured)
     _State.kept.write(_State.known._asdict())
-    return _State.known.captured
+    return known.captured
 
 
 def compare(captured: int) -> None:
     """Keeps the memory that all graphs take for later starts, unless it differs from an earlier start's."""
     if _State.kept is None:
         return
-    known = _State.known or _Memory(_State.estimate, captured)
-    if abs(captured - known.captured) <= max(_SMALL_BYTES, _TOLERANCE * known.captured):
-        _State.kept.write(known._asdict())
-        _State.kept = None
-    else:
+    known = _State.known or _Memory(_State.estimate, 0)
+    if known.captured and not _is_similar(captured, known.captured):
         forget()
+        return
+    _State.kept.write(known._replace(captured=known.captured or captured)._asdict())
+    _State.kept = None
+
+
+def _is_similar(num_bytes: int, expected: int) -> bool:
+    return abs(num_bytes - expected) <= max(_SMALL_BYTES, _TOLERANCE * expected)
 
 
 def forget() -> None:

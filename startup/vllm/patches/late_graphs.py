@@ -41,6 +41,7 @@ from startup.storage.caches import Kept
 from startup.vllm.patches import cuda_graphs
 from startup.vllm.patches.capture_mark import REMEMBERED_S, CaptureMark
 from startup.vllm.patches.early_graphs import ENVS, ESTIMATE, PLATFORM, why_config, why_runner
+from startup.vllm.patches.ranks import WORLD, first_of_all_ranks
 from startup.vllm.serving.start_metrics import GraphProgress, is_stopped
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,6 @@ _ESTIMATES: Final = tuple(Name(runner, "GPUModelRunner.profile_cudagraph_memory"
 _LOOP: Final = Name(_CORE, "EngineCoreProc.run_busy_loop", ())
 _STREAM: Final = Name("vllm.distributed.parallel_state", "GraphCaptureContext", ("stream",))
 _WORKSPACE_MANAGER: Final = Name(_WORKSPACE, "current_workspace_manager", ())
-_WORLD: Final = Name("vllm.distributed.parallel_state", "get_world_group", ())
 _ALLOW_CAPTURES: Final = Name("vllm.compilation.monitor", "set_cudagraph_capturing_enabled", ("enabled",))
 _OF_LOOP: Final = (
     "_process_input_queue", "_handle_client_request", "has_work", "is_running", "is_sleeping", "batch_queue",
@@ -67,7 +67,7 @@ LATE_GRAPHS: Final = Hook(
     "not been tried",
     gain="0.83 (0.83–0.84) of a compiled start, on a stand-in for the GPU",
     needs=(
-        *(*_CAPTURES, *_ESTIMATES, _LOOP, _STREAM, _WORKSPACE_MANAGER, _WORLD, _ALLOW_CAPTURES, ENVS, PLATFORM),
+        *(*_CAPTURES, *_ESTIMATES, _LOOP, _STREAM, _WORKSPACE_MANAGER, WORLD, _ALLOW_CAPTURES, ENVS, PLATFORM),
         *(Name(_WORKSPACE, f"WorkspaceManager.{name}") for name in ("lock", "unlock", "_current_workspaces")),
         *(Name(_MANAGER, f"CudaGraphManager.{name}") for name in ("_capture_descs", "_candidates")),
         *(Name(_DISPATCHER, f"CudagraphDispatcher.{name}") for name in ("cudagraph_keys", "get_capture_descs")),
@@ -183,7 +183,7 @@ class _Worker:
         self._bytes = self._capture(self._captured)
         manager = _WORKSPACE_MANAGER.get()()
         manager._current_workspaces = _KeptMemory(manager._current_workspaces)
-        self._limit_bytes = max(self._bytes, cuda_graphs.keep_known() or estimate)
+        self._limit_bytes = max(self._bytes, cuda_graphs.compare_first(self._bytes) or estimate)
         return self._limit_bytes
 
     def begin(self) -> CaptureMark | None:
@@ -324,22 +324,12 @@ def _why_early(runner: Any, num_graphs: int) -> str:
         failure = find_mark(config).failure()
         own = f"in an earlier start, {failure}" if failure else why_runner(runner)
         own = own or ("there are few" if num_graphs < _FEWEST else "")
-        reason = _agree(own, config.parallel_config.world_size)
+        reason = first_of_all_ranks(own)
     if reason and config.parallel_config.rank == 0:
         is_told = failure or env.VCLI_CUDA_GRAPHS.get() == "after-ready"
         text = "CUDA graphs are captured before vLLM is ready: %s"
         logger.log(logging.WARNING if is_told else logging.DEBUG, text, reason)
     return reason
-
-
-def _agree(reason: str, num_ranks: int) -> str:
-    """The first reason of any rank. Called on all ranks."""
-    reasons = [reason] * num_ranks
-    if num_ranks > 1:
-        import torch.distributed  # noqa: PLC0415 - vLLM has imported it
-
-        torch.distributed.all_gather_object(reasons, reason, group=_WORLD.get()().cpu_group)
-    return next(filter(None, reasons), "")
 
 
 def _note(config: Any, progress: GraphProgress) -> None:

@@ -37,9 +37,6 @@ LATE_NAMES: Final = Hook(
 FLASHINFER: Final = LATE_NAMES.part(
     Text("flashinfer._build_meta", r'^__version__ = "0\.7\.2', "version 0.7.2"), since=(0, 33)
 )
-_WARM_ROUTER: Final = Name("vllm.model_executor.warmup.kernel_warmup", "_warmup_ll_bf16_router_gemm", ("model",))
-_ROUTER_SHAPES: Final = Name(_WARM_ROUTER.module, "_ll_bf16_router_shapes_from_model", ("model",))
-ROUTERS: Final = LATE_NAMES.part(_WARM_ROUTER, _ROUTER_SHAPES, since=(0, 33), places={"forkserver", "template"})
 UNUSED_COMMANDS: Final = LATE_NAMES.part(Text("vllm.entrypoints.cli.main", r"\.cmd_init\(", "cmd_init()"))
 
 
@@ -105,13 +102,21 @@ _LATE_PACKAGES: Final[Mapping[str, Collection[str]]] = {
 _LIGHT_FLASHINFER: Final = tuple(
     f"flashinfer.{name}"
     for name in (
-        "_build_meta", "api_logging", "artifacts", "autotune_cache", "autotuner.", "compilation_context", "fi_trace",
-        "fused_moe", "fused_moe.utils", "jit.", "sampling", "tactics_blocklist", "tllm_enums", "tllm_utils", "trace.",
-        "utils", "version",
+        "_build_meta", "api_logging", "artifacts", "autotune_cache", "autotuner.", "comm.", "compilation_context",
+        "cuda_utils", "fi_trace", "fused_moe", "fused_moe.utils", "jit.", "sampling", "tactics_blocklist", "tllm_enums",
+        "tllm_utils", "trace.", "utils", "version",
     )
 )  # fmt: skip
-"""What the autotuner and sampling import."""
-_LATE_FLASHINFER: Final = dict.fromkeys(("flashinfer", "flashinfer.fused_moe"), _LIGHT_FLASHINFER)
+"""What the autotuner, sampling and communication between GPUs import."""
+_LATE_FLASHINFER: Final[Mapping[str, Collection[str]]] = {
+    **dict.fromkeys(("flashinfer", "flashinfer.fused_moe"), _LIGHT_FLASHINFER),
+    "flashinfer.comm": (),
+}
+_IN_FLASHINFER: Final = (
+    LateImport("flashinfer.comm.trtllm_mnnvl_ar", "flashinfer.fp4_quantization"),
+    LateImport("vllm.compilation.passes.fusion.rms_quant_fusion", "flashinfer", requires="flashinfer"),
+)
+"""Statements that are delayed only with FlashInfer's known version."""
 _INTRINSICS: Final = "b12x._lib.intrinsics"
 """An alias of a module of FlashInfer that imports cutlass. vLLM imports it and keeps it for later."""
 
@@ -119,21 +124,10 @@ _IN_ENGINES: Final = (LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.e
 """Statements that are delayed only in engines. The API server's schemas depend on the order of imports."""
 
 
-@wraps(ROUTERS, _WARM_ROUTER)
-def _skip_without_routers(warm: Callable[..., Any]) -> Callable[..., Any]:
-    """The warm-up of a kernel for routers of experts imports cutlass, also for models without routers."""
-
-    def warm_routers(model: Any) -> None:
-        if _ROUTER_SHAPES.get()(model):
-            warm(model)
-
-    return warm_routers
-
-
 @wraps(WHEN_IDLE, _POLL)
 def _prepare_when_idle(poll: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Prepares the first structured output once no request has come for a while."""
-    todo = [_prepare]
+    """Prepares for rare requests once no request has come for a while."""
+    todo: list[Callable[[Any], None]] = [_do_idle_work, _prepare_grammars]
 
     def prepare_and_poll(engine: Any) -> None:
         end_s = time.monotonic() + _IDLE_S
@@ -149,18 +143,54 @@ def _prepare_when_idle(poll: Callable[[Any], None]) -> Callable[[Any], None]:
     return prepare_and_poll
 
 
-def _prepare(engine: Any) -> None:
-    _import_grammars()
-    parallel = engine.vllm_config.parallel_config
-    if parallel.distributed_executor_backend == "mp" and getattr(parallel, "nnodes", 1) == 1:
-        engine.model_executor.collective_rpc(_import_grammars)
+_idle_work: Final[list[Callable[[], None]]] = []
+"""The work of this process that is done once no request has come for a while."""
+
+
+def does_idle_work(config: Any) -> bool:
+    """Whether an engine with this configuration will do the work of `add_idle_work` in all its processes."""
+    return WHEN_IDLE.applies and (config.parallel_config.distributed_executor_backend == "uni" or _has_workers(config))
+
+
+def add_idle_work(work: Callable[[], None]) -> None:
+    """Adds work that is done once no request has come for a while. Called in an engine or a worker.
+
+    Under steady load, the work may never be done. Errors are ignored, so it must only speed up.
+    """
+    _idle_work.append(work)
+
+
+def _prepare_grammars(engine: Any) -> None:
+    _in_all_processes(engine, _import_grammars)
     with suppress(Exception):  # a request that needs it gets the error
         getattr(engine.structured_output_manager, "tokenizer", None)
+
+
+def _do_idle_work(engine: Any) -> None:
+    _in_all_processes(engine, _do_own_work)
+
+
+def _in_all_processes(engine: Any, function: Callable[..., None]) -> None:
+    function()
+    if _has_workers(engine.vllm_config):
+        engine.model_executor.collective_rpc(function)
+
+
+def _has_workers(config: Any) -> bool:
+    """Whether the engine has workers, all of which are processes of this machine."""
+    parallel = config.parallel_config
+    return parallel.distributed_executor_backend == "mp" and getattr(parallel, "nnodes", 1) == 1
 
 
 def _import_grammars(_: Any = None) -> None:
     with suppress(Exception), importing():
         import_later("vllm.v1.structured_output.backend_xgrammar")
+
+
+def _do_own_work(_: Any = None) -> None:
+    while _idle_work:
+        with suppress(Exception):
+            _idle_work.pop()()
 
 
 @contextmanager
@@ -178,7 +208,8 @@ def late_imports(*, in_engine: bool = False) -> Iterator[None]:
     stand_in = StandIns([_INTRINSICS] if is_known else [], become_real=True)
     stand_in.install()
     try:
-        with late_names((*_EVERYWHERE, *(_IN_ENGINES if in_engine else ()))):
+        of_flashinfer = _IN_FLASHINFER if is_known else ()
+        with late_names((*_EVERYWHERE, *of_flashinfer, *(_IN_ENGINES if in_engine else ()))):
             yield
     finally:
         stand_in.remove()
@@ -323,7 +354,7 @@ def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None
             real = builtins.__import__(name, globals, locals, [*set(fromlist).difference(modules)], level)
             stand_ins = {each: LateName(f"{wanted}.{each}", None, namespace) for each in modules}
             return SimpleNamespace(**{**vars(real), **stand_ins})
-        if wanted not in late or wanted in sys.modules or not _is_installed(late[wanted]):
+        if wanted not in late or _is_complete(wanted, fromlist) or not _is_installed(late[wanted]):
             return builtins.__import__(name, globals, locals, fromlist, level)
         if not fromlist:
             return LateName(wanted, None, namespace)
@@ -379,6 +410,12 @@ class LateName:
         return Any
 
     __ror__ = __or__
+
+
+def _is_complete(module: str, names: Iterable[str] | None) -> bool:
+    """Whether the module is loaded, and none of these names of it is late."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and not any(type(vars(loaded).get(name)) is LateName for name in names or ())
 
 
 def _is_installed(package: str | None) -> bool:

@@ -12,6 +12,7 @@ from startup.vllm.patches import (
     cuda_graphs,
     early_kernels,
     json_logs,
+    kernel_overrides,
     kv_cache,
     late_graphs,
     late_imports,
@@ -20,12 +21,14 @@ from startup.vllm.patches import (
     temp_files,
     tokenizers,
     triton_sources,
+    warm_ups,
 )
 from startup.vllm.serving import serving_events
 
 PLACED_IN: Final = (
     serving_events, tokenizers, compiler_keys, compiler, triton_sources, early_kernels, vllm_hooks, model_registry,
-    kv_cache, cuda_graphs, late_graphs, late_imports, json_logs, journal, temp_files, process_titles,
+    kv_cache, cuda_graphs, late_graphs, late_imports, warm_ups, kernel_overrides, json_logs, journal, temp_files,
+    process_titles,
 )  # fmt: skip
 """The modules with these hooks, in the order of the documentation and of the changes."""
 

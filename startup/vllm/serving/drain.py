@@ -35,6 +35,7 @@ from startup.vllm.serving.control_socket import open_control
 from startup.vllm.serving.engine_watch import create_watchdog, watch
 from startup.vllm.serving.server_context import ServerContext
 from startup.vllm.serving.serving_probes import ServingProbes
+from startup.vllm.serving.start_metrics import forget_captures
 from startup.vllm.serving.web_page import WebPage
 
 if TYPE_CHECKING:
@@ -252,6 +253,8 @@ def _drain_first(
             timeout = 0.0  # the engine would not react to vLLM's signal, either
         elif context.kills_engine:
             timeout = 0.0  # nothing runs any more; the engine's own end takes seconds
+        if not (_has_died(client) or app.lifecycle.is_hung):
+            forget_captures(context.record.folder)
         end_engine(timeout=timeout)
 
     client.shutdown = shutdown

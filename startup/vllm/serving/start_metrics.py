@@ -3,8 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +18,8 @@ from startup.processes.state import update_prometheus
 _NAME: Final = "cuda-graphs-{}.json"
 _STOPPING: Final = "cuda-graphs.stop"
 """The file that exists once the server drains."""
+_CAPTURE: Final = ".capture"
+"""The ending of a file with the path of an engine's note, which later starts take for a death in a capture."""
 
 
 class GraphProgress(NamedTuple):
@@ -64,6 +66,28 @@ def stop_capturing(folder: Path) -> None:
     """Makes the engines of this start capture no more graphs."""
     with suppress(OSError):
         (folder / _STOPPING).touch(mode=0o600)
+
+
+@contextmanager
+def named_capture(note: Path) -> Iterator[None]:
+    """In this block, an engine captures a graph. Names its note for `forget_captures`."""
+    folder = env.VCLI_START_FOLDER.get()
+    if folder is None:
+        yield
+        return
+    path = Path(folder) / f"{note.stem}{_CAPTURE}"
+    with suppress(OSError):
+        write_whole(path, str(note))
+    yield
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def forget_captures(folder: Path) -> None:
+    """Removes the notes of engines that are about to be killed on purpose, maybe in a capture."""
+    for path in folder.glob(f"*{_CAPTURE}"):
+        with suppress(OSError):
+            Path(path.read_text()).unlink(missing_ok=True)
 
 
 def is_stopped() -> bool:

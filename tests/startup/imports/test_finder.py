@@ -222,6 +222,22 @@ def test_functions_of_the_module_have_the_usual_built_in_names(late_toys):
     assert light.load() is sys.modules["heavy"]
 
 
+@pytest.mark.parametrize("is_used", [False, True], ids=["late", "used before"])
+def test_a_delayed_import_of_a_late_packages_name_imports_it_when_it_is_used(toys, is_used):
+    toys.write("offers.tool", "class Tool: size = 3\n")
+    toys.write("offers.__init__", "from .tool import Tool\n")
+    toys.write("light", "from offers import Tool\nAlias = Tool\n")
+    make_late({"offers": ()})
+    offers = importlib.import_module("offers")
+    if is_used:
+        assert offers.Tool.size == 3
+    with late_names([LateImport("light", "offers")]):
+        light = importlib.import_module("light")
+    assert ("offers.tool" in sys.modules) == is_used
+    assert light.Alias.size == 3
+    assert light.Tool is light.Alias is offers.Tool
+
+
 def test_a_late_package_imports_a_module_when_its_name_is_used(toys):
     toys.write("offers.tool", "from offers import Size\nclass Tool: size = Size()\n")
     toys.write("offers.sizes", "class Size: ...\n")

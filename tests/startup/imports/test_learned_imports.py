@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from startup.imports import scan_cache
 from startup.imports.learned_imports import import_file_paths
 from startup.imports.scan_cache import cached_scans
 from tests.startup.imports.test_import_file import put
@@ -237,10 +238,37 @@ def test_a_broken_file_causes_a_new_scan(cache, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(cache))
     found = {"torch": ["torch"]}
     scan = Mock(return_value=found)
-    monkeypatch.setattr(importlib.metadata, "packages_distributions", scan)
+    monkeypatch.setattr(scan_cache, "_find_distributions", scan)
     for content in (None, "{", None):
         if content is not None:
             _kept(cache).write_text(content)
         with cached_scans():
             assert importlib.metadata.packages_distributions() == found
     assert scan.call_count == 2
+
+
+_RECORDS = {
+    "a_package": "a_package/__init__.py,sha256=x,1\na_package/data/x.json,,\na_package-1.dist-info/RECORD,,\n",
+    "a_module": "a_module.py,,\n__pycache__/a_module.cpython-311.pyc,,\n../../bin/tool,,\n",
+    "compiled": "compiled.cpython-311-x86_64-linux-gnu.so,,\ncompiled_parts/one.so,,\n",
+    "odd": '"odd, name/__init__.py",,\nodd.data/scripts/x.py,,\nonly_data/x.txt,,\n',
+    "declared": "hidden/__init__.py,,\n",
+    "empty": "",
+}
+
+
+def test_packages_are_mapped_to_distributions_as_python_maps_them(tmp_path, monkeypatch):
+    for name, record in _RECORDS.items():
+        folder = tmp_path / f"{name}-1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (folder / "RECORD").write_text(record)
+        for path in (line.rpartition(",")[0].rpartition(",")[0].strip('"') for line in record.splitlines()):
+            if path and not path.startswith(".."):  # since Python 3.12, only files that exist count
+                (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / path).touch()
+    (tmp_path / "declared-1.dist-info" / "top_level.txt").write_text("one\ntwo\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = scan_cache._find_distributions()
+    assert {*found} > {"a_package", "a_module", "odd, name", "one", "two"}
+    assert found == importlib.metadata.packages_distributions()

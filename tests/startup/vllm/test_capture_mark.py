@@ -11,6 +11,7 @@ import pytest
 
 from startup.storage.caches import Kept
 from startup.vllm.patches.capture_mark import DIED, CaptureMark
+from startup.vllm.serving.start_metrics import forget_captures
 
 MARK = CaptureMark(Kept("graph-memory", "test", lasts_s=100.0))
 _ENGINE = """
@@ -62,6 +63,15 @@ def test_only_an_engine_that_dies_in_a_capture_is_a_failure(states, failure, num
         process.wait()
         assert MARK.failure() == failure
         assert MARK.failure() == failure, "also for later starts"
+
+
+def test_an_engine_that_a_stopping_server_kills_in_a_capture_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setenv("VCLI_START_FOLDER", str(tmp_path))
+    with engine("capture") as process:
+        forget_captures(tmp_path)
+        process.kill()
+        process.wait()
+        assert MARK.failure() is None
 
 
 def test_one_of_several_engines_with_equal_settings_may_die():

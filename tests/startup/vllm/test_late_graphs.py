@@ -18,7 +18,13 @@ from startup.storage.caches import Kept
 from startup.vllm.patches import late_graphs
 from startup.vllm.patches.capture_mark import CaptureMark
 from startup.vllm.patches.late_graphs import _KeptMemory, _Pace, _Worker
-from startup.vllm.serving.start_metrics import GraphFigures, GraphProgress, read_progress, stop_capturing
+from startup.vllm.serving.start_metrics import (
+    GraphFigures,
+    GraphProgress,
+    forget_captures,
+    read_progress,
+    stop_capturing,
+)
 from tests.support.cli import run_python
 
 
@@ -285,6 +291,15 @@ def test_an_engine_that_dies_before_its_last_capture_is_remembered(ranks, monkey
         late_graphs._paced(run)(_engine(num_ranks=2))
     failure = _MARK.failure()
     assert failure is None if is_told_to_end else "before all of them were captured, ValueError: no kernel" in failure
+
+
+def test_a_failed_capture_is_remembered_although_the_server_stops_on_purpose_later(ranks, tmp_path):
+    ranks.barrier = threading.Barrier(1)
+    engine = _start(num_ranks=1)
+    ranks.errors[engine.model_executor._workers[0]] = MemoryError("out of memory")
+    engine._process_input_queue()
+    forget_captures(tmp_path)
+    assert str(_MARK.failure()).startswith("a capture after readiness failed")
 
 
 @pytest.mark.parametrize("late_ranks", [(0,), (1,), ()])

@@ -371,16 +371,18 @@ def test_after_a_capture_of_graphs_the_collector_still_does_not_visit_imported_o
 def start_with_graphs(toys: ToyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """A function that starts a worker. Returns the memory that it has assumed, and how often it has measured.
 
-    The graphs take `captured` bytes. If it is None, the start ends before the capture.
+    The graphs take `captured` bytes. If it is None, the start ends before the capture. `first`: the bytes of
+    the graphs that are captured before readiness.
     """
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(FAKE)
     place(GRAPH_MEMORY)
     runners: Any = importlib.import_module("vllm.v1.worker.gpu.model_runner")
     importlib.import_module("vllm.v1.worker.startup_plan")
+    importlib.import_module("vllm.distributed.parallel_state")
     state = cuda_graphs._State
 
-    def start(captured: int | None, rank: int = 0) -> list[int]:
+    def start(captured: int | None, rank: int = 0, first: int | None = None) -> list[int]:
         monkeypatch.setattr(cuda_graphs, "_State", type("_State", (state,), {}))
         config = SimpleNamespace(
             parallel_config=SimpleNamespace(
@@ -396,7 +398,13 @@ def start_with_graphs(toys: ToyPackages, tmp_path: Path, monkeypatch: pytest.Mon
         )
         runner = runners.GPUModelRunner(config)
         found = [runner.profile_cudagraph_memory(), runner.num_measured]
-        if captured is not None:
+        if first is not None:
+            cuda_graphs.compare_later()
+            runner.captured_bytes = first
+            cuda_graphs.compare_first(runner.capture_model())
+            if captured is not None:
+                cuda_graphs.compare(captured)
+        elif captured is not None:
             runner.captured_bytes = captured
             runner.capture_model()
         return found
@@ -414,6 +422,16 @@ def test_the_memory_of_graphs_is_measured_once_and_again_if_they_take_other_memo
     assert start_with_graphs(2 * _SIZE) == [1000, 0]
     assert start_with_graphs(2 * _SIZE) == [1000, 1], "the start before has noticed the difference"
     assert start_with_graphs(2 * _SIZE) == [1000, 0]
+
+
+def test_a_server_that_ends_before_all_graphs_are_captured_has_measured_for_later_starts(start_with_graphs):
+    assert start_with_graphs(None, first=_SIZE) == [1000, 1]
+    assert start_with_graphs(None, first=_SIZE) == [1000, 0]
+    assert start_with_graphs(3 * _SIZE, first=_SIZE) == [1000, 0]
+    assert start_with_graphs(None, first=2 * _SIZE) == [1000, 0]
+    assert start_with_graphs(3 * _SIZE, first=_SIZE) == [1000, 1], "the first graphs were larger"
+    assert start_with_graphs(4 * _SIZE, first=_SIZE) == [1000, 0]
+    assert start_with_graphs(None, first=_SIZE) == [1000, 1], "all graphs were larger"
 
 
 @pytest.mark.parametrize("captured", [None, -1], ids=["before the capture", "out of memory"])

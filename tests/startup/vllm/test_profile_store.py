@@ -88,6 +88,14 @@ def test_new_modules_come_after_the_known_ones():
     assert "b" not in after.updated_with(StartRecordings(modules={"EngineCore": ["b"]})).engine_modules
 
 
+def test_modules_of_engines_that_have_compiled_are_not_preloaded_in_later_starts():
+    profile = PreloadProfile(StartKind.of(_VLLM, (), None), engine_modules=("a",))
+    recordings = StartRecordings(modules={"EngineCore": ["b"], "MainProcess": ["x"]})
+    after = profile.updated_with(recordings, has_compiled=True)
+    assert (after.engine_modules, after.api_modules, after.num_starts) == (("a",), ("x",), 1)
+    assert after.updated_with(recordings).engine_modules == ("a", "b")
+
+
 def test_a_saved_profile_is_loaded_unchanged():
     kind = StartKind.of(_VLLM, ("-tp", "2"), None)
     profile = PreloadProfile(
@@ -153,7 +161,7 @@ _SERVE, _BACKEND, _WORKER = "vllm.entrypoints.cli.serve", "vllm.compilation.back
         ("", _GPU, (), ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner"), (_WORKER,), "now"),
         *((words, _CPU, (), (_SERVE,), (), "now")
           for words in ("--api-server-count=2", "--api_server_count 2", "-asc 2")),
-        ("", _CPU, ("a",), ("a",), (_BACKEND,), "now"),  # the profile would have it
+        ("", _CPU, ("a",), ("a", _BACKEND), (), "now"),
         ("--enforce-eager", _CPU, (), (_WORKER,), (_BACKEND,), "deferred"),
         ("--enforce_eager", _CPU, ("a",), ("a",), (_BACKEND,), "deferred"),
         ("--enforce-eager", _GPU, (), (), (_BACKEND,), "deferred"),
