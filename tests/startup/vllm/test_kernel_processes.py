@@ -14,6 +14,7 @@ from startup.vllm.fork import kernel_processes
 from startup.vllm.fork.kernel_processes import KernelProcesses, begin_compiling, learn_kernels, summarize
 from startup.vllm.journal import Journal, StartRecordings, this_start
 from startup.vllm.patches import early_kernels
+from tests.support.cli import python_output
 
 _USE = KernelUse("0.33.0", (0, 28), "kind", (), 32000, "bfloat16")
 """Of a release for which this package has no list."""
@@ -65,6 +66,25 @@ def test_no_process_begins_if_its_parent_has_ended(start_folder):
     KernelProcesses(start_folder)
     pid = _forked(os.getpid() + 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+_REAP = """
+import os
+from startup.processes.forks import Forks, adopt
+forks = Forks()
+if (pid := os.fork()) == 0:
+    os._exit(0)
+adopt(pid)
+forks.wait()
+try:
+    os.waitpid(pid, 0)
+except ChildProcessError:
+    print("reaped")
+"""
+
+
+def test_the_forkserver_leaves_no_zombie():
+    assert python_output(_REAP).strip() == "reaped"
 
 
 def test_without_a_pipe_nothing_is_compiled():
