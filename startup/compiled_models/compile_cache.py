@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
@@ -68,6 +68,9 @@ class CompileCache:
         self._is_late = False
         """Whether a fetch has taken so long that nothing more is fetched."""
         self._is_over = threading.Event()
+        self._is_shared = threading.Event()
+        """Set once `share` has ended, or if there is nothing to share."""
+        self._is_shared.set()
         self._thread: threading.Thread | None = None
         if self._option.is_required:
             forbid_compiling()
@@ -113,14 +116,37 @@ class CompileCache:
             began_s=self._began_s,
             location=self._option.location,
         )
+        if self._job.records:
+            self._is_shared.clear()
 
     def share(self) -> None:
         """Records and shares the models that vLLM has compiled. Called after `describe`. Takes seconds."""
-        if self._job is not None and self._job.records:
-            try:
+        try:
+            if self._job is not None and self._job.records:
                 _log(SharingProcess(self._job).result(), "added")
-            except OSError as err:
-                logger.warning("the compiled model is not recorded: %s", err)
+        except OSError as err:
+            logger.warning("the compiled model is not recorded: %s", err)
+        finally:
+            self._is_shared.set()
+
+    def finish_sharing(self, wait: Callable[[threading.Event], str]) -> None:
+        """Called when the server stops. Waits until `share` has ended, or logs what was not added.
+
+        `wait` waits for the event, and returns the reason if it has stopped waiting before.
+        """
+        if self._is_owed:
+            logger.info("the server ends once it has added its compiled model to %s", self._option.location)
+            if (reason := wait(self._is_shared)) != "":
+                self.give_up_sharing(reason)
+
+    def give_up_sharing(self, reason: str) -> None:
+        """Called when the server ends now. Logs that this start has added nothing to the location."""
+        if self._is_owed:
+            logger.warning("compiled models: nothing was added to %s: %s", self._option.location, reason)
+
+    @property
+    def _is_owed(self) -> bool:
+        return self._option.location is not None and not self._is_shared.is_set()
 
     @cached_property
     def _versions(self) -> dict[str, str]:
