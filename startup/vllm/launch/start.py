@@ -57,6 +57,7 @@ from startup.vllm.fork.forkserver import forkserver_environment, start_forkserve
 from startup.vllm.fork.kernel_processes import KernelProcesses, kernel_use, learn_kernels, summarize
 from startup.vllm.fork.preload_profile import disable_preloading, forget_failure, load_profile, plan_preload
 from startup.vllm.fork.recorded_ends import record_spawns
+from startup.vllm.fork.shared_knowledge import describe_learned, known_now
 from startup.vllm.journal import Journal, StartRecordings, this_start
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.differences import describe_differences
@@ -182,6 +183,8 @@ class _VllmStart:
         self._kernels: KernelProcesses | None = None
         self._is_offline = False
         self._is_ready = False
+        self._known: object = None
+        """What this start knew from earlier ones (`known_now`)."""
         self._stop_began_s = 0.0
         """When this process's server began to stop, in monotonic seconds. 0 before that."""
         self._chosen_port: tuple[str, ...] = ()
@@ -211,6 +214,7 @@ class _VllmStart:
         add_baked_inspections(self._journal.folder)
         session.stack.callback(self._compile_cache.close)
         self._compile_cache.begin(session.state)
+        self._wait_for_files()
         self._prepare_vllm(session)
         gc.freeze()
         gc.enable()
@@ -232,6 +236,13 @@ class _VllmStart:
                 learn_kernels(self._kernel_use(), StartRecordings.read(self._journal.folder))
         self._compile_cache.finish_sharing(self._wait_in_stop)
         return code
+
+    def _wait_for_files(self) -> None:
+        """Waits for what earlier starts of other machines have learned, and uses it."""
+        self._compile_cache.wait_for_files()
+        if not self._profile.num_starts:
+            self._profile = load_profile(self._profile.kind)
+        self._known = known_now(self._profile)
 
     def _wait_in_stop(self, event: threading.Event) -> str:
         """Waits for the event no longer than requests may run after a signal. See `StopSignals.wait_for`."""
@@ -354,7 +365,9 @@ class _VllmStart:
         if sys.stderr.isatty() and not shows_all:
             self._record.shorten_tracebacks()
             self._session.stack.callback(self._end_shortening)
-        self._compile_cache = CompileCache(self._vllm, self._line, self._options.compile_cache, folder)
+        self._compile_cache = CompileCache(
+            self._vllm, self._line, self._options.compile_cache, folder, describe_learned(self._vllm, self._profile)
+        )
         self._session.phase_of_others = self._phase_of_others
         this_start.journal, this_start.record = self._journal, self._record
 
@@ -467,7 +480,8 @@ class _VllmStart:
         try:
             self._report_and_learn()
         finally:
-            self._compile_cache.share()
+            has_news = known_now(load_profile(self._profile.kind)) != self._known
+            self._compile_cache.share(self._session.state, has_news=has_news)
 
     def _report_and_learn(self) -> None:
         self._end_shortening()
