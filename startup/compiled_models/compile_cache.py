@@ -82,6 +82,8 @@ class CompileCache:
         self._is_over = threading.Event()
         self._has_files = threading.Event()
         """Set once the files that do not belong to a compiled model are fetched, or cannot be."""
+        self._shared_kernels: set[str] = set()
+        """The kernels of Triton that this start had compiled when `share` was called."""
         self._is_shared = threading.Event()
         """Set once `share` has ended, or if there is nothing to share."""
         self._is_shared.set()
@@ -140,14 +142,22 @@ class CompileCache:
             self._is_shared.clear()
             self._note_sharing(state, "adding")
 
-    def share(self, state: StartState, *, has_news: bool) -> None:
+    def share(self, state: StartState, *, has_news: bool, kernel_keys: Iterable[str]) -> None:
         """Records the models that vLLM has compiled. Adds to the location what later starts need.
 
-        Called after `describe`. Takes seconds. `has_news`: whether the start has learned something new.
+        Called after `describe`. Takes seconds.
+
+        Args:
+            state: the state of the start, which says what was added.
+            has_news: whether the start has learned something new.
+            kernel_keys: the folders in Triton's cache of kernels that the start has used.
         """
         try:
             if self._job is not None and self._is_needed(self._job):
-                report = SharingProcess(replace(self._job, learned=self._learned._replace(has_news=has_news))).result()
+                learned = self._learned._replace(has_news=has_news)
+                self._job = replace(self._job, learned=learned, kernel_keys=tuple(kernel_keys))
+                self._shared_kernels = self._kernels_now()
+                report = SharingProcess(self._job).result()
                 _log(report, "added")
                 self._note_sharing(state, "incomplete" if report.problems else "complete", report)
         except OSError as err:
@@ -161,6 +171,9 @@ class CompileCache:
 
         `wait` waits for the event, and returns the reason if it has stopped waiting before.
         """
+        if self._has_new_kernels():
+            self._is_shared.clear()
+            group_signals.start_thread("compile-cache", self._share_new_kernels)
         if self._is_owed:
             logger.info("the server ends once it has added what later starts need to %s", self._option.location)
             if (reason := wait(self._is_shared)) != "":
@@ -170,6 +183,24 @@ class CompileCache:
         """Called when the server ends now. Logs that this start has added nothing to the location."""
         if self._is_owed:
             logger.warning("compiled models: nothing was added to %s: %s", self._option.location, reason)
+
+    def _has_new_kernels(self) -> bool:
+        """Whether requests have made vLLM compile kernels since `share` has added those of the start."""
+        if self._job is None or self._option.location is None or not self._is_shared.is_set():
+            return False
+        return self._kernels_now() > self._shared_kernels
+
+    def _share_new_kernels(self) -> None:
+        assert self._job is not None
+        try:
+            _log(SharingProcess(replace(self._job, records=(), learned=None)).result(), "added")
+        except OSError as err:
+            logger.warning("kernels were not added to %s: %s", self._option.location, err)
+        finally:
+            self._is_shared.set()
+
+    def _kernels_now(self) -> set[str]:
+        return set(local.kernels_of(self._began_s, of_triton=True)) if self._kernel_families else set()
 
     @property
     def _is_owed(self) -> bool:

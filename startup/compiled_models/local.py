@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from base.json_depth import read_json
-from base.machine.files import write_whole
+from base.machine.files import is_safe_name, write_whole
 from envs import foreign
 from envs.foreign import expand_home
 from envs.registry import env
@@ -178,17 +178,21 @@ def _order(path: Path) -> tuple[bool, bool, Path]:
     return path.name == ENTRY, path.name.startswith(_TRITON_GROUP), path
 
 
-def kernels_since(since_s: float, *, of_triton: bool) -> dict[str, Path]:
-    """Kernels that have changed since this time (in seconds since 1970), by their names in a record.
+def kernels_of(since_s: float, keys: Iterable[str] = (), *, of_triton: bool) -> dict[str, Path]:
+    """The kernels of a start, by their names in a record.
 
     Args:
-        since_s: the begin of a start, to which younger kernels belong.
+        since_s: the begin of the start in seconds since 1970. Younger kernels belong to it.
+        keys: the folders, in Triton's cache, of further kernels that the start has used.
         of_triton: Triton's kernels, or those of all other compilers.
     """
     folders = caches()
     root, triton = folders.pop(VLLM), folders.pop(TRITON)
+    if of_triton:
+        used = {f"{TRITON}/{key}/{path.name}" for key in keys if is_safe_name(key) for path in _files(triton / key)}
+        return _newest({TRITON: [triton]}, used, since_s)
     others = {VLLM: [root / name for name in _BESIDE], **{name: [path] for name, path in folders.items()}}
-    return _newest({TRITON: [triton]} if of_triton else others, set(), since_s)
+    return _newest(others, set(), since_s)
 
 
 def learned_files() -> dict[str, Path]:

@@ -61,6 +61,8 @@ class AddJob:
     learned: LearnedFiles | None = None
     kernel_families: tuple[str, ...] = ()
     """The families of the kernels to add: Triton's and the other compilers'. Empty if there are none."""
+    kernel_keys: tuple[str, ...] = ()
+    """The folders in Triton's cache of kernels that the start has used."""
 
 
 @dataclass

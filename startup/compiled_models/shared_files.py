@@ -54,13 +54,21 @@ def fetch_kernels(location: Location, job: FetchJob, report: SharingReport) -> N
 
 
 def add_kernels(location: Location, job: AddJob, report: SharingReport) -> None:
-    """Adds the kernels that this start has compiled and that the location lacks."""
+    """Adds the kernels that this start has compiled or used, and that the location lacks."""
     for number, family in enumerate(job.kernel_families):
-        sources = local.kernels_since(job.began_s, of_triton=number == 0)
-        known = _known_names(location, family) if sources else set()
-        missing = {name: path for name, path in sources.items() if name not in known}
-        if missing:
-            _add(location, SharedFiles(family=family, name=digest(sorted(missing)), created_at=_now()), missing, report)
+        add_files(location, family, local.kernels_of(job.began_s, job.kernel_keys, of_triton=number == 0), report)
+
+
+def add_files(location: Location, family: str, sources: Mapping[str, Path], report: SharingReport) -> None:
+    """Adds an archive of the files that no archive of the family has. Raises OSError or ValueError.
+
+    `sources`: name in the record -> file.
+    """
+    known = _known_names(location, family) if sources else set()
+    missing = {name: path for name, path in sources.items() if name not in known}
+    if missing:
+        record = SharedFiles(family=family, name=digest(sorted(missing)), created_at=_now())
+        _add(location, record, missing, report)
 
 
 def add_learned(location: Location, job: AddJob, report: SharingReport) -> None:

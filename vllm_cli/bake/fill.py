@@ -15,6 +15,7 @@ from startup.errors import StartupError
 from startup.storage.caches import OFF
 from startup.words.errors import InputError
 from startup.words.screening import secrets_as_variables, without_flags
+from vllm_cli.bake.kernels import compile_kernels, parse_architectures
 from vllm_cli.bake.start import ask, subject_of, wait_saved, why_no_start, without_addresses
 from vllm_cli.client.server import ServerClient
 from vllm_cli.errors import ConnectionFailedError
@@ -33,13 +34,18 @@ class FillResult(NamedTuple):
     duration_s: float
 
 
-def fill_location(given: Sequence[str], address: str, *, timeout_s: float, reporter: Reporter) -> FillResult:
+def fill_location(
+    given: Sequence[str], address: str, *, timeout_s: float, gpu_arch: str | None, reporter: Reporter
+) -> FillResult:
     """Starts the server with empty caches, and stops it once the location has all that it could add.
+
+    Without the GPU that vLLM needs, only compiles kernels for `gpu_arch`.
 
     Args:
         given: MODEL and flags, as after `serve`.
         address: the location.
         timeout_s: the longest time of the start and, again, of the adding, in seconds.
+        gpu_arch: a list of compute capabilities (`parse_architectures`). None: no kernels without a GPU.
         reporter: shows the progress.
 
     Raises:
@@ -51,8 +57,13 @@ def fill_location(given: Sequence[str], address: str, *, timeout_s: float, repor
     subject = subject_of(given)  # rejects words that `serve` rejects
     if subject.engine != "vllm":
         raise InputError("--compile-cache is for --engine vllm. The embedded engine compiles nothing.")
+    architectures = parse_architectures(gpu_arch) if gpu_arch is not None else ()
     if (reason := why_no_start(subject)) is not None:
-        raise StartupError(f"nothing can be added to {address}: {reason}")
+        if not architectures:
+            raise StartupError(f"nothing can be added to {address}: {reason}. Kernels can: give --gpu-arch")
+        reporter.note(f"{reason}: only kernels are compiled")
+        archives = [name for each in compile_kernels(given, architectures, address) for name in each.archives]
+        return _verified(location, {"state": "complete", "archives": archives}, begin_s)
     single = without_flags(without_addresses(given), {"--api-server-count"})  # several do not tell what they add
     words, secrets = secrets_as_variables(single)
     with (
@@ -62,7 +73,7 @@ def fill_location(given: Sequence[str], address: str, *, timeout_s: float, repor
         server.wait_ready(timeout_s, reporter)
         reporter.note(f"{ask(server)} answers, adding to {address}")
         told = _wait_added(server, timeout_s)
-    return _verified(location, told, time.monotonic() - begin_s)
+    return _verified(location, told, begin_s)
 
 
 def _open(address: str) -> Location:
@@ -113,7 +124,7 @@ def _read_sharing(server: PrivateServer) -> Mapping[str, Any]:
     return dict(sharing)
 
 
-def _verified(location: Location, told: Mapping[str, Any], duration_s: float) -> FillResult:
+def _verified(location: Location, told: Mapping[str, Any], begin_s: float) -> FillResult:
     """Looks whether the location has the archives. Raises StartupError if it lacks one."""
     if told["state"] != "complete":
         problems = "\n".join(f"  {problem}" for problem in told["problems"]) or "  it was not finished in time"
@@ -126,4 +137,6 @@ def _verified(location: Location, told: Mapping[str, Any], duration_s: float) ->
         raise StartupError(str(err)) from err
     if missing := sorted(set(told["archives"]) - set(sizes)):
         raise StartupError(f"{location.address} lacks {', '.join(missing)}, which was added")
-    return FillResult(tuple(told["archives"]), sum(sizes[name] for name in told["archives"]), duration_s)
+    return FillResult(
+        tuple(told["archives"]), sum(sizes[name] for name in told["archives"]), time.monotonic() - begin_s
+    )

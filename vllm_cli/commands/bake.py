@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     metavar="LOCATION",
     help="Add what later starts need to this folder or object store, instead of writing a folder.",
 )
+@click.option(
+    *("--gpu-arch", "gpu_arch"),
+    metavar="LIST",
+    help="Without a GPU, compile vLLM's kernels for these compute capabilities, as in TORCH_CUDA_ARCH_LIST.",
+)
 @click.option(*("--timeout", "timeout_s"), type=SECONDS, default=1800, show_default=True, help="Longest time to start.")
 @click.option("--no-start", is_flag=True, help="Only import vLLM, for example on a machine without a GPU.")
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
@@ -58,6 +63,7 @@ def bake(*, words: tuple[str, ...], output: Path | None, location: str | None, i
     Examples:
       vllm-cli bake Qwen/Qwen3-0.6B --max-model-len 8k
       vllm-cli bake /models/llama --engine vllm --output /opt/baked
+      vllm-cli bake /models/llama --gpu-arch 9.0
       vllm-cli bake Qwen/Qwen3-0.6B --compile-cache s3://bucket/compiled
 
     Exit codes: 0 written, and the location has it; 2 usage; 3 the start failed, or not all was written.
@@ -65,7 +71,7 @@ def bake(*, words: tuple[str, ...], output: Path | None, location: str | None, i
     if location is not None:
         if output is not None or options["no_start"]:
             raise InputError("--compile-cache adds to a location: leave --output and --no-start out.")
-        return _fill(words, location, options["timeout_s"], is_json=is_json)
+        return _fill(words, location, options["timeout_s"], options["gpu_arch"], is_json=is_json)
     folder = (output or _default_folder()).absolute()
     from vllm_cli.bake.bake import run_bake
 
@@ -74,11 +80,11 @@ def bake(*, words: tuple[str, ...], output: Path | None, location: str | None, i
     return 0
 
 
-def _fill(words: tuple[str, ...], location: str, timeout_s: float, *, is_json: bool) -> int:
+def _fill(words: tuple[str, ...], location: str, timeout_s: float, gpu_arch: str | None, *, is_json: bool) -> int:
     from vllm_cli.bake.fill import fill_location
 
     with closing(Reporter()) as reporter:
-        result = fill_location(words, location, timeout_s=timeout_s, reporter=reporter)
+        result = fill_location(words, location, timeout_s=timeout_s, gpu_arch=gpu_arch, reporter=reporter)
     if is_json:
         fields = {"location": location, "duration_s": round(result.duration_s, 3), "num_bytes": result.num_bytes}
         click.echo(json.dumps({**fields, "archives": result.archives}, indent=2))

@@ -481,7 +481,8 @@ class _VllmStart:
             self._report_and_learn()
         finally:
             has_news = known_now(load_profile(self._profile.kind)) != self._known
-            self._compile_cache.share(self._session.state, has_news=has_news)
+            keys = StartRecordings.read(self._journal.folder).kernel_keys.values()
+            self._compile_cache.share(self._session.state, has_news=has_news, kernel_keys=keys)
 
     def _report_and_learn(self) -> None:
         self._end_shortening()
