@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+from tests.gpu_stub.gpu_router import PREFIX
 from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, GpuServer, gpu_variables
 from tests.support.program import Program
 from tests.support.standby_process import OFF
@@ -161,9 +162,9 @@ def time_remedies(words: tuple[str, ...], folder: Path) -> dict[str, dict[str, A
 
 
 def _bake(home: Path, *words: str) -> None:
-    """Runs `vllm-cli bake` on the stand-in, with a home of its own."""
+    """Runs `vllm-cli bake` on the stand-in, with a home of its own. Needs root, for a GPU's devices."""
     home.mkdir()
-    command = [PYTHON, "-m", "vllm_cli", "bake", MODEL, "--engine", "vllm", *words]
+    command = [*PREFIX, PYTHON, "-m", "vllm_cli", "bake", MODEL, "--engine", "vllm", *words]
     subprocess.run(command, env={**gpu_variables(home), **OFF}, check=True, timeout=_START_S, cwd=home)
 
 
