@@ -84,6 +84,8 @@ class CompileCache:
         """Set once the files that do not belong to a compiled model are fetched, or cannot be."""
         self._shared_kernels: set[str] = set()
         """The kernels of Triton that this start had compiled when `share` was called."""
+        self._is_given_up = False
+        """Whether the server ends before `share` has ended, which is logged already."""
         self._is_shared = threading.Event()
         """Set once `share` has ended, or if there is nothing to share."""
         self._is_shared.set()
@@ -97,9 +99,9 @@ class CompileCache:
         self._thread = group_signals.start_thread("compile-cache", self._run, state, lock)
 
     def wait_for_files(self) -> None:
-        """Waits until the kernels and learned files that imports use are here, at most 4 s after `begin`."""
-        if not self._has_files.wait(max(self._began_s + _LONGEST_FILES_S - time.time(), 0.0)):
-            logger.info("the start does not wait for %s, which is slow", self._option.location)
+        """Called after `begin`. Waits at most 4 s for kernels and learned files, which imports use."""
+        if self._learned.is_first and self._places and not self._has_files.wait(_LONGEST_FILES_S):
+            logger.info("the start does not wait any longer for kernels and imports from %s", self._places[-1])
 
     def close(self) -> None:
         """Stops the thread and the helper process. Called at the end of the start."""
@@ -135,8 +137,6 @@ class CompileCache:
             more={event.key: (event.more,) for event in events if event.more},
             began_s=self._began_s,
             location=self._option.location,
-            learned=self._learned,
-            kernel_families=self._kernel_families,
         )
         if self._is_needed(self._job):
             self._is_shared.clear()
@@ -154,11 +154,16 @@ class CompileCache:
         """
         try:
             if self._job is not None and self._is_needed(self._job):
-                learned = self._learned._replace(has_news=has_news)
-                self._job = replace(self._job, learned=learned, kernel_keys=tuple(kernel_keys))
+                self._job = replace(
+                    self._job,
+                    learned=self._learned._replace(has_news=has_news),
+                    kernel_families=self._kernel_families,
+                    kernel_keys=tuple(kernel_keys),
+                )
                 self._shared_kernels = self._kernels_now()
                 report = SharingProcess(self._job).result()
-                _log(report, "added")
+                if not self._is_given_up:
+                    _log(report, "added")
                 self._note_sharing(state, "incomplete" if report.problems else "complete", report)
         except OSError as err:
             logger.warning("the compiled model is not recorded: %s", err)
@@ -182,6 +187,7 @@ class CompileCache:
     def give_up_sharing(self, reason: str) -> None:
         """Called when the server ends now. Logs that this start has added nothing to the location."""
         if self._is_owed:
+            self._is_given_up = True
             logger.warning("compiled models: nothing was added to %s: %s", self._option.location, reason)
 
     def _has_new_kernels(self) -> bool:
@@ -215,6 +221,13 @@ class CompileCache:
             report = report or SharingReport()
             fields = {"state": progress, "archives": report.archives, "problems": report.problems}
             state.set_sharing({"location": self._option.location, **fields})
+
+    @cached_property
+    def _places(self) -> tuple[str, ...]:
+        """The locations from which this start fetches: the baked folder's, then the user's."""
+        baked = find_baked().folder
+        own = (str(baked / COMPILED),) if baked is not None and (baked / COMPILED).is_dir() else ()
+        return (*own, self._option.location) if self._option.location else own
 
     @cached_property
     def _versions(self) -> dict[str, str]:
@@ -275,13 +288,10 @@ class CompileCache:
 
         `with_files`: also fetches kernels and, if this machine has none, learned files.
         """
-        baked = find_baked().folder
-        places = [str(baked / COMPILED)] if baked is not None and (baked / COMPILED).is_dir() else []
-        places += [self._option.location] if self._option.location else []
-        if not places or self._is_late or self._is_over.is_set():
+        if not self._places or self._is_late or self._is_over.is_set():
             return
         job = FetchJob(
-            locations=tuple(places),
+            locations=self._places,
             model=self._model,
             versions=self._versions,
             start_id=self._start_id,
