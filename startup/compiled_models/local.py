@@ -47,6 +47,8 @@ _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json"
 """Endings of paths that are left out: temporary files, logs, and variables' values for vLLM's developers."""
 _TRITON_GROUP: Final = "__grp__"
 """Beginning of the name of a file in which Triton lists a kernel's files by their absolute paths."""
+_TRITON_TEMPORARY: Final = "tmp.pid_"
+"""Beginning of the names of folders in which Triton writes a file before it moves the file to its place."""
 _FAILED: Final = ".failed"
 _EXCLUDED: Final = ".excluded"
 _HARDWARE: Final = "hardware"
@@ -349,7 +351,8 @@ def _further_folders(record: CompiledModel) -> set[Path]:
 
 def _files(folder: Path) -> Iterator[Path]:
     """Yields the regular files below a folder, except files with endings in `_LEFT_OUT`."""
-    for path, _, names in os.walk(folder):
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(_TRITON_TEMPORARY)]
         for name in names:
             file = Path(path, name)
             if not f"/{name}".endswith(_LEFT_OUT) and file.is_file() and not file.is_symlink():

@@ -238,8 +238,9 @@ class _VllmStart:
         return code
 
     def _wait_for_files(self) -> None:
-        """Waits for what earlier starts of other machines have learned, and uses it."""
-        self._compile_cache.wait_for_files()
+        """Waits for what starts of other machines have learned, and uses it. A warm start has its imports."""
+        if start_origin.warm is None:
+            self._compile_cache.wait_for_files()
         if not self._profile.num_starts:
             self._profile = load_profile(self._profile.kind)
         self._known = known_now(self._profile)

@@ -69,7 +69,7 @@ def _fetch(location: Path, folder: Path, learned: LearnedFiles | None = None, *e
 def test_the_kernels_of_all_models_reach_a_new_machine(make_machine, location, tmp_path):
     """Each start adds what it has compiled itself. Triton's lists of files name paths of the new machine."""
     first = make_machine("first")
-    _write(first, *_KERNEL)
+    _write(first, *_KERNEL, "triton/KEY/tmp.pid_1_x/kernel.cubin", "triton/KEY/kernel.lock")
     others = _write(first, "vllm/deep_gemm/x/kernel.so")
     assert _add(location).num_others == 2
     second = make_machine("second")
@@ -80,6 +80,7 @@ def test_the_kernels_of_all_models_reach_a_new_machine(make_machine, location, t
     assert _fetch(location, tmp_path).num_kernel_archives == 3
     assert third.has({**others, **of_second})
     listed = json.loads(third.path(_KERNEL[1]).read_bytes())["child_paths"]
+    assert {path.name for path in third.path("triton/KEY").iterdir()} == {"kernel.cubin", "__grp__kernel.json"}
     assert listed == {"kernel.cubin": str(third.path(_KERNEL[0]))}
     assert _fetch(location, tmp_path).num_kernel_archives == 0
     assert _add(location, began_s=time.time() + 60).archives == [], "it has compiled nothing itself"
