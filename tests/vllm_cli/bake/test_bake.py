@@ -208,6 +208,9 @@ def test_a_location_is_filled_in_one_command(tmp_path):
     with FakeStart(tmp_path, *words, env=environment(tmp_path, FAKE_VLLM_COMPILES="1")) as start:
         start.wait_ready()
         start.wait_logged("compiled model: loaded")
+        start.terminate()
+    (profile,) = (tmp_path / "cache/vllm_cli/preload").glob("*.json")
+    assert json.loads(profile.read_bytes())["value"]["num_starts"] > 1, "it continues that of the fill job"
 
 
 def _make_public(folder: Path) -> None:
