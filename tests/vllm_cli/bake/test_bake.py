@@ -17,6 +17,7 @@ from tests.e2e.server_process import ServerProcess
 from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.support.cli import run_cli
 from vllm_cli.bake.bake import used_pages
+from vllm_cli.bake.kernels import parse_architectures
 from vllm_cli.bake.start import has_own_bytecode, without_addresses
 
 ROOT = Path(__file__).parents[3]
@@ -250,3 +251,20 @@ def test_a_location_that_is_not_filled_is_exit_code_2_or_3(case, tmp_path):
     assert done.returncode == case.code, done.stderr
     assert case.message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("9.0", ("9.0",)), ("8.0;9.0a+PTX", ("8.0", "9.0")), ("8.0 8.0,12.0f", ("8.0", "12.0"))],
+    ids=["one", "as torch lists them", "twice"],
+)
+def test_architectures_are_given_as_to_torch(text, found):
+    assert parse_architectures(text) == found
+
+
+@pytest.mark.parametrize("text", ["", ";", "sm_90", "90", "9.0;Hopper", "9.0.1", "-9.0", "9.0+CUBIN"])
+def test_other_words_are_no_architecture(text, tmp_path, invoke):
+    done = invoke("bake", "model", "--engine", "vllm", f"--gpu-arch={text}", "--output", tmp_path / "baked")
+    assert done.returncode == 2
+    assert "Give compute capabilities" in done.stderr
+    assert not (tmp_path / "baked").exists()
