@@ -24,6 +24,8 @@ class LearnedFiles(NamedTuple):
     """Whether this machine has these files, of its own or in the baked folder."""
     is_first: bool
     """Whether no start of this kind has succeeded with this cache folder."""
+    is_whole: bool = True
+    """Whether the cache folder has all of them. In a baked image, it has only what the baked folder lacks."""
     has_news: bool = False
     """Whether this start has learned something that it did not know before."""
 

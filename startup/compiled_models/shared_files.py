@@ -74,7 +74,7 @@ def add_files(location: Location, family: str, sources: Mapping[str, Path], repo
 def add_learned(location: Location, job: AddJob, report: SharingReport) -> None:
     """Adds what this start has learned, or what the location lacks. Removes older archives of its kind."""
     learned = job.learned
-    if learned is None:
+    if learned is None or not learned.is_whole:
         return
     own = [archive for archive in location.list(learned.family) if _is_of_kind(archive, learned)]
     if own and not learned.has_news:

@@ -138,7 +138,7 @@ def write_fleet(output: Path) -> None:
 
 def time_remedies(words: tuple[str, ...], folder: Path) -> dict[str, dict[str, Any]]:
     """Times one start with each remedy, and plain starts in the same state."""
-    baked, location, volume = (folder / name for name in ("baked", "location", "nothing"))
+    baked, location, volume = (folder / name for name in ("baked", "location", "volume"))
     _bake(folder / "builder", *words, "--output", str(baked))
     _bake(folder / "filler", *words, "--compile-cache", str(location))
     case = Case(words)
@@ -149,7 +149,7 @@ def time_remedies(words: tuple[str, ...], folder: Path) -> dict[str, dict[str, A
         size_bytes = sum(map(_size_of, folders))
         given = ("--compile-cache", str(location)) if remedy.has_location else ()
         variables = {"VCLI_BAKED": str(baked)} if remedy.is_baked else {}
-        home = volume if remedy.has_volume else folder / name
+        home = volume if remedy.has_volume or name == "nothing" else folder / f"pod with {name}"
         ours = time_start(case, "ours", home, *given, settle_s=_SETTLED_S, environment=variables)
         found[name] = {
             "plain_s": plain[remedy.has_volume].answer,

@@ -5,6 +5,7 @@ from startup.compiled_models.compile_cache import present_versions
 from startup.compiled_models.process import LearnedFiles
 from startup.compiled_models.record import start_family
 from startup.imports.learned_imports import import_file_paths, installation
+from startup.storage.caches import find_baked
 from startup.vllm.fork.preload_profile import PreloadProfile, has_own_profile
 from startup.vllm_words.installed import InstalledVllm
 
@@ -16,6 +17,7 @@ def describe_learned(vllm: InstalledVllm, profile: PreloadProfile) -> LearnedFil
         kind=profile.kind.key,
         is_known=profile.num_starts > 0,
         is_first=not has_own_profile(profile.kind),
+        is_whole=find_baked().folder is None,
     )
 
 

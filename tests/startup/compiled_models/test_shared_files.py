@@ -100,6 +100,8 @@ def test_a_new_machine_gets_what_a_start_of_its_kind_has_learned_or_else_of_anot
 ):
     learned = _write(make_machine("first"), _PROFILE, _IMPORTS, "vllm/modelinfos/vllm-models-llama.json")
     _write(make_machine("first"), "vllm/vllm_cli/history/0123456789abcdef.json", "vllm/vllm_cli/standby/socket")
+    of_baked_image = _LEARNED._replace(is_whole=False, has_news=True)
+    assert _add(location, learned=of_baked_image).num_others == 0, "the rest is in the image"
     assert _add(location, learned=_LEARNED).num_others == 1
     assert _add(location, learned=_LEARNED).num_others == 0, "nothing new"
     for kind in ("0123456789abcdef", "fedcba9876543210"):
