@@ -1,4 +1,4 @@
-"""An archive of one compiled model: a zip file with its files and, as the last member, its record.
+"""An archive of a compiled model or of shared files: a zip file with the files and, at its end, their record.
 
 The record has the sizes, names and SHA-256 of the files, which are checked before vLLM can load them. The
 checks only find damage. The files are executable code, so anyone who can write an archive can run code on
@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, TypeVar
 from zipfile import ZIP64_LIMIT, ZIP_DEFLATED, BadZipFile, LargeZipFile, ZipFile, ZipInfo
 
 from base.machine.files import is_safe_name
 from base.wording import one_line
-from startup.compiled_models.record import CompiledModel, FileFacts
+from startup.compiled_models.record import CompiledModel, FileFacts, SharedFiles
 
 MANIFEST: Final = "manifest.json"
 MOST_FILES: Final = 60_000
@@ -39,6 +39,9 @@ _DAMAGE: Final = (BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, st
 """Exceptions of `zipfile` for a file that is damaged or is not an archive."""
 
 
+Record = TypeVar("Record", CompiledModel, SharedFiles)
+
+
 class ArchiveError(ValueError):
     """The archive is damaged, or has a form that this program does not read. The message is one line."""
 
@@ -47,7 +50,7 @@ class DamagedError(ArchiveError):
     """A file in the archive has changed since it was packed."""
 
 
-def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]) -> CompiledModel:
+def write_archive(path: Path, record: Record, sources: Mapping[str, Path]) -> Record:
     """Packs files into a new archive. Returns the record with the facts about these files.
 
     `sources` maps names in the archive to files. `path` must not exist yet. Links, files that are not regular
@@ -71,11 +74,11 @@ def write_archive(path: Path, record: CompiledModel, sources: Mapping[str, Path]
     except LargeZipFile as err:
         raise ValueError(f"an archive of a compiled model cannot be written: {err}") from err
     with path.open("rb") as file:
-        read_record(file)
+        read_record(file, type(record))
     return packed
 
 
-def read_record(file: BinaryIO) -> CompiledModel:
+def read_record(file: BinaryIO, kind: type[Record]) -> Record:
     """The record in an archive. Only the archive's directory and this member are read.
 
     Raises:
@@ -83,10 +86,10 @@ def read_record(file: BinaryIO) -> CompiledModel:
         OSError: the file cannot be read.
     """
     with _opened(file) as archive:
-        return _read_record(archive)
+        return _read_record(archive, kind)
 
 
-def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
+def unpack(file: BinaryIO, folder: Path, kind: type[Record], *, max_bytes: int) -> Record:
     """Unpacks the files into an empty folder, compares each file with the record, and returns the record.
 
     If an error is raised, the caller removes the folder. Files get mode 0600 and folders 0700. Files keep
@@ -98,7 +101,7 @@ def unpack(file: BinaryIO, folder: Path, *, max_bytes: int) -> CompiledModel:
         OSError: the archive cannot be read, or a file cannot be written.
     """
     with _opened(file) as archive:
-        record = _read_record(archive)
+        record = _read_record(archive, kind)
         if problem := _why_wrong_names(record.files):
             raise ArchiveError(problem)
         if record.num_bytes > max_bytes:
@@ -179,10 +182,10 @@ def _explained(kind: type[ArchiveError], what: str) -> Iterator[None]:
         raise kind(f"{what}: {err}") from err
 
 
-def _read_record(archive: ZipFile) -> CompiledModel:
+def _read_record(archive: ZipFile, kind: type[Record]) -> Record:
     content = b"".join(_read_member(archive, MANIFEST, _MOST_MANIFEST_BYTES))
     try:
-        return CompiledModel.from_json(content)
+        return kind.from_json(content)
     except ValueError as err:
         raise ArchiveError(one_line(err)) from err
 

@@ -10,7 +10,8 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
@@ -21,9 +22,9 @@ from base.wording import format_bytes
 from envs.registry import env
 from startup.compiled_models import local
 from startup.compiled_models.exchange import CompiledEvent, Exchange
-from startup.compiled_models.process import AddJob, FetchJob, SharingProcess, SharingReport
+from startup.compiled_models.process import AddJob, FetchJob, LearnedFiles, SharingProcess, SharingReport
 from startup.compiled_models.reasons import Reason, Wanted, explain, find_change
-from startup.compiled_models.record import CompiledModel, Hardware
+from startup.compiled_models.record import CompiledModel, Hardware, kernel_family, present_architectures
 from startup.processes import group_signals
 from startup.reports.timeline.history import installed_versions
 from startup.session.start_state import StartState
@@ -39,6 +40,8 @@ _MOST_FAILURES: Final = 2
 _FAILED: Final = f"{_MOST_FAILURES} starts have failed after they had loaded the model that was compiled before"
 _MOST_LOGGED: Final = 3
 _POLLED_EVERY_S: Final = 0.05
+_LONGEST_FILES_S: Final = 4.0
+"""The longest wait for kernels and learned files, in seconds. Without them, imports take seconds more."""
 
 
 def present_versions(vllm: InstalledVllm) -> dict[str, str]:
@@ -49,11 +52,20 @@ def present_versions(vllm: InstalledVllm) -> dict[str, str]:
 class CompileCache:
     """The compiled model of one start. The launcher creates this object before it starts the forkserver."""
 
-    def __init__(self, vllm: InstalledVllm, line: CommandLine, option: CompileCacheOption | None, folder: Path) -> None:
+    def __init__(
+        self,
+        vllm: InstalledVllm,
+        line: CommandLine,
+        option: CompileCacheOption | None,
+        folder: Path,
+        learned: LearnedFiles,
+    ) -> None:
         """In `folder`, the processes of the start exchange facts."""
         self._vllm = vllm
         self._model = line.model or ""
         self._start_id = _start_id(line)
+        self._is_eager = line.is_eager
+        self._learned = learned
         self._option = option or CompileCacheOption()
         self._exchange = Exchange(folder)
         self._records: list[CompiledModel] = []
@@ -68,6 +80,15 @@ class CompileCache:
         self._is_late = False
         """Whether a fetch has taken so long that nothing more is fetched."""
         self._is_over = threading.Event()
+        self._has_files = threading.Event()
+        """Set once the files that do not belong to a compiled model are fetched, or cannot be."""
+        self._shared_kernels: set[str] = set()
+        """The kernels of Triton that this start had compiled when `share` was called."""
+        self._is_given_up = False
+        """Whether the server ends before `share` has ended, which is logged already."""
+        self._is_shared = threading.Event()
+        """Set once `share` has ended, or if there is nothing to share."""
+        self._is_shared.set()
         self._thread: threading.Thread | None = None
         if self._option.is_required:
             forbid_compiling()
@@ -76,6 +97,11 @@ class CompileCache:
         """Starts a thread that fetches the compiled model. With `require`, the thread may end the start."""
         lock = self._exchange.hold_load(local.claim_keys(self._hardware), is_required=self._option.is_required)
         self._thread = group_signals.start_thread("compile-cache", self._run, state, lock)
+
+    def wait_for_files(self) -> None:
+        """Called after `begin`. Waits at most 4 s for kernels and learned files, which imports use."""
+        if self._learned.is_first and self._places and not self._has_files.wait(_LONGEST_FILES_S):
+            logger.info("the start does not wait any longer for kernels and imports from %s", self._places[-1])
 
     def close(self) -> None:
         """Stops the thread and the helper process. Called at the end of the start."""
@@ -96,14 +122,13 @@ class CompileCache:
         """Called when vLLM is ready. Reports whether vLLM has loaded or compiled the model, and why."""
         self.close()
         events, early = self._exchange.events(), self._exchange.read_early()
-        if not events:
-            if early is not None and early["compiles"]:
-                reason = self._why_none_fits(self._wanted(early))
-                fields = {"state": "compiled", "text": f"compiled, because {reason.text}"}
-                state.set_compiled_model({**fields, **reason.to_fields()})
-            return
         known = {record.key: record for record in self._records}
-        state.set_compiled_model(_describe(events, self._why_compiled(events, early), known))
+        if events:
+            state.set_compiled_model(_describe(events, self._why_compiled(events, early), known))
+        elif early is not None and early["compiles"]:
+            reason = self._why_none_fits(self._wanted(early))
+            fields = {"state": "compiled", "text": f"compiled, because {reason.text}"}
+            state.set_compiled_model({**fields, **reason.to_fields()})
         for event in events:
             if event.loaded_s is not None and event.key in known:
                 local.note_use(known[event.key])
@@ -113,14 +138,96 @@ class CompileCache:
             began_s=self._began_s,
             location=self._option.location,
         )
+        if self._is_needed(self._job):
+            self._is_shared.clear()
+            self._note_sharing(state, "adding")
 
-    def share(self) -> None:
-        """Records and shares the models that vLLM has compiled. Called after `describe`. Takes seconds."""
-        if self._job is not None and self._job.records:
-            try:
-                _log(SharingProcess(self._job).result(), "added")
-            except OSError as err:
-                logger.warning("the compiled model is not recorded: %s", err)
+    def share(self, state: StartState, *, has_news: bool, kernel_keys: Iterable[str]) -> None:
+        """Records the models that vLLM has compiled. Adds to the location what later starts need.
+
+        Called after `describe`. Takes seconds.
+
+        Args:
+            state: the state of the start, which says what was added.
+            has_news: whether the start has learned something new.
+            kernel_keys: the folders in Triton's cache of kernels that the start has used.
+        """
+        try:
+            if self._job is not None and self._is_needed(self._job):
+                self._job = replace(
+                    self._job,
+                    learned=self._learned._replace(has_news=has_news),
+                    kernel_families=self._kernel_families,
+                    kernel_keys=tuple(kernel_keys),
+                )
+                self._shared_kernels = self._kernels_now()
+                report = SharingProcess(self._job).result()
+                if not self._is_given_up:
+                    _log(report, "added")
+                self._note_sharing(state, "incomplete" if report.problems else "complete", report)
+        except OSError as err:
+            logger.warning("the compiled model is not recorded: %s", err)
+            self._note_sharing(state, "incomplete", SharingReport(problems=[str(err)]))
+        finally:
+            self._is_shared.set()
+
+    def finish_sharing(self, wait: Callable[[threading.Event], str]) -> None:
+        """Called when the server stops. Waits until `share` has ended, or logs what was not added.
+
+        `wait` waits for the event, and returns the reason if it has stopped waiting before.
+        """
+        if self._has_new_kernels():
+            self._is_shared.clear()
+            group_signals.start_thread("compile-cache", self._share_new_kernels)
+        if self._is_owed:
+            logger.info("the server ends once it has added what later starts need to %s", self._option.location)
+            if (reason := wait(self._is_shared)) != "":
+                self.give_up_sharing(reason)
+
+    def give_up_sharing(self, reason: str) -> None:
+        """Called when the server ends now. Logs that this start has added nothing to the location."""
+        if self._is_owed:
+            self._is_given_up = True
+            logger.warning("compiled models: nothing was added to %s: %s", self._option.location, reason)
+
+    def _has_new_kernels(self) -> bool:
+        """Whether requests have made vLLM compile kernels since `share` has added those of the start."""
+        if self._job is None or self._option.location is None or not self._is_shared.is_set():
+            return False
+        return self._kernels_now() > self._shared_kernels
+
+    def _share_new_kernels(self) -> None:
+        assert self._job is not None
+        try:
+            _log(SharingProcess(replace(self._job, records=(), learned=None)).result(), "added")
+        except OSError as err:
+            logger.warning("kernels were not added to %s: %s", self._option.location, err)
+        finally:
+            self._is_shared.set()
+
+    def _kernels_now(self) -> set[str]:
+        return set(local.kernels_of(self._began_s, of_triton=True)) if self._kernel_families else set()
+
+    @property
+    def _is_owed(self) -> bool:
+        return self._option.location is not None and not self._is_shared.is_set()
+
+    @staticmethod
+    def _is_needed(job: AddJob) -> bool:
+        return bool(job.records) or job.location is not None
+
+    def _note_sharing(self, state: StartState, progress: str, report: SharingReport | None = None) -> None:
+        if self._option.location is not None:
+            report = report or SharingReport()
+            fields = {"state": progress, "archives": report.archives, "problems": report.problems}
+            state.set_sharing({"location": self._option.location, **fields})
+
+    @cached_property
+    def _places(self) -> tuple[str, ...]:
+        """The locations from which this start fetches: the baked folder's, then the user's."""
+        baked = find_baked().folder
+        own = (str(baked / COMPILED),) if baked is not None and (baked / COMPILED).is_dir() else ()
+        return (*own, self._option.location) if self._option.location else own
 
     @cached_property
     def _versions(self) -> dict[str, str]:
@@ -129,6 +236,11 @@ class CompileCache:
     @cached_property
     def _hardware(self) -> Hardware:
         return Hardware.present()
+
+    @cached_property
+    def _kernel_families(self) -> tuple[str, ...]:
+        architectures = present_architectures() or self._hardware.gpus
+        return kernel_family(self._versions, self._hardware, architectures) if architectures else ()
 
     def _run(self, state: StartState, lock: int) -> None:
         try:
@@ -141,6 +253,7 @@ class CompileCache:
             logger.warning("the cache of compiled models cannot be examined: %s", err)
             self._exchange.answer(f"the cache cannot be examined: {err}" if self._option.is_required else "")
         finally:
+            self._has_files.set()
             os.close(lock)
 
     def _prepare(self) -> None:
@@ -150,8 +263,10 @@ class CompileCache:
             if (reason := self._why_unusable(record)) is not None:
                 local.remove(record)
                 self._removed[record.key] = reason
-        if not any(record.start_id == self._start_id and self._is_usable(record) for record in self._records):
-            self._fetch()
+        is_here = any(record.start_id == self._start_id and self._is_usable(record) for record in self._records)
+        if self._learned.is_first or not (is_here or self._is_eager):
+            self._fetch(with_files=True, is_for_model=not (is_here or self._is_eager))
+        self._has_files.set()
 
     def _why_unusable(self, record: CompiledModel) -> str | None:
         """Why vLLM must not load a failed model, or None. Checks the files, because vLLM does not."""
@@ -168,22 +283,25 @@ class CompileCache:
         fits = record.versions == self._versions and record.hardware == self._hardware
         return fits and record.key not in self._removed and local.is_installed(record)
 
-    def _fetch(self, digest: str = "") -> None:
-        """Fetches models in a helper process, and waits for the report of this process."""
-        baked = find_baked().folder
-        places = [str(baked / COMPILED)] if baked is not None and (baked / COMPILED).is_dir() else []
-        places += [self._option.location] if self._option.location else []
-        if not places or self._is_late or self._is_over.is_set():
+    def _fetch(self, digest: str = "", *, with_files: bool = False, is_for_model: bool = True) -> None:
+        """Fetches models in a helper process, and waits for the report of this process.
+
+        `with_files`: also fetches kernels and, if this machine has none, learned files.
+        """
+        if not self._places or self._is_late or self._is_over.is_set():
             return
         job = FetchJob(
-            locations=tuple(places),
+            locations=self._places,
             model=self._model,
             versions=self._versions,
             start_id=self._start_id,
             digest=digest,
             found_folder=str(self._exchange.found_folder),
+            learned=self._learned if with_files and not self._learned.is_known else None,
+            kernel_families=self._kernel_families if with_files else (),
+            is_for_model=is_for_model,
         )
-        self._helper = SharingProcess(job)
+        self._helper = SharingProcess(job, self._has_files.set)
         report = self._helper.result()
         if self._is_over.is_set():
             return
@@ -281,9 +399,11 @@ def _log(report: SharingReport, did: str) -> None:
         logger.warning("compiled models: %s", problem)
     if (num_more := len(report.problems) - _MOST_LOGGED) > 0:
         logger.warning("compiled models: %d more problems like these", num_more)
+    size = format_bytes(report.num_bytes)
     if report.num_models:
-        size = format_bytes(report.num_bytes)
         logger.info("compiled models: %s %d (%s) in %.1f s", did, report.num_models, size, report.took_s)
+    elif report.num_learned or report.num_kernel_archives or report.num_others:
+        logger.info("kernels and imports of earlier starts: %s %s in %.1f s", did, size, report.took_s)
 
 
 def _describe(

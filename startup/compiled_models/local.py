@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from base.json_depth import read_json
-from base.machine.files import write_whole
+from base.machine.files import is_safe_name, write_whole
 from envs import foreign
 from envs.foreign import expand_home
 from envs.registry import env
@@ -26,19 +27,28 @@ AOT: Final = f"{_COMPILED}/torch_aot_compile"
 ENTRY: Final = "model"
 """The file that vLLM looks for in a rank's folder."""
 VLLM: Final = "vllm"
+TRITON: Final = "triton"
 _BESIDE: Final = ("deep_gemm", "flashinfer_autotune_cache")
 """Folders in vLLM's cache folder with GPU kernels and their tuning, which several models use."""
 _LEAST_PARTS: Final = {
-    **{"triton": 1, "flashinfer": 1, "humming": 1, "tilelang": 1, f"{VLLM}/{_COMPILED}": 3},
+    **{TRITON: 1, "flashinfer": 1, "humming": 1, "tilelang": 1, f"{VLLM}/{_COMPILED}": 3},
     **dict.fromkeys((f"{VLLM}/{name}" for name in _BESIDE), 2),
 }
 """Folder -> the fewest parts of a file's path in it. A file with a shorter path would replace a folder."""
+_LEARNED: Final = re.compile(
+    r"(?:vllm_cli/(?:imports|preload|vllm-facts|kernels|kernel-keys)/[0-9a-f]{16}\.(?:json|code)|"
+    r"modelinfos/[\w.-]{1,200}\.json)", re.ASCII,
+)  # fmt: skip
+"""Matches the paths, in vLLM's cache folder, of files that starts learn. Other files are not shared."""
+_MOST_LEARNED: Final = 200
 _KERNEL_BYTES: Final = 1 << 30
 """The most bytes of kernels in one archive. If there are more, the newest files are taken."""
 _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
 """Endings of paths that are left out: temporary files, logs, and variables' values for vLLM's developers."""
 _TRITON_GROUP: Final = "__grp__"
 """Beginning of the name of a file in which Triton lists a kernel's files by their absolute paths."""
+_TRITON_TEMPORARY: Final = "tmp.pid_"
+"""Beginning of the names of folders in which Triton writes a file before it moves the file to its place."""
 _FAILED: Final = ".failed"
 _EXCLUDED: Final = ".excluded"
 _HARDWARE: Final = "hardware"
@@ -56,7 +66,7 @@ def caches() -> dict[str, Path]:
     triton = Path(foreign.text_of("TRITON_HOME") or home) / ".triton/cache"
     return {
         VLLM: vllm_root(),
-        "triton": Path(foreign.text_of("TRITON_CACHE_DIR") or triton),
+        TRITON: Path(foreign.text_of("TRITON_CACHE_DIR") or triton),
         "flashinfer": Path(foreign.text_of("FLASHINFER_WORKSPACE_BASE") or home) / ".cache/flashinfer",
         "humming": Path(foreign.text_of("HUMMING_CACHE_DIR") or f"{home}/.humming/cache"),
         "tilelang": Path(foreign.text_of("TILELANG_CACHE_DIR") or f"{home}/.tilelang/cache"),
@@ -141,7 +151,8 @@ def install(unpacked: Path) -> list[str]:
     """Moves the files of an unpacked archive to the compilers' folders. Replaces no existing file.
 
     For each rank, the file that vLLM looks for is moved last, so that vLLM finds either all files or no
-    model. Files for any other folder, such as vllm-cli's own, are left out.
+    model. The same holds for Triton's lists of a kernel's files. Files for any other folder are left out, and
+    so are files of vllm-cli that starts do not learn.
 
     Returns:
         The reasons why kernels of other caches could not be written, at most one for each cache.
@@ -151,10 +162,11 @@ def install(unpacked: Path) -> list[str]:
     """
     folders = caches()
     problems: dict[str, str] = {}
-    for path in sorted(_files(unpacked), key=lambda path: (path.name == ENTRY, path)):
+    for path in sorted(_files(unpacked), key=_order):
         cache, *parts = path.relative_to(unpacked).parts
         least = _LEAST_PARTS.get("/".join((cache, *parts[: cache == VLLM])))
-        if least is not None and len(parts) >= least:
+        is_learned = cache == VLLM and _LEARNED.fullmatch("/".join(parts)) is not None
+        if is_learned or (least is not None and len(parts) >= least):
             try:
                 _place(path, folders[cache].joinpath(*parts))
             except OSError as err:
@@ -162,6 +174,47 @@ def install(unpacked: Path) -> list[str]:
                     raise
                 problems[cache] = f"kernels cannot be written to {folders[cache]}: {err.strerror or err}"
     return list(problems.values())
+
+
+def _order(path: Path) -> tuple[bool, bool, Path]:
+    return path.name == ENTRY, path.name.startswith(_TRITON_GROUP), path
+
+
+def kernels_of(since_s: float, keys: Iterable[str] = (), *, of_triton: bool) -> dict[str, Path]:
+    """The kernels of a start, by their names in a record.
+
+    Args:
+        since_s: the begin of the start in seconds since 1970. Younger kernels belong to it.
+        keys: the folders, in Triton's cache, of further kernels that the start has used.
+        of_triton: Triton's kernels, or those of all other compilers.
+    """
+    folders = caches()
+    root, triton = folders.pop(VLLM), folders.pop(TRITON)
+    if of_triton:
+        used = {f"{TRITON}/{key}/{path.name}" for key in keys if is_safe_name(key) for path in _files(triton / key)}
+        return _newest({TRITON: [triton]}, used, since_s)
+    others = {VLLM: [root / name for name in _BESIDE], **{name: [path] for name, path in folders.items()}}
+    return _newest(others, set(), since_s)
+
+
+def learned_files() -> dict[str, Path]:
+    """The newest files that starts have learned, by their names in a record."""
+    root = vllm_root()
+    found: list[tuple[float, str, Path]] = []
+    for pattern in ("vllm_cli/*/*", "modelinfos/*"):
+        for path in root.glob(pattern):
+            name = path.relative_to(root).as_posix()
+            with suppress(FileNotFoundError):
+                if _LEARNED.fullmatch(name) and path.is_file() and not path.is_symlink():
+                    found.append((path.stat().st_mtime, name, path))
+    return {f"{VLLM}/{name}": path for _, name, path in sorted(found, reverse=True)[:_MOST_LEARNED]}
+
+
+def has_all(names: Iterable[str]) -> bool:
+    """Whether the compilers' folders have all files with these names in a record."""
+    folders = caches()
+    parts = (name.partition("/") for name in names)
+    return all(cache in folders and (folders[cache] / path).exists() for cache, _, path in parts)
 
 
 def remove(record: CompiledModel) -> None:
@@ -298,7 +351,8 @@ def _further_folders(record: CompiledModel) -> set[Path]:
 
 def _files(folder: Path) -> Iterator[Path]:
     """Yields the regular files below a folder, except files with endings in `_LEFT_OUT`."""
-    for path, _, names in os.walk(folder):
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(_TRITON_TEMPORARY)]
         for name in names:
             file = Path(path, name)
             if not f"/{name}".endswith(_LEFT_OUT) and file.is_file() and not file.is_symlink():

@@ -21,7 +21,7 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from base.errors import with_causes
-from base.machine.files import MODE, why_changeable
+from base.machine.files import MODE, nearest_existing, why_changeable, write_problem
 from envs.foreign import expand_home
 from startup.compiled_models.record import ARCHIVE_SUFFIX
 from startup.files.model.model_place import is_object_address, missing_package, without_file_scheme
@@ -97,6 +97,10 @@ class Location(ABC):
     def remove(self, name: str) -> None:
         """Removes an archive. Does nothing if there is no such archive."""
 
+    def write_problem(self) -> str | None:
+        """Why archives cannot be added, as far as this is known without an attempt. None if none is known."""
+        return None
+
     def touch(self, name: str) -> None:  # noqa: B027 - stores do nothing
         """Marks an archive as used now, if the folder permits it. Object stores have no such mark."""
 
@@ -170,6 +174,9 @@ class _FolderLocation(Location):
         with self._explained("written to", name):
             self._check(family)
             (self._folder / family / file_name).unlink(missing_ok=True)
+
+    def write_problem(self) -> str | None:
+        return write_problem(str(nearest_existing(self._folder)))
 
     def touch(self, name: str) -> None:
         family, file_name = self._split(name)

@@ -2,15 +2,32 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from startup.compiled_models.record import CompiledModel
 from startup.processes.helper import Helper, HelperEndedError
 
 _LATE: Final = "fetching is given up after {:.0f} s: check that the location answers, and how fast"
 _LEAST_LIMIT_S: Final = 30.0
+
+
+class LearnedFiles(NamedTuple):
+    """What starts of one kind learn for later ones: bytecode, modules to preload, facts about vLLM."""
+
+    family: str
+    """Names vLLM, the interpreter and the installed packages (`record.start_family`)."""
+    kind: str
+    """Names the kind of start, which decides what it imports."""
+    is_known: bool
+    """Whether this machine has these files, of its own or in the baked folder."""
+    is_first: bool
+    """Whether no start of this kind has succeeded with this cache folder."""
+    is_whole: bool = True
+    """Whether the cache folder has all of them. In a baked image, it has only what the baked folder lacks."""
+    has_news: bool = False
+    """Whether this start has learned something that it did not know before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +42,12 @@ class FetchJob:
     digest: str = ""
     found_folder: str
     """The folder for the records of all archives that were found."""
+    learned: LearnedFiles | None = None
+    """Which learned files to fetch. None if the machine has them."""
+    kernel_families: tuple[str, ...] = ()
+    """The families of kernels to fetch (`record.kernel_family`)."""
+    is_for_model: bool = True
+    """Whether to fetch compiled models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +60,11 @@ class AddJob:
     began_s: float
     """When this start began, in seconds since 1970. Older kernels do not belong to this start."""
     location: str | None
+    learned: LearnedFiles | None = None
+    kernel_families: tuple[str, ...] = ()
+    """The families of the kernels to add: Triton's and the other compilers'. Empty if there are none."""
+    kernel_keys: tuple[str, ...] = ()
+    """The folders in Triton's cache of kernels that the start has used."""
 
 
 @dataclass
@@ -44,18 +72,30 @@ class SharingReport:
     """The result of a job."""
 
     num_models: int = 0
+    num_learned: int = 0
+    """The number of fetched archives of learned files."""
+    num_kernel_archives: int = 0
+    num_others: int = 0
+    """The number of added archives of kernels or learned files."""
     num_bytes: int = 0
+    archives: list[str] = field(default_factory=list)
+    """The archives that the location has of this start, whoever has added them."""
     took_s: float = 0.0
     problems: list[str] = field(default_factory=list)
     is_late: bool = False
     """Whether the helper was killed because it took too long."""
 
 
+FILES_FETCHED: Final = "files fetched"
+"""The event of a fetch once it has installed all files that do not belong to a compiled model."""
+
+
 class SharingProcess:
     """The launcher's handle of a helper process. The helper ends with the thread that started it."""
 
-    def __init__(self, job: FetchJob | AddJob) -> None:
+    def __init__(self, job: FetchJob | AddJob, on_files_fetched: Callable[[], None] = lambda: None) -> None:
         """Starts the helper. Raises OSError if it cannot be started."""
+        self._on_files_fetched = on_files_fetched
         self._limit_s = _LEAST_LIMIT_S if isinstance(job, FetchJob) else math.inf
         is_idle = isinstance(job, AddJob)  # the server answers requests meanwhile
         self._helper = Helper("compiled", "startup.compiled_models.sharing:share", job, is_idle=is_idle)
@@ -68,6 +108,8 @@ class SharingProcess:
                 event = self._helper.receive(left_s)
                 if isinstance(event, SharingReport):
                     return event
+                if event == FILES_FETCHED:
+                    self._on_files_fetched()
                 if isinstance(event, float):
                     limit_s = max(limit_s, event)
         except HelperEndedError as err:

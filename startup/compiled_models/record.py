@@ -8,10 +8,10 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from base.json_depth import check_depth
 from base.machine.hardware import gpu_kinds, instruction_sets
@@ -24,6 +24,8 @@ _KEY: Final = re.compile(r"[0-9a-f]{10,64}")
 _RANK: Final = re.compile(r"rank_\d{1,6}_\d{1,6}")
 _NUM_DIGITS: Final = 16
 _LONGEST_COMPILATION_S: Final = 86_400.0
+
+_Record = TypeVar("_Record", bound="CompiledModel | SharedFiles")
 
 
 class FileFacts(NamedTuple):
@@ -129,21 +131,77 @@ class CompiledModel:
     @classmethod
     def from_json(cls, content: bytes) -> Self:
         """Reads a record from a JSON object. Raises ValueError if it is not a record of this format."""
-        import msgspec  # noqa: PLC0415 - few starts read a record
-
-        try:
-            check_depth(content)
-            with CONVERTING:
-                record = msgspec.json.decode(content, type=cls)
-        except ValueError as err:
-            raise ValueError(f"the record of a compiled model is not valid: {err}") from err
+        record = _decode(content, cls)
         if not _KEY.fullmatch(record.key) or not all(map(_RANK.fullmatch, record.ranks)):
             raise ValueError("the record's key or ranks cannot be names of folders")
         if not 0 <= record.compile_s <= _LONGEST_COMPILATION_S:
             raise ValueError(f"the record's compile_s is {record.compile_s}, which no compilation takes")
-        if record.format != FORMAT:
-            raise ValueError(f"the record's format is {record.format}, this version reads {FORMAT}")
         return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedFiles:
+    """The record of files that any model's start can use: kernels, or what starts have learned."""
+
+    family: str
+    """The name of the folder in a location (`kernel_family`, `start_family`)."""
+    name: str
+    """The name of the archive in the family."""
+    created_at: str
+    """When the files were packed, in ISO 8601 and UTC."""
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
+    """Name -> file, as in `CompiledModel`."""
+    format: int = FORMAT
+
+    @property
+    def archive_name(self) -> str:
+        return f"{self.family}/{self.name}{ARCHIVE_SUFFIX}"
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(facts.size for facts in self.files.values())
+
+    def with_files(self, files: Mapping[str, FileFacts]) -> Self:
+        return replace(self, files=files)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Self:
+        """Reads a record from a JSON object. Raises ValueError if it is not a record of this format."""
+        return _decode(content, cls)
+
+
+def kernel_family(versions: Mapping[str, str], hardware: Hardware, architectures: Sequence[str]) -> tuple[str, str]:
+    """The families of Triton's kernels, and of the other compilers' kernels.
+
+    Triton's depend on the GPUs' architectures (compute capabilities), so that a machine without a GPU can
+    compile them. What the others compile or tune may depend on more.
+    """
+    name, facts = versions.get("vllm", "unknown"), [FORMAT, dict(sorted(versions.items()))]
+    of_triton = _digest([*facts, hardware.machine, sorted(architectures)])[:_NUM_DIGITS]
+    return f"triton-{name}-{of_triton}", f"kernels-{name}-{_digest([*facts, asdict(hardware)])[:_NUM_DIGITS]}"
+
+
+def start_family(versions: Mapping[str, str], installation: object) -> str:
+    """The family of what starts learn. `installation` identifies interpreter and installed packages."""
+    facts = [FORMAT, dict(sorted(versions.items())), repr(installation)]
+    return f"starts-{versions.get('vllm', 'unknown')}-{_digest(facts)[:_NUM_DIGITS]}"
+
+
+def _decode(content: bytes, kind: type[_Record]) -> _Record:
+    import msgspec  # noqa: PLC0415 - few starts read a record
+
+    try:
+        check_depth(content)
+        with CONVERTING:
+            record = msgspec.json.decode(content, type=kind)
+    except ValueError as err:
+        raise ValueError(f"the record of a compiled model is not valid: {err}") from err
+    if record.format != FORMAT:
+        raise ValueError(f"the record's format is {record.format}, this version reads {FORMAT}")
+    return record
 
 
 class ArchiveName(NamedTuple):
@@ -165,6 +223,15 @@ class ArchiveName(NamedTuple):
     def has_digest(self, digest: str) -> bool:
         """Whether vLLM would look for the model of this archive if its factors had this digest."""
         return digest[:_NUM_DIGITS] in (self.early_digest, self.digest)
+
+
+def present_architectures() -> tuple[str, ...]:
+    """The compute capabilities of this machine's NVIDIA GPUs, such as `9.0`. Empty without such GPUs."""
+    from base.machine.nvml import read_gpus  # noqa: PLC0415 - ctypes takes longer than all else here
+
+    state = read_gpus()
+    capabilities = {gpu.capability for gpu in state.gpus if gpu.capability} if state is not None else set()
+    return tuple(f"{major}.{minor}" for major, minor in sorted(capabilities))
 
 
 def _digest(value: Any) -> str:

@@ -10,9 +10,10 @@ from base.wording import one_line
 from startup.compiled_models import local
 from startup.compiled_models.archive import ArchiveError, DamagedError, read_record, unpack, write_archive
 from startup.compiled_models.location import MOST_EXAMINED, Location, StoredArchive, open_location
-from startup.compiled_models.process import AddJob, FetchJob, SharingReport
+from startup.compiled_models.process import FILES_FETCHED, AddJob, FetchJob, SharingReport
 from startup.compiled_models.reasons import has_changed_sources
 from startup.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, CompiledModel, FileFacts, Hardware
+from startup.compiled_models.shared_files import add_kernels, add_learned, fetch_kernels, fetch_learned
 from startup.processes.helper import Send
 
 _MOST_BYTES: Final = 16 << 30
@@ -23,21 +24,27 @@ _LONGEST_READ_S: Final = 5.0
 
 
 def share(job: FetchJob | AddJob, send: Send) -> None:
-    """Runs a job, and sends its report. Before a fetch, sends the seconds that the compilation took."""
+    """Runs a job, and sends its report. A fetch sends further events (`fetch`)."""
     send(fetch(job, send) if isinstance(job, FetchJob) else add(job))
 
 
-def fetch(job: FetchJob, note_compile_s: Callable[[float], None] = lambda _: None) -> SharingReport:
-    """Installs compiled models that fit and that this machine does not have.
+def fetch(job: FetchJob, send: Callable[[object], None] = lambda _: None) -> SharingReport:
+    """Installs files and compiled models that fit and that this machine does not have.
 
-    Problems of a location are reported, not raised. Before an archive is fetched, `note_compile_s` gets the
-    seconds that its compilation took.
+    Problems of a location are reported, not raised. `send` gets `FILES_FETCHED`, and before an archive of a
+    compiled model is fetched, the seconds that its compilation took.
     """
     begin_s = time.monotonic()
     report = SharingReport()
     for address in job.locations:
         with _noted(report, address):
-            _fetch(open_location(address), job, report, note_compile_s)
+            location = open_location(address)
+            fetch_learned(location, job, report)
+            fetch_kernels(location, job, report)
+    send(FILES_FETCHED)
+    for address in job.locations if job.is_for_model else ():
+        with _noted(report, address):
+            _fetch(open_location(address), job, report, send)
     report.took_s = time.monotonic() - begin_s
     return report
 
@@ -58,6 +65,11 @@ def add(job: AddJob) -> SharingReport:
                     not record.files and stored.modified_s < job.began_s and _must_be_replaced(location, stored)
                 ):
                     _add(location, record, sources, stored, report)
+                else:
+                    report.archives.append(stored.name)
+    for add_files in (add_kernels, add_learned) if job.location is not None else ():
+        with _noted(report, str(job.location)):
+            add_files(open_location(str(job.location)), job, report)
     report.took_s = time.monotonic() - begin_s
     return report
 
@@ -78,7 +90,8 @@ def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compil
                 _install(location, archive, report)
             present.add((name.key, name.ranks))
     if job.digest and not chosen:
-        _read_others(location, listed or location.list(), job)
+        others = [archive for archive in location.list() if ArchiveName.parse(archive.name) is not None]
+        _read_others(location, listed or others, job)
 
 
 def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[StoredArchive, ArchiveName]]:
@@ -98,7 +111,7 @@ def _read(location: Location, archive: StoredArchive, job: FetchJob) -> Compiled
     if archive.size > _MOST_BYTES:
         raise ArchiveError(f"it has {archive.size} bytes, more than {_MOST_BYTES}")
     with location.open(archive.name) as file:
-        record = read_record(file)
+        record = read_record(file, CompiledModel)
     if record.archive_name != archive.name:
         raise ArchiveError("its record belongs to another archive")
     if record.model == job.model:
@@ -135,7 +148,7 @@ def _unpacked(location: Location, archive: StoredArchive) -> Iterator[tuple[Path
         files = folder / "files"
         files.mkdir(mode=0o700)
         with location.open_whole(archive.name, folder) as file:
-            full = unpack(file, files, max_bytes=_MOST_BYTES)
+            full = unpack(file, files, CompiledModel, max_bytes=_MOST_BYTES)
         yield files, full
 
 
@@ -172,6 +185,7 @@ def _add(
         if location.add(full.archive_name, archive):
             report.num_models += 1
             report.num_bytes += archive.stat().st_size
+        report.archives.append(full.archive_name)
 
 
 @contextmanager

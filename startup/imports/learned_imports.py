@@ -53,6 +53,11 @@ def import_file_paths() -> tuple[Path, ...]:
     return layers(f"imports/{digest(sys.prefix)}.code")
 
 
+def installation() -> object:
+    """Interpreter and installed packages. An import file fits only where they are the same."""
+    return import_file.this_interpreter(), distribution_stamps()
+
+
 @contextmanager
 def learned_imports() -> Iterator[None]:
     """During the block, imports use the import files. Modules that the files lack are recorded for `learn`.

@@ -25,6 +25,7 @@ _WATCH_COMMAND_LINE: Final = b"vllm-cli end watch\0"
 _MOST_FDS: Final = 1 << 16
 _WATCH_ROUNDS: Final = 3
 _WATCH_PAUSE_S: Final = 0.05
+_POLLED_EVERY_S: Final = 0.05
 _LAST_ANSWERS_S: Final = 0.4
 """Seconds for clients to receive an error after the second signal."""
 
@@ -40,6 +41,8 @@ class StopSignals:
         """`on_stop` is called with the signal's name on the main thread, where it may interrupt any code."""
         self.mark: str | None = None
         """An environment variable, `NAME=value`, that all programs of this start have."""
+        self.before_end: Callable[[], None] = lambda: None
+        """Called on another thread before a second signal ends this process."""
         self._on_stop = on_stop
         self._owner_pid = os.getpid()
         self._inherited = set(child_pids(self._owner_pid)) - {new_program.dormant_pid()}
@@ -47,8 +50,8 @@ class StopSignals:
         self._others: dict[int, Any] = {}
         """Handlers that other code has set, by signal."""
         self._is_released = False
-        self._first_s: float | None = None
-        """When the first signal after `release` came, in monotonic seconds."""
+        self.first_s: float | None = None
+        """When the first signal came that this object has passed on, in monotonic seconds."""
         self._is_ending = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -92,6 +95,30 @@ class StopSignals:
         for folder in _temp_folders():
             shutil.rmtree(folder, ignore_errors=True)
 
+    def wait_for(self, event: threading.Event, *, begin_s: float, limit_s: float) -> str:
+        """Waits for the event until `limit_s` after the stop's beginning `begin_s` (in monotonic seconds).
+
+        Called on the main thread, once vLLM and its event loop handle no signals any more.
+
+        Returns:
+            Why the wait has ended before the event: a second signal, or the time. Empty if the event is set.
+        """
+        again: list[str] = []
+
+        def note(number: int, frame: Any) -> None:
+            if time.monotonic() - begin_s >= SAME_SIGNAL_S:
+                again.append(signal.Signals(number).name)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                set_handler(number, note)
+        while not event.wait(_POLLED_EVERY_S):
+            if again:
+                return f"{again[0]} came while the server stopped"
+            if time.monotonic() - begin_s >= limit_s:
+                return f"the server must stop within {limit_s:g} s"
+        return ""
+
     def end_soon(self) -> None:
         """Ends this process with exit code 0 after a second signal. First lets clients receive an error."""
         if self._is_ending.acquire(blocking=False):
@@ -100,6 +127,7 @@ class StopSignals:
             timer.start()
 
     def _end(self) -> None:
+        self.before_end()
         self.kill_all()
         flush_output()
         os._exit(0)
@@ -120,9 +148,9 @@ class StopSignals:
 
     def _pass_on(self, number: int, frame: Any) -> None:
         now_s = time.monotonic()
-        if self._first_s is None:
-            self._first_s = now_s
-        elif now_s - self._first_s >= SAME_SIGNAL_S and os.getpid() == self._owner_pid:
+        if self.first_s is None:
+            self.first_s = now_s
+        elif now_s - self.first_s >= SAME_SIGNAL_S and os.getpid() == self._owner_pid:
             self.end_soon()
         handler = self._others.get(number, signal.SIG_DFL)
         if callable(handler):

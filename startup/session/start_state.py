@@ -6,6 +6,7 @@ import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from threading import Lock
 from typing import Any, Final
 
 from base.lifecycle import START_INFO, START_PHASES, StartInfo
@@ -40,6 +41,8 @@ class StartState:
         self.meter = ProgressMeter(timeline)
         self._timeline = timeline
         self._is_draining = False
+        self._changing = Lock()
+        """Held while facts change, because two threads report what goes on after the start."""
 
     @property
     def phase(self) -> str:
@@ -72,11 +75,15 @@ class StartState:
 
     def set_cuda_graphs(self, fields: Mapping[str, Any]) -> None:
         """Sets how many CUDA graphs vLLM has captured. Called on one thread, also after `finish`."""
-        self.facts = replace(self.facts, cuda_graphs=fields)
+        self._set(cuda_graphs=fields)
 
     def set_kernels(self, fields: Mapping[str, Any]) -> None:
         """Sets how many kernels of Triton the start has used, and how many its engine has compiled."""
         self.facts = replace(self.facts, kernels=fields)
+
+    def set_sharing(self, fields: Mapping[str, Any]) -> None:
+        """Sets what was added to the location for later starts. Called on one thread, also after `finish`."""
+        self._set(sharing=fields)
 
     def finish(self, prefetch: PrefetchReport | None) -> None:
         """Called when the start has succeeded and the server is ready."""
@@ -147,6 +154,10 @@ class StartState:
         """The seconds of each phase, and those of the whole start as `total`, because phases overlap."""
         report = self.build_report()
         return {phase.key: phase.took_s for phase in report.phases} | {"total": report.total_s}
+
+    def _set(self, **facts: Any) -> None:
+        with self._changing:
+            self.facts = replace(self.facts, **facts)
 
     def _read_history(self, key: str) -> None:
         self.history_key = key

@@ -20,6 +20,10 @@ class S3Server:
         for key, body in objects.items():
             self._client.put_object(Bucket="models", Key=key, Body=body)
 
+    def names(self) -> list[str]:
+        """The names of all objects."""
+        return [found["Key"] for found in self._client.list_objects_v2(Bucket="models").get("Contents", [])]
+
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:

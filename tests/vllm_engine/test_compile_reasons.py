@@ -171,7 +171,7 @@ def test_what_plain_vllm_has_compiled_is_loaded_and_recorded(version, small_mode
 def test_the_first_start_of_another_machine_loads(launcher, folder, small_model, tmp_path_factory):
     """The location gets its archive from a start that loads the model, too."""
     location, machine = tmp_path_factory.mktemp("location") / "shared", tmp_path_factory.mktemp("machine")
-    start_and_end(folder, small_model, "--compile-cache", location, until=lambda _: [*location.glob("*/*.zip")])
+    start_and_end(folder, small_model, "--compile-cache", location, until=lambda _: [*location.glob("[0-9]*/*.zip")])
     told = start_and_end(machine, small_model, "--compile-cache", f"{location},require", launcher=launcher)
     assert (told.code, told.compiled["state"]) == (None, "loaded")
     assert "compiled models: fetched 1" in told.log

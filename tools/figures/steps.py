@@ -8,6 +8,8 @@ from typing import Final
 
 from tools.gpu_figures import Step
 
+FLEET: Final = "stand-in, fleet"
+"""The step whose figures docs/fleet.md shows."""
 _VARIABLES: Final = "HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1"
 _EAGER: Final = " --enforce-eager"
 _SPIN: Final = f"{sys.executable} -c 'while True: pass' & spin=$!; \"$@\"; code=$?; kill $spin; exit $code"
@@ -97,6 +99,7 @@ class Steps:
         words = (*self._tool, "tools.gpu_stub.starts", "--json", "{result}", "--rounds", "2", "--case")
         for kind in ("compiled", "eager"):
             yield Step(f"stand-in, start, {kind}", (*words, f"{kind}, later"), 900)
+        yield Step(FLEET, (*self._tool, "tools.gpu_stub.starts", "--json", "{result}", "--fleet"), 1500)
 
     def _startup(self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float) -> Step:
         """A step that measures starts with caches that earlier starts have filled."""

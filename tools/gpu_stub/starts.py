@@ -7,15 +7,18 @@ table of medians. No other program may run on the machine during the measurement
 import json
 import signal
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import click
 
-from tests.gpu_stub.gpu_server import EAGER, PYTHON, GpuServer
+from tests.gpu_stub.gpu_router import PREFIX
+from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, GpuServer, gpu_variables
 from tests.support.program import Program
 from tests.support.standby_process import OFF
 from tools.gpu_figures import describe_machine
@@ -51,6 +54,26 @@ class _TimedServer(GpuServer):
         super().start()
 
 
+class Remedy(NamedTuple):
+    """What a new pod finds."""
+
+    has_volume: bool = False
+    """Whether it has the home of an earlier pod."""
+    has_location: bool = False
+    """Whether it has a location that `bake --compile-cache` has filled."""
+    is_baked: bool = False
+    """Whether its image has the folder that `bake` has written."""
+
+
+REMEDIES: Final = {
+    "nothing": Remedy(),
+    "volume": Remedy(has_volume=True),
+    "location": Remedy(has_location=True),
+    "baked image": Remedy(is_baked=True),
+    "image and location": Remedy(has_location=True, is_baked=True),
+}
+
+
 class Start(NamedTuple):
     """The times of a start, in seconds since its command began. `stop` has the seconds since SIGTERM."""
 
@@ -61,9 +84,11 @@ class Start(NamedTuple):
     stop: float
     phases_s: Mapping[str, float]
     """The phases of the start until the answer, as in `bench startup`."""
+    kernels: Mapping[str, float] | None = None
+    """What our start reports about kernels: how many it has used, and how many the engine has compiled."""
 
 
-FIGURES: Final = Start._fields[:-1]
+FIGURES: Final = ("cuda", "healthy", "answer", "stop")
 
 
 _COMPILED: Final = EAGER[1:]
@@ -84,8 +109,12 @@ CASES: Final = {
 @click.option("--json", "output", default="build/gpu-stub-starts.json", show_default=True, help="File for the result.")
 @click.option("--rounds", default=3, show_default=True, help="Measured starts of each side.")
 @click.option("--case", "names", multiple=True, type=click.Choice([*CASES]), help="Only these cases.")
-def main(output: str, rounds: int, names: tuple[str, ...]) -> None:
+@click.option("--fleet", "is_fleet", is_flag=True, help="Instead, one start of a new pod with each remedy.")
+def main(output: str, rounds: int, names: tuple[str, ...], is_fleet: bool) -> None:
     """Run all cases."""
+    if is_fleet:
+        write_fleet(Path(output))
+        return
     click.echo(f"| case | rounds | {' | '.join(FIGURES)}: vllm serve; vllm-cli: ratio |")
     result: dict[str, Any] = {"no kernel runs": True, "machine": describe_machine(str(PYTHON)), "cases": {}}
     for name in names or CASES:
@@ -95,6 +124,52 @@ def main(output: str, rounds: int, names: tuple[str, ...]) -> None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(result, indent=1) + "\n")
         click.echo(describe(name, sides["plain"], sides["ours"]))
+
+
+def write_fleet(output: Path) -> None:
+    """Times the first start of a new pod with each remedy, and writes the seconds and sizes."""
+    result: dict[str, Any] = {"no kernel runs": True, "machine": describe_machine(str(PYTHON))}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for kind, words in {"eager": EAGER, "compiled": _COMPILED}.items():
+        with tempfile.TemporaryDirectory() as folder:
+            result[kind] = time_remedies(words, Path(folder))
+        output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def time_remedies(words: tuple[str, ...], folder: Path) -> dict[str, dict[str, Any]]:
+    """Times one start with each remedy, and plain starts in the same state."""
+    baked, location, volume = (folder / name for name in ("baked", "location", "volume"))
+    _bake(folder / "builder", *words, "--output", str(baked))
+    _bake(folder / "filler", *words, "--compile-cache", str(location))
+    case = Case(words)
+    plain = [time_start(case, "plain", folder / "plain", settle_s=_SETTLED_S) for _ in range(2)]
+    found: dict[str, dict[str, Any]] = {}
+    for name, remedy in REMEDIES.items():
+        folders = [baked] * remedy.is_baked + [location] * remedy.has_location + [volume] * remedy.has_volume
+        size_bytes = sum(map(_size_of, folders))
+        given = ("--compile-cache", str(location)) if remedy.has_location else ()
+        variables = {"VCLI_BAKED": str(baked)} if remedy.is_baked else {}
+        home = volume if remedy.has_volume or name == "nothing" else folder / f"pod with {name}"
+        ours = time_start(case, "ours", home, *given, settle_s=_SETTLED_S, environment=variables)
+        found[name] = {
+            "plain_s": plain[remedy.has_volume].answer,
+            "ours_s": ours.answer,
+            "mib": round(size_bytes / (1 << 20)),
+            "kernels": ours.kernels,
+        }
+        click.echo(f"  {name}: {found[name]}", err=True)
+    return found
+
+
+def _bake(home: Path, *words: str) -> None:
+    """Runs `vllm-cli bake` on the stand-in, with a home of its own. Needs root, for a GPU's devices."""
+    home.mkdir()
+    command = [*PREFIX, PYTHON, "-m", "vllm_cli", "bake", MODEL, "--engine", "vllm", *words]
+    subprocess.run(command, env={**gpu_variables(home), **OFF}, check=True, timeout=_START_S, cwd=home)
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def time_case(case: Case, rounds: int, folder: Path) -> dict[str, list[Start]]:
@@ -116,10 +191,17 @@ def time_case(case: Case, rounds: int, folder: Path) -> dict[str, list[Start]]:
     return sides
 
 
-def time_start(case: Case, launcher: str, home: Path, *words: str, settle_s: float = 1.0) -> Start:
+def time_start(
+    case: Case,
+    launcher: str,
+    home: Path,
+    *words: str,
+    settle_s: float = 1.0,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Start:
     """Times one start until its first answer, and the stop by SIGTERM."""
     home.mkdir(exist_ok=True)
-    variables = {"STUB_GPUS": str(case.gpus), **(OFF if launcher == "ours" else {})}
+    variables = {"STUB_GPUS": str(case.gpus), **(OFF if launcher == "ours" else {}), **environment}
     with _TimedServer(launcher, *case.words, *words, folder=home, environment=variables) as server:
         assert server.log_path is not None
         with follow_log(server.log_path) as log:
@@ -127,6 +209,7 @@ def time_start(case: Case, launcher: str, home: Path, *words: str, settle_s: flo
             healthy = time.time() - server.begun_s
             server.generate()
             answer = time.time() - server.begun_s
+        kernels = None if launcher == "plain" else server.get("/startupz")["kernels"]
         time.sleep(settle_s)
         cuda = max(server.initialized().values()) - server.begun_s
         signal_s = time.time()
@@ -134,7 +217,7 @@ def time_start(case: Case, launcher: str, home: Path, *words: str, settle_s: flo
         stop = time.time() - signal_s
     ends_s = {name: (end_ns - server.begun_ns) / 1e9 for name, end_ns in log.ends_ns.items()}
     phases_s = {name: round(seconds, 2) for name, seconds in divide(ends_s | {"server": healthy}, answer).items()}
-    return Start(*(round(seconds, 2) for seconds in (cuda, healthy, answer, stop)), phases_s)
+    return Start(*(round(seconds, 2) for seconds in (cuda, healthy, answer, stop)), phases_s, kernels)
 
 
 def describe(name: str, plain: list[Start], ours: list[Start]) -> str:

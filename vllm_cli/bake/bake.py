@@ -24,6 +24,7 @@ from startup.reports.timeline.history import installed_versions
 from startup.storage.caches import BYTECODE, CACHE, COMPILED, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX
 from startup.words.errors import InputError
 from startup.words.screening import secrets_as_variables
+from vllm_cli.bake.kernels import compile_kernels, parse_architectures
 from vllm_cli.bake.start import (
     Subject,
     ask,
@@ -40,6 +41,7 @@ from vllm_cli.terminal import Reporter
 HISTORY: Final = "start history"
 IMPORTS: Final = "import file"
 COMPILED_MODELS: Final = "compiled models"
+KERNELS: Final = "kernels"
 BYTECODES: Final = "bytecode"
 
 _PARTS: Final = {
@@ -48,7 +50,8 @@ _PARTS: Final = {
     "package scan": f"{CACHE}/{OWN}/imports/*.json",
     IMPORTS: f"{CACHE}/{OWN}/imports/*.code",
     "model inspection": f"{CACHE}/{INSPECTIONS}/**/*",
-    COMPILED_MODELS: f"{COMPILED}/**/*",
+    COMPILED_MODELS: f"{COMPILED}/[0-9]*/*",
+    KERNELS: f"{COMPILED}/[kt]*/*",
     BYTECODES: f"{BYTECODE}/**/*",
     "pages to prefetch": PAGES,
 }
@@ -100,11 +103,15 @@ class BakeResult(NamedTuple):
     duration_s: float
 
 
-def run_bake(given: Sequence[str], output: Path, *, timeout_s: float, no_start: bool) -> BakeResult:
+def run_bake(
+    given: Sequence[str], output: Path, *, timeout_s: float, no_start: bool, gpu_arch: str | None = None
+) -> BakeResult:
     """Writes the baked folder. If the server does not start, keeps the old folder and raises StartupError.
 
-    `given` has MODEL and flags, as after `serve`. With `no_start`, vLLM is only imported.
+    `given` has MODEL and flags, as after `serve`. With `no_start`, vLLM is only imported. `gpu_arch` lists
+    architectures for which kernels are compiled, also without a GPU (`parse_architectures`).
     """
+    architectures = parse_architectures(gpu_arch) if gpu_arch is not None else ()
     subject = subject_of(given)  # rejects words that `serve` rejects
     words, secrets = secrets_as_variables(without_addresses(given))
     _check_output(output)
@@ -123,12 +130,17 @@ def run_bake(given: Sequence[str], output: Path, *, timeout_s: float, no_start: 
             left_out["a start with a request"] = reason
         else:
             pages = _start(words, environment, folder, timeout_s, reporter)
-        _clean(folder / CACHE)
+        for compiled in compile_kernels(words, architectures, str(folder / COMPILED)) if architectures else ():
+            reporter.note(f"{compiled.num_kernels} kernels for {compiled.architecture} are compiled")
+            left_out.update((f"a kernel for {compiled.architecture}", why) for why in compiled.problems[:1])
+        _clean(folder)
         if subject.model is None:  # the start has downloaded the model
             subject = subject_of(words)
         _finish_reads(folder, pages, subject.model)
-        if not (folder / COMPILED).exists():
+        if not any(folder.glob(_PARTS[COMPILED_MODELS])):
             left_out[COMPILED_MODELS] = "nothing was compiled"
+        if reason is not None and not architectures and subject.engine == "vllm":
+            left_out[KERNELS] = "give --gpu-arch to compile them without a GPU"
         manifest = _describe(words, subject, left_out)
         (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
     parts = (
@@ -154,7 +166,7 @@ def _start(
 
 def _has_all_archives(folder: Path) -> bool:
     keys = {path.parts[-3] for path in (folder / CACHE / AOT).glob(f"*/*/{ENTRY}")}
-    return len(list((folder / COMPILED).glob("*/*.zip"))) >= len(keys)
+    return len(list(folder.glob(_PARTS[COMPILED_MODELS]))) >= len(keys)
 
 
 def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None) -> None:
@@ -233,8 +245,11 @@ def _make_readable(folder: Path) -> None:
             path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
 
 
-def _clean(cache: Path) -> None:
-    """Removes files that are not kept, and compiled models that are also in archives."""
+def _clean(folder: Path) -> None:
+    """Removes files that are not kept, and compiled models and learned files that are here twice."""
+    cache = folder / CACHE
+    for learned in (folder / COMPILED).glob("starts-*"):
+        shutil.rmtree(learned)
     others = [path for path in cache.glob("*") if path.name not in (OWN, INSPECTIONS)]
     for path in (*others, *(path for pattern in _NOT_KEPT for path in (cache / OWN).glob(pattern))):
         shutil.rmtree(path) if path.is_dir() else path.unlink()

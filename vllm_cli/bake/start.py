@@ -111,9 +111,9 @@ def ask(server: PrivateServer) -> str:
     raise StartupError("no endpoint answers:\n" + "\n".join(refusals))
 
 
-def wait_saved(server: PrivateServer, is_saved: Callable[[], bool]) -> None:
-    """Waits until a ready server has saved its records, but no longer than a minute."""
-    deadline = time.monotonic() + _SAVED_TIMEOUT_S
+def wait_saved(server: PrivateServer, is_saved: Callable[[], bool], timeout_s: float = _SAVED_TIMEOUT_S) -> None:
+    """Waits until a ready server has saved its records, but no longer than `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
     while not is_saved() and time.monotonic() < deadline:
         try:
             server.command.ensure_alive()

@@ -1,6 +1,7 @@
 """`vllm-cli bake`: starts a server while an image is built, so that the image's first start has caches."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from envs.registry import env
 from startup.storage.caches import FIXED_PATH, OFF
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model
-from vllm_cli.terminal import SECONDS
+from vllm_cli.terminal import SECONDS, Reporter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,10 +35,20 @@ if TYPE_CHECKING:
     show_default=f"{env.VCLI_BAKED.name}, else {FIXED_PATH}",
     help="Folder to write. An existing folder is replaced.",
 )
+@click.option(
+    *("--compile-cache", "location"),
+    metavar="LOCATION",
+    help="Add what later starts need to this folder or object store, instead of writing a folder.",
+)
+@click.option(
+    *("--gpu-arch", "gpu_arch"),
+    metavar="LIST",
+    help="Without a GPU, compile vLLM's kernels for these compute capabilities, as in TORCH_CUDA_ARCH_LIST.",
+)
 @click.option(*("--timeout", "timeout_s"), type=SECONDS, default=1800, show_default=True, help="Longest time to start.")
 @click.option("--no-start", is_flag=True, help="Only import vLLM, for example on a machine without a GPU.")
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
-def bake(*, words: tuple[str, ...], output: Path | None, is_json: bool, **options: Any) -> int:
+def bake(*, words: tuple[str, ...], output: Path | None, location: str | None, is_json: bool, **options: Any) -> int:
     """While an image is built, start MODEL once, and keep caches that speed up later starts in one folder.
 
     Accepts every flag of `vllm-cli serve`. Give the flags of the later starts. The server gets a private
@@ -45,18 +56,41 @@ def bake(*, words: tuple[str, ...], output: Path | None, is_json: bool, **option
     imported. `serve` finds the folder by itself and never writes to it. New caches go to the user's cache
     folder.
 
+    With --compile-cache, the server starts with empty caches and adds to the location of `serve
+    --compile-cache` what its first start needs: compiled models, kernels, and what starts learn.
+
     \b
     Examples:
       vllm-cli bake Qwen/Qwen3-0.6B --max-model-len 8k
       vllm-cli bake /models/llama --engine vllm --output /opt/baked
+      vllm-cli bake /models/llama --gpu-arch 9.0
+      vllm-cli bake Qwen/Qwen3-0.6B --compile-cache s3://bucket/compiled
 
-    Exit codes: 0 written; 2 usage; 3 the start failed and nothing was written.
+    Exit codes: 0 written, and the location has it; 2 usage; 3 the start failed, or not all was written.
     """
+    if location is not None:
+        if output is not None or options["no_start"]:
+            raise InputError("--compile-cache adds to a location: leave --output and --no-start out.")
+        return _fill(words, location, options["timeout_s"], options["gpu_arch"], is_json=is_json)
     folder = (output or _default_folder()).absolute()
     from vllm_cli.bake.bake import run_bake
 
     result = run_bake(words, folder, **options)
     click.echo(_to_json(result, folder) if is_json else "\n".join(_summary(result, folder)))
+    return 0
+
+
+def _fill(words: tuple[str, ...], location: str, timeout_s: float, gpu_arch: str | None, *, is_json: bool) -> int:
+    from vllm_cli.bake.fill import fill_location
+
+    with closing(Reporter()) as reporter:
+        result = fill_location(words, location, timeout_s=timeout_s, gpu_arch=gpu_arch, reporter=reporter)
+    if is_json:
+        fields = {"location": location, "duration_s": round(result.duration_s, 3), "num_bytes": result.num_bytes}
+        click.echo(json.dumps({**fields, "archives": result.archives}, indent=2))
+        return 0
+    size, took = format_bytes(result.num_bytes), f"{result.duration_s:.1f} s"
+    click.echo(f"{location} has what a start needs: {len(result.archives)} archives, {size}, in {took}")
     return 0
 
 

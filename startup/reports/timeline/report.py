@@ -22,6 +22,7 @@ _FACTS: Final = (
     "versions",
     "page_cache",
     "compiled_model",
+    "sharing",
     "cuda_graphs",
     "kernels",
 )
@@ -55,6 +56,8 @@ class StartFacts:
     """The error that has ended the start. None if the start has not failed."""
     compiled_model: Mapping[str, Any] | None = None
     """Whether vLLM loads or compiles its model, and why. None if unknown."""
+    sharing: Mapping[str, Any] | None = None
+    """What the start has added to the location of `--compile-cache`. None without a location."""
     cuda_graphs: Mapping[str, Any] | None = None
     """How many CUDA graphs vLLM has captured, and whether the capture goes on. None if there are none."""
     kernels: Mapping[str, Any] | None = None

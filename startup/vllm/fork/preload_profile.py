@@ -152,6 +152,11 @@ def load_profile(kind: StartKind) -> PreloadProfile:
     return profile if abs(time.time() - profile.failed_s) < _NEXT_S else replace(profile, failed={})
 
 
+def has_own_profile(kind: StartKind) -> bool:
+    """Whether a start of this kind has succeeded with this cache folder."""
+    return _kept(kind).path.exists()
+
+
 def load_all_profiles() -> list[PreloadProfile]:
     """The profiles of all kinds of start. The latest profile comes first, and baked profiles come last."""
     profiles: dict[StartKind, PreloadProfile] = {}

@@ -11,6 +11,8 @@ import gc
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -55,6 +57,7 @@ from startup.vllm.fork.forkserver import forkserver_environment, start_forkserve
 from startup.vllm.fork.kernel_processes import KernelProcesses, kernel_use, learn_kernels, summarize
 from startup.vllm.fork.preload_profile import disable_preloading, forget_failure, load_profile, plan_preload
 from startup.vllm.fork.recorded_ends import record_spawns
+from startup.vllm.fork.shared_knowledge import describe_learned, known_now
 from startup.vllm.journal import Journal, StartRecordings, this_start
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.differences import describe_differences
@@ -180,6 +183,10 @@ class _VllmStart:
         self._kernels: KernelProcesses | None = None
         self._is_offline = False
         self._is_ready = False
+        self._known: object = None
+        """What this start knew from earlier ones (`known_now`)."""
+        self._stop_began_s = 0.0
+        """When this process's server began to stop, in monotonic seconds. 0 before that."""
         self._chosen_port: tuple[str, ...] = ()
         """The flag `--port` with the port that the system has chosen. Empty unless the user gave port 0."""
 
@@ -207,6 +214,7 @@ class _VllmStart:
         add_baked_inspections(self._journal.folder)
         session.stack.callback(self._compile_cache.close)
         self._compile_cache.begin(session.state)
+        self._wait_for_files()
         self._prepare_vllm(session)
         gc.freeze()
         gc.enable()
@@ -214,12 +222,34 @@ class _VllmStart:
             session.stack.callback(self._learn)
             session.notify_ready("node without an API server: its readiness is not known")
         session.stack.callback(self._note_failure)
+        session.stop_signals.before_end = functools.partial(
+            self._compile_cache.give_up_sharing, "a second signal has ended the server"
+        )
         try:
-            return self._crash_digest.run(self._run_vllm, has_api_server=not self._is_headless)
+            code = self._crash_digest.run(self._run_vllm, has_api_server=not self._is_headless)
+        except StartupError:
+            self._compile_cache.give_up_sharing("vLLM has failed")
+            raise
         finally:
             session.notify_stopping("vLLM has exited")
             if self._is_ready:  # first requests need kernels, too
                 learn_kernels(self._kernel_use(), StartRecordings.read(self._journal.folder))
+        self._compile_cache.finish_sharing(self._wait_in_stop)
+        return code
+
+    def _wait_for_files(self) -> None:
+        """Waits for what starts of other machines have learned, and uses it. A warm start has its imports."""
+        if start_origin.warm is None:
+            self._compile_cache.wait_for_files()
+        if not self._profile.num_starts:
+            self._profile = load_profile(self._profile.kind)
+        self._known = known_now(self._profile)
+
+    def _wait_in_stop(self, event: threading.Event) -> str:
+        """Waits for the event no longer than requests may run after a signal. See `StopSignals.wait_for`."""
+        signals, limit_s = self._session.stop_signals, self._line.shutdown_timeout_s
+        begin_s = self._stop_began_s or signals.first_s or time.monotonic()
+        return signals.wait_for(event, begin_s=begin_s, limit_s=limit_s)
 
     def _prepare_vllm(self, session: StartSession) -> None:
         """Takes the last steps before vLLM itself starts, from the log format to the watch for its events."""
@@ -336,7 +366,9 @@ class _VllmStart:
         if sys.stderr.isatty() and not shows_all:
             self._record.shorten_tracebacks()
             self._session.stack.callback(self._end_shortening)
-        self._compile_cache = CompileCache(self._vllm, self._line, self._options.compile_cache, folder)
+        self._compile_cache = CompileCache(
+            self._vllm, self._line, self._options.compile_cache, folder, describe_learned(self._vllm, self._profile)
+        )
         self._session.phase_of_others = self._phase_of_others
         this_start.journal, this_start.record = self._journal, self._record
 
@@ -401,6 +433,7 @@ class _VllmStart:
             self._start_online(err)
 
     def _drain(self) -> None:
+        self._stop_began_s = time.monotonic()
         stop_capturing(self._record.folder)
         self._session.drain()
 
@@ -444,7 +477,15 @@ class _VllmStart:
             name_log(self._record)
 
     def _finish(self) -> None:
-        """Reports the start, and learns what later starts need, which may take seconds."""
+        """Reports the start, and learns and shares what later starts need, which may take seconds."""
+        try:
+            self._report_and_learn()
+        finally:
+            has_news = known_now(load_profile(self._profile.kind)) != self._known
+            keys = StartRecordings.read(self._journal.folder).kernel_keys.values()
+            self._compile_cache.share(self._session.state, has_news=has_news, kernel_keys=keys)
+
+    def _report_and_learn(self) -> None:
         self._end_shortening()
         self._session.finish()
         graphs = self._graphs.update()
@@ -454,7 +495,6 @@ class _VllmStart:
         logger.info("%s", text)
         self._learn()
         forget_failure(self._profile.kind)
-        self._compile_cache.share()
 
     def _note_graphs(self, fields: Mapping[str, Any]) -> None:
         self._session.state.set_cuda_graphs(fields)

@@ -19,7 +19,7 @@ _NAME: Final = "cuda-graphs-{}.json"
 _STOPPING: Final = "cuda-graphs.stop"
 """The file that exists once the server drains."""
 _CAPTURE: Final = ".capture"
-"""The ending of a file with the path of an engine's note, which later starts take for a death in a capture."""
+"""The ending of a file with the path of a note that an engine captures (`capture_mark`)."""
 
 
 class GraphProgress(NamedTuple):

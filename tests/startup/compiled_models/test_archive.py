@@ -11,7 +11,7 @@ from zipfile import ZIP_LZMA, ZIP_STORED, ZipFile
 import pytest
 
 from startup.compiled_models.archive import MANIFEST, ArchiveError, read_record, unpack, write_archive
-from startup.compiled_models.record import FileFacts
+from startup.compiled_models.record import CompiledModel, FileFacts
 from tests.startup.compiled_models.conftest import FILES, RECORD, archive, deflated, facts, save_archive, zipped
 from tests.support.growth import count_calls
 
@@ -30,7 +30,7 @@ def read_tree(folder: Path) -> dict[str, bytes]:
 
 
 def unpacked(content: bytes, folder: Path, max_bytes: int = GiB) -> dict[str, bytes]:
-    unpack(BytesIO(content), folder, max_bytes=max_bytes)
+    unpack(BytesIO(content), folder, CompiledModel, max_bytes=max_bytes)
     return read_tree(folder)
 
 
@@ -38,8 +38,8 @@ def test_files_and_record_are_those_that_were_packed(tmp_path, folder):
     record = save_archive(tmp_path / "a.zip")
     assert {name: facts.size for name, facts in record.files.items()} == {name: len(FILES[name]) for name in FILES}
     with (tmp_path / "a.zip").open("rb") as file:
-        assert read_record(file) == record
-        assert unpack(file, folder, max_bytes=record.num_bytes) == record
+        assert read_record(file, CompiledModel) == record
+        assert unpack(file, folder, CompiledModel, max_bytes=record.num_bytes) == record
     assert read_tree(folder) == FILES
     modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
     assert (modes, {stat.S_IMODE(path.stat().st_mode) for path in folder.glob("**/")}) == ({0o600}, {0o700})
@@ -58,7 +58,7 @@ def test_files_keep_their_times_of_change(tmp_path, folder):
     write_archive(tmp_path / "b.zip", RECORD, sources)
     begin_s = folder.stat().st_mtime
     with (tmp_path / "b.zip").open("rb") as file:
-        unpack(file, folder, max_bytes=GiB)
+        unpack(file, folder, CompiledModel, max_bytes=GiB)
     first, *others = ((folder / name).stat().st_mtime for name in sorted(FILES))
     assert others == [1_790_000_000, 1_790_000_002]
     assert first >= begin_s - 1, "before 1980, which the archive cannot tell"
@@ -190,7 +190,7 @@ def test_a_large_file_is_never_in_memory(tmp_path, folder):
     try:
         write_archive(tmp_path / "a.zip", RECORD, {"vllm/a": tmp_path / "file"})
         with (tmp_path / "a.zip").open("rb") as file:
-            unpack(file, folder, max_bytes=GiB)
+            unpack(file, folder, CompiledModel, max_bytes=GiB)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
@@ -202,6 +202,6 @@ def test_the_number_of_calls_is_linear_in_the_number_of_files(tmp_path):
         content = archive({f"vllm/{'d/' * (number % 50)}{number}": b"content" for number in range(num_files)})
         folder = tmp_path / str(num_files)
         folder.mkdir()
-        return count_calls(lambda: unpack(BytesIO(content), folder, max_bytes=GiB))
+        return count_calls(lambda: unpack(BytesIO(content), folder, CompiledModel, max_bytes=GiB))
 
     assert num_calls(400) < 2.2 * num_calls(200)

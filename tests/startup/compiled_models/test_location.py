@@ -62,7 +62,8 @@ def test_an_archive_is_added_listed_read_and_removed(kind, tmp_path, record, mon
     assert int(status.st_mtime) <= listed.modified_s <= time.time()
     (tmp_path / "unpacked").mkdir()
     with location.open(NAME) as file, location.open_whole(NAME, tmp_path) as whole:
-        assert read_record(file) == unpack(whole, tmp_path / "unpacked", max_bytes=1 << 30) == record
+        unpacked = unpack(whole, tmp_path / "unpacked", CompiledModel, max_bytes=1 << 30)
+        assert read_record(file, CompiledModel) == unpacked == record
     assert (tmp_path / "unpacked/triton/x/kernel.so").read_bytes() == FILES["triton/x/kernel.so"]
     for name in ("a.zip", "../a/b.zip"):
         assert "cannot be the name of an archive" in problem(lambda name=name: location.open(name))

@@ -104,7 +104,7 @@ def _archives(location: Path) -> list[Path]:
     found = sorted(location.glob("*/*.zip"))
     for path in found:
         with tempfile.TemporaryDirectory() as scratch, path.open("rb") as file:
-            unpack(file, Path(scratch), max_bytes=1 << 30)
+            unpack(file, Path(scratch), CompiledModel, max_bytes=1 << 30)
     return found
 
 

@@ -12,6 +12,7 @@ import pytest
 from startup.compiled_models import location as module
 from startup.compiled_models.archive import read_record
 from startup.compiled_models.location import LocationError, open_location
+from startup.compiled_models.record import CompiledModel
 from startup.files.download import object_store
 from tests.startup.compiled_models.conftest import save_archive
 from tests.startup.compiled_models.test_location import NAME, problem
@@ -35,7 +36,7 @@ def test_a_record_costs_one_request_after_the_listing(s3, tmp_path):
     assert [archive.name for archive in location.list()] == [NAME]
     count = patch.object(location._system, "_cat_file", wraps=location._system._cat_file)
     with count as read, location.open(NAME) as file:
-        read_record(file)
+        read_record(file, CompiledModel)
     assert [call.kwargs["end"] - call.kwargs["start"] for call in read.call_args_list] == [128 << 10]
     with location.open(NAME) as file:
         assert file.read() == path.read_bytes()
@@ -121,6 +122,6 @@ def test_an_object_that_was_cut_is_an_error(s3, path, tmp_path):
     location.list()
     location._system.pipe_file(f"{location._root}/{NAME}", b"short")
     with pytest.raises((LocationError, ValueError)), location.open(NAME) as file:
-        read_record(file)
+        read_record(file, CompiledModel)
     with pytest.raises((LocationError, ValueError)), location.open_whole(NAME, tmp_path) as file:
-        read_record(file)
+        read_record(file, CompiledModel)

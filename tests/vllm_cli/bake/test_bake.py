@@ -5,8 +5,10 @@ import json
 import mmap
 import os
 import subprocess
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,6 +17,7 @@ from tests.e2e.server_process import ServerProcess
 from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.support.cli import run_cli
 from vllm_cli.bake.bake import used_pages
+from vllm_cli.bake.kernels import parse_architectures
 from vllm_cli.bake.start import has_own_bytecode, without_addresses
 
 ROOT = Path(__file__).parents[3]
@@ -181,3 +184,87 @@ def test_only_the_used_parts_of_a_mapped_file_are_recorded_up_to_its_end(tmp_pat
     assert first[0] == 0
     assert second[0] <= 24 * _MIB < sum(second)
     assert first[1] + second[1] < 16 * _MIB  # the kernel maps up to a huge page around each
+
+
+def _fill(folder: Path, location: object, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    model = folder / "model"
+    if not model.exists():
+        model.mkdir()
+        (model / "config.json").write_text('{"architectures": ["FakeForCausalLM"], "hidden_size": 8}')
+    env = environment(folder, FAKE_VLLM_COMPILES="1", **variables)
+    return run_cli("bake", str(model), "--engine", "vllm", "--compile-cache", str(location), *words, env=env)
+
+
+@pytest.mark.thorough
+def test_a_location_is_filled_in_one_command(tmp_path):
+    """Also if it has everything already. A new machine then loads the compiled model."""
+    for _ in range(2):
+        done = _fill(tmp_path, tmp_path / "shared", "--json", "--api-server-count", "2", "--port", "1")
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert len(told["archives"]) == 2
+        assert all((tmp_path / "shared" / name).is_file() for name in told["archives"])
+    assert not (tmp_path / "cache").exists(), "the caches of the user are left alone"
+    words = (str(tmp_path / "model"), "--compile-cache", f"{tmp_path / 'shared'},require")
+    with FakeStart(tmp_path, *words, env=environment(tmp_path, FAKE_VLLM_COMPILES="1")) as start:
+        start.wait_ready()
+        start.wait_logged("compiled model: loaded")
+        start.terminate()
+    (profile,) = (tmp_path / "cache/vllm_cli/preload").glob("*.json")
+    assert json.loads(profile.read_bytes())["value"]["num_starts"] > 1, "it continues that of the fill job"
+
+
+def _make_public(folder: Path) -> None:
+    (folder / "shared").mkdir()
+    (folder / "shared").chmod(0o777)
+
+
+class NotFilled(NamedTuple):
+    """A fill job that fails: its location, exit code and message."""
+
+    location: str
+    code: int
+    message: str
+    words: tuple[str, ...] = ()
+    variables: Mapping[str, str] = {}
+    prepare: Callable[[Path], None] = str  # type: ignore[assignment]
+
+
+NOT_FILLED = {
+    "unknown address": NotFilled("s4://bucket", 2, "is not a location"),
+    "not writable": NotFilled("/proc/shared", 2, "cannot be written to"),
+    "writable for others": NotFilled("shared", 2, "is not used", prepare=_make_public),
+    "with a folder": NotFilled("shared", 2, "leave --output", ("--output", "baked")),
+    "embedded": NotFilled("shared", 2, "is for --engine vllm", ("--engine", "embedded")),
+    "start fails": NotFilled("shared", 3, "the start failed", ("--no-such-flag",)),
+    "plain start": NotFilled("shared", 3, "without preloading", variables={"VLLM_USE_RUST_FRONTEND": "1"}),
+    "no folder": NotFilled("/dev/full/shared", 2, "is not used"),
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("case", NOT_FILLED.values(), ids=NOT_FILLED)
+def test_a_location_that_is_not_filled_is_exit_code_2_or_3(case, tmp_path):
+    case.prepare(tmp_path)
+    location = case.location if "/" in case.location else tmp_path / case.location
+    done = _fill(tmp_path, location, *case.words, **case.variables)
+    assert done.returncode == case.code, done.stderr
+    assert case.message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("9.0", ("9.0",)), ("8.0;9.0a+PTX", ("8.0", "9.0")), ("8.0 8.0,12.0f", ("8.0", "12.0"))],
+    ids=["one", "as torch lists them", "twice"],
+)
+def test_architectures_are_given_as_to_torch(text, found):
+    assert parse_architectures(text) == found
+
+
+@pytest.mark.parametrize("text", ["", ";", "sm_90", "90", "9.0;Hopper", "9.0.1", "-9.0", "9.0+CUBIN"])
+def test_other_words_are_no_architecture(text, tmp_path, invoke):
+    done = invoke("bake", "model", "--engine", "vllm", f"--gpu-arch={text}", "--output", tmp_path / "baked")
+    assert done.returncode == 2
+    assert "Give compute capabilities" in done.stderr
+    assert not (tmp_path / "baked").exists()
