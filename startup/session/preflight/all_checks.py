@@ -56,6 +56,8 @@ class PreflightOptions:
     shm: Path = SHM
     asks_hub: bool = False
     """Whether the checks send requests to the hub. If not, only the download itself reports its faults."""
+    flags_problem: str | None = None
+    """Why vLLM's flags could not be recorded for this check. None if they are, or if vLLM checks them itself."""
 
 
 def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = None) -> PreflightReport:

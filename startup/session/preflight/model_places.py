@@ -18,7 +18,7 @@ from startup.files.model.file_faults import read_json_object
 from startup.files.model.hub_settings import hub_endpoints
 from startup.files.model.model_place import FolderListing, ModelPlace, absence_problem, find_snapshot, missing_package
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
-from startup.session.preflight.report import CHOICE, Finding, error, info, warning
+from startup.session.preflight.report import CHOICE, Finding, error, info, unchecked, warning
 
 _TEMPLATE: Final = "chat_template.jinja"
 _OTHER_TEMPLATES: Final = ("tokenizer_config.json", "chat_template.json")
@@ -43,6 +43,16 @@ def link_findings(places: Iterable[ModelPlace]) -> Iterator[Finding]:
     """Reports files of model, tokenizer and others that are links to nowhere."""
     for problem, is_needed in chain.from_iterable(place.lost_files.items() for place in places):
         yield (error if is_needed else warning)("links", problem)
+
+
+def unchecked_places(places: Iterable[ModelPlace]) -> Iterator[Finding]:
+    """Names the models and adapters whose files are not checked, because they are not on disk yet."""
+    remote = {place.name: place for place in places if place.kind in ("hub", "object_store", "vllm")}
+    for name, place in remote.items():
+        if place.folder is None:
+            yield unchecked("files", f"{name} is not on disk: its files are not checked before the start has them")
+        elif place.kind == "hub":
+            yield unchecked("files", f"{name} is not wholly on disk: files that are missing are not checked")
 
 
 def _is_cached(place: ModelPlace) -> bool:

@@ -14,17 +14,27 @@ from pathlib import Path
 from typing import Final
 
 from base.server_settings import NetworkConfig, TlsConfig
+from base.wording import list_some
 from envs.foreign import expand_home
 from startup.files.model.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_problem
 from startup.files.model.file_faults import first_problem, read_json_object
 from startup.files.model.request import parse_adapter
 from startup.session.preflight.all_checks import PreflightOptions, download_checks, is_importable
 from startup.session.preflight.network import check_address, check_tls
-from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, error, run_checks, warning
+from startup.session.preflight.report import (
+    FLAGS,
+    CheckGroup,
+    Finding,
+    PreflightReport,
+    error,
+    run_checks,
+    unchecked,
+    warning,
+)
 from startup.session.preflight.resources import check_cache_folder
 from startup.settings.serve_words import OMNI
 from startup.vllm_words.command_line import CommandLine
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_words.installed import OLDEST, InstalledVllm
 from startup.vllm_words.preflight.arguments import GivenStart, argument_findings, rule_findings
 from startup.vllm_words.preflight.devices import device_findings
 from startup.vllm_words.preflight.model import ModelOnDisk
@@ -33,6 +43,8 @@ from startup.vllm_words.preflight.surroundings import surroundings_findings
 
 _WAY_ROUND: Final = "if vLLM would accept this start, give --preflight warn"
 
+_WITHOUT_ADDRESS: Final = ("--headless",)
+"""With this flag, no API server listens."""
 _TEMPLATE_CHARACTERS: Final = "{}\n"
 """If --chat-template contains one of these, its value is the template itself."""
 _LEAST_PLUGIN: Final = 4
@@ -47,22 +59,45 @@ def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOpti
 
 
 def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> Iterator[CheckGroup]:
+    start = GivenStart(vllm, line)
+    yield FLAGS, lambda: _unknown_rules(start, options)
     if OMNI in line.words:
         return
-    yield from _groups_of_words(GivenStart(vllm, line), options)
+    yield from _groups_of_words(start, options)
     if line.listens and line.port and not options.is_listening:
         yield (
             "address",
             lambda: check_address(NetworkConfig(host=line.host, port=line.port or 0, uds=line.uds)),
         )
+    elif not options.is_listening and not line.has(*_WITHOUT_ADDRESS) and line.port != 0:
+        yield "address", lambda: [unchecked("address", "the address is not checked: vLLM itself will listen there")]
     yield "cache", check_cache_folder
+
+
+def _unknown_rules(start: GivenStart, options: PreflightOptions) -> Iterator[Finding]:
+    """Says which rules of this vLLM are not known here, so that a report without faults does not mislead."""
+    if OMNI in start.line.words:
+        yield unchecked(FLAGS, f"{OMNI}: vllm-omni reads the command line, so nothing of this start is checked")
+        return
+    if options.flags_problem is not None:
+        what = "vLLM's flags and their values could not be checked, because its parser cannot be loaded"
+        yield error(FLAGS, f"{what}: {options.flags_problem}")
+    elif not start.facts.flags:
+        yield unchecked(FLAGS, "vLLM's own flags are checked by vLLM: first start here")
+    if not start.vllm.is_new_enough:
+        oldest = ".".join(map(str, OLDEST))
+        yield unchecked("version", f"vLLM {start.vllm.version} is older than {oldest}, so a start checks nothing")
+    if start.facts.plugins:
+        names = list_some([plugin.name for plugin in start.facts.plugins])
+        yield unchecked("plugins", f"rules that plugins of vLLM may change ({names}) are not checked, or only warn")
 
 
 def _groups_of_words(start: GivenStart, options: PreflightOptions) -> Iterator[CheckGroup]:
     yield "command_line", lambda: argument_findings(start)
     if start.line.problems:
+        yield "model", lambda: [unchecked("model", "the model and all else are checked once these errors are corrected")]
         return
-    yield "flags", lambda: rule_findings(start)
+    yield FLAGS, lambda: rule_findings(start)
     model = ModelOnDisk(start)
     yield "model", model.findings
     yield "settings", lambda: setting_findings(start, model)
