@@ -29,6 +29,7 @@ from startup.session.preflight.model_places import (
     choice_findings,
     file_choice,
     link_findings,
+    unchecked_places,
 )
 from startup.session.preflight.network import check_address, check_api_keys, check_tls
 from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, error, info, run_checks, warning
@@ -57,7 +58,7 @@ class PreflightOptions:
     asks_hub: bool = False
     """Whether the checks send requests to the hub. If not, only the download itself reports its faults."""
     flags_problem: str | None = None
-    """Why vLLM's flags could not be recorded for this check. None if they are, or if vLLM checks them itself."""
+    """Why vLLM's flags could not be recorded for this check. None if they are, or if vLLM checks them."""
 
 
 def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = None) -> PreflightReport:
@@ -122,6 +123,7 @@ class _Preflight:
         yield "environment", _check_environment
         yield "libraries", check_libraries
         yield "model", lambda: chain.from_iterable(map(check_model_place, self._plan.main_places))
+        yield "files", lambda: unchecked_places(self._plan.places)
         yield "links", lambda: link_findings(self._plan.places)
         if not self._options.is_listening:
             yield "address", lambda: check_address(server.network)

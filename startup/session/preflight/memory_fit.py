@@ -13,7 +13,7 @@ from server.terms.config import EngineConfig
 from server.text.model_files import read_model_kind
 from startup.imports.torch_environment import expects_gpu
 from startup.session.preflight.checkpoint import LENGTH_KEYS, Checkpoint
-from startup.session.preflight.report import Finding, error, info, warning
+from startup.session.preflight.report import Finding, error, info, unchecked, warning
 
 PROGRAM_BYTES: Final = 500 << 20
 """Memory of all processes after their imports of torch and transformers. The engine's share was 260 MB."""
@@ -101,7 +101,10 @@ def _count(text: dict[str, Any], *keys: str) -> int:
 def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> Iterator[Finding]:
     """Reports memory faults, with their numbers and the flags that help."""
     if expects_gpu():  # a GPU has its own memory, which the engine checks before it loads the model
+        yield unchecked("memory", "whether the model fits into the GPU's memory is checked by the engine")
         memory = None
+    elif memory is None:
+        yield unchecked("memory", "the machine does not report its memory, so whether the model fits is not checked")
     room = None if memory is None else memory.available_bytes - shape.weight_bytes - PROGRAM_BYTES
     wanted, size = config.max_model_len, config.kv_cache_memory_bytes
     own, per_token = shape.own_max_len, shape.kv_bytes_per_token

@@ -51,8 +51,8 @@ class Finding(NamedTuple):
     check: str
     """The check's stable id, such as `port` or `weights`."""
     severity: Severity
-    """`error`: the start would fail. `warning`: the start may fail or be slow. `unchecked`: a check was not done,
-    so its subject may have any fault. `info`: there is no fault."""
+    """`error`: the start would fail. `warning`: the start may fail or be slow. `unchecked`: a check was not
+    done, so its subject may have any fault. `info`: there is no fault."""
     message: str
     cause: str = ""
     """The name of an error's cause. Empty if the check determines the cause."""
@@ -82,7 +82,7 @@ def warning(check: str, message: str) -> Finding:
 
 
 def unchecked(check: str, message: str) -> Finding:
-    """A check that was not done, and the reason. A report with it does not read like one of a passed check."""
+    """A check that was not done, and the reason, so that the report does not read as if it had passed."""
     return Finding(check, "unchecked", without_login(message))
 
 
@@ -199,7 +199,8 @@ def run_checks(groups: Iterable[CheckGroup]) -> PreflightReport:
             invalid.append((name, err))
         timings.append((name, time.perf_counter() - check_begin))
     told = "\n".join(finding.message for finding in findings)
-    findings += [unchecked(name, f"this check could not be done: {err}") for name, err in invalid if str(err) not in told]
+    untold = ((name, str(err)) for name, err in invalid if str(err) not in told)
+    findings += [unchecked(name, f"this check could not be done: {problem}") for name, problem in untold]
     return PreflightReport(tuple(findings), time.perf_counter() - begin, tuple(timings))
 
 

@@ -353,7 +353,7 @@ class _VllmStart:
     def _check_by_parser(self) -> None:
         """In a first start, checks the words with the flags of vLLM's parser, which is imported by now.
 
-        So a fault has the same message and exit code as in later starts, which read the record of these flags.
+        So a fault has the message and the exit code of later starts, which read the record of these flags.
         """
         first = self._report
         if first is None or self._line.facts.flags or not FACTS.applies:

@@ -95,7 +95,7 @@ def _unknown_rules(start: GivenStart, options: PreflightOptions) -> Iterator[Fin
 def _groups_of_words(start: GivenStart, options: PreflightOptions) -> Iterator[CheckGroup]:
     yield "command_line", lambda: argument_findings(start)
     if start.line.problems:
-        yield "model", lambda: [unchecked("model", "the model and all else are checked once these errors are corrected")]
+        yield "model", lambda: [unchecked("model", "the model and more are checked once these errors are corrected")]
         return
     yield FLAGS, lambda: rule_findings(start)
     model = ModelOnDisk(start)

@@ -12,7 +12,7 @@ from base.machine.nvml import Gpu, GpuState, read_gpus
 from base.wording import format_bytes, list_some
 from envs import foreign
 from startup.session.preflight.network import describe_process
-from startup.session.preflight.report import Finding, error, info, warning
+from startup.session.preflight.report import Finding, error, info, unchecked, warning
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import default_utilization, read_facts
 from startup.vllm_words.flags import flags_that_change
@@ -45,6 +45,7 @@ _ONLY_ON: Final = (
 def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     """Checks the devices that this vLLM was built for, unless a plugin provides another platform."""
     if start.facts.has_other_platform:
+        yield unchecked("device", "a plugin provides the platform: its devices and their memory are not checked")
         return
     device = start.vllm.device
     for flag, value, accepting in _ONLY_ON if device != "other" and start.is_known else ():
@@ -56,12 +57,16 @@ def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
         yield from _gpu_findings(start, model)
     elif device == "rocm" and not any(path.exists() for path in _AMD):
         yield error("gpu", f"this vLLM is built for ROCm, and there is no AMD GPU here ({_AMD[0]} is missing)")
-    elif device == "cpu":
+    elif device != "cpu":
+        name = "the device of this vLLM is not known" if device == "other" else f"this vLLM is for {device}"
+        yield unchecked("device", f"{name}: number, driver and memory of its devices are not checked")
+    else:
         yield from _memory_findings(start, read_memory(), model)
 
 
 def _gpu_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     if any(path.exists() for path in _TEGRA):
+        yield unchecked("gpu", "this is a Tegra board, whose driver does not report the GPU and its memory")
         return
     state = read_gpus()
     if state is None:
@@ -79,6 +84,8 @@ def _gpu_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     yield from _id_findings(start, len(state.gpus))
     visible = _visible(state.gpus, start)
     if visible is None:
+        chosen = _IDS if start.has(_IDS) else f"{_VISIBLE}={foreign.text_of(_VISIBLE)}"
+        yield unchecked("gpu", f"{chosen} chooses the GPUs: whether they are enough, and their memory, is not checked")
         return
     yield from _number_findings(start, visible)
     if visible:
@@ -87,7 +94,10 @@ def _gpu_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
 
 def _driver_findings(state: GpuState) -> Iterator[Finding]:
     build = read_torch_build()
-    if build is None or build.cuda is None or state.cuda == (0, 0) or state.cuda[0] >= build.cuda[0]:
+    if build is None or build.cuda is None or state.cuda == (0, 0):
+        yield unchecked("driver", "the CUDA of driver or torch is not known, so whether they fit is not checked")
+        return
+    if state.cuda[0] >= build.cuda[0]:
         return
     supported, needed = ".".join(map(str, state.cuda)), ".".join(map(str, build.cuda))
     report = warning if _has_compatibility() else error
@@ -218,7 +228,9 @@ def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> 
 
 def _memory_findings(start: GivenStart, memory: MemoryState | None, model: ModelOnDisk) -> Iterator[Finding]:
     """Checks that the KV cache on a CPU fits into memory, because vLLM allocates it at once."""
-    if memory is not None and model.checkpoint is not None:
+    if memory is None:
+        yield unchecked("memory", "the machine does not report its memory, so whether the model fits is not checked")
+    elif model.checkpoint is not None:
         free = f"{format_bytes(memory.available_bytes)} of {memory.owner}'s memory are available"
         yield info("memory", f"the weights need {format_bytes(model.checkpoint.weight_bytes)}, and {free}")
     size, name = start.value(_KV_BYTES), _KV_BYTES

@@ -20,8 +20,13 @@ from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_place import FolderListing, ModelPlace, may_be_renamed
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
-from startup.session.preflight.model_places import check_model_place, choice_findings, link_findings
-from startup.session.preflight.report import Finding, error, warning
+from startup.session.preflight.model_places import (
+    check_model_place,
+    choice_findings,
+    link_findings,
+    unchecked_places,
+)
+from startup.session.preflight.report import Finding, error, unchecked, warning
 from startup.vllm_words.facts import ARCHITECTURES, MODEL_TYPES, is_named_now
 from startup.vllm_words.preflight.arguments import GivenStart
 
@@ -50,7 +55,9 @@ class ModelOnDisk:
     def findings(self) -> Iterator[Finding]:
         """All findings about the model's files on disk, and about a model that cannot be found."""
         if self._plan is None:
+            yield unchecked("model", "no MODEL is named, and the files of vLLM's own default are not checked")
             return
+        yield from unchecked_places(self._plan.places)
         for place in self._plan.main_places:
             for finding in check_model_place(place):  # a plugin may read names of other forms
                 yield finding._replace(severity="warning") if self._start.facts.plugins else finding
@@ -61,6 +68,7 @@ class ModelOnDisk:
         if not self._start.has("--config-format", "--ignore-patterns") and self._start.load_format == "auto":
             has_template = self._start.has("--chat-template")
             yield from choice_findings(self._plan.model, has_template=has_template)
+        yield from self._unread_findings(self.folder)
         faults = list(self._config_findings(self.folder))
         yield from faults
         if any(finding.severity == "error" for finding in faults):
@@ -112,6 +120,14 @@ class ModelOnDisk:
         if self._start.load_format not in _SAFETENSORS_FORMATS or self._start.has("--ignore-patterns"):
             return False
         return self.folder is not None and next(self.folder.glob(MISTRAL_WEIGHTS), None) is None
+
+    def _unread_findings(self, folder: Path) -> Iterator[Finding]:
+        """Names files of other formats than those that these checks read."""
+        what = "in a format that only vLLM itself reads, so it is not checked"
+        if not self._reads_config_here:
+            yield unchecked("config", f"the configuration of {folder} is {what}")
+        if not self._reads_weights_here:
+            yield unchecked("weights", f"the weights of {folder} are {what.replace('it is', 'they are')}")
 
     def _gguf_findings(self) -> Iterator[Finding]:
         """Reports a GGUF model. vLLM itself reads this format only for one architecture (Flint)."""

@@ -227,8 +227,7 @@ def test_text_has_a_line_per_finding_errors_first_and_a_summary(preflight, monke
     assert re.fullmatch(r"Preflight: 1 error, 1 warning after \d+\.\d\d s", lines[-1])
 
 
-def test_an_error_inside_a_check_is_a_warning(model_path, make_config):
+def test_an_error_inside_a_check_is_no_passed_check(model_path, make_config):
     options = PreflightOptions(shm=42.5, memory=ROOMY)  # type: ignore[arg-type]
-    (finding,) = run_preflight(make_config(model_path), options=options).warnings
-    assert finding.severity == "warning"
+    (finding,) = run_preflight(make_config(model_path), options=options).unchecked
     assert "this check could not be done: TypeError" in finding.message

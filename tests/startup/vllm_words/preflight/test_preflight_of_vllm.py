@@ -49,7 +49,7 @@ def test_a_fault_of_the_config_file_names_its_place(serve, tmp_path):
     done = serve("m", "--config", str(path), "--preflight-only", HF_HUB_OFFLINE="1", NUM="many", EAGER="true")
     assert done.returncode == 2
     assert [line for line in done.stdout.splitlines() if "serve.yaml" in line] == [
-        "error   usage           serve.yaml: max-num-seqs 'many' is not a whole number"
+        "error      usage  serve.yaml: max-num-seqs 'many' is not a whole number"
     ]
 
 
