@@ -142,13 +142,13 @@ class PreflightReport:
 
     def apply(self, mode: PreflightMode) -> None:
         """Raises the errors in one exception. With the mode `warn`, or without errors, logs the findings."""
+        for finding in (*self.unchecked, *self._of("info")):
+            if finding.check in _LOGGED:
+                logger.info("%s", finding.message)
         if mode != "warn" and (err := self.as_error()) is not None:
             raise err
         for finding in (*self.errors, *self.warnings):
             logger.warning("%s", finding.message)
-        for finding in (*self.unchecked, *self._of("info")):
-            if finding.check in _LOGGED:
-                logger.info("%s", finding.message)
 
     def to_json(self) -> str:
         """The report as a JSON object. `schema` gets a new number when the meaning of a field changes."""

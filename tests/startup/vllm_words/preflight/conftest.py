@@ -1,5 +1,6 @@
 """Fixtures: starts of a vLLM whose parser is the one of `small_parser.py`."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -11,6 +12,7 @@ from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import Plugin, VllmFacts, facts_of_flags
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.preflight.arguments import GivenStart
+from tests.startup.session.preflight.conftest import write_safetensors
 from tests.startup.vllm import small_parser
 
 CheckStart: TypeAlias = Callable[..., GivenStart]
@@ -36,6 +38,16 @@ VARIABLES = (
     Flag(("VLLM_LABELS",), "text", nargs="*", choices=("a", "b")),
     Flag(("VLLM_QUANT",), "json or file"),
 )
+
+
+def write_small_model(path: Path) -> Path:
+    """Writes a folder with a small model of which everything can be checked."""
+    path.mkdir()
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8192}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "tokenizer.json").write_text("{}")
+    write_safetensors(path / "model.safetensors", {"weight": ("F32", [4], 16)})
+    return path
 
 
 @pytest.fixture(scope="session")

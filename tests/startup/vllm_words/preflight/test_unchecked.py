@@ -17,24 +17,17 @@ from startup.vllm_words.facts import Plugin
 from startup.vllm_words.installed import InstalledVllm, TorchBuild
 from startup.vllm_words.preflight import all_checks, devices
 from startup.words.serve_command import parse_start
-from tests.startup.session.preflight.conftest import write_safetensors
-from tests.startup.vllm_words.preflight.conftest import CheckStart
+from tests.startup.vllm_words.preflight.conftest import CheckStart, write_small_model
 
 _GPU = Gpu(0, "H200", "GPU-0", 140 << 30, 140 << 30, ())
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small model of which everything can be checked."""
-    path = tmp_path / "model"
-    path.mkdir()
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8192}
-    (path / "config.json").write_text(json.dumps(config))
-    (path / "tokenizer.json").write_text("{}")
-    write_safetensors(path / "model.safetensors", {"weight": ("F32", [4], 16)})
+    """A model of which everything can be checked, and caches without any other."""
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    return path
+    return write_small_model(tmp_path / "model")
 
 
 def _report(start: CheckStart, *words: str, listens: bool = True, **options: object) -> PreflightReport:
