@@ -109,7 +109,9 @@ def _describe(err: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     elif expected is not None and err.validator in ("not", "if", "allOf"):
         yield path, expected
     else:
-        yield path, f"{expected or _expectation(err)}, got {_shown(value, path)}"
+        is_of_dashes = err.validator == "type" and isinstance(value, list)
+        hint = ": leave out the dash, which makes a list" if is_of_dashes else ""
+        yield path, f"{expected or _expectation(err)}, got {_shown(value, path)}{hint}"
 
 
 def _expectation(err: Any) -> str:

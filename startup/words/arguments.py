@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from base.json_depth import read_json
+from base.json_form import json_form
 from envs.redaction import hide_in_words
 from startup.settings.config_file import ConfigFile
 from startup.settings.flag import Flag, GivenFlag, merge, nest
@@ -134,7 +135,7 @@ class Arguments:
             try:
                 merged = read_json(whole) if whole else {}
             except ValueError as err:
-                raise InputError(f"{name}: {shown!r} is not JSON: {err}.") from err
+                raise InputError(f"{name}: {shown!r} is not JSON{json_form(whole or '') or f': {err}'}.") from err
             if not isinstance(merged, dict):
                 raise InputError(f"{name}: {shown!r} is not a JSON object.")
             merge(merged, keyed)
