@@ -84,7 +84,8 @@ def changed_word(word: str) -> str | None:
     if not plain.startswith("-"):
         if re.search(r"[{}]", word):
             return "is a part of JSON: put the whole JSON between single quotes"
-        return f"has {_first_hidden(word)}: write {visible}" if visible and visible != word else None
+        shown = visible.strip("\"' ")
+        return f"has {_first_hidden(word)}: write {shown}" if shown and visible != word else None
     if not visible.startswith("-"):
         name = plain.lstrip("-")
         is_short = len(re.split("[ =]", name)[0]) <= _LONGEST_SHORT_NAME

@@ -1,13 +1,17 @@
 """Faults of model and tokenizer folders that vLLM itself reads. All other models are left to vLLM."""
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from base.machine.memory import MemoryState
+from startup.files.model.model_place import find_place
+from startup.files.model.wanted_files import WantedFiles
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
+from startup.session.preflight.model_places import choice_findings
 from startup.session.preflight.report import Finding
 from startup.settings.config import StartupConfig
 from startup.vllm_words.preflight.model import ModelOnDisk
@@ -178,6 +182,32 @@ def test_the_choice_among_several_formats_is_told(start, folder, names, text):
     messages = [finding.message for finding in _findings(start, folder) if finding.check == "choice"]
     assert f"{folder}: {text}" in messages
     assert not [f for f in _findings(start, folder, "--config-format", "hf") if f.check == "choice"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "._model.safetensors",
+        ".model.safetensors",
+        ".model-00001-of-00002.safetensors",
+        "._model.safetensors.index.json",
+        "._consolidated.safetensors",
+        ".pytorch_model.bin",
+        ".adapter_model.bin",
+        ".model.gguf",
+        ".params.json",
+        ".chat_template.jinja",
+        "1_Dense/._model.safetensors",
+    ],
+)
+def test_hidden_files_are_no_second_set(start, folder, name):
+    """Copies that are not complete yet, and what macOS leaves beside each file."""
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("xx")
+    wanted = [WantedFiles(role="model", engine=engine) for engine in ("vllm", "embedded")]
+    places = [find_place(str(folder), each, folder) for each in wanted]
+    found = [*_findings(start, folder), *chain.from_iterable(choice_findings(p, has_template=True) for p in places)]
+    assert [finding for finding in found if finding.check == "choice" or finding.severity == "error"] == []
 
 
 @pytest.mark.parametrize("version", ["0.32.0+cpu", "9.9.0"])
