@@ -39,6 +39,19 @@ _TOKENIZERS: Final = (
     "*.tiktoken",
     "spiece.model",
 )
+_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+_VOCABULARIES: Final = (
+    *(name for name in _TOKENIZERS if name != _TOKENIZER_CONFIG),
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*bpe*",
+)
+"""Patterns for files with the tokens of a tokenizer."""
+_OF_BYTES: Final = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
+"""Classes of tokenizers whose tokens are bytes or characters, so that they need no file."""
+_OF_ONE_FILE: Final = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Classes of tokenizers that only tokenizer.json can describe."""
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final[tuple[str, ...]] = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 """File names of a LoRA adapter's weights, in order of preference."""
@@ -169,6 +182,27 @@ def tokenizer_problem(folder: Path) -> str | None:
     if not any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern)):
         return f"{folder} has no tokenizer. Name one with --tokenizer{places_near(folder, 'tokenizer*.json')}"
     return None
+
+
+class TokenizerFault(NamedTuple):
+    """A tokenizer without its tokens."""
+
+    text: str
+    is_fatal: bool
+    """Whether the start certainly fails. Otherwise transformers may make a tokenizer that knows no token."""
+
+
+def vocabulary_fault(folder: Path) -> TokenizerFault | None:
+    """The fault of a tokenizer that consists of its settings. None if it has tokens, or needs no file."""
+    if not (folder / _TOKENIZER_CONFIG).is_file() or any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
+        return None
+    settings = read_json_object(folder / _TOKENIZER_CONFIG).content
+    kind = settings.get("tokenizer_class")
+    if kind in _OF_BYTES or settings.get("auto_map") or not settings:
+        return None
+    what = f"{folder} has {_TOKENIZER_CONFIG}, but no file with the tokens, such as tokenizer.json"
+    remedy = f"copy it there, or name a tokenizer with --tokenizer{places_near(folder, 'tokenizer.json')}"
+    return TokenizerFault(f"{what}: {remedy}", is_fatal=kind in _OF_ONE_FILE)
 
 
 def adapter_problem(folder: Path) -> str | None:

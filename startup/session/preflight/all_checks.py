@@ -15,13 +15,19 @@ from base.wording import list_some
 from envs.foreign import expand_home
 from envs.registry import env, undeclared_names, unknown_variables, validate_all
 from server.text.model_files import find_mistral_file, foreign_problem
-from startup.files.model.checkpoint_folder import tokenizer_problem
+from startup.files.model.checkpoint_folder import tokenizer_problem, vocabulary_fault
 from startup.files.model.file_faults import read_json_object
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import describe_variables, hub_endpoints, is_offline, unusable_certificates
 from startup.files.model.model_place import FolderListing, ModelPlace
 from startup.files.model.request import ModelRequest
-from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
+from startup.session.preflight.checkpoint import (
+    CONTENT_CHECKS,
+    Checkpoint,
+    read_checkpoint,
+    small_file_findings,
+    unknown_type_problem,
+)
 from startup.session.preflight.memory_fit import ModelShape, check_memory, read_model_shape
 from startup.session.preflight.model_places import (
     check_hub,
@@ -160,6 +166,9 @@ class _Preflight:
         model = self._plan.model
         if self._checkpoint is None:
             return
+        config = {**self._checkpoint.config, **self._config.engine.hf_overrides}
+        if not self._config.engine.trust_remote_code and (problem := unknown_type_problem(config)):
+            yield error("config", f"{model.folder}/config.json: {problem}")
         yield from choice_findings(model, has_template=self._config.renderer.chat_template is not None)
         if model.is_local:
             yield from self._checkpoint.findings
@@ -174,6 +183,8 @@ class _Preflight:
             return
         if problem := tokenizer_problem(folder) or foreign_problem(folder, self._config.renderer.tokenizer_mode):
             yield error("tokenizer", problem)
+        elif fault := vocabulary_fault(folder):
+            yield (error if fault.is_fatal else warning)("tokenizer", fault.text)
         if (mistral := find_mistral_file(folder)) is not None:
             yield from file_choice(folder, "the tokenizer is", ("tokenizer.json", mistral.name))
         for path in dict.fromkeys((self._plan.model.folder, folder)):

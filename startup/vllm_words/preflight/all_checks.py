@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from base.json_form import json_form
 from base.server_settings import NetworkConfig, TlsConfig
 from base.wording import list_some
 from envs.foreign import expand_home
@@ -23,6 +24,7 @@ from startup.session.preflight.all_checks import PreflightOptions, download_chec
 from startup.session.preflight.network import check_address, check_tls
 from startup.session.preflight.report import (
     FLAGS,
+    USAGE,
     CheckGroup,
     Finding,
     PreflightReport,
@@ -171,7 +173,8 @@ def _check_adapters(start: GivenStart) -> Iterator[Finding]:
             continue
         name, path = parse_adapter(text)
         if name is None or path is None:
-            yield error("lora", f"--lora-modules {text!r} is neither NAME=PATH nor JSON with name and path")
+            what = f"--lora-modules {text!r} is neither NAME=PATH nor JSON with name and path"
+            yield error(USAGE, f"{what}{json_form(text)}")
             continue
         if not start.has("--enable-lora"):
             yield error("lora", f"--lora-modules {name} needs --enable-lora")

@@ -7,19 +7,25 @@ configuration, object stores and overrides of the configuration are left to vLLM
 import re
 from collections.abc import Iterator
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from base.wording import list_some
 from envs.suggestion import did_you_mean
-from startup.files.model.checkpoint_folder import folder_problems, no_config_problem
+from startup.files.model.checkpoint_folder import folder_problems, no_config_problem, vocabulary_fault
 from startup.files.model.file_faults import first_problem, read_json_object
 from startup.files.model.gguf import LLAMA_SERVER, VLLM_PLUGIN, find_gguf, gguf_problem
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_place import FolderListing, ModelPlace, may_be_renamed
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
-from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
+from startup.session.preflight.checkpoint import (
+    CONTENT_CHECKS,
+    Checkpoint,
+    dtype_problem,
+    read_checkpoint,
+    read_transformers,
+    small_file_findings,
+)
 from startup.session.preflight.model_places import (
     check_model_place,
     choice_findings,
@@ -158,6 +164,9 @@ class ModelOnDisk:
             yield error("config", problem)
         elif not self.config.get("model_type") and not self.config.get("architectures"):
             yield warning("config", f"{path} names neither model_type nor architectures")
+        is_plain = self._is_certain and not self._start.facts.plugins and not self.config.get("auto_map")
+        if problem := dtype_problem(read_json_object(path).content):
+            yield (error if is_plain else warning)("config", f"{path}: {problem}")
 
     def _code_findings(self, folder: Path) -> Iterator[Finding]:
         """Reports a model type that neither vLLM nor transformers has, unless the model's code is trusted."""
@@ -250,6 +259,9 @@ class ModelOnDisk:
             if not start.facts.plugins and not self.config.get("auto_map"):
                 yield warning("tokenizer", f"{folder} has no tokenizer: name one with --tokenizer")
             return
+        if fault := vocabulary_fault(folder):
+            is_certain = fault.is_fatal and start.is_known and not self.config.get("auto_map")
+            yield (error if is_certain else warning)("tokenizer", fault.text)
         yield from small_file_findings(folder, _TOKENIZER_JSON)
 
 
@@ -263,15 +275,6 @@ def _is_in_transformers(name: str) -> bool:
     """Whether transformers has a class of this name, or its source cannot be read. Takes 50 ms."""
     texts = read_transformers("models/*/modeling_*.py")
     return not texts or any(f"class {name}(" in text for text in texts)
-
-
-def read_transformers(pattern: str) -> list[str]:
-    """The texts of the files in the installed transformers that match a pattern."""
-    spec = find_spec("transformers")
-    if spec is None or spec.origin is None:
-        return []
-    paths = Path(spec.origin).parent.glob(pattern)
-    return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
 
 
 def _has_other_weights(folder: Path) -> bool:
