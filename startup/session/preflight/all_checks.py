@@ -3,6 +3,7 @@
 This module imports only the standard library and msgspec, except for requests to the hub (`asks_hub`).
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from base.machine.memory import MemoryState, read_memory
 from base.wording import list_some
 from envs.foreign import expand_home
 from envs.registry import env, undeclared_names, unknown_variables, validate_all
+from server.terms.sampling_values import FILE
 from server.text.model_files import find_mistral_file, foreign_problem
 from startup.files.model.checkpoint_folder import tokenizer_problem, vocabulary_fault
 from startup.files.model.file_faults import read_json_object
@@ -25,6 +27,7 @@ from startup.session.preflight.checkpoint import (
     CONTENT_CHECKS,
     Checkpoint,
     read_checkpoint,
+    sampling_findings,
     small_file_findings,
     unknown_type_problem,
 )
@@ -191,10 +194,14 @@ class _Preflight:
             yield from small_file_findings(path) if path else ()
 
     def _check_generation_config(self) -> Iterator[Finding]:
-        source = self._config.server.generation.generation_config
-        file = Path(expand_home(source), "generation_config.json")
+        generation, folder = self._config.server.generation, self._plan.model.folder
+        source = generation.generation_config
+        file = Path(expand_home(source), FILE)
         if source not in ("auto", "vllm") and (problem := read_json_object(file).problem):
             yield error("generation_config", f"--generation-config {source}: {problem}")
+        if source in ("auto", "vllm"):
+            file = Path(folder or "", FILE) if source == "auto" and folder else Path(os.devnull)
+        yield from sampling_findings(file, generation.override_generation_config)
 
     def _check_memory(self) -> Iterable[Finding]:
         memory = self._options.memory or read_memory()

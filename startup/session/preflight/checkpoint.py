@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from base.json_depth import read_json
 from base.wording import list_some
 from envs.suggestion import did_you_mean
+from server.terms.sampling_values import FLAG, find_values
 from startup.files.model.checkpoint_folder import WeightFiles, find_weight_files, folder_problems, is_numbered
 from startup.files.model.file_faults import (
     UNREADABLE,
@@ -167,6 +168,13 @@ def dtype_problem(config: Mapping[str, Any]) -> str | None:
     short = value.lower().removeprefix("torch.")
     wanted = _SHORT_DTYPES.get(short) or (short if _DTYPE.fullmatch(short) else "bfloat16 or float32")
     return f"{name} {value!r} is no type of torch: write {wanted}"
+
+
+def sampling_findings(path: Path, override: Mapping[str, Any]) -> Iterator[Finding]:
+    """Reports values of generation_config.json and of the flag that no request can have, and wrong names."""
+    content = read_json_object(path).content if path.is_file() else {}
+    for fault in (*find_values(content, str(path)).faults, *find_values(override, FLAG).faults):
+        yield (error if fault.is_fatal else warning)("generation_config", fault.text)
 
 
 def _config_findings(folder: Path, config: JsonFile) -> Iterator[Finding]:

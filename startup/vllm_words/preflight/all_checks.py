@@ -8,6 +8,7 @@ for newer releases. `startup.reports.causes` explains faults that vLLM itself re
 vllm-omni (--omni) are not checked.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from base.json_form import json_form
 from base.server_settings import NetworkConfig, TlsConfig
 from base.wording import list_some
 from envs.foreign import expand_home
+from server.terms.sampling_values import FILE
 from startup.files.model.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_problem
 from startup.files.model.file_faults import first_problem, read_json_object
 from startup.files.model.request import parse_adapter
 from startup.session.preflight.all_checks import PreflightOptions, download_checks, is_importable
+from startup.session.preflight.checkpoint import sampling_findings
 from startup.session.preflight.network import check_address, check_tls
 from startup.session.preflight.report import (
     FLAGS,
@@ -117,10 +120,24 @@ def file_findings(start: GivenStart) -> Iterator[Finding]:
     yield from _check_imports(start)
     yield from _check_adapters(start)
     yield from _check_log_config(start)
+    yield from _check_generation_config(start)
+
+
+def _check_generation_config(start: GivenStart) -> Iterator[Finding]:
+    """Checks the sampling values. vLLM itself fails with an object that is none, and with a limit below 1."""
     settings = start.value("--generation-config")
     if settings and settings.startswith(("/", ".")) and not Path(settings).exists():
         report = error if start.is_known else warning
         yield report("files", f"--generation-config {settings}: there is no such folder")
+        return
+    folder = start.line.model_folder if settings in (None, "auto") else Path(settings)
+    file = folder / FILE if folder is not None and settings != "vllm" else Path(os.devnull)
+    problem = (read_json_object(file).problem if file.is_file() else None) or ""
+    if problem.endswith("is not a JSON object"):  # vLLM starts without a file that is no JSON
+        yield (error if start.is_known else warning)("generation_config", problem)
+    override = start.value("--override-generation-config")
+    for finding in sampling_findings(file, override if isinstance(override, dict) else {}):
+        yield finding if start.is_known else finding._replace(severity="warning")
 
 
 def _check_template(start: GivenStart) -> Iterator[Finding]:
