@@ -17,7 +17,7 @@ from envs.foreign import expand_home
 from envs.registry import env, undeclared_names, unknown_variables, validate_all
 from server.terms.sampling_values import FILE
 from server.text.model_files import find_mistral_file, foreign_problem
-from startup.files.model.checkpoint_folder import tokenizer_problem, vocabulary_fault
+from startup.files.model.checkpoint_folder import ADAPTER_CONFIG, tokenizer_problem, vocabulary_fault
 from startup.files.model.file_faults import read_json_object
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import describe_variables, hub_endpoints, is_offline, unusable_certificates
@@ -184,6 +184,8 @@ class _Preflight:
         place, folder = self._plan.tokenizer, self._plan.tokenizer.folder
         if folder is None or not place.is_local or any(place.lost_files.values()):
             return
+        if folder == self._plan.model.folder and (folder / ADAPTER_CONFIG).exists():
+            return  # an adapter has no tokenizer of its own
         if problem := tokenizer_problem(folder) or foreign_problem(folder, self._config.renderer.tokenizer_mode):
             yield error("tokenizer", problem)
         elif fault := vocabulary_fault(folder):

@@ -14,6 +14,7 @@ from envs.foreign import expand_home
 from envs.redaction import without_login
 from envs.registry import env
 from startup.files.download.messages import DownloadError
+from startup.files.model.checkpoint_folder import ADAPTER_CONFIG
 from startup.files.model.file_faults import read_json_object
 from startup.files.model.hub_settings import hub_endpoints
 from startup.files.model.model_place import FolderListing, ModelPlace, absence_problem, find_snapshot, missing_package
@@ -111,6 +112,9 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
         report = error if is_final and err.retry_s is None and not place.is_default else warning
         yield report("hub", str(err))
     else:
+        if place.wanted.role == "model" and ADAPTER_CONFIG in listing.files and "config.json" not in listing.files:
+            advice = f"serve that model with --engine vllm --enable-lora --lora-modules NAME={place.name}"
+            yield error("config", f"{place.name} is an adapter, whose {ADAPTER_CONFIG} names its model: {advice}")
         sizes = {name: file.size or 0 for name, file in listing.files.items()}
         yield _describe_download(place, sizes, listing.endpoint)
 

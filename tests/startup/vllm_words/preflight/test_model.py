@@ -220,3 +220,25 @@ def test_shards_in_a_subfolder_are_not_vllm_s(start, folder, version):
     (finding,) = [found for found in _findings(start, folder, version=version) if found.check == "weights"]
     assert "names sub/b.safetensors, but vLLM reads no weights in subfolders" in finding.message
     assert finding.severity == ("error" if version.startswith("0.32") else "warning")
+
+
+@pytest.mark.parametrize(
+    ("config", "advice"),
+    [
+        ({"base_model_name_or_path": "a/b", "r": 8}, "serve a/b --engine vllm --enable-lora --lora-modules m=FOLDER`"),
+        ({"base_model_name_or_path": "a/b", "r": 40}, "--enable-lora --max-lora-rank 64 --lora-modules m=FOLDER`"),
+        ({"base_model_name_or_path": "/a b"}, "serve '/a b' --engine vllm"),
+        ({"base_model_name_or_path": None, "r": "x"}, "serve BASE_MODEL --engine vllm --enable-lora --lora-modules"),
+        ({"peft_type": "IA3", "base_model_name_or_path": "a/b"}, "a/b, of the kind IA3, which no engine serves"),
+        ({"use_dora": True}, "of the kind DoRA, which no engine serves"),
+        ([], "serve BASE_MODEL"),
+    ],
+    ids=repr,
+)
+def test_an_adapter_as_model_is_told_with_the_command_that_serves_it(start, tmp_path, config, advice):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "adapter_model.safetensors", {"weight": ("F32", [4], 16)})
+    for messages in _errors_of_both(start, folder):
+        assert [advice.replace("FOLDER", str(folder)) in message for message in messages] == [True]
