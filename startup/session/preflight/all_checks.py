@@ -31,7 +31,7 @@ from startup.session.preflight.checkpoint import (
     small_file_findings,
     unknown_type_problem,
 )
-from startup.session.preflight.memory_fit import ModelShape, check_memory, read_model_shape
+from startup.session.preflight.memory_fit import ModelShape, check_cache_size, check_memory, read_model_shape
 from startup.session.preflight.model_places import (
     check_hub,
     check_model_place,
@@ -205,6 +205,8 @@ class _Preflight:
             file = Path(folder or "", FILE) if source == "auto" and folder else Path(os.devnull)
         yield from sampling_findings(file, generation.override_generation_config)
 
-    def _check_memory(self) -> Iterable[Finding]:
+    def _check_memory(self) -> Iterator[Finding]:
         memory = self._options.memory or read_memory()
-        return check_memory(self._shape, self._config.engine, memory) if self._shape else ()
+        yield from check_cache_size(self._config.engine, memory)
+        if self._shape is not None:
+            yield from check_memory(self._shape, self._config.engine, memory)

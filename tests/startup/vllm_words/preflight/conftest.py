@@ -1,7 +1,7 @@
 """Fixtures: starts of a vLLM whose parser is the one of `small_parser.py`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -69,9 +69,13 @@ def start(package: Path, facts: VllmFacts) -> CheckStart:
     """Checks a start of the small vLLM with these words, and with a plugin if one is given."""
 
     def create(
-        *words: str, has_plugin: bool = False, is_first: bool = False, version: str = "0.32.0+cpu"
+        *words: str,
+        has_plugin: bool = False,
+        is_first: bool = False,
+        version: str = "0.32.0+cpu",
+        more_flags: Sequence[Flag] = (),
     ) -> GivenStart:
-        known = VllmFacts() if is_first else facts
+        known = VllmFacts() if is_first else facts._replace(flags=(*facts.flags, *more_flags))
         known = known._replace(
             installed_plugins=(Plugin("vllm.general_plugins", "own", "own-1.0.dist-info"),) if has_plugin else ()
         )
