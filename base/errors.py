@@ -21,6 +21,8 @@ class ConfigError(ValueError):
         super().__init__(f"{option} must be {expected}, got {value!r}")
         self.option = option
         self.value = value
+        self.others: tuple[ConfigError, ...] = ()
+        """Further faults of the same configuration."""
 
 
 class RequestError(ServerError):

@@ -126,14 +126,18 @@ def is_section(field: Field[Any]) -> bool:
 
 
 def check_ranges(config: Any) -> None:
-    """Raises ConfigError for the first field whose value is out of its declared range."""
+    """Raises ConfigError if values are out of their declared ranges. It has all of them (`others`)."""
+    faults: list[ConfigError] = []
     for declared in fields(config):
         value = getattr(config, declared.name)
         limits = [
             (compare, declared.metadata[key]) for key, compare in _COMPARISONS.items() if key in declared.metadata
         ]
         if value is not None and not all(compare(value, limit) for compare, limit in limits):
-            raise ConfigError(option_name(declared), value, _describe_range(declared.metadata))
+            faults.append(ConfigError(option_name(declared), value, _describe_range(declared.metadata)))
+    if faults:
+        faults[0].others = tuple(faults[1:])
+        raise faults[0]
 
 
 def option_name(declared: Field[Any]) -> str:

@@ -26,6 +26,14 @@ _TAG: Final = "tag:yaml.org,2002:"
 _COLLECTIONS: Final = (f"{_TAG}map", f"{_TAG}seq")
 
 
+_HINTS: Final = {
+    "sequence entries are not allowed here": ": leave out the dash, or begin the list in a new line",
+    "mapping values are not allowed here": ": put a text with a colon and a blank in quotes",
+    "found character '\\t'": ": indent with blanks",
+}
+"""A part of a message of YAML's parser -> what to do."""
+
+
 class DocumentError(Exception):
     """The file cannot be read, or its text is not YAML."""
 
@@ -164,7 +172,8 @@ def parse(text: str, findings: Findings) -> Node | None:
         mark = err.problem_mark or err.context_mark
         line = None if mark is None else mark.line + 1
         what = ", ".join(part for part in (err.context, err.problem) if part)
-        raise DocumentError(f"is not YAML: {what}", line) from err
+        hint = next((hint for part, hint in _HINTS.items() if part in what), "")
+        raise DocumentError(f"is not YAML: {what}{hint}", line) from err
     except yaml.reader.ReaderError as err:
         line = text.count("\n", 0, err.position) + 1
         raise DocumentError(f"is not YAML: {err.reason}", line) from err

@@ -135,7 +135,12 @@ def _describe(err: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
         yield path, expected
     else:
         is_outside = len(path) == 2 and path[0] == "models" and path[1] in _WHAT_RUNS
-        hint = ": is it a key of the model above? Indent it below the model's name" if is_outside else ""
+        is_of_dashes = err.validator == "type" and isinstance(value, list)
+        hint = ""
+        if is_outside:
+            hint = ": is it a key of the model above? Indent it below the model's name"
+        elif is_of_dashes:
+            hint = ": leave out the dash, which makes a list"
         yield path, f"{expected or _expectation(err)}, got {_shown(value, path)}{hint}"
 
 

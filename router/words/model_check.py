@@ -36,7 +36,7 @@ from startup.files.model.gguf import find_gguf, has_llama_server
 from startup.files.model.request import ModelRequest, parse_adapter
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
-from startup.session.preflight.report import USAGE, Finding, PreflightReport
+from startup.session.preflight.report import USAGE, Finding, PreflightReport, unchecked
 from startup.settings.config import StartupConfig, VllmOptions, flags_with_role
 from startup.settings.serve_words import ServeWords, is_flag_like
 from startup.vllm_words.command_line import CommandLine
@@ -56,8 +56,10 @@ _LORA_MODULES: Final = "--lora-modules"
 _CODE: Final = (
     f"import sys; sys.path.append(sys.argv[1]); import {OWN_PACKAGES_MODULE}; from {__name__} import main; main()"
 )
-_CHECK_S: Final = 120
-"""The most seconds for a check in a separate process. It usually takes a quarter of a second."""
+_CHECK_S: Final = 700
+"""The most seconds for a check in a separate process. It usually takes a quarter of a second, and may have to
+load vLLM's parser."""
+_UNCHECKED_COMMAND: Final = unchecked("cmd", "of a command of another program, only the program's file is checked")
 
 _FLAG: Final = "--enable-sleep-mode"
 _NEEDS_OTHERS: Final = "its engines are on several machines, or give their KV cache to others"
@@ -132,7 +134,7 @@ class ModelCheck:
     def run(self, entry: ModelEntry) -> CheckedModel:
         """Completes and checks one model. Returns faults instead of raising them."""
         if entry.foreign is not None:
-            return CheckedModel(entry, tuple(self._check_program(entry)))
+            return CheckedModel(entry, tuple(self._check_program(entry)), (_UNCHECKED_COMMAND,))
         return self._guarded(lambda: self._complete_and_check(entry), entry)
 
     def _complete_and_check(self, entry: ModelEntry) -> CheckedModel:
@@ -218,10 +220,15 @@ class ModelCheck:
 
     def _check_vllm(self, entry: ModelEntry, start: VllmOptions) -> CheckedModel:
         vllm = require_vllm()
-        line = CommandLine.of(start.words)
+        line, problem = CommandLine.of(start.words), None
+        if self._config.is_preflight_only:
+            from startup.vllm.launch.first_record import line_for_check  # noqa: PLC0415 - no start needs it
+
+            line, problem = line_for_check(vllm, start.words, partial(click.echo, err=True))
         _reject_keys(flag.name for flag in line.flags)
         adapters = (name for name, path in map(parse_adapter, line.values(_LORA_MODULES)) if name and path)
-        check = partial(run_vllm_preflight, vllm, line, PreflightOptions(is_listening=True, asks_hub=True))
+        options = PreflightOptions(is_listening=True, asks_hub=True, flags_problem=problem)
+        check = partial(run_vllm_preflight, vllm, line, options)
         return self._checked(ModelStart.of_vllm(replace(entry, adapters=tuple(adapters)), start, line), check)
 
     def _check_embedded(self, entry: ModelEntry, config: StartupConfig) -> CheckedModel:
@@ -237,11 +244,12 @@ class ModelCheck:
 
     def _checked(self, start: ModelStart, run_preflight: Callable[[], PreflightReport]) -> CheckedModel:
         entry, request, kind = start
-        if self._config.preflight == "off":
+        mode = "auto" if self._config.is_preflight_only else self._config.preflight
+        if mode == "off":
             return CheckedModel(entry, request=request, template_kind=kind)
         report = run_preflight()
         found = report.findings
-        if self._config.preflight == "warn":
+        if mode == "warn":
             found = tuple(f._replace(severity="warning") if f.severity == "error" else f for f in found)
         faults = tuple(self._fault(entry, f.message, f.check) for f in found if f.severity == "error")
         return CheckedModel(entry, faults, found, request, kind)

@@ -20,7 +20,7 @@ from server.generation.request import ChatRequest, CompletionRequest
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
 from server.terms.config import ModelFiles
-from server.terms.http_body.request_body import MinP, Penalty, RepetitionPenalty, Temperature, TokenCount, TopK, TopP
+from server.terms.sampling_values import FILE, FLAG, SamplingValues, find_values
 from server.terms.server_config import GenerationConfig
 from server.terms.types import EngineInfo, EnginePrompt, FinishReason, GuidedDecoding, SamplingParams, TokenLogprob
 from server.text.renderers.detokenizer import PromptTail
@@ -34,19 +34,6 @@ _MOST_PROMPT_LOGPROBS = 1 << 19
 """The most log-probabilities of prompt tokens in several choices. Each takes a few hundred bytes."""
 
 logger = logging.getLogger(__name__)
-
-
-class SamplingValues(msgspec.Struct, frozen=True, kw_only=True):
-    """The server's sampling values, for requests that omit them."""
-
-    temperature: Temperature = 1.0
-    top_p: TopP = 1.0
-    top_k: TopK = 0
-    min_p: MinP = 0.0
-    presence_penalty: Penalty = 0.0
-    frequency_penalty: Penalty = 0.0
-    repetition_penalty: RepetitionPenalty = 1.0
-    max_new_tokens: TokenCount | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +52,23 @@ class SamplingDefaults:
         """Reads generation_config.json from the model's or the configured folder, and applies the overrides.
 
         Raises:
-            ConfigError: the folder has no such file, or a value is out of range.
+            ConfigError: the folder has no such file, or no engine would start with one of its values.
         """
-        override = config.override_generation_config
-        found = {**_read_generation_config(config.generation_config, files), **override}
-        given = {name: found[name] for name in SamplingValues.__struct_fields__ if found.get(name) is not None}
-        try:
-            values = msgspec.convert(given, SamplingValues)
-        except msgspec.ValidationError as err:
-            raise ConfigError("--override-generation-config", given, f"a valid generation config ({err})") from err
+        file = _file_of(config.generation_config, files)
+        in_file = find_values(_read_generation_config(config.generation_config, file), str(file))
+        override = find_values(config.override_generation_config, FLAG)
+        for fault in (*in_file.faults, *override.faults):
+            if fault.is_fatal:
+                raise ConfigError("--generation-config", config.generation_config, f"a valid one. {fault.text}")
+            logger.warning("%s", fault.text)
+        given = {**in_file.values, **override.values}
+        values = msgspec.convert(given, SamplingValues)
         if given:
             logger.info("sampling defaults from the generation config: %s", given)
         is_own_choice = config.generation_config not in ("auto", "vllm")
         return cls(
             values=values,
-            max_tokens_cap=values.max_new_tokens if is_own_choice else override.get("max_new_tokens"),
+            max_tokens_cap=values.max_new_tokens if is_own_choice else override.values.get("max_new_tokens"),
             max_logprobs=config.max_logprobs,
         )
 
@@ -144,16 +133,17 @@ class SamplingDefaults:
         return number
 
 
-def _read_generation_config(source: str, files: ModelFiles) -> dict[str, Any]:
-    if source == "vllm":
-        return {}
-    path = (files.path if source == "auto" else Path(source)) / "generation_config.json"
-    if not path.is_file() and source == "auto":
+def _file_of(source: str, files: ModelFiles) -> Path:
+    return (files.path if source in ("auto", "vllm") else Path(source)) / FILE
+
+
+def _read_generation_config(source: str, path: Path) -> dict[str, Any]:
+    if source == "vllm" or (source == "auto" and not path.is_file()):
         return {}
     try:
         return dict(read_json(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as err:
-        expected = f"`auto`, `vllm` or a folder with a readable generation_config.json ({err})"
+    except (OSError, TypeError, ValueError) as err:
+        expected = f"`auto`, `vllm` or a folder with a readable {FILE} ({err})"
         raise ConfigError("--generation-config", source, expected) from err
 
 

@@ -39,6 +39,8 @@ OMNI = "--omni"
 """With this flag, vLLM leaves the whole command line to the package vllm-omni."""
 
 STRAY_REMEDY = "remove the empty word, or the characters after a `\\` at the end of a line"
+_LIKE_A_FLAG = (*"-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u200b\ufeff", '"-', "'-")
+"""How a word begins that is meant as a flag, and is none, as a word processor or quotes have changed it."""
 _HELP = ("-h", "--help")
 _OF_ROUTER = (
     ("--idle-stop", "VCLI_IDLE_STOP"),
@@ -185,7 +187,7 @@ class ServeWords:
         """Whether a router for several models starts: two words before all flags name models, or --models."""
         begin = self.words[:2]
         if len(begin) == 2 and not any(map(is_flag_like, begin)):
-            return not is_stray(begin[1])
+            return not is_stray(begin[1]) and not begin[1].startswith(_LIKE_A_FLAG)
         return "--models" in self.flags
 
     @property

@@ -2,7 +2,8 @@
 
 In a start, the API server's process loads vLLM's own parser and registries, and records them once for each
 installation (`KeptFacts.record`), as do `vllm-cli bake` and `doctor --hooks`. Later starts check their words
-against the record before heavy imports. Without a record, starts check only flags that the launcher reads.
+against the record before heavy imports. Without a record, a start gathers the facts once it has imported
+vLLM's parser, and `--preflight-only` runs a process that records them (`startup.vllm.launch.first_record`).
 """
 
 import argparse
@@ -162,10 +163,18 @@ class KeptFacts:
             with suppress(Exception):  # a library of the registry is missing here
                 importlib.import_module(name.module)
         try:
-            flags = tuple(facts_of_flags(_build_parser(), _read_limits()))
-            self._write(VllmFacts(flags, dict(_read_names()), tuple(_read_variables()), tuple(_read_set_by_vllm())))
+            self._write(self.gather())
         except Exception as err:  # noqa: BLE001 - another version of vLLM
             logger.debug("vLLM's flags are not recorded: %s", err)
+
+    def gather(self) -> VllmFacts:
+        """The facts that vLLM's imported modules have now. Takes 0.1 s, and writes nothing.
+
+        Raises any exception if this vLLM has another parser, or if its parser is not imported.
+        """
+        flags = tuple(facts_of_flags(_build_parser(), _read_limits()))
+        names, variables = dict(_read_names()), tuple(_read_variables())
+        return VllmFacts(flags, names, variables, tuple(_read_set_by_vllm()), self._plugins)
 
     def forget(self) -> None:
         """Removes the record. Called if a start that itself records nothing has a fault by the record."""
@@ -174,7 +183,7 @@ class KeptFacts:
     def _write(self, facts: VllmFacts) -> None:
         modules = [module for name, module in sys.modules.copy().items() if name.startswith(_SOURCES)]
         files = {str(path) for module in modules if (path := getattr(module, "__file__", None))}
-        self._kept.write(facts, (*sorted(files), *self._installed))
+        self._kept.write(facts._replace(installed_plugins=()), (*sorted(files), *self._installed))
 
 
 def read_facts(vllm: InstalledVllm) -> VllmFacts:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from base.json_depth import read_json
+from base.json_form import json_form
 from envs.redaction import hide_in_words
 from startup.settings.config_file import ConfigFile
 from startup.settings.flag import Flag, GivenFlag, merge, nest
@@ -30,24 +31,35 @@ class Arguments:
     positionals: list[str] = field(default_factory=list)
     greedy_flag: str | None = None
     """A list flag that took several words. One of them may have been meant as MODEL."""
+    faults: list[str] = field(default_factory=list)
+    """Faults of single flags, if `parse` was told to collect them."""
     _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, parts: Iterable[Given]) -> "Arguments":
+    def read(cls, parts: Iterable[Given], *, collects_faults: bool = False) -> "Arguments":
         """Reads a command line, and settings of its `--config` file that neither it nor a variable gives."""
-        arguments = cls.parse(parts)
+        arguments = cls.parse(parts, collects_faults=collects_faults)
         if path := arguments.last_value(CONFIG.name):
             in_file = cls.of_file(path).flags.items()
             arguments.flags = {name: each for name, each in in_file if not each.flag.is_set} | arguments.flags
         return arguments
 
     @classmethod
-    def parse(cls, parts: Iterable[Given]) -> "Arguments":
-        """Parses the parts of a command line. Raises InputError if a flag is unknown or lacks its value."""
+    def parse(cls, parts: Iterable[Given], *, collects_faults: bool = False) -> "Arguments":
+        """Parses the parts of a command line.
+
+        Raises:
+            InputError: a flag is unknown or lacks its value. With `collects_faults`, this is one of `faults`.
+        """
         arguments = cls()
         for given in parts:
             if given.flag:
-                arguments._take(given)
+                try:
+                    arguments._take(given)
+                except InputError as err:
+                    if not collects_faults:
+                        raise
+                    arguments.faults.append(err.message)
             else:
                 arguments.positionals.extend(given.words[1:] if given.words[0] == "--" else given.words)
         return arguments._with_keyed()
@@ -134,7 +146,7 @@ class Arguments:
             try:
                 merged = read_json(whole) if whole else {}
             except ValueError as err:
-                raise InputError(f"{name}: {shown!r} is not JSON: {err}.") from err
+                raise InputError(f"{name}: {shown!r} is not JSON{json_form(whole or '') or f': {err}'}.") from err
             if not isinstance(merged, dict):
                 raise InputError(f"{name}: {shown!r} is not a JSON object.")
             merge(merged, keyed)

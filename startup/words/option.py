@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from envs.registry import env
-from envs.suggestion import did_you_mean
+from envs.suggestion import did_you_mean, hidden_character
 from envs.variable import EnvError
 from startup.settings.flag import Flag
 from startup.settings.serve_words import help_topic, split
@@ -61,8 +61,10 @@ class FlagOption(click.Option):
         try:
             value = self.type_cast_value(click.get_current_context(silent=True) or click.Context(_SERVE), value)
         except click.BadParameter as err:
-            err.param_hint = given.place(self.flag.name) or None
-            raise
+            hidden = hidden_character(given.last_value(self.flag.name) or "")
+            message = f"{err.message.rstrip('.')}{hidden}." if hidden else err.message
+            hint = given.place(self.flag.name) or None
+            raise click.BadParameter(message, err.ctx, err.param, hint) from err
         if self.multiple:
             return tuple(filter(None, value)) or None
         return None if value == "" else value

@@ -12,7 +12,7 @@ import click
 
 from base.errors import ConfigError
 from base.json_depth import JsonDepthError, read_json
-from base.json_form import json_form
+from base.json_form import json_fault, json_form
 from envs.foreign import expand_home
 from envs.suggestion import did_you_mean, former_form
 from envs.variable import EXPECTED_DURATION, parse_duration
@@ -34,7 +34,7 @@ class Parsed(click.ParamType):
             return self._parse(value) if isinstance(value, str) else value
         except (JSONDecodeError, JsonDepthError) as err:
             hint = json_form(value) or (former_form(param.opts[0]) if param is not None else "")
-            self.fail(f"{value!r} is not JSON{hint or f': {err}'}.", param, ctx)
+            self.fail(f"{value!r} is not JSON{hint or json_fault(value) or f': {err}'}.", param, ctx)
         except ValueError as err:
             self.fail(str(err), param, ctx)
 

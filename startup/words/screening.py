@@ -9,7 +9,7 @@ import click
 
 from base.machine.command_line import is_visible
 from envs.redaction import hide_in_words
-from envs.registry import unknown_variables
+from envs.registry import env, unknown_variables
 from startup.imports.torch_environment import has_gpu
 from startup.settings.flag import NO_VALUE, Flag, GivenFlag
 from startup.settings.serve_words import Given
@@ -100,6 +100,11 @@ def word_notices(parts: Iterable[Given], given: Mapping[str, GivenFlag] | None =
     `given` has the flags of the embedded engine and of the router. Only they have --api-key-file.
     """
     yield from (f"{unknown}." for unknown in unknown_variables())
+    if left_out := env.VCLI_LEAVE_OUT.get():
+        from startup.vllm.launch.hooks import names_that_cannot_be_left_out
+
+        if unknown := names_that_cannot_be_left_out(left_out):
+            yield f"{env.VCLI_LEAVE_OUT.name}: no hooks or parts of a start that can be left out: {', '.join(unknown)}."
     yield from secret_notices(parts, has_key_file=given is not None)
     if given is not None:
         yield from _empty_key_notices(given.values())

@@ -104,7 +104,7 @@ def read_start(launcher: ServeWords, *, is_quiet: bool = False, may_be_llama_ser
         return read
     if OMNI in words:  # before the flags of vllm-omni, which are not known here
         reject_unsupported(Arguments.parse(split_flags((OMNI,))).flags.values())
-    given = given or Arguments.read(parts)  # not twice, as the file of `--config` may be a pipe
+    given = given or Arguments.read(parts, collects_faults=True)  # not twice, as the file of `--config` may be a pipe
     if model is not None:
         given.flags.pop("--model", None)
         given.positionals = [model]
@@ -164,10 +164,10 @@ def config_of(given: Arguments) -> StartupConfig:
         raise InputError(
             f"MODEL is given twice, as {given.positionals[0]} and by --model {flagged}: leave --model out."
         )
-    _reject_faulty_words(given)
-    values = {path: variable.get() for path, variable in VARIABLES.items()}
-    for option in _OPTIONS:
-        values |= dict.fromkeys(option.flag.fields, option.value_of(given))
+    if not given.faults:  # otherwise a word may be the value of an unknown flag
+        _reject_faulty_words(given)
+    values: dict[str, Any] = {path: variable.get() for path, variable in VARIABLES.items()}
+    faults: list[click.ClickException] = [*map(InputError, given.faults), *_add_values(values, given)]
     if given.positionals:
         values |= dict.fromkeys(MODEL.fields, given.positionals[0])
     if values["server.served_model_names"] is None:
@@ -175,13 +175,30 @@ def config_of(given: Arguments) -> StartupConfig:
     if values["model.model"] in (None, DEFAULT_MODEL_ID) and values[_SAMPLING] is None:
         # At a temperature of 1, half of the default model's answers are nonsense.
         values[_OVERRIDE] = {"temperature": 0.0} | (values[_OVERRIDE] or {})
-    try:
-        config: StartupConfig = _build(StartupConfig, values)
-    except ConfigError as err:
-        if not (where := given.place(err.option)):
-            raise
-        raise InputError(f"{where}{str(err).removeprefix(err.option)}") from err
-    return config
+    out_of_range: list[ConfigError] = []
+    config: StartupConfig | None = _build(StartupConfig, values, out_of_range)
+    if config is not None and not faults:
+        return config
+    if not faults and len(out_of_range) == 1 and not given.place(out_of_range[0].option):
+        raise out_of_range[0]
+    faults += [InputError(_with_place(err, given)) for err in out_of_range]
+    if len(faults) == 1:
+        raise faults[0]
+    raise InputError("\nError: ".join(fault.format_message() for fault in faults))
+
+
+def _add_values(values: dict[str, Any], given: Arguments) -> Iterator[click.ClickException]:
+    """Adds the value of each flag to `values`. Yields the errors of those that cannot be converted."""
+    for option in _OPTIONS:
+        try:
+            values.update(dict.fromkeys(option.flag.fields, option.value_of(given)))
+        except click.BadParameter as err:
+            yield err
+
+
+def _with_place(err: ConfigError, given: Arguments) -> str:
+    where = given.place(err.option)
+    return f"{where}{str(err).removeprefix(err.option)}" if where else str(err)
 
 
 def _reject_faulty_words(given: Arguments) -> None:
@@ -198,15 +215,23 @@ def _reject_faulty_words(given: Arguments) -> None:
             raise InputError(f"{each.flag.name} is empty: {_EMPTY_REMEDY}.")
 
 
-def _build(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+def _build(config: Any, values: Mapping[str, Any], faults: list[ConfigError], prefix: str = "") -> Any:
+    """The configuration made of these values. None if a value is not valid: `faults` gets the errors."""
     arguments = {}
+    num_before = len(faults)
     for field in fields(config):
         path = f"{prefix}{field.name}"
         if is_section(field):
-            arguments[field.name] = _build(field.type, values, f"{path}.")
+            arguments[field.name] = _build(field.type, values, faults, f"{path}.")
         elif values.get(path) is not None:
             arguments[field.name] = values[path]
-    return config(**arguments)
+    if len(faults) > num_before:
+        return None
+    try:
+        return config(**arguments)
+    except ConfigError as err:
+        faults += [err, *err.others]
+        return None
 
 
 def _screen(parts: Sequence[Given], given: Arguments, *, is_quiet: bool) -> str:
@@ -216,7 +241,10 @@ def _screen(parts: Sequence[Given], given: Arguments, *, is_quiet: bool) -> str:
             f"MODEL must come before {given.greedy_flag}, which takes every word that follows. "
             f"For the default model, write {given.greedy_flag} once for each value."
         )
-    reject_unsupported(given.flags.values())
+    try:
+        reject_unsupported(given.flags.values())
+    except InputError as err:
+        given.faults.append(err.message)
     log_format = given.last_value(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()
     if not is_quiet:
         show_notices(word_notices(parts, given.flags), log_format)
@@ -249,7 +277,8 @@ def _reject_flags_of_several(launcher: ServeWords, parts: Sequence[Given]) -> No
     others = [each.words[0] for each in given if not each.flag]
     models = [word for word in others if word != "--" and not is_stray(word)]
     has_unknown = any(each.flag and each.known is None for each in given)  # the word after it may be its value
-    if len(models) > 1 and not has_unknown:
+    is_changed = any(map(changed_word, models[1:]))  # a flag with another dash, which later checks explain
+    if len(models) > 1 and not has_unknown and not is_changed:
         raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")
 
 

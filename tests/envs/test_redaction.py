@@ -136,6 +136,12 @@ TEXT = json.dumps(CONTENT)
         (TEXT.replace('"', "\u201c"), "word processor"),
         (TEXT.replace('"', "\u2019"), "JSON has double quotes"),
         (TEXT.replace(" ", "\u00a0").replace('"', "\u201d"), "word processor"),
+        ("\ufeff" + TEXT.replace(" ", "\u200b"), "it has invisible characters"),
+        (TEXT.replace('"', '\\"').replace("{", "\u201c{", 1) + "\u201d", "word processor and quotes or backslashes"),
+        (TEXT.replace("}", ",}").replace("]", ", ]"), "a comma stands before a closing bracket"),
+        (TEXT.replace('"', "\u201c").replace("]", ",]"), "word processor and a comma stands before"),
+        (TEXT.replace("true", "True").replace("null", "None"), "JSON writes true, false and null"),
+        (TEXT.replace("1, 2.5", "01, +2.5"), "a number is written in another way"),
         (str(CONTENT), "JSON has double quotes"),  # Python's dict
         (f"'{TEXT}'", "quotes or backslashes are a part of it"),  # an env file, or a list in YAML
         (TEXT.replace('"', '\\"'), "quotes or backslashes are a part of it"),
@@ -154,12 +160,22 @@ def test_changed_json_is_shown_as_it_was(text, what):
     [
         ("{cudagraph_mode:FULL}", """: the quotes are lost: write '{"cudagraph_mode": "FULL"}'"""),
         ("[*]", """: the quotes are lost: write '["*"]'"""),
-        ("mode:3", """: quotes and braces are lost: write '{"mode": 3}'"""),  # bash expands {"mode":3,"b":1}
+        ("mode:3", """: the quotes are lost and the braces are lost: write '{"mode": 3}'"""),  # of {"mode":3,"b":1}
+        ("a=1", """: write a=1 as '{"a": 1}'"""),
+        ("a=1,b.c=x", """: write a=1,b.c=x as '{"a": 1, "b.c": "x"}'"""),
+        (r'{"a": "\d\n"}', r""": a backslash begins no escape sequence of JSON: write '{"a": "\\d\n"}'"""),
+        ('{"a": "x\ty"}', r""": a line break or tab stands in a text: write '{"a": "x\ty"}'"""),
+        ('{"a": 1} --port', ": '--port' follows the JSON, at character 10: remove it"),
+        ('{"a": 1}}', ": '}' follows the JSON, at character 9: remove it"),
+        ('{"a" 1}', ": a colon is missing before '1}', at character 6"),
+        ('{"a": 1;}', ": a comma or a closing bracket is missing before ';}', at character 8"),
+        ('{"a": "b}', ": the text that begins at character 7 has no closing quote"),
+        ('{"a": 1,, "b": 2}', """: ', "b": 2}' is no name in double quotes, at character 9"""),
         ("{mode:", ": put the whole JSON between single quotes"),
         ("{url:http://x}", ": put the whole JSON between single quotes"),
         ("{" * 5000, ": put the whole JSON between single quotes"),
         ("[" * 1999, ": put the whole JSON between single quotes"),
-        *((text, "") for text in ("", "3", "x", "image=4", "FULL", "module.function", "a b", '"x"')),
+        *((text, "") for text in ("", "3", "x", "FULL", "module.function", "a b", '"x"')),
     ],
 )
 def test_what_is_no_whole_json(text, form):
@@ -181,6 +197,12 @@ def test_what_is_no_whole_json(text, form):
         ("${MODEL}", "was not filled in"),
         ("$(MODEL)", "was not filled in"),
         ("{{ .Values.model }}", "was not filled in"),
+        ("org/model\r", "has a carriage return (as in files of Windows) at character 10: write org/model"),
+        ("org/model ", "has a blank at character 10: write org/model"),
+        ("\u200borg/model", "has U+200B (zero width space) at character 1: write org/model"),
+        ("--po\u00adrt", "has U+00AD (soft hyphen) at character 5: write --port"),
+        ("--port\t80", "write --port 80 without quotes"),
+        ("--port=80\n", "has a line break at character 10: write --port=80"),
         *((word, None) for word in ("", "org/name", "/models/x y", "a-b", "127.0.0.1", "caf\u00e9", "-")),
     ],
 )

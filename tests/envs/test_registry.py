@@ -140,6 +140,24 @@ def test_the_most_similar_choice_is_suggested():
 
 
 @pytest.mark.parametrize(
+    ("word", "character"),
+    [
+        ("--port\r", "a carriage return (as in files of Windows) at character 7"),
+        ("--port ", "a blank at character 7"),
+        ("\t--port", "a tab at character 1"),
+        ("--po\u200brt", "U+200B (zero width space) at character 5"),
+        ("\ufeff--port", "U+FEFF (zero width no-break space) at character 1"),
+        ("--p\u043ert", "U+043E (cyrillic small letter o) at character 4"),
+        ("\u2014port", "U+2014 (em dash) at character 1"),
+    ],
+)
+def test_the_character_that_makes_a_word_unknown_is_named(word, character):
+    assert did_you_mean(word, ("--model", "--port")) == f" (it has {character}: write --port)"
+    assert did_you_mean("a b", ("ab", "x")) == " (it has a blank at character 2: write ab)"
+    assert did_you_mean("Queen 3", ("queen-2", "x")) == " (did you mean 'queen-2'?)"
+
+
+@pytest.mark.parametrize(
     ("text", "seconds"),
     [("1", 1), ("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600), ("1.5H", 5400), (" 2d ", 172800)]
     + [(text, None) for text in ("", "0", "0.5", "-1", "10 minutes", "1h30m", "m", "nan", "inf", "1e3", "9" * 400)],

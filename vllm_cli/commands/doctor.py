@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -60,11 +61,16 @@ Exit codes: 0 a start can succeed; 1 an error, or a hook that does not fit; 2 us
 """
 
 
+_CAN_START: Final = "can be started here"
+
+
 class _Examined(NamedTuple):
     """The results of all checks."""
 
     subject: str
     """The checked engine or models, as text."""
+    outcome: str
+    """What can be said of the subject if there is no error."""
     preflight: PreflightReport
     vllm: "InstalledVllm | None"
     """The installed vLLM, if the engine is vLLM."""
@@ -119,9 +125,10 @@ def _examine_models(words: Sequence[str]) -> _Examined:
     from router.words.router_words import read_several
     from startup.vllm_words.installed import find_vllm
 
-    checked = ModelsReader(read_several(words, is_quiet=True)).read()
+    several = read_several(words, is_quiet=True)
+    checked = ModelsReader(several._replace(config=replace(several.config, is_preflight_only=True))).read()
     vllm = find_vllm() if any(entry.engine == "vllm" for entry in checked.entries.values()) else None
-    return _Examined(list_some([*checked.models]), checked.report(0.0), vllm, checked.reports())
+    return _Examined(list_some([*checked.models]), _CAN_START, checked.report(0.0), vllm, checked.reports())
 
 
 def _examine(start: StartupConfig | VllmOptions, *, has_words: bool) -> _Examined:
@@ -136,18 +143,21 @@ def _examine(start: StartupConfig | VllmOptions, *, has_words: bool) -> _Examine
             vllm = require_vllm()
         preflight = preflight_of(start) if has_words else PreflightReport((), 0.0)
     except StartupError as err:
-        return _Examined("", PreflightReport((error("engine", str(err), err.cause),), 0.0), None)
-    return _Examined(f"vLLM {vllm.version}" if vllm else "the embedded engine", preflight, vllm)
+        return _Examined("", "", PreflightReport((error("engine", str(err), err.cause),), 0.0), None)
+    outcome = _CAN_START if has_words else "is installed. No start was checked, because no MODEL is given"
+    return _Examined(f"vLLM {vllm.version}" if vllm else "the embedded engine", outcome, preflight, vllm)
 
 
 def _verdict(examined: _Examined, hooks: "HookReport | None") -> str:
     preflight = examined.preflight
     unfit = [finding for finding in hooks.findings if finding.state == "does not fit"] if hooks else []
     counts = [describe_count(len(preflight.errors), "error")] if preflight.errors else ["ok"]
+    if preflight.unchecked:
+        counts.append(f"{len(preflight.unchecked)} not checked")
     if num_warnings := len(preflight.warnings) + len(unfit):
         counts.append(describe_count(num_warnings, "warning"))
     faults = [finding.message.partition("\n")[0] for finding in preflight.errors]
-    return f"{', '.join(counts)}: {faults[0] if faults else f'{examined.subject} can be started here'}"
+    return f"{', '.join(counts)}: {faults[0] if faults else f'{examined.subject} {examined.outcome}'}"
 
 
 def _to_json(verdict: str, examined: _Examined, hooks: "HookReport | None") -> str:
@@ -163,7 +173,8 @@ def _to_json(verdict: str, examined: _Examined, hooks: "HookReport | None") -> s
 
 
 def _to_fields(report: PreflightReport) -> dict[str, Any]:
-    return {"ok": not report.errors, "findings": [finding.to_fields() for finding in report.findings]}
+    findings = [finding.to_fields() for finding in report.findings]
+    return {"ok": not report.errors, "is_complete": not report.unchecked, "findings": findings}
 
 
 def _parts(examined: _Examined, hooks: "HookReport | None") -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -129,11 +131,13 @@ def preflight_of(start: StartupConfig | VllmOptions) -> "PreflightReport":
     options = all_checks.PreflightOptions(asks_hub=True)
     if isinstance(start, StartupConfig):
         return all_checks.run_preflight(start, options=options)
-    from startup.vllm_words.command_line import CommandLine
+    from startup.vllm.launch.first_record import line_for_check
     from startup.vllm_words.installed import require_vllm
     from startup.vllm_words.preflight.all_checks import run_preflight
 
-    return run_preflight(require_vllm(), CommandLine.of(start.words), options)
+    vllm = require_vllm()
+    line, problem = line_for_check(vllm, start.words, partial(click.echo, err=True))
+    return run_preflight(vllm, line, replace(options, flags_problem=problem))
 
 
 def _print(report: "PreflightReport", *, as_json: bool) -> int:

@@ -5,6 +5,7 @@ This module reads only file names and small JSON files.
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -39,9 +40,27 @@ _TOKENIZERS: Final = (
     "*.tiktoken",
     "spiece.model",
 )
+_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+_VOCABULARIES: Final = (
+    *(name for name in _TOKENIZERS if name != _TOKENIZER_CONFIG),
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*bpe*",
+)
+"""Patterns for files with the tokens of a tokenizer."""
+_OF_BYTES: Final = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
+"""Classes of tokenizers whose tokens are bytes or characters, so that they need no file."""
+_OF_ONE_FILE: Final = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Classes of tokenizers that only tokenizer.json can describe."""
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final[tuple[str, ...]] = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 """File names of a LoRA adapter's weights, in order of preference."""
+
+
+_DEFAULT_RANK: Final = 16
+_RANKS: Final = (32, 64, 128, 256, 320, 512)
+"""The larger values of vLLM's --max-lora-rank."""
 
 
 class WeightFiles(NamedTuple):
@@ -141,8 +160,7 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
             yield FolderProblem("no_weights", problem)
             return
     if not has_config:
-        adapter = f"{folder} is an adapter: give its base model, and --enable-lora --lora-modules NAME={folder}"
-        yield FolderProblem("config", adapter if (folder / ADAPTER_CONFIG).exists() else no_config_problem(folder))
+        yield FolderProblem("config", no_config_problem(folder))
     elif problem := read_json_object(folder / "config.json").problem:
         yield FolderProblem("config", problem)
     if weights.index_path and not weights.shard_of and (problem := read_json_object(weights.index_path).problem):
@@ -158,8 +176,25 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
 
 
 def no_config_problem(folder: Path) -> str:
-    """Says that the folder has no config.json, and which folders near it have one."""
+    """Says that the folder has no config.json, and which folders near it have one, or what the folder has."""
+    if (folder / ADAPTER_CONFIG).exists():
+        return _adapter_as_model(folder)
     return f"{folder} has no config.json, so it is not a model folder{places_near(folder, 'config.json')}"
+
+
+def _adapter_as_model(folder: Path) -> str:
+    """Says that the folder has an adapter, and how it is served."""
+    config = read_json_object(folder / ADAPTER_CONFIG).content
+    base, kind, rank = config.get("base_model_name_or_path"), config.get("peft_type", "LORA"), config.get("r")
+    base = base if isinstance(base, str) and base else ""
+    what = f"{folder} is an adapter of {base or 'another model'}"
+    if kind != "LORA" or config.get("use_dora"):
+        form = "DoRA" if kind == "LORA" else str(kind)
+        return f"{what}, of the kind {form}, which no engine serves: merge it into that model, and serve the result"
+    ranks = [most for most in _RANKS if isinstance(rank, int) and most >= rank > _DEFAULT_RANK]
+    words = ["vllm-cli serve", shlex.quote(base or "BASE_MODEL"), "--engine vllm --enable-lora"]
+    words += [f"--max-lora-rank {ranks[0]}"] if ranks else []
+    return f"{what}: run `{' '.join(words)} --lora-modules {shlex.quote(f'{folder.name}={folder}')}`"
 
 
 def tokenizer_problem(folder: Path) -> str | None:
@@ -169,6 +204,27 @@ def tokenizer_problem(folder: Path) -> str | None:
     if not any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern)):
         return f"{folder} has no tokenizer. Name one with --tokenizer{places_near(folder, 'tokenizer*.json')}"
     return None
+
+
+class TokenizerFault(NamedTuple):
+    """A tokenizer without its tokens."""
+
+    text: str
+    is_fatal: bool
+    """Whether the start certainly fails. Otherwise transformers may make a tokenizer that knows no token."""
+
+
+def vocabulary_fault(folder: Path) -> TokenizerFault | None:
+    """The fault of a tokenizer that consists of its settings. None if it has tokens, or needs no file."""
+    if not (folder / _TOKENIZER_CONFIG).is_file() or any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
+        return None
+    settings = read_json_object(folder / _TOKENIZER_CONFIG).content
+    kind = settings.get("tokenizer_class")
+    if kind in _OF_BYTES or settings.get("auto_map") or not settings:
+        return None
+    what = f"{folder} has {_TOKENIZER_CONFIG}, but no file with the tokens, such as tokenizer.json"
+    remedy = f"copy it there, or name a tokenizer with --tokenizer{places_near(folder, 'tokenizer.json')}"
+    return TokenizerFault(f"{what}: {remedy}", is_fatal=kind in _OF_ONE_FILE)
 
 
 def adapter_problem(folder: Path) -> str | None:

@@ -88,15 +88,16 @@ class FolderListing:
         others: list[str] = []
         with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
-                (found if entry.is_file() else others).append(entry.name)
+                if not entry.name.startswith("."):  # a copy that is not complete, or attributes of macOS
+                    (found if entry.is_file() else others).append(entry.name)
         for name in filter(_LISTED_FOLDERS.fullmatch, [*others]):
             with suppress(OSError):
-                for path in (folder / name).iterdir():
+                for path in (folder / name).glob("[!.]*"):
                     (found if path.is_file() else others).append(f"{name}/{path.name}")
         indexes = [name for name in found if name.endswith(".index.json")] if others else []
         named = {name for index in indexes for name in read_shard_names(folder / index, found).values()}
         self.names = sorted({*found, *files_below(folder, named)})
-        """The names of the existing files. Empty if the folder cannot be read.
+        """The names of the existing files that are not hidden. Empty if the folder cannot be read.
 
         A file in a subfolder is included if a start may read it. Its name is a path with `/`.
         """

@@ -3,6 +3,7 @@
 This module imports only the standard library and msgspec, except for requests to the hub (`asks_hub`).
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,21 +15,30 @@ from base.machine.memory import MemoryState, read_memory
 from base.wording import list_some
 from envs.foreign import expand_home
 from envs.registry import env, undeclared_names, unknown_variables, validate_all
+from server.terms.sampling_values import FILE
 from server.text.model_files import find_mistral_file, foreign_problem
-from startup.files.model.checkpoint_folder import tokenizer_problem
+from startup.files.model.checkpoint_folder import ADAPTER_CONFIG, tokenizer_problem, vocabulary_fault
 from startup.files.model.file_faults import read_json_object
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import describe_variables, hub_endpoints, is_offline, unusable_certificates
 from startup.files.model.model_place import FolderListing, ModelPlace
 from startup.files.model.request import ModelRequest
-from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
-from startup.session.preflight.memory_fit import ModelShape, check_memory, read_model_shape
+from startup.session.preflight.checkpoint import (
+    CONTENT_CHECKS,
+    Checkpoint,
+    read_checkpoint,
+    sampling_findings,
+    small_file_findings,
+    unknown_type_problem,
+)
+from startup.session.preflight.memory_fit import ModelShape, check_cache_size, check_memory, read_model_shape
 from startup.session.preflight.model_places import (
     check_hub,
     check_model_place,
     choice_findings,
     file_choice,
     link_findings,
+    unchecked_places,
 )
 from startup.session.preflight.network import check_address, check_api_keys, check_tls
 from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, error, info, run_checks, warning
@@ -56,6 +66,8 @@ class PreflightOptions:
     shm: Path = SHM
     asks_hub: bool = False
     """Whether the checks send requests to the hub. If not, only the download itself reports its faults."""
+    flags_problem: str | None = None
+    """Why vLLM's flags could not be recorded for this check. None if they are, or if vLLM checks them."""
 
 
 def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = None) -> PreflightReport:
@@ -120,6 +132,7 @@ class _Preflight:
         yield "environment", _check_environment
         yield "libraries", check_libraries
         yield "model", lambda: chain.from_iterable(map(check_model_place, self._plan.main_places))
+        yield "files", lambda: unchecked_places(self._plan.places)
         yield "links", lambda: link_findings(self._plan.places)
         if not self._options.is_listening:
             yield "address", lambda: check_address(server.network)
@@ -156,6 +169,9 @@ class _Preflight:
         model = self._plan.model
         if self._checkpoint is None:
             return
+        config = {**self._checkpoint.config, **self._config.engine.hf_overrides}
+        if not self._config.engine.trust_remote_code and (problem := unknown_type_problem(config)):
+            yield error("config", f"{model.folder}/config.json: {problem}")
         yield from choice_findings(model, has_template=self._config.renderer.chat_template is not None)
         if model.is_local:
             yield from self._checkpoint.findings
@@ -168,19 +184,29 @@ class _Preflight:
         place, folder = self._plan.tokenizer, self._plan.tokenizer.folder
         if folder is None or not place.is_local or any(place.lost_files.values()):
             return
+        if folder == self._plan.model.folder and (folder / ADAPTER_CONFIG).exists():
+            return  # an adapter has no tokenizer of its own
         if problem := tokenizer_problem(folder) or foreign_problem(folder, self._config.renderer.tokenizer_mode):
             yield error("tokenizer", problem)
+        elif fault := vocabulary_fault(folder):
+            yield (error if fault.is_fatal else warning)("tokenizer", fault.text)
         if (mistral := find_mistral_file(folder)) is not None:
             yield from file_choice(folder, "the tokenizer is", ("tokenizer.json", mistral.name))
         for path in dict.fromkeys((self._plan.model.folder, folder)):
             yield from small_file_findings(path) if path else ()
 
     def _check_generation_config(self) -> Iterator[Finding]:
-        source = self._config.server.generation.generation_config
-        file = Path(expand_home(source), "generation_config.json")
+        generation, folder = self._config.server.generation, self._plan.model.folder
+        source = generation.generation_config
+        file = Path(expand_home(source), FILE)
         if source not in ("auto", "vllm") and (problem := read_json_object(file).problem):
             yield error("generation_config", f"--generation-config {source}: {problem}")
+        if source in ("auto", "vllm"):
+            file = Path(folder or "", FILE) if source == "auto" and folder else Path(os.devnull)
+        yield from sampling_findings(file, generation.override_generation_config)
 
-    def _check_memory(self) -> Iterable[Finding]:
+    def _check_memory(self) -> Iterator[Finding]:
         memory = self._options.memory or read_memory()
-        return check_memory(self._shape, self._config.engine, memory) if self._shape else ()
+        yield from check_cache_size(self._config.engine, memory)
+        if self._shape is not None:
+            yield from check_memory(self._shape, self._config.engine, memory)

@@ -2,12 +2,16 @@
 
 import json
 import math
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
 from base.json_depth import read_json
 from base.wording import list_some
+from envs.suggestion import did_you_mean
+from server.terms.sampling_values import FLAG, find_values
 from startup.files.model.checkpoint_folder import WeightFiles, find_weight_files, folder_problems, is_numbered
 from startup.files.model.file_faults import (
     UNREADABLE,
@@ -42,6 +46,16 @@ _NUMBERS: Final = (
     *LENGTH_KEYS, "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
 )  # fmt: skip
 """The settings that transformers takes only as whole numbers."""
+_DTYPES: Final = ("dtype", "torch_dtype")
+_DTYPE: Final = re.compile(
+    r"(?:b?float|c?u?int|complex|q?u?int|bits|float\d\w*)\d\w*|float|half|double|bool|int|long|short|bit|c(?:half|float|double)"
+)
+"""Matches the names of types that torch has, or that a newer torch may have. transformers looks them up."""
+_SHORT_DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "fp32": "float32", "f32": "float32"}
+_TYPE_LISTS: Final = ("configuration_auto.py", "auto_mappings.py")
+_KNOWN_TYPE: Final = '"llama"'
+"""A model type that each transformers has. If it is not found, types are listed in another way."""
+_NAMED_TYPE: Final = re.compile(r'\("([\w.-]+)", "\w+Config"\)')
 _COPY: Final = "copy it again from its source. If it came from the hub, delete it, and the start downloads it"
 _RENAME: Final = "correct its name, or copy the right file"
 """The advice for a file that may be sound, but has another format than its name says."""
@@ -120,7 +134,52 @@ def small_file_findings(
             yield (error if name in needed else warning)("lfs", f"{folder / name} {problem}")
 
 
+def read_transformers(pattern: str) -> list[str]:
+    """The texts of the files in the installed transformers that match a pattern."""
+    spec = find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return []
+    paths = Path(spec.origin).parent.glob(pattern)
+    return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
+
+
+def unknown_type_problem(config: Mapping[str, Any]) -> str | None:
+    """Why transformers cannot read this config.json: its model type is not known. Takes a few milliseconds.
+
+    None if the type is known, if the model's own code has it, or if transformers' list cannot be read.
+    """
+    model_type, auto_map = config.get("model_type"), config.get("auto_map")
+    if not isinstance(model_type, str) or (isinstance(auto_map, dict) and "AutoConfig" in auto_map):
+        return None
+    texts = [text for name in _TYPE_LISTS for text in read_transformers(f"models/auto/{name}")]
+    if not any(_KNOWN_TYPE in text for text in texts) or any(f'"{model_type}"' in text for text in texts):
+        return None
+    known = {name for text in texts for name in _NAMED_TYPE.findall(text)}
+    guess = did_you_mean(model_type, sorted(known))
+    return f"the installed transformers does not know the model_type {model_type!r}{guess}: upgrade it, or correct it"
+
+
+def dtype_problem(config: Mapping[str, Any]) -> str | None:
+    """Why transformers cannot use the type of weights in config.json. It prefers `dtype` to `torch_dtype`."""
+    name = next((name for name in _DTYPES if config.get(name) is not None), "")
+    value = config.get(name)
+    if not isinstance(value, str) or _DTYPE.fullmatch(value) is not None:
+        return None
+    short = value.lower().removeprefix("torch.")
+    wanted = _SHORT_DTYPES.get(short) or (short if _DTYPE.fullmatch(short) else "bfloat16 or float32")
+    return f"{name} {value!r} is no type of torch: write {wanted}"
+
+
+def sampling_findings(path: Path, override: Mapping[str, Any]) -> Iterator[Finding]:
+    """Reports values of generation_config.json and of the flag that no request can have, and wrong names."""
+    content = read_json_object(path).content if path.is_file() else {}
+    for fault in (*find_values(content, str(path)).faults, *find_values(override, FLAG).faults):
+        yield (error if fault.is_fatal else warning)("generation_config", fault.text)
+
+
 def _config_findings(folder: Path, config: JsonFile) -> Iterator[Finding]:
+    if problem := dtype_problem(config.content):
+        yield error("config", f"{folder / 'config.json'}: {problem}")
     if config.content and not config.content.get("model_type") and not config.content.get("architectures"):
         yield error("config", f"{folder / 'config.json'} names neither model_type nor architectures")
     for name in _NUMBERS:

@@ -3,20 +3,22 @@
 The sizes of weights and KV cache come from config.json and the headers of the weights' files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from base.machine.memory import MemoryState
+from base.machine.nvml import Gpu, read_gpus
 from base.wording import format_bytes
 from envs.registry import env
 from server.terms.config import EngineConfig
 from server.text.model_files import read_model_kind
 from startup.imports.torch_environment import expects_gpu
 from startup.session.preflight.checkpoint import LENGTH_KEYS, Checkpoint
-from startup.session.preflight.report import Finding, error, info, warning
+from startup.session.preflight.report import Finding, error, info, unchecked, warning
 
 PROGRAM_BYTES: Final = 500 << 20
 """Memory of all processes after their imports of torch and transformers. The engine's share was 260 MB."""
+_MOST_BYTES: Final = 1 << 60
 _DEFAULT_LENGTH: Final = 2048
 _ITEM_BYTES: Final = {"float64": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 _CONVERTED: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -98,10 +100,53 @@ def _count(text: dict[str, Any], *keys: str) -> int:
     return next((text[key] for key in keys if type(text.get(key)) is int and text[key] > 0), 0)
 
 
+def check_asked(what: str, num_bytes: float, memory: MemoryState, check: str = "memory") -> Iterator[Finding]:
+    """Compares the memory that a flag asks for with what there is. `what`: the flag, such as `--x 4`.
+
+    More than a container has is only a warning, because it is not known how much the container may swap.
+    """
+    asked = format_bytes(int(min(num_bytes, _MOST_BYTES)))
+    if num_bytes > memory.total_bytes:
+        text = f"{what} asks for {asked}, and {memory.owner} has {format_bytes(memory.total_bytes)}: give less"
+        yield (warning if memory.is_cgroup else error)(check, text)
+    elif num_bytes > memory.available_bytes:
+        free = format_bytes(memory.available_bytes)
+        yield warning(check, f"{what} asks for {asked}, and {free} of {memory.owner}'s memory are available: give less")
+
+
+def check_asked_of_gpus(what: str, num_bytes: int, gpus: Sequence[Gpu]) -> Iterator[Finding]:
+    """The same for the memory of each of these GPUs."""
+    least, free = (
+        min(sizes, default=0) for sizes in zip(*((gpu.total_bytes, gpu.free_bytes) for gpu in gpus), strict=True)
+    )
+    if num_bytes > least > 0:
+        text = f"{what} asks for {format_bytes(num_bytes)} of each GPU, and a GPU has {format_bytes(least)}: give less"
+        yield error("gpu_memory", text)
+    elif num_bytes > free:
+        text = f"{what} asks for {format_bytes(num_bytes)} of each GPU, and {format_bytes(free)} are free: give less"
+        yield warning("gpu_memory", text)
+
+
+def check_cache_size(config: EngineConfig, memory: MemoryState | None) -> Iterator[Finding]:
+    """Compares the given size of the KV cache with the memory of the GPUs, or else of the machine."""
+    size = config.kv_cache_memory_bytes
+    if size is None:
+        return
+    what = f"--kv-cache-memory-bytes {size}"
+    if not expects_gpu():
+        yield from check_asked(what, size, memory, "kv_cache") if memory is not None else ()
+    elif (state := read_gpus()) is not None and state.gpus:
+        largest = max(state.gpus, key=lambda gpu: gpu.total_bytes)  # it is not known which one is used
+        yield from check_asked_of_gpus(what, size, (largest,))
+
+
 def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> Iterator[Finding]:
     """Reports memory faults, with their numbers and the flags that help."""
     if expects_gpu():  # a GPU has its own memory, which the engine checks before it loads the model
+        yield unchecked("memory", "whether the model fits into the GPU's memory is checked by the engine")
         memory = None
+    elif memory is None:
+        yield unchecked("memory", "the machine does not report its memory, so whether the model fits is not checked")
     room = None if memory is None else memory.available_bytes - shape.weight_bytes - PROGRAM_BYTES
     wanted, size = config.max_model_len, config.kv_cache_memory_bytes
     own, per_token = shape.own_max_len, shape.kv_bytes_per_token
@@ -134,11 +179,11 @@ def _check_fit(
     need = _describe_need(shape, tokens, memory)
     if tokens * shape.kv_bytes_per_token <= room:
         yield info("memory", need)
-        if size is not None and size > room:
+        if size is not None and room < size <= memory.available_bytes:  # otherwise `check_cache_size` reports it
             yield warning(
                 "kv_cache",
-                f"--kv-cache-memory-bytes {size} is more than the {max(room, 0)} bytes that {memory.owner} has left "
-                "beside the weights: the engine may be killed under load. Give less",
+                f"--kv-cache-memory-bytes {size} asks for {format_bytes(size)}, and {memory.owner} has "
+                f"{format_bytes(max(room, 0))} left beside the weights: the engine may be killed under load. Give less",
             )
         return
     if shape.kv_bytes_per_token and room >= shape.kv_bytes_per_token:

@@ -14,11 +14,12 @@ from envs.foreign import expand_home
 from envs.redaction import without_login
 from envs.registry import env
 from startup.files.download.messages import DownloadError
+from startup.files.model.checkpoint_folder import ADAPTER_CONFIG
 from startup.files.model.file_faults import read_json_object
 from startup.files.model.hub_settings import hub_endpoints
 from startup.files.model.model_place import FolderListing, ModelPlace, absence_problem, find_snapshot, missing_package
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
-from startup.session.preflight.report import CHOICE, Finding, error, info, warning
+from startup.session.preflight.report import CHOICE, Finding, error, info, unchecked, warning
 
 _TEMPLATE: Final = "chat_template.jinja"
 _OTHER_TEMPLATES: Final = ("tokenizer_config.json", "chat_template.json")
@@ -43,6 +44,16 @@ def link_findings(places: Iterable[ModelPlace]) -> Iterator[Finding]:
     """Reports files of model, tokenizer and others that are links to nowhere."""
     for problem, is_needed in chain.from_iterable(place.lost_files.items() for place in places):
         yield (error if is_needed else warning)("links", problem)
+
+
+def unchecked_places(places: Iterable[ModelPlace]) -> Iterator[Finding]:
+    """Names the models and adapters whose files are not checked, because they are not on disk yet."""
+    remote = {place.name: place for place in places if place.kind in ("hub", "object_store", "vllm")}
+    for name, place in remote.items():
+        if place.folder is None:
+            yield unchecked("files", f"{name} is not on disk: its files are not checked before the start has them")
+        elif place.kind == "hub":
+            yield unchecked("files", f"{name} is not wholly on disk: files that are missing are not checked")
 
 
 def _is_cached(place: ModelPlace) -> bool:
@@ -101,6 +112,9 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
         report = error if is_final and err.retry_s is None and not place.is_default else warning
         yield report("hub", str(err))
     else:
+        if place.wanted.role == "model" and ADAPTER_CONFIG in listing.files and "config.json" not in listing.files:
+            advice = f"serve that model with --engine vllm --enable-lora --lora-modules NAME={place.name}"
+            yield error("config", f"{place.name} is an adapter, whose {ADAPTER_CONFIG} names its model: {advice}")
         sizes = {name: file.size or 0 for name, file in listing.files.items()}
         yield _describe_download(place, sizes, listing.endpoint)
 

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from envs.redaction import without_login
@@ -14,13 +14,16 @@ from startup.settings.config import PreflightMode
 
 logger = logging.getLogger(__name__)
 
-Severity = Literal["error", "warning", "info"]
+Severity = Literal["error", "warning", "unchecked", "info"]
 
 USAGE: Final = "usage"
 """Id of the check that finds words which the command line does not accept."""
 
 CHOICE: Final = "choice"
 """Id of the check that says which of several files is read. A start logs its information, too."""
+
+FLAGS: Final = "flags"
+"""Id of the checks of flags that belong together, and of vLLM's flags as a whole."""
 
 _SCHEMA: Final = 1
 _MAX_SHOWN: Final = 5
@@ -37,7 +40,9 @@ _CAUSES: Final = {
     "tls": "keys-or-certificates",
 }
 """A check's id -> the cause of its errors. Errors of all other checks have the cause `preflight`."""
-_ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "info")
+_ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "unchecked", "info")
+_LOGGED: Final = (CHOICE, FLAGS)
+"""Ids of the checks whose findings a start logs although they are no faults."""
 
 
 class Finding(NamedTuple):
@@ -46,7 +51,8 @@ class Finding(NamedTuple):
     check: str
     """The check's stable id, such as `port` or `weights`."""
     severity: Severity
-    """`error`: the start would fail. `warning`: the start may fail or be slow. `info`: there is no fault."""
+    """`error`: the start would fail. `warning`: the start may fail or be slow. `unchecked`: a check was not
+    done, so its subject may have any fault. `info`: there is no fault."""
     message: str
     cause: str = ""
     """The name of an error's cause. Empty if the check determines the cause."""
@@ -73,6 +79,11 @@ def error(check: str, message: str, cause: str = "") -> Finding:
 def warning(check: str, message: str) -> Finding:
     """A finding with which the start may fail later or behave unexpectedly."""
     return Finding(check, "warning", without_login(message))
+
+
+def unchecked(check: str, message: str) -> Finding:
+    """A check that was not done, and the reason, so that the report does not read as if it had passed."""
+    return Finding(check, "unchecked", without_login(message))
 
 
 def info(check: str, message: str) -> Finding:
@@ -102,9 +113,19 @@ class PreflightReport:
         return self._of("warning")
 
     @property
+    def unchecked(self) -> tuple[Finding, ...]:
+        """Checks that were not done."""
+        return self._of("unchecked")
+
+    @property
     def has_usage_error(self) -> bool:
         """Whether the command line has words that are not accepted."""
         return any(finding.check == USAGE for finding in self.errors)
+
+    def without(self, findings: Iterable[Finding]) -> "PreflightReport":
+        """The report without findings that the user knows already."""
+        known = frozenset(findings)
+        return replace(self, findings=tuple(finding for finding in self.findings if finding not in known))
 
     def as_error(self) -> StartupError | None:
         """One exception with the first few errors and the first error's cause. None without errors."""
@@ -121,19 +142,20 @@ class PreflightReport:
 
     def apply(self, mode: PreflightMode) -> None:
         """Raises the errors in one exception. With the mode `warn`, or without errors, logs the findings."""
+        for finding in (*self.unchecked, *self._of("info")):
+            if finding.check in _LOGGED:
+                logger.info("%s", finding.message)
         if mode != "warn" and (err := self.as_error()) is not None:
             raise err
         for finding in (*self.errors, *self.warnings):
             logger.warning("%s", finding.message)
-        for finding in self._of("info"):
-            if finding.check == CHOICE:
-                logger.info("%s", finding.message)
 
     def to_json(self) -> str:
         """The report as a JSON object. `schema` gets a new number when the meaning of a field changes."""
         content: dict[str, Any] = {
             "schema": _SCHEMA,
             "ok": not self.errors,
+            "is_complete": not self.unchecked,
             "duration_s": round(self.duration_s, 4),
             "findings": [finding.to_fields() for finding in self.findings],
             "checks": [{"name": name, "duration_s": round(seconds, 4)} for name, seconds in self.checks],
@@ -143,36 +165,58 @@ class PreflightReport:
     def to_text(self) -> str:
         """The report as text, with a line for each finding and a summary."""
         counts = [describe_count(len(self.errors), "error"), describe_count(len(self.warnings), "warning")]
+        if self.unchecked:
+            counts.append(f"{len(self.unchecked)} not checked")
         return "\n".join([*self.lines(), f"Preflight: {', '.join(counts)} after {self.duration_s:.2f} s"])
 
     def lines(self) -> list[str]:
         """A line for each finding, errors first."""
-        return [f"{f.severity:<8}{f.check:<16}{f.message}" for severity in _ORDER for f in self._of(severity)]
+        shown = [finding for severity in _ORDER for finding in self._of(severity)]
+        kinds = _width(finding.severity for finding in shown)
+        checks = _width(finding.check for finding in shown)
+        return [f"{each.severity:<{kinds}}{each.check:<{checks}}{each.message}" for each in shown]
 
     def _of(self, severity: Severity) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.severity == severity)
+
+
+def _width(names: Iterable[str]) -> int:
+    """The width of a column with these names, with two blanks behind the longest."""
+    return max(map(len, names), default=0) + 2
 
 
 def run_checks(groups: Iterable[CheckGroup]) -> PreflightReport:
     """Runs the checks. Returns all findings and the duration of each group. Never raises for a fault."""
     begin = time.perf_counter()
     findings: list[Finding] = []
+    invalid: list[tuple[str, EnvError]] = []
     timings: list[tuple[str, float]] = []
     for name, check in groups:
         check_begin = time.perf_counter()
-        findings += _run_group(name, check)
+        try:
+            findings += _run_group(name, check)
+        except EnvError as err:
+            invalid.append((name, err))
         timings.append((name, time.perf_counter() - check_begin))
+    told = "\n".join(finding.message for finding in findings)
+    untold = ((name, str(err)) for name, err in invalid if str(err) not in told)
+    findings += [unchecked(name, f"this check could not be done: {problem}") for name, problem in untold]
     return PreflightReport(tuple(findings), time.perf_counter() - begin, tuple(timings))
 
 
 def _run_group(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Runs a group. An exception in a check becomes a warning, because the start may work all the same."""
+    """Runs a group. Raises EnvError for a faulty variable, which the environment's check usually reports.
+
+    Any other exception in a check is no error, because the start may work all the same.
+    """
+    findings: list[Finding] = []
     try:
-        return list(check())
+        findings.extend(check())
     except EnvError:
-        return []  # the environment's check reports it
+        raise
     except Exception as err:  # noqa: BLE001 - the boundary of a check
-        return [warning(name, f"this check could not be done: {type(err).__name__}: {err}")]
+        findings.append(unchecked(name, f"this check could not be done: {type(err).__name__}: {err}"))
+    return findings
 
 
 def describe_count(number: int, noun: str) -> str:

@@ -12,7 +12,6 @@ from contextlib import redirect_stdout
 from itertools import groupby
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
-from envs.registry import env
 from startup.hook import Hook, StartPart, Text, hooks_of, leave_out_misfits, place_only_for
 from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
 from startup.processes import interpreter, state
@@ -58,8 +57,6 @@ def leave_out_unfit(vllm: InstalledVllm) -> None:
     """From now on, this process and its forks skip hooks that this vLLM does not need or that do not fit."""
     place_only_for(vllm.release)
     leave_out_misfits(hook for hook in HOOKS if hook.is_for(vllm.release) and not hook.is_essential)
-    if unknown := names_that_cannot_be_left_out(env.VCLI_LEAVE_OUT.get()):
-        logger.warning("%s: no hooks that can be left out: %s", env.VCLI_LEAVE_OUT.name, ", ".join(unknown))
 
 
 def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:

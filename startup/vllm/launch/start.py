@@ -87,7 +87,7 @@ from startup.vllm.serving.start_metrics import GraphFigures, export_start, stop_
 from startup.vllm.vllm_imports import LATER_MODULES, import_api_server, import_rest
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine
-from startup.vllm_words.facts import KeptFacts
+from startup.vllm_words.facts import FACTS, KeptFacts
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.preflight.all_checks import run_preflight
 
@@ -284,6 +284,7 @@ class _VllmStart:
         session.prefetch(self._line.file_plan.prefetched if self._line.file_plan else (), self._options.prefetch)
         session.check(self._run_preflight, self._options.preflight)
         self._import_api_server()
+        self._check_by_parser()
         self._finish_download()
         if env.VCLI_ROUTER.get() is not None and self._line.model_folder is not None:
             self._model_files.update(read_folder(self._line.model_folder))
@@ -398,6 +399,25 @@ class _VllmStart:
     def _run_preflight(self) -> PreflightReport:
         self._report = run_preflight(self._vllm, self._line, PreflightOptions(is_listening=True))
         return self._report
+
+    def _check_by_parser(self) -> None:
+        """In a first start, checks the words with the flags of vLLM's parser, which is imported by now.
+
+        So a fault has the message and the exit code of later starts, which read the record of these flags.
+        """
+        first = self._report
+        if first is None or self._line.facts.flags or not FACTS.applies:
+            return
+        try:
+            line = CommandLine.of(self._options.words, self._facts.gather())
+        except Exception as err:  # noqa: BLE001 - another version of vLLM, which then checks its words alone
+            logger.debug("vLLM's flags cannot be read: %s", err)
+            return
+        report = run_preflight(self._vllm, line, PreflightOptions(is_listening=True))
+        self._report = report
+        if report.errors:
+            self._facts.record()
+        report.without(first.findings).apply(self._options.preflight)
 
     def _import_api_server(self) -> None:
         """Imports the API server on the main thread, while the forkserver imports other modules."""

@@ -8,23 +8,38 @@ for newer releases. `startup.reports.causes` explains faults that vLLM itself re
 vllm-omni (--omni) are not checked.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from base.json_form import json_form
 from base.server_settings import NetworkConfig, TlsConfig
+from base.wording import list_some
 from envs.foreign import expand_home
+from server.terms.sampling_values import FILE
 from startup.files.model.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_problem
 from startup.files.model.file_faults import first_problem, read_json_object
 from startup.files.model.request import parse_adapter
 from startup.session.preflight.all_checks import PreflightOptions, download_checks, is_importable
+from startup.session.preflight.checkpoint import sampling_findings
 from startup.session.preflight.network import check_address, check_tls
-from startup.session.preflight.report import CheckGroup, Finding, PreflightReport, error, run_checks, warning
+from startup.session.preflight.report import (
+    FLAGS,
+    USAGE,
+    CheckGroup,
+    Finding,
+    PreflightReport,
+    error,
+    run_checks,
+    unchecked,
+    warning,
+)
 from startup.session.preflight.resources import check_cache_folder
 from startup.settings.serve_words import OMNI
 from startup.vllm_words.command_line import CommandLine
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_words.installed import OLDEST, InstalledVllm
 from startup.vllm_words.preflight.arguments import GivenStart, argument_findings, rule_findings
 from startup.vllm_words.preflight.devices import device_findings
 from startup.vllm_words.preflight.model import ModelOnDisk
@@ -33,6 +48,8 @@ from startup.vllm_words.preflight.surroundings import surroundings_findings
 
 _WAY_ROUND: Final = "if vLLM would accept this start, give --preflight warn"
 
+_WITHOUT_ADDRESS: Final = ("--headless",)
+"""With this flag, no API server listens."""
 _TEMPLATE_CHARACTERS: Final = "{}\n"
 """If --chat-template contains one of these, its value is the template itself."""
 _LEAST_PLUGIN: Final = 4
@@ -47,22 +64,45 @@ def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOpti
 
 
 def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> Iterator[CheckGroup]:
+    start = GivenStart(vllm, line)
+    yield FLAGS, lambda: _unknown_rules(start, options)
     if OMNI in line.words:
         return
-    yield from _groups_of_words(GivenStart(vllm, line), options)
+    yield from _groups_of_words(start, options)
     if line.listens and line.port and not options.is_listening:
         yield (
             "address",
             lambda: check_address(NetworkConfig(host=line.host, port=line.port or 0, uds=line.uds)),
         )
+    elif not options.is_listening and not line.has(*_WITHOUT_ADDRESS) and line.port != 0:
+        yield "address", lambda: [unchecked("address", "the address is not checked: vLLM itself will listen there")]
     yield "cache", check_cache_folder
+
+
+def _unknown_rules(start: GivenStart, options: PreflightOptions) -> Iterator[Finding]:
+    """Says which rules of this vLLM are not known here, so that a report without faults does not mislead."""
+    if OMNI in start.line.words:
+        yield unchecked(FLAGS, f"{OMNI}: vllm-omni reads the command line, so nothing of this start is checked")
+        return
+    if options.flags_problem is not None:
+        what = "vLLM's flags and their values could not be checked, because its parser cannot be loaded"
+        yield error(FLAGS, f"{what}: {options.flags_problem}")
+    elif not start.facts.flags:
+        yield unchecked(FLAGS, "vLLM's own flags are checked by vLLM: first start here")
+    if not start.vllm.is_new_enough:
+        oldest = ".".join(map(str, OLDEST))
+        yield unchecked("version", f"vLLM {start.vllm.version} is older than {oldest}, so a start checks nothing")
+    if start.facts.plugins:
+        names = list_some([plugin.name for plugin in start.facts.plugins])
+        yield unchecked("plugins", f"rules that plugins of vLLM may change ({names}) are not checked, or only warn")
 
 
 def _groups_of_words(start: GivenStart, options: PreflightOptions) -> Iterator[CheckGroup]:
     yield "command_line", lambda: argument_findings(start)
     if start.line.problems:
+        yield "model", lambda: [unchecked("model", "the model and more are checked once these errors are corrected")]
         return
-    yield "flags", lambda: rule_findings(start)
+    yield FLAGS, lambda: rule_findings(start)
     model = ModelOnDisk(start)
     yield "model", model.findings
     yield "settings", lambda: setting_findings(start, model)
@@ -80,10 +120,24 @@ def file_findings(start: GivenStart) -> Iterator[Finding]:
     yield from _check_imports(start)
     yield from _check_adapters(start)
     yield from _check_log_config(start)
+    yield from _check_generation_config(start)
+
+
+def _check_generation_config(start: GivenStart) -> Iterator[Finding]:
+    """Checks the sampling values. vLLM itself fails with an object that is none, and with a limit below 1."""
     settings = start.value("--generation-config")
     if settings and settings.startswith(("/", ".")) and not Path(settings).exists():
         report = error if start.is_known else warning
         yield report("files", f"--generation-config {settings}: there is no such folder")
+        return
+    folder = start.line.model_folder if settings in (None, "auto") else Path(settings)
+    file = folder / FILE if folder is not None and settings != "vllm" else Path(os.devnull)
+    problem = (read_json_object(file).problem if file.is_file() else None) or ""
+    if problem.endswith("is not a JSON object"):  # vLLM starts without a file that is no JSON
+        yield (error if start.is_known else warning)("generation_config", problem)
+    override = start.value("--override-generation-config")
+    for finding in sampling_findings(file, override if isinstance(override, dict) else {}):
+        yield finding if start.is_known else finding._replace(severity="warning")
 
 
 def _check_template(start: GivenStart) -> Iterator[Finding]:
@@ -136,7 +190,8 @@ def _check_adapters(start: GivenStart) -> Iterator[Finding]:
             continue
         name, path = parse_adapter(text)
         if name is None or path is None:
-            yield error("lora", f"--lora-modules {text!r} is neither NAME=PATH nor JSON with name and path")
+            what = f"--lora-modules {text!r} is neither NAME=PATH nor JSON with name and path"
+            yield error(USAGE, f"{what}{json_form(text)}")
             continue
         if not start.has("--enable-lora"):
             yield error("lora", f"--lora-modules {name} needs --enable-lora")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from base.json_depth import JsonDepthError, read_json
-from base.json_form import json_form
+from base.json_form import json_fault, json_form
 from base.wording import list_some
-from envs.suggestion import changed_word, did_you_mean, former_form
+from envs.suggestion import changed_word, did_you_mean, former_form, hidden_character
 from startup.session.preflight.report import USAGE, Finding, error, warning
 from startup.settings.flag import NO_VALUE, Flag, GivenFlag, Shape, parse_size
 from startup.settings.serve_words import STRAY_REMEDY, is_stray
@@ -230,8 +230,8 @@ def _convert(fact: Flag, text: str) -> Any:
 
 def _reason(err: Exception, fact: Flag, text: str) -> str:
     if not isinstance(err, json.JSONDecodeError | JsonDepthError):
-        return ""
-    return json_form(text) or former_form(fact.name) or f": {err}"
+        return hidden_character(text)
+    return json_form(text) or former_form(fact.name) or json_fault(text) or f": {err}"
 
 
 def _parse_object(text: str, fact: Flag) -> Any:

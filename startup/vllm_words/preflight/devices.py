@@ -3,6 +3,7 @@
 Also finds out, before vLLM starts, whether a model can sleep (release GPU memory), and at which level.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,8 +12,10 @@ from base.machine.memory import MemoryState, read_memory
 from base.machine.nvml import Gpu, GpuState, read_gpus
 from base.wording import format_bytes, list_some
 from envs import foreign
+from startup.hook import Text
+from startup.session.preflight.memory_fit import check_asked, check_asked_of_gpus
 from startup.session.preflight.network import describe_process
-from startup.session.preflight.report import Finding, error, info, warning
+from startup.session.preflight.report import Finding, error, info, unchecked, warning
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import default_utilization, read_facts
 from startup.vllm_words.flags import flags_that_change
@@ -31,6 +34,15 @@ _IDS: Final = "--device-ids"
 _KV_BYTES: Final = "--kv-cache-memory-bytes"
 _GPUS: Final = ("cuda", "rocm", "xpu")
 """The devices that have sleep mode in vLLM 0.29 to 0.33 (`is_sleep_mode_available`), and other features."""
+_OF_HOST: Final = (
+    ("--cpu-offload-gb", _GIB, True),
+    ("--kv-offloading-size", _GIB, False),
+    ("--mm-processor-cache-gb", _GIB, False),
+    ("--safetensors-prefetch-block-size", 1, False),
+)
+"""A flag that asks for memory of the machine, the bytes of its unit, and whether each GPU gets it."""
+_SHARE_IS_CHECKED: Final = Text("vllm.v1.worker.cpu_worker", "desired CPU memory utilization", "the share of memory")
+"""Whether vLLM for CPUs refuses to start if a share of the memory is not available."""
 _ONLY_ON: Final = (
     ("--enable-sleep-mode", None, _GPUS),
     ("--enable-cumem-allocator", None, _GPUS),
@@ -45,6 +57,7 @@ _ONLY_ON: Final = (
 def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     """Checks the devices that this vLLM was built for, unless a plugin provides another platform."""
     if start.facts.has_other_platform:
+        yield unchecked("device", "a plugin provides the platform: its devices and their memory are not checked")
         return
     device = start.vllm.device
     for flag, value, accepting in _ONLY_ON if device != "other" and start.is_known else ():
@@ -56,12 +69,17 @@ def device_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
         yield from _gpu_findings(start, model)
     elif device == "rocm" and not any(path.exists() for path in _AMD):
         yield error("gpu", f"this vLLM is built for ROCm, and there is no AMD GPU here ({_AMD[0]} is missing)")
-    elif device == "cpu":
+    elif device != "cpu":
+        name = "the device of this vLLM is not known" if device == "other" else f"this vLLM is for {device}"
+        yield unchecked("device", f"{name}: number, driver and memory of its devices are not checked")
+    else:
         yield from _memory_findings(start, read_memory(), model)
+    yield from _host_findings(start)
 
 
 def _gpu_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     if any(path.exists() for path in _TEGRA):
+        yield unchecked("gpu", "this is a Tegra board, whose driver does not report the GPU and its memory")
         return
     state = read_gpus()
     if state is None:
@@ -79,6 +97,8 @@ def _gpu_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     yield from _id_findings(start, len(state.gpus))
     visible = _visible(state.gpus, start)
     if visible is None:
+        chosen = _IDS if start.has(_IDS) else f"{_VISIBLE}={foreign.text_of(_VISIBLE)}"
+        yield unchecked("gpu", f"{chosen} chooses the GPUs: whether they are enough, and their memory, is not checked")
         return
     yield from _number_findings(start, visible)
     if visible:
@@ -87,7 +107,10 @@ def _gpu_findings(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
 
 def _driver_findings(state: GpuState) -> Iterator[Finding]:
     build = read_torch_build()
-    if build is None or build.cuda is None or state.cuda == (0, 0) or state.cuda[0] >= build.cuda[0]:
+    if build is None or build.cuda is None or state.cuda == (0, 0):
+        yield unchecked("driver", "the CUDA of driver or torch is not known, so whether they fit is not checked")
+        return
+    if state.cuda[0] >= build.cuda[0]:
         return
     supported, needed = ".".join(map(str, state.cuda)), ".".join(map(str, build.cuda))
     report = warning if _has_compatibility() else error
@@ -170,10 +193,9 @@ def _gpu_memory_findings(start: GivenStart, visible: list[Gpu], model: ModelOnDi
     given = start.value("--gpu-memory-utilization")
     utilization = given if isinstance(given, float) else default_utilization(start.facts)
     needed = _gpus_needed(start) or 1
-    cache_bytes, least = start.value(_KV_BYTES), min(gpu.total_bytes for gpu in visible[:needed])
-    if isinstance(cache_bytes, int) and cache_bytes > least > 0 and not start.has("--num-gpu-blocks-override"):
-        asked, there = format_bytes(cache_bytes), format_bytes(least)
-        yield error("gpu_memory", f"{_KV_BYTES} asks for {asked} of each GPU, and a GPU has {there}: give less")
+    cache_bytes = start.value(_KV_BYTES)
+    if isinstance(cache_bytes, int) and not start.has("--num-gpu-blocks-override"):
+        yield from check_asked_of_gpus(f"{_KV_BYTES} {cache_bytes}", cache_bytes, visible[:needed])
     for gpu in visible[:needed]:
         wanted = utilization * gpu.total_bytes
         if gpu.free_bytes >= wanted:
@@ -218,24 +240,46 @@ def _weight_findings(start: GivenStart, gpus: list[Gpu], model: ModelOnDisk) -> 
 
 def _memory_findings(start: GivenStart, memory: MemoryState | None, model: ModelOnDisk) -> Iterator[Finding]:
     """Checks that the KV cache on a CPU fits into memory, because vLLM allocates it at once."""
-    if memory is not None and model.checkpoint is not None:
+    if memory is None:
+        yield unchecked("memory", "the machine does not report its memory, so whether the model fits is not checked")
+    elif model.checkpoint is not None:
         free = f"{format_bytes(memory.available_bytes)} of {memory.owner}'s memory are available"
         yield info("memory", f"the weights need {format_bytes(model.checkpoint.weight_bytes)}, and {free}")
-    size, name = start.value(_KV_BYTES), _KV_BYTES
+    if memory is None:
+        return
+    size, name = start.value(_KV_BYTES), f"{_KV_BYTES} {start.value(_KV_BYTES)}"
     space = foreign.text_of("VLLM_CPU_KVCACHE_SPACE")
     if space.isdigit():
         size, name = int(space) * _GIB, f"VLLM_CPU_KVCACHE_SPACE={space}"
-    if memory is None or not isinstance(size, int):
+    if isinstance(size, int):
+        yield from check_asked(name, size, memory)
+    elif _SHARE_IS_CHECKED.is_found():
+        given = start.value("--gpu-memory-utilization")
+        share = given if isinstance(given, float) else default_utilization(start.facts)
+        wanted = share * memory.total_bytes
+        if wanted > memory.available_bytes:
+            fitting = max(int(memory.available_bytes / memory.total_bytes * 100) / 100 - 0.05, 0.05)
+            yield warning(
+                "memory",
+                f"--gpu-memory-utilization {share:g}, which is of the machine's memory here, needs "
+                f"{format_bytes(int(wanted))}, and {format_bytes(memory.available_bytes)} are available: free memory, "
+                f"or give {fitting:.2f}",
+            )
+
+
+def _host_findings(start: GivenStart) -> Iterator[Finding]:
+    """Compares the memory of the machine with what flags ask for beside model and KV cache."""
+    memory = read_memory()
+    if memory is None:
         return
-    what = f"{name} asks for {format_bytes(size)}"
-    if size > memory.total_bytes:
-        # vLLM compares the size with the machine's memory; how much a container may swap is not known
-        yield (warning if memory.is_cgroup else error)(
-            "memory", f"{what}, and {memory.owner} has {format_bytes(memory.total_bytes)}: give less"
-        )
-    elif size > memory.available_bytes:
-        free = format_bytes(memory.available_bytes)
-        yield warning("memory", f"{what}, and {free} of {memory.owner}'s memory are available: give less")
+    for flag, bytes_each, per_rank in _OF_HOST:
+        asked = start.value(flag)
+        if not isinstance(asked, int | float) or not 0 < asked < math.inf:
+            continue
+        ranks = (_gpus_needed(start) or 1) if per_rank else 1
+        whole = f"{flag} {asked:g} for each of {ranks} GPUs" if ranks > 1 else f"{flag} {asked:g}"
+        for finding in check_asked(whole, asked * bytes_each * ranks, memory):
+            yield finding._replace(severity="warning")  # vLLM itself does not compare them
 
 
 _RELOADED: Final = ("auto", "hf", "safetensors")

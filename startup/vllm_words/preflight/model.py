@@ -7,21 +7,32 @@ configuration, object stores and overrides of the configuration are left to vLLM
 import re
 from collections.abc import Iterator
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from base.wording import list_some
 from envs.suggestion import did_you_mean
-from startup.files.model.checkpoint_folder import folder_problems, no_config_problem
+from startup.files.model.checkpoint_folder import folder_problems, no_config_problem, vocabulary_fault
 from startup.files.model.file_faults import first_problem, read_json_object
 from startup.files.model.gguf import LLAMA_SERVER, VLLM_PLUGIN, find_gguf, gguf_problem
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_place import FolderListing, ModelPlace, may_be_renamed
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
-from startup.session.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
-from startup.session.preflight.model_places import check_model_place, choice_findings, link_findings
-from startup.session.preflight.report import Finding, error, warning
+from startup.session.preflight.checkpoint import (
+    CONTENT_CHECKS,
+    Checkpoint,
+    dtype_problem,
+    read_checkpoint,
+    read_transformers,
+    small_file_findings,
+)
+from startup.session.preflight.model_places import (
+    check_model_place,
+    choice_findings,
+    link_findings,
+    unchecked_places,
+)
+from startup.session.preflight.report import Finding, error, unchecked, warning
 from startup.vllm_words.facts import ARCHITECTURES, MODEL_TYPES, is_named_now
 from startup.vllm_words.preflight.arguments import GivenStart
 
@@ -50,7 +61,9 @@ class ModelOnDisk:
     def findings(self) -> Iterator[Finding]:
         """All findings about the model's files on disk, and about a model that cannot be found."""
         if self._plan is None:
+            yield unchecked("model", "no MODEL is named, and the files of vLLM's own default are not checked")
             return
+        yield from unchecked_places(self._plan.places)
         for place in self._plan.main_places:
             for finding in check_model_place(place):  # a plugin may read names of other forms
                 yield finding._replace(severity="warning") if self._start.facts.plugins else finding
@@ -61,6 +74,7 @@ class ModelOnDisk:
         if not self._start.has("--config-format", "--ignore-patterns") and self._start.load_format == "auto":
             has_template = self._start.has("--chat-template")
             yield from choice_findings(self._plan.model, has_template=has_template)
+        yield from self._unread_findings(self.folder)
         faults = list(self._config_findings(self.folder))
         yield from faults
         if any(finding.severity == "error" for finding in faults):
@@ -113,6 +127,14 @@ class ModelOnDisk:
             return False
         return self.folder is not None and next(self.folder.glob(MISTRAL_WEIGHTS), None) is None
 
+    def _unread_findings(self, folder: Path) -> Iterator[Finding]:
+        """Names files of other formats than those that these checks read."""
+        what = "in a format that only vLLM itself reads, so it is not checked"
+        if not self._reads_config_here:
+            yield unchecked("config", f"the configuration of {folder} is {what}")
+        if not self._reads_weights_here:
+            yield unchecked("weights", f"the weights of {folder} are {what.replace('it is', 'they are')}")
+
     def _gguf_findings(self) -> Iterator[Finding]:
         """Reports a GGUF model. vLLM itself reads this format only for one architecture (Flint)."""
         start, plan = self._start, self._plan
@@ -142,6 +164,9 @@ class ModelOnDisk:
             yield error("config", problem)
         elif not self.config.get("model_type") and not self.config.get("architectures"):
             yield warning("config", f"{path} names neither model_type nor architectures")
+        is_plain = self._is_certain and not self._start.facts.plugins and not self.config.get("auto_map")
+        if problem := dtype_problem(read_json_object(path).content):
+            yield (error if is_plain else warning)("config", f"{path}: {problem}")
 
     def _code_findings(self, folder: Path) -> Iterator[Finding]:
         """Reports a model type that neither vLLM nor transformers has, unless the model's code is trusted."""
@@ -234,6 +259,9 @@ class ModelOnDisk:
             if not start.facts.plugins and not self.config.get("auto_map"):
                 yield warning("tokenizer", f"{folder} has no tokenizer: name one with --tokenizer")
             return
+        if fault := vocabulary_fault(folder):
+            is_certain = fault.is_fatal and start.is_known and not self.config.get("auto_map")
+            yield (error if is_certain else warning)("tokenizer", fault.text)
         yield from small_file_findings(folder, _TOKENIZER_JSON)
 
 
@@ -247,15 +275,6 @@ def _is_in_transformers(name: str) -> bool:
     """Whether transformers has a class of this name, or its source cannot be read. Takes 50 ms."""
     texts = read_transformers("models/*/modeling_*.py")
     return not texts or any(f"class {name}(" in text for text in texts)
-
-
-def read_transformers(pattern: str) -> list[str]:
-    """The texts of the files in the installed transformers that match a pattern."""
-    spec = find_spec("transformers")
-    if spec is None or spec.origin is None:
-        return []
-    paths = Path(spec.origin).parent.glob(pattern)
-    return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
 
 
 def _has_other_weights(folder: Path) -> bool:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from envs import foreign
-from startup.session.preflight.checkpoint import LENGTH_KEYS
+from startup.session.preflight.checkpoint import LENGTH_KEYS, read_transformers
 from startup.session.preflight.report import Finding, error, warning
 from startup.vllm_words.preflight.arguments import GivenStart, name_problem
-from startup.vllm_words.preflight.model import ModelOnDisk, read_transformers
+from startup.vllm_words.preflight.model import ModelOnDisk
 
 _LONG: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _LENGTH: Final = "max_position_embeddings"

@@ -148,7 +148,8 @@ def test_a_wrong_value_or_flag_is_a_usage_error(words, message, model, invoke):
 
 def test_preflight_only_reports_the_model(model, invoke):
     done = invoke("serve", str(model), "--preflight-only", "--json")
-    assert (done.returncode, json.loads(done.stdout)["findings"]) == (0, [])
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert (done.returncode, finding["severity"], finding["check"]) == (0, "unchecked", "cmd")
     done = invoke("serve", str(model), "--preflight-only", "--dtype", "float32")
     assert (done.returncode, "--dtype" in done.stdout) == (2, True)
 

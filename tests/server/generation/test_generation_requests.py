@@ -20,6 +20,7 @@ from server.generation.request import ChatRequest, CompletionRequest, FunctionDe
 from server.terms.config import ModelFiles
 from server.terms.http_body.request_body import _warn
 from server.terms.limits import LimitsConfig
+from server.terms.sampling_values import FILE, FLAG, SamplingValues
 from server.terms.server_config import GenerationConfig
 from server.terms.types import GuidedDecoding, SamplingParams
 from server.text.parsers.formats import TOOL_FORMATS
@@ -284,10 +285,46 @@ def test_model_without_a_file_is_neutral(tmp_path):
     [
         ({"generation_config": "nowhere"}, "{}", "--generation-config"),
         ({}, "{", r"generation_config\.json"),
-        ({"override_generation_config": {"temperature": -1}}, "{}", "temperature"),
+        ({}, "[1]", r"generation_config\.json"),
+        ({}, '{"max_new_tokens": 0}', r"generation_config\.json: max_new_tokens 0"),
+        ({}, '{"max_new_tokens": "9"}', r"generation_config\.json: max_new_tokens '9'"),
     ],
 )
-def test_an_unusable_file_or_value_is_an_error(files, options, content, words):
+def test_what_neither_engine_starts_with_is_an_error(files, options, content, words):
     (files.path / "generation_config.json").write_text(content)
     with pytest.raises(ConfigError, match=words):
         defaults_of(files, **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"temperature": -1}, "temperature -1 can be in no request"),
+        ({"temperature": "0.7"}, "temperature '0.7' can be in no request"),
+        ({"temperature": [1]}, "temperature [1] can be in no request"),
+        ({"top_p": 0.0}, "top_p 0.0 can be in no request"),
+        ({"top_k": -5}, "top_k -5 can be in no request"),
+        ({"min_p": 2}, "min_p 2 can be in no request"),
+        ({"repetition_penalty": 0}, "repetition_penalty 0 can be in no request"),
+        ({"temprature": 0.5}, "'temprature' has no effect (did you mean 'temperature'?)"),
+        ({"max_tokens": 5}, "'max_tokens' has no effect (did you mean 'max_new_tokens'?)"),
+        ({"typical_p": 0.9, "max_length": 9, "chat_format": "x", "top_k": None, "temperature": True}, None),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("is_flag", [False, True], ids=["file", "flag"])
+def test_values_that_no_request_can_have_are_told_and_ignored(files, caplog, content, told, is_flag):
+    """vLLM starts with them, too. Then each request that omits them fails there."""
+    (files.path / FILE).write_text(json.dumps({} if is_flag else content))
+    found = defaults_of(files, override_generation_config=content if is_flag else {})
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    if told is not None:
+        assert found.values == SamplingValues()
+        assert warnings == [f"{FLAG if is_flag else files.path / FILE}: {told}" + warnings[0].partition(told)[2]]
+    else:
+        assert len(warnings) == (3 if is_flag else 0)  # the flag's other names have no effect
+
+
+def test_a_limit_of_the_flag_is_ignored_as_it_is_no_fault_of_the_start(files, caplog):
+    assert defaults_of(files, override_generation_config={"max_new_tokens": 0}).max_tokens_cap is None
+    assert "--override-generation-config: max_new_tokens 0 can be in no request" in caplog.text

@@ -26,7 +26,7 @@ from startup.vllm_words.facts import VllmFacts, facts_of_flags
 from startup.vllm_words.installed import InstalledVllm
 from startup.words.arguments import Arguments
 from startup.words.param_types import SIZE, spell_size
-from startup.words.serve_command import choose_engine, read_start
+from startup.words.serve_command import choose_engine, parse_start, read_start
 from startup.words.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
 from startup.words.table import FLAGS, IGNORED, REJECTED, find_flag, split_flags
 from tests.startup.vllm import small_parser
@@ -322,3 +322,22 @@ def test_commands_with_options_of_their_own_take_the_flags_of_the_server_as_they
     assert command.make_context("", [*words, "--json"]).params["words"] == tuple(words)
     assert main([str(command.name), "--help=cudagraph"]) == 0
     assert "--max-cudagraph-capture-size" in capsys.readouterr().out
+
+
+def test_all_faults_of_a_command_line_are_told_at_once():
+    """As by the preflight of vLLM: unknown flags, unsupported ones, values, ranges of several sections."""
+    words = "--foo 3 --dtype bf17 --port x --max-num-seqs 0 --max-num-batched-tokens 0 --shutdown-timeout -1"
+    with pytest.raises(click.ClickException) as raised:
+        parse_start(["m", "--engine", "embedded", *words.split(), "--enable-lora"], is_quiet=True)
+    lines = raised.value.format_message().split("\nError: ")
+    parts = ("--foo", "LoRA", "--dtype", "--port", "--max-num-seqs", "--max-num-batched-tokens", "--shutdown-timeout")
+    assert [part for part in parts if not any(part in line for line in lines)] == []
+    assert len(lines) == len(parts)
+
+
+@pytest.mark.parametrize("engine", ["embedded", "vllm"])
+def test_an_unknown_part_of_a_start_cannot_be_left_out(engine, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VCLI_LEAVE_OUT", "nosuch,lean imports")
+    parse_start(["m", "--engine", engine])
+    notice = "Notice: VCLI_LEAVE_OUT: no hooks or parts of a start that can be left out: nosuch.\n"
+    assert capsys.readouterr().err == notice

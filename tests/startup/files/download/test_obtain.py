@@ -44,8 +44,8 @@ def test_a_relative_folder_becomes_absolute_and_its_tokenizer_may_be_in_another_
         ("{}", {**MODEL, "tokenizer.json": None}, "{} has no tokenizer. Name one with --tokenizer"),
         (
             "{}",
-            {"adapter_config.json": b"{}", "adapter_model.safetensors": b""},
-            "{} is an adapter: give its base model, and --enable-lora --lora-modules NAME={}",
+            {"adapter_config.json": b'{"base_model_name_or_path": "team/base"}', "adapter_model.safetensors": b""},
+            "{} is an adapter of team/base: run `vllm-cli serve team/base --engine vllm --enable-lora --lora-modules ",
         ),
     ],
     ids=["missing", "file", "config", "tokenizer", "adapter"],

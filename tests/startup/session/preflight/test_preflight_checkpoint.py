@@ -227,8 +227,42 @@ def test_text_has_a_line_per_finding_errors_first_and_a_summary(preflight, monke
     assert re.fullmatch(r"Preflight: 1 error, 1 warning after \d+\.\d\d s", lines[-1])
 
 
-def test_an_error_inside_a_check_is_a_warning(model_path, make_config):
+def test_an_error_inside_a_check_is_no_passed_check(model_path, make_config):
     options = PreflightOptions(shm=42.5, memory=ROOMY)  # type: ignore[arg-type]
-    (finding,) = run_preflight(make_config(model_path), options=options).warnings
-    assert finding.severity == "warning"
+    (finding,) = run_preflight(make_config(model_path), options=options).unchecked
     assert "this check could not be done: TypeError" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"dtype": "bf16"}, "dtype 'bf16' is no type of torch: write bfloat16"),
+        ({"dtype": "FP16"}, "dtype 'FP16' is no type of torch: write float16"),
+        ({"dtype": "torch.float32"}, "dtype 'torch.float32' is no type of torch: write float32"),
+        ({"dtype": "auto"}, "dtype 'auto' is no type of torch: write bfloat16 or float32"),
+        ({"dtype": None, "torch_dtype": "bf16"}, "torch_dtype 'bf16' is no type of torch"),
+        ({"dtype": "bfloat16", "torch_dtype": "bf16"}, None),
+        ({"dtype": "float8_e4m3fn"}, None),
+        ({"model_type": "llamo"}, "does not know the model_type 'llamo' (did you mean 'llama'?)"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, None),
+    ],
+    ids=repr,
+)
+def test_settings_that_transformers_cannot_read(folder, preflight, changes, told):
+    path = folder.path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    found = [finding.message for finding in preflight(folder.path).errors if finding.check == "config"]
+    assert [told in message for message in found] == ([True] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "severity"),
+    [("TokenizersBackend", "error"), ("PreTrainedTokenizerFast", "error"), ("GPT2Tokenizer", "warning"),
+     (None, "warning"), ("ByT5Tokenizer", None)],
+)  # fmt: skip
+def test_settings_of_a_tokenizer_alone_have_no_tokens(folder, preflight, kind, severity):
+    (folder.path / "tokenizer.json").unlink()
+    (folder.path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    found = [finding for finding in preflight(folder.path).findings if finding.check == "tokenizer"]
+    assert [finding.severity for finding in found] == ([severity] if severity else [])
+    assert all("no file with the tokens" in finding.message for finding in found)

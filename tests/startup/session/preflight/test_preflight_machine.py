@@ -34,7 +34,7 @@ def test_variables_are_examined_once(variables, severity, told, preflight, monke
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     report = preflight("some/model")
-    assert {f.check for f in report.findings} == {"environment"}
+    assert {f.check for f in report.findings if f.severity != "unchecked"} == {"environment"}
     messages = sorted(found(report, "environment", severity))
     assert len(messages) == len(told)
     for message, texts in zip(messages, told, strict=True):

@@ -1,6 +1,7 @@
 """Fixtures: starts of a vLLM whose parser is the one of `small_parser.py`."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,6 +12,7 @@ from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import Plugin, VllmFacts, facts_of_flags
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.preflight.arguments import GivenStart
+from tests.startup.session.preflight.conftest import write_safetensors
 from tests.startup.vllm import small_parser
 
 CheckStart: TypeAlias = Callable[..., GivenStart]
@@ -38,6 +40,16 @@ VARIABLES = (
 )
 
 
+def write_small_model(path: Path) -> Path:
+    """Writes a folder with a small model of which everything can be checked."""
+    path.mkdir()
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8192}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "tokenizer.json").write_text("{}")
+    write_safetensors(path / "model.safetensors", {"weight": ("F32", [4], 16)})
+    return path
+
+
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the package `vllm`."""
@@ -57,9 +69,13 @@ def start(package: Path, facts: VllmFacts) -> CheckStart:
     """Checks a start of the small vLLM with these words, and with a plugin if one is given."""
 
     def create(
-        *words: str, has_plugin: bool = False, is_first: bool = False, version: str = "0.32.0+cpu"
+        *words: str,
+        has_plugin: bool = False,
+        is_first: bool = False,
+        version: str = "0.32.0+cpu",
+        more_flags: Sequence[Flag] = (),
     ) -> GivenStart:
-        known = VllmFacts() if is_first else facts
+        known = VllmFacts() if is_first else facts._replace(flags=(*facts.flags, *more_flags))
         known = known._replace(
             installed_plugins=(Plugin("vllm.general_plugins", "own", "own-1.0.dist-info"),) if has_plugin else ()
         )

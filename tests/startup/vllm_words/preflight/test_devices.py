@@ -14,7 +14,9 @@ import pytest
 from base.machine import nvml
 from base.machine.memory import MemoryState
 from base.machine.nvml import read_gpus
+from startup.hook import Text
 from startup.session.preflight.report import Finding
+from startup.settings.flag import Flag
 from startup.vllm_words import facts, installed
 from startup.vllm_words.facts import Plugin
 from startup.vllm_words.installed import InstalledVllm, TorchBuild
@@ -58,7 +60,8 @@ def set_gpus(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def _findings(start: CheckStart, *words: str, **options: object) -> list[Finding]:
     checked = start("m", *words, **{"version": "0.32.0", **options})
-    return list(device_findings(checked, ModelOnDisk(checked)))
+    found = device_findings(checked, ModelOnDisk(checked))
+    return [each for each in found if each.severity != "unchecked"]
 
 
 @needs_tool("cc")
@@ -141,6 +144,38 @@ def test_memory_of_a_cpu(start, monkeypatch, words, space, is_cgroup, severity):
     found = _findings(start, *words.split(), version="0.32.0+cpu")
     assert [finding.severity for finding in found] == ([severity] if severity else [])
     assert not space or "VLLM_CPU_KVCACHE_SPACE=40 asks for 40.0 GiB" in found[0].message
+
+
+@needs_tool("cc")
+@pytest.mark.parametrize(
+    ("words", "device", "told"),
+    [
+        ("--cpu-offload-gb 64", "cuda", "--cpu-offload-gb 64 asks for 64.0 GiB, and the machine has 16.0 GiB"),
+        ("--cpu-offload-gb 10 -tp 2", "cuda", "--cpu-offload-gb 10 for each of 2 GPUs asks for 20.0 GiB"),
+        ("--cpu-offload-gb 6 -tp 2", "cuda", "and 8.0 GiB of the machine's memory are available"),
+        ("--cpu-offload-gb 2", "cuda", ""),
+        ("--kv-offloading-size 20", "cuda", "--kv-offloading-size 20 asks for 20.0 GiB"),
+        ("--mm-processor-cache-gb 1e9", "cuda", "--mm-processor-cache-gb 1e+09 asks for"),
+        ("--mm-processor-cache-gb inf", "cuda", ""),
+        ("--kv-cache-memory-bytes 150G", "cuda", "asks for 150.0 GiB of each GPU, and a GPU has 140.0 GiB"),
+        ("--kv-cache-memory-bytes 110G", "cuda", "asks for 110.0 GiB of each GPU, and 100.0 GiB are free"),
+        ("--kv-cache-memory-bytes 20G", "cpu", "asks for 20.0 GiB, and the machine has 16.0 GiB"),
+        ("", "cpu", "--gpu-memory-utilization 0.92, which is of the machine's memory here, needs 14.7 GiB"),
+        ("--gpu-memory-utilization 0.4", "cpu", ""),
+    ],
+)
+def test_memory_that_flags_ask_for_is_compared_with_what_there_is(start, set_gpus, monkeypatch, words, device, told):
+    set_gpus(*(H200.format(number, 100 * GIB) for number in (0, 1)))
+    monkeypatch.setattr(InstalledVllm, "device", device)
+    monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB))
+    monkeypatch.setattr(Text, "is_found", lambda _: True)
+    facts = [
+        Flag((f"--{name}",), "float") for name in ("cpu-offload-gb", "kv-offloading-size", "mm-processor-cache-gb")
+    ]
+    checked = start("m", *words.split(), version="0.32.0", more_flags=facts)
+    found = [each for each in device_findings(checked, ModelOnDisk(checked)) if each.severity in ("error", "warning")]
+    messages = [each.message for each in found if not each.message.startswith("GPU ")]  # about their own share
+    assert [told in message for message in messages] == [True] * bool(told), messages
 
 
 @needs_tool("cc")

@@ -1,13 +1,17 @@
 """Faults of model and tokenizer folders that vLLM itself reads. All other models are left to vLLM."""
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from base.machine.memory import MemoryState
+from startup.files.model.model_place import find_place
+from startup.files.model.wanted_files import WantedFiles
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
+from startup.session.preflight.model_places import choice_findings
 from startup.session.preflight.report import Finding
 from startup.settings.config import StartupConfig
 from startup.vllm_words.preflight.model import ModelOnDisk
@@ -180,6 +184,32 @@ def test_the_choice_among_several_formats_is_told(start, folder, names, text):
     assert not [f for f in _findings(start, folder, "--config-format", "hf") if f.check == "choice"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "._model.safetensors",
+        ".model.safetensors",
+        ".model-00001-of-00002.safetensors",
+        "._model.safetensors.index.json",
+        "._consolidated.safetensors",
+        ".pytorch_model.bin",
+        ".adapter_model.bin",
+        ".model.gguf",
+        ".params.json",
+        ".chat_template.jinja",
+        "1_Dense/._model.safetensors",
+    ],
+)
+def test_hidden_files_are_no_second_set(start, folder, name):
+    """Copies that are not complete yet, and what macOS leaves beside each file."""
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("xx")
+    wanted = [WantedFiles(role="model", engine=engine) for engine in ("vllm", "embedded")]
+    places = [find_place(str(folder), each, folder) for each in wanted]
+    found = [*_findings(start, folder), *chain.from_iterable(choice_findings(p, has_template=True) for p in places)]
+    assert [finding for finding in found if finding.check == "choice" or finding.severity == "error"] == []
+
+
 @pytest.mark.parametrize("version", ["0.32.0+cpu", "9.9.0"])
 def test_shards_in_a_subfolder_are_not_vllm_s(start, folder, version):
     (folder / "sub").mkdir()
@@ -190,3 +220,25 @@ def test_shards_in_a_subfolder_are_not_vllm_s(start, folder, version):
     (finding,) = [found for found in _findings(start, folder, version=version) if found.check == "weights"]
     assert "names sub/b.safetensors, but vLLM reads no weights in subfolders" in finding.message
     assert finding.severity == ("error" if version.startswith("0.32") else "warning")
+
+
+@pytest.mark.parametrize(
+    ("config", "advice"),
+    [
+        ({"base_model_name_or_path": "a/b", "r": 8}, "serve a/b --engine vllm --enable-lora --lora-modules m=FOLDER`"),
+        ({"base_model_name_or_path": "a/b", "r": 40}, "--enable-lora --max-lora-rank 64 --lora-modules m=FOLDER`"),
+        ({"base_model_name_or_path": "/a b"}, "serve '/a b' --engine vllm"),
+        ({"base_model_name_or_path": None, "r": "x"}, "serve BASE_MODEL --engine vllm --enable-lora --lora-modules"),
+        ({"peft_type": "IA3", "base_model_name_or_path": "a/b"}, "a/b, of the kind IA3, which no engine serves"),
+        ({"use_dora": True}, "of the kind DoRA, which no engine serves"),
+        ([], "serve BASE_MODEL"),
+    ],
+    ids=repr,
+)
+def test_an_adapter_as_model_is_told_with_the_command_that_serves_it(start, tmp_path, config, advice):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "adapter_model.safetensors", {"weight": ("F32", [4], 16)})
+    for messages in _errors_of_both(start, folder):
+        assert [advice.replace("FOLDER", str(folder)) in message for message in messages] == [True]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.startup.vllm.fake_start import CHECKED, environment, run_fake
+from tests.startup.vllm.fake_start import CHECKED, environment, prepend, run_fake, variant
+from tests.startup.vllm_words.preflight.conftest import write_small_model
 from tests.support.folders import short_folder
 from tests.support.ports import free_port
 
@@ -49,7 +50,7 @@ def test_a_fault_of_the_config_file_names_its_place(serve, tmp_path):
     done = serve("m", "--config", str(path), "--preflight-only", HF_HUB_OFFLINE="1", NUM="many", EAGER="true")
     assert done.returncode == 2
     assert [line for line in done.stdout.splitlines() if "serve.yaml" in line] == [
-        "error   usage           serve.yaml: max-num-seqs 'many' is not a whole number"
+        "error      usage  serve.yaml: max-num-seqs 'many' is not a whole number"
     ]
 
 
@@ -70,3 +71,47 @@ def test_a_start_may_go_on(serve, tmp_path, words, variables, is_told):
     done = serve(str(tmp_path), *words, "--chat-template", "no.jinja", "--raises", "ValueError", **variables)
     assert ("no.jinja: there is no" in done.stderr) == is_told
     assert "Error: 2 faults" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--dtpe", "half"),
+        ("—dtype", "half"),
+        ("--max-num-seqs", "none"),
+        ("word",),
+    ],
+    ids=" ".join,
+)
+def test_a_first_check_and_a_first_start_say_what_later_ones_say(words):
+    """A fresh home has no record of vLLM's flags. A check makes it, and a start asks vLLM's parser."""
+    with short_folder() as folder:
+        model = str(write_small_model(folder / "model"))
+        command = ("--port", str(free_port()), "--enforce-eager", "--model", model, *words)
+        checks, starts = (environment(folder / name, **CHECKED, TMPDIR=str(folder)) for name in ("a", "b"))
+        first, later = (run_fake(folder, *command, "--preflight-only", env=checks) for _ in range(2))
+        assert first.returncode in (2, 3)
+        assert (first.returncode, _faults(first.stdout)) == (later.returncode, _faults(later.stdout))
+        assert ["loading its parser, once" in done.stderr for done in (first, later)] == [True, False]
+        first, later = (run_fake(folder, *command, env=starts) for _ in range(2))
+        assert (first.returncode, _error(first.stderr)) == (later.returncode, _error(later.stderr))
+        assert "vLLM's own flags are checked by vLLM: first start here" in first.stderr
+        assert "usage: " not in first.stderr
+
+
+def _error(log: str) -> str:
+    return log[log.index("Error: ") :]
+
+
+def _faults(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith(("error", "warning"))]
+
+
+def test_a_parser_that_cannot_be_loaded_is_no_passed_check():
+    with short_folder() as folder:
+        broken = prepend(variant(folder), "entrypoints/cli/serve", "raise ImportError('libcuda.so.1 is missing')\n")
+        env = environment(folder, broken, **CHECKED, HF_HUB_OFFLINE="1")
+        done = run_fake(folder, str(folder), "--preflight-only", env=env)
+        assert done.returncode == 3
+        assert "because its parser cannot be loaded: " in done.stdout
+        assert "libcuda.so.1 is missing" in done.stdout

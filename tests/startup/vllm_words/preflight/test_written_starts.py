@@ -66,6 +66,7 @@ def test_a_start_has_its_findings(given: WrittenStart, folders: StartFolders, st
     with overlaid(variables):
         report = run_preflight(checked.vllm, checked.line, PreflightOptions(is_listening=True))
     found = [each for each in report.findings if each.severity == "error" or each.check not in _OF_THIS_MACHINE]
+    found = [each for each in found if each.severity != "unchecked"]  # `test_unchecked.py` is about these
     if given.stage == "done":
         found = [each for each in found if each.severity == "error" and not _is_of_small_parser(each.message)]
     assert [each.severity for each in found] == [severity for severity, _ in given.findings], found
