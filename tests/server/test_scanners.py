@@ -39,7 +39,8 @@ OTHER_TEXT: Final = {
     "server.generation.reasoning": "the last characters of a prompt, a fixed number",
     "server.apis.responses": "look-ups by name; one read_json of a call",
     "server.generation.generation": "files of the model",
-    "server.http.transport.connection": "one partition of a path; its length is limited",
+    "server.http.transport.connection": "one partition of a path, one split of a header; their length is limited",
+    "server.http.transport.input_turns": "each slice is searched once: tests/server/http/side_by_side",
 }
 """Module or package -> what it reads instead, or why it reads the text only once."""
 

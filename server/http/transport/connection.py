@@ -25,10 +25,10 @@ from server.http.transport.connection_table import ConnectionTable, raise_file_l
 from server.http.transport.input_turns import (
     BODY_COST,
     HEAD_COST,
-    MOST_LINES,
     InputTurns,
     end_of_body_slice,
     end_of_head_slice,
+    is_one_slice,
 )
 from server.http.transport.read_watch import (
     ReadWatch,
@@ -174,11 +174,15 @@ class Connection(asyncio.BufferedProtocol):
         serving = self._serving
         if self._upgraded is not None:
             self._upgraded.add_part(bytes(serving.input_view[:nbytes]))
-        elif serving.input_buffer.count(b"\n", 0, nbytes) > MOST_LINES or self._backlog or self._is_blocked:
+        elif not (self._backlog or self._waiting or self._is_paused) and is_one_slice(
+            serving.input_buffer, nbytes, self._num_body_bytes_left
+        ):
+            self._parse(serving.input_view[:nbytes])
+            if not (self._waiting or (self._newest is not None and self._newest.num_unread_bytes)):
+                return
+        else:
             self._parse_new(nbytes)
             self._has_read_much = nbytes >= _MOST_INPUT_BYTES
-        else:
-            self._parse(serving.input_view[:nbytes])
         self._go_on()
 
     def pause_writing(self) -> None:
@@ -220,8 +224,6 @@ class Connection(asyncio.BufferedProtocol):
             self._upgraded, request.is_websocket = request, True
         else:
             self._watch.note_body()
-            announced = find_header(self._headers, b"content-length")
-            self._num_body_bytes_left = None if announced is None else int(announced)
         if self._running is None:
             self._start(request)
         else:
@@ -233,7 +235,7 @@ class Connection(asyncio.BufferedProtocol):
         request = self._newest
         if request is not None and self._watch.stage is Stage.BODY:
             request.end_body()
-            if not self._parser.should_keep_alive():  # also by a trailer, after which the parser reads nothing more
+            if self._num_trailers and not self._parser.should_keep_alive():  # the parser reads nothing more
                 request.keep_alive = False
                 if request.is_answered:
                     self._close()
@@ -259,7 +261,8 @@ class Connection(asyncio.BufferedProtocol):
         if request is not self._running:
             return
         self._running = None
-        request.drop_body()
+        if request.num_unread_bytes:
+            request.drop_body()
         if not request.keep_alive:
             self._drop_waiting()
             self._close()
@@ -269,7 +272,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._direct_input()
                 return
             self._idle.start(self._serving.keep_alive_s, self._close)
-            self._go_on()
+            if self._backlog or self._is_paused or self._num_counted_bytes:
+                self._go_on()
         self._serving.table.note_idle(self)
 
     def abort(self) -> None:
@@ -518,6 +522,8 @@ class Connection(asyncio.BufferedProtocol):
         for name, value in self._headers:
             if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 return _ENCODED
+            if name == b"content-length":
+                self._num_body_bytes_left = int(value)
         if self._parser.should_upgrade():
             is_connect = self._parser.get_method() == b"CONNECT"
             if is_connect or (self._names_websocket and not self._serving.takes_websockets):

@@ -15,8 +15,8 @@ HEAD_COST, BODY_COST = 4, 1
 """The work of parsing a slice, in units of about 10 µs."""
 MOST_LINES = 64
 """The most lines in a slice of a chunked body. Each chunk has a line, and each header of what follows it."""
-_FIRST_BYTES = 128
-"""The number of bytes whose lines are counted first. They have at most 64 callbacks of the parser."""
+_COUNTED_BYTES = 128
+_SMALL_BYTES = 2048
 _END_OF_HEAD = b"\r\n\r\n"
 _EMPTY_LINES = re.compile(rb"[\r\n]*")
 
@@ -66,12 +66,20 @@ def end_of_body_slice(data: bytearray, begin: int, end: int, num_left: int | Non
     """
     if num_left is not None:
         return min(begin + num_left, end)
-    num_bytes, num_lines, last = _FIRST_BYTES, 0, begin
-    while last < end:
-        further = min(begin + num_bytes, end)
-        num_lines += data.count(b"\n", last, further)
-        if num_lines > MOST_LINES and last > begin:
-            break
-        last = further
-        num_bytes *= 2
+    last = min(begin + _COUNTED_BYTES, end)
+    num_lines = data.count(b"\n", begin, last)
+    while num_lines < MOST_LINES:  # few lines are found faster than they are counted
+        last = data.find(b"\n", last, end) + 1
+        if not last:
+            return end
+        num_lines += 1
     return last
+
+
+def is_one_slice(data: bytearray, num_bytes: int, num_left: int | None) -> bool:
+    """Whether the first bytes of data need not be divided. `num_left` is as in `end_of_body_slice`."""
+    if num_left is not None and num_bytes <= num_left:
+        return True
+    if num_bytes <= _SMALL_BYTES:
+        return data.count(b"\n", 0, num_bytes) <= MOST_LINES
+    return end_of_body_slice(data, 0, num_bytes, None) == num_bytes

@@ -33,10 +33,7 @@ class MemoryTransport(asyncio.Transport):
         self.is_paused = self.is_closed = False
         self._socket, self._other = socket.socketpair()
 
-    def __enter__(self) -> "MemoryTransport":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close_sockets(self) -> None:
         self._socket.close()
         self._other.close()
 
@@ -74,6 +71,7 @@ class Client:
     """Feeds a connection as the event loop does."""
 
     def __init__(self, serving: Serving) -> None:
+        self._serving = serving
         self.transport = MemoryTransport()
         self.connection = Connection(serving)
         self.connection.connection_made(self.transport)
@@ -94,8 +92,9 @@ class Client:
         self.connection.buffer_updated(len(data))
 
     def leave(self) -> None:
-        self.connection.connection_lost(None)
-        self.transport.__exit__()
+        if self.connection in self._serving.connections:
+            self.connection.connection_lost(None)
+        self.transport.close_sockets()
 
 
 async def settle() -> None:
@@ -202,8 +201,7 @@ async def slow_clients() -> AsyncIterator[tuple[Serving, list[Client], asyncio.E
     clients = [Client(serving) for _ in range(5)]
     yield serving, clients, may_end
     for client in clients:
-        if client.connection in serving.connections:
-            client.leave()
+        client.leave()
 
 
 SLOW = b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n"
