@@ -69,7 +69,7 @@ def _repaired(text: str) -> str:
     if _PAIRS.fullmatch(text):
         pairs = (pair.split("=") for pair in text.replace(" ", "").split(","))
         content = ", ".join(f"{json.dumps(name)}: {_as_value(value)}" for name, value in pairs)
-        return f"write {text} as {_quoted(json.loads(f'{{{content}}}'))}"
+        return f"write {text} as {_quoted(read_json(f'{{{content}}}'))}"
     reasons, changed = [], text
     for reason, repair in _REPAIRS:
         if (form := repair(changed)) == changed:

@@ -15,6 +15,7 @@ _SETS: Final = re.compile(r"\[\^?\]?[^\]]*\]")
 
 OWN_JSON: Final = {
     "base/json_depth.py": "read_json itself",
+    "base/json_form.py": "a text whose depth is checked in the line before",
     "server/apis/responses/tools.py": "nothing: prepares classes",
     "server/engine/model_loading.py": "the members of tokenizer.json that a tokenizer has read",
     "server/engine/sampling/grammar.py": "choices, which server/generation has encoded",
@@ -32,7 +33,11 @@ OWN_JSON: Final = {
     "startup/storage/run_record.py": "a record of a running process of this user",
     "startup/standby/import_state.py": "pipes between processes of this start",
     "startup/standby/status.py": "the answer of this user's standby",
+    "startup/kernels/kernel_lists.py": "a file of this program",
+    "startup/vllm/fork/kernel_processes.py": "files of this start",
     "startup/vllm/fork/preload_profile.py": "a plan of this start",
+    "startup/vllm/launch/first_record.py": "pipes between processes of this command",
+    "startup/vllm/patches/graph_proof.py": "a file of this program",
     "startup/vllm/journal.py": "files of this start",
     "startup/compiled_models/vllm_hooks.py": "what was encoded in the line before, and settings that vLLM has read",
     "vllm_cli/bench/probe.py": "pipes between processes of this command",

@@ -140,7 +140,7 @@ def build_hooks_page() -> str:
         "`Hook(…)` below `startup` lists in `needs` the names and texts on which it relies. A hook that does not fit\n"
         "the installed code is left out, with a warning. If one in **bold** does not fit, vLLM starts without\n"
         "preloading. A gain is the time with the hook, divided by the time without it (median and range; the\n"
-        "newest rounds are in [these files](../figures))."
+        "rounds are in [these files](../figures) or in git's history of them)."
     )
     head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain")
     sections = [*_table(head, map(_hook_row, PARTS.values())), ""]

@@ -1,6 +1,5 @@
 """Fills a location of `--compile-cache`: starts a server, and stops it once the location has what it adds."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
@@ -8,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
+from base.json_depth import read_json
 from envs import foreign
 from envs.registry import env
 from startup.compiled_models.location import Location, LocationError, open_location
@@ -116,7 +116,7 @@ def _wait_added(server: PrivateServer, timeout_s: float) -> Mapping[str, Any]:
 def _read_sharing(server: PrivateServer) -> Mapping[str, Any]:
     try:
         answer = ServerClient(server.address).request("GET", _STATUS)
-        sharing = json.loads(answer.content)["start"]["sharing"] if answer.status == 200 else None
+        sharing = read_json(answer.content)["start"]["sharing"] if answer.status == 200 else None
     except (OSError, HTTPException, ConnectionFailedError, ValueError, LookupError) as err:
         raise StartupError(f"the server does not say what it adds ({err})\n{server.command.log_tail}") from err
     if sharing is None:
