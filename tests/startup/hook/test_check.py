@@ -215,7 +215,7 @@ _IN_HISTORY: Final = {
     *("late CUDA graphs", "memory of the KV cache", "model's class", "preloading", "stand-ins of the embedded engine"),
     *("tokenizer loaded once", "unused imports", "vector probes", "wait for the engine"),
 }
-"""Hooks whose rounds are in files of figures that git's history has. A new measurement takes a hook off this list."""
+"""Hooks whose rounds only git's history has. A new measurement takes a hook off this list."""
 _OF_PROCESSOR_TIME: Final = {"kernel overrides", "unused warm-ups"}
 
 
