@@ -277,7 +277,7 @@ def _reject_flags_of_several(launcher: ServeWords, parts: Sequence[Given]) -> No
     others = [each.words[0] for each in given if not each.flag]
     models = [word for word in others if word != "--" and not is_stray(word)]
     has_unknown = any(each.flag and each.known is None for each in given)  # the word after it may be its value
-    is_changed = any(map(changed_word, models[1:]))  # a flag with another dash, which later checks explain
+    is_changed = any(map(changed_word, models))  # a flag with another dash, which later checks explain
     if len(models) > 1 and not has_unknown and not is_changed:
         raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")
 
