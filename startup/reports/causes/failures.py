@@ -31,8 +31,8 @@ _IGNORED: Final = "Exception ignored "
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
 _HANDLING: Final = "During handling of the above exception, another exception occurred:"
 _FRAME: Final = re.compile(r'\s{0,8}File ["“]([^"”]{1,400})["”], line \d{1,8}, in (\S{1,120})')
-_RAISING: Final = re.compile(r"(?:assert|raise (\w{1,80}))\b\(?(.{0,400})")
-"""Matches the line that raises an exception, which shows it if the log breaks off there."""
+_RAISING: Final = re.compile(r"(?:assert|raise ([A-Z]\w{0,80}))\b\(?(.{0,400})")
+"""Matches the line that raises an exception, which shows it if the log breaks off there, unlike `raise e`."""
 _ANY_NAME: Final = re.compile(r"(?!File$)[A-Za-z_][\w.]{0,160}(?=: |:?$)")
 _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"

@@ -20,6 +20,7 @@ from startup.reports.causes.table import (
     OWN_FAULT,
     SETTING_REFUSED,
     STEPS,
+    without_guesses,
 )
 
 OF_WORKER: Final = "Worker failed with error"
@@ -156,15 +157,18 @@ def _known(raised: Raised, run: Evidence, *, is_general: bool) -> KnownCause | N
     """The known cause whose texts match the exception's text, alone or with the place that raised it."""
     causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general and run.allows(known)]
     causes = [known for known in causes if known.fits_place(raised.spots)]
+    if "getattr(" in raised.source:  # the missing name is a value, such as a dtype, and no version has it
+        causes = [known for known in causes if known is not _VERSIONS]
     if not raised.spots:  # what depends on the place is only possible
         causes.sort(key=lambda known: bool(known.raised_in))
-    begin, end, rest = raised.text.partition("\n")
-    for text in dict.fromkeys((f"{begin}{raised.place} {raised.source}{end}{rest}", raised.text)):
+    shown = without_guesses(raised.text)
+    begin, end, rest = shown.partition("\n")
+    for text in dict.fromkeys((f"{begin}{raised.place} {raised.source}{end}{rest}", shown)):
         first, flat = text.partition("\n")[0], text.replace("\n", " ")
         joined = text.replace("\n", "")  # if a terminal has wrapped the line
         for known in causes:  # if `where` is "end", the text's first line must match
-            shown = (first,) if known.where == "end" else (flat, joined)
-            if any(map(known.matches, shown)) or (known.is_of_place and raised.spots):
+            forms = (first,) if known.where == "end" else (flat, joined)
+            if any(map(known.matches, forms)) or (known.is_of_place and raised.spots):
                 return known
     return None
 
@@ -238,9 +242,8 @@ def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], pha
     `files` are the files of the traceback, outermost first.
     """
     name, tags = (known.name, known.tags) if known else ("unknown", frozenset())
-    if name == "not-divisible":
-        return _fitting_size(text, run.settings.value("tensor_parallel_size"))
-    if step := instruction_in(text):
+    fitting = _fitting_size(text, run.settings.value("tensor_parallel_size")) if name == "not-divisible" else ""
+    if step := fitting or instruction_in(text):
         return step
     held = {"place", name, *tags, *run.facts, run.platform, run.backend, *phase.split()}
     lists = [(known.steps if known else (), [text]), *_steps_for(held, text, files)]

@@ -178,6 +178,12 @@ def in_texts(name: str, text: str) -> bool:
     return any(each in text for each in LISTS[name])
 
 
+def without_guesses(text: str) -> str:
+    """The text before a list of possible causes, such as Ray's, which is no evidence of any of them."""
+    starts = (text.find(each) for each in LISTS["guesses"])
+    return text[: min((start for start in starts if start >= 0), default=len(text))]
+
+
 def parts_of(file: str) -> list[Part]:
     """The parts that the path of a file names, that of the deepest folder first."""
     return sorted((part for part in PARTS if part.depth(file) >= 0), key=lambda part: -part.depth(file))
@@ -203,6 +209,7 @@ def _whole_words(part: str) -> Iterator[str]:
 def known_in(text: str) -> list[KnownCause]:
     """The causes that have a text in this line, in the order of comparison."""
     by_word, others = _index()
+    text = without_guesses(text)
     texts = chain(others, *(by_word[word] for word in by_word.keys() & _WORD.findall(text)))
     found = [each for each in texts if each.pattern.longest in text and each.pattern.matches(text)]
     return [*dict.fromkeys(each.known for each in sorted(found, key=itemgetter(0)))] if found else []
