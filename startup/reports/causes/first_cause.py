@@ -208,4 +208,4 @@ def _is_before(cause: Cause, end: Cause) -> bool:
     A general exception after a crash, such as Ray's, only reports that crash.
     """
     is_report = end.known is _CRASH and cause.known is not None and cause.known.is_general
-    return cause.line <= end.line or (end.is_general and not is_report and cause.known is not STOPPED)
+    return cause.line <= end.line or (end.is_general and not is_report)

@@ -8,7 +8,7 @@ from typing import Final
 from envs.suggestion import did_you_mean
 from startup.reports.causes.cause import Cause, KnownCause, Step, find_word
 from startup.reports.causes.evidence import Evidence
-from startup.reports.causes.failures import Failure, Raised, is_of_vllm, is_wrapper, package_of
+from startup.reports.causes.failures import Failure, Raised, package_of
 from startup.reports.causes.log_settings import names_in, part_called, part_shown
 from startup.reports.causes.phase import KV_CACHE, SERVING, phase_of_functions
 from startup.reports.causes.table import (
@@ -20,6 +20,8 @@ from startup.reports.causes.table import (
     OWN_FAULT,
     SETTING_REFUSED,
     STEPS,
+    is_of_vllm,
+    is_wrapper,
     without_guesses,
 )
 
@@ -148,8 +150,6 @@ def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str)
         step = step or (f"Set {variable}=0." if variable and variable not in cause.text else "")
     is_unclear = known in (None, ERROR_IN_CODE)
     settings = dict.fromkeys((*switches, *run.settings.blamed(files, words, part, message=cause.text)))
-    if known is SETTING_REFUSED and settings and not instruction_in(shown):
-        step = ""  # what is set and refused says more than the place
     return cause._replace(known=known, settings=tuple([*settings][:2]), first_step=step)
 
 

@@ -173,9 +173,15 @@ STOPPED: Final = BY_NAME["stopped"]
 """Counts only if nothing failed before the signal. Therefore the text alone does not show this cause."""
 
 
-def in_texts(name: str, text: str) -> bool:
-    """Whether a text of this list is in `text`, perhaps inside of a word."""
-    return any(each in text for each in LISTS[name])
+def is_wrapper(file: str) -> bool:
+    """Whether functions of this file only call others, so that its frames do not say what failed."""
+    return any(each in file for each in LISTS["wrappers"])
+
+
+def is_of_vllm(file: str) -> bool:
+    """Whether this file belongs to vLLM, installed or as source code."""
+    path = f"/{file.rpartition('-packages/')[2]}"
+    return "/vllm/" in path and "/lib/python3" not in path
 
 
 def without_guesses(text: str) -> str:
