@@ -104,7 +104,6 @@ def _for_this_log(advice: str, cause: Cause) -> str:
     is_set = re.compile(r"Leave out .*\(it is set\)")
     advice = " ".join(sorted(_SENTENCE.split(advice), key=lambda each: not is_set.match(each)))
     others = [name for name in cause.settings if f"{name} (" not in advice]
-    others = [name for name in others if name not in cause.first_step]
     left_out = f"Leave out {' or '.join(others)} (set in this log)." if others else ""
     step = shown(_for_these_settings(cause.first_step, cause))
     step = "" if _is_given(step, cause.given) else step

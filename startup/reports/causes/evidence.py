@@ -158,7 +158,7 @@ class Evidence:
         if line.level in ("ERROR", "CRITICAL") and is_of_server and not of["end"]:
             self._keep("error", sign.known, sign)
         if is_excerpt and line.level not in HARMLESS_LEVELS and is_of_server:
-            counted = (each for each in known if each is not NOT_IN_LOG and not each.tags >= {"wait", "general"})
+            counted = (each for each in known if each is not NOT_IN_LOG)
             named = next(counted, None)
             self._keep("mention", special or named, sign)
             self._find_complaint(line, sign)

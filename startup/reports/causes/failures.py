@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 from startup.reports.causes.cause import Cause
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.own_faults import TracebackOrigin
-from startup.reports.causes.table import LISTS, in_texts
+from startup.reports.causes.table import LISTS, is_of_vllm, is_wrapper
 
 _MOST_PROCESSES: Final = 512
 _MOST_IN_CHAIN: Final = 8
@@ -31,8 +31,8 @@ _IGNORED: Final = "Exception ignored "
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
 _HANDLING: Final = "During handling of the above exception, another exception occurred:"
 _FRAME: Final = re.compile(r'\s{0,8}File ["“]([^"”]{1,400})["”], line \d{1,8}, in (\S{1,120})')
-_RAISING: Final = re.compile(r"(?:assert|raise (\w{1,80}))\b\(?(.{0,400})")
-"""Matches the line that raises an exception, which shows it if the log breaks off there."""
+_RAISING: Final = re.compile(r"(?:assert|raise ([A-Z]\w{0,80}))\b\(?(.{0,400})")
+"""Matches the line that raises an exception, which shows it if the log breaks off there, unlike `raise e`."""
 _ANY_NAME: Final = re.compile(r"(?!File$)[A-Za-z_][\w.]{0,160}(?=: |:?$)")
 _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
@@ -54,17 +54,6 @@ _ROLES: Final = [(role, tuple(names)) for role, names in LISTS["roles"].items()]
 def is_place_of_requests(place: str) -> bool:
     """Whether this source file logs errors that concern only one request of a client."""
     return bool(_REQUEST_PLACES.fullmatch(place))
-
-
-def is_wrapper(file: str) -> bool:
-    """Whether functions of this file only call others, so that its frames do not say what failed."""
-    return in_texts("wrappers", file)
-
-
-def is_of_vllm(file: str) -> bool:
-    """Whether this file belongs to vLLM, installed or as source code."""
-    path = f"/{file.rpartition('-packages/')[2]}"
-    return "/vllm/" in path and "/lib/python3" not in path
 
 
 def package_of(file: str) -> str:
@@ -342,7 +331,7 @@ class FailureReader:
         ):
             self._end((line.process, line.place))
             self._begin_inside(line, number, phase)
-        elif not (_is_quoted(reading) and text.startswith(" ")):
+        else:
             reading.lines += 1
             last, end = reading.raised.pop(), "\n\n" if reading.is_apart else "\n"
             reading.raised.append(last._replace(text=f"{last.text}{end}{text.strip()}"[:_LONGEST_TEXT]))

@@ -128,6 +128,9 @@ def _of_trace(run: Evidence) -> Cause | None:
     found = run.exceptions.reference or run.exceptions.cut
     if found is None:
         return None
+    before = run.complaint
+    if not found.raised and before is not None and before.line == found.line - 1:
+        return _mentioned(before, run)  # old versions log the message of an exception before its traceback
     cut = f"a traceback without its exception, up to {''.join(found.functions[-1:]) or 'its first line'}"
     text = shorten(found.raised[-1].text) if found.raised else cut
     phase = phase_of_functions(found.functions) or found.phase
@@ -205,4 +208,4 @@ def _is_before(cause: Cause, end: Cause) -> bool:
     A general exception after a crash, such as Ray's, only reports that crash.
     """
     is_report = end.known is _CRASH and cause.known is not None and cause.known.is_general
-    return cause.line <= end.line or (end.is_general and not is_report and cause.known is not STOPPED)
+    return cause.line <= end.line or (end.is_general and not is_report)

@@ -6,7 +6,7 @@ from typing import Final
 
 from startup.reports.causes.cause import KnownCause
 from startup.reports.causes.log_line import LogLine
-from startup.reports.causes.table import PARTS, Part, parts_of
+from startup.reports.causes.table import PARTS, Part, is_of_vllm, is_wrapper, parts_of
 
 _ARGUMENTS: Final = ("non-default args: ", "args: Namespace(")
 _CONFIGURATION: Final = " LLM engine (v"
@@ -42,8 +42,6 @@ _NAMES: Final = re.compile(
 )
 _CHOICES: Final = ("mode", "format", "backend", "parser", "dtype", "quantization", "runner", "task", "executor")
 """Endings of the names of arguments whose values an exception may name instead of them."""
-_WRAPPERS: Final = ("/_custom_ops.py", "/_aiter_ops.py", "/custom_op.py", "/vllm/utils.py")
-"""Files of vLLM that call kernels for all its parts."""
 _WANTS: Final = re.compile(r"\b(?:requires?|needs?|must|should|without|only|enable|please|used with)\b")
 """Matches words after which a message names what it wants, not what it refuses."""
 _WANTED: Final = re.compile(r".{0,30}\b(?:must|should|needs|required|has to)\b")
@@ -158,7 +156,7 @@ def _as_one_word(text: str) -> str:
 
 def _is_named(name: str, value: str, words: str, message: str) -> bool:
     """Whether an exception's text names the setting, or its message names its value, one of few choices."""
-    is_word = "_" in name and name in words and not value[:1].isdigit() and name != "trust_remote_code"
+    is_word = "_" in name and name in words and not value[:1].isdigit()
     return is_word or (name.endswith(_CHOICES) and len(value) > 2 and value in message)
 
 
@@ -181,8 +179,7 @@ def part_shown(files: Sequence[str], text: str, *, is_unclear: bool) -> Part | N
 
 def part_called(files: Sequence[str]) -> KnownCause | None:
     """The cause of the part of vLLM whose file is innermost, apart from files of libraries and wrappers."""
-    inner = (file for file in reversed(files) if not file.endswith(_WRAPPERS))
-    own = (file for file in inner if "/vllm/" in f"/{file.rpartition('-packages/')[2]}")
+    own = (file for file in reversed(files) if is_of_vllm(file) and not is_wrapper(file))
     return next((part.known for part in parts_of(next(own, ""))), None)
 
 

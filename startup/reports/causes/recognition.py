@@ -8,7 +8,7 @@ from typing import Final
 from envs.suggestion import did_you_mean
 from startup.reports.causes.cause import Cause, KnownCause, Step, find_word
 from startup.reports.causes.evidence import Evidence
-from startup.reports.causes.failures import Failure, Raised, is_of_vllm, is_wrapper, package_of
+from startup.reports.causes.failures import Failure, Raised, package_of
 from startup.reports.causes.log_settings import names_in, part_called, part_shown
 from startup.reports.causes.phase import KV_CACHE, SERVING, phase_of_functions
 from startup.reports.causes.table import (
@@ -20,6 +20,9 @@ from startup.reports.causes.table import (
     OWN_FAULT,
     SETTING_REFUSED,
     STEPS,
+    is_of_vllm,
+    is_wrapper,
+    without_guesses,
 )
 
 OF_WORKER: Final = "Worker failed with error"
@@ -147,8 +150,6 @@ def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str)
         step = step or (f"Set {variable}=0." if variable and variable not in cause.text else "")
     is_unclear = known in (None, ERROR_IN_CODE)
     settings = dict.fromkeys((*switches, *run.settings.blamed(files, words, part, message=cause.text)))
-    if known is SETTING_REFUSED and settings and not instruction_in(shown):
-        step = ""  # what is set and refused says more than the place
     return cause._replace(known=known, settings=tuple([*settings][:2]), first_step=step)
 
 
@@ -156,15 +157,18 @@ def _known(raised: Raised, run: Evidence, *, is_general: bool) -> KnownCause | N
     """The known cause whose texts match the exception's text, alone or with the place that raised it."""
     causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general and run.allows(known)]
     causes = [known for known in causes if known.fits_place(raised.spots)]
+    if "getattr(" in raised.source:  # the missing name is a value, such as a dtype, and no version has it
+        causes = [known for known in causes if known is not _VERSIONS]
     if not raised.spots:  # what depends on the place is only possible
         causes.sort(key=lambda known: bool(known.raised_in))
-    begin, end, rest = raised.text.partition("\n")
-    for text in dict.fromkeys((f"{begin}{raised.place} {raised.source}{end}{rest}", raised.text)):
+    shown = without_guesses(raised.text)
+    begin, end, rest = shown.partition("\n")
+    for text in dict.fromkeys((f"{begin}{raised.place} {raised.source}{end}{rest}", shown)):
         first, flat = text.partition("\n")[0], text.replace("\n", " ")
         joined = text.replace("\n", "")  # if a terminal has wrapped the line
         for known in causes:  # if `where` is "end", the text's first line must match
-            shown = (first,) if known.where == "end" else (flat, joined)
-            if any(map(known.matches, shown)) or (known.is_of_place and raised.spots):
+            forms = (first,) if known.where == "end" else (flat, joined)
+            if any(map(known.matches, forms)) or (known.is_of_place and raised.spots):
                 return known
     return None
 
@@ -238,9 +242,8 @@ def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], pha
     `files` are the files of the traceback, outermost first.
     """
     name, tags = (known.name, known.tags) if known else ("unknown", frozenset())
-    if name == "not-divisible":
-        return _fitting_size(text, run.settings.value("tensor_parallel_size"))
-    if step := instruction_in(text):
+    fitting = _fitting_size(text, run.settings.value("tensor_parallel_size")) if name == "not-divisible" else ""
+    if step := fitting or instruction_in(text):
         return step
     held = {"place", name, *tags, *run.facts, run.platform, run.backend, *phase.split()}
     lists = [(known.steps if known else (), [text]), *_steps_for(held, text, files)]

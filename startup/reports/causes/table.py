@@ -173,9 +173,21 @@ STOPPED: Final = BY_NAME["stopped"]
 """Counts only if nothing failed before the signal. Therefore the text alone does not show this cause."""
 
 
-def in_texts(name: str, text: str) -> bool:
-    """Whether a text of this list is in `text`, perhaps inside of a word."""
-    return any(each in text for each in LISTS[name])
+def is_wrapper(file: str) -> bool:
+    """Whether functions of this file only call others, so that its frames do not say what failed."""
+    return any(each in file for each in LISTS["wrappers"])
+
+
+def is_of_vllm(file: str) -> bool:
+    """Whether this file belongs to vLLM, installed or as source code."""
+    path = f"/{file.rpartition('-packages/')[2]}"
+    return "/vllm/" in path and "/lib/python3" not in path
+
+
+def without_guesses(text: str) -> str:
+    """The text before a list of possible causes, such as Ray's, which is no evidence of any of them."""
+    starts = (text.find(each) for each in LISTS["guesses"])
+    return text[: min((start for start in starts if start >= 0), default=len(text))]
 
 
 def parts_of(file: str) -> list[Part]:
@@ -203,6 +215,7 @@ def _whole_words(part: str) -> Iterator[str]:
 def known_in(text: str) -> list[KnownCause]:
     """The causes that have a text in this line, in the order of comparison."""
     by_word, others = _index()
+    text = without_guesses(text)
     texts = chain(others, *(by_word[word] for word in by_word.keys() & _WORD.findall(text)))
     found = [each for each in texts if each.pattern.longest in text and each.pattern.matches(text)]
     return [*dict.fromkeys(each.known for each in sorted(found, key=itemgetter(0)))] if found else []
