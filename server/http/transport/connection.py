@@ -178,7 +178,8 @@ class Connection(asyncio.BufferedProtocol):
             serving.input_buffer, nbytes, self._num_body_bytes_left
         ):
             self._parse(serving.input_view[:nbytes])
-            if not (self._waiting or (self._newest is not None and self._newest.num_unread_bytes)):
+            has_body = self._newest is not None and self._newest.num_unread_bytes
+            if not (has_body or self._waiting or self._backlog):
                 return
         else:
             self._parse_new(nbytes)

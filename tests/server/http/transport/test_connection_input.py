@@ -20,8 +20,8 @@ HEAD = b"POST /read HTTP/1.1\r\nhost: x\r\n"
 GET = b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n"
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 UPGRADE = b"connection: Upgrade, keep-alive\r\nupgrade: h2c\r\n"
-MOST_BYTES_PER_TURN = 32 * (64 + 4)
-"""Of bodies in chunks of a byte: 32 in each slice, for the slices of a turn and the first of new input."""
+MOST_BYTES_PER_TURN = 32 * (64 + 4 * 4)
+"""Of bodies in chunks of a byte: 32 in each slice, for the slices of a turn and the first of four clients."""
 
 
 class MemoryTransport(asyncio.Transport):
