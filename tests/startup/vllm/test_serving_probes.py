@@ -58,7 +58,7 @@ def test_probes_get_the_phase_until_vllm_serves(folder):
         assert start.ask("/livez")[0] == 200
         gate.touch()
         start.wait_ready()
-        assert start.ask("/")[0] == 404  # vLLM's own routes, and a few of ours, are left
+        assert start.ask("/nothing")[0] == 404  # vLLM's own routes, and a few of ours, are left
 
 
 def test_unix_socket_is_handed_over(folder, model):
