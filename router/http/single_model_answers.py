@@ -84,7 +84,7 @@ class SingleModelAnswers(RouterAnswers):
     async def status(self, request: ClientRequest) -> Answer:
         """The page's data, from the embedded engine and from each server of ours that starts itself.
 
-        A vLLM that serves has no live figures. The router's own data let the page show its chat.
+        Of a vLLM that serves, the page shows the router's own data, with the buttons that load and unload it.
         """
         shown = self._list.status_of(self._name)
         state = shown.state
