@@ -177,7 +177,7 @@ def _run(args: Sequence[str] | None, serve_words: ServeWords | None) -> int:
             raise
         shown = f"{type(err).__name__}: {err}"
         if not known.is_general and known.source != _OF_THIS_PROGRAM:
-            return _fail(f"{known.title}: {shown}. {known.advice}", START_FAILED, known.name)
+            return _fail(f"{known.title}: {shown}. {_advice_of(known)}", START_FAILED, known.name)
         sys.excepthook(type(err), err, err.__traceback__)
         return _fail(shown, 1, known.name)
     return result if isinstance(result, int) else 0
@@ -232,6 +232,13 @@ def _cause_of_uncaught(err: BaseException, words: Sequence[str]) -> "KnownCause 
     if ServeWords(words).engine() == "vllm" and known is not OWN_FAULT:
         return None
     return OWN_FAULT if known is None or known.is_general else known
+
+
+def _advice_of(known: "KnownCause") -> str:
+    """A cause's advice for the embedded engine. vLLM reports its uncaught errors itself."""
+    from startup.reports.causes.digest import for_embedded_engine  # noqa: PLC0415 - only after a failure
+
+    return for_embedded_engine(known.advice)
 
 
 def _is_interruption(err: BaseException | None) -> bool:

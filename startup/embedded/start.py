@@ -128,7 +128,7 @@ class _EmbeddedStart:
             self._engine.record_end()
         process = "engine" if isinstance(err, EngineError) else "API process"
         phase = SERVING if exit_code == ENGINE_DIED else "during the start"
-        cause = describe_crash(self._record, process, phase, str(err), has_advice=True)
+        cause = describe_crash(self._record, process, phase, str(err), has_advice=True)._replace(is_embedded=True)
         raise build_error(cause, self._record, exit_code=exit_code, log_format=self._config.log_format) from err
 
     def prepare(self) -> "ServerRun":

@@ -196,6 +196,8 @@ class Cause(NamedTuple):
     """Advice for this log alone. The cause's advice follows."""
     first_error: str = ""
     """The number and text of the log's first exception. Empty if `text` contains it."""
+    is_embedded: bool = False
+    """Whether the embedded engine has failed, which has only a part of vLLM's flags."""
     version: str = ""
     """The version of vLLM. Empty if it is unknown, like `platform`, such as `rocm`."""
     platform: str = ""

@@ -30,6 +30,10 @@ _LLAMA_CPP_ADVICE: Final = (
 )
 """Advice that replaces advice with vLLM's flags if llama.cpp has failed."""
 _MOST_SETTINGS: Final = 6
+_FLAG: Final = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+_PART: Final = re.compile(r", (?:or )?")
+"""Separates the remedies in a sentence of advice."""
+_ONLY_OF_VLLM: Final = frozenset(LISTS["flags that only vLLM has"])
 _ROLES: Final[dict[str, str]] = {"": "The server", **LISTS["names of roles"]}
 """Role of a process of vLLM or the embedded engine -> its name in the digest. llama.cpp has no roles."""
 
@@ -115,7 +119,7 @@ def _for_this_log(advice: str, cause: Cause) -> str:
     platform = cause.platform or next((each.name for each in _PLATFORMS if each.matches(cause.text)), "")
     for of_cuda, counterpart in zip(LISTS["cuda"], LISTS.get(platform, LISTS["cuda"]), strict=True):
         advice = advice.replace(of_cuda, counterpart)
-    return advice
+    return for_embedded_engine(advice) if cause.is_embedded else advice
 
 
 def _for_these_settings(sentence: str, cause: Cause) -> str:
@@ -136,6 +140,20 @@ def _for_these_settings(sentence: str, cause: Cause) -> str:
     if not left:
         return ""
     return sentence if left == named else f"{found[1]} {' and '.join(left)}."
+
+
+def for_embedded_engine(advice: str) -> str:
+    """Advice without the remedies whose flags only vLLM has. Empty if there are no others."""
+    sentences: list[str] = []
+    for sentence in _SENTENCE.split(advice):
+        remedies = _PART.split(sentence)
+        left = [remedy for remedy in remedies if _ONLY_OF_VLLM.isdisjoint(_FLAG.findall(remedy))]
+        if left == remedies:
+            sentences.append(sentence)
+        elif left:
+            text = ", or ".join((", ".join(left[:-1]), left[-1])) if len(left) > 1 else left[0]
+            sentences.append(f"{text[0].upper()}{text[1:].rstrip('.')}.")
+    return " ".join(sentences)
 
 
 def _is_given(sentence: str, given: frozenset[str]) -> bool:

@@ -10,7 +10,9 @@ import yaml
 
 from startup.reports.causes import table
 from startup.reports.causes.cause import is_in_range
-from startup.reports.causes.table import KNOWN, OWN, SETTINGS, STEPS, read_table
+from startup.reports.causes.digest import for_embedded_engine
+from startup.reports.causes.table import KNOWN, LISTS, OWN, SETTINGS, STEPS, read_table
+from startup.words.supported import SUPPORTED
 from startup.words.table import FLAGS
 from tests.support.peer_vllm import ENVIRONMENT, needs_vllm
 from tests.support.vllm_flags import VLLM_NAMES, is_own
@@ -75,6 +77,33 @@ def test_each_flag_in_advice_is_one_of_the_tested_releases():
     named = {name for text in _advice() for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
     assert named - VLLM_NAMES - own - _OF_OTHER_PROGRAMS == set()
     assert {name for name in SETTINGS if name.startswith("--")} - VLLM_NAMES == set()
+
+
+def test_advice_for_the_embedded_engine_names_only_flags_that_it_has():
+    """The engine's own table of flags decides."""
+    its_own = {name for flag in SUPPORTED for name in flag.options}
+    named = {name for text in _advice() for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
+    assert set(LISTS["flags that only vLLM has"]) == (named & VLLM_NAMES) - its_own
+    for text in _advice():
+        left = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", for_embedded_engine(text)))
+        assert left <= its_own | _OF_OTHER_PROGRAMS, text
+
+
+@pytest.mark.parametrize(
+    ("advice", "expected"),
+    [
+        (
+            "Raise the limit of the container or pod, lower --cpu-offload-gb, or run fewer processes here.",
+            "Raise the limit of the container or pod, or run fewer processes here.",
+        ),
+        ("Set --kv-cache-dtype fp8, or lower --max-model-len.", "Lower --max-model-len."),
+        ("Try --enforce-eager. Free memory.", "Free memory."),
+        ("Lower --max-model-len, or free memory.", "Lower --max-model-len, or free memory."),
+        ("Start with --tensor-parallel-size 2.", ""),
+    ],
+)
+def test_remedies_with_flags_that_only_vllm_has_are_left_out(advice, expected):
+    assert for_embedded_engine(advice) == expected
 
 
 @needs_vllm
