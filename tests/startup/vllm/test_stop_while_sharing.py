@@ -153,6 +153,7 @@ def test_a_server_that_cannot_wait_says_what_was_not_added(cut, store, folder, m
     assert not store.archives()
 
 
+@pytest.mark.thorough
 def test_a_compiled_model_is_added_once(store, folder, model):
     """The location already has it, so that the second server does not owe it."""
     store.released.set()
