@@ -25,7 +25,8 @@ T = TypeVar("T")
 _POLL_S: Final = 0.02
 _ANSWER_S: Final = 5.0
 _PROMPT: Final = "The capital of France is"
-_MAX_TOKENS: Final = 4
+_MAX_TOKENS: Final = 8
+"""The first token may be a part of a character, which has no text before its last token."""
 
 
 @dataclass(frozen=True, kw_only=True)

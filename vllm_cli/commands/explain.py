@@ -1,16 +1,15 @@
 """`vllm-cli explain`: finds the first failure in the log of a failed vLLM, or explains a code."""
 
 import json
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
 from envs.suggestion import did_you_mean
 from startup.errors import CODE_LINE
-from startup.reports.causes.digest import digest_to_dict, write_digest
-from startup.reports.causes.first_cause import find_cause
-from startup.reports.causes.log_line import read_lines
-from startup.reports.causes.table import BY_CODE
+
+if TYPE_CHECKING:
+    from startup.reports.causes.cause import KnownCause
 
 _NOTHING_FAILED: Final = 1
 _CODE: Final = "VC-"
@@ -25,6 +24,8 @@ class _LogOrCode(click.File):
         code = value.upper() if isinstance(value, str) else ""
         if not code.startswith(_CODE):
             return super().convert(value, param, ctx)
+        from startup.reports.causes.table import BY_CODE  # noqa: PLC0415 - reads a table, which --help does not need
+
         if code not in BY_CODE:
             self.fail(f"there is no code {code}{did_you_mean(code, BY_CODE)}.", param, ctx)
         return code
@@ -51,13 +52,18 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
 
     Exit codes: 0 a failure was found; 1 nothing failed, or a signal stopped vLLM; 2 usage.
     """
+    from startup.reports.causes.digest import digest_to_dict, write_digest  # noqa: PLC0415 - not for --help
+    from startup.reports.causes.first_cause import find_cause  # noqa: PLC0415 - not for --help
+    from startup.reports.causes.log_line import read_lines  # noqa: PLC0415 - not for --help
+    from startup.reports.causes.table import BY_CODE  # noqa: PLC0415 - not for --help
+
     if lists_causes:
-        click.echo("\n\n".join(f"{known.name}: {_describe(code)}" for code, known in BY_CODE.items()))
+        click.echo("\n\n".join(f"{known.name}: {_describe(known)}" for known in BY_CODE.values()))
         return 0
     if isinstance(log, str):
         known = BY_CODE[log]
         fields = {"code": log, "cause": known.name, "title": known.title, "advice": known.advice}
-        click.echo(json.dumps(fields) if is_json else f"Cause: {_describe(log)}")
+        click.echo(json.dumps(fields) if is_json else f"Cause: {_describe(known)}")
         return 0
     cause = find_cause(read_lines(log))
     has_failed = cause is not None and not cause.is_stop
@@ -70,5 +76,5 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
     return 0 if has_failed else _NOTHING_FAILED
 
 
-def _describe(code: str) -> str:
-    return f"{BY_CODE[code].title}\nDo: {BY_CODE[code].advice}\n{CODE_LINE}{code}"
+def _describe(known: "KnownCause") -> str:
+    return f"{known.title}\nDo: {known.advice}\n{CODE_LINE}{known.code}"
