@@ -48,6 +48,11 @@ def pss_bytes(pid: int) -> int:
     return 0
 
 
+def family_pss_bytes() -> int:
+    """The memory of this process and its descendants in bytes. Pages that they share count once."""
+    return sum(map(pss_bytes, (os.getpid(), *descendants(os.getpid()))))
+
+
 def process_start_ns(pid: int | str = "self") -> int:
     """The monotonic time in nanoseconds at which the kernel started a process (proc(5)).
 

@@ -1,7 +1,6 @@
 """The routes without a JSON body: probes, status page, data about server and model."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ import msgspec
 
 from base.errors import RequestError
 from base.http_requests import query_value
-from base.machine.processes import descendants, pss_bytes
+from base.machine.processes import family_pss_bytes
 from base.status_page.page import read_page
 from server.http.routes.endpoint import AppParts
 from server.http.transport.request import Request
@@ -127,7 +126,7 @@ class InfoEndpoints:
             "loop_lag_p50_s": lag.p50_s,
             "loop_lag_p99_s": lag.p99_s,
             "loop_lag_max_s": lag.max_s,
-            "memory_bytes": await self._on_a_thread(_memory_bytes),
+            "memory_bytes": await self._on_a_thread(family_pss_bytes),
         }
 
     async def _on_a_thread(self, read: Callable[[], _Read]) -> _Read:
@@ -145,8 +144,3 @@ def _read_boolean(request: Request, name: str) -> bool:
         shown = repr(given[:_MAX_SHOWN])
         raise RequestError(f"Invalid value for `{name}`: expected true or false, got {shown}.", param=name)
     return value
-
-
-def _memory_bytes() -> int:
-    """The memory of this process and its descendants, in which shared pages count once."""
-    return sum(map(pss_bytes, (os.getpid(), *descendants(os.getpid()))))

@@ -1,13 +1,12 @@
 """The page at `/` of vLLM's server, and the data that the page polls, on vLLM's event loop."""
 
 import asyncio
-import os
 import time
 from typing import Any, Final
 
 from starlette.responses import JSONResponse, Response
 
-from base.machine.processes import descendants, pss_bytes
+from base.machine.processes import family_pss_bytes
 from base.status_page.page import DATA_PATH, read_page
 from envs.registry import env
 from startup.session.start_state import StartState
@@ -52,7 +51,7 @@ class WebPage:
     async def _live(self) -> dict[str, Any]:
         """The live figures. The event loop's delay is null, because nothing in vLLM measures it."""
         async with self._reading:  # reading the memory of all processes takes some milliseconds
-            memory_bytes = await asyncio.to_thread(_memory_bytes)
+            memory_bytes = await asyncio.to_thread(family_pss_bytes)
         lags = dict.fromkeys(("loop_lag_p50_s", "loop_lag_p99_s", "loop_lag_max_s"))
         times = {"time_s": time.monotonic(), "uptime_s": self._state.uptime_s()}
         return {**times, **_read_metrics(), **lags, "memory_bytes": memory_bytes}
@@ -69,8 +68,3 @@ def _read_metrics() -> dict[str, float]:
             values.get(sample.name, []).append(sample.value)
     figures = {figure: sum(values[name]) for figure, name in _SUMS.items()}
     return {**figures, "kv_cache_usage": max(values[_KV_CACHE_USAGE], default=0.0)}
-
-
-def _memory_bytes() -> int:
-    """The memory of this process and its descendants, in which shared pages count once."""
-    return sum(map(pss_bytes, (os.getpid(), *descendants(os.getpid()))))
