@@ -127,7 +127,6 @@ def _detokenize(text: str) -> None:
     window = DecodeWindow(decode, PromptTail(ids))
     for token_id in ids:
         window.step(token_id)
-    window.flush()
 
 
 def _find_markers(text: str) -> None:
