@@ -76,7 +76,7 @@ class Systemd:
         if model:
             copy = Path(shutil.copytree(model, folder / "files" / "opt" / "model"))
             for path in (copy, *copy.iterdir()):
-                path.chmod(0o755)
+                path.chmod(0o755)  # type: ignore[attr-defined]
         self._folder = folder
 
     def __enter__(self) -> Self:

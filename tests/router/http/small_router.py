@@ -216,7 +216,7 @@ class SmallRouter:
         runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        await web.UnixSite(runner, child.connector.path).start()
+        await web.UnixSite(runner, child.connector.path).start()  # type: ignore[attr-defined]
         await self.pool.start(name, child)
         return child
 
@@ -230,7 +230,7 @@ class SmallRouter:
             with closing(writer):
                 await handler(reader, writer)
 
-        server = await asyncio.start_unix_server(handle, child.connector.path)
+        server = await asyncio.start_unix_server(handle, child.connector.path)  # type: ignore[attr-defined]
         self._stack.callback(server.close)
         await self.pool.start(name, child)
         return child

@@ -25,7 +25,7 @@ def main(model: Path, method: str, mode: str) -> int:
     files = ModelFiles(model, model)
     engine_process.prepare(context, files)
     if mode == "--modules":
-        process = context.Process(target=_print_modules)
+        process = context.Process(target=_print_modules)  # type: ignore[attr-defined]
         process.start()
         process.join()
         return 0

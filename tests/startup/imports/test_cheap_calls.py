@@ -93,7 +93,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Iterator[Tokenizer]:
     tokenizer.enable_padding(pad_id=3, length=9)
     make_calls_cheap()
     yield tokenizer
-    del Tokenizer.__deepcopy__
+    del Tokenizer.__deepcopy__  # type: ignore[attr-defined]
 
 
 def test_a_copied_tokenizer_is_the_same_and_leaves_the_original_alone(tokenizer):

@@ -237,7 +237,7 @@ def test_a_fork_moves_into_the_cgroup_of_the_started_process(new_cgroup, is_temp
     with started(*launcher) as executed:
         fork = forked(executed.pid, *of_template)
     assert fork == (None, executed.shown)
-    assert (new_cgroup.name in fork.shown["cgroup"]) != is_template_inside
+    assert (new_cgroup.name in fork.shown["cgroup"]) != is_template_inside  # type: ignore[attr-defined]
 
 
 def test_a_fork_that_must_not_move_stays_in_a_cgroup_with_the_same_limits(new_cgroup):

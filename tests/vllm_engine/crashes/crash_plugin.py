@@ -37,5 +37,6 @@ def _crashing(function: Any, how: str) -> Any:
         module, _, kind = name.rpartition(".")
         raise getattr(importlib.import_module(module or "builtins"), kind)(text)
 
-    crash.__code__ = crash.__code__.replace(co_name=function.__name__)  # as tracebacks show it
+    # Tracebacks show the name of the code.
+    crash.__code__ = crash.__code__.replace(co_name=function.__name__)  # type: ignore[attr-defined]
     return crash

@@ -131,7 +131,7 @@ def test_a_failure_is_one_line(name, downloads, monkeypatch):
     failure, change, settings, expected = _FAILURES[name]
     monkeypatch.setattr("startup.files.download.hub_client._NUM_ROUNDS", 2)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 3)  # ends the abandoned request
-    for setting, value in change.items():
+    for setting, value in change.items():  # type: ignore[attr-defined]
         if setting == "fault":
             downloads.hub.faults.add(replace(value))
         else:

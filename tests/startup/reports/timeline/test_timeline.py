@@ -71,7 +71,7 @@ def test_running_is_the_innermost_open_span():
     timeline = PhaseTimeline(time.monotonic_ns())
     assert timeline.running is None
     with timeline.span("outer"), timeline.span("inner"):
-        assert timeline.running.name == "inner"
+        assert timeline.running.name == "inner"  # type: ignore[attr-defined]
     assert timeline.running is None
 
 

@@ -80,7 +80,7 @@ def test_tokens_and_tensors_equal_those_of_transformers(build, family, name):
     if getattr(processor, "video_processor", processor) is None:
         processor.video_processor = SimpleNamespace(num_frames=8, fps=1, size={"longest_edge": 1}, merge_size=2)
     turns = CONVERSATIONS[name]
-    prompt = _render(renderer, *(_message(*parts) for parts in turns))
+    prompt = _render(renderer, *(_message(*parts) for parts in turns))  # type: ignore[attr-defined]
     conversation = [
         {
             "role": "user",
@@ -88,7 +88,7 @@ def test_tokens_and_tensors_equal_those_of_transformers(build, family, name):
                 {"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in t
             ],
         }
-        for t in turns
+        for t in turns  # type: ignore[attr-defined]
     ]
     wanted = processor.apply_chat_template(
         conversation, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="np"

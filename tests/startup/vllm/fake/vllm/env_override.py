@@ -12,7 +12,7 @@ def _patch_inductor_fallback_allow_list() -> None:
         from torch._inductor import lowering
     except ImportError:
         return
-    lowering.fake_vllm_patched = True
+    lowering.fake_vllm_patched = True  # type: ignore[attr-defined]
     patched_in.append(os.getpid())
 
 

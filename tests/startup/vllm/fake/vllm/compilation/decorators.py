@@ -44,7 +44,7 @@ def load_with_torch(path: str, vllm_config: Any) -> None:
     import torch
 
     loaded = torch.compiler.load_compiled_function(path)
-    loaded._artifacts.compiled_fn.finalize_loading(vllm_config)
+    loaded._artifacts.compiled_fn.finalize_loading(vllm_config)  # type: ignore[attr-defined]
 
 
 class CompiledModel(TorchCompileWithNoGuardsWrapper):
