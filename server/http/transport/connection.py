@@ -13,7 +13,9 @@ from collections.abc import Awaitable, Callable
 from contextvars import Context
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import lru_cache
 from math import inf
+from time import time
 from typing import Any
 
 import httptools
@@ -178,13 +180,12 @@ class Connection(asyncio.BufferedProtocol):
             serving.input_buffer, nbytes, self._num_body_bytes_left
         ):
             self._parse(serving.input_view[:nbytes])
-            has_body = self._newest is not None and self._newest.num_unread_bytes
-            if not (has_body or self._waiting or self._backlog):
+            if not (self._watch.stage is Stage.BODY or self._waiting or self._backlog):
                 return
         else:
             self._parse_new(nbytes)
             self._has_read_much = nbytes >= _MOST_INPUT_BYTES
-        self._go_on()
+        self.go_on()
 
     def pause_writing(self) -> None:
         self.may_write.clear()
@@ -274,7 +275,7 @@ class Connection(asyncio.BufferedProtocol):
                 return
             self._idle.start(self._serving.keep_alive_s, self._close)
             if self._backlog or self._is_paused or self._num_counted_bytes:
-                self._go_on()
+                self.go_on()
         self._serving.table.note_idle(self)
 
     def abort(self) -> None:
@@ -282,9 +283,15 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.abort()
 
     def go_on(self) -> None:
-        """Called when the handler has read what had arrived of the body."""
-        if not self._ignores_input:
-            self._go_on()
+        """Called when input has arrived, or may be parsed or read, and when the handler has read what had arrived."""
+        if self._ignores_input:
+            return
+        request = self._upgraded or self._newest
+        num_unread = 0 if request is None else request.num_unread_bytes
+        if self._backlog or self._waiting or self._is_paused or self._has_read_much or num_unread > _MOST_WAITING_BYTES:
+            self._direct_input()
+        if request is not None and num_unread and (not self._is_queued or num_unread >= _WORTH_READING_BYTES):
+            request.wake()
 
     def end_soon(self) -> None:
         """Ends the connection after the last request that has arrived, or now if there is none."""
@@ -378,7 +385,7 @@ class Connection(asyncio.BufferedProtocol):
                 data = bytes(view[:end])
             del self._backlog[:end]
             self._parse(data)
-        self._go_on()
+        self.go_on()
         return cost
 
     def _parse(self, data: bytes | memoryview) -> None:
@@ -415,17 +422,6 @@ class Connection(asyncio.BufferedProtocol):
         self._num_dropped_bytes += len(body)
         if self._num_dropped_bytes > self._limits.max_body_bytes:
             self._close()
-
-    def _go_on(self) -> None:
-        """Called when input has arrived, or may be parsed or read."""
-        if self._ignores_input:
-            return
-        request = self._upgraded or self._newest
-        num_unread = 0 if request is None else request.num_unread_bytes
-        if self._backlog or self._waiting or self._is_paused or self._has_read_much or num_unread > _MOST_WAITING_BYTES:
-            self._direct_input()
-        if request is not None and num_unread and (not self._is_queued or num_unread >= _WORTH_READING_BYTES):
-            request.wake()
 
     def _direct_input(self) -> None:
         """Lets the backlog be parsed. Reads from the client as long as little input waits.
@@ -610,4 +606,9 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def _date() -> tuple[bytes, bytes]:
-    return b"date", formatdate(usegmt=True).encode()
+    return _date_of(int(time()))
+
+
+@lru_cache(maxsize=1)
+def _date_of(second: int) -> tuple[bytes, bytes]:
+    return b"date", formatdate(second, usegmt=True).encode()
