@@ -159,7 +159,6 @@ def test_a_request_that_meets_a_dead_engine_ends_a_warm_server_with_the_digest(s
         assert "Error: EngineCore (pid " in start.log
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("victim", ["server", "engine"])
 def test_a_router_forks_the_server_of_a_restart_once_no_process_of_the_dead_one_is_left(victim, folder, model):
     words = (model, "--enforce-eager", "--tensor-parallel-size", "2", "--restart", "on-failure:99", "--max-wait", "600")
