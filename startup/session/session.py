@@ -81,6 +81,8 @@ class StartSession:
         self.phase_of_others: Callable[[], str] = lambda: ""
         """Returns the phase of another process that this process awaits, or an empty text."""
         self._answers = ProbeAnswers(self.state, is_private=is_private, has_page=has_page)
+        self.port: int | None = None
+        """The TCP port that `listen` has bound."""
         self._address = ""
         self._log_note = ""
         """A note in the log for users whose scripts take any answer on the port as readiness."""
@@ -152,6 +154,7 @@ class StartSession:
             listening = self.stack.enter_context(bound)
         if listener.is_listening(listening):
             self.timeline.mark("listening")
+        self.port = listening.getsockname()[1] if address.uds is None and passed is None else None
         self._address = listener.describe(listening, is_tls=address.is_tls)
         if listener.is_listening(listening) and address.uds is None and not (sys.stdout and sys.stdout.isatty()):
             self._log_note = _ANSWERS_AT_ONCE
@@ -210,8 +213,8 @@ class StartSession:
         self._download = begin_download(plan, self.state.set_detail, timeout_s=timeout_s)
         return self.stack.enter_context(self._download) if self._download is not None else None
 
-    def check(self, run_preflight: Callable[[], PreflightReport], mode: PreflightMode) -> None:
-        """Reads the history, runs the preflight and logs its warnings.
+    def check(self, run_preflight: Callable[[], PreflightReport], mode: PreflightMode) -> PreflightReport | None:
+        """Reads the history, runs the preflight and logs its warnings. Returns None if the preflight is off.
 
         Args:
             run_preflight: called within the phase `preflight`, so that its imports are part of the phase.
@@ -225,6 +228,7 @@ class StartSession:
             report = run_preflight() if mode != "off" else None
         if report is not None:
             report.apply(mode)
+        return report
 
     def hand_over(self) -> None:
         """Stops the responder, before the HTTP server accepts. May be called on any thread."""

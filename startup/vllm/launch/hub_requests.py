@@ -6,21 +6,16 @@ needs nothing else from the hub, such as code of other repositories or adapters 
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Final
 
 from base.errors import with_causes
 from envs import environment, foreign
 from envs.registry import env
-from startup.files.download.obtain import begin_download
 from startup.files.model.file_faults import read_json_object
-from startup.files.model.file_plan import Download, FilePlan
-from startup.files.model.model_place import without_file_scheme
+from startup.files.model.file_plan import FilePlan
 from startup.hook import uses
 from startup.processes.state import forbid_hub_requests
-from startup.settings.config import DEFAULT_MODEL_ID
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import read_plugins
 
@@ -67,36 +62,3 @@ def _is_plain(config: Mapping[str, Any]) -> bool:
     """Whether the model uses no code and no parts, such as a vision tower, from other repositories."""
     parts = [name for name in config if name.endswith("_config") and name not in _KNOWN_PARTS]
     return bool(config) and "auto_map" not in config and not parts
-
-
-def with_folders(line: CommandLine, folders: Mapping[Download, Path]) -> CommandLine:
-    """Replaces addresses of model and tokenizer in the line by folders. The served name does not change."""
-    paths = dict(_find_paths(line.file_plan, folders)) if line.file_plan is not None else {}
-    return (line.with_served_name() if line.model in paths else line).with_paths(paths)
-
-
-def fetch_before_start(line: CommandLine, timeout_s: float | None) -> CommandLine:
-    """Downloads models from object stores before a plain start. Returns the line with the models' folders.
-
-    Raises:
-        ModelNotFoundError: a download has failed.
-    """
-    plan = line.file_plan
-    if plan is None:
-        return line
-    objects = replace(plan, places=tuple(place for place in plan.places if place.kind == "object_store"))
-    handle = begin_download(objects, lambda _: None, timeout_s=timeout_s) if objects.places else None
-    if handle is None:
-        return with_folders(line, {})
-    with handle:
-        return with_folders(line, dict(zip(handle.downloads, handle.result(), strict=True)))
-
-
-def _find_paths(plan: FilePlan, folders: Mapping[Download, Path]) -> Iterator[tuple[str, str]]:
-    for place in plan.main_places:
-        if place.kind == "object_store" and (folder := folders.get(plan.download_of(place))) is not None:
-            yield place.name, str(folder)
-        elif place.kind == "folder" and place.name == DEFAULT_MODEL_ID:
-            yield place.name, str(place.folder)
-        elif place.kind == "folder" and without_file_scheme(place.name) != place.name:
-            yield place.name, without_file_scheme(place.name)

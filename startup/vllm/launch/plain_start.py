@@ -1,30 +1,36 @@
-"""Decides whether vLLM starts without preloading (a plain start). Restarts the launcher for a plain start."""
+"""Decides whether vLLM starts without preloading (a plain start), and runs such a start."""
 
+import gc
 import logging
-import os
 import signal
 import socket
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from multiprocessing import resource_tracker
-from typing import Final, NamedTuple, NoReturn
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from base.exit_codes import INTERRUPTED
-from base.machine.processes import is_alive
+from base.lifecycle import StartInfo
 from envs import foreign
 from envs.registry import env
-from startup import start_origin
+from startup.compiled_models.compile_cache import forbid_compiling
 from startup.errors import log_with_code
+from startup.port.listener import describe_port
 from startup.port.service_manager import ServiceManager
 from startup.processes import group_signals, interpreter
+from startup.session.preflight.all_checks import PreflightOptions
+from startup.settings.config import VllmOptions
 from startup.settings.serve_words import OMNI
+from startup.storage.run_record import RunRecord, run_recorded
 from startup.vllm.fork.preload_profile import StartKind, forget_failure, plain_state
 from startup.vllm.launch.hooks import find_obstacle
+from startup.vllm.launch.model_files import fetch_before_start
+from startup.vllm.serving.start_metrics import export_start
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import OLDEST, InstalledVllm, uses_rust_frontend
+from startup.vllm_words.preflight.all_checks import run_preflight
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +42,6 @@ _NUMA: Final = ("--numa-bind",)
 """With these flags, vLLM binds processes to NUMA nodes by replacing the program that `spawn` runs."""
 SET_BY_START: Final = "on"
 """The value of VCLI_PLAIN_VLLM with which a start that failed starts again. Users write 1."""
-END_S: Final = 10.0
-"""Seconds in which the processes of a failed start must end and, on a GPU, free its memory."""
-_POLL_S: Final = 0.005
 _LISTEN_POLL_S: Final = 0.1
 _CONNECT_S: Final = 5.0
 _ANY: Final = "0.0.0.0"
@@ -95,7 +98,38 @@ def kind_of(vllm: InstalledVllm, line: CommandLine) -> StartKind:
     return StartKind.of(vllm, line.flags_of_modules, line.model_folder)
 
 
-def log_reason(vllm: InstalledVllm, reason: PlainReason) -> None:
+def start_plainly(vllm: InstalledVllm, line: CommandLine, options: VllmOptions, reason: PlainReason) -> int:
+    """Runs vLLM without preloading and hooks."""
+    _log_reason(vllm, reason)
+    gc.enable()
+    if vllm.is_new_enough and options.preflight != "off" and not env.VCLI_PLAIN_VLLM.get():
+        report = run_preflight(vllm, line, PreflightOptions())
+        report.apply(options.preflight)
+        if report.errors:
+            KeptFacts(vllm).forget()
+    line = fetch_before_start(line, options.download_timeout_s)
+    _report_plain_start(options.log_format, line)
+    if options.compile_cache is not None and options.compile_cache.is_required:
+        forbid_compiling()
+    if options.compile_cache is not None and options.compile_cache.location is not None:
+        logger.warning("--compile-cache: compiled models are not shared, because vLLM starts without preloading")
+    info = StartInfo("plain", reason.text)
+    with run_recorded(RunRecord(engine="vllm", model=line.served_name, address=address_of(line))) as note_start:
+        note_start(info._asdict())
+        export_start(info, {})
+        return _run_plainly(kind_of(vllm, line), line)
+
+
+def address_of(line: CommandLine) -> str | None:
+    """The address where vLLM will listen. None if the command line does not determine it."""
+    if line.has("--headless") or not line.port:
+        return None
+    if line.uds is not None:
+        return f"unix:{Path(line.uds).absolute()}"
+    return describe_port(line.host or "0.0.0.0", line.port, is_tls=line.has("--ssl-certfile"))
+
+
+def _log_reason(vllm: InstalledVllm, reason: PlainReason) -> None:
     """Logs why vLLM starts without preloading, as a warning unless the plain start was requested."""
     text = f"plain start: vLLM {vllm.version} starts without preloading: {reason.text}"
     if reason.is_requested:
@@ -104,7 +138,7 @@ def log_reason(vllm: InstalledVllm, reason: PlainReason) -> None:
         log_with_code(logger.warning, text, PLAIN_START)
 
 
-def report_plain_start(log_format: str, line: CommandLine) -> None:
+def _report_plain_start(log_format: str, line: CommandLine) -> None:
     """Reports readiness to the service manager, as vLLM does not. Warns if vLLM cannot use `log_format`."""
     if log_format != "text":
         reason = "vLLM starts without preloading"
@@ -142,7 +176,7 @@ def _listens(line: CommandLine) -> bool:
     return False
 
 
-def run_plainly(kind: StartKind, line: CommandLine) -> int:
+def _run_plainly(kind: StartKind, line: CommandLine) -> int:
     """Runs vLLM without preloading. If vLLM fails, preloading was not at fault, and is used next time."""
     try:
         code = without_click(lambda: run_serve(line))
@@ -153,47 +187,3 @@ def run_plainly(kind: StartKind, line: CommandLine) -> int:
     if code not in _NO_FAULTS:
         forget_failure(kind)
     return code
-
-
-def end_children(pids: Iterable[int]) -> None:
-    """Kills the processes `pids`, and waits until they and all children of this process have ended.
-
-    The processes need not be children of this process. This function closes the pipe of multiprocessing's
-    resource tracker, so that the tracker ends.
-    """
-    with suppress(OSError):
-        os.close(resource_tracker.getfd() or -1)
-    orphans = {pid for pid in pids if pid != os.getpid() and is_alive(pid)}
-    for pid in orphans:
-        with suppress(OSError):
-            if os.getpgid(pid) == os.getpgrp():  # not another process that has got the same pid
-                os.kill(pid, signal.SIGKILL)
-    end_s = time.monotonic() + END_S
-    while (_has_children() or any(map(is_alive, orphans))) and time.monotonic() < end_s:
-        time.sleep(_POLL_S)
-
-
-def _has_children() -> bool:
-    """Reaps children of this process that have ended. Returns whether other children still run."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-        return True
-    return False
-
-
-def exec_again(variable: str, value: str, environment: Mapping[str, str], words: Sequence[str] = ()) -> NoReturn:
-    """Executes this process's command again with `words` at the end and a changed environment variable.
-
-    The command's words come from `sys.orig_argv`, because /proc/self/cmdline may be masked. In a warm start,
-    the process that the user has started executes the command instead of this fork.
-    """
-    if start_origin.start_again is not None:
-        start_origin.start_again(variable, value, *words)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with group_signals.blocked():  # Python's handlers would only record a signal, and `exec` would lose it
-        for number in group_signals.GROUP_SIGNALS:
-            if callable(signal.getsignal(number)):
-                group_signals.set_handler(number, signal.SIG_DFL)
-    os.execve(sys.executable, [*sys.orig_argv, *words], {**environment, variable: value})

@@ -113,14 +113,14 @@ _HAND_OVER_S: Final = 8.0
 
 
 class ServingEvents:
-    """Calls the launcher's function `on_serving` before vLLM accepts connections, and `on_ready` afterwards.
+    """Tells the launcher when vLLM's server accepts connections, and when it stops."""
 
-    Both are called once, on the main thread's event loop or, if child processes serve, on a separate thread.
-    `on_stopping` is called on the main thread before the server stops. With several API servers, it is not
-    called, because one of them may stop while the others run.
-    """
+    def __init__(self, watchdog_timeout_s: float) -> None:
+        self._read_fd, event_fd = os.pipe()
+        released_fd, self._held_fd = os.pipe()
+        self.child_link = ChildLink(event_fd, released_fd, watchdog_timeout_s)
 
-    def __init__(
+    def watch(
         self,
         *,
         on_serving: Callable[[], None],
@@ -128,28 +128,27 @@ class ServingEvents:
         on_stopping: Callable[[], None],
         context: ServerContext,
     ) -> None:
-        self._on_serving = _once(on_serving)
-        self._on_ready = _once(on_ready)
-        self._on_stopping = _once(on_stopping)
-        self._context = context
-        self._read_fd, event_fd = os.pipe()
-        released_fd, self._held_fd = os.pipe()
-        self.child_link = ChildLink(event_fd, released_fd, context.watchdog_timeout_s)
+        """Calls `on_serving` before vLLM accepts connections, and `on_ready` afterwards.
 
-    def watch(self) -> None:
-        """Begins to watch for events. Must be called after vLLM's imports, because it starts a thread."""
-        _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._context)
-        group_signals.start_thread("vllm-serving-events", self._follow_children)
+        Both are called once, on the main thread's event loop or, if child processes serve, on a separate
+        thread. `on_stopping` is called on the main thread before the server stops. With several API servers,
+        it is not called, because one of them may stop while the others run.
 
-    def _follow_children(self) -> None:
+        Must be called after vLLM's imports, because it starts a thread.
+        """
+        serve_once, ready_once = _once(on_serving), _once(on_ready)
+        _hook_uvicorn(serve_once, ready_once, _once(on_stopping), context)
+        group_signals.start_thread("vllm-serving-events", self._follow_children, serve_once, ready_once)
+
+    def _follow_children(self, on_serving: Callable[[], None], on_ready: Callable[[], None]) -> None:
         """Reads events until a child is ready. The pipe has no end, because this process holds both ends."""
         release_port = _once(lambda: os.close(self._held_fd))
         with suppress(OSError):
             while event := os.read(self._read_fd, 1):
                 if event == _READY:
-                    self._on_ready()
+                    on_ready()
                     return
-                self._on_serving()
+                on_serving()
                 release_port()
 
 

@@ -263,7 +263,7 @@ def test_a_signal_just_before_the_program_is_executed_again(tmp_path, number):
 def test_a_signal_just_before_a_cold_start_is_executed_again(number, tmp_path):
     """A Python handler would only record the signal, and the new program would not have the record."""
     stop = StopPoint(tmp_path, "os.exec", "")
-    code = "import os, signal; from startup.vllm.launch.plain_start import exec_again; "
+    code = "import os, signal; from startup.vllm.launch.new_start import exec_again; "
     code += f"signal.signal({int(number)}, lambda *_: None); exec_again('VCLI_PLAIN_VLLM', '1', os.environ)"
     with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **stop.environment}) as process:
         stopped = stop.wait_stopped()

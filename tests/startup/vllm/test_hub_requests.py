@@ -12,7 +12,8 @@ from envs.registry import env
 from startup.files.model.default_model import prepared_folder
 from startup.files.model.file_plan import plan_files
 from startup.settings.config import DEFAULT_MODEL_ID
-from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline, with_folders
+from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline
+from startup.vllm.launch.model_files import with_folders
 from startup.vllm_words.command_line import CommandLine
 from tests.startup.files.download.conftest import write_snapshot
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant

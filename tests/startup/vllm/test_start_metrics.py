@@ -77,8 +77,8 @@ def test_each_of_several_api_servers_tells_the_start(folder):
 
 _NEVER_LEARNS = """
 import sys, threading
-if (start := sys.modules.get("startup.vllm.launch.start")) is not None:
-    start.learn_beside = lambda names: threading.Event().wait()
+if (learning := sys.modules.get("startup.vllm.launch.learning")) is not None:
+    learning.learn_beside = lambda names: threading.Event().wait()
 """
 """Code for a module of the fake vLLM. With it, the work for later starts, seconds in a first one, hangs."""
 
