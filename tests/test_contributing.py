@@ -4,14 +4,16 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Final
 
 import pytest
+import yaml
 
 ROOT: Final = Path(__file__).parents[1]
 _CAUSES: Final = Path("startup/reports/causes/known_causes.yaml")
-_LOGS: Final = Path("tests/startup/reports/causes/logs.txt")
+_LOGS: Final = Path("tests/startup/reports/causes/logs.yaml")
 _ENTRY: Final = """\
   - name: my-cause
     source: vllm#12345
@@ -49,16 +51,16 @@ def _test(folder: Path, *words: str) -> tuple[int, str]:
 @pytest.mark.timeout(600)
 def test_the_first_change_fails_then_passes_and_is_not_too_large(copy):
     page = (ROOT / "CONTRIBUTING.md").read_text()
-    log = " ".join(re.search(r"`(\| \[CORE\][^`]+)`", page)[1].split())  # type: ignore[index]
-    expected = " ".join(re.search(r"`(=> my-cause: [^`]+)`", page)[1].split())  # type: ignore[index]
+    log = textwrap.dedent(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])  # type: ignore[index]
+    (entry,) = yaml.safe_load(log)
     tests = str(_LOGS.with_name("test_first_cause.py"))
     with (copy / _LOGS).open("a") as file:
-        file.write(f"\n# The example of CONTRIBUTING.md\n{log}\n{expected}\n")
-    code, output = _test(copy, tests, "-k", "my-cause or CONTRIBUTING or logs")
+        file.write(f"\n{log}")
+    code, output = _test(copy, tests, "-k", entry["title"].split()[1])
     assert (code, "my-cause" in output) == (1, True), output
     causes = (copy / _CAUSES).read_text()
-    entry = _ENTRY.format(text=log.rpartition(": ")[2])
-    (copy / _CAUSES).write_text(causes.replace("causes:\n", f"causes:\n\n{entry}", 1))
+    cause = _ENTRY.format(text=entry["log"].strip().rpartition(": ")[2])
+    (copy / _CAUSES).write_text(causes.replace("causes:\n", f"causes:\n\n{cause}", 1))
     changes = (copy / "CHANGELOG.md").read_text()
     (copy / "CHANGELOG.md").write_text(changes.replace("### Fixed\n", "### Fixed\n- `explain` knows my cause.\n", 1))
     code, output = _test(copy, str(_LOGS.parent), "tests/test_docs.py", "-m", "not slow and not thorough")

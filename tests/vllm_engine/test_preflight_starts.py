@@ -73,7 +73,7 @@ def test_a_valid_start_is_not_refused(folders, folder, stages, text):
 @pytest.mark.parametrize("text", [text for text, start in _STARTS.items() if start.stage != "done"])
 def test_a_faulty_start_is_refused(folders, folder, stages, text):
     start = _STARTS[text]
-    (_, part), *_ = start.findings
+    (_, part), *_ = start.parts
     assert any(part in message for message in _errors(folders, folder, start))
     reached, expected = stages[text], ("config", "serving", "done") if start.stage == "later" else (start.stage,)
     assert reached["stage"] in expected, reached["error"]

@@ -1,16 +1,14 @@
-"""Tells the stories of `stories.txt`, one for each rule of the scheduler. The clock is a number.
-
-A story is its rule, the limits and models (`begin`), and events with the actions that follow (`happen`).
+"""Tells the stories of `stories.yaml`, one for each rule of the scheduler. The clock is a number.
 
 `test_scheduler_properties.py` tests the rules for every state: bounds, minimum stays and leases.
 """
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from router.scheduling.scheduler import ModelScheduler
@@ -27,6 +25,7 @@ from router.scheduling.terms import (
     Stop,
     Wake,
 )
+from tests.support.data_files import read_yaml
 from tests.support.growth import count_calls
 
 GIB = 1 << 30
@@ -61,16 +60,18 @@ class Story:
         self.running: set[int] = set()
         self.readings = 0
 
-    def model(self, name: str, gib: int = 0, excludes: str = "", asleep: str = "", **rules: object) -> None:
-        """`asleep=1:2+1`: at level 1, it needs 2 GiB of the machine's memory and 1 GiB of the GPU's."""
-        excluded = frozenset(excludes.split(",") if excludes else ())
-        levels = {}
-        for each in filter(None, asleep.split(",")):
-            level, _, needs = each.partition(":")
-            ram, _, gpu = needs.partition("+")
-            levels[int(level)] = Need(int(ram) * GIB, int(gpu or 0) * GIB)
-        need = Need(gib * GIB, int(rules.pop("gpu", 0)) * GIB)  # type: ignore[call-overload]
-        self.rules[name] = ModelRules(need=need, excludes=excluded, asleep=levels, **rules)  # type: ignore[arg-type]
+    def model(
+        self,
+        name: str,
+        gib: int = 0,
+        gpu: int = 0,
+        excludes: Sequence[str] = (),
+        asleep: Mapping[int, tuple[int, ...]] = {},
+        **rules: Any,
+    ) -> None:
+        """`asleep` has the GiB of the machine's memory, and of the GPU's, that each level needs."""
+        levels = {level: _need(*needs) for level, needs in asleep.items()}
+        self.rules[name] = ModelRules(need=_need(gib, gpu), excludes=frozenset(excludes), asleep=levels, **rules)
         self.set_models()
 
     def forget(self, name: str) -> None:
@@ -105,7 +106,7 @@ class Story:
         return self._act(self.scheduler.ended(self.number(process), reason, self.now, is_lasting=is_lasting))
 
     def measured(self, process: str, gib: int, gpu: int = 0) -> list[Action]:
-        return self._act(self.scheduler.measured(self.number(process), Need(gib * GIB, gpu * GIB), self.now))
+        return self._act(self.scheduler.measured(self.number(process), _need(gib, gpu), self.now))
 
     def run(self, name: str, ticket: int) -> None:
         """Starts a model until it is ready and has one lease."""
@@ -164,56 +165,54 @@ class Story:
         return None if self.free is None else Need(self.free, self.free_gpu)
 
 
-STORIES = Path(__file__).with_name("stories.txt").read_text()
+def _need(gib: int, gpu: int = 0) -> Need:
+    return Need(gib * GIB, gpu * GIB)
 
 
-def begin(setup: str) -> Story:
-    """Begins a story. `setup` has the limits and, after each bar, a model with its GiB and rules."""
-    limits, *models = setup.split("|")
-    values = dict(read_word(word) for word in limits.split())
+class WrittenStory(msgspec.Struct, forbid_unknown_fields=True):
+    """A story of `stories.yaml`."""
+
+    rule: str
+    models: dict[str, dict[str, Any]]
+    steps: list[dict[str, Any]]
+    limits: dict[str, float] = {}
+
+
+def begin(limits: Mapping[str, float], models: Mapping[str, Mapping[str, Any]]) -> Story:
+    """Begins a story with these limits and models. `budget` and `free` are in GiB."""
+    values = dict(limits)
     if "budget" in values:
         values["memory_budget_bytes"] = values.pop("budget") * GIB
-    story = Story(values.pop("free") * GIB if "free" in values else None, **values)
-    for model in models:
-        happen(story, f"model {model}")
+    story = Story(int(values.pop("free")) * GIB if "free" in values else None, **values)
+    for name, rules in models.items():
+        story.model(name, **rules)
     return story
 
 
-def read_word(word: str) -> tuple[str, Any]:
-    """Parses `NAME=VALUE` or `VALUE` (then the name is empty). Converts values that are numbers."""
-    name, _, value = word.rpartition("=")
-    if not value.replace(".", "").isdigit():
-        return name, value
-    return name, float(value) if "." in value else int(value)
-
-
-def happen(story: Story, step: str) -> str:
-    """Calls the story's method that a step names. Returns the actions that followed as text."""
-    method, *words = step.split()
-    arguments = [read_word(word) for word in words]
-    unnamed = [value for name, value in arguments if not name]
-    followed = getattr(story, method)(*unnamed, **{name: value for name, value in arguments if name})
-    return followed if isinstance(followed, str) else ", ".join(map(story.words_of, followed or [])) or "nothing"
+def happen(story: Story, step: Mapping[str, Any]) -> str | list[str]:
+    """Calls the story's method that a step names. Returns the actions that followed."""
+    (event,) = step.keys() - {"with", "then"}
+    values = step[event] if isinstance(step[event], list) else [step[event]]
+    followed = getattr(story, event)(*values, **step.get("with", {}))
+    return followed if isinstance(followed, str) else [story.words_of(action) for action in followed or ()]
 
 
 @pytest.mark.parametrize(
-    "text", [pytest.param(text, id=text.split("\n")[0]) for text in re.split(r"\n(?=# )", STORIES)]
+    "written", read_yaml(Path(__file__).with_name("stories.yaml"), WrittenStory), ids=lambda written: written.rule
 )
-def test_story(text):
-    """Each step has exactly the actions after its `>`. A step without `>` may have any actions."""
-    _, setup, *lines = text.strip().split("\n")
-    story = begin(setup)
-    for number, step in enumerate("; ".join(lines).split("; "), start=1):
-        words, _, expected = step.partition(" > ")
-        followed = happen(story, words)
-        assert followed == (expected or followed), f"step {number}: {step}"
+def test_story(written):
+    """Each step has exactly the actions of its `then`. A step without it may have any actions."""
+    story = begin(written.limits, written.models)
+    for number, step in enumerate(written.steps, start=1):
+        followed = happen(story, step)
+        assert followed == step.get("then", followed), f"step {number}: {step}"
 
 
 # What needs more than the words of a story
 
 
 def test_a_pinned_model_is_no_victim_and_the_refusal_names_it():
-    story = begin("budget=10 | a 6 pinned=1 ttl_s=1 | b 6")
+    story = begin({"budget": 10}, {"a": {"gib": 6, "pinned": True, "ttl_s": 1}, "b": {"gib": 6}})
     story.run("a", 1)
     story.leave(1)
     story.wait(60.0)
@@ -226,7 +225,7 @@ def test_a_pinned_model_is_no_victim_and_the_refusal_names_it():
 
 
 def test_the_wait_for_memory_ends_with_the_sums():
-    story = begin("free=5 budget=100 memory_wait_s=10 | a 1 pinned=1 | b 6")
+    story = begin({"free": 5, "budget": 100, "memory_wait_s": 10}, {"a": {"gib": 1, "pinned": True}, "b": {"gib": 6}})
     story.run("a", 1)
     story.free_is(4)
     assert story.arrive(2, "b") == []
@@ -234,9 +233,7 @@ def test_the_wait_for_memory_ends_with_the_sums():
     (refusal,) = story.wait(0.3)
     assert isinstance(refusal, Refuse)
     assert (refusal.kind, refusal.retry_after_s) == ("no_room", 10)
-    assert refusal.reason == (
-        "b needs 6.0 GiB, but 4.0 GiB of memory is free; running: a (1.0 GiB). Waited 10 s."
-    )  # fmt: skip
+    assert refusal.reason == "b needs 6.0 GiB, but 4.0 GiB of memory is free; running: a (1.0 GiB). Waited 10 s."
     assert story.wait(60.0) == []
     readings = story.readings
     story.wait(60.0)
@@ -244,7 +241,7 @@ def test_the_wait_for_memory_ends_with_the_sums():
 
 
 def test_the_pause_doubles_up_to_a_minute():
-    story, pauses = begin("| a"), []
+    story, pauses = begin({}, {"a": {}}), []
     for ticket in range(8):
         story.arrive(ticket, "a")
         story.ended("a", "no weights")
@@ -269,7 +266,7 @@ def test_waiting_requests_cost_the_same_each(ends):
 
 
 def wait_and_end(number: int, ends: str) -> None:
-    story = begin(f"max_waiting={number} | a concurrency=1")
+    story = begin({"max_waiting": number}, {"a": {"concurrency": 1}})
     for ticket in range(number):
         story.arrive(Ticket(ticket), "a")
     if ends == "failed":

@@ -1,7 +1,6 @@
-"""Each line of plans.txt: words of `serve`, and the settings or the error. Then what no line can express."""
+"""The words of `serve` in plans.yaml, and the settings or the error. Then what no entry can express."""
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import click
+import msgspec
 import pytest
 
 from envs.registry import LOGGING_LEVELS, variables
@@ -30,6 +30,7 @@ from startup.words.serve_command import choose_engine, parse_start, read_start
 from startup.words.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
 from startup.words.table import FLAGS, IGNORED, REJECTED, find_flag, split_flags
 from tests.startup.vllm import small_parser
+from tests.support.data_files import read_yaml
 from tests.support.vllm_flags import VLLM_NAMES, is_own
 from vllm_cli.commands.bake import bake
 from vllm_cli.commands.prefetch import prefetch
@@ -37,19 +38,29 @@ from vllm_cli.commands.serve import serve
 from vllm_cli.main import main
 
 _FACTS = {"none": VllmFacts(), "recorded": VllmFacts(tuple(facts_of_flags(small_parser.build())))}
-_TABLE = Path(__file__).with_name("plans.txt").read_text()
 
 
-def _lines() -> Iterator[Any]:
-    """Yields words and what is expected of them."""
-    prefixes = [""]
-    for line in filter(lambda line: line.strip() and line[0] != "#", _TABLE.replace("\n  ", " ").splitlines()):
-        if line[0] == "[":
-            prefixes = line.strip("[]").split(" | ")
-            continue
-        before, _, expected = line.partition(" => ")
-        for words in (f"{prefix} {words.strip()}".strip() for prefix in prefixes for words in before.split(" | ")):
-            yield pytest.param(words, expected.strip(), id=words)
+class WrittenPlan(msgspec.Struct, forbid_unknown_fields=True):
+    """An entry of `plans.yaml`, whose head explains the fields."""
+
+    words: str | list[str]
+    file: str | None = None
+    facts: list[str] = []
+    plan: dict[str, Any] | None = None
+    error: str | None = None
+    notice: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(each is not None for each in (self.plan, self.error, self.notice)) != 1:
+            raise ValueError(f"{self.words}: expect one of plan, error and notice")
+
+
+def _written_plans() -> Iterator[Any]:
+    """Yields words, what is known about vLLM, and the entry with what is expected of them."""
+    for entry in read_yaml(Path(__file__).with_name("plans.yaml"), WrittenPlan):
+        for facts in entry.facts or [""]:
+            for words in [entry.words] if isinstance(entry.words, str) else entry.words:
+                yield pytest.param(words, facts, entry, id=f"{words} {facts}".strip())
 
 
 def _plan_of(words: list[str]) -> Any:
@@ -80,46 +91,32 @@ def _as_json(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else str(value)
 
 
-def _settings(text: str) -> Iterator[tuple[str, Any]]:
-    """Reads `path=JSON path=JSON …`."""
-    while match := re.match(r"\s*([\w.-]+)=", text):
-        value, end = json.JSONDecoder().raw_decode(text, match.end())
-        yield match[1], value
-        text = text[end:]
-    assert not text.strip(), text
-
-
-@pytest.mark.parametrize(("words", "expected"), [*_lines()])
-def test_words_become_a_plan(words, expected, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("words", "facts", "expected"), [*_written_plans()])
+def test_words_become_a_plan(words, facts, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    given = [word.replace("\\n", "\n") for word in shlex.split(words)]
+    given = shlex.split(words)
     while given and re.match(r"[A-Z][A-Z_]+=", given[0]):
         monkeypatch.setenv(*given.pop(0).split("=", 1))
-    if facts := os.environ.get("FACTS"):
+    if facts:
         monkeypatch.setattr(command_line, "find_vllm", lambda: InstalledVllm("0.33.0", tmp_path))
         monkeypatch.setattr(command_line, "read_facts", lambda _: _FACTS[facts])
-    for index, word in enumerate(given):
-        before, has_file, text = word.partition("@")
-        if has_file and before in ("", "--config="):
-            given[index] = f"{before}serve.yaml"
-            Path("serve.yaml").write_text(text)
-    kind, text = expected[:1], expected[2:]
+    if expected.file is not None:
+        Path("serve.yaml").write_text(expected.file)
     try:
         plan = _plan_of(given)
     except (click.ClickException, ValueError) as err:
         message = err.format_message() if isinstance(err, click.ClickException) else str(err)
-        assert kind == "!", message
-        assert text in message
+        assert expected.error is not None, message
+        assert expected.error in message
         assert (getattr(err, "exit_code", 2), "\n" in message) == (2, False)
         assert "has no effect" not in capsys.readouterr().err, "only the error is shown"
         return
-    assert kind != "!", "is not rejected"
-    if kind == "~":
+    assert expected.error is None, "is not rejected"
+    if expected.notice is not None:
         notices = capsys.readouterr().err
-        assert notices.startswith(f"Notice: {text}") if text else not notices, notices
+        assert notices.startswith(f"Notice: {expected.notice}") if expected.notice else not notices, notices
         return
-    settings = dict(_settings(expected))
-    assert {path: _find(plan, path) for path in settings} == settings
+    assert {path: _find(plan, path) for path in expected.plan} == expected.plan
 
 
 _PAGES = [(Path(__file__).parents[3] / "docs" / name).read_text() for name in ("api.md", "flags.md")]

@@ -1,4 +1,4 @@
-"""Builds the model folders and other files that the starts of `starts.txt` name.
+"""Builds the model folders and other files that the starts of `starts.yaml` name.
 
 `{model}` in a word is the real model. All other names are built on demand. Weights are linked, not copied.
 """

@@ -1,7 +1,7 @@
 """The first failure is found in logs of vLLM, in all forms that logs have. The table of causes is complete.
 
-The head of `logs.txt` explains the form of the logs. `log_settings.txt` has other settings, versions and
-platforms, `wrong_remedies.txt` logs for which a remedy was wrong once.
+The head of `logs.yaml` explains the form of the logs. `log_settings.yaml` has other settings, versions and
+platforms, `wrong_remedies.yaml` logs for which a remedy was wrong once.
 """
 
 import json
@@ -12,9 +12,10 @@ import tracemalloc
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 from unittest.mock import patch
 
+import msgspec
 import pytest
 
 from startup.logs.formatters import TextFormatter
@@ -24,6 +25,7 @@ from startup.reports.causes.cause import Cause, KnownCause
 from startup.reports.causes.digest import digest_to_dict, write_digest
 from startup.reports.causes.first_cause import find_cause
 from startup.reports.causes.table import BY_CODE, KNOWN, LISTS, OWN, PARTS, STOPPED
+from tests.support.data_files import read_yaml
 from tests.support.growth import count_calls, growth
 from tests.support.marks import thorough_but_for
 from tests.support.properties import given, st
@@ -31,84 +33,58 @@ from tests.support.properties import given, st
 FOLDER: Final = Path(__file__).parent
 CORE: Final = "(EngineCore_DP0 pid=40) ERROR 09-03 11:03:37 [core.py:712] "
 INFO: Final = "(APIServer pid=1) INFO 09-03 11:03:00 [utils.py:253] "
-_LABELS: Final = {
-    "[CORE]": CORE,
-    "[INFO]": INFO,
-    "[API]": "(APIServer pid=1) ",
-    "[WORKER]": "(Worker_TP1 pid=52) ERROR 09-03 11:03:36 [multiproc_executor.py:597] ",
-    "[VERSION]": "(APIServer pid=1) INFO 09-03 11:03:00 [api_server.py:1351] vLLM API server version 0.32.0",
-    "[V11]": f"{INFO}vLLM API server version 0.11.0",
-    "[READY]": "(APIServer pid=1) INFO:     Application startup complete.",
-}
 
 
-class WrittenLog(NamedTuple):
+class WrittenLog(msgspec.Struct, forbid_unknown_fields=True):
     """A log, and what is expected of its cause."""
 
-    place: str
-    lines: list[str]
-    found: str
-    """The cause's name, line, process and phase, or `nothing`."""
-    shown: list[str]
-    """Patterns of the cause's text, and of lines of the digest."""
+    title: str
+    log: str
+    cause: str | None
+    line: int = 0
+    process: str = ""
+    phase: str = ""
+    shows: list[str] = []
+    """Whole lines of the digest, or the cause's text."""
+    contains: list[str] = []
+    """Parts of lines of the digest, or of the cause's text."""
+
+    @property
+    def lines(self) -> list[str]:
+        return self.log.removesuffix("\n").split("\n")
+
+    @property
+    def found(self) -> str:
+        where = (f"line {self.line}", self.process, self.phase)
+        return f"{self.cause}: {', '.join(filter(None, where))}" if self.cause else "nothing"
 
 
-def read_logs(name: str) -> Iterator[WrittenLog]:
-    title = ""
-    for block in re.split(r"\n\n|\n(?=# )", (FOLDER / name).read_text().strip()):
-        lines = block.splitlines()
-        if lines[0].startswith("## "):
-            continue
-        if lines[0].startswith("# "):
-            title = lines.pop(0)[2:]
-        for row in [line[2:] for line in lines if line.startswith("- ")] or [""]:
-            values = iter(row.split(" => "))
-            filled = [re.sub("<>", lambda _: next(values), line) for line in lines if not line.startswith("- ")]  # noqa: B023
-            yield WrittenLog(
-                f"{name}: {title}: {row}",
-                [each for line in filled if line[0] == "|" for each in _expand(line[2:])],
-                next(line[3:] for line in filled if line.startswith("=>")),
-                [re.escape(line.strip()).replace("…", ".*") for line in filled if line.startswith("  ")],
-            )
+class RaisedError(msgspec.Struct, forbid_unknown_fields=True):
+    """An exception of some functions or files, outermost first, and its cause."""
+
+    cause: str
+    functions: list[str]
+    error: str
 
 
-def _expand(line: str) -> list[str]:
-    """The lines of the log for which the written line stands."""
-    if line.startswith("[FAILED]"):
-        return [f"{CORE}EngineCore failed to start.", *_expand(f"[CORE]@ {line.removeprefix('[FAILED]')}")]
-    if line.startswith("[ARGS]"):
-        first = "'model_tag': 'a/b', 'model': 'a/b', 'max_model_len': 4096"
-        return [f"{INFO}non-default args: {{{first}, {line.removeprefix('[ARGS]')}}}"]
-    name, text = next(((name, line[len(name) :]) for name in _LABELS if line.startswith(name)), ("", line))
-    label, found, raised = text.rpartition("@ ") if " >" in text else ("", "", text)
-    prefix = _LABELS.get(name, "") + label
-    if not found:
-        return [_LABELS.get(name, "") + text]
-    functions, _, error = raised.partition(" >")
-    frames = [line for function in functions.split() for line in _frame(function)]
-    return [prefix + line for line in ("Traceback (most recent call last):", *frames, *([error[1:]] if error else []))]
-
-
-def _frame(function: str) -> list[str]:
-    if "." in function:
-        file, _, function = function.partition(":")
-        return [f'  File "/x/dist-packages/{file}", line 7, in {function or "f"}']
-    return [f'  File "/x/vllm/{function}.py", line 7, in {function}', "    call()"]
+def read_logs(name: str) -> list[WrittenLog]:
+    return read_yaml(FOLDER / name, WrittenLog)
 
 
 _SENTENCE = "The NVIDIA driver on your system is too old (found version 12080)"
 
 
-_LOGS = [log for name in ("logs.txt", "log_settings.txt", "wrong_remedies.txt") for log in read_logs(name)]
+_LOGS = [log for name in ("logs.yaml", "log_settings.yaml", "wrong_remedies.yaml") for log in read_logs(name)]
 
 
-@pytest.mark.parametrize("log", _LOGS, ids=lambda log: log.place)
+@pytest.mark.parametrize("log", _LOGS, ids=lambda log: log.title)
 def test_a_log_shows_its_cause(log):
     cause = find_cause(log.lines)
     digest = write_digest(cause) if cause else []
     assert _found(cause) == log.found
-    told = [*digest, cause.text.strip() if cause else ""]
-    assert [part for part in log.shown if not any(re.fullmatch(part, line) for line in told)] == []
+    told = [*(line.strip() for line in digest), cause.text.strip() if cause else ""]
+    assert [line for line in log.shows if line not in told] == []
+    assert [part for part in log.contains if not any(part in line for line in told)] == []
     assert len(digest) <= 4
 
 
@@ -138,15 +114,15 @@ def _name(cause: Cause | None) -> str | None:
     return cause.known.name if cause and cause.known else None
 
 
-@pytest.mark.parametrize("text", (FOLDER / "raised.txt").read_text().splitlines())
-def test_the_function_the_file_and_the_error_of_an_exception_tell_its_cause(text):
+@pytest.mark.parametrize(
+    "raised", read_yaml(FOLDER / "raised.yaml", RaisedError), ids=lambda raised: f"{raised.cause}: {raised.error}"
+)
+def test_the_function_the_file_and_the_error_of_an_exception_tell_its_cause(raised):
     """Errors that only one known text matches are not in the file. The tests of the table have all texts."""
-    name, _, raised = text.partition(": ")
-    functions, _, error = raised.partition(" > ")
-    frames = [f'{CORE}  File "/x/vllm/{each}.py", line 7, in {each}' for each in functions.split()]
-    error_lines = [CORE + line for line in error.replace("\\n", "\n").split("\n")]
+    frames = [f'{CORE}  File "/x/vllm/{each}.py", line 7, in {each}' for each in raised.functions]
+    error_lines = [CORE + line for line in raised.error.split("\n")]
     cause = find_cause([f"{CORE}Traceback (most recent call last):", *frames, *error_lines])
-    assert cause is not None and _name(cause) == name
+    assert cause is not None and _name(cause) == raised.cause
 
 
 def test_the_phases_of_many_processes_go_on():
@@ -285,28 +261,28 @@ _SHIPPERS = {
 
 
 @pytest.mark.parametrize("number", ["{}: ", "{}\t", "{:6}  ", "{}| "])
-@pytest.mark.parametrize("log", thorough_but_for(_LOGS, *_LOGS[:20]), ids=lambda log: log.place)
+@pytest.mark.parametrize("log", thorough_but_for(_LOGS, *_LOGS[:20]), ids=lambda log: log.title)
 def test_numbers_of_lines_change_no_cause(log, number):
     numbered = [number.format(at) + line for at, line in enumerate(log.lines, 1)]
     assert _found(find_cause(numbered)) == _found(find_cause(log.lines))
 
 
 @pytest.mark.parametrize("carry", _SHIPPERS.values(), ids=_SHIPPERS)
-@pytest.mark.parametrize("log", thorough_but_for(_LOGS, *_LOGS[:20]), ids=lambda log: log.place)
+@pytest.mark.parametrize("log", thorough_but_for(_LOGS, *_LOGS[:20]), ids=lambda log: log.title)
 def test_the_programs_that_carry_logs_change_no_cause(log, carry):
     plain, carried = find_cause(log.lines), find_cause(map(carry, log.lines))
     assert _found(carried) == _found(plain)
 
 
 @pytest.mark.parametrize("text", LISTS["harmless"])
-@given(log=st.sampled_from([log for log in _LOGS if "label" not in log.place]), data=st.data())
+@given(log=st.sampled_from([log for log in _LOGS if "label" not in log.title]), data=st.data())
 def test_lines_that_healthy_starts_have_change_no_cause(text, log, data):
     at = data.draw(st.integers(0, len(log.lines)))
     found = find_cause([*log.lines[:at], f"x: {text} x", *log.lines[at:]])
     assert _name(found) == _name(find_cause(log.lines))
 
 
-@given(st.sampled_from([log for log in _LOGS if "label" not in log.place]), st.integers(1, 7))
+@given(st.sampled_from([log for log in _LOGS if "label" not in log.title]), st.integers(1, 7))
 def test_lines_of_another_rank_change_no_cause(log, step):
     """Between the lines of one process, another one goes on."""
     other = "(Worker_TP7 pid=77) DEBUG 09-03 11:03:36 [x.py:1] step"

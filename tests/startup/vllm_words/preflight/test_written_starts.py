@@ -1,4 +1,4 @@
-"""Each start of `starts.txt` has the findings that stand beside it. Real vLLM is asked about many of them."""
+"""Each start of `starts.yaml` has the findings that stand there. Real vLLM is asked about many of them."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,11 @@ from tests.vllm_engine.preflight.start_folders import StartFolders
 from tests.vllm_engine.preflight.written_starts import WrittenStart, written_starts
 
 _CONFIG = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8192,
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "max_position_embeddings": 8192,
     "num_attention_heads": 9,
-}  # fmt: skip
+}
 _OF_THIS_MACHINE = ("compiler", "shm", "nofile", "memory", "cache", "hub")
 """Checks whose warnings depend on the machine that runs the tests."""
 _OPTIONS = {"plugin": {"has_plugin": True}, "first": {"is_first": True}, "newer": {"version": "0.99.0+cpu"}}
@@ -37,26 +39,27 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StartFolders:
     return StartFolders(tmp_path)
 
 
-def _change(folder: Path, changes: dict[str, str]) -> None:
-    config = json.loads((folder / "model" / "config.json").read_text())
-    for name, content in changes.items():
-        if "." not in name:
-            config[name] = json.loads(content)
-            (folder / "model" / "config.json").write_text(
-                json.dumps({key: value for key, value in config.items() if value is not None})
-            )
-        elif content or name.startswith("+"):
-            ((folder if name.startswith("+") else folder / "model") / name.removeprefix("+")).write_text(content)
+def _change(folder: Path, given: WrittenStart) -> None:
+    model = folder / "model"
+    if given.config:
+        config = json.loads((model / "config.json").read_text()) | given.config
+        known = {name: value for name, value in config.items() if value is not None}
+        (model / "config.json").write_text(json.dumps(known))
+    for name, content in given.files.items():
+        if content is None:
+            (model / name).unlink()
         else:
-            (folder / "model" / name).unlink()
+            (model / name).write_text(content)
+    for name, content in given.beside.items():
+        (folder / name).write_text(content)
 
 
 @needs_openssl
 @pytest.mark.parametrize("given", [*written_starts()], ids=lambda given: given.text)
 def test_a_start_has_its_findings(given: WrittenStart, folders: StartFolders, start: CheckStart, monkeypatch):
     folder = folders.path("folder")
-    _change(folder, given.changes)
-    words = [folders.fill(word).replace("{+serve.yaml}", str(folder / "serve.yaml")) for word in given.words]
+    _change(folder, given)
+    words = [folders.fill(word) for word in given.words]
     variables = {name: folders.fill(value) for name, value in given.variables.items()}
     for path in filter(None, [variables.pop("PYTHONPATH", None)]):
         monkeypatch.syspath_prepend(path)
@@ -69,8 +72,8 @@ def test_a_start_has_its_findings(given: WrittenStart, folders: StartFolders, st
     found = [each for each in found if each.severity != "unchecked"]  # `test_unchecked.py` is about these
     if given.stage == "done":
         found = [each for each in found if each.severity == "error" and not _is_of_small_parser(each.message)]
-    assert [each.severity for each in found] == [severity for severity, _ in given.findings], found
-    assert [part for each, (_, part) in zip(found, given.findings, strict=True) if part not in each.message] == []
+    assert [each.severity for each in found] == [severity for severity, _ in given.parts], found
+    assert [part for each, (_, part) in zip(found, given.parts, strict=True) if part not in each.message] == []
 
 
 def _is_of_small_parser(message: str) -> bool:
