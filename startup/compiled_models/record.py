@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self
 
 from base.json_depth import check_depth
 from base.machine.hardware import gpu_kinds, instruction_sets
@@ -24,8 +24,6 @@ _KEY: Final = re.compile(r"[0-9a-f]{10,64}")
 _RANK: Final = re.compile(r"rank_\d{1,6}_\d{1,6}")
 _NUM_DIGITS: Final = 16
 _LONGEST_COMPILATION_S: Final = 86_400.0
-
-_Record = TypeVar("_Record", bound="CompiledModel | SharedFiles")
 
 
 class FileFacts(NamedTuple):
@@ -60,7 +58,44 @@ class Hardware:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompiledModel:
+class ArchiveRecord:
+    """The record of an archive: the files in it, and when they were made."""
+
+    created_at: str
+    """When the files were compiled or packed, in ISO 8601 and UTC."""
+    files: Mapping[str, FileFacts] = field(default_factory=dict)
+    """Name -> file. A name is the cache (`vllm`, `triton`, ...) and the path in this cache, with slashes."""
+    format: int = FORMAT
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(facts.size for facts in self.files.values())
+
+    def with_files(self, files: Mapping[str, FileFacts]) -> Self:
+        """A record of the same archive, but with these files."""
+        return replace(self, files=files)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Self:
+        """Reads a record from a JSON object. Raises ValueError if it is not a record of this format."""
+        import msgspec  # noqa: PLC0415 - few starts read a record
+
+        try:
+            check_depth(content)
+            with CONVERTING:
+                record: Self = msgspec.json.decode(content, type=cls)
+        except ValueError as err:
+            raise ValueError(f"the record of a compiled model is not valid: {err}") from err
+        if record.format != FORMAT:
+            raise ValueError(f"the record's format is {record.format}, this version reads {FORMAT}")
+        return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledModel(ArchiveRecord):
     """The record of one compiled model."""
 
     key: str
@@ -84,11 +119,6 @@ class CompiledModel:
     """The ranks (workers) of this node whose code is in the compiled model, named like vLLM's folders."""
     compile_s: float
     """Seconds that the compilation took."""
-    created_at: str
-    """The time of the compilation, in ISO 8601 and UTC."""
-    files: Mapping[str, FileFacts] = field(default_factory=dict)
-    """Name -> file. A name is the cache (`vllm`, `triton`, ...) and the path in this cache, with slashes."""
-    format: int = FORMAT
 
     @property
     def family(self) -> str:
@@ -117,21 +147,10 @@ class CompiledModel:
         """The path of the archive in a location."""
         return f"{self.family}/{'-'.join(self.name)}{ARCHIVE_SUFFIX}"
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(facts.size for facts in self.files.values())
-
-    def with_files(self, files: Mapping[str, FileFacts]) -> Self:
-        """A record of the same compiled model, but with these files."""
-        return replace(self, files=files)
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode()
-
     @classmethod
     def from_json(cls, content: bytes) -> Self:
         """Reads a record from a JSON object. Raises ValueError if it is not a record of this format."""
-        record = _decode(content, cls)
+        record = super().from_json(content)
         if not _KEY.fullmatch(record.key) or not all(map(_RANK.fullmatch, record.ranks)):
             raise ValueError("the record's key or ranks cannot be names of folders")
         if not 0 <= record.compile_s <= _LONGEST_COMPILATION_S:
@@ -140,37 +159,17 @@ class CompiledModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharedFiles:
+class SharedFiles(ArchiveRecord):
     """The record of files that any model's start can use: kernels, or what starts have learned."""
 
     family: str
     """The name of the folder in a location (`kernel_family`, `start_family`)."""
     name: str
     """The name of the archive in the family."""
-    created_at: str
-    """When the files were packed, in ISO 8601 and UTC."""
-    files: Mapping[str, FileFacts] = field(default_factory=dict)
-    """Name -> file, as in `CompiledModel`."""
-    format: int = FORMAT
 
     @property
     def archive_name(self) -> str:
         return f"{self.family}/{self.name}{ARCHIVE_SUFFIX}"
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(facts.size for facts in self.files.values())
-
-    def with_files(self, files: Mapping[str, FileFacts]) -> Self:
-        return replace(self, files=files)
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode()
-
-    @classmethod
-    def from_json(cls, content: bytes) -> Self:
-        """Reads a record from a JSON object. Raises ValueError if it is not a record of this format."""
-        return _decode(content, cls)
 
 
 def kernel_family(versions: Mapping[str, str], hardware: Hardware, architectures: Sequence[str]) -> tuple[str, str]:
@@ -188,20 +187,6 @@ def start_family(versions: Mapping[str, str], installation: object) -> str:
     """The family of what starts learn. `installation` identifies interpreter and installed packages."""
     facts = [FORMAT, dict(sorted(versions.items())), repr(installation)]
     return f"starts-{versions.get('vllm', 'unknown')}-{_digest(facts)[:_NUM_DIGITS]}"
-
-
-def _decode(content: bytes, kind: type[_Record]) -> _Record:
-    import msgspec  # noqa: PLC0415 - few starts read a record
-
-    try:
-        check_depth(content)
-        with CONVERTING:
-            record = msgspec.json.decode(content, type=kind)
-    except ValueError as err:
-        raise ValueError(f"the record of a compiled model is not valid: {err}") from err
-    if record.format != FORMAT:
-        raise ValueError(f"the record's format is {record.format}, this version reads {FORMAT}")
-    return record
 
 
 class ArchiveName(NamedTuple):
