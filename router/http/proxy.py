@@ -28,7 +28,7 @@ from router.http.waiting import Patience, WaitingComments
 from router.http.websocket import CONNECT_S, UPGRADE, open_websocket, relay_messages
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
-from server.http.transport.request import RawHeaders, Request
+from server.http.transport.request import RawHeaders
 from server.terms.http_body.response_body import Answer, Headers
 
 logger = logging.getLogger(__name__)
@@ -72,18 +72,11 @@ def headers_to_server(headers: RawHeaders, child: Child, keys: frozenset[bytes])
     return passed
 
 
-def take_headers(headers: Iterable[tuple[bytes, bytes]], request: Request) -> Headers:
-    """The headers of a server's response that are passed on, in place of the router's own headers.
-
-    Only CORS headers are the router's (`AddedHeaders`).
-    """
+def headers_to_client(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """The headers of a server's response that are passed on. Only CORS headers are the router's own."""
     dropped = _HOP_BY_HOP | _FRAMING | _named_by_connection(headers)
     lower = ((name.lower(), name, value) for name, value in headers)
-    passed = [each for each in lower if each[0] not in dropped and not each[0].startswith(_CORS)]
-    names = {low for low, _, _ in passed}
-    request.has_date = b"date" in names
-    request.added_headers = [each for each in request.added_headers if each[0] == b"vary" or each[0] not in names]
-    return tuple((name, value) for _, name, value in passed)
+    return tuple((name, value) for low, name, value in lower if low not in dropped and not low.startswith(_CORS))
 
 
 def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
@@ -160,7 +153,9 @@ class Proxy:
                         text = f"The model's server answers {server.status} {server.reason}."
                         raise ModelRefused(server.status if server.status >= 400 else 502, text)
                     request.record.final_status = server.status
-                    await http.begin(server.status, (*UPGRADE, *take_headers(server.headers, http)))
+                    passed_back = headers_to_client(server.headers)
+                    http.replace_own_headers(passed_back)
+                    await http.begin(server.status, (*UPGRADE, *passed_back))
                     await relay_messages(http, server, lambda: not self._pool.is_ready(entry.name), self._patience)
             except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as err:
                 raise await _ended(child, err) from err
@@ -353,9 +348,10 @@ async def _answer(call: RelayedCall, upstream: aiohttp.ClientResponse, child: Ch
     http = call.request.http
     prefix = http.raw_path.rpartition(call.path)[0].encode()  # such as /upstream/NAME
     own_address = f"{child.base_url}/".encode()
+    passed = headers_to_client(upstream.raw_headers)
+    http.replace_own_headers(passed)
     headers = tuple(
-        (name, below(prefix, own_address, value) if name.lower() == b"location" else value)
-        for name, value in take_headers(upstream.raw_headers, http)
+        (name, below(prefix, own_address, value) if name.lower() == b"location" else value) for name, value in passed
     )
     length, reason = upstream.content_length, own_reason((upstream.reason or "").encode("utf-8", "surrogateescape"))
     if length is None or length > _WHOLE_BYTES or http.method == "HEAD":

@@ -83,12 +83,18 @@ class _Server(NamedTuple):
     link: socket.socket
 
 
-_server: _Server | None = None
+class _ThisProcess:
+    """What `install` and the start of the forkserver set in this process. Forks inherit it."""
+
+    server: _Server | None = None
+    begin: Callable[[list[str], list[int]], None] | None = None
+    on_end: Callable[[int, int], None] | None = None
+    refusal: str | None = None
+    """Why forks of this process cannot use the GPUs. Set only in the forkserver."""
+
+
+_this: Final = _ThisProcess()
 _starting = threading.local()
-_begin: Callable[[list[str], list[int]], None] | None = None
-_on_end: Callable[[int, int], None] | None = None
-_refusal: str | None = None
-"""Why forks of this process cannot use the GPUs. Set only in the forkserver."""
 _logged: Final[set[object]] = {""}
 """The logged reasons why a new program was started instead of a fork. Each reason is logged once."""
 
@@ -116,7 +122,7 @@ class ForkedPopen(popen_spawn_posix.Popen):
 
     def why_not_forked(self) -> str | None:
         """Why the process must be a new program. Empty: no reason is to be logged. None: it may be forked."""
-        return None if _server else ""
+        return None if _this.server else ""
 
     def may_be_new_program(self) -> bool:
         """Whether a new program may replace the fork. False except on the main thread.
@@ -184,8 +190,7 @@ def install(
         begin: called in a fork before it runs its program, with `extras` of the requesting process.
         on_end: called in the forkserver when a fork has ended, with its pid and exit code.
     """
-    global _begin, _on_end
-    _begin, _on_end = begin, on_end
+    _this.begin, _this.on_end = begin, on_end
     popen_spawn_posix.Popen = popen_forkserver.Popen = popen  # type: ignore[misc,assignment]
     START_PROGRAM.replace(util, _start_or_fork)
 
@@ -205,7 +210,7 @@ def ensure_forkserver(preload_module: str) -> None:
     Raises:
         OSError: the forkserver cannot be started, or the trial fork of an untested Python fails.
     """
-    if _server is None:
+    if _this.server is None:
         install()
         if not interpreter.is_tested():
             _try_fork()
@@ -214,7 +219,6 @@ def ensure_forkserver(preload_module: str) -> None:
 
 def _try_fork() -> None:
     """Starts a forkserver without imports for one trial fork. Raises OSError if the trial fails."""
-    global _server
     _start_forkserver(interpreter.__name__)
     try:
         with without_main_module():
@@ -226,13 +230,12 @@ def _try_fork() -> None:
         fault = repr(err)
     finally:
         kill()
-        _server = None
+        _this.server = None
     if fault is not None:
         raise OSError(f"{interpreter.name()} is not tested, and a trial process fails: {fault}")
 
 
 def _start_forkserver(preload_module: str) -> None:
-    global _server
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, ExitStack() as stack:
         stack.enter_context(without_group_signals())
@@ -241,35 +244,35 @@ def _start_forkserver(preload_module: str) -> None:
         code = f"import {OWN_PACKAGES_MODULE}; from {__name__} import main; {call}"
         words = [os.fsencode(word) for word in (*spawn.get_command_line()[:-2], code)]
         pid = start_program(words, [theirs.fileno()])
-    _server = _Server(pid, move_socket_up(ours))
+    _this.server = _Server(pid, move_socket_up(ours))
 
 
 def is_running() -> bool:
     """Whether the forkserver of this start runs."""
-    return _server is not None and is_alive(_server.pid)
+    return _this.server is not None and is_alive(_this.server.pid)
 
 
 def kill() -> None:
     """Kills the forkserver, even if it is stopped, so that no process waits for its answers any longer."""
-    if _server is not None and is_running():
+    if _this.server is not None and is_running():
         with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(_server.pid, signal.SIGKILL)
-            os.waitpid(_server.pid, 0)
+            os.kill(_this.server.pid, signal.SIGKILL)
+            os.waitpid(_this.server.pid, 0)
 
 
 def _fork(
     words: list[bytes], fds: Sequence[int], texts: Sequence[str], other_fds: Sequence[int]
 ) -> tuple[int, socket.socket]:
     """Requests a fork. Returns its pid and the connection that receives its exit code. Raises ForkError."""
-    assert _server is not None
+    assert _this.server is not None
     if not is_running():
         raise NoForkserverError("the forkserver has exited")
     ours, theirs = socket.socketpair()
     try:
         with theirs:
-            socket.send_fds(_server.link, [_REQUEST], [theirs.fileno()])
-        send_program(ours, words, fds, texts, _server.link.fileno(), *other_fds)
-        with ended_if_it_hangs(_server.pid):
+            socket.send_fds(_this.server.link, [_REQUEST], [theirs.fileno()])
+        send_program(ours, words, fds, texts, _this.server.link.fileno(), *other_fds)
+        with ended_if_it_hangs(_this.server.pid):
             pid, _ = agree_to_fork(ours)
     except RefusedError as err:
         ours.close()
@@ -282,8 +285,7 @@ def _fork(
 
 def refuse_forks(reason: str) -> None:
     """Makes this forkserver refuse to fork processes that could also be new programs."""
-    global _refusal
-    _refusal = reason
+    _this.refusal = reason
 
 
 def main(fd: int, preload_module: str, launcher_pid: int) -> None:
@@ -305,7 +307,7 @@ def main(fd: int, preload_module: str, launcher_pid: int) -> None:
             importlib.import_module(preload_module)
     except Exception as err:  # noqa: BLE001 - a module may raise anything; processes are new programs then
         sys.exit(f"vllm-cli: the forkserver's imports failed: {err!r}")
-    if _refusal is None and (driver := initialized_driver()) is not None:
+    if _this.refusal is None and (driver := initialized_driver()) is not None:
         refuse_forks(f"an import of the forkserver has initialized {driver}, which no fork can do again")
     be_own_main_module()
     server_pid = os.getpid()
@@ -315,7 +317,7 @@ def main(fd: int, preload_module: str, launcher_pid: int) -> None:
 
 def _serve(link: socket.socket) -> socket.socket:
     """Forks a process for each request. Returns only in the forks."""
-    forks = Forks(_on_end)
+    forks = Forks(_this.on_end)
     while True:
         if link.fileno() not in forks.wait(link.fileno())[0]:
             continue
@@ -329,14 +331,13 @@ def _serve(link: socket.socket) -> socket.socket:
 
 
 def _take_over(request: Request, connection: socket.socket, server_pid: int) -> None:
-    global _server
     link, *fds = request.fds
     ((may_refuse, *texts),) = request.more
-    if may_refuse and _refusal is not None:
-        raise RefusedError(_refusal)
-    _server = _Server(server_pid, socket.socket(fileno=link))
-    if _begin is not None:
-        _begin(texts, fds)
+    if may_refuse and _this.refusal is not None:
+        raise RefusedError(_this.refusal)
+    _this.server = _Server(server_pid, socket.socket(fileno=link))
+    if _this.begin is not None:
+        _this.begin(texts, fds)
     wait_for_agreement(connection)  # fails if a new program takes its place
     connection.close()
 

@@ -37,8 +37,6 @@ _OUTPUT: Final = (1, 2)
 _COMMAND_LINE: Final = b"vllm-cli dormant forkserver\0"
 """`ps` shows the dormant process with this command line, so that it does not look like the server."""
 
-_dormant: "_Dormant | None" = None
-
 
 @contextmanager
 def without_main_module() -> Iterator[None]:
@@ -91,13 +89,20 @@ class _Dormant(NamedTuple):
     at_import: Mapping[str, str]
 
 
+class _ThisProcess:
+    dormant: _Dormant | None = None
+    """Set until it gets a program or is discarded."""
+
+
+_this: Final = _ThisProcess()
+
+
 def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str]) -> None:
     """Forks the dormant process. Call it while this process has only its main thread.
 
     The fork calls `close_in_child`, which closes the files that only this process should have open.
     `at_import` has the environment variables that were set during the imports.
     """
-    global _dormant
     load_libc()  # libffi 3.8 opens a file on import: otherwise only the fork would, at one of our numbers
     ours, theirs = socket.socketpair()
     parent_pid = os.getpid()
@@ -112,12 +117,12 @@ def fork_dormant(close_in_child: Callable[[], None], at_import: Mapping[str, str
             before = environment.snapshot()
             run_program(theirs, lambda request: _become(request, theirs, before))
     theirs.close()
-    _dormant = _Dormant(pid, ours, at_import)
+    _this.dormant = _Dormant(pid, ours, at_import)
 
 
 def dormant_pid() -> int | None:
     """The pid of the dormant process. None if it is not forked yet, has got a program, or was discarded."""
-    return None if _dormant is None else _dormant.pid
+    return None if _this.dormant is None else _this.dormant.pid
 
 
 def discard_dormant(names: Iterable[str] | None = None) -> None:
@@ -125,15 +130,14 @@ def discard_dormant(names: Iterable[str] | None = None) -> None:
 
     With `names`, only if one of these variables has changed since the imports.
     """
-    global _dormant
-    if _dormant is None:
+    if _this.dormant is None:
         return
-    if names is not None and all(_dormant.at_import.get(name, "") == foreign.text_of(name) for name in names):
+    if names is not None and all(_this.dormant.at_import.get(name, "") == foreign.text_of(name) for name in names):
         return
-    os.kill(_dormant.pid, signal.SIGKILL)  # forks of this process may keep the connection open
-    os.waitpid(_dormant.pid, 0)
-    _dormant.connection.close()
-    _dormant = None
+    os.kill(_this.dormant.pid, signal.SIGKILL)  # forks of this process may keep the connection open
+    os.waitpid(_this.dormant.pid, 0)
+    _this.dormant.connection.close()
+    _this.dormant = None
 
 
 def _become(request: "Request", connection: socket.socket, before: Mapping[str, str]) -> None:
@@ -147,8 +151,7 @@ def _become(request: "Request", connection: socket.socket, before: Mapping[str, 
 
 def start_program(words: list[bytes], fds: list[int]) -> int:
     """Runs a Python program with these open files, if possible in the dormant process. Returns the pid."""
-    global _dormant
-    dormant, _dormant = _dormant, None
+    dormant, _this.dormant = _this.dormant, None
     if dormant is not None:
         with dormant.connection as connection, suppress(OSError):  # the dormant process may have been killed
             send_program(connection, words, fds)

@@ -12,10 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from dataclasses import dataclass, field
-from email.utils import formatdate
-from functools import lru_cache
 from math import inf
-from time import time
 from typing import Any
 
 import httptools
@@ -41,7 +38,7 @@ from server.http.transport.read_watch import (
     head_too_large,
     too_many_headers,
 )
-from server.http.transport.request import RawHeaders, Request, announces_body, find_header
+from server.http.transport.request import RawHeaders, Request, announces_body, date_header, find_header
 from server.terms.held_bytes import HeldBytes
 from server.terms.limits import LimitsConfig, flag_of
 
@@ -244,16 +241,17 @@ class Connection(asyncio.BufferedProtocol):
         self._num_body_bytes_left = None
         self._watch.note_end()
 
-    def begin_response(self, request: Request) -> tuple[bytes, bytes]:
-        if self._serving.is_ending:
-            request.keep_alive = False
+    @property
+    def is_ending(self) -> bool:
+        return self._serving.is_ending
+
+    def log_response(self, request: Request) -> None:
         access_log = self._serving.access_log
         if access_log is not None and access_log.isEnabledFor(logging.INFO):
             peer = self._transport.get_extra_info("peername")
             client = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
             path = encode(request.path) + (f"?{request.query}" if request.query else "")
             access_log.info(ACCESS_LINE, client, request.method, path, request.version, request.status)
-        return _date()
 
     def write(self, data: bytes) -> None:
         if not self._is_closed:
@@ -283,7 +281,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.abort()
 
     def go_on(self) -> None:
-        """Called when input has arrived, or may be parsed or read, and when the handler has read what had arrived."""
+        """Called when input has arrived, when it may be parsed or read, and when the handler has read it."""
         if self._ignores_input:
             return
         request = self._upgraded or self._newest
@@ -553,7 +551,7 @@ class Connection(asyncio.BufferedProtocol):
             newest.disconnect()
         if newest is None or not is_reading_body or not newest.is_answered:
             logger.debug("closing a connection: %s", rejection.message)
-            self.write(rejection.encode(_date()))
+            self.write(rejection.encode(date_header()))
         self._close()
 
     def _close(self) -> None:
@@ -603,12 +601,3 @@ class Connection(asyncio.BufferedProtocol):
         limit, flag = self._limits.send_timeout_s, flag_of("send_timeout_s")
         logger.info("a client has read nothing for %g s (%s): cancelling its request", limit, flag)
         self.abort()
-
-
-def _date() -> tuple[bytes, bytes]:
-    return _date_of(int(time()))
-
-
-@lru_cache(maxsize=1)
-def _date_of(second: int) -> tuple[bytes, bytes]:
-    return b"date", formatdate(second, usegmt=True).encode()

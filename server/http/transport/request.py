@@ -3,16 +3,16 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from time import time  # noqa: TID251 - the date is no duration
+from typing import Protocol
 
 import httptools
 
 from base.http_requests import decode
 from server.terms.http_body.response_body import EVENTS_TYPE, Answer, Headers
-
-if TYPE_CHECKING:
-    from server.http.transport.connection import Connection
 
 RawHeaders = list[tuple[bytes, bytes]]
 """Headers as the client sent them, with names in lower case."""
@@ -26,6 +26,31 @@ _WITHOUT_BODY = (_SWITCHING, 204, 304)
 _SMALL_PART_BYTES = 1024
 _MOST_COPIED = 65_536
 """Larger bodies are not copied behind the response's head."""
+
+
+class ResponseChannel(Protocol):
+    """What a request needs of its connection."""
+
+    may_write: asyncio.Event
+    """Set while the client reads fast enough."""
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the server ends, so that no request may follow this one."""
+
+    def write(self, data: bytes, /) -> None: ...
+
+    def go_on(self) -> None:
+        """Called when the handler has read what had arrived of the body."""
+
+    def log_response(self, request: "Request", /) -> None:
+        """Called before the head of the response is sent."""
+
+    def end_response(self, request: "Request", /) -> None:
+        """Called when the whole response was written."""
+
+    def abort(self) -> None:
+        """Closes the connection immediately."""
 
 
 class ClientGoneError(Exception):
@@ -42,7 +67,7 @@ class Request:
     _is_chunked = False
 
     def __init__(
-        self, connection: "Connection", method: str, target: bytes, headers: RawHeaders, version: str = "1.1"
+        self, connection: ResponseChannel, method: str, target: bytes, headers: RawHeaders, version: str = "1.1"
     ) -> None:
         target_url = httptools.parse_url(target)
         path = (target_url.path or b"/").decode("ascii")
@@ -133,6 +158,12 @@ class Request:
         self._connection.go_on()
         return parts
 
+    def replace_own_headers(self, headers: Headers) -> None:
+        """Adds none of this server's own headers that are in `headers`, those of the response. Vary stays."""
+        names = {name.lower() for name, _ in headers}
+        self.has_date = b"date" in names
+        self.added_headers = [each for each in self.added_headers if each[0] == b"vary" or each[0] not in names]
+
     def cancel_if_gone(self) -> None:
         """From now on, the current task is cancelled if the client disconnects before the response's end."""
         if self.is_gone:
@@ -195,7 +226,7 @@ class Request:
     def _head(self, status: int, headers: Headers, num_bytes: int | None = None, reason: bytes = b"") -> bytes:
         """The head of a response with a body of `num_bytes`, or with an unknown length."""
         self.status = status
-        if _CLOSE in headers:
+        if self._connection.is_ending or _CLOSE in headers:
             self.keep_alive = False
         framing: Headers = ()
         if num_bytes is not None:
@@ -204,8 +235,8 @@ class Request:
         elif self.method != "HEAD" and status not in _WITHOUT_BODY:
             self._is_chunked = self.version != "1.0"
             framing = _CHUNKED if self._is_chunked else ()
-        date = self._connection.begin_response(self)
-        common = () if self.has_date else (date,)
+        self._connection.log_response(self)
+        common = () if self.has_date else (date_header(),)
         closing = () if self.keep_alive or status == _SWITCHING or _CLOSE in headers else (_CLOSE,)
         lines = [b"%b: %b\r\n" % field for field in (*common, *headers, *framing, *self.added_headers, *closing)]
         line = b"HTTP/1.1 %d %b\r\n" % (status, reason) if reason else _STATUS_LINES.get(status)
@@ -213,6 +244,16 @@ class Request:
 
     def _framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data
+
+
+def date_header() -> tuple[bytes, bytes]:
+    """The header with the time of now."""
+    return _date_in(int(time()))
+
+
+@lru_cache(maxsize=1)
+def _date_in(second: int) -> tuple[bytes, bytes]:
+    return b"date", formatdate(second, usegmt=True).encode()
 
 
 def announces_body(headers: RawHeaders) -> bool:

@@ -71,10 +71,17 @@ _ENGINE: Final = "EngineCore"
 PRELOAD_MODULE: Final = "startup.vllm.fork.preload"
 _LD_PRELOAD: Final = "LD_PRELOAD"
 
-_pipes: ChildLink | None = None
-"""Connects a process that serves the port to the launcher. None in the forkserver itself."""
-_own_pipe: tuple[int, int, int] | None = None
-"""The owner's pid, the read end and the write end. The owner's children end when the write end closes."""
+
+class _ThisProcess:
+    """The pipes of this process."""
+
+    pipes: ChildLink | None = None
+    """Connects a process that serves the port to the launcher. None in the forkserver itself."""
+    own_pipe: tuple[int, int, int] | None = None
+    """The owner's pid, the read end and the write end. The owner's children end when the write end closes."""
+
+
+_this: Final = _ThisProcess()
 
 
 def start_forkserver(plan: "PreloadPlan", environment: Mapping[str, str], pipes: ChildLink) -> None:
@@ -127,9 +134,8 @@ def redirect_spawn(environment: Mapping[str, str], pipes: ChildLink | None = Non
 
     `environment` is the environment with which the forkserver started. Each child writes its own journal.
     """
-    global _pipes
     assert this_start.record is not None
-    _pipes = pipes
+    _this.pipes = pipes
     this_start.environment = environment
     record_spawns(this_start.record)
     install(_ForkedPopen, _begin, ProcessEnds(this_start.record, are_forks=True).add)
@@ -153,7 +159,7 @@ class _ForkedPopen(ForkedPopen):
 
     def may_be_new_program(self) -> bool:
         """Whether a new program may replace the fork. False if the process takes the port through pipes."""
-        return _pipes is None or not self.name.startswith(API_SERVER)
+        return _this.pipes is None or not self.name.startswith(API_SERVER)
 
     def start_program(self, path: Any, words: Any, fds: Any) -> int:
         with overlaid(variables_of_new_programs()):
@@ -162,9 +168,9 @@ class _ForkedPopen(ForkedPopen):
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
         blocked = sum(1 << (number - 1) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         texts = [self.name, str(os.getpid()), str(threading.get_native_id()), str(blocked)]
-        if _pipes is None:
+        if _this.pipes is None:
             return texts, (_death_pipe(),)
-        *fds, timeout_s = _pipes
+        *fds, timeout_s = _this.pipes
         return (*texts, str(timeout_s)), (_death_pipe(), *fds)
 
     def _send_signal(self, sig: int) -> None:
@@ -182,26 +188,23 @@ def _is_applied(name: str, wanted: str, at_exec: str) -> bool:
 
 def _death_pipe() -> int:
     """The read end of this process's death pipe. The kernel closes the write end when this process ends."""
-    global _own_pipe
-    if _own_pipe is None or _own_pipe[0] != os.getpid():
-        _own_pipe = (os.getpid(), *os.pipe())
+    if _this.own_pipe is None or _this.own_pipe[0] != os.getpid():
+        _this.own_pipe = (os.getpid(), *os.pipe())
         os.register_at_fork(after_in_child=_close_inherited_pipe)
-    return _own_pipe[1]
+    return _this.own_pipe[1]
 
 
 def _close_inherited_pipe() -> None:
     """Closes a fork's copy of its parent's pipe. The copy would keep the parent's other children running."""
-    global _own_pipe
-    if _own_pipe is not None and _own_pipe[0] != os.getpid():
-        for fd in _own_pipe[1:]:
+    if _this.own_pipe is not None and _this.own_pipe[0] != os.getpid():
+        for fd in _this.own_pipe[1:]:
             with suppress(OSError):
                 os.close(fd)
-        _own_pipe = None
+        _this.own_pipe = None
 
 
 def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
     """Sets a fork's state before its process object is unpickled, because unpickling may read variables."""
-    global _pipes
     begin_ns = time.monotonic_ns()
     journal, record = this_start.journal, this_start.record
     assert journal is not None
@@ -217,8 +220,8 @@ def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
     update_openmp()
     record.begin_process(name, parent_pid=int(pid))
     if pipes:
-        _pipes = ChildLink(*pipes, *map(float, timeouts_s))
-        report_serving(_pipes, record)
+        _this.pipes = ChildLink(*pipes, *map(float, timeouts_s))
+        report_serving(_this.pipes, record)
     journal.mark_loaded_modules()
     journal.record_environment(changed)
     journal.add_span("take_over", begin_ns, time.monotonic_ns())

@@ -54,7 +54,7 @@ def _print_statuses(context: BaseContext, files: ModelFiles) -> int:
     statuses = []
     os.mkfifo(files.path / "config.json")  # blocks the engine, so that it does not exit before its status is read
     if context.get_start_method() == "forkserver":
-        statuses.append(_status(forkserver._server.pid))
+        statuses.append(_status(forkserver._this.server.pid))
     engine = _start(context, files, EngineConfig())
     statuses += [_status(engine.pid), _status("thread-self")]
     print(json.dumps(statuses))

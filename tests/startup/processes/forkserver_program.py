@@ -34,7 +34,7 @@ def _end(target: Any, *args: Any) -> int | None:
 
 
 def _server_pid() -> int:
-    return forkserver._server.pid
+    return forkserver._this.server.pid
 
 
 def _raise() -> None:
@@ -163,14 +163,14 @@ def dormant() -> None:
     """The dormant forkserver forks, unless it was killed."""
     for is_killed in (False, True):
         new_program.fork_dormant(lambda: None, {})
-        pid = new_program._dormant.pid
+        pid = new_program._this.dormant.pid
         if is_killed:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         forkserver.ensure_forkserver("decimal")
         assert (_server_pid() == pid, _end(sys.exit, 7)) == (not is_killed, 7)
         forkserver.kill()
-        forkserver._server = None
+        forkserver._this.server = None
 
 
 def untested() -> None:
@@ -212,7 +212,7 @@ def alone() -> None:
     """The forkserver ends if no process can send requests to it any more."""
     forkserver.ensure_forkserver("decimal")
     process = psutil.Process(_server_pid())
-    forkserver._server.link.close()
+    forkserver._this.server.link.close()
     process.wait(60)
 
 
