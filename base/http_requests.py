@@ -14,8 +14,28 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that this task serves. None if it serves none. New tasks inherit the id."""
 
 HTTP_BUCKETS: Final = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 7.5, 10, 30, 60,
-)  # fmt: skip
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    1.5,
+    2,
+    2.5,
+    3,
+    3.5,
+    4,
+    4.5,
+    5,
+    7.5,
+    10,
+    30,
+    60,
+)
 """Bounds in seconds, as in vLLM's `http_request_duration_highr_seconds`."""
 _MOST_DECODED: Final = 4096
 """Characters of the longest text that is decoded. No name or path of the APIs is longer."""

@@ -14,10 +14,29 @@ _LEAST_QUOTED = 4
 """The least length of a secret that is searched for in texts. Shorter secrets may occur in ordinary words."""
 
 SECRET_ENDINGS = (
-    "key", "key_id", "keyid", "token", "secret", "password", "passwd", "passphrase", "_pass", "_pat", "auth",
-    "authorization", "cookie", "signature", "sig", "connection_string", "otlp_headers", "traces_headers", "api_keys",
-    "apikeys", "secrets", "passwords",
-)  # fmt: skip
+    "key",
+    "key_id",
+    "keyid",
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "passphrase",
+    "_pass",
+    "_pat",
+    "auth",
+    "authorization",
+    "cookie",
+    "signature",
+    "sig",
+    "connection_string",
+    "otlp_headers",
+    "traces_headers",
+    "api_keys",
+    "apikeys",
+    "secrets",
+    "passwords",
+)
 """Endings of the names of secrets, such as --hf-token, AWS_SECRET_ACCESS_KEY, apiKey."""
 
 _FLAGS = (("--api-k", "--api-key"), ("--hf-t", "--hf-token"))

@@ -7,12 +7,15 @@ from typing import Final
 
 from envs.replacements import REPLACEMENTS
 
-_TYPED: Final = str.maketrans({
-    **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb", '"'),
-    **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032", "'"),
-    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"), **dict.fromkeys("\u2014\u2015", "--"),
-    **dict.fromkeys("\u00a0\u2007\u2009\u202f\u3000", " "),
-})  # fmt: skip
+_TYPED: Final = str.maketrans(
+    {
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb", '"'),
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032", "'"),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),
+        **dict.fromkeys("\u2014\u2015", "--"),
+        **dict.fromkeys("\u00a0\u2007\u2009\u202f\u3000", " "),
+    }
+)
 """Quotes, dashes and blanks of word processors and web pages -> those of a command line."""
 _INVISIBLE: Final = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe0f\ufeff]")
 """Characters that no terminal shows: controls, zero-width ones, marks of the direction of writing."""

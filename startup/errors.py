@@ -11,9 +11,19 @@ from typing import Final
 from base.errors import with_causes
 
 _REFUSALS: Final = (
-    errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE,
-    errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EPERM, errno.EIO,
-)  # fmt: skip
+    errno.EADDRINUSE,
+    errno.EADDRNOTAVAIL,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
 USAGE_CAUSE: Final = "usage"
 UNKNOWN_CAUSE: Final = "unknown"
 """The cause of an error if no other cause is known."""

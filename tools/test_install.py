@@ -60,16 +60,28 @@ def test_settings_of_pip_are_read_from_its_files_and_variables(tmp_path, monkeyp
 
 def test_settings_of_pip_become_variables_and_words_of_uv():
     settings = {
-        "index-url": "https://a/", "extra-index-url": "\nhttps://b/\nfile:///c", "find-links": "/d /e",
-        "cert": "f.pem", "proxy": "http://g", "timeout": "9", "trusted-host": "b", "constraint": "h.txt i.txt",
+        "index-url": "https://a/",
+        "extra-index-url": "\nhttps://b/\nfile:///c",
+        "find-links": "/d /e",
+        "cert": "f.pem",
+        "proxy": "http://g",
+        "timeout": "9",
+        "trusted-host": "b",
+        "constraint": "h.txt i.txt",
         "progress-bar": "off",
-    }  # fmt: skip
+    }
     variables, words = install.translate(settings)
     assert variables == {
-        "UV_INDEX_URL": "https://a/", "UV_EXTRA_INDEX_URL": "https://b/ file:///c", "UV_FIND_LINKS": "/d,/e",
-        "SSL_CERT_FILE": "f.pem", "HTTPS_PROXY": "http://g", "HTTP_PROXY": "http://g", "UV_HTTP_TIMEOUT": "9",
-        "UV_INSECURE_HOST": "b", "UV_INDEX_STRATEGY": "unsafe-best-match",
-    }  # fmt: skip
+        "UV_INDEX_URL": "https://a/",
+        "UV_EXTRA_INDEX_URL": "https://b/ file:///c",
+        "UV_FIND_LINKS": "/d,/e",
+        "SSL_CERT_FILE": "f.pem",
+        "HTTPS_PROXY": "http://g",
+        "HTTP_PROXY": "http://g",
+        "UV_HTTP_TIMEOUT": "9",
+        "UV_INSECURE_HOST": "b",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+    }
     assert words == ["-c", "h.txt", "-c", "i.txt"]
 
 

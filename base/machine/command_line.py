@@ -84,10 +84,21 @@ def _refer_kernel_to(content: bytes) -> None:
     # struct prctl_mm_map: code, data, brk, stack, arguments, environment, auxiliary vector, executable
     layout = struct.pack(
         "=11QQIi",
-        number[26], number[27], number[45], number[46], number[47], load_libc().sbrk(0),
-        number[28], begin, begin + len(content), number[50], number[51],
-        ctypes.addressof(auxiliary), len(vector), -1,
-    )  # fmt: skip
+        number[26],
+        number[27],
+        number[45],
+        number[46],
+        number[47],
+        load_libc().sbrk(0),
+        number[28],
+        begin,
+        begin + len(content),
+        number[50],
+        number[51],
+        ctypes.addressof(auxiliary),
+        len(vector),
+        -1,
+    )
     prctl(_PR_SET_MM, _PR_SET_MM_MAP, layout, len(layout))
     _kept.append(area)
 

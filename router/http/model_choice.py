@@ -12,24 +12,62 @@ from router.model_pool import ModelPool
 
 _WITHOUT_NAME: Final = ("/v1/", "/tokenizer_info")
 """GETs of these paths name no model, but may start the router's only model. Other GETs do not start it."""
-STREAM_PATHS: Final = frozenset((
-    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/audio/transcriptions",
-    "/v1/audio/translations",
-))  # fmt: skip
+STREAM_PATHS: Final = frozenset(
+    (
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+    )
+)
 """Endpoints that answer with a stream of events if the body has `stream`."""
-_POSTED: Final = STREAM_PATHS | frozenset((
-    "/v1/messages/count_tokens", "/v1/embeddings", "/pooling", "/classify", "/score", "/v1/score", "/rerank",
-    "/v1/rerank", "/v2/rerank", "/tokenize", "/detokenize",
-))  # fmt: skip
+_POSTED: Final = STREAM_PATHS | frozenset(
+    (
+        "/v1/messages/count_tokens",
+        "/v1/embeddings",
+        "/pooling",
+        "/classify",
+        "/score",
+        "/v1/score",
+        "/rerank",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/tokenize",
+        "/detokenize",
+    )
+)
 """Paths of POSTs whose bodies name a model. Models' servers have more paths, unknown to the router."""
-SERVED: Final = _POSTED | frozenset((
-    "/v1/realtime", "/v1/systemone", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/reranking", "/v2/embed",
-    "/reranking", "/generative_scoring", "/invocations", "/tokenizer_info", "/completion", "/infill",
-))  # fmt: skip
+SERVED: Final = _POSTED | frozenset(
+    (
+        "/v1/realtime",
+        "/v1/systemone",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/v1/reranking",
+        "/v2/embed",
+        "/reranking",
+        "/generative_scoring",
+        "/invocations",
+        "/tokenizer_info",
+        "/completion",
+        "/infill",
+    )
+)
 _SERVED_BELOW: Final = (
-    "/v1/chat/completions/", "/v1/completions/", "/v1/messages/", "/v1/responses/", "/v1/audio/", "/v1/images/",
-    "/v1/videos", "/inference/v1/", "/cohere/v2/", "/sdapi/v1/", "/audioapi/v1/",
-)  # fmt: skip
+    "/v1/chat/completions/",
+    "/v1/completions/",
+    "/v1/messages/",
+    "/v1/responses/",
+    "/v1/audio/",
+    "/v1/images/",
+    "/v1/videos",
+    "/inference/v1/",
+    "/cohere/v2/",
+    "/sdapi/v1/",
+    "/audioapi/v1/",
+)
 """Requests below these paths start a model. vLLM, the embedded engine or llama-swap's servers have them."""
 _MOST_OFFERED: Final = 20
 """The most models that an error message names."""

@@ -33,10 +33,19 @@ from server.terms.http_body.response_body import Answer, Headers
 
 logger = logging.getLogger(__name__)
 
-_HOP_BY_HOP: Final = frozenset((
-    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer",
-    b"transfer-encoding", b"upgrade",
-))  # fmt: skip
+_HOP_BY_HOP: Final = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
 """Headers that concern a single connection (RFC 9110) and are not passed on."""
 _NOT_REQUESTED: Final = _HOP_BY_HOP | {b"host", b"expect"}
 _FRAMING: Final = frozenset((b"content-length",))

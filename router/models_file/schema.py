@@ -14,9 +14,14 @@ from router.models_file.document import Findings, KeyPath, show
 
 _SCHEMA: Final = Path(__file__).parents[1] / "models.schema.json"
 _TYPES: Final = {
-    "object": "a mapping", "array": "a list", "string": "a text", "boolean": "true or false", "null": "nothing",
-    "integer": "a whole number", "number": "a number",
-}  # fmt: skip
+    "object": "a mapping",
+    "array": "a list",
+    "string": "a text",
+    "boolean": "true or false",
+    "null": "nothing",
+    "integer": "a whole number",
+    "number": "a number",
+}
 _WHAT_RUNS: Final = ("cmd", "proxy", "model")
 """The keys of which each model has one, unless its name is that of its repository."""
 _SLIP: Final = 0.85

@@ -18,10 +18,18 @@ from startup.words.errors import InputError
 from startup.words.serve_command import parse_start
 from startup.words.table import split_flags
 
-_COUNTERPARTS: Final = frozenset((
-    "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--seed", "--chat-template",
-    "--default-chat-template-kwargs", "--enable-prefix-caching", "--runner",
-))  # fmt: skip
+_COUNTERPARTS: Final = frozenset(
+    (
+        "--max-model-len",
+        "--max-num-seqs",
+        "--max-num-batched-tokens",
+        "--seed",
+        "--chat-template",
+        "--default-chat-template-kwargs",
+        "--enable-prefix-caching",
+        "--runner",
+    )
+)
 _NOTHING: Final = {
     "--enable-auto-tool-choice": ("true", "false"),  # --jinja has it
     "--load-format": ("gguf",),

@@ -7,9 +7,17 @@ from startup.errors import CommandLineError, StartupError
 from startup.processes import interpreter
 
 MODULES: Final = (
-    "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "numpy", "pybase64", "llguidance",
-    "jinja2", "regex",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "tokenizers",
+    "huggingface_hub",
+    "safetensors",
+    "numpy",
+    "pybase64",
+    "llguidance",
+    "jinja2",
+    "regex",
+)
 """Top-level modules of the extra `embedded` (pyproject.toml) that most models need."""
 
 INSTALL_COMMAND: Final = "pip install '.[embedded]' in a clone of vllm-cli"

@@ -31,9 +31,15 @@ _LEFT_OUT_OF_IMPORTS: Final = ("accelerate",)
 SHAPES: Final = "torch.fx.experimental.symbolic_shapes"
 """This module imports sympy, which takes 0.2 s of a start."""
 LEFT_OUT: Final = (
-    "sympy", "torch._dynamo", "torch.distributed._composable", "torch.distributed._functional_collectives",
-    "torch.distributed.fsdp", "torch.distributed.tensor", SHAPES, "transformers.modeling_gguf_pytorch_utils",
-)  # fmt: skip
+    "sympy",
+    "torch._dynamo",
+    "torch.distributed._composable",
+    "torch.distributed._functional_collectives",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    SHAPES,
+    "transformers.modeling_gguf_pytorch_utils",
+)
 
 
 class LeftOut:

@@ -12,9 +12,15 @@ from contextlib import suppress
 from envs import environment
 
 _FORWARDED = (
-    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT,
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCONT,
     signal.SIGWINCH,
-)  # fmt: skip
+)
 _WATCHED = (*_FORWARDED, signal.SIGCHLD)
 
 

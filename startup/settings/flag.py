@@ -13,9 +13,20 @@ from envs.redaction import is_secret_name
 from envs.variable import EnvVar
 
 ValueKind: TypeAlias = Literal[
-    Syntax, "text", "int", "float", "json", "json or text", "json or file", "object", "pooler", "path", "folded",
-    "lower", "unknown",
-]  # fmt: skip
+    Syntax,
+    "text",
+    "int",
+    "float",
+    "json",
+    "json or text",
+    "json or file",
+    "object",
+    "pooler",
+    "path",
+    "folded",
+    "lower",
+    "unknown",
+]
 """How a value is read. `count` is an integer, possibly with a suffix, as in 8k. `object` is JSON with known
 fields. A choice of kind `folded` may have upper case and dashes, one of kind `lower` upper case. A value
 of kind `unknown` is not checked."""

@@ -20,9 +20,16 @@ if TYPE_CHECKING:
     from startup.port.notify_relay import NotifyRelay
 
 _TO_MAIN = (
-    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
-    signal.SIGALRM, signal.SIGIO,
-)  # fmt: skip
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+    signal.SIGALRM,
+    signal.SIGIO,
+)
 """Signals for the server's main process. A service manager would send them to the main process, too."""
 _STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 """Job control signals. Such a signal stops all processes of the server, and then the front process."""

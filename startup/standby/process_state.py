@@ -22,9 +22,23 @@ from base.machine import cgroups
 from startup.processes.state import LIMITS, read_fields, read_text, set_limits, status_of
 
 _STATUS: Final = (
-    "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp",
-    "Seccomp_filters", "TracerPid", "THP_enabled", "Cpus_allowed_list", "Mems_allowed_list", "SigBlk",
-)  # fmt: skip
+    "Uid",
+    "Gid",
+    "Groups",
+    "CapInh",
+    "CapPrm",
+    "CapEff",
+    "CapBnd",
+    "CapAmb",
+    "NoNewPrivs",
+    "Seccomp",
+    "Seccomp_filters",
+    "TracerPid",
+    "THP_enabled",
+    "Cpus_allowed_list",
+    "Mems_allowed_list",
+    "SigBlk",
+)
 """Lines of /proc/PID/status that must be equal."""
 
 _FILES: Final = ("attr/current", "attr/apparmor/current", "loginuid", "coredump_filter")
@@ -37,9 +51,17 @@ The C library reads RLIMIT_STACK at `exec`. The others would also count the memo
 """
 
 _CGROUP_LIMITS: Final = (
-    "cpu.idle", "cpu.max", "cpu.weight", "io.max", "io.weight", "memory.high", "memory.low", "memory.max",
-    "memory.min", "memory.swap.max",
-)  # fmt: skip
+    "cpu.idle",
+    "cpu.max",
+    "cpu.weight",
+    "io.max",
+    "io.weight",
+    "memory.high",
+    "memory.low",
+    "memory.max",
+    "memory.min",
+    "memory.swap.max",
+)
 """Files with a cgroup's limits, except `pids.max`, which systemd sets for services, but not for sessions."""
 _UNLIMITED: Final = frozenset({"", "0", "100", "default 100", "max", "max 100000"})
 """Contents of these files in a cgroup without limits."""

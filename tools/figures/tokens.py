@@ -55,13 +55,20 @@ class Client:
         num_requests = max(_LEAST_REQUESTS, _REQUESTS_PER_CLIENT * level)
         with tempfile.TemporaryDirectory(prefix="vllm-cli-tokens-") as folder:
             given = {
-                "--base-url": target.base_url, "--model": self.model, "--served-model-name": server.model,
-                "--dataset-name": "random", "--random-input-len": _PROMPT_TOKENS,
+                "--base-url": target.base_url,
+                "--model": self.model,
+                "--served-model-name": server.model,
+                "--dataset-name": "random",
+                "--random-input-len": _PROMPT_TOKENS,
                 "--random-output-len": self.max_tokens,
-                "--max-concurrency": level, "--num-prompts": num_requests, "--num-warmups": level,
-                "--temperature": 0, "--seed": 1000 * level + number,
-                "--result-dir": folder, "--result-filename": "result.json",
-            }  # fmt: skip
+                "--max-concurrency": level,
+                "--num-prompts": num_requests,
+                "--num-warmups": level,
+                "--temperature": 0,
+                "--seed": 1000 * level + number,
+                "--result-dir": folder,
+                "--result-filename": "result.json",
+            }
             words = [str(word) for pair in given.items() for word in pair]
             _run(self.vllm, "bench", "serve", "--ignore-eos", "--disable-tqdm", "--save-result", *words)
             result = json.loads(Path(folder, "result.json").read_text())

@@ -52,8 +52,12 @@ FEATURES: Final = {
 }
 OFFLINE: Final = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 AGENT_FLAGS: Final = (
-    "--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--override-generation-config.temperature", "0",
-)  # fmt: skip
+    "--enable-auto-tool-choice",
+    "--tool-call-parser",
+    "hermes",
+    "--override-generation-config.temperature",
+    "0",
+)
 
 Results = dict[str, dict[str, Any]]
 

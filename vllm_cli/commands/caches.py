@@ -92,17 +92,24 @@ def caches(ctx: click.Context, *, is_json: bool) -> None:
     help="Remove models that no start has used for this time, such as 30d.",
 )
 @click.option(
-    "--keep", "keep_bytes", type=SIZE, metavar="SIZE",
+    "--keep",
+    "keep_bytes",
+    type=SIZE,
+    metavar="SIZE",
     help="Remove the models used longest ago until at most this size is left, such as 5GiB.",
-)  # fmt: skip
+)
 @click.option(
-    "--all", "is_all", is_flag=True,
+    "--all",
+    "is_all",
+    is_flag=True,
     help="Remove all that this machine keeps: compiled models, profiles, import file, history.",
-)  # fmt: skip
+)
 @click.option(
-    "--plain-starts", "is_plain", is_flag=True,
+    "--plain-starts",
+    "is_plain",
+    is_flag=True,
     help="Remove only the notes of failures that keep later starts from preloading.",
-)  # fmt: skip
+)
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Only show what would be removed.")
 def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_plain: bool, is_dry_run: bool) -> None:
     """Remove compiled models of this machine by age and size, or everything that is kept between starts.

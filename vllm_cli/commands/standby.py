@@ -47,13 +47,19 @@ _STOP_S: Final = 60.0
     help="Also keep this model's class and tokenizer in memory, and its weights in the page cache. Repeatable.",
 )
 @click.option(
-    "--idle-exit", "idle_exit_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    "--idle-exit",
+    "idle_exit_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
     help="End after this time without a start.",
-)  # fmt: skip
+)
 @click.option(
-    "--max-memory", "max_memory_bytes", type=SIZE, metavar="SIZE",
+    "--max-memory",
+    "max_memory_bytes",
+    type=SIZE,
+    metavar="SIZE",
     help="Most memory (PSS), such as 2G or 900M. Above it, the standby drops the imports used longest ago.",
-)  # fmt: skip
+)
 @click.option("--detach", "is_detached", is_flag=True, help="Run in the background. Return once the imports are done.")
 @click.pass_context
 def standby(  # noqa: PLR0913 - one argument per option

@@ -25,9 +25,12 @@ _AFTER_KILL_S: Final = 10.0
 @click.option("--all", "is_all", is_flag=True, help="Stop all servers of this user here, but no standby.")
 @click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Stop all without asking.")
 @click.option(
-    *("--timeout", "timeout_s"), type=Seconds(0), default=60, show_default=True,
+    *("--timeout", "timeout_s"),
+    type=Seconds(0),
+    default=60,
+    show_default=True,
     help="Kill servers that still run after this time.",
-)  # fmt: skip
+)
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing.")
 def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: float, is_quiet: bool) -> int:
     """Stop the server that listens on PORT, or that has process id PID. Without both, stop the only server.

@@ -114,13 +114,35 @@ class _Archive:
 
 _INSTRUCTIONS: Final = b"".join(
     (
-        pickle.PROTO, pickle.FRAME, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE,
-        pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINUNICODE, pickle.SHORT_BINUNICODE,
-        pickle.MARK, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3,
-        pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET,
-        pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BINPERSID, pickle.STOP,
+        pickle.PROTO,
+        pickle.FRAME,
+        pickle.NONE,
+        pickle.NEWTRUE,
+        pickle.NEWFALSE,
+        pickle.BININT,
+        pickle.BININT1,
+        pickle.BININT2,
+        pickle.LONG1,
+        pickle.BINUNICODE,
+        pickle.SHORT_BINUNICODE,
+        pickle.MARK,
+        pickle.EMPTY_TUPLE,
+        pickle.TUPLE,
+        pickle.TUPLE1,
+        pickle.TUPLE2,
+        pickle.TUPLE3,
+        pickle.BINPUT,
+        pickle.LONG_BINPUT,
+        pickle.MEMOIZE,
+        pickle.BINGET,
+        pickle.LONG_BINGET,
+        pickle.GLOBAL,
+        pickle.STACK_GLOBAL,
+        pickle.REDUCE,
+        pickle.BINPERSID,
+        pickle.STOP,
     )
-)  # fmt: skip
+)
 """The pickle opcodes that a tensor needs, in protocols 2 to 5.
 
 All other opcodes are rejected, because some of them set attributes, fill containers or reserve memory.

@@ -40,11 +40,21 @@ CONTENT_CHECKS: Final = ("weights", "lfs")
 """Ids of the checks of files that exist. The other checks are about missing files."""
 
 LENGTH_KEYS: Final = (
-    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx",
-)  # fmt: skip
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "n_ctx",
+)
 _NUMBERS: Final = (
-    *LENGTH_KEYS, "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim",
-)  # fmt: skip
+    *LENGTH_KEYS,
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "head_dim",
+)
 """The settings that transformers takes only as whole numbers."""
 _DTYPES: Final = ("dtype", "torch_dtype")
 _DTYPE: Final = re.compile(

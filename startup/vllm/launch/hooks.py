@@ -27,9 +27,19 @@ from startup.vllm_words.installed import InstalledVllm
 logger = logging.getLogger(__name__)
 
 _DECLARED_IN: Final = (
-    preload_profile, forkserver, engine_death, gpu_guard, cheap_calls, scan_cache,
-    engine_wait, late_renderer, *PLACED_IN, state, facts, lean,
-)  # fmt: skip
+    preload_profile,
+    forkserver,
+    engine_death,
+    gpu_guard,
+    cheap_calls,
+    scan_cache,
+    engine_wait,
+    late_renderer,
+    *PLACED_IN,
+    state,
+    facts,
+    lean,
+)
 """The modules that declare hooks, in the order of the documentation."""
 
 HOOKS: Final = tuple(hooks_of(*_DECLARED_IN))

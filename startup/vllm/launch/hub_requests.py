@@ -22,11 +22,25 @@ from startup.vllm_words.facts import read_plugins
 logger = logging.getLogger(__name__)
 
 _UNSURE_FLAGS: Final = (
-    "--trust-remote-code", "--download-dir", "--hf-config-path", "--hf-overrides", "--generation-config",
-    "--speculative-config", "--lora-modules", "--default-mm-loras", "--reasoning-parser-plugin",
-    "--tool-parser-plugin", "--logits-processors", "--io-processor-plugin", "--middleware", "--worker-cls",
-    "--worker-extension-cls", "--scheduler-cls", "--kv-transfer-config", "--model-impl",
-)  # fmt: skip
+    "--trust-remote-code",
+    "--download-dir",
+    "--hf-config-path",
+    "--hf-overrides",
+    "--generation-config",
+    "--speculative-config",
+    "--lora-modules",
+    "--default-mm-loras",
+    "--reasoning-parser-plugin",
+    "--tool-parser-plugin",
+    "--logits-processors",
+    "--io-processor-plugin",
+    "--middleware",
+    "--worker-cls",
+    "--worker-extension-cls",
+    "--scheduler-cls",
+    "--kv-transfer-config",
+    "--model-impl",
+)
 """Flags that name code or other repositories, so that vLLM may need the hub."""
 
 _UNSURE_VARIABLES: Final = ("VLLM_USE_MODELSCOPE", "VLLM_MODEL_REDIRECT_PATH", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
