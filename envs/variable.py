@@ -96,7 +96,9 @@ class EnvVar(Generic[T]):
 
     def show(self, value: object) -> str:
         """The value as text for output, without secrets and logins in URLs. Empty for None."""
-        text = "" if value is None else ",".join(sorted(value)) if isinstance(value, frozenset) else str(value)
+        if value is None:
+            return ""
+        text = ",".join(sorted(value)) if isinstance(value, frozenset) else str(value)
         return MASK if self.is_secret and text else without_login(text)
 
     @contextmanager

@@ -179,8 +179,13 @@ class _Scan:
             return (mark, begin, end) if self._depth == 1 else None
         if mark in "]}":
             self._depth -= 1
-            return ("[", self._value, end) if self._depth == 1 else (mark, begin, end) if self._depth < 1 else None
-        return (mark if mark in ":," else _OTHER, begin, end) if self._depth < 2 else None
+            if self._depth == 1:
+                return "[", self._value, end
+            return (mark, begin, end) if self._depth < 1 else None
+        if self._depth >= 2:
+            return None
+        kind = mark if mark in ":," else _OTHER
+        return kind, begin, end
 
 
 def _key(body: bytes | mmap, begin: int, end: int) -> str:

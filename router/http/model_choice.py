@@ -137,7 +137,8 @@ class ModelChoice:
             return next(iter(entries.values()))
         if path not in _POSTED and path not in _WITHOUT_NAME:
             raise FailedRequestError(404, "Not Found: a path that the router does not know needs `model`.")
-        where = "the query" if is_read else "the request" if request.has_body else "the body, which is empty"
+        body = "the request" if request.has_body else "the body, which is empty"
+        where = "the query" if is_read else body
         raise FailedRequestError(400, f"Missing required field `model` in {where}. {self._offer()}.", param="model")
 
     def _not_found(self, requested: str) -> FailedRequestError:

@@ -122,8 +122,13 @@ class Findings:
 
 def spell_path(path: Iterable[Key]) -> str:
     """Writes a path as text, such as `models.qwen.aliases[0]`."""
-    parts = [f"[{key}]" if isinstance(key, int) else f".{key if key.isprintable() else repr(key)}" for key in path]
-    return "".join(parts).removeprefix(".")
+    return "".join(map(_spell_key, path)).removeprefix(".")
+
+
+def _spell_key(key: Key) -> str:
+    if isinstance(key, int):
+        return f"[{key}]"
+    return f".{key}" if key.isprintable() else f".{key!r}"
 
 
 def show(value: object, path: KeyPath = ()) -> str:
@@ -134,8 +139,9 @@ def show(value: object, path: KeyPath = ()) -> str:
     text = text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
     if isinstance(value, str):
         return repr(text)
-    names: dict[object, str] = {True: "true", False: "false"}
-    return names.get(value, text) if isinstance(value, bool) else "nothing" if value is None else text
+    if isinstance(value, bool):
+        return text.lower()
+    return "nothing" if value is None else text
 
 
 def read_text(path: Path) -> str:

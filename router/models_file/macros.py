@@ -57,7 +57,8 @@ def expand(text: str, texts: Mapping[str, object], kept: Collection[str] = (), w
             hint = places.get(name) or did_you_mean(name, texts)
             raise MacroError(f"there is no macro {match[0]}{hint}")
         if (value := texts[name]) is None or isinstance(value, dict | list):
-            kind = "has no value" if value is None else f"is a {'mapping' if isinstance(value, dict) else 'list'}"
+            kinds = {"NoneType": "has no value", "dict": "is a mapping", "list": "is a list"}
+            kind = kinds[type(value).__name__]
             raise MacroError(f"the macro {match[0]} {kind}: give it a text, a number, true or false")
         return expand(value, texts, kept, (*within, name)) if isinstance(value, str) else value
 
@@ -111,7 +112,9 @@ def _texts_of(node: Node) -> dict[str, Any]:
 
 
 def _kept_at(key: Key) -> Collection[str]:
-    return () if key in _WITHOUT_PORT else ("PORT", "PID") if key == "cmdStop" else ("PORT",)
+    if key in _WITHOUT_PORT:
+        return ()
+    return ("PORT", "PID") if key == "cmdStop" else ("PORT",)
 
 
 class _Completion:

@@ -454,9 +454,12 @@ class ModelScheduler:
         """Starts waiting models, and stops other models for them. Called at the end of most events."""
         read_free = cache(self._read_free)
         has_changed = True
+        # Repeated, because what is started, stopped or refused changes what the next plan may count on. Each
+        # repetition has fewer waiting models or processes, so it ends.
         while has_changed:
             self._due_s = None
             hungry = [] if self._is_ending else self._collect_hungry(now)
+            # A claim ends with the wait of its model. This comes before the plan, which counts the others.
             self._release_claims({model.name for model in hungry})
             has_changed = bool(hungry) and self._place(hungry, read_free(), now)
         return self._take_actions()

@@ -7,6 +7,15 @@ it. Models that are placed later get neither.
 All models together may use the free memory and the memory that their processes hold, up to the budget. Each
 process counts with its whole need. Otherwise memory that a start has not taken yet would be given away twice.
 
+The first of these decisions that applies to a model is made:
+
+1. `refuse`: pinned models leave no room for it, now or later.
+2. `blocked`: a model that was placed before must not run beside it.
+3. `start`: there is room beside all processes that stay. `wait` if that room is still being freed.
+4. `wait`: a model that was placed before waits for memory, which must not go to this one.
+5. `short`: other programs leave too little memory. After `memory_wait_s`, `refuse`.
+6. `stop`: idle processes make room. `wait` if only others can, and until the time of each of these ends.
+
 A model whose process sleeps is woken instead of started. When the plan places this model, its need
 replaces that of the sleeping process. Sleeping processes take no slot, exclude no model, and stop first.
 """
@@ -113,6 +122,8 @@ class StartPlan:
             return self._reserved(model, self._place(model))
         if sleeper not in self._staying:  # an earlier model stops it
             return Placement("blocked")
+        # What the sleeping process holds counts as free for its own model. If the model is not started now,
+        # the process still holds it. If the model may not start at all, the process stays as it is.
         self._processes.remove(sleeper)
         self._staying.remove(sleeper)
         self._present += _Room.of_present(sleeper)
@@ -140,18 +151,25 @@ class StartPlan:
         return placement
 
     def _place(self, model: Model) -> Placement:
+        # 1
         if text := self._lasting_conflict(model):
             if model.sleeper is not None:  # a new start may need less memory
                 return Placement("stop", (Victim(model.sleeper),))
             return Placement("refuse", text=text)
+        # 2
         if model.name in self._excluded:
             return Placement("blocked")
-        if not any(_excludes(model, other) for other in self._staying) and self._planned.holds(model.need):
+        # 3
+        has_conflict = any(_excludes(model, other) for other in self._staying)
+        if not has_conflict and self._planned.holds(model.need):
             return self._start(model)
+        # 4
         if self._is_closed:
             return Placement("wait")
+        # 5
         if not self._can_suffice(model):
             return self._short(model)
+        # 6
         return self._replace(model)
 
     # With room
@@ -188,6 +206,7 @@ class StartPlan:
         candidates = [other for other in self._staying if not self._stays_for_good(other)]
         if self._free is not None:
             self._note_due(self._now + _SLOW_POLL_S)
+        # The plan may change when a minimum stay or the patience for a waiting model ends.
         for other in candidates:
             self._note_due(other.since_s + self._limits.min_stay_s)
             self._note_due(self._claim_s(other, model))
@@ -198,6 +217,8 @@ class StartPlan:
         if (victims := self._choose(model, candidates)) is None:
             self._is_closed = True
             return Placement("wait")
+        # These victims still serve. They are reserved, so that no later model counts on them, and those whose
+        # time has ended admit no more requests.
         self._reserve(victims)
         ready = (victim for victim in victims if victim.process.state == "ready")
         return Placement("wait", tuple(each for each in ready if self._claim_s(each.process, model) <= self._now))
@@ -251,7 +272,8 @@ class StartPlan:
                 break
             chosen.append(victim)
             room += victim.part
-        for victim in reversed(chosen[:-1]):  # a large victim that was chosen late may make earlier ones unnecessary
+        # A large victim that was chosen late may make earlier ones unnecessary.
+        for victim in reversed(chosen[:-1]):
             if not _excludes(model, victim.process) and (room - victim.part).holds(model.need):
                 chosen.remove(victim)
                 room -= victim.part

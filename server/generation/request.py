@@ -384,7 +384,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     def prompts(self) -> list[Prompt]:
         """At least one prompt, with embeddings first. If there are embeddings, an empty text is ignored."""
         embeds = self.prompt_embeds
-        members = () if embeds is None else (embeds,) if isinstance(embeds, str) else embeds
+        members = [embeds] if isinstance(embeds, str) else embeds or []
         prompts: list[Prompt] = [EmbedsPrompt(member) for member in members]
         if isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int):
             return prompts + self.prompt  # type: ignore[operator]

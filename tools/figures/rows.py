@@ -84,7 +84,7 @@ def _describe(series: list[list[float]], format_value: Callable[[float], str], u
 
 def shorten(value: float) -> str:
     """The value with three digits, at most two of them after the decimal point."""
-    decimals = 0 if value >= 100 else min(2, 2 - floor(log10(value))) if value > 0 else 0
+    decimals = min(2, 2 - floor(log10(value))) if 0 < value < 100 else 0
     return f"{value:,.{decimals}f}"
 
 

@@ -184,7 +184,9 @@ def _format_spread(spread: Spread | None) -> str:
 
 def _format_figure(value: float) -> str:
     """The figure with about three digits and without an exponent."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    if value >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def percentile(values: Sequence[float], percent: int) -> float | None:

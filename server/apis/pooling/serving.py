@@ -134,7 +134,9 @@ class PromptReader:
         self._vocab_size = min(renderer.tokenizer.vocab_size, info.vocab_size)
         self._does_lower_case = info.pooling is not None and info.pooling.does_lower_case
         self._add_special_tokens = not isinstance(request, InputFields) or request.add_special_tokens is not False
-        self._cut = None if limit is None else Cut(most if limit == -1 else limit, request.truncation_side or "right")
+        self._cut: Cut | None = None
+        if limit is not None:
+            self._cut = Cut(most if limit == -1 else limit, request.truncation_side or "right")
 
     def read(self, prompt: str | list[int], *, param: str = "input") -> Encoded:
         """Tokenizes a text, or checks token ids."""

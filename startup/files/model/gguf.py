@@ -74,8 +74,9 @@ def gguf_problem(name: str) -> str | None:
     path = Path(expand_home(name))
     if path.is_dir() and (_has_other_weights(path) or model_in(path) is not None):
         return None
-    files = _gguf_files(path, is_wanted=file_problem) if path.is_dir() else [path] if _is_named(path) else []
-    return first_problem(files)
+    if path.is_dir():
+        return first_problem(_gguf_files(path, is_wanted=file_problem))
+    return first_problem([path] if _is_named(path) else [])
 
 
 def advice_for(name: str) -> str:

@@ -40,7 +40,8 @@ class GraphProgress(NamedTuple):
         return self.captured + self.num_given_up < self.total
 
     def to_fields(self) -> dict[str, Any]:
-        state = "capturing" if self.is_pending else "incomplete" if self.num_given_up else "complete"
+        end = "incomplete" if self.num_given_up else "complete"
+        state = "capturing" if self.is_pending else end
         fields = {"captured": self.captured, "total": self.total, "state": state}
         return {**fields, "reason": self.reason} if self.reason else fields
 
