@@ -15,6 +15,14 @@ const button = (name, act, parts = {}) => {
   return made;
 };
 
+// An element of SVG or MathML.
+const foreign = (namespace, name, attributes, ...children) => {
+  const made = document.createElementNS(namespace, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+};
+
 const round = (value, digits = 1) => value.toFixed(value >= 100 ? 0 : digits);
 
 // The key stays in this tab: neither other tabs nor a later session of the browser have it.

@@ -12,8 +12,8 @@ const drawMarkdown = (() => {
   const MARKS = /[*_~`[<>\\!@]/g, STEPS = 20, LEAST_STEPS = 100_000, DEEPEST = 20;
   const TAGS = { strong: "strong", em: "em", del: "del", blockquote: "blockquote", paragraph: "p" };
 
-  // \(…\), \[…\], $$…$$ or $…$. A formula has no opening bracket of its own kind within, so the search is linear.
-  const FORMULA = /\uE000|\\\((?:[^\\`\n]|\n(?!\n)|\\[^()`])+?\\\)|\\\[(?:[^\\`\n]|\n(?!\n)|\\[^[\]`])+?\\\]|\$\$(?:[^$`\n]|\n(?!\n))+?\$\$|\$(?=\S)[^$`\n]+?(?<=\S)\$(?!\d)/g;
+  // \(…\), \[…\], $$…$$ or $…$, which no letter or digit follows but that of $n$th. A formula has no opening bracket of its own kind within, so the search is linear.
+  const FORMULA = /\uE000|\\\((?:[^\\`\n]|\n(?!\n)|\\[^()`])+?\\\)|\\\[(?:[^\\`\n]|\n(?!\n)|\\[^[\]`])+?\\\]|\$\$(?:[^$`\n]|\n(?!\n))+?\$\$|\$(?=\S)[^$`\n]+?(?<=\S)\$(?!(?!(?:st|nd|rd|th|s)\b)\w)/g;
 
   const many = (tokens) => tokens.flatMap(draw);
 
@@ -32,7 +32,7 @@ const drawMarkdown = (() => {
       case "escape": return [/[()[\]{},;:]/.test(token.text) ? token.raw : token.text]; // of a formula that is not complete yet
       default:
         if (TAGS[token.type]) return [element(TAGS[token.type], {}, ...many(token.tokens))];
-        return token.tokens ? many(token.tokens) : [token.raw]; // `html` is shown as the text that it is
+        return token.tokens ? many(token.tokens) : token.parts ?? [token.raw]; // `html` is shown as the text that it is
     }
   }
 
@@ -95,11 +95,14 @@ const drawMarkdown = (() => {
     }
   }
 
-  // Formulas are shown as written: while `marked` divides the text, a private character and a number stand for each.
+  // While `marked` divides the text, a private character and a number stand for each formula.
   function divide(text) {
     const formulas = [], tokens = new Lexer().lex(text.replace(FORMULA, (formula) => `\uE000${formulas.push(formula) - 1}\uE001`));
     const restore = (part) => part.replace(/\uE000(\d+)\uE001/g, (_, at) => formulas[at]);
-    if (formulas.length) marked.walkTokens(tokens, (token) => { for (const name of ["raw", "text", "href", "lang"]) if (token[name]) token[name] = restore(token[name]); });
+    if (formulas.length) marked.walkTokens(tokens, (token) => {
+      if (token.type === "text" && !token.tokens) token.parts = token.raw.split(/\uE000(\d+)\uE001/).map((part, at) => at % 2 ? drawFormula(formulas[part]) ?? formulas[part] : part);
+      for (const name of ["raw", "text", "href", "lang"]) if (token[name]) token[name] = restore(token[name]);
+    });
     return tokens;
   }
 

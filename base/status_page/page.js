@@ -14,12 +14,7 @@
     if (!colours.has(key)) colours.set(key, COLOURS[colours.size % COLOURS.length]);
     return colours.get(key);
   };
-  const shape = (name, attributes, text) => {
-    const made = document.createElementNS(SVG, name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    if (text !== undefined) made.textContent = text;
-    return made;
-  };
+  const shape = (name, attributes, ...texts) => foreign(SVG, name, attributes, ...texts);
   const ms = (seconds) => seconds >= 1 ? `${round(seconds)} s` : `${round(seconds * 1000, seconds < 0.01 ? 1 : 0)} ms`;
   const bytes = (count) => count === null ? "–" : count >= 2 ** 30 ? `${(count / 2 ** 30).toFixed(2)} GiB` : `${(count / 2 ** 20).toFixed(0)} MiB`;
   const age = (seconds) => {

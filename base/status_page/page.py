@@ -13,7 +13,11 @@ DATA_PATH: Final = "/status.json"
 """The path that the page polls."""
 
 _FOLDER: Final = Path(__file__).parent
-_SCRIPTS: Final = ("vendor/marked-18.2.1.umd.js", "dom.js", "markdown.js", "talks.js", "chat.js", "page.js")
+_SCRIPTS: Final = (
+    "vendor/marked-18.2.1.umd.js",
+    *("dom.js", "formulas.js", "markdown.js", "talks.js", "talk_files.js", "talk_list.js"),
+    *("messages.js", "attachments.js", "contexts.js", "answers.js", "chat.js", "page.js"),
+)
 
 
 class StatusPage(NamedTuple):

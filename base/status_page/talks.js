@@ -1,7 +1,7 @@
 "use strict";
-// The conversations that this browser keeps, each in localStorage under its id, and the dialog that lists them.
+// The conversations that this browser keeps, each in localStorage under its id, and the variants of their messages.
 const talks = (() => {
-  const KEPT = "vllm-cli chat ", lines = (text) => text.split("\n").filter((line) => line);
+  const KEPT = "vllm-cli chat ", RUNNING_MS = 5000, DEEPEST = 100, lines = (text) => text.split("\n").filter((line) => line);
   const SETTINGS = [ // field, member of a conversation, member of a request and how its value is read
     ["system", "system"], ["temperature", "temperature", "temperature", Number], ["top-p", "topP", "top_p", Number],
     ["max-tokens", "maxTokens", "max_tokens", Number], ["seed", "seed", "seed", Number], ["stop-at", "stop", "stop", lines],
@@ -12,7 +12,6 @@ const talks = (() => {
   const seen = new WeakMap(); // conversation -> what the storage had when this tab last read or wrote it
   const isText = (value) => typeof value === "string";
   const list = (value, isFit) => Array.isArray(value) ? value.filter(isFit) : [];
-  let page = null; // the chat: `current` returns the conversation that it shows, `open` shows another
 
   function create(settings = {}) {
     const texts = Object.fromEntries(NAMES.map((name) => [name, settings[name] ?? ""]));
@@ -24,14 +23,26 @@ const talks = (() => {
     if (!Array.isArray(found?.messages)) return null;
     const made = create();
     for (const name of ["id", "title", "model", "changed", ...NAMES]) if (typeof found[name] === typeof (made[name] ?? "")) made[name] = found[name];
-    const isMessage = (each) => ["user", "assistant"].includes(each?.role) && isText(each.text);
-    made.messages = list(found.messages, isMessage).map((each) => ({
-      ...each,
-      images: list(each.images, isImage),
-      files: list(each.files, (file) => isText(file?.name) && isText(file.text)),
-      note: each.note === "…" ? "stopped" : each.note, // the page was closed during the answer
-    }));
+    made.messages = parseMessages(found.messages, Date.now() - made.changed < RUNNING_MS, 0);
     return made;
+  }
+
+  function parseMessages(found, isRunning, depth) {
+    const isMessage = (each) => ["user", "assistant"].includes(each?.role) && isText(each.text);
+    return list(found, isMessage).map((each) => {
+      const made = { role: each.role, text: each.text, images: list(each.images, isImage), files: list(each.files, (file) => isText(file?.name) && isText(file.text)) };
+      for (const [name, kind] of [["model", "string"], ["reasoning", "string"], ["note", "string"], ["finish", "string"], ["isFault", "boolean"], ["used", "number"]])
+        if (typeof each[name] === kind) made[name] = each[name];
+      if (made.note === "…" && !isRunning) made.note = "stopped"; // the page was closed during the answer
+      const variants = depth < DEEPEST ? parseVariants(each.variants, depth) : null;
+      return variants ? { ...made, variants } : made;
+    });
+  }
+
+  function parseVariants(found, depth) {
+    if (!Array.isArray(found?.tails) || found.tails[found.at] !== null) return null;
+    const tails = found.tails.map((tail, at) => at === found.at ? null : parseMessages(tail, false, depth + 1));
+    return tails.every((tail) => tail?.length !== 0) ? { at: found.at, tails } : null;
   }
 
   function read(id) {
@@ -55,94 +66,65 @@ const talks = (() => {
     };
     const isFull = "The browser's storage is full: this chat is kept", hint = "Export it, or delete others.";
     try { store(talk.messages); return isOthers ? "Another tab has gone on with this chat: this tab's is now a chat of its own." : ""; } catch { /* full */ }
-    try { store(talk.messages.map((message) => ({ ...message, images: [] }))); return `${isFull} without its images. ${hint}`; } catch { /* full */ }
+    try { store(withoutImages(talk.messages)); return `${isFull} without its images. ${hint}`; } catch { /* full */ }
     return `${isFull} only until this page is closed or loaded again. ${hint}`;
   }
 
-  function all() {
+  const withoutImages = (messages) => messages.map(({ variants, ...message }) => ({
+    ...message, images: [], ...(variants && { variants: { ...variants, tails: variants.tails.map((tail) => tail && withoutImages(tail)) } }),
+  }));
+
+  const remove = (talk) => localStorage.removeItem(KEPT + talk.id);
+
+  // All conversations that are kept, with `shown` as this tab has it, the last one first.
+  function all(shown) {
     const ids = Object.keys(localStorage).filter((name) => name.startsWith(KEPT)).map((name) => name.slice(KEPT.length));
-    const shown = page.current(), others = ids.filter((id) => id !== shown.id).map(read);
+    const others = ids.filter((id) => id !== shown.id).map(read);
     return [...others, shown].filter((talk) => talk?.messages.length).sort((a, b) => b.changed - a.changed);
   }
 
   const titleOf = ({ title, messages }) => title || messages[0].text.slice(0, 60) || messages[0].files?.[0]?.name || "image";
 
-  // A message's text, with its files before it, each within a fence that is longer than any in the file.
-  function textOf({ text, files = [] }) {
-    const fenced = files.map((file) => {
-      const fence = "`".repeat(Math.max(2, ...(file.text.match(/`+/g) ?? []).map(({ length }) => length)) + 1);
-      return `${file.name}:\n${fence}\n${file.text}\n${fence}`;
-    });
-    return [...fenced, text].join("\n\n");
+  // --- Variants ---
+  // A variant of a message is another end of the conversation from its place on. The message that is shown there has
+  // all of them in order, null for its own, which is the conversation itself.
+
+  // Takes the message and what follows it out of the conversation, and returns the variants that it belongs to.
+  function fold(talk, message) {
+    const tail = talk.messages.splice(talk.messages.indexOf(message)), { at, tails } = message.variants ?? { at: 0, tails: [null] };
+    delete message.variants;
+    return { at, tails: tails.map((each, other) => other === at ? tail : each) };
   }
 
-  function toMarkdown(talk) {
-    const facts = { Model: talk.model, Date: new Date(talk.changed).toLocaleString("sv"), "System prompt": talk.system };
-    const lines = Object.entries(facts).filter(([, value]) => value).map(([name, value]) => `${name}: ${value}\n`);
-    return [`# ${titleOf(talk)}\n`, ...lines, ...talk.messages.map((message) => `## ${message.role}\n\n${textOf(message)}\n`)].join("\n");
+  // Makes room for a new variant of the message, and returns what the new message has as its variants.
+  function branch(talk, message) {
+    const { tails } = fold(talk, message);
+    return { at: tails.length, tails: [...tails, null] };
   }
 
-  function download(text, name) {
-    element("a", { href: URL.createObjectURL(new Blob([text])), download: name }).click();
+  function show(talk, at, tails) {
+    const [first, ...others] = tails[at];
+    if (tails.length > 1) first.variants = { at, tails: tails.map((tail, other) => other === at ? null : tail) };
+    talk.messages = [...talk.messages, first, ...others];
   }
 
-  // --- The dialog ---
-
-  const say = (text) => { $("talks-notice").textContent = text; };
-
-  function draw() {
-    const wanted = $("search").value.toLowerCase(), isWanted = (text) => text.toLowerCase().includes(wanted);
-    const found = all().filter((talk) => [titleOf(talk), ...talk.messages.map(({ text }) => text)].some(isWanted));
-    $("talk-list").replaceChildren(...found.map(drawRow));
-    if (!found.length) $("talk-list").append(element("li", {}, wanted ? "No chat has this text." : "None yet."));
+  function step(talk, message, by) {
+    const { at, tails } = fold(talk, message);
+    show(talk, (at + by + tails.length) % tails.length, tails);
   }
 
-  function drawRow(talk) {
-    const title = titleOf(talk), isCurrent = talk.id === page.current().id;
-    const open = button(title, () => { $("talks").close(); if (!isCurrent) page.open(talk); }, { className: "title", ariaCurrent: String(isCurrent) });
-    const action = (name, act) => button(name, () => act(talk), { className: "copy", ariaLabel: `${name} “${title}”` });
-    const facts = element("small", {}, `${talk.messages.length} messages, ${new Date(talk.changed).toLocaleDateString()}`);
-    return element("li", {}, open, facts, action("rename", rename), action("export", () => download(toMarkdown(talk), "chat.md")), action("delete", remove));
+  // Without the message; the next one takes over its variants, or a variant takes its place.
+  function removeMessage(talk, message) {
+    const at = talk.messages.indexOf(message), next = talk.messages[at + 1], own = message.variants;
+    if (own && !next) {
+      const { tails } = fold(talk, message);
+      show(talk, Math.max(0, own.at - 1), tails.toSpliced(own.at, 1));
+      return;
+    }
+    talk.messages.splice(at, 1);
+    const inner = next?.variants ?? { at: 0, tails: [null] };
+    if (own) next.variants = { at: own.at + inner.at, tails: own.tails.toSpliced(own.at, 1, ...inner.tails) };
   }
 
-  function rename(talk) {
-    const title = prompt("Name of the chat", titleOf(talk))?.trim();
-    if (title) { talk.title = title; changed(keep(talk)); }
-  }
-
-  function remove(talk) {
-    if (!confirm(`Delete “${titleOf(talk)}”?`)) return;
-    localStorage.removeItem(KEPT + talk.id);
-    if (talk.id === page.current().id) { talk.messages = []; page.open(create(talk)); }
-    changed("Deleted.");
-  }
-
-  function changed(text) {
-    say(text);
-    draw();
-    $("search").focus();
-  }
-
-  // Reads what `export all` has written. A conversation that this browser has already is not added again.
-  async function importFile(file) {
-    const found = await file.text().then(JSON.parse).catch(() => null), fit = [found].flat().map(parse).filter((talk) => talk?.messages.length);
-    if (!fit.length) return say(`${file.name} has no chats. Import reads what “export all” has written.`);
-    const known = new Map(all().map((talk) => [talk.id, JSON.stringify(parse(talk).messages)]));
-    const fresh = fit.filter((talk) => known.get(talk.id) !== JSON.stringify(talk.messages));
-    const numMisfits = fresh.filter((talk) => keep(known.has(talk.id) ? { ...talk, id: create().id } : talk)).length;
-    const fault = numMisfits ? ` The browser's storage is full: ${numMisfits} lack images or are not imported.` : "";
-    changed(`${fresh.length} of ${fit.length} chats were new.${fault}`);
-  }
-
-  function begin(shown) {
-    page = shown;
-    $("list-talks").addEventListener("click", () => { $("search").value = ""; say(""); draw(); $("talks").showModal(); });
-    $("close-talks").addEventListener("click", () => $("talks").close());
-    $("search").addEventListener("input", draw);
-    addEventListener("storage", () => { if ($("talks").open) draw(); });
-    $("export-talks").addEventListener("click", () => download(JSON.stringify(all()), "chats.json"));
-    $("import-talks").addEventListener("change", () => { importFile($("import-talks").files[0]); $("import-talks").value = ""; });
-  }
-
-  return { KEPT, SETTINGS, begin, create, read, keep, textOf };
+  return { KEPT, RUNNING_MS, SETTINGS, NAMES, all, branch, create, isImage, keep, parse, read, remove, removeMessage, step, titleOf };
 })();

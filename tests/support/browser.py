@@ -182,9 +182,14 @@ class PageServer(ScriptedServer):
         if request.method == "POST":
             self.posts.append(request)
             return self.answer_post(request)
+        if (answer := self.answer_get(request)) is not None:
+            return answer
         page = read_page()
         headers = {"Content-Type": "text/html; charset=utf-8", **dict(page.headers)}
         return (200, self.status) if request.path == DATA_PATH else (200, page.body, headers)
+
+    def answer_get(self, request: Request) -> tuple[Any, ...] | None:
+        """The answer to a GET. None for page and status."""
 
     def answer_post(self, request: Request) -> tuple[Any, ...]:
         raise NotImplementedError
