@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BUILD: Final = Path(__file__).parents[2] / "build"
 REQUIREMENTS: Final = Path(__file__).with_name("requirements.txt")
-CLAUDE_CODE: Final = "@anthropic-ai/claude-code@2.1.197"
+CLAUDE_CODE: Final = "@anthropic-ai/claude-code@2.1.332"
 CLIENTS: Final = Path(__file__).parent / "clients"
 ALL: Final = ("text", "stream", "structured", "tools", "loop")
 FEATURES: Final = {
