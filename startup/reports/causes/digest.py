@@ -29,6 +29,8 @@ _LLAMA_CPP_ADVICE: Final = (
     "-c, no -fa, and a newer driver."
 )
 """Advice that replaces advice with vLLM's flags if llama.cpp has failed."""
+_SEARCH: Final = "Search vLLM's issues for the message."
+"""Advice if this log contradicts all other advice."""
 _MOST_SETTINGS: Final = 6
 _FLAG: Final = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _PART: Final = re.compile(r", (?:or )?")
@@ -41,7 +43,7 @@ _ROLES: Final[dict[str, str]] = {"": "The server", **LISTS["names of roles"]}
 def write_digest(cause: Cause) -> list[str]:
     """The lines of the digest. Its advice is left out if the cause is unknown and its text has advice."""
     happened = "was stopped" if cause.is_stop else "waits" if cause.is_waiting else "failed"
-    first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part)
+    first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part) + _place(cause)
     if cause.is_mention:
         kind = "names a cause" if cause.known else "is the message of an error"
         first = f"Line {cause.line} {kind}, and no other line of this log shows what failed"
@@ -55,6 +57,14 @@ def write_digest(cause: Cause) -> list[str]:
         possibly = POSSIBLY if cause.is_unplaced else ""
         lines = [f"{first}.", f"Cause: {possibly}{cause.known.title}: {_text(cause)}", f"Do: {_advice(cause)}"]
     return [*lines, code_line(cause.known.name if cause.known else UNKNOWN_CAUSE)]
+
+
+def _place(cause: Cause) -> str:
+    """Where the exception of an unknown or general cause was raised, because its message says too little."""
+    file, _, function = cause.place.rpartition(" ")
+    if not file or not cause.is_weak:
+        return ""
+    return shown(f", in {function} of {file.rpartition('-packages/')[2]}")
 
 
 def digest_to_dict(cause: Cause) -> dict[str, Any]:
@@ -102,9 +112,9 @@ def _settings_of(cause: Cause) -> list[str]:
 def _for_this_log(advice: str, cause: Cause) -> str:
     """Advice with this log's settings and the names of its platform."""
     sentences = (_for_these_settings(each, cause) for each in _SENTENCE.split(advice))
-    advice = " ".join(each for each in sentences if each and not _is_given(each, cause.given)) or advice
+    advice = " ".join(each for each in sentences if each and not _is_given(each, cause.given)) or _SEARCH
     for name in filter(lambda each: each[0] == "-", cause.settings):
-        advice = advice.replace(name, f"{name} (it is set)", 1)
+        advice = re.sub(rf"{name}(?! ?[\w-])", f"{name} (it is set)", advice, count=1)
     is_set = re.compile(r"Leave out .*\(it is set\)")
     advice = " ".join(sorted(_SENTENCE.split(advice), key=lambda each: not is_set.match(each)))
     others = [name for name in cause.settings if f"{name} (" not in advice]

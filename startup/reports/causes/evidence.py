@@ -78,6 +78,8 @@ class Evidence:
     """Files of the stack that Python writes when a process crashes, innermost first."""
     engine: str = ""
     """The label of the first process whose KV cache had room. `EARLIER`: an earlier run's still serves."""
+    is_excerpt: bool = True
+    """Whether the log may be only a pasted excerpt, because it is short."""
     _announced: tuple[Kind, KnownCause] | None = None
     """The sign whose message goes on in the next line."""
     _phases: dict[str, str] = field(default_factory=dict)
@@ -85,6 +87,7 @@ class Evidence:
 
     def read(self, line: LogLine, number: int, *, is_excerpt: bool) -> None:
         """Takes the line with this number. `is_excerpt`: whether the log may be only an excerpt."""
+        self.is_excerpt = is_excerpt
         if found := _BROKEN_IMPORT.search(line.text):
             self._note_broken_import(line, found[1], number)
         if _HARMLESS.matches(line.text):
@@ -99,7 +102,8 @@ class Evidence:
         phase = self._follow_phase(line)
         self._note_facts(line)
         self.exceptions.read(line, number, phase, self.told)
-        if not _CODE.match(line.text) and not self.exceptions.is_in_ignored:
+        is_code = self.exceptions.is_source or _CODE.match(line.text)
+        if not is_code and not self.exceptions.is_in_ignored:
             has_place = self.exceptions.has_place  # the frames decide on causes of a place
             known = [each for each in known_in(line.text) if self.allows(each) and not (each.raised_in and has_place)]
             known = [each for each in known if each.fits_place(())]
@@ -158,7 +162,7 @@ class Evidence:
         if line.level in ("ERROR", "CRITICAL") and is_of_server and not of["end"]:
             self._keep("error", sign.known, sign)
         if is_excerpt and line.level not in HARMLESS_LEVELS and is_of_server:
-            counted = (each for each in known if each is not NOT_IN_LOG)
+            counted = (each for each in known if each is not NOT_IN_LOG and not (each.is_general and each is wait))
             named = next(counted, None)
             self._keep("mention", special or named, sign)
             self._find_complaint(line, sign)

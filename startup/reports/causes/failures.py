@@ -180,6 +180,11 @@ class Failure:
         return next(each for each in self.raised if each in informative).text.partition("\n")[0]
 
     @property
+    def is_of_process(self) -> bool:
+        """Whether a process of vLLM wrote this, which has a label or a file in the log."""
+        return bool(self.process or self.place)
+
+    @property
     def role(self) -> str:
         """`worker`, `engine core`, `API server`, or empty if unknown."""
         by_label = (role for role, names in _ROLES if self.process.startswith(names))
@@ -204,6 +209,8 @@ class FailureReader:
         """Whether the last line belongs to an exception that Python only reports."""
         self.has_place = False
         """Whether the last line belongs to an exception whose frames the log shows."""
+        self.is_source = False
+        """Whether the last line is the source code of a frame."""
         self._told: Cause | None = None
         self._wrapped: _Key | None = None
         """The key of the last line if it is an exception that may continue in lines without a label."""
@@ -253,6 +260,7 @@ class FailureReader:
         reading = self._readings.get(key)
         self.is_in_ignored = is_announced or (reading is not None and reading.is_ignored)
         self.has_place = reading is not None and bool(reading.files)
+        self.is_source = text[:1] in " \t" and reading is not None and reading.state == "frames"
 
     def _open(self, line: LogLine, number: int, phase: str) -> Failure:
         if len(self._readings) >= _MOST_PROCESSES:

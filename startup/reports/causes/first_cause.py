@@ -129,7 +129,7 @@ def _of_trace(run: Evidence) -> Cause | None:
     if found is None:
         return None
     before = run.complaint
-    if not found.raised and before is not None and before.line == found.line - 1:
+    if not found.raised and before is not None and 1 <= found.line - before.line <= _MOST_LINES_OF_AN_END:
         return _mentioned(before, run)  # old versions log the message of an exception before its traceback
     cut = f"a traceback without its exception, up to {''.join(found.functions[-1:]) or 'its first line'}"
     text = shorten(found.raised[-1].text) if found.raised else cut
@@ -158,7 +158,7 @@ def _mention(run: Evidence) -> Cause | None:
 
 
 def _mentioned(sign: Cause | None, run: Evidence) -> Cause | None:
-    if sign is None:
+    if sign is None or "engine up" in run.facts or not run.is_excerpt:
         return None
     cause = describe_line(sign, run)._replace(phase="", is_mention=True)
     return _with_told(cause, run.told, run) if sign.known else cause
@@ -175,9 +175,10 @@ def _with_told(cause: Cause, told: Cause | None, run: Evidence, files: Sequence[
     if told is None or not cause.is_weak or told.text in cause.text:
         return cause
     tags = cause.known.tags if cause.known else frozenset()
-    is_report = bool(tags & {"unexplained", "told"})
-    if not is_report:
-        is_near = abs(told.line - cause.line) <= _MOST_LINES_BETWEEN
+    is_near = abs(told.line - cause.line) <= _MOST_LINES_BETWEEN
+    if not is_near and told.known is None:
+        return cause
+    if not tags & {"unexplained", "told"}:
         return cause._replace(text=shorten(f"{cause.text} (line {told.line}: {told.text})")) if is_near else cause
     known = told.known or (None if "unexplained" in tags else cause.known)
     step = first_step_of(known, told.text, files, cause.phase, run) or cause.first_step

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from startup.reports.causes.cause import KnownCause
+from startup.reports.causes.cause import KnownCause, find_word
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.table import PARTS, Part, is_of_vllm, is_wrapper, parts_of
 
@@ -157,7 +157,8 @@ def _as_one_word(text: str) -> str:
 def _is_named(name: str, value: str, words: str, message: str) -> bool:
     """Whether an exception's text names the setting, or its message names its value, one of few choices."""
     is_word = "_" in name and name in words and not value[:1].isdigit()
-    return is_word or (name.endswith(_CHOICES) and len(value) > 2 and value in message)
+    is_choice = name.endswith(_CHOICES) and len(value) > 2
+    return is_word or (is_choice and find_word(message, value, is_whole=len(value) < 5) >= 0)
 
 
 def _asks_for(message: str, name: str) -> bool:

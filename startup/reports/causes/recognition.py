@@ -20,6 +20,7 @@ from startup.reports.causes.table import (
     OWN_FAULT,
     SETTING_REFUSED,
     STEPS,
+    is_of_plugin,
     is_of_vllm,
     is_wrapper,
     without_guesses,
@@ -51,6 +52,7 @@ _WHOLE: Final = re.compile(r"(\d{1,9})\)? (?:must be|is not) divisible by (?:[a-
 _BLOCKS: Final = re.compile(r"= ?(\d{1,9}) is not divisible by .{0,60}?= ?(\d{1,6})")
 """Matches the size of one GPU's part of a weight, and that of the blocks that must divide it."""
 _LARGEST_SIZE: Final = 1_024
+_USUAL_SIZES: Final = (1, 2, 4, 8, 16)
 _OF_WORDS: Final = ("unknown", "setting-refused", "unknown-argument", "bad-argument")
 """Causes whose message may reject a word."""
 
@@ -87,7 +89,8 @@ def describe(failure: Failure, run: Evidence) -> Cause:
     cause = Cause(process, _phase_of(failure, known), quote(raised, known), known, failure.line)
     cause = cause._replace(is_of_library_import=failure.is_of_library_import, origin=raised.package, place=raised.spot)
     words = f"{raised.text}\n{raised.place} {raised.source}"
-    return _with_context(cause, run, raised.files or failure.raised[-1].files, words)
+    files = [file for file in raised.files or failure.raised[-1].files if not is_of_plugin(file)]
+    return _with_context(cause, run, files, words)
 
 
 def describe_line(found: Cause, run: Evidence) -> Cause:
@@ -138,7 +141,7 @@ def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str)
         return cause._replace(first_step=step, settings=tuple(switches))
     is_unclear = known in (None, ERROR_IN_CODE)
     if is_unclear or known in FAILED_PARTS or "part" in tags:
-        if "no class" in run.facts:
+        if "no class" in run.facts and any("/transformers" in file for file in files):
             return cause._replace(known=BY_NAME["model-class-missing"])
         part = run.settings.part_of(files)
         known = (part and part.known) or (is_unclear and part_called(files)) or known
@@ -155,11 +158,12 @@ def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str)
 
 def _known(raised: Raised, run: Evidence, *, is_general: bool) -> KnownCause | None:
     """The known cause whose texts match the exception's text, alone or with the place that raised it."""
-    causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general and run.allows(known)]
-    causes = [known for known in causes if known.fits_place(raised.spots)]
+    spots = raised.spots
+    causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general and known.fits_place(spots)]
+    causes = [known for known in causes if run.allows(known)]
     if "getattr(" in raised.source:  # the missing name is a value, such as a dtype, and no version has it
         causes = [known for known in causes if known is not _VERSIONS]
-    if not raised.spots:  # what depends on the place is only possible
+    if not spots:  # what depends on the place is only possible
         causes.sort(key=lambda known: bool(known.raised_in))
     shown = without_guesses(raised.text)
     begin, end, rest = shown.partition("\n")
@@ -168,7 +172,7 @@ def _known(raised: Raised, run: Evidence, *, is_general: bool) -> KnownCause | N
         joined = text.replace("\n", "")  # if a terminal has wrapped the line
         for known in causes:  # if `where` is "end", the text's first line must match
             forms = (first,) if known.where == "end" else (flat, joined)
-            if any(map(known.matches, forms)) or (known.is_of_place and raised.spots):
+            if any(map(known.matches, forms)) or (known.is_of_place and spots):
                 return known
     return None
 
@@ -178,11 +182,14 @@ def _last_resort(raised: Raised, failure: Failure, part: KnownCause | None) -> K
     text = raised.text
     if _is_import_of_another(raised, failure.functions[-1 - len(raised.files) :]):
         return _VERSIONS
+    if is_of_plugin(raised.spot):
+        return None
     if raised.is_of_vllm is not False and _is_refusal(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase
-    is_below_vllm = not raised.spots or any(is_of_vllm(spot) for spot in raised.spots)
+    is_below_vllm = any(is_of_vllm(spot) for spot in raised.spots) if raised.spots else failure.is_of_process
     is_of_code = OF_WORKER in text or phase == SERVING or ERROR_IN_CODE.matches(text)
+    is_of_code &= raised.package in LISTS["libraries that vLLM calls"]
     is_of_code = raised.is_of_vllm or (is_below_vllm and is_of_code)
     return part or (ERROR_IN_CODE if is_of_code else None)
 
@@ -243,7 +250,8 @@ def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], pha
     """
     name, tags = (known.name, known.tags) if known else ("unknown", frozenset())
     fitting = _fitting_size(text, run.settings.value("tensor_parallel_size")) if name == "not-divisible" else ""
-    if step := fitting or instruction_in(text):
+    told = instruction_in(text) if known is None or "quoted" in tags else ""
+    if step := fitting or told:
         return step
     held = {"place", name, *tags, *run.facts, run.platform, run.backend, *phase.split()}
     lists = [(known.steps if known else (), [text]), *_steps_for(held, text, files)]
@@ -287,6 +295,8 @@ def _both_packages(text: str, files: Sequence[str]) -> str:
     named = _NAMED.search(text)
     package = named[1] if named else "".join(packages[-1:])
     caller = next((each for each in reversed(packages) if each != package), "")
+    if named and inner and "/transformers_modules/" in inner[-1]:
+        return f"The model's own code does not fit the installed {package}, so install the one that its page names."
     if caller and named:
         return f"{caller} does not fit the installed {package}, so install the {package} that it requires."
     both = " and ".join(sorted(filter(None, (package, caller))))
@@ -312,8 +322,7 @@ def _fitting_size(text: str, set_size: str) -> str:
         size = int(set_size) if set_size.isdecimal() else 0
         total, block = int(found[1]) * size, int(found[2])
     sizes = range(min(size, _LARGEST_SIZE) - 1, 0, -1)
-    fitting = next((n for n in sizes if total % (n * block) == 0 and (whole or size % n == 0)), 0)
-    if not fitting:
-        return ""
-    others = f" --pipeline-parallel-size {size // fitting}" if size % fitting == 0 else ""
-    return f"Set --tensor-parallel-size {fitting}{others}."
+    usual = [n for n in sizes if size % n == 0 or (whole and n in _USUAL_SIZES)]  # other layers divide by these
+    fitting = next((n for n in usual if total % (n * block) == 0), 0)
+    others = f" --pipeline-parallel-size {size // fitting}" if fitting and size % fitting == 0 else ""
+    return f"Set --tensor-parallel-size {fitting}{others}." if fitting else ""
