@@ -26,7 +26,7 @@ from startup.vllm.patches.early_graphs import OF_CONFIG, OF_RUNNER, UNPROVEN
 from startup.vllm_words.installed import NEWEST_TESTED
 from startup.words.option import spell, spell_default
 from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, WEB_PAGE
-from startup.words.table import IGNORED, REJECTED
+from startup.words.unsupported import IGNORED, REJECTED
 from vllm_cli.commands.of_vllm import VllmCommand
 from vllm_cli.main import COMMANDS, CommandEntry, cli, load_command
 

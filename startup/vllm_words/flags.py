@@ -15,41 +15,169 @@ processes. `no port`: this process listens on no port, or with another protocol 
 server also runs on other machines or behind other sockets. `address`: where the server listens."""
 
 
-def _flags(table: str, *changes: Change, nargs: int | str = 1, kind: ValueKind = "text") -> Iterator[Flag]:
-    """Reads flags from their names. A comma precedes short names, and `|` ends the shortest abbreviation."""
-    for text in table.split():
-        name, *short = text.replace("|", "").split(",")
+ALIASES: Final = {
+    "--compilation-config": ("-cc",),
+    "--attention-config": ("-ac",),
+    "--api-server-count": ("-asc",),
+    "--enable-expert-parallel": ("-ep",),
+    "--tensor-parallel-size": ("-tp",),
+    "--pipeline-parallel-size": ("-pp",),
+    "--nnodes": ("-n",),
+    "--node-rank": ("-r",),
+    "--decode-context-parallel-size": ("-dcp",),
+    "--prefill-context-parallel-size": ("-pcp",),
+    "--data-parallel-size": ("-dp",),
+    "--data-parallel-rank": ("-dpn",),
+    "--data-parallel-start-rank": ("-dpr",),
+    "--data-parallel-size-local": ("-dpl",),
+    "--data-parallel-address": ("-dpa",),
+    "--data-parallel-rpc-port": ("-dpp",),
+    "--data-parallel-backend": ("-dpb",),
+    "--data-parallel-hybrid-lb": ("-dph",),
+    "--data-parallel-external-lb": ("-dpe",),
+    "--data-parallel-multi-port-external-lb": ("-dpm",),
+    "--speculative-config": ("-sc",),
+    "--diffusion-config": ("-dc",),
+    "--quantization": ("-q",),
+    "--gpu-memory-utilization": ("--device-memory-utilization",),
+}
+"""The further names of a flag in tested releases."""
+
+
+def _flags(
+    abbreviations: dict[str, str], *changes: Change, nargs: int | str = 1, kind: ValueKind = "text"
+) -> Iterator[Flag]:
+    """The flags of these names, each with its shortest abbreviation, which is its name if there is none."""
+    for name, shortest in abbreviations.items():
         opposites = () if nargs else (f"--no-{name.removeprefix('--')}",)
-        shortest = text.partition(",")[0].partition("|")[0]
-        yield Flag((name, *short), kind, nargs, opposites, is_optional=True, changes=changes, shortest=shortest)
+        names = (name, *ALIASES.get(name, ()))
+        yield Flag(names, kind, nargs, opposites, is_optional=True, changes=changes, shortest=shortest)
 
 
 USUAL: Final = (
-    *_flags("--enf|orce-eager --enable-lor|a --enable-expert-parallel,-ep --trust-remote|-code", "modules", nargs=0),
-    *_flags("--quantization,-q --runn|er --conv|ert --task --dt|ype --load-|format --model-i|mpl", "modules"),
-    *_flags("--distributed-e|xecutor-backend --specu|lative-config,-sc --kv-t|ransfer-config", "modules"),
-    *_flags("--attention-b|ackend --op|timization-level --compi|lation-config,-cc", "modules"),
-    *_flags("--te|nsor-parallel-size,-tp --pi|peline-parallel-size,-pp", "modules", kind="int"),
-    *_flags("--data-parallel-size,-dp --api-s|erver-count,-asc", "modules", "API servers", kind="int"),
-    *_flags("--hea|dless", "modules", "no port", "elsewhere", nargs=0),
-    *_flags("--grpc --data-parallel-m|ulti-port-external-lb,-dpm", "no port", "elsewhere", nargs=0),
-    *_flags("--ssl-k|eyfile --ssl-certf|ile", "no port"),
-    *_flags("--data-parallel-e|xternal-lb,-dpe --data-parallel-h|ybrid-lb,-dph", "elsewhere", nargs=0),
-    *_flags("--nn|odes,-n --nod|e-rank,-r --data-parallel-ran|k,-dpn", "elsewhere"),
-    *_flags("--ho|st --por|t --ud|s", "address"),
-    *_flags("--async-scheduling --language-model-only", nargs=0),
-    *_flags("--disable-access-log-for-endpoints --data-parallel-b|ackend,-dpb --tokenizer-r|evision --rev|ision"),
-    *_flags("--model --tokenizer --hf-c|onfig-path --download|-dir --gen|eration-config --shu|tdown-timeout"),
-    *_flags("--hf-t|oken", nargs="?"),
-    *_flags("--api-k|ey --served|-model-name --lora-m|odules --ign|ore-patterns --allowed-media-domains", nargs="+"),
-    *_flags("--collect-detailed-traces --cpu-offload-params --cudagraph-capture-sizes --logits-processors", nargs="+"),
-    *_flags("--kv-cache-dtype-skip-layers --lora-target-modules --numa-bind-cpus --numa-bind-nodes", nargs="+"),
-    *_flags("--offload-params --sleep-preserve-parameter-names", nargs="+"),
-    *_flags("--max-lora-rank --prefill-context-parallel-size,-pcp --data-parallel-size-|local,-dpl", kind="int"),
-    *_flags("--gpu-memory-utilization,--device-memory-utilization", kind="float"),
-    *_flags("--kv-cache-memory-bytes", kind="count"),
-    *_flags("--max-model-len", kind="token limit"),
-    *_flags("--hf-overrides", kind="json or text"),
+    *_flags(
+        {
+            "--enforce-eager": "--enf",
+            "--enable-lora": "--enable-lor",
+            "--enable-expert-parallel": "--enable-expert-parallel",
+            "--trust-remote-code": "--trust-remote",
+        },
+        "modules",
+        nargs=0,
+    ),
+    *_flags(
+        {
+            "--quantization": "--quantization",
+            "--runner": "--runn",
+            "--convert": "--conv",
+            "--task": "--task",
+            "--dtype": "--dt",
+            "--load-format": "--load-",
+            "--model-impl": "--model-i",
+        },
+        "modules",
+    ),
+    *_flags(
+        {
+            "--distributed-executor-backend": "--distributed-e",
+            "--speculative-config": "--specu",
+            "--kv-transfer-config": "--kv-t",
+        },
+        "modules",
+    ),
+    *_flags(
+        {"--attention-backend": "--attention-b", "--optimization-level": "--op", "--compilation-config": "--compi"},
+        "modules",
+    ),
+    *_flags({"--tensor-parallel-size": "--te", "--pipeline-parallel-size": "--pi"}, "modules", kind="int"),
+    *_flags(
+        {"--data-parallel-size": "--data-parallel-size", "--api-server-count": "--api-s"},
+        "modules",
+        "API servers",
+        kind="int",
+    ),
+    *_flags({"--headless": "--hea"}, "modules", "no port", "elsewhere", nargs=0),
+    *_flags(
+        {"--grpc": "--grpc", "--data-parallel-multi-port-external-lb": "--data-parallel-m"},
+        "no port",
+        "elsewhere",
+        nargs=0,
+    ),
+    *_flags({"--ssl-keyfile": "--ssl-k", "--ssl-certfile": "--ssl-certf"}, "no port"),
+    *_flags(
+        {"--data-parallel-external-lb": "--data-parallel-e", "--data-parallel-hybrid-lb": "--data-parallel-h"},
+        "elsewhere",
+        nargs=0,
+    ),
+    *_flags({"--nnodes": "--nn", "--node-rank": "--nod", "--data-parallel-rank": "--data-parallel-ran"}, "elsewhere"),
+    *_flags({"--host": "--ho", "--port": "--por", "--uds": "--ud"}, "address"),
+    *_flags({"--async-scheduling": "--async-scheduling", "--language-model-only": "--language-model-only"}, nargs=0),
+    *_flags(
+        {
+            "--disable-access-log-for-endpoints": "--disable-access-log-for-endpoints",
+            "--data-parallel-backend": "--data-parallel-b",
+            "--tokenizer-revision": "--tokenizer-r",
+            "--revision": "--rev",
+        }
+    ),
+    *_flags(
+        {
+            "--model": "--model",
+            "--tokenizer": "--tokenizer",
+            "--hf-config-path": "--hf-c",
+            "--download-dir": "--download",
+            "--generation-config": "--gen",
+            "--shutdown-timeout": "--shu",
+        }
+    ),
+    *_flags({"--hf-token": "--hf-t"}, nargs="?"),
+    *_flags(
+        {
+            "--api-key": "--api-k",
+            "--served-model-name": "--served",
+            "--lora-modules": "--lora-m",
+            "--ignore-patterns": "--ign",
+            "--allowed-media-domains": "--allowed-media-domains",
+        },
+        nargs="+",
+    ),
+    *_flags(
+        {
+            "--collect-detailed-traces": "--collect-detailed-traces",
+            "--cpu-offload-params": "--cpu-offload-params",
+            "--cudagraph-capture-sizes": "--cudagraph-capture-sizes",
+            "--logits-processors": "--logits-processors",
+        },
+        nargs="+",
+    ),
+    *_flags(
+        {
+            "--kv-cache-dtype-skip-layers": "--kv-cache-dtype-skip-layers",
+            "--lora-target-modules": "--lora-target-modules",
+            "--numa-bind-cpus": "--numa-bind-cpus",
+            "--numa-bind-nodes": "--numa-bind-nodes",
+        },
+        nargs="+",
+    ),
+    *_flags(
+        {
+            "--offload-params": "--offload-params",
+            "--sleep-preserve-parameter-names": "--sleep-preserve-parameter-names",
+        },
+        nargs="+",
+    ),
+    *_flags(
+        {
+            "--max-lora-rank": "--max-lora-rank",
+            "--prefill-context-parallel-size": "--prefill-context-parallel-size",
+            "--data-parallel-size-local": "--data-parallel-size-",
+        },
+        kind="int",
+    ),
+    *_flags({"--gpu-memory-utilization": "--gpu-memory-utilization"}, kind="float"),
+    *_flags({"--kv-cache-memory-bytes": "--kv-cache-memory-bytes"}, kind="count"),
+    *_flags({"--max-model-len": "--max-model-len"}, kind="token limit"),
+    *_flags({"--hf-overrides": "--hf-overrides"}, kind="json or text"),
 )
 _SWITCHES: Final = ("--no-", "--enable-", "--disable-", "--skip-", "--trust-", "--use-")
 """Prefixes of the switches in tested releases that are not in the table."""

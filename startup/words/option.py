@@ -17,7 +17,8 @@ from startup.words.arguments import Arguments
 from startup.words.errors import InputError
 from startup.words.param_types import click_type, spell_size
 from startup.words.supported import GROUPS, SUPPORTED
-from startup.words.table import FLAGS, IGNORED, REJECTED
+from startup.words.table import FLAGS
+from startup.words.unsupported import IGNORED, REJECTED
 
 _MODELS: Final = ("--model", "--tokenizer")
 _KINDS: Final = {"FILE": "file", "PATH": "file", "FOLDER": "dir"}

@@ -28,7 +28,8 @@ from startup.words.arguments import Arguments
 from startup.words.param_types import SIZE, spell_size
 from startup.words.serve_command import choose_engine, parse_start, read_start
 from startup.words.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
-from startup.words.table import FLAGS, IGNORED, REJECTED, find_flag, split_flags
+from startup.words.table import FLAGS, find_flag, split_flags
+from startup.words.unsupported import IGNORED, REJECTED
 from tests.startup.vllm import small_parser
 from tests.support.data_files import read_yaml
 from tests.support.vllm_flags import VLLM_NAMES, is_own
