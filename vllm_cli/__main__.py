@@ -76,13 +76,13 @@ def _run_template(words: list[str]) -> int:
         from vllm_cli.template_process import become_server
 
     link = become_server(*words)
-    exit_code = _run_command(link.given)
+    exit_code = _run_command(link.arguments)
     link.report_exit(exit_code)
     return end_without_finalizing(exit_code)  # a forked server has all modules of its engine
 
 
-def _run_command(given: ServeWords | None = None) -> int:
-    """Runs a click command. `given` are the words after `serve`, if that is the command."""
+def _run_command(arguments: object = None) -> int:
+    """Runs a click command. `arguments` are those after `serve`, if that is the command."""
     from base.exit_codes import INTERRUPTED
     from vllm_cli.main import main as run_command
 
@@ -91,7 +91,7 @@ def _run_command(given: ServeWords | None = None) -> int:
 
     try:
         _raise_at_sigint()
-        return run_command(serve_words=given)
+        return run_command(serve_arguments=arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:

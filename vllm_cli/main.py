@@ -148,18 +148,18 @@ def _show_versions(ctx: click.Context) -> None:
     ctx.exit()
 
 
-def main(args: Sequence[str] | None = None, serve_words: ServeWords | None = None) -> int:
+def main(args: Sequence[str] | None = None, serve_arguments: object = None) -> int:
     """Runs a command and returns the exit code. Shows a user's error on one line, without a traceback."""
-    if exit_code := _run(args, serve_words):
+    if exit_code := _run(args, serve_arguments):
         _discard_unwritten()
     return exit_code
 
 
-def _run(args: Sequence[str] | None, serve_words: ServeWords | None) -> int:
+def _run(args: Sequence[str] | None, serve_arguments: object) -> int:
     words = sys.argv[1:] if args is None else args
     is_start = [*words[:1]] == ["serve"]
     try:
-        result = cli.main(args, prog_name="vllm-cli", standalone_mode=False, obj=serve_words)
+        result = cli.main(args, prog_name="vllm-cli", standalone_mode=False, obj=serve_arguments)
     except click.ClickException as err:
         return _show(err, is_of_start=is_start)
     except (ConfigError, EnvError, CommandLineError) as err:

@@ -12,8 +12,8 @@ from startup.settings.config import flags_with_role
 from startup.settings.serve_words import ServeWords
 from startup.storage.temp_folder import own_folder
 from startup.words.errors import InputError
+from startup.words.read_arguments import choose_engine
 from startup.words.screening import find_values, secrets_as_variables, without_flags
-from startup.words.serve_command import choose_engine
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Readiness, WaitOptions, wait_for_server
 from vllm_cli.supervised_command import SupervisedCommand

@@ -37,16 +37,17 @@ from startup.files.model.request import ModelRequest, parse_adapter
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import USAGE, Finding, PreflightReport, unchecked
-from startup.settings.config import StartupConfig, VllmOptions, flags_with_role
+from startup.settings.config import StartupConfig, flags_with_role
 from startup.settings.serve_words import ServeWords, is_flag_like
-from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import require_vllm
+from startup.vllm_words.options import VllmOptions
 from startup.vllm_words.preflight.all_checks import run_preflight as run_vllm_preflight
 from startup.vllm_words.preflight.devices import can_sleep, deepest_level
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError
+from startup.words.read_arguments import choose_engine
 from startup.words.screening import find_values, secrets_as_variables, without_flags
-from startup.words.serve_command import choose_engine, parse_start
+from startup.words.serve_command import parse_start
 from startup.words.supported import CONFIG
 from startup.words.table import split_flags
 
@@ -116,7 +117,8 @@ class ModelStart(NamedTuple):
         return cls(replace(entry, times=times), ModelRequest.of_start(config), kind)
 
     @classmethod
-    def of_vllm(cls, entry: ModelEntry, options: VllmOptions, line: CommandLine) -> Self:
+    def of_vllm(cls, entry: ModelEntry, options: VllmOptions) -> Self:
+        line = options.line
         times = ServerTimes(line.shutdown_timeout_s, options.engine_watchdog_timeout_s)
         is_warm = options.standby != "off" and not env.VCLI_PLAIN_VLLM.get()
         return cls(replace(entry, times=times), line.request, template_kind_of_entry(entry) if is_warm else None)
@@ -220,16 +222,16 @@ class ModelCheck:
 
     def _check_vllm(self, entry: ModelEntry, start: VllmOptions) -> CheckedModel:
         vllm = require_vllm()
-        line, problem = CommandLine.of(start.words), None
+        line, problem = start.line, None
         if self._config.is_preflight_only:
             from startup.vllm.launch.first_record import line_for_check  # noqa: PLC0415 - no start needs it
 
-            line, problem = line_for_check(vllm, start.words, partial(click.echo, err=True))
+            line, problem = line_for_check(vllm, start.line, partial(click.echo, err=True))
         _reject_keys(flag.name for flag in line.flags)
         adapters = (name for name, path in map(parse_adapter, line.values(_LORA_MODULES)) if name and path)
         options = PreflightOptions(is_listening=True, asks_hub=True, flags_problem=problem)
         check = partial(run_vllm_preflight, vllm, line, options)
-        return self._checked(ModelStart.of_vllm(replace(entry, adapters=tuple(adapters)), start, line), check)
+        return self._checked(ModelStart.of_vllm(replace(entry, adapters=tuple(adapters)), start), check)
 
     def _check_embedded(self, entry: ModelEntry, config: StartupConfig) -> CheckedModel:
         require_embedded_engine()

@@ -8,9 +8,10 @@ from router.model_entry import ModelEntry
 from router.router import RouterOptions
 from router.words.model_check import ModelStart, folder_of, with_sleep_words
 from router.words.router_words import LACKED_BY_VLLM, PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own
-from startup.settings.config import StartOptions, StartupConfig, VllmOptions, flags_with_role
+from startup.settings.config import StartOptions, StartupConfig, flags_with_role
 from startup.settings.serve_words import Given
 from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.options import VllmOptions
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError
 from startup.words.screening import secrets_as_variables, show_notices
@@ -21,23 +22,21 @@ _DEFAULTS: Final = (*PORT_DEFAULTS, "--max-waiting=1024")
 _MIDDLEWARE: Final = "--middleware"
 
 
-def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
+def embedded_router(config: StartupConfig, given: Arguments) -> RouterOptions:
     """The settings of a router for one model of the embedded engine."""
-    given = Arguments.read(split_flags(words))  # the router needs some settings of the --config file
     parts = [*split_flags(given.words)]
     entry = _entry(config, parts, "embedded", config.server.served_model_names)
     return _router(_read_port(parts), config, ModelStart.of_embedded(entry, config))
 
 
-def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
+def vllm_router(options: VllmOptions, parts: Sequence[Given]) -> RouterOptions:
     """The settings of a router for one model of vLLM. Raises InputError for flags that it cannot have."""
-    line = CommandLine.of(options.words)
-    parts = [*split_flags(words)]
+    line = options.line
     _reject_vllm_flags(options, parts, line)
     names = line.values("--served-model-name") or (line.served_name,)
     entry = _entry(options, parts, "vllm", names)
     config = _read_port(parts, _words_of_file(line))
-    router = _router(config, options, ModelStart.of_vllm(entry, options, line))
+    router = _router(config, options, ModelStart.of_vllm(entry, options))
     return replace(router, model_has_keys=any(flag.name in flags_with_role("keys") for flag in line.in_file))
 
 

@@ -291,14 +291,3 @@ def flags_with_role(*roles: Role) -> frozenset[str]:
     """Returns the flags of settings with one of these roles. vLLM's flags with these names mean the same."""
     fields = (each.field.metadata for each in walk_settings(StartupConfig) if each.role in roles)
     return frozenset(metadata["flag"] for metadata in fields if "flag" in metadata)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VllmOptions(StartOptions):
-    """The launcher's settings for a start of vLLM. All other words of the command go to vLLM unchanged."""
-
-    words: tuple[str, ...]
-    start_method: str = "forkserver"
-    """With `forkserver`, our forkserver forks the processes that vLLM would spawn."""
-    web_page: bool = True
-    """Whether `/` is a page with a chat and the model's state (`NetworkConfig.web_page`)."""

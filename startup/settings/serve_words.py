@@ -162,7 +162,7 @@ class ServeWords:
         """The names of all flags in order, as far as they can be recognized without vLLM's."""
         self.own: dict[str, str] = {}
         """The launcher's flags, each with its last value. The value of a switch is `true` or empty."""
-        self.engine_words: list[str] = []
+        self.engine_pieces: list[Given] = []
         """All other words, unchanged and in order, without the first `--`."""
         self.incomplete: str | None = None
         """A flag of the launcher that lacks its value. None if no flag lacks its value."""
@@ -170,9 +170,9 @@ class ServeWords:
             if given.flag:
                 self.flags.append(given.flag)
             if given.words[0] == "--":
-                self.engine_words += given.words[1:]
+                self.engine_pieces += cut(given.words[1:])
             elif given.flag not in LAUNCHER_FLAGS:
-                self.engine_words += given.words
+                self.engine_pieces.append(given)
             elif given.flag.startswith(_OFF):
                 self.own[given.flag.replace(_OFF, "--", 1)] = ""
             elif not LAUNCHER_FLAGS[given.flag]:
@@ -181,6 +181,11 @@ class ServeWords:
                 self.own[given.flag] = given.values[-1]
             else:
                 self.incomplete = given.flag
+
+    @property
+    def engine_words(self) -> list[str]:
+        """The words of `engine_pieces`."""
+        return [word for piece in self.engine_pieces for word in piece.words]
 
     @property
     def has_several_models(self) -> bool:

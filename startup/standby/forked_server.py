@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from base.machine.command_line import masked_words, replace_command_line
 from base.machine.descriptors import move_socket_up, move_up
@@ -30,6 +30,9 @@ from startup.standby import process_state
 from startup.standby.front_process import interpreter_state
 from startup.standby.import_state import ImportEnvironment, InstalledFiles
 
+if TYPE_CHECKING:
+    from startup.vllm_words.command_line import CommandLine
+
 _REQUEST_S = 5.0
 """The limit for the front process's request, in seconds. The front process sends it at once."""
 _STREAMS: Final = ("stdin", "stdout", "stderr")
@@ -37,13 +40,24 @@ _SO_PEERPIDFD: Final = 77
 """The socket option for a pidfd of the connected process (unix(7), Linux 6.5). Python has no name for it."""
 
 
+class EarlyRead(NamedTuple):
+    """What the fork has read of its arguments and the file of `--config` before the front process agrees."""
+
+    arguments: Any
+    """The arguments, which the command takes from here."""
+    line: "CommandLine | None" = None
+    """The command line of vLLM. None for the embedded engine, or if the arguments have a fault."""
+    wants_cold_start: bool = False
+
+
 class TemplateFacts(NamedTuple):
     """Facts about the template process."""
 
     pid: int
     environment: ImportEnvironment
-    why_cold: Callable[[ServeWords], str | None]
-    """Returns why a server with these words after `serve` cannot use the imports, or None."""
+    read: Callable[[ServeWords], EarlyRead]
+    why_cold: Callable[["CommandLine | None"], str | None]
+    """Returns why a server with this command line cannot use the imports, or None."""
     files: InstalledFiles
     import_s: float
 
@@ -51,10 +65,10 @@ class TemplateFacts(NamedTuple):
 class FrontLink:
     """The server's connection to the front process."""
 
-    def __init__(self, connection: socket.socket, given: ServeWords) -> None:
+    def __init__(self, connection: socket.socket, arguments: Any) -> None:
         self._connection = connection
-        self.given = given
-        """The words after `serve`."""
+        self.arguments = arguments
+        """The arguments after `serve`, as `EarlyRead.arguments`."""
 
     def close(self) -> None:
         self._connection.close()
@@ -92,8 +106,10 @@ def take_over(
             raise RefusedError(f"the standby's imports are out of date: {change}")
         _become_equal(request, connection, front_pid, template.environment)
         readdress(front_pid, os.getpid())
-        given = ServeWords(sys.argv[2:])
-        _raise_reason(template.why_cold(given))
+        read = template.read(ServeWords(sys.argv[2:]))
+        if read.wants_cold_start:
+            raise RefusedError
+        _raise_reason(template.why_cold(read.line))
         pidfd = os.pidfd_open(os.getpid())
         messages.wait_for_agreement(connection, [pidfd])
         os.close(pidfd)
@@ -108,7 +124,7 @@ def take_over(
     )
     death_pipe.arm(request.fds[0])
     os.close(request.fds[0])
-    link = FrontLink(connection, given)
+    link = FrontLink(connection, read.arguments)
     start_origin.start_again = link.start_again
     fork_dormant(link.close, at_import)
     return link

@@ -36,8 +36,6 @@ _STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _HANDLED = (*_TO_MAIN, *_STOPS, signal.SIGCONT)
 _ENDS = (signal.SIGINT, signal.SIGTERM)
 """Signals that end the server even if it was started with these signals ignored, as after `&` in a script."""
-_COLD = {"VCLI_STANDBY": "off"}
-_OF_ROUTER = ("VCLI_IDLE_STOP", "VCLI_IDLE_SLEEP", "VCLI_RESTART")
 _STATUS_S = 1.0
 """The limit for the template process's report of how the server ended, in seconds."""
 _KILLED = 128 + signal.SIGKILL
@@ -112,7 +110,7 @@ class _Server:
         if self._again:
             self._end_if_signalled(wakeup_fd)
             name, value, *added = self._again
-            os.environ.update({name: value} if name in _OF_ROUTER else {name: value, **_COLD})
+            os.environ.update({name: value, "VCLI_STANDBY": "off"})
             os.execv(sys.executable, [*sys.orig_argv, *added])
         if self._status is not None:
             return self._status

@@ -60,7 +60,7 @@ def serve_warm(given: ServeWords) -> int | None:
         reason = str(err)
     except FileNotFoundError:
         reason = f"no standby runs for this kind of start ({kind})"
-    if mode == "require":
+    if mode == "require" and reason:  # without a reason, no warm start is wanted
         from base.exit_codes import START_FAILED  # noqa: PLC0415 - slow to import for a warm start
         from startup.errors import with_code  # noqa: PLC0415 - slow to import for a warm start
 

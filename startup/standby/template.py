@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -28,6 +28,7 @@ from startup.processes import death_pipe
 from startup.processes.forks import Forks
 from startup.settings.serve_words import ServeWords
 from startup.standby import sockets
+from startup.standby.forked_server import EarlyRead as EarlyRead  # the type of what `read` returns
 from startup.standby.forked_server import FrontLink as FrontLink  # the type of what `wait_for_start` returns
 from startup.standby.forked_server import TemplateFacts, take_over
 from startup.standby.import_state import ImportEnvironment, InstalledFiles, execute_with, recorded_reads, written_since
@@ -35,6 +36,7 @@ from startup.standby.sockets import EMBEDDED, VLLM_EAGER, peer_of
 
 if TYPE_CHECKING:
     from startup.vllm.launch.template_imports import TemplateImports
+    from startup.vllm_words.command_line import CommandLine
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +50,14 @@ ENDED: Final = b"ended"
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLink:
+def wait_for_start(
+    kind: str, models: Sequence[str], standby_fd: int, read: Callable[[ServeWords], EarlyRead]
+) -> FrontLink:
     """Runs the template process. Returns only in the processes that it forks. Each of them is a server.
 
     Also imports the classes of the models and loads their tokenizers. `standby_fd` is a SEQPACKET socket to
-    the standby. Raises StartupError if this process cannot fork servers.
+    the standby. Each fork calls `read` before the front process agrees. Raises StartupError if this process
+    cannot fork servers.
     """
     with low_numbers_taken():
         death_pipe.follow_parent(os.getppid())
@@ -61,7 +66,7 @@ def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLi
         files = InstalledFiles()
         before = environment.snapshot()
         begin_s = time.monotonic()
-        with recorded_reads() as read:
+        with recorded_reads() as names:
             imports.run()
         import_s = time.monotonic() - begin_s
     files.record_loaded()
@@ -72,7 +77,8 @@ def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLi
     collapse_memory()
     facts = TemplateFacts(
         pid=os.getpid(),
-        environment=ImportEnvironment(given, frozenset(read), written_since(before)),
+        environment=ImportEnvironment(given, frozenset(names), written_since(before)),
+        read=read,
         why_cold=imports.why_cold,
         files=files,
         import_s=import_s,
@@ -259,7 +265,7 @@ class EmbeddedImports:
                     importlib.import_module(model_class)
                 importlib.import_module("server.text.renderers.tokenizers.loading").keep_tokenizer(files.tokenizer_path)
 
-    def why_cold(self, given: ServeWords) -> str | None:
+    def why_cold(self, _: "CommandLine | None") -> str | None:
         return None
 
     def why_renew(self) -> str | None:

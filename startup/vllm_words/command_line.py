@@ -1,7 +1,7 @@
 """Reads the command line of `vllm serve` once, for the checks, for the list of model files, and for vLLM."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +16,7 @@ from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import LLAMA_ORIGINALS, ModelRequest, read_adapters, read_draft
 from startup.settings.config_file import ConfigFile
 from startup.settings.flag import Flag, GivenFlag, merge, nest
-from startup.settings.serve_words import OMNI, Given, is_flag_like, is_for_information, split
+from startup.settings.serve_words import OMNI, Given, cut, is_flag_like, is_for_information, split, with_values
 from startup.vllm_words.facts import VllmFacts, read_facts
 from startup.vllm_words.flags import Flags, flags_that_change
 from startup.vllm_words.installed import InstalledVllm, find_vllm
@@ -36,6 +36,8 @@ _MAX_MATCHES: Final = 5
 class CommandLine:
     """The flags of a start of vLLM: first the flags in the file of `--config`, then those in the words."""
 
+    pieces: tuple[Given, ...]
+    """The words after `vllm serve`, unchanged."""
     flags: tuple[GivenFlag, ...]
     model: str | None
     config: ConfigFile | None
@@ -53,16 +55,31 @@ class CommandLine:
     """All words except MODEL, unchanged."""
 
     @classmethod
-    def of(cls, words: Sequence[str], facts: VllmFacts | None = None) -> "CommandLine":
+    def of(
+        cls,
+        words: Sequence[str],
+        facts: VllmFacts | None = None,
+        read_file: Callable[[str], ConfigFile] = ConfigFile.read,
+    ) -> "CommandLine":
         """Reads the words after `vllm serve` and the file of `--config`. The words take precedence."""
+        return cls.of_pieces(tuple(cut(words)), facts, read_file)
+
+    @classmethod
+    def of_pieces(
+        cls,
+        pieces: tuple[Given, ...],
+        facts: VllmFacts | None = None,
+        read_file: Callable[[str], ConfigFile] = ConfigFile.read,
+    ) -> "CommandLine":
+        """Reads words that `cut` has divided."""
         vllm = find_vllm() if facts is None else None
         if facts is None:
             facts = read_facts(vllm) if vllm else VllmFacts()
         reading = Reading(Flags(facts.flags))
-        parts = list(_split(words, reading.known))
+        parts = list(_parts(pieces, reading.known))
         model_word = _take_model(parts, reading.known, vllm)
         configs = [part for part in parts if part.words[0] == CONFIG and len(part.words) > 1]
-        config = ConfigFile.read(configs[0].words[1]) if configs else None
+        config = read_file(configs[0].words[1]) if configs else None
         if config is not None:
             for name, value in config.settings.items():
                 reading.add_setting(name, value, config.place(name))
@@ -73,6 +90,7 @@ class CommandLine:
         in_words_first = sorted(reading.flags, key=lambda flag: bool(flag.where))
         named = (flag.text for flag in in_words_first if flag.name == _MODEL)
         return cls(
+            pieces=pieces,
             flags=tuple(reading.flags),
             model=model_word or next(filter(None, named), None),
             config=config,
@@ -83,6 +101,10 @@ class CommandLine:
             _model_word=model_word,
             _parts=tuple(parts),
         )
+
+    def read_again(self, facts: VllmFacts) -> "CommandLine":
+        """Reads the same arguments and the same content of the file by other facts."""
+        return CommandLine.of_pieces(self.pieces, facts, lambda path: self.config or ConfigFile.read(path))
 
     @property
     def in_file(self) -> list[GivenFlag]:
@@ -231,9 +253,9 @@ class CommandLine:
         return replace(self, _parts=parts, flags=(*self.flags, GivenFlag(Flag((name,), "unknown"), (value,), name)))
 
 
-def _split(words: Iterable[str], known: Flags) -> Iterator[Given]:
-    """Splits the words into flags with their values. Each word after `--` is a part of its own."""
-    for part in split(words, known.num_values):
+def _parts(pieces: Sequence[Given], known: Flags) -> Iterator[Given]:
+    """Yields flags with their values, and other words. Each word after `--` is a part of its own."""
+    for part in with_values(pieces, known.num_values):
         yield from map(Given, ([word] for word in part.words)) if part.words[0] == "--" else (part,)
 
 

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -36,11 +36,17 @@ class Arguments:
     _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, parts: Iterable[Given], *, collects_faults: bool = False) -> "Arguments":
+    def read(
+        cls,
+        parts: Iterable[Given],
+        *,
+        collects_faults: bool = False,
+        read_file: Callable[[str], ConfigFile] = ConfigFile.read,
+    ) -> "Arguments":
         """Reads a command line, and settings of its `--config` file that neither it nor a variable gives."""
         arguments = cls.parse(parts, collects_faults=collects_faults)
         if path := arguments.last_value(CONFIG.name):
-            in_file = cls.of_file(path).flags.items()
+            in_file = cls.of_file(path, read_file).flags.items()
             arguments.flags = {name: each for name, each in in_file if not each.flag.is_set} | arguments.flags
         return arguments
 
@@ -65,9 +71,9 @@ class Arguments:
         return arguments._with_keyed()
 
     @classmethod
-    def of_file(cls, path: str) -> "Arguments":
+    def of_file(cls, path: str, read_file: Callable[[str], ConfigFile] = ConfigFile.read) -> "Arguments":
         """Reads a file of settings that are named like flags. Raises InputError if the file is not valid."""
-        file = ConfigFile.read(path)
+        file = read_file(path)
         try:
             if file.problem is not None:
                 raise InputError(f"{file.problem}.")
@@ -98,6 +104,11 @@ class Arguments:
         given = self.flags.get(name)
         return given.text if given else None
 
+    def is_on(self, name: str) -> bool:
+        """Whether a flag is given with a value other than false."""
+        given = self.flags.get(name)
+        return given is not None and given.is_on and (given.flag.nargs == 0 or given.text is not None)
+
     def place(self, name: str) -> str:
         """The place of a flag in the file, as `GivenFlag.where`. Empty if the file does not have it."""
         return self.flags[name].where if name in self.flags else ""
@@ -113,6 +124,8 @@ class Arguments:
         elif isinstance(value, list) and flag.nargs == "+":
             for item in value:
                 self._add(flag, [str(item)])
+        elif isinstance(value, bool) and "off" in (flag.choices or ()):  # YAML reads `on` and `off` as bools
+            self._add(flag, ["on" if value else "off"])
         elif value is not None:
             text = json.dumps(value, default=str) if isinstance(value, bool | dict | list) else str(value)
             self._take(next(split([f"{name}={text}"])))

@@ -1,30 +1,32 @@
 """The click command of `serve`, which parses words by vLLM's rules and checks all settings."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import fields
-from itertools import chain, dropwhile
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from base.errors import ConfigError
 from base.setting import is_section
-from envs.registry import ENGINES, OWN_PREFIX, env, validate_all
-from envs.suggestion import changed_word, did_you_mean
-from envs.variable import EnvError
-from startup.files.model.gguf import find_gguf, has_llama_server, is_read_by_vllm
+from envs.registry import OWN_PREFIX, env, validate_all
+from envs.suggestion import changed_word
 from startup.files.model.request import ModelRequest
-from startup.settings.config import DEFAULT_MODEL_ID, StartupConfig, VllmOptions
+from startup.settings.config import DEFAULT_MODEL_ID, StartupConfig
 from startup.settings.flag import Flag
-from startup.settings.serve_words import OMNI, STRAY_REMEDY, Given, ServeWords, help_topic, is_stray, repeated_words
+from startup.settings.serve_words import STRAY_REMEDY, Given, ServeWords, is_stray
+from startup.vllm_words.options import VllmOptions
 from startup.words.arguments import Arguments, reject_references
 from startup.words.errors import InputError
 from startup.words.option import FlagOption, complete_model, describe_topic, write_groups
 from startup.words.param_types import click_type
+from startup.words.read_arguments import EMPTY_REMEDY, ReadArguments, raise_all, read_arguments
 from startup.words.screening import notices, reject_unsupported, show_notices, word_notices
-from startup.words.supported import CONFIG, ENGINE, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES, WEB_PAGE
-from startup.words.table import split_flags, with_flags
+from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES, WEB_PAGE
+from startup.words.table import split_flags
+
+if TYPE_CHECKING:
+    from startup.vllm_words.command_line import CommandLine
 
 READ: Final = "vllm_cli.read_start"
 """Key of the `ReadStart` in click's `Context.meta`."""
@@ -34,9 +36,6 @@ _OVERRIDE: Final = "server.generation.override_generation_config"
 _READ_FOR_VLLM: Final = "VLLM_WORKER_MULTIPROC_METHOD"
 _NEVER_EMPTY: Final = ("--config", "--generation-config", "--model", "--served-model-name", "--tokenizer")
 """vLLM fails if one of these flags is empty. vLLM and this program ignore any other flag that is empty."""
-_EMPTY_REMEDY: Final = "set the variable that stands in its place, or leave the word out for the default"
-_OF_ONE_MODEL: Final = {"--max-wait", "--max-waiting"}
-"""Flags for several models that also apply to a single model behind a router."""
 _MODEL: Final = click.Argument(["model_tag"], required=False, metavar="[MODEL]", shell_complete=complete_model)
 _OPTIONS: Final = tuple(map(FlagOption, SUPPORTED))
 PARAMETERS: Final[tuple[click.Parameter, ...]] = (_MODEL, *_OPTIONS)
@@ -50,7 +49,8 @@ class ServeCommand(click.Command):
         """Reads all settings, or shows the help."""
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, args)
-        read = ctx.meta[READ] = read_start(ctx.obj or ServeWords(args))
+        early = ctx.obj if isinstance(ctx.obj, ReadArguments) else read_arguments(ctx.obj or ServeWords(args))
+        read = ctx.meta[READ] = settings_of(early)
         if read.topic is not None:
             click.echo(describe_topic(ctx, read.topic) if read.topic else self.get_help(ctx))
             ctx.exit()
@@ -62,58 +62,45 @@ class ServeCommand(click.Command):
 
 
 class ReadStart(NamedTuple):
-    """What the words after `serve` ask for."""
+    """What the arguments of `serve` ask for."""
 
-    words: tuple[str, ...]
-    """The words. For llama-server: MODEL first, no `--config`."""
+    read: ReadArguments
     start: VllmOptions | StartupConfig | None = None
     """The settings of the start. None if `router.words` reads the words: several models, or llama-server."""
-    topic: str | None = None
-    """The topic of the help that is asked for instead of a start (`help_topic`)."""
+
+    @property
+    def topic(self) -> str | None:
+        return self.read.topic
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words. For llama-server: MODEL first, no `--config`."""
+        own, gguf = self.read.own, self.read.gguf
+        if own is None or gguf is None:
+            return tuple(self.read.launcher.words)
+        flags = {name: flag for name, flag in own.flags.items() if name != MODEL.name}
+        return tuple(replace(own, flags=flags, positionals=[gguf]).words)
 
 
-def read_start(launcher: ServeWords, *, is_quiet: bool = False, may_be_llama_servers: bool = True) -> ReadStart:
-    """Reads all settings. Flags have precedence over variables, and both over the `--config` file.
+def read_start(launcher: ServeWords, *, is_quiet: bool = False) -> ReadStart:
+    """Reads and checks all settings (`read_arguments`, `settings_of`)."""
+    return settings_of(read_arguments(launcher), is_quiet=is_quiet)
 
-    Args:
-        is_quiet: whether notices are left out.
-        may_be_llama_servers: whether llama-server may serve a GGUF model.
 
-    Raises:
-        ClickException: `serve` rejects the words.
+def settings_of(read: ReadArguments, *, is_quiet: bool = False) -> ReadStart:
+    """Checks all settings. Flags have precedence over variables, and both over the `--config` file.
+
+    With `is_quiet`, no notices are shown. Raises ClickException if `serve` rejects the arguments.
     """
-    words = launcher.words
-    read, parts = ReadStart(tuple(words)), [*with_flags(launcher.pieces)]
-    _reject_repetition(parts)
-    if words and not words[0].strip():
-        raise InputError(f"MODEL is empty: {_EMPTY_REMEDY}.")
-    given = model = None
-    is_router = launcher.has_several_models
-    if not is_router:
-        _reject_flags_of_several(launcher, parts)
-        if may_be_llama_servers and has_llama_server():
-            with suppress(InputError):  # words that only vLLM knows
-                given = Arguments.read(parts)
-                model = _gguf_of(given)
-        if choose_engine(launcher, is_gguf=model is not None) == "vllm":
-            return read._replace(start=_read_for_vllm(launcher, parts, is_quiet=is_quiet))
-    if (topic := help_topic(words)) is not None:
-        return read._replace(topic=topic)
-    _raise_all(validate_all())
-    if is_router:
-        return read
-    if OMNI in words:  # before the flags of vllm-omni, which are not known here
-        reject_unsupported(Arguments.parse(split_flags((OMNI,))).flags.values())
-    given = given or Arguments.read(parts, collects_faults=True)  # not twice, as the file of `--config` may be a pipe
-    if model is not None:
-        given.flags.pop("--model", None)
-        given.positionals = [model]
-        return ReadStart(tuple(given.words))
-    log_format = _screen(parts, given, is_quiet=is_quiet)
-    config = config_of(given)
+    if read.vllm is not None:
+        return ReadStart(read, _check_for_vllm(read, read.vllm, is_quiet=is_quiet))
+    if read.own is None or read.gguf is not None:
+        return ReadStart(read)
+    log_format = _screen(read.parts, read.own, is_quiet=is_quiet)
+    config = config_of(read.own)
     if not is_quiet:
-        show_notices(notices(given.flags.values()), log_format)  # of values that are valid
-    return read._replace(start=config)
+        show_notices(notices(read.own.flags.values()), log_format)  # of values that are valid
+    return ReadStart(read, config)
 
 
 def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = False) -> VllmOptions | StartupConfig:
@@ -121,14 +108,13 @@ def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = F
 
     `name` is the command's name in usage errors. With `is_quiet`, no notices are shown.
     """
-    given = ServeWords(words)
-    if given.has_several_models:
-        _reject_repetition(with_flags(given.pieces))
+    read = read_arguments(ServeWords(words), may_be_llama_servers=False)
+    if read.launcher.has_several_models:
         raise InputError(f"{name} is for one model: name one of them.")
-    read = read_start(given, is_quiet=is_quiet, may_be_llama_servers=False)
-    if read.start is None:
+    start = settings_of(read, is_quiet=is_quiet).start
+    if start is None:
         raise InputError("must not have --help or --version")
-    return read.start
+    return start
 
 
 def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
@@ -136,25 +122,19 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
     start = parse_start(words, command)
     if isinstance(start, StartupConfig):
         return ModelRequest.of_start(start)
-    from startup.vllm_words.command_line import CommandLine
-
-    return CommandLine.of(start.words).request
+    return start.line.request
 
 
-def _read_for_vllm(given: ServeWords, parts: Sequence[Given], *, is_quiet: bool) -> VllmOptions:
+def _check_for_vllm(read: ReadArguments, line: "CommandLine", *, is_quiet: bool) -> VllmOptions:
     # vLLM may accept further values of all other variables.
-    _raise_all(error for error in validate_all() if error.name.startswith((OWN_PREFIX, _READ_FOR_VLLM)))
-    options = vllm_options(given)
-    _reject_faults_of_file(options.words)
+    raise_all(error for error in validate_all() if error.name.startswith((OWN_PREFIX, _READ_FOR_VLLM)))
+    options = vllm_options(read.launcher, line)
+    if line.config is not None:  # vLLM would read a reference as plain text
+        reject_references(line.config.refused, f"{CONFIG.name}: ")
     if not is_quiet:
-        after_dashes = (split_flags(each.words[1:]) for each in parts if each.words[0] == "--")
-        show_notices(word_notices((*parts, *chain.from_iterable(after_dashes))), options.log_format)
+        after_dashes = (split_flags(each.words[1:]) for each in read.parts if each.words[0] == "--")
+        show_notices(word_notices((*read.parts, *chain.from_iterable(after_dashes))), options.log_format)
     return options
-
-
-def _gguf_of(given: Arguments) -> str | None:
-    model = given.positionals[0] if given.positionals else given.last_value("--model")
-    return model if model is not None and find_gguf(model) is not None else None
 
 
 def config_of(given: Arguments) -> StartupConfig:
@@ -212,7 +192,7 @@ def _reject_faulty_words(given: Arguments) -> None:
         raise click.UsageError(text, click.get_current_context(silent=True))
     for each in given.flags.values():
         if each.flag.name in _NEVER_EMPTY and "" in each.values:
-            raise InputError(f"{each.flag.name} is empty: {_EMPTY_REMEDY}.")
+            raise InputError(f"{each.flag.name} is empty: {EMPTY_REMEDY}.")
 
 
 def _build(config: Any, values: Mapping[str, Any], faults: list[ConfigError], prefix: str = "") -> Any:
@@ -251,68 +231,14 @@ def _screen(parts: Sequence[Given], given: Arguments, *, is_quiet: bool) -> str:
     return log_format
 
 
-def _raise_all(errors: Iterable[EnvError]) -> None:
-    if lines := list(map(str, errors)):
-        raise InputError("\nError: ".join(lines))
-
-
-def _reject_faults_of_file(words: Sequence[str]) -> None:
-    """Rejects references in a `--config` file, which vLLM would read as plain text."""
-    if CONFIG.name not in words:
-        return
-    from startup.vllm_words.command_line import CommandLine
-
-    if (file := CommandLine.of(words).config) is not None:
-        reject_references(file.refused, f"{CONFIG.name}: ")
-
-
-def _reject_flags_of_several(launcher: ServeWords, parts: Sequence[Given]) -> None:
-    """Rejects flags of a router if there is no router, and several models that are named after flags."""
-    several = {flag.name for flag in GROUPS["Several models"]}
-    if launcher.is_behind_router:
-        several -= _OF_ONE_MODEL
-    for flag in filter(several.__contains__, launcher.flags):
-        raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
-    given = parts if parts and parts[0].flag else ()
-    others = [each.words[0] for each in given if not each.flag]
-    models = [word for word in others if word != "--" and not is_stray(word)]
-    has_unknown = any(each.flag and each.known is None for each in given)  # the word after it may be its value
-    is_changed = any(map(changed_word, models))  # a flag with another dash, which later checks explain
-    if len(models) > 1 and not has_unknown and not is_changed:
-        raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")
-
-
-def _reject_repetition(parts: Iterable[Given]) -> None:
-    """Rejects the words of a server's command where MODEL belongs: first, or after flags that are known."""
-    rest = dropwhile(lambda part: part.known is not None, parts)
-    if repeated := repeated_words([word for part in rest for word in part.words]):
-        why = "the entrypoint of an image has them, too"
-        raise InputError(f"the words `{' '.join(repeated)}` stand twice ({why}): leave them out.")
-
-
 _FLAGS: Final = (*GROUPS["Start"], LOG_FORMAT, WEB_PAGE)
 
 
-def choose_engine(given: ServeWords, *, is_gguf: bool = False) -> str:
-    """Returns `embedded` or `vllm`. Raises InputError if another engine is named, or if a value is missing.
-
-    With `is_gguf`, llama-server can serve the model. `auto` then stands for vLLM only if vLLM can read it.
-    """
-    if given.incomplete is not None:
-        raise InputError(f"Option {given.incomplete!r} requires an argument.")
-    wanted = given.own.get(ENGINE.name) or env.VCLI_ENGINE.get()
-    if wanted not in ENGINES:
-        raise InputError(f"--engine {wanted!r} is not one of {', '.join(ENGINES)}{did_you_mean(wanted, ENGINES)}.")
-    if is_gguf and wanted not in ("embedded", "vllm") and not is_read_by_vllm():
-        return "embedded"
-    return given.engine(wanted)
-
-
-def vllm_options(given: ServeWords) -> VllmOptions:
+def vllm_options(given: ServeWords, line: "CommandLine") -> VllmOptions:
     """Returns the settings of a start of vLLM. Raises InputError for an invalid value of a launcher flag."""
     fields = {path.rpartition(".")[2]: flag for flag in _FLAGS for path in flag.fields}
     values = {field: value for field, flag in fields.items() for value in _values(flag, given.own)}
-    return VllmOptions(words=tuple(given.engine_words), start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
+    return VllmOptions(line=line, start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
 
 
 def _values(flag: Flag, own: Mapping[str, str]) -> Iterator[Any]:

@@ -196,11 +196,11 @@ def warm(standby: StandbyProcess) -> dict[str, str]:
 
 
 class _SlowStart:
-    """A start that waits at its beginning, because its configuration file is a FIFO without a writer."""
+    """A start that waits at its beginning, because a file of its settings is a FIFO without a writer."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "config.yaml"
-        self.flag = f"--config {self._path}"
+        self._path = folder / "logging.json"
+        self.flag = f"--log-config-file {self._path}"
         self._fd = -1
         os.mkfifo(self._path)
 

@@ -20,8 +20,9 @@ from startup.vllm.launch.template_imports import learn_imports
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.installed import require_vllm
 from startup.words.errors import InputError
+from startup.words.read_arguments import choose_engine
 from startup.words.screening import without_flags
-from startup.words.serve_command import choose_engine, request_of
+from startup.words.serve_command import request_of
 from vllm_cli.client.server import ServerClient
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.private_server import PrivateServer

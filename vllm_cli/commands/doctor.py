@@ -21,8 +21,9 @@ from startup.errors import StartupError
 from startup.processes import interpreter
 from startup.reports.timeline.history import installed_versions
 from startup.session.preflight.report import PreflightReport, describe_count, error
-from startup.settings.config import StartupConfig, VllmOptions
+from startup.settings.config import StartupConfig
 from startup.settings.serve_words import ServeWords
+from startup.vllm_words.options import VllmOptions
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model
 from startup.words.serve_command import read_start

@@ -13,9 +13,10 @@ from envs.registry import env
 from startup import start_origin
 from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
-from startup.settings.config import StandbyMode, StartupConfig, VllmOptions
+from startup.settings.config import StartupConfig
+from startup.vllm_words.options import VllmOptions
 from startup.words.screening import show_notices
-from startup.words.serve_command import PARAMETERS, READ, ServeCommand
+from startup.words.serve_command import PARAMETERS, READ, ReadStart, ServeCommand
 from vllm_cli.commands.of_vllm import vllms_own
 
 if TYPE_CHECKING:
@@ -51,15 +52,17 @@ _EPILOG = f"{vllms_own('serve')} `--engine vllm` starts it faster, and unchanged
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Runs the server and returns its exit code. Imports nothing heavy before all settings are checked."""
-    words, start, _ = ctx.meta[READ]
+    read: ReadStart = ctx.meta[READ]
+    start = read.start
     if start is None:
-        return _serve_several(words)
+        return _serve_several(read.words)
     if isinstance(start, StartupConfig):
         require_embedded_engine()
     if start.is_behind_router and not start.is_preflight_only:
-        return _serve_behind_router(start, words)
-    has_own_code = isinstance(start, StartupConfig) and start.engine.trust_remote_code
-    _apply_standby_mode("off" if has_own_code else start.standby)
+        return _serve_behind_router(read)
+    if start.standby == "require" and start_origin.warm is None and not read.read.wants_cold_start:
+        message = f"--standby require: {start_origin.cold_reason or 'this process was not forked'}"
+        raise StartupError(message, cause="standby-unusable")
     if start.is_preflight_only:
         return _print(preflight_of(start), as_json=start.is_json)
     if isinstance(start, StartupConfig):
@@ -74,22 +77,19 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     return start_vllm(vllm, start)
 
 
-def _serve_behind_router(start: StartupConfig | VllmOptions, words: Sequence[str]) -> int:
-    if start_origin.start_again is not None:  # a `--config` file, read after a standby has forked this process
-        for variable, seconds in ((env.VCLI_IDLE_STOP, start.idle_stop_s), (env.VCLI_IDLE_SLEEP, start.idle_sleep_s)):
-            if seconds is not None:
-                start_origin.start_again(variable.name, f"{seconds:g}")
-        start_origin.start_again(env.VCLI_RESTART.name, f"on-failure:{start.restart_limit}")
+def _serve_behind_router(read: ReadStart) -> int:
     from router.words.single_model import embedded_router, vllm_router
 
-    options = vllm_router(start, words) if isinstance(start, VllmOptions) else embedded_router(start, words)
-    return _route(options)
+    start, arguments = read.start, read.read
+    if isinstance(start, StartupConfig):
+        assert arguments.own is not None
+        return _route(embedded_router(start, arguments.own))
+    assert start is not None
+    return _route(vllm_router(start, arguments.parts))
 
 
 def _serve_several(words: Sequence[str]) -> int:
     """Runs the router, for several models or for one model that llama-server serves."""
-    if start_origin.start_again is not None:  # a standby has forked this process: it did not know the GGUF model
-        start_origin.start_again(env.VCLI_STANDBY.name, "off")
     from router.words.router_words import read_several
 
     several = read_several(words)
@@ -111,19 +111,6 @@ def _route(options: "RouterOptions") -> int:
     return run_router(options)
 
 
-def _apply_standby_mode(mode: StandbyMode) -> None:
-    """Applies `standby:` of the `--config` file. A standby may have forked this process before that.
-
-    The mode is also `off` for a model with code of its own. Such code may use any module, but lean imports
-    (`startup.imports.lean`) leave modules out.
-    """
-    if mode == "off" and start_origin.start_again is not None:
-        start_origin.start_again(env.VCLI_STANDBY.name, mode)
-    if mode == "require" and start_origin.warm is None:
-        message = f"--standby require: {start_origin.cold_reason or 'this process was not forked'}"
-        raise StartupError(message, cause="standby-unusable")
-
-
 def preflight_of(start: StartupConfig | VllmOptions) -> "PreflightReport":
     """Checks a start. Raises StartupError if the start needs vLLM and vLLM is not installed."""
     from startup.session.preflight import all_checks
@@ -136,7 +123,7 @@ def preflight_of(start: StartupConfig | VllmOptions) -> "PreflightReport":
     from startup.vllm_words.preflight.all_checks import run_preflight
 
     vllm = require_vllm()
-    line, problem = line_for_check(vllm, start.words, partial(click.echo, err=True))
+    line, problem = line_for_check(vllm, start.line, partial(click.echo, err=True))
     return run_preflight(vllm, line, replace(options, flags_problem=problem))
 
 

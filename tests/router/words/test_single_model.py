@@ -10,23 +10,28 @@ from router.router import RouterOptions
 from router.words.single_model import embedded_router, vllm_router
 from startup.settings.config import StartupConfig, flags_with_role
 from startup.settings.serve_words import ServeWords
+from startup.vllm_words.options import VllmOptions
 from startup.words.errors import InputError
-from startup.words.serve_command import read_start, vllm_options
+from startup.words.serve_command import read_start
 from startup.words.supported import SUPPORTED
+from startup.words.table import split_flags
 from tests.support.peer_vllm import ROOT
 from tests.support.vllm_flags import VLLM_NAMES
 
 
 def _embedded(*words: str) -> RouterOptions:
     words = (*words, "--idle-stop", "10m")
-    start = read_start(ServeWords(words)).start
-    assert isinstance(start, StartupConfig)
-    return embedded_router(start, words)
+    read = read_start(ServeWords(words))
+    assert isinstance(read.start, StartupConfig)
+    assert read.read.own is not None
+    return embedded_router(read.start, read.read.own)
 
 
 def _vllm(*words: str) -> RouterOptions:
     words = ("m", "--idle-stop", "10m", *words)
-    return vllm_router(vllm_options(ServeWords(words)), words)
+    read = read_start(ServeWords((*words, "--engine", "vllm")))
+    assert isinstance(read.start, VllmOptions)
+    return vllm_router(read.start, read.read.parts)
 
 
 _OF_PORT = {
@@ -104,7 +109,9 @@ def test_each_flag_is_used_by_the_router_or_passed_to_the_model_or_refused(flag,
         (tmp_path / "log.json").write_text('{"version": 1}')
         sample = [str(tmp_path / "log.json") if flag.name == "--log-config-file" else (flag.choices or "1")[0]]
         words = ("m", "--restart", "on-failure", flag.name, *(sample if flag.nargs else ()))
-        options = vllm_router(vllm_options(ServeWords(("m", "--restart", "on-failure"))), words)
+        start = read_start(ServeWords(("m", "--restart", "on-failure", "--engine", "vllm"))).start
+        assert isinstance(start, VllmOptions)
+        options = vllm_router(start, [*split_flags(words)])
         (entry,) = options.entries.values()
         assert (options.only, entry.preload) == (entry.name, True)
         is_ours = flag.role == "both" and flag.name.startswith("--http-")

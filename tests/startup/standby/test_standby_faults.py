@@ -221,6 +221,21 @@ def test_wrong_answers_lead_to_a_cold_start(answer, standby, tiny_llama):
         assert _why_cold(standby, tiny_llama) not in ("", "warm")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("trust-remote-code: true", ""), ("port: 0", "warm"), (None, "may be a pipe")],
+)
+def test_the_fork_decides_with_the_file_of_config(content, reason, standby, tiny_llama, tmp_path):
+    file = tmp_path / "serve.yaml"
+    _ = os.mkfifo(file) if content is None else file.write_text(content)
+
+    def is_expected() -> bool:  # on a busy machine, not at once
+        why = _why_cold(standby, tiny_llama, "--config", file)
+        return why == reason if content else reason in why
+
+    wait_until(is_expected)
+
+
 def test_the_documentation_says_how_long_a_hung_standby_delays_a_start():
     text = " ".join((Path(__file__).parents[3] / "docs" / "fast-starts.md").read_text().split())
     seconds = (front_process._ACK_S, front_process._VERDICT_S, front_process._OWN_S)

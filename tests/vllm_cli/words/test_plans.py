@@ -18,15 +18,16 @@ from router.words.router_words import read_several
 from router.words.single_model import embedded_router, vllm_router
 from server.terms.config import DTypeName, RendererConfig
 from server.terms.limits import flag_of
-from startup.settings.config import VllmOptions
+from startup.settings.config_file import ConfigFile
 from startup.settings.serve_words import ServeWords
 from startup.vllm_words import command_line
-from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import VllmFacts, facts_of_flags
 from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_words.options import VllmOptions
 from startup.words.arguments import Arguments
 from startup.words.param_types import SIZE, spell_size
-from startup.words.serve_command import choose_engine, parse_start, read_start
+from startup.words.read_arguments import choose_engine, read_arguments
+from startup.words.serve_command import parse_start, read_start
 from startup.words.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
 from startup.words.table import FLAGS, find_flag, split_flags
 from startup.words.unsupported import IGNORED, REJECTED
@@ -71,19 +72,16 @@ def _plan_of(words: list[str]) -> Any:
     if not read.start.is_behind_router:
         return read.start
     if isinstance(read.start, VllmOptions):
-        return vllm_router(read.start, read.words)
-    return embedded_router(read.start, read.words)
+        return vllm_router(read.start, read.read.parts)
+    return embedded_router(read.start, read.read.own)
 
 
 def _find(plan: Any, path: str) -> Any:
-    """The value at a path such as `server.network.port`, in JSON.
-
-    `kind` is the class of the plan, and `line` is the `CommandLine` of vLLM.
-    """
+    """The value at a path such as `server.network.port`, in JSON. `kind` is the class of the plan."""
     if path == "kind":
         return type(plan).__name__
-    found = CommandLine.of(plan.words) if path.startswith("line.") else plan
-    for name in path.removeprefix("line.").split("."):
+    found = plan
+    for name in path.split("."):
         found = found[name] if isinstance(found, Mapping) else getattr(found, name)
     return json.loads(json.dumps(asdict(found) if is_dataclass(found) else found, default=_as_json))
 
@@ -184,6 +182,41 @@ def test_auto_is_vllm_if_it_is_installed(is_there, engine, tmp_path, monkeypatch
         (tmp_path / "vllm" / "__init__.py").write_text("raise SystemExit('imported')")
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     assert choose_engine(ServeWords(["model"])) == engine
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "is_cold"),
+    [
+        ("idle-stop: 1h", "", True), ("idle-sleep: 1h", "", True), ("restart: on-failure", "", True),
+        ("idle-stop: 1h", "--preflight-only", False), ("idle-stop: 1h", "--idle-stop=", False),
+        ("standby: off", "", True), ("standby: off", "--standby auto", False), ("standby: require", "", False),
+        ("trust-remote-code: true", "", True), ("trust-remote-code: true", "--no-trust-remote-code", False),
+        ("port: 1", "", False), ("standby: off", "--engine vllm", False),
+    ],
+)  # fmt: skip
+def test_a_fork_decides_with_the_file_whether_it_may_serve(content, words, is_cold, tmp_path, monkeypatch):
+    """Before anything of it is visible. The file of vLLM has only vLLM's settings."""
+    monkeypatch.delenv("VCLI_STANDBY", raising=False)
+    (tmp_path / "serve.yaml").write_text(content)
+    given = ServeWords(["m", "--config", str(tmp_path / "serve.yaml"), *words.split()])
+    assert read_arguments(given).wants_cold_start == is_cold
+
+
+def test_a_file_is_read_once(tmp_path, monkeypatch):
+    """It may be a pipe. With llama-server, the start reads it by the rules of both engines."""
+    (tmp_path / "llama-server").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    file, read = tmp_path / "serve.yaml", []
+    file.write_text("port: 1")
+
+    def read_file(path: str) -> ConfigFile:
+        read.append(path)
+        return ConfigFile.read(path)
+
+    line = read_arguments(ServeWords(["m", "--config", str(file), "--engine", "vllm"]), read_file=read_file).vllm
+    assert line is not None
+    file.write_text("port: 2")
+    assert (line.port, line.read_again(_FACTS["recorded"]).port, read) == (1, 1, [str(file)])
 
 
 @pytest.mark.parametrize("value", ["-k", "--port", "--", "-", "a b", "", "=", "--api-key=x"])

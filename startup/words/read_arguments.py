@@ -1,0 +1,158 @@
+"""Reads the arguments of `serve` and the file of `--config` once, by the rules of the chosen engine."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import dropwhile
+from typing import TYPE_CHECKING, Final
+
+from envs.registry import ENGINES, env, validate_all
+from envs.suggestion import changed_word, did_you_mean
+from envs.variable import EnvError
+from startup.files.model.gguf import find_gguf, has_llama_server, is_read_by_vllm
+from startup.settings.config_file import ConfigFile
+from startup.settings.serve_words import OMNI, Given, ServeWords, help_topic, is_stray, repeated_words
+from startup.words.arguments import Arguments
+from startup.words.errors import InputError
+from startup.words.screening import reject_unsupported
+from startup.words.supported import ENGINE, GROUPS
+from startup.words.table import split_flags, with_flags
+
+if TYPE_CHECKING:
+    from startup.vllm_words.command_line import CommandLine
+
+EMPTY_REMEDY: Final = "set the variable that stands in its place, or leave the word out for the default"
+_FLAGS_OF_ROUTER: Final = ("--idle-stop", "--idle-sleep", "--restart")
+_OF_ONE_MODEL: Final = {"--max-wait", "--max-waiting"}
+"""Flags for several models that also apply to a single model behind a router."""
+
+
+@dataclass(frozen=True)
+class ReadArguments:
+    """The arguments of `serve` with the file of `--config`, each read once, before any value is checked.
+
+    The engine that they choose decides by whose rules they are read: `own` or `vllm`.
+    """
+
+    launcher: ServeWords
+    parts: tuple[Given, ...]
+    """All arguments, divided by the flags of this program."""
+    topic: str | None = None
+    """The topic of the help that is asked for instead of a start (`help_topic`)."""
+    own: Arguments | None = None
+    """The flags by the rules of the embedded engine."""
+    vllm: "CommandLine | None" = None
+    gguf: str | None = None
+    """The model, if llama-server serves it."""
+
+    @property
+    def wants_cold_start(self) -> bool:
+        """Whether a standby must not fork this process: a router, `standby: off`, or a model's own code.
+
+        Such code may use any module, but lean imports (`startup.imports.lean`) leave modules out.
+        """
+        if self.launcher.has_several_models or self.gguf is not None:
+            return True
+        if self.own is None:
+            return False
+        is_router = any(map(self.own.is_on, _FLAGS_OF_ROUTER)) and not self.own.is_on("--preflight-only")
+        has_own_code = self.own.is_on("--trust-remote-code")
+        return is_router or has_own_code or self.own.last_value("--standby") == "off"
+
+
+def read_arguments(
+    launcher: ServeWords,
+    *,
+    may_be_llama_servers: bool = True,
+    read_file: Callable[[str], ConfigFile] = ConfigFile.read,
+) -> ReadArguments:
+    """Chooses the engine, and reads all arguments and the file by its rules.
+
+    Args:
+        launcher: the arguments.
+        may_be_llama_servers: whether llama-server may serve a GGUF model.
+        read_file: reads the file of `--config`.
+
+    Raises:
+        ClickException: `serve` rejects the arguments.
+    """
+    words, read_file = launcher.words, cache(read_file)  # the file may be a pipe
+    read = ReadArguments(launcher, tuple(with_flags(launcher.pieces)))
+    _reject_repetition(read.parts)
+    if words and not words[0].strip():
+        raise InputError(f"MODEL is empty: {EMPTY_REMEDY}.")
+    own = gguf = None
+    if not launcher.has_several_models:
+        _reject_flags_of_several(launcher, read.parts)
+        if may_be_llama_servers and has_llama_server():
+            with suppress(InputError):  # flags that only vLLM knows
+                own = Arguments.read(read.parts, read_file=read_file)
+                gguf = _gguf_of(own)
+        if choose_engine(launcher, is_gguf=gguf is not None) == "vllm":
+            return replace(read, vllm=_read_for_vllm(launcher, read_file))
+    if (topic := help_topic(words)) is not None:
+        return replace(read, topic=topic)
+    raise_all(validate_all())
+    if launcher.has_several_models:
+        return read
+    if OMNI in words:  # before the flags of vllm-omni, which are not known here
+        reject_unsupported(Arguments.parse(split_flags((OMNI,))).flags.values())
+    own = own or Arguments.read(read.parts, collects_faults=True, read_file=read_file)
+    return replace(read, own=own, gguf=gguf)
+
+
+def _read_for_vllm(launcher: ServeWords, read_file: Callable[[str], ConfigFile]) -> "CommandLine":
+    from startup.vllm_words.command_line import CommandLine
+
+    return CommandLine.of_pieces(tuple(launcher.engine_pieces), read_file=read_file)
+
+
+def _gguf_of(given: Arguments) -> str | None:
+    model = given.positionals[0] if given.positionals else given.last_value("--model")
+    return model if model is not None and find_gguf(model) is not None else None
+
+
+def _reject_flags_of_several(launcher: ServeWords, parts: Sequence[Given]) -> None:
+    """Rejects flags of a router if there is no router, and several models that are named after flags."""
+    several = {flag.name for flag in GROUPS["Several models"]}
+    if launcher.is_behind_router:
+        several -= _OF_ONE_MODEL
+    for flag in filter(several.__contains__, launcher.flags):
+        raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
+    given = parts if parts and parts[0].flag else ()
+    others = [each.words[0] for each in given if not each.flag]
+    models = [word for word in others if word != "--" and not is_stray(word)]
+    has_unknown = any(each.flag and each.known is None for each in given)  # the word after it may be its value
+    is_changed = any(map(changed_word, models))  # a flag with another dash, which later checks explain
+    if len(models) > 1 and not has_unknown and not is_changed:
+        raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")
+
+
+def _reject_repetition(parts: Iterable[Given]) -> None:
+    """Rejects the words of a server's command where MODEL belongs: first, or after flags that are known."""
+    rest = dropwhile(lambda part: part.known is not None, parts)
+    if repeated := repeated_words([word for part in rest for word in part.words]):
+        why = "the entrypoint of an image has them, too"
+        raise InputError(f"the words `{' '.join(repeated)}` stand twice ({why}): leave them out.")
+
+
+def choose_engine(given: ServeWords, *, is_gguf: bool = False) -> str:
+    """Returns `embedded` or `vllm`. Raises InputError if another engine is named, or if a value is missing.
+
+    With `is_gguf`, llama-server can serve the model. `auto` then stands for vLLM only if vLLM can read it.
+    """
+    if given.incomplete is not None:
+        raise InputError(f"Option {given.incomplete!r} requires an argument.")
+    wanted = given.own.get(ENGINE.name) or env.VCLI_ENGINE.get()
+    if wanted not in ENGINES:
+        raise InputError(f"--engine {wanted!r} is not one of {', '.join(ENGINES)}{did_you_mean(wanted, ENGINES)}.")
+    if is_gguf and wanted not in ("embedded", "vllm") and not is_read_by_vllm():
+        return "embedded"
+    return given.engine(wanted)
+
+
+def raise_all(errors: Iterable[EnvError]) -> None:
+    """Raises InputError with all of these errors, if there are any."""
+    if lines := list(map(str, errors)):
+        raise InputError("\nError: ".join(lines))
