@@ -155,6 +155,33 @@ class GivenFlag(NamedTuple):
         return [f"{self.name}={value}" for value in self.values]
 
 
+class GivenFlags:
+    """The flags of a command line and of its `--config` file, by the rules of one engine."""
+
+    def last(self, name: str) -> GivenFlag | None:
+        """The occurrence of a flag that counts. None if it is not given."""
+        raise NotImplementedError
+
+    def value(self, name: str) -> str | None:
+        """The last value of a flag. None if the flag is not given or has no value."""
+        found = self.last(name)
+        return None if found is None else found.text
+
+    def values(self, name: str) -> tuple[str, ...]:
+        """The values of a flag that takes several values."""
+        found = self.last(name)
+        return () if found is None else found.values
+
+    def has(self, *names: str) -> bool:
+        """Whether one of these flags is given. A switch must be on, another flag must have a value."""
+        return any(flag is not None and flag.is_on for flag in map(self.last, names))
+
+    def place(self, name: str) -> str:
+        """The place of a flag in the file, as `GivenFlag.where`. Empty if the file does not have it."""
+        found = self.last(name)
+        return "" if found is None else found.where
+
+
 def opposites_of(*names: str) -> tuple[str, ...]:
     """The options that turn a switch with these names off.
 

@@ -15,7 +15,7 @@ from envs.suggestion import did_you_mean
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.request import LLAMA_ORIGINALS, ModelRequest, read_adapters, read_draft
 from startup.settings.config_file import ConfigFile
-from startup.settings.flag import Flag, GivenFlag, merge, nest
+from startup.settings.flag import Flag, GivenFlag, GivenFlags, merge, nest
 from startup.settings.serve_words import OMNI, Given, cut, is_flag_like, is_for_information, split, with_values
 from startup.vllm_words.facts import VllmFacts, read_facts
 from startup.vllm_words.flags import Flags, flags_that_change
@@ -33,7 +33,7 @@ _MAX_MATCHES: Final = 5
 
 
 @dataclass(frozen=True)
-class CommandLine:
+class CommandLine(GivenFlags):
     """The flags of a start of vLLM: first the flags in the file of `--config`, then those in the words."""
 
     pieces: tuple[Given, ...]
@@ -118,22 +118,7 @@ class CommandLine:
         return (*model, *(word for part in self._parts for word in part.words))
 
     def last(self, name: str) -> GivenFlag | None:
-        """The last occurrence of a flag. None if it is not given."""
         return next((flag for flag in reversed(self.flags) if flag.name == name), None)
-
-    def value(self, name: str) -> str | None:
-        """The last value of a flag. None if the flag is not given or has no value."""
-        found = self.last(name)
-        return None if found is None else found.text
-
-    def values(self, name: str) -> tuple[str, ...]:
-        """The values at the last occurrence of a flag that takes several values."""
-        found = self.last(name)
-        return () if found is None else found.values
-
-    def has(self, *names: str) -> bool:
-        """Whether one of these flags is given. A switch must be on."""
-        return any(flag is not None and flag.is_on for flag in map(self.last, names))
 
     @cached_property
     def request(self) -> ModelRequest:

@@ -268,8 +268,8 @@ def _read_variables() -> Iterator[Flag]:
     """The variables with values that vLLM rejects."""
     with suppress(Exception):  # another version of vLLM
         for name, read in _VARIABLES.get(sys.modules[_VARIABLES.module]).items():
-            if (fact := _variable(name, read)) is not None:
-                yield fact
+            if (flag := _variable(name, read)) is not None:
+                yield flag
 
 
 def _read_set_by_vllm() -> Iterator[str]:

@@ -12,7 +12,7 @@ from base.json_depth import read_json
 from base.json_form import json_form
 from envs.redaction import hide_in_words
 from startup.settings.config_file import ConfigFile
-from startup.settings.flag import Flag, GivenFlag, merge, nest
+from startup.settings.flag import Flag, GivenFlag, GivenFlags, merge, nest
 from startup.settings.serve_words import Given, split
 from startup.words.errors import InputError
 from startup.words.supported import CONFIG
@@ -23,7 +23,7 @@ _PROTECTING: Final = ("keys", "tls")
 
 
 @dataclass
-class Arguments:
+class Arguments(GivenFlags):
     """A command line, alone or with the file of `--config`."""
 
     flags: dict[str, GivenFlag] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Arguments:
     ) -> "Arguments":
         """Reads a command line, and settings of its `--config` file that neither it nor a variable gives."""
         arguments = cls.parse(parts, collects_faults=collects_faults)
-        if path := arguments.last_value(CONFIG.name):
+        if path := arguments.value(CONFIG.name):
             in_file = cls.of_file(path, read_file).flags.items()
             arguments.flags = {name: each for name, each in in_file if not each.flag.is_set} | arguments.flags
         return arguments
@@ -99,19 +99,8 @@ class Arguments:
         flags = (given for name, given in self.flags.items() if name != CONFIG.name)
         return [*self.positionals, *(word for given in flags for word in given.words)]
 
-    def last_value(self, name: str) -> str | None:
-        """The last value of a flag. None if the flag is not given."""
-        given = self.flags.get(name)
-        return given.text if given else None
-
-    def is_on(self, name: str) -> bool:
-        """Whether a flag is given with a value other than false."""
-        given = self.flags.get(name)
-        return given is not None and given.is_on and (given.flag.nargs == 0 or given.text is not None)
-
-    def place(self, name: str) -> str:
-        """The place of a flag in the file, as `GivenFlag.where`. Empty if the file does not have it."""
-        return self.flags[name].where if name in self.flags else ""
+    def last(self, name: str) -> GivenFlag | None:
+        return self.flags.get(name)
 
     def _take_setting(self, name: str, value: Any) -> None:
         flag, is_negated = find_flag(name.partition(".")[0])
@@ -154,7 +143,7 @@ class Arguments:
 
     def _with_keyed(self) -> "Arguments":
         for name, keyed in self._keyed.items():
-            whole = self.last_value(name)
+            whole = self.value(name)
             shown = "".join(hide_in_words([whole or ""]))
             try:
                 merged = read_json(whole) if whole else {}

@@ -62,7 +62,7 @@ class FlagOption(click.Option):
         try:
             value = self.type_cast_value(click.get_current_context(silent=True) or click.Context(_SERVE), value)
         except click.BadParameter as err:
-            hidden = hidden_character(given.last_value(self.flag.name) or "")
+            hidden = hidden_character(given.value(self.flag.name) or "")
             message = f"{err.message.rstrip('.')}{hidden}." if hidden else err.message
             hint = given.place(self.flag.name) or None
             raise click.BadParameter(message, err.ctx, err.param, hint) from err

@@ -56,9 +56,9 @@ class ReadArguments:
             return True
         if self.own is None:
             return False
-        is_router = any(map(self.own.is_on, _FLAGS_OF_ROUTER)) and not self.own.is_on("--preflight-only")
-        has_own_code = self.own.is_on("--trust-remote-code")
-        return is_router or has_own_code or self.own.last_value("--standby") == "off"
+        is_router = self.own.has(*_FLAGS_OF_ROUTER) and not self.own.has("--preflight-only")
+        has_own_code = self.own.has("--trust-remote-code")
+        return is_router or has_own_code or self.own.value("--standby") == "off"
 
 
 def read_arguments(
@@ -109,7 +109,7 @@ def _read_for_vllm(launcher: ServeWords, read_file: Callable[[str], ConfigFile])
 
 
 def _gguf_of(given: Arguments) -> str | None:
-    model = given.positionals[0] if given.positionals else given.last_value("--model")
+    model = given.positionals[0] if given.positionals else given.value("--model")
     return model if model is not None and find_gguf(model) is not None else None
 
 

@@ -140,7 +140,7 @@ def _check_for_vllm(read: ReadArguments, line: "CommandLine", *, is_quiet: bool)
 def config_of(given: Arguments) -> StartupConfig:
     """The configuration of the embedded engine. Raises ClickException or ConfigError for invalid values."""
     if given.positionals and "--model" in given.flags and not given.place("--model"):
-        flagged = given.last_value("--model")
+        flagged = given.value("--model")
         raise InputError(
             f"MODEL is given twice, as {given.positionals[0]} and by --model {flagged}: leave --model out."
         )
@@ -225,7 +225,7 @@ def _screen(parts: Sequence[Given], given: Arguments, *, is_quiet: bool) -> str:
         reject_unsupported(given.flags.values())
     except InputError as err:
         given.faults.append(err.message)
-    log_format = given.last_value(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()
+    log_format = given.value(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()
     if not is_quiet:
         show_notices(word_notices(parts, given.flags), log_format)
     return log_format

@@ -41,14 +41,14 @@ def read_both(words: Sequence[str], facts: VllmFacts, parse: Callable[[Sequence[
     return Reading(True, faults, [*_differences({**values, "model": line.model or model}, namespace, model)])
 
 
-def _converted(flag: GivenFlag) -> dict[str, Any]:
-    fact = flag.flag
-    if fact.nargs == 0:
-        return {fact.parameter: flag.is_on}
-    values = [parse_value(fact, text) for text in flag.values]
-    if fact.kind in _NOT_CONVERTED or not values:
+def _converted(given: GivenFlag) -> dict[str, Any]:
+    flag = given.flag
+    if flag.nargs == 0:
+        return {flag.parameter: given.is_on}
+    values = [parse_value(flag, text) for text in given.values]
+    if flag.kind in _NOT_CONVERTED or not values:
         return {}
-    return {fact.parameter: values if fact.nargs == "+" else values[-1]}
+    return {flag.parameter: values if flag.nargs == "+" else values[-1]}
 
 
 def _differences(values: dict[str, Any], namespace: Namespace, model: str) -> Iterator[str]:

@@ -156,7 +156,7 @@ def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | No
 
 def describe_unknown(line: CommandLine) -> Iterator[str]:
     """Yields a line for each unknown flag or stray word, or if all flags are known, each unexpected word."""
-    options = [option for fact in line.facts.flags for option in fact.options]
+    options = [option for flag in line.facts.flags for option in flag.options]
     for name, where in line.unknown:
         yield f"{where}: vLLM has no flag {name}{did_you_mean(name, options)}".removeprefix(": ")
     changed = {word: None if line.unknown else changed_word(word) for word in line.unexpected}
@@ -202,44 +202,44 @@ class FlagValueError(ValueError):
     """vLLM rejects the value."""
 
 
-def parse_value(fact: Flag, text: str) -> Any:
+def parse_value(flag: Flag, text: str) -> Any:
     """The value as vLLM converts it. None if an optional flag has no value. Raises FlagValueError."""
-    value = None if fact.is_optional and text in NO_VALUE else _convert(fact, text)
-    if fact.choices is not None and value not in fact.choices:
-        choices = [str(choice) for choice in fact.choices if choice is not None]
+    value = None if flag.is_optional and text in NO_VALUE else _convert(flag, text)
+    if flag.choices is not None and value not in flag.choices:
+        choices = [str(choice) for choice in flag.choices if choice is not None]
         guess = did_you_mean(text, choices)
-        raise FlagValueError(f"{fact.name} {text!r} is not one of {list_some(choices, _MAX_CHOICES)}{guess}")
+        raise FlagValueError(f"{flag.name} {text!r} is not one of {list_some(choices, _MAX_CHOICES)}{guess}")
     return value
 
 
-def range_problem(fact: Flag, value: Any) -> str | None:
+def range_problem(flag: Flag, value: Any) -> str | None:
     """Why a number is outside of the range that vLLM declares. None for a number inside of it."""
-    problem = limit_problem(fact.limits, value)
-    return problem and f"{fact.name} {problem}"
+    problem = limit_problem(flag.limits, value)
+    return problem and f"{flag.name} {problem}"
 
 
-def _convert(fact: Flag, text: str) -> Any:
-    convert, fault = _CONVERTERS[fact.kind]
+def _convert(flag: Flag, text: str) -> Any:
+    convert, fault = _CONVERTERS[flag.kind]
     try:
-        return convert(text, fact)
+        return convert(text, flag)
     except FlagValueError:
         raise
     except (OSError, ValueError) as err:
-        raise FlagValueError(f"{fact.name} {text!r} {fault}{_reason(err, fact, text)}") from err
+        raise FlagValueError(f"{flag.name} {text!r} {fault}{_reason(err, flag, text)}") from err
 
 
-def _reason(err: Exception, fact: Flag, text: str) -> str:
+def _reason(err: Exception, flag: Flag, text: str) -> str:
     if not isinstance(err, json.JSONDecodeError | JsonDepthError):
         return hidden_character(text)
-    return json_form(text) or former_form(fact.name) or json_fault(text) or f": {err}"
+    return json_form(text) or former_form(flag.name) or json_fault(text) or f": {err}"
 
 
-def _parse_object(text: str, fact: Flag) -> Any:
+def _parse_object(text: str, flag: Flag) -> Any:
     content = read_json(_expand_sizes(text))
     if not isinstance(content, dict):
-        hint = (isinstance(content, str) and json_form(text)) or former_form(fact.name)
-        raise FlagValueError(f"{fact.name} {text!r} is not a JSON object{hint}")
-    if (problem := shape_problem(fact.shape or Shape(), content, fact.name)) is not None:
+        hint = (isinstance(content, str) and json_form(text)) or former_form(flag.name)
+        raise FlagValueError(f"{flag.name} {text!r} is not a JSON object{hint}")
+    if (problem := shape_problem(flag.shape or Shape(), content, flag.name)) is not None:
         raise FlagValueError(problem)
     return content
 

@@ -95,15 +95,15 @@ def _check_variables(start: GivenStart) -> Iterator[Finding]:
     if len(os.fsencode(folder)) > MAX_BYTES:  # `ensure_temp_folder` takes care of TMPDIR
         text = f"{_FOLDER_OF_SOCKETS}={folder} is too long for a socket in it: set it to at most {MAX_BYTES} bytes"
         yield error("environment", text)
-    for fact in (*start.facts.variables, _LAYERS):
-        if foreign.is_set(fact.name) and not (fact.name == _PORT and "://" in port):
-            text = foreign.text_of(fact.name)
-            values = [part.strip() for part in text.split(",")] if fact.nargs != 1 else [text]
+    for flag in (*start.facts.variables, _LAYERS):
+        if foreign.is_set(flag.name) and not (flag.name == _PORT and "://" in port):
+            text = foreign.text_of(flag.name)
+            values = [part.strip() for part in text.split(",")] if flag.nargs != 1 else [text]
             try:
-                for value in filter(None, values) if fact.nargs == "*" else values:
-                    parse_value(fact, value)
+                for value in filter(None, values) if flag.nargs == "*" else values:
+                    parse_value(flag, value)
             except FlagValueError as err:
-                is_certain = start.is_known and fact.name not in start.facts.set_by_vllm
+                is_certain = start.is_known and flag.name not in start.facts.set_by_vllm
                 yield (error if is_certain else warning)("environment", f"{err}: correct it or unset it")
 
 
