@@ -41,7 +41,7 @@ _SO_PEERPIDFD: Final = 77
 
 
 class EarlyRead(NamedTuple):
-    """What the fork has read of its arguments and the file of `--config` before the front process agrees."""
+    """The fork's arguments with the file of `--config`, read before the front process agrees."""
 
     arguments: Any
     """The arguments, which the command takes from here."""

@@ -1,7 +1,7 @@
-"""The flags of vLLM without effect in the embedded engine, and those that it refuses, each with its default.
+"""The flags of vLLM that the embedded engine ignores or refuses, each with its default.
 
-A default has the type of the flag's value: a bool for a switch, a list for a flag that takes several values,
-a tuple for several values that change nothing, and None if every value changes something.
+A default has the type of the flag's value: a bool for a switch, a list for a flag that takes several values.
+A tuple has several values that change nothing. With None, every value changes something.
 """
 
 from typing import Any, Final
