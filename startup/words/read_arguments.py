@@ -16,7 +16,7 @@ from startup.settings.serve_words import OMNI, Given, ServeWords, help_topic, is
 from startup.words.arguments import Arguments
 from startup.words.errors import InputError
 from startup.words.screening import reject_unsupported
-from startup.words.supported import ENGINE, GROUPS
+from startup.words.supported import ENGINE, GROUPS, MODEL
 from startup.words.table import split_flags, with_flags
 
 if TYPE_CHECKING:
@@ -45,6 +45,14 @@ class ReadArguments:
     vllm: "CommandLine | None" = None
     gguf: str | None = None
     """The model, if llama-server serves it."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words for a router of several models. For llama-server: MODEL first, no `--config`."""
+        if self.own is None or self.gguf is None:
+            return tuple(self.launcher.words)
+        flags = {name: flag for name, flag in self.own.flags.items() if name != MODEL.name}
+        return tuple(replace(self.own, flags=flags, positionals=[self.gguf]).words)
 
     @property
     def wants_cold_start(self) -> bool:

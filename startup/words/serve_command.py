@@ -1,7 +1,7 @@
 """The click command of `serve`, which parses words by vLLM's rules and checks all settings."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -50,9 +50,9 @@ class ServeCommand(click.Command):
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, args)
         early = ctx.obj if isinstance(ctx.obj, ReadArguments) else read_arguments(ctx.obj or ServeWords(args))
-        read = ctx.meta[READ] = settings_of(early)
-        if read.topic is not None:
-            click.echo(describe_topic(ctx, read.topic) if read.topic else self.get_help(ctx))
+        ctx.meta[READ] = settings_of(early)
+        if early.topic is not None:
+            click.echo(describe_topic(ctx, early.topic) if early.topic else self.get_help(ctx))
             ctx.exit()
         return []
 
@@ -67,19 +67,6 @@ class ReadStart(NamedTuple):
     read: ReadArguments
     start: VllmOptions | StartupConfig | None = None
     """The settings of the start. None if `router.words` reads the words: several models, or llama-server."""
-
-    @property
-    def topic(self) -> str | None:
-        return self.read.topic
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The words. For llama-server: MODEL first, no `--config`."""
-        own, gguf = self.read.own, self.read.gguf
-        if own is None or gguf is None:
-            return tuple(self.read.launcher.words)
-        flags = {name: flag for name, flag in own.flags.items() if name != MODEL.name}
-        return tuple(replace(own, flags=flags, positionals=[gguf]).words)
 
 
 def read_start(launcher: ServeWords, *, is_quiet: bool = False) -> ReadStart:

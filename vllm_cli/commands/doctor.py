@@ -106,8 +106,8 @@ def doctor(
         return show_variables(is_json=is_json)
     if is_of_hooks:
         return _show_hooks(folder, is_json=is_json)
-    read = read_start(ServeWords(words), is_quiet=True)
-    examined = _examine_models(read.words) if read.start is None else _examine(read.start, has_words=bool(words))
+    read, start = read_start(ServeWords(words), is_quiet=True)
+    examined = _examine_models(read.words) if start is None else _examine(start, has_words=bool(words))
     hooks = None
     if examined.vllm is not None:
         from startup.vllm.launch.hooks import report_hooks

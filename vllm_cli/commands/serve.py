@@ -15,8 +15,9 @@ from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.settings.config import StartupConfig
 from startup.vllm_words.options import VllmOptions
+from startup.words.read_arguments import ReadArguments
 from startup.words.screening import show_notices
-from startup.words.serve_command import PARAMETERS, READ, ReadStart, ServeCommand
+from startup.words.serve_command import PARAMETERS, READ, ServeCommand
 from vllm_cli.commands.of_vllm import vllms_own
 
 if TYPE_CHECKING:
@@ -52,15 +53,14 @@ _EPILOG = f"{vllms_own('serve')} `--engine vllm` starts it faster, and unchanged
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Runs the server and returns its exit code. Imports nothing heavy before all settings are checked."""
-    read: ReadStart = ctx.meta[READ]
-    start = read.start
+    read, start = ctx.meta[READ]
     if start is None:
         return _serve_several(read.words)
     if isinstance(start, StartupConfig):
         require_embedded_engine()
     if start.is_behind_router and not start.is_preflight_only:
-        return _serve_behind_router(read)
-    if start.standby == "require" and start_origin.warm is None and not read.read.wants_cold_start:
+        return _serve_behind_router(read, start)
+    if start.standby == "require" and start_origin.warm is None and not read.wants_cold_start:
         message = f"--standby require: {start_origin.cold_reason or 'this process was not forked'}"
         raise StartupError(message, cause="standby-unusable")
     if start.is_preflight_only:
@@ -77,15 +77,13 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     return start_vllm(vllm, start)
 
 
-def _serve_behind_router(read: ReadStart) -> int:
+def _serve_behind_router(read: ReadArguments, start: StartupConfig | VllmOptions) -> int:
     from router.words.single_model import embedded_router, vllm_router
 
-    start, arguments = read.start, read.read
-    if isinstance(start, StartupConfig):
-        assert arguments.own is not None
-        return _route(embedded_router(start, arguments.own))
-    assert start is not None
-    return _route(vllm_router(start, arguments.parts))
+    if isinstance(start, VllmOptions):
+        return _route(vllm_router(start, read.parts))
+    assert read.own is not None
+    return _route(embedded_router(start, read.own))
 
 
 def _serve_several(words: Sequence[str]) -> int:

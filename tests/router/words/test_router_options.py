@@ -24,7 +24,7 @@ COMMON = ("--engine", "embedded")
 
 
 def several(*words: object) -> SeveralModels:
-    return read_several(read_start(ServeWords(list(map(str, words)))).words)
+    return read_several(read_start(ServeWords(list(map(str, words)))).read.words)
 
 
 @pytest.fixture

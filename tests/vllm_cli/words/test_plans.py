@@ -67,8 +67,8 @@ def _written_plans() -> Iterator[Any]:
 
 def _plan_of(words: list[str]) -> Any:
     read = read_start(ServeWords(words))
-    if read.topic is not None or read.start is None:
-        return read_several(read.words) if read.topic is None else read
+    if read.start is None:
+        return read_several(read.read.words) if read.read.topic is None else read
     if not read.start.is_behind_router:
         return read.start
     if isinstance(read.start, VllmOptions):
@@ -127,7 +127,7 @@ def test_every_example_in_the_help_is_a_valid_command_line():
     assert len(examples) >= 4
     for example in examples:
         read = read_start(ServeWords(shlex.split(example)[2:]))
-        assert read.start or read_several(read.words)
+        assert read.start or read_several(read.read.words)
 
 
 @pytest.mark.parametrize("flag", GROUPS["Limits"], ids=lambda flag: flag.name)
