@@ -23,7 +23,9 @@ _ADDED: Final = (
     "startup/imports/stand_ins.py",
     "startup/processes/",
     "startup/vllm/fork/",
-    "startup/vllm/patches/late_imports.py",
+    "startup/imports/late_names.py",
+    "startup/imports/late_packages.py",
+    "startup/vllm/patches/engine_idle.py",
 )
 """Code of vllm-cli that calls libraries where plain vLLM does not call them. Its failures are vllm-cli's."""
 _BEGINS: Final = (
@@ -33,11 +35,15 @@ _BEGINS: Final = (
     ("multiprocessing/spawn.py", "_fixup_main_from_path"),
 )
 """Functions that call the main function of a vLLM process, or import the program that started it."""
-_PASSES_ON: Final = (("startup/vllm/patches/late_imports.py", "import_late"),)
+_PASSES_ON: Final = (
+    ("startup/imports/late_names.py", "import_late"),
+    ("startup/vllm/patches/engine_idle.py", "step_and_poll"),
+    ("startup/vllm/patches/engine_idle.py", "handle_and_return"),
+)
 """Functions in `_ADDED` whose calls plain vLLM also makes."""
 _IN_PLACE: Final = (
-    ("startup/vllm/patches/late_graphs.py", "stays_idle"),
-    ("startup/vllm/patches/late_imports.py", "prepare_and_poll"),
+    ("startup/vllm/patches/engine_idle.py", "stays_idle"),
+    ("startup/vllm/patches/engine_idle.py", "prepare_and_poll"),
     ("startup/vllm/serving/serving_events.py", "bind"),
 )
 """Functions that replace a library's, or wait in its place. Errors of the machine in them are no faults."""

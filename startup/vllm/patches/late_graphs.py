@@ -41,6 +41,7 @@ from startup.storage.caches import Kept
 from startup.vllm.patches import cuda_graphs
 from startup.vllm.patches.capture_mark import REMEMBERED_S, CaptureMark
 from startup.vllm.patches.early_graphs import ENVS, ESTIMATE, PLATFORM, why_config, why_runner
+from startup.vllm.patches.engine_idle import BLOCK, CORE, OF_LOOP, call_between_steps, stays_idle
 from startup.vllm.patches.ranks import WORLD, first_of_all_ranks
 from startup.vllm.serving.start_metrics import GraphProgress, is_stopped
 
@@ -49,17 +50,13 @@ logger = logging.getLogger(__name__)
 _RUNNERS: Final = ("vllm.v1.worker.gpu.model_runner", "vllm.v1.worker.gpu_model_runner")
 _MANAGER: Final = "vllm.v1.worker.gpu.cudagraph_utils"
 _DISPATCHER: Final = "vllm.v1.cudagraph_dispatcher"
-_CORE: Final = "vllm.v1.engine.core"
 _WORKSPACE: Final = "vllm.v1.worker.workspace"
 _CAPTURES: Final = tuple(Name(runner, "GPUModelRunner.capture_model", ()) for runner in _RUNNERS)
 _ESTIMATES: Final = tuple(Name(runner, "GPUModelRunner.profile_cudagraph_memory", ()) for runner in _RUNNERS)
-_LOOP: Final = Name(_CORE, "EngineCoreProc.run_busy_loop", ())
+_LOOP: Final = Name(CORE, "EngineCoreProc.run_busy_loop", ())
 _STREAM: Final = Name("vllm.distributed.parallel_state", "GraphCaptureContext", ("stream",))
 _WORKSPACE_MANAGER: Final = Name(_WORKSPACE, "current_workspace_manager", ())
 _ALLOW_CAPTURES: Final = Name("vllm.compilation.monitor", "set_cudagraph_capturing_enabled", ("enabled",))
-_OF_LOOP: Final = (
-    "_process_input_queue", "_handle_client_request", "has_work", "is_running", "is_sleeping", "batch_queue",
-)  # fmt: skip
 LATE_GRAPHS: Final = Hook(
     "late CUDA graphs",
     does="captures most CUDA graphs while vLLM serves, between two steps of an engine",
@@ -71,8 +68,9 @@ LATE_GRAPHS: Final = Hook(
         *(Name(_WORKSPACE, f"WorkspaceManager.{name}") for name in ("lock", "unlock", "_current_workspaces")),
         *(Name(_MANAGER, f"CudaGraphManager.{name}") for name in ("_capture_descs", "_candidates")),
         *(Name(_DISPATCHER, f"CudagraphDispatcher.{name}") for name in ("cudagraph_keys", "get_capture_descs")),
-        *(Name(_CORE, f"EngineCoreProc.{name}") for name in _OF_LOOP),
-        Text(_CORE, r"block = self\.process_input_queue_block\n", "process_input_queue_block"),
+        *OF_LOOP,
+        Name(CORE, "EngineCoreProc.batch_queue"),
+        BLOCK,
         Text(_WORKSPACE, r"self\._current_workspaces\[workspace_id\] = None", "growth of the workspace"),
     ),
     since=(0, 33),
@@ -88,8 +86,6 @@ _FEWEST: Final = 3
 _SPARE_BYTES: Final = 64 << 20
 _RETRY_S: Final = (1.0, 60.0)
 """The first and the longest pause while too little memory is free. Each pause doubles the one before."""
-_MOST_WAIT_S: Final = 1.0
-"""The longest wait for requests. In between, vLLM's loop runs."""
 _MOST_CAPTURE_S: Final = 60.0
 """If a call to the workers takes longer, some of them hang."""
 _REPLY_S: Final = 5.0
@@ -402,14 +398,6 @@ def _paced(run: Callable[[Any], None]) -> Callable[[Any], None]:
     return run_paced
 
 
-def stays_idle(requests: Any, wait_s: float) -> bool:
-    """Whether no request arrives in this queue for this time. Returns False before the end of a long time."""
-    with requests.not_empty:
-        if wait_s > 0 and not requests._qsize():
-            requests.not_empty.wait(min(wait_s, _MOST_WAIT_S))
-        return wait_s <= _MOST_WAIT_S and not requests._qsize()
-
-
 class _OutOfMemoryError(Exception):
     """The only rank lacked memory for a graph."""
 
@@ -432,9 +420,10 @@ class _Pace:
         """When the engine was last found to have work."""
         self._batches: deque[_Batch] = deque(maxlen=_MOST_BATCHES)
         """The latest batches. The newest one comes first."""
+        self._end_calls: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
-        """Replaces methods of the engine until all graphs are captured."""
+        """Captures between the engine's steps until all graphs are captured."""
         marks = self._call("begin")
         self._mark = next(filter(None, marks), None)
         if self._mark is None:
@@ -443,22 +432,14 @@ class _Pace:
         if None in marks:
             self._give_up("not all ranks capture graphs after readiness")
             return
-        engine, executor = self._engine, self._engine.model_executor
-        poll, handle, execute = engine._process_input_queue, engine._handle_client_request, executor.execute_model
-
-        def poll_and_capture() -> None:
-            engine.process_input_queue_block = not self._step()
-            poll()
-
-        def handle_and_return(*words: Any) -> None:
-            handle(*words)
-            engine.process_input_queue_block = False  # so that `poll_and_capture` decides again
+        self._end_calls = call_between_steps(self._engine, self._step)
+        executor = self._engine.model_executor
+        execute = executor.execute_model
 
         def execute_and_note(output: Any, *words: Any, **options: Any) -> Any:
             self._note_batch(output)
             return execute(output, *words, **options)
 
-        engine._process_input_queue, engine._handle_client_request = poll_and_capture, handle_and_return
         executor.execute_model = execute_and_note
 
     def note_end(self, err: Exception) -> None:
@@ -508,8 +489,8 @@ class _Pace:
         self._took_s, self._pause_s = end_s - begin_s, _RETRY_S[0]
         self._next_s = end_s + max(_GAP_S, _SHARE * self._took_s)
         if not self._progress.is_pending:
-            engine = self._engine
-            del engine._process_input_queue, engine._handle_client_request, engine.model_executor.execute_model
+            self._end_calls()
+            del self._engine.model_executor.execute_model
         return self._progress.is_pending
 
     def _wait_for_memory(self, shortage: str) -> None:

@@ -11,6 +11,7 @@ from startup.vllm.patches import (
     compiler_keys,
     cuda_graphs,
     early_kernels,
+    engine_idle,
     json_logs,
     kernel_overrides,
     kv_cache,
@@ -26,10 +27,26 @@ from startup.vllm.patches import (
 from startup.vllm.serving import serving_events
 
 PLACED_IN: Final = (
-    serving_events, tokenizers, compiler_keys, compiler, triton_sources, early_kernels, vllm_hooks, model_registry,
-    kv_cache, cuda_graphs, late_graphs, late_imports, warm_ups, kernel_overrides, json_logs, journal, temp_files,
+    serving_events,
+    tokenizers,
+    compiler_keys,
+    compiler,
+    triton_sources,
+    early_kernels,
+    vllm_hooks,
+    model_registry,
+    kv_cache,
+    cuda_graphs,
+    late_graphs,
+    late_imports,
+    engine_idle,
+    warm_ups,
+    kernel_overrides,
+    json_logs,
+    journal,
+    temp_files,
     process_titles,
-)  # fmt: skip
+)
 """The modules with these hooks, in the order of the documentation and of the changes."""
 
 _placed: Final[set[Hook]] = set()

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from startup.hook import Hook, Name, Text
 from startup.imports.finder import after_import, replaced, wraps
-from startup.vllm.patches.late_imports import add_idle_work, does_idle_work
+from startup.vllm.patches.engine_idle import add_idle_work, does_idle_work
 from startup.vllm.patches.ranks import WORLD, first_of_all_ranks
 
 _KERNELS: Final = "vllm.model_executor.warmup.kernel_warmup"

@@ -13,7 +13,8 @@ import pytest
 
 from startup.hook import Hook, Name, Text
 from startup.imports.finder import after_import, before_import, cancel, wrap_after_import
-from startup.vllm.patches.late_imports import LateImport, late_names, make_late
+from startup.imports.late_names import LateImport, late_names
+from startup.imports.late_packages import make_late
 from tests.startup.conftest import ToyPackages
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from startup.imports.finder import place
-from startup.vllm.patches import late_imports, ranks
+from startup.vllm.patches import engine_idle, ranks
 from startup.vllm.patches.kernel_overrides import KERNEL_OVERRIDES
 from startup.vllm.patches.warm_ups import AUTOTUNER, INDUCTOR, STEP5, WARM_UPS
 from tests.startup.conftest import ToyPackages
@@ -175,9 +175,9 @@ def worker(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> Any:
     toys.write("vllm.v1.worker.gpu_worker", "from vllm.compilation import compiler_interface\nclass Worker:\n"
                "    def compile_or_warm_up_model(self):\n"
                "        compiler_interface.trigger_inductor_lazy_init('cuda:0')\n        return 'times'\n")  # fmt: skip
-    for hook in (INDUCTOR, late_imports.WHEN_IDLE):
+    for hook in (INDUCTOR, engine_idle.WHEN_IDLE):
         toys.fit(hook)
-    monkeypatch.setattr(late_imports, "_idle_work", [])
+    monkeypatch.setattr(engine_idle, "_idle_work", [])
     place(INDUCTOR)
     importlib.import_module("vllm.envs")
     workers: Any = importlib.import_module("vllm.v1.worker.gpu_worker")
@@ -196,7 +196,7 @@ def _warm_up(worker: Any, backend: str = "uni", num_nodes: int = 1) -> list[str]
 @pytest.mark.parametrize("backend", ["uni", "mp"])
 def test_inductor_is_prepared_once_the_engine_is_idle(backend, worker):
     assert _warm_up(worker, backend) == []
-    late_imports._do_own_work()
+    engine_idle._do_own_work()
     assert sys.modules["vllm.compilation.compiler_interface"].seen == ["cuda:0"]  # type: ignore[attr-defined]
 
 

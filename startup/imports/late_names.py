@@ -1,0 +1,127 @@
+"""Delays imports of names that few processes need, until such a name is used."""
+
+import builtins
+import functools
+import pkgutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec, resolve_name
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+from startup.imports.distributions import import_later, note_package
+from startup.imports.finder import before_import, cancel
+
+
+class LateImport(NamedTuple):
+    """An import statement of the module `importer`, which uses the names only after its own import."""
+
+    importer: str
+    module: str
+    requires: str | None = None
+    """A package that a statement in a `try` needs. Without it, the statement runs and raises ImportError."""
+
+
+@contextmanager
+def late_names(late: Iterable[LateImport]) -> Iterator[None]:
+    """Inside this context, the import statements in `late` return stand-ins for unloaded modules."""
+    statements: dict[str, dict[str, str | None]] = defaultdict(dict)
+    for entry in late:
+        statements[entry.importer][entry.module] = entry.requires
+    actions = [(name, functools.partial(_delay_imports, modules)) for name, modules in statements.items()]
+    for name, action in actions:
+        before_import(name, action)
+    try:
+        yield
+    finally:
+        for name, action in actions:
+            cancel(name, action)
+
+
+def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None:
+    """Gives the module `importer` an `__import__` that returns stand-ins while the module's code is run.
+
+    When Python begins to run code, it takes the built-in names, such as `__import__`, from the module's
+    `__builtins__`. Functions that the module's code defines get the usual built-in names.
+    """
+    namespace = vars(importer)
+
+    def import_late(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        namespace["__builtins__"] = vars(builtins)  # for functions that are defined from now on
+        wanted = resolve_name("." * level + name, namespace["__package__"]) if level else name
+        if modules := {each for each in fromlist or () if f"{wanted}.{each}" in late}:
+            real = builtins.__import__(name, globals, locals, [*set(fromlist).difference(modules)], level)
+            stand_ins = {each: LateName(f"{wanted}.{each}", None, namespace) for each in modules}
+            return SimpleNamespace(**{**vars(real), **stand_ins})
+        if wanted not in late or _is_complete(wanted, fromlist) or not is_installed(late[wanted]):
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        if not fromlist:
+            return LateName(wanted, None, namespace)
+        return SimpleNamespace(**{name: LateName(wanted, name, namespace) for name in fromlist})
+
+    namespace["__builtins__"] = {**vars(builtins), "__import__": import_late}
+
+
+class LateName:
+    """Stands for a module or for one of its objects. Using a LateName imports the module.
+
+    Only an instance check does not, because classes of a module that is not loaded have no instances. A union
+    with a LateName occurs only in a function's annotation, and is therefore `Any`.
+    """
+
+    def __init__(self, module: str, name: str | None, importer: dict[str, Any]) -> None:
+        self.__late = (module, name, importer)
+        note_package(module)
+
+    def real(self) -> Any:
+        """Returns the real object, which also replaces the LateName in the importing module."""
+        module, name, importer = self.__late
+        value: Any = import_later(module)
+        if name is not None:
+            value = getattr(value, name)
+        for key in [key for key, current in importer.items() if current is self]:
+            importer[key] = value
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        module, own_name, importer = self.__late
+        if own_name is None and importer["__spec__"]._initializing:  # an annotation in the importing module
+            return LateName(module, name, importer)
+        return getattr(self.real(), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.real()(*args, **kwargs)
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return self.__late[0] in sys.modules and isinstance(instance, self.real())
+
+    def __subclasscheck__(self, subclass: type) -> bool:
+        return self.__late[0] in sys.modules and issubclass(subclass, self.real())
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.real(),)
+
+    def __reduce__(self) -> Any:
+        module, name, _ = self.__late
+        return pkgutil.resolve_name, (f"{module}:{name or ''}",)
+
+    def __or__(self, other: Any) -> Any:
+        return Any
+
+    __ror__ = __or__
+
+
+def _is_complete(module: str, names: Iterable[str] | None) -> bool:
+    """Whether the module is loaded, and none of these names of it is late."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and not any(type(vars(loaded).get(name)) is LateName for name in names or ())
+
+
+def is_installed(package: str | None) -> bool:
+    """Whether the package can be imported. True for None."""
+    try:
+        return package is None or find_spec(package) is not None
+    except ImportError:
+        return False
