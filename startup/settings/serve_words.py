@@ -22,14 +22,35 @@ if TYPE_CHECKING:
     NumValues = Callable[[str], int | str | None]
 
 LAUNCHER_FLAGS = {
-    "--engine": 1, "--preflight-only": 0, "--no-preflight-only": 0, "--json": 0, "--no-json": 0,
-    "--standby": 1, "--idle-stop": 1, "--idle-sleep": 1, "--restart": 1, "--preflight": 1,
-    "--listen-when-ready": 0, "--no-listen-when-ready": 0, "--startup-timeout": 1,
-    "--engine-watchdog-timeout": 1, "--cuda-graphs": 1, "--download-timeout": 1, "--compile-cache": 1,
-    "--startup-report": 1, "--prefetch": 1, "--models": 1, "--memory-budget": 1, "--max-running": 1,
-    "--on-swap": 1, "--max-wait": 1, "--max-waiting": 1, "--log-format": 1, "--web-page": 0,
+    "--engine": 1,
+    "--preflight-only": 0,
+    "--no-preflight-only": 0,
+    "--json": 0,
+    "--no-json": 0,
+    "--standby": 1,
+    "--idle-stop": 1,
+    "--idle-sleep": 1,
+    "--restart": 1,
+    "--preflight": 1,
+    "--listen-when-ready": 0,
+    "--no-listen-when-ready": 0,
+    "--startup-timeout": 1,
+    "--engine-watchdog-timeout": 1,
+    "--cuda-graphs": 1,
+    "--download-timeout": 1,
+    "--compile-cache": 1,
+    "--startup-report": 1,
+    "--prefetch": 1,
+    "--models": 1,
+    "--memory-budget": 1,
+    "--max-running": 1,
+    "--on-swap": 1,
+    "--max-wait": 1,
+    "--max-waiting": 1,
+    "--log-format": 1,
+    "--web-page": 0,
     "--no-web-page": 0,
-}  # fmt: skip
+}
 """The launcher's flags, with the number of their values. If vLLM is the engine, all other words go to vLLM.
 
 `make docs` writes them from the settings, whose import would delay a warm start.

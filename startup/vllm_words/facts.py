@@ -69,10 +69,17 @@ _SETTERS: Final = ("vllm.platforms.cpu", "vllm.config.vllm", "vllm.config.parall
 """Modules of vLLM that set environment variables before vLLM reads them."""
 _SETS: Final = re.compile(r'\bos\.environ\["(\w+)"\] *=')
 _SOURCES: Final = (
-    "startup.settings.flag", "startup.vllm_words",
-    "vllm.config", "vllm.engine.arg_utils", "vllm.entrypoints", "vllm.envs", "vllm.platforms", "vllm.utils.argparse",
-    "transformers.models.auto", *(name.module for name in _REGISTRIES.values()),
-)  # fmt: skip
+    "startup.settings.flag",
+    "startup.vllm_words",
+    "vllm.config",
+    "vllm.engine.arg_utils",
+    "vllm.entrypoints",
+    "vllm.envs",
+    "vllm.platforms",
+    "vllm.utils.argparse",
+    "transformers.models.auto",
+    *(name.module for name in _REGISTRIES.values()),
+)
 """Prefixes of module names. The record is valid as long as the files of these modules are unchanged."""
 _UTILIZATION: Final = 0.92
 """The share of a GPU's memory that vLLM 0.32 and 0.33 use by default."""

@@ -24,9 +24,14 @@ _OTHERS: Final[tuple[Any, ...]] = (0, 1, -1, 1 << 40, 1.5, True, None, [], ["\0"
 """Values that are no texts. If a validator changes none of them, it changes no value that is no text."""
 _BOOLS: Final = ("0", "off", "f", "false", "n", "no", "1", "on", "t", "true", "y", "yes")
 _NAMES: Final = {
-    "str": "a text", "bool": "true or false", "int": "a whole number", "float": "a number", "list": "a list",
-    "dict": "a JSON object", "object": "a JSON object",
-}  # fmt: skip
+    "str": "a text",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "list": "a list",
+    "dict": "a JSON object",
+    "object": "a JSON object",
+}
 _MAX_CHOICES: Final = 12
 
 
@@ -34,8 +39,9 @@ _Schema: TypeAlias = Mapping[str, Any]
 _ANY: Final = Shape()
 _REJECTED: Final = object()
 _VARIED: Final[dict[JsonKind, Callable[[str], str]]] = {
-    "folded": lambda text: text.swapcase().replace("_", "-") if "_" in text else _TEXTS[0], "lower": str.swapcase,
-}  # fmt: skip
+    "folded": lambda text: text.swapcase().replace("_", "-") if "_" in text else _TEXTS[0],
+    "lower": str.swapcase,
+}
 """The kind of a choice -> a function that writes a choice in another way of this kind."""
 
 
@@ -222,10 +228,23 @@ def _changed(change: Callable[[Any], Any], value: Any) -> Any:
 
 
 _READERS: Final[dict[str, Callable[[_Schema, _Schema], Shape]]] = {
-    "definitions": _inside, "default": _inside, "function-after": _inside, "definition-ref": _named,
+    "definitions": _inside,
+    "default": _inside,
+    "function-after": _inside,
+    "definition-ref": _named,
     "nullable": lambda schema, known: _inside(schema, known)._replace(is_optional=True),
-    "function-wrap": _in_wrapper, "function-before": _before, "dataclass": _class, "dataclass-args": _fields,
-    "list": _items, "dict": _items, "union": _union, "literal": _literals, "enum": _members,
-    "str": _plain, "bool": _plain, "int": _plain, "float": _plain,
-}  # fmt: skip
+    "function-wrap": _in_wrapper,
+    "function-before": _before,
+    "dataclass": _class,
+    "dataclass-args": _fields,
+    "list": _items,
+    "dict": _items,
+    "union": _union,
+    "literal": _literals,
+    "enum": _members,
+    "str": _plain,
+    "bool": _plain,
+    "int": _plain,
+    "float": _plain,
+}
 """pydantic's name of a schema -> the function that reads such a schema. Others may have any value."""

@@ -14,8 +14,14 @@ from startup.settings.config import StartupConfig
 from startup.settings.flag import Flag, ValueKind, opposites_of
 
 _KINDS: Final[dict[Any, ValueKind]] = {
-    bool: "text", str: "text", int: "int", float: "float", dict: "object", Path: "path", PoolerConfig: "pooler",
-}  # fmt: skip
+    bool: "text",
+    str: "text",
+    int: "int",
+    float: "float",
+    dict: "object",
+    Path: "path",
+    PoolerConfig: "pooler",
+}
 """A field's type -> how the value of its flag is read."""
 
 

@@ -33,10 +33,16 @@ _TRACER: Final = "torch._dynamo"
 """The part of the compiler that traces functions. Torch marks functions that it must not trace."""
 
 _DEFERRED_MODULES: Final = (
-    "functorch.compile", "sympy", _TRACER, "torch._functorch.aot_autograd", "torch._inductor",
-    "torch.distributed.fsdp", "torch.distributed.tensor", "torch.fx.experimental.symbolic_shapes",
+    "functorch.compile",
+    "sympy",
+    _TRACER,
+    "torch._functorch.aot_autograd",
+    "torch._inductor",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.fx.experimental.symbolic_shapes",
     "torch.utils._sympy",
-)  # fmt: skip
+)
 _INNER_KERNELS: Final = Name("torch._library.triton", "get_inner_triton_kernels", ("fn",))
 DEFERRED_COMPILER: Final = Hook(
     "deferred compiler",

@@ -82,63 +82,110 @@ OF_CONFIG: Final = (
     Feature("`--kv-cache-memory-bytes`, a plan of the start, no estimate", _NO_ROOM, _has_unmeasured_memory),
     Feature("speculative decoding", "the drafter's graphs read the model's", _any("speculative_config")),
     Feature("LoRA", "a capture activates dummy adapters", _any("lora_config")),
-    Feature("data parallelism of MoE models", "all engines would have to capture between the same two steps",
-            _more_than_one("parallel_config.data_parallel_size")),
-    Feature("elastic or balanced experts", "vLLM drops graphs when it moves experts",
-            _any("parallel_config.enable_elastic_ep", "parallel_config.enable_eplb")),
+    Feature(
+        "data parallelism of MoE models",
+        "all engines would have to capture between the same two steps",
+        _more_than_one("parallel_config.data_parallel_size"),
+    ),
+    Feature(
+        "elastic or balanced experts",
+        "vLLM drops graphs when it moves experts",
+        _any("parallel_config.enable_elastic_ep", "parallel_config.enable_eplb"),
+    ),
     Feature("microbatches", _UNTRIED, _any("parallel_config.use_ubatching")),
-    Feature("context parallelism", _UNTRIED, _more_than_one(
-            "parallel_config.prefill_context_parallel_size", "parallel_config.decode_context_parallel_size")),
+    Feature(
+        "context parallelism",
+        _UNTRIED,
+        _more_than_one("parallel_config.prefill_context_parallel_size", "parallel_config.decode_context_parallel_size"),
+    ),
     Feature("several nodes", "their workers may lack this hook", _more_than_one("parallel_config.nnodes")),
-    Feature("Ray, other executors", "their workers lack this hook",
-            lambda config: config.parallel_config.distributed_executor_backend not in ("uni", "mp", None)),
+    Feature(
+        "Ray, other executors",
+        "their workers lack this hook",
+        lambda config: config.parallel_config.distributed_executor_backend not in ("uni", "mp", None),
+    ),
     Feature("fault tolerance", _UNTRIED, _any("parallel_config.enable_fault_tolerance")),
-    Feature("transfer of KV caches, encoder outputs or weights", "a capture forbids other threads to use the GPU",
-            _any("kv_transfer_config", "ec_transfer_config", "weight_transfer_config")),
-    Feature("offloaded weights", "weights are copied beside the steps",
-            _any("offload_config.uva.cpu_offload_gb", "offload_config.prefetch.offload_group_size")),
-    Feature("models for images or other media", _UNTRIED,
-            _any("model_config.is_multimodal_model", "compilation_config.cudagraph_mm_encoder")),
+    Feature(
+        "transfer of KV caches, encoder outputs or weights",
+        "a capture forbids other threads to use the GPU",
+        _any("kv_transfer_config", "ec_transfer_config", "weight_transfer_config"),
+    ),
+    Feature(
+        "offloaded weights",
+        "weights are copied beside the steps",
+        _any("offload_config.uva.cpu_offload_gb", "offload_config.prefetch.offload_group_size"),
+    ),
+    Feature(
+        "models for images or other media",
+        _UNTRIED,
+        _any("model_config.is_multimodal_model", "compilation_config.cudagraph_mm_encoder"),
+    ),
     Feature("pooling models", _UNTRIED, lambda config: config.model_config.runner_type != "generate"),
     Feature("encoder-decoder models", _UNTRIED, _any("model_config.is_encoder_decoder")),
     Feature("Mamba layers or other states", _STATE, _any("model_config.is_hybrid", "model_config.is_attention_free")),
-    Feature("Inductor's graph partitions", "a capture reuses the memory of earlier graphs",
-            _any("compilation_config.use_inductor_graph_partition")),
-    Feature("NCCL's symmetric memory", "each capture would register windows on all ranks",
-            lambda _: ENVS.loaded.VLLM_USE_NCCL_SYMM_MEM),  # type: ignore[union-attr]
-    Feature("without the hook `CUDA graphs`", "each capture would collect all garbage of the process",
-            lambda _: not FROZEN_HEAP.applies),
+    Feature(
+        "Inductor's graph partitions",
+        "a capture reuses the memory of earlier graphs",
+        _any("compilation_config.use_inductor_graph_partition"),
+    ),
+    Feature(
+        "NCCL's symmetric memory",
+        "each capture would register windows on all ranks",
+        lambda _: ENVS.loaded.VLLM_USE_NCCL_SYMM_MEM,
+    ),  # type: ignore[union-attr]
+    Feature(
+        "without the hook `CUDA graphs`",
+        "each capture would collect all garbage of the process",
+        lambda _: not FROZEN_HEAP.applies,
+    ),
     Feature("breakable graphs", _UNTRIED, lambda _: attrgetter("VLLM_USE_BREAKABLE_CUDAGRAPH")(ENVS.loaded)),
     Feature("`--sleep-mode-offload-cudagraph`", _UNTRIED, _any("use_cumem_cudagraph_pool")),
     Feature("fast prefill", _STATE, _any("cache_config.kv_sharing_fast_prefill")),
-    Feature("an error for each late compilation", "a capture may compile kernels",
-            lambda config: config.observability_config.jit_monitor_mode == "error"),
+    Feature(
+        "an error for each late compilation",
+        "a capture may compile kernels",
+        lambda config: config.observability_config.jit_monitor_mode == "error",
+    ),
     Feature("a profiler", "it observes the captures", _any("profiler_config.profiler")),
-)  # fmt: skip
+)
 OF_RUNNER: Final = (
     Feature("no estimate of the graphs' memory", _NO_ROOM, lambda runner: not hasattr(runner, ESTIMATE)),
     Feature("graphs inside of a model", "vLLM captures them after all others", _has_inner_graphs),
     Feature(f"attention backends except {', '.join(_BACKENDS)}", _UNTRIED, _has_other_backend),
-    Feature("FLASHINFER without TRTLLM's decode", "batches without a graph would take memory for each size",
-            _wraps_each_size),
-)  # fmt: skip
+    Feature(
+        "FLASHINFER without TRTLLM's decode",
+        "batches without a graph would take memory for each size",
+        _wraps_each_size,
+    ),
+)
 UNPROVEN: Final = (
-    Unproven("several ranks", "several ranks", "two GPUs",
-             lambda runner: runner.vllm_config.parallel_config.world_size > 1),
-    Unproven("MoE models", "a mixture of experts", "any GPU, empty Triton cache",
-             lambda runner: runner.vllm_config.model_config.is_moe),
-    Unproven("quantized weights or KV caches, or other types than bfloat16 and float16", "quantized weights",
-             "any GPU with FP8", lambda runner: _is_quantized(runner.vllm_config)),
-    Unproven("attention backend FLASHINFER", "FlashInfer", "SM 10.0",
-             lambda runner: _has_backend(runner, "FLASHINFER")),
+    Unproven(
+        "several ranks", "several ranks", "two GPUs", lambda runner: runner.vllm_config.parallel_config.world_size > 1
+    ),
+    Unproven(
+        "MoE models",
+        "a mixture of experts",
+        "any GPU, empty Triton cache",
+        lambda runner: runner.vllm_config.model_config.is_moe,
+    ),
+    Unproven(
+        "quantized weights or KV caches, or other types than bfloat16 and float16",
+        "quantized weights",
+        "any GPU with FP8",
+        lambda runner: _is_quantized(runner.vllm_config),
+    ),
+    Unproven(
+        "attention backend FLASHINFER", "FlashInfer", "SM 10.0", lambda runner: _has_backend(runner, "FLASHINFER")
+    ),
     Unproven("attention backend TRITON_ATTN", "Triton", "any GPU", lambda runner: _has_backend(runner, "TRITON_ATTN")),
-    Unproven("the older model runner", "the older runner", "any GPU",
-             lambda runner: not hasattr(runner, "cudagraph_manager")),
-    Unproven("sleep mode", "sleep in the middle", "any GPU",
-             lambda runner: runner.vllm_config.model_config.enable_sleep_mode),
-    Unproven("batch-invariant mode", "batch invariance", "SM 9.0",
-             lambda _: ENVS.loaded.VLLM_BATCH_INVARIANT),  # type: ignore[union-attr]
-)  # fmt: skip
+    Unproven(
+        "the older model runner", "the older runner", "any GPU", lambda runner: not hasattr(runner, "cudagraph_manager")
+    ),
+    Unproven(
+        "sleep mode", "sleep in the middle", "any GPU", lambda runner: runner.vllm_config.model_config.enable_sleep_mode
+    ),
+    Unproven("batch-invariant mode", "batch invariance", "SM 9.0", lambda _: ENVS.loaded.VLLM_BATCH_INVARIANT),  # type: ignore[union-attr]
+)
 
 
 def why_config(config: Any) -> str | None:

@@ -29,11 +29,31 @@ KERNEL_OVERRIDES: Final = Hook(
 
 _WITHOUT_VLLM: Final = frozenset(
     (
-        *sys.stdlib_module_names, "PIL", "aiohttp", "cv2", "fastapi", "google", "huggingface_hub", "mistral_common",
-        "mpmath", "networkx", "numpy", "openai", "openai_harmony", "pydantic", "scipy", "setuptools", "starlette",
-        "sympy", "tokenizers", "torch", "torchvision", "transformers", "triton",
+        *sys.stdlib_module_names,
+        "PIL",
+        "aiohttp",
+        "cv2",
+        "fastapi",
+        "google",
+        "huggingface_hub",
+        "mistral_common",
+        "mpmath",
+        "networkx",
+        "numpy",
+        "openai",
+        "openai_harmony",
+        "pydantic",
+        "scipy",
+        "setuptools",
+        "starlette",
+        "sympy",
+        "tokenizers",
+        "torch",
+        "torchvision",
+        "transformers",
+        "triton",
     )
-)  # fmt: skip
+)
 """Packages that never import vLLM, because vLLM depends on them. The large ones are enough."""
 
 

@@ -73,11 +73,27 @@ _LATE_PACKAGES: Final[Mapping[str, Collection[str]]] = {
 _LIGHT_FLASHINFER: Final = tuple(
     f"flashinfer.{name}"
     for name in (
-        "_build_meta", "api_logging", "artifacts", "autotune_cache", "autotuner.", "comm.", "compilation_context",
-        "cuda_utils", "fi_trace", "fused_moe", "fused_moe.utils", "jit.", "sampling", "tactics_blocklist", "tllm_enums",
-        "tllm_utils", "trace.", "utils", "version",
+        "_build_meta",
+        "api_logging",
+        "artifacts",
+        "autotune_cache",
+        "autotuner.",
+        "comm.",
+        "compilation_context",
+        "cuda_utils",
+        "fi_trace",
+        "fused_moe",
+        "fused_moe.utils",
+        "jit.",
+        "sampling",
+        "tactics_blocklist",
+        "tllm_enums",
+        "tllm_utils",
+        "trace.",
+        "utils",
+        "version",
     )
-)  # fmt: skip
+)
 """What the autotuner, sampling and communication between GPUs import."""
 _LATE_FLASHINFER: Final[Mapping[str, Collection[str]]] = {
     **dict.fromkeys(("flashinfer", "flashinfer.fused_moe"), _LIGHT_FLASHINFER),

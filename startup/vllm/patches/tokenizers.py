@@ -27,9 +27,16 @@ logger = logging.getLogger(__name__)
 
 _CACHED_TOKENIZER: Final = Name("vllm.tokenizers.registry", "cached_tokenizer_from_config", ("model_config",))
 _READ: Final = (
-    "skip_tokenizer_init", "hf_config", "tokenizer", "model", "runner_type", "tokenizer_mode", "tokenizer_revision",
-    "code_revision", "trust_remote_code",
-)  # fmt: skip
+    "skip_tokenizer_init",
+    "hf_config",
+    "tokenizer",
+    "model",
+    "runner_type",
+    "tokenizer_mode",
+    "tokenizer_revision",
+    "code_revision",
+    "trust_remote_code",
+)
 """The attributes of `model_config` that any supported release of vLLM reads to load a tokenizer."""
 _READS_NO_OTHER: Final = Text(
     _CACHED_TOKENIZER.module,

@@ -37,11 +37,24 @@ _REGISTERED: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
 converts the value to vLLM's spelling."""
 _ANY: Final = ("AUTO", "auto")
 """Values of --attention-backend and --config-format that leave the choice to vLLM."""
-_NEVER_EMPTY: Final = frozenset((
-    "--model", "--tokenizer", "--served-model-name", "--allowed-media-domains", "--config-format", "--hf-overrides",
-    "--logits-processors", "--mamba-backend", "--numa-bind-nodes", "--numa-bind-cpus", "--device-ids",
-    "--data-parallel-backend", "--additional-config", "--optimization-level",
-))  # fmt: skip
+_NEVER_EMPTY: Final = frozenset(
+    (
+        "--model",
+        "--tokenizer",
+        "--served-model-name",
+        "--allowed-media-domains",
+        "--config-format",
+        "--hf-overrides",
+        "--logits-processors",
+        "--mamba-backend",
+        "--numa-bind-nodes",
+        "--numa-bind-cpus",
+        "--device-ids",
+        "--data-parallel-backend",
+        "--additional-config",
+        "--optimization-level",
+    )
+)
 """Flags that vLLM rejects if they are empty, but only after it has read the command line."""
 _NEEDED: Final = {"--enable-auto-tool-choice": "--tool-call-parser", "--enable-log-outputs": "--enable-log-requests"}
 _LEAST: Final = {"--max-num-batched-tokens": "--max-num-seqs", "--max-cpu-loras": "--max-loras"}

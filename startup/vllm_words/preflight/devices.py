@@ -285,9 +285,19 @@ def _host_findings(start: GivenStart) -> Iterator[Finding]:
 _RELOADED: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which `reload_weights` can read the weights again."""
 _NOT_RELOADED: Final = (
-    "--quantization", "--kv-cache-dtype", "--calculate-kv-scales", "--speculative-config", "--enable-lora",
-    "--cpu-offload-gb", "--offload-backend", "--hf-overrides", "--runner", "--convert", "--task", "--model-impl",
-)  # fmt: skip
+    "--quantization",
+    "--kv-cache-dtype",
+    "--calculate-kv-scales",
+    "--speculative-config",
+    "--enable-lora",
+    "--cpu-offload-gb",
+    "--offload-backend",
+    "--hf-overrides",
+    "--runner",
+    "--convert",
+    "--task",
+    "--model-impl",
+)
 """With these flags, the GPU holds more than the checkpoint's weights, or holds them in another form."""
 _PLAIN: Final = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
 """Model types that have only parameters and buffers on the GPU. vLLM reloads parameters and keeps buffers.

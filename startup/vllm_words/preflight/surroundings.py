@@ -25,7 +25,7 @@ from startup.session.preflight.resources import (
     check_libraries,
     check_num_files,
     check_shared_memory,
-)  # fmt: skip
+)
 from startup.settings.flag import Flag
 from startup.storage.temp_folder import MAX_BYTES
 from startup.vllm_words.preflight.arguments import FlagValueError, GivenStart, parse_value
