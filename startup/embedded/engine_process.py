@@ -18,12 +18,13 @@ from base.errors import EngineStartError
 from base.machine.memory import OomWatch
 from base.machine.processes import EndWatch, process_start_ns
 from base.wording import signal_name
+from envs.environment import overlaid
 from envs.registry import env
 from server.terms.config import EngineConfig, ModelFiles
 from startup.files.model.checkpoint_folder import modeling_module
 from startup.imports.heavy import import_engine
 from startup.imports.torch_environment import set_torch_variables
-from startup.logs.options import LogOptions
+from startup.logs.options import LogFormat, LogOptions
 from startup.logs.setup import configure_logging
 from startup.processes import death_pipe, forkserver, group_signals
 from startup.processes.forkserver import ForkError
@@ -164,7 +165,7 @@ class EngineStarter:
             self._error = err
 
 
-def prepare(context: BaseContext, files: ModelFiles | None) -> None:
+def prepare(context: BaseContext, files: ModelFiles | None, log_format: LogFormat) -> None:
     """Starts the engine's imports early, in the forkserver or, with `fork`, in this process.
 
     A forkserver also imports the model's class if the model's files are on disk.
@@ -172,10 +173,12 @@ def prepare(context: BaseContext, files: ModelFiles | None) -> None:
     set_torch_variables()
     method = context.get_start_method()
     if method == "forkserver":
+        settings: dict[str, str] = {env.VCLI_LOG_FORMAT.name: log_format}
         if files is not None and (module := modeling_module(files.path)):
-            os.environ.setdefault(env.VCLI_PRELOAD_MODULE.name, module)
+            settings[env.VCLI_PRELOAD_MODULE.name] = module
         try:
-            forkserver.ensure_forkserver(PRELOAD_MODULE)
+            with overlaid(settings):
+                forkserver.ensure_forkserver(PRELOAD_MODULE)
         except OSError as err:
             logger.warning("the forkserver cannot be started (%s): the engine is a new program", err)
     elif method == "fork":

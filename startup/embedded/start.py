@@ -198,7 +198,6 @@ class _EmbeddedStart:
             ensure_temp_folder()
             self._record = OutputRecord(self._session.create_folder())
             self._record.begin_process("api", is_watched=False)
-            os.environ[env.VCLI_LOG_FORMAT.name] = self._config.log_format  # for the forkserver
             context = use_start_method(self._config.start_method)
             if context.get_start_method() != "forkserver":
                 discard_dormant()
@@ -206,7 +205,7 @@ class _EmbeddedStart:
                 forbid_hub_requests()
             if self._config.engine.trust_remote_code:  # a model's own code may use any module
                 os.environ[env.VCLI_LEAVE_OUT.name] = names_without("lean imports")
-            engine_process.prepare(context, located)
+            engine_process.prepare(context, located, self._config.log_format)
         return context
 
     def _check(self, plan: FilePlan) -> None:

@@ -1,4 +1,4 @@
-"""What the launcher does once vLLM's server accepts connections, and when it stops."""
+"""What the launcher does once vLLM's server is ready, and when it stops. What it keeps for later starts."""
 
 import functools
 import logging
@@ -7,23 +7,71 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from startup import start_origin
 from startup.compiled_models.compile_cache import CompileCache
 from startup.errors import StartupError
+from startup.hook import log_unfit, unfit
+from startup.imports.learned_imports import learn_beside
+from startup.kernels.kernel_lists import KernelUse
 from startup.processes import group_signals
-from startup.vllm.fork.kernel_processes import KernelProcesses, summarize
-from startup.vllm.fork.preload_profile import forget_failure
+from startup.session.preflight.report import PreflightReport
+from startup.vllm.fork.kernel_processes import KernelProcesses, learn_kernels, summarize
+from startup.vllm.fork.preload_profile import PreloadProfile, forget_failure, load_profile
+from startup.vllm.fork.shared_knowledge import known_now
 from startup.vllm.journal import StartRecordings
 from startup.vllm.launch.differences import describe_differences
-from startup.vllm.launch.learning import Learning
 from startup.vllm.launch.vllm_start import VllmStart
 from startup.vllm.serving.start_metrics import GraphFigures, export_start, stop_capturing
 from startup.vllm_words.command_line import CommandLine
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What one start has known from earlier ones, and what it adds."""
+
+    start: VllmStart
+    profile: PreloadProfile
+    model: Path | None
+    """The folder of the model before the start. None if it was not on disk."""
+    kernels: KernelUse
+    known: object
+    """What the start knew at its begin (`known_now`)."""
+    report: PreflightReport | None
+    """What the preflight has found. None if it did not run."""
+
+    @property
+    def has_news(self) -> bool:
+        """Whether this start has learned what it did not know."""
+        return known_now(load_profile(self.profile.kind)) != self.known
+
+    def learn(self) -> None:
+        """Adds this start's modules to the preload profile. Keeps facts about this vLLM (`KeptFacts`)."""
+        self.start.journal.record_modules()
+        self.start.journal.is_open = False
+        recordings = StartRecordings.read(self.start.journal.folder)
+        if names := recordings.unfit.difference(unfit()):
+            log_unfit(sorted(names))
+        learn_kernels(self.kernels, recordings)
+        has_compiled = self.start.session.state.info().compile == "compiled"
+        profile = self.profile.updated_with(
+            recordings, is_warm=start_origin.warm is not None, has_compiled=has_compiled
+        )
+        replace(profile, model=str(self.model) if self.model is not None else profile.model).save()
+        if start_origin.warm is None:  # otherwise the template has imported
+            learn_beside(name for names in recordings.modules.values() for name in names)
+        is_doubted = self.report is None or bool(self.report.errors or self.report.warnings)
+        self.start.facts.record(is_doubted=self.start.is_ready and is_doubted)
+
+    def learn_kernels(self) -> None:
+        """Keeps the kernels that were used so far."""
+        learn_kernels(self.kernels, StartRecordings.read(self.start.journal.folder))
 
 
 @dataclass

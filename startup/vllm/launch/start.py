@@ -41,10 +41,9 @@ from startup.vllm.fork.shared_knowledge import describe_learned, known_now
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import find_obstacle, leave_out_unfit
 from startup.vllm.launch.hub_requests import is_caused_by_offline
-from startup.vllm.launch.learning import Learning
 from startup.vllm.launch.model_files import ModelFiles
 from startup.vllm.launch.plain_start import address_of, kind_of, plain_start_reason, start_plainly
-from startup.vllm.launch.readiness import Readiness
+from startup.vllm.launch.readiness import Learning, Readiness
 from startup.vllm.launch.vllm_start import VllmStart, create_session
 from startup.vllm.patches.compiler import may_defer_compiler
 from startup.vllm.patches.engine_wait import EngineWait

@@ -131,8 +131,8 @@ OF_CONFIG: Final = (
     Feature(
         "NCCL's symmetric memory",
         "each capture would register windows on all ranks",
-        lambda _: ENVS.loaded.VLLM_USE_NCCL_SYMM_MEM,
-    ),  # type: ignore[union-attr]
+        lambda _: ENVS.loaded.VLLM_USE_NCCL_SYMM_MEM,  # type: ignore[union-attr]
+    ),
     Feature(
         "without the hook `CUDA graphs`",
         "each capture would collect all garbage of the process",

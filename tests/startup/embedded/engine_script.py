@@ -23,7 +23,7 @@ from startup.reports.crash.output_record import OutputRecord
 def main(model: Path, method: str, mode: str) -> int:
     context = use_start_method(method)
     files = ModelFiles(model, model)
-    engine_process.prepare(context, files)
+    engine_process.prepare(context, files, "text")
     if mode == "--modules":
         process = context.Process(target=_print_modules)  # type: ignore[attr-defined]
         process.start()
