@@ -134,14 +134,17 @@ def test_the_commands_for_newcomers_work(is_warm, tmp_path):
     shell = subprocess.Popen(
         ["bash", "-euxo", "pipefail", "-c", f"{_END_JOBS}\n{commands.replace('8000', str(port))}wait\n"],
         env={
-            **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "XDG_RUNTIME_DIR": str(runtime), "VCLI_ENGINE": "embedded", "VCLI_STANDBY": "auto",
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "XDG_RUNTIME_DIR": str(runtime),
+            "VCLI_ENGINE": "embedded",
+            "VCLI_STANDBY": "auto",
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     try:
         answers, log = shell.communicate(timeout=300)
     finally:

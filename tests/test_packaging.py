@@ -122,10 +122,16 @@ def test_the_wheel_has_one_name_and_every_file_of_the_packages(wheel):
 def _pins_for(python: str) -> dict[str, Requirement]:
     """Name -> pinned version, on Linux with this Python."""
     environment = {
-        "python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux",
-        "platform_machine": "x86_64", "platform_system": "Linux", "os_name": "posix",
-        "implementation_name": "cpython", "platform_python_implementation": "CPython", "extra": "",
-    }  # fmt: skip
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "sys_platform": "linux",
+        "platform_machine": "x86_64",
+        "platform_system": "Linux",
+        "os_name": "posix",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+        "extra": "",
+    }
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if not line.startswith("#")]
     chosen = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(environment)]

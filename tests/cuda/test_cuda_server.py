@@ -70,9 +70,12 @@ def test_answers_about_images_equal_those_of_transformers(family, tmp_path):
     arguments = [str(folder), "--served-model-name", "seer", "--dtype", "float32", "--max-num-seqs", "4"]
     with ServerProcess(arguments) as server, server.openai() as client:
         answer: Any = client.chat.completions.create(
-            model="seer", messages=messages, temperature=0, max_tokens=_NUM_IMAGE_TOKENS,
+            model="seer",
+            messages=messages,
+            temperature=0,
+            max_tokens=_NUM_IMAGE_TOKENS,
             extra_body={"ignore_eos": True, "return_token_ids": True},
-        )  # fmt: skip
+        )
     assert answer.choices[0].token_ids == expected_answer(folder, messages, _NUM_IMAGE_TOKENS, device=DEVICE)
 
 

@@ -80,10 +80,22 @@ RUNS: dict[str, list[str]] = {
     "completion": ["bash"],
 }
 """The tested command lines of each command. URL is a server with a key, LOGIN its address with a login."""
-EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "wait": {0, 1}, "load": {1}, "unload": {1},
-              "sleep": {1}, "stop": {1, 2}, "standby": {2}, "standby status": {1}, "standby stop": {1},
-              "doctor": {0, 1}, "explain": {0, 1}, "prefetch": {0, 3},
-              "bake": {0}}  # fmt: skip
+EXIT_CODES = {
+    "serve": {0, 3},
+    "chat": {0, 1},
+    "wait": {0, 1},
+    "load": {1},
+    "unload": {1},
+    "sleep": {1},
+    "stop": {1, 2},
+    "standby": {2},
+    "standby status": {1},
+    "standby stop": {1},
+    "doctor": {0, 1},
+    "explain": {0, 1},
+    "prefetch": {0, 3},
+    "bake": {0},
+}
 
 
 class SecretWatch:

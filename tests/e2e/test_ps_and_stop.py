@@ -103,8 +103,14 @@ def test_the_standby_is_listed_after_the_servers_and_stop_leaves_it(start_tiny_s
     assert {*both} <= {*entry["pids"]}, "a helper may still run"
     assert entry["memory_bytes"] > 50 << 20
     assert {name for name, value in entry.items() if value is None} == {
-        "port", "address", "model", "engine", "forked_pid", "owner_pid", "start",
-    }  # fmt: skip
+        "port",
+        "address",
+        "model",
+        "engine",
+        "forked_pid",
+        "owner_pid",
+        "start",
+    }
     (line,) = [line for line in run_cli("ps").stdout.splitlines() if line.startswith(f"{entry['pid']} ")]
     assert line.split()[-3:-1] == ["standby", "-"]
     for pid in both:

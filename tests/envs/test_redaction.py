@@ -41,14 +41,13 @@ _FORMS = (
     ("--hf-token -§ m", "--hf-token * m"),
     ("--hf-token --port 1", "--hf-token --port 1"),
     ("--kv-transfer-config.kv.secret_key § m", "--kv-transfer-config.kv.secret_key * m"),
-    ("AWS_SECRET_ACCESS_KEY=§ OTEL_EXPORTER_OTLP_HEADERS=§",
-     "AWS_SECRET_ACCESS_KEY=* OTEL_EXPORTER_OTLP_HEADERS=*"),
+    ("AWS_SECRET_ACCESS_KEY=§ OTEL_EXPORTER_OTLP_HEADERS=§", "AWS_SECRET_ACCESS_KEY=* OTEL_EXPORTER_OTLP_HEADERS=*"),
     ("http://§@h/v1?a=1&apiKey=§&b=2", "http://*@h/v1?a=1&apiKey=*&b=2"),
     ("http://§@h/?token=§", "http://*@h/?token=*"),
     ("Endpoint=a;AccountKey=§==;Suffix=b", "Endpoint=a;AccountKey=*;Suffix=b"),
     ("--api-key-file keys --ssl-keyfile k.pem m", "--api-key-file keys --ssl-keyfile k.pem m"),
     ("--allow-credentials --spec-tokens 8 --tokenizer t", "--allow-credentials --spec-tokens 8 --tokenizer t"),
-)  # fmt: skip
+)
 
 
 @given(st.permutations(_FORMS), st.text("abXY01-_.+~", min_size=3))
@@ -69,13 +68,15 @@ def test_secrets_among_words_are_hidden_and_nothing_else_is(forms, end):
         ('{"accessToken" : "SECRET"', '{"accessToken" : "*"'),
         ("Authorization: Bearer SECRET", "Authorization: Bearer *"),
         ("a bearer of news", "a bearer * news"),
-        ("env A_TOKEN=SECRET vllm serve --api-key 'SECRET x' SECRET -tp 2",
-         "env A_TOKEN=* vllm serve --api-key * * -tp 2"),
+        (
+            "env A_TOKEN=SECRET vllm serve --api-key 'SECRET x' SECRET -tp 2",
+            "env A_TOKEN=* vllm serve --api-key * * -tp 2",
+        ),
         ('sh -c "vllm serve --hf-token SECRET m"', 'sh -c "vllm serve --hf-token * m"'),
         ("--cmd='vllm serve --api-key=SECRET \\\n m'", "--cmd='vllm serve --api-key=* \\\n m'"),
         ("it's --hf-token SECRET", "it's --hf-token *"),
     ],
-)  # fmt: skip
+)
 def test_secrets_within_one_word_are_hidden(word, shown):
     assert hide_in_words([word], lambda _: "*") == [shown]
     assert hide_in_command(word, lambda _: "*") == shown
@@ -84,9 +85,13 @@ def test_secrets_within_one_word_are_hidden(word, shown):
 def test_words_that_name_no_secret_are_shown_without_the_import_of_re():
     """The import of `re` would delay the client of a warm start."""
     words = [
-        '--hf-overrides={"max_tokens": 8, "tokenizer": "t"}', "--chat-template={{ a }} b", "it's", "http://h/?a=b",
-        "sh -c 'serve  m'", "http://h/x y",
-    ]  # fmt: skip
+        '--hf-overrides={"max_tokens": 8, "tokenizer": "t"}',
+        "--chat-template={{ a }} b",
+        "it's",
+        "http://h/?a=b",
+        "sh -c 'serve  m'",
+        "http://h/x y",
+    ]
     program = f"""
 import sys
 from envs.redaction import hide_in_words
@@ -110,11 +115,23 @@ def test_every_secret_flag_and_variable_is_recognised_and_no_other():
 
 def test_secrets_of_other_programs_are_recognised():
     names = [
-        "HUGGING_FACE_HUB_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "GOOGLE_API_KEY",
-        "AZURE_STORAGE_CONNECTION_STRING", "AZURE_CLIENT_SECRET", "ANTHROPIC_AUTH_TOKEN", "PGPASSWORD", "x-api-key",
-        "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "Authorization", "X-Amz-Signature", "--ssl-keyfile-password", "API_KEYS",
+        "HUGGING_FACE_HUB_TOKEN",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "GOOGLE_API_KEY",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "AZURE_CLIENT_SECRET",
+        "ANTHROPIC_AUTH_TOKEN",
+        "PGPASSWORD",
+        "x-api-key",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+        "Authorization",
+        "X-Amz-Signature",
+        "--ssl-keyfile-password",
+        "API_KEYS",
         "sig",
-    ]  # fmt: skip
+    ]
     assert [name for name in names if not is_secret_name(name)] == []
 
 

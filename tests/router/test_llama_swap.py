@@ -84,8 +84,10 @@ def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch):
     )
     assert (gpt.ttl_s, gpt.concurrency, gpt.start_timeout_s, gpt.engine, gpt.preload) == (60, 4, 500, "other", True)
     assert (gpt.env, gpt.aliases, gpt.excludes) == (
-        {"CUDA_VISIBLE_DEVICES": "0,1"}, ("gpt-4o-mini",), frozenset({"docker"}),
-    )  # fmt: skip
+        {"CUDA_VISIBLE_DEVICES": "0,1"},
+        ("gpt-4o-mini",),
+        frozenset({"docker"}),
+    )
     assert docker.foreign.stop_words == ("docker", "stop", "docker", "--pid", "${PID}")
     assert (docker.ttl_s, docker.unlisted, docker.preload) == (None, True, False)
     assert (fixed.foreign.port, fixed.foreign.check_endpoint, fixed.ttl_s) == (8999, "none", 300)

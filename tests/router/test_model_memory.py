@@ -242,12 +242,15 @@ def test_vllm_on_a_cpu_with_a_size_of_its_kv_cache(monkeypatch):
 @pytest.mark.parametrize(
     ("model", "needed_gib"),
     [
-        (entry(engine="vllm"), 92), (entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "3"}), 92),
-        (entry(), 90), (entry("-tp", "2", "--gpu-memory-utilization", "0.5"), 100),
-        (entry("-dp", "2", engine="vllm"), 184), (entry(env={"CUDA_VISIBLE_DEVICES": ""}), 0),
+        (entry(engine="vllm"), 92),
+        (entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "3"}), 92),
+        (entry(), 90),
+        (entry("-tp", "2", "--gpu-memory-utilization", "0.5"), 100),
+        (entry("-dp", "2", engine="vllm"), 184),
+        (entry(env={"CUDA_VISIBLE_DEVICES": ""}), 0),
     ],
     ids=["vllm", "no size for cpus", "embedded", "two gpus", "two copies", "no gpu is seen"],
-)  # fmt: skip
+)
 def test_on_gpus_a_share_of_as_many_as_the_model_takes(model, needed_gib):
     assert estimate(model, GIB, [gpu(0), gpu(1)]).gpu_bytes == needed_gib * GIB
 

@@ -36,9 +36,12 @@ def s3_server() -> Iterator[S3Server]:
     url = f"http://{host}:{port}"
     settings = _settings(url)
     client = boto3.client(
-        "s3", endpoint_url=url, aws_access_key_id=settings["AWS_ACCESS_KEY_ID"], aws_secret_access_key=SECRET,
+        "s3",
+        endpoint_url=url,
+        aws_access_key_id=settings["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=SECRET,
         region_name=settings["AWS_DEFAULT_REGION"],
-    )  # fmt: skip
+    )
     ask(f"{url}/moto-api/reset", {})  # all servers of a process share their objects
     try:
         client.create_bucket(Bucket="models")

@@ -60,8 +60,11 @@ class Shell:
         fcntl.ioctl(terminal_fd, termios.TIOCSWINSZ, struct.pack("4H", 50, self._num_columns, 0, 0))
         self.process = subprocess.Popen(
             ["setsid", "--ctty", "bash", "--norc", "--noprofile", "-i"],
-            stdin=terminal_fd, stdout=terminal_fd, stderr=terminal_fd, env=self._variables,
-        )  # fmt: skip
+            stdin=terminal_fd,
+            stdout=terminal_fd,
+            stderr=terminal_fd,
+            env=self._variables,
+        )
         os.close(terminal_fd)
         return self
 

@@ -19,9 +19,23 @@ from vllm_cli.version import VERSION
 ROOT = Path(__file__).parents[2]
 OURS = {"vllm_cli", "router", "startup", "server", "base", "envs", "click"}
 SLOW_MODULES = {
-    "asyncio", "concurrent.futures", "ctypes", "email", "http.client", "importlib.metadata", "logging",
-    "multiprocessing", "socket", "ssl", "subprocess", "tempfile", "unittest", "urllib.request", "xml", "zipfile",
-}  # fmt: skip
+    "asyncio",
+    "concurrent.futures",
+    "ctypes",
+    "email",
+    "http.client",
+    "importlib.metadata",
+    "logging",
+    "multiprocessing",
+    "socket",
+    "ssl",
+    "subprocess",
+    "tempfile",
+    "unittest",
+    "urllib.request",
+    "xml",
+    "zipfile",
+}
 """Modules of the standard library whose import would delay the help."""
 
 _REPORT = """

@@ -27,17 +27,93 @@ from vllm_cli.main import COMMANDS
 pytestmark = pytest.mark.versions
 
 VALUES: Final = (
-    "1", "0", "-1", "1.5", "8k", "8K", "1.5k", "1.5K", "auto", "AUTO", "x", "", "None", "{}", '{"a": 1}', "[1]", "[]",
-    "true", "1_0", " 1", "nan", "1e3", '{"a"', "80g", "-2", "null", '"text"', "a=b", "Half", "half", "deep-gemm",
+    "1",
+    "0",
+    "-1",
+    "1.5",
+    "8k",
+    "8K",
+    "1.5k",
+    "1.5K",
+    "auto",
+    "AUTO",
+    "x",
+    "",
+    "None",
+    "{}",
+    '{"a": 1}',
+    "[1]",
+    "[]",
+    "true",
+    "1_0",
+    " 1",
+    "nan",
+    "1e3",
+    '{"a"',
+    "80g",
+    "-2",
+    "null",
+    '"text"',
+    "a=b",
+    "Half",
+    "half",
+    "deep-gemm",
     "tcp://10.0.0.1:80",
-)  # fmt: skip
+)
 
 
 JSON_VALUES: Final = (
-    None, True, False, 0, 1, 2, 3, 4, 7, -1, 300, 1 << 70, 0.0, 1.0, 1.5, 1e300, "", "x", "0", "1", "3", " 3 ",
-    "3.0", "1_0", "1.5", "1e3", "true", "Off", "auto", "AUTO", "none", "None", "inf", "nan", "9" * 400, "a,b", "re:(",
-    [], [2, 0], ["x"], ["1"], [1], [None], [[]], {}, {"foo": 1}, {"a": "x"}, {"a": 1}, "{}", "[]",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    2,
+    3,
+    4,
+    7,
+    -1,
+    300,
+    1 << 70,
+    0.0,
+    1.0,
+    1.5,
+    1e300,
+    "",
+    "x",
+    "0",
+    "1",
+    "3",
+    " 3 ",
+    "3.0",
+    "1_0",
+    "1.5",
+    "1e3",
+    "true",
+    "Off",
+    "auto",
+    "AUTO",
+    "none",
+    "None",
+    "inf",
+    "nan",
+    "9" * 400,
+    "a,b",
+    "re:(",
+    [],
+    [2, 0],
+    ["x"],
+    ["1"],
+    [1],
+    [None],
+    [[]],
+    {},
+    {"foo": 1},
+    {"a": "x"},
+    {"a": 1},
+    "{}",
+    "[]",
+)
 """Values for every field of vLLM's JSON flags."""
 _SCRIPT: Final = Path(__file__).parent / "preflight" / "vllm_parser.py"
 
@@ -136,9 +212,13 @@ def test_variables_of_vllms_log(facts, tmp_path):
 
 def test_registered_names(facts):
     examples = {
-        "--tool-call-parser": "hermes", "--reasoning-parser": "qwen3", "--quantization": "fp8",
-        "--load-format": "dummy", "--attention-backend": "FLASH_ATTN", "architectures": "LlamaForCausalLM",
-    }  # fmt: skip
+        "--tool-call-parser": "hermes",
+        "--reasoning-parser": "qwen3",
+        "--quantization": "fp8",
+        "--load-format": "dummy",
+        "--attention-backend": "FLASH_ATTN",
+        "architectures": "LlamaForCausalLM",
+    }
     assert [flag for flag, name in examples.items() if name not in facts.names.get(flag, ())] == []
 
 

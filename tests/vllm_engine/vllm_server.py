@@ -73,9 +73,12 @@ class VllmServer(Server):
         ours = ("-m", "vllm_cli", "serve", "--engine", self.engine)
         program = (self.python.with_name("vllm"), "serve") if launcher == "plain" else ours
         super().__init__(
-            [*prefix, self.python, *program, *words, *arguments], variables,
-            log_path=folder / f"{launcher}-{self.port}.log", cwd=folder, process_group=0,
-        )  # fmt: skip
+            [*prefix, self.python, *program, *words, *arguments],
+            variables,
+            log_path=folder / f"{launcher}-{self.port}.log",
+            cwd=folder,
+            process_group=0,
+        )
         self._standby: StandbyProcess | None = None
 
     def __enter__(self) -> Self:

@@ -31,9 +31,12 @@ class SmallDisk:
         own_user = () if os.geteuid() == 0 else ("--map-root-user",)
         try:
             self._keeper = subprocess.Popen(
-                ["unshare", *own_user, "--mount", "sh", "-c", script], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )  # fmt: skip
+                ["unshare", *own_user, "--mount", "sh", "-c", script],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         except FileNotFoundError:
             pytest.skip(how_to_install("unshare"))
         if (answer := self._keeper.stdout.readline()) != "mounted\n":

@@ -27,8 +27,12 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _IDLE_S = 60.0
 """So long that the router closes no idle connection to a model during a test."""
 _OPTIONS: Final[Mapping[str, Any]] = {
-    "limits": LimitsConfig(), "logging": LoggingConfig(), "tls_context": None, "keep_alive_s": 75.0, "version": "9.9",
-}  # fmt: skip
+    "limits": LimitsConfig(),
+    "logging": LoggingConfig(),
+    "tls_context": None,
+    "keep_alive_s": 75.0,
+    "version": "9.9",
+}
 
 
 _STATES: Final[dict[str, State]] = {"starting": "starting", "asleep": "asleep", "waking": "waking"}

@@ -173,10 +173,12 @@ _HEAD = b"HEAD /v1/x?model=m HTTP/1.1\r\nHost: h\r\n\r\n"
 
 @pytest.mark.parametrize(
     ("request_bytes", "answer", "expected"),
-    [*((post(CHAT, body_of()), {"status": s}, b" %d " % s) for s in (204, 304)),
-     (_HEAD, {"body": b"x" * 1234}, b"content-length: 1234")],
+    [
+        *((post(CHAT, body_of()), {"status": s}, b" %d " % s) for s in (204, 304)),
+        (_HEAD, {"body": b"x" * 1234}, b"content-length: 1234"),
+    ],
     ids=["204", "304", "HEAD"],
-)  # fmt: skip
+)
 async def test_responses_without_a_body(router, request_bytes, answer, expected):
     await router.serve("m", running=answering(**answer))
     reader, writer = await router.connect()
@@ -727,9 +729,13 @@ _HIDDEN = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"
 @pytest.mark.parametrize("pause_s", [0, 0.1], ids=["at once", "in parts"])
 @pytest.mark.parametrize(
     ("method", "body", "status", "got"),
-    [("GET", b"", 502, [("websocket", b"")]), ("GET", _HIDDEN, 400, []),
-     ("POST", b"", 200, [(None, b"")]), ("POST", _HIDDEN, 200, [(None, _HIDDEN)])],
-)  # fmt: skip
+    [
+        ("GET", b"", 502, [("websocket", b"")]),
+        ("GET", _HIDDEN, 400, []),
+        ("POST", b"", 200, [(None, b"")]),
+        ("POST", _HIDDEN, 200, [(None, _HIDDEN)]),
+    ],
+)
 async def test_only_a_get_without_a_body_begins_a_websocket(router, ask, method, body, status, got, pause_s):
     """The body of another request is no request of its own."""
     found = []

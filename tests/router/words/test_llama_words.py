@@ -99,7 +99,7 @@ def test_llama_server_downloads_nothing_in_offline_mode(llama_server, monkeypatc
         ("--enable-auto-tool-choice --no-trust-remote-code", ""),
         ("--port 1 --http-max-connections 5 --preflight warn --log-level ERROR", ""),
     ],
-)  # fmt: skip
+)
 def test_flags_become_those_of_llama_server(words, command, model, tmp_path):
     template = tmp_path / "template.jinja"
     template.touch()
@@ -114,9 +114,10 @@ def test_variables_of_the_chat_template_are_passed_on(model):
 
 def test_the_port_s_flags_and_names_are_the_router_s(model):
     options = options_of(
-        model, *("--served-model-name", "a", "b", "--port", "7", "--api-key", "k", "--idle-stop", "5m"),
+        model,
+        *("--served-model-name", "a", "b", "--port", "7", "--api-key", "k", "--idle-stop", "5m"),
         *("--restart", "on-failure:2", "--hf-token", "secret"),
-    )  # fmt: skip
+    )
     network = options.config.server.network
     assert (network.port, network.api_keys, options.only) == (7, ("k",), "a")
     entry = options.entries["a"]

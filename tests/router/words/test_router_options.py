@@ -146,7 +146,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "variable": ({"env": {"VLLM_LOG_STATS_INTERVAL": "often"}}, "VLLM_LOG_STATS_INTERVAL must be a number"),
     "no Python": ({"env": {"PYTHONHOME": "/nowhere"}}, "cannot be checked with its env: Python ends with exit code 1"),
     "vllm": ({"engine": "vllm"}, "vLLM is not installed in this environment"),
-}  # fmt: skip
+}
 
 
 _CHECKS = {
@@ -175,13 +175,19 @@ def test_faults_of_the_file_and_of_all_models_are_reported_at_once(read, tiny_ll
     model = {"model": str(tiny_llama)}
     checked = read(
         {
-            "a": model | {"ttl": "x"}, "b": model | {"args": "--nonsense"}, "c": {"model": "/nowhere"},
-            "d": model | {"args": "--served-model-name e"}, "e": model,
+            "a": model | {"ttl": "x"},
+            "b": model | {"args": "--nonsense"},
+            "c": {"model": "/nowhere"},
+            "d": model | {"args": "--served-model-name e"},
+            "e": model,
         }
-    )  # fmt: skip
+    )
     assert [(fault.key, fault.check) for fault in checked.faults] == [
-        ("models.a.ttl", "usage"), ("models.b", "usage"), ("models.c", "model"), ("models.e", "usage"),
-    ]  # fmt: skip
+        ("models.a.ttl", "usage"),
+        ("models.b", "usage"),
+        ("models.c", "model"),
+        ("models.e", "usage"),
+    ]
     assert "answers to 'e', as does d" in checked.faults[-1].text
 
 

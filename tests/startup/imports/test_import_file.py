@@ -95,12 +95,22 @@ def test_a_module_from_the_file_looks_like_one_from_its_source(folder):
         if is_from_file:
             install(path)
         modules = [importlib.import_module(name) for name in NAMES]
-        looks.append([
-            (m.__file__, m.__cached__, m.__package__, getattr(m, "__path__", None), type(m.__loader__),
-             vars(m.__loader__), m.__spec__ and (m.__spec__.origin, m.__spec__.cached, m.__spec__.has_location),
-             m.__spec__ and m.__spec__.loader is m.__loader__, sorted(vars(m)))
-            for m in modules
-        ])  # fmt: skip
+        looks.append(
+            [
+                (
+                    m.__file__,
+                    m.__cached__,
+                    m.__package__,
+                    getattr(m, "__path__", None),
+                    type(m.__loader__),
+                    vars(m.__loader__),
+                    m.__spec__ and (m.__spec__.origin, m.__spec__.cached, m.__spec__.has_location),
+                    m.__spec__ and m.__spec__.loader is m.__loader__,
+                    sorted(vars(m)),
+                )
+                for m in modules
+            ]
+        )
         forget()
     assert looks[0] == looks[1]
     assert served() == set(NAMES)

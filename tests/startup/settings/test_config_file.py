@@ -49,9 +49,15 @@ def test_a_reference_is_replaced_as_by_compose(text, value):
 
 @pytest.mark.parametrize(
     ("value", "typed"),
-    [("true", True), ("false", False), ("3", 3), ("0.5", 0.5), ("null", None),
-     *((text, text) for text in ("0755", "", "1_000", "1.10", "12:30:45", "yes", "~", "NaN", "2024-01-01", "[1]"))],
-)  # fmt: skip
+    [
+        ("true", True),
+        ("false", False),
+        ("3", 3),
+        ("0.5", 0.5),
+        ("null", None),
+        *((text, text) for text in ("0755", "", "1_000", "1.10", "12:30:45", "yes", "~", "NaN", "2024-01-01", "[1]")),
+    ],
+)
 def test_only_what_json_would_write_so_is_no_text(value, typed, monkeypatch):
     monkeypatch.setenv("HOST", value)
     assert _value("${HOST}") == (typed, ())
@@ -60,19 +66,22 @@ def test_only_what_json_would_write_so_is_no_text(value, typed, monkeypatch):
 def test_a_reference_without_a_value_stays_and_is_named_by_its_key():
     text = "a: ${UNSET}/x\nb:\n  c: ['${UNSET:?give the host}', '${EMPTY:?}']\nd: ${PORT}\n"
     replaced = _read(text)
-    assert replaced.settings == {
-        "a": "${UNSET}/x", "b": {"c": ["${UNSET:?give the host}", "${EMPTY:?}"]}, "d": 8001
-    }  # fmt: skip
-    assert replaced.missing == (
-        "a: UNSET is not set", "b.c: UNSET is not set (give the host)", "b.c: EMPTY is not set"
-    )  # fmt: skip
+    assert replaced.settings == {"a": "${UNSET}/x", "b": {"c": ["${UNSET:?give the host}", "${EMPTY:?}"]}, "d": 8001}
+    assert replaced.missing == ("a: UNSET is not set", "b.c: UNSET is not set (give the host)", "b.c: EMPTY is not set")
 
 
 @pytest.mark.parametrize(
     ("text", "num_refused"),
-    [("port: ${UNSET}", 0), ("port: ${UNSET:?why}", 1), ("port: ${UNSET?}", 1), ("port: ${HOST?why}", 0),
-     ("api-key: sk-${UNSET}", 1), ("hf_token: ${UNSET}", 1), ("a: {password: ['${UNSET}', '${UNSET}']}", 2)],
-)  # fmt: skip
+    [
+        ("port: ${UNSET}", 0),
+        ("port: ${UNSET:?why}", 1),
+        ("port: ${UNSET?}", 1),
+        ("port: ${HOST?why}", 0),
+        ("api-key: sk-${UNSET}", 1),
+        ("hf_token: ${UNSET}", 1),
+        ("a: {password: ['${UNSET}', '${UNSET}']}", 2),
+    ],
+)
 def test_no_engine_reads_a_required_or_a_secret_reference_as_a_text(text, num_refused):
     assert len(_read(text).refused) == num_refused
 

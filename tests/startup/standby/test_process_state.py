@@ -180,8 +180,10 @@ def test_another_root_directory_is_named(tmp_path):
     _skip_without("unshare", "-m")
     holder = subprocess.Popen(
         ["unshare", "-m", "sh", "-c", f"mount --rbind / {tmp_path} && echo ready && cat"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     with holder:
         assert holder.stdout.readline() == "ready\n"
         inside = ("nsenter", f"--mount=/proc/{holder.pid}/ns/mnt")

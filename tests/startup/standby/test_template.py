@@ -23,14 +23,31 @@ from tests.support.llamas import save_tiny_llama
 @pytest.mark.parametrize(
     ("expression", "read"),
     [
-        *((expression, {"NAME"}) for expression in (
-            "os.environ['NAME'] or 1", "os.environ.get('NAME')", "os.getenv('NAME')", "'NAME' in os.environ",
-            "os.environ.setdefault('NAME', '1')", "os.environb.get(b'NAME')", "os.path.expandvars('$NAME')")),
-        *((expression, set()) for expression in (
-            "dict(os.environ)", "os.environ.copy()", "list(os.environ)", "{**os.environ}",
-            "list(os.environ.items())", "1 / 0")),
+        *(
+            (expression, {"NAME"})
+            for expression in (
+                "os.environ['NAME'] or 1",
+                "os.environ.get('NAME')",
+                "os.getenv('NAME')",
+                "'NAME' in os.environ",
+                "os.environ.setdefault('NAME', '1')",
+                "os.environb.get(b'NAME')",
+                "os.path.expandvars('$NAME')",
+            )
+        ),
+        *(
+            (expression, set())
+            for expression in (
+                "dict(os.environ)",
+                "os.environ.copy()",
+                "list(os.environ)",
+                "{**os.environ}",
+                "list(os.environ.items())",
+                "1 / 0",
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_read_by_name_is_recorded_but_no_listing(expression, read, monkeypatch):
     monkeypatch.setenv("NAME", "value")
     with suppress(ZeroDivisionError), recorded_reads() as names:
@@ -40,9 +57,18 @@ def test_a_read_by_name_is_recorded_but_no_listing(expression, read, monkeypatch
 
 
 _LOADED = (
-    "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHASHSEED", "PYTHONPATH", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES",
-    "OMP_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "LRU_CACHE_CAPACITY", "PYTORCH_ALLOC_CONF",
-)  # fmt: skip
+    "LD_PRELOAD",
+    "LD_LIBRARY_PATH",
+    "PYTHONHASHSEED",
+    "PYTHONPATH",
+    "MALLOC_ARENA_MAX",
+    "GLIBC_TUNABLES",
+    "OMP_NUM_THREADS",
+    "KMP_AFFINITY",
+    "GOMP_CPU_AFFINITY",
+    "LRU_CACHE_CAPACITY",
+    "PYTORCH_ALLOC_CONF",
+)
 _READ_AGAIN = ("LANG", "LC_TIME", "HF_TOKEN", "TZ", "PATH", "VLLM_LOGGING_LEVEL", "COLUMNS", "PYTHONSTARTUP")
 _GPUS = "CUDA_VISIBLE_DEVICES"
 _NO_GPUS = f"{_GPUS} differs: it hides all GPUs, or did so at the standby's start"

@@ -151,20 +151,47 @@ def build() -> argparse.ArgumentParser:
     for name in ("headless", "grpc"):
         add(f"--{name}", action="store_true")
     switches = (
-        "enable-log-requests", "enable-log-outputs", "enable-sleep-mode", "enable-eplb", "enable-cumem-allocator",
-        "enable-mamba-cache-stochastic-rounding", "enforce-eager", "enable-prefix-caching", "skip-tokenizer-init",
-        "trust-remote-code", "enable-auto-tool-choice",
-    )  # fmt: skip
+        "enable-log-requests",
+        "enable-log-outputs",
+        "enable-sleep-mode",
+        "enable-eplb",
+        "enable-cumem-allocator",
+        "enable-mamba-cache-stochastic-rounding",
+        "enforce-eager",
+        "enable-prefix-caching",
+        "skip-tokenizer-init",
+        "trust-remote-code",
+        "enable-auto-tool-choice",
+    )
     for name in switches:
         add(f"--{name}", action=argparse.BooleanOptionalAction)
     paired = add("--enable-lora", action=EnableDisableAction)
     paired.option_strings = ["--enable-lora", "--disable-lora"]
     texts = (
-        "chat-template", "config", "config-format", "data-parallel-backend", "device-ids", "download-dir",
-        "hf-config-path", "io-processor-plugin", "load-format", "log-config-file", "model-impl", "offload-backend",
-        "reasoning-parser", "reasoning-parser-plugin", "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "tokenizer",
-        "tokenizer-mode", "tool-parser-plugin", "uds", "master-addr", "kda-prefill-backend",
-    )  # fmt: skip
+        "chat-template",
+        "config",
+        "config-format",
+        "data-parallel-backend",
+        "device-ids",
+        "download-dir",
+        "hf-config-path",
+        "io-processor-plugin",
+        "load-format",
+        "log-config-file",
+        "model-impl",
+        "offload-backend",
+        "reasoning-parser",
+        "reasoning-parser-plugin",
+        "ssl-ca-certs",
+        "ssl-certfile",
+        "ssl-keyfile",
+        "tokenizer",
+        "tokenizer-mode",
+        "tool-parser-plugin",
+        "uds",
+        "master-addr",
+        "kda-prefill-backend",
+    )
     for name in texts:
         add(f"--{name}")
     for name in ("host", "attention-backend", "distributed-executor-backend", "tool-call-parser", "model"):
@@ -178,9 +205,17 @@ def build() -> argparse.ArgumentParser:
     add("--tensor-parallel-size", "-tp", type=int)
     add("--data-parallel-size", "-dp", type=int)
     numbers = (
-        "port", "pipeline-parallel-size", "data-parallel-size-local", "max-num-seqs", "nnodes", "optimization-level",
-        "prefill-context-parallel-size", "node-rank", "cpu-offload-gb", "api-server-count",
-    )  # fmt: skip
+        "port",
+        "pipeline-parallel-size",
+        "data-parallel-size-local",
+        "max-num-seqs",
+        "nnodes",
+        "optimization-level",
+        "prefill-context-parallel-size",
+        "node-rank",
+        "cpu-offload-gb",
+        "api-server-count",
+    )
     for name in numbers:
         add(f"--{name}", type=int)
     add("--gpu-memory-utilization", "--device-memory-utilization", type=float)

@@ -54,9 +54,16 @@ def test_a_model_keeps_its_name_without_requests():
 
 @pytest.mark.parametrize(
     "words",
-    ["--max-model-len 512", "--trust-remote-code", "--revision v2", "--tokenizer org/other",
-     "--lora-modules a=org/adapter", '--speculative-config {"model":"org/draft"}', "--download-dir /tmp/models"],
-)  # fmt: skip
+    [
+        "--max-model-len 512",
+        "--trust-remote-code",
+        "--revision v2",
+        "--tokenizer org/other",
+        "--lora-modules a=org/adapter",
+        '--speculative-config {"model":"org/draft"}',
+        "--download-dir /tmp/models",
+    ],
+)
 def test_flags_that_may_need_more_leave_requests_allowed(words):
     assert is_forbidden(*words.split()) == (words == "--max-model-len 512")
 
@@ -65,12 +72,15 @@ def test_flags_that_may_need_more_leave_requests_allowed(words):
     ("variables", "config", "other"),
     [
         ({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}, {}, ""),
-        ({"VLLM_LORA_RESOLVER_HF_REPO_LIST": "1"}, {}, ""), ({"VCLI_LEAVE_OUT": "offline hub"}, {}, ""),
-        ({}, {"auto_map": {"AutoModel": "org/code--m.M"}}, ""), ({}, {"vision_config": {}}, ""),
-        ({}, {}, "plugin"), ({}, {}, "incomplete"),
+        ({"VLLM_LORA_RESOLVER_HF_REPO_LIST": "1"}, {}, ""),
+        ({"VCLI_LEAVE_OUT": "offline hub"}, {}, ""),
+        ({}, {"auto_map": {"AutoModel": "org/code--m.M"}}, ""),
+        ({}, {"vision_config": {}}, ""),
+        ({}, {}, "plugin"),
+        ({}, {}, "incomplete"),
     ],
     ids=["runtime adapters", "adapters of the hub", "left out", "code", "parts", "plugin", "incomplete"],
-)  # fmt: skip
+)
 def test_what_may_need_more_leaves_requests_allowed(variables, config, other, snapshot, tmp_path, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -311,8 +311,11 @@ def test_unless_all_ranks_capture_after_readiness_the_engine_is_not_changed(rank
     progress = read_progress(tmp_path)
     assert bool(progress) == bool(late_ranks)
     assert progress is None or progress.to_fields() == {
-        "captured": 2, "total": 8, "state": "incomplete", "reason": "not all ranks capture graphs after readiness"
-    }  # fmt: skip
+        "captured": 2,
+        "total": 8,
+        "state": "incomplete",
+        "reason": "not all ranks capture graphs after readiness",
+    }
 
 
 @pytest.mark.parametrize(

@@ -159,15 +159,17 @@ _SERVE, _BACKEND, _WORKER = "vllm.entrypoints.cli.serve", "vllm.compilation.back
     [
         ("", _CPU, (), ("vllm.v1.engine.core", _WORKER, _BACKEND), (_SERVE,), "now"),
         ("", _GPU, (), ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner"), (_WORKER,), "now"),
-        *((words, _CPU, (), (_SERVE,), (), "now")
-          for words in ("--api-server-count=2", "--api_server_count 2", "-asc 2")),
+        *(
+            (words, _CPU, (), (_SERVE,), (), "now")
+            for words in ("--api-server-count=2", "--api_server_count 2", "-asc 2")
+        ),
         ("", _CPU, ("a",), ("a", _BACKEND), (), "now"),
         ("--enforce-eager", _CPU, (), (_WORKER,), (_BACKEND,), "deferred"),
         ("--enforce_eager", _CPU, ("a",), ("a",), (_BACKEND,), "deferred"),
         ("--enforce-eager", _GPU, (), (), (_BACKEND,), "deferred"),
         ("--enforce-eager", _CPU, (COMPILER,), (), (), "now"),
     ],
-)  # fmt: skip
+)
 def test_a_plan_has_what_platform_words_and_profile_need(words, vllm, known, has, lacks, compiler):
     """Without a profile, the model's class is preloaded, too."""
     plan = _plan(words, vllm, *known, model=Path("/model"))

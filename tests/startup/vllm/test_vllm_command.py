@@ -57,8 +57,17 @@ def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder):
     assert Path(server["argv"][0]).name == "vllm"
     drain = ("--shutdown-timeout", "25")
     assert server["argv"][1:] == [
-        "serve", "model", *drain, "--served-model-name", "a", "b", "--enforce-eager", "-tp", "1", *address
-    ]  # fmt: skip
+        "serve",
+        "model",
+        *drain,
+        "--served-model-name",
+        "a",
+        "b",
+        "--enforce-eager",
+        "-tp",
+        "1",
+        *address,
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -177,12 +177,16 @@ def test_what_vllm_has_is_recorded_and_read_again(vllm, monkeypatch):
     assert limits == {"--max-num-seqs": (("ge", 1),)}, "code of the class changes the others"
     assert facts.names["--tool-call-parser"] == ("a", "b")
     assert [fact[:3] + (fact.is_optional, fact.choices) for fact in facts.variables] == [
-        (("VLLM_COUNT",), "int", 1, False, None), (("VLLM_SECONDS",), "float", 1, False, None),
-        (("VLLM_SWITCH",), "int", 1, False, None), (("VLLM_LENIENT",), "int", 1, True, None),
-        (("VLLM_JSON",), "json or file", 1, False, None), (("VLLM_BACKEND",), "text", 1, False, ("NCCL", "shm")),
-        (("VLLM_FOLDED",), "lower", 1, False, ("a4", "b-8")), (("VLLM_LABELS",), "text", "*", False, ("a", "b")),
+        (("VLLM_COUNT",), "int", 1, False, None),
+        (("VLLM_SECONDS",), "float", 1, False, None),
+        (("VLLM_SWITCH",), "int", 1, False, None),
+        (("VLLM_LENIENT",), "int", 1, True, None),
+        (("VLLM_JSON",), "json or file", 1, False, None),
+        (("VLLM_BACKEND",), "text", 1, False, ("NCCL", "shm")),
+        (("VLLM_FOLDED",), "lower", 1, False, ("a4", "b-8")),
+        (("VLLM_LABELS",), "text", "*", False, ("a", "b")),
         (("VLLM_OWN",), "int", 1, False, None),
-    ], "what vLLM does with values tells which ones it accepts"  # fmt: skip
+    ], "what vLLM does with values tells which ones it accepts"
     assert facts.set_by_vllm == ("VLLM_OWN",)
 
 
@@ -218,10 +222,15 @@ def test_a_vllm_that_was_not_imported_or_has_another_parser_is_not_recorded(vllm
 @pytest.mark.parametrize(
     "name",
     [
-        "vllm.config.model", "vllm.tool_parsers", "vllm.reasoning.new_parser", "vllm.model_executor.models.registry",
-        "vllm.model_executor.layers.quantization", "transformers.models.auto.auto_mappings", "vllm.envs",
+        "vllm.config.model",
+        "vllm.tool_parsers",
+        "vllm.reasoning.new_parser",
+        "vllm.model_executor.models.registry",
+        "vllm.model_executor.layers.quantization",
+        "transformers.models.auto.auto_mappings",
+        "vllm.envs",
     ],
-)  # fmt: skip
+)
 def test_a_record_is_valid_while_each_module_that_it_was_read_from_is_the_same(vllm, name, tmp_path, monkeypatch):
     """`git pull`, or a file mounted over vLLM's file, may bring other names with the same version."""
     file = tmp_path / "module.py"
@@ -275,6 +284,7 @@ def test_a_name_that_the_registry_has_now_is_registered_whatever_the_record_says
     facts = VllmFacts(names={"--tool-call-parser": ("old_parser",)})
     problems = {name: name_problem(facts, "--tool-call-parser", name, name) for name in ("new_parser", "NEW", "parser")}
     assert problems == {
-        "new_parser": None, "NEW": None,
+        "new_parser": None,
+        "NEW": None,
         "parser": "this vLLM has no --tool-call-parser 'parser' (did you mean 'old_parser'?)",
-    }  # fmt: skip
+    }

@@ -134,12 +134,15 @@ def test_vllm_never_gets_a_reference_for_a_key(content, is_set, broken, reason, 
 @pytest.mark.parametrize(
     ("version", "build", "is_tested"),
     [
-        ("0.29.0+cpu", None, True), ("0.34.0+cpu", None, False), ("0.33.0", TorchBuild((13, 0)), True),
-        ("0.32.0", TorchBuild((13, 0)), True), ("0.31.0", TorchBuild((12, 8)), False),
+        ("0.29.0+cpu", None, True),
+        ("0.34.0+cpu", None, False),
+        ("0.33.0", TorchBuild((13, 0)), True),
+        ("0.32.0", TorchBuild((13, 0)), True),
+        ("0.31.0", TorchBuild((12, 8)), False),
         ("0.33.0+rocm700", TorchBuild(None, hip="7.0"), False),
         ("0.33.0+xpu", TorchBuild(None, xpu="20250101"), False),
     ],
-)  # fmt: skip
+)
 def test_starts_are_tested_for_pairs_of_release_and_device(version, build, is_tested, monkeypatch, tmp_path):
     monkeypatch.setattr(installed, "read_torch_build", lambda: build)
     assert InstalledVllm(version, tmp_path).is_start_tested == is_tested
@@ -148,10 +151,28 @@ def test_starts_are_tested_for_pairs_of_release_and_device(version, build, is_te
 _ARGPARSE = small_parser.build()
 _FACTS = VllmFacts(tuple(facts_of_flags(_ARGPARSE)))
 _OPTIONS = [
-    "--tensor-parallel-size", "-tp", "--quantization", "-q", "--dtype", "--port", "--host", "--api-key", "--hf-token",
-    "--headless", "--enforce-eager", "--no-enforce-eager", "--disable-lora", "--max-num-seqs", "--max-model-len",
-    "--served-model-name", "--gpu-memory-utilization", "--allowed-origins", "--moe-backend", "--unknown", "-x",
-]  # fmt: skip
+    "--tensor-parallel-size",
+    "-tp",
+    "--quantization",
+    "-q",
+    "--dtype",
+    "--port",
+    "--host",
+    "--api-key",
+    "--hf-token",
+    "--headless",
+    "--enforce-eager",
+    "--no-enforce-eager",
+    "--disable-lora",
+    "--max-num-seqs",
+    "--max-model-len",
+    "--served-model-name",
+    "--gpu-memory-utilization",
+    "--allowed-origins",
+    "--moe-backend",
+    "--unknown",
+    "-x",
+]
 _VALUES = st.sampled_from(["1", "-1", "x", "{}", "None", "", "a b", "-a b", "-", "-x", "half", "auto", "deep-gemm"])
 
 

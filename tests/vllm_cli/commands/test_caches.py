@@ -33,9 +33,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _compile(name: str, *, days: float = 0.0, num_bytes: int = KIB, **changes: Any) -> None:
     """Writes a compiled model of this machine, last used so many days ago."""
     record = CompiledModel(
-        key=name * 64, model=f"org/{name}", start_id="start", digest="", early_digest="", factors={}, versions=VERSIONS,
-        hardware=Hardware.present(), ranks=("rank_0_0",), compile_s=16.7, created_at="2026-11-23",
-    )  # fmt: skip
+        key=name * 64,
+        model=f"org/{name}",
+        start_id="start",
+        digest="",
+        early_digest="",
+        factors={},
+        versions=VERSIONS,
+        hardware=Hardware.present(),
+        ranks=("rank_0_0",),
+        compile_s=16.7,
+        created_at="2026-11-23",
+    )
     record = replace(record, **changes)
     path = local.compiled_folder() / "torch_aot_compile" / record.key / "rank_0_0" / local.ENTRY
     path.parent.mkdir(parents=True)

@@ -278,8 +278,15 @@ FORMS: tuple[Callable[[Any], Any], ...] = (
     lambda value: {"choices": [{"delta": {"content": value}}]},
 )
 BODIES = [json.dumps(form(value)).encode() for form in FORMS for value in VALUES] + [
-    b"", b"<html>", b"\xff\xfe\x00", b"[" * 100_000, b'{"data": [', b'"\\ud800', b"1" * 5000, b"x" * 100_000,
-]  # fmt: skip
+    b"",
+    b"<html>",
+    b"\xff\xfe\x00",
+    b"[" * 100_000,
+    b'{"data": [',
+    b'"\\ud800',
+    b"1" * 5000,
+    b"x" * 100_000,
+]
 _CHAT = "chat --model m --stats --quick hi --url"
 _COMMANDS = (_CHAT, "chat --quick hi --url", "load m --url", "unload m --url", "wait --graphs --timeout 0.01")
 _BENCH = {"path": "/v1/completions", "model": "m", "api_key": None}

@@ -48,8 +48,11 @@ def test_each_of_several_models_has_a_section_and_the_worst_one_counts(invoke, t
     assert f": no: MODEL {tmp_path / 'no'} is neither" in verdict
     titles = [line for line in rest if line.startswith("# ")]
     assert [title for title in titles if title != "# Preflight"] == [
-        f"# Preflight of {tiny_llama.name}", "# Preflight of no", "# Machine", "# Kept between starts",
-    ]  # fmt: skip
+        f"# Preflight of {tiny_llama.name}",
+        "# Preflight of no",
+        "# Machine",
+        "# Kept between starts",
+    ]
     assert any(line.split()[:2] == ["error", "model"] for line in rest[rest.index("# Preflight of no") :])
     done = invoke("doctor", tiny_llama, tiny_llama, "--engine", "embedded", "--json")
     assert (done.returncode, done.stdout) == (2, "")

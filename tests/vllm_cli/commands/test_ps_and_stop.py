@@ -18,9 +18,17 @@ from vllm_cli.commands import stop
 from vllm_cli.commands.ps import _table
 
 _SERVER = RunningServer(
-    pid=5, port=8000, address="http://127.0.0.1:8000", model="smol", engine="embedded", state="ready", uptime_s=1.0,
-    memory_bytes=1 << 30, pids=(5,), forked_pid=None,
-)  # fmt: skip
+    pid=5,
+    port=8000,
+    address="http://127.0.0.1:8000",
+    model="smol",
+    engine="embedded",
+    state="ready",
+    uptime_s=1.0,
+    memory_bytes=1 << 30,
+    pids=(5,),
+    forked_pid=None,
+)
 _HOSTILE = "x\n1  http://127.0.0.1:1  ready\x1b[2J"
 
 
@@ -76,8 +84,11 @@ def test_the_start_is_told_and_reasons_that_matter_follow_the_table():
     servers = [replace(_SERVER, pid=pid, start=start) for pid, start in enumerate((cold, plain, compiled, None))]
     _, *rows = _table(servers, [])
     assert [row.partition("GiB")[2].partition("embedded")[0].strip() for row in rows[:4]] == [
-        "cold, 9.1 s", "plain", "warm, 9.1 s", "-",
-    ]  # fmt: skip
+        "cold, 9.1 s",
+        "plain",
+        "warm, 9.1 s",
+        "-",
+    ]
     assert rows[4:] == ["1: plain: VCLI_PLAIN_VLLM is set", "2: warm; model compiled: flags x.y"]
     standby = RunningServer(kind="standby", pid=9, state="ready", uptime_s=1.0, memory_bytes=0, pids=(9,))
     assert _table(servers, [standby])[6:] == ["0: cold: no standby runs", *rows[4:]]
@@ -131,13 +142,17 @@ def test_the_server_that_replaces_the_stopped_one_is_named(invoke, monkeypatch):
     assert "Notice: smol is served again by process 7: stop its supervisor.\n" in done.stderr
 
 
-@pytest.mark.parametrize(("words", "is_terminal", "answer", "code"), [
-    ((), True, "n\n", 1),
-    ((), True, "y\n", 0),
-    (("--yes",), True, "", 0),
-    ((), False, "", 2),
-    (("--yes",), False, "", 0),
-], ids=["no", "yes", "flag", "script", "script_with_flag"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "is_terminal", "answer", "code"),
+    [
+        ((), True, "n\n", 1),
+        ((), True, "y\n", 0),
+        (("--yes",), True, "", 0),
+        ((), False, "", 2),
+        (("--yes",), False, "", 0),
+    ],
+    ids=["no", "yes", "flag", "script", "script_with_flag"],
+)
 def test_all_servers_are_listed_and_stopped_after_a_yes(invoke, monkeypatch, words, is_terminal, answer, code):
     with _process() as process:
         monkeypatch.setattr(stop, "find_servers", lambda **_: [replace(_SERVER, pid=process.pid, pids=(process.pid,))])

@@ -5,10 +5,19 @@ import pytest
 from tests.support.marks import thorough_but_for
 
 _AGAIN = (
-    "vllm serve", "vllm-cli serve", "serve", "vllm", "vllm-cli", "/usr/bin/vllm serve", "./vllm-cli serve",
-    "python3 -m vllm.entrypoints.openai.api_server", "python -m vllm_cli serve", "/opt/x/bin/python3.12 -m vllm_cli",
-    "bash -c", "/bin/sh -ec",
-)  # fmt: skip
+    "vllm serve",
+    "vllm-cli serve",
+    "serve",
+    "vllm",
+    "vllm-cli",
+    "/usr/bin/vllm serve",
+    "./vllm-cli serve",
+    "python3 -m vllm.entrypoints.openai.api_server",
+    "python -m vllm_cli serve",
+    "/opt/x/bin/python3.12 -m vllm_cli",
+    "bash -c",
+    "/bin/sh -ec",
+)
 
 
 @pytest.mark.parametrize("engine", ["embedded", "vllm"])

@@ -30,8 +30,10 @@ _ABSENT = ("torchvision", "torchaudio", "terratorch")
 """Packages that some models import, and that this environment of vLLM for CPU does not have."""
 _TLS = ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers")
 _VALIDATORS = (
-    "vllm.entrypoints.common.cli_args", "vllm.entrypoints.launchers.launcher", "vllm.entrypoints.openai.api_server",
-)  # fmt: skip
+    "vllm.entrypoints.common.cli_args",
+    "vllm.entrypoints.launchers.launcher",
+    "vllm.entrypoints.openai.api_server",
+)
 """Modules that have `validate_api_server_args` in different versions of vLLM."""
 
 

@@ -56,8 +56,12 @@ def test_text_within_a_call_follows_the_call():
     events = [*stream.add_arguments("{}"), *stream.add_text("text"), *stream.close(), *stream.close()]
     stop = "content_block_stop"
     assert [(event["type"], event["index"]) for event in events] == [
-        ("content_block_delta", 0), (stop, 0), ("content_block_start", 1), ("content_block_delta", 1), (stop, 1)
-    ]  # fmt: skip
+        ("content_block_delta", 0),
+        (stop, 0),
+        ("content_block_start", 1),
+        ("content_block_delta", 1),
+        (stop, 1),
+    ]
     assert events[3]["delta"]["text"] == "and text"
 
 

@@ -139,20 +139,30 @@ def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
 
 def _text_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
-        "vocab_size": len(tokenizer), "hidden_size": _HIDDEN, "intermediate_size": 2 * _HIDDEN,
-        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": MAX_TOKENS, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id, "tie_word_embeddings": False,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": _HIDDEN,
+        "intermediate_size": 2 * _HIDDEN,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": MAX_TOKENS,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": False,
+    }
 
 
 def _llava(parts: Parts) -> Files:
     vision = {"model_type": "clip_vision_model", "image_size": _SIZE, "patch_size": _PATCH, "projection_dim": 32}
     config = {
-        "text_config": {"model_type": "llama", **parts.text}, "vision_config": {**_VISION, **vision},
-        "image_token_index": parts.token_id("<image>"), "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default", "image_seq_length": (_SIZE // _PATCH) ** 2,
-    }  # fmt: skip
+        "text_config": {"model_type": "llama", **parts.text},
+        "vision_config": {**_VISION, **vision},
+        "image_token_index": parts.token_id("<image>"),
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "image_seq_length": (_SIZE // _PATCH) ** 2,
+    }
     preprocessor = {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "LlavaProcessor",

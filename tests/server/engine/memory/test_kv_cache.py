@@ -30,9 +30,12 @@ def slots_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 def test_reserved_slots_cost_no_memory(slots_class):
     cache = KVCache(
-        {layer: LayerShape(8, 128, 128) for layer in range(8)}, num_slots=128, slot_len=8192,
-        dtype=torch.bfloat16, device=CPU,
-    )  # fmt: skip
+        {layer: LayerShape(8, 128, 128) for layer in range(8)},
+        num_slots=128,
+        slot_len=8192,
+        dtype=torch.bfloat16,
+        device=CPU,
+    )
     assert type(cache.slots) is slots_class
     reserved = sum(p.numel() * p.element_size() for p in (*cache.keys.values(), *cache.values.values()))
     assert reserved == 32 << 30

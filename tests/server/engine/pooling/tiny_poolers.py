@@ -102,10 +102,14 @@ def save_sentence_files(folder: Path, *, mode: str = "mean", normalizes: bool = 
     """Saves the files of sentence-transformers beside a model. The linear layer maps 32 numbers to 8."""
     kinds = ["Transformer", "Pooling", *(["Dense"] if dense else []), *(["Normalize"] if normalizes else [])]
     modules = [
-        {"idx": index, "name": str(index), "path": "" if not index else f"{index}_{kind}",
-         "type": f"sentence_transformers.models.{kind}"}
+        {
+            "idx": index,
+            "name": str(index),
+            "path": "" if not index else f"{index}_{kind}",
+            "type": f"sentence_transformers.models.{kind}",
+        }
         for index, kind in enumerate(kinds)
-    ]  # fmt: skip
+    ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32, "do_lower_case": False}))
     (folder / "1_Pooling").mkdir()

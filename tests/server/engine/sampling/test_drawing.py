@@ -20,10 +20,20 @@ from tests.server.engine.sampling.test_sampler import random_logits
 pytestmark = pytest.mark.thorough
 
 LIMITS: list[dict[str, Any]] = [
-    {}, {"temperature": 0.3}, {"temperature": 2.5}, {"top_k": 1}, {"top_k": 7}, {"top_k": 10_000},
-    {"top_p": 0.9}, {"top_p": 0.5, "temperature": 1.7}, {"top_p": 1e-6}, {"min_p": 0.1}, {"min_p": 1.0},
-    {"min_p": 0.02, "top_k": 20, "top_p": 0.8, "temperature": 1.3}, {"top_k": 30, "top_p": 0.6},
-]  # fmt: skip
+    {},
+    {"temperature": 0.3},
+    {"temperature": 2.5},
+    {"top_k": 1},
+    {"top_k": 7},
+    {"top_k": 10_000},
+    {"top_p": 0.9},
+    {"top_p": 0.5, "temperature": 1.7},
+    {"top_p": 1e-6},
+    {"min_p": 0.1},
+    {"min_p": 1.0},
+    {"min_p": 0.02, "top_k": 20, "top_p": 0.8, "temperature": 1.3},
+    {"top_k": 30, "top_p": 0.6},
+]
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)

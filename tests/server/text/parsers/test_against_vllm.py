@@ -23,11 +23,23 @@ ORDINARY_TEXT: Final = ("granite", "olmo3", "hunyuan_a13b")
 """Formats whose tags of reasoning are not tokens."""
 DIFFERENT: Final = {
     "tools": {
-        "deepseek_v3": 1, "functiongemma": 1, "gemma4": 2, "gigachat3": 1, "glm47": 1, "granite": 2, "hermes": 3,
-        "llama3_json": 1, "mistral": 4, "olmo3": 1, "openai": 1, "phi4_mini_json": 1, "pythonic": 1, "qwen3_xml": 4,
+        "deepseek_v3": 1,
+        "functiongemma": 1,
+        "gemma4": 2,
+        "gigachat3": 1,
+        "glm47": 1,
+        "granite": 2,
+        "hermes": 3,
+        "llama3_json": 1,
+        "mistral": 4,
+        "olmo3": 1,
+        "openai": 1,
+        "phi4_mini_json": 1,
+        "pythonic": 1,
+        "qwen3_xml": 4,
     },
     "reasoning": {"granite": 1, "hunyuan_a13b": 2, "mistral": 1, "olmo3": 2},
-}  # fmt: skip
+}
 
 
 def asked(kind: str) -> dict[str, list[Transcript]]:

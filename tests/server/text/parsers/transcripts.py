@@ -98,37 +98,64 @@ PARIS: Final = ("get_weather", {"city": 'Paris "1"', "days": 2})
 NOW: Final = ("now", {})
 
 _TOOLS: Final[Sequence[tuple[str, str, Sequence[Part]]]] = (
-    ("deepseek_v3", f"hi{_ALL_BEGIN}{_BEGIN}function{_SEP}f\n```json\n{_NESTED}\n```{_END}\n"
-        f"{_BEGIN}function{_SEP}g\n```json\n{{}}\n```{_END}{_ALL_END}", ["hi", F, G]),
-    ("deepseek_v31", f"{_ALL_BEGIN}{_BEGIN}f{_SEP}{_NESTED}{_END}{_BEGIN}g{_SEP}{{}}{_END}{_ALL_END} bye",
-        [F, G, " bye"]),
-    ("functiongemma", "a<start_function_call>call:search{limit:<escape>2<escape>,query:<escape>{}<escape>}"
-        "<end_function_call>", ["a", ("search", {"limit": 2, "query": "{}"})]),
-    ("gemma4", 'a<|tool_call>call:search{query:<|"|>"{é<|"|>,filters:{year:7,x:[<|"|>}<|"|>,[]]},tags:[ab c]}'
-        "<tool_call|>b",
-        ["a", ("search", {"query": '"{é', "filters": {"year": 7, "x": ["}", []]}, "tags": ["ab c"]}), "b"]),
+    (
+        "deepseek_v3",
+        f"hi{_ALL_BEGIN}{_BEGIN}function{_SEP}f\n```json\n{_NESTED}\n```{_END}\n"
+        f"{_BEGIN}function{_SEP}g\n```json\n{{}}\n```{_END}{_ALL_END}",
+        ["hi", F, G],
+    ),
+    (
+        "deepseek_v31",
+        f"{_ALL_BEGIN}{_BEGIN}f{_SEP}{_NESTED}{_END}{_BEGIN}g{_SEP}{{}}{_END}{_ALL_END} bye",
+        [F, G, " bye"],
+    ),
+    (
+        "functiongemma",
+        "a<start_function_call>call:search{limit:<escape>2<escape>,query:<escape>{}<escape>}<end_function_call>",
+        ["a", ("search", {"limit": 2, "query": "{}"})],
+    ),
+    (
+        "gemma4",
+        'a<|tool_call>call:search{query:<|"|>"{é<|"|>,filters:{year:7,x:[<|"|>}<|"|>,[]]},tags:[ab c]}<tool_call|>b',
+        ["a", ("search", {"query": '"{é', "filters": {"year": 7, "x": ["}", []]}, "tags": ["ab c"]}), "b"],
+    ),
     ("gemma4", "<|tool_call>call:now{}<|tool_call>call:now{}", [NOW, NOW]),
     ("gigachat3", f"a<|function_call|>{_F}", ["a", F]),
     ("gigachat3", f"function call<|role_sep|>\n{_F}", [F]),
-    ("glm45", '<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>"é</arg_value></tool_call>',
-        [("get_weather", {"city": '"é'})]),
+    (
+        "glm45",
+        '<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>"é</arg_value></tool_call>',
+        [("get_weather", {"city": '"é'})],
+    ),
     ("glm47", " \n<tool_call>now</tool_call>\n<tool_call>now</tool_call>\n", [NOW, NOW]),
     ("granite", f"a<|tool_call|> [{_F}, {_G}] b", ["a", F, G, " b"]),
     ("granite", '<tool_call>[{"name": "f"}]', [("f", {})]),
     ("granite-20b-fc", f"<function_call> {_F} <function_call> {_G}", [F, G]),
-    ("granite4", 'a<tool_call>{"name": "f", "arguments": "{\\"x\\": \\"é\\"}"}</tool_call>b',
-        ["a", ("f", {"x": "é"}), "b"]),
+    (
+        "granite4",
+        'a<tool_call>{"name": "f", "arguments": "{\\"x\\": \\"é\\"}"}</tool_call>b',
+        ["a", ("f", {"x": "é"}), "b"],
+    ),
     ("hermes", f"Sure.\n<tool_call>\n{_F}\n</tool_call>", ["Sure.\n", F]),
-    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>',
-        [("f", {"a": "</tool_call>"})]),
+    (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>',
+        [("f", {"a": "</tool_call>"})],
+    ),
     ("hermes", f"<tool_call>{_F}</tool_call>\n<tool_call>{_G}</tool_call>\n", [F, G]),
-    ("hermes", '<tool_call>{"name": "f", "arguments": {}, "id": {"x": [1]}}</tool_call>\nDone.',
-        [("f", {}), "\nDone."]),
+    (
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {}, "id": {"x": [1]}}</tool_call>\nDone.',
+        [("f", {}), "\nDone."],
+    ),
     ("hermes", '<tool_call>{"name": "f", "arguments": null}', [("f", None)]),
     ("internlm", f"a<|action_start|><|plugin|>\n{_F_PARAMETERS}<|action_end|>\n", ["a", F]),
     ("jamba", f"<tool_calls>[\n{_F},\n{_G}\n]</tool_calls>", [F, G]),
-    ("lfm2", "a<|tool_call_start|>[now(), run_code(code='x\ny')]<|tool_call_end|>b",
-        ["a", NOW, ("run_code", {"code": "x\ny"}), "b"]),
+    (
+        "lfm2",
+        "a<|tool_call_start|>[now(), run_code(code='x\ny')]<|tool_call_end|>b",
+        ["a", NOW, ("run_code", {"code": "x\ny"}), "b"],
+    ),
     ("llama3_json", f"<|python_tag|>{_F_PARAMETERS}; {_G}", [F, G]),
     ("llama3_json", f"a {_F} b", ["a ", F, " b"]),
     ("llama4_pythonic", "<|python_start|>[now()]<|python_end|>", [NOW]),
@@ -137,18 +164,36 @@ _TOOLS: Final[Sequence[tuple[str, str, Sequence[Part]]]] = (
     ("mistral", '[TOOL_CALLS][{"name": "f", "arguments": "{\\"x\\": 1}"}]', [("f", {"x": 1})]),
     ("mistral", f"a[TOOL_CALLS]f[ARGS]{_NESTED}[TOOL_CALLS]g{{}}", ["a", F, G]),
     ("mistral", "[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{}", [("f", {})]),
-    ("olmo3", "a\n<function_calls>\nnow()\nsearch(limit=null,\n tags=['\\'é)'])\n</function_calls>b",
-        ["a\n", NOW, ("search", {"limit": None, "tags": ["'é)"]}), "b"]),
-    ("openai", f"<|channel|>analysis<|message|>Hm<|end|><|start|>assistant{_NOW_CALL}"
-        "<|start|>assistant<|channel|>final<|message|>é🙂<|return|>", [Reasoning("Hm"), NOW, "é🙂"]),
-    ("openai", "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.now<|channel|>commentary "
-        "json<|message|>{}", ["I look.", NOW]),
-    ("openai", "<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>analysis<|message|>B<|end|>"
-        "<|start|>assistant<|channel|>commentary to=browser.search code<|message|>C<|call|>", [Reasoning("ABC")]),
+    (
+        "olmo3",
+        "a\n<function_calls>\nnow()\nsearch(limit=null,\n tags=['\\'é)'])\n</function_calls>b",
+        ["a\n", NOW, ("search", {"limit": None, "tags": ["'é)"]}), "b"],
+    ),
+    (
+        "openai",
+        f"<|channel|>analysis<|message|>Hm<|end|><|start|>assistant{_NOW_CALL}"
+        "<|start|>assistant<|channel|>final<|message|>é🙂<|return|>",
+        [Reasoning("Hm"), NOW, "é🙂"],
+    ),
+    (
+        "openai",
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant to=functions.now<|channel|>commentary "
+        "json<|message|>{}",
+        ["I look.", NOW],
+    ),
+    (
+        "openai",
+        "<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>analysis<|message|>B<|end|>"
+        "<|start|>assistant<|channel|>commentary to=browser.search code<|message|>C<|call|>",
+        [Reasoning("ABC")],
+    ),
     ("phi4_mini_json", f"functools[{_F_PARAMETERS}, {_G}]", [F, G]),
     ("pythonic", "[get_weather(city='Paris \"1\"', days=+2), now()] b", [PARIS, NOW, " b"]),
-    ("qwen3_xml", f"a\n{_QWEN}</function>\n</tool_call>\n<tool_call><function=now></function></tool_call>",
-        ["a\n", PARIS, NOW]),
+    (
+        "qwen3_xml",
+        f"a\n{_QWEN}</function>\n</tool_call>\n<tool_call><function=now></function></tool_call>",
+        ["a\n", PARIS, NOW],
+    ),
     ("qwen3_xml", f"{_QWEN}</tool_call> b", [PARIS, " b"]),
     ("seed_oss", "<seed:tool_call><function=now>\n</function>\n</seed:tool_call>", [NOW]),
     ("xlam", f"[{_F}, {_G}]", [F, G]),
@@ -157,7 +202,7 @@ _TOOLS: Final[Sequence[tuple[str, str, Sequence[Part]]]] = (
     ("forced", f"[{_F_PARAMETERS}, {_G}]", [F, G]),
     ("forced", f'[{_F_PARAMETERS}, {{"name": "g", "parameters": {{"a', [F, ("g", '{"a')]),
     ("forced", '[{"name": "g', []),
-)  # fmt: skip
+)
 
 _NO_CALLS: Final = (
     ("deepseek_v3", f"{_ALL_BEGIN}{_BEGIN}function{_SEP}\n```json\n{{}}\n```"),
@@ -201,26 +246,36 @@ _REASONING: Final[Sequence[tuple[str, str, Sequence[Part]]]] = (
     ("glm45", "<think>\nA \n</think>\n\nB", [Reasoning("\nA"), "\n\nB"]),
     ("glm45", "<think>A \n\n b \n", [Reasoning("A \n\n b")]),
     ("granite", "Here is my thought", ["Here is my thought"]),
-    ("granite", "Ah. Here is my thought process: A Here is my response: B",
-        ["Ah. Here is my thought process: A Here is my response: B"]),
+    (
+        "granite",
+        "Ah. Here is my thought process: A Here is my response: B",
+        ["Ah. Here is my thought process: A Here is my response: B"],
+    ),
     ("granite_thinking_parser", "<think>A\n</think>\n\n\nB\n", [Reasoning("A"), "B\n"]),
     ("hunyuan_a13b", "<think>\nA\n</think>\n<answer>\nB\n</answer>", [Reasoning("A"), "B"]),
     ("hunyuan_a13b", "<think>\n\n</think>\n<answer>\nB", ["B"]),
     ("mistral", "[TH]x[THINK]A \n[/THINK]B", ["[TH]x", Reasoning("A"), "B"]),
-    ("openai_gptoss", "<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>final<|message|>B",
-        [Reasoning("A"), "B"]),
+    (
+        "openai_gptoss",
+        "<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>final<|message|>B",
+        [Reasoning("A"), "B"],
+    ),
     ("qwen3", "<think>\nA\n</think>\n\nB", [Reasoning("\nA\n"), "\n\nB"]),
     ("qwen3", 'A<tool_call>{"n', [Reasoning("A"), '<tool_call>{"n']),
-)  # fmt: skip
+)
 
 _BOTH: Final = (
-    Transcript(f"<think>A <tool</think>\nI call.<tool_call>{_F}</tool_call>",
-        [Reasoning("A <tool"), "\nI call.", F], "hermes", "deepseek_r1"),
+    Transcript(
+        f"<think>A <tool</think>\nI call.<tool_call>{_F}</tool_call>",
+        [Reasoning("A <tool"), "\nI call.", F],
+        "hermes",
+        "deepseek_r1",
+    ),
     Transcript(f"A<tool_call>{_F}</tool_call>", [Reasoning("A"), F], "hermes", "qwen3"),
     Transcript(f"[THINK]A[/THINK]\n[TOOL_CALLS]f{_NESTED}", [Reasoning("A"), F], "mistral", "mistral"),
     Transcript("<think>A</think>\n\n[now()]", [Reasoning("A"), NOW], "pythonic", "deepseek_r1"),
     Transcript(f"A<tool_call>[{_F_PARAMETERS}]", [Reasoning("A"), F], "forced", "qwen3"),
-)  # fmt: skip
+)
 
 _THOUGHTS: Final = "I <th </thin é 🎉\n1 < 2 "
 

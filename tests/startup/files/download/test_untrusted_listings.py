@@ -78,10 +78,18 @@ _ENDLESS = {"Content-Length": "", "Connection": "close"}
         ({"X-Other": "x" * 1_000_000}, None, "cannot be reached"),
     ],
     ids=[
-        "hash above", "absolute hash", "hash of a folder", "other commit", "commit above", "other size", "endless",
-        "bomb of gzip", "no chunk", "large header",
+        "hash above",
+        "absolute hash",
+        "hash of a folder",
+        "other commit",
+        "commit above",
+        "other size",
+        "endless",
+        "bomb of gzip",
+        "no chunk",
+        "large header",
     ],
-)  # fmt: skip
+)
 def test_an_answer_with_a_file_changes_nothing_else_and_needs_no_room(
     headers, body, told, downloads, tmp_path, monkeypatch
 ):

@@ -233,10 +233,18 @@ _SPECULATION = '{"model":"org/draft","revision":"v4","draft_load_config":{"load_
             f" --speculative-config {_SPECULATION} --hf-config-path org/config --download-dir /models"
             " --hf-token secret --ignore-patterns *.pt *.bin",
             {
-                "model": "org/model", "revision": "v2", "tokenizer": "org/words", "tokenizer_revision": "v3",
-                "has_tokenizer": False, "hf_config_path": "org/config", "download_dir": "/models",
-                "hf_token": "secret", "load_format": "safetensors", "ignore_patterns": ("*.pt", "*.bin"),
-                "adapters": ("org/b",), "draft": DraftModel("org/draft", "v4", "dummy"),
+                "model": "org/model",
+                "revision": "v2",
+                "tokenizer": "org/words",
+                "tokenizer_revision": "v3",
+                "has_tokenizer": False,
+                "hf_config_path": "org/config",
+                "download_dir": "/models",
+                "hf_token": "secret",
+                "load_format": "safetensors",
+                "ignore_patterns": ("*.pt", "*.bin"),
+                "adapters": ("org/b",),
+                "draft": DraftModel("org/draft", "v4", "dummy"),
             },
         ),
         ("m --lora-modules a=/a b=org/b", {"adapters": ("/a", "org/b")}),
@@ -250,7 +258,7 @@ _SPECULATION = '{"model":"org/draft","revision":"v4","draft_load_config":{"load_
         ("m --speculative-config oops", {}),
         ("m --speculative-config []", {}),
     ],
-)  # fmt: skip
+)
 def test_flags_and_files_of_vllm_make_a_request(words, fields, tmp_path):
     (tmp_path / "vllm.yaml").write_text(_CONFIG)
     line = CommandLine.of(words.replace("FILE", str(tmp_path / "vllm.yaml")).split())

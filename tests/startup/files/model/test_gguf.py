@@ -53,7 +53,7 @@ def test_a_name_on_the_hub_has_gguf_or_any_part_of_a_file_s_name(name):
 
 @pytest.mark.parametrize(
     "name", ["team/model", "team/model:main", "llama3:8b", "ollama.com/x:8b", "team/a b:Q4", "team/m:refs/pr/1", "gguf"]
-)  # fmt: skip
+)
 def test_other_names_are_no_gguf(name):
     assert find_gguf(name) is None
 
@@ -179,10 +179,16 @@ def source(tmp_path: Path) -> Path:
     q4 = struct.pack("<ee16B", 2.0, -1.0, *(low | (15 - low) << 4 for low in range(16))) * (HIDDEN * HIDDEN // 32)
     square = _floats(HIDDEN, HIDDEN)
     layer = {
-        "attn_norm": _floats(HIDDEN), "attn_q": square, "attn_k": _floats(HIDDEN // 2, HIDDEN),
-        "attn_v": _floats(HIDDEN // 2, HIDDEN), "attn_output": square, "ffn_norm": _floats(HIDDEN),
-        "ffn_gate": square, "ffn_up": square, "ffn_down": GgufTensor((HIDDEN, HIDDEN), Q4_1, q4),
-    }  # fmt: skip
+        "attn_norm": _floats(HIDDEN),
+        "attn_q": square,
+        "attn_k": _floats(HIDDEN // 2, HIDDEN),
+        "attn_v": _floats(HIDDEN // 2, HIDDEN),
+        "attn_output": square,
+        "ffn_norm": _floats(HIDDEN),
+        "ffn_gate": square,
+        "ffn_up": square,
+        "ffn_down": GgufTensor((HIDDEN, HIDDEN), Q4_1, q4),
+    }
     return write_gguf(
         tmp_path / "model.gguf",
         {

@@ -79,7 +79,7 @@ def test_what_is_no_name_of_the_hub(name, text):
         *("s3://bucket/model", "gs://bucket/model", "az://account/model", "/models/x", "/models/x@1/y"),
         *("~/model", "file:///models/x", "runai://x", "", "org/name:Q4_K_M", "models/old/raw", "./a/tree/main/x"),
     ],
-)  # fmt: skip
+)
 def test_other_names_are_left_alone(name):
     assert other_form(name) is None
 

@@ -39,9 +39,21 @@ PLENTY = 1 << 50
 SLOW_MIB = 4 << 20
 """The size of a sparse file in MiB. It is read page by page, which takes minutes on any machine."""
 HEAVY = {
-    "argparse", "asyncio", "concurrent.futures", "dataclasses", "email", "http", "inspect", "logging",
-    "multiprocessing", "socket", "ssl", "subprocess", "tempfile", "urllib.request",
-}  # fmt: skip
+    "argparse",
+    "asyncio",
+    "concurrent.futures",
+    "dataclasses",
+    "email",
+    "http",
+    "inspect",
+    "logging",
+    "multiprocessing",
+    "socket",
+    "ssl",
+    "subprocess",
+    "tempfile",
+    "urllib.request",
+}
 """Modules of the standard library. The import of each takes as long as all imports of the helper."""
 
 

@@ -105,8 +105,15 @@ def test_only_the_begin_of_a_long_line_is_read():
 def test_lines_do_not_depend_on_the_pieces(monkeypatch, chunk):
     monkeypatch.setattr(log_line, "_CHUNK", chunk)
     assert [*read_lines(io.BytesIO(b"one\n\nt\xc3\xa9n\n10%\r20%\rdone\na\xff\xfeb\nlast"))] == [
-        "one", "", "tén", "10%\r", "20%\r", "done", "a\ufffd\ufffdb", "last",
-    ]  # fmt: skip
+        "one",
+        "",
+        "tén",
+        "10%\r",
+        "20%\r",
+        "done",
+        "a\ufffd\ufffdb",
+        "last",
+    ]
 
 
 def test_windows_line_ends_and_progress_bars_do_not_change_the_number_of_a_line():

@@ -73,11 +73,16 @@ def test_the_newest_starts_are_kept():
 @pytest.mark.parametrize(
     "value",
     [
-        7, {}, [{}], [{"total_s": -1, "spans": {}}], [{"total_s": 1, "spans": []}], [{"total_s": 1, "spans": {"a": 1}}],
+        7,
+        {},
+        [{}],
+        [{"total_s": -1, "spans": {}}],
+        [{"total_s": 1, "spans": []}],
+        [{"total_s": 1, "spans": {"a": 1}}],
         [{"total_s": 1, "spans": {"a": {}}}],
     ],
     ids=["number", "object", "empty", "negative", "list", "number as span", "object as span"],
-)  # fmt: skip
+)
 def test_what_is_no_history_counts_as_none_and_is_replaced(value):
     Kept("history", "k").write(value)
     assert read_history("k") is None

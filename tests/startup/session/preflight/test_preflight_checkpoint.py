@@ -257,9 +257,14 @@ def test_settings_that_transformers_cannot_read(folder, preflight, changes, told
 
 @pytest.mark.parametrize(
     ("kind", "severity"),
-    [("TokenizersBackend", "error"), ("PreTrainedTokenizerFast", "error"), ("GPT2Tokenizer", "warning"),
-     (None, "warning"), ("ByT5Tokenizer", None)],
-)  # fmt: skip
+    [
+        ("TokenizersBackend", "error"),
+        ("PreTrainedTokenizerFast", "error"),
+        ("GPT2Tokenizer", "warning"),
+        (None, "warning"),
+        ("ByT5Tokenizer", None),
+    ],
+)
 def test_settings_of_a_tokenizer_alone_have_no_tokens(folder, preflight, kind, severity):
     (folder.path / "tokenizer.json").unlink()
     (folder.path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))

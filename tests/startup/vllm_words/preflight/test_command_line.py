@@ -81,8 +81,10 @@ def test_before_the_flags_are_recorded_only_values_that_checks_need_are_read(sta
     checked = start(*words.split(), is_first=True)
     assert list(argument_findings(checked)) == []
     assert (checked.load_format, checked.number("--tensor-parallel-size", 1), checked.value("--hf-overrides")) == (
-        "dummy", 2, {},
-    )  # fmt: skip
+        "dummy",
+        2,
+        {},
+    )
     assert checked.has("--enable-lora")
     assert checked.all_values("--lora-modules") == ["a=b", "c=d"]
     (finding,) = argument_findings(start("m", "--tensor-parallel-size", "two", is_first=True))

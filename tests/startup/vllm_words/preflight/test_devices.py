@@ -84,15 +84,33 @@ _OLD = "the driver 470.1 supports CUDA 11.4, and torch is built for CUDA 12.8"
     ("lines", "words", "variables", "severity", "told"),
     [
         (FOUR, "-tp 2 -pp 2", {}, None, ""),
-        (ONE, "-tp 2 -dp 2", {}, "error", "^--tensor-parallel-size 2 and --data-parallel-size 2 need 4 GPUs on this "
-         "node, and 1 can be used"),
-        *((TWO, f"-tp {number + is_more}", {"CUDA_VISIBLE_DEVICES": visible}, "error" if is_more else None,
-           "GPUs on this node" * is_more)
-          for visible, number in (("0,1", 2), ("1", 1), ("GPU-1,GPU-0", 2), ("1,7,0", 1)) for is_more in (0, 1)),
+        (
+            ONE,
+            "-tp 2 -dp 2",
+            {},
+            "error",
+            "^--tensor-parallel-size 2 and --data-parallel-size 2 need 4 GPUs on this node, and 1 can be used",
+        ),
+        *(
+            (
+                TWO,
+                f"-tp {number + is_more}",
+                {"CUDA_VISIBLE_DEVICES": visible},
+                "error" if is_more else None,
+                "GPUs on this node" * is_more,
+            )
+            for visible, number in (("0,1", 2), ("1", 1), ("GPU-1,GPU-0", 2), ("1,7,0", 1))
+            for is_more in (0, 1)
+        ),
         (ONE, "", {"CUDA_VISIBLE_DEVICES": ""}, "error", "unset it"),
         (ONE, "-tp 2", {"CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2"}, None, ""),  # parts of GPUs are not counted
-        ((H200.format(0, 20 * GIB), f"process 0 PID {119 * GIB}"), "--gpu-memory-utilization 0.9", {},
-         "warning", _HELD),
+        (
+            (H200.format(0, 20 * GIB), f"process 0 PID {119 * GIB}"),
+            "--gpu-memory-utilization 0.9",
+            {},
+            "warning",
+            _HELD,
+        ),
         ((*ONE, "driver 470.1", "cuda 11040"), "", {}, "error", _OLD),
         ((*ONE, "driver 470.1", "cuda 11040"), "", {"LD_LIBRARY_PATH": "/usr/local/cuda/compat"}, "warning", _OLD),
         ((*ONE, "driver 535.1", "cuda 12020"), "", {}, None, ""),
@@ -109,7 +127,7 @@ _OLD = "the driver 470.1 supports CUDA 11.4, and torch is built for CUDA 12.8"
         (ONE, "--kv-cache-memory-bytes 150G", {}, "error", "give less"),
         (ONE, "--kv-cache-memory-bytes 139G", {}, None, ""),
     ],
-)  # fmt: skip
+)
 def test_gpus_that_a_start_needs(start, set_gpus, monkeypatch, lines, words, variables, severity, told):
     set_gpus(*(line.replace("PID", str(os.getpid())) for line in lines))
     for name, value in variables.items():

@@ -35,10 +35,13 @@ def test_words_that_vllm_rejects_end_with_code_2(serve):
     done = serve("m", "--dtpe", "half", "--max-num-seqs", "none", HF_HUB_OFFLINE="1")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-6:] == [
-        "Error: 3 faults:", "  vLLM has no flag --dtpe (did you mean '--dtype'?)",
-        "  --max-num-seqs 'none' is not a whole number", done.stderr.splitlines()[-3],
-        "  if vLLM would accept this start, give --preflight warn", "Code: VC-USAGE",
-    ]  # fmt: skip
+        "Error: 3 faults:",
+        "  vLLM has no flag --dtpe (did you mean '--dtype'?)",
+        "  --max-num-seqs 'none' is not a whole number",
+        done.stderr.splitlines()[-3],
+        "  if vLLM would accept this start, give --preflight warn",
+        "Code: VC-USAGE",
+    ]
     assert len(done.stderr.splitlines()) <= 8
     assert serve("m", "--dtpe", "half", "--preflight-only", HF_HUB_OFFLINE="1").returncode == 2
 

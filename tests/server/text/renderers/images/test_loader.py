@@ -163,10 +163,13 @@ def test_the_first_frame_of_an_animation_is_used():
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\x89PNG\r\n\x1a\n",
+        b"",
+        b"hello",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"\x89PNG\r\n\x1a\n",
     ],
-)  # fmt: skip
+)
 def test_files_that_are_not_images_are_rejected(data):
     with pytest.raises(MediaError, match="not an image in a known format"):
         _decode(data)
