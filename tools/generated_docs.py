@@ -172,10 +172,9 @@ def build_hooks_page() -> str:
 def build_launcher_flags() -> str:
     """The text of startup/settings/serve_words.py, with the launcher's flags from the settings."""
     flags = (*GROUPS["Start"], *GROUPS["Several models"], LOG_FORMAT, WEB_PAGE)
-    names = [(name, flag.nargs) for flag in flags if flag is not CONFIG for name in flag.options]
-    rows = _wrap("    " + " ".join(f'"{name}":\xa0{nargs},' for name, nargs in names), "    ")
+    rows = [f'    "{name}": {flag.nargs},' for flag in flags if flag is not CONFIG for name in flag.options]
     head, begin, rest = (DOCS / _SERVE_WORDS).read_text(encoding="utf-8").partition("\nLAUNCHER_FLAGS = {\n")
-    return head + begin + "\n".join(rows).replace("\xa0", " ") + rest[rest.index("\n}") :]
+    return head + begin + "\n".join(rows) + rest[rest.index("\n}") :]
 
 
 PAGES: Final[dict[str, Callable[[], str]]] = {

@@ -339,4 +339,5 @@ def _changed_inside(text: bytes | None, step: _Step) -> bytes | None:
         if step.value is _REMOVED:
             return text
         members = Members()
-    return b"".join(before[part] if isinstance(part, slice) else part for part in _parts(before, members, [step]))
+    parts = _parts(before, members, [step])
+    return b"".join(before[part] if isinstance(part, slice) else part for part in parts)

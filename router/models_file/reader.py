@@ -185,8 +185,10 @@ class _Reader:
         return list(map(str, args or ()))
 
     def _environment(self, path: KeyPath, given: Any) -> dict[str, str]:
-        pairs = given.items() if isinstance(given, dict) else (each.split("=", 1) for each in given or ())
-        variables = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in pairs}
+        pairs = given if isinstance(given, dict) else dict(word.split("=", 1) for word in given or ())
+        variables = {}
+        for name, value in pairs.items():
+            variables[name] = str(value).lower() if isinstance(value, bool) else str(value)
         if _OUR_KEYS in variables:
             text = f"must not have {_OUR_KEYS}: keys are those of the server in front, --api-key-file or apiKeys"
             self.findings.fault((*path, "env"), text)

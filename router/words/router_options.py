@@ -239,7 +239,8 @@ def _once(faults: Iterable[Fault]) -> list[Fault]:
         if fault.check == "program":
             lacking.setdefault(fault.text, []).append(fault.key)
     several = {text: list_some(keys) for text, keys in lacking.items() if len(keys) > 1}
-    return list(dict.fromkeys(replace(f, line=None, key=several[f.text]) if f.text in several else f for f in faults))
+    merged = (replace(f, line=None, key=several[f.text]) if f.text in several else f for f in faults)
+    return list(dict.fromkeys(merged))
 
 
 def _double_names(models: Sequence[CheckedModel], file: str) -> Iterator[Fault]:

@@ -125,8 +125,12 @@ def _seconds(measured: Mapping[str, Any]) -> str:
 
 def draw_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
-    head, *lines = ("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in (columns, *rows))
-    return "\n".join((head, "|" + "---|" * len(columns), *lines, ""))
+    rule = "|" + "---|" * len(columns)
+    return "\n".join((_draw_row(columns), rule, *map(_draw_row, rows), ""))
+
+
+def _draw_row(cells: Sequence[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
 
 
 SHOWS_FIGURES: Final[dict[Path, Callable[[Figures], str]]] = {

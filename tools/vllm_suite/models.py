@@ -226,7 +226,8 @@ def _save_tokenizer(folder: Path, smollm: Path, renamed: dict[int, str], *, pair
             token |= {"content": new, "special": pair_of is not None}
     if pair_of is not None:
         is_bert = pair_of == "bert"
-        start, end, pad, unknown, mask = (renamed[i] for i in ((2, 3, 0, 1, 4) if is_bert else (0, 2, 1, 3, 4)))
+        places = (2, 3, 0, 1, 4) if is_bert else (0, 2, 1, 3, 4)
+        start, end, pad, unknown, mask = (renamed[place] for place in places)
         settings |= {"cls_token": start, "sep_token": end, "pad_token": pad, "unk_token": unknown, "mask_token": mask}
         settings |= {"bos_token": start, "eos_token": end}
         tokenizer["post_processor"] = _post_processor(start, end, is_bert, {v: k for k, v in renamed.items()})
