@@ -16,14 +16,16 @@ from tests.support.marks import require_tool
 
 KUBERNETES: Final = Path(__file__).parents[2] / "deploy" / "kubernetes"
 COMPONENTS: Final = {path.name for path in (KUBERNETES / "components").iterdir()}
-_OF_EVERY_FLEET: Final = ("disruption-budget", "network-policy", "pod-monitor")
+_OF_EVERY_FLEET: Final = ("alerts", "disruption-budget", "network-policy", "pod-monitor")
 VARIANTS: Final[dict[str, tuple[str, ...]]] = {
     "embedded": ("embedded",),
     "embedded-models": ("embedded", "cache", "many-models", *_OF_EVERY_FLEET),
+    "embedded-baked": ("embedded", "baked-image"),
     "embedded-kserve": ("embedded", "kserve"),
     "vllm": ("vllm",),
     "vllm-claim": ("vllm", "cache", *_OF_EVERY_FLEET),
     "vllm-compiled": ("vllm", "compile-cache"),
+    "vllm-baked": ("vllm", "baked-image"),
     "vllm-canary": ("vllm", "canary"),
     "vllm-two-nodes": ("vllm", "two-nodes", *_OF_EVERY_FLEET),
     "vllm-kserve": ("vllm", "kserve"),

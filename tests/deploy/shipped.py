@@ -99,7 +99,10 @@ def pod_start(name: str) -> Start:
     documents, pod = render(name.partition(" ")[0]), pod_of(name)["spec"]
     group = documents.get("LeaderWorkerSet", {}).get("spec", {}).get("leaderWorkerTemplate", {})
     [container] = pod["containers"]
-    image = _image() if container["image"] == "vllm-cli" else Start([])
+    is_baked = "command" not in container and "args" not in container
+    image = _image(DEPLOY / "docker" / "baked.Dockerfile") if is_baked else _image()
+    if container["image"] != "vllm-cli":
+        image = Start([*image.words[:2], "--engine", "vllm", *image.words[2:]])
     sources = {volume["name"]: volume.get("configMap") for volume in pod["volumes"]}
     files = {
         f"{mount['mountPath']}/{file}": text
@@ -118,7 +121,7 @@ def pod_start(name: str) -> Start:
     }
     words = [
         re.sub(r"\$\((\w+)\)", lambda found: known[found[1]], word)
-        for word in [*container.get("command", image.words), *container["args"]]
+        for word in [*container.get("command", image.words), *container.get("args", [])]
     ]
     return Start(words, {**image.variables, **variables}, files)
 

@@ -10,9 +10,12 @@ import jsonschema
 import pytest
 import yaml
 
+from startup.settings.serve_words import ServeWords
+from startup.vllm_words.command_line import CommandLine
 from tests.deploy.conftest import installed
 from tests.deploy.manifests import POD_NAMES, VARIANTS, Document, pod_of, render, render_kustomization
 from tests.deploy.shipped import ROOT
+from tests.test_docs import HANG_S
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(1200)]
 _CUSTOM = yaml.safe_load((Path(__file__).parent / "custom_resources.yaml").read_text())
@@ -32,6 +35,25 @@ def of_page() -> dict[str, Document]:
         for name in ("resources", "components")
     }
     return render_kustomization(**folders, **own)
+
+
+def _deployed(name: str) -> Any:
+    return yaml.safe_load((ROOT / "deploy" / name).read_text())
+
+
+def test_charts_of_others_start_the_launcher_with_words_that_it_takes_and_time_to_stop():
+    """The words are those of the chart's template and of KServe's runtime (custom_resources.yaml)."""
+    service = _deployed("kserve/inference-service.yaml")["spec"]["predictor"]["model"]
+    runtime = ["--port=8080", "--served-model-name=x", "--model=/mnt/models"]
+    [model] = _deployed("helm/production-stack.yaml")["servingEngineSpec"]["modelSpec"]
+    chart = ["serve", model["modelURL"], "--host", "0.0.0.0", "--port", "8000", "--enable-prefix-caching"]
+    for command, words in (
+        (service["command"], [*runtime, *service["args"]]),
+        (["vllm", chart[0]], [*chart[1:], *model["vllmConfig"]["extraArgs"]]),
+    ):
+        assert command == ["vllm", "serve"]
+        line = CommandLine.of(ServeWords(words).engine_words)
+        assert float(line.value("--shutdown-timeout") or 0) + HANG_S == 30  # what a pod has that sets no value
 
 
 def _validate(programs: Path, folder: Path, documents: Iterable[Document]) -> subprocess.CompletedProcess[str]:
@@ -57,8 +79,10 @@ def test_all_manifests_and_pods_fit_the_schemas_of_kubernetes(of_page, tmp_path)
 
 def test_resources_of_other_projects_fit_their_definitions(of_page):
     shown = {block["kind"]: block for block in _blocks("containers") if block.get("kind") in _CUSTOM}
+    given = {"InferenceService": _deployed("kserve/inference-service.yaml")}
+    given["LlmStack"] = {"spec": _deployed("helm/production-stack.yaml")["servingEngineSpec"]}
     checked = set()
-    for documents in (*(render(variant) for variant in VARIANTS), of_page, shown):
+    for documents in (*(render(variant) for variant in VARIANTS), of_page, shown, given):
         for kind in documents.keys() & _CUSTOM.keys():
             jsonschema.validate(documents[kind]["spec"], _CUSTOM[kind])
             checked.add(kind)
