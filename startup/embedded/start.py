@@ -220,6 +220,8 @@ class _EmbeddedStart:
 
     def _finish_download(self, plan: FilePlan) -> ModelFiles:
         """Imports modules that nearly all models need, then waits for the download (into the page cache)."""
+        if self._download is not None and self._download.fails_at_once():
+            self._find_files(plan)  # raises the failure, unless the default model comes from another place
         with learned_imports():
             self._import_server()
         with self._span("resolve_model", waits_for="download"):

@@ -4,6 +4,7 @@ This module runs in the download helper. A preflight that asks the hub uses it, 
 """
 
 import logging
+import socket
 import ssl
 import string
 from collections import deque
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 from base.errors import with_causes
 from base.wording import foreign_line
@@ -31,6 +33,8 @@ _NUM_ROUNDS: Final = 5
 """How often all addresses are tried. Only a temporary failure causes a further round."""
 _LONGEST_WAIT_S: Final = 120.0
 """The longest wait in seconds that a header Retry-After or RateLimit can cause."""
+_REACHED_S: Final = 2.0
+"""How long a connection to the hub may take before the hub's client tries it instead."""
 _NUM_THREADS: Final = 8
 _CHUNK_BYTES: Final = 1 << 20
 """How many bytes the client writes to disk at once. Its default, 10 MB, is too coarse to show progress."""
@@ -66,6 +70,29 @@ def try_each(
             break
         pause(temporary[0].retry_s or 0.5 * 2.0**number, temporary[0])
     raise next((err for err in failures if err.kind == "refused"), failures[0])
+
+
+def check_reachable(repo_id: str, endpoints: Sequence[str]) -> None:
+    """Raises DownloadError if the names of all hosts are unknown, or their ports closed.
+
+    This takes milliseconds, and the import of the hub's client a second. The client asks hosts that are slow or
+    behind a proxy.
+    """
+    failures = []
+    for endpoint in endpoints:
+        address = urlsplit(endpoint)
+        if [*hub_settings.proxies_of(endpoint)] or address.hostname is None:
+            return
+        port = address.port or (80 if address.scheme == "http" else 443)
+        try:
+            socket.create_connection((address.hostname, port), _REACHED_S).close()
+            return
+        except TimeoutError:
+            return
+        except OSError as err:
+            failures.append(_unreachable(repo_id, endpoint, err))
+    if failures:
+        raise failures[0]
 
 
 class HubClient:
@@ -148,9 +175,7 @@ class HubClient:
                 return DownloadError("refused", reason)
         for cause in causes:
             if type(cause).__module__.startswith("httpx"):
-                reason = f"{foreign_line(cause)}{_with_variables(endpoint, cause)}"
-                unreachable = f"{repo_id} is not cached, and the hub at {endpoint} cannot be reached ({reason})"
-                return DownloadError("unreachable", unreachable)
+                return _unreachable(repo_id, endpoint, cause)
         if isinstance(err, OSError) and err.errno is not None:
             raise err
         return DownloadError("wrong", f"{repo_id} cannot be downloaded from {endpoint} ({foreign_line(err)})", 0.0)
@@ -208,6 +233,13 @@ def _impossible(err: Exception) -> DownloadError:
     given = hub_settings.describe_variables(names)
     remedy = f": correct or unset {given}" if given else ""
     return DownloadError("settings", f"no request to the hub is possible ({foreign_line(err)}){remedy}")
+
+
+def _unreachable(repo_id: str, endpoint: str, err: BaseException) -> DownloadError:
+    reason = f"{foreign_line(err)}{_with_variables(endpoint, err)}"
+    return DownloadError(
+        "unreachable", f"{repo_id} is not cached, and the hub at {endpoint} cannot be reached ({reason})"
+    )
 
 
 def _with_variables(endpoint: str, err: BaseException) -> str:

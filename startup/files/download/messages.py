@@ -33,6 +33,10 @@ class DownloadJob:
     """When the launcher began to start the helper, in monotonic nanoseconds."""
 
 
+class Reached(NamedTuple):
+    """A host of the hub, or a proxy, may be reached, so a download does not fail at once."""
+
+
 class LogLine(NamedTuple):
     """A line for the launcher's log."""
 

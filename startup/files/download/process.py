@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +12,14 @@ from typing import Any, Final
 from base.wording import format_bytes
 from envs.registry import env
 from startup.files.download.branch import AskJob, Question
-from startup.files.download.messages import DownloadError, DownloadJob, DownloadProgress, DownloadReport, LogLine
+from startup.files.download.messages import (
+    DownloadError,
+    DownloadJob,
+    DownloadProgress,
+    DownloadReport,
+    LogLine,
+    Reached,
+)
 from startup.files.model.file_plan import Download
 from startup.files.model.hub_settings import hub_token, listing_url
 from startup.processes import group_signals
@@ -20,6 +28,8 @@ from startup.processes.helper import Helper, HelperEndedError
 logger = logging.getLogger(__name__)
 
 _LOGGED_EVERY_S: Final = 10.0
+_AT_ONCE_S: Final = 0.5
+"""How long a start waits for a connection to the hub before it imports for seconds."""
 
 
 class DownloadHandle(AbstractContextManager["DownloadHandle"]):
@@ -34,6 +44,8 @@ class DownloadHandle(AbstractContextManager["DownloadHandle"]):
         """None until the downloads have ended."""
         self._are_updates = all(download.is_update for download in downloads)
         self._has_moved = False
+        self._is_answered = threading.Event()
+        """Set once the hub is reached, or the downloads have ended."""
         self._logged_s = time.monotonic()
         self._thread = group_signals.start_thread("download-progress", self._receive)
 
@@ -57,6 +69,10 @@ class DownloadHandle(AbstractContextManager["DownloadHandle"]):
         assert self.report is not None
         return self.report.folders
 
+    def fails_at_once(self) -> bool:
+        """Whether the downloads have failed because no host can be reached. Waits for that a moment."""
+        return not self._are_updates and self._is_answered.wait(_AT_ONCE_S) and self.failure is not None
+
     @property
     def failure(self) -> DownloadError | None:
         """Why the downloads have failed. None while they run and after a success."""
@@ -79,6 +95,7 @@ class DownloadHandle(AbstractContextManager["DownloadHandle"]):
         except HelperEndedError as err:
             self.report = self.report or self._take_cached(f"the download of {self.names} failed: {err}")
         finally:
+            self._is_answered.set()
             self._show("")
 
     def _take_cached(self, reason: str) -> DownloadReport:
@@ -92,6 +109,8 @@ class DownloadHandle(AbstractContextManager["DownloadHandle"]):
     def _take(self, event: object) -> None:
         if isinstance(event, DownloadProgress):
             self._show_progress(event)
+        elif isinstance(event, Reached):
+            self._is_answered.set()
         elif isinstance(event, bool):
             self._has_moved = event
             if not event:

@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
 
 from envs.redaction import without_login
 from envs.registry import env
-from startup.files.download.hub_client import HubClient, try_each
-from startup.files.download.messages import DownloadError, DownloadJob, DownloadProgress, DownloadReport, LogLine
+from startup.files.download.hub_client import HubClient, check_reachable, try_each
+from startup.files.download.messages import (
+    DownloadError,
+    DownloadJob,
+    DownloadProgress,
+    DownloadReport,
+    LogLine,
+    Reached,
+)
 from startup.files.download.repository import CachedRepository, HubFile, Listing, check_room, setting_of
 from startup.files.model.checkpoint_folder import read_index
 from startup.files.model.file_plan import Download
@@ -164,6 +171,9 @@ class DownloadRun:
         self._note = ""
 
     def _list(self, download: Download) -> _Plan:
+        if download.hub == "huggingface":
+            check_reachable(download.repo_id, self._endpoints(download))
+        self._send(Reached())
         client = self._create_client(download)
         listing = try_each(
             self._endpoints(download),

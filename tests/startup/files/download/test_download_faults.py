@@ -2,13 +2,14 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from startup.files.download.hub_client import HubClient
+from startup.files.download.hub_client import HubClient, check_reachable
 from startup.files.download.messages import DownloadError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.model_place import unfinished_marker
@@ -141,6 +142,29 @@ def test_a_failure_is_one_line(name, downloads, monkeypatch):
     assert expected.replace("HUB", downloads.hub.url) in report.reason
     assert "\n" not in report.reason
     assert failure != "refused" or not downloads.notes, "no request is repeated"
+
+
+_UNKNOWN = "https://nosuch.invalid"
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "proxy", "is_reachable"),
+    [
+        ((_UNKNOWN,), None, False),
+        ((_NOWHERE, _UNKNOWN), None, False),
+        ((_UNKNOWN, "HUB"), None, True),
+        ((_UNKNOWN,), "http://127.0.0.1:1", True),
+        (("unix:/no/host",), None, True),
+    ],
+)
+def test_only_hosts_that_nobody_can_reach_are_given_up_before_the_client_asks(
+    endpoints, proxy, is_reachable, downloads, monkeypatch
+):
+    """Whatever is not certain is left to the hub's client, which also knows proxies."""
+    if proxy is not None:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with nullcontext() if is_reachable else pytest.raises(DownloadError, match="cannot be reached"):
+        check_reachable("org/model", [each.replace("HUB", downloads.hub.url) for each in endpoints])
 
 
 def test_a_renamed_model_is_downloaded_with_a_warning(downloads, caplog):

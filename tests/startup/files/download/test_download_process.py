@@ -60,6 +60,20 @@ def test_a_helper_downloads_and_reports(big):
     assert shown[-1] == ""
 
 
+def test_a_hub_that_cannot_be_reached_is_known_at_once_and_one_that_can_is_not_given_up(big):
+    with start_download([big.download()], endpoints=("http://127.0.0.1:1",)) as handle:
+        wait_until(handle.fails_at_once)
+        with pytest.raises(DownloadError, match="the hub at http://127.0.0.1:1 cannot be reached"):
+            handle.result()
+    big.hub.may_answer.clear()
+    with start(big) as handle:
+        wait_until(handle._is_answered.is_set)
+        assert not handle.fails_at_once()
+        assert handle.report is None
+        big.hub.may_answer.set()
+        handle.result()
+
+
 def test_a_refusal_reaches_the_launcher_and_the_token_no_command_line(big):
     big.hub.private.add("org/model")
     big.hub.may_answer.clear()
