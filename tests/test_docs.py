@@ -27,7 +27,11 @@ ROOMS = [
     *sorted(ROOT.glob("server/*/README.md")),
 ]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *ROOMS]
-OTHERS = [ROOT / "CONTRIBUTING.md", *(page for name in ("tests", "tools") for page in (ROOT / name).rglob("README.md"))]
+OTHERS = [
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *(page for name in ("tests", "tools") for page in (ROOT / name).rglob("README.md")),
+]
 ALL_PAGES = [README, *PAGES, *OTHERS]
 _MAX_CELL_CHARS = 200
 HANG_S = 15
