@@ -1,4 +1,7 @@
-"""The first change that CONTRIBUTING.md teaches works as the page tells it, on a copy of this repository."""
+"""The changes that CONTRIBUTING.md and docs/dev/changing.md teach work as told, on a copy of this repository.
+
+What concerns one room has its tests there. A release of vLLM needs that release, and is no test.
+"""
 
 import re
 import shutil
@@ -67,3 +70,94 @@ def test_the_first_change_fails_then_passes_and_is_not_too_large(copy):
     assert code == 0, output
     _run(copy, "git", "add", "-A")
     _run(copy, sys.executable, "-m", "tools.size")
+
+
+def _insert(file: Path, text: str, *, after: str) -> None:
+    """Inserts lines into a file of the copy, after a line that is there once."""
+    before, line, rest = file.read_text().partition(after)
+    assert line, f"{file} has no line {after!r}"
+    file.write_text(f"{before}{line}{text}{rest}")
+
+
+def _check(copy: Path, tests: str, wrong: str) -> None:
+    """Runs the tests that a page names. They fail, for the reason `wrong`, until `make docs` has run."""
+    words = (*tests.split(), "tests/test_docs.py", "-m", "not slow and not thorough")
+    code, output = _test(copy, *words)
+    assert (code, wrong in output) == (1, True), output
+    _run(copy, sys.executable, "-m", "tools.generated_docs")
+    code, output = _test(copy, *words)
+    assert code == 0, output
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_a_flag_and_its_documentation_come_from_one_field(copy):
+    field = """
+    drain_example_s: float = setting(0.0, "--drain-example", "The example.", role="port", minimum=0)
+"""
+    before = """        role="port",
+        minimum=0,
+        below=inf,
+    )
+"""
+    _insert(copy / "base" / "server_settings.py", field, after=before)
+    _insert(copy / "tests" / "vllm_cli" / "words" / "plans.txt", _PLAN_OF_FLAG, after="# Spellings of flags")
+    _check(copy, "tests/vllm_cli/words", "stale: run `make docs`")
+    assert "`--drain-example" in (copy / "docs" / "flags.md").read_text()
+    shown = _run(copy, sys.executable, "-m", "vllm_cli", "serve", "--help=drain-example").stdout
+    assert "The example." in shown
+
+
+_PLAN_OF_FLAG: Final = """ and an example
+m --drain-example 5 => server.lifecycle.drain_example_s=5
+m --drain-example=-1 => ! --drain-example
+# Further spellings"""
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_a_variable_is_declared_once(copy):
+    line = '    VCLI_EXAMPLE = text("The example of the page.")\n'
+    _insert(copy / "envs" / "registry.py", line, after='is not given.")\n')
+    _check(copy, "tests/envs", "stale: run `make docs`")
+    assert "VCLI_EXAMPLE" in (copy / "docs" / "flags.md").read_text()
+
+
+_ENDPOINT: Final = """
+
+class EchoRequest(RequestBody, kw_only=True):
+    \"\"\"The example of docs/dev/changing.md.\"\"\"
+
+    model: str | None = None
+    text: str
+
+
+class EchoServing:
+    \"\"\"Serves the example.\"\"\"
+
+    async def echo(self, request: EchoRequest, context: RequestContext) -> dict[str, Any]:
+        \"\"\"Returns the text.\"\"\"
+        return {"text": request.text}
+"""
+_CONVERSATION: Final = """
+{"why": "the example of docs/dev/changing.md", "POST /echo": {"text": "a"}, "answer": {"text": "a"}}
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_an_endpoint_is_a_class_a_row_and_a_conversation(copy):
+    file = copy / "tests" / "conversations" / "info.jsonl"
+    file.write_text(file.read_text().rstrip("\n") + _CONVERSATION)
+    code, output = _test(copy, "tests/server/http/test_conversations.py", "-k", "info", "-m", "")
+    assert (code, "the example of docs/dev/changing.md" in output) == (1, True), output
+    (copy / "server" / "apis" / "tokenization.py").open("a").write(_ENDPOINT)
+    table = copy / "server" / "http" / "routes" / "table.py"
+    table.write_text(
+        table.read_text().replace("tokenization import ", "tokenization import EchoRequest, EchoServing, ")
+    )
+    _insert(table, '        post("/echo", EchoRequest, EchoServing().echo),\n', after="tokenization.tokenize),\n")
+    _insert(copy / "docs" / "api.md", "| `POST /echo` | the example |\n", after="and back to text |\n")
+    code, output = _test(copy, "tests/server/http/test_conversations.py", "tests/test_docs.py", "-k", "info or docs")
+    assert code == 0, output
+    assert "deselected" in output
