@@ -75,8 +75,8 @@ def try_each(
 def check_reachable(repo_id: str, endpoints: Sequence[str]) -> None:
     """Raises DownloadError if the names of all hosts are unknown, or their ports closed.
 
-    This takes milliseconds, and the import of the hub's client a second. The client asks hosts that are slow or
-    behind a proxy.
+    This takes milliseconds, and the import of the hub's client a second. The client asks hosts that are slow
+    or behind a proxy.
     """
     failures = []
     for endpoint in endpoints:

@@ -102,7 +102,12 @@ def test_a_hub_that_never_answers_gets_one_request(monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "cannot be reached" in problem("org/model")
         silent.settimeout(60)
-        silent.accept()[0].close()
+        received = []
+        for _ in range(2):  # the first connection only finds out that the hub can be reached
+            connection = silent.accept()[0]
+            with connection:
+                received.append(connection.recv(4))
+        assert received == [b"", b"GET "]
         silent.settimeout(0)
         with pytest.raises(BlockingIOError):
             silent.accept()
