@@ -1,0 +1,153 @@
+"""Saves a model that vLLM has compiled in a fork of the engine or worker, while this goes on with the start.
+
+vLLM saves the model (seconds in Python's pickle) before it runs it for the first time. The fork has a copy of
+all objects at this moment, so the file is the same. It is complete before the server is ready. If the fork
+fails, the process saves the model itself.
+
+The fork must not use the GPU, because the driver does not work in it. vLLM saves no data of tensors.
+"""
+
+import functools
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+from base.machine.command_line import replace_command_line
+from base.machine.file_stamps import FileStamp, read_stamp
+from base.machine.memory import available_bytes
+from base.machine.processors import usable_count
+from startup.hook import Hook, Name, Text
+from startup.imports.finder import wraps
+from startup.processes import death_pipe
+
+_DECORATORS: Final = "vllm.compilation.decorators"
+_DECORATE: Final = Name(_DECORATORS, "_support_torch_compile", ("cls", "dynamic_arg_dims"))
+_SAVE: Final = "save_aot_compiled_function"
+_WARM_UP: Final = Name("vllm.v1.worker.gpu_worker", "Worker.compile_or_warm_up_model", ())
+SAVED_MODELS: Final = Hook(
+    "saved models",
+    does="saves a compiled model in a fork of the worker, during the rest of the warm-up",
+    without="a start that compiles waits until its model is saved",
+    promise="the file is vLLM's, and complete before the server is ready",
+    needs=(
+        _DECORATE,
+        _WARM_UP,
+        Text(
+            _DECORATORS,
+            r"self\.aot_compiled_fn = self\.aot_compile\(\*args, \*\*kwargs\).*?"
+            r"self\.save_aot_compiled_function\(\)\n.*?os\.replace\(tmp_file, self\._aot_compilation_path\)\n.*?"
+            r"cls\.save_aot_compiled_function = save_aot_compiled_function\n",
+            "the known steps of saving",
+        ),
+    ),
+    since=(0, 33),
+    places={"forkserver", "template"},
+)
+
+_TITLE: Final = b"vllm-cli saves the compiled model\0"
+_LEAST_BYTES: Final = 1 << 30
+"""A fork copies the pages of the objects that it saves, at most 0.5 GiB."""
+_LONGEST_S: Final = 60.0
+"""How long the end of the warm-up waits for a fork. It takes 4 s on an idle core."""
+_POLLED_EVERY_S: Final = 0.005
+_LOWEST_FD: Final = 3
+
+
+class _Saving(NamedTuple):
+    """A fork that saves a model."""
+
+    pid: int
+    model: Any
+    save: Callable[[Any], None]
+    before: FileStamp
+    """The file before the fork."""
+
+
+class _State:
+    running: Final[list[_Saving]] = []
+    is_warm = False
+    """Whether the warm-up has ended. vLLM then saves further models itself."""
+
+
+@wraps(SAVED_MODELS, _DECORATE)
+def _save_beside(decorate: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate_and_save_beside(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        decorated = decorate(cls, *args, **kwargs)
+        save = vars(decorated).get(_SAVE)
+        if save is not None and not hasattr(save, "__wrapped__"):  # vLLM lets a class be decorated twice
+            setattr(decorated, _SAVE, functools.wraps(save)(lambda model: _begin(model, save)))
+        return decorated
+
+    return decorate_and_save_beside
+
+
+@wraps(SAVED_MODELS, _WARM_UP)
+def _end_with_warm_up(warm_up: Callable[..., Any]) -> Callable[..., Any]:
+    def warm_up_and_end(worker: Any) -> Any:
+        result = warm_up(worker)
+        _State.is_warm = True
+        while _State.running:
+            _end(_State.running.pop())
+        return result
+
+    return warm_up_and_end
+
+
+def _begin(model: Any, save: Callable[[Any], None]) -> None:
+    """Saves the model in a fork. Saves it here if there is no processor or memory for a fork."""
+    free_bytes = available_bytes()
+    if _State.is_warm or usable_count() < 2 or 0 < free_bytes < _LEAST_BYTES:
+        save(model)
+        return
+    before, own_pid = _stamp(model), os.getpid()
+    try:
+        pid = os.fork()
+    except OSError:
+        save(model)
+        return
+    if pid == 0:
+        _run(lambda: save(model), own_pid)
+    _State.running.append(_Saving(pid, model, save, before))
+
+
+def _run(save: Callable[[], None], parent_pid: int) -> None:
+    """The fork. It ends with its process, whose descriptors it does not keep open, and frees no tensor."""
+    try:
+        death_pipe.follow_parent(parent_pid)
+        gc.disable()
+        _leave_descriptors()
+        replace_command_line(_TITLE)
+        save()
+    finally:
+        os._exit(0)
+
+
+def _leave_descriptors() -> None:
+    """Closes all files, but leaves their numbers taken, because objects of the copied process have them."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        if int(name) >= _LOWEST_FD:
+            with suppress(OSError):
+                os.dup2(null, int(name), inheritable=False)
+
+
+def _end(saving: _Saving) -> None:
+    """Waits for the fork. If it has not saved the model, saves the model here."""
+    end_s = time.monotonic() + _LONGEST_S
+    with suppress(ChildProcessError):
+        while os.waitpid(saving.pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > end_s:
+                os.kill(saving.pid, signal.SIGKILL)
+                os.waitpid(saving.pid, 0)
+                break
+            time.sleep(_POLLED_EVERY_S)
+    if _stamp(saving.model) == saving.before:
+        saving.save(saving.model)
+
+
+def _stamp(model: Any) -> FileStamp:
+    return read_stamp(str(getattr(model, "_aot_compilation_path", "") or os.devnull))
