@@ -56,7 +56,7 @@ _PARTS: Final = {
     "pages to prefetch": PAGES,
 }
 """Part of a baked folder -> pattern of its files."""
-_NOT_KEPT: Final = ("standby", "imports/*.missed", COMPILED, "graph-memory", "triton-key", "plain", "failed")
+_NOT_KEPT: Final = ("standby", "imports/*.missed", COMPILED, "graph-memory", "plain", "failed")
 """Files of the cache that only a running server needs, or that hold only on the machine of the build."""
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")

@@ -53,7 +53,7 @@ def _kept_key(compute: Callable[[], str]) -> Callable[[], str]:
     def key() -> str:
         package = Path(sys.modules["triton"].__file__ or "").parent
         kept = Kept("triton-key", str(package), distribution_stamps())
-        if (known := kept.read(str, is_own=True)) is not None:
+        if (known := kept.read(str)) is not None:
             return known
         files = [str(file) for name in _HASHED for file in (package / name).rglob("*") if file.suffix in (".py", ".so")]
         value = compute()

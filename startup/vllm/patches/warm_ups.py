@@ -3,13 +3,16 @@
 Each of these steps imports a compiler or a library of kernels before vLLM is ready.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 from startup.hook import Hook, Name, Text
-from startup.imports.finder import after_import, replaced, wraps
+from startup.imports.finder import after_import, before_import, replaced, wraps
 from startup.vllm.patches.engine_idle import add_idle_work, does_idle_work
 from startup.vllm.patches.ranks import WORLD, first_of_all_ranks
 
@@ -21,7 +24,8 @@ _WATCHERS: Final = tuple(Name(_MONITOR, name, ()) for name in _WATCHED)
 WARM_UPS: Final = Hook(
     "unused warm-ups",
     does="watches TileLang and CuTe DSL once they are imported; skips FlashInfer's and models' own warm-ups without "
-    "such kernels; prepares Inductor for later compilations once no request has come for 3 s",
+    "such kernels; prepares Inductor for later compilations once no request has come for 3 s; lets Inductor compile "
+    "without cutlass",
     without="starts that compile import TileLang, and all starts import FlashInfer's autotuner, for no kernel",
     gain="1.4 s of processor time of each compiled start, on a stand-in for the GPU",
     needs=_WATCHERS,
@@ -67,6 +71,16 @@ _WARM_UP: Final = Name("vllm.v1.worker.gpu_worker", "Worker.compile_or_warm_up_m
 _PREPARE_INDUCTOR: Final = Name("vllm.compilation.compiler_interface", "trigger_inductor_lazy_init", ("device",))
 _SYNC_CHECK: Final = Name("vllm.envs", "VLLM_GPU_SYNC_CHECK")
 INDUCTOR: Final = WARM_UPS.part(_WARM_UP, _PREPARE_INDUCTOR, _SYNC_CHECK, since=(0, 33))
+
+_PICKLING: Final = "torch._inductor.codegen.nv_universal_gemm.nv_universal_gemm_utils"
+_CUTLASS: Final = "cutlass"
+_CONSTRAINTS: Final = f"{_CUTLASS}.operators.metadata"
+_REGISTER: Final = Name(_PICKLING, "_register_scaled_operand_constraints_pickling", ())
+_REGISTERS: Final = re.compile(
+    rf"def {_REGISTER.path}\(\).*?\n    try:\n        from {re.escape(_CONSTRAINTS)} import \w+\n"
+    r"    except ImportError:\n        return\n", re.DOTALL,
+)  # fmt: skip
+"""Torch 2.14 registers how pickle copies a class of cutlass, which Inductor uses for FP4 and FP8 only."""
 
 
 @wraps(WARM_UPS, *_WATCHERS)
@@ -151,3 +165,23 @@ def _prepare_inductor_later(warm_up: Callable[..., Any]) -> Callable[..., Any]:
             return warm_up(worker)
 
     return warm_up_and_prepare_later
+
+
+def _register_once_imported() -> None:
+    """The registration imports cutlass (1.6 s) whenever Inductor compiles. Nobody pickles what is not loaded."""
+
+    def hide(module: ModuleType) -> None:
+        source = Path(getattr(module.__spec__, "origin", None) or os.devnull).read_text(encoding="utf-8")
+        if _CUTLASS not in sys.modules and _REGISTERS.search(source):
+            sys.modules[_CUTLASS] = None  # type: ignore[assignment] # an import then raises ImportError
+
+    def show(module: ModuleType) -> None:
+        if sys.modules.get(_CUTLASS, module) is None:
+            del sys.modules[_CUTLASS]
+            after_import(_CONSTRAINTS, lambda _: _REGISTER.get(module)())
+
+    before_import(_PICKLING, hide)
+    after_import(_PICKLING, show)
+
+
+WARM_UPS.changes.append(_register_once_imported)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from startup.imports.finder import place
-from startup.vllm.patches import engine_idle, ranks
+from startup.vllm.patches import engine_idle, ranks, warm_ups
 from startup.vllm.patches.kernel_overrides import KERNEL_OVERRIDES
 from startup.vllm.patches.warm_ups import AUTOTUNER, INDUCTOR, STEP5, WARM_UPS
 from tests.startup.conftest import ToyPackages
@@ -74,6 +74,37 @@ def test_a_compiler_that_cannot_be_imported_is_not_watched(set_up, module, compi
     with pytest.raises(RuntimeError, match="no GPU"):
         importlib.import_module(module)
     assert monitor.watched == []
+
+
+_PICKLING = """
+registered = []
+
+def _register_scaled_operand_constraints_pickling():
+    try:
+        from cutlass.operators.metadata import ScaledOperandConstraints
+    except ImportError:
+        return
+    registered.append(ScaledOperandConstraints)
+
+_register_scaled_operand_constraints_pickling()
+"""
+
+
+@pytest.mark.parametrize("is_loaded", [False, True], ids=["later", "before"])
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "changed"])
+def test_inductor_registers_a_class_of_cutlass_once_it_is_imported(is_known, is_loaded, toys, monkeypatch):
+    text = _PICKLING if is_known else _PICKLING.replace("return\n", "raise\n")
+    toys.write("inductor.pickling", text)
+    toys.write("cutlass.operators.metadata", "ScaledOperandConstraints = 'constraints'\n")
+    monkeypatch.setattr(warm_ups, "_PICKLING", "inductor.pickling")
+    if is_loaded:
+        importlib.import_module("cutlass")
+    warm_ups._register_once_imported()
+    pickling = importlib.import_module("inductor.pickling")
+    is_late = is_known and not is_loaded
+    assert (pickling.registered, "cutlass" in sys.modules) == ([] if is_late else ["constraints"], not is_late)
+    importlib.import_module("cutlass.operators.metadata")
+    assert pickling.registered == ["constraints"]
 
 
 def test_layers_of_step5_are_searched_only_if_its_modules_are_loaded(toys):
