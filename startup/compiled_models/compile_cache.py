@@ -40,8 +40,8 @@ _MOST_FAILURES: Final = 2
 _FAILED: Final = f"{_MOST_FAILURES} starts have failed after they had loaded the model that was compiled before"
 _MOST_LOGGED: Final = 3
 _POLLED_EVERY_S: Final = 0.05
-_LONGEST_FILES_S: Final = 4.0
-"""The longest wait for kernels and learned files, in seconds. Without them, imports take seconds more."""
+_LONGEST_LEARNED_S: Final = 4.0
+"""The longest wait for learned files, in seconds. Without them, imports take seconds more."""
 
 
 def present_versions(vllm: InstalledVllm) -> dict[str, str]:
@@ -80,8 +80,8 @@ class CompileCache:
         self._is_late = False
         """Whether a fetch has taken so long that nothing more is fetched."""
         self._is_over = threading.Event()
-        self._has_files = threading.Event()
-        """Set once the files that do not belong to a compiled model are fetched, or cannot be."""
+        self._has_learned = threading.Event()
+        """Set once the learned files are fetched, or cannot be."""
         self._shared_kernels: set[str] = set()
         """The kernels of Triton that this start had compiled when `share` was called."""
         self._is_given_up = False
@@ -98,10 +98,10 @@ class CompileCache:
         lock = self._exchange.hold_load(local.claim_keys(self._hardware), is_required=self._option.is_required)
         self._thread = group_signals.start_thread("compile-cache", self._run, state, lock)
 
-    def wait_for_files(self) -> None:
-        """Called after `begin`. Waits at most 4 s for kernels and learned files, which imports use."""
-        if self._learned.is_first and self._places and not self._has_files.wait(_LONGEST_FILES_S):
-            logger.info("the start does not wait any longer for kernels and imports from %s", self._places[-1])
+    def wait_for_learned(self) -> None:
+        """Called after `begin`. Waits at most 4 s for learned files, which imports use, if there are none here."""
+        if not self._learned.is_known and self._places and not self._has_learned.wait(_LONGEST_LEARNED_S):
+            logger.info("the start does not wait any longer for imports from %s", self._places[-1])
 
     def close(self) -> None:
         """Stops the thread and the helper process. Called at the end of the start."""
@@ -253,7 +253,7 @@ class CompileCache:
             logger.warning("the cache of compiled models cannot be examined: %s", err)
             self._exchange.answer(f"the cache cannot be examined: {err}" if self._option.is_required else "")
         finally:
-            self._has_files.set()
+            self._has_learned.set()
             os.close(lock)
 
     def _prepare(self) -> None:
@@ -266,7 +266,7 @@ class CompileCache:
         is_here = any(record.start_id == self._start_id and self._is_usable(record) for record in self._records)
         if self._learned.is_first or not (is_here or self._is_eager):
             self._fetch(with_files=True, is_for_model=not (is_here or self._is_eager))
-        self._has_files.set()
+        self._has_learned.set()
 
     def _why_unusable(self, record: CompiledModel) -> str | None:
         """Why vLLM must not load a failed model, or None. Checks the files, because vLLM does not."""
@@ -301,7 +301,7 @@ class CompileCache:
             kernel_families=self._kernel_families if with_files else (),
             is_for_model=is_for_model,
         )
-        self._helper = SharingProcess(job, self._has_files.set)
+        self._helper = SharingProcess(job, self._has_learned.set)
         report = self._helper.result()
         if self._is_over.is_set():
             return

@@ -86,16 +86,16 @@ class SharingReport:
     """Whether the helper was killed because it took too long."""
 
 
-FILES_FETCHED: Final = "files fetched"
-"""The event of a fetch once it has installed all files that do not belong to a compiled model."""
+LEARNED_FETCHED: Final = "learned files fetched"
+"""The event of a fetch once it has installed the files that imports use."""
 
 
 class SharingProcess:
     """The launcher's handle of a helper process. The helper ends with the thread that started it."""
 
-    def __init__(self, job: FetchJob | AddJob, on_files_fetched: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, job: FetchJob | AddJob, on_learned_fetched: Callable[[], None] = lambda: None) -> None:
         """Starts the helper. Raises OSError if it cannot be started."""
-        self._on_files_fetched = on_files_fetched
+        self._on_learned_fetched = on_learned_fetched
         self._limit_s = _LEAST_LIMIT_S if isinstance(job, FetchJob) else math.inf
         is_idle = isinstance(job, AddJob)  # the server answers requests meanwhile
         self._helper = Helper("compiled", "startup.compiled_models.sharing:share", job, is_idle=is_idle)
@@ -108,8 +108,8 @@ class SharingProcess:
                 event = self._helper.receive(left_s)
                 if isinstance(event, SharingReport):
                     return event
-                if event == FILES_FETCHED:
-                    self._on_files_fetched()
+                if event == LEARNED_FETCHED:
+                    self._on_learned_fetched()
                 if isinstance(event, float):
                     limit_s = max(limit_s, event)
         except HelperEndedError as err:

@@ -10,7 +10,7 @@ from base.wording import one_line
 from startup.compiled_models import local
 from startup.compiled_models.archive import ArchiveError, DamagedError, read_record, unpack, write_archive
 from startup.compiled_models.location import MOST_EXAMINED, Location, StoredArchive, open_location
-from startup.compiled_models.process import FILES_FETCHED, AddJob, FetchJob, SharingReport
+from startup.compiled_models.process import LEARNED_FETCHED, AddJob, FetchJob, SharingReport
 from startup.compiled_models.reasons import has_changed_sources
 from startup.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, CompiledModel, FileFacts, Hardware
 from startup.compiled_models.shared_files import add_kernels, add_learned, fetch_kernels, fetch_learned
@@ -31,17 +31,18 @@ def share(job: FetchJob | AddJob, send: Send) -> None:
 def fetch(job: FetchJob, send: Callable[[object], None] = lambda _: None) -> SharingReport:
     """Installs files and compiled models that fit and that this machine does not have.
 
-    Problems of a location are reported, not raised. `send` gets `FILES_FETCHED`, and before an archive of a
+    Problems of a location are reported, not raised. `send` gets `LEARNED_FETCHED`, and before an archive of a
     compiled model is fetched, the seconds that its compilation took.
     """
     begin_s = time.monotonic()
     report = SharingReport()
     for address in job.locations:
         with _noted(report, address):
-            location = open_location(address)
-            fetch_learned(location, job, report)
-            fetch_kernels(location, job, report)
-    send(FILES_FETCHED)
+            fetch_learned(open_location(address), job, report)
+    send(LEARNED_FETCHED)
+    for address in job.locations:
+        with _noted(report, address):
+            fetch_kernels(open_location(address), job, report)
     for address in job.locations if job.is_for_model else ():
         with _noted(report, address):
             _fetch(open_location(address), job, report, send)

@@ -175,6 +175,8 @@ def layers(name: str) -> tuple[Path, ...]:
 
 _MOST_FILES: Final = 200
 """The most values that one folder keeps. Older values are removed."""
+HIDDEN: Final = ".hidden"
+"""The ending of a file that hides a value from `Kept.take`."""
 
 
 @dataclass(frozen=True)
@@ -214,13 +216,20 @@ class Kept:
         return next((value for value in found if value is not None), None)
 
     def take(self, convert: Callable[[Any], Value]) -> Value | None:
-        """Reads the user's value and removes it, because its use may make this start fail.
+        """Reads the value, and hides it from `take` until it is written again.
 
-        A start that succeeds with it writes it again. Ignores the baked value, which cannot be removed.
+        Its use may make this start fail. A start that succeeds with it writes it again.
         """
-        value = self.read(convert, is_own=True)
-        self.remove()
+        value = None if self._hidden.exists() else self.read(convert)
+        self.hide()
         return value
+
+    def hide(self) -> None:
+        """Removes the user's value, and hides the baked one from `take`, until a value is written."""
+        self.remove()
+        with suppress(OSError):
+            self._hidden.parent.mkdir(parents=True, exist_ok=True)
+            self._hidden.touch(MODE)
 
     def write(self, value: object, files: Iterable[str] = ()) -> None:
         """Replaces the user's value. Does nothing where no file can be written.
@@ -239,6 +248,7 @@ class Kept:
                     path.write_bytes(b"")  # marks that the user has been informed
                     log = logger.debug if was_told else logger.warning
                     log("%s, so nothing is kept there: set %s", reason, env.VLLM_CACHE_ROOT.name)
+                self._hidden.unlink(missing_ok=True)
             for old in _newest_first(path.parent)[_MOST_FILES:]:
                 old.unlink(missing_ok=True)
 
@@ -251,6 +261,10 @@ class Kept:
         """Seconds between the file's time and this machine's clock. None if the user has no value."""
         stamp = read_stamp(self.path)
         return None if stamp == MISSING else abs(time.time() - stamp.mtime_ns / 1e9)
+
+    @property
+    def _hidden(self) -> Path:
+        return self.path.with_suffix(HIDDEN)
 
     @property
     def _name(self) -> str:

@@ -21,7 +21,7 @@ from startup.compiled_models.local import AOT, ENTRY
 from startup.files.prefetch.survey import FileRanges, whole_file, write_pages
 from startup.hook import uses
 from startup.reports.timeline.history import installed_versions
-from startup.storage.caches import BYTECODE, CACHE, COMPILED, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX
+from startup.storage.caches import BYTECODE, CACHE, COMPILED, HIDDEN, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX
 from startup.words.errors import InputError
 from startup.words.screening import secrets_as_variables
 from vllm_cli.bake.kernels import compile_kernels, parse_architectures
@@ -56,7 +56,7 @@ _PARTS: Final = {
     "pages to prefetch": PAGES,
 }
 """Part of a baked folder -> pattern of its files."""
-_NOT_KEPT: Final = ("standby", "imports/*.missed", COMPILED, "graph-memory", "plain", "failed")
+_NOT_KEPT: Final = ("standby", "imports/*.missed", COMPILED, f"*/*{HIDDEN}", "late-captures", "plain", "failed")
 """Files of the cache that only a running server needs, or that hold only on the machine of the build."""
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")

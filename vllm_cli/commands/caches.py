@@ -26,7 +26,7 @@ _PLAIN: Final = "reasons of plain starts"
 _OTHERS: Final = {
     "preload profiles": ("preload/*", "left-to-forks/*"),
     _PLAIN: ("plain/*",),
-    "measurements for GPUs": ("graph-memory/*", "triton-key/*"),
+    "measurements for GPUs": ("graph-memory/*", "late-captures/*", "triton-key/*"),
     "names of kernels": ("kernels/*", "kernel-keys/*"),
     "import file": ("imports/*",),
     "start history": ("history/*", "history.*"),

@@ -5,8 +5,9 @@ from startup.compiled_models.compile_cache import present_versions
 from startup.compiled_models.process import LearnedFiles
 from startup.compiled_models.record import start_family
 from startup.imports.learned_imports import import_file_paths, installation
-from startup.storage.caches import find_baked
+from startup.storage.caches import cache_folder, find_baked
 from startup.vllm.fork.preload_profile import PreloadProfile, has_own_profile
+from startup.vllm.patches.cuda_graphs import FOLDER
 from startup.vllm_words.installed import InstalledVllm
 
 
@@ -22,5 +23,6 @@ def describe_learned(vllm: InstalledVllm, profile: PreloadProfile) -> LearnedFil
 
 
 def known_now(profile: PreloadProfile) -> object:
-    """An object that differs once a start has learned modules, or bytecode of modules."""
-    return read_stamp(import_file_paths()[0]), profile.engine_modules, profile.api_modules
+    """An object that differs once a start has learned modules, their bytecode, or the memory of its graphs."""
+    graphs = sorted(path.name for path in (cache_folder() / FOLDER).glob("*.json"))
+    return read_stamp(import_file_paths()[0]), profile.engine_modules, profile.api_modules, graphs

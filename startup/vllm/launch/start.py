@@ -172,7 +172,7 @@ def _fetch_compiled_model(start: VllmStart, line: CommandLine, profile: PreloadP
     start.session.stack.callback(cache.close)
     cache.begin(start.session.state)
     if start_origin.warm is None:  # a warm start has its imports
-        cache.wait_for_files()
+        cache.wait_for_learned()
     return cache
 
 

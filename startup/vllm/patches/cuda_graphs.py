@@ -3,7 +3,7 @@
 vLLM captures the graphs once to measure their memory, subtracts it from the memory for the KV cache, and
 captures them again. The measurement takes about half as long as the capture. The measured memory depends on
 model, settings, GPU and driver. If these are the same as in an earlier start, the start skips the measurement
-and uses the earlier result, if each rank has one. It removes the result until the graphs that it needs before
+and uses the earlier result, if each rank has one. It hides the result until the graphs that it needs before
 readiness are captured. Then, and once all are captured, it compares the memory that the graphs take with the
 memory in the earlier start. If the two differ, or if the start has failed in between, the next start measures
 again.
@@ -11,9 +11,11 @@ again.
 The forkserver has frozen its objects, so that a garbage collection in a fork visits none of them. vLLM
 freezes the heap before each capture and unfreezes all objects afterwards. Each collection would then visit a
 million objects, take a second, and copy the pages that forks share. So the hook turns off the unfreezing. At
-the end of the start, vLLM itself freezes the heap for good.
+the end of the start, vLLM itself freezes the heap for good. A compilation adds a million objects, most of
+which stay. So nothing is collected before its end, and they are frozen then.
 """
 
+import gc
 import logging
 from collections.abc import Callable
 from types import ModuleType
@@ -49,6 +51,8 @@ FROZEN_HEAP: Final = GRAPH_MEMORY.part(
     Text(_FREEZE.module, r"gc\.unfreeze\(\)\n +gc\.collect\(\)", "gc.unfreeze() after a capture"),
     since=(0, 32),
 )
+_COMPILE: Final = Name("vllm.compilation.wrapper", "TorchCompileWithNoGuardsWrapper.aot_compile")
+FROZEN_COMPILER: Final = FROZEN_HEAP.part(_COMPILE, since=(0, 33))
 
 FOLDER: Final = "graph-memory"
 _LASTS_S: Final = 30 * 86400.0
@@ -91,6 +95,22 @@ class _State:
 @alters(FROZEN_HEAP, _FREEZE.module)
 def _ignore_unfreezing(module: ModuleType) -> None:
     place_variant(module, "gc", unfreeze=lambda gc: None)
+
+
+@wraps(FROZEN_COMPILER, _COMPILE)
+def _collected_once(compile_now: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_and_freeze(self: Any, *args: Any, **kwargs: Any) -> Any:
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return compile_now(self, *args, **kwargs)
+        finally:
+            gc.collect()
+            gc.freeze()
+            if was_enabled:
+                gc.enable()
+
+    return compile_and_freeze
 
 
 @wraps(GRAPH_MEMORY, _MEASURE)
@@ -163,7 +183,7 @@ def _is_similar(num_bytes: int, expected: int) -> bool:
 def forget() -> None:
     """Lets the next start measure the memory again, for example because a capture has failed."""
     if _State.kept is not None:
-        _State.kept.remove()
+        _State.kept.hide()
     _State.kept = None
 
 

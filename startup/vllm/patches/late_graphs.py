@@ -48,6 +48,8 @@ from startup.vllm.serving.start_metrics import GraphProgress, is_stopped
 logger = logging.getLogger(__name__)
 
 _RUNNERS: Final = ("vllm.v1.worker.gpu.model_runner", "vllm.v1.worker.gpu_model_runner")
+_FAILURES: Final = "late-captures"
+"""The cache folder with failures of this machine."""
 _MANAGER: Final = "vllm.v1.worker.gpu.cudagraph_utils"
 _DISPATCHER: Final = "vllm.v1.cudagraph_dispatcher"
 _WORKSPACE: Final = "vllm.v1.worker.workspace"
@@ -310,7 +312,7 @@ def _capture_largest(capture: Callable[..., int]) -> Callable[..., int]:
 def find_mark(config: Any) -> CaptureMark:
     """The mark, on all ranks, which says that late captures with this configuration have failed."""
     key = ("late", cuda_graphs.graph_key(config, 0))
-    return CaptureMark(Kept(cuda_graphs.FOLDER, key, distribution_stamps(), REMEMBERED_S))
+    return CaptureMark(Kept(_FAILURES, key, distribution_stamps(), REMEMBERED_S))
 
 
 def _why_early(runner: Any, num_graphs: int) -> str:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from startup.compiled_models.archive import MANIFEST
-from startup.compiled_models.process import FILES_FETCHED, AddJob, FetchJob, LearnedFiles, SharingReport
+from startup.compiled_models.process import LEARNED_FETCHED, AddJob, FetchJob, LearnedFiles, SharingReport
 from startup.compiled_models.record import FileFacts, Hardware, SharedFiles, kernel_family, start_family
 from startup.compiled_models.sharing import add, fetch
 from tests.startup.compiled_models.conftest import FILES, facts, zipped
@@ -62,7 +62,7 @@ def _fetch(location: Path, folder: Path, learned: LearnedFiles | None = None, *e
     )  # fmt: skip
     sent: list[object] = []
     report = fetch(job, sent.append)
-    assert sent == [FILES_FETCHED]
+    assert sent == [LEARNED_FETCHED]
     return report
 
 
