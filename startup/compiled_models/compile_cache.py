@@ -99,7 +99,7 @@ class CompileCache:
         self._thread = group_signals.start_thread("compile-cache", self._run, state, lock)
 
     def wait_for_learned(self) -> None:
-        """Called after `begin`. Waits at most 4 s for learned files, which imports use, if there are none here."""
+        """Called after `begin`. Waits at most 4 s for the learned files if there are none, before imports."""
         if not self._learned.is_known and self._places and not self._has_learned.wait(_LONGEST_LEARNED_S):
             logger.info("the start does not wait any longer for imports from %s", self._places[-1])
 

@@ -23,6 +23,6 @@ def describe_learned(vllm: InstalledVllm, profile: PreloadProfile) -> LearnedFil
 
 
 def known_now(profile: PreloadProfile) -> object:
-    """An object that differs once a start has learned modules, their bytecode, or the memory of its graphs."""
+    """An object that differs once a start has learned modules, bytecode, or the memory of its graphs."""
     graphs = sorted(path.name for path in (cache_folder() / FOLDER).glob("*.json"))
     return read_stamp(import_file_paths()[0]), profile.engine_modules, profile.api_modules, graphs

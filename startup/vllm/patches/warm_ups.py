@@ -168,7 +168,7 @@ def _prepare_inductor_later(warm_up: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _register_once_imported() -> None:
-    """The registration imports cutlass (1.6 s) whenever Inductor compiles. Nobody pickles what is not loaded."""
+    """The registration imports cutlass (1.6 s) when Inductor compiles. Nothing unloaded is pickled."""
 
     def hide(module: ModuleType) -> None:
         source = Path(getattr(module.__spec__, "origin", None) or os.devnull).read_text(encoding="utf-8")

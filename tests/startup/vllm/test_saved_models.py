@@ -1,4 +1,4 @@
-"""A compiled model is saved by a fork, and is complete at the end of the warm-up, whatever happens to the fork."""
+"""A fork saves a compiled model, which is complete after the warm-up, whatever happens to the fork."""
 
 import importlib
 import os
