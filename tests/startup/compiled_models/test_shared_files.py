@@ -14,6 +14,7 @@ from startup.compiled_models.archive import MANIFEST
 from startup.compiled_models.process import LEARNED_FETCHED, AddJob, FetchJob, LearnedFiles, SharingReport
 from startup.compiled_models.record import FileFacts, Hardware, SharedFiles, kernel_family, start_family
 from startup.compiled_models.sharing import add, fetch
+from startup.storage.caches import HIDDEN
 from tests.startup.compiled_models.conftest import FILES, facts, zipped
 from tests.startup.compiled_models.test_sharing import Machine
 
@@ -98,8 +99,13 @@ def test_kernels_for_another_gpu_or_version_are_not_fetched(make_machine, locati
 def test_a_new_machine_gets_what_a_start_of_its_kind_has_learned_or_else_of_another_kind(
     make_machine, location, tmp_path
 ):
-    learned = _write(make_machine("first"), _PROFILE, _IMPORTS, "vllm/modelinfos/vllm-models-llama.json")
-    _write(make_machine("first"), "vllm/vllm_cli/history/0123456789abcdef.json", "vllm/vllm_cli/standby/socket")
+    files = [f"vllm/vllm_cli/{folder}/0123456789abcdef.json" for folder in ("graph-memory", "triton-key")]
+    learned = _write(make_machine("first"), _PROFILE, _IMPORTS, "vllm/modelinfos/vllm-models-llama.json", *files)
+    others = ("history/0123456789abcdef.json", "standby/socket", "late-captures/0123456789abcdef.json")
+    _write(
+        make_machine("first"),
+        *(f"vllm/vllm_cli/{name}" for name in (*others, f"graph-memory/0123456789abcdef{HIDDEN}")),
+    )
     of_baked_image = _LEARNED._replace(is_whole=False, has_news=True)
     assert _add(location, learned=of_baked_image).num_others == 0, "the rest is in the image"
     assert _add(location, learned=_LEARNED).num_others == 1
@@ -108,7 +114,8 @@ def test_a_new_machine_gets_what_a_start_of_its_kind_has_learned_or_else_of_anot
         machine = make_machine(kind)
         assert _fetch(location, tmp_path, _LEARNED._replace(kind=kind)).num_learned == 1
         assert machine.has(learned)
-        assert {path.name for path in (machine.folder / "vllm_cli").iterdir()} == {"preload", "imports", "compiled"}
+        found = {path.relative_to(machine.folder).as_posix() for path in (machine.folder / "vllm_cli").rglob("*.*")}
+        assert {f"vllm/{name}" for name in found} == {name for name in learned if "/vllm_cli/" in name}
 
 
 def test_news_replace_older_archives_of_their_kind(make_machine, location):

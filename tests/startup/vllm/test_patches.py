@@ -367,6 +367,35 @@ def test_after_a_capture_of_graphs_the_collector_still_does_not_visit_imported_o
     python_output(_WITH_FROZEN_HEAP, environment={"PYTHONPATH": f"{FAKE}:{_ROOT}"})
 
 
+_COMPILER = """
+import gc
+
+class TorchCompileWithNoGuardsWrapper:
+    def aot_compile(self, *args):
+        self.was_collecting = gc.isenabled()
+        return [[args]]
+"""
+_COMPILING = """
+import gc
+from startup.imports.finder import place
+from startup.vllm.patches.cuda_graphs import FROZEN_COMPILER
+place(FROZEN_COMPILER)
+from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper as Model
+model = Model()
+for enable in (gc.enable, gc.disable):
+    enable()
+    before = gc.isenabled()
+    compiled = model.aot_compile("input")
+    assert (model.was_collecting, gc.isenabled()) == (False, before)
+    assert not any(each is compiled for each in gc.get_objects()), "later collections visit it"
+"""
+
+
+def test_nothing_is_collected_during_a_compilation_and_its_objects_are_not_visited_later(toys, tmp_path):
+    toys.write("vllm.compilation.wrapper", _COMPILER)
+    python_output(_COMPILING, environment={"PYTHONPATH": f"{tmp_path}:{_ROOT}"})
+
+
 @pytest.fixture
 def start_with_graphs(toys: ToyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """A function that starts a worker. Returns the memory that it has assumed, and how often it has measured.
