@@ -97,10 +97,12 @@ def test_the_list_fits_a_model_with_another_vocabulary_and_type(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_of_a_start_that_ends_while_kernels_are_compiled(tmp_path, number):
-    with GpuServer("ours", *EAGER, folder=tmp_path) as server:
-        server.wait(lambda: server.titled(_TITLE))
+@pytest.mark.parametrize(("words", "title"), [(EAGER, _TITLE), (_COMPILED, "vllm-cli saves the compiled model")])
+def test_nothing_is_left_of_a_start_that_ends_while_another_process_works_for_it(words, title, tmp_path, number):
+    with GpuServer("ours", *words, folder=tmp_path) as server:
+        server.wait(lambda: server.titled(title))
         server.terminate(number)
+    assert not list(tmp_path.rglob("rank_*/model"))
 
 
 def test_on_one_processor_the_engine_compiles_its_kernels(tmp_path):

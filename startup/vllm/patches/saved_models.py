@@ -2,7 +2,7 @@
 
 vLLM saves the model (seconds in Python's pickle) before it runs it for the first time. The fork has a copy of
 all objects at this moment, so the file is the same. It is complete before the server is ready. If the fork
-fails, the process saves the model itself.
+fails, the process saves the model itself. Workers on CPU have another warm-up, so they save as in plain vLLM.
 
 The fork must not use the GPU, because the driver does not work in it. vLLM saves no data of tensors.
 """
@@ -23,6 +23,7 @@ from base.machine.processors import usable_count
 from startup.hook import Hook, Name, Text
 from startup.imports.finder import wraps
 from startup.processes import death_pipe
+from startup.vllm.patches.early_graphs import PLATFORM
 
 _DECORATORS: Final = "vllm.compilation.decorators"
 _DECORATE: Final = Name(_DECORATORS, "_support_torch_compile", ("cls", "dynamic_arg_dims"))
@@ -36,6 +37,7 @@ SAVED_MODELS: Final = Hook(
     needs=(
         _DECORATE,
         _WARM_UP,
+        PLATFORM,
         Text(
             _DECORATORS,
             r"self\.aot_compiled_fn = self\.aot_compile\(\*args, \*\*kwargs\).*?"
@@ -98,9 +100,9 @@ def _end_with_warm_up(warm_up: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _begin(model: Any, save: Callable[[Any], None]) -> None:
-    """Saves the model in a fork. Saves it here if there is no processor or memory for a fork."""
+    """Saves the model in a fork, but here on other platforms, or if no processor or memory is free."""
     free_bytes = available_bytes()
-    if _State.is_warm or usable_count() < 2 or 0 < free_bytes < _LEAST_BYTES:
+    if _State.is_warm or not PLATFORM.get().is_cuda() or usable_count() < 2 or 0 < free_bytes < _LEAST_BYTES:
         save(model)
         return
     before, own_pid = _stamp(model), os.getpid()

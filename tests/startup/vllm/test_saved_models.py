@@ -6,6 +6,7 @@ import select
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,8 +84,10 @@ class _Start:
 def start(toys: ToyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Start:
     toys.write("vllm.compilation.decorators", _DECORATORS)
     toys.write("vllm.v1.worker.gpu_worker", _WORKER)
+    toys.write("vllm.platforms", "class current_platform:\n    is_cuda = staticmethod(lambda: True)\n")
     toys.fit(SAVED_MODELS)
     place(SAVED_MODELS)
+    importlib.import_module("vllm.platforms")
     monkeypatch.setattr(saved_models, "usable_count", lambda: 2)
     monkeypatch.setattr(saved_models, "available_bytes", lambda: 0)
     monkeypatch.setattr(saved_models._State, "is_warm", False)
@@ -125,11 +128,12 @@ def test_the_process_saves_the_model_if_the_fork_does_not(failure, before, start
 _NO_FORKS = {
     "one processor": {"usable_count": lambda: 1},
     "little memory": {"available_bytes": lambda: 1 << 29},
+    "no GPU": {"PLATFORM": SimpleNamespace(get=lambda: SimpleNamespace(is_cuda=lambda: False))},
 }
 
 
 @pytest.mark.parametrize("reason", _NO_FORKS)
-def test_without_a_processor_or_memory_the_process_saves_the_model_at_once(reason, start, monkeypatch):
+def test_without_a_processor_memory_or_gpu_the_process_saves_the_model_at_once(reason, start, monkeypatch):
     for name, value in _NO_FORKS[reason].items():
         monkeypatch.setattr(saved_models, name, value)
     start.compile()
