@@ -62,6 +62,8 @@ _RELEVANT: Final = (
     "VLLM_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "CUDA_", "CUBLAS_", "NCCL_", "RCCL_", "HIP_", "HSA_",
 )  # fmt: skip
 """Prefixes of variables that may affect graphs, or the allocators of their memory."""
+_ELSEWHERE: Final = ("VLLM_CPU_", "VLLM_LOG", "VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "VLLM_MEDIA_", "VLLM_HTTP_")
+"""Prefixes of variables of vLLM that do not affect graphs, and that `bake` may lack."""
 _NOT_RELEVANT: Final = ("_PORT", "_IP", "_KEY", "_ROOT", "_PATH", "_DIR", "_ID", "_NAME", "_VISIBLE_DEVICES")
 """Suffixes of variables that differ between starts or machines but do not affect graphs."""
 
@@ -201,6 +203,6 @@ def graph_key(config: Any, rank: int) -> object:
         sorted(
             (name, value)
             for name, value in environment.snapshot().items()
-            if name.startswith(_RELEVANT) and not name.endswith(_NOT_RELEVANT)
+            if name.startswith(_RELEVANT) and not name.startswith(_ELSEWHERE) and not name.endswith(_NOT_RELEVANT)
         ),
     )

@@ -480,7 +480,7 @@ def test_the_memory_of_graphs_is_measured_again_with_a_variable_that_can_change_
                  "CUDA_MODULE_LOADING", "CUBLAS_WORKSPACE_CONFIG", "HSA_ENABLE_SDMA"):  # fmt: skip
         monkeypatch.setenv(name, "1")
         assert start_with_graphs(_SIZE) == [1000, 1]
-    for name, value in {"CUDA_VISIBLE_DEVICES": "3", "VLLM_PORT": "99"}.items():
+    for name, value in {"CUDA_VISIBLE_DEVICES": "3", "VLLM_PORT": "99", "VLLM_LOGGING_LEVEL": "DEBUG"}.items():
         monkeypatch.setenv(name, value)
         assert start_with_graphs(_SIZE) == [1000, 0]
 
