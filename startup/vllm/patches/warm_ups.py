@@ -23,8 +23,8 @@ _WATCHED: Final = {"_setup_tilelang_jit_hook": "tilelang.jit", "_setup_cutedsl_j
 _WATCHERS: Final = tuple(Name(_MONITOR, name, ()) for name in _WATCHED)
 WARM_UPS: Final = Hook(
     "unused warm-ups",
-    does="watches TileLang and CuTe DSL once they are imported; skips warm-ups of kernels that the model lacks; "
-    "imports no cutlass to compile; prepares Inductor for later compilations when idle",
+    does="watches TileLang and CuTe DSL once they are imported; imports no cutlass to compile, skips warm-ups of "
+    "kernels that the model lacks, and prepares Inductor for later compilations when idle",
     without="starts that compile import TileLang, and all starts import FlashInfer's autotuner, for no kernel",
     gain="1.4 s of processor time of each compiled start, on a stand-in for the GPU",
     needs=_WATCHERS,
