@@ -180,11 +180,6 @@ class Failure:
         return next(each for each in self.raised if each in informative).text.partition("\n")[0]
 
     @property
-    def is_of_process(self) -> bool:
-        """Whether a process of vLLM wrote this, which has a label or a file in the log."""
-        return bool(self.process or self.place)
-
-    @property
     def role(self) -> str:
         """`worker`, `engine core`, `API server`, or empty if unknown."""
         by_label = (role for role, names in _ROLES if self.process.startswith(names))

@@ -187,7 +187,8 @@ def _last_resort(raised: Raised, failure: Failure, part: KnownCause | None) -> K
     if raised.is_of_vllm is not False and _is_refusal(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase
-    is_below_vllm = any(is_of_vllm(spot) for spot in raised.spots) if raised.spots else failure.is_of_process
+    is_labelled = bool(failure.process or failure.place)
+    is_below_vllm = any(is_of_vllm(spot) for spot in raised.spots) if raised.spots else is_labelled
     is_of_code = OF_WORKER in text or phase == SERVING or ERROR_IN_CODE.matches(text)
     is_of_code &= raised.package in LISTS["libraries that vLLM calls"]
     is_of_code = raised.is_of_vllm or (is_below_vllm and is_of_code)
@@ -250,8 +251,7 @@ def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], pha
     """
     name, tags = (known.name, known.tags) if known else ("unknown", frozenset())
     fitting = _fitting_size(text, run.settings.value("tensor_parallel_size")) if name == "not-divisible" else ""
-    told = instruction_in(text) if known is None or "quoted" in tags else ""
-    if step := fitting or told:
+    if step := fitting or (instruction_in(text) if known is None or "quoted" in tags else ""):
         return step
     held = {"place", name, *tags, *run.facts, run.platform, run.backend, *phase.split()}
     lists = [(known.steps if known else (), [text]), *_steps_for(held, text, files)]
