@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -125,7 +125,7 @@ def test_the_process_saves_the_model_if_the_fork_does_not(failure, before, start
     assert (start.saved(), is_gone(pid)) == ((True, "compiled"), True)
 
 
-_NO_FORKS = {
+_NO_FORKS: Final[dict[str, dict[str, object]]] = {
     "one processor": {"usable_count": lambda: 1},
     "little memory": {"available_bytes": lambda: 1 << 29},
     "no GPU": {"PLATFORM": SimpleNamespace(get=lambda: SimpleNamespace(is_cuda=lambda: False))},
