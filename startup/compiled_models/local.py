@@ -37,8 +37,9 @@ _LEAST_PARTS: Final = {
 """Folder -> the fewest parts of a file's path in it. A file with a shorter path would replace a folder."""
 _LEARNED: Final = re.compile(
     r"(?:vllm_cli/(?:imports|preload|vllm-facts|kernels|kernel-keys|triton-key|graph-memory)/[0-9a-f]{16}\.(?:json|code)|"
-    r"modelinfos/[\w.-]{1,200}\.json)", re.ASCII,
-)  # fmt: skip
+    r"modelinfos/[\w.-]{1,200}\.json)",
+    re.ASCII,
+)
 """Matches the paths, in vLLM's cache folder, of files that starts learn. Other files are not shared."""
 _MOST_LEARNED: Final = 200
 _KERNEL_BYTES: Final = 1 << 30

@@ -59,8 +59,18 @@ _LASTS_S: Final = 30 * 86400.0
 _TOLERANCE: Final = 0.05
 _SMALL_BYTES: Final = 16 << 20
 _RELEVANT: Final = (
-    "VLLM_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "TRITON_", "CUDA_", "CUBLAS_", "NCCL_", "RCCL_", "HIP_", "HSA_",
-)  # fmt: skip
+    "VLLM_",
+    "PYTORCH_",
+    "TORCH_",
+    "TORCHINDUCTOR_",
+    "TRITON_",
+    "CUDA_",
+    "CUBLAS_",
+    "NCCL_",
+    "RCCL_",
+    "HIP_",
+    "HSA_",
+)
 """Prefixes of variables that may affect graphs, or the allocators of their memory."""
 _ELSEWHERE: Final = ("VLLM_CPU_", "VLLM_LOG", "VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "VLLM_MEDIA_", "VLLM_HTTP_")
 """Prefixes of variables of vLLM that do not affect graphs, and that `bake` may lack."""

@@ -77,8 +77,9 @@ _CONSTRAINTS: Final = f"{_CUTLASS}.operators.metadata"
 _REGISTER: Final = Name(_PICKLING, "_register_scaled_operand_constraints_pickling", ())
 _REGISTERS: Final = re.compile(
     rf"def {_REGISTER.path}\(\).*?\n    try:\n        from {re.escape(_CONSTRAINTS)} import \w+\n"
-    r"    except ImportError:\n        return\n", re.DOTALL,
-)  # fmt: skip
+    r"    except ImportError:\n        return\n",
+    re.DOTALL,
+)
 """Torch 2.14 registers how pickle copies a class of cutlass, which Inductor uses for FP4 and FP8 only."""
 
 
