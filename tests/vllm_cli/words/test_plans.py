@@ -187,13 +187,20 @@ def test_auto_is_vllm_if_it_is_installed(is_there, engine, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("content", "words", "is_cold"),
     [
-        ("idle-stop: 1h", "", True), ("idle-sleep: 1h", "", True), ("restart: on-failure", "", True),
-        ("idle-stop: 1h", "--preflight-only", False), ("idle-stop: 1h", "--idle-stop=", False),
-        ("standby: off", "", True), ("standby: off", "--standby auto", False), ("standby: require", "", False),
-        ("trust-remote-code: true", "", True), ("trust-remote-code: true", "--no-trust-remote-code", False),
-        ("port: 1", "", False), ("standby: off", "--engine vllm", False),
+        ("idle-stop: 1h", "", True),
+        ("idle-sleep: 1h", "", True),
+        ("restart: on-failure", "", True),
+        ("idle-stop: 1h", "--preflight-only", False),
+        ("idle-stop: 1h", "--idle-stop=", False),
+        ("standby: off", "", True),
+        ("standby: off", "--standby auto", False),
+        ("standby: require", "", False),
+        ("trust-remote-code: true", "", True),
+        ("trust-remote-code: true", "--no-trust-remote-code", False),
+        ("port: 1", "", False),
+        ("standby: off", "--engine vllm", False),
     ],
-)  # fmt: skip
+)
 def test_a_fork_decides_with_the_file_whether_it_may_serve(content, words, is_cold, tmp_path, monkeypatch):
     """Before anything of it is visible. The file of vLLM has only vLLM's settings."""
     monkeypatch.delenv("VCLI_STANDBY", raising=False)
