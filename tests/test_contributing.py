@@ -139,7 +139,7 @@ class EchoServing:
         \"\"\"Returns the text.\"\"\"
         return {"text": request.text}
 """
-_CONVERSATION: Final = """
+_CONVERSATION: Final = """\
 {"why": "the example of docs/dev/changing.md", "POST /echo": {"text": "a"}, "answer": {"text": "a"}}
 """
 
@@ -148,10 +148,11 @@ _CONVERSATION: Final = """
 @pytest.mark.timeout(600)
 def test_an_endpoint_is_a_class_a_row_and_a_conversation(copy):
     file = copy / "tests" / "conversations" / "info.jsonl"
-    file.write_text(file.read_text().rstrip("\n") + _CONVERSATION)
+    file.write_text(_CONVERSATION + file.read_text())
     code, output = _test(copy, "tests/server/http/test_conversations.py", "-k", "info", "-m", "")
     assert (code, "the example of docs/dev/changing.md" in output) == (1, True), output
-    (copy / "server" / "apis" / "tokenization.py").open("a").write(_ENDPOINT)
+    module = copy / "server" / "apis" / "tokenization.py"
+    module.write_text(module.read_text() + _ENDPOINT)
     table = copy / "server" / "http" / "routes" / "table.py"
     table.write_text(
         table.read_text().replace("tokenization import ", "tokenization import EchoRequest, EchoServing, ")
