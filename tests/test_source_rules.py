@@ -37,7 +37,7 @@ OWN_JSON: Final = {
     "startup/vllm/fork/kernel_processes.py": "files of this start",
     "startup/vllm/fork/preload_profile.py": "a plan of this start",
     "startup/vllm/launch/first_record.py": "pipes between processes of this command",
-    "startup/vllm/patches/graph_proof.py": "a file of this program",
+    "startup/vllm/patches/graphs/graph_proof.py": "a file of this program",
     "startup/vllm/journal.py": "files of this start",
     "startup/compiled_models/vllm_hooks.py": "what was encoded in the line before, and settings that vLLM has read",
     "vllm_cli/bench/probe.py": "pipes between processes of this command",

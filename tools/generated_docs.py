@@ -23,7 +23,7 @@ from envs.variable import EnvVar
 from startup.hook import Hook
 from startup.settings.flag import Flag
 from startup.vllm.launch.hooks import PARTS
-from startup.vllm.patches.early_graphs import OF_CONFIG, OF_RUNNER, UNPROVEN
+from startup.vllm.patches.graphs.early_graphs import OF_CONFIG, OF_RUNNER, UNPROVEN
 from startup.vllm_words.installed import NEWEST_TESTED
 from startup.words.option import spell, spell_default
 from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, WEB_PAGE

@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 import click
 
-from startup.vllm.patches.graph_proof import RESULT, GpuRun, write_proof
+from startup.vllm.patches.graphs.graph_proof import RESULT, GpuRun, write_proof
 
 _DESCRIBE: Final = """
 import json

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from startup.vllm.patches.graph_proof import BASE, STATES, GpuRun, without_build
+from startup.vllm.patches.graphs.graph_proof import BASE, STATES, GpuRun, without_build
 from tests.support.cli import run_cli
 from tests.support.http_client import LoadClients
 from tests.support.peer_vllm import ROOT

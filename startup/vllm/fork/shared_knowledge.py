@@ -7,7 +7,7 @@ from startup.compiled_models.record import start_family
 from startup.imports.learned_imports import import_file_paths, installation
 from startup.storage.caches import cache_folder, find_baked
 from startup.vllm.fork.preload_profile import PreloadProfile, has_own_profile
-from startup.vllm.patches.cuda_graphs import FOLDER
+from startup.vllm.patches.graphs.cuda_graphs import FOLDER
 from startup.vllm_words.installed import InstalledVllm
 
 

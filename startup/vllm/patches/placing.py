@@ -9,13 +9,11 @@ from startup.vllm import journal
 from startup.vllm.patches import (
     compiler,
     compiler_keys,
-    cuda_graphs,
     early_kernels,
     engine_idle,
     json_logs,
     kernel_overrides,
     kv_cache,
-    late_graphs,
     late_imports,
     model_registry,
     process_titles,
@@ -25,6 +23,7 @@ from startup.vllm.patches import (
     triton_sources,
     warm_ups,
 )
+from startup.vllm.patches.graphs import cuda_graphs, late_graphs
 from startup.vllm.serving import serving_events
 
 PLACED_IN: Final = (

@@ -23,7 +23,7 @@ from base.machine.processors import usable_count
 from startup.hook import Hook, Name, Text
 from startup.imports.finder import wraps
 from startup.processes import death_pipe
-from startup.vllm.patches.early_graphs import PLATFORM
+from startup.vllm.patches.graphs.early_graphs import PLATFORM
 
 _DECORATORS: Final = "vllm.compilation.decorators"
 _DECORATE: Final = Name(_DECORATORS, "_support_torch_compile", ("cls", "dynamic_arg_dims"))

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 import pytest
 
 from startup.storage.caches import Kept
-from startup.vllm.patches.capture_mark import DIED, CaptureMark
+from startup.vllm.patches.graphs.capture_mark import DIED, CaptureMark
 from startup.vllm.serving.start_metrics import forget_captures
 
 MARK = CaptureMark(Kept("graph-memory", "test", lasts_s=100.0))
 _ENGINE = """
 import sys
 from startup.storage.caches import Kept
-from startup.vllm.patches.capture_mark import CaptureMark
+from startup.vllm.patches.graphs.capture_mark import CaptureMark
 
 mark = CaptureMark(Kept("graph-memory", "test", lasts_s=100.0))
 for state in sys.stdin:

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from startup.vllm.patches import early_graphs, graph_proof
-from startup.vllm.patches.early_graphs import UNPROVEN, why_runner
-from startup.vllm.patches.graph_proof import BASE, STATES, GpuRun, read_proof, write_proof
+from startup.vllm.patches.graphs import early_graphs, graph_proof
+from startup.vllm.patches.graphs.early_graphs import UNPROVEN, why_runner
+from startup.vllm.patches.graphs.graph_proof import BASE, STATES, GpuRun, read_proof, write_proof
 from tests.cuda.test_late_graphs_on_gpus import FEATURES
 
 

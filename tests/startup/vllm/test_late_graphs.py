@@ -15,9 +15,9 @@ from prometheus_client import REGISTRY
 
 from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_GIVEN_UP, GRAPHS_TOTAL
 from startup.storage.caches import Kept
-from startup.vllm.patches import late_graphs
-from startup.vllm.patches.capture_mark import CaptureMark
-from startup.vllm.patches.late_graphs import _KeptMemory, _Pace, _Worker
+from startup.vllm.patches.graphs import late_graphs
+from startup.vllm.patches.graphs.capture_mark import CaptureMark
+from startup.vllm.patches.graphs.late_graphs import _KeptMemory, _Pace, _Worker
 from startup.vllm.serving.start_metrics import (
     GraphFigures,
     GraphProgress,
@@ -264,7 +264,7 @@ def test_a_single_rank_without_memory_in_a_capture_keeps_its_graphs(ranks, tmp_p
 _HANGING = """
 import threading
 from types import SimpleNamespace
-from startup.vllm.patches import late_graphs
+from startup.vllm.patches.graphs import late_graphs
 late_graphs._MOST_CAPTURE_S = 0.01
 late_graphs._Pace(SimpleNamespace(
     model_executor=SimpleNamespace(collective_rpc=lambda *words, **options: threading.Event().wait())

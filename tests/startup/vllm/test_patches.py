@@ -23,10 +23,11 @@ from startup.compiled_models.vllm_hooks import _without_secrets
 from startup.hook import Text
 from startup.imports.finder import place
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
-from startup.vllm.patches import compiler, cuda_graphs
+from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.compiler_keys import TRITON_KEY, VECTOR_PROBES, _kept_probe
-from startup.vllm.patches.cuda_graphs import GRAPH_MEMORY
+from startup.vllm.patches.graphs import cuda_graphs
+from startup.vllm.patches.graphs.cuda_graphs import GRAPH_MEMORY
 from startup.vllm.patches.tokenizers import KEPT_TOKENIZERS, LATE_TOKENIZER, PROCESSOR_LOOKUP, KeptTokenizers
 from startup.vllm.serving.drain import DrainedApp
 from startup.vllm.serving.health_sampler import HealthSampler
@@ -349,7 +350,7 @@ async def test_the_task_that_waits_for_outputs_ends_before_it_learns_that_the_en
 _WITH_FROZEN_HEAP = """
 import gc
 from startup.imports.finder import place
-from startup.vllm.patches.cuda_graphs import FROZEN_HEAP
+from startup.vllm.patches.graphs.cuda_graphs import FROZEN_HEAP
 place(FROZEN_HEAP)
 from vllm.utils.gc_utils import freeze_gc_for_cudagraph_capture
 imported = [[]]
@@ -378,7 +379,7 @@ class TorchCompileWithNoGuardsWrapper:
 _COMPILING = """
 import gc
 from startup.imports.finder import place
-from startup.vllm.patches.cuda_graphs import FROZEN_COMPILER
+from startup.vllm.patches.graphs.cuda_graphs import FROZEN_COMPILER
 place(FROZEN_COMPILER)
 from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper as Model
 model = Model()

@@ -38,10 +38,10 @@ from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import replaced, wraps
 from startup.processes.group_signals import start_thread
 from startup.storage.caches import Kept
-from startup.vllm.patches import cuda_graphs
-from startup.vllm.patches.capture_mark import REMEMBERED_S, CaptureMark
-from startup.vllm.patches.early_graphs import ENVS, ESTIMATE, PLATFORM, why_config, why_runner
 from startup.vllm.patches.engine_idle import BLOCK, CORE, OF_LOOP, call_between_steps, stays_idle
+from startup.vllm.patches.graphs import cuda_graphs
+from startup.vllm.patches.graphs.capture_mark import REMEMBERED_S, CaptureMark
+from startup.vllm.patches.graphs.early_graphs import ENVS, ESTIMATE, PLATFORM, why_config, why_runner
 from startup.vllm.patches.ranks import WORLD, first_of_all_ranks
 from startup.vllm.serving.start_metrics import GraphProgress, is_stopped
 

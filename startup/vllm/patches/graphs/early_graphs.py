@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 
 from envs.registry import env
 from startup.hook import Name
-from startup.vllm.patches.cuda_graphs import FROZEN_HEAP
-from startup.vllm.patches.graph_proof import BASE, read_proof
+from startup.vllm.patches.graphs.cuda_graphs import FROZEN_HEAP
+from startup.vllm.patches.graphs.graph_proof import BASE, read_proof
 from startup.vllm_words.installed import find_vllm
 
 ENVS: Final = Name("vllm.envs", "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")

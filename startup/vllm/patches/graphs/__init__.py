@@ -1,0 +1,1 @@
+"""CUDA graphs: their memory, and captures after readiness."""
