@@ -14,8 +14,10 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from base.machine.cgroups import read_lines
 from base.machine.command_line import replace_command_line
 from base.machine.file_stamps import FileStamp, read_stamp
 from base.machine.memory import available_bytes
@@ -53,8 +55,9 @@ SAVED_MODELS: Final = Hook(
 _TITLE: Final = b"vllm-cli saves the compiled model\0"
 _LEAST_BYTES: Final = 1 << 30
 """A fork copies the pages of the objects that it saves, at most 0.5 GiB."""
-_LONGEST_S: Final = 60.0
-"""How long the end of the warm-up waits for a fork. It takes 4 s on an idle core."""
+_LONGEST_S, _LONGEST_IDLE_S = 60.0, 3.0
+"""How long the end of the warm-up waits for a fork, and for one that computes nothing because it waits for a
+copied lock. A fork takes 4 s on an idle core."""
 _POLLED_EVERY_S: Final = 0.005
 _LOWEST_FD: Final = 3
 
@@ -120,6 +123,8 @@ def _run(save: Callable[[], None], parent_pid: int) -> None:
     """The fork. It ends with its process, whose descriptors it does not keep open, and frees no tensor."""
     try:
         death_pipe.follow_parent(parent_pid)
+        for number in (signal.SIGINT, signal.SIGTERM):  # the copied handlers would end an engine
+            signal.signal(number, signal.SIG_DFL)
         gc.disable()
         _leave_descriptors()
         replace_command_line(_TITLE)
@@ -138,17 +143,26 @@ def _leave_descriptors() -> None:
 
 
 def _end(saving: _Saving) -> None:
-    """Waits for the fork. If it has not saved the model, saves the model here."""
-    end_s = time.monotonic() + _LONGEST_S
+    """Waits for the fork while it works. If it has not saved the model, saves the model here."""
+    changed_s = begin_s = time.monotonic()
+    computed = ""
     with suppress(ChildProcessError):
         while os.waitpid(saving.pid, os.WNOHANG) == (0, 0):
-            if time.monotonic() > end_s:
+            now_s = time.monotonic()
+            if (newest := _computed(saving.pid)) != computed:
+                changed_s, computed = now_s, newest
+            if now_s - changed_s > _LONGEST_IDLE_S or now_s - begin_s > _LONGEST_S:
                 os.kill(saving.pid, signal.SIGKILL)
                 os.waitpid(saving.pid, 0)
                 break
             time.sleep(_POLLED_EVERY_S)
     if _stamp(saving.model) == saving.before:
         saving.save(saving.model)
+
+
+def _computed(pid: int) -> str:
+    """The processor time of a process with one thread, as the kernel writes it."""
+    return " ".join(read_lines(Path(f"/proc/{pid}/schedstat"))).partition(" ")[0]
 
 
 def _stamp(model: Any) -> FileStamp:

@@ -108,13 +108,24 @@ def _fail() -> None:
     raise RuntimeError("CUDA cannot be used in a fork")
 
 
-_FAILURES = {"raises": _fail, "ends": lambda: os._exit(1), "hangs": lambda: time.sleep(1000)}
+def _compute_for_ever() -> None:
+    while True:
+        pass
+
+
+_FAILURES = {
+    "raises": _fail,
+    "ends": lambda: os._exit(1),
+    "hangs": lambda: time.sleep(1000),
+    "does not end": _compute_for_ever,
+}
 
 
 @pytest.mark.parametrize("before", [None, "damaged"])
 @pytest.mark.parametrize("failure", _FAILURES)
 def test_the_process_saves_the_model_if_the_fork_does_not(failure, before, start, monkeypatch):
-    monkeypatch.setattr(saved_models, "_LONGEST_S", 0.1)
+    name = "_LONGEST_S" if failure == "does not end" else "_LONGEST_IDLE_S"
+    monkeypatch.setattr(saved_models, name, 0.1)
     if before is not None:
         start.path.write_text(before)
     start.decorators.saving = _FAILURES[failure]
