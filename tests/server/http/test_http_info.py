@@ -50,7 +50,8 @@ def test_the_page_and_its_policy_allow_only_its_own_style_and_script_and_no_othe
         assert library.read_text() in text
         text = text.replace(library.read_text(), "")
     addresses = set(re.findall(r"https?://[^\s\"'`]+", text))
-    assert addresses <= {"http://www.w3.org/2000/svg"}, "except the name of the SVG namespace"
+    names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1998/Math/MathML"}
+    assert addresses <= names, "except the names of the namespaces"
     assert not re.findall(r"\bon\w+=|style=\"|@import|url\(", text)
 
 
