@@ -101,7 +101,7 @@ def test_a_flag_and_its_documentation_come_from_one_field(copy):
     )
 """
     _insert(copy / "base" / "server_settings.py", field, after=before)
-    _insert(copy / "tests" / "vllm_cli" / "words" / "plans.txt", _PLAN_OF_FLAG, after="# Spellings of flags")
+    _insert(copy / "tests" / "vllm_cli" / "words" / "plans.yaml", _PLAN_OF_FLAG, after="# Spellings of flags")
     _check(copy, "tests/vllm_cli/words", "stale: run `make docs`")
     assert "`--drain-example" in (copy / "docs" / "flags.md").read_text()
     shown = _run(copy, sys.executable, "-m", "vllm_cli", "serve", "--help=drain-example").stdout
@@ -109,8 +109,10 @@ def test_a_flag_and_its_documentation_come_from_one_field(copy):
 
 
 _PLAN_OF_FLAG: Final = """ and an example
-m --drain-example 5 => server.lifecycle.drain_example_s=5
-m --drain-example=-1 => ! --drain-example
+- words: m --drain-example 5
+  plan: {server.lifecycle.drain_example_s: 5}
+- words: m --drain-example=-1
+  error: --drain-example
 # Further spellings"""
 
 

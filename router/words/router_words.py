@@ -76,7 +76,7 @@ def read_several(given_words: Sequence[str], *, is_quiet: bool = False) -> Sever
     config = config_of(given)
     if not words.models and config.several.models is None:
         raise InputError("--models must name a file.")
-    if config.standby == "require":
+    if config.standby == "require" and not words.names_one_model:  # llama-server is never forked
         raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
     if not is_quiet:
         show_notices(word_notices(split_flags(given_words), given.flags), config.log_format)

@@ -81,7 +81,7 @@ def test_a_start_that_fails_ends_the_server(tmp_path):
         assert "the disk is on fire" in server.log
 
 
-def test_a_start_that_a_standby_has_forked_begins_again(tmp_path, standby):
+def test_a_standby_lets_a_model_of_llama_server_start_cold(tmp_path, standby):
     with _Llama(tmp_path, environment=standby.environment) as server:
         assert server.ask("/v1/completions", {}).status == 200
         assert len(server.children_with(str(FOREIGN))) == 1, "the process that was started is the router"

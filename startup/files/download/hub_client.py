@@ -75,19 +75,22 @@ def try_each(
 def check_reachable(repo_id: str, endpoints: Sequence[str]) -> None:
     """Raises DownloadError if the names of all hosts are unknown, or their ports closed.
 
-    This takes milliseconds, and the import of the hub's client a second. The client asks hosts that are slow
-    or behind a proxy.
+    This takes milliseconds, and the import of the hub's client a second. The client asks hosts that are slow,
+    and decides if a proxy, unusable certificates or the token's place may be the fault.
     """
+    names = (*hub_settings.PROXIES, env.HF_TOKEN_PATH.name)
+    if hub_settings.describe_variables(names) or any(hub_settings.unusable_certificates()):
+        return
     failures = []
     for endpoint in endpoints:
         address = urlsplit(endpoint)
-        if [*hub_settings.proxies_of(endpoint)] or address.hostname is None:
+        if address.hostname is None:
             return
-        port = address.port or (80 if address.scheme == "http" else 443)
         try:
+            port = address.port or (80 if address.scheme == "http" else 443)
             socket.create_connection((address.hostname, port), _REACHED_S).close()
             return
-        except TimeoutError:
+        except (TimeoutError, ValueError):  # ValueError: the port is no number
             return
         except OSError as err:
             failures.append(_unreachable(repo_id, endpoint, err))

@@ -71,7 +71,7 @@ def test_an_engine_that_dies_later_ends_the_start_with_the_digest(words, crash, 
         assert start.process.wait(60) == 1
         first, second, *_ = _digest(start.log)
         assert first.startswith("Error: EngineCore (pid ")
-        assert words or first.endswith("failed while it served.")
+        assert words or "failed while it served" in first
         assert cause in second
 
 
