@@ -78,8 +78,7 @@ def check_reachable(repo_id: str, endpoints: Sequence[str]) -> None:
     This takes milliseconds, and the import of the hub's client a second. The client asks hosts that are slow,
     and decides if a proxy, unusable certificates or the token's place may be the fault.
     """
-    names = (*hub_settings.PROXIES, env.HF_TOKEN_PATH.name)
-    if hub_settings.describe_variables(names) or any(hub_settings.unusable_certificates()):
+    if hub_settings.describe_variables((*hub_settings.PROXIES, env.HF_TOKEN_PATH.name)):
         return
     failures = []
     for endpoint in endpoints:
@@ -94,7 +93,7 @@ def check_reachable(repo_id: str, endpoints: Sequence[str]) -> None:
             return
         except OSError as err:
             failures.append(_unreachable(repo_id, endpoint, err))
-    if failures:
+    if failures and not any(hub_settings.unusable_certificates()):
         raise failures[0]
 
 

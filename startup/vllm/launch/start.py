@@ -129,7 +129,7 @@ def _take_steps(start: VllmStart, line: CommandLine) -> int:
     # 7
     model, line = line.model_folder, files.finish()
     use = kernel_use(start.vllm, line, start.kind)
-    if kernels is not None:
+    if kernels is not None and model is None:  # the processes did not know the model
         kernels.tell(use)
     # 8
     learning = Learning(start, profile, model, use, known, report)
@@ -265,7 +265,7 @@ def _import_api_server(start: VllmStart, line: CommandLine, profile: PreloadProf
 def _watch(events: ServingEvents, readiness: Readiness, digest: CrashDigest) -> None:
     """Watches for readiness and stop of vLLM's server, and for the death of its engine."""
     start, line = readiness.start, readiness.line
-    is_of_router = env.VCLI_ROUTER.get() is not None and line.model_folder is not None
+    folder = line.model_folder if env.VCLI_ROUTER.get() is not None else None
     context = ServerContext(
         start.record,
         start.options.engine_watchdog_timeout_s,
@@ -273,7 +273,7 @@ def _watch(events: ServingEvents, readiness: Readiness, digest: CrashDigest) -> 
         start.session.responder if env.VCLI_PROBE_PROCESS.get() else None,
         kills_engine=not line.has("--shutdown-timeout"),
         note_engine_death=digest.note_engine_death,
-        model_files=read_folder(line.model_folder) if is_of_router and line.model_folder else {},
+        model_files=read_folder(folder) if folder is not None else {},
         state=start.session.state,
         has_page=start.options.web_page,
         on_accepting=readiness.end_start,
