@@ -114,7 +114,7 @@ class LateName:
 
 
 def _is_complete(module: str, names: Iterable[str] | None) -> bool:
-    """Whether the module is loaded, and none of these names of it is late."""
+    """Whether the module is loaded and has each of these names, none of them late."""
     loaded = sys.modules.get(module)
     return loaded is not None and not any(type(vars(loaded).get(name)) is LateName for name in names or ())
 

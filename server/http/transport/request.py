@@ -29,7 +29,7 @@ _MOST_COPIED = 65_536
 
 
 class ResponseChannel(Protocol):
-    """What a request needs of its connection."""
+    """The part of a connection that its requests use."""
 
     may_write: asyncio.Event
     """Set while the client reads fast enough."""

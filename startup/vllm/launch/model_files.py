@@ -1,4 +1,4 @@
-"""The files of a model for a start of vLLM: downloads what is missing, and tells vLLM where they are."""
+"""Downloads the missing files of a model for a start of vLLM, and gives vLLM their folders."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelFiles:
-    """The files of one start. Those that are missing or have changed are downloaded during the imports."""
+    """The model files of one start. Downloads missing and changed files during the imports."""
 
     def __init__(self, session: StartSession, line: CommandLine, timeout_s: float | None) -> None:
         """Begins to download."""

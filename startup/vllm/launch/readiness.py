@@ -1,4 +1,4 @@
-"""What the launcher does once vLLM's server is ready, and when it stops. What it keeps for later starts."""
+"""Reports a start once vLLM's server is ready. Keeps and shares what later starts need, also at a stop."""
 
 import functools
 import logging
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Learning:
-    """What one start has known from earlier ones, and what it adds."""
+    """The knowledge of one start: from earlier starts, and for later ones."""
 
     start: VllmStart
     profile: PreloadProfile
@@ -44,7 +44,7 @@ class Learning:
     known: object
     """What the start knew at its begin (`known_now`)."""
     report: PreflightReport | None
-    """What the preflight has found. None if it did not run."""
+    """The findings of the preflight. None if it did not run."""
 
     @property
     def has_news(self) -> bool:

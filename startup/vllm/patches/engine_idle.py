@@ -130,6 +130,6 @@ def _do_own_work(_: Any = None) -> None:
 
 
 def _has_workers(config: Any) -> bool:
-    """Whether the engine has workers, all of which are processes of this machine."""
+    """Whether the engine has workers, and all are processes of this machine."""
     parallel = config.parallel_config
     return parallel.distributed_executor_backend == "mp" and getattr(parallel, "nnodes", 1) == 1

@@ -56,8 +56,8 @@ _TITLE: Final = b"vllm-cli saves the compiled model\0"
 _LEAST_BYTES: Final = 1 << 30
 """A fork copies the pages of the objects that it saves, at most 0.5 GiB."""
 _LONGEST_S, _LONGEST_IDLE_S = 60.0, 3.0
-"""How long the end of the warm-up waits for a fork, and for one that computes nothing because it waits for a
-copied lock. A fork takes 4 s on an idle core."""
+"""The longest waits for a fork at the end of the warm-up: for one that computes, and for one that does not,
+because another thread held a lock at the fork. A fork takes 4 s on an idle core."""
 _POLLED_EVERY_S: Final = 0.005
 _LOWEST_FD: Final = 3
 

@@ -11,8 +11,8 @@ again.
 The forkserver has frozen its objects, so that a garbage collection in a fork visits none of them. vLLM
 freezes the heap before each capture and unfreezes all objects afterwards. Each collection would then visit a
 million objects, take a second, and copy the pages that forks share. So the hook turns off the unfreezing. At
-the end of the start, vLLM itself freezes the heap for good. A compilation adds a million objects, most of
-which stay. So nothing is collected before its end, and they are frozen then.
+the end of the start, vLLM itself freezes the heap for good. A compilation adds a million objects, and most of
+them stay. So the hook turns off the collector during a compilation, and freezes all objects at its end.
 """
 
 import gc
@@ -82,7 +82,7 @@ class _Memory(NamedTuple):
     """Measurements of one start, in bytes."""
 
     estimate: int
-    """What vLLM has measured before it sized the KV cache."""
+    """The memory that vLLM measured before it sized the KV cache."""
     captured: int
     """The memory that all captured graphs have taken. 0 if the server ended before the last capture."""
     first: int = 0

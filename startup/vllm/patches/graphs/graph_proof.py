@@ -1,4 +1,4 @@
-"""What a run on a GPU has shown of late CUDA graphs. `--cuda-graphs auto` follows the stored result.
+"""The stored result of late CUDA graphs on a GPU. `--cuda-graphs auto` follows it.
 
 `make test-gpu` writes `late_graphs_on_gpus.json` beside this file. A run counts for the code that it has run,
 for its release of vLLM and for its kind of GPU. Without such a run, `auto` captures before readiness.

@@ -4,21 +4,21 @@ Before readiness, vLLM captures only the largest graph of each mode, whose memor
 reuse. A batch whose graph is not captured yet runs as vLLM runs it without graphs.
 
 The workers (`_Worker`) capture, and the loop of EngineCore (`_Pace`) decides when. Ranks wait for each other
-during a capture, so each one is three calls to all workers between the same two steps: each rank checks its
-memory, and none captures if one has too little; all capture; all use the graph.
+during a capture. So `_Pace` calls all workers three times between the same two steps. First, each rank checks
+its memory, and none captures if one has too little. Then all capture. At last, all use the graph.
 
-- While no request runs for `_IDLE_S`, and for the time of a capture, graphs are captured one after the other,
-  until a request arrives.
-- Otherwise, a capture follows `_SHARE` times its duration, and at least `_GAP_S`, after the one before. So a
+- Once no request has run for `_IDLE_S` and for the time of a capture, graphs are captured one after another.
+  A request ends this.
+- Otherwise, a capture waits `_SHARE` times its duration after the one before, and at least `_GAP_S`. So a
   token waits for one capture at most, and captures take at most a tenth of the time.
 - While a rank has too little memory, the check is repeated after growing pauses.
 - The graphs for the latest batches come first, then those for few tokens.
-- vLLM's estimate of the graphs' memory is taken off before the KV cache is sized. Without an estimate, and
-  with the features that `early_graphs` lists, graphs are captured before vLLM is ready.
+- vLLM's estimate of the graphs' memory is taken off before the KV cache is sized. Without an estimate, graphs
+  are captured before vLLM is ready. The same holds for the features that `early_graphs` lists.
 - If the only rank runs out of memory in a capture, the engine keeps the graphs that it has, and captures no
   more. After any other failure, the engine ends, because the error may stay, and ranks may differ.
-- If a capture fails, or if the engine dies in one, starts with the same settings capture all graphs before
-  vLLM is ready for a week (`capture_mark`).
+- If a capture fails, or if the engine dies in one, this is remembered for a week (`capture_mark`). Meanwhile,
+  starts with the same settings capture all graphs before vLLM is ready.
 - vLLM locks its workspace after each call, because graphs contain its address. Here, it is unlocked until the
   last capture. If it grows, the older memory stays allocated for the graphs that contain its address.
 """
