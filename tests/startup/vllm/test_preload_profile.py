@@ -26,10 +26,11 @@ def _profile(folder: Path) -> dict[str, Any]:
 
 
 def _importer(folder: Path, *, num_starts: int) -> str:
-    """The process that imported the late module. Returns once the start's profile is saved."""
+    """The process that imported the late module. Returns once the start's profile and import file are saved."""
     with FakeStart(folder, *_WORDS) as start:
         (worker,) = start.wait_ready().state()["workers"]
         wait_until(lambda: _profiles(folder) and _profile(folder)["num_starts"] == num_starts)
+        wait_until(lambda: [*(folder / "cache" / "vllm_cli" / "imports").glob("*.code")])  # written last
         (forkserver,) = start.forkservers()
     return {worker["pid"]: "worker", forkserver.pid: "forkserver"}[worker["imported_in"][_LATE]]
 
