@@ -113,16 +113,16 @@ class _ImageCache:
 
     def __init__(self, model: PreTrainedModel, max_bytes: int) -> None:
         self._compute = model.base_model.get_image_features
-        self._kept: BoundedCache[bytes, Any] = BoundedCache(max_bytes, _num_bytes)
+        self._cache: BoundedCache[bytes, Any] = BoundedCache(max_bytes, _num_bytes)
         model.base_model.get_image_features = self._find_or_compute
 
     def _find_or_compute(self, *args: Any, **kwargs: Any) -> Any:
         key = _digest((*enumerate(args), *sorted(kwargs.items())))
-        if (found := self._kept.use(key)) is not None:
+        if (found := self._cache.use(key)) is not None:
             return found
         output = self._compute(*args, **kwargs)
         # Leaves out the hidden states of all layers, which the forward pass does not use.
-        self._kept.put(key, BaseModelOutputWithPooling(pooler_output=output.pooler_output))
+        self._cache.put(key, BaseModelOutputWithPooling(pooler_output=output.pooler_output))
         return output
 
 

@@ -24,7 +24,7 @@ from envs import environment, foreign
 from startup.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import replaced, watch
-from startup.storage.caches import Kept
+from startup.storage.caches import CachedValue
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -65,7 +65,7 @@ class GpuGuard:
     """The state of the guard in this process, from its first use on."""
 
     def __init__(self) -> None:
-        self._left = Kept(_FOLDER, (sys.version, sys.prefix), (distribution_stamps(), _capabilities()))
+        self._left = CachedValue(_FOLDER, (sys.version, sys.prefix), (distribution_stamps(), _capabilities()))
         self._to_forks: set[str] = set(self._left.read(list[str]) or ())
         """Modules that would initialize the driver, and the modules that import them."""
         self._raised: list[NeedsGpuError] = []

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 from startup.hook import Hook, Name, Text
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import after_import, cancel
-from startup.storage.caches import Kept, Value
+from startup.storage.caches import CachedValue, Value
 
 _SCAN: Final = Name("transformers.utils.import_utils", "define_import_structure", ("module_path", "prefix"))
 CACHED_SCANS: Final = Hook(
@@ -55,7 +55,7 @@ def cached_scans() -> Iterator[None]:
         return
     find_distributions = importlib.metadata.packages_distributions
     find = _find_distributions if all(hasattr(importlib.metadata, name) for name in _FIND_NAMES) else find_distributions
-    importlib.metadata.packages_distributions = lambda: _kept_or_new("distributions", dict, find)
+    importlib.metadata.packages_distributions = lambda: _cached_or_new("distributions", dict, find)
     if _SCAN.module not in sys.modules:
         after_import(_SCAN.module, _replace_scan)
     try:
@@ -65,11 +65,11 @@ def cached_scans() -> Iterator[None]:
         importlib.metadata.packages_distributions = find_distributions
 
 
-def _kept_or_new(name: str, convert: Callable[[Any], Value], compute: Callable[[], Value]) -> Value:
+def _cached_or_new(name: str, convert: Callable[[Any], Value], compute: Callable[[], Value]) -> Value:
     """Returns the cached value, or computes and caches it. Any change of packages makes it invalid."""
-    kept = Kept("imports", (sys.prefix, name), (sys.version, distribution_stamps()))
-    if (value := kept.read(convert)) is None:
-        kept.write(value := compute())
+    cached = CachedValue("imports", (sys.prefix, name), (sys.version, distribution_stamps()))
+    if (value := cached.read(convert)) is None:
+        cached.write(value := compute())
     return value
 
 
@@ -84,7 +84,7 @@ def _replace_scan(module: ModuleType) -> None:
 
     @functools.cache
     def stored() -> list[_Group]:
-        return _kept_or_new("structure", list, lambda: _to_json(_scan(module, scan, str(models))))
+        return _cached_or_new("structure", list, lambda: _to_json(_scan(module, scan, str(models))))
 
     def cached_scan(module_path: str | Path, prefix: str | None = None) -> Structure:
         """Returns a new object for each call, because transformers modifies it."""

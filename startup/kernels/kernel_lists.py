@@ -15,7 +15,7 @@ from base.json_depth import read_json
 from startup.hook import Release
 from startup.imports.distributions import distribution_stamps
 from startup.kernels.kernel import Kernel, ModelTraits, unique
-from startup.storage.caches import Kept, of_type, read_all
+from startup.storage.caches import CachedValue, of_type, read_all
 
 _FOLDER: Final = "kernels"
 _KEYS: Final = "kernel-keys"
@@ -75,7 +75,7 @@ def kernels_for(use: KernelUse) -> tuple[Kernel, ...]:
     These are the kernels of the last start of its kind, the slowest first. For a new kind, they are those of
     the last start with the same flags, and then those of the release's list.
     """
-    own = _kept(use).read(of_type(_KernelList))
+    own = _cached(use).read(of_type(_KernelList))
     found = own.kernels if own is not None else (*_others(use), *shipped_kernels(use.release))
     return tuple(unique(kernel.for_model(use.traits) for kernel in found))[:_MOST_KERNELS]
 
@@ -99,7 +99,7 @@ def save_kernels(use: KernelUse, kernels: Iterable[Kernel]) -> None:
     timed = (replace(each, compile_s=each.compile_s or known_s.get(each.id, 0.0)) for each in kernels)
     slowest_first = sorted(timed, key=lambda kernel: -kernel.compile_s)
     general = tuple(unique(kernel.for_any_model(use.traits) for kernel in slowest_first))[:_MOST_KERNELS]
-    _kept(use).write(asdict(_KernelList(use.version, use.flags, general)))
+    _cached(use).write(asdict(_KernelList(use.version, use.flags, general)))
 
 
 def read_keys(capability: tuple[int, int]) -> dict[str, str]:
@@ -108,7 +108,7 @@ def read_keys(capability: tuple[int, int]) -> dict[str, str]:
     Valid for the installed versions only. A wrong key makes a start look for a kernel in vain, or compile a
     kernel that it has; Triton itself computes all keys anew.
     """
-    return _kept_keys(capability).read(of_type(dict[str, str])) or {}
+    return _cached_keys(capability).read(of_type(dict[str, str])) or {}
 
 
 def save_keys(capability: tuple[int, int], keys: Mapping[str, str]) -> None:
@@ -116,7 +116,7 @@ def save_keys(capability: tuple[int, int], keys: Mapping[str, str]) -> None:
     known = read_keys(capability)
     if not keys.items() <= known.items():
         latest = list({**{name: key for name, key in known.items() if name not in keys}, **keys}.items())
-        _kept_keys(capability).write(dict(latest[-_MOST_KEYS:]))
+        _cached_keys(capability).write(dict(latest[-_MOST_KEYS:]))
 
 
 def _others(use: KernelUse) -> tuple[Kernel, ...]:
@@ -126,9 +126,9 @@ def _others(use: KernelUse) -> tuple[Kernel, ...]:
     return next((each.kernels for each in same), ())
 
 
-def _kept(use: KernelUse) -> Kept:
-    return Kept(_FOLDER, use.kind)
+def _cached(use: KernelUse) -> CachedValue:
+    return CachedValue(_FOLDER, use.kind)
 
 
-def _kept_keys(capability: tuple[int, int]) -> Kept:
-    return Kept(_KEYS, capability, distribution_stamps())
+def _cached_keys(capability: tuple[int, int]) -> CachedValue:
+    return CachedValue(_KEYS, capability, distribution_stamps())

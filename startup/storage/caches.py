@@ -176,11 +176,11 @@ def layers(name: str) -> tuple[Path, ...]:
 _MOST_FILES: Final = 200
 """The most values that one folder keeps. Older values are removed."""
 HIDDEN: Final = ".hidden"
-"""The ending of a file that hides a value from `Kept.take`."""
+"""The ending of a file that hides a value from `CachedValue.take`."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedValue:
     """A value that a start keeps for later starts, as JSON in a file of its own.
 
     The key names the subject of the value. Stamps and files are the sources of the value. `read` finds no
@@ -272,7 +272,7 @@ class Kept:
 
 
 def of_type(kind: type[Value]) -> Callable[[Any], Value]:
-    """Returns a function for `Kept.read` that reads values of this type and checks each of their members."""
+    """A function for `CachedValue.read`, which reads values of this type and checks each of their members."""
 
     def convert(content: Any) -> Value:
         import msgspec  # noqa: PLC0415 - many processes read nothing, or lists of names

@@ -27,7 +27,7 @@ from base.machine.file_stamps import FileStamp, read_stamp
 from envs import foreign
 from startup.hook import Hook, Name, Text
 from startup.settings.flag import Flag, Limits, Shape, ValueKind
-from startup.storage.caches import Kept, of_type
+from startup.storage.caches import CachedValue, of_type
 from startup.vllm_words.installed import InstalledVllm, find_vllm
 from startup.vllm_words.json_shape import shape_of
 
@@ -150,7 +150,7 @@ class KeptFacts:
         self._plugins = tuple(chain.from_iterable(plugins.values()))
         self._installed = [folder for folder in plugins if folder.endswith("-packages")]
         key = (sys.version, str(vllm.folder), vllm.version, self._plugins, foreign.text_of(_ALLOWED_PLUGINS))
-        self._kept = Kept("vllm-facts", key, lasts_s=_LASTS_S)
+        self._kept = CachedValue("vllm-facts", key, lasts_s=_LASTS_S)
 
     def read(self) -> VllmFacts:
         """Returns the recorded facts. If there is no record, the result has only plugins."""

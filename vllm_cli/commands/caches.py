@@ -35,7 +35,7 @@ _OTHERS: Final = {
 """Name of a group of other kept files -> the patterns of these files in the cache folder."""
 
 
-class _Kept(NamedTuple):
+class _Cached(NamedTuple):
     """A compiled model of this machine, or a group of other kept files."""
 
     name: str
@@ -78,7 +78,7 @@ def caches(ctx: click.Context, *, is_json: bool) -> None:
     Exit codes: 0 done; 2 usage.
     """
     if ctx.invoked_subcommand is None:
-        click.echo(json.dumps(kept_fields(), indent=2) if is_json else describe_kept())
+        click.echo(json.dumps(cache_fields(), indent=2) if is_json else describe_caches())
     elif is_json:
         raise click.UsageError(f"give options after `{ctx.invoked_subcommand}`.")
 
@@ -142,22 +142,22 @@ def prune(*, older_s: float | None, keep_bytes: int | None, is_all: bool, is_pla
     click.echo("\n".join([f"{verb} {size}:", *rows] if shown else [f"{verb} nothing."]))
 
 
-def _local_models() -> Iterator[_Kept]:
+def _local_models() -> Iterator[_Cached]:
     """The compiled models of this machine that have a record."""
     for record in local.read_records():
         with suppress(FileNotFoundError):  # another process has removed the file
             used_s = local.record_path(record).stat().st_mtime
-            yield _Kept(record.model, local.num_bytes(record), used_s, record)
+            yield _Cached(record.model, local.num_bytes(record), used_s, record)
 
 
-def _find_all() -> list[_Kept]:
+def _find_all() -> list[_Cached]:
     """All that this machine keeps: compiled models with a record, those without one, and the other groups."""
     models = list(_local_models())
     num_unrecorded = max(local.num_bytes_of_all() - sum(model.num_bytes for model in models), 0)
-    return [*models, _Kept("compiled without a record", num_unrecorded), *map(_other, _OTHERS)]
+    return [*models, _Cached("compiled without a record", num_unrecorded), *map(_other, _OTHERS)]
 
 
-def _choose(models: Sequence[_Kept], older_s: float | None, keep_bytes: int | None) -> list[_Kept]:
+def _choose(models: Sequence[_Cached], older_s: float | None, keep_bytes: int | None) -> list[_Cached]:
     """The compiled models to remove so that the rest is within the limits. The longest unused come first."""
     ordered = sorted(models, key=lambda model: model.used_s or 0.0)
     total, chosen = sum(model.num_bytes for model in ordered), []
@@ -169,38 +169,38 @@ def _choose(models: Sequence[_Kept], older_s: float | None, keep_bytes: int | No
     return chosen
 
 
-def _other(name: str) -> _Kept:
+def _other(name: str) -> _Cached:
     """The group of kept files that has this name in `_OTHERS`."""
     files = tuple(path for pattern in _OTHERS[name] for path in cache_folder().glob(pattern) if path.is_file())
-    return _Kept(name, sum(path.stat().st_size for path in files), files=files)
+    return _Cached(name, sum(path.stat().st_size for path in files), files=files)
 
 
-def _remove(chosen: Sequence[_Kept]) -> None:
+def _remove(chosen: Sequence[_Cached]) -> None:
     """Removes compiled models and other files. Raises OSError if one cannot be removed."""
-    records = [kept.record for kept in chosen if kept.record is not None]
+    records = [cached.record for cached in chosen if cached.record is not None]
     for record in records:
         local.remove(record)
-    for path in (path for kept in chosen for path in kept.files):
+    for path in (path for cached in chosen for path in cached.files):
         path.unlink(missing_ok=True)
     if any(map(local.is_installed, records)):
         raise OSError(f"not all can be removed from {local.compiled_folder()}: check its permissions")
 
 
-def kept_fields() -> dict[str, Any]:
+def cache_fields() -> dict[str, Any]:
     """What starts keep on this machine, as JSON."""
     from startup.vllm.fork.preload_profile import plain_states
 
     return {
-        "kept": [kept.to_fields() for kept in _find_all() if kept.record or kept.num_bytes],
+        "kept": [cached.to_fields() for cached in _find_all() if cached.record or cached.num_bytes],
         "preloading_disabled": [asdict(state) for state in plain_states()],
     }
 
 
-def describe_kept() -> str:
+def describe_caches() -> str:
     """What starts keep on this machine, as text."""
     from startup.vllm.fork.preload_profile import plain_states
 
-    rows = [kept.row for kept in _find_all() if kept.record or kept.num_bytes]
+    rows = [cached.row for cached in _find_all() if cached.record or cached.num_bytes]
     lines = align([_HEAD, *rows]) if rows else ["Nothing is kept."]
     for state in plain_states():
         kind = f"vLLM {state.kind.version}, {state.kind.architecture or 'any model'} {' '.join(state.kind.flags)}"

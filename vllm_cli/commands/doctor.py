@@ -27,7 +27,7 @@ from startup.vllm_words.options import VllmOptions
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model
 from startup.words.serve_command import read_start
-from vllm_cli.commands.caches import describe_kept, kept_fields
+from vllm_cli.commands.caches import cache_fields, describe_caches
 from vllm_cli.commands.serve import preflight_of
 from vllm_cli.terminal import align
 from vllm_cli.version import VERSION
@@ -168,7 +168,7 @@ def _to_json(verdict: str, examined: _Examined, hooks: "HookReport | None") -> s
         "models": {name: _to_fields(report) for name, report in examined.models.items() if name},
         "hooks": hooks and hooks.to_fields(),
         "machine": describe_machine(),
-        "kept": kept_fields(),
+        "kept": cache_fields(),
     }
     return json.dumps(fields, indent=2)
 
@@ -188,7 +188,7 @@ def _parts(examined: _Examined, hooks: "HookReport | None") -> Iterator[str]:
     if hooks is not None:
         yield "\n".join(("# Hooks", *_describe_hooks(hooks)))
     yield f"# Machine\n{yaml.safe_dump(describe_machine(), sort_keys=False, width=1000).rstrip()}"
-    yield f"# Kept between starts\n{describe_kept()}"
+    yield f"# Kept between starts\n{describe_caches()}"
 
 
 def _show_hooks(folder: Path | None, *, is_json: bool) -> int:

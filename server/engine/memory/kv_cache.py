@@ -107,7 +107,7 @@ class CopiedSlots:
         `part_sizes` are the elements per token of each part. A part is one layer's keys or values.
         """
         self.slot_len = slot_len
-        self.num_kept_tokens = 0
+        self.num_cached_tokens = 0
         self._pages: mmap.mmap | None = None
         num_elements = num_slots * slot_len * sum(part_sizes)
         if device.type == "cpu":
@@ -136,12 +136,12 @@ class CopiedSlots:
         pass  # closed slots hold zeros, and reading these commits no memory
 
     def keep(self, slot: int, length: int) -> list[torch.Tensor]:
-        kept = [part[slot, :length].clone() for part in self._parts]
-        self.num_kept_tokens += length
-        return kept
+        cached = [part[slot, :length].clone() for part in self._parts]
+        self.num_cached_tokens += length
+        return cached
 
-    def drop(self, kept: list[torch.Tensor]) -> None:
-        self.num_kept_tokens -= len(kept[0])
+    def drop(self, cached: list[torch.Tensor]) -> None:
+        self.num_cached_tokens -= len(cached[0])
 
     def count_running_tokens(self, source: int | list[torch.Tensor], length: int) -> int:
         return 0

@@ -29,7 +29,7 @@ class CachedPrefix:
     """The tokens of an ended sequence, and the result of `SharedSlots.keep` for them."""
 
     token_ids: TokenArray
-    kept: Any
+    cached: Any
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PrefixCache:
     @property
     def num_tokens(self) -> int:
         """The number of cached tokens that no running sequence holds."""
-        return self._slots.num_kept_tokens
+        return self._slots.num_cached_tokens
 
     def max_match(self, sequence: Sequence) -> int:
         """The largest number of the sequence's tokens that `match` could find."""
@@ -93,7 +93,7 @@ class PrefixCache:
             return None
         self._entries.remove(best)
         self._entries.append(best)
-        return PrefixMatch(length, best.kept)
+        return PrefixMatch(length, best.cached)
 
     def keep(self, sequence: Sequence) -> None:
         """Adds the computed tokens of a sequence that ends, if `wants` accepts them."""
@@ -112,12 +112,12 @@ class PrefixCache:
             return False
         return not any(_have_same_prefix(token_ids, e.token_ids, len(token_ids)) for e in self._entries)
 
-    def put(self, token_ids: TokenArray, kept: Any) -> None:
+    def put(self, token_ids: TokenArray, cached: Any) -> None:
         """Adds an ended sequence. Drops older entries that are a beginning of this sequence."""
         for entry in self._entries.copy():
             if _have_same_prefix(token_ids, entry.token_ids, len(entry.token_ids)):
                 self._drop(entry)
-        self._entries.append(CachedPrefix(token_ids, kept))
+        self._entries.append(CachedPrefix(token_ids, cached))
 
     def shrink_to(self, max_tokens: int) -> None:
         """Drops entries until at most `max_tokens` remain, or the cache's own maximum if that is lower."""
@@ -127,11 +127,11 @@ class PrefixCache:
     def _is_in_use(self, entry: CachedPrefix) -> bool:
         """Whether running sequences hold most of the entry's tokens."""
         num_tokens = len(entry.token_ids)
-        return self._slots.count_running_tokens(entry.kept, num_tokens) > num_tokens / 2
+        return self._slots.count_running_tokens(entry.cached, num_tokens) > num_tokens / 2
 
     def _drop(self, entry: CachedPrefix) -> None:
         self._entries.remove(entry)
-        self._slots.drop(entry.kept)
+        self._slots.drop(entry.cached)
 
 
 def common_prefix(a: TokenArray, b: TokenArray) -> int:

@@ -30,7 +30,7 @@ class _Segment:
         self.begin = begin
         self.read_ends: list[int] = []
         """The ends of all references that slots hold."""
-        self.kept_ends: list[int] = []
+        self.cached_ends: list[int] = []
         """The ends of all references that the prefix cache holds."""
 
     @property
@@ -39,10 +39,10 @@ class _Segment:
 
     @property
     def end(self) -> int:
-        return max((self.read_end, *self.kept_ends))
+        return max((self.read_end, *self.cached_ends))
 
     @property
-    def num_kept_tokens(self) -> int:
+    def num_cached_tokens(self) -> int:
         return self.end - self.read_end
 
     @property
@@ -62,7 +62,7 @@ class SharedSlots:
         self.memory = MemoryFile(num_slots=num_slots, slot_len=self.slot_len, token_bytes=token_bytes)
         self.num_shared_tokens = 0
         """How many tokens sharing saves: open slots would hold so many more if they shared nothing."""
-        self.num_kept_tokens = 0
+        self.num_cached_tokens = 0
         """The number of tokens that only the prefix cache holds."""
         self._held: dict[int, list[Reference]] = {}
         """Open slot -> the references that it holds, in the order of its tokens."""
@@ -96,13 +96,13 @@ class SharedSlots:
                 self.memory.copy(slot, segment.number, max(segment.begin, mapped_end), end)
         self._held[slot] = held
         self._held_before.pop(slot, None)
-        self._hold(held, is_kept=False)
+        self._hold(held, is_cached=False)
 
     def close(self, slot: int, length: int) -> None:
         """Frees the memory of a slot with `length` tokens, except tokens that are also held elsewhere."""
         # Frees the whole slot, because reading behind a sequence's tokens also commits memory.
         self._held_before[slot] = self._held.pop(slot)
-        self._release(self._held_before[slot], is_kept=False)
+        self._release(self._held_before[slot], is_cached=False)
 
     def hide_closed(self, slots: range) -> None:
         """Called before a step reads a range of slots. Reading a closed slot would commit memory for ever."""
@@ -112,12 +112,12 @@ class SharedSlots:
 
     def keep(self, slot: int, length: int) -> list[Reference]:
         """Holds the first `length` tokens of an open slot, until `drop` is called with the result."""
-        kept = _cut(self._held[slot], length)
-        self._hold(kept, is_kept=True)
-        return kept
+        cached = _cut(self._held[slot], length)
+        self._hold(cached, is_cached=True)
+        return cached
 
-    def drop(self, kept: list[Reference]) -> None:
-        self._release(kept, is_kept=True)
+    def drop(self, cached: list[Reference]) -> None:
+        self._release(cached, is_cached=True)
 
     def count_running_tokens(self, source: int | list[Reference], length: int) -> int:
         """Returns how many of the source's first `length` tokens could be shared with running sequences."""
@@ -154,17 +154,17 @@ class SharedSlots:
         self._free_segments.discard(number)
         return number
 
-    def _hold(self, references: list[Reference], *, is_kept: bool) -> None:
+    def _hold(self, references: list[Reference], *, is_cached: bool) -> None:
         for segment, end in references:
             self._count(segment, -1)
-            (segment.kept_ends if is_kept else segment.read_ends).append(end)
+            (segment.cached_ends if is_cached else segment.read_ends).append(end)
             self._count(segment, 1)
 
-    def _release(self, references: list[Reference], *, is_kept: bool) -> None:
+    def _release(self, references: list[Reference], *, is_cached: bool) -> None:
         for segment, end in references:
             end_before = segment.end
             self._count(segment, -1)
-            (segment.kept_ends if is_kept else segment.read_ends).remove(end)
+            (segment.cached_ends if is_cached else segment.read_ends).remove(end)
             self._count(segment, 1)
             if segment.end < end_before:
                 # Frees to the end of the block, because only whole pages are freed.
@@ -173,7 +173,7 @@ class SharedSlots:
                 self._free_segments.add(segment.number)
 
     def _count(self, segment: _Segment, sign: int) -> None:
-        self.num_kept_tokens += sign * segment.num_kept_tokens
+        self.num_cached_tokens += sign * segment.num_cached_tokens
         self.num_shared_tokens += sign * segment.num_shared_tokens
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from startup.reports.timeline.report import StartReport
-from startup.storage.caches import Kept, of_type
+from startup.storage.caches import CachedValue, of_type
 
 MAX_PER_KEY: Final = 20
 _METADATA: Final = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.(dist-info|egg-info)")
@@ -71,18 +71,18 @@ def read_history(key: str) -> EarlierStarts | None:
 
     Starts during the build of an image count only until the user's first start is recorded.
     """
-    records = _kept(key).read(_RECORDS)
+    records = _cached(key).read(_RECORDS)
     return EarlierStarts(records) if records else None
 
 
 def record_start(key: str, record: StartRecord) -> None:
     """Adds a start to this key, and drops the key's oldest starts. Takes about a millisecond."""
-    earlier = _kept(key).read(_RECORDS, is_own=True) or ()
-    _kept(key).write([vars(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
+    earlier = _cached(key).read(_RECORDS, is_own=True) or ()
+    _cached(key).write([vars(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
 
 
-def _kept(key: str) -> Kept:
-    return Kept("history", key)
+def _cached(key: str) -> CachedValue:
+    return CachedValue("history", key)
 
 
 def _median(values: Iterable[float]) -> float:

@@ -20,7 +20,7 @@ from envs.redaction import hide_in_words
 from startup.hook import Hook, Name, Release, Text
 from startup.kernels.kernel_lists import KernelUse
 from startup.reports.timeline.history import installed_versions
-from startup.storage.caches import Kept, digest, of_type, read_all
+from startup.storage.caches import CachedValue, digest, of_type, read_all
 from startup.vllm.journal import API_SERVER, StartRecordings
 from startup.vllm.patches.compiler import COMPILER, CompilerTime
 from startup.vllm.vllm_imports import API_MODULES
@@ -143,18 +143,18 @@ class PreloadProfile:
 
     def save(self) -> None:
         """Keeps the profile for later starts of its kind."""
-        _kept(self.kind).write(asdict(self))
+        _cached(self.kind).write(asdict(self))
 
 
 def load_profile(kind: StartKind) -> PreloadProfile:
     """The profile of this kind of start. If no profile was saved, returns an empty profile."""
-    profile = _kept(kind).read(of_type(PreloadProfile)) or PreloadProfile(kind)
+    profile = _cached(kind).read(of_type(PreloadProfile)) or PreloadProfile(kind)
     return profile if abs(time.time() - profile.failed_s) < _NEXT_S else replace(profile, failed={})
 
 
 def has_own_profile(kind: StartKind) -> bool:
     """Whether a start of this kind has succeeded with this cache folder."""
-    return _kept(kind).path.exists()
+    return _cached(kind).path.exists()
 
 
 def load_all_profiles() -> list[PreloadProfile]:
@@ -195,7 +195,7 @@ def plain_state(kind: StartKind) -> PlainState | None:
 
     The state applies only to this Python, vLLM and package.
     """
-    state = _kept_plain(kind).read(of_type(PlainState), is_own=True)
+    state = _cached_plain(kind).read(of_type(PlainState), is_own=True)
     return state if state is not None and state.holds else None
 
 
@@ -209,26 +209,26 @@ def disable_preloading(kind: StartKind, reason: str) -> PlainState:
 
     The profile may have caused the failure, so the next start that preloads begins with an empty profile.
     """
-    kept = _kept_plain(kind)
-    lasts_s = _FIRST_S if kept.read(of_type(PlainState), is_own=True) is None else _NEXT_S
+    cached = _cached_plain(kind)
+    lasts_s = _FIRST_S if cached.read(of_type(PlainState), is_own=True) is None else _NEXT_S
     state = PlainState(kind, platform.node(), reason, time.time() + lasts_s)
-    kept.write(asdict(state))
+    cached.write(asdict(state))
     PreloadProfile(kind).save()
     return state
 
 
 def forget_failure(kind: StartKind) -> None:
     """Makes the next start preload. Called if preloading has worked, or if a start without it has failed."""
-    _kept_plain(kind).remove()
+    _cached_plain(kind).remove()
 
 
-def _kept(kind: StartKind) -> Kept:
-    return Kept(_FOLDER, kind.key)
+def _cached(kind: StartKind) -> CachedValue:
+    return CachedValue(_FOLDER, kind.key)
 
 
-def _kept_plain(kind: StartKind) -> Kept:
+def _cached_plain(kind: StartKind) -> CachedValue:
     own = installed_versions((_DISTRIBUTION,)).get(_DISTRIBUTION)
-    return Kept(PLAIN, (sys.version, kind.key, platform.node()), own, _REMEMBERED_S)
+    return CachedValue(PLAIN, (sys.version, kind.key, platform.node()), own, _REMEMBERED_S)
 
 
 def _architecture(model: Path | None) -> str:

@@ -37,7 +37,7 @@ from startup.vllm.patches.compiler_keys import fill_compiler_keys
 from startup.vllm.patches.model_registry import inspect_models, model_modules
 from startup.vllm.patches.placing import place_hooks
 from startup.vllm.patches.process_titles import find_title_memory
-from startup.vllm.patches.tokenizers import KeptTokenizers
+from startup.vllm.patches.tokenizers import CachedTokenizers
 from startup.vllm.vllm_imports import LATER_MODULES, import_api_server, import_leniently, importing_vllm
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import KeptFacts
@@ -60,7 +60,7 @@ class TemplateImports:
         self._profiles = self._usable_profiles()
         known = [name for profile in self._profiles for name in profile.engine_modules]
         self._compiler: CompilerTime = compiler_time(known, is_eager=is_eager)
-        self._tokenizers = KeptTokenizers()
+        self._tokenizers = CachedTokenizers()
 
     @property
     def variables(self) -> Mapping[str, str]:

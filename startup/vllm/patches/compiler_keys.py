@@ -15,7 +15,7 @@ from typing import Any, Final
 from startup.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import wraps
-from startup.storage.caches import Kept
+from startup.storage.caches import CachedValue
 
 _COMPUTED: Final = (
     Name("torch._inductor.codecache", "torch_key", ()),
@@ -48,23 +48,23 @@ _HASHED: Final = ("_C", "backends", "compiler", "language", "runtime")
 
 
 @wraps(TRITON_KEY, _TRITON_KEY)
-def _kept_key(compute: Callable[[], str]) -> Callable[[], str]:
+def _cached_key(compute: Callable[[], str]) -> Callable[[], str]:
     @functools.cache
     def key() -> str:
         package = Path(sys.modules["triton"].__file__ or "").parent
-        kept = Kept("triton-key", str(package), distribution_stamps())
-        if (known := kept.read(str)) is not None:
+        cached = CachedValue("triton-key", str(package), distribution_stamps())
+        if (known := cached.read(str)) is not None:
             return known
         files = [str(file) for name in _HASHED for file in (package / name).rglob("*") if file.suffix in (".py", ".so")]
         value = compute()
-        kept.write(value, files)
+        cached.write(value, files)
         return value
 
     return key
 
 
 @wraps(VECTOR_PROBES, _PROBE)
-def _kept_probe(probe: Callable[[Any, str], bool]) -> Callable[[Any, str], bool]:
+def _cached_probe(probe: Callable[[Any, str], bool]) -> Callable[[Any, str], bool]:
     def probe_once(isa: Any, output_path: str) -> bool:
         mark = Path(output_path + _LOADED)
         if mark.exists():

@@ -83,7 +83,7 @@ _MOST_KEPT_BYTES: Final = 64 << 20
 """Twice the largest known tokenizer."""
 
 
-class KeptTokenizers:
+class CachedTokenizers:
     """The tokenizers of some models in vLLM's caches, and the files from which they were read."""
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class KeptTokenizers:
                 stamps = read_folder(model)
                 try:
                     _load_tokenizer(model)
-                    _kept.add(str(model))
+                    _cached.add(str(model))
                 except Exception as err:  # noqa: BLE001 - a start reports faults of its model
                     logger.debug("the tokenizer of %s is not kept: %s", model, err)
                 self.models.append(model)
@@ -116,7 +116,7 @@ _PLAIN: Final = {
     "trust_remote_code": False,
 }
 """The arguments with which vLLM loads a tokenizer if no flag concerns the tokenizer."""
-_kept: Final[set[str]] = set()
+_cached: Final[set[str]] = set()
 """The folders whose tokenizers are in vLLM's cache, in this process and its forks."""
 
 
@@ -168,8 +168,8 @@ def _load_later(load: Callable[..., Any], model_config: Any) -> Any:
     values = {name: getattr(model_config, name, value) for name, value in _PLAIN.items()}
     folder = Path(model_config.tokenizer)
     is_known = values["tokenizer_mode"] in _MODES and not values["trust_remote_code"]
-    is_kept = str(folder) in _kept and values == _PLAIN
-    files = _read_files(folder.resolve()) if is_known and not is_kept else {}
+    is_cached = str(folder) in _cached and values == _PLAIN
+    files = _read_files(folder.resolve()) if is_known and not is_cached else {}
     return functools.partial(_load_from, load, model_config, files) if files else load(model_config=model_config)
 
 

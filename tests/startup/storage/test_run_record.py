@@ -176,11 +176,11 @@ def test_folders_that_no_process_has_locked_are_removed_and_no_others(tmp_path):
         (folder / "listener").touch()
     (tmp_path / "vcli-link").symlink_to(outside)
     (tmp_path / "vcli-file").touch()
-    kept = {other, outside, tmp_path / "vcli-link", tmp_path / "vcli-file"}
+    cached = {other, outside, tmp_path / "vcli-link", tmp_path / "vcli-file"}
     with own_folder(str(tmp_path)) as first, own_folder(str(tmp_path)) as second:
         (first / "a").touch()
-        assert set(tmp_path.iterdir()) == {*kept, first, second}
-    assert set(tmp_path.iterdir()) == kept
+        assert set(tmp_path.iterdir()) == {*cached, first, second}
+    assert set(tmp_path.iterdir()) == cached
     assert (outside / "listener").exists()
 
 

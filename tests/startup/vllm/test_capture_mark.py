@@ -9,17 +9,17 @@ from contextlib import contextmanager
 
 import pytest
 
-from startup.storage.caches import Kept
+from startup.storage.caches import CachedValue
 from startup.vllm.patches.graphs.capture_mark import DIED, CaptureMark
 from startup.vllm.serving.start_metrics import forget_captures
 
-MARK = CaptureMark(Kept("graph-memory", "test", lasts_s=100.0))
+MARK = CaptureMark(CachedValue("graph-memory", "test", lasts_s=100.0))
 _ENGINE = """
 import sys
-from startup.storage.caches import Kept
+from startup.storage.caches import CachedValue
 from startup.vllm.patches.graphs.capture_mark import CaptureMark
 
-mark = CaptureMark(Kept("graph-memory", "test", lasts_s=100.0))
+mark = CaptureMark(CachedValue("graph-memory", "test", lasts_s=100.0))
 for state in sys.stdin:
     if state == "capture\\n":
         block = mark.capturing()
@@ -95,7 +95,7 @@ def test_other_settings_and_old_notes_do_not_count(tmp_path):
         process.kill()
         process.wait()
         (note,) = tmp_path.rglob("*.capturing")
-        assert CaptureMark(Kept("graph-memory", "other")).failure() is None
+        assert CaptureMark(CachedValue("graph-memory", "other")).failure() is None
         os.utime(note, (0, 0))
         assert MARK.failure() is None
         assert not note.exists()

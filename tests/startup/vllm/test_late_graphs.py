@@ -14,7 +14,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from base.lifecycle import GRAPHS_CAPTURED, GRAPHS_GIVEN_UP, GRAPHS_TOTAL
-from startup.storage.caches import Kept
+from startup.storage.caches import CachedValue
 from startup.vllm.patches.graphs import late_graphs
 from startup.vllm.patches.graphs.capture_mark import CaptureMark
 from startup.vllm.patches.graphs.late_graphs import _KeptMemory, _Pace, _Worker
@@ -123,7 +123,7 @@ def ranks(monkeypatch, tmp_path) -> _Ranks:
     return ranks
 
 
-_MARK = CaptureMark(Kept("graph-memory", "test"))
+_MARK = CaptureMark(CachedValue("graph-memory", "test"))
 
 
 def _worker(num_ranks: int) -> _Worker:

@@ -25,10 +25,10 @@ from startup.imports.finder import place
 from startup.port.acceptor import ACCEPTING, AnsweredProbe
 from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
-from startup.vllm.patches.compiler_keys import TRITON_KEY, VECTOR_PROBES, _kept_probe
+from startup.vllm.patches.compiler_keys import TRITON_KEY, VECTOR_PROBES, _cached_probe
 from startup.vllm.patches.graphs import cuda_graphs
 from startup.vllm.patches.graphs.cuda_graphs import GRAPH_MEMORY
-from startup.vllm.patches.tokenizers import KEPT_TOKENIZERS, LATE_TOKENIZER, PROCESSOR_LOOKUP, KeptTokenizers
+from startup.vllm.patches.tokenizers import KEPT_TOKENIZERS, LATE_TOKENIZER, PROCESSOR_LOOKUP, CachedTokenizers
 from startup.vllm.serving.drain import DrainedApp
 from startup.vllm.serving.health_sampler import HealthSampler
 from startup.vllm.serving.serving_events import _end_handler_first, reuse_listener
@@ -240,7 +240,7 @@ def test_a_model_whose_files_have_changed_since_its_tokenizer_was_kept_is_named(
     model = tmp_path / "model"
     model.mkdir()
     (model / "tokenizer.json").write_text("{}")
-    kept = KeptTokenizers()
+    kept = CachedTokenizers()
     kept.fill([model])
     assert (kept.models, kept.changed()) == ([model], None)
     (model / "tokenizer.json").write_text('{"changed": true}')
@@ -517,7 +517,7 @@ def test_a_test_library_that_was_loaded_is_not_loaded_again(tmp_path):
         return "bad" not in library
 
     libraries = [str(tmp_path / name) for name in ("good.so", "bad.so", "absent/good.so")]
-    probe = _kept_probe(load)
+    probe = _cached_probe(load)
     assert [[probe(None, library) for _ in range(2)] for library in libraries] == [[True] * 2, [False] * 2, [True] * 2]
     assert [probed.count(library) for library in libraries] == [1, 2, 2], "no mark can be written into a missing folder"
     assert VECTOR_PROBES.changes

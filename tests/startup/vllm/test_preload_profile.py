@@ -26,7 +26,7 @@ def _profile(folder: Path) -> dict[str, Any]:
 
 
 def _importer(folder: Path, *, num_starts: int) -> str:
-    """The process that imported the late module. Returns once the start's profile and import file are saved."""
+    """The process that imported the late module. Returns once profile and import file are saved."""
     with FakeStart(folder, *_WORDS) as start:
         (worker,) = start.wait_ready().state()["workers"]
         wait_until(lambda: _profiles(folder) and _profile(folder)["num_starts"] == num_starts)

@@ -67,7 +67,7 @@ _FIXED_CLASS: dict[str, str | None] = {
 None means that only AutoTokenizer can choose the class.
 """
 
-_kept: dict[Path, tuple[FolderStamps, PreTrainedTokenizerBase]] = {}
+_cached: dict[Path, tuple[FolderStamps, PreTrainedTokenizerBase]] = {}
 """Folder -> tokenizer that was loaded in advance. A forked server finds the tokenizer of its model here."""
 
 
@@ -85,8 +85,8 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     Raises:
         TokenizerLoadError: the tokenizer is missing or broken.
     """
-    if not trust_remote_code and (kept := _take_kept(path)) is not None:
-        return kept
+    if not trust_remote_code and (cached := _take_cached(path)) is not None:
+        return cached
     if not path.is_dir():
         raise TokenizerLoadError(f"no tokenizer at {path}: there is no such folder")
     class_name = _light_class(path)
@@ -109,7 +109,7 @@ def keep_tokenizer(path: Path) -> None:
     stamps = read_folder(path)  # before loading, because any of the files may influence the tokenizer
     tokenizer = load_tokenizer(path)
     measure_vocabulary(tokenizer)
-    _kept[path.resolve()] = (stamps, tokenizer)
+    _cached[path.resolve()] = (stamps, tokenizer)
 
 
 @lru_cache
@@ -121,9 +121,9 @@ def measure_vocabulary(tokenizer: PreTrainedTokenizerBase) -> VocabularyFacts:
     )
 
 
-def _take_kept(path: Path) -> PreTrainedTokenizerBase | None:
+def _take_cached(path: Path) -> PreTrainedTokenizerBase | None:
     """Removes and returns the kept tokenizer, which its user changes. None if the folder has changed."""
-    stamps, tokenizer = _kept.pop(path.resolve(), (None, None)) if _kept else (None, None)
+    stamps, tokenizer = _cached.pop(path.resolve(), (None, None)) if _cached else (None, None)
     return tokenizer if tokenizer is not None and stamps == read_folder(path) else None
 
 

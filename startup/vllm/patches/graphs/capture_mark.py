@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from startup.storage.caches import Kept, of_type
+from startup.storage.caches import CachedValue, of_type
 from startup.vllm.serving.start_metrics import named_capture
 
 REMEMBERED_S: Final = 7 * 86400.0
@@ -26,7 +26,7 @@ _ENDING: Final = ".capturing"
 class CaptureMark:
     """The failure of captures with one configuration. Sent from a worker to EngineCore."""
 
-    kept: Kept
+    cached: CachedValue
     """Contains why captures have failed. It expires, and the last capture of a later start removes it."""
 
     def failure(self) -> str | None:
@@ -35,12 +35,12 @@ class CaptureMark:
             if _has_no_owner(note):
                 self.remember(DIED)
                 note.unlink(missing_ok=True)
-        return self.kept.read(of_type(str), is_own=True)
+        return self.cached.read(of_type(str), is_own=True)
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
         """The engine captures in this block. If it dies there, the next start knows."""
-        note = self.kept.path.with_suffix(f".{os.urandom(8).hex()}{_ENDING}")
+        note = self.cached.path.with_suffix(f".{os.urandom(8).hex()}{_ENDING}")
         fd = _lock(note)
         try:
             with named_capture(note):
@@ -52,14 +52,14 @@ class CaptureMark:
                 os.close(fd)
 
     def remember(self, failure: str) -> None:
-        self.kept.write(failure)
+        self.cached.write(failure)
 
     def forget(self) -> None:
-        self.kept.remove()
+        self.cached.remove()
 
     def _notes(self) -> list[Path]:
         """The notes of all engines with this configuration. Removes notes that are too old."""
-        found = [*self.kept.path.parent.glob(f"{self.kept.path.stem}.*{_ENDING}")]
+        found = [*self.cached.path.parent.glob(f"{self.cached.path.stem}.*{_ENDING}")]
         for note in found:
             with suppress(OSError):
                 if time.time() - note.stat().st_mtime > REMEMBERED_S and _has_no_owner(note):

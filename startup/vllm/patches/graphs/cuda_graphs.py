@@ -26,7 +26,7 @@ from envs import environment
 from startup.hook import Hook, Name, Text
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import alters, place_variant, wraps
-from startup.storage.caches import Kept
+from startup.storage.caches import CachedValue
 from startup.vllm.patches.ranks import WORLD, first_of_all_ranks
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class _Memory(NamedTuple):
 class _State:
     """The measurements in this worker's start, and those of an earlier start."""
 
-    kept: Kept | None = None
+    cached: CachedValue | None = None
     estimate = 0
     known: _Memory | None = None
     """The measurements of an earlier start. None if this start measures the graphs itself."""
@@ -130,8 +130,8 @@ def _measured_once(measure: Callable[..., int]) -> Callable[..., int]:
     def measure_once(runner: Any) -> int:
         config = runner.vllm_config
         key = graph_key(config, config.parallel_config.rank)
-        _State.kept = Kept(FOLDER, key, distribution_stamps(), _LASTS_S)
-        _State.known = _State.kept.take(_Memory.from_fields)
+        _State.cached = CachedValue(FOLDER, key, distribution_stamps(), _LASTS_S)
+        _State.known = _State.cached.take(_Memory.from_fields)
         if first_of_all_ranks("" if _State.known is not None else "the memory is unknown"):
             _State.known = None
         if _State.known is not None:
@@ -165,27 +165,27 @@ def compare_first(captured: int) -> int:
     The server may end before all graphs are captured. Returns the memory that all graphs took in an earlier
     start. 0 if it is not known.
     """
-    if _State.kept is None:
+    if _State.cached is None:
         return 0
     known = _State.known or _Memory(_State.estimate, 0)
     if known.first and not _is_similar(captured, known.first):
         forget()
         return 0
     _State.known = known._replace(first=captured)
-    _State.kept.write(_State.known._asdict())
+    _State.cached.write(_State.known._asdict())
     return known.captured
 
 
 def compare(captured: int) -> None:
     """Keeps the memory that all graphs take for later starts, unless it differs from an earlier start's."""
-    if _State.kept is None:
+    if _State.cached is None:
         return
     known = _State.known or _Memory(_State.estimate, 0)
     if known.captured and not _is_similar(captured, known.captured):
         forget()
         return
-    _State.kept.write(known._replace(captured=known.captured or captured)._asdict())
-    _State.kept = None
+    _State.cached.write(known._replace(captured=known.captured or captured)._asdict())
+    _State.cached = None
 
 
 def _is_similar(num_bytes: int, expected: int) -> bool:
@@ -194,9 +194,9 @@ def _is_similar(num_bytes: int, expected: int) -> bool:
 
 def forget() -> None:
     """Lets the next start measure the memory again, for example because a capture has failed."""
-    if _State.kept is not None:
-        _State.kept.hide()
-    _State.kept = None
+    if _State.cached is not None:
+        _State.cached.hide()
+    _State.cached = None
 
 
 def graph_key(config: Any, rank: int) -> object:

@@ -37,7 +37,7 @@ from startup.hook import Hook, Name, Text
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import replaced, wraps
 from startup.processes.group_signals import start_thread
-from startup.storage.caches import Kept
+from startup.storage.caches import CachedValue
 from startup.vllm.patches.engine_idle import BLOCK, CORE, OF_LOOP, call_between_steps, stays_idle
 from startup.vllm.patches.graphs import cuda_graphs
 from startup.vllm.patches.graphs.capture_mark import REMEMBERED_S, CaptureMark
@@ -312,7 +312,7 @@ def _capture_largest(capture: Callable[..., int]) -> Callable[..., int]:
 def find_mark(config: Any) -> CaptureMark:
     """The mark, on all ranks, which says that late captures with this configuration have failed."""
     key = ("late", cuda_graphs.graph_key(config, 0))
-    return CaptureMark(Kept(_FAILURES, key, distribution_stamps(), REMEMBERED_S))
+    return CaptureMark(CachedValue(_FAILURES, key, distribution_stamps(), REMEMBERED_S))
 
 
 def _why_early(runner: Any, num_graphs: int) -> str:

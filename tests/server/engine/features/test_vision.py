@@ -169,26 +169,26 @@ def test_the_oldest_images_are_dropped_when_memory_is_used_up(qwen):
     encoder = VisionEncoder(model)
     cache = encoder._cache
     encoder.encode(prompts[0].token_ids, _tensors(prompts[0]))
-    cache._kept._max_bytes = cache._kept.num_bytes
+    cache._cache._max_bytes = cache._cache.num_bytes
     encoded: list[bool] = []
     _vision_tower(model).register_forward_hook(lambda *_: encoded.append(True))
     for prompt in prompts[1:]:
         encoder.encode(prompt.token_ids, _tensors(prompt))
     assert len(encoded) == 2
-    assert cache._kept.num_bytes == cache._kept._max_bytes
+    assert cache._cache.num_bytes == cache._cache._max_bytes
 
 
 def test_tensors_that_do_not_fit_fail_only_their_request(qwen):
     engine = qwen.engine()
     good, other = qwen.prompt("Look: ", (60, 60, 1)), qwen.prompt((60, 60, 1), (60, 60, 2))
-    kept = _add(engine, "good", good)
+    cached = _add(engine, "good", good)
     engine.step()
     wrong = engine.add("wrong", other.token_ids, _inputs(good))
     nonsense = engine.add("nonsense", good.token_ids, PromptInputs(mm={"x": _floats(3)}))
     engine.run()
     assert (wrong.finish_reason, nonsense.finish_reason) == ("error", "error")
     assert "do not fit" in str(wrong.error)
-    assert kept.token_ids == qwen.expected(good)
+    assert cached.token_ids == qwen.expected(good)
     engine.assert_nothing_leaked()
 
 

@@ -165,13 +165,13 @@ def test_a_longer_entry_replaces_the_entries_it_continues():
 def test_the_longest_beginning_is_matched_in_ended_and_running_sequences():
     cache = _cache()
     [tokens] = random_prompts(90)
-    kept = _put(cache, tokens[:50] + [7])
+    cached = _put(cache, tokens[:50] + [7])
     running = _sequence(tokens[:70], num_computed=66)
     running.slot = 3
-    assert cache.match(_sequence(tokens), []) == PrefixMatch(48, kept)
+    assert cache.match(_sequence(tokens), []) == PrefixMatch(48, cached)
     assert cache.match(_sequence(tokens), [running]) == PrefixMatch(64, 3)
     running.num_computed_tokens = 45
-    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(48, kept)
+    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(48, cached)
 
 
 def _cache(max_tokens: int = 500) -> PrefixCache:
@@ -181,11 +181,11 @@ def _cache(max_tokens: int = 500) -> PrefixCache:
 
 def _put(cache: PrefixCache, token_ids: list[int]) -> list[torch.Tensor]:
     assert cache.wants(np.array(token_ids))
-    kept = cache._slots.keep(0, len(token_ids))
-    cache.put(np.array(token_ids), kept)
+    cached = cache._slots.keep(0, len(token_ids))
+    cache.put(np.array(token_ids), cached)
     cache.shrink_to(500)
-    assert isinstance(kept[0], torch.Tensor)
-    return kept
+    assert isinstance(cached[0], torch.Tensor)
+    return cached
 
 
 def _sequence(token_ids: list[int], num_computed: int = 0) -> Sequence:

@@ -38,14 +38,14 @@ def test_a_kept_beginning_costs_nothing_and_is_freed_when_it_is_dropped():
     memory.open(0)
     memory.write(0, 0, 300)
     before = memory.num_committed_bytes
-    kept = memory.keep(0, 300)
-    assert (memory.slots.num_kept_tokens, memory.num_committed_bytes) == (0, before)
+    cached = memory.keep(0, 300)
+    assert (memory.slots.num_cached_tokens, memory.num_committed_bytes) == (0, before)
     memory.close(0)
-    assert (memory.slots.num_kept_tokens, memory.num_committed_bytes) == (300, before)
-    memory.open(1, kept, 290)
+    assert (memory.slots.num_cached_tokens, memory.num_committed_bytes) == (300, before)
+    memory.open(1, cached, 290)
     memory.close(1)
-    memory.drop(kept)
-    assert (memory.slots.num_kept_tokens, memory.num_committed_bytes) == (0, 0)
+    memory.drop(cached)
+    assert (memory.slots.num_cached_tokens, memory.num_committed_bytes) == (0, 0)
 
 
 def test_memory_is_freed_up_to_what_others_hold():
@@ -64,7 +64,7 @@ def test_reading_closed_slots_takes_no_memory():
     for slot in range(4):
         memory.open(slot)
         memory.write(slot, 0, 300)
-    kept = memory.keep(1, 290)
+    cached = memory.keep(1, 290)
     for slot in (1, 2):
         memory.close(slot)
     before = memory.num_committed_bytes
@@ -75,7 +75,7 @@ def test_reading_closed_slots_takes_no_memory():
         assert not part[2].any()
     memory.check()
     assert memory.num_committed_bytes == before
-    memory.drop(kept)
+    memory.drop(cached)
     memory.slots.hide_closed(range(4))
     assert not any(part[1:3].any() for part in memory.parts)
     assert memory.num_committed_bytes == 2 * 5 * _BLOCK * sum(_TOKEN_BYTES)
@@ -90,11 +90,11 @@ def test_a_sequence_that_continues_an_ended_one_needs_no_memory_of_its_own():
     memory.open(0)
     memory.write(0, 0, 100)
     for end in range(130, 500, 30):
-        kept = memory.keep(0, end - 30)
+        cached = memory.keep(0, end - 30)
         memory.close(0)
-        memory.open(0, kept, end - 30)
+        memory.open(0, cached, end - 30)
         memory.write(0, end - 30, end)
-        memory.drop(kept)
+        memory.drop(cached)
         memory.check()
     assert memory.slots.memory.num_mappings == 0
     assert memory.num_committed_bytes == 8 * _BLOCK * sum(_TOKEN_BYTES)
@@ -132,7 +132,7 @@ class _Calls(RuleBasedStateMachine):
             return
         sources: list[tuple[int | list[Reference] | None, int]] = [(None, 0)]
         sources += [(slot, memory.lengths[slot]) for slot in memory.written if memory.lengths[slot]]
-        sources += [(kept, len(values)) for kept, values in memory.kept]
+        sources += [(cached, len(values)) for cached, values in memory.cached]
         source, length = data.draw(st.sampled_from(sources))
         least = min(1, length)
         memory.open(data.draw(st.sampled_from(free)), source, data.draw(st.just(length) | st.integers(least, length)))
@@ -151,10 +151,10 @@ class _Calls(RuleBasedStateMachine):
         elif call == "abort":
             memory.close(slot)
 
-    @precondition(lambda self: self.memory.kept)
+    @precondition(lambda self: self.memory.cached)
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
-        self.memory.drop(data.draw(st.sampled_from(self.memory.kept))[0])
+        self.memory.drop(data.draw(st.sampled_from(self.memory.cached))[0])
 
     @invariant()
     def check(self) -> None:
@@ -168,10 +168,10 @@ class _Calls(RuleBasedStateMachine):
             assert all((part[slot] == expected[:, None]).all() for part in memory.parts), "behind it are zeros"
         for slot in list(memory.written):
             memory.close(slot)
-        while memory.kept:
-            memory.drop(memory.kept[0][0])
+        while memory.cached:
+            memory.drop(memory.cached[0][0])
         assert memory.num_committed_bytes == 0
-        assert (memory.slots.num_kept_tokens, memory.slots.num_shared_tokens) == (0, 0)
+        assert (memory.slots.num_cached_tokens, memory.slots.num_shared_tokens) == (0, 0)
         assert len(memory.slots._free_segments) == memory.slots._num_segments
 
 
@@ -191,7 +191,7 @@ class _Memory:
     written: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """Open slot -> its expected contents: one value per token, 0 if nothing is written."""
     lengths: dict[int, int] = field(default_factory=dict)
-    kept: list[tuple[list[Reference], npt.NDArray[np.uint8]]] = field(default_factory=list)
+    cached: list[tuple[list[Reference], npt.NDArray[np.uint8]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.slots = SharedSlots(num_slots=self.num_slots, slot_len=_SLOT_LEN - 3, token_bytes=_TOKEN_BYTES)
@@ -209,7 +209,7 @@ class _Memory:
         self.written[slot] = np.zeros(_SLOT_LEN, np.uint8)
         self.lengths[slot] = length
         if source is not None:
-            known = self.written[source] if isinstance(source, int) else next(w for k, w in self.kept if k is source)
+            known = self.written[source] if isinstance(source, int) else next(w for k, w in self.cached if k is source)
             self.written[slot][:length] = known[:length]
 
     def write(self, slot: int, begin: int, end: int) -> None:
@@ -220,13 +220,13 @@ class _Memory:
             part[slot, begin:end] = values[:, None]
 
     def keep(self, slot: int, length: int) -> list[Reference]:
-        kept = self.slots.keep(slot, length)
-        self.kept.append((kept, self.written[slot][:length].copy()))
-        return kept
+        cached = self.slots.keep(slot, length)
+        self.cached.append((cached, self.written[slot][:length].copy()))
+        return cached
 
-    def drop(self, kept: list[Reference]) -> None:
-        self.slots.drop(kept)
-        self.kept = [(k, w) for k, w in self.kept if k is not kept]
+    def drop(self, cached: list[Reference]) -> None:
+        self.slots.drop(cached)
+        self.cached = [(k, w) for k, w in self.cached if k is not cached]
 
     def close(self, slot: int) -> None:
         self.slots.close(slot, self.lengths[slot])

@@ -17,7 +17,7 @@ from startup.reports.timeline.history import (
     record_start,
 )
 from startup.settings.config import ModelConfig, StartupConfig
-from startup.storage.caches import Kept
+from startup.storage.caches import CachedValue
 from tests.startup.reports.timeline.start_reports import report_of
 from tests.support.cli import python_output
 
@@ -84,7 +84,7 @@ def test_the_newest_starts_are_kept():
     ids=["number", "object", "empty", "negative", "list", "number as span", "object as span"],
 )
 def test_what_is_no_history_counts_as_none_and_is_replaced(value):
-    Kept("history", "k").write(value)
+    CachedValue("history", "k").write(value)
     assert read_history("k") is None
     record_start("k", record_of())
     assert len(earlier_starts().records) == 1

@@ -195,7 +195,7 @@ def test_with_pythondontwritebytecode_the_cache_folder_is_used(package, monkeypa
     assert not (package / "__pycache__").exists()
 
 
-def test_kept_bytecode_is_used_from_the_first_modules_on(package, monkeypatch):
+def test_cached_bytecode_is_used_from_the_first_modules_on(package, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     place = package.parent / "cache" / "vllm_cli" / "bytecode"
     use_kept_bytecode(package)

@@ -19,7 +19,7 @@ from server.terms.config import ModelFiles, RendererConfig
 from server.text.model_files import TokenizerLoadError
 from server.text.renderers.renderer import Renderer
 from server.text.renderers.tokenizers import loading as tokenizer_loading
-from server.text.renderers.tokenizers.loading import _kept, keep_tokenizer, load_tokenizer
+from server.text.renderers.tokenizers.loading import _cached, keep_tokenizer, load_tokenizer
 from tests.support.cli import python_output
 from tests.support.marks import thorough_but_for
 
@@ -150,7 +150,7 @@ def test_a_missing_tokenizer_is_one_clear_line_and_nothing_is_kept(tmp_path, loa
         with pytest.raises(TokenizerLoadError, match=str(path)) as raised:
             load(path)
         assert "\n" not in str(raised.value)
-        assert path.resolve() not in _kept
+        assert path.resolve() not in _cached
 
 
 def test_trusted_remote_code_is_loaded(tokenizer_folders, tmp_path, monkeypatch):
@@ -196,16 +196,16 @@ def test_a_kept_tokenizer_is_used_once_by_any_path_but_not_for_a_models_own_code
     (tmp_path / "link").symlink_to(folder)
     for path in (folder, tmp_path / "link"):
         keep_tokenizer(folder)
-        kept = _kept[folder.resolve()][1]
-        assert load_tokenizer(path, trust_remote_code=True) is not kept
-        assert load_tokenizer(path) is kept
-        assert load_tokenizer(path) is not kept
+        cached = _cached[folder.resolve()][1]
+        assert load_tokenizer(path, trust_remote_code=True) is not cached
+        assert load_tokenizer(path) is cached
+        assert load_tokenizer(path) is not cached
 
 
 @pytest.mark.parametrize("change", ["write", "replace", "add", "remove", "template"])
 def test_it_is_not_used_after_a_change_of_its_folder(folder, change):
     keep_tokenizer(folder)
-    kept = _kept[folder.resolve()][1]
+    cached = _cached[folder.resolve()][1]
     config = folder / "tokenizer_config.json"
     if change == "write":
         config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token": "<unk>"}))
@@ -222,7 +222,7 @@ def test_it_is_not_used_after_a_change_of_its_folder(folder, change):
     else:
         (folder / "additional_chat_templates").mkdir()
         (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
-    assert load_tokenizer(folder) is not kept
+    assert load_tokenizer(folder) is not cached
 
 
 @pytest.mark.thorough

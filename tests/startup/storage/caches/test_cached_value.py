@@ -11,15 +11,15 @@ import pytest
 
 from base.machine.files import write_whole
 from startup.storage import caches
-from startup.storage.caches import CACHE, Kept, read_all
+from startup.storage.caches import CACHE, CachedValue, read_all
 
-_KEPT = Kept("things", ("key", 1), "stamp")
+_KEPT = CachedValue("things", ("key", 1), "stamp")
 
 _MANY = """
 import sys
-from startup.storage.caches import Kept
+from startup.storage.caches import CachedValue
 for number in range(50):
-    Kept("things", ("key", 1), "stamp").write([sys.argv[1], number] * 1000)
+    CachedValue("things", ("key", 1), "stamp").write([sys.argv[1], number] * 1000)
 """
 
 _FIRST_USES = """
@@ -50,9 +50,9 @@ def test_a_value_is_read_with_the_same_key_and_stamps_only(cache):
     assert _KEPT.read(dict) is None
     _KEPT.write({"a": [1]})
     assert _KEPT.read(dict) == {"a": [1]}
-    assert Kept("things", ("key", 2), "stamp").read(dict) is None
-    assert Kept("things", ("key", 1), "other").read(dict) is None
-    Kept("things", ("key", 1), "other").write({"b": 2})
+    assert CachedValue("things", ("key", 2), "stamp").read(dict) is None
+    assert CachedValue("things", ("key", 1), "other").read(dict) is None
+    CachedValue("things", ("key", 1), "other").write({"b": 2})
     assert _KEPT.read(dict) is None
     assert [path.parent for path in cache.rglob("*.json")] == [cache / "things"]
     _KEPT.remove()
@@ -76,10 +76,10 @@ def test_the_baked_value_is_read_until_the_user_has_a_valid_one(baked, monkeypat
     with monkeypatch.context() as build:
         build.setenv("VLLM_CACHE_ROOT", str(baked / CACHE))
         _KEPT.write("baked")
-        Kept("things", "other").write("baked, too")
+        CachedValue("things", "other").write("baked, too")
     file = baked / CACHE / "vllm_cli" / "things" / _KEPT.path.name
     assert (_KEPT.read(str), _KEPT.read(str, is_own=True)) == ("baked", None)
-    Kept("things", ("key", 1), "older").write("outdated")
+    CachedValue("things", ("key", 1), "older").write("outdated")
     assert _KEPT.read(str) == "baked"
     _KEPT.write("own")
     assert _KEPT.read(str) == "own"
@@ -155,17 +155,17 @@ def test_a_file_that_others_can_write_to_is_not_used(mode, cache, caplog):
 
 
 def test_a_value_of_the_user_ages_and_a_baked_one_does_not(cache, baked, monkeypatch):
-    kept = Kept("things", ("key", 1), "stamp", lasts_s=3600)
+    cached = CachedValue("things", ("key", 1), "stamp", lasts_s=3600)
     with monkeypatch.context() as build:
         build.setenv("VLLM_CACHE_ROOT", str(baked / CACHE))
-        kept.write("baked")
-        os.utime(kept.path, (0, 0))
-    assert (kept.read(str), kept.age_s) == ("baked", None)
-    kept.write("own")
+        cached.write("baked")
+        os.utime(cached.path, (0, 0))
+    assert (cached.read(str), cached.age_s) == ("baked", None)
+    cached.write("own")
     for age_s, value in ((0, "own"), (3000, "own"), (3700, "baked"), (-3700, "baked")):
-        kept.write("own")
-        os.utime(kept.path, (kept.path.stat().st_mtime - age_s,) * 2)
-        assert kept.read(str) == value
+        cached.write("own")
+        os.utime(cached.path, (cached.path.stat().st_mtime - age_s,) * 2)
+        assert cached.read(str) == value
     assert _KEPT.read(str) == "own"
 
 
@@ -192,8 +192,8 @@ def test_files_that_get_another_owner_are_not_kept_and_the_user_is_told_once(cac
 @pytest.mark.thorough
 def test_the_values_that_were_written_longest_ago_are_removed(cache):
     for number in range(210):
-        Kept("things", number).write(number)
-        os.utime(Kept("things", number).path, (number, number))
+        CachedValue("things", number).write(number)
+        os.utime(CachedValue("things", number).path, (number, number))
     assert list(read_all("things", int)) == list(range(209, 9, -1))
 
 
