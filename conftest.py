@@ -64,7 +64,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
 def model_path() -> Path:
     """SmolLM2-135M-Instruct, the default model, as bf16 safetensors. Downloads it if `make test` has not."""
     from startup.files.download.obtain import resolve_model
-    from startup.files.model.request import ModelRequest
+    from startup.files.model.model_request import ModelRequest
 
     return resolve_model(ModelRequest()).path
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from base.machine.processes import child_pids, pss_bytes
 from envs.registry import env
-from router.child.process import inherited_environment
+from router.child.child_process import inherited_environment
 from router.model_entry import ModelEntry
 from startup.processes import death_pipe
 from startup.processes.back_off import LONGEST_S, BackOff

@@ -16,9 +16,9 @@ import aiohttp
 
 from base.machine.processes import descendants
 from base.server_settings import GIVES_WAY_S, control_socket, waiting_mark
+from router.child.child_process import ChildProcess, ProcessSet, describe_end
 from router.child.log import ChildLog, LogRelay
 from router.child.place import find_marked
-from router.child.process import ChildProcess, ProcessSet, describe_end
 from router.child.server import ERRORS_S, STOP_S, ChildProgress, ChildReadiness, ForeignServer, OwnServer, execute_words
 from router.model_entry import ModelEntry
 from startup.errors import NOT_STARTED_CAUSE, TIMEOUT_CAUSE, UNKNOWN_CAUSE, PortInUseError, code_line

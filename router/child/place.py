@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 from base.machine.command_line import replace_command_line
 from base.machine.processes import marked_pids
 from envs.registry import env
-from router.child.process import inherited_environment
+from router.child.child_process import inherited_environment
 from startup.logs.options import LogOptions
 from startup.processes import group_signals
 

@@ -20,8 +20,8 @@ from yarl import URL
 from base.json_depth import read_json
 from base.machine.server_ports import find_free_port, list_server_ports
 from base.server_settings import SHUTDOWN_TIMEOUT_S, control_socket
+from router.child.child_process import execute_serve
 from router.child.connections import ForeignConnections, UnixConnections
-from router.child.process import execute_serve
 from router.model_entry import PORT, ForeignCommand, ServerCall, ServerTimes
 from startup.errors import NOT_STARTED_CAUSE, with_code
 from startup.files.model.gguf import KEY_VARIABLE, LLAMA_SERVER

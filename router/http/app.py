@@ -27,7 +27,7 @@ from router.model_pool import ModelPool
 from server.http.transport.added_headers import AddedHeaders, read_request_id
 from server.http.transport.connection import Serving
 from server.http.transport.connection_table import raise_file_limit
-from server.http.transport.request import ClientGoneError, Request
+from server.http.transport.http_request import ClientGoneError, Request
 from server.http.transport.server import HttpServer
 from server.terms.held_bytes import HeldBytes
 from server.terms.http_body.response_body import Answer

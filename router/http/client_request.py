@@ -7,7 +7,7 @@ from typing import Final
 from base.http_requests import decode, query_value
 from router.http.answers import CLOSES, FailedRequestError
 from router.metrics import RequestRecord
-from server.http.transport.request import Request, announces_body, find_header
+from server.http.transport.http_request import Request, announces_body, find_header
 
 _SINGLE: Final = (b"host", b"content-type", b"transfer-encoding")
 """Headers that may occur only once. A model's server could read another one than the router."""

@@ -28,7 +28,7 @@ from router.http.waiting import Patience, WaitingComments
 from router.http.websocket import CONNECT_S, UPGRADE, open_websocket, relay_messages
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelRefused
-from server.http.transport.request import RawHeaders
+from server.http.transport.http_request import RawHeaders
 from server.terms.http_body.response_body import Answer, Headers
 
 logger = logging.getLogger(__name__)

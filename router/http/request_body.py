@@ -16,7 +16,7 @@ import msgspec
 from router.http.answers import CLOSES, FailedRequestError
 from router.http.body_members import NOT_JSON, BodyFaultError, Member, Members, form_fields, json_members, parse_options
 from router.model_entry import BodyChanges
-from server.http.transport.request import Request
+from server.http.transport.http_request import Request
 from server.terms.held_bytes import HeldBytes
 from server.terms.limits import LimitsConfig, flag_of
 

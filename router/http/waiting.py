@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from server.http.transport.request import Request
+from server.http.transport.http_request import Request
 from server.terms.http_body.response_body import EVENTS_TYPE
 
 

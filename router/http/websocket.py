@@ -9,7 +9,7 @@ import aiohttp
 from yarl import URL
 
 from router.http.waiting import Patience
-from server.http.transport.request import RawHeaders, Request
+from server.http.transport.http_request import RawHeaders, Request
 
 CONNECT_S: Final = 10.0
 UPGRADE: Final = ((b"connection", b"Upgrade"), (b"upgrade", b"websocket"))

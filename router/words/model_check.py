@@ -24,7 +24,7 @@ from envs import environment
 from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
-from router.child.process import inherited_environment
+from router.child.child_process import inherited_environment
 from router.model_entry import Fault, ModelEntry, Notice, ServerTimes
 from router.standbys import template_kind_of_entry
 from router.words.llama_words import as_llama_server
@@ -33,7 +33,7 @@ from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.gguf import find_gguf, has_llama_server
-from startup.files.model.request import ModelRequest, parse_adapter
+from startup.files.model.model_request import ModelRequest, parse_adapter
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import USAGE, Finding, PreflightReport, unchecked

@@ -4,7 +4,7 @@ from typing import Any
 
 from base.errors import RequestError
 from server.engine.process_link.client import EngineClient
-from server.generation.request import Tool, shown_tools
+from server.generation.generation_request import Tool, shown_tools
 from server.operation.admission import RequestContext
 from server.operation.models import ServedModels
 from server.terms.http_body.request_body import (

@@ -20,6 +20,7 @@ import msgspec
 
 from base.errors import RequestError
 from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
+from server.generation.generation_request import ChatRequest, shown_tools
 from server.generation.guided import Constraint, find_strict_constraint
 from server.generation.reasoning import (
     ModelReasoning,
@@ -28,7 +29,6 @@ from server.generation.reasoning import (
     read_model_facts,
     read_model_type,
 )
-from server.generation.request import ChatRequest, shown_tools
 from server.generation.sequences import UsageMeter, collect, generate
 from server.operation.admission import RequestContext
 from server.operation.models import Inference

@@ -14,9 +14,9 @@ from base.errors import ConfigError, PromptTooLongError, RequestError
 from base.http_requests import REQUEST_ID
 from base.json_depth import read_json
 from envs.redaction import MASK
+from server.generation.generation_request import ChatRequest, CompletionRequest
 from server.generation.guided import Constraint, find_constraint
 from server.generation.reasoning import ModelReasoning, PromptReasoning
-from server.generation.request import ChatRequest, CompletionRequest
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
 from server.terms.config import ModelFiles

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from base.errors import RequestError
 from base.json_depth import read_json
 from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema
-from server.generation.request import ChatRequest, CompletionRequest, FunctionDefinition, StructuredOutputs
+from server.generation.generation_request import ChatRequest, CompletionRequest, FunctionDefinition, StructuredOutputs
 from server.terms.types import GuidedDecoding
 from server.text.parsers.formats import CallFormat
 from server.text.parsers.json_text import is_nested_deeper

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from server.generation.request import ChatRequest, CompletionRequest
+from server.generation.generation_request import ChatRequest, CompletionRequest
 from server.operation.models import Inference
 from server.terms.concurrency import take_turns
 from server.terms.types import TokenLogprob

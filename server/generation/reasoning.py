@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from server.engine.sampling.reasoning import MarkerFinder
-from server.generation.request import ChatRequest, CompletionRequest
+from server.generation.generation_request import ChatRequest, CompletionRequest
 from server.terms.server_config import AUTO, GenerationConfig
 from server.terms.types import ReasoningMarker, ReasoningRules
 from server.text.model_files import read_json_object

@@ -9,8 +9,8 @@ import msgspec
 
 from base.errors import EngineError, RequestError
 from server.generation.generation import Generation, SequenceDelta
+from server.generation.generation_request import ChatRequest
 from server.generation.reasoning import ReasoningCounter
-from server.generation.request import ChatRequest
 from server.operation.admission import RequestContext
 from server.operation.metrics.server_metrics import EngineMetrics
 from server.operation.models import Inference

@@ -11,7 +11,7 @@ from server.http.routes.endpoint import AppParts, Route
 from server.http.routes.info import health_answer
 from server.http.routes.table import build_routes
 from server.http.transport.added_headers import AddedHeaders
-from server.http.transport.request import Request, find_header
+from server.http.transport.http_request import Request, find_header
 from server.operation.admission import UnavailableError
 from server.terms.http_body.response_body import (
     Answer,

@@ -22,9 +22,9 @@ from base.wording import format_bytes
 from envs.registry import env
 from startup.compiled_models import local
 from startup.compiled_models.exchange import CompiledEvent, Exchange
-from startup.compiled_models.process import AddJob, FetchJob, LearnedFiles, SharingProcess, SharingReport
 from startup.compiled_models.reasons import Reason, Wanted, explain, find_change
 from startup.compiled_models.record import CompiledModel, Hardware, kernel_family, present_architectures
+from startup.compiled_models.sharing_process import AddJob, FetchJob, LearnedFiles, SharingProcess, SharingReport
 from startup.processes import group_signals
 from startup.reports.timeline.history import installed_versions
 from startup.session.start_state import StartState

@@ -14,8 +14,8 @@ from typing import Final
 from startup.compiled_models import local
 from startup.compiled_models.archive import ArchiveError, DamagedError, read_record, unpack, write_archive
 from startup.compiled_models.location import Location, StoredArchive
-from startup.compiled_models.process import AddJob, FetchJob, LearnedFiles, SharingReport
 from startup.compiled_models.record import SharedFiles
+from startup.compiled_models.sharing_process import AddJob, FetchJob, LearnedFiles, SharingReport
 from startup.storage.caches import digest
 
 _MOST_ARCHIVES: Final = 32

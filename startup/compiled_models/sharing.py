@@ -10,10 +10,10 @@ from base.wording import one_line
 from startup.compiled_models import local
 from startup.compiled_models.archive import ArchiveError, DamagedError, read_record, unpack, write_archive
 from startup.compiled_models.location import MOST_EXAMINED, Location, StoredArchive, open_location
-from startup.compiled_models.process import LEARNED_FETCHED, AddJob, FetchJob, SharingReport
 from startup.compiled_models.reasons import has_changed_sources
 from startup.compiled_models.record import ARCHIVE_SUFFIX, ArchiveName, CompiledModel, FileFacts, Hardware
 from startup.compiled_models.shared_files import add_kernels, add_learned, fetch_kernels, fetch_learned
+from startup.compiled_models.sharing_process import LEARNED_FETCHED, AddJob, FetchJob, SharingReport
 from startup.processes.helper import Send
 
 _MOST_BYTES: Final = 16 << 30

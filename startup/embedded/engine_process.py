@@ -243,8 +243,8 @@ def _main(  # noqa: PLR0913 - all that the new process needs
     OutputRecord(Path(record_folder)).begin_process("engine")
     if is_fork:
         _close_other_sockets(connection)
+    from server.engine.engine_process import run_engine
     from server.engine.phases import Phases
-    from server.engine.process import run_engine
 
     phases = Phases()
     configure_logging(logs, role="engine", phase=lambda: phases.current)

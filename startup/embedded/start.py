@@ -38,7 +38,7 @@ from startup.errors import PortInUseError, StartupError
 from startup.files.download.obtain import finish_download
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import use_first_endpoint
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 from startup.hook import names_without
 from startup.imports.heavy import end_stand_ins, import_vision
 from startup.imports.learned_imports import learn, learned_imports
@@ -61,7 +61,7 @@ from startup.storage.temp_folder import ensure_temp_folder
 if TYPE_CHECKING:
     from server.run.api_process import ServerRun
     from server.text.renderers.renderer import Renderer
-    from startup.files.download.process import DownloadHandle
+    from startup.files.download.download_process import DownloadHandle
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,12 @@ from startup.imports.learned_imports import learned_imports
 if TYPE_CHECKING:
     from startup.imports.lean import LeftOut
 
-_ENGINE_MODULES = ("transformers", "transformers.generation.utils", "server.engine.build", "server.engine.process")
+_ENGINE_MODULES = (
+    "transformers",
+    "transformers.generation.utils",
+    "server.engine.build",
+    "server.engine.engine_process",
+)
 
 
 @functools.cache

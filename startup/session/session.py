@@ -27,7 +27,7 @@ from startup.files.download.obtain import begin_download
 from startup.files.model.file_plan import Download, FilePlan
 from startup.files.model.hub_settings import is_offline
 from startup.files.prefetch.messages import PrefetchReport
-from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
+from startup.files.prefetch.prefetch_process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.port import listener
 from startup.port.responder import StartupResponder
 from startup.port.responder_process import OpenChannel, open_plain
@@ -44,7 +44,7 @@ from startup.storage.run_record import RunRecord, run_recorded
 from startup.storage.temp_folder import own_folder
 
 if TYPE_CHECKING:
-    from startup.files.download.process import DownloadHandle
+    from startup.files.download.download_process import DownloadHandle
     from startup.port.service_manager import ServiceManager
 
 logger = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ class StartSession:
 
     def _download_later(self) -> None:
         """Downloads changed files in a helper process. Runs on a thread. The helper ends with this thread."""
-        from startup.files.download.process import start_download
+        from startup.files.download.download_process import start_download
 
         with start_download(self._asks_later) as handle:
             if handle.result() != tuple(download.cached for download in self._asks_later):

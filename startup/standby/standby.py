@@ -17,8 +17,8 @@ from base.wording import format_bytes
 from envs.registry import env
 from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
-from startup.files.model.request import ModelRequest
-from startup.files.prefetch.process import PrefetchHandle, start_prefetch
+from startup.files.model.model_request import ModelRequest
+from startup.files.prefetch.prefetch_process import PrefetchHandle, start_prefetch
 from startup.processes.group_signals import GROUP_SIGNALS
 from startup.standby import sockets
 from startup.standby.sockets import peer_of

@@ -20,7 +20,7 @@ from envs import environment
 from startup.errors import StartupError
 from startup.files.model.checkpoint_folder import modeling_module
 from startup.files.model.file_plan import plan_files
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 from startup.imports.gpu_guard import why_unforkable
 from startup.imports.heavy import import_engine
 from startup.imports.torch_environment import set_torch_variables

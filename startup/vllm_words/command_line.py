@@ -13,7 +13,7 @@ from base.wording import list_some
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from startup.files.model.file_plan import FilePlan, plan_files
-from startup.files.model.request import LLAMA_ORIGINALS, ModelRequest, read_adapters, read_draft
+from startup.files.model.model_request import LLAMA_ORIGINALS, ModelRequest, read_adapters, read_draft
 from startup.settings.config_file import ConfigFile
 from startup.settings.flag import Flag, GivenFlag, GivenFlags, merge, nest
 from startup.settings.serve_words import OMNI, Given, cut, is_flag_like, is_for_information, split, with_values

@@ -11,7 +11,7 @@ from base.errors import ConfigError
 from base.setting import is_section
 from envs.registry import OWN_PREFIX, env, validate_all
 from envs.suggestion import changed_word
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 from startup.settings.config import DEFAULT_MODEL_ID, StartupConfig
 from startup.settings.flag import Flag
 from startup.settings.serve_words import STRAY_REMEDY, Given, ServeWords, is_stray

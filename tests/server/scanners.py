@@ -21,16 +21,16 @@ from base.security.cors import _ASKED_HEADERS, CorsPolicy
 from base.server_settings import NetworkConfig
 from server.apis.anthropic.serving import BlockStream
 from server.apis.responses.output import OutputWriter
-from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.responses_request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
 from server.engine.sampling.grammar import GrammarError
 from server.engine.sampling.json_schema import prepare_schema, translate_regex
 from server.engine.sampling.reasoning import MarkerFinder
+from server.generation.generation_request import ChatRequest, CompletionRequest, StructuredOutputs
 from server.generation.guided import find_constraint
-from server.generation.request import ChatRequest, CompletionRequest, StructuredOutputs
 from server.http.routes.endpoint import read_announced_bytes
 from server.http.transport.added_headers import read_request_id
-from server.http.transport.request import find_header
+from server.http.transport.http_request import find_header
 from server.terms.config import RendererConfig
 from server.terms.http_body.request_body import RequestDecoder, check_num_values
 from server.terms.types import GuidedDecoding, ReasoningMarker

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 
 from server.http.app import LoopTurns
-from server.http.transport.request import Request
+from server.http.transport.http_request import Request
 from server.operation.metrics.server_metrics import INTERVAL_S, LoopHeartbeat
 
 

@@ -10,9 +10,9 @@ from base.machine.processors import usable_count
 from startup.compiled_models.compile_cache import present_versions
 from startup.compiled_models.local import TRITON
 from startup.compiled_models.location import open_location
-from startup.compiled_models.process import SharingReport
 from startup.compiled_models.record import Hardware, kernel_family
 from startup.compiled_models.shared_files import add_files
+from startup.compiled_models.sharing_process import SharingReport
 from startup.errors import StartupError
 from startup.kernels.compiling import CompileJob, compile_in_new_program
 from startup.kernels.kernel_lists import read_traits, shipped_kernels

@@ -13,7 +13,7 @@ from startup.files.download.messages import DownloadError
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.prefetch.messages import NUM_THREADS, PrefetchProgress, PrefetchReport
-from startup.files.prefetch.process import PrefetchHandle, start_prefetch
+from startup.files.prefetch.prefetch_process import PrefetchHandle, start_prefetch
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.reports.timeline.live_line import LiveLine, draw_bar

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from server.apis.anthropic.request import (
+from server.apis.anthropic.messages_request import (
     AnthropicMessage,
     AnthropicRequest,
     ContentBlock,
@@ -14,7 +14,7 @@ from server.apis.anthropic.request import (
     ThinkingEnabled,
     ToolDefinition,
 )
-from server.generation.request import (
+from server.generation.generation_request import (
     ChatRequest,
     FunctionDefinition,
     JsonSchemaFormat,

@@ -8,9 +8,9 @@ from uuid import uuid4
 
 from base.errors import RequestError
 from server.apis.anthropic.conversion import to_chat_request
-from server.apis.anthropic.request import AnthropicRequest, CountTokensRequest, Effort, ThinkingDisabled
+from server.apis.anthropic.messages_request import AnthropicRequest, CountTokensRequest, Effort, ThinkingDisabled
 from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, Part, chat_options, render_chat_request
-from server.generation.request import ChatRequest, ReasoningEffort
+from server.generation.generation_request import ChatRequest, ReasoningEffort
 from server.operation.admission import RequestContext
 from server.operation.models import Inference
 from server.terms.http_body.request_body import field_names

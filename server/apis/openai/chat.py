@@ -5,8 +5,8 @@ from contextlib import aclosing
 from typing import Any
 
 from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, ToolCallPart
+from server.generation.generation_request import ChatRequest
 from server.generation.logprobs import LogprobFormatter
-from server.generation.request import ChatRequest
 from server.generation.sequences import Usage
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time

@@ -5,8 +5,8 @@ from contextlib import aclosing
 from typing import Any
 
 from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
+from server.generation.generation_request import CompletionRequest
 from server.generation.logprobs import CompletionLogprobs, LogprobFormatter
-from server.generation.request import CompletionRequest
 from server.generation.sequences import UsageMeter, collect, generate
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from base.errors import RequestError
-from server.apis.responses.request import Content, InputItem, InputPart, ResponsesRequest, TextFormat
+from server.apis.responses.responses_request import Content, InputItem, InputPart, ResponsesRequest, TextFormat
 from server.apis.responses.tools import ResponseTools, flat_name
-from server.generation.request import ChatRequest, JsonSchemaFormat, ResponseFormat, SamplingFields
+from server.generation.generation_request import ChatRequest, JsonSchemaFormat, ResponseFormat, SamplingFields
 
 Message = dict[str, Any]
 

@@ -9,11 +9,11 @@ from base.errors import RequestError
 from base.json_depth import read_json
 from server.apis.responses.conversion import FIELDS, build_conversation, to_chat_request
 from server.apis.responses.output import OutputItem, OutputWriter, ResponseEvent, create_event
-from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.responses_request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
 from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta
+from server.generation.generation_request import ChatRequest
 from server.generation.logprobs import ChatLogprob, LogprobFormatter
-from server.generation.request import ChatRequest
 from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
 from server.terms.http_body.request_body import check_limits, field_names

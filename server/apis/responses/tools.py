@@ -6,8 +6,8 @@ import msgspec
 from msgspec import UNSET, Meta
 
 from base.errors import RequestError
-from server.apis.responses.request import ResponsesRequest
-from server.generation.request import FunctionDefinition, NamedFunction, NamedToolChoice, Tool, ToolChoice
+from server.apis.responses.responses_request import ResponsesRequest
+from server.generation.generation_request import FunctionDefinition, NamedFunction, NamedToolChoice, Tool, ToolChoice
 
 T = TypeVar("T")
 

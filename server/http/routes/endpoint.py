@@ -13,7 +13,7 @@ from base.http_requests import REQUEST_ID
 from base.lifecycle import Lifecycle, StartView
 from base.security.api_keys import ApiKeys
 from server.http.transport.added_headers import read_request_id
-from server.http.transport.request import ClientGoneError, RawHeaders, Request, find_header
+from server.http.transport.http_request import ClientGoneError, RawHeaders, Request, find_header
 from server.operation.admission import Admission, Availability, Lease, RequestContext, RunningRequests
 from server.operation.models import Inference
 from server.terms.http_body.request_body import RequestBody, RequestDecoder

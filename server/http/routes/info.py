@@ -12,7 +12,7 @@ from base.http_requests import query_value
 from base.machine.processes import family_pss_bytes
 from base.status_page.page import read_page
 from server.http.routes.endpoint import AppParts
-from server.http.transport.request import Request
+from server.http.transport.http_request import Request
 from server.operation.admission import Availability
 from server.operation.metrics.server_metrics import CONTENT_TYPE
 from server.terms.http_body.response_body import Answer, json_answer, unavailable_answer

@@ -4,7 +4,7 @@ from functools import cache, partial
 from typing import Any
 
 from base.status_page.page import DATA_PATH
-from server.apis.anthropic.request import AnthropicRequest, CountTokensRequest
+from server.apis.anthropic.messages_request import AnthropicRequest, CountTokensRequest
 from server.apis.anthropic.serving import AnthropicServing
 from server.apis.openai.chat import create_chat_completion
 from server.apis.openai.completions import CompletionServing
@@ -17,17 +17,17 @@ from server.apis.pooling.endpoints import (
     PoolingServing,
 )
 from server.apis.pooling.scoring import RerankRequest, RerankServing, ScoreRequest, ScoreServing
-from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.responses_request import ResponsesRequest
 from server.apis.responses.serving import ResponsesServing
 from server.apis.tokenization import DetokenizeRequest, TokenizationServing, TokenizeRequest
 from server.generation.chat import ChatRunner, OutputParsing
 from server.generation.generation import GenerationBuilder
+from server.generation.generation_request import ChatRequest, CompletionRequest
 from server.generation.reasoning import load_reasoning
-from server.generation.request import ChatRequest, CompletionRequest
 from server.http.routes.endpoint import AppParts, Handler, JsonEndpoint, Route, T
 from server.http.routes.info import InfoEndpoints
 from server.http.routes.openapi import build_openapi
-from server.http.transport.request import Request
+from server.http.transport.http_request import Request
 from server.terms.http_body.response_body import ANTHROPIC, Answer, json_answer
 
 

@@ -5,7 +5,7 @@ from uuid import uuid4
 from base.http_requests import is_valid_id
 from base.security.cors import CorsPolicy
 from base.server_settings import NetworkConfig
-from server.http.transport.request import RawHeaders, Request, find_header
+from server.http.transport.http_request import RawHeaders, Request, find_header
 from server.terms.http_body.response_body import Answer, Headers
 
 

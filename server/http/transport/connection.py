@@ -21,6 +21,7 @@ from base.access_log import ACCESS_LINE
 from base.http_requests import encode
 from base.security.api_keys import PROBE_PATHS
 from server.http.transport.connection_table import ConnectionTable, raise_file_limit
+from server.http.transport.http_request import RawHeaders, Request, announces_body, date_header, find_header
 from server.http.transport.input_turns import (
     BODY_COST,
     HEAD_COST,
@@ -38,7 +39,6 @@ from server.http.transport.read_watch import (
     head_too_large,
     too_many_headers,
 )
-from server.http.transport.request import RawHeaders, Request, announces_body, date_header, find_header
 from server.terms.held_bytes import HeldBytes
 from server.terms.limits import LimitsConfig, flag_of
 

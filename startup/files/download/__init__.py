@@ -1,1 +1,1 @@
-"""Downloads a model in a helper process. Begin with `process.py`, then read `worker.py`."""
+"""Downloads a model in a helper process. Begin with `download_process.py`, then read `worker.py`."""

@@ -12,10 +12,10 @@ from startup.files.download.messages import DownloadError
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_place import ModelPlace, absence_problem, missing_package, place_problem
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 
 if TYPE_CHECKING:
-    from startup.files.download.process import DownloadHandle
+    from startup.files.download.download_process import DownloadHandle
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None
     for download in downloads:
         if download.hub == "object_store" and (problem := missing_package(download.repo_id)):
             raise DownloadError("failed", problem)
-    from startup.files.download.process import start_download
+    from startup.files.download.download_process import start_download
 
     return start_download(downloads, show, timeout_s=timeout_s)
 

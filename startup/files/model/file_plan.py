@@ -13,7 +13,7 @@ from typing import Literal
 from base.machine.page_cache import memory_devices
 from server.terms.config import ModelFiles
 from startup.files.model.model_place import FolderListing, ModelPlace, find_place
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 from startup.files.model.wanted_files import Role, WantedFiles, format_of
 from startup.settings.config import DEFAULT_MODEL_ID
 

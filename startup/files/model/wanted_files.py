@@ -17,7 +17,7 @@ from startup.files.model.checkpoint_folder import (
     is_numbered,
     with_siblings,
 )
-from startup.files.model.request import LLAMA_ORIGINALS, EngineName, ModelRequest
+from startup.files.model.model_request import LLAMA_ORIGINALS, EngineName, ModelRequest
 
 Role = Literal["model", "draft", "tokenizer", "config", "generation_config", "adapter"]
 """Why a start reads a repository or folder."""

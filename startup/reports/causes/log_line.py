@@ -39,7 +39,7 @@ _GLUED: Final = re.compile(
 )
 """Matches the beginning of a record in the middle of a line, because a log may have lost its line breaks."""
 _OWN_RECORD: Final = re.compile(rf"(DEBUG|INFO|WARNING|ERROR|CRITICAL) {_DATE}\(([\w -]{{1,40}})\) [\w.-]{{1,120}}: ")
-"""Matches prefixes of `vllm-cli`, such as `ERROR 09-03 11:03:37 (engine) server.engine.process: `."""
+"""Matches prefixes of `vllm-cli`, such as `ERROR 09-03 11:03:37 (engine) server.engine.engine_process: `."""
 _UVICORN: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL): {1,8}")
 _GLOG: Final = re.compile(r"\[?([WEF])\d{3,4} \d\d:\d\d:\d\d\.\d{1,9} (?:\d{1,10} )?[\w./-]{1,80}:\d{1,6}\] ?")
 """Matches prefixes of C++ code, for example of torch: `[E716 19:47:26.324586583 Pool.cpp:523] `."""

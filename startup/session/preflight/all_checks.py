@@ -22,7 +22,7 @@ from startup.files.model.file_faults import read_json_object
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import describe_variables, hub_endpoints, is_offline, unusable_certificates
 from startup.files.model.model_place import FolderListing, ModelPlace
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 from startup.session.preflight.checkpoint import (
     CONTENT_CHECKS,
     Checkpoint,

@@ -2,8 +2,8 @@
 
 from base.machine.file_stamps import read_stamp
 from startup.compiled_models.compile_cache import present_versions
-from startup.compiled_models.process import LearnedFiles
 from startup.compiled_models.record import start_family
+from startup.compiled_models.sharing_process import LearnedFiles
 from startup.imports.learned_imports import import_file_paths, installation
 from startup.storage.caches import cache_folder, find_baked
 from startup.vllm.fork.preload_profile import PreloadProfile, has_own_profile

@@ -16,7 +16,7 @@ from startup.vllm.launch.hub_requests import forbid_requests
 from startup.vllm_words.command_line import CommandLine
 
 if TYPE_CHECKING:
-    from startup.files.download.process import DownloadHandle
+    from startup.files.download.download_process import DownloadHandle
 
 logger = logging.getLogger(__name__)
 

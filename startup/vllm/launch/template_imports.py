@@ -17,7 +17,7 @@ from typing import Final
 from envs.registry import env
 from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 from startup.hook import place_only_for
 from startup.imports.learned_imports import learn
 from startup.processes.new_program import OWN_PACKAGES_MODULE

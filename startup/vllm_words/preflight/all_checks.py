@@ -21,7 +21,7 @@ from envs.foreign import expand_home
 from server.terms.sampling_values import FILE
 from startup.files.model.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_problem
 from startup.files.model.file_faults import first_problem, read_json_object
-from startup.files.model.request import parse_adapter
+from startup.files.model.model_request import parse_adapter
 from startup.session.preflight.all_checks import PreflightOptions, download_checks, is_importable
 from startup.session.preflight.checkpoint import sampling_findings
 from startup.session.preflight.network import check_address, check_tls

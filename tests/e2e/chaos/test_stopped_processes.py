@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from server.http.transport.request import Request
+from server.http.transport.http_request import Request
 from server.terms.limits import LimitsConfig
 from tests.e2e.server_process import ServerProcess, wait_process
 from tests.e2e.stop_point import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint

@@ -22,8 +22,8 @@ from router import standbys
 from router.child import child as child_module
 from router.child import server as child_server
 from router.child.child import Child, ChildPlace
+from router.child.child_process import ChildProcess
 from router.child.place import guarded
-from router.child.process import ChildProcess
 from router.child.server import ForeignServer
 from router.model_entry import ForeignCommand, ModelEntry
 from tests.router.conftest import open_places

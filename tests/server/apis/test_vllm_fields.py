@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from server.apis.anthropic.request import (
+from server.apis.anthropic.messages_request import (
     AnthropicMessage,
     AnthropicRequest,
     ContentBlock,
@@ -20,10 +20,10 @@ from server.apis.anthropic.request import (
 )
 from server.apis.pooling.endpoints import ClassificationRequest, EmbeddingRequest, PoolingRequest
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
-from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.responses_request import ResponsesRequest
 from server.apis.responses.serving import empty_response
 from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
-from server.generation.request import (
+from server.generation.generation_request import (
     ChatRequest,
     CompletionRequest,
     FunctionDefinition,

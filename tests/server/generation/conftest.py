@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.generation.request import ChatRequest, CompletionRequest
+from server.generation.generation_request import ChatRequest, CompletionRequest
 from server.terms.http_body.request_body import RequestDecoder
 from server.terms.limits import LimitsConfig
 from tests.conversations.conversation import read_lines

@@ -15,8 +15,8 @@ from base.errors import ConfigError, RequestError
 from server.engine.sampling.grammar import GrammarError
 from server.generation.chat import chat_options
 from server.generation.generation import SamplingDefaults
+from server.generation.generation_request import ChatRequest, CompletionRequest, FunctionDefinition, Tool
 from server.generation.guided import Constraint, find_constraint, find_strict_constraint
-from server.generation.request import ChatRequest, CompletionRequest, FunctionDefinition, Tool
 from server.terms.config import ModelFiles
 from server.terms.http_body.request_body import _warn
 from server.terms.limits import LimitsConfig

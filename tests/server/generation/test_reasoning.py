@@ -9,8 +9,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from server.generation.chat import ChoiceReader, OutputParsing
 from server.generation.generation import SequenceDelta
+from server.generation.generation_request import ChatRequest
 from server.generation.reasoning import PromptReasoning, ReasoningCounter, load_reasoning
-from server.generation.request import ChatRequest
 from server.terms.config import ModelFiles, RendererConfig
 from server.terms.server_config import GenerationConfig
 from server.text.parsers.formats import REASONING_FORMATS

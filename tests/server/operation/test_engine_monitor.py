@@ -11,7 +11,7 @@ import pytest
 
 from base.lifecycle import Lifecycle
 from base.server_settings import LifecycleConfig
-from server.engine.process import BlockingChannel
+from server.engine.engine_process import BlockingChannel
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import Failed, Ready
 from server.operation import admission, drain

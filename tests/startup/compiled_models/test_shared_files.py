@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 import pytest
 
 from startup.compiled_models.archive import MANIFEST
-from startup.compiled_models.process import LEARNED_FETCHED, AddJob, FetchJob, LearnedFiles, SharingReport
 from startup.compiled_models.record import FileFacts, Hardware, SharedFiles, kernel_family, start_family
 from startup.compiled_models.sharing import add, fetch
+from startup.compiled_models.sharing_process import LEARNED_FETCHED, AddJob, FetchJob, LearnedFiles, SharingReport
 from startup.storage.caches import HIDDEN
 from tests.startup.compiled_models.conftest import FILES, facts, zipped
 from tests.startup.compiled_models.test_sharing import Machine

@@ -20,9 +20,9 @@ import pytest
 from startup.compiled_models import local
 from startup.compiled_models.archive import unpack, write_archive
 from startup.compiled_models.location import open_location
-from startup.compiled_models.process import AddJob, FetchJob, SharingProcess
 from startup.compiled_models.record import CompiledModel, Hardware
 from startup.compiled_models.sharing import add, fetch
+from startup.compiled_models.sharing_process import AddJob, FetchJob, SharingProcess
 from tests.startup.compiled_models.conftest import RECORD
 from tests.support.waiting import is_gone
 
@@ -435,7 +435,7 @@ def test_kernels_of_other_programs_are_not_shared(make_machine):
 
 @pytest.mark.thorough
 def test_a_fetch_ends_when_its_location_does_not_answer(make_machine, tmp_path, monkeypatch):
-    monkeypatch.setattr("startup.compiled_models.process._LEAST_LIMIT_S", 1.0)
+    monkeypatch.setattr("startup.compiled_models.sharing_process._LEAST_LIMIT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from startup.files.prefetch.messages import PrefetchReport
-from startup.files.prefetch.process import PrefetchHandle
+from startup.files.prefetch.prefetch_process import PrefetchHandle
 from startup.settings.serve_words import ServeWords
 from startup.standby import standby, template
 from startup.standby.import_state import ImportEnvironment, recorded_reads, written_since

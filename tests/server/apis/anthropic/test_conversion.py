@@ -11,7 +11,7 @@ import pytest
 
 from base.errors import RequestError
 from server.apis.anthropic.conversion import to_chat_request
-from server.apis.anthropic.request import AnthropicRequest
+from server.apis.anthropic.messages_request import AnthropicRequest
 from server.apis.anthropic.serving import BlockStream
 from server.terms.http_body.request_body import RequestDecoder
 from tests.conversations.conversation import differences, read_lines

@@ -7,9 +7,9 @@ import pytest
 
 from base.errors import RequestError
 from server.apis.responses.conversion import build_conversation, continues_message
-from server.apis.responses.request import InputItem, ResponsesRequest
+from server.apis.responses.responses_request import InputItem, ResponsesRequest
 from server.apis.responses.tools import CalledTool, ResponseTools
-from server.generation.request import NamedFunction, NamedToolChoice
+from server.generation.generation_request import NamedFunction, NamedToolChoice
 from tests.conversations.conversation import read_lines
 
 ITEMS = Path(__file__).with_name("items.jsonl")

@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from base.errors import EngineDeadError, EngineError, EngineStartError
-from server.engine.process import BlockingChannel, ChannelClosedError, attach
+from server.engine.engine_process import BlockingChannel, ChannelClosedError, attach
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import (
     Abort,

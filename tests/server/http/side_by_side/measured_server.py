@@ -18,7 +18,7 @@ import uvicorn
 import uvloop
 
 from server.http.transport.connection import Serving
-from server.http.transport.request import ClientGoneError, Request
+from server.http.transport.http_request import ClientGoneError, Request
 from server.http.transport.server import HttpServer
 from server.terms.held_bytes import HeldBytes
 from server.terms.http_body.response_body import Answer

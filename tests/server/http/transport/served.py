@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from server.http.transport.connection import Serving
-from server.http.transport.request import Request
+from server.http.transport.http_request import Request
 from server.http.transport.server import HttpServer
 from server.terms.held_bytes import HeldBytes
 from server.terms.http_body.response_body import Answer

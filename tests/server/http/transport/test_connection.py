@@ -14,7 +14,7 @@ import uvloop
 
 from server.http.transport import connection
 from server.http.transport.connection import Connection
-from server.http.transport.request import Request
+from server.http.transport.http_request import Request
 from server.http.transport.tls_handshake import TlsHandshake
 from server.terms.http_body.response_body import Answer
 from server.terms.limits import LimitsConfig

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.http.transport.connection import Connection, Serving
-from server.http.transport.request import Request
+from server.http.transport.http_request import Request
 from server.terms.held_bytes import HeldBytes
 from server.terms.http_body.response_body import Answer
 from server.terms.limits import LimitsConfig

@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from server.http.transport.connection import Serving
-from server.http.transport.request import Request
+from server.http.transport.http_request import Request
 from server.http.transport.server import HttpServer
 from server.terms.held_bytes import HeldBytes
 from server.terms.limits import LimitsConfig

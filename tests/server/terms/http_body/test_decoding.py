@@ -10,11 +10,11 @@ import pytest
 
 from base import json_depth
 from base.errors import RequestError
-from server.apis.anthropic.request import AnthropicRequest
+from server.apis.anthropic.messages_request import AnthropicRequest
 from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest
 from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
-from server.generation.request import ChatRequest, CompletionRequest
+from server.generation.generation_request import ChatRequest, CompletionRequest
 from server.terms.http_body.request_body import RequestDecoder, check_num_values
 from server.terms.limits import LimitsConfig
 from tests.support.properties import given, json_values, st

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from startup.files.download.download_process import start_download
 from startup.files.download.obtain import begin_download, finish_download, resolve_model
-from startup.files.download.process import start_download
 from startup.files.model.file_plan import plan_files
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 from tests.startup.files.download.conftest import COMMIT, MODEL, write_model, write_snapshot
 from tests.startup.files.download.downloads import MODEL as LARGER_MODEL
 from tests.startup.files.download.downloads import Downloads

@@ -13,7 +13,7 @@ from startup.files.download.hub_client import HubClient, check_reachable
 from startup.files.download.messages import DownloadError
 from startup.files.model.file_plan import plan_files
 from startup.files.model.model_place import unfinished_marker
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 from tests.startup.files.download.downloads import MODEL
 from tests.support.hub import Fault, HubServer, Lie
 

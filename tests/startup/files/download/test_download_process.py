@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from startup.files.download.download_process import DownloadHandle, start_download
 from startup.files.download.messages import DownloadError
-from startup.files.download.process import DownloadHandle, start_download
 from startup.files.model.file_plan import plan_files
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.startup.files.download.downloads import MODEL, Downloads
 from tests.support.cli import run_cli

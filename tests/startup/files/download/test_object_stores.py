@@ -13,7 +13,7 @@ from startup.errors import ModelNotFoundError
 from startup.files.download.obtain import begin_download, resolve_model
 from startup.files.download.repository import PART_ENDING
 from startup.files.model.file_plan import plan_files
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 from tests.support.s3_server import SECRET, s3_server
 
 pytestmark = pytest.mark.thorough

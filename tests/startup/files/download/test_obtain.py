@@ -9,7 +9,7 @@ from startup.errors import ModelNotFoundError
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import plan_files
 from startup.files.model.hub_settings import hub_endpoints, use_first_endpoint
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 from startup.settings.config import DEFAULT_MODEL_ID
 from tests.startup.files.download.conftest import COMMIT, MODEL, write_model, write_snapshot
 

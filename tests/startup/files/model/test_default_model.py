@@ -35,7 +35,7 @@ _PREPARE = """
 import logging, sys
 from startup.files.download.obtain import resolve_model
 from startup.errors import ModelNotFoundError
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 try:
     print(resolve_model(ModelRequest()).path)

@@ -10,7 +10,7 @@ import pytest
 
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.model_place import unfinished_marker
-from startup.files.model.request import DraftModel, ModelRequest
+from startup.files.model.model_request import DraftModel, ModelRequest
 from startup.files.model.wanted_files import WantedFiles
 from startup.vllm_words.command_line import CommandLine
 

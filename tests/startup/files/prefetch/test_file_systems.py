@@ -33,7 +33,7 @@ WORK: Final = """
 import json, mmap, os, sys
 from contextlib import ExitStack
 from pathlib import Path
-from startup.files.prefetch.process import start_prefetch
+from startup.files.prefetch.prefetch_process import start_prefetch
 from base.machine.page_cache import ResidencyProbe
 from tests.support.page_cache import held
 from vllm_cli.bake.bake import used_pages

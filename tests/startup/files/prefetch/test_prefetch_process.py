@@ -17,7 +17,7 @@ import pytest
 
 from startup.files.prefetch import worker
 from startup.files.prefetch.messages import PrefetchJob, PrefetchProgress, PrefetchReport
-from startup.files.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
+from startup.files.prefetch.prefetch_process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.files.prefetch.survey import (
     RESERVE_BYTES,
     Block,
@@ -128,7 +128,7 @@ def test_what_may_be_resident_unknown_to_us_is_read_once(mode):
 @pytest.mark.alone
 def test_resident_files_need_no_helper(make_file, monkeypatch):
     path = make_file("weights.safetensors", 1)
-    monkeypatch.setattr("startup.files.prefetch.process.Helper", None)
+    monkeypatch.setattr("startup.files.prefetch.prefetch_process.Helper", None)
     with held(path):
         report = start_prefetch([path]).result()
     assert (report.state, report.reason, report.resident_bytes) == ("off", "all files are resident", 1 << 20)
@@ -184,7 +184,7 @@ def test_the_helper_imports_little_and_no_third_party_module():
 
 def test_libraries_of_torch_are_found_without_importing_it():
     script = (
-        "import sys; from startup.files.prefetch.process import plan_libraries; print(*plan_libraries());"
+        "import sys; from startup.files.prefetch.prefetch_process import plan_libraries; print(*plan_libraries());"
         "assert 'torch' not in sys.modules"
     )
     assert "libtorch_cpu.so" in [Path(word).name for word in python_output(script).split()]

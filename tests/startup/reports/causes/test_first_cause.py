@@ -160,7 +160,7 @@ def test_the_phases_of_many_processes_go_on():
 
 @pytest.mark.parametrize("formatter", [TextFormatter("engine"), JsonFormatter("engine", None)], ids=["text", "JSON"])
 def test_the_formats_of_our_own_logs(formatter):
-    record = logging.LogRecord("server.engine.process", logging.ERROR, "process.py", 7, "The engine failed", None, None)
+    record = logging.LogRecord("server.engine.engine_process", logging.ERROR, "process.py", 7, "It failed", None, None)
     try:
         raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
     except RuntimeError:

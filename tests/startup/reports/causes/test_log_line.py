@@ -47,7 +47,7 @@ Ray, old format => (RayWorkerWrapper pid=144, ip=10.0.0.2) ERROR 04-24 16:06:40 
     => RayWorkerWrapper pid=144 => ERROR => worker_base.py => ValueError: x
 --log-format text-utc => (EngineCore pid=1) ERROR 2026-09-03T11:03:37Z [core.py:712] ValueError: x
     => EngineCore pid=1 => ERROR => core.py => ValueError: x
---log-format text-utc, our own => ERROR 2026-09-03T11:03:37Z (engine) server.engine.process: ValueError: x
+--log-format text-utc, our own => ERROR 2026-09-03T11:03:37Z (engine) server.engine.engine_process: ValueError: x
     => engine => ERROR =>  => ValueError: x
 only the file => [multiproc_executor.py:492] ValueError: x =>  =>  => multiproc_executor.py => ValueError: x
 a log format with bars => box  | 2024-02-20 21:46:23 | ERROR | stderr | ValueError: x =>  =>  =>  => ValueError: x

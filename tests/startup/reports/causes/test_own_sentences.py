@@ -63,7 +63,7 @@ _NO_ENDS = (
 _PACKAGES = ("startup", "server", "router", "vllm_cli")
 _ENGINES = {
     "vllm": "(EngineCore_DP0 pid=40) ERROR 09-03 11:03:37 [core.py:712] ",
-    "embedded": "ERROR 09-03 11:03:37 (engine) server.engine.process: ",
+    "embedded": "ERROR 09-03 11:03:37 (engine) server.engine.engine_process: ",
     "none": "",
 }
 

@@ -101,7 +101,7 @@ def test_a_server_that_was_stopped_has_not_crashed(record):
 def test_what_the_embedded_engine_reports_counts_without_an_exception(record):
     killed = describe_crash(record, "engine", "while it served", "its process 5 was killed by SIGSEGV")
     assert killed.known is not None and killed.known.name == "native-crash"
-    record.append("ERROR 01-01 00:00:00 (engine) server.engine.process: the engine failed\n")
+    record.append("ERROR 01-01 00:00:00 (engine) server.engine.engine_process: the engine failed\n")
     record.append(
         "  Traceback (most recent call last):\n    File \"x.py\", line 1, in load_model\n  KeyError: 'layers'\n"
     )

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from server.terms.config import ModelFiles
 from startup.files.download.obtain import resolve_model
 from startup.files.model.file_plan import FilePlan, plan_files
-from startup.files.model.request import ModelRequest
+from startup.files.model.model_request import ModelRequest
 from startup.session.preflight.report import Finding, PreflightReport
 from startup.settings.config import StartupConfig
 from tests.support.hub import Fault, HubServer

@@ -17,10 +17,10 @@ import torch
 
 from base.errors import EngineStartError
 from base.machine import libc
-from server.engine import build, idle_work, process
+from server.engine import build, engine_process, idle_work
+from server.engine.engine_process import BlockingChannel, ChannelClosedError, MappedFiles, ModelFilesChangedError
 from server.engine.model_loading import load_model
 from server.engine.phases import Phases
-from server.engine.process import BlockingChannel, ChannelClosedError, MappedFiles, ModelFilesChangedError
 from server.engine.process_link.client import detach
 from server.engine.process_link.messages import FromEngine, Generate, Ping, Pong, Prompt, Ready, Step
 from server.engine.sampling.grammar import GrammarCompiler
@@ -72,14 +72,14 @@ class Engine:
 def engine(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     ours, theirs = socket.socketpair()
     ours.settimeout(TIMEOUT_S)
-    monkeypatch.setattr(process.os, "_exit", lambda code: None)  # the receiver's, if loading fails
+    monkeypatch.setattr(engine_process.os, "_exit", lambda code: None)  # the receiver's, if loading fails
     imports = Imports()
     config = EngineConfig(num_threads=torch.get_num_threads(), max_num_seqs=2)
     arguments = (ModelFiles(tiny_llama, tiny_llama), config, Phases(), imports)
 
     def run() -> None:
         with suppress(ChannelClosedError):
-            process._EngineLoop(theirs).run(*arguments)
+            engine_process._EngineLoop(theirs).run(*arguments)
 
     loop = threading.Thread(target=run)
     loop.start()
@@ -208,5 +208,5 @@ def test_a_load_that_fails_with_lean_imports_is_repeated_with_all_modules(
     monkeypatch.setattr(build, "load_model", load_or_fail)
     files, config = ModelFiles(tiny_llama, tiny_llama), EngineConfig(max_num_seqs=1)
     with nullcontext() if num_faults < num_loads else pytest.raises(EngineStartError, match="erfinv"):
-        assert process._build(files, config, Phases(), imports, wake=lambda: None)[1].model_type == "llama"
+        assert engine_process._build(files, config, Phases(), imports, wake=lambda: None)[1].model_type == "llama"
     assert had_all_modules == [False, True][:num_loads]

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from base.errors import RequestError
-from server.generation.request import ReasoningEffort, SamplingFields
+from server.generation.generation_request import ReasoningEffort, SamplingFields
 from server.terms.http_body.request_body import NumLogprobs, OutputLimit, Unsupported
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
