@@ -336,9 +336,10 @@ class RepeatingClients(_Clients):
         super().__init__(port, [*zip(paths, self.statuses, self.bodies, strict=True)])
 
     def wait_for_more(self, number: int, *statuses: int) -> None:
-        """Waits until each of these statuses was received `number` more times."""
-        wanted = {status: self._count(status) + number for status in statuses}
-        wait_until(lambda: all(self._count(status) >= wanted[status] for status in statuses))
+        """Waits until each of these statuses was received `number` more times, if slowly."""
+        before = {status: self._count(status) for status in statuses}
+        for num_more in range(1, number + 1):  # each has its own time-out, because a busy machine answers few a second
+            wait_until(lambda wanted=num_more: all(self._count(each) >= before[each] + wanted for each in statuses))
 
     def _count(self, status: int) -> int:
         return sum(answers.count(status) for answers in self.statuses)
