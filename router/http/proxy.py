@@ -64,6 +64,8 @@ _IDEMPOTENT: Final = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE")
 _RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
 _ENDS_OF_EVENT: Final = (b"\n\n", b"\r\n\r\n")
 _MOST_HEADER_BYTES: Final = 64 << 10
+_READ_BYTES, _SIZED_READ_BYTES = 16 << 10, 256 << 10
+"""What aiohttp buffers of a body in chunks, with one chunk for each 16 bytes, and of one with a length."""
 _NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=CONNECT_S)
 
 
@@ -183,7 +185,7 @@ class Proxy:
                 self._session_of(child).get(_target(child, path, ""), headers=headers) as answer,
             ):
                 media_type = answer.headers.get(hdrs.CONTENT_TYPE) or "application/json"
-                return Answer(await answer.read(), answer.status, ((b"content-type", media_type.encode()),))
+                return Answer(await _read(answer.content), answer.status, ((b"content-type", media_type.encode()),))
         except (TimeoutError, aiohttp.ClientError, OSError) as err:
             logger.debug("%s %s is not answered: %s", child.base_url, path, err)
             return None
@@ -294,6 +296,7 @@ class Proxy:
                 timeout=_NO_LIMIT,
                 max_line_size=_MOST_HEADER_BYTES,
                 max_field_size=_MOST_HEADER_BYTES,
+                read_bufsize=_READ_BYTES,
                 trace_configs=[_noting_reuse()],
             )
             self._sessions[child] = session
@@ -365,6 +368,8 @@ async def _answer(call: RelayedCall, upstream: aiohttp.ClientResponse, child: Ch
     length, reason = upstream.content_length, own_reason((upstream.reason or "").encode("utf-8", "surrogateescape"))
     if length is None or length > _WHOLE_BYTES or http.method == "HEAD":
         await http.begin(upstream.status, headers, num_bytes=length, reason=reason)
+        if length is not None:  # and there are no chunks
+            upstream.content.set_read_chunk_size(_SIZED_READ_BYTES)
         await copy.run()
         return
     try:
@@ -385,6 +390,8 @@ async def _continue(call: RelayedCall, upstream: aiohttp.ClientResponse, child: 
     with suppress(aiohttp.ClientError):
         while len(body) < _MOST_ERROR_BYTES and (part := await upstream.content.readany()):
             body += part
+            if upstream.content.total_bytes > len(body):
+                await asyncio.sleep(0)
     await call.request.http.write(relayed_error_events(upstream.status, bytes(body), call.path))
     call.request.http.end()
 
@@ -431,8 +438,9 @@ class _Copy:
 
     async def run(self) -> None:
         """Copies the body. If the server breaks off, a stream gets an error event, another body is cut."""
-        is_stream, http = self._is_between_events, self._request.http
-        read, write, time = self._upstream.content.readany, http.write, self._loop.time
+        is_stream, http, content = self._is_between_events, self._request.http, self._upstream.content
+        read, write, time = content.readany, http.write, self._loop.time
+        num_bytes = 0
         while True:
             try:
                 part = await read()
@@ -448,6 +456,9 @@ class _Copy:
             await write(part)
             self._writing_since_s = None
             self._is_between_events = is_stream and part.endswith(_ENDS_OF_EVENT)
+            num_bytes += len(part)
+            if content.total_bytes > num_bytes:  # aiohttp has parsed the next part, for which no read waits
+                await asyncio.sleep(0)
 
     async def _end_broken(self, err: Exception) -> None:
         logger.warning("the server of a model broke a response off: %s", err)
@@ -469,6 +480,15 @@ class _Copy:
             logger.info("a client that does not read is disconnected: other models wait for the memory of its model")
             self._request.http.abort()
         self._timer = self._loop.call_later(self._stall_s / 3, self._check)
+
+
+async def _read(content: aiohttp.StreamReader) -> bytes:
+    body = bytearray()
+    while part := await content.readany():
+        body += part
+        if content.total_bytes > len(body):
+            await asyncio.sleep(0)
+    return bytes(body)
 
 
 async def _ended(child: Child, err: Exception) -> ModelRefused:

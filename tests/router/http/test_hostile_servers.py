@@ -1,6 +1,7 @@
 """A model's server that breaks the rules of HTTP harms no other client, and gets no request twice."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 
 from router.child.server import ForeignServer
+from router.http import proxy as proxy_module
 from router.http.answer_check import answer_fault, below, leads_up
 from router.http.proxy import headers_to_server
+from router.http.waiting import Patience
 from router.model_entry import ForeignCommand
 from tests.router.http.small_router import SmallChild
 from tests.router.http.test_proxy import CHAT, body_of
@@ -166,6 +169,55 @@ async def test_a_handshake_that_is_not_valid_is_not_passed_on(answer, server, as
     refused = await ask("GET", "/v1/realtime?model=m", headers={"Connection": "Upgrade", "Upgrade": "websocket", **key})
     assert refused.status in (502, 503)
     assert "set-cookie" not in refused.headers
+
+
+_NUM_CHUNKS = 1 << 16
+_MOST_CHUNKS = 1100
+"""Of a byte, which aiohttp parses between two reads."""
+
+
+async def _send_chunks_of_a_byte(head: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(b"1\r\nx\r\n" * _NUM_CHUNKS + b"0\r\n\r\n")
+
+
+@pytest.fixture
+async def num_turns() -> AsyncIterator[Callable[[], int]]:
+    """Returns how many turns the event loop has taken."""
+    loop, turns = asyncio.get_running_loop(), itertools.count()
+
+    def turn() -> None:
+        nonlocal handle
+        next(turns)
+        handle = loop.call_soon(turn)
+
+    handle = loop.call_soon(turn)
+    yield lambda: next(turns)
+    handle.cancel()
+
+
+async def test_few_chunks_of_a_response_are_parsed_in_a_turn(raw, router, num_turns):
+    raw.behaviour = _send_chunks_of_a_byte
+    async with raw.serving(router, "unix"):
+        reader, _ = await router.connect(b"GET /v1/x?model=m HTTP/1.1\r\nHost: h\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        begin, sizes = num_turns(), [-1]
+        while sizes[-1]:
+            sizes.append(int(await reader.readuntil(b"\r\n"), 16))
+            assert await reader.readexactly(sizes[-1] + 2) == sizes[-1] * b"x" + b"\r\n"
+    assert sum(sizes[1:]) == _NUM_CHUNKS
+    assert max(sizes) < _MOST_CHUNKS
+    assert num_turns() - begin >= _NUM_CHUNKS // _MOST_CHUNKS
+
+
+async def test_few_chunks_of_an_answer_to_the_router_are_parsed_in_a_turn(raw, router, num_turns, monkeypatch):
+    monkeypatch.setattr(proxy_module, "_ANSWER_S", 60.0)
+    raw.behaviour = _send_chunks_of_a_byte
+    async with raw.serving(router, "unix") as child:
+        proxy = proxy_module.Proxy(router.pool, Patience())  # type: ignore[arg-type]
+        begin = num_turns()
+        assert await proxy.ask(child, "/health") == b"x" * _NUM_CHUNKS
+        assert num_turns() - begin >= _NUM_CHUNKS // _MOST_CHUNKS
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "GET"])
