@@ -77,3 +77,14 @@ def test_a_faulty_start_is_refused(folders, folder, stages, text):
     assert any(part in message for message in _errors(folders, folder, start))
     reached, expected = stages[text], ("config", "serving", "done") if start.stage == "later" else (start.stage,)
     assert reached["stage"] in expected, reached["error"]
+
+
+@pytest.mark.parametrize("name", ["VLLM_CONFIGURE_LOGGING", "VLLM_ENGINE_READY_TIMEOUT_S"])
+def test_a_variable_that_prevents_vllms_imports_is_named_before_any_start(name, folders, tmp_path):
+    """vLLM reads the first one when it is imported, the second one in a module with its flags."""
+    variables = {"VLLM_CACHE_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", name: ""}
+    command = [PYTHON, "-m", "vllm_cli", "serve", "--engine", "vllm", "--preflight-only", folders.fill("{model}")]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 3
+    assert f"{name} '' is not a whole number" in done.stdout + done.stderr
+    assert "could not be checked" not in done.stdout + done.stderr

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -20,6 +20,7 @@ from startup.vllm.vllm_imports import import_api_server
 from startup.vllm_words.command_line import CommandLine
 from startup.vllm_words.facts import KeptFacts, VllmFacts, read_facts
 from startup.vllm_words.installed import InstalledVllm, require_vllm
+from startup.vllm_words.preflight.surroundings import rejected_variables
 
 _CODE: Final = (
     f"import sys; sys.path.append(sys.argv[1]); import {OWN_PACKAGES_MODULE}; from {__name__} import main; main()"
@@ -27,6 +28,8 @@ _CODE: Final = (
 _ROOT: Final = str(Path(__file__).parents[3])
 _TIMEOUT_S: Final = 600.0
 """The most seconds until the flags are recorded. It takes 3 to 15, and a minute if the disk is slow."""
+_OF_RECORD: Final = ("VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT", "VLLM_PLUGINS", "VLLM_TARGET_DEVICE")
+"""Variables of vLLM on which the record depends. vLLM accepts any value of these."""
 
 _recording = Lock()
 """Held while a process records, so that a router, which checks models on several threads, starts one."""
@@ -59,10 +62,29 @@ class _UnrecordedError(Exception):
 
 def _record(vllm: InstalledVllm, facts: VllmFacts, note: Callable[[str], None]) -> VllmFacts:
     note(f"No start has recorded the flags of vLLM {vllm.version} yet: loading its parser, once (some seconds)")
+    variables = snapshot()
+    try:
+        gathered = _gather(variables)
+    except _UnrecordedError:
+        gathered = _gather_without(variables)
+        if not any(rejected_variables(gathered)):
+            raise
+    return gathered._replace(installed_plugins=facts.installed_plugins)
+
+
+def _gather_without(variables: Mapping[str, str]) -> VllmFacts:
+    """The facts without the variables of vLLM. None of them if vLLM cannot be loaded without these either."""
+    kept = {name: value for name, value in variables.items() if not name.startswith("VLLM_") or name in _OF_RECORD}
+    with suppress(_UnrecordedError):
+        return _gather(kept) if kept != variables else VllmFacts()
+    return VllmFacts()
+
+
+def _gather(variables: Mapping[str, str]) -> VllmFacts:
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _CODE, _ROOT],
-            env=snapshot(),
+            env=variables,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_TIMEOUT_S,
@@ -73,10 +95,9 @@ def _record(vllm: InstalledVllm, facts: VllmFacts, note: Callable[[str], None]) 
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise _UnrecordedError(lines[-1] if lines else f"exit code {done.returncode}")
     try:
-        gathered = of_type(VllmFacts)(json.loads(done.stdout))
+        return of_type(VllmFacts)(json.loads(done.stdout))
     except ValueError as err:
         raise _UnrecordedError(str(err)) from err
-    return gathered._replace(installed_plugins=facts.installed_plugins)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from startup.session.preflight.resources import (
 )
 from startup.settings.flag import Flag
 from startup.storage.temp_folder import MAX_BYTES
+from startup.vllm_words.facts import VllmFacts
 from startup.vllm_words.preflight.arguments import FlagValueError, GivenStart, parse_value
 
 _PACKAGES: Final = (
@@ -95,16 +96,22 @@ def _check_variables(start: GivenStart) -> Iterator[Finding]:
     if len(os.fsencode(folder)) > MAX_BYTES:  # `ensure_temp_folder` takes care of TMPDIR
         text = f"{_FOLDER_OF_SOCKETS}={folder} is too long for a socket in it: set it to at most {MAX_BYTES} bytes"
         yield error("environment", text)
-    for flag in (*start.facts.variables, _LAYERS):
-        if foreign.is_set(flag.name) and not (flag.name == _PORT and "://" in port):
-            text = foreign.text_of(flag.name)
+    for name, problem in rejected_variables(start.facts):
+        is_certain = start.is_known and name not in start.facts.set_by_vllm
+        yield (error if is_certain else warning)("environment", f"{problem}: correct it or unset it")
+
+
+def rejected_variables(facts: VllmFacts) -> Iterator[tuple[str, str]]:
+    """The variables with a value that vLLM rejects, and why. An empty value is not an unset one."""
+    for flag in (*facts.variables, _LAYERS):
+        text = foreign.text_of(flag.name)
+        if foreign.is_set(flag.name) and not (flag.name == _PORT and "://" in text):
             values = [part.strip() for part in text.split(",")] if flag.nargs != 1 else [text]
             try:
                 for value in filter(None, values) if flag.nargs == "*" else values:
                     parse_value(flag, value)
             except FlagValueError as err:
-                is_certain = start.is_known and flag.name not in start.facts.set_by_vllm
-                yield (error if is_certain else warning)("environment", f"{err}: correct it or unset it")
+                yield flag.name, str(err)
 
 
 def _log_problems() -> Iterator[str]:
