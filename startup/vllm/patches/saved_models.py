@@ -1,10 +1,13 @@
 """Saves a model that vLLM has compiled in a fork of the engine or worker, while this goes on with the start.
 
 vLLM saves the model (seconds in Python's pickle) before it runs it for the first time. The fork has a copy of
-all objects at this moment, so the file is the same. It is complete before the server is ready. If the fork
-fails, the process saves the model itself. Workers on CPU have another warm-up, so they save as in plain vLLM.
+all objects at this moment, so the file is the same. It is complete before the server is ready. Workers on CPU
+have another warm-up, so they save as in plain vLLM.
 
-The fork must not use the GPU, because the driver does not work in it. vLLM saves no data of tensors.
+The fork uses no GPU, because the driver does not work in it: vLLM saves no data of tensors. No end of the
+fork harms the server. If the fork fails, hangs, or is killed, the process saves the model after the warm-up.
+If memory runs out, the kernel ends the fork first. A start that fails waits for its forks, so that the next
+one need not compile again.
 """
 
 import functools
@@ -31,6 +34,7 @@ _DECORATORS: Final = "vllm.compilation.decorators"
 _DECORATE: Final = Name(_DECORATORS, "_support_torch_compile", ("cls", "dynamic_arg_dims"))
 _SAVE: Final = "save_aot_compiled_function"
 _WARM_UP: Final = Name("vllm.v1.worker.gpu_worker", "Worker.compile_or_warm_up_model", ())
+_INITIALIZE: Final = Name("vllm.v1.engine.core", "EngineCore._initialize_kv_caches", ("vllm_config",))
 SAVED_MODELS: Final = Hook(
     "saved models",
     does="saves a compiled model in a fork of the worker, during the rest of the warm-up",
@@ -43,7 +47,9 @@ SAVED_MODELS: Final = Hook(
         Text(
             _DECORATORS,
             r"self\.aot_compiled_fn = self\.aot_compile\(\*args, \*\*kwargs\).*?"
-            r"self\.save_aot_compiled_function\(\)\n.*?os\.replace\(tmp_file, self\._aot_compilation_path\)\n.*?"
+            r"self\.save_aot_compiled_function\(\)\n.*?"
+            r'tmp_file = f"\{self\._aot_compilation_path\}\.\{os\.getpid\(\)\}\.tmp"\n.*?'
+            r"os\.replace\(tmp_file, self\._aot_compilation_path\)\n.*?"
             r"cls\.save_aot_compiled_function = save_aot_compiled_function\n",
             "the known steps of saving",
         ),
@@ -51,15 +57,19 @@ SAVED_MODELS: Final = Hook(
     since=(0, 33),
     places={"forkserver", "template"},
 )
+FAILED_STARTS: Final = SAVED_MODELS.part(_INITIALIZE, since=(0, 33))
 
 _TITLE: Final = b"vllm-cli saves the compiled model\0"
 _LEAST_BYTES: Final = 1 << 30
-"""A fork copies the pages of the objects that it saves, at most 0.5 GiB."""
+"""Free memory for each rank's fork, which copies the pages of the objects that it saves, at most 0.5 GiB."""
 _LONGEST_S, _LONGEST_IDLE_S = 60.0, 3.0
 """The longest waits for a fork at the end of the warm-up: for one that computes, and for one that does not,
 because another thread held a lock at the fork. A fork takes 4 s on an idle core."""
 _POLLED_EVERY_S: Final = 0.005
+_LONGEST_CALL_S: Final = 90.0
 _LOWEST_FD: Final = 3
+_FIRST_TO_KILL: Final = "1000"
+"""The highest value of `oom_score_adj`."""
 
 
 class _Saving(NamedTuple):
@@ -95,17 +105,30 @@ def _end_with_warm_up(warm_up: Callable[..., Any]) -> Callable[..., Any]:
     def warm_up_and_end(worker: Any) -> Any:
         result = warm_up(worker)
         _State.is_warm = True
-        while _State.running:
-            _end(_State.running.pop())
+        _end_all()
         return result
 
     return warm_up_and_end
 
 
+@wraps(FAILED_STARTS, _INITIALIZE)
+def _end_with_failure(initialize: Callable[..., Any]) -> Callable[..., Any]:
+    """EngineCore finds most errors, such as too little memory, between compiling and the warm-up."""
+
+    def initialize_or_end(engine: Any, vllm_config: Any) -> Any:
+        try:
+            return initialize(engine, vllm_config)
+        except Exception:
+            with suppress(Exception):  # a worker may have ended
+                engine.model_executor.collective_rpc(_end_all, timeout=_LONGEST_CALL_S)
+            raise
+
+    return initialize_or_end
+
+
 def _begin(model: Any, save: Callable[[Any], None]) -> None:
     """Saves the model in a fork, but here on other platforms, or if no processor or memory is free."""
-    free_bytes = available_bytes()
-    if _State.is_warm or not PLATFORM.get().is_cuda() or usable_count() < 2 or 0 < free_bytes < _LEAST_BYTES:
+    if _State.is_warm or not PLATFORM.get().is_cuda() or usable_count() < 2 or not _has_memory(model):
         save(model)
         return
     before, own_pid = _stamp(model), os.getpid()
@@ -119,6 +142,11 @@ def _begin(model: Any, save: Callable[[Any], None]) -> None:
     _State.running.append(_Saving(pid, model, save, before))
 
 
+def _has_memory(model: Any) -> bool:
+    """Whether there is memory for the forks of all ranks, which may be on this node."""
+    return not 0 < available_bytes() < _LEAST_BYTES * model.vllm_config.parallel_config.world_size_across_dp
+
+
 def _run(save: Callable[[], None], parent_pid: int) -> None:
     """The fork. It ends with its process, whose descriptors it does not keep open, and frees no tensor."""
     try:
@@ -126,6 +154,8 @@ def _run(save: Callable[[], None], parent_pid: int) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # the copied handlers would end an engine
             signal.signal(number, signal.SIG_DFL)
         gc.disable()
+        with suppress(OSError):  # without /proc
+            Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_KILL)
         _leave_descriptors()
         replace_command_line(_TITLE)
         save()
@@ -140,6 +170,11 @@ def _leave_descriptors() -> None:
         if int(name) >= _LOWEST_FD:
             with suppress(OSError):
                 os.dup2(null, int(name), inheritable=False)
+
+
+def _end_all(_worker: Any = None) -> None:
+    while _State.running:
+        _end(_State.running.pop())
 
 
 def _end(saving: _Saving) -> None:
@@ -157,6 +192,8 @@ def _end(saving: _Saving) -> None:
                 break
             time.sleep(_POLLED_EVERY_S)
     if _stamp(saving.model) == saving.before:
+        with suppress(OSError):
+            Path(f"{saving.model._aot_compilation_path}.{saving.pid}.tmp").unlink(missing_ok=True)
         saving.save(saving.model)
 
 

@@ -2,9 +2,15 @@
 
 import importlib
 import os
+import resource
 import select
 import signal
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -13,7 +19,7 @@ import pytest
 
 from startup.imports.finder import place
 from startup.vllm.patches import saved_models
-from startup.vllm.patches.saved_models import SAVED_MODELS
+from startup.vllm.patches.saved_models import FAILED_STARTS, SAVED_MODELS
 from tests.startup.conftest import ToyPackages
 from tests.support.waiting import is_gone, wait_until
 
@@ -28,13 +34,14 @@ def _support_torch_compile(cls, dynamic_arg_dims):
         self.save_aot_compiled_function()
 
     def save_aot_compiled_function(self):
-        tmp_file = self._aot_compilation_path + ".tmp"
         try:
-            saving()
+            tmp_file = f"{self._aot_compilation_path}.{os.getpid()}.tmp"
             with open(tmp_file, "w") as file:
                 file.write(f"{os.getpid()} {self.state}")
+                file.flush()
+                saving()
             os.replace(tmp_file, self._aot_compilation_path)
-        except RuntimeError:
+        except Exception:
             pass
 
     cls.__call__ = __call__
@@ -42,10 +49,16 @@ def _support_torch_compile(cls, dynamic_arg_dims):
     return cls
 """
 _WORKER = "class Worker:\n    def compile_or_warm_up_model(self):\n        return 'times'\n"
+_ENGINE = """
+class EngineCore:
+    def _initialize_kv_caches(self, vllm_config):
+        raise ValueError("too little memory")
+"""
 
 
 class _Model:
     state = "compiled"
+    vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(world_size_across_dp=2))
     _aot_compilation_path: str
 
     def aot_compile(self) -> str:
@@ -84,9 +97,11 @@ class _Start:
 def start(toys: ToyPackages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Start:
     toys.write("vllm.compilation.decorators", _DECORATORS)
     toys.write("vllm.v1.worker.gpu_worker", _WORKER)
+    toys.write("vllm.v1.engine.core", _ENGINE)
     toys.write("vllm.platforms", "class current_platform:\n    is_cuda = staticmethod(lambda: True)\n")
-    toys.fit(SAVED_MODELS)
-    place(SAVED_MODELS)
+    for hook in (SAVED_MODELS, FAILED_STARTS):
+        toys.fit(hook)
+        place(hook)
     importlib.import_module("vllm.platforms")
     monkeypatch.setattr(saved_models, "usable_count", lambda: 2)
     monkeypatch.setattr(saved_models, "available_bytes", lambda: 0)
@@ -113,11 +128,24 @@ def _compute_for_ever() -> None:
         pass
 
 
+def _fill_disk() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(8192))
+
+
+_LOCK = threading.Lock()
+"""Another thread holds it when the process forks."""
 _FAILURES = {
     "raises": _fail,
     "ends": lambda: os._exit(1),
     "hangs": lambda: time.sleep(1000),
+    "waits for a lock": _LOCK.acquire,
     "does not end": _compute_for_ever,
+    "gets SIGTERM": lambda: signal.raise_signal(signal.SIGTERM),
+    "gets SIGKILL": lambda: signal.raise_signal(signal.SIGKILL),
+    "gets SIGSTOP": lambda: signal.raise_signal(signal.SIGSTOP),
+    "fills the disk": _fill_disk,
 }
 
 
@@ -129,16 +157,60 @@ def test_the_process_saves_the_model_if_the_fork_does_not(failure, before, start
     if before is not None:
         start.path.write_text(before)
     start.decorators.saving = _FAILURES[failure]
-    start.compile()
+    with _held_by_another_thread(_LOCK):
+        start.compile()
     pid = start.pid
     start.decorators.saving = lambda: None
     start.warm_up()
     assert (start.saved(), is_gone(pid)) == ((True, "compiled"), True)
+    assert list(start.path.parent.glob("model*")) == [start.path], "a part of the fork's file is left"
+
+
+@contextmanager
+def _held_by_another_thread(lock: threading.Lock) -> Iterator[None]:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lock.acquire).result()
+        yield
+        pool.submit(lock.release).result()
+
+
+def test_if_no_process_can_save_the_start_goes_on(start):
+    start.decorators.saving = _fail
+    start.compile()
+    assert start.warm_up() == "times"
+    assert not start.path.exists()
+
+
+def test_memory_that_runs_out_ends_the_fork_first(start):
+    score = start.path.with_name("score")
+    start.decorators.saving = lambda: score.write_text(Path("/proc/self/oom_score_adj").read_text())
+    own = Path("/proc/self/oom_score_adj").read_text()
+    start.compile()
+    start.warm_up()
+    assert (int(score.read_text()), Path("/proc/self/oom_score_adj").read_text()) == (1000, own)
+
+
+def test_a_start_that_fails_saves_its_model_first(start):
+    calls = []
+    executor = SimpleNamespace(collective_rpc=lambda function, timeout: calls.append(function("worker")))
+    engine = importlib.import_module("vllm.v1.engine.core").EngineCore()
+    engine.model_executor = executor
+    start.decorators.saving = lambda: time.sleep(0.2)
+    start.compile()
+    with pytest.raises(ValueError, match="too little memory"):
+        engine._initialize_kv_caches(None)
+    assert (start.saved(), calls) == ((False, "compiled"), [None])
+
+
+def test_an_error_without_workers_is_reported_as_it_is(start):
+    engine = importlib.import_module("vllm.v1.engine.core").EngineCore()
+    with pytest.raises(ValueError, match="too little memory"):
+        engine._initialize_kv_caches(None)
 
 
 _NO_FORKS: Final[dict[str, dict[str, object]]] = {
     "one processor": {"usable_count": lambda: 1},
-    "little memory": {"available_bytes": lambda: 1 << 29},
+    "little memory for the forks of two ranks": {"available_bytes": lambda: 3 << 29},
     "no GPU": {"PLATFORM": SimpleNamespace(get=lambda: SimpleNamespace(is_cuda=lambda: False))},
 }
 
