@@ -8,22 +8,28 @@
 # docs/containers.md has the rest: GPUs, Kubernetes, systemd.
 
 ARG PYTHON_VERSION=3.12
+# A tag may change: for equal images, give python:3.12-slim@sha256:... of your registry.
+ARG BASE_IMAGE=python:${PYTHON_VERSION}-slim
 
-FROM python:${PYTHON_VERSION}-slim AS build
+FROM ${BASE_IMAGE} AS build
 # Where pip looks beside its default index; with an index of PyTorch's CPU builds, pip prefers those.
 ARG PIP_EXTRA_INDEX_URL=""
 # Further extras of pyproject.toml, separated by spaces: `objectstore` for models in object stores.
 ARG EXTRAS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
-RUN python -m venv /opt/vllm-cli
+# Installs all packages in the version and with the hash of constraints.txt. uv stays in this stage.
+COPY constraints.txt ./
+COPY tools/install.py tools/
+RUN python -m venv /opt/vllm-cli && python -m venv /opt/uv && /opt/uv/bin/python -m tools.install uv
+ENV PATH=/opt/uv/bin:$PATH
 
 # Dependencies have a layer of their own, which a change of the sources leaves alone.
-COPY pyproject.toml constraints.txt ./
+COPY pyproject.toml ./
 RUN python -c "import os, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
       extras = [p['optional-dependencies'][e] for e in ['embedded', *os.environ.get('EXTRAS', '').split()]]; \
       print(*sum(extras, p['dependencies']), sep='\n')" > requirements.txt && \
-    /opt/vllm-cli/bin/pip install --no-compile -c constraints.txt -r requirements.txt
+    /opt/vllm-cli/bin/python -m tools.install -r requirements.txt
 
 COPY README.md LICENSE setup.py ./
 COPY envs envs
@@ -32,16 +38,14 @@ COPY router router
 COPY server server
 COPY startup startup
 COPY vllm_cli vllm_cli
-# The build's setuptools also has the version of constraints.txt, with old and new releases of pip.
-RUN PIP_CONSTRAINT=/src/constraints.txt PIP_BUILD_CONSTRAINT=/src/constraints.txt \
-    /opt/vllm-cli/bin/pip install --no-compile --no-deps .
+RUN /opt/vllm-cli/bin/python -m tools.install --no-deps .
 
 # Nobody can write .pyc files later; nor does anybody look whether the sources have changed, which saves file accesses.
 # Some packages bring sources for other versions of Python, which cannot be compiled.
 RUN /opt/vllm-cli/bin/python -m compileall -q -f -j 0 --invalidation-mode unchecked-hash /opt/vllm-cli/lib || true
 
 
-FROM python:${PYTHON_VERSION}-slim
+FROM ${BASE_IMAGE}
 # The image comes without the .pyc files of the standard library.
 RUN python -m compileall -q -f -j 0 --invalidation-mode unchecked-hash \
       "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"

@@ -53,10 +53,10 @@ VERSIONS ?= 0.29.0 0.30.0 0.31.0 0.32.0 0.33.0
 VENV := .venv
 NEWEST_VENV := .venv-newest
 # The newest may bring gigabytes for another CUDA: `make test-newest TORCH=torch` asks for it.
-TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
+TORCH ?= $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(BIN)/python -m tools.install -c constraints.txt
+INSTALL := $(BIN)/python -m tools.install
 STEP := $(PYTHON) -m tools.step
 
 # What is done is stamped, so that a second run does nothing. The stamps go with .venv.
@@ -187,7 +187,7 @@ SOURCES := build/release
 # Two runs on one commit give equal files. The installed wheel then serves the default model.
 release: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
 release: $(INSTALLED_DEV)
-	@test -x $(RELEASE)/cyclonedx-py || { $(BIN)/python -m venv $(VENV)/release && $(RELEASE)/pip install --quiet -c constraints.txt cyclonedx-bom; }
+	@test -x $(RELEASE)/cyclonedx-py || { $(BIN)/python -m venv $(VENV)/release && PATH=$(CURDIR)/$(BIN):$$PATH $(RELEASE)/python -m tools.install cyclonedx-bom; }
 	rm -rf $(SOURCES) dist && mkdir -p $(SOURCES)/sdist dist
 	umask 022 && git archive HEAD | tar -x --no-same-permissions -C $(SOURCES)
 	$(PIP) wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir dist $(SOURCES)
@@ -195,7 +195,7 @@ release: $(INSTALLED_DEV)
 	cd $(SOURCES)/sdist && tar -xzf *.tar.gz && tar -c --sort=name --mtime=@$$SOURCE_DATE_EPOCH --owner=0 --group=0 \
 	  --numeric-owner --mode=go-w */ | gzip -n >$(CURDIR)/dist/$$(basename *.tar.gz)
 	$(PYTHON) -m venv $(SOURCES)/user
-	PATH=$(CURDIR)/$(BIN):$$PATH $(SOURCES)/user/bin/python -m tools.install -c constraints.txt "$$(echo dist/*.whl)[embedded]"
+	PATH=$(CURDIR)/$(BIN):$$PATH $(SOURCES)/user/bin/python -m tools.install "$$(echo dist/*.whl)[embedded]"
 	$(RELEASE)/cyclonedx-py environment $(SOURCES)/user/bin/python --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json
 	cd dist && sha256sum *.whl *.tar.gz *.json >SHA256SUMS && cat SHA256SUMS
 	cd $(SOURCES)/user && bin/vllm-cli bench startup --rounds 1 --cmd "bin/vllm-cli serve --engine embedded"
@@ -211,7 +211,7 @@ AUDIT := $(VENV)/audit/bin
 ACCEPTED := PYSEC-2026-2132 CVE-2025-3000
 
 audit: $(INSTALLED_DEV)
-	@test -x $(AUDIT)/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && $(AUDIT)/pip install --quiet -c constraints.txt pip-audit; }
+	@test -x $(AUDIT)/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && PATH=$(CURDIR)/$(BIN):$$PATH $(AUDIT)/python -m tools.install pip-audit; }
 	$(PIP) freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' >$(VENV)/audit/installed
 	$(AUDIT)/pip-audit -r $(VENV)/audit/installed --no-deps --disable-pip $(ACCEPTED:%=--ignore-vuln %)
 

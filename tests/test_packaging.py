@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tests.e2e.server_process import ServerProcess
 from tests.router.router_process import foreign
 from tests.support.ports import free_port
 from tests.support.program import Server
+from tools.install import LOCK, without_hashes
 
 ROOT = Path(__file__).parents[1]
 _NAMES = ("server", "startup", "router", "envs")
@@ -132,8 +134,7 @@ def _pins_for(python: str) -> dict[str, Requirement]:
         "platform_python_implementation": "CPython",
         "extra": "",
     }
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    pins = [Requirement(line) for line in without_hashes().splitlines() if not line.startswith("#")]
     chosen = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(environment)]
     by_name = {canonicalize_name(pin.name): pin for pin in chosen}
     assert len(by_name) == len(chosen)
@@ -161,8 +162,15 @@ def test_all_that_is_installed_for_the_project_is_pinned():
     assert set(_closure(_all_requirements())) - set(_pins_for(python)) == set()
 
 
+def test_every_pinned_package_has_hashes():
+    """Both of a package whose version depends on the platform."""
+    packages = re.findall(r"^\S+==.*((?:\n    --hash=sha256:[0-9a-f]{64}(?: \\)?$)*)", LOCK.read_text(), re.MULTILINE)
+    assert len(packages) > 150
+    assert all(packages)
+
+
 def test_the_constraints_name_no_place():
-    text = (ROOT / "constraints.txt").read_text()
+    text = LOCK.read_text()
     assert [line for line in text.splitlines() if line.startswith("-") or "/" in line or "@" in line] == []
 
 

