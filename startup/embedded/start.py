@@ -9,6 +9,7 @@ In a warm start, this process was forked from a template process, and has all of
 forkserver then forks at once, so the engine loads the weights during all further steps.
 """
 
+import importlib
 import logging
 import os
 import threading
@@ -66,6 +67,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ENGINE_SPAN: Final = "start_engine_process"
+_SERVER_MODULES: Final = ("asyncio", "numpy", "jinja2", "huggingface_hub", "transformers", "server.run.api_process")
+"""The server, and before it what takes most of its imports."""
 
 
 def start_embedded(config: StartupConfig) -> int:
@@ -220,10 +223,13 @@ class _EmbeddedStart:
 
     def _finish_download(self, plan: FilePlan) -> ModelFiles:
         """Imports modules that nearly all models need, then waits for the download (into the page cache)."""
-        if self._download is not None and self._download.fails_at_once():
-            self._find_files(plan)  # raises the failure, unless the default model comes from another place
+
+        def raise_failure() -> None:
+            if self._download is not None and self._download.failure is not None:
+                self._find_files(plan)  # unless the default model comes from another place
+
         with learned_imports():
-            self._import_server()
+            self._import_server(raise_failure)
         with self._span("resolve_model", waits_for="download"):
             if self._download is not None:
                 self._download.stop_asking()
@@ -263,9 +269,12 @@ class _EmbeddedStart:
             renderer.warm_up()
         return renderer
 
-    def _import_server(self) -> None:
+    def _import_server(self, before_each: Callable[[], None] = lambda: None) -> None:
+        """Imports the HTTP server in parts, so that a failed download ends the start between two of them."""
         with self._span("import_server"):
-            import server.run.api_process  # noqa: F401 - used by the steps that follow
+            for name in _SERVER_MODULES:
+                before_each()
+                importlib.import_module(name)
         end_stand_ins()
 
     def _build_server(self, listening: socket, renderer: "Renderer", engine: EngineProcess) -> "ServerRun":

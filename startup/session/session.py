@@ -23,6 +23,7 @@ from envs.registry import env
 from server.terms.types import EngineInfo
 from startup import start_origin
 from startup.errors import TIMEOUT_CAUSE, StartupError, log_with_code, with_code
+from startup.files.download.messages import Warn
 from startup.files.download.obtain import begin_download
 from startup.files.model.file_plan import Download, FilePlan
 from startup.files.model.hub_settings import is_offline
@@ -201,16 +202,17 @@ class StartSession:
         paths = (*(() if pages else plan_libraries()), *files)
         self._prefetch = self.stack.enter_context(start_prefetch(paths, mode, pages))
 
-    def download(self, plan: FilePlan, timeout_s: float | None) -> "DownloadHandle | None":
+    def download(self, plan: FilePlan, timeout_s: float | None, warn: Warn = lambda _: None) -> "DownloadHandle | None":
         """Downloads missing or changed files in a helper process. Returns None if nothing is downloaded now.
 
-        The running phase shows the download's progress. A warm start with all files on disk does not wait for
-        the hub. In this case, `finish` downloads changed files for the next start.
+        The running phase shows the download's progress. `warn` is called with a failure, on another thread. A
+        warm start with all files on disk does not wait for the hub. In this case, `finish` downloads changed
+        files for the next start.
         """
         if start_origin.warm is not None and plan.is_on_disk:
             self._asks_later = [] if is_offline() else plan.downloads
             return None
-        self._download = begin_download(plan, self.state.set_detail, timeout_s=timeout_s)
+        self._download = begin_download(plan, self.state.set_detail, warn, timeout_s=timeout_s)
         return self.stack.enter_context(self._download) if self._download is not None else None
 
     def check(self, run_preflight: Callable[[], PreflightReport], mode: PreflightMode) -> PreflightReport | None:

@@ -2,9 +2,8 @@
 
 import logging
 import pickle
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,8 @@ from startup.files.download.messages import (
     DownloadProgress,
     DownloadReport,
     LogLine,
-    Reached,
+    Show,
+    Warn,
 )
 from startup.files.model.file_plan import Download
 from startup.files.model.hub_settings import hub_token, listing_url
@@ -28,24 +28,22 @@ from startup.processes.helper import Helper, HelperEndedError
 logger = logging.getLogger(__name__)
 
 _LOGGED_EVERY_S: Final = 10.0
-_AT_ONCE_S: Final = 0.5
-"""How long a start waits for a connection to the hub before it imports for seconds."""
 
 
 class DownloadHandle(AbstractContextManager["DownloadHandle"]):
     """The launcher's handle of running downloads. Its owner must close it, which kills the helper."""
 
-    def __init__(self, helper: Helper, downloads: Sequence[Download], show: Callable[[str], None]) -> None:
+    def __init__(self, helper: Helper, downloads: Sequence[Download], show: Show, warn: Warn = lambda _: None) -> None:
         self.downloads = tuple(downloads)
         self.names = ", ".join(download.repo_id for download in downloads)
         self._helper = helper
         self._show = show
+        self._warn = warn
+        self._is_closed = False
         self.report: DownloadReport | None = None
         """None until the downloads have ended."""
         self._are_updates = all(download.is_update for download in downloads)
         self._has_moved = False
-        self._is_answered = threading.Event()
-        """Set once the hub is reached, or the downloads have ended."""
         self._logged_s = time.monotonic()
         self._thread = group_signals.start_thread("download-progress", self._receive)
 
@@ -69,10 +67,6 @@ class DownloadHandle(AbstractContextManager["DownloadHandle"]):
         assert self.report is not None
         return self.report.folders
 
-    def fails_at_once(self) -> bool:
-        """Whether the downloads have failed because no host can be reached. Waits for that a moment."""
-        return not self._are_updates and self._is_answered.wait(_AT_ONCE_S) and self.failure is not None
-
     @property
     def failure(self) -> DownloadError | None:
         """Why the downloads have failed. None while they run and after a success."""
@@ -80,6 +74,7 @@ class DownloadHandle(AbstractContextManager["DownloadHandle"]):
         return DownloadError(report.failure, report.reason) if report and report.failure else None
 
     def close(self) -> None:
+        self._is_closed = True
         self.report = self.report or DownloadReport(failure="failed", reason=f"{self.names}: it was ended")
         self._helper.kill()
         self._thread.join()
@@ -95,8 +90,9 @@ class DownloadHandle(AbstractContextManager["DownloadHandle"]):
         except HelperEndedError as err:
             self.report = self.report or self._take_cached(f"the download of {self.names} failed: {err}")
         finally:
-            self._is_answered.set()
             self._show("")
+        if self.failure is not None and not self._is_closed:
+            self._warn(self.failure)
 
     def _take_cached(self, reason: str) -> DownloadReport:
         """Returns a report in place of the helper's. It reports a failure if not all files are on disk."""
@@ -109,8 +105,6 @@ class DownloadHandle(AbstractContextManager["DownloadHandle"]):
     def _take(self, event: object) -> None:
         if isinstance(event, DownloadProgress):
             self._show_progress(event)
-        elif isinstance(event, Reached):
-            self._is_answered.set()
         elif isinstance(event, bool):
             self._has_moved = event
             if not event:
@@ -135,13 +129,16 @@ class DownloadHandle(AbstractContextManager["DownloadHandle"]):
 
 
 def start_download(
-    downloads: Sequence[Download], show: Callable[[str], None] = lambda _: None, **settings: Any
+    downloads: Sequence[Download],
+    show: Show = lambda _: None,
+    warn: Warn = lambda _: None,
+    **settings: Any,
 ) -> DownloadHandle:
     """Downloads in a helper process while the launcher imports. Returns within a few milliseconds.
 
     Call it on the main thread, because the helper ends with the thread that started it. `show` is called on
-    another thread. `settings` are fields of `DownloadJob`. Raises DownloadError if the helper cannot be
-    started.
+    another thread, and so is `warn`, with a failure. `settings` are fields of `DownloadJob`. Raises
+    DownloadError if the helper cannot be started.
     """
     job = DownloadJob(downloads=tuple(downloads), begin_ns=time.monotonic_ns(), **settings)
     try:
@@ -151,7 +148,7 @@ def start_download(
             helper = Helper("download", "startup.files.download.worker:run", job)
     except OSError as err:
         raise DownloadError("failed", f"the download cannot be started: {err.strerror}") from err
-    return DownloadHandle(helper, downloads, show)
+    return DownloadHandle(helper, downloads, show, warn)
 
 
 def _ask_first(job: DownloadJob) -> AskJob:

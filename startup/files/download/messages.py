@@ -1,5 +1,6 @@
 """Messages between the launcher and the download helper: the job, progress and the report."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -17,6 +18,10 @@ FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wro
 cannot be written to. `wrong`: the files differ from the hub's list. `settings`: variables allow no request.
 """
 
+Show = Callable[[str], None]
+"""Shows a short text in place of the previous one. The last text is empty."""
+Warn = Callable[["DownloadError"], None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadJob:
@@ -31,10 +36,6 @@ class DownloadJob:
     """Seconds without data after which the download fails."""
     begin_ns: int
     """When the launcher began to start the helper, in monotonic nanoseconds."""
-
-
-class Reached(NamedTuple):
-    """A host of the hub, or a proxy, may be reached, so a download does not fail at once."""
 
 
 class LogLine(NamedTuple):

@@ -1,14 +1,13 @@
 """Obtains the files of a plan: downloads missing files, and returns the folders of model and tokenizer."""
 
 import logging
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.terms.config import ModelFiles
 from startup.errors import ModelNotFoundError
-from startup.files.download.messages import DownloadError
+from startup.files.download.messages import DownloadError, Show, Warn
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_place import ModelPlace, absence_problem, missing_package, place_problem
@@ -20,15 +19,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-Show = Callable[[str], None]
-"""Shows a short text in place of the previous one. The last text is empty."""
-
-
-def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None) -> "DownloadHandle | None":
+def begin_download(
+    plan: FilePlan, show: Show, warn: Warn = lambda _: None, *, timeout_s: float | None = None
+) -> "DownloadHandle | None":
     """Starts to download the files that the plan lacks. None if none is missing or downloads are forbidden.
 
     Raises DownloadError if the helper process cannot be started, or if a package for the object store is
-    missing. `show` is called on another thread.
+    missing. `show` is called on another thread, and so is `warn`, with a failure.
     """
     allowed = ("object_store",) if is_offline() else ("object_store", "huggingface")
     downloads = [download for download in plan.downloads if download.hub in allowed]
@@ -39,7 +36,7 @@ def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None
             raise DownloadError("failed", problem)
     from startup.files.download.download_process import start_download
 
-    return start_download(downloads, show, timeout_s=timeout_s)
+    return start_download(downloads, show, warn, timeout_s=timeout_s)
 
 
 def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show = lambda _: None) -> ModelFiles:

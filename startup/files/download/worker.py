@@ -23,12 +23,11 @@ from startup.files.download.messages import (
     DownloadProgress,
     DownloadReport,
     LogLine,
-    Reached,
 )
 from startup.files.download.repository import CachedRepository, HubFile, Listing, check_room, setting_of
 from startup.files.model.checkpoint_folder import read_index
 from startup.files.model.file_plan import Download
-from startup.files.model.model_place import unfinished_marker
+from startup.files.model.model_place import near_on_disk, unfinished_marker
 from startup.processes.helper import Send
 
 if TYPE_CHECKING:
@@ -140,7 +139,8 @@ class DownloadRun:
             return outcome.result()
         except DownloadError as err:
             if download.cached is None or (download.hub == "object_store" and err.kind != "unreachable"):
-                raise
+                near = near_on_disk(download.repo_id, download.cache_dir) if err.kind == "unreachable" else ""
+                raise DownloadError(err.kind, f"{err}{near}") from err
             logger.warning("%s. Using the files on disk of %s: %s", err, download.repo_id, download.cached_text)
             return None
 
@@ -173,7 +173,6 @@ class DownloadRun:
     def _list(self, download: Download) -> _Plan:
         if download.hub == "huggingface":
             check_reachable(download.repo_id, self._endpoints(download))
-        self._send(Reached())
         client = self._create_client(download)
         listing = try_each(
             self._endpoints(download),

@@ -145,8 +145,26 @@ def absence_problem(place: ModelPlace) -> str | None:
         return f"{place.name} {_name_problem(place.name)}"
     if place.kind == "hub" and is_offline():
         state = f"only in part in {place.folder}" if place.folder else f"not in {place.cache_dir}"
-        return f"{place.name} is {state}, and HF_HUB_OFFLINE forbids the download: unset it for this start"
+        near = near_on_disk(place.name, place.cache_dir)
+        return f"{place.name} is {state}, and HF_HUB_OFFLINE forbids the download: unset it for this start{near}"
     return None
+
+
+def near_on_disk(name: str, cache_dir: Path | None = None) -> str:
+    """` (did you mean 'x'?)` if a model in the cache or a folder beside the path has a similar name."""
+    from envs.suggestion import did_you_mean  # noqa: PLC0415 - only after a failure
+
+    path = Path(expand_home(name))
+    beside: list[str] = []
+    with suppress(OSError):
+        beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    if near := did_you_mean(path.name, beside):
+        return near
+    folders = cache_dir.glob("models--*/snapshots") if cache_dir is not None else ()
+    names = [folder.parent.name.removeprefix("models--").replace("--", "/") for folder in folders]
+    cached = {each.rpartition("/")[2]: each for each in names if each != name}  # a similar owner is no similar model
+    near = did_you_mean(path.name, cached)
+    return next((near.replace(repr(short), repr(each)) for short, each in cached.items() if repr(short) in near), near)
 
 
 def _name_problem(name: str) -> str:
@@ -160,12 +178,7 @@ def _name_problem(name: str) -> str:
         return f"is a file: give the folder that holds config.json and the weights{near}"
     if advice := other_form(name):
         return advice
-    from envs.suggestion import did_you_mean  # noqa: PLC0415 - only after a failure
-
-    siblings: list[str] = []
-    with suppress(OSError):
-        siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    return f"is neither a folder nor a name on the Hugging Face hub{did_you_mean(path.name, siblings)}"
+    return f"is neither a folder nor a name on the Hugging Face hub{near_on_disk(name)}"
 
 
 def find_in_cache(place: ModelPlace) -> ModelPlace:

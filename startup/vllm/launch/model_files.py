@@ -1,10 +1,9 @@
 """Downloads the missing files of a model for a start of vLLM, and gives vLLM their folders."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from startup.files.download.messages import DownloadError
 from startup.files.download.obtain import begin_download
@@ -14,9 +13,6 @@ from startup.session.session import StartSession
 from startup.settings.config import DEFAULT_MODEL_ID
 from startup.vllm.launch.hub_requests import forbid_requests
 from startup.vllm_words.command_line import CommandLine
-
-if TYPE_CHECKING:
-    from startup.files.download.download_process import DownloadHandle
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +24,7 @@ class ModelFiles:
         """Begins to download."""
         self._session = session
         self._line = line
-        self._download = session.download(line.file_plan, timeout_s) if line.file_plan is not None else None
+        self._download = session.download(line.file_plan, timeout_s, self._warn) if line.file_plan is not None else None
         self.is_offline = line.file_plan is not None and forbid_requests(line, line.file_plan)
         """Whether vLLM's processes may send no requests to the hub, because all files are on disk."""
 
@@ -36,8 +32,14 @@ class ModelFiles:
         """Raises the download's failure if there is one, unless vLLM itself may find the model."""
         if self._download is None or (failure := self._download.failure) is None:
             return
-        if not _may_vllm_find_it(self._download, failure):
+        if not _may_vllm_find_it(self._download.downloads, failure):
             raise failure
+
+    def _warn(self, err: DownloadError) -> None:
+        """Logs a failure that does not end the start, at once. Called on another thread."""
+        assert self._line.file_plan is not None
+        if _may_vllm_find_it(self._line.file_plan.downloads, err):
+            logger.warning("%s. vLLM itself looks for the model", err)
 
     def finish(self) -> CommandLine:
         """Waits for the download, because vLLM needs the files now. Returns the line with their folders."""
@@ -48,17 +50,17 @@ class ModelFiles:
             try:
                 folders = self._download.result()
             except DownloadError as err:
-                if not _may_vllm_find_it(self._download, err):
+                if not _may_vllm_find_it(self._download.downloads, err):
                     raise
-                logger.warning("%s. vLLM itself looks for the model", err)
                 return self._line
         line = with_folders(self._line, dict(zip(self._download.downloads, folders, strict=True)))
         self.is_offline = self.is_offline or forbid_requests(line, plan_files(line.request))
         return line
 
 
-def _may_vllm_find_it(handle: "DownloadHandle", err: DownloadError) -> bool:
-    is_in_store = any(download.hub == "object_store" for download in handle.downloads)
+def _may_vllm_find_it(downloads: Iterable[Download], err: DownloadError) -> bool:
+    """vLLM tries a hub for half a minute after its imports, which may be ready then."""
+    is_in_store = any(download.hub == "object_store" for download in downloads)
     return not is_in_store and err.kind in ("unreachable", "failed")
 
 

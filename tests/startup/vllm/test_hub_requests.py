@@ -18,6 +18,7 @@ from startup.vllm_words.command_line import CommandLine
 from tests.startup.files.download.conftest import write_snapshot
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 from tests.support.hub import HubServer
+from tests.support.ports import free_port
 from tests.support.s3_server import s3_server
 
 MODEL, TOKENIZER = "s3://models/llama", "gs://models/words/"
@@ -179,6 +180,22 @@ def test_a_refused_model_ends_the_start_between_the_imports(tmp_path):
             (line,) = start.lines_with("Error:")
     assert "org/gated is gated: ask for access at" in line
     assert "imported cli.serve" not in start.log
+
+
+def test_a_wrong_name_without_a_hub_is_told_during_the_imports_with_a_similar_model_on_disk(tmp_path, snapshot):
+    """vLLM may find it later: it tries the hub for half a minute. The fake imports only after the warning."""
+    port = free_port()
+    log = str(tmp_path / f"log-{port}")
+    code = (
+        f"import pathlib, time\nwhile 'itself looks' not in pathlib.Path({log!r}).read_text():\n    time.sleep(0.01)\n"
+    )
+    fake = prepend(variant(tmp_path), "entrypoints/cli/main", code)
+    variables = environment(tmp_path, fake, HF_HUB_CACHE=str(tmp_path))
+    with FakeStart(tmp_path, "org/mode1", env=variables, port=port) as start:
+        start.wait_ready()
+        (line,) = start.lines_with("itself looks")
+    assert "org/mode1 is not cached, and the hub at http://127.0.0.1:9 cannot be reached" in line
+    assert line.endswith("(did you mean 'org/model'?). vLLM itself looks for the model")
 
 
 @pytest.mark.thorough

@@ -60,18 +60,22 @@ def test_a_helper_downloads_and_reports(big):
     assert shown[-1] == ""
 
 
-def test_a_hub_that_cannot_be_reached_is_known_at_once_and_one_that_can_is_not_given_up(big):
-    with start_download([big.download()], endpoints=("http://127.0.0.1:1",)) as handle:
-        wait_until(handle.fails_at_once)
+def test_a_hub_that_cannot_be_reached_is_known_before_the_result_and_one_that_can_is_not_given_up(big):
+    """The warning comes from another thread. A download that its owner ends is no failure to warn of."""
+    warned: list[DownloadError] = []
+    with start_download([big.download()], warn=warned.append, endpoints=("http://127.0.0.1:1",)) as handle:
+        wait_until(lambda: bool(warned))
         with pytest.raises(DownloadError, match="the hub at http://127.0.0.1:1 cannot be reached"):
             handle.result()
     big.hub.may_answer.clear()
     with start(big) as handle:
-        wait_until(handle._is_answered.is_set)
-        assert not handle.fails_at_once()
-        assert handle.report is None
+        wait_until(lambda: bool(big.hub.requests))
+        assert handle.failure is None
         big.hub.may_answer.set()
         handle.result()
+    assert [str(err).partition(" cannot")[0] for err in warned] == [
+        "org/model is not cached, and the hub at http://127.0.0.1:1"
+    ]
 
 
 def test_a_refusal_reaches_the_launcher_and_the_token_no_command_line(big):

@@ -96,6 +96,20 @@ def test_offline_mode_sends_no_request(hub_server, cache, variable, monkeypatch)
     assert hub_server.requests == []
 
 
+@pytest.mark.parametrize("variables", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}], ids=str)
+@pytest.mark.parametrize("name", ["org/mode1", "mode1", "org/other"])
+def test_a_wrong_name_without_a_hub_is_told_with_a_similar_model_on_disk(name, variables, tmp_path, cache, monkeypatch):
+    """One in the cache, or a folder here."""
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    write_snapshot(cache, "org/model")
+    (tmp_path / "work" / "mode").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    near = {"org/mode1": "org/model", "mode1": "mode"}.get(name)
+    assert ("did you mean" in problem(name)) == (near is not None)
+    assert near is None or f" (did you mean {near!r}?)" in problem(name)
+
+
 @pytest.mark.thorough
 def test_a_hub_that_never_answers_gets_one_request(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
