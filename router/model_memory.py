@@ -301,10 +301,10 @@ class _Given(NamedTuple):
 
 
 def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
-    from startup.vllm_words.command_line import CommandLine
+    from startup.vllm_words.command_line import VllmLine
     from startup.vllm_words.facts import VllmFacts  # noqa: PLC0415 - as below
 
-    line = CommandLine.of(entry.words, VllmFacts())  # without recorded facts: they would be read for each model
+    line = VllmLine.of(entry.words, VllmFacts())  # without recorded facts: they would be read for each model
 
     def text(flag: str) -> str:
         value = line.value(flag)

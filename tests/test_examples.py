@@ -15,7 +15,7 @@ import click
 import pytest
 
 from startup.settings.config import DEFAULT_MODEL_ID
-from startup.words.arguments import Arguments
+from startup.words.arguments import parse_line
 from startup.words.table import split_flags
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import python_output
@@ -83,7 +83,7 @@ def test_the_program_accepts_the_words_of_an_example(words, tmp_path, monkeypatc
         if re.fullmatch(r"[\w-]+\.[a-z]+", word):  # a file that the example reads
             (tmp_path / word).touch()
     if words[0] == "serve":
-        Arguments.parse(split_flags(words[1:]))
+        assert parse_line(split_flags(words[1:])).faults == []
         return
     command, rest = _find_command(words)
     with command.make_context(words[0], rest):

@@ -12,7 +12,7 @@ import sys
 from vllm_cli.own_packages import describe_conflict  # before this program's other packages
 
 # isort: split
-from startup.settings.serve_words import ServeWords, is_called_as_vllm, use_vllm_engine
+from startup.settings.serve_words import LauncherLine, is_called_as_vllm, use_vllm_engine
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 
@@ -26,7 +26,7 @@ def main() -> int:
             return _run_vllms_command()
         use_vllm_engine()
     if command == ["serve"]:
-        return _serve(ServeWords(words))
+        return _serve(LauncherLine(words))
     if command == ["standby-template"] and len(words) > 1:  # started only by a standby
         return _run_template(words)
     return _run_command()
@@ -52,7 +52,7 @@ def _run_vllms_command() -> int:
     return run_other_command()
 
 
-def _serve(given: ServeWords) -> int:
+def _serve(given: LauncherLine) -> int:
     """Asks a standby to fork the server. Without a standby, starts the server in this process."""
     from startup.standby.front_process import serve_warm
 

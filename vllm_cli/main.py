@@ -24,7 +24,7 @@ from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.embedded.installed import INSTALL_COMMAND, MODULES
 from startup.errors import USAGE_CAUSE, CommandLineError, CrashError, StartupError, code_line, code_of, with_code
-from startup.settings.serve_words import ServeWords, vllm_file
+from startup.settings.serve_words import LauncherLine, vllm_file
 from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
 
@@ -229,7 +229,7 @@ def _cause_of_uncaught(err: BaseException, words: Sequence[str]) -> "KnownCause 
 
     found = find_cause("".join(format_exception(err)).splitlines())
     known = found.known if found is not None else None
-    if ServeWords(words).engine() == "vllm" and known is not OWN_FAULT:
+    if LauncherLine(words).engine() == "vllm" and known is not OWN_FAULT:
         return None
     return OWN_FAULT if known is None or known.is_general else known
 

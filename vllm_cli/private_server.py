@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from envs.registry import env
 from startup.errors import StartupError
 from startup.settings.config import flags_with_role
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.storage.temp_folder import own_folder
 from startup.words.errors import InputError
 from startup.words.read_arguments import choose_engine
@@ -70,7 +70,7 @@ def start_private_server(words: Sequence[str], environment: Mapping[str, str]) -
 def _overrides(words: Sequence[str]) -> Iterator[str]:
     """Yields flags that turn off the keys and TLS of a --config file. They precede the user's words."""
     yield "--api-key="
-    if choose_engine(ServeWords(words)) == "embedded":
+    if choose_engine(LauncherLine(words)) == "embedded":
         yield from ("--api-key-file=", "--ssl-ca-certs=", "--ssl-ciphers=", "--ssl-cert-reqs=0")
         yield "--no-enable-ssl-refresh"
     if find_values(words, "--config"):  # without a file, even empty flags would delay vLLM's listening

@@ -14,7 +14,7 @@ from startup.errors import StartupError
 from startup.logs.setup import configure_logging, log_options_of_environment
 from startup.processes.messages import RefusedError
 from startup.settings.config_file import ConfigFile
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.standby.template import EarlyRead, FrontLink, wait_for_start
 from startup.words.read_arguments import read_arguments
 
@@ -25,7 +25,7 @@ def become_server(kind: str, standby_fd: str, *models: str) -> FrontLink:
     return wait_for_start(kind, models, int(standby_fd), _read)
 
 
-def _read(given: ServeWords) -> EarlyRead:
+def _read(given: LauncherLine) -> EarlyRead:
     """Reads the arguments of a start. If they have a fault, the command reads them again and reports it."""
     try:
         read = read_arguments(given, read_file=_read_regular)

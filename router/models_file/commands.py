@@ -128,16 +128,16 @@ def _is_of_this_environment(program: str) -> bool:
 def _with_model_first(words: list[str]) -> list[str]:
     """Puts the model of the flag `--model` before all flags, as the word MODEL."""
     parts = list(split(words, {"--model": 1}.get))
-    model = next((given for given in reversed(parts) if given.flag == "--model" and given.values), None)
+    model = next((given for given in reversed(parts) if given.typed == "--model" and given.values), None)
     if model is None or not words[0].startswith("-"):
         return words
-    return [model.values[0], *(word for given in parts if given.flag != "--model" for word in given.words)]
+    return [model.values[0], *(word for given in parts if given.typed != "--model" for word in given.words)]
 
 
 def without_address(words: Iterable[str]) -> list[str]:
     """The words without --host, --port and --uds."""
     address = dict.fromkeys(flags_with_role("address"), 1)
-    return [word for given in split(words, address.get) if given.flag not in address for word in given.words]
+    return [word for given in split(words, address.get) if given.typed not in address for word in given.words]
 
 
 def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, findings: Findings) -> ForeignCommand:

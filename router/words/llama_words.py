@@ -12,8 +12,8 @@ from startup.files.model.file_faults import first_problem
 from startup.files.model.gguf import LLAMA_SERVER, GgufModel
 from startup.files.model.hub_settings import is_offline
 from startup.settings.config import StartupConfig
-from startup.settings.flag import GivenFlag
-from startup.words.arguments import Arguments
+from startup.settings.serve_words import ParsedOption
+from startup.words.arguments import parse_line
 from startup.words.errors import InputError
 from startup.words.serve_command import parse_start
 from startup.words.table import split_flags
@@ -50,7 +50,10 @@ def as_llama_server(entry: ModelEntry, model: GgufModel, words: Sequence[str]) -
     Raises:
         ClickException: a flag has no counterpart in llama-server, or a value is not valid.
     """
-    given = {name: flag for name, flag in Arguments.parse(split_flags(words)).flags.items() if flag.flag.role != "both"}
+    line = parse_line(split_flags(words))
+    if line.faults:
+        raise InputError(line.faults[0])
+    given = {option.name: option for option in line.options if option.flag and option.flag.role != "both"}
     refused = [name for name, flag in given.items() if name not in _COUNTERPARTS and not _changes_nothing(flag)]
     if refused:
         raise InputError(f"is served by llama-server, which has no counterpart of {', '.join(refused)}: leave them out")
@@ -71,12 +74,13 @@ def as_llama_server(entry: ModelEntry, model: GgufModel, words: Sequence[str]) -
     return replace(entry, words=(), foreign=server, engine="other")
 
 
-def _changes_nothing(given: GivenFlag) -> bool:
+def _changes_nothing(given: ParsedOption) -> bool:
     flag, value = given.flag, given.values[-1]
+    assert flag is not None
     return value in (*flag.neutral, *_NOTHING.get(flag.name, ())) or value == (flag.help and str(flag.default).lower())
 
 
-def _llama_words(given: Mapping[str, GivenFlag], config: StartupConfig) -> Iterator[str]:
+def _llama_words(given: Mapping[str, ParsedOption], config: StartupConfig) -> Iterator[str]:
     """Yields the flags of llama-server. Without --kv-unified, it would divide its context among its slots."""
     engine, renderer = config.engine, config.renderer
     num_slots = engine.max_num_seqs if "--max-num-seqs" in given else None

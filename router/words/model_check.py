@@ -38,12 +38,12 @@ from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import USAGE, Finding, PreflightReport, unchecked
 from startup.settings.config import StartupConfig, flags_with_role
-from startup.settings.serve_words import ServeWords, is_flag_like
+from startup.settings.serve_words import LauncherLine, is_flag_like
 from startup.vllm_words.installed import require_vllm
 from startup.vllm_words.options import VllmOptions
 from startup.vllm_words.preflight.all_checks import run_preflight as run_vllm_preflight
 from startup.vllm_words.preflight.devices import can_sleep, deepest_level
-from startup.words.arguments import Arguments
+from startup.words.arguments import options_of_file
 from startup.words.errors import InputError
 from startup.words.read_arguments import choose_engine
 from startup.words.screening import find_values, secrets_as_variables, without_flags
@@ -183,13 +183,13 @@ class ModelCheck:
         engine = _last_value(own, _ENGINE) or (entry.engine if entry.engine != "auto" else None) or self._engine
         begin = int(bool(own) and not is_flag_like(own[0]))
         model = find_gguf(own[0]) if begin and has_llama_server(entry.env.get("PATH")) else None
-        engine = choose_engine(ServeWords((_ENGINE, engine) if engine else ()), is_gguf=model is not None)
+        engine = choose_engine(LauncherLine((_ENGINE, engine) if engine else ()), is_gguf=model is not None)
         defaults = without_flags(self._defaults, LACKED_BY_VLLM) if engine == "vllm" else self._defaults
         words = [*own[:begin], *defaults, *own[begin:]]
         words, variables = secrets_as_variables(words)
         names = served_names(words)
         words = without_flags(words, (_ENGINE, _SERVED_NAME, QUIET_FLAG))
-        if any(is_secret_flag(given.flag) and any(given.values) for given in split_flags(words)):
+        if any(is_secret_flag(given.typed) and any(given.values) for given in split_flags(words)):
             raise InputError("a key on the command line of a model can be read by others: use `env` for it")
         all_names = dict.fromkeys((*names, entry.name, *entry.aliases))
         aliases = tuple(name for name in all_names if name != entry.name)
@@ -227,7 +227,7 @@ class ModelCheck:
             from startup.vllm.launch.first_record import line_for_check  # noqa: PLC0415 - no start needs it
 
             line, problem = line_for_check(vllm, start.line, partial(click.echo, err=True))
-        _reject_keys(flag.name for flag in line.flags)
+        _reject_keys(option.name for option in line.options)
         adapters = (name for name, path in map(parse_adapter, line.values(_LORA_MODULES)) if name and path)
         options = PreflightOptions(is_listening=True, asks_hub=True, flags_problem=problem)
         check = partial(run_vllm_preflight, vllm, line, options)
@@ -236,7 +236,7 @@ class ModelCheck:
     def _check_embedded(self, entry: ModelEntry, config: StartupConfig) -> CheckedModel:
         require_embedded_engine()
         if path := _last_value(entry.words, CONFIG.name):
-            _reject_keys(Arguments.of_file(path).flags)
+            _reject_keys(option.name for option in options_of_file(path))
         memory = read_memory()
         # Other models can be stopped, so all memory counts as free.
         options = PreflightOptions(
@@ -259,8 +259,8 @@ class ModelCheck:
 
 def _reject_flags(words: Sequence[str]) -> None:
     for given in split_flags(words):
-        if given.known is not None and (reason := fault_of_model(given.known)) is not None:
-            raise InputError(f"must not have {given.flag}: {reason}")
+        if given.flag is not None and (reason := fault_of_model(given.flag)) is not None:
+            raise InputError(f"must not have {given.typed}: {reason}")
 
 
 def _reject_keys(flags: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from startup.settings.config import StartupConfig, flags_with_role
 from startup.settings.flag import Flag
 from startup.settings.serve_words import is_flag_like
 from startup.vllm_words.flags import flags_that_change
-from startup.words.arguments import Arguments
+from startup.words.arguments import parse_line
 from startup.words.errors import InputError
 from startup.words.screening import find_values, show_notices, word_notices
 from startup.words.serve_command import config_of
@@ -72,15 +72,15 @@ class SeveralModels(NamedTuple):
 def read_several(given_words: Sequence[str], *, is_quiet: bool = False) -> SeveralModels:
     """Reads the router's own flags. Models' flags are checked later for each model. Raises ClickException."""
     words = split_router_words(given_words)
-    given = Arguments.parse(split_flags((*PORT_DEFAULTS, *words.own)))
+    given = parse_line(split_flags((*PORT_DEFAULTS, *words.own)))
     config = config_of(given)
     if not words.models and config.several.models is None:
         raise InputError("--models must name a file.")
     if config.standby == "require" and not words.names_one_model:  # llama-server is never forked
         raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
     if not is_quiet:
-        show_notices(word_notices(split_flags(given_words), given.flags), config.log_format)
-    has_log_level = "--log-level" in given.flags or env.VLLM_LOGGING_LEVEL.raw is not None
+        show_notices(word_notices(split_flags(given_words), given), config.log_format)
+    has_log_level = given.last("--log-level") is not None or env.VLLM_LOGGING_LEVEL.raw is not None
     return SeveralModels(config, words, has_log_level)
 
 
@@ -90,11 +90,11 @@ def split_router_words(words: Sequence[str]) -> RouterWords:
     own: list[str] = []
     defaults: list[str] = []
     for given in split_flags(words[len(models) :]):
-        flag = given.known
+        flag = given.flag
         if given.words[0] == "--":
             raise InputError("several models do not go with the word --: leave it out.")
         if len(models) != 1:  # flags of one model are its own
-            _reject(flag.name if flag is not None else given.flag, given.values)
+            _reject(given.name, given.values)
         if is_own(flag):
             own += given.words
         if not is_own(flag) or flag.role == "both":

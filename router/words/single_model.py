@@ -9,48 +9,50 @@ from router.router import RouterOptions
 from router.words.model_check import ModelStart, folder_of, with_sleep_words
 from router.words.router_words import LACKED_BY_VLLM, PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own
 from startup.settings.config import StartOptions, StartupConfig, flags_with_role
-from startup.settings.serve_words import Given
-from startup.vllm_words.command_line import CommandLine
+from startup.settings.serve_words import CommandLine, ParsedOption
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.options import VllmOptions
-from startup.words.arguments import Arguments
+from startup.words.arguments import options_of_settings, parse_line
 from startup.words.errors import InputError
 from startup.words.screening import secrets_as_variables, show_notices
 from startup.words.serve_command import config_of
+from startup.words.supported import CONFIG
 from startup.words.table import find_known_flag, split_flags
 
 _DEFAULTS: Final = (*PORT_DEFAULTS, "--max-waiting=1024")
 _MIDDLEWARE: Final = "--middleware"
 
 
-def embedded_router(config: StartupConfig, given: Arguments) -> RouterOptions:
+def embedded_router(config: StartupConfig, given: CommandLine) -> RouterOptions:
     """The settings of a router for one model of the embedded engine."""
-    parts = [*split_flags(given.words)]
+    options = [option for option in given.options if option.name != CONFIG.name]
+    parts = [*(ParsedOption([word]) for word in given.others), *options]
     entry = _entry(config, parts, "embedded", config.server.served_model_names)
-    return _router(_read_port(parts), config, ModelStart.of_embedded(entry, config))
+    return _router(_read_port(options), config, ModelStart.of_embedded(entry, config))
 
 
-def vllm_router(options: VllmOptions, parts: Sequence[Given]) -> RouterOptions:
+def vllm_router(options: VllmOptions, parts: Sequence[ParsedOption]) -> RouterOptions:
     """The settings of a router for one model of vLLM. Raises InputError for flags that it cannot have."""
     line = options.line
     _reject_vllm_flags(options, parts, line)
     names = line.values("--served-model-name") or (line.served_name,)
     entry = _entry(options, parts, "vllm", names)
-    config = _read_port(parts, _words_of_file(line))
+    config = _read_port([*_options_of_file(line), *parse_line(part for part in parts if is_own(part.flag)).options])
     router = _router(config, options, ModelStart.of_vllm(entry, options))
     return replace(router, model_has_keys=any(flag.name in flags_with_role("keys") for flag in line.in_file))
 
 
-def _words_of_file(line: CommandLine) -> list[str]:
-    """The settings that the router needs from the --config file, as flags. vLLM reads the file itself."""
+def _options_of_file(line: VllmLine) -> list[ParsedOption]:
+    """The settings that the router needs from the --config file. vLLM reads the file itself."""
     names = flags_with_role("address", "keys", "port", "both", "program")
     settings = line.config.settings if line.config is not None else {}
     known = {key: find_known_flag(f"--{key}") for key in settings}
     needed = {key: settings[key] for key, flag in known.items() if flag is not None and flag.name in names}
     needed = {key: value for key, value in needed.items() if value not in (None, [])}  # vLLM takes its default
-    return Arguments.of_settings(needed).words
+    return options_of_settings(needed)
 
 
-def _reject_vllm_flags(options: VllmOptions, parts: Sequence[Given], line: CommandLine) -> None:
+def _reject_vllm_flags(options: VllmOptions, parts: Sequence[ParsedOption], line: VllmLine) -> None:
     """Raises InputError for a flag that would have no effect on the port of the router."""
     if line.has(_MIDDLEWARE):
         text = "because middleware would not see what the router answers itself: leave one of them out"
@@ -63,25 +65,24 @@ def _reject_vllm_flags(options: VllmOptions, parts: Sequence[Given], line: Comma
         text = f"{_flag(options)} does not go with {name.removeprefix('--')} in --config"
         if name in of_tls:
             raise InputError(f"{text}: write it as a flag.")
-        if any(part.known is not None and part.known.name == name for part in parts):
+        if any(part.flag is not None and part.name == name for part in parts):
             raise InputError(f"{text} and as a flag: leave one of them out.")
 
 
-def _read_port(parts: Sequence[Given], in_file: Sequence[str] = ()) -> StartupConfig:
+def _read_port(options: Sequence[ParsedOption]) -> StartupConfig:
     """The values of the router's own flags and variables, read by the embedded engine's rules."""
-    own = [word for part in parts if is_own(part.known) for word in part.words]
-    return config_of(Arguments.parse(split_flags((*_DEFAULTS, *in_file, *own))))
+    own = (option for option in options if is_own(option.flag))
+    return config_of(CommandLine((), [*parse_line(split_flags(_DEFAULTS)).options, *own]))
 
 
-def _entry(options: StartOptions, parts: Sequence[Given], engine: str, names: Sequence[str]) -> ModelEntry:
+def _entry(options: StartOptions, parts: Sequence[ParsedOption], engine: str, names: Sequence[str]) -> ModelEntry:
     """The model's entry. Its command line has no API keys, because other users could read them there."""
     kept: list[str] = []
     if options.listen_when_ready:
         text = "whose port is always open: leave one of them out"
         raise InputError(f"--listen-when-ready does not go with {_flag(options)}, {text}.")
     for given in parts:
-        flag = given.known
-        name = given.flag if flag is None else flag.name
+        flag, name = given.flag, given.name
         if is_elsewhere(name, given.values):
             raise InputError(f"{name} does not go with {_flag(options)}: all its processes are on this machine.")
         if is_of_models(flag) and (engine == "embedded" or name not in LACKED_BY_VLLM):

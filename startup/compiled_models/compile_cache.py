@@ -30,7 +30,7 @@ from startup.reports.timeline.history import installed_versions
 from startup.session.start_state import StartState
 from startup.settings.config import CompileCacheOption, flags_with_role
 from startup.storage.caches import COMPILED, find_baked
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.installed import InstalledVllm
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class CompileCache:
     def __init__(
         self,
         vllm: InstalledVllm,
-        line: CommandLine,
+        line: VllmLine,
         option: CompileCacheOption | None,
         folder: Path,
         learned: LearnedFiles,
@@ -384,13 +384,13 @@ def forbid_compiling() -> None:
     os.environ[env.VLLM_FORCE_AOT_LOAD.name] = "1"
 
 
-def _start_id(line: CommandLine) -> str:
+def _start_id(line: VllmLine) -> str:
     """A hash of the flags without those for addresses, keys and TLS. It finds archives that may fit.
 
     vLLM's own hashes then show whether such an archive fits.
     """
     of_port = flags_with_role("address", "keys", "tls", "port", "both") | {"--served-model-name"}
-    values = sorted((flag.option, flag.values) for flag in line.flags if flag.name not in of_port)
+    values = sorted((each.option, each.values) for each in line.options if each.name not in of_port)
     return sha256(json.dumps([line.model, values]).encode()).hexdigest()[:16]
 
 

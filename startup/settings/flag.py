@@ -37,10 +37,6 @@ Limits: TypeAlias = tuple[tuple[str, float], ...]
 """The range of a number: names of comparisons in `operator`, each with its bound."""
 
 
-NO_VALUE: Final = ("", "None")
-"""Values of an optional flag that mean no value."""
-
-
 class Shape(NamedTuple):
     """The JSON values that a field, an item, or a whole flag may have."""
 
@@ -113,73 +109,6 @@ class Flag(NamedTuple):
     def is_set(self) -> bool:
         """Whether the variable is set."""
         return self.variable is not None and self.variable.raw is not None
-
-
-class GivenFlag(NamedTuple):
-    """A flag on the command line or in the file of `--config`."""
-
-    flag: Flag
-    values: tuple[str, ...]
-    """The values. A switch has `true` or `false`, or no value: then `option` says whether it is on."""
-    option: str
-    """The full name that is given. If a switch is turned off, it may be one of `flag.opposites`."""
-    where: str = ""
-    """The setting's place in the file, such as `serve.yaml: port`. Empty on the command line."""
-
-    @property
-    def name(self) -> str:
-        return self.flag.name
-
-    @property
-    def text(self) -> str | None:
-        """The last value, which counts unless the flag is a list. None if the flag has no value."""
-        is_given = bool(self.values) and not (self.flag.is_optional and self.values[-1] in NO_VALUE)
-        return self.values[-1] if is_given else None
-
-    @property
-    def is_on(self) -> bool:
-        """Whether a switch is on, or another flag has a value other than false."""
-        has_value = not self.values or (self.text or "false").lower() != "false"
-        return self.option not in self.flag.opposites and has_value
-
-    @property
-    def words(self) -> list[str]:
-        """The flag and its values as words of a command line.
-
-        In a word of its own, a value that begins with a dash would be read as a flag.
-        """
-        if self.flag.nargs == 0:
-            return [self.name if self.is_on else self.flag.opposites[0]]
-        if len(self.values) > 1 and not any(value.startswith("-") for value in self.values):
-            return [self.name, *self.values]
-        return [f"{self.name}={value}" for value in self.values]
-
-
-class GivenFlags:
-    """The flags of a command line and of its `--config` file, by the rules of one engine."""
-
-    def last(self, name: str) -> GivenFlag | None:
-        """The occurrence of a flag that counts. None if it is not given."""
-        raise NotImplementedError
-
-    def value(self, name: str) -> str | None:
-        """The last value of a flag. None if the flag is not given or has no value."""
-        found = self.last(name)
-        return None if found is None else found.text
-
-    def values(self, name: str) -> tuple[str, ...]:
-        """The values of a flag that takes several values."""
-        found = self.last(name)
-        return () if found is None else found.values
-
-    def has(self, *names: str) -> bool:
-        """Whether one of these flags is given. A switch must be on, another flag must have a value."""
-        return any(flag is not None and flag.is_on for flag in map(self.last, names))
-
-    def place(self, name: str) -> str:
-        """The place of a flag in the file, as `GivenFlag.where`. Empty if the file does not have it."""
-        found = self.last(name)
-        return "" if found is None else found.where
 
 
 def opposites_of(*names: str) -> tuple[str, ...]:

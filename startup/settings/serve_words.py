@@ -74,50 +74,91 @@ _MODULES = ("vllm_cli", "vllm.entrypoints.")
 _SHELLS = ("sh", "bash", "dash", "ash")
 _OFF = "--no-"
 """How the name of a switch begins that is turned off."""
+NO_VALUE = ("", "None")
+"""Values of an optional flag that mean no value."""
 _LEVEL = "-O"
 _EAGER = ("--enforce-eager", "-O0", "-O.mode=0")
 
 
-class Given:
-    """A flag with its values, or one other word, or `--` with all words that follow it."""
+class ParsedOption:
+    """An option with its values, or one other argument, or `--` with all arguments that follow it."""
 
-    __slots__ = ("flag", "keys", "known", "words")
+    __slots__ = ("flag", "keys", "name", "option", "typed", "values", "where", "words")
 
-    def __init__(self, words: "Sequence[str]", flag: str = "", keys: str = "") -> None:
+    def __init__(self, words: "Sequence[str]", typed: str = "", keys: str = "") -> None:
         self.words = words
-        self.flag = flag
-        """The flag with dashes instead of underscores. Empty for other words."""
+        """The arguments as they are given. Empty for a setting of a file."""
+        self.typed = typed
+        """The name that is given, with dashes instead of underscores. Empty for other arguments."""
         self.keys = keys
-        """The keys after the flag, such as `a.b` in `--flag.a.b`."""
-        self.known: Flag | None = None
-        """What this program knows about the flag (`startup.words.table`). None for other flags and words."""
+        """The keys after the name, such as `a.b` in `--flag.a.b`."""
+        self.flag: Flag | None = None
+        """The flag that the name stands for. None if the table that reads the arguments does not have it."""
+        self.name = self.option = typed
+        """The flag's first name, or `typed`. `option` is the full name that is given, such as `--no-x`."""
+        value = _attached_value(words[0]) if words else None
+        self.values: Sequence[str] = words[1:] if value is None else (value,)
+        """The values. `--flag=` has the empty text. A switch may have `true`, `false` or no value."""
+        self.where = ""
+        """The setting's place in the file, such as `serve.yaml: port`. Empty on the command line."""
+
+    @classmethod
+    def of(
+        cls, flag: "Flag", values: "Sequence[str]", option: str = "", where: str = "", words: "Sequence[str]" = ()
+    ) -> "ParsedOption":
+        """An option of a flag whose full name is given."""
+        parsed = cls((), option or flag.name)
+        parsed.flag, parsed.name, parsed.values, parsed.where, parsed.words = flag, flag.name, values, where, words
+        return parsed
+
+    @classmethod
+    def spelled(cls, flag: "Flag", values: "Sequence[str]") -> "ParsedOption":
+        """An option of a flag, with arguments that have full names.
+
+        In an argument of its own, a value that begins with a dash would be read as a flag.
+        """
+        option = cls.of(flag, values)
+        if flag.nargs == 0:
+            option.words = (flag.name if option.is_on else flag.opposites[0],)
+        elif len(values) > 1 and not any(value.startswith("-") for value in values):
+            option.words = (flag.name, *values)
+        else:
+            option.words = [f"{flag.name}={value}" for value in values]
+        return option
 
     @property
-    def name(self) -> str:
-        """The flag with its keys, such as `--flag.a.b`."""
-        return f"{self.flag}.{self.keys}" if self.keys else self.flag
+    def spelling(self) -> str:
+        """The name with its keys, such as `--flag.a.b`."""
+        return f"{self.typed}.{self.keys}" if self.keys else self.typed
 
     @property
-    def values(self) -> "Sequence[str]":
-        """The flag's values. The value of `--flag=` is the empty text."""
-        value = _attached_value(self.words[0])
-        return self.words[1:] if value is None else (value,)
+    def text(self) -> str | None:
+        """The last value, which counts unless the flag is a list. None if the option has no value."""
+        is_optional = self.flag is not None and self.flag.is_optional
+        is_given = len(self.values) > 0 and not (is_optional and self.values[-1] in NO_VALUE)
+        return self.values[-1] if is_given else None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a switch is on, or another flag has a value other than false."""
+        is_off = self.option.startswith(_OFF) if self.flag is None else self.option in self.flag.opposites
+        return not is_off and (not self.values or (self.text or "false").lower() != "false")
 
 
-def split(words: "Iterable[str]", num_values: "NumValues" = lambda _: None) -> "Iterator[Given]":
+def split(words: "Iterable[str]", num_values: "NumValues" = lambda _: None) -> "Iterator[ParsedOption]":
     """Splits a command line as argparse does (`with_values`)."""
     return with_values(cut(words), num_values)
 
 
-def cut(words: "Iterable[str]") -> list[Given]:
+def cut(words: "Iterable[str]") -> list[ParsedOption]:
     """Finds the flags of a command line. Each word stands alone until `with_values`, apart from `--`."""
     words = list(words)
     end = words.index("--") if "--" in words else len(words)
-    pieces = [Given((word,), *_name(word)) for word in words[:end]]
-    return [*pieces, Given(words[end:])] if words[end:] else pieces
+    pieces = [ParsedOption((word,), *_name(word)) for word in words[:end]]
+    return [*pieces, ParsedOption(words[end:])] if words[end:] else pieces
 
 
-def with_values(pieces: "Sequence[Given]", num_values: "NumValues") -> "Iterator[Given]":
+def with_values(pieces: "Sequence[ParsedOption]", num_values: "NumValues") -> "Iterator[ParsedOption]":
     """Yields the flags with their values, and all other words.
 
     `num_values` returns the number of a flag's values, like argparse's `nargs`: 0, 1, `?` or `+`. It returns
@@ -127,9 +168,11 @@ def with_values(pieces: "Sequence[Given]", num_values: "NumValues") -> "Iterator
     begin = 0
     while begin < len(pieces):
         piece, end = pieces[begin], begin + 1
-        if piece.flag and _attached_value(piece.words[0]) is None:
-            end += _count_values(pieces, end, num_values(piece.flag), num_values)
-        yield Given([each.words[0] for each in pieces[begin:end]], piece.flag, piece.keys) if end > begin + 1 else piece
+        if piece.typed and _attached_value(piece.words[0]) is None:
+            end += _count_values(pieces, end, num_values(piece.typed), num_values)
+        if end > begin + 1:
+            piece = ParsedOption([each.words[0] for each in pieces[begin:end]], piece.typed, piece.keys)
+        yield piece
         begin = end
 
 
@@ -172,61 +215,104 @@ def is_eager(words: "Iterable[str]") -> bool:
     return any(normalise(word) in _EAGER for word in words)
 
 
-class ServeWords:
-    """A command line, split between the launcher and the engine."""
+class CommandLine:
+    """The arguments of `serve`, read once by one table of flags.
+
+    This is the launcher's, the embedded engine's or vLLM's. An engine's table also reads the file of `--config`, whose settings come first in `options`.
+    """
+
+    def __init__(
+        self,
+        pieces: "Sequence[ParsedOption]",
+        options: "Sequence[ParsedOption]" = (),
+        others: "Sequence[str]" = (),
+        faults: "Sequence[str]" = (),
+    ) -> None:
+        self.pieces = pieces
+        """The arguments as `cut` divides them, for tables that know further flags."""
+        self.options = options
+        """The options that this table has, in order."""
+        self.others = others
+        """Arguments that belong to no flag, such as MODEL."""
+        self.faults = faults
+        """Why the arguments cannot be read. A fault of a value is found later."""
+
+    def last(self, name: str) -> ParsedOption | None:
+        """The option of a flag that counts. None if the flag is not given."""
+        return next((option for option in reversed(self.options) if option.name == name), None)
+
+    def value(self, name: str) -> str | None:
+        """The last value of a flag. None if the flag is not given or has no value."""
+        found = self.last(name)
+        return None if found is None else found.text
+
+    def values(self, name: str) -> "Sequence[str]":
+        """The values of a flag that takes several values."""
+        found = self.last(name)
+        return () if found is None else found.values
+
+    def has(self, *names: str) -> bool:
+        """Whether one of these flags is given. A switch must be on, another flag must have a value."""
+        return any(option is not None and option.is_on for option in map(self.last, names))
+
+    def place(self, name: str) -> str:
+        """The place of a flag in the file, as `ParsedOption.where`. Empty if the file does not have it."""
+        found = self.last(name)
+        return "" if found is None else found.where
+
+
+class LauncherLine(CommandLine):
+    """The arguments of `serve`, split between the launcher and the engine."""
 
     def __init__(self, words: "Sequence[str]") -> None:
+        options: list[ParsedOption] = []
+        faults: list[str] = []
+        super().__init__(cut(words), options, (), faults)
         self.words = words
-        self.pieces = cut(words)
-        """The words, for readers that know further flags (`with_values`)."""
-        self.flags: list[str] = []
+        self.names: list[str] = []
         """The names of all flags in order, as far as they can be recognized without vLLM's."""
-        self.own: dict[str, str] = {}
-        """The launcher's flags, each with its last value. The value of a switch is `true` or empty."""
-        self.engine_pieces: list[Given] = []
-        """All other words, unchanged and in order, without the first `--`."""
-        self.incomplete: str | None = None
-        """A flag of the launcher that lacks its value. None if no flag lacks its value."""
-        for given in with_values(self.pieces, LAUNCHER_FLAGS.get):
-            if given.flag:
-                self.flags.append(given.flag)
-            if given.words[0] == "--":
-                self.engine_pieces += cut(given.words[1:])
-            elif given.flag not in LAUNCHER_FLAGS:
-                self.engine_pieces.append(given)
-            elif given.flag.startswith(_OFF):
-                self.own[given.flag.replace(_OFF, "--", 1)] = ""
-            elif not LAUNCHER_FLAGS[given.flag]:
-                self.own[given.flag] = "true"
-            elif given.values:
-                self.own[given.flag] = given.values[-1]
+        self.engine_pieces: list[ParsedOption] = []
+        """All other arguments, unchanged and in order, without the first `--`."""
+        for part in with_values(self.pieces, LAUNCHER_FLAGS.get):
+            if part.typed:
+                self.names.append(part.typed)
+            if part.words[0] == "--":
+                self.engine_pieces += cut(part.words[1:])
+            elif part.typed not in LAUNCHER_FLAGS:
+                self.engine_pieces.append(part)
+            elif not LAUNCHER_FLAGS[part.typed]:
+                switch = ParsedOption((), part.typed)
+                switch.name = part.typed.replace(_OFF, "--", 1)
+                options.append(switch)
+            elif part.values:
+                options.append(part)
             else:
-                self.incomplete = given.flag
+                faults.append(f"Option {part.typed!r} requires an argument.")
 
     @property
     def engine_words(self) -> list[str]:
-        """The words of `engine_pieces`."""
+        """The arguments of `engine_pieces`."""
         return [word for piece in self.engine_pieces for word in piece.words]
 
     @property
     def has_several_models(self) -> bool:
-        """Whether a router for several models starts: two words before all flags name models, or --models."""
+        """Whether a router for several models starts: two arguments before all flags, or --models."""
         begin = self.words[:2]
         if len(begin) == 2 and not any(map(is_flag_like, begin)):
             return not is_stray(begin[1]) and not begin[1].startswith(_LIKE_A_FLAG)
-        return "--models" in self.flags
+        return "--models" in self.names
 
     @property
     def is_behind_router(self) -> bool:
         """Whether the command line or the environment requests a router in front of a single model."""
-        return any(self.own.get(flag) or foreign.text_of(variable) for flag, variable in _OF_ROUTER)
+        return any(self.value(flag) or foreign.text_of(variable) for flag, variable in _OF_ROUTER)
 
     def engine(self, variable: str | None = None) -> str:
         """`embedded` or `vllm`. Any other value of --engine or VCLI_ENGINE counts as `auto`.
 
         `variable` is the value of VCLI_ENGINE, by default from this process's environment.
         """
-        wanted = self.own.get("--engine") or (foreign.text_of("VCLI_ENGINE") if variable is None else variable)
+        wanted = self.value("--engine") or (foreign.text_of("VCLI_ENGINE") if variable is None else variable)
         if wanted in _ENGINES:
             return wanted
         return "vllm" if vllm_file() else "embedded"
@@ -282,11 +368,13 @@ def _count_command_words(words: "Sequence[str]") -> int:
     return num + (list(words[num : num + 1]) == ["serve"])
 
 
-def _count_values(pieces: "Sequence[Given]", begin: int, wanted: int | str | None, num_values: "NumValues") -> int:
+def _count_values(
+    pieces: "Sequence[ParsedOption]", begin: int, wanted: int | str | None, num_values: "NumValues"
+) -> int:
     if not wanted or begin == len(pieces):
         return 0
     first = pieces[begin]
-    if first.words[0] == "--" or (first.flag and (wanted == "?" or num_values(first.flag) is not None)):
+    if first.words[0] == "--" or (first.typed and (wanted == "?" or num_values(first.typed) is not None)):
         return 0
     end = begin + 1
     while wanted == "+" and end < len(pieces) and not is_flag_like(pieces[end].words[0]):

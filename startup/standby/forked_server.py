@@ -25,13 +25,13 @@ from startup.processes import death_pipe, messages
 from startup.processes.messages import RefusedError
 from startup.processes.new_program import Request, fork_dormant, refused_if_it_fails
 from startup.processes.state import STANDARD, refresh_libraries, take_descriptors
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.standby import process_state
 from startup.standby.front_process import interpreter_state
 from startup.standby.import_state import ImportEnvironment, InstalledFiles
 
 if TYPE_CHECKING:
-    from startup.vllm_words.command_line import CommandLine
+    from startup.vllm_words.command_line import VllmLine
 
 _REQUEST_S = 5.0
 """The limit for the front process's request, in seconds. The front process sends it at once."""
@@ -45,7 +45,7 @@ class EarlyRead(NamedTuple):
 
     arguments: Any
     """The arguments, which the command takes from here."""
-    line: "CommandLine | None" = None
+    line: "VllmLine | None" = None
     """The command line of vLLM. None for the embedded engine, or if the arguments have a fault."""
     wants_cold_start: bool = False
 
@@ -55,8 +55,8 @@ class TemplateFacts(NamedTuple):
 
     pid: int
     environment: ImportEnvironment
-    read: Callable[[ServeWords], EarlyRead]
-    why_cold: Callable[["CommandLine | None"], str | None]
+    read: Callable[[LauncherLine], EarlyRead]
+    why_cold: Callable[["VllmLine | None"], str | None]
     """Returns why a server with this command line cannot use the imports, or None."""
     files: InstalledFiles
     import_s: float
@@ -106,7 +106,7 @@ def take_over(
             raise RefusedError(f"the standby's imports are out of date: {change}")
         _become_equal(request, connection, front_pid, template.environment)
         readdress(front_pid, os.getpid())
-        read = template.read(ServeWords(sys.argv[2:]))
+        read = template.read(LauncherLine(sys.argv[2:]))
         if read.wants_cold_start:
             raise RefusedError
         _raise_reason(template.why_cold(read.line))

@@ -12,7 +12,7 @@ import time
 from envs import environment, foreign
 from startup.processes import messages
 from startup.processes.messages import RefusedError
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.standby import sockets
 from startup.standby.sockets import template_kind
 
@@ -33,7 +33,7 @@ _REQUIRED_S = 10.0
 """Seconds that the front process waits with `--standby require`, instead of `_ACK_S`."""
 
 
-def serve_warm(given: ServeWords) -> int | None:
+def serve_warm(given: LauncherLine) -> int | None:
     """Requests a forked server and forwards signals to it until it ends.
 
     Returns:
@@ -42,7 +42,7 @@ def serve_warm(given: ServeWords) -> int | None:
     """
     if given.has_several_models or given.is_behind_router:
         return None  # a router imports little; its servers may be forked
-    mode = given.own.get("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
+    mode = given.value("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
     kind = template_kind(given) if mode in ("auto", "require") else None
     if kind is None:
         return None

@@ -15,7 +15,7 @@ from contextlib import suppress
 from envs import foreign
 from envs.foreign import expand_home
 from startup.processes import messages
-from startup.settings.serve_words import ServeWords, is_eager, is_for_information
+from startup.settings.serve_words import LauncherLine, is_eager, is_for_information
 
 CONTROL = "standby"
 """The name of the socket on which the standby itself answers."""
@@ -115,16 +115,16 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def template_kind(given: ServeWords) -> str | None:
+def template_kind(given: LauncherLine) -> str | None:
     """The kind of template for the words after `serve`. None if the start needs no slow imports."""
     if is_for_information(given.words):
         return None
     kind = template_kind_for(given.engine(), given)
     # With vLLM, this imports nothing; what vLLM's libraries print at the end of a process is not its output.
-    return None if kind != EMBEDDED and given.own.get("--preflight-only") else kind
+    return None if kind != EMBEDDED and given.has("--preflight-only") else kind
 
 
-def template_kind_for(engine: str, given: ServeWords) -> str:
+def template_kind_for(engine: str, given: LauncherLine) -> str:
     """The kind of template for an engine. vLLM's kinds differ only in whether the compiler is imported."""
     if engine == "embedded":
         return EMBEDDED

@@ -26,7 +26,7 @@ from startup.imports.heavy import import_engine
 from startup.imports.torch_environment import set_torch_variables
 from startup.processes import death_pipe
 from startup.processes.forks import Forks
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.standby import sockets
 from startup.standby.forked_server import EarlyRead as EarlyRead  # the type of what `read` returns
 from startup.standby.forked_server import FrontLink as FrontLink  # the type of what `wait_for_start` returns
@@ -36,7 +36,7 @@ from startup.standby.sockets import EMBEDDED, VLLM_EAGER, peer_of
 
 if TYPE_CHECKING:
     from startup.vllm.launch.template_imports import TemplateImports
-    from startup.vllm_words.command_line import CommandLine
+    from startup.vllm_words.command_line import VllmLine
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def wait_for_start(
-    kind: str, models: Sequence[str], standby_fd: int, read: Callable[[ServeWords], EarlyRead]
+    kind: str, models: Sequence[str], standby_fd: int, read: Callable[[LauncherLine], EarlyRead]
 ) -> FrontLink:
     """Runs the template process. Returns only in the processes that it forks. Each of them is a server.
 
@@ -265,7 +265,7 @@ class EmbeddedImports:
                     importlib.import_module(model_class)
                 importlib.import_module("server.text.renderers.tokenizers.loading").keep_tokenizer(files.tokenizer_path)
 
-    def why_cold(self, _: "CommandLine | None") -> str | None:
+    def why_cold(self, _: "VllmLine | None") -> str | None:
         return None
 
     def why_renew(self) -> str | None:

@@ -13,7 +13,7 @@ from base.exit_codes import INTERRUPTED, USAGE
 from startup.errors import StartupError, with_code
 from startup.hook import Name
 from startup.storage.temp_folder import own_folder
-from startup.vllm_words.command_line import CONFIG, CommandLine
+from startup.vllm_words.command_line import CONFIG, VllmLine
 from startup.vllm_words.installed import find_vllm
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
 
 
-def run_serve(line: CommandLine) -> int:
+def run_serve(line: VllmLine) -> int:
     """Runs `vllm serve` until it returns, or raises SystemExit or an error of vLLM."""
     with ExitStack() as stack:
         return _run(("serve", *words_with_copy(line, stack)))
@@ -47,7 +47,7 @@ def _run(words: Sequence[str]) -> int:
     return 0
 
 
-def words_with_copy(line: CommandLine, stack: ExitStack) -> Sequence[str]:
+def words_with_copy(line: VllmLine, stack: ExitStack) -> Sequence[str]:
     """Returns vLLM's words. If a value in the `--config` file was replaced, they name a copy of the file.
 
     The copy is in memory, because values may be secrets. Its name has a suffix that vLLM accepts. `stack`

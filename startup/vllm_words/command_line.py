@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +14,17 @@ from envs.suggestion import did_you_mean
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.model_request import LLAMA_ORIGINALS, ModelRequest, read_adapters, read_draft
 from startup.settings.config_file import ConfigFile
-from startup.settings.flag import Flag, GivenFlag, GivenFlags, merge, nest
-from startup.settings.serve_words import OMNI, Given, cut, is_flag_like, is_for_information, split, with_values
+from startup.settings.flag import Flag, merge, nest
+from startup.settings.serve_words import (
+    OMNI,
+    CommandLine,
+    ParsedOption,
+    cut,
+    is_flag_like,
+    is_for_information,
+    split,
+    with_values,
+)
 from startup.vllm_words.facts import VllmFacts, read_facts
 from startup.vllm_words.flags import Flags, flags_that_change
 from startup.vllm_words.installed import InstalledVllm, find_vllm
@@ -29,29 +37,26 @@ _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _LEVEL: Final = "--optimization-level"
 _DEFAULT_PORT: Final = "8000"
 _YAML: Final = ("yaml", "yml")
+_COMPUTED: Final = ("file_plan", "port", "request")
+"""What a changed line computes anew."""
 _MAX_MATCHES: Final = 5
 
 
-@dataclass(frozen=True)
-class CommandLine(GivenFlags):
-    """The flags of a start of vLLM: first the flags in the file of `--config`, then those in the words."""
+class VllmLine(CommandLine):
+    """The arguments after `vllm serve`, with what a start of vLLM asks of them.
 
-    pieces: tuple[Given, ...]
-    """The words after `vllm serve`, unchanged."""
-    flags: tuple[GivenFlag, ...]
+    `faults` make vLLM exit at once. `options` begins with those of the file. `others` has no MODEL.
+    """
+
     model: str | None
     config: ConfigFile | None
     """The file of `--config FILE`. vLLM ignores the form `--config=FILE`."""
     facts: VllmFacts
     """The facts about the installed vLLM with which the words were read."""
-    problems: tuple[str, ...]
-    """Faults that make vLLM exit while it reads the words."""
-    unknown: tuple[tuple[str, str], ...]
-    """Flags that vLLM does not have, each with its place as in `GivenFlag.where`."""
-    unexpected: tuple[str, ...]
-    """Words that belong to no flag, except MODEL."""
+    unknown: Sequence[ParsedOption]
+    """Flags that vLLM does not have."""
     _model_word: str | None
-    _parts: tuple[Given, ...]
+    _parts: Sequence[ParsedOption]
     """All words except MODEL, unchanged."""
 
     @classmethod
@@ -60,65 +65,54 @@ class CommandLine(GivenFlags):
         words: Sequence[str],
         facts: VllmFacts | None = None,
         read_file: Callable[[str], ConfigFile] = ConfigFile.read,
-    ) -> "CommandLine":
+    ) -> "VllmLine":
         """Reads the words after `vllm serve` and the file of `--config`. The words take precedence."""
-        return cls.of_pieces(tuple(cut(words)), facts, read_file)
+        return cls.of_pieces(cut(words), facts, read_file)
 
     @classmethod
     def of_pieces(
         cls,
-        pieces: tuple[Given, ...],
+        pieces: Sequence[ParsedOption],
         facts: VllmFacts | None = None,
         read_file: Callable[[str], ConfigFile] = ConfigFile.read,
-    ) -> "CommandLine":
+    ) -> "VllmLine":
         """Reads words that `cut` has divided."""
         vllm = find_vllm() if facts is None else None
         if facts is None:
             facts = read_facts(vllm) if vllm else VllmFacts()
-        reading = Reading(Flags(facts.flags))
-        parts = list(_parts(pieces, reading.known))
+        reading = _Reading(Flags(facts.flags))
+        parts = [*_parts(pieces, reading.known)]
         model_word = _take_model(parts, reading.known, vllm)
         configs = [part for part in parts if part.words[0] == CONFIG and len(part.words) > 1]
         config = read_file(configs[0].words[1]) if configs else None
         if config is not None:
             for name, value in config.settings.items():
-                reading.add_setting(name, value, config.place(name))
+                reading.add(split(_words_of_setting(name, value), reading.known.num_values), config.place(name))
         reading.add(part for part in parts if part not in configs)
         reading.join_keys()
-        if model_word is not None and any(part.flag == _MODEL and any(part.values) for part in parts):
+        if model_word is not None and any(part.typed == _MODEL and any(part.values) for part in parts):
             reading.others.append(model_word)
-        in_words_first = sorted(reading.flags, key=lambda flag: bool(flag.where))
-        named = (flag.text for flag in in_words_first if flag.name == _MODEL)
-        return cls(
-            pieces=pieces,
-            flags=tuple(reading.flags),
-            model=model_word or next(filter(None, named), None),
-            config=config,
-            facts=facts,
-            problems=(*_problems(parts, model_word, config), *reading.problems),
-            unknown=tuple(reading.unknown),
-            unexpected=tuple(reading.others),
-            _model_word=model_word,
-            _parts=tuple(parts),
-        )
+        in_words_first = sorted(reading.options, key=lambda option: bool(option.where))
+        named = (option.text for option in in_words_first if option.name == _MODEL)
+        line = cls(pieces, reading.options, reading.others, [*_problems(parts, model_word, config), *reading.problems])
+        line.model, line.config, line.facts = model_word or next(filter(None, named), None), config, facts
+        line.unknown, line._model_word, line._parts = reading.unknown, model_word, parts
+        return line
 
-    def read_again(self, facts: VllmFacts) -> "CommandLine":
+    def read_again(self, facts: VllmFacts) -> "VllmLine":
         """Reads the same arguments and the same content of the file by other facts."""
-        return CommandLine.of_pieces(self.pieces, facts, lambda path: self.config or ConfigFile.read(path))
+        return VllmLine.of_pieces(self.pieces, facts, lambda path: self.config or ConfigFile.read(path))
 
     @property
-    def in_file(self) -> list[GivenFlag]:
+    def in_file(self) -> list[ParsedOption]:
         """The settings in the file of `--config`, including settings that a word overrides."""
-        return [flag for flag in self.flags if flag.where]
+        return [option for option in self.options if option.where]
 
     @property
     def words(self) -> tuple[str, ...]:
         """The words for vLLM. MODEL comes first, where vLLM accepts it, and all other words are unchanged."""
         model = () if self._model_word is None else (self._model_word,)
         return (*model, *(word for part in self._parts for word in part.words))
-
-    def last(self, name: str) -> GivenFlag | None:
-        return next((flag for flag in reversed(self.flags) if flag.name == name), None)
 
     @cached_property
     def request(self) -> ModelRequest:
@@ -136,7 +130,7 @@ class CommandLine(GivenFlags):
             download_dir=value("--download-dir"),
             hf_token=value("--hf-token"),
             load_format=(value("--load-format") or "auto").lower(),
-            ignore_patterns=self.values("--ignore-patterns") or (LLAMA_ORIGINALS,),
+            ignore_patterns=tuple(self.values("--ignore-patterns")) or (LLAMA_ORIGINALS,),
             adapters=tuple(read_adapters(self.values("--lora-modules"), value("--default-mm-loras"))),
             draft=read_draft(value("--speculative-config")),
         )
@@ -164,8 +158,8 @@ class CommandLine(GivenFlags):
     @property
     def flags_of_modules(self) -> tuple[str, ...]:
         """The flags that change which modules are imported, with their values."""
-        relevant = (flag for flag in self.flags if flag.name in flags_that_change("modules"))
-        return tuple(word for flag in relevant for word in (flag.option, *flag.values))
+        relevant = (option for option in self.options if option.name in flags_that_change("modules"))
+        return tuple(word for option in relevant for word in (option.option, *option.values))
 
     @property
     def listens(self) -> bool:
@@ -189,7 +183,7 @@ class CommandLine(GivenFlags):
         changes it.
         """
         known = Flags(self.facts.flags)
-        unsure = tuple(each.option for each in self.flags if len(each.option) > 2 and each.option not in known)
+        unsure = tuple(each.option for each in self.options if len(each.option) > 2 and each.option not in known)
         if any(name.startswith(unsure) for name in flags_that_change("no port", "address")):
             return None
         with suppress(ValueError):
@@ -208,58 +202,63 @@ class CommandLine(GivenFlags):
         """The model's name in the history of starts."""
         return next(iter(self.values(_SERVED_NAME)), None) or self.model or "vLLM's default model"
 
-    def with_drain(self) -> "CommandLine":
+    def with_drain(self) -> "VllmLine":
         """Returns the line with our default of `--shutdown-timeout`. vLLM's default, 0, cuts requests off."""
         return self._with_default(_SHUTDOWN_TIMEOUT, f"{SHUTDOWN_TIMEOUT_S:g}")
 
-    def with_served_name(self) -> "CommandLine":
+    def with_served_name(self) -> "VllmLine":
         """Sets --served-model-name to the model's name, because vLLM would use the folder's name offline."""
         assert self.model is not None
         return self._with_default(_SERVED_NAME, self.model)
 
-    def _with_default(self, name: str, value: str) -> "CommandLine":
+    def _with_default(self, name: str, value: str) -> "VllmLine":
         """Returns the line with this flag before all others, unless the flag is given."""
-        return self if self.last(name) is not None else replace(self, _parts=(Given((name, value), name), *self._parts))
+        return self if self.last(name) else self._with(_parts=[ParsedOption((name, value), name), *self._parts])
 
-    def with_paths(self, paths: Mapping[str, str]) -> "CommandLine":
+    def with_paths(self, paths: Mapping[str, str]) -> "VllmLine":
         """Returns the line with paths instead of the names of model and tokenizer. `paths`: name -> path."""
         tokenizer, model = paths.get(self.value(_TOKENIZER) or ""), paths.get(self.model or "")
         line = self if tokenizer is None else self.with_last(_TOKENIZER, tokenizer)
         if model is None:
             return line
-        parts = tuple(part for part in line._parts if part.flag != _MODEL)
-        return replace(line, _parts=parts, _model_word=model)
+        return line._with(_parts=[part for part in line._parts if part.typed != _MODEL], _model_word=model)
 
-    def with_last(self, name: str, value: str) -> "CommandLine":
+    def with_last(self, name: str, value: str) -> "VllmLine":
         """Returns the line with this flag after all others, so that it takes precedence."""
         words = [part.words[0] for part in self._parts]
         place = words.index("--") if "--" in words else len(words)
-        parts = (*self._parts[:place], Given((name, value), name), *self._parts[place:])
-        return replace(self, _parts=parts, flags=(*self.flags, GivenFlag(Flag((name,), "unknown"), (value,), name)))
+        last = ParsedOption.of(Flag((name,), "unknown"), (value,), words=(name, value))
+        return self._with(_parts=[*self._parts[:place], last, *self._parts[place:]], options=[*self.options, last])
+
+    def _with(self, **changes: Any) -> "VllmLine":
+        changed = VllmLine(self.pieces)
+        known = {name: value for name, value in vars(self).items() if name not in _COMPUTED}
+        vars(changed).update(known | changes)
+        return changed
 
 
-def _parts(pieces: Sequence[Given], known: Flags) -> Iterator[Given]:
+def _parts(pieces: Sequence[ParsedOption], known: Flags) -> Iterator[ParsedOption]:
     """Yields flags with their values, and other words. Each word after `--` is a part of its own."""
     for part in with_values(pieces, known.num_values):
-        yield from map(Given, ([word] for word in part.words)) if part.words[0] == "--" else (part,)
+        yield from (ParsedOption([word]) for word in part.words) if part.words[0] == "--" else (part,)
 
 
-def _take_model(parts: list[Given], known: Flags, vllm: InstalledVllm | None) -> str | None:
+def _take_model(parts: list[ParsedOption], known: Flags, vllm: InstalledVllm | None) -> str | None:
     """Removes MODEL from the words and returns it. None if MODEL is missing or cannot be recognized.
 
     After a flag, MODEL looks like a value of the flag. Only the installed vLLM's flags show the difference.
     """
-    place = next((place for place, part in enumerate(parts) if not part.flag and part.words[0] != "--"), None)
+    place = next((place for place, part in enumerate(parts) if not part.typed and part.words[0] != "--"), None)
     is_sure = known.is_recorded or (vllm is not None and vllm.is_tested)
-    is_named_by_flag = any(part.flag in (CONFIG, _MODEL) or part.words[0] == OMNI for part in parts)
+    is_named_by_flag = any(part.typed in (CONFIG, _MODEL) or part.words[0] == OMNI for part in parts)
     if place is None or (place > 0 and (is_named_by_flag or not is_sure)):
         return None
     return parts.pop(place).words[0]
 
 
-def _problems(parts: Sequence[Given], model_word: str | None, config: ConfigFile | None) -> Iterator[str]:
+def _problems(parts: Sequence[ParsedOption], model_word: str | None, config: ConfigFile | None) -> Iterator[str]:
     """Yields faults that make vLLM exit before argparse reads the words."""
-    names = [part.flag for part in parts]
+    names = [part.typed for part in parts]
     has_model = model_word is not None or _MODEL in names
     if _SERVED_NAME in names and not has_model and CONFIG not in names:
         yield "--served-model-name needs MODEL as the first word after `serve`"
@@ -278,70 +277,67 @@ def _problems(parts: Sequence[Given], model_word: str | None, config: ConfigFile
         yield f"no model: give MODEL as the first word after `serve`, or `model:` in {config.path}"
 
 
-@dataclass
-class Reading:
+class _Reading:
     """argparse's result for some words, and the faults that argparse would report.
 
     As vLLM's `FlexibleArgumentParser`, it completes names, counts values, and joins keys to JSON.
     `preflight.arguments` converts the values later.
     """
 
-    known: Flags
-    flags: list[GivenFlag] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    """MODEL, and words that belong to no flag."""
-    unknown: list[tuple[str, str]] = field(default_factory=list)
-    """Unknown flags, each with its place as in `GivenFlag.where`."""
-    problems: list[str] = field(default_factory=list)
-    """Faults that make vLLM exit while it reads the words."""
-    _keyed: dict[str, tuple[GivenFlag, dict[str, Any]]] = field(default_factory=dict)
+    def __init__(self, known: Flags) -> None:
+        self.known = known
+        self.options: list[ParsedOption] = []
+        self.others: list[str] = []
+        """MODEL, and words that belong to no flag."""
+        self.unknown: list[ParsedOption] = []
+        self.problems: list[str] = []
+        self._keyed: dict[str, tuple[ParsedOption, dict[str, Any]]] = {}
 
-    def add(self, parts: Iterable[Given], where: str = "") -> None:
-        """Adds the flags and words that `split` has found."""
+    def add(self, parts: Iterable[ParsedOption], where: str = "") -> None:
+        """Adds the flags and words that `split` has found. A setting of the file has a place."""
         for part in parts:
-            if not part.flag:
+            part.where = where
+            if not part.typed:
                 self.others += part.words[1:] if part.words[0] == "--" else part.words
-            elif (flag := self._find(part, where)) is not None:
-                self._add_flag(flag, part)
-
-    def add_setting(self, name: str, value: Any, where: str) -> None:
-        """Adds a setting of the file as words, as vLLM does. A setting that is `false` adds no word."""
-        self.add(split(_words_of_setting(name, value), self.known.num_values), where)
+            elif (option := self._find(part)) is not None:
+                self._add(option, part)
 
     def join_keys(self) -> None:
         """Adds `--flag {"a": {"b": 1}, "c": 2}` for `--flag.a.b 1 --flag.c 2`, after all other flags."""
-        self.flags += [flag._replace(values=(json.dumps(content),)) for flag, content in self._keyed.values()]
+        for option, content in self._keyed.values():
+            option.values = (json.dumps(content),)
+            self.options.append(option)
 
-    def _find(self, part: Given, where: str) -> GivenFlag | None:
-        name, values = part.flag, tuple(part.values)
+    def _find(self, part: ParsedOption) -> ParsedOption | None:
+        name, values = part.typed, tuple(part.values)
         options = self.known.complete(name)
         if not options and name[:2] != "--" and self.known.complete(name[:2]) == [name[:2]]:  # such as -qawq
             options, values = [name[:2]], (part.words[0][2:],)
         if len(options) == 1 and (found := self.known.find(options[0])) is not None:
-            return GivenFlag(found, values, options[0], where)
+            return ParsedOption.of(found, values, options[0], part.where)
         if self.known.is_recorded and not options:
-            self.unknown.append((name, where))
+            self.unknown.append(part)
             return None
         if name in REPLACEMENTS and options:
-            self._complain(f"vLLM has no flag {name}{did_you_mean(name, ())}", where)
+            self._complain(f"vLLM has no flag {name}{did_you_mean(name, ())}", part)
         elif options:
-            self._complain(f"{name} may stand for {list_some(options, _MAX_MATCHES)}: write the whole name", where)
-        return GivenFlag(Flag((name,), nargs="?", is_optional=True), values, name, where)
+            self._complain(f"{name} may stand for {list_some(options, _MAX_MATCHES)}: write the whole name", part)
+        return ParsedOption.of(Flag((name,), nargs="?", is_optional=True), values, name, part.where)
 
-    def _add_flag(self, flag: GivenFlag, part: Given) -> None:
+    def _add(self, option: ParsedOption, part: ParsedOption) -> None:
         if part.keys:
-            if not flag.values:
-                self._complain(f"{part.name} needs a value", flag.where)
+            if not option.values:
+                self._complain(f"{part.spelling} needs a value", part)
                 return
-            _, content = self._keyed.setdefault(part.flag, (flag, {}))
-            merge(content, nest(part.keys, flag.values[0]))
+            _, content = self._keyed.setdefault(part.typed, (option, {}))
+            merge(content, nest(part.keys, option.values[0]))
             return
-        if self.known.is_recorded and (problem := _count_problem(flag, part)) is not None:
-            self._complain(f"{flag.name} {problem}", flag.where)
-        self.flags.append(flag)
+        if self.known.is_recorded and (problem := _count_problem(option, part)) is not None:
+            self._complain(f"{option.name} {problem}", part)
+        self.options.append(option)
 
-    def _complain(self, problem: str, where: str) -> None:
-        self.problems.append(f"{where}: {problem}" if where else problem)
+    def _complain(self, problem: str, part: ParsedOption) -> None:
+        self.problems.append(f"{part.where}: {problem}" if part.where else problem)
 
 
 def _words_of_setting(name: str, value: Any) -> Iterator[str]:
@@ -351,11 +347,12 @@ def _words_of_setting(name: str, value: Any) -> Iterator[str]:
         yield from () if value is True else map(str, items)
 
 
-def _count_problem(flag: GivenFlag, part: Given) -> str | None:
+def _count_problem(option: ParsedOption, part: ParsedOption) -> str | None:
     """Why argparse rejects the number of values. None if argparse accepts the number."""
-    is_attached = len(part.words) == 1 and bool(flag.values)
-    if flag.flag.nargs == 0:
-        return f"ignored explicit argument {flag.values[0]!r}" if is_attached else None
-    if flag.flag.nargs == "?" or is_attached or (flag.values and not is_flag_like(flag.values[0])):
+    nargs, values = option.flag and option.flag.nargs, option.values
+    is_attached = len(part.words) == 1 and bool(values)
+    if nargs == 0:
+        return f"ignored explicit argument {values[0]!r}" if is_attached else None
+    if nargs == "?" or is_attached or (values and not is_flag_like(values[0])):
         return None
-    return "needs one argument" if flag.flag.nargs == 1 else "needs at least one argument"
+    return "needs one argument" if nargs == 1 else "needs at least one argument"

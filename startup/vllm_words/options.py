@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 from startup.settings.config import StartOptions
 
 if TYPE_CHECKING:
-    from startup.vllm_words.command_line import CommandLine
+    from startup.vllm_words.command_line import VllmLine
 
 
 @dataclass(frozen=True, kw_only=True)
 class VllmOptions(StartOptions):
     """The launcher's settings for a start of vLLM, and the command line that vLLM gets."""
 
-    line: "CommandLine"
+    line: "VllmLine"
     start_method: str = "forkserver"
     """With `forkserver`, our forkserver forks the processes that vLLM would spawn."""
     web_page: bool = True

@@ -5,15 +5,14 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from base.json_depth import read_json
 from base.json_form import json_form
 from envs.redaction import hide_in_words
 from startup.settings.config_file import ConfigFile
-from startup.settings.flag import Flag, GivenFlag, GivenFlags, merge, nest
-from startup.settings.serve_words import Given, split
+from startup.settings.flag import Flag, merge, nest
+from startup.settings.serve_words import CommandLine, ParsedOption, split
 from startup.words.errors import InputError
 from startup.words.supported import CONFIG
 from startup.words.table import find_flag
@@ -22,87 +21,63 @@ _PROTECTING: Final = ("keys", "tls")
 """Roles of flags that a file may not give without a value, as from a template's empty variable."""
 
 
-@dataclass
-class Arguments(GivenFlags):
-    """A command line, alone or with the file of `--config`."""
+def read_line(parts: Iterable[ParsedOption], read_file: Callable[[str], ConfigFile] = ConfigFile.read) -> CommandLine:
+    """Reads a command line, and settings of its `--config` file that neither it nor a variable gives."""
+    line = parse_line(parts)
+    if not (path := line.value(CONFIG.name)):
+        return line
+    in_file = {each.name: each for each in options_of_file(path, read_file) if each.flag and not each.flag.is_set}
+    options = in_file | {each.name: each for each in line.options}
+    return CommandLine(line.pieces, [*options.values()], line.others, line.faults)
 
-    flags: dict[str, GivenFlag] = field(default_factory=dict)
-    """Given flags by name, in the order of file and command line."""
-    positionals: list[str] = field(default_factory=list)
-    greedy_flag: str | None = None
-    """A list flag that took several words. One of them may have been meant as MODEL."""
-    faults: list[str] = field(default_factory=list)
-    """Faults of single flags, if `parse` was told to collect them."""
-    _keyed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    @classmethod
-    def read(
-        cls,
-        parts: Iterable[Given],
-        *,
-        collects_faults: bool = False,
-        read_file: Callable[[str], ConfigFile] = ConfigFile.read,
-    ) -> "Arguments":
-        """Reads a command line, and settings of its `--config` file that neither it nor a variable gives."""
-        arguments = cls.parse(parts, collects_faults=collects_faults)
-        if path := arguments.value(CONFIG.name):
-            in_file = cls.of_file(path, read_file).flags.items()
-            arguments.flags = {name: each for name, each in in_file if not each.flag.is_set} | arguments.flags
-        return arguments
+def parse_line(parts: Iterable[ParsedOption]) -> CommandLine:
+    """Parses a command line. A flag becomes one option with all its values, and `words` with full names."""
+    parts, reading = [*parts], _Reading()
+    others: list[str] = []
+    faults: list[str] = []
+    for part in parts:
+        if part.typed:
+            try:
+                reading.take(part)
+            except InputError as err:
+                faults.append(err.message)
+        else:
+            others += part.words[1:] if part.words[0] == "--" else part.words
+    return CommandLine(parts, reading.result(), others, faults)
 
-    @classmethod
-    def parse(cls, parts: Iterable[Given], *, collects_faults: bool = False) -> "Arguments":
-        """Parses the parts of a command line.
 
-        Raises:
-            InputError: a flag is unknown or lacks its value. With `collects_faults`, this is one of `faults`.
-        """
-        arguments = cls()
-        for given in parts:
-            if given.flag:
-                try:
-                    arguments._take(given)
-                except InputError as err:
-                    if not collects_faults:
-                        raise
-                    arguments.faults.append(err.message)
-            else:
-                arguments.positionals.extend(given.words[1:] if given.words[0] == "--" else given.words)
-        return arguments._with_keyed()
+def options_of_file(path: str, read_file: Callable[[str], ConfigFile] = ConfigFile.read) -> list[ParsedOption]:
+    """Reads a file of settings that are named like flags. Raises InputError if the file is not valid."""
+    file = read_file(path)
+    try:
+        if file.problem is not None:
+            raise InputError(f"{file.problem}.")
+        reject_references(file.missing)
+        options = options_of_settings(file.settings)
+    except InputError as err:
+        raise InputError(f"{CONFIG.name} {path}: {err.message}") from err
+    for option in options:
+        option.where = file.place(option.name.removeprefix("--"))
+    return options
 
-    @classmethod
-    def of_file(cls, path: str, read_file: Callable[[str], ConfigFile] = ConfigFile.read) -> "Arguments":
-        """Reads a file of settings that are named like flags. Raises InputError if the file is not valid."""
-        file = read_file(path)
-        try:
-            if file.problem is not None:
-                raise InputError(f"{file.problem}.")
-            reject_references(file.missing)
-            arguments = cls.of_settings(file.settings)
-        except InputError as err:
-            raise InputError(f"{CONFIG.name} {path}: {err.message}") from err
-        for name, given in arguments.flags.items():
-            arguments.flags[name] = given._replace(where=file.place(name.removeprefix("--")))
-        return arguments
 
-    @classmethod
-    def of_settings(cls, settings: Mapping[str, Any]) -> "Arguments":
-        """Reads settings whose names are flags without dashes. Raises InputError for an invalid setting."""
-        arguments = cls()
-        for key, value in settings.items():
-            arguments._take_setting(f"--{key}", value)
-        return arguments._with_keyed()
+def options_of_settings(settings: Mapping[str, Any]) -> list[ParsedOption]:
+    """Reads settings whose names are flags without dashes. Raises InputError for an invalid setting."""
+    reading = _Reading()
+    for key, value in settings.items():
+        reading.take_setting(f"--{key}", value)
+    return reading.result()
 
-    @property
-    def words(self) -> list[str]:
-        """A command line with these words and settings, which needs no `--config`. MODEL comes first."""
-        flags = (given for name, given in self.flags.items() if name != CONFIG.name)
-        return [*self.positionals, *(word for given in flags for word in given.words)]
 
-    def last(self, name: str) -> GivenFlag | None:
-        return self.flags.get(name)
+class _Reading:
+    """The options by name, in the order in which they were first given."""
 
-    def _take_setting(self, name: str, value: Any) -> None:
+    def __init__(self) -> None:
+        self._options: dict[str, ParsedOption] = {}
+        self._keyed: dict[str, dict[str, Any]] = {}
+
+    def take_setting(self, name: str, value: Any) -> None:
         flag, is_negated = find_flag(name.partition(".")[0])
         if flag is CONFIG:
             raise InputError("a config file cannot name another one.")
@@ -117,43 +92,41 @@ class Arguments(GivenFlags):
             self._add(flag, ["on" if value else "off"])
         elif value is not None:
             text = json.dumps(value, default=str) if isinstance(value, bool | dict | list) else str(value)
-            self._take(next(split([f"{name}={text}"])))
+            self.take(next(split([f"{name}={text}"])))
 
-    def _take(self, given: Given) -> None:
-        flag, is_negated = find_flag(given.flag)
-        values = given.values
+    def take(self, part: ParsedOption) -> None:
+        flag, is_negated = find_flag(part.typed)
+        values = part.values
         if flag.nargs == 0:
-            if values or given.keys:
-                raise InputError(f"{given.flag} takes no value: write {given.flag} or {flag.opposites[0]}.")
+            if values or part.keys:
+                raise InputError(f"{part.typed} takes no value: write {part.typed} or {flag.opposites[0]}.")
             values = ["false" if is_negated else "true"]
-        elif not values and (given.keys or flag.nargs != "?"):
-            raise InputError(f"Option {(given.name if given.keys else flag.name)!r} requires an argument.")
-        if given.keys:
-            merge(self._keyed.setdefault(flag.name, {}), nest(given.keys, values[0]))
-            return
-        if flag.nargs == "+" and len(values) > 1:
-            self.greedy_flag = flag.name
-        self._add(flag, values or [""])
+        elif not values and (part.keys or flag.nargs != "?"):
+            raise InputError(f"Option {(part.spelling if part.keys else flag.name)!r} requires an argument.")
+        if part.keys:
+            merge(self._keyed.setdefault(flag.name, {}), nest(part.keys, values[0]))
+        else:
+            self._add(flag, values or [""])
 
     def _add(self, flag: Flag, values: Sequence[str]) -> None:
         """Adds a flag. A repeated flag extends a list, and replaces any other value."""
-        given = self.flags.get(flag.name) if flag.nargs == "+" else None
-        earlier = given.values if given is not None else ()
-        self.flags[flag.name] = GivenFlag(flag, (*earlier, *values), flag.name)
+        earlier = self._options.get(flag.name) if flag.nargs == "+" else None
+        self._options[flag.name] = ParsedOption.spelled(flag, (*(earlier.values if earlier else ()), *values))
 
-    def _with_keyed(self) -> "Arguments":
+    def result(self) -> list[ParsedOption]:
         for name, keyed in self._keyed.items():
-            whole = self.value(name)
-            shown = "".join(hide_in_words([whole or ""]))
+            given = self._options.get(name)
+            whole = (given.text if given else None) or ""
+            shown = "".join(hide_in_words([whole]))
             try:
                 merged = read_json(whole) if whole else {}
             except ValueError as err:
-                raise InputError(f"{name}: {shown!r} is not JSON{json_form(whole or '') or f': {err}'}.") from err
+                raise InputError(f"{name}: {shown!r} is not JSON{json_form(whole) or f': {err}'}.") from err
             if not isinstance(merged, dict):
                 raise InputError(f"{name}: {shown!r} is not a JSON object.")
             merge(merged, keyed)
             self._add(find_flag(name).flag, [json.dumps(merged)])
-        return self
+        return [*self._options.values()]
 
 
 def reject_references(missing: Sequence[str], place: str = "") -> None:

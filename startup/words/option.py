@@ -12,8 +12,7 @@ from envs.registry import env
 from envs.suggestion import did_you_mean, hidden_character
 from envs.variable import EnvError
 from startup.settings.flag import Flag
-from startup.settings.serve_words import help_topic, split
-from startup.words.arguments import Arguments
+from startup.settings.serve_words import CommandLine, help_topic, split
 from startup.words.errors import InputError
 from startup.words.param_types import click_type, spell_size
 from startup.words.supported import GROUPS, SUPPORTED
@@ -50,9 +49,9 @@ class FlagOption(click.Option):
             return [CompletionItem(incomplete, type=kind)]
         return super().shell_complete(ctx, incomplete)
 
-    def value_of(self, given: Arguments) -> Any:
+    def value_of(self, given: CommandLine) -> Any:
         """The converted value, from words or file, else from the variable. None for no or an empty value."""
-        found, variable = given.flags.get(self.flag.name), self.flag.variable
+        found, variable = given.last(self.flag.name), self.flag.variable
         if found is not None:
             value: Any = found.values if self.multiple else found.is_on if self.flag.nargs == 0 else found.text
         elif variable is not None and self.flag.is_set:
@@ -87,9 +86,9 @@ class ServeFlagsCommand(click.Command):
         own: list[str] = []
         others: list[str] = []
         for given in split(args, num_values.get):
-            if given.flag in num_values:
+            if given.typed in num_values:
                 _, equals, value = given.words[0].partition("=")
-                own += [f"{given.flag}{equals}{value}", *given.words[1:]]
+                own += [f"{given.typed}{equals}{value}", *given.words[1:]]
             else:
                 others += given.words
         rest = super().parse_args(ctx, own)

@@ -12,15 +12,23 @@ from envs.suggestion import changed_word, did_you_mean
 from envs.variable import EnvError
 from startup.files.model.gguf import find_gguf, has_llama_server, is_read_by_vllm
 from startup.settings.config_file import ConfigFile
-from startup.settings.serve_words import OMNI, Given, ServeWords, help_topic, is_stray, repeated_words
-from startup.words.arguments import Arguments
+from startup.settings.serve_words import (
+    OMNI,
+    CommandLine,
+    LauncherLine,
+    ParsedOption,
+    help_topic,
+    is_stray,
+    repeated_words,
+)
+from startup.words.arguments import parse_line, read_line
 from startup.words.errors import InputError
 from startup.words.screening import reject_unsupported
-from startup.words.supported import ENGINE, GROUPS, MODEL
+from startup.words.supported import CONFIG, ENGINE, GROUPS, MODEL
 from startup.words.table import split_flags, with_flags
 
 if TYPE_CHECKING:
-    from startup.vllm_words.command_line import CommandLine
+    from startup.vllm_words.command_line import VllmLine
 
 EMPTY_REMEDY: Final = "set the variable that stands in its place, or leave the word out for the default"
 _FLAGS_OF_ROUTER: Final = ("--idle-stop", "--idle-sleep", "--restart")
@@ -35,14 +43,14 @@ class ReadArguments:
     The engine that they choose decides by whose rules they are read: `own` or `vllm`.
     """
 
-    launcher: ServeWords
-    parts: tuple[Given, ...]
+    launcher: LauncherLine
+    parts: tuple[ParsedOption, ...]
     """All arguments, divided by the flags of this program."""
     topic: str | None = None
     """The topic of the help that is asked for instead of a start (`help_topic`)."""
-    own: Arguments | None = None
+    own: CommandLine | None = None
     """The flags by the rules of the embedded engine."""
-    vllm: "CommandLine | None" = None
+    vllm: "VllmLine | None" = None
     gguf: str | None = None
     """The model, if llama-server serves it."""
 
@@ -51,8 +59,8 @@ class ReadArguments:
         """The words for a router of several models. For llama-server: MODEL first, no `--config`."""
         if self.own is None or self.gguf is None:
             return tuple(self.launcher.words)
-        flags = {name: flag for name, flag in self.own.flags.items() if name != MODEL.name}
-        return tuple(replace(self.own, flags=flags, positionals=[self.gguf]).words)
+        options = (option for option in self.own.options if option.name not in (CONFIG.name, MODEL.name))
+        return (self.gguf, *(word for option in options for word in option.words))
 
     @property
     def wants_cold_start(self) -> bool:
@@ -70,7 +78,7 @@ class ReadArguments:
 
 
 def read_arguments(
-    launcher: ServeWords,
+    launcher: LauncherLine,
     *,
     may_be_llama_servers: bool = True,
     read_file: Callable[[str], ConfigFile] = ConfigFile.read,
@@ -95,8 +103,8 @@ def read_arguments(
         _reject_flags_of_several(launcher, read.parts)
         if may_be_llama_servers and has_llama_server():
             with suppress(InputError):  # flags that only vLLM knows
-                own = Arguments.read(read.parts, read_file=read_file)
-                gguf = _gguf_of(own)
+                own = read_line(read.parts, read_file)
+                gguf = None if own.faults else _gguf_of(own)
         if choose_engine(launcher, is_gguf=gguf is not None) == "vllm":
             return replace(read, vllm=_read_for_vllm(launcher, read_file))
     if (topic := help_topic(words)) is not None:
@@ -105,54 +113,53 @@ def read_arguments(
     if launcher.has_several_models:
         return read
     if OMNI in words:  # before the flags of vllm-omni, which are not known here
-        reject_unsupported(Arguments.parse(split_flags((OMNI,))).flags.values())
-    own = own or Arguments.read(read.parts, collects_faults=True, read_file=read_file)
-    return replace(read, own=own, gguf=gguf)
+        reject_unsupported(parse_line(split_flags((OMNI,))).options)
+    return replace(read, own=own or read_line(read.parts, read_file), gguf=gguf)
 
 
-def _read_for_vllm(launcher: ServeWords, read_file: Callable[[str], ConfigFile]) -> "CommandLine":
-    from startup.vllm_words.command_line import CommandLine
+def _read_for_vllm(launcher: LauncherLine, read_file: Callable[[str], ConfigFile]) -> "VllmLine":
+    from startup.vllm_words.command_line import VllmLine
 
-    return CommandLine.of_pieces(tuple(launcher.engine_pieces), read_file=read_file)
+    return VllmLine.of_pieces(tuple(launcher.engine_pieces), read_file=read_file)
 
 
-def _gguf_of(given: Arguments) -> str | None:
-    model = given.positionals[0] if given.positionals else given.value("--model")
+def _gguf_of(given: CommandLine) -> str | None:
+    model = given.others[0] if given.others else given.value("--model")
     return model if model is not None and find_gguf(model) is not None else None
 
 
-def _reject_flags_of_several(launcher: ServeWords, parts: Sequence[Given]) -> None:
+def _reject_flags_of_several(launcher: LauncherLine, parts: Sequence[ParsedOption]) -> None:
     """Rejects flags of a router if there is no router, and several models that are named after flags."""
     several = {flag.name for flag in GROUPS["Several models"]}
     if launcher.is_behind_router:
         several -= _OF_ONE_MODEL
-    for flag in filter(several.__contains__, launcher.flags):
+    for flag in filter(several.__contains__, launcher.names):
         raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
-    given = parts if parts and parts[0].flag else ()
-    others = [each.words[0] for each in given if not each.flag]
+    given = parts if parts and parts[0].typed else ()
+    others = [each.words[0] for each in given if not each.typed]
     models = [word for word in others if word != "--" and not is_stray(word)]
-    has_unknown = any(each.flag and each.known is None for each in given)  # the word after it may be its value
+    has_unknown = any(each.typed and each.flag is None for each in given)  # the word after it may be its value
     is_changed = any(map(changed_word, models))  # a flag with another dash, which later checks explain
     if len(models) > 1 and not has_unknown and not is_changed:
         raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")
 
 
-def _reject_repetition(parts: Iterable[Given]) -> None:
+def _reject_repetition(parts: Iterable[ParsedOption]) -> None:
     """Rejects the words of a server's command where MODEL belongs: first, or after flags that are known."""
-    rest = dropwhile(lambda part: part.known is not None, parts)
+    rest = dropwhile(lambda part: part.flag is not None, parts)
     if repeated := repeated_words([word for part in rest for word in part.words]):
         why = "the entrypoint of an image has them, too"
         raise InputError(f"the words `{' '.join(repeated)}` stand twice ({why}): leave them out.")
 
 
-def choose_engine(given: ServeWords, *, is_gguf: bool = False) -> str:
+def choose_engine(given: LauncherLine, *, is_gguf: bool = False) -> str:
     """Returns `embedded` or `vllm`. Raises InputError if another engine is named, or if a value is missing.
 
     With `is_gguf`, llama-server can serve the model. `auto` then stands for vLLM only if vLLM can read it.
     """
-    if given.incomplete is not None:
-        raise InputError(f"Option {given.incomplete!r} requires an argument.")
-    wanted = given.own.get(ENGINE.name) or env.VCLI_ENGINE.get()
+    if given.faults:
+        raise InputError(given.faults[-1])
+    wanted = given.value(ENGINE.name) or env.VCLI_ENGINE.get()
     if wanted not in ENGINES:
         raise InputError(f"--engine {wanted!r} is not one of {', '.join(ENGINES)}{did_you_mean(wanted, ENGINES)}.")
     if is_gguf and wanted not in ("embedded", "vllm") and not is_read_by_vllm():

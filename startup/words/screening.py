@@ -3,7 +3,7 @@
 Recommends safer places for keys and tokens, and keeps them out of files and children's command lines.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import click
 
@@ -11,30 +11,33 @@ from base.machine.command_line import is_visible
 from envs.redaction import hide_in_words
 from envs.registry import env, unknown_variables
 from startup.imports.torch_environment import has_gpu
-from startup.settings.flag import NO_VALUE, Flag, GivenFlag
-from startup.settings.serve_words import Given
+from startup.settings.flag import Flag
+from startup.settings.serve_words import NO_VALUE, CommandLine, ParsedOption
 from startup.words.errors import InputError
 from startup.words.table import IGNORE_REASONS, REJECTED_FEATURES, split_flags
 
 
-def reject_unsupported(given_flags: Iterable[GivenFlag]) -> None:
+def reject_unsupported(options: Iterable[ParsedOption]) -> None:
     """Raises an InputError that names each given flag whose feature the embedded engine lacks."""
-    rejected = [given for given in given_flags if given.flag in REJECTED_FEATURES and not _is_neutral(given)]
+    features = ((given, REJECTED_FEATURES.get(given.flag)) for given in options if given.flag)
+    rejected = [
+        f"{_spell(given)} requests {feature}" for given, feature in features if feature and not _is_neutral(given)
+    ]
     if rejected:
-        requests = "; ".join(f"{_spell(given)} requests {REJECTED_FEATURES[given.flag]}" for given in rejected)
+        requests = "; ".join(rejected)
         raise InputError(f"Not possible with the embedded engine: {requests}. Use --engine vllm.")
 
 
-def notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
+def notices(options: Iterable[ParsedOption]) -> Iterator[str]:
     """Yields a line for each flag that has no effect."""
-    for given in given_flags:
-        reason = IGNORE_REASONS.get(given.flag) or _hardware_reason(given.flag)
+    for given in options:
+        reason = given.flag and (IGNORE_REASONS.get(given.flag) or _hardware_reason(given.flag))
         if reason and not _is_neutral(given):
             yield f"{_spell(given)} has no effect: {reason}."
 
 
-def _is_neutral(given: GivenFlag) -> bool:
-    neutral = (*NO_VALUE, *given.flag.neutral)
+def _is_neutral(given: ParsedOption) -> bool:
+    neutral = (*NO_VALUE, *(given.flag.neutral if given.flag else ()))
     return all(any(_is_same(value, other) for other in neutral) for value in given.values)
 
 
@@ -45,8 +48,8 @@ def _is_same(value: str, other: str) -> bool:
         return value == other
 
 
-def _spell(given: GivenFlag) -> str:
-    return " ".join(given.words if given.flag.nargs == 0 else hide_in_words((given.name, *given.values)))
+def _spell(given: ParsedOption) -> str:
+    return " ".join(given.words if given.flag and given.flag.nargs == 0 else hide_in_words((given.name, *given.values)))
 
 
 def _hardware_reason(flag: Flag) -> str | None:
@@ -68,13 +71,13 @@ def show_notices(notices: Iterable[str], log_format: str) -> None:
 
 def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
     """Returns the words without the flags `names` and their values. Finds all spellings of the flags."""
-    kept = (given for given in split_flags(words) if given.known is None or given.known.name not in names)
+    kept = (given for given in split_flags(words) if given.flag is None or given.name not in names)
     return [word for given in kept for word in given.words]
 
 
 def find_values(words: Iterable[str], name: str) -> list[Sequence[str]]:
     """The values of a flag, with one entry for each occurrence of the flag in any spelling."""
-    return [given.values for given in split_flags(words) if given.known is not None and given.known.name == name]
+    return [given.values for given in split_flags(words) if given.flag is not None and given.name == name]
 
 
 def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
@@ -86,7 +89,7 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
     kept: list[str] = []
     variables: dict[str, str] = {}
     for given in split_flags(words):
-        flag = given.known
+        flag = given.flag
         if flag is not None and flag.is_secret and flag.variable is not None and len(given.values) == 1:
             variables[flag.variable.name] = given.values[0]
         else:
@@ -94,10 +97,10 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
     return kept, variables
 
 
-def word_notices(parts: Iterable[Given], given: Mapping[str, GivenFlag] | None = None) -> Iterator[str]:
+def word_notices(parts: Iterable[ParsedOption], line: CommandLine | None = None) -> Iterator[str]:
     """Yields a line for each unknown variable with our prefix, and for each key in the words or an empty one.
 
-    `given` has the flags of the embedded engine and of the router. Only they have --api-key-file.
+    `line` has the flags of the embedded engine and of the router. Only they have --api-key-file.
     """
     yield from (f"{unknown}." for unknown in unknown_variables())
     if left_out := env.VCLI_LEAVE_OUT.get():
@@ -105,17 +108,17 @@ def word_notices(parts: Iterable[Given], given: Mapping[str, GivenFlag] | None =
 
         if unknown := names_that_cannot_be_left_out(left_out):
             yield f"{env.VCLI_LEAVE_OUT.name}: no hooks or parts of a start that can be left out: {', '.join(unknown)}."
-    yield from secret_notices(parts, has_key_file=given is not None)
-    if given is not None:
-        yield from _empty_key_notices(given.values())
+    yield from secret_notices(parts, has_key_file=line is not None)
+    if line is not None:
+        yield from _empty_key_notices(line.options)
 
 
-def secret_notices(parts: Iterable[Given], *, has_key_file: bool) -> Iterator[str]:
+def secret_notices(parts: Iterable[ParsedOption], *, has_key_file: bool) -> Iterator[str]:
     """Yields a line for each flag with a secret. `has_key_file`: whether lines may suggest --api-key-file."""
     secrets: dict[Flag, list[str]] = {}
     for part in parts:
-        if part.known is not None and part.known.help and part.known.is_secret and any(part.values):
-            secrets.setdefault(part.known, []).extend(part.values)
+        if part.flag is not None and part.flag.help and part.flag.is_secret and any(part.values):
+            secrets.setdefault(part.flag, []).extend(part.values)
     for flag, values in secrets.items():
         state = "is visible to every user" if is_visible(values) else "was visible to every user until now"
         places = [flag.variable.name] if flag.variable is not None else []
@@ -123,11 +126,11 @@ def secret_notices(parts: Iterable[Given], *, has_key_file: bool) -> Iterator[st
         yield f"{flag.name} on the command line {state}, and shells record it: prefer {' or '.join(places)}."
 
 
-def _empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
+def _empty_key_notices(options: Iterable[ParsedOption]) -> Iterator[str]:
     """Yields a line if --api-key is empty, because requests then need no key. A variable may be unset.
 
     Yields no line if --api-key-file is empty, too. Programs that need a server without keys give both flags.
     """
-    empty = {given.flag.name for given in given_flags if not any(given.values)}
+    empty = {given.name for given in options if not any(given.values)}
     if "--api-key" in empty and "--api-key-file" not in empty:
         yield "--api-key is empty: requests need no key, unless a file or the variable contains one."

@@ -14,9 +14,9 @@ from envs.suggestion import changed_word
 from startup.files.model.model_request import ModelRequest
 from startup.settings.config import DEFAULT_MODEL_ID, StartupConfig
 from startup.settings.flag import Flag
-from startup.settings.serve_words import STRAY_REMEDY, Given, ServeWords, is_stray
+from startup.settings.serve_words import STRAY_REMEDY, CommandLine, LauncherLine, ParsedOption, is_stray
 from startup.vllm_words.options import VllmOptions
-from startup.words.arguments import Arguments, reject_references
+from startup.words.arguments import reject_references
 from startup.words.errors import InputError
 from startup.words.option import FlagOption, complete_model, describe_topic, write_groups
 from startup.words.param_types import click_type
@@ -26,7 +26,7 @@ from startup.words.supported import CONFIG, GROUPS, LOG_FORMAT, MODEL, SUPPORTED
 from startup.words.table import split_flags
 
 if TYPE_CHECKING:
-    from startup.vllm_words.command_line import CommandLine
+    from startup.vllm_words.command_line import VllmLine
 
 READ: Final = "vllm_cli.read_start"
 """Key of the `ReadStart` in click's `Context.meta`."""
@@ -49,7 +49,7 @@ class ServeCommand(click.Command):
         """Reads all settings, or shows the help."""
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, args)
-        early = ctx.obj if isinstance(ctx.obj, ReadArguments) else read_arguments(ctx.obj or ServeWords(args))
+        early = ctx.obj if isinstance(ctx.obj, ReadArguments) else read_arguments(ctx.obj or LauncherLine(args))
         ctx.meta[READ] = settings_of(early)
         if early.topic is not None:
             click.echo(describe_topic(ctx, early.topic) if early.topic else self.get_help(ctx))
@@ -69,7 +69,7 @@ class ReadStart(NamedTuple):
     """The settings of the start. None if `router.words` reads the words: several models, or llama-server."""
 
 
-def read_start(launcher: ServeWords, *, is_quiet: bool = False) -> ReadStart:
+def read_start(launcher: LauncherLine, *, is_quiet: bool = False) -> ReadStart:
     """Reads and checks all settings (`read_arguments`, `settings_of`)."""
     return settings_of(read_arguments(launcher), is_quiet=is_quiet)
 
@@ -86,7 +86,7 @@ def settings_of(read: ReadArguments, *, is_quiet: bool = False) -> ReadStart:
     log_format = _screen(read.parts, read.own, is_quiet=is_quiet)
     config = config_of(read.own)
     if not is_quiet:
-        show_notices(notices(read.own.flags.values()), log_format)  # of values that are valid
+        show_notices(notices(read.own.options), log_format)  # of values that are valid
     return ReadStart(read, config)
 
 
@@ -95,7 +95,7 @@ def parse_start(words: Sequence[str], name: str = "serve", *, is_quiet: bool = F
 
     `name` is the command's name in usage errors. With `is_quiet`, no notices are shown.
     """
-    read = read_arguments(ServeWords(words), may_be_llama_servers=False)
+    read = read_arguments(LauncherLine(words), may_be_llama_servers=False)
     if read.launcher.has_several_models:
         raise InputError(f"{name} is for one model: name one of them.")
     start = settings_of(read, is_quiet=is_quiet).start
@@ -112,7 +112,7 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
     return start.line.request
 
 
-def _check_for_vllm(read: ReadArguments, line: "CommandLine", *, is_quiet: bool) -> VllmOptions:
+def _check_for_vllm(read: ReadArguments, line: "VllmLine", *, is_quiet: bool) -> VllmOptions:
     # vLLM may accept further values of all other variables.
     raise_all(error for error in validate_all() if error.name.startswith((OWN_PREFIX, _READ_FOR_VLLM)))
     options = vllm_options(read.launcher, line)
@@ -124,19 +124,18 @@ def _check_for_vllm(read: ReadArguments, line: "CommandLine", *, is_quiet: bool)
     return options
 
 
-def config_of(given: Arguments) -> StartupConfig:
+def config_of(given: CommandLine) -> StartupConfig:
     """The configuration of the embedded engine. Raises ClickException or ConfigError for invalid values."""
-    if given.positionals and "--model" in given.flags and not given.place("--model"):
-        flagged = given.value("--model")
+    if given.others and (flagged := given.last("--model")) is not None and not flagged.where:
         raise InputError(
-            f"MODEL is given twice, as {given.positionals[0]} and by --model {flagged}: leave --model out."
+            f"MODEL is given twice, as {given.others[0]} and by --model {flagged.text}: leave --model out."
         )
     if not given.faults:  # otherwise a word may be the value of an unknown flag
         _reject_faulty_words(given)
     values: dict[str, Any] = {path: variable.get() for path, variable in VARIABLES.items()}
     faults: list[click.ClickException] = [*map(InputError, given.faults), *_add_values(values, given)]
-    if given.positionals:
-        values |= dict.fromkeys(MODEL.fields, given.positionals[0])
+    if given.others:
+        values |= dict.fromkeys(MODEL.fields, given.others[0])
     if values["server.served_model_names"] is None:
         values["server.served_model_names"] = (values["model.model"] or DEFAULT_MODEL_ID,)
     if values["model.model"] in (None, DEFAULT_MODEL_ID) and values[_SAMPLING] is None:
@@ -154,7 +153,7 @@ def config_of(given: Arguments) -> StartupConfig:
     raise InputError("\nError: ".join(fault.format_message() for fault in faults))
 
 
-def _add_values(values: dict[str, Any], given: Arguments) -> Iterator[click.ClickException]:
+def _add_values(values: dict[str, Any], given: CommandLine) -> Iterator[click.ClickException]:
     """Adds the value of each flag to `values`. Yields the errors of those that cannot be converted."""
     for option in _OPTIONS:
         try:
@@ -163,23 +162,23 @@ def _add_values(values: dict[str, Any], given: Arguments) -> Iterator[click.Clic
             yield err
 
 
-def _with_place(err: ConfigError, given: Arguments) -> str:
+def _with_place(err: ConfigError, given: CommandLine) -> str:
     where = given.place(err.option)
     return f"{where}{str(err).removeprefix(err.option)}" if where else str(err)
 
 
-def _reject_faulty_words(given: Arguments) -> None:
-    if (stray := next(filter(is_stray, given.positionals), None)) is not None:
+def _reject_faulty_words(given: CommandLine) -> None:
+    if (stray := next(filter(is_stray, given.others), None)) is not None:
         raise InputError(f"unexpected word {stray!r}: {STRAY_REMEDY}.")
-    for word in given.positionals[1:]:
+    for word in given.others[1:]:
         if (problem := changed_word(word)) is not None:
             raise InputError(f"unexpected word {word!r} {problem}.")
-    if len(given.positionals) > 1:
-        text = f"Got unexpected extra arguments ({' '.join(given.positionals[1:])})"
+    if len(given.others) > 1:
+        text = f"Got unexpected extra arguments ({' '.join(given.others[1:])})"
         raise click.UsageError(text, click.get_current_context(silent=True))
-    for each in given.flags.values():
-        if each.flag.name in _NEVER_EMPTY and "" in each.values:
-            raise InputError(f"{each.flag.name} is empty: {EMPTY_REMEDY}.")
+    for each in given.options:
+        if each.name in _NEVER_EMPTY and "" in each.values:
+            raise InputError(f"{each.name} is empty: {EMPTY_REMEDY}.")
 
 
 def _build(config: Any, values: Mapping[str, Any], faults: list[ConfigError], prefix: str = "") -> Any:
@@ -201,43 +200,42 @@ def _build(config: Any, values: Mapping[str, Any], faults: list[ConfigError], pr
         return None
 
 
-def _screen(parts: Sequence[Given], given: Arguments, *, is_quiet: bool) -> str:
+def _screen(parts: Sequence[ParsedOption], given: CommandLine, *, is_quiet: bool) -> str:
     """Rejects unsupported flags, and shows notices. Returns the format of log lines."""
-    if given.greedy_flag and not given.positionals and MODEL.name not in given.flags:
+    greedy = [part.name for part in parts if part.flag and part.flag.nargs == "+" and len(part.values) > 1]
+    if greedy and not given.others and given.last(MODEL.name) is None:
         raise InputError(
-            f"MODEL must come before {given.greedy_flag}, which takes every word that follows. "
-            f"For the default model, write {given.greedy_flag} once for each value."
+            f"MODEL must come before {greedy[-1]}, which takes every word that follows. "
+            f"For the default model, write {greedy[-1]} once for each value."
         )
     try:
-        reject_unsupported(given.flags.values())
+        reject_unsupported(given.options)
     except InputError as err:
-        given.faults.append(err.message)
+        given.faults = [*given.faults, err.message]
     log_format = given.value(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()
     if not is_quiet:
-        show_notices(word_notices(parts, given.flags), log_format)
+        show_notices(word_notices(parts, given), log_format)
     return log_format
 
 
 _FLAGS: Final = (*GROUPS["Start"], LOG_FORMAT, WEB_PAGE)
 
 
-def vllm_options(given: ServeWords, line: "CommandLine") -> VllmOptions:
+def vllm_options(given: LauncherLine, line: "VllmLine") -> VllmOptions:
     """Returns the settings of a start of vLLM. Raises InputError for an invalid value of a launcher flag."""
     fields = {path.rpartition(".")[2]: flag for flag in _FLAGS for path in flag.fields}
-    values = {field: value for field, flag in fields.items() for value in _values(flag, given.own)}
+    values = {field: value for field, flag in fields.items() for value in _values(flag, given)}
     return VllmOptions(line=line, start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
 
 
-def _values(flag: Flag, own: Mapping[str, str]) -> Iterator[Any]:
+def _values(flag: Flag, given: LauncherLine) -> Iterator[Any]:
     """Yields the converted value of a flag or else of its variable. Yields nothing if there is none."""
-    value: Any = own.get(flag.name)
-    is_given = value is not None if flag.nargs == 0 else bool(value)
-    if not is_given and flag.variable is not None and flag.is_set:
+    option = given.last(flag.name)
+    value: Any = None if option is None else option.is_on if flag.nargs == 0 else option.text
+    if value in (None, "") and flag.variable is not None and flag.is_set:
         value = flag.variable.get()
     if value is None:
         return
-    if flag.nargs == 0:
-        value = bool(value)
     try:
         yield value if (kind := click_type(flag)) is None else kind.convert(value, None, None)
     except click.BadParameter as err:

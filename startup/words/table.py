@@ -8,7 +8,7 @@ from envs.redaction import is_secret_flag
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from startup.settings.flag import Flag
-from startup.settings.serve_words import Given, cut, normalise, with_values
+from startup.settings.serve_words import ParsedOption, cut, normalise, with_values
 from startup.words.errors import InputError
 from startup.words.supported import SUPPORTED
 from startup.words.unsupported import IGNORED, REJECTED
@@ -47,22 +47,23 @@ def find_known_flag(name: str) -> Flag | None:
         return next((f for f in SUPPORTED if f.is_secret and is_secret_flag(name) and f.name.startswith(name)), None)
 
 
-def split_flags(words: Iterable[str]) -> Iterator[Given]:
-    """Splits a command line by all flags of this program, and names them (`Given.known`)."""
+def split_flags(words: Iterable[str]) -> Iterator[ParsedOption]:
+    """Splits a command line by all flags of this program, and names them (`ParsedOption.flag`)."""
     return with_flags(cut(words))
 
 
-def with_flags(pieces: Sequence[Given]) -> Iterator[Given]:
-    """Yields the flags of a command line with their values, and names them (`Given.known`)."""
+def with_flags(pieces: Sequence[ParsedOption]) -> Iterator[ParsedOption]:
+    """Yields the flags of a command line with their values, and names them (`ParsedOption.flag`)."""
     find = cache(find_known_flag)
 
     def num_values(name: str) -> int | str | None:
         flag = find(name)
         return flag.nargs if flag else None
 
-    for given in with_values(pieces, num_values):
-        given.known = find(given.flag) if given.flag else None
-        yield given
+    for option in with_values(pieces, num_values):
+        option.flag = flag = find(option.typed) if option.typed else None
+        option.name = flag.name if flag else option.typed
+        yield option
 
 
 def _complete(name: str) -> Spelling:

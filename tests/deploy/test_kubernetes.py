@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from base.server_settings import LifecycleConfig
-from startup.settings.serve_words import ServeWords
-from startup.vllm_words.command_line import CommandLine
+from startup.settings.serve_words import LauncherLine
+from startup.vllm_words.command_line import VllmLine
 from tests.deploy.container_root import ContainerRoot
 from tests.deploy.manifests import COMPONENTS, POD_NAMES, VARIANTS, pod_of, pods_of, render
 from tests.deploy.shipped import EXAMPLES, PODS_OF_EMBEDDED, PODS_OF_VLLM, SECRETS, STARTS, pod_start
@@ -29,8 +29,8 @@ def test_each_component_is_in_a_variant():
     assert {name for _, *components in VARIANTS.values() for name in components} == COMPONENTS
 
 
-def _line(name: str) -> CommandLine:
-    return CommandLine.of(ServeWords(pod_start(name).serve_words).engine_words)
+def _line(name: str) -> VllmLine:
+    return VllmLine.of(LauncherLine(pod_start(name).serve_words).engine_words)
 
 
 @pytest.mark.parametrize("name", POD_NAMES)
@@ -132,7 +132,8 @@ def test_nodes_of_a_model_reach_each_other_and_their_service_has_a_name_of_its_o
 
 def test_leader_and_workers_form_one_group():
     leader, worker = (
-        {flag.name: flag.values for flag in _line(f"vllm-two-nodes {role}").flags} for role in ("leader", "worker")
+        {option.name: option.values for option in _line(f"vllm-two-nodes {role}").options}
+        for role in ("leader", "worker")
     )
     assert (leader.pop("--node-rank"), worker.pop("--node-rank")) == (("0",), ("1",))
     assert worker.pop("--headless") == ()

@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
-from startup.settings.serve_words import ServeWords
-from startup.vllm_words.command_line import CommandLine
+from startup.settings.serve_words import LauncherLine
+from startup.vllm_words.command_line import VllmLine
 from tests.deploy.conftest import installed
 from tests.deploy.manifests import POD_NAMES, VARIANTS, Document, pod_of, render, render_kustomization
 from tests.deploy.shipped import ROOT
@@ -52,7 +52,7 @@ def test_charts_of_others_start_the_launcher_with_words_that_it_takes_and_time_t
         (["vllm", chart[0]], [*chart[1:], *model["vllmConfig"]["extraArgs"]]),
     ):
         assert command == ["vllm", "serve"]
-        line = CommandLine.of(ServeWords(words).engine_words)
+        line = VllmLine.of(LauncherLine(words).engine_words)
         assert float(line.value("--shutdown-timeout") or 0) + HANG_S == 30  # what a pod has that sets no value
 
 

@@ -4,8 +4,8 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from startup.settings.flag import GivenFlag
-from startup.vllm_words.command_line import CommandLine
+from startup.settings.serve_words import ParsedOption
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import VllmFacts
 from startup.vllm_words.preflight.arguments import FlagValueError, parse_value
 
@@ -25,12 +25,12 @@ class Reading(NamedTuple):
 
 
 def read_both(words: Sequence[str], facts: VllmFacts, parse: Callable[[Sequence[str]], Namespace]) -> Reading:
-    line = CommandLine.of(words, facts)
-    faults = [*line.problems, *(name for name, _ in line.unknown), *line.unexpected]
+    line = VllmLine.of(words, facts)
+    faults = [*line.faults, *(option.typed for option in line.unknown), *line.others]
     values: dict[str, Any] = {}
-    for flag in line.flags:
+    for option in line.options:
         try:
-            values |= _converted(flag)
+            values |= _converted(option)
         except FlagValueError as err:
             faults.append(str(err))
     try:
@@ -41,8 +41,9 @@ def read_both(words: Sequence[str], facts: VllmFacts, parse: Callable[[Sequence[
     return Reading(True, faults, [*_differences({**values, "model": line.model or model}, namespace, model)])
 
 
-def _converted(given: GivenFlag) -> dict[str, Any]:
+def _converted(given: ParsedOption) -> dict[str, Any]:
     flag = given.flag
+    assert flag is not None
     if flag.nargs == 0:
         return {flag.parameter: given.is_on}
     values = [parse_value(flag, text) for text in given.values]

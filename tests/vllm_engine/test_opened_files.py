@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from tests.support.marks import needs_tool
 from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import VllmServer
@@ -88,7 +88,7 @@ def test_vllm_opens_the_planned_files(write, formats, tmp_path, workplace, monke
     layout = write(formats, tmp_path / "model")
     for name, value in layout.environment.items():
         monkeypatch.setenv(name, value)
-    plan = CommandLine.of(layout.words).file_plan
+    plan = VllmLine.of(layout.words).file_plan
     planned = {path.resolve() for path in plan.read_order}
     assert _opened_by_vllm(layout, tmp_path, workplace) == planned
     assert all(download.is_update for download in plan.downloads)

@@ -11,7 +11,7 @@ import pytest
 
 from envs.environment import overlaid
 from envs.replacements import REPLACEMENTS
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import VllmFacts
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.preflight.arguments import FlagValueError, GivenStart, parse_value
@@ -159,7 +159,7 @@ def test_each_value_that_vllm_accepts_passes_and_of_plain_values_nothing_else(fa
 
 def _named(facts: VllmFacts, variables: dict[str, str]) -> set[str]:
     """The variables whose values the preflight reports."""
-    start = GivenStart(InstalledVllm("0.32.0+cpu", Path()), CommandLine.of(["m"], facts))
+    start = GivenStart(InstalledVllm("0.32.0+cpu", Path()), VllmLine.of(["m"], facts))
     with overlaid(variables):
         findings = [*surroundings_findings(start)]
     return {re.split("[ :=]", finding.message)[0] for finding in findings} & {*variables}

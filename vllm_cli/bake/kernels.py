@@ -17,8 +17,8 @@ from startup.errors import StartupError
 from startup.kernels.compiling import CompileJob, compile_in_new_program
 from startup.kernels.kernel_lists import read_traits, shipped_kernels
 from startup.processes.helper import HelperEndedError
-from startup.settings.serve_words import ServeWords
-from startup.vllm_words.command_line import CommandLine
+from startup.settings.serve_words import LauncherLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.installed import require_vllm
 from startup.words.errors import InputError
 
@@ -60,7 +60,7 @@ def compile_kernels(words: Sequence[str], architectures: Sequence[str], address:
             written to.
     """
     vllm = require_vllm()
-    line = CommandLine.of(ServeWords(words).engine_words)
+    line = VllmLine.of(LauncherLine(words).engine_words)
     traits = read_traits(line.model_folder, line.value("--dtype"))
     fitting = (kernel.for_model(traits) for kernel in shipped_kernels(vllm.release))
     kernels = tuple(kernel for kernel in fitting if kernel is not None)

@@ -15,9 +15,9 @@ from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
 from startup.imports.torch_environment import has_gpu
 from startup.settings.config import flags_with_role
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.vllm.launch.template_imports import learn_imports
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.installed import require_vllm
 from startup.words.errors import InputError
 from startup.words.read_arguments import choose_engine
@@ -136,10 +136,10 @@ def why_no_start(subject: Subject) -> str | None:
 
 def bake_imports(words: Sequence[str], environment: Mapping[str, str]) -> None:
     """Imports vLLM. Raises StartupError with vLLM's own error if that fails."""
-    given = ServeWords(words)
+    given = LauncherLine(words)
     if choose_engine(given) != "vllm":
         raise InputError("--no-start is for --engine vllm. The embedded engine also runs without a GPU.")
-    line = CommandLine.of(given.engine_words)
+    line = VllmLine.of(given.engine_words)
     with TemporaryDirectory(prefix="vllm-cli-bake-") as folder:
         try:
             learn_imports(

@@ -11,7 +11,7 @@ import msgspec
 
 from envs import foreign
 from envs.environment import snapshot
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.standby.sockets import template_kind_for
 from vllm_cli.bench.target import TargetStartError
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
@@ -90,6 +90,6 @@ def split_own_command(command: str) -> tuple[list[str], list[str]]:
 def find_template_kind(prefix: list[str], words: list[str]) -> str | None:
     """The kind of template process for the command's engine. If None, the standby chooses."""
     values = [word.partition("=")[2] for word in prefix if word.startswith("VCLI_ENGINE=")]
-    given = ServeWords(words)
-    engine = given.own.get("--engine") or (values or [foreign.text_of("VCLI_ENGINE")])[-1]
+    given = LauncherLine(words)
+    engine = given.value("--engine") or (values or [foreign.text_of("VCLI_ENGINE")])[-1]
     return template_kind_for(engine, given) if engine in ("embedded", "vllm") else None

@@ -22,7 +22,7 @@ from startup.processes import interpreter
 from startup.reports.timeline.history import installed_versions
 from startup.session.preflight.report import PreflightReport, describe_count, error
 from startup.settings.config import StartupConfig
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.vllm_words.options import VllmOptions
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model
@@ -106,7 +106,7 @@ def doctor(
         return show_variables(is_json=is_json)
     if is_of_hooks:
         return _show_hooks(folder, is_json=is_json)
-    read, start = read_start(ServeWords(words), is_quiet=True)
+    read, start = read_start(LauncherLine(words), is_quiet=True)
     examined = _examine_models(read.words) if start is None else _examine(start, has_words=bool(words))
     hooks = None
     if examined.vllm is not None:

@@ -29,8 +29,8 @@ class VllmCommand(click.Command):
         """Yields the names that a word, a flag or a flag's value may have in the table of replacements."""
         yield " ".join((path, *args[:1]))
         for given in split(args, lambda _: "?"):
-            yield f"{path} {given.flag}"
-            yield from (f"{path} {given.flag} {value.partition(':')[0]}" for value in given.values)
+            yield f"{path} {given.typed}"
+            yield from (f"{path} {given.typed} {value.partition(':')[0]}" for value in given.values)
 
     def invoke(self, ctx: click.Context) -> int:
         """Runs vLLM's command. Returns the exit code, unless vLLM ends the process itself."""

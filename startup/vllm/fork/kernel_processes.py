@@ -31,7 +31,7 @@ from startup.vllm.patches.early_kernels import EARLY_KERNELS, claims_folder, sha
 
 if TYPE_CHECKING:
     from startup.vllm.fork.preload_profile import StartKind
-    from startup.vllm_words.command_line import CommandLine
+    from startup.vllm_words.command_line import VllmLine
     from startup.vllm_words.installed import InstalledVllm
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ _END: Final = "kernels-end"
 """The pipe by whose first byte the kernel of the system ends the processes."""
 
 
-def kernel_use(vllm: "InstalledVllm", line: "CommandLine", kind: "StartKind") -> KernelUse:
+def kernel_use(vllm: "InstalledVllm", line: "VllmLine", kind: "StartKind") -> KernelUse:
     """What a start is, as far as its kernels depend on it."""
     traits = read_traits(line.model_folder, line.value("--dtype"))
     return KernelUse(vllm.version, vllm.release, kind.key, kind.flags, traits.vocab_size, traits.dtype)

@@ -29,7 +29,7 @@ from startup.vllm_words.flags import flags_that_change
 from startup.vllm_words.installed import InstalledVllm
 
 if TYPE_CHECKING:
-    from startup.vllm_words.command_line import CommandLine
+    from startup.vllm_words.command_line import VllmLine
 
 _FORMAT: Final = 10
 _FOLDER: Final = "preload"
@@ -83,7 +83,7 @@ class StartKind:
 
     @classmethod
     def of(cls, vllm: InstalledVllm, flags: Iterable[str], model: Path | None) -> "StartKind":
-        """The kind of a start with the flags `CommandLine.flags_of_modules` and this model's folder."""
+        """The kind of a start with the flags `VllmLine.flags_of_modules` and this model's folder."""
         return cls(vllm.version, _architecture(model), tuple(hide_in_words(flags)))
 
     @property
@@ -269,7 +269,7 @@ class PreloadPlan:
 
 
 def plan_preload(
-    folder: Path, vllm: InstalledVllm, line: "CommandLine", profile: PreloadProfile, model: Path | None
+    folder: Path, vllm: InstalledVllm, line: "VllmLine", profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
     """Plans the platform's modules, then the profile's. Adds the model's class to an incomplete profile."""
     is_eager = line.is_eager

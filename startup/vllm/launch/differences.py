@@ -6,12 +6,12 @@ requests to the hub.
 
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.vllm.serving.serving_events import DRAIN, WATCHDOG
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.options import VllmOptions
 
 
 def describe_differences(
-    line: CommandLine, options: VllmOptions, *, is_offline: bool, has_late_graphs: bool = False
+    line: VllmLine, options: VllmOptions, *, is_offline: bool, has_late_graphs: bool = False
 ) -> str:
     """Returns the differences of a start in one line, each with what restores the behaviour of `vllm serve`.
 

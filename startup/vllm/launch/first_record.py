@@ -17,7 +17,7 @@ from envs.environment import snapshot
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.storage.caches import of_type
 from startup.vllm.vllm_imports import import_api_server
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import KeptFacts, VllmFacts, read_facts
 from startup.vllm_words.installed import InstalledVllm, require_vllm
 from startup.vllm_words.preflight.surroundings import rejected_variables
@@ -38,12 +38,12 @@ _recording = Lock()
 class CheckedLine(NamedTuple):
     """A command line, read with all flags of vLLM if they could be recorded."""
 
-    line: CommandLine
+    line: VllmLine
     problem: str | None = None
     """Why vLLM's flags could not be recorded. Then only flags that the launcher itself knows are read."""
 
 
-def line_for_check(vllm: InstalledVllm, line: CommandLine, note: Callable[[str], None]) -> CheckedLine:
+def line_for_check(vllm: InstalledVllm, line: VllmLine, note: Callable[[str], None]) -> CheckedLine:
     """Reads the line again for a check without a start. Records vLLM's flags first if no start has done so.
 
     `note` gets a line that says that this takes a while.

@@ -16,7 +16,7 @@ from startup.files.model.file_faults import read_json_object
 from startup.files.model.file_plan import FilePlan
 from startup.hook import uses
 from startup.processes.state import forbid_hub_requests
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import read_plugins
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ _LORA_RESOLVERS: Final = "VLLM_LORA_RESOLVER_"
 _KNOWN_PARTS: Final = ("quantization_config", "compression_config", "text_config")
 
 
-def forbid_requests(line: CommandLine, plan: FilePlan) -> bool:
+def forbid_requests(line: VllmLine, plan: FilePlan) -> bool:
     """Sets HF_HUB_OFFLINE if vLLM's processes need nothing from the hub. Returns whether it has done so."""
     if not uses("offline hub") or env.HF_HUB_OFFLINE.get() or not _has_all(line, plan):
         return False
@@ -62,7 +62,7 @@ def is_caused_by_offline(err: BaseException) -> bool:
     return any(type(each).__module__.startswith("huggingface_hub.") for each in with_causes(err))
 
 
-def _has_all(line: CommandLine, plan: FilePlan) -> bool:
+def _has_all(line: VllmLine, plan: FilePlan) -> bool:
     is_unsure = line.has(*_UNSURE_FLAGS) or any(map(foreign.text_of, _UNSURE_VARIABLES))
     if is_unsure or any(name.startswith(_LORA_RESOLVERS) for name in environment.snapshot()):
         return False

@@ -12,7 +12,7 @@ from startup.files.model.model_place import without_file_scheme
 from startup.session.session import StartSession
 from startup.settings.config import DEFAULT_MODEL_ID
 from startup.vllm.launch.hub_requests import forbid_requests
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class ModelFiles:
     """The model files of one start. Downloads missing and changed files during the imports."""
 
-    def __init__(self, session: StartSession, line: CommandLine, timeout_s: float | None) -> None:
+    def __init__(self, session: StartSession, line: VllmLine, timeout_s: float | None) -> None:
         """Begins to download."""
         self._session = session
         self._line = line
@@ -41,7 +41,7 @@ class ModelFiles:
         if _may_vllm_find_it(self._line.file_plan.downloads, err):
             logger.warning("%s. vLLM itself looks for the model", err)
 
-    def finish(self) -> CommandLine:
+    def finish(self) -> VllmLine:
         """Waits for the download, because vLLM needs the files now. Returns the line with their folders."""
         if self._download is None:
             return with_folders(self._line, {})
@@ -64,13 +64,13 @@ def _may_vllm_find_it(downloads: Iterable[Download], err: DownloadError) -> bool
     return not is_in_store and err.kind in ("unreachable", "failed")
 
 
-def with_folders(line: CommandLine, folders: Mapping[Download, Path]) -> CommandLine:
+def with_folders(line: VllmLine, folders: Mapping[Download, Path]) -> VllmLine:
     """Replaces addresses of model and tokenizer in the line by folders. The served name does not change."""
     paths = dict(_find_paths(line.file_plan, folders)) if line.file_plan is not None else {}
     return (line.with_served_name() if line.model in paths else line).with_paths(paths)
 
 
-def fetch_before_start(line: CommandLine, timeout_s: float | None) -> CommandLine:
+def fetch_before_start(line: VllmLine, timeout_s: float | None) -> VllmLine:
     """Downloads models from object stores before a plain start. Returns the line with the models' folders.
 
     Raises:

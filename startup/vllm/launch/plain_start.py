@@ -26,7 +26,7 @@ from startup.vllm.launch.hooks import find_obstacle
 from startup.vllm.launch.model_files import fetch_before_start
 from startup.vllm.serving.start_metrics import export_start
 from startup.vllm.vllm_main import run_serve, without_click
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import OLDEST, InstalledVllm, uses_rust_frontend
 from startup.vllm_words.options import VllmOptions
@@ -58,7 +58,7 @@ class PlainReason(NamedTuple):
     """Whether the user or another launcher has requested the plain start, so that no warning is needed."""
 
 
-def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
+def plain_start_reason(vllm: InstalledVllm, line: VllmLine) -> PlainReason | None:
     """Why vLLM must start without preloading. None if preloading is possible."""
     if (request := _request_of(vllm, line)) is not None:
         return PlainReason(request, is_requested=True)
@@ -77,7 +77,7 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
     return None
 
 
-def _request_of(vllm: InstalledVllm, line: CommandLine) -> str | None:
+def _request_of(vllm: InstalledVllm, line: VllmLine) -> str | None:
     """How the user or another launcher has requested a plain start. None if nobody has."""
     if env.VCLI_PLAIN_VLLM.get():
         state = plain_state(kind_of(vllm, line))  # then this program may have set the variable
@@ -93,12 +93,12 @@ def _request_of(vllm: InstalledVllm, line: CommandLine) -> str | None:
     return None
 
 
-def kind_of(vllm: InstalledVllm, line: CommandLine) -> StartKind:
+def kind_of(vllm: InstalledVllm, line: VllmLine) -> StartKind:
     """The kind of the start with this command line."""
     return StartKind.of(vllm, line.flags_of_modules, line.model_folder)
 
 
-def start_plainly(vllm: InstalledVllm, line: CommandLine, options: VllmOptions, reason: PlainReason) -> int:
+def start_plainly(vllm: InstalledVllm, line: VllmLine, options: VllmOptions, reason: PlainReason) -> int:
     """Runs vLLM without preloading and hooks."""
     _log_reason(vllm, reason)
     gc.enable()
@@ -120,7 +120,7 @@ def start_plainly(vllm: InstalledVllm, line: CommandLine, options: VllmOptions, 
         return _run_plainly(kind_of(vllm, line), line)
 
 
-def address_of(line: CommandLine) -> str | None:
+def address_of(line: VllmLine) -> str | None:
     """The address where vLLM will listen. None if the command line does not determine it."""
     if line.has("--headless") or not line.port:
         return None
@@ -138,7 +138,7 @@ def _log_reason(vllm: InstalledVllm, reason: PlainReason) -> None:
         log_with_code(logger.warning, text, PLAIN_START)
 
 
-def _report_plain_start(log_format: str, line: CommandLine) -> None:
+def _report_plain_start(log_format: str, line: VllmLine) -> None:
     """Reports readiness to the service manager, as vLLM does not. Warns if vLLM cannot use `log_format`."""
     if log_format != "text":
         reason = "vLLM starts without preloading"
@@ -154,7 +154,7 @@ def _report_plain_start(log_format: str, line: CommandLine) -> None:
     group_signals.start_thread("notify-ready", lambda: _notify_when_listening(manager, line))
 
 
-def _notify_when_listening(manager: ServiceManager, line: CommandLine) -> None:
+def _notify_when_listening(manager: ServiceManager, line: VllmLine) -> None:
     """Reports readiness once vLLM listens. It binds its port early, but listens only when it can answer."""
     with closing(manager):
         while not _listens(line):
@@ -162,7 +162,7 @@ def _notify_when_listening(manager: ServiceManager, line: CommandLine) -> None:
         manager.notify_ready("vLLM accepts connections")
 
 
-def _listens(line: CommandLine) -> bool:
+def _listens(line: VllmLine) -> bool:
     host = line.host or _ANY
     is_v6 = ":" in host
     family = socket.AF_INET6 if is_v6 else socket.AF_INET
@@ -176,7 +176,7 @@ def _listens(line: CommandLine) -> bool:
     return False
 
 
-def _run_plainly(kind: StartKind, line: CommandLine) -> int:
+def _run_plainly(kind: StartKind, line: VllmLine) -> int:
     """Runs vLLM without preloading. If vLLM fails, preloading was not at fault, and is used next time."""
     try:
         code = without_click(lambda: run_serve(line))

@@ -27,7 +27,7 @@ from startup.vllm.journal import StartRecordings
 from startup.vllm.launch.differences import describe_differences
 from startup.vllm.launch.vllm_start import VllmStart
 from startup.vllm.serving.start_metrics import GraphFigures, export_start, stop_capturing
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Readiness:
     """
 
     start: VllmStart
-    line: CommandLine
+    line: VllmLine
     is_offline: bool
     """Whether vLLM sends no requests to the hub, because the launcher has forbidden them."""
     cache: CompileCache

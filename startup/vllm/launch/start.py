@@ -55,7 +55,7 @@ from startup.vllm.serving.server_context import ServerContext
 from startup.vllm.serving.serving_events import DRAIN, ServingEvents, reuse_listener
 from startup.vllm.vllm_imports import LATER_MODULES, import_api_server, import_rest
 from startup.vllm.vllm_main import run_serve, without_click
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import FACTS
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.options import VllmOptions
@@ -91,7 +91,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     return end_without_finalizing(code)
 
 
-def _start_preloaded(start: VllmStart, line: CommandLine) -> int:
+def _start_preloaded(start: VllmStart, line: VllmLine) -> int:
     """Takes the steps. If one of ours fails before vLLM is ready, starts vLLM again without preloading."""
     try:
         return _take_steps(start, line)
@@ -103,7 +103,7 @@ def _start_preloaded(start: VllmStart, line: CommandLine) -> int:
         start.new_start.without_preloading(f"{type(err).__name__}: {err}", is_remembered=not is_of_machine(err))
 
 
-def _take_steps(start: VllmStart, line: CommandLine) -> int:
+def _take_steps(start: VllmStart, line: VllmLine) -> int:
     """Takes the steps of docs/dev/architecture.md, from the second to the last. Step 1 has made `line`."""
     session, options = start.session, start.options
     # 2: listen, before this process has threads. The download lasts until step 7
@@ -138,7 +138,7 @@ def _take_steps(start: VllmStart, line: CommandLine) -> int:
     return _serve(readiness, digest)
 
 
-def _listen(session: StartSession, line: CommandLine, options: VllmOptions) -> CommandLine:
+def _listen(session: StartSession, line: VllmLine, options: VllmOptions) -> VllmLine:
     """Listens on the port that vLLM will bind. vLLM then gets this socket. Returns the line with its port."""
     os.environ.pop(env.NOTIFY_SOCKET.name, None)  # a vLLM that sends READY=1 would send it a second time
     if line.listens:
@@ -154,7 +154,7 @@ def _listen(session: StartSession, line: CommandLine, options: VllmOptions) -> C
     return line
 
 
-def _is_headless(line: CommandLine) -> bool:
+def _is_headless(line: VllmLine) -> bool:
     """Whether this node has no API server. The readiness of such a node is not known."""
     return line.has("--headless")
 
@@ -164,7 +164,7 @@ def _show_progress(session: StartSession, options: VllmOptions) -> None:
     session.show_progress(only_logs=True)  # vLLM's processes write to the terminal, too
 
 
-def _fetch_compiled_model(start: VllmStart, line: CommandLine, profile: PreloadProfile) -> CompileCache:
+def _fetch_compiled_model(start: VllmStart, line: VllmLine, profile: PreloadProfile) -> CompileCache:
     """Begins to fetch the compiled model. Waits for what starts of other machines have learned."""
     learned = describe_learned(start.vllm, profile)
     cache = CompileCache(start.vllm, line, start.options.compile_cache, start.journal.folder, learned)
@@ -177,7 +177,7 @@ def _fetch_compiled_model(start: VllmStart, line: CommandLine, profile: PreloadP
 
 
 def _begin_processes(
-    start: VllmStart, line: CommandLine, profile: PreloadProfile, events: ServingEvents
+    start: VllmStart, line: VllmLine, profile: PreloadProfile, events: ServingEvents
 ) -> KernelProcesses | None:
     """Starts the forkserver. Returns the processes that compile kernels, if there are any."""
     use_baked_bytecode()
@@ -194,7 +194,7 @@ def _begin_processes(
 
 
 def _start_forkserver(
-    start: VllmStart, line: CommandLine, profile: PreloadProfile, events: ServingEvents
+    start: VllmStart, line: VllmLine, profile: PreloadProfile, events: ServingEvents
 ) -> KernelProcesses | None:
     folder, kernels = start.journal.folder, None
     plan = plan_preload(folder, start.vllm, line, profile, line.model_folder)
@@ -212,13 +212,13 @@ def _start_forkserver(
     return kernels
 
 
-def _check(start: VllmStart, line: CommandLine) -> PreflightReport | None:
+def _check(start: VllmStart, line: VllmLine) -> PreflightReport | None:
     """Runs the preflight, which ends the start if it finds errors. None if it is off."""
     options = PreflightOptions(is_listening=True)
     return start.session.check(lambda: run_preflight(start.vllm, line, options), start.options.preflight)
 
 
-def _check_by_parser(start: VllmStart, line: CommandLine, first: PreflightReport | None) -> PreflightReport | None:
+def _check_by_parser(start: VllmStart, line: VllmLine, first: PreflightReport | None) -> PreflightReport | None:
     """In a first start, checks the words with the flags of vLLM's parser, which is imported by now.
 
     So a fault has the message and the exit code of later starts, which read the record of these flags.
@@ -238,7 +238,7 @@ def _check_by_parser(start: VllmStart, line: CommandLine, first: PreflightReport
     return report
 
 
-def _import_api_server(start: VllmStart, line: CommandLine, profile: PreloadProfile, files: ModelFiles) -> None:
+def _import_api_server(start: VllmStart, line: VllmLine, profile: PreloadProfile, files: ModelFiles) -> None:
     """Imports the API server on the main thread, while the forkserver imports other modules."""
     place_hooks("api")
     is_lean = may_defer_compiler(line, start.options.start_method)

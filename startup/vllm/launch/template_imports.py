@@ -39,7 +39,7 @@ from startup.vllm.patches.placing import place_hooks
 from startup.vllm.patches.process_titles import find_title_memory
 from startup.vllm.patches.tokenizers import CachedTokenizers
 from startup.vllm.vllm_imports import LATER_MODULES, import_api_server, import_leniently, importing_vllm
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import InstalledVllm, require_vllm
 
@@ -101,7 +101,7 @@ class TemplateImports:
         if was_enabled:
             gc.enable()
 
-    def why_cold(self, line: CommandLine | None) -> str | None:
+    def why_cold(self, line: VllmLine | None) -> str | None:
         """Why a server with this command line cannot use the template. None if it can use it.
 
         Called in each fork. `line` is None if the server will only report a fault of its arguments.
@@ -127,7 +127,7 @@ class TemplateImports:
             return f"{new[0]} was started"
         return None
 
-    def _why_cold(self, line: CommandLine) -> str | None:
+    def _why_cold(self, line: VllmLine) -> str | None:
         if (plain := plain_start_reason(self._vllm, line)) is not None:
             return f"vLLM starts without preloading: {plain.text}"
         method = env.VLLM_WORKER_MULTIPROC_METHOD.get()
@@ -164,7 +164,7 @@ def _modules_of(profiles: Sequence[PreloadProfile]) -> tuple[list[str], list[str
     return list(api), list(engine)
 
 
-def learn_imports(vllm: InstalledVllm, line: CommandLine, *, folder: Path, environment: Mapping[str, str]) -> None:
+def learn_imports(vllm: InstalledVllm, line: VllmLine, *, folder: Path, environment: Mapping[str, str]) -> None:
     """Runs the imports of forkserver and API server in two programs. Makes vLLM inspect a model on disk, too.
 
     Raises CalledProcessError if vLLM cannot be imported here. `folder` is for temporary files.

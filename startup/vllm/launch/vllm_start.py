@@ -20,7 +20,7 @@ from startup.vllm.journal import Journal, this_start
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.new_start import NewStart
 from startup.vllm.launch.plain_start import kind_of
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import KeptFacts
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.options import VllmOptions
@@ -49,7 +49,7 @@ class VllmStart:
         session: StartSession,
         vllm: InstalledVllm,
         options: VllmOptions,
-        line: CommandLine,
+        line: VllmLine,
         user: Mapping[str, str],
     ) -> "VllmStart":
         """Creates the folder with this start's journal and output record. `user`: the user's environment."""
@@ -102,7 +102,7 @@ class VllmStart:
         return next((f"{state.phase} of {state.name}" for state in states if state.phase), "")
 
 
-def create_session(line: CommandLine, options: VllmOptions, kind: StartKind, timeline: PhaseTimeline) -> StartSession:
+def create_session(line: VllmLine, options: VllmOptions, kind: StartKind, timeline: PhaseTimeline) -> StartSession:
     """The session of a start of this kind."""
     subject = StartSubject(
         model=line.served_name,
@@ -115,7 +115,7 @@ def create_session(line: CommandLine, options: VllmOptions, kind: StartKind, tim
     return StartSession(subject, timeline, has_page=options.web_page)
 
 
-def _chosen_port(session: StartSession, line: CommandLine) -> Sequence[str]:
+def _chosen_port(session: StartSession, line: VllmLine) -> Sequence[str]:
     """The flag `--port` with the port that the system has chosen for port 0. Empty for another port."""
     is_chosen = line.listens and line.uds is None and line.port == 0 and session.port is not None
     is_possible = "--" not in line.words  # after `--`, no word is a flag

@@ -19,7 +19,7 @@ from envs import foreign
 from startup.hook import Hook, Name, Text, uses
 from startup.imports.finder import after_import, alters, replaced
 from startup.imports.stand_ins import StandIns
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 
 CompilerTime = Literal["now", "deferred"]
 """`now`: the compiler is imported together with vLLM. `deferred`: it is imported when it is first used."""
@@ -70,7 +70,7 @@ AOT_LOADING: Final = Hook(
 )
 
 
-def may_defer_compiler(line: CommandLine, start_method: str) -> bool:
+def may_defer_compiler(line: VllmLine, start_method: str) -> bool:
     """Whether `lean imports` are on, and no model will run in the API server's process or a fork of it."""
     runs_here = foreign.text_of("VLLM_ENABLE_V1_MULTIPROCESSING") not in ("", "1") or line.has("--headless")
     return uses("lean imports") and not runs_here and start_method != "fork"

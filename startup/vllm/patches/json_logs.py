@@ -24,7 +24,7 @@ from startup.logs.formatters import UTC
 from startup.logs.json_lines import JsonFormatter, log_everything_as_json
 from startup.logs.options import LogFormat
 from startup.logs.setup import real_stderr
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.installed import InstalledVllm
 
 _DECORATE_LOGS: Final = Name("vllm.utils.system_utils", "decorate_logs", ("process_name", "skip_if_decorated"))
@@ -89,7 +89,7 @@ def create_error_handler() -> logging.Handler:
     return handler
 
 
-def set_log_format(log_format: LogFormat, vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | None:
+def set_log_format(log_format: LogFormat, vllm: InstalledVllm, line: VllmLine, folder: Path) -> str | None:
     """Makes vLLM's processes log in this format. Returns a warning for the user if they cannot.
 
     `text` is vLLM's own format. The configuration is written to `folder`, which must exist while vLLM runs.
@@ -104,7 +104,7 @@ def set_log_format(log_format: LogFormat, vllm: InstalledVllm, line: CommandLine
     return None
 
 
-def _obstacle(vllm: InstalledVllm, line: CommandLine, *, is_json: bool) -> str | None:
+def _obstacle(vllm: InstalledVllm, line: VllmLine, *, is_json: bool) -> str | None:
     """Why vLLM cannot log in a format other than its own. None if it can."""
     if env.VLLM_LOGGING_CONFIG_PATH.raw or line.has(*_OWN_SETTINGS):
         return "vLLM's log has a configuration of its own"
@@ -120,7 +120,7 @@ def _obstacle(vllm: InstalledVllm, line: CommandLine, *, is_json: bool) -> str |
     return None
 
 
-def _configuration(line: CommandLine, *, is_json: bool) -> dict[str, Any]:
+def _configuration(line: VllmLine, *, is_json: bool) -> dict[str, Any]:
     """The argument of `logging.config.dictConfig`, with the levels and streams of vLLM and uvicorn."""
     stream = foreign.text_of("VLLM_LOGGING_STREAM") or _STDOUT
     formatter: dict[str, Any] = {"()": f"{__name__}.{VllmJsonFormatter.__name__}"}

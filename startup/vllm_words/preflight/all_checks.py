@@ -38,7 +38,7 @@ from startup.session.preflight.report import (
 )
 from startup.session.preflight.resources import check_cache_folder
 from startup.settings.serve_words import OMNI
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.installed import OLDEST, InstalledVllm
 from startup.vllm_words.preflight.arguments import GivenStart, argument_findings, rule_findings
 from startup.vllm_words.preflight.devices import device_findings
@@ -58,12 +58,12 @@ _NO_ADAPTER: Final = ("", "None")
 """Values of --lora-modules that vLLM skips."""
 
 
-def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> PreflightReport:
+def run_preflight(vllm: InstalledVllm, line: VllmLine, options: PreflightOptions) -> PreflightReport:
     """Runs all checks, and reports all faults at once. Does not raise for a fault."""
     return replace(run_checks(_groups(vllm, line, options)), way_round=_WAY_ROUND)
 
 
-def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> Iterator[CheckGroup]:
+def _groups(vllm: InstalledVllm, line: VllmLine, options: PreflightOptions) -> Iterator[CheckGroup]:
     start = GivenStart(vllm, line)
     yield FLAGS, lambda: _unknown_rules(start, options)
     if OMNI in line.words:
@@ -99,7 +99,7 @@ def _unknown_rules(start: GivenStart, options: PreflightOptions) -> Iterator[Fin
 
 def _groups_of_words(start: GivenStart, options: PreflightOptions) -> Iterator[CheckGroup]:
     yield "command_line", lambda: argument_findings(start)
-    if start.line.problems:
+    if start.line.faults:
         yield "model", lambda: [unchecked("model", "the model and more are checked once these errors are corrected")]
         return
     yield FLAGS, lambda: rule_findings(start)

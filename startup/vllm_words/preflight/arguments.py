@@ -16,9 +16,9 @@ from base.json_form import json_fault, json_form
 from base.wording import list_some
 from envs.suggestion import changed_word, did_you_mean, former_form, hidden_character
 from startup.session.preflight.report import USAGE, Finding, error, warning
-from startup.settings.flag import NO_VALUE, Flag, GivenFlag, Shape, parse_size
-from startup.settings.serve_words import STRAY_REMEDY, is_stray
-from startup.vllm_words.command_line import CONFIG, CommandLine
+from startup.settings.flag import Flag, Shape, parse_size
+from startup.settings.serve_words import NO_VALUE, STRAY_REMEDY, ParsedOption, is_stray
+from startup.vllm_words.command_line import CONFIG, VllmLine
 from startup.vllm_words.facts import CONNECTORS, EXECUTOR, VllmFacts, is_named_now
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.json_shape import limit_problem, shape_problem
@@ -66,7 +66,7 @@ class GivenStart:
     """The start that is checked, with the values that vLLM would use, if they are known."""
 
     vllm: InstalledVllm
-    line: CommandLine
+    line: VllmLine
 
     @property
     def facts(self) -> VllmFacts:
@@ -75,7 +75,7 @@ class GivenStart:
     def value(self, name: str) -> Any:
         """The converted value of a flag. None if the flag is not given or its value is not valid."""
         found = self.line.last(name)
-        if found is None or found.text is None:
+        if found is None or found.flag is None or found.text is None:
             return None
         try:
             return parse_value(found.flag, found.text)
@@ -92,7 +92,7 @@ class GivenStart:
         return self.line.has(*names)
 
     def all_values(self, name: str) -> list[str]:
-        return [value for flag in self.line.flags if flag.name == name for value in flag.values]
+        return [value for option in self.line.options if option.name == name for value in option.values]
 
     @property
     def is_known(self) -> bool:
@@ -107,11 +107,11 @@ class GivenStart:
 
 def argument_findings(start: GivenStart) -> Iterator[Finding]:
     """Yields every fault in the words of the command line."""
-    for problem in start.line.problems:
+    for problem in start.line.faults:
         yield error(USAGE, problem)
     for problem in describe_unknown(start.line):
         yield (warning if start.facts.plugins else error)(USAGE, problem)
-    for given in start.line.flags:
+    for given in start.line.options:
         yield from _value_findings(start, given)
     for flag in _REGISTERED:
         yield from _name_findings(start, flag)
@@ -119,13 +119,14 @@ def argument_findings(start: GivenStart) -> Iterator[Finding]:
         yield warning("config_file", f"vLLM does not read --config={name}: write `--config {name}`, as two words")
 
 
-def _value_findings(start: GivenStart, given: GivenFlag) -> Iterator[Finding]:
+def _value_findings(start: GivenStart, given: ParsedOption) -> Iterator[Finding]:
     name, is_last = given.name, given is start.line.last(given.name)
     has_model = name == "--model" and start.line.model  # MODEL takes precedence
     if name in _NEVER_EMPTY and "" in given.values and is_last and not has_model:
         text = f"{name} is empty: set the variable that stands in its place, or leave the word out for the default"
         yield (error if start.is_known else warning)(USAGE, _with_place(given, text))
         return
+    assert given.flag is not None
     for text in given.values:
         try:
             problem = range_problem(given.flag, parse_value(given.flag, text))
@@ -138,7 +139,7 @@ def _value_findings(start: GivenStart, given: GivenFlag) -> Iterator[Finding]:
             yield (error if is_last and start.is_known else warning)("range", _with_place(given, problem))
 
 
-def _with_place(given: GivenFlag, text: str) -> str:
+def _with_place(given: ParsedOption, text: str) -> str:
     """If the setting is from the file, replaces the flag at the text's beginning by the setting's place."""
     return f"{given.where}{text.removeprefix(given.name)}" if given.where else text
 
@@ -167,13 +168,13 @@ def name_problem(facts: VllmFacts, flag: str, name: str, given: str) -> str | No
     return f"this vLLM has no {flag} {given!r}{guess}"
 
 
-def describe_unknown(line: CommandLine) -> Iterator[str]:
+def describe_unknown(line: VllmLine) -> Iterator[str]:
     """Yields a line for each unknown flag or stray word, or if all flags are known, each unexpected word."""
     options = [option for flag in line.facts.flags for option in flag.options]
-    for name, where in line.unknown:
-        yield f"{where}: vLLM has no flag {name}{did_you_mean(name, options)}".removeprefix(": ")
-    changed = {word: None if line.unknown else changed_word(word) for word in line.unexpected}
-    for word in line.unexpected if line.facts.flags else ():
+    for each in line.unknown:
+        yield f"{each.where}: vLLM has no flag {each.typed}{did_you_mean(each.typed, options)}".removeprefix(": ")
+    changed = {word: None if line.unknown else changed_word(word) for word in line.others}
+    for word in line.others if line.facts.flags else ():
         if is_stray(word):
             yield f"unexpected word {word!r}: {STRAY_REMEDY}"
         elif changed[word]:

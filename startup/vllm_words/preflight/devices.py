@@ -16,7 +16,7 @@ from startup.hook import Text
 from startup.session.preflight.memory_fit import check_asked, check_asked_of_gpus
 from startup.session.preflight.network import describe_process
 from startup.session.preflight.report import Finding, error, info, unchecked, warning
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import default_utilization, read_facts
 from startup.vllm_words.flags import flags_that_change
 from startup.vllm_words.installed import find_vllm, read_torch_build
@@ -328,7 +328,7 @@ def deepest_level(words: Sequence[str]) -> int:
     `words` are the words after `vllm serve`. Level 2 drops the weights, and vLLM's `reload_weights` reads
     them again. This restores a plain text model completely.
     """
-    vllm, line = find_vllm(), CommandLine.of(words)
+    vllm, line = find_vllm(), VllmLine.of(words)
     if line.has(*flags_that_change("elsewhere"), "--kv-transfer-config") and not line.has("--enable-sleep-mode"):
         return 0
     if vllm is None or line.has(*_NOT_RELOADED) or line.request.load_format not in _RELOADED:

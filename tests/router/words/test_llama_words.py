@@ -10,7 +10,7 @@ import pytest
 from router.router import RouterOptions
 from router.words.router_options import ModelsReader, router_options
 from router.words.router_words import read_several
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.words.serve_command import parse_start, read_start
 
 HUB = "team/Model-GGUF:Q4_K_M"
@@ -34,7 +34,7 @@ def model(llama_server: Path, tmp_path: Path) -> Path:
 
 
 def options_of(*words: object) -> RouterOptions:
-    several = read_several(read_start(ServeWords(list(map(str, words)))).read.words)
+    several = read_several(read_start(LauncherLine(list(map(str, words)))).read.words)
     reader = ModelsReader(several)
     return router_options(several, reader, reader.read())
 
@@ -196,7 +196,7 @@ def test_beside_a_vllm_that_reads_no_gguf_auto_is_llama_server(form, model, tmp_
 
 
 def _engine_of(*words: str) -> str:
-    read = read_start(ServeWords(words))
+    read = read_start(LauncherLine(words))
     if read.start is not None:
         return "vllm"
     (entry,) = ModelsReader(read_several(read.read.words)).read().entries.values()
@@ -205,7 +205,7 @@ def _engine_of(*words: str) -> str:
 
 def test_of_several_models_in_a_folder_the_log_names_the_others(model, tmp_path):
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
-    (notice,) = ModelsReader(read_several(read_start(ServeWords([str(tmp_path)])).read.words)).read().notices
+    (notice,) = ModelsReader(read_several(read_start(LauncherLine([str(tmp_path)])).read.words)).read().notices
     assert f"other.gguf of {tmp_path} is served, not qwen.gguf: name the file for another" in str(notice)
 
 
@@ -218,14 +218,14 @@ def test_a_part_that_is_missing_is_named_before_the_start(llama_server, tmp_path
 
 def test_with_vllm_the_model_is_vllm_s(model, monkeypatch):
     monkeypatch.setenv("VCLI_ENGINE", "vllm")
-    assert read_start(ServeWords([str(model)])).start is not None
+    assert read_start(LauncherLine([str(model)])).start is not None
 
 
 @pytest.mark.parametrize("names", [["config.json", "model.safetensors", "model.gguf"], ["model.safetensors"]])
 def test_other_folders_are_not_llama_server_s(names, llama_server, tmp_path):
     for name in names:
         (tmp_path / name).touch()
-    assert read_start(ServeWords([str(tmp_path)])).start is not None
+    assert read_start(LauncherLine([str(tmp_path)])).start is not None
 
 
 def test_a_command_that_only_reads_the_words_takes_no_gguf_model(model):

@@ -12,7 +12,7 @@ import pytest
 from router.model_entry import ModelEntry, ModelsFileError
 from router.words.router_options import CheckedModels, ModelsReader
 from router.words.router_words import SeveralModels, read_several
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.standby.front_process import serve_warm
 from startup.words.errors import InputError
 from startup.words.serve_command import read_start
@@ -24,7 +24,7 @@ COMMON = ("--engine", "embedded")
 
 
 def several(*words: object) -> SeveralModels:
-    return read_several(read_start(ServeWords(list(map(str, words)))).read.words)
+    return read_several(read_start(LauncherLine(list(map(str, words)))).read.words)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def entry(read, tiny_llama: Path) -> Callable[..., ModelEntry]:
 @pytest.mark.parametrize("words", ["a b", "--models f"])
 def test_a_router_is_not_forked_from_a_standby(words, monkeypatch):
     monkeypatch.setenv("VCLI_STANDBY", "require")
-    assert serve_warm(ServeWords(words.split())) is None
+    assert serve_warm(LauncherLine(words.split())) is None
 
 
 def test_flags_become_options(write, tiny_llama):

@@ -9,7 +9,7 @@ import yaml
 from router.router import RouterOptions
 from router.words.single_model import embedded_router, vllm_router
 from startup.settings.config import StartupConfig, flags_with_role
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.vllm_words.options import VllmOptions
 from startup.words.errors import InputError
 from startup.words.serve_command import read_start
@@ -21,7 +21,7 @@ from tests.support.vllm_flags import VLLM_NAMES
 
 def _embedded(*words: str) -> RouterOptions:
     words = (*words, "--idle-stop", "10m")
-    read = read_start(ServeWords(words))
+    read = read_start(LauncherLine(words))
     assert isinstance(read.start, StartupConfig)
     assert read.read.own is not None
     return embedded_router(read.start, read.read.own)
@@ -29,7 +29,7 @@ def _embedded(*words: str) -> RouterOptions:
 
 def _vllm(*words: str) -> RouterOptions:
     words = ("m", "--idle-stop", "10m", *words)
-    read = read_start(ServeWords((*words, "--engine", "vllm")))
+    read = read_start(LauncherLine((*words, "--engine", "vllm")))
     assert isinstance(read.start, VllmOptions)
     return vllm_router(read.start, read.read.parts)
 
@@ -109,7 +109,7 @@ def test_each_flag_is_used_by_the_router_or_passed_to_the_model_or_refused(flag,
         (tmp_path / "log.json").write_text('{"version": 1}')
         sample = [str(tmp_path / "log.json") if flag.name == "--log-config-file" else (flag.choices or "1")[0]]
         words = ("m", "--restart", "on-failure", flag.name, *(sample if flag.nargs else ()))
-        start = read_start(ServeWords(("m", "--restart", "on-failure", "--engine", "vllm"))).start
+        start = read_start(LauncherLine(("m", "--restart", "on-failure", "--engine", "vllm"))).start
         assert isinstance(start, VllmOptions)
         options = vllm_router(start, [*split_flags(words)])
         (entry,) = options.entries.values()

@@ -21,7 +21,7 @@ from startup.processes import interpreter
 from startup.processes.forkserver import ForkedPopen
 from startup.processes.messages import send
 from startup.vllm.launch.plain_start import plain_start_reason
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.installed import InstalledVllm
 from tests.support.waiting import wait_until
 
@@ -132,7 +132,7 @@ def test_the_free_threaded_build_is_refused_by_name_and_starts_vllm_plain(tmp_pa
     monkeypatch.setattr(sys, "abiflags", "t")
     with pytest.raises(CommandLineError, match=r"Python 3\.\S+ \(free-threaded\) is not supported: use the build"):
         require_embedded_engine()
-    reason = plain_start_reason(InstalledVllm("0.32.0", tmp_path), CommandLine.of(["model"]))
+    reason = plain_start_reason(InstalledVllm("0.32.0", tmp_path), VllmLine.of(["model"]))
     assert "(free-threaded) is not supported" in reason.text
 
 

@@ -1,12 +1,12 @@
 import pytest
 
-from startup.settings.serve_words import ServeWords, help_topic, is_for_information, split
+from startup.settings.serve_words import LauncherLine, help_topic, is_for_information, split
 
 
 def test_every_word_after_two_dashes_is_vllms():
-    split = ServeWords(["--", "--engine", "x", "--", "--json"])
+    split = LauncherLine(["--", "--engine", "x", "--", "--json"])
     assert split.engine_words == ["--engine", "x", "--", "--json"]
-    assert split.own == {}
+    assert split.options == []
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,10 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user"
 
 _ASK: Final = """
 import sys
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.standby.front_process import serve_warm
 sys.argv = ["vllm-cli", "serve", *sys.argv[1:]]
-exit_code = serve_warm(ServeWords(sys.argv[2:]))
+exit_code = serve_warm(LauncherLine(sys.argv[2:]))
 from startup import start_origin
 print("ASKED", exit_code, start_origin.cold_reason, sep="|")
 """

@@ -11,7 +11,7 @@ import pytest
 
 from startup.files.prefetch.messages import PrefetchReport
 from startup.files.prefetch.prefetch_process import PrefetchHandle
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.standby import standby, template
 from startup.standby.import_state import ImportEnvironment, recorded_reads, written_since
 from startup.standby.sockets import VLLM_EAGER, template_kind
@@ -125,8 +125,8 @@ def test_real_imports_are_recorded():
 
 @pytest.mark.parametrize("word", ["--preflight-only", "--preflight_only", "--help", "--version"])
 def test_commands_that_do_not_start_vllm_need_no_template(word):
-    assert template_kind(ServeWords(["--engine", "vllm", "--enforce-eager", word])) is None
-    assert template_kind(ServeWords(["--engine", "vllm", "--enforce-eager"])) == VLLM_EAGER
+    assert template_kind(LauncherLine(["--engine", "vllm", "--enforce-eager", word])) is None
+    assert template_kind(LauncherLine(["--engine", "vllm", "--enforce-eager"])) == VLLM_EAGER
 
 
 _ROOT = Path(__file__).parents[3]

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from startup.vllm.launch.differences import describe_differences
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import VllmFacts
 from startup.vllm_words.options import VllmOptions
 from tests.startup.vllm.fake_start import FakeStart
@@ -22,7 +22,7 @@ _LATE, _OFFLINE, _CODES = "--cuda-graphs before-ready", 'VCLI_LEAVE_OUT="offline
 
 
 def _undone_by(*words, is_offline=False, has_late_graphs=False, **options):
-    line = CommandLine.of(("model", *words), VllmFacts())
+    line = VllmLine.of(("model", *words), VllmFacts())
     options = VllmOptions(line=line, **options)
     return _named_in(describe_differences(line, options, is_offline=is_offline, has_late_graphs=has_late_graphs))
 

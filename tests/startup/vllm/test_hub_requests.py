@@ -14,7 +14,7 @@ from startup.files.model.file_plan import plan_files
 from startup.settings.config import DEFAULT_MODEL_ID
 from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline
 from startup.vllm.launch.model_files import with_folders
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from tests.startup.files.download.conftest import write_snapshot
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 from tests.support.hub import HubServer
@@ -40,16 +40,16 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def is_forbidden(*words: str) -> bool:
-    line = CommandLine.of(("org/model", *words))
+    line = VllmLine.of(("org/model", *words))
     forbidden = forbid_requests(line, plan_files(line.request))
     assert forbidden == (os.environ.get("HF_HUB_OFFLINE") == "1")
     return forbidden
 
 
 def test_a_model_keeps_its_name_without_requests():
-    words = CommandLine.of(("org/model", "-tp", "1")).with_served_name().words
+    words = VllmLine.of(("org/model", "-tp", "1")).with_served_name().words
     assert words == ("org/model", "--served-model-name", "org/model", "-tp", "1")
-    named = CommandLine.of(("org/model", "--served-model-name", "mine"))
+    named = VllmLine.of(("org/model", "--served-model-name", "mine"))
     assert named.with_served_name().words == named.words
 
 
@@ -106,7 +106,7 @@ def test_errors_of_missing_files_are_known_wherever_they_were_raised():
 
 def replaced(*words: str) -> tuple[str, ...]:
     """The words for vLLM once everything is downloaded into /m and /t."""
-    line = CommandLine.of(words)
+    line = VllmLine.of(words)
     found = {download: Path("/t" if download.repo_id == TOKENIZER else "/m") for download in line.file_plan.downloads}
     return with_folders(line, found).words
 

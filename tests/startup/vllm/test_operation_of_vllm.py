@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from startup.vllm.patches.json_logs import set_log_format
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.installed import InstalledVllm
 from tests.startup.port.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment, rewrite, run_fake, variant, without_forks
@@ -160,7 +160,7 @@ def test_the_error_of_an_engine_is_one_line(folder):
 def test_a_reason_explains_why_vllm_does_not_log_json(words, variables, version, reason, tmp_path, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    notice = set_log_format("json", InstalledVllm(version, tmp_path), CommandLine.of(words.split()), tmp_path)
+    notice = set_log_format("json", InstalledVllm(version, tmp_path), VllmLine.of(words.split()), tmp_path)
     assert str(notice).startswith(f"--log-format json applies only to vllm-cli's own lines: {reason}")
     assert list(tmp_path.iterdir()) == []
 

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from startup.vllm.launch.plain_start import plain_start_reason
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.installed import InstalledVllm
 from tests.startup.vllm.fake_start import (
     CHECKED,
@@ -181,7 +181,7 @@ def test_the_reason_of_a_plain_start(version, start, reason, is_requested, folde
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         monkeypatch.setenv(name, value)
-    found = plain_start_reason(InstalledVllm(version, folder), CommandLine.of(words))
+    found = plain_start_reason(InstalledVllm(version, folder), VllmLine.of(words))
     assert (found is None) == (reason is None)
     assert found is None or (found.text.startswith(reason), found.is_requested) == (True, is_requested)
 

@@ -26,7 +26,7 @@ from startup.vllm.fork.preload_profile import (
     plan_preload,
 )
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.installed import InstalledVllm
 
 _VLLM = InstalledVllm("0.32.0", Path("/nowhere"))
@@ -36,7 +36,7 @@ _GPU = InstalledVllm("0.32.0", Path("/nowhere/vllm"))
 
 
 def _key(words: str, *, vllm: InstalledVllm = _VLLM, model: Path | None = None) -> str:
-    return StartKind.of(vllm, CommandLine.of(words.split()).flags_of_modules, model).key
+    return StartKind.of(vllm, VllmLine.of(words.split()).flags_of_modules, model).key
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_a_kind_of_start_contains_no_secret():
     words = ("--kv-transfer-config", '{"kv_connector_extra_config": {"access_key": "sesame"}}')
     dotted = ("--kv-transfer-config.kv_connector_extra_config.access_key", "sesame", "-tp", "2")
     for given in (words, dotted):
-        assert "sesame" not in str(StartKind.of(_VLLM, CommandLine.of(given).flags_of_modules, None))
+        assert "sesame" not in str(StartKind.of(_VLLM, VllmLine.of(given).flags_of_modules, None))
 
 
 def test_all_profiles_are_loaded(cache):
@@ -148,7 +148,7 @@ def _profile(vllm: InstalledVllm = _CPU, *modules: str) -> PreloadProfile:
 
 
 def _plan(words: str = "", vllm: InstalledVllm = _CPU, *modules: str, model: Path | None = None) -> PreloadPlan:
-    return plan_preload(Path("/folder"), vllm, CommandLine.of(words.split()), _profile(vllm, *modules), model)
+    return plan_preload(Path("/folder"), vllm, VllmLine.of(words.split()), _profile(vllm, *modules), model)
 
 
 _SERVE, _BACKEND, _WORKER = "vllm.entrypoints.cli.serve", "vllm.compilation.backends", "vllm.v1.worker.cpu_worker"

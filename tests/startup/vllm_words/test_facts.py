@@ -13,7 +13,7 @@ import pytest
 
 from startup.hook import Name
 from startup.settings.flag import Flag
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import (
     _CONFIGS,
     _REGISTRIES,
@@ -79,8 +79,8 @@ def test_names_and_opposites():
     assert _flag(FACTS, "--headless").opposites == ()
     assert _flag(FACTS, "--enable-lora").opposites == ("--no-enable-lora", "--disable-lora")
     assert (_flag(FACTS, "--host").is_optional, _flag(FACTS, "--port").is_optional) == (True, False)
-    line = CommandLine.of(["m", "--disable-lora"], FACTS)
-    assert (line.unknown, line.has("--enable-lora")) == ((), False)
+    line = VllmLine.of(["m", "--disable-lora"], FACTS)
+    assert (line.unknown, line.has("--enable-lora")) == ([], False)
 
 
 def test_plugins_of_other_packages_are_found(tmp_path, monkeypatch):

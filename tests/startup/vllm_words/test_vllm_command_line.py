@@ -17,7 +17,7 @@ from startup.errors import StartupError
 from startup.settings.flag import Flag
 from startup.vllm.vllm_main import words_with_copy
 from startup.vllm_words import command_line, installed
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import VllmFacts, facts_of_flags
 from startup.vllm_words.flags import USUAL, Flags, flags_that_change
 from startup.vllm_words.installed import InstalledVllm, TorchBuild
@@ -31,8 +31,8 @@ from tests.support.vllm_flags import VLLM_NAMES, is_own
 from tests.vllm_engine.test_vllm_facts import JSON_VALUES
 
 
-def _line(text: str) -> CommandLine:
-    return CommandLine.of(text.split())
+def _line(text: str) -> VllmLine:
+    return VllmLine.of(text.split())
 
 
 def _install(monkeypatch, folder, facts, version="0.33.0"):
@@ -58,7 +58,7 @@ def test_recorded_flags_decide_about_an_abbreviation(tmp_path, monkeypatch):
 @pytest.mark.parametrize("words", ["m --port 0 -tp 1", "m --port=0 -- x", "m --lora-modules a=b"])
 def test_the_port_that_the_system_has_chosen_is_the_last_one_given(words):
     line = _line(words).with_last("--port", "41000")
-    assert (line.port, CommandLine.of(line.words).port) == (41000, 41000)
+    assert (line.port, VllmLine.of(line.words).port) == (41000, 41000)
 
 
 def test_vllm_gets_another_file_if_variables_are_replaced(tmp_path, monkeypatch):
@@ -67,9 +67,9 @@ def test_vllm_gets_another_file_if_variables_are_replaced(tmp_path, monkeypatch)
     path = tmp_path / "serve.yaml"
     path.write_text("model: ${WHERE}/model\nport: ${OTHER:-8001}\n")
     given = ["--enforce-eager", "--config", str(path), "--port", "1"]
-    assert CommandLine.of(given[:3]).model == "org/model"
+    assert VllmLine.of(given[:3]).model == "org/model"
     with ExitStack() as stack:
-        words = words_with_copy(CommandLine.of(given), stack)
+        words = words_with_copy(VllmLine.of(given), stack)
         replaced = Path(words[2])
         assert [*words[:2], *words[3:]] == [*given[:2], *given[3:]]
         assert replaced.suffix == ".yaml"
@@ -89,7 +89,7 @@ def test_vllm_gets_the_users_file_if_nothing_is_replaced(content, tmp_path, monk
     path.write_bytes(content)
     given = ["--config", str(path)]
     with ExitStack() as stack:
-        assert [*words_with_copy(CommandLine.of(given), stack)] == given
+        assert [*words_with_copy(VllmLine.of(given), stack)] == given
     is_missing = content == b"model: ${WHERE}\n"
     assert caplog.messages == (["--config: model: WHERE is not set: vLLM gets the text as it is"] * is_missing)
 
@@ -123,7 +123,7 @@ def test_vllm_never_gets_a_reference_for_a_key(content, is_set, broken, reason, 
     path = tmp_path / "serve.yaml"
     if content is not None:
         path.write_bytes(content)
-    line = CommandLine.of(["m", "--config", str(path)])
+    line = VllmLine.of(["m", "--config", str(path)])
     if broken is not None:
         monkeypatch.setattr(*broken)
     with ExitStack() as stack, pytest.raises(StartupError, match=reason) as error:
@@ -270,6 +270,6 @@ def test_each_name_of_a_flag_decides_alike_about_the_port(recorded):
     for flag in _VLLMS:
         value = [] if flag.nargs == 0 else ["7"]
         spelled = [[name, *value] for name in flag.names] + [[f"{name}=7"] for name in flag.names if value]
-        lines = (CommandLine.of(["m", *words], VllmFacts(recorded)) for words in spelled)
+        lines = (VllmLine.of(["m", *words], VllmFacts(recorded)) for words in spelled)
         port = 7 if flag.name == "--port" else 8000
         assert {(line.listens, line.port) for line in lines} == {(flag.name not in flags_that_change("no port"), port)}

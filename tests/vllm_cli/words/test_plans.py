@@ -19,12 +19,12 @@ from router.words.single_model import embedded_router, vllm_router
 from server.terms.config import DTypeName, RendererConfig
 from server.terms.limits import flag_of
 from startup.settings.config_file import ConfigFile
-from startup.settings.serve_words import ServeWords
+from startup.settings.serve_words import LauncherLine
 from startup.vllm_words import command_line
 from startup.vllm_words.facts import VllmFacts, facts_of_flags
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.options import VllmOptions
-from startup.words.arguments import Arguments
+from startup.words.arguments import parse_line, read_line
 from startup.words.param_types import SIZE, spell_size
 from startup.words.read_arguments import choose_engine, read_arguments
 from startup.words.serve_command import parse_start, read_start
@@ -66,7 +66,7 @@ def _written_plans() -> Iterator[Any]:
 
 
 def _plan_of(words: list[str]) -> Any:
-    read = read_start(ServeWords(words))
+    read = read_start(LauncherLine(words))
     if read.start is None:
         return read_several(read.read.words) if read.read.topic is None else read
     if not read.start.is_behind_router:
@@ -126,7 +126,7 @@ def test_every_example_in_the_help_is_a_valid_command_line():
     examples = [line.strip() for line in (serve.help or "").splitlines() if line.strip().startswith("vllm-cli serve")]
     assert len(examples) >= 4
     for example in examples:
-        read = read_start(ServeWords(shlex.split(example)[2:]))
+        read = read_start(LauncherLine(shlex.split(example)[2:]))
         assert read.start or read_several(read.read.words)
 
 
@@ -181,7 +181,7 @@ def test_auto_is_vllm_if_it_is_installed(is_there, engine, tmp_path, monkeypatch
         (tmp_path / "vllm").mkdir()
         (tmp_path / "vllm" / "__init__.py").write_text("raise SystemExit('imported')")
     monkeypatch.setattr("sys.path", [str(tmp_path)])
-    assert choose_engine(ServeWords(["model"])) == engine
+    assert choose_engine(LauncherLine(["model"])) == engine
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_fork_decides_with_the_file_whether_it_may_serve(content, words, is_co
     """Before anything of it is visible. The file of vLLM has only vLLM's settings."""
     monkeypatch.delenv("VCLI_STANDBY", raising=False)
     (tmp_path / "serve.yaml").write_text(content)
-    given = ServeWords(["m", "--config", str(tmp_path / "serve.yaml"), *words.split()])
+    given = LauncherLine(["m", "--config", str(tmp_path / "serve.yaml"), *words.split()])
     assert read_arguments(given).wants_cold_start == is_cold
 
 
@@ -220,7 +220,7 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
         read.append(path)
         return ConfigFile.read(path)
 
-    line = read_arguments(ServeWords(["m", "--config", str(file), "--engine", "vllm"]), read_file=read_file).vllm
+    line = read_arguments(LauncherLine(["m", "--config", str(file), "--engine", "vllm"]), read_file=read_file).vllm
     assert line is not None
     file.write_text("port: 2")
     assert (line.port, line.read_again(_FACTS["recorded"]).port, read) == (1, 1, [str(file)])
@@ -231,12 +231,12 @@ def test_values_of_a_file_are_the_same_when_they_are_written_as_words(tmp_path, 
     """A router writes a model's words for its server, and a supervisor those that it restarts."""
     file = tmp_path / "serve.yaml"
     file.write_text(json.dumps({"api-key": ["first", value], "served-model-name": ["a", "-b"], "seed": -1}))
-    given = Arguments.read(split_flags(["m", "--config", str(file)]))
-    again = Arguments.parse(split_flags(given.words))
-    assert {name: each.values for name, each in again.flags.items()} == {
-        name: each.values for name, each in given.flags.items() if name != "--config"
-    }
-    assert again.positionals == ["m"]
+    given = read_line(split_flags(["m", "--config", str(file)]))
+    again = parse_line(split_flags(["m", *(word for option in given.options for word in option.words)]))
+    assert [(each.name, [*each.values]) for each in again.options] == [
+        (each.name, [*each.values]) for each in given.options
+    ]
+    assert again.others == ["m"]
 
 
 def test_our_own_flags_begin_as_no_flag_of_vllm_does():

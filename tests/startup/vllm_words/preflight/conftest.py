@@ -8,7 +8,7 @@ from typing import TypeAlias
 import pytest
 
 from startup.settings.flag import Flag
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import Plugin, VllmFacts, facts_of_flags
 from startup.vllm_words.installed import InstalledVllm
 from startup.vllm_words.preflight.arguments import GivenStart
@@ -79,6 +79,6 @@ def start(package: Path, facts: VllmFacts) -> CheckStart:
         known = known._replace(
             installed_plugins=(Plugin("vllm.general_plugins", "own", "own-1.0.dist-info"),) if has_plugin else ()
         )
-        return GivenStart(InstalledVllm(version, package), CommandLine.of(words, known))
+        return GivenStart(InstalledVllm(version, package), VllmLine.of(words, known))
 
     return create

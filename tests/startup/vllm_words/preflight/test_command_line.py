@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from startup.vllm_words.command_line import CommandLine
+from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.facts import VllmFacts
 from startup.vllm_words.preflight.arguments import argument_findings, parse_value
 
 
 def _read(facts: VllmFacts, *words: str) -> dict[str, tuple[str, ...]]:
     """Name of a flag, completed as by argparse -> its values."""
-    line = CommandLine.of(words, facts)
-    assert (line.problems, line.unknown, line.unexpected, line.model) == ((), (), (), "m")
-    return {flag.option: flag.values for flag in line.flags}
+    line = VllmLine.of(words, facts)
+    assert (line.faults, line.unknown, line.others, line.model) == ([], [], [], "m")
+    return {option.option: option.values for option in line.options}
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def test_settings_of_the_file_come_before_the_words(tmp_path, facts):
     path = tmp_path / "settings.yml"
     path.write_text("port: 1\nenforce-eager: true\nheadless: false\napi-key: [a, b]\nmiddleware: []\n-cc: {a: 1}\n")
     path.write_text(path.read_text().replace("-cc:", "compilation-config:") + "model: m\n")
-    line = CommandLine.of(["--port", "2", "--config", str(path)], facts)
-    assert (line.model, line.value("--port"), line.has("--headless"), line.problems) == ("m", "2", False, ())
-    assert [(flag.name, flag.values, flag.where) for flag in line.flags] == [
+    line = VllmLine.of(["--port", "2", "--config", str(path)], facts)
+    assert (line.model, line.value("--port"), line.has("--headless"), line.faults) == ("m", "2", False, [])
+    assert [(option.name, option.values, option.where) for option in line.options] == [
         ("--port", ("1",), "settings.yml: port"),
         ("--enforce-eager", (), "settings.yml: enforce-eager"),
         ("--api-key", ("a", "b"), "settings.yml: api-key"),
