@@ -9,11 +9,12 @@ from typing import Final, NamedTuple
 from envs.registry import env
 from startup.errors import StartupError
 from startup.settings.config import flags_with_role
-from startup.settings.serve_words import LauncherLine
+from startup.settings.serve_words import LauncherLine, join
 from startup.storage.temp_folder import own_folder
 from startup.words.errors import InputError
 from startup.words.read_arguments import choose_engine
-from startup.words.screening import find_values, secrets_as_variables, without_flags
+from startup.words.screening import secrets_as_variables, without_flags
+from startup.words.table import split_flags
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Readiness, WaitOptions, wait_for_server
 from vllm_cli.supervised_command import SupervisedCommand
@@ -53,7 +54,9 @@ def start_private_server(words: Sequence[str], environment: Mapping[str, str]) -
 
     `words` follow `serve`. `environment` has variables in addition to those of this process.
     """
-    given, secrets = secrets_as_variables(without_flags(words, flags_with_role("address", "keys", "tls")))
+    kept = without_flags(split_flags(words), flags_with_role("address", "keys", "tls"))
+    parts, secrets = secrets_as_variables(kept)
+    given = join(parts)
     variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}
     with (
         own_folder(_socket_folder()) as folder,
@@ -73,7 +76,8 @@ def _overrides(words: Sequence[str]) -> Iterator[str]:
     if choose_engine(LauncherLine(words)) == "embedded":
         yield from ("--api-key-file=", "--ssl-ca-certs=", "--ssl-ciphers=", "--ssl-cert-reqs=0")
         yield "--no-enable-ssl-refresh"
-    if find_values(words, "--config"):  # without a file, even empty flags would delay vLLM's listening
+    # Without a file, even empty flags would delay vLLM's listening.
+    if any(part.name == "--config" for part in split_flags(words)):
         yield from ("--ssl-keyfile=", "--ssl-certfile=")
 
 

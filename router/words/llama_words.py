@@ -16,7 +16,6 @@ from startup.settings.serve_words import ParsedOption
 from startup.words.arguments import parse_line
 from startup.words.errors import InputError
 from startup.words.serve_command import parse_start
-from startup.words.table import split_flags
 
 _COUNTERPARTS: Final = frozenset(
     (
@@ -39,18 +38,18 @@ _NOTHING: Final = {
 """Flag -> values without effect for llama-server, in addition to the flag's own neutral values."""
 
 
-def as_llama_server(entry: ModelEntry, model: GgufModel, words: Sequence[str]) -> ModelEntry:
+def as_llama_server(entry: ModelEntry, model: GgufModel, parts: Sequence[ParsedOption]) -> ModelEntry:
     """The entry with a command that starts llama-server for the model.
 
     Args:
         entry: the model's entry with all its names and variables.
         model: the model that llama-server loads.
-        words: MODEL and flags of `serve`, without the flags of the engine and of names.
+        parts: MODEL and flags of `serve`, without the flags of the engine and of names.
 
     Raises:
         ClickException: a flag has no counterpart in llama-server, or a value is not valid.
     """
-    line = parse_line(split_flags(words))
+    line = parse_line(parts)
     if line.faults:
         raise InputError(line.faults[0])
     given = {option.name: option for option in line.options if option.flag and option.flag.role != "both"}
@@ -62,7 +61,7 @@ def as_llama_server(entry: ModelEntry, model: GgufModel, words: Sequence[str]) -
     if model.missing:
         raise InputError(f"lacks {list_some(model.missing)}: copy them beside {Path(model.words[1]).name}")
     used = [word for name in _COUNTERPARTS & given.keys() for word in given[name].words]
-    config = parse_start([*words[:1], *used, "--engine=embedded"], is_quiet=True)
+    config = parse_start([*line.others[:1], *used, "--engine=embedded"], is_quiet=True)
     assert isinstance(config, StartupConfig)
     command = [LLAMA_SERVER, *model.words, "--host", "127.0.0.1", "--port", PORT, "--metrics", "--jinja"]
     command += ["--alias", entry.name, *_llama_words(given, config)]

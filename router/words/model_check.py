@@ -8,7 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from functools import partial
@@ -28,7 +28,7 @@ from router.child.child_process import inherited_environment
 from router.model_entry import Fault, ModelEntry, Notice, ServerTimes
 from router.standbys import template_kind_of_entry
 from router.words.llama_words import as_llama_server
-from router.words.router_words import LACKED_BY_VLLM, QUIET_FLAG, RouterWords, fault_of_model
+from router.words.router_words import LACKED_BY_VLLM, QUIET_FLAG, SeveralModels, fault_of_model
 from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
@@ -38,7 +38,7 @@ from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import USAGE, Finding, PreflightReport, unchecked
 from startup.settings.config import StartupConfig, flags_with_role
-from startup.settings.serve_words import LauncherLine, is_flag_like
+from startup.settings.serve_words import LauncherLine, ParsedOption, is_flag_like, join
 from startup.vllm_words.installed import require_vllm
 from startup.vllm_words.options import VllmOptions
 from startup.vllm_words.preflight.all_checks import run_preflight as run_vllm_preflight
@@ -46,7 +46,7 @@ from startup.vllm_words.preflight.devices import can_sleep, deepest_level
 from startup.words.arguments import options_of_file
 from startup.words.errors import InputError
 from startup.words.read_arguments import choose_engine
-from startup.words.screening import find_values, secrets_as_variables, without_flags
+from startup.words.screening import secrets_as_variables, without_flags
 from startup.words.serve_command import parse_start
 from startup.words.supported import CONFIG
 from startup.words.table import split_flags
@@ -75,7 +75,7 @@ class SleepWords(NamedTuple):
 
 def with_sleep_words(entry: ModelEntry) -> SleepWords:
     """Sets the sleep flag and the sleep levels of a complete entry. Without levels, the model is stopped."""
-    has_flag = bool(find_values(entry.words, _FLAG))
+    has_flag = any(part.name == _FLAG for part in split_flags(entry.words))
     if entry.engine != "vllm" or not (has_flag or entry.should_sleep):
         return SleepWords(replace(entry, sleep_levels=()))
     deepest = deepest_level(entry.words)
@@ -127,10 +127,10 @@ class ModelStart(NamedTuple):
 class ModelCheck:
     """Completes and checks the command lines of models. May be used on any thread."""
 
-    def __init__(self, config: StartupConfig, words: RouterWords, file: str) -> None:
+    def __init__(self, config: StartupConfig, several: SeveralModels, file: str) -> None:
         self._config = config
-        self._defaults = words.defaults
-        self._engine = _last_value(words.own, _ENGINE)
+        self._defaults = several.defaults
+        self._engine = several.engine
         self._file = file
 
     def run(self, entry: ModelEntry) -> CheckedModel:
@@ -178,26 +178,25 @@ class ModelCheck:
 
         The second result names the file of a GGUF model that was chosen among several.
         """
-        own = list(entry.words)
+        own = [*split_flags(entry.words)]
         _reject_flags(own)
         engine = _last_value(own, _ENGINE) or (entry.engine if entry.engine != "auto" else None) or self._engine
-        begin = int(bool(own) and not is_flag_like(own[0]))
-        model = find_gguf(own[0]) if begin and has_llama_server(entry.env.get("PATH")) else None
+        begin = int(bool(own) and not is_flag_like(entry.words[0]))
+        model = find_gguf(entry.words[0]) if begin and has_llama_server(entry.env.get("PATH")) else None
         engine = choose_engine(LauncherLine((_ENGINE, engine) if engine else ()), is_gguf=model is not None)
-        defaults = without_flags(self._defaults, LACKED_BY_VLLM) if engine == "vllm" else self._defaults
-        words = [*own[:begin], *defaults, *own[begin:]]
-        words, variables = secrets_as_variables(words)
-        names = served_names(words)
-        words = without_flags(words, (_ENGINE, _SERVED_NAME, QUIET_FLAG))
-        if any(is_secret_flag(given.typed) and any(given.values) for given in split_flags(words)):
+        defaults = without_flags(split_flags(self._defaults), LACKED_BY_VLLM if engine == "vllm" else ())
+        parts, variables = secrets_as_variables((*own[:begin], *defaults, *own[begin:]))
+        names = served_names(parts)
+        parts = without_flags(parts, (_ENGINE, _SERVED_NAME, QUIET_FLAG))
+        if any(is_secret_flag(part.typed) and any(part.values) for part in parts):
             raise InputError("a key on the command line of a model can be read by others: use `env` for it")
         all_names = dict.fromkeys((*names, entry.name, *entry.aliases))
         aliases = tuple(name for name in all_names if name != entry.name)
         entry = replace(entry, engine=engine, env={**variables, **entry.env}, aliases=aliases)
         if model is not None and engine == "embedded":
-            return as_llama_server(entry, model, words), model.choice
-        words += [_ENGINE, engine, QUIET_FLAG, _SERVED_NAME, *all_names]
-        return replace(entry, words=tuple(words)), ""
+            return as_llama_server(entry, model, parts), model.choice
+        words = (*join(parts), _ENGINE, engine, QUIET_FLAG, _SERVED_NAME, *all_names)
+        return replace(entry, words=words), ""
 
     def _check_as_started(self, entry: ModelEntry) -> CheckedModel:
         """Checks the entry in a separate process with its variables, which appear on no command line."""
@@ -235,7 +234,7 @@ class ModelCheck:
 
     def _check_embedded(self, entry: ModelEntry, config: StartupConfig) -> CheckedModel:
         require_embedded_engine()
-        if path := _last_value(entry.words, CONFIG.name):
+        if path := _last_value(split_flags(entry.words), CONFIG.name):
             _reject_keys(option.name for option in options_of_file(path))
         memory = read_memory()
         # Other models can be stopped, so all memory counts as free.
@@ -257,8 +256,8 @@ class ModelCheck:
         return CheckedModel(entry, faults, found, request, kind)
 
 
-def _reject_flags(words: Sequence[str]) -> None:
-    for given in split_flags(words):
+def _reject_flags(parts: Iterable[ParsedOption]) -> None:
+    for given in parts:
         if given.flag is not None and (reason := fault_of_model(given.flag)) is not None:
             raise InputError(f"must not have {given.typed}: {reason}")
 
@@ -270,14 +269,14 @@ def _reject_keys(flags: Iterable[str]) -> None:
         raise InputError(f"{text}: give keys on the command line, for all models")
 
 
-def _last_value(words: Sequence[str], name: str) -> str | None:
-    values = [values[-1] for values in find_values(words, name) if values]
+def _last_value(parts: Iterable[ParsedOption], name: str) -> str | None:
+    values = [part.values[-1] for part in parts if part.name == name and part.values]
     return values[-1] if values else None
 
 
-def served_names(words: Sequence[str]) -> list[str]:
+def served_names(parts: Iterable[ParsedOption]) -> list[str]:
     """The names in the last --served-model-name. vLLM ignores all earlier uses of this flag."""
-    given = find_values(words, _SERVED_NAME)
+    given = [part.values for part in parts if part.name == _SERVED_NAME]
     return [name for name in given[-1] if name] if given else []
 
 

@@ -19,6 +19,7 @@ from startup.errors import CommandLineError
 from startup.session.preflight.report import Finding, PreflightReport
 from startup.standby.sockets import TEMPLATE_KINDS
 from startup.words.errors import InputError
+from startup.words.table import split_flags
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +66,9 @@ class ModelsReader:
 
     def __init__(self, several: SeveralModels) -> None:
         self._config = several.config
-        self._words = several.words
+        self._several = several
         file = several.config.several.models
-        self.path = Path(file) if file is not None and not several.words.models else None
+        self.path = Path(file) if file is not None and not several.models else None
         """The file of models. None if the command line names the models."""
         self.last = CheckedModels({})
         """The result of the last check without faults."""
@@ -108,7 +109,7 @@ class ModelsReader:
         if given is None:
             return entry
         file = "" if self.path is None else str(self.path)
-        checked = ModelCheck(replace(self._config, preflight="off"), self._words, file).run(given)
+        checked = ModelCheck(replace(self._config, preflight="off"), self._several, file).run(given)
         if checked.faults:
             return entry
         self.last = replace(self.last, models={**self.last.models, entry.name: checked})
@@ -136,8 +137,8 @@ class ModelsReader:
 
     def _entries_of_words(self) -> dict[str, ModelEntry]:
         entries: dict[str, ModelEntry] = {}
-        for word in self._words.models:
-            name = next(iter(served_names(self._words.defaults)), "") or _name_of(word)
+        for word in self._several.models:
+            name = next(iter(served_names(split_flags(self._several.defaults))), "") or _name_of(word)
             if name in entries:
                 first = entries[name].words[0]
                 text = "is given twice" if first == word else f"has the name {name!r}, as has {first}"
@@ -146,15 +147,15 @@ class ModelsReader:
                 name=name,
                 words=(word,),
                 **self._defaults._asdict(),
-                restart_limit=self._config.restart_limit if self._words.names_one_model else None,
-                preload=self._words.names_one_model,
+                restart_limit=self._config.restart_limit if self._several.names_one_model else None,
+                preload=self._several.names_one_model,
             )
         return entries
 
     def _check(self, content: ModelsFile, faults_of_file: Sequence[Fault]) -> CheckedModels:
         """Completes and checks models. Models that are unchanged and had no faults are not checked again."""
         file = "" if self.path is None else str(self.path)
-        check = ModelCheck(self._config, self._words, file)
+        check = ModelCheck(self._config, self._several, file)
         entries = list(content.entries.values())
 
         def run(entry: ModelEntry) -> CheckedModel:
@@ -167,7 +168,7 @@ class ModelsReader:
             checked = list(threads.map(run, entries))
         faults = [*faults_of_file, *_once(fault for model in checked for fault in model.faults)]
         faults += _double_names(checked, file)
-        if not self._words.names_one_model:
+        if not self._several.names_one_model:
             faults += self._without_room(checked, file)
         faults.sort(key=lambda fault: fault.line or 0)
         models = {model.entry.name: model for model in checked}
@@ -218,7 +219,7 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
         find_template_kinds=reader.template_kinds,
         find_model=reader.find_model,
         check_again=reader.check_again,
-        only=next(iter(checked.entries)) if several.words.names_one_model else None,
+        only=next(iter(checked.entries)) if several.names_one_model else None,
     )
 
 

@@ -7,11 +7,11 @@ from typing import Final, NamedTuple, TypeGuard
 from envs.registry import env
 from startup.settings.config import StartupConfig, flags_with_role
 from startup.settings.flag import Flag
-from startup.settings.serve_words import is_flag_like
+from startup.settings.serve_words import ParsedOption, is_flag_like
 from startup.vllm_words.flags import flags_that_change
 from startup.words.arguments import parse_line
 from startup.words.errors import InputError
-from startup.words.screening import find_values, show_notices, word_notices
+from startup.words.screening import show_notices, word_notices
 from startup.words.serve_command import config_of
 from startup.words.table import split_flags
 
@@ -45,63 +45,51 @@ _KEYS: Final = {
 _ONE_SERVER: Final = "its processes are on this machine, behind one socket"
 
 
-class RouterWords(NamedTuple):
-    """The words after `serve`, divided into groups."""
-
-    models: tuple[str, ...]
-    """The words before the first flag, which name models."""
-    own: list[str]
-    defaults: list[str]
-    """The flags that are put before each model's own flags."""
-
-    @property
-    def names_one_model(self) -> bool:
-        """Whether the words name a single model. Such a model is served by llama-server."""
-        return len(self.models) == 1
-
-
 class SeveralModels(NamedTuple):
     """A command line with several models."""
 
     config: StartupConfig
     """The values of the router's own flags. Models' flags have their default values here."""
-    words: RouterWords
+    models: tuple[str, ...]
+    """The arguments before the first flag, which name models."""
+    defaults: list[str]
+    """The flags that are put before each model's own flags."""
+    engine: str | None
     has_log_level: bool
 
+    @property
+    def names_one_model(self) -> bool:
+        """Whether the arguments name a single model. Such a model is served by llama-server."""
+        return len(self.models) == 1
 
-def read_several(given_words: Sequence[str], *, is_quiet: bool = False) -> SeveralModels:
+
+def read_several(parts: Sequence[ParsedOption], *, is_quiet: bool = False) -> SeveralModels:
     """Reads the router's own flags. Models' flags are checked later for each model. Raises ClickException."""
-    words = split_router_words(given_words)
-    given = parse_line(split_flags((*PORT_DEFAULTS, *words.own)))
-    config = config_of(given)
-    if not words.models and config.several.models is None:
-        raise InputError("--models must name a file.")
-    if config.standby == "require" and not words.names_one_model:  # llama-server is never forked
-        raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
-    if not is_quiet:
-        show_notices(word_notices(split_flags(given_words), given), config.log_format)
-    has_log_level = given.last("--log-level") is not None or env.VLLM_LOGGING_LEVEL.raw is not None
-    return SeveralModels(config, words, has_log_level)
-
-
-def split_router_words(words: Sequence[str]) -> RouterWords:
-    """Splits the words into groups. Raises InputError for flags that several models cannot have."""
-    models = tuple(takewhile(lambda word: not is_flag_like(word), words))
-    own: list[str] = []
-    defaults: list[str] = []
-    for given in split_flags(words[len(models) :]):
-        flag = given.flag
-        if given.words[0] == "--":
+    models = tuple(part.words[0] for part in takewhile(lambda part: not is_flag_like(part.words[0]), parts))
+    flags = parts[len(models) :]
+    for part in flags:
+        if part.words[0] == "--":
             raise InputError("several models do not go with the word --: leave it out.")
         if len(models) != 1:  # flags of one model are its own
-            _reject(given.name, given.values)
-        if is_own(flag):
-            own += given.words
-        if not is_own(flag) or flag.role == "both":
-            defaults += given.words
-    if models and find_values(own, "--models"):
+            _reject(part.name, part.values)
+    given = parse_line((*split_flags(PORT_DEFAULTS), *(part for part in flags if is_own(part.flag))))
+    if models and given.last("--models") is not None:
         raise InputError(f"--models does not go with {models[0]}: name this model in the file.")
-    return RouterWords(models, own, defaults)
+    config = config_of(given)
+    if not models and config.several.models is None:
+        raise InputError("--models must name a file.")
+    if config.standby == "require" and len(models) != 1:  # llama-server is never forked
+        raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
+    if not is_quiet:
+        show_notices(word_notices(parts, given), config.log_format)
+    of_models = (part for part in flags if not is_own(part.flag) or part.flag.role == "both")
+    return SeveralModels(
+        config,
+        models,
+        defaults=[word for part in of_models for word in part.words],
+        engine=given.value("--engine"),
+        has_log_level=given.last("--log-level") is not None or env.VLLM_LOGGING_LEVEL.raw is not None,
+    )
 
 
 def is_own(flag: Flag | None) -> TypeGuard[Flag]:

@@ -1,6 +1,6 @@
 """The settings of a router with one model (`serve MODEL` with --idle-stop or --restart), for both engines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -9,26 +9,31 @@ from router.router import RouterOptions
 from router.words.model_check import ModelStart, folder_of, with_sleep_words
 from router.words.router_words import LACKED_BY_VLLM, PORT_DEFAULTS, QUIET_FLAG, is_elsewhere, is_of_models, is_own
 from startup.settings.config import StartOptions, StartupConfig, flags_with_role
-from startup.settings.serve_words import CommandLine, ParsedOption
+from startup.settings.serve_words import ParsedOption, join
 from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.options import VllmOptions
 from startup.words.arguments import options_of_settings, parse_line
 from startup.words.errors import InputError
+from startup.words.read_arguments import ReadArguments
 from startup.words.screening import secrets_as_variables, show_notices
 from startup.words.serve_command import config_of
-from startup.words.supported import CONFIG
 from startup.words.table import find_known_flag, split_flags
 
 _DEFAULTS: Final = (*PORT_DEFAULTS, "--max-waiting=1024")
 _MIDDLEWARE: Final = "--middleware"
 
 
-def embedded_router(config: StartupConfig, given: CommandLine) -> RouterOptions:
-    """The settings of a router for one model of the embedded engine."""
-    options = [option for option in given.options if option.name != CONFIG.name]
-    parts = [*(ParsedOption([word]) for word in given.others), *options]
+def router_of_one(read: ReadArguments, start: StartupConfig | VllmOptions) -> RouterOptions:
+    """The settings of a router for one model of either engine."""
+    if isinstance(start, VllmOptions):
+        return vllm_router(start, read.of_router)
+    return embedded_router(start, read.of_router)
+
+
+def embedded_router(config: StartupConfig, parts: Sequence[ParsedOption]) -> RouterOptions:
+    """The settings of a router for one model of the embedded engine. `parts` have full names."""
     entry = _entry(config, parts, "embedded", config.server.served_model_names)
-    return _router(_read_port(options), config, ModelStart.of_embedded(entry, config))
+    return _router(_read_port(parts), config, ModelStart.of_embedded(entry, config))
 
 
 def vllm_router(options: VllmOptions, parts: Sequence[ParsedOption]) -> RouterOptions:
@@ -37,7 +42,7 @@ def vllm_router(options: VllmOptions, parts: Sequence[ParsedOption]) -> RouterOp
     _reject_vllm_flags(options, parts, line)
     names = line.values("--served-model-name") or (line.served_name,)
     entry = _entry(options, parts, "vllm", names)
-    config = _read_port([*_options_of_file(line), *parse_line(part for part in parts if is_own(part.flag)).options])
+    config = _read_port((*_options_of_file(line), *parts))
     router = _router(config, options, ModelStart.of_vllm(entry, options))
     return replace(router, model_has_keys=any(flag.name in flags_with_role("keys") for flag in line.in_file))
 
@@ -69,15 +74,14 @@ def _reject_vllm_flags(options: VllmOptions, parts: Sequence[ParsedOption], line
             raise InputError(f"{text} and as a flag: leave one of them out.")
 
 
-def _read_port(options: Sequence[ParsedOption]) -> StartupConfig:
+def _read_port(parts: Iterable[ParsedOption]) -> StartupConfig:
     """The values of the router's own flags and variables, read by the embedded engine's rules."""
-    own = (option for option in options if is_own(option.flag))
-    return config_of(CommandLine((), [*parse_line(split_flags(_DEFAULTS)).options, *own]))
+    return config_of(parse_line((*split_flags(_DEFAULTS), *(part for part in parts if is_own(part.flag)))))
 
 
 def _entry(options: StartOptions, parts: Sequence[ParsedOption], engine: str, names: Sequence[str]) -> ModelEntry:
     """The model's entry. Its command line has no API keys, because other users could read them there."""
-    kept: list[str] = []
+    kept: list[ParsedOption] = []
     if options.listen_when_ready:
         text = "whose port is always open: leave one of them out"
         raise InputError(f"--listen-when-ready does not go with {_flag(options)}, {text}.")
@@ -86,12 +90,12 @@ def _entry(options: StartOptions, parts: Sequence[ParsedOption], engine: str, na
         if is_elsewhere(name, given.values):
             raise InputError(f"{name} does not go with {_flag(options)}: all its processes are on this machine.")
         if is_of_models(flag) and (engine == "embedded" or name not in LACKED_BY_VLLM):
-            kept += given.words[1:] if given.words[0] == "--" else given.words
+            kept.append(ParsedOption(given.words[1:]) if given.words[0] == "--" else given)
     kept, variables = secrets_as_variables(kept)
     entry = ModelEntry(
         name=names[0],
         aliases=tuple(names[1:]),
-        words=(*kept, "--engine", engine, QUIET_FLAG),
+        words=(*join(kept), "--engine", engine, QUIET_FLAG),
         engine=engine,
         env=variables,
         ttl_s=options.idle_stop_s,

@@ -119,7 +119,8 @@ class ParsedOption:
         """
         option = cls.of(flag, values)
         if flag.nargs == 0:
-            option.words = (flag.name if option.is_on else flag.opposites[0],)
+            option.typed = flag.name if option.is_on else flag.opposites[0]
+            option.words = (option.typed,)
         elif len(values) > 1 and not any(value.startswith("-") for value in values):
             option.words = (flag.name, *values)
         else:
@@ -176,6 +177,11 @@ def with_values(pieces: "Sequence[ParsedOption]", num_values: "NumValues") -> "I
         begin = end
 
 
+def join(parts: "Iterable[ParsedOption]") -> list[str]:
+    """The arguments of which these are the parts."""
+    return [word for part in parts for word in part.words]
+
+
 def is_flag_like(word: str) -> bool:
     """Whether a word looks like a flag and so ends a list of values."""
     return len(word) > 1 and word[0] == "-" and not word[1].isdigit() and " " not in word.partition("=")[0]
@@ -218,7 +224,8 @@ def is_eager(words: "Iterable[str]") -> bool:
 class CommandLine:
     """The arguments of `serve`, read once by one table of flags.
 
-    This is the launcher's, the embedded engine's or vLLM's. An engine's table also reads the file of `--config`, whose settings come first in `options`.
+    This is the launcher's, the embedded engine's or vLLM's. With an engine's table, `options` begins with the
+    settings in the file of `--config`.
     """
 
     def __init__(
@@ -255,11 +262,6 @@ class CommandLine:
         """Whether one of these flags is given. A switch must be on, another flag must have a value."""
         return any(option is not None and option.is_on for option in map(self.last, names))
 
-    def place(self, name: str) -> str:
-        """The place of a flag in the file, as `ParsedOption.where`. Empty if the file does not have it."""
-        found = self.last(name)
-        return "" if found is None else found.where
-
 
 class LauncherLine(CommandLine):
     """The arguments of `serve`, split between the launcher and the engine."""
@@ -292,7 +294,7 @@ class LauncherLine(CommandLine):
     @property
     def engine_words(self) -> list[str]:
         """The arguments of `engine_pieces`."""
-        return [word for piece in self.engine_pieces for word in piece.words]
+        return join(self.engine_pieces)
 
     @property
     def has_several_models(self) -> bool:

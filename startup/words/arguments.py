@@ -98,7 +98,7 @@ class _Reading:
         flag, is_negated = find_flag(part.typed)
         values = part.values
         if flag.nargs == 0:
-            if values or part.keys:
+            if part.keys or "=" in part.words[0]:
                 raise InputError(f"{part.typed} takes no value: write {part.typed} or {flag.opposites[0]}.")
             values = ["false" if is_negated else "true"]
         elif not values and (part.keys or flag.nargs != "?"):

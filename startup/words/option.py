@@ -12,7 +12,7 @@ from envs.registry import env
 from envs.suggestion import did_you_mean, hidden_character
 from envs.variable import EnvError
 from startup.settings.flag import Flag
-from startup.settings.serve_words import CommandLine, help_topic, split
+from startup.settings.serve_words import ParsedOption, help_topic, split
 from startup.words.errors import InputError
 from startup.words.param_types import click_type, spell_size
 from startup.words.supported import GROUPS, SUPPORTED
@@ -49,9 +49,9 @@ class FlagOption(click.Option):
             return [CompletionItem(incomplete, type=kind)]
         return super().shell_complete(ctx, incomplete)
 
-    def value_of(self, given: CommandLine) -> Any:
+    def value_of(self, found: ParsedOption | None) -> Any:
         """The converted value, from words or file, else from the variable. None for no or an empty value."""
-        found, variable = given.last(self.flag.name), self.flag.variable
+        variable = self.flag.variable
         if found is not None:
             value: Any = found.values if self.multiple else found.is_on if self.flag.nargs == 0 else found.text
         elif variable is not None and self.flag.is_set:
@@ -61,9 +61,9 @@ class FlagOption(click.Option):
         try:
             value = self.type_cast_value(click.get_current_context(silent=True) or click.Context(_SERVE), value)
         except click.BadParameter as err:
-            hidden = hidden_character(given.value(self.flag.name) or "")
+            hidden = hidden_character((found and found.text) or "")
             message = f"{err.message.rstrip('.')}{hidden}." if hidden else err.message
-            hint = given.place(self.flag.name) or None
+            hint = (found and found.where) or None
             raise click.BadParameter(message, err.ctx, err.param, hint) from err
         if self.multiple:
             return tuple(filter(None, value)) or None

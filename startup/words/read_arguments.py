@@ -55,12 +55,14 @@ class ReadArguments:
     """The model, if llama-server serves it."""
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """The words for a router of several models. For llama-server: MODEL first, no `--config`."""
-        if self.own is None or self.gguf is None:
-            return tuple(self.launcher.words)
-        options = (option for option in self.own.options if option.name not in (CONFIG.name, MODEL.name))
-        return (self.gguf, *(word for option in options for word in option.words))
+    def of_router(self) -> Sequence[ParsedOption]:
+        """A router's arguments: MODEL first, then the settings of `--config`, unless vLLM reads them."""
+        if self.own is None:
+            return self.parts
+        models = self.own.others if self.gguf is None else (self.gguf,)
+        left_out = (CONFIG.name,) if self.gguf is None else (CONFIG.name, MODEL.name)
+        options = (option for option in self.own.options if option.name not in left_out)
+        return (*(ParsedOption((model,)) for model in models), *options)
 
     @property
     def wants_cold_start(self) -> bool:

@@ -3,7 +3,7 @@
 Recommends safer places for keys and tokens, and keeps them out of files and children's command lines.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 
 import click
 
@@ -14,7 +14,7 @@ from startup.imports.torch_environment import has_gpu
 from startup.settings.flag import Flag
 from startup.settings.serve_words import NO_VALUE, CommandLine, ParsedOption
 from startup.words.errors import InputError
-from startup.words.table import IGNORE_REASONS, REJECTED_FEATURES, split_flags
+from startup.words.table import IGNORE_REASONS, REJECTED_FEATURES
 
 
 def reject_unsupported(options: Iterable[ParsedOption]) -> None:
@@ -69,31 +69,25 @@ def show_notices(notices: Iterable[str], log_format: str) -> None:
         click.echo(line, err=True)
 
 
-def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
-    """Returns the words without the flags `names` and their values. Finds all spellings of the flags."""
-    kept = (given for given in split_flags(words) if given.flag is None or given.name not in names)
-    return [word for given in kept for word in given.words]
+def without_flags(parts: Iterable[ParsedOption], names: Collection[str]) -> list[ParsedOption]:
+    """Returns the arguments without the flags `names` and their values, however these are spelled."""
+    return [part for part in parts if part.flag is None or part.name not in names]
 
 
-def find_values(words: Iterable[str], name: str) -> list[Sequence[str]]:
-    """The values of a flag, with one entry for each occurrence of the flag in any spelling."""
-    return [given.values for given in split_flags(words) if given.flag is not None and given.name == name]
-
-
-def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Moves secrets from the words to variables. Returns the other words, and the variables for a child.
+def secrets_as_variables(parts: Iterable[ParsedOption]) -> tuple[list[ParsedOption], dict[str, str]]:
+    """Moves secrets from the arguments to variables. Returns the other arguments, and a child's variables.
 
     Every user can see a child's command line until the child has masked it. Several keys of one flag stay in
-    the words, because the variable cannot hold them.
+    the arguments, because the variable cannot hold them.
     """
-    kept: list[str] = []
+    kept: list[ParsedOption] = []
     variables: dict[str, str] = {}
-    for given in split_flags(words):
-        flag = given.flag
-        if flag is not None and flag.is_secret and flag.variable is not None and len(given.values) == 1:
-            variables[flag.variable.name] = given.values[0]
+    for part in parts:
+        flag = part.flag
+        if flag is not None and flag.is_secret and flag.variable is not None and len(part.values) == 1:
+            variables[flag.variable.name] = part.values[0]
         else:
-            kept += given.words
+            kept.append(part)
     return kept, variables
 
 

@@ -126,10 +126,7 @@ def _check_for_vllm(read: ReadArguments, line: "VllmLine", *, is_quiet: bool) ->
 
 def config_of(given: CommandLine) -> StartupConfig:
     """The configuration of the embedded engine. Raises ClickException or ConfigError for invalid values."""
-    if given.others and (flagged := given.last("--model")) is not None and not flagged.where:
-        raise InputError(
-            f"MODEL is given twice, as {given.others[0]} and by --model {flagged.text}: leave --model out."
-        )
+    _reject_second_model(given)
     if not given.faults:  # otherwise a word may be the value of an unknown flag
         _reject_faulty_words(given)
     values: dict[str, Any] = {path: variable.get() for path, variable in VARIABLES.items()}
@@ -145,26 +142,31 @@ def config_of(given: CommandLine) -> StartupConfig:
     config: StartupConfig | None = _build(StartupConfig, values, out_of_range)
     if config is not None and not faults:
         return config
-    if not faults and len(out_of_range) == 1 and not given.place(out_of_range[0].option):
+    places = {each.name: each.where for each in given.options if each.where}
+    if not faults and len(out_of_range) == 1 and out_of_range[0].option not in places:
         raise out_of_range[0]
-    faults += [InputError(_with_place(err, given)) for err in out_of_range]
+    for err in out_of_range:
+        faults.append(InputError(f"{places.get(err.option, err.option)}{str(err).removeprefix(err.option)}"))
     if len(faults) == 1:
         raise faults[0]
     raise InputError("\nError: ".join(fault.format_message() for fault in faults))
 
 
+def _reject_second_model(given: CommandLine) -> None:
+    for each in given.options if given.others else ():
+        if each.name == MODEL.name and not each.where:
+            text = f"MODEL is given twice, as {given.others[0]} and by --model {each.text}"
+            raise InputError(f"{text}: leave --model out.")
+
+
 def _add_values(values: dict[str, Any], given: CommandLine) -> Iterator[click.ClickException]:
     """Adds the value of each flag to `values`. Yields the errors of those that cannot be converted."""
+    by_name = {each.name: each for each in given.options}
     for option in _OPTIONS:
         try:
-            values.update(dict.fromkeys(option.flag.fields, option.value_of(given)))
+            values.update(dict.fromkeys(option.flag.fields, option.value_of(by_name.get(option.flag.name))))
         except click.BadParameter as err:
             yield err
-
-
-def _with_place(err: ConfigError, given: CommandLine) -> str:
-    where = given.place(err.option)
-    return f"{where}{str(err).removeprefix(err.option)}" if where else str(err)
 
 
 def _reject_faulty_words(given: CommandLine) -> None:

@@ -21,6 +21,7 @@ from startup.compiled_models.local import AOT, ENTRY
 from startup.files.prefetch.survey import FileRanges, whole_file, write_pages
 from startup.hook import uses
 from startup.reports.timeline.history import installed_versions
+from startup.settings.serve_words import join
 from startup.storage.caches import BYTECODE, CACHE, COMPILED, HIDDEN, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX
 from startup.words.errors import InputError
 from startup.words.screening import secrets_as_variables
@@ -113,7 +114,8 @@ def run_bake(
     """
     architectures = parse_architectures(gpu_arch) if gpu_arch is not None else ()
     subject = subject_of(given)  # rejects words that `serve` rejects
-    words, secrets = secrets_as_variables(without_addresses(given))
+    kept, secrets = secrets_as_variables(without_addresses(given))
+    words = join(kept)
     _check_output(output)
     begin_s = time.monotonic()
     with _new_folder(output) as folder, closing(Reporter()) as reporter:

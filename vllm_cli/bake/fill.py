@@ -12,6 +12,7 @@ from envs import foreign
 from envs.registry import env
 from startup.compiled_models.location import Location, LocationError, open_location
 from startup.errors import StartupError
+from startup.settings.serve_words import join
 from startup.storage.caches import OFF
 from startup.words.errors import InputError
 from startup.words.screening import secrets_as_variables, without_flags
@@ -65,10 +66,10 @@ def fill_location(
         archives = [name for each in compile_kernels(given, architectures, address) for name in each.archives]
         return _verified(location, {"state": "complete", "archives": archives}, begin_s)
     single = without_flags(without_addresses(given), {"--api-server-count"})  # several do not tell what they add
-    words, secrets = secrets_as_variables(single)
+    parts, secrets = secrets_as_variables(single)
     with (
         TemporaryDirectory(prefix="vllm-cli-fill-") as folder,
-        start_private_server(words, _environment(Path(folder), address) | secrets) as server,
+        start_private_server(join(parts), _environment(Path(folder), address) | secrets) as server,
     ):
         server.wait_ready(timeout_s, reporter)
         reporter.note(f"{ask(server)} answers, adding to {address}")

@@ -15,7 +15,7 @@ from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
 from startup.imports.torch_environment import has_gpu
 from startup.settings.config import flags_with_role
-from startup.settings.serve_words import LauncherLine
+from startup.settings.serve_words import LauncherLine, ParsedOption
 from startup.vllm.launch.template_imports import learn_imports
 from startup.vllm_words.command_line import VllmLine
 from startup.vllm_words.installed import require_vllm
@@ -23,6 +23,7 @@ from startup.words.errors import InputError
 from startup.words.read_arguments import choose_engine
 from startup.words.screening import without_flags
 from startup.words.serve_command import request_of
+from startup.words.table import split_flags
 from vllm_cli.client.server import ServerClient
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.private_server import PrivateServer
@@ -54,9 +55,9 @@ def subject_of(words: Sequence[str]) -> Subject:
     return Subject(request.engine, folder)
 
 
-def without_addresses(words: Iterable[str]) -> tuple[str, ...]:
+def without_addresses(words: Iterable[str]) -> list[ParsedOption]:
     """Removes flags that differ between build and use of an image: addresses, certificates, keys, reports."""
-    return tuple(without_flags(words, flags_with_role("address", "keys", "tls", "run")))
+    return without_flags(split_flags(words), flags_with_role("address", "keys", "tls", "run"))
 
 
 def has_own_bytecode(distributions: Sequence[str]) -> bool:

@@ -22,7 +22,7 @@ from startup.processes import interpreter
 from startup.reports.timeline.history import installed_versions
 from startup.session.preflight.report import PreflightReport, describe_count, error
 from startup.settings.config import StartupConfig
-from startup.settings.serve_words import LauncherLine
+from startup.settings.serve_words import LauncherLine, ParsedOption
 from startup.vllm_words.options import VllmOptions
 from startup.words.errors import InputError
 from startup.words.option import ServeFlagsCommand, complete_model
@@ -107,7 +107,7 @@ def doctor(
     if is_of_hooks:
         return _show_hooks(folder, is_json=is_json)
     read, start = read_start(LauncherLine(words), is_quiet=True)
-    examined = _examine_models(read.words) if start is None else _examine(start, has_words=bool(words))
+    examined = _examine_models(read.of_router) if start is None else _examine(start, has_words=bool(words))
     hooks = None
     if examined.vllm is not None:
         from startup.vllm.launch.hooks import report_hooks
@@ -120,13 +120,13 @@ def doctor(
     return _FAULTY if examined.preflight.errors or (hooks is not None and not hooks.all_fit) else OK
 
 
-def _examine_models(words: Sequence[str]) -> _Examined:
+def _examine_models(parts: Sequence[ParsedOption]) -> _Examined:
     """Checks the models of a router."""
     from router.words.router_options import ModelsReader
     from router.words.router_words import read_several
     from startup.vllm_words.installed import find_vllm
 
-    several = read_several(words, is_quiet=True)
+    several = read_several(parts, is_quiet=True)
     checked = ModelsReader(several._replace(config=replace(several.config, is_preflight_only=True))).read()
     vllm = find_vllm() if any(entry.engine == "vllm" for entry in checked.entries.values()) else None
     return _Examined(list_some([*checked.models]), _CAN_START, checked.report(0.0), vllm, checked.reports())

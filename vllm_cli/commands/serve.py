@@ -14,14 +14,13 @@ from startup import start_origin
 from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.settings.config import StartupConfig
+from startup.settings.serve_words import ParsedOption
 from startup.vllm_words.options import VllmOptions
-from startup.words.read_arguments import ReadArguments
 from startup.words.screening import show_notices
 from startup.words.serve_command import PARAMETERS, READ, ServeCommand
 from vllm_cli.commands.of_vllm import vllms_own
 
 if TYPE_CHECKING:
-    from router.router import RouterOptions
     from startup.session.preflight.report import PreflightReport
 
 _HELP = """Serve MODEL with the OpenAI API of `vllm serve`.
@@ -55,11 +54,16 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     """Runs the server and returns its exit code. Imports nothing heavy before all settings are checked."""
     read, start = ctx.meta[READ]
     if start is None:
-        return _serve_several(read.words)
+        return _serve_several(read.of_router)
     if isinstance(start, StartupConfig):
         require_embedded_engine()
     if start.is_behind_router and not start.is_preflight_only:
-        return _serve_behind_router(read, start)
+        from router.words.single_model import router_of_one
+
+        options = router_of_one(read, start)
+        from router.router import run_router  # after usage errors, because it imports aiohttp
+
+        return run_router(options)
     if start.standby == "require" and start_origin.warm is None and not read.wants_cold_start:
         message = f"--standby require: {start_origin.cold_reason or 'this process was not forked'}"
         raise StartupError(message, cause="standby-unusable")
@@ -77,20 +81,11 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     return start_vllm(vllm, start)
 
 
-def _serve_behind_router(read: ReadArguments, start: StartupConfig | VllmOptions) -> int:
-    from router.words.single_model import embedded_router, vllm_router
-
-    if isinstance(start, VllmOptions):
-        return _route(vllm_router(start, read.parts))
-    assert read.own is not None
-    return _route(embedded_router(start, read.own))
-
-
-def _serve_several(words: Sequence[str]) -> int:
+def _serve_several(parts: Sequence[ParsedOption]) -> int:
     """Runs the router, for several models or for one model that llama-server serves."""
     from router.words.router_words import read_several
 
-    several = read_several(words)
+    several = read_several(parts)
     from router.words.router_options import ModelsReader, router_options  # a usage error imports no aiohttp
 
     begin = time.perf_counter()
@@ -100,10 +95,7 @@ def _serve_several(words: Sequence[str]) -> int:
         report = checked.report(time.perf_counter() - begin)
         return _print(report, as_json=several.config.is_json)
     show_notices(map(str, checked.notices), several.config.log_format)
-    return _route(router_options(several, reader, checked))
-
-
-def _route(options: "RouterOptions") -> int:
+    options = router_options(several, reader, checked)
     from router.router import run_router
 
     return run_router(options)

@@ -34,7 +34,7 @@ def model(llama_server: Path, tmp_path: Path) -> Path:
 
 
 def options_of(*words: object) -> RouterOptions:
-    several = read_several(read_start(LauncherLine(list(map(str, words)))).read.words)
+    several = read_several(read_start(LauncherLine(list(map(str, words)))).read.of_router)
     reader = ModelsReader(several)
     return router_options(several, reader, reader.read())
 
@@ -199,13 +199,13 @@ def _engine_of(*words: str) -> str:
     read = read_start(LauncherLine(words))
     if read.start is not None:
         return "vllm"
-    (entry,) = ModelsReader(read_several(read.read.words)).read().entries.values()
+    (entry,) = ModelsReader(read_several(read.read.of_router)).read().entries.values()
     return entry.engine
 
 
 def test_of_several_models_in_a_folder_the_log_names_the_others(model, tmp_path):
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
-    (notice,) = ModelsReader(read_several(read_start(LauncherLine([str(tmp_path)])).read.words)).read().notices
+    (notice,) = ModelsReader(read_several(read_start(LauncherLine([str(tmp_path)])).read.of_router)).read().notices
     assert f"other.gguf of {tmp_path} is served, not qwen.gguf: name the file for another" in str(notice)
 
 

@@ -24,7 +24,7 @@ COMMON = ("--engine", "embedded")
 
 
 def several(*words: object) -> SeveralModels:
-    return read_several(read_start(LauncherLine(list(map(str, words)))).read.words)
+    return read_several(read_start(LauncherLine(list(map(str, words)))).read.of_router)
 
 
 @pytest.fixture

@@ -23,15 +23,14 @@ def _embedded(*words: str) -> RouterOptions:
     words = (*words, "--idle-stop", "10m")
     read = read_start(LauncherLine(words))
     assert isinstance(read.start, StartupConfig)
-    assert read.read.own is not None
-    return embedded_router(read.start, read.read.own)
+    return embedded_router(read.start, read.read.of_router)
 
 
 def _vllm(*words: str) -> RouterOptions:
     words = ("m", "--idle-stop", "10m", *words)
     read = read_start(LauncherLine((*words, "--engine", "vllm")))
     assert isinstance(read.start, VllmOptions)
-    return vllm_router(read.start, read.read.parts)
+    return vllm_router(read.start, read.read.of_router)
 
 
 _OF_PORT = {

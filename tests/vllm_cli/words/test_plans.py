@@ -15,7 +15,7 @@ import pytest
 from envs.registry import LOGGING_LEVELS, variables
 from envs.replacements import REPLACEMENTS
 from router.words.router_words import read_several
-from router.words.single_model import embedded_router, vllm_router
+from router.words.single_model import router_of_one
 from server.terms.config import DTypeName, RendererConfig
 from server.terms.limits import flag_of
 from startup.settings.config_file import ConfigFile
@@ -23,7 +23,6 @@ from startup.settings.serve_words import LauncherLine
 from startup.vllm_words import command_line
 from startup.vllm_words.facts import VllmFacts, facts_of_flags
 from startup.vllm_words.installed import InstalledVllm
-from startup.vllm_words.options import VllmOptions
 from startup.words.arguments import parse_line, read_line
 from startup.words.param_types import SIZE, spell_size
 from startup.words.read_arguments import choose_engine, read_arguments
@@ -68,12 +67,10 @@ def _written_plans() -> Iterator[Any]:
 def _plan_of(words: list[str]) -> Any:
     read = read_start(LauncherLine(words))
     if read.start is None:
-        return read_several(read.read.words) if read.read.topic is None else read
+        return read_several(read.read.of_router) if read.read.topic is None else read
     if not read.start.is_behind_router:
         return read.start
-    if isinstance(read.start, VllmOptions):
-        return vllm_router(read.start, read.read.parts)
-    return embedded_router(read.start, read.read.own)
+    return router_of_one(read.read, read.start)
 
 
 def _find(plan: Any, path: str) -> Any:
@@ -127,7 +124,7 @@ def test_every_example_in_the_help_is_a_valid_command_line():
     assert len(examples) >= 4
     for example in examples:
         read = read_start(LauncherLine(shlex.split(example)[2:]))
-        assert read.start or read_several(read.read.words)
+        assert read.start or read_several(read.read.of_router)
 
 
 @pytest.mark.parametrize("flag", GROUPS["Limits"], ids=lambda flag: flag.name)
