@@ -1,6 +1,6 @@
 """Declares settings as dataclass fields. Their metadata has flag, help, environment variable and range.
 
-`startup.words` derives the options of `serve` from this metadata. This module does not import click.
+`startup.arguments` derives the options of `serve` from this metadata. This module does not import click.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -66,7 +66,7 @@ def is_secret_flag(name: str) -> bool:
     return is_secret_name(name) or any(name.startswith(least) and flag.startswith(name) for least, flag in _FLAGS)
 
 
-def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> list[str]:
+def hide_in_arguments(words: Iterable[str], hide: Callable[[str], str] = _mask) -> list[str]:
     """Replaces the secrets in a command line of this or another program.
 
     Args:
@@ -104,7 +104,7 @@ def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
     parts = re.findall(_SHELL_PART, text)
     if len(parts) == 1 and any(map(str.isspace, text)):  # one word, with blanks between quotes
         return re.sub(_QUOTED, lambda part: part[0][0] + hide_in_command(part[0][1:-1], hide) + part[0][-1], text)
-    shown = iter(hide_in_words((part for part in parts if not part.isspace()), hide))
+    shown = iter(hide_in_arguments((part for part in parts if not part.isspace()), hide))
     return "".join(part if part.isspace() else next(shown) for part in parts)
 
 
@@ -116,7 +116,7 @@ def hide_quoted(text: str, words: Iterable[str]) -> str:
         secrets.append(secret)
         return MASK
 
-    hide_in_words(words, note)
+    hide_in_arguments(words, note)
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, MASK) if len(secret) >= _LEAST_QUOTED else text
     return text

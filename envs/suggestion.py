@@ -95,7 +95,7 @@ def changed_word(word: str) -> str | None:
         return f"has a dash or quotes that are not a shell's: write {'-' if is_short else '--'}{name}"
     flag = re.split(r"\s", plain)[0]
     if flag != plain:
-        return f"is a flag and its value in one word: write {' '.join(plain.split())} without quotes"
+        return f"is a flag and its value in one argument: write {' '.join(plain.split())} without quotes"
     return f"has {_first_strange(word)}: write {plain}" if plain != word else None
 
 

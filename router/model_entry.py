@@ -26,7 +26,7 @@ class ServerCall(NamedTuple):
 class ForeignCommand:
     """A server that is not ours. The command that starts it is neither `vllm serve` nor `vllm-cli serve`."""
 
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     """The command, in which `${PORT}` is not yet replaced. Empty if the server already runs."""
     address: str
     """The server's address from the key `proxy`, for example "http://127.0.0.1:${PORT}"."""
@@ -97,14 +97,14 @@ class ModelEntry(ModelPolicy):
 
     name: str
     aliases: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
-    """The words after `vllm-cli serve`: MODEL and all flags except the address. Empty for `foreign`."""
+    arguments: tuple[str, ...] = ()
+    """The arguments after `vllm-cli serve`: MODEL and all flags except the address. Empty for `foreign`."""
     foreign: ForeignCommand | None = None
     engine: str = "auto"
     """`embedded`, `vllm` or `auto`. `other` for a `foreign` command."""
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     sleep_levels: tuple[int, ...] = (1, 2)
-    """vLLM's sleep levels for this model, best first. `with_sleep_words` removes unsupported levels."""
+    """vLLM's sleep levels for this model, best first. `with_sleep_arguments` removes unsupported levels."""
     preload: bool = False
     unlisted: bool = False
     changes: BodyChanges | None = None
@@ -123,7 +123,7 @@ class ModelEntry(ModelPolicy):
     @property
     def has_files(self) -> bool:
         """Whether the router knows files of the model, such as GGUF files that a command names."""
-        return self.foreign is None or any(word.endswith(".gguf") for word in self.foreign.words)
+        return self.foreign is None or any(argument.endswith(".gguf") for argument in self.foreign.arguments)
 
     @property
     def request_names(self) -> tuple[str, ...]:

@@ -214,8 +214,8 @@ def _read_stamps(place: str | None, entry: ModelEntry | None) -> FolderStamps:
     """The stamps of the files in the model's folder, or of the GGUF files that a command names."""
     if place is not None:
         return read_folder(Path(place)) if Path(place).is_dir() else {place: read_stamp(place)}
-    words = entry.foreign.words if entry is not None and entry.foreign is not None else ()
-    return {str(file): read_stamp(file) for file in _named_gguf_files(words)}
+    arguments = entry.foreign.arguments if entry is not None and entry.foreign is not None else ()
+    return {str(file): read_stamp(file) for file in _named_gguf_files(arguments)}
 
 
 def read_gpus_here() -> tuple[Gpu, ...]:
@@ -257,7 +257,7 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
     """
     weights = int(size_bytes * _WEIGHTS_SHARE)
     if entry.foreign is not None:
-        named = _named_gguf_files(entry.foreign.words)
+        named = _named_gguf_files(entry.foreign.arguments)
         return Need(_FOREIGN_BYTES + (weights or int(_WEIGHTS_SHARE * sum(map(_size, named)))))
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given = _read_flags(entry, has_gpu=has_gpu)
@@ -301,10 +301,10 @@ class _Given(NamedTuple):
 
 
 def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
-    from startup.vllm_words.command_line import VllmLine
-    from startup.vllm_words.facts import VllmFacts  # noqa: PLC0415 - as below
+    from startup.vllm_arguments.vllm_line import VllmLine
+    from startup.vllm_arguments.vllm_record import VllmRecord  # noqa: PLC0415 - as below
 
-    line = VllmLine.of(entry.words, VllmFacts())  # without recorded facts: they would be read for each model
+    line = VllmLine.of(entry.arguments, VllmRecord())  # without the record, which would be read for each model
 
     def text(flag: str) -> str:
         value = line.value(flag)
@@ -333,7 +333,7 @@ def _gpu_need(given: _Given, weights: int, totals: list[int], engine: str) -> in
 
 def _default_utilization(engine: str) -> float:
     """The share of memory that an engine takes by default."""
-    from startup.vllm_words.facts import default_utilization  # noqa: PLC0415 - reads what is installed
+    from startup.vllm_arguments.vllm_record import default_utilization  # noqa: PLC0415 - reads what is installed
 
     return default_utilization() if engine == "vllm" else EngineConfig.gpu_memory_utilization
 
@@ -346,9 +346,9 @@ def _may_use_gpus(entry: ModelEntry) -> bool:
     return entry.env.get(_VISIBLE, "0") not in ("", "-1")
 
 
-def _named_gguf_files(words: Iterable[str]) -> Iterator[Path]:
+def _named_gguf_files(arguments: Iterable[str]) -> Iterator[Path]:
     """The GGUF files that a user's command names. All parts of a divided file count."""
-    return (part for word in words if word.lower().endswith(".gguf") for part in parts_of(Path(word)))
+    return (part for argument in arguments if argument.lower().endswith(".gguf") for part in parts_of(Path(argument)))
 
 
 def _size(path: Path) -> int:

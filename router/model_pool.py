@@ -485,4 +485,4 @@ class ModelPool:
 
 def _needs_restart(before: ModelEntry, after: ModelEntry) -> bool:
     """Whether a changed entry needs a new process. Changes that concern only the router need none."""
-    return (before.words, before.foreign, before.env) != (after.words, after.foreign, after.env)
+    return (before.arguments, before.foreign, before.env) != (after.arguments, after.foreign, after.env)

@@ -20,7 +20,7 @@ from router.child.child_process import inherited_environment
 from router.model_entry import ModelEntry
 from startup.processes import death_pipe
 from startup.processes.back_off import LONGEST_S, BackOff
-from startup.settings.serve_words import LauncherLine
+from startup.settings.serve_arguments import LauncherLine
 from startup.standby import sockets
 from startup.standby.sockets import template_kind_for
 from startup.standby.status import STATUS, NoStandbyError, ask
@@ -165,5 +165,5 @@ def template_kind_of_entry(entry: ModelEntry) -> str:
     """The kind of template process that the model's server can be forked from. Empty for a user's command."""
     if entry.foreign is not None:
         return ""
-    words = LauncherLine(entry.words)
-    return template_kind_for(words.engine(entry.env.get("VCLI_ENGINE")), words)
+    arguments = LauncherLine(entry.arguments)
+    return template_kind_for(arguments.engine(entry.env.get("VCLI_ENGINE")), arguments)

@@ -43,9 +43,9 @@ def _run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
 
 
-def _test(folder: Path, *words: str) -> tuple[int, str]:
+def _test(folder: Path, *arguments: str) -> tuple[int, str]:
     """Runs tests of the copy. Returns pytest's exit code and output."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
 
@@ -81,11 +81,11 @@ def _insert(file: Path, text: str, *, after: str) -> None:
 
 def _check(copy: Path, tests: str, wrong: str) -> None:
     """Runs the tests that a page names. They fail, for the reason `wrong`, until `make docs` has run."""
-    words = (*tests.split(), "tests/test_docs.py", "-m", "not slow and not thorough")
-    code, output = _test(copy, *words)
+    arguments = (*tests.split(), "tests/test_docs.py", "-m", "not slow and not thorough")
+    code, output = _test(copy, *arguments)
     assert (code, wrong in output) == (1, True), output
     _run(copy, sys.executable, "-m", "tools.generated_docs")
-    code, output = _test(copy, *words)
+    code, output = _test(copy, *arguments)
     assert code == 0, output
 
 
@@ -101,17 +101,17 @@ def test_a_flag_and_its_documentation_come_from_one_field(copy):
     )
 """
     _insert(copy / "base" / "server_settings.py", field, after=before)
-    _insert(copy / "tests" / "vllm_cli" / "words" / "plans.yaml", _PLAN_OF_FLAG, after="# Spellings of flags")
-    _check(copy, "tests/vllm_cli/words", "stale: run `make docs`")
+    _insert(copy / "tests" / "vllm_cli" / "arguments" / "plans.yaml", _PLAN_OF_FLAG, after="# Spellings of flags")
+    _check(copy, "tests/vllm_cli/arguments", "stale: run `make docs`")
     assert "`--drain-example" in (copy / "docs" / "flags.md").read_text()
     shown = _run(copy, sys.executable, "-m", "vllm_cli", "serve", "--help=drain-example").stdout
     assert "The example." in shown
 
 
 _PLAN_OF_FLAG: Final = """ and an example
-- words: m --drain-example 5
+- arguments: m --drain-example 5
   plan: {server.lifecycle.drain_example_s: 5}
-- words: m --drain-example=-1
+- arguments: m --drain-example=-1
   error: --drain-example
 # Further spellings"""
 

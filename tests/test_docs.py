@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from base.security.api_keys import OPEN_PATHS, STATUS_PATHS
 from base.server_settings import LifecycleConfig
 from startup.logs.setup import PACKAGES
-from startup.vllm_words.installed import NEWEST_TESTED
+from startup.vllm_arguments.installed import NEWEST_TESTED
 from tools.figures.pages import BEGIN, END, SHOWS_FIGURES, TEMPLATE
 from tools.figures.record import Figures
 from tools.generated_docs import DOCS, MAX_CHARS, walk_commands
@@ -176,10 +176,10 @@ def test_a_generated_page_is_up_to_date(name):
     assert (DOCS / name).read_text(encoding="utf-8") == GENERATED[name](), "stale: run `make docs`"
 
 
-def _documented(words: str) -> str:
+def _documented(arguments: str) -> str:
     """The text about a command in docs/cli.md: its section, or the rows of tables that name the command."""
     page = (DOCS / "cli.md").read_text(encoding="utf-8")
-    group, _, member = words.partition(" ")
+    group, _, member = arguments.partition(" ")
     section = next((part for part in page.split("\n## ") if re.match(rf"vllm-cli .*\b{group}\b", part)), page)
     if not member and section is not page:
         return section
@@ -189,12 +189,12 @@ def _documented(words: str) -> str:
 
 def test_the_page_of_commands_has_every_option_that_help_shows():
     """The flags of `serve` are in docs/flags.md. Those of vLLM's commands are vLLM's."""
-    for words, command in walk_commands():
-        if words != "serve" and not isinstance(command, VllmCommand):
+    for arguments, command in walk_commands():
+        if arguments != "serve" and not isinstance(command, VllmCommand):
             shown = CliRunner().invoke(command, ["--help"], terminal_width=200).output
             options = set(re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", shown, re.MULTILINE)) - {"--help"}
-            documented = _documented(words)
-            assert [option for option in sorted(options) if option not in documented] == [], words
+            documented = _documented(arguments)
+            assert [option for option in sorted(options) if option not in documented] == [], arguments
 
 
 def test_the_pages_do_not_depend_on_the_environment(monkeypatch):

@@ -14,9 +14,9 @@ from pathlib import Path
 import click
 import pytest
 
+from startup.arguments.embedded_line import parse_line
+from startup.arguments.table import split_flags
 from startup.settings.config import DEFAULT_MODEL_ID
-from startup.words.arguments import parse_line
-from startup.words.table import split_flags
 from tests.e2e.server_process import ServerProcess
 from tests.support.cli import python_output
 from tests.support.marks import require_tool
@@ -45,14 +45,14 @@ def commands(page: str) -> Iterator[list[str]]:
 def _calls(text: str) -> Iterator[list[str]]:
     lexer = shlex.shlex(text.replace("$!", "1"), posix=True, punctuation_chars=_SEPARATORS)
     lexer.whitespace, lexer.whitespace_split = " \t", True
-    for is_separator, words in groupby(lexer, lambda word: set(word) <= set(_SEPARATORS)):
-        statement = list(words)
+    for is_separator, arguments in groupby(lexer, lambda argument: set(argument) <= set(_SEPARATORS)):
+        statement = list(arguments)
         if is_separator or statement[:2] in (["docker", "build"], ["docker", "run"]):  # there it is an image's name
             continue
-        for i, word in enumerate(statement):
-            if _PROGRAM in word.split()[:-1]:
-                yield from _calls(word)
-            elif word == _PROGRAM and _PROGRAM not in statement[:i] and statement[i + 1 :]:
+        for i, argument in enumerate(statement):
+            if _PROGRAM in argument.split()[:-1]:
+                yield from _calls(argument)
+            elif argument == _PROGRAM and _PROGRAM not in statement[:i] and statement[i + 1 :]:
                 yield statement[i + 1 :]
 
 
@@ -62,63 +62,63 @@ def _examples_of(command: click.Command) -> list[list[str]]:
     return list(_calls("\n".join(line.strip() for line in text.splitlines()[1:])))
 
 
-_IN_HELP = {words: _examples_of(command) for words, command in walk_commands()}
+_IN_HELP = {arguments: _examples_of(command) for arguments, command in walk_commands()}
 _EXAMPLES = [
-    pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}")
+    pytest.param(arguments, id=f"{page.stem}: {' '.join(arguments)[:60]}")
     for page in (README, *PAGES)
-    for words in commands(page.read_text(encoding="utf-8"))
+    for arguments in commands(page.read_text(encoding="utf-8"))
 ]
 _EXAMPLES += [
-    pytest.param(words, id=f"help of {name}: {' '.join(words)[:60]}")
+    pytest.param(arguments, id=f"help of {name}: {' '.join(arguments)[:60]}")
     for name, examples in _IN_HELP.items()
-    for words in examples
+    for arguments in examples
 ]
 
 
-@pytest.mark.parametrize("words", _EXAMPLES)
-def test_the_program_accepts_the_words_of_an_example(words, tmp_path, monkeypatch):
+@pytest.mark.parametrize("arguments", _EXAMPLES)
+def test_the_program_accepts_the_words_of_an_example(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "new").mkdir()  # an unpacked wheel
-    for word in words:
-        if re.fullmatch(r"[\w-]+\.[a-z]+", word):  # a file that the example reads
-            (tmp_path / word).touch()
-    if words[0] == "serve":
-        assert parse_line(split_flags(words[1:])).faults == []
+    for argument in arguments:
+        if re.fullmatch(r"[\w-]+\.[a-z]+", argument):  # a file that the example reads
+            (tmp_path / argument).touch()
+    if arguments[0] == "serve":
+        assert parse_line(split_flags(arguments[1:])).faults == []
         return
-    command, rest = _find_command(words)
-    with command.make_context(words[0], rest):
+    command, rest = _find_command(arguments)
+    with command.make_context(arguments[0], rest):
         pass
 
 
 @pytest.mark.parametrize(
-    "words", [example for example in _EXAMPLES if {"--quick", "--model"}.issubset(example.values[0])]
+    "arguments", [example for example in _EXAMPLES if {"--quick", "--model"}.issubset(example.values[0])]
 )
-def test_a_question_of_an_example_has_the_same_answer_each_time(words):
+def test_a_question_of_an_example_has_the_same_answer_each_time(arguments):
     """The default model, which needs no `--model`, answers greedily."""
-    assert " --temperature 0 " in " ".join(words)
+    assert " --temperature 0 " in " ".join(arguments)
 
 
 def test_the_help_of_each_command_or_of_its_members_has_an_example():
-    with_example = [f"{words} " for words, examples in _IN_HELP.items() if examples]
+    with_example = [f"{arguments} " for arguments, examples in _IN_HELP.items() if examples]
     own = [name for name, command in walk_commands() if not isinstance(command, VllmCommand)]
     names = [name for name in own if " " not in name or name.startswith("bench ")]
-    assert [name for name in names if not any(words.startswith(f"{name} ") for words in with_example)] == []
+    assert [name for name in names if not any(arguments.startswith(f"{name} ") for arguments in with_example)] == []
 
 
 def test_an_unknown_flag_in_an_example_is_found():
-    [words] = commands("```sh\nFOO=1 vllm-cli wait --prot 8000 && true\n```\n")
-    assert words == ["wait", "--prot", "8000"]
+    [arguments] = commands("```sh\nFOO=1 vllm-cli wait --prot 8000 && true\n```\n")
+    assert arguments == ["wait", "--prot", "8000"]
     with pytest.raises(click.UsageError, match="--prot"):
-        _find_command(words)[0].make_context("wait", words[1:])
+        _find_command(arguments)[0].make_context("wait", arguments[1:])
 
 
-def _find_command(words: list[str]) -> tuple[click.Command, list[str]]:
+def _find_command(arguments: list[str]) -> tuple[click.Command, list[str]]:
     """The command or subcommand that these words call, and the words after it."""
     command: click.Command | None = cli
-    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-        command, words = command.get_command(click.Context(command), words[0]), words[1:]
+    while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
+        command, arguments = command.get_command(click.Context(command), arguments[0]), arguments[1:]
     assert command is not None, "no such command"
-    return command, words
+    return command, arguments
 
 
 @pytest.mark.thorough

@@ -47,9 +47,9 @@ class BaseEnvironment:
         with zipfile.ZipFile(wheel) as files:
             files.extractall(site_packages)
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs `vllm-cli` with these words."""
-        command = [self.python, "-P", "-m", "vllm_cli", *words]
+        command = [self.python, "-P", "-m", "vllm_cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
@@ -63,13 +63,13 @@ def _closure(requirements: Iterable[str]) -> dict[str, Distribution]:
     found: dict[str, Distribution] = {}
     waiting, seen = [*requirements], set[str]()
     while waiting:
-        requirement = Requirement(word := waiting.pop())
+        requirement = Requirement(argument := waiting.pop())
         try:
             found[canonicalize_name(requirement.name)] = one = distribution(requirement.name)
         except PackageNotFoundError:
             continue
-        if word not in seen:
-            seen.add(word)
+        if argument not in seen:
+            seen.add(argument)
             extras = ["", *requirement.extras]
             waiting += [
                 text
@@ -143,7 +143,10 @@ def _pins_for(python: str) -> dict[str, Requirement]:
 
 def _all_requirements() -> list[str]:
     project = _project()
-    return [*project["dependencies"], *(word for words in project["optional-dependencies"].values() for word in words)]
+    return [
+        *project["dependencies"],
+        *(argument for arguments in project["optional-dependencies"].values() for argument in arguments),
+    ]
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -175,25 +178,25 @@ def test_the_constraints_name_no_place():
 
 
 def test_the_classifiers_name_the_tested_pythons():
-    named = [word.rpartition(" ")[2] for word in _project()["classifiers"] if ":: 3." in word]
+    named = [argument.rpartition(" ")[2] for argument in _project()["classifiers"] if ":: 3." in argument]
     assert tuple(named) == PYTHONS
 
 
 def test_the_check_for_the_embedded_engine_covers_the_extra():
     project = _project()
     base, extra = (
-        {Requirement(word).name for word in words}
-        for words in (project["dependencies"], project["optional-dependencies"]["embedded"])
+        {Requirement(argument).name for argument in arguments}
+        for arguments in (project["dependencies"], project["optional-dependencies"]["embedded"])
     )
     assert {name.replace("-", "_") for name in extra - base - {"tiktoken"}} == set(MODULES)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "words", [[], ["--engine", "embedded"], ["--preflight-only"]], ids=["auto", "named", "preflight"]
+    "arguments", [[], ["--engine", "embedded"], ["--preflight-only"]], ids=["auto", "named", "preflight"]
 )
-def test_without_the_extra_serve_names_it_in_one_line(words, base):
-    done = base.run("serve", "some/model", *words)
+def test_without_the_extra_serve_names_it_in_one_line(arguments, base):
+    done = base.run("serve", "some/model", *arguments)
     assert (done.returncode, done.stdout) == (3, "")
     line, code = done.stderr.splitlines()
     assert line.startswith("Error: the embedded engine is not installed (torch, ")
@@ -203,7 +206,7 @@ def test_without_the_extra_serve_names_it_in_one_line(words, base):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("words", "exit_code"),
+    ("arguments", "exit_code"),
     [
         (["doctor", "--env"], 0),
         (["caches"], 0),
@@ -215,8 +218,8 @@ def test_without_the_extra_serve_names_it_in_one_line(words, base):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_without_the_extra_other_commands_work(words, exit_code, base):
-    done = base.run(*words)
+def test_without_the_extra_other_commands_work(arguments, exit_code, base):
+    done = base.run(*arguments)
     assert done.returncode == exit_code, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -238,7 +241,7 @@ _NEEDS_MORE = {
     "startup.files.download.object_store": {"fsspec"},
     "startup.kernels.compiling": {"triton"},  # beside vLLM, which brings Triton
     "startup.kernels.kernel": {"triton"},
-    "startup.vllm_words.json_shape": {"pydantic_core"},  # reads vLLM's schemas, so it runs beside vLLM
+    "startup.vllm_arguments.json_shape": {"pydantic_core"},  # reads vLLM's schemas, so it runs beside vLLM
 }
 """Module of the base -> packages of extras, without which its command names the extra."""
 _NOT_BASE = ("startup.embedded.", "startup.vllm.", "server.run")

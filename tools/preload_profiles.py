@@ -11,11 +11,11 @@ import json
 import sys
 
 from startup.hook import find_unfit_silently, place_only_for
-from startup.settings.serve_words import is_eager
+from startup.settings.serve_arguments import is_eager
 from startup.vllm.fork.preload_profile import PreloadProfile, load_all_profiles, platform_modules
 from startup.vllm.patches.placing import place_hooks
 from startup.vllm.vllm_imports import import_leniently, importing_vllm
-from startup.vllm_words.installed import InstalledVllm, require_vllm
+from startup.vllm_arguments.installed import InstalledVllm, require_vllm
 
 _OF_MODELS = ("vllm.model_executor.models.", "vllm.models.")
 

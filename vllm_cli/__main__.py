@@ -12,7 +12,7 @@ import sys
 from vllm_cli.own_packages import describe_conflict  # before this program's other packages
 
 # isort: split
-from startup.settings.serve_words import LauncherLine, is_called_as_vllm, use_vllm_engine
+from startup.settings.serve_arguments import LauncherLine, is_called_as_vllm, use_vllm_engine
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 
@@ -20,15 +20,15 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH
 def main() -> int:
     """Runs the program that the command line names. As process 1 of a container, runs it in a child."""
     _prepare_process()
-    command, words = sys.argv[1:2], sys.argv[2:]
+    command, arguments = sys.argv[1:2], sys.argv[2:]
     if is_called_as_vllm():
         if command != ["serve"]:
             return _run_vllms_command()
         use_vllm_engine()
     if command == ["serve"]:
-        return _serve(LauncherLine(words))
-    if command == ["standby-template"] and len(words) > 1:  # started only by a standby
-        return _run_template(words)
+        return _serve(LauncherLine(arguments))
+    if command == ["standby-template"] and len(arguments) > 1:  # started only by a standby
+        return _run_template(arguments)
     return _run_command()
 
 
@@ -67,7 +67,7 @@ def _serve(given: LauncherLine) -> int:
     return _run_command(given)
 
 
-def _run_template(words: list[str]) -> int:
+def _run_template(arguments: list[str]) -> int:
     """Runs a template process, which imports modules, then forks servers. Returns only in these servers."""
     from base.machine.descriptors import low_numbers_taken
 
@@ -75,7 +75,7 @@ def _run_template(words: list[str]) -> int:
         from startup.processes.quick_end import end_without_finalizing
         from vllm_cli.template_process import become_server
 
-    link = become_server(*words)
+    link = become_server(*arguments)
     exit_code = _run_command(link.arguments)
     link.report_exit(exit_code)
     return end_without_finalizing(exit_code)  # a forked server has all modules of its engine

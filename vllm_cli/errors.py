@@ -4,7 +4,7 @@ import click
 
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
-from startup.settings.serve_words import repeated_words
+from startup.settings.serve_arguments import repeated_arguments
 
 
 class ConnectionFailedError(click.ClickException):
@@ -39,8 +39,8 @@ class CommandGroup(click.Group):
         """Raises the error before click raises its own."""
         known = self.list_commands(ctx)
         if args[0] not in known and not args[0].startswith("-"):
-            if repeated := repeated_words([each for each in args if each != "serve"]):
-                ctx.fail(f"The words `{' '.join(repeated)}` stand twice: leave them out.")
+            if repeated := repeated_arguments([each for each in args if each != "serve"]):
+                ctx.fail(f"The arguments `{' '.join(repeated)}` stand twice: leave them out.")
             whole = f"{self.name} {args[0]}"
             guess = did_you_mean(whole if whole in REPLACEMENTS else args[0], known)
             ctx.fail(f"No such command {args[0]!r}{guess}.")

@@ -24,7 +24,7 @@ from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.embedded.installed import INSTALL_COMMAND, MODULES
 from startup.errors import USAGE_CAUSE, CommandLineError, CrashError, StartupError, code_line, code_of, with_code
-from startup.settings.serve_words import LauncherLine, vllm_file
+from startup.settings.serve_arguments import LauncherLine, vllm_file
 from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
 
@@ -142,7 +142,7 @@ def cli() -> None:
 def _show_versions(ctx: click.Context) -> None:
     click.echo(f"vllm-cli {VERSION}")
     if vllm_file() is not None:
-        from startup.vllm_words.installed import require_vllm
+        from startup.vllm_arguments.installed import require_vllm
 
         click.echo(f"vLLM {require_vllm().version}")
     ctx.exit()
@@ -156,8 +156,8 @@ def main(args: Sequence[str] | None = None, serve_arguments: object = None) -> i
 
 
 def _run(args: Sequence[str] | None, serve_arguments: object) -> int:
-    words = sys.argv[1:] if args is None else args
-    is_start = [*words[:1]] == ["serve"]
+    arguments = sys.argv[1:] if args is None else args
+    is_start = [*arguments[:1]] == ["serve"]
     try:
         result = cli.main(args, prog_name="vllm-cli", standalone_mode=False, obj=serve_arguments)
     except click.ClickException as err:
@@ -173,7 +173,7 @@ def _run(args: Sequence[str] | None, serve_arguments: object) -> int:
     except BaseException as err:  # a panic of Rust is no Exception
         if (exit_code := _exit_code_of(err)) is not None:
             return exit_code
-        if not is_start or (known := _cause_of_uncaught(err, words)) is None:
+        if not is_start or (known := _cause_of_uncaught(err, arguments)) is None:
             raise
         shown = f"{type(err).__name__}: {err}"
         if not known.is_general and known.source != _OF_THIS_PROGRAM:
@@ -220,7 +220,7 @@ def _exit_code_of(err: BaseException) -> int | None:
     return None
 
 
-def _cause_of_uncaught(err: BaseException, words: Sequence[str]) -> "KnownCause | None":
+def _cause_of_uncaught(err: BaseException, arguments: Sequence[str]) -> "KnownCause | None":
     """The cause of an uncaught error during a start. None for an error of vLLM itself."""
     from traceback import format_exception  # noqa: PLC0415 - only after a failure
 
@@ -229,7 +229,7 @@ def _cause_of_uncaught(err: BaseException, words: Sequence[str]) -> "KnownCause 
 
     found = find_cause("".join(format_exception(err)).splitlines())
     known = found.known if found is not None else None
-    if LauncherLine(words).engine() == "vllm" and known is not OWN_FAULT:
+    if LauncherLine(arguments).engine() == "vllm" and known is not OWN_FAULT:
         return None
     return OWN_FAULT if known is None or known.is_general else known
 

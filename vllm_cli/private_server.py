@@ -7,14 +7,14 @@ from tempfile import gettempdir
 from typing import Final, NamedTuple
 
 from envs.registry import env
+from startup.arguments.errors import InputError
+from startup.arguments.read_arguments import choose_engine
+from startup.arguments.screening import secrets_as_variables, without_flags
+from startup.arguments.table import split_flags
 from startup.errors import StartupError
 from startup.settings.config import flags_with_role
-from startup.settings.serve_words import LauncherLine, join
+from startup.settings.serve_arguments import LauncherLine, join
 from startup.storage.temp_folder import own_folder
-from startup.words.errors import InputError
-from startup.words.read_arguments import choose_engine
-from startup.words.screening import secrets_as_variables, without_flags
-from startup.words.table import split_flags
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Readiness, WaitOptions, wait_for_server
 from vllm_cli.supervised_command import SupervisedCommand
@@ -49,12 +49,12 @@ class PrivateServer(NamedTuple):
 
 
 @contextlib.contextmanager
-def start_private_server(words: Sequence[str], environment: Mapping[str, str]) -> Iterator[PrivateServer]:
+def start_private_server(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[PrivateServer]:
     """Starts a server. After the block, stops it and waits until all its processes have exited.
 
-    `words` follow `serve`. `environment` has variables in addition to those of this process.
+    `arguments` follow `serve`. `environment` has variables in addition to those of this process.
     """
-    kept = without_flags(split_flags(words), flags_with_role("address", "keys", "tls"))
+    kept = without_flags(split_flags(arguments), flags_with_role("address", "keys", "tls"))
     parts, secrets = secrets_as_variables(kept)
     given = join(parts)
     variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}
@@ -63,21 +63,21 @@ def start_private_server(words: Sequence[str], environment: Mapping[str, str]) -
         contextlib.closing(SupervisedCommand(variables)) as command,
     ):
         path = str(folder / _SOCKET)
-        model = given[:1] if given and not given[0].startswith("-") else []  # the word that vLLM expects first
-        # Then our flags: after a list flag of the user, all words would belong to the list.
-        own = ["--uds", path, *_overrides(words)]
+        model = given[:1] if given and not given[0].startswith("-") else []  # the argument that vLLM expects first
+        # Then our flags: after a list flag of the user, all arguments would belong to the list.
+        own = ["--uds", path, *_overrides(arguments)]
         command.run([sys.executable, "-m", "vllm_cli", "serve", *model, *own, *given[len(model) :]])
         yield PrivateServer(command, ServerAddress(uds=path))
 
 
-def _overrides(words: Sequence[str]) -> Iterator[str]:
-    """Yields flags that turn off the keys and TLS of a --config file. They precede the user's words."""
+def _overrides(arguments: Sequence[str]) -> Iterator[str]:
+    """Yields flags that turn off the keys and TLS of a --config file. They precede the user's arguments."""
     yield "--api-key="
-    if choose_engine(LauncherLine(words)) == "embedded":
+    if choose_engine(LauncherLine(arguments)) == "embedded":
         yield from ("--api-key-file=", "--ssl-ca-certs=", "--ssl-ciphers=", "--ssl-cert-reqs=0")
         yield "--no-enable-ssl-refresh"
     # Without a file, even empty flags would delay vLLM's listening.
-    if any(part.name == "--config" for part in split_flags(words)):
+    if any(part.name == "--config" for part in split_flags(arguments)):
         yield from ("--ssl-keyfile=", "--ssl-certfile=")
 
 

@@ -44,16 +44,16 @@ class SupervisedCommand:
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         """`environment`: variables to set in addition to those of this process."""
         self._environment = {**snapshot(), **(environment or {})}
-        self._words: Sequence[str] = ()
+        self._arguments: Sequence[str] = ()
         self._supervisor: subprocess.Popen[bytes] | None = None
 
-    def run(self, words: Sequence[str]) -> None:
+    def run(self, arguments: Sequence[str]) -> None:
         """Returns when the command has been executed."""
-        self._words = words
+        self._arguments = arguments
         with tempfile.NamedTemporaryFile(prefix="vllm-cli-", suffix=".log", delete=False) as log:
             self.log_path = Path(log.name)
             self._supervisor = start_supervisor(
-                words, grace_s=STOP_GRACE_S, stdout=subprocess.PIPE, stderr=log.file, env=self._environment
+                arguments, grace_s=STOP_GRACE_S, stdout=subprocess.PIPE, stderr=log.file, env=self._environment
             )
         assert self._supervisor.stdout is not None
         self.begin_ns = int(self._supervisor.stdout.readline() or 0)
@@ -71,7 +71,7 @@ class SupervisedCommand:
         """Raises `CommandEndedError` if the command is known to have exited."""
         if self._supervisor is not None and (status := self._supervisor.poll()) is not None:
             end = "Cannot run" if status == CANNOT_RUN else f"The server ended with exit status {status}"
-            raise CommandEndedError(f"{end}: {hide_in_command(shlex.join(self._words))}\n{self.log_tail}".rstrip())
+            raise CommandEndedError(f"{end}: {hide_in_command(shlex.join(self._arguments))}\n{self.log_tail}".rstrip())
 
     @property
     def log_tail(self) -> str:

@@ -31,13 +31,13 @@ CANNOT_RUN = 127
 """The exit status if the command cannot be executed, as in a shell."""
 
 
-def start_supervisor(words: Sequence[str], *, grace_s: float, **options: Any) -> subprocess.Popen[bytes]:
+def start_supervisor(arguments: Sequence[str], *, grace_s: float, **options: Any) -> subprocess.Popen[bytes]:
     """Starts this script with a command. `options` are those of `Popen`."""
     script = [sys.executable, "-I", __file__, str(grace_s)]
     process = subprocess.Popen(script, stdin=subprocess.PIPE, start_new_session=True, **options)
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(json.dumps([*words]).encode() + b"\n")
+        process.stdin.write(json.dumps([*arguments]).encode() + b"\n")
         process.stdin.flush()
     return process
 
@@ -45,12 +45,12 @@ def start_supervisor(words: Sequence[str], *, grace_s: float, **options: Any) ->
 class Supervisor:
     """Owns a server process and all its descendants. The server has its own session and process group."""
 
-    def __init__(self, words: list[str], *, grace_s: float) -> None:
+    def __init__(self, arguments: list[str], *, grace_s: float) -> None:
         self._grace_s = grace_s
         self._is_stop_requested = False
         signal.signal(signal.SIGTERM, self._record_signal)  # before there is a server that could be left behind
         begin_ns = time.monotonic_ns()
-        self._server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
+        self._server = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
         os.write(sys.stdout.fileno(), f"{begin_ns}\n".encode())
 
     def watch(self) -> int:
@@ -109,11 +109,11 @@ def _main() -> int:
         command = commands.readline()
     if not command:  # the parent has ended
         return 0
-    words: list[str] = json.loads(command)
+    arguments: list[str] = json.loads(command)
     try:
-        supervisor = Supervisor(words, grace_s=float(sys.argv[1]))
+        supervisor = Supervisor(arguments, grace_s=float(sys.argv[1]))
     except OSError as error:
-        sys.stderr.write(f"{words[0]}: {error.strerror}\n")
+        sys.stderr.write(f"{arguments[0]}: {error.strerror}\n")
         return CANNOT_RUN
     return supervisor.watch()
 

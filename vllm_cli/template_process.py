@@ -10,13 +10,13 @@ import click
 import vllm_cli.commands.serve  # noqa: F401 - what every server imports
 from base.errors import ConfigError
 from envs.variable import EnvError
+from startup.arguments.read_arguments import read_arguments
 from startup.errors import StartupError
 from startup.logs.setup import configure_logging, log_options_of_environment
 from startup.processes.messages import RefusedError
 from startup.settings.config_file import ConfigFile
-from startup.settings.serve_words import LauncherLine
+from startup.settings.serve_arguments import LauncherLine
 from startup.standby.template import EarlyRead, FrontLink, wait_for_start
-from startup.words.read_arguments import read_arguments
 
 
 def become_server(kind: str, standby_fd: str, *models: str) -> FrontLink:

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterable
 
-from envs.redaction import hide_in_words
+from envs.redaction import hide_in_arguments
 
 _ARG_START = 48
 """The number of the field `arg_start` in /proc/PID/stat (proc(5)), where the state is number 3."""
@@ -16,30 +16,30 @@ def mask_command_line() -> None:
     Until this call, every user of the machine can read the secrets. They stay readable if the kernel does not
     let the process overwrite them. `is_visible` then returns True.
     """
-    if masked_words(sys.orig_argv) == b"".join(os.fsencode(word) + b"\0" for word in sys.orig_argv):
+    if masked_arguments(sys.orig_argv) == b"".join(os.fsencode(argument) + b"\0" for argument in sys.orig_argv):
         return
     try:
-        words = read_command_line().removesuffix(b"\0").split(b"\0")
-        overwrite_command_line(masked_words(map(os.fsdecode, words)))
+        arguments = read_command_line().removesuffix(b"\0").split(b"\0")
+        overwrite_command_line(masked_arguments(map(os.fsdecode, arguments)))
     except (OSError, ValueError, IndexError):
         return
 
 
-def masked_words(words: Iterable[str]) -> bytes:
-    """The words with stars in place of secrets. NUL follows each word."""
-    hidden = hide_in_words(words, lambda secret: "*" * len(os.fsencode(secret)))
-    return b"".join(os.fsencode(word) + b"\0" for word in hidden)
+def masked_arguments(arguments: Iterable[str]) -> bytes:
+    """The arguments with stars in place of secrets. NUL follows each argument."""
+    hidden = hide_in_arguments(arguments, lambda secret: "*" * len(os.fsencode(secret)))
+    return b"".join(os.fsencode(argument) + b"\0" for argument in hidden)
 
 
 def is_visible(secrets: Iterable[str]) -> bool:
     """Whether one of these secrets can be read in the command line."""
     hidden = tuple(os.fsencode(secret) for secret in secrets if secret)
     shown = read_command_line().split(b"\0")
-    return any(word == secret or word.endswith(b"=" + secret) for word in shown for secret in hidden)
+    return any(argument == secret or argument.endswith(b"=" + secret) for argument in shown for secret in hidden)
 
 
 def read_command_line() -> bytes:
-    """The words of this process's command line. NUL follows each word."""
+    """The arguments of this process's command line. NUL follows each argument."""
     with open("/proc/self/cmdline", "rb") as file:  # noqa: PTH123 - pathlib would delay a client's start
         return file.read()
 

@@ -19,7 +19,15 @@ from base.server_settings import GIVES_WAY_S, control_socket, waiting_mark
 from router.child.child_process import ChildProcess, ProcessSet, describe_end
 from router.child.log import ChildLog, LogRelay
 from router.child.place import find_marked
-from router.child.server import ERRORS_S, STOP_S, ChildProgress, ChildReadiness, ForeignServer, OwnServer, execute_words
+from router.child.server import (
+    ERRORS_S,
+    STOP_S,
+    ChildProgress,
+    ChildReadiness,
+    ForeignServer,
+    OwnServer,
+    execute_arguments,
+)
 from router.model_entry import ModelEntry
 from startup.errors import NOT_STARTED_CAUSE, TIMEOUT_CAUSE, UNKNOWN_CAUSE, PortInUseError, code_line
 from startup.storage.temp_folder import remove_left_behind
@@ -78,7 +86,7 @@ class Child:
         self._environment = {**place.environment, **entry.env}
         self.server: OwnServer | ForeignServer
         if entry.foreign is None:
-            self.server = OwnServer(entry.words, place.socket_path, entry.times)
+            self.server = OwnServer(entry.arguments, place.socket_path, entry.times)
         else:
             self.server = ForeignServer(entry.foreign, self._environment)
         self.base_url = self.server.base_url
@@ -187,7 +195,7 @@ class Child:
             if (obstacle := await self.server.find_obstacle()) is not None or self._wants_stop.is_set():
                 self.cause = PortInUseError.cause if obstacle is not None else UNKNOWN_CAUSE
                 return obstacle
-            if self.server.words:
+            if self.server.arguments:
                 self._launch()
         except OSError as err:
             self.cause = NOT_STARTED_CAUSE
@@ -346,15 +354,15 @@ class Child:
             if is_running:
                 process.signal(signal.SIGTERM)
             return
-        if is_running and (words := self.server.stop_words(process.pid)):
-            await self._run_stop_command(words)
+        if is_running and (arguments := self.server.stop_words(process.pid)):
+            await self._run_stop_command(arguments)
             await self._processes.wait(process.pid, self.server.stop_s)
         self._processes.signal(signal.SIGTERM)
         self._processes.signal(signal.SIGCONT)
 
-    async def _run_stop_command(self, words: Sequence[str]) -> None:
+    async def _run_stop_command(self, arguments: Sequence[str]) -> None:
         try:
-            command = ChildProcess.fork(partial(_become, partial(execute_words, words), self._environment, 2))
+            command = ChildProcess.fork(partial(_become, partial(execute_arguments, arguments), self._environment, 2))
         except OSError as err:
             logger.warning("cmdStop of %s cannot be started: %s", self.entry.name, err)
             return
@@ -380,8 +388,8 @@ class Child:
         """
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0
-        words = [*self.entry.words, *self.server.words]
-        found = self._log.explain_failure(words, is_known_only=is_signal, has_served=self.has_served)
+        arguments = [*self.entry.arguments, *self.server.arguments]
+        found = self._log.explain_failure(arguments, is_known_only=is_signal, has_served=self.has_served)
         text = f"{text}: {found}" if str(found) else f"{text}."
         if self.has_served:
             return text

@@ -105,10 +105,10 @@ def _restore_signals(mask: set[int]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def execute_serve(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+def execute_serve(arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     """Executes `serve` of this program, with this process's interpreter and interpreter options."""
     program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
-    os.execve(sys.executable, [*program, "serve", *words], environment)
+    os.execve(sys.executable, [*program, "serve", *arguments], environment)
 
 
 def describe_end(code: int) -> str:

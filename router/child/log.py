@@ -120,27 +120,27 @@ class ChildLog:
             self._end()
 
     def explain_failure(
-        self, words: Sequence[str] = (), *, is_known_only: bool = False, has_served: bool = False
+        self, arguments: Sequence[str] = (), *, is_known_only: bool = False, has_served: bool = False
     ) -> StartupError:
         """Explains a failure by the text of `vllm-cli explain`, otherwise by the exception or the last lines.
 
         The text is empty if the log contains no reason.
 
         Args:
-            words: the command line of the process. Secrets in it are hidden in lines that quote them.
+            arguments: the command line of the process. Secrets in it are hidden in lines that quote them.
             is_known_only: whether only a known cause counts, for example after a signal.
             has_served: whether the lines may contain clients' texts, which no other client must see.
         """
         lines = [line.decode(errors="replace") for line in self._kept]
         if (cause := find_cause(lines)) is not None and cause.known is not None and not cause.is_guess:
-            text = cause.known.title if has_served else hide_quoted(" ".join(write_digest(cause)), words)
+            text = cause.known.title if has_served else hide_quoted(" ".join(write_digest(cause)), arguments)
             return StartupError(text, cause=cause.known.name)
         if is_known_only or has_served:
             return StartupError("")
         last = [line.strip() for line in lines if line.strip()][-_NUM_LAST_LINES:]
         last = last if cause is None or cause.is_waiting else [cause.text]
         text = " / ".join(escape_controls(hide_in_command(line)) for line in last)[-_LAST_LINES_CHARACTERS:]
-        return StartupError(hide_quoted(text, words))
+        return StartupError(hide_quoted(text, arguments))
 
     def _read(self) -> None:
         """Reads one chunk in each turn of the event loop, even if more output is in the pipe."""

@@ -85,8 +85,8 @@ class OwnServer:
     is_foreign: Final = False
     headers: Final[Mapping[str, str]] = MappingProxyType({})
 
-    def __init__(self, words: Sequence[str], socket_path: str, times: ServerTimes = _USUAL_TIMES) -> None:
-        self.words = words
+    def __init__(self, arguments: Sequence[str], socket_path: str, times: ServerTimes = _USUAL_TIMES) -> None:
+        self.arguments = arguments
         self.base_url = "http://localhost"
         self.connector = UnixConnections(socket_path)
         self._socket_path = socket_path
@@ -101,7 +101,7 @@ class OwnServer:
         return None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
-        execute_serve([*self.words, "--uds", self._socket_path], environment)
+        execute_serve([*self.arguments, "--uds", self._socket_path], environment)
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
         """Requests the server's readiness. Raises an error if the server does not answer."""
@@ -167,11 +167,11 @@ class ForeignServer:
     def __init__(self, command: ForeignCommand, environment: Mapping[str, str]) -> None:
         """Chooses a port if the command names none. Raises OSError."""
         self._command = _with_port(command)
-        self.words: Sequence[str] = self._command.words
+        self.arguments: Sequence[str] = self._command.arguments
         address = URL(self._command.address, encoded=True)
         self.base_url = str(address.with_user(None))
         self.connector = ForeignConnections(self.base_url)
-        is_llama_server = Path(next(iter(command.words), "")).name == LLAMA_SERVER
+        is_llama_server = Path(next(iter(command.arguments), "")).name == LLAMA_SERVER
         key = environment.get(KEY_VARIABLE, "").partition(",")[0] if is_llama_server else ""
         self.headers: Mapping[str, str] = {"authorization": f"Bearer {key}"} if key else {}
         """The headers of the router's own requests: llama-server's API key, or the login in the address."""
@@ -181,13 +181,13 @@ class ForeignServer:
 
     async def find_obstacle(self) -> str | None:
         """Describes another process that listens on the command's port. None if no process does."""
-        is_local = bool(self.words) and urlsplit(self.base_url).hostname in _LOCAL
+        is_local = bool(self.arguments) and urlsplit(self.base_url).hostname in _LOCAL
         text = f"Another process listens on {self.base_url}: end it, or leave out cmd to use it"
         return text if is_local and await _accepts(self.base_url) else None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
         port = str(self._command.port)
-        execute_words(self.words, {name: value.replace(PORT, port) for name, value in environment.items()})
+        execute_arguments(self.arguments, {name: value.replace(PORT, port) for name, value in environment.items()})
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
         """Requests `checkEndpoint`. The server is ready once the answer is 200."""
@@ -206,7 +206,7 @@ class ForeignServer:
 
     def stop_words(self, pid: int) -> list[str]:
         """The command in the user's key `cmdStop`."""
-        return [word.replace(_PID, str(pid)) for word in self._command.stop_words]
+        return [argument.replace(_PID, str(pid)) for argument in self._command.stop_words]
 
     async def sleep(self, level: int) -> None:
         """Sends the requests of the user's key `sleep`."""
@@ -248,12 +248,12 @@ async def _read_short(answer: aiohttp.ClientResponse) -> None:
         await answer.read()
 
 
-def execute_words(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+def execute_arguments(arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     """Executes a program. Called in a new process."""
     try:
-        os.execvpe(words[0], list(words), environment)
+        os.execvpe(arguments[0], list(arguments), environment)
     except OSError as err:
-        text = with_code(f"Error: {words[0]} cannot be executed: {err.strerror}", NOT_STARTED_CAUSE)
+        text = with_code(f"Error: {arguments[0]} cannot be executed: {err.strerror}", NOT_STARTED_CAUSE)
         os.write(2, f"{text}\n".encode(errors="replace"))
         raise SystemExit(127) from err
 
@@ -279,7 +279,7 @@ def _with_port(command: ForeignCommand) -> ForeignCommand:
 
     return replace(
         command,
-        words=tuple(map(fill, command.words)),
+        arguments=tuple(map(fill, command.arguments)),
         stop_words=tuple(map(fill, command.stop_words)),
         address=fill(command.address).rstrip("/"),
         check_endpoint=fill(command.check_endpoint),

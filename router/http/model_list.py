@@ -13,13 +13,13 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
 from base.json_depth import read_json
-from envs.redaction import hide_in_words
+from envs.redaction import hide_in_arguments
 from router.child.child import Child
 from router.metrics import counter
 from router.model_entry import ModelEntry
 from router.model_pool import ModelPool, ModelStatus
 from router.scheduling.terms import State
-from startup.settings.serve_words import is_flag_like
+from startup.settings.serve_arguments import is_flag_like
 
 _SLEEPING: Final = ("falling asleep", "asleep", "waking")
 """A model in one of these states has started already, so probes report it as ready."""
@@ -127,7 +127,7 @@ class PoolListing:
     def _cards(self, status: ModelStatus) -> list[dict[str, Any]]:
         """The members of /v1/models for this model and its adapters."""
         entry, child = status.entry, self._pool.child_of(status.entry.name)
-        root = entry.name if not entry.words or is_flag_like(entry.words[0]) else entry.words[0]
+        root = entry.name if not entry.arguments or is_flag_like(entry.arguments[0]) else entry.arguments[0]
         card = {
             "id": entry.name,
             "object": "model",
@@ -201,7 +201,7 @@ def _llama_swap(status: ModelStatus, child: Child | None) -> dict[str, Any]:
         "ttl": int(entry.ttl_s or 0),
         "name": entry.card.get("name", ""),
         "description": entry.card.get("description", ""),
-        "cmd": shlex.join(hide_in_words(entry.words if entry.foreign is None else entry.foreign.words)),
+        "cmd": shlex.join(hide_in_arguments(entry.arguments if entry.foreign is None else entry.foreign.arguments)),
         "proxy": child.base_url if child is not None and entry.foreign is not None else "",
     }
 

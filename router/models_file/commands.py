@@ -17,7 +17,7 @@ from envs.variable import parse_duration
 from router.model_entry import PORT, ForeignCommand, ModelEntry, ServerCall
 from router.models_file.document import Findings, KeyPath, show
 from startup.settings.config import flags_with_role
-from startup.settings.serve_words import split, vllm_file
+from startup.settings.serve_arguments import split, vllm_file
 
 SLEEP_KEYS: Final = ("sleep", "wake", "sleepEndpoints", "wakeEndpoints")
 """Keys for the requests that put a command's server to sleep and wake it. The last two are llmsnap's."""
@@ -25,9 +25,9 @@ SLEEP_KEYS: Final = ("sleep", "wake", "sleepEndpoints", "wakeEndpoints")
 _ASSIGNMENT: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _BUILTINS: Final = (".", "alias", "cd", "eval", "export", "pushd", "set", "source", "ulimit", "umask", "unset")
 _OPERATOR: Final = re.compile(r"\|\|?|&&?|[^'\"\\]*;|\d*(>>?|<)(&\d|&-)?|\d*(>>?|<)[^<>=&(]+|&>>?.*|\(|\)|\{|\}")
-"""A word without quotes that a shell does not pass to a program."""
+"""An argument without quotes that a shell does not pass to a program."""
 _REPLACED: Final = re.compile(r"^~(/|$)|^[^']*(\$[A-Za-z_(]|`)")
-"""A word that a shell would pass to a program with another text."""
+"""An argument that a shell would pass to a program with another text."""
 _SHELL: Final = "cmd: sh -c 'exec …'"
 _API_SERVER: Final = "vllm.entrypoints.openai.api_server"
 _ENGINES: Final = {"vllm": "vllm", "vllm-cli": "auto", _API_SERVER: "vllm", "vllm.entrypoints.cli.main": "vllm"}
@@ -39,48 +39,48 @@ class RecognisedCommand(NamedTuple):
     """A command that starts one of our own engines."""
 
     engine: str
-    words: list[str]
+    arguments: list[str]
     """MODEL and the flags, without --host, --port and --uds."""
     env: dict[str, str]
 
 
 def read_command(text: str, path: KeyPath, findings: Findings) -> list[str] | None:
-    """The words of a command in the file. A line may end in a backslash, or begin with # as a comment.
+    """The arguments of a command in the file. A line may end in a backslash, or begin with # as a comment.
 
     If a quote is not closed, or if only a shell could execute the command, reports a fault and returns None.
     """
     line = " ".join(line.removesuffix("\\") for line in without_comments(text).splitlines())
     try:
-        words = shlex.split(line)
+        arguments = shlex.split(line)
     except ValueError as err:
         findings.fault(path, f"must be a command, got {show(text)}: {err}".rstrip("."))
         return None
-    if fault := shell_fault(line, words):
+    if fault := shell_fault(line, arguments):
         findings.fault(path, fault)
         return None
     if (left := next(filter(_REPLACED.search, _unquoted(line)), None)) is not None:
         findings.notice(path, f"{show(left)} reaches the program as it is, because no shell replaces it")
-    return words
+    return arguments
 
 
-def shell_fault(line: str, words: Sequence[str]) -> str | None:
+def shell_fault(line: str, arguments: Sequence[str]) -> str | None:
     """What in a command only a shell would understand, and what to write. None if there is nothing."""
-    program = next((word for word in words if not _ASSIGNMENT.match(word)), "")
+    program = next((argument for argument in arguments if not _ASSIGNMENT.match(argument)), "")
     if program.startswith("~"):
         return f"{show(program)}: only a shell replaces ~. Write the whole path, or {_SHELL}"
-    if program in _BUILTINS or (program == "exec" and recognise(words) is None):
+    if program in _BUILTINS or (program == "exec" and recognise(arguments) is None):
         return f"{show(program)} is a command of a shell: leave it out, or {_SHELL}"
     operator = next(filter(_OPERATOR.fullmatch, _unquoted(line)), None)
     if operator is not None:
         return f"has {show(operator)}, which only a shell understands: write {_SHELL}"
-    if words and program != words[0] and recognise(words) is None:
-        return f"begins with {show(words[0])}, which only a shell understands: use `env`, or write {_SHELL}"
+    if arguments and program != arguments[0] and recognise(arguments) is None:
+        return f"begins with {show(arguments[0])}, which only a shell understands: use `env`, or write {_SHELL}"
     return None
 
 
 def _unquoted(line: str) -> list[str]:
-    """The words of a line, with their quotes if they have any."""
-    with suppress(ValueError):  # which sees a quote within a word otherwise
+    """The arguments of a line, with their quotes if they have any."""
+    with suppress(ValueError):  # which sees a quote within an argument otherwise
         return shlex.split(line, posix=False)
     return []
 
@@ -90,12 +90,12 @@ def without_comments(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
 
 
-def recognise(words: Iterable[str]) -> RecognisedCommand | None:
+def recognise(arguments: Iterable[str]) -> RecognisedCommand | None:
     """Describes a command that starts one of our own engines. None for any other command.
 
     A program of another Python environment, named by its path or found only there, is not one of our engines.
     """
-    rest = list(words)
+    rest = list(arguments)
     env: dict[str, str] = {}
     if rest and Path(rest[0]).name in ("env", "exec"):
         rest = rest[1:]
@@ -125,25 +125,30 @@ def _is_of_this_environment(program: str) -> bool:
     return path.parent == own or path.parent.resolve() == own.resolve()
 
 
-def _with_model_first(words: list[str]) -> list[str]:
-    """Puts the model of the flag `--model` before all flags, as the word MODEL."""
-    parts = list(split(words, {"--model": 1}.get))
+def _with_model_first(arguments: list[str]) -> list[str]:
+    """Puts the model of the flag `--model` before all flags, as the argument MODEL."""
+    parts = list(split(arguments, {"--model": 1}.get))
     model = next((given for given in reversed(parts) if given.typed == "--model" and given.values), None)
-    if model is None or not words[0].startswith("-"):
-        return words
-    return [model.values[0], *(word for given in parts if given.typed != "--model" for word in given.words)]
+    if model is None or not arguments[0].startswith("-"):
+        return arguments
+    return [model.values[0], *(argument for given in parts if given.typed != "--model" for argument in given.arguments)]
 
 
-def without_address(words: Iterable[str]) -> list[str]:
-    """The words without --host, --port and --uds."""
+def without_address(arguments: Iterable[str]) -> list[str]:
+    """The arguments without --host, --port and --uds."""
     address = dict.fromkeys(flags_with_role("address"), 1)
-    return [word for given in split(words, address.get) if given.typed not in address for word in given.words]
+    return [
+        argument
+        for given in split(arguments, address.get)
+        if given.typed not in address
+        for argument in given.arguments
+    ]
 
 
-def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, findings: Findings) -> ForeignCommand:
+def foreign_command(keys: Mapping[str, Any], arguments: list[str], path: KeyPath, findings: Findings) -> ForeignCommand:
     """Describes the command of another server. Reports faults of its address."""
     address = keys.get("proxy") or f"http://127.0.0.1:{PORT}"
-    names_port = any(PORT in word for word in words)
+    names_port = any(PORT in argument for argument in arguments)
     if PORT in address and not names_port:
         findings.fault(
             (*path, "cmd"),
@@ -151,7 +156,7 @@ def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, fi
             "proxy: http://127.0.0.1:8080",
         )
     return ForeignCommand(
-        words=tuple(words),
+        arguments=tuple(arguments),
         address=address,
         port=_port_of(address, path, findings),
         check_endpoint=_endpoint(keys.get("checkEndpoint") or "/health"),
@@ -209,7 +214,7 @@ def exclude_equal_ports(entries: Mapping[str, ModelEntry], findings: Findings) -
     result = dict(entries)
     by_address: dict[tuple[str, int], list[str]] = {}
     for name, entry in entries.items():
-        if entry.foreign is not None and entry.foreign.words and entry.foreign.port is not None:
+        if entry.foreign is not None and entry.foreign.arguments and entry.foreign.port is not None:
             host = urlsplit(entry.foreign.address).hostname or ""
             by_address.setdefault(("localhost" if host in _LOCAL else host, entry.foreign.port), []).append(name)
     for (_, port), sharing in by_address.items():

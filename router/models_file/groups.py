@@ -59,7 +59,7 @@ def apply_groups(
     """
     known = list(_checked_groups(groups, path, entries, findings))
     grouped = {member for group in known for member in group.members}
-    others = [n for n, entry in entries.items() if n not in grouped and entry.foreign and entry.foreign.words]
+    others = [n for n, entry in entries.items() if n not in grouped and entry.foreign and entry.foreign.arguments]
     if len(others) > 1 and not groups:
         findings.notice(
             ("models",),

@@ -1,7 +1,7 @@
 """Reads and checks the file of `vllm-cli serve --models`. Reports all faults at once, with line and key.
 
 `models.schema.json` defines the keys and their types. This module checks whether the keys fit together.
-`router.words` checks the flags with the parsers of both engines.
+`router.arguments` checks the flags with the parsers of both engines.
 """
 
 import json
@@ -147,8 +147,8 @@ class _Reader:
             command = commands.foreign_command(keys, [], path, self.findings)
             entry = _foreign(entry, command)
         else:
-            words = [keys.get("model") or name, *self._words(path, keys.get("args"))]
-            entry = replace(entry, words=tuple(words), engine=keys.get("engine", "auto"))
+            arguments = [keys.get("model") or name, *self._arguments(path, keys.get("args"))]
+            entry = replace(entry, arguments=tuple(arguments), engine=keys.get("engine", "auto"))
         if entry.foreign is None and changes.model is not None:
             text = "has no effect: the model's server accepts all names of the model"
             self.findings.notice((*path, "useModelName"), text)
@@ -156,36 +156,36 @@ class _Reader:
         return entry
 
     def _with_command(self, entry: ModelEntry, keys: Mapping[str, Any], path: KeyPath) -> ModelEntry:
-        words = commands.read_command(keys["cmd"], (*path, "cmd"), self.findings)
-        if words == []:
+        arguments = commands.read_command(keys["cmd"], (*path, "cmd"), self.findings)
+        if arguments == []:
             self.findings.fault((*path, "cmd"), "must be a command, got only comments and blanks")
-        if not words:
-            return replace(entry, foreign=ForeignCommand(words=(), address="", port=None))
-        served = commands.recognise(words)
+        if not arguments:
+            return replace(entry, foreign=ForeignCommand(arguments=(), address="", port=None))
+        served = commands.recognise(arguments)
         if served is None:
-            command = commands.foreign_command(keys, words, path, self.findings)
+            command = commands.foreign_command(keys, arguments, path, self.findings)
             return _foreign(entry, command)
         for key in ("cmdStop", "proxy", "checkEndpoint", *commands.SLEEP_KEYS):
             if keys.get(key):
                 text = "has no effect: the model is started by this program, which knows how to reach and stop it"
                 self.findings.notice((*path, key), text)
-        if not served.words:
+        if not served.arguments:
             self.findings.fault((*path, "cmd"), "must name the model, as in: vllm serve Qwen/Qwen3-0.6B")
-        return replace(entry, words=tuple(served.words), engine=served.engine, env={**served.env, **entry.env})
+        return replace(entry, arguments=tuple(served.arguments), engine=served.engine, env={**served.env, **entry.env})
 
-    def _words(self, path: KeyPath, args: Any) -> list[str]:
+    def _arguments(self, path: KeyPath, args: Any) -> list[str]:
         if isinstance(args, str):
             try:
                 return shlex.split(args)
             except ValueError as err:
-                self.findings.fault((*path, "args"), f"must be words, got {show(args)}: {str(err).rstrip('.')}")
+                self.findings.fault((*path, "args"), f"must be arguments, got {show(args)}: {str(err).rstrip('.')}")
                 return []
         if isinstance(args, dict):
-            return [word for key, value in args.items() for word in _flag_words(key, value)]
+            return [argument for key, value in args.items() for argument in _flag_arguments(key, value)]
         return list(map(str, args or ()))
 
     def _environment(self, path: KeyPath, given: Any) -> dict[str, str]:
-        pairs = given if isinstance(given, dict) else dict(word.split("=", 1) for word in given or ())
+        pairs = given if isinstance(given, dict) else dict(argument.split("=", 1) for argument in given or ())
         variables = {}
         for name, value in pairs.items():
             variables[name] = str(value).lower() if isinstance(value, bool) else str(value)
@@ -253,8 +253,8 @@ def _card(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {**card, "meta": {"llamaswap": keys["metadata"]}} if keys.get("metadata") else card
 
 
-def _flag_words(key: str, value: Any) -> Iterable[str]:
-    """The words of a flag that is given as a key, such as `max-model-len: 8k`, by the rules of --config."""
+def _flag_arguments(key: str, value: Any) -> Iterable[str]:
+    """The arguments of a flag that is given as a key, such as `max-model-len: 8k`, as in --config."""
     flag = f"--{key.lstrip('-')}" if not key.startswith("-") or key.startswith("--") else key
     match value:
         case None:

@@ -30,8 +30,8 @@ from startup.reports.timeline.history import installed_versions
 from startup.session.start_state import StartState
 from startup.settings.config import CompileCacheOption, flags_with_role
 from startup.storage.caches import COMPILED, find_baked
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_arguments.installed import InstalledVllm
+from startup.vllm_arguments.vllm_line import VllmLine
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from envs import foreign
-from envs.redaction import hide_in_words, is_secret_name
+from envs.redaction import hide_in_arguments, is_secret_name
 from startup.compiled_models.reasons import ENVIRONMENT
 from startup.hook import Hook, Name, Text
 from startup.imports.finder import alters, wraps
@@ -124,9 +124,9 @@ def _without_secrets(name: str, value: Any) -> Any:
     if isinstance(value, dict):
         return {_without_secrets("", inner): _without_secrets(inner, item) for inner, item in value.items()}
     if isinstance(value, list):  # possibly the words of a command line
-        texts = iter(hide_in_words((item for item in value if isinstance(item, str)), lambda _: SECRET))
+        texts = iter(hide_in_arguments((item for item in value if isinstance(item, str)), lambda _: SECRET))
         return [next(texts) if isinstance(item, str) else _without_secrets("", item) for item in value]
-    return hide_in_words([value], lambda _: SECRET)[0] if isinstance(value, str) else value
+    return hide_in_arguments([value], lambda _: SECRET)[0] if isinstance(value, str) else value
 
 
 def _opened(item: tuple[str, Any]) -> tuple[str, Any]:

@@ -45,11 +45,11 @@ from startup.processes.new_program import (
 )
 
 _UNPICKLES: Final = "--multiprocessing-fork"
-"""The last word on the command line of a program that unpickles a process object."""
+"""The last argument on the command line of a program that unpickles a process object."""
 NEEDS: Final = (
     START_PROGRAM,
     EXIT_FUNCTION,
-    Text("multiprocessing.spawn", rf"'-c', prog, '{_UNPICKLES}'\]", "the words of a new program"),
+    Text("multiprocessing.spawn", rf"'-c', prog, '{_UNPICKLES}'\]", "the arguments of a new program"),
     Name("multiprocessing.popen_spawn_posix", "Popen"),
     Name("multiprocessing.popen_forkserver", "Popen"),
     Name("multiprocessing.popen_fork", "Popen.poll", ("flag",)),
@@ -135,14 +135,14 @@ class ForkedPopen(popen_spawn_posix.Popen):
         """Further texts and file descriptors, which the fork passes to the function `begin` of `install`."""
         return (), ()
 
-    def start(self, path: Any, words: Any, fds: Any) -> int:
-        """Runs the command line `words` in a fork, or else in a new program. Returns the pid."""
+    def start(self, path: Any, arguments: Any, fds: Any) -> int:
+        """Runs the command line `arguments` in a fork, or else in a new program. Returns the pid."""
         try:
             if (reason := self.why_not_forked()) is not None:
                 raise ForkError(reason)
             texts, other_fds = self.extras()
             texts = [_REFUSABLE if self.may_be_new_program() else "", *texts]
-            pid, self._connection = _fork([os.fsencode(word) for word in words], fds, texts, other_fds)
+            pid, self._connection = _fork([os.fsencode(argument) for argument in arguments], fds, texts, other_fds)
         except ForkError as err:
             if not self.may_be_new_program():
                 raise
@@ -150,12 +150,12 @@ class ForkedPopen(popen_spawn_posix.Popen):
             if kind not in _logged:
                 _logged.add(kind)
                 logger.warning("%s is started as a new program instead of forked: %s", self.name, err)
-            return self.start_program(path, words, fds)
+            return self.start_program(path, arguments, fds)
         return pid
 
-    def start_program(self, path: Any, words: Any, fds: Any) -> int:
-        """Runs the command line `words` in a new program. Returns the pid."""
-        return int(_start_program(path, words, fds))
+    def start_program(self, path: Any, arguments: Any, fds: Any) -> int:
+        """Runs the command line `arguments` in a new program. Returns the pid."""
+        return int(_start_program(path, arguments, fds))
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         if self._connection is None:
@@ -195,11 +195,11 @@ def install(
     START_PROGRAM.replace(util, _start_or_fork)
 
 
-def _start_or_fork(path: Any, words: Any, fds: Any) -> Any:
+def _start_or_fork(path: Any, arguments: Any, fds: Any) -> Any:
     """Replaces multiprocessing's `spawnv_passfds`. Passes only programs of a `ForkedPopen` to its `start`."""
     popen = getattr(_starting, "popen", None)
-    start = _start_program if popen is None or words[-1] != _UNPICKLES else popen.start
-    return start(path, words, fds)
+    start = _start_program if popen is None or arguments[-1] != _UNPICKLES else popen.start
+    return start(path, arguments, fds)
 
 
 def ensure_forkserver(preload_module: str) -> None:
@@ -242,8 +242,8 @@ def _start_forkserver(preload_module: str) -> None:
         stack.enter_context(environment.overlaid(_WITHOUT_WORKING_FOLDER))
         call = f"main({theirs.fileno()}, {preload_module!r}, {os.getpid()})"
         code = f"import {OWN_PACKAGES_MODULE}; from {__name__} import main; {call}"
-        words = [os.fsencode(word) for word in (*spawn.get_command_line()[:-2], code)]
-        pid = start_program(words, [theirs.fileno()])
+        arguments = [os.fsencode(argument) for argument in (*spawn.get_command_line()[:-2], code)]
+        pid = start_program(arguments, [theirs.fileno()])
     _this.server = _Server(pid, move_socket_up(ours))
 
 
@@ -261,7 +261,7 @@ def kill() -> None:
 
 
 def _fork(
-    words: list[bytes], fds: Sequence[int], texts: Sequence[str], other_fds: Sequence[int]
+    arguments: list[bytes], fds: Sequence[int], texts: Sequence[str], other_fds: Sequence[int]
 ) -> tuple[int, socket.socket]:
     """Requests a fork. Returns its pid and the connection that receives its exit code. Raises ForkError."""
     assert _this.server is not None
@@ -271,7 +271,7 @@ def _fork(
     try:
         with theirs:
             socket.send_fds(_this.server.link, [_REQUEST], [theirs.fileno()])
-        send_program(ours, words, fds, texts, _this.server.link.fileno(), *other_fds)
+        send_program(ours, arguments, fds, texts, _this.server.link.fileno(), *other_fds)
         with ended_if_it_hangs(_this.server.pid):
             pid, _ = agree_to_fork(ours)
     except RefusedError as err:

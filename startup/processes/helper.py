@@ -57,10 +57,10 @@ class Helper:
         """
         from subprocess import PIPE, Popen  # noqa: PLC0415 - not in the helper, whose start is timed
 
-        words = (function, name, str(os.getpid()), "idle" if is_idle else "", *_import_path())
+        arguments = (function, name, str(os.getpid()), "idle" if is_idle else "", *_import_path())
         with group_signals.blocked():  # until the helper ignores them
             self._process = Popen(
-                [sys.executable, "-I", "-S", *["-O"] * sys.flags.optimize, "-c", _CODE, *words],
+                [sys.executable, "-I", "-S", *["-O"] * sys.flags.optimize, "-c", _CODE, *arguments],
                 env=snapshot(),  # without a copy, the start fails if another thread changes a variable meanwhile
                 stdin=PIPE,
                 stdout=PIPE,

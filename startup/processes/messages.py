@@ -1,6 +1,6 @@
 """Messages between processes of this program, and the conversation in which a process requests a fork.
 
-1. The requesting process sends words, variables and open files (`send_request`).
+1. The requesting process sends arguments, variables and open files (`send_request`).
 2. A fork takes them over, and answers `READY` with its pid (`wait_for_agreement`), or `REFUSED` (`refuse`).
 3. The requesting process answers `GO` (`agree_to_fork`). Until then, the fork does nothing that is visible.
 4. When the fork has ended, the process that has forked it sends `ENDED` with the exit code.
@@ -37,7 +37,7 @@ class RefusedError(Exception):
 
 def send_request(
     connection: socket.socket,
-    words: list[bytes],
+    arguments: list[bytes],
     variables: dict[str, str],
     open_fds: list[int],
     *more: list[bytes],
@@ -45,7 +45,7 @@ def send_request(
 ) -> None:
     """Requests a process with this command line and these variables. `open_fds` keep their numbers."""
     numbers = [b"%d" % number for number in open_fds]
-    send(connection, words, pairs(variables), numbers, *more, fds=[*open_fds, *fds])
+    send(connection, arguments, pairs(variables), numbers, *more, fds=[*open_fds, *fds])
 
 
 def agree_to_fork(connection: socket.socket) -> tuple[int, list[int]]:

@@ -143,26 +143,26 @@ def discard_dormant(names: Iterable[str] | None = None) -> None:
 def _become(request: "Request", connection: socket.socket, before: Mapping[str, str]) -> None:
     """Gives the dormant process the command line, name and settings that a new program has at its start."""
     connection.close()
-    replace_command_line(b"".join(word + b"\0" for word in request.words))
+    replace_command_line(b"".join(argument + b"\0" for argument in request.arguments))
     with suppress(OSError):
-        Path("/proc/self/comm").write_bytes(os.path.basename(request.words[0]))  # noqa: PTH119
+        Path("/proc/self/comm").write_bytes(os.path.basename(request.arguments[0]))  # noqa: PTH119
     refresh_libraries(environment.changes(before, environment.snapshot()))
 
 
-def start_program(words: list[bytes], fds: list[int]) -> int:
+def start_program(arguments: list[bytes], fds: list[int]) -> int:
     """Runs a Python program with these open files, if possible in the dormant process. Returns the pid."""
     dormant, _this.dormant = _this.dormant, None
     if dormant is not None:
         with dormant.connection as connection, suppress(OSError):  # the dormant process may have been killed
-            send_program(connection, words, fds)
+            send_program(connection, arguments, fds)
             return dormant.pid
-    return int(START_PROGRAM.get(util)(words[0], words, fds))
+    return int(START_PROGRAM.get(util)(arguments[0], arguments, fds))
 
 
 class Request(NamedTuple):
     """A request for a process, as `messages.send_request` sends it."""
 
-    words: list[bytes]
+    arguments: list[bytes]
     variables: dict[str, str]
     open_fds: dict[int, int]
     """The number in the requesting process -> the descriptor in this process."""
@@ -172,11 +172,11 @@ class Request(NamedTuple):
     @classmethod
     def receive(cls, connection: socket.socket) -> "Request":
         """Receives a request, in a fork. Raises MessageError or OSError."""
-        (words, variables, numbers, *more), received = receive(connection)
+        (arguments, variables, numbers, *more), received = receive(connection)
         moved = list(map(move_up, received))
         open_fds = dict(zip(map(int, numbers), moved, strict=False))
         texts = [[os.fsdecode(text) for text in section] for section in more]
-        return cls(words, dictionary(variables), open_fds, texts, moved[len(numbers) :])
+        return cls(arguments, dictionary(variables), open_fds, texts, moved[len(numbers) :])
 
 
 @contextmanager
@@ -190,11 +190,13 @@ def refused_if_it_fails(connection: socket.socket) -> Iterator[None]:
 
 
 def send_program(
-    connection: socket.socket, words: list[bytes], fds: Iterable[int], texts: Iterable[str] = (), *other_fds: int
+    connection: socket.socket, arguments: list[bytes], fds: Iterable[int], texts: Iterable[str] = (), *other_fds: int
 ) -> None:
     """Sends a program, with this process's variables and output, to a fork that calls `run_program`."""
     open_fds = [*filter(is_open, _OUTPUT), *fds]
-    send_request(connection, words, environment.snapshot(), open_fds, list(map(os.fsencode, texts)), fds=[*other_fds])
+    send_request(
+        connection, arguments, environment.snapshot(), open_fds, list(map(os.fsencode, texts)), fds=[*other_fds]
+    )
 
 
 def run_program(connection: socket.socket, begin: Callable[[Request], None]) -> NoReturn:
@@ -209,11 +211,11 @@ def run_program(connection: socket.socket, begin: Callable[[Request], None]) -> 
             atexit.register(EXIT_FUNCTION.get(util))  # since 3.13, multiprocessing relies on it
             request = Request.receive(connection)
             take_descriptors(request.open_fds, _OUTPUT)
-            code = request.words.index(b"-c") + 1
-            sys.argv[:] = map(os.fsdecode, (b"-c", *request.words[code + 1 :]))
+            code = request.arguments.index(b"-c") + 1
+            sys.argv[:] = map(os.fsdecode, (b"-c", *request.arguments[code + 1 :]))
             environment.replace_all(request.variables)
             begin(request)
-        exec(request.words[code], {"__name__": "__main__"})  # the code comes from our parent
+        exec(request.arguments[code], {"__name__": "__main__"})  # the code comes from our parent
         exit_code = 0
     except SystemExit as err:
         exit_code = err.code if isinstance(err.code, int) else 1

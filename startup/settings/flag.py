@@ -1,7 +1,7 @@
 """Describes a flag of `serve`, of the launcher, the embedded engine or the installed vLLM, and its keys.
 
-The launcher's flags come from the settings (`startup.words.supported`), vLLM's from the record of an earlier
-start (`startup.vllm_words.facts`). This module does not import click.
+The launcher's flags come from the settings (`startup.arguments.supported`), vLLM's from the record of an
+earlier start (`startup.vllm_arguments.vllm_record`). This module does not import click.
 """
 
 import re
@@ -81,7 +81,7 @@ class Flag(NamedTuple):
     variable: EnvVar[Any] | None = None
     """The variable that is read if the flag is not given."""
     changes: tuple[str, ...] = ()
-    """What vLLM's flag changes in a start (`startup.vllm_words.flags.Change`)."""
+    """What vLLM's flag changes in a start (`startup.vllm_arguments.flags.Change`)."""
     shortest: str = ""
     """The shortest abbreviation in vLLM 0.29–0.33. The name if there is none."""
 

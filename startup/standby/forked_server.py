@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from base.machine.command_line import masked_words, replace_command_line
+from base.machine.command_line import masked_arguments, replace_command_line
 from base.machine.descriptors import move_socket_up, move_up
 from base.machine.processes import process_start_ns
 from envs.environment import readdress, replace_all, snapshot
@@ -25,13 +25,13 @@ from startup.processes import death_pipe, messages
 from startup.processes.messages import RefusedError
 from startup.processes.new_program import Request, fork_dormant, refused_if_it_fails
 from startup.processes.state import STANDARD, refresh_libraries, take_descriptors
-from startup.settings.serve_words import LauncherLine
+from startup.settings.serve_arguments import LauncherLine
 from startup.standby import process_state
 from startup.standby.front_process import interpreter_state
 from startup.standby.import_state import ImportEnvironment, InstalledFiles
 
 if TYPE_CHECKING:
-    from startup.vllm_words.command_line import VllmLine
+    from startup.vllm_arguments.vllm_line import VllmLine
 
 _REQUEST_S = 5.0
 """The limit for the front process's request, in seconds. The front process sends it at once."""
@@ -77,14 +77,14 @@ class FrontLink:
         """Reports the command's exit code. The front process uses it if the template process has ended."""
         self._send(b"exit", str(code).encode())
 
-    def start_again(self, variable: str, value: str, *words: str) -> NoReturn:
-        """Ends this process. The front process then starts the server cold, with this variable and words."""
-        self._send(b"again", *map(os.fsencode, (variable, value, *words)))
+    def start_again(self, variable: str, value: str, *arguments: str) -> NoReturn:
+        """Ends this process. The front process then starts the server cold, with this variable, too."""
+        self._send(b"again", *map(os.fsencode, (variable, value, *arguments)))
         os._exit(0)
 
-    def _send(self, *words: bytes) -> None:
+    def _send(self, *arguments: bytes) -> None:
         with suppress(OSError):
-            messages.send(self._connection, list(words))
+            messages.send(self._connection, list(arguments))
 
 
 def take_over(
@@ -153,10 +153,10 @@ def _become_equal(request: Request, connection: socket.socket, front_pid: int, e
                 os.close(number)
         _raise_reason(process_state.take_over(front_pid))
     changed = replace_all(environment.applied_to(request.variables))
-    sys.argv[:] = map(os.fsdecode, request.words)
+    sys.argv[:] = map(os.fsdecode, request.arguments)
     sys.orig_argv[:] = orig_argv
     sys.path[:] = path
-    replace_command_line(masked_words(orig_argv))
+    replace_command_line(masked_arguments(orig_argv))
     _set_text_layer(*text_state)
     refresh_libraries(changed)
 

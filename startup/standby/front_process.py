@@ -12,7 +12,7 @@ import time
 from envs import environment, foreign
 from startup.processes import messages
 from startup.processes.messages import RefusedError
-from startup.settings.serve_words import LauncherLine
+from startup.settings.serve_arguments import LauncherLine
 from startup.standby import sockets
 from startup.standby.sockets import template_kind
 
@@ -123,10 +123,10 @@ def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int,
             raise RefusedError(f"{len(open_fds)} open file descriptors are inherited")
         messages.send_request(
             connection,
-            [os.fsencode(word) for word in sys.argv],
+            [os.fsencode(argument) for argument in sys.argv],
             environment.snapshot() | variables,
             open_fds,
-            [os.fsencode(word) for word in sys.orig_argv],
+            [os.fsencode(argument) for argument in sys.orig_argv],
             [os.fsencode(path) for path in sys.path],
             messages.pairs(interpreter_state()),
             _text_state(),

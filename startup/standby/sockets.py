@@ -15,7 +15,7 @@ from contextlib import suppress
 from envs import foreign
 from envs.foreign import expand_home
 from startup.processes import messages
-from startup.settings.serve_words import LauncherLine, is_eager, is_for_information
+from startup.settings.serve_arguments import LauncherLine, is_eager, is_for_information
 
 CONTROL = "standby"
 """The name of the socket on which the standby itself answers."""
@@ -116,8 +116,8 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
 
 
 def template_kind(given: LauncherLine) -> str | None:
-    """The kind of template for the words after `serve`. None if the start needs no slow imports."""
-    if is_for_information(given.words):
+    """The kind of template for the arguments after `serve`. None if the start needs no slow imports."""
+    if is_for_information(given.arguments):
         return None
     kind = template_kind_for(given.engine(), given)
     # With vLLM, this imports nothing; what vLLM's libraries print at the end of a process is not its output.
@@ -128,4 +128,4 @@ def template_kind_for(engine: str, given: LauncherLine) -> str:
     """The kind of template for an engine. vLLM's kinds differ only in whether the compiler is imported."""
     if engine == "embedded":
         return EMBEDDED
-    return VLLM_EAGER if is_eager(given.engine_words) else VLLM_COMPILED
+    return VLLM_EAGER if is_eager(given.engine_arguments) else VLLM_COMPILED

@@ -26,7 +26,7 @@ from startup.imports.heavy import import_engine
 from startup.imports.torch_environment import set_torch_variables
 from startup.processes import death_pipe
 from startup.processes.forks import Forks
-from startup.settings.serve_words import LauncherLine
+from startup.settings.serve_arguments import LauncherLine
 from startup.standby import sockets
 from startup.standby.forked_server import EarlyRead as EarlyRead  # the type of what `read` returns
 from startup.standby.forked_server import FrontLink as FrontLink  # the type of what `wait_for_start` returns
@@ -36,7 +36,7 @@ from startup.standby.sockets import EMBEDDED, VLLM_EAGER, peer_of
 
 if TYPE_CHECKING:
     from startup.vllm.launch.template_imports import TemplateImports
-    from startup.vllm_words.command_line import VllmLine
+    from startup.vllm_arguments.vllm_line import VllmLine
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ def choose_imports(kind: str, models: Sequence[str]) -> "EmbeddedImports | Templ
     if kind == EMBEDDED:
         return EmbeddedImports(models)
     from startup.vllm.launch.template_imports import TemplateImports
-    from startup.vllm_words.installed import require_vllm
+    from startup.vllm_arguments.installed import require_vllm
 
     return TemplateImports(require_vllm(), models, is_eager=kind == VLLM_EAGER)
 

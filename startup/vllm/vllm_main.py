@@ -13,8 +13,8 @@ from base.exit_codes import INTERRUPTED, USAGE
 from startup.errors import StartupError, with_code
 from startup.hook import Name
 from startup.storage.temp_folder import own_folder
-from startup.vllm_words.command_line import CONFIG, VllmLine
-from startup.vllm_words.installed import find_vllm
+from startup.vllm_arguments.installed import find_vllm
+from startup.vllm_arguments.vllm_line import CONFIG, VllmLine
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +24,12 @@ MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
 def run_serve(line: VllmLine) -> int:
     """Runs `vllm serve` until it returns, or raises SystemExit or an error of vLLM."""
     with ExitStack() as stack:
-        return _run(("serve", *words_with_copy(line, stack)))
+        return _run(("serve", *arguments_with_copy(line, stack)))
 
 
-def run_plain(words: Sequence[str]) -> int:
+def run_plain(arguments: Sequence[str]) -> int:
     """Runs another command of vLLM, and reports its failures as vLLM does."""
-    return without_click(lambda: _run(words))
+    return without_click(lambda: _run(arguments))
 
 
 def without_click(run: Callable[[], int]) -> int:
@@ -41,14 +41,14 @@ def without_click(run: Callable[[], int]) -> int:
         raise SystemExit(1) from err
 
 
-def _run(words: Sequence[str]) -> int:
-    sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), *words]  # noqa: PTH118, PTH120
+def _run(arguments: Sequence[str]) -> int:
+    sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), *arguments]  # noqa: PTH118, PTH120
     _find_main()()
     return 0
 
 
-def words_with_copy(line: VllmLine, stack: ExitStack) -> Sequence[str]:
-    """Returns vLLM's words. If a value in the `--config` file was replaced, they name a copy of the file.
+def arguments_with_copy(line: VllmLine, stack: ExitStack) -> Sequence[str]:
+    """Returns vLLM's arguments. If a value in the `--config` file was replaced, they name a copy of the file.
 
     The copy is in memory, because values may be secrets. Its name has a suffix that vLLM accepts. `stack`
     removes the copy.
@@ -56,18 +56,18 @@ def words_with_copy(line: VllmLine, stack: ExitStack) -> Sequence[str]:
     Raises:
         StartupError: a reference stays, or no copy can be made. vLLM would take `${KEY}` for the key.
     """
-    words, file = line.words, line.config
+    arguments, file = line.arguments, line.config
     if file is None:
-        return words
+        return arguments
     if file.refused or file.may_refer:
         raise StartupError(f"{CONFIG} {file.path}: {'; '.join(file.refused) or file.problem}")
     for reference in file.missing:
         logger.warning("%s: %s: vLLM gets the text as it is", CONFIG, reference)
     if not file.is_changed:
-        return words
+        return arguments
     import yaml
 
-    place = words.index(CONFIG) + 1
+    place = arguments.index(CONFIG) + 1
     try:
         name = stack.enter_context(own_folder()) / f"config{Path(file.path).suffix}"
         copy = stack.enter_context(os.fdopen(os.memfd_create(CONFIG), "w"))
@@ -78,7 +78,7 @@ def words_with_copy(line: VllmLine, stack: ExitStack) -> Sequence[str]:
         problem = f"no copy with the values of variables can be made: {err}"
         remedy = "Free disk space, inodes and descriptors, or set TMPDIR"
         raise StartupError(f"{CONFIG} {file.path}: {problem}. {remedy}") from err
-    return [*words[:place], str(name), *words[place + 1 :]]
+    return [*arguments[:place], str(name), *arguments[place + 1 :]]
 
 
 def run_other_command() -> int:

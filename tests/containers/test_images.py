@@ -131,8 +131,8 @@ def test_compose_serves_and_stops(image, model, tmp_path):
     port = free_port()
     environment = variables() | {"MODEL": "/cache/model", "PORT": str(port), "VLLM_API_KEY": "a-key"}
 
-    def compose(*words: str) -> None:
-        command = ["podman-compose", "-p", "composed", "-f", str(file), *words]
+    def compose(*arguments: str) -> None:
+        command = ["podman-compose", "-p", "composed", "-f", str(file), *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -223,12 +223,12 @@ def _documents(name: str, model: Path, port: int, mode: str = "--enforce-eager")
     [container] = spec["containers"]
     for listening in container.get("ports", ()):
         listening["hostPort"] = port
-    words = container["args"]
-    path = words[0] if words[0].startswith("/") else "/models"
-    words[0] = path if re.fullmatch(r"[\w-]+/[\w.-]+", words[0]) else words[0]
+    arguments = container["args"]
+    path = arguments[0] if arguments[0].startswith("/") else "/models"
+    arguments[0] = path if re.fullmatch(r"[\w-]+/[\w.-]+", arguments[0]) else arguments[0]
     folders = {path: model}
     if name in PODS_OF_VLLM:
-        words += ["--tensor-parallel-size=1", "--max-model-len=512", mode]
+        arguments += ["--tensor-parallel-size=1", "--max-model-len=512", mode]
         folders[PACKAGES] = packages_of(PYTHON)
         container["env"].append({"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"})
         container["resources"]["limits"].pop("nvidia.com/gpu")
@@ -259,7 +259,7 @@ def _group(model: Path, folder: Path, port: int) -> Iterator[dict[str, Any]]:
         known = {"LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": str(index), "LWS_LEADER_ADDRESS": _ADDRESSES["leader"]}
         [container] = pod["spec"]["containers"]
         for name, value in known.items():  # podman 4 does not expand $(NAME)
-            container["args"] = [word.replace(f"$({name})", value) for word in container["args"]]
+            container["args"] = [argument.replace(f"$({name})", value) for argument in container["args"]]
         yield pod
 
 

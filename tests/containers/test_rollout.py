@@ -218,22 +218,22 @@ class _Server(NamedTuple):
     pod: str  # of the manifests: its times and its readiness probe are used
     image: str
     rate: float  # requests a second, which two cores serve beside a start
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     options: tuple[str, ...] = ()
 
 
 @pytest.fixture
 def embedded(image: str) -> _Server:
-    return _Server("embedded", image, rate=10, words=("--shutdown-timeout=25",))
+    return _Server("embedded", image, rate=10, arguments=("--shutdown-timeout=25",))
 
 
 @pytest.fixture
 def vllm(vllm_image: str) -> _Server:
     """vLLM's attention for CPUs needs larger heads than the model has. The weights are made in the start."""
-    words = ("--shutdown-timeout=45", "--enforce-eager", "--load-format=dummy", '--hf-overrides={"head_dim": 32}')
+    arguments = ("--shutdown-timeout=45", "--enforce-eager", "--load-format=dummy", '--hf-overrides={"head_dim": 32}')
     variables = "HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1"
     options = (mount_of(PYTHON), "--shm-size=1g", *(f"--env={variable}" for variable in variables.split()))
-    return _Server("vllm", vllm_image, rate=2, words=words, options=options)
+    return _Server("vllm", vllm_image, rate=2, arguments=arguments, options=options)
 
 
 @pytest.fixture
@@ -257,8 +257,8 @@ def under_load(tiny_llama: Path, tmp_path: Path, request: pytest.FixtureRequest)
             """A container whose model is a new copy, as a new revision is."""
             model = shutil.copytree(tiny_llama, tmp_path / f"{time.monotonic_ns()}")
             options = (f"--volume={model}:/model:ro", "--user=0", *server.options)
-            words = ("/model", "--served-model-name=model", *server.words)
-            return Container(server.image, *words, options=options, port=port)
+            arguments = ("/model", "--served-model-name=model", *server.arguments)
+            return Container(server.image, *arguments, options=options, port=port)
 
         with (
             Balancer(tmp_path, [free_port() for _ in range(3)], probe) as balancer,

@@ -83,8 +83,8 @@ def test_answers_about_images_equal_those_of_transformers(family, tmp_path):
 def test_embeddings_equal_those_of_the_model(tmp_path):
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path)
-    words = [str(tmp_path), "--served-model-name", "tiny", "--runner", "pooling"]
-    with ServerProcess(words) as server, server.openai() as client:
+    arguments = [str(tmp_path), "--served-model-name", "tiny", "--runner", "pooling"]
+    with ServerProcess(arguments) as server, server.openai() as client:
         texts = ["hello world", "the capital of france is paris"] * 8
         vectors = [item.embedding for item in client.embeddings.create(model="tiny", input=texts).data]
     model = AutoModel.from_pretrained(tmp_path).eval()

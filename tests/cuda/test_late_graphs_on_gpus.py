@@ -49,10 +49,10 @@ def _texts(server: _Server, size: int) -> list[str]:
 def compare(tmp_path, model, record_property):
     """Compares texts of servers that capture late, cold and warm, with those of one that captures before."""
 
-    def run(feature: str, *words: str, model: Path = model, environment: dict[str, str] | None = None) -> None:
+    def run(feature: str, *arguments: str, model: Path = model, environment: dict[str, str] | None = None) -> None:
         found = {}
         for state, launcher, when in _STARTS:
-            flags = (*_WORDS, "--cuda-graphs", when, *words)
+            flags = (*_WORDS, "--cuda-graphs", when, *arguments)
             with _Server(launcher, model, *flags, folder=tmp_path, environment=environment) as server:
                 server.wait_ready()
                 texts = [_texts(server, size) for size in _SIZES]
@@ -105,8 +105,8 @@ FEATURES = {
 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_a_feature(compare, feature):
-    words, environment = FEATURES[feature]
-    compare(feature, *words, environment=environment)
+    arguments, environment = FEATURES[feature]
+    compare(feature, *arguments, environment=environment)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -116,12 +116,12 @@ def test_several_ranks(compare):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [("--tensor-parallel-size", "2", "--disable-custom-all-reduce"), ("--pipeline-parallel-size", "2")],
     ids=["NCCL", "pipeline"],
 )
-def test_several_ranks_in_other_ways(compare, words):
-    compare("several ranks in another way", *words)
+def test_several_ranks_in_other_ways(compare, arguments):
+    compare("several ranks in another way", *arguments)
 
 
 @pytest.mark.skipif("GPU_MOE_MODEL" not in os.environ, reason="GPU_MOE_MODEL names no mixture of experts")

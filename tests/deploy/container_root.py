@@ -48,7 +48,7 @@ if words[:1] == ["serve"]:
 class Checked(NamedTuple):
     """A `vllm-cli serve` of a shell script, and the result of its preflight."""
 
-    words: list[str]
+    arguments: list[str]
     exit_code: int
     output: str
 
@@ -84,10 +84,10 @@ class ContainerRoot:
     def prepare(self, start: Start) -> tuple[list[str], dict[str, str]]:
         """Writes a start's files. Returns the start's words after `serve` (no port) and its variables."""
         self.write(start.files)
-        own_words = [word for word in start.serve_words if not word.startswith("--port=")]
+        own_words = [argument for argument in start.serve_arguments if not argument.startswith("--port=")]
         variables = {name: self._locally(value) for name, value in start.variables.items()}
         path = variables.get("PATH", "$PATH").replace("$PATH", f"{self._programs}:{os.environ['PATH']}")
-        return [self._locally(word) for word in own_words], variables | {"HF_HUB_OFFLINE": "1", "PATH": path}
+        return [self._locally(argument) for argument in own_words], variables | {"HF_HUB_OFFLINE": "1", "PATH": path}
 
     def write(self, files: Mapping[str, str]) -> None:
         """Writes files that a start reads. Relative paths are in the working folder."""

@@ -26,10 +26,10 @@ class Instruction(NamedTuple):
     value: str
 
     @property
-    def words(self) -> list[str]:
+    def arguments(self) -> list[str]:
         """The words of the exec form. Otherwise, the value split at spaces."""
         if self.value.startswith("["):
-            return [str(word) for word in json.loads(self.value)]
+            return [str(argument) for argument in json.loads(self.value)]
         return self.value.split()
 
 
@@ -54,16 +54,16 @@ def last(stage: list[Instruction], name: str) -> Instruction:
 class Start:
     """The words and variables that a container runtime or systemd executes, and the files that these read."""
 
-    words: list[str]
+    arguments: list[str]
     variables: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def serve_words(self) -> list[str]:
+    def serve_arguments(self) -> list[str]:
         """The words after `vllm-cli serve`."""
-        program, command, *words = self.words
+        program, command, *arguments = self.arguments
         assert (Path(program).name, command) == ("vllm-cli", "serve")
-        return words
+        return arguments
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ class Example:
         blocks: dict[str, list[str]] = {"sh": [], "yaml": []}
         for kind, block in _BLOCK.findall(text):
             blocks[kind].append(block)
-        pods = [words for block in blocks["yaml"] if (words := yaml.safe_load(block).get("args"))]
-        entrypoint = shlex.join(_image().words)
+        pods = [arguments for block in blocks["yaml"] if (arguments := yaml.safe_load(block).get("args"))]
+        entrypoint = shlex.join(_image().arguments)
         shell = [_RUN_OF_IMAGE.sub(entrypoint, block) for block in blocks["sh"]]
-        shell += [f"{entrypoint} {shlex.join(words)}" for words in pods]
+        shell += [f"{entrypoint} {shlex.join(arguments)}" for arguments in pods]
         script = "\n".join(block for block in shell if "vllm-cli serve" in block)
         names = dict.fromkeys(re.findall(r"--models (\S+\.yaml)", script))
         models = [block for block in blocks["yaml"] if re.search("^models:", block, re.MULTILINE)]
@@ -102,7 +102,7 @@ def pod_start(name: str) -> Start:
     is_baked = "command" not in container and "args" not in container
     image = _image(DEPLOY / "docker" / "baked.Dockerfile") if is_baked else _image()
     if container["image"] != "vllm-cli":
-        image = Start([*image.words[:2], "--engine", "vllm", *image.words[2:]])
+        image = Start([*image.arguments[:2], "--engine", "vllm", *image.arguments[2:]])
     sources = {volume["name"]: volume.get("configMap") for volume in pod["volumes"]}
     files = {
         f"{mount['mountPath']}/{file}": text
@@ -119,19 +119,19 @@ def pod_start(name: str) -> Start:
         "LWS_WORKER_INDEX": "1" if name.endswith("worker") else "0",
         "LWS_LEADER_ADDRESS": "vllm-cli-nodes-0.vllm-cli-nodes.default",
     }
-    words = [
-        re.sub(r"\$\((\w+)\)", lambda found: known[found[1]], word)
-        for word in [*container.get("command", image.words), *container.get("args", [])]
+    arguments = [
+        re.sub(r"\$\((\w+)\)", lambda found: known[found[1]], argument)
+        for argument in [*container.get("command", image.arguments), *container.get("args", [])]
     ]
-    return Start(words, {**image.variables, **variables}, files)
+    return Start(arguments, {**image.variables, **variables}, files)
 
 
 def _image(path: Path = ROOT / "Dockerfile") -> Start:
     """The start of a container of the image, without words. Another Dockerfile may extend the image."""
     stage = read_stages()[-1]
-    commands = [step.words for step in read_stages(path)[-1] if step.name == "CMD"]
-    variables = dict(word.split("=", 1) for word in shlex.split(last(stage, "ENV").value))
-    return Start([*last(stage, "ENTRYPOINT").words, *sum(commands, [])], variables)
+    commands = [step.arguments for step in read_stages(path)[-1] if step.name == "CMD"]
+    variables = dict(argument.split("=", 1) for argument in shlex.split(last(stage, "ENV").value))
+    return Start([*last(stage, "ENTRYPOINT").arguments, *sum(commands, [])], variables)
 
 
 def _compose(**given: str) -> Start:
@@ -139,24 +139,28 @@ def _compose(**given: str) -> Start:
         return re.sub(r"\$\{(\w+):-(.*?)\}", lambda found: given.get(found[1], found[2]), text)
 
     service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["llm"]
-    words = [*_image().words, *(fill(word) for word in service["command"])]
-    return Start(words, {**_image().variables, **{name: fill(text) for name, text in service["environment"].items()}})
+    arguments = [*_image().arguments, *(fill(argument) for argument in service["command"])]
+    return Start(
+        arguments, {**_image().variables, **{name: fill(text) for name, text in service["environment"].items()}}
+    )
 
 
 def _unit() -> Start:
     """The start of the system's unit, with the configuration in the unit's first lines and an API key."""
     text = (DEPLOY / "systemd" / "vllm-cli.service").read_text()
     [(path, configuration)] = re.findall(r"(/etc/\S+) \(`(.*)`\)", text)
-    [words, variables] = (re.findall(f"^{name}=(.*)", text, re.MULTILINE)[0] for name in ("ExecStart", "Environment"))
-    given = dict(word.split("=", 1) for word in shlex.split(variables))
-    return Start(shlex.split(words), given | {"VLLM_API_KEY": SECRETS["api-key"]}, {path: configuration})
+    [arguments, variables] = (
+        re.findall(f"^{name}=(.*)", text, re.MULTILINE)[0] for name in ("ExecStart", "Environment")
+    )
+    given = dict(argument.split("=", 1) for argument in shlex.split(variables))
+    return Start(shlex.split(arguments), given | {"VLLM_API_KEY": SECRETS["api-key"]}, {path: configuration})
 
 
 def _models() -> Start:
     """The start with the command in the first lines of deploy/models.yaml."""
     text = (DEPLOY / "models.yaml").read_text()
-    words = re.findall(r": (vllm-cli serve .*)", text)[0].split()
-    return Start(words, {**_image().variables, "VLLM_API_KEY": SECRETS["api-key"]}, {words[-1]: text})
+    arguments = re.findall(r": (vllm-cli serve .*)", text)[0].split()
+    return Start(arguments, {**_image().variables, "VLLM_API_KEY": SECRETS["api-key"]}, {arguments[-1]: text})
 
 
 STARTS: Final = {

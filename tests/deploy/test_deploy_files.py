@@ -42,7 +42,7 @@ def _service(path: Path = SERVICE) -> configparser.SectionProxy:
 
 
 def test_the_image_contains_every_package_and_nothing_else():
-    sources = [word for copy in read_stages()[0] if copy.name == "COPY" for word in copy.words[:-1]]
+    sources = [argument for copy in read_stages()[0] if copy.name == "COPY" for argument in copy.arguments[:-1]]
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", *packages} <= set(sources)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
@@ -71,20 +71,20 @@ def test_the_image_runs_as_an_unprivileged_user_and_has_a_health_check():
     uid, _, gid = last(final, "USER").value.partition(":")
     assert int(uid) > 0 == int(gid)
     check = last(final, "HEALTHCHECK").value
-    program, command, *words = [str(word) for word in yaml.safe_load(check[check.index("[") :])]
+    program, command, *arguments = [str(argument) for argument in yaml.safe_load(check[check.index("[") :])]
     assert (program, command) == ("vllm-cli", "wait")
-    timeout_s = wait.make_context("wait", words).params["timeout_s"]
+    timeout_s = wait.make_context("wait", arguments).params["timeout_s"]
     limit = re.search(r"--timeout=(\d+)s", check)
     assert limit and timeout_s < int(limit[1])
 
 
 def test_the_baked_image_serves_with_the_flags_that_it_was_baked_with():
     [stage] = read_stages(ROOT / "deploy" / "docker" / "baked.Dockerfile")
-    program, command, *baked = last(stage, "RUN").words
+    program, command, *baked = last(stage, "RUN").arguments
     assert (program, command) == ("vllm-cli", "bake")
-    served = last(stage, "CMD").words
+    served = last(stage, "CMD").arguments
     assert baked == served
-    assert served[0] == last(stage, "COPY").words[-1]
+    assert served[0] == last(stage, "COPY").arguments[-1]
     assert last(stage, "USER").value == last(read_stages()[-1], "USER").value
 
 
@@ -106,9 +106,9 @@ def test_compose_and_the_unit_have_time_for_the_drain_and_the_unit_waits_for_rea
 
 def test_the_unit_of_the_standby_leaves_servers_alone_and_waits_for_the_imports():
     service = _service(STANDBY)
-    program, command, *words = shlex.split(service["ExecStart"])
+    program, command, *arguments = shlex.split(service["ExecStart"])
     assert (Path(program).name, command) == ("vllm-cli", "standby")
-    assert standby.make_context("standby", words).params["is_detached"] is False
+    assert standby.make_context("standby", arguments).params["is_detached"] is False
     assert (service["Type"], service["KillMode"], service["Restart"]) == ("notify", "process", "on-failure")
     assert "DynamicUser" not in service  # it serves the user's own starts, in the user's namespaces
     assert set(service["RestartPreventExitStatus"].split()) == {"2", "3"}
@@ -144,8 +144,8 @@ def test_systemd_accepts_the_units(is_warm, units):
 
 
 def _exposure(unit: Path) -> float:
-    words = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    arguments = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=200)
     [level] = re.findall(r"Overall exposure level for .*: ([\d.]+)", done.stdout)
     return float(level)
 

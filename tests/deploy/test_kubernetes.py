@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from base.server_settings import LifecycleConfig
-from startup.settings.serve_words import LauncherLine
-from startup.vllm_words.command_line import VllmLine
+from startup.settings.serve_arguments import LauncherLine
+from startup.vllm_arguments.vllm_line import VllmLine
 from tests.deploy.container_root import ContainerRoot
 from tests.deploy.manifests import COMPONENTS, POD_NAMES, VARIANTS, pod_of, pods_of, render
 from tests.deploy.shipped import EXAMPLES, PODS_OF_EMBEDDED, PODS_OF_VLLM, SECRETS, STARTS, pod_start
@@ -30,7 +30,7 @@ def test_each_component_is_in_a_variant():
 
 
 def _line(name: str) -> VllmLine:
-    return VllmLine.of(LauncherLine(pod_start(name).serve_words).engine_words)
+    return VllmLine.of(LauncherLine(pod_start(name).serve_arguments).engine_arguments)
 
 
 @pytest.mark.parametrize("name", POD_NAMES)
@@ -151,9 +151,9 @@ _SAME_WITH_LESS = ("image", "compose")
 @pytest.mark.parametrize("name", [*(name for name in STARTS if name not in _SAME_WITH_LESS), *PODS_OF_EMBEDDED])
 def test_it_serves_its_models_to_clients_with_the_key(name, root):
     start = STARTS.get(name) or pod_start(name)
-    words, variables = root.prepare(start)
+    arguments, variables = root.prepare(start)
     key = variables.get("VLLM_API_KEY")
-    with ServerProcess(words, environment=variables, launcher=root.launcher) as server:
+    with ServerProcess(arguments, environment=variables, launcher=root.launcher) as server:
         for model in ask(f"{server.url}/v1/models", key=key).json["data"]:
             body = {"model": model["id"], "prompt": "Once", "max_tokens": 1}
             assert ask(f"{server.url}/v1/completions", body, key=key).status == 200, server.log
@@ -166,9 +166,9 @@ def test_it_serves_its_models_to_clients_with_the_key(name, root):
 def test_it_starts_vllm(name, tiny_llama):
     with short_folder() as folder:
         root = ContainerRoot(folder / "root", tiny_llama, architectures=["FakeForCausalLM"])
-        words, variables = root.prepare(pod_start(name))
-        with FakeStart(root.home, *words, env=environment(root.home, **variables)) as start:
-            if "--headless" in words:
+        arguments, variables = root.prepare(pod_start(name))
+        with FakeStart(root.home, *arguments, env=environment(root.home, **variables)) as start:
+            if "--headless" in arguments:
                 start.wait_logged("headless engine")
             else:
                 start.wait_ready()

@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
-from startup.settings.serve_words import LauncherLine
-from startup.vllm_words.command_line import VllmLine
+from startup.settings.serve_arguments import LauncherLine
+from startup.vllm_arguments.vllm_line import VllmLine
 from tests.deploy.conftest import installed
 from tests.deploy.manifests import POD_NAMES, VARIANTS, Document, pod_of, render, render_kustomization
 from tests.deploy.shipped import ROOT
@@ -47,12 +47,12 @@ def test_charts_of_others_start_the_launcher_with_words_that_it_takes_and_time_t
     runtime = ["--port=8080", "--served-model-name=x", "--model=/mnt/models"]
     [model] = _deployed("helm/production-stack.yaml")["servingEngineSpec"]["modelSpec"]
     chart = ["serve", model["modelURL"], "--host", "0.0.0.0", "--port", "8000", "--enable-prefix-caching"]
-    for command, words in (
+    for command, arguments in (
         (service["command"], [*runtime, *service["args"]]),
         (["vllm", chart[0]], [*chart[1:], *model["vllmConfig"]["extraArgs"]]),
     ):
         assert command == ["vllm", "serve"]
-        line = VllmLine.of(LauncherLine(words).engine_words)
+        line = VllmLine.of(LauncherLine(arguments).engine_arguments)
         assert float(line.value("--shutdown-timeout") or 0) + HANG_S == 30  # what a pod has that sets no value
 
 

@@ -81,7 +81,7 @@ class Systemd:
 
     def __enter__(self) -> Self:
         self._cgroup = _own_cgroup()
-        binds = [word for name, path in _PLACES.items() for word in (path, f"opt/{name}")]
+        binds = [argument for name, path in _PLACES.items() for argument in (path, f"opt/{name}")]
         unshare = ["unshare", *_NAMESPACES, "--fork", "--kill-child"]
         boot = [*unshare, "sh", "-c", _BOOT, self._folder / "mounts", self._folder / "files", *binds, "--"]
         enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', self._cgroup]
@@ -121,10 +121,10 @@ class Systemd:
         self._init = init.pid
         return self.run("systemctl", "is-active", "multi-user.target").stdout == "active\n"
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs a command as root in the manager's namespaces."""
         enter = ["nsenter", f"--target={self._init}", *_NAMESPACES, "--root", "--wd"]
-        return subprocess.run([*enter, *words], capture_output=True, text=True, timeout=300)
+        return subprocess.run([*enter, *arguments], capture_output=True, text=True, timeout=300)
 
     def start(self, *units: str) -> subprocess.CompletedProcess[str]:
         """Starts units. Returns once they are ready."""
@@ -285,8 +285,8 @@ def test_a_server_that_hangs_or_loses_its_engine_is_restarted(tiny_llama):
 
 def test_a_reload_with_the_page_s_line_reads_the_models_file_again(tiny_llama):
     [reload] = re.findall(r"`(ExecReload=[^`]+)`", " ".join((ROOT / "docs" / "many-models.md").read_text().split()))
-    words = "serve --models /etc/vllm-cli/models.yaml"
-    drop_in = f"{_LOGGED}ExecStart=\nExecStart=/opt/vllm-cli/bin/vllm-cli {words}\n{reload}\n"
+    arguments = "serve --models /etc/vllm-cli/models.yaml"
+    drop_in = f"{_LOGGED}ExecStart=\nExecStart=/opt/vllm-cli/bin/vllm-cli {arguments}\n{reload}\n"
     files = {
         "/etc/units/vllm-cli.service.d/log.conf": drop_in,
         "/etc/vllm-cli/models.yaml": "models: {first: {model: /opt/model}}\n",

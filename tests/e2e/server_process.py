@@ -44,10 +44,10 @@ class ServerProcess(Server):
         if self.variables.get("VCLI_STANDBY") != "require":
             return self.root
         try:
-            words = self.root.cmdline()
+            arguments = self.root.cmdline()
         except psutil.NoSuchProcess:  # it has ended
             return self.root
-        same = {each.pid: each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == words}
+        same = {each.pid: each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == arguments}
         forked = [each for each in same.values() if each != self.root and _parent(each) not in same]
         return forked[0] if forked else self.root
 
@@ -86,7 +86,7 @@ class ServerProcess(Server):
         lines = self.ask("/metrics").body.decode().splitlines()
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         samples = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
-        values = [float(line.rpartition(" ")[2]) for line in samples if all(word in line for word in wanted)]
+        values = [float(line.rpartition(" ")[2]) for line in samples if all(argument in line for argument in wanted)]
         assert values, f"no metric {name}"
         return sum(values)
 
@@ -147,16 +147,16 @@ def for_each_process(server: ServerProcess, question: Callable[[psutil.Process],
 
 
 def _roles(api: psutil.Process, process: psutil.Process) -> Iterator[Role]:
-    words = " ".join(process.cmdline())
+    arguments = " ".join(process.cmdline())
     if process == api:
         yield "api"
-    elif process.ppid() != api.pid or "multiprocessing.spawn import" in words:
+    elif process.ppid() != api.pid or "multiprocessing.spawn import" in arguments:
         yield "engine"  # forked by the forkserver, or spawned
-    elif "resource_tracker import" in words:
+    elif "resource_tracker import" in arguments:
         yield "resource_tracker"
-    elif "forkserver import" in words:
+    elif "forkserver import" in arguments:
         yield "forkserver"
-    elif "prefetch.worker" in words:
+    elif "prefetch.worker" in arguments:
         yield "prefetch"
     elif has_death_pipe(process):  # without one it may be about to execute another program
         yield "engine" if _has_torch(process) else "responder"

@@ -122,9 +122,9 @@ class SecretWatch:
         self._has_ended.set()
         self._thread.join()
 
-    def allow(self, words: Sequence[str]) -> None:
+    def allow(self, arguments: Sequence[str]) -> None:
         """Allows the words of a command that the user types."""
-        self._typed.append([word.encode() for word in words])
+        self._typed.append([argument.encode() for argument in arguments])
 
     def check(self, *folders: Path) -> None:
         """Fails if the mark was found before, or is in a file of these folders."""
@@ -142,15 +142,15 @@ class SecretWatch:
         if self._mark not in (process / "cmdline").read_bytes():
             return
         has_children = any((task / "children").read_bytes() for task in (process / "task").iterdir())
-        words = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-        if self._mark in b"\0".join(words) and (has_children or not self._is_typed(words)):
-            self._found.add(b" ".join(words).decode(errors="replace"))
+        arguments = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        if self._mark in b"\0".join(arguments) and (has_children or not self._is_typed(arguments)):
+            self._found.add(b" ".join(arguments).decode(errors="replace"))
 
-    def _is_typed(self, words: list[bytes]) -> bool:
+    def _is_typed(self, arguments: list[bytes]) -> bool:
         return any(
-            words[begin : begin + len(typed)] == typed
+            arguments[begin : begin + len(typed)] == typed
             for typed in self._typed
-            for begin in range(len(words) - len(typed) + 1)
+            for begin in range(len(arguments) - len(typed) + 1)
         )
 
     def _files_with_mark(self, folder: Path, most_bytes: float = float("inf")) -> Iterator[Path]:
@@ -203,9 +203,9 @@ def watch(sandbox: _Sandbox) -> Iterator[SecretWatch]:
 def server(sandbox: _Sandbox, watch: SecretWatch, tiny_llama: Path) -> Iterator[ServerProcess]:
     """A server with keys, and with a report of its start."""
     files = ["--startup-report", str(sandbox.work / "report.json")]
-    words = [str(tiny_llama), *EMBEDDED.split(), "--log-level", "DEBUG", *files, *SECRETS]
-    watch.allow(words)
-    with ServerProcess(words, environment=sandbox.environment) as running:
+    arguments = [str(tiny_llama), *EMBEDDED.split(), "--log-level", "DEBUG", *files, *SECRETS]
+    watch.allow(arguments)
+    with ServerProcess(arguments, environment=sandbox.environment) as running:
         yield running
 
 
@@ -223,9 +223,9 @@ def test_a_command_shows_no_secret(name, sandbox, watch, server, tiny_llama):
     }
     watch.allow(measured)
     for run in RUNS[name]:
-        words = [*name.split(), *(word for part in run.split() for word in values.get(part, [part]))]
-        watch.allow(words)
-        done = run_cli(*words, environment=sandbox.environment, cwd=sandbox.work)
+        arguments = [*name.split(), *(argument for part in run.split() for argument in values.get(part, [part]))]
+        watch.allow(arguments)
+        done = run_cli(*arguments, environment=sandbox.environment, cwd=sandbox.work)
         assert MARK not in done.stdout + done.stderr
         assert done.returncode in EXIT_CODES.get(name, {0}), done.stderr
     watch.check(sandbox.root)
@@ -244,12 +244,12 @@ def test_no_answer_and_no_log_line_shows_a_secret(server, watch):
 
 def test_a_warm_start_shows_no_secret(sandbox, watch, tiny_llama):
     """The standby, template process and dormant forkserver show no secret. Nor does the next start."""
-    words = [str(tiny_llama), *EMBEDDED.split(), *SECRETS]
-    watch.allow(words)
+    arguments = [str(tiny_llama), *EMBEDDED.split(), *SECRETS]
+    watch.allow(arguments)
     token = f"token-{uuid4().hex}"
     with StandbyProcess(environment=sandbox.environment) as standby:
         environment = sandbox.environment | standby.environment
-        with ServerProcess(words, environment=environment | {"A_TOKEN": token}) as server:
+        with ServerProcess(arguments, environment=environment | {"A_TOKEN": token}) as server:
             forked = server.serving_process().pid
             assert ask(f"{server.url}/v1/models", key=KEYS[1]).status == 200
             assert ask(f"{server.url}/v1/models").status == 401
@@ -292,9 +292,9 @@ def test_a_router_and_its_models_show_no_secret(sandbox, watch, tiny_llama, tmp_
     model = {"model": str(tiny_llama), "env": {"WANDB_API_KEY": f"{MARK}-8"}, "args": f"--hf-token {MARK}-9"}
     file = tmp_path / "models.yaml"
     file.write_text(json.dumps({"apiKeys": [f"{MARK}-10"], "models": {"tiny": model}}))
-    words = ["--models", str(file), *EMBEDDED.split(), "--standby", "off", "--log-level", "DEBUG", *SECRETS]
-    watch.allow(words)
-    with ServerProcess(words, environment=sandbox.environment) as router:
+    arguments = ["--models", str(file), *EMBEDDED.split(), "--standby", "off", "--log-level", "DEBUG", *SECRETS]
+    watch.allow(arguments)
+    with ServerProcess(arguments, environment=sandbox.environment) as router:
         body = {"model": "tiny", "prompt": "a", "max_tokens": 2}
         for key in (*KEYS, f"{MARK}-10"):
             assert ask(f"{router.url}/v1/completions", body, key=key).status == 200
@@ -307,9 +307,9 @@ def test_a_router_and_its_models_show_no_secret(sandbox, watch, tiny_llama, tmp_
 
 def test_a_start_of_vllm_shows_no_secret(sandbox, watch):
     """The start writes a preload profile and a journal."""
-    words = ["model", "--enforce-eager", *SECRETS]
-    watch.allow(words)
-    with FakeStart(sandbox.work, *words, env=fake_environment(sandbox.root, **sandbox.environment)) as start:
+    arguments = ["model", "--enforce-eager", *SECRETS]
+    watch.allow(arguments)
+    with FakeStart(sandbox.work, *arguments, env=fake_environment(sandbox.root, **sandbox.environment)) as start:
         start.wait_ready()
         wait_until(lambda: list(sandbox.root.glob("cache/vllm_cli/preload/*.json")))
     assert MARK not in start.log

@@ -27,8 +27,8 @@ _COLD = ("--standby", "off")
 class _Server(ServerProcess):
     """A router with its only model."""
 
-    def __init__(self, model: Path, *words: str, environment: Mapping[str, str] | None = None) -> None:
-        super().__init__([str(model), "--engine", "embedded", *words], environment=environment)
+    def __init__(self, model: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__([str(model), "--engine", "embedded", *arguments], environment=environment)
 
     def state(self) -> str:
         """The model's state in the answers to probes."""
@@ -166,10 +166,10 @@ os.execv(sys.executable, [sys.executable, "-m", "vllm_cli", "serve", *sys.argv[2
 
 def test_a_router_keeps_the_socket_of_its_service(tiny_llama):
     """The model's server never has the variables of the service manager. The socket outlives this server."""
-    words = ("--port", "1", "--max-model-len", "256", "--idle-stop", "1s", "--standby", "off")
+    arguments = ("--port", "1", "--max-model-len", "256", "--idle-stop", "1s", "--standby", "off")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = subprocess.Popen(
-            [sys.executable, "-c", _EXEC, str(listener.fileno()), str(tiny_llama), *words],
+            [sys.executable, "-c", _EXEC, str(listener.fileno()), str(tiny_llama), *arguments],
             env=os.environ | {"LISTEN_FDS": "1"},
             pass_fds=[listener.fileno()],
         )

@@ -68,10 +68,10 @@ def test_server_is_found_and_stopped_by_its_port(start_tiny_server, cold_or_warm
         assert server.process.pid not in [each["pid"] for each in _entries()]
 
 
-def _stop_process(which: str, entry: dict[str, Any], *words: str) -> subprocess.CompletedProcess[str]:
+def _stop_process(which: str, entry: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Stops a process by its id, or by the address if the id is the port of another test's server."""
-    run = run_cli("stop", entry[which], *words)
-    return run_cli("stop", entry["address"], *words) if "by its address" in run.stderr else run
+    run = run_cli("stop", entry[which], *arguments)
+    return run_cli("stop", entry["address"], *arguments) if "by its address" in run.stderr else run
 
 
 @pytest.mark.parametrize("which", ["pid", "forked_pid"])

@@ -71,7 +71,7 @@ def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(start_tiny_server
         assert server.process.wait(GONE_S) == code
         name = signal.Signals(number).name
         assert server.log.count(f"stopped by {name} during the start, in phase ") == 1, server.log
-        assert not any(word in server.log for word in ("Error", "Cause:"))
+        assert not any(argument in server.log for argument in ("Error", "Cause:"))
         assert list(temp.iterdir()) == []
 
 
@@ -132,8 +132,8 @@ def test_request_whose_body_is_still_being_sent_is_answered(start_tiny_server):
 def test_request_whose_body_never_ends_gets_a_503_and_does_not_delay_the_exit(
     start_tiny_server, timeout_s, num_signals
 ):
-    words = ("--shutdown-timeout", timeout_s, "--http-body-timeout", "100000")
-    with start_tiny_server(*words) as server, RawClient(server.port) as slow:
+    arguments = ("--shutdown-timeout", timeout_s, "--http-body-timeout", "100000")
+    with start_tiny_server(*arguments) as server, RawClient(server.port) as slow:
         slow.send(_SLOW[:-10])
         server.wait_load(1)
         server.process.send_signal(signal.SIGTERM)
@@ -183,17 +183,19 @@ def test_no_process_outlives_an_api_process_that_is_killed_during_the_start(star
         server.process.kill()
 
 
-@pytest.mark.parametrize("words", [(), ("--idle-stop", "1h")], ids=["server", "router"])
+@pytest.mark.parametrize("arguments", [(), ("--idle-stop", "1h")], ids=["server", "router"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT])
-def test_the_next_start_removes_what_a_killed_one_has_left(start_tiny_server, words, number):
+def test_the_next_start_removes_what_a_killed_one_has_left(start_tiny_server, arguments, number):
     with short_folder() as temp:
         environment = {"TMPDIR": str(temp)}
-        with start_tiny_server(*words, environment=environment) as server:
+        with start_tiny_server(*arguments, environment=environment) as server:
             server.family()
             server.process.send_signal(number)
             assert server.process.wait(GONE_S) == -number
-        with start_tiny_server(*words, environment=environment) as server:
-            wait_until(lambda: len(list(temp.iterdir())) == 1 + len(words) // 2)  # a library's file stays for a moment
+        with start_tiny_server(*arguments, environment=environment) as server:
+            wait_until(
+                lambda: len(list(temp.iterdir())) == 1 + len(arguments) // 2
+            )  # a library's file stays for a moment
             server.terminate()
         assert list(temp.iterdir()) == []
 

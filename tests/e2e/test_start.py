@@ -113,10 +113,10 @@ def test_preflight_reports_all_faults_at_once_before_heavy_imports(tmp_path, mod
     (model / "tokenizer.json").write_text("{")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        words = ("serve", model, "--host", "127.0.0.1", "--port", port)
-        run = run_cli(*words, environment=_audit_environment(tmp_path, "all"))
+        arguments = ("serve", model, "--host", "127.0.0.1", "--port", port)
+        run = run_cli(*arguments, environment=_audit_environment(tmp_path, "all"))
     assert run.returncode == 3
-    assert all(word in run.stderr for word in (port, "model.safetensors", "tokenizer.json"))
+    assert all(argument in run.stderr for argument in (port, "model.safetensors", "tokenizer.json"))
     assert not (tmp_path / "audit").exists(), (tmp_path / "audit").read_text()
 
 
@@ -151,8 +151,8 @@ FLAGS = ("--log-format", "json", "--enable-log-requests", "--disable-access-log-
 @pytest.fixture(scope="module")
 def server(model_path: Path) -> Iterator[ServerProcess]:
     """A server that logs JSON, and its statistics five times a second."""
-    words = [str(model_path), "--served-model-name", "smol", "--max-model-len", "1024", *FLAGS]
-    with ServerProcess(words, environment={"VLLM_LOG_STATS_INTERVAL": "0.2"}) as server:
+    arguments = [str(model_path), "--served-model-name", "smol", "--max-model-len", "1024", *FLAGS]
+    with ServerProcess(arguments, environment={"VLLM_LOG_STATS_INTERVAL": "0.2"}) as server:
         yield server
 
 

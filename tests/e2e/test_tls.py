@@ -57,8 +57,15 @@ def files(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(tiny_llama: Path, files: Path, cold_or_warm: dict[str, str]) -> Iterator[TlsServer]:
     certificate = Certificate(files / "server.crt", files / "server.key")
-    words = ["--api-key", "given-key-1", "given-key-2", "--api-key-file", str(files / "keys"), "--enable-ssl-refresh"]
-    with TlsServer(tiny_llama, *words, certificate=certificate, environment=cold_or_warm) as running:
+    arguments = [
+        "--api-key",
+        "given-key-1",
+        "given-key-2",
+        "--api-key-file",
+        str(files / "keys"),
+        "--enable-ssl-refresh",
+    ]
+    with TlsServer(tiny_llama, *arguments, certificate=certificate, environment=cold_or_warm) as running:
         yield running
 
 
@@ -67,7 +74,7 @@ def test_tls_and_keys_hold_from_the_first_response_on_and_are_renewed(server, fi
     server.wait_ready()
     command_lines = for_each_process(server, lambda process: " ".join(process.cmdline()))
     assert command_lines
-    assert not any("given-key" in words for words in command_lines)
+    assert not any("given-key" in arguments for arguments in command_lines)
     assert server.get("/v1/models").status == 401
     for key in ("given-key-1", "given-key-2", "filed-key-1", "filed-key-2"):
         assert server.get("/v1/models", key).status == 200

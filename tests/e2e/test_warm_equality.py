@@ -162,9 +162,9 @@ class _Job:
     @contextmanager
     def running(self, environment: dict[str, str], launcher: tuple[str, ...] = (), **options: Any) -> Iterator[Any]:
         """Starts the command without a terminal. Yields its process once the server is ready."""
-        words = [*launcher, *self.command.split()]
+        arguments = [*launcher, *self.command.split()]
         streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | options
-        with subprocess.Popen(words, env=os.environ | environment, **streams) as process:
+        with subprocess.Popen(arguments, env=os.environ | environment, **streams) as process:
             try:
                 wait_until(lambda: self.health() == 200 or process.poll() is not None, 240)
                 assert process.poll() is None

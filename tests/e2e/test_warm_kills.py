@@ -174,8 +174,8 @@ def _start_that_stops_before_it_agrees(standby: StandbyProcess, model: Path) -> 
     The forked process is ready to be the server. It does nothing visible before the agreement.
     """
     port = free_port()
-    words = [sys.executable, "-c", _STOP_BEFORE_GO, "serve", str(model), "--port", str(port)]
-    with subprocess.Popen(words, env={**os.environ, **standby.environment}, stderr=subprocess.PIPE) as front:
+    arguments = [sys.executable, "-c", _STOP_BEFORE_GO, "serve", str(model), "--port", str(port)]
+    with subprocess.Popen(arguments, env={**os.environ, **standby.environment}, stderr=subprocess.PIPE) as front:
         stopped = psutil.Process(front.pid)
         wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED)
         (forked,) = standby.servers()

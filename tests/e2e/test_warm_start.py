@@ -46,22 +46,22 @@ class _Done(NamedTuple):
     stderr: str
 
 
-def _run(words: tuple[str, ...], environment: Mapping[str, str]) -> _Done:
-    done = run_cli("serve", *words, environment=environment)
+def _run(arguments: tuple[str, ...], environment: Mapping[str, str]) -> _Done:
+    done = run_cli("serve", *arguments, environment=environment)
     return _Done(done.returncode, _without_varying(done.stdout), _without_varying(done.stderr))
 
 
 def _without_varying(text: str) -> str:
     """The output without times, process ids and indented lines (the table of phases, stacks of threads)."""
-    lines = [line for line in text.splitlines() if not any(word in line for word in (_ONLY_WARM, *_BY_SPEED))]
+    lines = [line for line in text.splitlines() if not any(argument in line for argument in (_ONLY_WARM, *_BY_SPEED))]
     text = "\n".join(line for line in lines if line and not line.startswith("  "))
     for pattern, replacement in _VARYING:
         text = pattern.sub(replacement, text)
     return text
 
 
-def _serve(model: Path, standby: StandbyProcess, *words: str, **options: Any) -> ServerProcess:
-    return ServerProcess([str(model), *words], environment=standby.environment, **options)
+def _serve(model: Path, standby: StandbyProcess, *arguments: str, **options: Any) -> ServerProcess:
+    return ServerProcess([str(model), *arguments], environment=standby.environment, **options)
 
 
 def test_a_warm_server_is_forked_from_the_template_answers_and_reports_the_fork(tiny_llama, standby, tmp_path):
@@ -91,7 +91,7 @@ def test_cold_starts_are_not_compared_with_warm_ones(tiny_llama, standby, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     slow_but_for(
         [
             "--preflight-only --json",
@@ -106,15 +106,15 @@ def test_cold_starts_are_not_compared_with_warm_ones(tiny_llama, standby, tmp_pa
         "--port TAKEN",
     ),
 )
-def test_a_start_that_ends_by_itself_ends_as_a_cold_one(words, tiny_llama, standby):
+def test_a_start_that_ends_by_itself_ends_as_a_cold_one(arguments, tiny_llama, standby):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        given = words.replace("TAKEN", str(taken.getsockname()[1])).split()
-        port = () if "--port" in words else ("--port", str(free_port()))
+        given = arguments.replace("TAKEN", str(taken.getsockname()[1])).split()
+        port = () if "--port" in arguments else ("--port", str(free_port()))
         everything = (str(tiny_llama), *port, *given)
-        environment = {**standby.environment, "VCLI_STANDBY": "auto" if "vllm" in words else "require"}
+        environment = {**standby.environment, "VCLI_STANDBY": "auto" if "vllm" in arguments else "require"}
         warm = _run(everything, environment)
         assert warm == _run(everything, OFF)
-    assert (warm.code == 0) == ("--preflight-only" in words)
+    assert (warm.code == 0) == ("--preflight-only" in arguments)
     standby.wait_no_server()
 
 
@@ -157,8 +157,8 @@ def test_concurrent_starts_all_answer(tiny_llama, standby):
 
 def _start(standby: StandbyProcess, model: Path, environment: dict[str, str], mode: str = "require") -> tuple[int, str]:
     environment = {**standby.environment, **environment, "VCLI_STANDBY": mode}
-    words = ("serve", model, "--preflight-only", "--port", free_port())
-    done = run_cli(*words, environment=environment, cwd=standby.runtime_folder)
+    arguments = ("serve", model, "--preflight-only", "--port", free_port())
+    done = run_cli(*arguments, environment=environment, cwd=standby.runtime_folder)
     return done.returncode, done.stderr
 
 
@@ -213,13 +213,15 @@ def test_a_standby_started_in_a_source_tree_runs_the_installed_program(is_detach
     if not script.exists():
         pytest.skip("the console script is not installed")
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "VCLI_STANDBY": "require"}
-    words = [str(script), "standby", "--for", "embedded", "--model", "model"]
+    arguments = [str(script), "standby", "--for", "embedded", "--model", "model"]
     start = [str(script), "serve", str(tiny_llama), "--preflight-only", "--port", str(free_port())]
 
     def is_warm() -> bool:
         return subprocess.run(start, env=environment, capture_output=True, timeout=120, cwd="/").returncode == 0
 
-    with subprocess.Popen([*words, *(["--detach"] if is_detached else [])], env=environment, cwd=tmp_path) as process:
+    with subprocess.Popen(
+        [*arguments, *(["--detach"] if is_detached else [])], env=environment, cwd=tmp_path
+    ) as process:
         try:
             wait_until(is_warm)
         finally:
@@ -240,9 +242,9 @@ class _Container:
         """A launcher that runs a command in the container, as `docker exec` does."""
         return ("nsenter", "--target", str(self._init.pid), "--user", "--mount", "--pid", "--preserve-credentials")
 
-    def cli(self, *words: str) -> str:
+    def cli(self, *arguments: str) -> str:
         """The output of `docker exec CONTAINER vllm-cli ...`."""
-        return run_cli(*words, launcher=self.exec, environment=self.variables).stdout
+        return run_cli(*arguments, launcher=self.exec, environment=self.variables).stdout
 
     def listed(self) -> dict[str, tuple[int | None, str]]:
         """Kind -> port and state in `vllm-cli ps` in the container."""

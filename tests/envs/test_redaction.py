@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from base.json_form import json_form
-from envs.redaction import hide_in_command, hide_in_words, is_secret_name, without_login
+from envs.redaction import hide_in_arguments, hide_in_command, is_secret_name, without_login
 from envs.registry import variables
 from envs.suggestion import changed_word
-from startup.words.table import FLAGS
+from startup.arguments.table import FLAGS
 from tests.support.growth import growth
 from tests.support.properties import given, st
 
@@ -56,8 +56,8 @@ def test_secrets_among_words_are_hidden_and_nothing_else_is(forms, end):
     secret = f"Zq{end}"
     given_words, shown = ([word for form in forms for word in f"{form[n]} --port 1".split()] for n in (0, 1))
     words = [word.replace("§", secret) for word in given_words]
-    assert hide_in_words(words, lambda _: "*") == shown
-    assert secret not in hide_in_words([f"run {shlex.join(words)}"], lambda _: "*")[0]
+    assert hide_in_arguments(words, lambda _: "*") == shown
+    assert secret not in hide_in_arguments([f"run {shlex.join(words)}"], lambda _: "*")[0]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_secrets_among_words_are_hidden_and_nothing_else_is(forms, end):
     ],
 )
 def test_secrets_within_one_word_are_hidden(word, shown):
-    assert hide_in_words([word], lambda _: "*") == [shown]
+    assert hide_in_arguments([word], lambda _: "*") == [shown]
     assert hide_in_command(word, lambda _: "*") == shown
 
 
@@ -94,8 +94,8 @@ def test_words_that_name_no_secret_are_shown_without_the_import_of_re():
     ]
     program = f"""
 import sys
-from envs.redaction import hide_in_words
-assert hide_in_words({words!r}) == {words!r}
+from envs.redaction import hide_in_arguments
+assert hide_in_arguments({words!r}) == {words!r}
 assert "re" not in sys.modules
 """
     subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, check=True, timeout=60)
@@ -104,7 +104,9 @@ assert "re" not in sys.modules
 def test_masks_of_the_same_length_keep_the_length_of_every_word():
     command = "A_KEY=secret vllm 'x y' --api-key  secret"
     words = ["--cmd", command, '{"token": "secret"}', "http://a:b@c", "--api-k", "s", ""]
-    assert [len(word) for word in hide_in_words(words, lambda text: "*" * len(text))] == [len(word) for word in words]
+    assert [len(word) for word in hide_in_arguments(words, lambda text: "*" * len(text))] == [
+        len(word) for word in words
+    ]
 
 
 def test_every_secret_flag_and_variable_is_recognised_and_no_other():

@@ -140,7 +140,7 @@ def test_the_most_similar_choice_is_suggested():
 
 
 @pytest.mark.parametrize(
-    ("word", "character"),
+    ("argument", "character"),
     [
         ("--port\r", "a carriage return (as in files of Windows) at character 7"),
         ("--port ", "a blank at character 7"),
@@ -151,8 +151,8 @@ def test_the_most_similar_choice_is_suggested():
         ("\u2014port", "U+2014 (em dash) at character 1"),
     ],
 )
-def test_the_character_that_makes_a_word_unknown_is_named(word, character):
-    assert did_you_mean(word, ("--model", "--port")) == f" (it has {character}: write --port)"
+def test_the_character_that_makes_a_word_unknown_is_named(argument, character):
+    assert did_you_mean(argument, ("--model", "--port")) == f" (it has {character}: write --port)"
     assert did_you_mean("a b", ("ab", "x")) == " (it has a blank at character 2: write ab)"
     assert did_you_mean("Queen 3", ("queen-2", "x")) == " (did you mean 'queen-2'?)"
 

@@ -46,9 +46,9 @@ def take_memory(device: int) -> str:
     return _TAKES.format(device=device)
 
 
-def gpu_model(*words: str, share: float = 0.9, **keys: Any) -> dict[str, Any]:
+def gpu_model(*arguments: str, share: float = 0.9, **keys: Any) -> dict[str, Any]:
     """The entry of a model that wants this share of a GPU's memory."""
-    args = [*EAGER, "--gpu-memory-utilization", str(share), *words]
+    args = [*EAGER, "--gpu-memory-utilization", str(share), *arguments]
     return {"model": str(MODEL), "engine": "vllm", "args": args, **keys}
 
 
@@ -57,13 +57,13 @@ class GpuRouter(Server):
 
     poll_s = 0.2
 
-    def __init__(self, home: Path, models: dict[str, Any], *words: str) -> None:
+    def __init__(self, home: Path, models: dict[str, Any], *arguments: str) -> None:
         self.port = free_port()
         file = home / "models.yaml"
         file.write_text(json.dumps({"models": models}))
         command = [*PREFIX, PYTHON, "-m", "vllm_cli", "serve", "--models", file]
-        words = ("--host", "127.0.0.1", "--port", str(self.port), *words)
-        super().__init__([*command, *words], gpu_variables(home), is_awaited=True)
+        arguments = ("--host", "127.0.0.1", "--port", str(self.port), *arguments)
+        super().__init__([*command, *arguments], gpu_variables(home), is_awaited=True)
 
     def complete(self, model: str) -> Answer:
         return self.ask("/v1/completions", {"model": model, "prompt": "a", "max_tokens": 2}, timeout_s=_START_S)

@@ -53,9 +53,9 @@ def used_bytes(variables: dict[str, str]) -> list[int]:
     return json.loads(python_output(script, env=variables, cwd=ROOT))
 
 
-def run_preflight(home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_preflight(home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs `vllm-cli serve --preflight-only` on the stand-in."""
-    command = [PYTHON, "-m", "vllm_cli", "serve", "--engine", "vllm", MODEL, "--preflight-only", *words]
+    command = [PYTHON, "-m", "vllm_cli", "serve", "--engine", "vllm", MODEL, "--preflight-only", *arguments]
     environment = {**os.environ, **gpu_environment(home), "PYTHONPATH": str(ROOT), **variables}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -99,7 +99,7 @@ class GpuServer(VllmServer):
         if not self._cuda_log.exists():
             return {}
         lines = [line.split() for line in self._cuda_log.read_text().splitlines()]
-        return {int(words[0]): float(words[2]) for words in lines if words[1:2] == ["(initialized)"]}
+        return {int(arguments[0]): float(arguments[2]) for arguments in lines if arguments[1:2] == ["(initialized)"]}
 
     def assert_only(self, titles: list[str]) -> list[psutil.Process]:
         """Checks that exactly the processes with these titles have initialized CUDA, and returns them."""

@@ -16,7 +16,7 @@ class Sleeper(GpuServer):
 
     def __init__(
         self,
-        *words: str,
+        *arguments: str,
         folder: Path,
         socket_folder: Path,
         num_gpus: int = 1,
@@ -29,8 +29,8 @@ class Sleeper(GpuServer):
             "STUB_GPUS": str(num_gpus),
             **variables,
         }
-        words = ("--enable-sleep-mode", "--uds", self.path, *words)
-        super().__init__("ours", *words, folder=folder, environment=environment)
+        arguments = ("--enable-sleep-mode", "--uds", self.path, *arguments)
+        super().__init__("ours", *arguments, folder=folder, environment=environment)
 
     def ask(self, path: str, body: object = None, **_: Any) -> Answer:
         try:

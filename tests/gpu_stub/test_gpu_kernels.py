@@ -44,10 +44,10 @@ def _kernels(folder: Path) -> dict[str, dict[str, bytes]]:
     return found
 
 
-def _start(launcher: str, home: Path, words: tuple[str, ...], model: Path = MODEL) -> dict[str, int]:
+def _start(launcher: str, home: Path, arguments: tuple[str, ...], model: Path = MODEL) -> dict[str, int]:
     """Starts a server and asks it once. Returns what it reports about kernels."""
     home.mkdir(exist_ok=True)
-    with GpuServer(launcher, *words, folder=home, model=model) as server:
+    with GpuServer(launcher, *arguments, folder=home, model=model) as server:
         server.wait_ready().generate()
         assert not server.titled(_TITLE), "it has outlived the start"
         reported = {} if launcher == "plain" else server.get("/startupz")["kernels"]
@@ -56,11 +56,11 @@ def _start(launcher: str, home: Path, words: tuple[str, ...], model: Path = MODE
     return dict(reported)
 
 
-@pytest.mark.parametrize("words", [pytest.param(EAGER, id="eager"), pytest.param(_COMPILED, id="compiled")])
-def test_kernels_are_those_of_plain_vllm_and_of_a_machine_without_a_gpu(tmp_path, words):
-    _start("plain", tmp_path / "plain", words)
+@pytest.mark.parametrize("arguments", [pytest.param(EAGER, id="eager"), pytest.param(_COMPILED, id="compiled")])
+def test_kernels_are_those_of_plain_vllm_and_of_a_machine_without_a_gpu(tmp_path, arguments):
+    _start("plain", tmp_path / "plain", arguments)
     plain = _kernels(tmp_path / "plain")
-    reported = _start("ours", tmp_path / "ours", words)
+    reported = _start("ours", tmp_path / "ours", arguments)
     ours = _kernels(tmp_path / "ours")
     assert len(plain) >= reported["used"] > 0
     assert {key: ours.get(key) for key in plain} == plain
@@ -70,14 +70,14 @@ def test_kernels_are_those_of_plain_vllm_and_of_a_machine_without_a_gpu(tmp_path
     assert {key: beside.get(key) for key in plain} == plain, "the list lacks a kernel, or compiles it differently"
 
 
-@pytest.mark.parametrize("words", [pytest.param(EAGER, id="eager"), pytest.param(_COMPILED, id="compiled")])
-def test_a_second_model_finds_the_kernels_of_the_first(tmp_path, words):
+@pytest.mark.parametrize("arguments", [pytest.param(EAGER, id="eager"), pytest.param(_COMPILED, id="compiled")])
+def test_a_second_model_finds_the_kernels_of_the_first(tmp_path, arguments):
     model = tmp_path / "llama"
     model.mkdir()
     save_llama(model)
-    _start("ours", tmp_path / "home", words)
+    _start("ours", tmp_path / "home", arguments)
     before = _kernels(tmp_path / "home")
-    reported = _start("ours", tmp_path / "home", words, model)
+    reported = _start("ours", tmp_path / "home", arguments, model)
     assert reported["used"] > 0
     assert reported["compiled_by_engine"] == 0
     assert _kernels(tmp_path / "home").keys() == before.keys()
@@ -97,9 +97,9 @@ def test_the_list_fits_a_model_with_another_vocabulary_and_type(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize(("words", "title"), [(EAGER, _TITLE), (_COMPILED, "vllm-cli saves the compiled model")])
-def test_nothing_is_left_of_a_start_that_ends_while_another_process_works_for_it(words, title, tmp_path, number):
-    with GpuServer("ours", *words, folder=tmp_path) as server:
+@pytest.mark.parametrize(("arguments", "title"), [(EAGER, _TITLE), (_COMPILED, "vllm-cli saves the compiled model")])
+def test_nothing_is_left_of_a_start_that_ends_while_another_process_works_for_it(arguments, title, tmp_path, number):
+    with GpuServer("ours", *arguments, folder=tmp_path) as server:
         server.wait(lambda: server.titled(title))
         server.terminate(number)
     assert not list(tmp_path.rglob("rank_*/model"))

@@ -61,7 +61,7 @@ def _load(server: GpuServer) -> Iterator[LoadClients]:
 
 
 @pytest.mark.parametrize(
-    ("words", "variables", "num_graphs"),
+    ("arguments", "variables", "num_graphs"),
     [
         pytest.param(_mode("FULL_AND_PIECEWISE"), {}, 16, id="both modes"),
         pytest.param(_mode("PIECEWISE"), {}, 8, id="piecewise"),
@@ -70,11 +70,13 @@ def _load(server: GpuServer) -> Iterator[LoadClients]:
         pytest.param(_mode("FULL_AND_PIECEWISE"), _OLD, 16, id="both modes, old runner"),
     ],
 )
-def test_all_graphs_that_vllm_captures_are_captured_after_readiness(home, words, variables, num_graphs):
+def test_all_graphs_that_vllm_captures_are_captured_after_readiness(home, arguments, variables, num_graphs):
     usages = []
     shown = {"captured": num_graphs, "total": num_graphs, "state": "complete"}
     for when in ("before-ready", "after-ready"):
-        with GpuServer("ours", *_WORDS, *words, "--cuda-graphs", when, folder=home, environment=variables) as server:
+        with GpuServer(
+            "ours", *_WORDS, *arguments, "--cuda-graphs", when, folder=home, environment=variables
+        ) as server:
             usages.append(server.wait_ready().usage())
             assert _wait_for_all(server) == num_graphs
             server.wait(lambda: server.get("/startupz")["cuda_graphs"] == shown)
@@ -88,9 +90,9 @@ def test_all_graphs_that_vllm_captures_are_captured_after_readiness(home, words,
 
 
 def test_a_warm_start_captures_each_graph_once(tmp_path):
-    words = (*_WORDS, *_mode("FULL_AND_PIECEWISE"))
+    arguments = (*_WORDS, *_mode("FULL_AND_PIECEWISE"))
     for launcher in ("ours", "warm"):
-        with GpuServer(launcher, *words, folder=tmp_path) as server:
+        with GpuServer(launcher, *arguments, folder=tmp_path) as server:
             assert server.wait_ready().generate()
             assert _wait_for_all(server) == 16
             server.wait_logged("all 16 CUDA graphs are captured")
@@ -102,12 +104,12 @@ _TP, _PP, _DP = "--tensor-parallel-size", "--pipeline-parallel-size", "--data-pa
 
 
 @pytest.mark.parametrize(
-    ("words", "num_engines"), [((_TP, "3"), 1), ((_PP, "2"), 1), ((_DP, "2"), 2)], ids=["TP 3", "PP 2", "DP 2"]
+    ("arguments", "num_engines"), [((_TP, "3"), 1), ((_PP, "2"), 1), ((_DP, "2"), 2)], ids=["TP 3", "PP 2", "DP 2"]
 )
-def test_all_ranks_capture_all_graphs_under_load(tmp_path, words, num_engines):
-    environment = {"STUB_GPUS": words[1]}
+def test_all_ranks_capture_all_graphs_under_load(tmp_path, arguments, num_engines):
+    environment = {"STUB_GPUS": arguments[1]}
     few = _mode("FULL_AND_PIECEWISE")
-    with GpuServer("ours", *_LATER, *few, *words, folder=tmp_path, environment=environment) as server:
+    with GpuServer("ours", *_LATER, *few, *arguments, folder=tmp_path, environment=environment) as server:
         server.wait_ready()
         with _load(server):
             assert _wait_for_all(server) == 16 * num_engines
@@ -149,7 +151,7 @@ def test_a_model_that_sleeps_in_the_middle_captures_the_rest_when_it_is_awake(tm
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         pytest.param(("--cuda-graphs", "before-ready"), id="flag"),
         pytest.param((_TP, "3"), id="several ranks"),
@@ -162,9 +164,9 @@ def test_a_model_that_sleeps_in_the_middle_captures_the_rest_when_it_is_awake(tm
         ),
     ],
 )
-def test_where_late_graphs_are_not_proven_all_are_captured_before_readiness(home, words):
-    words = (*_WORDS, *_mode("FULL_AND_PIECEWISE"), *words)
-    with GpuServer("ours", *words, folder=home, environment={"STUB_GPUS": "3"}) as server:
+def test_where_late_graphs_are_not_proven_all_are_captured_before_readiness(home, arguments):
+    arguments = (*_WORDS, *_mode("FULL_AND_PIECEWISE"), *arguments)
+    with GpuServer("ours", *arguments, folder=home, environment={"STUB_GPUS": "3"}) as server:
         server.wait_ready()
         captured, total = _graphs(server)
         assert captured == total > 0
@@ -208,7 +210,7 @@ def start(home: Path, template: StandbyProcess, faults: Path):
     environment = {**_GPUS, "STUB_FAIL": str(faults), "VLLM_SKIP_P2P_CHECK": "1", **template.environment}
     for folder in ("graph-memory", "late-captures"):
         shutil.rmtree(home / "cache" / "vllm_cli" / folder, ignore_errors=True)
-    yield lambda *words: GpuServer("ours", *_FAILING, *words, folder=home, model=home, environment=environment)
+    yield lambda *arguments: GpuServer("ours", *_FAILING, *arguments, folder=home, model=home, environment=environment)
     faults.unlink(missing_ok=True)
     wait_until(lambda: not any(process.children() for process in template.templates()))
 
@@ -246,8 +248,8 @@ def test_a_slow_rank_and_a_rank_short_of_memory_delay_captures(start, home, faul
 _CUDA: Final = "rank {rank}: [^;]*AcceleratorError: CUDA error: "
 _NCCL: Final = (*_TP2, "--disable-custom-all-reduce")
 _CASES = [
-    pytest.param(words, rank, fault, reason, id=f"{name} rank {rank} {kind}")
-    for name, words in {"TP 2": _TP2, "PP 2": _PP2}.items()
+    pytest.param(arguments, rank, fault, reason, id=f"{name} rank {rank} {kind}")
+    for name, arguments in {"TP 2": _TP2, "PP 2": _PP2}.items()
     for rank in (0, 1)
     for kind, fault, reason in (
         ("without memory", f"{_END} 2", _CUDA + "out of memory"),
@@ -262,19 +264,19 @@ _CASES = [
 
 
 @pytest.mark.parametrize(
-    ("words", "rank", "fault", "reason"),
+    ("arguments", "rank", "fault", "reason"),
     [*_CASES, pytest.param((), 0, f"{_END} 700!", _CUDA + "an illegal memory access", id="only rank")],
 )
 def test_a_rank_that_fails_ends_the_engine_and_the_next_start_captures_before_readiness(
-    start, home, faults, words, rank, fault, reason
+    start, home, faults, arguments, rank, fault, reason
 ):
     faults.write_text(f"{rank} {fault}")
-    with start(*words) as server:
+    with start(*arguments) as server:
         assert server.process.wait(_END_S) in (1, 3)  # the API server may become ready later than the engine
         assert _num_faults(home) > 0
         assert re.search(reason.format(rank=rank), server.log)
     faults.unlink()
-    with start(*words) as server:
+    with start(*arguments) as server:
         _assert_answers(server.wait_ready())
         shown = server.get("/startupz")["cuda_graphs"]
         assert shown["captured"] == shown["total"] > 0

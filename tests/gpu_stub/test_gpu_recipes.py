@@ -34,7 +34,7 @@ class Recipe:
     """A command line of vLLM's documentation."""
 
     name: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     """`@name` stands for the folder of a model."""
     model: str = ""
     """The model's name. Empty for SmolLM2-135M."""
@@ -129,17 +129,17 @@ def start(home: Path, tmp_path_factory: pytest.TempPathFactory):
             WRITERS.get(name, lambda _: None)(folder)
         return folder
 
-    def with_folders(word: str) -> str:
+    def with_folders(argument: str) -> str:
         for name in ("storage", *WRITERS):
-            if f"@{name}" in word:
-                word = word.replace(f"@{name}", str(folder_of(name)))
-        return word
+            if f"@{name}" in argument:
+                argument = argument.replace(f"@{name}", str(folder_of(name)))
+        return argument
 
     def start_recipe(recipe: Recipe, launcher: str) -> GpuServer:
-        words = [*map(with_folders, recipe.words), "--enforce-eager"]
+        arguments = [*map(with_folders, recipe.arguments), "--enforce-eager"]
         variables = {"VLLM_CACHE_ROOT": str(home / "kept" / recipe.name.replace(" ", "-")), **recipe.variables}
         model = folder_of(recipe.model) if recipe.model else MODEL
-        return GpuServer(launcher, *words, folder=home, environment=variables, model=model)
+        return GpuServer(launcher, *arguments, folder=home, environment=variables, model=model)
 
     return start_recipe
 

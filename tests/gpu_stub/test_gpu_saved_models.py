@@ -53,8 +53,8 @@ def test_a_server_whose_fork_ends_or_hangs_saves_the_model_itself(tmp_path, numb
 
 def test_a_start_that_fails_after_compiling_keeps_what_it_has_compiled(tmp_path):
     longer = ("--max-model-len", str(_LENGTH), "--hf-overrides", json.dumps({"max_position_embeddings": _LENGTH}))
-    words = (*longer, "--gpu-memory-utilization", "0.8", "--preflight", "warn")
-    with GpuServer("ours", *words, folder=tmp_path, environment={"STUB_MEMORY": str(3 << 30)}) as server:
+    arguments = (*longer, "--gpu-memory-utilization", "0.8", "--preflight", "warn")
+    with GpuServer("ours", *arguments, folder=tmp_path, environment={"STUB_MEMORY": str(3 << 30)}) as server:
         server.wait(lambda: server.process.poll() is not None)
         assert server.process.returncode == 3
     assert "KV cache" in server.log

@@ -15,16 +15,16 @@ from tests.gpu_stub.recipe_models import save_llama
 from tests.support.peer_vllm import ROOT
 
 
-def _bake(home: Path, *words: object, variables: Mapping[str, str], prefix: tuple[str, ...] = ()) -> None:
+def _bake(home: Path, *arguments: object, variables: Mapping[str, str], prefix: tuple[str, ...] = ()) -> None:
     home.mkdir()
-    command = [*prefix, PYTHON, "-m", "vllm_cli", "bake", MODEL, "--engine", "vllm", *EAGER, *map(str, words)]
+    command = [*prefix, PYTHON, "-m", "vllm_cli", "bake", MODEL, "--engine", "vllm", *EAGER, *map(str, arguments)]
     done = subprocess.run(command, env=variables, cwd=home, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
 
 
-def _kernels_of_first_start(home: Path, *words: str, model: Path = MODEL, **variables: str) -> Mapping[str, Any]:
+def _kernels_of_first_start(home: Path, *arguments: str, model: Path = MODEL, **variables: str) -> Mapping[str, Any]:
     home.mkdir()
-    with GpuServer("ours", *EAGER, *words, folder=home, model=model, environment=variables) as server:
+    with GpuServer("ours", *EAGER, *arguments, folder=home, model=model, environment=variables) as server:
         server.wait_ready().generate()
         reported = server.get("/startupz")["kernels"]
         assert server.terminate(signal.SIGTERM) == 0

@@ -25,12 +25,12 @@ _KV_CACHE = re.compile(r"GPU KV cache size: ([\d,]+) tokens")
 
 
 @pytest.mark.parametrize(
-    "words", [pytest.param(EAGER, id="eager", marks=pytest.mark.ci_vllm), pytest.param(EAGER[1:], id="compiled")]
+    "arguments", [pytest.param(EAGER, id="eager", marks=pytest.mark.ci_vllm), pytest.param(EAGER[1:], id="compiled")]
 )
-def test_cold_and_warm_starts_in_a_home_answer_alike(tmp_path, words):
+def test_cold_and_warm_starts_in_a_home_answer_alike(tmp_path, arguments):
     texts = set()
     for launcher in ("ours", "ours", "warm"):
-        with GpuServer(launcher, *words, folder=tmp_path) as server:
+        with GpuServer(launcher, *arguments, folder=tmp_path) as server:
             texts.add(server.wait_ready().generate())
             [engine] = server.assert_only(["EngineCore"])
             assert server.is_forked(engine)
@@ -55,14 +55,14 @@ _RANKS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "titles"), _RANKS)
-def test_ranks_start_twice_in_a_home(tmp_path, words, titles):
+@pytest.mark.parametrize(("arguments", "titles"), _RANKS)
+def test_ranks_start_twice_in_a_home(tmp_path, arguments, titles):
     """vLLM's ranks are forks that initialize CUDA themselves. Ray's ranks end with Ray."""
-    environment = {"STUB_GPUS": words[1]}
+    environment = {"STUB_GPUS": arguments[1]}
     if titles is None:
         environment |= {"PYTHONPATH": str(_RAY), "RAY_USAGE_STATS_ENABLED": "0"}
     for _ in range(2):
-        with GpuServer("ours", *EAGER, *words, folder=tmp_path, environment=environment) as server:
+        with GpuServer("ours", *EAGER, *arguments, folder=tmp_path, environment=environment) as server:
             assert len({server.wait_ready().generate() for _ in range(4)}) == 1
             if titles is not None:
                 assert all(server.is_forked(worker) for worker in server.assert_only(titles))
@@ -75,11 +75,11 @@ def test_two_nodes_with_a_gpu_each_start_twice_and_end(tmp_path):
     for home in homes:
         home.mkdir()
     for _ in range(2):
-        words = (*EAGER, _PP, "2", "--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port()))
+        arguments = (*EAGER, _PP, "2", "--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port()))
         head, other = (
             GpuServer(
                 "ours",
-                *(*words, "--node-rank", str(rank), *more),
+                *(*arguments, "--node-rank", str(rank), *more),
                 folder=home,
                 environment={"STUB_GPUS": "2", "CUDA_VISIBLE_DEVICES": str(rank)},
             )
@@ -169,14 +169,14 @@ def test_the_kv_cache_leaves_the_rest_of_a_small_gpu(home, memory):
 
 
 @pytest.mark.parametrize(
-    ("words", "memory", "told"),
+    ("arguments", "memory", "told"),
     [
         pytest.param((), 700_000_000, "the weights take 0.251 GiB, and ", id="weights"),
         pytest.param(("--gpu-memory-utilization", "0.01"), 80 * _GIB, "of KV cache and 0 GiB are free", id="KV cache"),
     ],
 )
-def test_a_model_without_room_is_refused(home, words, memory, told):
-    with _Embedded("ours", *_LIMITS, *words, folder=home, environment={"STUB_MEMORY": str(memory)}) as server:
+def test_a_model_without_room_is_refused(home, arguments, memory, told):
+    with _Embedded("ours", *_LIMITS, *arguments, folder=home, environment={"STUB_MEMORY": str(memory)}) as server:
         assert server.process.wait(60) == 3
     (cause,) = (line for line in server.log.splitlines() if line.startswith("Cause: "))
     assert told in cause
@@ -196,8 +196,8 @@ def location(tmp_path_factory):
     location = tmp_path_factory.mktemp("location")
     for number, environment in enumerate(({}, _OTHER_GPU), 1):
         home = tmp_path_factory.mktemp("first")
-        words = (*_WORDS, "--compile-cache", str(location))
-        with GpuServer("ours", *words, folder=home, environment=environment) as server:
+        arguments = (*_WORDS, "--compile-cache", str(location))
+        with GpuServer("ours", *arguments, folder=home, environment=environment) as server:
             server.wait_ready()
             server.wait(lambda expected=number: len([*location.glob("[0-9]*/*.zip")]) == expected)
             assert server.terminate(signal.SIGTERM) == 0
@@ -225,9 +225,9 @@ def test_an_empty_home_loads_what_the_image_has(baked, tmp_path):
     _assert_loads(tmp_path, environment={"VCLI_BAKED": os.fspath(baked)})
 
 
-def _assert_loads(home: Path, *words: str, environment: dict[str, str] | None = None) -> None:
+def _assert_loads(home: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
     began_s = time.time()
-    with GpuServer("ours", *_WORDS, *words, folder=home, environment=environment) as server:
+    with GpuServer("ours", *_WORDS, *arguments, folder=home, environment=environment) as server:
         assert server.wait_ready().generate()
         server.wait_logged("compiled model: loaded")
         assert server.terminate(signal.SIGTERM) == 0
@@ -251,7 +251,7 @@ _LORA = ("--enable-lora", "--lora-modules", "own={folder}/adapter")
 
 
 @pytest.mark.parametrize(
-    ("words", "num_gpus", "ask", "levels"),
+    ("arguments", "num_gpus", "ask", "levels"),
     [
         pytest.param(EAGER[1:], 1, Sleeper.generate, (1, 2), id="compiled"),
         pytest.param((*EAGER[1:], *_RELEASES), 3, Sleeper.usage, (1, 2), id="graphs and NCCL of TP 3"),
@@ -261,11 +261,11 @@ _LORA = ("--enable-lora", "--lora-modules", "own={folder}/adapter")
         pytest.param((*EAGER, "--runner", "pooling", "--convert", "embed"), 1, _embedding, (1,), id="pooling"),
     ],
 )
-def test_a_model_is_after_its_sleep_as_before(tmp_path, sockets, words, num_gpus, ask, levels):
-    words = tuple(word.format(folder=tmp_path) if "{" in word else word for word in words)
+def test_a_model_is_after_its_sleep_as_before(tmp_path, sockets, arguments, num_gpus, ask, levels):
+    arguments = tuple(argument.format(folder=tmp_path) if "{" in argument else argument for argument in arguments)
     (tmp_path / "adapter").mkdir()
     save_adapter(tmp_path / "adapter")
-    with Sleeper(*words, folder=tmp_path, socket_folder=sockets, num_gpus=num_gpus) as server:
+    with Sleeper(*arguments, folder=tmp_path, socket_folder=sockets, num_gpus=num_gpus) as server:
         expected, weights = ask(server.wait_ready()), server.weights()
         for level in levels * 2:
             awake = server.used_bytes()

@@ -16,8 +16,8 @@ _HUNG_S = 20.0
 
 def test_a_gpu_that_hangs_ends_the_server(home, tmp_path):
     hanging = tmp_path / "hang"
-    words = (*EAGER, "--engine-watchdog-timeout", f"{_HUNG_S:g}")
-    with GpuServer("ours", *words, folder=home, environment={"STUB_FAIL": str(hanging)}) as server:
+    arguments = (*EAGER, "--engine-watchdog-timeout", f"{_HUNG_S:g}")
+    with GpuServer("ours", *arguments, folder=home, environment={"STUB_FAIL": str(hanging)}) as server:
         family = server.wait_ready().family()
         stream = StreamReader(server.url, 1800)
         hanging.write_text("0 sync 1 hang")
@@ -95,15 +95,15 @@ _UNFIT = "the GPU's driver does not fit the CUDA version of this vLLM"
 
 @pytest.mark.ci_vllm
 @pytest.mark.parametrize(
-    ("words", "variables", "told"),
+    ("arguments", "variables", "told"),
     [
         pytest.param(_TP3, {"STUB_GPUS": "3"}, "", id="three GPUs"),
         pytest.param((), {"STUB_DRIVER": "old"}, "12.4", id="driver too old"),
     ],
 )
-def test_a_start_that_fits_is_accepted_and_another_one_refused(tmp_path, words, variables, told):
-    """`tests/startup/vllm_words/preflight/test_devices.py` has what else a driver reports."""
-    done = run_preflight(tmp_path, *words, **variables)
+def test_a_start_that_fits_is_accepted_and_another_one_refused(tmp_path, arguments, variables, told):
+    """`tests/startup/vllm_arguments/preflight/test_devices.py` has what else a driver reports."""
+    done = run_preflight(tmp_path, *arguments, **variables)
     assert done.returncode == (3 if told else 0), done.stdout + done.stderr
     assert told in done.stdout + done.stderr
 
@@ -128,8 +128,8 @@ def test_a_start_without_its_gpus_ends_at_once_with_one_line(tmp_path):
 )
 def test_a_start_past_the_preflight_fails_with_the_reason_of_vllm(home, environment, reason, cause):
     warn = () if "STUB_MIG" in environment else ("--preflight", "warn")
-    for launcher, words, code in (("plain", (), 1), ("ours", warn, 3)):
-        with GpuServer(launcher, *EAGER, *words, folder=home, environment=environment) as server:
+    for launcher, arguments, code in (("plain", (), 1), ("ours", warn, 3)):
+        with GpuServer(launcher, *EAGER, *arguments, folder=home, environment=environment) as server:
             server.wait(lambda server=server: server.process.poll() is not None)
             assert server.process.returncode == code
         assert reason in server.log

@@ -31,7 +31,7 @@ def _answer(method: str, path: str, headers: dict[str, str], body: bytes) -> tup
         return 500 if b"fails" in body else 200, {}
     while "waits" in WORDS and not os.path.exists(WORDS[-1]):  # noqa: PTH110 - imports nothing
         time.sleep(0.01)
-    return 200, {"pid": os.getpid(), "words": WORDS, "key": headers.get("authorization"), **STATE}
+    return 200, {"pid": os.getpid(), "arguments": WORDS, "key": headers.get("authorization"), **STATE}
 
 
 def _serve(connection: socket.socket) -> None:

@@ -22,9 +22,9 @@ FOREIGN_COMMAND: Final = (sys.executable, "-I", "-S", str(FOREIGN))
 Models = Mapping[str, Mapping[str, Any]]
 
 
-def foreign(*words: str, **keys: Any) -> dict[str, Any]:
+def foreign(*arguments: str, **keys: Any) -> dict[str, Any]:
     """The entry of a model whose server is `foreign_server.py` with these words."""
-    return {"cmd": shlex.join(FOREIGN_COMMAND) + " ${PORT} " + shlex.join(words), **keys}
+    return {"cmd": shlex.join(FOREIGN_COMMAND) + " ${PORT} " + shlex.join(arguments), **keys}
 
 
 def embedded(model: Path, **keys: Any) -> dict[str, Any]:
@@ -55,13 +55,13 @@ class RouterProcess(ServerProcess):
         self,
         folder: Path,
         models: Models,
-        *words: str,
+        *arguments: str,
         environment: Mapping[str, str] | None = None,
         wait: bool = True,
     ) -> None:
         self.file = folder / "models.yaml"
         self.write(models)
-        super().__init__(["--models", str(self.file), *words], environment=environment, wait=wait)
+        super().__init__(["--models", str(self.file), *arguments], environment=environment, wait=wait)
 
     def write(self, models: Models, **keys: Any) -> None:
         """Replaces the models file. Writes JSON, which is also YAML. All models may run together."""

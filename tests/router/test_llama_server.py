@@ -41,7 +41,7 @@ class _Llama(ServerProcess):
     def __init__(
         self,
         folder: Path,
-        *words: str,
+        *arguments: str,
         habits: tuple[str, ...] = (),
         wait: bool = True,
         environment: Mapping[str, str] = OFF,
@@ -52,7 +52,7 @@ class _Llama(ServerProcess):
         program.chmod(0o755)
         model = folder / "qwen.gguf"
         model.write_bytes(b"GGUF")
-        super().__init__([str(model), *words], environment={**environment, **_environment(folder)}, wait=wait)
+        super().__init__([str(model), *arguments], environment={**environment, **_environment(folder)}, wait=wait)
 
     def wait_ready(self) -> Self:
         """Waits for the model, too, because the router is ready before its model."""
@@ -67,8 +67,8 @@ def test_the_model_starts_with_the_server_and_ends_with_it(tmp_path):
         status = server.ask("/status.json").json
         assert (status["status"], status["models"][0]["id"], status["models"][0]["status"]) == ("ready", "q", "ready")
         answer = server.ask("/v1/completions", {"prompt": "Once"}).json
-        assert answer["words"][:2] == ["-m", str(tmp_path / "qwen.gguf")]
-        assert answer["words"][-5:] == ["--alias", "q", "--parallel", "2", "--kv-unified"]
+        assert answer["arguments"][:2] == ["-m", str(tmp_path / "qwen.gguf")]
+        assert answer["arguments"][-5:] == ["--alias", "q", "--parallel", "2", "--kv-unified"]
         assert " q " in run_cli("ps").stdout
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(GONE_S) == 0
@@ -111,8 +111,8 @@ def _no_command_line_has(*keys: str) -> None:
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
     """The real llama-server with two slots of 512 tokens."""
-    words = [str(MODEL), "--max-model-len", "512", "--max-num-seqs", "2", "--served-model-name", "smol", "small"]
-    with ServerProcess(words, environment=_environment(REAL.parent)) as running:
+    arguments = [str(MODEL), "--max-model-len", "512", "--max-num-seqs", "2", "--served-model-name", "smol", "small"]
+    with ServerProcess(arguments, environment=_environment(REAL.parent)) as running:
         yield running
 
 
@@ -141,15 +141,15 @@ def test_real_llama_server_takes_our_settings(server):
 
 @needs_llama_server
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("--max-num-seqs", "3", "--max-num-batched-tokens", "256", "--seed", "1", "--no-enable-prefix-caching"),
         ("--runner", "pooling", "--chat-template", "{{ messages[0].content }}", "--max-model-len", "256"),
         ("--default-chat-template-kwargs", '{"enable_thinking": false}', "--max-model-len", "256"),
     ],
 )
-def test_real_llama_server_knows_all_flags(words):
-    with ServerProcess([str(MODEL), *words], environment=_environment(REAL.parent)) as running:
+def test_real_llama_server_knows_all_flags(arguments):
+    with ServerProcess([str(MODEL), *arguments], environment=_environment(REAL.parent)) as running:
         assert running.ask("/v1/models").status == 200
 
 

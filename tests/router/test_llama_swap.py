@@ -14,7 +14,7 @@ from router.model_entry import BodyChanges, ForeignCommand, ModelsFile, ServerCa
 from router.models_file.commands import recognise
 from router.models_file.macros import MacroError, expand
 from router.models_file.schema import load_schema
-from startup.settings.serve_words import vllm_file
+from startup.settings.serve_arguments import vllm_file
 from tests.support.marks import thorough_but_for
 
 OURS = Path(sys.executable).parent
@@ -75,9 +75,11 @@ def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch):
     content, faults = read(EXAMPLE)
     assert (faults, list(map(str, content.notices))) == ([], [STARTPORT])
     gpt, docker, fixed = content.entries.values()
-    words = "/opt/llama/llama-server --port ${PORT} --model|a b.gguf|--ctx-size 16384 --alias gpt"
+    arguments = "/opt/llama/llama-server --port ${PORT} --model|a b.gguf|--ctx-size 16384 --alias gpt"
     assert gpt.foreign == ForeignCommand(
-        words=tuple(word for part in words.split("|") for word in ([part] if part == "a b.gguf" else part.split())),
+        arguments=tuple(
+            argument for part in arguments.split("|") for argument in ([part] if part == "a b.gguf" else part.split())
+        ),
         address="http://127.0.0.1:${PORT}",
         port=None,
         check_endpoint="/ready",
@@ -97,7 +99,7 @@ def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("command", "engine", "words", "env"),
+    ("command", "engine", "arguments", "env"),
     [
         ("vllm serve a/b --port ${PORT} --max-model-len 8k", "vllm", "a/b --max-model-len 8k", {}),
         ("vllm serve a/b --port=5 --host 0.0.0.0 -tp 2", "vllm", "a/b -tp 2", {}),
@@ -119,12 +121,12 @@ def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch):
         ("env", None, "", {}),
     ],
 )
-def test_a_command_of_our_engines_is_recognised(command, engine, words, env):
+def test_a_command_of_our_engines_is_recognised(command, engine, arguments, env):
     found = recognise(shlex.split(command))
     if engine is None:
         assert found is None
     else:
-        assert (found.engine, found.words, found.env) == (engine, words.split(), env)
+        assert (found.engine, found.arguments, found.env) == (engine, arguments.split(), env)
 
 
 def test_a_vllm_of_another_environment_is_another_server(tmp_path, monkeypatch):
@@ -143,7 +145,7 @@ def test_a_recognised_command_gives_words_variables_and_engine(read):
     )
     assert faults == []
     entry = content.entries["q"]
-    assert (entry.words, entry.engine, entry.foreign) == (("x", "--dtype", "auto"), "vllm", None)
+    assert (entry.arguments, entry.engine, entry.foreign) == (("x", "--dtype", "auto"), "vllm", None)
     assert entry.env == {"A": "1", "B": "3"}
     assert [str(notice) for notice in content.notices] == [
         "models.yaml:5: models.q.proxy: has no effect: the model is started by this program, which knows how to "
@@ -201,7 +203,9 @@ def test_a_macro_of_any_type_in_any_key_works_or_is_a_fault(read, value):
         keys = "\n".join(f"{key}: {json.dumps(content)}" for key, content in document.items())
         content, faults = read(f"macros: {{a: {value}}}\n{keys}\n")
         for entry in content.entries.values():
-            assert all(isinstance(word, str) for word in (*entry.words, *entry.aliases, *entry.env.values()))
+            assert all(
+                isinstance(argument, str) for argument in (*entry.arguments, *entry.aliases, *entry.env.values())
+            )
             json.dumps([entry.card, entry.changes and asdict(entry.changes)], allow_nan=False)
         if value in ("null", "[5]", "{a: 1}"):
             told = "has no value" if value == "null" else "is a list" if value == "[5]" else "is a mapping"
@@ -398,7 +402,7 @@ hooks: {on_startup: {preload: ["${pre}-model"]}}
     assert entry.card == {"name": "The big one", "meta": meta}
     assert entry.changes == BodyChanges(strip=("big",), set_by_name={"big-model:y": {"n": 4}})
     assert entry.env == {"PORT": "${PORT}", "N": "4"}
-    assert (other.words, other.env) == (("big/other", "--max-model-len=3", "--seed=1"), {"DEBUG": "true"})
+    assert (other.arguments, other.env) == (("big/other", "--max-model-len=3", "--seed=1"), {"DEBUG": "true"})
     assert content.api_keys == ("0123",)
 
 
@@ -418,7 +422,7 @@ def test_changes_of_bodies_are_read(read):
 def test_a_server_that_runs_already_needs_no_command(read):
     content, faults = read("models: {m: {proxy: 'http://127.0.0.1:8081'}, n: {proxy: 'http://127.0.0.1:8082'}}\n")
     assert (faults, _excludes(content), content.notices) == ([], "- -", ())
-    assert content.entries["m"].foreign == ForeignCommand(words=(), address="http://127.0.0.1:8081", port=8081)
+    assert content.entries["m"].foreign == ForeignCommand(arguments=(), address="http://127.0.0.1:8081", port=8081)
 
 
 def test_the_sleep_of_llmsnap_is_read(read):

@@ -49,8 +49,8 @@ def gpu(number: int) -> Gpu:
     return Gpu(number, f"GPU-{number}", "H200", 100 * GIB, 90 * GIB, ())
 
 
-def entry(*words: str, **values: object) -> ModelEntry:
-    return ModelEntry(name="m", words=("/models/m", *words), **{"engine": "embedded", **values})  # type: ignore[arg-type]
+def entry(*arguments: str, **values: object) -> ModelEntry:
+    return ModelEntry(name="m", arguments=("/models/m", *arguments), **{"engine": "embedded", **values})  # type: ignore[arg-type]
 
 
 # Measured
@@ -133,7 +133,7 @@ def test_a_changed_entry_may_be_another_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "engine", "config", "size"),
+    ("arguments", "engine", "config", "size"),
     [
         ("", "embedded", {"dtype": "float32"}, None),
         ("--dtype bfloat16", "embedded", {"dtype": "float32"}, 24),
@@ -148,7 +148,7 @@ def test_a_changed_entry_may_be_another_model(tmp_path):
         ("--config {folder}/settings.yaml", "vllm", {"dtype": "float32"}, 40),
     ],
 )
-def test_weights_are_converted_while_they_are_loaded(tmp_path, words, engine, config, size):
+def test_weights_are_converted_while_they_are_loaded(tmp_path, arguments, engine, config, size):
     """The model has eight int8 elements, which are not converted, and eight float32 elements.
 
     `size` is None if nothing is converted.
@@ -156,7 +156,7 @@ def test_weights_are_converted_while_they_are_loaded(tmp_path, words, engine, co
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
     (tmp_path / "settings.yaml").write_text("dtype: float32\n")
     write_safetensors(tmp_path / "model.safetensors", {"a": ("F32", [8], 32), "b": ("I8", [8], 8)})
-    model = entry(*words.format(folder=tmp_path).split(), engine=engine)
+    model = entry(*arguments.format(folder=tmp_path).split(), engine=engine)
     assert converted_bytes(model, tmp_path) == size
     meter = MemoryMeter(lambda name: str(tmp_path))
     assert meter.need_of(model) == estimate(model, size or weight_bytes(tmp_path))
@@ -171,7 +171,7 @@ def test_an_embedded_model_needs_its_weights_and_the_program():
 
 
 @pytest.mark.parametrize(
-    ("words", "added"),
+    ("arguments", "added"),
     [
         pytest.param(("--kv-cache-memory-bytes", "2G"), 2 * GIB, id="value"),
         pytest.param(("--kv-cache-memory-bytes=2147483648",), 2 * GIB, id="attached"),
@@ -180,8 +180,8 @@ def test_an_embedded_model_needs_its_weights_and_the_program():
         pytest.param(("--kv-cache-memory-bytes",), 0, id="no value"),
     ],
 )
-def test_the_kv_cache_counts_if_its_size_is_given(words, added):
-    assert estimate(entry(*words), GIB).ram_bytes - estimate(entry(), GIB).ram_bytes == added
+def test_the_kv_cache_counts_if_its_size_is_given(arguments, added):
+    assert estimate(entry(*arguments), GIB).ram_bytes - estimate(entry(), GIB).ram_bytes == added
 
 
 def test_vllm_without_a_gpu_needs_a_share_of_the_machine_for_every_start(monkeypatch):
@@ -215,12 +215,12 @@ def test_a_measurement_on_a_gpu_is_never_below_the_share_that_must_be_free(monke
     used = gpu(0)._replace(processes=(GpuProcess(os.getpid(), 10 * GIB),))
     monkeypatch.setattr("router.model_memory.read_gpus_here", lambda: (used,))
     meter = MemoryMeter(lambda name: None)
-    for words, engine, needed in (
+    for arguments, engine, needed in (
         ((), "vllm", 92),
         (("--gpu-memory-utilization", "0.5"), "vllm", 50),
         ((), "embedded", 10),
     ):
-        meter.need_of(entry(*words, engine=engine))
+        meter.need_of(entry(*arguments, engine=engine))
         assert meter.measure("m", [os.getpid()]).gpu_bytes == needed * GIB
 
 
@@ -265,8 +265,8 @@ def test_on_gpus_a_kv_cache_with_a_size_needs_no_share():
 def test_another_server_needs_all_parts_of_the_gguf_models_that_it_names(tmp_path):
     for name in ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "n-00001-of-00002.gguf", "m.gguf"):
         (tmp_path / name).write_bytes(b"x" * 1000)
-    words = ("llama-server", "-m", str(tmp_path / "m-00001-of-00002.gguf"), "--mmproj", "missing.gguf")
-    foreign = ForeignCommand(words=words, address="http://127.0.0.1:1", port=None)
+    arguments = ("llama-server", "-m", str(tmp_path / "m-00001-of-00002.gguf"), "--mmproj", "missing.gguf")
+    foreign = ForeignCommand(arguments=arguments, address="http://127.0.0.1:1", port=None)
     assert estimate(ModelEntry(name="m", foreign=foreign, engine="other"), 0) == Need((256 << 20) + 2200)
 
 
@@ -275,8 +275,8 @@ def test_an_alias_that_looks_like_a_file_lets_no_folder_be_searched(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.walk", lambda *_: pytest.fail("a folder is searched"))
     (file := tmp_path / "m.gguf").write_bytes(b"x" * 1000)
-    words = ("llama-server", "-m", str(file), "--alias", "qwen.gguf")
-    model = ModelEntry(name="m", foreign=ForeignCommand(words=words, address="", port=None), engine="other")
+    arguments = ("llama-server", "-m", str(file), "--alias", "qwen.gguf")
+    model = ModelEntry(name="m", foreign=ForeignCommand(arguments=arguments, address="", port=None), engine="other")
     meter = MemoryMeter(lambda _: None)
     meter.need_of(model)
     assert not meter.forget_replaced(model)

@@ -25,14 +25,14 @@ from tests.support.waiting import is_gone, wait_until
 
 def entry_of(
     name: str,
-    *words: str,
+    *arguments: str,
     stop_words: tuple[str, ...] = (),
     sleep: ServerCall | None = None,
     wake: ServerCall | None = None,
     **keys: object,
 ) -> ModelEntry:
     foreign = ForeignCommand(
-        words=(*FOREIGN_COMMAND, "${PORT}", *words),
+        arguments=(*FOREIGN_COMMAND, "${PORT}", *arguments),
         address="http://127.0.0.1:${PORT}",
         port=None,
         stop_words=stop_words,
@@ -184,8 +184,8 @@ async def test_near_names_are_found_in_bounded_time(pool):
     "stop", thorough_but_for(("drain", "cmdStop", "unload", "for another", "ttl"), "cmdStop", "ttl")
 )
 async def test_a_command_is_stopped_when_its_last_lease_has_ended(pool, stop):
-    words = ("sh", "-c", "kill -TERM $0", "${PID}") if stop == "cmdStop" else ()
-    entry = entry_of("a", stop_words=words, ttl_s=0.01 if stop == "ttl" else None)
+    arguments = ("sh", "-c", "kill -TERM $0", "${PID}") if stop == "cmdStop" else ()
+    entry = entry_of("a", stop_words=arguments, ttl_s=0.01 if stop == "ttl" else None)
     pool.set_entries(by_name(entry, entry_of("b", excludes=frozenset("a"))))
     async with pool.lease("a"), pool.lease("a") as child:
         stopping = asyncio.create_task(_stop(pool, stop))

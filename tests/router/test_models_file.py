@@ -47,7 +47,7 @@ models:
     assert entry == ModelEntry(
         name="qwen",
         aliases=("small", "tiny"),
-        words=("Qwen/Qwen3-0.6B", "--max-model-len=8k", "--enforce-eager", "--no-enable-prefix-caching"),
+        arguments=("Qwen/Qwen3-0.6B", "--max-model-len=8k", "--enforce-eager", "--no-enable-prefix-caching"),
         engine="vllm",
         env={"OMP_NUM_THREADS": "4", "DEBUG": "true"},
         ttl_s=600,
@@ -62,7 +62,7 @@ models:
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "arguments"),
     [
         ("--max-model-len 8k --chat-template 'a b'", ("--max-model-len", "8k", "--chat-template", "a b")),
         ("[--max-num-seqs, 4]", ("--max-num-seqs", "4")),
@@ -73,8 +73,11 @@ models:
     ],
     ids=["text", "list", "a list", "JSON", "negated", "nothing"],
 )
-def test_flags_are_a_text_a_list_or_a_mapping(read, args, words):
-    assert entry_of(read, f"models: {{m: {{args: {args if args[:1] in '[{' else repr(args)}}}}}").words == ("m", *words)
+def test_flags_are_a_text_a_list_or_a_mapping(read, args, arguments):
+    assert entry_of(read, f"models: {{m: {{args: {args if args[:1] in '[{' else repr(args)}}}}}").arguments == (
+        "m",
+        *arguments,
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_sleep_has_defaults(read, keys, on_swap, idle_sleep_s, levels):
 
 def test_the_files_defaults_are_stronger_than_those_of_the_command_line(read):
     entry = entry_of(read, "globalTTL: 60\nhealthCheckTimeout: 20\nmodels: {m: }", Defaults(30, 10))
-    assert (entry.ttl_s, entry.start_timeout_s, entry.words) == (60, 20, ("m",))
+    assert (entry.ttl_s, entry.start_timeout_s, entry.arguments) == (60, 20, ("m",))
     assert entry_of(read, "healthCheckTimeout: 0\nmodels: {m: }", Defaults(30, 10)).start_timeout_s is None
 
 
@@ -340,8 +343,8 @@ def test_a_command_that_needs_no_shell_is_taken_as_it_is(read, command):
     assert (faults, content.notices) == ([], ())
 
 
-@pytest.mark.parametrize("word", ["~/x", "$HOME/x", "`x`", '"$X"'])
-def test_a_word_that_only_a_shell_replaces_is_named(read, word):
-    content, faults = read(f"models: {{m: {{cmd: {json.dumps(f'prog ${{PORT}} {word}')}}}}}")
+@pytest.mark.parametrize("argument", ["~/x", "$HOME/x", "`x`", '"$X"'])
+def test_a_word_that_only_a_shell_replaces_is_named(read, argument):
+    content, faults = read(f"models: {{m: {{cmd: {json.dumps(f'prog ${{PORT}} {argument}')}}}}}")
     assert faults == []
     assert "reaches the program as it is, because no shell replaces it" in str(content.notices[0])

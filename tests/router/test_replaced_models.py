@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
+from router.arguments import model_check
 from router.model_entry import ServerCall
 from router.model_pool import ModelPool
 from router.scheduling.terms import Need
-from router.words import model_check
+from tests.router.arguments.test_llama_arguments import llama_server, options_of  # noqa: F401 - a fixture
+from tests.router.arguments.test_single_model import _vllm
 from tests.router.conftest import SmallOwner
 from tests.router.http.small_router import eventually
 from tests.router.test_model_pool import by_name, entry_of, open_pool
-from tests.router.words.test_llama_words import llama_server, options_of  # noqa: F401 - a fixture
-from tests.router.words.test_single_model import _vllm
 
 MIB = 1 << 20
 
@@ -96,7 +96,7 @@ def test_a_further_check_finds_another_file_of_a_folder(llama_server, tmp_path):
     assert options.check_again(entry) == entry
     (folder / "a.gguf").rename(folder / "b.gguf")
     renewed = options.check_again(entry)
-    assert str(folder / "b.gguf") in renewed.foreign.words
+    assert str(folder / "b.gguf") in renewed.foreign.arguments
 
 
 def test_a_further_check_finds_other_sleep_levels(monkeypatch):

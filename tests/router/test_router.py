@@ -112,8 +112,8 @@ def test_the_port_stays_open_for_the_drain_grace_also_without_a_process(tmp_path
 def test_a_renewed_certificate_counts_for_new_connections(tmp_path):
     used = make_certificate(tmp_path, "used")
     first, second = used.certificate.read_bytes(), make_certificate(tmp_path, "second")
-    words = (*used.flags, "--enable-ssl-refresh")
-    with RouterProcess(tmp_path, {"a": foreign()}, *words, wait=False) as router:
+    arguments = (*used.flags, "--enable-ssl-refresh")
+    with RouterProcess(tmp_path, {"a": foreign()}, *arguments, wait=False) as router:
         wait_listening(router.port)
         assert _certificate(router.port) == first.decode()
         assert _health(router, used) == 200
@@ -157,8 +157,8 @@ def test_models_of_the_command_line_end_by_a_signal_that_ends_a_server(tiny_llam
     other = tmp_path / "other"
     shutil.copytree(tiny_llama, other)
     port = free_port()
-    words = [str(tiny_llama), str(other), "--engine", "embedded", "--host", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen([*CLI, "serve", *words]) as router:
+    arguments = [str(tiny_llama), str(other), "--engine", "embedded", "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen([*CLI, "serve", *arguments]) as router:
         wait_until(lambda: ask(f"http://127.0.0.1:{port}/health").status == 200)
         models = ask(f"http://127.0.0.1:{port}/v1/models").json["data"]
         router.send_signal(signal.SIGHUP)
@@ -213,7 +213,7 @@ def test_a_preloaded_model_is_started_again_when_it_is_changed_or_added(tmp_path
         for name in ("a", "off", "new"):
             router.wait(lambda name=name: router.models().get(name, {}).get("status") == "ready")
         assert router.pid("a") != before
-        assert router.ask("/v1/completions", {"model": "a"}).json["words"] == ["two"]
+        assert router.ask("/v1/completions", {"model": "a"}).json["arguments"] == ["two"]
         assert router.state("same") == "stopped"
 
 
@@ -233,9 +233,9 @@ def _stop(processes: list[psutil.Process]) -> None:
 def test_a_hung_model_with_a_request_gives_its_room_to_the_one_that_waits(hung, answers, why, tiny_llama, tmp_path):
     """A request may end with 200: if the hung server has not read it, the next process gets it."""
     models = {name: embedded(tiny_llama) for name in "ab"}
-    words = ("--max-running", "1", "--max-wait", "5", "--standby", "off")
+    arguments = ("--max-running", "1", "--max-wait", "5", "--standby", "off")
     statuses: list[int] = []
-    with RouterProcess(tmp_path, models, *words) as router:
+    with RouterProcess(tmp_path, models, *arguments) as router:
         assert router.post("a").status == 200
         _stop(router.tree("a")[1 if hung == "engine" else 0 :])  # the API process is the first one
         waiting = threading.Thread(target=lambda: statuses.append(router.post("a", timeout_s=600).status))
@@ -320,16 +320,16 @@ _KINDS: Final = _HEAD[1:]
 def _words(kind: str, folder: Path, tiny_llama: Path) -> tuple[list[str], dict[str, str]]:
     if kind == "embedded":
         return [str(tiny_llama), "--engine", "embedded", "--served-model-name", "m"], {}
-    words = ["fake", "--engine", "vllm", "--served-model-name", "m", *_FLAGS]
+    arguments = ["fake", "--engine", "vllm", "--served-model-name", "m", *_FLAGS]
     more = {"vllm": [], "asleep": ["--idle-sleep", "1s"]}.get(kind, ["--idle-stop", "600s"])
     quiet = [] if kind == "vllm" else ["--standby", "off"]
-    return [*words, *more, *quiet], environment(folder, **_SMALL)
+    return [*arguments, *more, *quiet], environment(folder, **_SMALL)
 
 
 def _start(kind: str, folder: Path, tiny_llama: Path) -> ServerProcess:
-    words, variables = _words(kind, folder, tiny_llama)
+    arguments, variables = _words(kind, folder, tiny_llama)
     if kind != "several":
-        return ServerProcess(words, environment=variables)
+        return ServerProcess(arguments, environment=variables)
     entry = {"model": "fake", "engine": "vllm", "args": _FLAGS}
     return RouterProcess(
         folder, {"m": entry, "other": entry}, "--standby", "off", environment=environment(folder, **_SMALL)

@@ -40,10 +40,10 @@ def make_certificate(
 ) -> Certificate:
     """Makes a certificate for the hosts `names`. Without a `signer`, the certificate signs itself."""
     made = Certificate(folder / f"{name}.crt", folder / f"{name}.key")
-    words = ["req", "-x509", *_CURVE, "-subj", f"/CN={name}", "-days", "30", "-keyout", str(made.key)]
-    added = [word for extension in (f"subjectAltName={names}", *extensions) for word in ("-addext", extension)]
+    arguments = ["req", "-x509", *_CURVE, "-subj", f"/CN={name}", "-days", "30", "-keyout", str(made.key)]
+    added = [argument for extension in (f"subjectAltName={names}", *extensions) for argument in ("-addext", extension)]
     by = [] if signer is None else ["-CA", str(signer.certificate), "-CAkey", str(signer.key)]
-    _openssl(*words, "-out", str(made.certificate), *added, *by)
+    _openssl(*arguments, "-out", str(made.certificate), *added, *by)
     made.key.chmod(0o600)
     return made
 
@@ -55,5 +55,5 @@ def encrypt_key(key: Path, *, traditional: bool = False) -> None:
     key.chmod(0o600)
 
 
-def _openssl(*words: str) -> None:
-    subprocess.run(["openssl", *words], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+def _openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True, stdin=subprocess.DEVNULL)

@@ -10,7 +10,7 @@ CLI: Final = (sys.executable, "-m", "vllm_cli")
 
 
 def run_cli(
-    *words: object,
+    *arguments: object,
     environment: Mapping[str, str] | None = None,
     launcher: tuple[str, ...] = (),
     timeout_s: float = 300.0,
@@ -25,32 +25,32 @@ def run_cli(
         timeout_s: the time after which the command is killed and the call fails.
         options: the options of `subprocess.run`.
     """
-    return _run([*launcher, *CLI, *words], environment, timeout_s, options)
+    return _run([*launcher, *CLI, *arguments], environment, timeout_s, options)
 
 
 def run_python(
     code: str,
-    *words: object,
+    *arguments: object,
     environment: Mapping[str, str] | None = None,
     launcher: tuple[str, ...] = (),
     timeout_s: float = 200.0,
     **options: Any,
 ) -> "subprocess.CompletedProcess[str]":
     """Runs Python code to its end, with the arguments of `run_cli`."""
-    return _run([*launcher, sys.executable, "-c", code, *words], environment, timeout_s, options)
+    return _run([*launcher, sys.executable, "-c", code, *arguments], environment, timeout_s, options)
 
 
-def python_output(code: str, *words: object, **options: Any) -> str:
+def python_output(code: str, *arguments: object, **options: Any) -> str:
     """Runs Python code, with the arguments of `run_python`. Returns its output. Fails if the code fails."""
-    done = run_python(code, *words, **options)
+    done = run_python(code, *arguments, **options)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def _run(
-    words: Sequence[object], environment: Mapping[str, str] | None, timeout_s: float, options: Mapping[str, Any]
+    arguments: Sequence[object], environment: Mapping[str, str] | None, timeout_s: float, options: Mapping[str, Any]
 ) -> "subprocess.CompletedProcess[str]":
     stdin = None if "input" in options else subprocess.DEVNULL
     usual: dict[str, Any] = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     usual["env"] = os.environ | (environment or {})
-    return subprocess.run([*map(str, words)], text=True, timeout=timeout_s, **(usual | options))
+    return subprocess.run([*map(str, arguments)], text=True, timeout=timeout_s, **(usual | options))

@@ -20,11 +20,11 @@ PYTHON: Final = BIN / "python"
 needs_vllm: Final = pytest.mark.skipif(not PYTHON.exists(), reason=f"vLLM is not installed in {ENVIRONMENT}")
 
 
-def ask_vllm(script: Path, question: Any, folder: Path, *words: object, timeout_s: float = 280) -> Any:
+def ask_vllm(script: Path, question: Any, folder: Path, *arguments: object, timeout_s: float = 280) -> Any:
     """Returns the script's answer. `folder` has both JSON files and is the script's working directory."""
     asked, answered = folder / "question.json", folder / "answer.json"
     asked.write_text(json.dumps(question))
-    command = [PYTHON, "-E", script, asked, answered, *map(str, words)]
+    command = [PYTHON, "-E", script, asked, answered, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(answered.read_text())

@@ -122,12 +122,12 @@ class Program:
         self._seen.update(found)
         return found
 
-    def children_with(self, word: str) -> list[psutil.Process]:
+    def children_with(self, argument: str) -> list[psutil.Process]:
         """The first process's running children with this word on their command line."""
         found = []
         for process in self.root.children():
             with suppress(psutil.NoSuchProcess):  # it has ended since
-                found += [process] if word in process.cmdline() else []
+                found += [process] if argument in process.cmdline() else []
         return found
 
     def wait_all_gone(self) -> None:

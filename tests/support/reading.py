@@ -4,10 +4,10 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from startup.settings.serve_words import ParsedOption
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.facts import VllmFacts
-from startup.vllm_words.preflight.arguments import FlagValueError, parse_value
+from startup.settings.serve_arguments import ParsedOption
+from startup.vllm_arguments.preflight.arguments import FlagValueError, parse_value
+from startup.vllm_arguments.vllm_line import VllmLine
+from startup.vllm_arguments.vllm_record import VllmRecord
 
 _NOT_CONVERTED: Final = ("unknown", "object")
 """Kinds of values that the launcher does not convert as vLLM does."""
@@ -24,8 +24,8 @@ class Reading(NamedTuple):
     """The values that the launcher reads in another way than vLLM's parser."""
 
 
-def read_both(words: Sequence[str], facts: VllmFacts, parse: Callable[[Sequence[str]], Namespace]) -> Reading:
-    line = VllmLine.of(words, facts)
+def read_both(arguments: Sequence[str], facts: VllmRecord, parse: Callable[[Sequence[str]], Namespace]) -> Reading:
+    line = VllmLine.of(arguments, facts)
     faults = [*line.faults, *(option.typed for option in line.unknown), *line.others]
     values: dict[str, Any] = {}
     for option in line.options:
@@ -34,7 +34,7 @@ def read_both(words: Sequence[str], facts: VllmFacts, parse: Callable[[Sequence[
         except FlagValueError as err:
             faults.append(str(err))
     try:
-        namespace = parse(words)
+        namespace = parse(arguments)
     except (SystemExit, Exception):  # noqa: BLE001 - whatever vLLM raises
         return Reading(False, faults, [])
     model = getattr(namespace, "model_tag", None) or namespace.model

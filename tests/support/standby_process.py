@@ -28,7 +28,7 @@ class StandbyProcess(Program):
 
     def __init__(
         self,
-        *words: str,
+        *arguments: str,
         environment: Mapping[str, str] | None = None,
         is_awaited: bool = True,
         python: Path | str = sys.executable,
@@ -44,9 +44,9 @@ class StandbyProcess(Program):
         """
         self.runtime_folder = Path(tempfile.mkdtemp(prefix="vs-", dir="/tmp"))
         self.folder = self.runtime_folder / "vllm-cli"
-        words = words if "--for" in words else ("--for", "embedded", *words)
+        arguments = arguments if "--for" in arguments else ("--for", "embedded", *arguments)
         super().__init__(
-            (*launcher, python, "-m", "vllm_cli", "standby", *words),
+            (*launcher, python, "-m", "vllm_cli", "standby", *arguments),
             {**os.environ, **(environment or {}), "XDG_RUNTIME_DIR": str(self.runtime_folder)},
             is_awaited=is_awaited,
             log_path=self.runtime_folder / "log",

@@ -109,6 +109,6 @@ class Shell:
             self.terminal_fd = -1
 
 
-def serve_command(*words: str) -> str:
+def serve_command(*arguments: str) -> str:
     """The command `vllm-cli serve` with these words, as text for a shell."""
-    return " ".join([*CLI, "serve", "--host", "127.0.0.1", *words])
+    return " ".join([*CLI, "serve", "--host", "127.0.0.1", *arguments])

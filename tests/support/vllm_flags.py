@@ -1,9 +1,9 @@
-"""vLLM's flags, in the table of all flags. `vllm_engine/test_vllm_facts.py` compares the table with vLLM."""
+"""vLLM's flags, in the table of all flags. `vllm_engine/test_vllm_record.py` compares the table with vLLM."""
 
 from typing import Final
 
+from startup.arguments.table import FLAGS
 from startup.settings.flag import Flag
-from startup.words.table import FLAGS
 
 _OWN_PREFIXES: Final = (
     *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),

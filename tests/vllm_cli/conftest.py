@@ -23,11 +23,11 @@ def no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def parse() -> Callable[..., StartupConfig]:
     """A function that returns the configuration of `vllm-cli serve WORDS...`."""
-    from startup.words.serve_command import READ
+    from startup.arguments.serve_command import READ
     from vllm_cli.commands.serve import serve
 
-    def parse_words(*words: str) -> StartupConfig:
-        with serve.make_context("serve", list(words)) as ctx:
+    def parse_words(*arguments: str) -> StartupConfig:
+        with serve.make_context("serve", list(arguments)) as ctx:
             return ctx.meta[READ].start
 
     return parse_words
@@ -38,15 +38,15 @@ def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     """A function that runs a command in this process. Its result is like that of `run_cli`."""
     from vllm_cli.main import main
 
-    def run(*words: object, input: str | None = None) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, input: str | None = None) -> subprocess.CompletedProcess[str]:
         if input is not None:
             monkeypatch.setattr(sys, "stdin", io.StringIO(input))
         capsys.readouterr()
         try:
-            code = main([str(word) for word in words])
+            code = main([str(argument) for argument in arguments])
         except SystemExit as ended:
             code = ended.code
         out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(words, code, out, err)
+        return subprocess.CompletedProcess(arguments, code, out, err)
 
     return run

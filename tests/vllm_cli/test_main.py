@@ -76,12 +76,12 @@ LIGHT_CALLS = [
 def test_help_and_usage_errors_import_only_click_and_the_first_ones_no_slow_module(tmp_path):
     """Help, version and usage errors import neither a command nor a slow module of the standard library."""
     known = OURS | set(sys.stdlib_module_names)
-    calls = json.dumps([words for words, _ in LIGHT_CALLS])
+    calls = json.dumps([arguments for arguments, _ in LIGHT_CALLS])
     done = run_python(_REPORT, calls, cwd=tmp_path, environment={"PYTHONPATH": str(ROOT)})
     found = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("LOADED ")]
     assert len(found) == len(LIGHT_CALLS), done.stdout + done.stderr
-    for (words, expected), (_, code, loaded) in zip(LIGHT_CALLS, found, strict=True):
-        assert (words, code, {name.partition(".")[0] for name in loaded} - known) == (words, expected, set())
+    for (arguments, expected), (_, code, loaded) in zip(LIGHT_CALLS, found, strict=True):
+        assert (arguments, code, {name.partition(".")[0] for name in loaded} - known) == (arguments, expected, set())
     _, _, loaded = found[len(FIRST_CALLS) - 1]
     assert "vllm_cli.main" in loaded
     assert SLOW_MODULES & set(loaded) == set()
@@ -133,7 +133,7 @@ def test_a_command_of_vllm_without_vllm_is_one_sentence_and_exit_code_2(path, in
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         ("srve", "(did you mean 'serve'?)"),
         ("serve --dtpe auto", "(did you mean '--dtype'?)"),
@@ -153,12 +153,21 @@ def test_a_command_of_vllm_without_vllm_is_one_sentence_and_exit_code_2(path, in
         ("bench startup --cmd 'y", "--cmd"),
         ("bench startup --state lukewarm", "lukewarm"),
         ("bench startup --cmd x --json no-such-folder/x.json", "is not a file in an existing folder"),
-        *((f"standby {words}", words.split()[0]) for words in ("--for nonsense", "--for embedded,", "nonsense")),
-        *((f"standby {words}", words.split()[0]) for words in ("--for embedded,tgi", "--idle-exit 0")),
-        *((f"standby {words}", words.split()[0]) for words in ("--idle-exit soon", "--max-memory much")),
-        *((f"caches {words}", "Error: ") for words in ("prune", "prune --older yesterday", "prune --keep some")),
+        *(
+            (f"standby {arguments}", arguments.split()[0])
+            for arguments in ("--for nonsense", "--for embedded,", "nonsense")
+        ),
+        *((f"standby {arguments}", arguments.split()[0]) for arguments in ("--for embedded,tgi", "--idle-exit 0")),
+        *((f"standby {arguments}", arguments.split()[0]) for arguments in ("--idle-exit soon", "--max-memory much")),
+        *(
+            (f"caches {arguments}", "Error: ")
+            for arguments in ("prune", "prune --older yesterday", "prune --keep some")
+        ),
         ("caches --json prune --keep 0", "Error: "),
-        *((f"doctor --hooks {words}", "Error: ") for words in ("--vllm /absent", "--unknown", "MODEL", "--env")),
+        *(
+            (f"doctor --hooks {arguments}", "Error: ")
+            for arguments in ("--vllm /absent", "--unknown", "MODEL", "--env")
+        ),
         (f"doctor --hooks --vllm {ROOT / 'docs'}", "Error: "),
         ("bench serve --cmd x", "No such option '--cmd' (removed: start the server, then give --base-url)"),
         ("bench serve --model m --endpoint=chat", "'--endpoint chat' (removed: give --backend openai-chat"),
@@ -176,8 +185,8 @@ def test_a_command_of_vllm_without_vllm_is_one_sentence_and_exit_code_2(path, in
         ("serve --engine embedded --omni --usp 2", "requests models of the package vllm-omni. Use --engine vllm."),
     ],
 )
-def test_former_and_wrong_words_name_what_to_write(words, message, capsys):
-    assert main(words.split()) == 2
+def test_former_and_wrong_words_name_what_to_write(arguments, message, capsys):
+    assert main(arguments.split()) == 2
     assert message in capsys.readouterr().err
 
 
@@ -239,11 +248,11 @@ UNCAUGHT = {
 
 @pytest.mark.parametrize("given", thorough_but_for(UNCAUGHT, "serve --log-format json"))
 def test_an_error_that_nobody_has_caught_ends_a_start_with_a_code(given):
-    words, code = given.split(), UNCAUGHT[given]
-    done = run_python(_UNCAUGHT, *words, environment={**os.environ, "VCLI_ENGINE": "embedded"})
+    arguments, code = given.split(), UNCAUGHT[given]
+    done = run_python(_UNCAUGHT, *arguments, environment={**os.environ, "VCLI_ENGINE": "embedded"})
     assert done.returncode == 1
     assert "KeyError: 'x'" in done.stderr
-    if "json" in words:
+    if "json" in arguments:
         records = [json.loads(line) for line in done.stderr.splitlines()]
         assert [record.get("code") for record in records] == [None, code]
         assert "Traceback" in records[0]["exception"]
@@ -286,8 +295,8 @@ def run_to(tmp_path: Path):
     """A function that runs a command with a SIGINT at this event. 0: no SIGINT, and events are counted."""
     (tmp_path / "sitecustomize.py").write_text(_HOOK)
 
-    def run(point: int, *words: str) -> "subprocess.CompletedProcess[str]":
-        command = [str(Path(sys.executable).with_name("vllm-cli")), *words]
+    def run(point: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [str(Path(sys.executable).with_name("vllm-cli")), *arguments]
         environment = {**os.environ, "PYTHONPATH": str(tmp_path), "POINT": str(point)}
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -306,11 +315,11 @@ def test_at_the_beginning(point, run_to):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("words", [("doctor", "--env"), ("serve", "MODEL", "--preflight-only")], ids=" ".join)
-def test_at_any_point(words, run_to, tiny_llama):
-    words = tuple(word.replace("MODEL", str(tiny_llama)) for word in words)
-    whole = run_to(0, *words)
+@pytest.mark.parametrize("arguments", [("doctor", "--env"), ("serve", "MODEL", "--preflight-only")], ids=" ".join)
+def test_at_any_point(arguments, run_to, tiny_llama):
+    arguments = tuple(argument.replace("MODEL", str(tiny_llama)) for argument in arguments)
+    whole = run_to(0, *arguments)
     assert whole.returncode == 0, whole.stderr
     num_events = int(whole.stderr.splitlines()[-1])
     for point in range(1, num_events * 9 // 10, num_events // 12):  # their number varies
-        _assert_interrupted(run_to(point, *words))
+        _assert_interrupted(run_to(point, *arguments))

@@ -21,7 +21,7 @@ from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.late_imports import late_imports
 from startup.vllm.patches.placing import place_hooks
 from startup.vllm.vllm_imports import import_leniently
-from startup.vllm_words.installed import require_vllm
+from startup.vllm_arguments.installed import require_vllm
 
 _USED_OF_FLASHINFER = ("flashinfer.autotuner", "flashinfer.fused_moe.utils")
 _LATE = ("flashinfer", "flashinfer.comm", "flashinfer.fused_moe", "torchvision")

@@ -42,7 +42,7 @@ class Told:
 def start_and_end(
     folder: Path,
     model: Path,
-    *words: object,
+    *arguments: object,
     launcher: str = "ours",
     version: str = "0.32",
     environment: Mapping[str, str] | None = None,
@@ -54,8 +54,8 @@ def start_and_end(
     is_plain = launcher == "plain"
     reporting = () if is_plain else ("--startup-report", str(report))
     variables = {"PYTHONDONTWRITEBYTECODE": "", **(environment or {})}  # an empty one also hides that of the tests
-    server = VllmServer(launcher, model, *FLAGS, *map(str, words), *reporting, folder=folder, environment=variables)
-    server.command = [word.replace(str(PEERS["0.32"]), str(PEERS[version])) for word in server.command]
+    server = VllmServer(launcher, model, *FLAGS, *map(str, arguments), *reporting, folder=folder, environment=variables)
+    server.command = [argument.replace(str(PEERS["0.32"]), str(PEERS[version])) for argument in server.command]
     with server:
         server.wait(lambda: server.health() == 200 or server.process.poll() is not None)
         code = server.process.poll()
@@ -116,7 +116,7 @@ class Miss(NamedTuple):
     """A start that misses the compiled model. It names the first difference: kind, name, before, now."""
 
     difference: tuple[str, str, str, str]
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     config: dict[str, Any] = {}
     version: str = "0.32"
@@ -124,7 +124,7 @@ class Miss(NamedTuple):
 
 MISSES: Final = {
     "variable": Miss(("variables", "VLLM_PLUGINS", "", '["none"]'), environment={"VLLM_PLUGINS": "none"}),
-    "flag": Miss(("flags", "CompilationConfig.compile_ranges_endpoints", "[2048]", "[1024]"), words=BATCHED),
+    "flag": Miss(("flags", "CompilationConfig.compile_ranges_endpoints", "[2048]", "[1024]"), arguments=BATCHED),
     "config": Miss(("model", "ModelConfig.hf_config.rms_norm_eps", "1e-06", "1e-05"), config={"rms_norm_eps": 1e-5}),
     **{
         version: Miss(("versions", "vllm", "0.32.0+cpu", f"{version}.0+cpu"), version=version)
@@ -137,18 +137,18 @@ MISSES: Final = {
 def test_the_first_difference_is_named(miss, folder, small_model):
     if not PEERS[miss.version].exists():
         pytest.skip(f"vLLM {miss.version} is not installed")
-    words, environment = (*miss.words, *REQUIRE), miss.environment
+    arguments, environment = (*miss.arguments, *REQUIRE), miss.environment
     with _edited([small_model / "config.json"], lambda config: config.update(miss.config)):
-        told = start_and_end(folder, small_model, *words, environment=environment, version=miss.version)
+        told = start_and_end(folder, small_model, *arguments, environment=environment, version=miss.version)
     assert tuple(told.compiled["difference"].values()) == miss.difference
     assert told.code == 3
     assert "--compile-cache require" in told.log.rpartition("\nError:" if miss.version > "0.30" else " Error:")[2]
 
 
 def test_what_does_not_matter_is_loaded_at_another_root(folder, small_model):
-    words = ("--seed", "1", "--no-enable-prefix-caching", *REQUIRE)
+    arguments = ("--seed", "1", "--no-enable-prefix-caching", *REQUIRE)
     environment = {"VLLM_HOST_IP": "127.0.0.1", "VLLM_PORT": "29500", "POD_IP": "10.1.1.1"}
-    told = start_and_end(folder, small_model, *words, environment=environment)
+    told = start_and_end(folder, small_model, *arguments, environment=environment)
     assert (told.code, told.compiled["state"]) == (None, "loaded")
     assert told.compiled["saved_s"] > 0
     assert len(compiled_keys(folder)) == 1

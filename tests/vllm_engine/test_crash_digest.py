@@ -62,14 +62,14 @@ def test_a_crash_ends_with_its_cause(name, folders, plugins, small_model):
 
 def _provoke(crash: Crash, folders: StartFolders, plugins: Path, small_model: Path) -> _End:
     model = small_model if crash.model == "small" else Path(folders.fill(crash.model))
-    words = ("--preflight", "off", *SMALL, *map(folders.fill, crash.words))
+    arguments = ("--preflight", "off", *SMALL, *map(folders.fill, crash.arguments))
     variables = {
         "PYTHONPATH": str(plugins),
         **({crash_plugin.VARIABLE: crash.at} if crash.at else {"VLLM_PLUGINS": ""}),
         **{name: folders.fill(value) for name, value in crash.variables.items()},
     }
     folder = folders.path("folder")
-    with VllmServer("ours", model, *words, folder=folder, environment=variables) as server:
+    with VllmServer("ours", model, *arguments, folder=folder, environment=variables) as server:
         if crash.is_serving:
             wait_until(
                 lambda: server.ask("/health", timeout_s=5).status == 200 or server.process.poll() is not None, _END_S

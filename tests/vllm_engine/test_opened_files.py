@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from startup.vllm_words.command_line import VllmLine
+from startup.vllm_arguments.vllm_line import VllmLine
 from tests.support.marks import needs_tool
 from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import VllmServer
@@ -27,7 +27,7 @@ _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "toke
 class Layout(NamedTuple):
     """A model on disk, and the words that serve it."""
 
-    words: list[str]
+    arguments: list[str]
     environment: dict[str, str] = {}
 
 
@@ -76,11 +76,11 @@ def _snapshot(formats: Path, root: Path) -> Layout:
     shutil.copyfile(formats / "model.safetensors", snapshot / "model.safetensors")
     (repository / "refs").mkdir()
     (repository / "refs" / "v2").write_text(_COMMIT)
-    tokenizer = _put(root / "words", formats, "config.json", "tokenizer*.json", "*.jinja")
+    tokenizer = _put(root / "arguments", formats, "config.json", "tokenizer*.json", "*.jinja")
     adapter = _put(root / "adapter", formats / "adapter", "*")
-    words = ["org/model", "--revision", "v2", "--tokenizer", str(tokenizer)]
+    arguments = ["org/model", "--revision", "v2", "--tokenizer", str(tokenizer)]
     lora = ["--enable-lora", "--lora-modules", f"own={adapter}"]
-    return Layout([*words, *lora], {"HF_HUB_CACHE": str(root / "hub")})
+    return Layout([*arguments, *lora], {"HF_HUB_CACHE": str(root / "hub")})
 
 
 @pytest.mark.parametrize("write", [_single, _snapshot])
@@ -88,7 +88,7 @@ def test_vllm_opens_the_planned_files(write, formats, tmp_path, workplace, monke
     layout = write(formats, tmp_path / "model")
     for name, value in layout.environment.items():
         monkeypatch.setenv(name, value)
-    plan = VllmLine.of(layout.words).file_plan
+    plan = VllmLine.of(layout.arguments).file_plan
     planned = {path.resolve() for path in plan.read_order}
     assert _opened_by_vllm(layout, tmp_path, workplace) == planned
     assert all(download.is_update for download in plan.downloads)
@@ -98,8 +98,8 @@ def _opened_by_vllm(layout: Layout, root: Path, workplace: Path) -> set[Path]:
     """The files below the test's folder that a start opens until its first token."""
     trace = root / "trace"
     strace = ("strace", "-D", "-f", "-qq", "--seccomp-bpf", "-e", "trace=openat", "-s", "4096", "-o", str(trace))
-    model, *words = layout.words
-    server = VllmServer("plain", Path(model), *SMALL, *words, folder=workplace, prefix=strace)
+    model, *arguments = layout.arguments
+    server = VllmServer("plain", Path(model), *SMALL, *arguments, folder=workplace, prefix=strace)
     with server:
         server.wait_ready()
         server.generate()

@@ -46,7 +46,7 @@ def stages(folders: StartFolders, folder: Path) -> dict[str, dict[str, str]]:
 
 def _fill(folders: StartFolders, start: WrittenStart) -> dict[str, Any]:
     return {
-        "words": [folders.fill(word) for word in start.words],
+        "arguments": [folders.fill(argument) for argument in start.arguments],
         "variables": {name: folders.fill(value) for name, value in start.variables.items()},
     }
 
@@ -56,7 +56,7 @@ def _errors(folders: StartFolders, folder: Path, given: WrittenStart) -> list[st
     start = _fill(folders, given)
     path = os.pathsep.join(filter(None, (str(ROOT), start["variables"].pop("PYTHONPATH", ""))))
     cache = {"VLLM_CACHE_ROOT": str(folder / "cache"), "PYTHONPATH": path}
-    command = [PYTHON, "-m", "vllm_cli", "serve", "--engine", "vllm", "--preflight-only", "--json", *start["words"]]
+    command = [PYTHON, "-m", "vllm_cli", "serve", "--engine", "vllm", "--preflight-only", "--json", *start["arguments"]]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=folder, env=os.environ | cache | start["variables"], timeout=100
     )

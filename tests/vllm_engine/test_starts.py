@@ -59,13 +59,13 @@ def _variables(hub: HubServer, folder: Path) -> dict[str, str]:
 
 
 def test_the_launcher_downloads_and_vllm_sends_no_request(hub, tmp_path, expected_text):
-    words, environment = _WORDS, _variables(hub, tmp_path)
-    with VllmServer("ours", Path("org/model"), *words, folder=tmp_path, environment=environment) as server:
+    arguments, environment = _WORDS, _variables(hub, tmp_path)
+    with VllmServer("ours", Path("org/model"), *arguments, folder=tmp_path, environment=environment) as server:
         assert server.wait_ready().generate() == expected_text
     files = [name for name in hub.downloads if name != "org/model/model.safetensors"]
     assert len(files) == len(set(files)), "nothing is fetched twice"
     hub.reset()
-    with VllmServer("ours", Path("org/model"), *words, folder=tmp_path, environment=environment) as server:
+    with VllmServer("ours", Path("org/model"), *arguments, folder=tmp_path, environment=environment) as server:
         assert server.wait_ready().generate() == expected_text
         (model,) = server.get("/v1/models")["data"]
         assert (model["id"], model["root"]) == ("model", "org/model")
@@ -76,9 +76,9 @@ def test_the_launcher_downloads_and_vllm_sends_no_request(hub, tmp_path, expecte
 def test_the_preflight_accepts_a_pod(name, small_model):
     with short_folder() as folder:
         root = ContainerRoot(folder / "root", small_model, num_attention_heads=8)
-        words, variables = root.prepare(pod_start(name))
+        arguments, variables = root.prepare(pod_start(name))
         done = subprocess.run(
-            [PYTHON, "-m", "vllm_cli", "serve", *words, "--port", str(free_port()), "--preflight-only"],
+            [PYTHON, "-m", "vllm_cli", "serve", *arguments, "--port", str(free_port()), "--preflight-only"],
             env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
@@ -127,9 +127,9 @@ _HERE = Path(__file__).parent
 _OF_CUDA = pytest.mark.skipif(not gpu_server.PYTHON.exists(), reason="the CUDA build is not installed: make gpu-env")
 
 
-def _run(python: Path, *words: object, environment: Mapping[str, str]) -> str:
+def _run(python: Path, *arguments: object, environment: Mapping[str, str]) -> str:
     variables = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([python, *words], capture_output=True, text=True, check=True, env=variables).stdout
+    return subprocess.run([python, *arguments], capture_output=True, text=True, check=True, env=variables).stdout
 
 
 @pytest.mark.parametrize("python", [PYTHON, pytest.param(gpu_server.PYTHON, marks=_OF_CUDA)], ids=["cpu", "cuda"])
@@ -137,8 +137,8 @@ def test_torch_gets_the_operators_of_plain_vllm(python, tmp_path):
     environment = gpu_server.gpu_environment(tmp_path) if python != PYTHON else {}
     answers: dict[str, Any] = {}
     for mode in ("plain", "eager", "compiled"):
-        words = (_HERE / "import_operators.py", mode, tmp_path / mode, tmp_path / "plain")
-        _run(python, *words[: 3 if mode == "plain" else 4], environment=environment)
+        arguments = (_HERE / "import_operators.py", mode, tmp_path / mode, tmp_path / "plain")
+        _run(python, *arguments[: 3 if mode == "plain" else 4], environment=environment)
         answers[mode] = json.loads((tmp_path / mode).read_text())
     plain = answers.pop("plain")
     for ours in answers.values():

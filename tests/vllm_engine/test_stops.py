@@ -25,7 +25,7 @@ class _Phase(NamedTuple):
     """A phase of the start, and the log line that shows it."""
 
     line: str
-    words: tuple[str, ...] = ("--enforce-eager",)
+    arguments: tuple[str, ...] = ("--enforce-eager",)
     since_s: float = 0.0
     """How many seconds the phase has run when the signal comes."""
 
@@ -61,7 +61,7 @@ def hub() -> Iterator[HubServer]:
 )
 @pytest.mark.parametrize("phase", _PHASES)
 def test_a_stopped_start_leaves_nothing(start_vllm, small_model, two_ranks, hub, phase, number, code, to):
-    line, words, since_s = _PHASES[phase]
+    line, arguments, since_s = _PHASES[phase]
     with short_folder() as folder:
         temp = folder / "temp"
         temp.mkdir()
@@ -72,7 +72,7 @@ def test_a_stopped_start_leaves_nothing(start_vllm, small_model, two_ranks, hub,
             environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder)}
         if phase == "compilation":
             environment["VLLM_CACHE_ROOT"] = str(folder / "cache")
-        with start_vllm("ours", "--max-model-len", "256", *words, model=model, environment=environment) as server:
+        with start_vllm("ours", "--max-model-len", "256", *arguments, model=model, environment=environment) as server:
             _wait_logged(server, line) if line else server.wait_status(503)
             time.sleep(since_s)
             family = server.family()
@@ -83,7 +83,7 @@ def test_a_stopped_start_leaves_nothing(start_vllm, small_model, two_ranks, hub,
             told = server.log.removeprefix(log)
         name = signal.Signals(number).name
         assert told.count(f"stopped by {name} during the start, in phase ") == 1, told
-        assert not [word for word in ("Traceback", "Cause:", "Error: ", "leaked") if word in told], told
+        assert not [argument for argument in ("Traceback", "Cause:", "Error: ", "leaked") if argument in told], told
         assert [path.name for path in temp.iterdir() if not path.name.startswith("torchinductor_")] == []
         assert [path for path in memory if path.exists()] == []
 
@@ -108,8 +108,8 @@ _DRAINED_S = 60.0
     ],
 )
 def test_running_streams_finish_and_new_requests_get_503(start_vllm, launcher, topology):
-    words = ("--max-num-seqs", "32", "--max-model-len", "512")
-    with start_vllm(launcher, *words, *_TOPOLOGIES[topology]) as server:
+    arguments = ("--max-num-seqs", "32", "--max-model-len", "512")
+    with start_vllm(launcher, *arguments, *_TOPOLOGIES[topology]) as server:
         server.wait_ready()
         engines = server.titled("EngineCore")
         streams = [StreamReader(server.url, _NUM_TOKENS) for _ in range(20)]

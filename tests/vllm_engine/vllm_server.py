@@ -61,7 +61,7 @@ class VllmServer(Server):
         self.port = free_port()
         self.name = launcher
         self.leaves_nothing = launcher != "plain"
-        words = (model, "--host", "127.0.0.1", "--port", self.port, "--served-model-name", "model")
+        arguments = (model, "--host", "127.0.0.1", "--port", self.port, "--served-model-name", "model")
         extra = environment or {}
         variables = {
             **os.environ,
@@ -73,7 +73,7 @@ class VllmServer(Server):
         ours = ("-m", "vllm_cli", "serve", "--engine", self.engine)
         program = (self.python.with_name("vllm"), "serve") if launcher == "plain" else ours
         super().__init__(
-            [*prefix, self.python, *program, *words, *arguments],
+            [*prefix, self.python, *program, *arguments, *arguments],
             variables,
             log_path=folder / f"{launcher}-{self.port}.log",
             cwd=folder,

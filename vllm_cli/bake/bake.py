@@ -15,16 +15,16 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from envs.redaction import hide_in_words
+from envs.redaction import hide_in_arguments
 from envs.registry import env
+from startup.arguments.errors import InputError
+from startup.arguments.screening import secrets_as_variables
 from startup.compiled_models.local import AOT, ENTRY
 from startup.files.prefetch.survey import FileRanges, whole_file, write_pages
 from startup.hook import uses
 from startup.reports.timeline.history import installed_versions
-from startup.settings.serve_words import join
+from startup.settings.serve_arguments import join
 from startup.storage.caches import BYTECODE, CACHE, COMPILED, HIDDEN, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX
-from startup.words.errors import InputError
-from startup.words.screening import secrets_as_variables
 from vllm_cli.bake.kernels import compile_kernels, parse_architectures
 from vllm_cli.bake.start import (
     Subject,
@@ -86,7 +86,7 @@ class Manifest:
     bake_id: str
     created_at: str
     engine: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     """MODEL and flags, without addresses and keys."""
     model: str
     """The model's folder. Empty if the model was not on disk."""
@@ -113,9 +113,9 @@ def run_bake(
     architectures for which kernels are compiled, also without a GPU (`parse_architectures`).
     """
     architectures = parse_architectures(gpu_arch) if gpu_arch is not None else ()
-    subject = subject_of(given)  # rejects words that `serve` rejects
+    subject = subject_of(given)  # rejects arguments that `serve` rejects
     kept, secrets = secrets_as_variables(without_addresses(given))
-    words = join(kept)
+    arguments = join(kept)
     _check_output(output)
     begin_s = time.monotonic()
     with _new_folder(output) as folder, closing(Reporter()) as reporter:
@@ -128,22 +128,22 @@ def run_bake(
         environment = _environment(folder) | secrets
         if (reason := "--no-start" if no_start else why_no_start(subject)) is not None:
             reporter.note(f"{reason}: vLLM is only imported")
-            bake_imports(words, environment)
+            bake_imports(arguments, environment)
             left_out["a start with a request"] = reason
         else:
-            pages = _start(words, environment, folder, timeout_s, reporter)
-        for compiled in compile_kernels(words, architectures, str(folder / COMPILED)) if architectures else ():
+            pages = _start(arguments, environment, folder, timeout_s, reporter)
+        for compiled in compile_kernels(arguments, architectures, str(folder / COMPILED)) if architectures else ():
             reporter.note(f"{compiled.num_kernels} kernels for {compiled.architecture} are compiled")
             left_out.update((f"a kernel for {compiled.architecture}", why) for why in compiled.problems[:1])
         _clean(folder)
         if subject.model is None:  # the start has downloaded the model
-            subject = subject_of(words)
+            subject = subject_of(arguments)
         _finish_reads(folder, pages, subject.model)
         if not any(folder.glob(_PARTS[COMPILED_MODELS])):
             left_out[COMPILED_MODELS] = "nothing was compiled"
         if reason is not None and not architectures and subject.engine == "vllm":
             left_out[KERNELS] = "give --gpu-arch to compile them without a GPU"
-        manifest = _describe(words, subject, left_out)
+        manifest = _describe(arguments, subject, left_out)
         (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
     parts = (
         Part(name, tuple(path for path in sorted(output.glob(pattern)) if path.is_file()))
@@ -153,10 +153,10 @@ def run_bake(
 
 
 def _start(
-    words: Sequence[str], environment: Mapping[str, str], folder: Path, timeout_s: float, reporter: Reporter
+    arguments: Sequence[str], environment: Mapping[str, str], folder: Path, timeout_s: float, reporter: Reporter
 ) -> list[FileRanges]:
     """Starts the server and sends one request. Returns the parts of libraries that the server has used."""
-    with start_private_server(words, environment) as server:
+    with start_private_server(arguments, environment) as server:
         server.wait_ready(timeout_s, reporter)
         reporter.note(f"{ask(server)} answers, saving")
         wait_saved(server, lambda: any(folder.glob(_PARTS[HISTORY])))
@@ -197,12 +197,12 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _describe(words: Sequence[str], subject: Subject, left_out: dict[str, str]) -> Manifest:
+def _describe(arguments: Sequence[str], subject: Subject, left_out: dict[str, str]) -> Manifest:
     return Manifest(
         bake_id=uuid.uuid4().hex,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         engine=subject.engine,
-        words=tuple(hide_in_words(words)),
+        arguments=tuple(hide_in_arguments(arguments)),
         model="" if subject.model is None else str(subject.model),
         packages=installed_versions(subject.packages),
         left_out=left_out,
@@ -284,10 +284,10 @@ def _mappings(pid: int) -> list[_Mapping]:
     mappings = []
     with open(f"/proc/{pid}/maps") as maps:  # noqa: PTH123
         for line in maps:
-            words = line.rstrip("\n").split(None, 5)
-            if len(words) == 6 and words[5].startswith("/") and os.path.isfile(words[5]):  # noqa: PTH113
-                begin, end = (int(word, 16) for word in words[0].split("-"))
-                mappings.append(_Mapping(begin, end, int(words[2], 16), words[5]))
+            arguments = line.rstrip("\n").split(None, 5)
+            if len(arguments) == 6 and arguments[5].startswith("/") and os.path.isfile(arguments[5]):  # noqa: PTH113
+                begin, end = (int(argument, 16) for argument in arguments[0].split("-"))
+                mappings.append(_Mapping(begin, end, int(arguments[2], 16), arguments[5]))
     return sorted(mappings, reverse=True)
 
 

@@ -10,12 +10,12 @@ from typing import Any, Final, NamedTuple
 from base.json_depth import read_json
 from envs import foreign
 from envs.registry import env
+from startup.arguments.errors import InputError
+from startup.arguments.screening import secrets_as_variables, without_flags
 from startup.compiled_models.location import Location, LocationError, open_location
 from startup.errors import StartupError
-from startup.settings.serve_words import join
+from startup.settings.serve_arguments import join
 from startup.storage.caches import OFF
-from startup.words.errors import InputError
-from startup.words.screening import secrets_as_variables, without_flags
 from vllm_cli.bake.kernels import compile_kernels, parse_architectures
 from vllm_cli.bake.start import ask, subject_of, wait_saved, why_no_start, without_addresses
 from vllm_cli.client.server import ServerClient
@@ -55,7 +55,7 @@ def fill_location(
     """
     begin_s = time.monotonic()
     location = _open(address)
-    subject = subject_of(given)  # rejects words that `serve` rejects
+    subject = subject_of(given)  # rejects arguments that `serve` rejects
     if subject.engine != "vllm":
         raise InputError("--compile-cache is for --engine vllm. The embedded engine compiles nothing.")
     architectures = parse_architectures(gpu_arch) if gpu_arch is not None else ()

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
 from base.machine.processors import usable_count
+from startup.arguments.errors import InputError
 from startup.compiled_models.compile_cache import present_versions
 from startup.compiled_models.local import TRITON
 from startup.compiled_models.location import open_location
@@ -17,10 +18,9 @@ from startup.errors import StartupError
 from startup.kernels.compiling import CompileJob, compile_in_new_program
 from startup.kernels.kernel_lists import read_traits, shipped_kernels
 from startup.processes.helper import HelperEndedError
-from startup.settings.serve_words import LauncherLine
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.installed import require_vllm
-from startup.words.errors import InputError
+from startup.settings.serve_arguments import LauncherLine
+from startup.vllm_arguments.installed import require_vllm
+from startup.vllm_arguments.vllm_line import VllmLine
 
 _ARCHITECTURE: Final = re.compile(r"(\d{1,2})\.(\d)[af]?(?:\+PTX)?", re.ASCII)
 _SEPARATOR: Final = re.compile(r"[;, ]+")
@@ -40,18 +40,18 @@ class CompiledKernels(NamedTuple):
 def parse_architectures(text: str) -> tuple[str, ...]:
     """Splits a list in the form of TORCH_CUDA_ARCH_LIST, such as `8.0;9.0a+PTX`. Raises InputError."""
     found = []
-    for word in filter(None, _SEPARATOR.split(text)):
-        if (match := _ARCHITECTURE.fullmatch(word)) is None:
+    for argument in filter(None, _SEPARATOR.split(text)):
+        if (match := _ARCHITECTURE.fullmatch(argument)) is None:
             form = "Give compute capabilities, such as 9.0 or 8.0;9.0"
-            raise InputError(f"--gpu-arch {text!r}: {word!r} is not a compute capability. {form}.")
+            raise InputError(f"--gpu-arch {text!r}: {argument!r} is not a compute capability. {form}.")
         found.append(f"{match[1]}.{match[2]}")
     if not found:
         raise InputError("--gpu-arch is empty. Give compute capabilities, such as 9.0 or 8.0;9.0.")
     return tuple(dict.fromkeys(found))
 
 
-def compile_kernels(words: Sequence[str], architectures: Sequence[str], address: str) -> Iterator[CompiledKernels]:
-    """Compiles the kernels of the start with these words for each architecture, and adds them to a location.
+def compile_kernels(arguments: Sequence[str], architectures: Sequence[str], address: str) -> Iterator[CompiledKernels]:
+    """Compiles the kernels of a start for each architecture, and adds them to a location.
 
     These are the kernels that this package lists for the installed release of vLLM.
 
@@ -60,7 +60,7 @@ def compile_kernels(words: Sequence[str], architectures: Sequence[str], address:
             written to.
     """
     vllm = require_vllm()
-    line = VllmLine.of(LauncherLine(words).engine_words)
+    line = VllmLine.of(LauncherLine(arguments).engine_arguments)
     traits = read_traits(line.model_folder, line.value("--dtype"))
     fitting = (kernel.for_model(traits) for kernel in shipped_kernels(vllm.release))
     kernels = tuple(kernel for kernel in fitting if kernel is not None)

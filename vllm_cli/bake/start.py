@@ -11,19 +11,19 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 from envs.environment import snapshot
+from startup.arguments.errors import InputError
+from startup.arguments.read_arguments import choose_engine
+from startup.arguments.screening import without_flags
+from startup.arguments.serve_command import request_of
+from startup.arguments.table import split_flags
 from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
 from startup.imports.torch_environment import has_gpu
 from startup.settings.config import flags_with_role
-from startup.settings.serve_words import LauncherLine, ParsedOption
+from startup.settings.serve_arguments import LauncherLine, ParsedOption
 from startup.vllm.launch.template_imports import learn_imports
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.installed import require_vllm
-from startup.words.errors import InputError
-from startup.words.read_arguments import choose_engine
-from startup.words.screening import without_flags
-from startup.words.serve_command import request_of
-from startup.words.table import split_flags
+from startup.vllm_arguments.installed import require_vllm
+from startup.vllm_arguments.vllm_line import VllmLine
 from vllm_cli.client.server import ServerClient
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.private_server import PrivateServer
@@ -48,16 +48,16 @@ class Subject(NamedTuple):
         return (*own, "torch", "transformers", "tokenizers", "vllm-cli-server")
 
 
-def subject_of(words: Sequence[str]) -> Subject:
-    """Finds engine and model. Raises ClickException for words that `serve` would reject."""
-    request = request_of(words, command="vllm-cli bake")
+def subject_of(arguments: Sequence[str]) -> Subject:
+    """Finds engine and model. Raises ClickException for arguments that `serve` would reject."""
+    request = request_of(arguments, command="vllm-cli bake")
     folder = None if request.engine == "vllm" and not request.model else plan_files(request).model_folder
     return Subject(request.engine, folder)
 
 
-def without_addresses(words: Iterable[str]) -> list[ParsedOption]:
+def without_addresses(arguments: Iterable[str]) -> list[ParsedOption]:
     """Removes flags that differ between build and use of an image: addresses, certificates, keys, reports."""
-    return without_flags(split_flags(words), flags_with_role("address", "keys", "tls", "run"))
+    return without_flags(split_flags(arguments), flags_with_role("address", "keys", "tls", "run"))
 
 
 def has_own_bytecode(distributions: Sequence[str]) -> bool:
@@ -135,12 +135,12 @@ def why_no_start(subject: Subject) -> str | None:
     return f"vLLM {vllm.version} is built for CUDA, and there is no GPU here"
 
 
-def bake_imports(words: Sequence[str], environment: Mapping[str, str]) -> None:
+def bake_imports(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     """Imports vLLM. Raises StartupError with vLLM's own error if that fails."""
-    given = LauncherLine(words)
+    given = LauncherLine(arguments)
     if choose_engine(given) != "vllm":
         raise InputError("--no-start is for --engine vllm. The embedded engine also runs without a GPU.")
-    line = VllmLine.of(given.engine_words)
+    line = VllmLine.of(given.engine_arguments)
     with TemporaryDirectory(prefix="vllm-cli-bake-") as folder:
         try:
             learn_imports(

@@ -11,7 +11,7 @@ import msgspec
 
 from envs import foreign
 from envs.environment import snapshot
-from startup.settings.serve_words import LauncherLine
+from startup.settings.serve_arguments import LauncherLine
 from startup.standby.sockets import template_kind_for
 from vllm_cli.bench.target import TargetStartError
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
@@ -26,9 +26,9 @@ class BenchStandby:
 
     def __init__(self, command: str, model: str | None) -> None:
         """`model` is the standby's --model. `command` must be a command of this program."""
-        self._prefix, words = split_own_command(command)
-        self._words = ["--for", kind] if (kind := find_template_kind(self._prefix, words)) else []
-        self._words += ["--model", model] if model else []
+        self._prefix, arguments = split_own_command(command)
+        self._arguments = ["--for", kind] if (kind := find_template_kind(self._prefix, arguments)) else []
+        self._arguments += ["--model", model] if model else []
         self._folder = tempfile.TemporaryDirectory(prefix="vllm-cli-bench-")
         self._place = {"XDG_RUNTIME_DIR": self._folder.name}
         self._process = SupervisedCommand(self._place)
@@ -37,7 +37,7 @@ class BenchStandby:
 
     def start(self, timeout_s: float) -> None:
         """Returns once the imports are done. Raises TargetStartError if they fail or take too long."""
-        self._process.run([*self._prefix, "standby", *self._words])
+        self._process.run([*self._prefix, "standby", *self._arguments])
         end_s = time.monotonic() + timeout_s
         try:
             while (states := {each["state"] for each in self._ask().get("templates", [])}) != {"ready"}:
@@ -67,29 +67,29 @@ class BenchStandby:
 
     def _ask(self) -> dict[str, Any]:
         """The data of `standby status`. Empty while the standby does not answer."""
-        words = [*self._prefix, "standby", "status", "--json"]
-        done = subprocess.run(words, capture_output=True, env={**snapshot(), **self._place})
+        arguments = [*self._prefix, "standby", "status", "--json"]
+        done = subprocess.run(arguments, capture_output=True, env={**snapshot(), **self._place})
         return msgspec.json.decode(done.stdout, type=dict[str, Any]) if done.returncode == 0 else {}
 
 
 def split_own_command(command: str) -> tuple[list[str], list[str]]:
-    """Splits a command of this program into the words before `serve` and the words after it.
+    """Splits a command of this program into the arguments before `serve` and the arguments after it.
 
-    The words before `serve` also start other commands of the same installation. For a command of another
-    program, the first list is empty and the second has all words.
+    The arguments before `serve` also start other commands of the same installation. For a command of another
+    program, the first list is empty and the second has all arguments.
     """
-    words = shlex.split(command)
-    words = ["env", *words] if "=" in words[0] else words
-    for index, word in enumerate(words):
-        is_own = Path(words[index - 1]).name == "vllm-cli" or words[index - 2 : index] == ["-m", "vllm_cli"]
-        if word == "serve" and is_own:
-            return words[:index], words[index + 1 :]
-    return [], words
+    arguments = shlex.split(command)
+    arguments = ["env", *arguments] if "=" in arguments[0] else arguments
+    for index, argument in enumerate(arguments):
+        is_own = Path(arguments[index - 1]).name == "vllm-cli" or arguments[index - 2 : index] == ["-m", "vllm_cli"]
+        if argument == "serve" and is_own:
+            return arguments[:index], arguments[index + 1 :]
+    return [], arguments
 
 
-def find_template_kind(prefix: list[str], words: list[str]) -> str | None:
+def find_template_kind(prefix: list[str], arguments: list[str]) -> str | None:
     """The kind of template process for the command's engine. If None, the standby chooses."""
-    values = [word.partition("=")[2] for word in prefix if word.startswith("VCLI_ENGINE=")]
-    given = LauncherLine(words)
+    values = [argument.partition("=")[2] for argument in prefix if argument.startswith("VCLI_ENGINE=")]
+    given = LauncherLine(arguments)
     engine = given.value("--engine") or (values or [foreign.text_of("VCLI_ENGINE")])[-1]
     return template_kind_for(engine, given) if engine in ("embedded", "vllm") else None

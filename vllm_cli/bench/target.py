@@ -84,7 +84,7 @@ class Target(SupervisedCommand):
         if self._supervisor is None:
             port = find_free_port(list_server_ports())
             self.base_url = f"http://127.0.0.1:{port}"
-            self.run(_server_words(self.spec.command, port))
+            self.run(_server_arguments(self.spec.command, port))
 
 
 def describe(spec: TargetSpec) -> str:
@@ -92,13 +92,13 @@ def describe(spec: TargetSpec) -> str:
     return hide_in_command(spec.command)
 
 
-def _server_words(command: str, port: int) -> list[str]:
-    words = shlex.split(command)
-    if any("{port}" in word for word in words):
-        words = [word.replace("{port}", str(port)) for word in words]
+def _server_arguments(command: str, port: int) -> list[str]:
+    arguments = shlex.split(command)
+    if any("{port}" in argument for argument in arguments):
+        arguments = [argument.replace("{port}", str(port)) for argument in arguments]
     else:
-        words += ["--port", str(port)]
-    return ["env", *words] if re.match(r"[A-Za-z_]\w*=", words[0]) else words
+        arguments += ["--port", str(port)]
+    return ["env", *arguments] if re.match(r"[A-Za-z_]\w*=", arguments[0]) else arguments
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from typing import Any, Final, TypeAlias
 from base.json_depth import read_json
 from base.machine.processes import child_pids, descendants, process_age_s, pss_bytes
 from base.status_page.page import DATA_PATH
+from startup.arguments.errors import InputError
 from startup.standby.status import STATUS, NoStandbyError, ask
 from startup.storage.run_record import ROUTER, STANDBY, RunRecord, read_run_records
-from startup.words.errors import InputError
 from vllm_cli.client.server import ServerClient, amount
 from vllm_cli.client.server_address import ServerAddress, parse_url
 from vllm_cli.client.waiting import poll_readiness

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from startup.words.errors import InputError
+from startup.arguments.errors import InputError
 from vllm_cli.terminal import options
 
 _CERTIFICATE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)

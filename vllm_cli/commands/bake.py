@@ -10,9 +10,9 @@ import click
 from base.wording import format_bytes
 from envs.foreign import expand_home
 from envs.registry import env
+from startup.arguments.errors import InputError
+from startup.arguments.option import ServeFlagsCommand, complete_model
 from startup.storage.caches import FIXED_PATH, OFF
-from startup.words.errors import InputError
-from startup.words.option import ServeFlagsCommand, complete_model
 from vllm_cli.terminal import SECONDS, Reporter
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     context_settings={"max_content_width": 110},
     options_metavar="[OPTIONS] [SERVE FLAGS]",
 )
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 @click.option(*("--timeout", "timeout_s"), type=SECONDS, default=1800, show_default=True, help="Longest time to start.")
 @click.option("--no-start", is_flag=True, help="Only import vLLM, for example on a machine without a GPU.")
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
-def bake(*, words: tuple[str, ...], output: Path | None, location: str | None, is_json: bool, **options: Any) -> int:
+def bake(
+    *, arguments: tuple[str, ...], output: Path | None, location: str | None, is_json: bool, **options: Any
+) -> int:
     """While an image is built, start MODEL once, and keep caches that speed up later starts in one folder.
 
     Accepts every flag of `vllm-cli serve`. Give the flags of the later starts. The server gets a private
@@ -71,20 +73,20 @@ def bake(*, words: tuple[str, ...], output: Path | None, location: str | None, i
     if location is not None:
         if output is not None or options["no_start"]:
             raise InputError("--compile-cache adds to a location: leave --output and --no-start out.")
-        return _fill(words, location, options["timeout_s"], options["gpu_arch"], is_json=is_json)
+        return _fill(arguments, location, options["timeout_s"], options["gpu_arch"], is_json=is_json)
     folder = (output or _default_folder()).absolute()
     from vllm_cli.bake.bake import run_bake
 
-    result = run_bake(words, folder, **options)
+    result = run_bake(arguments, folder, **options)
     click.echo(_to_json(result, folder) if is_json else "\n".join(_summary(result, folder)))
     return 0
 
 
-def _fill(words: tuple[str, ...], location: str, timeout_s: float, gpu_arch: str | None, *, is_json: bool) -> int:
+def _fill(arguments: tuple[str, ...], location: str, timeout_s: float, gpu_arch: str | None, *, is_json: bool) -> int:
     from vllm_cli.bake.fill import fill_location
 
     with closing(Reporter()) as reporter:
-        result = fill_location(words, location, timeout_s=timeout_s, gpu_arch=gpu_arch, reporter=reporter)
+        result = fill_location(arguments, location, timeout_s=timeout_s, gpu_arch=gpu_arch, reporter=reporter)
     if is_json:
         fields = {"location": location, "duration_s": round(result.duration_s, 3), "num_bytes": result.num_bytes}
         click.echo(json.dumps({**fields, "archives": result.archives}, indent=2))

@@ -35,7 +35,7 @@ bench.add_command(VllmCommand("serve", help="vLLM's command: measure throughput 
 
 
 def command(value: str) -> str:
-    """Checks that a command can be split into words as by a shell. The help shows the function's name."""
+    """Checks that a command can be split into arguments as by a shell. The help shows the function's name."""
     with suppress(ValueError):
         if shlex.split(value):
             return value
@@ -140,5 +140,5 @@ def _build_targets(commands: list[str], model: str | None, other_model: str | No
 def _own_command(model: str | None) -> str:
     """The `serve` command of this installation: its console script if there is one, else `python -m`."""
     script = Path(sys.executable).with_name("vllm-cli")
-    words = [str(script)] if script.exists() else [sys.executable, "-m", "vllm_cli"]
-    return shlex.join([*words, "serve", *([model] if model else [])])
+    arguments = [str(script)] if script.exists() else [sys.executable, "-m", "vllm_cli"]
+    return shlex.join([*arguments, "serve", *([model] if model else [])])

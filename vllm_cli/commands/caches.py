@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple
 import click
 
 from base.wording import format_bytes
+from startup.arguments.param_types import DURATION, SIZE
 from startup.compiled_models import local
 from startup.compiled_models.record import CompiledModel
 from startup.logs.formatters import escape_controls
 from startup.storage.caches import cache_folder
-from startup.words.param_types import DURATION, SIZE
 from vllm_cli.errors import CommandGroup
 from vllm_cli.terminal import align, printable
 
@@ -54,7 +54,7 @@ class _Cached(NamedTuple):
 
     @property
     def row(self) -> tuple[str, ...]:
-        last_use = "-" if self.age_s is None else _in_words(self.age_s)
+        last_use = "-" if self.age_s is None else _in_arguments(self.age_s)
         return printable((self.name, format_bytes(self.num_bytes), last_use))
 
     def to_fields(self) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def describe_caches() -> str:
     return "\n".join(lines)
 
 
-def _in_words(age_s: float) -> str:
+def _in_arguments(age_s: float) -> str:
     for unit, length_s in _UNITS:
         if count := int(age_s // length_s):
             return f"{count} {unit}{'s' if count > 1 else ''} ago"

@@ -16,17 +16,17 @@ from base.machine.hardware import cpu_model
 from base.wording import list_some
 from envs.registry import unknown_variables, variables
 from envs.variable import EnvError, EnvVar
+from startup.arguments.errors import InputError
+from startup.arguments.option import ServeFlagsCommand, complete_model
+from startup.arguments.serve_command import read_start
 from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.processes import interpreter
 from startup.reports.timeline.history import installed_versions
 from startup.session.preflight.report import PreflightReport, describe_count, error
 from startup.settings.config import StartupConfig
-from startup.settings.serve_words import LauncherLine, ParsedOption
-from startup.vllm_words.options import VllmOptions
-from startup.words.errors import InputError
-from startup.words.option import ServeFlagsCommand, complete_model
-from startup.words.serve_command import read_start
+from startup.settings.serve_arguments import LauncherLine, ParsedOption
+from startup.vllm_arguments.options import VllmOptions
 from vllm_cli.commands.caches import cache_fields, describe_caches
 from vllm_cli.commands.serve import preflight_of
 from vllm_cli.terminal import align
@@ -34,7 +34,7 @@ from vllm_cli.version import VERSION
 
 if TYPE_CHECKING:
     from startup.vllm.launch.hooks import HookReport
-    from startup.vllm_words.installed import InstalledVllm
+    from startup.vllm_arguments.installed import InstalledVllm
 
 _FAULTY = 1
 
@@ -86,7 +86,7 @@ class _Examined(NamedTuple):
     context_settings={"max_content_width": 120},
     options_metavar="[OPTIONS] [SERVE FLAGS]",
 )
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL ...]", shell_complete=complete_model)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL ...]", shell_complete=complete_model)
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
 @click.option("--env", "is_of_variables", is_flag=True, help="Only show all environment variables, with errors.")
 @click.option("--hooks", "is_of_hooks", is_flag=True, help="Only check which hooks fit the installed vLLM.")
@@ -97,17 +97,17 @@ class _Examined(NamedTuple):
     help="For --hooks: folder with a vLLM (for example an unpacked wheel), and with libraries that are not installed.",
 )
 def doctor(
-    *, words: tuple[str, ...], is_json: bool, is_of_variables: bool, is_of_hooks: bool, folder: Path | None
+    *, arguments: tuple[str, ...], is_json: bool, is_of_variables: bool, is_of_hooks: bool, folder: Path | None
 ) -> int:
     """Runs the command. Returns the exit code."""
-    if is_of_variables + is_of_hooks + bool(words) > 1 or (folder and not is_of_hooks):
-        raise click.UsageError("Give --env, --hooks (which may have --vllm), or words of `serve`.")
+    if is_of_variables + is_of_hooks + bool(arguments) > 1 or (folder and not is_of_hooks):
+        raise click.UsageError("Give --env, --hooks (which may have --vllm), or arguments of `serve`.")
     if is_of_variables:
         return show_variables(is_json=is_json)
     if is_of_hooks:
         return _show_hooks(folder, is_json=is_json)
-    read, start = read_start(LauncherLine(words), is_quiet=True)
-    examined = _examine_models(read.of_router) if start is None else _examine(start, has_words=bool(words))
+    read, start = read_start(LauncherLine(arguments), is_quiet=True)
+    examined = _examine_models(read.of_router) if start is None else _examine(start, has_arguments=bool(arguments))
     hooks = None
     if examined.vllm is not None:
         from startup.vllm.launch.hooks import report_hooks
@@ -122,9 +122,9 @@ def doctor(
 
 def _examine_models(parts: Sequence[ParsedOption]) -> _Examined:
     """Checks the models of a router."""
-    from router.words.router_options import ModelsReader
-    from router.words.router_words import read_several
-    from startup.vllm_words.installed import find_vllm
+    from router.arguments.router_arguments import read_several
+    from router.arguments.router_options import ModelsReader
+    from startup.vllm_arguments.installed import find_vllm
 
     several = read_several(parts, is_quiet=True)
     checked = ModelsReader(several._replace(config=replace(several.config, is_preflight_only=True))).read()
@@ -132,20 +132,20 @@ def _examine_models(parts: Sequence[ParsedOption]) -> _Examined:
     return _Examined(list_some([*checked.models]), _CAN_START, checked.report(0.0), vllm, checked.reports())
 
 
-def _examine(start: StartupConfig | VllmOptions, *, has_words: bool) -> _Examined:
+def _examine(start: StartupConfig | VllmOptions, *, has_arguments: bool) -> _Examined:
     """Checks the engine. If the command line has arguments, also checks a start with them."""
     vllm = None
     try:
         if isinstance(start, StartupConfig):
             require_embedded_engine()
         else:
-            from startup.vllm_words.installed import require_vllm
+            from startup.vllm_arguments.installed import require_vllm
 
             vllm = require_vllm()
-        preflight = preflight_of(start) if has_words else PreflightReport((), 0.0)
+        preflight = preflight_of(start) if has_arguments else PreflightReport((), 0.0)
     except StartupError as err:
         return _Examined("", "", PreflightReport((error("engine", str(err), err.cause),), 0.0), None)
-    outcome = _CAN_START if has_words else "is installed. No start was checked, because no MODEL is given"
+    outcome = _CAN_START if has_arguments else "is installed. No start was checked, because no MODEL is given"
     return _Examined(f"vLLM {vllm.version}" if vllm else "the embedded engine", outcome, preflight, vllm)
 
 
@@ -194,7 +194,7 @@ def _parts(examined: _Examined, hooks: "HookReport | None") -> Iterator[str]:
 def _show_hooks(folder: Path | None, *, is_json: bool) -> int:
     """Prints which hooks fit the installed vLLM, or the one in the folder. Returns the exit code."""
     from startup.vllm.launch.hooks import report_hooks
-    from startup.vllm_words.installed import require_vllm, vllm_in
+    from startup.vllm_arguments.installed import require_vllm, vllm_in
 
     try:
         vllm = require_vllm() if folder is None else vllm_in(folder)

@@ -7,26 +7,28 @@ import click
 
 from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
-from startup.settings.serve_words import split
-from startup.words.errors import InputError
+from startup.arguments.errors import InputError
+from startup.settings.serve_arguments import split
 
 
 class VllmCommand(click.Command):
-    """Passes all words that follow, even `--help`, to the installed vLLM's command of the same name."""
+    """Passes all arguments that follow, even `--help`, to the installed vLLM's command of the same name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keeps all words for `invoke`. Fails with a suggestion for former words of this program."""
+        """Keeps all arguments for `invoke`. Fails with a suggestion for former arguments of this program."""
         path = _path(ctx)
         for former in filter(REPLACEMENTS.get, self._names(path, args)):
             if not ctx.resilient_parsing:
-                word = former.removeprefix(f"{path} ")
-                ctx.fail(f"No such {'option' if word[:1] == '-' else 'command'} {word!r}{did_you_mean(former, ())}.")
+                argument = former.removeprefix(f"{path} ")
+                ctx.fail(
+                    f"No such {'option' if argument[:1] == '-' else 'command'} {argument!r}{did_you_mean(former, ())}."
+                )
         ctx.args = args
         return []
 
     @staticmethod
     def _names(path: str, args: list[str]) -> Iterator[str]:
-        """Yields the names that a word, a flag or a flag's value may have in the table of replacements."""
+        """Yields the names that an argument, a flag or a value may have in the table of replacements."""
         yield " ".join((path, *args[:1]))
         for given in split(args, lambda _: "?"):
             yield f"{path} {given.typed}"
@@ -35,7 +37,7 @@ class VllmCommand(click.Command):
     def invoke(self, ctx: click.Context) -> int:
         """Runs vLLM's command. Returns the exit code, unless vLLM ends the process itself."""
         from startup.vllm.vllm_main import run_plain
-        from startup.vllm_words.installed import find_vllm
+        from startup.vllm_arguments.installed import find_vllm
 
         path = _path(ctx)
         if find_vllm() is None:
@@ -44,7 +46,7 @@ class VllmCommand(click.Command):
 
 
 def _path(ctx: click.Context) -> str:
-    """The words of the command after the program's name, such as `bench serve`."""
+    """The arguments of the command after the program's name, such as `bench serve`."""
     return ctx.command_path.partition(" ")[2]
 
 

@@ -8,6 +8,9 @@ import click
 
 from base.exit_codes import NO_ACCESS, NO_SPACE, OK, START_FAILED
 from envs.registry import env
+from startup.arguments.errors import InputError
+from startup.arguments.option import ServeFlagsCommand, complete_model
+from startup.arguments.serve_command import request_of
 from startup.errors import ModelNotFoundError
 from startup.files.download.messages import DownloadError
 from startup.files.download.obtain import resolve_model
@@ -17,9 +20,6 @@ from startup.files.prefetch.prefetch_process import PrefetchHandle, start_prefet
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.reports.timeline.live_line import LiveLine, draw_bar
-from startup.words.errors import InputError
-from startup.words.option import ServeFlagsCommand, complete_model
-from startup.words.serve_command import request_of
 from vllm_cli.terminal import Reporter
 
 _PROGRESS_S: Final = 0.1
@@ -53,7 +53,7 @@ or MODEL is nowhere; 5 no access: gated, private, or no such model or revision; 
     context_settings={"max_content_width": 120},
     options_metavar="[OPTIONS] [SERVE FLAGS]",
 )
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)
 @click.option("--download-only", is_flag=True, help="Do not read the files into the page cache.")
 @click.option(
     "--threads",
@@ -63,9 +63,9 @@ or MODEL is nowhere; 5 no access: gated, private, or no such model or revision; 
     help="Threads that read.",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print the report as JSON.")
-def prefetch(*, words: tuple[str, ...], download_only: bool, threads: int, is_json: bool) -> int:
+def prefetch(*, arguments: tuple[str, ...], download_only: bool, threads: int, is_json: bool) -> int:
     """Runs the command. Returns the exit code."""
-    request = request_of(words, command="vllm-cli prefetch")
+    request = request_of(arguments, command="vllm-cli prefetch")
     if request.engine == "vllm" and request.model is None:
         raise InputError("MODEL is missing: with --engine vllm, name the model first.")
     before = plan_files(request)

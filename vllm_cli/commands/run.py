@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import click
 
+from startup.arguments.option import ServeFlagsCommand, complete_model
+from startup.arguments.serve_command import parse_start
 from startup.settings.config import DEFAULT_MODEL_ID
-from startup.words.option import ServeFlagsCommand, complete_model
-from startup.words.serve_command import parse_start
 from vllm_cli.client.running_servers import find_servers
 from vllm_cli.client.server import ServerClient, choose_key
 from vllm_cli.client.server_address import parse_url
@@ -21,8 +21,8 @@ _ACCEPTING: Final = ("ready", "stopped", "asleep")
 
 
 @click.command("run", cls=ServeFlagsCommand, options_metavar="[OPTIONS] [SERVE FLAGS]", params=_OPTIONS)
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)
-def run(*, words: tuple[str, ...], **options: Any) -> int:
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)
+def run(*, arguments: tuple[str, ...], **options: Any) -> int:
     """Chat with MODEL. Missing files are downloaded.
 
     If a server on this machine has MODEL, it answers, and still runs afterwards. Otherwise, and always with
@@ -37,13 +37,13 @@ def run(*, words: tuple[str, ...], **options: Any) -> int:
     Exit codes: 0 answered, or /exit; 1 no response, or the request was rejected; 2 usage; 3 the start failed;
     130 Ctrl-C.
     """
-    parse_start(words, "vllm-cli run")  # rejects words that `serve` rejects
-    model = words[0] if words else DEFAULT_MODEL_ID  # a flag is no server's model
-    if len(words) < 2 and (address := _find(model)) is not None:
+    parse_start(arguments, "vllm-cli run")  # rejects arguments that `serve` rejects
+    model = arguments[0] if arguments else DEFAULT_MODEL_ID  # a flag is no server's model
+    if len(arguments) < 2 and (address := _find(model)) is not None:
         return chat_with(ServerClient(parse_url(address), choose_key(None)), model_name=model, **options)
     from vllm_cli.private_server import start_private_server  # noqa: PLC0415 - imports psutil
 
-    with start_private_server(words, {}) as server:
+    with start_private_server(arguments, {}) as server:
         with closing(Reporter()) as reporter:
             server.wait_ready(math.inf, reporter)
         return chat_with(ServerClient(server.address), model_name=None, **options)

@@ -11,13 +11,13 @@ import click
 from base.exit_codes import OK, START_FAILED, USAGE
 from envs.registry import env
 from startup import start_origin
+from startup.arguments.screening import show_notices
+from startup.arguments.serve_command import PARAMETERS, READ, ServeCommand
 from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.settings.config import StartupConfig
-from startup.settings.serve_words import ParsedOption
-from startup.vllm_words.options import VllmOptions
-from startup.words.screening import show_notices
-from startup.words.serve_command import PARAMETERS, READ, ServeCommand
+from startup.settings.serve_arguments import ParsedOption
+from startup.vllm_arguments.options import VllmOptions
 from vllm_cli.commands.of_vllm import vllms_own
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     if isinstance(start, StartupConfig):
         require_embedded_engine()
     if start.is_behind_router and not start.is_preflight_only:
-        from router.words.single_model import router_of_one
+        from router.arguments.single_model import router_of_one
 
         options = router_of_one(read, start)
         from router.router import run_router  # after usage errors, because it imports aiohttp
@@ -73,7 +73,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
         from startup.embedded.start import start_embedded
 
         return start_embedded(start)
-    from startup.vllm_words.installed import require_vllm
+    from startup.vllm_arguments.installed import require_vllm
 
     vllm = require_vllm()
     from startup.vllm.launch.start import start_vllm
@@ -83,10 +83,10 @@ def serve(ctx: click.Context, /, **_: object) -> int:
 
 def _serve_several(parts: Sequence[ParsedOption]) -> int:
     """Runs the router, for several models or for one model that llama-server serves."""
-    from router.words.router_words import read_several
+    from router.arguments.router_arguments import read_several
 
     several = read_several(parts)
-    from router.words.router_options import ModelsReader, router_options  # a usage error imports no aiohttp
+    from router.arguments.router_options import ModelsReader, router_options  # a usage error imports no aiohttp
 
     begin = time.perf_counter()
     reader = ModelsReader(several)
@@ -109,8 +109,8 @@ def preflight_of(start: StartupConfig | VllmOptions) -> "PreflightReport":
     if isinstance(start, StartupConfig):
         return all_checks.run_preflight(start, options=options)
     from startup.vllm.launch.first_record import line_for_check
-    from startup.vllm_words.installed import require_vllm
-    from startup.vllm_words.preflight.all_checks import run_preflight
+    from startup.vllm_arguments.installed import require_vllm
+    from startup.vllm_arguments.preflight.all_checks import run_preflight
 
     vllm = require_vllm()
     line, problem = line_for_check(vllm, start.line, partial(click.echo, err=True))

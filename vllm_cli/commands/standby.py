@@ -13,14 +13,14 @@ import click
 
 from base.exit_codes import OK, START_FAILED
 from base.machine.processes import is_alive
+from startup.arguments.errors import InputError
+from startup.arguments.param_types import SIZE
 from startup.errors import StartupError
 from startup.logs.setup import configure_logging, log_options_of_environment
-from startup.settings.serve_words import vllm_file
+from startup.settings.serve_arguments import vllm_file
 from startup.standby import sockets
 from startup.standby.sockets import EMBEDDED, TEMPLATE_KINDS, VLLM_COMPILED, VLLM_EAGER
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
-from startup.words.errors import InputError
-from startup.words.param_types import SIZE
 from vllm_cli.terminal import Reporter, align
 
 NOT_RUNNING: Final = 1

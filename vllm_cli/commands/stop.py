@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from base.machine.processes import is_alive
-from startup.words.errors import InputError
+from startup.arguments.errors import InputError
 from vllm_cli.client.running_servers import RunningServer, find_servers, find_standbys
 from vllm_cli.terminal import Reporter, Seconds
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from startup.words.errors import InputError
+from startup.arguments.errors import InputError
 from vllm_cli.client.server_address import ServerAddress, address_options, take_address
 from vllm_cli.client.waiting import INCOMPLETE, Ending, Readiness, WaitOptions, WaitResult, wait_for_server
 from vllm_cli.terminal import SECONDS, Reporter

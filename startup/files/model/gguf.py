@@ -43,8 +43,8 @@ class GgufModel(NamedTuple):
     """A model that llama-server loads."""
 
     name: str
-    words: tuple[str, ...]
-    """The words of llama-server's command line that name the model."""
+    arguments: tuple[str, ...]
+    """The arguments of llama-server's command line that name the model."""
     projector: Path | None = None
     """The file that turns images or sound into input for the model."""
     missing: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class GgufModel(NamedTuple):
     @property
     def is_on_hub(self) -> bool:
         """Whether llama-server downloads the model."""
-        return self.words[0] == "-hf"
+        return self.arguments[0] == "-hf"
 
 
 def find_gguf(name: str) -> GgufModel | None:
@@ -207,7 +207,7 @@ def read_header(file: Path) -> Mapping[str, str | int | float]:
 def _read_header(file: Path, _time_ns: int) -> Mapping[str, str | int | float]:
     reader = GgufReader(first_bytes(file, _HEADER_BYTES))
     with suppress(struct.error, KeyError, OverflowError):  # ends at the end of the content
-        reader.read_facts()
+        reader.read_record()
     return {key: value for key, value in reader.facts.items() if not isinstance(value, list)}
 
 
@@ -220,7 +220,7 @@ class GgufReader:
         """The place after what was read last."""
         self.facts: dict[str, Any] = {}
 
-    def read_facts(self) -> None:
+    def read_record(self) -> None:
         """Reads the facts at the file's beginning. After a fault, `facts` has all that precedes it."""
         if self.content.startswith(_MAGIC):
             self.place = 16

@@ -1,7 +1,7 @@
 """The settings that decide which files of its model a start reads, for both engines.
 
 A request is built once from the command line. `ModelRequest.of_start` builds it for the embedded engine, and
-`startup.vllm_words` builds it for vLLM, whose flags for adapters and draft models are read here.
+`startup.vllm_arguments` builds it for vLLM, whose flags for adapters and draft models are read here.
 `startup.files.model.file_plan` finds the files of a request.
 """
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from base.security.api_keys import KeyFileError, read_key_file
 from base.server_settings import NetworkConfig, TlsConfig
-from envs.redaction import hide_in_words
+from envs.redaction import hide_in_arguments
 from startup.errors import PortInUseError, StartupError
 from startup.logs.formatters import escape_controls
 from startup.port.listener import is_listened_on, listen
@@ -86,7 +86,7 @@ def describe_process(pid: int) -> str:
         words = process.cmdline() or [process.name()]
     except (psutil.Error, OSError):
         return f"pid {pid}"
-    text = " ".join(" ".join(hide_in_words(words)).replace("\0", " ").split())
+    text = " ".join(" ".join(hide_in_arguments(words)).replace("\0", " ").split())
     text = escape_controls(text.encode(errors="backslashreplace").decode())
     shown = text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…"
     return f"pid {pid} ({shown})"

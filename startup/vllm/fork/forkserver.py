@@ -35,7 +35,7 @@ from startup.vllm.serving.serving_events import report_serving
 
 if TYPE_CHECKING:
     from startup.vllm.fork.preload_profile import PreloadPlan, PreloadProfile
-    from startup.vllm_words.installed import InstalledVllm
+    from startup.vllm_arguments.installed import InstalledVllm
 
 FORKS: Final = Hook(
     "forks",
@@ -117,16 +117,16 @@ def forkserver_environment(vllm: "InstalledVllm", profile: "PreloadProfile") -> 
 def _preloaded_libraries(vllm: "InstalledVllm") -> dict[str, str]:
     """LD_PRELOAD with torch's OpenMP and vLLM's allocator, in the order that vLLM's CPU platform uses."""
     given = foreign.text_of(_LD_PRELOAD)
-    words = [given] if given else []
+    arguments = [given] if given else []
     if not any(name in given for name in ("libomp", "libgomp", "libiomp")):
         site = vllm.folder.parent
         found = [path for folder in ("torch.libs", "torch/lib") for path in (site / folder).glob("libgomp*.so*")]
-        words += [str(path) for path in found[:1]]
+        arguments += [str(path) for path in found[:1]]
     if "libtcmalloc" not in given:
         patterns = ("libtcmalloc_minimal*.so*", "libtcmalloc.so*")
         found = [path for pattern in patterns for path in (vllm.folder / "libs").glob(pattern)]
-        words = [str(path) for path in found[:1]] + words
-    return {_LD_PRELOAD: ":".join(words)} if words else {}
+        arguments = [str(path) for path in found[:1]] + arguments
+    return {_LD_PRELOAD: ":".join(arguments)} if arguments else {}
 
 
 def redirect_spawn(environment: Mapping[str, str], pipes: ChildLink | None = None) -> None:
@@ -161,9 +161,9 @@ class _ForkedPopen(ForkedPopen):
         """Whether a new program may replace the fork. False if the process takes the port through pipes."""
         return _this.pipes is None or not self.name.startswith(API_SERVER)
 
-    def start_program(self, path: Any, words: Any, fds: Any) -> int:
+    def start_program(self, path: Any, arguments: Any, fds: Any) -> int:
         with overlaid(variables_of_new_programs()):
-            return super().start_program(path, words, fds)
+            return super().start_program(path, arguments, fds)
 
     def extras(self) -> tuple[Sequence[str], Sequence[int]]:
         blocked = sum(1 << (number - 1) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ()))

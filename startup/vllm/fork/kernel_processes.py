@@ -31,8 +31,8 @@ from startup.vllm.patches.early_kernels import EARLY_KERNELS, claims_folder, sha
 
 if TYPE_CHECKING:
     from startup.vllm.fork.preload_profile import StartKind
-    from startup.vllm_words.command_line import VllmLine
-    from startup.vllm_words.installed import InstalledVllm
+    from startup.vllm_arguments.installed import InstalledVllm
+    from startup.vllm_arguments.vllm_line import VllmLine
 
 logger = logging.getLogger(__name__)
 

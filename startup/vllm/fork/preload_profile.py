@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from base.json_depth import read_json
-from envs.redaction import hide_in_words
+from envs.redaction import hide_in_arguments
 from startup.hook import Hook, Name, Release, Text
 from startup.kernels.kernel_lists import KernelUse
 from startup.reports.timeline.history import installed_versions
@@ -25,11 +25,11 @@ from startup.vllm.journal import API_SERVER, StartRecordings
 from startup.vllm.patches.compiler import COMPILER, CompilerTime
 from startup.vllm.vllm_imports import API_MODULES
 from startup.vllm.vllm_main import MAIN
-from startup.vllm_words.flags import flags_that_change
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_arguments.flags import flags_that_change
+from startup.vllm_arguments.installed import InstalledVllm
 
 if TYPE_CHECKING:
-    from startup.vllm_words.command_line import VllmLine
+    from startup.vllm_arguments.vllm_line import VllmLine
 
 _FORMAT: Final = 10
 _FOLDER: Final = "preload"
@@ -84,7 +84,7 @@ class StartKind:
     @classmethod
     def of(cls, vllm: InstalledVllm, flags: Iterable[str], model: Path | None) -> "StartKind":
         """The kind of a start with the flags `VllmLine.flags_of_modules` and this model's folder."""
-        return cls(vllm.version, _architecture(model), tuple(hide_in_words(flags)))
+        return cls(vllm.version, _architecture(model), tuple(hide_in_arguments(flags)))
 
     @property
     def key(self) -> str:

@@ -8,7 +8,7 @@ from startup.imports.learned_imports import import_file_paths, installation
 from startup.storage.caches import cache_folder, find_baked
 from startup.vllm.fork.preload_profile import PreloadProfile, has_own_profile
 from startup.vllm.patches.graphs.cuda_graphs import FOLDER
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_arguments.installed import InstalledVllm
 
 
 def describe_learned(vllm: InstalledVllm, profile: PreloadProfile) -> LearnedFiles:

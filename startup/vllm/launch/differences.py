@@ -6,8 +6,8 @@ requests to the hub.
 
 from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.vllm.serving.serving_events import DRAIN, WATCHDOG
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.options import VllmOptions
+from startup.vllm_arguments.options import VllmOptions
+from startup.vllm_arguments.vllm_line import VllmLine
 
 
 def describe_differences(

@@ -1,6 +1,6 @@
 """Records vLLM's flags for a check without a start, such as `--preflight-only`, in a process of its own.
 
-A start imports vLLM anyway, so it gathers the facts itself (`startup.vllm.launch.start`).
+A start imports vLLM anyway, so it gathers the record itself (`startup.vllm.launch.start`).
 """
 
 import json
@@ -17,10 +17,10 @@ from envs.environment import snapshot
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.storage.caches import of_type
 from startup.vllm.vllm_imports import import_api_server
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.facts import KeptFacts, VllmFacts, read_facts
-from startup.vllm_words.installed import InstalledVllm, require_vllm
-from startup.vllm_words.preflight.surroundings import rejected_variables
+from startup.vllm_arguments.installed import InstalledVllm, require_vllm
+from startup.vllm_arguments.preflight.surroundings import rejected_variables
+from startup.vllm_arguments.vllm_line import VllmLine
+from startup.vllm_arguments.vllm_record import RecordFile, VllmRecord, read_record
 
 _CODE: Final = (
     f"import sys; sys.path.append(sys.argv[1]); import {OWN_PACKAGES_MODULE}; from {__name__} import main; main()"
@@ -50,8 +50,8 @@ def line_for_check(vllm: InstalledVllm, line: VllmLine, note: Callable[[str], No
     """
     try:
         with _recording:
-            facts = read_facts(vllm)
-            return CheckedLine(line.read_again(facts if facts.flags else _record(vllm, facts, note)))
+            record = read_record(vllm)
+            return CheckedLine(line.read_again(record if record.flags else _record(vllm, record, note)))
     except _UnrecordedError as err:
         return CheckedLine(line, str(err))
 
@@ -60,7 +60,7 @@ class _UnrecordedError(Exception):
     """vLLM's parser cannot be loaded here. The message has the reason."""
 
 
-def _record(vllm: InstalledVllm, facts: VllmFacts, note: Callable[[str], None]) -> VllmFacts:
+def _record(vllm: InstalledVllm, record: VllmRecord, note: Callable[[str], None]) -> VllmRecord:
     note(f"No start has recorded the flags of vLLM {vllm.version} yet: loading its parser, once (some seconds)")
     variables = snapshot()
     try:
@@ -69,18 +69,18 @@ def _record(vllm: InstalledVllm, facts: VllmFacts, note: Callable[[str], None]) 
         gathered = _gather_without(variables)
         if not any(rejected_variables(gathered)):
             raise
-    return gathered._replace(installed_plugins=facts.installed_plugins)
+    return gathered._replace(installed_plugins=record.installed_plugins)
 
 
-def _gather_without(variables: Mapping[str, str]) -> VllmFacts:
-    """The facts without the variables of vLLM. None of them if vLLM cannot be loaded without these either."""
+def _gather_without(variables: Mapping[str, str]) -> VllmRecord:
+    """The record without vLLM's variables. Empty if vLLM cannot be loaded without these either."""
     kept = {name: value for name, value in variables.items() if not name.startswith("VLLM_") or name in _OF_RECORD}
     with suppress(_UnrecordedError):
-        return _gather(kept) if kept != variables else VllmFacts()
-    return VllmFacts()
+        return _gather(kept) if kept != variables else VllmRecord()
+    return VllmRecord()
 
 
-def _gather(variables: Mapping[str, str]) -> VllmFacts:
+def _gather(variables: Mapping[str, str]) -> VllmRecord:
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _CODE, _ROOT],
@@ -95,21 +95,21 @@ def _gather(variables: Mapping[str, str]) -> VllmFacts:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise _UnrecordedError(lines[-1] if lines else f"exit code {done.returncode}")
     try:
-        return of_type(VllmFacts)(json.loads(done.stdout))
+        return of_type(VllmRecord)(json.loads(done.stdout))
     except ValueError as err:
         raise _UnrecordedError(str(err)) from err
 
 
 def main() -> None:
-    """The process: loads vLLM's parser, records the facts, and writes them to standard output as JSON."""
+    """The process: loads vLLM's parser, keeps the record, and writes it to standard output as JSON."""
     output = os.dup(1)
     with suppress(OSError):  # standard error is closed
         os.dup2(2, 1)  # for what vLLM prints
-    kept = KeptFacts(require_vllm())
+    kept = RecordFile(require_vllm())
     if failed := import_api_server():
         sys.exit("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
-    kept.record(imports_all=True)
-    facts = kept.read()
+    kept.update(imports_all=True)
+    record = kept.read()
     with open(output, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
-        json.dump(facts if facts.flags else kept.gather(), file)
+        json.dump(record if record.flags else kept.gather(), file)
     os._exit(0)  # vLLM's threads have nothing to finish

@@ -20,9 +20,9 @@ from startup.vllm.patches import engine_wait, late_renderer
 from startup.vllm.patches.placing import PLACED_IN
 from startup.vllm.serving import engine_death
 from startup.vllm.vllm_imports import FailedImport, import_leniently
-from startup.vllm_words import facts
-from startup.vllm_words.facts import KeptFacts
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_arguments import vllm_record
+from startup.vllm_arguments.installed import InstalledVllm
+from startup.vllm_arguments.vllm_record import RecordFile
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _DECLARED_IN: Final = (
     late_renderer,
     *PLACED_IN,
     state,
-    facts,
+    vllm_record,
     lean,
 )
 """The modules that declare hooks, in the order of the documentation."""
@@ -103,11 +103,11 @@ class HookReport(NamedTuple):
 
 
 def report_hooks(vllm: InstalledVllm) -> HookReport:
-    """Imports the modules that hooks need, checks all hooks, and keeps facts about vLLM (`KeptFacts`)."""
-    facts = KeptFacts(vllm)
+    """Imports the modules that hooks need, checks all hooks, and records vLLM's flags (`RecordFile`)."""
+    record_file = RecordFile(vllm)
     with redirect_stdout(sys.stderr):
         failed = import_leniently({module: None for hook in HOOKS for module in _imported(hook)})
-        facts.record(imports_all=True)
+        record_file.update(imports_all=True)
     return HookReport(vllm, [_check(name, vllm, failed) for name in PARTS])
 
 

@@ -16,8 +16,8 @@ from startup.files.model.file_faults import read_json_object
 from startup.files.model.file_plan import FilePlan
 from startup.hook import uses
 from startup.processes.state import forbid_hub_requests
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.facts import read_plugins
+from startup.vllm_arguments.vllm_line import VllmLine
+from startup.vllm_arguments.vllm_record import read_plugins
 
 logger = logging.getLogger(__name__)
 

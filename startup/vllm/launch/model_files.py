@@ -12,7 +12,7 @@ from startup.files.model.model_place import without_file_scheme
 from startup.session.session import StartSession
 from startup.settings.config import DEFAULT_MODEL_ID
 from startup.vllm.launch.hub_requests import forbid_requests
-from startup.vllm_words.command_line import VllmLine
+from startup.vllm_arguments.vllm_line import VllmLine
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from startup.processes import group_signals
 from startup.reports.crash.output_record import OutputRecord
 from startup.vllm.fork.preload_profile import StartKind, disable_preloading
 from startup.vllm.launch.plain_start import PLAIN_START, SET_BY_START
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_arguments.installed import InstalledVllm
 
 if TYPE_CHECKING:
     from startup.reports.causes.cause import Cause
@@ -122,18 +122,18 @@ def _has_children() -> bool:
     return False
 
 
-def exec_again(variable: str, value: str, environment: Mapping[str, str], words: Sequence[str] = ()) -> NoReturn:
-    """Executes this process's command again with `words` at the end and a changed environment variable.
+def exec_again(variable: str, value: str, environment: Mapping[str, str], arguments: Sequence[str] = ()) -> NoReturn:
+    """Executes this process's command again with `arguments` at the end and a changed environment variable.
 
-    The command's words come from `sys.orig_argv`, because /proc/self/cmdline may be masked. In a warm start,
-    the process that the user has started executes the command instead of this fork.
+    The command's arguments come from `sys.orig_argv`, because /proc/self/cmdline may be masked. In a warm
+    start, the process that the user has started executes the command instead of this fork.
     """
     if start_origin.start_again is not None:
-        start_origin.start_again(variable, value, *words)
+        start_origin.start_again(variable, value, *arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     with group_signals.blocked():  # Python's handlers would only record a signal, and `exec` would lose it
         for number in group_signals.GROUP_SIGNALS:
             if callable(signal.getsignal(number)):
                 group_signals.set_handler(number, signal.SIG_DFL)
-    os.execve(sys.executable, [*sys.orig_argv, *words], {**environment, variable: value})
+    os.execve(sys.executable, [*sys.orig_argv, *arguments], {**environment, variable: value})

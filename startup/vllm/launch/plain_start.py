@@ -19,18 +19,18 @@ from startup.port.listener import describe_port
 from startup.port.service_manager import ServiceManager
 from startup.processes import group_signals, interpreter
 from startup.session.preflight.all_checks import PreflightOptions
-from startup.settings.serve_words import OMNI
+from startup.settings.serve_arguments import OMNI
 from startup.storage.run_record import RunRecord, run_recorded
 from startup.vllm.fork.preload_profile import StartKind, forget_failure, plain_state
 from startup.vllm.launch.hooks import find_obstacle
 from startup.vllm.launch.model_files import fetch_before_start
 from startup.vllm.serving.start_metrics import export_start
 from startup.vllm.vllm_main import run_serve, without_click
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.facts import KeptFacts
-from startup.vllm_words.installed import OLDEST, InstalledVllm, uses_rust_frontend
-from startup.vllm_words.options import VllmOptions
-from startup.vllm_words.preflight.all_checks import run_preflight
+from startup.vllm_arguments.installed import OLDEST, InstalledVllm, uses_rust_frontend
+from startup.vllm_arguments.options import VllmOptions
+from startup.vllm_arguments.preflight.all_checks import run_preflight
+from startup.vllm_arguments.vllm_line import VllmLine
+from startup.vllm_arguments.vllm_record import RecordFile
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def _request_of(vllm: InstalledVllm, line: VllmLine) -> str | None:
         return str(state or f"{env.VCLI_PLAIN_VLLM.name} {how}")
     if line.is_for_help:
         return "only help is requested"
-    if OMNI in line.words:
+    if OMNI in line.arguments:
         return "vllm-omni runs this command"
     if (launcher := next((name for name in _RANK_LAUNCHERS if foreign.is_set(name)), None)) is not None:
         return f"a launcher starts one process per rank ({launcher} is set)"
@@ -106,7 +106,7 @@ def start_plainly(vllm: InstalledVllm, line: VllmLine, options: VllmOptions, rea
         report = run_preflight(vllm, line, PreflightOptions())
         report.apply(options.preflight)
         if report.errors:
-            KeptFacts(vllm).forget()
+            RecordFile(vllm).forget()
     line = fetch_before_start(line, options.download_timeout_s)
     _report_plain_start(options.log_format, line)
     if options.compile_cache is not None and options.compile_cache.is_required:

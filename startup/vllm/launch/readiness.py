@@ -27,7 +27,7 @@ from startup.vllm.journal import StartRecordings
 from startup.vllm.launch.differences import describe_differences
 from startup.vllm.launch.vllm_start import VllmStart
 from startup.vllm.serving.start_metrics import GraphFigures, export_start, stop_capturing
-from startup.vllm_words.command_line import VllmLine
+from startup.vllm_arguments.vllm_line import VllmLine
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Learning:
         return known_now(load_profile(self.profile.kind)) != self.known
 
     def learn(self) -> None:
-        """Adds this start's modules to the preload profile. Keeps facts about this vLLM (`KeptFacts`)."""
+        """Adds this start's modules to the preload profile, and updates the record of vLLM's flags."""
         self.start.journal.record_modules()
         self.start.journal.is_open = False
         recordings = StartRecordings.read(self.start.journal.folder)
@@ -67,7 +67,7 @@ class Learning:
         if start_origin.warm is None:  # otherwise the template has imported
             learn_beside(name for names in recordings.modules.values() for name in names)
         is_doubted = self.report is None or bool(self.report.errors or self.report.warnings)
-        self.start.facts.record(is_doubted=self.start.is_ready and is_doubted)
+        self.start.record_file.update(is_doubted=self.start.is_ready and is_doubted)
 
     def learn_kernels(self) -> None:
         """Keeps the kernels that were used so far."""
@@ -162,7 +162,7 @@ class Readiness:
     def note_failure(self) -> None:
         """Called at the end of the start. Does nothing if the server was ready."""
         if not self.start.is_ready:
-            self.start.facts.record()  # so that the next start reports a misspelt flag at once
+            self.start.record_file.update()  # so that the next start reports a misspelt flag at once
             if sys.exception() is not None:
                 self.cache.note_failure()
 

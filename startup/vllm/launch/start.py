@@ -55,11 +55,11 @@ from startup.vllm.serving.server_context import ServerContext
 from startup.vllm.serving.serving_events import DRAIN, ServingEvents, reuse_listener
 from startup.vllm.vllm_imports import LATER_MODULES, import_api_server, import_rest
 from startup.vllm.vllm_main import run_serve, without_click
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.facts import FACTS
-from startup.vllm_words.installed import InstalledVllm
-from startup.vllm_words.options import VllmOptions
-from startup.vllm_words.preflight.all_checks import run_preflight
+from startup.vllm_arguments.installed import InstalledVllm
+from startup.vllm_arguments.options import VllmOptions
+from startup.vllm_arguments.preflight.all_checks import run_preflight
+from startup.vllm_arguments.vllm_line import VllmLine
+from startup.vllm_arguments.vllm_record import RECORDING
 
 logger = logging.getLogger(__name__)
 
@@ -219,21 +219,21 @@ def _check(start: VllmStart, line: VllmLine) -> PreflightReport | None:
 
 
 def _check_by_parser(start: VllmStart, line: VllmLine, first: PreflightReport | None) -> PreflightReport | None:
-    """In a first start, checks the words with the flags of vLLM's parser, which is imported by now.
+    """In a first start, checks the arguments with the flags of vLLM's parser, which is imported by now.
 
     So a fault has the message and the exit code of later starts, which read the record of these flags.
     Returns what both checks have found.
     """
-    if first is None or line.facts.flags or not FACTS.applies:
+    if first is None or line.record.flags or not RECORDING.applies:
         return first
     try:
-        known = start.options.line.read_again(start.facts.gather())
-    except Exception as err:  # noqa: BLE001 - another version of vLLM, which then checks its words alone
+        known = start.options.line.read_again(start.record_file.gather())
+    except Exception as err:  # noqa: BLE001 - another version of vLLM, which then checks its arguments alone
         logger.debug("vLLM's flags cannot be read: %s", err)
         return first
     report = run_preflight(start.vllm, known, PreflightOptions(is_listening=True))
     if report.errors:
-        start.facts.record()
+        start.record_file.update()
     report.without(first.findings).apply(start.options.preflight)
     return report
 

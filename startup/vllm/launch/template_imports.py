@@ -21,7 +21,7 @@ from startup.files.model.model_request import ModelRequest
 from startup.hook import place_only_for
 from startup.imports.learned_imports import learn
 from startup.processes.new_program import OWN_PACKAGES_MODULE
-from startup.settings.serve_words import is_eager
+from startup.settings.serve_arguments import is_eager
 from startup.vllm.fork.forkserver import forkserver_environment
 from startup.vllm.fork.preload_profile import (
     PreloadProfile,
@@ -39,9 +39,9 @@ from startup.vllm.patches.placing import place_hooks
 from startup.vllm.patches.process_titles import find_title_memory
 from startup.vllm.patches.tokenizers import CachedTokenizers
 from startup.vllm.vllm_imports import LATER_MODULES, import_api_server, import_leniently, importing_vllm
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.facts import KeptFacts
-from startup.vllm_words.installed import InstalledVllm, require_vllm
+from startup.vllm_arguments.installed import InstalledVllm, require_vllm
+from startup.vllm_arguments.vllm_line import VllmLine
+from startup.vllm_arguments.vllm_record import RecordFile
 
 _MAX_STARTED_MODELS: Final = 2
 """Tokenizers are kept for this many recently started models, and for all models that the user names."""
@@ -110,7 +110,7 @@ class TemplateImports:
             return f"the standby's imports are out of date: {changed} has changed"
         try:
             return None if line is None else self._why_cold(line)
-        except Exception as err:  # noqa: BLE001 - a cold start reports invalid words and variables
+        except Exception as err:  # noqa: BLE001 - a cold start reports invalid arguments and variables
             return f"the settings are not understood: {err}"
 
     def why_renew(self) -> str | None:
@@ -185,9 +185,9 @@ def main(role: str, model: str) -> None:
         if model:
             inspect_models(model_modules(Path(model)))
     else:
-        facts = KeptFacts(require_vllm())
+        record_file = RecordFile(require_vllm())
         failed = import_api_server(LATER_MODULES)
         if failed:
             sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
         learn()
-        facts.record(imports_all=True)
+        record_file.update(imports_all=True)

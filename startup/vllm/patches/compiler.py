@@ -19,7 +19,7 @@ from envs import foreign
 from startup.hook import Hook, Name, Text, uses
 from startup.imports.finder import after_import, alters, replaced
 from startup.imports.stand_ins import StandIns
-from startup.vllm_words.command_line import VllmLine
+from startup.vllm_arguments.vllm_line import VllmLine
 
 CompilerTime = Literal["now", "deferred"]
 """`now`: the compiler is imported together with vLLM. `deferred`: it is imported when it is first used."""

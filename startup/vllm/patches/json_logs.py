@@ -24,8 +24,8 @@ from startup.logs.formatters import UTC
 from startup.logs.json_lines import JsonFormatter, log_everything_as_json
 from startup.logs.options import LogFormat
 from startup.logs.setup import real_stderr
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_arguments.installed import InstalledVllm
+from startup.vllm_arguments.vllm_line import VllmLine
 
 _DECORATE_LOGS: Final = Name("vllm.utils.system_utils", "decorate_logs", ("process_name", "skip_if_decorated"))
 JSON_LOGS: Final = Hook(

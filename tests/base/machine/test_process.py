@@ -33,9 +33,9 @@ sys.stdin.read()
 
 
 def test_secrets_are_masked_in_proc_cmdline(tmp_path):
-    words = ["MODEL", "--api-key", "one", "ключ", "--hf-tok", "two", "twofold", "one-more", "", "--x_key=one"]
+    arguments = ["MODEL", "--api-key", "one", "ключ", "--hf-tok", "two", "twofold", "one-more", "", "--x_key=one"]
     child = subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _SCRIPT, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     while "--x_key=***" not in Path(f"/proc/{child.pid}/cmdline").read_text():
         assert child.poll() is None

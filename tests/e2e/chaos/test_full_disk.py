@@ -50,11 +50,11 @@ def disk(folder: Path, request: pytest.FixtureRequest) -> Iterator[SmallDisk]:
 def test_server_starts_serves_and_stops_with_all_its_files_on_a_full_disk(tiny_llama, folder, disk, bytecode):
     log = disk.path_inside(folder / "log")
     disk.fill()
-    words = [str(tiny_llama), "--startup-report", f"{folder}/report.json"]
+    arguments = [str(tiny_llama), "--startup-report", f"{folder}/report.json"]
     launcher = (*disk.launcher, *_APPEND_LOG, str(folder / "log"))
     settings = {"VLLM_CACHE_ROOT": f"{folder}/cache", "PYTHONDONTWRITEBYTECODE": ""}
     settings |= {name: f"{folder}/{place}" for name, place in bytecode.items()}
-    with ServerProcess(words, launcher=launcher, environment=settings) as server:
+    with ServerProcess(arguments, launcher=launcher, environment=settings) as server:
         assert server.complete(max_tokens=4) == 200
         assert log.read_text() == ""
         disk.make_room()
@@ -74,8 +74,8 @@ def test_files_of_a_start_that_cannot_be_written_are_reported_and_no_part_is_lef
     old = disk.path_inside(folder / "report.json")
     old.write_text("of an earlier start")
     disk.fill()
-    words = [str(tiny_llama), "--startup-report", f"{folder}/report.json"]
-    with ServerProcess(words, launcher=disk.launcher, environment={"VLLM_CACHE_ROOT": f"{folder}/cache"}) as server:
+    arguments = [str(tiny_llama), "--startup-report", f"{folder}/report.json"]
+    with ServerProcess(arguments, launcher=disk.launcher, environment={"VLLM_CACHE_ROOT": f"{folder}/cache"}) as server:
         server.wait_logged("ready after")
         no_room = "No space left on device"
         server.wait_logged(f"the start-up report could not be written to {folder}/report.json: {no_room}")
@@ -87,15 +87,15 @@ def test_files_of_a_start_that_cannot_be_written_are_reported_and_no_part_is_lef
 
 
 @pytest.mark.parametrize(
-    ("words", "exit_code"),
+    ("arguments", "exit_code"),
     [
         (["serve", "/no/such/model", "--port", "0"], 3),
         (["serve", "--port", "many"], 2),
         (["wait", "--timeout", "x"], 2),
     ],
 )
-def test_exit_codes_do_not_depend_on_room_for_the_message(words, exit_code):
-    assert run_cli(*words, launcher=_FULL_SCREEN).returncode == exit_code
+def test_exit_codes_do_not_depend_on_room_for_the_message(arguments, exit_code):
+    assert run_cli(*arguments, launcher=_FULL_SCREEN).returncode == exit_code
 
 
 def test_output_that_cannot_be_written_is_an_error():
@@ -115,11 +115,11 @@ def test_download_without_room_names_its_size_and_folder(model_path, folder, dis
     with HubServer().serving() as hub:
         size = format_bytes(hub.add("org/model", files).size)
         settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
-        words = ["org/model", "--download-dir", f"{folder}/hub"]
-        with ServerProcess(words, launcher=disk.launcher, environment=settings, wait=False) as server:
+        arguments = ["org/model", "--download-dir", f"{folder}/hub"]
+        with ServerProcess(arguments, launcher=disk.launcher, environment=settings, wait=False) as server:
             assert server.process.wait(_ENDS_S) == 3
             (line,) = [line for line in server.log.splitlines() if line.startswith("Error:")]
-        prefetch = run_cli("prefetch", *words, "--json", launcher=disk.launcher, environment=settings)
+        prefetch = run_cli("prefetch", *arguments, "--json", launcher=disk.launcher, environment=settings)
     assert (prefetch.returncode, json.loads(prefetch.stdout)["state"]) == (6, "no_space")
     assert f"org/model could not be downloaded: {size} are missing and " in line
     assert f" are free in {folder}/hub: " in line

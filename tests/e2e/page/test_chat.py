@@ -80,8 +80,8 @@ async def test_two_tabs_have_a_conversation_each(start_tiny_server):
 
 
 async def test_a_wrong_key_is_said_and_the_right_one_stays_in_the_tab(start_tiny_server):
-    words = ("--api-key", "right-key-for-a-test", "--max-model-len", "256")
-    with start_tiny_server(*words) as server:
+    arguments = ("--api-key", "right-key-for-a-test", "--max-model-len", "256")
+    with start_tiny_server(*arguments) as server:
         async with Browser() as browser:
             await browser.open(f"{server.url}/")
             await browser.wait_for("!$('key-form').hidden")

@@ -75,8 +75,8 @@ async def test_the_page_shows_state_start_and_figures(start_server):
 
 
 async def test_the_page_shows_a_stopped_model_and_its_next_start(start_tiny_server):
-    words = ("--engine", "embedded", "--max-model-len", "256", "--idle-stop", "1s", "--standby", "off")
-    with start_tiny_server(*words) as server:
+    arguments = ("--engine", "embedded", "--max-model-len", "256", "--idle-stop", "1s", "--standby", "off")
+    with start_tiny_server(*arguments) as server:
         async with Browser() as browser:
             await browser.open(f"{server.url}/")
             await browser.wait_for("document.querySelector('#state').textContent === 'stopped'")

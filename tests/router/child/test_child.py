@@ -44,8 +44,8 @@ def place(output: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChildPlace]
         yield place(None, 1)
 
 
-def entry_of(*words: str, start_timeout_s: float | None = None, **keys: Any) -> ModelEntry:
-    command = {"words": (*FOREIGN_COMMAND, "${PORT}", *words), "address": "http://127.0.0.1:${PORT}"}
+def entry_of(*arguments: str, start_timeout_s: float | None = None, **keys: Any) -> ModelEntry:
+    command = {"arguments": (*FOREIGN_COMMAND, "${PORT}", *arguments), "address": "http://127.0.0.1:${PORT}"}
     foreign = ForeignCommand(**{"port": None, **command, **keys})
     variables = {"FLAVOUR": "salty", "OWN_PORT": "${PORT}"}
     return ModelEntry(name="m", foreign=foreign, env=variables, start_timeout_s=start_timeout_s)
@@ -108,8 +108,8 @@ def test_a_standby_gets_none_of_the_routers_secrets(monkeypatch, tmp_path):
     given: dict[str, str] = {}
 
     class Process:
-        def __init__(self, words: list[str], env: dict[str, str], **_: Any) -> None:
-            given.update(env, words=" ".join(words))
+        def __init__(self, arguments: list[str], env: dict[str, str], **_: Any) -> None:
+            given.update(env, arguments=" ".join(arguments))
 
         def terminate(self) -> None:
             pass
@@ -123,7 +123,7 @@ def test_a_standby_gets_none_of_the_routers_secrets(monkeypatch, tmp_path):
     standby = standbys.OwnStandby("embedded", lambda: None, tmp_path)
     asyncio.run(standby.tend())
     standby.close()
-    assert "standby --for embedded" in given["words"]
+    assert "standby --for embedded" in given["arguments"]
     assert env.VLLM_API_KEY.name not in given
 
 
@@ -149,7 +149,7 @@ async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(ru
 
 async def test_a_command_that_never_listens_is_ended_after_its_time(place):
     script = "echo loading for ever; exec sleep 600"  # no interpreter, whose start may take longer
-    child = Child(entry_of(words=("sh", "-c", script), start_timeout_s=1.0), place)
+    child = Child(entry_of(arguments=("sh", "-c", script), start_timeout_s=1.0), place)
     reason = await child.run(lambda: None)
     assert reason.startswith("The start took longer than 1 s")
     assert "loading for ever" in reason
@@ -159,7 +159,7 @@ async def test_a_command_that_never_listens_is_ended_after_its_time(place):
 
 async def test_a_start_of_ours_that_does_not_end_is_killed_soon(place, tiny_llama, monkeypatch):
     monkeypatch.setattr(child_server, "ERRORS_S", 0.2)
-    child = Child(ModelEntry(name="m", words=(str(tiny_llama),)), place)
+    child = Child(ModelEntry(name="m", arguments=(str(tiny_llama),)), place)
     life = asyncio.create_task(child.run(lambda: None))
     while not child.pids:
         await asyncio.sleep(0.01)
@@ -215,7 +215,7 @@ async def test_no_client_of_this_machine_can_get_the_port_of_a_command_that_is_s
 
 async def test_a_server_that_runs_already_is_used_and_not_stopped(place):
     found = await start(entry_of(), place)
-    other = await start(entry_of(words=(), address=found.child.base_url), place)
+    other = await start(entry_of(arguments=(), address=found.child.base_url), place)
     assert (await other.get("/env"))["variables"]["FLAVOUR"] == "salty"
     assert await other.end() is None
     assert (await found.get("/env"))["variables"]
@@ -227,7 +227,7 @@ async def test_the_answer_of_its_check_endpoint_is_the_reason(place):
     found = await start(entry_of(), place)
     port = int(found.child.base_url.rpartition(":")[2])
     check = {"check_endpoint": "/${PORT}?status=404", "start_timeout_s": 1.0}
-    reason = await Child(entry_of(words=(), port=port, **check), place).run(lambda: None)
+    reason = await Child(entry_of(arguments=(), port=port, **check), place).run(lambda: None)
     await found.end()
     assert reason is not None
     assert f"its last phase was /{port} (checkEndpoint) answers 404" in reason
@@ -261,7 +261,7 @@ async def test_a_program_that_cannot_be_executed_is_named(place, tmp_path):
     program = tmp_path / "program"
     program.write_text("#!/no/such/interpreter\n")
     program.chmod(0o755)
-    reason = await Child(entry_of(words=(str(program),)), place).run(lambda: None)
+    reason = await Child(entry_of(arguments=(str(program),)), place).run(lambda: None)
     assert f"{program} cannot be executed: No such file or directory" in str(reason)
     assert str(reason).endswith("Code: VC-PROGRAM-NOT-STARTED")
 

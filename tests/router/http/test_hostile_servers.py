@@ -265,7 +265,7 @@ def test_a_response_without_a_body_may_say_so():
 
 
 async def test_a_login_in_an_address_replaces_the_clients_and_is_not_shown():
-    server = ForeignServer(ForeignCommand(words=(), address="http://me:s%40crt@127.0.0.1:9", port=9), {})
+    server = ForeignServer(ForeignCommand(arguments=(), address="http://me:s%40crt@127.0.0.1:9", port=9), {})
     assert server.base_url == "http://127.0.0.1:9"
     sent = headers_to_server([(b"authorization", b"Bearer theirs"), (b"x-a", b"1")], server, frozenset())  # type: ignore[arg-type]
     assert sent == [(b"x-a", b"1"), (b"authorization", b"Basic bWU6c0BjcnQ=")]

@@ -185,8 +185,8 @@ ORDERS: Final = [
 ]
 
 
-async def _serve(pool: ModelPool, router: SmallRouter, words: str = "sleeps", sleep: ServerCall = _SLEEPS) -> None:
-    pool.set_entries(by_name(entry_of("a", words, sleep=sleep, wake=_WAKES, idle_sleep_s=600.0)))
+async def _serve(pool: ModelPool, router: SmallRouter, arguments: str = "sleeps", sleep: ServerCall = _SLEEPS) -> None:
+    pool.set_entries(by_name(entry_of("a", arguments, sleep=sleep, wake=_WAKES, idle_sleep_s=600.0)))
     await router.serve(pool=pool, has_single_model=True)
 
 

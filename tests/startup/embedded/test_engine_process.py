@@ -24,8 +24,8 @@ from tests.support.waiting import disturbing
 
 
 def _run(model: Path, method: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, Path(__file__).with_name("engine_script.py"), model, method, *arguments]
-    return subprocess.run(words, capture_output=True, text=True, timeout=240)
+    arguments = [sys.executable, Path(__file__).with_name("engine_script.py"), model, method, *arguments]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.thorough

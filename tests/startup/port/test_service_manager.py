@@ -95,8 +95,8 @@ def test_a_manager_that_cannot_be_notified_is_a_warning(address, caplog, monkeyp
 def _take(*listeners: socket.socket, pid: str = "own") -> subprocess.CompletedProcess[str]:
     fds = [listener.fileno() for listener in listeners]
     environment = os.environ | {"LISTEN_PID": pid, "LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": "a:b"}
-    words = [sys.executable, "-c", _TAKE, *map(str, fds)]
-    return subprocess.run(words, env=environment, pass_fds=fds, capture_output=True, text=True, timeout=200)
+    arguments = [sys.executable, "-c", _TAKE, *map(str, fds)]
+    return subprocess.run(arguments, env=environment, pass_fds=fds, capture_output=True, text=True, timeout=200)
 
 
 @pytest.fixture

@@ -106,8 +106,11 @@ def contexts() -> None:
         process.join()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
         assert pool.submit(os.getppid).result() == _server_pid()
-    words = [" ".join(child.cmdline()) for child in psutil.Process().children()]
-    assert [sum(f"{name} import" in line for line in words) for name in ("forkserver", "resource_tracker")] == [1, 1]
+    arguments = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    assert [sum(f"{name} import" in line for line in arguments) for name in ("forkserver", "resource_tracker")] == [
+        1,
+        1,
+    ]
 
 
 def _send_parent(pipe: Connection) -> None:

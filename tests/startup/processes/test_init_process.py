@@ -21,8 +21,8 @@ from startup.processes import interpreter
 from startup.processes.forkserver import ForkedPopen
 from startup.processes.messages import send
 from startup.vllm.launch.plain_start import plain_start_reason
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_arguments.installed import InstalledVllm
+from startup.vllm_arguments.vllm_line import VllmLine
 from tests.support.waiting import wait_until
 
 _SOON_S = 60

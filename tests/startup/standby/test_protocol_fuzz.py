@@ -214,10 +214,10 @@ sys.exit(follow_server(ours, pid, os.pidfd_open(pid), os.pipe()[1], None))
 
 @contextmanager
 def _front(environment: dict[str, str]) -> Iterator[tuple["subprocess.Popen[str]", int]]:
-    words = [sys.executable, "-c", _FRONT]
+    arguments = [sys.executable, "-c", _FRONT]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), **environment}
     pipe = subprocess.PIPE
-    with subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, text=True) as front:
+    with subprocess.Popen(arguments, env=environment, stdin=pipe, stdout=pipe, text=True) as front:
         server_pid = int(front.stdout.readline())
         try:
             yield front, server_pid

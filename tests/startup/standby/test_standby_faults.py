@@ -27,7 +27,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user"
 
 _ASK: Final = """
 import sys
-from startup.settings.serve_words import LauncherLine
+from startup.settings.serve_arguments import LauncherLine
 from startup.standby.front_process import serve_warm
 sys.argv = ["vllm-cli", "serve", *sys.argv[1:]]
 exit_code = serve_warm(LauncherLine(sys.argv[2:]))
@@ -38,11 +38,11 @@ print("ASKED", exit_code, start_origin.cold_reason, sep="|")
 
 
 def _why_cold(
-    standby: StandbyProcess, *words: object, launcher: tuple[str, ...] = (), extra: Mapping[str, str] | None = None
+    standby: StandbyProcess, *arguments: object, launcher: tuple[str, ...] = (), extra: Mapping[str, str] | None = None
 ) -> str:
     """The reason for a cold start, or `warm`."""
     environment = {**standby.environment, "VCLI_STANDBY": "auto", **(extra or {})}
-    given = (*words, "--preflight-only", "--port", free_port())
+    given = (*arguments, "--preflight-only", "--port", free_port())
     done = run_python(_ASK, *given, environment=environment, launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

@@ -11,7 +11,7 @@ import pytest
 
 from startup.files.prefetch.messages import PrefetchReport
 from startup.files.prefetch.prefetch_process import PrefetchHandle
-from startup.settings.serve_words import LauncherLine
+from startup.settings.serve_arguments import LauncherLine
 from startup.standby import standby, template
 from startup.standby.import_state import ImportEnvironment, recorded_reads, written_since
 from startup.standby.sockets import VLLM_EAGER, template_kind
@@ -94,7 +94,7 @@ _WAS_READ = "READ differs, which was read on import"
     ],
 )
 def test_a_start_is_cold_if_the_imports_depend_on_a_variable_that_differs(given, read, written, start, reason):
-    given, start = (dict(word.split("=", 1) for word in words.split()) for words in (given, start))
+    given, start = (dict(argument.split("=", 1) for argument in arguments.split()) for arguments in (given, start))
     assert ImportEnvironment(given, frozenset(read.split()), written).why_cold(start) == reason
 
 
@@ -123,9 +123,9 @@ def test_real_imports_are_recorded():
     assert done.stdout.split() == ["HF_HOME", "HF_ENDPOINT", "HOME"]
 
 
-@pytest.mark.parametrize("word", ["--preflight-only", "--preflight_only", "--help", "--version"])
-def test_commands_that_do_not_start_vllm_need_no_template(word):
-    assert template_kind(LauncherLine(["--engine", "vllm", "--enforce-eager", word])) is None
+@pytest.mark.parametrize("argument", ["--preflight-only", "--preflight_only", "--help", "--version"])
+def test_commands_that_do_not_start_vllm_need_no_template(argument):
+    assert template_kind(LauncherLine(["--engine", "vllm", "--enforce-eager", argument])) is None
     assert template_kind(LauncherLine(["--engine", "vllm", "--enforce-eager"])) == VLLM_EAGER
 
 
@@ -143,7 +143,7 @@ print(*sorted(sys.modules))
 def test_a_warm_start_imports_neither_click_nor_typing():
     listed = subprocess.run([sys.executable, "-I", "-S", "-c", _LIST, _ROOT], stdout=subprocess.PIPE, check=True)
     loaded = set(listed.stdout.decode().split())
-    assert loaded > {"startup.settings.serve_words", "startup.processes.messages", "startup.standby.sockets"}
+    assert loaded > {"startup.settings.serve_arguments", "startup.processes.messages", "startup.standby.sockets"}
     assert loaded & {"click", "typing", "dataclasses", "logging", "pathlib", "re", "subprocess"} == set()
 
 

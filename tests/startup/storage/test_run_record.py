@@ -197,8 +197,8 @@ os._exit(0)
 
 
 def test_a_folder_stays_until_the_last_process_that_its_own_has_forked_ends(tmp_path):
-    words = [sys.executable, "-c", _FORKS, str(tmp_path)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    arguments = [sys.executable, "-c", _FORKS, str(tmp_path)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.wait(60) == 0
         remove_left_behind(str(tmp_path))
         assert len(list(tmp_path.iterdir())) == 1

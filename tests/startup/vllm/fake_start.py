@@ -30,9 +30,9 @@ because not every machine has the compiler that a compiled start needs.
 _SERVE = ("serve", "--engine", "vllm", "--prefetch", "off")
 
 
-def command(*words: str) -> list[str]:
+def command(*arguments: str) -> list[str]:
     """The command line of `serve`, without a prefetch."""
-    return [*CLI, *_SERVE, *words]
+    return [*CLI, *_SERVE, *arguments]
 
 
 def environment(folder: Path, fake: Path | None = FAKE, **changes: str | None) -> dict[str, str]:
@@ -94,7 +94,7 @@ class FakeStart(Server):
     def __init__(
         self,
         folder: Path,
-        *words: str,
+        *arguments: str,
         env: Mapping[str, str] | None = None,
         host: str | None = "127.0.0.1",
         port: int | None = None,
@@ -104,7 +104,7 @@ class FakeStart(Server):
         self.port = free_port() if port is None else port
         address = ("--host", host, "--port", str(self.port)) if host else ()
         super().__init__(
-            command(*words, *address),
+            command(*arguments, *address),
             environment(folder) if env is None else env,
             log_path=folder / f"log-{self.port}",
             cwd=cwd,
@@ -114,12 +114,12 @@ class FakeStart(Server):
     def kind_of(self, pid: int) -> str:
         """The start method by which a process was started."""
         process = psutil.Process(pid)
-        if any("multiprocessing.spawn" in word for word in process.cmdline()):
+        if any("multiprocessing.spawn" in argument for argument in process.cmdline()):
             return "spawn"
         return "forkserver" if _is_forkserver(process) else "fork"
 
-    def lines_with(self, *words: str) -> list[str]:
-        return [line for line in self.log.splitlines() if any(word in line for word in words)]
+    def lines_with(self, *arguments: str) -> list[str]:
+        return [line for line in self.log.splitlines() if any(argument in line for argument in arguments)]
 
     def state(self) -> dict[str, Any]:
         """The state that `server`, `engine` and `workers` report."""
@@ -144,8 +144,8 @@ class FakeStart(Server):
 
     def responders(self) -> list[psutil.Process]:
         """The launcher's forks that answer probes instead of vLLM."""
-        words = self.root.cmdline()  # other forks, which have no death pipe, are about to execute a program
-        return [each for each in self.root.children() if _words(each) == words and has_death_pipe(each)]
+        arguments = self.root.cmdline()  # other forks, which have no death pipe, are about to execute a program
+        return [each for each in self.root.children() if _words(each) == arguments and has_death_pipe(each)]
 
     def titles(self) -> set[str]:
         return {_name(process) for process in self.family()}
@@ -163,13 +163,13 @@ class FakeStart(Server):
         return process
 
 
-def run_fake(folder: Path, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_fake(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Runs a command line until it exits."""
-    return run_cli(*_SERVE, *words, env=environment(folder) if env is None else env, cwd=ROOT)
+    return run_cli(*_SERVE, *arguments, env=environment(folder) if env is None else env, cwd=ROOT)
 
 
 def _is_forkserver(process: psutil.Process) -> bool:
-    return any("processes.forkserver" in word for word in _words(process))
+    return any("processes.forkserver" in argument for argument in _words(process))
 
 
 def _words(process: psutil.Process) -> list[str]:

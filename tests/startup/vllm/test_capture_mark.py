@@ -38,8 +38,8 @@ def _cache(monkeypatch, tmp_path):
 @contextmanager
 def engine(*states: str):
     """An engine in a process of its own, which captures, or waits after a capture."""
-    words = [sys.executable, "-c", _ENGINE]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    arguments = [sys.executable, "-c", _ENGINE]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         for state in states:

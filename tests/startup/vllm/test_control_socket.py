@@ -28,7 +28,7 @@ _ASLEEP = f"{_AWAKE} without ['kv_cache', 'weights']"
 class _Model(FakeStart):
     """A server that runs like a model of a router."""
 
-    def __init__(self, folder: Path, *words: str, **variables: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         self.path = folder / "1.sock"
         self.gate, self.failure = folder / "sleep-gate", folder / "sleep-failure"
         variables = {
@@ -42,8 +42,8 @@ class _Model(FakeStart):
             (folder / "one").mkdir()
             (folder / "one" / "model.safetensors").write_text("one")
             self.model.symlink_to("one")
-        words = (str(self.model), "--enforce-eager", "--enable-sleep-mode", "--uds", str(self.path), *words)
-        super().__init__(folder, *words, host=None, env=environment(folder, **variables))
+        arguments = (str(self.model), "--enforce-eager", "--enable-sleep-mode", "--uds", str(self.path), *arguments)
+        super().__init__(folder, *arguments, host=None, env=environment(folder, **variables))
 
     def ask(self, path: str, body: object = None, **_: object) -> Answer:
         try:
@@ -58,16 +58,16 @@ class _Model(FakeStart):
 
 
 @contextmanager
-def _served(folder: Path, *words: str, **variables: str) -> Iterator[_Model]:
-    with _Model(folder, *words, **variables) as model:
+def _served(folder: Path, *arguments: str, **variables: str) -> Iterator[_Model]:
+    with _Model(folder, *arguments, **variables) as model:
         model.wait_ready()
         yield model
 
 
 @pytest.mark.parametrize("level", [1, 2])
-@pytest.mark.parametrize("words", [(), ("--tensor-parallel-size", "2")], ids=["one", "tp"])
-def test_an_engine_sleeps_and_wakes_up_as_it_was(folder, level, words):
-    with _served(folder, *words) as model:
+@pytest.mark.parametrize("arguments", [(), ("--tensor-parallel-size", "2")], ids=["one", "tp"])
+def test_an_engine_sleeps_and_wakes_up_as_it_was(folder, level, arguments):
+    with _served(folder, *arguments) as model:
         assert stat.S_IMODE(model.control.stat().st_mode) == 0o600
         assert model.complete("one") == _AWAKE
         for _ in range(2):
@@ -183,8 +183,8 @@ def test_a_server_ends_in_its_sleep(folder, state, number):
 @pytest.mark.parametrize("num_servers", [1, 2])
 def test_the_watchdog_does_not_count_a_long_sleep(folder, num_servers):
     """Also while other models wait for the memory. Of several API servers, the first has the socket."""
-    words = ("--api-server-count", str(num_servers), "--engine-watchdog-timeout", "1")
-    with _served(folder, *words) as model, ThreadPoolExecutor(1) as pool:
+    arguments = ("--api-server-count", str(num_servers), "--engine-watchdog-timeout", "1")
+    with _served(folder, *arguments) as model, ThreadPoolExecutor(1) as pool:
         waiting_mark(str(model.path)).touch()
         model.gate.touch()
         asleep = pool.submit(tell, model.path, do="sleep", level=1)

@@ -30,7 +30,7 @@ def _digest(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("crash", "words", "process", "cause"),
+    ("crash", "arguments", "process", "cause"),
     [
         ("config:ValueError", (), "APIServer (pid ", "CrashError: ValueError"),
         ("config:SystemExit 1", (), "APIServer (pid ", "exit code 1 and no message"),
@@ -42,9 +42,9 @@ def _digest(text: str) -> list[str]:
         ("worker 0:SIGABRT", ("-tp", "2"), "VllmWorker-0 (pid ", "crashed with SIGABRT"),
     ],
 )
-def test_a_failed_start_ends_with_the_first_cause(crash, words, process, cause, folder):
+def test_a_failed_start_ends_with_the_first_cause(crash, arguments, process, cause, folder):
     env = environment(folder, **{_CRASH: crash})
-    done = run_fake(folder, "--host", "127.0.0.1", "--port", str(free_port()), *words, env=env)
+    done = run_fake(folder, "--host", "127.0.0.1", "--port", str(free_port()), *arguments, env=env)
     assert done.returncode == _FAILED, done.stderr
     first, second, third, code, log = _digest(done.stderr)
     assert process in first
@@ -55,13 +55,13 @@ def test_a_failed_start_ends_with_the_first_cause(crash, words, process, cause, 
 
 
 @pytest.mark.parametrize(
-    ("words", "crash", "cause"),
+    ("arguments", "crash", "cause"),
     [((), "request:SIGKILL", _KILLED), ((), "request:no such key", "no such key"), (("--headless",), "", _KILLED)],
     ids=["killed", "failed", "without an API server"],
 )
-def test_an_engine_that_dies_later_ends_the_start_with_the_digest(words, crash, cause, folder):
-    with FakeStart(folder, *words, env=environment(folder, **{_CRASH: crash})) as start:
-        if words:
+def test_an_engine_that_dies_later_ends_the_start_with_the_digest(arguments, crash, cause, folder):
+    with FakeStart(folder, *arguments, env=environment(folder, **{_CRASH: crash})) as start:
+        if arguments:
             start.wait_logged("headless engine")
             start.named("VLLM::EngineCor").kill()
         else:
@@ -71,7 +71,7 @@ def test_an_engine_that_dies_later_ends_the_start_with_the_digest(words, crash, 
         assert start.process.wait(60) == 1
         first, second, *_ = _digest(start.log)
         assert first.startswith("Error: EngineCore (pid ")
-        assert words or "failed while it served" in first
+        assert arguments or "failed while it served" in first
         assert cause in second
 
 
@@ -92,13 +92,13 @@ def test_a_signal_after_the_engine_has_died_hides_no_failure(number, folder):
 
 
 @pytest.mark.parametrize(
-    ("crash", "words"),
+    ("crash", "arguments"),
     [("config:no such flag", ()), ("engine:cannot start", ()), ("worker 1:no weights", ("-tp", "2"))],
 )
-def test_a_terminal_gets_no_frames_and_the_log_has_them(crash, words, folder):
+def test_a_terminal_gets_no_frames_and_the_log_has_them(crash, arguments, folder):
     """`tests/startup/reports/crash` shows when a terminal gets them all the same."""
     ours, theirs = pty.openpty()
-    shown = command("--host", "127.0.0.1", "--port", str(free_port()), *words)
+    shown = command("--host", "127.0.0.1", "--port", str(free_port()), *arguments)
     env = environment(folder, **{_CRASH: crash})
     started = subprocess.Popen(shown, env=env, cwd=ROOT, stdout=theirs, stderr=theirs)
     os.close(theirs)

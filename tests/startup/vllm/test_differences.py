@@ -6,9 +6,9 @@ import re
 import pytest
 
 from startup.vllm.launch.differences import describe_differences
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.facts import VllmFacts
-from startup.vllm_words.options import VllmOptions
+from startup.vllm_arguments.options import VllmOptions
+from startup.vllm_arguments.vllm_line import VllmLine
+from startup.vllm_arguments.vllm_record import VllmRecord
 from tests.startup.vllm.fake_start import FakeStart
 from tools.generated_docs import DOCS
 
@@ -21,8 +21,8 @@ _PORT, _DRAIN, _WATCHDOG, _PAGE = (
 _LATE, _OFFLINE, _CODES = "--cuda-graphs before-ready", 'VCLI_LEAVE_OUT="offline hub"', "VCLI_PLAIN_VLLM=1"
 
 
-def _undone_by(*words, is_offline=False, has_late_graphs=False, **options):
-    line = VllmLine.of(("model", *words), VllmFacts())
+def _undone_by(*arguments, is_offline=False, has_late_graphs=False, **options):
+    line = VllmLine.of(("model", *arguments), VllmRecord())
     options = VllmOptions(line=line, **options)
     return _named_in(describe_differences(line, options, is_offline=is_offline, has_late_graphs=has_late_graphs))
 
@@ -34,7 +34,7 @@ def _named_in(message):
 
 
 @pytest.mark.parametrize(
-    ("words", "settings", "expected"),
+    ("arguments", "settings", "expected"),
     [
         ((), {}, [_PORT, _DRAIN, _WATCHDOG, _PAGE, _CODES]),
         ((), {"listen_when_ready": True}, [_DRAIN, _WATCHDOG, _PAGE, _CODES]),
@@ -50,8 +50,8 @@ def _named_in(message):
     ],
     ids=str,
 )
-def test_only_differences_in_force_are_named(words, settings, expected):
-    assert _undone_by(*words, **settings) == expected
+def test_only_differences_in_force_are_named(arguments, settings, expected):
+    assert _undone_by(*arguments, **settings) == expected
 
 
 def test_the_page_of_vllm_lists_each_difference():

@@ -14,7 +14,7 @@ from startup.files.model.file_plan import plan_files
 from startup.settings.config import DEFAULT_MODEL_ID
 from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline
 from startup.vllm.launch.model_files import with_folders
-from startup.vllm_words.command_line import VllmLine
+from startup.vllm_arguments.vllm_line import VllmLine
 from tests.startup.files.download.conftest import write_snapshot
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 from tests.support.hub import HubServer
@@ -39,22 +39,22 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_snapshot(tmp_path, "org/model")
 
 
-def is_forbidden(*words: str) -> bool:
-    line = VllmLine.of(("org/model", *words))
+def is_forbidden(*arguments: str) -> bool:
+    line = VllmLine.of(("org/model", *arguments))
     forbidden = forbid_requests(line, plan_files(line.request))
     assert forbidden == (os.environ.get("HF_HUB_OFFLINE") == "1")
     return forbidden
 
 
 def test_a_model_keeps_its_name_without_requests():
-    words = VllmLine.of(("org/model", "-tp", "1")).with_served_name().words
-    assert words == ("org/model", "--served-model-name", "org/model", "-tp", "1")
+    arguments = VllmLine.of(("org/model", "-tp", "1")).with_served_name().arguments
+    assert arguments == ("org/model", "--served-model-name", "org/model", "-tp", "1")
     named = VllmLine.of(("org/model", "--served-model-name", "mine"))
-    assert named.with_served_name().words == named.words
+    assert named.with_served_name().arguments == named.arguments
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         "--max-model-len 512",
         "--trust-remote-code",
@@ -65,8 +65,8 @@ def test_a_model_keeps_its_name_without_requests():
         "--download-dir /tmp/models",
     ],
 )
-def test_flags_that_may_need_more_leave_requests_allowed(words):
-    assert is_forbidden(*words.split()) == (words == "--max-model-len 512")
+def test_flags_that_may_need_more_leave_requests_allowed(arguments):
+    assert is_forbidden(*arguments.split()) == (arguments == "--max-model-len 512")
 
 
 @pytest.mark.parametrize(
@@ -104,15 +104,15 @@ def test_errors_of_missing_files_are_known_wherever_they_were_raised():
     assert not is_caused_by_offline(ValueError("these words about offline mode say nothing"))
 
 
-def replaced(*words: str) -> tuple[str, ...]:
+def replaced(*arguments: str) -> tuple[str, ...]:
     """The words for vLLM once everything is downloaded into /m and /t."""
-    line = VllmLine.of(words)
+    line = VllmLine.of(arguments)
     found = {download: Path("/t" if download.repo_id == TOKENIZER else "/m") for download in line.file_plan.downloads}
-    return with_folders(line, found).words
+    return with_folders(line, found).arguments
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("arguments", "expected"),
     [
         ((MODEL, "--port", "1"), ("/m", *NAMED, "--port", "1")),
         (("--model", MODEL), ("/m", *NAMED)),
@@ -124,14 +124,14 @@ def replaced(*words: str) -> tuple[str, ...]:
         (("org/model", "--served-model-name", MODEL), ("org/model", *NAMED)),
     ],
 )
-def test_only_words_that_name_files_are_replaced(words, expected):
-    assert replaced(*words) == expected
+def test_only_words_that_name_files_are_replaced(arguments, expected):
+    assert replaced(*arguments) == expected
 
 
 def test_a_model_of_the_config_file_becomes_the_first_word_and_a_file_address_is_a_path(tmp_path):
     (tmp_path / "config.yaml").write_text(f"model: {MODEL}\n")
-    words = ("--config", f"{tmp_path}/config.yaml")
-    assert replaced(*words) == ("/m", *NAMED, *words)
+    arguments = ("--config", f"{tmp_path}/config.yaml")
+    assert replaced(*arguments) == ("/m", *NAMED, *arguments)
     (tmp_path / "a b").mkdir()
     address = f"file://{tmp_path}/a%20b"
     assert replaced(address) == (f"{tmp_path}/a b", "--served-model-name", address)

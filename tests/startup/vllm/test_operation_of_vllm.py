@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from startup.vllm.patches.json_logs import set_log_format
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_arguments.installed import InstalledVllm
+from startup.vllm_arguments.vllm_line import VllmLine
 from tests.startup.port.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment, rewrite, run_fake, variant, without_forks
 from tests.support.certificates import make_certificate, needs_openssl
@@ -126,8 +126,8 @@ def test_text_with_the_date_in_utc_keeps_vllms_layout(folder):
 
 def test_the_variable_sets_the_format_and_the_flag_excludes_paths_from_the_access_log(folder):
     env = environment(folder, VCLI_LOG_FORMAT="json")
-    words = ("--disable-access-log-for-endpoints", "/health, /metrics")
-    with FakeStart(folder, *words, env=env) as start:
+    arguments = ("--disable-access-log-for-endpoints", "/health, /metrics")
+    with FakeStart(folder, *arguments, env=env) as start:
         start.wait_ready()
         start.ask("/nowhere")
         start.wait_logged("/nowhere")
@@ -148,7 +148,7 @@ def test_the_error_of_an_engine_is_one_line(folder):
 
 
 @pytest.mark.parametrize(
-    ("words", "variables", "version", "reason"),
+    ("arguments", "variables", "version", "reason"),
     [
         ("--log-config-file x.json", {}, "0.32.0", "vLLM's log has a configuration of its own"),
         ("", {"VLLM_CONFIGURE_LOGGING": "0"}, "0.32.0", "VLLM_CONFIGURE_LOGGING disables"),
@@ -157,10 +157,10 @@ def test_the_error_of_an_engine_is_one_line(folder):
     ],
     ids=["own-file", "left-alone", "ray", "older"],
 )
-def test_a_reason_explains_why_vllm_does_not_log_json(words, variables, version, reason, tmp_path, monkeypatch):
+def test_a_reason_explains_why_vllm_does_not_log_json(arguments, variables, version, reason, tmp_path, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    notice = set_log_format("json", InstalledVllm(version, tmp_path), VllmLine.of(words.split()), tmp_path)
+    notice = set_log_format("json", InstalledVllm(version, tmp_path), VllmLine.of(arguments.split()), tmp_path)
     assert str(notice).startswith(f"--log-format json applies only to vllm-cli's own lines: {reason}")
     assert list(tmp_path.iterdir()) == []
 
@@ -226,7 +226,7 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
 
 
 @pytest.mark.parametrize(
-    ("words", "changes", "status", "state"),
+    ("arguments", "changes", "status", "state"),
     [
         (("--api-server-count", "2"), {}, "ready: http://", "ready"),
         (("--headless",), {}, "node without an API server", "not listening"),
@@ -235,14 +235,19 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
     ],
     ids=["several-servers", "headless", "plain", "several servers, plain"],
 )
-def test_without_an_event_loop_or_early_port_it_is_listed_and_has_no_watchdog(words, changes, status, state, folder):
-    with NotifySocket() as manager, FakeStart(folder, *words, env=_environment(folder, manager, **changes)) as start:
+def test_without_an_event_loop_or_early_port_it_is_listed_and_has_no_watchdog(
+    arguments, changes, status, state, folder
+):
+    with (
+        NotifySocket() as manager,
+        FakeStart(folder, *arguments, env=_environment(folder, manager, **changes)) as start,
+    ):
         wait_until(lambda: "READY=1" in manager.lines or start.process.poll() is not None)
         [ready] = [message for message in manager.messages if "READY=1" in message]
         assert _OFF in ready.splitlines()
         assert f"STATUS={status}" in ready
         entry = _entry(start, state)
-        assert (entry["port"], entry["engine"]) == (None if "--headless" in words else start.port, "vllm")
+        assert (entry["port"], entry["engine"]) == (None if "--headless" in arguments else start.port, "vllm")
         start.family()
         assert "WATCHDOG=1" not in manager.lines
 
@@ -250,10 +255,10 @@ def test_without_an_event_loop_or_early_port_it_is_listed_and_has_no_watchdog(wo
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", None], ids=["any", "one", "uds"])
 def test_a_plain_start_is_ready_when_vllm_answers(host, folder):
     gate = folder / "gate"
-    words = [] if host else ["--uds", f"{folder}/socket"]
+    arguments = [] if host else ["--uds", f"{folder}/socket"]
     with NotifySocket() as manager:
         variables = _environment(folder, manager, VCLI_PLAIN_VLLM="1")
-        with FakeStart(folder, *words, "--gate", str(gate), host=host, env=variables) as start:
+        with FakeStart(folder, *arguments, "--gate", str(gate), host=host, env=variables) as start:
             start.wait_logged("EngineCore waits at its gate")
             assert "READY=1" not in manager.lines
             gate.touch()
@@ -280,8 +285,8 @@ _WATCHED = ("--engine-watchdog-timeout", "3")
     ids=["engine", "worker"],
 )
 def test_a_stopped_process_ends_vllm_with_its_name(folder, title, name, num_servers):
-    words = ("--api-server-count", str(num_servers)) if num_servers > 1 else ()
-    with FakeStart(folder, *_WATCHED, *words) as start:
+    arguments = ("--api-server-count", str(num_servers)) if num_servers > 1 else ()
+    with FakeStart(folder, *_WATCHED, *arguments) as start:
         start.wait_ready()
         readers = [StreamReader(start.url, 100_000) for _ in range(4)]
         process = start.named(title)

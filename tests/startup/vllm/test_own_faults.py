@@ -6,8 +6,8 @@ import shlex
 import pytest
 
 from startup.vllm.launch.plain_start import plain_start_reason
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_arguments.installed import InstalledVllm
+from startup.vllm_arguments.vllm_line import VllmLine
 from tests.startup.vllm.fake_start import (
     CHECKED,
     ROOT,
@@ -83,8 +83,8 @@ def test_the_plain_start_is_what_the_user_has_started(folder):
 def test_later_starts_are_plain_at_once_until_it_is_enabled_again(folder):
     given = broken_environment(folder, "patch in engine")
     expected = (_PLAIN, "starts without preloading: an earlier start with preloading failed (KeyError")
-    for words, text in zip(((), ("--max-num-seqs", "8")), expected, strict=True):
-        with FakeStart(folder, *words, env=given) as start:
+    for arguments, text in zip(((), ("--max-num-seqs", "8")), expected, strict=True):
+        with FakeStart(folder, *arguments, env=given) as start:
             start.wait_ready()
             (warning,) = start.lines_with("WARNING")
             assert text in warning
@@ -177,23 +177,25 @@ _RUST = "VLLM_USE_RUST_FRONTEND=1 "
 )
 def test_the_reason_of_a_plain_start(version, start, reason, is_requested, folder, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(folder))
-    words = shlex.split(start)
-    while "=" in words[0]:
-        name, _, value = words.pop(0).partition("=")
+    arguments = shlex.split(start)
+    while "=" in arguments[0]:
+        name, _, value = arguments.pop(0).partition("=")
         monkeypatch.setenv(name, value)
-    found = plain_start_reason(InstalledVllm(version, folder), VllmLine.of(words))
+    found = plain_start_reason(InstalledVllm(version, folder), VllmLine.of(arguments))
     assert (found is None) == (reason is None)
     assert found is None or (found.text.startswith(reason), found.is_requested) == (True, is_requested)
 
 
-@pytest.mark.parametrize("words", [("org/image", "--omni", "--own-flag", "1"), ("--omni", "org/image")], ids=" ".join)
-def test_a_command_of_vllm_omni_reaches_it_unchanged_and_without_a_preflight(words, folder):
+@pytest.mark.parametrize(
+    "arguments", [("org/image", "--omni", "--own-flag", "1"), ("--omni", "org/image")], ids=" ".join
+)
+def test_a_command_of_vllm_omni_reaches_it_unchanged_and_without_a_preflight(arguments, folder):
     delegates = (
         'import sys\ndef main() -> None:\n    if "--omni" in sys.argv:\n        return print("omni:", sys.argv[1:])\n'
     )
     fake = rewrite(variant(folder), "def main() -> None:\n", delegates)
-    done = run_fake(folder, *words, env=environment(folder, fake))
-    assert (done.returncode, done.stdout) == (0, f"omni: {['serve', *words]}\n")
+    done = run_fake(folder, *arguments, env=environment(folder, fake))
+    assert (done.returncode, done.stdout) == (0, f"omni: {['serve', *arguments]}\n")
     (line,) = done.stderr.splitlines()
     assert line.endswith("plain start: vLLM 0.32.0+cpu starts without preloading: vllm-omni runs this command")
 

@@ -557,9 +557,9 @@ async def test_livez_and_readyz_are_answered_behind_a_root_path_also_while_it_dr
             "header": "Authorization: Bearer hidden-word",
         },
         {"a": {"b": '{"c": {"secret": "hidden-word"}}'}},
-        {"words": ["serve", "--api-key", "hidden-word", "--port", "1"]},
+        {"arguments": ["serve", "--api-key", "hidden-word", "--port", "1"]},
     ],
-    ids=["keys", "texts", "JSON in JSON", "words"],
+    ids=["keys", "texts", "JSON in JSON", "arguments"],
 )
 def test_a_record_of_a_compiled_model_has_no_secrets_and_all_else(value):
     rest = {"i": [1, None, 2.5, "b c", ["d=e"]], "f": {"g": "--max-len 8", "h": True}, "url": "https://h/?x=1;y=2"}

@@ -35,8 +35,8 @@ def _importer(folder: Path, *, num_starts: int) -> str:
     return {worker["pid"]: "worker", forkserver.pid: "forkserver"}[worker["imported_in"][_LATE]]
 
 
-def _caches(folder: Path, *words: str) -> str:
-    done = run_cli("caches", *words, env=environment(folder), cwd=ROOT)
+def _caches(folder: Path, *arguments: str) -> str:
+    done = run_cli("caches", *arguments, env=environment(folder), cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -129,5 +129,5 @@ def test_forks_have_as_many_threads_as_an_import_and_one_on_one_processor():
     assert _run(_FORKS, json.dumps(_VARIABLES)).splitlines() == [*imported, "1"]
 
 
-def _run(script: str, *words: str, env: dict[str, str] | None = None) -> str:
-    return python_output(script, *words, environment=env).strip()
+def _run(script: str, *arguments: str, env: dict[str, str] | None = None) -> str:
+    return python_output(script, *arguments, environment=env).strip()

@@ -26,8 +26,8 @@ from startup.vllm.fork.preload_profile import (
     plan_preload,
 )
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm_words.command_line import VllmLine
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_arguments.installed import InstalledVllm
+from startup.vllm_arguments.vllm_line import VllmLine
 
 _VLLM = InstalledVllm("0.32.0", Path("/nowhere"))
 
@@ -35,8 +35,8 @@ _CPU = InstalledVllm("0.32.0+cpu", Path("/nowhere/vllm"))
 _GPU = InstalledVllm("0.32.0", Path("/nowhere/vllm"))
 
 
-def _key(words: str, *, vllm: InstalledVllm = _VLLM, model: Path | None = None) -> str:
-    return StartKind.of(vllm, VllmLine.of(words.split()).flags_of_modules, model).key
+def _key(arguments: str, *, vllm: InstalledVllm = _VLLM, model: Path | None = None) -> str:
+    return StartKind.of(vllm, VllmLine.of(arguments.split()).flags_of_modules, model).key
 
 
 @pytest.fixture(autouse=True)
@@ -46,18 +46,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "is_same"),
+    ("arguments", "is_same"),
     [
         ("m --enforce-eager --dtype bfloat16", True),
         ("m --enforce_eager --dtype=bfloat16", True),
         ("m --port 1 --enforce-eager --host=h --dtype bfloat16 --max-model-len 10", True),
         ("--enforce-eager another/model --dtype=bfloat16 word", True),
-        *((words, False) for words in ("", "--enforce-eager", "--dtype float16 --enforce-eager", "-tp 2", "-O3")),
+        *(
+            (arguments, False)
+            for arguments in ("", "--enforce-eager", "--dtype float16 --enforce-eager", "-tp 2", "-O3")
+        ),
         ("--tensor-parallel-size=4", False),
     ],
 )
-def test_a_kind_of_start_depends_on_flags_that_change_imports_however_they_are_written(words, is_same):
-    assert (_key(words) == _key("--enforce-eager --dtype bfloat16")) == is_same
+def test_a_kind_of_start_depends_on_flags_that_change_imports_however_they_are_written(arguments, is_same):
+    assert (_key(arguments) == _key("--enforce-eager --dtype bfloat16")) == is_same
 
 
 def test_kind_depends_on_version_and_architecture(tmp_path):
@@ -107,14 +110,14 @@ def test_a_saved_profile_is_loaded_unchanged():
 
 
 def test_a_kind_of_start_contains_no_secret():
-    words = ("--kv-transfer-config", '{"kv_connector_extra_config": {"access_key": "sesame"}}')
+    arguments = ("--kv-transfer-config", '{"kv_connector_extra_config": {"access_key": "sesame"}}')
     dotted = ("--kv-transfer-config.kv_connector_extra_config.access_key", "sesame", "-tp", "2")
-    for given in (words, dotted):
+    for given in (arguments, dotted):
         assert "sesame" not in str(StartKind.of(_VLLM, VllmLine.of(given).flags_of_modules, None))
 
 
 def test_all_profiles_are_loaded(cache):
-    kinds = [StartKind.of(_VLLM, words, None) for words in ((), ("-tp", "2"))]
+    kinds = [StartKind.of(_VLLM, arguments, None) for arguments in ((), ("-tp", "2"))]
     for kind in kinds:
         PreloadProfile(kind, num_starts=1).save()
     (cache / "vllm_cli" / "preload" / "nonsense.json").write_text("{")
@@ -147,21 +150,21 @@ def _profile(vllm: InstalledVllm = _CPU, *modules: str) -> PreloadProfile:
     return PreloadProfile(StartKind.of(vllm, (), None), engine_modules=modules)
 
 
-def _plan(words: str = "", vllm: InstalledVllm = _CPU, *modules: str, model: Path | None = None) -> PreloadPlan:
-    return plan_preload(Path("/folder"), vllm, VllmLine.of(words.split()), _profile(vllm, *modules), model)
+def _plan(arguments: str = "", vllm: InstalledVllm = _CPU, *modules: str, model: Path | None = None) -> PreloadPlan:
+    return plan_preload(Path("/folder"), vllm, VllmLine.of(arguments.split()), _profile(vllm, *modules), model)
 
 
 _SERVE, _BACKEND, _WORKER = "vllm.entrypoints.cli.serve", "vllm.compilation.backends", "vllm.v1.worker.cpu_worker"
 
 
 @pytest.mark.parametrize(
-    ("words", "vllm", "known", "has", "lacks", "compiler"),
+    ("arguments", "vllm", "known", "has", "lacks", "compiler"),
     [
         ("", _CPU, (), ("vllm.v1.engine.core", _WORKER, _BACKEND), (_SERVE,), "now"),
         ("", _GPU, (), ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu.model_runner"), (_WORKER,), "now"),
         *(
-            (words, _CPU, (), (_SERVE,), (), "now")
-            for words in ("--api-server-count=2", "--api_server_count 2", "-asc 2")
+            (arguments, _CPU, (), (_SERVE,), (), "now")
+            for arguments in ("--api-server-count=2", "--api_server_count 2", "-asc 2")
         ),
         ("", _CPU, ("a",), ("a", _BACKEND), (), "now"),
         ("--enforce-eager", _CPU, (), (_WORKER,), (_BACKEND,), "deferred"),
@@ -170,9 +173,9 @@ _SERVE, _BACKEND, _WORKER = "vllm.entrypoints.cli.serve", "vllm.compilation.back
         ("--enforce-eager", _CPU, (COMPILER,), (), (), "now"),
     ],
 )
-def test_a_plan_has_what_platform_words_and_profile_need(words, vllm, known, has, lacks, compiler):
+def test_a_plan_has_what_platform_words_and_profile_need(arguments, vllm, known, has, lacks, compiler):
     """Without a profile, the model's class is preloaded, too."""
-    plan = _plan(words, vllm, *known, model=Path("/model"))
+    plan = _plan(arguments, vllm, *known, model=Path("/model"))
     assert ({*has} - {*plan.modules}, {*lacks} & {*plan.modules}) == (set(), set())
     assert (plan.compiler, plan.model) == (compiler, None if known else "/model")
 

@@ -26,10 +26,10 @@ pytestmark = pytest.mark.thorough
 def test_every_connection_during_a_start_is_answered_or_refused(listens, frontend, folder):
     """With `--listen-when-ready`, all are refused until vLLM serves, and no other program gets the port."""
     gate, port = folder / "gate", free_port()
-    words = ("--gate", str(gate), *(("--api-server-count", "2") if frontend == "two-servers" else ()))
-    words += ("--listen-when-ready",) if listens == "when-ready" else ()
+    arguments = ("--gate", str(gate), *(("--api-server-count", "2") if frontend == "two-servers" else ()))
+    arguments += ("--listen-when-ready",) if listens == "when-ready" else ()
     starting = 503 if listens == "at-once" else 0
-    with FakeStart(folder, *words, port=port) as start, RepeatingClients(port, *["/health"] * 8) as clients:
+    with FakeStart(folder, *arguments, port=port) as start, RepeatingClients(port, *["/health"] * 8) as clients:
         clients.wait_for_more(200, starting)
         start.wait_logged("EngineCore prints a line")
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
@@ -70,8 +70,8 @@ def test_unix_socket_is_handed_over(folder, model):
             return client.get("/health").read().status
         return None
 
-    words = (model, "--uds", str(path), "--gate", str(gate))
-    with FakeStart(folder, *words, host=None, env=environment(folder, **CHECKED)) as start:
+    arguments = (model, "--uds", str(path), "--gate", str(gate))
+    with FakeStart(folder, *arguments, host=None, env=environment(folder, **CHECKED)) as start:
         start.wait(lambda: status() == 503)
         start.wait_logged("EngineCore prints a line")
         gate.touch()
@@ -81,8 +81,8 @@ def test_unix_socket_is_handed_over(folder, model):
 
 
 def test_a_headless_start_opens_no_port_and_has_no_deadline(folder, model):
-    words = (model, "--headless", "--startup-timeout", "0.001")
-    with FakeStart(folder, *words, env=environment(folder, **CHECKED)) as start:
+    arguments = (model, "--headless", "--startup-timeout", "0.001")
+    with FakeStart(folder, *arguments, env=environment(folder, **CHECKED)) as start:
         start.wait_logged("headless engine")
         assert [c for c in start.root.net_connections("tcp") if c.status == "LISTEN"] == []
         engine = start.named("VLLM::EngineCor")
@@ -226,15 +226,15 @@ _KEPT_ALIVE = b"GET %s HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n"
 """A request with a header for which the responder passes the request on to vLLM."""
 
 
-@pytest.mark.parametrize("words", [(), ("--api-server-count", "2")], ids=["one", "two"])
-def test_vllms_process_answers_livez_and_readyz_where_the_responder_does_not(words, folder):
-    with FakeStart(folder, *words) as start:
+@pytest.mark.parametrize("arguments", [(), ("--api-server-count", "2")], ids=["one", "two"])
+def test_vllms_process_answers_livez_and_readyz_where_the_responder_does_not(arguments, folder):
+    with FakeStart(folder, *arguments) as start:
         start.wait_ready()
         with RawClient(start.port) as client:
             for path in (b"/livez", b"/readyz", b"/livez?verbose", b"/health"):
                 assert _status(client, _KEPT_ALIVE % path) == 200, path
             # Only the launcher has the report.
-            assert _status(client, _KEPT_ALIVE % b"/startupz") == (404 if words else 200)
+            assert _status(client, _KEPT_ALIVE % b"/startupz") == (404 if arguments else 200)
 
 
 _PATHS = ("/health", "/nothing") * 4

@@ -26,7 +26,7 @@ class _Stage(NamedTuple):
     """A point at which a start waits."""
 
     phase: str
-    words: tuple[str, ...] = ("--gate", "closed")
+    arguments: tuple[str, ...] = ("--gate", "closed")
     change: Callable[[Path], Any] = str
     """Changes the fake vLLM, so that it waits at this point."""
     lines: tuple[str, ...] = ("EngineCore waits at its gate",)
@@ -74,10 +74,10 @@ _OF_A_TERMINAL = (signal.SIGINT, 130, "group")
 )
 def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(folder, stage, sender):
     number, code, to = sender
-    phase, words, change, lines = _STAGES[stage]
+    phase, arguments, change, lines = _STAGES[stage]
     fake = variant(folder)
     change(fake)
-    with FakeStart(folder, *words, env=environment(folder, fake)) as start:
+    with FakeStart(folder, *arguments, env=environment(folder, fake)) as start:
         for line in lines:
             start.wait_logged(line)
         wait_until(lambda: start.ask("/health")[0] == 503 and start.forkservers())
@@ -89,8 +89,8 @@ def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(folder, stage, se
         written = start.log[before:]
         name = signal.Signals(number).name
         assert written.count(f"stopped by {name} during the start, in phase {phase}") == 1, written
-        for word in ("Traceback", "Cause:", "leaked", "failed"):
-            assert word not in written
+        for argument in ("Traceback", "Cause:", "leaked", "failed"):
+            assert argument not in written
     assert {path.name for path in folder.iterdir()} <= {"cache", "fake", start.log_path.name}
     wait_until(lambda: not any(path.exists() for path in memory))  # the resource tracker ends last
 
@@ -108,10 +108,12 @@ def test_a_second_signal_ends_a_server_whose_engine_hangs(folder):
         stream.finish()
 
 
-@pytest.mark.parametrize("words", [(), ("--api-server-count", "2"), ("--headless",)], ids=["one", "several", "none"])
-def test_a_killed_launcher_leaves_no_process(words, folder):
-    with FakeStart(folder, "--tensor-parallel-size", "2", *words) as start:
-        if "--headless" in words:
+@pytest.mark.parametrize(
+    "arguments", [(), ("--api-server-count", "2"), ("--headless",)], ids=["one", "several", "none"]
+)
+def test_a_killed_launcher_leaves_no_process(arguments, folder):
+    with FakeStart(folder, "--tensor-parallel-size", "2", *arguments) as start:
+        if "--headless" in arguments:
             start.wait_logged("headless engine")
         else:
             start.wait_ready()
@@ -129,14 +131,14 @@ subprocess.Popen(
 
 
 @pytest.mark.parametrize(
-    ("words", "number", "code"),
+    ("arguments", "number", "code"),
     [((), signal.SIGKILL, -9), ((), signal.SIGTERM, 0), (("--engine-fails",), None, 3)],
     ids=["killed", "stopped", "failed"],
 )
-def test_programs_that_an_engine_has_started_end_with_the_launcher(words, number, code, folder):
+def test_programs_that_an_engine_has_started_end_with_the_launcher(arguments, number, code, folder):
     """Also programs that these programs have started end."""
     fake = prepend(variant(folder), "v1/engine/core", _STARTS_A_PROGRAM)
-    with FakeStart(folder, *words, env=environment(folder, fake)) as start:
+    with FakeStart(folder, *arguments, env=environment(folder, fake)) as start:
         if number is not None:
             start.wait_ready()
             assert sum("4321" in " ".join(process.cmdline()) for process in start.family()) >= 2
@@ -148,9 +150,9 @@ def test_programs_that_an_engine_has_started_end_with_the_launcher(words, number
 def test_a_program_that_reads_the_output_gets_all_of_it(folder):
     """The program is a child of the launcher, because the shell that started it has executed the launcher."""
     read = folder / "read"
-    words = [*command("--engine-fails"), "--port", "0"]
+    arguments = [*command("--engine-fails"), "--port", "0"]
     script = 'out=$1; shift; exec "$@" > >(cat > "$out") 2>&1'
-    subprocess.run(["bash", "-c", script, "bash", read, *words], env=environment(folder), cwd=folder, timeout=60)
+    subprocess.run(["bash", "-c", script, "bash", read, *arguments], env=environment(folder), cwd=folder, timeout=60)
     wait_until(lambda: "\nLog: " in read.read_text())
 
 
@@ -169,8 +171,8 @@ _ENDLESS = 1_000_000
 @pytest.fixture
 def start(folder: Path, request: pytest.FixtureRequest) -> Iterator[FakeStart]:
     """A ready server. The parameter is the time for running requests."""
-    words = ("--shutdown-timeout", str(request.param)) if request.param is not None else ()
-    with FakeStart(folder, "model", *words) as started:
+    arguments = ("--shutdown-timeout", str(request.param)) if request.param is not None else ()
+    with FakeStart(folder, "model", *arguments) as started:
         yield started.wait_ready()
 
 

@@ -84,15 +84,15 @@ if (learning := sys.modules.get("startup.vllm.launch.readiness")) is not None:
 
 
 @pytest.mark.parametrize(
-    ("words", "variables"),
+    ("arguments", "variables"),
     [((), {}), ((), {"VCLI_PROBE_PROCESS": "0"}), (("--api-server-count", "2"), {})],
     ids=["responder accepts", "vLLM accepts", "children accept"],
 )
-def test_all_places_tell_the_same_moment_of_readiness_in_a_first_start(folder, words, variables):
+def test_all_places_tell_the_same_moment_of_readiness_in_a_first_start(folder, arguments, variables):
     report = folder / "report.json"
     fake = prepend(variant(folder), "entrypoints/cli/main", _NEVER_LEARNS)
     env = environment(folder, fake, VCLI_STANDBY="off", **variables)
-    with FakeStart(folder, *words, "--startup-report", str(report), env=env) as start:
+    with FakeStart(folder, *arguments, "--startup-report", str(report), env=env) as start:
         _, phases = metrics(start.wait_ready())
         noted = _noted(start)["ready_s"]
         start.wait_logged("ready after")
@@ -103,12 +103,12 @@ def test_all_places_tell_the_same_moment_of_readiness_in_a_first_start(folder, w
 
 
 @pytest.mark.parametrize(
-    ("words", "has_page"),
+    ("arguments", "has_page"),
     [((), True), (("--no-web-page",), False), (("--no-web-page", "--web-page"), True)],
     ids=["default", "no page", "the last flag counts"],
 )
-def test_the_page_stays_while_vllm_serves(folder, words, has_page):
-    with FakeStart(folder, *words, env=environment(folder)) as start:
+def test_the_page_stays_while_vllm_serves(folder, arguments, has_page):
+    with FakeStart(folder, *arguments, env=environment(folder)) as start:
         start.wait_ready()
         page, status = start.ask("/"), start.ask("/status.json").json
         assert (page.status, b"<title>vllm-cli" in page.body) == ((200, True) if has_page else (404, False))
@@ -170,12 +170,12 @@ class Starts:
         self.log = ""
 
     def run(
-        self, *words: object, cache: str = "cache", logged: str = "ready after", **variables: str
+        self, *arguments: object, cache: str = "cache", logged: str = "ready after", **variables: str
     ) -> dict[str, Any]:
         """Runs a start until its compiled model is recorded and the text is logged. Returns its report."""
         report = self.folder / "report.json"
         report.unlink(missing_ok=True)
-        given = (str(self.model), "--startup-report", str(report), *map(str, words))
+        given = (str(self.model), "--startup-report", str(report), *map(str, arguments))
         with FakeStart(self.folder, *given, env=self._environment(cache, variables)) as start:
             start.wait_ready()
             start.wait_logged(logged)
@@ -187,9 +187,9 @@ class Starts:
         assert f"compiled model: {told['text']}" in self.log
         return told
 
-    def fail(self, *words: object, **variables: str) -> str:
+    def fail(self, *arguments: object, **variables: str) -> str:
         """Runs a start that fails. Returns its standard error."""
-        given = (str(self.model), "--port", str(free_port()), *map(str, words))
+        given = (str(self.model), "--port", str(free_port()), *map(str, arguments))
         done = run_fake(self.folder, *given, env=self._environment("cache", variables))
         assert done.returncode == 3, done.stderr
         return done.stderr

@@ -64,14 +64,14 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowStore]:
 @contextmanager
 def started(way: "Stop", store: SlowStore, folder: Path, model: str) -> Iterator[FakeStart]:
     """A server that is ready, and whose upload waits."""
-    words = (model, "--compile-cache", _LOCATION, *way.words)
+    arguments = (model, "--compile-cache", _LOCATION, *way.arguments)
     variables = store.environment(folder)
     with ExitStack() as stack:
         if way.is_warm:
             standby = stack.enter_context(StandbyProcess("--for", "vllm-compiled", environment=variables))
-            start: FakeStart = WarmStart(standby, folder, *words, **variables)
+            start: FakeStart = WarmStart(standby, folder, *arguments, **variables)
         else:
-            start = FakeStart(folder, *words, env=variables)
+            start = FakeStart(folder, *arguments, env=variables)
         stack.enter_context(start)
         start.wait_ready()
         wait_until(store.has_upload.is_set, _UPLOAD_S)
@@ -90,7 +90,7 @@ class Stop(NamedTuple):
     """A way to stop a server, and the words of its command line."""
 
     stop: Callable[[FakeStart], None] = _signalled(signal.SIGTERM)
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     is_warm: bool = False
 
 
@@ -98,8 +98,8 @@ STOPS: Final = {
     "SIGTERM": Stop(),
     "SIGINT": Stop(_signalled(signal.SIGINT)),
     "SIGTERM to all processes": Stop(_signalled_in_group),
-    "several API servers": Stop(words=("--api-server-count", "2")),
-    "--restart": Stop(words=("--restart", "on-failure")),
+    "several API servers": Stop(arguments=("--api-server-count", "2")),
+    "--restart": Stop(arguments=("--restart", "on-failure")),
     "warm start": Stop(is_warm=True),
 }
 
@@ -131,13 +131,13 @@ class Cut(NamedTuple):
 
     reason: str
     end: Callable[[FakeStart], None] = _signalled(signal.SIGTERM)
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     code: int = 0
 
 
 CUTS: Final = {
-    "time": Cut("the server must stop within 1 s", words=("--shutdown-timeout", "1")),
-    "no time": Cut("the server must stop within 0 s", words=("--shutdown-timeout", "0")),
+    "time": Cut("the server must stop within 1 s", arguments=("--shutdown-timeout", "1")),
+    "no time": Cut("the server must stop within 0 s", arguments=("--shutdown-timeout", "0")),
     "second signal": Cut("SIGTERM came while the server stopped", _stop_twice),
     "dead engine": Cut("vLLM has failed", _kill_engine, code=1),
 }
@@ -145,7 +145,7 @@ CUTS: Final = {
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_a_server_that_cannot_wait_says_what_was_not_added(cut, store, folder, model):
-    with started(Stop(words=cut.words), store, folder, model) as start:
+    with started(Stop(arguments=cut.arguments), store, folder, model) as start:
         cut.end(start)
         assert start.process.wait(120) == cut.code
         assert start.log.count(_NOT_ADDED) == 1

@@ -26,32 +26,34 @@ sys.exit(main())
 """
 
 
-def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def _run_plain(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs vLLM's own command."""
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *words]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *arguments]
     return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
-@pytest.mark.parametrize("words", ["--help=Frontend", "--nonsense --also_unknown=1 -x word", "--tensor-parallel-size"])
-def test_help_and_errors_are_vllms_own(words, folder):
-    given = ("--host", "127.0.0.1", "--port", str(free_port()), *words.split())
+@pytest.mark.parametrize(
+    "arguments", ["--help=Frontend", "--nonsense --also_unknown=1 -x word", "--tensor-parallel-size"]
+)
+def test_help_and_errors_are_vllms_own(arguments, folder):
+    given = ("--host", "127.0.0.1", "--port", str(free_port()), *arguments.split())
     ours, plain = run_fake(folder, *given), _run_plain(folder, "serve", *given)
     assert (ours.returncode, ours.stdout, ours.stderr) == (plain.returncode, plain.stdout, plain.stderr)
 
 
 @pytest.mark.parametrize("error", ["ValueError", "BrokenPipeError"])
 def test_an_error_that_vllm_raises_is_vllms_own_exit_in_a_plain_start(error, folder):
-    words = ("--raises", error, "--host", "127.0.0.1", "--port", str(free_port()))
-    ours = run_fake(folder, *words, env=environment(folder, VCLI_PLAIN_VLLM="1"))
-    plain = _run_plain(folder, "serve", *words)
+    arguments = ("--raises", error, "--host", "127.0.0.1", "--port", str(free_port()))
+    ours = run_fake(folder, *arguments, env=environment(folder, VCLI_PLAIN_VLLM="1"))
+    plain = _run_plain(folder, "serve", *arguments)
     assert ours.returncode == plain.returncode == 1
     assert "Traceback" in ours.stderr
     assert ours.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1] == f"{error}: as vLLM does"
 
 
 def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder):
-    words = ("model", "--served-model-name", "a", "b", "--startup-timeout=100", "--enforce-eager", "--", "-tp", "1")
-    with FakeStart(folder, *words) as start:
+    arguments = ("model", "--served-model-name", "a", "b", "--startup-timeout=100", "--enforce-eager", "--", "-tp", "1")
+    with FakeStart(folder, *arguments) as start:
         server = start.wait_ready().state()["server"]
     address = ["--host", "127.0.0.1", "--port", str(start.port)]
     assert Path(server["argv"][0]).name == "vllm"
@@ -107,13 +109,13 @@ def test_a_missing_vllm_is_a_clear_error(folder):
 
 @pytest.mark.parametrize("engine", ["vllm", "embedded"])
 def test_the_help_is_that_of_the_engine(engine, folder):
-    words = ("--engine", engine) if engine == "embedded" else ()
-    done = run_cli("serve", *words, "--help=port", env=environment(folder), cwd=ROOT)
+    arguments = ("--engine", engine) if engine == "embedded" else ()
+    done = run_cli("serve", *arguments, "--help=port", env=environment(folder), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert (done.stdout == "fake vLLM's help about port\n") is (engine == "vllm")
 
 
-def _run_link(folder: Path, *words: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
+def _run_link(folder: Path, *arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
     script = folder / "vllm-cli"
     script.write_text(_SCRIPT)
     script.chmod(0o755)
@@ -121,7 +123,7 @@ def _run_link(folder: Path, *words: str, **changes: str | None) -> subprocess.Co
     link.symlink_to(script)
     variables = environment(folder, **changes)
     variables["PATH"] = f"{folder}:{variables['PATH']}"  # a program that vLLM looks up by name is the link itself
-    return subprocess.run(["vllm", *words], env=variables, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    return subprocess.run(["vllm", *arguments], env=variables, capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
 def test_serve_starts_through_the_launcher(folder):
@@ -131,21 +133,23 @@ def test_serve_starts_through_the_launcher(folder):
     assert json.loads(done.stdout)["findings"] is not None
 
 
-@pytest.mark.parametrize("words", [pytest.param(["--version"], marks=pytest.mark.smoke), ["bench", "--help"]], ids=str)
-def test_other_commands_are_the_installed_vllms(words, folder):
-    wanted = _run_plain(folder, *words)
-    done = _run_link(folder, *words)
+@pytest.mark.parametrize(
+    "arguments", [pytest.param(["--version"], marks=pytest.mark.smoke), ["bench", "--help"]], ids=str
+)
+def test_other_commands_are_the_installed_vllms(arguments, folder):
+    wanted = _run_plain(folder, *arguments)
+    done = _run_link(folder, *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (wanted.returncode, wanted.stdout, wanted.stderr)
 
 
 @pytest.mark.parametrize(
-    "words", [("run-batch", "--help"), ("run-batch", "--nonsense"), ("bench", "serve", "--nonsense")], ids=" ".join
+    "arguments", [("run-batch", "--help"), ("run-batch", "--nonsense"), ("bench", "serve", "--nonsense")], ids=" ".join
 )
-def test_a_command_of_vllm_is_the_same_as_by_the_link(words, folder):
-    by_link = _run_link(folder, *words)
-    ours = run_cli(*words, env=environment(folder), cwd=ROOT)
+def test_a_command_of_vllm_is_the_same_as_by_the_link(arguments, folder):
+    by_link = _run_link(folder, *arguments)
+    ours = run_cli(*arguments, env=environment(folder), cwd=ROOT)
     assert (ours.returncode, ours.stdout, ours.stderr) == (by_link.returncode, by_link.stdout, by_link.stderr)
-    assert ours.returncode == (2 if "--nonsense" in words else 0)
+    assert ours.returncode == (2 if "--nonsense" in arguments else 0)
 
 
 def test_an_error_that_a_command_of_vllm_raises_is_vllms_own(folder):

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.thorough
 class WarmStart(FakeStart):
     """A start whose server is a child of the template process."""
 
-    def __init__(self, standby: StandbyProcess, folder: Path, *words: str, **changes: str | None) -> None:
-        super().__init__(folder, *words, env=_environment(folder, standby, **changes))
+    def __init__(self, standby: StandbyProcess, folder: Path, *arguments: str, **changes: str | None) -> None:
+        super().__init__(folder, *arguments, env=_environment(folder, standby, **changes))
         self._standby = standby
 
     @property
@@ -102,8 +102,8 @@ def test_without_a_forkserver_no_process_waits_for_one(standby, folder):
     changes = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VCLI_PROBE_PROCESS": "0"}
     with WarmStart(standby, folder, "--enforce-eager", **changes) as start:
         assert start.kind_of(start.wait_ready().state()["engine"]["pid"]) == "spawn"
-        words = start.servers[0].cmdline()  # a fork that is about to execute a program has them for a moment
-        wait_until(lambda: words not in [process.cmdline() for process in start.servers[0].children()])
+        arguments = start.servers[0].cmdline()  # a fork that is about to execute a program has them for a moment
+        wait_until(lambda: arguments not in [process.cmdline() for process in start.servers[0].children()])
 
 
 def test_starts_that_need_other_imports_are_cold(standby, folder):
@@ -122,14 +122,14 @@ def test_starts_that_need_other_imports_are_cold(standby, folder):
 
 
 def test_a_warm_start_without_a_profile_saves_no_complete_one(folder):
-    words = ("--enforce-eager", "--worker-imports", "vllm.lazy")
+    arguments = ("--enforce-eager", "--worker-imports", "vllm.lazy")
     with StandbyProcess("--for", "vllm-eager", environment=_variables(folder)) as standby:
-        with WarmStart(standby, folder, *words) as start:
+        with WarmStart(standby, folder, *arguments) as start:
             start.wait_ready().wait_logged("ready after")
             wait_until(lambda: list((folder / "cache").rglob("preload/*.json")))
         (profile,) = (folder / "cache").rglob("preload/*.json")
         assert json.loads(profile.read_text())["value"]["is_complete"] is False
-    with FakeStart(folder, *words) as start:
+    with FakeStart(folder, *arguments) as start:
         start.wait_ready()
         wait_until(lambda: json.loads(profile.read_text())["value"]["num_starts"] == 2)
     content = json.loads(profile.read_text())["value"]
@@ -138,13 +138,13 @@ def test_a_warm_start_without_a_profile_saves_no_complete_one(folder):
 
 
 def test_eager_starts_that_use_the_compiler_all_the_same_are_warm(folder):
-    words = ("--enforce-eager", "--worker-imports", COMPILER)
-    with FakeStart(folder, *words) as start:
+    arguments = ("--enforce-eager", "--worker-imports", COMPILER)
+    with FakeStart(folder, *arguments) as start:
         start.wait_ready()
         wait_until(lambda: list((folder / "cache").rglob("preload/*.json")))
     with (
         StandbyProcess("--for", "vllm-eager", environment=_variables(folder)) as standby,
-        WarmStart(standby, folder, *words) as start,
+        WarmStart(standby, folder, *arguments) as start,
     ):
         start.wait_ready()
         assert len(start.servers) == 1
@@ -161,9 +161,18 @@ def test_a_request_that_meets_a_dead_engine_ends_a_warm_server_with_the_digest(s
 
 @pytest.mark.parametrize("victim", ["server", "engine"])
 def test_a_router_forks_the_server_of_a_restart_once_no_process_of_the_dead_one_is_left(victim, folder, model):
-    words = (model, "--enforce-eager", "--tensor-parallel-size", "2", "--restart", "on-failure:99", "--max-wait", "600")
+    arguments = (
+        model,
+        "--enforce-eager",
+        "--tensor-parallel-size",
+        "2",
+        "--restart",
+        "on-failure:99",
+        "--max-wait",
+        "600",
+    )
     env = environment(folder, XDG_RUNTIME_DIR=str(folder), **CHECKED)
-    with FakeStart(folder, *words, env=env) as start:
+    with FakeStart(folder, *arguments, env=env) as start:
         start.wait_ready().wait(lambda: list(folder.glob("vcli-*/standby-*/*-vllm-eager.sock")))
         before = _processes(start)
         # The template, and perhaps a helper for a while.
@@ -196,7 +205,7 @@ def test_children_have_their_parents_current_state_and_the_forkservers_imports(f
         state = start.wait_ready().state()
         (forkserver,) = start.forkservers()
         before, cpus = forkserver.environ(), os.sched_getaffinity(forkserver.pid)
-        words = [" ".join(process.cmdline()) for process in start.family()]
+        arguments = [" ".join(process.cmdline()) for process in start.family()]
         num_responders = len(start.responders())
         launched = psutil.Process(state["server"]["pid"]).environ()
     server, engine, workers = state["server"], state["engine"], state["workers"]
@@ -229,10 +238,12 @@ def test_children_have_their_parents_current_state_and_the_forkservers_imports(f
     assert [process["parent"] for process in children] == [server["pid"], *[engine["pid"]] * 2]
     assert [process["name"] for process in children] == ["EngineCore", "VllmWorker-0", "VllmWorker-1"]
     assert [process["title"] for process in children] == ["VLLM::EngineCor", "VLLM::Worker_0", "VLLM::Worker_1"]
-    assert sum("resource_tracker import" in line for line in words) == 1
-    assert sum(line == "vllm-cli end watch" for line in words) == 1
-    num_writers = sum("learned_imports:learn_as" in line for line in words)  # of the import file; it ends at some time
-    assert len(words) - num_writers == len({forkserver.pid, server["pid"]}) + len(children) + num_responders + 2
+    assert sum("resource_tracker import" in line for line in arguments) == 1
+    assert sum(line == "vllm-cli end watch" for line in arguments) == 1
+    num_writers = sum(
+        "learned_imports:learn_as" in line for line in arguments
+    )  # of the import file; it ends at some time
+    assert len(arguments) - num_writers == len({forkserver.pid, server["pid"]}) + len(children) + num_responders + 2
     assert num_writers <= 1
 
 

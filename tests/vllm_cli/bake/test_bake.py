@@ -31,8 +31,8 @@ def baked(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     keys = folder.with_name("keys")
     keys.write_text("s3same-5\n")
     config.write_text(f"api-key: [s3same-4]\napi-key-file: {keys}\nport: 8001\nssl-certfile: /missing.pem\n")
-    words = ("--engine", "embedded", "--output", folder, "--json", *secrets, "--port", 8000, "--config", config)
-    done = run_cli("bake", tiny_llama, *words, cwd=ROOT, timeout_s=600)
+    arguments = ("--engine", "embedded", "--output", folder, "--json", *secrets, "--port", 8000, "--config", config)
+    done = run_cli("bake", tiny_llama, *arguments, cwd=ROOT, timeout_s=600)
     assert done.returncode == 0, done.stderr
     parts = {part["name"] for part in json.loads(done.stdout)["parts"]}
     assert parts == {"start history", "package scan", "import file", "pages to prefetch"}
@@ -41,8 +41,8 @@ def baked(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.thorough
 def test_the_folder_is_complete_and_has_the_flags_of_later_starts_and_no_key(baked):
-    words = json.loads((baked / "manifest.json").read_text())["words"]
-    assert words == [words[0], "--engine", "embedded", "--config", str(baked.with_name("config.yaml"))]
+    arguments = json.loads((baked / "manifest.json").read_text())["arguments"]
+    assert arguments == [arguments[0], "--engine", "embedded", "--config", str(baked.with_name("config.yaml"))]
     assert [path for path in baked.rglob("*") if path.is_file() and b"s3same" in path.read_bytes()] == []
     assert sorted(path.name for path in baked.parent.iterdir()) == ["baked", "config.yaml", "keys"]
     assert sorted(path.name for path in baked.iterdir()) == ["cache", "manifest.json", "pages.json"]
@@ -63,13 +63,13 @@ def test_a_later_start_uses_it_and_writes_only_to_the_cache_folder(baked, tiny_l
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [("model", "--no-such-flag"), ("--engine", "nonsense"), ("--max-model-len", "much"), ("--timeout", "0")],
     ids=" ".join,
 )
-def test_wrong_words_are_exit_code_2(words, tmp_path, invoke, monkeypatch):
+def test_wrong_words_are_exit_code_2(arguments, tmp_path, invoke, monkeypatch):
     monkeypatch.setenv("VCLI_ENGINE", "embedded")
-    done = invoke("bake", *words, "--output", tmp_path / "baked")
+    done = invoke("bake", *arguments, "--output", tmp_path / "baked")
     assert done.returncode == 2, done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -85,8 +85,8 @@ def test_only_a_baked_folder_is_replaced(tmp_path, tiny_llama, invoke):
 _VLLM_WORDS = ("model", "--enforce-eager")
 
 
-def _bake_vllm(folder: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return run_cli("bake", *words, "--engine", "vllm", "--output", folder / "baked", env=env or environment(folder))
+def _bake_vllm(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return run_cli("bake", *arguments, "--engine", "vllm", "--output", folder / "baked", env=env or environment(folder))
 
 
 @pytest.mark.thorough
@@ -129,7 +129,7 @@ def test_a_failed_start_keeps_the_earlier_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "kept"),
+    ("arguments", "kept"),
     [
         (("model", "--port", "8000", "--max-model-len", "4k"), ("model", "--max-model-len", "4k")),
         (("--host=0.0.0.0", "model"), ("model",)),
@@ -142,8 +142,8 @@ def test_a_failed_start_keeps_the_earlier_folder(tmp_path):
     ],
     ids=["port", "attached", "certificate", "no-value", "others", "several-keys", "abbreviated", "after-dashes"],
 )
-def test_addresses_and_keys_are_left_out(words, kept):
-    assert without_addresses(words) == kept
+def test_addresses_and_keys_are_left_out(arguments, kept):
+    assert without_addresses(arguments) == kept
 
 
 def test_a_package_or_the_standard_library_counts_as_compiled_if_most_of_its_modules_are(tmp_path, monkeypatch):
@@ -186,13 +186,13 @@ def test_only_the_used_parts_of_a_mapped_file_are_recorded_up_to_its_end(tmp_pat
     assert first[1] + second[1] < 16 * _MIB  # the kernel maps up to a huge page around each
 
 
-def _fill(folder: Path, location: object, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def _fill(folder: Path, location: object, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     model = folder / "model"
     if not model.exists():
         model.mkdir()
         (model / "config.json").write_text('{"architectures": ["FakeForCausalLM"], "hidden_size": 8}')
     env = environment(folder, FAKE_VLLM_COMPILES="1", **variables)
-    return run_cli("bake", str(model), "--engine", "vllm", "--compile-cache", str(location), *words, env=env)
+    return run_cli("bake", str(model), "--engine", "vllm", "--compile-cache", str(location), *arguments, env=env)
 
 
 @pytest.mark.thorough
@@ -205,8 +205,8 @@ def test_a_location_is_filled_in_one_command(tmp_path):
         assert len(told["archives"]) == 2
         assert all((tmp_path / "shared" / name).is_file() for name in told["archives"])
     assert not (tmp_path / "cache").exists(), "the caches of the user are left alone"
-    words = (str(tmp_path / "model"), "--compile-cache", f"{tmp_path / 'shared'},require")
-    with FakeStart(tmp_path, *words, env=environment(tmp_path, FAKE_VLLM_COMPILES="1")) as start:
+    arguments = (str(tmp_path / "model"), "--compile-cache", f"{tmp_path / 'shared'},require")
+    with FakeStart(tmp_path, *arguments, env=environment(tmp_path, FAKE_VLLM_COMPILES="1")) as start:
         start.wait_ready()
         start.wait_logged("compiled model: loaded")
         start.terminate()
@@ -225,7 +225,7 @@ class NotFilled(NamedTuple):
     location: str
     code: int
     message: str
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     variables: Mapping[str, str] = {}
     prepare: Callable[[Path], None] = str  # type: ignore[assignment]
 
@@ -247,7 +247,7 @@ NOT_FILLED = {
 def test_a_location_that_is_not_filled_is_exit_code_2_or_3(case, tmp_path):
     case.prepare(tmp_path)
     location = case.location if "/" in case.location else tmp_path / case.location
-    done = _fill(tmp_path, location, *case.words, **case.variables)
+    done = _fill(tmp_path, location, *case.arguments, **case.variables)
     assert done.returncode == case.code, done.stderr
     assert case.message in done.stderr
     assert "Traceback" not in done.stderr

@@ -38,9 +38,11 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(fake_command, in
 def test_rounds_alternate_and_every_other_round_reverses_the_sides(fake_command, invoke, tmp_path):
     """Phases are reported for a server with /startupz."""
     log = tmp_path / "log"
-    commands = [fake_command("--log-file", log, "--log-name", *words) for words in (("x", "--reports-phases"), "y")]
-    words = ("--cmd", commands[0], "--vs", commands[1], "--endpoint", "chat")
-    done = invoke("bench", "startup", *words, *QUICK, "--json", "-")
+    commands = [
+        fake_command("--log-file", log, "--log-name", *arguments) for arguments in (("x", "--reports-phases"), "y")
+    ]
+    arguments = ("--cmd", commands[0], "--vs", commands[1], "--endpoint", "chat")
+    done = invoke("bench", "startup", *arguments, *QUICK, "--json", "-")
     starts = [json.loads(line) for line in log.read_text().splitlines()]
     assert "".join(start["name"] for start in starts) == "xy" + "xyyx"
     assert len({start["port"] for start in starts}) > 1
@@ -52,7 +54,7 @@ def test_rounds_alternate_and_every_other_round_reverses_the_sides(fake_command,
 
 
 @pytest.mark.parametrize(
-    ("flags", "words", "texts"),
+    ("flags", "arguments", "texts"),
     [
         (["--never-ready"], ["--ready-timeout", 5], ["was not ready after 5 s"]),
         ([], ["--request-model", "huge"], ["answered 404: no model huge"]),
@@ -60,11 +62,11 @@ def test_rounds_alternate_and_every_other_round_reverses_the_sides(fake_command,
     ],
     ids=["never ready", "no such model", "crashes in a measured start"],
 )
-def test_a_start_that_fails_exits_with_3_and_shows_its_output(flags, words, texts, fake_command, invoke, tmp_path):
+def test_a_start_that_fails_exits_with_3_and_shows_its_output(flags, arguments, texts, fake_command, invoke, tmp_path):
     log, pids = tmp_path / "log", tmp_path / "pids"
     flags = [log if flag == "LOG" else flag for flag in flags]
     done = invoke(
-        "bench", "startup", "--cmd", fake_command(*flags, "--log-file", log, "--pid-file", pids), *words, *QUICK
+        "bench", "startup", "--cmd", fake_command(*flags, "--log-file", log, "--pid-file", pids), *arguments, *QUICK
     )
     assert done.returncode == 3
     assert all(text in done.stderr for text in texts)
@@ -76,8 +78,8 @@ def test_a_start_that_fails_exits_with_3_and_shows_its_output(flags, words, text
 def test_an_interrupted_run_leaves_no_process(number, fake_command, tmp_path):
     pids = tmp_path / "pids"
     command = fake_command("--pid-file", pids, "--ready-ms", 600_000)
-    words = [sys.executable, "-m", "vllm_cli", "bench", "startup", "--cmd", command]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as bench:
+    arguments = [sys.executable, "-m", "vllm_cli", "bench", "startup", "--cmd", command]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as bench:
         wait_until(lambda: pids.exists() and pids.read_text().count(" ") == 1)
         bench.send_signal(number)
         code = bench.wait(120)

@@ -39,7 +39,7 @@ def running(tmp_path: Path, fake_command: Callable[..., str], monkeypatch: pytes
         target = command_target(fake_command("--pid-file", pid_file, *flags))
         target.start()
         wait_until(lambda: pid_file.exists() and pid_file.read_text().count(" ") == 1)
-        return target, [int(word) for word in pid_file.read_text().split()]
+        return target, [int(argument) for argument in pid_file.read_text().split()]
 
     return start
 
@@ -92,7 +92,7 @@ def test_a_command_that_does_not_exist_is_reported():
     ids=["appended", "placeholder", "environment"],
 )
 def test_the_port_is_inserted_or_appended_and_variables_are_set(command, expected, tmp_path):
-    words_file = tmp_path / "words"
+    words_file = tmp_path / "arguments"
     (tmp_path / "serve").write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" variables:$A:$B_2 > {words_file}\n")
     (tmp_path / "serve").chmod(0o755)
     target = command_target(command.replace("serve", str(tmp_path / "serve"), 1))
@@ -100,16 +100,16 @@ def test_the_port_is_inserted_or_appended_and_variables_are_set(command, expecte
     wait_until(lambda: words_file.exists() and words_file.read_text().endswith("\n"))
     target.close()
     port = target.base_url.rpartition(":")[2]
-    assert words_file.read_text().splitlines() == [word.replace("PORT", port) for word in expected]
+    assert words_file.read_text().splitlines() == [argument.replace("PORT", port) for argument in expected]
 
 
 def test_the_supervisor_shows_no_word_of_its_command_but_reports_them_without_secrets():
-    words = ["serve", "--api-key", "sesame", "http://sesame@host"]
+    arguments = ["serve", "--api-key", "sesame", "http://sesame@host"]
     with closing(SupervisedCommand()) as command:
-        command.run([sys.executable, "-c", "import time; time.sleep(600)", *words])
+        command.run([sys.executable, "-c", "import time; time.sleep(600)", *arguments])
         assert "sesame" not in " ".join(psutil.Process(command.root_pid).cmdline())
     with closing(SupervisedCommand()) as command:
-        command.run(["/nowhere/vllm", *words])
+        command.run(["/nowhere/vllm", *arguments])
         wait_until(lambda: is_gone(command.root_pid))
         with pytest.raises(CommandEndedError) as died:
             command.ensure_alive()
@@ -119,8 +119,8 @@ def test_the_supervisor_shows_no_word_of_its_command_but_reports_them_without_se
 
 def test_a_sigterm_while_the_server_is_started_stops_it(tmp_path):
     stop = StopPoint(tmp_path, "subprocess.Popen", "")
-    words = [sys.executable, supervisor.__file__, "1"]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, env={**os.environ, **stop.environment}) as process:
+    arguments = [sys.executable, supervisor.__file__, "1"]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, env={**os.environ, **stop.environment}) as process:
         process.stdin.write(json.dumps(["sleep", "600"]).encode() + b"\n")
         process.stdin.flush()
         stopped = stop.wait_stopped()

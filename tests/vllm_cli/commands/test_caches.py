@@ -15,7 +15,7 @@ from startup.compiled_models.record import CompiledModel, FileFacts, Hardware
 from startup.imports import learned_imports
 from startup.storage.caches import cache_folder
 from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, disable_preloading, load_profile, plain_states
-from startup.vllm_words.installed import InstalledVllm
+from startup.vllm_arguments.installed import InstalledVllm
 
 DAY_S = 86_400
 KIB = 1 << 10

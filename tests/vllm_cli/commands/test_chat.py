@@ -90,7 +90,7 @@ _ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 @pytest.mark.parametrize("locale", [{}, _ASCII], ids=["UTF-8", "ASCII"])
 @pytest.mark.parametrize(
-    ("words", "exit_code"),
+    ("arguments", "exit_code"),
     [
         pytest.param(["--quick", "café 🦊"], 0, id="quick"),
         pytest.param(["--system-prompt", "café 🦊", "--quick", "x"], 0, id="system prompt"),
@@ -99,9 +99,9 @@ _ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
         pytest.param(["--model-name", _LATIN_1, "--quick", "x"], 2, id="model, not UTF-8"),
     ],
 )
-def test_arguments_reach_the_server_as_given_or_are_told(fake_server, words, exit_code, locale):
+def test_arguments_reach_the_server_as_given_or_are_told(fake_server, arguments, exit_code, locale):
     fake_server.queue_chat("é")
-    command = [*CLI, "chat", "--url", fake_server.url, *words]
+    command = [*CLI, "chat", "--url", fake_server.url, *arguments]
     done = subprocess.run(command, capture_output=True, env={**os.environ, **locale}, check=False)
     assert done.returncode == exit_code
     if exit_code:
@@ -132,8 +132,8 @@ def test_a_chat_whose_answers_nobody_reads_ends(fake_server):
 
 def test_quick_prints_the_answer_while_it_streams(fake_server, capfd):
     fake_server.queue_chat("Par", "is", ".")
-    words = ["chat", "--url", f"{fake_server.url}/v1", "--system", "Be brief.", "--model-name", "mine"]
-    assert main([*words, "--quick", "Capital?"]) == 0
+    arguments = ["chat", "--url", f"{fake_server.url}/v1", "--system", "Be brief.", "--model-name", "mine"]
+    assert main([*arguments, "--quick", "Capital?"]) == 0
     assert capfd.readouterr().out == "Paris.\n"
     (request,) = fake_server.posts
     assert request["path"] == "/v1/chat/completions"
@@ -144,7 +144,7 @@ def test_quick_prints_the_answer_while_it_streams(fake_server, capfd):
 def test_the_key_of_option_or_variable_and_given_sampling_parameters_are_sent(fake_server, monkeypatch):
     sampling = {"temperature": 0.0, "max_tokens": 9}
     words_of_sampling = ["--temperature", "0", "--max-tokens", "9"]
-    for variables, words, key, sent in (
+    for variables, arguments, key, sent in (
         ({"VLLM_API_KEY": "server's"}, [], "server's", {}),
         ({"VLLM_API_KEY": "server's", "OPENAI_API_KEY": "openai's"}, [], "openai's", {}),
         ({"OPENAI_API_KEY": "openai's"}, ["--api-key", "given", *words_of_sampling], "given", sampling),
@@ -152,7 +152,7 @@ def test_the_key_of_option_or_variable_and_given_sampling_parameters_are_sent(fa
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         fake_server.queue_chat("Hi")
-        assert main(["chat", "--url", fake_server.url, *words, "-q", "Hi"]) == 0
+        assert main(["chat", "--url", fake_server.url, *arguments, "-q", "Hi"]) == 0
         assert {request.headers.get("Authorization") for request in fake_server.requests} == {f"Bearer {key}"}
         (post,) = fake_server.posts
         assert {name: post[name] for name in sampling if name in post} == sent
@@ -364,8 +364,8 @@ def test_on_a_terminal_a_file_gets_the_answers_alone(fake_server, tmp_path):
     fake_server.queue_chat("Hello")
     terminal, child_side = pty.openpty()
     with (tmp_path / "out").open("wb") as out:
-        words = [*CLI, "chat", "--url", fake_server.url]
-        chat = subprocess.Popen(words, stdin=child_side, stdout=out, stderr=child_side)
+        arguments = [*CLI, "chat", "--url", fake_server.url]
+        chat = subprocess.Popen(arguments, stdin=child_side, stdout=out, stderr=child_side)
         os.close(child_side)
         read_until(terminal, b"Chatting with fake-model.")
         read_until(terminal, b"> ")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.words.supported import SUPPORTED
+from startup.arguments.supported import SUPPORTED
 from tests.support.cli import python_output
 from vllm_cli.main import COMMANDS, main
 
@@ -22,10 +22,10 @@ print(json.dumps([name.partition(".")[0] for name in sys.modules]))
 STRANGERS = {"torch", "transformers", "tokenizers", "numpy", "yaml", "rich", "aiohttp", "huggingface_hub", "psutil"}
 
 
-def _set_words(monkeypatch, *words):
+def _set_words(monkeypatch, *arguments):
     monkeypatch.setenv("_VLLM_CLI_COMPLETE", "bash_complete")
-    monkeypatch.setenv("COMP_WORDS", "vllm-cli " + " ".join(words))
-    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    monkeypatch.setenv("COMP_WORDS", "vllm-cli " + " ".join(arguments))
+    monkeypatch.setenv("COMP_CWORD", str(len(arguments)))
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def complete(tmp_path, monkeypatch, capsys):
     (hub / "models--org--partial").mkdir()
     monkeypatch.setenv("HF_HUB_CACHE", str(hub))
 
-    def run(*words: str) -> list[str]:
-        _set_words(monkeypatch, *words)
+    def run(*arguments: str) -> list[str]:
+        _set_words(monkeypatch, *arguments)
         with pytest.raises(SystemExit) as done:
             main([])
         out, err = capsys.readouterr()
@@ -49,9 +49,9 @@ def complete(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("words", [("serve", ""), ("prefetch", "--po")], ids=" ".join)
-def test_completion_imports_no_slow_module(words, monkeypatch):
-    _set_words(monkeypatch, *words)
+@pytest.mark.parametrize("arguments", [("serve", ""), ("prefetch", "--po")], ids=" ".join)
+def test_completion_imports_no_slow_module(arguments, monkeypatch):
+    _set_words(monkeypatch, *arguments)
     assert set(json.loads(python_output(_SCRIPT, cwd=ROOT).splitlines()[-1])) & STRANGERS == set()
 
 

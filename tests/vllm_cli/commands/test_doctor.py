@@ -118,12 +118,12 @@ def test_env_shows_an_internal_variable_only_where_it_is_set(monkeypatch, capsys
     assert "VLLM_ENGINE_READY_TIMEOUT_S = 600\n" in shown
 
 
-@pytest.mark.parametrize("words", [["--env"], ["--env", "--json"], [], ["--json"]], ids=" ".join)
-def test_secrets_are_never_shown(words, monkeypatch, capsys):
+@pytest.mark.parametrize("arguments", [["--env"], ["--env", "--json"], [], ["--json"]], ids=" ".join)
+def test_secrets_are_never_shown(arguments, monkeypatch, capsys):
     for name in ("VLLM_API_KEY", "HF_TOKEN", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "tell-nobody")
     monkeypatch.setenv("HF_ENDPOINT", "https://user:tell-nobody@mirror")
-    assert main(["doctor", *words]) == 0
+    assert main(["doctor", *arguments]) == 0
     captured = capsys.readouterr()
     assert "tell-nobody" not in captured.out + captured.err
     assert "VLLM_API_KEY" in captured.out
@@ -184,8 +184,8 @@ def test_a_file_or_standard_input_is_explained_in_four_lines_or_as_json(log):
     assert cause.endswith(": ValueError: No available memory for the cache blocks.")
     assert advice.startswith("Do: Raise --gpu-memory-utilization")
     assert code == "Code: VC-NO-ROOM-FOR-KV-CACHE"
-    for words in ((), ("-",)):
-        assert _run(*words, text=LOG).stdout == result.stdout
+    for arguments in ((), ("-",)):
+        assert _run(*arguments, text=LOG).stdout == result.stdout
     found = json.loads(_run(log, "--json").stdout)
     facts = [found[name] for name in ("failed", "cause", "code", "process", "phase", "line")]
     in_json = [True, "no-room-for-kv-cache", "VC-NO-ROOM-FOR-KV-CACHE", "EngineCore pid=40", "sized the KV cache", 5]

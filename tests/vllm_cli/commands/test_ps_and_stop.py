@@ -10,9 +10,9 @@ from math import inf
 
 import pytest
 
+from startup.arguments.errors import InputError
 from startup.storage.run_record import RunRecord
 from startup.vllm.serving.start_metrics import GraphProgress
-from startup.words.errors import InputError
 from vllm_cli.client.running_servers import RunningServer, address_of, describe, parse_models
 from vllm_cli.commands import stop
 from vllm_cli.commands.ps import _table
@@ -106,8 +106,8 @@ def test_values_of_wrong_types_are_left_out():
 @contextmanager
 def _process(code: str = "pass") -> Iterator["subprocess.Popen[bytes]"]:
     """A process that runs the code, then sleeps. Its end must be the test's."""
-    words = [sys.executable, "-c", f"import signal, time; {code}; print(flush=True); time.sleep(600)"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+    arguments = [sys.executable, "-c", f"import signal, time; {code}; print(flush=True); time.sleep(600)"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline()
         yield process
         process.kill()
@@ -143,7 +143,7 @@ def test_the_server_that_replaces_the_stopped_one_is_named(invoke, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "is_terminal", "answer", "code"),
+    ("arguments", "is_terminal", "answer", "code"),
     [
         ((), True, "n\n", 1),
         ((), True, "y\n", 0),
@@ -153,14 +153,14 @@ def test_the_server_that_replaces_the_stopped_one_is_named(invoke, monkeypatch):
     ],
     ids=["no", "yes", "flag", "script", "script_with_flag"],
 )
-def test_all_servers_are_listed_and_stopped_after_a_yes(invoke, monkeypatch, words, is_terminal, answer, code):
+def test_all_servers_are_listed_and_stopped_after_a_yes(invoke, monkeypatch, arguments, is_terminal, answer, code):
     with _process() as process:
         monkeypatch.setattr(stop, "find_servers", lambda **_: [replace(_SERVER, pid=process.pid, pids=(process.pid,))])
         stdin = io.StringIO(answer)
         stdin.isatty = lambda: is_terminal  # type: ignore[method-assign]
         monkeypatch.setattr(sys, "stdin", stdin)
-        done = invoke("stop", "--all", *words)
+        done = invoke("stop", "--all", *arguments)
         assert (process.poll() is not None) == (code == 0)
         assert done.returncode == code
         question = "Stop all 1?" if is_terminal else "Error: Give --yes to stop all 1.\n"
-        assert (f"smol on http://127.0.0.1:8000\n{question}" in done.stderr) == (not words)
+        assert (f"smol on http://127.0.0.1:8000\n{question}" in done.stderr) == (not arguments)

@@ -85,8 +85,8 @@ def test_a_detached_standby_is_ready_refuses_a_second_one_and_stops(runtime_fold
     assert table.returncode == 0
     assert table.stdout.startswith(f"standby {found['pid']}, ")
 
-    for words in (("--detach",), ()):
-        second = run_cli("standby", "--for", "embedded", *words)
+    for arguments in (("--detach",), ()):
+        second = run_cli("standby", "--for", "embedded", *arguments)
         assert second.returncode == 3
     assert "a standby runs already: `vllm-cli standby status` shows it" in second.stderr  # else in the log
     assert _status(invoke)["pid"] == found["pid"]

@@ -115,9 +115,9 @@ def test_the_wait_for_graphs_ends_with_the_last_one(serve, invoke, metrics, show
 
 def test_a_server_that_does_not_listen_yet_is_waited_for(serve):
     port = free_port()
-    words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(port), "--host", "0.0.0.0"]
-    words += ["--interval", "0.05"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
+    arguments = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(port), "--host", "0.0.0.0"]
+    arguments += ["--interval", "0.05"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as waiting:
         assert "connection refused" in waiting.stderr.readline()
         serve((200, b""), port=port)
         assert waiting.wait(120) == 0
@@ -132,8 +132,8 @@ def test_the_timeout_holds_for_a_server_that_accepts_and_never_responds(invoke):
 
 def test_json_prints_the_outcome_of_another_path_and_quiet_prints_nothing(serve, invoke):
     server = serve((503, STARTING), (503, FAILED))
-    words = ("--path", "/readyz", "--json", "--quiet", "--interval", "0.01")
-    done = invoke("wait", f"{server.url}/base/v1/", *words)
+    arguments = ("--path", "/readyz", "--json", "--quiet", "--interval", "0.01")
+    done = invoke("wait", f"{server.url}/base/v1/", *arguments)
     assert server.paths == ["/base/readyz"] * 2
     content = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (1, "")
@@ -146,8 +146,8 @@ def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, invoke, monkeypat
     folder.mkdir()
     monkeypatch.chdir(folder)
     with serving(ScriptedServer(lambda _: (200,), "s.sock")):
-        for words in (("--uds", folder / "s.sock"), (f"unix:{folder}/s.sock",), (f"unix://{folder}/s.sock",)):
-            done = invoke("wait", *words, "--timeout", "60")
+        for arguments in (("--uds", folder / "s.sock"), (f"unix:{folder}/s.sock",), (f"unix://{folder}/s.sock",)):
+            done = invoke("wait", *arguments, "--timeout", "60")
             assert done.returncode == 0, done.stderr
 
 
@@ -175,19 +175,19 @@ def test_https_works_with_the_certificate_of_the_server_or_its_authority_or_unve
     assert "its certificate is not trusted" in stranger.stderr
     own, signer = (("--ssl-certfile", str(each.certificate)) for each in (made, authority))
     place = ("--port", str(server.server_port))
-    for words in (
+    for arguments in (
         *((server.url, "--insecure"), (server.url, *own), (server.url, *signer)),
         *((*place, *own), (f"127.0.0.1:{server.server_port}", "--ssl", *own)),
     ):
-        done = invoke("wait", *words)
+        done = invoke("wait", *arguments)
         assert done.returncode == 0, done.stderr
 
 
 def test_on_a_terminal_one_line_is_rewritten(serve):
     server = serve((503, STARTING), (503, STARTING), (200, b""))
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "vllm_cli", "wait", server.url, "--interval", "0.12"]
-    waiting = subprocess.Popen(words, stderr=theirs)
+    arguments = [sys.executable, "-m", "vllm_cli", "wait", server.url, "--interval", "0.12"]
+    waiting = subprocess.Popen(arguments, stderr=theirs)
     os.close(theirs)
     assert waiting.wait(120) == 0
     text = read_terminal(ours)

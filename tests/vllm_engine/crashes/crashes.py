@@ -34,7 +34,7 @@ class Crash:
     """A text in the line about the cause."""
     at: str = ""
     """The value of CRASH_AT for `crash_plugin`."""
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
     model: str = "small"
     """The model: a name of `StartFolders`, or `small`."""
@@ -57,9 +57,9 @@ def _signal(process: Process, place: str, name: str, *, phase: str = "", **more:
     return Crash(process=process, phase=phase, cause=cause, text=text, at=f"{_NAMES[process]} {place} {name}", **more)
 
 
-def _faulty(process: Process, *words: str, text: str, cause: str | None, phase: str = "", **more: Any) -> Crash:
+def _faulty(process: Process, *arguments: str, text: str, cause: str | None, phase: str = "", **more: Any) -> Crash:
     """A crash by a fault of model, flags or machine that vLLM itself finds."""
-    return Crash(process=process, phase=phase, cause=cause, text=text, words=words, **more)
+    return Crash(process=process, phase=phase, cause=cause, text=text, arguments=arguments, **more)
 
 
 CRASHES: Final[dict[str, Crash]] = {

@@ -22,9 +22,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from envs.environment import overlaid
-from startup.vllm_words.facts import KeptFacts, VllmFacts, _build_parser
-from startup.vllm_words.installed import require_vllm
-from startup.vllm_words.json_shape import Shape
+from startup.vllm_arguments.installed import require_vllm
+from startup.vllm_arguments.json_shape import Shape
+from startup.vllm_arguments.vllm_record import RecordFile, VllmRecord, _build_parser
 from tests.support.reading import read_both
 
 
@@ -33,7 +33,7 @@ def main(question: str, answer: str) -> None:
     os.environ["VLLM_CACHE_ROOT"] = f"{answer}.cache"
     facts = record()
     with contextlib.redirect_stderr(io.StringIO()):
-        readings = [read_both(words, facts, parse) for words in asked["lines"]]
+        readings = [read_both(arguments, facts, parse) for arguments in asked["lines"]]
         logs = [_can_log(variables) for variables in asked.get("logs", ())]
     choices = {choice for fact in facts.variables for choice in fact.choices or ()}
     texts = {*asked["texts"], *choices, *map(str.swapcase, choices)} if "texts" in asked else ()
@@ -43,18 +43,18 @@ def main(question: str, answer: str) -> None:
     Path(answer).write_text(json.dumps(answers))
 
 
-def record() -> VllmFacts:
+def record() -> VllmRecord:
     """Imports the installed vLLM, and records its facts in the cache folder."""
-    kept = KeptFacts(require_vllm())
+    kept = RecordFile(require_vllm())
     importlib.import_module("vllm.entrypoints.cli.serve")
 
-    kept.record(imports_all=True)
+    kept.update(imports_all=True)
     return kept.read()
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parses words as `vllm serve` does."""
-    sys.argv = ["vllm", "serve", *words]
+    sys.argv = ["vllm", "serve", *arguments]
     return build_parser().parse_args()
 
 
@@ -84,7 +84,7 @@ def _can_log(variables: dict[str, str]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def _try_objects(facts: VllmFacts, values: Sequence[Any]) -> Iterator[tuple[str, str, bool]]:
+def _try_objects(facts: VllmRecord, values: Sequence[Any]) -> Iterator[tuple[str, str, bool]]:
     actions = _build_parser()._option_string_actions
     for fact in facts.flags:
         convert = actions[fact.name].type

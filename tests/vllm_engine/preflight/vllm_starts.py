@@ -73,7 +73,7 @@ def _is_read_early(start: dict[str, Any]) -> bool:
 
 def _in_process(start: dict[str, Any], answer: str) -> dict[str, str]:
     question, written = f"{answer}.question", f"{answer}.one"
-    Path(question).write_text(json.dumps([{"words": start["words"], "variables": {}}]))
+    Path(question).write_text(json.dumps([{"arguments": start["arguments"], "variables": {}}]))
     environment = os.environ | start["variables"]
     subprocess.run([sys.executable, "-E", __file__, question, written], env=environment, check=True)
     return json.loads(Path(written).read_text())[0]
@@ -85,7 +85,7 @@ def _in_fork(start: dict[str, Any]) -> dict[str, str]:
         signal.alarm(400)
         os.close(reading)
         with os.fdopen(writing, "w") as file:
-            file.write(json.dumps(_try(start["words"], start["variables"])))
+            file.write(json.dumps(_try(start["arguments"], start["variables"])))
             file.flush()
         os._exit(0)
     os.close(writing)
@@ -95,14 +95,14 @@ def _in_fork(start: dict[str, Any]) -> dict[str, str]:
     return json.loads(text) if text else {"stage": "killed", "error": "no answer"}
 
 
-def _try(words: list[str], variables: dict[str, str]) -> dict[str, str]:
+def _try(arguments: list[str], variables: dict[str, str]) -> dict[str, str]:
     os.environ.update(variables)
     sys.path[:0] = filter(None, variables.get("PYTHONPATH", "").split(":"))
     shown = io.StringIO()
     stage = "parse"
     try:
         with contextlib.redirect_stderr(shown):
-            args = _parse(words)
+            args = _parse(arguments)
             stage = "config"
             config = _build(args)
             stage = "serving"
@@ -114,10 +114,10 @@ def _try(words: list[str], variables: dict[str, str]) -> dict[str, str]:
     return {"stage": "done", "error": ""}
 
 
-def _parse(words: list[str]) -> Any:
+def _parse(arguments: list[str]) -> Any:
     from vllm.entrypoints.cli.serve import cmd_init
 
-    args = parse(words)
+    args = parse(arguments)
     cmd_init()[0].validate(args)
     if getattr(args, "model_tag", None) is not None:
         args.model = args.model_tag

@@ -15,7 +15,7 @@ _VARIABLE: Final = re.compile(r"([A-Z][A-Z0-9_]+)=(.*)", re.DOTALL)
 Stage = Literal["parse", "config", "later", "done", "unit", "plugin", "first", "newer"]
 
 
-class WrittenStart(msgspec.Struct, forbid_unknown_fields=True, dict=True, rename={"written": "words"}):
+class WrittenStart(msgspec.Struct, forbid_unknown_fields=True, dict=True, rename={"written": "arguments"}):
     """A command line with variables and a changed model, and the expected findings."""
 
     written: str
@@ -32,14 +32,14 @@ class WrittenStart(msgspec.Struct, forbid_unknown_fields=True, dict=True, rename
         return f"{self.stage}: {self.written} {changes or ''}".strip()
 
     @cached_property
-    def words(self) -> list[str]:
+    def arguments(self) -> list[str]:
         return shlex.split(self.written)[len(self.variables) :]
 
     @cached_property
     def variables(self) -> dict[str, str]:
         found: dict[str, str] = {}
-        for word in shlex.split(self.written):
-            if (variable := _VARIABLE.fullmatch(word)) is None:
+        for argument in shlex.split(self.written):
+            if (variable := _VARIABLE.fullmatch(argument)) is None:
                 break
             found[variable[1]] = variable[2]
         return found

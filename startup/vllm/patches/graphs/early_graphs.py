@@ -14,7 +14,7 @@ from envs.registry import env
 from startup.hook import Name
 from startup.vllm.patches.graphs.cuda_graphs import FROZEN_HEAP
 from startup.vllm.patches.graphs.graph_proof import BASE, read_proof
-from startup.vllm_words.installed import find_vllm
+from startup.vllm_arguments.installed import find_vllm
 
 ENVS: Final = Name("vllm.envs", "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS")
 PLATFORM: Final = Name("vllm.platforms", "current_platform")

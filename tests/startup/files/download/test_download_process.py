@@ -156,8 +156,8 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 def prefetch(disk: SmallDisk, folder: Path, model: str = "org/model") -> tuple[int, dict[str, Any]]:
     """Downloads into a folder of the disk. Returns exit code and report."""
-    words = ("prefetch", model, "--engine", "embedded", "--download-dir", folder, "--download-only", "--json")
-    done = run_cli(*words, launcher=disk.launcher)
+    arguments = ("prefetch", model, "--engine", "embedded", "--download-dir", folder, "--download-only", "--json")
+    done = run_cli(*arguments, launcher=disk.launcher)
     return done.returncode, json.loads(done.stdout)
 
 

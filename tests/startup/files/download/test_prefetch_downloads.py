@@ -16,14 +16,14 @@ from vllm_cli.commands.prefetch import prefetch
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("vllm_cli.commands.prefetch._configure_logs", lambda line: None)
 
-    def call(*words: str) -> tuple[int, str, str]:
-        return (prefetch.main(list(words), standalone_mode=False), *capsys.readouterr())
+    def call(*arguments: str) -> tuple[int, str, str]:
+        return (prefetch.main(list(arguments), standalone_mode=False), *capsys.readouterr())
 
     return call
 
 
-def report(run, *words: str) -> tuple[int, dict[str, Any]]:
-    code, out, _ = run(*words, "--download-only", "--json")
+def report(run, *arguments: str) -> tuple[int, dict[str, Any]]:
+    code, out, _ = run(*arguments, "--download-only", "--json")
     return code, json.loads(out)
 
 
@@ -35,17 +35,17 @@ def test_the_files_are_those_of_the_revision_and_engine(engine, run, hub_server,
     for revision in ("main", "v2"):  # vLLM takes the model's revision for the tokenizer, too
         hub_server.add("org/words", {"tokenizer.json": b"{}", "model.safetensors": b"x"}, revision=revision)
     flags = ("--revision", "v2", "--tokenizer", "org/words", "--download-dir", str(tmp_path / "models"))
-    words = ("org/model", "--engine", engine, *flags)
-    code, fields = report(run, *words)
+    arguments = ("org/model", "--engine", engine, *flags)
+    code, fields = report(run, *arguments)
     folder = tmp_path / "models" / "models--org--model" / "snapshots" / ("b" * 40)
     assert (code, fields["folder"], fields["downloaded"]) == (0, str(folder), ["org/model", "org/words"])
     assert sorted(path.name for path in folder.iterdir()) == sorted(MODEL)
     assert "org/words/model.safetensors" not in hub_server.downloads
     hub_server.reset()
-    assert report(run, *words)[1]["downloaded"] == []
+    assert report(run, *arguments)[1]["downloaded"] == []
     assert len(hub_server.requests) == 2  # whether the two branches have moved
     hub_server.add("org/model", MODEL | {"chat_template.jinja": b"x"}, revision="v2", commit="c" * 40)
-    code, fields = report(run, *words)
+    code, fields = report(run, *arguments)
     assert (code, fields["downloaded"], fields["commits"]["org/model"]) == (0, ["org/model"], "c" * 40)
 
 
@@ -65,21 +65,21 @@ def test_adapters_and_the_draft_model_are_downloaded_for_vllm(run, hub_server):
 @pytest.mark.thorough
 def test_files_that_cannot_be_had_have_their_exit_codes(run, hub_server, monkeypatch):
     hub_server.gated.add("org/model")
-    words = ("org/model", "--engine", "embedded")
-    code, fields = report(run, *words)
+    arguments = ("org/model", "--engine", "embedded")
+    code, fields = report(run, *arguments)
     assert (code, fields["state"]) == (5, "no_access")
     assert "is gated" in fields["reason"]
-    assert report(run, "org/nothing", *words[1:])[0] == 5
+    assert report(run, "org/nothing", *arguments[1:])[0] == 5
     no_revision = "Error: org/model has no revision 'v9': correct --revision\n"
-    assert run(*words, "--revision", "v9") == (5, "", no_revision)
+    assert run(*arguments, "--revision", "v9") == (5, "", no_revision)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    code, fields = report(run, *words)
+    code, fields = report(run, *arguments)
     assert (code, fields["state"]) == (3, "incomplete")
     assert "HF_HUB_OFFLINE forbids the download" in fields["reason"]
 
 
 def test_a_model_that_vllm_streams_needs_nothing(run):
-    words = ("s3://bucket/model", "--engine", "vllm", "--load-format", "runai_streamer")
-    assert report(run, *words) == (0, {"state": "off", "reason": "vLLM reads s3://bucket/model itself"})
+    arguments = ("s3://bucket/model", "--engine", "vllm", "--load-format", "runai_streamer")
+    assert report(run, *arguments) == (0, {"state": "off", "reason": "vLLM reads s3://bucket/model itself"})
     with pytest.raises(Exception, match="MODEL is missing"):
-        run(*words[1:])
+        run(*arguments[1:])

@@ -12,7 +12,7 @@ from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.model_place import unfinished_marker
 from startup.files.model.model_request import DraftModel, ModelRequest
 from startup.files.model.wanted_files import WantedFiles
-from startup.vllm_words.command_line import VllmLine
+from startup.vllm_arguments.vllm_line import VllmLine
 
 SHARDS = [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
@@ -226,7 +226,7 @@ _SPECULATION = '{"model":"org/draft","revision":"v4","draft_load_config":{"load_
 
 
 @pytest.mark.parametrize(
-    ("words", "fields"),
+    ("arguments", "fields"),
     [
         (
             "--config FILE --revision v2 --tokenizer org/words --tokenizer_revision v3 --skip-tokenizer-init"
@@ -259,9 +259,9 @@ _SPECULATION = '{"model":"org/draft","revision":"v4","draft_load_config":{"load_
         ("m --speculative-config []", {}),
     ],
 )
-def test_flags_and_files_of_vllm_make_a_request(words, fields, tmp_path):
+def test_flags_and_files_of_vllm_make_a_request(arguments, fields, tmp_path):
     (tmp_path / "vllm.yaml").write_text(_CONFIG)
-    line = VllmLine.of(words.replace("FILE", str(tmp_path / "vllm.yaml")).split())
+    line = VllmLine.of(arguments.replace("FILE", str(tmp_path / "vllm.yaml")).split())
     assert line.request == ModelRequest(engine="vllm", **{"model": "m"} | fields)
 
 

@@ -48,7 +48,7 @@ def _find(place: Path) -> GgufModel:
     ],
 )
 def test_a_name_on_the_hub_has_gguf_or_any_part_of_a_file_s_name(name):
-    assert _find(Path(name)).words == ("-hf", name)
+    assert _find(Path(name)).arguments == ("-hf", name)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_the_header_decides_which_file_is_the_model(other, place, tmp_path):
     if _OTHERS[other]:
         write_gguf(folder / other, **_OTHERS[other])
     model = write_model(folder / "qwen-mmproj-test.gguf")  # its name says something else
-    assert _find(tmp_path).words == ("-m", str(model))
+    assert _find(tmp_path).arguments == ("-m", str(model))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_of_several_models_one_is_served_and_the_others_are_named(names, chosen,
     for name in names:
         write_model(tmp_path / name)
     found = _find(tmp_path)
-    assert (found.words, found.missing, found.projector) == (("-m", str(tmp_path / chosen)), (), None)
+    assert (found.arguments, found.missing, found.projector) == (("-m", str(tmp_path / chosen)), (), None)
     others = [name for name in names if name != chosen and "00002-of" not in name]
     assert found.choice.startswith(f"{chosen} of {tmp_path} is served, not ") == bool(others)
     assert all(name in found.choice for name in others)
@@ -99,7 +99,7 @@ def test_a_file_that_only_looks_like_a_model_is_never_served(name, content, tmp_
     else:
         (tmp_path / name).write_bytes(content)
     found = _find(tmp_path)
-    assert (found.words, found.projector) == (("-m", str(model)), None)
+    assert (found.arguments, found.projector) == (("-m", str(model)), None)
     assert found.choice.startswith(f"{tmp_path / name} is ") != name.startswith(".")
     assert find_gguf(str(tmp_path / name)) is None
 
@@ -111,7 +111,7 @@ def test_any_part_stands_for_the_whole_and_missing_parts_are_named(part, tmp_pat
     for number in (1, 3):
         write_model(tmp_path / f"m-0000{number}-of-00003.gguf")
     found = _find(tmp_path / part)
-    assert found.words == ("-m", str(tmp_path / "m-00001-of-00003.gguf"))
+    assert found.arguments == ("-m", str(tmp_path / "m-00001-of-00003.gguf"))
     assert found.missing == ("m-00002-of-00003.gguf",)
 
 
@@ -136,13 +136,13 @@ def test_the_projector_of_another_model_is_named_but_not_used(tmp_path):
 @pytest.mark.parametrize("name", ["blob", "model.GGUF", "model.v1.2.gguf"])
 def test_a_file_is_known_by_its_content_or_its_ending(name, tmp_path):
     file = write_model(tmp_path / name)
-    assert _find(file).words == ("-m", str(file))
+    assert _find(file).arguments == ("-m", str(file))
 
 
 def test_a_configuration_alone_is_no_other_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     model = write_model(tmp_path / "a.gguf")
-    assert _find(tmp_path).words == ("-m", str(model))
+    assert _find(tmp_path).arguments == ("-m", str(model))
     (tmp_path / "model.safetensors").touch()
     assert find_gguf(str(tmp_path)) is None
 
@@ -231,8 +231,8 @@ def test_each_type_becomes_bfloat16_and_heads_have_the_order_of_transformers(sou
 @pytest.mark.thorough
 def test_the_folder_is_a_model_with_its_tokenizer(source, tmp_path):
     """The conversion is a script that imports neither torch nor transformers."""
-    words = [sys.executable, "-X", "importtime", "-P", gguf_conversion.__file__, source, tmp_path / "model"]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    arguments = [sys.executable, "-X", "importtime", "-P", gguf_conversion.__file__, source, tmp_path / "model"]
+    done = subprocess.run(arguments, check=True, capture_output=True, text=True)
     assert not {"torch", "transformers"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert model_problem(tmp_path / "model") is None
     config = json.loads((tmp_path / "model" / "config.json").read_text())

@@ -187,15 +187,15 @@ def test_libraries_of_torch_are_found_without_importing_it():
         "import sys; from startup.files.prefetch.prefetch_process import plan_libraries; print(*plan_libraries());"
         "assert 'torch' not in sys.modules"
     )
-    assert "libtorch_cpu.so" in [Path(word).name for word in python_output(script).split()]
+    assert "libtorch_cpu.so" in [Path(argument).name for argument in python_output(script).split()]
     assert all(path.is_file() for path in plan_libraries())
 
 
 RUN = "import sys; from vllm_cli.commands.prefetch import prefetch; sys.exit(prefetch(standalone_mode=False))"
 
 
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    return run_python(RUN, *words)
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return run_python(RUN, *arguments)
 
 
 @pytest.mark.alone

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from envs.replacements import REPLACEMENTS
+from startup.arguments.supported import SUPPORTED
+from startup.arguments.table import FLAGS
 from startup.reports.causes.cause import is_in_range
 from startup.reports.causes.digest import for_embedded_engine
 from startup.reports.causes.table import KNOWN, LISTS, OWN, SETTINGS, STEPS, read_table
-from startup.words.supported import SUPPORTED
-from startup.words.table import FLAGS
 from tests.support.peer_vllm import ENVIRONMENT, needs_vllm
 from tests.support.vllm_flags import VLLM_NAMES, is_own
 

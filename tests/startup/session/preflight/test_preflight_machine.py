@@ -63,8 +63,8 @@ def test_a_cache_folder_that_cannot_be_written_to_is_a_warning(place, told, pref
     ("limit", "severity", "told"), [(256, "warning", "256 open files are allowed"), (32, "error", "ulimit -n 1024")]
 )
 def test_small_limits_of_the_process_are_reported_with_the_need(limit, severity, told, model_path):
-    words = ("serve", model_path, "--engine", "embedded", "--preflight-only", "--json", "--port", "0")
-    done = run_cli(*words, launcher=("prlimit", f"--nofile={limit}:"))
+    arguments = ("serve", model_path, "--engine", "embedded", "--preflight-only", "--json", "--port", "0")
+    done = run_cli(*arguments, launcher=("prlimit", f"--nofile={limit}:"))
     (finding,) = (each for each in json.loads(done.stdout)["findings"] if each["check"] == "nofile")
     assert (finding["severity"], told in finding["message"]) == (severity, True)
 
@@ -91,9 +91,9 @@ sys.stdin.read()
 
 
 @contextmanager
-def holder(family: str, address: object, *words: str) -> Iterator[tuple[int, int]]:
+def holder(family: str, address: object, *arguments: str) -> Iterator[tuple[int, int]]:
     """Runs another process with the socket. Yields its process id and port."""
-    command = [sys.executable, "-c", HOLDER, family, str(address), *words]
+    command = [sys.executable, "-c", HOLDER, family, str(address), *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         port = process.stdout.readline().strip()
         yield process.pid, int(port or 0)
@@ -101,8 +101,8 @@ def holder(family: str, address: object, *words: str) -> Iterator[tuple[int, int
 
 
 def test_a_port_in_use_is_reported_with_pid_and_command_without_its_secrets(preflight):
-    words = ("reuse", "listening", "--api-key", "sesame", "--hf-token=sesame", "--max-model-len", "512")
-    with holder("tcp", "-", *words) as (pid, port):
+    arguments = ("reuse", "listening", "--api-key", "sesame", "--hf-token=sesame", "--max-model-len", "512")
+    with holder("tcp", "-", *arguments) as (pid, port):
         (message,) = found(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
     assert f"127.0.0.1:{port} is in use by pid {pid} ({sys.executable}" in message
     assert "choose another --port" in message

@@ -44,10 +44,10 @@ _MEMORY = {
 @pytest.mark.parametrize("fit", Path(__file__).with_name("memory_fits.txt").read_text().splitlines())
 def test_a_model_that_does_not_fit_is_told_with_the_numbers(model_path, preflight, fit):
     """Each line has the memory, options, and the finding: severity, check, and texts of its message."""
-    words, expected = fit.split(" => ")
+    arguments, expected = fit.split(" => ")
     finding, _, texts = expected.partition(":")
-    memory = max((name for name in _MEMORY if words.startswith(name)), key=len)
-    options = dict(word.split("=") for word in words.removeprefix(memory).split())
+    memory = max((name for name in _MEMORY if arguments.startswith(name)), key=len)
+    options = dict(argument.split("=") for argument in arguments.removeprefix(memory).split())
     options = {name: int(value) if value.isdigit() else value for name, value in options.items()}
     severity, check = finding.split()
     found, message = message_of(preflight(model_path, memory=_MEMORY[memory], **options), check)

@@ -129,9 +129,9 @@ def test_of_several_files_for_one_purpose_the_log_says_which_is_read(others, tex
 
 def test_a_model_and_a_tokenizer_in_two_folders_are_both_checked(folder, preflight, tmp_path):
     folder.shards[0].unlink()
-    words = tmp_path / "words"
-    words.mkdir()
-    report = preflight(folder.path, tokenizer=str(words))
+    arguments = tmp_path / "arguments"
+    arguments.mkdir()
+    report = preflight(folder.path, tokenizer=str(arguments))
     assert {f.check for f in report.errors} >= {"shards", "tokenizer"}
 
 

@@ -1,1 +1,0 @@
-"""Reads the words of `serve` for a router: the router's own flags, the models, and the models' flags."""

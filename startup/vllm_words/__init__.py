@@ -1,1 +1,0 @@
-"""Reads the command line of `vllm serve` and the file of `--config` once. Begin with `command_line.py`."""
