@@ -12,7 +12,7 @@ import sys
 from vllm_cli.own_packages import describe_conflict  # before this program's other packages
 
 # isort: split
-from startup.settings.serve_arguments import LauncherLine, is_called_as_vllm, use_vllm_engine
+from startup.settings.serve_arguments import LauncherLine, is_called_as_vllm
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 
@@ -21,10 +21,8 @@ def main() -> int:
     """Runs the program that the command line names. As process 1 of a container, runs it in a child."""
     _prepare_process()
     command, arguments = sys.argv[1:2], sys.argv[2:]
-    if is_called_as_vllm():
-        if command != ["serve"]:
-            return _run_vllms_command()
-        use_vllm_engine()
+    if is_called_as_vllm() and command != ["serve"]:
+        return _run_vllms_command()
     if command == ["serve"]:
         return _serve(LauncherLine(arguments))
     if command == ["standby-template"] and len(arguments) > 1:  # started only by a standby

@@ -22,6 +22,7 @@ from startup.settings.serve_arguments import (
     CommandLine,
     LauncherLine,
     ParsedOption,
+    default_engine,
     help_topic,
     is_stray,
     repeated_arguments,
@@ -161,7 +162,7 @@ def choose_engine(given: LauncherLine, *, is_gguf: bool = False) -> str:
     """
     if given.faults:
         raise InputError(given.faults[-1])
-    wanted = given.value(ENGINE.name) or env.VCLI_ENGINE.get()
+    wanted = given.value(ENGINE.name) or ("vllm" if default_engine() == "vllm" else env.VCLI_ENGINE.get())
     if wanted not in ENGINES:
         raise InputError(f"--engine {wanted!r} is not one of {', '.join(ENGINES)}{did_you_mean(wanted, ENGINES)}.")
     if is_gguf and wanted not in ("embedded", "vllm") and not is_read_by_vllm():

@@ -324,7 +324,7 @@ class LauncherLine(CommandLine):
 
         `variable` is the value of VCLI_ENGINE, by default from this process's environment.
         """
-        wanted = self.value("--engine") or (foreign.text_of("VCLI_ENGINE") if variable is None else variable)
+        wanted = self.value("--engine") or (default_engine() if variable is None else variable)
         if wanted in _ENGINES:
             return wanted
         return "vllm" if vllm_file() else "embedded"
@@ -335,9 +335,10 @@ def is_called_as_vllm() -> bool:
     return os.path.basename(sys.argv[0]) == "vllm"  # noqa: PTH119 - pathlib would delay every start
 
 
-def use_vllm_engine() -> None:
-    """Makes vLLM the default engine of `serve`. `--engine` and VCLI_ENGINE still take precedence."""
-    os.environ.setdefault("VCLI_ENGINE", "vllm")
+def default_engine() -> str:
+    """The engine without --engine, as VCLI_ENGINE or the name of the program says."""
+    is_given = foreign.is_set("VCLI_ENGINE") or not is_called_as_vllm()
+    return foreign.text_of("VCLI_ENGINE") if is_given else "vllm"
 
 
 def vllm_file() -> str | None:

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 _LIBRARIES = {
     "libcuda.so.1": HERE / "false_gpu" / "false_cuda.c",
-    "libnvidia-ml.so.1": HERE.parent / "vllm_words" / "preflight" / "false_nvml.c",
+    "libnvidia-ml.so.1": HERE.parent / "vllm_arguments" / "preflight" / "false_nvml.c",
 }
 _TORCH = """
 import ctypes, types, torch.cuda, torch.xpu

@@ -100,7 +100,7 @@ class FakeStart(Server):
         port: int | None = None,
         cwd: Path = ROOT,
     ) -> None:
-        """If `host` is None, the address is in `words`."""
+        """If `host` is None, the address is in `arguments`."""
         self.port = free_port() if port is None else port
         address = ("--host", host, "--port", str(self.port)) if host else ()
         super().__init__(
@@ -118,8 +118,8 @@ class FakeStart(Server):
             return "spawn"
         return "forkserver" if _is_forkserver(process) else "fork"
 
-    def lines_with(self, *arguments: str) -> list[str]:
-        return [line for line in self.log.splitlines() if any(argument in line for argument in arguments)]
+    def lines_with(self, *words: str) -> list[str]:
+        return [line for line in self.log.splitlines() if any(word in line for word in words)]
 
     def state(self) -> dict[str, Any]:
         """The state that `server`, `engine` and `workers` report."""
