@@ -45,7 +45,7 @@ from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
 from startup.session.preflight.report import USAGE, Finding, PreflightReport, unchecked
 from startup.settings.config import StartupConfig, flags_with_role
-from startup.settings.serve_arguments import LauncherLine, ParsedOption, is_flag_like, join
+from startup.settings.serve_arguments import CommandLine, LauncherLine, ParsedOption, is_flag_like, join
 from startup.vllm_arguments.installed import require_vllm
 from startup.vllm_arguments.options import VllmOptions
 from startup.vllm_arguments.preflight.all_checks import run_preflight as run_vllm_preflight
@@ -270,14 +270,12 @@ def _reject_keys(flags: Iterable[str]) -> None:
 
 
 def _last_value(parts: Iterable[ParsedOption], name: str) -> str | None:
-    values = [part.values[-1] for part in parts if part.name == name and part.values]
-    return values[-1] if values else None
+    return CommandLine((), [part for part in parts if part.values]).value(name)
 
 
 def served_names(parts: Iterable[ParsedOption]) -> list[str]:
     """The names in the last --served-model-name. vLLM ignores all earlier uses of this flag."""
-    given = [part.values for part in parts if part.name == _SERVED_NAME]
-    return [name for name in given[-1] if name] if given else []
+    return [name for name in CommandLine((), [*parts]).values(_SERVED_NAME) if name]
 
 
 def _root_folder() -> str:

@@ -32,15 +32,11 @@ _MIDDLEWARE: Final = "--middleware"
 
 def router_of_one(read: ReadArguments, start: StartupConfig | VllmOptions) -> RouterOptions:
     """The settings of a router for one model of either engine."""
+    parts = read.of_router
     if isinstance(start, VllmOptions):
-        return vllm_router(start, read.of_router)
-    return embedded_router(start, read.of_router)
-
-
-def embedded_router(config: StartupConfig, parts: Sequence[ParsedOption]) -> RouterOptions:
-    """The settings of a router for one model of the embedded engine. `parts` have full names."""
-    entry = _entry(config, parts, "embedded", config.server.served_model_names)
-    return _router(_read_port(parts), config, ModelStart.of_embedded(entry, config))
+        return vllm_router(start, parts)
+    entry = _entry(start, parts, "embedded", start.server.served_model_names)
+    return _router(_read_port(parts), start, ModelStart.of_embedded(entry, start))
 
 
 def vllm_router(options: VllmOptions, parts: Sequence[ParsedOption]) -> RouterOptions:

@@ -60,14 +60,9 @@ class VllmLine(CommandLine):
     """All arguments except MODEL, unchanged."""
 
     @classmethod
-    def of(
-        cls,
-        arguments: Sequence[str],
-        record: VllmRecord | None = None,
-        read_file: Callable[[str], ConfigFile] = ConfigFile.read,
-    ) -> "VllmLine":
+    def of(cls, arguments: Sequence[str], record: VllmRecord | None = None) -> "VllmLine":
         """Reads the arguments after `vllm serve` and the file of `--config`. Arguments take precedence."""
-        return cls.of_pieces(cut(arguments), record, read_file)
+        return cls.of_pieces(cut(arguments), record)
 
     @classmethod
     def of_pieces(

@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from router.arguments.single_model import embedded_router, vllm_router
+from router.arguments.single_model import router_of_one, vllm_router
 from router.router import RouterOptions
 from startup.arguments.errors import InputError
 from startup.arguments.serve_command import read_start
@@ -23,14 +23,14 @@ def _embedded(*arguments: str) -> RouterOptions:
     arguments = (*arguments, "--idle-stop", "10m")
     read = read_start(LauncherLine(arguments))
     assert isinstance(read.start, StartupConfig)
-    return embedded_router(read.start, read.read.of_router)
+    return router_of_one(read.read, read.start)
 
 
 def _vllm(*arguments: str) -> RouterOptions:
     arguments = ("m", "--idle-stop", "10m", *arguments)
     read = read_start(LauncherLine((*arguments, "--engine", "vllm")))
     assert isinstance(read.start, VllmOptions)
-    return vllm_router(read.start, read.read.of_router)
+    return router_of_one(read.read, read.start)
 
 
 _OF_PORT = {
