@@ -87,7 +87,7 @@ class ParsedOption:
 
     def __init__(self, arguments: "Sequence[str]", typed: str = "", keys: str = "") -> None:
         self.arguments = arguments
-        """The arguments as they are given. Empty for a setting of a file."""
+        """The given arguments. Empty for a setting of a file."""
         self.typed = typed
         """The name that is given, with dashes instead of underscores. Empty for other arguments."""
         self.keys = keys
@@ -184,7 +184,7 @@ def with_values(pieces: "Sequence[ParsedOption]", num_values: "NumValues") -> "I
 
 
 def join(parts: "Iterable[ParsedOption]") -> list[str]:
-    """The arguments of which these are the parts."""
+    """All arguments of these parts."""
     return [argument for part in parts for argument in part.arguments]
 
 

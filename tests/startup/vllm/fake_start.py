@@ -118,8 +118,8 @@ class FakeStart(Server):
             return "spawn"
         return "forkserver" if _is_forkserver(process) else "fork"
 
-    def lines_with(self, *words: str) -> list[str]:
-        return [line for line in self.log.splitlines() if any(word in line for word in words)]
+    def lines_with(self, *texts: str) -> list[str]:
+        return [line for line in self.log.splitlines() if any(text in line for text in texts)]
 
     def state(self) -> dict[str, Any]:
         """The state that `server`, `engine` and `workers` report."""
