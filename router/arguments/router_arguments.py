@@ -12,7 +12,7 @@ from startup.arguments.serve_command import config_of
 from startup.arguments.table import split_flags
 from startup.settings.config import StartupConfig, flags_with_role
 from startup.settings.flag import Flag
-from startup.settings.serve_arguments import ParsedOption, is_flag_like
+from startup.settings.serve_arguments import ParsedOption
 from startup.vllm_arguments.flags import flags_that_change
 
 _NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
@@ -65,7 +65,9 @@ class SeveralModels(NamedTuple):
 
 def read_several(parts: Sequence[ParsedOption], *, is_quiet: bool = False) -> SeveralModels:
     """Reads the router's own flags. Models' flags are checked later for each model. Raises ClickException."""
-    models = tuple(part.arguments[0] for part in takewhile(lambda part: not is_flag_like(part.arguments[0]), parts))
+    models = tuple(
+        part.arguments[0] for part in takewhile(lambda part: not part.typed and part.arguments[0] != "--", parts)
+    )
     flags = parts[len(models) :]
     for part in flags:
         if part.arguments[0] == "--":

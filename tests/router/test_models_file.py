@@ -148,7 +148,7 @@ FAULTS = {
     "models: {m: {env: [NAME]}}": "models.m.env: must be a mapping of variables",
     "models: {m: {env: {VLLM_API_KEY: a}}}": "models.m.env: must not have VLLM_API_KEY: keys are those of the server",
     "models: {m: {args: 5}}": "models.m.args: must be flags of `vllm-cli serve`",
-    "models: {m: {args: --a 'b}}": 'models.m.args: must be words, got "--a \'b": No closing quotation',
+    "models: {m: {args: --a 'b}}": 'models.m.args: must be arguments, got "--a \'b": No closing quotation',
     "models: {m: 5}": "models.m: must be a mapping, got 5",
     "models: {}": "models: must not be empty",
     "models:": "models: must be a mapping, got nothing",
