@@ -118,9 +118,11 @@ def _end_with_failure(initialize: Callable[..., Any]) -> Callable[..., Any]:
     def initialize_or_end(engine: Any, vllm_config: Any) -> Any:
         try:
             return initialize(engine, vllm_config)
-        except Exception:
-            with suppress(Exception):  # a worker may have ended
-                engine.model_executor.collective_rpc(_end_all, timeout=_LONGEST_CALL_S)
+        except Exception as err:
+            # An error of a worker is no ValueError here. Other ranks may then wait for that worker for ever.
+            if isinstance(err, ValueError) or vllm_config.parallel_config.world_size == 1:
+                with suppress(Exception):  # a worker may have ended
+                    engine.model_executor.collective_rpc(_end_all, timeout=_LONGEST_CALL_S)
             raise
 
     return initialize_or_end

@@ -52,7 +52,7 @@ _WORKER = "class Worker:\n    def compile_or_warm_up_model(self):\n        retur
 _ENGINE = """
 class EngineCore:
     def _initialize_kv_caches(self, vllm_config):
-        raise ValueError("too little memory")
+        raise self.error
 """
 
 
@@ -190,22 +190,31 @@ def test_memory_that_runs_out_ends_the_fork_first(start):
     assert (int(score.read_text()), Path("/proc/self/oom_score_adj").read_text()) == (1000, own)
 
 
-def test_a_start_that_fails_saves_its_model_first(start):
-    calls = []
-    executor = SimpleNamespace(collective_rpc=lambda function, timeout: calls.append(function("worker")))
+def _fail_start(error: Exception, num_ranks: int, executor: object) -> None:
     engine = importlib.import_module("vllm.v1.engine.core").EngineCore()
-    engine.model_executor = executor
+    engine.error, engine.model_executor = error, executor
+    with pytest.raises(type(error)) as raised:
+        engine._initialize_kv_caches(SimpleNamespace(parallel_config=SimpleNamespace(world_size=num_ranks)))
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(("error", "num_ranks"), [(ValueError("no KV cache"), 2), (RuntimeError("no memory"), 1)])
+def test_a_start_that_fails_saves_its_model_first(error, num_ranks, start):
     start.decorators.saving = lambda: time.sleep(0.2)
     start.compile()
-    with pytest.raises(ValueError, match="too little memory"):
-        engine._initialize_kv_caches(None)
-    assert (start.saved(), calls) == ((False, "compiled"), [None])
+    _fail_start(error, num_ranks, SimpleNamespace(collective_rpc=lambda function, timeout: function("worker")))
+    assert start.saved() == (False, "compiled")
+
+
+def test_ranks_that_may_wait_for_a_failed_one_are_not_asked(start):
+    calls: list[object] = []
+    executor = SimpleNamespace(collective_rpc=lambda function, timeout: calls.append(function))
+    _fail_start(RuntimeError("a worker failed"), 2, executor)
+    assert calls == []
 
 
 def test_an_error_without_workers_is_reported_as_it_is(start):
-    engine = importlib.import_module("vllm.v1.engine.core").EngineCore()
-    with pytest.raises(ValueError, match="too little memory"):
-        engine._initialize_kv_caches(None)
+    _fail_start(ValueError("no KV cache"), 1, None)
 
 
 _NO_FORKS: Final[dict[str, dict[str, object]]] = {
