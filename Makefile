@@ -127,6 +127,7 @@ test-ci-vllm: $(INSTALLED_DEV)
 test-newest: BIN = $(NEWEST_VENV)/bin
 test-newest:
 	@$(MAKE) --no-print-directory VENV=$(NEWEST_VENV) $(NEWEST_VENV)/.created
+	$(NEWEST_VENV)/bin/python -m tools.install pip
 	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check install \
 	  --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[embedded,dev]'
 	$(NEWEST_VENV)/bin/vllm-cli prefetch --engine embedded --download-only
@@ -233,10 +234,10 @@ $(CREATED):
 	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "$(PYTHON) cannot make virtual environments; on Debian: sudo apt install python3-venv" >&2; exit 1; }
-	@$(STEP) "Creating $(VENV)" $(PYTHON) -m venv $(VENV)
+	@$(STEP) "Creating $(VENV)" $(PYTHON) -m venv --without-pip $(VENV)
 	@touch $@
 
-# Nothing is compiled here: it takes 25 seconds of processor time for 10,000 modules, of which a start imports a quarter.
+# uv brings pip. Nothing is compiled here: it takes 25 seconds of processor time for 10,000 modules, of which a start imports a quarter.
 $(INSTALLED): pyproject.toml setup.py constraints.txt vllm_cli/version.py | $(CREATED)
 	@$(STEP) "Installing vllm-cli into $(VENV), up to some minutes for PyTorch" $(INSTALL) -e '.[embedded]'
 	@touch $@

@@ -20,6 +20,8 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -63,7 +65,8 @@ def main(words: list[str]) -> int:
         else:
             with _file(_lock(_BUILT_FOR_EACH_INDEX if _has_own_index(settings) else ())) as lock:
                 locked = ["-c", lock, "--build-constraints", lock]
-                command = [uv, "pip", "install", "--python", sys.executable, *constraints, *locked, *words]
+                pip = [] if find_spec("pip") else ["pip"]
+                command = [uv, "pip", "install", "--python", sys.executable, *constraints, *locked, *words, *pip]
                 if subprocess.run(command, env=variables | dict(os.environ)).returncode == 0:
                     return 0
             print("uv has failed; installing with pip.", file=sys.stderr, flush=True)
@@ -100,9 +103,21 @@ def find_uv() -> str | None:
     return str(own)
 
 
+@cache
+def _first_pip() -> Sequence[str]:
+    """This environment's pip, or else that of the Python that made it. Making one takes 2 to 3 seconds."""
+    base = (sys._base_executable, "-m", "pip", "--python", sys.executable, *PIP[3:])  # type: ignore[attr-defined]
+    if find_spec("pip"):
+        return PIP
+    if subprocess.run([*base, "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
+        return base
+    subprocess.run([sys.executable, "-m", "ensurepip", "--default-pip"], check=True)
+    return PIP
+
+
 def read_pip_settings() -> dict[str, str]:
     """The settings for `pip install` in pip's files and variables."""
-    listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run([*_first_pip(), "config", "list"], capture_output=True, text=True, check=True).stdout
     places: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in listed.splitlines():
         name, _, value = line.partition("=")
@@ -157,7 +172,7 @@ def _install_one(name: str) -> int:
     """Installs a package that needs no other. Every release of pip reads hashes in a file of requirements."""
     [lines] = re.findall(rf"^{name}==.*(?:\n    --hash=.*)*", _lock(), flags=re.M)
     with _file(lines) as file:
-        return subprocess.run([*PIP, "install", "--quiet", "--only-binary", ":all:", "-r", file]).returncode
+        return subprocess.run([*_first_pip(), "install", "--quiet", "--only-binary", ":all:", "-r", file]).returncode
 
 
 @contextmanager

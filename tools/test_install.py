@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,13 @@ import pytest
 from tools import install
 
 _NOTES = "import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)], open({log!r}, 'a')); sys.exit({code})"
+
+
+@pytest.fixture(autouse=True)
+def _pip_is_looked_for() -> Iterator[None]:
+    install._first_pip.cache_clear()
+    yield
+    install._first_pip.cache_clear()
 
 
 @pytest.fixture
@@ -141,6 +148,18 @@ def test_nothing_is_installed_if_pip_cannot_be(program, tmp_path, monkeypatch, c
     assert "uv is not on PATH and could not be installed" in out
     assert "UV_NO_VERIFY_HASHES=1" in err
     assert _installed_by(pip) == [_FIRST, _FIRST]
+
+
+@pytest.mark.parametrize(("code", "found"), [(0, "base"), (1, "made")], ids=["base", "no pip"])
+def test_an_environment_without_pip_uses_that_of_its_python_or_makes_one(code, found, program, tmp_path, monkeypatch):
+    program("base", code)
+    made = program("python", 0)
+    monkeypatch.setattr(install, "find_spec", lambda _: None)
+    monkeypatch.setattr(install, "PIP", ("made",))
+    monkeypatch.setattr(sys, "_base_executable", str(tmp_path / "base"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert Path(install._first_pip()[0]).name == found
+    assert made.exists() == (found == "made")
 
 
 @pytest.mark.parametrize("key", ["index-url", "extra-index-url", "find-links", "cert"])
