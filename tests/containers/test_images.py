@@ -223,6 +223,8 @@ def _documents(name: str, model: Path, port: int, mode: str = "--enforce-eager")
     [container] = spec["containers"]
     for listening in container.get("ports", ()):
         listening["hostPort"] = port
+    if "args" not in container:  # a baked image: these tests give the image without a model its arguments
+        container["args"] = ["/models/model"]
     arguments = container["args"]
     path = arguments[0] if arguments[0].startswith("/") else "/models"
     arguments[0] = path if re.fullmatch(r"[\w-]+/[\w.-]+", arguments[0]) else arguments[0]
