@@ -136,9 +136,9 @@ def start_download(
 ) -> DownloadHandle:
     """Downloads in a helper process while the launcher imports. Returns within a few milliseconds.
 
-    Call it on the main thread, because the helper ends with the thread that started it. `show` is called on
-    another thread, and so is `warn`, with a failure. `settings` are fields of `DownloadJob`. Raises
-    DownloadError if the helper cannot be started.
+    Call it on the main thread, because the helper ends with the thread that started it. Another thread calls
+    `show` and, if the download fails, `warn`. `settings` are fields of `DownloadJob`. Raises DownloadError if
+    the helper cannot be started.
     """
     job = DownloadJob(downloads=tuple(downloads), begin_ns=time.monotonic_ns(), **settings)
     try:
