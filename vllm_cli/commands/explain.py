@@ -11,7 +11,10 @@ from startup.errors import CODE_LINE
 if TYPE_CHECKING:
     from startup.reports.causes.cause import KnownCause
 
-_NOTHING_FAILED: Final = 1
+_NO_FAILURE: Final = 1
+"""The exit code if no failure was found."""
+_NOTHING_FAILED: Final = "Nothing in this log failed, and vLLM was ready."
+_NO_START: Final = "This log shows neither an error nor a start of vLLM. Is it the complete output, with standard error?"
 _CODE: Final = "VC-"
 """The prefix of each code."""
 
@@ -50,10 +53,10 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
       vllm-cli explain vllm.log --json
       vllm-cli explain VC-PORT-IN-USE
 
-    Exit codes: 0 a failure was found; 1 nothing failed, or a signal stopped vLLM; 2 usage.
+    Exit codes: 0 a failure, or a start that has not ended; 1 nothing failed, or a signal stopped vLLM; 2 usage.
     """
     from startup.reports.causes.digest import digest_to_dict, write_digest  # noqa: PLC0415 - not for --help
-    from startup.reports.causes.first_cause import find_cause  # noqa: PLC0415 - not for --help
+    from startup.reports.causes.first_cause import CauseFinder  # noqa: PLC0415 - not for --help
     from startup.reports.causes.log_line import read_lines  # noqa: PLC0415 - not for --help
     from startup.reports.causes.table import BY_CODE  # noqa: PLC0415 - not for --help
 
@@ -65,15 +68,18 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
         fields = {"code": log, "cause": known.name, "title": known.title, "advice": known.advice}
         click.echo(json.dumps(fields) if is_json else f"Cause: {_describe(known)}")
         return 0
-    cause = find_cause(read_lines(log))
+    finder = CauseFinder()
+    for line in read_lines(log):
+        finder.read(line)
+    cause = finder.cause()
     has_failed = cause is not None and not cause.is_stop
     if is_json:
         click.echo(json.dumps({"failed": has_failed, **(digest_to_dict(cause) if cause else {})}))
     elif cause:
         click.echo("\n".join(write_digest(cause)))
     else:
-        click.echo("Nothing in this log failed. Is it the complete output, with standard error?", err=True)
-    return 0 if has_failed else _NOTHING_FAILED
+        click.echo(_NOTHING_FAILED if finder.has_started else _NO_START, err=True)
+    return 0 if has_failed else _NO_FAILURE
 
 
 def _describe(known: "KnownCause") -> str:

@@ -208,6 +208,11 @@ class Cause(NamedTuple):
         return self.known is not None and self.known.name == "stopped"
 
     @property
+    def is_unfinished(self) -> bool:
+        """Whether the log ends during the start, without an error."""
+        return self.known is not None and self.known.name == "start-not-finished"
+
+    @property
     def is_guess(self) -> bool:
         """Whether the line only looks like an error, or only says what the start has come to."""
         return (self.is_mention and self.known is None) or (self.is_waiting and self.is_weak)

@@ -44,6 +44,9 @@ def write_digest(cause: Cause) -> list[str]:
     """The lines of the digest. Its advice is left out if the cause is unknown and its text has advice."""
     happened = "was stopped" if cause.is_stop else "waits" if cause.is_waiting else "failed"
     first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part) + _place(cause)
+    if cause.is_unfinished:
+        name = _ROLES.get(cause.process, "").lower() or _name(cause.process)
+        first = f"The log ends while {name} {cause.phase.removeprefix('while it ')}"
     if cause.is_mention:
         kind = "names a cause" if cause.known else "is the message of an error"
         first = f"Line {cause.line} {kind}, and no other line of this log shows what failed"

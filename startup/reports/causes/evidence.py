@@ -11,7 +11,7 @@ from startup.reports.causes.failures import HARMLESS_LEVELS, FailureReader, is_p
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.log_settings import LogSettings
 from startup.reports.causes.phase import FATAL_ERROR, KV_CACHE_SIZE, SERVING, phase_of_message
-from startup.reports.causes.table import BY_CODE, BY_NAME, ERROR_IN_CODE, LISTS, NOT_IN_LOG, known_in
+from startup.reports.causes.table import BY_CODE, BY_NAME, ERROR_IN_CODE, LISTS, NOT_IN_LOG, START_NOT_FINISHED, known_in
 
 Kind = Literal["end", "hint", "error", "mention"]
 """How a line shows a cause: it reports a process's end, explains an exception, or is an error message. A
@@ -28,6 +28,8 @@ _BROKEN_IMPORT: Final = re.compile(r"ailed to import from vllm\.\S{1,60} with (I
 """Matches the warning about a library of vLLM that cannot be loaded. Operators are missing later."""
 _PLATFORM: Final = re.compile(r"(?:detected platform |Platform plugin |/torch/(?=xpu/))(\w+)")
 _BACKEND: Final = re.compile(r"\bdistributed_init_method=\S{1,200} backend=(\w{2,20})")
+_PROGRESS: Final = re.compile(r"\d%")
+"""Matches a progress bar."""
 _CRASH_FRAME: Final = re.compile(r' {0,4}File "([^"]{1,400})", line \d{1,8} in ')
 _MOST_FRAMES: Final = 60
 _MOST_PHASES: Final = 1_000
@@ -64,6 +66,8 @@ class Evidence:
     """The last error message of `vllm-cli` itself."""
     wait: Cause | None = None
     """A line that reports that a process still waits. None once a process has gone on."""
+    last: Cause | None = None
+    """The last line of a start in which it reports what it does."""
     settings: LogSettings = field(default_factory=LogSettings)
     facts: set[str] = field(default_factory=set)
     versions: dict[str, str] = field(default_factory=dict)
@@ -116,6 +120,11 @@ class Evidence:
         is_now = all(is_in_range(self.versions.get(name, ""), versions) for name, versions in known.when.items())
         return is_here and is_now and (not known.if_set or any(map(self.settings.value, known.if_set)))
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the server served, or whether a program without a server has its engine."""
+        return "ready" in self.facts or ("engine up" in self.facts and "server" not in self.facts)
+
     def of_kind(self, kind: Kind) -> list[Cause]:
         """The first lines of this kind for each cause, in the order of the log."""
         return [sign for (each, _), sign in self.signs.items() if each == kind]
@@ -155,6 +164,8 @@ class Evidence:
         wait = of["wait"]
         if wait or line.level == "INFO":
             self.wait = sign._replace(known=wait) if wait else None
+        if sign.phase and (line.level == "INFO" or _PROGRESS.search(line.text)):
+            self.last = sign._replace(known=START_NOT_FINISHED, told=None)
         is_of_server = not is_place_of_requests(line.place)
         self._keep("hint", of["hint"], sign)
         self._keep("end", of["end"], sign)
@@ -162,8 +173,7 @@ class Evidence:
         if line.level in ("ERROR", "CRITICAL") and is_of_server and not of["end"]:
             self._keep("error", sign.known, sign)
         if is_excerpt and line.level not in HARMLESS_LEVELS and is_of_server:
-            counted = (each for each in known if each is not NOT_IN_LOG and not (each.is_general and each is wait))
-            named = next(counted, None)
+            named = next((each for each in known if each is not NOT_IN_LOG), None)
             self._keep("mention", special or named, sign)
             self._find_complaint(line, sign)
         is_telling = line.level not in HARMLESS_LEVELS and (special or not of["end"])

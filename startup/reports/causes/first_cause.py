@@ -68,11 +68,19 @@ class CauseFinder:
             given, platform = self._run.settings.given(), self._run.platform
             is_set, version = self._run.settings.names(), self._run.versions.get("vllm", "")
             found = found._replace(origin=origin, version=version, platform=platform, given=given, is_set=is_set)
-        return found if found or "ready" in self._run.facts else self._before
+        if found is not None and not found.is_unfinished:
+            return found
+        return found if self._run.has_started else self._before or found
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the last run served, or has its engine in a program without a server."""
+        return self._run.has_started
 
     def _read(self, line: LogLine) -> None:
         if BANNER in line.text or OLD_BANNER in line.text:
-            self._before = self.cause()
+            before = self.cause()
+            self._before = None if before and before.is_unfinished else before
             is_beside = "ready" in self._run.facts and self._before is None
             self._run = Evidence(engine=EARLIER if is_beside else "")
         self._run.read(line, self._number, is_excerpt=self._num_texts <= _LONGEST_EXCERPT)
@@ -82,11 +90,10 @@ def _cause_of(run: Evidence) -> Cause | None:
     found = _of_exception(run)
     if found is None and not _served_until_the_end(run):
         found = next((cause for find in _ORDER if (cause := find(run))), None)
-    wait = run.wait
-    if wait is None or (wait.is_general and "ready" in run.facts):
+    last = run.wait or (None if run.has_started else run.last)
+    if last is None or (found is not None and not (found.is_mention and found.line <= last.line)):
         return found
-    is_all = found is None or (found.is_mention and found.line <= wait.line)
-    return describe_line(wait, run)._replace(is_waiting=True) if is_all else found
+    return describe_line(last, run)._replace(is_waiting=True)
 
 
 def _of_exception(run: Evidence) -> Cause | None:

@@ -43,9 +43,7 @@ EARLIER: Final = "an earlier run"
 """The engine of an earlier run, which still serves."""
 _OF_MISSING_LIBRARIES: Final = ("libraries-do-not-fit", "operator-not-in-build", "vllm-not-built")
 """Causes that follow from a library of vLLM that was not loaded, about which a warning before tells more."""
-_OF_EXCEPTIONS: Final = tuple(
-    known for known in KNOWN if known is not ERROR_IN_CODE and not (known.is_general and known.where == "wait")
-)
+_OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_CODE)
 
 _WHOLE: Final = re.compile(r"(\d{1,9})\)? (?:must be|is not) divisible by (?:[a-z_ ]{0,60}\(?)(\d{1,6})")
 """Matches a number that the tensor parallel size must divide, such as that of heads, and this size."""

@@ -171,6 +171,8 @@ ERROR_IN_CODE: Final = BY_NAME["error-in-code"]
 """Used for an exception out of vLLM's files that matches no other cause."""
 NOT_IN_LOG: Final = BY_NAME["cause-not-in-log"]
 """Used if no other cause is found."""
+START_NOT_FINISHED: Final = BY_NAME["start-not-finished"]
+"""Used for a log that ends during the start, and shows no error. It has no texts."""
 STOPPED: Final = BY_NAME["stopped"]
 """Counts only if nothing failed before the signal. Therefore the text alone does not show this cause."""
 

@@ -213,6 +213,7 @@ def test_a_log_in_which_nothing_failed_as_in_a_start_that_a_signal_stopped():
     assert result.return_value == 1
     assert result.stdout == ""
     assert "Nothing in this log failed" in result.stderr
+    assert "neither an error nor a start" in _run(text="hello\n").stderr
     assert json.loads(_run("--json", text="").stdout) == {"failed": False}
 
 
