@@ -31,6 +31,8 @@ _IGNORED: Final = "Exception ignored "
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
 _HANDLING: Final = "During handling of the above exception, another exception occurred:"
 _FRAME: Final = re.compile(r'\s{0,8}File ["“]([^"”]{1,400})["”], line \d{1,8}, in (\S{1,120})')
+_ACCESS: Final = ("__getattr__", "__getattribute__")
+"""Functions that report a missing attribute. Their caller has asked for it."""
 _RAISING: Final = re.compile(r"(?:assert|raise ([A-Z]\w{0,80}))\b\(?(.{0,400})")
 """Matches the line that raises an exception, which shows it if the log breaks off there, unlike `raise e`."""
 _ANY_NAME: Final = re.compile(r"(?!File$)[A-Za-z_][\w.]{0,160}(?=: |:?$)")
@@ -89,7 +91,7 @@ class Raised(NamedTuple):
         frames = [
             (file, f"{file} {function}()")
             for file, function in zip(reversed(self.files), reversed(self.functions), strict=False)
-            if not is_wrapper(file)
+            if not is_wrapper(file) and function not in _ACCESS
         ]
         of_vllm = next((spot for file, spot in frames if is_of_vllm(file)), "")
         return tuple(dict.fromkeys(filter(None, (frames[0][1] if frames else "", of_vllm))))

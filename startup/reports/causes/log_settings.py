@@ -155,10 +155,11 @@ def _as_one_word(text: str) -> str:
 
 
 def _is_named(name: str, value: str, words: str, message: str) -> bool:
-    """Whether an exception's text names the setting, or its message names its value, one of few choices."""
+    """Whether an exception's text names the setting, or its message names its value, one of few choices, and what it is of."""
     is_word = "_" in name and name in words and not value[:1].isdigit()
     is_choice = name.endswith(_CHOICES) and len(value) > 2
-    return is_word or (is_choice and find_word(message, value, is_whole=len(value) < 5) >= 0)
+    is_named = "_" not in name or any(word in message for word in name.removesuffix("_mode").split("_"))
+    return is_word or (is_choice and is_named and find_word(message, value, is_whole=len(value) < 5) >= 0)
 
 
 def _asks_for(message: str, name: str) -> bool:
