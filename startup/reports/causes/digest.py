@@ -7,8 +7,8 @@ from envs.redaction import hide_in_command
 from startup.errors import UNKNOWN_CAUSE, code_line
 from startup.logs.formatters import escape_controls
 from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause, KnownCause, is_in_range
-from startup.reports.causes.log_settings import names_in
-from startup.reports.causes.table import BY_NAME, ERROR_IN_CODE, LISTS, SETTING_REFUSED, SETTINGS
+from startup.reports.causes.log_settings import names_in, shown_setting
+from startup.reports.causes.table import BY_NAME, ERROR_IN_CODE, LISTS, PARTS, SETTING_REFUSED, SETTINGS
 
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
 _SENTENCE: Final = re.compile(r"(?<=\.) (?=[A-Z`])")
@@ -32,6 +32,8 @@ _LLAMA_CPP_ADVICE: Final = (
 _SEARCH: Final = "Search vLLM's issues for the message."
 """Advice if this log contradicts all other advice."""
 _MOST_SETTINGS: Final = 6
+_OF_PARTS: Final = frozenset(shown_setting(name) for part in PARTS for name in part.settings)
+"""Settings that turn on parts of vLLM."""
 _FLAG: Final = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _PART: Final = re.compile(r", (?:or )?")
 """Separates the remedies in a sentence of advice."""
@@ -108,8 +110,8 @@ def _advice(cause: Cause) -> str:
 
 def _settings_of(cause: Cause) -> list[str]:
     """The settings of this log that may matter for an error in vLLM's code."""
-    names = sorted((cause.is_set or frozenset()) - set(LISTS["settings without effect"]) - {*cause.settings})
-    return names[:_MOST_SETTINGS]
+    names = (cause.is_set or frozenset()) & _OF_PARTS - {*cause.settings}
+    return sorted(names)[:_MOST_SETTINGS]
 
 
 def _for_this_log(advice: str, cause: Cause) -> str:

@@ -103,7 +103,7 @@ def _of_exception(run: Evidence) -> Cause | None:
     if failure is None:
         return None
     cause, end = describe(failure, run), _end(run)
-    named = _named_near(run, cause.line, cause.line) if cause.known in (None, NOT_IN_LOG) else None
+    named = _named_near(run, cause.line, cause.line) if cause.known in (None, NOT_IN_LOG) else _told_by_others(cause, run)
     if named:
         cause = cause._replace(known=named.known, text=shorten(named.text))
     if end is not None and not _is_before(cause, end):
@@ -175,6 +175,12 @@ def _named_near(run: Evidence, first: int, last: int) -> Cause | None:
     """A line with a cause that is not general, between line `first` and some lines after line `last`."""
     signs = special([*run.of_kind("error"), *run.of_kind("mention")])
     return next((sign for sign in signs if first <= sign.line <= last + _MOST_LINES_OF_AN_END), None)
+
+
+def _told_by_others(cause: Cause, run: Evidence) -> Cause | None:
+    """If this cause only reports another one, an error near it with a cause that is not general."""
+    signs = special(run.of_kind("error")) if cause.known and "told" in cause.known.tags else ()
+    return next((sign for sign in signs if abs(sign.line - cause.line) <= _MOST_LINES_BETWEEN), None)
 
 
 def _with_told(cause: Cause, told: Cause | None, run: Evidence, files: Sequence[str] = ()) -> Cause:

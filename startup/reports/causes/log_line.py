@@ -116,7 +116,7 @@ class LineReader:
 
 def read_line(raw: str) -> Iterator[LogLine]:
     """Parses a line. Yields several lines for a JSON record with a traceback, or if line breaks were lost."""
-    raw = raw[:LONGEST_LINE].rstrip("\r\n")
+    raw = raw[:LONGEST_LINE].rstrip()
     if raw[:1].isdigit() or raw[:1] == '"':
         raw = _CSV.sub(_message_of_row, raw, count=1) if _CSV.match(raw) else raw
     if "[" in raw:

@@ -251,7 +251,7 @@ def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], pha
     fitting = _fitting_size(text, run.settings.value("tensor_parallel_size")) if name == "not-divisible" else ""
     if step := fitting or (instruction_in(text) if known is None or "quoted" in tags else ""):
         return step
-    held = {"place", name, *tags, *run.facts, run.platform, run.backend, *phase.split()}
+    held = {"place", name, *tags, *run.facts, run.platform, run.backend, _verb(phase)}
     lists = [(known.steps if known else (), [text]), *_steps_for(held, text, files)]
     found = (step.do for steps, places in lists for place in places for step in steps if _names(place, step.words))
     for step in found:
@@ -260,6 +260,10 @@ def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], pha
     if name == "versions-do-not-fit":
         return _both_packages(text, files)
     return _similar_word(text, run) if name in _OF_WORDS else ""
+
+
+def _verb(phase: str) -> str:
+    return phase.removeprefix("while it ").partition(" ")[0]
 
 
 def _steps_for(held: set[str], text: str, files: Sequence[str]) -> Iterator[tuple[Sequence[Step], list[str]]]:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from startup.reports.causes.cause import KnownCause, Pattern, Step
 
 _WORD: Final = re.compile(r"\w+")
-_PLUGIN: Final = re.compile(r"/vllm_(?!cli/|flash_attn/)\w+/")
+_PLUGIN: Final = re.compile(r"/vllm_(?!cli/|flash_attn/)\w+/(?!(?:.*/)?vllm/)")
 """Matches the path of a file of a plugin or a derivative of vLLM, such as `vllm_ascend`."""
 
 
@@ -185,12 +185,12 @@ def is_wrapper(file: str) -> bool:
 def is_of_vllm(file: str) -> bool:
     """Whether this file belongs to vLLM, installed or as source code."""
     path = f"/{file.rpartition('-packages/')[2]}"
-    return "/vllm/" in path and "/lib/python3" not in path and not is_of_plugin(path)
+    return "/vllm/" in path and "/lib/python3" not in path and not is_of_plugin(file)
 
 
 def is_of_plugin(file: str) -> bool:
     """Whether this file belongs to a plugin of vLLM, whose parts have the names of vLLM's."""
-    return _PLUGIN.search(file) is not None
+    return _PLUGIN.search(f"/{file.rpartition('-packages/')[2]}") is not None
 
 
 def without_guesses(text: str) -> str:

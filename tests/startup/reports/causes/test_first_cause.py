@@ -271,6 +271,7 @@ _SHIPPERS = {
     "journald": lambda line: f"Sep 03 11:03:37 host vllm[123]: {line}",
     "stern": lambda line: f"vllm-0 vllm {line}",
     "fluentbit": lambda line: json.dumps({"log": f"{line}\n", "stream": "stderr", "time": "2026-09-03T11:03:37Z"}),
+    "a terminal's width": lambda line: f"{line:240}",
     "CRI": lambda line: f"2026-09-03T11:03:37.123456789Z stderr F {line}",
 }
 """Programs that carry logs -> how each writes a line."""
@@ -367,7 +368,7 @@ def test_each_text_is_recognised_as_its_cause():
         line = text.strip("^$").replace("…", "something ")
         is_error = re.match(r"[\w.]*(Error|Exception|Interrupt|NotFound|IsEnabled|Timeout)(:|$)", line)
         if line.startswith(" "):
-            line = f"deploy.sh: line 17: 11440{line}"
+            line = f"deploy.sh: line 17: 11440{line} vllm"
         elif cause.where == "exception" and not is_error:
             line = f"RuntimeError: {line}"
         line = f"(APIServer pid=1) {line}" if cause is ERROR_IN_CODE else line
