@@ -11,7 +11,7 @@ from startup.reports.causes.failures import HARMLESS_LEVELS, FailureReader, is_p
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.log_settings import LogSettings
 from startup.reports.causes.phase import FATAL_ERROR, KV_CACHE_SIZE, SERVING, phase_of_message
-from startup.reports.causes.table import BY_CODE, BY_NAME, ERROR_IN_CODE, LISTS, NOT_IN_LOG, START_NOT_FINISHED, known_in
+from startup.reports.causes.table import BY_CODE, ERROR_IN_CODE, LISTS, NOT_IN_LOG, START_NOT_FINISHED, known_in
 
 Kind = Literal["end", "hint", "error", "mention"]
 """How a line shows a cause: it reports a process's end, explains an exception, or is an error message. A
@@ -24,14 +24,17 @@ _OTHER_VERSION: Final = re.compile(
 )
 """Matches lines of `pip list`, `nvidia-smi` and of the report on the environment that issues contain."""
 _PACKAGES: Final = {"PyTorch version": "torch", "Driver Version": "driver", "vLLM Version": "vllm"}
-_BROKEN_IMPORT: Final = re.compile(r"ailed to import from vllm\.\S{1,60} with (ImportError\(.{1,600}\))")
-"""Matches the warning about a library of vLLM that cannot be loaded. Operators are missing later."""
+_BROKEN_IMPORT: Final = re.compile(
+    r"ailed to import from (?:vllm\.)?(\w{2,60}) with (\w{0,30}Error\(.{1,600}\))|^(torch_xla) import failed: (.{1,600})"
+)
+"""Matches the warning about a module that cannot be imported, and the reason."""
 _PLATFORM: Final = re.compile(r"(?:detected platform |Platform plugin |/torch/(?=xpu/))(\w+)")
 _BACKEND: Final = re.compile(r"\bdistributed_init_method=\S{1,200} backend=(\w{2,20})")
 _PROGRESS: Final = re.compile(r"\d%")
 """Matches a progress bar."""
 _CRASH_FRAME: Final = re.compile(r' {0,4}File "([^"]{1,400})", line \d{1,8} in ')
 _MOST_FRAMES: Final = 60
+_MOST_IMPORTS: Final = 20
 _MOST_PHASES: Final = 1_000
 
 _CODE: Final = re.compile(
@@ -72,8 +75,8 @@ class Evidence:
     facts: set[str] = field(default_factory=set)
     versions: dict[str, str] = field(default_factory=dict)
     """Package -> version, such as `0.11.0`, as far as the log tells it. `driver` is NVIDIA's."""
-    broken_import: Cause | None = None
-    """A warning about a library of vLLM that cannot be loaded."""
+    broken_imports: dict[str, Cause] = field(default_factory=dict)
+    """Module that cannot be imported, such as `_C` of vLLM -> the warning about it."""
     platform: str = ""
     """The kind of device, such as `rocm`. Empty if it is unknown, like the next one."""
     backend: str = ""
@@ -93,7 +96,7 @@ class Evidence:
         """Takes the line with this number. `is_excerpt`: whether the log may be only an excerpt."""
         self.is_excerpt = is_excerpt
         if found := _BROKEN_IMPORT.search(line.text):
-            self._note_broken_import(line, found[1], number)
+            self._note_broken_import(line, found[1] or found[3], found[2] or found[4], number)
         if _HARMLESS.matches(line.text):
             return
         if not line.text.strip():
@@ -153,11 +156,23 @@ class Evidence:
         if len(self.stack) < _MOST_FRAMES and (found := _CRASH_FRAME.match(text)):
             self.stack.append(found[1])
 
-    def _note_broken_import(self, line: LogLine, error: str, number: int) -> None:
-        if ".so" in error or "undefined symbol" in error:
-            known = next((each for each in known_in(error) if self.allows(each) and not each.is_general), None)
-            cause = Cause(line.process, "", error, known or BY_NAME["library-missing"], number)
-            self.broken_import = self.broken_import or cause
+    def broken_import_of(self, error: str, known: KnownCause) -> Cause | None:
+        """The warning about a module that this error follows from.
+
+        The error names the module or its operators, such as `_C` in `'_OpNamespace' '_C' object has no`. Or it
+        is about a device, whose package the module is.
+        """
+        is_of_device = known.name in ("no-device", "no-platform")
+        for name, warning in self.broken_imports.items():
+            is_named = re.search(rf"(?<!\w)(?<!torch\.){name}(?:_\w+)?\b", error)
+            if name in LISTS["packages of devices"] if is_of_device else is_named:
+                return warning
+        return None
+
+    def _note_broken_import(self, line: LogLine, module: str, error: str, number: int) -> None:
+        known = next((each for each in known_in(error) if self.allows(each) and not each.is_general), None)
+        if known and len(self.broken_imports) < _MOST_IMPORTS:
+            self.broken_imports.setdefault(module, Cause(line.process, "", error, known, number))
 
     def _add(self, sign: Cause, line: LogLine, known: list[KnownCause], *, is_excerpt: bool) -> None:
         of = {where: next((each for each in known if each.where == where), None) for where in ("wait", "hint", "end")}
@@ -167,8 +182,10 @@ class Evidence:
         if sign.phase and (line.level == "INFO" or _PROGRESS.search(line.text)):
             self.last = sign._replace(known=START_NOT_FINISHED, told=None)
         is_of_server = not is_place_of_requests(line.place)
-        self._keep("hint", of["hint"], sign)
-        self._keep("end", of["end"], sign)
+        for kind in ("hint", "end"):
+            known_of_kind = of[kind]
+            if known_of_kind and (line.level not in HARMLESS_LEVELS or "logged" in known_of_kind.tags):
+                self._keep(kind, known_of_kind, sign)
         special = next((each for each in known if not each.is_general), None)
         if line.level in ("ERROR", "CRITICAL") and is_of_server and not of["end"]:
             self._keep("error", sign.known, sign)

@@ -90,6 +90,8 @@ def _cause_of(run: Evidence) -> Cause | None:
     found = _of_exception(run)
     if found is None and not _served_until_the_end(run):
         found = next((cause for find in _ORDER if (cause := find(run))), None)
+    elif found is None:
+        found = _of_gpu(run)
     last = run.wait or (None if run.has_started else run.last)
     if last is None or (found is not None and not (found.is_mention and found.line <= last.line)):
         return found
@@ -158,6 +160,12 @@ def _served_until_the_end(run: Evidence) -> bool:
     is_told = own is not None and own.known is not None
     has_ended = _end(run) or is_told or "engine dead" in run.facts or (cut is not None and cut.role in INNER)
     return "ready" in run.facts and not has_ended
+
+
+def _of_gpu(run: Evidence) -> Cause | None:
+    """An error of the GPU that a line reports. Even a server that then shuts down as usual has failed."""
+    signs = (sign for sign in special(run.of_kind("error")) if sign.known and sign.known.tags & {"memory", "kernel"})
+    return next((describe_line(sign, run) for sign in signs), None)
 
 
 def _mention(run: Evidence) -> Cause | None:

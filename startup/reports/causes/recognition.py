@@ -41,8 +41,8 @@ _CALL: Final = re.compile(r"TypeError: (?!\w*(?:Config|Processor|Tokenizer))")
 INNER: Final = ("worker", "engine core")
 EARLIER: Final = "an earlier run"
 """The engine of an earlier run, which still serves."""
-_OF_MISSING_LIBRARIES: Final = ("libraries-do-not-fit", "operator-not-in-build", "vllm-not-built")
-"""Causes that follow from a library of vLLM that was not loaded, about which a warning before tells more."""
+_OF_MISSING_LIBRARIES: Final = ("libraries-do-not-fit", "operator-not-in-build", "vllm-not-built", "no-device", "no-platform")
+"""Causes that may follow from a module that was not imported, about which a warning before tells more."""
 _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_CODE)
 
 _WHOLE: Final = re.compile(r"(\d{1,9})\)? (?:must be|is not) divisible by (?:[a-z_ ]{0,60}\(?)(\d{1,6})")
@@ -81,9 +81,9 @@ def describe(failure: Failure, run: Evidence) -> Cause:
         raised, known = Raised(hint.text), hint.known
     if known and known.phase == KV_CACHE and _is_beside(failure.process, run.engine):
         known = BY_NAME["kv-cache-beside-another"]
-    if known and known.name in _OF_MISSING_LIBRARIES and run.broken_import is not None:
-        broken = run.broken_import._replace(process=process, phase=failure.phase)
-        return _with_context(broken, run, (), broken.text)
+    is_of_import = known is not None and known.name in _OF_MISSING_LIBRARIES
+    if is_of_import and (broken := run.broken_import_of(raised.text, known)):
+        return _with_context(broken._replace(process=process, phase=failure.phase), run, (), broken.text)
     cause = Cause(process, _phase_of(failure, known), quote(raised, known), known, failure.line)
     cause = cause._replace(is_of_library_import=failure.is_of_library_import, origin=raised.package, place=raised.spot)
     words = f"{raised.text}\n{raised.place} {raised.source}"

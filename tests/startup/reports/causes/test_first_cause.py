@@ -366,9 +366,10 @@ def test_each_text_is_recognised_as_its_cause():
     """No earlier cause in the table matches the text."""
     for cause, text in ((known, each) for known in KNOWN for each in known.texts):
         line = text.strip("^$").replace("…", "something ")
+        line += "x" if line.endswith(" ") else ""
         is_error = re.match(r"[\w.]*(Error|Exception|Interrupt|NotFound|IsEnabled|Timeout)(:|$)", line)
         if line.startswith(" "):
-            line = f"deploy.sh: line 17: 11440{line} vllm"
+            line = f"deploy.sh: line 17: 11440{line}"
         elif cause.where == "exception" and not is_error:
             line = f"RuntimeError: {line}"
         line = f"(APIServer pid=1) {line}" if cause is ERROR_IN_CODE else line
@@ -387,6 +388,39 @@ def test_a_cause_of_a_place_is_not_used_elsewhere_and_only_possible_without_a_pl
     if bare is not None and bare.known is cause:
         assert bare.certainty == "possible"
         assert write_digest(bare)[1].startswith("Cause: possibly ")
+
+
+_LOGGED = ("stopped", "no-platform")
+"""Causes that vLLM logs as information."""
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING"])
+def test_no_line_below_an_error_explains_an_exception_that_it_does_not_name(level):
+    texts = [text.strip("^$").replace("…", "x ") for known in KNOWN if known.name not in _LOGGED for text in known.texts]
+    lines = [f"(Worker pid=7) {level} 09-03 11:03:00 [utils.py:253] {text}" for text in texts]
+    odd = ["Traceback (most recent call last):", '  File "/x/site-packages/other/y.py", line 7, in call', "OddError: q"]
+    found = find_cause([*lines, *odd])
+    assert (found.known, found.text) == (None, "OddError: q")
+
+
+@pytest.mark.parametrize("module", ["_C", "_moe_C", "torch_xla"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        "OddError: q",
+        "ImportError: cannot import name '__version_tuple__' from 'vllm'",
+        "RuntimeError: Failed to infer device type",
+        "AttributeError: '_OpNamespace' '_C' object has no attribute 'x'",
+        "AttributeError: '_OpNamespace' '_moe_C' object has no attribute 'x'",
+    ],
+)
+def test_a_module_that_was_not_imported_explains_only_errors_about_it(module, error):
+    reason = "x.so: undefined symbol: y"
+    of_vllm = f"Failed to import from vllm.{module} with ImportError('{reason}')"
+    told = f"torch_xla import failed: {reason}" if module == "torch_xla" else of_vllm
+    found = find_cause([f"(Worker pid=7) WARNING 09-03 11:03:00 [cuda.py:253] {told}", error])
+    is_of_device = module == "torch_xla" and "device type" in error
+    assert found is not None and (found.line == 1) == (f"'{module}'" in error or is_of_device)
 
 
 def _settings_for(cause: KnownCause) -> list[str]:
