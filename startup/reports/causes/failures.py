@@ -176,6 +176,11 @@ class Failure:
         return [each for each in ordered if not any(part in each.text for part in LISTS["references"])]
 
     @property
+    def is_of_executor(self) -> bool:
+        """Whether the engine core's executor raised this exception because a worker had one."""
+        return self.role == "engine core" and "/executor/" in self.raised[-1].spot
+
+    @property
     def first(self) -> str:
         """The first line of the chain's first exception that is no mere reference."""
         informative = self.informative()

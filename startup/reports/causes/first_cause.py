@@ -9,7 +9,7 @@ from startup.reports.causes.evidence import Evidence, special
 from startup.reports.causes.failures import Failure
 from startup.reports.causes.log_line import LineReader, LogLine
 from startup.reports.causes.phase import BANNER, OLD_BANNER, phase_of_functions
-from startup.reports.causes.recognition import EARLIER, INNER, describe, describe_line, first_step_of, shorten
+from startup.reports.causes.recognition import EARLIER, INNER, OF_WORKER, describe, describe_line, first_step_of, shorten
 from startup.reports.causes.table import BY_NAME, NOT_IN_LOG, STOPPED
 
 _LONGEST_EXCERPT: Final = 500
@@ -113,7 +113,7 @@ def _of_exception(run: Evidence) -> Cause | None:
     else:
         cause = _with_told(cause, failure.told, run, failure.raised[-1].files)
     first = failures[0].first
-    message = shorten(first.partition(": ")[2])[:_LEAST_SHOWN]
+    message = shorten(first.partition(": ")[2].removeprefix(f"{OF_WORKER} '"))[:_LEAST_SHOWN]
     is_shown = message in cause.text or cause.text in first
     return cause if is_shown else cause._replace(first_error=f"line {failures[0].line}: {shorten(first)}")
 
@@ -218,7 +218,9 @@ def _counts(failure: Failure, run: Evidence) -> bool:
 def _first(failures: list[Failure]) -> Failure | None:
     """The first failure of the engine or of a worker, or else the last failure, which ended the server."""
     if inner := [failure for failure in failures if failure.role in INNER]:
-        return next((failure for failure in inner if failure.is_ending), inner[0])
+        first = next((failure for failure in inner if failure.is_ending), inner[0])
+        workers = (failure for failure in inner if failure.role == "worker")
+        return next(workers, first) if first.is_of_executor else first
     if models := [failure for failure in failures if failure.place == _MODEL_INSPECTION]:
         return models[-1]
     return failures[-1] if failures else None

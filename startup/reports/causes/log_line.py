@@ -110,7 +110,8 @@ class LineReader:
         if raw.strip():
             if self._margin is None:
                 self._margin = found[0] if (found := _MARGIN.match(raw)) else ""
-            self._margin = self._margin if raw.startswith(self._margin) else ""
+            if raw[0].isspace() and not raw.startswith(self._margin):
+                self._margin = ""
         return read_line(raw.removeprefix(self._margin or ""))
 
 

@@ -18,6 +18,7 @@ from startup.reports.causes.table import (
     KNOWN,
     LISTS,
     OWN_FAULT,
+    PLUGIN_FAILED,
     SETTING_REFUSED,
     STEPS,
     is_of_plugin,
@@ -28,7 +29,7 @@ from startup.reports.causes.table import (
 
 OF_WORKER: Final = "Worker failed with error"
 """The beginning of the engine core's message that quotes the error of a worker after its start."""
-QUOTED: Final = re.compile(rf"{OF_WORKER} '(.{{1,600}})', please check the stack trace", re.DOTALL)
+QUOTED: Final = re.compile(rf"{OF_WORKER} '(.{{1,600}}?)(?:', please check the stack trace|$)", re.DOTALL)
 _TYPE: Final = re.compile(r" \[type=\w{0,60}(?:, (input_value=(?:[-.\d]{1,20}|None|True|False)), input_type=\w+\])?.*")
 """Matches what pydantic adds after a message. A text may be a secret, so only other values are shown."""
 _POINTER: Final = "Search for `"
@@ -181,7 +182,7 @@ def _last_resort(raised: Raised, failure: Failure, part: KnownCause | None) -> K
     if _is_import_of_another(raised, failure.functions[-1 - len(raised.files) :]):
         return _VERSIONS
     if is_of_plugin(raised.spot):
-        return None
+        return PLUGIN_FAILED
     if raised.is_of_vllm is not False and _is_refusal(text):
         return SETTING_REFUSED
     phase = phase_of_functions(failure.functions) or failure.phase

@@ -169,6 +169,8 @@ SETTING_REFUSED: Final = BY_NAME["setting-refused"]
 """Used for an exception that recommends or refuses a setting, which the digest names. It has no texts."""
 ERROR_IN_CODE: Final = BY_NAME["error-in-code"]
 """Used for an exception out of vLLM's files that matches no other cause."""
+PLUGIN_FAILED: Final = BY_NAME["plugin-failed"]
+"""Used for an exception out of a plugin's files that matches no other cause. It has no texts."""
 NOT_IN_LOG: Final = BY_NAME["cause-not-in-log"]
 """Used if no other cause is found."""
 START_NOT_FINISHED: Final = BY_NAME["start-not-finished"]
