@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 _NO_FAILURE: Final = 1
 """The exit code if no failure was found."""
 _NOTHING_FAILED: Final = "Nothing in this log failed, and vLLM was ready."
-_NO_START: Final = "This log shows neither an error nor a start of vLLM. Is it the complete output, with standard error?"
+_NO_START: Final = (
+    "This log shows neither an error nor a start of vLLM. Is it the complete output, with standard error?"
+)
 _CODE: Final = "VC-"
 """The prefix of each code."""
 
@@ -53,7 +55,7 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
       vllm-cli explain vllm.log --json
       vllm-cli explain VC-PORT-IN-USE
 
-    Exit codes: 0 a failure, or a start that has not ended; 1 nothing failed, or a signal stopped vLLM; 2 usage.
+    Exit codes: 0 a failure, or an unfinished start; 1 nothing failed, or a signal stopped vLLM; 2 usage.
     """
     from startup.reports.causes.digest import digest_to_dict, write_digest  # noqa: PLC0415 - not for --help
     from startup.reports.causes.first_cause import CauseFinder  # noqa: PLC0415 - not for --help

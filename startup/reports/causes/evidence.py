@@ -25,7 +25,8 @@ _OTHER_VERSION: Final = re.compile(
 """Matches lines of `pip list`, `nvidia-smi` and of the report on the environment that issues contain."""
 _PACKAGES: Final = {"PyTorch version": "torch", "Driver Version": "driver", "vLLM Version": "vllm"}
 _BROKEN_IMPORT: Final = re.compile(
-    r"ailed to import from (?:vllm\.)?(\w{2,60}) with (\w{0,30}Error\(.{1,600}\))|^(torch_xla) import failed: (.{1,600})"
+    r"ailed to import from (?:vllm\.)?(\w{2,60}) with (\w{0,30}Error\(.{1,600}\))"
+    r"|^(torch_xla) import failed: (.{1,600})"
 )
 """Matches the warning about a module that cannot be imported, and the reason."""
 _PLATFORM: Final = re.compile(r"(?:detected platform |Platform plugin |/torch/(?=xpu/))(\w+)")
@@ -124,9 +125,14 @@ class Evidence:
         return is_here and is_now and (not known.if_set or any(map(self.settings.value, known.if_set)))
 
     @property
+    def has_served(self) -> bool:
+        """Whether the server was ready, or answered requests."""
+        return "ready" in self.facts or self.exceptions.has_request
+
+    @property
     def has_started(self) -> bool:
         """Whether the server served, or whether a program without a server has its engine."""
-        return "ready" in self.facts or ("engine up" in self.facts and "server" not in self.facts)
+        return self.has_served or ("engine up" in self.facts and "server" not in self.facts)
 
     def of_kind(self, kind: Kind) -> list[Cause]:
         """The first lines of this kind for each cause, in the order of the log."""
@@ -159,8 +165,8 @@ class Evidence:
     def broken_import_of(self, error: str, known: KnownCause) -> Cause | None:
         """The warning about a module that this error follows from.
 
-        The error names the module or its operators, such as `_C` in `'_OpNamespace' '_C' object has no`. Or it
-        is about a device, whose package the module is.
+        The error names the module or its operators, such as `_C` in `'_OpNamespace' '_C' object has no`. Or
+        the error is about a device, whose package the module is.
         """
         is_of_device = known.name in ("no-device", "no-platform")
         for name, warning in self.broken_imports.items():

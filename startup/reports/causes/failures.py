@@ -45,7 +45,14 @@ _ERROR_NAME: Final = re.compile(
 
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
 """The line that multiprocessing prints before the traceback that ends a process."""
-_REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py")
+_REQUEST_PLACES: Final = re.compile(
+    r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py|\w{0,60}_(?:tool|reasoning)_parser\.py"
+)
+_REQUEST_FRAME: Final = re.compile(
+    r".{0,400}(?:/serving\w{0,60}|_(?:tool|reasoning)_parser)\.py (?!__init__)\w"
+    r"|.{0,400}/fastapi/routing\.py run_endpoint_function"
+)
+"""Matches a frame of code that handles one request of a client."""
 HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
 _QUOTES: Final = "raised:"
 """The ending of a message's first line, if torch's compiler quotes an exception below."""
@@ -213,6 +220,8 @@ class FailureReader:
         """Whether the last line belongs to an exception whose frames the log shows."""
         self.is_source = False
         """Whether the last line is the source code of a frame."""
+        self.has_request = False
+        """Whether an exception concerned only a request of a client, so that the server served."""
         self._told: Cause | None = None
         self._wrapped: _Key | None = None
         """The key of the last line if it is an exception that may continue in lines without a label."""
@@ -358,6 +367,9 @@ class FailureReader:
         functions = tuple(reading.functions[len(reading.functions) - len(files) :])
         raised = Raised(text[:_LONGEST_TEXT], reading.is_direct, reading.function, reading.source, files, functions)
         reading.raised.append(raised)
+        frames = zip(files, functions, strict=False)
+        reading.is_of_request |= any(_REQUEST_FRAME.match(f"{file} {function}") for file, function in frames)
+        self.has_request |= reading.is_of_request
         reading.is_of_library_import |= reading.function == "<module>" and raised.package != ""
         if reading.own_fault is None and reading.origin.is_own(text):
             reading.own_fault = raised

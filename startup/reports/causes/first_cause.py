@@ -9,7 +9,15 @@ from startup.reports.causes.evidence import Evidence, special
 from startup.reports.causes.failures import Failure
 from startup.reports.causes.log_line import LineReader, LogLine
 from startup.reports.causes.phase import BANNER, OLD_BANNER, phase_of_functions
-from startup.reports.causes.recognition import EARLIER, INNER, OF_WORKER, describe, describe_line, first_step_of, shorten
+from startup.reports.causes.recognition import (
+    EARLIER,
+    INNER,
+    OF_WORKER,
+    describe,
+    describe_line,
+    first_step_of,
+    shorten,
+)
 from startup.reports.causes.table import BY_NAME, NOT_IN_LOG, STOPPED
 
 _LONGEST_EXCERPT: Final = 500
@@ -105,7 +113,9 @@ def _of_exception(run: Evidence) -> Cause | None:
     if failure is None:
         return None
     cause, end = describe(failure, run), _end(run)
-    named = _named_near(run, cause.line, cause.line) if cause.known in (None, NOT_IN_LOG) else _told_by_others(cause, run)
+    named = (
+        _named_near(run, cause.line, cause.line) if cause.known in (None, NOT_IN_LOG) else _told_by_others(cause, run)
+    )
     if named:
         cause = cause._replace(known=named.known, text=shorten(named.text))
     if end is not None and not _is_before(cause, end):
@@ -159,7 +169,7 @@ def _served_until_the_end(run: Evidence) -> bool:
     cut, own = run.exceptions.cut, run.own_error
     is_told = own is not None and own.known is not None
     has_ended = _end(run) or is_told or "engine dead" in run.facts or (cut is not None and cut.role in INNER)
-    return "ready" in run.facts and not has_ended
+    return run.has_served and not has_ended
 
 
 def _of_gpu(run: Evidence) -> Cause | None:
@@ -212,7 +222,7 @@ def _counts(failure: Failure, run: Evidence) -> bool:
     if failure.is_of_request:
         return False
     is_last = failure.role in INNER or failure.is_ending or STOPPED.matches(failure.informative()[0].text)
-    return is_last or "ready" not in run.facts
+    return is_last or not run.has_served
 
 
 def _first(failures: list[Failure]) -> Failure | None:

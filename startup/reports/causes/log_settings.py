@@ -155,7 +155,7 @@ def _as_one_word(text: str) -> str:
 
 
 def _is_named(name: str, value: str, words: str, message: str) -> bool:
-    """Whether an exception's text names the setting, or its message names its value, one of few choices, and what it is of."""
+    """Whether an exception's text names the setting, or its message names its value and what it is of."""
     is_word = "_" in name and name in words and not value[:1].isdigit()
     is_choice = name.endswith(_CHOICES) and len(value) > 2
     is_named = "_" not in name or any(word in message for word in name.removesuffix("_mode").split("_"))

@@ -42,7 +42,13 @@ _CALL: Final = re.compile(r"TypeError: (?!\w*(?:Config|Processor|Tokenizer))")
 INNER: Final = ("worker", "engine core")
 EARLIER: Final = "an earlier run"
 """The engine of an earlier run, which still serves."""
-_OF_MISSING_LIBRARIES: Final = ("libraries-do-not-fit", "operator-not-in-build", "vllm-not-built", "no-device", "no-platform")
+_OF_MISSING_LIBRARIES: Final = (
+    "libraries-do-not-fit",
+    "operator-not-in-build",
+    "vllm-not-built",
+    "no-device",
+    "no-platform",
+)
 """Causes that may follow from a module that was not imported, about which a warning before tells more."""
 _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_CODE)
 

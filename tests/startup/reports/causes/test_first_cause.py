@@ -396,7 +396,9 @@ _LOGGED = ("stopped", "no-platform")
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING"])
 def test_no_line_below_an_error_explains_an_exception_that_it_does_not_name(level):
-    texts = [text.strip("^$").replace("…", "x ") for known in KNOWN if known.name not in _LOGGED for text in known.texts]
+    texts = [
+        text.strip("^$").replace("…", "x ") for known in KNOWN if known.name not in _LOGGED for text in known.texts
+    ]
     lines = [f"(Worker pid=7) {level} 09-03 11:03:00 [utils.py:253] {text}" for text in texts]
     odd = ["Traceback (most recent call last):", '  File "/x/site-packages/other/y.py", line 7, in call', "OddError: q"]
     found = find_cause([*lines, *odd])
