@@ -30,7 +30,6 @@ _BROKEN_IMPORT: Final = re.compile(
 )
 """Matches the warning about a module that cannot be imported, and the reason."""
 _PLATFORM: Final = re.compile(r"(?:detected platform |Platform plugin |/torch/(?=xpu/))(\w+)")
-_BACKEND: Final = re.compile(r"\bdistributed_init_method=\S{1,200} backend=(\w{2,20})")
 _PROGRESS: Final = re.compile(r"\d%")
 """Matches a progress bar."""
 _CRASH_FRAME: Final = re.compile(r' {0,4}File "([^"]{1,400})", line \d{1,8} in ')
@@ -79,9 +78,7 @@ class Evidence:
     broken_imports: dict[str, Cause] = field(default_factory=dict)
     """Module that cannot be imported, such as `_C` of vLLM -> the warning about it."""
     platform: str = ""
-    """The kind of device, such as `rocm`. Empty if it is unknown, like the next one."""
-    backend: str = ""
-    """The library that connects the processes, such as `nccl`."""
+    """The kind of device, such as `rocm`. Empty if it is unknown."""
     stack: list[str] = field(default_factory=list)
     """Files of the stack that Python writes when a process crashes, innermost first."""
     engine: str = ""
@@ -158,7 +155,6 @@ class Evidence:
         elif found := _OTHER_VERSION.search(text):
             self.versions[found[1] or _PACKAGES[found[3]]] = found[2] or found[4]
         self.platform = found[1] if (found := _PLATFORM.search(text)) else self.platform
-        self.backend = found[1] if (found := _BACKEND.search(text)) else self.backend
         if len(self.stack) < _MOST_FRAMES and (found := _CRASH_FRAME.match(text)):
             self.stack.append(found[1])
 

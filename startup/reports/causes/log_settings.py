@@ -28,11 +28,6 @@ _VARIABLE: Final = re.compile(
     r"\b((?:VLLM|(?:PY)?TORCH\w{0,20}|HF|TRANSFORMERS|TRITON|N?CCL|AITER|FLASHINFER|HSA|HIP|ROCM|GLOO|UCX)_[A-Z0-9_]{2,60})="
     r"[\"']?([\w.:-]{1,80})"
 )
-_TURNED: Final = re.compile(
-    r"_(?!torch|enable|disable|force|cuda|rocm|debug|logging|worker|server|mode|backend)([a-z0-9]{4,}?)s?(?![a-z0-9])"
-)
-"""Matches words in the lower-case name of a variable that say what it turns on or off."""
-_OF_KERNELS: Final = re.compile(r"AITER|FLASH|TRITON|GEMM|CUTLASS|MARLIN|TRTLLM|_FP[48]")
 _SETTINGS: Final = "|".join(
     sorted({name for part in PARTS for name in part.settings if "_" in name and not name.isupper()})
 )
@@ -84,10 +79,6 @@ class LogSettings:
         """The value of a setting. Empty if it is unknown."""
         return self._values.get(name, "")
 
-    def has_value(self, word: str) -> bool:
-        """Whether the log gives this value to a setting."""
-        return word in self._values.values()
-
     def part_of(self, files: Sequence[str]) -> Part | None:
         """The part of vLLM with the innermost of the files that belongs to a part which is turned on."""
         parts = (part for file in reversed(files) for part in parts_of(file))
@@ -108,16 +99,6 @@ class LogSettings:
         names = (*named, *(shown.settings if shown else ()), *below)
         found = dict.fromkeys(each for name in names for each in self._set(name) if not _asks_for(message, each))
         return [shown_setting(name) for name in [*found][:_MOST_NAMED]]
-
-    def switches(self, words: str, *, is_of_kernel: bool) -> list[str]:
-        """The variables that the log turns on, and whose names' words are in `words`.
-
-        `is_of_kernel`: whether a kernel has failed. Then variables that choose kernels are in question, too.
-        """
-        names = [name for name, value in self._values.items() if name.isupper() and value in ("1", "true", "True")]
-        turned = {name: _TURNED.findall(name.lower()) for name in names}
-        told = [name for name in names if turned[name] and all(each in words.lower() for each in turned[name])]
-        return told or [name for name in names if is_of_kernel and _OF_KERNELS.search(name)]
 
     def names(self) -> frozenset[str] | None:
         """The settings that this log turns on, as flags and variables. None if it shows no settings."""

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Final
 
-from envs.suggestion import did_you_mean
 from startup.reports.causes.cause import Cause, KnownCause, Step, find_word
 from startup.reports.causes.evidence import Evidence
 from startup.reports.causes.failures import Failure, Raised, package_of
@@ -58,17 +57,8 @@ _BLOCKS: Final = re.compile(r"= ?(\d{1,9}) is not divisible by .{0,60}?= ?(\d{1,
 """Matches the size of one GPU's part of a weight, and that of the blocks that must divide it."""
 _LARGEST_SIZE: Final = 1_024
 _USUAL_SIZES: Final = (1, 2, 4, 8, 16)
-_OF_WORDS: Final = ("unknown", "setting-refused", "unknown-argument", "bad-argument")
-"""Causes whose message may reject a word."""
-
 _NAMED: Final = re.compile(r"(?:from|module|No module named) '([A-Za-z]\w{1,60})")
 """Matches the package in a message about a missing name."""
-_UNKNOWN: Final = re.compile(
-    r"(?:invalid choice: |unrecognized arguments: |[Uu]nknown [a-z ]{1,40}:? |[Ii]nvalid [a-z ]{1,40}: )"
-    r"['\"]?(-{0,2}[\w-]{3,60})"
-)
-"""Matches a word that is not accepted."""
-_WORD: Final = re.compile(r"(?<![\w-])(?:--)?[A-Za-z][\w-]{2,60}")
 _LONGEST_STEP: Final = 300
 _SENTENCE: Final = re.compile(
     r"(?<=[.;!:])\s+(?=[A-Z`'\"])|(?<=[.!])(?=Please )|\n|[,;(] (?:or |so )?(?=(?:please|try|consider|use|set) )"
@@ -140,10 +130,8 @@ def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str)
     """
     known, tags = cause.known, cause.known.tags if cause.known else frozenset()
     shown = f"{cause.text}\n{words}"
-    switches = run.settings.switches(shown, is_of_kernel="kernel" in tags)[:2]
     if known and not known.is_general and not tags & {"part", "settings"}:
-        step = first_step_of(known, shown, files, cause.phase, run)
-        return cause._replace(first_step=step, settings=tuple(switches))
+        return cause._replace(first_step=first_step_of(known, shown, files, cause.phase, run))
     is_unclear = known in (None, ERROR_IN_CODE)
     if is_unclear or known in FAILED_PARTS or "part" in tags:
         if "no class" in run.facts and any("/transformers" in file for file in files):
@@ -152,13 +140,10 @@ def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str)
         known = (part and part.known) or (is_unclear and part_called(files)) or known
     step = first_step_of(known, shown, files, cause.phase, run)
     part = part_shown(files, words, is_unclear=is_unclear)
-    if part and (run.settings.is_empty or part.settings[0].isupper()):
-        known = part.known if part.known and is_unclear else known
-        variable = part.settings[0] if part.settings[0].isupper() else ""
-        step = step or (f"Set {variable}=0." if variable and variable not in cause.text else "")
-    is_unclear = known in (None, ERROR_IN_CODE)
-    settings = dict.fromkeys((*switches, *run.settings.blamed(files, words, part, message=cause.text)))
-    return cause._replace(known=known, settings=tuple([*settings][:2]), first_step=step)
+    if part and part.known and is_unclear and run.settings.is_empty:
+        known = part.known
+    settings = tuple(run.settings.blamed(files, words, part, message=cause.text))
+    return cause._replace(known=known, settings=settings, first_step=step)
 
 
 def _known(raised: Raised, run: Evidence, *, is_general: bool) -> KnownCause | None:
@@ -258,7 +243,7 @@ def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], pha
     fitting = _fitting_size(text, run.settings.value("tensor_parallel_size")) if name == "not-divisible" else ""
     if step := fitting or (instruction_in(text) if known is None or "quoted" in tags else ""):
         return step
-    held = {"place", name, *tags, *run.facts, run.platform, run.backend, _verb(phase)}
+    held = {"place", name, *tags, *run.facts, run.platform, _verb(phase)}
     lists = [(known.steps if known else (), [text]), *_steps_for(held, text, files)]
     found = (step.do for steps, places in lists for place in places for step in steps if _names(place, step.words))
     for step in found:
@@ -266,7 +251,7 @@ def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], pha
             return step
     if name == "versions-do-not-fit":
         return _both_packages(text, files)
-    return _similar_word(text, run) if name in _OF_WORDS else ""
+    return ""
 
 
 def _verb(phase: str) -> str:
@@ -310,16 +295,6 @@ def _both_packages(text: str, files: Sequence[str]) -> str:
         return f"{caller} does not fit the installed {package}, so install the {package} that it requires."
     both = " and ".join(sorted(filter(None, (package, caller))))
     return f"Install releases of {both} that belong together." if caller else ""
-
-
-def _similar_word(text: str, run: Evidence) -> str:
-    """Names the most similar word of the message, or a flag, if it rejects a word of the command line."""
-    found = _UNKNOWN.search(text)
-    is_of_user = found is not None and (found[1][0] == "-" or "choice" in text or run.settings.has_value(found[1]))
-    if found is None or not is_of_user:
-        return ""
-    suggestion = did_you_mean(found[1], (word for word in _WORD.findall(text) if word != found[1]))
-    return f"Correct {found[1]}{suggestion}." if suggestion else ""
 
 
 def _fitting_size(text: str, set_size: str) -> str:
