@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _NO_FAILURE: Final = 1
 """The exit code if no failure was found."""
-_NOTHING_FAILED: Final = "Nothing in this log failed, and vLLM was ready."
+_NOTHING_FAILED: Final = "Nothing in this log failed, and vLLM served."
 _NO_START: Final = (
     "This log shows neither an error nor a start of vLLM. Is it the complete output, with standard error?"
 )

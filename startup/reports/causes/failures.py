@@ -49,8 +49,8 @@ _REQUEST_PLACES: Final = re.compile(
     r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py|\w{0,60}_(?:tool|reasoning)_parser\.py"
 )
 _REQUEST_FRAME: Final = re.compile(
-    r".{0,400}(?:/serving\w{0,60}|_(?:tool|reasoning)_parser)\.py (?!__init__)\w"
-    r"|.{0,400}/fastapi/routing\.py run_endpoint_function"
+    r"(?:/serving\w{0,60}|/tool_parsers/\w{1,60}|_(?:tool|reasoning)_parser)\.py (?!__init__|<)"
+    r"|/routing\.py run_endpoint_function"
 )
 """Matches a frame of code that handles one request of a client."""
 HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
@@ -368,7 +368,7 @@ class FailureReader:
         raised = Raised(text[:_LONGEST_TEXT], reading.is_direct, reading.function, reading.source, files, functions)
         reading.raised.append(raised)
         frames = zip(files, functions, strict=False)
-        reading.is_of_request |= any(_REQUEST_FRAME.match(f"{file} {function}") for file, function in frames)
+        reading.is_of_request |= any(_REQUEST_FRAME.search(f"{file} {function}") for file, function in frames)
         self.has_request |= reading.is_of_request
         reading.is_of_library_import |= reading.function == "<module>" and raised.package != ""
         if reading.own_fault is None and reading.origin.is_own(text):

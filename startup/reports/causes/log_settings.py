@@ -162,8 +162,11 @@ def part_shown(files: Sequence[str], text: str, *, is_unclear: bool) -> Part | N
 
 def part_called(files: Sequence[str]) -> KnownCause | None:
     """The cause of the part of vLLM whose file is innermost, apart from files of libraries and wrappers."""
-    own = (file for file in reversed(files) if is_of_vllm(file) and not is_wrapper(file))
-    return next((part.known for part in parts_of(next(own, ""))), None)
+    inner = [file for file in reversed(files) if not is_wrapper(file)]
+    own = next(filter(is_of_vllm, inner), "")
+    found = (part.known for file in (own, *inner[:1]) for part in parts_of(file))
+    is_own = inner[:1] == [own]  # a library refuses no configuration of vLLM
+    return next((known for known in found if known and (is_own or known.name != "configuration-refused")), None)
 
 
 def shown_setting(name: str) -> str:

@@ -113,14 +113,11 @@ def _recognize(failure: Failure, run: Evidence) -> tuple[Raised, KnownCause | No
     for is_general in (False, True):
         for raised in chain:
             if known := _known(raised, run, is_general=is_general):
-                part = part_called(raised.files)
-                of_part = known in FAILED_PARTS or known.name == "configuration-refused"
-                if of_part and not known.matches(raised.text):  # only the place shows the part
-                    known = _last_resort(raised, failure, part or known)
-                elif known is _VERSIONS and raised.package == "vllm" and _CALL.match(raised.text):
-                    known = part or ERROR_IN_CODE
+                is_call = raised.package in ("", "vllm") and any(map(is_of_vllm, raised.spots))
+                if known is _VERSIONS and is_call and _CALL.match(raised.text):
+                    known = part_called(raised.files) or ERROR_IN_CODE
                 return raised, known
-    return chain[0], _last_resort(chain[0], failure, None)
+    return chain[0], _last_resort(chain[0], failure)
 
 
 def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str) -> Cause:
@@ -167,7 +164,7 @@ def _known(raised: Raised, run: Evidence, *, is_general: bool) -> KnownCause | N
     return None
 
 
-def _last_resort(raised: Raised, failure: Failure, part: KnownCause | None) -> KnownCause | None:
+def _last_resort(raised: Raised, failure: Failure) -> KnownCause | None:
     """The cause of an exception that no text matches: versions, a refusal, a part, vLLM's code, or None."""
     text = raised.text
     if _is_import_of_another(raised, failure.functions[-1 - len(raised.files) :]):
@@ -182,7 +179,7 @@ def _last_resort(raised: Raised, failure: Failure, part: KnownCause | None) -> K
     is_of_code = OF_WORKER in text or phase == SERVING or ERROR_IN_CODE.matches(text)
     is_of_code &= raised.package in LISTS["libraries that vLLM calls"]
     is_of_code = raised.is_of_vllm or (is_below_vllm and is_of_code)
-    return part or (ERROR_IN_CODE if is_of_code else None)
+    return part_called(raised.files) or (ERROR_IN_CODE if is_of_code else None)
 
 
 def _is_import_of_another(raised: Raised, functions: Sequence[str]) -> bool:

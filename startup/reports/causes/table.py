@@ -96,9 +96,8 @@ def read_table(text: str) -> Table:
     data = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     causes: dict[str, KnownCause] = {}
     parts: list[Part] = []
-    files = {entry["cause"]: entry["files"] for entry in data["parts"] if "cause" in entry}
     for entry in data["causes"]:
-        known = _read_cause(entry, files.get(entry["name"], []))
+        known = _read_cause(entry)
         if known.name in causes:
             raise ValueError(f"known_causes.yaml: {known.name} occurs twice")
         causes[known.name] = known
@@ -118,14 +117,12 @@ def read_table(text: str) -> Table:
     )
 
 
-def _read_cause(entry: Any, files: list[str]) -> KnownCause:
-    """Reads a cause. An exception that was raised in one of the files of its part also shows it."""
+def _read_cause(entry: Any) -> KnownCause:
     _check("cause", entry)
     fields: dict[str, Any] = {name: value for name, value in entry.items() if name not in ("steps", "tags", *_LISTS)}
     if not fields.keys() >= {"name", "title", "advice"} or not TAGS.issuperset(entry.get("tags", ())):
         raise ValueError(f"known_causes.yaml: {entry} needs name, title, advice, and may have the tags {sorted(TAGS)}")
     fields.update({name: tuple(entry[name]) for name in _LISTS if name in entry})
-    fields["texts"] = (*(f"() of …{file}" for file in files), *fields.get("texts", ()))
     fields["tags"] = frozenset(entry.get("tags", ()))
     return KnownCause(**fields, steps=_read_steps(entry.get("steps", ())))
 
