@@ -123,7 +123,7 @@ def _for_this_log(advice: str, cause: Cause) -> str:
     is_set = re.compile(r"Leave out .*\(it is set\)")
     advice = " ".join(sorted(_SENTENCE.split(advice), key=lambda each: not is_set.match(each)))
     others = [name for name in cause.settings if f"{name} (" not in advice]
-    left_out = f"Leave out {' or '.join(others)} (set in this log)." if others else ""
+    left_out = f"Test without {' or '.join(others)} (set in this log)." if others else ""
     step = shown(_for_these_settings(cause.first_step, cause))
     step = "" if _is_given(step, cause.given) else step
     is_named = bool(others) and (others[0].isupper() or others[0] in names_in(cause.text))

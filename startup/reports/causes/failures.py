@@ -209,7 +209,7 @@ class FailureReader:
         self._endings: set[_Key] = set()
         self._kept: dict[_Key, list[Failure]] = {}
         self.reference: Failure | None = None
-        """The first exception that only reports another one. None if there is none."""
+        """The last exception that only reports another one. None if there is none."""
         self.cut: Failure | None = None
         """The first traceback of the start that breaks off before its exception. None if there is none."""
         self._ignored: set[_Key] = set()
@@ -293,7 +293,7 @@ class FailureReader:
                 self.cut = self.cut or reading
             return
         if not reading.informative():
-            self.reference = self.reference or reading
+            self.reference = reading
             return
         kept = self._kept.setdefault(key, []) if len(self._kept) < _MOST_PROCESSES else self._kept.get(key, [])
         if not kept:
