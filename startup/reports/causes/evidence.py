@@ -17,13 +17,9 @@ Kind = Literal["end", "hint", "error", "mention"]
 """How a line shows a cause: it reports a process's end, explains an exception, or is an error message. A
 mention is a line of any form. It counts only if a pasted excerpt has nothing better."""
 _FACTS: Final = [KnownCause(fact, texts=tuple(texts)) for fact, texts in LISTS["facts"].items()]
-_VERSION: Final = re.compile(r"(?:server version v?|LLM engine \(v|█  version )(\d[\w.]{1,20})")
-_OTHER_VERSION: Final = re.compile(
-    r"(?:\[(?:pip3?|conda)\] |^)(torch|transformers|triton|numpy)(?:==| +)(\d[\w.]{1,20})"
-    r"|(PyTorch version|Driver Version|vLLM Version) *: *(\d[\w.]{1,20})"
-)
-"""Matches lines of `pip list`, `nvidia-smi` and of the report on the environment that issues contain."""
-_PACKAGES: Final = {"PyTorch version": "torch", "Driver Version": "driver", "vLLM Version": "vllm"}
+_VERSION: Final = re.compile(r"(?:server version v?|LLM engine \(v|█  version |vLLM Version *: *)(\d[\w.]{1,20})")
+_PACKAGE_VERSION: Final = re.compile(r"(?:\[(?:pip3?|conda)\] |^)(transformers)(?:==| +)(\d[\w.]{1,20})")
+"""Matches lines of `pip list` and of the report on the environment that issues contain."""
 _BROKEN_IMPORT: Final = re.compile(
     r"ailed to import from (?:vllm\.)?(\w{2,60}) with (\w{0,30}Error\(.{1,600}\))"
     r"|^(torch_xla) import failed: (.{1,600})"
@@ -74,7 +70,7 @@ class Evidence:
     settings: LogSettings = field(default_factory=LogSettings)
     facts: set[str] = field(default_factory=set)
     versions: dict[str, str] = field(default_factory=dict)
-    """Package -> version, such as `0.11.0`, as far as the log tells it. `driver` is NVIDIA's."""
+    """Package -> version, such as `0.11.0`, as far as the log tells it."""
     broken_imports: dict[str, Cause] = field(default_factory=dict)
     """Module that cannot be imported, such as `_C` of vLLM -> the warning about it."""
     platform: str = ""
@@ -152,8 +148,8 @@ class Evidence:
         self.settings.read(line)
         if found := _VERSION.search(text):
             self.versions["vllm"] = found[1]
-        elif found := _OTHER_VERSION.search(text):
-            self.versions[found[1] or _PACKAGES[found[3]]] = found[2] or found[4]
+        elif found := _PACKAGE_VERSION.search(text):
+            self.versions[found[1]] = found[2]
         self.platform = found[1] if (found := _PLATFORM.search(text)) else self.platform
         if len(self.stack) < _MOST_FRAMES and (found := _CRASH_FRAME.match(text)):
             self.stack.append(found[1])

@@ -16,6 +16,7 @@ from startup.reports.causes.recognition import (
     describe,
     describe_line,
     first_step_of,
+    quote,
     shorten,
 )
 from startup.reports.causes.table import BY_NAME, NOT_IN_LOG, STOPPED
@@ -151,7 +152,7 @@ def _of_trace(run: Evidence) -> Cause | None:
     if not found.raised and before is not None and 1 <= found.line - before.line <= _MOST_LINES_OF_AN_END:
         return _mentioned(before, run)  # old versions log the message of an exception before its traceback
     cut = f"a traceback without its exception, up to {''.join(found.functions[-1:]) or 'its first line'}"
-    text = shorten(found.raised[-1].text) if found.raised else cut
+    text = quote(found.raised[-1], None) if found.raised else cut
     phase = phase_of_functions(found.functions) or found.phase
     return _with_told(Cause(found.process or found.role, phase, text, NOT_IN_LOG, found.line), found.told, run)
 

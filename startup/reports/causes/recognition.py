@@ -78,8 +78,8 @@ def describe(failure: Failure, run: Evidence) -> Cause:
         raised, known = Raised(hint.text), hint.known
     if known and known.phase == KV_CACHE and _is_beside(failure.process, run.engine):
         known = BY_NAME["kv-cache-beside-another"]
-    is_of_import = known is not None and known.name in _OF_MISSING_LIBRARIES
-    if is_of_import and (broken := run.broken_import_of(raised.text, known)):
+    broken = run.broken_import_of(raised.text, known) if known and known.name in _OF_MISSING_LIBRARIES else None
+    if broken is not None:
         return _with_context(broken._replace(process=process, phase=failure.phase), run, (), broken.text)
     cause = Cause(process, _phase_of(failure, known), quote(raised, known), known, failure.line)
     cause = cause._replace(is_of_library_import=failure.is_of_library_import, origin=raised.package, place=raised.spot)
