@@ -70,7 +70,7 @@ class Evidence:
     settings: LogSettings = field(default_factory=LogSettings)
     facts: set[str] = field(default_factory=set)
     versions: dict[str, str] = field(default_factory=dict)
-    """Package -> version, such as `0.11.0`, as far as the log tells it."""
+    """Package -> version, such as `0.11.0`, as far as the log has it."""
     broken_imports: dict[str, Cause] = field(default_factory=dict)
     """Module that cannot be imported, such as `_C` of vLLM -> the warning about it."""
     platform: str = ""

@@ -48,7 +48,7 @@ _OF_MISSING_LIBRARIES: Final = (
     "no-device",
     "no-platform",
 )
-"""Causes that may follow from a module that was not imported, about which a warning before tells more."""
+"""Causes that may follow from a module that was not imported, whose warning has the reason."""
 _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_CODE)
 
 _WHOLE: Final = re.compile(r"(\d{1,9})\)? (?:must be|is not) divisible by (?:[a-z_ ]{0,60}\(?)(\d{1,6})")
