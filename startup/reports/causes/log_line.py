@@ -117,7 +117,7 @@ class LineReader:
 
 def read_line(raw: str) -> Iterator[LogLine]:
     """Parses a line. Yields several lines for a JSON record with a traceback, or if line breaks were lost."""
-    raw = raw[:LONGEST_LINE].rstrip()
+    raw = raw[:LONGEST_LINE].rstrip("\r\n")
     if raw[:1].isdigit() or raw[:1] == '"':
         raw = _CSV.sub(_message_of_row, raw, count=1) if _CSV.match(raw) else raw
     if "[" in raw:
@@ -164,7 +164,7 @@ def _read_record(raw: str) -> Iterator[LogLine]:
     text = text.removesuffix(" across cluster]").partition(" [repeated ")[0] if "[repeated " in text else text
     if text.endswith("│"):
         text = text[:-1].rstrip()
-    yield LogLine(process, level, place, text)
+    yield LogLine(process, level, place, text.rstrip())
 
 
 def _without_prefixes(text: str) -> tuple[str, str]:
