@@ -6,7 +6,7 @@ from tools import machines
 
 
 @pytest.mark.parametrize(("words", "exit_code"), [([], 2), (["--if-possible"], 0)], ids=["needed", "if possible"])
-def test_without_root_the_reason_is_told(words, exit_code, monkeypatch, capsys):
+def test_without_root_the_reason_is_reported(words, exit_code, monkeypatch, capsys):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr("sys.argv", ["machines", "check", "trixie", *words])
     assert machines.main() == exit_code

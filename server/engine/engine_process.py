@@ -54,7 +54,7 @@ from server.text.model_files import read_model_kind
 logger = logging.getLogger(__name__)
 
 
-_SIGNS_OF_MEMORY_FAILURE = (
+_TEXTS_OF_MEMORY_FAILURE = (
     "can't allocate memory",
     "not enough memory",
     "cannot allocate memory",
@@ -147,7 +147,7 @@ def _is_memory_failure(err: Exception) -> bool:
         return True
     if isinstance(err, OSError):
         return err.errno == errno.ENOMEM
-    return isinstance(err, RuntimeError) and any(sign in str(err).lower() for sign in _SIGNS_OF_MEMORY_FAILURE)
+    return isinstance(err, RuntimeError) and any(text in str(err).lower() for text in _TEXTS_OF_MEMORY_FAILURE)
 
 
 def _is_plain(message: ToEngine) -> bool:

@@ -238,7 +238,7 @@ class CachedValue:
         invalid.
         """
         path = self.path
-        was_told = read_stamp(path).size == 0
+        was_reported = read_stamp(path).size == 0
         content = {"stamps": digest(self.stamps), "files": store_stamps(files), "value": value}
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +246,7 @@ class CachedValue:
                 write_whole(path, json.dumps(content, separators=(",", ":")), mode=MODE)
                 if (reason := why_changeable(path.lstat(), path)) is not None:  # as on NFS with root_squash
                     path.write_bytes(b"")  # marks that the user has been informed
-                    log = logger.debug if was_told else logger.warning
+                    log = logger.debug if was_reported else logger.warning
                     log("%s, so nothing is kept there: set %s", reason, env.VLLM_CACHE_ROOT.name)
                 self._hidden.unlink(missing_ok=True)
             for old in _newest_first(path.parent)[_MOST_FILES:]:

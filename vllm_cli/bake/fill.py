@@ -73,8 +73,8 @@ def fill_location(
     ):
         server.wait_ready(timeout_s, reporter)
         reporter.note(f"{ask(server)} answers, adding to {address}")
-        told = _wait_added(server, timeout_s)
-    return _verified(location, told, begin_s)
+        reported = _wait_added(server, timeout_s)
+    return _verified(location, reported, begin_s)
 
 
 def _open(address: str) -> Location:
@@ -103,15 +103,15 @@ def _environment(folder: Path, address: str) -> dict[str, str]:
 
 def _wait_added(server: PrivateServer, timeout_s: float) -> Mapping[str, Any]:
     """Waits until the server has added everything, or has given up. Returns what it says about this."""
-    told: dict[str, Any] = {}
+    reported: dict[str, Any] = {}
 
     def is_added() -> bool:
-        told.clear()
-        told.update(_read_sharing(server))
-        return bool(told["state"] != _ADDING)
+        reported.clear()
+        reported.update(_read_sharing(server))
+        return bool(reported["state"] != _ADDING)
 
     wait_saved(server, is_added, timeout_s)
-    return told
+    return reported
 
 
 def _read_sharing(server: PrivateServer) -> Mapping[str, Any]:
@@ -125,19 +125,19 @@ def _read_sharing(server: PrivateServer) -> Mapping[str, Any]:
     return dict(sharing)
 
 
-def _verified(location: Location, told: Mapping[str, Any], begin_s: float) -> FillResult:
+def _verified(location: Location, reported: Mapping[str, Any], begin_s: float) -> FillResult:
     """Looks whether the location has the archives. Raises StartupError if it lacks one."""
-    if told["state"] != "complete":
-        problems = "\n".join(f"  {problem}" for problem in told["problems"]) or "  it was not finished in time"
+    if reported["state"] != "complete":
+        problems = "\n".join(f"  {problem}" for problem in reported["problems"]) or "  it was not finished in time"
         raise StartupError(f"{location.address} does not have everything:\n{problems}")
     sizes: dict[str, int] = {}
     try:
-        for family in {name.partition("/")[0] for name in told["archives"]}:
+        for family in {name.partition("/")[0] for name in reported["archives"]}:
             sizes.update((archive.name, archive.size) for archive in location.list(family))
     except LocationError as err:
         raise StartupError(str(err)) from err
-    if missing := sorted(set(told["archives"]) - set(sizes)):
+    if missing := sorted(set(reported["archives"]) - set(sizes)):
         raise StartupError(f"{location.address} lacks {', '.join(missing)}, which was added")
     return FillResult(
-        tuple(told["archives"]), sum(sizes[name] for name in told["archives"]), time.monotonic() - begin_s
+        tuple(reported["archives"]), sum(sizes[name] for name in reported["archives"]), time.monotonic() - begin_s
     )

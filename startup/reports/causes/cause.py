@@ -174,9 +174,9 @@ class Cause(NamedTuple):
     known: KnownCause | None
     line: int
     """The number of the text's line in the log, from 1. 0 if the text itself contains advice."""
-    told: "Cause | None" = None
+    reported: "Cause | None" = None
     """The nearest line before it that may say why it occurred."""
-    is_mention: bool = False
+    is_reference: bool = False
     """Whether the cause is only named by this line, and no line shows that a process ended because of it."""
     is_waiting: bool = False
     """Whether this line reports that the process waits, and nothing in the log has ended it."""
@@ -215,7 +215,7 @@ class Cause(NamedTuple):
     @property
     def is_guess(self) -> bool:
         """Whether the line only looks like an error, or only says what the start has come to."""
-        return (self.is_mention and self.known is None) or (self.is_waiting and self.is_weak)
+        return (self.is_reference and self.known is None) or (self.is_waiting and self.is_weak)
 
     @property
     def is_general(self) -> bool:
@@ -237,5 +237,5 @@ class Cause(NamedTuple):
         """How far the log shows the cause. None if it is unknown."""
         if self.known is None:
             return None
-        is_open = self.is_weak or self.is_mention or self.is_waiting or self.is_unplaced
+        is_open = self.is_weak or self.is_reference or self.is_waiting or self.is_unplaced
         return "possible" if is_open and not self.is_stop else "proven"

@@ -49,7 +49,7 @@ def write_digest(cause: Cause) -> list[str]:
     if cause.is_unfinished:
         name = _ROLES.get(cause.process, "").lower() or _name(cause.process)
         first = f"The log ends while {name} {cause.phase.removeprefix('while it ')}"
-    if cause.is_mention:
+    if cause.is_reference:
         kind = "names a cause" if cause.known else "is the message of an error"
         first = f"Line {cause.line} {kind}, and no other line of this log shows what failed"
     if cause.known is None:

@@ -13,9 +13,9 @@ from startup.reports.causes.log_settings import LogSettings
 from startup.reports.causes.phase import FATAL_ERROR, KV_CACHE_SIZE, SERVING, phase_of_message
 from startup.reports.causes.table import BY_CODE, ERROR_IN_CODE, LISTS, NOT_IN_LOG, START_NOT_FINISHED, known_in
 
-Kind = Literal["end", "hint", "error", "mention"]
+Kind = Literal["end", "hint", "error", "reference"]
 """How a line shows a cause: it reports a process's end, explains an exception, or is an error message. A
-mention is a line of any form. It counts only if a pasted excerpt has nothing better."""
+reference is a line of any form. It counts only if a pasted excerpt has nothing better."""
 _FACTS: Final = [KnownCause(fact, texts=tuple(texts)) for fact, texts in LISTS["facts"].items()]
 _VERSION: Final = re.compile(r"(?:server version v?|LLM engine \(v|█  version |vLLM Version *: *)(\d[\w.]{1,20})")
 _PACKAGE_VERSION: Final = re.compile(r"(?:\[(?:pip3?|conda)\] |^)(transformers)(?:==| +)(\d[\w.]{1,20})")
@@ -55,9 +55,9 @@ class Evidence:
     """What the lines of one start of the server show."""
 
     exceptions: FailureReader = field(default_factory=FailureReader)
-    signs: dict[tuple[Kind, KnownCause], Cause] = field(default_factory=dict)
+    matches: dict[tuple[Kind, KnownCause], Cause] = field(default_factory=dict)
     """For each kind of line and known cause, the first line."""
-    told: Cause | None = None
+    reported: Cause | None = None
     """The latest line that `_TELLING` matches."""
     complaint: Cause | None = None
     """A line that looks like an error message."""
@@ -82,7 +82,7 @@ class Evidence:
     is_excerpt: bool = True
     """Whether the log may be only a pasted excerpt, because it is short."""
     _announced: tuple[Kind, KnownCause] | None = None
-    """The sign whose message goes on in the next line."""
+    """The line whose message goes on in the next line."""
     _phases: dict[str, str] = field(default_factory=dict)
     """Label of a process -> its latest phase. The empty label has the latest phase of the log."""
 
@@ -97,19 +97,19 @@ class Evidence:
             self.exceptions.read(line, number, "")
             return
         if self._announced and not line.level:
-            sign = self.signs[self._announced]
-            self.signs[self._announced] = sign._replace(text=f"{sign.text} {line.text.strip()}")
+            match = self.matches[self._announced]
+            self.matches[self._announced] = match._replace(text=f"{match.text} {line.text.strip()}")
         self._announced = None
         phase = self._follow_phase(line)
         self._note_facts(line)
-        self.exceptions.read(line, number, phase, self.told)
+        self.exceptions.read(line, number, phase, self.reported)
         is_code = self.exceptions.is_source or _CODE.match(line.text)
         if not is_code and not self.exceptions.is_in_ignored:
             has_place = self.exceptions.has_place  # the frames decide on causes of a place
             known = [each for each in known_in(line.text) if self.allows(each) and not (each.raised_in and has_place)]
             known = [each for each in known if each.fits_place(())]
-            sign = Cause(line.process, phase, line.text, known[0] if known else None, number, self.told)
-            self._add(sign, line, known, is_excerpt=is_excerpt)
+            match = Cause(line.process, phase, line.text, known[0] if known else None, number, self.reported)
+            self._add(match, line, known, is_excerpt=is_excerpt)
 
     def allows(self, known: KnownCause) -> bool:
         """Whether the platform, the versions and the settings of this log allow the cause."""
@@ -129,7 +129,7 @@ class Evidence:
 
     def of_kind(self, kind: Kind) -> list[Cause]:
         """The first lines of this kind for each cause, in the order of the log."""
-        return [sign for (each, _), sign in self.signs.items() if each == kind]
+        return [match for (each, _), match in self.matches.items() if each == kind]
 
     def _follow_phase(self, line: LogLine) -> str:
         if begun := phase_of_message(line.text):
@@ -172,53 +172,53 @@ class Evidence:
         if known and len(self.broken_imports) < _MOST_IMPORTS:
             self.broken_imports.setdefault(module, Cause(line.process, "", error, known, number))
 
-    def _add(self, sign: Cause, line: LogLine, known: list[KnownCause], *, is_excerpt: bool) -> None:
+    def _add(self, match: Cause, line: LogLine, known: list[KnownCause], *, is_excerpt: bool) -> None:
         of = {where: next((each for each in known if each.where == where), None) for where in ("wait", "hint", "end")}
         wait = of["wait"]
         if wait or line.level == "INFO":
-            self.wait = sign._replace(known=wait) if wait else None
-        if sign.phase and (line.level == "INFO" or _PROGRESS.search(line.text)):
-            self.last = sign._replace(known=START_NOT_FINISHED, told=None)
+            self.wait = match._replace(known=wait) if wait else None
+        if match.phase and (line.level == "INFO" or _PROGRESS.search(line.text)):
+            self.last = match._replace(known=START_NOT_FINISHED, reported=None)
         is_of_server = not is_place_of_requests(line.place)
         for kind in ("hint", "end"):
             known_of_kind = of[kind]
             if known_of_kind and (line.level not in HARMLESS_LEVELS or "logged" in known_of_kind.tags):
-                self._keep(kind, known_of_kind, sign)
+                self._keep(kind, known_of_kind, match)
         special = next((each for each in known if not each.is_general), None)
         if line.level in ("ERROR", "CRITICAL") and is_of_server and not of["end"]:
-            self._keep("error", sign.known, sign)
+            self._keep("error", match.known, match)
         if is_excerpt and line.level not in HARMLESS_LEVELS and is_of_server:
             named = next((each for each in known if each is not NOT_IN_LOG), None)
-            self._keep("mention", special or named, sign)
-            self._find_complaint(line, sign)
+            self._keep("reference", special or named, match)
+            self._find_complaint(line, match)
         is_telling = line.level not in HARMLESS_LEVELS and (special or not of["end"])
         if is_telling and is_of_server and _TELLING.matches(line.text):
-            self.told = sign._replace(known=special, told=None)
-        self._find_own_error(line, known, sign)
+            self.reported = match._replace(known=special, reported=None)
+        self._find_own_error(line, known, match)
 
-    def _keep(self, kind: Kind, known: KnownCause | None, sign: Cause) -> None:
-        if known is not None and (kind, known) not in self.signs:
-            self.signs[kind, known] = sign._replace(known=known)
-            self._announced = (kind, known) if kind == "end" and " validation error" in sign.text else self._announced
+    def _keep(self, kind: Kind, known: KnownCause | None, match: Cause) -> None:
+        if known is not None and (kind, known) not in self.matches:
+            self.matches[kind, known] = match._replace(known=known)
+            self._announced = (kind, known) if kind == "end" and " validation error" in match.text else self._announced
 
-    def _find_complaint(self, line: LogLine, sign: Cause) -> None:
+    def _find_complaint(self, line: LogLine, match: Cause) -> None:
         """Keeps the first error message, or a later message if it quotes an exception."""
         if self.complaint is None or not _QUOTED_ERROR.search(self.complaint.text):
             quoted = _QUOTED_ERROR.search(line.text)
             if quoted or (self.complaint is None and (line.level or _COMPLAINT.match(line.text))):
                 is_of_code = quoted is not None and ERROR_IN_CODE.matches(quoted[0])
-                self.complaint = sign._replace(known=ERROR_IN_CODE if is_of_code else None)
+                self.complaint = match._replace(known=ERROR_IN_CODE if is_of_code else None)
 
-    def _find_own_error(self, line: LogLine, known: list[KnownCause], sign: Cause) -> None:
+    def _find_own_error(self, line: LogLine, known: list[KnownCause], match: Cause) -> None:
         if not line.level and line.text.startswith(_OWN_ERROR):
-            self.own_error = sign
+            self.own_error = match
         elif self.own_error and known and (begin := _OWN_CAUSE.match(line.text)):
             text = line.text[begin.end() :].removeprefix(f"{known[0].title}: ")
-            self.own_error = sign._replace(text=text)
+            self.own_error = match._replace(text=text)
         elif self.own_error and (coded := BY_CODE.get(line.text.removeprefix(CODE_LINE))) and not coded.is_general:
             self.own_error = self.own_error._replace(known=coded)
 
 
-def special(signs: list[Cause]) -> Iterator[Cause]:
-    """The signs whose cause is not general."""
-    return (sign for sign in signs if sign.known and not sign.known.is_general)
+def special(matches: list[Cause]) -> Iterator[Cause]:
+    """The causes that are not general."""
+    return (match for match in matches if match.known and not match.known.is_general)

@@ -142,7 +142,7 @@ class Failure:
     is_of_library_import: bool = False
     """Whether an installed module raised an exception of the chain while it was imported."""
     phase: str = ""
-    told: Cause | None = None
+    reported: Cause | None = None
     """The nearest line before it that may say why it occurred."""
     origin: TracebackOrigin = field(default_factory=TracebackOrigin)
     """Decides whether the traceback that is being read is a fault of vllm-cli."""
@@ -222,7 +222,7 @@ class FailureReader:
         """Whether the last line is the source code of a frame."""
         self.has_request = False
         """Whether an exception concerned only a request of a client, so that the server served."""
-        self._told: Cause | None = None
+        self._reported: Cause | None = None
         self._wrapped: _Key | None = None
         """The key of the last line if it is an exception that may continue in lines without a label."""
 
@@ -233,9 +233,9 @@ class FailureReader:
         found = [failure for kept in self._kept.values() for failure in kept]
         return sorted(found, key=lambda failure: failure.line)
 
-    def read(self, line: LogLine, number: int, phase: str, told: Cause | None = None) -> None:
-        """Takes the line with this number. `told`: see `Failure.told`."""
-        self._told = told
+    def read(self, line: LogLine, number: int, phase: str, reported: Cause | None = None) -> None:
+        """Takes the line with this number. `reported`: see `Failure.reported`."""
+        self._reported = reported
         key = (line.process, line.place)
         text = line.text
         if self._wrapped and ("", "") in (key, self._wrapped) and key not in self._readings and text[:2] == "  ":
@@ -277,7 +277,7 @@ class FailureReader:
         if len(self._readings) >= _MOST_PROCESSES:
             self._end(next(iter(self._readings)))
         key = (line.process, line.place)
-        failure = Failure(*key, number, phase=phase, is_ending=key in self._endings, told=self._told)
+        failure = Failure(*key, number, phase=phase, is_ending=key in self._endings, reported=self._reported)
         failure.is_of_request = is_place_of_requests(line.place) or line.level in HARMLESS_LEVELS
         self._readings[key] = failure
         return failure

@@ -102,7 +102,7 @@ def _cause_of(run: Evidence) -> Cause | None:
     elif found is None:
         found = _of_gpu(run)
     last = run.wait or (None if run.has_started else run.last)
-    if last is None or (found is not None and not (found.is_mention and found.line <= last.line)):
+    if last is None or (found is not None and not (found.is_reference and found.line <= last.line)):
         return found
     return describe_line(last, run)._replace(is_waiting=True)
 
@@ -115,14 +115,16 @@ def _of_exception(run: Evidence) -> Cause | None:
         return None
     cause, end = describe(failure, run), _end(run)
     named = (
-        _named_near(run, cause.line, cause.line) if cause.known in (None, NOT_IN_LOG) else _told_by_others(cause, run)
+        _named_near(run, cause.line, cause.line)
+        if cause.known in (None, NOT_IN_LOG)
+        else _reported_by_others(cause, run)
     )
     if named:
         cause = cause._replace(known=named.known, text=shorten(named.text))
     if end is not None and not _is_before(cause, end):
         cause = describe_line(end, run)
     else:
-        cause = _with_told(cause, failure.told, run, failure.raised[-1].files)
+        cause = _with_reported(cause, failure.reported, run, failure.raised[-1].files)
     first = failures[0].first
     message = shorten(first.partition(": ")[2].removeprefix(f"{OF_WORKER} '"))[:_LEAST_SHOWN]
     is_shown = message in cause.text or cause.text in first
@@ -136,11 +138,11 @@ def _end(run: Evidence) -> Cause | None:
 
 def _of_line(run: Evidence) -> Cause | None:
     """The line that reports an end without an exception, or else a line that names the cause of this end."""
-    sign = next(chain(filter(None, [_end(run)]), run.of_kind("error"), filter(None, [run.own_error])), None)
-    if sign and sign.is_general:
-        named = _mention(run) if sign.known is NOT_IN_LOG else _named_near(run, 0, sign.line)
-        sign = named or sign
-    return _with_told(describe_line(sign, run), sign.told, run) if sign else None
+    match = next(chain(filter(None, [_end(run)]), run.of_kind("error"), filter(None, [run.own_error])), None)
+    if match and match.is_general:
+        named = _reference(run) if match.known is NOT_IN_LOG else _named_near(run, 0, match.line)
+        match = named or match
+    return _with_reported(describe_line(match, run), match.reported, run) if match else None
 
 
 def _of_trace(run: Evidence) -> Cause | None:
@@ -150,72 +152,76 @@ def _of_trace(run: Evidence) -> Cause | None:
         return None
     before = run.complaint
     if not found.raised and before is not None and 1 <= found.line - before.line <= _MOST_LINES_OF_AN_END:
-        return _mentioned(before, run)  # old versions log the message of an exception before its traceback
+        return _referenced(before, run)  # old versions log the message of an exception before its traceback
     cut = f"a traceback without its exception, up to {''.join(found.functions[-1:]) or 'its first line'}"
     text = quote(found.raised[-1], None) if found.raised else cut
     phase = phase_of_functions(found.functions) or found.phase
-    return _with_told(Cause(found.process or found.role, phase, text, NOT_IN_LOG, found.line), found.told, run)
+    return _with_reported(Cause(found.process or found.role, phase, text, NOT_IN_LOG, found.line), found.reported, run)
 
 
 _ORDER: Final = (
     _of_line,
-    lambda run: _mentioned(_mention(run), run),
+    lambda run: _referenced(_reference(run), run),
     _of_trace,
-    lambda run: _mentioned(run.complaint, run),
+    lambda run: _referenced(run.complaint, run),
 )
 """Other places of the cause if no exception shows it, in the order in which they count."""
 
 
 def _served_until_the_end(run: Evidence) -> bool:
     cut, own = run.exceptions.cut, run.own_error
-    is_told = own is not None and own.known is not None
-    has_ended = _end(run) or is_told or "engine dead" in run.facts or (cut is not None and cut.role in INNER)
+    is_reported = own is not None and own.known is not None
+    has_ended = _end(run) or is_reported or "engine dead" in run.facts or (cut is not None and cut.role in INNER)
     return run.has_served and not has_ended
 
 
 def _of_gpu(run: Evidence) -> Cause | None:
     """An error of the GPU that a line reports. Even a server that then shuts down as usual has failed."""
-    signs = (sign for sign in special(run.of_kind("error")) if sign.known and sign.known.tags & {"memory", "kernel"})
-    return next((describe_line(sign, run) for sign in signs), None)
+    matches = (
+        match for match in special(run.of_kind("error")) if match.known and match.known.tags & {"memory", "kernel"}
+    )
+    return next((describe_line(match, run) for match in matches), None)
 
 
-def _mention(run: Evidence) -> Cause | None:
-    return next(chain(special(run.of_kind("mention")), run.of_kind("mention")), None)
+def _reference(run: Evidence) -> Cause | None:
+    return next(chain(special(run.of_kind("reference")), run.of_kind("reference")), None)
 
 
-def _mentioned(sign: Cause | None, run: Evidence) -> Cause | None:
-    if sign is None or "engine up" in run.facts or not run.is_excerpt:
+def _referenced(match: Cause | None, run: Evidence) -> Cause | None:
+    if match is None or "engine up" in run.facts or not run.is_excerpt:
         return None
-    cause = describe_line(sign, run)._replace(phase="", is_mention=True)
-    return _with_told(cause, run.told, run) if sign.known else cause
+    cause = describe_line(match, run)._replace(phase="", is_reference=True)
+    return _with_reported(cause, run.reported, run) if match.known else cause
 
 
 def _named_near(run: Evidence, first: int, last: int) -> Cause | None:
     """A line with a cause that is not general, between line `first` and some lines after line `last`."""
-    signs = special([*run.of_kind("error"), *run.of_kind("mention")])
-    return next((sign for sign in signs if first <= sign.line <= last + _MOST_LINES_OF_AN_END), None)
+    matches = special([*run.of_kind("error"), *run.of_kind("reference")])
+    return next((match for match in matches if first <= match.line <= last + _MOST_LINES_OF_AN_END), None)
 
 
-def _told_by_others(cause: Cause, run: Evidence) -> Cause | None:
+def _reported_by_others(cause: Cause, run: Evidence) -> Cause | None:
     """If this cause only reports another one, an error near it with a cause that is not general."""
-    signs = special(run.of_kind("error")) if cause.known and "told" in cause.known.tags else ()
-    return next((sign for sign in signs if abs(sign.line - cause.line) <= _MOST_LINES_BETWEEN), None)
+    matches = special(run.of_kind("error")) if cause.known and "reported" in cause.known.tags else ()
+    return next((match for match in matches if abs(match.line - cause.line) <= _MOST_LINES_BETWEEN), None)
 
 
-def _with_told(cause: Cause, told: Cause | None, run: Evidence, files: Sequence[str] = ()) -> Cause:
-    """Adds the line `told` to a weak cause, or takes that line's cause if this one only reports another."""
-    if told is None or not cause.is_weak or told.text in cause.text:
+def _with_reported(cause: Cause, reported: Cause | None, run: Evidence, files: Sequence[str] = ()) -> Cause:
+    """Adds the line `reported` to a weak cause. If this one only reports another, that line counts."""
+    if reported is None or not cause.is_weak or reported.text in cause.text:
         return cause
     tags = cause.known.tags if cause.known else frozenset()
-    is_near = abs(told.line - cause.line) <= _MOST_LINES_BETWEEN
-    if not is_near and told.known is None:
+    is_near = abs(reported.line - cause.line) <= _MOST_LINES_BETWEEN
+    if not is_near and reported.known is None:
         return cause
-    if not tags & {"unexplained", "told"}:
-        return cause._replace(text=shorten(f"{cause.text} (line {told.line}: {told.text})")) if is_near else cause
-    known = told.known or (None if "unexplained" in tags else cause.known)
-    step = first_step_of(known, told.text, files, cause.phase, run) or cause.first_step
-    line = told.line if told.known else cause.line
-    return cause._replace(known=known, text=shorten(told.text), line=line, first_step=step)
+    if not tags & {"unexplained", "reported"}:
+        return (
+            cause._replace(text=shorten(f"{cause.text} (line {reported.line}: {reported.text})")) if is_near else cause
+        )
+    known = reported.known or (None if "unexplained" in tags else cause.known)
+    step = first_step_of(known, reported.text, files, cause.phase, run) or cause.first_step
+    line = reported.line if reported.known else cause.line
+    return cause._replace(known=known, text=shorten(reported.text), line=line, first_step=step)
 
 
 def _counts(failure: Failure, run: Evidence) -> bool:

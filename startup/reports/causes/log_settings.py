@@ -93,8 +93,8 @@ class LogSettings:
             shown: the part that they name.
             message: the exception's message, which may name a setting's value, or ask for a setting.
         """
-        words, told = _as_one_word(text), _as_one_word(message)
-        named = (name for name, value in self._values.items() if _is_named(name, value.lower(), words, told))
+        words, reported = _as_one_word(text), _as_one_word(message)
+        named = (name for name, value in self._values.items() if _is_named(name, value.lower(), words, reported))
         below = (name for file in reversed(files) for part in parts_of(file) for name in part.settings)
         names = (*named, *(shown.settings if shown else ()), *below)
         found = dict.fromkeys(each for name in names for each in self._set(name) if not _asks_for(message, each))

@@ -191,10 +191,10 @@ def _is_import_of_another(raised: Raised, functions: Sequence[str]) -> bool:
 def _is_refusal(text: str) -> bool:
     """Whether an exception recommends or refuses a setting. This says more than the place that raised it."""
     name, words = text.partition(":")[0], text.lower()
-    is_told = instruction_in(text) and (names_in(text) or name in LISTS["checks"])
+    is_instructed = instruction_in(text) and (names_in(text) or name in LISTS["checks"])
     refusals = LISTS["refusals by assertions" if name == "AssertionError" else "refusals"]
     is_refused = any(each in words for each in refusals) and not text.startswith(tuple(LISTS["faults of code"]))
-    return bool(is_told or is_refused or (name == "ValueError" and names_in(text)))
+    return bool(is_instructed or is_refused or (name == "ValueError" and names_in(text)))
 
 
 def _inner_first(raised: Raised) -> list[Raised]:
@@ -271,11 +271,11 @@ def instruction_in(text: str) -> str:
     """The message's own instruction. Empty if the message only says how to report or trace the error."""
     for sentence in _SENTENCE.split(text[:2_000]):
         words = sentence.lower().removeprefix("you can ")
-        is_told = words.partition(" ")[0] in LISTS["instructions"]
+        is_instructed = words.partition(" ")[0] in LISTS["instructions"]
         is_whole = not sentence.rstrip(" .").endswith(":")
-        if is_told and is_whole and not any(each in words for each in LISTS["instructions without a remedy"]):
-            told = " ".join(sentence.strip(" .)").split())[:_LONGEST_STEP]
-            return f"{told[0].upper()}{told[1:]}."
+        if is_instructed and is_whole and not any(each in words for each in LISTS["instructions without a remedy"]):
+            said = " ".join(sentence.strip(" .)").split())[:_LONGEST_STEP]
+            return f"{said[0].upper()}{said[1:]}."
     return ""
 
 

@@ -80,7 +80,7 @@ _FORMS: Final[dict[str, dict[str, type]]] = {
 }
 """The members that each kind of mapping may have, and their types."""
 _WHERE: Final = ("hint", "end", "wait")
-_TRAITS: Final = ("placed", "general", "weak", "logged", "part", "settings", "unexplained", "told", "quoted")
+_TRAITS: Final = ("placed", "general", "weak", "logged", "part", "settings", "unexplained", "reported", "quoted")
 _GROUPS: Final = ("memory", "kernel", "kill", "nccl", "ascend")
 TAGS: Final = frozenset((*_WHERE, *_TRAITS, *_GROUPS))
 

@@ -198,9 +198,9 @@ def run_checks(groups: Iterable[CheckGroup]) -> PreflightReport:
         except EnvError as err:
             invalid.append((name, err))
         timings.append((name, time.perf_counter() - check_begin))
-    told = "\n".join(finding.message for finding in findings)
-    untold = ((name, str(err)) for name, err in invalid if str(err) not in told)
-    findings += [unchecked(name, f"this check could not be done: {problem}") for name, problem in untold]
+    reported = "\n".join(finding.message for finding in findings)
+    unreported = ((name, str(err)) for name, err in invalid if str(err) not in reported)
+    findings += [unchecked(name, f"this check could not be done: {problem}") for name, problem in unreported]
     return PreflightReport(tuple(findings), time.perf_counter() - begin, tuple(timings))
 
 

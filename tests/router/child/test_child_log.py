@@ -86,7 +86,7 @@ async def test_a_failure_is_explained_as_by_vllm_cli_explain(relay):
         ("torch.OutOfMemoryError: CUDA out of memory. prompt", "the GPU has not enough memory"),
     ],
 )
-async def test_texts_of_requests_are_not_told(relay, line, told):
+async def test_texts_of_requests_are_not_reported(relay, line, told):
     log = await written(f"{line}\n".encode(), relay)
     assert str(log.explain_failure(has_served=True)) == told
 

@@ -129,7 +129,7 @@ async def test_an_engine_that_computes_nothing_is_ended_sooner_while_others_wait
         pytest.param(25.0, True, ["A (pid 3)"], "WARNING", "silent for 30 s", id="nor of a stopped process"),
     ],
 )
-async def test_silence_is_told_once_as_a_long_step_or_with_the_stacks(
+async def test_silence_is_reported_once_as_a_long_step_or_with_the_stacks(
     monkeypatch, log, computed_s, is_on_processor, stopped, level, text
 ):
     one = Watched(monkeypatch)
@@ -160,7 +160,7 @@ async def test_an_answer_ends_the_silence(monkeypatch, log):
     assert one.watchdog.silence_s == 0
 
 
-async def test_answers_between_long_steps_are_not_told(monkeypatch, log):
+async def test_answers_between_long_steps_are_not_reported(monkeypatch, log):
     one = Watched(monkeypatch, timeout_s=40)
     monkeypatch.setattr(one, "has_answered", lambda: one.now_s % 29 == 0)
     await one.run_until(2900)

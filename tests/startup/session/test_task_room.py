@@ -14,7 +14,7 @@ _CODE = "VC-TOO-MANY-PROCESSES"
 
 
 @pytest.mark.parametrize("engine", ["embedded", "vllm"])
-def test_without_a_low_limit_nothing_is_told(engine):
+def test_without_a_low_limit_nothing_is_reported(engine):
     check_task_room(engine)
 
 

@@ -99,7 +99,7 @@ _ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
         pytest.param(["--model-name", _LATIN_1, "--quick", "x"], 2, id="model, not UTF-8"),
     ],
 )
-def test_arguments_reach_the_server_as_given_or_are_told(fake_server, arguments, exit_code, locale):
+def test_arguments_reach_the_server_as_given_or_are_reported(fake_server, arguments, exit_code, locale):
     fake_server.queue_chat("é")
     command = [*CLI, "chat", "--url", fake_server.url, *arguments]
     done = subprocess.run(command, capture_output=True, env={**os.environ, **locale}, check=False)
@@ -112,7 +112,7 @@ def test_arguments_reach_the_server_as_given_or_are_told(fake_server, arguments,
 
 
 @pytest.mark.parametrize("locale", [{}, _ASCII], ids=["UTF-8", "ASCII"])
-def test_a_line_that_is_not_utf8_is_told_and_the_next_one_is_sent(fake_server, locale):
+def test_a_line_that_is_not_utf8_is_reported_and_the_next_one_is_sent(fake_server, locale):
     fake_server.queue_chat("ok")
     command = [*CLI, "chat", "--url", fake_server.url]
     given = _LATIN_1 + b"\n" + "café\n".encode()

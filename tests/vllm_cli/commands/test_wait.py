@@ -246,7 +246,7 @@ def start() -> Iterator[Callable[..., ScriptedServer]]:
 
 
 @pytest.mark.parametrize(("verb", "ending"), [("load", "ready"), ("sleep", "asleep"), ("unload", "stopped")])
-def test_a_model_is_named_in_the_path_and_the_outcome_is_told(verb, ending, start, invoke):
+def test_a_model_is_named_in_the_path_and_the_outcome_is_reported(verb, ending, start, invoke):
     server = start(200, {"status": ending})
     done = invoke(verb, "org/model:tag", "--port", server.server_port, "--json", "--api-key", "secret")
     assert done.returncode == 0
@@ -290,7 +290,7 @@ def test_a_load_that_takes_too_long_ends_with_a_code_of_its_own(start, invoke):
     assert json.loads(done.stdout)["status"] == "timed out"
 
 
-def test_what_the_router_waits_for_is_told(start, invoke, monkeypatch):
+def test_what_the_router_waits_for_is_reported(start, invoke, monkeypatch):
     monkeypatch.setattr(load, "_POLL_S", 0.05)
     monkeypatch.setattr(load, "_ANSWER_S", 60.0)
     is_over = threading.Event()

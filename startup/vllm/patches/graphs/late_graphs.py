@@ -324,9 +324,9 @@ def _why_early(runner: Any, num_graphs: int) -> str:
         own = own or ("there are few" if num_graphs < _FEWEST else "")
         reason = first_of_all_ranks(own)
     if reason and config.parallel_config.rank == 0:
-        is_told = failure or env.VCLI_CUDA_GRAPHS.get() == "after-ready"
+        is_reported = failure or env.VCLI_CUDA_GRAPHS.get() == "after-ready"
         text = "CUDA graphs are captured before vLLM is ready: %s"
-        logger.log(logging.WARNING if is_told else logging.DEBUG, text, reason)
+        logger.log(logging.WARNING if is_reported else logging.DEBUG, text, reason)
     return reason
 
 

@@ -161,7 +161,7 @@ def prefetch(disk: SmallDisk, folder: Path, model: str = "org/model") -> tuple[i
     return done.returncode, json.loads(done.stdout)
 
 
-def test_a_disk_that_fills_up_meanwhile_is_told(downloads, disk, tmp_path):
+def test_a_disk_that_fills_up_meanwhile_is_reported(downloads, disk, tmp_path):
     downloads.hub.faults.add(Fault("stall", path="*.safetensors", after=1 << 19))
     with ThreadPoolExecutor() as pool:
         running = pool.submit(prefetch, disk, tmp_path / "disk" / "hub")

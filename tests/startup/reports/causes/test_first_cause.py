@@ -92,9 +92,9 @@ def _differences(log: WrittenLog) -> Iterator[str]:
     if (found := _found(cause)) != log.found:
         yield f"{log.title}: {found}, not {log.found}"
     digest = write_digest(cause) if cause else []
-    told = [*(line.strip() for line in digest), cause.text.strip() if cause else ""]
-    missing = [line for line in log.shows if line not in told]
-    missing += [part for part in log.contains if not any(part in line for line in told)]
+    reported = [*(line.strip() for line in digest), cause.text.strip() if cause else ""]
+    missing = [line for line in log.shows if line not in reported]
+    missing += [part for part in log.contains if not any(part in line for line in reported)]
     if missing or len(digest) > 4:
         yield f"{log.title}: {digest} without {missing}"
 
@@ -419,8 +419,8 @@ def test_no_line_below_an_error_explains_an_exception_that_it_does_not_name(leve
 def test_a_module_that_was_not_imported_explains_only_errors_about_it(module, error):
     reason = "x.so: undefined symbol: y"
     of_vllm = f"Failed to import from vllm.{module} with ImportError('{reason}')"
-    told = f"torch_xla import failed: {reason}" if module == "torch_xla" else of_vllm
-    found = find_cause([f"(Worker pid=7) WARNING 09-03 11:03:00 [cuda.py:253] {told}", error])
+    reported = f"torch_xla import failed: {reason}" if module == "torch_xla" else of_vllm
+    found = find_cause([f"(Worker pid=7) WARNING 09-03 11:03:00 [cuda.py:253] {reported}", error])
     is_of_device = module == "torch_xla" and "device type" in error
     assert found is not None and (found.line == 1) == (f"'{module}'" in error or is_of_device)
 

@@ -162,7 +162,7 @@ def test_a_start_leaves_the_requests_to_the_download_and_a_local_folder_needs_no
     assert hub.requests == []
 
 
-def test_an_available_model_is_told(hub, check):
+def test_an_available_model_is_reported(hub, check):
     finding = hub_finding(check("team/model", hf_token="secret"))
     assert finding.severity == "info"
     assert finding.message.startswith(
@@ -181,7 +181,7 @@ def test_an_available_model_is_told(hub, check):
     ],
     ids=["gated", "unknown", "revision", "may pass"],
 )
-def test_a_refusal_is_told_with_the_fix(hub, check, fault, token, severity, expected):
+def test_a_refusal_is_reported_with_the_fix(hub, check, fault, token, severity, expected):
     hub.faults.add(fault)
     finding = hub_finding(check("team/model", hf_token=token))
     assert (finding.severity, expected.format(url=hub.url) in finding.message) == (severity, True), finding

@@ -176,7 +176,7 @@ def test_shards_of_the_index(start, folder):
         (["params.json"], "the configuration is read from config.json, not from params.json"),
     ],
 )
-def test_the_choice_among_several_formats_is_told(start, folder, names, text):
+def test_the_choice_among_several_formats_is_reported(start, folder, names, text):
     for name in names:
         (folder / name).touch()
     messages = [finding.message for finding in _findings(start, folder) if finding.check == "choice"]
@@ -235,7 +235,7 @@ def test_shards_in_a_subfolder_are_not_vllm_s(start, folder, version):
     ],
     ids=repr,
 )
-def test_an_adapter_as_model_is_told_with_the_command_that_serves_it(start, tmp_path, config, advice):
+def test_an_adapter_as_model_is_reported_with_the_command_that_serves_it(start, tmp_path, config, advice):
     folder = tmp_path / "m"
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(config))
