@@ -189,8 +189,8 @@ def _is_tracker(pid: int) -> bool:
 def child_pids(pid: int) -> list[int]:
     """The children of a process. Each thread of the process lists the children that it forked (proc(5))."""
     found: list[int] = []
-    with suppress(OSError):
-        for thread in os.scandir(f"/proc/{pid}/task"):
+    with suppress(OSError), os.scandir(f"/proc/{pid}/task") as threads:
+        for thread in threads:
             with suppress(OSError, ValueError):
                 found += map(int, Path(f"{thread.path}/children").read_text().split())
     return found

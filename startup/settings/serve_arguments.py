@@ -108,13 +108,11 @@ class ParsedOption:
     ) -> "ParsedOption":
         """An option of a flag whose full name is given."""
         parsed = cls((), option or flag.name)
-        parsed.flag, parsed.name, parsed.values, parsed.where, parsed.arguments = (
-            flag,
-            flag.name,
-            values,
-            where,
-            arguments,
-        )
+        parsed.flag = flag
+        parsed.name = flag.name
+        parsed.values = values
+        parsed.where = where
+        parsed.arguments = arguments
         return parsed
 
     @classmethod

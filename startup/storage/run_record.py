@@ -77,7 +77,8 @@ def run_recorded(record: RunRecord) -> Iterator[Callable[[Mapping[str, Any]], No
 def read_run_records() -> list[RunRecord]:
     """The records of processes that run in this network namespace. Removes records of killed processes."""
     try:
-        paths = [entry.path for entry in os.scandir(record_folder())]
+        with os.scandir(record_folder()) as entries:
+            paths = [entry.path for entry in entries]
     except OSError as err:
         _tell_once(str(err))
         return []

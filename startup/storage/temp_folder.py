@@ -96,8 +96,8 @@ def remove_left_behind(parent: str | None = None) -> None:
     import shutil  # noqa: PLC0415 - as above
     import tempfile  # noqa: PLC0415
 
-    with suppress(OSError):  # the parent cannot be listed
-        for entry in [entry for entry in os.scandir(parent or tempfile.gettempdir()) if _is_own(entry)]:
+    with suppress(OSError), os.scandir(parent or tempfile.gettempdir()) as entries:  # else it cannot be listed
+        for entry in [*filter(_is_own, entries)]:  # a copy, because the folders are removed meanwhile
             with suppress(OSError):  # it is locked, or gone
                 fd = os.open(entry.path, _OPEN)
                 try:
