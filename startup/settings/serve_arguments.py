@@ -188,9 +188,8 @@ def join(parts: "Iterable[ParsedOption]") -> list[str]:
 
 def is_flag_like(argument: str) -> bool:
     """Whether an argument looks like a flag and so ends a list of values."""
-    return (
-        len(argument) > 1 and argument[0] == "-" and not argument[1].isdigit() and " " not in argument.partition("=")[0]
-    )
+    name = argument.partition("=")[0]
+    return len(argument) > 1 and argument[0] == "-" and not argument[1].isdigit() and " " not in name
 
 
 def is_stray(argument: str) -> bool:
@@ -205,9 +204,8 @@ def normalise(name: str) -> str:
 
 def help_topic(arguments: "Iterable[str]") -> str | None:
     """The topic in `--help=TOPIC`. Empty for a plain `--help`. None if there is no flag for help."""
-    return next(
-        (_attached_value(argument) or "" for argument in _before_dashes(arguments) if _name(argument)[0] in _HELP), None
-    )
+    asking = (argument for argument in _before_dashes(arguments) if _name(argument)[0] in _HELP)
+    return next((_attached_value(argument) or "" for argument in asking), None)
 
 
 def is_for_information(arguments: "Iterable[str]") -> bool:
@@ -371,16 +369,17 @@ def _attached_value(argument: str) -> str | None:
 def _count_command_arguments(arguments: "Sequence[str]") -> int:
     folder, name = os.path.split(arguments[0] if arguments else "")
     is_program = not folder or folder.startswith(("/", ".")) or os.path.isfile(arguments[0])  # noqa: PTH113 - not org/vllm
-    if (
-        is_program
-        and name in _SHELLS
-        and any(argument.startswith("-") and argument.endswith("c") for argument in arguments[1:2])
-    ):
+    if is_program and name in _SHELLS and any(_is_for_code(argument) for argument in arguments[1:2]):
         return 2
     num = int(is_program and name in _PROGRAMS)
     if is_program and name.startswith("python") and arguments[1:2] == ["-m"] and arguments[2:3]:
         num = 3 * arguments[2].startswith(_MODULES)
     return num + (list(arguments[num : num + 1]) == ["serve"])
+
+
+def _is_for_code(argument: str) -> bool:
+    """Whether it is a shell's `-c`, alone or joined with other letters, as in `-lc`."""
+    return argument.startswith("-") and argument.endswith("c")
 
 
 def _count_values(

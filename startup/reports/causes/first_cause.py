@@ -177,10 +177,9 @@ def _served_until_the_end(run: Evidence) -> bool:
 
 def _of_gpu(run: Evidence) -> Cause | None:
     """An error of the GPU that a line reports. Even a server that then shuts down as usual has failed."""
-    matches = (
-        match for match in special(run.of_kind("error")) if match.known and match.known.tags & {"memory", "kernel"}
-    )
-    return next((describe_line(match, run) for match in matches), None)
+    errors = special(run.of_kind("error"))
+    of_gpu = (match for match in errors if match.known and match.known.tags & {"memory", "kernel"})
+    return next((describe_line(match, run) for match in of_gpu), None)
 
 
 def _reference(run: Evidence) -> Cause | None:
@@ -215,9 +214,8 @@ def _with_reported(cause: Cause, reported: Cause | None, run: Evidence, files: S
     if not is_near and reported.known is None:
         return cause
     if not tags & {"unexplained", "reported"}:
-        return (
-            cause._replace(text=shorten(f"{cause.text} (line {reported.line}: {reported.text})")) if is_near else cause
-        )
+        quoted = f"{cause.text} (line {reported.line}: {reported.text})"
+        return cause._replace(text=shorten(quoted)) if is_near else cause
     known = reported.known or (None if "unexplained" in tags else cause.known)
     step = first_step_of(known, reported.text, files, cause.phase, run) or cause.first_step
     line = reported.line if reported.known else cause.line
