@@ -6,7 +6,7 @@ from typing import Final
 
 from startup.reports.causes.cause import KnownCause, find_word
 from startup.reports.causes.log_line import LogLine
-from startup.reports.causes.table import PARTS, Part, is_of_vllm, is_wrapper, parts_of
+from startup.reports.causes.table import LISTS, PARTS, Part, is_of_vllm, is_wrapper, parts_of
 
 _ARGUMENTS: Final = ("non-default args: ", "args: Namespace(")
 _CONFIGURATION: Final = " LLM engine (v"
@@ -160,13 +160,16 @@ def part_shown(files: Sequence[str], text: str, *, is_unclear: bool) -> Part | N
     return named or next((part for part in innermost if not part.known), None)
 
 
-def part_called(files: Sequence[str]) -> KnownCause | None:
-    """The cause of the part of vLLM whose file is innermost, apart from files of libraries and wrappers."""
+def part_called(files: Sequence[str], text: str) -> KnownCause | None:
+    """The cause of the part of vLLM whose file is innermost, apart from files of libraries and wrappers.
+
+    Code refuses a configuration only with an exception whose type does not show a fault of the code itself.
+    """
     inner = [file for file in reversed(files) if not is_wrapper(file)]
     own = next(filter(is_of_vllm, inner), "")
     found = (part.known for file in (own, *inner[:1]) for part in parts_of(file))
-    is_own = inner[:1] == [own]  # a library refuses no configuration of vLLM
-    return next((known for known in found if known and (is_own or known.name != "configuration-refused")), None)
+    may_refuse = inner[:1] == [own] and not text.startswith(tuple(LISTS["faults of code"]))  # no library refuses
+    return next((known for known in found if known and (may_refuse or known.name != "configuration-refused")), None)
 
 
 def shown_setting(name: str) -> str:

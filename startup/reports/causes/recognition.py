@@ -115,7 +115,7 @@ def _recognize(failure: Failure, run: Evidence) -> tuple[Raised, KnownCause | No
             if known := _known(raised, run, is_general=is_general):
                 is_call = raised.package in ("", "vllm") and any(map(is_of_vllm, raised.spots))
                 if known is _VERSIONS and is_call and _CALL.match(raised.text):
-                    known = part_called(raised.files) or ERROR_IN_CODE
+                    known = part_called(raised.files, raised.text) or ERROR_IN_CODE
                 return raised, known
     return chain[0], _last_resort(chain[0], failure)
 
@@ -134,7 +134,7 @@ def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str)
         if "no class" in run.facts and any("/transformers" in file for file in files):
             return cause._replace(known=BY_NAME["model-class-missing"])
         part = run.settings.part_of(files)
-        known = (part and part.known) or (is_unclear and part_called(files)) or known
+        known = (part and part.known) or (is_unclear and part_called(files, cause.text)) or known
     step = first_step_of(known, shown, files, cause.phase, run)
     part = part_shown(files, words, is_unclear=is_unclear)
     if part and part.known and is_unclear and run.settings.is_empty:
@@ -179,7 +179,7 @@ def _last_resort(raised: Raised, failure: Failure) -> KnownCause | None:
     is_of_code = OF_WORKER in text or phase == SERVING or ERROR_IN_CODE.matches(text)
     is_of_code &= raised.package in LISTS["libraries that vLLM calls"]
     is_of_code = raised.is_of_vllm or (is_below_vllm and is_of_code)
-    return part_called(raised.files) or (ERROR_IN_CODE if is_of_code else None)
+    return part_called(raised.files, text) or (ERROR_IN_CODE if is_of_code else None)
 
 
 def _is_import_of_another(raised: Raised, functions: Sequence[str]) -> bool:
