@@ -199,7 +199,8 @@ class Evidence:
     def _keep(self, kind: Kind, known: KnownCause | None, match: Cause) -> None:
         if known is not None and (kind, known) not in self.matches:
             self.matches[kind, known] = match._replace(known=known)
-            self._announced = (kind, known) if kind == "end" and " validation error" in match.text else self._announced
+            if " validation error" in match.text and kind in ("end", "reference"):
+                self._announced = self._announced or (kind, known)
 
     def _find_complaint(self, line: LogLine, match: Cause) -> None:
         """Keeps the first error message, or a later message if it quotes an exception."""
