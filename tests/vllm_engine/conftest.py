@@ -59,8 +59,10 @@ def start_vllm(workplace: Path, small_model: Path) -> StartVllm:
     def start(
         launcher: str, *arguments: str, model: Path | None = None, environment: dict[str, str] | None = None
     ) -> VllmServer:
-        arguments = arguments if model else (*SMALL, *arguments)
-        return VllmServer(launcher, model or small_model, *arguments, folder=workplace, environment=environment)
+        limits = () if model else SMALL
+        return VllmServer(
+            launcher, model or small_model, *limits, *arguments, folder=workplace, environment=environment
+        )
 
     return start
 

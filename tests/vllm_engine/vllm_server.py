@@ -53,15 +53,15 @@ class VllmServer(Server):
         Args:
             launcher: `plain`, `ours`, or `warm`. `warm` is `ours` with a fork from its own standby.
             model: the folder of the model.
-            arguments: further words of the command.
+            arguments: further arguments of the command.
             folder: the folder for the log and the caches.
             environment: variables in addition to those of the test.
-            prefix: a command that executes the words after it.
+            prefix: a command that executes the arguments after it.
         """
         self.port = free_port()
         self.name = launcher
         self.leaves_nothing = launcher != "plain"
-        arguments = (model, "--host", "127.0.0.1", "--port", self.port, "--served-model-name", "model")
+        own = (model, "--host", "127.0.0.1", "--port", self.port, "--served-model-name", "model")
         extra = environment or {}
         variables = {
             **os.environ,
@@ -73,7 +73,7 @@ class VllmServer(Server):
         ours = ("-m", "vllm_cli", "serve", "--engine", self.engine)
         program = (self.python.with_name("vllm"), "serve") if launcher == "plain" else ours
         super().__init__(
-            [*prefix, self.python, *program, *arguments, *arguments],
+            [*prefix, self.python, *program, *own, *arguments],
             variables,
             log_path=folder / f"{launcher}-{self.port}.log",
             cwd=folder,

@@ -24,8 +24,8 @@ from tests.support.waiting import disturbing
 
 
 def _run(model: Path, method: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, Path(__file__).with_name("engine_script.py"), model, method, *arguments]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, Path(__file__).with_name("engine_script.py"), model, method, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.thorough
