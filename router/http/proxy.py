@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -185,7 +185,11 @@ class Proxy:
                 self._session_of(child).get(_target(child, path, ""), headers=headers) as answer,
             ):
                 media_type = answer.headers.get(hdrs.CONTENT_TYPE) or "application/json"
-                return Answer(await _read(answer.content), answer.status, ((b"content-type", media_type.encode()),))
+                return Answer(
+                    b"".join([part async for part in _parts(answer.content)]),
+                    answer.status,
+                    ((b"content-type", media_type.encode()),),
+                )
         except (TimeoutError, aiohttp.ClientError, OSError) as err:
             logger.debug("%s %s is not answered: %s", child.base_url, path, err)
             return None
@@ -388,10 +392,10 @@ async def _continue(call: RelayedCall, upstream: aiohttp.ClientResponse, child: 
     call.request.record.final_status = upstream.status if upstream.status >= 400 else HTTPStatus.BAD_GATEWAY
     body = bytearray()
     with suppress(aiohttp.ClientError):
-        while len(body) < _MOST_ERROR_BYTES and (part := await upstream.content.readany()):
+        async for part in _parts(upstream.content):
             body += part
-            if upstream.content.total_bytes > len(body):
-                await asyncio.sleep(0)
+            if len(body) >= _MOST_ERROR_BYTES:
+                break
     await call.request.http.write(relayed_error_events(upstream.status, bytes(body), call.path))
     call.request.http.end()
 
@@ -482,13 +486,14 @@ class _Copy:
         self._timer = self._loop.call_later(self._stall_s / 3, self._check)
 
 
-async def _read(content: aiohttp.StreamReader) -> bytes:
-    body = bytearray()
+async def _parts(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The parts of a body. If aiohttp has already parsed the next part, other work gets a turn first."""
+    num_bytes = 0
     while part := await content.readany():
-        body += part
-        if content.total_bytes > len(body):
+        yield part
+        num_bytes += len(part)
+        if content.total_bytes > num_bytes:
             await asyncio.sleep(0)
-    return bytes(body)
 
 
 async def _ended(child: Child, err: Exception) -> ModelRefused:

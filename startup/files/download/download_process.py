@@ -33,7 +33,7 @@ _LOGGED_EVERY_S: Final = 10.0
 class DownloadHandle(AbstractContextManager["DownloadHandle"]):
     """The launcher's handle of running downloads. Its owner must close it, which kills the helper."""
 
-    def __init__(self, helper: Helper, downloads: Sequence[Download], show: Show, warn: Warn = lambda _: None) -> None:
+    def __init__(self, helper: Helper, downloads: Sequence[Download], show: Show, warn: Warn) -> None:
         self.downloads = tuple(downloads)
         self.names = ", ".join(download.repo_id for download in downloads)
         self._helper = helper
