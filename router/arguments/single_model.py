@@ -47,7 +47,7 @@ def vllm_router(options: VllmOptions, parts: Sequence[ParsedOption]) -> RouterOp
     entry = _entry(options, parts, "vllm", names)
     config = _read_port((*_options_of_file(line), *parts))
     router = _router(config, options, ModelStart.of_vllm(entry, options))
-    return replace(router, model_has_keys=any(flag.name in flags_with_role("keys") for flag in line.in_file))
+    return replace(router, model_has_keys=any(option.name in flags_with_role("keys") for option in line.in_file))
 
 
 def _options_of_file(line: VllmLine) -> list[ParsedOption]:
@@ -66,9 +66,9 @@ def _reject_vllm_flags(options: VllmOptions, parts: Sequence[ParsedOption], line
         text = "because middleware would not see what the router answers itself: leave one of them out"
         raise InputError(f"{_flag(options)} does not go with {_MIDDLEWARE}, {text}.")
     of_tls, of_keys = flags_with_role("tls"), flags_with_role("keys")
-    for flag in line.in_file:
-        name = flag.name
-        if name not in of_tls | of_keys or not flag.is_on:
+    for option in line.in_file:
+        name = option.name
+        if name not in of_tls | of_keys or not option.is_on:
             continue
         text = f"{_flag(options)} does not go with {name.removeprefix('--')} in --config"
         if name in of_tls:

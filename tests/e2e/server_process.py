@@ -86,7 +86,7 @@ class ServerProcess(Server):
         lines = self.ask("/metrics").body.decode().splitlines()
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         samples = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
-        values = [float(line.rpartition(" ")[2]) for line in samples if all(argument in line for argument in wanted)]
+        values = [float(line.rpartition(" ")[2]) for line in samples if all(label in line for label in wanted)]
         assert values, f"no metric {name}"
         return sum(values)
 

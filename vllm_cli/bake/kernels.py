@@ -40,10 +40,10 @@ class CompiledKernels(NamedTuple):
 def parse_architectures(text: str) -> tuple[str, ...]:
     """Splits a list in the form of TORCH_CUDA_ARCH_LIST, such as `8.0;9.0a+PTX`. Raises InputError."""
     found = []
-    for argument in filter(None, _SEPARATOR.split(text)):
-        if (match := _ARCHITECTURE.fullmatch(argument)) is None:
+    for each in filter(None, _SEPARATOR.split(text)):
+        if (match := _ARCHITECTURE.fullmatch(each)) is None:
             form = "Give compute capabilities, such as 9.0 or 8.0;9.0"
-            raise InputError(f"--gpu-arch {text!r}: {argument!r} is not a compute capability. {form}.")
+            raise InputError(f"--gpu-arch {text!r}: {each!r} is not a compute capability. {form}.")
         found.append(f"{match[1]}.{match[2]}")
     if not found:
         raise InputError("--gpu-arch is empty. Give compute capabilities, such as 9.0 or 8.0;9.0.")

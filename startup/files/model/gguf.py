@@ -207,7 +207,7 @@ def read_header(file: Path) -> Mapping[str, str | int | float]:
 def _read_header(file: Path, _time_ns: int) -> Mapping[str, str | int | float]:
     reader = GgufReader(first_bytes(file, _HEADER_BYTES))
     with suppress(struct.error, KeyError, OverflowError):  # ends at the end of the content
-        reader.read_record()
+        reader.read_metadata()
     return {key: value for key, value in reader.facts.items() if not isinstance(value, list)}
 
 
@@ -220,7 +220,7 @@ class GgufReader:
         """The place after what was read last."""
         self.facts: dict[str, Any] = {}
 
-    def read_record(self) -> None:
+    def read_metadata(self) -> None:
         """Reads the facts at the file's beginning. After a fault, `facts` has all that precedes it."""
         if self.content.startswith(_MAGIC):
             self.place = 16

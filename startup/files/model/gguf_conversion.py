@@ -52,7 +52,7 @@ _CONTROL: Final = 3
 def convert(source: Path, target: Path) -> None:
     """Writes the GGUF model of the file `source`, and its tokenizer, into the folder `target`."""
     reader = GgufReader(source.read_bytes())
-    reader.read_record()
+    reader.read_metadata()
     facts = reader.facts
     config = {name: facts[f"llama.{key}"] for name, key in _CONFIG.items()}
     kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16"}

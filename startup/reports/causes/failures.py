@@ -168,7 +168,7 @@ class Failure:
     """Whether the next line is the source code of a frame, if the log has lost its indentation."""
 
     def informative(self) -> list[Raised]:
-        """The chain's exceptions, the most informative first. Mere references are left out.
+        """The chain's exceptions, the most informative first. Mere reports of others are left out.
 
         An exception comes before its consequences, which it caused or which were raised while Python handled
         it. An exception that code catches by design, to raise a better one, comes after the better one.
@@ -180,7 +180,7 @@ class Failure:
             is_cause = number and (is_direct or not any(part in name for part in LISTS["caught"]))
             ordered.insert(0 if is_cause else len(ordered), each)
             is_direct = each.is_direct
-        return [each for each in ordered if not any(part in each.text for part in LISTS["references"])]
+        return [each for each in ordered if not any(part in each.text for part in LISTS["reports"])]
 
     @property
     def is_of_executor(self) -> bool:
@@ -189,7 +189,7 @@ class Failure:
 
     @property
     def first(self) -> str:
-        """The first line of the chain's first exception that is no mere reference."""
+        """The first line of the chain's first exception that is no mere report of another."""
         informative = self.informative()
         return next(each for each in self.raised if each in informative).text.partition("\n")[0]
 
@@ -208,7 +208,7 @@ class FailureReader:
         self._readings: dict[_Key, Failure] = {}
         self._endings: set[_Key] = set()
         self._kept: dict[_Key, list[Failure]] = {}
-        self.reference: Failure | None = None
+        self.report: Failure | None = None
         """The last exception that only reports another one. None if there is none."""
         self.cut: Failure | None = None
         """The first traceback of the start that breaks off before its exception. None if there is none."""
@@ -293,7 +293,7 @@ class FailureReader:
                 self.cut = self.cut or reading
             return
         if not reading.informative():
-            self.reference = reading
+            self.report = reading
             return
         kept = self._kept.setdefault(key, []) if len(self._kept) < _MOST_PROCESSES else self._kept.get(key, [])
         if not kept:

@@ -114,11 +114,8 @@ def _of_exception(run: Evidence) -> Cause | None:
     if failure is None:
         return None
     cause, end = describe(failure, run), _end(run)
-    named = (
-        _named_near(run, cause.line, cause.line)
-        if cause.known in (None, NOT_IN_LOG)
-        else _reported_by_others(cause, run)
-    )
+    is_unknown = cause.known in (None, NOT_IN_LOG)
+    named = _named_near(run, cause.line, cause.line) if is_unknown else _reported_by_others(cause, run)
     if named:
         cause = cause._replace(known=named.known, text=shorten(named.text))
     if end is not None and not _is_before(cause, end):
@@ -147,7 +144,7 @@ def _of_line(run: Evidence) -> Cause | None:
 
 def _of_trace(run: Evidence) -> Cause | None:
     """An exception that only reports another one, or else a traceback without its exception."""
-    found = run.exceptions.reference or run.exceptions.cut
+    found = run.exceptions.report or run.exceptions.cut
     if found is None:
         return None
     before = run.complaint

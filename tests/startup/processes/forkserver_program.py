@@ -106,8 +106,8 @@ def contexts() -> None:
         process.join()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
         assert pool.submit(os.getppid).result() == _server_pid()
-    arguments = [" ".join(child.cmdline()) for child in psutil.Process().children()]
-    assert [sum(f"{name} import" in line for line in arguments) for name in ("forkserver", "resource_tracker")] == [
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    assert [sum(f"{name} import" in line for line in commands) for name in ("forkserver", "resource_tracker")] == [
         1,
         1,
     ]

@@ -187,7 +187,7 @@ def test_libraries_of_torch_are_found_without_importing_it():
         "import sys; from startup.files.prefetch.prefetch_process import plan_libraries; print(*plan_libraries());"
         "assert 'torch' not in sys.modules"
     )
-    assert "libtorch_cpu.so" in [Path(argument).name for argument in python_output(script).split()]
+    assert "libtorch_cpu.so" in [Path(path).name for path in python_output(script).split()]
     assert all(path.is_file() for path in plan_libraries())
 
 
