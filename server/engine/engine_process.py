@@ -105,7 +105,7 @@ class ModelFilesChangedError(Exception):
 class MappedFiles:
     """The model's files that this process has mapped: on a CPU, the weights are the pages of their files.
 
-    If the folder is removed, or a file is replaced by another one, the mapped file stays as it is.
+    A mapped file stays unchanged when its folder is removed, or when another file replaces it.
     """
 
     def __init__(self) -> None:

@@ -162,7 +162,7 @@ def _reject_second_model(given: CommandLine) -> None:
 
 
 def _add_values(values: dict[str, Any], given: CommandLine) -> Iterator[click.ClickException]:
-    """Adds the value of each flag to `values`. Yields the errors of those that cannot be converted."""
+    """Adds the value of each flag to `values`. Yields an error for each value that cannot be converted."""
     by_name = {each.name: each for each in given.options}
     for option in _OPTIONS:
         try:

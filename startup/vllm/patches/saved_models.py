@@ -63,10 +63,11 @@ _TITLE: Final = b"vllm-cli saves the compiled model\0"
 _LEAST_BYTES: Final = 1 << 30
 """Free memory for each rank's fork, which copies the pages of the objects that it saves, at most 0.5 GiB."""
 _LONGEST_S, _LONGEST_IDLE_S = 60.0, 3.0
-"""The longest waits for a fork at the end of the warm-up: for one that computes, and for one that does not,
-because another thread held a lock at the fork. A fork takes 4 s on an idle core."""
+"""How long the end of the warm-up waits for a fork, which takes 4 s on an idle core. The second time is for a
+fork that computes nothing, because another thread held a lock when it began."""
 _POLLED_EVERY_S: Final = 0.005
 _LONGEST_CALL_S: Final = 90.0
+"""The longest wait of a start that fails: for a fork, and then for a rank that saves its model itself."""
 _LOWEST_FD: Final = 3
 _FIRST_TO_KILL: Final = "1000"
 """The highest value of `oom_score_adj`."""

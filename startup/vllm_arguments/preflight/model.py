@@ -128,7 +128,7 @@ class ModelOnDisk:
         return self.folder is not None and next(self.folder.glob(MISTRAL_WEIGHTS), None) is None
 
     def _unread_findings(self, folder: Path) -> Iterator[Finding]:
-        """Names files of other formats than those that these checks read."""
+        """Reports files in a format that these checks cannot read."""
         what = "in a format that only vLLM itself reads, so it is not checked"
         if not self._reads_config_here:
             yield unchecked("config", f"the configuration of {folder} is {what}")
