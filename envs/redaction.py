@@ -1,4 +1,4 @@
-"""Finds secrets, and hides them in words and addresses before these are shown or stored.
+"""Finds secrets, and hides them in arguments and addresses before these are shown or stored.
 
 Every command runs this code first (`base.machine.command_line`), so only functions that need `re` import it.
 """
@@ -66,29 +66,29 @@ def is_secret_flag(name: str) -> bool:
     return is_secret_name(name) or any(name.startswith(least) and flag.startswith(name) for least, flag in _FLAGS)
 
 
-def hide_in_arguments(words: Iterable[str], hide: Callable[[str], str] = _mask) -> list[str]:
+def hide_in_arguments(arguments: Iterable[str], hide: Callable[[str], str] = _mask) -> list[str]:
     """Replaces the secrets in a command line of this or another program.
 
     Args:
-        words: flags, `NAME=value`, JSON, addresses, and whole commands as one word.
+        arguments: flags, `NAME=value`, JSON, addresses, and whole commands as one argument.
         hide: returns the replacement of a secret.
     """
     shown = []
     num_secrets = 0
-    """The number of next words that are secret. 2 means all words up to the next flag."""
+    """The number of next arguments that are secret. 2 means all arguments up to the next flag."""
     is_list = False
-    for word in words:
-        name, is_attached, value = word.partition("=")
-        is_flag = word.startswith("-") and len(word) > 1 and not word[1].isdigit()
-        if num_secrets and not (is_flag and (num_secrets > 1 or word.startswith("--"))):
-            shown.append(hide(word))
+    for argument in arguments:
+        name, is_attached, value = argument.partition("=")
+        is_flag = argument.startswith("-") and len(argument) > 1 and not argument[1].isdigit()
+        if num_secrets and not (is_flag and (num_secrets > 1 or argument.startswith("--"))):
+            shown.append(hide(argument))
             num_secrets = 2 if is_list else 0
             continue
         is_secret = is_secret_flag(name) if is_flag else is_secret_name(name)
         num_secrets = int(is_secret and is_flag and not is_attached)
         is_list = name.replace("_", "-").startswith(_LIST)
         is_whole = is_secret and is_attached and not any(map(str.isspace, name))
-        shown.append(f"{without_login(name, hide)}={hide(value)}" if is_whole else _hide_in(word, hide))
+        shown.append(f"{without_login(name, hide)}={hide(value)}" if is_whole else _hide_in(argument, hide))
     return shown
 
 
@@ -102,13 +102,13 @@ def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
 
     text = _hide_members(text, hide)
     parts = re.findall(_SHELL_PART, text)
-    if len(parts) == 1 and any(map(str.isspace, text)):  # one word, with blanks between quotes
+    if len(parts) == 1 and any(map(str.isspace, text)):  # one argument, with blanks between quotes
         return re.sub(_QUOTED, lambda part: part[0][0] + hide_in_command(part[0][1:-1], hide) + part[0][-1], text)
     shown = iter(hide_in_arguments((part for part in parts if not part.isspace()), hide))
     return "".join(part if part.isspace() else next(shown) for part in parts)
 
 
-def hide_quoted(text: str, words: Iterable[str]) -> str:
+def hide_quoted(text: str, arguments: Iterable[str]) -> str:
     """Hides the secrets of a command line in a text that may quote them, such as an error message."""
     secrets: list[str] = []
 
@@ -116,7 +116,7 @@ def hide_quoted(text: str, words: Iterable[str]) -> str:
         secrets.append(secret)
         return MASK
 
-    hide_in_arguments(words, note)
+    hide_in_arguments(arguments, note)
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, MASK) if len(secret) >= _LEAST_QUOTED else text
     return text
@@ -127,9 +127,9 @@ def without_login(text: str, hide: Callable[[str], str] = _mask) -> str:
     return _replace(_LOGIN, lambda login: hide(login[0]), text) if "//" in text and "@" in text else text
 
 
-def _hide_in(word: str, hide: Callable[[str], str]) -> str:
-    is_command = any(map(str.isspace, word))
-    return without_login(hide_in_command(word, hide) if is_command else _hide_members(word, hide), hide)
+def _hide_in(argument: str, hide: Callable[[str], str]) -> str:
+    is_command = any(map(str.isspace, argument))
+    return without_login(hide_in_command(argument, hide) if is_command else _hide_members(argument, hide), hide)
 
 
 def _hide_members(text: str, hide: Callable[[str], str]) -> str:

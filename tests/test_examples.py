@@ -37,7 +37,7 @@ _END_JOBS = "trap 'jobs -p | xargs -r kill' EXIT"
 
 
 def commands(page: str) -> Iterator[list[str]]:
-    """Yields the words of each call of this program in a page's examples, also in quotes (`--cmd "…"`)."""
+    """Yields the arguments of each call in a page's examples, also of calls in quotes (`--cmd "…"`)."""
     for block in _BLOCK.findall(page):
         yield from _calls(_LEFT_OUT.sub("", block.replace("\\\n", " ")))
 
@@ -113,7 +113,7 @@ def test_an_unknown_flag_in_an_example_is_found():
 
 
 def _find_command(arguments: list[str]) -> tuple[click.Command, list[str]]:
-    """The command or subcommand that these words call, and the words after it."""
+    """The command or subcommand that these arguments call, and the arguments after it."""
     command: click.Command | None = cli
     while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
         command, arguments = command.get_command(click.Context(command), arguments[0]), arguments[1:]

@@ -48,7 +48,7 @@ class BaseEnvironment:
             files.extractall(site_packages)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs `vllm-cli` with these words."""
+        """Runs `vllm-cli` with these arguments."""
         command = [self.python, "-P", "-m", "vllm_cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=200)
 

@@ -29,7 +29,7 @@ _OF_THIS_MACHINE: Final = ("find-links", "constraint", "extra-index-url")
 """Settings of pip that could change the chosen versions."""
 
 
-def main(words: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Writes the file. Returns the exit code of uv."""
     if (uv := find_uv()) is None:
         return 1
@@ -38,7 +38,7 @@ def main(words: list[str]) -> int:
     with tempfile.NamedTemporaryFile("w+", suffix=".txt") as file:
         file.write(without_hashes())  # uv would keep the hashes of versions that it keeps
         file.flush()
-        command = [uv, "pip", "compile", *_OPTIONS, "--output-file", file.name, *words, "pyproject.toml", "-"]
+        command = [uv, "pip", "compile", *_OPTIONS, "--output-file", file.name, *arguments, "pyproject.toml", "-"]
         done = subprocess.run(command, input=_TOOLS, text=True, env=variables | dict(os.environ))
         if done.returncode == 0:
             LOCK.write_text(_HEADER + Path(file.name).read_text())  # uv may have replaced the file

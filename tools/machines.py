@@ -93,9 +93,9 @@ def _fill(image: Path, suite: str) -> None:
         script = script.with_name("sid")
     image.parent.mkdir(parents=True, exist_ok=True)
     log = image.with_suffix(".log")
-    words = f"debootstrap --variant=minbase --include={_PACKAGES} {suite} {image} {_mirror()} {script}".split()
+    arguments = f"debootstrap --variant=minbase --include={_PACKAGES} {suite} {image} {_mirror()} {script}".split()
     with log.open("wb") as output:
-        if subprocess.run(words, stdout=output, stderr=output, check=False).returncode:
+        if subprocess.run(arguments, stdout=output, stderr=output, check=False).returncode:
             raise MachineError(f"debootstrap failed for {suite}; its last lines in {log} say why")
     for path in ("etc/resolv.conf", "etc/hosts", _CERTIFICATES):
         with suppress(FileNotFoundError):
@@ -120,7 +120,7 @@ def put(name: str) -> None:
 
 
 def command(name: str, text: str, *, user: str = "user") -> list[str]:
-    """The words that run a command in a machine's shell. All processes in the machine end with this shell."""
+    """The arguments that run a command in a machine's shell, with which all processes in the machine end."""
     home = "/root" if user == "root" else f"/home/{user}"
     certificates = f"/{_CERTIFICATES}"
     variables = {
@@ -184,10 +184,10 @@ def _serving(name: str, text: str) -> Iterator[Path]:
     """Yields the log of a server that has answered a completion correctly. The server ends with the block."""
     port = find_free_port(list_server_ports())  # machines share the host's network
     log = FOLDER / f"{name}.log"
-    words = command(name, text.format(port=port))
+    arguments = command(name, text.format(port=port))
     with (
         log.open("wb") as output,
-        subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as server,
+        subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as server,
     ):
         try:
             deadline_s = time.monotonic() + _READY_S
@@ -231,10 +231,10 @@ def _existing(name: str) -> Path:
     return FOLDER / name
 
 
-def _call(*words: object) -> None:
-    done = subprocess.run([*map(str, words)], stdin=subprocess.DEVNULL, check=False)
+def _call(*arguments: object) -> None:
+    done = subprocess.run([*map(str, arguments)], stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
-        raise MachineError(f"`{shlex.join(map(str, words))}` failed with exit code {done.returncode}")
+        raise MachineError(f"`{shlex.join(map(str, arguments))}` failed with exit code {done.returncode}")
 
 
 def _why_impossible() -> str | None:
@@ -249,8 +249,8 @@ def _why_impossible() -> str | None:
             _call("apt-get", "install", "-qq", "--yes", "debootstrap")
         except (MachineError, FileNotFoundError) as err:
             return f"debootstrap is not installed, and cannot be: {err}"
-    words = ["unshare", "--mount", "--pid", "--fork", "mount", "-t", "proc", "proc", "/proc"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    arguments = ["unshare", "--mount", "--pid", "--fork", "mount", "-t", "proc", "proc", "/proc"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     return f"no namespaces can be made: {done.stderr.strip()}" if done.returncode else None
 
 
@@ -260,13 +260,13 @@ def main() -> int:
     parser.add_argument("command", choices=("check", "run"))
     parser.add_argument("--if-possible", action="store_true", help="exit code 0 where machines are not possible")
     parser.add_argument("--root", action="store_true", help="run as root")
-    parser.add_argument("words", nargs="*")
+    parser.add_argument("arguments", nargs="*")
     options = parser.parse_intermixed_args()
     if (reason := _why_impossible()) is not None:
         print(f"fresh machines: skipped, because {reason}", file=sys.stderr)
         return 0 if options.if_possible else 2
     try:
-        match options.command, options.words:
+        match options.command, options.arguments:
             case "check", names if set(names) <= set(_CHECKED):
                 return max(map(_is_failed, names or _CHECKED))
             case "run", [name, *text]:

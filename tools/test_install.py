@@ -25,7 +25,7 @@ def _pip_is_looked_for() -> Iterator[None]:
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Path]:
-    """Creates the only program on PATH. It records its words and variables, and exits with the given code."""
+    """Creates the only program on PATH. It records its arguments and variables, and exits with this code."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def make(name: str, exit_code: int) -> Path:
@@ -38,16 +38,16 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, i
 
 
 def _noted(log: Path) -> tuple[list[str], dict[str, str]]:
-    """The words and variables of the last run."""
+    """The arguments and variables of the last run."""
     text = log.read_text()
-    words, variables = json.loads(text[text.rindex("[[") :])
-    return words, variables
+    arguments, variables = json.loads(text[text.rindex("[[") :])
+    return arguments, variables
 
 
 def _installed_by(pip: Path) -> list[list[str]]:
-    """The words of each run, without options and the names of temporary files."""
+    """The arguments of each run, without options and the names of temporary files."""
     runs = [json.loads(text)[0] for text in pip.read_text().replace("][[", "]\n[[").splitlines()]
-    return [[word for word in run if word[:2] != "--" and not word.startswith("/")] for run in runs]
+    return [[argument for argument in run if argument[:2] != "--" and not argument.startswith("/")] for run in runs]
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_settings_of_pip_become_variables_and_words_of_uv():
         "constraint": "h.txt i.txt",
         "progress-bar": "off",
     }
-    variables, words = install.translate(settings)
+    variables, arguments = install.translate(settings)
     assert variables == {
         "UV_INDEX_URL": "https://a/",
         "UV_EXTRA_INDEX_URL": "https://b/ file:///c",
@@ -98,7 +98,7 @@ def test_settings_of_pip_become_variables_and_words_of_uv():
         "UV_INSECURE_HOST": "b",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
-    assert words == ["-c", "h.txt", "-c", "i.txt"]
+    assert arguments == ["-c", "h.txt", "-c", "i.txt"]
 
 
 def test_uv_on_the_path_installs_with_the_users_own_settings_of_it_first(program, pip, monkeypatch):
@@ -107,9 +107,9 @@ def test_uv_on_the_path_installs_with_the_users_own_settings_of_it_first(program
     monkeypatch.setenv("UV_INDEX_URL", "https://mine/")
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     assert install.main(["--compile-bytecode", "-e", "."]) == 0
-    words, variables = _noted(uv)
-    assert words[:4] == ["pip", "install", "--python", sys.executable]
-    assert words[-3:] == ["--compile-bytecode", "-e", "."]
+    arguments, variables = _noted(uv)
+    assert arguments[:4] == ["pip", "install", "--python", sys.executable]
+    assert arguments[-3:] == ["--compile-bytecode", "-e", "."]
     assert (variables["UV_INDEX_URL"], variables["SSL_CERT_FILE"]) == ("https://mine/", "f.pem")
     assert not pip.exists()
 

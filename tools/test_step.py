@@ -15,8 +15,8 @@ ROOT: Final = Path(__file__).parents[1]
 
 
 def _run(*command: str, **options) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "tools.step", "Doing it", *command]
-    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False, **options)
+    arguments = [sys.executable, "-m", "tools.step", "Doing it", *command]
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False, **options)
 
 
 def test_a_step_that_succeeds_is_one_line_with_seconds():
@@ -43,8 +43,8 @@ def test_a_step_that_fails_shows_the_output_and_has_its_exit_code(command, code,
 
 def test_on_a_terminal_the_line_counts_the_seconds():
     ours, terminal = pty.openpty()
-    words = [sys.executable, "-m", "tools.step", "Doing it", "sleep", "1.2"]
-    subprocess.run(words, stdout=terminal, cwd=ROOT, check=True)
+    arguments = [sys.executable, "-m", "tools.step", "Doing it", "sleep", "1.2"]
+    subprocess.run(arguments, stdout=terminal, cwd=ROOT, check=True)
     os.close(terminal)
     text = os.read(ours, 4096).decode()
     os.close(ours)

@@ -10,7 +10,7 @@ from openai import OpenAI
 from tests.e2e.server_process import ServerProcess
 
 StartServer = Callable[..., ServerProcess]
-"""Creates a server with further words, and with the options of `ServerProcess`."""
+"""Creates a server with further arguments, and with the options of `ServerProcess`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

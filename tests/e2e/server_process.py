@@ -30,7 +30,7 @@ class ServerProcess(Server):
         environment: Mapping[str, str] | None = None,
         launcher: tuple[str, ...] = (),
     ) -> None:
-        """`launcher` has the words of a command that executes the words after it."""
+        """`launcher` has the arguments of a command that executes the arguments after it."""
         self.port = free_port()
         command = [*launcher, *CLI, "serve", "--host", "127.0.0.1", "--port", self.port, *arguments]
         super().__init__(command, {**os.environ, **(environment or {})}, is_awaited=wait)

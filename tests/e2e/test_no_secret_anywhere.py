@@ -101,8 +101,8 @@ EXIT_CODES = {
 class SecretWatch:
     """Watches all processes and a folder during the `with` block, and finds texts with the mark.
 
-    A process may show words that the user has typed until it has masked them, which it does before it starts
-    another process. No process may show any other word with the mark.
+    A process may show arguments that the user has typed until it has masked them. It masks them before it
+    starts another process. No process may show any other argument with the mark.
     """
 
     def __init__(self, mark: str, temporary: Path) -> None:
@@ -123,7 +123,7 @@ class SecretWatch:
         self._thread.join()
 
     def allow(self, arguments: Sequence[str]) -> None:
-        """Allows the words of a command that the user types."""
+        """Allows the arguments of a command that the user types."""
         self._typed.append([argument.encode() for argument in arguments])
 
     def check(self, *folders: Path) -> None:

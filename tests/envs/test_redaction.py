@@ -1,4 +1,4 @@
-"""Secrets in words and addresses are hidden. Quotes, braces and dashes that programs change are named."""
+"""Secrets in arguments and addresses are hidden. Quotes, braces and dashes that programs change are named."""
 
 import json
 import shlex
@@ -52,16 +52,18 @@ _FORMS = (
 
 @given(st.permutations(_FORMS), st.text("abXY01-_.+~", min_size=3))
 def test_secrets_among_words_are_hidden_and_nothing_else_is(forms, end):
-    """Also if one word has the whole command. In such a word, more than the secrets may be hidden."""
+    """Also if one argument has the whole command, in which more than the secrets may be hidden."""
     secret = f"Zq{end}"
-    given_words, shown = ([word for form in forms for word in f"{form[n]} --port 1".split()] for n in (0, 1))
-    words = [word.replace("§", secret) for word in given_words]
-    assert hide_in_arguments(words, lambda _: "*") == shown
-    assert secret not in hide_in_arguments([f"run {shlex.join(words)}"], lambda _: "*")[0]
+    given_arguments, shown = (
+        [argument for form in forms for argument in f"{form[n]} --port 1".split()] for n in (0, 1)
+    )
+    arguments = [argument.replace("§", secret) for argument in given_arguments]
+    assert hide_in_arguments(arguments, lambda _: "*") == shown
+    assert secret not in hide_in_arguments([f"run {shlex.join(arguments)}"], lambda _: "*")[0]
 
 
 @pytest.mark.parametrize(
-    ("word", "shown"),
+    ("argument", "shown"),
     [
         ('{"kv": {"access_key": "SEC\\"RET", "role": "both"}}', '{"kv": {"access_key": "*", "role": "both"}}'),
         ('{"key": 7345, "seed": 1, "algorithm": "gumbel"}', '{"key": *, "seed": 1, "algorithm": "gumbel"}'),
@@ -77,14 +79,14 @@ def test_secrets_among_words_are_hidden_and_nothing_else_is(forms, end):
         ("it's --hf-token SECRET", "it's --hf-token *"),
     ],
 )
-def test_secrets_within_one_word_are_hidden(word, shown):
-    assert hide_in_arguments([word], lambda _: "*") == [shown]
-    assert hide_in_command(word, lambda _: "*") == shown
+def test_secrets_within_one_word_are_hidden(argument, shown):
+    assert hide_in_arguments([argument], lambda _: "*") == [shown]
+    assert hide_in_command(argument, lambda _: "*") == shown
 
 
 def test_words_that_name_no_secret_are_shown_without_the_import_of_re():
     """The import of `re` would delay the client of a warm start."""
-    words = [
+    arguments = [
         '--hf-overrides={"max_tokens": 8, "tokenizer": "t"}',
         "--chat-template={{ a }} b",
         "it's",
@@ -95,7 +97,7 @@ def test_words_that_name_no_secret_are_shown_without_the_import_of_re():
     program = f"""
 import sys
 from envs.redaction import hide_in_arguments
-assert hide_in_arguments({words!r}) == {words!r}
+assert hide_in_arguments({arguments!r}) == {arguments!r}
 assert "re" not in sys.modules
 """
     subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, check=True, timeout=60)
@@ -103,9 +105,9 @@ assert "re" not in sys.modules
 
 def test_masks_of_the_same_length_keep_the_length_of_every_word():
     command = "A_KEY=secret vllm 'x y' --api-key  secret"
-    words = ["--cmd", command, '{"token": "secret"}', "http://a:b@c", "--api-k", "s", ""]
-    assert [len(word) for word in hide_in_arguments(words, lambda text: "*" * len(text))] == [
-        len(word) for word in words
+    arguments = ["--cmd", command, '{"token": "secret"}', "http://a:b@c", "--api-k", "s", ""]
+    assert [len(argument) for argument in hide_in_arguments(arguments, lambda text: "*" * len(text))] == [
+        len(argument) for argument in arguments
     ]
 
 
@@ -150,7 +152,7 @@ TEXT = json.dumps(CONTENT)
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        (TEXT.replace('"', ""), "the quotes are lost"),  # -cc {"a": 1} in one word, as with eval or ssh
+        (TEXT.replace('"', ""), "the quotes are lost"),  # -cc {"a": 1} in one argument, as with eval or ssh
         (TEXT.replace('"', "").replace(" ", ""), "the quotes are lost"),
         (TEXT.replace('"', "\u201c"), "word processor"),
         (TEXT.replace('"', "\u2019"), "JSON has double quotes"),
@@ -202,7 +204,7 @@ def test_what_is_no_whole_json(text, form):
 
 
 @pytest.mark.parametrize(
-    ("word", "instead"),
+    ("argument", "instead"),
     [
         ("--host 127.0.0.1", "write --host 127.0.0.1 without quotes"),
         ('"--host"', "write --host"),
@@ -222,8 +224,8 @@ def test_what_is_no_whole_json(text, form):
         ("--po\u00adrt", "has U+00AD (soft hyphen) at character 5: write --port"),
         ("--port\t80", "write --port 80 without quotes"),
         ("--port=80\n", "has a line break at character 10: write --port=80"),
-        *((word, None) for word in ("", "org/name", "/models/x y", "a-b", "127.0.0.1", "caf\u00e9", "-")),
+        *((argument, None) for argument in ("", "org/name", "/models/x y", "a-b", "127.0.0.1", "caf\u00e9", "-")),
     ],
 )
-def test_a_changed_word_is_shown_as_it_was(word, instead):
-    assert changed_word(word) is None if instead is None else instead in (changed_word(word) or "")
+def test_a_changed_word_is_shown_as_it_was(argument, instead):
+    assert changed_word(argument) is None if instead is None else instead in (changed_word(argument) or "")

@@ -1,9 +1,9 @@
-"""`python foreign_server.py PORT [WORD ...]`: a small HTTP server that misbehaves as its words say.
+"""`python foreign_server.py PORT [ARGUMENT ...]`: a small HTTP server that misbehaves as its arguments say.
 
-It answers GET /health with 200, GET /env with its variables, and POST with its process id, its words and the
-request's key. With `waits FILE`, it answers a POST only once this file exists. With `sleeps`, POST /sleep and
-/wake_up change the state `asleep` in its answers, unless their body `fails` or `hangs`. Its imports are few,
-because most tests of the router start it several times.
+It answers GET /health with 200, GET /env with its variables, and POST with its process id, its arguments and
+the request's key. With `waits FILE`, it answers a POST only once this file exists. With `sleeps`, POST /sleep
+and /wake_up change the state `asleep` in its answers, unless their body `fails` or `hangs`. Its imports are
+few, because most tests of the router start it several times.
 """
 
 import json
@@ -17,21 +17,21 @@ from contextlib import suppress
 from typing import Final
 
 STATE: Final = {"asleep": False}
-WORDS: Final = sys.argv[2:]
+ARGUMENTS: Final = sys.argv[2:]
 _SLEEP: Final = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
 
 
 def _answer(method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, object]:
     if method == "GET":
         return 404 if "404" in path else 200, {"variables": dict(os.environ)} if path == "/env" else {}
-    if "sleeps" in WORDS and path.partition("?")[0] in ("/sleep", "/wake_up"):
+    if "sleeps" in ARGUMENTS and path.partition("?")[0] in ("/sleep", "/wake_up"):
         STATE["asleep"] = path != "/wake_up"
         if b"hangs" in body:
             time.sleep(600)
         return 500 if b"fails" in body else 200, {}
-    while "waits" in WORDS and not os.path.exists(WORDS[-1]):  # noqa: PTH110 - imports nothing
+    while "waits" in ARGUMENTS and not os.path.exists(ARGUMENTS[-1]):  # noqa: PTH110 - imports nothing
         time.sleep(0.01)
-    return 200, {"pid": os.getpid(), "arguments": WORDS, "key": headers.get("authorization"), **STATE}
+    return 200, {"pid": os.getpid(), "arguments": ARGUMENTS, "key": headers.get("authorization"), **STATE}
 
 
 def _serve(connection: socket.socket) -> None:
@@ -48,20 +48,20 @@ def _serve(connection: socket.socket) -> None:
 
 
 def _misbehave() -> None:
-    if "ignores-sigterm" in WORDS:
+    if "ignores-sigterm" in ARGUMENTS:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    if "dies" in WORDS:
+    if "dies" in ARGUMENTS:
         sys.stderr.write("first line\nRuntimeError: the disk is on fire\n")
         sys.exit(3)
-    if "never-listens" in WORDS:
+    if "never-listens" in ARGUMENTS:
         sys.stderr.write("loading for ever\n")
         time.sleep(600)
-    if "prints" in WORDS:
+    if "prints" in ARGUMENTS:
         for number in range(100):
             sys.stdout.write(f"{number} " + "x" * (1 << 20) + "\n")
-    if "has-children" in WORDS:
+    if "has-children" in ARGUMENTS:
         _start_children()
 
 

@@ -23,7 +23,7 @@ Models = Mapping[str, Mapping[str, Any]]
 
 
 def foreign(*arguments: str, **keys: Any) -> dict[str, Any]:
-    """The entry of a model whose server is `foreign_server.py` with these words."""
+    """The entry of a model whose server is `foreign_server.py` with these arguments."""
     return {"cmd": shlex.join(FOREIGN_COMMAND) + " ${PORT} " + shlex.join(arguments), **keys}
 
 

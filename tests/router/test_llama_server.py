@@ -36,7 +36,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 class _Llama(ServerProcess):
-    """A router whose llama-server is `foreign_server.py` with these words."""
+    """A router whose llama-server is `foreign_server.py` with these arguments."""
 
     def __init__(
         self,

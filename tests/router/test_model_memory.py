@@ -1,4 +1,4 @@
-"""Measures models' memory on real processes. Estimates it from words, variables and real files."""
+"""Measures models' memory on real processes. Estimates it from arguments, variables and real files."""
 
 import json
 import os

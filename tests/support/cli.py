@@ -19,9 +19,9 @@ def run_cli(
     """Runs a command of `vllm-cli` to its end. The result has the output as text.
 
     Args:
-        words: the words after `vllm-cli`.
+        arguments: the arguments after `vllm-cli`.
         environment: variables in addition to those of the test. The option `env` replaces all variables.
-        launcher: the words of a command that executes the words after it.
+        launcher: the arguments of a command that executes the arguments after it.
         timeout_s: the time after which the command is killed and the call fails.
         options: the options of `subprocess.run`.
     """

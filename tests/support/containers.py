@@ -1,7 +1,7 @@
 """Launchers run a command as in a container: as another user, with its own processes, files or cgroup.
 
-A launcher is the words to put before the command. Launchers need rights that a machine may not give. Where a
-launcher does not work, its function returns None.
+A launcher is the arguments to put before the command. Launchers need rights that a machine may not give.
+Where a launcher does not work, its function returns None.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Runs vLLM's own code in the virtual environment .peers/vllm, or in .peers/NAME if PEER_VLLM is NAME.
 
 The environment's interpreter runs the scripts `vllm_*.py` beside the tests as `SCRIPT QUESTION ANSWER
-WORDS...`. QUESTION and ANSWER are JSON files.
+ARGUMENTS...`. QUESTION and ANSWER are JSON files.
 """
 
 import json

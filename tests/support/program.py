@@ -39,7 +39,7 @@ class Program:
     ) -> None:
         """
         Args:
-            command: the words of the command.
+            command: the arguments of the command.
             environment: all variables of the command.
             is_awaited: whether the `with` block begins only once the program is ready.
             log_path: the file for the output. Without it, the file has no name.
@@ -123,7 +123,7 @@ class Program:
         return found
 
     def children_with(self, argument: str) -> list[psutil.Process]:
-        """The first process's running children with this word on their command line."""
+        """The first process's running children with this argument on their command line."""
         found = []
         for process in self.root.children():
             with suppress(psutil.NoSuchProcess):  # it has ended since

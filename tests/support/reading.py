@@ -1,4 +1,4 @@
-"""Compares how vLLM's parser and the launcher read the same words. Needs only the standard library."""
+"""Compares how vLLM's parser and the launcher read the same arguments. Needs only the standard library."""
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ class Reading(NamedTuple):
     """The result of reading one command line."""
 
     is_accepted: bool
-    """Whether vLLM's parser accepts the words."""
+    """Whether vLLM's parser accepts the arguments."""
     faults: list[str]
     """The faults that the launcher finds."""
     differences: list[str]

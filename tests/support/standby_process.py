@@ -36,11 +36,11 @@ class StandbyProcess(Program):
     ) -> None:
         """
         Args:
-            words: options of `vllm-cli standby`. Without `--for`, the template is the embedded engine's.
+            arguments: options of `vllm-cli standby`. Without `--for`, the template is the embedded engine's.
             environment: variables in addition to those of the test.
             is_awaited: whether the `with` block begins only once the imports are done.
             python: the interpreter. Servers must start it by the same path as the standby.
-            launcher: the words of a command that starts the standby, such as `nice`.
+            launcher: the arguments of a command that starts the standby, such as `nice`.
         """
         self.runtime_folder = Path(tempfile.mkdtemp(prefix="vs-", dir="/tmp"))
         self.folder = self.runtime_folder / "vllm-cli"

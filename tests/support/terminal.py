@@ -110,5 +110,5 @@ class Shell:
 
 
 def serve_command(*arguments: str) -> str:
-    """The command `vllm-cli serve` with these words, as text for a shell."""
+    """The command `vllm-cli serve` with these arguments, as text for a shell."""
     return " ".join([*CLI, "serve", "--host", "127.0.0.1", *arguments])

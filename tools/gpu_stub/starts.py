@@ -32,7 +32,7 @@ _SETTLED_S: Final = 6.0
 class Case(NamedTuple):
     """One configuration whose starts are timed."""
 
-    words: tuple[str, ...] = EAGER
+    arguments: tuple[str, ...] = EAGER
     gpus: int = 1
     launcher: str = "ours"
     """`ours`: our cold start. `warm`: our start beside a standby."""
@@ -130,18 +130,18 @@ def write_fleet(output: Path) -> None:
     """Times the first start of a new pod with each remedy, and writes the seconds and sizes."""
     result: dict[str, Any] = {"no kernel runs": True, "machine": describe_machine(str(PYTHON))}
     output.parent.mkdir(parents=True, exist_ok=True)
-    for kind, words in {"eager": EAGER, "compiled": _COMPILED}.items():
+    for kind, arguments in {"eager": EAGER, "compiled": _COMPILED}.items():
         with tempfile.TemporaryDirectory() as folder:
-            result[kind] = time_remedies(words, Path(folder))
+            result[kind] = time_remedies(arguments, Path(folder))
         output.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def time_remedies(words: tuple[str, ...], folder: Path) -> dict[str, dict[str, Any]]:
+def time_remedies(arguments: tuple[str, ...], folder: Path) -> dict[str, dict[str, Any]]:
     """Times one start with each remedy, and plain starts in the same state."""
     baked, location, volume = (folder / name for name in ("baked", "location", "volume"))
-    _bake(folder / "builder", *words, "--output", str(baked))
-    _bake(folder / "filler", *words, "--compile-cache", str(location))
-    case = Case(words)
+    _bake(folder / "builder", *arguments, "--output", str(baked))
+    _bake(folder / "filler", *arguments, "--compile-cache", str(location))
+    case = Case(arguments)
     plain = [time_start(case, "plain", folder / "plain", settle_s=_SETTLED_S) for _ in range(2)]
     found: dict[str, dict[str, Any]] = {}
     for name, remedy in REMEDIES.items():
@@ -161,10 +161,10 @@ def time_remedies(words: tuple[str, ...], folder: Path) -> dict[str, dict[str, A
     return found
 
 
-def _bake(home: Path, *words: str) -> None:
+def _bake(home: Path, *arguments: str) -> None:
     """Runs `vllm-cli bake` on the stand-in, with a home of its own. Needs root, for a GPU's devices."""
     home.mkdir()
-    command = [*PREFIX, PYTHON, "-m", "vllm_cli", "bake", MODEL, "--engine", "vllm", *words]
+    command = [*PREFIX, PYTHON, "-m", "vllm_cli", "bake", MODEL, "--engine", "vllm", *arguments]
     subprocess.run(command, env={**gpu_variables(home), **OFF}, check=True, timeout=_START_S, cwd=home)
 
 
@@ -185,8 +185,8 @@ def time_case(case: Case, rounds: int, folder: Path) -> dict[str, list[Start]]:
     for number in range(rounds):
         for side in [*launchers][:: -1 if number % 2 else 1]:
             home = folder / (f"{side}-{number}" if case.is_first else side)
-            words = location if side == "ours" else ()
-            sides[side].append(time_start(case, launchers[side], home, *words))
+            arguments = location if side == "ours" else ()
+            sides[side].append(time_start(case, launchers[side], home, *arguments))
             click.echo(f"  {side}: {sides[side][-1]}", err=True)
     return sides
 
@@ -195,14 +195,14 @@ def time_start(
     case: Case,
     launcher: str,
     home: Path,
-    *words: str,
+    *arguments: str,
     settle_s: float = 1.0,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Start:
     """Times one start until its first answer, and the stop by SIGTERM."""
     home.mkdir(exist_ok=True)
     variables = {"STUB_GPUS": str(case.gpus), **(OFF if launcher == "ours" else {}), **environment}
-    with _TimedServer(launcher, *case.words, *words, folder=home, environment=variables) as server:
+    with _TimedServer(launcher, *case.arguments, *arguments, folder=home, environment=variables) as server:
         assert server.log_path is not None
         with follow_log(server.log_path) as log:
             Program.wait(server, lambda: server.health() == 200, _START_S)

@@ -40,16 +40,16 @@ class Machine(NamedTuple):
     """The Python interpreter of vLLM."""
     variables: dict[str, str]
     prefix: tuple[str, ...]
-    """The words before a server's command."""
-    words: tuple[str, ...]
-    """The words of each model after `serve`. The first word is the model's folder."""
+    """The arguments before a server's command."""
+    arguments: tuple[str, ...]
+    """The arguments of each model after `serve`. The first argument is the model's folder."""
 
     @classmethod
-    def of(cls, home: Path, vllm: Path, model: str, words: tuple[str, ...], *, is_real: bool) -> Self:
+    def of(cls, home: Path, vllm: Path, model: str, arguments: tuple[str, ...], *, is_real: bool) -> Self:
         """A machine with its own GPU (`is_real`), or with the stand-in for a GPU."""
         variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} if is_real else gpu_variables(home)
-        words = (str(Path(model).absolute()), "--gpu-memory-utilization", "0.9", *words)
-        return cls((vllm / "python").absolute(), variables, () if is_real else PREFIX, words)
+        arguments = (str(Path(model).absolute()), "--gpu-memory-utilization", "0.9", *arguments)
+        return cls((vllm / "python").absolute(), variables, () if is_real else PREFIX, arguments)
 
 
 class _Router(Server):
@@ -57,13 +57,13 @@ class _Router(Server):
 
     def __init__(self, machine: Machine, folder: Path, on_swap: str, level: int | None) -> None:
         self.port = free_port()
-        entry = {"model": machine.words[0], "engine": "vllm", "args": [*machine.words[1:]], "on_swap": on_swap}
+        entry = {"model": machine.arguments[0], "engine": "vllm", "args": [*machine.arguments[1:]], "on_swap": on_swap}
         if level is not None:
             entry["sleep_level"] = level
         file = folder / "models.yaml"
         file.write_text(json.dumps({"models": dict.fromkeys(_NAMES, entry)}))
-        words = ("serve", "--models", file, "--host", "127.0.0.1", "--port", self.port)
-        command = [*machine.prefix, machine.python, "-m", "vllm_cli", *words]
+        arguments = ("serve", "--models", file, "--host", "127.0.0.1", "--port", self.port)
+        command = [*machine.prefix, machine.python, "-m", "vllm_cli", *arguments]
         super().__init__(command, machine.variables, is_awaited=True, log_path=folder / "router.log")
 
     def swap(self, model: str, other: str) -> int:
@@ -83,7 +83,7 @@ class _ByHand(Server):
         self.port = self.ports["a"]
         variables = {**machine.variables, "VLLM_SERVER_DEV_MODE": "1"}
         first, self._second = (
-            [*machine.prefix, machine.python.with_name("vllm"), "serve", *machine.words, "--enable-sleep-mode"]
+            [*machine.prefix, machine.python.with_name("vllm"), "serve", *machine.arguments, "--enable-sleep-mode"]
             + ["--served-model-name", name, "--host", "127.0.0.1", "--port", port]
             for name, port in self.ports.items()
         )
@@ -153,7 +153,7 @@ def _ask(port: int, path: str, body: object) -> int:
 @click.option("--gpu", "is_real", is_flag=True, help="Use the machine's own GPU.")
 @click.option("--vllm", default=".peers/cuda/bin", show_default=True, help="Folder with vLLM's Python and `vllm`.")
 @click.option("--model", default=".peers/model", show_default=True, help="Folder of the model.")
-@click.argument("words", nargs=-1)
+@click.argument("arguments", nargs=-1)
 def main(
     output: str,
     rounds: int,
@@ -161,15 +161,15 @@ def main(
     is_real: bool,
     vllm: str,
     model: str,
-    words: tuple[str, ...],
+    arguments: tuple[str, ...],
 ) -> None:
-    """Run all ways. WORDS are further words of each model, such as `-- --enforce-eager`."""
-    result: dict[str, Any] = {"no kernel runs": not is_real, "words": words, "ways": {}}
+    """Run all ways. ARGUMENTS are further arguments of each model, such as `-- --enforce-eager`."""
+    result: dict[str, Any] = {"no kernel runs": not is_real, "arguments": arguments, "ways": {}}
     result["machine"] = describe_machine(str(Path(vllm) / "python"))
     for way in ways or ("by hand", "sleep", "stop"):
         for level in (None,) if way == "stop" else (1, 2):
             with tempfile.TemporaryDirectory() as folder:
-                machine = Machine.of(Path(folder), Path(vllm), model, words, is_real=is_real)
+                machine = Machine.of(Path(folder), Path(vllm), model, arguments, is_real=is_real)
                 entry = measure(machine, Path(folder), way, level, rounds)
             result["ways"][way if level is None else f"{way}, level {level}"] = entry
             Path(output).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A process's words, heap, priority, files and end. The processors that it may use, and their features."""
+"""A process's arguments, heap, priority, files and end, and the features of its processors."""
 
 import ctypes
 import os

@@ -15,7 +15,7 @@ _DEEP = r"\sqrt{|\hat{|\frac{1}{|x^{|\overbrace{|\left(|\begin{pmatrix}"
 
 @pytest.mark.parametrize("is_within", [False, True], ids=["pattern", "formula"])
 async def test_markdown_of_a_model_is_divided_in_linear_time(browser, is_within):
-    """Four times the text may not take ten times as long. What grows with the square takes 16 times as long."""
+    """Four times the text may not take ten times as long. A square would take 16 times as long."""
     for pattern in (_WITHIN if is_within else _BEGINNINGS).split("|"):
         await _draw(browser, pattern, 2000, is_within=is_within)
         short, long = [await _draw(browser, pattern, size, is_within=is_within) for size in (8000, 32000)]

@@ -180,7 +180,7 @@ async def test_a_server_that_hangs_is_no_usual_end_although_it_is_to_stop(place)
     runner = web.ServerRunner(web.Server(answer))
     await runner.setup()
     await web.UnixSite(runner, place.socket_path).start()
-    found = await start(ModelEntry(name="m"), place)  # without words, it is a server that runs already
+    found = await start(ModelEntry(name="m"), place)  # without arguments, it is a server that runs already
     body.update(status="hung", error={"message": "The engine hangs: it was silent"})
     assert await found.end() == "The server hangs. The engine hangs: it was silent."
     await runner.cleanup()

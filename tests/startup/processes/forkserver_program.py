@@ -83,11 +83,11 @@ def _register(pipe: Connection) -> None:
 
 
 def family() -> None:
-    """A process and its child have the forkserver as parent, and the words of their logical parent."""
+    """A process and its child have the forkserver as parent, and the arguments of their logical parent."""
     ours, theirs = multiprocessing.Pipe()
-    sys.argv = ["a word"]
+    sys.argv = ["an argument"]
     _start(_describe, theirs, 1)
-    assert [ours.recv(), ours.recv()] == [(_server_pid(), ["a word"], os.devnull)] * 2
+    assert [ours.recv(), ours.recv()] == [(_server_pid(), ["an argument"], os.devnull)] * 2
 
 
 def _describe(pipe: Connection, depth: int) -> None:

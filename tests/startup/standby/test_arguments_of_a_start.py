@@ -1,4 +1,4 @@
-"""The words of a start are cut once in each process that reads them, and then handed on."""
+"""The arguments of a start are cut once in each process that reads them, and then handed on."""
 
 import json
 import os
@@ -19,10 +19,10 @@ from startup.settings import serve_arguments
 
 cut = serve_arguments.cut
 
-def counted(words):
+def counted(arguments):
     with open(os.environ["CUTS"], "a") as file:
-        file.write(json.dumps([os.getpid(), list(words)]) + "\\n")
-    return cut(words)
+        file.write(json.dumps([os.getpid(), list(arguments)]) + "\\n")
+    return cut(arguments)
 
 serve_arguments.cut = counted
 """
@@ -30,14 +30,14 @@ serve_arguments.cut = counted
 
 @pytest.fixture
 def counted(tmp_path: Path) -> dict[str, str | None]:
-    """Variables of processes that write the words they cut to a file."""
+    """Variables of processes that write the arguments they cut to a file."""
     (tmp_path / "sitecustomize.py").write_text(_COUNTED)
     path = f"{tmp_path}:{FAKE}:{ROOT}"
     return {**CHECKED, "CUTS": str(tmp_path / "cuts"), "PYTHONPATH": path, "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
 
 
 def _cuts(counted: dict[str, Any], *arguments: str, **variables: str) -> list[list[list[str]]]:
-    """Runs `serve`. Returns the words that it cuts, by process."""
+    """Runs `serve`. Returns the arguments that it cuts, by process."""
     environment = {n: v for n, v in {**os.environ, **counted, **variables}.items() if v is not None}
     done = run_cli("serve", *arguments, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

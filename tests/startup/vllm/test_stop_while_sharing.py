@@ -87,7 +87,7 @@ def _signalled_in_group(start: FakeStart) -> None:
 
 
 class Stop(NamedTuple):
-    """A way to stop a server, and the words of its command line."""
+    """A way to stop a server, and the arguments of its command line."""
 
     stop: Callable[[FakeStart], None] = _signalled(signal.SIGTERM)
     arguments: tuple[str, ...] = ()

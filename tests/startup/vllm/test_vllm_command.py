@@ -1,4 +1,4 @@
-"""`serve --engine vllm` and a link named `vllm` equal `vllm serve` in words, help, errors and exit codes."""
+"""`serve --engine vllm` and a link `vllm` equal `vllm serve` in arguments, help, errors and exit codes."""
 
 import importlib.util
 import json

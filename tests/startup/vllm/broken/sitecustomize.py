@@ -12,7 +12,7 @@ from importlib.machinery import PathFinder
 from types import SimpleNamespace
 
 _FAULT = os.environ.get("BROKEN", "")
-_IS_FORKSERVER = any("forkserver" in word for word in sys.orig_argv)
+_IS_FORKSERVER = any("forkserver" in argument for argument in sys.orig_argv)
 
 
 def _before_imports(action):
@@ -68,9 +68,9 @@ def _cannot_be_executed():
 
     execute = _posixsubprocess.fork_exec
 
-    def execute_others(words, programs, *options):
-        is_forkserver = any(b"forkserver" in os.fsencode(word) for word in words)
-        return execute(words, [b"/nonexistent"] if is_forkserver else programs, *options)
+    def execute_others(arguments, programs, *options):
+        is_forkserver = any(b"forkserver" in os.fsencode(argument) for argument in arguments)
+        return execute(arguments, [b"/nonexistent"] if is_forkserver else programs, *options)
 
     _posixsubprocess.fork_exec = execute_others
 
