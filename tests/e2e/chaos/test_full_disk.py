@@ -226,7 +226,8 @@ def test_server_whose_engine_the_kernel_kills_exits_with_the_reason(model_path):
         assert server.process.wait(_GONE_S) == 1
         assert 500 in [answer.result().status for answer in answers]
         limit = format_bytes(limit_bytes)
-        (line,) = [line for line in server.log.splitlines() if "the engine died" in line]
+        line, cause = [line for line in server.log.splitlines() if "the engine died" in line]
+        assert cause.startswith("Cause: the kernel killed a process because memory ran out")
         assert f"the kernel killed it because the memory of this container ({limit}) ran out" in line
         assert "Lower --max-num-seqs, --max-model-len or --kv-cache-memory-bytes, or provide more memory" in line
 
