@@ -23,6 +23,7 @@ _REMEDIES: Final = {
     "location": "a filled `--compile-cache`",
     "baked image": "a baked image",
     "image and location": "a baked image and a filled `--compile-cache`",
+    "volume and standby": "the volume, beside a [standby](fast-starts.md#containers)",
 }
 """Name of a remedy in `tools.gpu_stub.starts` -> the first cell of its row."""
 _NOT_MEASURED: Final = "Not measured since the last release.\n"
@@ -108,9 +109,9 @@ def build_fleet(figures: Figures) -> str:
 
 def _fleet_table(figures: Figures, run: Measured) -> str:
     rows = []
-    for name, meaning in _REMEDIES.items():
-        eager, compiled = run.result["eager"][name], run.result["compiled"][name]
-        rows.append([meaning, _seconds(eager), _seconds(compiled), f"{eager['mib']}, {compiled['mib']}"])
+    for name, eager in run.result["eager"].items():
+        compiled = run.result["compiled"][name]
+        rows.append([_REMEDIES[name], _seconds(eager), _seconds(compiled), f"{eager['mib']}, {compiled['mib']}"])
     machine = figures.machines[run.machine]
     where = f"{machine['processor']}, {machine['cores']} cores, {figures.describe_age(run.date)}"
     columns = ("a new pod has", "eager", "default", "MiB")
