@@ -5,14 +5,12 @@ the same time.
 """
 
 import pickle
-from typing import Final, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from base.json_depth import read_json
+from startup.files.download import MOST_LISTING_BYTES
 from startup.processes.helper import Send
-
-MOST_LISTING_BYTES: Final = 1 << 25
-"""The longest listing of a hub, in bytes: 100,000 files, each with about 300 bytes."""
 
 
 class Question(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final
 from base.json_depth import read_json
 from base.machine.files import is_safe_name
 from base.wording import foreign_line
-from startup.files.download.branch import MOST_LISTING_BYTES
+from startup.files.download import MOST_LISTING_BYTES
 from startup.files.download.repository import Listing
 
 _COMMIT_HEADER: Final = "X-Repo-Commit"
