@@ -32,7 +32,8 @@ class EntryMemory:
 
     def note(self, memory: Need, budget: Need, level: int = 0) -> None:
         """Notes a measurement, limited by the budget. So a model above the budget can still start alone."""
-        self._peaks[level] = self._peaks.get(level, memory).at_least(memory).at_most(budget)
+        peak = self._peaks.get(level, memory).at_least(memory)
+        self._peaks[level] = peak.at_most(budget)
 
     def forget_peaks(self) -> None:
         self._peaks.clear()
@@ -91,8 +92,10 @@ class ModelProcess:
 
         A hold does so only until the user unloads the model, or until a request waits for the model.
         """
+        if self.num_requests > 0:
+            return True
         is_waited_for = self.model.current is self and self.model.num_waiting > 0 and not self.is_admitting
-        return self.num_requests > 0 or bool(self.holds and not self.is_unloaded and not is_waited_for)
+        return bool(self.holds) and not self.is_unloaded and not is_waited_for
 
     @property
     def has_sleep_pending(self) -> bool:
@@ -102,7 +105,8 @@ class ModelProcess:
     @property
     def is_end_awaited(self) -> bool:
         """Whether the process is to stop or to sleep, and only its running requests delay this."""
-        return self.num_requests > 0 and (self.claimed_by is not None or self.state in ("draining", "falling asleep"))
+        is_ending = self.claimed_by is not None or self.state in ("draining", "falling asleep")
+        return is_ending and self.num_requests > 0
 
     @property
     def will_rest(self) -> bool:
@@ -142,7 +146,8 @@ class ModelProcess:
         """The need after the present change: for a process that falls asleep, the need asleep."""
         if not self.will_rest:
             return self.need
-        return self._memory.asleep(self.level).at_least((self.is_asleep and self._used) or NOTHING)
+        used = self._used if self.is_asleep else None
+        return self._memory.asleep(self.level).at_least(used or NOTHING)
 
     @property
     def held(self) -> Need:
@@ -252,7 +257,9 @@ class Model:
     def sleeper(self) -> ModelProcess | None:
         """The model's process if it is asleep and can be woken. None otherwise."""
         current = self.current
-        return current if current is not None and current.state == "asleep" and not current.has_crashed else None
+        if current is None or current.has_crashed or current.state != "asleep":
+            return None
+        return current
 
     @property
     def num_waiting(self) -> int:
@@ -261,14 +268,15 @@ class Model:
     @property
     def is_hungry(self) -> bool:
         """Whether the model waits to start or wake, for a request or because it restarts by itself."""
-        has_none = self.current is None or self.sleeper is not None
-        return has_none and bool(self.waiting or self.loads or self.will_restart)
+        is_wanted = self.will_restart or self.num_waiting > 0
+        return is_wanted and (self.current is None or self.sleeper is not None)
 
     @property
     def can_sleep(self) -> bool:
         """Whether the user can put the model to sleep now. A request that waits would wake it at once."""
-        is_ready = self.current is not None and self.current.state == "ready" and not self.current.has_crashed
-        return is_ready and self.next is None and not self.num_waiting
+        if self.current is None or self.current.has_crashed:
+            return False
+        return self.current.state == "ready" and self.next is None and not self.num_waiting
 
     @property
     def will_restart(self) -> bool:
@@ -280,10 +288,11 @@ class Model:
         """When the request that has waited longest for this start began to wait.
 
         When a model is stopped for another model, its waiting requests begin to wait again. Otherwise the
-        model would start again before the other model.
+        model would start again before the other model (bound 4 of the scheduler).
         """
-        oldest = min((next(iter(queue.values())) for queue in (self.waiting, self.loads) if queue), default=-math.inf)
-        return max(oldest, self._ended_s, self.retry_s)
+        firsts = [next(iter(queue.values())) for queue in (self.waiting, self.loads) if queue]
+        oldest_s = min(firsts, default=-math.inf)
+        return max(oldest_s, self._ended_s, self.retry_s)
 
     @property
     def has_free_lease(self) -> bool:
@@ -320,7 +329,8 @@ class Model:
         return max(1, math.ceil(self.retry_s - now)) if self.state == "failed" else 1
 
     def is_first_waiter(self, ticket: int) -> bool:
-        return any(queue and next(iter(queue)) == ticket for queue in (self.waiting, self.loads))
+        queues = [queue for queue in (self.waiting, self.loads) if queue]
+        return any(next(iter(queue)) == ticket for queue in queues)
 
     def ttl_end_s(self) -> float | None:
         """When the idle model is stopped. None while it is in use, or if `ttl_s` is None."""
@@ -332,7 +342,9 @@ class Model:
 
     def _idle_end_s(self, limit_s: float | None, *states: State) -> float | None:
         current = self.current
-        if limit_s is None or self.rules.pinned or current is None or current.has_crashed or self.next is not None:
+        if limit_s is None or self.rules.pinned:
+            return None
+        if current is None or current.has_crashed or self.next is not None:
             return None
         if current.state not in states or current.leases or self.num_waiting:
             return None
@@ -372,10 +384,13 @@ class Model:
             self.outcome = last.outcome
             return
         last.outcome = self.outcome = Outcome("failed", reason or "Its process has ended without being asked to.")
-        pause_s = self._back_off.take_s(0.0 if last.ready_s is None else now - last.ready_s)
+        served_s = 0.0 if last.ready_s is None else now - last.ready_s
+        pause_s = self._back_off.take_s(served_s)
         self.retry_s = now + (pause_s if last.state in ("starting", "ready") else 0.0)
         limit = self.rules.restart_limit
-        if limit is not None and (is_lasting or self._back_off.num_failures >= limit):
+        if limit is None:
+            return
+        if is_lasting or self._back_off.num_failures >= limit:
             self.give_up()
 
     def update(self, rules: ModelRules) -> None:

@@ -8,16 +8,17 @@ A generation is one process of a model from its start to its end. A ticket is th
 request has a lease on its model from its admission until it leaves.
 
 Let L be the longest time of a lease, S the longest time of a start and a stop together, and W the larger of
-max_wait_s and min_stay_s. If there is room for one model:
+max_wait_s and min_stay_s. If there is room for one model, these bounds hold. The functions that keep them
+name their numbers.
 
-- A model that became ready is stopped for another model after min_stay_s at the earliest. So there are at
-  most T / min_stay_s + 1 swaps in T seconds. There are at most T / W + 1 if requests follow without a gap.
-- A model stops admitting requests at most W after another model began to wait and its own start is complete.
-- The same bounds hold for models that sleep instead. S is also the longest time to fall asleep and to wake.
-  min_stay_s begins when a model is awake again. A sleeping model can be stopped at any time.
-- If n models are in use, a request is admitted or refused within n * (W + L + S), whatever the number of
-  requests. Models start in the order in which they began to wait. A model that was stopped for another model
-  goes to the end of this order. The waits for `concurrency` and for the back-off come in addition.
+1. A model that became ready is stopped for another model after min_stay_s at the earliest. So there are at
+   most T / min_stay_s + 1 swaps in T seconds. There are at most T / W + 1 if requests follow without a gap.
+2. A model stops admitting requests at most W after another model began to wait and its own start is complete.
+3. The same bounds hold for models that sleep instead. S is also the longest time to fall asleep and to wake.
+   min_stay_s begins when a model is awake again. A sleeping model can be stopped at any time.
+4. If n models are in use, a request is admitted or refused within n * (W + L + S), whatever the number of
+   requests. Models start in the order in which they began to wait. A model that was stopped for another model
+   goes to the end of this order. The waits for `concurrency` and for the back-off come in addition.
 """
 
 import itertools
@@ -88,7 +89,9 @@ class ModelScheduler:
                 new process starts after it.
         """
         before, known = self.models, self._known()
-        self.models = {name: known.get(name) or Model(name, rule, now) for name, rule in rules.items()}
+        self.models = {}
+        for name, rule in rules.items():
+            self.models[name] = known.get(name) or Model(name, rule, now)
         for name in before.keys() - rules.keys():
             self._refuse_waiting(before[name], "removed", _removed(name))
             self._drain(before[name], now)
@@ -200,7 +203,7 @@ class ModelScheduler:
         """A request arrives, and is admitted or refused. If neither is possible yet, the request waits."""
         if (model := self._model_for(ticket, name)) is None:
             return self._take_actions()
-        if not model.is_full:
+        if not model.is_full:  # an excess request is refused, and must not keep the model awake
             self._cancel_sleep(model)
         if model.is_backing_off(now) and not model.will_restart:
             self._refuse(ticket, "failed", model.outcome.failure, model.retry_after_s(now))
@@ -260,17 +263,20 @@ class ModelScheduler:
         """Time has passed. Stops idle models, or puts them to sleep, and refuses requests at their limit."""
         for model in self.models.values():
             self._refuse_late(model, now)
-            if (end_s := model.ttl_end_s()) is not None and end_s <= now:
+            ttl_end_s, sleep_end_s = model.ttl_end_s(), model.idle_sleep_end_s()
+            if ttl_end_s is not None and ttl_end_s <= now:
                 self._drain(model, now)
-            elif model.current is not None and (end_s := model.idle_sleep_end_s()) is not None and end_s <= now:
+            elif sleep_end_s is not None and sleep_end_s <= now:
+                assert model.current is not None
                 self._fall_asleep(model.current, now)
         return self._decide(now)
 
     def next_tick_s(self, now: float) -> float | None:
         """Seconds until `tick` must be called. None if only another event can change something."""
-        models, max_wait_s = self.models.values(), self._limits.max_wait_s
-        ends = ((m.ttl_end_s(), m.idle_sleep_end_s(), m.patience_end_s(max_wait_s)) for m in models)
-        dues = [due_s for due_s in (self._due_s, *itertools.chain(*ends)) if due_s is not None]
+        ends = [self._due_s]
+        for model in self.models.values():
+            ends += (model.ttl_end_s(), model.idle_sleep_end_s(), model.patience_end_s(self._limits.max_wait_s))
+        dues = [end_s for end_s in ends if end_s is not None]
         return max(0.0, min(dues) - now) if dues else None
 
     def drain(self, now: float) -> list[Action]:
@@ -292,12 +298,15 @@ class ModelScheduler:
         }
 
     def _known(self) -> dict[str, Model]:
-        return {**{each.name: each.model for each in self.generations.values()}, **self.models}
+        with_process = {each.name: each.model for each in self.generations.values()}
+        return {**with_process, **self.models}
 
     def _in_state(self, number: int, state: State) -> ModelProcess | None:
         """The generation with this number, if it is still in this state. None otherwise."""
         generation = self.generations.get(number)
-        return generation if generation is not None and generation.state == state else None
+        if generation is None or generation.state != state:
+            return None
+        return generation
 
     # Requests
 
@@ -320,7 +329,10 @@ class ModelScheduler:
         self._waiting[ticket] = model
         if model.current is not None and model.current.state == "draining":
             self._drain_generation(model.current, now)
-        return self._take_actions() if was_waited_for and queue is model.waiting else self._decide(now)
+        # A further request changes no decision. A load may: it ends the back-off.
+        if was_waited_for and queue is model.waiting:
+            return self._take_actions()
+        return self._decide(now)
 
     def _end_lease(self, ticket: int, generation: ModelProcess, now: float) -> list[Action]:
         generation.leases.remove(ticket)
@@ -393,7 +405,9 @@ class ModelScheduler:
 
     def _can_start_beside(self, model: Model, now: float) -> bool:
         """Whether the new process of a changed model can start beside the old one, and no model waits."""
-        if self._is_ending or model.current is None or model.current.state != "ready" or model.current.has_crashed:
+        if self._is_ending:
+            return False
+        if model.current is None or model.current.state != "ready" or model.current.has_crashed:
             return False
         if any(other.is_hungry for other in self.models.values()):
             return False
@@ -465,7 +479,10 @@ class ModelScheduler:
         return self._take_actions()
 
     def _collect_hungry(self, now: float) -> list[Model]:
-        """The models that wait for a start. The longest wait comes first. Notes when a back-off ends."""
+        """The models that wait for a start. Notes when a back-off ends.
+
+        The longest wait comes first, which bound 4 needs.
+        """
         hungry = []
         for model in self.models.values():
             if model.is_hungry:
@@ -499,23 +516,25 @@ class ModelScheduler:
         return StartPlan(self.generations.values(), self._limits, free, now, self._settled_s)
 
     def _carry_out(self, model: Model, placement: Placement, now: float) -> None:
+        # Only 5 of the plan's decisions lets memory_wait_s run. Each other one ends this time.
         is_short = placement.kind == "short"
         if not is_short or model.short_since_s is None:
             model.short_since_s = now if is_short else None
+        # 2 (`blocked`) and 5 (`short`) do nothing else: the next event or tick places the model anew.
         match placement.kind:
-            case "start":
+            case "start":  # 3
                 if (sleeper := model.sleeper) is not None:
                     sleeper.begin_wake(now)
                     self._actions.append(Wake(sleeper.number))
                 else:
                     model.current = self._start(model, now)
-            case "stop":
+            case "stop":  # 6, and 1 for a sleeping process
                 for victim in placement.victims:
                     self._make_room(victim, now)
-            case "wait":
+            case "wait":  # 3, 4, 6. Only 6 names victims
                 for victim in placement.victims:
                     victim.process.claimed_by = model.name
-            case "refuse":
+            case "refuse":  # 1, and 5 after memory_wait_s
                 if model.sleeper is not None:
                     model.sleeper.idle_since_s = now
                 else:

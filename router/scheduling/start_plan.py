@@ -7,7 +7,7 @@ it. Models that are placed later get neither.
 All models together may use the free memory and the memory that their processes hold, up to the budget. Each
 process counts with its whole need. Otherwise memory that a start has not taken yet would be given away twice.
 
-The first of these decisions that applies to a model is made:
+The first of these decisions that applies to a model is made. The functions that make them name their numbers:
 
 1. `refuse`: pinned models leave no room for it, now or later.
 2. `blocked`: a model that was placed before must not run beside it.
@@ -151,31 +151,30 @@ class StartPlan:
         return placement
 
     def _place(self, model: Model) -> Placement:
-        # 1
+        # 1 comes first, as no wait would help.
         if text := self._lasting_conflict(model):
             if model.sleeper is not None:  # a new start may need less memory
                 return Placement("stop", (Victim(model.sleeper),))
             return Placement("refuse", text=text)
-        # 2
+        # 2 precedes 3: if this model started, the one before it would have to wait until it ends.
         if model.name in self._excluded:
             return Placement("blocked")
-        # 3
+        # 3 precedes 4: what the models before need is reserved, so a start in the rest delays none of them.
         has_conflict = any(_excludes(model, other) for other in self._staying)
         if not has_conflict and self._planned.holds(model.need):
             return self._start(model)
-        # 4
+        # 4 precedes 5: memory_wait_s does not run while the memory is another model's.
         if self._is_closed:
             return Placement("wait")
-        # 5
+        # 5 precedes 6: no process is stopped in vain.
         if not self._can_suffice(model):
             return self._short(model)
-        # 6
-        return self._replace(model)
+        return self._replace(model)  # 6
 
     # With room
 
     def _start(self, model: Model) -> Placement:
-        """Starts the model at once, or waits until processes have ended and their memory is free."""
+        """3: starts the model at once, or waits until processes have ended and their memory is free."""
         if self._has_conflict(model):
             return Placement("wait")
         if self._present.holds(model.need):
@@ -186,7 +185,7 @@ class StartPlan:
         return Placement("wait")
 
     def _short(self, model: Model) -> Placement:
-        """Waits a limited time for memory that other programs use. After this time, refuses the model."""
+        """5: waits a limited time for memory that other programs use. After this time, refuses the model."""
         self._is_closed = True
         since_s = self._now if model.short_since_s is None else model.short_since_s
         end_s = since_s + self._limits.memory_wait_s
@@ -198,7 +197,7 @@ class StartPlan:
     # Without room
 
     def _replace(self, model: Model) -> Placement:
-        """Chooses the processes to stop for this model. If idle processes suffice, chooses only these.
+        """6: chooses the processes to stop for this model. If idle processes suffice, chooses only these.
 
         Processes that are starting, or whose models have waiting requests, are chosen last. They are stopped
         only after they have been ready.
@@ -220,19 +219,25 @@ class StartPlan:
         # These victims still serve. They are reserved, so that no later model counts on them, and those whose
         # time has ended admit no more requests.
         self._reserve(victims)
-        ready = (victim for victim in victims if victim.process.state == "ready")
-        return Placement("wait", tuple(each for each in ready if self._claim_s(each.process, model) <= self._now))
+        ready = [each for each in victims if each.process.state == "ready"]
+        claimed = [each for each in ready if self._claim_s(each.process, model) <= self._now]
+        return Placement("wait", tuple(claimed))
 
     def _is_idle(self, other: ModelProcess) -> bool:
-        """Whether the process can be stopped now without waiting."""
+        """Whether the process can be stopped now without waiting. Keeps bounds 1 and 3 of the scheduler."""
         if other.state == "asleep":
             return True
-        if other.state != "ready" or other.is_kept or self._now < other.since_s + self._limits.min_stay_s:
+        if other.state != "ready" or other.is_kept:
+            return False
+        if self._now < other.since_s + self._limits.min_stay_s:
             return False
         return not other.model.num_waiting or other.claimed_by is not None
 
     def _claim_s(self, other: ModelProcess, model: Model) -> float:
-        """When `other` stops admitting requests, that is `max_wait_s` after it is ready and `model` waits."""
+        """When `other` stops admitting requests, that is `max_wait_s` after it is ready and `model` waits.
+
+        Keeps bound 2 of the scheduler.
+        """
         return max(model.hungry_since_s, other.since_s) + self._limits.max_wait_s
 
     def _choose(self, model: Model, candidates: Sequence[ModelProcess]) -> list[Victim] | None:
@@ -243,15 +248,17 @@ class StartPlan:
         """
 
         def order(other: ModelProcess) -> tuple[bool, _Rank, float, float]:
-            is_free, rank = not _excludes(model, other), self._rank(other, model)
+            rank = self._rank(other, model)
             cost = 0.0 if rank is _Rank.ASLEEP else other.restart_cost(self._now)
-            return is_free, rank, cost, other.idle_since_s
+            return not _excludes(model, other), rank, cost, other.idle_since_s
 
         if any(_excludes(model, other) and other not in candidates for other in self._staying):
             return None
         ordered = sorted(candidates, key=order)
         chosen = self._choose_first(model, self._with_levels(model, ordered))
-        return self._choose_first(model, map(Victim, ordered)) if chosen is None else chosen
+        if chosen is not None:
+            return chosen
+        return self._choose_first(model, map(Victim, ordered))
 
     def _with_levels(self, model: Model, ordered: Iterable[ModelProcess]) -> Iterator[Victim]:
         """Gives each candidate a sleep level, so that all weights fit into the machine's memory."""
@@ -316,7 +323,8 @@ class StartPlan:
         return not is_clear or model.need.fits_in(self._beside_pinned(self._memory))
 
     def _beside_pinned(self, memory: Need) -> Need:
-        return memory.minus(Need.sum(other.need for other in self._processes if self._stays_for_good(other)))
+        pinned = [other for other in self._processes if self._stays_for_good(other)]
+        return memory.minus(Need.sum(other.need for other in pinned))
 
     def _stays_for_good(self, other: ModelProcess) -> bool:
         return other.model.rules.pinned and other.state != "draining"
