@@ -98,7 +98,8 @@ class MemoryMeter:
         """
         tree = set(pids).union(*(descendants(pid) for pid in pids))
         gpus = read_gpus_here() if self._gpus else ()
-        used = (process.used_bytes or 0 for gpu in gpus for process in gpu.processes if process.pid in tree)
+        on_gpus = (process for gpu in gpus for process in gpu.processes)
+        used = (process.used_bytes or 0 for process in on_gpus if process.pid in tree)
         memory = Need(sum(map(pss_bytes, tree)), sum(used))
         with self._lock:
             if not memory.gpu_bytes:
@@ -107,7 +108,8 @@ class MemoryMeter:
             if not self._sizes.get(name, _NO_SIZE).on_disk:
                 self._sizes.pop(name, None)  # the start may have downloaded it
             if level:
-                return memory.at_least(Need(self._sizes.get(name, _NO_SIZE).loaded if level == 1 else 0))
+                kept_bytes = self._sizes.get(name, _NO_SIZE).loaded if level == 1 else 0
+                return memory.at_least(Need(kept_bytes))
             return memory.at_least(self._reserved.get(name, memory))
 
     def measured_bytes(self, name: str) -> int | None:
@@ -159,7 +161,8 @@ class MemoryMeter:
 
         At both levels, CUDA's context and the graphs stay on the GPUs.
         """
-        awake, weights = self.need_of(entry), int(self._size_of(entry.name).loaded * _WEIGHTS_SHARE)
+        awake = self.need_of(entry)
+        weights = int(self._size_of(entry.name).loaded * _WEIGHTS_SHARE)
         if entry.foreign is not None:
             needs = {level: Need(awake.ram_bytes) for level in entry.sleep_levels if entry.foreign.sleep_calls}
         else:
@@ -178,7 +181,8 @@ class MemoryMeter:
         if size is None:
             place = self._find_model(name)
             stamps = _read_stamps(place, entry)
-            size = (_NO_SIZE if place is None else _read_size(Path(place), entry))._replace(stamps=stamps)
+            size = _NO_SIZE if place is None else _read_size(Path(place), entry)
+            size = size._replace(stamps=stamps)
             with self._lock:
                 self._sizes[name] = size
         return size
@@ -200,20 +204,25 @@ _NO_SIZE: Final = _Size(0, 0)
 
 def _read_size(place: Path, entry: ModelEntry | None) -> _Size:
     on_disk = weight_bytes(place)
-    return _Size(on_disk, (entry and converted_bytes(entry, place)) or on_disk, _takes_images(entry, place))
+    converted = converted_bytes(entry, place) if entry else None
+    return _Size(on_disk, converted or on_disk, _takes_images(entry, place))
 
 
 def _takes_images(entry: ModelEntry | None, place: Path) -> bool | None:
     keys = " ".join(read_json_object(place / "config.json").content)
     if entry is None or entry.foreign is not None or not keys:
         return None
-    return accepts_images(place) if entry.engine == "embedded" else any(part in keys for part in _IMAGE_KEYS)
+    if entry.engine == "embedded":
+        return accepts_images(place)
+    return any(part in keys for part in _IMAGE_KEYS)
 
 
 def _read_stamps(place: str | None, entry: ModelEntry | None) -> FolderStamps:
     """The stamps of the files in the model's folder, or of the GGUF files that a command names."""
+    if place is not None and Path(place).is_dir():
+        return read_folder(Path(place))
     if place is not None:
-        return read_folder(Path(place)) if Path(place).is_dir() else {place: read_stamp(place)}
+        return {place: read_stamp(place)}
     arguments = entry.foreign.arguments if entry is not None and entry.foreign is not None else ()
     return {str(file): read_stamp(file) for file in _named_gguf_files(arguments)}
 
@@ -262,7 +271,8 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
     has_gpu = bool(gpus) and _may_use_gpus(entry)
     given = _read_flags(entry, has_gpu=has_gpu)
     if has_gpu:
-        return Need(_program_bytes(entry), _gpu_need(given, weights, [gpu.total_bytes for gpu in gpus], entry.engine))
+        gpu_sizes = [gpu.total_bytes for gpu in gpus]
+        return Need(_program_bytes(entry), _gpu_need(given, weights, gpu_sizes, entry.engine))
     used = weights + _program_bytes(entry) + (given.kv_cache_bytes or 0)
     return Need(used).at_least(reserved(entry, gpus))
 
@@ -279,12 +289,14 @@ def reserved(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> Need:
     if entry.foreign is not None or (entry.engine != "vllm" and given.kv_cache_bytes is None):
         return NOTHING
     if has_gpu:
-        return Need(0, _gpu_need(given, 0, [gpu.total_bytes for gpu in gpus], entry.engine))
+        gpu_sizes = [gpu.total_bytes for gpu in gpus]
+        return Need(0, _gpu_need(given, 0, gpu_sizes, entry.engine))
     if given.kv_cache_bytes is not None:
         return Need(given.kv_cache_bytes)
     if state is None or state.is_cgroup:
         return NOTHING
-    return Need(int((given.utilization or _default_utilization("vllm")) * state.total_bytes))
+    utilization = given.utilization or _default_utilization("vllm")
+    return Need(int(utilization * state.total_bytes))
 
 
 class _Given(NamedTuple):
@@ -311,14 +323,17 @@ def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
         return "" if value is None or value in _NOTHING else value
 
     kv_cache = _size_of(text("--kv-cache-memory-bytes"))
-    if entry.engine == "vllm" and not has_gpu and (space := entry.env.get(_SPACE) or foreign.text_of(_SPACE)).isdigit():
-        kv_cache = int(space) * _GIB or kv_cache
+    if entry.engine == "vllm" and not has_gpu:
+        space = entry.env.get(_SPACE) or foreign.text_of(_SPACE)
+        if space.isdigit():
+            kv_cache = int(space) * _GIB or kv_cache
     num_replicas = _size_of(text("--data-parallel-size-local")) or _size_of(text("--data-parallel-size")) or 1
-    num_ranks = (_size_of(text("--tensor-parallel-size")) or 1) * (_size_of(text("--pipeline-parallel-size")) or 1)
+    num_shards = _size_of(text("--tensor-parallel-size")) or 1
+    num_stages = _size_of(text("--pipeline-parallel-size")) or 1
     return _Given(
         utilization=_share_of(text("--gpu-memory-utilization")),
         kv_cache_bytes=kv_cache,
-        num_gpus=num_replicas * num_ranks,
+        num_gpus=num_replicas * num_shards * num_stages,
         num_replicas=num_replicas,
         dtype=text("--dtype") or "auto",
         quantization=text("--quantization"),
@@ -328,7 +343,8 @@ def _read_flags(entry: ModelEntry, *, has_gpu: bool = False) -> _Given:
 def _gpu_need(given: _Given, weights: int, totals: list[int], engine: str) -> int:
     if given.kv_cache_bytes is not None:
         return weights + given.num_gpus * (given.kv_cache_bytes + _GPU_BYTES)
-    return int((given.utilization or _default_utilization(engine)) * sum(totals[: given.num_gpus]))
+    utilization = given.utilization or _default_utilization(engine)
+    return int(utilization * sum(totals[: given.num_gpus]))
 
 
 def _default_utilization(engine: str) -> float:
@@ -348,7 +364,9 @@ def _may_use_gpus(entry: ModelEntry) -> bool:
 
 def _named_gguf_files(arguments: Iterable[str]) -> Iterator[Path]:
     """The GGUF files that a user's command names. All parts of a divided file count."""
-    return (part for argument in arguments if argument.lower().endswith(".gguf") for part in parts_of(Path(argument)))
+    for argument in arguments:
+        if argument.lower().endswith(".gguf"):
+            yield from parts_of(Path(argument))
 
 
 def _size(path: Path) -> int:

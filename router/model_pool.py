@@ -161,7 +161,8 @@ class ModelPool:
         """
         before, self.entries = self.entries, dict(entries)
         self._names = {name: entry for entry in entries.values() for name in entry.request_names}
-        restart = {name for name, entry in entries.items() if name in before and _needs_restart(before[name], entry)}
+        both = before.keys() & entries.keys()
+        restart = {name for name in both if _needs_restart(before[name], entries[name])}
         rules = {name: self._rules_of(entry) for name, entry in entries.items()}
         self._apply(self._scheduler.set_models(rules, time.monotonic(), restart=restart))
         wanted = {name for name, entry in before.items() if entry.preload} - restart
@@ -179,7 +180,9 @@ class ModelPool:
     async def _ticket(self, name: str, arrive: Callable[[int, str, float], list[Action]]) -> AsyncIterator[Child]:
         ticket = next(self._tickets)
         begin_s = time.monotonic()
-        if (model := self._scheduler.models.get(name)) and (model.current is None or model.current.state == "draining"):
+        model = self._scheduler.models.get(name)
+        will_start = model is not None and (model.current is None or model.current.state == "draining")
+        if will_start:
             await self._renew(name)
         waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
         try:
@@ -299,7 +302,8 @@ class ModelPool:
     async def unload(self, name: str) -> State:
         """Stops the model after its running requests, or cancels its start. Returns when it has stopped."""
         self._apply(self._scheduler.unload(name, time.monotonic()))
-        if (view := self._scheduler.view().get(name)) is not None and view.num_running:
+        view = self._scheduler.view().get(name)
+        if view is not None and view.num_running:
             logger.info("%s is to stop after %d requests", name, view.num_running)
         await self._processes.wait(name)
         return "stopped"
@@ -415,16 +419,20 @@ class ModelPool:
         """Puts a process to sleep at `level`, or wakes it if `level` is 0."""
         if self._only is not None and level == 1:  # the scheduler does not count the memory of an only model
             levels, free = self._scheduler.generations[number].levels, self._meter.free()
-            if free is not None and 2 in levels and not levels[1].minus(levels[2]).fits_in(free):
-                level = 2
+            if free is not None and 2 in levels:
+                weights = levels[1].minus(levels[2])
+                level = 1 if weights.fits_in(free) else 2
         self._sleep.give(number, self._processes[number], level)
 
     def _name_sleep(self, stopped: ModelEntry) -> None:
         """Logs once that `--on-swap sleep` would make swaps of vLLM's models on a GPU faster."""
-        others = (entry for entry in self.entries.values() if entry.name != stopped.name and entry.engine == "vllm")
-        if self._has_named_sleep or stopped.should_sleep or stopped.engine != "vllm" or self.is_draining:
+        if self._has_named_sleep or self.is_draining:
             return
-        if any(self._scheduler.models[other.name].is_hungry for other in others) and self._meter.has_gpus:
+        if stopped.engine != "vllm" or stopped.should_sleep:
+            return
+        others = [name for name, entry in self.entries.items() if entry.engine == "vllm" and name != stopped.name]
+        is_swap = any(self._scheduler.models[name].is_hungry for name in others)
+        if is_swap and self._meter.has_gpus:
             self._has_named_sleep = True
             logger.info(
                 "%s is stopped for another model. With --on-swap sleep, both would keep their processes", stopped.name
@@ -453,7 +461,8 @@ class ModelPool:
 
     def _note_end(self, number: int, name: str, reason: str | None, code: str) -> None:
         """Logs and reports the end of a process. `code` names the cause of a failed start, or is empty."""
-        is_lasting = self._processes.exit_codes.get(name) in (USAGE, START_FAILED) and not self._has_run(name)
+        exit_code = self._processes.exit_codes.get(name)
+        is_lasting = exit_code in (USAGE, START_FAILED) and not self._has_run(name)
         process = name if self._current_of(name) == number else f"a process of {name}"
         if reason is None:
             logger.info("%s has stopped", process)

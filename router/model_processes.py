@@ -70,7 +70,10 @@ class ModelProcesses:
         return None if life is None else life.child
 
     def number_of(self, child: Child) -> int | None:
-        return next((number for number, life in self._lives.items() if life.child is child), None)
+        for number, life in self._lives.items():
+            if life.child is child:
+                return number
+        return None
 
     def start(self, number: int, child: Child, before_stop: BeforeStop) -> None:
         """Starts a process as the generation of this number, and follows it until it ends."""
@@ -79,7 +82,8 @@ class ModelProcesses:
 
     async def wait(self, name: str) -> None:
         """Waits until all processes of this model that run now have ended."""
-        if tasks := {life.task for life in self._lives.values() if life.child.entry.name == name}:
+        tasks = {life.task for life in self._lives.values() if life.child.entry.name == name}
+        if tasks:
             await asyncio.wait(tasks)
 
     async def wait_for_all(self) -> None:

@@ -105,7 +105,8 @@ def run_router(options: RouterOptions) -> int:
             take_socket() or listener.listen(host=network.host, port=network.port, uds=network.uds)
         )
         address = listener.describe(listening, is_tls=tls.ssl_certfile is not None)
-        stack.enter_context(run_recorded(RunRecord(engine=ROUTER, model=", ".join(options.entries), address=address)))
+        record = RunRecord(engine=ROUTER, model=", ".join(options.entries), address=address)
+        stack.enter_context(run_recorded(record))
         try:
             credentials = Credentials(network, tls, ApiKeys.from_config(network))
         except ServerError as err:
@@ -164,9 +165,11 @@ class _Router:
             self._manager.notify_stopping("stopping")
             http.announce_close()
             await self._pool.drain()
-            if self._exit_code == OK and self._options.only is not None and self._pool.has_failed(self._options.only):
+            only = self._options.only
+            if self._exit_code == OK and only is not None and self._pool.has_failed(only):
                 self._exit_code = ENGINE_DIED
-            left_s = self._options.config.server.lifecycle.drain_grace_s - (time.monotonic() - self._stopped_s)
+            spent_s = time.monotonic() - self._stopped_s
+            left_s = self._options.config.server.lifecycle.drain_grace_s - spent_s
             with suppress(TimeoutError):  # keeps the port open until --drain-grace is over, or a second signal
                 await asyncio.wait_for(self._killed.wait(), max(0.0, left_s))
             for task in (tending, starting):

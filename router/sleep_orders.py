@@ -59,7 +59,10 @@ class SleepOrders:
         begin_s, name, verb = time.monotonic(), child.entry.name, "sleep" if level else "wake"
         figures, event = self.figures[name], self._scheduler.fell_asleep if level else self._scheduler.woke
         try:
-            await (child.server.sleep(level) if level else child.server.wake(self._meter.size_bytes(name) or 0))
+            if level:
+                await child.server.sleep(level)
+            else:
+                await child.server.wake(self._meter.size_bytes(name) or 0)
         except SleepError as err:
             process = self._scheduler.generations.get(number)
             if process is not None and process.state != "draining":

@@ -116,7 +116,10 @@ class OwnStandby:
     def memory_bytes(self) -> int:
         """The memory (PSS) of the standby and its template process, in bytes."""
         process = self._process
-        return 0 if process is None else sum(map(pss_bytes, (process.pid, *child_pids(process.pid))))
+        if process is None:
+            return 0
+        pids = (process.pid, *child_pids(process.pid))
+        return sum(map(pss_bytes, pids))
 
     def close(self) -> None:
         """Ends the standby and removes its folder."""
@@ -157,7 +160,8 @@ class OwnStandby:
 def _is_served(kind: str) -> bool:
     """Whether a standby that the user has started forks servers of this kind, or will do so soon."""
     with suppress(NoStandbyError):
-        return any(each.kind == kind and each.state in ("importing", "ready") for each in ask(STATUS).templates)
+        templates = [each for each in ask(STATUS).templates if each.kind == kind]
+        return any(each.state in ("importing", "ready") for each in templates)
     return False
 
 

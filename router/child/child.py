@@ -192,7 +192,8 @@ class Child:
     ) -> str | None:
         """Waits until the process has ended or must be ended. Returns why it must be ended, else None."""
         try:
-            if (obstacle := await self.server.find_obstacle()) is not None or self._wants_stop.is_set():
+            obstacle = await self.server.find_obstacle()
+            if obstacle is not None or self._wants_stop.is_set():
                 self.cause = PortInUseError.cause if obstacle is not None else UNKNOWN_CAUSE
                 return obstacle
             if self.server.arguments:

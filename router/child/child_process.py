@@ -107,7 +107,8 @@ def _restore_signals(mask: set[int]) -> None:
 
 def execute_serve(arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     """Executes `serve` of this program, with this process's interpreter and interpreter options."""
-    program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
+    num_arguments = len(sys.argv) - 1
+    program = sys.orig_argv[: len(sys.orig_argv) - num_arguments]
     os.execve(sys.executable, [*program, "serve", *arguments], environment)
 
 

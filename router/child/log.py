@@ -132,14 +132,18 @@ class ChildLog:
             has_served: whether the lines may contain clients' texts, which no other client must see.
         """
         lines = [line.decode(errors="replace") for line in self._kept]
-        if (cause := find_cause(lines)) is not None and cause.known is not None and not cause.is_guess:
-            text = cause.known.title if has_served else hide_quoted(" ".join(write_digest(cause)), arguments)
+        cause = find_cause(lines)
+        if cause is not None and cause.known is not None and not cause.is_guess:
+            digest = " ".join(write_digest(cause))
+            text = cause.known.title if has_served else hide_quoted(digest, arguments)
             return StartupError(text, cause=cause.known.name)
         if is_known_only or has_served:
             return StartupError("")
         last = [line.strip() for line in lines if line.strip()][-_NUM_LAST_LINES:]
-        last = last if cause is None or cause.is_waiting else [cause.text]
-        text = " / ".join(escape_controls(hide_in_command(line)) for line in last)[-_LAST_LINES_CHARACTERS:]
+        if cause is not None and not cause.is_waiting:
+            last = [cause.text]
+        joined = " / ".join(escape_controls(hide_in_command(line)) for line in last)
+        text = joined[-_LAST_LINES_CHARACTERS:]
         return StartupError(hide_quoted(text, arguments))
 
     def _read(self) -> None:
@@ -164,7 +168,8 @@ class ChildLog:
         for line in lines:
             shown = line.rstrip(b"\r").rpartition(b"\r")[2][:_LONGEST_LINE]
             self._keep(shown)
-            relayed.append(encode_line(shown.decode(errors="replace"), self._model, self._relay.log_format))
+            text = shown.decode(errors="replace")
+            relayed.append(encode_line(text, self._model, self._relay.log_format))
         if relayed:
             self._relay.write(relayed)
 

@@ -187,7 +187,8 @@ class ForeignServer:
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
         port = str(self._command.port)
-        execute_arguments(self.arguments, {name: value.replace(PORT, port) for name, value in environment.items()})
+        with_port = {name: value.replace(PORT, port) for name, value in environment.items()}
+        execute_arguments(self.arguments, with_port)
 
     async def poll(self, session: aiohttp.ClientSession) -> ChildReadiness:
         """Requests `checkEndpoint`. The server is ready once the answer is 200."""
@@ -229,7 +230,9 @@ class ForeignServer:
 
     async def _send(self, session: aiohttp.ClientSession, calls: Sequence[ServerCall]) -> None:
         for method, path, body, timeout_s in calls:
-            content: dict[str, Any] = {"data": body, "headers": {"Content-Type": "application/json"}} if body else {}
+            content: dict[str, Any] = {}
+            if body:
+                content = {"data": body, "headers": {"Content-Type": "application/json"}}
             limit = aiohttp.ClientTimeout(total=timeout_s)
             try:
                 async with session.request(method, f"{self.base_url}{path}", timeout=limit, **content) as answer:

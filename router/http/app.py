@@ -165,7 +165,8 @@ class _Handler:
         if path.startswith(_UPSTREAM):
             return await self._relay_upstream(request)
         if self._has_single_model:
-            return await self._relay(request, raw_path, next(iter(self._pool.entries.values())))
+            only = next(iter(self._pool.entries.values()))
+            return await self._relay(request, raw_path, only)
         if path.startswith(_STORED) and request.query_value("model") is None:
             return await self._relay(request, raw_path, await self._model_of_response(raw_path))
         return await self._relay(request, raw_path, None)
@@ -177,7 +178,8 @@ class _Handler:
         if is_read and path == "/" and not raw_path.endswith("/"):  # the page's relative addresses need the slash
             target = f"{http.raw_path}/?{http.query}" if http.query else f"{http.raw_path}/"
             return Answer(status=301, headers=((b"location", target.encode()),))
-        if is_read and path.lower().endswith(_ASSETS) and not self._pool.is_ready(entry.name):
+        is_asset = is_read and path.lower().endswith(_ASSETS)
+        if is_asset and not self._pool.is_ready(entry.name):
             raise FailedRequestError(409, f"`{entry.name}` does not run, and files of its pages do not start it.")
         return await self._relay(request, path, entry)
 
@@ -199,7 +201,8 @@ class _Handler:
             requested = await _read(request, body, media_type) if request.has_body else RequestedModel()
             if entry is None:
                 entry = self._choice.by_body(request, path, requested)
-                if request.method == "POST" and (change := self._own.changes.get(path)) is not None:
+                change = self._own.changes.get(path)
+                if request.method == "POST" and change is not None:
                     request.record.model = None
                     return await change(entry.name, request)
                 self._choice.check_path(path, entry)

@@ -102,7 +102,8 @@ def form_fields(body: bytes | mmap, boundary: bytes) -> Members:
         value = begin + length + 2
         if (name := _field_name(head[:length])) is not None:
             length = body[value : value + _LONGEST_HEAD].find(delimiter)
-            fields.append(Member(name, begin, value, value + (length if length >= 0 else _LONGEST_HEAD)))
+            end = value + (length if length >= 0 else _LONGEST_HEAD)
+            fields.append(Member(name, begin, value, end))
         begin = _find(body, delimiter + b"\r\n", value - 2)
     if not num_parts:
         raise BodyFaultError("is not a valid form")
@@ -149,7 +150,8 @@ class _Scan:
         """Whether the piece lies wholly within a nested value. `parts` is the piece, split at its quotes."""
         if self._depth < 2:
             return False
-        steps = memoryview(b"".join(parts[self._is_in_text :: 2]).translate(_STEPS, _NO_BRACKETS)).cast("b")
+        outside_text = b"".join(parts[self._is_in_text :: 2])
+        steps = memoryview(outside_text.translate(_STEPS, _NO_BRACKETS)).cast("b")
         if min(accumulate(steps, initial=self._depth)) < 2:
             return False
         self._depth += sum(steps)
@@ -167,7 +169,9 @@ class _Scan:
                     self._value = at - 1
             if not self._is_in_text:
                 for mark in _MARK.finditer(part):
-                    if (token := self._read(chr(part[mark.start()]), at + mark.start(), at + mark.end())) is not None:
+                    begin, end = mark.span()
+                    token = self._read(chr(part[begin]), at + begin, at + end)
+                    if token is not None:
                         yield token
             at += len(part)
 

@@ -97,7 +97,9 @@ class ModelChoice:
         """The model whose name begins the path after /upstream/. The name may contain slashes."""
         segments = raw_rest.split("/")
         for number in range(min(len(segments), _MOST_SEGMENTS), 0, -1):  # tries `org/name` before `org`
-            if (entry := self._pool.resolve(decode("/".join(segments[:number])))) is not None:
+            name = decode("/".join(segments[:number]))
+            entry = self._pool.resolve(name)
+            if entry is not None:
                 return Upstream(entry, "/" + "/".join(segments[number:]))
         raise self._not_found(decode(segments[0]))
 

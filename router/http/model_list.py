@@ -56,8 +56,11 @@ class PoolListing:
 
     async def learn_lengths(self, ask: Callable[[Child, str], Awaitable[bytes | None]]) -> None:
         """Requests each running model's `max_model_len` from its server, unless it is known."""
-        running = [(entry, self._pool.child_of(name)) for name, entry in self._pool.entries.items()]
-        unknown = [(entry, child) for entry, child in running if child is not None and not self._knows(entry, child)]
+        unknown: list[tuple[ModelEntry, Child]] = []
+        for name, entry in self._pool.entries.items():
+            child = self._pool.child_of(name)
+            if child is not None and not self._knows(entry, child):
+                unknown.append((entry, child))
         answers = await asyncio.gather(*(ask(child, "/v1/models") for _, child in unknown))
         for (entry, child), answer in zip(unknown, answers, strict=True):
             if answer is not None:
@@ -65,7 +68,8 @@ class PoolListing:
 
     def models(self) -> dict[str, Any]:
         """The body of GET /v1/models. It contains all models in all states, except hidden models."""
-        cards = [card for status in self._pool.view() if not status.entry.unlisted for card in self._cards(status)]
+        listed = [status for status in self._pool.view() if not status.entry.unlisted]
+        cards = [card for status in listed for card in self._cards(status)]
         return {"object": "list", "data": cards}
 
     def model(self, entry: ModelEntry, requested: str) -> dict[str, Any]:
@@ -76,7 +80,8 @@ class PoolListing:
     def running(self) -> dict[str, Any]:
         """The body of GET /running, in llama-swap's form."""
         running = [status for status in self._pool.view() if status.state in _RUNNING]
-        return {"running": [_llama_swap(status, self._pool.process_of(status.entry.name)) for status in running]}
+        process_of = self._pool.process_of
+        return {"running": [_llama_swap(status, process_of(status.entry.name)) for status in running]}
 
     def readiness(self, name: str, *, has_key: bool) -> dict[str, Any] | None:
         """Why the model is not ready, and the progress of its start. None if the model is ready or sleeps.
@@ -122,12 +127,15 @@ class PoolListing:
     def _knows(self, entry: ModelEntry, child: Child | None) -> bool:
         """Whether the length is that of the entry's present process, or without one, of its last process."""
         known = self._lengths.get(entry.name)
-        return known is not None and known.entry == entry and (child is None or known.child() is child)
+        if known is None or known.entry != entry:
+            return False
+        return child is None or known.child() is child
 
     def _cards(self, status: ModelStatus) -> list[dict[str, Any]]:
         """The members of /v1/models for this model and its adapters."""
         entry, child = status.entry, self._pool.child_of(status.entry.name)
-        root = entry.name if not entry.arguments or is_flag_like(entry.arguments[0]) else entry.arguments[0]
+        names_weights = bool(entry.arguments) and not is_flag_like(entry.arguments[0])
+        root = entry.arguments[0] if names_weights else entry.name
         card = {
             "id": entry.name,
             "object": "model",
@@ -169,7 +177,10 @@ class PoolListing:
         verbs = [(each.entry.name, each.sleep, verb) for each in view for verb in ("sleep", "wake")]
         changes = {(name, verb): sleep.counts[verb] for name, sleep, verb in verbs}
         yield counter("model_sleep_changes", "How often the model fell asleep, or woke.", changes, "verb")
-        failures = {(each.entry.name, *why): count for each in view for why, count in each.sleep.failures.items()}
+        failures: dict[tuple[str, ...], int] = {}
+        for each in view:
+            for why, count in each.sleep.failures.items():
+                failures[each.entry.name, *why] = count
         text = "How often the model did not sleep or wake."
         yield counter("model_sleep_failures", text, failures, "verb", "reason")
         seconds = {(name, verb): sleep.last_s[verb] for name, sleep, verb in verbs if verb in sleep.last_s}
@@ -194,15 +205,16 @@ _RUNNING: Final = ("starting", "ready", *_SLEEPING, "draining")
 
 
 def _llama_swap(status: ModelStatus, child: Child | None) -> dict[str, Any]:
-    entry = status.entry
+    entry, foreign = status.entry, status.entry.foreign
+    arguments = entry.arguments if foreign is None else foreign.arguments
     return {
         "model": entry.name,
         "state": "stopping" if status.state == "draining" else status.state,
         "ttl": int(entry.ttl_s or 0),
         "name": entry.card.get("name", ""),
         "description": entry.card.get("description", ""),
-        "cmd": shlex.join(hide_in_arguments(entry.arguments if entry.foreign is None else entry.foreign.arguments)),
-        "proxy": child.base_url if child is not None and entry.foreign is not None else "",
+        "cmd": shlex.join(hide_in_arguments(arguments)),
+        "proxy": child.base_url if child is not None and foreign is not None else "",
     }
 
 

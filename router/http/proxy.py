@@ -79,15 +79,20 @@ def headers_to_server(headers: RawHeaders, child: Child, keys: frozenset[bytes])
     dropped = _NOT_REQUESTED | replaced | _named_by_connection(headers)
     passed = [each for each in headers if each[0] not in dropped]
     if replaced:
-        passed += [(name.lower().encode(), value.encode()) for name, value in child.headers.items()]
+        for name, value in child.headers.items():
+            passed.append((name.lower().encode(), value.encode()))
     return passed
 
 
 def headers_to_client(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """The headers of a server's response that are passed on. Only CORS headers are the router's own."""
     dropped = _HOP_BY_HOP | _FRAMING | _named_by_connection(headers)
-    lower = ((name.lower(), name, value) for name, value in headers)
-    return tuple((name, value) for low, name, value in lower if low not in dropped and not low.startswith(_CORS))
+    passed: list[tuple[bytes, bytes]] = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower not in dropped and not lower.startswith(_CORS):
+            passed.append((name, value))
+    return tuple(passed)
 
 
 def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
@@ -134,8 +139,9 @@ class Proxy:
         """Passes the request on, and sends the response. Raises ModelRefused before it."""
         call.request.record.model = call.entry.name
         http = call.request.http
-        comments = WaitingComments(http, lambda: self._pool.progress(call.entry.name), self._patience.comment_s)
-        if call.may_wait_visibly and not self._pool.is_ready(call.entry.name):
+        name = call.entry.name
+        comments = WaitingComments(http, lambda: self._pool.progress(name), self._patience.comment_s)
+        if call.may_wait_visibly and not self._pool.is_ready(name):
             comments.start()
         try:
             await self._relay(call, comments)
@@ -284,7 +290,9 @@ class Proxy:
     async def _find_end(self, child: Child) -> str:
         """Why the server that has refused a request is ending. Empty if it is not ending, or if it hangs."""
         health = await self.fetch(child, "/health")
-        if health is not None and (health.status == HTTPStatus.OK or _status_of(health.body) == "hung"):
+        if health is not None and health.status == HTTPStatus.OK:
+            return ""
+        if health is not None and _status_of(health.body) == "hung":
             return ""
         return await child.end_reason()
 
@@ -366,10 +374,13 @@ async def _answer(call: RelayedCall, upstream: aiohttp.ClientResponse, child: Ch
     own_address = f"{child.base_url}/".encode()
     passed = headers_to_client(upstream.raw_headers)
     http.replace_own_headers(passed)
-    headers = tuple(
-        (name, below(prefix, own_address, value) if name.lower() == b"location" else value) for name, value in passed
-    )
-    length, reason = upstream.content_length, own_reason((upstream.reason or "").encode("utf-8", "surrogateescape"))
+    relocated: list[tuple[bytes, bytes]] = []
+    for name, value in passed:
+        is_location = name.lower() == b"location"
+        relocated.append((name, below(prefix, own_address, value) if is_location else value))
+    headers = tuple(relocated)
+    length = upstream.content_length
+    reason = own_reason((upstream.reason or "").encode("utf-8", "surrogateescape"))
     if length is None or length > _WHOLE_BYTES or http.method == "HEAD":
         await http.begin(upstream.status, headers, num_bytes=length, reason=reason)
         if length is not None:  # and there are no chunks
@@ -468,7 +479,8 @@ class _Copy:
         logger.warning("the server of a model broke a response off: %s", err)
         self._request.record.final_status = HTTPStatus.BAD_GATEWAY
         if self._is_between_events:
-            await self._request.http.write(error_events(await _ended(self._child, err), self._call.path))
+            answer = await _ended(self._child, err)
+            await self._request.http.write(error_events(answer, self._call.path))
             self._request.http.end()
 
     def close(self) -> None:

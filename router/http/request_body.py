@@ -64,7 +64,8 @@ def find_in_json(body: bytes | mmap) -> RequestedModel:
         return RequestedModel(fault=str(err))
     except ValueError:
         return RequestedModel(fault=NOT_JSON)
-    is_stream, is_background = (_begin_of(body, members.last(key)) == b"true" for key in ("stream", "background"))
+    is_stream = _begin_of(body, members.last("stream")) == b"true"
+    is_background = _begin_of(body, members.last("background")) == b"true"
     return RequestedModel(name, is_other_type, is_stream, is_background, members=members)
 
 
@@ -75,8 +76,12 @@ def find_in_form(body: bytes | mmap, boundary: bytes) -> RequestedModel:
     except BodyFaultError as err:
         return RequestedModel(fault=str(err))
     field = fields.last("model")
-    name = None if field is None else body[field.value : field.end].decode("utf-8", "replace")[:LONGEST_NAME]
-    is_stream = _begin_of(body, fields.last("stream")).strip().lower() in (b"true", b"1", b"on", b"yes")
+    name = None
+    if field is not None:
+        content = body[field.value : field.end]
+        name = content.decode("utf-8", "replace")[:LONGEST_NAME]
+    stream = _begin_of(body, fields.last("stream")).strip().lower()
+    is_stream = stream in (b"true", b"1", b"on", b"yes")
     return RequestedModel(name, is_stream=is_stream, members=fields)
 
 
@@ -273,7 +278,8 @@ def json_parts(body: bytes | mmap, members: Members, changes: BodyChanges, reque
         steps.append(_Step("model", changes.model))
     steps += [_Step(key, _REMOVED) for key in changes.strip]
     for params in (changes.set, changes.set_by_name.get(requested or "", {})):
-        steps += [_Step(key.removesuffix("?"), value, key.endswith("?")) for key, value in params.items()]
+        for key, value in params.items():
+            steps.append(_Step(key.removesuffix("?"), value, is_default=key.endswith("?")))
     return _parts(body, members, steps)
 
 

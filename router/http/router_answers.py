@@ -171,8 +171,9 @@ class RouterAnswers:
     async def _change(self, verb: str, name: str, request: ClientRequest) -> Answer:
         """Loads the model, puts it to sleep or unloads it. The member `success` is llama-server's."""
         entry = self._choice.by_name(name)
-        change = {"load": self._pool.load, "sleep": self._pool.sleep, "unload": self._pool.unload}[verb]
-        answer: dict[str, Any] = {"success": True, "id": entry.name, "status": await change(entry.name)}
+        changes = {"load": self._pool.load, "sleep": self._pool.sleep, "unload": self._pool.unload}
+        status = await changes[verb](entry.name)
+        answer: dict[str, Any] = {"success": True, "id": entry.name, "status": status}
         if verb == "load":
             starts = (each.last_start_s for each in self._pool.view() if each.entry.name == entry.name)
             answer["start_s"] = next(starts, None)  # None if the model was removed meanwhile

@@ -91,7 +91,8 @@ class SingleModelAnswers(RouterAnswers):
         has_own = not self._is_foreign and (state == "starting" or shown.entry.engine == "embedded")
         answer = await self._fetch(DATA_PATH) if has_own else None
         if answer is None or answer.status != 200:
-            return json_answer({**self._list.status(has_key=self._keys.is_valid_in(request)), "status": state})
+            status = self._list.status(has_key=self._keys.is_valid_in(request))
+            return json_answer({**status, "status": state})
         return answer
 
     async def _find(self, path: str) -> Answer | None:

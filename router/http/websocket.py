@@ -53,10 +53,11 @@ async def open_websocket(
         status, _, reason = rest.partition(b" ")
         if not version.startswith(b"HTTP/1.") or not status.isdigit():
             raise ValueError("its answer to the handshake is not HTTP/1.1")
-        pairs = [field.partition(b":") for field in answered]
-        yield ModelSocket(
-            reader, writer, int(status), reason.decode("latin-1"), [(name, value.strip()) for name, _, value in pairs]
-        )
+        answer_headers: list[tuple[bytes, bytes]] = []
+        for field in answered:
+            name, _, value = field.partition(b":")
+            answer_headers.append((name, value.strip()))
+        yield ModelSocket(reader, writer, int(status), reason.decode("latin-1"), answer_headers)
 
 
 async def relay_messages(

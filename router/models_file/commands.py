@@ -58,7 +58,8 @@ def read_command(text: str, path: KeyPath, findings: Findings) -> list[str] | No
     if fault := shell_fault(line, arguments):
         findings.fault(path, fault)
         return None
-    if (left := next(filter(_REPLACED.search, _unquoted(line)), None)) is not None:
+    left = next(filter(_REPLACED.search, _unquoted(line)), None)
+    if left is not None:
         findings.notice(path, f"{show(left)} reaches the program as it is, because no shell replaces it")
     return arguments
 
@@ -87,7 +88,8 @@ def _unquoted(line: str) -> list[str]:
 
 def without_comments(text: str) -> str:
     """The command without lines that begin with #."""
-    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    return "\n".join(lines)
 
 
 def recognise(arguments: Iterable[str]) -> RecognisedCommand | None:
@@ -108,8 +110,10 @@ def recognise(arguments: Iterable[str]) -> RecognisedCommand | None:
         program = rest[1].replace("_", "-") if rest[1] == "vllm_cli" else rest[1]
         rest = rest[2:]
     engine = _ENGINES.get(program)
-    if engine is None or (engine == "vllm" and vllm_file() is None and shutil.which(program) is not None):
-        return None  # vLLM may be only in another Python environment, whose program is in PATH
+    if engine is None:
+        return None
+    if engine == "vllm" and vllm_file() is None and shutil.which(program) is not None:
+        return None  # vLLM is only in another Python environment, whose program is in PATH
     if program != _API_SERVER:
         if rest[:1] != ["serve"]:
             return None
@@ -128,10 +132,11 @@ def _is_of_this_environment(program: str) -> bool:
 def _with_model_first(arguments: list[str]) -> list[str]:
     """Puts the model of the flag `--model` before all flags, as the argument MODEL."""
     parts = list(split(arguments, {"--model": 1}.get))
-    model = next((given for given in reversed(parts) if given.typed == "--model" and given.values), None)
-    if model is None or not arguments[0].startswith("-"):
+    models = [given.values[0] for given in parts if given.typed == "--model" and given.values]
+    if not models or not arguments[0].startswith("-"):
         return arguments
-    return [model.values[0], *(argument for given in parts if given.typed != "--model" for argument in given.arguments)]
+    others = [given for given in parts if given.typed != "--model"]
+    return [models[-1], *(argument for given in others for argument in given.arguments)]
 
 
 def without_address(arguments: Iterable[str]) -> list[str]:
@@ -155,21 +160,21 @@ def foreign_command(keys: Mapping[str, Any], arguments: list[str], path: KeyPath
             f"must contain {PORT}, or `proxy` must name the port on which the command listens, such as "
             "proxy: http://127.0.0.1:8080",
         )
+    stop_arguments = read_command(keys.get("cmdStop") or "", (*path, "cmdStop"), findings)
     return ForeignCommand(
         arguments=tuple(arguments),
         address=address,
         port=_port_of(address, path, findings),
         check_endpoint=_endpoint(keys.get("checkEndpoint") or "/health"),
-        stop_words=tuple(read_command(keys.get("cmdStop") or "", (*path, "cmdStop"), findings) or ()),
+        stop_words=tuple(stop_arguments or ()),
         **_sleep_calls(keys, path, findings),
     )
 
 
 def _sleep_calls(keys: Mapping[str, Any], path: KeyPath, findings: Findings) -> dict[str, tuple[ServerCall, ...]]:
     """The requests that put the server to sleep and wake it. Empty unless the file gives both."""
-    sleep, wake = (
-        [_call(each) for each in keys.get(key) or keys.get(f"{key}Endpoints") or ()] for key in ("sleep", "wake")
-    )
+    sleep = [_call(each) for each in keys.get("sleep") or keys.get("sleepEndpoints") or ()]
+    wake = [_call(each) for each in keys.get("wake") or keys.get("wakeEndpoints") or ()]
     if bool(sleep) != bool(wake):
         given, missing = ("sleep", "wake") if sleep else ("wake", "sleep")
         findings.fault((*path, given), f"needs `{missing}` beside it: name the calls for both")
@@ -181,7 +186,8 @@ def _sleep_calls(keys: Mapping[str, Any], path: KeyPath, findings: Findings) -> 
 
 
 def _call(given: Mapping[str, Any]) -> ServerCall:
-    body, timeout = given.get("body") or "", given.get("timeout", ServerCall._field_defaults["timeout_s"])
+    body = given.get("body") or ""
+    timeout = given.get("timeout", ServerCall._field_defaults["timeout_s"])
     return ServerCall(
         method=given.get("method", "POST"),
         path=_endpoint(given.get("path") or given["endpoint"]),
@@ -216,7 +222,8 @@ def exclude_equal_ports(entries: Mapping[str, ModelEntry], findings: Findings) -
     for name, entry in entries.items():
         if entry.foreign is not None and entry.foreign.arguments and entry.foreign.port is not None:
             host = urlsplit(entry.foreign.address).hostname or ""
-            by_address.setdefault(("localhost" if host in _LOCAL else host, entry.foreign.port), []).append(name)
+            address = ("localhost" if host in _LOCAL else host, entry.foreign.port)
+            by_address.setdefault(address, []).append(name)
     for (_, port), sharing in by_address.items():
         for name in sharing:
             others = frozenset(sharing) - {name}

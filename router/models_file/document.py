@@ -100,7 +100,8 @@ class Findings:
     def fault(self, path: KeyPath, text: str) -> None:
         """Reports a value that the user must change."""
         self.fault_paths.add(path)
-        self.faults.append(Fault(text, self.line_of(path), spell_path(path), self.file))
+        fault = Fault(text, self.line_of(path), spell_path(path), self.file)
+        self.faults.append(fault)
 
     def notice(self, path: KeyPath, text: str) -> None:
         """Reports a key that has no effect, or not the usual effect. Equal notices are merged."""
@@ -216,8 +217,10 @@ def value_of(text: str) -> Any:
 def _construct(loader: Any, node: yaml.ScalarNode) -> Any:
     """The scalar's value. The text of a date, and of everything else that JSON does not have."""
     value = loader.construct_object(node)
-    is_json = isinstance(value, str | int | None) or (isinstance(value, float) and math.isfinite(value))
-    return value if is_json else node.value
+    if isinstance(value, str | int | None):
+        return value
+    is_number = isinstance(value, float) and math.isfinite(value)
+    return value if is_number else node.value
 
 
 class _Reader:
@@ -241,11 +244,13 @@ class _Reader:
         if self._top_keys.setdefault(id(node), top_key) != top_key:
             self._findings.anchored.add(self._top_keys[id(node)])
         if isinstance(node, yaml.ScalarNode):
-            return Node(self._read_scalar(node, line), line, text=node.value, is_quoted=node.style is not None)
+            value = self._read_scalar(node, line)
+            return Node(value, line, text=node.value, is_quoted=node.style is not None)
         if node.tag not in _COLLECTIONS:
             raise DocumentError(f"the tag {node.tag} is not supported: remove it", line)
         if isinstance(node, yaml.SequenceNode):
-            return Node([self.read(each, (*path, index)) for index, each in enumerate(node.value)], line)
+            items = [self.read(each, (*path, index)) for index, each in enumerate(node.value)]
+            return Node(items, line)
         return self._read_mapping(node, path, line)
 
     def _read_scalar(self, node: Any, line: int) -> Any:
@@ -282,13 +287,14 @@ class _Reader:
 
 def _remedy(read: Node, key: str, path: KeyPath) -> str:
     """What to do about a repeated key. In a model, an empty key in between may be a model's name."""
-    names = [*read.value] if len(path) == 2 and path[0] == "models" else [key]
+    is_in_model = len(path) == 2 and path[0] == "models"
+    names = [*read.value] if is_in_model else [key]
     between = names[names.index(key) + 1 :]
-    empty = next((name for name in reversed(between) if read.value[name].value is None), None)
-    if empty is None:
+    empty = [name for name in between if read.value[name].value is None]
+    if not empty:
         return "remove one of them"
-    line = read.key_lines[empty]
-    return f"if {show(empty)} in line {line} is a model, indent it like the other models, or else remove one of them"
+    last, line = empty[-1], read.key_lines[empty[-1]]
+    return f"if {show(last)} in line {line} is a model, indent it like the other models, or else remove one of them"
 
 
 def _mappings_of(node: Node, line: int) -> Sequence[Node]:

@@ -42,7 +42,8 @@ def find_exclusions(document: Mapping[str, Any], findings: Findings) -> Exclusio
         findings.fault(("matrix",), "must not be given beside groups: use one of the two")
     used = "matrix" if router.get("use") == "matrix" else "groups"
     below = [each for each in below if each.kind == used]
-    return next(iter((*given, *below)), Exclusions("groups", ("groups",), {}))
+    found = [*given, *below]
+    return found[0] if found else Exclusions("groups", ("groups",), {})
 
 
 _KINDS: Final = ("groups", "matrix")
@@ -59,7 +60,8 @@ def apply_groups(
     """
     known = list(_checked_groups(groups, path, entries, findings))
     grouped = {member for group in known for member in group.members}
-    others = [n for n, entry in entries.items() if n not in grouped and entry.foreign and entry.foreign.arguments]
+    commands = {name for name, entry in entries.items() if entry.foreign and entry.foreign.arguments}
+    others = [name for name in entries if name in commands and name not in grouped]
     if len(others) > 1 and not groups:
         findings.notice(
             ("models",),
@@ -86,7 +88,8 @@ def _checked_groups(
 ) -> Iterator[_Group]:
     group_of: dict[str, str] = {}
     for name, keys in groups.items():
-        group = _Group(name, **{key: keys[key] for key in ("swap", "exclusive", "persistent") if key in keys})
+        rules = {key: keys[key] for key in ("swap", "exclusive", "persistent") if key in keys}
+        group = _Group(name, **rules)
         for number, named in enumerate(keys.get("members", ())):
             place = (*path, name, "members", number)
             member = _named(named, place, entries, findings)
@@ -100,11 +103,14 @@ def _checked_groups(
 
 def _named(name: str, path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings) -> str | None:
     """The model with this name or alias. An unknown name is a fault, or a notice in a file for llama-swap."""
-    entry = entries.get(name) or next((each for each in entries.values() if name in each.aliases), None)
-    if entry is None:
-        report = findings.notice if findings.is_lenient else findings.fault
-        report(path, f"{show(name)} is not a model of this file{did_you_mean(name, entries)}")
-    return None if entry is None else entry.name
+    if name in entries:
+        return name
+    for entry in entries.values():
+        if name in entry.aliases:
+            return entry.name
+    report = findings.notice if findings.is_lenient else findings.fault
+    report(path, f"{show(name)} is not a model of this file{did_you_mean(name, entries)}")
+    return None
 
 
 def _check_pinned(groups: Iterable[_Group], entries: Mapping[str, ModelEntry], findings: Findings) -> None:
@@ -122,8 +128,12 @@ def _check_pinned(groups: Iterable[_Group], entries: Mapping[str, ModelEntry], f
 def check_preload(names: Iterable[str], entries: Mapping[str, ModelEntry], findings: Findings) -> set[str]:
     """The names in `hooks.on_startup.preload` that are names of models."""
     place = ("hooks", "on_startup", "preload")
-    found = (_named(name.strip(), (*place, number), entries, findings) for number, name in enumerate(names))
-    return {name for name in found if name is not None}
+    found = set()
+    for number, given in enumerate(names):
+        name = _named(given.strip(), (*place, number), entries, findings)
+        if name is not None:
+            found.add(name)
+    return found
 
 
 _TERM: Final = re.compile(r"\+?[\w.-]+")
@@ -146,7 +156,8 @@ def apply_matrix(
             findings.fault((*path, "sets", name), str(err))
 
     def excluded(name: str) -> frozenset[str]:
-        return frozenset(o for o, e in entries.items() if o != name and not e.pinned and {o, name} not in together)
+        others = [other for other, entry in entries.items() if other != name and not entry.pinned]
+        return frozenset(other for other in others if {other, name} not in together)
 
     return {name: replace(entry, excludes=excluded(name)) for name, entry in entries.items()}
 
@@ -180,7 +191,8 @@ class _Expressions:
                 return f"_{len(terms) - 1}"
 
             try:
-                tree = ast.parse(_TERM.sub(number, self._texts[name]).strip(), mode="eval").body
+                expression = _TERM.sub(number, self._texts[name]).strip()
+                tree = ast.parse(expression, mode="eval").body
                 self._found[name] = self._combine(tree, terms, (*within, name))
             except (SyntaxError, RecursionError, MemoryError, ValueError):
                 text = f"must be an expression such as (a | b) & c, got {show(self._texts[name])}"
@@ -194,7 +206,8 @@ class _Expressions:
                 one, two = (self._combine(side, terms, within) for side in (left, right))
                 if isinstance(operator, ast.BitOr):
                     return one | two
-                return one | two | {a | b for a in one for b in two if len(a) == len(b) == 1}
+                pairs = {a | b for a in one for b in two if len(a) == len(b) == 1}
+                return one | two | pairs
             case ast.Name(term):
                 return self._read(terms[int(term[1:])], within)
         raise ValueError(tree)

@@ -86,7 +86,8 @@ def complete(root: Node, findings: Findings) -> Node:
     def complete_key(key: str, node: Node) -> Node:
         if key == "models" and isinstance(node.value, dict):
             return outside.mapping(("models",), node, complete_model)
-        return outside.read((key,), node) if key in known and key not in ("models", "macros") else node
+        has_macros = key in known and key not in ("models", "macros")
+        return outside.read((key,), node) if has_macros else node
 
     def complete_model(name: str, node: Node) -> Node:
         if not isinstance(node.value, dict):
@@ -131,7 +132,8 @@ class _Completion:
             case dict():
                 return self.mapping(path, node, lambda key, child: self.read((*path, key), child))
             case list():
-                return replace(node, value=[self.read((*path, n), child) for n, child in enumerate(node.value)])
+                items = [self.read((*path, index), child) for index, child in enumerate(node.value)]
+                return replace(node, value=items)
         return replace(node, value=self._scalar(path, node))
 
     def mapping(self, path: KeyPath, node: Node, complete_value: Callable[[str, Node], Node]) -> Node:
@@ -147,8 +149,8 @@ class _Completion:
         return result
 
     def _scalar(self, path: KeyPath, node: Node) -> Any:
-        is_named_so = path[-1] in _TEXTS or (isinstance(path[-1], int) and path[-2] in _LISTS_OF_TEXTS)
-        is_text = is_named_so and _FREE.isdisjoint(path[2:])
+        is_item = isinstance(path[-1], int) and path[-2] in _LISTS_OF_TEXTS
+        is_text = (is_item or path[-1] in _TEXTS) and _FREE.isdisjoint(path[2:])
         given = node.text if is_text and node.value is not None else node.value
         if not isinstance(given, str):
             return given

@@ -32,12 +32,15 @@ def read_models_file(path: Path, defaults: Defaults) -> tuple[ModelsFile, tuple[
         if findings.root is None or findings.root.value is None:
             raise DocumentError("is empty: name the models under `models:`")
     except DocumentError as err:
-        return ModelsFile({}), (*findings.faults, Fault(str(err), err.line, "", findings.file))
+        fault = Fault(str(err), err.line, "", findings.file)
+        return ModelsFile({}), (*findings.faults, fault)
     findings.is_lenient = _is_of_llama_swap(findings.root.plain())
     findings.root = complete(findings.root, findings)
     document = findings.root.plain()
     wrong = check_structure(document, findings)
-    content = _Reader(document, defaults, findings, wrong).read() if isinstance(document, dict) else ModelsFile({})
+    content = ModelsFile({})
+    if isinstance(document, dict):
+        content = _Reader(document, defaults, findings, wrong).read()
     faults = sorted(dict.fromkeys(findings.faults), key=lambda fault: fault.line or 0)
     return replace(content, notices=findings.notices), tuple(faults)
 
@@ -65,16 +68,20 @@ class _Reader:
         self.defaults = self.defaults._replace(ttl_s=ttl_s, start_timeout_s=timeout_s)
         models = document.get("models")
         models = models if isinstance(models, dict) else {}
-        right = [n for n, keys in models.items() if not self._is_wrong("models", n) and not _is_elsewhere(keys or {})]
-        entries = {name: self._entry(name, models[name] or {}) for name in right}
+        right = {name: keys or {} for name, keys in models.items() if not self._is_wrong("models", name)}
+        entries = {name: self._entry(name, keys) for name, keys in right.items() if not _is_elsewhere(keys)}
         self._check_names(entries)
-        everyone = self._with_exclusions({name: entries.get(name) or ModelEntry(name=name) for name in models})
+        # Groups may name models whose entries are wrong: these are not reported a second time, as unknown.
+        known = {name: entries.get(name) or ModelEntry(name=name) for name in models}
+        everyone = self._with_exclusions(known)
         entries = commands.exclude_equal_ports({name: everyone[name] for name in entries}, self.findings)
         if not self._is_wrong("hooks"):
-            names = document.get("hooks", {}).get("on_startup", {}).get("preload", ())
-            loaded = check_preload(names, everyone, self.findings)
-            entries = {n: replace(e, preload=e.preload or n in loaded) for n, e in entries.items()}
-        faulty = {path[1] for path in self.findings.fault_paths if path[:1] == ("models",) and len(path) > 1}
+            on_startup = document.get("hooks", {}).get("on_startup", {})
+            preloaded = check_preload(on_startup.get("preload", ()), everyone, self.findings)
+            for name in preloaded & entries.keys():
+                entries[name] = replace(entries[name], preload=True)
+        model_faults = [path for path in self.findings.fault_paths if path[:1] == ("models",)]
+        faulty = {path[1] for path in model_faults if len(path) > 1}
         entries = {name: entry for name, entry in entries.items() if name not in faulty}
         return ModelsFile(entries, self._api_keys(), log_level=self._log_level())
 
@@ -113,17 +120,22 @@ class _Reader:
     def _entry(self, name: str, keys: Mapping[str, Any]) -> ModelEntry:
         path = ("models", name)
         pinned = bool(keys.get("pinned"))
-        ttl_s = self._duration((*path, "ttl"), None if pinned else self.defaults.ttl_s, keys)
-        idle_sleep_s = self._duration((*path, "idle_sleep"), None if pinned else self.defaults.idle_sleep_s, keys)
+        default_ttl_s = None if pinned else self.defaults.ttl_s
+        default_idle_sleep_s = None if pinned else self.defaults.idle_sleep_s
+        ttl_s = self._duration((*path, "ttl"), default_ttl_s, keys)
+        idle_sleep_s = self._duration((*path, "idle_sleep"), default_idle_sleep_s, keys)
         for key, value in (("ttl", ttl_s), ("idle_sleep", idle_sleep_s)):
             if pinned and value is not None:
                 self.findings.fault((*path, key), "must be left out, as `pinned: true` keeps the model")
-        swap_of_llmsnap = {"enable": "sleep", "disable": "stop"}.get(keys.get("sleepMode", ""), self.defaults.on_swap)
+        sleep_modes = {"enable": "sleep", "disable": "stop"}
+        swap_of_llmsnap = sleep_modes.get(keys.get("sleepMode", ""), self.defaults.on_swap)
         changes = _changes(keys)
         aliases = [each if isinstance(each, str) else each["id"] for each in keys.get("aliases") or ()]
+        others = dict.fromkeys((*aliases, *changes.set_by_name))
+        others.pop(name, None)
         entry = ModelEntry(
             name=name,
-            aliases=tuple(alias for alias in dict.fromkeys((*aliases, *changes.set_by_name)) if alias != name),
+            aliases=tuple(others),
             env=self._environment(path, keys.get("env")),
             ttl_s=ttl_s,
             idle_sleep_s=idle_sleep_s,
@@ -171,7 +183,8 @@ class _Reader:
                 self.findings.notice((*path, key), text)
         if not served.arguments:
             self.findings.fault((*path, "cmd"), "must name the model, as in: vllm serve Qwen/Qwen3-0.6B")
-        return replace(entry, arguments=tuple(served.arguments), engine=served.engine, env={**served.env, **entry.env})
+        env = {**served.env, **entry.env}
+        return replace(entry, arguments=tuple(served.arguments), engine=served.engine, env=env)
 
     def _arguments(self, path: KeyPath, args: Any) -> list[str]:
         if isinstance(args, str):
@@ -185,7 +198,9 @@ class _Reader:
         return list(map(str, args or ()))
 
     def _environment(self, path: KeyPath, given: Any) -> dict[str, str]:
-        pairs = given if isinstance(given, dict) else dict(argument.split("=", 1) for argument in given or ())
+        pairs = given
+        if not isinstance(given, dict):
+            pairs = dict(argument.split("=", 1) for argument in given or ())
         variables = {}
         for name, value in pairs.items():
             variables[name] = str(value).lower() if isinstance(value, bool) else str(value)
@@ -205,7 +220,9 @@ class _Reader:
 
     def _log_level(self) -> str | None:
         level = self.document.get("logLevel")
-        return None if level is None or self._is_wrong("logLevel") else {"warn": "WARNING"}.get(level, level.upper())
+        if level is None or self._is_wrong("logLevel"):
+            return None
+        return "WARNING" if level == "warn" else level.upper()
 
     def _check_names(self, entries: Mapping[str, ModelEntry]) -> None:
         """Reports names that belong to two models."""
@@ -222,7 +239,8 @@ class _Reader:
 
 def _foreign(entry: ModelEntry, command: ForeignCommand) -> ModelEntry:
     """The entry of a model that a command's server has. Such a server has one sleep level."""
-    return replace(entry, foreign=command, engine="other", sleep_levels=(1,) if command.sleep_calls else ())
+    levels = (1,) if command.sleep_calls else ()
+    return replace(entry, foreign=command, engine="other", sleep_levels=levels)
 
 
 def _is_elsewhere(keys: Mapping[str, Any]) -> bool:
@@ -233,11 +251,12 @@ def _is_elsewhere(keys: Mapping[str, Any]) -> bool:
 def _changes(keys: Mapping[str, Any]) -> BodyChanges:
     """The changes of request bodies. `filters` may not change `model`, which selects the model."""
     filters = keys.get("filters") or {}
-    names = (filters.get("stripParams") or filters.get("strip_params") or "").split(",")
+    stripped = filters.get("stripParams") or filters.get("strip_params") or ""
+    names = [name.strip() for name in stripped.split(",")]
     by_name = filters.get("setParamsByID") or {}
     return BodyChanges(
         model=keys.get("useModelName") or None,
-        strip=tuple(name.strip() for name in names if name.strip() not in ("", "model")),
+        strip=tuple(name for name in names if name not in ("", "model")),
         set=_without_model(filters.get("setParams") or {}),
         set_by_name={name: _without_model(params) for name, params in by_name.items()},
     )
@@ -250,7 +269,9 @@ def _without_model(params: Mapping[str, Any]) -> dict[str, Any]:
 def _card(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The members that the file adds to the model in /v1/models, as in llama-swap."""
     card = {key: keys[key].strip() for key in ("name", "description") if keys.get(key)}
-    return {**card, "meta": {"llamaswap": keys["metadata"]}} if keys.get("metadata") else card
+    if keys.get("metadata"):
+        return {**card, "meta": {"llamaswap": keys["metadata"]}}
+    return card
 
 
 def _flag_arguments(key: str, value: Any) -> Iterable[str]:

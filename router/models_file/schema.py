@@ -182,5 +182,6 @@ def _report_ignored(document: Any, schema: Mapping[str, Any], path: KeyPath, fin
         findings.notice(path, schema["description"])
     elif isinstance(document, dict):
         others = schema.get("additionalProperties") or {}
+        properties = schema.get("properties", {})
         for key, value in document.items():
-            _report_ignored(value, schema.get("properties", {}).get(key, others), (*path, key), findings)
+            _report_ignored(value, properties.get(key, others), (*path, key), findings)
