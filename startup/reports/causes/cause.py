@@ -32,7 +32,8 @@ class Pattern(NamedTuple):
     @classmethod
     def from_text(cls, text: str) -> "Pattern":
         parts = tuple(text.strip("^$").split(ANYTHING))
-        return cls(parts, max(parts, key=len), text.startswith("^"), text.endswith("$"))
+        longest = max(parts, key=len)
+        return cls(parts, longest, text.startswith("^"), text.endswith("$"))
 
     def matches(self, text: str) -> bool:
         """Whether `text` has the parts one after the other. The first one begins no word in its middle.
@@ -51,8 +52,9 @@ class Pattern(NamedTuple):
 
     def _ends(self, text: str) -> bool:
         """Whether the text ends with the last part. The other parts are known to come before its end."""
-        before = text.find(self.parts[0]) + sum(map(len, self.parts[:-1]))
-        return text.endswith(self.parts[-1]) and len(text) - len(self.parts[-1]) >= before
+        *others, last = self.parts
+        end_of_others = text.find(self.parts[0]) + sum(map(len, others))
+        return text.endswith(last) and len(text) - len(last) >= end_of_others
 
 
 def find_word(text: str, word: str, *, is_whole: bool = False) -> int:
@@ -152,14 +154,22 @@ class KnownCause:
 
 def is_in_range(version: str, versions: str) -> bool:
     """Whether the version is in a range such as `>=0.9,<0.12`. An unknown version, which is empty, is."""
-    return not version or all(
-        (_compare(version, limit) < 0) == (sign == "<") for sign, limit in _RANGE.findall(versions)
-    )
+    if not version:
+        return True
+    for sign, limit in _RANGE.findall(versions):
+        is_below = _compare(version, limit) < 0
+        if is_below != (sign == "<"):
+            return False
+    return True
 
 
 def _compare(first: str, second: str) -> int:
-    pairs = zip_longest(*(map(int, _PART_OF_VERSION.findall(each)[:3]) for each in (first, second)), fillvalue=0)
-    return next((one - other for one, other in pairs if one != other), 0)
+    ones = map(int, _PART_OF_VERSION.findall(first)[:3])
+    others = map(int, _PART_OF_VERSION.findall(second)[:3])
+    for one, other in zip_longest(ones, others, fillvalue=0):
+        if one != other:
+            return one - other
+    return 0
 
 
 class Cause(NamedTuple):

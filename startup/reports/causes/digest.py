@@ -45,7 +45,8 @@ _ROLES: Final[dict[str, str]] = {"": "The server", **LISTS["names of roles"]}
 def write_digest(cause: Cause) -> list[str]:
     """The lines of the digest. Its advice is left out if the cause is unknown and its text has advice."""
     happened = "was stopped" if cause.is_stop else "waits" if cause.is_waiting else "failed"
-    first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part) + _place(cause)
+    parts = (_name(cause.process), happened, cause.phase)
+    first = " ".join(filter(None, parts)) + _place(cause)
     if cause.is_unfinished:
         name = _ROLES.get(cause.process, "").lower() or _name(cause.process)
         first = f"The log ends while {name} {cause.phase.removeprefix('while it ')}"
@@ -100,9 +101,8 @@ def _advice(cause: Cause) -> str:
         advice = f"Change {', '.join(named[:3])} as the message says, or try a newer vLLM."
     if cause.known is ERROR_IN_CODE and (names := _settings_of(cause)):
         advice = f"{advice} This start sets {', '.join(names)}."
-    is_of_llama_cpp = (
-        cause.known is not None and cause.known.name.startswith(_OF_LLAMA_CPP)
-    ) or LLAMA_CPP_NAME in advice
+    is_known = cause.known is not None and cause.known.name.startswith(_OF_LLAMA_CPP)
+    is_of_llama_cpp = is_known or LLAMA_CPP_NAME in advice
     if cause.origin == LLAMA_CPP_NAME and not is_of_llama_cpp and _OF_VLLM.search(advice):
         return _LLAMA_CPP_ADVICE
     return _for_this_log(advice, cause)
@@ -117,22 +117,26 @@ def _settings_of(cause: Cause) -> list[str]:
 def _for_this_log(advice: str, cause: Cause) -> str:
     """Advice with this log's settings and the names of its platform."""
     sentences = (_for_these_settings(each, cause) for each in _SENTENCE.split(advice))
-    advice = " ".join(each for each in sentences if each and not _is_given(each, cause.given)) or _SEARCH
+    useful = [each for each in sentences if each and not _is_given(each, cause.given)]
+    advice = " ".join(useful) or _SEARCH
     for name in filter(lambda each: each[0] == "-", cause.settings):
         advice = re.sub(rf"{name}(?! ?[\w-])", f"{name} (it is set)", advice, count=1)
     is_set = re.compile(r"Leave out .*\(it is set\)")
-    advice = " ".join(sorted(_SENTENCE.split(advice), key=lambda each: not is_set.match(each)))
+    with_set_first = sorted(_SENTENCE.split(advice), key=lambda each: not is_set.match(each))
+    advice = " ".join(with_set_first)
     others = [name for name in cause.settings if f"{name} (" not in advice]
     left_out = f"Test without {' or '.join(others)} (set in this log)." if others else ""
     step = shown(_for_these_settings(cause.first_step, cause))
     step = "" if _is_given(step, cause.given) else step
-    is_named = bool(others) and (others[0].isupper() or others[0] in names_in(cause.text))
+    is_named = any(name.isupper() or name in names_in(cause.text) for name in others[:1])
     steps = (left_out, step) if is_named else (step, left_out)
     advice = " ".join(filter(None, (*steps, advice)))
     if cause.version:
         advice = advice.replace("a newer vLLM", f"a vLLM newer than {cause.version}")
-    platform = cause.platform or next((each.name for each in _PLATFORMS if each.matches(cause.text)), "")
-    for of_cuda, counterpart in zip(LISTS["cuda"], LISTS.get(platform, LISTS["cuda"]), strict=True):
+    named = [each.name for each in _PLATFORMS if each.matches(cause.text)]
+    platform = cause.platform or (named[0] if named else "")
+    counterparts = LISTS.get(platform, LISTS["cuda"])
+    for of_cuda, counterpart in zip(LISTS["cuda"], counterparts, strict=True):
         advice = advice.replace(of_cuda, counterpart)
     return for_embedded_engine(advice) if cause.is_embedded else advice
 
@@ -166,7 +170,9 @@ def for_embedded_engine(advice: str) -> str:
         if left == remedies:
             sentences.append(sentence)
         elif left:
-            text = ", or ".join((", ".join(left[:-1]), left[-1])) if len(left) > 1 else left[0]
+            *others, text = left
+            if others:
+                text = f"{', '.join(others)}, or {text}"
             sentences.append(f"{text[0].upper()}{text[1:].rstrip('.')}.")
     return " ".join(sentences)
 

@@ -106,16 +106,21 @@ class Evidence:
         is_code = self.exceptions.is_source or _CODE.match(line.text)
         if not is_code and not self.exceptions.is_in_ignored:
             has_place = self.exceptions.has_place  # the frames decide on causes of a place
-            known = [each for each in known_in(line.text) if self.allows(each) and not (each.raised_in and has_place)]
-            known = [each for each in known if each.fits_place(())]
-            match = Cause(line.process, phase, line.text, known[0] if known else None, number, self.reported)
+            allowed = [each for each in known_in(line.text) if self.allows(each)]
+            placed = [each for each in allowed if not (each.raised_in and has_place)]
+            known = [each for each in placed if each.fits_place(())]
+            first = known[0] if known else None
+            match = Cause(line.process, phase, line.text, first, number, self.reported)
             self._add(match, line, known, is_excerpt=is_excerpt)
 
     def allows(self, known: KnownCause) -> bool:
         """Whether the platform, the versions and the settings of this log allow the cause."""
-        is_here = self.platform not in known.not_on or not self.platform
-        is_now = all(is_in_range(self.versions.get(name, ""), versions) for name, versions in known.when.items())
-        return is_here and is_now and (not known.if_set or any(map(self.settings.value, known.if_set)))
+        if self.platform and self.platform in known.not_on:
+            return False
+        for name, versions in known.when.items():
+            if not is_in_range(self.versions.get(name, ""), versions):
+                return False
+        return not known.if_set or any(map(self.settings.value, known.if_set))
 
     @property
     def has_served(self) -> bool:
@@ -140,7 +145,9 @@ class Evidence:
                 self.engine = self.engine or line.process
             if begun == SERVING and FATAL_ERROR not in line.text:
                 self.facts.add("ready")
-        return SERVING if "ready" in self.facts else self._phases.get(line.process) or self._phases.get("", "")
+        if "ready" in self.facts:
+            return SERVING
+        return self._phases.get(line.process) or self._phases.get("", "")
 
     def _note_facts(self, line: LogLine) -> None:
         text = line.text
@@ -168,9 +175,9 @@ class Evidence:
         return None
 
     def _note_broken_import(self, line: LogLine, module: str, error: str, number: int) -> None:
-        known = next((each for each in known_in(error) if self.allows(each) and not each.is_general), None)
-        if known and len(self.broken_imports) < _MOST_IMPORTS:
-            self.broken_imports.setdefault(module, Cause(line.process, "", error, known, number))
+        telling = [each for each in known_in(error) if self.allows(each) and not each.is_general]
+        if telling and len(self.broken_imports) < _MOST_IMPORTS:
+            self.broken_imports.setdefault(module, Cause(line.process, "", error, telling[0], number))
 
     def _add(self, match: Cause, line: LogLine, known: list[KnownCause], *, is_excerpt: bool) -> None:
         of = {where: next((each for each in known if each.where == where), None) for where in ("wait", "hint", "end")}
@@ -216,8 +223,10 @@ class Evidence:
         elif self.own_error and known and (begin := _OWN_CAUSE.match(line.text)):
             text = line.text[begin.end() :].removeprefix(f"{known[0].title}: ")
             self.own_error = match._replace(text=text)
-        elif self.own_error and (coded := BY_CODE.get(line.text.removeprefix(CODE_LINE))) and not coded.is_general:
-            self.own_error = self.own_error._replace(known=coded)
+        elif self.own_error:
+            coded = BY_CODE.get(line.text.removeprefix(CODE_LINE))
+            if coded and not coded.is_general:
+                self.own_error = self.own_error._replace(known=coded)
 
 
 def special(matches: list[Cause]) -> Iterator[Cause]:

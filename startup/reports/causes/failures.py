@@ -101,7 +101,8 @@ class Raised(NamedTuple):
             if not is_wrapper(file) and function not in _ACCESS
         ]
         of_vllm = next((spot for file, spot in frames if is_of_vllm(file)), "")
-        return tuple(dict.fromkeys(filter(None, (frames[0][1] if frames else "", of_vllm))))
+        innermost = frames[0][1] if frames else ""
+        return tuple(dict.fromkeys(filter(None, (innermost, of_vllm))))
 
     @property
     def spot(self) -> str:
@@ -117,7 +118,8 @@ class Raised(NamedTuple):
     @property
     def package(self) -> str:
         """The installed package whose code raised this exception, apart from wrappers. Empty if unknown."""
-        return package_of(self.spot.rpartition(" ")[0] or "".join(self.files[-1:]))
+        file = self.spot.rpartition(" ")[0]
+        return package_of(file or "".join(self.files[-1:]))
 
 
 @dataclass
@@ -238,8 +240,10 @@ class FailureReader:
         self._reported = reported
         key = (line.process, line.place)
         text = line.text
-        if self._wrapped and ("", "") in (key, self._wrapped) and key not in self._readings and text[:2] == "  ":
-            key = self._wrapped
+        wrapped = self._wrapped
+        goes_on = text[:2] == "  " and key not in self._readings
+        if wrapped and goes_on and ("", "") in (key, wrapped):
+            key = wrapped
             line = line._replace(process=key[0], place=key[1])
         else:
             self._wrapped = None
@@ -277,7 +281,8 @@ class FailureReader:
         if len(self._readings) >= _MOST_PROCESSES:
             self._end(next(iter(self._readings)))
         key = (line.process, line.place)
-        failure = Failure(*key, number, phase=phase, is_ending=key in self._endings, reported=self._reported)
+        is_ending = key in self._endings
+        failure = Failure(*key, number, phase=phase, is_ending=is_ending, reported=self._reported)
         failure.is_of_request = is_place_of_requests(line.place) or line.level in HARMLESS_LEVELS
         self._readings[key] = failure
         return failure
@@ -295,7 +300,9 @@ class FailureReader:
         if not reading.informative():
             self.report = reading
             return
-        kept = self._kept.setdefault(key, []) if len(self._kept) < _MOST_PROCESSES else self._kept.get(key, [])
+        kept = self._kept.get(key, [])
+        if len(self._kept) < _MOST_PROCESSES:
+            self._kept[key] = kept
         if not kept:
             kept.append(reading)
         elif kept[-1].raised[-1].text == reading.raised[-1].text:  # written again where it ends the process
@@ -384,4 +391,5 @@ def _is_quoted(reading: Failure) -> bool:
 
 
 def _outdent(line: LogLine, columns: int) -> LogLine:
-    return line._replace(text=line.text[columns:]) if line.text[:columns].isspace() else line
+    before, rest = line.text[:columns], line.text[columns:]
+    return line._replace(text=rest) if before.isspace() else line

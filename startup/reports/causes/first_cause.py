@@ -96,13 +96,17 @@ class CauseFinder:
 
 
 def _cause_of(run: Evidence) -> Cause | None:
+    # An exception that can have ended the server says more than any line about its end. Without one, lines of
+    # a server that served until its end are of requests or of its shutdown, but for errors of the GPU.
     found = _of_exception(run)
-    if found is None and not _served_until_the_end(run):
-        found = next((cause for find in _ORDER if (cause := find(run))), None)
-    elif found is None:
-        found = _of_gpu(run)
+    if found is None:
+        found = _of_gpu(run) if _served_until_the_end(run) else _of_other_lines(run)
     last = run.wait or (None if run.has_started else run.last)
-    if last is None or (found is not None and not (found.is_reference and found.line <= last.line)):
+    if last is None:
+        return found
+    # A start that waits, or whose log ends early, has not failed. A line that names a cause without reporting
+    # an end counts only if it came later.
+    if found is not None and (not found.is_reference or found.line > last.line):
         return found
     return describe_line(last, run)._replace(is_waiting=True)
 
@@ -135,11 +139,13 @@ def _end(run: Evidence) -> Cause | None:
 
 def _of_line(run: Evidence) -> Cause | None:
     """The line that reports an end without an exception, or else a line that names the cause of this end."""
-    match = next(chain(filter(None, [_end(run)]), run.of_kind("error"), filter(None, [run.own_error])), None)
-    if match and match.is_general:
+    match = _end(run) or next(iter(run.of_kind("error")), None) or run.own_error
+    if match is None:
+        return None
+    if match.is_general:
         named = _reference(run) if match.known is NOT_IN_LOG else _named_near(run, 0, match.line)
         match = named or match
-    return _with_reported(describe_line(match, run), match.reported, run) if match else None
+    return _with_reported(describe_line(match, run), match.reported, run)
 
 
 def _of_trace(run: Evidence) -> Cause | None:
@@ -153,7 +159,8 @@ def _of_trace(run: Evidence) -> Cause | None:
     cut = f"a traceback without its exception, up to {''.join(found.functions[-1:]) or 'its first line'}"
     text = quote(found.raised[-1], None) if found.raised else cut
     phase = phase_of_functions(found.functions) or found.phase
-    return _with_reported(Cause(found.process or found.role, phase, text, NOT_IN_LOG, found.line), found.reported, run)
+    cause = Cause(found.process or found.role, phase, text, NOT_IN_LOG, found.line)
+    return _with_reported(cause, found.reported, run)
 
 
 _ORDER: Final = (
@@ -162,14 +169,24 @@ _ORDER: Final = (
     _of_trace,
     lambda run: _referenced(run.complaint, run),
 )
-"""Other places of the cause if no exception shows it, in the order in which they count."""
+"""Other places of the cause if no exception shows it. Reports of an end count most, then lines with a known
+cause, then tracebacks without a cause of their own. Lines that only look like an error count least."""
+
+
+def _of_other_lines(run: Evidence) -> Cause | None:
+    for find in _ORDER:
+        if cause := find(run):
+            return cause
+    return None
 
 
 def _served_until_the_end(run: Evidence) -> bool:
+    if not run.has_served or _end(run) or "engine dead" in run.facts:
+        return False
     cut, own = run.exceptions.cut, run.own_error
     is_reported = own is not None and own.known is not None
-    has_ended = _end(run) or is_reported or "engine dead" in run.facts or (cut is not None and cut.role in INNER)
-    return run.has_served and not has_ended
+    is_cut = cut is not None and cut.role in INNER
+    return not is_reported and not is_cut
 
 
 def _of_gpu(run: Evidence) -> Cause | None:
@@ -223,8 +240,9 @@ def _counts(failure: Failure, run: Evidence) -> bool:
     """Whether an exception can have ended the server. A ready server survives exceptions of its API."""
     if failure.is_of_request:
         return False
-    is_last = failure.role in INNER or failure.is_ending or STOPPED.matches(failure.informative()[0].text)
-    return is_last or not run.has_served
+    if not run.has_served or failure.role in INNER or failure.is_ending:
+        return True
+    return STOPPED.matches(failure.informative()[0].text)
 
 
 def _first(failures: list[Failure]) -> Failure | None:

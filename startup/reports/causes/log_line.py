@@ -129,11 +129,14 @@ def read_line(raw: str) -> Iterator[LogLine]:
 
 
 def _message_of_row(row: re.Match[str]) -> str:
-    return row[2].removesuffix('"').replace('""', '"') if row[1] else row[2]
+    is_quoted, text = row[1], row[2]
+    return text.removesuffix('"').replace('""', '"') if is_quoted else text
 
 
 def _read_text(raw: str) -> Iterator[LogLine]:
-    starts = [found.start() for found in _GLUED.finditer(raw)] if len(raw) > _HEAD else []
+    starts: list[int] = []
+    if len(raw) > _HEAD:
+        starts = [found.start() for found in _GLUED.finditer(raw)]
     for start, end in pairwise([0, *starts[1:], len(raw)]):
         yield from _read_record(raw[start:end])
 
@@ -205,7 +208,11 @@ def _read_json(raw: str) -> Iterator[LogLine]:
 
 
 def _first_text(record: dict[str, Any], names: tuple[str, ...]) -> str:
-    return next((value for name in names if isinstance(value := record.get(name), str)), "")
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, str):
+            return value
+    return ""
 
 
 def _process_of(record: dict[str, Any]) -> str:

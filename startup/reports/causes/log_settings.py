@@ -28,9 +28,8 @@ _VARIABLE: Final = re.compile(
     r"\b((?:VLLM|(?:PY)?TORCH\w{0,20}|HF|TRANSFORMERS|TRITON|N?CCL|AITER|FLASHINFER|HSA|HIP|ROCM|GLOO|UCX)_[A-Z0-9_]{2,60})="
     r"[\"']?([\w.:-]{1,80})"
 )
-_SETTINGS: Final = "|".join(
-    sorted({name for part in PARTS for name in part.settings if "_" in name and not name.isupper()})
-)
+_OF_PARTS: Final = {name for part in PARTS for name in part.settings}
+_SETTINGS: Final = "|".join(sorted(name for name in _OF_PARTS if "_" in name and not name.isupper()))
 _NAMES: Final = re.compile(
     r"(--[a-z][\w-]{1,60}|\b(?!VLLM_COMPILE\b)(?:VLLM|NCCL|HF|CUDA|PYTORCH|TORCH)_[A-Z0-9_]{2,60})"
     rf"|\b({_SETTINGS}|max_(?:num|model)_\w{{2,40}}|\w{{2,20}}_parallel_size|gpu_memory_utilization|cudagraph_mode)\b"
@@ -56,11 +55,13 @@ class LogSettings:
         """Takes a line. Only commands and vLLM's lines of arguments count. Messages name flags, too."""
         text = line.text
         if _CONFIGURATION in text:
-            found = [each for each in _ARGUMENT.findall(text) if each[0] in _CHOSEN and each[1] != "None"]
+            arguments = _ARGUMENT.findall(text)
+            found = [(name, value) for name, value in arguments if name in _CHOSEN and value != "None"]
         elif line.level not in ("", "INFO"):
             return
         elif begin := next((part for part in _ARGUMENTS if part in text), ""):
-            found = _ARGUMENT.findall(_without_inner_values(text.partition(begin)[2].removeprefix("{")))
+            written = text.partition(begin)[2].removeprefix("{")
+            found = _ARGUMENT.findall(_without_inner_values(written))
         elif not line.level and ("--" in text or "=" in text) and _COMMAND.match(text):
             found = [(name.replace("-", "_"), value or "true") for name, value in _FLAG.findall(text)]
             found += _VARIABLE.findall(text)
@@ -82,7 +83,10 @@ class LogSettings:
     def part_of(self, files: Sequence[str]) -> Part | None:
         """The part of vLLM with the innermost of the files that belongs to a part which is turned on."""
         parts = (part for file in reversed(files) for part in parts_of(file))
-        return next((part for part in parts if any(self._set(name) for name in part.settings)), None)
+        for part in parts:
+            if any(self._set(name) for name in part.settings):
+                return part
+        return None
 
     def blamed(self, files: Sequence[str], text: str, shown: Part | None, message: str) -> list[str]:
         """The set flags and variables that a failure may depend on, the likeliest first.
@@ -97,8 +101,9 @@ class LogSettings:
         named = (name for name, value in self._values.items() if _is_named(name, value.lower(), words, reported))
         below = (name for file in reversed(files) for part in parts_of(file) for name in part.settings)
         names = (*named, *(shown.settings if shown else ()), *below)
-        found = dict.fromkeys(each for name in names for each in self._set(name) if not _asks_for(message, each))
-        return [shown_setting(name) for name in [*found][:_MOST_NAMED]]
+        set_names = dict.fromkeys(each for name in names for each in self._set(name))
+        found = [name for name in set_names if not _asks_for(message, name)]
+        return [shown_setting(name) for name in found[:_MOST_NAMED]]
 
     def names(self) -> frozenset[str] | None:
         """The settings that this log turns on, as flags and variables. None if it shows no settings."""
@@ -110,12 +115,20 @@ class LogSettings:
         """The settings as advice would write them."""
         flags = {shown_setting(name): value for name, value in self._values.items() if value}
         pairs = {f"{name}={value}" if name.isupper() else f"{name} {value}" for name, value in flags.items()}
-        return frozenset(pairs | {name for name, value in flags.items() if value.lower() == "true"})
+        turned_on = {name for name, value in flags.items() if value.lower() == "true"}
+        return frozenset(pairs | turned_on)
 
     def _set(self, name: str) -> list[str]:
         """The set settings with this name, or the set variables whose names begin with it."""
-        names = [each for each in self._values if each.startswith(name)] if name.isupper() else [name]
-        return [each for each in names if self._values.get(each, "").lower().rpartition(".")[2] not in _UNSET]
+        names = [name]
+        if name.isupper():
+            names = [each for each in self._values if each.startswith(name)]
+        found = []
+        for each in names:
+            value = self._values.get(each, "").lower().rpartition(".")[2]
+            if value not in _UNSET:
+                found.append(each)
+        return found
 
 
 def _without_inner_values(text: str) -> str:
@@ -127,7 +140,8 @@ def _without_inner_values(text: str) -> str:
 
 def names_in(text: str) -> list[str]:
     """The flags, variables of vLLM and arguments that a message names, as flags and variables."""
-    found = dict.fromkeys(each[0] or each[1].replace("_", "-") for each in _NAMES.findall(text))
+    matches = _NAMES.findall(text)
+    found = dict.fromkeys(shown or argument.replace("_", "-") for shown, argument in matches)
     return [name if name[0] == "-" or name.isupper() else f"--{name}" for name in found]
 
 
@@ -139,8 +153,10 @@ def _is_named(name: str, value: str, words: str, message: str) -> bool:
     """Whether an exception's text names the setting, or its message names its value and what it is of."""
     is_word = "_" in name and name in words and not value[:1].isdigit()
     is_choice = name.endswith(_CHOICES) and len(value) > 2
+    if is_word or not is_choice:
+        return is_word
     is_named = "_" not in name or any(word in message for word in name.removesuffix("_mode").split("_"))
-    return is_word or (is_choice and is_named and find_word(message, value, is_whole=len(value) < 5) >= 0)
+    return is_named and find_word(message, value, is_whole=len(value) < 5) >= 0
 
 
 def _asks_for(message: str, name: str) -> bool:
@@ -153,11 +169,14 @@ def _asks_for(message: str, name: str) -> bool:
 def part_shown(files: Sequence[str], text: str, *, is_unclear: bool) -> Part | None:
     """The part that the text names, or else, if `is_unclear`, the nameless part with the innermost file."""
     words = text.lower()
-    before = {word: words[: words.find(word)][-60:] for part in PARTS for word in part.words if word in words}
+    found = {word for part in PARTS for word in part.words if word in words}
+    before = {word: words[: words.find(word)][-60:] for word in found}
     wanted = {word for word, text in before.items() if _WANTS.search(text)}
-    named = next((part for part in PARTS if before.keys() & {*part.words} - wanted), None)
+    for part in PARTS:
+        if found & {*part.words} - wanted:
+            return part
     innermost = parts_of("".join(files[-1:])) if is_unclear else []
-    return named or next((part for part in innermost if not part.known), None)
+    return next((part for part in innermost if not part.known), None)
 
 
 def part_called(files: Sequence[str], text: str) -> KnownCause | None:

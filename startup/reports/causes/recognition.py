@@ -184,7 +184,8 @@ def _last_resort(raised: Raised, failure: Failure) -> KnownCause | None:
 
 def _is_import_of_another(raised: Raised, functions: Sequence[str]) -> bool:
     """Whether a package raised an exception because another one, which was being imported, called it."""
-    importing = {package_of(file) for file, name in zip(raised.files, functions, strict=False) if name == "<module>"}
+    frames = zip(raised.files, functions, strict=False)
+    importing = {package_of(file) for file, name in frames if name == "<module>"}
     return raised.package != "" and bool(importing - {"", raised.package})
 
 
@@ -222,7 +223,9 @@ def quote(raised: Raised, known: KnownCause | None) -> str:
 
 def _is_of_message(line: str) -> bool:
     """Whether a line of an exception's text belongs to its message, not to what programs write after it."""
-    return bool(line) and not line.startswith(tuple(LISTS["after messages"])) and not _OTHER.match(line)
+    if not line or line.startswith(tuple(LISTS["after messages"])):
+        return False
+    return not _OTHER.match(line)
 
 
 def shorten(text: str) -> str:
@@ -242,10 +245,11 @@ def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], pha
         return step
     held = {"place", name, *tags, *run.facts, run.platform, _verb(phase)}
     lists = [(known.steps if known else (), [text]), *_steps_for(held, text, files)]
-    found = (step.do for steps, places in lists for place in places for step in steps if _names(place, step.words))
-    for step in found:
-        if not (known and step.strip(".").removeprefix("Set ") in known.advice):
-            return step
+    pairs = ((each, place) for steps, places in lists for place in places for each in steps)
+    for each, place in pairs:
+        is_in_advice = known is not None and each.do.strip(".").removeprefix("Set ") in known.advice
+        if not is_in_advice and _names(place, each.words):
+            return each.do
     if name == "versions-do-not-fit":
         return _both_packages(text, files)
     return ""
@@ -260,7 +264,8 @@ def _steps_for(held: set[str], text: str, files: Sequence[str]) -> Iterator[tupl
     for each in STEPS:
         if all(held & conditions for conditions in each.of):
             is_of_place = any("place" in conditions for conditions in each.of)
-            yield each.steps, [text, text.lower(), *(reversed(files) if is_of_place else ())]
+            places = reversed(files) if is_of_place else ()
+            yield each.steps, [text, text.lower(), *places]
 
 
 def _names(text: str, words: Sequence[str]) -> bool:

@@ -104,23 +104,27 @@ def read_table(text: str) -> Table:
     for entry in data["parts"]:
         _check("part", entry)
         named = entry.get("cause") or entry.get("blames")
-        files_of_part, settings_of_part, words = (tuple(entry.get(name, ())) for name in ("files", "settings", "words"))
-        parts.append(Part(files_of_part, settings_of_part, words, causes[named] if named else None))
-    steps = [_check("steps", entry) for entry in data["steps"]]
-    settings = {name: _check("setting", entry) for name, entry in data["settings"].items()}
-    return Table(
-        tuple(causes.values()),
-        tuple(parts),
-        tuple(Steps(tuple(map(frozenset, each["of"])), _read_steps(each["steps"])) for each in steps),
-        {name: SettingHistory(each["versions"], each.get("instead", "")) for name, each in settings.items()},
-        data["texts"],
-    )
+        files, words = tuple(entry.get("files", ())), tuple(entry.get("words", ()))
+        of_part = tuple(entry.get("settings", ()))
+        parts.append(Part(files, of_part, words, causes[named] if named else None))
+    steps: list[Steps] = []
+    for entry in data["steps"]:
+        _check("steps", entry)
+        conditions = tuple(map(frozenset, entry["of"]))
+        steps.append(Steps(conditions, _read_steps(entry["steps"])))
+    settings: dict[str, SettingHistory] = {}
+    for name, entry in data["settings"].items():
+        _check("setting", entry)
+        settings[name] = SettingHistory(entry["versions"], entry.get("instead", ""))
+    return Table(tuple(causes.values()), tuple(parts), tuple(steps), settings, data["texts"])
 
 
 def _read_cause(entry: Any) -> KnownCause:
     _check("cause", entry)
-    fields: dict[str, Any] = {name: value for name, value in entry.items() if name not in ("steps", "tags", *_LISTS)}
-    if not fields.keys() >= {"name", "title", "advice"} or not TAGS.issuperset(entry.get("tags", ())):
+    of_tuples = ("steps", "tags", *_LISTS)
+    fields: dict[str, Any] = {name: value for name, value in entry.items() if name not in of_tuples}
+    is_complete = fields.keys() >= {"name", "title", "advice"}
+    if not is_complete or not TAGS.issuperset(entry.get("tags", ())):
         raise ValueError(f"known_causes.yaml: {entry} needs name, title, advice, and may have the tags {sorted(TAGS)}")
     fields.update({name: tuple(entry[name]) for name in _LISTS if name in entry})
     fields["tags"] = frozenset(entry.get("tags", ()))
@@ -134,7 +138,8 @@ def _read_steps(entries: Any) -> tuple[Step, ...]:
 def _check(kind: str, entry: Any) -> Any:
     """Returns the entry. Raises ValueError if a member is unknown, or of another type."""
     form = _FORMS[kind]
-    if not isinstance(entry, dict) or not all(isinstance(entry[name], form.get(name, ())) for name in entry):
+    has_form = isinstance(entry, dict) and all(isinstance(entry[name], form.get(name, ())) for name in entry)
+    if not has_form:
         raise ValueError(f"known_causes.yaml: {entry} is no {kind} with only {', '.join(form)}")
     texts = chain.from_iterable(value for value in entry.values() if isinstance(value, list))
     if not all(isinstance(each, str | list | dict) for each in texts):
@@ -194,13 +199,15 @@ def is_of_plugin(file: str) -> bool:
 
 def without_guesses(text: str) -> str:
     """The text before a list of possible causes, such as Ray's, which is no evidence of any of them."""
-    starts = (text.find(each) for each in LISTS["guesses"])
-    return text[: min((start for start in starts if start >= 0), default=len(text))]
+    starts = [text.find(each) for each in LISTS["guesses"]]
+    end = min((start for start in starts if start >= 0), default=len(text))
+    return text[:end]
 
 
 def parts_of(file: str) -> list[Part]:
     """The parts that the path of a file names, that of the deepest folder first."""
-    return sorted((part for part in PARTS if part.depth(file) >= 0), key=lambda part: -part.depth(file))
+    named = (part for part in PARTS if part.depth(file) >= 0)
+    return sorted(named, key=lambda part: -part.depth(file))
 
 
 @cache
@@ -208,10 +215,15 @@ def _index() -> tuple[dict[str, list[_Text]], list[_Text]]:
     """The known texts by a whole word in them, and those without one. Most lines have none of the words."""
     by_word: dict[str, list[_Text]] = {}
     others: list[_Text] = []
-    for number, (known, pattern) in enumerate((each, pattern) for each in KNOWN for pattern in each.patterns):
-        words = [word for part in pattern.parts for word in _whole_words(part)]
+    pairs = ((known, pattern) for known in KNOWN for pattern in known.patterns)
+    for number, (known, pattern) in enumerate(pairs):
         text = _Text(number, known, pattern)
-        (by_word.setdefault(max(words, key=len), []) if words else others).append(text)
+        words = [word for part in pattern.parts for word in _whole_words(part)]
+        if words:
+            longest = max(words, key=len)
+            by_word.setdefault(longest, []).append(text)
+        else:
+            others.append(text)
     return by_word, others
 
 
@@ -224,6 +236,8 @@ def known_in(text: str) -> list[KnownCause]:
     """The causes that have a text in this line, in the order of comparison."""
     by_word, others = _index()
     text = without_guesses(text)
-    texts = chain(others, *(by_word[word] for word in by_word.keys() & _WORD.findall(text)))
+    words = by_word.keys() & _WORD.findall(text)
+    texts = chain(others, *(by_word[word] for word in words))
     found = [each for each in texts if each.pattern.longest in text and each.pattern.matches(text)]
-    return [*dict.fromkeys(each.known for each in sorted(found, key=itemgetter(0)))] if found else []
+    found.sort(key=itemgetter(0))
+    return [*dict.fromkeys(each.known for each in found)]

@@ -43,7 +43,8 @@ def keep_log(record: OutputRecord) -> Path | None:
     if len(text) > 2 * KEPT_BYTES:
         text = f"{text[:KEPT_BYTES]}\n{LEFT_OUT}{text[-KEPT_BYTES:]}"
     # Keeps only the last state of a progress bar, so that lines count as in `read_lines`.
-    lines = (escape_controls(hide_in_command(line.rstrip("\r").rpartition("\r")[2])) for line in text.split("\n"))
+    last_states = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    lines = (escape_controls(hide_in_command(line)) for line in last_states)
     folder = cache_folder() / _FOLDER
     path = folder / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{os.getpid()}.log"
     with suppress(OSError):
@@ -106,8 +107,9 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
         found, message = None, f"[Errno {ENOSPC}] {os.strerror(ENOSPC)}: '{record.folder}'"
     if found is not None and not was_stopped(found) and found.text != message:
         return found._replace(phase=found.phase or phase)
-    known = next((known for known in known_in(message) if not known.raised_in and not known.if_set), None)
-    return Cause(process, phase, message, known, 0 if has_advice else 1)
+    # Without a log, it is unknown which code raised the exception, and what was set.
+    known = [each for each in known_in(message) if not each.raised_in and not each.if_set]
+    return Cause(process, phase, message, known[0] if known else None, 0 if has_advice else 1)
 
 
 def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:

@@ -85,8 +85,10 @@ class RecordedProcesses:
         working = [process for process, _ in alive if not _waits(stacks.get(process, ()))]
         computing = [process for process in working if process.kind == _last_kind(alive)]
         blamed = stopped or computing or working or [process for process, _ in alive]
-        for process in (*(each for each in stacks if each not in blamed), *reversed(blamed)):
-            self._record.append(labelled(stacks.get(process, ()), process.name, process.pid))
+        others = [each for each in stacks if each not in blamed]
+        for process in (*others, *reversed(blamed)):
+            stack = stacks.get(process, ())
+            self._record.append(labelled(stack, process.name, process.pid))
         if blamed:
             where = list_some([_describe(process, stacks.get(process, ())) for process in blamed])
             lines = [f"Process {blamed[0].name}:", "Traceback (most recent call last):"]
@@ -131,8 +133,11 @@ class RecordedProcesses:
 
     def _identify(self, pid: int, stat: list[str]) -> _Process | None:
         name = self._record.read_state(pid).name
-        kind = next((at for at, kind in enumerate(self._kinds) if name.startswith(kind)), None)
-        process = None if kind is None else _Process(pid, name, kind, _begin(stat))
+        process = None
+        for kind, prefix in enumerate(self._kinds):
+            if name.startswith(prefix):
+                process = _Process(pid, name, kind, _begin(stat))
+                break
         if name:  # otherwise it is about to write it
             self._known[pid] = process
         return process

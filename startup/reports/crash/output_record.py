@@ -28,6 +28,7 @@ from startup.reports.causes.own_faults import WITH_THREADS
 from startup.reports.causes.phase import LAST_PHASE
 
 _FILE: Final = "output.log"
+_APPENDED: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 _SHORTENED: Final = "shortened"
 """The file that exists while terminals get short tracebacks. Each short traceback adds a byte to it."""
 _MOST_MESSAGE_LINES: Final = 2
@@ -87,7 +88,7 @@ class OutputRecord:
         self.is_cut_off = False
         """Whether this process could not write all of its output to the record, because the disk was full."""
         with suppress(OSError):
-            self._fd = move_up(os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._fd = move_up(os.open(self.file, _APPENDED, 0o600))
 
     def begin_process(self, name: str, *, parent_pid: int = 0, is_watched: bool = True) -> None:
         """Copies this process's output to the record from now on.
@@ -108,7 +109,7 @@ class OutputRecord:
         self._state_fd = None
         with suppress(OSError):
             path = self._state_file(os.getpid())
-            self._state_fd = move_up(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._state_fd = move_up(os.open(path, _APPENDED, 0o600))
             os.write(self._state_fd, f"{name}\n{parent_pid}\n".encode())
             if not faulthandler.is_enabled():
                 faulthandler.enable(self._state_fd if is_watched else 2, all_threads=is_watched)
@@ -362,8 +363,9 @@ def frames_of(stack: Sequence[str], *begins: str) -> list[str]:
     """
     heads = [position for position, line in enumerate(stack) if line.startswith(begins or _STACK)]
     begin = heads[-1] if heads else len(stack)
-    found = [_FRAME.match(line) for line in takewhile(str.strip, stack[begin + 1 :])]
-    return [f"{frame[1]}, in {frame[2]}" for frame in reversed(found) if frame]
+    calls = takewhile(str.strip, stack[begin + 1 :])
+    frames = [_FRAME.match(line) for line in calls]
+    return [f"{frame[1]}, in {frame[2]}" for frame in reversed(frames) if frame]
 
 
 def _log_line(level: str, text: str) -> str:

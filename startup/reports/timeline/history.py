@@ -40,7 +40,8 @@ class StartRecord:
         times: dict[str, SpanTimes] = {}
         for span in report.spans:
             begin_s, end_s = times.get(span.key, SpanTimes(span.begin_s, span.end_s))
-            times[span.key] = SpanTimes(_round(min(begin_s, span.begin_s)), _round(max(end_s, span.end_s)))
+            begin_s, end_s = min(begin_s, span.begin_s), max(end_s, span.end_s)
+            times[span.key] = SpanTimes(_round(begin_s), _round(end_s))
         return cls(total_s=_round(report.total_s), spans=times)
 
 
@@ -58,9 +59,15 @@ class EarlierStarts:
     @cached_property
     def spans(self) -> Mapping[str, SpanTimes]:
         """The median times of each span. Only starts with this span count."""
-        names = {name for record in self.records for name in record.spans}
-        times = {name: [r.spans[name] for r in self.records if name in r.spans] for name in names}
-        return {name: SpanTimes(*map(_median, zip(*each, strict=True))) for name, each in times.items()}
+        times: dict[str, list[SpanTimes]] = {}
+        for record in self.records:
+            for name, of_start in record.spans.items():
+                times.setdefault(name, []).append(of_start)
+        medians: dict[str, SpanTimes] = {}
+        for name, of_starts in times.items():
+            begins_s, ends_s = zip(*of_starts, strict=True)
+            medians[name] = SpanTimes(_median(begins_s), _median(ends_s))
+        return medians
 
 
 _RECORDS: Final = of_type(tuple[StartRecord, ...])
@@ -78,7 +85,8 @@ def read_history(key: str) -> EarlierStarts | None:
 def record_start(key: str, record: StartRecord) -> None:
     """Adds a start to this key, and drops the key's oldest starts. Takes about a millisecond."""
     earlier = _cached(key).read(_RECORDS, is_own=True) or ()
-    _cached(key).write([vars(each) for each in (*earlier, record)[-MAX_PER_KEY:]])
+    latest = (*earlier, record)[-MAX_PER_KEY:]
+    _cached(key).write([vars(each) for each in latest])
 
 
 def _cached(key: str) -> CachedValue:
@@ -89,7 +97,9 @@ def _median(values: Iterable[float]) -> float:
     """The middle value, or the mean of the two middle ones. Importing `statistics` would take 8 ms."""
     ordered = sorted(values)
     middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    if len(ordered) % 2:
+        return ordered[middle]
+    return (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def _round(time_s: float) -> float:
@@ -116,7 +126,8 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in map(Path, sys.path):
         with suppress(OSError):
-            for match in filter(None, map(_METADATA.fullmatch, sorted(path.name for path in folder.iterdir()))):
+            names = sorted(path.name for path in folder.iterdir())
+            for match in filter(None, map(_METADATA.fullmatch, names)):
                 if (package := wanted.get(match["name"].lower())) is not None:
                     found.setdefault(package, match["version"])
     return dict(sorted(found.items()))

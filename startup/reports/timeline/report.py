@@ -82,7 +82,8 @@ class StartReport(StartFacts):
 
     def table(self) -> str:
         """A line for each long phase, in the order of their begin: begin, duration, share, process, name."""
-        return "\n".join([_HEADER, *(_format_phase(each) for each in self.phases if each.share >= _MIN_SHARE)])
+        long = [each for each in self.phases if each.share >= _MIN_SHARE]
+        return "\n".join([_HEADER, *map(_format_phase, long)])
 
     def to_dict(self) -> dict[str, Any]:
         content = asdict(self)

@@ -73,7 +73,8 @@ def sum_phases(spans: Iterable[Stretch], total_s: float) -> list[PhaseTotal]:
         earlier = totals.get(span.key)
         begin_s = earlier.begin_s if earlier else span.begin_s
         took_s = span.took_s + (earlier.took_s if earlier else 0.0)
-        totals[span.key] = PhaseTotal(span.process, span.name, begin_s, took_s, took_s / total_s if total_s else 0.0)
+        share = took_s / total_s if total_s else 0.0
+        totals[span.key] = PhaseTotal(span.process, span.name, begin_s, took_s, share)
     return list(totals.values())
 
 
