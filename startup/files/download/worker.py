@@ -75,7 +75,8 @@ class _Plan(NamedTuple):
     def wanted(self) -> list[HubFile]:
         """The wanted files, by the index if it is on disk. Otherwise, shards are found by their numbers."""
         weight_map = next((read_index(self.folder / file.name) for file in self.index_file), None)
-        return [self.listing.files[name] for name in self.download.wanted.choose(self.listing.files, weight_map)]
+        names = self.download.wanted.choose(self.listing.files, weight_map)
+        return [self.listing.files[name] for name in names]
 
     def missing_bytes(self, files: Sequence[HubFile], sizes: Mapping[str, int]) -> int:
         """Returns how many bytes of the files are not on disk. Raises DownloadError if they do not fit."""
@@ -248,7 +249,8 @@ class DownloadRun:
 
     def _follow(self, plan: _Plan, files: Sequence[HubFile]) -> int:
         """Makes these files those whose progress is sent. Returns how many of their bytes are missing."""
-        self._followed, self._followed_bytes = (plan, files), plan.missing_bytes(files, plan.repository.content_sizes())
+        sizes = plan.repository.content_sizes()
+        self._followed, self._followed_bytes = (plan, files), plan.missing_bytes(files, sizes)
         return self._followed_bytes
 
     def _disk_error(self, err: OSError, plan: _Plan) -> DownloadError:

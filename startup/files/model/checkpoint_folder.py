@@ -134,10 +134,15 @@ def find_weight_files(folder: Path, *, with_tensors: bool = True) -> WeightFiles
 
 def files_below(folder: Path, names: Iterable[str]) -> set[str]:
     """Returns the names of existing files in subfolders. A name or a link may not lead to another folder."""
-    inside = [name for name in names if "/" in name and ".." not in name.split("/") and not name.startswith("/")]
+    below = (name for name in names if "/" in name and not name.startswith("/"))
+    inside = [name for name in below if ".." not in name.split("/")]
     root = folder.resolve() if inside else folder
-    files = {name: folder / name for name in inside}
-    return {name for name, file in files.items() if file.is_file() and file.parent.resolve().is_relative_to(root)}
+    found = set()
+    for name in inside:
+        file = folder / name
+        if file.is_file() and file.parent.resolve().is_relative_to(root):
+            found.add(name)
+    return found
 
 
 def model_problem(folder: Path) -> str | None:
@@ -216,7 +221,9 @@ class TokenizerFault(NamedTuple):
 
 def vocabulary_fault(folder: Path) -> TokenizerFault | None:
     """The fault of a tokenizer that consists of its settings. None if it has tokens, or needs no file."""
-    if not (folder / _TOKENIZER_CONFIG).is_file() or any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
+    if not (folder / _TOKENIZER_CONFIG).is_file():
+        return None
+    if any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
         return None
     settings = read_json_object(folder / _TOKENIZER_CONFIG).content
     kind = settings.get("tokenizer_class")

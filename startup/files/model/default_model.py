@@ -83,5 +83,6 @@ def _run_python(*arguments: str) -> None:
         raise ModelNotFoundError(f"The default model was not ready after {_TIMEOUT_S} s. {_ADVICE}") from err
     if process.returncode:
         lines = errors.strip().splitlines() or ["no reason given"]
-        reason = next((line for line in reversed(lines) if line.startswith("ERROR: ")), lines[-1])
+        reported = [line for line in lines if line.startswith("ERROR: ")]
+        reason = (reported or lines)[-1]
         raise ModelNotFoundError(f"The default model is not available ({reason}). {_ADVICE}")

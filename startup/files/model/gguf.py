@@ -226,7 +226,10 @@ class GgufReader:
             self.place = 16
             for _ in range(self.take("Q")[0]):
                 key, kind = self.text(), self.take("I")[0]
-                self.facts[key] = self._read(*self.take("IQ")) if kind == _LIST else self._read(kind, 1)[0]
+                if kind == _LIST:
+                    self.facts[key] = self._read(*self.take("IQ"))
+                else:
+                    self.facts[key] = self._read(kind, 1)[0]
 
     def take(self, layout: str) -> tuple[Any, ...]:
         """The next values, in this layout of `struct`."""

@@ -93,11 +93,13 @@ def _write_weights(reader: GgufReader, heads: dict[str, int], target: Path) -> N
         name, (num_lengths,) = reader.text(), reader.take("I")
         *lengths, kind, begin = reader.take(f"{num_lengths}QIQ")
         *block, own, _ = name.removeprefix("blk.").split(".")
-        name = ".".join(("model", *(("layers", *block) if block else ()), _TENSORS[own], "weight"))
+        layer = ("layers", *block) if block else ()
+        name = ".".join(("model", *layer, _TENSORS[own], "weight"))
         tensors[name] = (begin, kind, lengths[::-1], heads.get(own))
     header, end = {}, 0
     for name, (_, _, shape, _) in sorted(tensors.items()):
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end := end + 2 * prod(shape)]}
+        begin, end = end, end + 2 * prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)
     data = memoryview(reader.content)[-(-reader.place // _ALIGNMENT) * _ALIGNMENT :]
@@ -111,7 +113,8 @@ def _bfloat16(data: memoryview, kind: int, shape: list[int], num_heads: int | No
     import numpy as np
 
     num_weights, num_bytes = _BLOCKS[kind]
-    blocks = np.frombuffer(data, np.uint8, prod(shape) // num_weights * num_bytes).reshape(-1, num_bytes)
+    num_blocks = prod(shape) // num_weights
+    blocks = np.frombuffer(data, np.uint8, num_blocks * num_bytes).reshape(-1, num_bytes)
     if kind == _F32:
         floats = blocks.view("<f4")
     else:
@@ -119,11 +122,13 @@ def _bfloat16(data: memoryview, kind: int, shape: list[int], num_heads: int | No
         if kind == _Q8_0:
             floats = blocks[:, 2:].view("i1") * scale
         else:
-            floats = np.hstack((blocks[:, 4:] & 15, blocks[:, 4:] >> 4)) * scale + least
+            pairs = blocks[:, 4:]  # two weights of four bits in each byte
+            floats = np.hstack((pairs & 15, pairs >> 4)) * scale + least
     # llama.cpp rotates pairs of neighbours, transformers the halves of a head
     rotated = floats.reshape(num_heads, -1, 2, shape[1]).swapaxes(1, 2) if num_heads else floats
     bits = np.ascontiguousarray(rotated).view("<u4")
-    rounded: bytes = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
+    last_kept = bits >> 16 & 1  # rounds a half to the even neighbour
+    rounded: bytes = ((bits + 0x7FFF + last_kept) >> 16).astype("<u2").tobytes()
     return rounded
 
 

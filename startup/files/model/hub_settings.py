@@ -49,7 +49,8 @@ def use_first_endpoint() -> None:
 
 
 def _split(text: str | None) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(filter(None, (address.strip().rstrip("/") for address in (text or "").split(",")))))
+    addresses = (address.strip().rstrip("/") for address in (text or "").split(","))
+    return tuple(dict.fromkeys(filter(None, addresses)))
 
 
 def hub_token(given: str | None = None) -> str | None:
@@ -104,7 +105,8 @@ def proxies_of(url: str) -> Iterable[str]:
 
     scheme, host = urlsplit(url).scheme, urlsplit(url).hostname or ""
     kinds = (f"{scheme}_proxy", "all_proxy") if not proxy_bypass(host) else ()
-    given = [name for kind in kinds for name in (kind, kind.upper()) if foreign.text_of(name)]
+    names = [name for kind in kinds for name in (kind, kind.upper())]
+    given = [name for name in names if foreign.text_of(name)]
     return given[:1]
 
 

@@ -94,13 +94,17 @@ def _by_address(name: str) -> str | None:
 
 def _of_hub(address: str) -> str:
     """What to write instead of a path on the hub's pages."""
-    words = unquote(urlsplit(f"//h/{address}").path).strip("/").removeprefix("models/").split("/")
-    end = next((place for place, word in enumerate(words) if place and word in _PAGES), min(len(words), 2))
+    path = unquote(urlsplit(f"//h/{address}").path).strip("/")
+    words = path.removeprefix("models/").split("/")
+    pages = [place for place, word in enumerate(words) if place and word in _PAGES]
+    end = pages[0] if pages else min(len(words), 2)
     model = "/".join(words[:end]).removesuffix(".git")
     if not model or words[0] in _NO_MODELS:
         return "names no model on the hub: write OWNER/MODEL"
-    rest = words[end + 1 :] if words[end : end + 1] and words[end] in _PAGES[:4] else []
-    revision = "/".join(rest[:3] if rest[:1] == ["refs"] else rest[:1])
+    has_revision = end < len(words) and words[end] in _PAGES[:4]
+    rest = words[end + 1 :] if has_revision else []
+    num_words = 3 if rest[:1] == ["refs"] else 1  # as in refs/pr/1
+    revision = "/".join(rest[:num_words])
     if rest and (tag := _TAG.search(rest[-1])) is not None:
         model = f"{model}:{tag[1]}"
     return _by_revision(model) or _write(_with_revision(model, revision))

@@ -131,7 +131,8 @@ def find_place(name: str, wanted: WantedFiles, cache_dir: Path, *, revision: str
         return ModelPlace("folder", name, path.absolute(), wanted=replace(wanted, ignore_patterns=()))
     if link_problem(path):
         return ModelPlace("nowhere", name, wanted=wanted)
-    if is_vllm and (may_be_renamed() or ((":" in name or ".gguf" in name) and other_form(name) is None)):
+    names_file = ":" in name or ".gguf" in name
+    if is_vllm and (may_be_renamed() or (names_file and other_form(name) is None)):
         return ModelPlace("vllm", name, wanted=wanted)
     if path.exists() or not is_hub_id(name):
         return ModelPlace("nowhere", name, wanted=wanted)
@@ -164,7 +165,10 @@ def near_on_disk(name: str, cache_dir: Path | None = None) -> str:
     names = [folder.parent.name.removeprefix("models--").replace("--", "/") for folder in folders]
     cached = {each.rpartition("/")[2]: each for each in names if each != name}  # a similar owner is no similar model
     near = did_you_mean(path.name, cached)
-    return next((near.replace(repr(short), repr(each)) for short, each in cached.items() if repr(short) in near), near)
+    for short, each in cached.items():
+        if repr(short) in near:
+            return near.replace(repr(short), repr(each))
+    return near
 
 
 def _name_problem(name: str) -> str:
@@ -204,8 +208,11 @@ def place_problem(wanted: WantedFiles, folder: Path) -> str | None:
 
 def _lost_files(wanted: WantedFiles, listing: FolderListing) -> Mapping[str, bool]:
     """Says which wanted files are links to nowhere, and whether a start needs each of them."""
-    names = [*listing.names, *listing.lost] if listing.lost else []
-    lost = set(listing.lost).intersection(wanted.choose(names, listing.weight_map_of(wanted) if names else None))
+    if not listing.lost:
+        return {}
+    names = [*listing.names, *listing.lost]
+    chosen = wanted.choose(names, listing.weight_map_of(wanted))
+    lost = set(listing.lost).intersection(chosen)
     paths = {name: listing.folder / name for name in sorted(lost)}
     return {f"{path} {link_problem(path)}": wanted.is_needed(name) for name, path in paths.items()}
 

@@ -144,7 +144,8 @@ class WantedFiles:
 
     def choose_small(self, names: Iterable[str]) -> list[str]:
         """Returns the names of the files of configuration (config.json first), tokenizer and code."""
-        return sorted(filter(self._is_small, names), key=lambda name: ("/" in name, name != "config.json", name))
+        small = filter(self._is_small, names)
+        return sorted(small, key=lambda name: ("/" in name, name != "config.json", name))
 
     def choose_weights(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
         """Returns the names of the weight files only. The arguments are those of `choose`."""
@@ -231,4 +232,5 @@ class WantedFiles:
 
 def natural_order(name: str) -> list[tuple[int, str]]:
     """Returns the key by which vLLM sorts weight files, so that `shard-10` comes after `shard-9`."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]

@@ -42,8 +42,9 @@ class PrefetchHandle(AbstractContextManager["PrefetchHandle"]):
     def result(self, timeout_s: float = 0.0) -> PrefetchReport | None:
         """Waits for the report. Returns None if the prefetch has not ended within the timeout."""
         deadline = time.monotonic() + timeout_s
-        while self._helper is not None and self._receive(self._helper, deadline - time.monotonic()) is not None:
-            pass
+        while self._helper is not None:
+            if self._receive(self._helper, deadline - time.monotonic()) is None:
+                break
         return self._report
 
     def progress(self) -> Iterator[PrefetchProgress]:

@@ -59,7 +59,8 @@ def read_pages(path: str) -> list[FileRanges]:
         for name, size, ranges in entries:
             place = os.path.join(folder, name)  # noqa: PTH118
             if read_stamp(place).size == size:
-                found.append(FileRanges(place, size, tuple((int(offset), int(length)) for offset, length in ranges)))
+                numbers = tuple((int(offset), int(length)) for offset, length in ranges)
+                found.append(FileRanges(place, size, numbers))
     except (OSError, ValueError, TypeError):
         return []
     return found
@@ -117,7 +118,9 @@ def survey_files(job: PrefetchJob, *, is_quick: bool = False) -> Survey:
     devices = memory_devices()
     surveys: list[Survey] = []
     problems: list[str] = []
-    recorded: list[FileRanges | str] = [*read_pages(job.pages)] if job.pages is not None else []
+    recorded: list[FileRanges | str] = []
+    if job.pages is not None:
+        recorded += read_pages(job.pages)
     for file in (*recorded, *job.paths):
         try:
             wanted = whole_file(file) if isinstance(file, str) else file

@@ -132,7 +132,10 @@ def read_block(fd: int, block: Block) -> None:
     position, end = block.offset, block.offset + block.length
     try:
         with Path(os.devnull).open("wb", buffering=0) as null:
-            while position < end and (sent := os.sendfile(null.fileno(), fd, position, end - position)):
+            while position < end:
+                sent = os.sendfile(null.fileno(), fd, position, end - position)
+                if not sent:
+                    break
                 position += sent
     except OSError:  # the file system has no splice; a disk error is raised again here
         buffer = memoryview(bytearray(_FALLBACK_BYTES))
