@@ -113,7 +113,8 @@ class CompileCache:
 
     def note_failure(self) -> None:
         """Called when the start has failed. Counts a failure of each model that was loaded, but not used."""
-        suspected = {event.key for event in self._exchange.events() if event.loaded_s is not None and not event.is_used}
+        unused = [event for event in self._exchange.events() if not event.is_used]
+        suspected = {event.key for event in unused if event.loaded_s is not None}
         for record in self._records:
             if record.key in suspected:
                 local.note_failure(record)
@@ -226,8 +227,12 @@ class CompileCache:
     def _places(self) -> tuple[str, ...]:
         """The locations from which this start fetches: the baked folder's, then the user's."""
         baked = find_baked().folder
-        own = (str(baked / COMPILED),) if baked is not None and (baked / COMPILED).is_dir() else ()
-        return (*own, self._option.location) if self._option.location else own
+        places: list[str] = []
+        if baked is not None and (baked / COMPILED).is_dir():
+            places.append(str(baked / COMPILED))
+        if self._option.location:
+            places.append(self._option.location)
+        return tuple(places)
 
     @cached_property
     def _versions(self) -> dict[str, str]:
@@ -259,13 +264,15 @@ class CompileCache:
     def _prepare(self) -> None:
         """Removes models that must not be loaded. Fetches one if none was compiled for this command line."""
         self._records = [record for record in local.read_records() if record.model == self._model]
+        # vLLM itself looks into its folders once the lock is released. What it must not load is gone by then.
         for record in self._records:
             if (reason := self._why_unusable(record)) is not None:
                 local.remove(record)
                 self._removed[record.key] = reason
-        is_here = any(record.start_id == self._start_id and self._is_usable(record) for record in self._records)
-        if self._learned.is_first or not (is_here or self._is_eager):
-            self._fetch(with_files=True, is_for_model=not (is_here or self._is_eager))
+        of_this_start = [record for record in self._records if record.start_id == self._start_id]
+        is_wanted = not self._is_eager and not any(map(self._is_usable, of_this_start))
+        if is_wanted or self._learned.is_first:
+            self._fetch(with_files=True, is_for_model=is_wanted)
         self._has_learned.set()
 
     def _why_unusable(self, record: CompiledModel) -> str | None:
@@ -328,7 +335,9 @@ class CompileCache:
             self._exchange.answer("")
             return
         reason = self._why_none_fits(wanted)
-        state.set_compiled_model({"state": "refused", "text": f"refused, because {reason.text}", **reason.to_fields()})
+        text = f"refused, because {reason.text}"
+        # The answer comes last, because the workers end the start as soon as they read it.
+        state.set_compiled_model({"state": "refused", "text": text, **reason.to_fields()})
         self._exchange.answer(reason.text)
 
     def _can_load(self, wanted: Wanted) -> bool:
@@ -391,7 +400,8 @@ def _start_id(line: VllmLine) -> str:
     """
     of_port = flags_with_role("address", "keys", "tls", "port", "both") | {"--served-model-name"}
     values = sorted((each.option, each.values) for each in line.options if each.name not in of_port)
-    return sha256(json.dumps([line.model, values]).encode()).hexdigest()[:16]
+    content = json.dumps([line.model, values])
+    return sha256(content.encode()).hexdigest()[:16]
 
 
 def _log(report: SharingReport, did: str) -> None:
@@ -412,9 +422,11 @@ def _describe(
     """The facts about compiled models, as JSON values for the log, the report and the status page."""
     took_s = max(event.loaded_s or event.compiled_s or 0.0 for event in events)
     if reason is None:
-        earlier_s = max((records[event.key].compile_s for event in events if event.key in records), default=0.0)
-        saved_s = max(earlier_s - took_s, 0.0)
-        text = f"loaded in {took_s:.1f} s" + (f", which saved {saved_s:.1f} s of compiling" if saved_s else "")
+        compiled = [records[event.key].compile_s for event in events if event.key in records]
+        saved_s = max(max(compiled, default=0.0) - took_s, 0.0)
+        text = f"loaded in {took_s:.1f} s"
+        if saved_s:
+            text += f", which saved {saved_s:.1f} s of compiling"
         return {"state": "loaded", "took_s": round(took_s, 3), "saved_s": round(saved_s, 3), "text": text}
     text = f"compiled in {took_s:.1f} s, because {reason.text}"
     return {"state": "compiled", "took_s": round(took_s, 3), "text": text, **reason.to_fields()}

@@ -74,12 +74,17 @@ class Exchange:
         Returns why the start must end here, or None if the start goes on.
         """
         beside = self._early.with_suffix(f".{os.getpid()}")
+        report = {"compiles": compiles, "digest": digest, "factors": factors}
+        # The report precedes the wait, because the launcher answers what the report says. Unlike a rename, a
+        # link fails if another worker's report is there.
         with suppress(OSError):
-            beside.write_text(json.dumps({"compiles": compiles, "digest": digest, "factors": factors}))
+            beside.write_text(json.dumps(report))
             os.link(beside, self._early)
         while compiles and self._required.exists() and not self._answer.exists():
             time.sleep(_POLLED_EVERY_S)
-        return self._answer.read_text() or None if self._answer.exists() else None
+        if not self._answer.exists():
+            return None
+        return self._answer.read_text() or None
 
     def read_early(self) -> dict[str, Any] | None:
         """The first report of a worker. None if no worker has reported."""
@@ -97,7 +102,8 @@ class Exchange:
     def note(self, path: str, **fields: Any) -> None:
         """A worker calls this. Adds facts about the compiled model with the path `.../KEY/RANK/model`."""
         line = json.dumps({"path": path, **fields})
-        with suppress(OSError), (self._folder / f"compiled.{os.getpid()}.events").open("a") as file:
+        path_of_events = self._folder / f"compiled.{os.getpid()}.events"
+        with suppress(OSError), path_of_events.open("a") as file:
             file.write(f"{line}\n")
 
     def events(self) -> list[CompiledEvent]:

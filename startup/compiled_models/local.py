@@ -142,9 +142,11 @@ def files_of(record: CompiledModel, more: Iterable[str] = (), since_s: float = 0
     base = _key_folder(record.key)
     others = {path.name for path in base.glob("rank_*")} - set(record.ranks)
     chosen = {path for path in _files(base) if path.relative_to(base).parts[0] not in others}
-    chosen |= {path for folder in more if Path(folder).is_relative_to(root) for path in _files(Path(folder))}
+    further = [Path(folder) for folder in more if Path(folder).is_relative_to(root)]
+    chosen |= {path for folder in further for path in _files(folder)}
     found = {f"{VLLM}/{path.relative_to(root).as_posix()}": path for path in sorted(chosen)}
-    places = {VLLM: [root / name for name in _BESIDE], **{name: [path] for name, path in folders.items()}}
+    places = {name: [path] for name, path in folders.items()}
+    places[VLLM] = [root / name for name in _BESIDE]
     return found | _newest(places, {name for each in read_records() for name in each.files}, since_s)
 
 
@@ -194,7 +196,8 @@ def kernels_of(since_s: float, keys: Iterable[str] = (), *, of_triton: bool) -> 
     if of_triton:
         used = {f"{TRITON}/{key}/{path.name}" for key in keys if is_safe_name(key) for path in _files(triton / key)}
         return _newest({TRITON: [triton]}, used, since_s)
-    others = {VLLM: [root / name for name in _BESIDE], **{name: [path] for name, path in folders.items()}}
+    others = {name: [path] for name, path in folders.items()}
+    others[VLLM] = [root / name for name in _BESIDE]
     return _newest(others, set(), since_s)
 
 
@@ -214,15 +217,19 @@ def learned_files() -> dict[str, Path]:
 def has_all(names: Iterable[str]) -> bool:
     """Whether the compilers' folders have all files with these names in a record."""
     folders = caches()
-    parts = (name.partition("/") for name in names)
-    return all(cache in folders and (folders[cache] / path).exists() for cache, _, path in parts)
+    for name in names:
+        cache, _, path = name.partition("/")
+        if cache not in folders or not (folders[cache] / path).exists():
+            return False
+    return True
 
 
 def remove(record: CompiledModel) -> None:
     """Removes a compiled model and its record, except files that other compiled models use."""
     base = _key_folder(record.key)
-    others = [_further_folders(other) for other in read_records() if record_path(other) != record_path(record)]
-    for folder in (*(base / rank for rank in record.ranks), base, *_further_folders(record).difference(*others)):
+    others = [other for other in read_records() if record_path(other) != record_path(record)]
+    own_further = _further_folders(record).difference(*map(_further_folders, others))
+    for folder in (*(base / rank for rank in record.ranks), base, *own_further):
         aside = folder.with_name(f"{folder.name}.{os.getpid()}.aside")
         if folder != base or not any(base.glob(f"rank_*/{ENTRY}")):
             with suppress(OSError):
@@ -321,7 +328,8 @@ def _readdress(group: Path, folder: Path) -> None:
     """Rewrites Triton's list of files with paths in `folder`. With wrong paths, Triton would compile."""
     with suppress(ValueError, LookupError, TypeError, AttributeError):  # Triton ignores such a list, too
         names = read_json(group.read_bytes())["child_paths"].keys()
-        group.write_text(json.dumps({"child_paths": {name: str(folder / Path(name).name) for name in names}}))
+        paths = {name: str(folder / Path(name).name) for name in names}
+        group.write_text(json.dumps({"child_paths": paths}))
 
 
 def _move(path: Path, target: Path) -> None:
@@ -363,7 +371,10 @@ def _files(folder: Path) -> Iterator[Path]:
 def _newest(folders: Mapping[str, Iterable[Path]], known: set[str], since_s: float) -> dict[str, Path]:
     """The newest files of these folders, up to `_KERNEL_BYTES`, but only files that belong to this start."""
     roots = caches()
-    found = [(name, path, path.stat()) for name, paths in folders.items() for path in paths for path in _files(path)]
+    found = []
+    for name, paths in folders.items():
+        for each in paths:
+            found += [(name, path, path.stat()) for path in _files(each)]
     chosen, left = {}, _KERNEL_BYTES
     for name, path, status in sorted(found, key=lambda item: -item[2].st_mtime):
         full_name = f"{name}/{path.relative_to(roots[name]).as_posix()}"

@@ -137,7 +137,8 @@ class _FolderLocation(Location):
             self._folder = folder.absolute()
             self._check()
             self._folder = folder.resolve()
-            if not self._folder.parent.is_dir() or (self._folder.exists() and not self._folder.is_dir()):
+            is_file = self._folder.exists() and not self._folder.is_dir()
+            if is_file or not self._folder.parent.is_dir():
                 raise LocationError(f"{address} is neither a folder nor a name in an existing folder: correct it")
 
     def list(self, family: str = "", *, most: int = MOST_LISTED) -> list[StoredArchive]:
@@ -283,7 +284,8 @@ class _StoreLocation(Location):
 
     def open(self, name: str) -> BinaryIO:
         size = self._size_of(name)
-        return io.BufferedReader(_StoredObject(size, lambda *span: b"".join(self._ranges(name, *span))), _CHUNK_BYTES)
+        content = _StoredObject(size, lambda *span: b"".join(self._ranges(name, *span)))
+        return io.BufferedReader(content, _CHUNK_BYTES)
 
     def open_whole(self, name: str, scratch: Path) -> BinaryIO:
         size = self._size_of(name)

@@ -52,7 +52,10 @@ class Reason(NamedTuple):
     change: Change | None = None
 
     def to_fields(self) -> dict[str, Any]:
-        return {"reason": self.text} | ({"difference": self.change._asdict()} if self.change else {})
+        fields: dict[str, Any] = {"reason": self.text}
+        if self.change:
+            fields["difference"] = self.change._asdict()
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +82,9 @@ def explain(wanted: Wanted, records: Sequence[CompiledModel], root: Path) -> Rea
     `records` has the newest record first. `root` is vLLM's cache folder.
     """
     variables = wanted.factors.get(ENVIRONMENT, {})
-    if (switch := next((name for name, off in _SWITCHES.items() if variables.get(name) is off), None)) is not None:
-        return Reason(f"{switch} switches vLLM's cache of compiled models off")
+    for switch, off in _SWITCHES.items():
+        if variables.get(switch) is off:
+            return Reason(f"{switch} switches vLLM's cache of compiled models off")
     if not records:
         return Reason(f"{root} has no compiled model for it yet (VLLM_CACHE_ROOT, by default ~/.cache/vllm)")
     nearest = min(records, key=lambda record: sum(1 for _ in _changes(wanted, record)))
@@ -90,8 +94,11 @@ def explain(wanted: Wanted, records: Sequence[CompiledModel], root: Path) -> Rea
 
 def has_changed_sources(record: CompiledModel) -> bool:
     """Whether a traced source has changed since the compilation. Missing modules do not count."""
-    found = ((_source_of(module), digest) for module, digest in record.sources.items())
-    return any(path is not None and sha256(path.read_bytes()).hexdigest() != digest for path, digest in found)
+    for module, digest in record.sources.items():
+        path = _source_of(module)
+        if path is not None and sha256(path.read_bytes()).hexdigest() != digest:
+            return True
+    return False
 
 
 def _changes(wanted: Wanted, record: CompiledModel) -> Iterator[Change]:
@@ -110,9 +117,14 @@ def _place(owner: Wanted | CompiledModel) -> dict[tuple[FactorKind, str], Any]:
     """(kind, name) -> value, of the versions and the hardware."""
     hardware = asdict(owner.hardware)
     sets = hardware.pop("instruction_sets")
-    found: dict[tuple[FactorKind, str], Any] = {("versions", name): value for name, value in owner.versions.items()}
-    found |= {("hardware", name): value for name, value in hardware.items()}
-    return found | {("hardware", f"instruction set {name}"): "there" for name in sorted(sets)}
+    found: dict[tuple[FactorKind, str], Any] = {}
+    for name, value in owner.versions.items():
+        found["versions", name] = value
+    for name, value in hardware.items():
+        found["hardware", name] = value
+    for name in sorted(sets):
+        found["hardware", f"instruction set {name}"] = "there"
+    return found
 
 
 def _factors(factors: Mapping[str, Mapping[str, Any]]) -> dict[tuple[FactorKind, str], Any]:
@@ -140,7 +152,8 @@ def _shown(value: Any) -> str:
     """The value as text in one line. Empty for None."""
     if value is None:
         return ""
-    text = " ".join((value if isinstance(value, str) else json.dumps(value)).split())
+    text = value if isinstance(value, str) else json.dumps(value)
+    text = " ".join(text.split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 

@@ -140,7 +140,8 @@ class CompiledModel(ArchiveRecord):
     def name(self) -> "ArchiveName":
         digests = (self.early_digest[:_NUM_DIGITS], self.digest[:_NUM_DIGITS])
         sources = _digest(sorted(self.sources.items()))[:8]  # vLLM's key does not include the sources
-        return ArchiveName(self.start_id, *digests, self.key[:32], _digest(self.ranks)[:8], sources)
+        ranks = _digest(self.ranks)[:8]
+        return ArchiveName(self.start_id, *digests, self.key[:32], ranks, sources)
 
     @property
     def archive_name(self) -> str:
@@ -180,7 +181,8 @@ def kernel_family(versions: Mapping[str, str], hardware: Hardware, architectures
     """
     name, facts = versions.get("vllm", "unknown"), [FORMAT, dict(sorted(versions.items()))]
     of_triton = _digest([*facts, hardware.machine, sorted(architectures)])[:_NUM_DIGITS]
-    return f"triton-{name}-{of_triton}", f"kernels-{name}-{_digest([*facts, asdict(hardware)])[:_NUM_DIGITS]}"
+    of_others = _digest([*facts, asdict(hardware)])[:_NUM_DIGITS]
+    return f"triton-{name}-{of_triton}", f"kernels-{name}-{of_others}"
 
 
 def start_family(versions: Mapping[str, str], installation: object) -> str:

@@ -58,7 +58,8 @@ def add(job: AddJob) -> SharingReport:
         with _noted(report, job.location or record.key):
             sources = local.files_of(record, job.more.get(record.key, ()), job.began_s)
             if not record.files:
-                local.save_record(record.with_files({name: FileFacts.of(path) for name, path in sources.items()}))
+                files = {name: FileFacts.of(path) for name, path in sources.items()}
+                local.save_record(record.with_files(files))
             if job.location is not None:
                 location = open_location(job.location)
                 stored = _find(location, record)
@@ -76,7 +77,8 @@ def add(job: AddJob) -> SharingReport:
 
 
 def _fetch(location: Location, job: FetchJob, report: SharingReport, note_compile_s: Callable[[float], None]) -> None:
-    listed = location.list(CompiledModel.family_of(job.model, job.versions, Hardware.present()), most=MOST_EXAMINED)
+    family = CompiledModel.family_of(job.model, job.versions, Hardware.present())
+    listed = location.list(family, most=MOST_EXAMINED)
     chosen = _choose(listed, job)
     present = set()
     for archive, name in chosen:
@@ -100,7 +102,8 @@ def _choose(listed: Sequence[StoredArchive], job: FetchJob) -> list[tuple[Stored
 
     If there are no such archives, the archives with the flags of the newest start.
     """
-    named = [(each, name) for each in listed if (name := ArchiveName.parse(each.name)) is not None]
+    parsed = [(each, ArchiveName.parse(each.name)) for each in listed]
+    named = [(each, name) for each, name in parsed if name is not None]
     if job.digest:
         return [item for item in named if item[1].has_digest(job.digest)]
     same = [item for item in named if item[1].start_id == job.start_id]

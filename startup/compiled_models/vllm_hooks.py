@@ -103,8 +103,12 @@ def factors_of(config: Any) -> HashedFactors:
         _State.noted = None
     groups = {ENVIRONMENT: dict(environment)}
     for owner, values, code in noted:
-        name = owner if owner not in groups else f"{owner} {sum(key.startswith(owner) for key in groups) + 1}"
-        groups[name] = dict(_named(values, code) if isinstance(values, str) else map(_opened, values.items()))
+        name = owner
+        if owner in groups:
+            number = sum(key.startswith(owner) for key in groups) + 1
+            name = f"{owner} {number}"
+        opened = _named(values, code) if isinstance(values, str) else map(_opened, values.items())
+        groups[name] = dict(opened)
     digest = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
     return HashedFactors(digest, _without_secrets("", json.loads(json.dumps(groups, default=repr))))
 
@@ -160,11 +164,11 @@ def _appended(code: CodeType) -> list[str]:
     if not lines:
         raise OSError(f"{code.co_filename} has no source of {code.co_name}")
     tree = ast.parse(textwrap.dedent("".join(inspect.getblock(lines))))
-    found = [
-        (node.lineno, ast.unparse(node.args[0]))
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append"
-    ]
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    found = []
+    for call in calls:
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "append":
+            found.append((call.lineno, ast.unparse(call.args[0])))
     return [name for _, name in sorted(found)]
 
 
@@ -214,7 +218,8 @@ class _Failures(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if _FAILURE in str(record.msg) and isinstance(record.args, tuple):
-            self.reasons.append(" ".join(str(record.args[-1]).split())[:300])
+            reason = " ".join(str(record.args[-1]).split())
+            self.reasons.append(reason[:300])
         return True
 
 
