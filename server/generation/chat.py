@@ -329,5 +329,8 @@ def _join(parts: list[Part]) -> list[Part]:
     for _, group in groupby(parts, lambda part: part.position if isinstance(part, ToolCallPart) else type(part)):
         first, *others = group
         text = "".join(part[-1] or "" for part in (first, *others))
-        joined.append(first._replace(arguments=text) if isinstance(first, ToolCallPart) else first._replace(text=text))
+        if isinstance(first, ToolCallPart):
+            joined.append(first._replace(arguments=text))
+        else:
+            joined.append(first._replace(text=text))
     return joined

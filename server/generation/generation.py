@@ -323,8 +323,9 @@ class GenerationBuilder:
             lease.add_bytes(num_bytes)
         lease.queue_tokens(generation.num_prompt_tokens * generation.request.num_choices)
         if self._config.logging.enable_log_requests:
-            nums_tokens, params = ", ".join(str(len(p.token_ids)) for p in generation.prompts), generation.params[0]
-            logger.info("request %s: %s prompt tokens, %s", generation.request_id, nums_tokens, _show(params))
+            nums_tokens = ", ".join(str(len(prompt.token_ids)) for prompt in generation.prompts)
+            params = _show(generation.params[0])
+            logger.info("request %s: %s prompt tokens, %s", generation.request_id, nums_tokens, params)
 
 
 def _show(params: SamplingParams) -> str:

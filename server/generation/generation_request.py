@@ -375,7 +375,8 @@ class CompletionRequest(GenerationRequest, kw_only=True):
                 "`prompt_logprobs` is not compatible with `prompt_embeds`: they have no tokens.",
                 param="prompt_logprobs",
             )
-        if isinstance(self.prompt, list) and len({type(member) for member in self.prompt}) > 1:
+        types = {type(member) for member in self.prompt} if isinstance(self.prompt, list) else set()
+        if len(types) > 1:
             raise RequestError(
                 "`prompt` must hold texts, or token ids, or lists of token ids, not a mix.", param="prompt"
             )

@@ -144,15 +144,19 @@ class ModelReasoning:
             tail = prompt.known_token_ids[-_TAIL_TOKENS:]
             text = self._renderer.tokenizer.decode(tail, skip_special_tokens=False)
         last = {PromptEnd.SILENT: max(text.rfind(boundary) for boundary in _TURN_BOUNDARIES)}
-        for end, markers in ((PromptEnd.OPEN, self._markers.starts), (PromptEnd.ENDED, self._markers.ends)):
-            last[end] = max(
-                text.rfind(marker.text) + len(marker.text) if marker.text in text else -1 for marker in markers
-            )
+        last[PromptEnd.OPEN] = _last_end(text, self._markers.starts)
+        last[PromptEnd.ENDED] = _last_end(text, self._markers.ends)
         end = max(last, key=lambda key: last[key])
         return end, text[max(last[end], 0) :]
 
     def _encode(self, text: str) -> list[int]:
         return self._renderer.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+
+def _last_end(text: str, markers: Sequence[ReasoningMarker]) -> int:
+    """The end of the last marker in the text. -1 if it contains none of them."""
+    ends = [text.rfind(marker.text) + len(marker.text) for marker in markers if marker.text in text]
+    return max(ends, default=-1)
 
 
 def choose_detected(

@@ -116,8 +116,11 @@ def _to_function(tool: ToolDefinition) -> FunctionDefinition:
 def _convert_messages(request: CountTokensRequest, *, merges_system: bool) -> list[ChatMessage]:
     opening = [request.system] if isinstance(request.system, str) else _texts(request.system or [])
     if merges_system:
-        opening += [text for message in request.messages if message.role == "system" for text in _texts(message.blocks)]
-    converted: list[ChatMessage] = [{"role": "system", "content": "".join(opening)}] if any(opening) else []
+        of_system = [message for message in request.messages if message.role == "system"]
+        opening += [text for message in of_system for text in _texts(message.blocks)]
+    converted: list[ChatMessage] = []
+    if any(opening):
+        converted.append({"role": "system", "content": "".join(opening)})
     for message in request.messages:
         if message.role != "system":
             converted += _convert_message(message)
@@ -166,7 +169,8 @@ def _to_part(block: ContentBlock, *, is_user: bool) -> ChatMessage | None:
 
 def _to_call(block: ContentBlock) -> ChatMessage:
     arguments = json.dumps(block.input or {})
-    return {"id": block.id or "", "type": "function", "function": {"name": block.name or "", "arguments": arguments}}
+    function = {"name": block.name or "", "arguments": arguments}
+    return {"id": block.id or "", "type": "function", "function": function}
 
 
 def _convert_result(block: ContentBlock) -> list[ChatMessage]:
@@ -174,7 +178,8 @@ def _convert_result(block: ContentBlock) -> list[ChatMessage]:
     parts = [] if block.content is None or isinstance(block.content, str) else block.content
     call_id = block.tool_use_id or ""
     converted: list[ChatMessage] = [{"role": "tool", "tool_call_id": call_id, "content": _result_text(block)}]
-    images = [_image_part(part.source.as_url) for part in parts if part.type == "image" and part.source is not None]
+    sources = [part.source for part in parts if part.type == "image"]
+    images = [_image_part(source.as_url) for source in sources if source is not None]
     if images:
         converted.append({"role": "user", "content": images})
     names = [name for part in parts if part.type == "tool_reference" and (name := part.tool_name or part.name)]

@@ -88,7 +88,9 @@ class AnthropicMessage(msgspec.Struct, kw_only=True):
     @property
     def blocks(self) -> list[ContentBlock]:
         """The content as blocks. A text becomes one block."""
-        return [ContentBlock(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+        if isinstance(self.content, str):
+            return [ContentBlock(type="text", text=self.content)]
+        return self.content
 
 
 class ToolChoice(msgspec.Struct, kw_only=True):

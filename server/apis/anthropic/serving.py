@@ -84,7 +84,8 @@ class _Message:
             _add(blocks, part)
         blocks.close()
         stop = blocks.stop(choice.finish_reason, choice.sequence.stop_reason)
-        return self._body(blocks.blocks or [{"type": "text", "text": ""}], stop, self._usage())
+        content = blocks.blocks or [{"type": "text", "text": ""}]
+        return self._body(content, stop, self._usage())
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yields the message as events. The opening events are sent together with the first token."""

@@ -77,7 +77,8 @@ class ChatBodies:
         async for index in take_turns(range(self._generation.num_choices)):
             delta = {"role": self._role, "content": ""}
             choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-            events.append(encode_event(self._chunk([choice], self._run.meter.of_chunk(index)) | shown))
+            chunk = self._chunk([choice], self._run.meter.of_chunk(index))
+            events.append(encode_event(chunk | shown))
         return b"".join(events)
 
     async def _event(self, delta: ChoiceDelta) -> bytes:

@@ -113,8 +113,10 @@ class ClassificationServing(InputServing[ClassificationRequest]):
 
 
 def _list_of_vectors(ctx: PoolingServeContext[Any], kind: str, *, member: str) -> dict[str, Any]:
-    outputs = enumerate(ctx.outputs)
-    return ctx.list_of([{"index": n, "object": kind, member: to_json(output, ctx.request)} for n, output in outputs])
+    data = []
+    for index, output in enumerate(ctx.outputs):
+        data.append({"index": index, "object": kind, member: to_json(output, ctx.request)})
+    return ctx.list_of(data)
 
 
 def _why_not(task: str | None, info: PoolingInfo) -> str:
@@ -133,4 +135,5 @@ def to_json(output: EngineOutput, request: VectorFields) -> Any:
     values = values_of(output)
     if values.ndim == 1:
         return msgspec.Raw(msgspec.json.encode(values.tolist()))
-    return msgspec.Raw(b"[" + b",".join(msgspec.json.encode(row.tolist()) for row in values) + b"]")
+    rows = (msgspec.json.encode(row.tolist()) for row in values)
+    return msgspec.Raw(b"[" + b",".join(rows) + b"]")

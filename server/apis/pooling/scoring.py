@@ -91,7 +91,8 @@ class ScoreRequest(ScoringFields, kw_only=True):
     text_2: ScoreInputs | None = None
 
     def __post_init__(self) -> None:
-        given = {name for name in {name for pair in _PAIRS for name in pair} if getattr(self, name) is not None}
+        names = {name for pair in _PAIRS for name in pair}
+        given = {name for name in names if getattr(self, name) is not None}
         if not any(given == set(pair) for pair in _PAIRS):
             raise RequestError(
                 "Give `queries` with `documents` or `items`, or `data_1` with `data_2`, or `text_1` with `text_2`.",
@@ -214,4 +215,5 @@ def _cosine(first: EngineOutput, second: EngineOutput) -> float:
 
 def _max_similarity(query: EngineOutput, document: EngineOutput) -> float:
     """Returns the sum, over all tokens of the query, of the highest similarity to a token of the document."""
-    return float((values_of(query) @ values_of(document).T).max(axis=-1).sum())
+    similarities = values_of(query) @ values_of(document).T
+    return float(similarities.max(axis=-1).sum())

@@ -76,7 +76,8 @@ class InputFields(PoolingFields, kw_only=True):
             raise RequestError("Missing required parameter: 'input'.", param="input")
         if self.input == []:
             raise RequestError("You must pass at least one prompt: `input` is empty.", param="input")
-        if isinstance(self.input, list) and len({type(member) for member in self.input}) > 1:
+        types = {type(member) for member in self.input} if isinstance(self.input, list) else set()
+        if len(types) > 1:
             raise RequestError("`input` must hold texts, token ids, or lists of token ids, not a mix.", param="input")
 
     @property

@@ -82,7 +82,8 @@ def _to_message(item: InputItem) -> Message:
             return {"role": "tool", "content": _content(item.output), "tool_call_id": item.call_id}
         case "reasoning":
             parts = item.content if isinstance(item.content, list) else []
-            return {"role": "assistant", "reasoning": next((p.shown_text for p in (*parts, *item.summary)), "")}
+            texts = [part.shown_text for part in (*parts, *item.summary)]
+            return {"role": "assistant", "reasoning": texts[0] if texts else ""}
         case _:
             return {"role": item.role, "content": _content(item.content)}
 

@@ -63,7 +63,8 @@ class OutputWriter:
     def finish(self) -> list[ResponseEvent]:
         """Ends the last item. Returns its events."""
         if self._spaces and self._open is None:
-            return [*self._switch_to(MESSAGE), *self._extend("".join(self._spaces)), *self._close()]
+            spaces = "".join(self._spaces)
+            return [*self._switch_to(MESSAGE), *self._extend(spaces), *self._close()]
         return self._close()
 
     def _add_content(self, text: str) -> list[ResponseEvent]:
@@ -136,7 +137,9 @@ class OpenItem:
 
     def end(self) -> list[ResponseEvent]:
         """Returns the events after the last text. The last event has the whole item."""
-        fields: dict[str, Any] = {"name": self._called["name"]} if self.kind is CALL else {}
+        fields: dict[str, Any] = {}
+        if self.kind is CALL:
+            fields["name"] = self._called["name"]
         fields[self.kind.text] = self._text
         if self.kind is MESSAGE:
             fields["logprobs"] = []

@@ -166,7 +166,9 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     @property
     def items(self) -> list[InputItem]:
         """The input as items. A text becomes a message of the user."""
-        return [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        if isinstance(self.input, str):
+            return [InputItem(role="user", content=self.input)]
+        return self.input
 
     @property
     def num_logprobs(self) -> int | None:
