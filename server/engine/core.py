@@ -55,7 +55,8 @@ class EngineCore(BaseCore):
 
     def abort(self, request_ids: list[str]) -> None:
         self._pending.withdraw(request_ids)
-        self._end(*(sequence for each in request_ids if (sequence := self._scheduler.find(each)) is not None))
+        found = map(self._scheduler.find, request_ids)
+        self._end(*(sequence for sequence in found if sequence is not None))
 
     def reset_prefix_cache(self, *, interrupts: bool) -> bool:
         return self._scheduler.reset_prefix_cache(interrupts=interrupts)

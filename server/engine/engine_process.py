@@ -135,7 +135,8 @@ def _describe(err: Exception) -> str:
     """Returns one line for users. Names a remedy if memory was lacking, or else refers to the log."""
     if not _is_memory_failure(err):
         return "the engine failed (its log has the traceback)"
-    lines = str(err).partition(_ALLOCATOR)[2].splitlines() or str(err).splitlines() or [type(err).__name__]
+    of_allocator = str(err).partition(_ALLOCATOR)[2]
+    lines = of_allocator.splitlines() or str(err).splitlines() or [type(err).__name__]
     reason = lines[0].strip()[:_MAX_REASON_CHARS]
     return f"the engine ran out of memory ({reason}): lower --max-num-seqs or --max-model-len, or give it more memory"
 
@@ -166,7 +167,8 @@ def _add(message: Generate, core: BaseCore) -> list[EngineOutput]:
     names = (f"{message.request_id}-{index}" for index in count())
     for prompt in message.prompts:
         params = msgspec.structs.replace(message.params, max_tokens=prompt.max_tokens, reasoning=prompt.reasoning)
-        rejected += core.add(islice(names, message.num_choices), EnginePrompt(prompt.token_ids, params, prompt.inputs))
+        engine_prompt = EnginePrompt(prompt.token_ids, params, prompt.inputs)
+        rejected += core.add(islice(names, message.num_choices), engine_prompt)
     return rejected
 
 

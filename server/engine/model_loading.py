@@ -160,8 +160,8 @@ def derive_max_model_len(model_config: PreTrainedConfig, config: EngineConfig, o
 def own_max_model_len(model_config: PreTrainedConfig) -> int | None:
     """The longest sequence that the model supports, in tokens. None if its configuration has no limit."""
     text = model_config.get_text_config(decoder=True)
-    lengths = [v for key in _LENGTH_KEYS if isinstance(v := getattr(text, key, None), int) and v > 0]
-    return min(lengths, default=None)
+    values = [getattr(text, key, None) for key in _LENGTH_KEYS]
+    return min((value for value in values if isinstance(value, int) and value > 0), default=None)
 
 
 def find_eos_token_ids(model: PreTrainedModel, path: Path, tokenizer_path: Path) -> tuple[int, ...]:

@@ -164,4 +164,5 @@ def _agrees(model: PreTrainedModel) -> bool:
             found = model(inputs_embeds=embed(model, input_ids, ()), use_cache=False).logits
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
-    return bool((found - wanted).abs().max() < _TOLERANCE * wanted.abs().max())
+    difference = (found - wanted).abs().max()
+    return bool(difference < _TOLERANCE * wanted.abs().max())

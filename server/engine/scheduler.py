@@ -59,16 +59,19 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """Returns the chunks of the next step. The list is empty only if no sequence runs or waits."""
+        # Preempts before anything is chosen, because it removes running sequences.
         while not self.cache.reserve_next_tokens():
             self._preempt(self._running[-1])
         decoding = [s for s in self._running if s.num_new_tokens == 1]
         prefilling = [s for s in self._running if s.num_new_tokens > 1]
         step = _Step(self._max_num_batched_tokens)
+        # Decoding sequences come before all prompts, so that a long prompt takes no token of theirs.
         for sequence in decoding:
             step.add(sequence)
         prompts = [*prefilling, *islice(self._waiting, self.cache.num_free_slots)]
         if self._pace is not None and prompts:
             step.limit_prompts(self._pace.max_prompt_tokens(len(decoding), [s.num_tokens for s in prompts]))
+        # Prompts that have begun precede new ones, because they hold memory already.
         for sequence in prefilling:
             step.add(sequence)
         self._admit(step)
@@ -157,7 +160,9 @@ class _Step:
         chunk = Chunk(sequence, num_tokens)
         if not chunk.is_decode and num_tokens > 2 * self._num_prompt_tokens_left:
             chunk = Chunk(sequence, self._num_prompt_tokens_left)
-        if chunk.num_tokens <= 0 or (not chunk.is_last and any(not c.is_decode for c in self.chunks)):
+        if chunk.num_tokens <= 0:
+            return False
+        if not chunk.is_last and any(not each.is_decode for each in self.chunks):
             return False
         self.chunks.append(chunk)
         self._num_left -= chunk.num_tokens

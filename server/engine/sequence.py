@@ -98,7 +98,8 @@ class Sequence:
         if rows is None:
             ids = np.asarray(self.token_ids[:end], dtype=np.int64)
         else:
-            ids = np.concatenate((rows[:end], np.asarray(self.token_ids[len(rows) : end], dtype=np.int64)))
+            rest = np.asarray(self.token_ids[len(rows) : end], dtype=np.int64)
+            ids = np.concatenate((rows[:end], rest))
         if self._salt_id and end:
             ids[0] ^= self._salt_id
         return ids

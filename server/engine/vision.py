@@ -132,7 +132,8 @@ def _digest(arguments: Iterable[tuple[int | str, Any]]) -> bytes:
     for name, value in arguments:
         if isinstance(value, torch.Tensor):
             digest.update(repr((name, value.dtype, tuple(value.shape))).encode())
-            digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            content = value.cpu().contiguous().view(-1).view(torch.uint8)
+            digest.update(content.numpy().data)
         else:
             digest.update(repr((name, value)).encode())
     return digest.digest()

@@ -120,7 +120,8 @@ class PackedAttention:
             return attend(query, key, value, is_causal=query.shape[2] > 1, scale=options.scale).transpose(1, 2)
         if self.batch is None or self.cache is None:
             return self._record(layer, query, key, value)
-        self.cache.store(layer, self.batch.cache_index, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        keys_by_token, values_by_token = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        self.cache.store(layer, self.batch.cache_index, keys_by_token, values_by_token)
         parts = [self._decode(layer, group, query, options) for group in self.batch.decode_groups]
         parts += [self._prefill(layer, chunk, query, key, value, options) for chunk in self.batch.prefills]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
@@ -195,7 +196,8 @@ class PackedAttention:
 def _read_options(
     module: torch.nn.Module, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
 ) -> AttentionOptions:
-    unknown = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor) and name not in _KNOWN_KWARGS]
+    tensors = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor)]
+    unknown = [name for name in tensors if name not in _KNOWN_KWARGS]
     if attention_mask is not None or unknown or kwargs.get("is_causal") is False:
         raise UnsupportedAttentionError(f"attention with {unknown or 'its own mask'}")
     if getattr(module, "is_causal", True) is False:
@@ -303,4 +305,5 @@ def _softmax_with_sinks(scores: torch.Tensor, sinks: torch.Tensor) -> torch.Tens
     n, heads, queries, _ = scores.shape
     per_row = sinks.view(1, -1, 1, 1) if sinks.numel() == heads else sinks.view(1, heads, -1, 1)
     column = per_row.expand(n, heads, queries, 1).to(scores.dtype)
-    return torch.softmax(torch.cat([scores, column], dim=-1), dim=-1, dtype=torch.float32)[..., :-1]
+    with_sinks = torch.cat([scores, column], dim=-1)
+    return torch.softmax(with_sinks, dim=-1, dtype=torch.float32)[..., :-1]

@@ -67,7 +67,9 @@ def attend_to_part(  # noqa: PLR0913
 
     If all queries see the same keys, query heads that share keys are computed as one head, which is faster.
     """
-    folded = query if is_causal or mask is not None else query.reshape(len(query), keys.shape[1], -1, query.shape[-1])
+    folded = query
+    if not is_causal and mask is None:
+        folded = query.reshape(len(query), keys.shape[1], -1, query.shape[-1])
     output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         folded, keys, values, is_causal=is_causal, attn_mask=mask, scale=scale
     )
@@ -86,10 +88,12 @@ def attend_in_parts(
     part_len = length // num_parts
     end = num_parts * part_len
     by_part = [t[0, :, :end].reshape(kv_heads, num_parts, part_len, dim).transpose(0, 1) for t in (keys, values)]
-    parts = [attend_to_part(query.expand(num_parts, -1, -1, -1), *by_part, scale=scale)]
+    query_of_parts = query.expand(num_parts, -1, -1, -1)
+    parts = [attend_to_part(query_of_parts, *by_part, scale=scale)]
     if end < length:
         parts.append(attend_to_part(query, keys[:, :, end:], values[:, :, end:], scale=scale))
-    shares = torch.softmax(torch.cat([part.log_sum_exp for part in parts]), dim=0).unsqueeze(-1)
+    sums = torch.cat([part.log_sum_exp for part in parts])
+    shares = torch.softmax(sums, dim=0).unsqueeze(-1)
     outputs = torch.cat([part.output for part in parts])
     return (outputs * shares).sum(dim=0, keepdim=True).to(query.dtype)
 
@@ -102,7 +106,8 @@ def merge_attention(first: AttentionPart, second: AttentionPart) -> torch.Tensor
     `log_sum_exp`. The sum is computed in float32 and rounded once.
     """
     share = torch.sigmoid(first.log_sum_exp - second.log_sum_exp).unsqueeze(-1)
-    return torch.lerp(second.output.float(), first.output.float(), share).to(first.output.dtype)
+    merged = torch.lerp(second.output.float(), first.output.float(), share)
+    return merged.to(first.output.dtype)
 
 
 class KeyValueCopies:
@@ -151,7 +156,8 @@ def repeat_heads(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Returns a mask that is 0 where a key is visible, and minus infinity elsewhere."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, float("-inf"))
 
 
 def _takes_groups(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None) -> bool:

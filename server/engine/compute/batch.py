@@ -151,7 +151,8 @@ class _Run(NamedTuple):
 def _split_by_prefix(decodes: list[Chunk], count_shared: CountShared) -> Iterator[_Run]:
     """Splits decoding sequences where a shared prefix begins or ends."""
     slots = [c.sequence.slot for c in decodes]
-    shares = [count_shared(slots[i : i + 2]) >= _MIN_SHARED_TOKENS for i in range(len(slots) - 1)]
+    pairs = (slots[i : i + 2] for i in range(len(slots) - 1))
+    shares = [count_shared(pair) >= _MIN_SHARED_TOKENS for pair in pairs]
     begin = 0
     for end in range(1, len(slots) + 1):
         is_sharing = any(shares[max(end - 2, 0) : end + 1])

@@ -92,8 +92,9 @@ class FbgemmProduct:
         self._weight_scale = _scale(weight)
         self._input_scale = torch.tensor([1 / self._weight_scale])
         rows = _round_up(math.ceil(_PART_ELEMENTS / weight.shape[1]), _PART_ALIGNMENT)
-        biases = torch.split(bias, rows) if bias is not None else [None] * -(-weight.shape[0] // rows)
-        self._todo = list(zip(torch.split(weight, rows), biases, strict=True))[::-1]
+        weights = torch.split(weight, rows)
+        biases = [None] * len(weights) if bias is None else torch.split(bias, rows)
+        self._todo = list(zip(weights, biases, strict=True))[::-1]
         self._scaled = torch.empty(0)  # one buffer for all parts: freed ones would leave gaps between the packed
         self._parts: list[tuple[slice, torch.ScriptObject]] = []
         self._out_features = 0
@@ -169,7 +170,8 @@ def _multiply(linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
     if x.numel() < _MANY_ROWS * linear.in_features:
         return torch.nn.functional.linear(x, linear.weight, linear.bias)
     bias = None if linear.bias is None else linear.bias.float()
-    return torch.nn.functional.linear(x.float(), linear.weight.float(), bias).to(x.dtype)
+    output = torch.nn.functional.linear(x.float(), linear.weight.float(), bias)
+    return output.to(x.dtype)
 
 
 def pack_linear_layers(model: torch.nn.Module) -> Iterator[None]:
@@ -234,7 +236,8 @@ def linear_groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
     for module in model.modules():
         for names in _SIBLINGS:
             siblings = [child for name in names if _is_packable(child := getattr(module, name, None), dtype)]
-            if len(siblings) == len(names) and len({(x.in_features, x.bias is None) for x in siblings}) == 1:
+            forms = {(x.in_features, x.bias is None) for x in siblings}
+            if len(siblings) == len(names) and len(forms) == 1:
                 grouped.update(siblings)
                 yield siblings
         if _is_packable(module, dtype) and module not in grouped:

@@ -63,7 +63,8 @@ class SequentialRunner:
         sequence = chunk.sequence
         embeds = sequence.features.embeds if sequence.features is not None else None
         if self._cache_name is None:
-            return self._forward(sequence.token_ids[: chunk.end], embeds=embeds).logits[0, chunk.begin :]  # type: ignore[no-any-return]
+            logits = self._forward(sequence.token_ids[: chunk.end], embeds=embeds).logits
+            return logits[0, chunk.begin :]  # type: ignore[no-any-return]
         output = self._forward(
             sequence.token_ids[chunk.begin : chunk.end],
             begin=chunk.begin,
@@ -88,7 +89,8 @@ class SequentialRunner:
             input_ids = torch.tensor([token_ids], device=device)
             if embeds is None:
                 return self._model(input_ids=input_ids, **kwargs)
-            return self._model(inputs_embeds=embed(self._model, input_ids, [PlacedRows(0, embeds)]), **kwargs)
+            inputs_embeds = embed(self._model, input_ids, [PlacedRows(0, embeds)])
+            return self._model(inputs_embeds=inputs_embeds, **kwargs)
 
     def _can_continue(self) -> bool:
         """Whether the model's cache and one more token give the same logits as all tokens at once."""
@@ -101,4 +103,5 @@ class SequentialRunner:
             continued = self._forward(token_ids[-1:], begin=len(token_ids) - 1, cache=cache).logits[0, -1]
         except (KeyError, TypeError, ValueError, AttributeError):
             return False
-        return bool((continued - whole).abs().max() < _TOLERANCE * whole.abs().max())
+        difference = (continued - whole).abs().max()
+        return bool(difference < _TOLERANCE * whole.abs().max())

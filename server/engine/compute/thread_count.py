@@ -127,8 +127,11 @@ class ThreadCount:
     def _end(self, trial: _Trial, steps: dict[int, list[float]]) -> bool:
         """Whether the change was right. It counts as right if no steps of the same size can be compared."""
         is_more = self.num_threads > trial.num_before
-        ratios = [median(steps[n]) / median(trial.steps_before[n]) for n in steps.keys() & trial.steps_before.keys()]
-        was_right = not ratios or median(ratios) < (1 - _MIN_GAIN if is_more else 1 + _MIN_GAIN)
+        before = trial.steps_before
+        ratios = [median(steps[n]) / median(before[n]) for n in steps.keys() & before.keys()]
+        # More threads must make steps faster. Fewer threads are right unless they make steps much slower.
+        limit = 1 - _MIN_GAIN if is_more else 1 + _MIN_GAIN
+        was_right = not ratios or median(ratios) < limit
         (self._more if is_more else self._fewer).note(self._computed_s, was_right=was_right)
         return was_right
 

@@ -148,7 +148,8 @@ class _Call(NamedTuple):
             return next(rest) if isinstance(value, torch.Tensor) else value
 
         args = [fill(value) for value in self.args]
-        return forward(*args, **{name: fill(value) for name, value in self.kwargs.items()})
+        kwargs = {name: fill(value) for name, value in self.kwargs.items()}
+        return forward(*args, **kwargs)
 
 
 class _TracedForward:

@@ -80,7 +80,8 @@ class KVCache:
         shape = self._shapes[layer]
         keys = self.keys[layer].view(self.num_slots, self.slot_len, shape.num_kv_heads, shape.key_dim)
         values = self.values[layer].view(self.num_slots, self.slot_len, shape.num_kv_heads, shape.value_dim)
-        return keys[first:last, :length].transpose(1, 2), values[first:last, :length].transpose(1, 2)
+        keys, values = keys[first:last, :length], values[first:last, :length]
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
 
 def _share_slots(num_slots: int, slot_len: int, token_bytes: list[int], device: torch.device) -> SharedSlots | None:

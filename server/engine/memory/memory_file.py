@@ -72,8 +72,10 @@ class MemoryFile:
     @property
     def num_mappings(self) -> int:
         """The number of mappings of changed slots. The unmapped end of a slot counts as one more mapping."""
-        num_unmapped = sum(not ranges or ranges[-1].end < self._slot_len for ranges in self._mapped.values())
-        return len(self._parts) * (sum(map(len, self._mapped.values())) + num_unmapped)
+        mapped = self._mapped.values()
+        num_ranges = sum(map(len, mapped))
+        num_unmapped = sum(not ranges or ranges[-1].end < self._slot_len for ranges in mapped)
+        return len(self._parts) * (num_ranges + num_unmapped)
 
     def can_map(self, num_ranges: int) -> bool:
         """Whether the system permits the mappings of another slot with so many ranges."""
@@ -86,7 +88,8 @@ class MemoryFile:
         """Maps ranges into a slot. Together, the ranges must fill the slot."""
         present = self.ranges(slot)
         for segment, first, end in ranges:
-            begin = max((p.end for p in present if p.segment == segment and p.begin <= first < p.end), default=first)
+            of_segment = [p for p in present if p.segment == segment]
+            begin = max((p.end for p in of_segment if p.begin <= first < p.end), default=first)
             if begin < end:
                 for in_slot, in_file, num_bytes in self._places(slot, segment, begin, end):
                     self._mmap(in_slot, num_bytes, in_file)

@@ -81,6 +81,7 @@ class PrefixCache:
         for other in running:
             if other.is_private or other.num_computed_tokens <= length:
                 continue
+            # Few running sequences begin alike, and `cache_ids` copies: the beginnings are compared first.
             if np.array_equal(other.cache_ids(_MIN_TOKENS), wanted[:_MIN_TOKENS]):
                 computed = other.cache_ids(other.num_computed_tokens)
                 if _have_same_prefix(wanted, computed, length + 1):
@@ -121,8 +122,11 @@ class PrefixCache:
 
     def shrink_to(self, max_tokens: int) -> None:
         """Drops entries until at most `max_tokens` remain, or the cache's own maximum if that is lower."""
-        while self._entries and self.num_tokens > max(min(max_tokens, self._max_tokens), 0):
-            self._drop(next((e for e in self._entries if not self._is_in_use(e)), self._entries[0]))
+        limit = max(min(max_tokens, self._max_tokens), 0)
+        while self._entries and self.num_tokens > limit:
+            # Dropping an entry that running sequences use frees little memory.
+            unused = (entry for entry in self._entries if not self._is_in_use(entry))
+            self._drop(next(unused, self._entries[0]))
 
     def _is_in_use(self, entry: CachedPrefix) -> bool:
         """Whether running sequences hold most of the entry's tokens."""
@@ -147,4 +151,6 @@ def _whole_blocks(num_tokens: int) -> int:
 
 def _have_same_prefix(a: TokenArray, b: TokenArray, length: int) -> bool:
     """Whether both begin with the same `length` tokens. Compares the last token first, to be fast."""
-    return min(len(a), len(b)) >= length and a[length - 1] == b[length - 1] and np.array_equal(a[:length], b[:length])
+    if min(len(a), len(b)) < length or a[length - 1] != b[length - 1]:
+        return False
+    return np.array_equal(a[:length], b[:length])

@@ -55,7 +55,8 @@ class SharedSlots:
 
     def __init__(self, *, num_slots: int, slot_len: int, token_bytes: list[int]) -> None:
         """See `MemoryFile`. `slot_len` may be any number, because it is rounded up to whole blocks."""
-        self.block_len = math.lcm(*(mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, n) for n in token_bytes))
+        page = mmap.PAGESIZE
+        self.block_len = math.lcm(*(page // math.gcd(page, each) for each in token_bytes))
         """The fewest tokens that fill whole pages of each part."""
         self.slot_len = self._round_up(slot_len)
         """The most tokens of a slot."""
@@ -90,7 +91,8 @@ class SharedSlots:
                 mapped = []
             mapped_end = mapped[-1].end if mapped else 0
             held = [*mapped, Reference(_Segment(self._take_segment(slot), mapped_end), self.slot_len)]
-        self.memory.map(slot, [MappedRange(segment.number, segment.begin, end) for segment, end in held])
+        ranges = [MappedRange(segment.number, segment.begin, end) for segment, end in held]
+        self.memory.map(slot, ranges)
         for segment, end in prefix:
             if end > mapped_end:
                 self.memory.copy(slot, segment.number, max(segment.begin, mapped_end), end)
@@ -108,7 +110,8 @@ class SharedSlots:
         """Called before a step reads a range of slots. Reading a closed slot would commit memory for ever."""
         for slot in slots:
             if slot not in self._held:
-                self.memory.unmap(slot, self._round_up(_held_end(self._held_before.get(slot, []))))
+                held_end = _held_end(self._held_before.get(slot, []))
+                self.memory.unmap(slot, self._round_up(held_end))
 
     def keep(self, slot: int, length: int) -> list[Reference]:
         """Holds the first `length` tokens of an open slot, until `drop` is called with the result."""

@@ -78,7 +78,8 @@ class Encoder:
         ids = [_padded(sequence.token_ids, longest, self._pad_id) for sequence in sequences]
         inputs: dict[str, Any] = {"input_ids": torch.tensor(ids, device=device)} | self._options
         if int(lengths.min()) < longest:
-            inputs["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long().to(device)
+            is_token = torch.arange(longest) < lengths[:, None]
+            inputs["attention_mask"] = is_token.long().to(device)
         if self._has_token_types and any(sequence.token_type_ids is not None for sequence in sequences):
             types = [_padded(sequence.token_type_ids or [], longest, 0) for sequence in sequences]
             inputs["token_type_ids"] = torch.tensor(types, device=device)
@@ -173,4 +174,5 @@ def _pool_sequences(states: Tensor, sequences: Seq[PoolingSequence], kind: SeqPo
             return states[torch.arange(len(states), device=states.device), lengths - 1].float()
         case "MEAN":
             beyond = torch.arange(states.shape[1], device=states.device) >= lengths[:, None]
-            return states.float().masked_fill(beyond[..., None], 0.0).sum(1) / lengths[:, None]
+            total = states.float().masked_fill(beyond[..., None], 0.0).sum(1)
+            return total / lengths[:, None]

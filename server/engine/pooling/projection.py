@@ -118,7 +118,9 @@ def _load_layer(folder: Path, device: torch.device) -> _Layer:
         activation = _named_activation(config.get("activation_function") or _PREFIX + "linear.Identity")
     except (OSError, ValueError, KeyError) as err:
         raise EngineStartError(f"cannot read the linear layer in {folder}: {type(err).__name__}: {err}") from err
-    return _Layer(weight.to(device).float(), None if bias is None else bias.to(device).float(), activation)
+    weight = weight.to(device).float()
+    bias = None if bias is None else bias.to(device).float()
+    return _Layer(weight, bias, activation)
 
 
 def _read_tensors(folder: Path, names: Seq[str]) -> dict[str, Tensor]:
@@ -126,7 +128,8 @@ def _read_tensors(folder: Path, names: Seq[str]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("[!.]*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            found |= {name: file.get_tensor(name) for name in set(names) & set(file.keys())}
+            wanted = set(names).intersection(file.keys())
+            found |= {name: file.get_tensor(name) for name in wanted}
     if not found and (path := folder / "pytorch_model.bin").is_file():
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True)

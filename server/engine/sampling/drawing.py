@@ -109,10 +109,12 @@ def _draw_from_best(draws: _Draws, num_best: int) -> _Drawn:
     values, indices = torch.topk(draws.weights, num_best)
     last = values[:, -1]
     has_top_k = draws.top_k < draws.weights.shape[-1]
-    kth = values.gather(1, draws.top_k.clamp(max=num_best)[:, None] - 1)[:, 0].where(has_top_k, 0.0)
+    last_place = draws.top_k.clamp(max=num_best)[:, None] - 1
+    kth = values.gather(1, last_place)[:, 0].where(has_top_k, 0.0)
     values = values.masked_fill(values < kth[:, None], 0.0)
     cumulative = values.cumsum(dim=-1, dtype=torch.float64)
-    total = torch.where(has_top_k, cumulative[:, -1], draws.weights.sum(dim=-1, dtype=torch.float64))
+    total_of_all = draws.weights.sum(dim=-1, dtype=torch.float64)
+    total = torch.where(has_top_k, cumulative[:, -1], total_of_all)
     wanted = (draws.top_p * total)[:, None]
     num_kept = (cumulative - values < wanted).sum(dim=-1).clamp(min=1)
     has_all = torch.where(has_top_k, last < kth, cumulative[:, -1] >= wanted[:, 0])

@@ -87,7 +87,9 @@ class GrammarCompiler:
         grammar.num_users -= 1
         if grammar.num_users:
             return
-        if grammar.compiled.cancel() or (grammar.compiled.done() and grammar.compiled.exception() is not None):
+        compiled = grammar.compiled
+        is_useless = compiled.cancel() or (compiled.done() and compiled.exception() is not None)
+        if is_useless:
             self._grammars = {guided: each for guided, each in self._grammars.items() if each is not grammar}
         unused = {guided: each for guided, each in self._grammars.items() if not each.num_users}
         num_chars = sum(each.num_chars for each in unused.values())

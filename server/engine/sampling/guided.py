@@ -105,7 +105,8 @@ class GuidedStates:
             bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         starts = [] if sequence.reasoning is None else sequence.reasoning.optional_starts
         kept = row[starts] if starts else None
-        allowed = torch.from_numpy(np.unpackbits(bits, bitorder="little")[: row.shape[-1]]).to(row.device)
+        flags = np.unpackbits(bits, bitorder="little")[: row.shape[-1]]
+        allowed = torch.from_numpy(flags).to(row.device)
         row[: allowed.shape[0]].masked_fill_(allowed == 0, float("-inf"))
         row[allowed.shape[0] :] = float("-inf")
         if kept is not None:

@@ -67,7 +67,8 @@ def _walk(schema: Schema) -> Iterator[Schema]:
 
 
 def _schemas(value: object) -> list[Schema]:
-    return [member for member in (value if isinstance(value, list) else [value]) if isinstance(member, dict)]
+    members = value if isinstance(value, list) else [value]
+    return [member for member in members if isinstance(member, dict)]
 
 
 def _is_combined(node: Schema) -> bool:
@@ -149,5 +150,5 @@ def _escape(name: str, *, is_in_class: bool) -> str:
         return r"\x08"
     if name in _CLASSES or name in _CONTROLS:
         return _CLASSES.get(name) or _CONTROLS[name]
-    is_kept = name[0] in _KEPT_ESCAPES or (name.isascii() and not name.isalnum() and name not in "<> ")
-    return "\\" + name if is_kept else name
+    is_mark = name.isascii() and not name.isalnum() and name not in "<> "
+    return "\\" + name if is_mark or name[0] in _KEPT_ESCAPES else name
