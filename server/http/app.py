@@ -113,7 +113,11 @@ class ServerApp:
         if not len(self._api_keys) or request.method == "OPTIONS" or path in self._open_paths:
             return None
         headers = request.headers
-        return self._api_keys.refusal(lambda name: (find_header(headers, name.encode()) or "").encode("latin-1"))
+
+        def read(name: str) -> bytes:
+            return (find_header(headers, name.encode()) or "").encode("latin-1")
+
+        return self._api_keys.refusal(read)
 
     def _count(self, request: Request, handler: str, duration_s: float) -> None:
         status = CLIENT_GONE if request.status is None else request.status

@@ -96,9 +96,14 @@ class FoundValues(NamedTuple):
 def find_values(content: Mapping[str, Any], place: str) -> FoundValues:
     """Takes the sampling values out of a file or of the flag. `place`: the path of the file, or the flag."""
     given = {name: _plain(content[name]) for name in _TYPES if content.get(name) is not None}
-    problems = {name: problem for name, value in given.items() if (problem := _problem(name, value))}
-    faults = (_fault(name, given[name], problem, place) for name, problem in problems.items())
-    usable = {name: value for name, value in given.items() if name not in problems}
+    usable: dict[str, Any] = {}
+    faults: list[SamplingFault] = []
+    for name, value in given.items():
+        problem = _problem(name, value)
+        if problem:
+            faults.append(_fault(name, value, problem, place))
+        else:
+            usable[name] = value
     return FoundValues(usable, (*faults, *_unknown(content, place)))
 
 
@@ -112,7 +117,8 @@ def _problem(name: str, value: Any) -> str:
     try:
         msgspec.convert(value, _TYPES[name])
     except msgspec.ValidationError as err:
-        return str(err)[:1].lower() + str(err)[1:].replace("`", "")
+        text = str(err)
+        return text[:1].lower() + text[1:].replace("`", "")
     return ""
 
 

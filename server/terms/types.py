@@ -137,7 +137,9 @@ class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     @property
     def num_bytes(self) -> int:
-        tensors = [*(() if self.embeds is None else (self.embeds,)), *(self.mm or {}).values()]
+        tensors = list((self.mm or {}).values())
+        if self.embeds is not None:
+            tensors.append(self.embeds)
         return sum(len(tensor.data) for tensor in tensors)
 
 

@@ -66,7 +66,8 @@ def read_model_kind(folder: Path, config: EngineConfig) -> ModelKind:
 
     Raises no error, because other code reports a folder that cannot be read.
     """
-    known = [found for name in _architectures(folder, config.hf_overrides) if (found := _find_kind(name)) is not None]
+    kinds = map(_find_kind, _architectures(folder, config.hf_overrides))
+    known = [kind for kind in kinds if kind is not None]
     runner = config.runner if config.runner != "auto" else _own_runner(folder, known, config)
     if runner == "generate":
         return ModelKind("generate", "none")
@@ -213,7 +214,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def find_mistral_file(folder: Path) -> Path | None:
     """Returns a tokenizer of the folder that only mistral-common reads, and so only vLLM."""
-    return next((file for file in sorted(folder.glob("*")) if _OF_MISTRAL.fullmatch(file.name)), None)
+    for file in sorted(folder.glob("*")):
+        if _OF_MISTRAL.fullmatch(file.name):
+            return file
+    return None
 
 
 def foreign_problem(folder: Path, mode: str) -> str | None:

@@ -54,7 +54,8 @@ def _failure(schemas: Schemas, description: str, model: type = ErrorResponse) ->
 def _without_body(schemas: Schemas, route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {"responses": {"200": {"description": "The response"}}}
     if name := route.path.partition("{")[2].partition(":")[0]:
-        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
+        parameter = {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        operation["parameters"] = [parameter]
         operation["responses"]["400"] = _failure(schemas, "The request is invalid")
         operation["responses"]["404"] = _failure(schemas, "There is nothing of that name")
     return operation

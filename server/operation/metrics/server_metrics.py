@@ -242,8 +242,9 @@ class EngineMetrics:
             return Histogram(name, documentation, LABELS, buckets=buckets, registry=registry).labels(*labels)
 
         # 1, 2, 5, 10, 20, 50 …
-        most, decades = info.max_model_len, range(len(str(info.max_model_len)))
-        token_buckets = tuple(n for decade in decades for factor in (1, 2, 5) if (n := factor * 10**decade) <= most)
+        decades = range(len(str(info.max_model_len)))
+        bounds = [factor * 10**decade for decade in decades for factor in (1, 2, 5)]
+        token_buckets = tuple(bound for bound in bounds if bound <= info.max_model_len)
         self._prompt_tokens = counter("vllm:prompt_tokens", "Number of prefill tokens processed.")
         self._prompt_tokens_cached = counter("vllm:prompt_tokens_cached", "Number of cached prompt tokens.")
         by_source = Counter(

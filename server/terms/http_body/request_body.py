@@ -105,7 +105,8 @@ def check_unsupported(request: msgspec.Struct) -> None:
 @cache
 def _marked_fields(model: type[msgspec.Struct]) -> tuple[tuple[str, Any, bool], ...]:
     fields = msgspec.structs.fields(model)
-    return tuple((f.name, f.default, f.type == Ignored) for f in fields if f.type in (Ignored, Unsupported))
+    marked = [field for field in fields if field.type in (Ignored, Unsupported)]
+    return tuple((field.name, field.default, field.type == Ignored) for field in marked)
 
 
 @cache
@@ -250,8 +251,13 @@ def _shortened(text: str) -> str:
 def _ranges(model: type[msgspec.Struct]) -> dict[str, str]:
     """Name of a field with a number -> its range in words."""
     fields = msgspec.inspect.type_info(model).fields  # type: ignore[attr-defined]
-    kinds = ((f.encode_name, kind) for f in fields for kind in getattr(f.type, "types", (f.type,)))
-    return {name: allowed for name, kind in kinds if (allowed := _range_of(kind)) is not None}
+    ranges: dict[str, str] = {}
+    for field in fields:
+        for kind in getattr(field.type, "types", (field.type,)):
+            allowed = _range_of(kind)
+            if allowed is not None:
+                ranges[field.encode_name] = allowed
+    return ranges
 
 
 def _range_of(kind: msgspec.inspect.Type) -> str | None:

@@ -164,7 +164,8 @@ def _to_anthropic_error(response: ErrorResponse) -> dict[str, Any]:
     """Returns Anthropic's error, which also has the fields of OpenAI's error."""
     code = response.error.code
     default = "invalid_request_error" if code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
-    return {"type": "error", "error": structs.replace(response.error, type=_ERROR_TYPES.get(code, default))}
+    error = structs.replace(response.error, type=_ERROR_TYPES.get(code, default))
+    return {"type": "error", "error": error}
 
 
 ANTHROPIC = FailureFormat(to_body=_to_anthropic_error, encode_event=encode_named_event, end=b"")
@@ -198,6 +199,6 @@ def failure_answer(error: Exception, failures: FailureFormat = OPENAI) -> Answer
 
 def unavailable_answer(problem: UnavailableResponse, failures: FailureFormat = OPENAI) -> Answer:
     """A 503, because the server accepts no requests. May ask clients to retry (`may_retry`)."""
-    error = problem.error
-    body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
+    error = error_response(problem.error.message, type=problem.error.type, code=503)
+    body = problem if failures is OPENAI else failures.to_body(error)
     return json_answer(body, status=503, headers=_RETRY_AFTER if problem.may_retry else ())

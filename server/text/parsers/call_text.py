@@ -133,7 +133,8 @@ def read_python_calls(opening: Found, text: str, functions: Functions) -> list[C
     try:
         with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
             # Python allows no line breaks in string literals, but models write them.
-            body = ast.parse(_STRING.sub(lambda found: found[0].translate(_ESCAPES), text.strip())).body
+            escaped = _STRING.sub(lambda found: found[0].translate(_ESCAPES), text.strip())
+            body = ast.parse(escaped).body
         calls = [_python_call(node) for statement in body for node in _nodes(statement)]
     except (SyntaxError, RecursionError, MemoryError) as err:
         raise ValueError("not Python") from err
@@ -189,7 +190,8 @@ def write_typed_call(name: str, arguments: Any, functions: Functions) -> Call:
     """Makes a call. Each argument that is text gets the type in the function's schema, if it has one."""
     if not isinstance(arguments, dict):
         raise ValueError("not an object")
-    return _call(name, {key: functions.typed(name, key, value) for key, value in arguments.items()})
+    typed = {key: functions.typed(name, key, value) for key, value in arguments.items()}
+    return _call(name, typed)
 
 
 _ALIASES: Final[Mapping[str, str]] = {
@@ -221,8 +223,9 @@ def schema_types(schema: Any) -> frozenset[str]:
     if not isinstance(schema, dict):
         return frozenset(("string",))
     named = schema.get("type")
-    names = {named} if isinstance(named, str) else {n for n in _list(named) if isinstance(n, str)}
-    names = {_ALIASES.get(name, name) for name in (name.strip().lower() for name in names)}
+    given = [named] if isinstance(named, str) else _list(named)
+    lower = [name.strip().lower() for name in given if isinstance(name, str)]
+    names = {_ALIASES.get(name, name) for name in lower}
     names |= {_TYPE_OF_PYTHON[type(value)] for value in _list(schema.get("enum"))}
     for choices in ("anyOf", "oneOf", "allOf"):
         for choice in _list(schema.get(choices)):

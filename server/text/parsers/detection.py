@@ -126,4 +126,7 @@ def _detect(facts: ModelFacts, marks: _Marks, types: Mapping[str, str], tokens: 
             return Detected(name, "chat template")
     if facts.model_type is not None and facts.model_type in types:
         return Detected(types[facts.model_type], "model_type")
-    return next((Detected(name, f"token {token}") for token, name in tokens.items() if token in facts.tokens), None)
+    for token, name in tokens.items():
+        if token in facts.tokens:
+            return Detected(name, f"token {token}")
+    return None

@@ -105,9 +105,11 @@ class IncomingText:
             self._position = end
             if is_too_long:
                 continue
-            if found is not None and not found.partial and (self.is_complete or found.end() < len(self._text)):
-                self._position = found.end()
-                return found
+            if found is not None and not found.partial:
+                may_go_on = not self.is_complete and found.end() == len(self._text)
+                if not may_go_on:
+                    self._position = found.end()
+                    return found
             if self.is_complete:
                 return None
             yield
@@ -271,7 +273,8 @@ class OutputParser:
         elif self._blanks is not None and text.isspace():
             self._blanks.append(text)
         elif not self._is_forced:
-            self._events.append(Content("".join((*(self._blanks or ()), text))))
+            blanks = "".join(self._blanks or ())
+            self._events.append(Content(blanks + text))
             self._blanks = None
 
     def _add_call(self, call: Call, tools: ToolFormat) -> None:

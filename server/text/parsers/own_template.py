@@ -29,7 +29,8 @@ def read_response_template(template: Any) -> tuple[ToolFormat | None, ReasoningF
     """
     fields = load_response_template(template).fields
     content = fields.get("content")
-    drop = "|".join(_pattern(mark) for mark in (content and content.open_re, content and content.close_re) if mark)
+    marks = (content.open_re, content.close_re) if content else ()
+    drop = "|".join(_pattern(mark) for mark in marks if mark)
     thoughts = next((fields[name] for name in _REASONING_FIELDS if name in fields), None)
     reasoning = None
     if thoughts and thoughts.close_literals:
@@ -51,7 +52,8 @@ def read_response_template(template: Any) -> tuple[ToolFormat | None, ReasoningF
 def _pattern(compiled: Any) -> str:
     """Returns the pattern, without the blanks before it, which `OutputParser` drops itself."""
     pattern = compiled.pattern.removeprefix("\\s*")
-    if regex.search(r"\(\?<?[=!]", pattern) or not all(found[0] for found in compiled.finditer(printable)):
+    looks_around = regex.search(r"\(\?<?[=!]", pattern) is not None
+    if looks_around or not all(found[0] for found in compiled.finditer(printable)):
         raise ValueError(f"{pattern!r} may match an empty text")
     return f"(?:{pattern})"
 
@@ -68,7 +70,8 @@ def _reader(field: Any) -> Reader:
             value = process_field(text, field, captures)
             if is_nested_deeper(value, MOST_LEVELS):
                 raise JsonDepthError
-            items = [item.get("function", item) for item in (value if isinstance(value, list) else [value])]
+            found = value if isinstance(value, list) else [value]
+            items = [item.get("function", item) for item in found]
             return [write_typed_call(item["name"], item["arguments"], functions) for item in items]
         except (KeyError, TypeError, AttributeError, RecursionError) as err:
             raise ValueError("no call") from err

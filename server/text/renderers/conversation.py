@@ -64,7 +64,8 @@ def without_developer(conversation: list[Message]) -> list[Message]:
         return converted
     contents = [message["content"] for message in converted if message["role"] == "system"]
     text = "\n\n".join(filter(None, map(_joined, contents)))
-    opening = {"role": "system", "content": text if isinstance(contents[0], str) else _text_parts([text])}
+    content = text if isinstance(contents[0], str) else _text_parts([text])
+    opening = {"role": "system", "content": content}
     return [opening, *(message for message in converted if message["role"] != "system")]
 
 
@@ -98,10 +99,13 @@ def _to_content(content: Any, content_format: ContentFormat, image_token: str | 
         return content if content_format == "string" else _text_parts([content])
     if not isinstance(content, list):
         raise RequestError(f"message content must be text or a list of parts, got {content!r}", param="messages")
-    images = [is_image(part) for part in content] if image_token is not None else [False] * len(content)
-    texts = [None if is_image else _text_of(part, image_token) for part, is_image in zip(content, images, strict=True)]
+    takes_images = image_token is not None
+    images = [takes_images and is_image(part) for part in content]
+    pairs = zip(content, images, strict=True)
+    texts = [None if is_image else _text_of(part, image_token) for part, is_image in pairs]
     if content_format == "string":
-        return "\n".join([(image_token or "")] * sum(images) + [text for text in texts if text])
+        opening = [image_token or ""] * sum(images)
+        return "\n".join(opening + [text for text in texts if text])
     return [
         ({"type": "image"} if is_image else {"type": "text", "text": text}) | _extra_fields(part)
         for part, text, is_image in zip(content, texts, images, strict=True)
@@ -144,7 +148,9 @@ def _text_of(part: Any, image_token: str | None) -> str:
 
 
 def _joined(content: str | list[Message]) -> str:
-    return content if isinstance(content, str) else "\n".join(p["text"] for p in content if p["type"] == "text")
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _assistant_fields(message: Message) -> Message:

@@ -45,8 +45,9 @@ def decode_in_pieces(decode: Decode, token_ids: Sequence[int]) -> str:
         end = _whole_end(decode, token_ids, begin + _PIECE_TOKENS)
         context = _tail(decode, token_ids[max(0, begin - _MAX_CONTEXT_TOKENS) : begin])
         shown = decode(context) if context else ""
-        text = decode([*context, *token_ids[begin:end]])
-        texts.append(text[len(shown) :] if text.startswith(shown) else decode(token_ids[begin:end]))
+        piece = token_ids[begin:end]
+        text = decode([*context, *piece])
+        texts.append(text[len(shown) :] if text.startswith(shown) else decode(piece))
         begin = end
     return "".join(texts)
 
@@ -54,8 +55,11 @@ def decode_in_pieces(decode: Decode, token_ids: Sequence[int]) -> str:
 def _whole_end(decode: Decode, token_ids: Sequence[int], end: int) -> int:
     """Returns the first index, `end` or later, that does not split a character."""
     last = min(end + MAX_HELD_TOKENS, len(token_ids))
-    wholes = (n for n in range(end, last) if not decode(token_ids[n - _CONTEXT_TOKENS : n]).endswith(UNFINISHED))
-    return next(wholes, last)
+    for index in range(end, last):
+        text = decode(token_ids[index - _CONTEXT_TOKENS : index])
+        if not text.endswith(UNFINISHED):
+            return index
+    return last
 
 
 class TextDelta(NamedTuple):
@@ -83,7 +87,11 @@ class StopScanner:
         num_begun = len(self._begun)
         start = num_begun if self._include else 0
         text = self._begun + piece
-        ends = [(end, stop) for stop in self._stops if (end := _end_of(stop, text, num_begun)) >= 0] if can_stop else []
+        ends: list[tuple[int, str]] = []
+        for stop in self._stops if can_stop else ():
+            end = _end_of(stop, text, num_begun)
+            if end >= 0:
+                ends.append((end, stop))
         if ends:
             end, stop = min(ends, key=lambda found: found[0])
             return TextDelta(text[start : end if self._include else end - len(stop)], stop)
@@ -104,7 +112,8 @@ def _end_of(stop: str, text: str, num_scanned: int) -> int:
 
 def _num_begun(stop: str, text: str) -> int:
     """Returns how many characters at the text's end are the beginning of an incomplete stop string."""
-    position = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    first = max(0, len(text) - len(stop) + 1)
+    position = text.find(stop[0], first)
     while position >= 0 and not stop.startswith(text[position:]):
         position = text.find(stop[0], position + 1)
     return 0 if position < 0 else len(text) - position

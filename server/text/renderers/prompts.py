@@ -61,7 +61,8 @@ class ProcessedImages:
 
     @property
     def num_bytes(self) -> int:
-        return sum(len(tensor.data) for tensor in self.tensors.values()) + sum(map(len, self.placeholders))
+        num_tensor_bytes = sum(len(tensor.data) for tensor in self.tensors.values())
+        return num_tensor_bytes + sum(map(len, self.placeholders))
 
 
 @dataclass(frozen=True, kw_only=True)

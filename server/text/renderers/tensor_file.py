@@ -209,7 +209,8 @@ def _strided(numbers: Array, offset: Any, shape: tuple[int, ...], strides: Seque
         raise ValueError("strides")
     if 0 in shape:
         return np.empty(shape, numbers.dtype)
-    last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+    steps = [(length - 1) * stride for length, stride in zip(shape, strides, strict=True)]
+    last = offset + sum(steps)
     if last >= len(numbers):
         raise TensorFileError(f"is a broken torch.save file: shape {list(shape)} reaches beyond its numbers")
     return as_strided(numbers[offset:], shape, [stride * numbers.itemsize for stride in strides], writeable=False)

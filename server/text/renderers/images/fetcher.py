@@ -95,8 +95,9 @@ class MediaFetcher:
 
     def __init__(self, config: RendererConfig) -> None:
         self._config = config
-        self._domains = frozenset(domain.lower().rstrip(".").strip("[]") for domain in config.allowed_media_domains)
-        self._private_hosts = frozenset(d for d in self._domains if d == "localhost" or literal_address(d) is not None)
+        domains = [domain.lower().rstrip(".").strip("[]") for domain in config.allowed_media_domains]
+        self._domains = frozenset(domains)
+        self._private_hosts = frozenset(d for d in domains if d == "localhost" or literal_address(d) is not None)
 
     async def fetch(self, url: str, take_room: TakeRoom) -> bytes:
         """Fetches the bytes of an image. `take_room` is called for each part that arrives.

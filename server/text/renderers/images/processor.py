@@ -57,7 +57,8 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
         MediaError: the file is not an image, is broken, or has more than `max_pixels`.
     """
     try:
-        image: Image.Image = Image.open(BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+        formats: list[str] = [name for name in _FORMATS if name in Image.OPEN]
+        image: Image.Image = Image.open(BytesIO(data), formats=formats)
         width, height = image.size
         if width * height > max_pixels:
             raise MediaError(
@@ -173,10 +174,11 @@ class ImageProcessor:
             reason = str(err)[:300] or type(err).__name__
             raise RequestError(f"the image processor failed: {reason}", param="messages") from err
         wanted = self._images.model_input_names
-        return ProcessedImages(
-            {name: _to_tensor(_narrow(name, np.asarray(outputs[name]))) for name in wanted if name in outputs},
-            placeholders,
-        )
+        tensors: dict[str, TensorData] = {}
+        for name in wanted:
+            if name in outputs:
+                tensors[name] = _to_tensor(_narrow(name, np.asarray(outputs[name])))
+        return ProcessedImages(tensors, placeholders)
 
     def _image_kwargs(self) -> dict[str, Any]:
         processor = self._processor
@@ -204,11 +206,15 @@ def _join(parts: Sequence[ProcessedImages], axis: int) -> ProcessedImages | None
     tensors: dict[str, TensorData] = {}
     for name in parts[0].tensors:
         pieces = [part.tensors[name] for part in parts]
-        shapes = {(piece.dtype, piece.shape[:axis], piece.shape[axis + 1 :]) for piece in pieces}
-        if len(shapes) > 1 or axis and pieces[0].shape[:axis] != (1,):
+        forms = {(piece.dtype, piece.shape[:axis], piece.shape[axis + 1 :]) for piece in pieces}
+        if len(forms) > 1:
             return None
-        shape = (*pieces[0].shape[:axis], sum(p.shape[axis] for p in pieces), *pieces[0].shape[axis + 1 :])
-        tensors[name] = TensorData(pieces[0].dtype, shape, memoryview(b"".join(p.data for p in pieces)))
+        dtype, before, after = forms.pop()
+        if axis and before != (1,):
+            return None
+        length = sum(piece.shape[axis] for piece in pieces)
+        content = memoryview(b"".join(piece.data for piece in pieces))
+        tensors[name] = TensorData(dtype, (*before, length, *after), content)
     return ProcessedImages(tensors, tuple(text for part in parts for text in part.placeholders))
 
 

@@ -87,7 +87,8 @@ class VisionPart:
     def warm_up(self) -> None:
         """Processes an image, so that the image thread imports nothing for the first request."""
         import_decoders()
-        process_image = partial(self._images.warm_up, Image.fromarray(np.zeros((64, 64, 3), np.uint8)))
+        image = Image.fromarray(np.zeros((64, 64, 3), np.uint8))
+        process_image = partial(self._images.warm_up, image)
         process_image()
         self._executor.submit(process_image).result()
 
@@ -105,7 +106,8 @@ class VisionPart:
                 "hold text only",
                 param="messages",
             )
-        return "".join([first, *(a + b for a, b in zip(images.placeholders, others, strict=True))])
+        pairs = zip(images.placeholders, others, strict=True)
+        return "".join([first, *(placeholder + text for placeholder, text in pairs)])
 
     def attach(self, prompt: RenderedPrompt, images: ProcessedImages) -> RenderedPrompt:
         """Adds the images' tensors to the prompt, which already has the images' tokens."""

@@ -45,7 +45,10 @@ class Cut(NamedTuple):
     side: Side = "right"
 
     def apply(self, ids: list[int]) -> list[int]:
-        return ids[: self.limit] if self.side == "right" else ids[max(0, len(ids) - self.limit) :]
+        if self.side == "right":
+            return ids[: self.limit]
+        begin = max(0, len(ids) - self.limit)
+        return ids[begin:]
 
 
 class Tokenizer:
