@@ -101,6 +101,7 @@ def take_over(
     with refused_if_it_fails(connection):
         request = Request.receive(connection)
         *_, (begin_ns,) = request.more
+        # First, because outdated code must not examine the rest.
         if (change := template.files.find_change()) is not None:
             on_stale(change)
             raise RefusedError(f"the standby's imports are out of date: {change}")
@@ -110,6 +111,7 @@ def take_over(
         if read.wants_cold_start:
             raise RefusedError
         _raise_reason(template.why_cold(read.line))
+        # Whatever can be refused comes before: once the front process agrees, it makes no cold start itself.
         pidfd = os.pidfd_open(os.getpid())
         messages.wait_for_agreement(connection, [pidfd])
         os.close(pidfd)
@@ -140,7 +142,8 @@ def _become_equal(request: Request, connection: socket.socket, front_pid: int, e
     """
     orig_argv, path, interpreter, text_state, _ = request.more
     _, folder_fd = request.fds
-    _raise_reason(process_state.first_difference(dict(item.split("=", 1) for item in interpreter), interpreter_state()))
+    wanted = dict(item.split("=", 1) for item in interpreter)
+    _raise_reason(process_state.first_difference(wanted, interpreter_state()))
     _raise_reason(environment.why_cold(request.variables))
     with _ensured_to_run(connection, front_pid):
         _raise_reason(process_state.why_not_equal(front_pid))
@@ -177,6 +180,7 @@ def _ensured_to_run(connection: socket.socket, pid: int) -> Iterator[None]:
         pidfd = os.pidfd_open(pid)
     pidfd = move_up(pidfd)
     yield
+    # Only afterwards, because the process may have ended while the block read the state of its pid.
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     if poll.poll(0):

@@ -171,9 +171,11 @@ def execute_with(wanted: Mapping[str, str]) -> dict[str, str]:
         given = {**snapshot(), **json.loads(before)}
         return {name: value for name, value in given.items() if value is not None}
     environment = snapshot()
-    changed = {name: environment.get(name) for name, value in wanted.items() if environment.get(name) != value}
+    present = {name: environment.get(name) for name in wanted}
+    changed = {name: value for name, value in present.items() if value != wanted[name]}
     if changed:
-        os.execve(sys.executable, sys.orig_argv, {**environment, **wanted, marker: json.dumps(changed)})
+        with_wanted = {**environment, **wanted, marker: json.dumps(changed)}
+        os.execve(sys.executable, sys.orig_argv, with_wanted)
     return environment
 
 
@@ -227,7 +229,8 @@ class InstalledFiles:
             if is_newer or (path in mapped and _is_replaced(path)):
                 self._changed_early = path
         self._paths = b"\0".join(map(os.fsencode, stamps))
-        self._columns = tuple(array("q", column) for column in zip(*stamps.values(), strict=True))
+        columns = zip(*stamps.values(), strict=True)
+        self._columns = tuple(array("q", column) for column in columns)
 
     def find_change(self) -> str | None:
         """Returns a reason that names a file that has changed. None if no file has changed."""
@@ -238,7 +241,8 @@ class InstalledFiles:
     def _find_changed(self) -> str | None:
         """The first file that differs, or None. This loop takes most of the time of a check."""
         stat = os.stat
-        for path, mtime_ns, size, inode in zip(self._paths.split(b"\0"), *self._columns, strict=True):
+        paths = self._paths.split(b"\0")
+        for path, mtime_ns, size, inode in zip(paths, *self._columns, strict=True):
             try:
                 now = stat(path)
             except (OSError, ValueError):

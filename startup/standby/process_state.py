@@ -163,14 +163,20 @@ def _enter_cgroup(pid: int) -> str | None:
 
 def _cgroups(pid: int) -> dict[str, str]:
     """The paths of the cgroups with limits, by their controllers. Version 2 has the empty text as its key."""
-    lines = (line.split(":", 2) for line in read_text(f"/proc/{pid}/cgroup").split("\n"))
-    return {line[1]: line[2] for line in lines if len(line) == 3 and not line[1].startswith("name=")}
+    lines = [line.split(":", 2) for line in read_text(f"/proc/{pid}/cgroup").split("\n")]
+    complete = [line for line in lines if len(line) == 3]
+    return {controllers: path for _, controllers, path in complete if not controllers.startswith("name=")}
 
 
 def _limits_of(folder: Path, top: Path) -> set[str]:
     places = [place for place in (folder, *folder.parents) if place.is_relative_to(top)]
-    values = ((name, "\n".join(cgroups.read_lines(place / name))) for place in places for name in _CGROUP_LIMITS)
-    return {f"{name}={value}" for name, value in values if value not in _UNLIMITED}
+    limits: set[str] = set()
+    for place in places:
+        for name in _CGROUP_LIMITS:
+            value = "\n".join(cgroups.read_lines(place / name))
+            if value not in _UNLIMITED:
+                limits.add(f"{name}={value}")
+    return limits
 
 
 def _root_directory(pid: int) -> str:

@@ -72,6 +72,7 @@ def wait_for_start(
     files.record_loaded()
     _check_can_fork()
     death_pipe.follow_no_parent()  # from now on, the end of the standby is an end of file
+    # In this order: garbage is not frozen, and only memory that stays is moved into huge pages.
     gc.collect()
     gc.freeze()
     collapse_memory()
@@ -113,8 +114,10 @@ class _Template:
                 while self._forks.connections:
                     self._wait()
                 os._exit(0)  # the end of the interpreter would free all modules, and some libraries report leaks
-            if self._listener.fileno() in ready and (link := self._fork_for(self._accept_all())) is not None:
-                return link
+            if self._listener.fileno() in ready:
+                link = self._fork_for(self._accept_all())
+                if link is not None:
+                    return link
 
     def _wait(self, *fds: int) -> set[int]:
         """Waits until a descriptor is readable or servers have ended. Reports these to the standby."""
@@ -143,7 +146,10 @@ class _Template:
         return None
 
     def _accept_all(self) -> list[socket.socket]:
-        """Accepts all waiting front processes of this user. Sends the byte `ACK` to each of them at once."""
+        """Accepts all waiting front processes of this user. Sends the byte `ACK` to each of them at once.
+
+        Called before any of them gets a fork, because a front process waits for the byte only `_ACK_S`.
+        """
         accepted: list[socket.socket] = []
         while True:
             try:
@@ -209,7 +215,8 @@ def _private_memory() -> Iterator[tuple[int, int]]:
         lines = maps.readlines()
     for line in lines:
         addresses, access, _, _, inode, *name = line.split(None, 5)
-        if access == b"rw-p" and inode == b"0" and (not name or os.fsdecode(name[0]).strip() == "[heap]"):
+        is_anonymous = inode == b"0" and (not name or os.fsdecode(name[0]).strip() == "[heap]")
+        if access == b"rw-p" and is_anonymous:
             begin, _, end = addresses.partition(b"-")
             yield int(begin, 16), int(end, 16)
 
