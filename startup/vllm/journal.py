@@ -146,7 +146,8 @@ class StartRecordings:
         if "span" in line:
             process, begin_ns, end_ns = line["process"], line["begin_ns"], line["end_ns"]
             waits_for = line.get("waits_for") or _AWAITED.get(line["span"])
-            self.spans.append(PhaseSpan(API if process == MAIN else process, line["span"], begin_ns, end_ns, waits_for))
+            name = API if process == MAIN else process
+            self.spans.append(PhaseSpan(name, line["span"], begin_ns, end_ns, waits_for))
         if "modules" in line:
             self.modules.setdefault(line["process"], []).extend(line["modules"])
         self.environment.update(line.get("environment", {}))
@@ -213,4 +214,5 @@ def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def _phase_name(span_name: str) -> str:
     """The phase's name: `Loading (GPU)` becomes `loading_gpu`."""
-    return "_".join("".join(c if c.isalnum() else " " for c in span_name.lower()).split())
+    spaced = "".join(char if char.isalnum() else " " for char in span_name.lower())
+    return "_".join(spaced.split())

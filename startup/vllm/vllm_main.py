@@ -42,7 +42,8 @@ def without_click(run: Callable[[], int]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), *arguments]  # noqa: PTH118, PTH120
+    folder = os.path.dirname(sys.executable)  # noqa: PTH120
+    sys.argv = [os.path.join(folder, "vllm"), *arguments]  # noqa: PTH118
     _find_main()()
     return 0
 

@@ -65,7 +65,8 @@ class KernelProcesses:
         """
         self._folder = folder
         os.mkfifo(folder / _END, 0o600)
-        self._fd: int | None = os.open(folder / _END, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+        self._fd: int | None = os.open(folder / _END, flags)
 
     def tell(self, use: KernelUse) -> None:
         """Tells the processes what is known of the model once its files are there."""
@@ -149,11 +150,12 @@ def _plan(use: KernelUse) -> CompileJob | None:
     if capability is None or folder is None or claims is None or num_processes < 1:
         return None
     keys = read_keys(capability)
-    missing = [
-        kernel
-        for kernel in kernels_for(use)
-        if (key := keys.get(kernel.id)) is None or not is_cached(folder, key, kernel.function.rpartition(".")[2])
-    ]
+    missing = []
+    for kernel in kernels_for(use):
+        key = keys.get(kernel.id)
+        function = kernel.function.rpartition(".")[2]
+        if key is None or not is_cached(folder, key, function):
+            missing.append(kernel)
     if not missing:
         return None
     return CompileJob(

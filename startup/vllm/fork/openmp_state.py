@@ -55,7 +55,8 @@ def update_openmp() -> None:
         wanted = num_threads_at_import(now.cpus, has_mkl=torch.backends.mkl.is_available())
         if wanted != torch.get_num_threads():
             torch.set_num_threads(wanted)
-    changed = (now.variables[name] for name in _AFFINITY if now.variables[name] != _at_import.variables[name])
+    before = _at_import.variables
+    changed = [now.variables[name] for name in _AFFINITY if now.variables[name] != before[name]]
     places = next(filter(None, map(parse_cpus, changed)), None)
     if places is not None:
         with suppress(OSError):  # a CPU does not exist or is not allowed for this process

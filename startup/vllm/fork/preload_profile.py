@@ -276,9 +276,10 @@ def plan_preload(
     servers = API_MODULES[1:2] if line.has(*flags_that_change("API servers")) else ()
     known = profile.engine_modules if PROFILE.applies else ()
     is_known = bool(known) and profile.is_complete
+    of_platform = platform_modules(vllm, is_eager=is_eager)
     return PreloadPlan(
         folder=str(folder),
-        modules=tuple(dict.fromkeys((*platform_modules(vllm, is_eager=is_eager), *servers, *known))),
+        modules=tuple(dict.fromkeys((*of_platform, *servers, *known))),
         model=None if is_known or model is None else str(model),
         compiler=compiler_time(known, is_eager=is_eager),
         release=vllm.release,

@@ -74,7 +74,8 @@ def _record(vllm: InstalledVllm, record: VllmRecord, note: Callable[[str], None]
 
 def _gather_without(variables: Mapping[str, str]) -> VllmRecord:
     """The record without vLLM's variables. Empty if vLLM cannot be loaded without these either."""
-    kept = {name: value for name, value in variables.items() if not name.startswith("VLLM_") or name in _OF_RECORD}
+    names = [name for name in variables if name in _OF_RECORD or not name.startswith("VLLM_")]
+    kept = {name: variables[name] for name in names}
     with suppress(_UnrecordedError):
         return _gather(kept) if kept != variables else VllmRecord()
     return VllmRecord()

@@ -71,7 +71,8 @@ def leave_out_unfit(vllm: InstalledVllm) -> None:
 
 def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
     """Returns unknown names, and names of essential hooks, without which preloading is impossible."""
-    return sorted(set(names) - {hook.name for hook in HOOKS if not hook.is_essential} - set(get_args(StartPart)))
+    optional = {hook.name for hook in HOOKS if not hook.is_essential}
+    return sorted(set(names) - optional - set(get_args(StartPart)))
 
 
 def find_obstacle() -> str | None:

@@ -88,8 +88,9 @@ def _request_of(vllm: InstalledVllm, line: VllmLine) -> str | None:
         return "only help is requested"
     if OMNI in line.arguments:
         return "vllm-omni runs this command"
-    if (launcher := next((name for name in _RANK_LAUNCHERS if foreign.is_set(name)), None)) is not None:
-        return f"a launcher starts one process per rank ({launcher} is set)"
+    launchers = [name for name in _RANK_LAUNCHERS if foreign.is_set(name)]
+    if launchers:
+        return f"a launcher starts one process per rank ({launchers[0]} is set)"
     return None
 
 

@@ -63,7 +63,8 @@ class Learning:
         profile = self.profile.updated_with(
             recordings, is_warm=start_origin.warm is not None, has_compiled=has_compiled
         )
-        replace(profile, model=str(self.model) if self.model is not None else profile.model).save()
+        model = str(self.model) if self.model is not None else profile.model
+        replace(profile, model=model).save()
         if start_origin.warm is None:  # otherwise the template has imported
             learn_beside(name for names in recordings.modules.values() for name in names)
         is_doubted = self.report is None or bool(self.report.errors or self.report.warnings)

@@ -55,7 +55,8 @@ def _cached_key(compute: Callable[[], str]) -> Callable[[], str]:
         cached = CachedValue("triton-key", str(package), distribution_stamps())
         if (known := cached.read(str)) is not None:
             return known
-        files = [str(file) for name in _HASHED for file in (package / name).rglob("*") if file.suffix in (".py", ".so")]
+        found = (file for name in _HASHED for file in (package / name).rglob("*"))
+        files = [str(file) for file in found if file.suffix in (".py", ".so")]
         value = compute()
         cached.write(value, files)
         return value

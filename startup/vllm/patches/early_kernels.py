@@ -168,4 +168,5 @@ def _record(use: _Use, *, compile_s: float = 0.0, waited_s: float = 0.0) -> None
     """Records that this process uses the kernel, how long it compiled it, and how long it waited for it."""
     if this_start.journal is not None:
         times = {"compile_s": round(compile_s, 3), "waited_s": round(waited_s, 3)}
-        this_start.journal.write(kernel={**asdict(use.kernel), **times, "id": use.kernel.id}, key=use.key)
+        kernel = {**asdict(use.kernel), **times, "id": use.kernel.id}
+        this_start.journal.write(kernel=kernel, key=use.key)

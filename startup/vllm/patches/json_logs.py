@@ -58,7 +58,8 @@ class VllmJsonFormatter(JsonFormatter):
 
     def role_of(self, record: logging.LogRecord) -> str:
         """vLLM's name for the process, which the text format writes before each line."""
-        return str(getattr(record, "vllm_process_name", None) or self._role.get(os.getpid(), record.processName))
+        given = getattr(record, "vllm_process_name", None)
+        return str(given or self._role.get(os.getpid(), record.processName))
 
     def name_role(self, role: str) -> None:
         """Sets this process's name, for versions of vLLM whose records lack it."""

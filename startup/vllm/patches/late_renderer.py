@@ -67,9 +67,11 @@ class _LateObject:
     @classmethod
     def creator(cls, function: Callable[..., Any]) -> Callable[..., "_LateObject"]:
         def create_late(*args: Any, **options: Any) -> "_LateObject":
-            return cls(
-                lambda: function(*map(_value_of, args), **{name: _value_of(value) for name, value in options.items()})
-            )
+            def create() -> Any:
+                values = {name: _value_of(value) for name, value in options.items()}
+                return function(*map(_value_of, args), **values)
+
+            return cls(create)
 
         return create_late
 

@@ -105,7 +105,10 @@ class CachedTokenizers:
 
     def changed(self) -> Path | None:
         """A model whose files have changed since they were read. None if no files have changed."""
-        return next((model for model, stamps in self._stamps.items() if read_folder(model) != stamps), None)
+        for model, stamps in self._stamps.items():
+            if read_folder(model) != stamps:
+                return model
+        return None
 
 
 _PLAIN: Final = {
@@ -121,8 +124,9 @@ _cached: Final[set[str]] = set()
 
 
 def _load_tokenizer(model: Path) -> Any:
-    config = SimpleNamespace(**{**dict.fromkeys(_READ), **_PLAIN, "tokenizer": str(model), "model": str(model)})
-    tokenizer = _CACHED_TOKENIZER.get(importlib.import_module(_CACHED_TOKENIZER.module))(config)
+    fields = {**dict.fromkeys(_READ), **_PLAIN, "tokenizer": str(model), "model": str(model)}
+    module = importlib.import_module(_CACHED_TOKENIZER.module)
+    tokenizer = _CACHED_TOKENIZER.get(module)(SimpleNamespace(**fields))
     renderer = CHAT_TEMPLATE.loaded
     if renderer is not None:
         CHAT_TEMPLATE.get(renderer)(tokenizer, revision=None, code_revision=None, trust_remote_code=False)

@@ -295,7 +295,9 @@ def _is_at(wanted: Any, address: Any, family: int) -> bool:
         return bool(wanted == address)
     any_host = "::" if family == socket.AF_INET6 else "0.0.0.0"
     host, port = wanted[:2]
-    return bool(port == address[1] and address[0] in (host or any_host, *_addresses(host, family)))
+    if port != address[1]:
+        return False
+    return address[0] in (host or any_host, *_addresses(host, family))
 
 
 def _addresses(host: str, family: int) -> list[str]:

@@ -185,7 +185,8 @@ class ServingProbes:
 
     def _log(self, probe: AnsweredProbe) -> None:
         """Writes the line that uvicorn writes for a request."""
-        args = (probe.client, "GET", self._sampler.root_path + probe.path, probe.http_version, int(probe.status))
+        path = self._sampler.root_path + probe.path
+        args = (probe.client, "GET", path, probe.http_version, int(probe.status))
         logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', *args)
 
     def _go_on_without(self) -> None:

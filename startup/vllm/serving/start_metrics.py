@@ -55,12 +55,14 @@ class GraphProgress(NamedTuple):
 
 def read_progress(folder: Path) -> GraphProgress | None:
     """The progress of all engines of a start. None if none of them has graphs."""
-    found = [each for path in folder.glob(_NAME.format("*")) if (each := _read(path)) is not None]
+    read = map(_read, folder.glob(_NAME.format("*")))
+    found = [progress for progress in read if progress is not None]
     if not found:
         return None
     reason = next((each.reason for each in found if each.reason), "")
-    captured, total, is_late, num_given_up = (sum(column) for column in zip(*(each[:4] for each in found), strict=True))
-    return GraphProgress(captured, total, bool(is_late), num_given_up, reason)
+    numbers = [each[:4] for each in found]
+    captured, total, num_late, num_given_up = map(sum, zip(*numbers, strict=True))
+    return GraphProgress(captured, total, bool(num_late), num_given_up, reason)
 
 
 def stop_capturing(folder: Path) -> None:

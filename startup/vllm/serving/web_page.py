@@ -45,7 +45,8 @@ class WebPage:
             page = read_page()
             return Response(page.body, media_type="text/html", headers=dict(page.headers))
         if path == DATA_PATH:
-            return JSONResponse({**self._state.status(), **self._fixed, "live": await self._live()})
+            live = await self._live()
+            return JSONResponse({**self._state.status(), **self._fixed, "live": live})
         return None
 
     async def _live(self) -> dict[str, Any]:

@@ -113,11 +113,15 @@ class _NewRunner:
     def __init__(self, runner: Any) -> None:
         self._manager = runner.cudagraph_manager
         self._candidates = self._manager._candidates
-        self.every = [(mode, desc) for mode, descs in self._manager._capture_descs.items() for desc in descs]
+        by_mode = self._manager._capture_descs.items()
+        self.every = [(mode, desc) for mode, descs in by_mode for desc in descs]
 
     def select(self, graphs: Sequence[Graph]) -> None:
         """Makes `capture_model` capture these graphs."""
-        self._manager._capture_descs = {mode: [desc for other, desc in graphs if other == mode] for mode, _ in graphs}
+        by_mode: dict[Any, list[Any]] = {}
+        for mode, desc in graphs:
+            by_mode.setdefault(mode, []).append(desc)
+        self._manager._capture_descs = by_mode
 
     def use(self, graphs: Sequence[Graph]) -> None:
         """Makes batches use these graphs."""
@@ -231,7 +235,8 @@ class _Worker:
             return _Failure(_describe(err), _is_out_of_memory(err))
 
     def progress(self) -> GraphProgress:
-        return GraphProgress(len(self._captured), len(self._captured) + len(self._missing), is_late=True)
+        num_captured = len(self._captured)
+        return GraphProgress(num_captured, num_captured + len(self._missing), is_late=True)
 
     def _find_missing(self, batch: _Batch) -> Graph | None:
         """The graph that the batch would use, unless it is captured."""
