@@ -97,7 +97,8 @@ class Name:
         takes_any = any(each.kind is each.VAR_KEYWORD for each in given)
         if unknown := [parameter for parameter in passed if not takes_any and parameter not in names]:
             yield f"{self.module}.{self.path} takes no {', '.join(unknown)}"
-        if needed := [each.name for each in taken if each.name not in passed and each.default is each.empty]:
+        required = [each.name for each in taken if each.default is each.empty]
+        if needed := [name for name in required if name not in passed]:
             yield f"{self.module}.{self.path} needs {', '.join(needed)}"
 
 
@@ -169,7 +170,9 @@ class Hook:
         return replace(self, needs=needs, since=since, until=until, places=places, changes=[])
 
     def is_for(self, release: Release) -> bool:
-        return (self.since is None or release >= self.since) and (self.until is None or release <= self.until)
+        if self.since is not None and release < self.since:
+            return False
+        return self.until is None or release <= self.until
 
     @property
     def applies(self) -> bool:
@@ -242,7 +245,8 @@ def place_only_for(release: Release) -> None:
 
 def leave_out_misfits(hooks: Iterable[Hook]) -> None:
     """Leaves out hooks that do not fit the modules' files or the modules loaded so far. Logs their names."""
-    _unfit.update(dict.fromkeys(hook for hook in hooks if next(hook.problems(), None) is not None))
+    with_problems = [hook for hook in hooks if next(hook.problems(), None) is not None]
+    _unfit.update(dict.fromkeys(with_problems))
     if _unfit:
         log_unfit(unfit())
 
@@ -337,7 +341,10 @@ def _file(module: str) -> Path | None:
     if package is None or not package.is_dir():
         return package
     path = package.joinpath(*module.split(".")[1:])
-    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+    for file in (path / "__init__.py", path.with_suffix(".py")):
+        if file.is_file():
+            return file
+    return None
 
 
 def _is_set(owner: type, name: str) -> bool:

@@ -220,7 +220,10 @@ class _Finder:
 
     def _specs(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> Iterator[ModuleSpec]:
         """Yields the specs from the files and the other finders, in the order of `sys.meta_path`."""
-        others: list[Any] = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
+        others: list[Any] = []
+        if self in sys.meta_path:
+            own_place = sys.meta_path.index(self)
+            others = sys.meta_path[own_place + 1 :]
         for other in others:
             for file in self.files if other is PathFinder else ():
                 if (spec := file.find_spec(name, path)) is not None:

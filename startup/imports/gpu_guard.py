@@ -65,7 +65,8 @@ class GpuGuard:
     """The state of the guard in this process, from its first use on."""
 
     def __init__(self) -> None:
-        self._left = CachedValue(_FOLDER, (sys.version, sys.prefix), (distribution_stamps(), _capabilities()))
+        interpreter, installed = (sys.version, sys.prefix), (distribution_stamps(), _capabilities())
+        self._left = CachedValue(_FOLDER, interpreter, installed)
         self._to_forks: set[str] = set(self._left.read(list[str]) or ())
         """Modules that would initialize the driver, and the modules that import them."""
         self._raised: list[NeedsGpuError] = []
@@ -113,7 +114,8 @@ class GpuGuard:
         raise self._raised[-1]
 
     def _keep(self, name: str) -> None:
-        self._left.write(sorted({*(self._left.read(list[str], is_own=True) or ()), name}))
+        present = self._left.read(list[str], is_own=True) or ()
+        self._left.write(sorted({*present, name}))
 
 
 _guard: GpuGuard | None = None

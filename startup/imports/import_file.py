@@ -201,7 +201,8 @@ def uninstall() -> list[str]:
     known: set[str] = set()
     known.update(*(file.index.modules for file in files), *(file.index.refused for file in files))
     known.difference_update(*(file.outdated for file in files))
-    return [name for name, module in list(sys.modules.items()) if name not in known and _is_from_source(name, module)]
+    others = [(name, module) for name, module in list(sys.modules.items()) if name not in known]
+    return [name for name, module in others if _is_from_source(name, module)]
 
 
 def _read_part(fd: int, part: Part) -> Any:

@@ -116,7 +116,10 @@ class LateName:
 def _is_complete(module: str, names: Iterable[str] | None) -> bool:
     """Whether the module is loaded and has each of these names, none of them late."""
     loaded = sys.modules.get(module)
-    return loaded is not None and not any(type(vars(loaded).get(name)) is LateName for name in names or ())
+    if loaded is None:
+        return False
+    values = (vars(loaded).get(name) for name in names or ())
+    return not any(type(value) is LateName for value in values)
 
 
 def is_installed(package: str | None) -> bool:

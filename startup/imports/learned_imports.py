@@ -253,9 +253,9 @@ def _write(file: BinaryIO, names: Iterable[str], methods: Mapping[str, CodeType]
         is_package = spec.submodule_search_locations is not None
         modules[name] = tuple(ModuleEntry(is_package, origin, stamp.stored, _append(file, code)))
     place = _append(file, marshal.dumps(dict(methods)))
-    index = marshal.dumps(
-        tuple[Any, ...](Index(import_file.this_interpreter(), distribution_stamps(), modules, tuple(refused), place))
-    )
+    interpreter = import_file.this_interpreter()
+    content = Index(interpreter, distribution_stamps(), modules, tuple(refused), place)
+    index = marshal.dumps(tuple[Any, ...](content))
     offset = file.tell()
     file.write(index)
     file.seek(0)

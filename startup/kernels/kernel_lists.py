@@ -98,7 +98,8 @@ def save_kernels(use: KernelUse, kernels: Iterable[Kernel]) -> None:
     known_s = {kernel.id: kernel.compile_s for kernel in kernels_for(use)}
     timed = (replace(each, compile_s=each.compile_s or known_s.get(each.id, 0.0)) for each in kernels)
     slowest_first = sorted(timed, key=lambda kernel: -kernel.compile_s)
-    general = tuple(unique(kernel.for_any_model(use.traits) for kernel in slowest_first))[:_MOST_KERNELS]
+    for_any_model = unique(kernel.for_any_model(use.traits) for kernel in slowest_first)
+    general = tuple(for_any_model)[:_MOST_KERNELS]
     _cached(use).write(asdict(_KernelList(use.version, use.flags, general)))
 
 
@@ -115,15 +116,18 @@ def save_keys(capability: tuple[int, int], keys: Mapping[str, str]) -> None:
     """Adds keys of kernels to those that are kept."""
     known = read_keys(capability)
     if not keys.items() <= known.items():
-        latest = list({**{name: key for name, key in known.items() if name not in keys}, **keys}.items())
+        others = {name: key for name, key in known.items() if name not in keys}
+        latest = list({**others, **keys}.items())
         _cached_keys(capability).write(dict(latest[-_MOST_KEYS:]))
 
 
 def _others(use: KernelUse) -> tuple[Kernel, ...]:
     """The kernels of the last start of this vLLM with the same flags and another model. Empty if none."""
     lists = read_all(_FOLDER, of_type(_KernelList))
-    same = (each for each in lists if (each.version, each.flags) == (use.version, use.flags))
-    return next((each.kernels for each in same), ())
+    for each in lists:
+        if (each.version, each.flags) == (use.version, use.flags):
+            return each.kernels
+    return ()
 
 
 def _cached(use: KernelUse) -> CachedValue:

@@ -119,7 +119,8 @@ class LineStream(io.TextIOBase):
         message, self._part.text = self._part.text.strip(), ""
         if message:
             level = _LEVELS.get(message.partition(":")[0], logging.INFO)
-            self.handler.handle(logging.getLogRecordFactory()("stderr", level, "", 0, "%s", (message,), None))
+            create = logging.getLogRecordFactory()
+            self.handler.handle(create("stderr", level, "", 0, "%s", (message,), None))
 
 
 def log_everything_as_json(handler: logging.Handler) -> None:

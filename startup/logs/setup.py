@@ -86,7 +86,8 @@ def log_failure(message: str, code: str) -> bool:
 
 def log_options_of_environment() -> LogOptions:
     """The log options from the environment, for a process that gets no flags."""
-    return LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format=cast("LogFormat", env.VCLI_LOG_FORMAT.get()))
+    log_format = cast("LogFormat", env.VCLI_LOG_FORMAT.get())
+    return LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format=log_format)
 
 
 def rename_process(role: str) -> None:
@@ -155,7 +156,8 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
         for name in PACKAGES:
             loggers.setdefault(name, copy.deepcopy(loggers[_VLLM]))
     for formatter in config.get("formatters", {}).values():
-        if str(formatter.get("class", "")).startswith(_VLLM) and formatter["class"].endswith(_VLLM_FORMATTER):
+        name = str(formatter.get("class", ""))
+        if name.startswith(_VLLM) and name.endswith(_VLLM_FORMATTER):
             del formatter["class"]
     config.setdefault("disable_existing_loggers", False)
     return config

@@ -190,7 +190,8 @@ class Acceptor:
             connection.recv(MAX_HEAD_BYTES, socket.MSG_DONTWAIT)
             connection.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             client = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
-            self._unlogged.append(AnsweredProbe(client, *probe, answer.split(b" ", 2)[1].decode()))
+            status = answer.split(b" ", 2)[1].decode()
+            self._unlogged.append(AnsweredProbe(client, *probe, status))
         return True
 
     def _stop_waiting(self, connection: socket.socket) -> None:

@@ -237,5 +237,6 @@ class ProbeConnection:
 def _path(head: bytes | bytearray) -> str:
     """The path without query and final slashes."""
     words = head.partition(b"\r\n")[0].split(b" ", 2)
-    path = words[1].partition(b"?")[0].decode("latin-1") if len(words) > 1 else ""
+    target = words[1] if len(words) > 1 else b""
+    path = target.partition(b"?")[0].decode("latin-1")
     return path.rstrip("/") or "/"

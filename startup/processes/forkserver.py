@@ -160,7 +160,8 @@ class ForkedPopen(popen_spawn_posix.Popen):
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         if self._connection is None:
             return super().poll(flag)
-        if self.returncode is None and wait([self.sentinel], timeout=0 if flag == os.WNOHANG else None):
+        timeout_s = 0 if flag == os.WNOHANG else None
+        if self.returncode is None and wait([self.sentinel], timeout=timeout_s):
             with self._reading:  # another thread may have read it
                 if self.returncode is None:
                     self.returncode = self._exit_code(self._connection)
@@ -242,7 +243,8 @@ def _start_forkserver(preload_module: str) -> None:
         stack.enter_context(environment.overlaid(_WITHOUT_WORKING_FOLDER))
         call = f"main({theirs.fileno()}, {preload_module!r}, {os.getpid()})"
         code = f"import {OWN_PACKAGES_MODULE}; from {__name__} import main; {call}"
-        arguments = [os.fsencode(argument) for argument in (*spawn.get_command_line()[:-2], code)]
+        command = spawn.get_command_line()[:-2]
+        arguments = [os.fsencode(argument) for argument in (*command, code)]
         pid = start_program(arguments, [theirs.fileno()])
     _this.server = _Server(pid, move_socket_up(ours))
 

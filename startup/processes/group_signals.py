@@ -61,7 +61,8 @@ def cleaning_up() -> Iterator[None]:
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in GROUP_SIGNALS if is_main}
-    numbers = [n for n, handler in before.items() if handler not in (signal.SIG_IGN, signal.default_int_handler)]
+    left_alone = (signal.SIG_IGN, signal.default_int_handler)
+    numbers = [number for number, handler in before.items() if handler not in left_alone]
     received: list[int] = []
     is_cleaning = False
 

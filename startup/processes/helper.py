@@ -84,7 +84,8 @@ class Helper:
         """
         end_s = time.monotonic() + timeout_s
         while (event := self._take()) is None:
-            if self._poll.poll(max(min(end_s - time.monotonic(), _POLLED_EVERY_S), 0.0) * 1000):
+            left_s = min(end_s - time.monotonic(), _POLLED_EVERY_S)
+            if self._poll.poll(max(left_s, 0.0) * 1000):
                 if not (chunk := os.read(self._events.fileno(), 1 << 16)):
                     raise HelperEndedError(self._wait())
                 self._received += chunk
@@ -131,8 +132,10 @@ def _import_path() -> list[str]:
 
     installed = [path for path in sys.path if Path(path).name in _INSTALLED]
     spec = find_spec("huggingface_hub")
-    own = [str(Path(spec.origin).parents[1])] if spec is not None and spec.origin is not None else []
-    return list(dict.fromkeys((_ROOT, *own, *installed)))
+    folders = [_ROOT]
+    if spec is not None and spec.origin is not None:
+        folders.append(str(Path(spec.origin).parents[1]))
+    return list(dict.fromkeys((*folders, *installed)))
 
 
 def main() -> None:

@@ -132,8 +132,10 @@ def discard_dormant(names: Iterable[str] | None = None) -> None:
     """
     if _this.dormant is None:
         return
-    if names is not None and all(_this.dormant.at_import.get(name, "") == foreign.text_of(name) for name in names):
-        return
+    if names is not None:
+        at_import = _this.dormant.at_import
+        if all(at_import.get(name, "") == foreign.text_of(name) for name in names):
+            return
     os.kill(_this.dormant.pid, signal.SIGKILL)  # forks of this process may keep the connection open
     os.waitpid(_this.dormant.pid, 0)
     _this.dormant.connection.close()
@@ -194,9 +196,8 @@ def send_program(
 ) -> None:
     """Sends a program, with this process's variables and output, to a fork that calls `run_program`."""
     open_fds = [*filter(is_open, _OUTPUT), *fds]
-    send_request(
-        connection, arguments, environment.snapshot(), open_fds, list(map(os.fsencode, texts)), fds=[*other_fds]
-    )
+    encoded = list(map(os.fsencode, texts))
+    send_request(connection, arguments, environment.snapshot(), open_fds, encoded, fds=[*other_fds])
 
 
 def run_program(connection: socket.socket, begin: Callable[[Request], None]) -> NoReturn:
@@ -212,7 +213,8 @@ def run_program(connection: socket.socket, begin: Callable[[Request], None]) -> 
             request = Request.receive(connection)
             take_descriptors(request.open_fds, _OUTPUT)
             code = request.arguments.index(b"-c") + 1
-            sys.argv[:] = map(os.fsdecode, (b"-c", *request.arguments[code + 1 :]))
+            after_code = request.arguments[code + 1 :]
+            sys.argv[:] = map(os.fsdecode, (b"-c", *after_code))
             environment.replace_all(request.variables)
             begin(request)
         exec(request.arguments[code], {"__name__": "__main__"})  # the code comes from our parent

@@ -58,7 +58,8 @@ def inherit(thread_id: int, blocked: int) -> None:
         set_limits(thread_id)
     if "Umask" in status:
         os.umask(int(status["Umask"], 8))
-    signal.pthread_sigmask(signal.SIG_SETMASK, [n for n in signal.valid_signals() if blocked >> (n - 1) & 1])
+    numbers = [number for number in signal.valid_signals() if blocked >> (number - 1) & 1]
+    signal.pthread_sigmask(signal.SIG_SETMASK, numbers)
     os.sched_setaffinity(0, os.sched_getaffinity(thread_id))
 
 

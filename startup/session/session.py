@@ -157,7 +157,8 @@ class StartSession:
             self.timeline.mark("listening")
         self.port = listening.getsockname()[1] if address.uds is None and passed is None else None
         self._address = listener.describe(listening, is_tls=address.is_tls)
-        if listener.is_listening(listening) and address.uds is None and not (sys.stdout and sys.stdout.isatty()):
+        is_terminal = bool(sys.stdout) and sys.stdout.isatty()
+        if listener.is_listening(listening) and address.uds is None and not is_terminal:
             self._log_note = _ANSWERS_AT_ONCE
         self.keep_run_record(self._address)
         self.responder = self.stack.enter_context(StartupResponder(listening, self._answers, prepare_channels))

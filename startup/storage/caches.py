@@ -69,7 +69,8 @@ def find_baked() -> BakedFolder:
     named = env.VCLI_BAKED.get()
     if named == OFF:
         return BakedFolder()
-    return _examine(Path(expand_home(named)) if named else FIXED_PATH, os.geteuid(), is_named=named is not None)
+    folder = Path(expand_home(named)) if named else FIXED_PATH
+    return _examine(folder, os.geteuid(), is_named=named is not None)
 
 
 def use_baked_bytecode() -> bool:
@@ -128,11 +129,14 @@ def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> st
         parts: names in the folder.
     """
     links = list(_links(folder))
-    if (foreign := next((link for link in links if link.lstat().st_uid not in (0, user)), None)) is not None:
-        return f"{foreign} belongs to another user ({foreign.lstat().st_uid})"
+    for link in links:
+        owner = link.lstat().st_uid
+        if owner not in (0, user):
+            return f"{link} belongs to another user ({owner})"
     folder = folder.resolve()
     own = (folder, *(folder / part for part in parts))
-    for path in (*own, *folder.parents, *(parent for link in links for parent in link.parents)):
+    above_links = (parent for link in links for parent in link.parents)
+    for path in (*own, *folder.parents, *above_links):
         if (problem := _why_changeable(path, user, allows_sticky=path not in own)) is not None:
             return problem
     return None
@@ -141,7 +145,8 @@ def why_not_trusted(folder: Path, user: int, *, parts: Iterable[str] = ()) -> st
 def _links(path: Path) -> Iterator[Path]:
     """The symbolic links on the way to a file, including links to which these links point."""
     for _ in range(_MOST_LINKS):
-        link = next((each for each in (*reversed(path.parents), path) if each.is_symlink()), None)
+        on_the_way = (*reversed(path.parents), path)
+        link = next((each for each in on_the_way if each.is_symlink()), None)
         if link is None:
             break
         yield link
@@ -354,4 +359,7 @@ def _why_unusable(folder: Path) -> str | None:
 
 
 def _compiled(package: Path) -> Iterator[Path]:
-    return (Path(cache_from_source(str(path))) for name in _PROBES if (path := package / name).exists())
+    for name in _PROBES:
+        path = package / name
+        if path.exists():
+            yield Path(cache_from_source(str(path)))

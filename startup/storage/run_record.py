@@ -110,7 +110,8 @@ def _write(record: RunRecord) -> str:
     """Writes a record and returns its path. The file gets its name once it is complete and locked."""
     warm = start_origin.warm
     front_pid = warm.front_pid if warm is not None else None
-    content = asdict(replace(record, front_pid=front_pid, pid=os.getpid())) | {"network": str(_NETWORK.readlink())}
+    content = asdict(replace(record, front_pid=front_pid, pid=os.getpid()))
+    content["network"] = str(_NETWORK.readlink())
     del content["start"]
     path = f"{record_folder()}/{os.getpid()}-{time.monotonic_ns()}"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
@@ -171,6 +172,7 @@ def _own_folder(path: str) -> str:
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)  # noqa: PTH102
     status = os.lstat(path)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+    is_own_folder = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    if not is_own_folder or stat.S_IMODE(status.st_mode) & 0o077:
         raise PermissionError(f"{path} must be a folder of this user with mode 0700")
     return path

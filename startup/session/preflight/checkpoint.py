@@ -117,7 +117,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         weights = find_weight_files(folder)
     except OSError as err:
         finding = error("model", f"{folder} cannot be read: {err.strerror}")
-        return Checkpoint(folder, {}, WeightFiles(None, {}, (), ()), (), 0, (finding,))
+        nothing = WeightFiles(None, {}, (), ())
+        return Checkpoint(folder, {}, nothing, (), 0, (finding,))
     config = read_json_object(folder / "config.json")
     files = [read_safetensors(path) for path in weights.present if path.suffix == ".safetensors"]
     findings = [
@@ -183,8 +184,10 @@ def dtype_problem(config: Mapping[str, Any]) -> str | None:
 def sampling_findings(path: Path, override: Mapping[str, Any]) -> Iterator[Finding]:
     """Reports values of generation_config.json and of the flag that no request can have, and wrong names."""
     content = read_json_object(path).content if path.is_file() else {}
-    for fault in (*find_values(content, str(path)).faults, *find_values(override, FLAG).faults):
-        yield (error if fault.is_fatal else warning)("generation_config", fault.text)
+    of_file, of_flag = find_values(content, str(path)), find_values(override, FLAG)
+    for fault in (*of_file.faults, *of_flag.faults):
+        report = error if fault.is_fatal else warning
+        yield report("generation_config", fault.text)
 
 
 def _config_findings(folder: Path, config: JsonFile) -> Iterator[Finding]:
@@ -243,7 +246,10 @@ def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Itera
     if weights.index_path is None:
         return
     folder = weights.index_path.parent
-    held = {file.path.relative_to(folder).as_posix(): file.tensors for file in files if file.tensors}
+    held: dict[str, Mapping[str, TensorEntry]] = {}
+    for file in files:
+        if file.tensors:
+            held[file.path.relative_to(folder).as_posix()] = file.tensors
     lost: dict[str, list[str]] = {}
     for tensor, shard in weights.shard_of.items():
         if shard in held and tensor not in held[shard]:
@@ -311,6 +317,7 @@ def _entry(name: str, value: Any) -> TensorEntry:
         entry = TensorEntry(str(value["dtype"]), math.prod(shape), begin, end)
     except (TypeError, KeyError, ValueError) as err:
         raise _HeaderError(f"has a corrupt header: tensor {name!r} lacks dtype, shape or data_offsets") from err
-    if not all(isinstance(number, int) and number >= 0 for number in entry[1:4]) or begin > end:
+    are_numbers = all(isinstance(number, int) and number >= 0 for number in entry[1:4])
+    if not are_numbers or begin > end:
         raise _HeaderError(f"has a corrupt header: tensor {name!r} lies at {begin} to {end}")
     return entry

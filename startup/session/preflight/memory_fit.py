@@ -97,7 +97,11 @@ def _kv_elements(text: dict[str, Any]) -> int:
 
 def _count(text: dict[str, Any], *keys: str) -> int:
     """The first positive number among the values of these keys. 0 if there is no such number."""
-    return next((text[key] for key in keys if type(text.get(key)) is int and text[key] > 0), 0)
+    for key in keys:
+        value = text.get(key)
+        if type(value) is int and value > 0:
+            return value
+    return 0
 
 
 def check_asked(what: str, num_bytes: float, memory: MemoryState, check: str = "memory") -> Iterator[Finding]:
@@ -116,9 +120,8 @@ def check_asked(what: str, num_bytes: float, memory: MemoryState, check: str = "
 
 def check_asked_of_gpus(what: str, num_bytes: int, gpus: Sequence[Gpu]) -> Iterator[Finding]:
     """The same for the memory of each of these GPUs."""
-    least, free = (
-        min(sizes, default=0) for sizes in zip(*((gpu.total_bytes, gpu.free_bytes) for gpu in gpus), strict=True)
-    )
+    least = min((gpu.total_bytes for gpu in gpus), default=0)
+    free = min((gpu.free_bytes for gpu in gpus), default=0)
     if num_bytes > least > 0:
         text = f"{what} asks for {format_bytes(num_bytes)} of each GPU, and a GPU has {format_bytes(least)}: give less"
         yield error("gpu_memory", text)

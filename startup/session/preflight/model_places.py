@@ -58,8 +58,10 @@ def unchecked_places(places: Iterable[ModelPlace]) -> Iterator[Finding]:
 
 def _is_cached(place: ModelPlace) -> bool:
     """Whether any part of the model is in vLLM's download folder or in the hub's cache."""
-    folder = place.folder or find_snapshot(place.name, revision=place.revision, cache_dir=env.HF_HUB_CACHE.get())
-    return folder is not None
+    if place.folder is not None:
+        return True
+    hub_cache = env.HF_HUB_CACHE.get()
+    return find_snapshot(place.name, revision=place.revision, cache_dir=hub_cache) is not None
 
 
 def choice_findings(place: ModelPlace, *, has_template: bool) -> Iterator[Finding]:
@@ -122,7 +124,8 @@ def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
 def _describe_download(place: ModelPlace, sizes: Mapping[str, int], endpoint: str) -> Finding:
     """The sizes of the files, beside free disk and memory. A warning if there is too little of them."""
     files = place.wanted.choose(sizes)
-    total, weights = (sum(map(sizes.__getitem__, some)) for some in (files, place.wanted.choose_weights(sizes)))
+    total = sum(sizes[name] for name in files)
+    weights = sum(sizes[name] for name in place.wanted.choose_weights(sizes))
     disk = shutil.disk_usage(nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())).free
     memory = available_bytes()
     lacks_memory = place.wanted.engine == "embedded" and 0 < memory < weights

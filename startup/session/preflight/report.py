@@ -138,7 +138,8 @@ class PreflightReport:
         head = f"{len(messages)} faults:" if len(messages) > 1 else ""
         rest = f"and {num_hidden} more: --preflight-only shows all" if num_hidden else ""
         cause = USAGE_CAUSE if self.has_usage_error else self.errors[0].cause_name
-        return kind("\n  ".join(filter(None, (head, *shown, rest, self.way_round))), cause=cause)
+        lines = filter(None, (head, *shown, rest, self.way_round))
+        return kind("\n  ".join(lines), cause=cause)
 
     def apply(self, mode: PreflightMode) -> None:
         """Raises the errors in one exception. With the mode `warn`, or without errors, logs the findings."""

@@ -50,7 +50,8 @@ def check_libraries() -> Iterator[Finding]:
         if foreign.is_set(name) and (problem := write_problem(folder or ".")):
             yield error("environment", f"{name}={folder} cannot be written to ({problem}): create it, or unset {name}")
     try:
-        mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+        access = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+        mmap.mmap(-1, mmap.PAGESIZE, prot=access).close()
     except OSError as err:
         yield error(
             "executable_memory",
