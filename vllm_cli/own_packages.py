@@ -47,7 +47,9 @@ class UsersModulesFinder:
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Returns None for all modules except submodules of this program's packages."""
-        return next(_find_users(name), None) if path is not None and name.partition(".")[0] in _PACKAGES else None
+        if path is None or name.partition(".")[0] not in _PACKAGES:
+            return None
+        return next(_find_users(name), None)
 
 
 class _PackageLoader(SourceFileLoader):

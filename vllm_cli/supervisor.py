@@ -58,8 +58,10 @@ class Supervisor:
         with selectors.DefaultSelector() as selector:
             selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
             while self._server.poll() is None and not self._is_stop_requested:
-                if selector.select(_POLL_S) and not self._execute(os.read(sys.stdin.fileno(), 4096)):
-                    break
+                if selector.select(_POLL_S):
+                    commands = os.read(sys.stdin.fileno(), 4096)
+                    if not self._execute(commands):
+                        break
         self._stop()
         status = self._server.returncode
         return status if status >= 0 else 128 - status

@@ -80,5 +80,6 @@ def align(rows: Sequence[Sequence[str]], *, are_figures: bool = False) -> list[s
     columns = []
     for index, column in enumerate(zip(*rows, strict=True)):
         width = max(map(len, column))
-        columns.append([cell.rjust(width) if are_figures and index else cell.ljust(width) for cell in column])
+        align_cell = str.rjust if are_figures and index else str.ljust
+        columns.append([align_cell(cell, width) for cell in column])
     return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]

@@ -180,7 +180,8 @@ def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None)
     weights = {str(path.resolve()) for path in model.iterdir()} if model is not None else set()
     libraries = (file for file in pages if file.path not in weights and Path(file.path).exists())
     import_files = list(folder.glob(_PARTS[IMPORTS]))
-    write_pages(str(folder / PAGES), (*(whole_file(str(path)) for path in import_files), *libraries))
+    whole_imports = (whole_file(str(path)) for path in import_files)
+    write_pages(str(folder / PAGES), (*whole_imports, *libraries))
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -211,7 +212,9 @@ def _describe(arguments: Sequence[str], subject: Subject, left_out: dict[str, st
 
 def _check_output(output: Path) -> None:
     """Raises InputError if the output is a file, or a folder with files that `bake` has not written."""
-    if output.exists() and not (output / MANIFEST).is_file() and (not output.is_dir() or any(output.iterdir())):
+    if not output.exists() or (output / MANIFEST).is_file():
+        return
+    if not output.is_dir() or any(output.iterdir()):
         raise InputError(f"--output {output} exists and was not written by `vllm-cli bake`. Name another folder.")
 
 
@@ -253,7 +256,8 @@ def _clean(folder: Path) -> None:
     for learned in (folder / COMPILED).glob("starts-*"):
         shutil.rmtree(learned)
     others = [path for path in cache.glob("*") if path.name not in (OWN, INSPECTIONS)]
-    for path in (*others, *(path for pattern in _NOT_KEPT for path in (cache / OWN).glob(pattern))):
+    not_kept = [path for pattern in _NOT_KEPT for path in (cache / OWN).glob(pattern)]
+    for path in (*others, *not_kept):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

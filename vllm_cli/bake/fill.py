@@ -138,6 +138,6 @@ def _verified(location: Location, reported: Mapping[str, Any], begin_s: float) -
         raise StartupError(str(err)) from err
     if missing := sorted(set(reported["archives"]) - set(sizes)):
         raise StartupError(f"{location.address} lacks {', '.join(missing)}, which was added")
-    return FillResult(
-        tuple(reported["archives"]), sum(sizes[name] for name in reported["archives"]), time.monotonic() - begin_s
-    )
+    archives = tuple(reported["archives"])
+    num_bytes = sum(sizes[name] for name in archives)
+    return FillResult(archives, num_bytes, time.monotonic() - begin_s)

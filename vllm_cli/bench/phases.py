@@ -65,7 +65,8 @@ class StartLog:
 
     def read(self) -> None:
         """Reads the lines written since the last call, and counts them as written now."""
-        *lines, self._rest = (self._rest + self._file.read()).replace(b"\r", b"\n").split(b"\n")
+        written = self._rest + self._file.read()
+        *lines, self._rest = written.replace(b"\r", b"\n").split(b"\n")
         now_ns = time.monotonic_ns()
         for line in lines:
             self.note(line.decode(errors="replace"), now_ns)
@@ -112,8 +113,12 @@ def follow_log(path: Path) -> Iterator[StartLog]:
 def ends_of_spans(spans_end_s: Mapping[str, float]) -> dict[str, float]:
     """Phase -> its end in seconds since exec. `spans_end_s`: `process:span` of `/startupz` -> its end."""
     by_name = {key.partition(":")[2]: end_s for key, end_s in spans_end_s.items()}
-    found = {phase: [by_name[name] for name in names if name in by_name] for phase, names in _REPORTED.items()}
-    return {phase: max(ends_s) for phase, ends_s in found.items() if ends_s}
+    ends: dict[str, float] = {}
+    for phase, names in _REPORTED.items():
+        found = [by_name[name] for name in names if name in by_name]
+        if found:
+            ends[phase] = max(found)
+    return ends
 
 
 def divide(ends_s: Mapping[str, float], first_token_s: float) -> dict[str, float]:

@@ -128,7 +128,8 @@ def _main() -> None:
     is_over = threading.Event()
     threading.Thread(target=_await_end_of_input, args=[is_over], daemon=True, name="stdin").start()
     _say("probing")
-    json.dump(asdict(_probe_until(is_over, int(line), int(INTERVAL_S * 1e9))), sys.stdout)
+    samples = _probe_until(is_over, int(line), int(INTERVAL_S * 1e9))
+    json.dump(asdict(samples), sys.stdout)
 
 
 if __name__ == "__main__":

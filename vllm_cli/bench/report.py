@@ -120,7 +120,8 @@ def encode_result(result: Result) -> str:
         ],
         "problems": result.problems,
     }
-    return msgspec.json.format(msgspec.json.encode(content, enc_hook=str), indent=2).decode() + "\n"
+    encoded = msgspec.json.encode(content, enc_hook=str)
+    return msgspec.json.format(encoded, indent=2).decode() + "\n"
 
 
 def _encode_side(side: Side, metrics: tuple[Metric, ...]) -> dict[str, Any]:
@@ -193,14 +194,18 @@ def percentile(values: Sequence[float], percent: int) -> float | None:
     """The value below which `percent` of the values lie, interpolated. None if there are no values."""
     if len(values) < 2:
         return next(iter(values), None)
-    return [min(values), *quantiles(values, n=100, method="inclusive"), max(values)][percent]
+    inner = quantiles(values, n=100, method="inclusive")
+    return [min(values), *inner, max(values)][percent]
 
 
 def percentiles_ms(name: str, values_ns: Sequence[float], *percents: int) -> dict[str, float | None]:
     """Figures such as `ttft_p50_ms`. 100 percent stands for the maximum."""
-    names = (f"{name}_max_ms" if percent == 100 else f"{name}_p{percent}_ms" for percent in percents)
-    values = (percentile(values_ns, percent) for percent in percents)
-    return {name: None if value is None else value / 1e6 for name, value in zip(names, values, strict=True)}
+    figures: dict[str, float | None] = {}
+    for percent in percents:
+        value = percentile(values_ns, percent)
+        figure = f"{name}_max_ms" if percent == 100 else f"{name}_p{percent}_ms"
+        figures[figure] = None if value is None else value / 1e6
+    return figures
 
 
 def spread_of(values: Iterable[float | None]) -> Spread | None:

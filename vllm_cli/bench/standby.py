@@ -69,7 +69,9 @@ class BenchStandby:
         """The data of `standby status`. Empty while the standby does not answer."""
         arguments = [*self._prefix, "standby", "status", "--json"]
         done = subprocess.run(arguments, capture_output=True, env={**snapshot(), **self._place})
-        return msgspec.json.decode(done.stdout, type=dict[str, Any]) if done.returncode == 0 else {}
+        if done.returncode:
+            return {}
+        return msgspec.json.decode(done.stdout, type=dict[str, Any])
 
 
 def split_own_command(command: str) -> tuple[list[str], list[str]]:
@@ -81,8 +83,9 @@ def split_own_command(command: str) -> tuple[list[str], list[str]]:
     arguments = shlex.split(command)
     arguments = ["env", *arguments] if "=" in arguments[0] else arguments
     for index, argument in enumerate(arguments):
-        is_own = Path(arguments[index - 1]).name == "vllm-cli" or arguments[index - 2 : index] == ["-m", "vllm_cli"]
-        if argument == "serve" and is_own:
+        is_script = Path(arguments[index - 1]).name == "vllm-cli"
+        is_module = arguments[index - 2 : index] == ["-m", "vllm_cli"]
+        if argument == "serve" and (is_script or is_module):
             return arguments[:index], arguments[index + 1 :]
     return [], arguments
 

@@ -153,7 +153,8 @@ class _StartedSide:
         samples = probe.finish()
         spans_end_s = server.ask_spans()
         exec_ns, ends_ns = target.begin_ns, log.ends_ns | {"server": healthy_ns or listening_ns}
-        ends_s = ends_of_spans(spans_end_s) | {name: (end_ns - exec_ns) / 1e9 for name, end_ns in ends_ns.items()}
+        observed_s = {name: (end_ns - exec_ns) / 1e9 for name, end_ns in ends_ns.items()}
+        ends_s = ends_of_spans(spans_end_s) | observed_s
         first_token_s = (first_token_ns - exec_ns) / 1e9
         return {
             "listening_ms": (listening_ns - exec_ns) / 1e6,

@@ -129,7 +129,7 @@ def find_standbys() -> list[RunningServer]:
 
 def _members(record: RunRecord, records: list[RunRecord], standbys: set[int]) -> tuple[int, ...]:
     """The process that the user started, then all other processes of the server. No standby is among them."""
-    found = {record.front_pid or record.pid: None, record.pid: None} | dict.fromkeys(descendants(record.pid))
+    found = dict.fromkeys((record.front_pid or record.pid, record.pid, *descendants(record.pid)))
     for other in records:
         if other.front_pid in found:  # forked for a child of this server
             found |= dict.fromkeys((other.pid, *descendants(other.pid)))
@@ -138,7 +138,8 @@ def _members(record: RunRecord, records: list[RunRecord], standbys: set[int]) ->
 
 def _describe(record: RunRecord, pids: tuple[int, ...], starts: _Starts, with_state: bool) -> RunningServer:
     address = address_of(record)
-    models = _read_models(address) if record.engine == ROUTER and with_state and address is not None else None
+    has_models = record.engine == ROUTER and with_state
+    models = _read_models(address) if has_models and address is not None else None
     if models is not None:
         models = tuple(replace(model, start=starts.get(model.pid) if model.pid else None) for model in models)
     return RunningServer(

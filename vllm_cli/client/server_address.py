@@ -120,7 +120,8 @@ def take_address(options: dict[str, Any]) -> ServerAddress:
     url, host, port, uds = (options.pop(name) for name in ("url", "host", "port", "uds"))
     certificate, is_insecure = options.pop("ssl_certfile"), options.pop("insecure")
     is_tls = options.pop("is_tls") or is_insecure or certificate is not None
-    given = [f"--{name}" for name, value in (("host", host), ("port", port), ("uds", uds)) if value is not None]
+    address = {"host": host, "port": port, "uds": uds}
+    given = [f"--{name}" for name, value in address.items() if value is not None]
     if url is not None and given:
         raise InputError(f"Give URL or {', '.join(given)}, not both.")
     if uds is not None and len(given) > 1:

@@ -110,8 +110,11 @@ class Graphs(NamedTuple):
 
 def parse_graphs(metrics: str) -> Graphs | None:
     """The CUDA graphs in the text of `/metrics`, if some of them are not captured, else None."""
-    names = (GRAPHS_CAPTURED[0], GRAPHS_TOTAL[0], GRAPHS_GIVEN_UP[0])
-    graphs = Graphs(*(int(sum(map(float, re.findall(_SAMPLE.format(name), metrics, re.MULTILINE)))) for name in names))
+    counts: list[int] = []
+    for name, *_ in (GRAPHS_CAPTURED, GRAPHS_TOTAL, GRAPHS_GIVEN_UP):
+        samples = re.findall(_SAMPLE.format(name), metrics, re.MULTILINE)
+        counts.append(int(sum(map(float, samples))))
+    graphs = Graphs(*counts)
     return graphs if graphs.captured < graphs.total else None
 
 

@@ -132,9 +132,11 @@ def _build_targets(commands: list[str], model: str | None, other_model: str | No
     from vllm_cli.bench.target import TargetSpec  # noqa: PLC0415 - slow to import for --help
 
     models = [model, *[other_model or model] * (len(commands) - 1)]
-    return tuple(
-        TargetSpec(name=chr(ord("A") + i), command=command, model=models[i]) for i, command in enumerate(commands)
-    )
+    targets: list[TargetSpec] = []
+    for number, command in enumerate(commands):
+        side = chr(ord("A") + number)
+        targets.append(TargetSpec(name=side, command=command, model=models[number]))
+    return tuple(targets)
 
 
 def _own_command(model: str | None) -> str:

@@ -50,7 +50,10 @@ class _Cached(NamedTuple):
     @property
     def age_s(self) -> float | None:
         """Seconds since the last use. 0 if the last use is in the future, because a clock was changed."""
-        return None if self.used_s is None else max(datetime.now(UTC).timestamp() - self.used_s, 0.0)
+        if self.used_s is None:
+            return None
+        now_s = datetime.now(UTC).timestamp()
+        return max(now_s - self.used_s, 0.0)
 
     @property
     def row(self) -> tuple[str, ...]:
@@ -171,8 +174,10 @@ def _choose(models: Sequence[_Cached], older_s: float | None, keep_bytes: int | 
 
 def _other(name: str) -> _Cached:
     """The group of kept files that has this name in `_OTHERS`."""
-    files = tuple(path for pattern in _OTHERS[name] for path in cache_folder().glob(pattern) if path.is_file())
-    return _Cached(name, sum(path.stat().st_size for path in files), files=files)
+    found = (path for pattern in _OTHERS[name] for path in cache_folder().glob(pattern))
+    files = tuple(path for path in found if path.is_file())
+    num_bytes = sum(path.stat().st_size for path in files)
+    return _Cached(name, num_bytes, files=files)
 
 
 def _remove(chosen: Sequence[_Cached]) -> None:

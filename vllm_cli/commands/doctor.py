@@ -114,10 +114,14 @@ def doctor(
 
         hooks = report_hooks(examined.vllm)
     verdict = _verdict(examined, hooks)
-    click.echo(_to_json(verdict, examined, hooks) if is_json else "\n\n".join((verdict, *_parts(examined, hooks))))
+    if is_json:
+        click.echo(_to_json(verdict, examined, hooks))
+    else:
+        click.echo("\n\n".join((verdict, *_parts(examined, hooks))))
     if examined.preflight.has_usage_error:
         return USAGE
-    return _FAULTY if examined.preflight.errors or (hooks is not None and not hooks.all_fit) else OK
+    hooks_fit = hooks is None or hooks.all_fit
+    return OK if hooks_fit and not examined.preflight.errors else _FAULTY
 
 
 def _examine_models(parts: Sequence[ParsedOption]) -> _Examined:
@@ -144,7 +148,8 @@ def _examine(start: StartupConfig | VllmOptions, *, has_arguments: bool) -> _Exa
             vllm = require_vllm()
         preflight = preflight_of(start) if has_arguments else PreflightReport((), 0.0)
     except StartupError as err:
-        return _Examined("", "", PreflightReport((error("engine", str(err), err.cause),), 0.0), None)
+        finding = error("engine", str(err), err.cause)
+        return _Examined("", "", PreflightReport((finding,), 0.0), None)
     outcome = _CAN_START if has_arguments else "is installed. No start was checked, because no MODEL is given"
     return _Examined(f"vLLM {vllm.version}" if vllm else "the embedded engine", outcome, preflight, vllm)
 
@@ -203,7 +208,8 @@ def _show_hooks(folder: Path | None, *, is_json: bool) -> int:
     if folder is not None:
         sys.path.insert(0, str(folder.absolute()))
     report = report_hooks(vllm)
-    click.echo(json.dumps(report.to_fields(), indent=2) if is_json else "\n".join(_describe_hooks(report)))
+    text = json.dumps(report.to_fields(), indent=2) if is_json else "\n".join(_describe_hooks(report))
+    click.echo(text)
     return OK if report.all_fit else _FAULTY
 
 
@@ -236,9 +242,11 @@ def show_variables(*, is_json: bool) -> int:
 
     Variables that only this program sets are shown only if they are set.
     """
-    rows = [_describe(variable) for variable in variables() if not variable.is_internal or variable.raw is not None]
+    shown = [variable for variable in variables() if not variable.is_internal or variable.raw is not None]
+    rows = list(map(_describe, shown))
     click.echo(json.dumps(rows, indent=2) if is_json else "\n\n".join(map(_paragraph, rows)))
-    problems = [row["error"] for row in rows if row["error"]] + [f"{unknown}." for unknown in unknown_variables()]
+    problems = [row["error"] for row in rows if row["error"]]
+    problems += [f"{unknown}." for unknown in unknown_variables()]
     if problems:
         raise InputError("\nError: ".join(problems))
     return OK

@@ -76,7 +76,8 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
     cause = finder.cause()
     has_failed = cause is not None and not cause.is_stop
     if is_json:
-        click.echo(json.dumps({"failed": has_failed, **(digest_to_dict(cause) if cause else {})}))
+        digest = digest_to_dict(cause) if cause else {}
+        click.echo(json.dumps({"failed": has_failed, **digest}))
     elif cause:
         click.echo("\n".join(write_digest(cause)))
     else:

@@ -97,7 +97,8 @@ def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
     model = utf8_text(model)
     begin_s = time.monotonic()
     with closing(Reporter(is_quiet=options["is_quiet"], interval_s=_HEARTBEAT_S)) as reporter:
-        ending, reason = _await(lambda: _send(server, verb, model, options["timeout_s"]), server, model, reporter)
+        timeout_s = options["timeout_s"]
+        ending, reason = _await(lambda: _send(server, verb, model, timeout_s), server, model, reporter)
     took_s = time.monotonic() - begin_s
     if ending == "timed out":
         reason = f"the request for {escape_controls(model)} was not answered after {took_s:.3g} s"

@@ -126,12 +126,14 @@ def _fields(plan: FilePlan, before: FilePlan) -> dict[str, Any]:
         for old, new in zip(before.places, plan.places, strict=True)
         if before.is_downloaded(old) and not (old.is_of_branch and old.folder == new.folder)
     ]
+    of_branch = [place for place in plan.places if place.is_of_branch]
+    commits = {place.name: place.folder.name for place in of_branch if place.folder}
     return {
         "model": plan.model.name,
         "folder": str(plan.model.folder),
         "num_files": len(plan.read_order),
         "downloaded": downloaded,
-        "commits": {place.name: place.folder.name for place in plan.places if place.is_of_branch and place.folder},
+        "commits": commits,
         "state": "done",
     }
 

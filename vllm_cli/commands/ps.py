@@ -39,7 +39,7 @@ def ps(*, is_json: bool) -> int:
     """
     servers, standbys = find_servers(), find_standbys()
     if is_json:
-        entries = [*(server.to_dict() for server in servers), *(standby.to_dict() for standby in standbys)]
+        entries = [each.to_dict() for each in (*servers, *standbys)]
         click.echo(json.dumps(entries, indent=2))
     else:
         click.echo("\n".join(_table(servers, standbys)))
@@ -52,7 +52,8 @@ def _table(servers: list[RunningServer], standbys: list[RunningServer]) -> list[
         return nothing
     rows: list[tuple[str, ...]] = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "START", "ENGINE", "MODEL", "LOG")]
     for server in servers:
-        rows += [printable(row) for row in (_row(server), *map(_model_row, server.models or ()))]
+        rows_of_models = map(_model_row, server.models or ())
+        rows += [printable(row) for row in (_row(server), *rows_of_models)]
     rows += [printable(_row(standby)) for standby in standbys]
     return [*nothing, *align(rows), *_reasons(servers, has_standby=bool(standbys))]
 

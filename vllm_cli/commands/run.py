@@ -51,5 +51,8 @@ def run(*, arguments: tuple[str, ...], **options: Any) -> int:
 
 def _find(model: str) -> str | None:
     """The address of a server that has the model and accepts requests. None if there is no such server."""
-    found = [each for each in find_servers() if each.state in _ACCEPTING]
-    return next((each.address for each in found if model in (each.model, *(m.model for m in each.models or ()))), None)
+    for server in find_servers():
+        names = [server.model, *(each.model for each in server.models or ())]
+        if model in names and server.state in _ACCEPTING:
+            return server.address
+    return None

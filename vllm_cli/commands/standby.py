@@ -154,7 +154,8 @@ def _detach(run: Callable[[], int]) -> int:
         message = f"the standby's folder {sockets.socket_folder()} cannot be used: {err}"
         raise StartupError(message, cause="standby-unusable") from err
     path = Path(sockets.socket_folder(), "standby.log")
-    log = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb")
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    log = os.fdopen(fd, "wb")
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     pid = os.fork()  # a new program would import everything again

@@ -80,7 +80,11 @@ def stop(*, which: str | None, is_all: bool, is_confirmed: bool, timeout_s: floa
 
 def _choose(servers: list[RunningServer], which: str | None) -> list[RunningServer]:
     if which is not None:
-        found = [s for s in servers if which in (s.address, *map(str, filter(None, (s.port, *s.entry_pids))))]
+        found: list[RunningServer] = []
+        for server in servers:
+            numbers = filter(None, (server.port, *server.entry_pids))
+            if which in (server.address, *map(str, numbers)):
+                found.append(server)
         if len(found) > 1:
             names = ", ".join(f"{s.address or s.pid} ({s.model}, process {s.pid})" for s in found)
             raise InputError(f"{len(found)} servers have port or process {which}: {names}. Name one by its address.")
