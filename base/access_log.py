@@ -42,7 +42,8 @@ class QueryMask(logging.Filter):
         """Changes the path in the record. Returns True, because every record is logged."""
         args = _arguments(record)
         if args is not None:
-            record.args = (*args[:_PATH], _shown(str(args[_PATH])), *args[_PATH + 1 :])
+            path = _shown(str(args[_PATH]))
+            record.args = (*args[:_PATH], path, *args[_PATH + 1 :])
         return True
 
 

@@ -120,7 +120,12 @@ def _with_double_quotes(text: str) -> str:
     if "'" not in text:
         return text
     whole = re.compile(rf"{_TEXT}|'((?:[^'\\]|\\.)*)'")
-    return whole.sub(lambda match: match[0] if match[1] is None else json.dumps(match[1]), text)
+
+    def with_double(match: re.Match[str]) -> str:
+        single = match[1]
+        return match[0] if single is None else json.dumps(single)
+
+    return whole.sub(with_double, text)
 
 
 def _with_constants(text: str) -> str:
@@ -128,7 +133,11 @@ def _with_constants(text: str) -> str:
 
 
 def _with_numbers(text: str) -> str:
-    return _BARE.sub(lambda match: match[0] if _number(match[0]) is None else json.dumps(_number(match[0])), text)
+    def with_number(match: re.Match[str]) -> str:
+        number = _number(match[0])
+        return match[0] if number is None else json.dumps(number)
+
+    return _BARE.sub(with_number, text)
 
 
 def _with_quotes(text: str) -> str:

@@ -151,4 +151,5 @@ def _describe_range(metadata: Mapping[str, Any]) -> str:
     if "minimum" in metadata and "maximum" in metadata:
         return f"between {metadata['minimum']} and {metadata['maximum']}"
     texts = {"minimum": "{} or more", "above": "above {}", "maximum": "at most {}"}
-    return " and ".join(text.format(metadata[key]) for key, text in texts.items() if key in metadata)
+    given = [text.format(metadata[key]) for key, text in texts.items() if key in metadata]
+    return " and ".join(given)

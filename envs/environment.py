@@ -23,8 +23,9 @@ def replace_all(wanted: Mapping[str, str]) -> dict[str, str]:
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
     """The variables that differ, with their values in `after`. The value of a removed variable is empty."""
-    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return {name: after.get(name, "") for name in names}
+    names = before.keys() | after.keys()
+    changed = sorted(name for name in names if before.get(name) != after.get(name))
+    return {name: after.get(name, "") for name in changed}
 
 
 def readdress(old_pid: int, new_pid: int) -> None:

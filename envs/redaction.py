@@ -63,7 +63,9 @@ def is_secret_name(name: str) -> bool:
 def is_secret_flag(name: str) -> bool:
     """Whether a flag has a secret value. The flag may be abbreviated."""
     name = name.replace("_", "-")
-    return is_secret_name(name) or any(name.startswith(least) and flag.startswith(name) for least, flag in _FLAGS)
+    if is_secret_name(name):
+        return True
+    return any(name.startswith(least) and flag.startswith(name) for least, flag in _FLAGS)
 
 
 def hide_in_arguments(arguments: Iterable[str], hide: Callable[[str], str] = _mask) -> list[str]:
@@ -103,7 +105,12 @@ def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
     text = _hide_members(text, hide)
     parts = re.findall(_SHELL_PART, text)
     if len(parts) == 1 and any(map(str.isspace, text)):  # one argument, with blanks between quotes
-        return re.sub(_QUOTED, lambda part: part[0][0] + hide_in_command(part[0][1:-1], hide) + part[0][-1], text)
+
+        def hide_within(part: re.Match[str]) -> str:
+            opening, content, closing = part[0][0], part[0][1:-1], part[0][-1]
+            return opening + hide_in_command(content, hide) + closing
+
+        return re.sub(_QUOTED, hide_within, text)
     shown = iter(hide_in_arguments((part for part in parts if not part.isspace()), hide))
     return "".join(part if part.isspace() else next(shown) for part in parts)
 
@@ -124,7 +131,9 @@ def hide_quoted(text: str, arguments: Iterable[str]) -> str:
 
 def without_login(text: str, hide: Callable[[str], str] = _mask) -> str:
     """Replaces everything between // and @ in addresses such as `https://name:password@host`."""
-    return _replace(_LOGIN, lambda login: hide(login[0]), text) if "//" in text and "@" in text else text
+    if "//" not in text or "@" not in text:
+        return text
+    return _replace(_LOGIN, lambda login: hide(login[0]), text)
 
 
 def _hide_in(argument: str, hide: Callable[[str], str]) -> str:

@@ -74,7 +74,8 @@ def mount_fields(proc: Path = PROC) -> Iterator[tuple[list[str], list[str]]]:
 
 def _memberships(controller: str, proc: Path) -> Iterator[tuple[Literal[1, 2], Path, Path]]:
     """Yields version, mount point and this process's folder for each mounted hierarchy of the controller."""
-    paths = {controllers: path for _, controllers, path in _split_lines(proc / "self" / "cgroup", ":", parts=3)}
+    lines = _split_lines(proc / "self" / "cgroup", ":", parts=3)
+    paths = {controllers: path for _, controllers, path in lines}
     for mount in mounts(proc):
         if mount.version == 2:
             path = paths.get("")

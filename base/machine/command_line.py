@@ -16,7 +16,8 @@ def mask_command_line() -> None:
     Until this call, every user of the machine can read the secrets. They stay readable if the kernel does not
     let the process overwrite them. `is_visible` then returns True.
     """
-    if masked_arguments(sys.orig_argv) == b"".join(os.fsencode(argument) + b"\0" for argument in sys.orig_argv):
+    unmasked = b"".join(os.fsencode(argument) + b"\0" for argument in sys.orig_argv)
+    if masked_arguments(sys.orig_argv) == unmasked:
         return
     try:
         arguments = read_command_line().removesuffix(b"\0").split(b"\0")

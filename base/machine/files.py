@@ -81,12 +81,16 @@ def is_safe_name(name: str) -> bool:
     """
     if not name.isprintable() or "\\" in name or len(name.encode()) > _LONGEST_NAME:
         return False
-    return all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_PART for part in name.split("/"))
+    parts = name.split("/")
+    if not {"", ".", ".."}.isdisjoint(parts):
+        return False
+    return all(len(part.encode()) <= _LONGEST_PART for part in parts)
 
 
 def nearest_existing(folder: "Path") -> "Path":
     """The folder itself, or its nearest parent that exists."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    absolute = folder.absolute()
+    return next(path for path in (absolute, *absolute.parents) if path.exists())
 
 
 def write_problem(folder: str) -> str | None:

@@ -50,7 +50,8 @@ def last_error(call: str) -> OSError:
 
 def prctl(option: int, *arguments: Any) -> None:
     """Changes a property of this process (prctl(2)). Raises OSError."""
-    check(load_libc().prctl(option, *arguments, *[None] * (4 - len(arguments))), "prctl")
+    missing = [None] * (4 - len(arguments))
+    check(load_libc().prctl(option, *arguments, *missing), "prctl")
 
 
 _MADV_COLLAPSE = 25

@@ -130,7 +130,8 @@ def read_cachestat(fd: int, offset: int, length: int) -> "CacheStat":
     """The kernel's counts of a range's pages in each state."""
     answer = CacheStat()
     wanted = _Range(offset, length)
-    check(load_libc().syscall(_SYS_CACHESTAT, fd, ctypes.byref(wanted), ctypes.byref(answer), 0), "cachestat")
+    code = load_libc().syscall(_SYS_CACHESTAT, fd, ctypes.byref(wanted), ctypes.byref(answer), 0)
+    check(code, "cachestat")
     return answer
 
 
@@ -160,7 +161,9 @@ def _is_resident(fd: int, offset: int) -> bool:
 
 def _is_own(fd: int) -> bool:
     """Whether mincore works on this file. Since Linux 5.2, the user must own the file or may write to it."""
-    return os.fstat(fd).st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)
+    if os.fstat(fd).st_uid == os.geteuid():
+        return True
+    return os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)
 
 
 @cache

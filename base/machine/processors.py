@@ -110,5 +110,7 @@ def _quota(cgroup: Cgroup) -> Iterator[float]:
     else:
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         fields = [line for name in names for line in read_lines(cgroup.folder / name)]
-    if len(fields) == 2 and all(field.isdigit() for field in fields) and int(fields[1]):
-        yield int(fields[0]) / int(fields[1])
+    if len(fields) == 2 and all(field.isdigit() for field in fields):
+        quota, period = map(int, fields)
+        if period:
+            yield quota / period

@@ -38,12 +38,15 @@ class CorsPolicy:
 
     def answer_preflight(self, headers: Mapping[str, str]) -> Preflight:
         origin, asked = headers["origin"], headers.get(_ASKED_HEADERS)
-        takes_all, known = _ANY in self._config.allowed_headers, {name.lower() for name in self._header_names}
+        takes_all = _ANY in self._config.allowed_headers
+        known = {name.lower() for name in self._header_names}
+        names = [each.strip().lower() for each in (asked or "").split(",")]
+        are_allowed = takes_all or asked is None or known.issuperset(names)
         allowed = asked if takes_all else ", ".join(self._header_names)
         checks = {
             "origin": self.allows(origin),
             "method": headers[_ASKED_METHOD] in self._methods,
-            "headers": takes_all or asked is None or all(each.strip().lower() in known for each in asked.split(",")),
+            "headers": are_allowed,
             "private-network": _PRIVATE not in headers,
         }
         refused = [name for name, is_allowed in checks.items() if not is_allowed]
