@@ -54,7 +54,8 @@ def works(*command: str) -> bool:
 def own_cgroup() -> Iterator[Path | None]:
     """Yields the folder of a new cgroup, or None if none can be made. The cgroup must be empty at the end."""
     mount = next((mount for mount in cgroups.mounts() if mount.version == 2), None)
-    paths = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    paths = dict(line.split(":", 2)[1:] for line in lines)
     parent = mount.folder_of(paths[""]) if mount and "" in paths else None
     folder = parent / f"vllm-cli-test-{os.getpid()}" if parent else None
     try:

@@ -20,10 +20,13 @@ class GgufTensor(NamedTuple):
 
 def write_gguf(file: Path, tensors: Mapping[str, GgufTensor] | None = None, **facts: Value) -> Path:
     """Writes a file with these facts. `__` in a name stands for a dot: `general__architecture="qwen3"`."""
-    content = b"".join(_text(key.replace("__", ".")) + _value(value) for key, value in facts.items())
+    content = b""
+    for key, value in facts.items():
+        content += _text(key.replace("__", ".")) + _value(value)
     data = b""
     for name, (shape, kind, bytes_of_tensor) in (tensors or {}).items():
-        content += _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind, len(data))
+        layout = f"<I{len(shape)}QIQ"
+        content += _text(name) + struct.pack(layout, len(shape), *reversed(shape), kind, len(data))
         data += bytes_of_tensor + bytes(-len(bytes_of_tensor) % _ALIGNMENT)
     content = b"GGUF" + struct.pack("<IQQ", 3, len(tensors or {}), len(facts)) + content
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -49,9 +52,8 @@ def _value(value: Value) -> bytes:
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _text(value)
     kind = _value(value[0])[:4]
-    return (
-        struct.pack("<I", _LIST) + kind + struct.pack("<Q", len(value)) + b"".join(_value(each)[4:] for each in value)
-    )
+    items = b"".join(_value(each)[4:] for each in value)
+    return struct.pack("<I", _LIST) + kind + struct.pack("<Q", len(value)) + items
 
 
 def _text(text: str) -> bytes:

@@ -55,7 +55,9 @@ def ask(
     path = urlunsplit(("", "", parts.path or "/", parts.query, ""))
     try:
         with RawClient((parts.hostname or "", parts.port or 80), context=context, timeout_s=timeout_s) as client:
-            return (client.get(path, **headers) if body is None else client.post(path, body, **headers)).read()
+            if body is None:
+                return client.get(path, **headers).read()
+            return client.post(path, body, **headers).read()
     except OSError:  # also when the connection ends within the response
         return Answer(0, b"", {})
 
@@ -121,8 +123,10 @@ class RawClient:
     def read_head(self) -> Answer:
         """Reads status and headers of the next response. The body stays unread."""
         first, *lines = self._take_until(b"\r\n\r\n").decode("latin-1").split("\r\n")
+        status = int(first.split()[1])
         fields = (line.partition(":") for line in lines)
-        return Answer(int(first.split()[1]), b"", {name.lower(): value.strip() for name, _, value in fields})
+        headers = {name.lower(): value.strip() for name, _, value in fields}
+        return Answer(status, b"", headers)
 
     def read(self, method: str = "") -> Answer:
         """Reads the next response. If `method` is HEAD, the response has no body."""
@@ -248,8 +252,9 @@ class StreamReader:
         """Waits for the end of the stream. Returns all events, with None for `[DONE]`."""
         self._thread.join(_STREAM_S)
         assert not self._thread.is_alive()
-        events = [line[6:].strip() for line in self._data.splitlines() if line.startswith(b"data: ")]
-        return [json.loads(e) if e != b"[DONE]" else None for e in events]
+        lines = [line for line in self._data.splitlines() if line.startswith(b"data: ")]
+        events = [line.removeprefix(b"data: ").strip() for line in lines]
+        return [json.loads(event) if event != b"[DONE]" else None for event in events]
 
 
 class _Clients:

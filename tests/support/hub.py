@@ -257,7 +257,8 @@ class HubServer:
 
     def find(self, model_id: str, revision: str) -> HubCommit | None:
         branches = self.revisions.get(model_id, {})
-        return branches.get(revision) or next((one for one in branches.values() if one.id == revision), None)
+        by_id = {commit.id: commit for commit in branches.values()}
+        return branches.get(revision) or by_id.get(revision)
 
     def find_content(self, sha256: str) -> HubFile | None:
         """The file in LFS whose content has this SHA-256."""
@@ -280,7 +281,10 @@ class HubServer:
     @property
     def tokens(self) -> dict[str, set[str | None]]:
         """The tokens that each host received, with None for a request without a token."""
-        return {host: {seen.token for seen in self.requests if seen.host == host} for host in ("hub", "cdn")}
+        tokens: dict[str, set[str | None]] = {"hub": set(), "cdn": set()}
+        for seen in self.requests:
+            tokens[seen.host].add(seen.token)
+        return tokens
 
     def reset(self) -> None:
         self.requests.clear()
@@ -488,7 +492,8 @@ class _Handler(QuietHandler):
     def _answer(self, status: int, body: Any = b"", headers: Mapping[str, str] | None = None) -> None:
         payload = body if isinstance(body, bytes) else json.dumps(body).encode()
         kind = {} if isinstance(body, bytes) else {"Content-Type": "application/json"}
-        self._begin_answer(status, {"Content-Length": str(len(payload)), **kind, **(headers or {})})
+        length = {"Content-Length": str(len(payload))}
+        self._begin_answer(status, {**length, **kind, **(headers or {})})
         if self.command != "HEAD":
             self.wfile.write(payload)
 

@@ -4,6 +4,7 @@ Tests import `given` from this module. The `given` of hypothesis would choose ot
 of them from the modules that other tests have imported.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,4 +33,5 @@ def json_values(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
 def pieces(draw: st.DrawFn, text: str) -> list[str]:
     """The text, cut into pieces at any places."""
     cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=12)))
-    return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    places = pairwise([0, *cuts, len(text)])
+    return [text[begin:end] for begin, end in places]

@@ -38,7 +38,8 @@ def read_both(arguments: Sequence[str], facts: VllmRecord, parse: Callable[[Sequ
     except (SystemExit, Exception):  # noqa: BLE001 - whatever vLLM raises
         return Reading(False, faults, [])
     model = getattr(namespace, "model_tag", None) or namespace.model
-    return Reading(True, faults, [*_differences({**values, "model": line.model or model}, namespace, model)])
+    with_model = {**values, "model": line.model or model}
+    return Reading(True, faults, list(_differences(with_model, namespace, model)))
 
 
 def _converted(given: ParsedOption) -> dict[str, Any]:

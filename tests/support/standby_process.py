@@ -72,8 +72,8 @@ class StandbyProcess(Program):
             return json.loads(connection.recv(1 << 18))
 
     def template(self, kind: str = "embedded") -> psutil.Process:
-        (pid,) = [template["pid"] for template in self.status()["templates"] if template["kind"] == kind]
-        return psutil.Process(pid)
+        (template,) = [each for each in self.status()["templates"] if each["kind"] == kind]
+        return psutil.Process(template["pid"])
 
     def servers(self) -> list[psutil.Process]:
         """The running processes that the template has forked."""

@@ -80,8 +80,10 @@ def assert_gone(family: Iterable[psutil.Process]) -> None:
 def has_death_pipe(process: psutil.Process) -> bool:
     """Whether a pipe sends a signal to the process (proc(5), `fdinfo`), so that it ends with its server."""
     with suppress(OSError):  # the process exits
-        flags = [line.split()[1] for file in Path(f"/proc/{process.pid}/fdinfo").iterdir() for line in _flags(file)]
-        return any(int(octal, 8) & os.O_ASYNC for octal in flags)
+        for file in Path(f"/proc/{process.pid}/fdinfo").iterdir():
+            flags = [line.split()[1] for line in _flags(file)]
+            if any(int(octal, 8) & os.O_ASYNC for octal in flags):
+                return True
     return False
 
 
@@ -91,7 +93,8 @@ def shared_memory(family: Iterable[psutil.Process]) -> set[Path]:
     for process in family:
         with suppress(OSError):  # it has ended since
             lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
-            found |= {Path(name) for line in lines if (name := line.split()[-1]).startswith("/dev/shm/psm_")}
+            names = (line.split()[-1] for line in lines)
+            found |= {Path(name) for name in names if name.startswith("/dev/shm/psm_")}
     return found
 
 
