@@ -169,5 +169,4 @@ def template_kind_of_entry(entry: ModelEntry) -> str:
     """The kind of template process that the model's server can be forked from. Empty for a user's command."""
     if entry.foreign is not None:
         return ""
-    arguments = LauncherLine(entry.arguments)
-    return template_kind_for(arguments.engine(entry.env.get("VCLI_ENGINE")), arguments)
+    return template_kind_for(entry.engine, LauncherLine(entry.arguments))

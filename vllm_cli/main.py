@@ -229,7 +229,7 @@ def _cause_of_uncaught(err: BaseException, arguments: Sequence[str]) -> "KnownCa
 
     found = find_cause("".join(format_exception(err)).splitlines())
     known = found.known if found is not None else None
-    if LauncherLine(arguments).engine() == "vllm" and known is not OWN_FAULT:
+    if LauncherLine(arguments).engine == "vllm" and known is not OWN_FAULT:
         return None
     return OWN_FAULT if known is None or known.is_general else known
 

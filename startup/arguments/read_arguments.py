@@ -7,7 +7,7 @@ from functools import cache
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Final
 
-from envs.registry import ENGINES, env, validate_all
+from envs.registry import ENGINES, validate_all
 from envs.suggestion import changed_word, did_you_mean
 from envs.variable import EnvError
 from startup.arguments.embedded_line import parse_line, read_line
@@ -22,7 +22,6 @@ from startup.settings.serve_arguments import (
     CommandLine,
     LauncherLine,
     ParsedOption,
-    default_engine,
     help_topic,
     is_stray,
     repeated_arguments,
@@ -155,19 +154,21 @@ def _reject_repetition(parts: Iterable[ParsedOption]) -> None:
         raise InputError(f"the arguments `{' '.join(repeated)}` stand twice ({why}): leave them out.")
 
 
-def choose_engine(given: LauncherLine, *, is_gguf: bool = False) -> str:
+def choose_engine(launcher: LauncherLine, *, is_gguf: bool = False) -> str:
     """Returns `embedded` or `vllm`. Raises InputError if another engine is named, or if a value is missing.
 
     With `is_gguf`, llama-server can serve the model. `auto` then stands for vLLM only if vLLM can read it.
     """
-    if given.faults:
-        raise InputError(given.faults[-1])
-    wanted = given.value(ENGINE.name) or ("vllm" if default_engine() == "vllm" else env.VCLI_ENGINE.get())
+    if launcher.faults:
+        raise InputError(launcher.faults[-1])
+    wanted = launcher.wanted_engine
     if wanted not in ENGINES:
+        if not launcher.value(ENGINE.name):
+            raise_all(validate_all())  # VCLI_ENGINE is one of these errors
         raise InputError(f"--engine {wanted!r} is not one of {', '.join(ENGINES)}{did_you_mean(wanted, ENGINES)}.")
     if is_gguf and wanted not in ("embedded", "vllm") and not is_read_by_vllm():
         return "embedded"
-    return given.engine(wanted)
+    return launcher.engine
 
 
 def raise_all(errors: Iterable[EnvError]) -> None:

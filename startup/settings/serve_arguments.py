@@ -315,26 +315,23 @@ class LauncherLine(CommandLine):
         """Whether the command line or the environment requests a router in front of a single model."""
         return any(self.value(flag) or foreign.text_of(variable) for flag, variable in _OF_ROUTER)
 
-    def engine(self, variable: str | None = None) -> str:
-        """`embedded` or `vllm`. Any other value of --engine or VCLI_ENGINE counts as `auto`.
+    @property
+    def wanted_engine(self) -> str:
+        """The value of --engine or of VCLI_ENGINE. Without both, `vllm` if the program has this name, or `auto`."""
+        default = "vllm" if is_called_as_vllm() and not foreign.is_set("VCLI_ENGINE") else "auto"
+        return self.value("--engine") or foreign.text_of("VCLI_ENGINE") or default
 
-        `variable` is the value of VCLI_ENGINE, by default from this process's environment.
-        """
-        wanted = self.value("--engine") or (default_engine() if variable is None else variable)
-        if wanted in _ENGINES:
-            return wanted
+    @property
+    def engine(self) -> str:
+        """`embedded` or `vllm`. Any other value counts as `auto`."""
+        if self.wanted_engine in _ENGINES:
+            return self.wanted_engine
         return "vllm" if vllm_file() else "embedded"
 
 
 def is_called_as_vllm() -> bool:
     """Whether this program was started under the name `vllm`."""
     return os.path.basename(sys.argv[0]) == "vllm"  # noqa: PTH119 - pathlib would delay every start
-
-
-def default_engine() -> str:
-    """The engine without --engine, as VCLI_ENGINE or the name of the program says."""
-    is_given = foreign.is_set("VCLI_ENGINE") or not is_called_as_vllm()
-    return foreign.text_of("VCLI_ENGINE") if is_given else "vllm"
 
 
 def vllm_file() -> str | None:

@@ -119,7 +119,7 @@ def template_kind(given: LauncherLine) -> str | None:
     """The kind of template for the arguments after `serve`. None if the start needs no slow imports."""
     if is_for_information(given.arguments):
         return None
-    kind = template_kind_for(given.engine(), given)
+    kind = template_kind_for(given.engine, given)
     # With vLLM, this imports nothing; what vLLM's libraries print at the end of a process is not its output.
     return None if kind != EMBEDDED and given.has("--preflight-only") else kind
 

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import msgspec
 
-from envs import foreign
 from envs.environment import snapshot
 from startup.settings.serve_arguments import LauncherLine
 from startup.standby.sockets import template_kind_for
@@ -93,6 +92,6 @@ def split_own_command(command: str) -> tuple[list[str], list[str]]:
 def find_template_kind(prefix: list[str], arguments: list[str]) -> str | None:
     """The kind of template process for the command's engine. If None, the standby chooses."""
     values = [argument.partition("=")[2] for argument in prefix if argument.startswith("VCLI_ENGINE=")]
-    given = LauncherLine(arguments)
-    engine = given.value("--engine") or (values or [foreign.text_of("VCLI_ENGINE")])[-1]
-    return template_kind_for(engine, given) if engine in ("embedded", "vllm") else None
+    line = LauncherLine(arguments)
+    engine = line.value("--engine") or (values or [line.wanted_engine])[-1]
+    return template_kind_for(engine, line) if engine in ("embedded", "vllm") else None
