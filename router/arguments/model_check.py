@@ -270,12 +270,12 @@ def _reject_keys(flags: Iterable[str]) -> None:
 
 
 def _last_value(parts: Iterable[ParsedOption], name: str) -> str | None:
-    return CommandLine((), [part for part in parts if part.values]).value(name)
+    return CommandLine([part for part in parts if part.values]).value(name)
 
 
 def served_names(parts: Iterable[ParsedOption]) -> list[str]:
     """The names in the last --served-model-name. vLLM ignores all earlier uses of this flag."""
-    return [name for name in CommandLine((), [*parts]).values(_SERVED_NAME) if name]
+    return [name for name in CommandLine([*parts]).values(_SERVED_NAME) if name]
 
 
 def _root_folder() -> str:

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from base.json_depth import read_json
@@ -12,9 +12,9 @@ from base.json_form import json_form
 from envs.redaction import hide_in_arguments
 from startup.arguments.errors import InputError
 from startup.arguments.supported import CONFIG
-from startup.arguments.table import find_flag
+from startup.arguments.table import find_flag, option_of
 from startup.settings.config_file import ConfigFile
-from startup.settings.flag import Flag, merge, nest
+from startup.settings.reading import Reading, merge
 from startup.settings.serve_arguments import CommandLine, ParsedOption, split
 
 _PROTECTING: Final = ("keys", "tls")
@@ -28,23 +28,14 @@ def read_line(parts: Iterable[ParsedOption], read_file: Callable[[str], ConfigFi
         return line
     in_file = {each.name: each for each in options_of_file(path, read_file) if each.flag and not each.flag.is_set}
     options = in_file | {each.name: each for each in line.options}
-    return CommandLine(line.pieces, [*options.values()], line.others, line.faults)
+    return CommandLine([*options.values()], line.others, line.faults)
 
 
 def parse_line(parts: Iterable[ParsedOption]) -> CommandLine:
     """Parses a command line. A flag becomes one option with all values, and `arguments` with full names."""
-    parts, reading = [*parts], _Reading()
-    others: list[str] = []
-    faults: list[str] = []
-    for part in parts:
-        if part.typed:
-            try:
-                reading.take(part)
-            except InputError as err:
-                faults.append(err.message)
-        else:
-            others += part.arguments[1:] if part.arguments[0] == "--" else part.arguments
-    return CommandLine(parts, reading.result(), others, faults)
+    reading = Reading(option_of)
+    reading.add(parts)
+    return CommandLine(_one_of_each_flag(reading.options), reading.others, reading.faults)
 
 
 def options_of_file(path: str, read_file: Callable[[str], ConfigFile] = ConfigFile.read) -> list[ParsedOption]:
@@ -64,69 +55,55 @@ def options_of_file(path: str, read_file: Callable[[str], ConfigFile] = ConfigFi
 
 def options_of_settings(settings: Mapping[str, Any]) -> list[ParsedOption]:
     """Reads settings whose names are flags without dashes. Raises InputError for an invalid setting."""
-    reading = _Reading()
+    reading = Reading(option_of)
     for key, value in settings.items():
-        reading.take_setting(f"--{key}", value)
-    return reading.result()
+        reading.add(split(_arguments_of_setting(f"--{key}", value)))
+        if reading.faults:
+            raise InputError(reading.faults[0])
+    return _one_of_each_flag(reading.options)
 
 
-class _Reading:
-    """The options by name, in the order in which they were first given."""
+def _arguments_of_setting(name: str, value: Any) -> Iterator[str]:
+    flag, is_negated = find_flag(name.partition(".")[0])
+    if flag is CONFIG:
+        raise InputError("a config file cannot name another one.")
+    if value in (None, []) and flag.role in _PROTECTING:
+        raise InputError(f"{name.removeprefix('--')} has no value, so nothing would be protected: give one.")
+    if isinstance(value, bool) and flag.nargs == 0:
+        yield flag.opposites[0] if value is is_negated else flag.name
+    elif isinstance(value, list) and flag.nargs == "+":
+        yield from (f"{flag.name}={item}" for item in value)
+    elif isinstance(value, bool) and "off" in (flag.choices or ()):  # YAML reads `on` and `off` as bools
+        yield f"{flag.name}={'on' if value else 'off'}"
+    elif value is not None:
+        yield f"{name}={json.dumps(value, default=str) if isinstance(value, bool | dict | list) else value}"
 
-    def __init__(self) -> None:
-        self._options: dict[str, ParsedOption] = {}
-        self._keyed: dict[str, dict[str, Any]] = {}
 
-    def take_setting(self, name: str, value: Any) -> None:
-        flag, is_negated = find_flag(name.partition(".")[0])
-        if flag is CONFIG:
-            raise InputError("a config file cannot name another one.")
-        if value in (None, []) and flag.role in _PROTECTING:
-            raise InputError(f"{name.removeprefix('--')} has no value, so nothing would be protected: give one.")
-        if isinstance(value, bool) and flag.nargs == 0:
-            self._add(flag, [json.dumps(value is not is_negated)])
-        elif isinstance(value, list) and flag.nargs == "+":
-            for item in value:
-                self._add(flag, [str(item)])
-        elif isinstance(value, bool) and "off" in (flag.choices or ()):  # YAML reads `on` and `off` as bools
-            self._add(flag, ["on" if value else "off"])
-        elif value is not None:
-            text = json.dumps(value, default=str) if isinstance(value, bool | dict | list) else str(value)
-            self.take(next(split([f"{name}={text}"])))
+def _one_of_each_flag(options: Iterable[ParsedOption]) -> list[ParsedOption]:
+    """Joins a flag's options, of which vLLM uses the last one. Extends a list, and adds keys to an object."""
+    joined: dict[str, ParsedOption] = {}
+    for option in options:
+        assert option.flag is not None
+        earlier, values = joined.get(option.name), option.values
+        if option.keys:
+            values = (_with_keys(option, (earlier and earlier.text) or ""),)
+        elif earlier is not None and option.flag.nargs == "+":
+            values = (*earlier.values, *values)
+        joined[option.name] = ParsedOption.spelled(option.flag, values)
+    return [*joined.values()]
 
-    def take(self, part: ParsedOption) -> None:
-        flag, is_negated = find_flag(part.typed)
-        values = part.values
-        if flag.nargs == 0:
-            if part.keys or "=" in part.arguments[0]:
-                raise InputError(f"{part.typed} takes no value: write {part.typed} or {flag.opposites[0]}.")
-            values = ["false" if is_negated else "true"]
-        elif not values and (part.keys or flag.nargs != "?"):
-            raise InputError(f"Option {(part.spelling if part.keys else flag.name)!r} requires an argument.")
-        if part.keys:
-            merge(self._keyed.setdefault(flag.name, {}), nest(part.keys, values[0]))
-        else:
-            self._add(flag, values or [""])
 
-    def _add(self, flag: Flag, values: Sequence[str]) -> None:
-        """Adds a flag. A repeated flag extends a list, and replaces any other value."""
-        earlier = self._options.get(flag.name) if flag.nargs == "+" else None
-        self._options[flag.name] = ParsedOption.spelled(flag, (*(earlier.values if earlier else ()), *values))
-
-    def result(self) -> list[ParsedOption]:
-        for name, keyed in self._keyed.items():
-            given = self._options.get(name)
-            whole = (given.text if given else None) or ""
-            shown = "".join(hide_in_arguments([whole]))
-            try:
-                merged = read_json(whole) if whole else {}
-            except ValueError as err:
-                raise InputError(f"{name}: {shown!r} is not JSON{json_form(whole) or f': {err}'}.") from err
-            if not isinstance(merged, dict):
-                raise InputError(f"{name}: {shown!r} is not a JSON object.")
-            merge(merged, keyed)
-            self._add(find_flag(name).flag, [json.dumps(merged)])
-        return [*self._options.values()]
+def _with_keys(option: ParsedOption, whole: str) -> str:
+    """Adds the keys of an option to the JSON object that was given as a whole."""
+    shown = "".join(hide_in_arguments([whole]))
+    try:
+        merged = read_json(whole) if whole else {}
+    except ValueError as err:
+        raise InputError(f"{option.name}: {shown!r} is not JSON{json_form(whole) or f': {err}'}.") from err
+    if not isinstance(merged, dict):
+        raise InputError(f"{option.name}: {shown!r} is not a JSON object.")
+    merge(merged, read_json(option.values[0]))
+    return json.dumps(merged)
 
 
 def reject_references(missing: Sequence[str], place: str = "") -> None:

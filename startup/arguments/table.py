@@ -47,6 +47,27 @@ def find_known_flag(name: str) -> Flag | None:
         return next((f for f in SUPPORTED if f.is_secret and is_secret_flag(name) and f.name.startswith(name)), None)
 
 
+def option_of(part: ParsedOption) -> ParsedOption:
+    """The option that an argument stands for. It has a fault and no flag if this program rejects it."""
+    try:
+        return ParsedOption.of(*_flag_and_values(part))
+    except InputError as err:
+        option = ParsedOption((), part.typed)
+        option.fault = err.message
+        return option
+
+
+def _flag_and_values(part: ParsedOption) -> tuple[Flag, Sequence[str]]:
+    flag, is_negated = find_flag(part.typed)
+    if flag.nargs == 0:
+        if part.keys or "=" in part.arguments[0]:
+            raise InputError(f"{part.typed} takes no value: write {part.typed} or {flag.opposites[0]}.")
+        return flag, ["false" if is_negated else "true"]
+    if not part.values and (part.keys or flag.nargs != "?"):
+        raise InputError(f"Option {(part.spelling if part.keys else flag.name)!r} requires an argument.")
+    return flag, part.values or [""]
+
+
 def split_flags(arguments: Iterable[str]) -> Iterator[ParsedOption]:
     """Splits a command line by all flags of this program, and names them (`ParsedOption.flag`)."""
     return with_flags(cut(arguments))

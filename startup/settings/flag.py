@@ -7,7 +7,6 @@ earlier start (`startup.vllm_arguments.vllm_record`). This module does not impor
 import re
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from base.json_depth import read_json
 from base.setting import Role, Syntax
 from envs.redaction import is_secret_name
 from envs.variable import EnvVar
@@ -139,36 +138,3 @@ def parse_size(text: str) -> int:
         return int(text)
     number, suffix = match.groups()
     return int(float(number) * _FACTORS[suffix]) if suffix.islower() else int(number) * _FACTORS[suffix]
-
-
-def nest(keys: str, text: str) -> dict[str, Any]:
-    """`nest("a.b", "1")` is `{"a": {"b": 1}}`, and `nest("a+", "1,2")` is `{"a": [1, 2]}`."""
-    if keys.endswith("+"):
-        keys = keys.removesuffix("+")
-        nested: Any = [_parse(item) for item in text.split(",")]
-    else:
-        nested = _parse(text)
-    for key in reversed(keys.split(".")):
-        nested = {key: nested}
-    return dict(nested)
-
-
-def merge(into: dict[str, Any], update: dict[str, Any]) -> None:
-    """Adds `update` to `into`. Extends JSON objects and lists, and replaces any other value."""
-    for key, new in update.items():
-        old = into.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            merge(old, new)
-        elif isinstance(old, list) and isinstance(new, list):
-            old.extend(new)
-        else:
-            into[key] = new
-
-
-def _parse(text: str) -> Any:
-    for read in (read_json, parse_size):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return text

@@ -83,7 +83,7 @@ _EAGER = ("--enforce-eager", "-O0", "-O.mode=0")
 class ParsedOption:
     """An option with its values, or one other argument, or `--` with all arguments that follow it."""
 
-    __slots__ = ("flag", "keys", "name", "option", "typed", "values", "where", "arguments")
+    __slots__ = ("flag", "keys", "name", "option", "typed", "values", "where", "arguments", "fault")
 
     def __init__(self, arguments: "Sequence[str]", typed: str = "", keys: str = "") -> None:
         self.arguments = arguments
@@ -101,6 +101,8 @@ class ParsedOption:
         """The values. `--flag=` has the empty text. A switch may have `true`, `false` or no value."""
         self.where = ""
         """The setting's place in the file, such as `serve.yaml: port`. Empty on the command line."""
+        self.fault = ""
+        """Why the table of flags rejects the option. A fault of a value is found later."""
 
     @classmethod
     def of(
@@ -235,14 +237,8 @@ class CommandLine:
     """
 
     def __init__(
-        self,
-        pieces: "Sequence[ParsedOption]",
-        options: "Sequence[ParsedOption]" = (),
-        others: "Sequence[str]" = (),
-        faults: "Sequence[str]" = (),
+        self, options: "Sequence[ParsedOption]", others: "Sequence[str]" = (), faults: "Sequence[str]" = ()
     ) -> None:
-        self.pieces = pieces
-        """The arguments as `cut` divides them, for tables that know further flags."""
         self.options = options
         """The options that this table has, in order."""
         self.others = others
@@ -275,8 +271,10 @@ class LauncherLine(CommandLine):
     def __init__(self, arguments: "Sequence[str]") -> None:
         options: list[ParsedOption] = []
         faults: list[str] = []
-        super().__init__(cut(arguments), options, (), faults)
+        super().__init__(options, (), faults)
         self.arguments = arguments
+        self.pieces = cut(arguments)
+        """The arguments as `cut` divides them, for tables that know further flags."""
         self.names: list[str] = []
         """The names of all flags in order, as far as they can be recognized without vLLM's."""
         self.engine_pieces: list[ParsedOption] = []
@@ -317,7 +315,7 @@ class LauncherLine(CommandLine):
 
     @property
     def wanted_engine(self) -> str:
-        """The value of --engine or of VCLI_ENGINE. Without both, `vllm` if the program has this name, or `auto`."""
+        """The value of --engine or VCLI_ENGINE. If both are missing, `vllm` under this name, else `auto`."""
         default = "vllm" if is_called_as_vllm() and not foreign.is_set("VCLI_ENGINE") else "auto"
         return self.value("--engine") or foreign.text_of("VCLI_ENGINE") or default
 

@@ -7,7 +7,11 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Final, Literal
 
+from base.wording import list_some
+from envs.replacements import REPLACEMENTS
+from envs.suggestion import did_you_mean
 from startup.settings.flag import Flag, ValueKind
+from startup.settings.serve_arguments import ParsedOption, is_flag_like
 
 Change = Literal["modules", "API servers", "no port", "elsewhere", "address"]
 """What a flag changes. `modules`: which modules are imported. `API servers`: whether these are separate
@@ -181,6 +185,7 @@ USUAL: Final = (
 )
 _SWITCHES: Final = ("--no-", "--enable-", "--disable-", "--skip-", "--trust-", "--use-")
 """Prefixes of the switches in tested releases that are not in the table."""
+_MAX_MATCHES: Final = 5
 
 
 class Flags:
@@ -196,10 +201,30 @@ class Flags:
         """Whether a flag has exactly this name."""
         return option in self._by_option
 
-    def find(self, name: str) -> Flag | None:
-        """The flag of this name or unique abbreviation. None if there is no such flag."""
+    def option_of(self, part: ParsedOption) -> ParsedOption:
+        """The option that an argument stands for, with the fault that argparse would report.
+
+        Until the flags are recorded, an unknown name may be that of a flag with an optional value.
+        """
+        name, values = part.typed, tuple(part.values)
         options = self.complete(name)
-        return self._by_option[options[0]] if len(options) == 1 else None
+        if not options and name[:2] != "--" and self.complete(name[:2]) == [name[:2]]:  # such as -qawq
+            options, values = [name[:2]], (part.arguments[0][2:],)
+        if len(options) == 1:
+            option = ParsedOption.of(self._by_option[options[0]], values, options[0])
+        elif self.is_recorded and not options:
+            return ParsedOption(part.arguments, name)
+        else:
+            option = ParsedOption.of(Flag((name,), nargs="?", is_optional=True), values, name)
+        if name in REPLACEMENTS and len(options) > 1:
+            option.fault = f"vLLM has no flag {name}{did_you_mean(name, ())}"
+        elif len(options) > 1:
+            option.fault = f"{name} may stand for {list_some(options, _MAX_MATCHES)}: write the whole name"
+        elif part.keys and not values:
+            option.fault = f"{part.spelling} needs a value"
+        elif self.is_recorded and not part.keys:
+            option.fault = _count_fault(option, part)
+        return option
 
     def complete(self, name: str) -> list[str]:
         """The options to which argparse may complete a name. Several options if the name is ambiguous."""
@@ -211,11 +236,23 @@ class Flags:
 
     def num_values(self, name: str) -> int | str | None:
         """The number of the flag's values in the form of argparse's `nargs`. None for an unknown flag."""
-        if (flag := self.find(name)) is not None:
-            return flag.nargs
+        options = self.complete(name)
+        if len(options) == 1:
+            return self._by_option[options[0]].nargs
         if self.is_recorded:
             return None
         return 0 if name.startswith(_SWITCHES) else "?"
+
+
+def _count_fault(option: ParsedOption, part: ParsedOption) -> str:
+    """Why argparse rejects the number of values. Empty if argparse accepts the number."""
+    nargs, values = option.flag and option.flag.nargs, option.values
+    is_attached = len(part.arguments) == 1 and bool(values)
+    if nargs == 0:
+        return f"{option.name} ignored explicit argument {values[0]!r}" if is_attached else ""
+    if nargs == "?" or is_attached or (values and not is_flag_like(values[0])):
+        return ""
+    return f"{option.name} needs {'one' if nargs == 1 else 'at least one'} argument"
 
 
 @cache

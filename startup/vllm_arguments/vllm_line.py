@@ -1,26 +1,23 @@
 """Reads the command line of `vllm serve` once, for the checks, for the list of model files, and for vLLM."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from base.server_settings import SHUTDOWN_TIMEOUT_S
-from base.wording import list_some
-from envs.replacements import REPLACEMENTS
-from envs.suggestion import did_you_mean
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.model_request import LLAMA_ORIGINALS, ModelRequest, read_adapters, read_draft
 from startup.settings.config_file import ConfigFile
-from startup.settings.flag import Flag, merge, nest
+from startup.settings.flag import Flag
+from startup.settings.reading import Reading
 from startup.settings.serve_arguments import (
     OMNI,
     CommandLine,
     ParsedOption,
     cut,
-    is_flag_like,
     is_for_information,
     split,
     with_values,
@@ -39,7 +36,6 @@ _DEFAULT_PORT: Final = "8000"
 _YAML: Final = ("yaml", "yml")
 _COMPUTED: Final = ("file_plan", "port", "request")
 """What a changed line computes anew."""
-_MAX_MATCHES: Final = 5
 
 
 class VllmLine(CommandLine):
@@ -48,6 +44,8 @@ class VllmLine(CommandLine):
     `faults` make vLLM exit at once. `options` begins with those of the file. `others` has no MODEL.
     """
 
+    pieces: Sequence[ParsedOption]
+    """The arguments as `cut` divides them."""
     model: str | None
     config: ConfigFile | None
     """The file of `--config FILE`. vLLM ignores the form `--config=FILE`."""
@@ -75,23 +73,23 @@ class VllmLine(CommandLine):
         vllm = find_vllm() if record is None else None
         if record is None:
             record = read_record(vllm) if vllm else VllmRecord()
-        reading = _Reading(Flags(record.flags))
-        parts = [*_parts(pieces, reading.known)]
-        model_argument = _take_model(parts, reading.known, vllm)
+        known = Flags(record.flags)
+        reading = Reading(known.option_of)
+        parts = [*_parts(pieces, known)]
+        model_argument = _take_model(parts, known, vllm)
         configs = [part for part in parts if part.arguments[0] == CONFIG and len(part.arguments) > 1]
         config = read_file(configs[0].arguments[1]) if configs else None
         if config is not None:
             for name, value in config.settings.items():
-                reading.add(split(_arguments_of_setting(name, value), reading.known.num_values), config.place(name))
+                reading.add(split(_arguments_of_setting(name, value), known.num_values), config.place(name))
         reading.add(part for part in parts if part not in configs)
-        reading.join_keys()
         if model_argument is not None and any(part.typed == _MODEL and any(part.values) for part in parts):
             reading.others.append(model_argument)
-        in_arguments_first = sorted(reading.options, key=lambda option: bool(option.where))
+        options = reading.options
+        in_arguments_first = sorted(options, key=lambda option: bool(option.where))
         named = (option.text for option in in_arguments_first if option.name == _MODEL)
-        line = cls(
-            pieces, reading.options, reading.others, [*_problems(parts, model_argument, config), *reading.problems]
-        )
+        line = cls(options, reading.others, [*_problems(parts, model_argument, config), *reading.faults])
+        line.pieces = pieces
         line.model, line.config, line.record = model_argument or next(filter(None, named), None), config, record
         line.unknown, line._model_argument, line._parts = reading.unknown, model_argument, parts
         return line
@@ -228,7 +226,7 @@ class VllmLine(CommandLine):
         return self._with(_parts=[*self._parts[:place], last, *self._parts[place:]], options=[*self.options, last])
 
     def _with(self, **changes: Any) -> "VllmLine":
-        changed = VllmLine(self.pieces)
+        changed = VllmLine(())
         known = {name: value for name, value in vars(self).items() if name not in _COMPUTED}
         vars(changed).update(known | changes)
         return changed
@@ -274,82 +272,8 @@ def _problems(parts: Sequence[ParsedOption], model_argument: str | None, config:
         yield f"no model: give MODEL as the first argument after `serve`, or `model:` in {config.path}"
 
 
-class _Reading:
-    """argparse's result for some arguments, and the faults that argparse would report.
-
-    As vLLM's `FlexibleArgumentParser`, it completes names, counts values, and joins keys to JSON.
-    `preflight.arguments` converts the values later.
-    """
-
-    def __init__(self, known: Flags) -> None:
-        self.known = known
-        self.options: list[ParsedOption] = []
-        self.others: list[str] = []
-        """MODEL, and arguments that belong to no flag."""
-        self.unknown: list[ParsedOption] = []
-        self.problems: list[str] = []
-        self._keyed: dict[str, tuple[ParsedOption, dict[str, Any]]] = {}
-
-    def add(self, parts: Iterable[ParsedOption], where: str = "") -> None:
-        """Adds the flags and arguments that `split` has found. A setting of the file has a place."""
-        for part in parts:
-            part.where = where
-            if not part.typed:
-                self.others += part.arguments[1:] if part.arguments[0] == "--" else part.arguments
-            elif (option := self._find(part)) is not None:
-                self._add(option, part)
-
-    def join_keys(self) -> None:
-        """Adds `--flag {"a": {"b": 1}, "c": 2}` for `--flag.a.b 1 --flag.c 2`, after all other flags."""
-        for option, content in self._keyed.values():
-            option.values = (json.dumps(content),)
-            self.options.append(option)
-
-    def _find(self, part: ParsedOption) -> ParsedOption | None:
-        name, values = part.typed, tuple(part.values)
-        options = self.known.complete(name)
-        if not options and name[:2] != "--" and self.known.complete(name[:2]) == [name[:2]]:  # such as -qawq
-            options, values = [name[:2]], (part.arguments[0][2:],)
-        if len(options) == 1 and (found := self.known.find(options[0])) is not None:
-            return ParsedOption.of(found, values, options[0], part.where)
-        if self.known.is_recorded and not options:
-            self.unknown.append(part)
-            return None
-        if name in REPLACEMENTS and options:
-            self._complain(f"vLLM has no flag {name}{did_you_mean(name, ())}", part)
-        elif options:
-            self._complain(f"{name} may stand for {list_some(options, _MAX_MATCHES)}: write the whole name", part)
-        return ParsedOption.of(Flag((name,), nargs="?", is_optional=True), values, name, part.where)
-
-    def _add(self, option: ParsedOption, part: ParsedOption) -> None:
-        if part.keys:
-            if not option.values:
-                self._complain(f"{part.spelling} needs a value", part)
-                return
-            _, content = self._keyed.setdefault(part.typed, (option, {}))
-            merge(content, nest(part.keys, option.values[0]))
-            return
-        if self.known.is_recorded and (problem := _count_problem(option, part)) is not None:
-            self._complain(f"{option.name} {problem}", part)
-        self.options.append(option)
-
-    def _complain(self, problem: str, part: ParsedOption) -> None:
-        self.problems.append(f"{part.where}: {problem}" if part.where else problem)
-
-
 def _arguments_of_setting(name: str, value: Any) -> Iterator[str]:
     items = value if isinstance(value, list) else [json.dumps(value, default=str) if isinstance(value, dict) else value]
     if value is not False and items:
         yield f"--{name}"
         yield from () if value is True else map(str, items)
-
-
-def _count_problem(option: ParsedOption, part: ParsedOption) -> str | None:
-    """Why argparse rejects the number of values. None if argparse accepts the number."""
-    nargs, values = option.flag and option.flag.nargs, option.values
-    is_attached = len(part.arguments) == 1 and bool(values)
-    if nargs == 0:
-        return f"ignored explicit argument {values[0]!r}" if is_attached else None
-    if nargs == "?" or is_attached or (values and not is_flag_like(values[0])):
-        return None
-    return "needs one argument" if nargs == 1 else "needs at least one argument"
