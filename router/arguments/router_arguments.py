@@ -1,6 +1,7 @@
 """Splits the arguments of `serve --models FILE` and `serve A B`: models, router's flags, models' flags."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Final, NamedTuple, TypeGuard
 
@@ -9,15 +10,15 @@ from startup.arguments.embedded_line import parse_line
 from startup.arguments.errors import InputError
 from startup.arguments.screening import argument_notices, show_notices
 from startup.arguments.serve_command import config_of
-from startup.arguments.table import split_flags
 from startup.settings.config import StartupConfig, flags_with_role
 from startup.settings.flag import Flag
-from startup.settings.serve_arguments import ParsedOption
+from startup.settings.serve_arguments import CommandLine, ParsedOption
 from startup.vllm_arguments.flags import flags_that_change
 
 _NOT_OF_MODELS: Final = frozenset(("address", "keys", "tls", "port", "router"))
 """The roles of flags that a model of a router must not have."""
-PORT_DEFAULTS: Final = ("--http-max-body-size=256MiB", "--http-max-held-size=4GiB")
+_BODY_BYTES: Final = 256 << 20
+_HELD_BYTES: Final = 4 << 30
 """Defaults for the router's port. The router keeps long bodies on disk, and does not know models' limits."""
 QUIET_FLAG: Final = "--disable-uvicorn-access-log"
 """A flag for each model's server. The router logs the requests, because only it knows the clients."""
@@ -74,24 +75,42 @@ def read_several(parts: Sequence[ParsedOption], *, is_quiet: bool = False) -> Se
             raise InputError("several models do not go with the argument --: leave it out.")
         if len(models) != 1:  # flags of one model are its own
             _reject(part.name, part.values)
-    given = parse_line((*split_flags(PORT_DEFAULTS), *(part for part in flags if is_own(part.flag))))
-    if models and given.last("--models") is not None:
+    line = own_line(flags)
+    if models and line.last("--models") is not None:
         raise InputError(f"--models does not go with {models[0]}: name this model in the file.")
-    config = config_of(given)
+    config = with_defaults(config_of(line), line)
     if not models and config.several.models is None:
         raise InputError("--models must name a file.")
     if config.standby == "require" and len(models) != 1:  # llama-server is never forked
         raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
     if not is_quiet:
-        show_notices(argument_notices(parts, given), config.log_format)
+        show_notices(argument_notices(parts, line), config.log_format)
     of_models = (part for part in flags if not is_own(part.flag) or part.flag.role == "both")
     return SeveralModels(
         config,
         models,
         defaults=[argument for part in of_models for argument in part.arguments],
-        engine=given.value("--engine"),
-        has_log_level=given.last("--log-level") is not None or env.VLLM_LOGGING_LEVEL.raw is not None,
+        engine=line.value("--engine"),
+        has_log_level=line.last("--log-level") is not None or env.VLLM_LOGGING_LEVEL.raw is not None,
     )
+
+
+def own_line(parts: Iterable[ParsedOption]) -> CommandLine:
+    """The router's own flags, read by the embedded engine's rules."""
+    return parse_line(part for part in parts if is_own(part.flag))
+
+
+def with_defaults(config: StartupConfig, line: CommandLine, *, max_waiting: int | None = None) -> StartupConfig:
+    """The configuration with a router's defaults of flags that the command line does not have."""
+    given = {option.name for option in line.options}
+    limits, several = config.limits, config.several
+    if "--http-max-body-size" not in given:
+        limits = replace(limits, max_body_bytes=_BODY_BYTES)
+    if "--http-max-held-size" not in given:
+        limits = replace(limits, max_held_bytes=_HELD_BYTES)
+    if "--max-waiting" not in given and max_waiting is not None:
+        several = replace(several, max_waiting=max_waiting)
+    return replace(config, limits=limits, several=several)
 
 
 def is_own(flag: Flag | None) -> TypeGuard[Flag]:

@@ -103,6 +103,33 @@ class ModelsReader:
             logger.warning("%s: apiKeys has changed, which takes effect at the next start of the server", self.path)
         return read.entries
 
+    def router_options(self, checked: CheckedModels) -> RouterOptions:
+        """The settings of a router for the models that `read` has checked.
+
+        Raises:
+            CommandLineError: a key, a value or a flag is not accepted. The message lists all faults.
+            ModelsFileError: the preflights have found faults.
+        """
+        if checked.faults:
+            err = ModelsFileError(checked.faults)
+            raise CommandLineError(str(err)) if err.has_usage_error else err
+        config = self._config
+        network = config.server.network
+        network = replace(network, api_keys=(*network.api_keys, *checked.api_keys))
+        config = replace(config, server=replace(config.server, network=network))
+        if checked.log_level is not None and not self._several.has_log_level:
+            config = replace(config, logging_level=checked.log_level)
+        return RouterOptions(
+            config=config,
+            entries=checked.entries,
+            reload=None if self.path is None else self.reload,
+            path=self.path,
+            find_template_kinds=self.template_kinds,
+            find_model=self.find_model,
+            check_again=self.check_again,
+            only=next(iter(checked.entries)) if self._several.names_one_model else None,
+        )
+
     def check_again(self, entry: ModelEntry) -> ModelEntry:
         """The entry after a further check without preflight. The former entry if the check finds faults."""
         given = self._given.get(entry.name)
@@ -193,34 +220,6 @@ class ModelsReader:
         if limits.max_running is not None and len(models) > len(pinned) >= limits.max_running:
             text = f"--max-running {limits.max_running} leaves no room beside the pinned models {list_some(pinned)}"
             yield Fault(text, file=file)
-
-
-def router_options(several: SeveralModels, reader: ModelsReader, checked: CheckedModels) -> RouterOptions:
-    """The settings of a router for the models that `reader` has read and checked.
-
-    Raises:
-        CommandLineError: a key, a value or a flag is not accepted. The message lists all faults.
-        ModelsFileError: the preflights have found faults.
-    """
-    if checked.faults:
-        err = ModelsFileError(checked.faults)
-        raise CommandLineError(str(err)) if err.has_usage_error else err
-    config = several.config
-    network = config.server.network
-    network = replace(network, api_keys=(*network.api_keys, *checked.api_keys))
-    config = replace(config, server=replace(config.server, network=network))
-    if checked.log_level is not None and not several.has_log_level:
-        config = replace(config, logging_level=checked.log_level)
-    return RouterOptions(
-        config=config,
-        entries=checked.entries,
-        reload=None if reader.path is None else reader.reload,
-        path=reader.path,
-        find_template_kinds=reader.template_kinds,
-        find_model=reader.find_model,
-        check_again=reader.check_again,
-        only=next(iter(checked.entries)) if several.names_one_model else None,
-    )
 
 
 def _name_of(argument: str) -> str:

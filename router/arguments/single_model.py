@@ -1,32 +1,33 @@
 """The settings of a router with one model (`serve MODEL` with --idle-stop or --restart), for both engines."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 from router.arguments.model_check import ModelStart, folder_of, with_sleep_arguments
 from router.arguments.router_arguments import (
     LACKED_BY_VLLM,
-    PORT_DEFAULTS,
     QUIET_FLAG,
     is_elsewhere,
     is_of_models,
-    is_own,
+    own_line,
+    with_defaults,
 )
 from router.model_entry import ModelEntry
 from router.router import RouterOptions
-from startup.arguments.embedded_line import options_of_settings, parse_line
+from startup.arguments.embedded_line import options_of_settings
 from startup.arguments.errors import InputError
 from startup.arguments.read_arguments import ReadArguments
 from startup.arguments.screening import secrets_as_variables, show_notices
 from startup.arguments.serve_command import config_of
-from startup.arguments.table import find_known_flag, split_flags
+from startup.arguments.table import find_known_flag
 from startup.settings.config import StartOptions, StartupConfig, flags_with_role
-from startup.settings.serve_arguments import ParsedOption, join
+from startup.settings.serve_arguments import CommandLine, ParsedOption, join
 from startup.vllm_arguments.options import VllmOptions
 from startup.vllm_arguments.vllm_line import VllmLine
 
-_DEFAULTS: Final = (*PORT_DEFAULTS, "--max-waiting=1024")
+_MAX_WAITING: Final = 1024
+"""The default of --max-waiting for a single model, instead of that for each of several models."""
 _MIDDLEWARE: Final = "--middleware"
 
 
@@ -35,8 +36,9 @@ def router_of_one(read: ReadArguments, start: StartupConfig | VllmOptions) -> Ro
     parts = read.of_router
     if isinstance(start, VllmOptions):
         return vllm_router(start, parts)
+    assert read.own is not None
     entry = _entry(start, parts, "embedded", start.server.served_model_names)
-    return _router(_read_port(parts), start, ModelStart.of_embedded(entry, start))
+    return _router(start, read.own, ModelStart.of_embedded(entry, start))
 
 
 def vllm_router(options: VllmOptions, parts: Sequence[ParsedOption]) -> RouterOptions:
@@ -45,8 +47,8 @@ def vllm_router(options: VllmOptions, parts: Sequence[ParsedOption]) -> RouterOp
     _reject_vllm_flags(options, parts, line)
     names = line.values("--served-model-name") or (line.served_name,)
     entry = _entry(options, parts, "vllm", names)
-    config = _read_port((*_options_of_file(line), *parts))
-    router = _router(config, options, ModelStart.of_vllm(entry, options))
+    own = own_line((*_options_of_file(line), *parts))
+    router = _router(config_of(own), own, ModelStart.of_vllm(entry, options))
     return replace(router, model_has_keys=any(option.name in flags_with_role("keys") for option in line.in_file))
 
 
@@ -77,11 +79,6 @@ def _reject_vllm_flags(options: VllmOptions, parts: Sequence[ParsedOption], line
             raise InputError(f"{text} and as a flag: leave one of them out.")
 
 
-def _read_port(parts: Iterable[ParsedOption]) -> StartupConfig:
-    """The values of the router's own flags and variables, read by the embedded engine's rules."""
-    return config_of(parse_line((*split_flags(_DEFAULTS), *(part for part in parts if is_own(part.flag)))))
-
-
 def _entry(options: StartOptions, parts: Sequence[ParsedOption], engine: str, names: Sequence[str]) -> ModelEntry:
     """The model's entry. Its command line has no API keys, because other users could read them there."""
     kept: list[ParsedOption] = []
@@ -93,12 +90,13 @@ def _entry(options: StartOptions, parts: Sequence[ParsedOption], engine: str, na
         if is_elsewhere(name, given.values):
             raise InputError(f"{name} does not go with {_flag(options)}: all its processes are on this machine.")
         if is_of_models(flag) and (engine == "embedded" or name not in LACKED_BY_VLLM):
-            kept.append(ParsedOption(given.arguments[1:]) if given.arguments[0] == "--" else given)
+            kept.append(given)
     kept, variables = secrets_as_variables(kept)
+    arguments = (argument for argument in join(kept) if argument != "--")  # flags follow
     entry = ModelEntry(
         name=names[0],
         aliases=tuple(names[1:]),
-        arguments=(*join(kept), "--engine", engine, QUIET_FLAG),
+        arguments=(*arguments, "--engine", engine, QUIET_FLAG),
         engine=engine,
         env=variables,
         ttl_s=options.idle_stop_s,
@@ -118,12 +116,12 @@ def _flag(options: StartOptions) -> str:
     return "--idle-sleep" if options.idle_stop_s is None else "--idle-stop"
 
 
-def _router(config: StartupConfig, options: StartOptions, start: ModelStart) -> RouterOptions:
-    """`config` has the values of the router's own flags. `options` says how the model is started."""
+def _router(config: StartupConfig, line: CommandLine, start: ModelStart) -> RouterOptions:
+    """`config` has the values of the router's own flags, which `line` has."""
     entry, request, kind = start
     kinds = () if kind is None else (kind,)
     return RouterOptions(
-        config=config,
+        config=with_defaults(config, line, max_waiting=_MAX_WAITING),
         entries={entry.name: entry},
         find_template_kinds=lambda: kinds,
         find_model=lambda _: folder_of(request),

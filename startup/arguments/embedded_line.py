@@ -4,13 +4,14 @@
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from base.json_depth import read_json
 from base.json_form import json_form
 from envs.redaction import hide_in_arguments
 from startup.arguments.errors import InputError
+from startup.arguments.screening import reject_references
 from startup.arguments.supported import CONFIG
 from startup.arguments.table import find_flag, option_of
 from startup.settings.config_file import ConfigFile
@@ -104,10 +105,3 @@ def _with_keys(option: ParsedOption, whole: str) -> str:
         raise InputError(f"{option.name}: {shown!r} is not a JSON object.")
     merge(merged, read_json(option.values[0]))
     return json.dumps(merged)
-
-
-def reject_references(missing: Sequence[str], place: str = "") -> None:
-    """Raises InputError if there are references to variables that are not set."""
-    if missing:
-        remedy = "set it, or write a default as ${NAME:-default}; $${ stands for ${"
-        raise InputError(f"{place}{'; '.join(missing)}: {remedy}.")

@@ -3,7 +3,7 @@
 Recommends safer places for keys and tokens, and keeps them out of files and children's command lines.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import click
 
@@ -11,10 +11,29 @@ from base.machine.command_line import is_visible
 from envs.redaction import hide_in_arguments
 from envs.registry import env, unknown_variables
 from startup.arguments.errors import InputError
+from startup.arguments.supported import LOG_FORMAT, MODEL
 from startup.arguments.table import IGNORE_REASONS, REJECTED_FEATURES
 from startup.imports.torch_environment import has_gpu
 from startup.settings.flag import Flag
 from startup.settings.serve_arguments import NO_VALUE, CommandLine, ParsedOption
+
+
+def screen(parts: Sequence[ParsedOption], line: CommandLine, *, is_quiet: bool) -> str:
+    """Rejects arguments for the embedded engine, and shows notices. Returns the format of log lines."""
+    greedy = [part.name for part in parts if part.flag and part.flag.nargs == "+" and len(part.values) > 1]
+    if greedy and not line.others and line.last(MODEL.name) is None:
+        raise InputError(
+            f"MODEL must come before {greedy[-1]}, which takes every argument that follows. "
+            f"For the default model, write {greedy[-1]} once for each value."
+        )
+    try:
+        reject_unsupported(line.options)
+    except InputError as err:
+        line.faults = [*line.faults, err.message]
+    log_format = line.value(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()
+    if not is_quiet:
+        show_notices(argument_notices(parts, line), log_format)
+    return log_format
 
 
 def reject_unsupported(options: Iterable[ParsedOption]) -> None:
@@ -58,6 +77,13 @@ def _hardware_reason(flag: Flag) -> str | None:
     if flag.parameter == "gpu_memory_utilization" and not has_gpu():
         return "there is no GPU, so the KV cache is sized from free memory"
     return None
+
+
+def reject_references(missing: Sequence[str], place: str = "") -> None:
+    """Raises InputError if there are references to variables that are not set."""
+    if missing:
+        remedy = "set it, or write a default as ${NAME:-default}; $${ stands for ${"
+        raise InputError(f"{place}{'; '.join(missing)}: {remedy}.")
 
 
 def show_notices(notices: Iterable[str], log_format: str) -> None:

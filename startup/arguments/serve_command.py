@@ -11,18 +11,17 @@ from base.errors import ConfigError
 from base.setting import is_section
 from envs.registry import OWN_PREFIX, env, validate_all
 from envs.suggestion import changed_word
-from startup.arguments.embedded_line import reject_references
 from startup.arguments.errors import InputError
 from startup.arguments.option import FlagOption, complete_model, describe_topic, write_groups
 from startup.arguments.param_types import click_type
 from startup.arguments.read_arguments import EMPTY_REMEDY, ReadArguments, raise_all, read_arguments
-from startup.arguments.screening import argument_notices, notices, reject_unsupported, show_notices
+from startup.arguments.screening import argument_notices, notices, reject_references, screen, show_notices
 from startup.arguments.supported import CONFIG, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES, WEB_PAGE
 from startup.arguments.table import split_flags
 from startup.files.model.model_request import ModelRequest
 from startup.settings.config import DEFAULT_MODEL_ID, StartupConfig
 from startup.settings.flag import Flag
-from startup.settings.serve_arguments import STRAY_REMEDY, CommandLine, LauncherLine, ParsedOption, is_stray
+from startup.settings.serve_arguments import STRAY_REMEDY, CommandLine, LauncherLine, is_stray
 from startup.vllm_arguments.options import VllmOptions
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def settings_of(read: ReadArguments, *, is_quiet: bool = False) -> ReadStart:
         return ReadStart(read, _check_for_vllm(read, read.vllm, is_quiet=is_quiet))
     if read.own is None or read.gguf is not None:
         return ReadStart(read)
-    log_format = _screen(read.parts, read.own, is_quiet=is_quiet)
+    log_format = screen(read.parts, read.own, is_quiet=is_quiet)
     config = config_of(read.own)
     if not is_quiet:
         show_notices(notices(read.own.options), log_format)  # of values that are valid
@@ -202,24 +201,6 @@ def _build(config: Any, values: Mapping[str, Any], faults: list[ConfigError], pr
     except ConfigError as err:
         faults += [err, *err.others]
         return None
-
-
-def _screen(parts: Sequence[ParsedOption], given: CommandLine, *, is_quiet: bool) -> str:
-    """Rejects unsupported flags, and shows notices. Returns the format of log lines."""
-    greedy = [part.name for part in parts if part.flag and part.flag.nargs == "+" and len(part.values) > 1]
-    if greedy and not given.others and given.last(MODEL.name) is None:
-        raise InputError(
-            f"MODEL must come before {greedy[-1]}, which takes every argument that follows. "
-            f"For the default model, write {greedy[-1]} once for each value."
-        )
-    try:
-        reject_unsupported(given.options)
-    except InputError as err:
-        given.faults = [*given.faults, err.message]
-    log_format = given.value(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()
-    if not is_quiet:
-        show_notices(argument_notices(parts, given), log_format)
-    return log_format
 
 
 _FLAGS: Final = (*GROUPS["Start"], LOG_FORMAT, WEB_PAGE)

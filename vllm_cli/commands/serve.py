@@ -86,7 +86,7 @@ def _serve_several(parts: Sequence[ParsedOption]) -> int:
     from router.arguments.router_arguments import read_several
 
     several = read_several(parts)
-    from router.arguments.router_options import ModelsReader, router_options  # a usage error imports no aiohttp
+    from router.arguments.router_options import ModelsReader  # a usage error imports no aiohttp
 
     begin = time.perf_counter()
     reader = ModelsReader(several)
@@ -95,7 +95,7 @@ def _serve_several(parts: Sequence[ParsedOption]) -> int:
         report = checked.report(time.perf_counter() - begin)
         return _print(report, as_json=several.config.is_json)
     show_notices(map(str, checked.notices), several.config.log_format)
-    options = router_options(several, reader, checked)
+    options = reader.router_options(checked)
     from router.router import run_router
 
     return run_router(options)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from router.arguments.router_arguments import read_several
-from router.arguments.router_options import ModelsReader, router_options
+from router.arguments.router_options import ModelsReader
 from router.router import RouterOptions
 from startup.arguments.serve_command import parse_start, read_start
 from startup.settings.serve_arguments import LauncherLine
@@ -36,7 +36,7 @@ def model(llama_server: Path, tmp_path: Path) -> Path:
 def options_of(*arguments: object) -> RouterOptions:
     several = read_several(read_start(LauncherLine(list(map(str, arguments)))).read.of_router)
     reader = ModelsReader(several)
-    return router_options(several, reader, reader.read())
+    return reader.router_options(reader.read())
 
 
 def command_of(*arguments: object) -> Sequence[str]:
