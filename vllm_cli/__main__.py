@@ -50,11 +50,11 @@ def _run_vllms_command() -> int:
     return run_other_command()
 
 
-def _serve(given: LauncherLine) -> int:
+def _serve(line: LauncherLine) -> int:
     """Asks a standby to fork the server. Without a standby, starts the server in this process."""
     from startup.standby.front_process import serve_warm
 
-    if (exit_code := serve_warm(given)) is not None:
+    if (exit_code := serve_warm(line)) is not None:
         return exit_code
     if sys.dont_write_bytecode:
         from pathlib import Path
@@ -62,7 +62,7 @@ def _serve(given: LauncherLine) -> int:
         from startup.storage.caches import use_kept_bytecode
 
         use_kept_bytecode(Path(_ROOT, "vllm_cli"))
-    return _run_command(given)
+    return _run_command(line)
 
 
 def _run_template(arguments: list[str]) -> int:

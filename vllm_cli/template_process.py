@@ -25,12 +25,12 @@ def become_server(kind: str, standby_fd: str, *models: str) -> FrontLink:
     return wait_for_start(kind, models, int(standby_fd), _read)
 
 
-def _read(given: LauncherLine) -> EarlyRead:
+def _read(line: LauncherLine) -> EarlyRead:
     """Reads the arguments of a start. If they have a fault, the command reads them again and reports it."""
     try:
-        read = read_arguments(given, read_file=_read_regular)
+        read = read_arguments(line, read_file=_read_regular)
     except (click.ClickException, ConfigError, EnvError, StartupError):
-        return EarlyRead(given)
+        return EarlyRead(line)
     return EarlyRead(read, read.vllm, read.wants_cold_start)
 
 

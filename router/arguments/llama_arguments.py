@@ -10,12 +10,12 @@ from base.wording import list_some
 from router.model_entry import PORT, ForeignCommand, ModelEntry
 from startup.arguments.embedded_line import parse_line
 from startup.arguments.errors import InputError
-from startup.arguments.serve_command import parse_start
+from startup.arguments.serve_command import config_of
 from startup.files.model.file_faults import first_problem
 from startup.files.model.gguf import LLAMA_SERVER, GgufModel
 from startup.files.model.hub_settings import is_offline
 from startup.settings.config import StartupConfig
-from startup.settings.serve_arguments import ParsedOption
+from startup.settings.serve_arguments import CommandLine, ParsedOption
 
 _COUNTERPARTS: Final = frozenset(
     (
@@ -52,19 +52,17 @@ def as_llama_server(entry: ModelEntry, model: GgufModel, parts: Sequence[ParsedO
     line = parse_line(parts)
     if line.faults:
         raise InputError(line.faults[0])
-    given = {option.name: option for option in line.options if option.flag and option.flag.role != "both"}
-    refused = [name for name, flag in given.items() if name not in _COUNTERPARTS and not _changes_nothing(flag)]
+    options = {option.name: option for option in line.options if option.flag and option.flag.role != "both"}
+    refused = [name for name, flag in options.items() if name not in _COUNTERPARTS and not _changes_nothing(flag)]
     if refused:
         raise InputError(f"is served by llama-server, which has no counterpart of {', '.join(refused)}: leave them out")
     if problem := first_problem(Path(model.arguments[1]).with_name(name) for name in model.missing):
         raise InputError(f"lacks a part: {problem}")
     if model.missing:
         raise InputError(f"lacks {list_some(model.missing)}: copy them beside {Path(model.arguments[1]).name}")
-    used = [argument for name in _COUNTERPARTS & given.keys() for argument in given[name].arguments]
-    config = parse_start([*line.others[:1], *used, "--engine=embedded"], is_quiet=True)
-    assert isinstance(config, StartupConfig)
+    config = config_of(CommandLine([options[name] for name in _COUNTERPARTS & options.keys()], line.others[:1]))
     command = [LLAMA_SERVER, *model.arguments, "--host", "127.0.0.1", "--port", PORT, "--metrics", "--jinja"]
-    command += ["--alias", entry.name, *_llama_arguments(given, config)]
+    command += ["--alias", entry.name, *_llama_arguments(options, config)]
     if model.projector is not None:
         command += ["--mmproj", str(model.projector)]
     if model.is_on_hub and is_offline():
@@ -73,16 +71,16 @@ def as_llama_server(entry: ModelEntry, model: GgufModel, parts: Sequence[ParsedO
     return replace(entry, arguments=(), foreign=server, engine="other")
 
 
-def _changes_nothing(given: ParsedOption) -> bool:
-    flag, value = given.flag, given.values[-1]
+def _changes_nothing(option: ParsedOption) -> bool:
+    flag, value = option.flag, option.values[-1]
     assert flag is not None
     return value in (*flag.neutral, *_NOTHING.get(flag.name, ())) or value == (flag.help and str(flag.default).lower())
 
 
-def _llama_arguments(given: Mapping[str, ParsedOption], config: StartupConfig) -> Iterator[str]:
+def _llama_arguments(options: Mapping[str, ParsedOption], config: StartupConfig) -> Iterator[str]:
     """Yields the flags of llama-server. Without --kv-unified, it would divide its context among its slots."""
     engine, renderer = config.engine, config.renderer
-    num_slots = engine.max_num_seqs if "--max-num-seqs" in given else None
+    num_slots = engine.max_num_seqs if "--max-num-seqs" in options else None
     if engine.max_model_len is not None:
         yield from ("--ctx-size", str(engine.max_model_len * (num_slots or 1)))
     if num_slots is not None:
@@ -91,9 +89,9 @@ def _llama_arguments(given: Mapping[str, ParsedOption], config: StartupConfig) -
             yield "--kv-unified"
     if engine.max_num_batched_tokens is not None:
         yield from ("--batch-size", str(engine.max_num_batched_tokens))
-    if "--seed" in given:
+    if "--seed" in options:
         yield from ("--seed", str(engine.seed))
-    if (template := given.get("--chat-template")) is not None:
+    if (template := options.get("--chat-template")) is not None:
         is_file = Path(template.values[-1]).is_file()
         yield from ("--chat-template-file" if is_file else "--chat-template", template.values[-1])
     if renderer.default_chat_template_kwargs:

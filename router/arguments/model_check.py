@@ -257,9 +257,9 @@ class ModelCheck:
 
 
 def _reject_flags(parts: Iterable[ParsedOption]) -> None:
-    for given in parts:
-        if given.flag is not None and (reason := fault_of_model(given.flag)) is not None:
-            raise InputError(f"must not have {given.typed}: {reason}")
+    for option in parts:
+        if option.flag is not None and (reason := fault_of_model(option.flag)) is not None:
+            raise InputError(f"must not have {option.typed}: {reason}")
 
 
 def _reject_keys(flags: Iterable[str]) -> None:

@@ -102,13 +102,13 @@ def own_line(parts: Iterable[ParsedOption]) -> CommandLine:
 
 def with_defaults(config: StartupConfig, line: CommandLine, *, max_waiting: int | None = None) -> StartupConfig:
     """The configuration with a router's defaults of flags that the command line does not have."""
-    given = {option.name for option in line.options}
+    names = {option.name for option in line.options}
     limits, several = config.limits, config.several
-    if "--http-max-body-size" not in given:
+    if "--http-max-body-size" not in names:
         limits = replace(limits, max_body_bytes=_BODY_BYTES)
-    if "--http-max-held-size" not in given:
+    if "--http-max-held-size" not in names:
         limits = replace(limits, max_held_bytes=_HELD_BYTES)
-    if "--max-waiting" not in given and max_waiting is not None:
+    if "--max-waiting" not in names and max_waiting is not None:
         several = replace(several, max_waiting=max_waiting)
     return replace(config, limits=limits, several=several)
 

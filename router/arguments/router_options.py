@@ -132,11 +132,11 @@ class ModelsReader:
 
     def check_again(self, entry: ModelEntry) -> ModelEntry:
         """The entry after a further check without preflight. The former entry if the check finds faults."""
-        given = self._given.get(entry.name)
-        if given is None:
+        unchecked = self._given.get(entry.name)
+        if unchecked is None:
             return entry
         file = "" if self.path is None else str(self.path)
-        checked = ModelCheck(replace(self._config, preflight="off"), self._several, file).run(given)
+        checked = ModelCheck(replace(self._config, preflight="off"), self._several, file).run(unchecked)
         if checked.faults:
             return entry
         self.last = replace(self.last, models={**self.last.models, entry.name: checked})
@@ -207,12 +207,12 @@ class ModelsReader:
         limits = self._config.several
         requests = {model.entry.name: model.request for model in models}
         meter = MemoryMeter(lambda name: folder_of(requests[name]))
-        given = limits.memory_budget_bytes
-        budget = default_budget() if given is None and self._config.preflight == "auto" else given
+        limit = limits.memory_budget_bytes
+        budget = default_budget() if limit is None and self._config.preflight == "auto" else limit
         for entry in (model.entry for model in models if not model.faults):
             need = meter.need_of(entry).ram_bytes
             if budget is not None and need > budget:
-                whose = "--memory-budget is" if given is not None else "this machine has"
+                whose = "--memory-budget is" if limit is not None else "this machine has"
                 remedy = " or limit its KV cache, such as by --gpu-memory-utilization" if entry.engine == "vllm" else ""
                 text = f"needs about {format_bytes(need)} of memory, and {whose} {format_bytes(budget)}: leave it out"
                 yield Fault(text + remedy, entry.line, key_of(entry, file), file, "memory")

@@ -85,12 +85,12 @@ def _entry(options: StartOptions, parts: Sequence[ParsedOption], engine: str, na
     if options.listen_when_ready:
         text = "whose port is always open: leave one of them out"
         raise InputError(f"--listen-when-ready does not go with {_flag(options)}, {text}.")
-    for given in parts:
-        flag, name = given.flag, given.name
-        if is_elsewhere(name, given.values):
+    for part in parts:
+        flag, name = part.flag, part.name
+        if is_elsewhere(name, part.values):
             raise InputError(f"{name} does not go with {_flag(options)}: all its processes are on this machine.")
         if is_of_models(flag) and (engine == "embedded" or name not in LACKED_BY_VLLM):
-            kept.append(given)
+            kept.append(part)
     kept, variables = secrets_as_variables(kept)
     arguments = (argument for argument in join(kept) if argument != "--")  # flags follow
     entry = ModelEntry(

@@ -85,12 +85,12 @@ class ServeFlagsCommand(click.Command):
         num_values = {name: 0 if option.is_flag else 1 for name, option in options.items()} | {"--help": 0, "-h": 0}
         own: list[str] = []
         others: list[str] = []
-        for given in split(args, num_values.get):
-            if given.typed in num_values:
-                _, equals, value = given.arguments[0].partition("=")
-                own += [f"{given.typed}{equals}{value}", *given.arguments[1:]]
+        for part in split(args, num_values.get):
+            if part.typed in num_values:
+                _, equals, value = part.arguments[0].partition("=")
+                own += [f"{part.typed}{equals}{value}", *part.arguments[1:]]
             else:
-                others += given.arguments
+                others += part.arguments
         rest = super().parse_args(ctx, own)
         ctx.params["arguments"] = tuple(others)
         return rest

@@ -159,18 +159,18 @@ _ONLY_VLLM: Final = (
 
 def _pooler(text: str) -> PoolerConfig:
     """How a pooling model turns hidden states into vectors or scores. Rejects unsupported keys."""
-    given = {key.replace("-", "_"): item for key, item in _json_object(text).items()}
-    given.pop("enable_flash_late_interaction", None)
-    if "normalize" in given:
+    settings = {key.replace("-", "_"): item for key, item in _json_object(text).items()}
+    settings.pop("enable_flash_late_interaction", None)
+    if "normalize" in settings:
         raise ValueError("Parameter `normalize` was removed; use `use_activation` instead.")
     known = [field.name for field in fields(PoolerConfig)]
-    for key in [key for key in given if key not in known]:
+    for key in [key for key in settings if key not in known]:
         if key not in _ONLY_VLLM:
             raise ValueError(f"{key!r} is not one of its keys: {', '.join(known)}.")
-        if given.pop(key) not in (None, False):
+        if settings.pop(key) not in (None, False):
             raise ValueError(f"the embedded engine does not support {key}, but `--engine vllm` does.")
     try:
-        return PoolerConfig(**given)
+        return PoolerConfig(**settings)
     except ConfigError as err:
         raise ValueError(f"{err}.") from err
 

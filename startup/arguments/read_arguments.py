@@ -125,8 +125,8 @@ def _read_for_vllm(launcher: LauncherLine, read_file: Callable[[str], ConfigFile
     return VllmLine.of_pieces(tuple(launcher.engine_pieces), read_file=read_file)
 
 
-def _gguf_of(given: CommandLine) -> str | None:
-    model = given.others[0] if given.others else given.value("--model")
+def _gguf_of(line: CommandLine) -> str | None:
+    model = line.others[0] if line.others else line.value("--model")
     return model if model is not None and find_gguf(model) is not None else None
 
 
@@ -137,10 +137,10 @@ def _reject_flags_of_several(launcher: LauncherLine, parts: Sequence[ParsedOptio
         several -= _OF_ONE_MODEL
     for flag in filter(several.__contains__, launcher.names):
         raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
-    given = parts if parts and parts[0].typed else ()
-    others = [each.arguments[0] for each in given if not each.typed]
+    unnamed = parts if parts and parts[0].typed else ()
+    others = [each.arguments[0] for each in unnamed if not each.typed]
     models = [argument for argument in others if argument != "--" and not is_stray(argument)]
-    has_unknown = any(each.typed and each.flag is None for each in given)  # the argument after it may be its value
+    has_unknown = any(each.typed and each.flag is None for each in unnamed)  # the argument after it may be its value
     is_changed = any(map(changed_word, models))  # a flag with another dash, which later checks explain
     if len(models) > 1 and not has_unknown and not is_changed:
         raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")

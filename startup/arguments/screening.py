@@ -38,9 +38,9 @@ def screen(parts: Sequence[ParsedOption], line: CommandLine, *, is_quiet: bool) 
 
 def reject_unsupported(options: Iterable[ParsedOption]) -> None:
     """Raises an InputError that names each given flag whose feature the embedded engine lacks."""
-    features = ((given, REJECTED_FEATURES.get(given.flag)) for given in options if given.flag)
+    features = ((option, REJECTED_FEATURES.get(option.flag)) for option in options if option.flag)
     rejected = [
-        f"{_spell(given)} requests {feature}" for given, feature in features if feature and not _is_neutral(given)
+        f"{_spell(option)} requests {feature}" for option, feature in features if feature and not _is_neutral(option)
     ]
     if rejected:
         requests = "; ".join(rejected)
@@ -49,15 +49,15 @@ def reject_unsupported(options: Iterable[ParsedOption]) -> None:
 
 def notices(options: Iterable[ParsedOption]) -> Iterator[str]:
     """Yields a line for each flag that has no effect."""
-    for given in options:
-        reason = given.flag and (IGNORE_REASONS.get(given.flag) or _hardware_reason(given.flag))
-        if reason and not _is_neutral(given):
-            yield f"{_spell(given)} has no effect: {reason}."
+    for option in options:
+        reason = option.flag and (IGNORE_REASONS.get(option.flag) or _hardware_reason(option.flag))
+        if reason and not _is_neutral(option):
+            yield f"{_spell(option)} has no effect: {reason}."
 
 
-def _is_neutral(given: ParsedOption) -> bool:
-    neutral = (*NO_VALUE, *(given.flag.neutral if given.flag else ()))
-    return all(any(_is_same(value, other) for other in neutral) for value in given.values)
+def _is_neutral(option: ParsedOption) -> bool:
+    neutral = (*NO_VALUE, *(option.flag.neutral if option.flag else ()))
+    return all(any(_is_same(value, other) for other in neutral) for value in option.values)
 
 
 def _is_same(value: str, other: str) -> bool:
@@ -67,9 +67,9 @@ def _is_same(value: str, other: str) -> bool:
         return value == other
 
 
-def _spell(given: ParsedOption) -> str:
+def _spell(option: ParsedOption) -> str:
     return " ".join(
-        given.arguments if given.flag and given.flag.nargs == 0 else hide_in_arguments((given.name, *given.values))
+        option.arguments if option.flag and option.flag.nargs == 0 else hide_in_arguments((option.name, *option.values))
     )
 
 
@@ -153,6 +153,6 @@ def _empty_key_notices(options: Iterable[ParsedOption]) -> Iterator[str]:
 
     Yields no line if --api-key-file is empty, too. Programs that need a server without keys give both flags.
     """
-    empty = {given.name for given in options if not any(given.values)}
+    empty = {option.name for option in options if not any(option.values)}
     if "--api-key" in empty and "--api-key-file" not in empty:
         yield "--api-key is empty: requests need no key, unless a file or the variable contains one."

@@ -125,15 +125,15 @@ def _check_for_vllm(read: ReadArguments, line: "VllmLine", *, is_quiet: bool) ->
     return options
 
 
-def config_of(given: CommandLine) -> StartupConfig:
+def config_of(line: CommandLine) -> StartupConfig:
     """The configuration of the embedded engine. Raises ClickException or ConfigError for invalid values."""
-    _reject_second_model(given)
-    if not given.faults:  # otherwise an argument may be the value of an unknown flag
-        _reject_faulty_arguments(given)
+    _reject_second_model(line)
+    if not line.faults:  # otherwise an argument may be the value of an unknown flag
+        _reject_faulty_arguments(line)
     values: dict[str, Any] = {path: variable.get() for path, variable in VARIABLES.items()}
-    faults: list[click.ClickException] = [*map(InputError, given.faults), *_add_values(values, given)]
-    if given.others:
-        values |= dict.fromkeys(MODEL.fields, given.others[0])
+    faults: list[click.ClickException] = [*map(InputError, line.faults), *_add_values(values, line)]
+    if line.others:
+        values |= dict.fromkeys(MODEL.fields, line.others[0])
     if values["server.served_model_names"] is None:
         values["server.served_model_names"] = (values["model.model"] or DEFAULT_MODEL_ID,)
     if values["model.model"] in (None, DEFAULT_MODEL_ID) and values[_SAMPLING] is None:
@@ -143,7 +143,7 @@ def config_of(given: CommandLine) -> StartupConfig:
     config: StartupConfig | None = _build(StartupConfig, values, out_of_range)
     if config is not None and not faults:
         return config
-    places = {each.name: each.where for each in given.options if each.where}
+    places = {each.name: each.where for each in line.options if each.where}
     if not faults and len(out_of_range) == 1 and out_of_range[0].option not in places:
         raise out_of_range[0]
     for err in out_of_range:
@@ -153,16 +153,16 @@ def config_of(given: CommandLine) -> StartupConfig:
     raise InputError("\nError: ".join(fault.format_message() for fault in faults))
 
 
-def _reject_second_model(given: CommandLine) -> None:
-    for each in given.options if given.others else ():
+def _reject_second_model(line: CommandLine) -> None:
+    for each in line.options if line.others else ():
         if each.name == MODEL.name and not each.where:
-            text = f"MODEL is given twice, as {given.others[0]} and by --model {each.text}"
+            text = f"MODEL is given twice, as {line.others[0]} and by --model {each.text}"
             raise InputError(f"{text}: leave --model out.")
 
 
-def _add_values(values: dict[str, Any], given: CommandLine) -> Iterator[click.ClickException]:
+def _add_values(values: dict[str, Any], line: CommandLine) -> Iterator[click.ClickException]:
     """Adds the value of each flag to `values`. Yields an error for each value that cannot be converted."""
-    by_name = {each.name: each for each in given.options}
+    by_name = {each.name: each for each in line.options}
     for option in _OPTIONS:
         try:
             values.update(dict.fromkeys(option.flag.fields, option.value_of(by_name.get(option.flag.name))))
@@ -170,16 +170,16 @@ def _add_values(values: dict[str, Any], given: CommandLine) -> Iterator[click.Cl
             yield err
 
 
-def _reject_faulty_arguments(given: CommandLine) -> None:
-    if (stray := next(filter(is_stray, given.others), None)) is not None:
+def _reject_faulty_arguments(line: CommandLine) -> None:
+    if (stray := next(filter(is_stray, line.others), None)) is not None:
         raise InputError(f"unexpected argument {stray!r}: {STRAY_REMEDY}.")
-    for argument in given.others[1:]:
+    for argument in line.others[1:]:
         if (problem := changed_word(argument)) is not None:
             raise InputError(f"unexpected argument {argument!r} {problem}.")
-    if len(given.others) > 1:
-        text = f"Got unexpected extra arguments ({' '.join(given.others[1:])})"
+    if len(line.others) > 1:
+        text = f"Got unexpected extra arguments ({' '.join(line.others[1:])})"
         raise click.UsageError(text, click.get_current_context(silent=True))
-    for each in given.options:
+    for each in line.options:
         if each.name in _NEVER_EMPTY and "" in each.values:
             raise InputError(f"{each.name} is empty: {EMPTY_REMEDY}.")
 
@@ -206,16 +206,16 @@ def _build(config: Any, values: Mapping[str, Any], faults: list[ConfigError], pr
 _FLAGS: Final = (*GROUPS["Start"], LOG_FORMAT, WEB_PAGE)
 
 
-def vllm_options(given: LauncherLine, line: "VllmLine") -> VllmOptions:
+def vllm_options(launcher: LauncherLine, line: "VllmLine") -> VllmOptions:
     """Returns the settings of a start of vLLM. Raises InputError for an invalid value of a launcher flag."""
     fields = {path.rpartition(".")[2]: flag for flag in _FLAGS for path in flag.fields}
-    values = {field: value for field, flag in fields.items() for value in _values(flag, given)}
+    values = {field: value for field, flag in fields.items() for value in _values(flag, launcher)}
     return VllmOptions(line=line, start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
 
 
-def _values(flag: Flag, given: LauncherLine) -> Iterator[Any]:
+def _values(flag: Flag, launcher: LauncherLine) -> Iterator[Any]:
     """Yields the converted value of a flag or else of its variable. Yields nothing if there is none."""
-    option = given.last(flag.name)
+    option = launcher.last(flag.name)
     value: Any = None if option is None else option.is_on if flag.nargs == 0 else option.text
     if value in (None, "") and flag.variable is not None and flag.is_set:
         value = flag.variable.get()

@@ -106,14 +106,13 @@ class ParsedOption:
 
     @classmethod
     def of(
-        cls, flag: "Flag", values: "Sequence[str]", option: str = "", where: str = "", arguments: "Sequence[str]" = ()
+        cls, flag: "Flag", values: "Sequence[str]", option: str = "", arguments: "Sequence[str]" = ()
     ) -> "ParsedOption":
         """An option of a flag whose full name is given."""
         parsed = cls((), option or flag.name)
         parsed.flag = flag
         parsed.name = flag.name
         parsed.values = values
-        parsed.where = where
         parsed.arguments = arguments
         return parsed
 
@@ -220,8 +219,8 @@ def repeated_arguments(arguments: "Sequence[str]") -> "Sequence[str]":
 
     They are models if there are folders of these names.
     """
-    given = arguments[: _count_command_arguments(arguments)]
-    return () if all(map(os.path.isdir, given)) else given
+    repeated = arguments[: _count_command_arguments(arguments)]
+    return () if all(map(os.path.isdir, repeated)) else repeated
 
 
 def is_eager(arguments: "Iterable[str]") -> bool:

@@ -33,17 +33,17 @@ _REQUIRED_S = 10.0
 """Seconds that the front process waits with `--standby require`, instead of `_ACK_S`."""
 
 
-def serve_warm(given: LauncherLine) -> int | None:
+def serve_warm(line: LauncherLine) -> int | None:
     """Requests a forked server and forwards signals to it until it ends.
 
     Returns:
         The exit code of the server, or None for a cold start. If a signal killed the server, this process
         ends by the same signal.
     """
-    if given.has_several_models or given.is_behind_router:
+    if line.has_several_models or line.is_behind_router:
         return None  # a router imports little; its servers may be forked
-    mode = given.value("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
-    kind = template_kind(given) if mode in ("auto", "require") else None
+    mode = line.value("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
+    kind = template_kind(line) if mode in ("auto", "require") else None
     if kind is None:
         return None
     try:

@@ -115,17 +115,17 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def template_kind(given: LauncherLine) -> str | None:
+def template_kind(line: LauncherLine) -> str | None:
     """The kind of template for the arguments after `serve`. None if the start needs no slow imports."""
-    if is_for_information(given.arguments):
+    if is_for_information(line.arguments):
         return None
-    kind = template_kind_for(given.engine, given)
+    kind = template_kind_for(line.engine, line)
     # With vLLM, this imports nothing; what vLLM's libraries print at the end of a process is not its output.
-    return None if kind != EMBEDDED and given.has("--preflight-only") else kind
+    return None if kind != EMBEDDED and line.has("--preflight-only") else kind
 
 
-def template_kind_for(engine: str, given: LauncherLine) -> str:
+def template_kind_for(engine: str, line: LauncherLine) -> str:
     """The kind of template for an engine. vLLM's kinds differ only in whether the compiler is imported."""
     if engine == "embedded":
         return EMBEDDED
-    return VLLM_EAGER if is_eager(given.engine_arguments) else VLLM_COMPILED
+    return VLLM_EAGER if is_eager(line.engine_arguments) else VLLM_COMPILED

@@ -24,8 +24,8 @@ class Reading(NamedTuple):
     """The values that the launcher reads in another way than vLLM's parser."""
 
 
-def read_both(arguments: Sequence[str], facts: VllmRecord, parse: Callable[[Sequence[str]], Namespace]) -> Reading:
-    line = VllmLine.of(arguments, facts)
+def read_both(arguments: Sequence[str], record: VllmRecord, parse: Callable[[Sequence[str]], Namespace]) -> Reading:
+    line = VllmLine.of(arguments, record)
     faults = [*line.faults, *(option.typed for option in line.unknown), *line.others]
     values: dict[str, Any] = {}
     for option in line.options:
@@ -42,12 +42,12 @@ def read_both(arguments: Sequence[str], facts: VllmRecord, parse: Callable[[Sequ
     return Reading(True, faults, list(_differences(with_model, namespace, model)))
 
 
-def _converted(given: ParsedOption) -> dict[str, Any]:
-    flag = given.flag
+def _converted(option: ParsedOption) -> dict[str, Any]:
+    flag = option.flag
     assert flag is not None
     if flag.nargs == 0:
-        return {flag.parameter: given.is_on}
-    values = [parse_value(flag, text) for text in given.values]
+        return {flag.parameter: option.is_on}
+    values = [parse_value(flag, text) for text in option.values]
     if flag.kind in _NOT_CONVERTED or not values:
         return {}
     return {flag.parameter: values if flag.nargs == "+" else values[-1]}

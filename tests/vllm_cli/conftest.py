@@ -22,15 +22,15 @@ def no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def parse() -> Callable[..., StartupConfig]:
-    """A function that returns the configuration of `vllm-cli serve WORDS...`."""
+    """A function that returns the configuration of `vllm-cli serve ARGUMENTS...`."""
     from startup.arguments.serve_command import READ
     from vllm_cli.commands.serve import serve
 
-    def parse_words(*arguments: str) -> StartupConfig:
+    def parse_arguments(*arguments: str) -> StartupConfig:
         with serve.make_context("serve", list(arguments)) as ctx:
             return ctx.meta[READ].start
 
-    return parse_words
+    return parse_arguments
 
 
 @pytest.fixture

@@ -42,11 +42,11 @@ _REPORT = """
 import json, sys
 before = set(sys.modules)
 from vllm_cli.main import main
-# For each of several calls: words, exit code, and all modules loaded afterwards.
-for words in json.loads(sys.argv[1]):
-    code = main(words)
+# For each of several calls: arguments, exit code, and all modules loaded afterwards.
+for arguments in json.loads(sys.argv[1]):
+    code = main(arguments)
     loaded = sorted(set(sys.modules) - before)
-    print("\\nLOADED", json.dumps([words, code, loaded]))
+    print("\\nLOADED", json.dumps([arguments, code, loaded]))
 """
 
 
@@ -185,7 +185,7 @@ def test_a_command_of_vllm_without_vllm_is_one_sentence_and_exit_code_2(path, in
         ("serve --engine embedded --omni --usp 2", "requests models of the package vllm-omni. Use --engine vllm."),
     ],
 )
-def test_former_and_wrong_words_name_what_to_write(arguments, message, capsys):
+def test_former_and_wrong_arguments_name_what_to_write(arguments, message, capsys):
     assert main(arguments.split()) == 2
     assert message in capsys.readouterr().err
 
@@ -227,9 +227,9 @@ from startup.logs.setup import configure_logging
 from vllm_cli.main import cli, main
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("words", nargs=-1)
-def broken(words):
-    configure_logging(LogOptions(level="INFO", format="json" if "json" in words else "text"), role="api")
+@click.argument("arguments", nargs=-1)
+def broken(arguments):
+    configure_logging(LogOptions(level="INFO", format="json" if "json" in arguments else "text"), role="api")
     raise KeyError("x")
 
 cli.get_command = lambda ctx, name: broken
@@ -243,7 +243,7 @@ UNCAUGHT = {
     "serve --log-format json": "VC-VLLM-CLI",
     "caches": None,
 }
-"""The words of a command that fails -> its code. An error of vLLM has none."""
+"""The arguments of a command that fails -> its code. An error of vLLM has none."""
 
 
 @pytest.mark.parametrize("given", thorough_but_for(UNCAUGHT, "serve --log-format json"))

@@ -15,7 +15,7 @@ SMALL = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--
 
 
 StartVllm = Callable[..., VllmServer]
-"""Starts a server with `launcher` and further words. The default model is the small model."""
+"""Starts a server with `launcher` and further arguments. The default model is the small model."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

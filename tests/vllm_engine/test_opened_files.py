@@ -25,7 +25,7 @@ _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "toke
 
 
 class Layout(NamedTuple):
-    """A model on disk, and the words that serve it."""
+    """A model on disk, and the arguments that serve it."""
 
     arguments: list[str]
     environment: dict[str, str] = {}

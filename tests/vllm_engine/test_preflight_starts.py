@@ -25,8 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _recorded(folder: Path) -> None:
-    """Runs a start that records vLLM's facts."""
-    code = "from tests.vllm_engine.preflight.vllm_parser import record; assert record().flags"
+    """Runs a start that records vLLM's flags and names."""
+    code = "from tests.vllm_engine.preflight.vllm_parser import record_vllm; assert record_vllm().flags"
     environment = os.environ | {"VLLM_CACHE_ROOT": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     subprocess.run([PYTHON, "-c", code], env=environment, cwd=folder, check=True, capture_output=True)
 

@@ -1,4 +1,4 @@
-"""The recorded facts agree with vLLM, words are read as vLLM reads them, and the same commands run."""
+"""The record agrees with vLLM, arguments are read as vLLM reads them, and the same commands run."""
 
 import os
 import re
@@ -121,13 +121,16 @@ _SCRIPT: Final = Path(__file__).parent / "preflight" / "vllm_parser.py"
 @pytest.fixture(scope="module")
 def answer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return ask_vllm(
-        _SCRIPT, {"lines": [], "texts": VALUES, "values": JSON_VALUES}, tmp_path_factory.mktemp("facts"), timeout_s=1200
+        _SCRIPT,
+        {"lines": [], "texts": VALUES, "values": JSON_VALUES},
+        tmp_path_factory.mktemp("record"),
+        timeout_s=1200,
     )
 
 
 @pytest.fixture(scope="module")
-def facts(answer: Any) -> VllmRecord:
-    return msgspec.convert(answer["facts"], VllmRecord)
+def record(answer: Any) -> VllmRecord:
+    return msgspec.convert(answer["record"], VllmRecord)
 
 
 def _read(lines: list[list[str]], folder: Path) -> list[Reading]:
@@ -135,7 +138,7 @@ def _read(lines: list[list[str]], folder: Path) -> list[Reading]:
     return msgspec.convert(answer["readings"], list[Reading])
 
 
-def test_words_of_starts_are_read_as_vllm_reads_them(tmp_path):
+def test_arguments_of_starts_are_read_as_vllm_reads_them(tmp_path):
     """`tests/startup/vllm_arguments/test_vllm_line.py` has arguments of any form."""
     folders = StartFolders(tmp_path)
     lines = [[folders.fill(argument) for argument in start.arguments] for start in written_starts() if start.arguments]
@@ -145,8 +148,8 @@ def test_words_of_starts_are_read_as_vllm_reads_them(tmp_path):
     assert 50 < sum(reading.is_accepted for reading in readings) < len(lines) - 20
 
 
-def test_each_value_that_vllm_accepts_passes_and_of_plain_values_nothing_else(facts, tmp_path):
-    flags = {option: flag for flag in facts.flags if flag.nargs != 0 for option in flag.options}
+def test_each_value_that_vllm_accepts_passes_and_of_plain_values_nothing_else(record, tmp_path):
+    flags = {option: flag for flag in record.flags if flag.nargs != 0 for option in flag.options}
     lines = [["m", f"{option}={value}"] for option in flags for value in VALUES]
     pairs = list(zip(lines, _read(lines, tmp_path), strict=True))
     assert [pair for pair in pairs if pair[1].is_accepted and (pair[1].faults or pair[1].differences)] == []
@@ -157,26 +160,26 @@ def test_each_value_that_vllm_accepts_passes_and_of_plain_values_nothing_else(fa
     assert len(flags) > 200
 
 
-def _named(facts: VllmRecord, variables: dict[str, str]) -> set[str]:
+def _named(record: VllmRecord, variables: dict[str, str]) -> set[str]:
     """The variables whose values the preflight reports."""
-    start = GivenStart(InstalledVllm("0.32.0+cpu", Path()), VllmLine.of(["m"], facts))
+    start = GivenStart(InstalledVllm("0.32.0+cpu", Path()), VllmLine.of(["m"], record))
     with overlaid(variables):
         findings = [*surroundings_findings(start)]
     return {re.split("[ :=]", finding.message)[0] for finding in findings} & {*variables}
 
 
-def test_each_value_of_a_variable_that_vllm_rejects_is_named_and_no_other_value(answer, facts):
+def test_each_value_of_a_variable_that_vllm_rejects_is_named_and_no_other_value(answer, record):
     refused: dict[str, set[str]] = {}
     for name, text in answer["refused"]:
         refused.setdefault(text, set()).add(name)
-    names = {fact.name for fact in facts.variables}
+    names = {flag.name for flag in record.variables}
     assert set().union(*refused.values()) - names == set()
-    assert {text: _named(facts, dict.fromkeys(names, text)) for text in refused} == refused
+    assert {text: _named(record, dict.fromkeys(names, text)) for text in refused} == refused
     assert len(refused[""]) > 150
 
 
-def test_values_in_json_flags_are_rejected_only_if_vllm_rejects_them_and_mostly_then(answer, facts):
-    flags = {fact.name: fact for fact in facts.flags}
+def test_values_in_json_flags_are_rejected_only_if_vllm_rejects_them_and_mostly_then(answer, record):
+    flags = {flag.name: flag for flag in record.flags}
     wrong, passed, num_refused = [], [], 0
     for name, text, is_accepted in answer["objects"]:
         try:
@@ -191,7 +194,7 @@ def test_values_in_json_flags_are_rejected_only_if_vllm_rejects_them_and_mostly_
     assert len(passed) < num_refused / 10, "the others break rules between fields"
 
 
-def test_variables_of_vllms_log(facts, tmp_path):
+def test_variables_of_vllms_log(record, tmp_path):
     contents = {"none": "{}", "whole": '{"version": 1}', "newer": '{"version": 2}', "list": "[1]", "cut": "[1"}
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
@@ -207,10 +210,10 @@ def test_variables_of_vllms_log(facts, tmp_path):
         {"VLLM_LOGGING_CONFIG_PATH": files[1], "VLLM_LOGGING_LEVEL": "x", "VLLM_LOGGING_STREAM": "ext://no.x"},
     ]
     can_log = ask_vllm(_SCRIPT, {"lines": [], "logs": logs}, tmp_path, timeout_s=1200)["logs"]
-    assert [not _named(facts, variables) for variables in logs] == can_log
+    assert [not _named(record, variables) for variables in logs] == can_log
 
 
-def test_registered_names(facts):
+def test_registered_names(record):
     examples = {
         "--tool-call-parser": "hermes",
         "--reasoning-parser": "qwen3",
@@ -219,14 +222,14 @@ def test_registered_names(facts):
         "--attention-backend": "FLASH_ATTN",
         "architectures": "LlamaForCausalLM",
     }
-    assert [flag for flag, name in examples.items() if name not in facts.names.get(flag, ())] == []
+    assert [flag for flag, name in examples.items() if name not in record.names.get(flag, ())] == []
 
 
-def test_the_table_of_flags_has_all_of_vllms_and_the_same_switches(facts):
-    names = {name for flag in facts.flags for name in (*flag.names, *flag.opposites)}
+def test_the_table_of_flags_has_all_of_vllms_and_the_same_switches(record):
+    names = {name for flag in record.flags for name in (*flag.names, *flag.opposites)}
     assert names - VLLM_NAMES == set()
     switches = {flag.name for flag in FLAGS if flag.nargs == 0}
-    assert {flag.name for flag in facts.flags if flag.opposites} - switches == set()
+    assert {flag.name for flag in record.flags if flag.opposites} - switches == set()
 
 
 _LINK: Final = "import sys; sys.argv[0] = 'vllm'; from vllm_cli.__main__ import main; sys.exit(main())"

@@ -137,10 +137,10 @@ def why_no_start(subject: Subject) -> str | None:
 
 def bake_imports(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
     """Imports vLLM. Raises StartupError with vLLM's own error if that fails."""
-    given = LauncherLine(arguments)
-    if choose_engine(given) != "vllm":
+    launcher = LauncherLine(arguments)
+    if choose_engine(launcher) != "vllm":
         raise InputError("--no-start is for --engine vllm. The embedded engine also runs without a GPU.")
-    line = VllmLine.of(given.engine_arguments)
+    line = VllmLine.of(launcher.engine_arguments)
     with TemporaryDirectory(prefix="vllm-cli-bake-") as folder:
         try:
             learn_imports(

@@ -111,37 +111,37 @@ def argument_findings(start: GivenStart) -> Iterator[Finding]:
         yield error(USAGE, problem)
     for problem in describe_unknown(start.line):
         yield (warning if start.record.plugins else error)(USAGE, problem)
-    for given in start.line.options:
-        yield from _value_findings(start, given)
+    for option in start.line.options:
+        yield from _value_findings(start, option)
     for flag in _REGISTERED:
         yield from _name_findings(start, flag)
     if (name := start.line.value(CONFIG)) is not None:
         yield warning("config_file", f"vLLM does not read --config={name}: write `--config {name}`, as two arguments")
 
 
-def _value_findings(start: GivenStart, given: ParsedOption) -> Iterator[Finding]:
-    name, is_last = given.name, given is start.line.last(given.name)
+def _value_findings(start: GivenStart, option: ParsedOption) -> Iterator[Finding]:
+    name, is_last = option.name, option is start.line.last(option.name)
     has_model = name == "--model" and start.line.model  # MODEL takes precedence
-    if name in _NEVER_EMPTY and "" in given.values and is_last and not has_model:
+    if name in _NEVER_EMPTY and "" in option.values and is_last and not has_model:
         text = f"{name} is empty: set the variable that stands in its place, or leave the argument out for the default"
-        yield (error if start.is_known else warning)(USAGE, _with_place(given, text))
+        yield (error if start.is_known else warning)(USAGE, _with_place(option, text))
         return
-    assert given.flag is not None
-    for text in given.values:
+    assert option.flag is not None
+    for text in option.values:
         try:
-            problem = range_problem(given.flag, parse_value(given.flag, text))
+            problem = range_problem(option.flag, parse_value(option.flag, text))
         except FlagValueError as err:
             # A plugin may add choices that are not known here.
-            is_certain = given.flag.choices is None or not start.record.plugins
-            yield (error if is_certain else warning)(USAGE, _with_place(given, str(err)))
+            is_certain = option.flag.choices is None or not start.record.plugins
+            yield (error if is_certain else warning)(USAGE, _with_place(option, str(err)))
             continue
         if problem is not None:
-            yield (error if is_last and start.is_known else warning)("range", _with_place(given, problem))
+            yield (error if is_last and start.is_known else warning)("range", _with_place(option, problem))
 
 
-def _with_place(given: ParsedOption, text: str) -> str:
+def _with_place(option: ParsedOption, text: str) -> str:
     """If the setting is from the file, replaces the flag at the text's beginning by the setting's place."""
-    return f"{given.where}{text.removeprefix(given.name)}" if given.where else text
+    return f"{option.where}{text.removeprefix(option.name)}" if option.where else text
 
 
 def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
@@ -151,21 +151,21 @@ def _name_findings(start: GivenStart, flag: str) -> Iterator[Finding]:
     An unknown executor is a warning, because a platform may use another executor.
     """
     plugin, fold = _REGISTERED[flag]
-    given = start.value(flag)
-    if not isinstance(given, str) or not given or start.value(plugin) or fold(given) in _ANY or "." in given:
+    value = start.value(flag)
+    if not isinstance(value, str) or not value or start.value(plugin) or fold(value) in _ANY or "." in value:
         return
     is_used = flag != EXECUTOR and (flag != "--tool-call-parser" or start.has("--enable-auto-tool-choice"))
-    if (problem := name_problem(start.record, flag, fold(given), given)) is not None:
+    if (problem := name_problem(start.record, flag, fold(value), value)) is not None:
         yield (error if is_used and not start.record.plugins else warning)(flag[2:].replace("-", "_"), problem)
 
 
-def name_problem(record: VllmRecord, flag: str, name: str, given: str) -> str | None:
+def name_problem(record: VllmRecord, flag: str, name: str, value: str) -> str | None:
     """A message if this vLLM lacks the name that a flag gives. None if it has it, or nothing is recorded."""
     names = record.names.get(flag, ())
     if not names or name in names or is_named_now(flag, name):
         return None
     guess = did_you_mean(name, names) or f": choose one of {list_some(names, _MAX_NAMES)}"
-    return f"this vLLM has no {flag} {given!r}{guess}"
+    return f"this vLLM has no {flag} {value!r}{guess}"
 
 
 def describe_unknown(line: VllmLine) -> Iterator[str]:

@@ -112,18 +112,18 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _check_quantization(start: GivenStart, model: ModelOnDisk) -> Iterator[Finding]:
     """Checks that vLLM has the method, and that it fits the checkpoint. A mismatch is only a warning."""
-    given, method = str(start.value(_METHOD) or "").lower(), _method_of(model.config)
-    family = _family(given)
-    if given and not method and (problem := name_problem(start.record, _METHOD, given, given)):
+    wanted, method = str(start.value(_METHOD) or "").lower(), _method_of(model.config)
+    family = _family(wanted)
+    if wanted and not method and (problem := name_problem(start.record, _METHOD, wanted, wanted)):
         is_certain = bool(model.config) and start.is_known and not start.has("--hf-overrides")
         yield (error if is_certain and not _has_file(model, _OTHER_SETTINGS) else warning)("quantization", problem)
-    elif given and not method and family in _SETTINGS and not _has_file(model, *_SETTINGS[family]):
-        what = f"{_METHOD} {given} needs a checkpoint that is quantized with it, and {model.folder} is not"
+    elif wanted and not method and family in _SETTINGS and not _has_file(model, *_SETTINGS[family]):
+        what = f"{_METHOD} {wanted} needs a checkpoint that is quantized with it, and {model.folder} is not"
         yield warning("quantization", f"{what}: leave it out, or take a quantized checkpoint")
-    elif given not in _FOR_ANY and method not in _REPLACED and family != _family(method):
-        what = f"{_METHOD} {given} does not fit the checkpoint, which is quantized with {method} (config.json)"
+    elif wanted not in _FOR_ANY and method not in _REPLACED and family != _family(method):
+        what = f"{_METHOD} {wanted} does not fit the checkpoint, which is quantized with {method} (config.json)"
         yield warning("quantization", f"{what}: leave it out")
-    elif not given and method not in _REPLACED and (problem := name_problem(start.record, _METHOD, method, method)):
+    elif not wanted and method not in _REPLACED and (problem := name_problem(start.record, _METHOD, method, method)):
         yield warning("quantization", f"config.json: {problem.replace(_METHOD, 'quantization')}")
 
 

@@ -40,7 +40,7 @@ def options_of(*arguments: object) -> RouterOptions:
 
 
 def command_of(*arguments: object) -> Sequence[str]:
-    """The command of the only model, without the words that every command has."""
+    """The command of the only model, without the arguments that every command has."""
     options = options_of(*arguments)
     (entry,) = options.entries.values()
     assert (options.only, entry.preload, entry.arguments, entry.engine) == (entry.name, True, (), "other")

@@ -18,9 +18,9 @@ def test_every_word_after_two_dashes_is_vllms():
         ("--one.some_key a", ["--one.some_key a"]),
     ],
 )
-def test_a_flag_has_as_many_words_as_its_values(line, pieces):
+def test_a_flag_has_as_many_arguments_as_its_values(line, pieces):
     """Lines for which argparse reports an error or finds no flag."""
-    assert [" ".join(given.arguments) for given in split(line.split(), {"--one": 1}.get)] == pieces
+    assert [" ".join(part.arguments) for part in split(line.split(), {"--one": 1}.get)] == pieces
 
 
 @pytest.mark.parametrize(

@@ -49,12 +49,12 @@ def _cuts(counted: dict[str, Any], *arguments: str, **variables: str) -> list[li
 
 
 @pytest.mark.parametrize("engine", ["embedded", "vllm"])
-def test_a_cold_start_cuts_its_words_once(counted, tiny_llama, engine):
+def test_a_cold_start_cuts_its_arguments_once(counted, tiny_llama, engine):
     arguments = [str(tiny_llama), "--engine", engine, "--preflight-only", "--max-model-len", "64"]
     assert _cuts(counted, *arguments, **OFF) == [[arguments]]
 
 
-def test_front_process_and_forked_server_cut_the_words_once_each(counted, tiny_llama):
+def test_front_process_and_forked_server_cut_the_arguments_once_each(counted, tiny_llama):
     arguments = [str(tiny_llama), "--engine", "embedded", "--preflight-only", "--port", str(free_port())]
     with StandbyProcess(environment={n: v for n, v in counted.items() if v is not None}) as standby:
         assert _cuts(counted, *arguments, **standby.environment) == [[arguments], [arguments]]

@@ -183,7 +183,7 @@ _VALUES = st.sampled_from(["1", "-1", "x", "{}", "None", "", "a b", "-a b", "-",
 
 @st.composite
 def _flag(draw: st.DrawFn) -> list[str]:
-    """The words of a flag with values. It may be abbreviated, or have its value in the same word."""
+    """The arguments of a flag with values. It may be abbreviated, or have its value in the same argument."""
     option = draw(st.sampled_from(_OPTIONS))
     name = option[: draw(st.integers(3 if option.startswith("--") else 2, len(option)))]
     values = draw(st.lists(_VALUES, max_size=2))
@@ -198,7 +198,7 @@ def _flag(draw: st.DrawFn) -> list[str]:
 @pytest.mark.thorough
 @settings(max_examples=150)
 @given(st.lists(_flag(), max_size=4), st.booleans())
-def test_words_are_read_as_argparse_reads_them(parts, begins_with_model):
+def test_arguments_are_read_as_argparse_reads_them(parts, begins_with_model):
     flags = [argument for part in parts for argument in part]
     arguments = ["m", *flags] if begins_with_model else [*flags, "--", "m"]
     reading = read_both(arguments, _FACTS, _ARGPARSE.parse_args)
@@ -255,14 +255,14 @@ def test_no_value_that_the_class_accepts_is_rejected(name):
 _FORMER = {"--task"}
 
 
-@pytest.mark.parametrize("fact", [fact for fact in USUAL if fact.name not in _FORMER], ids=lambda fact: fact.name)
-def test_a_row_has_names_and_number_of_values_of_vllms_flag_and_a_clear_abbreviation(fact: Flag):
-    flag = find_flag(fact.name).flag
-    assert {*fact.names} <= {*flag.names}
-    assert flag.nargs == fact.nargs
-    prefixes = (fact.name[:length] for length in range(3, len(fact.name) + 1))
-    shortest = next(prefix for prefix in prefixes if Flags().complete(prefix) == [fact.name])
-    assert shortest == fact.name or [name for name in VLLM_NAMES if name.startswith(shortest)] == [fact.name]
+@pytest.mark.parametrize("usual", [flag for flag in USUAL if flag.name not in _FORMER], ids=lambda flag: flag.name)
+def test_a_row_has_names_and_number_of_values_of_vllms_flag_and_a_clear_abbreviation(usual: Flag):
+    flag = find_flag(usual.name).flag
+    assert {*usual.names} <= {*flag.names}
+    assert flag.nargs == usual.nargs
+    prefixes = (usual.name[:length] for length in range(3, len(usual.name) + 1))
+    shortest = next(prefix for prefix in prefixes if Flags().complete(prefix) == [usual.name])
+    assert shortest == usual.name or [name for name in VLLM_NAMES if name.startswith(shortest)] == [usual.name]
 
 
 _VLLMS = [flag for flag in FLAGS if not is_own(flag)]

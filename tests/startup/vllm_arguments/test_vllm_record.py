@@ -176,7 +176,7 @@ def test_what_vllm_has_is_recorded_and_read_again(vllm, monkeypatch):
     limits = {flag.name: flag.limits for flag in record.flags if flag.limits}
     assert limits == {"--max-num-seqs": (("ge", 1),)}, "code of the class changes the others"
     assert record.names["--tool-call-parser"] == ("a", "b")
-    assert [fact[:3] + (fact.is_optional, fact.choices) for fact in record.variables] == [
+    assert [flag[:3] + (flag.is_optional, flag.choices) for flag in record.variables] == [
         (("VLLM_COUNT",), "int", 1, False, None),
         (("VLLM_SECONDS",), "float", 1, False, None),
         (("VLLM_SWITCH",), "int", 1, False, None),
@@ -277,9 +277,9 @@ def test_the_default_share_of_a_gpu_is_that_of_the_recorded_vllm():
 
 def test_a_name_that_the_registry_has_now_is_registered_whatever_the_record_says(tmp_path, monkeypatch):
     """The registry's file may be a changed one with the same time and size."""
-    (tmp_path / "toy_registry_of_facts.py").write_text("NAMES = {'new_parser': 1}\nclass Backend(Enum):\n    NEW = 1\n")
+    (tmp_path / "toy_registry.py").write_text("NAMES = {'new_parser': 1}\nclass Backend(Enum):\n    NEW = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry = Name("toy_registry_of_facts", "NAMES")
+    registry = Name("toy_registry", "NAMES")
     monkeypatch.setitem(_REGISTRIES, "--tool-call-parser", registry)
     record = VllmRecord(names={"--tool-call-parser": ("old_parser",)})
     problems = {

@@ -1,4 +1,4 @@
-"""The words of `serve` in plans.yaml, and the settings or the error. Then what no entry can express."""
+"""The arguments of `serve` in plans.yaml, and the settings or the error. Then what no entry can express."""
 
 import json
 import re
@@ -38,7 +38,7 @@ from vllm_cli.commands.prefetch import prefetch
 from vllm_cli.commands.serve import serve
 from vllm_cli.main import main
 
-_FACTS = {"none": VllmRecord(), "recorded": VllmRecord(tuple(flags_of_parser(small_parser.build())))}
+_RECORDS = {"none": VllmRecord(), "recorded": VllmRecord(tuple(flags_of_parser(small_parser.build())))}
 
 
 class WrittenPlan(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,7 +46,7 @@ class WrittenPlan(msgspec.Struct, forbid_unknown_fields=True):
 
     arguments: str | list[str]
     file: str | None = None
-    facts: list[str] = []
+    record: list[str] = []
     plan: dict[str, Any] | None = None
     error: str | None = None
     notice: str | None = None
@@ -57,11 +57,11 @@ class WrittenPlan(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _written_plans() -> Iterator[Any]:
-    """Yields words, what is known about vLLM, and the entry with what is expected of them."""
+    """Yields arguments, what is recorded of vLLM, and the entry with what is expected of them."""
     for entry in read_yaml(Path(__file__).with_name("plans.yaml"), WrittenPlan):
-        for facts in entry.facts or [""]:
+        for record in entry.record or [""]:
             for arguments in [entry.arguments] if isinstance(entry.arguments, str) else entry.arguments:
-                yield pytest.param(arguments, facts, entry, id=f"{arguments} {facts}".strip())
+                yield pytest.param(arguments, record, entry, id=f"{arguments} {record}".strip())
 
 
 def _plan_of(arguments: list[str]) -> Any:
@@ -87,15 +87,15 @@ def _as_json(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else str(value)
 
 
-@pytest.mark.parametrize(("arguments", "facts", "expected"), [*_written_plans()])
-def test_words_become_a_plan(arguments, facts, expected, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("arguments", "record", "expected"), [*_written_plans()])
+def test_arguments_become_a_plan(arguments, record, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = shlex.split(arguments)
     while given and re.match(r"[A-Z][A-Z_]+=", given[0]):
         monkeypatch.setenv(*given.pop(0).split("=", 1))
-    if facts:
+    if record:
         monkeypatch.setattr(vllm_line, "find_vllm", lambda: InstalledVllm("0.33.0", tmp_path))
-        monkeypatch.setattr(vllm_line, "read_record", lambda _: _FACTS[facts])
+        monkeypatch.setattr(vllm_line, "read_record", lambda _: _RECORDS[record])
     if expected.file is not None:
         Path("serve.yaml").write_text(expected.file)
     try:
@@ -220,12 +220,12 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
     line = read_arguments(LauncherLine(["m", "--config", str(file), "--engine", "vllm"]), read_file=read_file).vllm
     assert line is not None
     file.write_text("port: 2")
-    assert (line.port, line.read_again(_FACTS["recorded"]).port, read) == (1, 1, [str(file)])
+    assert (line.port, line.read_again(_RECORDS["recorded"]).port, read) == (1, 1, [str(file)])
 
 
 @pytest.mark.parametrize("value", ["-k", "--port", "--", "-", "a b", "", "=", "--api-key=x"])
-def test_values_of_a_file_are_the_same_when_they_are_written_as_words(tmp_path, value):
-    """A router writes a model's words for its server, and a supervisor those that it restarts."""
+def test_values_of_a_file_are_the_same_when_they_are_written_as_arguments(tmp_path, value):
+    """A router writes a model's arguments for its server, and a supervisor those that it restarts."""
     file = tmp_path / "serve.yaml"
     file.write_text(json.dumps({"api-key": ["first", value], "served-model-name": ["a", "-b"], "seed": -1}))
     given = read_line(split_flags(["m", "--config", str(file)]))
@@ -319,7 +319,7 @@ def test_defaults_are_those_of_the_fields_and_sizes_can_be_read_again():
     assert [SIZE.convert(spell_size(size), None, None) for size in sizes] == sizes
 
 
-def test_help_may_follow_other_words_and_help_all_shows_every_flag(capsys, invoke):
+def test_help_may_follow_other_arguments_and_help_all_shows_every_flag(capsys, invoke):
     assert main(["serve", "model", "--config", "missing.yaml", "-h"]) == 0
     assert capsys.readouterr().out.startswith("Usage: vllm-cli serve [OPTIONS] [MODEL]")
     text = invoke("serve", "--help=all").stdout

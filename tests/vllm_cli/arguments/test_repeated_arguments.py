@@ -1,4 +1,4 @@
-"""Words of a server's command that stand twice, as behind an image's entrypoint, and retired words."""
+"""Arguments of a server's command that stand twice, as behind an image's entrypoint, and retired ones."""
 
 import pytest
 
@@ -26,7 +26,7 @@ _AGAIN = (
 )
 @pytest.mark.parametrize("rest", thorough_but_for(["", " org/m", " --model org/m --port 1"], " org/m"))
 @pytest.mark.parametrize("again", _AGAIN)
-def test_words_that_stand_twice_are_named(again, rest, before, engine, invoke, monkeypatch):
+def test_arguments_that_stand_twice_are_named(again, rest, before, engine, invoke, monkeypatch):
     monkeypatch.setenv("VCLI_ENGINE", engine)
     done = invoke("serve", *f"{before}{again}{rest}".split())
     assert done.returncode == 2

@@ -68,7 +68,7 @@ def test_a_later_start_uses_it_and_writes_only_to_the_cache_folder(baked, tiny_l
     [("model", "--no-such-flag"), ("--engine", "nonsense"), ("--max-model-len", "much"), ("--timeout", "0")],
     ids=" ".join,
 )
-def test_wrong_words_are_exit_code_2(arguments, tmp_path, invoke, monkeypatch):
+def test_wrong_arguments_are_exit_code_2(arguments, tmp_path, invoke, monkeypatch):
     monkeypatch.setenv("VCLI_ENGINE", "embedded")
     done = invoke("bake", *arguments, "--output", tmp_path / "baked")
     assert done.returncode == 2, done.stderr

@@ -92,15 +92,15 @@ def test_a_command_that_does_not_exist_is_reported():
     ids=["appended", "placeholder", "environment"],
 )
 def test_the_port_is_inserted_or_appended_and_variables_are_set(command, expected, tmp_path):
-    words_file = tmp_path / "arguments"
-    (tmp_path / "serve").write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" variables:$A:$B_2 > {words_file}\n")
+    file = tmp_path / "arguments"
+    (tmp_path / "serve").write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" variables:$A:$B_2 > {file}\n")
     (tmp_path / "serve").chmod(0o755)
     target = command_target(command.replace("serve", str(tmp_path / "serve"), 1))
     target.start()
-    wait_until(lambda: words_file.exists() and words_file.read_text().endswith("\n"))
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"))
     target.close()
     port = target.base_url.rpartition(":")[2]
-    assert words_file.read_text().splitlines() == [argument.replace("PORT", port) for argument in expected]
+    assert file.read_text().splitlines() == [argument.replace("PORT", port) for argument in expected]
 
 
 def test_the_supervisor_shows_no_word_of_its_command_but_reports_them_without_secrets():

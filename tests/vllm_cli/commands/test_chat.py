@@ -143,11 +143,11 @@ def test_quick_prints_the_answer_while_it_streams(fake_server, capfd):
 
 def test_the_key_of_option_or_variable_and_given_sampling_parameters_are_sent(fake_server, monkeypatch):
     sampling = {"temperature": 0.0, "max_tokens": 9}
-    words_of_sampling = ["--temperature", "0", "--max-tokens", "9"]
+    arguments_of_sampling = ["--temperature", "0", "--max-tokens", "9"]
     for variables, arguments, key, sent in (
         ({"VLLM_API_KEY": "server's"}, [], "server's", {}),
         ({"VLLM_API_KEY": "server's", "OPENAI_API_KEY": "openai's"}, [], "openai's", {}),
-        ({"OPENAI_API_KEY": "openai's"}, ["--api-key", "given", *words_of_sampling], "given", sampling),
+        ({"OPENAI_API_KEY": "openai's"}, ["--api-key", "given", *arguments_of_sampling], "given", sampling),
     ):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)

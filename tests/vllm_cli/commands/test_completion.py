@@ -22,7 +22,7 @@ print(json.dumps([name.partition(".")[0] for name in sys.modules]))
 STRANGERS = {"torch", "transformers", "tokenizers", "numpy", "yaml", "rich", "aiohttp", "huggingface_hub", "psutil"}
 
 
-def _set_words(monkeypatch, *arguments):
+def _set_arguments(monkeypatch, *arguments):
     monkeypatch.setenv("_VLLM_CLI_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", "vllm-cli " + " ".join(arguments))
     monkeypatch.setenv("COMP_CWORD", str(len(arguments)))
@@ -30,7 +30,7 @@ def _set_words(monkeypatch, *arguments):
 
 @pytest.fixture
 def complete(tmp_path, monkeypatch, capsys):
-    """A function that returns bash's completions of words. The last word is incomplete."""
+    """A function that returns bash's completions of arguments. The last one is incomplete."""
     hub = tmp_path / "hub"
     for name in ("models--org--llama", "models--org--qwen", "models--gpt2"):
         (hub / name / "snapshots").mkdir(parents=True)
@@ -38,7 +38,7 @@ def complete(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_CACHE", str(hub))
 
     def run(*arguments: str) -> list[str]:
-        _set_words(monkeypatch, *arguments)
+        _set_arguments(monkeypatch, *arguments)
         with pytest.raises(SystemExit) as done:
             main([])
         out, err = capsys.readouterr()
@@ -51,7 +51,7 @@ def complete(tmp_path, monkeypatch, capsys):
 @pytest.mark.thorough
 @pytest.mark.parametrize("arguments", [("serve", ""), ("prefetch", "--po")], ids=" ".join)
 def test_completion_imports_no_slow_module(arguments, monkeypatch):
-    _set_words(monkeypatch, *arguments)
+    _set_arguments(monkeypatch, *arguments)
     assert set(json.loads(python_output(_SCRIPT, cwd=ROOT).splitlines()[-1])) & STRANGERS == set()
 
 
@@ -61,7 +61,7 @@ def test_commands_are_completed_from_the_table(complete):
     assert complete("bench", "st") == ["plain,startup"]
 
 
-def test_flags_of_serve_are_completed_after_any_words_and_so_are_their_values(complete):
+def test_flags_of_serve_are_completed_after_any_arguments_and_so_are_their_values(complete):
     expected = [f"plain,{flag.name}" for flag in SUPPORTED if flag.name.startswith("--max-num")]
     assert len(expected) >= 2
     assert complete("serve", "--max-num") == expected

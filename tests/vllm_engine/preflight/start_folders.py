@@ -1,6 +1,7 @@
 """Builds the model folders and other files that the starts of `starts.yaml` name.
 
-`{model}` in a word is the real model. All other names are built on demand. Weights are linked, not copied.
+`{model}` in an argument is the real model. All other names are built on demand. Weights are
+linked, not copied.
 """
 
 import json

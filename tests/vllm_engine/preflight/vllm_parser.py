@@ -1,7 +1,7 @@
-"""A script for vLLM's Python: records facts of vLLM's parser, reads words with this parser, and variables.
+"""A script for vLLM's Python: records vLLM, and reads arguments with vLLM's parser, and variables.
 
-`python vllm_parser.py QUESTION ANSWER`: the question has `lines` of words, `texts` for variables, and `logs`,
-groups of variables of vLLM's log. The answer has the recorded `facts`, `readings` with one
+`python vllm_parser.py QUESTION ANSWER`: the question has `lines` of arguments, `texts` for variables, and
+`logs`, groups of variables of vLLM's log. The answer has the `record`, `readings` with one
 `tests.support.reading.Reading` for each line, `refused` with each variable and each text that vLLM rejects as
 its value, and `logs` with whether vLLM can log with each group. If the question has `values`, the answer has
 `objects`: each flag with JSON objects that have one of these values in a field, and whether vLLM accepts it.
@@ -31,20 +31,20 @@ from tests.support.reading import read_both
 def main(question: str, answer: str) -> None:
     asked = json.loads(Path(question).read_text())
     os.environ["VLLM_CACHE_ROOT"] = f"{answer}.cache"
-    facts = record()
+    record = record_vllm()
     with contextlib.redirect_stderr(io.StringIO()):
-        readings = [read_both(arguments, facts, parse) for arguments in asked["lines"]]
+        readings = [read_both(arguments, record, parse) for arguments in asked["lines"]]
         logs = [_can_log(variables) for variables in asked.get("logs", ())]
-    choices = {choice for fact in facts.variables for choice in fact.choices or ()}
+    choices = {choice for flag in record.variables for choice in flag.choices or ()}
     texts = {*asked["texts"], *choices, *map(str.swapcase, choices)} if "texts" in asked else ()
     refused = [(name, text) for name in _variables() for text in sorted(texts) if not _takes(name, text)]
-    objects = [*_try_objects(facts, asked.get("values", ()))]
-    answers = {"facts": facts, "readings": readings, "refused": refused, "logs": logs, "objects": objects}
+    objects = [*_try_objects(record, asked.get("values", ()))]
+    answers = {"record": record, "readings": readings, "refused": refused, "logs": logs, "objects": objects}
     Path(answer).write_text(json.dumps(answers))
 
 
-def record() -> VllmRecord:
-    """Imports the installed vLLM, and records its facts in the cache folder."""
+def record_vllm() -> VllmRecord:
+    """Imports the installed vLLM, and records it in the cache folder."""
     kept = RecordFile(require_vllm())
     importlib.import_module("vllm.entrypoints.cli.serve")
 
@@ -53,7 +53,7 @@ def record() -> VllmRecord:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parses words as `vllm serve` does."""
+    """Parses arguments as `vllm serve` does."""
     sys.argv = ["vllm", "serve", *arguments]
     return build_parser().parse_args()
 
@@ -84,17 +84,17 @@ def _can_log(variables: dict[str, str]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def _try_objects(facts: VllmRecord, values: Sequence[Any]) -> Iterator[tuple[str, str, bool]]:
+def _try_objects(record: VllmRecord, values: Sequence[Any]) -> Iterator[tuple[str, str, bool]]:
     actions = _build_parser()._option_string_actions
-    for fact in facts.flags:
-        convert = actions[fact.name].type
-        for content in _objects(fact.shape, values) if fact.kind == "object" and values else ():
+    for flag in record.flags:
+        convert = actions[flag.name].type
+        for content in _objects(flag.shape, values) if flag.kind == "object" and values else ():
             text = json.dumps(content)
             is_accepted = False
             with contextlib.suppress(Exception):
                 convert(text)
                 is_accepted = True
-            yield fact.name, text, is_accepted
+            yield flag.name, text, is_accepted
 
 
 def _objects(shape: Shape, values: Sequence[Any]) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """A script for vLLM's Python: runs command lines with vLLM's own code, and reports where they fail.
 
-`python vllm_starts.py QUESTION ANSWER`: the question is a list of starts with `words` and `variables`. For
-each start, the answer has the `stage` in which it fails (`parse`, `config` or `serving`), or `done`, and
+`python vllm_starts.py QUESTION ANSWER`: the question lists starts with `arguments` and `variables`. For each
+start, the answer has the `stage` in which it fails (`parse`, `config` or `serving`), or `done`, and
 the `error`. Each start runs in a fork of this process, which has imported vLLM. It runs until vLLM has read
 everything that needs no running model: configuration, weights, tokenizer, variables, settings of the HTTP
 server.

@@ -66,7 +66,7 @@ def record() -> VllmRecord:
 
 @pytest.fixture
 def start(package: Path, record: VllmRecord) -> CheckStart:
-    """Checks a start of the small vLLM with these words, and with a plugin if one is given."""
+    """Checks a start of the small vLLM with these arguments, and with a plugin if one is given."""
 
     def create(
         *arguments: str,

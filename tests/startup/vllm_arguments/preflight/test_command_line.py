@@ -1,4 +1,4 @@
-"""Words are read as vLLM's argparse reads them. Only words that vLLM certainly rejects are faults."""
+"""Arguments are read as vLLM's argparse reads them. Only arguments that vLLM certainly rejects are faults."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_keys_become_an_object_at_the_end(record, arguments, content):
     assert json.loads(given["-cc"][0]) == content
 
 
-def test_settings_of_the_file_come_before_the_words(tmp_path, record):
+def test_settings_of_the_file_come_before_the_arguments(tmp_path, record):
     path = tmp_path / "settings.yml"
     path.write_text("port: 1\nenforce-eager: true\nheadless: false\napi-key: [a, b]\nmiddleware: []\n-cc: {a: 1}\n")
     path.write_text(path.read_text().replace("-cc:", "compilation-config:") + "model: m\n")

@@ -348,7 +348,7 @@ def _model(folder: Path, **changes: Any) -> str:
         ("--nnodes 2 --node-rank 0", 0),
     ],
 )
-def test_words_decide_how_deep_a_model_sleeps(vllm, tmp_path, arguments, level):
+def test_arguments_decide_how_deep_a_model_sleeps(vllm, tmp_path, arguments, level):
     assert deepest_level([_model(tmp_path), *arguments.split()]) == level
 
 

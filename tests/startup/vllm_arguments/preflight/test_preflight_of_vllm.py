@@ -31,7 +31,7 @@ def serve() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
         yield run
 
 
-def test_words_that_vllm_rejects_end_with_code_2(serve):
+def test_arguments_that_vllm_rejects_end_with_code_2(serve):
     done = serve("m", "--dtpe", "half", "--max-num-seqs", "none", HF_HUB_OFFLINE="1")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-6:] == [
