@@ -15,28 +15,29 @@ from startup.arguments.screening import reject_references
 from startup.arguments.supported import CONFIG
 from startup.arguments.table import find_flag, option_of
 from startup.settings.config_file import ConfigFile
-from startup.settings.reading import Reading, merge
-from startup.settings.serve_arguments import CommandLine, ParsedOption, split
+from startup.settings.engine_line import EngineLine, with_keys
+from startup.settings.serve_arguments import ParsedOption, split
 
 _PROTECTING: Final = ("keys", "tls")
 """Roles of flags that a file may not give without a value, as from a template's empty variable."""
 
 
-def read_line(parts: Iterable[ParsedOption], read_file: Callable[[str], ConfigFile] = ConfigFile.read) -> CommandLine:
+def read_line(parts: Iterable[ParsedOption], read_file: Callable[[str], ConfigFile] = ConfigFile.read) -> EngineLine:
     """Reads a command line, and settings of its `--config` file that neither it nor a variable gives."""
     line = parse_line(parts)
     if not (path := line.value(CONFIG.name)):
         return line
     in_file = {each.name: each for each in options_of_file(path, read_file) if each.flag and not each.flag.is_set}
-    options = in_file | {each.name: each for each in line.options}
-    return CommandLine([*options.values()], line.others, line.faults)
+    line.options = [*(in_file | {each.name: each for each in line.options}).values()]
+    return line
 
 
-def parse_line(parts: Iterable[ParsedOption]) -> CommandLine:
+def parse_line(parts: Iterable[ParsedOption]) -> EngineLine:
     """Parses a command line. A flag becomes one option with all values, and `arguments` with full names."""
-    reading = Reading(option_of)
-    reading.add(parts)
-    return CommandLine(_one_of_each_flag(reading.options), reading.others, reading.faults)
+    line = EngineLine(option_of)
+    line.add(parts)
+    line.options = _one_of_each_flag(line.options)
+    return line
 
 
 def options_of_file(path: str, read_file: Callable[[str], ConfigFile] = ConfigFile.read) -> list[ParsedOption]:
@@ -56,12 +57,12 @@ def options_of_file(path: str, read_file: Callable[[str], ConfigFile] = ConfigFi
 
 def options_of_settings(settings: Mapping[str, Any]) -> list[ParsedOption]:
     """Reads settings whose names are flags without dashes. Raises InputError for an invalid setting."""
-    reading = Reading(option_of)
+    line = EngineLine(option_of)
     for key, value in settings.items():
-        reading.add(split(_arguments_of_setting(f"--{key}", value)))
-        if reading.faults:
-            raise InputError(reading.faults[0])
-    return _one_of_each_flag(reading.options)
+        line.add(split(_arguments_of_setting(f"--{key}", value)))
+        if line.faults:
+            raise InputError(line.faults[0])
+    return _one_of_each_flag(line.options)
 
 
 def _arguments_of_setting(name: str, value: Any) -> Iterator[str]:
@@ -103,5 +104,4 @@ def _with_keys(option: ParsedOption, whole: str) -> str:
         raise InputError(f"{option.name}: {shown!r} is not JSON{json_form(whole) or f': {err}'}.") from err
     if not isinstance(merged, dict):
         raise InputError(f"{option.name}: {shown!r} is not a JSON object.")
-    merge(merged, read_json(option.values[0]))
-    return json.dumps(merged)
+    return with_keys(merged, read_json(option.values[0]))

@@ -108,7 +108,9 @@ def read_arguments(
                 own = read_line(read.parts, read_file)
                 gguf = None if own.faults else _gguf_of(own)
         if choose_engine(launcher, is_gguf=gguf is not None) == "vllm":
-            return replace(read, vllm=_read_for_vllm(launcher, read_file))
+            from startup.vllm_arguments.vllm_line import VllmLine
+
+            return replace(read, vllm=VllmLine(tuple(launcher.engine_pieces), read_file=read_file))
     if (topic := help_topic(arguments)) is not None:
         return replace(read, topic=topic)
     raise_all(validate_all())
@@ -117,12 +119,6 @@ def read_arguments(
     if OMNI in arguments:  # before the flags of vllm-omni, which are not known here
         reject_unsupported(parse_line(split_flags((OMNI,))).options)
     return replace(read, own=own or read_line(read.parts, read_file), gguf=gguf)
-
-
-def _read_for_vllm(launcher: LauncherLine, read_file: Callable[[str], ConfigFile]) -> "VllmLine":
-    from startup.vllm_arguments.vllm_line import VllmLine
-
-    return VllmLine.of_pieces(tuple(launcher.engine_pieces), read_file=read_file)
 
 
 def _gguf_of(line: CommandLine) -> str | None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -11,11 +12,10 @@ from base.server_settings import SHUTDOWN_TIMEOUT_S
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.model_request import LLAMA_ORIGINALS, ModelRequest, read_adapters, read_draft
 from startup.settings.config_file import ConfigFile
+from startup.settings.engine_line import EngineLine
 from startup.settings.flag import Flag
-from startup.settings.reading import Reading
 from startup.settings.serve_arguments import (
     OMNI,
-    CommandLine,
     ParsedOption,
     cut,
     is_for_information,
@@ -38,65 +38,53 @@ _COMPUTED: Final = ("file_plan", "port", "request")
 """What a changed line computes anew."""
 
 
-class VllmLine(CommandLine):
+class VllmLine(EngineLine):
     """The arguments after `vllm serve`, with what a start of vLLM asks of them.
 
     `faults` make vLLM exit at once. `options` begins with those of the file. `others` has no MODEL.
     """
 
-    pieces: Sequence[ParsedOption]
-    """The arguments as `cut` divides them."""
-    model: str | None
-    config: ConfigFile | None
-    """The file of `--config FILE`. vLLM ignores the form `--config=FILE`."""
-    record: VllmRecord
-    """The record of the flags by which the arguments were read."""
-    unknown: Sequence[ParsedOption]
-    """Flags that vLLM does not have."""
-    _model_argument: str | None
-    _parts: Sequence[ParsedOption]
-    """All arguments except MODEL, unchanged."""
-
-    @classmethod
-    def of(cls, arguments: Sequence[str], record: VllmRecord | None = None) -> "VllmLine":
-        """Reads the arguments after `vllm serve` and the file of `--config`. Arguments take precedence."""
-        return cls.of_pieces(cut(arguments), record)
-
-    @classmethod
-    def of_pieces(
-        cls,
+    def __init__(
+        self,
         pieces: Sequence[ParsedOption],
         record: VllmRecord | None = None,
         read_file: Callable[[str], ConfigFile] = ConfigFile.read,
-    ) -> "VllmLine":
-        """Reads arguments that `cut` has divided."""
+    ) -> None:
+        """Reads arguments that `cut` has divided, and the file of `--config`. Arguments take precedence."""
         vllm = find_vllm() if record is None else None
         if record is None:
             record = read_record(vllm) if vllm else VllmRecord()
         known = Flags(record.flags)
-        reading = Reading(known.option_of)
+        super().__init__(known.option_of)
+        self.pieces = pieces
+        self.record = record
+        """The record of the flags by which the arguments are read."""
         parts = [*_parts(pieces, known)]
-        model_argument = _take_model(parts, known, vllm)
+        self._model_argument = _take_model(parts, known, vllm)
+        self._parts: Sequence[ParsedOption] = parts
+        """All arguments except MODEL, unchanged."""
         configs = [part for part in parts if part.arguments[0] == CONFIG and len(part.arguments) > 1]
-        config = read_file(configs[0].arguments[1]) if configs else None
-        if config is not None:
-            for name, value in config.settings.items():
-                reading.add(split(_arguments_of_setting(name, value), known.num_values), config.place(name))
-        reading.add(part for part in parts if part not in configs)
-        if model_argument is not None and any(part.typed == _MODEL and any(part.values) for part in parts):
-            reading.others.append(model_argument)
-        options = reading.options
-        in_arguments_first = sorted(options, key=lambda option: bool(option.where))
+        self.config = read_file(configs[0].arguments[1]) if configs else None
+        """The file of `--config FILE`. vLLM ignores the form `--config=FILE`."""
+        self.faults += _problems(parts, self._model_argument, self.config)
+        if self.config is not None:
+            for name, value in self.config.settings.items():
+                self.add(split(_arguments_of_setting(name, value), known.num_values), self.config.place(name))
+        self.add(part for part in parts if part not in configs)
+        if self._model_argument is not None and any(part.typed == _MODEL and any(part.values) for part in parts):
+            self.others.append(self._model_argument)
+        in_arguments_first = sorted(self.options, key=lambda option: bool(option.where))
         named = (option.text for option in in_arguments_first if option.name == _MODEL)
-        line = cls(options, reading.others, [*_problems(parts, model_argument, config), *reading.faults])
-        line.pieces = pieces
-        line.model, line.config, line.record = model_argument or next(filter(None, named), None), config, record
-        line.unknown, line._model_argument, line._parts = reading.unknown, model_argument, parts
-        return line
+        self.model = self._model_argument or next(filter(None, named), None)
+
+    @classmethod
+    def of(cls, arguments: Sequence[str], record: VllmRecord | None = None) -> "VllmLine":
+        """Reads the arguments after `vllm serve`."""
+        return cls(cut(arguments), record)
 
     def read_again(self, record: VllmRecord) -> "VllmLine":
         """Reads the same arguments and the same content of the file by another record."""
-        return VllmLine.of_pieces(self.pieces, record, lambda path: self.config or ConfigFile.read(path))
+        return VllmLine(self.pieces, record, lambda path: self.config or ConfigFile.read(path))
 
     @property
     def in_file(self) -> list[ParsedOption]:
@@ -226,9 +214,10 @@ class VllmLine(CommandLine):
         return self._with(_parts=[*self._parts[:place], last, *self._parts[place:]], options=[*self.options, last])
 
     def _with(self, **changes: Any) -> "VllmLine":
-        changed = VllmLine(())
-        known = {name: value for name, value in vars(self).items() if name not in _COMPUTED}
-        vars(changed).update(known | changes)
+        changed = copy(self)
+        for name in _COMPUTED:
+            vars(changed).pop(name, None)
+        vars(changed).update(changes)
         return changed
 
 

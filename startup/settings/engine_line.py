@@ -1,4 +1,4 @@
-"""Reads arguments into options by a table of flags, which is the embedded engine's or vLLM's."""
+"""Reads arguments by an engine's table of flags, which is that of the embedded engine or vLLM's."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -6,26 +6,27 @@ from typing import Any
 
 from base.json_depth import read_json
 from startup.settings.flag import parse_size
-from startup.settings.serve_arguments import ParsedOption
+from startup.settings.serve_arguments import CommandLine, ParsedOption
 
 
-class Reading:
-    """What a command line and the settings of its file stand for.
+class EngineLine(CommandLine):
+    """A command line, with the settings of its file, as an engine's table of flags reads them.
 
     Args:
         option_of: the table. It returns the option for an argument with a flag, possibly with a fault. The
             option has no `flag` if there is none of this name.
     """
 
+    options: list[ParsedOption]
+    others: list[str]
+    faults: list[str]
+
     def __init__(self, option_of: Callable[[ParsedOption], ParsedOption]) -> None:
-        self._option_of = option_of
-        self._options: list[ParsedOption] = []
-        self._keyed: dict[str, tuple[ParsedOption, dict[str, Any]]] = {}
-        self.others: list[str] = []
-        """Arguments that belong to no flag, such as MODEL."""
+        super().__init__([], [], [])
         self.unknown: list[ParsedOption] = []
-        """Options without a flag."""
-        self.faults: list[str] = []
+        """Flags that the table does not have."""
+        self._option_of = option_of
+        self._keyed: dict[str, ParsedOption] = {}
 
     def add(self, parts: Iterable[ParsedOption], where: str = "") -> None:
         """Adds the flags and arguments that `split` has found. A setting of the file has a place."""
@@ -40,17 +41,19 @@ class Reading:
             if option.flag is None:
                 self.unknown.append(option)
             elif not part.keys:
-                self._options.append(option)
+                self.options.append(option)
             elif option.values:
-                _, content = self._keyed.setdefault(part.typed, (option, {}))
-                merge(content, _nest(part.keys, option.values[0]))
+                self._add_keys(part.typed, option)
+        self.options.sort(key=lambda option: bool(option.keys))
 
-    @property
-    def options(self) -> list[ParsedOption]:
-        """All options. Last comes `--flag {"a": {"b": 1}, "c": 2}` for `--flag.a.b 1 --flag.c 2`."""
-        for option, content in self._keyed.values():
-            option.values = (json.dumps(content),)
-        return [*self._options, *(option for option, _ in self._keyed.values())]
+    def _add_keys(self, name: str, option: ParsedOption) -> None:
+        """Adds `--flag {"a": {"b": 1}, "c": 2}` for `--flag.a.b 1 --flag.c 2`, after all other options."""
+        value = option.values[0]
+        if name not in self._keyed:
+            option.values = ("{}",)
+            self.options.append(option)
+        whole = self._keyed.setdefault(name, option)
+        whole.values = (with_keys(read_json(whole.values[0]), _nest(option.keys, value)),)
 
 
 def _nest(keys: str, text: str) -> dict[str, Any]:
@@ -65,12 +68,18 @@ def _nest(keys: str, text: str) -> dict[str, Any]:
     return dict(nested)
 
 
-def merge(into: dict[str, Any], update: dict[str, Any]) -> None:
-    """Adds `update` to `into`. Extends JSON objects and lists, and replaces any other value."""
+def with_keys(into: dict[str, Any], update: dict[str, Any]) -> str:
+    """Adds `update` to `into`, and returns the JSON text."""
+    _merge(into, update)
+    return json.dumps(into)
+
+
+def _merge(into: dict[str, Any], update: dict[str, Any]) -> None:
+    """Extends JSON objects and lists, and replaces any other value."""
     for key, new in update.items():
         old = into.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            merge(old, new)
+            _merge(old, new)
         elif isinstance(old, list) and isinstance(new, list):
             old.extend(new)
         else:
