@@ -12,7 +12,7 @@ from envs.suggestion import changed_word, did_you_mean
 from envs.variable import EnvError
 from startup.arguments.embedded_line import parse_line, read_line
 from startup.arguments.errors import InputError
-from startup.arguments.screening import reject_unsupported
+from startup.arguments.screening import unsupported_faults
 from startup.arguments.supported import CONFIG, ENGINE, GROUPS, MODEL
 from startup.arguments.table import split_flags, with_flags
 from startup.files.model.gguf import find_gguf, has_llama_server, is_read_by_vllm
@@ -117,7 +117,7 @@ def read_arguments(
     if launcher.has_several_models:
         return read
     if OMNI in arguments:  # before the flags of vllm-omni, which are not known here
-        reject_unsupported(parse_line(split_flags((OMNI,))).options)
+        raise InputError(*unsupported_faults(parse_line(split_flags((OMNI,))).options))
     return replace(read, own=own or read_line(read.parts, read_file), gguf=gguf)
 
 

@@ -11,40 +11,31 @@ from base.machine.command_line import is_visible
 from envs.redaction import hide_in_arguments
 from envs.registry import env, unknown_variables
 from startup.arguments.errors import InputError
-from startup.arguments.supported import LOG_FORMAT, MODEL
+from startup.arguments.supported import MODEL
 from startup.arguments.table import IGNORE_REASONS, REJECTED_FEATURES
 from startup.imports.torch_environment import has_gpu
 from startup.settings.flag import Flag
 from startup.settings.serve_arguments import NO_VALUE, CommandLine, ParsedOption
 
 
-def screen(parts: Sequence[ParsedOption], line: CommandLine, *, is_quiet: bool) -> str:
-    """Rejects arguments for the embedded engine, and shows notices. Returns the format of log lines."""
+def reject_greedy(parts: Iterable[ParsedOption], line: CommandLine) -> None:
+    """Raises an InputError if a list flag may have taken MODEL as one of its values."""
     greedy = [part.name for part in parts if part.flag and part.flag.nargs == "+" and len(part.values) > 1]
     if greedy and not line.others and line.last(MODEL.name) is None:
         raise InputError(
             f"MODEL must come before {greedy[-1]}, which takes every argument that follows. "
             f"For the default model, write {greedy[-1]} once for each value."
         )
-    try:
-        reject_unsupported(line.options)
-    except InputError as err:
-        line.faults = [*line.faults, err.message]
-    log_format = line.value(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()
-    if not is_quiet:
-        show_notices(argument_notices(parts, line), log_format)
-    return log_format
 
 
-def reject_unsupported(options: Iterable[ParsedOption]) -> None:
-    """Raises an InputError that names each given flag whose feature the embedded engine lacks."""
+def unsupported_faults(options: Iterable[ParsedOption]) -> Iterator[str]:
+    """Yields one fault that names each option whose feature the embedded engine lacks."""
     features = ((option, REJECTED_FEATURES.get(option.flag)) for option in options if option.flag)
     rejected = [
         f"{_spell(option)} requests {feature}" for option, feature in features if feature and not _is_neutral(option)
     ]
     if rejected:
-        requests = "; ".join(rejected)
-        raise InputError(f"Not possible with the embedded engine: {requests}. Use --engine vllm.")
+        yield f"Not possible with the embedded engine: {'; '.join(rejected)}. Use --engine vllm."
 
 
 def notices(options: Iterable[ParsedOption]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
@@ -15,7 +14,14 @@ from startup.arguments.errors import InputError
 from startup.arguments.option import FlagOption, complete_model, describe_topic, write_groups
 from startup.arguments.param_types import click_type
 from startup.arguments.read_arguments import EMPTY_REMEDY, ReadArguments, raise_all, read_arguments
-from startup.arguments.screening import argument_notices, notices, reject_references, screen, show_notices
+from startup.arguments.screening import (
+    argument_notices,
+    notices,
+    reject_greedy,
+    reject_references,
+    show_notices,
+    unsupported_faults,
+)
 from startup.arguments.supported import CONFIG, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES, WEB_PAGE
 from startup.arguments.table import split_flags
 from startup.files.model.model_request import ModelRequest
@@ -36,6 +42,8 @@ _READ_FOR_VLLM: Final = "VLLM_WORKER_MULTIPROC_METHOD"
 _NEVER_EMPTY: Final = ("--config", "--generation-config", "--model", "--served-model-name", "--tokenizer")
 """vLLM fails if one of these flags is empty. vLLM and this program ignore any other flag that is empty."""
 _MODEL: Final = click.Argument(["model_tag"], required=False, metavar="[MODEL]", shell_complete=complete_model)
+_FLAGS: Final = (*GROUPS["Start"], LOG_FORMAT, WEB_PAGE)
+"""Flags of a start of vLLM."""
 _OPTIONS: Final = tuple(map(FlagOption, SUPPORTED))
 PARAMETERS: Final[tuple[click.Parameter, ...]] = (_MODEL, *_OPTIONS)
 """MODEL and the supported flags, for completion."""
@@ -49,7 +57,7 @@ class ServeCommand(click.Command):
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, args)
         early = ctx.obj if isinstance(ctx.obj, ReadArguments) else read_arguments(ctx.obj or LauncherLine(args))
-        ctx.meta[READ] = settings_of(early)
+        ctx.meta[READ] = settings_with_notices(early)
         if early.topic is not None:
             click.echo(describe_topic(ctx, early.topic) if early.topic else self.get_help(ctx))
             ctx.exit()
@@ -68,25 +76,38 @@ class ReadStart(NamedTuple):
     """The settings of the start. None if `router.arguments` makes them: several models, or llama-server."""
 
 
-def read_start(launcher: LauncherLine, *, is_quiet: bool = False) -> ReadStart:
+def read_start(launcher: LauncherLine) -> ReadStart:
     """Reads and checks all settings (`read_arguments`, `settings_of`)."""
-    return settings_of(read_arguments(launcher), is_quiet=is_quiet)
+    return settings_of(read_arguments(launcher))
 
 
-def settings_of(read: ReadArguments, *, is_quiet: bool = False) -> ReadStart:
+def settings_of(read: ReadArguments) -> ReadStart:
     """Checks all settings. Flags have precedence over variables, and both over the `--config` file.
 
-    With `is_quiet`, no notices are shown. Raises ClickException if `serve` rejects the arguments.
+    Raises ClickException if `serve` rejects the arguments.
     """
     if read.vllm is not None:
-        return ReadStart(read, _check_for_vllm(read, read.vllm, is_quiet=is_quiet))
+        return ReadStart(read, _options_for_vllm(read.launcher, read.vllm))
     if read.own is None or read.gguf is not None:
         return ReadStart(read)
-    log_format = screen(read.parts, read.own, is_quiet=is_quiet)
-    config = config_of(read.own)
-    if not is_quiet:
-        show_notices(notices(read.own.options), log_format)  # of values that are valid
-    return ReadStart(read, config)
+    reject_greedy(read.parts, read.own)
+    return ReadStart(read, config_of(read.own))
+
+
+def settings_with_notices(read: ReadArguments) -> ReadStart:
+    """Checks all settings (`settings_of`). Shows notices, those of values only if all are valid."""
+    line, parts = read.own or read.launcher, [*read.parts]
+    if read.vllm is not None:
+        for part in read.parts:
+            parts += split_flags(part.arguments[1:]) if part.arguments[0] == "--" else ()
+    elif read.own is None or read.gguf is not None:
+        return settings_of(read)
+    log_format = line.value(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()
+    show_notices(argument_notices(parts, read.own), log_format)
+    found = settings_of(read)
+    if read.own is not None:
+        show_notices(notices(read.own.options), log_format)
+    return found
 
 
 def parse_start(
@@ -99,7 +120,7 @@ def parse_start(
     read = read_arguments(LauncherLine(arguments), may_be_llama_servers=False)
     if read.launcher.has_several_models:
         raise InputError(f"{name} is for one model: name one of them.")
-    start = settings_of(read, is_quiet=is_quiet).start
+    start = (settings_of if is_quiet else settings_with_notices)(read).start
     if start is None:
         raise InputError("must not have --help or --version")
     return start
@@ -113,25 +134,24 @@ def request_of(arguments: Sequence[str], *, command: str) -> ModelRequest:
     return start.line.request
 
 
-def _check_for_vllm(read: ReadArguments, line: "VllmLine", *, is_quiet: bool) -> VllmOptions:
+def _options_for_vllm(launcher: LauncherLine, line: "VllmLine") -> VllmOptions:
     # vLLM may accept further values of all other variables.
     raise_all(error for error in validate_all() if error.name.startswith((OWN_PREFIX, _READ_FOR_VLLM)))
-    options = vllm_options(read.launcher, line)
     if line.config is not None:  # vLLM would read a reference as plain text
         reject_references(line.config.refused, f"{CONFIG.name}: ")
-    if not is_quiet:
-        after_dashes = (split_flags(each.arguments[1:]) for each in read.parts if each.arguments[0] == "--")
-        show_notices(argument_notices((*read.parts, *chain.from_iterable(after_dashes))), options.log_format)
-    return options
+    fields = {path.rpartition(".")[2]: flag for flag in _FLAGS for path in flag.fields}
+    values = {field: value for field, flag in fields.items() for value in _values(flag, launcher)}
+    return VllmOptions(line=line, start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
 
 
 def config_of(line: CommandLine) -> StartupConfig:
     """The configuration of the embedded engine. Raises ClickException or ConfigError for invalid values."""
     _reject_second_model(line)
-    if not line.faults:  # otherwise an argument may be the value of an unknown flag
+    faults: list[click.ClickException] = [*map(InputError, (*line.faults, *unsupported_faults(line.options)))]
+    if not faults:  # otherwise an argument may be the value of an unknown flag
         _reject_faulty_arguments(line)
     values: dict[str, Any] = {path: variable.get() for path, variable in VARIABLES.items()}
-    faults: list[click.ClickException] = [*map(InputError, line.faults), *_add_values(values, line)]
+    faults += _add_values(values, line)
     if line.others:
         values |= dict.fromkeys(MODEL.fields, line.others[0])
     if values["server.served_model_names"] is None:
@@ -201,16 +221,6 @@ def _build(config: Any, values: Mapping[str, Any], faults: list[ConfigError], pr
     except ConfigError as err:
         faults += [err, *err.others]
         return None
-
-
-_FLAGS: Final = (*GROUPS["Start"], LOG_FORMAT, WEB_PAGE)
-
-
-def vllm_options(launcher: LauncherLine, line: "VllmLine") -> VllmOptions:
-    """Returns the settings of a start of vLLM. Raises InputError for an invalid value of a launcher flag."""
-    fields = {path.rpartition(".")[2]: flag for flag in _FLAGS for path in flag.fields}
-    values = {field: value for field, flag in fields.items() for value in _values(flag, launcher)}
-    return VllmOptions(line=line, start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
 
 
 def _values(flag: Flag, launcher: LauncherLine) -> Iterator[Any]:

@@ -106,7 +106,7 @@ def doctor(
         return show_variables(is_json=is_json)
     if is_of_hooks:
         return _show_hooks(folder, is_json=is_json)
-    read, start = read_start(LauncherLine(arguments), is_quiet=True)
+    read, start = read_start(LauncherLine(arguments))
     examined = _examine_models(read.of_router) if start is None else _examine(start, has_arguments=bool(arguments))
     hooks = None
     if examined.vllm is not None:
