@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, TypeGuard
 from envs.registry import env
 from startup.arguments.embedded_line import parse_line
 from startup.arguments.errors import InputError
-from startup.arguments.screening import argument_notices, show_notices
+from startup.arguments.screening import argument_notices
 from startup.arguments.serve_command import config_of
 from startup.settings.config import StartupConfig, flags_with_role
 from startup.settings.flag import Flag
@@ -57,6 +57,8 @@ class SeveralModels(NamedTuple):
     """The flags that are put before each model's own flags."""
     engine: str | None
     has_log_level: bool
+    notices: tuple[str, ...]
+    """What the user should know about the arguments."""
 
     @property
     def names_one_model(self) -> bool:
@@ -64,7 +66,7 @@ class SeveralModels(NamedTuple):
         return len(self.models) == 1
 
 
-def read_several(parts: Sequence[ParsedOption], *, is_quiet: bool = False) -> SeveralModels:
+def read_several(parts: Sequence[ParsedOption]) -> SeveralModels:
     """Reads the router's own flags. Models' flags are checked later for each model. Raises ClickException."""
     models = tuple(
         part.arguments[0] for part in takewhile(lambda part: not part.typed and part.arguments[0] != "--", parts)
@@ -83,8 +85,6 @@ def read_several(parts: Sequence[ParsedOption], *, is_quiet: bool = False) -> Se
         raise InputError("--models must name a file.")
     if config.standby == "require" and len(models) != 1:  # llama-server is never forked
         raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
-    if not is_quiet:
-        show_notices(argument_notices(parts, line), config.log_format)
     of_models = (part for part in flags if not is_own(part.flag) or part.flag.role == "both")
     return SeveralModels(
         config,
@@ -92,6 +92,7 @@ def read_several(parts: Sequence[ParsedOption], *, is_quiet: bool = False) -> Se
         defaults=[argument for part in of_models for argument in part.arguments],
         engine=line.value("--engine"),
         has_log_level=line.last("--log-level") is not None or env.VLLM_LOGGING_LEVEL.raw is not None,
+        notices=tuple(argument_notices(parts, line)),
     )
 
 

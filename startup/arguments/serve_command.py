@@ -1,6 +1,6 @@
 """The click command of `serve`, which parses arguments by vLLM's rules and checks all settings."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -91,7 +91,7 @@ def settings_of(read: ReadArguments) -> ReadStart:
     if read.own is None or read.gguf is not None:
         return ReadStart(read)
     reject_greedy(read.parts, read.own)
-    return ReadStart(read, config_of(read.own))
+    return ReadStart(read, config_of(read.own, unsupported_faults(read.own.options)))
 
 
 def settings_with_notices(read: ReadArguments) -> ReadStart:
@@ -144,10 +144,10 @@ def _options_for_vllm(launcher: LauncherLine, line: "VllmLine") -> VllmOptions:
     return VllmOptions(line=line, start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(), **values)
 
 
-def config_of(line: CommandLine) -> StartupConfig:
-    """The configuration of the embedded engine. Raises ClickException or ConfigError for invalid values."""
+def config_of(line: CommandLine, further_faults: Iterable[str] = ()) -> StartupConfig:
+    """The configuration of the embedded engine. Raises ClickException or ConfigError with all faults."""
     _reject_second_model(line)
-    faults: list[click.ClickException] = [*map(InputError, (*line.faults, *unsupported_faults(line.options)))]
+    faults: list[click.ClickException] = [*map(InputError, (*line.faults, *further_faults))]
     if not faults:  # otherwise an argument may be the value of an unknown flag
         _reject_faulty_arguments(line)
     values: dict[str, Any] = {path: variable.get() for path, variable in VARIABLES.items()}

@@ -130,7 +130,7 @@ def _examine_models(parts: Sequence[ParsedOption]) -> _Examined:
     from router.arguments.router_options import ModelsReader
     from startup.vllm_arguments.installed import find_vllm
 
-    several = read_several(parts, is_quiet=True)
+    several = read_several(parts)
     checked = ModelsReader(several._replace(config=replace(several.config, is_preflight_only=True))).read()
     vllm = find_vllm() if any(entry.engine == "vllm" for entry in checked.entries.values()) else None
     return _Examined(list_some([*checked.models]), _CAN_START, checked.report(0.0), vllm, checked.reports())

@@ -86,6 +86,7 @@ def _serve_several(parts: Sequence[ParsedOption]) -> int:
     from router.arguments.router_arguments import read_several
 
     several = read_several(parts)
+    show_notices(several.notices, several.config.log_format)
     from router.arguments.router_options import ModelsReader  # a usage error imports no aiohttp
 
     begin = time.perf_counter()

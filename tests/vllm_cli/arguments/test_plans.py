@@ -21,6 +21,7 @@ from server.terms.limits import flag_of
 from startup.arguments.embedded_line import parse_line, read_line
 from startup.arguments.param_types import SIZE, spell_size
 from startup.arguments.read_arguments import choose_engine, read_arguments
+from startup.arguments.screening import show_notices
 from startup.arguments.serve_command import parse_start, read_start, settings_with_notices
 from startup.arguments.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
 from startup.arguments.table import FLAGS, find_flag, split_flags
@@ -67,7 +68,11 @@ def _written_plans() -> Iterator[Any]:
 def _plan_of(arguments: list[str]) -> Any:
     read = settings_with_notices(read_arguments(LauncherLine(arguments)))
     if read.start is None:
-        return read_several(read.read.of_router) if read.read.topic is None else read
+        if read.read.topic is not None:
+            return read
+        several = read_several(read.read.of_router)
+        show_notices(several.notices, several.config.log_format)
+        return several
     if not read.start.is_behind_router:
         return read.start
     return router_of_one(read.read, read.start)
