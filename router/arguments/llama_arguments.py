@@ -60,7 +60,8 @@ def as_llama_server(entry: ModelEntry, model: GgufModel, parts: Sequence[ParsedO
         raise InputError(f"lacks a part: {problem}")
     if model.missing:
         raise InputError(f"lacks {list_some(model.missing)}: copy them beside {Path(model.arguments[1]).name}")
-    config = config_of(CommandLine([options[name] for name in _COUNTERPARTS & options.keys()], line.others[:1]))
+    used = [options[name] for name in _COUNTERPARTS & options.keys()]
+    config = config_of(CommandLine(used, line.others[:1]))
     command = [LLAMA_SERVER, *model.arguments, "--host", "127.0.0.1", "--port", PORT, "--metrics", "--jinja"]
     command += ["--alias", entry.name, *_llama_arguments(options, config)]
     if model.projector is not None:

@@ -20,7 +20,8 @@ from startup.settings.serve_arguments import NO_VALUE, CommandLine, ParsedOption
 
 def reject_greedy(parts: Iterable[ParsedOption], line: CommandLine) -> None:
     """Raises an InputError if a list flag may have taken MODEL as one of its values."""
-    greedy = [part.name for part in parts if part.flag and part.flag.nargs == "+" and len(part.values) > 1]
+    lists = (part for part in parts if part.flag and part.flag.nargs == "+")
+    greedy = [part.name for part in lists if len(part.values) > 1]
     if greedy and not line.others and line.last(MODEL.name) is None:
         raise InputError(
             f"MODEL must come before {greedy[-1]}, which takes every argument that follows. "

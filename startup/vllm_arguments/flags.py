@@ -208,8 +208,9 @@ class Flags:
         """
         name, values = part.typed, tuple(part.values)
         options = self.complete(name)
-        if not options and name[:2] != "--" and self.complete(name[:2]) == [name[:2]]:  # such as -qawq
-            options, values = [name[:2]], (part.arguments[0][2:],)
+        short = name[:2]
+        if not options and short != "--" and self.complete(short) == [short]:  # such as -qawq
+            options, values = [short], (part.arguments[0][2:],)
         if len(options) == 1:
             option = ParsedOption.of(self._by_option[options[0]], values, options[0])
         elif self.is_recorded and not options:
