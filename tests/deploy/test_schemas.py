@@ -1,8 +1,6 @@
 """Every rendered manifest, and every resource in docs/containers.md, fits the schema of its kind."""
 
 import re
-import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import yaml
 
 from startup.settings.serve_arguments import LauncherLine
 from startup.vllm_arguments.vllm_line import VllmLine
-from tests.deploy.conftest import installed
 from tests.deploy.manifests import POD_NAMES, VARIANTS, Document, pod_of, render, render_kustomization
 from tests.deploy.shipped import ROOT
 from tests.test_docs import HANG_S
@@ -56,25 +53,17 @@ def test_charts_of_others_start_the_launcher_with_words_that_it_takes_and_time_t
         assert float(line.value("--shutdown-timeout") or 0) + HANG_S == 30  # what a pod has that sets no value
 
 
-def _validate(programs: Path, folder: Path, documents: Iterable[Document]) -> subprocess.CompletedProcess[str]:
-    file = folder / "manifests.yaml"
-    file.write_text(yaml.safe_dump_all(documents))
-    command = [str(programs / "kubernetes-validate"), "--strict", "--kubernetes-version", "1.33", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-
-def test_all_manifests_and_pods_fit_the_schemas_of_kubernetes(of_page, tmp_path):
-    programs = installed("kubernetes-validate==1.37.0", tmp_path / "venv")
+def test_all_manifests_and_pods_fit_the_schemas_of_kubernetes(of_page, validate):
     pods = [
         {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": pod_of(name)}
         for name in POD_NAMES
     ]
     rendered = [*(render(variant) for variant in VARIANTS), of_page]
     documents = pods + [one for each in rendered for kind, one in each.items() if kind not in _CUSTOM]
-    done = _validate(programs, tmp_path, documents)
+    done = validate(documents)
     assert done.returncode == 0, done.stdout + done.stderr
     wrong = pods[0] | {"template": pods[0]["template"] | {"metadata": {"label": {}}}}
-    assert _validate(programs, tmp_path, [wrong]).returncode != 0
+    assert validate([wrong]).returncode != 0
 
 
 def test_resources_of_other_projects_fit_their_definitions(of_page):
