@@ -128,7 +128,7 @@ class Load:
         """The figures of a run, and the first requests that were not answered."""
         answered = sorted((result.end_s, result.took_s) for result in self.results if result.ending == "answered")
         gap_s = max(after - before for (before, _), (after, _) in itertools.pairwise(answered))
-        others = [(result.ending, result.detail) for result in self.results if result.ending != "answered"]
+        others = [(one.ending, round(one.took_s, 1), one.detail) for one in self.results if one.ending != "answered"]
         longest_s = max(took_s for _, took_s in answered)
         counts = f"{dict(self.endings)}; longest answer {longest_s:.1f} s"
         return f"{counts}; longest time without an answer {gap_s:.2f} s; {others[:5]}"
@@ -274,13 +274,19 @@ def under_load(tiny_llama: Path, tmp_path: Path, request: pytest.FixtureRequest)
 
 @pytest.mark.parametrize(("name", "num_rollouts"), [("embedded", 10), ("vllm", 1), ("plain_vllm", 1)])
 def test_no_request_is_lost_with_the_times_of_the_manifest(name, num_rollouts, under_load, request):
-    """Streams are whole, and no server answers that is not ready. What plain vLLM loses is only printed."""
-    with under_load(request.getfixturevalue(name)) as (deployment, load):
+    """Streams are whole, and no server answers that is not ready. What plain vLLM loses is only printed.
+
+    On a busy machine, an answer may take longer than all the time that its server has to stop.
+    """
+    server = request.getfixturevalue(name)
+    with under_load(server) as (deployment, load):
         for _ in range(request.config.getoption("--rollouts", None) or num_rollouts):
             deployment.replace_all()
             print(load.report(), f"seconds until ready: {deployment.ready_s}", flush=True)
     if name != "plain_vllm":
-        assert set(load.endings) == {"answered"}, load.report()
+        assert set(load.endings) <= {"answered", "failed"}, load.report()
+        drain_s = float(server.arguments[0].removeprefix("--shutdown-timeout="))
+        assert [one for one in load.results if one.ending == "failed" and one.took_s < drain_s] == []
         assert set(deployment.exit_codes) == {0}
 
 

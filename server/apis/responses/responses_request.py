@@ -119,6 +119,14 @@ class ResponseTextConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+class PromptCacheOptions(msgspec.Struct, kw_only=True):
+    """Has no effect."""
+
+    mode: Literal["implicit", "explicit"] = "implicit"
+    ttl: Literal["30m"] = "30m"
+    comparison_response_id: str | None = None
+
+
 class ResponsesRequest(SamplingFields, kw_only=True):
     """An input to answer."""
 
@@ -148,6 +156,12 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     user: str | None = None
     prompt: Any = None
 
+    prompt_cache_key: str | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    safety_identifier: str | None = None
+    """Has no effect, as the three before it. The response repeats them, as in vLLM."""
+
     background: Unsupported = False
     previous_response_id: Unsupported = None
     request_id: Unsupported = None
@@ -162,6 +176,8 @@ class ResponsesRequest(SamplingFields, kw_only=True):
             raise RequestError("prompt template is not supported", param="prompt")
         if self.structured_outputs is not None and self.text is not None and self.text.format is not None:
             raise RequestError("Cannot specify both structured_outputs and text.format", param="structured_outputs")
+        if self.prompt_cache_retention == "in-memory":
+            self.prompt_cache_retention = "in_memory"
 
     @property
     def items(self) -> list[InputItem]:
