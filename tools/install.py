@@ -158,9 +158,23 @@ def _install_by_pip(words: Sequence[str]) -> int:
             return subprocess.run([*PIP, "install", "-c", lock, *words]).returncode
         if "--no-deps" not in options:
             packages = _dependencies(extras.rstrip("]"))
-            code = subprocess.run([*PIP, "install", "-c", lock, *packages]).returncode
+            code = _install_own_builds(packages)
+            code = code or subprocess.run([*PIP, "install", "-c", lock, *packages]).returncode
         project = [*PIP, "install", "--build-constraint", lock, "--no-deps", *options, path]
         return code or subprocess.run(project).returncode
+
+
+def _install_own_builds(packages: list[str]) -> int:
+    """Installs PyTorch's build from the user's own index, for which the lock has no hash.
+
+    If a hash of the lock fits any build, pip ignores all others: it would choose PyPI's, of gigabytes.
+    """
+    names = "|".join(_BUILT_FOR_EACH_INDEX)
+    builds = [package for package in packages if re.fullmatch(rf"({names})[^\w.-].*", package)]
+    if not builds or not _has_own_index(read_pip_settings()):
+        return 0
+    with _file(without_hashes()) as lock:
+        return subprocess.run([*PIP, "install", "--no-deps", "-c", lock, *builds]).returncode
 
 
 def _dependencies(extras: str) -> list[str]:

@@ -175,6 +175,19 @@ def test_builds_of_pytorch_from_another_index_are_not_checked(key, program, pip,
     assert unchecked == ([] if key == "cert" else ["torch", "triton"])
 
 
+@pytest.mark.parametrize("key", ["extra-index-url", "cert"])
+def test_pip_installs_the_build_of_pytorch_of_another_index_first(key, program, pip, monkeypatch):
+    """Else it would choose PyPI's, whose hash it knows."""
+    program("uv", 2)
+    monkeypatch.setattr(install, "read_pip_settings", lambda: {key: "https://a/"})
+    assert install.main(["-e", ".[embedded]"]) == 0
+    runs = [[word for word in run if word != "-c"] for run in _installed_by(pip)]
+    assert (["install", "torch>=2.11"] in runs) == (key == "extra-index-url")
+    [all_packages] = [run for run in runs if len(run) > 5]
+    assert "torch>=2.11" in all_packages
+    assert runs.index(all_packages) == len(runs) - 2
+
+
 _BLOCKS = re.compile(r"^(?:idna|pip|setuptools|uv)==.*(?:\n    --hash=.*)*", re.MULTILINE)
 
 
