@@ -120,6 +120,10 @@ class Load:
         end_s = time.monotonic()
         self.results.append(Result(ending, end_s, end_s - begin_s, detail))
 
+    def cut_before(self, drain_s: float) -> list[Result]:
+        """The answers that broke off, although their server had not yet drained for so long."""
+        return [one for one in self.results if one.ending == "failed" and one.took_s < drain_s]
+
     @property
     def endings(self) -> Counter[str]:
         return Counter(result.ending for result in self.results)
@@ -127,11 +131,11 @@ class Load:
     def report(self) -> str:
         """The figures of a run, and the first requests that were not answered."""
         answered = sorted((result.end_s, result.took_s) for result in self.results if result.ending == "answered")
-        gap_s = max(after - before for (before, _), (after, _) in itertools.pairwise(answered))
+        gaps = (after - before for (before, _), (after, _) in itertools.pairwise(answered))
         others = [(one.ending, round(one.took_s, 1), one.detail) for one in self.results if one.ending != "answered"]
-        longest_s = max(took_s for _, took_s in answered)
+        longest_s = max((took_s for _, took_s in answered), default=0)
         counts = f"{dict(self.endings)}; longest answer {longest_s:.1f} s"
-        return f"{counts}; longest time without an answer {gap_s:.2f} s; {others[:5]}"
+        return f"{counts}; longest time without an answer {max(gaps, default=0):.2f} s; {others[:5]}"
 
 
 class Deployment:
@@ -221,6 +225,10 @@ class _Server(NamedTuple):
     arguments: tuple[str, ...]
     options: tuple[str, ...] = ()
 
+    @property
+    def drain_s(self) -> float:
+        return float(self.arguments[0].removeprefix("--shutdown-timeout="))
+
 
 @pytest.fixture
 def embedded(image: str) -> _Server:
@@ -229,8 +237,17 @@ def embedded(image: str) -> _Server:
 
 @pytest.fixture
 def vllm(vllm_image: str) -> _Server:
-    """vLLM's attention for CPUs needs larger heads than the model has. The weights are made in the start."""
-    arguments = ("--shutdown-timeout=45", "--enforce-eager", "--load-format=dummy", '--hf-overrides={"head_dim": 32}')
+    """vLLM's attention for CPUs needs larger heads than the model has, so the weights are made in the start.
+
+    In bfloat16, vLLM 0.32 crashes with these heads on an Intel Xeon with AMX (SIGILL).
+    """
+    arguments = (
+        "--shutdown-timeout=45",
+        "--enforce-eager",
+        "--load-format=dummy",
+        "--dtype=float32",
+        '--hf-overrides={"head_dim": 32}',
+    )
     variables = "HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1"
     options = (mount_of(PYTHON), "--shm-size=1g", *(f"--env={variable}" for variable in variables.split()))
     return _Server("vllm", vllm_image, rate=2, arguments=arguments, options=options)
@@ -285,8 +302,7 @@ def test_no_request_is_lost_with_the_times_of_the_manifest(name, num_rollouts, u
             print(load.report(), f"seconds until ready: {deployment.ready_s}", flush=True)
     if name != "plain_vllm":
         assert set(load.endings) <= {"answered", "failed"}, load.report()
-        drain_s = float(server.arguments[0].removeprefix("--shutdown-timeout="))
-        assert [one for one in load.results if one.ending == "failed" and one.took_s < drain_s] == []
+        assert load.cut_before(server.drain_s) == []
         assert set(deployment.exit_codes) == {0}
 
 
@@ -295,7 +311,8 @@ def test_without_the_hook_requests_are_rejected(embedded, under_load):
     with under_load(embedded, hook_s=0) as (deployment, load):
         deployment.replace_all()
     print(load.report())
-    assert {*load.endings} - {"lost"} == {"answered", "rejected"}, load.report()
+    assert {*load.endings} - {"lost", "failed"} == {"answered", "rejected"}, load.report()
+    assert load.cut_before(embedded.drain_s) == []
 
 
 def test_a_killed_replica_loses_requests_only_until_the_balancer_knows(embedded, under_load):
