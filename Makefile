@@ -21,7 +21,7 @@
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
 #   make imports                           what vLLM's processes import and never use, until a few requests are answered
 #   make test-machines [MACHINES="trixie"] the first commands on fresh machines: Debian 12, 13, testing; as root
-#   make test-containers [ARGS="-k kube"]  the images and manifests with podman and runc, a rollout under load; as root
+#   make test-containers [ARGS="-k pod"]  the images and manifests with podman and runc, a rollout under load; as root
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
 #   make lock [ARGS="--upgrade"]           writes constraints.txt anew from pyproject.toml, with newer versions if need be

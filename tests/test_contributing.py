@@ -1,18 +1,22 @@
 """The changes that CONTRIBUTING.md and docs/dev/changing.md teach work as told, on a copy of this repository.
 
-What concerns one room has its tests there. A release of vLLM needs that release, and is no test.
+What concerns one room has its tests there. Without vLLM 0.33 in .peers, the recipe of a release is not tried.
 """
 
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pytest
 import yaml
+
+from tests.vllm_engine.vllm_server import VllmServer
 
 ROOT: Final = Path(__file__).parents[1]
 _CAUSES: Final = Path("startup/reports/causes/known_causes.yaml")
@@ -164,3 +168,244 @@ def test_an_endpoint_is_a_class_a_row_and_a_conversation(copy):
     code, output = _test(copy, "tests/server/http/test_conversations.py", "tests/test_docs.py", "-k", "info or docs")
     assert code == 0, output
     assert "deselected" in output
+
+
+_FORMAT: Final = """\
+    "example": _json("<example>", end="</example>"),
+"""
+_TRANSCRIPT: Final = """\
+    ("example", f"Sure. <example>{_F}</example>", ["Sure. ", F]),
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_a_format_of_tool_calls_is_an_entry_a_name_and_an_output(copy):
+    tests = ("tests/server/text/parsers", "-m", "not slow and not thorough")
+    line = "TOOL_FORMATS: Final[dict[str, ToolFormat]] = {\n"
+    _insert(copy / "server" / "text" / "parsers" / "formats.py", _FORMAT, after=line)
+    code, output = _test(copy, *tests)
+    assert (code, "test_every_format" in output) == (1, True), output
+    config = copy / "server" / "terms" / "server_config.py"
+    _insert(config, '    "example",\n', after="TOOL_FORMATS: Final = (\n")
+    detection = copy / "server" / "text" / "parsers" / "detection.py"
+    _insert(detection, '    ("example", ("<example>",)),\n', after="_TOOL_MARKS: Final[_Marks] = (\n")
+    transcripts = copy / "tests" / "server" / "text" / "parsers" / "transcripts.py"
+    line = "_TOOLS: Final[Sequence[tuple[str, str, Sequence[Part]]]] = (\n"
+    _insert(transcripts, _TRANSCRIPT, after=line)
+    code, output = _test(copy, *tests)
+    assert code == 0, output
+
+
+_CHECK: Final = """\
+def check_example() -> Iterator[Finding]:
+    \"\"\"The example of the page.\"\"\"
+    if Path("fault-of-the-example").exists():
+        yield error("example", "fault-of-the-example exists: remove it")
+
+
+"""
+_TEST_OF_CHECK: Final = """
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_the_example(exists, preflight, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if exists:
+        (tmp_path / "fault-of-the-example").touch()
+    assert len(found(preflight("some/model"), "example")) == exists
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_a_check_of_the_preflight_is_a_function_and_its_call(copy):
+    tests = copy / "tests" / "startup" / "session" / "preflight" / "test_preflight_machine.py"
+    tests.write_text(tests.read_text() + _TEST_OF_CHECK)
+    code, output = _test(copy, str(tests), "-k", "the_example")
+    assert (code, "1 failed, 1 passed" in output) == (1, True), output
+    folder = copy / "startup" / "session" / "preflight"
+    resources = folder / "resources.py"
+    resources.write_text(resources.read_text().replace("def check_libraries", f"{_CHECK}def check_libraries"))
+    _insert(folder / "all_checks.py", "    check_example,\n", after="    check_disk,\n")
+    _insert(
+        folder / "all_checks.py",
+        '        yield "example", check_example\n',
+        after='yield "shm", lambda: check_shared_memory(self._options.shm)\n',
+    )
+    line = "_OF_MACHINE: Final = ("
+    _insert(copy / "router" / "arguments" / "router_options.py", '"example", ', after=line)
+    code, output = _test(copy, str(tests))
+    assert code == 0, output
+    (copy / "fault-of-the-example").touch()
+    command = [sys.executable, "-m", "vllm_cli", "serve", "a", "b", "--engine", "embedded", "--preflight-only"]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count("fault-of-the-example exists")) == (3, 1), done.stdout + done.stderr
+
+
+_HOOK: Final = """\
+\"\"\"The example of the page.\"\"\"
+
+from collections.abc import Callable
+from typing import Final
+
+from startup.hook import Hook, Name
+from startup.imports.finder import wraps
+
+_NAME: Final = Name("vllm.example", "count")
+EXAMPLE: Final = Hook(
+    "the example",
+    does="counts in twos",
+    without="counts in ones",
+    promise="the same order",
+    needs=(_NAME,),
+    places={"api"},
+)
+
+
+@wraps(EXAMPLE, _NAME)
+def _count_in_twos(count: Callable[[int], int]) -> Callable[[int], int]:
+    return lambda number: 2 * count(number)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_a_hook_is_a_module_its_place_and_what_the_fake_vllm_needs(copy):
+    patches, fake = copy / "startup" / "vllm" / "patches", copy / "tests" / "startup" / "vllm" / "fake"
+    (patches / "example.py").write_text(_HOOK)
+    _insert(patches / "placing.py", "    example,\n", after="    engine_idle,\n")
+    _insert(patches / "placing.py", "    example,\n", after="PLACED_IN: Final = (\n")
+    code, output = _doctor(sys.executable, copy, fake)
+    assert code == 1, output
+    assert re.search("the example +does not fit +module vllm.example", output), output
+    (fake / "vllm" / "example.py").write_text("def count(number):\n    return number\n")
+    code, output = _doctor(sys.executable, copy, fake)
+    assert code == 0, output
+    assert re.search("the example +applies", output), output
+    code, output = _test(copy, "tests/test_docs.py", "-k", "generated or stale or up_to_date")
+    assert code != 0, output
+    _run(copy, sys.executable, "-m", "tools.generated_docs")
+    assert "counts in twos" in (copy / "docs" / "dev" / "vllm-hooks.md").read_text()
+
+
+def _doctor(interpreter: str | Path, *path: Path) -> tuple[int, str]:
+    """Checks the hooks of the copy, the first folder of `path`."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    command = [interpreter, "-m", "vllm_cli", "doctor", "--hooks"]
+    done = subprocess.run(command, cwd=path[0], env=variables, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+_RELEASE: Final = "vllm-0.33.0"
+_INTERPRETER: Final = ROOT / ".peers" / _RELEASE / "bin" / "python"
+_needs_release: Final = pytest.mark.skipif(
+    not _INTERPRETER.exists(), reason=f"vLLM is not installed in .peers/{_RELEASE}"
+)
+
+
+class _Step(NamedTuple):
+    """A step of "A release of vLLM" that was not taken."""
+
+    file: str
+    taken: str
+    """A text of the file, which the step has written."""
+    checks: str
+    """The tests that complain. If empty, `doctor --hooks` does."""
+    complaint: str
+    before: str = ""
+    """The text before the step."""
+
+
+_STEPS: Final = {
+    "hook": _Step(
+        "startup/vllm/patches/json_logs.py",
+        r"record\.vllm_process_name",
+        "",
+        "JSON logs .*does not fit",
+        "record.name_then",
+    ),
+    "flag": _Step(
+        "startup/arguments/unsupported.py",
+        '        "--kda-decode-backend": None,\n',
+        "tests/vllm_engine/test_vllm_record.py -k table_of_flags",
+        "--kda-decode-backend",
+    ),
+    "command": _Step(
+        "envs/replacements.py",
+        '    "snapshot",\n',
+        "tests/vllm_engine/test_vllm_record.py -k every_command_of_vllm",
+        "'snapshot'",
+    ),
+    "field": _Step(
+        "server/apis/responses/serving.py",
+        '        "safety_identifier": request.safety_identifier,\n',
+        "tests/server/apis/test_vllm_fields.py -k every_field_of_vllm",
+        "'safety_identifier'",
+    ),
+    "version": _Step("Makefile", " 0.33.0", "tests/test_docs.py -k releases_of_vllm", "tested_releases_of_vllm"),
+}
+
+
+@pytest.fixture
+def release(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy whose tests run with vLLM 0.33."""
+    (copy / ".peers").symlink_to(ROOT / ".peers")
+    monkeypatch.setenv("PEER_VLLM", _RELEASE)
+    return copy
+
+
+@_needs_release
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", _STEPS)
+def test_a_release_of_vllm_has_a_check_for_each_step(name, release):
+    step = _STEPS[name]
+    assert _complaint(release, step) is None
+    file = release / step.file
+    text = file.read_text()
+    assert text.count(step.taken) == 1
+    file.write_text(text.replace(step.taken, step.before))
+    assert re.search(step.complaint, _complaint(release, step) or "")
+
+
+def _complaint(copy: Path, step: _Step) -> str | None:
+    """What the step's check says. None if it passes."""
+    by_tests = step.checks.split()
+    code, output = _test(copy, *by_tests, "-m", "") if by_tests else _doctor(_INTERPRETER, copy)
+    return None if code == 0 else output
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_pages_that_do_not_mention_the_newest_release_are_named(copy):
+    file = copy / "startup" / "vllm_arguments" / "installed.py"
+    file.write_text(file.read_text().replace("NEWEST_TESTED: Final = (0, 33)", "NEWEST_TESTED: Final = (0, 34)"))
+    code, output = _test(copy, "tests/test_docs.py", "-k", "newest_tested or releases_of_vllm")
+    assert (code, "README.md" in output, "tested_releases_of_vllm" in output) == (1, True, True), output
+
+
+@_needs_release
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_modules_that_the_shipped_lists_lack_are_printed_after_a_start(release, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    server = VllmServer("ours", ROOT / ".peers" / "model", "--enforce-eager", "--max-model-len=256", folder=folder)
+    server.command = [str(_INTERPRETER), *server.command[1:]]
+    with server:
+        server.wait(lambda: server.health() == 200)
+        server.terminate()
+    lists = release / "startup" / "vllm" / "fork" / "shipped_profiles.json"
+    variables = {**os.environ, "PYTHONPATH": str(release), "VLLM_CACHE_ROOT": str(folder / "cache")}
+
+    def printed() -> set[str]:
+        command = [_INTERPRETER, "-m", "tools.preload_profiles"]
+        done = subprocess.run(command, cwd=release, env=variables, capture_output=True, text=True, check=True)
+        return {*json.loads(done.stdout[done.stdout.index("[") :])}
+
+    shipped = json.loads(lists.read_text())
+    [modules] = [named.pop("eager") for named in shipped["cpu"].values()]
+    assert printed().isdisjoint(modules)
+    [named] = shipped["cpu"].values()
+    named["eager"] = []
+    lists.write_text(json.dumps(shipped))
+    assert not printed().isdisjoint(modules)

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from base.security.api_keys import OPEN_PATHS, STATUS_PATHS
 from base.server_settings import LifecycleConfig
 from startup.logs.setup import PACKAGES
-from startup.vllm_arguments.installed import NEWEST_TESTED
+from startup.vllm_arguments.installed import NEWEST_TESTED, InstalledVllm
+from tests.support.peer_vllm import versions_of_make
 from tools.figures.pages import BEGIN, END, SHOWS_FIGURES, TEMPLATE
 from tools.figures.record import Figures
 from tools.generated_docs import DOCS, MAX_CHARS, walk_commands
@@ -138,6 +139,12 @@ def test_the_specification_is_the_newest_tested_release_of_vllm():
     for page in ("README.md", "CONTRIBUTING.md", "docs/api.md", "docs/flags.md"):
         named = re.findall(r"(?:vLLM|`vllm serve`) (\d+\.\d+)", (ROOT / page).read_text())
         assert set(named) == {".".join(map(str, NEWEST_TESTED))}, page
+
+
+def test_the_tested_releases_of_vllm_are_those_of_the_makefile():
+    tested = [InstalledVllm(f"{version}+cpu", ROOT) for version in versions_of_make()]
+    assert [vllm.version for vllm in tested if not vllm.is_start_tested] == []
+    assert max(vllm.release for vllm in tested) == NEWEST_TESTED
 
 
 def test_the_columns_of_the_page_about_memory_add_up():

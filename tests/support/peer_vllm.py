@@ -6,6 +6,7 @@ ARGUMENTS...`. QUESTION and ANSWER are JSON files.
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,12 @@ BIN: Final = ENVIRONMENT / "bin"
 PYTHON: Final = BIN / "python"
 
 needs_vllm: Final = pytest.mark.skipif(not PYTHON.exists(), reason=f"vLLM is not installed in {ENVIRONMENT}")
+
+
+def versions_of_make() -> list[str]:
+    """The versions with which `make test-vllm-versions` runs, the oldest first."""
+    [versions] = re.findall(r"^VERSIONS \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return str(versions).split()
 
 
 def ask_vllm(script: Path, question: Any, folder: Path, *arguments: object, timeout_s: float = 280) -> Any:

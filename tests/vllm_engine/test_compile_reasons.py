@@ -14,15 +14,15 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from tests.support.peer_vllm import ROOT
+from tests.support.peer_vllm import ROOT, versions_of_make
 from tests.vllm_engine.vllm_server import VllmServer
 
 FLAGS: Final = ("--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
 AOT: Final = "cache/torch_compile_cache/torch_aot_compile"
 """The path of compiled models below the folder of a start."""
 PEERS: Final = {
+    **{version.rpartition(".")[0]: ROOT / f".peers/vllm-{version}" for version in versions_of_make()},
     "0.32": ROOT / ".peers/vllm",
-    **{version: ROOT / f".peers/vllm-{version}.0" for version in ("0.29", "0.30", "0.31", "0.33")},
 }
 """Version of vLLM -> virtual environment."""
 
