@@ -214,7 +214,7 @@ ACCEPTED := PYSEC-2026-2132 CVE-2025-3000
 audit: $(INSTALLED_DEV)
 	@test -x $(AUDIT)/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && PATH=$(CURDIR)/$(BIN):$$PATH $(AUDIT)/python -m tools.install pip-audit; }
 	$(PIP) freeze --exclude-editable | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' >$(VENV)/audit/installed
-	$(AUDIT)/pip-audit -r $(VENV)/audit/installed --no-deps --disable-pip $(ACCEPTED:%=--ignore-vuln %)
+	$(AUDIT)/pip-audit --strict -r $(VENV)/audit/installed --no-deps --disable-pip $(ACCEPTED:%=--ignore-vuln %)
 
 lock: | $(CREATED)
 	$(BIN)/python -m tools.lock $(ARGS)
