@@ -48,6 +48,7 @@ class EngineCore(BaseCore):
             num_iteration_tokens=self._num_iteration_tokens,
             num_preemptions=self._scheduler.num_preemptions,
             num_threads=torch.get_num_threads(),
+            num_deferred=self._pending.num_sequences,
         )
 
     def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:

@@ -221,6 +221,8 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """The number of preemptions since the start."""
     num_threads: int = 0
     """The number of threads that compute a step."""
+    num_deferred: int = 0
+    """Those of the waiting sequences whose grammar is not compiled yet."""
 
 
 class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):

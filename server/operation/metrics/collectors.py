@@ -79,6 +79,10 @@ def engine_families(model_name: str, stats: EngineStats) -> Iterator[Metric]:
         ("vllm_cli:engine_threads", "Threads that compute a step.", stats.num_threads),
     ):
         yield _gauge(name, documentation, {labels: value})
+    by_reason = {"capacity": stats.num_waiting - stats.num_deferred, "deferred": stats.num_deferred}
+    waiting: Values = {(*labels, reason): number for reason, number in by_reason.items()}
+    description = "Number of waiting requests by reason: no room in the batch, or no compiled grammar yet."
+    yield _gauge("vllm:num_requests_waiting_by_reason", description, waiting, (*LABELS, "reason"))
     for name, documentation, value in (
         ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),
         ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),

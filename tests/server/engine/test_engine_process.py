@@ -186,7 +186,7 @@ def test_a_grammar_is_compiled_beside_the_loop(engine, monkeypatch):
     received = [engine.receive(), engine.receive()]
     [step] = [message for message in received if isinstance(message, Step)]
     assert [output.request_id for output in step.outputs] == ["free-0"]
-    assert step.stats.num_waiting == 1
+    assert (step.stats.num_waiting, step.stats.num_deferred) == (1, 1)
     go_on.set()
     step = engine.receive()
     assert isinstance(step, Step)

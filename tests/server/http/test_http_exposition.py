@@ -24,7 +24,7 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "vllm-cli.json"
 ALERTS = ROOT / "deploy" / "grafana" / "alerts.yaml"
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
 
-GAUGES = """num_requests_running num_requests_waiting kv_cache_usage_perc
+GAUGES = """num_requests_running num_requests_waiting num_requests_waiting_by_reason kv_cache_usage_perc
 gpu_cache_usage_perc engine_startup_time_seconds cache_config_info"""
 COUNTERS = """prompt_tokens generation_tokens prompt_tokens_by_source prompt_tokens_cached num_preemptions
 request_success prefix_cache_queries prefix_cache_hits mm_cache_queries mm_cache_hits"""
@@ -39,6 +39,7 @@ VLLM_TYPES = {
     for name in names.split()
 }
 EXTRA_LABELS = {
+    "vllm:num_requests_waiting_by_reason": {"reason": {"capacity", "deferred"}},
     "vllm:prompt_tokens_by_source": {"source": {"local_compute", "local_cache_hit"}},
     "vllm:request_success": {"finished_reason": {"stop", "length", "abort", "error"}},
 }

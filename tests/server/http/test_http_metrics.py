@@ -62,7 +62,7 @@ def test_requests_and_tokens_are_counted_exactly(own, encode):
 def test_prompt_tokens_by_source_and_the_engines_times_steps_and_latest_state_are_metrics(own, engine, encode):
     engine.num_cached_tokens, engine.queue_s, engine.prefill_s = 3, 2.0, 3.0
     own.complete(max_tokens=5)
-    engine.stats = EngineStats(3, 4, 0.25, 100, 40, 7, 2)
+    engine.stats = EngineStats(3, 4, 0.25, 100, 40, 7, 2, num_deferred=1)
     num_tokens, value = len(encode("The capital of France is")), values_of(own)
     assert value("vllm:prompt_tokens_by_source_total", source="local_compute") == num_tokens - 3
     assert value("vllm:prompt_tokens_by_source_total", source="local_cache_hit") == 3
@@ -70,6 +70,8 @@ def test_prompt_tokens_by_source_and_the_engines_times_steps_and_latest_state_ar
     assert value("vllm:prompt_tokens_cached_total") == 3
     assert value("vllm:num_requests_running") == 3
     assert value("vllm:num_requests_waiting") == 4
+    assert value("vllm:num_requests_waiting_by_reason", reason="capacity") == 3
+    assert value("vllm:num_requests_waiting_by_reason", reason="deferred") == 1
     assert value("vllm:kv_cache_usage_perc") == 0.25
     assert value("vllm:prefix_cache_queries_total") == 100
     assert value("vllm:prefix_cache_hits_total") == 40
