@@ -5,7 +5,7 @@
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow                         tests that need vLLM, a browser or minutes
 #   make figures [ARGS="--missing"]        every headline benchmark, alone on the machine; writes the pages
-#   make test-gpu                          on a GPU: its tests and all figures, as one JSON file, in 25 minutes
+#   make test-gpu [ARGS="--minutes 10"]    on a GPU: tests and figures, the most valuable first, in 45 minutes
 #   make size                              tokens of code in each room, against the ceiling in tools/size.txt
 #   make lint | format                     the linters; corrects order of imports and layout
 #   make bench [ARGS="..."]                times starts of the default model with `vllm-cli bench startup`

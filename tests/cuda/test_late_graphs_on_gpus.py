@@ -28,7 +28,7 @@ pytestmark = [
 ]
 _WORDS = ("--max-model-len", "2048", "--gpu-memory-utilization", "0.5")
 PROPERTY = "late_graphs"
-"""What tools/gpu_figures.py looks for in the report of this file."""
+"""What `make test-gpu` looks for in the report of this file."""
 _SIZES = (*range(1, 17), 20, 32, 40)
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import click
 
 from tools.figures.pages import write_pages
-from tools.figures.record import ROOT, Record
+from tools.figures.record import ROOT, Record, add_files
+from tools.figures.running import make_large_model, run_step
 from tools.figures.steps import Steps
-from tools.gpu_figures import make_large_model, run_step
 
 _NAMES = [step.name for step in Steps(ROOT, Path("/nowhere"))]
 
@@ -26,8 +26,13 @@ _NAMES = [step.name for step in Steps(ROOT, Path("/nowhere"))]
 @click.option("--missing", "is_missing", is_flag=True, help="Run only steps that have not passed today.")
 @click.option("--minutes", default=100.0, help="Steps that do not fit in this time are left out.")
 @click.option("--write", "is_write", is_flag=True, help="Only write the pages.")
-def main(names: tuple[str, ...], is_missing: bool, minutes: float, is_write: bool) -> None:
+@click.option("--add", type=Path, help="Only add the files of this folder, which `make test-gpu` wrote, to the pages.")
+def main(names: tuple[str, ...], is_missing: bool, minutes: float, is_write: bool, add: Path | None) -> None:
     """Run all steps, then write the pages."""
+    if add is not None:
+        add_files(add)
+        write_pages()
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the step that runs
     failed = [] if is_write else run_steps(names, is_missing, minutes)
     write_pages()

@@ -8,20 +8,27 @@ import json
 import os
 import platform
 import re
+import shutil
 import string
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import click
+
 from base.machine.hardware import cpu_model
-from tools.gpu_figures import describe_machine
+from startup.vllm.patches.graphs.graph_proof import RESULT
+from tools.figures.running import describe_machine
 
 ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / "docs" / "figures"
-_MACHINES: Final = "machines.json"
+MACHINES: Final = "machines.json"
+PEER: Final = ROOT / ".peers" / "vllm" / "bin" / "python"
+RUNS_KERNELS: Final = "runs kernels"
+"""Member of a file that is false if all its figures are of a stand-in for a GPU."""
 _INSTRUCTIONS: Final = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 """Flag of `lscpu` -> name of the instructions. A machine is described by its first flag in this order."""
 _DERIVED: Final = ("summary", "ratios", "spans_end_s", "num_probes")
@@ -50,8 +57,8 @@ class Figures:
 
     def __init__(self, folder: Path = FOLDER, changelog: Path = ROOT / "CHANGELOG.md") -> None:
         (self._version, self._release), _, (_, self._oldest), *_ = _RELEASE.findall(changelog.read_text())
-        self.machines: dict[str, dict[str, Any]] = json.loads((folder / _MACHINES).read_text())
-        files = sorted(path for path in folder.glob("*.json") if path.name != _MACHINES)
+        self.machines: dict[str, dict[str, Any]] = json.loads((folder / MACHINES).read_text())
+        files = sorted(path for path in folder.glob("*.json") if path.name != MACHINES)
         self._records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in files]
 
     def runs_of(self, name: str) -> list[Measured]:
@@ -77,16 +84,25 @@ class Figures:
 class Record:
     """Today's JSON file of this machine. Each step is added after its run."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
+    def __init__(self, folder: Path = FOLDER, vllm: Path = PEER, *, has_gpu: bool = False, runs_kernels: bool = True):
+        """
+        Args:
+            folder: where the file is. A new folder gets a copy of `machines.json`.
+            vllm: the interpreter of vLLM. If it is missing, the packages of this process are described.
+            has_gpu: whether the figures are of this machine's GPUs.
+            runs_kernels: whether they are not of a stand-in for a GPU. No page shows the others.
+        """
         date = time.strftime("%Y-%m-%d", time.gmtime())
-        letter = find_letter(folder / _MACHINES)
+        if not (folder / MACHINES).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(FOLDER / MACHINES, folder)
+        self.described: Final = describe_machine(str(vllm) if vllm.exists() else sys.executable)
+        letter = find_letter(folder / MACHINES, self.described["gpus"] if has_gpu else ())
         self.path: Final = folder / f"{letter.lower()}-{date}.json"
         self._known: dict[str, Any] = {"machine": letter, "date": date, "steps": {}}
         if self.path.exists():
             self._known = json.loads(self.path.read_text())
-        vllm = ROOT / ".peers" / "vllm" / "bin" / "python"
-        python = str(vllm) if vllm.exists() else sys.executable
-        self._known |= {"lscpu": _lscpu(), "described": describe_machine(python)}
+        self._known |= {RUNS_KERNELS: runs_kernels, "lscpu": _lscpu(), "described": self.described}
 
     def has_passed(self, name: str) -> bool:
         step = self._known["steps"].get(name)
@@ -106,23 +122,67 @@ class Record:
         for own, name in names.items():  # what only this machine has, and its replacement
             text = text.replace(str(own), name)
         self._known = json.loads(text)
-        self.path.write_text(json.dumps(self._known, indent=1, ensure_ascii=False) + "\n")
+        _write(self.path, self._known)
 
 
-def find_letter(path: Path) -> str:
-    """This machine's letter. A new machine is added to the file with the next letter."""
+def add_files(source: Path, folder: Path = FOLDER, proof: Path = RESULT) -> None:
+    """Adds the files that `make test-gpu` has written to `source`, and its result about late CUDA graphs.
+
+    Raises ClickException for a folder without figures, and for figures of a stand-in for a GPU.
+    """
+    paths = [path for path in sorted(source.glob("*.json")) if path.name not in (MACHINES, proof.name)]
+    if not paths:
+        raise click.ClickException(f"{source} has no JSON file of figures; `make test-gpu` writes one")
+    found = {path.name: json.loads(path.read_text()) for path in paths}
+    for name, added in found.items():
+        if not added[RUNS_KERNELS]:
+            raise click.ClickException(f"{source / name} is of a stand-in for a GPU: no page shows such figures")
+    ours, theirs = (json.loads((each / MACHINES).read_text()) for each in (folder, source))
+    for name, added in found.items():
+        letter, target = added["machine"], folder / name
+        if ours.setdefault(letter, theirs[letter]) != theirs[letter]:
+            raise click.ClickException(f"machine {letter} of {source} is another machine in {folder}")
+        earlier = json.loads(target.read_text())["steps"] if target.exists() else {}
+        passed = {step: entry for step, entry in added["steps"].items() if entry["exit_code"] == 0}
+        _write(target, added | {"steps": earlier | (added["steps"] if not earlier else passed)})
+    _write(folder / MACHINES, ours)
+    if (source / proof.name).exists():
+        shutil.copy(source / proof.name, proof)
+
+
+def _write(path: Path, content: Any) -> None:
+    """Replaces the file at once, so that it is complete whenever the run is ended."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    unfinished.replace(path)
+
+
+def find_letter(path: Path, gpus: Sequence[str] = ()) -> str:
+    """This machine's letter. A new machine is added to the file with the next letter.
+
+    If there are `gpus`, as `doctor` describes them, they identify the machine instead of its processor.
+    """
     machines = json.loads(path.read_text())
-    flags = _lscpu().get("Flags", "").split()
-    best = next((name for flag, name in _INSTRUCTIONS.items() if flag in flags), platform.machine())
-    key = {"processor": cpu_model(), "instructions": best, "cores": os.cpu_count()}
+    key: dict[str, Any] = {**(_describe_gpus(gpus) if gpus else _describe_processor()), "cores": os.cpu_count()}
     for letter, machine in machines.items():
         if key.items() <= machine.items():
             return letter
     letter = next(each for each in string.ascii_uppercase if each not in machines)
     memory_gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
     machines[letter] = {**key, "memory_gib": memory_gib, "kernel": _kernel(), "note": ""}
-    path.write_text(json.dumps(machines, indent=1, ensure_ascii=False) + "\n")
+    _write(path, machines)
     return letter
+
+
+def _describe_gpus(gpus: Sequence[str]) -> dict[str, str]:
+    name = gpus[0].partition(",")[0]
+    return {"processor": f"{'one' if len(gpus) == 1 else len(gpus)} {name}", "instructions": ""}
+
+
+def _describe_processor() -> dict[str, str]:
+    flags = _lscpu().get("Flags", "").split()
+    best = next((name for flag, name in _INSTRUCTIONS.items() if flag in flags), platform.machine())
+    return {"processor": cpu_model(), "instructions": best}
 
 
 def _kernel() -> str:
@@ -137,7 +197,8 @@ def _lscpu() -> dict[str, str]:
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    """The commit, or an empty text in a copy without history, as on a lent machine."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip()
 
 

@@ -28,8 +28,16 @@ _BESIDE: Final = "tokens beside a busy process"
 _SHARED: Final = "first start, compiled, shared"
 _LARGE: Final = "1.5 billion parameters"
 _LARGE_RANDOM: Final = "1.5 billion random parameters"
+_LARGEST: Final = "8 billion parameters"
+_LARGEST_RANDOM: Final = "8 billion random parameters"
+_FIRST_START: Final = "first start on the machine"
 _ON_GPU: Final = "random weights, short context"
 _STAND_IN: Final = "first answer on a stand-in for the GPU (no kernel runs)"
+
+
+def _case(name: str) -> tuple[tuple[str, str], ...]:
+    """The series of a case of `tools.gpu_stub.starts`."""
+    return ((name, "first_token_s"),)
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,8 @@ def conditions_of(result: Mapping[str, Any], side: int) -> dict[str, list[Mappin
     if "sides" in result:
         return {each["condition"]: each["rounds"] for each in result["sides"][side]["conditions"]}
     if "cases" in result:
-        return {name: sides[("ours", "plain")[side]] for name, sides in result["cases"].items()}
+        name = ("ours", "plain")[side]
+        return {case: [_as_bench(each) for each in sides[name]] for case, sides in result["cases"].items()}
     found: dict[str, list[Mapping[str, Any]]] = {}
     for name, each in result["ways"].items():
         way, _, level = name.partition(", ")
@@ -103,25 +112,31 @@ def conditions_of(result: Mapping[str, Any], side: int) -> dict[str, list[Mappin
     return found
 
 
+def _as_bench(start: Mapping[str, Any]) -> dict[str, Any]:
+    """A start of `tools.gpu_stub.starts` with the names of `bench startup`."""
+    return {**start, "healthy_s": start["healthy"], "first_token_s": start["answer"]}
+
+
 ROWS: Final = {
     "Start of vLLM's CUDA build on a GPU": (
-        Row(f"first token, {_ON_GPU}", _DEFAULT, "H200, compiled, later"),
-        Row(f"first token, {_ON_GPU}", _EAGER, "H200, eager, later"),
-        Row(f"beside a standby, {_ON_GPU}", _DEFAULT, "H200, compiled, beside a standby"),
-        Row(f"beside a standby, {_ON_GPU}", _EAGER, "H200, eager, beside a standby", is_headline=False),
-        Row(f"{_LARGE_RANDOM}, short context", _EAGER, f"H200, eager, {_LARGE}"),
-        Row(f"first start on the machine, {_ON_GPU}", _DEFAULT, "H200, compiled, first", is_headline=False),
-        Row(f"first start on the machine, {_ON_GPU}", _EAGER, "H200, eager, first", is_headline=False),
-        Row(f"tok/s of 32 streams, {_ON_GPU}", _DEFAULT, "H200, requests", _TOKENS[-1:], "", is_headline=False),
+        Row(f"first token, {_ON_GPU}", _DEFAULT, "GPU, compiled", _case("compiled, later")),
+        Row(f"first token, {_ON_GPU}", _EAGER, "GPU, eager", _case("eager, later")),
+        Row(f"beside a standby, {_ON_GPU}", _DEFAULT, "GPU, compiled", _case("compiled, beside a standby")),
+        Row(f"beside a standby, {_ON_GPU}", _EAGER, "GPU, eager", _case("eager, beside a standby"), is_headline=False),
+        Row(f"{_LARGEST_RANDOM}, short context", _EAGER, f"GPU, eager, {_LARGEST}", _case("eager, later")),
+        Row(f"{_LARGE_RANDOM}, short context", _EAGER, f"GPU, eager, {_LARGE}", _case("eager, later")),
+        Row(f"{_FIRST_START}, {_ON_GPU}", _DEFAULT, "GPU, compiled", _case("compiled, first"), is_headline=False),
+        Row(f"{_FIRST_START}, {_ON_GPU}", _EAGER, "GPU, eager", _case("eager, first"), is_headline=False),
+        Row(f"tok/s of 32 streams, {_ON_GPU}", _DEFAULT, "GPU, requests", _TOKENS[-1:], "", is_headline=False),
     ),
     "Models that change places on a GPU": (
-        Row("swap, level 1, random weights", _BY_HAND, "H200, swaps", (("level 1", "swap_s"),)),
-        Row("swap, level 1, random weights", "`--on-swap stop`", "H200, swaps", (("level 1", "swap_s"),), theirs=2),
-        Row("swap, level 2, random weights", _BY_HAND, "H200, swaps", (("level 2", "swap_s"),), is_headline=False),
+        Row("swap, level 1, random weights", _BY_HAND, "GPU, swaps", (("level 1", "swap_s"),)),
+        Row("swap, level 1, random weights", "`--on-swap stop`", "GPU, swaps", (("level 1", "swap_s"),), theirs=2),
+        Row("swap, level 2, random weights", _BY_HAND, "GPU, swaps", (("level 2", "swap_s"),), is_headline=False),
     ),
     "Start of vLLM's CUDA build on a stand-in for the GPU": (
-        Row(_STAND_IN, _DEFAULT, "stand-in, start, compiled", (("compiled, later", "answer"),), is_headline=False),
-        Row(_STAND_IN, _EAGER, "stand-in, start, eager", (("eager, later", "answer"),), is_headline=False),
+        Row(_STAND_IN, _DEFAULT, "stand-in, start, compiled", _case("compiled, later"), is_headline=False),
+        Row(_STAND_IN, _EAGER, "stand-in, start, eager", _case("eager, later"), is_headline=False),
     ),
     "Start of vLLM": (
         Row("first token, vLLM engine", _COMPILING, "start, compiled", is_headline=False),
@@ -171,7 +186,7 @@ def newest(figures: Figures, section: str) -> Iterator[Shown]:
 
 def is_of_gpu(step: str) -> bool:
     """Whether the step needs a GPU."""
-    return step.startswith("H200, ")
+    return step.startswith("GPU, ")
 
 
 def machine_of(figures: Figures, steps: Iterable[str]) -> str:

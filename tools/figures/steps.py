@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tools.gpu_figures import Step
+from tools.figures.running import Step
 
 FLEET: Final = "stand-in, fleet"
 """The step whose figures docs/fleet.md shows."""

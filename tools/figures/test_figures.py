@@ -12,11 +12,13 @@ from tests.support.cli import run_python
 from tools.figures import record
 from tools.figures import rows as rows_module
 from tools.figures.chart import divide_median
-from tools.figures.record import FOLDER, ROOT, Figures, Record, find_letter
+from tools.figures.record import FOLDER, ROOT, Figures, Record, add_files, find_letter
 from tools.figures.rows import ROWS, Row, conditions_of, headlines, newest, shorten
+from tools.figures.running import Step, run_step
 from tools.figures.steps import FLEET, Steps
 from tools.figures.tokens import FIELDS, read_result
-from tools.gpu_figures import Step, run_step
+from tools.gpu_figures import Place
+from tools.gpu_stub.starts import CASES
 
 
 def _bench(ours, theirs, condition="from warm", metric="first_token_s"):
@@ -60,8 +62,9 @@ def test_three_digits_are_shown(value, text):
 
 
 def test_rounds_are_found_in_the_json_of_all_tools():
-    starts = {"cases": {"eager, later": {"plain": [{"answer": 30.0}], "ours": [{"answer": 10.0}]}}}
-    assert conditions_of(starts, 0) == {"eager, later": [{"answer": 10.0}]}
+    began = {"healthy": 9.0, "answer": 10.0}
+    starts = {"cases": {"eager, later": {"plain": [began], "ours": [began]}}}
+    assert conditions_of(starts, 0) == {"eager, later": [{**began, "healthy_s": 9.0, "first_token_s": 10.0}]}
     swaps = {"ways": {"sleep, level 1": {"swaps_s": [0.4]}, "by hand, level 1": {"swaps_s": [0.5]}, "stop": {}}}
     assert conditions_of(swaps, 1) == {"level 1": [{"swap_s": 0.5}]}
 
@@ -140,11 +143,63 @@ def test_a_step_that_fails_later_does_not_replace_its_figures(folder):
     assert Record(folder).has_passed("start")
 
 
-def test_every_row_shows_a_step_that_exists_or_is_of_a_gpu(tmp_path):
+def test_every_row_shows_a_step_and_a_case_of_it(tmp_path):
+    (tmp_path / "python").touch()
+    of_gpu = {step.name: step for step in Place(tmp_path, tmp_path, tmp_path, is_stand_in=False).steps(1)}
     names = {step.name for step in Steps(ROOT, tmp_path)}
-    shown = {row.step for row in chain.from_iterable(ROWS.values())}
-    assert {name for name in shown - names if not name.startswith("H200, ")} == set()
-    assert names - shown == {FLEET}, "docs/fleet.md shows this step"
+    rows = [*chain.from_iterable(ROWS.values())]
+    assert {row.step for row in rows} - names - of_gpu.keys() == set()
+    assert names - {row.step for row in rows} == {FLEET}, "docs/fleet.md shows this step"
+    cases = {row.series[0][0] for row in rows if ", " in row.series[0][0]}
+    assert cases <= CASES.keys() | {case.first_name for case in CASES.values()}
+
+
+_ENTRY = {"name": "GPU, eager", "command": "", "outcome": "passed", "exit_code": 0, "result": {"cases": {}}}
+
+
+@pytest.fixture
+def source(tmp_path_factory):
+    return tmp_path_factory.mktemp("gpu")
+
+
+def _add(source, target, proof):
+    add_files(source, target, proof)
+    return Figures(target).runs_of("GPU, eager")
+
+
+def test_one_command_adds_what_an_interrupted_run_on_a_gpu_has_written(folder, source, tmp_path_factory, monkeypatch):
+    """A step that failed does not replace the same day's figures. A later run adds to an earlier one."""
+    gpus = ["NVIDIA B300, 294912 MiB, driver 590.1"]
+    monkeypatch.setattr(record, "describe_machine", lambda python: {"gpus": gpus})
+    proof = tmp_path_factory.mktemp("proof") / "proof.json"
+    Record(source, has_gpu=True).add(_ENTRY, source)
+    (source / proof.name).write_text("shown")
+    [run] = _add(source, folder, proof)
+    assert json.loads((folder / "machines.json").read_text())[run.machine]["processor"] == "one NVIDIA B300"
+    assert proof.read_text() == "shown"
+    later = Record(source, has_gpu=True)
+    later.add({**_ENTRY, "exit_code": 1}, source)
+    later.add({**_ENTRY, "name": "GPU, swaps"}, source)
+    assert _add(source, folder, proof) == [run]
+    assert [each.machine for each in Figures(folder).runs_of("GPU, swaps")] == [run.machine]
+
+
+def test_figures_of_a_stand_in_and_an_empty_folder_are_refused(folder, source):
+    with pytest.raises(click.ClickException, match="has no JSON file of figures"):
+        add_files(source, folder)
+    Record(source, runs_kernels=False).add(_ENTRY, source)
+    before = {path: path.read_text() for path in folder.iterdir()}
+    with pytest.raises(click.ClickException, match="stand-in"):
+        add_files(source, folder)
+    assert {path: path.read_text() for path in folder.iterdir()} == before
+
+
+def test_a_machine_of_the_same_letter_must_be_the_same(folder, source, monkeypatch):
+    for name, place in (("A100", folder), ("B200", source)):
+        monkeypatch.setattr(record, "describe_machine", lambda python, name=name: {"gpus": [f"NVIDIA {name}, x"]})
+        Record(place, has_gpu=True).add(_ENTRY, place)
+    with pytest.raises(click.ClickException, match="another machine"):
+        add_files(source, folder)
 
 
 def test_with_a_default_peer_neither_side_is_eager(tmp_path):

@@ -25,7 +25,7 @@ from tests.gpu_stub.gpu_server import gpu_variables
 from tests.support.peer_vllm import ROOT
 from tests.support.ports import free_port
 from tests.support.program import Program, Server
-from tools.gpu_figures import describe_machine
+from tools.figures.running import describe_machine
 
 _NAMES: Final = ("a", "b")
 _START_S: Final = 1200.0
