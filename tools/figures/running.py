@@ -9,9 +9,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from xml.etree import ElementTree
+
+import psutil
 
 LATE_GRAPHS: Final = "late_graphs"
 """The beginning of the properties with which tests report what a GPU has shown of late CUDA graphs."""
@@ -64,17 +67,29 @@ def run_step(
                 outcome = f"ended after {timeout_s:.0f} s"
             finally:  # also after Ctrl-C, which does not reach another session
                 if code is None:
-                    _end_group(process)
+                    _end_session(process)
         entry = {"name": step.name, "command": shlex.join(step.words), "outcome": outcome, "exit_code": code}
         return {**entry, "seconds": round(time.monotonic() - begin_s, 1), "result": read_result(result)}
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+def _end_session(leader: subprocess.Popen[bytes]) -> None:
+    """Ends the step, and then what is left of its session: servers have process groups of their own."""
+    os.killpg(leader.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        leader.wait(10)
+    while left := [pid for pid in psutil.pids() if _session_of(pid) == leader.pid]:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        leader.poll()
+        time.sleep(0.1)
+
+
+def _session_of(pid: int) -> int | None:
+    """None if the process has ended, or if it only waits for its parent to notice its end."""
+    with suppress(psutil.Error, ProcessLookupError):
+        return os.getsid(pid) if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE else None
+    return None
 
 
 def read_result(path: Path) -> Any:
