@@ -58,31 +58,35 @@ def run_step(
         result = Path(results) / "result"
         words = [word.replace("{result}", str(result)) for word in step.words]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        with subprocess.Popen(words, env=environment, cwd=folder, stdout=2, start_new_session=True) as process:
-            code: int | None = None
-            try:
-                code = process.wait(timeout_s)
-                outcome = "passed" if code == 0 else f"failed with exit code {code}"
-            except subprocess.TimeoutExpired:
-                outcome = f"ended after {timeout_s:.0f} s"
-            finally:  # also after Ctrl-C, which does not reach another session
-                if code is None:
-                    _end_session(process)
+        before = psutil.Process().children()
+        process: subprocess.Popen[bytes] | None = None
+        code: int | None = None
+        try:
+            process = subprocess.Popen(words, env=environment, cwd=folder, stdout=2, start_new_session=True)
+            code = process.wait(timeout_s)
+            outcome = "passed" if code == 0 else f"failed with exit code {code}"
+        except subprocess.TimeoutExpired:
+            outcome = f"ended after {timeout_s:.0f} s"
+        finally:  # also after a signal, which does not reach another session, and may come before `Popen` returns
+            for child in psutil.Process().children():
+                if child not in before:
+                    _end_session(child)
+            if process is not None:
+                process.wait()
         entry = {"name": step.name, "command": shlex.join(step.words), "outcome": outcome, "exit_code": code}
         return {**entry, "seconds": round(time.monotonic() - begin_s, 1), "result": read_result(result)}
 
 
-def _end_session(leader: subprocess.Popen[bytes]) -> None:
+def _end_session(leader: psutil.Process) -> None:
     """Ends the step, and then what is left of its session: servers have process groups of their own."""
-    os.killpg(leader.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        leader.wait(10)
-    while left := [pid for pid in psutil.pids() if _session_of(pid) == leader.pid]:
+    with suppress(psutil.Error, ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGTERM)
+    psutil.wait_procs([leader], 10)
+    while left := [pid for pid in psutil.pids() if pid == leader.pid or _session_of(pid) == leader.pid]:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        leader.poll()
-        time.sleep(0.1)
+        psutil.wait_procs([leader], 0.1)
 
 
 def _session_of(pid: int) -> int | None:
