@@ -185,9 +185,10 @@ class Place(NamedTuple):
         return sys.executable, "-m", f"tools.gpu_stub.{name}", "--json", "{result}", *own, *words
 
     def _requests(self, rounds: int) -> tuple[str, ...]:
-        """Captures before readiness, so that both sides are equally ready when the requests begin."""
-        ours = f"{self._launcher()} --cuda-graphs before-ready"
-        plain = f"{self._variables()} {self.vllm}/vllm serve {self.model} {_SHORT}"
+        """Captures before readiness, so that both sides are equally ready. Both have the GPU at once."""
+        share = "--gpu-memory-utilization 0.45"
+        ours = f"{self._launcher()} {share} --cuda-graphs before-ready"
+        plain = f"{self._variables()} {self.vllm}/vllm serve {self.model} {_SHORT} {share}"
         return (*self._client(str(rounds)), "--cmd", ours, "--cmd", plain)
 
     def _client(self, rounds: str) -> tuple[str, ...]:
@@ -201,7 +202,9 @@ class Place(NamedTuple):
 
     def _variables(self) -> str:
         """The words before a command with its variables."""
-        chosen = gpu_environment(self.folder) if self.is_stand_in else {}
+        home = self.folder / "home"
+        home.mkdir(parents=True, exist_ok=True)
+        chosen = gpu_environment(home) if self.is_stand_in else {}
         return shlex.join(["env", *(f"{name}={value}" for name, value in chosen.items())])
 
 
