@@ -18,7 +18,7 @@
 #   make gpu-stub-swaps [ARGS="--way sleep"]  times models that change places on a GPU with these two, as root
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.29.0 0.31.0"]   the launcher's real tests with several versions of vLLM
-#   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
+#   make test-vllm-suite [ARGS="files"]    vLLM's own tests of its entrypoints; see docs/dev/changing.md
 #   make imports                           what vLLM's processes import and never use, until a few requests are answered
 #   make test-machines [MACHINES="trixie"] the first commands on fresh machines: Debian 12, 13, testing; as root
 #   make test-containers [ARGS="-k pod"]  the images and manifests with podman and runc, a rollout under load; as root
@@ -143,8 +143,7 @@ test-vllm-versions: $(INSTALLED_DEV)
 	done; exit $$code
 
 test-vllm-suite: $(INSTALLED_DEV)
-	@test -n "$(VLLM_SOURCE)" || { echo "VLLM_SOURCE=PATH must name a source tree of vLLM; see docs/dev/changing.md" >&2; exit 2; }
-	@exec $(BIN)/python -m tools.vllm_suite $(VLLM_SOURCE) $(ARGS)
+	@exec $(BIN)/python -m tools.vllm_suite $(ARGS)
 
 # Nothing of .venv is used: the machines install their own.
 test-machines:

@@ -1,8 +1,8 @@
-"""Runs vLLM's own tests of its entrypoints against this program: `make test-vllm-suite VLLM_SOURCE=PATH`.
+"""Runs vLLM's own tests of its entrypoints against this program: `make test-vllm-suite`.
 
-The first run fills build/vllm-suite with a copy of the source's tests (without the package `vllm`), with
-local models, and with a command `vllm` that runs this program. A virtual environment there adds the
-requirements of the tests to the packages of .peers/vllm.
+The first run fills build/vllm-suite with a copy of the tests of vLLM's sdist (without the package `vllm`),
+with local models, and with a command `vllm` that runs this program. A virtual environment there adds the
+requirements of the tests to the packages of .peers/vllm, or of .peers/NAME if PEER_VLLM is NAME.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from tools.vllm_suite.models import prepare_models
 _ROOT: Final = Path(__file__).parents[2]
 HERE: Final = Path(__file__).parent
 _ENTRYPOINTS: Final = "tests/entrypoints"
-_PEER: Final = _ROOT / ".peers" / "vllm"
+_PEER: Final = _ROOT / ".peers" / os.environ.get("PEER_VLLM", "vllm")
 _SMOLLM: Final = _ROOT / ".peers" / "model"
 _FOLDER: Final = _ROOT / "build" / "vllm-suite"
 _SOURCE: Final = _FOLDER / "source"
@@ -41,18 +41,18 @@ _TEST_TIMEOUT_S: Final = 300
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--server", type=click.Choice(["ours", "vllm"]), default="ours", help="Which program the tests start.")
-@click.argument("vllm_source", type=click.Path(path_type=Path, exists=True))
+@click.option("--server", type=click.Choice(["embedded", "vllm"]), default="embedded", help="What the tests start.")
+@click.option("--source", type=Path, help="vLLM's source tree, instead of the sdist of the release in .peers.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def main(*, server: str, vllm_source: Path, words: Sequence[str]) -> None:
-    """Run the tests in tests/entrypoints of VLLM_SOURCE, or only the ones named by WORDS (`pooling/embed`).
+def main(*, server: str, source: Path | None, words: Sequence[str]) -> None:
+    """Run the tests in vLLM's tests/entrypoints, or only the ones named by WORDS (`pooling/embed`).
 
-    Other WORDS are options of pytest. With `--server vllm`, plain vLLM is tested instead, and its results are
-    kept in the repository. By default, vllm-cli runs the tests that plain vLLM passes.
+    Other WORDS are options of pytest. With `--server vllm`, plain vLLM runs the tests that the embedded
+    engine has failed. The outcomes are kept in the repository.
     """
     # The name of the hub's cache changes with models.py, so that models are built again.
     hub_home = _FOLDER / f"hf-{hashlib.sha256((HERE / 'models.py').read_bytes()).hexdigest()[:8]}"
-    _prepare_workspace(vllm_source.resolve(), hub_home)
+    _prepare_workspace(source, hub_home)
     tests, options = choose_tests(_SOURCE, words)
     report = f"--junitxml={_FOLDER / f'{server}.xml'}"
     os.chdir(_SOURCE)
@@ -68,7 +68,7 @@ def choose_tests(source: Path, words: Sequence[str]) -> tuple[list[str], list[st
 
 
 def _environment(server: str, hub_home: Path) -> dict[str, str]:
-    programs = _FOLDER / "bin" if server == "ours" else _PEER / "bin"
+    programs = _FOLDER / "bin" if server == "embedded" else _PEER / "bin"
     return {
         **os.environ,
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
@@ -85,14 +85,12 @@ def _environment(server: str, hub_home: Path) -> dict[str, str]:
     }
 
 
-def _prepare_workspace(vllm_source: Path, hub_home: Path) -> None:
+def _prepare_workspace(source: Path | None, hub_home: Path) -> None:
     """Creates the missing parts of the workspace."""
-    if not (vllm_source / _ENTRYPOINTS).is_dir():
-        sys.exit(f"VLLM_SOURCE must be a source tree of vLLM with {_ENTRYPOINTS}, got {vllm_source}")
     if not _PEER.is_dir():
         sys.exit(f"{_PEER} must be a virtual environment with vLLM: its tests import vllm")
     _FOLDER.mkdir(parents=True, exist_ok=True)
-    _copy_source(vllm_source)
+    _copy_source(_fetch_source() if source is None else source.resolve())
     command = _FOLDER / "bin" / "vllm"
     command.parent.mkdir(exist_ok=True)
     command.write_text(_COMMAND.format(vllm_cli=Path(sys.executable).parent / "vllm-cli"))
@@ -102,8 +100,31 @@ def _prepare_workspace(vllm_source: Path, hub_home: Path) -> None:
     prepare_models(hub_home / "hub", _SMOLLM)
 
 
+def _fetch_source() -> Path:
+    """The unpacked sdist of the release in the peer.
+
+    pip unpacks it to read what it requires, which fails without vLLM's build tools, and leaves it there.
+    """
+    [info] = {path.name for path in _PEER.glob("lib/python*/site-packages/vllm-[0-9]*.dist-info")}
+    release = info.removeprefix("vllm-").removesuffix(".dist-info").partition("+")[0]
+    folder = _FOLDER / f"sdist-{release}"
+    pattern = f"*/*/{_ENTRYPOINTS}"
+    if not any(folder.glob(pattern)):
+        folder.mkdir(exist_ok=True)
+        click.echo(f"Fetching the sdist of vLLM {release}")
+        unpack = ("pip", "download", "--no-clean", "--no-deps", "--no-build-isolation", "--no-binary", ":all:")
+        command = [_PEER / "bin" / "python", "-m", *unpack, "--dest", folder, f"vllm=={release}"]
+        done = subprocess.run(command, env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True)
+        if not any(folder.glob(pattern)):
+            sys.exit(f"pip did not unpack the sdist of vLLM {release}:\n{done.stderr}")
+    [found] = folder.glob(pattern)
+    return found.parents[1]
+
+
 def _copy_source(vllm_source: Path) -> None:
     """Copies a source once, without the package `vllm`, which would hide the installed one."""
+    if not (vllm_source / _ENTRYPOINTS).is_dir():
+        sys.exit(f"--source must be a source tree of vLLM with {_ENTRYPOINTS}, got {vllm_source}")
     stamp = _SOURCE / "copied-from"
     if stamp.exists() and stamp.read_text() == str(vllm_source):
         return

@@ -1,4 +1,4 @@
-"""The plugin keeps the tests that plain vLLM passes, except those in the lists."""
+"""The plugin keeps the tests that plain vLLM does not fail, except those in the lists."""
 
 import json
 import os
@@ -12,9 +12,18 @@ import yaml
 
 from tools.vllm_suite.__main__ import HERE, choose_tests
 
+_RELEASE = "0.2"
 _UTILS = """
+import subprocess
+
+
 class RemoteVLLMServer:
-    pass
+    def __enter__(self):
+        self.process = subprocess.Popen(["vllm", "stay"])
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
 """
 _TESTS = """
 import subprocess
@@ -27,7 +36,12 @@ from tests.utils import RemoteVLLMServer
 
 @pytest.fixture
 def server():
-    return RemoteVLLMServer()
+    with RemoteVLLMServer() as server:
+        yield server
+
+
+def test_class():
+    pass
 
 
 def run_module():
@@ -68,7 +82,7 @@ known_failures:
   "is not built":
     - "test_it.py::test_not_built(later)"
 """
-_KEPT = ("test_fixture", "test_module")
+_KEPT = ("test_class", "test_fixture", "test_module")
 
 
 @pytest.fixture
@@ -83,13 +97,16 @@ def suite(tmp_path: Path) -> Path:
     (entrypoints / "llm" / "test_class.py").write_text("import tests.utils.RemoteVLLMServer.missing")
     (entrypoints / "test_modules.py").write_text("import a_module_that_is_missing")
     command = tmp_path / "vllm"
-    command.write_text('#!/bin/sh\necho "$@"\n')
+    command.write_text('#!/bin/sh\n[ "$1" = stay ] && exec sleep 300\necho "$@"\n')
     command.chmod(0o755)
     (tmp_path / "not_applicable.yaml").write_text(_LISTS)
+    info = tmp_path / "vllm-0.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {_RELEASE}+cpu\n")
     return tmp_path
 
 
-def run(suite: Path, server: str) -> dict[str, str]:
+def run(suite: Path, server: str, code: int = 1) -> dict[str, str]:
     """The outcome of each test that was not deselected."""
     variables = {
         "VLLM_SUITE_LISTS": str(suite),
@@ -100,34 +117,43 @@ def run(suite: Path, server: str) -> dict[str, str]:
     words = [sys.executable, "-m", "pytest", "-p", "vllm_suite_plugin", "-p", "no:cacheprovider", "--junitxml=out.xml"]
     command = [*words, f"--rootdir={suite}", "tests/entrypoints"]
     done = subprocess.run(command, cwd=suite, env=os.environ | variables, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1, done.stdout
+    assert done.returncode == code, done.stdout
     cases = ElementTree.parse(suite / "out.xml").iter("testcase")
     return {case.attrib["name"].partition("[")[0]: next((child.tag for child in case), "passed") for case in cases}
 
 
+_TEST = "tests/entrypoints/test_it.py::"
+
+
+def results(suite: Path) -> dict[str, dict[str, str]]:
+    return json.loads((suite / "results.json").read_text())["outcomes"]
+
+
 @pytest.mark.thorough
-def test_only_what_plain_vllm_passes_is_run_and_failures_with_a_reason_do_not_count(suite):
-    passed = dict.fromkeys((*_KEPT, "test_with_a_gpu", "test_not_built[later]", "test_wrong"), "passed")
-    results = passed | {"test_that_vllm_fails": "failed"}
-    named = {f"tests/entrypoints/test_it.py::{name}": outcome for name, outcome in results.items()}
-    (suite / "vllm-0.32-cpu.json").write_text(json.dumps(named))
-    assert run(suite, "ours") == {
+def test_plain_vllm_is_asked_for_what_the_embedded_engine_fails_which_then_runs_only_what_vllm_passes(suite):
+    assert run(suite, "embedded") == {
         **dict.fromkeys(_KEPT, "passed"),
         "test_not_built": "skipped",
-        "test_wrong": "failure",
+        **dict.fromkeys(("test_that_vllm_fails", "test_wrong"), "failure"),
     }
+    failed = {f"{_TEST}{name}" for name in ("test_not_built[later]", "test_that_vllm_fails", "test_wrong")}
+    assert results(suite) == {
+        **{f"{_TEST}{name}": {"embedded": "passed"} for name in _KEPT if name != "test_class"},
+        **dict.fromkeys(failed, {"embedded": "failed"}),
+    }, "test_class starts no server"
+    assert run(suite, "vllm") == dict.fromkeys(("test_not_built", "test_that_vllm_fails", "test_wrong"), "failure")
+    [of_vllm] = {name for name in results(suite)[f"{_TEST}test_wrong"] if name != "embedded"}
+    assert of_vllm == f"vllm {_RELEASE}"
+    assert run(suite, "embedded", code=0) == dict.fromkeys(_KEPT, "passed")
 
 
 @pytest.mark.thorough
-def test_the_results_of_plain_vllm_are_kept(suite):
-    (suite / "vllm-0.32-cpu.json").write_text('{"tests/entrypoints/test_other.py::test_it": "passed"}')
-    failed = ("test_not_built", "test_that_vllm_fails", "test_wrong")
-    outcomes = dict.fromkeys(_KEPT, "passed") | dict.fromkeys(failed, "failure")
-    assert run(suite, "vllm") == outcomes
-    kept = json.loads((suite / "vllm-0.32-cpu.json").read_text())
-    assert kept.pop("tests/entrypoints/test_other.py::test_it") == "passed"
-    assert len(kept) == len(outcomes)
-    assert {outcome for test, outcome in kept.items() if "not_built" in test or "wrong" in test} == {"failed"}
+def test_with_tests_of_another_release_only_what_plain_vllm_fails_is_kept(suite):
+    test = f"{_TEST}test_that_vllm_fails"
+    outcomes = {test: {"embedded": "passed", "vllm 0.1": "failed"}, f"{_TEST}test_wrong": {"embedded": "failed"}}
+    (suite / "results.json").write_text(json.dumps({"tests of": "0.1", "outcomes": outcomes}))
+    assert "test_that_vllm_fails" not in run(suite, "embedded")
+    assert results(suite)[test] == {"vllm 0.1": "failed"}
 
 
 def test_words_that_name_no_test_are_options_of_pytest(suite):
@@ -144,7 +170,10 @@ def test_every_listed_pattern_has_one_reason():
     assert len(patterns) == len(set(patterns))
 
 
-def test_results_of_plain_vllm_name_tests():
-    for test, outcome in json.loads((HERE / "vllm-0.32-cpu.json").read_text()).items():
-        assert "::" in test
-        assert outcome in ("passed", "failed")
+def test_results_name_tests_and_the_page_has_their_number():
+    outcomes = json.loads((HERE / "results.json").read_text())["outcomes"]
+    assert {outcome for of in outcomes.values() for outcome in of.values()} == {"passed", "failed"}
+    assert all("::" in test for test in outcomes)
+    of_ours = [of["embedded"] for of in outcomes.values() if "embedded" in of]
+    page = " ".join((HERE.parents[1] / "docs" / "tested.md").read_text().split())
+    assert f"{of_ours.count('passed')} of {len(of_ours)} tests" in page
