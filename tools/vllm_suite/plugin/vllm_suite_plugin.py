@@ -27,12 +27,12 @@ _SERVER = os.environ["VLLM_SUITE_SERVER"]
 """`embedded` or `vllm`."""
 _RESULTS = _LISTS / "results.json"
 _ENTRYPOINTS = "tests/entrypoints/"
-_OLD_MODULE = "vllm.entrypoints.openai.api_server"
-"""The module that some tests run instead of the command `vllm serve`."""
+_MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.launchers.api_server.entry")
+"""The modules that some tests run instead of the command `vllm serve`."""
 _REJECTED = {"--enable-lora": 0, "--lora-modules": 1, "--max-lora-rank": 1, "--max-cpu-loras": 1}
 _REJECTED |= {"--enable-per-request-metrics": 0}
 """Flag that the embedded engine rejects -> the number of its values. Few tests depend on it."""
-_SERVER_WORDS = ("Remote", '"vllm"', _OLD_MODULE, "schemathesis")
+_SERVER_WORDS = ("Remote", '"vllm"', *_MODULES, "schemathesis")
 """A file starts servers only if it, or a conftest.py in a folder above, contains one of these texts."""
 _servers: list[Any] = []
 """Every process that the tests started with the command `vllm`."""
@@ -162,9 +162,10 @@ def _prepare_servers() -> None:
 
 def _as_command(args: Any) -> Any:
     """Changes a command that runs the API server's module to the command `vllm serve`."""
-    if not isinstance(args, list) or _OLD_MODULE not in args:
+    named = [module for module in _MODULES if isinstance(args, list) and module in args]
+    if not named:
         return args
-    words = args[args.index(_OLD_MODULE) + 1 :]
+    words = args[args.index(named[0]) + 1 :]
     model = words.index("--model")
     return ["vllm", "serve", words[model + 1], *words[:model], *words[model + 2 :]]
 
