@@ -69,7 +69,9 @@ def test_the_first_change_fails_then_passes_and_is_not_too_large(copy):
     cause = _ENTRY.format(text=entry["log"].strip().rpartition(": ")[2])
     (copy / _CAUSES).write_text(causes.replace("causes:\n", f"causes:\n\n{cause}", 1))
     changes = (copy / "CHANGELOG.md").read_text()
-    (copy / "CHANGELOG.md").write_text(changes.replace("### Fixed\n", "### Fixed\n- `explain` knows my cause.\n", 1))
+    heading = "## [Unreleased]\n"
+    changes = changes.replace(heading, f"{heading}\n- `explain` knows my cause.\n", 1)
+    (copy / "CHANGELOG.md").write_text(changes)
     code, output = _test(copy, str(_LOGS.parent), "tests/test_docs.py", "-m", "not slow and not thorough")
     assert code == 0, output
     _run(copy, "git", "add", "-A")

@@ -1,3 +1,3 @@
 """The version is a constant: reading the installed metadata takes longer than the rest of `--version`."""
 
-VERSION = "0.4.0"
+VERSION = "0.5.0"
