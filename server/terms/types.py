@@ -222,7 +222,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     num_threads: int = 0
     """The number of threads that compute a step."""
     num_deferred: int = 0
-    """Those of the waiting sequences whose grammar is not compiled yet."""
+    """The number of waiting sequences whose grammar is not compiled yet."""
 
 
 class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
