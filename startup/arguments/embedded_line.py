@@ -36,6 +36,7 @@ def parse_line(parts: Iterable[ParsedOption]) -> EngineLine:
     """Parses a command line. A flag becomes one option with all values, and `arguments` with full names."""
     line = EngineLine(option_of)
     line.add(parts)
+    line.join_keys()
     line.options = _one_of_each_flag(line.options)
     return line
 
@@ -62,6 +63,7 @@ def options_of_settings(settings: Mapping[str, Any]) -> list[ParsedOption]:
         line.add(split(_arguments_of_setting(f"--{key}", value)))
         if line.faults:
             raise InputError(line.faults[0])
+    line.join_keys()
     return _one_of_each_flag(line.options)
 
 
@@ -82,7 +84,7 @@ def _arguments_of_setting(name: str, value: Any) -> Iterator[str]:
 
 
 def _one_of_each_flag(options: Iterable[ParsedOption]) -> list[ParsedOption]:
-    """Joins a flag's options, of which vLLM uses the last one. Extends a list, and adds keys to an object."""
+    """Joins a flag's options. Extends a list, adds keys to an object, and otherwise takes the last option."""
     joined: dict[str, ParsedOption] = {}
     for option in options:
         assert option.flag is not None

@@ -26,7 +26,7 @@ class EngineLine(CommandLine):
         self.unknown: list[ParsedOption] = []
         """Flags that the table does not have."""
         self._option_of = option_of
-        self._keyed: dict[str, ParsedOption] = {}
+        self._keyed: dict[str, tuple[ParsedOption, dict[str, Any]]] = {}
 
     def add(self, parts: Iterable[ParsedOption], where: str = "") -> None:
         """Adds the flags and arguments that `split` has found. A setting of the file has a place."""
@@ -43,17 +43,17 @@ class EngineLine(CommandLine):
             elif not part.keys:
                 self.options.append(option)
             elif option.values:
-                self._add_keys(part.typed, option)
-        self.options.sort(key=lambda option: bool(option.keys))
+                _, content = self._keyed.setdefault(part.typed, (option, {}))
+                _merge(content, _nest(option.keys, option.values[0]))
 
-    def _add_keys(self, name: str, option: ParsedOption) -> None:
-        """Adds `--flag {"a": {"b": 1}, "c": 2}` for `--flag.a.b 1 --flag.c 2`, after all other options."""
-        value = option.values[0]
-        if name not in self._keyed:
-            option.values = ("{}",)
+    def join_keys(self) -> None:
+        """Adds `--flag {"a": {"b": 1}, "c": 2}` for `--flag.a.b 1 --flag.c 2`, after all other options.
+
+        Is called once, after the last `add`: JSON that grew with each option would take quadratic time.
+        """
+        for option, content in self._keyed.values():
+            option.values = (json.dumps(content),)
             self.options.append(option)
-        whole = self._keyed.setdefault(name, option)
-        whole.values = (with_keys(read_json(whole.values[0]), _nest(option.keys, value)),)
 
 
 def _nest(keys: str, text: str) -> dict[str, Any]:

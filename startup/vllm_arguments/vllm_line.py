@@ -71,6 +71,7 @@ class VllmLine(EngineLine):
             for name, value in self.config.settings.items():
                 self.add(split(_arguments_of_setting(name, value), known.num_values), self.config.place(name))
         self.add(part for part in parts if part not in configs)
+        self.join_keys()
         if self._model_argument is not None and any(part.typed == _MODEL and any(part.values) for part in parts):
             self.others.append(self._model_argument)
         in_arguments_first = sorted(self.options, key=lambda option: bool(option.where))

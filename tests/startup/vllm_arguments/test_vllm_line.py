@@ -13,6 +13,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from startup.arguments.embedded_line import options_of_settings
 from startup.arguments.table import FLAGS, find_flag
 from startup.errors import StartupError
 from startup.settings.flag import Flag
@@ -25,6 +26,7 @@ from startup.vllm_arguments.vllm_line import VllmLine
 from startup.vllm_arguments.vllm_record import VllmRecord, flags_of_parser
 from tests.startup.vllm import small_parser
 from tests.startup.vllm.small_parser import SmallConfig
+from tests.support.growth import growth
 from tests.support.properties import given, settings, st
 from tests.support.reading import read_both
 from tests.support.vllm_flags import VLLM_NAMES, is_own
@@ -278,3 +280,17 @@ def test_each_name_of_a_flag_decides_alike_about_the_port(recorded):
         lines = (VllmLine.of(["m", *arguments], VllmRecord(recorded)) for arguments in spelled)
         port = 7 if flag.name == "--port" else 8000
         assert {(line.listens, line.port) for line in lines} == {(flag.name not in flags_that_change("no port"), port)}
+
+
+def _by_vllm(num_keys: int) -> object:
+    return VllmLine.of([f"--compilation-config.k{number}=1" for number in range(num_keys)], VllmRecord())
+
+
+def _by_own_file(num_keys: int) -> object:
+    return options_of_settings({f"override-generation-config.k{number}": 1 for number in range(num_keys)})
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("read", [_by_vllm, _by_own_file])
+def test_the_keys_of_a_flag_are_joined_in_linear_time(read):
+    assert growth(lambda num_keys: lambda: read(num_keys)) is None
