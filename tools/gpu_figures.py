@@ -75,7 +75,7 @@ def choose(steps: list[Step], rest_s: float) -> Iterator[Step]:
 
 
 def run_steps(place: "Place", steps: list[Step], seconds: float) -> list[str]:
-    """Returns the names of the steps that failed. Those left out have not failed."""
+    """Returns the names of the steps that ran and failed."""
     end_s = time.monotonic() + seconds
     record = Record(place.folder, place.python, has_gpu=not place.is_stand_in, runs_kernels=not place.is_stand_in)
     failed: list[str] = []

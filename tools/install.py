@@ -165,7 +165,7 @@ def _install_by_pip(words: Sequence[str]) -> int:
 
 
 def _install_own_builds(packages: list[str]) -> int:
-    """Installs PyTorch's build from the user's own index, for which the lock has no hash.
+    """Installs PyTorch's build from the user's own index. The lock has no hash of such a build.
 
     If a hash of the lock fits any build, pip ignores all others: it would choose PyPI's, of gigabytes.
     """
