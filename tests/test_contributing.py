@@ -390,7 +390,7 @@ def test_pages_that_do_not_mention_the_newest_release_are_named(copy):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_modules_that_the_shipped_lists_lack_are_printed_after_a_start(release, tmp_path_factory):
-    lists = release / "startup" / "vllm" / "fork" / "shipped_profiles.json"
+    lists = release / "startup" / "vllm" / "fork" / "shipped_modules.json"
     shipped = lists.read_text()
     without = json.loads(shipped)
     [modules] = [named.pop("eager") for named in without["cpu"].values()]
@@ -401,16 +401,16 @@ def test_modules_that_the_shipped_lists_lack_are_printed_after_a_start(release, 
     server = VllmServer("ours", ROOT / ".peers" / "model", "--enforce-eager", "--max-model-len=256", folder=folder)
     server.command = [str(_INTERPRETER), *server.command[1:]]
     server.variables["PYTHONPATH"] = str(release)
-    with server:
-        server.wait(lambda: server.health() == 200)
-        server.terminate()
 
     def printed() -> set[str]:
         variables = {**os.environ, "PYTHONPATH": str(release), "VLLM_CACHE_ROOT": str(folder / "cache")}
-        command = [_INTERPRETER, "-m", "tools.preload_profiles"]
+        command = [_INTERPRETER, "-m", "tools.shipped_modules", str(server.process.pid)]
         done = subprocess.run(command, cwd=release, env=variables, capture_output=True, text=True, check=True)
         return {*json.loads(done.stdout[done.stdout.index("[") :])}
 
-    assert not printed().isdisjoint(modules)
-    lists.write_text(shipped)
-    assert printed().isdisjoint(modules)
+    with server:
+        server.wait(lambda: server.health() == 200)
+        assert not printed().isdisjoint(modules)
+        lists.write_text(shipped)
+        assert printed().isdisjoint(modules)
+        server.terminate()

@@ -35,7 +35,7 @@ OWN_JSON: Final = {
     "startup/standby/status.py": "the answer of this user's standby",
     "startup/kernels/kernel_lists.py": "a file of this program",
     "startup/vllm/fork/kernel_processes.py": "files of this start",
-    "startup/vllm/fork/preload_profile.py": "a plan of this start",
+    "startup/vllm/fork/preload_plan.py": "a plan of this start",
     "startup/vllm/launch/first_record.py": "pipes between processes of this command",
     "startup/vllm/patches/graphs/graph_proof.py": "a file of this program",
     "startup/vllm/journal.py": "files of this start",

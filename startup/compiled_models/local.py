@@ -36,7 +36,7 @@ _LEAST_PARTS: Final = {
 }
 """Folder -> the fewest parts of a file's path in it. A file with a shorter path would replace a folder."""
 _LEARNED: Final = re.compile(
-    r"(?:vllm_cli/(?:imports|preload|vllm-facts|kernels|kernel-keys|triton-key|graph-memory)/[0-9a-f]{16}\.(?:json|code)|"
+    r"(?:vllm_cli/(?:imports|starts|vllm-facts|kernels|kernel-keys|triton-key|graph-memory)/[0-9a-f]{16}\.(?:json|code)|"
     r"modelinfos/[\w.-]{1,200}\.json)",
     re.ASCII,
 )

@@ -13,18 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from envs.redaction import is_secret_name
 from startup.hook import Hook, Name
 from startup.imports.finder import wraps
 from startup.reports.timeline.timeline import API, PhaseSpan
 
 if TYPE_CHECKING:
     from startup.reports.crash.output_record import OutputRecord
-
-_LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_")
-"""Prefixes of variables that contain no secrets and that libraries read when they are loaded."""
-_COUNTS: Final = "_THREADS"
-"""The end of the names of variables whose values fit only machines with as many processors."""
 
 
 class Journal:
@@ -67,16 +61,6 @@ class Journal:
             if names:
                 self.write(process=multiprocessing.current_process().name, modules=names)
 
-    def record_environment(self, changed: Mapping[str, str]) -> None:
-        """Records the changed variables that libraries read when they are loaded, except secrets.
-
-        A profile may be used by other users and on other machines. So no paths are recorded, except those of
-        installed libraries, and no numbers of threads.
-        """
-        names = (name for name in changed if name.startswith(_LOAD_VARIABLES) and not is_secret_name(name))
-        values = {name: _portable(changed[name]) for name in names if not name.endswith(_COUNTS)}
-        self.write(environment={name: value for name, value in values.items() if value or not changed[name]})
-
     def write(self, **fields: Any) -> None:
         """Appends a JSON line with these fields."""
         with suppress(OSError, ValueError), (self.folder / f"{os.getpid()}.jsonl").open("a") as file:
@@ -118,18 +102,12 @@ class StartRecordings:
     spans: list[PhaseSpan] = field(default_factory=list)
     modules: dict[str, list[str]] = field(default_factory=dict)
     """The loaded modules of each process, in order of import."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Variables whose values in children differ from the values with which the forkserver started."""
-    failed: dict[str, str] = field(default_factory=dict)
-    """Modules that the forkserver could not preload, with the error, unless the machine refused something."""
     unfit: set[str] = field(default_factory=set)
     """Names of hooks that the forkserver has left out."""
     kernels: list[dict[str, Any]] = field(default_factory=list)
     """The kernels of Triton that engines and workers have loaded or compiled, as `Kernel` with times."""
     kernel_keys: dict[str, str] = field(default_factory=dict)
     """Id of a kernel -> its folder in Triton's cache."""
-    num_threads: int = 1
-    """How many threads the forkserver had when it could begin to fork."""
 
     @classmethod
     def read(cls, folder: Path) -> "StartRecordings":
@@ -150,20 +128,11 @@ class StartRecordings:
             self.spans.append(PhaseSpan(name, line["span"], begin_ns, end_ns, waits_for))
         if "modules" in line:
             self.modules.setdefault(line["process"], []).extend(line["modules"])
-        self.environment.update(line.get("environment", {}))
-        self.failed.update(line.get("failed", {}))
         self.unfit.update(line.get("unfit", ()))
         if "kernel" in line:
             self.kernels.append(line["kernel"])
             self.kernel_keys[line["kernel"]["id"]] = line["key"]
         self.kernel_keys.update(line.get("kernel_keys", {}))
-        self.num_threads = max(self.num_threads, line.get("num_threads", 1))
-
-
-def _portable(value: str) -> str:
-    """The value without paths outside of this Python environment. Empty if nothing is left."""
-    parts = value.split(":")
-    return ":".join(part for part in parts if "/" not in part or part.startswith(f"{sys.prefix}/"))
 
 
 def is_importable(name: str) -> bool:

@@ -19,7 +19,9 @@ from startup.imports.stand_ins import StandIns
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported
 from startup.vllm.patches.late_imports import UNUSED_COMMANDS, late_imports
 
-API_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve", "vllm.v1.engine.async_llm")
+_COMMAND_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve")
+"""Plain vLLM (0.29 to 0.33) has imported them when it loads plugins, before it reads its arguments."""
+API_MODULES: Final = (*_COMMAND_MODULES, "vllm.v1.engine.async_llm")
 
 _LAUNCHERS: Final = "vllm.entrypoints.launchers"
 LATER_MODULES: Final = ("vllm.kernels", f"{_LAUNCHERS}.app", f"{_LAUNCHERS}.api_server.app_state")
@@ -58,7 +60,11 @@ def importing_vllm(compiler: CompilerTime, *, late_in: Literal["api", "forkserve
 
 
 def import_api_server(
-    more: Iterable[str] = (), *, is_lean: bool = True, before_each: Callable[[], None] = lambda: None
+    more: Iterable[str] = (),
+    *,
+    is_lean: bool = True,
+    in_order: bool = False,
+    before_each: Callable[[], None] = lambda: None,
 ) -> Mapping[str, str]:
     """Imports the API server and further modules.
 
@@ -66,17 +72,20 @@ def import_api_server(
         more: further modules, in the order of import. Errors in these modules are ignored.
         is_lean: whether to leave out torch's compiler and modules that the engine's start does not need. Must
             be false if a model runs in this process.
+        in_order: whether code of others may change vLLM's modules before the rest is imported. So vLLM itself
+            imports the rest, and nothing but torch's compiler is left out.
         before_each: called before each import. An exception that it raises ends the imports.
 
     Returns:
         The API server's own modules that could not be imported, with their errors.
     """
-    more = tuple(more)
-    if all(name in sys.modules for name in (*API_MODULES, *more)):  # in a fork of a template process
+    modules = (*(_COMMAND_MODULES if in_order else API_MODULES), *more)
+    if all(name in sys.modules for name in modules):  # in a fork of a template process
         return {}
-    stub_unused_commands()
-    with importing_vllm("deferred" if is_lean else "now", late_in="api" if is_lean else None):
-        failed = import_leniently((*API_MODULES, *more), before_each)
+    if not in_order:
+        stub_unused_commands()
+    with importing_vllm("deferred" if is_lean else "now", late_in="api" if is_lean and not in_order else None):
+        failed = import_leniently(modules, before_each)
     return {name: failure.text for name, failure in failed.items() if name in API_MODULES}
 
 

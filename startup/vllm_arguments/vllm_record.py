@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from itertools import chain
@@ -90,8 +90,12 @@ changed file in a container image may have the same time and size."""
 _MACHINES: Final = ("--mm-processor-device",)
 """Flags whose choices depend on the machine, and are therefore not recorded."""
 _ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
-_GROUPS: Final = ("vllm.general_plugins", "vllm.platform_plugins")
+_PREFIX: Final = "vllm."
+_GENERAL: Final = "vllm.general_plugins"
+_PLATFORM: Final = "vllm.platform_plugins"
+_ALWAYS_LOADED: Final = "vllm.logits_processors"
 _METADATA: Final = (".dist-info", ".egg-info")
+_IN_EGG: Final = "EGG-INFO"
 
 _KINDS: Final[dict[Any, ValueKind]] = {None: "text", str: "text", int: "int", float: "float", json.loads: "json"}
 _KINDS_BY_NAME: Final[dict[str, ValueKind]] = {
@@ -114,6 +118,13 @@ class Plugin(NamedTuple):
     package: str
     """The name of the folder with the package's metadata. This name contains the version."""
 
+    @property
+    def is_allowed(self) -> bool:
+        """Whether vLLM loads it: VLLM_PLUGINS names it, is not set, or does not apply to its group."""
+        if not foreign.is_set(_ALLOWED_PLUGINS) or self.group == _ALWAYS_LOADED:
+            return True
+        return self.name in foreign.text_of(_ALLOWED_PLUGINS).split(",")
+
 
 class VllmRecord(NamedTuple):
     """The flags, names and variables that an installation of vLLM accepts."""
@@ -127,19 +138,20 @@ class VllmRecord(NamedTuple):
     set_by_vllm: tuple[str, ...] = ()
     """Environment variables that vLLM itself may set before it reads them, whatever the user has set."""
     installed_plugins: tuple[Plugin, ...] = ()
+    """The entry points of other packages in all groups of vLLM."""
 
     @property
     def plugins(self) -> tuple[Plugin, ...]:
-        """The plugins that vLLM will load. A plugin may add different flags and names in each start."""
-        if not foreign.is_set(_ALLOWED_PLUGINS):
-            return self.installed_plugins
-        allowed = foreign.text_of(_ALLOWED_PLUGINS).split(",")
-        return tuple(plugin for plugin in self.installed_plugins if plugin.name in allowed)
+        """The general and platform plugins that vLLM will load.
+
+        Such a plugin may add different flags and names in each start.
+        """
+        return tuple(each for each in self.installed_plugins if each.group in (_GENERAL, _PLATFORM) and each.is_allowed)
 
     @property
     def has_other_platform(self) -> bool:
         """Whether a plugin provides the platform on which vLLM computes."""
-        return any(plugin.group == "vllm.platform_plugins" for plugin in self.plugins)
+        return any(plugin.group == _PLATFORM for plugin in self.plugins)
 
 
 class RecordFile:
@@ -345,34 +357,53 @@ def is_named_now(registry: str, name: str) -> bool:
 
 
 def read_plugins() -> dict[str, tuple[Plugin, ...]]:
-    """Folder in which packages are installed -> its plugins, except vLLM's own.
+    """Folder or archive with packages -> its plugins, except vLLM's own.
 
-    Plugins may add flags, parsers and models. The lists of entry points in a folder are read again only if
-    the folder has changed, because a start calls this function several times. `importlib.metadata` would
-    parse the lists of all packages.
+    Plugins may add flags, parsers and models. The lists of entry points are read again only if the folder has
+    changed, because a start calls this function several times. `importlib.metadata` would parse the lists of
+    all packages.
     """
-    found = {folder: _plugins_in(folder, read_stamp(folder)) for folder in map(Path, filter(None, sys.path))}
-    return {str(folder): plugins for folder, plugins in found.items() if plugins is not None}
+    found = {path: _plugins_in(path, read_stamp(path)) for path in map(Path, filter(None, sys.path))}
+    return {str(path): plugins for path, plugins in found.items() if plugins is not None}
 
 
 @cache
-def _plugins_in(folder: Path, _stamp: FileStamp) -> tuple[Plugin, ...] | None:
-    """The plugins in the folder. None if it contains no packages. `_stamp` changes if a package is added."""
+def _plugins_in(path: Path, _stamp: FileStamp) -> tuple[Plugin, ...] | None:
+    """The plugins in an entry of `sys.path`. None if it contains no packages. `_stamp`: when it changed."""
     try:
-        packages = sorted(path for path in folder.iterdir() if path.name.endswith(_METADATA))
+        names = sorted(os.listdir(path))  # noqa: PTH208
+    except NotADirectoryError:
+        return _plugins_in_archive(path)
     except OSError:
         return None
-    return tuple(chain.from_iterable(map(_plugins_of, packages))) if packages else None
+    packages = [name for name in names if name.endswith(_METADATA) or name == _IN_EGG]
+    return tuple(chain.from_iterable(_plugins_of(path / name) for name in packages)) if packages else None
 
 
 def _plugins_of(package: Path) -> Iterator[Plugin]:
     with suppress(OSError, UnicodeDecodeError, configparser.Error):
-        if "[vllm." not in (text := (package / "entry_points.txt").read_text(encoding="utf-8")):
+        if f"[{_PREFIX}" not in (text := (package / "entry_points.txt").read_text(encoding="utf-8")):
             return
         parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
         parser.optionxform = str  # type: ignore[assignment, method-assign]  # keeps the case of names
         parser.read_string(text)
-        for group in filter(parser.has_section, _GROUPS):
-            for name, value in parser.items(group):
-                if not value.startswith("vllm."):
-                    yield Plugin(group, name, package.name)
+        for group in parser.sections():
+            yield from _foreign(group, parser.items(group), package.name)
+
+
+def _plugins_in_archive(path: Path) -> tuple[Plugin, ...] | None:
+    """The plugins in a zip file or egg, as vLLM finds them. None if it is no such file."""
+    from importlib.metadata import distributions  # archives are rare
+
+    found: list[Plugin] = []
+    with suppress(Exception):  # whatever an importer raises for a file that it cannot read
+        for package in distributions(path=[str(path)]):
+            for entry in package.entry_points:
+                found += _foreign(entry.group, [(entry.name, entry.value)], f"{package.name} {package.version}")
+    return tuple(found) or None
+
+
+def _foreign(group: str, items: Iterable[tuple[str, str]], package: str) -> Iterator[Plugin]:
+    for name, value in items if group.startswith(_PREFIX) else ():
+        if not value.startswith(_PREFIX):
+            yield Plugin(group, name, package)

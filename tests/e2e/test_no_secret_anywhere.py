@@ -306,11 +306,11 @@ def test_a_router_and_its_models_show_no_secret(sandbox, watch, tiny_llama, tmp_
 
 
 def test_a_start_of_vllm_shows_no_secret(sandbox, watch):
-    """The start writes a preload profile and a journal."""
+    """The start writes its kind and a journal."""
     arguments = ["model", "--enforce-eager", *SECRETS]
     watch.allow(arguments)
     with FakeStart(sandbox.work, *arguments, env=fake_environment(sandbox.root, **sandbox.environment)) as start:
         start.wait_ready()
-        wait_until(lambda: list(sandbox.root.glob("cache/vllm_cli/preload/*.json")))
+        wait_until(lambda: list(sandbox.root.glob("cache/vllm_cli/starts/*.json")))
     assert MARK not in start.log
     watch.check(sandbox.root)

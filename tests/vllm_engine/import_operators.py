@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from startup.hook import find_unfit_silently, place_only_for
-from startup.vllm.fork.preload_profile import platform_modules
+from startup.vllm.fork.preload_plan import platform_modules
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.late_imports import late_imports
 from startup.vllm.patches.placing import place_hooks

@@ -1,4 +1,4 @@
-"""A plugin of vLLM for API servers, engines and workers. At a signal, each process writes its settings.
+"""Runs in API servers, engines and workers of vLLM. At a signal, each process writes its settings.
 
 The signal's handler runs on the main thread of each process, with every launcher.
 """
@@ -16,7 +16,7 @@ FOLDER_VARIABLE = "OBSERVER_FOLDER"
 
 
 def install() -> None:
-    """The plugin's entry point. Forked processes inherit the handler."""
+    """Called when the interpreter starts. Forked processes inherit the handler."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR2, _write_settings)
 

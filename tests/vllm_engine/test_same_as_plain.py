@@ -17,7 +17,6 @@ from tests.support.http_client import Answer, ask
 from tests.support.waiting import wait_until
 from tests.vllm_engine import process_observer
 from tests.vllm_engine.conftest import PEER_MODEL, StartVllm
-from tests.vllm_engine.plugin import write_entry_point
 from tests.vllm_engine.vllm_server import VllmServer, title_of
 
 pytestmark = [pytest.mark.versions, pytest.mark.ci_vllm]
@@ -68,9 +67,13 @@ def _lines(log: str) -> Iterator[tuple[str, str, str]]:
 
 
 def observing(folder: Path) -> dict[str, str]:
-    """Variables for a server with the observer plugin, whose processes write settings into the folder."""
+    """Variables for a server with the observer, whose processes write settings into the folder.
+
+    It is no plugin, with which our start would import in another order.
+    """
     folder.mkdir()
-    write_entry_point(folder, process_observer)
+    name = process_observer.__name__
+    (folder / "sitecustomize.py").write_text(f"import {name} as observer\nobserver.install()\n")
     return {"PYTHONPATH": str(folder), process_observer.FOLDER_VARIABLE: str(folder)}
 
 

@@ -47,7 +47,7 @@ BYTECODES: Final = "bytecode"
 
 _PARTS: Final = {
     HISTORY: f"{CACHE}/{OWN}/history/*.json",
-    "preload profile": f"{CACHE}/{OWN}/preload/*.json",
+    "latest starts": f"{CACHE}/{OWN}/starts/*.json",
     "package scan": f"{CACHE}/{OWN}/imports/*.json",
     IMPORTS: f"{CACHE}/{OWN}/imports/*.code",
     "model inspection": f"{CACHE}/{INSPECTIONS}/**/*",

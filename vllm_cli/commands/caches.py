@@ -16,6 +16,7 @@ from startup.compiled_models import local
 from startup.compiled_models.record import CompiledModel
 from startup.logs.formatters import escape_controls
 from startup.storage.caches import cache_folder
+from startup.vllm.launch.plain_state import plain_states
 from vllm_cli.errors import CommandGroup
 from vllm_cli.terminal import align, printable
 
@@ -24,7 +25,7 @@ _HEAD: Final = ("NAME", "SIZE", "LAST USE")
 
 _PLAIN: Final = "reasons of plain starts"
 _OTHERS: Final = {
-    "preload profiles": ("preload/*", "left-to-forks/*"),
+    "latest starts": ("starts/*", "preload/*", "left-to-forks/*"),
     _PLAIN: ("plain/*",),
     "measurements for GPUs": ("graph-memory/*", "late-captures/*", "triton-key/*"),
     "names of kernels": ("kernels/*", "kernel-keys/*"),
@@ -105,7 +106,7 @@ def caches(ctx: click.Context, *, is_json: bool) -> None:
     "--all",
     "is_all",
     is_flag=True,
-    help="Remove all that this machine keeps: compiled models, profiles, import file, history.",
+    help="Remove all that this machine keeps: compiled models, import file, history.",
 )
 @click.option(
     "--plain-starts",
@@ -193,8 +194,6 @@ def _remove(chosen: Sequence[_Cached]) -> None:
 
 def cache_fields() -> dict[str, Any]:
     """What starts keep on this machine, as JSON."""
-    from startup.vllm.fork.preload_profile import plain_states
-
     return {
         "kept": [cached.to_fields() for cached in _find_all() if cached.record or cached.num_bytes],
         "preloading_disabled": [asdict(state) for state in plain_states()],
@@ -203,8 +202,6 @@ def cache_fields() -> dict[str, Any]:
 
 def describe_caches() -> str:
     """What starts keep on this machine, as text."""
-    from startup.vllm.fork.preload_profile import plain_states
-
     rows = [cached.row for cached in _find_all() if cached.record or cached.num_bytes]
     lines = align([_HEAD, *rows]) if rows else ["Nothing is kept."]
     for state in plain_states():

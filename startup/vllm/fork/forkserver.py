@@ -34,7 +34,7 @@ from startup.vllm.serving.server_context import ChildLink
 from startup.vllm.serving.serving_events import report_serving
 
 if TYPE_CHECKING:
-    from startup.vllm.fork.preload_profile import PreloadPlan, PreloadProfile
+    from startup.vllm.fork.preload_plan import PreloadPlan
     from startup.vllm_arguments.installed import InstalledVllm
 
 FORKS: Final = Hook(
@@ -96,22 +96,17 @@ def start_forkserver(plan: "PreloadPlan", environment: Mapping[str, str], pipes:
     redirect_spawn(at_exec, pipes)
 
 
-def forkserver_environment(vllm: "InstalledVllm", profile: "PreloadProfile") -> dict[str, str]:
+def forkserver_environment(vllm: "InstalledVllm") -> dict[str, str]:
     """Returns variables that vLLM will set for its children and that libraries read when they are loaded.
 
-    The platform and the record of earlier starts (`profile`) determine the variables. Without
-    PYTORCH_NVML_BASED_CUDA_CHECK, torch's check for a GPU may initialise CUDA. Forks could then not use it.
+    Without PYTORCH_NVML_BASED_CUDA_CHECK, torch's check for a GPU may initialise CUDA. Forks could then not
+    use it.
     """
     environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     if vllm.is_for_cpu and CHILD_VARIABLES.applies:
         environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
         environment |= _preloaded_libraries(vllm)
-    learned = {name: value for name, value in profile.environment.items() if not foreign.is_set(name)}
-    if _LD_PRELOAD in profile.environment:
-        others = environment.get(_LD_PRELOAD) or foreign.text_of(_LD_PRELOAD)
-        libraries = f"{others}:{profile.environment[_LD_PRELOAD]}".split(":")
-        learned[_LD_PRELOAD] = ":".join(dict.fromkeys(filter(None, libraries)))
-    return environment | learned
+    return environment
 
 
 def _preloaded_libraries(vllm: "InstalledVllm") -> dict[str, str]:
@@ -223,5 +218,4 @@ def _begin(texts: Sequence[str], fds: Sequence[int]) -> None:
         _this.pipes = ChildLink(*pipes, *map(float, timeouts_s))
         report_serving(_this.pipes, record)
     journal.mark_loaded_modules()
-    journal.record_environment(changed)
     journal.add_span("take_over", begin_ns, time.monotonic_ns())

@@ -30,7 +30,7 @@ from startup.vllm.journal import StartRecordings, this_start
 from startup.vllm.patches.early_kernels import EARLY_KERNELS, claims_folder, shared_folder
 
 if TYPE_CHECKING:
-    from startup.vllm.fork.preload_profile import StartKind
+    from startup.vllm.start_kind import StartKind
     from startup.vllm_arguments.installed import InstalledVllm
     from startup.vllm_arguments.vllm_line import VllmLine
 

@@ -6,7 +6,6 @@ which inherit the imported modules.
 """
 
 import gc
-import threading
 import time
 from contextlib import suppress
 
@@ -32,7 +31,7 @@ from startup.processes.forkserver import refuse_forks  # noqa: E402
 from startup.reports.crash.output_record import OutputRecord  # noqa: E402
 from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.fork.kernel_processes import begin_compiling  # noqa: E402
-from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
+from startup.vllm.fork.preload_plan import PreloadPlan  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal, this_start  # noqa: E402
 from startup.vllm.patches.model_registry import model_modules  # noqa: E402
 from startup.vllm.patches.placing import place_hooks  # noqa: E402
@@ -49,18 +48,17 @@ def _preload(plan: PreloadPlan) -> None:
     this_start.record = OutputRecord(Path(plan.folder))
     report_compiled_models(Exchange(Path(plan.folder)))
     place_hooks("forkserver")
-    with importing_vllm(plan.compiler, late_in="forkserver" if uses("lean imports") else None):
-        failed = import_leniently(plan.modules)
+    with importing_vllm(plan.compiler, late_in="forkserver" if plan.is_lean and uses("lean imports") else None):
+        import_leniently(plan.modules)
         if plan.model is not None:
-            failed |= import_leniently(model_modules(Path(plan.model)))
+            import_leniently(model_modules(Path(plan.model)))
     if (reason := why_unforkable()) is not None:
         refuse_forks(reason)
     gc.freeze()
     gc.enable()
     redirect_spawn(_AT_EXEC)
     begin_compiling(plan.kernels)
-    failures = {name: failure.text for name, failure in failed.items() if not failure.is_of_machine}
-    journal.write(failed=failures, num_threads=threading.active_count(), unfit=unfit())
+    journal.write(unfit=unfit())
     journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)
     journal.write(process=FORKSERVER, span="preload_imports", begin_ns=_BEGIN_NS, end_ns=time.monotonic_ns())
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 from startup.hook import Hook, StartPart, Text, hooks_of, leave_out_misfits, place_only_for
 from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
 from startup.processes import interpreter, state
-from startup.vllm.fork import forkserver, preload_profile
+from startup.vllm.fork import forkserver, preload_plan
 from startup.vllm.patches import engine_wait, late_renderer
 from startup.vllm.patches.placing import PLACED_IN
 from startup.vllm.serving import engine_death
@@ -27,7 +27,7 @@ from startup.vllm_arguments.vllm_record import RecordFile
 logger = logging.getLogger(__name__)
 
 _DECLARED_IN: Final = (
-    preload_profile,
+    preload_plan,
     forkserver,
     engine_death,
     gpu_guard,

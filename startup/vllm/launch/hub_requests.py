@@ -16,8 +16,8 @@ from startup.files.model.file_faults import read_json_object
 from startup.files.model.file_plan import FilePlan
 from startup.hook import uses
 from startup.processes.state import forbid_hub_requests
+from startup.vllm_arguments.foreign_code import foreign_code
 from startup.vllm_arguments.vllm_line import VllmLine
-from startup.vllm_arguments.vllm_record import read_plugins
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +27,13 @@ _UNSURE_FLAGS: Final = (
     "--hf-config-path",
     "--hf-overrides",
     "--generation-config",
-    "--speculative-config",
     "--lora-modules",
     "--default-mm-loras",
-    "--reasoning-parser-plugin",
-    "--tool-parser-plugin",
-    "--logits-processors",
-    "--io-processor-plugin",
-    "--middleware",
-    "--worker-cls",
-    "--worker-extension-cls",
-    "--scheduler-cls",
-    "--kv-transfer-config",
     "--model-impl",
+    "--speculative-config",
+    "--kv-transfer-config",
 )
-"""Flags that name code or other repositories, so that vLLM may need the hub."""
+"""Flags that name other repositories, or code in them, so that vLLM may need the hub."""
 
 _UNSURE_VARIABLES: Final = ("VLLM_USE_MODELSCOPE", "VLLM_MODEL_REDIRECT_PATH", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
 _LORA_RESOLVERS: Final = "VLLM_LORA_RESOLVER_"
@@ -63,13 +55,12 @@ def is_caused_by_offline(err: BaseException) -> bool:
 
 
 def _has_all(line: VllmLine, plan: FilePlan) -> bool:
-    is_unsure = line.has(*_UNSURE_FLAGS) or any(map(foreign.text_of, _UNSURE_VARIABLES))
+    is_unsure = bool(foreign_code(line)) or line.has(*_UNSURE_FLAGS) or any(map(foreign.text_of, _UNSURE_VARIABLES))
     if is_unsure or any(name.startswith(_LORA_RESOLVERS) for name in environment.snapshot()):
         return False
     if plan.model.kind != "snapshot" or plan.model.folder is None or not plan.is_on_disk:
         return False
-    is_plain = _is_plain(read_json_object(plan.model.folder / "config.json").content)
-    return is_plain and not any(read_plugins().values())  # plugins may use the hub at any time
+    return _is_plain(read_json_object(plan.model.folder / "config.json").content)
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:

@@ -18,8 +18,9 @@ from startup.errors import log_with_code
 from startup.hook import names_without
 from startup.processes import group_signals
 from startup.reports.crash.output_record import OutputRecord
-from startup.vllm.fork.preload_profile import StartKind, disable_preloading
 from startup.vllm.launch.plain_start import PLAIN_START, SET_BY_START
+from startup.vllm.launch.plain_state import disable_preloading
+from startup.vllm.start_kind import StartKind
 from startup.vllm_arguments.installed import InstalledVllm
 
 if TYPE_CHECKING:

@@ -21,10 +21,11 @@ from startup.processes import group_signals, interpreter
 from startup.session.preflight.all_checks import PreflightOptions
 from startup.settings.serve_arguments import OMNI
 from startup.storage.run_record import RunRecord, run_recorded
-from startup.vllm.fork.preload_profile import StartKind, forget_failure, plain_state
 from startup.vllm.launch.hooks import find_obstacle
 from startup.vllm.launch.model_files import fetch_before_start
+from startup.vllm.launch.plain_state import forget_failure, plain_state
 from startup.vllm.serving.start_metrics import export_start
+from startup.vllm.start_kind import StartKind
 from startup.vllm.vllm_main import run_serve, without_click
 from startup.vllm_arguments.installed import OLDEST, InstalledVllm, uses_rust_frontend
 from startup.vllm_arguments.options import VllmOptions

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from startup.kernels.kernel_lists import KernelUse
 from startup.processes import group_signals
 from startup.session.preflight.report import PreflightReport
 from startup.vllm.fork.kernel_processes import KernelProcesses, learn_kernels, summarize
-from startup.vllm.fork.preload_profile import PreloadProfile, forget_failure, load_profile
 from startup.vllm.fork.shared_knowledge import known_now
 from startup.vllm.journal import StartRecordings
 from startup.vllm.launch.differences import describe_differences
+from startup.vllm.launch.plain_state import forget_failure
 from startup.vllm.launch.vllm_start import VllmStart
 from startup.vllm.serving.start_metrics import GraphFigures, export_start, stop_capturing
+from startup.vllm.start_kind import EarlierStart
 from startup.vllm_arguments.vllm_line import VllmLine
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,6 @@ class Learning:
     """The knowledge of one start: from earlier starts, and for later ones."""
 
     start: VllmStart
-    profile: PreloadProfile
     model: Path | None
     """The folder of the model before the start. None if it was not on disk."""
     kernels: KernelUse
@@ -49,22 +49,17 @@ class Learning:
     @property
     def has_news(self) -> bool:
         """Whether this start has learned what it did not know."""
-        return known_now(load_profile(self.profile.kind)) != self.known
+        return known_now() != self.known
 
     def learn(self) -> None:
-        """Adds this start's modules to the preload profile, and updates the record of vLLM's flags."""
+        """Keeps what later starts need: that this one has succeeded, bytecode, and the record of flags."""
         self.start.journal.record_modules()
         self.start.journal.is_open = False
         recordings = StartRecordings.read(self.start.journal.folder)
         if names := recordings.unfit.difference(unfit()):
             log_unfit(sorted(names))
         learn_kernels(self.kernels, recordings)
-        has_compiled = self.start.session.state.info().compile == "compiled"
-        profile = self.profile.updated_with(
-            recordings, is_warm=start_origin.warm is not None, has_compiled=has_compiled
-        )
-        model = str(self.model) if self.model is not None else profile.model
-        replace(profile, model=model).save()
+        EarlierStart(self.start.kind, str(self.model) if self.model is not None else None).save()
         if start_origin.warm is None:  # otherwise the template has imported
             learn_beside(name for names in recordings.modules.values() for name in names)
         is_doubted = self.report is None or bool(self.report.errors or self.report.warnings)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import takewhile
 
 from base.machine.file_stamps import read_folder
+from base.wording import list_some
 from envs.environment import snapshot
 from envs.registry import env
 from envs.variable import EnvError
@@ -35,7 +36,7 @@ from startup.storage.caches import add_baked_inspections, keep_bytecode, use_bak
 from startup.storage.temp_folder import ensure_temp_folder
 from startup.vllm.fork.forkserver import forkserver_environment, start_forkserver
 from startup.vllm.fork.kernel_processes import KernelProcesses, kernel_use
-from startup.vllm.fork.preload_profile import PreloadProfile, load_profile, plan_preload
+from startup.vllm.fork.preload_plan import plan_preload
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.fork.shared_knowledge import describe_learned, known_now
 from startup.vllm.launch.crash_digest import CrashDigest
@@ -110,21 +111,19 @@ def _take_steps(start: VllmStart, line: VllmLine) -> int:
     line = _listen(session, line, options)
     files = ModelFiles(session, line, options.download_timeout_s)
     _show_progress(session, options)
-    # 3: which hooks fit, and what earlier starts have learned
+    # 3: which hooks fit
     leave_out_unfit(start.vllm)
     digest = start.begin_records()
-    profile = load_profile(start.kind)
     # 4: other machines may have compiled and learned. Engine and workers are imported beside the steps below
-    cache = _fetch_compiled_model(start, line, profile)
-    profile = profile if profile.num_starts else load_profile(start.kind)
-    known = known_now(profile)
+    cache = _fetch_compiled_model(start, line)
+    known = known_now()
     events = ServingEvents(options.engine_watchdog_timeout_s)
-    kernels = _begin_processes(start, line, profile, events)
+    kernels = _begin_processes(start, line, events)
     # 5
     session.prefetch(line.file_plan.prefetched if line.file_plan else (), options.prefetch)
     report = _check(start, line)
     # 6
-    _import_api_server(start, line, profile, files)
+    _import_api_server(start, line, files)
     report = _check_by_parser(start, line, report)
     # 7
     model, line = line.model_folder, files.finish()
@@ -132,7 +131,7 @@ def _take_steps(start: VllmStart, line: VllmLine) -> int:
     if kernels is not None and model is None:  # the processes did not know the model
         kernels.tell(use)
     # 8
-    learning = Learning(start, profile, model, use, known, report)
+    learning = Learning(start, model, use, known, report)
     readiness = Readiness(start, line, files.is_offline, cache, kernels, learning)
     _watch(events, readiness, digest)
     return _serve(readiness, digest)
@@ -164,9 +163,9 @@ def _show_progress(session: StartSession, options: VllmOptions) -> None:
     session.show_progress(only_logs=True)  # vLLM's processes write to the terminal, too
 
 
-def _fetch_compiled_model(start: VllmStart, line: VllmLine, profile: PreloadProfile) -> CompileCache:
+def _fetch_compiled_model(start: VllmStart, line: VllmLine) -> CompileCache:
     """Begins to fetch the compiled model. Waits for what starts of other machines have learned."""
-    learned = describe_learned(start.vllm, profile)
+    learned = describe_learned(start.vllm, start.kind)
     cache = CompileCache(start.vllm, line, start.options.compile_cache, start.journal.folder, learned)
     add_baked_inspections(start.journal.folder)
     start.session.stack.callback(cache.close)
@@ -176,9 +175,7 @@ def _fetch_compiled_model(start: VllmStart, line: VllmLine, profile: PreloadProf
     return cache
 
 
-def _begin_processes(
-    start: VllmStart, line: VllmLine, profile: PreloadProfile, events: ServingEvents
-) -> KernelProcesses | None:
+def _begin_processes(start: VllmStart, line: VllmLine, events: ServingEvents) -> KernelProcesses | None:
     """Starts the forkserver. Returns the processes that compile kernels, if there are any."""
     use_baked_bytecode()
     logs = set_log_format(start.options.log_format, start.vllm, line, start.journal.folder)
@@ -186,23 +183,23 @@ def _begin_processes(
         logger.warning("%s", notice)
     if start.options.start_method == "forkserver":
         with start.session.timeline.span("start_forkserver"):
-            return _start_forkserver(start, line, profile, events)
+            return _start_forkserver(start, line, events)
     discard_dormant()
     start_resource_tracker()
     record_spawns(start.record)
     return None
 
 
-def _start_forkserver(
-    start: VllmStart, line: VllmLine, profile: PreloadProfile, events: ServingEvents
-) -> KernelProcesses | None:
+def _start_forkserver(start: VllmStart, line: VllmLine, events: ServingEvents) -> KernelProcesses | None:
     folder, kernels = start.journal.folder, None
-    plan = plan_preload(folder, start.vllm, line, profile, line.model_folder)
+    if start.foreign_code:
+        logger.info("engine and workers import vLLM after %s, as in vllm serve", list_some(start.foreign_code))
+    plan = plan_preload(folder, start.vllm, line, in_order=bool(start.foreign_code))
     if not start.vllm.is_for_cpu:
         with suppress(OSError):
             kernels = KernelProcesses(folder)
             plan = replace(plan, kernels=kernel_use(start.vllm, line, start.kind))
-    environment = forkserver_environment(start.vllm, profile)
+    environment = forkserver_environment(start.vllm)
     environment[env.VCLI_LOG_FORMAT.name] = start.options.log_format
     try:
         start_forkserver(plan, environment, events.child_link)
@@ -226,6 +223,8 @@ def _check_by_parser(start: VllmStart, line: VllmLine, first: PreflightReport | 
     """
     if first is None or line.record.flags or not RECORDING.applies:
         return first
+    if start.foreign_code:  # vLLM's parser loads plugins, before which plain vLLM has imported more
+        return first
     try:
         known = start.options.line.read_again(start.record_file.gather())
     except Exception as err:  # noqa: BLE001 - another version of vLLM, which then checks its arguments alone
@@ -238,12 +237,12 @@ def _check_by_parser(start: VllmStart, line: VllmLine, first: PreflightReport | 
     return report
 
 
-def _import_api_server(start: VllmStart, line: VllmLine, profile: PreloadProfile, files: ModelFiles) -> None:
+def _import_api_server(start: VllmStart, line: VllmLine, files: ModelFiles) -> None:
     """Imports the API server on the main thread, while the forkserver imports other modules."""
     place_hooks("api")
-    is_lean = may_defer_compiler(line, start.options.start_method)
+    is_lean, in_order = may_defer_compiler(line, start.options.start_method), bool(start.foreign_code)
     with start.session.timeline.span("import_vllm"):
-        failed = import_api_server(is_lean=is_lean, before_each=files.raise_refusal)
+        failed = import_api_server(is_lean=is_lean, in_order=in_order, before_each=files.raise_refusal)
     if (obstacle := find_obstacle()) is not None:
         raise UnfitHookError(obstacle)
     if is_lean and failed:
@@ -253,11 +252,11 @@ def _import_api_server(start: VllmStart, line: VllmLine, profile: PreloadProfile
 
     def import_later() -> None:
         """Imports what the engine's start does not need, while the engine loads its model."""
-        modules = (*LATER_MODULES, *profile.api_modules)
         with start.journal.span("import_api_server"):
-            import_rest(takewhile(lambda _: not wait.has_failed, modules), is_lean=is_lean)
+            import_rest(takewhile(lambda _: not wait.has_failed, LATER_MODULES), is_lean=is_lean)
 
-    wait.add(import_later)
+    if not in_order:
+        wait.add(import_later)
     wait.hook()
     create_renderer_in(wait, functools.partial(start.journal.span, "create_renderer"))
 

@@ -1,8 +1,8 @@
 """Imports the modules of vLLM's API server, engine and workers in a standby's template process.
 
-A template process forks a server for each warm start. The template imports the modules of all preload
-profiles, which earlier starts have recorded, so that starts with any flags can use it. Only starts that
-compile need a template of their own, because they import torch's compiler at once.
+A template process forks a server for each warm start. Starts with any flags can use it. Only starts that
+compile need a template of their own, because they import torch's compiler at once. If code of others may
+change vLLM's modules, such as a plugin, the template imports only what plain vLLM has imported before it.
 """
 
 import gc
@@ -10,10 +10,10 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Final
 
+from base.wording import list_some
 from envs.registry import env
 from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
@@ -23,14 +23,7 @@ from startup.imports.learned_imports import learn
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.settings.serve_arguments import is_eager
 from startup.vllm.fork.forkserver import forkserver_environment
-from startup.vllm.fork.preload_profile import (
-    PreloadProfile,
-    StartKind,
-    compiler_time,
-    load_all_profiles,
-    plan_preload,
-    platform_modules,
-)
+from startup.vllm.fork.preload_plan import BEFORE_OTHERS_CODE, compiler_time, plan_preload, platform_modules
 from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiler import CompilerTime, may_defer_compiler
 from startup.vllm.patches.compiler_keys import fill_compiler_keys
@@ -38,7 +31,9 @@ from startup.vllm.patches.model_registry import inspect_models, model_modules
 from startup.vllm.patches.placing import place_hooks
 from startup.vllm.patches.process_titles import find_title_memory
 from startup.vllm.patches.tokenizers import CachedTokenizers
+from startup.vllm.start_kind import StartKind, earlier_starts
 from startup.vllm.vllm_imports import LATER_MODULES, import_api_server, import_leniently, importing_vllm
+from startup.vllm_arguments.foreign_code import foreign_code
 from startup.vllm_arguments.installed import InstalledVllm, require_vllm
 from startup.vllm_arguments.vllm_line import VllmLine
 from startup.vllm_arguments.vllm_record import RecordFile
@@ -46,6 +41,7 @@ from startup.vllm_arguments.vllm_record import RecordFile
 _MAX_STARTED_MODELS: Final = 2
 """Tokenizers are kept for this many recently started models, and for all models that the user names."""
 
+_START: Final = "startup.vllm.launch.start"
 _CODE: Final = f"import sys, {OWN_PACKAGES_MODULE}; from {__name__} import main; main(*sys.argv[1:])"
 
 
@@ -57,10 +53,10 @@ class TemplateImports:
         self._vllm = vllm
         self._models = models
         self._is_eager = is_eager
-        self._profiles = self._usable_profiles()
-        known = [name for profile in self._profiles for name in profile.engine_modules]
-        self._compiler: CompilerTime = compiler_time(known, is_eager=is_eager)
+        self._compiler: CompilerTime = compiler_time(is_eager=is_eager)
         self._tokenizers = CachedTokenizers()
+        self._has_all = not foreign_code(VllmLine.of(()))
+        """Whether the template has all of vLLM's modules, because no code of others changes them."""
 
     @property
     def variables(self) -> Mapping[str, str]:
@@ -68,9 +64,7 @@ class TemplateImports:
 
         Variables that vLLM sets on import are left out, because a new program starts without them, too.
         """
-        variables: dict[str, str] = {}
-        for profile in self._profiles or [PreloadProfile(StartKind.of(self._vllm, (), None))]:
-            variables |= forkserver_environment(self._vllm, profile)
+        variables = forkserver_environment(self._vllm)
         own = self._vllm.folder / "env_override.py"
         source = own.read_text() if own.exists() else ""
         return {name: value for name, value in variables.items() if f'"{name}"' not in source}
@@ -86,20 +80,26 @@ class TemplateImports:
         place_only_for(self._vllm.release)
         find_title_memory()
         place_hooks("template")
+        models = self._folders()
         with importing_vllm(self._compiler, late_in=None):
-            api_modules, engine_modules = _modules_of(self._profiles)
-            failed = import_api_server((*LATER_MODULES, *api_modules, "startup.vllm.launch.start"), is_lean=False)
-            if failed:
-                raise StartupError(f"vLLM cannot be imported: {failed}")
-            import_leniently((*platform_modules(self._vllm, is_eager=self._is_eager), *engine_modules))
-            models = self._folders(self._profiles)
-            for model in models:
-                import_leniently(model_modules(model))
-        self._tokenizers.fill(models)
+            if self._has_all:
+                self._import_all(models)
+            else:
+                import_leniently((*BEFORE_OTHERS_CODE, _START))
+        if self._has_all:
+            self._tokenizers.fill(models)
         if self._compiler == "now":
             fill_compiler_keys()
         if was_enabled:
             gc.enable()
+
+    def _import_all(self, models: Sequence[Path]) -> None:
+        failed = import_api_server((*LATER_MODULES, _START), is_lean=False)
+        if failed:
+            raise StartupError(f"vLLM cannot be imported: {failed}")
+        import_leniently(platform_modules(self._vllm, is_eager=self._is_eager))
+        for model in models:
+            import_leniently(model_modules(model))
 
     def why_cold(self, line: VllmLine | None) -> str | None:
         """Why a server with this command line cannot use the template. None if it can use it.
@@ -114,15 +114,11 @@ class TemplateImports:
             return f"the settings are not understood: {err}"
 
     def why_renew(self) -> str | None:
-        """Why the template is out of date: new modules, new models or changed files. None if it is not."""
-        profiles = self._usable_profiles()
-        now = set(chain(*_modules_of(profiles)))
-        if num_missing := len(now.difference(*_modules_of(self._profiles), sys.modules)):
-            return f"earlier starts have imported {num_missing} more modules"
+        """Why the template is out of date: new models or changed files. None if it is not."""
         if (changed := self._tokenizers.changed()) is not None:
             return f"{changed} has changed"
         known = self._tokenizers.models
-        new = [model for model in self._folders(profiles) if model not in known]
+        new = [model for model in self._folders() if model not in known] if self._has_all else []
         if new and len(known) < len(self._models) + _MAX_STARTED_MODELS:
             return f"{new[0]} was started"
         return None
@@ -130,6 +126,8 @@ class TemplateImports:
     def _why_cold(self, line: VllmLine) -> str | None:
         if (plain := plain_start_reason(self._vllm, line)) is not None:
             return f"vLLM starts without preloading: {plain.text}"
+        if self._has_all and (code := foreign_code(line)):
+            return f"the standby has imported modules that {list_some(code)} may change"
         method = env.VLLM_WORKER_MULTIPROC_METHOD.get()
         if method == "fork":
             return "with the start method fork, the model runs in a fork of the API server"
@@ -137,31 +135,15 @@ class TemplateImports:
             return "the model may run in the API server's process, which needs the compiler"
         return None
 
-    def _folders(self, profiles: Sequence[PreloadProfile]) -> list[Path]:
+    def _folders(self) -> list[Path]:
         """The folders of the given models, and of the models in the latest starts."""
         located = (plan_files(ModelRequest(model=model, engine="vllm")).files for model in self._models)
         given = [files.path for files in located if files is not None]
-        latest = (Path(profile.model) for profile in profiles if profile.model is not None)
+        this = StartKind.of(self._vllm, (), None)
+        usable = (each for each in earlier_starts() if each.kind.is_of_installation(this))
+        latest = (Path(each.model) for each in usable if each.model and is_eager(each.kind.flags) == self._is_eager)
         started = [model for model in dict.fromkeys(latest) if model not in given and model.is_dir()]
         return [*given, *started[:_MAX_STARTED_MODELS]]
-
-    def _usable_profiles(self) -> list[PreloadProfile]:
-        """This installation's profiles of starts that can use the template. The latest one comes first."""
-        this = StartKind.of(self._vllm, (), None)
-        return [
-            profile
-            for profile in load_all_profiles()
-            if (profile.kind.version, profile.kind.python, profile.kind.machine, profile.kind.prefix)
-            == (this.version, this.python, this.machine, this.prefix)
-            and is_eager(profile.kind.flags) == self._is_eager
-        ]
-
-
-def _modules_of(profiles: Sequence[PreloadProfile]) -> tuple[list[str], list[str]]:
-    """The modules of API servers and those of engines, in order of import, without repetition."""
-    api = dict.fromkeys(name for profile in profiles for name in profile.api_modules)
-    engine = dict.fromkeys(name for profile in profiles for name in profile.engine_modules)
-    return list(api), list(engine)
 
 
 def learn_imports(vllm: InstalledVllm, line: VllmLine, *, folder: Path, environment: Mapping[str, str]) -> None:
@@ -170,8 +152,7 @@ def learn_imports(vllm: InstalledVllm, line: VllmLine, *, folder: Path, environm
     Raises CalledProcessError if vLLM cannot be imported here. `folder` is for temporary files.
     """
     model = line.model_folder
-    profile = PreloadProfile(StartKind.of(vllm, line.flags_of_modules, model))
-    plan = plan_preload(folder, vllm, line, profile, model)
+    plan = plan_preload(folder, vllm, line, in_order=bool(foreign_code(line)))
     variables = {**environment, env.VCLI_PRELOAD_PLAN.name: str(plan.write())}
     for role in ("forkserver", "api"):
         command = [sys.executable, "-c", _CODE, role, str(model or "")]

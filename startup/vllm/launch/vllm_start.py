@@ -15,11 +15,12 @@ from startup.reports.crash.output_record import OutputRecord
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
 from startup.session.session import StartSession
-from startup.vllm.fork.preload_profile import StartKind
 from startup.vllm.journal import Journal, this_start
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.new_start import NewStart
 from startup.vllm.launch.plain_start import kind_of
+from startup.vllm.start_kind import StartKind
+from startup.vllm_arguments.foreign_code import foreign_code
 from startup.vllm_arguments.installed import InstalledVllm
 from startup.vllm_arguments.options import VllmOptions
 from startup.vllm_arguments.vllm_line import VllmLine
@@ -40,6 +41,8 @@ class VllmStart:
     record: OutputRecord
     new_start: NewStart
     record_file: RecordFile
+    foreign_code: tuple[str, ...]
+    """Code of others that runs before vLLM has imported all modules. If there is any, its order is kept."""
     is_ready: bool = False
     """Whether vLLM has accepted connections. A ready server that fails is not started again."""
 
@@ -70,7 +73,8 @@ class VllmStart:
         new_start = NewStart(
             vllm, kind, options.start_method, record, user, signals.kill_all, lambda: _chosen_port(session, line)
         )
-        return cls(vllm, options, kind, session, Journal(folder), record, new_start, RecordFile(vllm))
+        code = foreign_code(line)
+        return cls(vllm, options, kind, session, Journal(folder), record, new_start, RecordFile(vllm), code)
 
     def begin_records(self) -> CrashDigest:
         """Begins to record what this start's processes write. Returns what explains vLLM's failures."""

@@ -145,7 +145,7 @@ class FakeStart(Server):
     def responders(self) -> list[psutil.Process]:
         """The launcher's forks that answer probes instead of vLLM."""
         arguments = self.root.cmdline()  # other forks, which have no death pipe, are about to execute a program
-        return [each for each in self.root.children() if _words(each) == arguments and has_death_pipe(each)]
+        return [each for each in self.root.children() if words(each) == arguments and has_death_pipe(each)]
 
     def titles(self) -> set[str]:
         return {_name(process) for process in self.family()}
@@ -169,10 +169,11 @@ def run_fake(folder: Path, *arguments: str, env: Mapping[str, str] | None = None
 
 
 def _is_forkserver(process: psutil.Process) -> bool:
-    return any("processes.forkserver" in argument for argument in _words(process))
+    return any("processes.forkserver" in argument for argument in words(process))
 
 
-def _words(process: psutil.Process) -> list[str]:
+def words(process: psutil.Process) -> list[str]:
+    """The process's command line. Empty if the process has ended."""
     try:
         return process.cmdline()
     except psutil.NoSuchProcess:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from startup.settings.config import DEFAULT_MODEL_ID
 from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline
 from startup.vllm.launch.model_files import with_folders
 from startup.vllm_arguments.vllm_line import VllmLine
+from startup.vllm_arguments.vllm_record import VllmRecord, read_plugins
 from tests.startup.files.download.conftest import write_snapshot
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 from tests.support.hub import HubServer
@@ -40,7 +42,8 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def is_forbidden(*arguments: str) -> bool:
-    line = VllmLine.of(("org/model", *arguments))
+    record = VllmRecord(installed_plugins=tuple(chain.from_iterable(read_plugins().values())))
+    line = VllmLine.of(("org/model", *arguments), record)
     forbidden = forbid_requests(line, plan_files(line.request))
     assert forbidden == (os.environ.get("HF_HUB_OFFLINE") == "1")
     return forbidden
@@ -63,6 +66,8 @@ def test_a_model_keeps_its_name_without_requests():
         "--lora-modules a=org/adapter",
         '--speculative-config {"model":"org/draft"}',
         "--download-dir /tmp/models",
+        "--worker-cls own.Worker",
+        "--kv-transfer-config {}",
     ],
 )
 def test_flags_that_may_need_more_leave_requests_allowed(arguments):

@@ -10,8 +10,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from startup.vllm.patches.compiler import COMPILER
-from tests.startup.vllm.fake_start import CHECKED, FakeStart, environment, run_fake, unforkable, variant
+from tests.startup.vllm.fake_start import (
+    CHECKED,
+    FAKE,
+    ROOT,
+    FakeStart,
+    environment,
+    run_fake,
+    unforkable,
+    variant,
+    words,
+)
 from tests.startup.vllm.test_start_metrics import metrics
 from tests.support.standby_process import StandbyProcess
 from tests.support.waiting import running, wait_until
@@ -121,33 +130,25 @@ def test_starts_that_need_other_imports_are_cold(standby, folder):
         assert reason in done.stderr
 
 
-def test_a_warm_start_without_a_profile_saves_no_complete_one(folder):
-    arguments = ("--enforce-eager", "--worker-imports", "vllm.lazy")
-    with StandbyProcess("--for", "vllm-eager", environment=_variables(folder)) as standby:
-        with WarmStart(standby, folder, *arguments) as start:
-            start.wait_ready().wait_logged("ready after")
-            wait_until(lambda: list((folder / "cache").rglob("preload/*.json")))
-        (profile,) = (folder / "cache").rglob("preload/*.json")
-        assert json.loads(profile.read_text())["value"]["is_complete"] is False
-    with FakeStart(folder, *arguments) as start:
-        start.wait_ready()
-        wait_until(lambda: json.loads(profile.read_text())["value"]["num_starts"] == 2)
-    content = json.loads(profile.read_text())["value"]
-    assert content["is_complete"] is True
-    assert "vllm.lazy" in content["engine_modules"]
+def test_a_template_without_plugins_serves_no_start_with_code_of_others(standby, folder):
+    env = _environment(folder, standby)
+    done = run_fake(folder, "--enforce-eager", "--worker-cls", "own.Worker", env=env)
+    assert done.returncode == 3
+    assert "the standby has imported modules that --worker-cls may change" in done.stderr
 
 
-def test_eager_starts_that_use_the_compiler_all_the_same_are_warm(folder):
-    arguments = ("--enforce-eager", "--worker-imports", COMPILER)
-    with FakeStart(folder, *arguments) as start:
-        start.wait_ready()
-        wait_until(lambda: list((folder / "cache").rglob("preload/*.json")))
+def test_with_a_plugin_forks_import_what_it_may_change(folder, model):
+    metadata = folder / "path" / "own-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nown = own.plugin:register\n")
+    path = f"{FAKE}:{ROOT}:{metadata.parent}"
     with (
-        StandbyProcess("--for", "vllm-eager", environment=_variables(folder)) as standby,
-        WarmStart(standby, folder, *arguments) as start,
+        StandbyProcess("--for", "vllm-eager", environment=_variables(folder) | {"PYTHONPATH": path}) as standby,
+        WarmStart(standby, folder, model, "--enforce-eager", PYTHONPATH=path) as start,
     ):
-        start.wait_ready()
+        (worker,) = start.wait_ready().state()["workers"]
         assert len(start.servers) == 1
+        assert worker["imported_in"]["vllm.model_executor.models.fake_llama"] == worker["pid"]
 
 
 def test_a_request_that_meets_a_dead_engine_ends_a_warm_server_with_the_digest(standby, folder):
@@ -205,7 +206,7 @@ def test_children_have_their_parents_current_state_and_the_forkservers_imports(f
         state = start.wait_ready().state()
         (forkserver,) = start.forkservers()
         before, cpus = forkserver.environ(), os.sched_getaffinity(forkserver.pid)
-        arguments = [" ".join(process.cmdline()) for process in start.family()]
+        arguments = [" ".join(words(process)) for process in start.family()]
         num_responders = len(start.responders())
         launched = psutil.Process(state["server"]["pid"]).environ()
     server, engine, workers = state["server"], state["engine"], state["workers"]

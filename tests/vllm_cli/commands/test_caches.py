@@ -14,7 +14,8 @@ from startup.compiled_models import local
 from startup.compiled_models.record import CompiledModel, FileFacts, Hardware
 from startup.imports import learned_imports
 from startup.storage.caches import cache_folder
-from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, disable_preloading, load_profile, plain_states
+from startup.vllm.launch.plain_state import disable_preloading, plain_states
+from startup.vllm.start_kind import EarlierStart, StartKind, has_started_here
 from startup.vllm_arguments.installed import InstalledVllm
 
 DAY_S = 86_400
@@ -73,7 +74,7 @@ def test_everything_that_is_kept_is_listed(invoke, cache):
     plain.parent.mkdir(parents=True)
     plain.write_bytes(bytes(2 * KIB))
     kind = StartKind.of(VLLM, ("-tp", "2"), None)
-    PreloadProfile(kind, num_starts=3).save()
+    EarlierStart(kind).save()
     disable_preloading(kind, "it failed")
     head, *rows, disabled = invoke("caches").stdout.splitlines()
     assert head.split("  ")[0] == "NAME"
@@ -82,7 +83,7 @@ def test_everything_that_is_kept_is_listed(invoke, cache):
         "org/b\\x1b 1.0 KiB 1 hour ago",
         "compiled without a record 2.0 KiB -",
     ]
-    assert [row.partition("  ")[0] for row in rows[3:]] == ["preload profiles", "reasons of plain starts"]
+    assert [row.partition("  ")[0] for row in rows[3:]] == ["latest starts", "reasons of plain starts"]
     assert f"Not preloaded on {platform.node()}: vLLM 0.32.0+cpu, any model -tp 2: it failed; it preloads" in disabled
     assert disabled.endswith(" UTC on, or after `vllm-cli caches prune --plain-starts`")
     shown = json.loads(invoke("caches", "--json").stdout)
@@ -94,13 +95,13 @@ def test_everything_that_is_kept_is_listed(invoke, cache):
 def test_only_reasons_of_plain_starts_are_removed(invoke):
     kind = StartKind.of(VLLM, (), None)
     disable_preloading(kind, "it failed")
-    PreloadProfile(kind, num_starts=1).save()
+    EarlierStart(kind).save()
     _compile("a")
     done = invoke("caches", "prune", "--plain-starts", "--dry-run")
     assert done.stdout.splitlines()[1].startswith("reasons of plain starts")
     assert len(plain_states()) == 1
     assert invoke("caches", "prune", "--plain-starts").returncode == 0
-    assert (plain_states(), _left(), load_profile(kind).num_starts) == ([], {"org/a"}, 1)
+    assert (plain_states(), _left(), has_started_here(kind)) == ([], {"org/a"}, True)
 
 
 def test_what_is_older_is_removed(invoke):
@@ -149,7 +150,7 @@ def test_all_removes_everything_of_this_machine(invoke, cache):
     backbone = cache / "torch_compile_cache" / "plain" / "rank_0_0" / "backbone"
     backbone.mkdir(parents=True)
     (backbone / "vllm_compile_cache.py").write_bytes(bytes(2 * KIB))
-    PreloadProfile(StartKind.of(VLLM, (), None), num_starts=1).save()
+    EarlierStart(StartKind.of(VLLM, (), None)).save()
     for folder in ("plain", "graph-memory"):
         cache_folder().joinpath(folder).mkdir(parents=True)
         (cache_folder() / folder / "kept").write_bytes(b"{}")
@@ -161,7 +162,7 @@ def test_all_removes_everything_of_this_machine(invoke, cache):
     left.mkdir(parents=True)
     (left / "half").write_bytes(bytes(3 * KIB))
     shown = invoke("caches", "prune", "--all", "--dry-run").stdout
-    kept = ["preload profiles", "reasons of plain starts", "measurements for GPUs", "import file"]
+    kept = ["latest starts", "reasons of plain starts", "measurements for GPUs", "import file"]
     names = ["compiled without a record", *kept]
     assert [line.partition("  ")[0] for line in shown.splitlines()[1:]] == ["org/a", *names]
     assert " 7 bytes " in shown.splitlines()[-1]

@@ -155,7 +155,7 @@ _OF_FORKSERVER = {
     "exits in its imports": lambda: _before_imports(lambda: os._exit(7)),
     "stopped in its imports": lambda: _before_imports(lambda: _kill(signal.SIGSTOP)),
     "raises in its imports": lambda: _after_import(
-        "startup.vllm.fork.preload_profile", lambda module: setattr(module.PreloadPlan, "read", _fail)
+        "startup.vllm.fork.preload_plan", lambda module: setattr(module.PreloadPlan, "read", _fail)
     ),
     "crashes in its forks": lambda: os.register_at_fork(after_in_child=lambda: _kill(signal.SIGSEGV)),
 }

@@ -50,7 +50,7 @@ def make_arg_parser(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
     add("model_tag", nargs="?")
     for name in (
         *("model", "config", "host", "uds", "ssl-keyfile", "ssl-certfile", "log-level", "log-config-file"),
-        *("chat-template", "disable-access-log-for-endpoints", "distributed-executor-backend"),
+        *("chat-template", "disable-access-log-for-endpoints", "distributed-executor-backend", "worker-cls"),
     ):
         add(f"--{name}")
     for name, value in {"port": 8000, "nnodes": 1, "node-rank": 0, "shutdown-timeout": 0, "max-num-seqs": None}.items():

@@ -1,63 +1,13 @@
-"""Modules that a start imports late are preloaded in the next one. Forks have an import's OpenMP threads."""
+"""What a forkserver imports, and when it does not because of others' code. Forks have OpenMP's threads."""
 
 import json
 import os
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from startup.vllm.fork.openmp_state import parse_cpus
-from tests.startup.vllm.fake_start import ROOT, FakeStart, environment
-from tests.support.cli import python_output, run_cli
-from tests.support.waiting import wait_until
-
-_LATE = "vllm.lazy"
-_WORDS = ("--worker-imports", _LATE)
-
-
-def _profiles(folder: Path) -> list[Path]:
-    return sorted((folder / "cache" / "vllm_cli" / "preload").glob("*.json"))
-
-
-def _profile(folder: Path) -> dict[str, Any]:
-    (path,) = _profiles(folder)
-    return json.loads(path.read_text())["value"]
-
-
-def _importer(folder: Path, *, num_starts: int) -> str:
-    """The process that imported the late module. Returns once profile and import file are saved."""
-    with FakeStart(folder, *_WORDS) as start:
-        (worker,) = start.wait_ready().state()["workers"]
-        wait_until(lambda: _profiles(folder) and _profile(folder)["num_starts"] == num_starts)
-        wait_until(lambda: [*(folder / "cache" / "vllm_cli" / "imports").glob("*.code")])  # written last
-        (forkserver,) = start.forkservers()
-    return {worker["pid"]: "worker", forkserver.pid: "forkserver"}[worker["imported_in"][_LATE]]
-
-
-def _caches(folder: Path, *arguments: str) -> str:
-    done = run_cli("caches", *arguments, env=environment(folder), cwd=ROOT)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
-@pytest.mark.thorough
-def test_the_second_start_preloads_what_the_first_imported_late_and_drops_what_is_missing(folder):
-    assert _importer(folder, num_starts=1) == "worker"
-    profile = _profile(folder)
-    assert _LATE in profile["engine_modules"]
-    profile["engine_modules"][0:0] = ["vllm.is_not_there_any_more"]
-    (path,) = _profiles(folder)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "value": profile}))
-    assert _importer(folder, num_starts=2) == "forkserver"
-    assert _LATE in _profile(folder)["engine_modules"]
-    assert "vllm.is_not_there_any_more" not in _profile(folder)["engine_modules"]
-    assert "ModuleNotFoundError" in _profile(folder)["failed"]["vllm.is_not_there_any_more"]
-
-    assert "preload profiles" in _caches(folder)
-    assert "import file" in _caches(folder, "prune", "--all")
-    assert _profiles(folder) == []
-    assert "preload profiles" not in _caches(folder)
+from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment
+from tests.support.cli import python_output
 
 
 @pytest.mark.thorough
@@ -72,6 +22,34 @@ def test_the_first_start_preloads_the_models_class_and_inspects_it_without_a_new
     assert (inspected, parent) == (name, forkserver.pid), "in a fork"
     inspected, _, parent = worker["inspected"]
     assert (inspected, parent) == (name, worker["pid"]), "in itself"
+
+
+_IN_ORDER = (
+    pytest.param(True, {}, (), id="plugin"),
+    pytest.param(True, {"VLLM_PLUGINS": "other"}, (), id="plugin that is not allowed"),
+    pytest.param(False, {}, ("--worker-cls", "own.Worker"), id="class"),
+    pytest.param(False, {}, ("--worker_cls=own.Worker",), id="class with another spelling"),
+)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("has_plugin", "variables", "arguments"), _IN_ORDER)
+def test_engines_import_after_the_code_of_others(has_plugin, variables, arguments, model, folder):
+    if has_plugin:
+        metadata = folder / "own-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nown = own.plugin:register\n")
+    path = f"{FAKE}:{ROOT}:{folder}"
+    for _ in range(2):  # the second start has a record of vLLM's flags
+        with FakeStart(folder, model, *arguments, env=environment(folder, PYTHONPATH=path, **variables)) as start:
+            state = start.wait_ready().state()
+            (forkserver,) = start.forkservers()
+            start.wait_logged("ready after")
+        (worker,) = state["workers"]
+        is_allowed = "VLLM_PLUGINS" not in variables
+        importer = worker["pid"] if is_allowed else forkserver.pid
+        assert worker["imported_in"]["vllm.model_executor.models.fake_llama"] == importer
+        assert ("import vLLM after " in start.log) == is_allowed
 
 
 @pytest.mark.parametrize(

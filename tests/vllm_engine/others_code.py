@@ -1,0 +1,145 @@
+"""Code of others that vLLM runs before it has imported all of its modules, and that changes its answers.
+
+Each member of `MEMBERS` is another way in which vLLM comes to such code. Most of them replace `get_rope`,
+which vLLM's models import by name. This has an effect only before the import of the model's module.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+NAMES: Final = "NAMES_OF_OTHERS_CODE"
+"""The variable with the file to which each process appends what vLLM had imported when the code ran."""
+
+_PATCH: Final = """
+import json, multiprocessing, os, sys
+
+_is_noted = []
+
+def note():
+    if not _is_noted:
+        _is_noted.append(True)
+        name = multiprocessing.current_process().name
+        if "registry" in sys.argv[0]:  # plain vLLM inspects a model's class in a program of its own
+            name = "ModelInspection"
+        modules = [each for each in list(sys.modules) if each.startswith("vllm.")]
+        with open(os.environ["NAMES_OF_OTHERS_CODE"], "a") as file:
+            file.write(json.dumps([name, modules]) + "\\n")
+
+def patch():
+    note()
+    import vllm.model_executor.layers.rotary_embedding as module
+    change(module)
+
+def change(module):
+    get_rope = module.get_rope
+    def without_positions(*args, **kwargs):
+        rope = get_rope(*args, **kwargs)
+        half = rope.cos_sin_cache.shape[-1] // 2
+        rope.cos_sin_cache[..., :half] = 1.0
+        rope.cos_sin_cache[..., half:] = 0.0
+        return rope
+    module.get_rope = without_positions
+"""
+_WORKER: Final = "from vllm.v1.worker.cpu_worker import CPUWorker\nclass Worker(CPUWorker):\n    pass\n"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One way to such code: files in a folder on PYTHONPATH, arguments, and variables."""
+
+    files: Mapping[str, str]
+    arguments: tuple[str, ...] = ()
+    group: str = ""
+    """The group of the entry point `own = own:install`. Empty: there is none."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> dict[str, str]:
+        """Writes the files. Returns the variables of a server with this code."""
+        folder.mkdir(parents=True)
+        for name, text in {"patching.py": _PATCH, **self.files}.items():
+            (folder / name).write_text(text)
+        if self.group:
+            installed = folder / "own-1.0.dist-info"
+            installed.mkdir()
+            (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n")
+            (installed / "entry_points.txt").write_text(f"[{self.group}]\nown = own:install\n")
+        return {"PYTHONPATH": str(folder), NAMES: str(folder / "names"), **self.environment}
+
+
+MEMBERS: Final = {
+    "general plugin": Member(
+        {"own.py": "import patching\ndef install(): patching.patch()\n"}, group="vllm.general_plugins"
+    ),
+    "plugin with a model": Member(
+        {
+            "own.py": "import patching\n"
+            "def install():\n"
+            "    patching.note()\n"
+            "    from vllm import ModelRegistry\n"
+            "    ModelRegistry.register_model('LlamaForCausalLM', 'own_model:Model')\n",
+            "own_model.py": "from vllm.model_executor.models.llama import LlamaForCausalLM\n"
+            "class Model(LlamaForCausalLM):\n"
+            "    def compute_logits(self, *args, **kwargs):\n"
+            "        return -super().compute_logits(*args, **kwargs)\n",
+        },
+        group="vllm.general_plugins",
+    ),
+    "plugin that sets a variable": Member(
+        {
+            "own.py": "import multiprocessing, os, patching\n"
+            "def install():\n"
+            "    if multiprocessing.current_process().name == 'MainProcess':\n"
+            "        os.environ['OWN_PATCH'] = '1'\n"
+            "    if os.environ.get('OWN_PATCH'): patching.patch()\n"
+        },
+        group="vllm.general_plugins",
+    ),
+    "platform plugin": Member(
+        {
+            "own.py": "def install(): return 'own_platform.Platform'\n",
+            "own_platform.py": "from vllm.platforms.cpu import CpuPlatform\n"
+            "class Platform(CpuPlatform):\n"
+            "    @classmethod\n"
+            "    def check_and_update_config(cls, vllm_config):\n"
+            "        super().check_and_update_config(vllm_config)\n"
+            "        vllm_config.parallel_config.worker_cls = 'own_worker.Worker'\n",
+            "own_worker.py": f"import patching\npatching.patch()\n{_WORKER}",
+        },
+        group="vllm.platform_plugins",
+    ),
+    "worker's class": Member(
+        {"own_worker.py": f"import patching\npatching.patch()\n{_WORKER}"}, ("--worker-cls", "own_worker.Worker")
+    ),
+    "logits processor": Member(
+        {
+            "own.py": "import patching\npatching.patch()\n"
+            "from vllm.v1.sample.logits_processor import LogitsProcessor\n"
+            "class install(LogitsProcessor):\n"
+            "    def __init__(self, vllm_config, device, is_pin_memory): pass\n"
+            "    def is_argmax_invariant(self): return False\n"
+            "    def update_state(self, batch_update): pass\n"
+            "    def apply(self, logits): return -logits\n"
+        },
+        group="vllm.logits_processors",
+    ),
+    "sitecustomize": Member(
+        {
+            "sitecustomize.py": "import sys, patching\n"
+            "class Finder:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            "        if name != 'vllm.model_executor.layers.rotary_embedding': return None\n"
+            "        sys.meta_path.remove(self)\n"
+            "        from importlib.util import find_spec\n"
+            "        spec = find_spec(name)\n"
+            "        execute = spec.loader.exec_module\n"
+            "        def execute_and_change(module):\n"
+            "            execute(module)\n"
+            "            patching.change(module)\n"
+            "        spec.loader.exec_module = execute_and_change\n"
+            "        return spec\n"
+            "sys.meta_path.insert(0, Finder())\n"
+        }
+    ),
+}

@@ -1,0 +1,71 @@
+"""Code of others that changes modules of vLLM has the same effect as with `vllm serve`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.vllm_engine.conftest import SMALL, StartVllm
+from tests.vllm_engine.others_code import MEMBERS, NAMES
+from tests.vllm_engine.vllm_server import VllmServer
+
+pytestmark = pytest.mark.versions
+
+_PROMPTS = ("The capital of France is", "1, 1, 2, 3, 5, 8,")
+_INSPECTION = "ModelInspection"
+"""Reads attributes of the model's class, on which the order of imports has no effect."""
+
+
+def _answers(server: VllmServer) -> list[str]:
+    wanted = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    return [server.post("/v1/completions", prompt=each, **wanted)["choices"][0]["text"] for each in _PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def unchanged(start_vllm: StartVllm) -> list[str]:
+    with start_vllm("ours") as server:
+        return _answers(server.wait_ready())
+
+
+def _run(launcher: str, name: str, folder: Path, model: Path) -> tuple[list[str], dict[str, set[str]]]:
+    """The answers, and which modules each process had imported when the code ran."""
+    member = MEMBERS[name]
+    variables = member.write(folder / launcher)
+    arguments = (*SMALL, *member.arguments)
+    with VllmServer(launcher, model, *arguments, folder=folder, environment=variables) as server:
+        answers = _answers(server.wait_ready())
+    imported: dict[str, set[str]] = {}
+    noted = Path(variables[NAMES])
+    for line in noted.read_text().splitlines() if noted.exists() else ():
+        process, modules = json.loads(line)
+        imported.setdefault(process, set(modules))
+    return answers, imported
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.ci_vllm] if each == "general plugin" else []) for each in MEMBERS]
+)
+@pytest.mark.parametrize("launcher", ["ours", "warm"])
+def test_the_answers_are_those_of_plain_vllm(name, launcher, unchanged, small_model, tmp_path, plain_answers):
+    expected, imported_by_plain = plain_answers(name)
+    assert expected != unchanged, "the code has an effect"
+    answers, imported = _run(launcher, name, tmp_path, small_model)
+    assert answers == expected
+    assert imported.keys() == imported_by_plain.keys()
+    for process, modules in imported.items():
+        if process == _INSPECTION:
+            continue
+        assert sorted(modules - imported_by_plain[process]) == [], f"imported too early in {process}"
+
+
+@pytest.fixture(scope="module")
+def plain_answers(small_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Returns a function with the answers of plain vLLM, each member of which is started once."""
+    known: dict[str, tuple[list[str], dict[str, set[str]]]] = {}
+
+    def answers(name: str) -> tuple[list[str], dict[str, set[str]]]:
+        if name not in known:
+            known[name] = _run("plain", name, tmp_path_factory.mktemp("plain"), small_model)
+        return known[name]
+
+    return answers
