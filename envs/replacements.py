@@ -2,7 +2,7 @@
 
 `envs.suggestion` adds the replacement to errors and notices. A name is looked up only if the installed
 version does not know it, because an older vLLM still has some of the flags. A key `FLAG VALUE` stands for a
-flag that still exists, but whose value had another form.
+flag that still exists, but whose value had another form. Names of former hooks are for VCLI_LEAVE_OUT.
 """
 
 from typing import Final
@@ -108,6 +108,7 @@ REPLACEMENTS: Final[dict[str, str]] = {
     "collect-env": "`vllm-cli doctor`, or `vllm collect-env`",
     "complete": "`vllm-cli chat --quick`, or `vllm complete`",
     "env": "`vllm-cli doctor --env`",
+    "late sources of Triton kernels": "leave it out, Triton reads a kernel's source when it is imported",
     "preload": "`vllm preload`, and `vllm-cli doctor --hooks` or `caches` for what starts preload",
     "timeline": "the log and the server's status page show the phases, and `jq .phases FILE` those of a report",
 }

@@ -1,58 +1,39 @@
-"""Prints what Triton knows of a few kernels, as JSON. With `late`, it reads their sources late."""
+"""Compiles a kernel whose file has changed since its import, and prints what Triton made of it, as JSON.
 
+The first argument is an empty folder. With `ours` as the second one, the hooks of an engine are placed.
+"""
+
+import importlib
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
 
-if sys.argv[1] == "late":
-    from startup.imports.finder import place
-    from startup.vllm.patches.triton_sources import LATE_SOURCES
+if sys.argv[2] == "ours":
+    from startup.vllm.patches.placing import place_hooks
 
-    place(LATE_SOURCES)
+    place_hooks("forkserver")
 
-import triton
-import triton.language as tl
-from triton.runtime.jit import JITFunction
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler import compile as compile_kernel
 
-SIZE = tl.constexpr(16)
-_SHOWN = ("__name__", "__doc__", "__module__", "arg_names", "constexprs", "starting_line_number", "raw_src", "src")
-
-
+_KERNEL = """
 @triton.jit
-def scale(x):
-    return x * SIZE
+def {name}(x_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(x_ptr + i, tl.load(x_ptr + i) * {factor})
+"""
+_IMPORTS = "import triton\nimport triton.language as tl\n"
+_BEFORE = _IMPORTS + _KERNEL.format(name="first", factor=2.0) + _KERNEL.format(name="second", factor=3.0)
+_AFTER = _IMPORTS + _KERNEL.format(name="new", factor=100.0) + _KERNEL.format(name="first", factor=200.0)
 
-
-@triton.autotune(configs=[triton.Config({"BLOCK": 32})], key=["n"])
-@triton.heuristics({"EVEN": lambda args: args["n"] % 2 == 0})
-@triton.jit(do_not_specialize=["n"])
-def add(x_ptr, y_ptr, n, BLOCK: tl.constexpr, EVEN: tl.constexpr):
-    """Adds."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(y_ptr + i, scale(tl.load(x_ptr + i, mask=i < n)), mask=i < n)
-
-
-def _without_source() -> str:
-    namespace: dict[str, Any] = {}
-    exec("def kernel(x): pass", namespace)
-    try:
-        return str(triton.jit(namespace["kernel"]))
-    except ValueError as err:
-        return str(err)
-
-
-kernels = [scale, add.fn.fn]
-num_read = sum("raw_src" in vars(kernel) for kernel in kernels)
-with ThreadPoolExecutor(8) as pool:
-    keys = set(pool.map(lambda _: kernels[1].cache_key, range(8)))
-changed = JITFunction(scale.fn)
-changed._unsafe_update_src(changed.src.replace("*", "+"))
-answer = {
-    "facts": [{name: getattr(kernel, name, "absent") for name in (*_SHOWN, "_fn_name")} for kernel in kernels],
-    "keys": [*keys, scale.cache_key, changed.cache_key, changed.src],
-    "different": len({scale, kernels[1]}),
-    "unknown": hasattr(scale, "no_such_attribute"),
-    "without source": _without_source(),
-}
-print(json.dumps({"answer": answer, "num_read": num_read}))
+file = Path(sys.argv[1], "toy_kernels.py")
+file.write_text(_BEFORE)
+sys.path.insert(0, sys.argv[1])
+second = importlib.import_module("toy_kernels").second
+file.write_text(_AFTER)
+signature = {"x_ptr": "*fp32", "BLOCK": "constexpr"}
+compiled = compile_kernel(ASTSource(second, signature, {"BLOCK": 16}), target=GPUTarget("cuda", 90, 32))
+text = compiled.asm["ttir"]
+factors = [factor for factor in ("2.0", "3.0", "100.0", "200.0") if f"{float(factor):.6e}" in text]
+print(json.dumps({"source": second.src, "key": second.cache_key, "members": sorted(vars(second)), "factors": factors}))

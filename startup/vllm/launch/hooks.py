@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 from itertools import groupby
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
+from envs.suggestion import did_you_mean
 from startup.hook import Hook, StartPart, Text, hooks_of, leave_out_misfits, place_only_for
 from startup.imports import cheap_calls, gpu_guard, lean, scan_cache
 from startup.processes import interpreter, state
@@ -70,9 +71,9 @@ def leave_out_unfit(vllm: InstalledVllm) -> None:
 
 
 def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
-    """Returns unknown names, and names of essential hooks, without which preloading is impossible."""
-    optional = {hook.name for hook in HOOKS if not hook.is_essential}
-    return sorted(set(names) - optional - set(get_args(StartPart)))
+    """Returns unknown names, each with a hint, and names of essential hooks, which preloading needs."""
+    known = {hook.name for hook in HOOKS if not hook.is_essential}.union(get_args(StartPart))
+    return [f"{name}{did_you_mean(name, known)}" for name in sorted(set(names) - known)]
 
 
 def find_obstacle() -> str | None:

@@ -20,7 +20,6 @@ from startup.vllm.patches import (
     saved_models,
     temp_files,
     tokenizers,
-    triton_sources,
     warm_ups,
 )
 from startup.vllm.patches.graphs import cuda_graphs, late_graphs
@@ -31,7 +30,6 @@ PLACED_IN: Final = (
     tokenizers,
     compiler_keys,
     compiler,
-    triton_sources,
     early_kernels,
     vllm_hooks,
     saved_models,

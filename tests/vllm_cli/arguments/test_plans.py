@@ -381,3 +381,10 @@ def test_an_unknown_part_of_a_start_cannot_be_left_out(engine, tmp_path, monkeyp
     parse_start(["m", "--engine", engine])
     notice = "Notice: VCLI_LEAVE_OUT: no hooks or parts of a start that can be left out: nosuch.\n"
     assert capsys.readouterr().err == notice
+
+
+def test_a_removed_part_of_a_start_that_is_left_out_only_causes_a_notice(monkeypatch, capsys):
+    name = "late sources of Triton kernels"
+    monkeypatch.setenv("VCLI_LEAVE_OUT", f"{name},drain")
+    parse_start(["m", "--engine", "vllm"])
+    assert f"can be left out: {name} (removed: {REPLACEMENTS[name]}).\n" in capsys.readouterr().err
