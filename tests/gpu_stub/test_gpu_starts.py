@@ -1,5 +1,6 @@
 """Every start in a home answers, an empty home loads what is shared, and few processes initialize CUDA."""
 
+import json
 import os
 import re
 import signal
@@ -117,6 +118,20 @@ def test_a_compiled_start_and_the_next_one_have_the_same_kv_cache(home):
         sizes += _KV_CACHE.findall(server.log)
         assert ("Directly load AOT compilation" in server.log) == (turn == 1)
     assert sizes == [sizes[0]] * 2
+
+
+_LENGTH = 1 << 17
+"""A request of this length needs 2.8 GiB of KV cache."""
+
+
+def test_a_start_that_fails_after_compiling_keeps_what_it_has_compiled(tmp_path):
+    longer = ("--max-model-len", str(_LENGTH), "--hf-overrides", json.dumps({"max_position_embeddings": _LENGTH}))
+    arguments = (*longer, "--gpu-memory-utilization", "0.8", "--preflight", "warn")
+    with GpuServer("ours", *arguments, folder=tmp_path, environment={"STUB_MEMORY": str(3 << 30)}) as server:
+        server.wait(lambda: server.process.poll() is not None)
+        assert server.process.returncode == 3
+    assert "KV cache" in server.log
+    assert [path.name for path in tmp_path.rglob("torch_aot_compile/*/rank_*/model*")] == ["model"]
 
 
 _PLUGIN = """

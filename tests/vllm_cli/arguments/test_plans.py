@@ -383,8 +383,8 @@ def test_an_unknown_part_of_a_start_cannot_be_left_out(engine, tmp_path, monkeyp
     assert capsys.readouterr().err == notice
 
 
-def test_a_removed_part_of_a_start_that_is_left_out_only_causes_a_notice(monkeypatch, capsys):
-    name = "late sources of Triton kernels"
+@pytest.mark.parametrize("name", ["late sources of Triton kernels", "saved models"])
+def test_a_removed_part_of_a_start_that_is_left_out_only_causes_a_notice(name, monkeypatch, capsys):
     monkeypatch.setenv("VCLI_LEAVE_OUT", f"{name},drain")
     parse_start(["m", "--engine", "vllm"])
     assert f"can be left out: {name} (removed: {REPLACEMENTS[name]}).\n" in capsys.readouterr().err
