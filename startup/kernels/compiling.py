@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from base.machine.gpu_driver import initialized_driver
 from startup.hook import Name
 from startup.kernels.claims import Claims
 from startup.kernels.kernel import Kernel, UnknownKernelError, options_of, source_of
@@ -107,6 +108,8 @@ class _Task(NamedTuple):
 def run_job(job: CompileJob, in_fork: Callable[[], None] = lambda: None) -> CompileReport:
     """Runs the job in this process and in forks of it. Call it while this process has only its main thread.
 
+    A process that has initialized a GPU's driver is not forked.
+
     Lowers the priority of this process, and sets its TRITON_CACHE_DIR.
 
     Args:
@@ -122,7 +125,8 @@ def run_job(job: CompileJob, in_fork: Callable[[], None] = lambda: None) -> Comp
     with nullcontext(job.claims_folder) if job.claims_folder else tempfile.TemporaryDirectory() as folder:
         claims = Claims(Path(folder))
         target = target_of(job.capability)
-        num_forks = min(job.num_processes, len(tasks)) - 1
+        may_fork = initialized_driver() is None  # the imports of kernels may have initialized it
+        num_forks = min(job.num_processes, len(tasks)) - 1 if may_fork else 0
         pids = [_fork(tasks, claims, target, in_fork) for _ in range(num_forks)]
         _build_driver()
         _compile_unclaimed(tasks, claims, target)

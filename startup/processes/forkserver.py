@@ -30,7 +30,15 @@ from startup.hook import Name, Text
 from startup.processes import group_signals, interpreter
 from startup.processes.death_pipe import follow_parent
 from startup.processes.forks import Forks
-from startup.processes.messages import MessageError, RefusedError, agree_to_fork, receive, wait_for_agreement
+from startup.processes.messages import (
+    MessageError,
+    RefusedError,
+    agree_to_fork,
+    close_all,
+    receive,
+    refuse,
+    wait_for_agreement,
+)
 from startup.processes.new_program import (
     EXIT_FUNCTION,
     OWN_PACKAGES_MODULE,
@@ -61,8 +69,8 @@ logger = logging.getLogger(__name__)
 _WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
 """Keeps the working folder off the forkserver's import path, where `python -c` would put it."""
 _REQUEST: Final = b"f"
-_REFUSABLE: Final = "refusable"
-"""Marks a request for a process that could also run as a new program."""
+_REFUSABLE: Final = b"r"
+"""A request for a process that could also run as a new program."""
 _STATUS_S: Final = 1.0
 """Seconds to wait for the exit code of a process that has ended."""
 _TRIAL_S: Final = 10.0
@@ -141,8 +149,9 @@ class ForkedPopen(popen_spawn_posix.Popen):
             if (reason := self.why_not_forked()) is not None:
                 raise ForkError(reason)
             texts, other_fds = self.extras()
-            texts = [_REFUSABLE if self.may_be_new_program() else "", *texts]
-            pid, self._connection = _fork([os.fsencode(argument) for argument in arguments], fds, texts, other_fds)
+            request = _REFUSABLE if self.may_be_new_program() else _REQUEST
+            encoded = [os.fsencode(argument) for argument in arguments]
+            pid, self._connection = _fork(request, encoded, fds, texts, other_fds)
         except ForkError as err:
             if not self.may_be_new_program():
                 raise
@@ -263,7 +272,7 @@ def kill() -> None:
 
 
 def _fork(
-    arguments: list[bytes], fds: Sequence[int], texts: Sequence[str], other_fds: Sequence[int]
+    request: bytes, arguments: list[bytes], fds: Sequence[int], texts: Sequence[str], other_fds: Sequence[int]
 ) -> tuple[int, socket.socket]:
     """Requests a fork. Returns its pid and the connection that receives its exit code. Raises ForkError."""
     assert _this.server is not None
@@ -272,7 +281,7 @@ def _fork(
     ours, theirs = socket.socketpair()
     try:
         with theirs:
-            socket.send_fds(_this.server.link, [_REQUEST], [theirs.fileno()])
+            socket.send_fds(_this.server.link, [request], [theirs.fileno()])
         send_program(ours, arguments, fds, texts, _this.server.link.fileno(), *other_fds)
         with ended_if_it_hangs(_this.server.pid):
             pid, _ = agree_to_fork(ours)
@@ -327,16 +336,24 @@ def _serve(link: socket.socket) -> socket.socket:
         if not content:
             os._exit(0)
         connection = socket.socket(fileno=move_up(fds[0]))
+        if content == _REFUSABLE and _this.refusal is not None:
+            _refuse(connection, _this.refusal)
+            continue
         with suppress(OSError):  # the requesting process finds the connection closed
             if forks.fork(connection, link):
                 return connection
 
 
+def _refuse(connection: socket.socket, reason: str) -> None:
+    """Refuses a request without a fork, because this process has initialized a driver."""
+    with connection, suppress(OSError, MessageError):
+        close_all(receive(connection)[1])
+        refuse(connection, reason)
+
+
 def _take_over(request: Request, connection: socket.socket, server_pid: int) -> None:
     link, *fds = request.fds
-    ((may_refuse, *texts),) = request.more
-    if may_refuse and _this.refusal is not None:
-        raise RefusedError(_this.refusal)
+    (texts,) = request.more
     _this.server = _Server(server_pid, socket.socket(fileno=link))
     if _this.begin is not None:
         _this.begin(texts, fds)

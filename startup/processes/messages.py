@@ -73,7 +73,7 @@ def wait_for_agreement(connection: socket.socket, fds: list[int] | None = None) 
 
 
 def refuse(connection: socket.socket, reason: str) -> None:
-    """Answers a request in a fork that will end."""
+    """Answers a request: there will be no such process."""
     try:
         send(connection, [REFUSED, os.fsencode(reason)])
     except OSError:  # the requesting process has ended

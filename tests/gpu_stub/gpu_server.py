@@ -60,8 +60,20 @@ def run_preflight(home: Path, *arguments: str, **variables: str) -> subprocess.C
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def forks_beside_cuda(home: Path) -> list[str]:
+    """The stand-in's log of forks of processes that had initialized CUDA, as `(forked) PARENT`.
+
+    A fork that only executes a program, as those of `subprocess` and `posix_spawn`, is not in it.
+    """
+    lines = (home / _LOG).read_text().splitlines() if (home / _LOG).exists() else []
+    return [line.partition(" ")[2] for line in lines if " (forked) " in line]
+
+
 class GpuServer(VllmServer):
-    """A server on the stand-in. `folder` is its home, so a second start finds the first start's caches."""
+    """A server on the stand-in. `folder` is its home, so a second start finds the first start's caches.
+
+    The end of the `with` block also checks that no process of ours was forked after it had initialized CUDA.
+    """
 
     python = PYTHON
 
@@ -74,6 +86,7 @@ class GpuServer(VllmServer):
         model: Path = MODEL,
     ) -> None:
         """Takes the same arguments as `VllmServer`, and by default the same model for all tests."""
+        self._home = folder
         self._cuda_log = folder / _LOG
         self._cuda_log.unlink(missing_ok=True)
         environment = {**gpu_environment(folder), **(environment or {})}
@@ -81,6 +94,11 @@ class GpuServer(VllmServer):
         for name in _UNWANTED:
             if name not in environment:
                 self.variables.pop(name, None)
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        forks = forks_beside_cuda(self._home)
+        assert self.name == "plain" or not forks, f"beside CUDA: {forks}"
 
     def generate(self, **options: str) -> str:
         """The text of a completion: four special tokens, because no kernel computes other tokens."""

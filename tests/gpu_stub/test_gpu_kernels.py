@@ -11,7 +11,7 @@ import pytest
 from startup.kernels.kernel import Kernel
 from startup.kernels.kernel_lists import read_traits, shipped_kernels
 from startup.storage.caches import of_type
-from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, GpuServer
+from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, GpuServer, forks_beside_cuda, gpu_variables
 from tests.gpu_stub.recipe_models import save_llama
 from tests.support.peer_vllm import ROOT
 
@@ -68,6 +68,26 @@ def test_kernels_are_those_of_plain_vllm_and_of_a_machine_without_a_gpu(tmp_path
     subprocess.run(run, cwd=ROOT, check=True, env={**os.environ, "HOME": str(tmp_path)}, timeout=600)
     beside = _kernels(tmp_path / "beside")
     assert {key: beside.get(key) for key in plain} == plain, "the list lacks a kernel, or compiles it differently"
+
+
+_COMPILE_BESIDE_CUDA = """
+import ctypes, sys
+from pathlib import Path
+from startup.kernels.compiling import CompileJob, run_job
+from startup.kernels.kernel_lists import read_traits, shipped_kernels
+ctypes.CDLL("libcuda.so.1").cuInit(0)
+traits = read_traits(Path(sys.argv[1]), None)
+kernels = tuple(kernel.for_model(traits) for kernel in shipped_kernels((0, 33))[:2])
+report = run_job(CompileJob(kernels=kernels, capability=(9, 0), folder=sys.argv[2], num_processes=2))
+assert report.num_compiled == len(kernels), report.problems
+"""
+
+
+def test_kernels_are_compiled_without_forks_if_their_modules_have_initialized_cuda(tmp_path):
+    run = [PYTHON, "-c", _COMPILE_BESIDE_CUDA, MODEL, tmp_path / "kernels"]
+    subprocess.run(run, cwd=ROOT, check=True, env=gpu_variables(tmp_path), timeout=600)
+    assert len(_kernels(tmp_path)) == 2
+    assert forks_beside_cuda(tmp_path) == []
 
 
 @pytest.mark.parametrize("arguments", [pytest.param(EAGER, id="eager"), pytest.param(_COMPILED, id="compiled")])

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from tests.gpu_stub.gpu_router import PREFIX, needs_root
-from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, UUID, GpuServer, gpu_variables
+from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, UUID, GpuServer, forks_beside_cuda, gpu_variables
 from tests.gpu_stub.recipe_models import save_adapter
 from tests.gpu_stub.sleeper import Sleeper
+from tests.support.cli import python_output
 from tests.support.peer_vllm import ROOT
 from tests.support.ports import free_port
 from tests.vllm_engine.plugin import write_entry_point
@@ -134,26 +135,79 @@ def test_a_start_that_fails_after_compiling_keeps_what_it_has_compiled(tmp_path)
     assert [path.name for path in tmp_path.rglob("torch_aot_compile/*/rank_*/model*")] == ["model"]
 
 
-_PLUGIN = """
+_INITIALIZES = """
 import ctypes
 ctypes.CDLL("libcuda.so.1").cuInit(0)
-def install(): pass
 """
+_IN_WORKERS = """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "vllm.v1.worker.gpu_worker":
+            sys.meta_path.remove(self)
+            import initializes_cuda
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_a_module_that_initializes_cuda_when_it_is_imported_costs_the_fork_and_no_start(tmp_path):
+    """No fork that only refuses, and none that compiles kernels, is made of the forkserver."""
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "initializes_cuda.py").write_text(_INITIALIZES)
+    (modules / "sitecustomize.py").write_text(_IN_WORKERS)
+    for turn in range(3):
+        for kernel in tmp_path.rglob("__grp__*.json"):
+            kernel.unlink()
+        with GpuServer("ours", *EAGER, folder=tmp_path, environment={"PYTHONPATH": str(modules)}) as server:
+            assert server.wait_ready().generate()
+            [engine] = server.titled("EngineCore")
+            assert engine.pid in server.initialized()
+            assert server.is_forked(engine) or turn < 1, server.log
+            assert server.terminate(signal.SIGTERM) == 0
+        assert "Re-initialize" not in server.log
 
 
 def test_a_plugin_that_initializes_cuda_when_it_is_imported_does_so_in_the_engine(tmp_path):
     plugins = tmp_path / "plugins"
     plugins.mkdir()
-    (plugins / "cuda_plugin.py").write_text(_PLUGIN)
+    (plugins / "cuda_plugin.py").write_text(f"{_INITIALIZES}def install(): pass\n")
     write_entry_point(plugins, ModuleType("cuda_plugin"))
-    for _ in range(2):
-        with GpuServer("ours", *EAGER, folder=tmp_path, environment={"PYTHONPATH": str(plugins)}) as server:
-            assert server.wait_ready().generate()
-            [engine] = server.titled("EngineCore")
-            assert engine.pid in server.initialized()
-            assert server.is_forked(engine), server.log
-            assert server.terminate(signal.SIGTERM) == 0
-        assert "Re-initialize" not in server.log
+    with GpuServer("ours", *EAGER, folder=tmp_path, environment={"PYTHONPATH": str(plugins)}) as server:
+        assert server.wait_ready().generate()
+        [engine] = server.titled("EngineCore")
+        assert engine.pid in server.initialized()
+        assert server.is_forked(engine), server.log
+
+
+_FORKS = """
+import ctypes, os, subprocess
+driver = ctypes.CDLL("libcuda.so.1")
+def fork():
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+fork()
+driver.cuInit(0)
+subprocess.run(["true"])
+fork()
+print(os.getpid())
+"""
+
+
+def test_the_stand_in_tells_of_each_fork_of_a_process_that_has_initialized_cuda(tmp_path):
+    """All servers on the stand-in are checked by this log. Forks that execute a program are not in it."""
+    pid = python_output(_FORKS, env=gpu_variables(tmp_path))
+    assert forks_beside_cuda(tmp_path) == [f"(forked) {pid.strip()}"], "an old stand-in: run `make gpu-env`"
+
+
+def test_no_process_that_has_initialized_cuda_is_forked_in_a_first_start_that_compiles(tmp_path):
+    with GpuServer("ours", *EAGER[1:], folder=tmp_path) as server:
+        assert server.wait_ready().generate()
+        server.wait_logged("compiled model: compiled")
+        assert server.initialized()
+        assert server.terminate(signal.SIGTERM) == 0
+    assert forks_beside_cuda(tmp_path) == []
 
 
 _LIMITS = EAGER[1:]

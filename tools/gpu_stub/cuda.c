@@ -40,7 +40,12 @@ void stub_log(const char *name, int generated) {
 static void child(void) {
   stub_gen++;
   pthread_mutex_init(&lock, 0);
-  if (inited) forked = 1;
+  if (inited) {
+    char b[64];
+    forked = 1;
+    snprintf(b, sizeof b, "(forked) %d", getppid());
+    stub_log(b, 0);
+  }
   memset(mine, 0, sizeof mine);
 }
 __attribute__((constructor)) static void loaded(void) { pthread_atfork(0, 0, child); }

@@ -57,7 +57,8 @@ def _preload(plan: PreloadPlan) -> None:
     gc.freeze()
     gc.enable()
     redirect_spawn(_AT_EXEC)
-    begin_compiling(plan.kernels)
+    if reason is None:  # a process that has initialized a driver must not be forked
+        begin_compiling(plan.kernels)
     journal.write(unfit=unfit())
     journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)
     journal.write(process=FORKSERVER, span="preload_imports", begin_ns=_BEGIN_NS, end_ns=time.monotonic_ns())

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import shared_memory
@@ -58,10 +59,12 @@ def ends() -> None:
 
 def refused() -> None:
     """After an import that refuses forks, processes of other threads are forks in spite of the risk."""
-    forkserver.ensure_forkserver("tests.startup.processes.refuses_forks")
-    with ThreadPoolExecutor(1) as thread:
-        assert not _is_fork()
+    with tempfile.NamedTemporaryFile() as forks, ThreadPoolExecutor(1) as thread:
+        os.environ["FORKS"] = forks.name
+        forkserver.ensure_forkserver("tests.startup.processes.refuses_forks")
+        assert (_is_fork(), forks.read()) == (False, b""), "the forkserver was forked, if only to refuse"
         assert thread.submit(_is_fork).result(), "there, it cannot be a new program"
+        assert forks.read() == b"fork\n"
 
 
 def _is_fork() -> bool:
