@@ -110,6 +110,7 @@ REPLACEMENTS: Final[dict[str, str]] = {
     "env": "`vllm-cli doctor --env`",
     "late sources of Triton kernels": "leave it out, Triton reads a kernel's source when it is imported",
     "preload": "`vllm preload`, and `vllm-cli doctor --hooks` or `caches` for what starts preload",
+    "preload profile": "leave it out, starts keep no list of modules",
     "saved models": "leave it out, vLLM saves the model itself",
     "timeline": "the log and the server's status page show the phases, and `jq .phases FILE` those of a report",
 }

@@ -383,7 +383,7 @@ def test_an_unknown_part_of_a_start_cannot_be_left_out(engine, tmp_path, monkeyp
     assert capsys.readouterr().err == notice
 
 
-@pytest.mark.parametrize("name", ["late sources of Triton kernels", "saved models"])
+@pytest.mark.parametrize("name", ["late sources of Triton kernels", "preload profile", "saved models"])
 def test_a_removed_part_of_a_start_that_is_left_out_only_causes_a_notice(name, monkeypatch, capsys):
     monkeypatch.setenv("VCLI_LEAVE_OUT", f"{name},drain")
     parse_start(["m", "--engine", "vllm"])
