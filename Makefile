@@ -14,7 +14,7 @@
 #   make peers [PEERS="vllm@0.29.0"]       installs into .peers what slow tests compare with: vLLM for CPU, a model
 #   make gpu-env                           vLLM's CUDA build (9 GB) and a stand-in for a GPU, on which no kernel runs
 #   make test-gpu-stub [ARGS="-k sleep"]   tests with these two
-#   make gpu-stub-starts [ARGS="--rounds 5"]  times starts with these two beside `vllm serve`, in 40 minutes
+#   make gpu-stub-starts [ARGS="--rounds 5"]  times starts with these two beside `vllm serve`, in 90 minutes
 #   make gpu-stub-swaps [ARGS="--way sleep"]  times models that change places on a GPU with these two, as root
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.29.0 0.31.0"]   the launcher's real tests with several versions of vLLM

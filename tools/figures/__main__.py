@@ -24,7 +24,7 @@ _NAMES = [step.name for step in Steps(ROOT, Path("/nowhere"))]
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--only", "names", multiple=True, type=click.Choice(_NAMES), help="Run only these steps.")
 @click.option("--missing", "is_missing", is_flag=True, help="Run only steps that have not passed today.")
-@click.option("--minutes", default=100.0, help="Steps that do not fit in this time are left out.")
+@click.option("--minutes", default=180.0, help="Steps that do not fit in this time are left out.")
 @click.option("--write", "is_write", is_flag=True, help="Only write the pages.")
 @click.option("--add", type=Path, help="Only add the files of this folder, which `make test-gpu` wrote, to the pages.")
 def main(names: tuple[str, ...], is_missing: bool, minutes: float, is_write: bool, add: Path | None) -> None:

@@ -79,13 +79,11 @@ _GROUPS: Final = {
     "vLLM on a GPU, --enforce-eager": _Group(
         "vllm serve", "GPU, eager", "GPU, eager", "eager, later", "eager, beside a standby"
     ),
-    "vLLM on two cores, --enforce-eager": _Group("vllm serve", "start, eager", "warm start, eager"),
-    "vLLM on two cores, --enforce-eager, 1.5 billion parameters": _Group(
+    "vLLM for CPU, --enforce-eager": _Group("vllm serve", "start, eager", "warm start, eager"),
+    "vLLM for CPU, --enforce-eager, 1.5 billion parameters": _Group(
         "vllm serve", "start, eager, 1.5 billion parameters"
     ),
-    "Embedded engine on two cores, 135 million parameters": _Group(
-        "transformers serve", "start, embedded", "warm start, embedded"
-    ),
+    "Embedded engine, 135 million parameters": _Group("transformers serve", "start, embedded", "warm start, embedded"),
 }
 _NOTES: Final = (
     "Time from exec to the first token; medians of alternating rounds",
@@ -99,7 +97,7 @@ def draw_chart(figures: Figures) -> str:
     machines = {machine_of(figures, (step for step in steps if is_of_gpu(step) is kind)) for kind in (True, False)}
     runs = {step: run for step in sorted(steps) for run in figures.runs_of(step) if run.machine in machines}
     groups = [Group(title, bars) for title, group in _GROUPS.items() if (bars := list(_bars(runs, group)))]
-    where = sorted({f"machine {run.machine}, {run.date}" for run in runs.values()})
+    where = sorted({f"machine {run.machine}, {run.cores} cores, {run.date}" for run in runs.values()})
     return draw_phases(groups, notes=[*_NOTES, "; ".join(where)])
 
 

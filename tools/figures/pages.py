@@ -1,4 +1,4 @@
-"""Writes README's table of figures, docs/figures.md and docs/start.svg from the JSON files.
+"""Writes all pages with figures from the JSON files: those of `SHOWS_FIGURES`.
 
 `page.md` has the text of docs/figures.md. In this text, `{{rows}}` stands for a section's measured rows, and
 `{{machines}}` for the table of machines.
@@ -55,8 +55,13 @@ def build_readme(figures: Figures) -> str:
 def _headlines(figures: Figures, shown: Sequence[Shown]) -> str:
     letter = shown[0].run.machine
     machine = figures.machines[letter]
-    rows = [[*_cells(each), figures.describe_age(each.run.date)] for each in shown]
-    return f"Machine {letter} ({machine['processor']}, {machine['cores']} cores):\n\n{draw_table(_COLUMNS, rows)}"
+    rows = [[*_cells(each), _describe_run(figures, each.run)] for each in shown]
+    return f"Machine {letter} ({machine['processor']}):\n\n{draw_table(_COLUMNS, rows)}"
+
+
+def _describe_run(figures: Figures, run: Measured) -> str:
+    """The cores that the run could use, and its age."""
+    return f"{run.cores} cores, {figures.describe_age(run.date)}"
 
 
 def _cells(shown: Shown) -> tuple[str, ...]:
@@ -93,7 +98,7 @@ def _machines(figures: Figures) -> str:
 
 def _measured(figures: Figures, section: str) -> str:
     shown = newest(figures, section)
-    rows = [[*_cells(each), f"{each.run.machine}, {figures.describe_age(each.run.date)}"] for each in shown]
+    rows = [[*_cells(each), f"{each.run.machine}, {_describe_run(figures, each.run)}"] for each in shown]
     return draw_table(_COLUMNS, rows) if rows else ""
 
 
@@ -112,8 +117,7 @@ def _fleet_table(figures: Figures, run: Measured) -> str:
     for name, eager in run.result["eager"].items():
         compiled = run.result["compiled"][name]
         rows.append([_REMEDIES[name], _seconds(eager), _seconds(compiled), f"{eager['mib']}, {compiled['mib']}"])
-    machine = figures.machines[run.machine]
-    where = f"{machine['processor']}, {machine['cores']} cores, {figures.describe_age(run.date)}"
+    where = f"{figures.machines[run.machine]['processor']}, {_describe_run(figures, run)}"
     columns = ("a new pod has", "eager", "default", "MiB")
     text = f"Seconds to the first token of `vllm serve` and of vllm-cli, and their ratio; one start each: {where}."
     return f"{draw_table(columns, rows)}\n{fill(text, _LINE_CHARS)}\n"

@@ -45,6 +45,8 @@ class Measured(NamedTuple):
     """The machine's letter in `machines.json`."""
     moment: str
     """The date of the run, and its time if that is known."""
+    cores: int
+    """The processors that the run could use."""
     result: Mapping[str, Any]
 
     @property
@@ -68,7 +70,7 @@ class Figures:
             step = record.get("steps", {}).get(name)
             passed = step is not None and step["exit_code"] == 0 and step["result"]
             if passed and step["moment"] >= self._oldest:
-                run = Measured(record["machine"], step["moment"], step["result"])
+                run = Measured(record["machine"], step["moment"], step["usable_cores"], step["result"])
                 runs[run.machine] = max(run, runs.get(run.machine, run), key=lambda each: each.moment)
         return sorted(runs.values(), key=lambda run: run.moment, reverse=True)
 
@@ -115,7 +117,8 @@ class Record:
             return
         written = {key: value for key, value in entry.items() if key not in ("name", "result")}
         moment = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
-        step = {"moment": moment, "commit": _commit(), **written, "result": _shorten(entry.get("result"))}
+        known = {"moment": moment, "commit": _commit(), "usable_cores": len(os.sched_getaffinity(0))}
+        step = {**known, **written, "result": _shorten(entry.get("result"))}
         self._known["steps"][name] = step
         text = json.dumps(self._known)
         names = {work: "WORK", ROOT: "ROOT", sys.executable: "PYTHON", platform.release(): _kernel()}

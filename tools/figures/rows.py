@@ -16,6 +16,9 @@ _TRANSFORMERS: Final = "`transformers serve`"
 _FIRST_TOKEN: Final = (("from warm", "first_token_s"),)
 _WARM: Final = (("from standby", "first_token_s"),)
 _TOKENS: Final = tuple((f"{level} at once", "output_tokens_per_s") for level in (1, 8, 32))
+_PROCESSOR: Final = (("32 at once", "processor_ms_per_token"),)
+_KILLED: Final = (("engine killed", "next_token_s"),)
+_LOOP: Final = f"{_EAGER} in a loop"
 _HEALTH: Final = tuple(("300 renders", f"health_{which}_ms") for which in ("p50", "p99", "max"))
 _BY_HAND: Final = "vLLM's endpoints, called by hand"
 _RENDERS: Final = "health beside renders"
@@ -32,7 +35,12 @@ _LARGEST: Final = "8 billion parameters"
 _LARGEST_RANDOM: Final = "8 billion random parameters"
 _FIRST_START: Final = "first start on the machine"
 _ON_GPU: Final = "random weights, short context"
-_STAND_IN: Final = "first answer on a stand-in for the GPU (no kernel runs)"
+_NO_KERNEL: Final = "on a stand-in for the GPU (no kernel runs)"
+_STAND_IN: Final = f"first answer {_NO_KERNEL}"
+_LATER: Final = "a later start of vllm-cli"
+_SIDES: Final = ("ours", "plain", "later")
+"""The sides of a case of `tools.gpu_stub.starts`."""
+_BUSY: Final = "tokens, vLLM engine"
 
 
 def _case(name: str) -> tuple[tuple[str, str], ...]:
@@ -60,6 +68,11 @@ class Row:
         """The command of the other side, with its version if the server has reported one."""
         version = result["sides"][self.theirs].get("version") if "sides" in result else None
         return f"{self.peer}, {version}" if version else self.peer
+
+    def is_in(self, result: Mapping[str, Any]) -> bool:
+        """Whether the result has the row's figures. A step may have got a row only after the run."""
+        sides = [conditions_of(result, side) for side in (self.ours, self.theirs)]
+        return all(metric in found.get(name, [{}])[0] for found in sides for name, metric in self.series)
 
     def cells(self, result: Mapping[str, Any]) -> tuple[str, str, str, str]:
         """The figures of vllm-cli and of the other side, their ratio, and the number of rounds."""
@@ -101,8 +114,8 @@ def conditions_of(result: Mapping[str, Any], side: int) -> dict[str, list[Mappin
     if "sides" in result:
         return {each["condition"]: each["rounds"] for each in result["sides"][side]["conditions"]}
     if "cases" in result:
-        name = ("ours", "plain")[side]
-        return {case: [_as_bench(each) for each in sides[name]] for case, sides in result["cases"].items()}
+        cases, name = result["cases"], _SIDES[side]
+        return {case: [*map(_as_bench, sides[name])] for case, sides in cases.items() if sides.get(name)}
     found: dict[str, list[Mapping[str, Any]]] = {}
     for name, each in result["ways"].items():
         way, _, level = name.partition(", ")
@@ -115,6 +128,15 @@ def conditions_of(result: Mapping[str, Any], side: int) -> dict[str, list[Mappin
 def _as_bench(start: Mapping[str, Any]) -> dict[str, Any]:
     """A start of `tools.gpu_stub.starts` with the names of `bench startup`."""
     return {**start, "healthy_s": start["healthy"], "first_token_s": start["answer"]}
+
+
+_PLUGIN: Final = _case("eager, plugin")
+
+
+def _on_stand_in(label: str, peer: str, case: str) -> Row:
+    """A row of a step with one case, which has its name."""
+    theirs = _SIDES.index("later") if peer is _LATER else 1
+    return Row(f"{label}, {_NO_KERNEL}", peer, f"stand-in, {case}", _case(case), theirs=theirs, is_headline=False)
 
 
 ROWS: Final = {
@@ -137,11 +159,23 @@ ROWS: Final = {
     "Start of vLLM's CUDA build on a stand-in for the GPU": (
         Row(_STAND_IN, _DEFAULT, "stand-in, start, compiled", _case("compiled, later"), is_headline=False),
         Row(_STAND_IN, _EAGER, "stand-in, start, eager", _case("eager, later"), is_headline=False),
+        _on_stand_in("first start on the machine", _DEFAULT, "compiled, first"),
+        _on_stand_in("first start on the machine", _EAGER, "eager, first"),
+        _on_stand_in("first start, filled `--compile-cache`", _DEFAULT, "compiled, --compile-cache"),
+        _on_stand_in("first start in a home that the peer has used", _DEFAULT, "compiled, after plain"),
+        _on_stand_in("new pod with a volume on `VLLM_CACHE_ROOT`", _LATER, "compiled, volume"),
     ),
     "Start of vLLM": (
         Row("first token, vLLM engine", _COMPILING, "start, compiled", is_headline=False),
         Row("first token, vLLM engine", _EAGER, "start, eager"),
         Row("first start ever, vLLM engine", _EAGER, "first start, eager"),
+        Row(
+            "a plugin replaces names in vLLM's modules, vLLM engine",
+            _EAGER,
+            "start, eager, plugin",
+            _PLUGIN,
+            is_headline=False,
+        ),
         Row("other caches empty, `--compile-cache`", f"{_DEFAULT}, empty caches", _SHARED, is_headline=False),
         Row(f"{_LARGE_RANDOM}, vLLM engine", _EAGER, f"start, eager, {_LARGE}"),
     ),
@@ -158,7 +192,13 @@ ROWS: Final = {
         Row(_EMBEDDED, _DEFAULT, "tokens, embedded", _TOKENS, ""),
         Row(_EMBEDDED, _EAGER, "tokens, embedded", _TOKENS, "", theirs=2),
         Row("tok/s beside a busy process", _DEFAULT, _BESIDE, _TOKENS, ""),
-        Row("tok/s at 8; 32, vLLM engine", _DEFAULT, "tokens, vLLM engine", _TOKENS[1:], ""),
+        Row("tok/s of 32 streams, vLLM engine", _DEFAULT, _BUSY, _TOKENS[-1:], ""),
+        Row(
+            "processor time of a token, 32 streams, vLLM engine", _DEFAULT, _BUSY, _PROCESSOR, " ms", is_headline=False
+        ),
+    ),
+    "After the death of an engine": (
+        Row("engine killed → next token, `--restart on-failure`", _LOOP, "killed engine", _KILLED, is_headline=False),
     ),
     "/health while a server is busy": (
         Row("`/health` p50; p99; max, vLLM engine, as root (SCHED_FIFO)", _EAGER, _RENDERS, _HEALTH, " ms", theirs=2),
@@ -180,7 +220,7 @@ def newest(figures: Figures, section: str) -> Iterator[Shown]:
     """Yields each measured row of a section, with the newest run and with the run that README shows."""
     in_readme = [*headlines(figures, are_of_gpu=True), *headlines(figures, are_of_gpu=False)]
     for row in ROWS[section]:
-        runs = [Shown(row, run) for run in figures.runs_of(row.step)]
+        runs = [Shown(row, run) for run in figures.runs_of(row.step) if row.is_in(run.result)]
         yield from (shown for shown in runs if shown is runs[0] or shown in in_readme)
 
 
@@ -209,4 +249,9 @@ def headlines(figures: Figures, *, are_of_gpu: bool) -> list[Shown]:
     """README's rows of one machine, with its newest runs."""
     rows = [row for row in chain.from_iterable(ROWS.values()) if row.is_headline and is_of_gpu(row.step) is are_of_gpu]
     letter = machine_of(figures, [row.step for row in rows])
-    return [Shown(row, run) for row in rows for run in figures.runs_of(row.step) if run.machine == letter]
+    return [
+        Shown(row, run)
+        for row in rows
+        for run in figures.runs_of(row.step)
+        if run.machine == letter and row.is_in(run.result)
+    ]

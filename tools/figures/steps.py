@@ -14,6 +14,8 @@ _VARIABLES: Final = "HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1"
 _EAGER: Final = " --enforce-eager"
 _SPIN: Final = f"{sys.executable} -c 'while True: pass' & spin=$!; \"$@\"; code=$?; kill $spin; exit $code"
 """A shell script. It runs its arguments as a command while another process keeps one core busy."""
+_LOOP: Final = 'while :; do "$@"; done'
+"""A shell script. It runs its arguments as a command again and again, as a service manager does."""
 _EMPTY_CACHE: Final = 'export VLLM_CACHE_ROOT=$(mktemp -d -p "$0"); exec "$@"'
 """A shell script. It runs its arguments as a command, with an empty cache folder inside the folder `$0`."""
 
@@ -27,16 +29,19 @@ class Steps:
             root: folder of the project.
             work: folder of caches and of the large model.
         """
-        self._root, self._work = root, work
-        self._tool = ("env", f"PYTHONPATH={root}", sys.executable, "-m")
-        self._own = shlex.join((*self._tool, "vllm_cli"))
+        self._root, self.work = root, work
+        self.tool: Final = ("env", f"PYTHONPATH={root}", sys.executable, "-m")
+        """The words of a command before the name of a module."""
+        self._own = shlex.join((*self.tool, "vllm_cli"))
         self._model = f"{root}/.peers/model"
         self.large_model: Final = work / "1.5b"
 
     def __iter__(self) -> Iterator[Step]:
         """Yields the steps in the order of their runs. Figures that matter to most users come first."""
         yield from self._starts()
+        yield self._plugin()
         yield from self._embedded_starts()
+        yield self._killed_engine()
         yield self._tokens()
         yield from self._renders()
         yield from self._large_model()
@@ -51,11 +56,23 @@ class Steps:
         yield self._startup("warm start, compiled", 3, *compiled, "--state", "standby", most_s=900)
         yield self._startup("warm start, eager", 5, *eager, "--state", "standby", most_s=500)
         yield self._first("first start, eager", 3, self._launcher() + _EAGER, self._vllm() + _EAGER, most_s=400)
-        location = f"--compile-cache {self._work}/location"
+        location = f"--compile-cache {self.work}/location"
         step = self._first(
             "first start, compiled, shared", 2, f"{self._launcher()} {location}", self._vllm(), most_s=900
         )
         yield self._after_use(f"{self._launcher('location-ours')} {location}", step)
+
+    def _plugin(self) -> Step:
+        """A step with a plugin that replaces names in vLLM. It fails if a model is built without them."""
+        words = (*self.tool, "tools.gpu_stub.starts", "--cpu", "--json", "{result}", "--rounds", "5")
+        return Step("start, eager, plugin", (*words, "--case", "eager, plugin"), 900)
+
+    def _killed_engine(self) -> Step:
+        """A step in which both sides start the server again when its engine is killed."""
+        ours = f"{self._launcher('eager-ours')}{_EAGER} --restart on-failure:100"
+        plain = shlex.join(["sh", "-c", _LOOP, "sh", *shlex.split(self._vllm("eager-plain") + _EAGER)])
+        words = (*self.tool, "tools.figures.killed_engine", "--json", "{result}", "--rounds", "5")
+        return Step("killed engine", (*words, "--cmd", ours, "--cmd", plain), 1500)
 
     def _embedded_starts(self) -> Iterator[Step]:
         sides = (self._embedded("embedded"), self._transformers(self._model))
@@ -70,14 +87,14 @@ class Steps:
     def _further_tokens(self) -> Iterator[Step]:
         plain = self._vllm("compiled-plain")
         sides = (self._launcher("compiled-ours"), plain)
-        yield self._served("tokens, vLLM engine", 2, sides, "--concurrency", "8,32", most_s=600)
+        yield self._served("tokens, vLLM engine", 10, sides, "--concurrency", "32", most_s=1800)
         sides = (self._embedded("embedded"), plain)
         step = self._served("tokens beside a busy process", 3, sides, "--max-tokens", "32", most_s=900)
         yield Step(step.name, ("sh", "-c", _SPIN, "sh", *step.words), step.most_s)
 
     def _renders(self) -> Iterator[Step]:
         ours, plain = self._launcher("eager-ours") + _EAGER, self._vllm("eager-plain") + _EAGER
-        words = (*self._tool, "tools.figures.renders", "--json", "{result}", "--rounds", "3")
+        words = (*self.tool, "tools.figures.renders", "--json", "{result}", "--rounds", "3")
         ordinary = f"env VCLI_LEAVE_OUT='real-time probes' {ours}"
         for name, sides in (
             ("health beside renders", (ours, self._embedded("embedded"), plain)),
@@ -96,10 +113,13 @@ class Steps:
 
     def _stand_in_starts(self) -> Iterator[Step]:
         """Yields steps that measure starts on a stand-in for a GPU. The stand-in runs no kernel."""
-        words = (*self._tool, "tools.gpu_stub.starts", "--json", "{result}", "--rounds", "2", "--case")
+        words = (*self.tool, "tools.gpu_stub.starts", "--json", "{result}", "--rounds", "3")
         for kind in ("compiled", "eager"):
-            yield Step(f"stand-in, start, {kind}", (*words, f"{kind}, later"), 900)
-        yield Step(FLEET, (*self._tool, "tools.gpu_stub.starts", "--json", "{result}", "--fleet"), 1500)
+            yield Step(f"stand-in, start, {kind}", (*words, "--case", f"{kind}, later"), 1200)
+        for case in ("first", "--compile-cache", "after plain", "volume"):
+            yield Step(f"stand-in, compiled, {case}", (*words, "--case", f"compiled, {case}"), 1800)
+        yield Step("stand-in, eager, first", (*words, "--case", "eager, first"), 1200)
+        yield Step(FLEET, (*self.tool, "tools.gpu_stub.starts", "--json", "{result}", "--fleet"), 1500)
 
     def _startup(self, name: str, rounds: int, ours: str, peer: str, *words: str, most_s: float) -> Step:
         """A step that measures starts with caches that earlier starts have filled."""
@@ -129,7 +149,7 @@ class Steps:
     def _client(self) -> tuple[str, ...]:
         """The words of the tool that sends requests with vLLM's client."""
         vllm = f"{self._root}/.peers/vllm/bin/vllm"
-        return (*self._tool, "tools.figures.tokens", "--vllm", vllm, "--model", self._model)
+        return (*self.tool, "tools.figures.tokens", "--vllm", vllm, "--model", self._model)
 
     def _launcher(self, cache: str = "", *, model: str | None = None) -> str:
         """The command of our launcher, in the Python environment of vLLM."""
@@ -149,7 +169,7 @@ class Steps:
         return f"env -u PYTHONPATH HF_HUB_OFFLINE=1 {self._root}/.peers/transformers/bin/transformers serve {model}"
 
     def _cache(self, name: str) -> str:
-        return f" VLLM_CACHE_ROOT={self._work}/{name}" if name else ""
+        return f" VLLM_CACHE_ROOT={self.work}/{name}" if name else ""
 
     def _with_empty_cache(self, command: str) -> str:
-        return shlex.join(["sh", "-c", _EMPTY_CACHE, str(self._work), *shlex.split(command)])
+        return shlex.join(["sh", "-c", _EMPTY_CACHE, str(self.work), *shlex.split(command)])

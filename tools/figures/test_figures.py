@@ -12,6 +12,7 @@ from tests.support.cli import run_python
 from tools.figures import record
 from tools.figures import rows as rows_module
 from tools.figures.chart import divide_median
+from tools.figures.pages import build_page, build_readme
 from tools.figures.record import FOLDER, ROOT, Figures, Record, add_files, find_letter
 from tools.figures.rows import ROWS, Row, conditions_of, headlines, newest, shorten
 from tools.figures.running import Step, run_step
@@ -29,7 +30,7 @@ def _bench(ours, theirs, condition="from warm", metric="first_token_s"):
 def _record(machine, date, result, code=0):
     return {
         "machine": machine,
-        "steps": {"start": {"moment": date, "command": "", "exit_code": code, "result": result}},
+        "steps": {"start": {"moment": date, "usable_cores": 2, "command": "", "exit_code": code, "result": result}},
     }
 
 
@@ -67,6 +68,26 @@ def test_rounds_are_found_in_the_json_of_all_tools():
     assert conditions_of(starts, 0) == {"eager, later": [{**began, "healthy_s": 9.0, "first_token_s": 10.0}]}
     swaps = {"ways": {"sleep, level 1": {"swaps_s": [0.4]}, "by hand, level 1": {"swaps_s": [0.5]}, "stop": {}}}
     assert conditions_of(swaps, 1) == {"level 1": [{"swap_s": 0.5}]}
+    pods = {"cases": {"eager, volume": {"later": [began], "ours": [began]}, "eager, first": {"ours": []}}}
+    assert [[*conditions_of(pods, side)] for side in range(3)] == [["eager, volume"], [], ["eager, volume"]]
+
+
+def test_a_run_from_before_a_row_is_not_shown_in_it(folder, monkeypatch):
+    rows = tuple(Row(name, "", "start", (("from warm", name),)) for name in ("first_token_s", "processor_s"))
+    monkeypatch.setattr(rows_module, "ROWS", {"Start of vLLM": rows})
+    (folder / "a.json").write_text(json.dumps(_record("A", "2126-01-01", _bench([1.0], [2.0]))))
+    figures = Figures(folder)
+    assert [shown.row.label for shown in newest(figures, "Start of vLLM")] == ["first_token_s"]
+    assert [shown.row.label for shown in headlines(figures, are_of_gpu=False)] == ["first_token_s"]
+
+
+def test_every_stored_run_names_its_cores_and_so_does_every_table(folder, monkeypatch):
+    records = [json.loads(path.read_text()) for path in FOLDER.glob("*-*.json")]
+    assert [step for each in records for step in each["steps"].values() if step["usable_cores"] < 1] == []
+    monkeypatch.setattr(rows_module, "ROWS", {**dict.fromkeys(ROWS, ()), "Start of vLLM": (Row("", "", "start"),)})
+    (folder / "a.json").write_text(json.dumps(_record("A", "2126-01-01", _bench([1.0], [2.0]))))
+    assert "| 2 cores, 2126-01-01 |" in build_readme(Figures(folder))
+    assert "| A, 2 cores, 2126-01-01 |" in build_page(Figures(folder))
 
 
 def test_the_newest_run_that_passed_is_shown(folder, monkeypatch):
@@ -229,7 +250,8 @@ def test_both_sides_are_measured_with_vllms_client(tmp_path):
     for side in range(2):
         conditions = conditions_of(result, side)
         assert list(conditions) == ["1 at once", "4 at once"]
-        assert all(each["output_tokens_per_s"] > 0 for rounds in conditions.values() for each in rounds)
+        figures = ("output_tokens_per_s", "processor_ms_per_token")
+        assert all(each[name] > 0 for rounds in conditions.values() for each in rounds for name in figures)
 
 
 @pytest.mark.thorough

@@ -19,6 +19,7 @@ from typing import Any, Final
 import click
 
 from envs.environment import snapshot
+from tools.figures.processor_time import descendants_s
 from vllm_cli.bench.report import Figures, Metric, Result, Side, run_and_publish
 from vllm_cli.bench.target import BenchConfig, ReadyServer, Target, TargetSpec, describe, wait_until_ready
 
@@ -37,7 +38,9 @@ FIELDS: Final = {
     "tpot_p99_ms": "p99_tpot_ms",
 }
 """Figure -> its name in the result of `vllm bench serve`."""
-_METRICS: Final = tuple(Metric(name, name) for name in FIELDS)
+PROCESSOR: Final = "processor_ms_per_token"
+"""Figure: the processor time of all processes of the server, divided by the number of new tokens."""
+_METRICS: Final = tuple(Metric(name, name) for name in (*FIELDS, PROCESSOR))
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,10 @@ class Client:
     max_tokens: int
 
     def measure(self, level: int, target: Target, server: ReadyServer, number: int) -> dict[str, Any]:
-        """Measures one round with `level` requests in flight. In a round, all sides get the same prompts."""
+        """Measures one round with `level` requests in flight. In a round, all sides get the same prompts.
+
+        The processor time includes `level` requests of the client's warm-up.
+        """
         num_requests = max(_LEAST_REQUESTS, _REQUESTS_PER_CLIENT * level)
         with tempfile.TemporaryDirectory(prefix="vllm-cli-tokens-") as folder:
             given = {
@@ -70,9 +76,12 @@ class Client:
                 "--result-filename": "result.json",
             }
             words = [str(word) for pair in given.items() for word in pair]
+            before_s = descendants_s(target.root_pid)
             _run(self.vllm, "bench", "serve", "--ignore-eos", "--disable-tqdm", "--save-result", *words)
+            processor_s = descendants_s(target.root_pid) - before_s
             result = json.loads(Path(folder, "result.json").read_text())
-        return read_result(result, num_requests)
+        num_tokens = (num_requests + level) * self.max_tokens
+        return {**read_result(result, num_requests), PROCESSOR: 1000 * processor_s / num_tokens}
 
 
 def read_result(result: Mapping[str, Any], num_requests: int) -> dict[str, Any]:
@@ -110,7 +119,10 @@ def build_config(commands: tuple[str, ...], num_rounds: int) -> BenchConfig:
 
 
 def measure_in_turns(config: BenchConfig, conditions: Mapping[str, MeasureRound]) -> list[Side]:
-    """Starts all servers, then measures each of them in each round of each condition."""
+    """Starts all servers, then measures each of them in each round of each condition.
+
+    A round before them does not count. Every second round is in reverse, so that the order favours no side.
+    """
     with ExitStack() as stack:
         targets = [stack.enter_context(closing(Target(spec))) for spec in config.targets]
         servers = []
@@ -120,10 +132,12 @@ def measure_in_turns(config: BenchConfig, conditions: Mapping[str, MeasureRound]
             target.send("pause")
         rounds: list[defaultdict[str, list[Figures]]] = [defaultdict(list) for _ in targets]
         for condition, measure in conditions.items():
-            for number in range(config.num_rounds):
-                for target, server, measured in zip(targets, servers, rounds, strict=True):
+            for number in range(-1, config.num_rounds):
+                sides = [*zip(targets, servers, rounds, strict=True)]
+                for target, server, measured in sides[:: -1 if number % 2 else 1]:
                     target.send("resume")
-                    measured[condition].append(measure(target, server, number))
+                    figures = measure(target, server, number)
+                    measured[condition] += [figures] if number >= 0 else []
                     target.send("pause")
     return [
         Side(name=spec.name, target=describe(spec), model=server.model, version=server.version, rounds=measured)

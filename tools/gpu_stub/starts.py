@@ -6,81 +6,34 @@ measurement.
 """
 
 import json
-import signal
 import statistics
 import subprocess
 import tempfile
-import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 
 from tests.gpu_stub.gpu_router import PREFIX
-from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, GpuServer, gpu_variables
-from tests.support.program import Program
+from tests.gpu_stub.gpu_server import EAGER, MODEL, PYTHON, gpu_variables
 from tests.support.standby_process import OFF
-from tests.vllm_engine.vllm_server import VllmServer
+from tools.figures.processor_time import adopt_orphans
 from tools.figures.running import describe_machine
-from vllm_cli.bench.phases import divide, follow_log
-
-_START_S: Final = 1200.0
-_SETTLED_S: Final = 6.0
-"""Seconds for which an unmeasured start continues after its first answer, to write its files."""
-
-
-class Case(NamedTuple):
-    """One configuration whose starts are timed."""
-
-    arguments: tuple[str, ...] = EAGER
-    gpus: int = 1
-    launcher: str = "ours"
-    """`ours`: our cold start. `warm`: our start beside a standby."""
-    is_first: bool = False
-    """Whether each start has an empty home folder."""
-    has_location: bool = False
-    """Whether our starts have a `--compile-cache` that another start has filled."""
-    left_out: str = ""
-    """A part that our starts leave out. Then plain vLLM does not start."""
-
-    @property
-    def first_name(self) -> str:
-        """The name of the starts that fill the caches of this case's starts."""
-        return f"{'eager' if EAGER[0] in self.arguments else 'compiled'}, first"
-
-
-class _Timed(VllmServer):
-    poll_s = 0.02
-    begun_s: float
-    """The time of the wall clock when the command began."""
-    begun_ns: int
-    """The time of the monotonic clock when the command began."""
-
-    def start(self) -> None:
-        self.begun_s, self.begun_ns = time.time(), time.monotonic_ns()
-        super().start()
-
-    def cuda_s(self) -> float | None:
-        """When the last process had initialized CUDA, in seconds since the start. Only the stand-in knows."""
-        return None
-
-
-class _OnStandIn(_Timed, GpuServer):
-    def cuda_s(self) -> float | None:
-        return max(self.initialized().values()) - self.begun_s
-
-
-class _OnGpu(_Timed):
-    MAX_TOKENS = 1
-    model: ClassVar[Path]
-    _CACHES: Final = ("XDG_CACHE_HOME", "TRITON_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE", "CUDA_CACHE_PATH")
-
-    def __init__(self, launcher: str, *arguments: str, folder: Path, environment: dict[str, str]) -> None:
-        caches = {name: str(folder / name.lower()) for name in self._CACHES}
-        super().__init__(launcher, self.model, *arguments, folder=folder, environment=caches | environment)
+from tools.figures.timed_start import (
+    COMPILED,
+    SETTLED_S,
+    START_S,
+    Case,
+    Homes,
+    OnCpu,
+    OnGpu,
+    OnStandIn,
+    Start,
+    TimedServer,
+    time_start,
+)
 
 
 class Remedy(NamedTuple):
@@ -106,35 +59,28 @@ REMEDIES: Final = {
 }
 
 
-class Start(NamedTuple):
-    """The times of a start, in seconds since its command began. `stop` has the seconds since SIGTERM."""
-
-    cuda: float | None
-    """When the last process had initialized CUDA. None on a GPU."""
-    healthy: float
-    answer: float
-    stop: float
-    phases_s: Mapping[str, float]
-    """The phases of the start until the answer, as in `bench startup`."""
-    kernels: Mapping[str, float] | None = None
-    """What our start reports about kernels: how many it has used, and how many the engine has compiled."""
+FIGURES: Final = ("cuda", "healthy", "answer", "processor", "stop")
 
 
-FIGURES: Final = ("cuda", "healthy", "answer", "stop")
-
-
-_COMPILED: Final = EAGER[1:]
 CASES: Final = {
     "eager, later": Case(),
     "eager, beside a standby": Case(launcher="warm"),
     "TP 3 eager, later": Case((*EAGER, "--tensor-parallel-size", "3"), gpus=3),
     "DP 2 eager, later": Case((*EAGER, "--data-parallel-size", "2"), gpus=2),
     "PP 2 eager, later": Case((*EAGER, "--pipeline-parallel-size", "2"), gpus=2),
-    "compiled, later": Case(_COMPILED),
-    "compiled, beside a standby": Case(_COMPILED, launcher="warm"),
-    "compiled, first": Case(_COMPILED, is_first=True),
+    "compiled, later": Case(COMPILED),
+    "compiled, beside a standby": Case(COMPILED, launcher="warm"),
+    "compiled, first": Case(COMPILED, is_first=True),
     "eager, first, without early kernels": Case(is_first=True, left_out="early kernels"),
-    "compiled, --compile-cache": Case(_COMPILED, is_first=True, has_location=True),
+    "eager, first": Case(is_first=True),
+    "eager, --compile-cache": Case(is_first=True, has_location=True),
+    "eager, after plain": Case(is_after_plain=True),
+    "eager, volume": Case(has_volume=True),
+    "compiled, --compile-cache": Case(COMPILED, is_first=True, has_location=True),
+    "compiled, after plain": Case(COMPILED, is_after_plain=True),
+    "compiled, volume": Case(COMPILED, has_volume=True),
+    "eager, plugin": Case(has_plugin=True),
+    "compiled, plugin": Case(COMPILED, has_plugin=True),
 }
 
 
@@ -144,19 +90,28 @@ CASES: Final = {
 @click.option("--case", "names", multiple=True, type=click.Choice([*CASES]), help="Only these cases.")
 @click.option("--fleet", "is_fleet", is_flag=True, help="Instead, one start of a new pod with each remedy.")
 @click.option("--gpu", "is_real", is_flag=True, help="Use the machine's own GPU.")
+@click.option("--cpu", "is_for_cpu", is_flag=True, help="Use vLLM's build for CPU.")
 @click.option("--vllm", default=str(PYTHON.parent), help="Folder with vLLM's Python and `vllm`.")
 @click.option("--model", default=str(MODEL), help="Folder of the model.")
 def main(
-    output: str, rounds: int, names: tuple[str, ...], is_fleet: bool, is_real: bool, vllm: str, model: str
+    output: str,
+    rounds: int,
+    names: tuple[str, ...],
+    is_fleet: bool,
+    is_real: bool,
+    is_for_cpu: bool,
+    vllm: str,
+    model: str,
 ) -> None:
     """Run all cases. Cases whose starts are not the first share the caches that their first starts fill."""
-    _OnGpu.model, _OnGpu.python = Path(model).absolute(), Path(vllm).absolute() / "python"
-    server = _OnGpu if is_real else _OnStandIn
+    adopt_orphans()
+    OnGpu.model, OnGpu.python = Path(model).absolute(), Path(vllm).absolute() / "python"
+    server: type[TimedServer] = OnGpu if is_real else OnCpu if is_for_cpu else OnStandIn
     if is_fleet:
         write_fleet(Path(output))
         return
     click.echo(f"| case | rounds | {' | '.join(FIGURES)}: vllm serve; vllm-cli: ratio |")
-    result: dict[str, Any] = {"no kernel runs": not is_real, "machine": describe_machine(str(server.python))}
+    result: dict[str, Any] = {"no kernel runs": server is OnStandIn, "machine": describe_machine(str(server.python))}
     result["cases"] = {}
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -164,11 +119,12 @@ def main(
         for name in names or CASES:
             case = CASES[name]
             with tempfile.TemporaryDirectory() as own:
-                is_shared = case.gpus == 1 and not case.is_first
-                found = time_case(server, name, rounds, shared[case.first_name] if is_shared else Path(own))
+                folder = Path(own) if case.needs_own_folder else shared[case.first_name]
+                found = TimedCase(server, name, folder).time(rounds)
             for each, sides in found.items():
-                result["cases"][each] = {side: [start._asdict() for start in all] for side, all in sides.items()}
-                click.echo(describe(each, sides["plain"], sides["ours"]))
+                if each == name or each not in result["cases"]:
+                    result["cases"][each] = {side: [start._asdict() for start in all] for side, all in sides.items()}
+                click.echo(describe(each, sides))
             Path(output).write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -176,7 +132,7 @@ def write_fleet(output: Path) -> None:
     """Times the first start of a new pod with each remedy, and writes the seconds and sizes."""
     result: dict[str, Any] = {"no kernel runs": True, "machine": describe_machine(str(PYTHON))}
     output.parent.mkdir(parents=True, exist_ok=True)
-    for kind, arguments in {"eager": EAGER, "compiled": _COMPILED}.items():
+    for kind, arguments in {"eager": EAGER, "compiled": COMPILED}.items():
         with tempfile.TemporaryDirectory() as folder:
             result[kind] = time_remedies(arguments, Path(folder))
         output.write_text(json.dumps(result, indent=1) + "\n")
@@ -188,7 +144,7 @@ def time_remedies(arguments: tuple[str, ...], folder: Path) -> dict[str, dict[st
     _bake(folder / "builder", *arguments, "--output", str(baked))
     _bake(folder / "filler", *arguments, "--compile-cache", str(location))
     case = Case(arguments)
-    plain = [time_start(_OnStandIn, case, "plain", folder / "plain", settle_s=_SETTLED_S) for _ in range(2)]
+    plain = [time_start(OnStandIn, case, "plain", folder / "plain", settle_s=SETTLED_S) for _ in range(2)]
     found: dict[str, dict[str, Any]] = {}
     for name, remedy in REMEDIES.items():
         folders = [baked] * remedy.is_baked + [location] * remedy.has_location + [volume] * remedy.has_volume
@@ -197,7 +153,7 @@ def time_remedies(arguments: tuple[str, ...], folder: Path) -> dict[str, dict[st
         variables = {"VCLI_BAKED": str(baked)} if remedy.is_baked else {}
         home = volume if remedy.has_volume or name == "nothing" else folder / f"pod with {name}"
         launcher = "warm" if remedy.has_standby else "ours"
-        ours = time_start(_OnStandIn, case, launcher, home, *given, settle_s=_SETTLED_S, environment=variables)
+        ours = time_start(OnStandIn, case, launcher, home, *given, settle_s=SETTLED_S, environment=variables)
         found[name] = {
             "plain_s": plain[remedy.has_volume].answer,
             "ours_s": ours.answer,
@@ -212,74 +168,97 @@ def _bake(home: Path, *arguments: str) -> None:
     """Runs `vllm-cli bake` on the stand-in, with a home of its own. Needs root, for a GPU's devices."""
     home.mkdir()
     command = [*PREFIX, PYTHON, "-m", "vllm_cli", "bake", MODEL, "--engine", "vllm", *arguments]
-    subprocess.run(command, env={**gpu_variables(home), **OFF}, check=True, timeout=_START_S, cwd=home)
+    subprocess.run(command, env={**gpu_variables(home), **OFF}, check=True, timeout=START_S, cwd=home)
 
 
 def _size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def time_case(server: type[_Timed], name: str, rounds: int, folder: Path) -> dict[str, dict[str, list[Start]]]:
-    """Times both sides in turns. Every second round is in reverse.
+class TimedCase:
+    """The starts of one case on both sides, which alternate. Every second round is in reverse.
 
-    Starts that are not the first follow one start of each side without caches. On one GPU, it is a case, too.
+    Our starts are compared with plain ones, or, if they have a volume, with our later starts on that volume.
+    If they lack a part, they are compared with nothing.
     """
-    case = CASES[name]
-    launchers = {"ours": case.launcher} if case.left_out else {"plain": "plain", "ours": case.launcher}
-    location = ("--compile-cache", str(folder / "location")) if case.has_location else ()
-    found: dict[str, dict[str, list[Start]]] = {name: {"plain": [], "ours": []}}
-    if location:
-        time_start(server, case, "ours", folder / "fills-the-location", *location, settle_s=_SETTLED_S)
-    elif not case.is_first and not (folder / "ours").exists():
-        first = {side: [time_start(server, case, side, folder / side, settle_s=_SETTLED_S)] for side in launchers}
-        found |= {case.first_name: first} if case.gpus == 1 else {}
-    for number in range(rounds):
-        for side in [*launchers][:: -1 if number % 2 else 1]:
-            home = folder / (f"{side}-{number}" if case.is_first else side)
-            arguments = location if side == "ours" else ()
-            found[name][side].append(time_start(server, case, launchers[side], home, *arguments))
-            click.echo(f"  {side}: {found[name][side][-1]}", err=True)
-    return found
+
+    def __init__(self, server: type[TimedServer], name: str, folder: Path) -> None:
+        """`folder` keeps the homes, also those of other cases with the same first starts."""
+        self._server, self._name, self._folder = server, name, folder
+        self._case = CASES[name]
+        self._homes = Homes(folder)
+        peer = "later" if self._case.has_volume else "plain"
+        launchers = {peer: "ours" if self._case.has_volume else "plain", "ours": self._case.launcher}
+        self._launchers = {"ours": self._case.launcher} if self._case.left_out else launchers
+
+    def time(self, rounds: int) -> dict[str, dict[str, list[Start]]]:
+        """Returns the starts of this case, and those that have filled its caches if these are a case, too."""
+        found: dict[str, dict[str, list[Start]]] = {self._name: {side: [] for side in self._launchers}}
+        first = self._prepare()
+        if len(first) == len(self._launchers) and not self._case.needs_own_folder:
+            found[self._case.first_name] = {side: [start] for side, start in first.items()}
+        for number in range(rounds):
+            for side in [*self._launchers][:: -1 if number % 2 else 1]:
+                with self._home_of(side) as home:
+                    found[self._name][side].append(self._start(side, home, self._launchers[side]))
+                click.echo(f"  {side}: {found[self._name][side][-1]}", err=True)
+        return found
+
+    def _prepare(self) -> dict[str, Start]:
+        """Fills caches that are not filled yet. Returns the first starts by side."""
+        if self._case.has_location:
+            with self._homes.use_once("fills-the-location") as home:
+                self._start("ours", home, "ours", settle_s=SETTLED_S)
+        first = {}
+        for side in self._launchers:
+            if self._keeps_home(side) and not self._homes.has(side):
+                with self._homes.use(side) as home:
+                    launcher = "plain" if side == "plain" else "ours"
+                    first[side] = self._start(side, home, launcher, settle_s=SETTLED_S)
+        if self._case.is_after_plain:
+            self._homes.remove(_USED)
+            self._homes.copy("plain", _USED)
+        return first
+
+    def _keeps_home(self, side: str) -> bool:
+        """Whether all starts of the side have the same home."""
+        is_ours_new = self._case.has_volume or self._case.is_after_plain
+        return not (self._case.is_first or (side == "ours" and is_ours_new))
+
+    @contextmanager
+    def _home_of(self, side: str) -> Iterator[Path]:
+        if self._keeps_home(side):
+            with self._homes.use(side) as home:
+                yield home
+        else:
+            with self._homes.use_once("new", _USED if self._case.is_after_plain else "") as home:
+                yield home
+
+    def _start(self, side: str, home: Path, launcher: str, settle_s: float = 1.0) -> Start:
+        location = ("--compile-cache", str(self._folder / "location")) if self._case.has_location else ()
+        variables = {"VLLM_CACHE_ROOT": str(self._folder / "volume")} if self._case.has_volume else {}
+        return time_start(
+            self._server,
+            self._case,
+            launcher,
+            home,
+            *(location if side == "ours" else ()),
+            settle_s=settle_s,
+            environment=variables,
+        )
 
 
-def time_start(
-    server_type: type[_Timed],
-    case: Case,
-    launcher: str,
-    home: Path,
-    *arguments: str,
-    settle_s: float = 1.0,
-    environment: Mapping[str, str] = MappingProxyType({}),
-) -> Start:
-    """Times one start until its first answer, and the stop by SIGTERM."""
-    home.mkdir(exist_ok=True)
-    variables = {"STUB_GPUS": str(case.gpus), **(OFF if launcher == "ours" else {}), **environment}
-    if case.left_out:
-        variables["VCLI_LEAVE_OUT"] = case.left_out
-    with server_type(launcher, *case.arguments, *arguments, folder=home, environment=variables) as server:
-        assert server.log_path is not None
-        with follow_log(server.log_path) as log:
-            Program.wait(server, lambda: server.health() == 200, _START_S)
-            healthy = time.time() - server.begun_s
-            server.generate()
-            answer = time.time() - server.begun_s
-        kernels = None if launcher == "plain" else server.get("/startupz")["kernels"]
-        time.sleep(settle_s)
-        cuda = server.cuda_s()
-        signal_s = time.time()
-        server.terminate(signal.SIGTERM)
-        stop = time.time() - signal_s
-    ends_s = {name: (end_ns - server.begun_ns) / 1e9 for name, end_ns in log.ends_ns.items()}
-    phases_s = {name: round(seconds, 2) for name, seconds in divide(ends_s | {"server": healthy}, answer).items()}
-    healthy, answer, stop = (round(seconds, 2) for seconds in (healthy, answer, stop))
-    return Start(None if cuda is None else round(cuda, 2), healthy, answer, stop, phases_s, kernels)
+_USED: Final = "used by plain"
+"""The home that plain vLLM's starts have left, before a start of ours changes a copy of it."""
 
 
-def describe(name: str, plain: list[Start], ours: list[Start]) -> str:
+def describe(name: str, sides: Mapping[str, list[Start]]) -> str:
     """A row of a table in Markdown: medians of both sides, and their ratios."""
+    ours = sides["ours"]
+    peers = next((starts for side, starts in sides.items() if side != "ours"), [])
     cells = [name, str(len(ours))]
     for field in FIGURES:
-        theirs, own = (_median(field, starts) for starts in (plain, ours))
+        theirs, own = (_median(field, starts) for starts in (peers, ours))
         ratio = f": {own / theirs:.2f}" if own and theirs else ""
         cells.append(f"{theirs or 0:.1f}; {own or 0:.1f} s{ratio}")
     return f"| {' | '.join(cells)} |"
