@@ -5,6 +5,7 @@
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow                         tests that need vLLM, a browser or minutes
 #   make figures [ARGS="--missing"]        every headline benchmark, alone on the machine; writes the pages
+#   make figures ARGS="--hooks"            what each hook saves: starts with and without it; --hook NAME: one
 #   make test-gpu [ARGS="--minutes 10"]    on a GPU: tests and figures, the most valuable first, in 45 minutes
 #   make size                              tokens of code in each room, against the ceiling in tools/size.txt
 #   make lint | format                     the linters; corrects order of imports and layout

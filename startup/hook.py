@@ -16,7 +16,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from envs.registry import env
 
@@ -28,12 +28,59 @@ Release: TypeAlias = tuple[int, int]
 Process: TypeAlias = Literal["api", "forkserver", "template"]
 """A process that imports vLLM: its API server, the forkserver of a start, or a template of a standby."""
 
-StartPart: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
-"""Parts of a start, besides hooks, that VCLI_LEAVE_OUT can switch off.
+TimedStart: TypeAlias = Literal[
+    "CPU, eager, later",
+    "CPU, eager, first",
+    "CPU, eager, beside a standby",
+    "CPU, compiled, later",
+    "CPU, compiled, beside a standby",
+    "embedded, eager, later",
+    "stand-in, compiled, later",
+    "stand-in, compiled, first",
+    "stand-in, eager, later",
+    "stand-in, eager, first",
+]
+"""Starts in which `make figures` can measure what a hook saves: build, mode, and what came before.
 
-`import file`: modules are imported from one file. `lean imports`: stand-ins and delayed imports. `offline
-hub`: no hub requests if all files are on disk. `real-time probes`: high priority for the probes' process.
+The builds are vLLM's for CPU, the embedded engine, and vLLM's CUDA build on the stand-in for a GPU.
 """
+
+StartPart: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
+"""Parts of a start, besides hooks, that VCLI_LEAVE_OUT can switch off (`START_PARTS`)."""
+
+
+class PartOfStart(NamedTuple):
+    """Describes a part of a start, and why it is there."""
+
+    does: str
+    without: str
+    gain_in: tuple[TimedStart, ...] = ()
+    promise: str = ""
+
+
+START_PARTS: Final[dict[StartPart, PartOfStart]] = {
+    "import file": PartOfStart(
+        "imports modules from one file",
+        "each module is read from a file of its own",
+        gain_in=("CPU, eager, later", "embedded, eager, later", "stand-in, compiled, later"),
+    ),
+    "lean imports": PartOfStart(
+        "uses stand-ins for modules, and delays imports",
+        "all modules are imported, and at once",
+        gain_in=("CPU, eager, later", "embedded, eager, later", "stand-in, compiled, later"),
+    ),
+    "offline hub": PartOfStart(
+        "sets HF_HUB_OFFLINE if all files are on disk",
+        "vLLM sends the hub a dozen requests",
+        promise="no requests to the hub if all files are on disk",
+    ),
+    "real-time probes": PartOfStart(
+        "gives the responder real-time priority where permitted",
+        "the responder waits for a processor like any process",
+        promise="probes are answered at once on busy processors",
+    ),
+}
+"""The parts, with the same facts as a hook has."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +186,10 @@ class Hook:
     without: str
     """What a start loses without the hook."""
     needs: tuple[Need, ...]
-    gain: str = ""
-    """The measured gain, from docs/figures: the time with the hook divided by the time without it."""
+    gain_in: tuple[TimedStart, ...] = ()
+    """Starts that are faster with the hook. docs/figures has what `make figures` has measured of them."""
     promise: str = ""
-    """The promise of the documentation that this hook keeps. Each hook has a gain, a promise, or both."""
+    """The promise of the documentation that this hook keeps. An optional hook has a gain or a promise."""
     is_essential: bool = False
     """Whether vLLM starts without preloading if this hook does not fit."""
     since: Release | None = None
@@ -155,8 +202,8 @@ class Hook:
     """Each call makes one change. Declared by `startup.imports.finder.wraps` and `alters`."""
 
     def __post_init__(self) -> None:
-        if not (self.gain or self.promise):
-            raise ValueError(f"the hook {self.name!r} has no measured gain and keeps no promise")
+        if not (self.gain_in or self.promise or self.is_essential):
+            raise ValueError(f"the hook {self.name!r} names no start that it makes faster, and keeps no promise")
 
     def part(
         self,

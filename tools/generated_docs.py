@@ -23,11 +23,13 @@ from envs.variable import EnvVar
 from startup.arguments.option import spell, spell_default
 from startup.arguments.supported import CONFIG, GROUPS, LOG_FORMAT, WEB_PAGE
 from startup.arguments.unsupported import IGNORED, REJECTED
-from startup.hook import Hook
+from startup.hook import START_PARTS, Hook
 from startup.settings.flag import Flag
 from startup.vllm.launch.hooks import PARTS
 from startup.vllm.patches.graphs.early_graphs import OF_CONFIG, OF_RUNNER, UNPROVEN
 from startup.vllm_arguments.installed import NEWEST_TESTED
+from tools.figures.gains import COLUMNS, LEAST, all_parts, describe, gains_of, reasons_for
+from tools.figures.record import Figures
 from vllm_cli.commands.of_vllm import VllmCommand
 from vllm_cli.main import COMMANDS, CommandEntry, cli, load_command
 
@@ -52,6 +54,13 @@ _ABOUT_VARIABLES: Final = (
     "Further settings are environment variables. Empty means unset, except for CUDA_VISIBLE_DEVICES. Booleans are on "
     "(1, true, yes, on) or off (0, false, no, off). `vllm-cli doctor --env` shows types and present values, and masks "
     "secrets."
+)
+_ABOUT_GAINS: Final = (
+    '`make figures ARGS="--hooks"` starts vLLM with and without each hook, in alternating rounds, and stores them in '
+    '[these files](../figures). `ARGS="--hook NAME"` measures one. The seconds are medians. A round saves the share '
+    "(without − with) ÷ without. The table has the median round, with minimum and maximum. The processor time is that "
+    f"of all processes until the first token. A hook that saves less than {LEAST * 100:.0f} % of both has no gain. On "
+    "the stand-in for a GPU, no kernel runs. [Figures](../figures.md#method) has the machines."
 )
 _IGNORED_NOTE: Final = "The embedded engine accepts these flags, and prints a notice that they have no effect."
 
@@ -136,17 +145,27 @@ def _describe_variables() -> Iterator[str]:
     yield from _paragraph(f"These variables are also read: {', '.join(listed)}.")
 
 
-def build_hooks_page() -> str:
+def build_hooks_page(figures: Figures | None = None) -> str:
     """The text of docs/dev/vllm-hooks.md: every hook that the launcher places in other programs."""
+    figures = figures or Figures()
     introduction = (
         "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries at run time. Each\n"
         "`Hook(…)` below `startup` lists in `needs` the names and texts on which it relies. A hook that does not fit\n"
         "the installed code is left out, with a warning. If one in **bold** does not fit, vLLM starts without\n"
-        "preloading. A gain is the time with the hook, divided by the time without it (median and range; the\n"
-        "rounds are in [these files](../figures) or in git's history of them)."
+        "preloading, so it cannot be left out. The last column says why a hook is there: the share of a start that\n"
+        "[it saves](#what-each-hook-saves), or the promise of the documentation that it keeps."
     )
-    head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Gain")
-    sections = [*_table(head, map(_hook_row, PARTS.values())), ""]
+    parts = all_parts()
+    gains = {name: gains_of(part, figures) for name, part in parts.items()}
+    reasons = {name: "<br>".join(reasons_for(part, gains[name])) for name, part in parts.items()}
+    head = ("Hook, and releases of vLLM if not all", "What it does", "Without it", "Why it is there")
+    sections = [*_table(head, (_hook_row(hooks, reasons[name]) for name, hooks in PARTS.items())), ""]
+    sections += ["VCLI_LEAVE_OUT also takes these parts of a start:", ""]
+    rows = ((name, part.does, part.without, reasons[name]) for name, part in START_PARTS.items())
+    sections += [*_table(("Part", *head[1:]), rows), ""]
+    sections += ["## What each hook saves", "", *_wrap(_ABOUT_GAINS, indent=""), ""]
+    measured = [row for name, part in parts.items() for row in describe(part, gains[name], figures)]
+    sections += [*_table(COLUMNS, measured), ""] if measured else ["No run of the last releases is stored.", ""]
     sections += ["## CUDA graphs that are captured before vLLM is ready", ""]
     sections += _wrap(
         "The hook `late CUDA graphs` changes nothing with these features, sorted by reason.", indent=""
@@ -320,12 +339,12 @@ def _variable_row(variable: EnvVar[Any]) -> tuple[str, ...]:
     return f"`{variable.name}{choices}`{_in_parentheses(default)}", variable.description
 
 
-def _hook_row(parts: Sequence[Hook]) -> tuple[str, ...]:
+def _hook_row(parts: Sequence[Hook], reason: str) -> tuple[str, ...]:
     hook = parts[0]
     name = f"**{hook.name}**" if hook.is_essential else hook.name
     releases = dict.fromkeys(map(_releases, parts))
     name += f"<br>{', in part '.join(releases)}" if {*releases} != {_ALL_RELEASES} else ""
-    return name, hook.does, hook.without, hook.gain
+    return name, hook.does, hook.without, reason
 
 
 def _releases(hook: Hook) -> str:

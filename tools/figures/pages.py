@@ -14,9 +14,11 @@ from tools.figures.chart import draw_chart
 from tools.figures.record import ROOT, Figures, Measured
 from tools.figures.rows import ROWS, Shown, headlines, newest
 from tools.figures.steps import FLEET
+from tools.generated_docs import build_hooks_page
 
 README: Final = ROOT / "README.md"
 FLEET_PAGE: Final = ROOT / "docs" / "fleet.md"
+HOOKS_PAGE: Final = ROOT / "docs" / "dev" / "vllm-hooks.md"
 _REMEDIES: Final = {
     "nothing": "nothing: an empty home",
     "volume": "the volume of an earlier pod",
@@ -142,6 +144,7 @@ SHOWS_FIGURES: Final[dict[Path, Callable[[Figures], str]]] = {
     README: build_readme,
     ROOT / "docs" / "figures.md": build_page,
     FLEET_PAGE: build_fleet,
+    HOOKS_PAGE: build_hooks_page,
     ROOT / "docs" / "start.svg": draw_chart,
 }
 """File with figures -> the function that returns its content."""

@@ -1,4 +1,4 @@
-"""Reads the processor time that all processes of a server have used, also those that have ended."""
+"""Reads the processor time of all processes of a server, including processes that have ended."""
 
 import ctypes
 from contextlib import suppress

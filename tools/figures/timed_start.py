@@ -1,6 +1,7 @@
 """Times starts of servers in homes of their own: ours and plain ones, of vLLM and the embedded engine.
 
-`tools/gpu_stub/starts.py` compares our starts with plain ones.
+`tools/gpu_stub/starts.py` compares our starts with plain ones. `leave_out.py` compares them with starts that
+lack a part.
 """
 
 import shutil
@@ -25,9 +26,9 @@ from vllm_cli.bench.phases import divide, follow_log
 
 START_S: Final = 1200.0
 SETTLED_S: Final = 6.0
-"""Seconds for which an unmeasured start continues after its first answer, to write its files."""
+"""The seconds from the first answer of an unmeasured start to its stop, in which it writes its files."""
 COMPILED: Final = EAGER[1:]
-"""The arguments of a start whose model vLLM compiles. Those of an eager start are `EAGER`."""
+"""The arguments of a start whose model vLLM compiles. An eager start has `EAGER`."""
 _UNWANTED: Final = ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR")
 _PLUGIN: Final = Path(__file__).with_name("plugin")
 _IN_USE: Final = "home"

@@ -192,7 +192,7 @@ class TimedCase:
         self._launchers = {"ours": self._case.launcher} if self._case.left_out else launchers
 
     def time(self, rounds: int) -> dict[str, dict[str, list[Start]]]:
-        """Returns the starts of this case, and those that have filled its caches if these are a case, too."""
+        """Returns the starts of this case. Adds the first starts that have filled its caches, if any."""
         found: dict[str, dict[str, list[Start]]] = {self._name: {side: [] for side in self._launchers}}
         first = self._prepare()
         if len(first) == len(self._launchers) and not self._case.needs_own_folder:

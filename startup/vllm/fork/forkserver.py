@@ -41,7 +41,6 @@ FORKS: Final = Hook(
     "forks",
     does="forks engines, workers and API servers where vLLM uses `spawn`",
     without="every process imports vLLM itself",
-    gain="0.16 (0.15–0.18) of `vllm serve`, with all hooks",
     needs=(
         *NEEDS,
         Text("vllm.utils.system_utils", r"def get_mp_context\(.*?multiprocessing\.get_context\(", "get_mp_context"),
@@ -57,7 +56,7 @@ CHILD_VARIABLES: Final = Hook(
     "variables of children",
     does="starts the forkserver with vLLM's variables for workers (OpenMP, allocator, Inductor)",
     without="workers on CPU are slower, or are not forked",
-    promise="workers on CPU are as fast as vLLM's: 1.01 (0.98–1.02)",
+    promise="workers on CPU are as fast as vLLM's",
     needs=(
         Text(_CPU, r'os\.environ\["LD_PRELOAD"\]', "LD_PRELOAD"),
         Text(_CPU, r'os\.environ\["TORCHINDUCTOR_COMPILE_THREADS"\]', "TORCHINDUCTOR_COMPILE_THREADS"),

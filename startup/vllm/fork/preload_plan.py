@@ -25,7 +25,6 @@ PRELOADING: Final = Hook(
     "preloading",
     does="imports the API server beside the forkserver's imports; runs `vllm serve` in the launcher",
     without="vLLM runs as a new program",
-    gain="0.16 (0.15–0.18) of `vllm serve`, with all hooks",
     needs=(MAIN, *map(Name, (*API_MODULES[1:], *_ENGINE_MODULES))),
     is_essential=True,
 )

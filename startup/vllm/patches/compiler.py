@@ -48,7 +48,7 @@ DEFERRED_COMPILER: Final = Hook(
     "deferred compiler",
     does="imports torch's compiler when a decorated function is first called",
     without="eager starts import torch's compiler in the API server and on CPU",
-    gain="0.79 (0.72–0.91) of a cold start; 0.75 (0.64–0.85) where functions are compiled late",
+    gain_in=("CPU, eager, later",),
     needs=(_COMPILE, _INNER_KERNELS, Name("torch._dynamo"), Name("torch._inductor")),
 )
 
@@ -61,6 +61,7 @@ AOT_LOADING: Final = Hook(
     "loading of compiled models",
     does="adds `finalize_loading`, which vLLM calls, to Inductor's functions",
     without="vLLM for CPU compiles the model in every start",
+    gain_in=("CPU, compiled, later",),
     promise="later starts load the compiled model",
     needs=(
         Text(_DECORATORS, r"torch\.compiler\.load_compiled_function\(", "torch.compiler.load_compiled_function()"),

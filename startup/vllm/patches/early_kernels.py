@@ -33,7 +33,7 @@ EARLY_KERNELS: Final = Hook(
     "early kernels",
     does="compiles Triton's kernels that a start will need in processes of their own, while the engine starts",
     without="in a first start, the engine compiles the sampler's kernels one after the other",
-    promise="kernels and keys are Triton's own",
+    gain_in=("stand-in, eager, first", "stand-in, compiled, first"),
     needs=(*NEEDS, REGISTRY),
     places={"forkserver", "template"},
 )

@@ -29,7 +29,7 @@ KV_CACHE: Final = Hook(
     "memory of the KV cache",
     does="on CPU, populates it with several threads, while vLLM already serves if memory is ample",
     without="one thread populates it before vLLM serves",
-    gain="0.79 (0.57–0.83) of a cold start with a cache of 4 GiB",
+    gain_in=("CPU, eager, later",),
     needs=(Text(_ALLOCATION, r"= torch\.zeros\(buf_size, dtype=torch\.int8, device=device\)", "zeros for the cache"),),
     places={"forkserver", "template"},
 )

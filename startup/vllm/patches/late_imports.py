@@ -16,7 +16,7 @@ LATE_NAMES: Final = Hook(
     "unused imports",
     does="delays imports of names used only in calls or annotations; omits other subcommands",
     without="processes import what few requests use",
-    gain="0.89 (0.86–0.99) of a cold start; subcommands 0.82 (0.79–0.94)",
+    gain_in=("CPU, eager, later", "stand-in, compiled, later"),
     needs=(
         Text("vllm.connections", r"^import aiohttp\b", "import aiohttp"),
         Text("vllm.v1.structured_output", r"^from vllm\.v1\.structured_output\.backend_xgrammar import", "an import"),

@@ -26,7 +26,7 @@ WARM_UPS: Final = Hook(
     does="watches TileLang and CuTe DSL once they are imported; imports no cutlass to compile, skips warm-ups of "
     "kernels that the model lacks, and prepares Inductor for later compilations when idle",
     without="starts that compile import TileLang, and all starts import FlashInfer's autotuner, for no kernel",
-    gain="1.4 s of processor time of each compiled start, on a stand-in for the GPU",
+    gain_in=("stand-in, compiled, later",),
     needs=_WATCHERS,
     since=(0, 33),
     places={"forkserver", "template"},

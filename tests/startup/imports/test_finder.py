@@ -51,7 +51,7 @@ def test_a_hook_follows_a_shim_to_its_module(imported, toys):
     toys.write("shimmed.old.launcher", _MOVED)
     name = Name("shimmed.old.launcher", "serve", ("port",))
     text = Text("shimmed.old.launcher", r"def serve\(", "serve()")
-    hook = Hook("planted", does="something", without="nothing", gain="much", needs=(name, text))
+    hook = Hook("planted", does="something", without="nothing", promise="much", needs=(name, text))
     assert (name.loaded, hook.applies) == (None, True)
     wrap_after_import(name, lambda serve: lambda port: serve(port) + 1, hook)
     module = importlib.import_module(imported)
@@ -59,7 +59,7 @@ def test_a_hook_follows_a_shim_to_its_module(imported, toys):
     assert name.loaded is module
     assert list(hook.problems()) == []
     changed = Name("shimmed.old.launcher", "absent")
-    assert list(Hook("changed", does="", without="", gain="much", needs=(changed,)).problems()) == [
+    assert list(Hook("changed", does="", without="", promise="much", needs=(changed,)).problems()) == [
         "shimmed.old.launcher has no absent"
     ]
 

@@ -1,7 +1,7 @@
 """A general plugin of vLLM that replaces names in vLLM's modules, before other modules import these names.
 
-With this folder on PYTHONPATH, vLLM finds it as an installed package. What it puts in place does the same as
-before, and logs `MARK`. So a log shows whether the model was built with it.
+With this folder on PYTHONPATH, vLLM finds it as an installed package. The new functions do the same as the
+old ones. `get_rope` also logs `MARK`, so a log shows whether the model was built with it.
 """
 
 import logging

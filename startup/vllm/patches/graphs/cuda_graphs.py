@@ -40,7 +40,7 @@ GRAPH_MEMORY: Final = Hook(
     "CUDA graphs",
     does="remembers how much memory CUDA graphs need; excludes older objects from garbage collection",
     without="each start captures most graphs twice, to measure them",
-    gain="0.77 (0.65–0.77) of a compiled start, on a stand-in for the GPU",
+    gain_in=("stand-in, compiled, later",),
     needs=(_MEASURE, _CAPTURE, _FINGERPRINT, WORLD),
     since=(0, 33),
     places={"forkserver", "template"},

@@ -64,7 +64,7 @@ LATE_GRAPHS: Final = Hook(
     does="captures most CUDA graphs while vLLM serves, between two steps of an engine",
     without="vLLM captures all graphs before it is ready. So do vLLM 0.29 to 0.32, on whose CUDA builds this hook has "
     "not been tried",
-    gain="0.83 (0.83–0.84) of a compiled start, on a stand-in for the GPU",
+    promise="`--cuda-graphs after-ready`",
     needs=(
         *(*_CAPTURES, *_ESTIMATES, _LOOP, _STREAM, _WORKSPACE_MANAGER, WORLD, _ALLOW_CAPTURES, ENVS, PLATFORM),
         *(Name(_WORKSPACE, f"WorkspaceManager.{name}") for name in ("lock", "unlock", "_current_workspaces")),
