@@ -238,13 +238,15 @@ def test_a_round_counts_only_if_no_request_has_failed():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_both_sides_are_measured_with_vllms_client(tmp_path):
     """One server is frozen while the other one is measured."""
     vllm, model = ROOT / ".peers" / "vllm" / "bin" / "vllm", ROOT / ".peers" / "model"
     own = f"{sys.executable} -m vllm_cli serve {model} --engine embedded"
     words = ("--vllm", vllm, "--model", model, "--rounds", "1", "--concurrency", "1,4", "--max-tokens", "8")
     words += ("--cmd", own, "--cmd", f"{own} --max-num-seqs 2", "--json", tmp_path / "result.json")
-    done = run_python("from tools.figures.tokens import main; main()", *map(str, words), cwd=ROOT)
+    script = "from tools.figures.tokens import main; main()"
+    done = run_python(script, *map(str, words), cwd=ROOT, timeout_s=800)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     for side in range(2):
