@@ -59,7 +59,7 @@ def _serve(line: LauncherLine) -> int:
     if sys.dont_write_bytecode:
         from pathlib import Path
 
-        from startup.storage.caches import use_kept_bytecode
+        from startup.storage.bytecode import use_kept_bytecode
 
         use_kept_bytecode(Path(_ROOT, "vllm_cli"))
     return _run_command(line)

@@ -25,6 +25,7 @@ from startup.compiled_models.exchange import CompiledEvent, Exchange
 from startup.compiled_models.reasons import Reason, Wanted, explain, find_change
 from startup.compiled_models.record import CompiledModel, Hardware, kernel_family, present_architectures
 from startup.compiled_models.sharing_process import AddJob, FetchJob, LearnedFiles, SharingProcess, SharingReport
+from startup.imports.distributions import contents_of
 from startup.processes import group_signals
 from startup.reports.timeline.history import installed_versions
 from startup.session.start_state import StartState
@@ -36,6 +37,8 @@ from startup.vllm_arguments.vllm_line import VllmLine
 logger = logging.getLogger(__name__)
 
 _PACKAGES: Final = ("torch", "triton", "flashinfer-python")
+_COMPILERS: Final = (*_PACKAGES, "humming-kernels", "tilelang", "vllm")
+"""The packages with the sources from which compilers other than Triton compile kernels."""
 _MOST_FAILURES: Final = 2
 _FAILED: Final = f"{_MOST_FAILURES} starts have failed after they had loaded the model that was compiled before"
 _MOST_LOGGED: Final = 3
@@ -245,7 +248,9 @@ class CompileCache:
     @cached_property
     def _kernel_families(self) -> tuple[str, ...]:
         architectures = present_architectures() or self._hardware.gpus
-        return kernel_family(self._versions, self._hardware, architectures) if architectures else ()
+        if not architectures:
+            return ()
+        return kernel_family(self._versions, self._hardware, architectures, contents_of(_COMPILERS))
 
     def _run(self, state: StartState, lock: int) -> None:
         try:

@@ -173,15 +173,18 @@ class SharedFiles(ArchiveRecord):
         return f"{self.family}/{self.name}{ARCHIVE_SUFFIX}"
 
 
-def kernel_family(versions: Mapping[str, str], hardware: Hardware, architectures: Sequence[str]) -> tuple[str, str]:
+def kernel_family(
+    versions: Mapping[str, str], hardware: Hardware, architectures: Sequence[str], contents: object = ()
+) -> tuple[str, str]:
     """The families of Triton's kernels, and of the other compilers' kernels.
 
     Triton's depend on the GPUs' architectures (compute capabilities), so that a machine without a GPU can
-    compile them. What the others compile or tune may depend on more.
+    compile them. What the others compile or tune may depend on more. Triton hashes its own sources into the
+    names of its kernels. FlashInfer compares times, so `contents` identifies the sources of the others.
     """
     name, facts = versions.get("vllm", "unknown"), [FORMAT, dict(sorted(versions.items()))]
     of_triton = _digest([*facts, hardware.machine, sorted(architectures)])[:_NUM_DIGITS]
-    of_others = _digest([*facts, asdict(hardware)])[:_NUM_DIGITS]
+    of_others = _digest([*facts, asdict(hardware), repr(contents)])[:_NUM_DIGITS]
     return f"triton-{name}-{of_triton}", f"kernels-{name}-{of_others}"
 
 

@@ -56,7 +56,8 @@ from startup.session.preflight.report import PreflightReport
 from startup.session.session import ListenAddress, StartSession
 from startup.session.task_room import check_task_room
 from startup.settings.config import StartupConfig
-from startup.storage.caches import digest, keep_bytecode, use_baked_bytecode
+from startup.storage.bytecode import keep_bytecode
+from startup.storage.caches import digest, use_baked_bytecode
 from startup.storage.temp_folder import ensure_temp_folder
 
 if TYPE_CHECKING:

@@ -2,11 +2,12 @@
 
     head    of fixed length: format, position and checksum of the index, size of the file
     code    the modules' marshalled code in order of import, then the code of the dataclasses' methods
-    index   marshalled: interpreter, distributions, each module's stamp (time and size) and position
+    index   marshalled: interpreter, distributions, each module's stamp and position
 
 An import file is used until the installed distributions change. A module comes from the file if its source
-has the same time and size as in the index. Also, no folder that is searched earlier may offer a module of
-this name. Python's own finders find all other modules. All modules get Python's own loader.
+has the same time and size as in the index; if a tool may have set this time, the same content. Also, no
+folder that is searched earlier may offer a module of this name. Python's own finders find all other modules.
+All modules get Python's own loader.
 
 A start reads the import file before its other imports. So this module itself imports little, and only from
 the standard library and this project.
@@ -25,7 +26,7 @@ from importlib.util import MAGIC_NUMBER
 from types import CodeType, ModuleType
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from base.machine.file_stamps import StoredStamp, read_stamp
+from base.machine.file_stamps import StoredStamp, checksum, read_file, read_stamp
 from base.machine.files import why_changeable
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import serve, stop_serving
@@ -33,7 +34,7 @@ from startup.imports.finder import serve, stop_serving
 logger = logging.getLogger(__name__)
 
 _MARK: Final = b"vllm-cli import file"
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 _HEAD: Final = struct.Struct("<20sIQQQ8s")
 HEAD_BYTES: Final = _HEAD.size
 _SOURCE_ENDING: Final = ".py"
@@ -49,14 +50,26 @@ class ModuleEntry(NamedTuple):
     is_package: bool
     origin: str
     stamp: StoredStamp
+    source: bytes
+    """The checksum of the source. Empty if its time and size are proof of its content."""
     code: Part
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the source has changed since the code was compiled."""
+        if not self.source:
+            return read_stamp(self.origin).stored != self.stamp
+        try:
+            return checksum(read_file(self.origin)) != self.source
+        except OSError:
+            return True
 
 
 class Index(NamedTuple):
     """The contents of the file, and the facts that decide whether they are valid."""
 
     interpreter: tuple[object, ...]
-    distributions: tuple[tuple[str, int, int], ...]
+    distributions: tuple[tuple[str, bytes], ...]
     """The result of `distribution_stamps` when the file was written."""
     modules: dict[str, tuple[object, ...]]
     """The fields of a `ModuleEntry` by the module's name, in order of import."""
@@ -106,7 +119,7 @@ class ImportFile:
         searched = folder.rpartition("/")[0] if entry.is_package else folder
         if not self._is_searched_first(fullname, searched, path):
             return None
-        if read_stamp(entry.origin).stored != entry.stamp:
+        if entry.is_outdated:
             self.outdated.add(fullname)
             return None
         loader = SourceFileLoader(fullname, entry.origin)
@@ -217,11 +230,6 @@ def _read_part(fd: int, part: Part) -> Any:
 def this_interpreter() -> tuple[object, ...]:
     """The properties of the interpreter that decide whether bytecode and paths fit."""
     return (MAGIC_NUMBER, sys.version, sys.flags.optimize, sys.prefix, sys.base_prefix)
-
-
-def checksum(data: bytes) -> bytes:
-    """The fast hash with which CPython compares sources and bytecode."""
-    return _imp.source_hash(_FORMAT, data)
 
 
 def pack_head(index_offset: int, index: bytes) -> bytes:

@@ -17,25 +17,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from importlib.util import MAGIC_NUMBER, cache_from_source
+from importlib.util import MAGIC_NUMBER, cache_from_source, source_hash
 from pathlib import Path
 from types import CodeType, MappingProxyType
 from typing import Any, BinaryIO, Final
 
-from base.machine.file_stamps import StoredStamp, read_stamp
+from base.machine.file_stamps import StoredStamp, checksum, read_file, read_stamp, written_times
 from base.machine.files import MODE
 from startup.hook import uses
 from startup.imports import import_file
 from startup.imports.distributions import distribution_stamps, installed_folders
-from startup.imports.import_file import Index, ModuleEntry, Part, checksum, install, open_file, uninstall
+from startup.imports.import_file import Index, ModuleEntry, Part, install, open_file, uninstall
 from startup.processes.helper import Helper, HelperEndedError, Send
+from startup.storage.bytecode import BY_TIME, UNCHECKED, resume_keeping_bytecode, stamp_bytes
 from startup.storage.caches import digest, layers
 
 logger = logging.getLogger(__name__)
 
-_PYC_HEAD_BYTES: Final = 16
-_BY_TIME: Final = bytes(4)
-"""Marks bytecode that is valid for one time and size of its source."""
 _SETTLED_NS: Final = 2_000_000_000
 """The least age of a source file. A younger one may have changed since its bytecode was made."""
 _FEW_METHODS: Final = 50
@@ -68,6 +66,7 @@ def learned_imports() -> Iterator[None]:
     if _is_open or not uses("import file"):
         yield
         return
+    resume_keeping_bytecode()
     distribution_stamps()  # before imports change the path
     files = [file for file in map(install, import_file_paths()) if file is not None]
     known = {text: code for file in files for text, code in file.load_methods().items()}
@@ -119,6 +118,7 @@ def learn_as(job: tuple[Mapping[str, Any], Iterable[str]], _: Send) -> None:
     """The helper's job: learns as the launcher would, with these attributes of its module `sys`."""
     os.nice(10)
     vars(sys).update(job[0])
+    resume_keeping_bytecode()
     learn(job[1])
 
 
@@ -234,7 +234,7 @@ def _lock(path: str) -> int | None:
 def _write(file: BinaryIO, names: Iterable[str], methods: Mapping[str, CodeType]) -> None:
     find_spec = _spec_finder()
     installed = installed_folders()
-    modules: dict[str, tuple[object, ...]] = {}
+    entries: dict[str, ModuleEntry] = {}
     refused: list[str] = []
     file.seek(import_file.HEAD_BYTES)
     for name in dict.fromkeys(names):
@@ -246,20 +246,33 @@ def _write(file: BinaryIO, names: Iterable[str], methods: Mapping[str, CodeType]
         stamp = read_stamp(origin)
         if time.time_ns() - stamp.mtime_ns < _SETTLED_NS:
             continue
-        code = _bytecode(name, origin, stamp.stored)
-        if code is None:
+        with suppress(OSError):
+            source = read_file(origin)
+            if (code := _bytecode(name, origin, stamp.stored, source)) is not None:
+                is_package = spec.submodule_search_locations is not None
+                entries[name] = ModuleEntry(is_package, origin, stamp.stored, checksum(source), _append(file, code))
+        if name not in entries:
             refused.append(name)
-            continue
-        is_package = spec.submodule_search_locations is not None
-        modules[name] = tuple(ModuleEntry(is_package, origin, stamp.stored, _append(file, code)))
     place = _append(file, marshal.dumps(dict(methods)))
     interpreter = import_file.this_interpreter()
-    content = Index(interpreter, distribution_stamps(), modules, tuple(refused), place)
+    content = Index(interpreter, distribution_stamps(), _without_needless_checks(entries), tuple(refused), place)
     index = marshal.dumps(tuple[Any, ...](content))
     offset = file.tell()
     file.write(index)
     file.seek(0)
     file.write(import_file.pack_head(offset, index))
+
+
+def _without_needless_checks(entries: Mapping[str, ModuleEntry]) -> dict[str, tuple[object, ...]]:
+    """The entries' fields. Removes the checksum of a source whose time and size are proof of its content.
+
+    A start would read 3,600 sources to compare checksums, for 25 ms, or seconds from a slow disk.
+    """
+    written = written_times(entry.stamp[0] for entry in entries.values())
+    return {
+        name: tuple(entry._replace(source=b"") if entry.stamp[0] in written else entry)
+        for name, entry in entries.items()
+    }
 
 
 def _append(file: BinaryIO, data: bytes) -> Part:
@@ -287,17 +300,19 @@ def _spec_finder() -> Callable[[str], ModuleSpec | None]:
     return find
 
 
-def _bytecode(name: str, origin: str, stamp: StoredStamp) -> bytes | None:
+def _bytecode(name: str, origin: str, stamp: StoredStamp, source: bytes) -> bytes | None:
     """The module's marshalled code. None if the module cannot or must not be compiled here.
 
     With PYTHONDONTWRITEBYTECODE, existing bytecode of an installer is used, but no module is compiled.
     Otherwise each start would compile thousands of modules, which would delay requests by seconds.
     """
     with suppress(OSError), open(cache_from_source(origin), "rb") as file:  # noqa: PTH123
-        data = file.read()
-        stamps = b"".join((value & 0xFFFF_FFFF).to_bytes(4, "little") for value in stamp)
-        if data[:_PYC_HEAD_BYTES] == MAGIC_NUMBER + _BY_TIME + stamps:
-            return data[_PYC_HEAD_BYTES:]
+        magic, flags, source_id, code = (file.read(num_bytes) for num_bytes in (4, 4, 8, -1))
+        is_by_time = flags == BY_TIME
+        if magic == MAGIC_NUMBER and source_id == (stamp_bytes(stamp) if is_by_time else source_hash(source)):
+            return code
+        if magic == MAGIC_NUMBER and flags == UNCHECKED:  # Python uses it although the source has changed
+            return None
     if sys.dont_write_bytecode:
         return None
     with suppress(Exception):  # a faulty source; importing it reports the error

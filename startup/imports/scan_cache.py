@@ -65,9 +65,11 @@ def cached_scans() -> Iterator[None]:
         importlib.metadata.packages_distributions = find_distributions
 
 
-def _cached_or_new(name: str, convert: Callable[[Any], Value], compute: Callable[[], Value]) -> Value:
-    """Returns the cached value, or computes and caches it. Any change of packages makes it invalid."""
-    cached = CachedValue("imports", (sys.prefix, name), (sys.version, distribution_stamps()))
+def _cached_or_new(
+    name: str, convert: Callable[[Any], Value], compute: Callable[[], Value], present: object = ()
+) -> Value:
+    """Returns the cached value, or computes and caches it. It is valid for these packages and `present`."""
+    cached = CachedValue("imports", (sys.prefix, name), (sys.version, distribution_stamps(), present))
     if (value := cached.read(convert)) is None:
         cached.write(value := compute())
     return value
@@ -84,7 +86,8 @@ def _replace_scan(module: ModuleType) -> None:
 
     @functools.cache
     def stored() -> list[_Group]:
-        return _cached_or_new("structure", list, lambda: _to_json(_scan(module, scan, str(models))))
+        names = sorted(path.name for path in models.iterdir() if path.name != "__pycache__")
+        return _cached_or_new("structure", list, lambda: _to_json(_scan(module, scan, str(models))), names)
 
     def cached_scan(module_path: str | Path, prefix: str | None = None) -> Structure:
         """Returns a new object for each call, because transformers modifies it."""

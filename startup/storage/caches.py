@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -49,9 +48,7 @@ PAGES: Final = "pages.json"
 """Lists the files that the start has read, and which parts of each file."""
 
 PREFIX: Final = "PYTHONPYCACHEPREFIX"
-_DONT_WRITE: Final = "PYTHONDONTWRITEBYTECODE"
-_PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
-"""Modules of vLLM whose bytecode is looked for. The first one exists in every package."""
+DONT_WRITE: Final = "PYTHONDONTWRITEBYTECODE"
 _MOST_LINKS: Final = 40
 """The most symbolic links that are followed on the way to one file. The kernel has the same limit."""
 
@@ -85,7 +82,7 @@ def use_baked_bytecode() -> bool:
         return False
     sys.pycache_prefix = os.environ[PREFIX] = str(baked / BYTECODE)
     sys.dont_write_bytecode = True
-    os.environ[_DONT_WRITE] = "1"
+    os.environ[DONT_WRITE] = "1"
     return True
 
 
@@ -313,53 +310,3 @@ def _read(path: Path, convert: Callable[[Any], Value], stamps: object = None) ->
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.json"), key=lambda path: read_stamp(path).mtime_ns, reverse=True)
-
-
-def keep_bytecode(package: Path) -> str | None:
-    """Sets the bytecode cache of this process and of later processes, if `package` needs one.
-
-    Returns:
-        A warning for the user. None if all bytecode exists, if bytecode can be written beside the package's
-        modules, or if a bytecode cache is set already.
-    """
-    if sys.pycache_prefix is not None or all(path.exists() for path in _compiled(package)):
-        return None
-    if os.access(package, os.W_OK) and not sys.dont_write_bytecode:
-        return None
-    text = f"{package} has no compiled modules and "
-    text += f"{_DONT_WRITE} is set" if sys.dont_write_bytecode else "cannot be written to"
-    if (reason := _why_unusable(folder := cache_folder() / BYTECODE)) is not None:
-        return f"{text}, so every start compiles them: {reason}"
-    _keep_in(folder)
-    return f"{text}: they are kept in {folder}"
-
-
-def use_kept_bytecode(package: Path) -> None:
-    """Uses the bytecode that `keep_bytecode` has kept, if `package` needs it. Call it before most imports."""
-    folder = cache_folder() / BYTECODE
-    is_wanted = sys.dont_write_bytecode and sys.pycache_prefix is None and folder.is_dir()
-    if is_wanted and not all(path.exists() for path in _compiled(package)) and _why_unusable(folder) is None:
-        _keep_in(folder)
-
-
-def _keep_in(folder: Path) -> None:
-    sys.pycache_prefix = os.environ[PREFIX] = str(folder)
-    sys.dont_write_bytecode = False  # nothing is written beside the modules
-    os.environ.pop(_DONT_WRITE, None)
-
-
-def _why_unusable(folder: Path) -> str | None:
-    """Why the folder cannot be used. Python executes the folder's files, so no other user may change them."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        reason = f"{folder} is a link" if folder.is_symlink() else why_changeable(folder.lstat(), folder)
-    except OSError as err:
-        return f"{folder}: {err.strerror}"
-    return reason and f"{reason}: remove it"
-
-
-def _compiled(package: Path) -> Iterator[Path]:
-    for name in _PROBES:
-        path = package / name
-        if path.exists():
-            yield Path(cache_from_source(str(path)))

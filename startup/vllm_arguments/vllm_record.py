@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple
 from base.machine.file_stamps import FileStamp, read_stamp
 from envs import foreign
 from startup.hook import Hook, Name, Text
+from startup.imports.distributions import distribution_stamps
 from startup.settings.flag import Flag, Limits, Shape, ValueKind
 from startup.storage.caches import CachedValue, of_type
 from startup.vllm_arguments.installed import InstalledVllm, find_vllm
@@ -85,8 +86,8 @@ _UTILIZATION: Final = 0.92
 """The share of a GPU's memory that vLLM 0.32 and 0.33 use by default."""
 _LASTS_S: Final = 30 * 86400.0
 _RENEWED_AFTER_S: Final = 86400.0
-"""The age, in seconds, at which a successful start renews a record. The record may be out of date, because a
-changed file in a container image may have the same time and size."""
+"""The age, in seconds, at which a successful start renews a record. Plugins that are on the path, but not
+installed, may have changed."""
 _MACHINES: Final = ("--mm-processor-device",)
 """Flags whose choices depend on the machine, and are therefore not recorded."""
 _ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
@@ -162,7 +163,7 @@ class RecordFile:
         self._plugins = tuple(chain.from_iterable(plugins.values()))
         self._installed = [folder for folder in plugins if folder.endswith("-packages")]
         key = (sys.version, str(vllm.folder), vllm.version, self._plugins, foreign.text_of(_ALLOWED_PLUGINS))
-        self._kept = CachedValue("vllm-facts", key, lasts_s=_LASTS_S)
+        self._kept = CachedValue("vllm-facts", key, distribution_stamps(), _LASTS_S)
 
     def read(self) -> VllmRecord:
         """Returns the record. If there is none, the result has only plugins."""

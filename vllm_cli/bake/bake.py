@@ -24,6 +24,7 @@ from startup.files.prefetch.survey import FileRanges, whole_file, write_pages
 from startup.hook import uses
 from startup.reports.timeline.history import installed_versions
 from startup.settings.serve_arguments import join
+from startup.storage.bytecode import check_by_content
 from startup.storage.caches import BYTECODE, CACHE, COMPILED, HIDDEN, INSPECTIONS, MANIFEST, OFF, OWN, PAGES, PREFIX
 from vllm_cli.bake.kernels import compile_kernels, parse_architectures
 from vllm_cli.bake.start import (
@@ -136,6 +137,7 @@ def run_bake(
             reporter.note(f"{compiled.num_kernels} kernels for {compiled.architecture} are compiled")
             left_out.update((f"a kernel for {compiled.architecture}", why) for why in compiled.problems[:1])
         _clean(folder)
+        check_by_content(folder / BYTECODE)
         if subject.model is None:  # the start has downloaded the model
             subject = subject_of(arguments)
         _finish_reads(folder, pages, subject.model)

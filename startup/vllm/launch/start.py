@@ -32,7 +32,8 @@ from startup.session.preflight.all_checks import PreflightOptions
 from startup.session.preflight.report import PreflightReport
 from startup.session.session import ListenAddress, StartSession
 from startup.session.task_room import check_task_room
-from startup.storage.caches import add_baked_inspections, keep_bytecode, use_baked_bytecode
+from startup.storage.bytecode import keep_bytecode
+from startup.storage.caches import add_baked_inspections, use_baked_bytecode
 from startup.storage.temp_folder import ensure_temp_folder
 from startup.vllm.fork.forkserver import forkserver_environment, start_forkserver
 from startup.vllm.fork.kernel_processes import KernelProcesses, kernel_use

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import py_compile
 import shutil
 import sys
 import traceback
@@ -19,7 +20,7 @@ import pytest
 
 from startup.imports import finder
 from startup.imports.distributions import distribution_stamps
-from startup.imports.import_file import ImportFile, UnusableFileError, install, uninstall
+from startup.imports.import_file import ImportFile, ModuleEntry, UnusableFileError, install, uninstall
 from startup.imports.learned_imports import write
 
 NAMES = ("parcel", "parcel.inner", "parcel.sub", "parcel.sub.leaf", "lone")
@@ -209,6 +210,23 @@ def normalise(folder: Path) -> None:
         os.utime(path, (1_700_000_000, 1_700_000_000))
 
 
+@pytest.mark.parametrize("mode", list(py_compile.PycInvalidationMode))
+def test_bytecode_of_each_kind_goes_into_the_file_if_python_would_use_it(mode, folder):
+    for name in NAMES:
+        importlib.import_module(name)
+    forget()
+    source = folder / "lone.py"
+    py_compile.compile(str(source), invalidation_mode=mode, doraise=True)
+    path = folder.parent / "imports.code"
+    write(path, NAMES)
+    put(source, "VALUE = 'NEW!'\n", age_s=30)
+    write(path, NAMES)
+    install(path)
+    is_unchecked = mode is py_compile.PycInvalidationMode.UNCHECKED_HASH
+    assert ("lone" if is_unchecked else "NEW!") == importlib.import_module("lone").VALUE
+    assert ("lone" in served()) != is_unchecked, "Python itself runs the old code, so it is not in the file"
+
+
 def test_a_patch_release_with_normalised_times_replaces_the_earlier_one(folder):
     normalise(folder)
     path = written(folder)
@@ -223,6 +241,17 @@ def test_a_patch_release_with_normalised_times_replaces_the_earlier_one(folder):
     assert importlib.import_module("parcel.sub.leaf").VALUE == 2
     assert served() == set()
     assert "parcel.sub.leaf" in uninstall()  # the file is written again
+
+
+def test_sources_are_compared_only_where_a_tool_may_have_set_their_times(folder):
+    for name, age_s in (("parcel/inner.py", 600), ("lone.py", 62), ("parcel/__init__.py", 60)):
+        put(folder / name, (folder / name).read_text(), age_s=age_s)
+    os.utime(folder / "parcel/sub/__init__.py", (1_700_000_000, 1_700_000_000))
+    os.utime(folder / "parcel/sub/leaf.py", (1_700_000_000, 1_700_000_000))
+    file = ImportFile(str(written(folder)))
+    file.close()
+    compared = {name for name, fields in file.index.modules.items() if ModuleEntry(*fields).source}
+    assert compared == {"parcel.inner", "parcel.sub", "parcel.sub.leaf"}
 
 
 def test_a_module_that_no_installer_has_written_is_left_out(folder):
