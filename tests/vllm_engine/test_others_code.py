@@ -42,11 +42,16 @@ def _run(launcher: str, name: str, folder: Path, model: Path) -> tuple[list[str]
     return answers, imported
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(each, marks=[pytest.mark.ci_vllm] if each == "general plugin" else []) for each in MEMBERS]
-)
-@pytest.mark.parametrize("launcher", ["ours", "warm"])
-def test_the_answers_are_those_of_plain_vllm(name, launcher, unchanged, small_model, tmp_path, plain_answers):
+_CASES = [
+    pytest.param(launcher, name, id=f"{launcher}: {name}", marks=[pytest.mark.ci_vllm] * (name == "general plugin"))
+    for name, member in MEMBERS.items()
+    for launcher in (("ours",) if member.arguments else ("ours", "warm"))
+]
+"""A standby serves no start with a flag that names code (`tests/startup/vllm/test_warm_start_of_vllm.py`)."""
+
+
+@pytest.mark.parametrize(("launcher", "name"), _CASES)
+def test_the_answers_are_those_of_plain_vllm(launcher, name, unchanged, small_model, tmp_path, plain_answers):
     expected, imported_by_plain = plain_answers(name)
     assert expected != unchanged, "the code has an effect"
     answers, imported = _run(launcher, name, tmp_path, small_model)
