@@ -112,12 +112,20 @@ def import_later(module: str) -> ModuleType:
         ImportError: another version of the package was installed meanwhile. It would not fit the modules that
             this process has imported.
     """
-    package = module.partition(".")[0]
-    if module not in sys.modules and package in _noted and _stamp(package) != _noted[package]:
-        raise ImportError(f"{package} was installed anew while this server was running: start the server again")
+    if module not in sys.modules:
+        check_version(module)
     return importlib.import_module(module)
 
 
+def check_version(module: str) -> None:
+    """Raises ImportError if another version of a noted module's package was installed meanwhile."""
+    package = module.partition(".")[0]
+    if package in _noted and _stamp(package) != _noted[package]:
+        raise ImportError(f"{package} was installed anew while this server was running: start the server again")
+
+
 def _stamp(package: str) -> FileStamp:
-    spec = getattr(sys.modules.get(package), "__spec__", None) or PathFinder.find_spec(package)
+    loaded = sys.modules.get(package)
+    known = ModuleType.__getattribute__(loaded, "__dict__") if isinstance(loaded, ModuleType) else {}
+    spec = known.get("__spec__") or PathFinder.find_spec(package)  # a late module has no spec yet
     return read_stamp(spec.origin if spec is not None and spec.origin is not None else "")

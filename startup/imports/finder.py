@@ -45,7 +45,7 @@ def after_import(name: str, action: Action, hook: Hook | None = None) -> None:
         action = functools.partial(_run_if_it_applies, hook, action)
     name = place_of(name)
     module = sys.modules.get(name)
-    if module is not None:
+    if module is not None and name not in _finder.wrapped:  # else its code has not run yet
         _run(action, module)
         return
     _finder.after.setdefault(name, []).append(action)
@@ -168,6 +168,17 @@ def stop_replacing(replacement: Replacement) -> None:
         _finder.replacements.remove(replacement)
 
 
+def wrap_loader(name: str, wrap: Callable[[Any], Any]) -> None:
+    """Makes the finder give `wrap(loader)` to imports of this module, instead of the module's own loader."""
+    _finder.wrapped[name] = wrap
+    _finder.come_first()
+
+
+def unwrap_loader(name: str) -> None:
+    """Ends the effect of `wrap_loader`."""
+    _finder.wrapped.pop(name, None)
+
+
 def serve(file: Any) -> None:
     """Makes the finder search an `ImportFile` for each module, right before Python's path finder."""
     _finder.files.append(file)
@@ -195,6 +206,8 @@ class _Finder:
         """Actions before imports, by module. They stay until they are cancelled."""
         self.after: dict[str, list[Action]] = {}
         """Actions after imports, by module. They stay until the import, as `find_spec` may not cause it."""
+        self.wrapped: dict[str, Callable[[Any], Any]] = {}
+        """What makes a module's loader from its own loader."""
         self.files: list[Any] = []
         self.watcher: Watch | None = None
 
@@ -210,12 +223,14 @@ class _Finder:
         for replacement in self.replacements:
             if (spec := replacement(fullname)) is not None:
                 return spec
-        has_actions = self.watcher is not None or fullname in self.before or fullname in self.after
+        wrap = self.wrapped.get(fullname)
+        has_actions = self.watcher is not None or fullname in self.before or fullname in self.after or wrap is not None
         if not has_actions and not any(fullname in file for file in self.files):
             return None
         spec = next(self._specs(fullname, path, target), None)
         if has_actions and spec is not None and hasattr(spec.loader, "exec_module"):
-            spec.loader = _ActingLoader(spec.loader, self)  # type: ignore[assignment]
+            acting = _ActingLoader(spec.loader, self)
+            spec.loader = wrap(acting) if wrap is not None else acting  # type: ignore[assignment]
         return spec
 
     def _specs(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> Iterator[ModuleSpec]:

@@ -267,5 +267,8 @@ def _read_index(fd: int) -> Index:
 
 def _is_from_source(name: str, module: ModuleType) -> bool:
     """Whether Python's own loader has imported the module under this name."""
-    spec: ModuleSpec | None = getattr(module, "__dict__", {}).get("__spec__")
+    try:
+        spec: ModuleSpec | None = object.__getattribute__(module, "__dict__").get("__spec__")  # loads no late module
+    except AttributeError:
+        return False
     return spec is not None and getattr(spec, "name", None) == name and type(spec.loader) is SourceFileLoader

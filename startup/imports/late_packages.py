@@ -1,6 +1,7 @@
 """Makes packages import a name of one of their modules when it is first used."""
 
 import builtins
+import functools
 import importlib
 import re
 import sys
@@ -13,7 +14,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from startup.imports.finder import after_import, before_import, replace, stop_replacing
-from startup.imports.late_names import LateName
+from startup.imports.late_modules import delay_module, namespace_of
+from startup.imports.late_names import LateName, WithLateNames
 
 
 def make_late(packages: Mapping[str, Collection[str]], *, is_known: bool = False) -> None:
@@ -58,8 +60,9 @@ class _LatePackage:
     def _import(self, name: str, own: Any = None, _: Any = None, names: Any = (), level: int = 0) -> Any:
         """Does what `__import__` does. `own`: the package's namespace."""
         module = resolve_name("." * level + name, self.name) if level else name
-        if module == self.name and names:
-            return SimpleNamespace(**{each: LateName(f"{self._own}{each}", None, own) for each in names})
+        for each in names if module == self.name else ():
+            if each not in own:
+                delay_module(f"{self._own}{each}", own, functools.partial(LateName, f"{self._own}{each}", importer=own))
         if not names or "*" in names or not module.startswith(self._own):
             return builtins.__import__(name, own, None, names, level)
         self._modules.add(module.removeprefix(self._own))
@@ -79,9 +82,7 @@ class _LatePackage:
         if is_light or not module.startswith(self._own):
             return None
         stop_replacing(self._import_names_first)
-        for value in list(vars(sys.modules[self.name]).values()):
-            if type(value) is LateName:
-                value.real()
+        _import_names(sys.modules[self.name])
         loaded = sys.modules.get(module)
         return ModuleSpec(module, _Loaded(loaded)) if loaded is not None else None
 
@@ -99,6 +100,13 @@ class _Loaded(Loader):
         module.__spec__ = self._spec
 
 
+def _import_names(package: ModuleType) -> None:
+    """Imports all late names of a package."""
+    for value in [*namespace_of(package).values()]:
+        if type(value) is LateName:
+            value.real()
+
+
 def _with_late_names(modules: Set[str], hidden: Set[str]) -> type[ModuleType]:
     """Returns the class of a package with late names.
 
@@ -107,10 +115,11 @@ def _with_late_names(modules: Set[str], hidden: Set[str]) -> type[ModuleType]:
         hidden: names of modules that the package uses for something else, so they are not bound.
     """
 
-    class Package(ModuleType):
+    class Package(WithLateNames):
         def __getattribute__(self, key: str) -> Any:
-            value = super().__getattribute__(key)
-            return value.real() if type(value) is LateName else value
+            if key == "__dict__":  # for `dir`, `vars`, `import *` and `reload`
+                _import_names(self)
+            return super().__getattribute__(key)
 
         def __getattr__(self, key: str) -> Any:
             if key in modules and key not in hidden:

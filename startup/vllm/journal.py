@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from startup.hook import Hook, Name
 from startup.imports.finder import wraps
+from startup.imports.late_modules import is_loaded
 from startup.reports.timeline.timeline import API, PhaseSpan
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ class Journal:
 
     def mark_loaded_modules(self) -> None:
         """Makes later records leave out the modules that are loaded now."""
-        self._known_modules = set(sys.modules)
+        self._known_modules = {name for name in list(sys.modules) if is_loaded(name)}
 
     def record_modules(self) -> None:
         """Records the modules that were loaded since the last call, in order of import."""
-        new = [name for name in list(sys.modules) if name not in self._known_modules]
+        new = [name for name in list(sys.modules) if name not in self._known_modules and is_loaded(name)]
         if new and self.is_open:
             self._known_modules.update(new)
             names = [name for name in new if is_importable(name)]

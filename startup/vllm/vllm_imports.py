@@ -13,6 +13,7 @@ from startup.hook import place_of
 from startup.imports.cheap_calls import make_calls_cheap
 from startup.imports.gpu_guard import NeedsGpuError, driver_kept_uninitialized, has_failed, leave_to_forks
 from startup.imports.heavy import importing
+from startup.imports.late_modules import is_late
 from startup.imports.learned_imports import learned_imports
 from startup.imports.scan_cache import cached_scans
 from startup.imports.stand_ins import StandIns
@@ -136,7 +137,7 @@ def _forget_packages_of(err: BaseException) -> None:
     names = {str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(err.__traceback__)}
     forgotten = tuple(f"{name}." for name in names if name not in sys.modules)
     for name, module in list(sys.modules.items()):
-        if name.startswith(forgotten) and hasattr(module, "__path__"):
+        if name.startswith(forgotten) and (is_late(name) or hasattr(module, "__path__")):
             del sys.modules[name]
 
 

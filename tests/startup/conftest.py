@@ -9,7 +9,7 @@ import pytest
 
 from envs.registry import env
 from startup import hook
-from startup.imports import distributions, finder
+from startup.imports import distributions, finder, late_modules
 from tests.support.hub import HubServer
 
 
@@ -42,6 +42,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyPackage
     for name in ("_unfit", "_met", "_executed"):
         monkeypatch.setattr(hook, name, type(getattr(hook, name))())
     monkeypatch.setattr(distributions, "_noted", {})
+    monkeypatch.setattr(late_modules, "_late", {})
     monkeypatch.setattr(hook, "_package", hook._package.__wrapped__)
     monkeypatch.syspath_prepend(tmp_path)
     modules, finders = dict(sys.modules), list(sys.meta_path)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from startup.hook import find_unfit_silently, place_only_for
+from startup.imports.late_modules import is_loaded
 from startup.vllm.fork.preload_plan import platform_modules
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.late_imports import late_imports
@@ -39,8 +40,8 @@ def main(mode: str, file: str, plain: str = "") -> None:
         with late_imports(in_engine=True), compiler_imported("deferred" if is_eager else "now"):
             import_leniently((*platform_modules(vllm, is_eager=is_eager), *_USED_OF_FLASHINFER))
         answer["first"] = list(map(str, torch._C._jit_get_all_schemas())), len(sys.modules)
-        answer["late"] = [name for name in _NOT_NEEDED if name in sys.modules]
-        missing = [name for name in json.loads(Path(plain).read_text())["modules"] if name not in sys.modules]
+        answer["late"] = [name for name in _NOT_NEEDED if is_loaded(name)]
+        missing = [name for name in json.loads(Path(plain).read_text())["modules"] if not is_loaded(name)]
     else:
         missing = list(platform_modules(vllm, is_eager=False))
     for name in missing:

@@ -161,6 +161,25 @@ def test_a_kernel_is_compiled_from_the_source_that_was_imported_as_by_plain_trit
     assert answers["ours"]["factors"] == ["3.0"]
 
 
+@pytest.mark.parametrize(
+    ("python", "late"),
+    [
+        (PYTHON, {"aiohttp", "requests", "cpuinfo"}),
+        pytest.param(gpu_server.PYTHON, {"torchvision.datasets", "torchvision.models"}, marks=_OF_CUDA),
+    ],
+    ids=["cpu", "cuda"],
+)
+def test_late_modules_are_what_programs_see_in_plain_vllm(python, late, tmp_path):
+    environment = gpu_server.gpu_environment(tmp_path) if python != PYTHON else {}
+    answers = {}
+    for mode in ("plain", "late"):
+        _run(python, _HERE / "late_modules.py", tmp_path / mode, mode, environment=environment)
+        answers[mode] = json.loads((tmp_path / mode).read_text())
+    assert late <= set(answers["late"]["late"])
+    assert answers["plain"]["late"] == []
+    assert answers["late"]["seen"] == answers["plain"]["seen"]
+
+
 _WARNING = re.compile(r"WARNING [\d: -]+\(\w+\) startup\..*")
 """Matches our warning, also after a line that a library has not ended."""
 _BROKEN = Path(__file__).parents[1] / "startup" / "vllm" / "broken"

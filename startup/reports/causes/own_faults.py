@@ -23,6 +23,7 @@ _ADDED: Final = (
     "startup/imports/stand_ins.py",
     "startup/processes/",
     "startup/vllm/fork/",
+    "startup/imports/late_modules.py",
     "startup/imports/late_names.py",
     "startup/imports/late_packages.py",
     "startup/vllm/patches/engine_idle.py",

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from startup.hook import Hook, Name, Text
 from startup.imports.finder import wraps
+from startup.imports.late_modules import is_late
 
 _REBIND: Final = Name("vllm.triton_utils.dispatcher", "_rebind_kernels", ("overrides",))
 KERNEL_OVERRIDES: Final = Hook(
@@ -61,7 +62,7 @@ _WITHOUT_VLLM: Final = frozenset(
 def _rebind_in_fewer_modules(rebind: Callable[[Any], None]) -> Callable[[Any], None]:
     def rebind_in_fewer_modules(overrides: Any) -> None:
         dispatcher: Any = _REBIND.loaded
-        modules = {name: each for name, each in sys.modules.items() if name.partition(".")[0] not in _WITHOUT_VLLM}
+        modules = {name: each for name, each in sys.modules.items() if not _is_without_kernels(name)}
         own_sys, dispatcher.sys = dispatcher.sys, SimpleNamespace(modules=modules)
         try:
             rebind(overrides)
@@ -69,3 +70,7 @@ def _rebind_in_fewer_modules(rebind: Callable[[Any], None]) -> Callable[[Any], N
             dispatcher.sys = own_sys
 
     return rebind_in_fewer_modules
+
+
+def _is_without_kernels(module: str) -> bool:
+    return module.partition(".")[0] in _WITHOUT_VLLM or is_late(module)

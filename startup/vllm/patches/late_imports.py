@@ -14,7 +14,7 @@ from startup.vllm.patches.engine_idle import in_all_processes, when_idle
 
 LATE_NAMES: Final = Hook(
     "unused imports",
-    does="delays imports of names used only in calls or annotations; omits other subcommands",
+    does="delays imports of modules, and of names used only in calls or annotations; omits other subcommands",
     without="processes import what few requests use",
     gain_in=("CPU, eager, later", "stand-in, compiled, later"),
     needs=(
@@ -113,7 +113,7 @@ _IN_ENGINES: Final = (LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.e
 
 @contextmanager
 def late_imports(*, in_engine: bool = False) -> Iterator[None]:
-    """Inside this context, vLLM's imports of rarely used names return stand-ins for unloaded modules.
+    """Inside this context, vLLM's imports of rarely used modules and names are delayed until their use.
 
     Late packages stay late in this process and its forks, which import some of them when the model is loaded.
     """

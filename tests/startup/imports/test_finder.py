@@ -13,7 +13,8 @@ import pytest
 
 from startup.hook import Hook, Name, Text
 from startup.imports.finder import after_import, before_import, cancel, wrap_after_import
-from startup.imports.late_names import LateImport, late_names
+from startup.imports.late_modules import is_loaded
+from startup.imports.late_names import LateImport, LateName, late_names
 from startup.imports.late_packages import make_late
 from tests.startup.conftest import ToyPackages
 
@@ -141,11 +142,12 @@ def test_a_listed_import_is_delayed_until_a_name_is_used(late_toys):
     assert "heavy.part" not in sys.modules
     assert not light.is_tool(3)
     assert "heavy.part" not in sys.modules, "no instance of a class can exist before its module"
-    assert light.build(1, 2) == (1, 2)
+    stand_in, build = vars(light)["Tool"], vars(light)["build"]
+    assert build(1, 2) == (1, 2)
     assert light.is_tool(sys.modules["heavy.part"].Tool()), "the stand-in for Tool was not used"
-    stand_in = light.Tool
     assert not hasattr(stand_in, "missing")
     assert stand_in.size == 3
+    assert (type(stand_in), vars(light)["Tool"]) == (LateName, sys.modules["heavy.part"].Tool)
 
 
 @pytest.mark.parametrize("is_loaded", [True, False], ids=["loaded", "not_loaded"])
@@ -160,7 +162,7 @@ def test_a_delayed_import_of_a_package_that_was_installed_anew_meanwhile_is_refu
 
 
 def test_a_stand_in_can_be_a_base_class_and_is_pickled_as_the_real_object(late_toys):
-    stand_in = _import_light().Tool
+    stand_in = vars(_import_light())["Tool"]
 
     class Own(stand_in):  # type: ignore[misc, valid-type]
         pass
@@ -174,10 +176,12 @@ def test_other_modules_import_the_real_object(late_toys):
     late_toys.write("other.__init__", "from heavy.part import Tool\n")
     with late_names(_LATE):
         light, other = importlib.import_module("light"), importlib.import_module("other")
-    assert other.Tool is sys.modules["heavy.part"].Tool
-    assert light.Tool is not other.Tool
-    assert light.Tool.size == 3
-    assert light.Tool is other.Tool
+    assert type(vars(light)["Tool"]) is LateName
+    assert other.Tool is sys.modules["heavy.part"].Tool is light.Tool
+    assert vars(light)["Tool"] is other.Tool
+    assert type(light) is not ModuleType
+    assert light.build is sys.modules["heavy.part"].make
+    assert type(light) is ModuleType, "it has no late names any more"
 
 
 def test_a_loaded_module_is_not_replaced(late_toys):
@@ -203,7 +207,7 @@ def test_a_whole_module_can_stand_in_annotations_and_a_relative_import_is_found(
     late_toys.write("light.__init__", importer)
     with late_names((LateImport("light", module),)):
         light = importlib.import_module("light")
-    assert module not in sys.modules
+    assert not is_loaded(module)
     assert isinstance(light.new(), sys.modules[module].Tool)
 
 
@@ -263,6 +267,32 @@ def test_a_late_package_imports_a_module_when_its_name_is_used(toys):
     assert (offers.both(), offers.both()) == ("module and function",) * 2, "an import does not replace the function"
     with pytest.raises(AttributeError, match=r"module 'offers' has no attribute 'Absent'"):
         _ = offers.Absent
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        dir,
+        lambda offers: sorted(vars(offers)),
+        lambda offers: offers.__dict__["Tool"].size,
+        lambda offers: (importlib.reload(offers) is offers, dir(offers)),
+        lambda offers: exec("from offers import *", names := {}) or sorted(names.keys() - {"__builtins__"}),
+        lambda offers: setattr(offers, "Tool", 3) or exec("from offers import Tool", names := {}) or names["Tool"],
+    ],
+    ids=["dir", "vars", "__dict__", "reload", "star", "set"],
+)
+def test_a_late_package_looks_like_another_one(look, toys):
+    toys.write("offers.tool", "class Tool: size = 3\n")
+    toys.write("offers.extra", "")
+    toys.write("offers.__init__", "from .tool import Tool\nfrom . import extra\n")
+    plain = look(importlib.import_module("offers"))
+    for name in ("offers", "offers.tool", "offers.extra"):
+        del sys.modules[name]
+    make_late({"offers": ()})
+    offers = importlib.import_module("offers")
+    assert "offers.tool" not in sys.modules
+    assert not is_loaded("offers.extra")
+    assert str(look(offers)) == str(plain)
 
 
 def test_a_late_package_that_fails_names_its_error_at_the_first_use(toys):
