@@ -1,6 +1,5 @@
 """The compiled models of this machine. Records are in vllm-cli's cache folder, and files are in vLLM's."""
 
-import json
 import os
 import re
 import shutil
@@ -10,12 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from base.json_depth import read_json
 from base.machine.files import is_safe_name, write_whole
 from envs import foreign
 from envs.foreign import expand_home
 from envs.registry import env
 from startup.compiled_models.record import CompiledModel, FileFacts, Hardware
+from startup.kernels.triton_cache import GROUP, KEPT, TEMPORARY, create_kept_folder, kept_folder, readdressed
 from startup.storage.caches import cache_folder
 from startup.storage.temp_folder import own_folder
 
@@ -46,10 +45,6 @@ _KERNEL_BYTES: Final = 1 << 30
 """The most bytes of kernels in one archive. If there are more, the newest files are taken."""
 _LEFT_OUT: Final = (".lock", ".tmp", ".aside", ".log", "/cache_key_factors.json")
 """Endings of paths that are left out: temporary files, logs, and variables' values for vLLM's developers."""
-_TRITON_GROUP: Final = "__grp__"
-"""Beginning of the name of a file in which Triton lists a kernel's files by their absolute paths."""
-_TRITON_TEMPORARY: Final = "tmp.pid_"
-"""Beginning of the names of folders in which Triton writes a file before it moves the file to its place."""
 _FAILED: Final = ".failed"
 _EXCLUDED: Final = ".excluded"
 _HARDWARE: Final = "hardware"
@@ -64,10 +59,9 @@ def vllm_root() -> Path:
 def caches() -> dict[str, Path]:
     """Name of a folder in a record -> the folder to which a compiler writes."""
     home = expand_home("~")
-    triton = Path(foreign.text_of("TRITON_HOME") or home) / ".triton/cache"
     return {
         VLLM: vllm_root(),
-        TRITON: Path(foreign.text_of("TRITON_CACHE_DIR") or triton),
+        TRITON: kept_folder(os.environ),
         "flashinfer": Path(foreign.text_of("FLASHINFER_WORKSPACE_BASE") or home) / ".cache/flashinfer",
         "humming": Path(foreign.text_of("HUMMING_CACHE_DIR") or f"{home}/.humming/cache"),
         "tilelang": Path(foreign.text_of("TILELANG_CACHE_DIR") or f"{home}/.tilelang/cache"),
@@ -164,6 +158,7 @@ def install(unpacked: Path) -> list[str]:
         OSError: vLLM's folder cannot be written to.
     """
     folders = caches()
+    create_kept_folder(os.environ)
     problems: dict[str, str] = {}
     for path in sorted(_files(unpacked), key=_order):
         cache, *parts = path.relative_to(unpacked).parts
@@ -180,7 +175,7 @@ def install(unpacked: Path) -> list[str]:
 
 
 def _order(path: Path) -> tuple[bool, bool, Path]:
-    return path.name == ENTRY, path.name.startswith(_TRITON_GROUP), path
+    return path.name == ENTRY, path.name.startswith(GROUP), path
 
 
 def kernels_of(since_s: float, keys: Iterable[str] = (), *, of_triton: bool) -> dict[str, Path]:
@@ -240,8 +235,8 @@ def remove(record: CompiledModel) -> None:
 
 
 def remove_all() -> None:
-    """Removes all compiled models, even without a record. Raises OSError."""
-    for folder in (compiled_folder(), records_folder()):
+    """Removes all compiled models, even without a record, and this program's kernels. Raises OSError."""
+    for folder in (compiled_folder(), records_folder(), cache_folder() / KEPT):
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
 
@@ -266,7 +261,7 @@ def damaged_file(record: CompiledModel) -> str | None:
     """The first file of the model that is missing or has changed since it was recorded. None if none has."""
     for name, facts in record.files.items():
         cache, _, path = name.partition("/")
-        if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_LEFT_OUT) or f"/{_TRITON_GROUP}" in name:
+        if cache != VLLM or f"/{record.key}/" not in name or name.endswith(_LEFT_OUT) or f"/{GROUP}" in name:
             continue  # other files may have been written anew
         with suppress(OSError):
             if FileFacts.of(vllm_root() / path) == facts:
@@ -319,17 +314,9 @@ def incoming() -> Iterator[Path]:
 def _place(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if not os.path.lexists(target):
-        if target.name.startswith(_TRITON_GROUP):
-            _readdress(path, target.parent)
+        if target.name.startswith(GROUP):
+            path.write_text(readdressed(path.read_bytes(), target.parent), encoding="utf-8")
         _move(path, target)
-
-
-def _readdress(group: Path, folder: Path) -> None:
-    """Rewrites Triton's list of files with paths in `folder`. With wrong paths, Triton would compile."""
-    with suppress(ValueError, LookupError, TypeError, AttributeError):  # Triton ignores such a list, too
-        names = read_json(group.read_bytes())["child_paths"].keys()
-        paths = {name: str(folder / Path(name).name) for name in names}
-        group.write_text(json.dumps({"child_paths": paths}))
 
 
 def _move(path: Path, target: Path) -> None:
@@ -361,7 +348,7 @@ def _further_folders(record: CompiledModel) -> set[Path]:
 def _files(folder: Path) -> Iterator[Path]:
     """Yields the regular files below a folder, except files with endings in `_LEFT_OUT`."""
     for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(_TRITON_TEMPORARY)]
+        folders[:] = [name for name in folders if not name.startswith(TEMPORARY)]
         for name in names:
             file = Path(path, name)
             if not f"/{name}".endswith(_LEFT_OUT) and file.is_file() and not file.is_symlink():

@@ -21,6 +21,7 @@ from base.machine.gpu_driver import initialized_driver
 from startup.hook import Name
 from startup.kernels.claims import Claims
 from startup.kernels.kernel import Kernel, UnknownKernelError, options_of, source_of
+from startup.kernels.triton_cache import CACHE_DIR, bring, is_cached
 from startup.processes.helper import Helper, HelperEndedError, Send
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,7 @@ FOLDER_NAME: Final = Name("triton.runtime.cache", "_base32", ("key",))
 NEEDS: Final = (COMPILE, CACHE_KEY, READ_VARIABLES, FOLDER_NAME)
 """What this module calls of Triton."""
 
-_CACHE_DIR: Final = "TRITON_CACHE_DIR"
 _WARP_SIZE: Final = 32
-_LONGEST_NAME: Final = 150
-"""Triton cuts the name of a kernel's files to as many characters."""
 _OUTPUT: Final = (1, 2)
 _NICE: Final = 2
 """More would make an engine that waits for a kernel wait longer on a busy machine."""
@@ -53,6 +51,8 @@ class CompileJob:
     """The compute capability of the GPU, such as (9, 0)."""
     folder: str
     """Triton's cache, where the kernels go."""
+    others: tuple[str, ...] = ()
+    """Further caches. Their kernels are copied to `folder` instead of compiled."""
     num_processes: int = 1
     """The most processes that compile at once, including the one that runs the job."""
     claims_folder: str = ""
@@ -117,7 +117,7 @@ def run_job(job: CompileJob, in_fork: Callable[[], None] = lambda: None) -> Comp
         in_fork: called first in each fork.
     """
     begin_s = time.monotonic()
-    os.environ[_CACHE_DIR] = job.folder
+    os.environ[CACHE_DIR] = job.folder
     with suppress(OSError):
         os.nice(_NICE)
     report = CompileReport()
@@ -163,11 +163,6 @@ def key_of(source: Any, target: Any, options: Any) -> str:
     return str(FOLDER_NAME.get()(sha256(key.encode()).hexdigest()))
 
 
-def is_cached(folder: str, key: str, name: str) -> bool:
-    """Whether Triton's cache has the kernel of this key. `name` is the name of the kernel's function."""
-    return os.path.exists(f"{folder}/{key}/__grp__{name[:_LONGEST_NAME]}.json")  # noqa: PTH110 - called often
-
-
 def default_options(target: Any) -> dict[str, Any]:
     """The options with which Triton compiles for this target if a kernel names none."""
     from triton.compiler import make_backend  # noqa: PLC0415 - as above
@@ -176,7 +171,7 @@ def default_options(target: Any) -> dict[str, Any]:
 
 
 def _missing(job: CompileJob, report: CompileReport) -> list[_Task]:
-    """The kernels that the cache lacks, in the job's order. Notes all others in the report."""
+    """The kernels that all caches lack, in the job's order. Notes all others in the report."""
     target = target_of(job.capability)
     tasks: dict[str, _Task] = {}
     for kernel in job.kernels:
@@ -186,6 +181,9 @@ def _missing(job: CompileJob, report: CompileReport) -> list[_Task]:
         except Exception as err:  # noqa: BLE001 - whatever Triton raises for a description that fits no longer
             report.problems[kernel.id] = str(err) if isinstance(err, UnknownKernelError) else repr(err)
             continue
+        if not is_cached(job.folder, key, source.name):
+            with suppress(OSError):  # it is compiled
+                bring(key, job.others, job.folder)
         if is_cached(job.folder, key, source.name):
             report.keys[kernel.id] = key
         else:

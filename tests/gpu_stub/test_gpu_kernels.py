@@ -19,6 +19,7 @@ _COMPILED = EAGER[1:]
 _TITLE = "vllm-cli compiles kernels"
 _OF_INDUCTOR = "triton_"
 """The beginning of the names of kernels that torch generates for one model."""
+_KERNEL, _LIBRARY = "*.cubin", "cuda_utils*.so"
 _COMPILE = """
 import sys
 from pathlib import Path
@@ -44,10 +45,17 @@ def _kernels(folder: Path) -> dict[str, dict[str, bytes]]:
     return found
 
 
-def _start(launcher: str, home: Path, arguments: tuple[str, ...], model: Path = MODEL) -> dict[str, int]:
+def _built(folder: Path, *patterns: str) -> set[int]:
+    """What compilers have written for Triton below a folder. A file with two names counts once."""
+    return {path.stat().st_ino for pattern in patterns or (_KERNEL, _LIBRARY) for path in folder.rglob(pattern)}
+
+
+def _start(
+    launcher: str, home: Path, arguments: tuple[str, ...], model: Path = MODEL, **variables: str
+) -> dict[str, int]:
     """Starts a server and asks it once. Returns what it reports about kernels."""
     home.mkdir(exist_ok=True)
-    with GpuServer(launcher, *arguments, folder=home, model=model) as server:
+    with GpuServer(launcher, *arguments, folder=home, model=model, environment=variables) as server:
         server.wait_ready().generate()
         assert not server.titled(_TITLE), "it has outlived the start"
         reported = {} if launcher == "plain" else server.get("/startupz")["kernels"]
@@ -101,6 +109,35 @@ def test_a_second_model_finds_the_kernels_of_the_first(tmp_path, arguments):
     assert reported["used"] > 0
     assert reported["compiled_by_engine"] == 0
     assert _kernels(tmp_path / "home").keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments"),
+    [
+        pytest.param("ours", EAGER, id="eager"),
+        pytest.param("ours", _COMPILED, id="compiled"),
+        pytest.param("plain", _COMPILED, id="compiled by plain vLLM"),
+    ],
+)
+def test_a_new_pod_with_a_volume_on_vllms_cache_folder_compiles_nothing(tmp_path, launcher, arguments):
+    """Plain vLLM's first start puts kernels into the compiled model's folder, and the library elsewhere."""
+    volume = tmp_path / "volume"
+    _start(launcher, tmp_path / "first", arguments, VLLM_CACHE_ROOT=str(volume))
+    kernels, libraries = _built(tmp_path, _KERNEL), _built(tmp_path, _LIBRARY)
+    for pod in ("second", "third"):
+        reported = _start("ours", tmp_path / pod, arguments, VLLM_CACHE_ROOT=str(volume))
+        assert (reported["used"] > 0, reported["compiled_by_engine"]) == (True, 0)
+        assert _built(tmp_path, _KERNEL) == kernels, f"the {pod} pod has compiled"
+        if launcher == "plain" and pod == "second":
+            libraries = _built(tmp_path, _LIBRARY)
+        assert _built(tmp_path, _LIBRARY) == libraries, f"the {pod} pod has compiled the library"
+
+
+def test_plain_vllm_finds_the_kernels_of_our_starts(tmp_path):
+    _start("ours", tmp_path, EAGER)
+    before = _built(tmp_path)
+    _start("plain", tmp_path, EAGER)
+    assert _built(tmp_path) == before != set()
 
 
 def test_the_list_fits_a_model_with_another_vocabulary_and_type(tmp_path):

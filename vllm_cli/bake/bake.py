@@ -22,6 +22,7 @@ from startup.arguments.screening import secrets_as_variables
 from startup.compiled_models.local import AOT, ENTRY
 from startup.files.prefetch.survey import FileRanges, whole_file, write_pages
 from startup.hook import uses
+from startup.kernels.triton_cache import KEPT
 from startup.reports.timeline.history import installed_versions
 from startup.settings.serve_arguments import join
 from startup.storage.bytecode import check_by_content
@@ -58,7 +59,10 @@ _PARTS: Final = {
     "pages to prefetch": PAGES,
 }
 """Part of a baked folder -> pattern of its files."""
-_NOT_KEPT: Final = ("standby", "imports/*.missed", COMPILED, f"*/*{HIDDEN}", "late-captures", "plain", "failed")
+_NOT_KEPT: Final = (
+    *("standby", "imports/*.missed", COMPILED, f"*/*{HIDDEN}", "late-captures", "plain", "failed"),
+    KEPT,  # the archives have the kernels
+)
 """Files of the cache that only a running server needs, or that hold only on the machine of the build."""
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")

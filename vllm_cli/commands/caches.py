@@ -14,6 +14,7 @@ from base.wording import format_bytes
 from startup.arguments.param_types import DURATION, SIZE
 from startup.compiled_models import local
 from startup.compiled_models.record import CompiledModel
+from startup.kernels.triton_cache import KEPT
 from startup.logs.formatters import escape_controls
 from startup.storage.caches import cache_folder
 from startup.vllm.launch.plain_state import plain_states
@@ -28,7 +29,7 @@ _OTHERS: Final = {
     "latest starts": ("starts/*", "preload/*", "left-to-forks/*"),
     _PLAIN: ("plain/*",),
     "measurements for GPUs": ("graph-memory/*", "late-captures/*", "triton-key/*"),
-    "names of kernels": ("kernels/*", "kernel-keys/*"),
+    "Triton's kernels": (f"{KEPT}/*/*", "kernels/*", "kernel-keys/*"),
     "import file": ("imports/*",),
     "start history": ("history/*", "history.*"),
     "flags of vLLM": ("vllm-facts/*", "hooks/*"),
@@ -106,7 +107,7 @@ def caches(ctx: click.Context, *, is_json: bool) -> None:
     "--all",
     "is_all",
     is_flag=True,
-    help="Remove all that this machine keeps: compiled models, import file, history.",
+    help="Remove all that this machine keeps: compiled models, kernels, import file, history.",
 )
 @click.option(
     "--plain-starts",

@@ -20,14 +20,15 @@ from base.machine.files import write_whole
 from base.machine.memory import available_bytes
 from base.machine.processors import usable_count
 from startup.imports.gpu_guard import common_capability
-from startup.kernels.compiling import CompileJob, is_cached, run_job
+from startup.kernels.compiling import CompileJob, run_job
 from startup.kernels.kernel import Kernel, unique
 from startup.kernels.kernel_lists import KernelUse, kernels_for, read_keys, read_traits, save_kernels, save_keys
+from startup.kernels.triton_cache import is_cached, keep, model_folders
 from startup.processes import death_pipe
 from startup.processes.forks import adopt
 from startup.storage.caches import of_type
 from startup.vllm.journal import StartRecordings, this_start
-from startup.vllm.patches.early_kernels import EARLY_KERNELS, claims_folder, shared_folder
+from startup.vllm.patches.early_kernels import EARLY_KERNELS, claims_folder, folders
 
 if TYPE_CHECKING:
     from startup.vllm.start_kind import StartKind
@@ -85,11 +86,13 @@ class KernelProcesses:
 
 
 def learn_kernels(use: KernelUse, recordings: StartRecordings) -> None:
-    """Keeps which kernels the start has used, and where they are in Triton's cache."""
+    """Keeps the kernels that the start has used, which they are, and where they are in Triton's cache."""
     if kernels := _used_kernels(recordings):
         save_kernels(use, kernels)
     if (capability := common_capability()) is not None and recordings.kernel_keys:
         save_keys(capability, recordings.kernel_keys)
+    with suppress(OSError):  # the next start compiles what it lacks
+        keep(recordings.kernel_keys.values(), os.environ)
 
 
 def summarize(recordings: StartRecordings) -> dict[str, Any] | None:
@@ -145,23 +148,24 @@ def begin_compiling(use: KernelUse | None) -> None:
 
 def _plan(use: KernelUse) -> CompileJob | None:
     """What is to be compiled. None if nothing is, or if no processor is left for it."""
-    capability, folder, claims = common_capability(), shared_folder(), claims_folder()
+    capability, places, claims = common_capability(), folders(), claims_folder()
     num_processes = _num_processes()
-    if capability is None or folder is None or claims is None or num_processes < 1:
+    if capability is None or not places or claims is None or num_processes < 1:
         return None
     keys = read_keys(capability)
     missing = []
     for kernel in kernels_for(use):
         key = keys.get(kernel.id)
         function = kernel.function.rpartition(".")[2]
-        if key is None or not is_cached(folder, key, function):
+        if key is None or not any(is_cached(place, key, function) for place in places):
             missing.append(kernel)
     if not missing:
         return None
     return CompileJob(
         kernels=tuple(missing),
         capability=capability,
-        folder=folder,
+        folder=places[0],
+        others=(*places[1:], *map(str, model_folders())),
         num_processes=num_processes,
         claims_folder=str(claims),
     )

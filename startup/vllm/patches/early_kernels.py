@@ -4,8 +4,9 @@ Triton compiles a kernel when it is first launched, while everything waits. So p
 the kernels that a start will need (`startup.vllm.fork.kernel_processes`). An engine that needs a kernel while
 it is being compiled waits for it, because a second compilation would take longer.
 
-vLLM sets Triton's cache to the folder of the compiled model. The kernels of vLLM's own modules depend on no
-model, so they stay in Triton's first cache, where starts of other models find them.
+Triton keeps kernels in `~`, which a new pod lacks, and vLLM sets Triton's cache to the folder of the compiled
+model. The kernels of vLLM's own modules depend on no model. So starts keep them below VLLM_CACHE_ROOT, where
+starts of other models find them (`startup.kernels.triton_cache`). What other caches have is used from there.
 """
 
 import functools
@@ -21,14 +22,13 @@ from envs import foreign
 from startup.hook import Hook, Name, Text
 from startup.imports.finder import wraps
 from startup.kernels.claims import Claims
-from startup.kernels.compiling import COMPILE, NEEDS, default_options, is_cached, key_of
+from startup.kernels.compiling import COMPILE, NEEDS, default_options, key_of
 from startup.kernels.kernel import REGISTRY, Kernel, describe
+from startup.kernels.triton_cache import CACHE_DIR, HOME, has_files, is_cached, triton_folder, usable_folders
 from startup.vllm.journal import is_importable, this_start
 
-_CACHE_DIR: Final = "TRITON_CACHE_DIR"
-_MANAGER: Final = Name("triton.compiler.compiler", "get_cache_manager", ("key",))
-_FILE_MANAGER: Final = Name("triton.runtime.cache", "FileCacheManager", ("key",))
-_BASE32: Final = Name("triton.runtime.cache", "_base32", ("key",))
+_LIBRARY: Final = Name("triton.runtime.build", "get_cache_manager", ("key",))
+_INITIALIZE: Final = Name("triton.runtime.cache", "FileCacheManager.__init__", ("key", "override", "dump"))
 EARLY_KERNELS: Final = Hook(
     "early kernels",
     does="compiles Triton's kernels that a start will need in processes of their own, while the engine starts",
@@ -38,9 +38,8 @@ EARLY_KERNELS: Final = Hook(
     places={"forkserver", "template"},
 )
 SHARED_KERNELS: Final = EARLY_KERNELS.part(
-    _MANAGER,
-    _FILE_MANAGER,
-    _BASE32,
+    _LIBRARY,
+    _INITIALIZE,
     Text("triton.runtime.cache", r"self\.cache_dir = os\.path\.join\(self\.cache_dir, self\.key\)", "cache_dir"),
 )
 _OTHER_CACHES: Final = (
@@ -55,28 +54,26 @@ _OTHER_CACHES: Final = (
 _CLAIMS: Final = "kernels"
 """The folder in a start's folder with the claims of its processes."""
 
-_compiling: Final = threading.local()
-"""`folder`: the cache for the kernel that this thread compiles now. Missing: the cache that vLLM has set."""
+_now: Final = threading.local()
+"""What this thread asks a cache for. `folder`: the cache for a kernel. `is_library`: whether it is a library.
+
+Without either, it is something that vLLM and Triton keep where they like.
+"""
 
 
-def shared_folder() -> str | None:
-    """Triton's cache of this start, before vLLM sets another one. None if kernels cannot be kept there."""
+def folders() -> tuple[str, ...]:
+    """The caches of this start. New kernels go to the first. Empty if kernels cannot be kept."""
     variables = this_start.environment
     if any(map(foreign.text_of, _OTHER_CACHES)) or not variables:
-        return None
-    home = variables.get("TRITON_HOME") or foreign.expand_home("~/")
-    folder = variables.get(_CACHE_DIR) or str(Path(home, ".triton", "cache"))
-    return folder if _can_write(folder) else None
+        return ()
+    if not SHARED_KERNELS.applies:
+        return (str(triton_folder(variables)),)
+    return _usable_folders(*(variables.get(name, "") for name in (CACHE_DIR, HOME)))
 
 
 @functools.cache
-def _can_write(folder: str) -> bool:
-    """Whether this process can keep files in the folder, which is created if it does not exist."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
+def _usable_folders(cache_dir: str, home: str) -> tuple[str, ...]:
+    return usable_folders({CACHE_DIR: cache_dir, HOME: home})
 
 
 def claims_folder() -> Path | None:
@@ -105,7 +102,7 @@ def _compile_once(compile_now: Callable[..., Any]) -> Callable[..., Any]:
         use = _examine(src, target, options)
         if use is None:
             return compile_now(src, target, options, *args, **kwargs)
-        _compiling.folder = use.folder
+        _now.folder = use.folder
         try:
             if use.is_cached:
                 _record(use)
@@ -117,32 +114,55 @@ def _compile_once(compile_now: Callable[..., Any]) -> Callable[..., Any]:
             _record(use, compile_s=0.0 if is_compiled else time.monotonic() - begin_s, waited_s=waited_s)
             return compiled
         finally:
-            _compiling.folder = None
+            _now.folder = None
 
     return compile_or_wait
 
 
-@wraps(SHARED_KERNELS, _MANAGER)
-def _keep_in_shared_folder(get: Callable[[str], Any]) -> Callable[[str], Any]:
-    def get_manager(key: str) -> Any:
-        folder = getattr(_compiling, "folder", None)
+@wraps(SHARED_KERNELS, _INITIALIZE)
+def _use_folder_of_start(initialize: Callable[..., None]) -> Callable[..., None]:
+    def initialize_in_folder(self: Any, key: str, override: bool = False, dump: bool = False) -> None:
+        folder = None if override or dump else _folder_of(key)
         if folder is None:
+            initialize(self, key, override, dump)
+            return
+        self.key = key
+        self.cache_dir = os.path.join(folder, key)  # noqa: PTH118 - as Triton, which appends to it
+        self.lock_path = os.path.join(self.cache_dir, "lock")  # noqa: PTH118
+        os.makedirs(self.cache_dir, exist_ok=True)  # noqa: PTH103
+
+    return initialize_in_folder
+
+
+@wraps(SHARED_KERNELS, _LIBRARY)
+def _find_library(get: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Libraries with which Triton launches kernels depend on no model, either."""
+
+    def get_manager(key: str) -> Any:
+        _now.is_library = True
+        try:
             return get(key)
-        kind = _FILE_MANAGER.get()
-        manager = kind.__new__(kind)
-        manager.key = _BASE32.get()(key)
-        manager.cache_dir = os.path.join(folder, manager.key)  # noqa: PTH118 - as Triton, which appends to it
-        manager.lock_path = os.path.join(manager.cache_dir, "lock")  # noqa: PTH118
-        os.makedirs(manager.cache_dir, exist_ok=True)  # noqa: PTH103
-        return manager
+        finally:
+            _now.is_library = False
 
     return get_manager
 
 
+def _folder_of(key: str) -> str | None:
+    """The cache for what this thread asks for. None: the present folder of Triton."""
+    folder: str | None = getattr(_now, "folder", None)
+    of_model = foreign.text_of(CACHE_DIR)
+    if folder is not None or (of_model and not getattr(_now, "is_library", False)):
+        return folder
+    places = folders()
+    found = (place for place in (*places, of_model) if place and has_files(place, key))
+    return next(found, *places[:1] or [None])
+
+
 def _examine(source: Any, target: Any, options: Mapping[str, Any] | None) -> _Use | None:
     """The kernel. None if it is none of vLLM's, is kept elsewhere, or if Triton has changed."""
-    folder, claims = shared_folder(), claims_folder()
-    if folder is None or claims is None or target is None:
+    places, claims = folders(), claims_folder()
+    if not places or claims is None or target is None:
         return None
     try:
         if not is_importable(source.fn.module):
@@ -150,18 +170,14 @@ def _examine(source: Any, target: Any, options: Mapping[str, Any] | None) -> _Us
         kernel = describe(source, options or {}, default_options(target))
         if kernel is None:
             return None
-        use = _Use(kernel, key_of(source, target, options), source.name, folder, Claims(claims))
-        return use if _is_kept_there(use) else None
+        key = key_of(source, target, options)
+        of_model = foreign.text_of(CACHE_DIR)
+        if not SHARED_KERNELS.applies and of_model not in ("", *places):
+            return None
+        found = (place for place in (*places, of_model) if place and is_cached(place, key, source.name))
+        return _Use(kernel, key, source.name, next(found, places[0]), Claims(claims))
     except Exception:  # noqa: BLE001 - Triton then does everything itself
         return None
-
-
-def _is_kept_there(use: _Use) -> bool:
-    """Whether the kernel belongs into the folder. One that only vLLM's present folder has stays in that."""
-    current = foreign.text_of(_CACHE_DIR)
-    if not current or current == use.folder or use.is_cached:
-        return True
-    return SHARED_KERNELS.applies and not is_cached(current, use.key, use.name)
 
 
 def _record(use: _Use, *, compile_s: float = 0.0, waited_s: float = 0.0) -> None:

@@ -40,8 +40,10 @@ _PACKAGES: Final = (
     ("--data-parallel-backend", "ray", "ray", "ray"),
 )
 """A flag, its value, the module that vLLM imports for the value, and the package with this module."""
-_CACHES: Final = {"TRITON_CACHE_DIR": "~/.triton", "TORCHINDUCTOR_CACHE_DIR": ""}
-"""Variable for a folder to which vLLM's libraries for GPUs write -> the default folder, or empty."""
+_CACHES: Final = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+"""Variables for folders to which vLLM's libraries for GPUs write."""
+_OF_TRITON: Final = "~/.triton"
+"""The default folder of Triton. A start needs it only if it cannot write to VLLM_CACHE_ROOT."""
 _PORT: Final = "VLLM_PORT"
 _LEVEL: Final = "VLLM_LOGGING_LEVEL"
 _STREAM: Final = "VLLM_LOGGING_STREAM"
@@ -167,8 +169,10 @@ def _check_caches(start: GivenStart) -> Iterator[Finding]:
     """Checks that cache folders can be written to. A container's random user may lack the permission."""
     if start.vllm.device != "cuda":
         return
-    for name, default in _CACHES.items():
-        if given := foreign.text_of(name) or default:
-            folder = nearest_existing(Path(expand_home(given)))
-            if problem := write_problem(str(folder)):
-                yield warning("cache", f"{folder} cannot be written to ({problem}): set {name} to another folder")
+    folders = {name: foreign.text_of(name) for name in _CACHES}
+    if write_problem(str(nearest_existing(env.VLLM_CACHE_ROOT.get()))) is not None:
+        folders[_CACHES[0]] = folders[_CACHES[0]] or _OF_TRITON
+    for name, given in folders.items():
+        folder = nearest_existing(Path(expand_home(given)))
+        if given and (problem := write_problem(str(folder))):
+            yield warning("cache", f"{folder} cannot be written to ({problem}): set {name} to another folder")

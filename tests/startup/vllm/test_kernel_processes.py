@@ -104,11 +104,41 @@ def test_the_first_process_gets_the_missing_kernels(start_folder, tmp_path):
     assert (job.folder, job.claims_folder) == (str(tmp_path / "triton"), str(start_folder / "kernels"))
 
 
-def _have_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_look_into_the_caches_of_vllm_before_they_compile(start_folder, tmp_path, monkeypatch):
+    _without_users_folder(tmp_path, monkeypatch)
+    models = tmp_path / "cache/torch_compile_cache/torch_aot_compile/hash/inductor_cache/triton/0"
+    models.mkdir(parents=True)
+    job = kernel_processes._plan(_USE)
+    assert job is not None
+    assert job.folder == str(tmp_path / "cache/vllm_cli/triton")
+    assert job.others == (str(tmp_path / "home/.triton/cache"), str(models))
+
+
+def _without_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(this_start, "environment", {"HOME": str(tmp_path / "home")})
+    early_kernels._usable_folders.cache_clear()
+
+
+def _write_kernel(cache: Path) -> None:
     save_keys(_CAPABILITY, {_KERNEL.id: "KEY"})
-    kernel = tmp_path / "triton" / "KEY" / "__grp___top_k.json"
+    kernel = cache / "KEY" / "__grp___top_k.json"
     kernel.parent.mkdir(parents=True)
     kernel.touch()
+
+
+def _have_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_kernel(tmp_path / "triton")
+
+
+def _have_all_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_users_folder(tmp_path, monkeypatch)
+    _write_kernel(tmp_path / "home" / ".triton" / "cache")
+
+
+def _have_all_on_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_users_folder(tmp_path, monkeypatch)
+    _write_kernel(tmp_path / "cache" / "vllm_cli" / "triton")
 
 
 def _cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +150,8 @@ _REASONS = [
     pytest.param(_cannot_write, id="no folder"),
     pytest.param(lambda _, patch: patch.setattr(kernel_processes, "available_bytes", lambda: 1 << 29), id="no memory"),
     pytest.param(_have_all, id="all are in the cache"),
+    pytest.param(_have_all_at_home, id="all are in Triton's own cache"),
+    pytest.param(_have_all_on_the_volume, id="all are below VLLM_CACHE_ROOT"),
     pytest.param(lambda _, patch: patch.setattr(kernel_processes, "usable_count", lambda: 1), id="one processor"),
     pytest.param(lambda _, patch: patch.setattr(kernel_processes, "common_capability", lambda: None), id="no GPU"),
     pytest.param(lambda _, patch: patch.setattr(Hook, "applies", property(lambda hook: False)), id="left out"),

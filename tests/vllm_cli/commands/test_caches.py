@@ -154,6 +154,9 @@ def test_all_removes_everything_of_this_machine(invoke, cache):
     for folder in ("plain", "graph-memory"):
         cache_folder().joinpath(folder).mkdir(parents=True)
         (cache_folder() / folder / "kept").write_bytes(b"{}")
+    kernel = cache_folder() / "triton" / "KEY" / "k.cubin"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_bytes(b"kernel")
     path = learned_imports.import_file_paths()[0]
     path.parent.mkdir(parents=True)
     path.write_bytes(b"damaged")
@@ -162,7 +165,7 @@ def test_all_removes_everything_of_this_machine(invoke, cache):
     left.mkdir(parents=True)
     (left / "half").write_bytes(bytes(3 * KIB))
     shown = invoke("caches", "prune", "--all", "--dry-run").stdout
-    kept = ["latest starts", "reasons of plain starts", "measurements for GPUs", "import file"]
+    kept = ["latest starts", "reasons of plain starts", "measurements for GPUs", "Triton's kernels", "import file"]
     names = ["compiled without a record", *kept]
     assert [line.partition("  ")[0] for line in shown.splitlines()[1:]] == ["org/a", *names]
     assert " 7 bytes " in shown.splitlines()[-1]
@@ -170,6 +173,7 @@ def test_all_removes_everything_of_this_machine(invoke, cache):
     assert done.returncode == 0
     assert done.stdout == shown.replace("Would remove", "Removed")
     assert [each for each in cache.rglob("*") if each.is_file()] == []
+    assert not kernel.parent.exists(), "Triton's lists are by folder"
 
 
 def test_what_cannot_be_removed_is_an_error(invoke, monkeypatch):

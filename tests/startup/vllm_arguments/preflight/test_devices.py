@@ -259,6 +259,23 @@ def test_a_compiler_for_a_gpu(start, has_programs, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        pytest.param({}, [], id="kernels are kept below VLLM_CACHE_ROOT"),
+        pytest.param({"VLLM_CACHE_ROOT": "/proc/cache"}, ["TRITON_CACHE_DIR"], id="Triton's own folder is needed"),
+        pytest.param({"TRITON_CACHE_DIR": "/proc/triton"}, ["TRITON_CACHE_DIR"], id="a chosen folder"),
+    ],
+)
+def test_a_folder_for_kernels_can_be_written_to(start, monkeypatch, tmp_path, variables, told):
+    monkeypatch.setattr(installed, "read_torch_build", lambda: TorchBuild((13, 0)))
+    for name, value in {"HOME": "/proc/home", "VLLM_CACHE_ROOT": str(tmp_path), **variables}.items():
+        monkeypatch.setenv(name, value)
+    findings = [each for each in surroundings_findings(start("m", version="0.32.0")) if each.check == "cache"]
+    assert [each.message.split(": set ")[1].split()[0] for each in findings] == told
+    assert all("/proc cannot be written to" in each.message for each in findings)
+
+
+@pytest.mark.parametrize(
     ("ranks", "version", "told"), [(2, "0.32.0", ["2.0 GiB"]), (1, "0.32.0+cpu", ["160.0 MiB"]), (1, "0.32.0", [])]
 )
 def test_ranks_need_shared_memory(start, monkeypatch, ranks, version, told):
