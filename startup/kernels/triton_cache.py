@@ -69,7 +69,7 @@ def usable_folders(variables: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def create_kept_folder(variables: Mapping[str, str]) -> bool:
-    """Creates the folder, unless the user has chosen one. Returns whether no other user can add code to it."""
+    """Creates the folder, unless the user has chosen one. Returns whether only this user can write to it."""
     if is_chosen(variables):
         return True
     folder = kept_folder(variables)
