@@ -55,6 +55,8 @@ class CompileJob:
     """Further caches. Their kernels are copied to `folder` instead of compiled."""
     num_processes: int = 1
     """The most processes that compile at once, including the one that runs the job."""
+    has_library: bool = True
+    """Whether the C library with which Triton launches kernels is compiled, too."""
     claims_folder: str = ""
     """A folder that all processes of a start share. Empty: a temporary folder."""
 
@@ -128,7 +130,8 @@ def run_job(job: CompileJob, in_fork: Callable[[], None] = lambda: None) -> Comp
         may_fork = initialized_driver() is None  # the imports of kernels may have initialized it
         num_forks = min(job.num_processes, len(tasks)) - 1 if may_fork else 0
         pids = [_fork(tasks, claims, target, in_fork) for _ in range(num_forks)]
-        _build_driver()
+        if job.has_library:
+            _build_driver()
         _compile_unclaimed(tasks, claims, target)
         for pid in pids:
             with suppress(ChildProcessError):

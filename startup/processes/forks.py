@@ -32,6 +32,7 @@ class Forks:
             os.set_blocking(fd, False)
         signal.set_wakeup_fd(self._fds[1], warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._reap()  # adopted ones that have ended before
 
     def wait(self, *fds: int) -> tuple[set[int], list[int]]:
         """Waits until a descriptor is readable or forks have ended. Returns the descriptors and the forks.

@@ -1,9 +1,12 @@
 """Compiles kernels beside the start of the engine, in processes that end when the server is ready.
 
-The forkserver forks the first of these processes once it has imported vLLM, so they import nothing. They take
-the processors that the engine leaves idle. The launcher ends them, and they end with the forkserver.
+The forkserver forks the first of these processes once it has imported vLLM, so they import nothing. A few
+kernels take longer than all others together. For these, it forks one as soon as it has imported torch. This
+one imports the modules of these kernels itself, so the forkserver's order of imports stays. All take the
+processors that the engine leaves idle. The launcher ends them, and they end with the forkserver.
 """
 
+import gc
 import json
 import logging
 import os
@@ -41,6 +44,8 @@ _MOST_PROCESSES: Final = 8
 """With more, the slowest kernel alone decides how long all take."""
 _PROCESS_BYTES: Final = 1 << 30
 """A process takes 0.15 GiB. The rest is for the model, whose size is not known here."""
+_SLOW_S: Final = 2.0
+"""The kernels whose compilation takes as long are compiled first. Most take a tenth of a second."""
 _TITLE: Final = b"vllm-cli compiles kernels\0"
 _MODEL: Final = "kernels-model.json"
 _POLLED_EVERY_S: Final = 0.1
@@ -121,13 +126,14 @@ def _read(fields: dict[str, Any]) -> Kernel | None:
         return None
 
 
-def begin_compiling(use: KernelUse | None) -> None:
+def begin_compiling(use: KernelUse | None, *, only_slow: bool = False) -> None:
     """Forks the processes that compile the kernels of this start that Triton's cache lacks.
 
-    Called in the forkserver after its imports. Never raises an exception.
+    Called in the forkserver after its imports, and with `only_slow` before most of them. Never raises an
+    exception.
     """
     try:
-        job = _plan(use) if use is not None and EARLY_KERNELS.applies else None
+        job = _plan(use, only_slow=only_slow) if use is not None and EARLY_KERNELS.applies else None
         if use is None or job is None:
             return
         forkserver_pid = os.getpid()
@@ -139,14 +145,14 @@ def begin_compiling(use: KernelUse | None) -> None:
         adopt(pid)
         return
     try:
-        _run(use, job, forkserver_pid)
+        _run(use, job, forkserver_pid, waits_for_model=not only_slow)
     except Exception as err:  # noqa: BLE001 - as above
         logger.warning(_FAILED, err)
     finally:
         os._exit(0)
 
 
-def _plan(use: KernelUse) -> CompileJob | None:
+def _plan(use: KernelUse, *, only_slow: bool = False) -> CompileJob | None:
     """What is to be compiled. None if nothing is, or if no processor is left for it."""
     capability, places, claims = common_capability(), folders(), claims_folder()
     num_processes = _num_processes()
@@ -159,6 +165,9 @@ def _plan(use: KernelUse) -> CompileJob | None:
         function = kernel.function.rpartition(".")[2]
         if key is None or not any(is_cached(place, key, function) for place in places):
             missing.append(kernel)
+    if only_slow:
+        num_processes = max(num_processes - 1, 1)  # two processes import: the API server and the forkserver
+        missing = [kernel for kernel in missing if kernel.compile_s >= _SLOW_S][:num_processes]
     if not missing:
         return None
     return CompileJob(
@@ -167,6 +176,7 @@ def _plan(use: KernelUse) -> CompileJob | None:
         folder=places[0],
         others=(*places[1:], *map(str, model_folders())),
         num_processes=num_processes,
+        has_library=not only_slow,
         claims_folder=str(claims),
     )
 
@@ -178,7 +188,7 @@ def _num_processes() -> int:
     return min(usable_count() - 1, num_by_memory, _MOST_PROCESSES)
 
 
-def _run(use: KernelUse, job: CompileJob, forkserver_pid: int) -> None:
+def _run(use: KernelUse, job: CompileJob, forkserver_pid: int, *, waits_for_model: bool) -> None:
     """The program of the first process."""
     assert this_start.journal is not None
     pid = os.getpid()
@@ -186,8 +196,10 @@ def _run(use: KernelUse, job: CompileJob, forkserver_pid: int) -> None:
     replace_command_line(_TITLE)
     tempfile.tempdir = os.environ["TMPDIR"] = str(this_start.journal.folder)  # is removed, however this ends
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    gc.freeze()
+    gc.enable()  # the forkserver pauses it during its imports
     _compile(job, pid)
-    if use.vocab_size is None:  # the model is being downloaded
+    if use.vocab_size is None and waits_for_model:  # the model is being downloaded
         told = _wait_for(this_start.journal.folder / _MODEL)
         if (rest := _plan(told)) is not None:
             _compile(rest, pid)

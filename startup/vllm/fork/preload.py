@@ -18,6 +18,7 @@ _AT_EXEC = environment.snapshot()
 record_openmp()
 
 from pathlib import Path  # noqa: E402
+from typing import Final  # noqa: E402
 
 from base.machine.processes import process_start_ns  # noqa: E402
 from envs.registry import env  # noqa: E402
@@ -38,6 +39,9 @@ from startup.vllm.patches.placing import place_hooks  # noqa: E402
 from startup.vllm.patches.process_titles import find_title_memory  # noqa: E402
 from startup.vllm.vllm_imports import import_leniently, importing_vllm  # noqa: E402
 
+_PACKAGE: Final = "vllm"
+"""Its import imports torch, and comes before that of its modules anyway."""
+
 
 def _preload(plan: PreloadPlan) -> None:
     configure_own_loggers("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
@@ -46,9 +50,13 @@ def _preload(plan: PreloadPlan) -> None:
     find_title_memory()
     journal = this_start.journal = Journal(Path(plan.folder))
     this_start.record = OutputRecord(Path(plan.folder))
+    this_start.environment = _AT_EXEC
     report_compiled_models(Exchange(Path(plan.folder)))
     place_hooks("forkserver")
     with importing_vllm(plan.compiler, late_in="forkserver" if plan.is_lean and uses("lean imports") else None):
+        import_leniently((_PACKAGE,))
+        if why_unforkable() is None:
+            begin_compiling(plan.kernels, only_slow=True)
         import_leniently(plan.modules)
         if plan.model is not None:
             import_leniently(model_modules(Path(plan.model)))

@@ -14,6 +14,7 @@ from startup.vllm.fork import kernel_processes
 from startup.vllm.fork.kernel_processes import KernelProcesses, begin_compiling, learn_kernels, summarize
 from startup.vllm.journal import Journal, StartRecordings, this_start
 from startup.vllm.patches import early_kernels
+from tests.startup.vllm.fake_start import environment
 from tests.support.cli import python_output
 
 _USE = KernelUse("0.33.0", (0, 28), "kind", (), 32000, "bfloat16")
@@ -69,13 +70,18 @@ def test_no_process_begins_if_its_parent_has_ended(start_folder):
 
 
 _REAP = """
-import os
+import os, sys
 from startup.processes.forks import Forks, adopt
-forks = Forks()
+is_late = sys.argv[1] == "late"
+forks = Forks() if is_late else None
 if (pid := os.fork()) == 0:
     os._exit(0)
 adopt(pid)
-forks.wait()
+if is_late:
+    forks.wait()
+else:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    forks = Forks()
 try:
     os.waitpid(pid, 0)
 except ChildProcessError:
@@ -83,8 +89,9 @@ except ChildProcessError:
 """
 
 
-def test_the_forkserver_leaves_no_zombie():
-    assert python_output(_REAP).strip() == "reaped"
+@pytest.mark.parametrize("time", ["early", "late"])
+def test_the_forkserver_leaves_no_zombie(time):
+    assert python_output(_REAP, time).strip() == "reaped"
 
 
 def test_without_a_pipe_nothing_is_compiled():
@@ -102,6 +109,46 @@ def test_the_first_process_gets_the_missing_kernels(start_folder, tmp_path):
     assert job is not None
     assert (job.kernels, job.capability, job.num_processes) == ((_KERNEL,), _CAPABILITY, 2)
     assert (job.folder, job.claims_folder) == (str(tmp_path / "triton"), str(start_folder / "kernels"))
+
+
+def test_slow_kernels_come_first_one_for_each_processor_that_imports_leave(start_folder, monkeypatch):
+    slow = [replace(_KERNEL, function=f"slow_{number}", compile_s=4.0 - 1.5 * number) for number in range(3)]
+    quick = replace(_KERNEL, function="quick", compile_s=0.3)
+    save_kernels(_USE, [quick, *slow])
+    for num_processors, expected in ((2, 1), (3, 1), (4, 2), (16, 2)):
+        monkeypatch.setattr(kernel_processes, "usable_count", lambda num=num_processors: num)
+        job = kernel_processes._plan(_USE, only_slow=True)
+        assert job is not None
+        assert [kernel.function for kernel in job.kernels] == ["slow_0", "slow_1"][:expected]
+        assert not job.has_library
+    save_kernels(_USE, [quick])
+    assert kernel_processes._plan(_USE, only_slow=True) is None
+
+
+_PRELOAD = """
+import sys
+from pathlib import Path
+from startup.kernels.kernel_lists import KernelUse
+from startup.vllm.fork import kernel_processes
+from startup.vllm.fork.preload_profile import PreloadPlan
+from startup.vllm.journal import this_start
+
+def note(use, only_slow=False):
+    modules = [name in sys.modules for name in ("vllm", "vllm.v1.engine.core")]
+    print(only_slow, modules, use.version, bool(this_start.environment))
+
+kernel_processes.begin_compiling = note
+use = KernelUse("0.33.0", (0, 33), "kind", ())
+PreloadPlan(sys.argv[1], ("vllm.v1.engine.core",), None, "deferred", (0, 33), use).write()
+import startup.vllm.fork.preload
+"""
+
+
+@pytest.mark.thorough
+def test_the_forkserver_begins_with_slow_kernels_before_it_imports_vllms_modules(tmp_path):
+    variables = environment(tmp_path, VCLI_PRELOAD_PLAN=str(tmp_path / "preload.json"))
+    done = python_output(_PRELOAD, tmp_path, env=variables)
+    assert done.splitlines() == ["True [True, False] 0.33.0 True", "False [True, True] 0.33.0 True"]
 
 
 def test_they_look_into_the_caches_of_vllm_before_they_compile(start_folder, tmp_path, monkeypatch):
