@@ -21,7 +21,7 @@ from tests.startup.compiled_models.test_sharing import Machine
 _VERSIONS: Final = {"vllm": "0.33.0", "triton": "3.7.0"}
 _FAMILIES: Final = kernel_family(_VERSIONS, Hardware.present(), ("9.0",))
 _LEARNED: Final = LearnedFiles(start_family(_VERSIONS, "python"), "0123456789abcdef", is_known=False, is_first=True)
-_PROFILE: Final = "vllm/vllm_cli/preload/0123456789abcdef.json"
+_PROFILE: Final = "vllm/vllm_cli/starts/0123456789abcdef.json"
 _IMPORTS: Final = "vllm/vllm_cli/imports/0123456789abcdef.code"
 _KERNEL: Final = ("triton/KEY/kernel.cubin", "triton/KEY/__grp__kernel.json")
 _OLD_S: Final = 1_000_000_000.0
@@ -140,9 +140,9 @@ _CONTENT: Final = {_PROFILE: b"{}"}
 FOREIGN: Final = {
     "another folder of vllm-cli": Foreign({"vllm/vllm_cli/standby/0123456789abcdef.json": b"x"}),
     "a folder of vLLM": Foreign({"vllm/modelinfos/a/b.json": b"x"}),
-    "a name that is no hash": Foreign({"vllm/vllm_cli/preload/latest.json": b"x"}),
+    "a name that is no hash": Foreign({"vllm/vllm_cli/starts/latest.json": b"x"}),
     "another cache": Foreign({"home/.bashrc": b"x"}),
-    "outside": Foreign({"vllm/vllm_cli/preload/../../../x.json": b"x"}, "is not an allowed name"),
+    "outside": Foreign({"vllm/vllm_cli/starts/../../../x.json": b"x"}, "is not an allowed name"),
     "absolute": Foreign({"/etc/cron.d/x": b"x"}, "is not an allowed name"),
     "another record": Foreign(_CONTENT, "its record belongs to another archive", family="starts-other"),
     "other content": Foreign(_CONTENT, "SHA-256", facts=facts({_PROFILE: b"[]"})),
