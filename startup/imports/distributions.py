@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.machinery import PathFinder
 from types import ModuleType
@@ -35,23 +36,18 @@ def contents_of(names: Iterable[str]) -> tuple[tuple[str, bytes], ...]:
     Unlike the result of `distribution_stamps`, it does not depend on the folder of the installation, or on
     the installer: scripts, metadata and bytecode are left out.
     """
-    known = {name.lower().replace("-", "_") for name in names}
-    return tuple(sorted(_contents(path) for path, _ in distribution_stamps() if _name_of(path) in known))
-
-
-def _name_of(path: str) -> str:
-    return path.split("/")[-2].partition("-")[0].lower() if path.endswith(f"/{_RECORD}") else ""
-
-
-def _contents(path: str) -> tuple[str, bytes]:
-    folder = path.split("/")[-2]
-    try:
-        lines = read_file(path).splitlines()
-    except OSError:
-        lines = []
-    left_out = (b"../", folder.encode())
-    own = (line for line in lines if not line.startswith(left_out) and b"__pycache__" not in line)
-    return folder, checksum(b"\n".join(sorted(own)))
+    known = tuple(f"/{name.lower().replace('-', '_')}-" for name in names)
+    found = []
+    for path, _ in distribution_stamps():
+        folder = os.path.dirname(path)  # noqa: PTH120
+        name = os.path.basename(folder)  # noqa: PTH119
+        if f"/{name.lower()}".startswith(known) and path.endswith(_RECORD):
+            left_out = (b"../", name.encode())
+            with suppress(OSError):
+                lines = sorted(read_file(path).splitlines())
+                own = (line for line in lines if not line.startswith(left_out) and b"__pycache__" not in line)
+                found.append((name, checksum(b"\n".join(own))))
+    return tuple(sorted(found))
 
 
 def _checksum_of(path: str) -> bytes:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from startup.imports.distributions import check_version, note_package
 from startup.imports.finder import unwrap_loader, wrap_loader
@@ -47,23 +47,17 @@ class LateModule(ModuleType):
         return ModuleType.__getattribute__(self, key) if type(self) is LateModule else getattr(self, key)
 
     def __setattr__(self, key: str, value: Any) -> None:
-        _load(self)
-        if type(self) is LateModule:
-            ModuleType.__setattr__(self, key, value)
-        else:
-            setattr(self, key, value)
+        _load(self).__setattr__(self, key, value)
 
     def __delattr__(self, key: str) -> None:
-        _load(self)
-        if type(self) is LateModule:
-            ModuleType.__delattr__(self, key)
-        else:
-            delattr(self, key)
+        _load(self).__delattr__(self, key)
 
 
-def _load(module: ModuleType) -> None:
+def _load(module: ModuleType) -> type[ModuleType]:
+    """Runs the module's code if it is late. Returns the class that the module has then."""
     if (late := _late.get(module.__name__)) is not None:
         late.load()
+    return ModuleType if type(module) is LateModule else type(module)
 
 
 def _reduce(module: LateModule) -> tuple[Any, ...]:
@@ -91,7 +85,7 @@ def delay_module(name: str, importer: Mapping[str, Any], stand_in: StandIn) -> M
     late = _late.get(name)
     if late is None or sys.modules.get(name) is not late.module:
         return None
-    late.importers.append(_Importer(importer, stand_in))
+    late.importers.append((importer, stand_in))
     parent, _, child = name.rpartition(".")
     if parent:  # also if an import of the package has failed and is repeated
         setattr(sys.modules[parent], child, late.module)
@@ -124,19 +118,13 @@ def _create(name: str) -> None:
     sys.modules[name] = module
 
 
-class _Importer(NamedTuple):
-    """A module with a late import statement."""
-
-    namespace: Mapping[str, Any]
-    stand_in: StandIn
-
-
 class _Late:
     """The state of a late module."""
 
     def __init__(self, module: LateModule) -> None:
         self.module = module
-        self.importers: list[_Importer] = []
+        self.importers: list[tuple[Mapping[str, Any], StandIn]] = []
+        """The namespaces of modules with a late import statement, and what gives them their stand-ins."""
         self.thread: int | None = None
         """The thread that runs the module's code, or will do so next. None if none does."""
         self._initial = dict(namespace_of(module))
@@ -145,9 +133,9 @@ class _Late:
         """What gives the attribute to this namespace while the namespace's module is imported."""
         if key.startswith("__"):
             return None
-        for importer in self.importers:
-            if importer.namespace is namespace and getattr(namespace.get("__spec__"), "_initializing", False):
-                return importer.stand_in
+        for importer, stand_in in self.importers:
+            if importer is namespace and getattr(namespace["__spec__"], "_initializing", False):
+                return stand_in
         return None
 
     def load(self) -> None:
@@ -166,21 +154,15 @@ class _Late:
                     sys.modules.pop(name, None)
             try:
                 __import__(name)
-                self._adopt(sys.modules.get(name))
             finally:
                 if thread is None:
                     self.release()
-            if thread is not None and self.thread == thread:
+            if (imported := sys.modules.get(name)) not in (None, self.module):
+                # The module's code has replaced it, or the finder of another program has made it.
+                namespace_of(self.module).update(vars(imported))
+                self.finish()
+            elif thread is not None and self.thread == thread:
                 return
-
-    def _adopt(self, imported: ModuleType | None) -> None:
-        """Takes the names of another module that has this name now.
-
-        It comes from the finder of another program, or the module's code has replaced it.
-        """
-        if imported is not None and imported is not self.module:
-            namespace_of(self.module).update(vars(imported))
-            self.finish()
 
     def finish(self) -> None:
         """Makes the module an ordinary one."""

@@ -62,18 +62,14 @@ def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None
         if wanted not in late or _is_complete(wanted, fromlist) or not is_installed(late[wanted]):
             return builtins.__import__(name, globals, locals, fromlist, level)
         if fromlist:
-            _hide_late_names(importer)
+            if type(importer) is ModuleType:
+                importer.__class__ = WithLateNames
             return SimpleNamespace(**{name: LateName(wanted, name, namespace) for name in fromlist})
         if delay_module(wanted, namespace, functools.partial(LateName, wanted, importer=namespace)) is None:
             return builtins.__import__(name, globals, locals)
         return sys.modules[wanted.partition(".")[0]]
 
     namespace["__builtins__"] = {**vars(builtins), "__import__": import_late}
-
-
-def _hide_late_names(importer: ModuleType) -> None:
-    if type(importer) is ModuleType:
-        importer.__class__ = WithLateNames
 
 
 class WithLateNames(ModuleType):
