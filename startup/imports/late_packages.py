@@ -2,7 +2,6 @@
 
 import builtins
 import functools
-import importlib
 import re
 import sys
 from collections.abc import Collection, Mapping, Set
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from startup.imports.distributions import import_later
 from startup.imports.finder import after_import, before_import, replace, stop_replacing
 from startup.imports.late_modules import delay_module, namespace_of
 from startup.imports.late_names import LateName, WithLateNames
@@ -123,7 +123,7 @@ def _with_late_names(modules: Set[str], hidden: Set[str]) -> type[ModuleType]:
 
         def __getattr__(self, key: str) -> Any:
             if key in modules and key not in hidden:
-                return importlib.import_module(f"{self.__name__}.{key}")
+                return import_later(f"{self.__name__}.{key}")
             raise AttributeError(f"module {self.__name__!r} has no attribute {key!r}", name=key, obj=self)
 
         def __setattr__(self, key: str, value: Any) -> None:
