@@ -130,7 +130,7 @@ import sys
 from pathlib import Path
 from startup.kernels.kernel_lists import KernelUse
 from startup.vllm.fork import kernel_processes
-from startup.vllm.fork.preload_profile import PreloadPlan
+from startup.vllm.fork.preload_plan import PreloadPlan
 from startup.vllm.journal import this_start
 
 def note(use, only_slow=False):
@@ -139,7 +139,7 @@ def note(use, only_slow=False):
 
 kernel_processes.begin_compiling = note
 use = KernelUse("0.33.0", (0, 33), "kind", ())
-PreloadPlan(sys.argv[1], ("vllm.v1.engine.core",), None, "deferred", (0, 33), use).write()
+PreloadPlan(sys.argv[1], ("vllm.v1.engine.core",), None, "deferred", True, (0, 33), use).write()
 import startup.vllm.fork.preload
 """
 
