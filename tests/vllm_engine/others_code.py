@@ -53,6 +53,8 @@ class Member:
     arguments: tuple[str, ...] = ()
     group: str = ""
     """The group of the entry point `own = own:install`. Empty: there is none."""
+    has_effect: bool = True
+    """Whether plain vLLM runs the code before it imports the model."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> dict[str, str]:
@@ -111,6 +113,19 @@ MEMBERS: Final = {
     ),
     "worker's class": Member(
         {"own_worker.py": f"import patching\npatching.patch()\n{_WORKER}"}, ("--worker-cls", "own_worker.Worker")
+    ),
+    "connector": Member(
+        {
+            "own_connector.py": "import patching\npatching.patch()\n"
+            "from vllm.distributed.kv_transfer.kv_connector.v1.example_connector import ExampleConnector\n"
+            "class Connector(ExampleConnector): pass\n"
+        },
+        (
+            "--kv-transfer-config",
+            '{"kv_connector": "Connector", "kv_connector_module_path": "own_connector", "kv_role": "kv_both", '
+            '"kv_connector_extra_config": {"shared_storage_path": "kv"}}',
+        ),
+        has_effect=False,
     ),
     "logits processor": Member(
         {

@@ -10,13 +10,42 @@ import resource
 import signal
 import sys
 import threading
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 FOLDER_VARIABLE = "OBSERVER_FOLDER"
 
 
-def install() -> None:
-    """Called when the interpreter starts. Forked processes inherit the handler."""
+class _Finder:
+    """Makes each process of vLLM install the handler where it loads plugins."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != "vllm.plugins":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        assert spec is not None
+        assert spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def execute_and_change(module: Any) -> None:
+            execute(module)
+            load = module.load_general_plugins
+            module.load_general_plugins = lambda: (_install(), load())
+
+        spec.loader.exec_module = execute_and_change
+        return spec
+
+
+def observe() -> None:
+    """Called when the interpreter starts. A plugin would change the order of our imports."""
+    sys.meta_path.insert(0, _Finder())
+
+
+def _install() -> None:
+    """Forked processes inherit the handler."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR2, _write_settings)
 

@@ -53,7 +53,7 @@ _CASES = [
 @pytest.mark.parametrize(("launcher", "name"), _CASES)
 def test_the_answers_are_those_of_plain_vllm(launcher, name, unchanged, small_model, tmp_path, plain_answers):
     expected, imported_by_plain = plain_answers(name)
-    assert expected != unchanged, "the code has an effect"
+    assert (expected != unchanged) == MEMBERS[name].has_effect
     answers, imported = _run(launcher, name, tmp_path, small_model)
     assert answers == expected
     assert imported.keys() == imported_by_plain.keys()

@@ -73,7 +73,7 @@ def observing(folder: Path) -> dict[str, str]:
     """
     folder.mkdir()
     name = process_observer.__name__
-    (folder / "sitecustomize.py").write_text(f"import {name} as observer\nobserver.install()\n")
+    (folder / "sitecustomize.py").write_text(f"import {name} as observer\nobserver.observe()\n")
     return {"PYTHONPATH": str(folder), process_observer.FOLDER_VARIABLE: str(folder)}
 
 
