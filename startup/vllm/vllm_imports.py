@@ -25,8 +25,17 @@ _COMMAND_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.se
 API_MODULES: Final = (*_COMMAND_MODULES, "vllm.v1.engine.async_llm")
 
 _LAUNCHERS: Final = "vllm.entrypoints.launchers"
-LATER_MODULES: Final = ("vllm.kernels", f"{_LAUNCHERS}.app", f"{_LAUNCHERS}.api_server.app_state")
-"""vLLM imports these modules once the engine is ready. The launcher does so while the model is loaded."""
+LATER_MODULES: Final = (
+    "vllm.kernels",
+    f"{_LAUNCHERS}.app",
+    f"{_LAUNCHERS}.api_server.app_state",
+    "model_hosting_container_standards.sagemaker",
+    *("uvicorn.protocols.http.auto", "uvicorn.protocols.websockets.auto", "uvicorn.lifespan.on"),
+)
+"""vLLM imports these modules once the engine is ready. The launcher does so while the model is loaded.
+
+vLLM's routers are not in the list, because the schemas of the API depend on the order of their imports.
+"""
 
 _ROOT: Final = "vllm.entrypoints.cli."
 _UNUSED: Final = {
