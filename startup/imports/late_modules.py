@@ -148,6 +148,8 @@ class _Late:
         while _late.get(name) is self and self.thread != threading.get_ident():
             check_version(name)
             with _lock:
+                if _late.get(name) is not self:  # another thread has run the code meanwhile
+                    return
                 thread = self.thread
                 if thread is None:
                     self.thread = threading.get_ident()
