@@ -4,7 +4,7 @@
 
 Run it with vLLM's interpreter. PID is the process of a ready server that `vllm-cli serve` has started. It has
 compiled nothing: it has `--enforce-eager` for the list `eager`, or is the second start without flags for the
-list `compiled`. Prints vLLM's modules, except those that a printed module imports.
+list `compiled`. Prints vLLM's modules, but none that another printed module imports.
 """
 
 import json

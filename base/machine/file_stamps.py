@@ -18,7 +18,7 @@ StoredStamp: TypeAlias = tuple[int, int]
 
 _NEIGHBOURS_S: Final = 60
 _WHOLE_BYTES: Final = 4 << 20
-"""Of larger files, only begin and end are hashed."""
+"""A larger file is hashed only at its begin and its end."""
 _PART_BYTES: Final = 64 << 10
 """The bytes that are hashed at each end of a larger file. A library has its build id at the begin."""
 

@@ -130,7 +130,7 @@ class _Late:
         self._initial = dict(namespace_of(module))
 
     def stand_in(self, namespace: Mapping[str, Any], key: str) -> StandIn | None:
-        """What gives the attribute to this namespace while the namespace's module is imported."""
+        """Returns what gives this namespace the attribute while the namespace's module is imported."""
         if key.startswith("__"):
             return None
         for importer, stand_in in self.importers:

@@ -107,8 +107,8 @@ def has_files(folder: str | Path, key: str) -> bool:
 def keep(keys: Iterable[str], variables: Mapping[str, str]) -> None:
     """Keeps the kernels of these keys for later starts, wherever they are. Raises OSError.
 
-    Triton's own cache gets them, too, if that takes no space on the disk. So vLLM finds them without this
-    program.
+    If this takes no space on the disk, they are added to Triton's own cache as well. So vLLM finds
+    them without this program.
     """
     triton, kept = triton_folder(variables), kept_folder(variables)
     if triton == kept or usable_folders(variables)[:1] != (str(kept),):

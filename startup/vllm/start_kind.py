@@ -1,7 +1,7 @@
 """The kinds of start: starts of one kind import the same modules, and take about as long.
 
-What a start keeps for later ones is kept by its kind: whether a start has succeeded, how long it took, which
-kernels it has used, and whether preloading has failed.
+A start keeps values for later starts of its kind. They tell whether a start has succeeded, how long it took
+and which kernels it has used, and whether preloading has failed.
 """
 
 import platform

@@ -24,7 +24,7 @@ _CLASSES: Final = (
 _FILES: Final = ("--reasoning-parser-plugin", "--tool-parser-plugin", "--io-processor-plugin")
 """Flags whose values name files with code, or plugins."""
 _WITH_KEYS: Final = ("--kv-transfer-config", "--ec-transfer-config", "--speculative-config", "--compilation-config")
-"""Flags with JSON, some keys of which name code."""
+"""Flags with JSON. Some keys name code."""
 _FLAGS: Final = (*_CLASSES, *_FILES, *_WITH_KEYS)
 _SHORTEST: Final = len("--wo")
 _OWN: Final = "vllm."
