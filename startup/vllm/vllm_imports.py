@@ -29,12 +29,13 @@ LATER_MODULES: Final = (
     "vllm.kernels",
     f"{_LAUNCHERS}.app",
     f"{_LAUNCHERS}.api_server.app_state",
-    "model_hosting_container_standards.sagemaker",
     *("uvicorn.protocols.http.auto", "uvicorn.protocols.websockets.auto", "uvicorn.lifespan.on"),
 )
 """vLLM imports these modules once the engine is ready. The launcher does so while the model is loaded.
 
 vLLM's routers are not in the list, because the schemas of the API depend on the order of their imports.
+Nor are libraries whose import changes more than `sys.modules`. For example, the import of
+model_hosting_container_standards sets the level of the root logger.
 """
 
 _ROOT: Final = "vllm.entrypoints.cli."
