@@ -1,9 +1,12 @@
 """Code of others that vLLM runs before it has imported all of its modules, and that changes its answers.
 
 Each member of `MEMBERS` is another way in which vLLM comes to such code. Most of them replace `get_rope`,
-which vLLM's models import by name. This has an effect only before the import of the model's module.
+which vLLM's models import by name. This has an effect only before the import of the model's module. On CPU,
+the code of a model's configuration runs early in the engine only, so it replaces a name for the scheduler.
 """
 
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +59,20 @@ class Member:
     has_effect: bool = True
     """Whether plain vLLM runs the code before it imports the model."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    model_code: Mapping[str, str] = field(default_factory=dict)
+    """Files of the model's own code, which `configuration_own.OwnConfig` begins."""
+
+    def model(self, model: Path, folder: Path) -> Path:
+        """The model to serve: with code of its own, a copy in the folder."""
+        if not self.model_code:
+            return model
+        own = Path(shutil.copytree(model, folder / "model"))
+        config = json.loads((own / "config.json").read_text())
+        config |= {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+        (own / "config.json").write_text(json.dumps(config))
+        for name, text in self.model_code.items():
+            (own / name).write_text(text)
+        return own
 
     def write(self, folder: Path) -> dict[str, str]:
         """Writes the files. Returns the variables of a server with this code."""
@@ -138,6 +155,20 @@ MEMBERS: Final = {
             "    def apply(self, logits): return -logits\n"
         },
         group="vllm.logits_processors",
+    ),
+    "configuration of the model": Member(
+        {},
+        ("--trust-remote-code",),
+        model_code={
+            "configuration_own.py": "from importlib import import_module\n"
+            "from transformers import LlamaConfig\n"
+            "import_module('patching').note()\n"
+            "import vllm.v1.core.sched.utils as utils\n"
+            "check_stop = utils.check_stop\n"
+            "utils.check_stop = lambda request, limit: check_stop(request, request.num_prompt_tokens + 3)\n"
+            "class OwnConfig(LlamaConfig):\n"
+            "    model_type = 'own'\n"
+        },
     ),
     "sitecustomize": Member(
         {

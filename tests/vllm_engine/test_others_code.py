@@ -32,7 +32,8 @@ def _run(launcher: str, name: str, folder: Path, model: Path) -> tuple[list[str]
     member = MEMBERS[name]
     variables = member.write(folder / launcher)
     arguments = (*SMALL, *member.arguments)
-    with VllmServer(launcher, model, *arguments, folder=folder, environment=variables) as server:
+    served = member.model(model, folder)
+    with VllmServer(launcher, served, *arguments, folder=folder, environment=variables) as server:
         answers = _answers(server.wait_ready())
     imported: dict[str, set[str]] = {}
     noted = Path(variables[NAMES])

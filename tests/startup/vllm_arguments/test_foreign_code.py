@@ -10,7 +10,12 @@ from startup.vllm_arguments.foreign_code import foreign_code
 from startup.vllm_arguments.vllm_line import VllmLine
 from startup.vllm_arguments.vllm_record import Plugin, VllmRecord, read_plugins
 
-_RECORDED = VllmRecord(flags=tuple(Flag((name,), "text", 1) for name in ("--worker-cls", "--kv-transfer-config")))
+_RECORDED = VllmRecord(
+    flags=(
+        *(Flag((name,), "text", 1) for name in ("--worker-cls", "--kv-transfer-config")),
+        Flag(("--trust-remote-code",), "switch", 0),
+    )
+)
 
 
 @pytest.mark.parametrize("record", [VllmRecord(), _RECORDED], ids=["first start", "later start"])
@@ -50,6 +55,30 @@ def test_a_flag_names_code_of_others(arguments, names, record):
 )
 def test_each_flag_of_code_is_known_in_a_first_start(arguments, name):
     assert foreign_code(VllmLine.of(("m", *arguments.split()), VllmRecord())) == (name,)
+
+
+@pytest.mark.parametrize("record", [VllmRecord(), _RECORDED], ids=["first start", "later start"])
+@pytest.mark.parametrize(
+    ("flags", "code", "names"),
+    [
+        (["--trust-remote-code"], "import transformers\n", ()),
+        (["--trust-remote-code"], "from vllm.model_executor.layers import layernorm\n", ("configuration_own.py",)),
+        (["--trust-rem"], "import vllm\n", ("configuration_own.py",)),
+        ([], "import vllm\n", ()),
+        (["--trust-remote-code"], "#" * (1 << 20) + "\nimport vllm\n", ("configuration_own.py",)),
+    ],
+    ids=["other code", "names vLLM", "abbreviated flag", "not trusted", "long file"],
+)
+def test_a_models_code_counts_if_it_is_trusted_and_names_vllm(flags, code, names, record, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "configuration_own.py").write_text(code)
+    (tmp_path / "folder.py").mkdir()
+    assert foreign_code(VllmLine.of((str(tmp_path), *flags), record)) == names
+
+
+def test_the_code_of_a_model_that_is_not_on_disk_may_name_vllm():
+    line = VllmLine.of(("nobody/has-this", "--trust-remote-code"), VllmRecord())
+    assert foreign_code(line) == ("--trust-remote-code",)
 
 
 @pytest.mark.parametrize(
