@@ -15,6 +15,9 @@ from typing import Final
 NAMES: Final = "NAMES_OF_OTHERS_CODE"
 """The variable with the file to which each process appends what vLLM had imported when the code ran."""
 
+INSPECTION: Final = "ModelInspection"
+"""Reads attributes of the model's class, on which the order of imports has no effect."""
+
 _PATCH: Final = """
 import json, multiprocessing, os, sys
 
@@ -85,6 +88,15 @@ class Member:
             (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n")
             (installed / "entry_points.txt").write_text(f"[{self.group}]\nown = own:install\n")
         return {"PYTHONPATH": str(folder), NAMES: str(folder / "names"), **self.environment}
+
+
+def imported_before(names: Path) -> dict[str, set[str]]:
+    """Which modules of vLLM each process had imported when the code ran, from the file of `NAMES`."""
+    imported: dict[str, set[str]] = {}
+    for line in names.read_text().splitlines() if names.exists() else ():
+        process, modules = json.loads(line)
+        imported.setdefault(process, set(modules))
+    return imported
 
 
 MEMBERS: Final = {

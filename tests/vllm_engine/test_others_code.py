@@ -1,19 +1,16 @@
 """Code of others that changes modules of vLLM has the same effect as with `vllm serve`."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from tests.vllm_engine.conftest import SMALL, StartVllm
-from tests.vllm_engine.others_code import MEMBERS, NAMES
+from tests.vllm_engine.others_code import INSPECTION, MEMBERS, NAMES, imported_before
 from tests.vllm_engine.vllm_server import VllmServer
 
 pytestmark = pytest.mark.versions
 
 _PROMPTS = ("The capital of France is", "1, 1, 2, 3, 5, 8,")
-_INSPECTION = "ModelInspection"
-"""Reads attributes of the model's class, on which the order of imports has no effect."""
 
 
 def _answers(server: VllmServer) -> list[str]:
@@ -35,12 +32,7 @@ def _run(launcher: str, name: str, folder: Path, model: Path) -> tuple[list[str]
     served = member.model(model, folder)
     with VllmServer(launcher, served, *arguments, folder=folder, environment=variables) as server:
         answers = _answers(server.wait_ready())
-    imported: dict[str, set[str]] = {}
-    noted = Path(variables[NAMES])
-    for line in noted.read_text().splitlines() if noted.exists() else ():
-        process, modules = json.loads(line)
-        imported.setdefault(process, set(modules))
-    return answers, imported
+    return answers, imported_before(Path(variables[NAMES]))
 
 
 _CASES = [
@@ -59,7 +51,7 @@ def test_the_answers_are_those_of_plain_vllm(launcher, name, unchanged, small_mo
     assert answers == expected
     assert imported.keys() == imported_by_plain.keys()
     for process, modules in imported.items():
-        if process == _INSPECTION:
+        if process == INSPECTION:
             continue
         assert sorted(modules - imported_by_plain[process]) == [], f"imported too early in {process}"
 

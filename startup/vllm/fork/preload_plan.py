@@ -17,10 +17,12 @@ from startup.vllm_arguments.installed import InstalledVllm
 if TYPE_CHECKING:
     from startup.vllm_arguments.vllm_line import VllmLine
 
-_WORKERS: Final = "vllm.v1.executor.multiproc_executor"
-_ENGINE_MODULES: Final = ("vllm.v1.engine.core", _WORKERS)
-BEFORE_OTHERS_CODE: Final = (_WORKERS,)
-"""Engine and worker of plain vLLM (0.29 to 0.33) have both imported it when they load plugins."""
+_ENGINE_MODULES: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
+BEFORE_OTHERS_CODE: Final = ("vllm.v1.executor.abstract",)
+"""Engine and worker of plain vLLM (0.29 to 0.33) have both imported it when they load plugins.
+
+An engine that is its own worker has not imported `multiproc_executor` then.
+"""
 PRELOADING: Final = Hook(
     "preloading",
     does="imports the API server beside the forkserver's imports; runs `vllm serve` in the launcher",
