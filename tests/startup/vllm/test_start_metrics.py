@@ -77,7 +77,7 @@ def test_each_of_several_api_servers_tells_the_start(folder):
 
 _NEVER_LEARNS = """
 import sys, threading
-if (learning := sys.modules.get("startup.vllm.launch.readiness")) is not None:
+if (learning := sys.modules.get("startup.vllm.launch.parts.records")) is not None:
     learning.learn_beside = lambda names: threading.Event().wait()
 """
 """Code for a module of the fake vLLM. With it, the work for later starts, seconds in a first one, hangs."""
