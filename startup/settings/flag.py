@@ -18,7 +18,6 @@ ValueKind: TypeAlias = Literal[
     "float",
     "json",
     "json or text",
-    "json or file",
     "object",
     "pooler",
     "path",

@@ -20,7 +20,6 @@ from contextlib import suppress
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from types import FunctionType, SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 from base.machine.file_stamps import FileStamp, read_stamp
@@ -135,7 +134,7 @@ class VllmRecord(NamedTuple):
     names: dict[str, tuple[str, ...]] = {}
     """The registered values of flags, and the registered architectures, model types and connectors."""
     variables: tuple[Flag, ...] = ()
-    """Environment variables that vLLM checks, described like flags. It rejects some values of each."""
+    """Environment variables for which vLLM has choices, described like flags."""
     set_by_vllm: tuple[str, ...] = ()
     """Environment variables that vLLM itself may set before it reads them, whatever the user has set."""
     installed_plugins: tuple[Plugin, ...] = ()
@@ -285,55 +284,28 @@ def _read_limits() -> dict[str, Limits]:
 
 
 def _read_variables() -> Iterator[Flag]:
-    """The variables with values that vLLM rejects."""
+    """The variables for which vLLM has a list of choices."""
     with suppress(Exception):  # another version of vLLM
         for name, read in _VARIABLES.get(sys.modules[_VARIABLES.module]).items():
-            if (flag := _variable(name, read)) is not None:
-                yield flag
+            settings = inspect.getclosurevars(read).nonlocals
+            if "choices" in settings:
+                yield _variable(name, settings)
+
+
+def _variable(name: str, settings: Mapping[str, Any]) -> Flag:
+    """Describes a variable by the arguments of the function of `vllm.envs` that has made its reader."""
+    choices = settings["choices"]
+    known = tuple(choices() if callable(choices) else choices)
+    nargs = "*" if isinstance(settings.get("default"), list) else 1
+    if settings.get("case_sensitive", True):
+        return Flag((name,), nargs=nargs, choices=known)
+    return Flag((name,), "lower", nargs, choices=tuple(map(str.lower, known)))
 
 
 def _read_set_by_vllm() -> Iterator[str]:
     with suppress(Exception):  # another version of vLLM
         for path in {sys.modules[name].__file__ for name in _SETTERS if name in sys.modules}:
             yield from _SETS.findall(Path(str(path)).read_text(encoding="utf-8"))
-
-
-def _variable(name: str, read: Any) -> Flag | None:
-    """Finds out by trying values which ones vLLM accepts. None for a variable that may have any value."""
-    choices = inspect.getclosurevars(read).nonlocals.get("choices", ())
-    choices = tuple(choices() if callable(choices) else choices)
-    variables: dict[str, str] = {}
-    globals_ = {**read.__globals__, "os": SimpleNamespace(**vars(os) | {"environ": variables, "getenv": variables.get})}
-    for each in read.__code__.co_names if choices else ():  # `env_set_with_choices` calls another function
-        if isinstance(helper := globals_.get(each), FunctionType):
-            globals_[each] = _copy(helper, globals_)
-
-    def is_accepted(text: str) -> bool:
-        variables[name] = text
-        try:
-            _copy(read, globals_)()
-        except ValueError:
-            return False
-        except Exception:  # noqa: BLE001 - the function needs more than its variable
-            return True
-        return True
-
-    if is_accepted("x"):
-        return None
-    if choices and all(map(is_accepted, choices)):
-        folds = all(is_accepted(choice.swapcase()) for choice in choices)
-        known = tuple(map(str.lower, choices)) if folds else choices
-        return Flag((name,), "lower" if folds else "text", "*" if is_accepted(",") else 1, choices=known)
-    if is_accepted("{}"):
-        return None if is_accepted("{") else Flag((name,), "json or file")
-    if is_accepted("0x1") or not is_accepted("1"):
-        return None
-    return Flag((name,), "float" if is_accepted("1.5") else "int", is_optional=is_accepted(""))
-
-
-def _copy(function: Any, globals_: dict[str, Any]) -> FunctionType:
-    """A copy of the function that reads these global names."""
-    return FunctionType(function.__code__, globals_, None, function.__defaults__, function.__closure__)
 
 
 def _read_names() -> Iterator[tuple[str, tuple[str, ...]]]:

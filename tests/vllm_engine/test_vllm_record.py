@@ -168,14 +168,14 @@ def _named(record: VllmRecord, variables: dict[str, str]) -> set[str]:
     return {re.split("[ :=]", finding.message)[0] for finding in findings} & {*variables}
 
 
-def test_each_value_of_a_variable_that_vllm_rejects_is_named_and_no_other_value(answer, record):
+def test_each_value_that_is_no_choice_of_a_variable_is_named_and_no_other_value(answer, record):
+    names = {flag.name for flag in record.variables}
     refused: dict[str, set[str]] = {}
     for name, text in answer["refused"]:
-        refused.setdefault(text, set()).add(name)
-    names = {flag.name for flag in record.variables}
-    assert set().union(*refused.values()) - names == set()
+        if name in names:
+            refused.setdefault(text, set()).add(name)
     assert {text: _named(record, dict.fromkeys(names, text)) for text in refused} == refused
-    assert len(refused[""]) > 150
+    assert len(refused["x"]) > 15
 
 
 def test_values_in_json_flags_are_rejected_only_if_vllm_rejects_them_and_mostly_then(answer, record):

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -18,7 +18,6 @@ from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.storage.caches import of_type
 from startup.vllm.vllm_imports import import_api_server
 from startup.vllm_arguments.installed import InstalledVllm, require_vllm
-from startup.vllm_arguments.preflight.surroundings import rejected_variables
 from startup.vllm_arguments.vllm_line import VllmLine
 from startup.vllm_arguments.vllm_record import RecordFile, VllmRecord, read_record
 
@@ -28,8 +27,6 @@ _CODE: Final = (
 _ROOT: Final = str(Path(__file__).parents[3])
 _TIMEOUT_S: Final = 600.0
 """The most seconds until the flags are recorded. It takes 3 to 15, and a minute if the disk is slow."""
-_OF_RECORD: Final = ("VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT", "VLLM_PLUGINS", "VLLM_TARGET_DEVICE")
-"""Variables of vLLM on which the record depends. vLLM accepts any value of these."""
 
 _recording = Lock()
 """Held while a process records, so that a router, which checks models on several threads, starts one."""
@@ -62,30 +59,14 @@ class _UnrecordedError(Exception):
 
 def _record(vllm: InstalledVllm, record: VllmRecord, note: Callable[[str], None]) -> VllmRecord:
     note(f"No start has recorded the flags of vLLM {vllm.version} yet: loading its parser, once (some seconds)")
-    variables = snapshot()
-    try:
-        gathered = _gather(variables)
-    except _UnrecordedError:
-        gathered = _gather_without(variables)
-        if not any(rejected_variables(gathered)):
-            raise
-    return gathered._replace(installed_plugins=record.installed_plugins)
+    return _gather()._replace(installed_plugins=record.installed_plugins)
 
 
-def _gather_without(variables: Mapping[str, str]) -> VllmRecord:
-    """The record without vLLM's variables. Empty if vLLM cannot be loaded without these either."""
-    names = [name for name in variables if name in _OF_RECORD or not name.startswith("VLLM_")]
-    kept = {name: variables[name] for name in names}
-    with suppress(_UnrecordedError):
-        return _gather(kept) if kept != variables else VllmRecord()
-    return VllmRecord()
-
-
-def _gather(variables: Mapping[str, str]) -> VllmRecord:
+def _gather() -> VllmRecord:
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _CODE, _ROOT],
-            env=variables,
+            env=snapshot(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_TIMEOUT_S,

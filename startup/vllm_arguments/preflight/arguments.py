@@ -7,8 +7,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from os.path import isfile
-from pathlib import Path
 from typing import Any, Final
 
 from base.json_depth import JsonDepthError, read_json
@@ -277,10 +275,6 @@ _CONVERTERS: Final[dict[str, tuple[Callable[[str, Flag], Any], str]]] = {
     "float": (lambda text, _: float(text), "is not a number"),
     "json": (lambda text, _: read_json(text), "is not JSON"),
     "json or text": (lambda text, _: read_json(text) if _OBJECT.match(text) else text, "is not JSON"),
-    "json or file": (
-        lambda text, _: read_json(Path(text).read_text() if isfile(text) else text),  # noqa: PTH113 - takes any text
-        "is neither JSON nor a file of JSON",
-    ),
     "object": (_parse_object, "is not JSON"),
     "lower": (lambda text, _: text.lower(), ""),
     "folded": (lambda text, _: text.lower().replace("-", "_"), ""),

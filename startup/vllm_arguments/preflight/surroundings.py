@@ -98,16 +98,16 @@ def _check_variables(start: GivenStart) -> Iterator[Finding]:
     if len(os.fsencode(folder)) > MAX_BYTES:  # `ensure_temp_folder` takes care of TMPDIR
         text = f"{_FOLDER_OF_SOCKETS}={folder} is too long for a socket in it: set it to at most {MAX_BYTES} bytes"
         yield error("environment", text)
-    for name, problem in rejected_variables(start.record):
+    for name, problem in _rejected_variables(start.record):
         is_certain = start.is_known and name not in start.record.set_by_vllm
         yield (error if is_certain else warning)("environment", f"{problem}: correct it or unset it")
 
 
-def rejected_variables(record: VllmRecord) -> Iterator[tuple[str, str]]:
+def _rejected_variables(record: VllmRecord) -> Iterator[tuple[str, str]]:
     """The variables with a value that vLLM rejects, and why. An empty value is not an unset one."""
     for flag in (*record.variables, _LAYERS):
-        text = foreign.text_of(flag.name)
-        if foreign.is_set(flag.name) and not (flag.name == _PORT and "://" in text):
+        if foreign.is_set(flag.name):
+            text = foreign.text_of(flag.name)
             values = [part.strip() for part in text.split(",")] if flag.nargs != 1 else [text]
             try:
                 for value in filter(None, values) if flag.nargs == "*" else values:
@@ -119,7 +119,7 @@ def rejected_variables(record: VllmRecord) -> Iterator[tuple[str, str]]:
 def _log_problems() -> Iterator[str]:
     """Yields faults of the variables of vLLM's log. If they name a file, level and stream are not used."""
     file, level, has_log = foreign.text_of(_LOG_FILE), foreign.text_of(_LEVEL).upper(), True
-    with suppress(ValueError):  # `start.record.variables` has this variable
+    with suppress(ValueError):  # which vLLM raises, too
         has_log = bool(int(foreign.text_of(_HAS_LOG)))
     if file:
         settings = read_json_object(Path(file)) if isfile(file) else JsonFile({}, f"{file} is no file")  # noqa: PTH113 - takes any text

@@ -124,41 +124,21 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
     return InstalledVllm("0.32.0", site / "vllm")
 
 
-def _one_of(name: str, choices: list[str], *, folds: bool = False) -> Callable[[], Any]:
-    """Reads a variable as vLLM's `env_with_choices` does."""
-
-    def read() -> Any:
-        text = os.getenv(name, choices[0])
-        return (list(map(str.lower, choices)) if folds else choices).index(text.lower() if folds else text)
-
-    return read
-
-
-def _list_of(name: str, choices: Callable[[], list[str]]) -> Callable[[], Any]:
-    """Reads a variable as vLLM's `env_set_with_choices` does, in another function."""
-    return lambda: _all_of(name, choices())
-
-
-def _all_of(name: str, choices: list[str]) -> list[int]:
-    return [choices.index(part.strip()) for part in os.getenv(name, "").split(",") if part.strip()]
+def _env_with_choices(
+    env_name: str, default: Any, choices: list[str] | Callable[[], list[str]], case_sensitive: bool = True
+) -> Callable[[], Any]:
+    """A variable's reader, as vLLM's function of this name makes it."""
+    return lambda: (env_name, default, choices, case_sensitive)
 
 
 VARIABLES: dict[str, Any] = {
     "VLLM_COUNT": lambda: int(os.getenv("VLLM_COUNT", "0")),
-    "VLLM_SECONDS": lambda: float(os.environ.get("VLLM_SECONDS", "10")),
-    "VLLM_SWITCH": lambda: bool(int(os.environ["VLLM_SWITCH"])) if "VLLM_SWITCH" in os.environ else False,
-    "VLLM_LENIENT": lambda: int(os.getenv("VLLM_LENIENT") or "0"),
-    "VLLM_FORMAT": lambda: ("a", "b").index(os.getenv("VLLM_FORMAT", "a")),
-    "VLLM_JSON": lambda: json.loads(os.getenv("VLLM_JSON", "{}")),
-    "VLLM_BACKEND": _one_of("VLLM_BACKEND", ["NCCL", "shm"]),
-    "VLLM_FOLDED": _one_of("VLLM_FOLDED", ["A4", "b-8"], folds=True),
-    "VLLM_LABELS": _list_of("VLLM_LABELS", lambda: ["a", "b"]),
-    "VLLM_HEX": lambda: int(os.getenv("VLLM_HEX", "0"), 0),
     "VLLM_NAME": lambda: os.getenv("VLLM_NAME"),
-    "VLLM_OWN": lambda: int(os.getenv("VLLM_OWN", "1")),
-    "VLLM_BROKEN": lambda: os.no_such_function("VLLM_BROKEN"),  # type: ignore[attr-defined]
+    "VLLM_BACKEND": _env_with_choices("VLLM_BACKEND", None, ["NCCL", "shm"]),
+    "VLLM_FOLDED": _env_with_choices("VLLM_FOLDED", "A4", ["A4", "b-8"], case_sensitive=False),
+    "VLLM_LABELS": _env_with_choices("VLLM_LABELS", [], lambda: ["a", "b"]),
 }
-"""Variables in all forms in which vLLM reads them."""
+"""Readers of variables, as in `vllm.envs`."""
 
 
 def _record(vllm: InstalledVllm) -> VllmRecord:
@@ -168,25 +148,18 @@ def _record(vllm: InstalledVllm) -> VllmRecord:
     return kept.read()
 
 
-def test_what_vllm_has_is_recorded_and_read_again(vllm, monkeypatch):
-    monkeypatch.setenv("VLLM_COUNT", "many")
+def test_what_vllm_has_is_recorded_and_read_again(vllm):
     record = _record(vllm)
     without_limits = [flag._replace(limits=()) for flag in record.flags]
     assert json.loads(json.dumps(without_limits)) == json.loads(json.dumps(RECORD.flags))
     limits = {flag.name: flag.limits for flag in record.flags if flag.limits}
     assert limits == {"--max-num-seqs": (("ge", 1),)}, "code of the class changes the others"
     assert record.names["--tool-call-parser"] == ("a", "b")
-    assert [flag[:3] + (flag.is_optional, flag.choices) for flag in record.variables] == [
-        (("VLLM_COUNT",), "int", 1, False, None),
-        (("VLLM_SECONDS",), "float", 1, False, None),
-        (("VLLM_SWITCH",), "int", 1, False, None),
-        (("VLLM_LENIENT",), "int", 1, True, None),
-        (("VLLM_JSON",), "json or file", 1, False, None),
-        (("VLLM_BACKEND",), "text", 1, False, ("NCCL", "shm")),
-        (("VLLM_FOLDED",), "lower", 1, False, ("a4", "b-8")),
-        (("VLLM_LABELS",), "text", "*", False, ("a", "b")),
-        (("VLLM_OWN",), "int", 1, False, None),
-    ], "what vLLM does with values tells which ones it accepts"
+    assert [(flag.name, flag.kind, flag.nargs, flag.choices) for flag in record.variables] == [
+        ("VLLM_BACKEND", "text", 1, ("NCCL", "shm")),
+        ("VLLM_FOLDED", "lower", 1, ("a4", "b-8")),
+        ("VLLM_LABELS", "text", "*", ("a", "b")),
+    ]
     assert record.set_by_vllm == ("VLLM_OWN",)
 
 

@@ -31,12 +31,10 @@ NAMES = {
     "connectors": ("NixlConnector",),
 }
 VARIABLES = (
-    *(Flag((name,), "int") for name in ("VLLM_PORT", "VLLM_RINGBUFFER_WARNING_INTERVAL")),
-    Flag(("VLLM_INTERVAL",), "float"),
-    Flag(("VLLM_OWN",), "int"),
+    Flag(("VLLM_FLOAT32_MATMUL_PRECISION",), choices=("highest", "high", "medium")),
+    Flag(("VLLM_OWN",), choices=("spawn",)),
     Flag(("VLLM_BACKEND",), "lower", choices=("nccl", "shm")),
     Flag(("VLLM_LABELS",), "text", nargs="*", choices=("a", "b")),
-    Flag(("VLLM_QUANT",), "json or file"),
 )
 
 
