@@ -14,8 +14,6 @@ ARG BASE_IMAGE=python:${PYTHON_VERSION}-slim
 FROM ${BASE_IMAGE} AS build
 # Where pip looks beside its default index; with an index of PyTorch's CPU builds, pip prefers those.
 ARG PIP_EXTRA_INDEX_URL=""
-# Further extras of pyproject.toml, separated by spaces: `objectstore` for models in object stores.
-ARG EXTRAS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 # Installs all packages in the version and with the hash of constraints.txt. uv stays in this stage.
@@ -26,9 +24,8 @@ ENV PATH=/opt/uv/bin:$PATH
 
 # Dependencies have a layer of their own, which a change of the sources leaves alone.
 COPY pyproject.toml ./
-RUN python -c "import os, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-      extras = [p['optional-dependencies'][e] for e in ['embedded', *os.environ.get('EXTRAS', '').split()]]; \
-      print(*sum(extras, p['dependencies']), sep='\n')" > requirements.txt && \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+      print(*p['dependencies'], *p['optional-dependencies']['embedded'], sep='\n')" > requirements.txt && \
     /opt/vllm-cli/bin/python -m tools.install -r requirements.txt
 
 COPY README.md LICENSE setup.py ./

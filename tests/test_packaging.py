@@ -235,10 +235,8 @@ def test_another_distribution_with_a_package_of_our_name_is_reported_in_one_line
 
 
 _NEEDS_MORE = {
-    "startup.compiled_models.location": {"fsspec"},
     "startup.files.download.hub_answers": {"huggingface_hub"},
     "startup.files.download.hub_client": {"huggingface_hub"},
-    "startup.files.download.object_store": {"fsspec"},
     "startup.kernels.compiling": {"triton"},  # beside vLLM, which brings Triton
     "startup.kernels.kernel": {"triton"},
     "startup.vllm_arguments.json_shape": {"pydantic_core"},  # reads vLLM's schemas, so it runs beside vLLM

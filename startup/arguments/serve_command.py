@@ -24,6 +24,7 @@ from startup.arguments.screening import (
 )
 from startup.arguments.supported import CONFIG, GROUPS, LOG_FORMAT, MODEL, SUPPORTED, VARIABLES, WEB_PAGE
 from startup.arguments.table import split_flags
+from startup.files.model.model_name import unread_problem
 from startup.files.model.model_request import ModelRequest
 from startup.settings.config import DEFAULT_MODEL_ID, StartupConfig
 from startup.settings.flag import Flag
@@ -154,6 +155,7 @@ def config_of(line: CommandLine, further_faults: Iterable[str] = ()) -> StartupC
     faults += _add_values(values, line)
     if line.others:
         values |= dict.fromkeys(MODEL.fields, line.others[0])
+    faults += _unread_models(values)
     if values["server.served_model_names"] is None:
         values["server.served_model_names"] = (values["model.model"] or DEFAULT_MODEL_ID,)
     if values["model.model"] in (None, DEFAULT_MODEL_ID) and values[_SAMPLING] is None:
@@ -188,6 +190,13 @@ def _add_values(values: dict[str, Any], line: CommandLine) -> Iterator[click.Cli
             values.update(dict.fromkeys(option.flag.fields, option.value_of(by_name.get(option.flag.name))))
         except click.BadParameter as err:
             yield err
+
+
+def _unread_models(values: Mapping[str, Any]) -> Iterator[click.ClickException]:
+    """Yields an error for a model or tokenizer that only vLLM or another program reads."""
+    for option, name in (("MODEL", values["model.model"]), ("--tokenizer", values["model.tokenizer"])):
+        if name is not None and (problem := unread_problem(name)) is not None:
+            yield InputError(f"{option} {name} {problem}.")
 
 
 def _reject_faulty_arguments(line: CommandLine) -> None:

@@ -122,7 +122,7 @@ def _install(location: Location, archive: StoredArchive, report: SharingReport) 
         with local.incoming() as folder:
             files = folder / "files"
             files.mkdir(mode=0o700)
-            with location.open_whole(archive.name, folder) as file:
+            with location.open(archive.name) as file:
                 record = unpack(file, files, SharedFiles, max_bytes=_MOST_BYTES)
             if record.archive_name != archive.name:
                 raise ArchiveError("its record belongs to another archive")

@@ -151,7 +151,7 @@ def _unpacked(location: Location, archive: StoredArchive) -> Iterator[tuple[Path
     with local.incoming() as folder:
         files = folder / "files"
         files.mkdir(mode=0o700)
-        with location.open_whole(archive.name, folder) as file:
+        with location.open(archive.name) as file:
             full = unpack(file, files, CompiledModel, max_bytes=_MOST_BYTES)
         yield files, full
 

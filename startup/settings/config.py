@@ -32,11 +32,13 @@ class CompileCacheOption:
 
     @classmethod
     def of(cls, text: str) -> "CompileCacheOption":
-        """Parses `LOCATION`, `require`, or `LOCATION,require`. Raises ConfigError for several locations."""
+        """Parses `LOCATION`, `require`, or `LOCATION,require`. Raises ConfigError for others."""
         parts = [part for part in text.split(",") if part]
         places = [part for part in parts if part != "require"]
         if len(places) > 1:
             raise ConfigError("LOCATION", text, "one location, `require`, or LOCATION,require")
+        if any("://" in place and not place.lower().startswith("file://") for place in places):
+            raise ConfigError("LOCATION", text, "a folder, such as one of a mounted bucket")
         return cls(places[0] if places else None, len(places) < len(parts))
 
 
@@ -219,8 +221,8 @@ class StartOptions:
     compile_cache: CompileCacheOption | None = setting(
         None,
         "--compile-cache",
-        "Share vLLM's compiled models in a folder or object store (s3://, gs://, az://). With `require`, alone or "
-        "after LOCATION and a comma, a start that would compile fails.",
+        "Share vLLM's compiled models in a folder. With `require`, alone or after LOCATION and a comma, a start that "
+        "would compile fails.",
         role="run",
         variable=env.VCLI_COMPILE_CACHE,
         syntax="compile cache",

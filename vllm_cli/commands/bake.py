@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     *("--compile-cache", "location"),
     metavar="LOCATION",
-    help="Add what later starts need to this folder or object store, instead of writing a folder.",
+    help="Add what later starts need to the location of `serve --compile-cache`, instead of writing a folder.",
 )
 @click.option(
     *("--gpu-arch", "gpu_arch"),
@@ -66,7 +66,7 @@ def bake(
       vllm-cli bake Qwen/Qwen3-0.6B --max-model-len 8k
       vllm-cli bake /models/llama --engine vllm --output /opt/baked
       vllm-cli bake /models/llama --gpu-arch 9.0
-      vllm-cli bake Qwen/Qwen3-0.6B --compile-cache s3://bucket/compiled
+      vllm-cli bake Qwen/Qwen3-0.6B --compile-cache /volume/compiled
 
     Exit codes: 0 written, and the location has it; 2 usage; 3 the start failed, or not all was written.
     """

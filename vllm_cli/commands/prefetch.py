@@ -69,7 +69,7 @@ def prefetch(*, arguments: tuple[str, ...], download_only: bool, threads: int, i
     if request.engine == "vllm" and request.model is None:
         raise InputError("MODEL is missing: with --engine vllm, name the model first.")
     before = plan_files(request)
-    if before.model.kind in ("object_store", "vllm") and not before.is_downloaded(before.model):
+    if before.model.kind == "vllm":
         reason = f"vLLM reads {before.model.name} itself"
         click.echo(json.dumps({"state": "off", "reason": reason}, indent=2) if is_json else f"nothing to do: {reason}")
         return OK

@@ -10,7 +10,7 @@ from startup.errors import ModelNotFoundError
 from startup.files.download.messages import DownloadError, Show, Warn
 from startup.files.model.file_plan import FilePlan, plan_files
 from startup.files.model.hub_settings import is_offline
-from startup.files.model.model_place import ModelPlace, absence_problem, missing_package, place_problem
+from startup.files.model.model_place import ModelPlace, absence_problem, place_problem
 from startup.files.model.model_request import ModelRequest
 
 if TYPE_CHECKING:
@@ -24,19 +24,14 @@ def begin_download(
 ) -> "DownloadHandle | None":
     """Starts to download the files that the plan lacks. None if none is missing or downloads are forbidden.
 
-    Raises DownloadError if the helper process cannot be started, or if a package for the object store is
-    missing. `show` is called on another thread, and so is `warn`, with a failure.
+    Raises DownloadError if the helper process cannot be started. `show` and `warn` are called on another
+    thread. `warn` gets a failure.
     """
-    allowed = ("object_store",) if is_offline() else ("object_store", "huggingface")
-    downloads = [download for download in plan.downloads if download.hub in allowed]
-    if not downloads:
+    if is_offline() or not plan.downloads:
         return None
-    for download in downloads:
-        if download.hub == "object_store" and (problem := missing_package(download.repo_id)):
-            raise DownloadError("failed", problem)
     from startup.files.download.download_process import start_download
 
-    return start_download(downloads, show, warn, timeout_s=timeout_s)
+    return start_download(plan.downloads, show, warn, timeout_s=timeout_s)
 
 
 def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show = lambda _: None) -> ModelFiles:

@@ -19,13 +19,9 @@ from typing import Final, NamedTuple
 from base.machine.files import is_safe_name, write_whole
 from base.wording import format_bytes
 from startup.files.download.messages import DownloadError
-from startup.files.model.model_place import cached_commit, is_object_address, repository_name, unfinished_marker
+from startup.files.model.model_place import cached_commit, repository_name, unfinished_marker
 
 logger = logging.getLogger(__name__)
-
-PART_ENDING: Final = ".vllm-cli.incomplete"
-"""The ending of an object's name while it is incomplete. The hub's client uses `.incomplete`."""
-
 
 _MOST_SHOWN: Final = 200
 
@@ -50,7 +46,7 @@ class Listing(NamedTuple):
 
 
 def keep_safe(repo_id: str, files: Mapping[str, HubFile]) -> dict[str, HubFile]:
-    """The files whose names lead nowhere else. Logs once which others a hub or a store has listed."""
+    """The files whose names lead nowhere else. Logs once which others a hub has listed."""
     safe = {name: file for name, file in files.items() if is_safe_name(name)}
     folders: set[str] = set()
     for name in safe:
@@ -176,13 +172,8 @@ def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
         return
     if disk.total and needed_bytes > disk.free:
         lack = f"{format_bytes(needed_bytes)} are missing and {format_bytes(disk.free)} are free in {folder.parent}"
-        advice = f"free space, or give another {setting_of(repo_id)}. Complete files are kept"
+        advice = "free space, or give another --download-dir. Complete files are kept"
         raise DownloadError("disk", f"{repo_id} could not be downloaded: {lack}: {advice}")
-
-
-def setting_of(repo_id: str) -> str:
-    """Returns the setting that names the cache of a repository."""
-    return "VLLM_CACHE_ROOT" if is_object_address(repo_id) else "--download-dir"
 
 
 def _has_size(path: Path, size: int | None) -> bool:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from envs.redaction import without_login
 from envs.registry import env
@@ -24,14 +24,11 @@ from startup.files.download.messages import (
     DownloadReport,
     LogLine,
 )
-from startup.files.download.repository import CachedRepository, HubFile, Listing, check_room, setting_of
+from startup.files.download.repository import CachedRepository, HubFile, Listing, check_room
 from startup.files.model.checkpoint_folder import read_index
 from startup.files.model.file_plan import Download
 from startup.files.model.model_place import near_on_disk, unfinished_marker
 from startup.processes.helper import Send
-
-if TYPE_CHECKING:
-    from startup.files.download.object_store import ObjectStoreClient
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +56,7 @@ class _Plan(NamedTuple):
     download: Download
     repository: CachedRepository
     listing: Listing
-    client: "HubClient | ObjectStoreClient"
+    client: HubClient
 
     @property
     def folder(self) -> Path:
@@ -129,7 +126,7 @@ class DownloadRun:
         """Runs the work on a thread. Abandons it if time is over, nothing arrives, or the disk has no room.
 
         Returns None if the work fails and the files of the last download can be used. Raises DownloadError if
-        there are none, or if an object store has responded.
+        there are none.
         """
         self._arrived_s = time.monotonic()
         outcome = self._pool.submit(work)
@@ -139,7 +136,7 @@ class DownloadRun:
                 self._send(self._progress())
             return outcome.result()
         except DownloadError as err:
-            if download.cached is None or (download.hub == "object_store" and err.kind != "unreachable"):
+            if download.cached is None:
                 near = near_on_disk(download.repo_id, download.cache_dir) if err.kind == "unreachable" else ""
                 raise DownloadError(err.kind, f"{err}{near}") from err
             logger.warning("%s. Using the files on disk of %s: %s", err, download.repo_id, download.cached_text)
@@ -172,28 +169,16 @@ class DownloadRun:
         self._note = ""
 
     def _list(self, download: Download) -> _Plan:
-        if download.hub == "huggingface":
-            check_reachable(download.repo_id, self._endpoints(download))
-        client = self._create_client(download)
+        check_reachable(download.repo_id, self._job.endpoints)
+        client = HubClient(token=download.token)
         listing = try_each(
-            self._endpoints(download),
+            self._job.endpoints,
             lambda endpoint: client.list_files(download.repo_id, download.revision, endpoint),
             self._pause,
         )
-        host = f" from {without_login(listing.endpoint)}" if download.hub == "huggingface" else ""
-        begin = f"downloading {download.repo_id}{host}"
+        begin = f"downloading {download.repo_id} from {without_login(listing.endpoint)}"
         self._send(LogLine(logging.INFO, download.describe_commit(listing.commit) if download.is_update else begin))
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
-
-    def _endpoints(self, download: Download) -> tuple[str, ...]:
-        return self._job.endpoints if download.hub == "huggingface" else (download.repo_id,)
-
-    def _create_client(self, download: Download) -> "HubClient | ObjectStoreClient":
-        if download.hub != "object_store":
-            return HubClient(token=download.token)
-        from startup.files.download.object_store import ObjectStoreClient
-
-        return ObjectStoreClient()
 
     def _obtain(self, plan: _Plan) -> Path:
         """Fetches the missing files of one repository. Returns its snapshot."""
@@ -238,7 +223,7 @@ class DownloadRun:
                 raise DownloadError("wrong", f"{endpoint} has not sent {name} as listed", 0.0)
 
         missing = self._follow(plan, files)
-        others = [endpoint for endpoint in self._endpoints(plan.download) if endpoint != listing.endpoint]
+        others = [endpoint for endpoint in self._job.endpoints if endpoint != listing.endpoint]
         while (lacking := repository.lacks(listing.commit, files)) or unchecked:
             try:
                 try_each((listing.endpoint, *others), fetch, self._pause)
@@ -257,9 +242,7 @@ class DownloadRun:
         """Returns the error for the user after a write to the disk has failed."""
         repo_id, path = plan.download.repo_id, err.filename or plan.download.cache_dir
         reason = f"{repo_id} could not be downloaded: {path} cannot be written to ({os.strerror(err.errno or 0)})"
-        return DownloadError(
-            "disk" if err.errno in _NO_ROOM else "cache", f"{reason}: give another {setting_of(repo_id)}"
-        )
+        return DownloadError("disk" if err.errno in _NO_ROOM else "cache", f"{reason}: give another --download-dir")
 
 
 class _LogSender(logging.Handler):

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 from base.machine.page_cache import memory_devices
 from server.terms.config import ModelFiles
@@ -26,18 +25,17 @@ class Download:
     revision: str | None
     """A branch, tag or commit. None stands for the main branch."""
     cache_dir: Path
-    """The folder of the hub's cache, or of a cache with the same layout."""
+    """The folder of the hub's cache."""
     wanted: WantedFiles
     token: str | None = field(default=None, repr=False)
     """The token for the hub. None: the hub's client chooses a token."""
-    hub: Literal["huggingface", "object_store"] = "huggingface"
     cached: Path | None = None
     """The folder of the last download. A start uses it if nothing has changed, or if no hub answers."""
 
     @property
     def is_update(self) -> bool:
         """Whether all files are on disk, so that the start first checks whether the branch has moved."""
-        return self.hub == "huggingface" and self.cached is not None
+        return self.cached is not None
 
     @property
     def cached_folder(self) -> Path:
@@ -48,7 +46,7 @@ class Download:
     @property
     def cached_text(self) -> str:
         day = time.strftime("%Y-%m-%d", time.localtime(self.cached_folder.stat().st_mtime))
-        return f"{f'commit {self.cached_folder.name}, ' if self.is_update else ''}downloaded on {day}"
+        return f"commit {self.cached_folder.name}, downloaded on {day}"
 
     def describe_commit(self, commit: str) -> str:
         """Returns a message about whether the branch has moved. `commit` is its present commit on the hub."""
@@ -109,21 +107,17 @@ class FilePlan:
         return tuple(self.download_of(place) for place in self.places if self.is_downloaded(place))
 
     def is_downloaded(self, place: ModelPlace) -> bool:
-        """Whether the place needs a download: files are missing, or its branch or store may have changed."""
-        if place.kind == "object_store":
-            return place in self.main_places and not place.wanted.is_streamed
+        """Whether the place needs a download: files are missing, or its branch may have moved."""
         return place.kind == "hub" or place.is_of_branch
 
     def download_of(self, place: ModelPlace) -> Download:
-        is_object = place.kind == "object_store"
         return Download(
             repo_id=place.name,
             revision=place.revision,
             cache_dir=place.cache_dir or self.request.cache_dir,
             wanted=place.wanted,
-            token=None if is_object else self.request.hf_token,
-            hub="object_store" if is_object else "huggingface",
-            cached=place.folder if is_object or place.is_local else None,
+            token=self.request.hf_token,
+            cached=place.folder if place.is_local else None,
         )
 
     @property

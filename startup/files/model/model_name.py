@@ -24,6 +24,7 @@ _HOSTS: Final = (*_HUB, *_OLLAMA, *_DOCKER, *_MODELSCOPE)
 _PAGES: Final = ("tree", "blob", "resolve", "raw", "commit", "commits", "discussions", "settings")
 """Words in an address on the hub after the repository's name. A revision follows the first four."""
 _NO_MODELS: Final = ("datasets", "spaces", "collections", "docs", "papers", "blog")
+_STORES: Final = ("s3", "gs", "az")
 _OF_WINDOWS: Final = re.compile(r"([A-Za-z]):[\\/](.*)")
 _OF_OLLAMA: Final = re.compile(r"(library/)?[\w.-]+:[\w.-]+")
 _TAG: Final = re.compile(r"(?i)((?:\bUD-)?\w+?)(?:-\d{5}-of-\d{5})?\.gguf")
@@ -40,6 +41,17 @@ def is_gguf_id(name: str) -> bool:
     is_revision = _REVISION.fullmatch(part) is not None and "gguf" not in repository.lower()
     is_of_others = _OF_OLLAMA.fullmatch(name) is not None or repository.partition("/")[0].lower() in _HOSTS
     return _GGUF_ID.fullmatch(name) is not None and not is_revision and not is_of_others
+
+
+def unread_problem(name: str) -> str | None:
+    """Why the embedded engine reads no model of this name, and what to do instead. None for others."""
+    scheme, found, _ = name.partition("://")
+    if found and scheme.lower() in _STORES:
+        return (
+            "is in an object store, from which the embedded engine does not read: mount the bucket and give a folder, "
+            "or give --engine vllm"
+        )
+    return None
 
 
 def other_form(name: str) -> str | None:

@@ -1,15 +1,13 @@
 """Finds the files of one repository on disk: in a folder, or in the hub's cache. Uses no network."""
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from base.machine.files import is_safe_name
 from envs import foreign
@@ -26,7 +24,6 @@ from startup.files.model.gguf import advice_for, find_gguf
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_name import is_hub_id, other_form
 from startup.files.model.wanted_files import WantedFiles
-from startup.storage.caches import cache_folder
 
 _DEFAULT_REVISION: Final = "main"
 _REDIRECT: Final = "VLLM_MODEL_REDIRECT_PATH"
@@ -35,26 +32,23 @@ _LISTED_FOLDERS: Final = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
 _LONGEST_NAME: Final = 200
 """The longest name of a folder in the cache, in characters. File systems allow 255."""
 _UNFINISHED: Final = ".vllm-cli-unfinished"
-PACKAGES: Final = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
-"""The schemes of object stores, each with the package that reads it. The extra is called `objectstore`."""
 
 
 class ModelPlace(NamedTuple):
     """A repository or folder, and where its files are or will be on disk."""
 
-    kind: Literal["folder", "snapshot", "hub", "object_store", "vllm", "nowhere"]
+    kind: Literal["folder", "snapshot", "hub", "vllm", "nowhere"]
     """The kind of the place.
 
     `folder`: a local folder. `snapshot`: a complete snapshot in the hub's cache. `hub`: a repository whose
-    files must be downloaded. `object_store`: an address in an object store. `vllm`: a name that only vLLM can
-    resolve. `nowhere`: a name that is neither a folder nor a possible name on the hub.
+    files must be downloaded. `vllm`: a name that only vLLM can resolve. `nowhere`: a name that is neither a
+    folder nor a possible name on the hub.
     """
     name: str
     folder: Path | None = None
     """The folder of the files. None if there is no folder yet.
 
-    For a repository that must be downloaded, this is the incomplete snapshot, if there is one. For an object
-    store, it is the complete snapshot of the last download, if there is one.
+    For a repository that must be downloaded, this is the incomplete snapshot, if there is one.
     """
     revision: str | None = None
     is_default: bool = False
@@ -114,7 +108,7 @@ def find_place(name: str, wanted: WantedFiles, cache_dir: Path, *, revision: str
     """Finds where the wanted files of a folder or repository are.
 
     Args:
-        name: a folder, a name on the hub, or an address of an object store.
+        name: a folder, or a name on the hub.
         wanted: which files of this folder or repository the start reads.
         cache_dir: the cache of models from the hub.
         revision: branch, tag or commit.
@@ -122,10 +116,6 @@ def find_place(name: str, wanted: WantedFiles, cache_dir: Path, *, revision: str
     is_vllm = wanted.engine == "vllm"
     if is_vllm and foreign.text_of(_REDIRECT):
         return ModelPlace("vllm", name, wanted=wanted)
-    if is_object_address(name):
-        place = ModelPlace("object_store", name, wanted=wanted, cache_dir=objects_cache())
-        found = find_in_cache(place)
-        return place._replace(folder=found.folder if found.is_local else None)
     path = Path(expand_home(without_file_scheme(name)))
     if path.is_dir():  # vLLM ignores no files in a folder
         return ModelPlace("folder", name, path.absolute(), wanted=replace(wanted, ignore_patterns=()))
@@ -274,14 +264,8 @@ def cached_commit(folder: Path, revision: str) -> str | None:
 
 
 def repository_name(name: str) -> str:
-    """The name of a repository's folder in a cache, as the hub's client forms it.
-
-    For an object store, it is the quoted address, or the hash of an address that is too long.
-    """
-    if not is_object_address(name):
-        return f"models--{name.replace('/', '--')}"
-    quoted = quote(name.rstrip("/"), safe="")
-    return quoted if len(quoted) <= _LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()
+    """The name of a repository's folder in a cache, as the hub's client forms it."""
+    return f"models--{name.replace('/', '--')}"
 
 
 def unfinished_marker(snapshot: Path) -> Path:
@@ -298,27 +282,8 @@ def may_be_renamed() -> bool:
     return uses_modelscope or bool(foreign.text_of(_REDIRECT))
 
 
-def is_object_address(name: str) -> bool:
-    """Whether the name is an address in an object store."""
-    scheme, found, rest = name.partition("://")
-    return bool(found) and scheme.lower() in PACKAGES and bool(rest.strip("/"))
-
-
 def without_file_scheme(name: str) -> str:
     """Returns the path in `file:///path`. Returns any other name unchanged."""
     if not name.lower().startswith("file://"):
         return name
     return unquote(urlsplit(name).path)
-
-
-def objects_cache() -> Path:
-    """The cache folder of models from object stores, in the layout of the hub's cache."""
-    return cache_folder() / "objects"
-
-
-def missing_package(address: str) -> str | None:
-    """Why this installation cannot read the address, in one line. None if it can be read."""
-    package = PACKAGES[address.partition("://")[0].lower()]
-    if find_spec("fsspec") is not None and find_spec(package) is not None:
-        return None
-    return f"{address} needs the package {package}: pip install '.[objectstore]' in a clone of vllm-cli"

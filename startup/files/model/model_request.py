@@ -42,7 +42,7 @@ class ModelRequest:
     """All settings that decide which files a start reads."""
 
     model: str | None = None
-    """A folder, a name on the hub, or an address of an object store. None stands for the default model."""
+    """A folder, or a name on the hub. None stands for the default model."""
     engine: EngineName = "embedded"
     revision: str | None = None
     """The model's branch, tag or commit on the hub. None stands for the main branch."""

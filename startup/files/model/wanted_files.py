@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from typing import Final, Literal, NamedTuple
 
 from startup.files.model.checkpoint_folder import (
@@ -55,8 +54,6 @@ class LoadFormat(NamedTuple):
     """The name of the index. If this file exists, vLLM reads only the files that the index names."""
     is_cached: bool = True
     """Whether vLLM reads the weights through the page cache. False if vLLM reads no weights."""
-    is_streamed: bool = False
-    """Whether vLLM itself reads the weights from an address in an object store."""
 
 
 _SAFETENSORS: Final = ("*.safetensors",)
@@ -65,19 +62,19 @@ _HF: Final = LoadFormat(index_name=_INDEX)
 _FORMATS: Final[Mapping[str, LoadFormat]] = {
     "auto": _HF,
     "ipc_cache": _HF._replace(is_cached=False),
-    "modelexpress": _HF._replace(is_streamed=True),
+    "modelexpress": _HF,
     "hf": _HF,
     "safetensors": LoadFormat(_SAFETENSORS, _INDEX),
     "fastsafetensors": LoadFormat(_SAFETENSORS, _INDEX, is_cached=False),
     "instanttensor": LoadFormat(_SAFETENSORS, _INDEX, is_cached=False),
-    "runai_streamer": LoadFormat(_SAFETENSORS, is_cached=False, is_streamed=True),
-    "runai_streamer_sharded": LoadFormat(_SAFETENSORS, is_cached=False, is_streamed=True),
+    "runai_streamer": LoadFormat(_SAFETENSORS, is_cached=False),
+    "runai_streamer_sharded": LoadFormat(_SAFETENSORS, is_cached=False),
     "sharded_state": LoadFormat(_SAFETENSORS),
     "mistral": LoadFormat((MISTRAL_WEIGHTS,), "consolidated.safetensors.index.json"),
     "npcache": LoadFormat(("*.bin", "*.pt")),
     "pt": LoadFormat(("*.pt",)),
     "dummy": LoadFormat((), is_cached=False),
-    "tensorizer": LoadFormat((), is_cached=False, is_streamed=True),
+    "tensorizer": LoadFormat((), is_cached=False),
 }
 _AUTOMATIC: Final = ("auto", "ipc_cache", "modelexpress")
 """With these values of --load-format, vLLM reads the files of `auto`, at least as a fallback."""
@@ -115,16 +112,6 @@ class WantedFiles:
         """Whether the start reads weights of any format."""
         is_read = self.role in ("model", "draft") and format_of(self.load_format).patterns != ()
         return is_read or self.role == "adapter"
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether vLLM itself reads from the address of an object store, with a streaming loader.
-
-        For `auto`, vLLM does so if runai_model_streamer is installed.
-        """
-        if self.load_format == "auto":
-            return self.engine == "vllm" and find_spec("runai_model_streamer") is not None
-        return self.engine == "vllm" and format_of(self.load_format).is_streamed
 
     def is_needed(self, name: str) -> bool:
         """Whether a start that reads this file fails without it."""

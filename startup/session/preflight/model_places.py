@@ -17,7 +17,7 @@ from startup.files.download.messages import DownloadError
 from startup.files.model.checkpoint_folder import ADAPTER_CONFIG
 from startup.files.model.file_faults import read_json_object
 from startup.files.model.hub_settings import hub_endpoints
-from startup.files.model.model_place import FolderListing, ModelPlace, absence_problem, find_snapshot, missing_package
+from startup.files.model.model_place import FolderListing, ModelPlace, absence_problem, find_snapshot
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.report import CHOICE, Finding, error, info, unchecked, warning
 
@@ -32,10 +32,7 @@ def check_model_place(place: ModelPlace) -> Iterator[Finding]:
     """
     option = "--tokenizer" if place.wanted.role == "tokenizer" else "MODEL"
     is_vllm = place.wanted.engine == "vllm"
-    if place.kind == "object_store":
-        if not place.wanted.is_streamed and (problem := missing_package(place.name)):
-            yield error("model", problem)
-    elif (problem := absence_problem(place)) and not place.is_default and not (is_vllm and _is_cached(place)):
+    if (problem := absence_problem(place)) and not place.is_default and not (is_vllm and _is_cached(place)):
         report = warning if is_vllm and Path(expand_home(place.name)).is_file() else error
         yield report("model", f"{option} {problem}")
 
@@ -48,7 +45,7 @@ def link_findings(places: Iterable[ModelPlace]) -> Iterator[Finding]:
 
 def unchecked_places(places: Iterable[ModelPlace]) -> Iterator[Finding]:
     """Names the models and adapters whose files are not checked, because they are not on disk yet."""
-    remote = {place.name: place for place in places if place.kind in ("hub", "object_store", "vllm")}
+    remote = {place.name: place for place in places if place.kind in ("hub", "vllm")}
     for name, place in remote.items():
         if place.folder is None:
             yield unchecked("files", f"{name} is not on disk: its files are not checked before the start has them")

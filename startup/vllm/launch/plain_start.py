@@ -22,7 +22,7 @@ from startup.session.preflight.all_checks import PreflightOptions
 from startup.settings.serve_arguments import OMNI
 from startup.storage.run_record import RunRecord, run_recorded
 from startup.vllm.launch.hooks import find_obstacle
-from startup.vllm.launch.model_files import fetch_before_start
+from startup.vllm.launch.model_files import with_folders
 from startup.vllm.launch.plain_state import forget_failure, plain_state
 from startup.vllm.serving.start_metrics import export_start
 from startup.vllm.start_kind import StartKind
@@ -109,7 +109,7 @@ def start_plainly(vllm: InstalledVllm, line: VllmLine, options: VllmOptions, rea
         report.apply(options.preflight)
         if report.errors:
             RecordFile(vllm).forget()
-    line = fetch_before_start(line, options.download_timeout_s)
+    line = with_folders(line)
     _report_plain_start(options.log_format, line)
     if options.compile_cache is not None and options.compile_cache.is_required:
         forbid_compiling()

@@ -43,13 +43,10 @@ def problem(work) -> str:
     return str(caught.value)
 
 
-STORES = [pytest.param(store, marks=pytest.mark.thorough) for store in ("s3", "gs")]
-
-
-@pytest.mark.parametrize("kind", ["{}", "file://{}", "~/shared", *STORES])
-def test_an_archive_is_added_listed_read_and_removed(kind, tmp_path, record, monkeypatch, request):
+@pytest.mark.parametrize("kind", ["{}", "file://{}", "~/shared"])
+def test_an_archive_is_added_listed_read_and_removed(kind, tmp_path, record, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    address = request.getfixturevalue(kind) if kind in ("s3", "gs") else kind.format(tmp_path / "shared")
+    address = kind.format(tmp_path / "shared")
     location = open_location(address)
     assert (location.list(), location.list("0.32.0-abc")) == ([], [])
     assert location.add(NAME, tmp_path / "a.zip")
@@ -61,8 +58,8 @@ def test_an_archive_is_added_listed_read_and_removed(kind, tmp_path, record, mon
     assert (listed.name, listed.size) == (NAME, status.st_size)
     assert int(status.st_mtime) <= listed.modified_s <= time.time()
     (tmp_path / "unpacked").mkdir()
-    with location.open(NAME) as file, location.open_whole(NAME, tmp_path) as whole:
-        unpacked = unpack(whole, tmp_path / "unpacked", CompiledModel, max_bytes=1 << 30)
+    with location.open(NAME) as file:
+        unpacked = unpack(file, tmp_path / "unpacked", CompiledModel, max_bytes=1 << 30)
         assert read_record(file, CompiledModel) == unpacked == record
     assert (tmp_path / "unpacked/triton/x/kernel.so").read_bytes() == FILES["triton/x/kernel.so"]
     for name in ("a.zip", "../a/b.zip"):
@@ -133,9 +130,9 @@ def test_a_link_that_others_can_replace_is_not_followed(tmp_path):
     assert "other users can write to" in problem(lambda: open_location(str(tmp_path / "link")))
 
 
-@pytest.mark.parametrize("address", ["", "s3://", "http://host/folder", "s4://bucket", "file://"])
+@pytest.mark.parametrize("address", ["", "s3://bucket/folder", "http://host/folder", "file://"])
 def test_an_address_of_another_kind_is_refused(address):
-    assert "is not a location: give a folder, or s3://" in problem(lambda: open_location(address))
+    assert "is not a location: give a folder, such as one of a mounted" in problem(lambda: open_location(address))
 
 
 def test_a_location_whose_parent_is_missing_or_that_is_a_file_is_refused(tmp_path, record):

@@ -21,15 +21,12 @@ from tests.startup.files.download.conftest import write_snapshot
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 from tests.support.hub import HubServer
 from tests.support.ports import free_port
-from tests.support.s3_server import s3_server
 
-MODEL, TOKENIZER = "s3://models/llama", "gs://models/words/"
 AFTER_THE_DOWNLOAD = """import threading, time
 while any(thread.name == "download-progress" for thread in threading.enumerate()):
     time.sleep(0.01)
 """
 """Code for a module of the fake vLLM. With this code, the fake's imports end after the download."""
-NAMED = ("--served-model-name", MODEL)
 
 
 @pytest.fixture(autouse=True)
@@ -110,36 +107,35 @@ def test_errors_of_missing_files_are_known_wherever_they_were_raised():
 
 
 def replaced(*arguments: str) -> tuple[str, ...]:
-    """The words for vLLM once everything is downloaded into /m and /t."""
-    line = VllmLine.of(arguments)
-    found = {download: Path("/t" if download.repo_id == TOKENIZER else "/m") for download in line.file_plan.downloads}
-    return with_folders(line, found).arguments
+    """The arguments that vLLM gets."""
+    return with_folders(VllmLine.of(arguments)).arguments
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    "arguments",
     [
-        ((MODEL, "--port", "1"), ("/m", *NAMED, "--port", "1")),
-        (("--model", MODEL), ("/m", *NAMED)),
-        ((f"--model={MODEL}", "--port", "1"), ("/m", *NAMED, "--port", "1")),
-        ((MODEL, "--served-model-name", MODEL), ("/m", *NAMED)),
-        ((MODEL, "--tokenizer", TOKENIZER), ("/m", *NAMED, "--tokenizer", TOKENIZER, "--tokenizer", "/t")),
-        (("org/model", "--tokenizer", TOKENIZER), ("org/model", "--tokenizer", TOKENIZER, "--tokenizer", "/t")),
-        ((MODEL, "--load-format", "runai_streamer"), (MODEL, "--load-format", "runai_streamer")),
-        (("org/model", "--served-model-name", MODEL), ("org/model", *NAMED)),
+        "s3://models/llama --port 1",
+        "gs://models/llama --load-format runai_streamer",
+        "--model az://models/llama",
+        "org/model --tokenizer s3://models/words/",
+        "org/model --served-model-name s3://models/llama",
     ],
 )
-def test_only_words_that_name_files_are_replaced(arguments, expected):
-    assert replaced(*arguments) == expected
+def test_vllm_itself_reads_from_object_stores(arguments):
+    assert replaced(*arguments.split()) == tuple(arguments.split())
 
 
-def test_a_model_of_the_config_file_becomes_the_first_word_and_a_file_address_is_a_path(tmp_path):
-    (tmp_path / "config.yaml").write_text(f"model: {MODEL}\n")
-    arguments = ("--config", f"{tmp_path}/config.yaml")
-    assert replaced(*arguments) == ("/m", *NAMED, *arguments)
+def test_a_file_address_becomes_a_path_and_a_model_of_the_config_file_the_first_argument(tmp_path):
     (tmp_path / "a b").mkdir()
-    address = f"file://{tmp_path}/a%20b"
-    assert replaced(address) == (f"{tmp_path}/a b", "--served-model-name", address)
+    address, folder = f"file://{tmp_path}/a%20b", f"{tmp_path}/a b"
+    named = ("--served-model-name", address)
+    assert replaced(address, "--port", "1") == (folder, *named, "--port", "1")
+    assert replaced(f"--model={address}", "--port", "1") == (folder, *named, "--port", "1")
+    tokenizer = ("--tokenizer", address)
+    assert replaced("org/model", *tokenizer) == ("org/model", *tokenizer, "--tokenizer", folder)
+    (tmp_path / "config.yaml").write_text(f"model: {address}\n")
+    arguments = ("--config", f"{tmp_path}/config.yaml")
+    assert replaced(*arguments) == (folder, *named, *arguments)
 
 
 def test_the_default_model_is_found_under_its_name(snapshot, tmp_path, monkeypatch):
@@ -149,27 +145,6 @@ def test_the_default_model_is_found_under_its_name(snapshot, tmp_path, monkeypat
     assert replaced(DEFAULT_MODEL_ID) == (str(folder), "--served-model-name", DEFAULT_MODEL_ID)
     (tmp_path / "models--org--model").rename(tmp_path / f"models--{DEFAULT_MODEL_ID.replace('/', '--')}")
     assert replaced(DEFAULT_MODEL_ID) == (DEFAULT_MODEL_ID,)
-
-
-def test_a_streaming_loader_that_is_installed_is_vllms_default(monkeypatch):
-    monkeypatch.setattr("startup.files.model.wanted_files.find_spec", lambda name: object())
-    assert replaced(MODEL) == (MODEL,)
-
-
-@pytest.mark.thorough
-def test_vllm_starts_with_the_folder_of_the_download(tmp_path):
-    files = {
-        "config.json": b'{"architectures": ["FakeForCausalLM"]}',
-        "model.safetensors": b"x",
-        "tokenizer.json": b"{}",
-    }
-    with s3_server() as s3:
-        s3.put({f"llama/{name}": content for name, content in files.items()})
-        with FakeStart(tmp_path, MODEL, env=environment(tmp_path, **s3.environment)) as start:
-            start.wait_ready()
-            _, _, folder, *rest = start.state()["server"]["argv"]
-            assert set(NAMED) <= set(rest)
-            assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == files
 
 
 @pytest.mark.thorough

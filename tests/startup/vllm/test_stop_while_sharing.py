@@ -1,71 +1,85 @@
 """A server that is stopped right after it was ready first adds its compiled model to the location.
 
-The upload to the location waits until the test releases it, so that every stop comes before its end.
+The process that adds it is held until the test releases it, so that every stop comes before its end.
 """
 
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pytest
 
 from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.startup.vllm.test_warm_start_of_vllm import WarmStart
-from tests.support.s3_server import S3Server, s3_server
 from tests.support.standby_process import StandbyProcess
 from tests.support.waiting import wait_until
 
-_LOCATION: Final = "s3://models/compiled"
-_FINISHING: Final = f"the server ends once it has added what later starts need to {_LOCATION}"
-_NOT_ADDED: Final = f"compiled models: nothing was added to {_LOCATION}: "
+_FINISHING: Final = "the server ends once it has added what later starts need to "
+_NOT_ADDED: Final = "compiled models: nothing was added to {}: "
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
-_UPLOAD_S: Final = 600.0
+_BEGIN_S: Final = 600.0
 """The process that adds has the lowest priority, so that other processes of a busy machine come first."""
+_ADDS: Final = (b"startup.compiled_models.sharing:share", b"idle")
+"""Arguments of a process that adds to a location. One that fetches is not idle."""
 
 
-class SlowStore:
-    """A fake S3 server whose uploads wait until `released` is set."""
+class HeldLocation:
+    """A folder. A process of a start in `folder` that adds to it is stopped until `release`."""
 
-    def __init__(self, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-        from moto.s3.responses import S3Response
+    def __init__(self, folder: Path) -> None:
+        self.address = str(folder / "compiled")
+        self.has_begun = threading.Event()
+        """Set once a process is held."""
+        self._folder = folder
+        self._held: set[int] = set()
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._hold)
+        self._thread.start()
 
-        self._server = server
-        self.has_upload = threading.Event()
-        self.released = threading.Event()
-        handle = S3Response._key_response_put
+    def release(self) -> None:
+        self._released.set()
+        self._thread.join()
+        for pid in self._held:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self._held.clear()
 
-        def wait_and_handle(response: Any, *arguments: Any) -> Any:
-            self.has_upload.set()
-            assert self.released.wait(300)
-            return handle(response, *arguments)
-
-        monkeypatch.setattr(S3Response, "_key_response_put", wait_and_handle)
-
-    def environment(self, folder: Path) -> dict[str, str]:
-        return environment(folder, FAKE_VLLM_COMPILES="1", **self._server.environment)
+    def environment(self) -> dict[str, str]:
+        return environment(self._folder, FAKE_VLLM_COMPILES="1")
 
     def archives(self) -> list[str]:
         """The archives of compiled models."""
-        return [name for name in self._server.names() if name.endswith(".zip") and "/starts-" not in name]
+        found = Path(self.address).glob("*/*.zip")
+        return [archive.name for archive in found if not archive.parent.name.startswith("starts-")]
+
+    def _hold(self) -> None:
+        own = b"TMPDIR=%b" % os.fsencode(self._folder)
+        while not self._released.wait(0.002):
+            for process in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    arguments = (process / "cmdline").read_bytes().split(b"\0")
+                    if set(_ADDS) <= set(arguments) and own in (process / "environ").read_bytes().split(b"\0"):
+                        os.kill(int(process.name), signal.SIGSTOP)
+                        self._held.add(int(process.name))
+                        self.has_begun.set()
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowStore]:
-    with s3_server() as server:
-        store = SlowStore(server, monkeypatch)
-        yield store
-        store.released.set()
+def location(folder: Path) -> Iterator[HeldLocation]:
+    location = HeldLocation(folder)
+    yield location
+    location.release()
 
 
 @contextmanager
-def started(way: "Stop", store: SlowStore, folder: Path, model: str) -> Iterator[FakeStart]:
-    """A server that is ready, and whose upload waits."""
-    arguments = (model, "--compile-cache", _LOCATION, *way.arguments)
-    variables = store.environment(folder)
+def started(way: "Stop", location: HeldLocation, folder: Path, model: str) -> Iterator[FakeStart]:
+    """A server that is ready, and whose process that adds is held."""
+    arguments = (model, "--compile-cache", location.address, *way.arguments)
+    variables = location.environment()
     with ExitStack() as stack:
         if way.is_warm:
             standby = stack.enter_context(StandbyProcess("--for", "vllm-compiled", environment=variables))
@@ -74,7 +88,7 @@ def started(way: "Stop", store: SlowStore, folder: Path, model: str) -> Iterator
             start = FakeStart(folder, *arguments, env=variables)
         stack.enter_context(start)
         start.wait_ready()
-        wait_until(store.has_upload.is_set, _UPLOAD_S)
+        wait_until(location.has_begun.is_set, _BEGIN_S)
         yield start
 
 
@@ -105,15 +119,15 @@ STOPS: Final = {
 
 
 @pytest.mark.parametrize("way", STOPS.values(), ids=STOPS)
-def test_a_stopped_server_first_adds_its_compiled_model(way, store, folder, model):
-    with started(way, store, folder, model) as start:
+def test_a_stopped_server_first_adds_its_compiled_model(way, location, folder, model):
+    with started(way, location, folder, model) as start:
         way.stop(start)
-        start.wait_logged(_FINISHING)
-        assert not store.archives()
-        store.released.set()
+        start.wait_logged(f"{_FINISHING}{location.address}")
+        assert not location.archives()
+        location.release()
         assert start.process.wait(120) == 0
-        assert _NOT_ADDED not in start.log
-    assert len(store.archives()) == 1
+        assert _NOT_ADDED.format(location.address) not in start.log
+    assert len(location.archives()) == 1
 
 
 def _kill_engine(start: FakeStart) -> None:
@@ -144,24 +158,27 @@ CUTS: Final = {
 
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-def test_a_server_that_cannot_wait_says_what_was_not_added(cut, store, folder, model):
-    with started(Stop(arguments=cut.arguments), store, folder, model) as start:
+def test_a_server_that_cannot_wait_says_what_was_not_added(cut, location, folder, model):
+    with started(Stop(arguments=cut.arguments), location, folder, model) as start:
         cut.end(start)
         assert start.process.wait(120) == cut.code
-        assert start.log.count(_NOT_ADDED) == 1
-        assert f"{_NOT_ADDED}{cut.reason}" in start.log
+        not_added = _NOT_ADDED.format(location.address)
+        assert start.log.count(not_added) == 1
+        assert f"{not_added}{cut.reason}" in start.log
         assert "Traceback" not in start.log
-    assert not store.archives()
+    assert not location.archives()
 
 
-def test_a_compiled_model_is_added_once(store, folder, model):
+def test_a_compiled_model_is_added_once(location, folder, model):
     """The location already has it, so that the second server does not owe it."""
-    store.released.set()
-    with started(Stop(), store, folder, model) as start:
+    location.release()
+    arguments = (model, "--compile-cache", location.address)
+    with FakeStart(folder, *arguments, env=location.environment()) as start:
+        start.wait_ready()
         start.wait_logged("compiled models: added 1")
         assert start.terminate() == 0
-    with FakeStart(folder, model, "--compile-cache", _LOCATION, env=store.environment(folder)) as start:
+    with FakeStart(folder, *arguments, env=location.environment()) as start:
         start.wait_ready()
         assert start.terminate() == 0
-        assert _NOT_ADDED not in start.log
-    assert len(store.archives()) == 1
+        assert _NOT_ADDED.format(location.address) not in start.log
+    assert len(location.archives()) == 1

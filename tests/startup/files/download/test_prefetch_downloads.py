@@ -78,7 +78,7 @@ def test_files_that_cannot_be_had_have_their_exit_codes(run, hub_server, monkeyp
     assert "HF_HUB_OFFLINE forbids the download" in fields["reason"]
 
 
-def test_a_model_that_vllm_streams_needs_nothing(run):
+def test_a_model_that_vllm_itself_reads_needs_nothing(run):
     arguments = ("s3://bucket/model", "--engine", "vllm", "--load-format", "runai_streamer")
     assert report(run, *arguments) == (0, {"state": "off", "reason": "vLLM reads s3://bucket/model itself"})
     with pytest.raises(Exception, match="MODEL is missing"):

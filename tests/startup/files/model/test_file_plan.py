@@ -200,6 +200,7 @@ def test_each_place_has_its_own_files(cache, tmp_path, model):
     [
         ("org/model:Q4_K_M", "HF_HOME", "/hf"),
         ("org/model/model-Q4_K_M.gguf", "HF_HOME", "/hf"),
+        ("s3://bucket/model", "HF_HOME", "/hf"),
         ("org/model", "VLLM_USE_MODELSCOPE", "True"),
         ("org/model", "VLLM_MODEL_REDIRECT_PATH", "/table"),
     ],
@@ -213,12 +214,6 @@ def test_what_only_vllm_finds_is_left_to_it(name, variable, value, monkeypatch):
 def test_a_local_folder_is_read_where_it_is_with_modelscope(model, monkeypatch):
     monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
     assert plan_files(ModelRequest(model=str(model), engine="vllm")).model_folder == model
-
-
-@pytest.mark.parametrize(("load_format", "num_downloads"), [("auto", 1), ("hf", 1), ("runai_streamer", 0)])
-def test_an_object_store_is_downloaded_unless_vllm_streams_it(load_format, num_downloads):
-    plan = plan_files(ModelRequest(model="s3://bucket/model", engine="vllm", load_format=load_format))
-    assert (plan.model.kind, len(plan.downloads), plan.is_on_disk) == ("object_store", num_downloads, False)
 
 
 _CONFIG = "model: org/model\nrevision: v1\nload-format: SAFETENSORS\nlora-modules: [b=org/b]\n"
