@@ -20,9 +20,8 @@ from router.model_entry import ModelEntry
 from router.scheduling.terms import NOTHING, Need
 from server.terms.config import EngineConfig
 from server.text.model_files import accepts_images
-from startup.files.model.checkpoint_folder import find_weight_files
+from startup.files.model.checkpoint_folder import find_weight_files, shard_names
 from startup.files.model.file_faults import read_json_object
-from startup.files.model.gguf import parts_of
 from startup.imports.torch_environment import expects_gpu
 from startup.session.preflight.checkpoint import read_checkpoint
 from startup.session.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
@@ -366,7 +365,8 @@ def _named_gguf_files(arguments: Iterable[str]) -> Iterator[Path]:
     """The GGUF files that a user's command names. All parts of a divided file count."""
     for argument in arguments:
         if argument.lower().endswith(".gguf"):
-            yield from parts_of(Path(argument))
+            file = Path(argument)
+            yield from map(file.with_name, shard_names(file.name))
 
 
 def _size(path: Path) -> int:

@@ -77,8 +77,8 @@ class RouterOptions:
     only: str | None = None
     """The name of the only model, which gets all requests. None if the router serves several models.
 
-    The router has an only model after `serve MODEL --idle-stop`, and if llama-server runs the model. If the
-    first start of this model fails, the router ends.
+    The router has an only model after `serve MODEL --idle-stop` or `--restart`. If its first start fails, the
+    router ends.
     """
     model_has_keys: bool = False
     """Whether the model's server checks the API keys itself, because its --config file contains them."""
@@ -99,7 +99,7 @@ def run_router(options: RouterOptions) -> int:
     with ExitStack() as stack:
         folder = stack.enter_context(own_folder())
         places = ChildPlaces(folder, config.logs)
-        if options.only is None or options.entries[options.only].foreign:  # a server of ours ends its processes itself
+        if options.only is None:  # the server of an only model ends its processes itself
             stack.enter_context(guarded(str(folder)))
         listening = stack.enter_context(
             take_socket() or listener.listen(host=network.host, port=network.port, uds=network.uds)

@@ -24,7 +24,6 @@ from envs import environment
 from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
-from router.arguments.llama_arguments import as_llama_server
 from router.arguments.router_arguments import LACKED_BY_VLLM, QUIET_FLAG, SeveralModels, fault_of_model
 from router.child.child_process import inherited_environment
 from router.model_entry import Fault, ModelEntry, Notice, ServerTimes
@@ -39,7 +38,6 @@ from startup.arguments.table import split_flags
 from startup.embedded.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.files.model.file_plan import plan_files
-from startup.files.model.gguf import find_gguf, has_llama_server
 from startup.files.model.model_request import ModelRequest, parse_adapter
 from startup.processes.new_program import OWN_PACKAGES_MODULE
 from startup.session.preflight.all_checks import PreflightOptions, run_preflight
@@ -140,12 +138,10 @@ class ModelCheck:
         return self._guarded(lambda: self._complete_and_check(entry), entry)
 
     def _complete_and_check(self, entry: ModelEntry) -> CheckedModel:
-        completed, choice = self._completed(entry)
-        entry, notice = with_sleep_arguments(completed)
-        checked = self._check_as_started(entry) if entry.foreign is None else self.run(entry)
+        entry, notice = with_sleep_arguments(self._completed(entry))
+        checked = self._check_as_started(entry)
         key = key_of(entry, self._file)
-        notices = tuple(Notice(text, entry.line, key, self._file) for text in (choice, notice) if text)
-        return checked._replace(notices=notices)
+        return checked._replace(notices=(Notice(notice, entry.line, key, self._file),) if notice else ())
 
     def run_here(self, entry: ModelEntry) -> CheckedModel:
         """Checks a completed entry in this process, which must have the variables of the entry."""
@@ -173,17 +169,13 @@ class ModelCheck:
             text = f"the program {program!r} of cmd is not found: install it, or give its path"
             yield self._fault(entry, text, "program")
 
-    def _completed(self, entry: ModelEntry) -> tuple[ModelEntry, str]:
-        """The entry with its defaults, engine and names, but without secrets. Raises InputError.
-
-        The second result names the file of a GGUF model that was chosen among several.
-        """
+    def _completed(self, entry: ModelEntry) -> ModelEntry:
+        """The entry with its defaults, engine and names, but without secrets. Raises InputError."""
         own = [*split_flags(entry.arguments)]
         _reject_flags(own)
         engine = _last_value(own, _ENGINE) or (entry.engine if entry.engine != "auto" else None) or self._engine
         begin = int(bool(own) and not is_flag_like(entry.arguments[0]))
-        model = find_gguf(entry.arguments[0]) if begin and has_llama_server(entry.env.get("PATH")) else None
-        engine = choose_engine(LauncherLine((_ENGINE, engine) if engine else ()), is_gguf=model is not None)
+        engine = choose_engine(LauncherLine((_ENGINE, engine) if engine else ()))
         defaults = without_flags(split_flags(self._defaults), LACKED_BY_VLLM if engine == "vllm" else ())
         parts, variables = secrets_as_variables((*own[:begin], *defaults, *own[begin:]))
         names = served_names(parts)
@@ -192,11 +184,8 @@ class ModelCheck:
             raise InputError("a key on the command line of a model can be read by others: use `env` for it")
         all_names = dict.fromkeys((*names, entry.name, *entry.aliases))
         aliases = tuple(name for name in all_names if name != entry.name)
-        entry = replace(entry, engine=engine, env={**variables, **entry.env}, aliases=aliases)
-        if model is not None and engine == "embedded":
-            return as_llama_server(entry, model, parts), model.choice
         arguments = (*join(parts), _ENGINE, engine, QUIET_FLAG, _SERVED_NAME, *all_names)
-        return replace(entry, arguments=arguments), ""
+        return replace(entry, arguments=arguments, engine=engine, env={**variables, **entry.env}, aliases=aliases)
 
     def _check_as_started(self, entry: ModelEntry) -> CheckedModel:
         """Checks the entry in a separate process with its variables, which appear on no command line."""

@@ -60,11 +60,6 @@ class SeveralModels(NamedTuple):
     notices: tuple[str, ...]
     """What the user should know about the arguments."""
 
-    @property
-    def names_one_model(self) -> bool:
-        """Whether the arguments name a single model. Such a model is served by llama-server."""
-        return len(self.models) == 1
-
 
 def read_several(parts: Sequence[ParsedOption]) -> SeveralModels:
     """Reads the router's own flags. Models' flags are checked later for each model. Raises ClickException."""
@@ -75,15 +70,14 @@ def read_several(parts: Sequence[ParsedOption]) -> SeveralModels:
     for part in flags:
         if part.arguments[0] == "--":
             raise InputError("several models do not go with the argument --: leave it out.")
-        if len(models) != 1:  # flags of one model are its own
-            _reject(part.name, part.values)
+        _reject(part.name, part.values)
     line = own_line(flags)
     if models and line.last("--models") is not None:
         raise InputError(f"--models does not go with {models[0]}: name this model in the file.")
     config = with_defaults(config_of(line), line)
     if not models and config.several.models is None:
         raise InputError("--models must name a file.")
-    if config.standby == "require" and len(models) != 1:  # llama-server is never forked
+    if config.standby == "require":
         raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
     of_models = (part for part in flags if not is_own(part.flag) or part.flag.role == "both")
     return SeveralModels(

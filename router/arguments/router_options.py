@@ -127,7 +127,6 @@ class ModelsReader:
             find_template_kinds=self.template_kinds,
             find_model=self.find_model,
             check_again=self.check_again,
-            only=next(iter(checked.entries)) if self._several.names_one_model else None,
         )
 
     def check_again(self, entry: ModelEntry) -> ModelEntry:
@@ -170,13 +169,7 @@ class ModelsReader:
                 first = entries[name].arguments[0]
                 text = "is given twice" if first == argument else f"has the name {name!r}, as has {first}"
                 raise InputError(f"{argument} {text}: for names of your own, write a file for --models.")
-            entries[name] = ModelEntry(
-                name=name,
-                arguments=(argument,),
-                **self._defaults._asdict(),
-                restart_limit=self._config.restart_limit if self._several.names_one_model else None,
-                preload=self._several.names_one_model,
-            )
+            entries[name] = ModelEntry(name=name, arguments=(argument,), **self._defaults._asdict())
         return entries
 
     def _check(self, content: ModelsFile, faults_of_file: Sequence[Fault]) -> CheckedModels:
@@ -195,8 +188,7 @@ class ModelsReader:
             checked = list(threads.map(run, entries))
         faults = [*faults_of_file, *_once(fault for model in checked for fault in model.faults)]
         faults += _double_names(checked, file)
-        if not self._several.names_one_model:
-            faults += self._without_room(checked, file)
+        faults += self._without_room(checked, file)
         faults.sort(key=lambda fault: fault.line or 0)
         models = {model.entry.name: model for model in checked}
         notices = (*content.notices, *(notice for model in checked for notice in model.notices))

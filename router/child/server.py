@@ -24,7 +24,6 @@ from router.child.child_process import execute_serve
 from router.child.connections import ForeignConnections, UnixConnections
 from router.model_entry import PORT, ForeignCommand, ServerCall, ServerTimes
 from startup.errors import NOT_STARTED_CAUSE, with_code
-from startup.files.model.gguf import KEY_VARIABLE, LLAMA_SERVER
 from startup.standby.sockets import peer_of
 
 STOP_S: Final = SHUTDOWN_TIMEOUT_S
@@ -32,6 +31,8 @@ STOP_S: Final = SHUTDOWN_TIMEOUT_S
 ERRORS_S: Final = 5.0
 """Seconds that our server may take to end, in addition to the time for running requests."""
 _USUAL_TIMES: Final = ServerTimes()
+_LLAMA_SERVER: Final = "llama-server"
+_KEY_VARIABLE: Final = "LLAMA_API_KEY"
 LOGIN: Final = "Basic "
 """The beginning of the header Authorization for a user's login. A client's own header does not replace it."""
 _NO_ENDPOINT: Final = "none"
@@ -171,8 +172,8 @@ class ForeignServer:
         address = URL(self._command.address, encoded=True)
         self.base_url = str(address.with_user(None))
         self.connector = ForeignConnections(self.base_url)
-        is_llama_server = Path(next(iter(command.arguments), "")).name == LLAMA_SERVER
-        key = environment.get(KEY_VARIABLE, "").partition(",")[0] if is_llama_server else ""
+        is_llama_server = Path(next(iter(command.arguments), "")).name == _LLAMA_SERVER
+        key = environment.get(_KEY_VARIABLE, "").partition(",")[0] if is_llama_server else ""
         self.headers: Mapping[str, str] = {"authorization": f"Bearer {key}"} if key else {}
         """The headers of the router's own requests: llama-server's API key, or the login in the address."""
         if address.user:

@@ -28,12 +28,9 @@ class SingleModelAnswers(RouterAnswers):
 
     def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, keys: KeyCheck, *, version: str) -> None:
         super().__init__(pool, proxy, choice, keys, version=version)
-        ((self._name, entry),) = pool.entries.items()
-        self._is_foreign = entry.foreign is not None
+        (self._name,) = pool.entries
         self._last: dict[str, Answer] = {}
         self._handlers["/startupz"] = {"GET": self._report_start}
-        if self._is_foreign:
-            del self._handlers["/models"]  # llama-server has its own
         for path, verb in (("/models/load", "load"), ("/models/unload", "unload")):
             self._handlers[path] = {"POST": partial(self._change, verb, self._name)}
 
@@ -74,7 +71,7 @@ class SingleModelAnswers(RouterAnswers):
         return answer or await super().report_version(request)
 
     async def list_models(self, request: ClientRequest) -> Answer:
-        answer = None if self._is_foreign else await self._find("/v1/models")
+        answer = await self._find("/v1/models")
         return answer or await super().list_models(request)
 
     async def _report_start(self, request: ClientRequest) -> Answer:
@@ -88,7 +85,7 @@ class SingleModelAnswers(RouterAnswers):
         """
         shown = self._list.status_of(self._name)
         state = shown.state
-        has_own = not self._is_foreign and (state == "starting" or shown.entry.engine == "embedded")
+        has_own = state == "starting" or shown.entry.engine == "embedded"
         answer = await self._fetch(DATA_PATH) if has_own else None
         if answer is None or answer.status != 200:
             status = self._list.status(has_key=self._keys.is_valid_in(request))

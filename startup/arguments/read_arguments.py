@@ -1,9 +1,7 @@
 """Reads the arguments of `serve` and the file of `--config` once, by the rules of the chosen engine."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Final
 
@@ -13,9 +11,8 @@ from envs.variable import EnvError
 from startup.arguments.embedded_line import parse_line, read_line
 from startup.arguments.errors import InputError
 from startup.arguments.screening import unsupported_faults
-from startup.arguments.supported import CONFIG, ENGINE, GROUPS, MODEL
+from startup.arguments.supported import CONFIG, ENGINE, GROUPS
 from startup.arguments.table import split_flags, with_flags
-from startup.files.model.gguf import find_gguf, has_llama_server, is_read_by_vllm
 from startup.settings.config_file import ConfigFile
 from startup.settings.serve_arguments import (
     OMNI,
@@ -51,18 +48,14 @@ class ReadArguments:
     own: CommandLine | None = None
     """The flags by the rules of the embedded engine."""
     vllm: "VllmLine | None" = None
-    gguf: str | None = None
-    """The model, if llama-server serves it."""
 
     @property
     def of_router(self) -> Sequence[ParsedOption]:
         """A router's arguments: MODEL first, then the settings of `--config`, unless vLLM reads them."""
         if self.own is None:
             return self.parts
-        models = self.own.others if self.gguf is None else (self.gguf,)
-        left_out = (CONFIG.name,) if self.gguf is None else (CONFIG.name, MODEL.name)
-        options = (option for option in self.own.options if option.name not in left_out)
-        return (*(ParsedOption((model,)) for model in models), *options)
+        options = (option for option in self.own.options if option.name != CONFIG.name)
+        return (*(ParsedOption((model,)) for model in self.own.others), *options)
 
     @property
     def wants_cold_start(self) -> bool:
@@ -70,7 +63,7 @@ class ReadArguments:
 
         Such code may use any module, but lean imports (`startup.imports.lean`) leave modules out.
         """
-        if self.launcher.has_several_models or self.gguf is not None:
+        if self.launcher.has_several_models:
             return True
         if self.own is None:
             return False
@@ -80,34 +73,25 @@ class ReadArguments:
 
 
 def read_arguments(
-    launcher: LauncherLine,
-    *,
-    may_be_llama_servers: bool = True,
-    read_file: Callable[[str], ConfigFile] = ConfigFile.read,
+    launcher: LauncherLine, *, read_file: Callable[[str], ConfigFile] = ConfigFile.read
 ) -> ReadArguments:
     """Chooses the engine, and reads all arguments and the file by its rules.
 
     Args:
         launcher: the arguments.
-        may_be_llama_servers: whether llama-server may serve a GGUF model.
         read_file: reads the file of `--config`.
 
     Raises:
         ClickException: `serve` rejects the arguments.
     """
-    arguments, read_file = launcher.arguments, cache(read_file)  # the file may be a pipe
+    arguments = launcher.arguments
     read = ReadArguments(launcher, tuple(with_flags(launcher.pieces)))
     _reject_repetition(read.parts)
     if arguments and not arguments[0].strip():
         raise InputError(f"MODEL is empty: {EMPTY_REMEDY}.")
-    own = gguf = None
     if not launcher.has_several_models:
         _reject_flags_of_several(launcher, read.parts)
-        if may_be_llama_servers and has_llama_server():
-            with suppress(InputError):  # flags that only vLLM knows
-                own = read_line(read.parts, read_file)
-                gguf = None if own.faults else _gguf_of(own)
-        if choose_engine(launcher, is_gguf=gguf is not None) == "vllm":
+        if choose_engine(launcher) == "vllm":
             from startup.vllm_arguments.vllm_line import VllmLine
 
             return replace(read, vllm=VllmLine(tuple(launcher.engine_pieces), read_file=read_file))
@@ -118,12 +102,7 @@ def read_arguments(
         return read
     if OMNI in arguments:  # before the flags of vllm-omni, which are not known here
         raise InputError(*unsupported_faults(parse_line(split_flags((OMNI,))).options))
-    return replace(read, own=own or read_line(read.parts, read_file), gguf=gguf)
-
-
-def _gguf_of(line: CommandLine) -> str | None:
-    model = line.others[0] if line.others else line.value("--model")
-    return model if model is not None and find_gguf(model) is not None else None
+    return replace(read, own=read_line(read.parts, read_file))
 
 
 def _reject_flags_of_several(launcher: LauncherLine, parts: Sequence[ParsedOption]) -> None:
@@ -150,11 +129,8 @@ def _reject_repetition(parts: Iterable[ParsedOption]) -> None:
         raise InputError(f"the arguments `{' '.join(repeated)}` stand twice ({why}): leave them out.")
 
 
-def choose_engine(launcher: LauncherLine, *, is_gguf: bool = False) -> str:
-    """Returns `embedded` or `vllm`. Raises InputError if another engine is named, or if a value is missing.
-
-    With `is_gguf`, llama-server can serve the model. `auto` then stands for vLLM only if vLLM can read it.
-    """
+def choose_engine(launcher: LauncherLine) -> str:
+    """Returns `embedded` or `vllm`. Raises InputError if another engine is named, or a value is missing."""
     if launcher.faults:
         raise InputError(launcher.faults[-1])
     wanted = launcher.wanted_engine
@@ -162,8 +138,6 @@ def choose_engine(launcher: LauncherLine, *, is_gguf: bool = False) -> str:
         if not launcher.value(ENGINE.name):
             raise_all(validate_all())  # VCLI_ENGINE is one of these errors
         raise InputError(f"--engine {wanted!r} is not one of {', '.join(ENGINES)}{did_you_mean(wanted, ENGINES)}.")
-    if is_gguf and wanted not in ("embedded", "vllm") and not is_read_by_vllm():
-        return "embedded"
     return launcher.engine
 
 

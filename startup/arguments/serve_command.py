@@ -74,7 +74,7 @@ class ReadStart(NamedTuple):
 
     read: ReadArguments
     start: VllmOptions | StartupConfig | None = None
-    """The settings of the start. None if `router.arguments` makes them: several models, or llama-server."""
+    """The settings of the start. None if `router.arguments` makes them for several models."""
 
 
 def read_start(launcher: LauncherLine) -> ReadStart:
@@ -89,7 +89,7 @@ def settings_of(read: ReadArguments) -> ReadStart:
     """
     if read.vllm is not None:
         return ReadStart(read, _options_for_vllm(read.launcher, read.vllm))
-    if read.own is None or read.gguf is not None:
+    if read.own is None:
         return ReadStart(read)
     reject_greedy(read.parts, read.own)
     return ReadStart(read, config_of(read.own, unsupported_faults(read.own.options)))
@@ -101,7 +101,7 @@ def settings_with_notices(read: ReadArguments) -> ReadStart:
     if read.vllm is not None:
         for part in read.parts:
             parts += split_flags(part.arguments[1:]) if part.arguments[0] == "--" else ()
-    elif read.own is None or read.gguf is not None:
+    elif read.own is None:
         return settings_of(read)
     log_format = line.value(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()
     show_notices(argument_notices(parts, read.own), log_format)
@@ -118,7 +118,7 @@ def parse_start(
 
     `name` is the command's name in usage errors. With `is_quiet`, no notices are shown.
     """
-    read = read_arguments(LauncherLine(arguments), may_be_llama_servers=False)
+    read = read_arguments(LauncherLine(arguments))
     if read.launcher.has_several_models:
         raise InputError(f"{name} is for one model: name one of them.")
     start = (settings_of if is_quiet else settings_with_notices)(read).start

@@ -214,10 +214,8 @@ _REJECTED: Final[dict[str, dict[str, Any]]] = {
         "--spec-tokens": None,
         "--diffusion-config": None,
     },
-    "quantized weights, which `llama-server` has for GGUF files": {
-        "--quantization": None,
-    },
     "quantized weights or caches": {
+        "--quantization": None,
         "--quantization-config": None,
         "--allow-deprecated-quantization": False,
         "--kv-cache-dtype": "auto",

@@ -1,9 +1,9 @@
 """`python foreign_server.py PORT [ARGUMENT ...]`: a small HTTP server that misbehaves as its arguments say.
 
-It answers GET /health with 200, GET /env with its variables, and POST with its process id, its arguments and
-the request's key. With `waits FILE`, it answers a POST only once this file exists. With `sleeps`, POST /sleep
-and /wake_up change the state `asleep` in its answers, unless their body `fails` or `hangs`. Its imports are
-few, because most tests of the router start it several times.
+It answers GET /health with 200, GET /env with its variables, GET /v1/models with 404, and POST with its
+process id, its arguments and the request's key. With `waits FILE`, it answers a POST only once this file
+exists. With `sleeps`, POST /sleep and /wake_up change the state `asleep` in its answers, unless their body
+`fails` or `hangs`. Its imports are few, because most tests of the router start it several times.
 """
 
 import json
@@ -23,7 +23,8 @@ _SLEEP: Final = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)
 
 def _answer(method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, object]:
     if method == "GET":
-        return 404 if "404" in path else 200, {"variables": dict(os.environ)} if path == "/env" else {}
+        is_missing = "404" in path or path == "/v1/models"
+        return 404 if is_missing else 200, {"variables": dict(os.environ)} if path == "/env" else {}
     if "sleeps" in ARGUMENTS and path.partition("?")[0] in ("/sleep", "/wake_up"):
         STATE["asleep"] = path != "/wake_up"
         if b"hangs" in body:

@@ -12,7 +12,6 @@ from router.arguments import model_check
 from router.model_entry import ServerCall
 from router.model_pool import ModelPool
 from router.scheduling.terms import Need
-from tests.router.arguments.test_llama_arguments import llama_server, options_of  # noqa: F401 - a fixture
 from tests.router.arguments.test_single_model import _vllm
 from tests.router.conftest import SmallOwner
 from tests.router.http.small_router import eventually
@@ -85,18 +84,6 @@ def _write(path: Path, num_bytes: int) -> None:
     path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file:
         file.truncate(num_bytes)
-
-
-def test_a_further_check_finds_another_file_of_a_folder(llama_server, tmp_path):  # noqa: F811
-    folder = tmp_path / "models"
-    folder.mkdir()
-    (folder / "a.gguf").write_bytes(b"GGUF")
-    options = options_of(folder)
-    (entry,) = options.entries.values()
-    assert options.check_again(entry) == entry
-    (folder / "a.gguf").rename(folder / "b.gguf")
-    renewed = options.check_again(entry)
-    assert str(folder / "b.gguf") in renewed.foreign.arguments
 
 
 def test_a_further_check_finds_other_sleep_levels(monkeypatch):

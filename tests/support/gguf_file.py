@@ -34,16 +34,6 @@ def write_gguf(file: Path, tensors: Mapping[str, GgufTensor] | None = None, **fa
     return file
 
 
-def write_model(file: Path) -> Path:
-    """Writes the header of a model with embeddings of 1024 numbers."""
-    return write_gguf(file, general__architecture="qwen3", general__type="model", qwen3__embedding_length=1024)
-
-
-def write_projector(file: Path, size: int = 1024) -> Path:
-    """Writes the header of an image encoder for a model with embeddings of this size."""
-    return write_gguf(file, general__architecture="clip", clip__vision__projection_dim=size)
-
-
 def _value(value: Value) -> bytes:
     if isinstance(value, int):
         return struct.pack("<II", _INTEGER, value)

@@ -25,12 +25,10 @@ if TYPE_CHECKING:
 
 _HELP = """Serve MODEL with the OpenAI API of `vllm serve`.
 
-MODEL is a name on the Hugging Face hub or a folder. With `llama-server` on PATH and no `--engine vllm`, it may also
-be a .gguf file, a folder of them, or a name with its quantization, such as `team/Model-GGUF:Q4_K_M`.
-
-Without MODEL, SmolLM2-135M-Instruct is served; with several, or with --models FILE, all of them behind one port,
-each from its first request. Every flag of `vllm serve` is accepted: `--help=all` also shows
-those without effect and those that need `--engine vllm`. `_` and `-` are the same in a flag's name.
+MODEL is a name on the Hugging Face hub or a folder. Without MODEL, SmolLM2-135M-Instruct is served; with several, or
+with --models FILE, all of them behind one port, each from its first request. Every flag of `vllm serve` is accepted:
+`--help=all` also shows those without effect and those that need `--engine vllm`. `_` and `-` are the same in a flag's
+name.
 
 \b
 Examples:
@@ -82,7 +80,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
 
 
 def _serve_several(parts: Sequence[ParsedOption]) -> int:
-    """Runs the router, for several models or for one model that llama-server serves."""
+    """Runs the router for several models."""
     from router.arguments.router_arguments import read_several
 
     several = read_several(parts)

@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple
 from base.json_depth import read_json
 from base.wording import list_some
 from startup.files.model.file_faults import first_problem, places_near, read_json_object
-from startup.files.model.gguf import NUMBERED, advice_for, gguf_problem, model_in, shard_names
 
 _CHOICES: Final = (
     ("model.safetensors", None),
@@ -26,6 +25,9 @@ _CHOICES: Final = (
 )
 """Patterns for weight files, each with its index, in order of preference."""
 
+_NUMBERED: Final = re.compile(r"(.+-)(\d+)((?i:-of-)(\d+)\.\w+)")
+"""Matches the name of one of several files of a divided model, in any format."""
+_MAX_PARTS: Final = 10_000
 _MAX_PARSED_BYTES: Final = 512 << 10
 """The largest index that is parsed, in bytes. Parsing takes about 9 ms per MB."""
 _TOKENIZERS: Final = (
@@ -157,13 +159,10 @@ def model_problem(folder: Path) -> str | None:
 def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProblem]:
     """Yields a problem for missing files, and for a configuration or an index that cannot be read."""
     has_config = (folder / "config.json").exists()
-    if not weights.present and not weights.missing:
-        if model_in(folder) is not None:
-            yield FolderProblem("gguf", f"{folder} has GGUF files, {advice_for(str(folder))}")
-            return
-        if problem := gguf_problem(str(folder)) or first_problem(sorted(folder.glob(".*.safetensors"))):
-            yield FolderProblem("no_weights", problem)
-            return
+    has_weights = weights.present or weights.missing
+    if not has_weights and (problem := first_problem(sorted(folder.glob(".*.safetensors")))):
+        yield FolderProblem("no_weights", problem)
+        return
     if not has_config:
         yield FolderProblem("config", no_config_problem(folder))
     elif problem := read_json_object(folder / "config.json").problem:
@@ -282,8 +281,17 @@ def read_shard_names(index: Path, names: Collection[str]) -> Mapping[str, str]:
 
 def is_numbered(name: str) -> bool:
     """Whether the name belongs to one of several numbered shards."""
-    match = NUMBERED.fullmatch(name)
+    match = _NUMBERED.fullmatch(name)
     return match is not None and int(match[4]) > 1
+
+
+def shard_names(name: str) -> list[str]:
+    """Returns the names of all files of a numbered file's set. For any other file, returns only its name."""
+    match = _NUMBERED.fullmatch(name)
+    if match is None or int(match[4]) > _MAX_PARTS:
+        return [name]
+    stem, number, rest, total = match.groups()
+    return [f"{stem}{i:0{len(number)}}{rest}" for i in range(1, int(total) + 1)]
 
 
 def with_siblings(names: Iterable[str]) -> set[str]:

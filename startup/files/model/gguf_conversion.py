@@ -11,11 +11,10 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).parents[3]))
-
-from startup.files.model.gguf import GgufReader
-
+_SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""The numbers of scalar types, with their formats for `struct`."""
+_STRING: Final = 8
+_LIST: Final = 9
 _CONFIG: Final = {
     "vocab_size": "vocab_size",
     "hidden_size": "embedding_length",
@@ -51,8 +50,7 @@ _CONTROL: Final = 3
 
 def convert(source: Path, target: Path) -> None:
     """Writes the GGUF model of the file `source`, and its tokenizer, into the folder `target`."""
-    reader = GgufReader(source.read_bytes())
-    reader.read_metadata()
+    reader = _GgufReader(source.read_bytes())
     facts = reader.facts
     config = {name: facts[f"llama.{key}"] for name, key in _CONFIG.items()}
     kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16"}
@@ -86,7 +84,7 @@ def _write_tokenizer(facts: dict[str, Any], target: Path) -> None:
     tokenizer.save(str(target))
 
 
-def _write_weights(reader: GgufReader, heads: dict[str, int], target: Path) -> None:
+def _write_weights(reader: "_GgufReader", heads: dict[str, int], target: Path) -> None:
     """Writes the tensors, whose descriptions follow the facts. `heads`: their number, where it matters."""
     tensors = {}
     for _ in range(struct.unpack_from("<Q", reader.content, 8)[0]):
@@ -130,6 +128,36 @@ def _bfloat16(data: memoryview, kind: int, shape: list[int], num_heads: int | No
     last_kept = bits >> 16 & 1  # rounds a half to the even neighbour
     rounded: bytes = ((bits + 0x7FFF + last_kept) >> 16).astype("<u2").tobytes()
     return rounded
+
+
+class _GgufReader:
+    """Reads a GGUF file from its beginning: first its facts."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.place = 16
+        """The place after what was read last."""
+        self.facts: dict[str, Any] = {}
+        for _ in range(self.take("Q")[0]):
+            key, kind = self.text(), self.take("I")[0]
+            self.facts[key] = self._read(*self.take("IQ")) if kind == _LIST else self._read(kind, 1)[0]
+
+    def take(self, layout: str) -> tuple[Any, ...]:
+        """The next values, in this layout of `struct`."""
+        values = struct.unpack_from(f"<{layout}", self.content, self.place)
+        self.place += struct.calcsize(f"<{layout}")
+        return values
+
+    def text(self) -> str:
+        end = self.take("Q")[0] + self.place
+        text, self.place = self.content[self.place : end].decode(), end
+        return text
+
+    def _read(self, kind: int, number: int) -> list[Any]:
+        """The next values of one type. Numbers are read in one call: there may be one for each token."""
+        if kind == _STRING:
+            return [self.text() for _ in range(number)]
+        return list(self.take(f"{number}{_SCALARS[kind]}"))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The forms of a model's name: on the hub, as GGUF, and as other tools write it."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from envs.foreign import expand_home
+from startup.files.model.file_faults import first_bytes
 from startup.files.model.hub_settings import hub_endpoints
 
 _HUB_ID: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -24,6 +26,7 @@ _HOSTS: Final = (*_HUB, *_OLLAMA, *_DOCKER, *_MODELSCOPE)
 _PAGES: Final = ("tree", "blob", "resolve", "raw", "commit", "commits", "discussions", "settings")
 """Words in an address on the hub after the repository's name. A revision follows the first four."""
 _NO_MODELS: Final = ("datasets", "spaces", "collections", "docs", "papers", "blog")
+_MAGIC: Final = b"GGUF"
 _STORES: Final = ("s3", "gs", "az")
 _OF_WINDOWS: Final = re.compile(r"([A-Za-z]):[\\/](.*)")
 _OF_OLLAMA: Final = re.compile(r"(library/)?[\w.-]+:[\w.-]+")
@@ -51,7 +54,24 @@ def unread_problem(name: str) -> str | None:
             "is in an object store, from which the embedded engine does not read: mount the bucket and give a folder, "
             "or give --engine vllm"
         )
+    if (arguments := _gguf_arguments(name)) is not None:
+        return (
+            "is a GGUF model, which the embedded engine does not read: start llama.cpp's server by `cmd: llama-server "
+            f"--port ${{PORT}} {arguments}` in a file for --models"
+        )
     return None
+
+
+def _gguf_arguments(name: str) -> str | None:
+    """The arguments by which llama-server loads a GGUF model. None for any other model."""
+    path = Path(expand_home(name))
+    if path.is_dir():
+        has_others = any(True for ending in ("safetensors", "bin") for _ in path.glob(f"*.{ending}"))
+        path = next(iter(sorted(path.glob("[!.]*.gguf"))), path)
+        return None if has_others or path.is_dir() else f"-m {shlex.quote(str(path))}"
+    if path.suffix.lower() == ".gguf" or first_bytes(path, len(_MAGIC)) == _MAGIC:
+        return f"-m {shlex.quote(name)}"
+    return f"-hf {name}" if is_gguf_id(name) else None
 
 
 def other_form(name: str) -> str | None:
@@ -85,10 +105,7 @@ def _by_address(name: str) -> str | None:
     if scheme == "hf" or (host in _HUB and (is_page or not scheme)) or (is_page and host in mirrors):
         return _of_hub(rest.lstrip("/") if scheme == "hf" else path)
     if scheme == "ollama" or host in _OLLAMA or _OF_OLLAMA.fullmatch(name):
-        return (
-            "is a name of Ollama: write OWNER/MODEL of the Hugging Face hub, or for GGUF OWNER/MODEL:QUANTIZATION or a "
-            ".gguf file"
-        )
+        return "is a name of Ollama: write OWNER/MODEL of the Hugging Face hub"
     if scheme in ("docker", "oci") or host in _DOCKER:
         image = (path if host in _DOCKER else rest).removeprefix("r/")
         return (
@@ -100,7 +117,7 @@ def _by_address(name: str) -> str | None:
         model = "/".join(model.split("/")[:2])
         return f"is on ModelScope: set VLLM_USE_MODELSCOPE=1, and write {model} --engine vllm"
     if is_page or scheme in ("git", "ssh"):
-        return "is an address that no engine reads: download the model, and give its folder or its .gguf file"
+        return "is an address that no engine reads: download the model, and give its folder"
     return None
 
 

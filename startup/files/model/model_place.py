@@ -20,7 +20,6 @@ from startup.files.model.checkpoint_folder import (
     tokenizer_problem,
 )
 from startup.files.model.file_faults import file_problem, link_problem, places_near
-from startup.files.model.gguf import advice_for, find_gguf
 from startup.files.model.hub_settings import is_offline
 from startup.files.model.model_name import is_hub_id, other_form
 from startup.files.model.wanted_files import WantedFiles
@@ -165,8 +164,6 @@ def _name_problem(name: str) -> str:
     path = Path(expand_home(name))
     if problem := file_problem(path):
         return problem
-    if (model := find_gguf(name)) is not None:
-        return f"is a GGUF file{' on the hub' if model.is_on_hub else ''}, {advice_for(name)}"
     if path.exists():
         near = places_near(path, "config.json")
         return f"is a file: give the folder that holds config.json and the weights{near}"

@@ -14,9 +14,8 @@ from base.wording import list_some
 from envs.suggestion import did_you_mean
 from startup.files.model.checkpoint_folder import folder_problems, no_config_problem, vocabulary_fault
 from startup.files.model.file_faults import first_problem, read_json_object
-from startup.files.model.gguf import LLAMA_SERVER, VLLM_PLUGIN, find_gguf, gguf_problem
 from startup.files.model.hub_settings import is_offline
-from startup.files.model.model_place import FolderListing, ModelPlace, may_be_renamed
+from startup.files.model.model_place import FolderListing, ModelPlace
 from startup.files.model.wanted_files import MISTRAL_WEIGHTS
 from startup.session.preflight.checkpoint import (
     CONTENT_CHECKS,
@@ -67,7 +66,7 @@ class ModelOnDisk:
         for place in self._plan.main_places:
             for finding in check_model_place(place):  # a plugin may read names of other forms
                 yield finding._replace(severity="warning") if self._start.record.plugins else finding
-        faults = [*link_findings(self._plan.places), *self._gguf_findings()]
+        faults = [*link_findings(self._plan.places)]
         yield from faults
         if self.folder is None or any(finding.severity == "error" for finding in faults):
             return
@@ -134,24 +133,6 @@ class ModelOnDisk:
             yield unchecked("config", f"the configuration of {folder} is {what}")
         if not self._reads_weights_here:
             yield unchecked("weights", f"the weights of {folder} are {what.replace('it is', 'they are')}")
-
-    def _gguf_findings(self) -> Iterator[Finding]:
-        """Reports a GGUF model. vLLM itself reads this format only for one architecture (Flint)."""
-        start, plan = self._start, self._plan
-        if plan is None or may_be_renamed() or start.load_format not in ("auto", "gguf"):
-            return
-        if plan.model.kind != "nowhere" and (problem := gguf_problem(plan.model.name)):
-            yield error("gguf", problem)
-        if start.record.plugins or start.has("--hf-config-path") or find_gguf(name := plan.model.name) is None:
-            return
-        if self.folder is not None and any(self.folder.glob("[!.]*.safetensors")):
-            return
-        is_certain = plan.model.kind != "hub" and (self.folder is None or not (self.folder / _CONFIG).exists())
-        text = (
-            f"MODEL {name} is in the GGUF format, which vLLM does not read itself: pip install {VLLM_PLUGIN}, or put "
-            f"`{LLAMA_SERVER}` of llama.cpp on PATH and give --engine embedded"
-        )
-        yield error("gguf", text, "gguf-unsupported") if is_certain else warning("gguf", text)
 
     def _config_findings(self, folder: Path) -> Iterator[Finding]:
         if not self._reads_config_here:

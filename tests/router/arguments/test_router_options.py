@@ -12,11 +12,11 @@ import pytest
 from router.arguments.router_arguments import SeveralModels, read_several
 from router.arguments.router_options import CheckedModels, ModelsReader
 from router.model_entry import ModelEntry, ModelsFileError
+from router.router import RouterOptions
 from startup.arguments.errors import InputError
 from startup.arguments.serve_command import read_start
 from startup.settings.serve_arguments import LauncherLine
 from startup.standby.front_process import serve_warm
-from tests.router.arguments.test_llama_arguments import options_of
 from tests.startup.vllm.fake_start import FAKE
 from tests.support.marks import thorough_but_for
 
@@ -25,6 +25,11 @@ COMMON = ("--engine", "embedded")
 
 def several(*arguments: object) -> SeveralModels:
     return read_several(read_start(LauncherLine(list(map(str, arguments)))).read.of_router)
+
+
+def options_of(*arguments: object) -> RouterOptions:
+    reader = ModelsReader(several(*arguments))
+    return reader.router_options(reader.read())
 
 
 @pytest.fixture
@@ -141,6 +146,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "TLS of a command": ({"model": None, "cmd": "vllm serve x --ssl-keyfile k"}, "not have --ssl-keyfile: it belongs"),
     "limit": ({"args": "--http-header-timeout 5"}, "must not have --http-header-timeout: it belongs to the port"),
     "help": ({"args": "--help"}, "must not have --help or --version"),
+    "GGUF": ({"model": "m.gguf"}, "`cmd: llama-server --port ${PORT} -m m.gguf` in a file for --models"),
     "config": ({"args": "--config nowhere.yaml"}, "cannot be read"),
     "program": ({"model": None, "cmd": "no-program --port ${PORT}"}, "the program 'no-program' of cmd is not found"),
     "variable": ({"env": {"VLLM_LOG_STATS_INTERVAL": "often"}}, "VLLM_LOG_STATS_INTERVAL must be a number"),
@@ -157,7 +163,7 @@ _CHECKS = {
     "no Python": "engine",
 }
 """Fault -> the check that finds it, unless it is `usage`."""
-_QUICK = ("unknown flag", "too long", "no model", "key", "program", "no Python")
+_QUICK = ("unknown flag", "GGUF", "too long", "no model", "key", "program", "no Python")
 
 
 @pytest.mark.parametrize("name", thorough_but_for(FAULTS, *_QUICK))

@@ -211,10 +211,8 @@ def test_a_fork_decides_with_the_file_whether_it_may_serve(content, arguments, i
     assert read_arguments(given).wants_cold_start == is_cold
 
 
-def test_a_file_is_read_once(tmp_path, monkeypatch):
-    """It may be a pipe. With llama-server, the start reads it by the rules of both engines."""
-    (tmp_path / "llama-server").touch(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_a_file_is_read_once(tmp_path):
+    """It may be a pipe."""
     file, read = tmp_path / "serve.yaml", []
     file.write_text("port: 1")
 
@@ -308,8 +306,7 @@ def test_help_shows_kinds_of_models_and_the_supported_flags_in_groups_with_defau
     assert [flag.name for flag in SUPPORTED if flag.name.removeprefix("--") not in text] == []
     assert "--tensor-parallel-size" not in text
     text = " ".join(text.split())
-    for kind in ("a name on the Hugging Face hub", "a folder", "a .gguf file", "`team/Model-GGUF:Q4_K_M`"):
-        assert kind in text
+    assert "a name on the Hugging Face hub or a folder" in text
     assert "Port to listen on. [8000]" in text
     assert "--[no-]enable-prefix-caching" in text
     assert "Largest body of a request without prompt_embeds. A larger body gets 413. [32MiB]" in text

@@ -56,7 +56,7 @@ def test_no_model_of_a_file_has_the_name_of_the_program(invoke, tmp_path):
     assert "models.m: the arguments `vllm` stand twice" in invoke("serve", "--models", file).stderr
 
 
-@pytest.mark.parametrize("arguments", ["org/vllm", "serve/vllm", "org/serve", "vllm.gguf", "servers", "vllm-clip"])
+@pytest.mark.parametrize("arguments", ["org/vllm", "serve/vllm", "org/serve", "vllm.x", "servers", "vllm-clip"])
 def test_other_names_are_models(arguments, parse):
     assert parse(arguments).model.model == arguments
 

@@ -69,17 +69,6 @@ def test_a_file_of_models_is_examined_for_programs_too(invoke, tiny_llama, tmp_p
     assert "no-such-program" in report["verdict"]
 
 
-def test_a_gguf_model_is_llama_servers(invoke, tmp_path, monkeypatch):
-    model = tmp_path / "qwen.gguf"
-    model.write_bytes(b"GGUF")
-    assert invoke("doctor", model, "--engine", "embedded").returncode == 1
-    (tmp_path / "llama-server").write_text("#!/bin/sh\n")
-    (tmp_path / "llama-server").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    done = invoke("doctor", model, "--engine", "embedded")
-    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "ok, 1 not checked: qwen.gguf can be started here")
-
-
 @pytest.mark.thorough
 def test_with_vllm_the_hooks_are_checked(tmp_path: Path):
     done = run_cli("doctor", "--engine", "vllm", "--json", env=environment(tmp_path), cwd=ROOT)

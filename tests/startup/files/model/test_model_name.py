@@ -2,7 +2,7 @@
 
 import pytest
 
-from startup.files.model.model_name import is_hub_id, other_form
+from startup.files.model.model_name import is_hub_id, other_form, unread_problem
 
 HUB = "https://huggingface.co/org/name"
 
@@ -86,6 +86,47 @@ def test_other_names_are_left_alone(name):
 
 def test_a_quoted_path_is_written_without_its_quotes(tmp_path):
     assert (other_form(f'"{tmp_path}"') or "").endswith(f": write {tmp_path}")
+
+
+_PARTS = ("Q4_K_M", "q4_k_m", "UD-Q4_K_XL", "UD-IQ1_S", "I-COMPACT", "Qwen3-0.6B.Q8_0", "MXFP4_MOE", "a+b")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *((f"unsloth/Qwen3-0.6B-GGUF:{part}", f"-hf unsloth/Qwen3-0.6B-GGUF:{part}") for part in _PARTS),
+        *((name, f"-hf {name}") for name in ("t_1/m.x_GGUF:i1-Q4_K_M", "t/MODEL.gguf:Q8_0", "team/m-gguf")),
+        ("/models/no.gguf", "-m /models/no.gguf"),
+        ("a b.GGUF", "-m 'a b.GGUF'"),
+        ("blob", "-m blob"),
+        ("folder", "-m folder/a.gguf"),
+    ],
+)
+def test_a_gguf_model_is_llama_servers(name, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blob").write_bytes(b"GGUF")
+    (tmp_path / "folder").mkdir()
+    for file in ("b.gguf", "a.gguf", "._a.gguf", "config.json"):
+        (tmp_path / "folder" / file).touch()
+    assert (unread_problem(name) or "").endswith(
+        f": start llama.cpp's server by `cmd: llama-server --port ${{PORT}} {arguments}` in a file for --models"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("team/model", "team/model:main", "llama3:8b", "ollama.com/x:8b", "team/a b:Q4", "team/m:refs/pr/1", "gguf"),
+        *("https://host/model", "file:///models/m", "team/m-gguf", "mixed", "."),
+    ],
+)
+def test_other_models_are_not(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("team/m-gguf", "mixed"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("a.gguf", "model.safetensors"):
+        (tmp_path / "mixed" / file).touch()
+    assert unread_problem(name) is None
 
 
 def test_names_that_the_hub_accepts():

@@ -3,7 +3,6 @@
 import os
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from shutil import copyfile
 
 import pytest
@@ -79,17 +78,6 @@ def test_a_misspelt_folder_is_reported_with_a_suggestion(tmp_path, preflight):
     (tmp_path / "Qwen3-0.6B").mkdir()
     (finding,) = preflight(tmp_path / "Qwen3-0.6b").errors
     assert "is neither a folder nor a name on the Hugging Face hub (did you mean 'Qwen3-0.6B'?)" in finding.message
-
-
-def test_a_gguf_model_is_an_error_that_names_the_program_that_serves_it(tmp_path, preflight):
-    """The model is a file, a folder with several parts, or a name on the hub."""
-    for name in ("qwen 3.gguf", "mmproj-big.gguf", "big-00001-of-00002.gguf", "big-00002-of-00002.gguf"):
-        folder = tmp_path / "big" if "big" in name else tmp_path
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"GGUF")
-    for model in (tmp_path / "qwen 3.gguf", tmp_path / "big", "team/Model-1.5B-GGUF:Q4_K_M"):
-        (finding,) = (found for found in preflight(model).errors if found.check != "tokenizer")
-        assert f"put its `llama-server` on PATH, and start `vllm-cli serve {quote(str(model))}`" in finding.message
 
 
 @pytest.mark.parametrize("name", ["hf.co/team/model:Q4_K_M", "https://huggingface.co/team/model", "team/model@main"])

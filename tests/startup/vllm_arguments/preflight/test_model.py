@@ -18,7 +18,6 @@ from startup.settings.config import StartupConfig
 from startup.vllm_arguments.preflight.model import ModelOnDisk
 from tests.startup.session.preflight.conftest import write_safetensors
 from tests.startup.vllm_arguments.preflight.conftest import CheckStart
-from tests.support.gguf_file import write_model
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ def test_a_link_to_nowhere_is_named_with_its_target_before_the_start(name, place
     assert counts == [name != "consolidated.safetensors", 1], errors  # which only vLLM reads
 
 
-@pytest.mark.parametrize("name", ["m.gguf", "team/m.gguf", "team/model"])
+@pytest.mark.parametrize("name", ["m", "team/model"])
 def test_a_model_that_is_a_link_to_nowhere_is_no_name_on_the_hub(name, start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "team").mkdir()
@@ -77,26 +76,14 @@ def test_a_model_that_is_a_link_to_nowhere_is_no_name_on_the_hub(name, start, tm
         assert [f"MODEL {name} is a link to /gone, which does not exist" in message for message in messages] == [True]
 
 
-@pytest.mark.parametrize(
-    "name", ["._m.gguf", "m.gguf", "sub/m.gguf", "._model.safetensors", "m-00001-of-00002.gguf", "lost.gguf", "x.gguf"]
-)
-def test_a_lone_file_that_only_looks_like_a_model_is_refused(name, start, tmp_path):
-    file = tmp_path / "m" / name
-    file.parent.mkdir(parents=True)
+def test_a_lone_file_that_only_looks_like_a_model_is_refused(start, tmp_path):
+    file = tmp_path / "m" / "._model.safetensors"
+    file.parent.mkdir()
     file.write_bytes(b"\0\5\x16\7")
-    if file.suffix == ".safetensors":
-        (file.parent / "config.json").write_text('{"model_type": "llama"}')
+    (file.parent / "config.json").write_text('{"model_type": "llama"}')
     text = "file: it has 4 bytes and begins with b'\\x00\\x05\\x16\\x07'. Copy it again"
-    if name == "x.gguf" and tmp_path.owner() != "root":  # root may read everything
-        file.chmod(0)
-        text = "cannot be read: Permission denied: give this user the right to read it"
-    if name == "lost.gguf":
-        file.unlink()
-        file.symlink_to("gone")
-        text = "is a link to "
-    for model in (tmp_path / "m", *([file] if file.suffix == ".gguf" else ())):
-        for messages in _errors_of_both(start, model):
-            assert any(str(file) in message and text in message for message in messages), messages
+    for messages in _errors_of_both(start, tmp_path / "m"):
+        assert any(str(file) in message and text in message for message in messages), messages
 
 
 @pytest.mark.parametrize(
@@ -121,22 +108,12 @@ def test_vllm_s_other_weights_are_checked_too(start, folder):
 
 
 @pytest.mark.parametrize("form", ["file", "folder", "repo/name-GGUF:UD-Q4_K_XL"])
-def test_gguf_needs_a_plugin(start, tmp_path, form):
-    """The message names the plugin and the other engine. It does not call the file damaged."""
-    write_model(tmp_path / "m" / "a.gguf")
+def test_a_gguf_model_is_left_to_vllm(start, tmp_path, form):
+    """Some of its versions read GGUF, others need a plugin."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "a.gguf").write_bytes(b"GGUF")
     name = {"file": tmp_path / "m" / "a.gguf", "folder": tmp_path / "m"}.get(form, form)
-    (message,) = _errors(start, name)
-    assert "pip install vllm-gguf-plugin" in message
-    assert "--engine embedded" in message
-    for arguments in ((), ("--hf-config-path", tmp_path), ("--load-format", "dummy")):
-        assert _errors(start, name, *arguments, has_plugin=not arguments) == []
-
-
-def test_gguf_beside_a_configuration_is_only_a_warning(start, folder):
-    """vLLM 0.33 reads the GGUF files of one architecture itself."""
-    (folder / "model.safetensors").unlink()
-    write_model(folder / "a.gguf")
-    assert [finding.severity for finding in _findings(start, folder) if finding.check == "gguf"] == ["warning"]
+    assert _errors(start, name) == []
 
 
 def test_offline_without_any_file(start, monkeypatch, tmp_path):
