@@ -230,7 +230,7 @@ class NotFilled(NamedTuple):
 
 
 NOT_FILLED = {
-    "unknown address": NotFilled("s4://bucket", 2, "is not a location"),
+    "unknown address": NotFilled("s3://bucket", 2, "is not a location"),
     "not writable": NotFilled("/proc/shared", 2, "cannot be written to"),
     "writable for others": NotFilled("shared", 2, "is not used", prepare=_make_public),
     "with a folder": NotFilled("shared", 2, "leave --output", ("--output", "baked")),
