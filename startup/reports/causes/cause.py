@@ -1,8 +1,8 @@
 """A known cause with its texts, and the cause of one failure, or a line of a log that may show it."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from typing import Final, Literal, NamedTuple
@@ -73,13 +73,6 @@ def find_word(text: str, word: str, *, is_whole: bool = False) -> int:
     return -1
 
 
-class Step(NamedTuple):
-    """Advice for logs in which one of the words occurs. Without words, for all logs."""
-
-    words: tuple[str, ...]
-    do: str
-
-
 @dataclass(frozen=True, eq=False)
 class KnownCause:
     """A cause that is recognized by texts in the output of programs."""
@@ -100,13 +93,6 @@ class KnownCause:
     raised_in: tuple[str, ...] = ()
     """Parts of `FILE FUNCTION()`, one of which raised the exception. Empty: raised anywhere."""
     not_raised_in: tuple[str, ...] = ()
-    not_on: tuple[str, ...] = ()
-    """Platforms where the texts mean something else."""
-    if_set: tuple[str, ...] = ()
-    """Settings, one of which the log must show."""
-    when: Mapping[str, str] = field(default_factory=dict)
-    """Package -> range of versions, such as `>=0.9,<0.12`. A version that the log does not tell counts."""
-    steps: tuple[Step, ...] = ()
 
     @property
     def where(self) -> Where:
@@ -153,9 +139,7 @@ class KnownCause:
 
 
 def is_in_range(version: str, versions: str) -> bool:
-    """Whether the version is in a range such as `>=0.9,<0.12`. An unknown version, which is empty, is."""
-    if not version:
-        return True
+    """Whether the version is in a range such as `>=0.9,<0.12`."""
     for sign, limit in _RANGE.findall(versions):
         is_below = _compare(version, limit) < 0
         if is_below != (sign == "<"):
@@ -184,8 +168,6 @@ class Cause(NamedTuple):
     known: KnownCause | None
     line: int
     """The number of the text's line in the log, from 1. 0 if the text itself contains advice."""
-    reported: "Cause | None" = None
-    """The nearest line before it that may say why it occurred."""
     is_reference: bool = False
     """Whether the cause is only named by this line, and no line shows that a process ended because of it."""
     is_waiting: bool = False
@@ -196,14 +178,6 @@ class Cause(NamedTuple):
     """The package whose code raised the exception, or `LLAMA_CPP_NAME`. Empty if unknown."""
     place: str = ""
     """The file and function that raised the exception, below wrappers. Empty if unknown."""
-    given: frozenset[str] = frozenset()
-    """The settings of this log as advice would write them, such as `--x`, `--x y` and `X=y`."""
-    is_set: frozenset[str] | None = None
-    """Names of the settings that this log shows. None if it shows none, for example because it is cut."""
-    settings: tuple[str, ...] = ()
-    """Flags and variables that this log sets, and without which the failure may not occur."""
-    first_step: str = ""
-    """Advice for this log alone. The cause's advice follows."""
     first_error: str = ""
     """The number and text of the log's first exception. Empty if `text` contains it."""
     is_embedded: bool = False

@@ -7,18 +7,14 @@ from envs.redaction import hide_in_command
 from startup.errors import UNKNOWN_CAUSE, code_line
 from startup.logs.formatters import escape_controls
 from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause, KnownCause, is_in_range
-from startup.reports.causes.log_settings import names_in, shown_setting
-from startup.reports.causes.table import BY_NAME, ERROR_IN_CODE, LISTS, PARTS, SETTING_REFUSED, SETTINGS
+from startup.reports.causes.recognition import names_in
+from startup.reports.causes.table import BY_NAME, LISTS, SETTING_REFUSED, SETTINGS
 
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
 _SENTENCE: Final = re.compile(r"(?<=\.) (?=[A-Z`])")
-_GIVEN: Final = re.compile(r"--[a-z][\w-]+(?: (?:\d+|[a-z]+_\w+|[A-Z]\w+))?|\b[A-Z][A-Z0-9]*_[A-Z0-9_]+=[\w.:-]*\w")
-"""Matches a setting in advice, with its value."""
 _PLATFORMS: Final = [KnownCause(name, texts=tuple(texts)) for name, texts in LISTS["platforms"].items()]
 POSSIBLY: Final = "possibly "
 """Comes before a cause that depends on the place of the exception, which the log does not tell."""
-_LEFT_OUT: Final = re.compile(r"(Leave out|Start without) ((?:(?:--|VLLM_)[\w-]+(?:, | and | or |,? then )?)+)")
-"""Matches advice to leave out settings, and their names."""
 _PROGRAMS: Final = {"": "vLLM", "vllm": "vLLM", LLAMA_CPP_NAME: LLAMA_CPP_NAME}
 """Origin of an unknown error -> the program whose issues may explain it. Other origins are packages."""
 _OF_LLAMA_CPP: Final = ("llama-", "gguf-quantization")
@@ -30,10 +26,7 @@ _LLAMA_CPP_ADVICE: Final = (
 )
 """Advice that replaces advice with vLLM's flags if llama.cpp has failed."""
 _SEARCH: Final = "Search vLLM's issues for the message."
-"""Advice if this log contradicts all other advice."""
-_MOST_SETTINGS: Final = 6
-_OF_PARTS: Final = frozenset(shown_setting(name) for part in PARTS for name in part.settings)
-"""Settings that turn on parts of vLLM."""
+"""Advice if this release of vLLM has none of the settings of other advice."""
 _FLAG: Final = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _PART: Final = re.compile(r", (?:or )?")
 """Separates the remedies in a sentence of advice."""
@@ -97,10 +90,8 @@ def _text(cause: Cause) -> str:
 
 def _advice(cause: Cause) -> str:
     advice = cause.known.advice if cause.known else ""
-    if cause.known is SETTING_REFUSED and not cause.first_step and (named := names_in(shown(cause.text))):
+    if cause.known is SETTING_REFUSED and (named := names_in(shown(cause.text))):
         advice = f"Change {', '.join(named[:3])} as the message says, or try a newer vLLM."
-    if cause.known is ERROR_IN_CODE and (names := _settings_of(cause)):
-        advice = f"{advice} This start sets {', '.join(names)}."
     is_known = cause.known is not None and cause.known.name.startswith(_OF_LLAMA_CPP)
     is_of_llama_cpp = is_known or LLAMA_CPP_NAME in advice
     if cause.origin == LLAMA_CPP_NAME and not is_of_llama_cpp and _OF_VLLM.search(advice):
@@ -108,30 +99,11 @@ def _advice(cause: Cause) -> str:
     return _for_this_log(advice, cause)
 
 
-def _settings_of(cause: Cause) -> list[str]:
-    """The settings of this log that may matter for an error in vLLM's code."""
-    names = (cause.is_set or frozenset()) & _OF_PARTS - {*cause.settings}
-    return sorted(names)[:_MOST_SETTINGS]
-
-
 def _for_this_log(advice: str, cause: Cause) -> str:
-    """Advice with this log's settings and the names of its platform."""
-    sentences = (_for_these_settings(each, cause) for each in _SENTENCE.split(advice))
-    useful = [each for each in sentences if each and not _is_given(each, cause.given)]
-    advice = " ".join(useful) or _SEARCH
-    for name in filter(lambda each: each[0] == "-", cause.settings):
-        advice = re.sub(rf"{name}(?! ?[\w-])", f"{name} (it is set)", advice, count=1)
-    is_set = re.compile(r"Leave out .*\(it is set\)")
-    with_set_first = sorted(_SENTENCE.split(advice), key=lambda each: not is_set.match(each))
-    advice = " ".join(with_set_first)
-    others = [name for name in cause.settings if f"{name} (" not in advice]
-    left_out = f"Test without {' or '.join(others)} (set in this log)." if others else ""
-    step = shown(_for_these_settings(cause.first_step, cause))
-    step = "" if _is_given(step, cause.given) else step
-    is_named = any(name.isupper() or name in names_in(cause.text) for name in others[:1])
-    steps = (left_out, step) if is_named else (step, left_out)
-    advice = " ".join(filter(None, (*steps, advice)))
+    """Advice with the settings of this log's release of vLLM and the names of its platform."""
     if cause.version:
+        sentences = (_for_version(each, cause.version) for each in _SENTENCE.split(advice))
+        advice = " ".join(filter(None, sentences)) or _SEARCH
         advice = advice.replace("a newer vLLM", f"a vLLM newer than {cause.version}")
     named = [each.name for each in _PLATFORMS if each.matches(cause.text)]
     platform = cause.platform or (named[0] if named else "")
@@ -141,24 +113,15 @@ def _for_this_log(advice: str, cause: Cause) -> str:
     return for_embedded_engine(advice) if cause.is_embedded else advice
 
 
-def _for_these_settings(sentence: str, cause: Cause) -> str:
-    """A sentence of advice with the settings of this vLLM, without advice to leave out what is not set.
-
-    Empty if nothing is left of it.
-    """
+def _for_version(sentence: str, version: str) -> str:
+    """A sentence of advice with the settings of this vLLM. Empty if vLLM has no such setting."""
     for name, (versions, instead) in SETTINGS.items():
-        if name in sentence and cause.version and not is_in_range(cause.version, versions):
+        if name in sentence and not is_in_range(version, versions):
             if not instead:
                 return ""
             sentence = sentence.replace(f"{name} ", f"{instead}=" if instead.isupper() else f"{instead} ")
             sentence = sentence.replace(name, instead)
-    if cause.is_set is None or not (found := _LEFT_OUT.search(sentence)):
-        return sentence
-    named = re.findall(r"(?:--|VLLM_)[\w-]+", found[2])
-    left = [name for name in named if name in cause.is_set]
-    if not left:
-        return ""
-    return sentence if left == named else f"{found[1]} {' and '.join(left)}."
+    return sentence
 
 
 def for_embedded_engine(advice: str) -> str:
@@ -175,12 +138,6 @@ def for_embedded_engine(advice: str) -> str:
                 text = f"{', '.join(others)}, or {text}"
             sentences.append(f"{text[0].upper()}{text[1:].rstrip('.')}.")
     return " ".join(sentences)
-
-
-def _is_given(sentence: str, given: frozenset[str]) -> bool:
-    """Whether this sentence of advice only says to set what is set."""
-    named = _GIVEN.findall(sentence)
-    return bool(named) and given.issuperset(named) and sentence.startswith(("Set ", "Try ", "Use "))
 
 
 def shown(text: str) -> str:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from startup.errors import CODE_LINE
-from startup.reports.causes.cause import Cause, KnownCause, is_in_range
+from startup.reports.causes.cause import Cause, KnownCause
 from startup.reports.causes.failures import HARMLESS_LEVELS, FailureReader, is_place_of_requests
 from startup.reports.causes.log_line import LogLine
-from startup.reports.causes.log_settings import LogSettings
 from startup.reports.causes.phase import FATAL_ERROR, KV_CACHE_SIZE, SERVING, phase_of_message
 from startup.reports.causes.table import BY_CODE, ERROR_IN_CODE, LISTS, NOT_IN_LOG, START_NOT_FINISHED, known_in
 
@@ -18,8 +17,6 @@ Kind = Literal["end", "hint", "error", "reference"]
 reference is a line of any form. It counts only if a pasted excerpt has nothing better."""
 _FACTS: Final = [KnownCause(fact, texts=tuple(texts)) for fact, texts in LISTS["facts"].items()]
 _VERSION: Final = re.compile(r"(?:server version v?|LLM engine \(v|█  version |vLLM Version *: *)(\d[\w.]{1,20})")
-_PACKAGE_VERSION: Final = re.compile(r"(?:\[(?:pip3?|conda)\] |^)(transformers)(?:==| +)(\d[\w.]{1,20})")
-"""Matches lines of `pip list` and of the report on the environment that issues contain."""
 _BROKEN_IMPORT: Final = re.compile(
     r"ailed to import from (?:vllm\.)?(\w{2,60}) with (\w{0,30}Error\(.{1,600}\))"
     r"|^(torch_xla) import failed: (.{1,600})"
@@ -28,8 +25,6 @@ _BROKEN_IMPORT: Final = re.compile(
 _PLATFORM: Final = re.compile(r"(?:detected platform |Platform plugin |/torch/(?=xpu/))(\w+)")
 _PROGRESS: Final = re.compile(r"\d%")
 """Matches a progress bar."""
-_CRASH_FRAME: Final = re.compile(r' {0,4}File "([^"]{1,400})", line \d{1,8} in ')
-_MOST_FRAMES: Final = 60
 _MOST_IMPORTS: Final = 20
 _MOST_PHASES: Final = 1_000
 
@@ -42,8 +37,6 @@ _COMPLAINT: Final = re.compile(
 )
 """Matches an error message of any program."""
 _QUOTED_ERROR: Final = re.compile(r"\b[A-Z]\w{1,60}(?:Error|Exception): .{1,400}")
-_TELLING: Final = KnownCause("", texts=tuple(LISTS["telling"]))
-"""Matches a line that may say why a later, less specific error occurred."""
 _HARMLESS: Final = KnownCause("", texts=tuple(LISTS["harmless"]))
 _OWN_ERROR: Final = "Error: "
 """The beginning of the last line of `vllm-cli` after a failed start, and of a digest."""
@@ -57,8 +50,6 @@ class Evidence:
     exceptions: FailureReader = field(default_factory=FailureReader)
     matches: dict[tuple[Kind, KnownCause], Cause] = field(default_factory=dict)
     """For each kind of line and known cause, the first line."""
-    reported: Cause | None = None
-    """The latest line that `_TELLING` matches."""
     complaint: Cause | None = None
     """A line that looks like an error message."""
     own_error: Cause | None = None
@@ -67,16 +58,13 @@ class Evidence:
     """A line that reports that a process still waits. None once a process has gone on."""
     last: Cause | None = None
     """The last line of a start in which it reports what it does."""
-    settings: LogSettings = field(default_factory=LogSettings)
     facts: set[str] = field(default_factory=set)
-    versions: dict[str, str] = field(default_factory=dict)
-    """Package -> version, such as `0.11.0`, as far as the log has it."""
+    version: str = ""
+    """The version of vLLM, such as `0.11.0`. Empty if it is unknown."""
     broken_imports: dict[str, Cause] = field(default_factory=dict)
     """Module that cannot be imported, such as `_C` of vLLM -> the warning about it."""
     platform: str = ""
     """The kind of device, such as `rocm`. Empty if it is unknown."""
-    stack: list[str] = field(default_factory=list)
-    """Files of the stack that Python writes when a process crashes, innermost first."""
     engine: str = ""
     """The label of the first process whose KV cache had room. `EARLIER`: an earlier run's still serves."""
     is_excerpt: bool = True
@@ -102,25 +90,15 @@ class Evidence:
         self._announced = None
         phase = self._follow_phase(line)
         self._note_facts(line)
-        self.exceptions.read(line, number, phase, self.reported)
+        self.exceptions.read(line, number, phase)
         is_code = self.exceptions.is_source or _CODE.match(line.text)
         if not is_code and not self.exceptions.is_in_ignored:
             has_place = self.exceptions.has_place  # the frames decide on causes of a place
-            allowed = [each for each in known_in(line.text) if self.allows(each)]
-            placed = [each for each in allowed if not (each.raised_in and has_place)]
-            known = [each for each in placed if each.fits_place(())]
+            placed = [each for each in known_in(line.text) if not (each.raised_in and has_place)]
+            known = sorted((each for each in placed if each.fits_place(())), key=lambda each: each.is_general)
             first = known[0] if known else None
-            match = Cause(line.process, phase, line.text, first, number, self.reported)
+            match = Cause(line.process, phase, line.text, first, number)
             self._add(match, line, known, is_excerpt=is_excerpt)
-
-    def allows(self, known: KnownCause) -> bool:
-        """Whether the platform, the versions and the settings of this log allow the cause."""
-        if self.platform and self.platform in known.not_on:
-            return False
-        for name, versions in known.when.items():
-            if not is_in_range(self.versions.get(name, ""), versions):
-                return False
-        return not known.if_set or any(map(self.settings.value, known.if_set))
 
     @property
     def has_served(self) -> bool:
@@ -152,14 +130,8 @@ class Evidence:
     def _note_facts(self, line: LogLine) -> None:
         text = line.text
         self.facts.update(fact.name for fact in _FACTS if fact.matches(text))
-        self.settings.read(line)
-        if found := _VERSION.search(text):
-            self.versions["vllm"] = found[1]
-        elif found := _PACKAGE_VERSION.search(text):
-            self.versions[found[1]] = found[2]
+        self.version = found[1] if (found := _VERSION.search(text)) else self.version
         self.platform = found[1] if (found := _PLATFORM.search(text)) else self.platform
-        if len(self.stack) < _MOST_FRAMES and (found := _CRASH_FRAME.match(text)):
-            self.stack.append(found[1])
 
     def broken_import_of(self, error: str, known: KnownCause) -> Cause | None:
         """The warning about a module that this error follows from.
@@ -175,32 +147,28 @@ class Evidence:
         return None
 
     def _note_broken_import(self, line: LogLine, module: str, error: str, number: int) -> None:
-        telling = [each for each in known_in(error) if self.allows(each) and not each.is_general]
+        telling = [each for each in known_in(error) if not each.is_general]
         if telling and len(self.broken_imports) < _MOST_IMPORTS:
             self.broken_imports.setdefault(module, Cause(line.process, "", error, telling[0], number))
 
     def _add(self, match: Cause, line: LogLine, known: list[KnownCause], *, is_excerpt: bool) -> None:
-        of = {where: next((each for each in known if each.where == where), None) for where in ("wait", "hint", "end")}
-        wait = of["wait"]
+        of = {each.where: each for each in reversed(known)}
+        wait = of.get("wait")
         if wait or line.level == "INFO":
             self.wait = match._replace(known=wait) if wait else None
         if match.phase and (line.level == "INFO" or _PROGRESS.search(line.text)):
-            self.last = match._replace(known=START_NOT_FINISHED, reported=None)
+            self.last = match._replace(known=START_NOT_FINISHED)
         is_of_server = not is_place_of_requests(line.place)
         for kind in ("hint", "end"):
-            known_of_kind = of[kind]
+            known_of_kind = of.get(kind)
             if known_of_kind and (line.level not in HARMLESS_LEVELS or "logged" in known_of_kind.tags):
                 self._keep(kind, known_of_kind, match)
-        special = next((each for each in known if not each.is_general), None)
-        if line.level in ("ERROR", "CRITICAL") and is_of_server and not of["end"]:
+        if line.level in ("ERROR", "CRITICAL") and is_of_server and "end" not in of:
             self._keep("error", match.known, match)
         if is_excerpt and line.level not in HARMLESS_LEVELS and is_of_server:
             named = next((each for each in known if each is not NOT_IN_LOG), None)
-            self._keep("reference", special or named, match)
+            self._keep("reference", named, match)
             self._find_complaint(line, match)
-        is_telling = line.level not in HARMLESS_LEVELS and (special or not of["end"])
-        if is_telling and is_of_server and _TELLING.matches(line.text):
-            self.reported = match._replace(known=special, reported=None)
         self._find_own_error(line, known, match)
 
     def _keep(self, kind: Kind, known: KnownCause | None, match: Cause) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, Literal, NamedTuple
 
-from startup.reports.causes.cause import Cause
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.own_faults import TracebackOrigin
 from startup.reports.causes.table import LISTS, is_of_vllm, is_wrapper
@@ -144,8 +143,6 @@ class Failure:
     is_of_library_import: bool = False
     """Whether an installed module raised an exception of the chain while it was imported."""
     phase: str = ""
-    reported: Cause | None = None
-    """The nearest line before it that may say why it occurred."""
     origin: TracebackOrigin = field(default_factory=TracebackOrigin)
     """Decides whether the traceback that is being read is a fault of vllm-cli."""
     state: Literal["frames", "message", "linked"] = "message"
@@ -224,7 +221,6 @@ class FailureReader:
         """Whether the last line is the source code of a frame."""
         self.has_request = False
         """Whether an exception concerned only a request of a client, so that the server served."""
-        self._reported: Cause | None = None
         self._wrapped: _Key | None = None
         """The key of the last line if it is an exception that may continue in lines without a label."""
 
@@ -235,9 +231,8 @@ class FailureReader:
         found = [failure for kept in self._kept.values() for failure in kept]
         return sorted(found, key=lambda failure: failure.line)
 
-    def read(self, line: LogLine, number: int, phase: str, reported: Cause | None = None) -> None:
-        """Takes the line with this number. `reported`: see `Failure.reported`."""
-        self._reported = reported
+    def read(self, line: LogLine, number: int, phase: str) -> None:
+        """Takes the line with this number."""
         key = (line.process, line.place)
         text = line.text
         wrapped = self._wrapped
@@ -282,7 +277,7 @@ class FailureReader:
             self._end(next(iter(self._readings)))
         key = (line.process, line.place)
         is_ending = key in self._endings
-        failure = Failure(*key, number, phase=phase, is_ending=is_ending, reported=self._reported)
+        failure = Failure(*key, number, phase=phase, is_ending=is_ending)
         failure.is_of_request = is_place_of_requests(line.place) or line.level in HARMLESS_LEVELS
         self._readings[key] = failure
         return failure

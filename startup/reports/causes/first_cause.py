@@ -1,6 +1,6 @@
 """Finds the first failure in a log of vLLM, of any size, and the known cause that matches the failure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import chain
 from typing import Final
 
@@ -15,7 +15,6 @@ from startup.reports.causes.recognition import (
     OF_WORKER,
     describe,
     describe_line,
-    first_step_of,
     quote,
     shorten,
 )
@@ -26,10 +25,8 @@ _LONGEST_EXCERPT: Final = 500
 cause. In later lines, only vLLM's own forms count."""
 _MODEL_INSPECTION: Final = "registry.py"
 """vLLM's module that imports a model's code in another process, and quotes the exceptions of this process."""
-_MOST_LINES_OF_AN_END: Final = 5
-"""The number of lines after an exception's first line, or a process's end, that may name the cause."""
-_MOST_LINES_BETWEEN: Final = 40
-"""The most lines between an exception and a telling line that is shown with it."""
+_MOST_LINES_BEFORE: Final = 5
+"""The most lines between the message of an exception and its traceback, if it was logged first."""
 _LEAST_SHOWN: Final = 60
 """If this many characters of a message are shown, the message is."""
 _CRASH: Final = BY_NAME["native-crash"]
@@ -74,9 +71,7 @@ class CauseFinder:
         found = _cause_of(self._run)
         if found:
             origin = found.origin or (LLAMA_CPP_NAME if "llama.cpp" in self._run.facts else "")
-            given, platform = self._run.settings.given(), self._run.platform
-            is_set, version = self._run.settings.names(), self._run.versions.get("vllm", "")
-            found = found._replace(origin=origin, version=version, platform=platform, given=given, is_set=is_set)
+            found = found._replace(origin=origin, version=self._run.version, platform=self._run.platform)
         if found is not None and not found.is_unfinished:
             return found
         return found if self._run.has_started else self._before or found
@@ -108,7 +103,7 @@ def _cause_of(run: Evidence) -> Cause | None:
     # an end counts only if it came later.
     if found is not None and (not found.is_reference or found.line > last.line):
         return found
-    return describe_line(last, run)._replace(is_waiting=True)
+    return describe_line(last)._replace(is_waiting=True)
 
 
 def _of_exception(run: Evidence) -> Cause | None:
@@ -118,14 +113,11 @@ def _of_exception(run: Evidence) -> Cause | None:
     if failure is None:
         return None
     cause, end = describe(failure, run), _end(run)
-    is_unknown = cause.known in (None, NOT_IN_LOG)
-    named = _named_near(run, cause.line, cause.line) if is_unknown else _reported_by_others(cause, run)
-    if named:
+    named = next(special(run.of_kind("error")), None)
+    if named and cause.known is NOT_IN_LOG:
         cause = cause._replace(known=named.known, text=shorten(named.text))
     if end is not None and not _is_before(cause, end):
-        cause = describe_line(end, run)
-    else:
-        cause = _with_reported(cause, failure.reported, run, failure.raised[-1].files)
+        cause = describe_line(end)
     first = failures[0].first
     message = shorten(first.partition(": ")[2].removeprefix(f"{OF_WORKER} '"))[:_LEAST_SHOWN]
     is_shown = message in cause.text or cause.text in first
@@ -143,9 +135,9 @@ def _of_line(run: Evidence) -> Cause | None:
     if match is None:
         return None
     if match.is_general:
-        named = _reference(run) if match.known is NOT_IN_LOG else _named_near(run, 0, match.line)
-        match = named or match
-    return _with_reported(describe_line(match, run), match.reported, run)
+        hint = next(iter(run.of_kind("hint")), None)
+        match = hint or (match.known is NOT_IN_LOG and _reference(run)) or match
+    return describe_line(match)
 
 
 def _of_trace(run: Evidence) -> Cause | None:
@@ -154,13 +146,12 @@ def _of_trace(run: Evidence) -> Cause | None:
     if found is None:
         return None
     before = run.complaint
-    if not found.raised and before is not None and 1 <= found.line - before.line <= _MOST_LINES_OF_AN_END:
+    if not found.raised and before is not None and 1 <= found.line - before.line <= _MOST_LINES_BEFORE:
         return _referenced(before, run)  # old versions log the message of an exception before its traceback
     cut = f"a traceback without its exception, up to {''.join(found.functions[-1:]) or 'its first line'}"
     text = quote(found.raised[-1], None) if found.raised else cut
     phase = phase_of_functions(found.functions) or found.phase
-    cause = Cause(found.process or found.role, phase, text, NOT_IN_LOG, found.line)
-    return _with_reported(cause, found.reported, run)
+    return Cause(found.process or found.role, phase, text, NOT_IN_LOG, found.line)
 
 
 _ORDER: Final = (
@@ -193,7 +184,7 @@ def _of_gpu(run: Evidence) -> Cause | None:
     """An error of the GPU that a line reports. Even a server that then shuts down as usual has failed."""
     errors = special(run.of_kind("error"))
     of_gpu = (match for match in errors if match.known and match.known.tags & {"memory", "kernel"})
-    return next((describe_line(match, run) for match in of_gpu), None)
+    return next(map(describe_line, of_gpu), None)
 
 
 def _reference(run: Evidence) -> Cause | None:
@@ -203,37 +194,7 @@ def _reference(run: Evidence) -> Cause | None:
 def _referenced(match: Cause | None, run: Evidence) -> Cause | None:
     if match is None or "engine up" in run.facts or not run.is_excerpt:
         return None
-    cause = describe_line(match, run)._replace(phase="", is_reference=True)
-    return _with_reported(cause, run.reported, run) if match.known else cause
-
-
-def _named_near(run: Evidence, first: int, last: int) -> Cause | None:
-    """A line with a cause that is not general, between line `first` and some lines after line `last`."""
-    matches = special([*run.of_kind("error"), *run.of_kind("reference")])
-    return next((match for match in matches if first <= match.line <= last + _MOST_LINES_OF_AN_END), None)
-
-
-def _reported_by_others(cause: Cause, run: Evidence) -> Cause | None:
-    """If this cause only reports another one, an error near it with a cause that is not general."""
-    matches = special(run.of_kind("error")) if cause.known and "reported" in cause.known.tags else ()
-    return next((match for match in matches if abs(match.line - cause.line) <= _MOST_LINES_BETWEEN), None)
-
-
-def _with_reported(cause: Cause, reported: Cause | None, run: Evidence, files: Sequence[str] = ()) -> Cause:
-    """Adds the line `reported` to a weak cause. If this one only reports another, that line counts."""
-    if reported is None or not cause.is_weak or reported.text in cause.text:
-        return cause
-    tags = cause.known.tags if cause.known else frozenset()
-    is_near = abs(reported.line - cause.line) <= _MOST_LINES_BETWEEN
-    if not is_near and reported.known is None:
-        return cause
-    if not tags & {"unexplained", "reported"}:
-        quoted = f"{cause.text} (line {reported.line}: {reported.text})"
-        return cause._replace(text=shorten(quoted)) if is_near else cause
-    known = reported.known or (None if "unexplained" in tags else cause.known)
-    step = first_step_of(known, reported.text, files, cause.phase, run) or cause.first_step
-    line = reported.line if reported.known else cause.line
-    return cause._replace(known=known, text=shorten(reported.text), line=line, first_step=step)
+    return describe_line(match)._replace(phase="", is_reference=True)
 
 
 def _counts(failure: Failure, run: Evidence) -> bool:

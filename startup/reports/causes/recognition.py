@@ -1,28 +1,26 @@
-"""Recognizes the known cause of an exception or a line, and the first step of the advice for this log."""
+"""Recognizes the known cause of an exception or a line."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Final
 
-from startup.reports.causes.cause import Cause, KnownCause, Step, find_word
+from startup.reports.causes.cause import Cause, KnownCause
 from startup.reports.causes.evidence import Evidence
 from startup.reports.causes.failures import Failure, Raised, package_of
-from startup.reports.causes.log_settings import names_in, part_called, part_shown
 from startup.reports.causes.phase import KV_CACHE, SERVING, phase_of_functions
 from startup.reports.causes.table import (
     BY_NAME,
     ERROR_IN_CODE,
-    FAILED_PARTS,
     KNOWN,
     LISTS,
     OWN_FAULT,
     PLUGIN_FAILED,
     SETTING_REFUSED,
-    STEPS,
     is_of_plugin,
     is_of_vllm,
     is_wrapper,
+    parts_of,
     without_guesses,
 )
 
@@ -50,16 +48,10 @@ _OF_MISSING_LIBRARIES: Final = (
 )
 """Causes that may follow from a module that was not imported, whose warning has the reason."""
 _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_CODE)
-
-_WHOLE: Final = re.compile(r"(\d{1,9})\)? (?:must be|is not) divisible by (?:[a-z_ ]{0,60}\(?)(\d{1,6})")
-"""Matches a number that the tensor parallel size must divide, such as that of heads, and this size."""
-_BLOCKS: Final = re.compile(r"= ?(\d{1,9}) is not divisible by .{0,60}?= ?(\d{1,6})")
-"""Matches the size of one GPU's part of a weight, and that of the blocks that must divide it."""
-_LARGEST_SIZE: Final = 1_024
-_USUAL_SIZES: Final = (1, 2, 4, 8, 16)
-_NAMED: Final = re.compile(r"(?:from|module|No module named) '([A-Za-z]\w{1,60})")
-"""Matches the package in a message about a missing name."""
-_LONGEST_STEP: Final = 300
+_NAMES: Final = re.compile(
+    r"(--[a-z][\w-]{1,60}|\b(?!VLLM_COMPILE\b)(?:VLLM|NCCL|HF|CUDA|PYTORCH|TORCH)_[A-Z0-9_]{2,60})"
+    rf"|\b({'|'.join(LISTS['arguments'])}|max_(?:num|model)_\w{{2,40}}|\w{{2,20}}_parallel_size)\b"
+)
 _SENTENCE: Final = re.compile(
     r"(?<=[.;!:])\s+(?=[A-Z`'\"])|(?<=[.!])(?=Please )|\n|[,;(] (?:or |so )?(?=(?:please|try|consider|use|set) )"
 )
@@ -80,21 +72,15 @@ def describe(failure: Failure, run: Evidence) -> Cause:
         known = BY_NAME["kv-cache-beside-another"]
     broken = run.broken_import_of(raised.text, known) if known and known.name in _OF_MISSING_LIBRARIES else None
     if broken is not None:
-        return _with_context(broken._replace(process=process, phase=failure.phase), run, (), broken.text)
+        return broken._replace(process=process, phase=failure.phase, text=shorten(broken.text))
     cause = Cause(process, _phase_of(failure, known), quote(raised, known), known, failure.line)
-    cause = cause._replace(is_of_library_import=failure.is_of_library_import, origin=raised.package, place=raised.spot)
-    words = f"{raised.text}\n{raised.place} {raised.source}"
-    files = [file for file in raised.files or failure.raised[-1].files if not is_of_plugin(file)]
-    return _with_context(cause, run, files, words)
+    return cause._replace(is_of_library_import=failure.is_of_library_import, origin=raised.package, place=raised.spot)
 
 
-def describe_line(found: Cause, run: Evidence) -> Cause:
-    """The cause that a line outside of exceptions shows, with what the rest of the log says."""
+def describe_line(found: Cause) -> Cause:
+    """The cause that a line outside of exceptions shows."""
     phase = (found.known and found.known.phase) or found.phase
-    cause, files = found._replace(phase=phase, text=shorten(found.text)), run.stack[::-1]
-    if found.known is None:
-        return cause._replace(first_step=first_step_of(None, found.text, files, phase, run))
-    return _with_context(cause, run, files, found.text)
+    return found._replace(phase=phase, text=shorten(found.text))
 
 
 def _is_beside(process: str, engine: str) -> bool:
@@ -112,42 +98,18 @@ def _recognize(failure: Failure, run: Evidence) -> tuple[Raised, KnownCause | No
     chain = [each for raised in failure.informative() for each in _inner_first(raised)]
     for is_general in (False, True):
         for raised in chain:
-            if known := _known(raised, run, is_general=is_general):
+            if known := _known(raised, is_general=is_general):
                 is_call = raised.package in ("", "vllm") and any(map(is_of_vllm, raised.spots))
                 if known is _VERSIONS and is_call and _CALL.match(raised.text):
-                    known = part_called(raised.files, raised.text) or ERROR_IN_CODE
+                    known = _part_called(raised.files, raised.text) or ERROR_IN_CODE
                 return raised, known
     return chain[0], _last_resort(chain[0], failure)
 
 
-def _with_context(cause: Cause, run: Evidence, files: Sequence[str], words: str) -> Cause:
-    """Adds what the rest of the log says: the part of vLLM, the settings in question, the model's class.
-
-    `words` is the exception and the line that raised it.
-    """
-    known, tags = cause.known, cause.known.tags if cause.known else frozenset()
-    shown = f"{cause.text}\n{words}"
-    if known and not known.is_general and not tags & {"part", "settings"}:
-        return cause._replace(first_step=first_step_of(known, shown, files, cause.phase, run))
-    is_unclear = known in (None, ERROR_IN_CODE)
-    if is_unclear or known in FAILED_PARTS or "part" in tags:
-        if "no class" in run.facts and any("/transformers" in file for file in files):
-            return cause._replace(known=BY_NAME["model-class-missing"])
-        part = run.settings.part_of(files)
-        known = (part and part.known) or (is_unclear and part_called(files, cause.text)) or known
-    step = first_step_of(known, shown, files, cause.phase, run)
-    part = part_shown(files, words, is_unclear=is_unclear)
-    if part and part.known and is_unclear and run.settings.is_empty:
-        known = part.known
-    settings = tuple(run.settings.blamed(files, words, part, message=cause.text))
-    return cause._replace(known=known, settings=settings, first_step=step)
-
-
-def _known(raised: Raised, run: Evidence, *, is_general: bool) -> KnownCause | None:
+def _known(raised: Raised, *, is_general: bool) -> KnownCause | None:
     """The known cause whose texts match the exception's text, alone or with the place that raised it."""
     spots = raised.spots
     causes = [known for known in _OF_EXCEPTIONS if known.is_general == is_general and known.fits_place(spots)]
-    causes = [known for known in causes if run.allows(known)]
     if "getattr(" in raised.source:  # the missing name is a value, such as a dtype, and no version has it
         causes = [known for known in causes if known is not _VERSIONS]
     if not spots:  # what depends on the place is only possible
@@ -179,7 +141,19 @@ def _last_resort(raised: Raised, failure: Failure) -> KnownCause | None:
     is_of_code = OF_WORKER in text or phase == SERVING or ERROR_IN_CODE.matches(text)
     is_of_code &= raised.package in LISTS["libraries that vLLM calls"]
     is_of_code = raised.is_of_vllm or (is_below_vllm and is_of_code)
-    return part_called(raised.files, text) or (ERROR_IN_CODE if is_of_code else None)
+    return _part_called(raised.files, text) or (ERROR_IN_CODE if is_of_code else None)
+
+
+def _part_called(files: Sequence[str], text: str) -> KnownCause | None:
+    """The cause of the part of vLLM whose file is innermost, apart from files of libraries and wrappers.
+
+    Code refuses a configuration only with an exception whose type does not show a fault of the code itself.
+    """
+    inner = [file for file in reversed(files) if not is_wrapper(file)]
+    own = next(filter(is_of_vllm, inner), "")
+    found = (part.known for file in (own, *inner[:1]) for part in parts_of(file))
+    may_refuse = inner[:1] == [own] and not text.startswith(tuple(LISTS["faults of code"]))  # no library refuses
+    return next((known for known in found if may_refuse or known.name != "configuration-refused"), None)
 
 
 def _is_import_of_another(raised: Raised, functions: Sequence[str]) -> bool:
@@ -192,7 +166,7 @@ def _is_import_of_another(raised: Raised, functions: Sequence[str]) -> bool:
 def _is_refusal(text: str) -> bool:
     """Whether an exception recommends or refuses a setting. This says more than the place that raised it."""
     name, words = text.partition(":")[0], text.lower()
-    is_instructed = instruction_in(text) and (names_in(text) or name in LISTS["checks"])
+    is_instructed = _is_instructed(text) and (names_in(text) or name in LISTS["checks"])
     refusals = LISTS["refusals by assertions" if name == "AssertionError" else "refusals"]
     is_refused = any(each in words for each in refusals) and not text.startswith(tuple(LISTS["faults of code"]))
     return bool(is_instructed or is_refused or (name == "ValueError" and names_in(text)))
@@ -234,81 +208,19 @@ def shorten(text: str) -> str:
     return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]} …"
 
 
-def first_step_of(known: KnownCause | None, text: str, files: Sequence[str], phase: str, run: Evidence) -> str:
-    """The first step for this cause and the line or exception that shows it. Empty if there is none.
-
-    `files` are the files of the traceback, outermost first.
-    """
-    name, tags = (known.name, known.tags) if known else ("unknown", frozenset())
-    fitting = _fitting_size(text, run.settings.value("tensor_parallel_size")) if name == "not-divisible" else ""
-    if step := fitting or (instruction_in(text) if known is None or "quoted" in tags else ""):
-        return step
-    held = {"place", name, *tags, *run.facts, run.platform, _verb(phase)}
-    lists = [(known.steps if known else (), [text]), *_steps_for(held, text, files)]
-    pairs = ((each, place) for steps, places in lists for place in places for each in steps)
-    for each, place in pairs:
-        is_in_advice = known is not None and each.do.strip(".").removeprefix("Set ") in known.advice
-        if not is_in_advice and _names(place, each.words):
-            return each.do
-    if name == "versions-do-not-fit":
-        return _both_packages(text, files)
-    return ""
-
-
-def _verb(phase: str) -> str:
-    return phase.removeprefix("while it ").partition(" ")[0]
-
-
-def _steps_for(held: set[str], text: str, files: Sequence[str]) -> Iterator[tuple[Sequence[Step], list[str]]]:
-    """The steps whose conditions hold, and the texts that must have one of their words."""
-    for each in STEPS:
-        if all(held & conditions for conditions in each.of):
-            is_of_place = any("place" in conditions for conditions in each.of)
-            places = reversed(files) if is_of_place else ()
-            yield each.steps, [text, text.lower(), *places]
-
-
-def _names(text: str, words: Sequence[str]) -> bool:
-    return not words or any(find_word(text, word, is_whole=True) >= 0 for word in words)
-
-
-def instruction_in(text: str) -> str:
-    """The message's own instruction. Empty if the message only says how to report or trace the error."""
+def _is_instructed(text: str) -> bool:
+    """Whether the message says what to do, and not only how to report or trace the error."""
     for sentence in _SENTENCE.split(text[:2_000]):
         words = sentence.lower().removeprefix("you can ")
-        is_instructed = words.partition(" ")[0] in LISTS["instructions"]
         is_whole = not sentence.rstrip(" .").endswith(":")
-        if is_instructed and is_whole and not any(each in words for each in LISTS["instructions without a remedy"]):
-            said = " ".join(sentence.strip(" .)").split())[:_LONGEST_STEP]
-            return f"{said[0].upper()}{said[1:]}."
-    return ""
+        is_other = any(each in words for each in LISTS["instructions without a remedy"])
+        if words.partition(" ")[0] in LISTS["instructions"] and is_whole and not is_other:
+            return True
+    return False
 
 
-def _both_packages(text: str, files: Sequence[str]) -> str:
-    """Names two packages that do not fit. The message may say which one lacks what the other needs."""
-    inner = [file for file in files if not is_wrapper(file)]
-    packages = [package.removesuffix(".py") for file in inner if (package := package_of(file))]
-    named = _NAMED.search(text)
-    package = named[1] if named else "".join(packages[-1:])
-    caller = next((each for each in reversed(packages) if each != package), "")
-    if named and inner and "/transformers_modules/" in inner[-1]:
-        return f"The model's own code does not fit the installed {package}, so install the one that its page names."
-    if caller and named:
-        return f"{caller} does not fit the installed {package}, so install the {package} that it requires."
-    both = " and ".join(sorted(filter(None, (package, caller))))
-    return f"Install releases of {both} that belong together." if caller else ""
-
-
-def _fitting_size(text: str, set_size: str) -> str:
-    """Advice with the largest tensor parallel size below the refused one. Empty if it is unknown."""
-    whole, size = _WHOLE.search(text), 0
-    if whole:
-        total, block, size = int(whole[1]), 1, int(whole[2])
-    elif found := _BLOCKS.search(text):
-        size = int(set_size) if set_size.isdecimal() else 0
-        total, block = int(found[1]) * size, int(found[2])
-    sizes = range(min(size, _LARGEST_SIZE) - 1, 0, -1)
-    usual = [n for n in sizes if size % n == 0 or (whole and n in _USUAL_SIZES)]  # other layers divide by these
-    fitting = next((n for n in usual if total % (n * block) == 0), 0)
-    others = f" --pipeline-parallel-size {size // fitting}" if fitting and size % fitting == 0 else ""
-    return f"Set --tensor-parallel-size {fitting}{others}." if fitting else ""
+def names_in(text: str) -> list[str]:
+    """The flags, variables of vLLM and arguments that a message names, as flags and variables."""
+    matches = _NAMES.findall(text)
+    found = dict.fromkeys(shown or argument.replace("_", "-") for shown, argument in matches)
+    return [name if name[0] == "-" or name.isupper() else f"--{name}" for name in found]

@@ -8,7 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from startup.reports.causes.cause import KnownCause, Pattern, Step
+from startup.reports.causes.cause import KnownCause, Pattern
 
 _WORD: Final = re.compile(r"\w+")
 _PLUGIN: Final = re.compile(r"/vllm_(?!cli/|flash_attn/)\w+/(?!(?:.*/)?vllm/)")
@@ -25,26 +25,15 @@ class _Text(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of vLLM that settings turn on or choose."""
+    """A part of vLLM."""
 
     files: tuple[str, ...]
     """Parts of the paths of its files."""
-    settings: tuple[str, ...]
-    """The arguments as vLLM's log names them, and beginnings of the names of variables."""
-    words: tuple[str, ...] = ()
-    """Words in an exception, or in the line that raised it, that also show this part."""
-    known: KnownCause | None = None
+    known: KnownCause
 
     def depth(self, file: str) -> int:
         """Where the path of the file names the part. The deepest folder decides. -1 if nowhere."""
         return max((file.rfind(each) for each in self.files), default=-1)
-
-
-class Steps(NamedTuple):
-    """First steps for the logs that have one of each group of conditions, and a step's word."""
-
-    of: tuple[frozenset[str], ...]
-    steps: tuple[Step, ...]
 
 
 class SettingHistory(NamedTuple):
@@ -61,28 +50,23 @@ class Table(NamedTuple):
 
     causes: tuple[KnownCause, ...]
     parts: tuple[Part, ...]
-    steps: tuple[Steps, ...]
     settings: dict[str, SettingHistory]
     texts: dict[str, Any]
 
 
-_LISTS: Final = ("texts", "raised_in", "not_raised_in", "not_on", "if_set")
+_LISTS: Final = ("texts", "raised_in", "not_raised_in")
 _FORMS: Final[dict[str, dict[str, type]]] = {
     "cause": {
         **dict.fromkeys(("name", "source", "title", "phase", "advice"), str),
-        **dict.fromkeys(("tags", "steps", *_LISTS), list),
-        "when": dict,
+        **dict.fromkeys(("tags", *_LISTS), list),
     },
-    "part": {"cause": str, "blames": str, "files": list, "settings": list, "words": list},
-    "steps": {"of": list, "steps": list},
-    "step": {"if": list, "do": str},
+    "part": {"cause": str, "files": list},
     "setting": {"versions": str, "instead": str},
 }
 """The members that each kind of mapping may have, and their types."""
 _WHERE: Final = ("hint", "end", "wait")
-_TRAITS: Final = ("placed", "general", "weak", "logged", "part", "settings", "unexplained", "reported", "quoted")
-_GROUPS: Final = ("memory", "kernel", "kill", "nccl", "ascend")
-TAGS: Final = frozenset((*_WHERE, *_TRAITS, *_GROUPS))
+_TRAITS: Final = ("placed", "general", "weak", "logged", "memory", "kernel")
+TAGS: Final = frozenset((*_WHERE, *_TRAITS))
 
 
 def read_table(text: str) -> Table:
@@ -103,36 +87,24 @@ def read_table(text: str) -> Table:
         causes[known.name] = known
     for entry in data["parts"]:
         _check("part", entry)
-        named = entry.get("cause") or entry.get("blames")
-        files, words = tuple(entry.get("files", ())), tuple(entry.get("words", ()))
-        of_part = tuple(entry.get("settings", ()))
-        parts.append(Part(files, of_part, words, causes[named] if named else None))
-    steps: list[Steps] = []
-    for entry in data["steps"]:
-        _check("steps", entry)
-        conditions = tuple(map(frozenset, entry["of"]))
-        steps.append(Steps(conditions, _read_steps(entry["steps"])))
+        parts.append(Part(tuple(entry["files"]), causes[entry["cause"]]))
     settings: dict[str, SettingHistory] = {}
     for name, entry in data["settings"].items():
         _check("setting", entry)
         settings[name] = SettingHistory(entry["versions"], entry.get("instead", ""))
-    return Table(tuple(causes.values()), tuple(parts), tuple(steps), settings, data["texts"])
+    return Table(tuple(causes.values()), tuple(parts), settings, data["texts"])
 
 
 def _read_cause(entry: Any) -> KnownCause:
     _check("cause", entry)
-    of_tuples = ("steps", "tags", *_LISTS)
+    of_tuples = ("tags", *_LISTS)
     fields: dict[str, Any] = {name: value for name, value in entry.items() if name not in of_tuples}
     is_complete = fields.keys() >= {"name", "title", "advice"}
     if not is_complete or not TAGS.issuperset(entry.get("tags", ())):
         raise ValueError(f"known_causes.yaml: {entry} needs name, title, advice, and may have the tags {sorted(TAGS)}")
     fields.update({name: tuple(entry[name]) for name in _LISTS if name in entry})
     fields["tags"] = frozenset(entry.get("tags", ()))
-    return KnownCause(**fields, steps=_read_steps(entry.get("steps", ())))
-
-
-def _read_steps(entries: Any) -> tuple[Step, ...]:
-    return tuple(Step(tuple(entry.get("if", ())), entry["do"]) for entry in entries if _check("step", entry))
+    return KnownCause(**fields)
 
 
 def _check(kind: str, entry: Any) -> Any:
@@ -142,7 +114,7 @@ def _check(kind: str, entry: Any) -> Any:
     if not has_form:
         raise ValueError(f"known_causes.yaml: {entry} is no {kind} with only {', '.join(form)}")
     texts = chain.from_iterable(value for value in entry.values() if isinstance(value, list))
-    if not all(isinstance(each, str | list | dict) for each in texts):
+    if not all(isinstance(each, str) for each in texts):
         raise ValueError(f"known_causes.yaml: a value in {entry} needs quotes")
     return entry
 
@@ -151,7 +123,6 @@ _TABLE: Final = read_table(Path(__file__).with_name("known_causes.yaml").read_te
 PARTS: Final = _TABLE.parts
 """The frame that raised an exception decides on its part, then outer frames. If two parts match a frame, the
 first decides."""
-STEPS: Final = _TABLE.steps
 SETTINGS: Final = _TABLE.settings
 """Setting -> the releases of vLLM that have it. Other settings of advice are in all releases."""
 LISTS: Final = _TABLE.texts
@@ -165,8 +136,6 @@ BY_CODE: Final = {known.code: known for known in BY_NAME.values()}
 """Code -> known cause."""
 OWN_FAULT: Final = BY_NAME["vllm-cli"]
 FORKED_DRIVER: Final = BY_NAME["cuda-fork"]
-FAILED_PARTS: Final = tuple(part.known for part in PARTS if part.known)
-"""Causes about parts of vLLM. Their advice is to search for the message, and to leave out settings."""
 SETTING_REFUSED: Final = BY_NAME["setting-refused"]
 """Used for an exception that recommends or refuses a setting, which the digest names. It has no texts."""
 ERROR_IN_CODE: Final = BY_NAME["error-in-code"]

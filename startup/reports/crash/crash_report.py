@@ -107,8 +107,8 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
         found, message = None, f"[Errno {ENOSPC}] {os.strerror(ENOSPC)}: '{record.folder}'"
     if found is not None and not was_stopped(found) and found.text != message:
         return found._replace(phase=found.phase or phase)
-    # Without a log, it is unknown which code raised the exception, and what was set.
-    known = [each for each in known_in(message) if not each.raised_in and not each.if_set]
+    # Without a log, it is unknown which code raised the exception.
+    known = [each for each in known_in(message) if not each.raised_in]
     return Cause(process, phase, message, known[0] if known else None, 0 if has_advice else 1)
 
 

@@ -13,7 +13,7 @@ from startup.arguments.supported import SUPPORTED
 from startup.arguments.table import FLAGS
 from startup.reports.causes.cause import is_in_range
 from startup.reports.causes.digest import for_embedded_engine
-from startup.reports.causes.table import KNOWN, LISTS, OWN, SETTINGS, STEPS, read_table
+from startup.reports.causes.table import KNOWN, LISTS, OWN, SETTINGS, read_table
 from tests.support.peer_vllm import ENVIRONMENT, needs_vllm
 from tests.support.vllm_flags import VLLM_NAMES, is_own
 
@@ -29,8 +29,7 @@ _OF_OTHER_PROGRAMS: Final = {
 
 
 def _advice() -> list[str]:
-    known = (text for each in (*KNOWN, *OWN) for text in (each.title, each.advice, *(step.do for step in each.steps)))
-    return [*known, *(step.do for each in STEPS for step in each.steps)]
+    return [text for each in (*KNOWN, *OWN) for text in (each.title, each.advice)]
 
 
 def test_the_form_is_read():
@@ -47,7 +46,6 @@ def test_the_form_is_read():
         pytest.param({"txets": ["one"]}, id="an unknown member"),
         pytest.param({"tags": ["ends"]}, id="an unknown tag"),
         pytest.param({"advice": ["a"]}, id="a list for a text"),
-        pytest.param({"steps": [{"then": "x"}]}, id="a step of another form"),
         pytest.param({"name": "vllm-cli"}, id="a name that occurs twice"),
     ],
 )
@@ -60,11 +58,11 @@ def test_another_form_is_an_error_that_names_the_entry(change):
 def _with_cause(entry: dict[str, object]) -> str:
     """A file with this cause. JSON is YAML."""
     other = {"name": "vllm-cli", "title": "t", "advice": "a", "source": "own", "texts": ["x"]}
-    return json.dumps({"causes": [entry, other], "parts": [], "steps": [], "settings": {}, "texts": {}})
+    return json.dumps({"causes": [entry, other], "parts": [], "settings": {}, "texts": {}})
 
 
 def test_each_cause_is_shown_by_a_log_of_the_tests_or_a_young_issue():
-    files = ("logs.yaml", "log_settings.yaml", "wrong_remedies.yaml", "raised.yaml")
+    files = ("logs.yaml", "wrong_remedies.yaml", "raised.yaml")
     shown = {entry["cause"] for name in files for entry in yaml.load((FOLDER / name).read_text(), yaml.CSafeLoader)}
     numbers = {each.name: int(each.source[5:]) for each in KNOWN if each.source.startswith("vllm#")}
     old = [each for each in KNOWN if each.source != "own" and numbers.get(each.name, 0) < _OLDEST_ISSUE]
@@ -127,7 +125,6 @@ def test_each_variable_in_advice_is_one_of_vllm():
         ("0.9.2", ">=0.10", False),
         ("5.1", ">=5,<5.15", True),
         ("5.15.1", ">=5,<5.15", False),
-        ("", "<1", True),
     ],
 )
 def test_a_version_is_in_a_range(version, versions, is_in):
