@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 _NO_FAILURE: Final = 1
 """The exit code if no failure was found."""
-_NOTHING_FAILED: Final = "Nothing in this log failed, and vLLM served."
+_SERVED: Final = "Nothing in this log failed, and vLLM served."
+_STARTED: Final = "Nothing in this log failed, and vLLM's engine started."
+_FOREIGN: Final = "Nothing in this log failed, but no line of it is of a vLLM server."
 _NO_START: Final = (
     "This log shows neither an error nor a start of vLLM. Is it the complete output, with standard error?"
 )
@@ -74,6 +76,7 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
     for line in read_lines(log):
         finder.read(line)
     cause = finder.cause()
+    cause = cause and cause._replace(is_foreign=finder.is_foreign)
     has_failed = cause is not None and not cause.is_stop
     if is_json:
         digest = digest_to_dict(cause) if cause else {}
@@ -81,7 +84,8 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
     elif cause:
         click.echo("\n".join(write_digest(cause)))
     else:
-        click.echo(_NOTHING_FAILED if finder.has_started else _NO_START, err=True)
+        started = _SERVED if finder.has_served else _STARTED if finder.has_started else _NO_START
+        click.echo(_FOREIGN if finder.is_foreign else started, err=True)
     return 0 if has_failed else _NO_FAILURE
 
 

@@ -182,6 +182,8 @@ class Cause(NamedTuple):
     """The number and text of the log's first exception. Empty if `text` contains it."""
     is_embedded: bool = False
     """Whether the embedded engine has failed, which has only a part of vLLM's flags."""
+    is_foreign: bool = False
+    """Whether another program than a server of vLLM or the embedded engine wrote the log."""
     version: str = ""
     """The version of vLLM. Empty if it is unknown, like `platform`, such as `rocm`."""
     platform: str = ""

@@ -25,6 +25,8 @@ _LLAMA_CPP_ADVICE: Final = (
     "-c, no -fa, and a newer driver."
 )
 """Advice that replaces advice with vLLM's flags if llama.cpp has failed."""
+_FOREIGN: Final = "Search the issues of the program that wrote this log for the message."
+"""Advice that replaces advice about vLLM if no server of vLLM wrote the log."""
 _SEARCH: Final = "Search vLLM's issues for the message."
 """Advice if this release of vLLM has none of the settings of other advice."""
 _FLAG: Final = re.compile(r"(?<![\w-])--[a-z][\w-]*")
@@ -40,6 +42,8 @@ def write_digest(cause: Cause) -> list[str]:
     happened = "was stopped" if cause.is_stop else "waits" if cause.is_waiting else "failed"
     parts = (_name(cause.process), happened, cause.phase)
     first = " ".join(filter(None, parts)) + _place(cause)
+    if cause.is_foreign:
+        first = f"No line of this log is of a vLLM server. {first.replace('The server', 'The program', 1)}"
     if cause.is_unfinished:
         name = _ROLES.get(cause.process, "").lower() or _name(cause.process)
         first = f"The log ends while {name} {cause.phase.removeprefix('while it ')}"
@@ -50,7 +54,7 @@ def write_digest(cause: Cause) -> list[str]:
         programs = shown(_PROGRAMS.get(cause.origin, f"vLLM and {cause.origin}"))
         search = f"Search the issues of {programs} for the message."
         advice = f"{search} Read the log around it (line {cause.line}). Try the newest release."
-        advice = _for_this_log(advice, cause)
+        advice = _FOREIGN if cause.is_foreign else _for_this_log(advice, cause)
         lines = [f"{first}.", f"Cause: {_text(cause)}", *([f"Do: {advice}"] if cause.line else [])]
     else:
         possibly = POSSIBLY if cause.is_unplaced else ""
@@ -96,6 +100,8 @@ def _advice(cause: Cause) -> str:
     is_of_llama_cpp = is_known or LLAMA_CPP_NAME in advice
     if cause.origin == LLAMA_CPP_NAME and not is_of_llama_cpp and _OF_VLLM.search(advice):
         return _LLAMA_CPP_ADVICE
+    if cause.is_foreign and not is_of_llama_cpp and _OF_VLLM.search(advice):
+        return _FOREIGN
     return _for_this_log(advice, cause)
 
 

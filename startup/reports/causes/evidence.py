@@ -67,6 +67,10 @@ class Evidence:
     """The kind of device, such as `rocm`. Empty if it is unknown."""
     engine: str = ""
     """The label of the first process whose KV cache had room. `EARLIER`: an earlier run's still serves."""
+    has_label: bool = False
+    """Whether a line has the label of a process, as those of vLLM and the embedded engine have."""
+    has_record: bool = False
+    """Whether a line has the form of vLLM's, in which other programs that import vLLM may also log."""
     is_excerpt: bool = True
     """Whether the log may be only a pasted excerpt, because it is short."""
     _announced: tuple[Kind, KnownCause] | None = None
@@ -101,6 +105,14 @@ class Evidence:
             self._add(match, line, known, is_excerpt=is_excerpt)
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether another program than a server of vLLM or the embedded engine wrote the log."""
+        programs = self.exceptions.programs
+        is_other = self.facts & {"llama.cpp", "sglang"} or "client" in programs
+        is_unknown = "other" in programs and "vllm" not in programs and not self.has_record
+        return not self.has_label and "server" not in self.facts and bool(is_other or is_unknown)
+
+    @property
     def has_served(self) -> bool:
         """Whether the server was ready, or answered requests."""
         return "ready" in self.facts or self.exceptions.has_request
@@ -129,6 +141,8 @@ class Evidence:
 
     def _note_facts(self, line: LogLine) -> None:
         text = line.text
+        self.has_label |= line.process != ""
+        self.has_record |= "" not in (line.level, line.place)
         self.facts.update(fact.name for fact in _FACTS if fact.matches(text))
         self.version = found[1] if (found := _VERSION.search(text)) else self.version
         self.platform = found[1] if (found := _PLATFORM.search(text)) else self.platform

@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 from startup.reports.causes.log_line import LogLine
 from startup.reports.causes.own_faults import TracebackOrigin
-from startup.reports.causes.table import LISTS, is_of_vllm, is_wrapper
+from startup.reports.causes.table import LISTS, is_of_plugin, is_of_vllm, is_wrapper
 
 _MOST_PROCESSES: Final = 512
 _MOST_IN_CHAIN: Final = 8
@@ -160,7 +160,7 @@ class Failure:
     files: list[str] = field(default_factory=list)
     """The files of the traceback that is being read."""
     is_ignored: bool = False
-    """Whether Python only reports the exception, which ended nothing."""
+    """Whether Python only reports the exception, or a program logs it as harmless. It ended nothing."""
     is_apart: bool = False
     """Whether an empty line follows the message so far."""
     is_source_next: bool = False
@@ -219,6 +219,8 @@ class FailureReader:
         """Whether the last line belongs to an exception whose frames the log shows."""
         self.is_source = False
         """Whether the last line is the source code of a frame."""
+        self.programs: set[str] = set()
+        """Whose files the frames name: `vllm`, `client` (vLLM's benchmarks), `other`, or empty for Python."""
         self.has_request = False
         """Whether an exception concerned only a request of a client, so that the server served."""
         self._wrapped: _Key | None = None
@@ -255,7 +257,6 @@ class FailureReader:
             if reading is None or reading.state != "linked":
                 self._end(key)
                 reading = self._open(line, number, phase)
-                reading.is_ignored = key in self._ignored
             reading.state, reading.lines, reading.origin = "frames", 0, TracebackOrigin()
             reading.function, reading.files = "", []
             reading.indent = len(text) - len(text.lstrip())
@@ -278,7 +279,8 @@ class FailureReader:
         key = (line.process, line.place)
         is_ending = key in self._endings
         failure = Failure(*key, number, phase=phase, is_ending=is_ending)
-        failure.is_of_request = is_place_of_requests(line.place) or line.level in HARMLESS_LEVELS
+        failure.is_of_request = is_place_of_requests(line.place)
+        failure.is_ignored = line.level in HARMLESS_LEVELS or key in self._ignored
         self._readings[key] = failure
         return failure
 
@@ -289,8 +291,7 @@ class FailureReader:
         if not reading.raised and (found := _RAISING.match(reading.source)):
             self._add(reading, f"{found[1] or 'AssertionError'}: {found[2]}", reading.line)
         if not reading.raised:
-            if not reading.is_of_request or is_place_of_requests(reading.place):
-                self.cut = self.cut or reading
+            self.cut = self.cut or reading
             return
         if not reading.informative():
             self.report = reading
@@ -309,14 +310,10 @@ class FailureReader:
         """Begins an exception that has no traceback, or whose traceback's first lines are cut off."""
         if line.level in HARMLESS_LEVELS:
             return
-        is_ignored = (line.process, line.place) in self._ignored
         if _ERROR_NAME.match(line.text):
-            reading = self._open(line, number, phase)
-            reading.is_ignored = is_ignored
-            self._add(reading, line.text, number)
+            self._add(self._open(line, number, phase), line.text, number)
         elif _FRAME.match(line.text):
             reading = self._open(line, number, phase)
-            reading.is_ignored = is_ignored
             reading.state = "frames"
             self._read_frame(reading, line, number)
 
@@ -324,6 +321,7 @@ class FailureReader:
         text = line.text
         is_source, reading.is_source_next = reading.is_source_next, False
         if found := _FRAME.match(text):
+            self.programs.add(_program_of(found[1]))
             reading.origin.add_frame(found[1], found[2])
             reading.function, reading.source = found[2], ""
             if len(reading.functions) < _MOST_FUNCTIONS:
@@ -332,7 +330,8 @@ class FailureReader:
             reading.is_source_next = text[0] == "F"
         elif text.strip() and text[0] not in " \t" and (not is_source or _ERROR_NAME.match(text)):
             reading.lines += 1
-            if _ANY_NAME.match(text) and line.level not in HARMLESS_LEVELS:
+            is_name = _ERROR_NAME if line.level in HARMLESS_LEVELS else _ANY_NAME
+            if is_name.match(text):
                 self._add(reading, text, number)
             elif reading.lines > _MOST_STRANGE_LINES:
                 self._end((line.process, line.place))
@@ -378,6 +377,12 @@ class FailureReader:
         reading.functions.append("")
         self._wrapped = (reading.process, reading.place)
         reading.state, reading.is_direct, reading.is_apart, reading.lines = "message", False, False, 0
+
+
+def _program_of(file: str) -> str:
+    if is_of_vllm(file) or is_of_plugin(file) or "vllm_cli" in file:
+        return "client" if "/vllm/benchmarks/" in file else "vllm"
+    return "other" if "-packages/" in file or "/lib/python3" not in file else ""
 
 
 def _is_quoted(reading: Failure) -> bool:

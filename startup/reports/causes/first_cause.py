@@ -81,6 +81,16 @@ class CauseFinder:
         """Whether the last run served, or has its engine in a program without a server."""
         return self._run.has_started
 
+    @property
+    def has_served(self) -> bool:
+        """Whether a line shows that the last run was ready or answered requests."""
+        return self._run.has_served
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another program than a server of vLLM or the embedded engine wrote the log."""
+        return self._run.is_foreign
+
     def _read(self, line: LogLine) -> None:
         if BANNER in line.text or OLD_BANNER in line.text:
             before = self.cause()

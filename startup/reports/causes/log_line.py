@@ -199,8 +199,11 @@ def _read_json(raw: str) -> Iterator[LogLine]:
     record = {**record, **inner} if isinstance(inner, dict) else record
     process, level = _process_of(record), _first_text(record, _JSON_LEVELS).upper()
     level = level if level in _LEVELS else ""
+    message = _first_text(record, _JSON_MESSAGES)
+    if any(line.text.startswith(_PYTHON) for line in _read_text(message.partition("\n")[0])):
+        level = ""  # Python printed the message, so the level is of a program that carries logs
     left = _MOST_JSON_LINES
-    for text in (_first_text(record, _JSON_MESSAGES), _first_text(record, _JSON_TRACES)):
+    for text in (message, _first_text(record, _JSON_TRACES)):
         for line in text.splitlines()[:left]:
             left -= 1
             for inner in _read_text(line):

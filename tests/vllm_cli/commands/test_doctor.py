@@ -206,6 +206,34 @@ def test_a_log_in_which_nothing_failed_as_in_a_start_that_a_signal_stopped():
     assert json.loads(_run("--json", text="").stdout) == {"failed": False}
 
 
+_FRAME = 'Traceback (most recent call last):\n  File "/x/{}", line 7, in f\n'
+_OTHERS = {
+    "SGLang": "[2026-09-03 11:03:37] server_args=ServerArgs(model_path='x')\nRuntimeError: CUDA out of memory\n",
+    "SGLang's frames": _FRAME.format("site-packages/sglang/srt/server.py") + "RuntimeError: CUDA out of memory\n",
+    "a client": _FRAME.format("site-packages/openai/_client.py") + "ValueError: x is not supported\n",
+    "vllm bench": _FRAME.format("site-packages/vllm/benchmarks/serve.py") + "ValueError: x is not supported\n",
+}
+
+
+@pytest.mark.parametrize("text", _OTHERS.values(), ids=_OTHERS)
+def test_a_log_of_another_program_gets_no_flags_of_vllm(text):
+    first, *_, advice, _code = _run(text=text).stdout.splitlines()
+    assert first.startswith("No line of this log is of a vLLM server. The program failed")
+    assert advice == "Do: Search the issues of the program that wrote this log for the message."
+
+
+@pytest.mark.parametrize("text", [LOG, _FRAME.format("vllm/x.py") + "ValueError: x is not supported\n", "OSError: x\n"])
+def test_a_log_of_a_server_or_a_pasted_line_is_not_of_another_program(text):
+    assert "No line of this log" not in _run(text=text).stdout
+
+
+def test_only_a_line_about_readiness_shows_that_vllm_served():
+    assert "vLLM served" in _run(text="(APIServer pid=1) INFO: Application startup complete.\n").stderr
+    assert "engine started" in _run(text="INFO 09-03 11:03:37 [x.py:7] Supported_tasks: ['generate']\n").stderr
+    of_llama = _run(text="srv  llama_server: model loaded\nmain: server is listening on http://127.0.0.1:8080\n")
+    assert "no line of it is of a vLLM server" in of_llama.stderr
+
+
 @pytest.mark.smoke
 def test_the_exit_code_of_the_program(log, invoke):
     assert run_cli("explain", log).returncode == 0

@@ -277,6 +277,41 @@ _SHIPPERS = {
 """Programs that carry logs -> how each writes a line."""
 
 
+_LEVELS = {
+    "level": lambda line: json.dumps({"level": "info", "message": line}),
+    "severity": lambda line: json.dumps({"severity": "INFO", "message": line}),
+    "without labels": lambda line: json.dumps({"level": "warning", "msg": line.removeprefix("(APIServer pid=1) ")}),
+}
+_FAILED_START = """\
+(APIServer pid=1) INFO 09-03 11:03:00 [utils.py:253] vLLM API server version 0.32.0
+(APIServer pid=1) Traceback (most recent call last):
+(APIServer pid=1)   File "/x/vllm/entrypoints/main.py", line 7, in run
+(APIServer pid=1)     raise OSError("x")
+(APIServer pid=1) OSError: x
+(APIServer pid=1)
+(APIServer pid=1) During handling of the above exception, another exception occurred:
+(APIServer pid=1)
+(APIServer pid=1) Traceback (most recent call last):
+(APIServer pid=1)   File "/x/vllm/config.py", line 7, in load
+(APIServer pid=1)     raise ValueError("x")
+(APIServer pid=1) ValueError: Invalid repository ID or local directory specified: 'x'"""
+
+
+@pytest.mark.parametrize("carry", _LEVELS.values(), ids=_LEVELS)
+def test_a_traceback_is_a_failure_at_each_level_that_a_carrier_of_logs_gives(carry):
+    lines = _FAILED_START.split("\n")
+    found = find_cause(map(carry, lines))
+    assert (_name(found), found.line) == ("model-not-found", 5)
+
+
+def test_a_traceback_that_the_program_itself_logs_as_harmless_is_no_failure():
+    traceback = "\n".join(_FAILED_START.split("\n")[1:5])
+    record = {"level": "WARNING", "message": "x is not used", "exc_info": traceback}
+    finder = first_cause.CauseFinder()
+    finder.read(json.dumps(record))
+    assert (finder.cause(), finder.has_started) == (None, False)
+
+
 @pytest.mark.parametrize("number", ["{}: ", "{}\t", "{:6}  ", "{}| "])
 @pytest.mark.parametrize("logs", _SOME_LOGS)
 def test_numbers_of_lines_change_no_cause(logs, number):
