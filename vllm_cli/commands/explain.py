@@ -10,6 +10,7 @@ from startup.errors import CODE_LINE
 
 if TYPE_CHECKING:
     from startup.reports.causes.cause import KnownCause
+    from startup.reports.causes.log_line import LogForm
 
 _NO_FAILURE: Final = 1
 """The exit code if no failure was found."""
@@ -57,11 +58,12 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
       vllm-cli explain vllm.log --json
       vllm-cli explain VC-PORT-IN-USE
 
-    Exit codes: 0 a failure, or an unfinished start; 1 nothing failed, or a signal stopped vLLM; 2 usage.
+    Exit codes: 0 a failure, or an unfinished start; 1 nothing failed, or a signal stopped vLLM; 2 usage, or
+    a log whose lines are joined or in the wrong order.
     """
     from startup.reports.causes.digest import digest_to_dict, write_digest  # noqa: PLC0415 - not for --help
     from startup.reports.causes.first_cause import CauseFinder  # noqa: PLC0415 - not for --help
-    from startup.reports.causes.log_line import read_lines  # noqa: PLC0415 - not for --help
+    from startup.reports.causes.log_line import LogForm, read_lines  # noqa: PLC0415 - not for --help
     from startup.reports.causes.table import BY_CODE  # noqa: PLC0415 - not for --help
 
     if lists_causes:
@@ -72,10 +74,14 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
         fields = {"code": log, "cause": known.name, "title": known.title, "advice": known.advice}
         click.echo(json.dumps(fields) if is_json else f"Cause: {_describe(known)}")
         return 0
-    finder = CauseFinder()
+    if log.isatty():
+        click.echo("Reading a log from the terminal. Paste it, then press Ctrl-D twice.", err=True)
+    finder, form = CauseFinder(), LogForm()
     for line in read_lines(log):
+        form.read(line)
         finder.read(line)
     cause = finder.cause()
+    _check_form(form, is_clear=cause is not None and not cause.is_weak)
     cause = cause and cause._replace(is_foreign=finder.is_foreign)
     has_failed = cause is not None and not cause.is_stop
     if is_json:
@@ -87,6 +93,16 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
         started = _SERVED if finder.has_served else _STARTED if finder.has_started else _NO_START
         click.echo(_FOREIGN if finder.is_foreign else started, err=True)
     return 0 if has_failed else _NO_FAILURE
+
+
+def _check_form(form: "LogForm", *, is_clear: bool) -> None:
+    """Refuses a log whose form hides the cause. `is_clear`: whether the cause was found nevertheless."""
+    if form.is_array:
+        raise click.UsageError("The log is a JSON array. Write each record on a line (`jq -c '.[]'`).")
+    if form.is_newest_first:
+        raise click.UsageError("The log begins with its newest line. Give its oldest line first (`tac`).")
+    if form.is_joined and not is_clear:
+        raise click.UsageError("The log has lost its line breaks. Give it as the program wrote it.")
 
 
 def _describe(known: "KnownCause") -> str:

@@ -80,6 +80,14 @@ _LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _JSON_LEVELS: Final = ("level", "levelname", "severity")
 
 
+_TIME: Final = re.compile(r"\d\d:\d\d:\d\d")
+_JOINED: Final = re.compile(r'Traceback \(most recent call last\):.{1,120}?File "')
+"""Matches lines of a traceback in one line. In a JSON record, the quote has a backslash before it."""
+_ARRAY: Final = re.compile(r"\s{0,20}\[\s{0,20}\{")
+_LEAST_BACK: Final = 2
+_MOST_ON: Final = 0.25
+
+
 class LogLine(NamedTuple):
     """A line without its prefixes, and the facts in the prefixes."""
 
@@ -113,6 +121,40 @@ class LineReader:
             if raw[0].isspace() and not raw.startswith(self._margin):
                 self._margin = ""
         return read_line(raw.removeprefix(self._margin or ""))
+
+
+class LogForm:
+    """Notices lines in an order or a form in which they do not show what failed first."""
+
+    def __init__(self) -> None:
+        self.is_array = False
+        """Whether a line is a JSON array of records."""
+        self._is_joined = self._has_traceback = False
+        self._time = ""
+        self._num_on = self._num_back = 0
+        """How often the time of a line is after, or before, that of the previous line with a time."""
+
+    def read(self, raw: str) -> None:
+        """Takes the next line."""
+        raw = raw[:LONGEST_LINE]
+        self.is_array |= _ARRAY.match(raw) is not None
+        self._has_traceback |= raw.rstrip().endswith(_PYTHON[0])
+        is_cut = len(raw) == LONGEST_LINE and len(_GLUED.findall(raw)) > 1
+        self._is_joined |= is_cut or _JOINED.search(raw) is not None
+        if found := _TIME.search(raw):
+            before, self._time = self._time, found[0]
+            self._num_on += "" < before < self._time
+            self._num_back += self._time < before
+
+    @property
+    def is_newest_first(self) -> bool:
+        """Whether the times of the lines go back."""
+        return self._num_back >= _LEAST_BACK and self._num_on < self._num_back * _MOST_ON
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the lines of tracebacks are joined, and no traceback is in lines of its own."""
+        return self._is_joined and not self._has_traceback
 
 
 def read_line(raw: str) -> Iterator[LogLine]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 from pathlib import Path
 
@@ -232,6 +233,53 @@ def test_only_a_line_about_readiness_shows_that_vllm_served():
     assert "engine started" in _run(text="INFO 09-03 11:03:37 [x.py:7] Supported_tasks: ['generate']\n").stderr
     of_llama = _run(text="srv  llama_server: model loaded\nmain: server is listening on http://127.0.0.1:8080\n")
     assert "no line of it is of a vLLM server" in of_llama.stderr
+
+
+def _usage_error(text: str) -> str:
+    with pytest.raises(click.UsageError) as error:
+        click.testing.CliRunner().invoke(explain, (), input=text, standalone_mode=False, catch_exceptions=False)
+    return error.value.message
+
+
+_TIMES = [f"2026-09-03T11:03:{number:02}Z {line}" for number, line in enumerate(LOG.splitlines())]
+
+
+def test_a_log_that_begins_with_its_newest_line_is_refused():
+    assert "newest line" in _usage_error("\n".join(reversed(_TIMES)))
+    assert _run(text="\n".join(_TIMES)).return_value == 0
+
+
+def test_times_that_sometimes_go_back_are_no_wrong_order():
+    assert _run(text="\n".join([_TIMES[-1], *_TIMES[:-1], *_TIMES])).return_value == 0
+
+
+def test_a_json_array_is_refused():
+    assert "jq" in _usage_error(json.dumps([{"message": line} for line in LOG.splitlines()]))
+
+
+@pytest.mark.parametrize("separator", ["", " ", "\\n"])
+def test_a_log_without_line_breaks_is_refused(separator):
+    begin = "(APIServer pid=1) INFO 09-03 11:03:00 [utils.py:253] vLLM API server version 0.32.0"
+    traceback = [*_FRAME.format("vllm/config.py").splitlines(), "ValueError: Invalid repository ID"]
+    lines = [begin, *(f"(APIServer pid=1) {line}" for line in traceback)]
+    assert "line breaks" in _usage_error(separator.join(lines))
+    assert "line breaks" in _usage_error(separator.join([begin] * 400))
+
+
+def test_a_traceback_in_a_message_is_no_lost_line_break():
+    quoted = "RuntimeError: worker said 'Traceback (most recent call last):\\n  File \"x.py\", line 1'"
+    assert _run(text=f"{LOG}{quoted}\n").return_value == 0
+
+
+def test_a_terminal_is_told_what_the_command_waits_for():
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, b"hello\n\x04\x04")
+        assert "Ctrl-D" in _run(os.ttyname(theirs)).stderr
+        assert "Ctrl-D" not in _run(text="hello\n").stderr
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 @pytest.mark.smoke

@@ -9,8 +9,8 @@ import pytest
 
 from startup.reports.causes import log_line
 from startup.reports.causes.first_cause import find_cause
-from startup.reports.causes.log_line import LONGEST_LINE, LogLine, read_line, read_lines
-from tests.support.growth import count_calls
+from startup.reports.causes.log_line import LONGEST_LINE, LogForm, LogLine, read_line, read_lines
+from tests.support.growth import count_calls, growth
 
 VLLM = "(EngineCore_DP0 pid=123) ERROR 09-03 11:03:37 [core.py:712]     raise ValueError("
 
@@ -191,3 +191,11 @@ def test_a_cause_is_found_with_each_line_end(end):
     ]
     cause = find_cause(read_lines(io.BytesIO("".join(line + _LINE_ENDS[end] for line in lines).encode())))
     assert cause is not None and cause.text in ("Killed", "ValueError: max_lora_rank")
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    "part", ["x", "[", " ", "1:", "Traceback (most recent call last):", "INFO 09-03 11:03:37 [x.py:1"]
+)
+def test_the_form_of_a_log_costs_time_linear_in_the_length_of_a_line(part):
+    assert growth(lambda size: lambda: LogForm().read(part * size)) is None
