@@ -118,7 +118,7 @@ def test_two_containers_share_a_volume_with_the_next_start(image, mounted):
 def test_the_baked_image_needs_no_volume_and_no_network(image, model):
     baked = ROOT / "deploy" / "docker" / "baked.Dockerfile"
     name = build("baked", f"--build-context=model={model}", context=baked.parent, file=baked.read_text())
-    options = ("--read-only", "--tmpfs=/tmp", "--network=none")
+    options = ("--read-only", "--tmpfs=/tmp:exec", "--network=none")
     with Container(name, options=options, is_awaited=False) as server:
         _assert_serves_inside(server)
         server.assert_stops()
@@ -150,7 +150,7 @@ def test_compose_serves_and_stops(image, model, tmp_path):
 
 _READY_S = 1200.0
 _WORDS = ("/model", "--enforce-eager", "--max-model-len=512")
-_OPTIONS = ("--user=4711:0", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--shm-size=1g")
+_OPTIONS = ("--user=4711:0", "--read-only", "--tmpfs=/tmp:exec", "--cap-drop=ALL", "--shm-size=1g")
 _VARIABLES = {"HOME": "/tmp", "USER": "someone", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
