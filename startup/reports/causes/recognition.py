@@ -66,7 +66,7 @@ def describe(failure: Failure, run: Evidence) -> Cause:
         return Cause(process, _phase_of(failure, OWN_FAULT), text, OWN_FAULT, failure.line)
     raised, known = _recognize(failure, run)
     hint = next(iter(run.of_kind("hint")), None)
-    if hint and (known is None or known.is_general):
+    if hint and (known is None or known.is_general or "weak" in known.tags):
         raised, known = Raised(hint.text), hint.known
     if known and known.phase == KV_CACHE and _is_beside(failure.process, run.engine):
         known = BY_NAME["kv-cache-beside-another"]

@@ -23,7 +23,7 @@ _OLDEST_ISSUE: Final = 10_800
 _OF_OTHER_PROGRAMS: Final = {
     *("--cap-add", "--cpuset-cpus", "--device", "--gpus", "--group-add", "--ipc", "--pids-limit", "--security-opt"),
     *("--shm-size", "--ulimit", "--force", "--force-reinstall", "--no-build-isolation", "--previous", "--output"),
-    *("--torch-backend", "--update", "--n-cpu-moe", "--help", "--hooks", "--plain-starts", "--flag"),
+    *("--tmpfs", "--torch-backend", "--update", "--n-cpu-moe", "--help", "--hooks", "--plain-starts", "--flag"),
 }
 """Flags in advice for docker, pip, kubectl, nvidia-ctk, wsl, llama-server and other commands of vllm-cli."""
 
