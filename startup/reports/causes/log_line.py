@@ -77,6 +77,9 @@ _PYTHON: Final = ("Traceback (most recent call last):", '  File "')
 _JSON_MESSAGES: Final = ("log", "message", "msg", "MESSAGE", "textPayload", "event", "line")
 _JSON_TRACES: Final = ("exception", "exc_info", "stack_trace", "traceback", "stack")
 _LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_HARMLESS: Final = ("DEBUG", "INFO", "WARNING")
+_JSON_LOGGERS: Final = ("logger", "logger_name", "name", "levelname", "module", "filename", "role", *_JSON_TRACES)
+"""Members that records of the program itself have, whose level is the program's."""
 _JSON_LEVELS: Final = ("level", "levelname", "severity")
 
 
@@ -242,8 +245,9 @@ def _read_json(raw: str) -> Iterator[LogLine]:
     process, level = _process_of(record), _first_text(record, _JSON_LEVELS).upper()
     level = level if level in _LEVELS else ""
     message = _first_text(record, _JSON_MESSAGES)
-    if any(line.text.startswith(_PYTHON) for line in _read_text(message.partition("\n")[0])):
-        level = ""  # Python printed the message, so the level is of a program that carries logs
+    is_printed = any(line.text.startswith(_PYTHON) for line in _read_text(message.partition("\n")[0]))
+    if is_printed or (level in _HARMLESS and record.keys().isdisjoint(_JSON_LOGGERS)):
+        level = ""  # of a program that carries logs
     left = _MOST_JSON_LINES
     for text in (message, _first_text(record, _JSON_TRACES)):
         for line in text.splitlines()[:left]:
