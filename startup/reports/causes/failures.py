@@ -52,6 +52,8 @@ _REQUEST_FRAME: Final = re.compile(
     r"|/routing\.py run_endpoint_function"
 )
 """Matches a frame of code that handles one request of a client."""
+_STARTING: Final = frozenset(("run_server", "run_server_worker", "init_app_state"))
+"""Functions that start the API server, also with code that handles requests. No request is below them."""
 HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
 _QUOTES: Final = "raised:"
 """The ending of a message's first line, if torch's compiler quotes an exception below."""
@@ -368,9 +370,9 @@ class FailureReader:
         functions = tuple(reading.functions[len(reading.functions) - len(files) :])
         raised = Raised(text[:_LONGEST_TEXT], reading.is_direct, reading.function, reading.source, files, functions)
         reading.raised.append(raised)
-        frames = zip(files, functions, strict=False)
-        reading.is_of_request |= any(_REQUEST_FRAME.search(f"{file} {function}") for file, function in frames)
-        self.has_request |= reading.is_of_request
+        frames = map(" ".join, zip(files, functions, strict=False))
+        if _STARTING.isdisjoint(functions) and any(map(_REQUEST_FRAME.search, frames)):
+            reading.is_of_request = self.has_request = True
         reading.is_of_library_import |= reading.function == "<module>" and raised.package != ""
         if reading.own_fault is None and reading.origin.is_own(text):
             reading.own_fault = raised
