@@ -69,7 +69,7 @@ class Parts(Generic[Start]):
         self._done: set[str] = set()
 
     def prepare(self) -> None:
-        """Calls `begin` of all parts, then `before_serving`. Raises what a part that is not optional raises."""
+        """Calls `begin` of all parts, then `before_serving`. Raises what a needed part raises."""
         for kind in self._kinds:
             part = kind(self._start)
             if self._is_prepared(part, part.begin):

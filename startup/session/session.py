@@ -1,6 +1,6 @@
 """Owns the listener, responder, service manager, prefetch, preflight, deadline and report of a start.
 
-`startup.embedded.start` and the parts of `startup.vllm.launch` call the session's methods in different orders.
+The parts of both engines' starts call the session's methods, in different orders.
 """
 
 import faulthandler
