@@ -1,6 +1,6 @@
 """Generates pages, the flags in startup/settings/serve_arguments.py and the rule of the component `alerts`.
 
-The pages are docs/{cli,flags}.md, docs/dev/vllm-hooks.md, and the table of a start of vLLM in
+The pages are docs/{cli,flags}.md, docs/dev/vllm-hooks.md, and the tables of starts in
 docs/dev/architecture.md. The sources are the click commands, the flags of `serve`, the declared environment
 variables, the hooks, the parts of a start and the causes of failures. Tests check that the pages are up to
 date, and that docs/cli.md has every option that `--help` of a command shows. The last two sections of
@@ -25,11 +25,12 @@ from envs.variable import EnvVar
 from startup.arguments.option import spell, spell_default
 from startup.arguments.supported import CONFIG, GROUPS, LOG_FORMAT, WEB_PAGE
 from startup.arguments.unsupported import IGNORED, REJECTED
+from startup.embedded.start import PARTS as PARTS_OF_EMBEDDED
 from startup.hook import START_PARTS, Hook
 from startup.session.parts import MOMENTS, Part
 from startup.settings.flag import Flag
 from startup.vllm.launch.hooks import PARTS
-from startup.vllm.launch.start import PARTS as PARTS_OF_START
+from startup.vllm.launch.start import PARTS as PARTS_OF_VLLM
 from startup.vllm.patches.graphs.early_graphs import OF_CONFIG, OF_RUNNER, UNPROVEN
 from startup.vllm_arguments.installed import NEWEST_TESTED
 from tools.figures.gains import COLUMNS, LEAST, all_parts, describe, gains_of, reasons_for
@@ -205,18 +206,20 @@ def build_launcher_flags() -> str:
 
 
 def build_architecture() -> str:
-    """The text of docs/dev/architecture.md, with the table of the parts of a start of vLLM."""
-    head, begin, rest = (DOCS / _ARCHITECTURE).read_text(encoding="utf-8").partition("## A start of vLLM, in parts\n")
-    introduction, _, rest = rest.partition("\n| part |")
-    table = _table(("part", "what it does", "moments", "file"), map(_part_row, PARTS_OF_START))
-    return "\n".join((head + begin + introduction, *table)) + rest[rest.index("\n\n") :]
+    """The text of docs/dev/architecture.md, with the tables of the parts of both engines' starts."""
+    text = (DOCS / _ARCHITECTURE).read_text(encoding="utf-8")
+    for title, parts in (("\n### The embedded engine\n", PARTS_OF_EMBEDDED), ("\n### vLLM\n", PARTS_OF_VLLM)):
+        head, title, rest = text.partition(title)
+        introduction, _, rest = rest.partition("\n| part |")
+        table = _table(("part", "what it does", "moments", "file"), map(_part_row, parts))
+        text = "\n".join((head + title + introduction, *table)) + rest[rest.index("\n\n") :]
+    return text
 
 
 def _part_row(part: type[Part[Any]]) -> tuple[str, str, str, str]:
-    own = [f"`{moment}`" for moment in MOMENTS if moment in vars(part)]
-    does = inspect.getdoc(part) or ""
-    file = part.__module__.replace(".", "/").removeprefix("startup/vllm/launch/") + ".py"
-    return part.__name__, does.partition("\n")[0].rstrip("."), ", ".join(own), f"`{file}`"
+    moments = ", ".join(f"`{moment}`" for moment in MOMENTS if moment in vars(part))
+    does, *_ = (inspect.getdoc(part) or "").splitlines()
+    return part.__name__, does.rstrip("."), moments, f"`{part.__module__.replace('.', '/')}.py`"
 
 
 def build_rule() -> str:
