@@ -22,6 +22,8 @@ from vllm_cli.commands.of_vllm import VllmCommand
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+INDEX = ROOT / "docs" / "README.md"
+"""The list of all pages."""
 ROOMS = [
     ROOT / "router" / "README.md",
     *sorted(ROOT.glob("startup/*/README.md")),
@@ -59,10 +61,8 @@ def test_pages_for_newcomers_begin_with_a_command():
 
 
 def test_lines_and_table_cells_are_short():
-    """The table of figures in the README is generated, and may have long lines."""
-    before, _, rest = README.read_text().partition(BEGIN)
-    long = [line for line in (before + rest.partition(END)[2]).splitlines() if len(line) > MAX_CHARS]
-    for page in PAGES:
+    long = []
+    for page in (README, *PAGES):
         long += [f"{page.name}: {line}" for line in _prose(page) if len(line) > MAX_CHARS]
         rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
         cells = [cell for row in rows for cell in re.split(r"(?<!\\)\|", row)]
@@ -86,11 +86,14 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_page_is_linked_from_the_readme_and_the_page_of_a_room_from_the_architecture():
-    text, rooms = README.read_text(), (ROOT / "docs" / "dev" / "architecture.md").read_text()
+def test_every_page_is_linked_from_the_list_of_pages_and_the_page_of_a_room_from_the_architecture():
+    text, rooms = INDEX.read_text(), (ROOT / "docs" / "dev" / "architecture.md").read_text()
     links = {
-        page: f"(../../{page.relative_to(ROOT)}" if page in ROOMS else f"({page.relative_to(ROOT)}" for page in PAGES
+        page: f"(../../{page.relative_to(ROOT)}" if page in ROOMS else f"({page.relative_to(INDEX.parent)}"
+        for page in PAGES
+        if page != INDEX
     }
+    assert "(docs/README.md)" in README.read_text()
     assert [page for page, link in links.items() if link not in (rooms if page in ROOMS else text)] == []
 
 
@@ -136,7 +139,7 @@ def test_the_page_of_logs_names_every_logger_and_role():
 
 
 def test_the_specification_is_the_newest_tested_release_of_vllm():
-    for page in ("README.md", "CONTRIBUTING.md", "docs/api.md", "docs/flags.md"):
+    for page in ("docs/README.md", "CONTRIBUTING.md", "docs/api.md", "docs/flags.md"):
         named = re.findall(r"(?:vLLM|`vllm serve`) (\d+\.\d+)", (ROOT / page).read_text())
         assert set(named) == {".".join(map(str, NEWEST_TESTED))}, page
 

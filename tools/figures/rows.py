@@ -61,7 +61,7 @@ class Row:
     unit: str = " s"
     ours: int = 0
     theirs: int = 1
-    is_headline: bool = True
+    is_headline: bool = False
     """Whether README shows the row."""
 
     def describe_peer(self, result: Mapping[str, Any]) -> str:
@@ -136,7 +136,7 @@ _PLUGIN: Final = _case("eager, plugin")
 def _on_stand_in(label: str, peer: str, case: str) -> Row:
     """A row of a step with one case, which has its name."""
     theirs = _SIDES.index("later") if peer is _LATER else 1
-    return Row(f"{label}, {_NO_KERNEL}", peer, f"stand-in, {case}", _case(case), theirs=theirs, is_headline=False)
+    return Row(f"{label}, {_NO_KERNEL}", peer, f"stand-in, {case}", _case(case), theirs=theirs)
 
 
 ROWS: Final = {
@@ -144,21 +144,21 @@ ROWS: Final = {
         Row(f"first token, {_ON_GPU}", _DEFAULT, "GPU, compiled", _case("compiled, later")),
         Row(f"first token, {_ON_GPU}", _EAGER, "GPU, eager", _case("eager, later")),
         Row(f"beside a standby, {_ON_GPU}", _DEFAULT, "GPU, compiled", _case("compiled, beside a standby")),
-        Row(f"beside a standby, {_ON_GPU}", _EAGER, "GPU, eager", _case("eager, beside a standby"), is_headline=False),
+        Row(f"beside a standby, {_ON_GPU}", _EAGER, "GPU, eager", _case("eager, beside a standby")),
         Row(f"{_LARGEST_RANDOM}, short context", _EAGER, f"GPU, eager, {_LARGEST}", _case("eager, later")),
         Row(f"{_LARGE_RANDOM}, short context", _EAGER, f"GPU, eager, {_LARGE}", _case("eager, later")),
-        Row(f"{_FIRST_START}, {_ON_GPU}", _DEFAULT, "GPU, compiled", _case("compiled, first"), is_headline=False),
-        Row(f"{_FIRST_START}, {_ON_GPU}", _EAGER, "GPU, eager", _case("eager, first"), is_headline=False),
-        Row(f"tok/s of 32 streams, {_ON_GPU}", _DEFAULT, "GPU, requests", _TOKENS[-1:], "", is_headline=False),
+        Row(f"{_FIRST_START}, {_ON_GPU}", _DEFAULT, "GPU, compiled", _case("compiled, first")),
+        Row(f"{_FIRST_START}, {_ON_GPU}", _EAGER, "GPU, eager", _case("eager, first")),
+        Row(f"tok/s of 32 streams, {_ON_GPU}", _DEFAULT, "GPU, requests", _TOKENS[-1:], ""),
     ),
     "Models that change places on a GPU": (
         Row("swap, level 1, random weights", _BY_HAND, "GPU, swaps", (("level 1", "swap_s"),)),
         Row("swap, level 1, random weights", "`--on-swap stop`", "GPU, swaps", (("level 1", "swap_s"),), theirs=2),
-        Row("swap, level 2, random weights", _BY_HAND, "GPU, swaps", (("level 2", "swap_s"),), is_headline=False),
+        Row("swap, level 2, random weights", _BY_HAND, "GPU, swaps", (("level 2", "swap_s"),)),
     ),
     "Start of vLLM's CUDA build on a stand-in for the GPU": (
-        Row(_STAND_IN, _DEFAULT, "stand-in, start, compiled", _case("compiled, later"), is_headline=False),
-        Row(_STAND_IN, _EAGER, "stand-in, start, eager", _case("eager, later"), is_headline=False),
+        Row(_STAND_IN, _DEFAULT, "stand-in, start, compiled", _case("compiled, later")),
+        Row(_STAND_IN, _EAGER, "stand-in, start, eager", _case("eager, later")),
         _on_stand_in("first start on the machine", _DEFAULT, "compiled, first"),
         _on_stand_in("first start on the machine", _EAGER, "eager, first"),
         _on_stand_in("first start, filled `--compile-cache`", _DEFAULT, "compiled, --compile-cache"),
@@ -166,22 +166,16 @@ ROWS: Final = {
         _on_stand_in("new pod with a volume on `VLLM_CACHE_ROOT`", _LATER, "compiled, volume"),
     ),
     "Start of vLLM": (
-        Row("first token, vLLM engine", _COMPILING, "start, compiled", is_headline=False),
-        Row("first token, vLLM engine", _EAGER, "start, eager"),
-        Row("first start ever, vLLM engine", _EAGER, "first start, eager"),
-        Row(
-            "a plugin replaces names in vLLM's modules, vLLM engine",
-            _EAGER,
-            "start, eager, plugin",
-            _PLUGIN,
-            is_headline=False,
-        ),
-        Row("other caches empty, `--compile-cache`", f"{_DEFAULT}, empty caches", _SHARED, is_headline=False),
+        Row("first token, vLLM engine", _COMPILING, "start, compiled"),
+        Row("first token, vLLM engine", _EAGER, "start, eager", is_headline=True),
+        Row("first start ever, vLLM engine", _EAGER, "first start, eager", is_headline=True),
+        Row("a plugin replaces names in vLLM's modules, vLLM engine", _EAGER, "start, eager, plugin", _PLUGIN),
+        Row("other caches empty, `--compile-cache`", f"{_DEFAULT}, empty caches", _SHARED),
         Row(f"{_LARGE_RANDOM}, vLLM engine", _EAGER, f"start, eager, {_LARGE}"),
     ),
     "Warm starts beside `vllm-cli standby`": (
-        Row("beside a standby, vLLM engine", _COMPILING, "warm start, compiled", _WARM, is_headline=False),
-        Row("beside a standby, vLLM engine", _EAGER, "warm start, eager", _WARM),
+        Row("beside a standby, vLLM engine", _COMPILING, "warm start, compiled", _WARM),
+        Row("beside a standby, vLLM engine", _EAGER, "warm start, eager", _WARM, is_headline=True),
         Row("beside a standby, embedded engine", _TRANSFORMERS, "warm start, embedded", _WARM),
     ),
     "Start of the embedded engine": (
@@ -193,12 +187,10 @@ ROWS: Final = {
         Row(_EMBEDDED, _EAGER, "tokens, embedded", _TOKENS, "", theirs=2),
         Row("tok/s beside a busy process", _DEFAULT, _BESIDE, _TOKENS, ""),
         Row("tok/s of 32 streams, vLLM engine", _DEFAULT, _BUSY, _TOKENS[-1:], ""),
-        Row(
-            "processor time of a token, 32 streams, vLLM engine", _DEFAULT, _BUSY, _PROCESSOR, " ms", is_headline=False
-        ),
+        Row("processor time of a token, 32 streams, vLLM engine", _DEFAULT, _BUSY, _PROCESSOR, " ms"),
     ),
     "After the death of an engine": (
-        Row("engine killed → next token, `--restart on-failure`", _LOOP, "killed engine", _KILLED, is_headline=False),
+        Row("engine killed → next token, `--restart on-failure`", _LOOP, "killed engine", _KILLED),
     ),
     "/health while a server is busy": (
         Row("`/health` p50; p99; max, vLLM engine, as root (SCHED_FIFO)", _EAGER, _RENDERS, _HEALTH, " ms", theirs=2),

@@ -73,7 +73,9 @@ def test_rounds_are_found_in_the_json_of_all_tools():
 
 
 def test_a_run_from_before_a_row_is_not_shown_in_it(folder, monkeypatch):
-    rows = tuple(Row(name, "", "start", (("from warm", name),)) for name in ("first_token_s", "processor_s"))
+    rows = tuple(
+        Row(name, "", "start", (("from warm", name),), is_headline=True) for name in ("first_token_s", "processor_s")
+    )
     monkeypatch.setattr(rows_module, "ROWS", {"Start of vLLM": rows})
     (folder / "a.json").write_text(json.dumps(_record("A", "2126-01-01", _bench([1.0], [2.0]))))
     figures = Figures(folder)
@@ -84,7 +86,9 @@ def test_a_run_from_before_a_row_is_not_shown_in_it(folder, monkeypatch):
 def test_every_stored_run_names_its_cores_and_so_does_every_table(folder, monkeypatch):
     records = [json.loads(path.read_text()) for path in FOLDER.glob("*-*.json")]
     assert [step for each in records for step in each["steps"].values() if step["usable_cores"] < 1] == []
-    monkeypatch.setattr(rows_module, "ROWS", {**dict.fromkeys(ROWS, ()), "Start of vLLM": (Row("", "", "start"),)})
+    monkeypatch.setattr(
+        rows_module, "ROWS", {**dict.fromkeys(ROWS, ()), "Start of vLLM": (Row("", "", "start", is_headline=True),)}
+    )
     (folder / "a.json").write_text(json.dumps(_record("A", "2126-01-01", _bench([1.0], [2.0]))))
     assert "| 2 cores, 2126-01-01 |" in build_readme(Figures(folder))
     assert "| A, 2 cores, 2126-01-01 |" in build_page(Figures(folder))
@@ -123,7 +127,7 @@ def test_the_page_shows_the_rows_of_readme():
 @pytest.mark.parametrize("year", ["2026", "2126"], ids=["before the release", "since"])
 def test_all_headlines_are_of_the_machine_with_most_of_them(folder, monkeypatch, year):
     """Otherwise a reader would compare figures of different machines."""
-    rows = (Row("a", "", "start"), Row("b", "", "next"), Row("c", "", "next", is_headline=False))
+    rows = (Row("a", "", "start", is_headline=True), Row("b", "", "next", is_headline=True), Row("c", "", "next"))
     monkeypatch.setattr(rows_module, "ROWS", {"Start of vLLM": rows})
     steps_of = {"A": ("start", "next"), "B": ("start", "next"), "C": ("start",), "D": ("start",)}
     for machine, steps in steps_of.items():
