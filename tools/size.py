@@ -1,14 +1,20 @@
-"""`make size` counts the tokens of the product's code, and fails above the ceiling in `size.txt`.
+"""`make size` prints what a reader must know, and fails above the limits in `size.toml`.
 
-Tokens are names, operators, numbers and strings; docstrings, comments and blank lines cost nothing, so a line
-that saves a second reading is free. Tools, tests, docs and words of data files are printed without a limit.
-A commit may raise the ceiling if its message says why.
+- The closure of a start of vLLM: the tokens of all modules that it imports, also in functions. Tokens are
+  names, operators, numbers and strings. Docstrings, comments and blank lines cost nothing, so a line that
+  saves a second reading is free.
+- The face of a room: how many names of its modules other rooms import.
+
+All other sizes are printed without a limit. A commit may raise a limit if its message says why.
 """
 
+import ast
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterator
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,10 +23,12 @@ import click
 
 from vllm_cli.terminal import align
 
-CEILING: Final = Path(__file__).with_name("size.txt")
+LIMITS: Final = Path(__file__).with_name("size.toml")
+_START: Final = "startup.vllm.launch.start"
+"""The module from which the closure begins."""
+_LARGEST_FACE: Final = 10
+"""The limit of a room's face that `size.toml` does not name."""
 _PRODUCT: Final = ("vllm_cli", "router", "startup", "server", "base", "envs")
-_ROOMS_WITHIN: Final = ("startup", "server")
-"""Packages in which each folder is a room."""
 _DATA: Final = (".txt", ".yaml", ".toml", ".json", ".jsonl")
 _OTHER: Final = (".js", ".css", ".html", ".c", ".h", ".sh")
 _DENSEST: Final = {"product": 8.3, "tools": 8.3, "tests": 8.8}
@@ -94,14 +102,10 @@ def measure_code(path: Path) -> CodeSize:
 def measure(root: Path) -> ProjectSize:
     """Measures each file in git."""
     project = ProjectSize()
-    for name in filter(None, _git(root, "ls-files", "-z").split("\0")):
-        path = Path(name)
-        if not (root / path).is_file():
-            continue
+    for path in _tracked(root):
         top = path.parts[0]
         if path.suffix == ".py" and top in _PRODUCT:
-            room = "/".join(path.parts[: 2 if top in _ROOMS_WITHIN else 1])
-            project.rooms.setdefault(room, CodeSize()).add(measure_code(root / path))
+            project.rooms.setdefault(_room_of(_module_of(path)), CodeSize()).add(measure_code(root / path))
         elif path.suffix == ".py" and top in project.others:
             project.others[top].add(measure_code(root / path))
         elif (kind := _printed_kind(path)) is not None:
@@ -123,20 +127,117 @@ def _printed_kind(path: Path) -> str | None:
             return None
 
 
-def unexplained(root: Path, ceiling: str) -> Iterator[str]:
-    """Commits that raise the ceiling, and whose message has only a subject."""
-    commits = _git(root, "log", "--format=%h", "--", ceiling).split()
-    values = [_read_ceiling(_git(root, "show", f"{commit}:{ceiling}")) for commit in commits]
+@dataclass
+class ImportedNames:
+    """Which names of which modules the modules of the product import."""
+
+    sizes: Mapping[str, int]
+    """The tokens of each module."""
+    imports: dict[str, set[tuple[str, str]]]
+    """Module -> the modules that it imports, each with the imported name. Empty: the module itself."""
+
+    @classmethod
+    def read(cls, root: Path) -> "ImportedNames":
+        """Reads each module of the product that git tracks. Imports for type checkers do not count."""
+        files = {
+            _module_of(path): path for path in _tracked(root) if path.suffix == ".py" and path.parts[0] in _PRODUCT
+        }
+        sizes = {module: measure_code(root / path).tokens for module, path in files.items()}
+        imports = {}
+        for module, path in files.items():
+            found = _imports_in(ast.parse((root / path).read_text(encoding="utf-8")))
+            with_packages = (
+                (f"{name}.{part}", "") if f"{name}.{part}" in files else (name, part) for name, part in found
+            )
+            imports[module] = {(name, part) for name, part in with_packages if name in files}
+        return cls(sizes, imports)
+
+    def closure(self) -> set[str]:
+        """The modules that a start of vLLM imports, with their packages."""
+        seen, waiting = set[str](), [_START] if _START in self.sizes else []
+        while waiting:
+            module = waiting.pop()
+            if module not in seen:
+                seen.add(module)
+                package = module.rpartition(".")[0]
+                waiting += [*(name for name, _ in self.imports[module]), *([package] if package in self.sizes else ())]
+        return seen
+
+    def faces(self) -> dict[str, int]:
+        """Room -> how many of its names other rooms import."""
+        outside = {
+            (_room_of(name), name, part)
+            for module, found in self.imports.items()
+            for name, part in found
+            if _room_of(name) != _room_of(module)
+        }
+        return dict(Counter(room for room, _, _ in outside))
+
+
+def _imports_in(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yields module and name of each import, also of those in functions."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield from ((node.module, alias.name) for alias in node.names)
+        else:
+            yield from _imports_in(node)
+
+
+def _module_of(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _room_of(module: str) -> str:
+    """A package, or the folder of a package, to which a module belongs."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if len(parts) > 2 else parts[0]
+
+
+def _tracked(root: Path) -> list[Path]:
+    names = filter(None, _git(root, "ls-files", "-z").split("\0"))
+    return [path for path in map(Path, names) if (root / path).is_file()]
+
+
+Limits = Mapping[str, int]
+"""`closure` or the name of a room -> the limit."""
+
+
+def _read_limits(text: str) -> Limits | None:
+    """The limits. None if the text has another form, as in commits before it."""
+    try:
+        read = tomllib.loads(text)
+        return {"closure": int(read["closure"]), **read["faces"]}
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _exceeded(names: ImportedNames, limits: Limits) -> Iterator[str]:
+    """Yields a sentence for each limit that the code exceeds."""
+    advice = f"Remove what nobody needs, or raise the limit in tools/{LIMITS.name} in a commit whose message says why."
+    tokens = sum(names.sizes[module] for module in names.closure())
+    if tokens > limits["closure"]:
+        yield f"A start of vLLM imports {tokens} tokens, at most {limits['closure']}. {advice}"
+    for room, num_names in names.faces().items():
+        limit = limits.get(room, _LARGEST_FACE)
+        if num_names > limit:
+            yield f"Other rooms import {num_names} names of {room}, at most {limit}. {advice}"
+
+
+def unexplained(root: Path, file: str) -> Iterator[str]:
+    """Commits that raise a limit, and whose message has only a subject."""
+    commits = _git(root, "log", "--format=%h", "--", file).split()
+    values = [_read_limits(_git(root, "show", f"{commit}:{file}")) for commit in commits]
     for commit, after, before in zip(commits, values, values[1:], strict=False):
-        is_raised = after is not None and before is not None and after > before
-        if is_raised and not _git(root, "log", "-1", "--format=%b", commit).strip():
-            yield f"{commit} raises the ceiling from {before} to {after}, and its message does not say why."
-
-
-def _read_ceiling(text: str) -> int | None:
-    """The ceiling; none if the text has another form, as in commits before it."""
-    words = text.split()
-    return int(words[1]) if len(words) == 2 and words[0] == "tokens" and words[1].isdecimal() else None
+        if after is None or before is None or _git(root, "log", "-1", "--format=%b", commit).strip():
+            continue
+        for name, limit in after.items():
+            if limit > before.get(name, limit):
+                raised = f"raises the limit of {name} from {before[name]} to {limit}"
+                yield f"{commit} {raised}, and its message does not say why."
 
 
 def _git(root: Path, *arguments: str) -> str:
@@ -146,26 +247,30 @@ def _git(root: Path, *arguments: str) -> str:
 
 @click.command()
 def main() -> None:
-    """Compares the size of the project with its ceiling."""
-    root = CEILING.parents[1]
-    ceiling = _read_ceiling(CEILING.read_text())
-    if ceiling is None:
-        raise click.ClickException(f"{CEILING.name} must be one line of the form: tokens 460000")
-    project = measure(root)
-    rows = [[name, str(room.tokens), f"{room.density:.1f}"] for name, room in project.rooms.items()]
-    click.echo("\n".join(align([["room", "tokens", "a line"], *rows], are_figures=True)))
-    product = project.product
-    click.echo(f"product: {product.tokens} tokens of {ceiling}, {_density_text('product', product)}")
+    """Compares closure and faces with their limits."""
+    root = LIMITS.parents[1]
+    limits = _read_limits(LIMITS.read_text())
+    if limits is None:
+        raise click.ClickException(f"{LIMITS.name} must have a number `closure` and a table `faces`")
+    project, names = measure(root), ImportedNames.read(root)
+    closure, faces = names.closure(), names.faces()
+    rows = []
+    for room, size in project.rooms.items():
+        in_closure = sum(names.sizes[module] for module in closure if _room_of(module) == room)
+        limit = limits.get(room, _LARGEST_FACE)
+        rows.append(
+            [room, str(size.tokens), f"{size.density:.1f}", str(in_closure), str(faces.get(room, 0)), str(limit)]
+        )
+    head = ["room", "tokens", "a line", "in closure", "names of face", "at most"]
+    click.echo("\n".join(align([head, *rows], are_figures=True)))
+    tokens = sum(names.sizes[module] for module in closure)
+    click.echo(f"closure of a start of vLLM: {tokens} tokens of {limits['closure']}, {len(closure)} modules")
+    click.echo(f"product: {project.product.tokens} tokens, {_density_text('product', project.product)}")
     for kind, size in project.others.items():
         click.echo(f"{kind}: {size.tokens} tokens, {_density_text(kind, size)}")
     for kind, count in sorted(project.printed.items()):
         click.echo(f"{kind}: {count}")
-    problems = list(unexplained(root, str(CEILING.relative_to(root))))
-    if product.tokens > ceiling:
-        problems.append(
-            f"The product has {product.tokens} tokens, at most {ceiling}. Remove what nobody needs any more, or raise"
-            f" the ceiling in tools/{CEILING.name} in a commit whose message says why."
-        )
+    problems = [*unexplained(root, str(LIMITS.relative_to(root))), *_exceeded(names, limits)]
     for problem in problems:
         click.echo(problem)
     sys.exit(1 if problems else 0)
