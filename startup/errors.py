@@ -1,6 +1,7 @@
 """Errors of a start. For most of them, `vllm-cli` exits with code 3.
 
-An error has a cause, which is a name such as `port-in-use`. `startup.reports.causes.known` lists causes.
+An error has a cause, which is a name such as `port-in-use`. `vllm_cli/explain/known_causes.yaml` lists
+them.
 """
 
 import errno
@@ -25,6 +26,8 @@ _REFUSALS: Final = (
     errno.EIO,
 )
 USAGE_CAUSE: Final = "usage"
+OWN_FAULT_CAUSE: Final = "vllm-cli"
+"""The cause of a failure of this program's code, which plain vLLM would not have."""
 UNKNOWN_CAUSE: Final = "unknown"
 """The cause of an error if no other cause is known."""
 NOT_STARTED_CAUSE: Final = "program-not-started"

@@ -19,8 +19,8 @@ import yaml
 from tests.vllm_engine.vllm_server import VllmServer
 
 ROOT: Final = Path(__file__).parents[1]
-_CAUSES: Final = Path("startup/reports/causes/known_causes.yaml")
-_LOGS: Final = Path("tests/startup/reports/causes/logs.yaml")
+_CAUSES: Final = Path("vllm_cli/explain/known_causes.yaml")
+_LOGS: Final = Path("tests/vllm_cli/explain/logs.yaml")
 _ENTRY: Final = """\
   - name: my-cause
     source: vllm#12345

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
@@ -23,16 +23,20 @@ from envs.replacements import REPLACEMENTS
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.embedded.installed import INSTALL_COMMAND, MODULES
-from startup.errors import USAGE_CAUSE, CommandLineError, CrashError, StartupError, code_line, code_of, with_code
+from startup.errors import (
+    OWN_FAULT_CAUSE,
+    USAGE_CAUSE,
+    CommandLineError,
+    CrashError,
+    StartupError,
+    code_line,
+    code_of,
+    with_code,
+)
 from startup.settings.serve_arguments import LauncherLine, vllm_file
 from vllm_cli.errors import CommandGroup
 from vllm_cli.version import VERSION
 
-if TYPE_CHECKING:
-    from startup.reports.causes.cause import KnownCause
-
-_OF_THIS_PROGRAM: Final = "own"
-"""The source of a known cause that is an error of this program."""
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -54,7 +58,7 @@ FIRST_COMMANDS: Final = (
     CommandEntry("stop", "vllm_cli.commands.stop:stop", "Stop a server, as a service manager does."),
     CommandEntry("standby", "vllm_cli.commands.standby:standby", "Keep imports in memory for warm starts."),
     CommandEntry("bench", "vllm_cli.commands.bench:bench", "Measure servers and their starts."),
-    CommandEntry("explain", "vllm_cli.commands.explain:explain", "Find in a log why vLLM failed, and what to do."),
+    CommandEntry("explain", "vllm_cli.explain.command:explain", "Find in a log why vLLM failed, and what to do."),
 )
 """The commands that a newcomer needs."""
 COMMANDS: Final = (
@@ -101,9 +105,14 @@ class LazyGroup(CommandGroup):
 
 
 def load_command(entry: CommandEntry) -> click.Command:
-    """Imports the command of a table entry."""
+    """Imports the command of a table entry. The command of an addition may be missing."""
     module, _, attribute = entry.target.partition(":")
-    command = getattr(import_module(module), attribute)
+    try:
+        command = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as err:
+        if err.name is None or not module.startswith(err.name):
+            raise
+        raise click.UsageError(f"this installation has no {entry.name}") from err
     if not isinstance(command, click.Command):
         raise TypeError(f"{entry.target} is not a click command")
     return command
@@ -173,13 +182,9 @@ def _run(args: Sequence[str] | None, serve_arguments: object) -> int:
     except BaseException as err:  # a panic of Rust is no Exception
         if (exit_code := _exit_code_of(err)) is not None:
             return exit_code
-        if not is_start or (known := _cause_of_uncaught(err, arguments)) is None:
+        if not is_start or (exit_code := _fail_uncaught(err, arguments)) is None:
             raise
-        shown = f"{type(err).__name__}: {err}"
-        if not known.is_general and known.source != _OF_THIS_PROGRAM:
-            return _fail(f"{known.title}: {shown}. {_advice_of(known)}", START_FAILED, known.name)
-        sys.excepthook(type(err), err, err.__traceback__)
-        return _fail(shown, 1, known.name)
+        return exit_code
     return result if isinstance(result, int) else 0
 
 
@@ -220,25 +225,21 @@ def _exit_code_of(err: BaseException) -> int | None:
     return None
 
 
-def _cause_of_uncaught(err: BaseException, arguments: Sequence[str]) -> "KnownCause | None":
-    """The cause of an uncaught error during a start. None for an error of vLLM itself."""
+def _fail_uncaught(err: BaseException, arguments: Sequence[str]) -> int | None:
+    """Shows an uncaught error of a start with its cause. None for an error of vLLM itself."""
     from traceback import format_exception  # noqa: PLC0415 - only after a failure
 
-    from startup.reports.causes.first_cause import find_cause  # noqa: PLC0415 - only after a failure
-    from startup.reports.causes.table import OWN_FAULT  # noqa: PLC0415 - only after a failure
+    from startup.reports.crash.explanation import explainer  # noqa: PLC0415 - only after a failure
 
-    found = find_cause("".join(format_exception(err)).splitlines())
-    known = found.known if found is not None else None
-    if LauncherLine(arguments).engine == "vllm" and known is not OWN_FAULT:
+    cause = explainer().find_cause("".join(format_exception(err)).splitlines())
+    if LauncherLine(arguments).engine == "vllm" and not (cause and cause.is_own_fault):
         return None
-    return OWN_FAULT if known is None or known.is_general else known
-
-
-def _advice_of(known: "KnownCause") -> str:
-    """A cause's advice for the embedded engine. vLLM reports its uncaught errors itself."""
-    from startup.reports.causes.digest import for_embedded_engine  # noqa: PLC0415 - only after a failure
-
-    return for_embedded_engine(known.advice)
+    shown = f"{type(err).__name__}: {err}"
+    name = cause.name if cause and cause.is_explained else None
+    if cause and (described := cause.describe_error(shown)):
+        return _fail(described, START_FAILED, name)
+    sys.excepthook(type(err), err, err.__traceback__)
+    return _fail(shown, 1, name or OWN_FAULT_CAUSE)
 
 
 def _is_interruption(err: BaseException | None) -> bool:

@@ -11,12 +11,11 @@ from datetime import UTC, datetime
 from typing import Final
 
 from base.json_depth import read_json
-from envs.redaction import hide_in_command, hide_quoted
+from envs.redaction import hide_quoted
 from startup.errors import StartupError
 from startup.logs.formatters import CONTROL_CHARACTERS, escape_controls
 from startup.logs.options import LogFormat
-from startup.reports.causes.digest import write_digest
-from startup.reports.causes.first_cause import find_cause
+from startup.reports.crash.explanation import explainer, shown
 
 _CHUNK: Final = 1 << 16
 _LONGEST_LINE: Final = 1 << 14
@@ -34,6 +33,7 @@ class LogRelay:
         """`has_names`: whether lines get the name of their model. False for a router's only model."""
         self.log_format = log_format
         self.has_names = has_names
+        self.explainer = explainer()  # its tables take longer than a turn of the event loop may
         self._fd = fd
         self._waiting: deque[bytes] = deque()
         self._num_bytes = 0
@@ -132,17 +132,16 @@ class ChildLog:
             has_served: whether the lines may contain clients' texts, which no other client must see.
         """
         lines = [line.decode(errors="replace") for line in self._kept]
-        cause = find_cause(lines)
-        if cause is not None and cause.known is not None and not cause.is_guess:
-            digest = " ".join(write_digest(cause))
-            text = cause.known.title if has_served else hide_quoted(digest, arguments)
-            return StartupError(text, cause=cause.known.name)
+        cause = self._relay.explainer.find_cause(lines)
+        if cause is not None and cause.name is not None and not cause.is_guess:
+            text = cause.title if has_served else hide_quoted(" ".join(cause.lines()), arguments)
+            return StartupError(text, cause=cause.name)
         if is_known_only or has_served:
             return StartupError("")
         last = [line.strip() for line in lines if line.strip()][-_NUM_LAST_LINES:]
         if cause is not None and not cause.is_waiting:
             last = [cause.text]
-        joined = " / ".join(escape_controls(hide_in_command(line)) for line in last)
+        joined = " / ".join(map(shown, last))
         text = joined[-_LAST_LINES_CHARACTERS:]
         return StartupError(hide_quoted(text, arguments))
 
@@ -166,9 +165,9 @@ class ChildLog:
         """Keeps and relays lines. If a progress bar has several states in a line, only the last one stays."""
         relayed = []
         for line in lines:
-            shown = line.rstrip(b"\r").rpartition(b"\r")[2][:_LONGEST_LINE]
-            self._keep(shown)
-            text = shown.decode(errors="replace")
+            state = line.rstrip(b"\r").rpartition(b"\r")[2][:_LONGEST_LINE]
+            self._keep(state)
+            text = state.decode(errors="replace")
             relayed.append(encode_line(text, self._model, self._relay.log_format))
         if relayed:
             self._relay.write(relayed)

@@ -32,8 +32,8 @@ from startup.imports.learned_imports import learn, learned_imports
 from startup.port.responder_process import OpenChannel, open_plain
 from startup.processes.new_program import discard_dormant
 from startup.processes.state import forbid_hub_requests
-from startup.reports.causes.phase import SERVING
 from startup.reports.crash.output_record import OutputRecord
+from startup.reports.crash.phases import SERVING
 from startup.session.parts import Part
 from startup.session.preflight.report import PreflightReport
 from startup.session.session import ListenAddress, StartSession
@@ -133,7 +133,7 @@ class EmbeddedStart:
             self.engine.record_end()
         process = "engine" if isinstance(err, EngineError) else "API process"
         phase = SERVING if exit_code == ENGINE_DIED else "during the start"
-        cause = describe_crash(self.record, process, phase, str(err), has_advice=True)._replace(is_embedded=True)
+        cause = describe_crash(self.record, process, phase, str(err), is_embedded=True)
         raise build_error(cause, self.record, exit_code=exit_code, log_format=self.config.log_format) from err
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import pytest
 
-from startup.reports.causes.table import KNOWN
 from tests.support.waiting import wait_until
 from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.crashes import crash_plugin
@@ -16,6 +15,7 @@ from tests.vllm_engine.crashes.crashes import CRASHES, Crash
 from tests.vllm_engine.plugin import write_entry_point
 from tests.vllm_engine.preflight.start_folders import StartFolders
 from tests.vllm_engine.vllm_server import VllmServer
+from vllm_cli.explain.table import KNOWN
 
 _END_S = 300.0
 _FAILED = 3

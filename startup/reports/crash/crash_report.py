@@ -14,16 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from base.machine.files import write_whole
-from envs.redaction import hide_in_command, hide_quoted
+from envs.redaction import hide_quoted
 from envs.registry import env
 from startup.errors import CrashError
-from startup.logs.formatters import escape_controls
 from startup.logs.options import LogFormat
-from startup.reports.causes.cause import Cause
-from startup.reports.causes.digest import digest_to_dict, write_digest
-from startup.reports.causes.first_cause import find_cause
-from startup.reports.causes.log_line import read_lines
-from startup.reports.causes.table import STOPPED, known_in
+from startup.reports.crash.explanation import Cause, explainer, shown
 from startup.reports.crash.output_record import KEPT_BYTES, LEFT_OUT, OutputRecord
 from startup.storage.caches import cache_folder
 
@@ -42,9 +37,9 @@ def keep_log(record: OutputRecord) -> Path | None:
         text = record.file.read_bytes().decode("utf-8", "replace")
     if len(text) > 2 * KEPT_BYTES:
         text = f"{text[:KEPT_BYTES]}\n{LEFT_OUT}{text[-KEPT_BYTES:]}"
-    # Keeps only the last state of a progress bar, so that lines count as in `read_lines`.
+    # Keeps only the last state of a progress bar, so that lines count as in the digest.
     last_states = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
-    lines = (escape_controls(hide_in_command(line)) for line in last_states)
+    lines = map(shown, last_states)
     folder = cache_folder() / _FOLDER
     path = folder / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{os.getpid()}.log"
     with suppress(OSError):
@@ -80,19 +75,12 @@ def write_termination_message(text: str) -> None:
 
 
 def find_crash(record: OutputRecord, more: str = "") -> Cause | None:
-    """Finds why the server has ended, in its output and the lines `more`. `STOPPED` if by a signal."""
-    with suppress(OSError), record.file.open("rb") as stream:
-        cause = find_cause(chain(read_lines(stream), more.splitlines()))
-        return None if cause and cause.is_guess else cause
-    return None
+    """Finds why the server has ended, in its output and the lines `more`."""
+    cause = explainer().find_cause(chain(record.lines(), more.splitlines()))
+    return None if cause and cause.is_guess else cause
 
 
-def was_stopped(cause: Cause) -> bool:
-    """Whether a signal stopped the server, and nothing had failed before."""
-    return cause.known is STOPPED
-
-
-def describe_crash(record: OutputRecord, process: str, phase: str, message: str, *, has_advice: bool = False) -> Cause:
+def describe_crash(record: OutputRecord, process: str, phase: str, message: str, *, is_embedded: bool = False) -> Cause:
     """Finds why the server has ended. If its output shows no cause, the error `message` is the cause.
 
     Args:
@@ -100,26 +88,23 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
         process: the process that the message is about.
         phase: the phase of the start in which this process failed.
         message: an error message about this process.
-        has_advice: whether the message contains advice.
+        is_embedded: whether the embedded engine has failed, whose messages contain advice.
     """
     found = find_crash(record)
     if record.is_cut_off:  # an error in it may be only a consequence
         found, message = None, f"[Errno {ENOSPC}] {os.strerror(ENOSPC)}: '{record.folder}'"
-    if found is not None and not was_stopped(found) and found.text != message:
-        return found._replace(phase=found.phase or phase)
-    # Without a log, it is unknown which code raised the exception.
-    known = [each for each in known_in(message) if not each.raised_in]
-    return Cause(process, phase, message, known[0] if known else None, 0 if has_advice else 1)
+    if found is None or found.is_stop or found.text == message:
+        found = explainer().describe_message(process, message, has_advice=is_embedded)
+    return found.completed(phase, is_embedded=is_embedded)
 
 
 def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:
     """Returns the error that ends the program, with at most five lines. Also writes the log to a file."""
     log = keep_log(record)
-    text = "\n".join([*write_digest(cause), *([f"Log: {log}"] if log else [])])
-    fields = {**digest_to_dict(cause), "log": str(log) if log else None}
+    text = "\n".join([*cause.lines(), *([f"Log: {log}"] if log else [])])
+    fields = {**cause.to_dict(), "log": str(log) if log else None}
     json_line = _to_json_line(text, fields, record.process_name) if log_format == "json" else None
-    known = cause.known.name if cause.known else None
-    return CrashError(text, exit_code=exit_code, json_line=json_line, cause=known)
+    return CrashError(text, exit_code=exit_code, json_line=json_line, cause=cause.name)
 
 
 def _to_json_line(text: str, digest: dict[str, Any], role: str) -> str:

@@ -24,8 +24,6 @@ from base.machine.memory import NOT_BY_OOM_KILLER, OomWatch
 from base.machine.processes import EndWatch, is_alive
 from base.wording import signal_name
 from startup.errors import is_of_machine
-from startup.reports.causes.own_faults import WITH_THREADS
-from startup.reports.causes.phase import LAST_PHASE
 
 _FILE: Final = "output.log"
 _APPENDED: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
@@ -37,6 +35,10 @@ _MOST_BYTES: Final = 8 << 20
 KEPT_BYTES: Final = 1 << 20
 """How many bytes of the beginning of the output are always kept, and of its end."""
 LEFT_OUT: Final = "… the middle of the log is left out …\n"
+_LAST_PHASE: Final = "its last phase was "
+"""Beginning of a message about a process that has ended. The name of one of vLLM's spans follows."""
+_WITH_THREADS: Final = "it was forked from a process with several threads"
+"""A reason in a message about an end, which shows a fault of this program."""
 _PHASE: Final = "Phase: "
 _OF_MACHINE: Final = "Error of the machine"
 """A line in the file of a process's facts: `is_of_machine` was true for an error."""
@@ -221,6 +223,12 @@ class OutputRecord:
         name, parent, *stack = lines if len(lines) > 1 else ("", "0")
         return ProcessState(name, int(parent), phases[-1] if phases else "", stack)
 
+    def lines(self) -> Iterator[str]:
+        """The output so far. A line that ends with a carriage return continues in the next one."""
+        with suppress(OSError), self.file.open(encoding="utf-8", errors="replace", newline="") as file:
+            for line in file:
+                yield line.replace("\r\n", "\n").removesuffix("\n")
+
     def state_size(self, pid: int) -> int:
         """The size in bytes of the file with the process's facts, for `begin` in `read_stacks`."""
         with suppress(OSError):
@@ -306,12 +314,12 @@ class ProcessEnds:
 
     def _describe(self, code: int, state: ProcessState) -> Iterator[str]:
         number = -code
-        threads = f"; {WITH_THREADS}" if self._are_forks and _num_threads() > 1 else ""
+        threads = f"; {_WITH_THREADS}" if self._are_forks and _num_threads() > 1 else ""
         crashed = (
             f"the process crashed with {_describe_signal(number)} (exit code: {code}){threads}" if code < 0 else ""
         )
         if state.phase:
-            yield _log_line("INFO", f"{LAST_PHASE}{state.phase}")
+            yield _log_line("INFO", f"{_LAST_PHASE}{state.phase}")
         if number in _POLITE:
             yield _log_line("INFO", f"ended by {signal_name(number)}")
         elif number == signal.SIGKILL and state.parent_pid and _is_ending(state.parent_pid):

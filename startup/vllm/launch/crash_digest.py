@@ -11,11 +11,11 @@ from base.exit_codes import ENGINE_DIED, START_FAILED, USAGE
 from startup.errors import CrashError, StartupError
 from startup.logs.options import LogFormat
 from startup.processes.quick_end import end_without_finalizing
-from startup.reports.causes.phase import phase_of_functions
 from startup.reports.crash.output_record import OutputRecord
+from startup.reports.crash.phases import phase_of_functions
 
 if TYPE_CHECKING:
-    from startup.reports.causes.cause import Cause
+    from startup.reports.crash.explanation import Cause
 
 _API_SERVER: Final = "APIServer"
 """vLLM's name for this process."""
@@ -84,7 +84,7 @@ class CrashDigest:
         from startup.reports.crash import crash_report  # noqa: PLC0415 - only after a failure
 
         cause = crash_report.find_crash(self._record)
-        return cause is not None and crash_report.was_stopped(cause) == (kind == "stop")
+        return cause is not None and cause.is_stop == (kind == "stop")
 
     def _build_error(
         self, code: int, message: str, phase: str = "", *, shown: str = "", is_ready: bool = False
@@ -101,7 +101,7 @@ class CrashDigest:
         from startup.reports.crash import crash_report  # noqa: PLC0415 - only after a failure
 
         cause = None if self._is_ready() else crash_report.find_crash(self._record, shown)
-        if cause is not None and not crash_report.was_stopped(cause):
+        if cause is not None and not cause.is_stop:
             self._on_failed_start(cause)
         sys.stderr.write(shown)
         exit_code = code if is_ready or self._is_ready() else START_FAILED

@@ -24,7 +24,7 @@ from startup.vllm.start_kind import StartKind
 from startup.vllm_arguments.installed import InstalledVllm
 
 if TYPE_CHECKING:
-    from startup.reports.causes.cause import Cause
+    from startup.reports.crash.explanation import Cause
 
 logger = logging.getLogger(__name__)
 
@@ -66,18 +66,15 @@ class NewStart(NamedTuple):
         that cannot be used in a fork is our fault unless the user has chosen the start method `fork`, because
         plain vLLM forks only with this method.
         """
-        from startup.reports.causes.table import FORKED_DRIVER, OWN_FAULT  # noqa: PLC0415 - only after a failure
-
-        is_explained = cause.known is not None and not cause.known.is_general
         may_be_ours = not self.vllm.is_start_tested or cause.is_of_library_import
-        is_ours = cause.known is OWN_FAULT or (cause.known is FORKED_DRIVER and self.start_method != "fork")
-        if is_ours or (may_be_ours and not is_explained):
+        is_ours = cause.is_own_fault or (cause.is_forked_driver and self.start_method != "fork")
+        if is_ours or (may_be_ours and not cause.is_explained):
             self.without_preloading(cause.text, is_remembered=not self.record.has_error_of_machine())
 
     def without_preloading(self, failure: str, *, is_remembered: bool) -> NoReturn:
         """Starts again without preloading. If `is_remembered`, later starts do so, too, for a while."""
-        from startup.reports.causes.digest import shown  # noqa: PLC0415 - only after a failure
         from startup.reports.crash.crash_report import keep_log  # noqa: PLC0415 - only after a failure
+        from startup.reports.crash.explanation import shown  # noqa: PLC0415 - only after a failure
 
         failure = shown(" ".join(failure.split()))
         reason = f"an earlier start with preloading failed ({failure})"

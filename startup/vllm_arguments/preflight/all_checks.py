@@ -4,7 +4,7 @@ A finding is an error only if this vLLM certainly fails because of it. If a plug
 machine may change the result, the finding is a warning. The checks use flags and names that earlier starts of
 the installed vLLM have recorded (`startup.vllm_arguments.vllm_record`). The checks also repeat some rules of
 vLLM. If a start breaks one, this is an error for the releases with which the rules were compared, and a
-warning for newer releases. `startup.reports.causes` explains faults that vLLM itself reports later. Starts of
+warning for newer releases. `vllm_cli.explain` explains faults that vLLM itself reports later. Starts of
 vllm-omni (--omni) are not checked.
 """
 

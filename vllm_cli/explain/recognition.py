@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Final
 
-from startup.reports.causes.cause import Cause, KnownCause
-from startup.reports.causes.evidence import Evidence
-from startup.reports.causes.failures import Failure, Raised, package_of
-from startup.reports.causes.phase import KV_CACHE, SERVING, phase_of_functions
-from startup.reports.causes.table import (
+from startup.reports.crash.phases import SERVING, phase_of_functions
+from vllm_cli.explain.cause import Cause, KnownCause
+from vllm_cli.explain.evidence import Evidence
+from vllm_cli.explain.failures import Failure, Raised, package_of
+from vllm_cli.explain.phase import KV_CACHE
+from vllm_cli.explain.table import (
     BY_NAME,
     ERROR_IN_CODE,
     KNOWN,

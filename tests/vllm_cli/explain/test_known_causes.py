@@ -11,11 +11,11 @@ import yaml
 from envs.replacements import REPLACEMENTS
 from startup.arguments.supported import SUPPORTED
 from startup.arguments.table import FLAGS
-from startup.reports.causes.cause import is_in_range
-from startup.reports.causes.digest import for_embedded_engine
-from startup.reports.causes.table import KNOWN, LISTS, OWN, SETTINGS, read_table
 from tests.support.peer_vllm import ENVIRONMENT, needs_vllm
 from tests.support.vllm_flags import VLLM_NAMES, is_own
+from vllm_cli.explain.cause import is_in_range
+from vllm_cli.explain.digest import for_embedded_engine
+from vllm_cli.explain.table import KNOWN, LISTS, OWN, SETTINGS, read_table
 
 FOLDER: Final = Path(__file__).parent
 _OLDEST_ISSUE: Final = 10_800

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, Literal, NamedTuple
 
-from startup.reports.causes.log_line import LogLine
-from startup.reports.causes.own_faults import TracebackOrigin
-from startup.reports.causes.table import LISTS, is_of_plugin, is_of_vllm, is_wrapper
+from vllm_cli.explain.log_line import LogLine
+from vllm_cli.explain.own_faults import TracebackOrigin
+from vllm_cli.explain.table import LISTS, is_of_plugin, is_of_vllm, is_wrapper
 
 _MOST_PROCESSES: Final = 512
 _MOST_IN_CHAIN: Final = 8

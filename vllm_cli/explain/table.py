@@ -8,7 +8,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from startup.reports.causes.cause import KnownCause, Pattern
+from startup.errors import OWN_FAULT_CAUSE
+from vllm_cli.explain.cause import KnownCause, Pattern
 
 _WORD: Final = re.compile(r"\w+")
 _PLUGIN: Final = re.compile(r"/vllm_(?!cli/|flash_attn/)\w+/(?!(?:.*/)?vllm/)")
@@ -134,7 +135,7 @@ OWN: Final = tuple(known for known in _TABLE.causes if not known.source)
 BY_NAME: Final = {known.name: known for known in (*OWN, *KNOWN)}
 BY_CODE: Final = {known.code: known for known in BY_NAME.values()}
 """Code -> known cause."""
-OWN_FAULT: Final = BY_NAME["vllm-cli"]
+OWN_FAULT: Final = BY_NAME[OWN_FAULT_CAUSE]
 FORKED_DRIVER: Final = BY_NAME["cuda-fork"]
 SETTING_REFUSED: Final = BY_NAME["setting-refused"]
 """Used for an exception that recommends or refuses a setting, which the digest names. It has no texts."""

@@ -3,12 +3,11 @@
 import re
 from typing import Any, Final
 
-from envs.redaction import hide_in_command
 from startup.errors import UNKNOWN_CAUSE, code_line
-from startup.logs.formatters import escape_controls
-from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause, KnownCause, is_in_range
-from startup.reports.causes.recognition import names_in
-from startup.reports.causes.table import BY_NAME, LISTS, SETTING_REFUSED, SETTINGS
+from startup.reports.crash.explanation import shown
+from vllm_cli.explain.cause import LLAMA_CPP_NAME, Cause, KnownCause, is_in_range
+from vllm_cli.explain.recognition import names_in
+from vllm_cli.explain.table import BY_NAME, LISTS, SETTING_REFUSED, SETTINGS
 
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
 _SENTENCE: Final = re.compile(r"(?<=\.) (?=[A-Z`])")
@@ -144,11 +143,6 @@ def for_embedded_engine(advice: str) -> str:
                 text = f"{', '.join(others)}, or {text}"
             sentences.append(f"{text[0].upper()}{text[1:].rstrip('.')}.")
     return " ".join(sentences)
-
-
-def shown(text: str) -> str:
-    """A text of a log without secrets and control characters."""
-    return escape_controls(hide_in_command(text))
 
 
 def _name(process: str) -> str:

@@ -15,13 +15,13 @@ from base.machine.memory import OomWatch
 from startup.embedded.engine_process import EngineProcess
 from startup.errors import UNKNOWN_CAUSE, USAGE_CAUSE, StartupError, code_of, with_code
 from startup.files.download.messages import DownloadError, FailureKind
-from startup.reports.causes.first_cause import find_cause
-from startup.reports.causes.own_faults import TracebackOrigin
-from startup.reports.causes.table import BY_CODE, KNOWN, OWN
 from startup.reports.crash.output_record import OutputRecord, ProcessEnds
 from startup.session.preflight.report import USAGE, PreflightReport, error, warning
+from vllm_cli.explain.first_cause import find_cause
+from vllm_cli.explain.own_faults import TracebackOrigin
+from vllm_cli.explain.table import BY_CODE, KNOWN, OWN
 
-_ROOT = Path(__file__).parents[4]
+_ROOT = Path(__file__).parents[3]
 _END = re.compile(
     r"\b(?:ended (?:with|by|before|unexpectedly)|has ended|was (?:killed|ended)|killed by|died|crashed|exit code|hangs|"
     r"ran out of memory|no message|refused|signal|was stopped|SIGTERM|cannot start|not started again after)\b"
@@ -72,7 +72,7 @@ _ENGINES = {
 def sentences() -> list[str]:
     """The texts of the product that report an end."""
     files = sorted(path for package in _PACKAGES for path in (_ROOT / package).rglob("*.py"))
-    sources = (path.read_text() for path in files if "reports/causes" not in str(path))
+    sources = (path.read_text() for path in files if "vllm_cli/explain" not in str(path))
     found = {text for source in sources if _END.search(source) for text in _sentences_of(ast.parse(source))}
     return sorted(found)
 
@@ -124,7 +124,7 @@ def _describe_end(number: int) -> str | None:
     return process.describe_end()
 
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 NAMES = {known.name for known in BY_CODE.values()}
 SOURCES = [path for package in ("startup", "router", "vllm_cli") for path in sorted((ROOT / package).rglob("*.py"))]
 
@@ -201,7 +201,7 @@ def test_the_code_is_the_last_line():
     assert code_of(UNKNOWN_CAUSE) in BY_CODE
 
 
-_SOURCES = Path(__file__).parents[4]
+_SOURCES = Path(__file__).parents[3]
 _SITE = "/venv/lib/python3.14/site-packages"
 _FRAMES = {
     "core": f"{_SITE}/vllm/v1/engine/core.py",

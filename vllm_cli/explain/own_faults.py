@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 from typing import Final
 
-WITH_THREADS: Final = "it was forked from a process with several threads"
-"""A reason in a message about an end, which shows a fault of vllm-cli."""
 _DRIVEN: Final = (
     "multiprocessing/forkserver.py",
     "multiprocessing/popen_forkserver.py",
@@ -56,7 +54,7 @@ _INTENDED: Final = re.compile(
 )
 """Beginnings of exceptions with which vllm-cli or a signal ends a start on purpose. No failed forks."""
 
-_ROOT: Final = f"{Path(__file__).parents[3]}/"
+_ROOT: Final = f"{Path(__file__).parents[2]}/"
 _OWN: Final = re.compile(r"(?:base|envs|router|server|startup|vllm_cli)/.*")
 _IN_WHEEL: Final = "vllm_cli/packages/"
 _LIBRARY: Final = re.compile(r".*/lib(?:32|64)?/python3\.\d{1,3}t?/(?!(?:site|dist)-packages/)(.*)")

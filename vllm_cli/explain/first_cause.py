@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Final
 
-from startup.reports.causes.cause import LLAMA_CPP_NAME, Cause
-from startup.reports.causes.evidence import Evidence, special
-from startup.reports.causes.failures import Failure
-from startup.reports.causes.log_line import LineReader, LogLine
-from startup.reports.causes.phase import BANNER, OLD_BANNER, phase_of_functions
-from startup.reports.causes.recognition import (
+from startup.reports.crash.phases import phase_of_functions
+from vllm_cli.explain.cause import LLAMA_CPP_NAME, Cause
+from vllm_cli.explain.evidence import Evidence, special
+from vllm_cli.explain.failures import Failure
+from vllm_cli.explain.log_line import LineReader, LogLine
+from vllm_cli.explain.phase import BANNER, OLD_BANNER
+from vllm_cli.explain.recognition import (
     EARLIER,
     INNER,
     OF_WORKER,
@@ -18,7 +19,7 @@ from startup.reports.causes.recognition import (
     quote,
     shorten,
 )
-from startup.reports.causes.table import BY_NAME, NOT_IN_LOG, STOPPED
+from vllm_cli.explain.table import BY_NAME, NOT_IN_LOG, STOPPED
 
 _LONGEST_EXCERPT: Final = 500
 """The number of lines of a log that may be a pasted excerpt. In these lines, text of any form may name the

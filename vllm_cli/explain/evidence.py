@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from startup.errors import CODE_LINE
-from startup.reports.causes.cause import Cause, KnownCause
-from startup.reports.causes.failures import HARMLESS_LEVELS, FailureReader, is_place_of_requests
-from startup.reports.causes.log_line import LogLine
-from startup.reports.causes.phase import FATAL_ERROR, KV_CACHE_SIZE, SERVING, phase_of_message
-from startup.reports.causes.table import BY_CODE, ERROR_IN_CODE, LISTS, NOT_IN_LOG, START_NOT_FINISHED, known_in
+from startup.reports.crash.phases import SERVING
+from vllm_cli.explain.cause import Cause, KnownCause
+from vllm_cli.explain.failures import HARMLESS_LEVELS, FailureReader, is_place_of_requests
+from vllm_cli.explain.log_line import LogLine
+from vllm_cli.explain.phase import FATAL_ERROR, KV_CACHE_SIZE, phase_of_message
+from vllm_cli.explain.table import BY_CODE, ERROR_IN_CODE, LISTS, NOT_IN_LOG, START_NOT_FINISHED, known_in
 
 Kind = Literal["end", "hint", "error", "reference"]
 """How a line shows a cause: it reports a process's end, explains an exception, or is an error message. A

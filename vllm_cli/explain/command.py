@@ -9,8 +9,8 @@ from envs.suggestion import did_you_mean
 from startup.errors import CODE_LINE
 
 if TYPE_CHECKING:
-    from startup.reports.causes.cause import KnownCause
-    from startup.reports.causes.log_line import LogForm
+    from vllm_cli.explain.cause import KnownCause
+    from vllm_cli.explain.log_line import LogForm
 
 _NO_FAILURE: Final = 1
 """The exit code if no failure was found."""
@@ -32,7 +32,7 @@ class _LogOrCode(click.File):
         code = value.upper() if isinstance(value, str) else ""
         if not code.startswith(_CODE):
             return super().convert(value, param, ctx)
-        from startup.reports.causes.table import BY_CODE  # noqa: PLC0415 - reads a table, which --help does not need
+        from vllm_cli.explain.table import BY_CODE  # noqa: PLC0415 - reads a table, which --help does not need
 
         if code not in BY_CODE:
             self.fail(f"there is no code {code}{did_you_mean(code, BY_CODE)}.", param, ctx)
@@ -61,10 +61,10 @@ def explain(log: BinaryIO | str, is_json: bool, lists_causes: bool) -> int:
     Exit codes: 0 a failure, or an unfinished start; 1 nothing failed, or a signal stopped vLLM; 2 usage, or
     a log whose lines are joined or in the wrong order.
     """
-    from startup.reports.causes.digest import digest_to_dict, write_digest  # noqa: PLC0415 - not for --help
-    from startup.reports.causes.first_cause import CauseFinder  # noqa: PLC0415 - not for --help
-    from startup.reports.causes.log_line import LogForm, read_lines  # noqa: PLC0415 - not for --help
-    from startup.reports.causes.table import BY_CODE  # noqa: PLC0415 - not for --help
+    from vllm_cli.explain.digest import digest_to_dict, write_digest  # noqa: PLC0415 - not for --help
+    from vllm_cli.explain.first_cause import CauseFinder  # noqa: PLC0415 - not for --help
+    from vllm_cli.explain.log_line import LogForm, read_lines  # noqa: PLC0415 - not for --help
+    from vllm_cli.explain.table import BY_CODE  # noqa: PLC0415 - not for --help
 
     if lists_causes:
         click.echo("\n\n".join(f"{known.name}: {_describe(known)}" for known in BY_CODE.values()))

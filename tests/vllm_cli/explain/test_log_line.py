@@ -7,10 +7,10 @@ from itertools import chain
 
 import pytest
 
-from startup.reports.causes import log_line
-from startup.reports.causes.first_cause import find_cause
-from startup.reports.causes.log_line import LONGEST_LINE, LogForm, LogLine, read_line, read_lines
 from tests.support.growth import count_calls, growth
+from vllm_cli.explain import log_line
+from vllm_cli.explain.first_cause import find_cause
+from vllm_cli.explain.log_line import LONGEST_LINE, LogForm, LogLine, read_line, read_lines
 
 VLLM = "(EngineCore_DP0 pid=123) ERROR 09-03 11:03:37 [core.py:712]     raise ValueError("
 

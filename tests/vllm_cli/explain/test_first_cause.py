@@ -21,15 +21,15 @@ import pytest
 
 from startup.logs.formatters import TextFormatter
 from startup.logs.json_lines import JsonFormatter
-from startup.reports.causes import evidence, failures, first_cause
-from startup.reports.causes.cause import Cause, KnownCause
-from startup.reports.causes.digest import digest_to_dict, write_digest
-from startup.reports.causes.first_cause import find_cause
-from startup.reports.causes.table import BY_CODE, ERROR_IN_CODE, KNOWN, LISTS, OWN, PARTS, STOPPED
 from tests.support.data_files import read_yaml
 from tests.support.growth import count_calls, growth
 from tests.support.marks import thorough_but_for
 from tests.support.properties import given, st
+from vllm_cli.explain import evidence, failures, first_cause
+from vllm_cli.explain.cause import Cause, KnownCause
+from vllm_cli.explain.digest import digest_to_dict, write_digest
+from vllm_cli.explain.first_cause import find_cause
+from vllm_cli.explain.table import BY_CODE, ERROR_IN_CODE, KNOWN, LISTS, OWN, PARTS, STOPPED
 
 FOLDER: Final = Path(__file__).parent
 CORE: Final = "(EngineCore_DP0 pid=40) ERROR 09-03 11:03:37 [core.py:712] "
