@@ -24,8 +24,10 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 INDEX = ROOT / "docs" / "README.md"
 """The list of all pages."""
+ADDITIONS = [ROOT / "vllm_cli" / "explain"]
 ROOMS = [
     ROOT / "router" / "README.md",
+    *(addition / "README.md" for addition in ADDITIONS),
     *sorted(ROOT.glob("startup/*/README.md")),
     *sorted(ROOT.glob("server/*/README.md")),
 ]
@@ -52,7 +54,7 @@ def _prose(path: Path) -> list[str]:
 
 def test_every_room_has_a_page():
     packages = {path.parent for name in ("startup", "server") for path in ROOT.glob(f"{name}/*/__init__.py")}
-    assert {page.parent for page in ROOMS} == {*packages, ROOT / "router"}
+    assert {page.parent for page in ROOMS} == {*packages, ROOT / "router", *ADDITIONS}
 
 
 def test_pages_for_newcomers_begin_with_a_command():
