@@ -22,6 +22,20 @@ _NO_START: Final = (
 )
 _CODE: Final = "VC-"
 """The prefix of each code."""
+FORMER: Final = {
+    "VC-MODEL-NOT-ON-DISK": "VC-MODEL-NOT-FOUND",
+    "VC-NO-PYTHON-HEADERS": "VC-PYTHON-HEADERS-MISSING",
+    "VC-RAY-NOT-RUNNING": "VC-RAY-NOT-STARTING",
+}
+"""Code of an earlier release -> the code that has replaced it."""
+DIVIDED: Final = tuple(
+    f"{_CODE}{name}"
+    for name in (
+        *("ATTENTION-SINKS-UNSUPPORTED", "CACHE-MISSING", "CPU-MEMORY-TOO-SMALL", "GPU-TOO-OLD", "JOB-CANCELLED"),
+        *("PROCESSOR-CACHE-TOO-SMALL", "RAY-VERSIONS-DIFFER", "REVISION-NOT-FOUND", "TOKEN-REFUSED", "XPU-DEVICE-LOST"),
+    )
+)
+"""Codes of earlier releases that several codes have replaced."""
 
 
 class _LogOrCode(click.File):
@@ -34,6 +48,9 @@ class _LogOrCode(click.File):
             return super().convert(value, param, ctx)
         from vllm_cli.explain.table import BY_CODE  # noqa: PLC0415 - reads a table, which --help does not need
 
+        code = FORMER.get(code, code)
+        if code in DIVIDED:
+            self.fail(f"{code} is of an earlier release, and several codes have replaced it: give the log.", param, ctx)
         if code not in BY_CODE:
             self.fail(f"there is no code {code}{did_you_mean(code, BY_CODE)}.", param, ctx)
         return code

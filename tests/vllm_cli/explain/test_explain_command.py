@@ -6,11 +6,13 @@ import pty
 import re
 from pathlib import Path
 
+import click
 import click.testing
 import pytest
 
 from tests.support.cli import run_cli
-from vllm_cli.explain.command import explain
+from vllm_cli.explain.command import DIVIDED, FORMER, explain
+from vllm_cli.explain.table import BY_CODE
 
 LOG = """\
 vllm-1  | (APIServer pid=1) INFO 09-03 11:03:00 [api_server.py:1351] vLLM API server version 0.32.0
@@ -53,6 +55,16 @@ def test_a_file_or_standard_input_is_explained_in_four_lines_or_as_json(log):
 def test_a_code_is_explained_without_a_log():
     assert re.fullmatch(r"Cause: .+\nDo: .+\nCode: VC-PORT-IN-USE\n", _run("vc-port-in-use").stdout)
     assert json.loads(_run("VC-PORT-IN-USE", "--json").stdout)["cause"] == "port-in-use"
+
+
+def test_codes_of_earlier_releases_say_where_they_went():
+    assert not BY_CODE.keys() & {*FORMER, *DIVIDED}
+    for former, now in FORMER.items():
+        assert _run(former).stdout == _run(now).stdout
+    for code in DIVIDED:
+        refused = _run(code).exception
+        assert isinstance(refused, click.BadParameter)
+        assert re.fullmatch(f"{code} is of an earlier release, .*: give the log.", refused.message)
 
 
 @pytest.mark.parametrize("name", ["usage", "keys-or-certificates"])
