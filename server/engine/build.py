@@ -22,7 +22,7 @@ from server.engine.model_loading import derive_max_model_len, find_eos_token_ids
 from server.engine.pending import PendingSequences
 from server.engine.phases import Phases
 from server.engine.prompt_features import FeatureBuilder, check_takes_embeds, embeds_width
-from server.engine.sampling.guided import GuidedStates
+from server.engine.sampling.guided import GuidedStates, read_tokenizer
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.step_pace import StepPace
@@ -33,6 +33,8 @@ from server.terms.types import EngineInfo
 logger = logging.getLogger(__name__)
 
 _BATCHED_TOKENS = 2048
+_MOST_TRIALS = 2
+"""The most grammars that are tried at once. Each takes a processor and memory for a while."""
 
 
 def build_core(
@@ -71,10 +73,11 @@ def build_core(
         cache = _build_cache(runner, shapes, size, model, config)
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     guided = GuidedStates(
-        tokenizer_path=files.tokenizer_path,
-        vocab_size=vocab_size,
-        eos_token_ids=eos_token_ids,
+        tokenizer=read_tokenizer(files.tokenizer_path, vocab_size=vocab_size, eos_token_ids=eos_token_ids),
         executor=ThreadPoolExecutor((usable_count() + 1) // 2, thread_name_prefix="engine-grammar"),
+        trial_executor=ThreadPoolExecutor(
+            min(_MOST_TRIALS, (usable_count() + 1) // 2), thread_name_prefix="engine-trial"
+        ),
         wake=wake,
     )
     scheduler = Scheduler(

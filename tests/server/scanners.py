@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pybase64
 
@@ -23,7 +23,7 @@ from server.apis.anthropic.serving import BlockStream
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.responses_request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
-from server.engine.sampling.grammar import GrammarError
+from server.engine.sampling.grammar import _COSTLY, GrammarError, is_harmless
 from server.engine.sampling.json_schema import prepare_schema, translate_regex
 from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.generation_request import ChatRequest, CompletionRequest, StructuredOutputs
@@ -168,6 +168,14 @@ def _grammar(kind: str, text: str) -> None:
     build_grammar(GuidedDecoding(kind, text))  # type: ignore[arg-type]
 
 
+def _is_harmless(text: str) -> None:
+    """Searches the whole text, however long it is."""
+    kinds: tuple[Any, ...] = ("json_schema", "regex", "choice", "grammar")
+    for kind in kinds:
+        _COSTLY.search(text)
+        is_harmless(GuidedDecoding(kind, text))
+
+
 def _members(text: str) -> None:
     """Prepares a schema with many properties and one with many alternatives: more for a longer text."""
     members = {text[:3] + str(number): {"type": "integer"} for number in range(len(text) // 8)}
@@ -290,6 +298,12 @@ SCANNERS: Final = [
         "server.engine.sampling.json_schema",
         translate_regex,
         _units("[", "[[:", "\\", "[a-", "--", "^$.", "\\u{"),
+    ),
+    Scanner(
+        "costs of grammars",
+        "server.engine.sampling.grammar",
+        _is_harmless,
+        _units("1", "1e", "1e+", "12345", "multiple"),
     ),
     Scanner("members of schemas", "server.engine.sampling.json_schema", _members, _units("a", "[a-z--b]")),
     Scanner(

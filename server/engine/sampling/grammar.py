@@ -1,23 +1,38 @@
 """Converts grammars of requests to llguidance's format, and compiles them on threads."""
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
+from llguidance import LLMatcher, LLTokenizer, grammar_from
 
+from server.engine.sampling.grammar_trial import GrammarTrials, Trial, compile_matcher, compile_tried
 from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema, translate_regex
 from server.terms.types import GuidedDecoding
 
 _MOST_KEPT_CHARS = 1 << 20
-"""Unused grammars are kept up to so many characters. Compiled, a character takes at most 40 bytes."""
+"""Unused grammars are kept up to so many characters."""
+_BYTES_PER_CHAR = 40
+"""The most memory of a character of a harmless grammar, compiled."""
 _LEAST_CHARS = 1 << 12
 """Shorter grammars count as if they had so many characters."""
-_LIMITS = LLParserLimits(step_max_items=10_000, verbose_errors=False)
-"""llguidance's default limits, but 50,000 items for a mask, which an ambiguous grammar reaches, take 0.5 s.
+_MOST_HARMLESS_CHARS = {
+    "json_object": 0,
+    "json_schema": 1 << 14,
+    "regex": 1 << 10,
+    "choice": 1 << 16,
+    "grammar": 1 << 12,
+}
+"""The size of texts that are harmless without costly numbers, by kind.
 
-Grammars that are not ambiguous need at most a few thousand items. Sequences beyond a limit fail.
+No such text of `tests/server/engine/sampling/hostile_grammars.py` takes more than 0.1 s, 60 MiB or 2 MiB of
+stack to compile. A thread has 2 MiB or more, normally 8.
 """
+_COSTLY = re.compile(r"[0-9]{5}|[0-9][eE]\+?[0-9]{2}|multipleOf")
+"""Matches numbers and keywords whose grammars may take all memory. In other texts, five digits do no harm."""
+_ESCAPED = "\\u"
+"""Begins an escape in JSON, which may hide a keyword from `_COSTLY`. A schema was written by `json.dumps`."""
 
 
 class GrammarError(ValueError):
@@ -45,13 +60,45 @@ def translate_grammar(guided: GuidedDecoding) -> str:
             return str(grammar_from("grammar", guided.spec))
 
 
+def is_harmless(guided: GuidedDecoding) -> bool:
+    """Whether the text is so small and plain that llguidance compiles it in little time, memory and stack.
+
+    Texts that are not harmless may be so, too, but need a trial.
+    """
+    text = guided.spec
+    if len(text) > _MOST_HARMLESS_CHARS[guided.kind]:
+        return False
+    if guided.kind == "grammar" and _ESCAPED in text:
+        return False
+    return guided.kind == "choice" or _COSTLY.search(text) is None
+
+
 class Grammar:
     """A compiled grammar, or only a loaded tokenizer. All sequences with the same grammar share it."""
 
-    def __init__(self, num_chars: int, compiled: "Future[LLMatcher | None]") -> None:
-        self.num_chars = num_chars
+    def __init__(
+        self, guided: GuidedDecoding | None, compiled: "Future[LLMatcher | None]", trial: Trial | None
+    ) -> None:
         self.compiled = compiled
         self.num_users = 0
+        self._num_chars = max(len(guided.spec) if guided else 0, _LEAST_CHARS)
+        self._trial = trial
+
+    @property
+    def num_chars(self) -> int:
+        """The size of the text, or, if a trial has found that it is larger, of the compiled grammar."""
+        num_bytes = 0 if self._trial is None else self._trial.num_bytes
+        return max(self._num_chars, num_bytes // _BYTES_PER_CHAR)
+
+    @property
+    def has_failed(self) -> bool:
+        return self.compiled.done() and not self.compiled.cancelled() and self.compiled.exception() is not None
+
+    def cancel(self) -> bool:
+        """Ends a compilation that has not begun, or whose trial runs. Returns whether it ends so."""
+        if self.compiled.cancel():
+            return True
+        return self._trial is not None and not self.compiled.done() and self._trial.cancel()
 
     def copy(self) -> LLMatcher:
         """Returns a matcher for one sequence. The matcher has a copy of the grammar's text."""
@@ -63,9 +110,16 @@ class Grammar:
 class GrammarCompiler:
     """Compiles grammars on an executor, without holding the GIL. Its methods run on the engine's thread."""
 
-    def __init__(self, executor: Executor, load_tokenizer: Callable[[], LLTokenizer], wake: Callable[[], None]) -> None:
-        """`load_tokenizer` runs on the executor. `wake` runs on any thread when a grammar is ready."""
+    def __init__(
+        self,
+        executor: Executor,
+        load_tokenizer: Callable[[], LLTokenizer],
+        trials: GrammarTrials,
+        wake: Callable[[], None],
+    ) -> None:
+        """`load_tokenizer` runs on the executors. `wake` runs on any thread when a grammar is ready."""
         self._executor = executor
+        self._trials = trials
         self._load_tokenizer = load_tokenizer
         self._wake = wake
         self._grammars: dict[GuidedDecoding | None, Grammar] = {}
@@ -75,21 +129,18 @@ class GrammarCompiler:
         """Returns the grammar, whose compilation may still run. With None, loads only the tokenizer."""
         grammar = self._grammars.pop(guided, None)
         if grammar is None:
-            compiled = self._executor.submit(self._compile, guided)
-            compiled.add_done_callback(lambda _: self._wake())
-            grammar = Grammar(max(len(guided.spec) if guided else 0, _LEAST_CHARS), compiled)
+            grammar = self._begin(guided)
+            grammar.compiled.add_done_callback(lambda _: self._wake())
         grammar.num_users += 1
         self._grammars[guided] = grammar
         return grammar
 
     def release(self, grammar: Grammar) -> None:
-        """Ends one use of a grammar. After the last one, cancels the compilation if it has not begun."""
+        """Ends one use of a grammar. After the last one, cancels its compilation."""
         grammar.num_users -= 1
         if grammar.num_users:
             return
-        compiled = grammar.compiled
-        is_useless = compiled.cancel() or (compiled.done() and compiled.exception() is not None)
-        if is_useless:
+        if grammar.cancel() or grammar.has_failed:
             self._grammars = {guided: each for guided, each in self._grammars.items() if each is not grammar}
         unused = {guided: each for guided, each in self._grammars.items() if not each.num_users}
         num_chars = sum(each.num_chars for each in unused.values())
@@ -99,16 +150,22 @@ class GrammarCompiler:
             num_chars -= each.num_chars
             del self._grammars[guided]
 
-    def _compile(self, guided: GuidedDecoding | None) -> LLMatcher | None:
+    def _begin(self, guided: GuidedDecoding | None) -> Grammar:
+        """Begins a compilation. A grammar that needs a trial keeps no harmless one waiting."""
+        if guided is None or is_harmless(guided):
+            return Grammar(guided, self._executor.submit(self._compile, guided), None)
+        trial = self._trials.begin()
+        return Grammar(guided, self._trials.executor.submit(self._compile, guided, trial), trial)
+
+    def _compile(self, guided: GuidedDecoding | None, trial: Trial | None = None) -> LLMatcher | None:
         try:
             tokenizer = self._load_tokenizer()
             if guided is None:
                 return None
-            matcher = LLMatcher(tokenizer, translate_grammar(guided), log_level=0, limits=_LIMITS)
-            if not matcher.is_error():
-                matcher.compute_bitmask()  # done once for all copies: it takes 100 ms for 40,000 words
+            if trial is None:
+                return compile_matcher(tokenizer, translate_grammar(guided))
+            if guided.kind == "grammar":
+                return compile_tried(tokenizer, trial.run("grammar", guided.spec))
+            return compile_tried(tokenizer, trial.run("llguidance", translate_grammar(guided)))
         except BaseException as err:  # any failure here fails the request; llguidance's panics are no Exception
             raise GrammarError(str(err) or type(err).__name__) from err
-        if matcher.is_error():
-            raise GrammarError(matcher.get_error())
-        return matcher

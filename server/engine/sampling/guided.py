@@ -14,6 +14,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from base.wording import one_line
 from server.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError
+from server.engine.sampling.grammar_trial import GrammarTrials, TokenizerSource
 from server.engine.sampling.reasoning import FoundMarker, ReasoningState
 from server.engine.sequence import Sequence
 from server.terms.types import Fault
@@ -36,27 +37,28 @@ class GuidedDecodingError(Exception):
 
 
 class GuidedStates:
-    """The grammars of an engine's sequences. Reads the tokenizer's file, which may change later, at once.
-
-    Makes a tokenizer of it only when a first request needs one.
-    """
+    """The grammars of an engine's sequences. Loads the tokenizer only when a first request needs one."""
 
     def __init__(
         self,
         *,
-        tokenizer_path: Path,
-        vocab_size: int,
-        eos_token_ids: tuple[int, ...],
+        tokenizer: TokenizerSource,
         executor: Executor,
+        trial_executor: Executor,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """The executor compiles grammars. After each one, `wake` is called: a sequence may be ready."""
-        self._vocabulary = read_vocabulary(tokenizer_path)
-        self._vocab_size = vocab_size
-        self._eos_token_ids = eos_token_ids
+        """
+        Args:
+            tokenizer: what `read_tokenizer` returns.
+            executor: compiles grammars.
+            trial_executor: tries and compiles grammars that may be harmful.
+            wake: called after each compilation, because a sequence may be ready.
+        """
+        self._source = tokenizer
         self._tokenizer: LLTokenizer | None = None
         self._loading = Lock()
-        self._compiler = GrammarCompiler(executor, self._load_tokenizer, wake)
+        self._trials = GrammarTrials(trial_executor, tokenizer)
+        self._compiler = GrammarCompiler(executor, self._load_tokenizer, self._trials, wake)
         self._matchers: dict[str, LLMatcher] = {}
         """Request id -> matcher of the sequence, from its first token on."""
         self._num_copied_chars = 0
@@ -166,12 +168,12 @@ class GuidedStates:
     def _load_tokenizer(self) -> LLTokenizer:
         with self._loading:
             if self._tokenizer is None:
-                if self._vocabulary is None:
-                    raise ValueError("the model has no tokenizer.json, which llguidance needs")
-                eos = list(self._eos_token_ids) or None
-                self._tokenizer = LLTokenizer(self._vocabulary, n_vocab=self._vocab_size, eos_token=eos)
-                self._vocabulary = None
+                self._tokenizer = self._source.load()
             return self._tokenizer
+
+    def close(self) -> None:
+        """Ends the process of trials, as the end of the engine process does."""
+        self._trials.close()
 
 
 @contextmanager
@@ -186,6 +188,18 @@ def _bounded(matcher: LLMatcher) -> Iterator[None]:
             f"the grammar is too ambiguous: one token has taken more than {_LONGEST_S} s of processor time. Write "
             "rules that match a text in only one way"
         )
+
+
+def read_tokenizer(folder: Path, *, vocab_size: int, eos_token_ids: tuple[int, ...]) -> TokenizerSource:
+    """Reads the tokenizer's file, which may change later.
+
+    Args:
+        folder: the folder with the file.
+        vocab_size: the number of logits.
+        eos_token_ids: the tokens that end a text.
+    """
+    vocabulary = read_vocabulary(folder)
+    return TokenizerSource(None if vocabulary is None else vocabulary.encode(), vocab_size, eos_token_ids)
 
 
 def read_vocabulary(folder: Path) -> str | None:

@@ -19,7 +19,7 @@ from server.engine.memory.kv_cache import KVCache
 from server.engine.memory.prefix_cache import PrefixCache
 from server.engine.pending import PendingSequences
 from server.engine.prompt_features import FeatureBuilder
-from server.engine.sampling.guided import GuidedStates
+from server.engine.sampling.guided import GuidedStates, read_tokenizer
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk
@@ -79,6 +79,7 @@ class SmallEngine:
         sequential: bool = False,
         pace: StepPace | None = None,
         executor: Executor | None = None,
+        trial_executor: Executor | None = None,
     ) -> None:
         """Without a `pace`, the times of steps have no effect, so each run computes the same chunks."""
         self.prefixes: PrefixCache | None = None
@@ -97,10 +98,9 @@ class SmallEngine:
             self.prefixes = PrefixCache(kv_cache.slots, max_tokens=prefix_tokens) if prefix_tokens else None
         vocab_size = model.config.get_text_config(decoder=True).vocab_size
         self.guided = GuidedStates(
-            tokenizer_path=tokenizer_path,
-            vocab_size=vocab_size,
-            eos_token_ids=eos_token_ids,
+            tokenizer=read_tokenizer(tokenizer_path, vocab_size=vocab_size, eos_token_ids=eos_token_ids),
             executor=executor or InlineExecutor(),
+            trial_executor=trial_executor or executor or InlineExecutor(),
         )
         self.cache = CacheManager(
             num_slots=num_slots,
@@ -182,6 +182,7 @@ class SmallEngine:
 
     def assert_nothing_leaked(self) -> None:
         """Checks that the engine holds no request, slot, token, grammar or model cache any more."""
+        self.guided.close()
         assert not self.core.has_work
         assert sorted(self.cache._free_slots) == list(range(self.num_slots))
         assert self.cache.num_held_tokens == 0

@@ -95,7 +95,7 @@ def engine(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine
 def _compiles_no_grammar() -> bool:
     """Whether the threads that compile grammars have ended: once they idle and the executor is collected."""
     gc.collect()
-    return not any(thread.name.startswith("engine-grammar") for thread in threading.enumerate())
+    return not any(thread.name.startswith(("engine-grammar", "engine-trial")) for thread in threading.enumerate())
 
 
 def _overwrite(model: Path) -> None:

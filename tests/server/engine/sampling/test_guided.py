@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 
 from server.engine.sampling import grammar, guided
 from server.engine.sampling.grammar import GrammarCompiler
-from server.engine.sampling.guided import GuidedStates, read_vocabulary
+from server.engine.sampling.grammar_trial import GrammarTrials, TokenizerSource
+from server.engine.sampling.guided import GuidedStates, read_tokenizer, read_vocabulary
 from server.engine.sequence import Sequence
 from server.terms.types import GuidedDecoding, ReasoningMarker, ReasoningRules, SamplingParams
 from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
@@ -159,10 +160,9 @@ def test_a_tokenizer_file_that_changes_after_the_start_is_not_read_again(tmp_pat
 
 def test_logits_beyond_the_vocabulary_are_excluded(tmp_path):
     states = GuidedStates(
-        tokenizer_path=save_byte_tokenizer(tmp_path),
-        vocab_size=VOCAB_SIZE,
-        eos_token_ids=(EOS,),
+        tokenizer=read_tokenizer(save_byte_tokenizer(tmp_path), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS,)),
         executor=InlineExecutor(),
+        trial_executor=InlineExecutor(),
     )
     sequence = Sequence("a", [40], SamplingParams(max_tokens=5, guided=GuidedDecoding("regex", "[xy]")))
     states.start(sequence)
@@ -186,7 +186,9 @@ class LongTokens:
 
 
 def test_an_ambiguous_grammar_is_refused_before_its_first_token():
-    compiler = GrammarCompiler(InlineExecutor(), lambda: LLTokenizer(TokenizerWrapper(LongTokens())), lambda: None)
+    compiler = GrammarCompiler(
+        InlineExecutor(), lambda: LLTokenizer(TokenizerWrapper(LongTokens())), Mock(GrammarTrials), lambda: None
+    )
     found = compiler.acquire(
         GuidedDecoding("grammar", 'start: s\ns: s s | s s s | "a" | "b" | " "')
     ).compiled.exception()
@@ -280,10 +282,15 @@ def test_an_abort_cancels_a_compilation_that_nobody_waits_for(held_engine, execu
     held_engine.assert_nothing_leaked()
 
 
+NO_TOKENIZER = TokenizerSource(None, 1, ())
+
+
 def test_unused_grammars_are_bounded_by_their_size():
-    compiler = GrammarCompiler(InlineExecutor(), load_tokenizer=pytest.fail, wake=lambda: None)
+    compiler = GrammarCompiler(
+        InlineExecutor(), pytest.fail, GrammarTrials(InlineExecutor(), NO_TOKENIZER), wake=lambda: None
+    )
     for i in range(20):
-        compiler._compile = lambda guided: None  # type: ignore[method-assign]
+        compiler._compile = lambda *given: None  # type: ignore[method-assign]
         compiler.release(compiler.acquire(GuidedDecoding("regex", str(i) + "x" * 200_000)))
     kept = sum(len(each.spec) for each in compiler._grammars if each is not None)
     assert 600_000 < kept <= grammar._MOST_KEPT_CHARS

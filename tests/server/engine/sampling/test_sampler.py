@@ -1,6 +1,5 @@
 """Sampling parameters work as in vLLM and OpenAI, in vLLM's order, and only for their own sequence."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
+from server.engine.sampling.grammar_trial import TokenizerSource
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler, apply_penalties, describe
 from server.engine.sequence import Sequence
@@ -25,7 +25,9 @@ EOS = 2
 def create_sampler(*, vocab_size: int, seed: int = 0) -> Sampler:
     """A sampler without a tokenizer for grammars."""
     guided = GuidedStates(
-        tokenizer_path=Path("nowhere"), vocab_size=vocab_size, eos_token_ids=(EOS,), executor=InlineExecutor()
+        tokenizer=TokenizerSource(None, vocab_size, (EOS,)),
+        executor=InlineExecutor(),
+        trial_executor=InlineExecutor(),
     )
     return Sampler(eos_token_ids=(EOS,), max_model_len=1 << 20, seed=seed, device=torch.device("cpu"), guided=guided)
 
