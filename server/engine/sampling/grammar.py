@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 
 from llguidance import LLMatcher, LLTokenizer, grammar_from
 
@@ -76,19 +77,13 @@ def is_harmless(guided: GuidedDecoding) -> bool:
 class Grammar:
     """A compiled grammar, or only a loaded tokenizer. All sequences with the same grammar share it."""
 
-    def __init__(
-        self, guided: GuidedDecoding | None, compiled: "Future[LLMatcher | None]", trial: Trial | None
-    ) -> None:
-        self.compiled = compiled
-        self.num_users = 0
-        self._num_chars = max(len(guided.spec) if guided else 0, _LEAST_CHARS)
-        self._trial = trial
+    compiled: "Future[LLMatcher | None]"
 
-    @property
-    def num_chars(self) -> int:
-        """The size of the text, or, if a trial has found that it is larger, of the compiled grammar."""
-        num_bytes = 0 if self._trial is None else self._trial.num_bytes
-        return max(self._num_chars, num_bytes // _BYTES_PER_CHAR)
+    def __init__(self, guided: GuidedDecoding | None) -> None:
+        self.num_users = 0
+        self.num_chars = max(len(guided.spec) if guided else 0, _LEAST_CHARS)
+        """The size of the text, or, if a trial finds that it is larger, of the compiled grammar."""
+        self.trial: Trial | None = None
 
     @property
     def has_failed(self) -> bool:
@@ -98,7 +93,7 @@ class Grammar:
         """Ends a compilation that has not begun, or whose trial runs. Returns whether it ends so."""
         if self.compiled.cancel():
             return True
-        return self._trial is not None and not self.compiled.done() and self._trial.cancel()
+        return self.trial is not None and not self.compiled.done() and self.trial.cancel()
 
     def copy(self) -> LLMatcher:
         """Returns a matcher for one sequence. The matcher has a copy of the grammar's text."""
@@ -152,20 +147,34 @@ class GrammarCompiler:
 
     def _begin(self, guided: GuidedDecoding | None) -> Grammar:
         """Begins a compilation. A grammar that needs a trial keeps no harmless one waiting."""
+        grammar = Grammar(guided)
         if guided is None or is_harmless(guided):
-            return Grammar(guided, self._executor.submit(self._compile, guided), None)
-        trial = self._trials.begin()
-        return Grammar(guided, self._trials.executor.submit(self._compile, guided, trial), trial)
+            grammar.compiled = self._executor.submit(self._compile, guided)
+        else:
+            grammar.trial = self._trials.begin()
+            grammar.compiled = self._trials.executor.submit(self._try, guided, grammar, grammar.trial)
+        return grammar
 
-    def _compile(self, guided: GuidedDecoding | None, trial: Trial | None = None) -> LLMatcher | None:
-        try:
+    def _compile(self, guided: GuidedDecoding | None) -> LLMatcher | None:
+        with _as_grammar_error():
             tokenizer = self._load_tokenizer()
-            if guided is None:
-                return None
-            if trial is None:
-                return compile_matcher(tokenizer, translate_grammar(guided))
+            return None if guided is None else compile_matcher(tokenizer, translate_grammar(guided))
+
+    def _try(self, guided: GuidedDecoding, grammar: Grammar, trial: Trial) -> LLMatcher:
+        with _as_grammar_error():
+            tokenizer = self._load_tokenizer()
             if guided.kind == "grammar":
-                return compile_tried(tokenizer, trial.run("grammar", guided.spec))
-            return compile_tried(tokenizer, trial.run("llguidance", translate_grammar(guided)))
-        except BaseException as err:  # any failure here fails the request; llguidance's panics are no Exception
-            raise GrammarError(str(err) or type(err).__name__) from err
+                text = trial.run("grammar", guided.spec)
+            else:
+                text = trial.run("llguidance", translate_grammar(guided))
+            grammar.num_chars = max(grammar.num_chars, trial.num_bytes // _BYTES_PER_CHAR)
+            return compile_tried(tokenizer, text)
+
+
+@contextmanager
+def _as_grammar_error() -> Iterator[None]:
+    """Turns any failure into a GrammarError, which fails the request. llguidance's panics are no Exception."""
+    try:
+        yield
+    except BaseException as err:
+        raise GrammarError(str(err) or type(err).__name__) from err
