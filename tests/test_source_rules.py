@@ -19,6 +19,7 @@ OWN_JSON: Final = {
     "server/apis/responses/tools.py": "nothing: prepares classes",
     "server/engine/model_loading.py": "the members of tokenizer.json that a tokenizer has read",
     "server/engine/sampling/grammar.py": "choices, which server/generation has encoded",
+    "server/engine/sampling/grammar_trial.py": "messages between engine and helper process",
     "server/engine/sampling/json_schema.py": "schemas, which server/generation has read and encoded",
     "server/text/renderers/tokenizers/loading.py": "the members of tokenizer.json that a tokenizer has read",
     "server/text/renderers/tokenizers/tokenizer.py": "the state of a decoder",

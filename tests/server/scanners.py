@@ -23,7 +23,7 @@ from server.apis.anthropic.serving import BlockStream
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.responses_request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
-from server.engine.sampling.grammar import _COSTLY, GrammarError, is_harmless
+from server.engine.sampling.grammar import _COSTLY, GrammarError, _estimate_chars, is_harmless
 from server.engine.sampling.json_schema import prepare_schema, translate_regex
 from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.generation_request import ChatRequest, CompletionRequest, StructuredOutputs
@@ -173,6 +173,7 @@ def _is_harmless(text: str) -> None:
     kinds: tuple[Any, ...] = ("json_schema", "regex", "choice", "grammar")
     for kind in kinds:
         _COSTLY.search(text)
+        _estimate_chars(GuidedDecoding(kind, text))
         is_harmless(GuidedDecoding(kind, text))
 
 
@@ -303,7 +304,7 @@ SCANNERS: Final = [
         "costs of grammars",
         "server.engine.sampling.grammar",
         _is_harmless,
-        _units("1", "1e", "1e+", "12345", "multiple"),
+        _units("1", "1e", "1e+", "12345", "multiple", "{1", "a{1}", '"minItems": 1', '"$ref": "', '{1}"'),
     ),
     Scanner("members of schemas", "server.engine.sampling.json_schema", _members, _units("a", "[a-z--b]")),
     Scanner(

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 
@@ -32,6 +33,13 @@ stack to compile. A thread has 2 MiB or more, normally 8.
 """
 _COSTLY = re.compile(r"[0-9]{5}|[0-9][eE]\+?[0-9]{2}|multipleOf")
 """Matches numbers and keywords whose grammars may take all memory. In other texts, five digits do no harm."""
+_MOST_FORCED_CHARS = 1 << 16
+"""The longest text that a harmless grammar may force: 0.1 s and 22 MiB. It counts as the grammar's size."""
+_BOUND = re.compile(r"\{([0-9]*)(?:,([0-9]*))?\}")
+_LARK_BOUND = re.compile(r"[{~,.] ?([0-9]+)")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
+_REFERENCE = re.compile(r'"\$ref": ("[^"]*")')
+_ITEMS = re.compile(r'"minItems": ([0-9]+)')
 _ESCAPED = "\\u"
 """Begins an escape in JSON, which may hide a keyword from `_COSTLY`. A schema was written by `json.dumps`."""
 
@@ -71,7 +79,52 @@ def is_harmless(guided: GuidedDecoding) -> bool:
         return False
     if guided.kind == "grammar" and _ESCAPED in text:
         return False
-    return guided.kind == "choice" or _COSTLY.search(text) is None
+    if guided.kind != "choice" and _COSTLY.search(text) is not None:
+        return False
+    return _estimate_chars(guided) <= _MOST_FORCED_CHARS
+
+
+def _estimate_chars(guided: GuidedDecoding) -> int:
+    """At least the length of the longest text that the grammar may force. Reads only small texts.
+
+    llguidance walks through all of a forced text, such as that of `(a{99}){99}`, for each mask before it.
+    """
+    text = guided.spec
+    match guided.kind:
+        case "json_schema":
+            # A text with quotes in its strings is not divided into strings.
+            strings = [text] if '\\"' in text else text.split('"')
+            patterns = (len(string) * _count_repetitions(string) for string in strings if "{" in string)
+            uses = _product(Counter(_REFERENCE.findall(text)).values())
+            return max(len(text), *patterns, 0) * uses * _product(map(int, _ITEMS.findall(text)))
+        case "regex":
+            return len(text) * _count_repetitions(text)
+        case "grammar":
+            uses = _product(number - 1 for number in Counter(_NAME.findall(text)).values())
+            return len(text) * uses * _product(map(int, _LARK_BOUND.findall(text)))
+        case _:
+            return len(text)
+
+
+def _count_repetitions(pattern: str) -> int:
+    """At least how often the expression repeats a part. Bounds of groups and of repetitions multiply."""
+    once, multiplied = 1, []
+    for match in _BOUND.finditer(pattern):
+        bound = max(int(match[1] or 1), int(match[2] or 1))
+        if pattern[match.start() - 1] in ")}?*+":
+            multiplied.append(bound)
+        else:
+            once = max(once, bound)
+    return once * _product(multiplied)
+
+
+def _product(numbers: Iterable[int]) -> int:
+    product = 1
+    for number in numbers:
+        product *= max(number, 1)
+        if product > _MOST_FORCED_CHARS:
+            break
+    return product
 
 
 class Grammar:
@@ -82,7 +135,7 @@ class Grammar:
     def __init__(self, guided: GuidedDecoding | None) -> None:
         self.num_users = 0
         self.num_chars = max(len(guided.spec) if guided else 0, _LEAST_CHARS)
-        """The size of the text, or, if a trial finds that it is larger, of the compiled grammar."""
+        """The size of the text, or of the compiled grammar if this is larger."""
         self.trial: Trial | None = None
 
     @property
@@ -149,6 +202,8 @@ class GrammarCompiler:
         """Begins a compilation. A grammar that needs a trial keeps no harmless one waiting."""
         grammar = Grammar(guided)
         if guided is None or is_harmless(guided):
+            if guided is not None:
+                grammar.num_chars = max(grammar.num_chars, _estimate_chars(guided))
             grammar.compiled = self._executor.submit(self._compile, guided)
         else:
             grammar.trial = self._trials.begin()
@@ -173,7 +228,7 @@ class GrammarCompiler:
 
 @contextmanager
 def _as_grammar_error() -> Iterator[None]:
-    """Turns any failure into a GrammarError, which fails the request. llguidance's panics are no Exception."""
+    """Turns a failure into a GrammarError, which fails a request. llguidance's panics are no Exception."""
     try:
         yield
     except BaseException as err:

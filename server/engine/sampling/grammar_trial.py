@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 from threading import Lock, Thread
+from time import thread_time
 from typing import Final, Literal, NamedTuple, NoReturn, TypedDict, TypeVar
 
 import llguidance
@@ -47,6 +48,13 @@ _USE_STACK_BYTES: Final = 1 << 20
 """Stack of a trial's copy and mask. The engine's main thread computes them, and normally has 8 MiB."""
 _LONGEST_WAIT_S: Final = 60.0
 """Seconds in which a trial must end, for example on a machine that swaps."""
+LONGEST_MASK_S: Final = 0.1
+"""The most processor time of one token in a grammar, for which all sequences wait. Most grammars take at most
+20 ms. If a grammar is ambiguous, the time grows with the length of the text."""
+TOO_SLOW: Final = (
+    f"the grammar is too ambiguous: one token has taken more than {LONGEST_MASK_S} s of processor time. Write rules "
+    "that match a text in only one way"
+)
 _LIMITS: Final = LLParserLimits(step_max_items=10_000, verbose_errors=False)
 """llguidance's default limits, but 50,000 items for a mask, which an ambiguous grammar reaches, take 0.5 s.
 
@@ -326,7 +334,11 @@ def _compile_and_answer(tokenizer: LLTokenizer, form: Form, text: str, connectio
 
 def _use(matchers: list[LLMatcher]) -> None:
     """Does what the engine does with a matcher: copies it, computes a mask, and frees it."""
-    matchers[0].deep_copy().compute_bitmask()
+    copy = matchers[0].deep_copy()
+    begin_s = thread_time()
+    copy.compute_bitmask()
+    if thread_time() - begin_s > LONGEST_MASK_S:
+        raise ValueError(TOO_SLOW)
     matchers.clear()
 
 

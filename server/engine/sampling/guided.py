@@ -14,16 +14,13 @@ from llguidance import LLMatcher, LLTokenizer
 
 from base.wording import one_line
 from server.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError
-from server.engine.sampling.grammar_trial import GrammarTrials, TokenizerSource
+from server.engine.sampling.grammar_trial import LONGEST_MASK_S, TOO_SLOW, GrammarTrials, TokenizerSource
 from server.engine.sampling.reasoning import FoundMarker, ReasoningState
 from server.engine.sequence import Sequence
 from server.terms.types import Fault
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_S = 0.1
-"""The most processor time of one token in a grammar, for which all sequences wait. Most grammars take at most
-20 ms. If a grammar is ambiguous, the time grows with the length of the text."""
 _MOST_COPIED_CHARS = 1 << 26
 """The most characters in all sequences' copies of grammars together. Further sequences wait."""
 
@@ -178,16 +175,13 @@ class GuidedStates:
 
 @contextmanager
 def _bounded(matcher: LLMatcher) -> Iterator[None]:
-    """Raises GuidedDecodingError if the block's use fails, or takes longer than `_LONGEST_S`."""
+    """Raises GuidedDecodingError if the block's use fails, or takes longer than `LONGEST_MASK_S`."""
     begin_s = thread_time()
     yield
     if matcher.is_error():
         raise GuidedDecodingError(matcher.get_error())
-    if thread_time() - begin_s > _LONGEST_S:
-        raise GuidedDecodingError(
-            f"the grammar is too ambiguous: one token has taken more than {_LONGEST_S} s of processor time. Write "
-            "rules that match a text in only one way"
-        )
+    if thread_time() - begin_s > LONGEST_MASK_S:
+        raise GuidedDecodingError(TOO_SLOW)
 
 
 def read_tokenizer(folder: Path, *, vocab_size: int, eos_token_ids: tuple[int, ...]) -> TokenizerSource:

@@ -76,6 +76,31 @@ def test_a_refused_grammar_is_the_requests_fault(engine):
     assert refused.fault == "constraint"
 
 
+def test_harmless_texts_need_little_stack_memory_and_time(trials, monkeypatch):
+    """A trial refuses them with none of its limits, even if these are as low as what any thread can give."""
+    limits = (
+        "grammar_trial._TRIAL_STACK_BYTES, grammar_trial._MOST_BYTES, grammar_trial._LONGEST_S = 2 << 20, 200 << 20, 2"
+    )
+    _change_helper(monkeypatch, limits)
+    num_harmless = 0
+    for guided in _many():
+        if is_harmless(guided):
+            num_harmless += 1
+            try:
+                trials.begin().run("llguidance", _translated(guided))
+            except ValueError as err:
+                assert "too complex" not in str(err), guided
+    assert num_harmless > 150
+
+
+def _many() -> Iterator[GuidedDecoding]:
+    for make in (CHAINS | TEXTS).values():
+        most = grammar._MOST_HARMLESS_CHARS[make(100).kind]
+        yield from (make(most * share // 100) for share in (5, 40, 80, 90, 95))
+    for make in NUMBERS.values():
+        yield from (make(number) for number in (9, 99, 999, 9999))
+
+
 @pytest.mark.parametrize("guided", HARMLESS, ids=lambda guided: guided.kind)
 def test_harmless_grammars_need_no_trial(engine, guided):
     assert is_harmless(guided)
@@ -100,14 +125,13 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def endless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets trials run for a minute, so that whatever waits for one fails its test."""
-    code = grammar_trial._CODE.replace("main()", "grammar_trial._LONGEST_S = 60.0; grammar_trial.main()")
-    monkeypatch.setattr(
-        grammar_trial,
-        "_CODE",
-        code.replace(
-            "from server.engine.sampling.grammar_trial import main", "from server.engine.sampling import grammar_trial"
-        ),
-    )
+    _change_helper(monkeypatch, "grammar_trial._LONGEST_S = 60.0")
+
+
+def _change_helper(monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
+    """Lets the helper process execute the statement before its `main`."""
+    begin = "import sys; sys.path[:0] = sys.argv[1:]; from server.engine.sampling import grammar_trial"
+    monkeypatch.setattr(grammar_trial, "_CODE", f"{begin}; {statement}; grammar_trial.main()")
 
 
 def test_harmless_grammars_do_not_wait_for_a_trial(tmp_path, pool, endless):
