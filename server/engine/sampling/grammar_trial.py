@@ -58,9 +58,9 @@ TOO_SLOW: Final = (
 _LIMITS: Final = LLParserLimits(step_max_items=10_000, verbose_errors=False)
 """llguidance's default limits, but 50,000 items for a mask, which an ambiguous grammar reaches, take 0.5 s.
 
-Grammars that are not ambiguous need at most a few thousand items. Sequences beyond a limit fail. No mask
-of a grammar in `tests/server/engine/sampling/hostile_grammars.py` takes more than 0.5 s. The limits count
-neither the stack nor the work for `multipleOf`.
+Grammars that are not ambiguous need at most a few thousand items. Sequences beyond a limit fail. The
+limits count neither the stack nor the work for `multipleOf`. Known members whose mask takes longer are
+repeated long literals: up to 3 s, once, after their first token.
 """
 _TOO_COMPLEX: Final = (
     f"the grammar is too complex. Compiling it needs more than {_LONGEST_S:g} s of processor time, more than "
