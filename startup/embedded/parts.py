@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing.context import BaseContext
 from socket import socket
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -270,15 +269,12 @@ def _request_engine(start: EmbeddedStart) -> None:
 
 def _find_files(start: EmbeddedStart) -> Callable[[], ModelFiles]:
     """A function that returns the model's files. It is called on the thread that starts the engine."""
-    if start.known_files is not None:
-        return partial(_same, start.known_files)
-    if start.plan.files is not None and engine_process.blocks_on_imports(start.context):
-        return start.find_files
-    return partial(_same, start.finish_download())
-
-
-def _same(files: ModelFiles) -> ModelFiles:
-    return files
+    files = start.known_files
+    if files is None:
+        if start.plan.files is not None and engine_process.blocks_on_imports(start.context):
+            return start.find_files
+        files = start.finish_download()
+    return lambda: files
 
 
 class Tokenizer(Part[EmbeddedStart]):

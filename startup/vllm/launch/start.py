@@ -43,13 +43,13 @@ PARTS: Final[tuple[type[Part[VllmStart]], ...]] = (
     Progress,  # has a thread, so it comes after the processes that the two parts above fork
     Records,  # before all parts that write to the journal, or place hooks
     CompiledModel,  # other machines may have compiled and learned what the parts below read
-    Learning,  # keeps what this start has learned before CompiledModel shares it
     Plan,
     Kernels,  # adds itself to the plan
     Forkserver,  # imports engine and workers beside the parts below
     Preflight,  # takes a second, which the forkserver uses
     ApiServer,
     ParserCheck,  # needs vLLM's parser, which is imported by now. The download goes on meanwhile
+    Learning,  # closes the journal before ParserCheck keeps flags, which may import, and before models are shared
     Serving,  # has a thread, so it comes after vLLM's imports
     Graphs,  # shows its metrics beside those of Serving
 )

@@ -60,7 +60,7 @@ class VllmStart:
     report: PreflightReport | None = field(init=False)
     """The findings of the preflight. None if it did not run."""
     recordings: StartRecordings = field(default_factory=StartRecordings)
-    """What vLLM's processes have recorded until the server accepted connections."""
+    """The records of vLLM's processes at the moment `accepting`."""
     differences: list[str] = field(default_factory=list)
     """The differences from `vllm serve` that parts add to those of every start."""
     is_ready: bool = False

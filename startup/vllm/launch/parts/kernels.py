@@ -10,7 +10,7 @@ from startup.vllm.launch.vllm_start import VllmStart
 
 
 class Kernels(Part[VllmStart]):
-    """Lets the forkserver compile kernels beside the engine, and keeps those that the start has used."""
+    """Lets the forkserver compile kernels beside the engine, and keeps the used kernels."""
 
     needs = frozenset({"line", "plan"})
     gives = frozenset({"plan"})
@@ -20,17 +20,15 @@ class Kernels(Part[VllmStart]):
         start = self.start
         self._processes: KernelProcesses | None = None
         self._is_model_known = start.line.model_folder is not None
-        self._use = kernel_use(start.vllm, start.line, start.kind)
         if start.options.start_method == "forkserver" and not start.vllm.is_for_cpu:
             with suppress(OSError):
                 self._processes = KernelProcesses(start.journal.folder)
-                start.plan = replace(start.plan, kernels=self._use)
+                start.plan = replace(start.plan, kernels=kernel_use(start.vllm, start.line, start.kind))
 
     def before_serving(self) -> None:
-        if self._is_model_known:
-            return
+        """Comes after the download, which may have changed the model's files."""
         self._use = kernel_use(self.start.vllm, self.start.line, self.start.kind)
-        if self._processes is not None:
+        if self._processes is not None and not self._is_model_known:
             self._processes.tell(self._use)
 
     def accepting(self) -> None:
