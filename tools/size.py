@@ -14,7 +14,7 @@ import sys
 import tokenize
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -67,19 +67,25 @@ class CodeSize:
 class ProjectSize:
     """What git tracks, measured."""
 
-    rooms: dict[str, CodeSize] = field(default_factory=dict)
-    """The rooms of the product."""
+    modules: dict[str, CodeSize] = field(default_factory=dict)
+    """The modules of the product."""
     others: dict[str, CodeSize] = field(default_factory=lambda: {"tools": CodeSize(), "tests": CodeSize()})
     """Code without a limit."""
     printed: dict[str, int] = field(default_factory=dict)
     """Kinds of files without a limit -> their lines or words."""
 
-    @property
-    def product(self) -> CodeSize:
-        """All rooms."""
+    def rooms(self) -> dict[str, CodeSize]:
+        """The rooms of the product."""
+        rooms: dict[str, CodeSize] = {}
+        for module, size in self.modules.items():
+            rooms.setdefault(_room_of(module), CodeSize()).add(size)
+        return rooms
+
+    def total(self, modules: Iterable[str]) -> CodeSize:
+        """The size of these modules together."""
         total = CodeSize()
-        for room in self.rooms.values():
-            total.add(room)
+        for module in modules:
+            total.add(self.modules[module])
         return total
 
 
@@ -105,7 +111,7 @@ def measure(root: Path) -> ProjectSize:
     for path in _tracked(root):
         top = path.parts[0]
         if path.suffix == ".py" and top in _PRODUCT:
-            project.rooms.setdefault(_room_of(_module_of(path)), CodeSize()).add(measure_code(root / path))
+            project.modules[_module_of(path)] = measure_code(root / path)
         elif path.suffix == ".py" and top in project.others:
             project.others[top].add(measure_code(root / path))
         elif (kind := _printed_kind(path)) is not None:
@@ -129,10 +135,8 @@ def _printed_kind(path: Path) -> str | None:
 
 @dataclass
 class ImportedNames:
-    """Which names of which modules the modules of the product import."""
+    """The imports inside the product."""
 
-    sizes: Mapping[str, int]
-    """The tokens of each module."""
     imports: dict[str, set[tuple[str, str]]]
     """Module -> the modules that it imports, each with the imported name. Empty: the module itself."""
 
@@ -142,7 +146,6 @@ class ImportedNames:
         files = {
             _module_of(path): path for path in _tracked(root) if path.suffix == ".py" and path.parts[0] in _PRODUCT
         }
-        sizes = {module: measure_code(root / path).tokens for module, path in files.items()}
         imports = {}
         for module, path in files.items():
             found = _imports_in(ast.parse((root / path).read_text(encoding="utf-8")))
@@ -150,17 +153,20 @@ class ImportedNames:
                 (f"{name}.{part}", "") if f"{name}.{part}" in files else (name, part) for name, part in found
             )
             imports[module] = {(name, part) for name, part in with_packages if name in files}
-        return cls(sizes, imports)
+        return cls(imports)
 
     def closure(self) -> set[str]:
         """The modules that a start of vLLM imports, with their packages."""
-        seen, waiting = set[str](), [_START] if _START in self.sizes else []
+        seen, waiting = set[str](), [_START] if _START in self.imports else []
         while waiting:
             module = waiting.pop()
             if module not in seen:
                 seen.add(module)
                 package = module.rpartition(".")[0]
-                waiting += [*(name for name, _ in self.imports[module]), *([package] if package in self.sizes else ())]
+                waiting += [
+                    *(name for name, _ in self.imports[module]),
+                    *([package] if package in self.imports else ()),
+                ]
         return seen
 
     def faces(self) -> dict[str, int]:
@@ -215,13 +221,12 @@ def _read_limits(text: str) -> Limits | None:
         return None
 
 
-def _exceeded(names: ImportedNames, limits: Limits) -> Iterator[str]:
-    """Yields a sentence for each limit that the code exceeds."""
+def _exceeded(num_tokens: int, faces: Mapping[str, int], limits: Limits) -> Iterator[str]:
+    """Yields a sentence for each limit that the tokens of the closure or a face exceed."""
     advice = f"Remove what nobody needs, or raise the limit in tools/{LIMITS.name} in a commit whose message says why."
-    tokens = sum(names.sizes[module] for module in names.closure())
-    if tokens > limits["closure"]:
-        yield f"A start of vLLM imports {tokens} tokens, at most {limits['closure']}. {advice}"
-    for room, num_names in names.faces().items():
+    if num_tokens > limits["closure"]:
+        yield f"A start of vLLM imports {num_tokens} tokens, at most {limits['closure']}. {advice}"
+    for room, num_names in faces.items():
         limit = limits.get(room, _LARGEST_FACE)
         if num_names > limit:
             yield f"Other rooms import {num_names} names of {room}, at most {limit}. {advice}"
@@ -253,24 +258,24 @@ def main() -> None:
     if limits is None:
         raise click.ClickException(f"{LIMITS.name} must have a number `closure` and a table `faces`")
     project, names = measure(root), ImportedNames.read(root)
-    closure, faces = names.closure(), names.faces()
+    closure, faces, product = names.closure(), names.faces(), project.total(project.modules)
     rows = []
-    for room, size in project.rooms.items():
-        in_closure = sum(names.sizes[module] for module in closure if _room_of(module) == room)
+    for room, size in project.rooms().items():
+        in_closure = project.total(module for module in closure if _room_of(module) == room).tokens
         limit = limits.get(room, _LARGEST_FACE)
         rows.append(
             [room, str(size.tokens), f"{size.density:.1f}", str(in_closure), str(faces.get(room, 0)), str(limit)]
         )
     head = ["room", "tokens", "a line", "in closure", "names of face", "at most"]
     click.echo("\n".join(align([head, *rows], are_figures=True)))
-    tokens = sum(names.sizes[module] for module in closure)
-    click.echo(f"closure of a start of vLLM: {tokens} tokens of {limits['closure']}, {len(closure)} modules")
-    click.echo(f"product: {project.product.tokens} tokens, {_density_text('product', project.product)}")
+    num_tokens = project.total(closure).tokens
+    click.echo(f"closure of a start of vLLM: {num_tokens} tokens of {limits['closure']}, {len(closure)} modules")
+    click.echo(f"product: {product.tokens} tokens, {_density_text('product', product)}")
     for kind, size in project.others.items():
         click.echo(f"{kind}: {size.tokens} tokens, {_density_text(kind, size)}")
     for kind, count in sorted(project.printed.items()):
         click.echo(f"{kind}: {count}")
-    problems = [*unexplained(root, str(LIMITS.relative_to(root))), *_exceeded(names, limits)]
+    problems = [*unexplained(root, str(LIMITS.relative_to(root))), *_exceeded(num_tokens, faces, limits)]
     for problem in problems:
         click.echo(problem)
     sys.exit(1 if problems else 0)
