@@ -134,7 +134,7 @@ class VllmRecord(NamedTuple):
     names: dict[str, tuple[str, ...]] = {}
     """The registered values of flags, and the registered architectures, model types and connectors."""
     variables: tuple[Flag, ...] = ()
-    """Environment variables for which vLLM has choices, described like flags."""
+    """Environment variables that vLLM compares with a list of choices, described like flags."""
     set_by_vllm: tuple[str, ...] = ()
     """Environment variables that vLLM itself may set before it reads them, whatever the user has set."""
     installed_plugins: tuple[Plugin, ...] = ()
@@ -284,7 +284,7 @@ def _read_limits() -> dict[str, Limits]:
 
 
 def _read_variables() -> Iterator[Flag]:
-    """The variables for which vLLM has a list of choices."""
+    """The variables that vLLM compares with a list of choices."""
     with suppress(Exception):  # another version of vLLM
         for name, read in _VARIABLES.get(sys.modules[_VARIABLES.module]).items():
             settings = inspect.getclosurevars(read).nonlocals

@@ -1,9 +1,9 @@
 """Compiles a grammar in a process that may fail, before the engine compiles it.
 
-llguidance is native code that limits neither its stack nor all of its work: long chains of rules overflow the
-stack, which ends the process, and other grammars take all memory or never end. A helper process has the
-engine's tokenizer, and forks for each trial. The fork has limits of memory and processor time. It ends when
-the connection to the engine closes, for example because the client has left.
+llguidance is native code, and limits neither its stack nor all of its work. Long chains of rules overflow the
+stack, which ends the process. Other grammars take all memory, or never end. A helper process has the engine's
+tokenizer, and forks for each trial. The fork has limits of memory and processor time. It ends when the
+connection to the engine closes, for example because the client has left.
 
 This module imports only the standard library and llguidance, because the helper runs without `site`.
 """
@@ -49,7 +49,7 @@ _USE_STACK_BYTES: Final = 1 << 20
 _LONGEST_WAIT_S: Final = 60.0
 """Seconds in which a trial must end, for example on a machine that swaps."""
 LONGEST_MASK_S: Final = 0.1
-"""The most processor time of one token in a grammar, for which all sequences wait. Most grammars take at most
+"""The most processor time of one token in a grammar. All sequences wait for it. Most grammars take at most
 20 ms. If a grammar is ambiguous, the time grows with the length of the text."""
 TOO_SLOW: Final = (
     f"the grammar is too ambiguous: one token has taken more than {LONGEST_MASK_S} s of processor time. Write rules "
@@ -76,7 +76,7 @@ Form = Literal["llguidance", "grammar"]
 
 
 class TokenizerSource(NamedTuple):
-    """What llguidance makes its tokenizer of. Engine and helper process have the same one."""
+    """The data of llguidance's tokenizer. Engine and helper process have the same."""
 
     vocabulary: bytes | None
     """The content of tokenizer.json."""

@@ -67,11 +67,11 @@ def name_log(record: OutputRecord) -> None:
 def write_termination_message(text: str) -> None:
     """Writes why the server has ended to the file that Kubernetes reads. Elsewhere, it does nothing."""
     path = env.VCLI_TERMINATION_LOG.get()
-    shown = hide_quoted(text, sys.argv).encode()[:_MOST_TERMINATION_BYTES]
+    masked = hide_quoted(text, sys.argv).encode()[:_MOST_TERMINATION_BYTES]
     with suppress(OSError):
         fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "wb", buffering=0) as file:  # noqa: PTH123
-            file.write(shown)
+            file.write(masked)
 
 
 def find_crash(record: OutputRecord, more: str = "") -> Cause | None:

@@ -65,7 +65,7 @@ class Cause(Protocol):
         """A message about this uncaught error of the embedded engine. Empty if its traceback says more."""
 
     def lines(self) -> list[str]:
-        """The digest in at most four lines, of which the last one has the code."""
+        """The digest in at most four lines. The last line has the code."""
 
     def to_dict(self) -> dict[str, Any]:
         """The digest as members of a JSON object."""
